@@ -1,0 +1,92 @@
+"""What every engine takes and gives."""
+
+import math
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from serve.image import Image
+
+FinishReason = Literal["stop", "length", "abort"]
+State = Literal["starting", "ready", "failed"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens. Temperature 0 is greedy."""
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    ignore_eos: bool = False
+    top_logprobs: int = 0
+    """How many alternatives each Token carries besides its own log-probability (at most 20)."""
+    json_schema: str | None = None
+    """A JSON schema (as JSON text) that the reply must satisfy."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The exact text and picture a model reads; the engine adds the image tokens, `<bos>` where the processor does."""
+
+    text: str
+    image: Image | None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Token:
+    """One spoken token: its text, its natural-log probability, and the likeliest alternatives."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next words. The last piece of a generation has a finish_reason and the final counts."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A whole generation: its text and tokens, whose texts joined give the text (special tokens included)."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+    def confidence(self, start: int = 0, end: int | None = None) -> float:
+        """Geometric mean probability (0..1) of the tokens that overlap text[start:end]; 1.0 where none is known."""
+        stop = len(self.text) if end is None else end
+        at, logprobs = 0, []
+        for token in self.tokens:
+            if at < stop and at + len(token.text) > start:
+                logprobs.append(token.logprob)
+            at += len(token.text)
+        return math.exp(sum(logprobs) / len(logprobs)) if logprobs else 1.0
+
+
+class Engine(Protocol):
+    """One model's weights, ready to speak. Leaving `generate` early (aclose or cancel) aborts the work."""
+
+    async def start(self) -> None:
+        """Load the weights. Raises ModelError with one clear sentence when that cannot be done."""
+
+    def generate(self, prompt: Prompt) -> AsyncIterator[Piece]:
+        """Speak. Raises BadRequest for a prompt that does not fit, ModelError when the engine died."""
+
+    async def check(self) -> None:
+        """Raises ModelError when the engine is dead."""
+
+    async def stop(self) -> None:
+        """Free everything; leaves no process behind."""

@@ -1,0 +1,67 @@
+"""Errors a client is told about, each with a status, a type and a code (OpenAI's shape)."""
+
+
+class ServeError(Exception):
+    """Something the client is told. `param` names the request field at fault, `code` is for programs to read."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code if code is not None else self.code
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The reply's JSON: {"error": {"message", "type", "param", "code"}}."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def __reduce__(self) -> tuple[object, ...]:  # keyword arguments survive the way between processes
+        return _rebuild, (type(self), self.message, self.param, self.code)
+
+
+def _rebuild(kind: type[ServeError], message: str, param: str | None, code: str | None) -> ServeError:
+    return kind(message, param=param, code=code)
+
+
+class BadRequest(ServeError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class NotFound(ServeError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class TooLarge(ServeError):
+    status = 413
+    type = "invalid_request_error"
+    code = "too_large"
+
+
+class Unavailable(ServeError):
+    """No model could answer: try again later."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "unavailable"
+
+
+class ModelError(ServeError):
+    """One model's failure. In a fan-out it is that model's column, never the whole request's."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "model_error"
+
+
+class ParseError(ModelError):
+    """The model spoke, but not in the form its task asks for. Its raw words are kept in the reply."""
+
+    code = "parse_error"

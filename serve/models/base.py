@@ -1,0 +1,80 @@
+"""What a model is: its card, how it is loaded, and what it can do."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve.engines.base import Prompt, Sampling, Spoken
+from serve.image import Image
+from serve.tasks.base import Result
+
+
+@dataclass(frozen=True)
+class Skill:
+    """How one model does one task. `ask` may give several prompts (one phrase each): together they are one reply."""
+
+    ask: Callable[[Any], list[Prompt]]
+    parse: Callable[[Sequence[Spoken], Any], Result]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation. Roles: system, user, assistant. `pictured`: the image stands in this turn."""
+
+    role: str
+    text: str
+    pictured: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the weights are. `hub` is a repository id or a local folder; `revision` pins it."""
+
+    hub: str
+    revision: str | None = None
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """A row of the comparison table; every field is a person's reading matter."""
+
+    organization: str
+    category: str
+    modality: str
+    released: str
+    context_window: int
+    parameters: int
+    licence: str
+    tasks: tuple[str, ...]
+    features: tuple[str, ...]
+    links: tuple[str, ...] = ()
+    about: str = ""
+    toy: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """A column of the table.
+
+    engine: keyword arguments for the vLLM engine that the model itself dictates (never how many or where).
+    converse: turns of a plain conversation -> the exact prompt text; raises BadRequest for what the family was
+    not trained for. prepare: what the picture needs before the processor sees it (LLaVA-1.5: padding to a square).
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    card: Card
+    skills: Mapping[str, Skill]
+    converse: Callable[[Sequence[Turn]], str]
+    prepare: Callable[[Image], Image]
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    prefix_lm: bool = False
+    """Image and prompt attend to each other fully; the reply is causal (arXiv 2407.07726)."""
+
+
+def sampling(request: Any, max_tokens: int) -> Sampling:
+    """The request's sampling, with the task's own length where the request names none."""
+    return Sampling(
+        max_tokens=request.max_tokens or max_tokens, temperature=request.temperature, seed=request.seed
+    )

@@ -1,0 +1,108 @@
+"""What every task has: a request, a result, a rule that merges replies into one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+from serve.image import Picture
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Request(BaseModel):
+    """One picture, one task. Unknown fields are refused by name."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    image: Picture
+    models: Annotated[list[Name], Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="Which models to ask; all that can do the task when left out."
+    )
+    deadline_s: float = Field(
+        default=60.0, gt=0, le=600, description="Seconds until models that are still speaking are cut."
+    )
+    quorum: int | None = Field(
+        default=None, ge=1, le=64, description="Merge as soon as this many models answered."
+    )
+    merge: str | None = Field(default=None, description="Merge method; the task's own when left out.")
+    weights: dict[str, Annotated[float, Field(ge=0, le=1000)]] | None = Field(
+        default=None, description="How much each model's reply counts in the merge; 1 when left out."
+    )
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    max_tokens: int | None = Field(default=None, ge=1, le=4096)
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    stream: bool = False
+
+
+class Result(BaseModel):
+    """What a model's words mean, in the task's own form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Usage(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class ReplyError(BaseModel):
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The next words of one model."""
+
+    model: str
+    text: str
+
+
+class Reply(BaseModel):
+    """One model's column, whole."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    status: Literal["ok", "error", "timeout"]
+    result: SerializeAsAny[Result] | None = None
+    text: str = ""
+    error: ReplyError | None = None
+    confidence: Probability | None = None
+    latency_ms: float = 0.0
+    ttft_ms: float | None = None
+    usage: Usage = Field(default_factory=Usage)
+    finish_reason: Literal["stop", "length", "abort"] | None = None
+
+
+class Merged(BaseModel):
+    """All replies as one: how it was reached, how far they agreed (0..1), who stands behind it, who strayed (0..1)."""
+
+    result: SerializeAsAny[Result] | None = None
+    method: str
+    agreement: Probability
+    models: list[str]
+    supporters: list[list[str]]
+    deviations: dict[str, Probability]
+
+
+Event = Delta | Reply | Merged
+MergeRule = Callable[[Sequence[Reply], Mapping[str, float]], Merged]
+"""(replies that are ok, in catalogue order, at least one; weight per model, 1.0 where absent) -> Merged."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table: what is asked, what comes back, how replies merge (the first method is the default)."""
+
+    name: str
+    title: str
+    request: type[Request]
+    result: type[Result]
+    methods: Mapping[str, MergeRule]
+    words: Callable[[Any], str]
+    """A result as a person would read it; also the text of a merged chat completion."""
