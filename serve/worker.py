@@ -1,0 +1,154 @@
+"""A model and its engine: ask -> generate -> parse. The only file that knows both a skill and an engine."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from serve.engines.base import Engine, Piece, Prompt, Spoken, State, Token
+from serve.errors import ModelError, ParseError
+from serve.models.base import Model
+from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a model stands. step: what it is doing or why it failed, in words; since_s: for how many seconds."""
+
+    model: str
+    state: State
+    step: str
+    since_s: float
+
+
+@dataclass
+class Stream:
+    """One prompt's words as they arrive, and what they amounted to."""
+
+    pieces: asyncio.Queue[Piece | Exception | None]
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    last: Piece = Piece("")
+
+
+class Worker:
+    """Answers tasks (`answer`) and plain conversations (`speak`) for one model."""
+
+    def __init__(self, model: Model, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+        self.model = model
+        self.engine = engine
+        self.clock = clock
+        self._state: State = "starting"
+        self._step = "waiting to start"
+        self._since = clock()
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    async def start(self) -> None:
+        """Load the engine. Never raises ModelError: a model that cannot start says so in its status and replies."""
+        self.mark("starting", "loading")
+        try:
+            await self.engine.start()
+        except ModelError as error:
+            self.mark("failed", error.message)
+        else:
+            self.mark("ready", "ready")
+
+    def mark(self, state: State, step: str) -> None:
+        """Set the status; `since` counts from the last change of state."""
+        if state != self._state:
+            self._since = self.clock()
+        self._state, self._step = state, step
+
+    async def status(self) -> Status:
+        return Status(self.name, self._state, self._step, self.clock() - self._since)
+
+    async def answer(self, task: str, request: Request) -> AsyncIterator[Delta | Reply]:
+        """The model's words as deltas, then one Reply. Raises ModelError where there is no reply to be had."""
+        self._require_ready()
+        skill = self.model.skills[task]
+        streams = [Stream(asyncio.Queue()) for _ in (prompts := skill.ask(request))]
+        tasks = [asyncio.create_task(self._fill(s, p)) for s, p in zip(streams, prompts, strict=True)]
+        try:
+            for at, stream in enumerate(streams):  # all speak at once; their words are passed on in order
+                if at:
+                    yield Delta(self.name, "\n")
+                while (item := await stream.pieces.get()) is not None:
+                    if isinstance(item, Exception):
+                        raise item
+                    if item.text:
+                        yield Delta(self.name, item.text)
+            yield self._reply(task, request, streams)
+        finally:  # the caller left, or one prompt failed: the engine must not go on for nobody
+            for job in tasks:
+                job.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def speak(self, prompt: Prompt) -> AsyncIterator[Piece]:
+        """A plain conversation: the engine's pieces as they are, log-probabilities included."""
+        self._require_ready()
+        pieces = self.engine.generate(prompt)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            await _close(pieces)
+
+    def _require_ready(self) -> None:
+        if self._state == "starting":
+            raise ModelError(f"{self.name} is still starting: {self._step}.", code="model_starting")
+        if self._state == "failed":
+            raise ModelError(f"{self.name} cannot answer: {self._step}", code="model_failed")
+
+    async def _fill(self, stream: Stream, prompt: Prompt) -> None:
+        pieces = self.engine.generate(prompt)
+        try:
+            async for piece in pieces:
+                stream.text += piece.text
+                stream.tokens += piece.tokens
+                stream.last = piece
+                stream.pieces.put_nowait(piece)
+            stream.pieces.put_nowait(None)
+        except Exception as error:  # carried to `answer`, which raises it
+            stream.pieces.put_nowait(error)
+        finally:
+            await _close(pieces)
+
+    def _reply(self, task: str, request: Request, streams: list[Stream]) -> Reply:
+        spoken = [Spoken(s.text, s.tokens) for s in streams]
+        prompt_tokens = sum(s.last.prompt_tokens for s in streams)
+        completion_tokens = sum(s.last.completion_tokens for s in streams)
+        reply = Reply(
+            model=self.name,
+            status="ok",
+            text="\n".join(s.text for s in spoken),
+            confidence=Spoken("".join(s.text for s in spoken), sum((s.tokens for s in spoken), ())).confidence(),
+            usage=Usage(
+                prompt_tokens=prompt_tokens,
+                completion_tokens=completion_tokens,
+                total_tokens=prompt_tokens + completion_tokens,
+            ),
+            finish_reason=_finish([s.last.finish_reason for s in streams]),
+        )
+        try:
+            reply.result = self.model.skills[task].parse(spoken, request)
+        except ParseError as error:
+            reply.status = "error"
+            reply.error = ReplyError(code=error.code or "parse_error", message=error.message)
+        return reply
+
+
+def _finish(reasons: list[Literal["stop", "length", "abort"] | None]) -> Literal["stop", "length", "abort"] | None:
+    for reason in ("abort", "length", "stop"):  # the worst one speaks for the reply
+        if reason in reasons:
+            return reason  # type: ignore[return-value]
+    return None
+
+
+async def _close(pieces: AsyncIterator[Piece]) -> None:
+    close = getattr(pieces, "aclose", None)
+    if close is not None:
+        await close()
