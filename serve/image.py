@@ -60,9 +60,7 @@ def decode(data: bytes, param: str = "image") -> Image:
     except PIL.Image.DecompressionBombError:
         raise _too_many_pixels(param) from None
     except (OSError, SyntaxError, ValueError, EOFError):
-        raise BadRequest(
-            "The file is not a PNG, JPEG, WEBP or GIF image.", param=param, code="invalid_image"
-        ) from None
+        raise BadRequest("The file is not a PNG, JPEG, WEBP or GIF image.", param=param, code="invalid_image") from None
     with picture:
         width, height = picture.size
         if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
@@ -91,9 +89,7 @@ def decode_data_url(url: str, param: str = "image") -> Image:
             "The image must be a data URL: data:image/png;base64,...", param=param, code="invalid_image_url"
         )
     if len(body) > MAX_BYTES * 4 // 3 + 4:
-        raise TooLarge(
-            f"The image is larger than {MAX_BYTES // 2**20} MB.", param=param, code="image_too_large"
-        )
+        raise TooLarge(f"The image is larger than {MAX_BYTES // 2**20} MB.", param=param, code="image_too_large")
     try:
         data = base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError):

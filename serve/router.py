@@ -53,9 +53,7 @@ class Router:
         wanted = [self.route(name, "models") for name in names] if names is not None else list(self.routes.values())
         unable = [route.model.name for route in wanted if task not in route.model.skills]
         if names is not None and unable:
-            raise BadRequest(
-                f"{', '.join(unable)} cannot do {task}.", param="models", code="task_not_supported"
-            )
+            raise BadRequest(f"{', '.join(unable)} cannot do {task}.", param="models", code="task_not_supported")
         chosen = {route.model.name for route in wanted} - set(unable)
         if not chosen:
             raise NotFound(f"No served model can do {task}.", param="models", code="no_able_model")

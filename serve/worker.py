@@ -4,9 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Literal
 
-from serve.engines.base import Engine, Piece, Prompt, Spoken, State, Token
+from serve.engines.base import Engine, FinishReason, Piece, Prompt, Spoken, State, Token
 from serve.errors import ModelError, ParseError
 from serve.models.base import Model
 from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
@@ -70,7 +69,8 @@ class Worker:
         """The model's words as deltas, then one Reply. Raises ModelError where there is no reply to be had."""
         self._require_ready()
         skill = self.model.skills[task]
-        streams = [Stream(asyncio.Queue()) for _ in (prompts := skill.ask(request))]
+        prompts = skill.ask(request)
+        streams = [Stream(asyncio.Queue()) for _ in prompts]
         tasks = [asyncio.create_task(self._fill(s, p)) for s, p in zip(streams, prompts, strict=True)]
         try:
             for at, stream in enumerate(streams):  # all speak at once; their words are passed on in order
@@ -141,11 +141,9 @@ class Worker:
         return reply
 
 
-def _finish(reasons: list[Literal["stop", "length", "abort"] | None]) -> Literal["stop", "length", "abort"] | None:
-    for reason in ("abort", "length", "stop"):  # the worst one speaks for the reply
-        if reason in reasons:
-            return reason  # type: ignore[return-value]
-    return None
+def _finish(reasons: list[FinishReason | None]) -> FinishReason | None:
+    worst_first: tuple[FinishReason, ...] = ("abort", "length", "stop")
+    return next((reason for reason in worst_first if reason in reasons), None)
 
 
 async def _close(pieces: AsyncIterator[Piece]) -> None:

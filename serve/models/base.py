@@ -75,6 +75,4 @@ class Model:
 
 def sampling(request: Any, max_tokens: int) -> Sampling:
     """The request's sampling, with the task's own length where the request names none."""
-    return Sampling(
-        max_tokens=request.max_tokens or max_tokens, temperature=request.temperature, seed=request.seed
-    )
+    return Sampling(max_tokens=request.max_tokens or max_tokens, temperature=request.temperature, seed=request.seed)

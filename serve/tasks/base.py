@@ -24,9 +24,7 @@ class Request(BaseModel):
     deadline_s: float = Field(
         default=60.0, gt=0, le=600, description="Seconds until models that are still speaking are cut."
     )
-    quorum: int | None = Field(
-        default=None, ge=1, le=64, description="Merge as soon as this many models answered."
-    )
+    quorum: int | None = Field(default=None, ge=1, le=64, description="Merge as soon as this many models answered.")
     merge: str | None = Field(default=None, description="Merge method; the task's own when left out.")
     weights: dict[str, Annotated[float, Field(ge=0, le=1000)]] | None = Field(
         default=None, description="How much each model's reply counts in the merge; 1 when left out."

@@ -1,0 +1,9 @@
+"""Tasks, the rows of the table: one file each, with its request, its result and its merge rule."""
+
+from serve.tasks.base import Task
+from serve.tasks.caption import CAPTION
+from serve.tasks.chat import CHAT
+from serve.tasks.detect import DETECT
+from serve.tasks.vqa import VQA
+
+TASKS: dict[str, Task] = {task.name: task for task in (VQA, CAPTION, DETECT, CHAT)}

@@ -1,0 +1,40 @@
+"""Short answers made comparable, after the VQAv2 evaluation's rules (visualqa.org/evaluation.html)."""
+
+import re
+
+_NUMBERS = {
+    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}
+_NUMBERS["none"] = "0"
+_ARTICLES = {"a", "an", "the"}
+# Apostrophes that people leave out. "ill", "well", "wed", "shell", "hell", "were", "its" are words of their own.
+_CONTRACTIONS = {
+    word.replace("'", ""): word
+    for word in """
+        ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how's i'm
+        i've isn't it'd it'll might've mightn't must've mustn't needn't o'clock shan't she's should've shouldn't
+        somebody's someone's something's that'll that's there'd there's they'd they'll they're they've wasn't
+        we've weren't what'll what're what's what've when's where'd where's who'd who'll who's why's won't
+        would've wouldn't y'all you'd you'll you're you've
+    """.split()
+}
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
+_PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")
+_EDGE_MARK = re.compile(r"(?:(?<=\s)|^)[^\w\s'.]+|[^\w\s'.]+(?=\s|$)")
+_INNER_MARK = re.compile(r"[^\w\s'.]+")
+
+
+def normalise(answer: str) -> str:
+    """Lower case, no articles, no idle punctuation, numbers as digits, contractions with their apostrophes.
+
+    A mark beside a space goes, one between letters becomes a space ("black-and-white" -> "black and white"). What
+    consists of marks alone is kept as it is.
+    """
+    text = " ".join(answer.lower().split())
+    plain = _THOUSANDS.sub("", text)
+    plain = _EDGE_MARK.sub("", plain)
+    plain = _INNER_MARK.sub(" ", plain)
+    plain = _PERIOD.sub("", plain).replace("_", " ")
+    words = [_NUMBERS.get(word, word) for word in plain.split() if word not in _ARTICLES]
+    words = [_CONTRACTIONS.get(word, word) for word in words]
+    return " ".join(words) or text

@@ -1,0 +1,32 @@
+"""Chat: a free question about the picture, answered in sentences."""
+
+from serve.tasks.base import Reply, Request, Result, Task
+from serve.tasks.medoid import medoid
+from serve.tasks.vqa import Question
+
+
+class ChatRequest(Request):
+    question: Question
+
+
+class ChatResult(Result):
+    text: str
+
+
+def _text(reply: Reply) -> str:
+    assert isinstance(reply.result, ChatResult)
+    return reply.result.text
+
+
+def _words(result: ChatResult) -> str:
+    return result.text
+
+
+CHAT = Task(
+    name="chat",
+    title="Chat",
+    request=ChatRequest,
+    result=ChatResult,
+    methods={"medoid": medoid(_text)},
+    words=_words,
+)
