@@ -8,6 +8,11 @@ from serve.engines.base import Prompt, Sampling, Spoken
 from serve.image import Image
 from serve.tasks.base import Result
 
+TOY_NOTE = (
+    "A toy, trained on drawn shapes: it knows shapes, colours, counts, places and a few short words, nothing else. "
+    "For real pictures serve the published models: diptych serve --models llava-1.5-7b,paligemma-3b-mix-448"
+)
+
 
 @dataclass(frozen=True)
 class Skill:

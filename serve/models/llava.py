@@ -9,13 +9,14 @@ from serve.engines.base import Prompt, Spoken
 from serve.errors import BadRequest, ParseError
 from serve.geometry import from_padded, pad_to_square
 from serve.image import Image
-from serve.models.base import Card, Checkpoint, Model, Skill, Turn, sampling
+from serve.models.base import TOY_NOTE, Card, Checkpoint, Model, Skill, Turn, sampling
+from serve.models.plain import parse_caption, parse_chat, parse_vqa
 from serve.tasks.base import Request
 from serve.tasks.boxes import DetectResult, LabelledBox
-from serve.tasks.caption import CaptionRequest, CaptionResult
-from serve.tasks.chat import ChatRequest, ChatResult
+from serve.tasks.caption import CaptionRequest
+from serve.tasks.chat import ChatRequest
 from serve.tasks.detect import DetectRequest
-from serve.tasks.vqa import VqaRequest, VqaResult
+from serve.tasks.vqa import VqaRequest
 
 # int(255 * CLIP mean): what the original pads with. The Hugging Face processor crops instead, so we pad before it.
 PAD_COLOUR = (122, 116, 104)
@@ -85,18 +86,6 @@ def ask_detect(request: DetectRequest) -> list[Prompt]:
     return [prompt for label in request.labels for prompt in _ask(request, REGION + label, 48)]
 
 
-def parse_vqa(spoken: Sequence[Spoken], request: VqaRequest) -> VqaResult:
-    return VqaResult(answer=_said(spoken))
-
-
-def parse_caption(spoken: Sequence[Spoken], request: CaptionRequest) -> CaptionResult:
-    return CaptionResult(caption=_said(spoken))
-
-
-def parse_chat(spoken: Sequence[Spoken], request: ChatRequest) -> ChatResult:
-    return ChatResult(text=_said(spoken))
-
-
 def parse_detect(spoken: Sequence[Spoken], request: DetectRequest) -> DetectResult:
     """`[x0, y0, x1, y1]` in fractions of the padded square -> pixels. Raises ParseError when no phrase got a box."""
     boxes = []
@@ -113,13 +102,6 @@ def parse_detect(spoken: Sequence[Spoken], request: DetectRequest) -> DetectResu
     if not boxes:
         raise ParseError("The reply holds no box of the form [x0, y0, x1, y1] inside the image.")
     return DetectResult(boxes=boxes)
-
-
-def _said(spoken: Sequence[Spoken]) -> str:
-    text = spoken[0].text.strip()
-    if not text:
-        raise ParseError("The reply is empty.")
-    return text
 
 
 SKILLS = {
@@ -143,10 +125,6 @@ _LLAVA_15 = Card(
     about="Visual instruction tuning: a CLIP ViT-L/14 at 336 pixels, a two-layer projector and Vicuna v1.5.",
 )
 _ENGINE = {"max_model_len": 4096, "limit_mm_per_prompt": {"image": 1}}
-TOY_NOTE = (
-    "A toy, trained on drawn shapes: it knows shapes, colours, counts, places and a few short words, nothing else. "
-    "For real pictures serve the published models: diptych serve --models llava-1.5-7b,paligemma-3b-mix-448"
-)
 
 MODELS = [
     Model(

@@ -8,8 +8,8 @@ from serve.engines.base import Prompt, Spoken
 from serve.errors import BadRequest, ParseError
 from serve.geometry import clip
 from serve.image import Image
-from serve.models.base import Card, Checkpoint, Model, Skill, Turn, sampling
-from serve.models.llava import TOY_NOTE, parse_caption, parse_vqa
+from serve.models.base import TOY_NOTE, Card, Checkpoint, Model, Skill, Turn, sampling
+from serve.models.plain import parse_caption, parse_vqa
 from serve.tasks.base import Request
 from serve.tasks.boxes import DetectResult, LabelledBox, label_key
 from serve.tasks.caption import CaptionRequest
