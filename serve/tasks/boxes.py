@@ -52,7 +52,7 @@ def weighted_box_fusion(replies: Sequence[Reply], given: Mapping[str, float]) ->
     total = sum(weights.values())
     clusters = _clusters(replies, weights)
     boxes = [_fuse(cluster, total) for cluster in clusters]
-    deviations = {reply.model: _deviation(reply.model, clusters, boxes) for reply in replies}
+    deviations = {reply.model: _deviation(reply.model, clusters) for reply in replies}
     strayed = sum(weights[model] * value for model, value in deviations.items())
     return Merged(
         result=DetectResult(boxes=boxes),
@@ -98,20 +98,22 @@ def _mean(cluster: Sequence[Sighting]) -> tuple[float, float, float, float]:
     if not says.any():
         says = np.ones(len(cluster))
     x0, y0, x1, y1 = np.average(np.array([s.found.box for s in cluster]), axis=0, weights=says)
-    return (round(float(x0), 2), round(float(y0), 2), round(float(x1), 2), round(float(y1), 2))
+    return (float(x0), float(y0), float(x1), float(y1))
 
 
 def _fuse(cluster: Sequence[Sighting], total: float) -> LabelledBox:
     score = sum(s.weight * s.found.score for s in cluster) / total
-    return LabelledBox(label=cluster[0].found.label, box=_mean(cluster), score=min(1.0, score))
+    x0, y0, x1, y1 = (round(v, 2) for v in _mean(cluster)) if len(cluster) > 1 else cluster[0].found.box
+    return LabelledBox(label=cluster[0].found.label, box=(x0, y0, x1, y1), score=min(1.0, score))
 
 
-def _deviation(model: str, clusters: Sequence[Sequence[Sighting]], boxes: Sequence[LabelledBox]) -> float:
+def _deviation(model: str, clusters: Sequence[Sequence[Sighting]]) -> float:
+    """1 - the mean IoU of the model's boxes with the fused ones, 0 for a fused box that it did not see."""
     if not clusters:
         return 0.0
     close = [
-        float(iou(np.array([seen.found.box]), np.array([box.box]))[0, 0])
-        for cluster, box in zip(clusters, boxes, strict=True)
+        float(iou(np.array([seen.found.box]), np.array([_mean(cluster)]))[0, 0])
+        for cluster in clusters
         for seen in cluster
         if seen.model == model
     ]
