@@ -95,8 +95,7 @@ def _mean(cluster: Sequence[Sighting]) -> tuple[float, float, float, float]:
     if len(cluster) == 1:
         return cluster[0].found.box
     says = np.array([s.weight * s.found.score for s in cluster])
-    if not says.any():
-        says = np.ones(len(cluster))
+    says = says / says.max() if says.any() else np.ones(len(cluster))
     x0, y0, x1, y1 = np.average(np.array([s.found.box for s in cluster]), axis=0, weights=says)
     return (float(x0), float(y0), float(x1), float(y1))
 
