@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from serve.engines.base import Spoken, Token
+from serve.errors import BadRequest, ParseError
+from serve.image import Image
+from serve.models import MODELS
+from serve.models.base import Turn
+from serve.models.llava import PAD_COLOUR, converse, parse_detect, prepare
+from serve.tasks.caption import CaptionRequest
+from serve.tasks.chat import ChatRequest
+from serve.tasks.detect import DetectRequest
+from serve.tasks.vqa import VqaRequest
+
+WIDE = Image(np.zeros((50, 100, 3), np.uint8))
+LLAVA = MODELS["llava-1.5-7b"]
+
+
+def texts(task: str, request: object) -> list[str]:
+    return [prompt.text for prompt in LLAVA.skills[task].ask(request)]
+
+
+def test_prompts_are_the_published_ones() -> None:
+    assert texts("vqa", VqaRequest(image=WIDE, question="What is it?")) == [
+        "USER: <image>\nWhat is it?\nAnswer the question using a single word or phrase. ASSISTANT:"
+    ]
+    assert texts("caption", CaptionRequest(image=WIDE)) == [
+        "USER: <image>\nProvide a one-sentence caption for the provided image. ASSISTANT:"
+    ]
+    assert texts("chat", ChatRequest(image=WIDE, question="Why?")) == ["USER: <image>\nWhy? ASSISTANT:"]
+    region = "Please provide the bounding box coordinate of the region this sentence describes: "
+    assert texts("detect", DetectRequest(image=WIDE, labels=["a cat", "dog"])) == [
+        f"USER: <image>\n{region}a cat ASSISTANT:",
+        f"USER: <image>\n{region}dog ASSISTANT:",
+    ]
+
+
+def test_conversation() -> None:
+    turns = [
+        Turn("system", "Be brief."),
+        Turn("user", "What is it?", pictured=True),
+        Turn("assistant", "A cat."),
+        Turn("user", "Sure?"),
+    ]
+    assert converse(turns) == "Be brief. USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT:"
+    with pytest.raises(BadRequest, match="last message"):
+        converse(turns[:-1])
+    with pytest.raises(BadRequest, match="must come first"):
+        converse([turns[1], turns[0], turns[3]])
+
+
+def test_the_toy_takes_one_question_only() -> None:
+    toy = MODELS["toy-llava"]
+    for turns in ([Turn("user", "hi")], [Turn("user", "a", True), Turn("assistant", "b"), Turn("user", "c")]):
+        with pytest.raises(BadRequest) as refused:
+            toy.converse(turns)
+        assert refused.value.param == "messages"
+
+
+def test_the_picture_is_padded_not_cropped() -> None:
+    square = prepare(WIDE)
+    assert (square.width, square.height) == (100, 100)
+    assert tuple(square.pixels[0, 0]) == PAD_COLOUR
+    assert (square.pixels[25:75] == 0).all()
+
+
+def test_boxes_map_back_from_the_padded_square_and_carry_their_tokens_confidence() -> None:
+    asked = DetectRequest(image=WIDE, labels=["cat", "dog"])
+    said = [
+        Spoken(" [0.10, 0.25, 0.50, 0.75]", (Token(" ", -9.0), Token("[0.10, 0.25, 0.50, 0.75]", 0.0))),
+        Spoken("[.5,.3,1.0,.9]"),
+    ]
+    boxes = parse_detect(said, asked).boxes
+    assert [b.label for b in boxes] == ["cat", "dog"]
+    assert boxes[0].box == (10, 0, 50, 50) and boxes[0].score == 1
+    assert boxes[1].box == (50, 5, 100, 50)
+
+
+@pytest.mark.parametrize("words", ["no cat here", "[0.1, 0.2, 0.3]", "[10, 20, 30, 40]", "[0.5, 0.5, 0.1, 0.9]", ""])
+def test_a_reply_without_a_box_is_a_parse_error(words: str) -> None:
+    with pytest.raises(ParseError):
+        parse_detect([Spoken(words)], DetectRequest(image=WIDE, labels=["cat"]))
+
+
+def test_captions_in_other_languages_are_refused_by_name() -> None:
+    with pytest.raises(BadRequest) as refused:
+        texts("caption", CaptionRequest(image=WIDE, lang="de"))
+    assert refused.value.param == "lang"

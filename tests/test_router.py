@@ -1,0 +1,163 @@
+"""Fan-out over scripted routes: order, deadline, quorum, partial failure, leaving early."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+import pytest
+
+from serve.engines.base import Piece, Prompt
+from serve.errors import BadRequest, ModelError, NotFound, ServeError, Unavailable
+from serve.image import Image
+from serve.models import MODELS
+from serve.models.base import Model
+from serve.router import Router
+from serve.tasks.base import Delta, Event, Merged, Reply, Request
+from serve.tasks.chat import ChatRequest
+from serve.tasks.vqa import VqaRequest, VqaResult
+from serve.worker import Status
+
+PICTURE = Image(np.zeros((4, 4, 3), np.uint8))
+Step = float | str | ServeError | Exception
+
+
+class ScriptedRoute:
+    """A route that follows a script: a number waits, a string is spoken, an exception is raised."""
+
+    def __init__(self, name: str, *script: Step, base: str = "toy-paligemma") -> None:
+        self.model: Model = dataclasses.replace(MODELS[base], name=name)
+        self.script = script
+        self.left = asyncio.Event()
+
+    async def answer(self, task: str, request: Request) -> AsyncIterator[Delta | Reply]:
+        said = ""
+        try:
+            for step in self.script:
+                if isinstance(step, Exception):
+                    raise step
+                if isinstance(step, str):
+                    said += step
+                    yield Delta(self.model.name, step)
+                else:
+                    await asyncio.sleep(step)
+            yield Reply(model=self.model.name, status="ok", text=said, result=VqaResult(answer=said), confidence=0.5)
+        finally:
+            self.left.set()
+
+    async def speak(self, prompt: Prompt) -> AsyncIterator[Piece]:
+        yield Piece("")
+
+    async def status(self) -> Status:
+        return Status(self.model.name, "ready", "ready", 0.0)
+
+
+def ask(**fields: object) -> VqaRequest:
+    return VqaRequest(image=PICTURE, question="q", **fields)  # type: ignore[arg-type]
+
+
+async def run(routes: Sequence[ScriptedRoute], request: Request | None = None) -> list[Event]:
+    return [event async for event in Router(routes).events("vqa", request or ask())]
+
+
+def replies(events: Sequence[Event]) -> dict[str, Reply]:
+    return {event.model: event for event in events if isinstance(event, Reply)}
+
+
+async def test_words_interleave_as_they_are_spoken_and_the_merge_comes_last() -> None:
+    events = await run([ScriptedRoute("a", "x", 0.05, "y"), ScriptedRoute("b", 0.02, "z")])
+    order = [(e.model, e.text) for e in events if isinstance(e, Delta)]
+    assert order == [("a", "x"), ("b", "z"), ("a", "y")]
+    assert isinstance(events[-1], Merged) and events[-1].models == ["a", "b"]
+    assert events[-1].result == VqaResult(answer="xy")  # a tie goes to the catalogue's first, though b was faster
+    assert replies(events)["b"].latency_ms < replies(events)["a"].latency_ms
+
+
+async def test_a_slow_model_costs_its_own_column_only() -> None:
+    began = time.monotonic()
+    slow = ScriptedRoute("slow", "so", 30.0)
+    events = await run([slow, ScriptedRoute("b", "z")], ask(deadline_s=0.2))
+    assert time.monotonic() - began < 2
+    lost = replies(events)["slow"]
+    assert (lost.status, lost.error and lost.error.code, lost.text) == ("timeout", "deadline_exceeded", "so")
+    assert isinstance(events[-1], Merged) and events[-1].models == ["b"]
+    assert slow.left.is_set()
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(ModelError("gone", code="engine_dead"), "engine_dead"), (RuntimeError("secret"), "internal_error")],
+)
+async def test_a_dead_model_costs_its_own_column_only(failure: Exception, code: str) -> None:
+    events = await run([ScriptedRoute("a", "x", failure), ScriptedRoute("b", "z")])
+    dead = replies(events)["a"]
+    assert dead.status == "error" and dead.error is not None and dead.error.code == code
+    assert "secret" not in dead.error.message and dead.text == "x"
+    assert isinstance(events[-1], Merged) and events[-1].models == ["b"]
+
+
+async def test_none_answered() -> None:
+    with pytest.raises(Unavailable, match="gone"):
+        await run([ScriptedRoute("a", ModelError("gone")), ScriptedRoute("b", 30.0)], ask(deadline_s=0.1))
+
+
+async def test_a_quorum_does_not_wait_for_the_rest() -> None:
+    slow = ScriptedRoute("slow", 30.0)
+    events = await run([slow, ScriptedRoute("b", "z"), ScriptedRoute("c", 0.02, "w")], ask(quorum=2))
+    given_up = replies(events)["slow"]
+    assert (given_up.status, given_up.error and given_up.error.code) == ("timeout", "quorum_reached")
+    assert slow.left.is_set()
+    assert isinstance(events[-1], Merged) and events[-1].models == ["b", "c"]
+
+
+async def test_leaving_early_stops_every_model() -> None:
+    routes = [ScriptedRoute("a", "x", 30.0), ScriptedRoute("b", 30.0)]
+    events = Router(routes).events("vqa", ask())
+    async for _ in events:
+        break
+    await events.aclose()  # type: ignore[attr-defined]
+    assert all(route.left.is_set() for route in routes)
+
+
+async def test_a_subset_is_asked_in_catalogue_order() -> None:
+    routes = [ScriptedRoute(name, name) for name in "abc"]
+    events = await run(routes, ask(models=["c", "a", "a"]))
+    assert isinstance(events[-1], Merged) and events[-1].models == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "param"),
+    [
+        ({"models": ["nobody"]}, NotFound, "models"),
+        ({"merge": "judge"}, BadRequest, "merge"),
+        ({"quorum": 3}, BadRequest, "quorum"),
+        ({"weights": {"nobody": 1}}, NotFound, "weights"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(
+    fields: dict[str, object], kind: type[ServeError], param: str
+) -> None:
+    with pytest.raises(kind) as refused:
+        Router([ScriptedRoute("a", "x"), ScriptedRoute("b", "x")]).check("vqa", ask(**fields))
+    assert refused.value.param == param
+
+
+def test_a_model_without_the_skill_is_refused_when_named_and_left_out_when_not() -> None:
+    router = Router([ScriptedRoute("a", base="toy-llava"), ScriptedRoute("b", base="toy-paligemma")])
+    chat = ChatRequest(image=PICTURE, question="q")
+    assert [route.model.name for route in router.check("chat", chat)] == ["a"]
+    with pytest.raises(BadRequest, match="b cannot do chat"):
+        router.check("chat", chat.model_copy(update={"models": ["b"]}))
+    with pytest.raises(NotFound, match="No served model"):
+        Router([ScriptedRoute("b", base="toy-paligemma")]).check("chat", chat)
+
+
+async def test_a_model_that_does_not_say_how_it_is_counts_as_starting() -> None:
+    class Mute(ScriptedRoute):
+        async def status(self) -> Status:
+            await asyncio.sleep(30)
+            raise AssertionError
+
+    states = await Router([Mute("a"), ScriptedRoute("b")]).statuses(timeout_s=0.05)
+    assert [(s.model, s.state) for s in states] == [("a", "starting"), ("b", "ready")]
