@@ -3,13 +3,13 @@
 import base64
 import binascii
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from pydantic import GetPydanticSchema
 from pydantic_core import core_schema
 
@@ -19,6 +19,23 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_BYTES = 20 * 1024 * 1024
 MAX_PIXELS = 40_000_000  # a 20 KB PNG can unfold to gigabytes: the header's size decides, before decoding
 MAX_SIDE = 16_384
+
+# What Pillow raises for bytes it cannot make sense of. Warnings are among them where they are made errors.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error, Warning)
+_BOMB = (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning)
+# Set once: catch_warnings() swaps the filters of the whole process, and pictures are decoded in many threads at once.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_TURNS = {  # EXIF orientation -> what brings the picture upright
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,24 +71,22 @@ def decode(data: bytes, param: str = "image") -> Image:
         megabytes = MAX_BYTES // 2**20
         raise TooLarge(f"The image file is larger than {megabytes} MB.", param=param, code="image_too_large")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is judged below, by our own cap
-            picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
-    except PIL.Image.DecompressionBombError:
+        picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+    except _BOMB:
         raise _too_many_pixels(param) from None
-    except (OSError, SyntaxError, ValueError, EOFError):
-        raise BadRequest("The file is not a PNG, JPEG, WEBP or GIF image.", param=param, code="invalid_image") from None
+    except _DAMAGE:
+        said = "The file is not a PNG, JPEG, WEBP or GIF image."
+        raise BadRequest(said, param=param, code="invalid_image") from None
     with picture:
         width, height = picture.size
         if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
             raise _too_many_pixels(param, width, height)
         try:
-            upright = PIL.ImageOps.exif_transpose(picture)
-            return Image.of(_on_white(upright))
-        except (OSError, SyntaxError, ValueError, EOFError, TypeError, PIL.Image.DecompressionBombError):
-            raise BadRequest(
-                "The image is damaged or cut short and cannot be decoded.", param=param, code="invalid_image"
-            ) from None
+            picture.load()
+            return Image.of(_on_white(_upright(_eight_bit(picture))))
+        except (*_DAMAGE, *_BOMB):
+            said = "The image is damaged or cut short and cannot be decoded."
+            raise BadRequest(said, param=param, code="invalid_image") from None
 
 
 def decode_data_url(url: str, param: str = "image") -> Image:
@@ -91,10 +106,31 @@ def decode_data_url(url: str, param: str = "image") -> Image:
     if len(body) > MAX_BYTES * 4 // 3 + 4:
         raise TooLarge(f"The image is larger than {MAX_BYTES // 2**20} MB.", param=param, code="image_too_large")
     try:
-        data = base64.b64decode(body, validate=True)
+        data = base64.b64decode("".join(body.split()), validate=True)  # `base64 photo.jpg` breaks its lines
     except (binascii.Error, ValueError):
         raise BadRequest("The data URL is not valid base64.", param=param, code="invalid_image_url") from None
     return decode(data, param)
+
+
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Turned as its EXIF says. ImageOps.exif_transpose also writes the EXIF anew, and dies of some that it can read."""
+    try:
+        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    except _DAMAGE:  # a picture with a broken label is still a picture
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _eight_bit(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Pillow cuts 16-bit greys off at 255, so that nearly all come out white: keep the upper eight bits instead."""
+    if not picture.mode.startswith("I;16"):
+        return picture
+    values = np.asarray(picture)
+    grey = PIL.Image.fromarray((values >> 8).astype(np.uint8))
+    clear = picture.info.get("transparency")
+    if clear is not None:
+        grey.putalpha(PIL.Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _on_white(picture: PIL.Image.Image) -> PIL.Image.Image:
