@@ -77,7 +77,7 @@ def loads(package: Path, library: str) -> bool:
     found = next(package.glob(library), None)
     if found is not None:
         try:
-            torch.ops.load_library(found)
+            torch.ops.load_library(found)  # type: ignore[no-untyped-call]
         except OSError:
             return False
     return True
@@ -88,6 +88,6 @@ def declare() -> None:
     import torch
 
     if not _declared:
-        _declared.append(fragment := torch.library.Library("torchvision", "FRAGMENT"))
+        _declared.append(fragment := torch.library.Library("torchvision", "FRAGMENT"))  # type: ignore[no-untyped-call]
         for schema in SCHEMAS:
-            fragment.define(schema)
+            fragment.define(schema)  # type: ignore[no-untyped-call]

@@ -1,0 +1,134 @@
+"""A checkpoint's name -> a local folder with all its files, downloaded from the Hugging Face hub where need be."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from serve.errors import ModelError
+
+PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no second copy as .bin, .gguf, .npz
+EVERY = 32 * 2**20  # bytes between two words on progress
+
+
+def locate(
+    checkpoint: str,
+    revision: str | None = None,
+    *,
+    gated: bool = False,
+    progress: Callable[[str], None] = lambda words: None,
+    fetch: Callable[..., Any] | None = None,
+) -> Path:
+    """The folder of a checkpoint. Raises ModelError with one sentence that says what to do.
+
+    checkpoint: a folder, or a hub id such as `google/paligemma-3b-mix-448`; revision: the commit that pins it.
+    fetch: stands in for huggingface_hub.snapshot_download.
+    """
+    folder = Path(checkpoint).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:
+            raise ModelError(f"There is no folder {checkpoint}.", code="checkpoint_missing")
+        progress(f"looking for {checkpoint} on the hub")
+        folder = _download(checkpoint, revision, gated, progress, fetch)
+    whole(folder)
+    return folder
+
+
+def whole(folder: Path) -> None:
+    """Raises ModelError when files of a checkpoint are missing or cut short; reads only their headers."""
+    try:
+        json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        raise ModelError(f"{folder} has no readable config.json.", code="checkpoint_broken") from None
+    index = folder / "model.safetensors.index.json"
+    shards = set(folder.glob("*.safetensors"))
+    if index.exists():
+        shards |= {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+    if not shards:
+        raise ModelError(f"{folder} has no weights (*.safetensors).", code="checkpoint_broken")
+    for shard in sorted(shards):
+        if not shard.exists():
+            raise ModelError(f"{folder} lacks its file {shard.name}.", code="checkpoint_broken")
+        have, want = shard.stat().st_size, _length(shard)
+        if have != want:
+            raise ModelError(
+                f"{shard} is cut short or damaged: it has {have} bytes"
+                + (f" of {want}." if want is not None else " and no readable header."),
+                code="checkpoint_broken",
+            )
+
+
+def _length(shard: Path) -> int | None:
+    """How long a safetensors file says it is: 8 bytes of header length, the header, then the furthest tensor's end."""
+    try:
+        with shard.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            if header > 100 * 2**20:  # the format's own limit
+                return None
+            entries = json.loads(file.read(header))
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+        return 8 + header + max(ends, default=0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _download(
+    checkpoint: str,
+    revision: str | None,
+    gated: bool,
+    progress: Callable[[str], None],
+    fetch: Callable[..., Any] | None,
+) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    page = f"https://huggingface.co/{checkpoint}"
+    try:
+        return Path(
+            (fetch or snapshot_download)(
+                checkpoint, revision=revision, allow_patterns=PATTERNS, tqdm_class=_bar(progress)
+            )
+        )
+    except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
+        causes = list(_causes(error))
+        if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
+            words = f"{checkpoint} is gated: accept its licence at {page} and set HF_TOKEN to a token of that account."
+            raise ModelError(words, code="checkpoint_gated") from error
+        if any(isinstance(cause, errors.RevisionNotFoundError) for cause in causes):
+            words = f"{checkpoint} has no revision {revision} on the hub."
+            raise ModelError(words, code="checkpoint_missing") from error
+        if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in causes):
+            words = f"{checkpoint} is not on the hub, or not for this HF_TOKEN: see {page}."
+            raise ModelError(words, code="checkpoint_missing") from error
+        if any(isinstance(cause, errors.HFValidationError) for cause in causes):
+            raise ModelError(f"{checkpoint} is neither a folder nor a hub id.", code="checkpoint_missing") from error
+        if any(isinstance(cause, OSError) for cause in causes) or "connect" in str(error).lower():
+            advice = " (it is gated: HF_TOKEN is needed too)" if gated else ""
+            words = f"{checkpoint} is not downloaded yet and {page} cannot be reached{advice}: {causes[-1]}"
+            raise ModelError(words, code="hub_unreachable") from error
+        raise ModelError(f"{checkpoint} could not be downloaded: {error}", code="hub_error") from error
+
+
+def _causes(error: BaseException | None) -> Any:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _bar(progress: Callable[[str], None]) -> Any:
+    """A tqdm that speaks to us: huggingface_hub counts the bytes on disk in a bar whose unit is B."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            self.told = -EVERY
+            self.bytes = keywords.get("unit") == "B" and "Reconstructing" in str(keywords.get("desc", ""))
+            keywords.pop("name", None)
+            super().__init__(*args, **{**keywords, "disable": False})
+
+        def display(self, *args: Any, **keywords: Any) -> bool:
+            if self.bytes and self.total and (self.n - self.told >= EVERY or self.n >= self.total):
+                self.told = self.n
+                progress(f"downloading {self.n / 2**20:.0f} of {self.total / 2**20:.0f} MiB")
+            return True
+
+    return Bar

@@ -1,0 +1,62 @@
+"""How much memory a checkpoint wants on a CPU, known before anything is loaded."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serve.errors import ModelError
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "half": 2, "float": 4}
+PROCESS = 1 << 30  # Python, torch and vLLM in two processes, before any weight: measured 0.9 GiB
+KV_LEAST, KV_MOST = 64 << 20, 4 << 30
+
+
+def kv_bytes(folder: Path, chosen: Mapping[str, Any]) -> int:
+    """A key-value cache for every sequence at full length, between 64 MiB and 4 GiB, but at least one sequence.
+
+    Pages are touched only when used, so the toys pay for what they speak and not for this number.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    text = config.get("text_config", config)
+    heads = text.get("num_attention_heads", 32)
+    width = text.get("head_dim") or text.get("hidden_size", 4096) // heads
+    kv_heads = text.get("num_key_value_heads") or heads
+    layers = text.get("num_hidden_layers", 32)
+    context = chosen.get("max_model_len") or text.get("max_position_embeddings", 4096)
+    sequence = 2 * layers * kv_heads * width * BYTES.get(chosen.get("dtype", ""), 4) * (context + 128)
+    wanted = sequence * int(chosen.get("max_num_seqs", 64))
+    return int(max(KV_LEAST, sequence, min(KV_MOST, wanted)))
+
+
+def check(folder: Path, chosen: Mapping[str, Any]) -> None:
+    """Raises ModelError, in numbers, when the free memory cannot hold the weights and the key-value cache."""
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    weights = stored * BYTES.get(chosen.get("dtype", ""), 2) // 2  # published checkpoints store two bytes a weight
+    wanted = weights + chosen["kv_cache_memory_bytes"] + PROCESS
+    free = available()
+    if free is not None and wanted > free:
+        raise ModelError(
+            f"Too little memory for {folder.name}: {_gib(wanted)} wanted "
+            f"(weights {_gib(weights)}, key-value cache {_gib(chosen['kv_cache_memory_bytes'])}), {_gib(free)} free.",
+            code="out_of_memory",
+        )
+
+
+def available() -> int | None:
+    """Bytes that a new process can have: the machine's, or the container's where that is less. None if unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return free if limit == "max" else min(free, int(limit) - used)
+    except (OSError, ValueError):
+        return free
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
