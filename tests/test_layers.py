@@ -13,7 +13,9 @@ LAYERS = [
     {"models"},
     {"worker", "catalog"},
     {"router"},
-    {"api", "chat_completions", "sse", "toy"},
+    {"wire"},
+    {"chat_completions"},
+    {"api", "toy"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

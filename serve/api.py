@@ -1,0 +1,175 @@
+"""Our routes: page, health, catalogue, tasks, chat completions. Knows no Ray and no engine."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field
+
+from serve import catalog, chat_completions
+from serve.engines.base import State
+from serve.errors import BadRequest, NotFound
+from serve.models.base import Model
+from serve.router import Router
+from serve.tasks import TASKS
+from serve.wire import document, refusals, task_calls
+from serve.wire.edge import MAX_BODY, Edge
+from serve.wire.fan_out import FanOut
+from serve.wire.forms import phrases
+from serve.wire.meters import Meters
+
+WEB = Path(__file__).with_name("web")
+PAGE_POLICY = "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; frame-ancestors 'none'"
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Detail(BaseModel):
+    """What a model that is not ready is doing, or why it failed, and for how many seconds."""
+
+    step: str
+    since_s: float
+
+
+class Readiness(BaseModel):
+    """ready: every model can answer or is on its way there; degraded: some failed. 503 until one can answer."""
+
+    status: Literal["starting", "ready", "degraded"]
+    models: dict[str, State]
+    details: dict[str, Detail] = Field(
+        description="Models that are not ready: what they are doing, or why they failed."
+    )
+
+
+def create_app(router: Router, *, max_body: int = MAX_BODY) -> FastAPI:
+    """The whole HTTP side over one router. Each app counts for itself: its metrics are in no global registry."""
+    app = FastAPI(title="Diptych", version=document.VERSION, description=document.ABOUT, redoc_url=None)
+    meters = Meters()
+    fan_out = FanOut(router, meters)
+    app.add_middleware(Edge, meters=meters, max_body=max_body)
+    refusals.install(app)
+    _add_service(app, router, meters)
+    _add_catalogue(app, router)
+    _add_tasks(app, fan_out)
+    _add_chat(app, fan_out)
+    document.install(app, [chat_completions.ChatCompletionRequest, *(task.request for task in TASKS.values())])
+    return app
+
+
+def _add_service(app: FastAPI, router: Router, meters: Meters) -> None:
+    app.mount("/web", StaticFiles(directory=WEB))
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(WEB / "index.html", headers={"content-security-policy": PAGE_POLICY})
+
+    @app.get("/health", tags=["service"], summary="The process is alive")
+    async def health() -> Health:
+        return Health()
+
+    @app.get("/ready", tags=["service"], summary="Which models can answer", responses={503: {"model": Readiness}})
+    async def ready(response: Response) -> Readiness:
+        state = await readiness(router)
+        response.status_code = 200 if "ready" in state.models.values() else 503
+        return state
+
+    @app.get("/metrics", tags=["service"], summary="Counters and times for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(meters.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_catalogue(app: FastAPI, router: Router) -> None:
+    def served() -> dict[str, Model]:
+        return {name: route.model for name, route in router.routes.items()}
+
+    async def listed() -> catalog.ModelList:
+        states = {status.model: status.state for status in await router.statuses()}
+        return catalog.model_list(served(), states)
+
+    @app.get("/v1/models", tags=["models"], summary="What can be named in `model`")
+    async def models() -> catalog.ModelList:
+        return await listed()
+
+    @app.get("/v1/models/{name:path}", tags=["models"], summary="One of them")
+    async def model(name: str) -> catalog.ModelEntry:
+        for entry in (await listed()).data:
+            if entry.id == name:
+                return entry
+        raise NotFound(f"The model {name[:200]!r} is not served here.", param="model", code="model_not_found")
+
+    @app.get("/v1/catalog", tags=["models"], summary="The cards of all known models, served or not")
+    async def cards() -> catalog.Catalogue:
+        return catalog.catalogue(served())
+
+    @app.get("/v1/compare", tags=["models"], summary="Some models' cards as a table, row by row")
+    async def compare(
+        models: Annotated[str, Query(description="Names, separated by commas.", examples=["toy-llava,toy-paligemma"])],
+    ) -> catalog.Comparison:
+        names = phrases(models)
+        if not names:
+            raise BadRequest("models must name at least one model.", param="models")
+        return catalog.compare(names, served())
+
+
+def _add_tasks(app: FastAPI, fan_out: FanOut) -> None:
+    for name, task in TASKS.items():
+        app.add_api_route(
+            f"/v1/tasks/{name}",
+            _task_route(fan_out, name),
+            methods=["POST"],
+            tags=["tasks"],
+            operation_id=f"task_{name}",
+            summary=f"{task.title}: ask every model, side by side",
+            responses={200: document.events(task_calls.TaskAnswer)},
+            openapi_extra=document.task_body(task.request),
+        )
+
+    @app.post("/v1/tasks/{task}", include_in_schema=False)
+    async def unknown(task: str) -> JSONResponse:
+        known = ", ".join(TASKS)
+        raise NotFound(f"There is no task {task[:200]!r}. Tasks: {known}.", param="task", code="task_not_found")
+
+
+def _task_route(fan_out: FanOut, name: str) -> Callable[[Request], Awaitable[Response]]:
+    async def run(request: Request) -> Response:
+        return await task_calls.answer(fan_out, name, request)
+
+    return run
+
+
+def _add_chat(app: FastAPI, fan_out: FanOut) -> None:
+    @app.post(
+        "/v1/chat/completions",
+        tags=["chat"],
+        operation_id="chat_completions",
+        summary="OpenAI's chat completions: one model, or a task that many do",
+        responses={200: document.events(chat_completions.ChatCompletion)},
+        openapi_extra=document.json_body(chat_completions.ChatCompletionRequest),
+    )
+    async def chat(request: Request) -> Response:
+        return await chat_completions.answer(fan_out, request)
+
+
+async def readiness(router: Router) -> Readiness:
+    """Where the models stand, together and one by one."""
+    statuses = await router.statuses()
+    states: dict[str, State] = {status.model: status.state for status in statuses}
+    found: set[Any] = set(states.values())
+    overall: Literal["starting", "ready", "degraded"] = "ready" if found <= {"ready", "starting"} else "degraded"
+    if "ready" not in found and ("starting" in found or not found):
+        overall = "starting"
+    return Readiness(
+        status=overall,
+        models=states,
+        details={
+            status.model: Detail(step=status.step, since_s=round(status.since_s, 1))
+            for status in statuses
+            if status.state != "ready"
+        },
+    )

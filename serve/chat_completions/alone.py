@@ -1,0 +1,182 @@
+"""One model, asked directly: plain OpenAI behaviour."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from serve.chat_completions.conversation import Conversation
+from serve.chat_completions.grammar import json_schema
+from serve.chat_completions.replies import ChatCompletion, Choice, Chunks, Head, Said, finish_reason, logprobs
+from serve.chat_completions.request import MAX_TOKENS, ChatCompletionRequest
+from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
+from serve.errors import BadRequest, ModelError, ServeError
+from serve.router import Route
+from serve.tasks.base import Usage
+from serve.wire.meters import Meters
+
+DEADLINE_S = 600.0
+TASK = "conversation"
+"""What a conversation with one model is called in metrics, beside the tasks."""
+
+
+@dataclass
+class Voice:
+    """One choice as it is being spoken."""
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    finish: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def hear(self, piece: Piece) -> None:
+        self.text += piece.text
+        self.tokens += piece.tokens
+        self.finish = piece.finish_reason or self.finish
+        self.prompt_tokens = piece.prompt_tokens or self.prompt_tokens
+        self.completion_tokens = piece.completion_tokens or max(self.completion_tokens, len(self.tokens))
+
+
+class Alone:
+    """One conversation with one model, in one or several choices. Raises BadRequest for what it cannot honour."""
+
+    def __init__(
+        self, route: Route, meters: Meters, request: ChatCompletionRequest, conversation: Conversation
+    ) -> None:
+        for name in ("quorum", "merge", "weights"):
+            if getattr(request, name) is not None:
+                raise BadRequest(f"{name} is for tasks; {request.model} is one model.", param=name)
+        self.route = route
+        self.meters = meters
+        self.request = request
+        self.deadline_s = request.deadline_s or DEADLINE_S
+        drawn = sampling(request)
+        text = route.model.converse(conversation.turns)
+        seeds = [None if drawn.seed is None else drawn.seed + at for at in range(request.n or 1)]
+        self.prompts = [Prompt(text, conversation.image, replace(drawn, seed=seed)) for seed in seeds]
+        self.voices = [Voice() for _ in self.prompts]
+
+    async def whole(self, head: Head) -> ChatCompletion:
+        async with aclosing(self._heard()) as heard:
+            async for _ in heard:
+                pass
+        choices = [
+            Choice(
+                index=at,
+                message=Said(content=voice.text),
+                finish_reason=finish_reason(voice.finish),
+                logprobs=logprobs(voice.tokens, self.request.top_logprobs or 0) if self.request.logprobs else None,
+            )
+            for at, voice in enumerate(self.voices)
+        ]
+        return head.completion(choices, self._usage())
+
+    async def frames(self, head: Head) -> AsyncGenerator[bytes, None]:
+        chunks = Chunks(head, self.request.stream_options)
+        begun: set[int] = set()
+        async with aclosing(self._heard()) as heard:
+            async for at, piece in heard:
+                if at not in begun:
+                    begun.add(at)
+                    yield chunks.role(at, self._usage())
+                more: dict[str, Any] = {}
+                if self.request.logprobs and piece.tokens:
+                    more["logprobs"] = logprobs(piece.tokens, self.request.top_logprobs or 0).model_dump()
+                if piece.text or more:
+                    yield chunks.words(at, piece.text, self._usage(), **more)
+                if piece.finish_reason is not None:
+                    yield chunks.finish(at, finish_reason(piece.finish_reason), self._usage())
+        for last in chunks.last(self._usage()):
+            yield last
+
+    async def _heard(self) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Every choice's pieces as they come; counted as one reply in the metrics."""
+        began, status = time.monotonic(), "error"
+        speaking = [self.route.speak(prompt) for prompt in self.prompts]
+        try:
+            async with aclosing(interleaved(speaking, began + self.deadline_s)) as pieces:
+                async for at, piece in pieces:
+                    self.voices[at].hear(piece)
+                    yield at, piece
+            if any(voice.finish is None for voice in self.voices):
+                raise ModelError(f"{self.route.model.name} stopped in the middle of its reply.", code="engine_dead")
+            status = "ok"
+        except TimeoutError:
+            status = "timeout"
+            said = f"{self.route.model.name} had not finished after {self.deadline_s:g} s."
+            raise ModelError(said, code="deadline_exceeded") from None
+        except (asyncio.CancelledError, GeneratorExit):
+            status = "left"
+            raise
+        except ServeError as error:
+            status = "error" if error.status >= 500 else "refused"
+            raise
+        finally:
+            self.meters.reply(self.route.model.name, TASK, status, time.monotonic() - began)
+
+    def _usage(self) -> Usage:
+        """The prompt is counted once, however many choices were drawn from it."""
+        prompt = max(voice.prompt_tokens for voice in self.voices)
+        completion = sum(voice.completion_tokens for voice in self.voices)
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+def sampling(request: ChatCompletionRequest) -> Sampling:
+    """How tokens are drawn, with OpenAI's defaults. Raises BadRequest for fields that contradict each other."""
+    lengths = {request.max_tokens, request.max_completion_tokens} - {None}
+    if len(lengths) > 1:
+        raise BadRequest("max_tokens and max_completion_tokens differ.", param="max_tokens")
+    if request.top_logprobs and not request.logprobs:
+        raise BadRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if "" in stop:
+        raise BadRequest("A stop sequence must not be empty.", param="stop")
+    return Sampling(
+        max_tokens=lengths.pop() or MAX_TOKENS if lengths else MAX_TOKENS,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        seed=request.seed,
+        stop=tuple(stop),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        ignore_eos=bool(request.ignore_eos),
+        top_logprobs=request.top_logprobs or 0,
+        json_schema=json_schema(request.response_format),
+    )
+
+
+async def interleaved(
+    sources: Sequence[AsyncIterator[Piece]], deadline: float
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    """(which source, its piece) in the order they come. Raises a source's error, TimeoutError at the deadline.
+
+    deadline: on the monotonic clock. Leaving early closes every source.
+    """
+    queue: asyncio.Queue[tuple[int, Piece] | asyncio.Task[None]] = asyncio.Queue()
+
+    async def listen(at: int, source: AsyncGenerator[Piece, None]) -> None:
+        async with aclosing(source):
+            async for piece in source:
+                queue.put_nowait((at, piece))
+
+    closable = cast(Sequence[AsyncGenerator[Piece, None]], sources)
+    jobs = [asyncio.create_task(listen(at, source)) for at, source in enumerate(closable)]
+    for job in jobs:
+        job.add_done_callback(queue.put_nowait)
+    speaking = len(jobs)
+    try:
+        while speaking:
+            async with asyncio.timeout(deadline - time.monotonic()):  # never around a yield: tasks may differ there
+                item = await queue.get()
+            if isinstance(item, tuple):
+                yield item
+            else:
+                item.result()
+                speaking -= 1
+    finally:
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)

@@ -1,0 +1,54 @@
+"""A request's response_format as the JSON schema that an engine holds its reply to, checked before it sees it."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from serve.chat_completions.request import JsonFormat, SchemaFormat, TextFormat
+from serve.errors import BadRequest
+
+MAX_BYTES = 16 * 1024
+MAX_DEPTH = 32
+MAX_REPEAT = 1000
+# A grammar compiler unrolls repetitions and runs patterns: both have brought engines down for everybody
+# (CVE-2026-55574 and its siblings), so patterns are refused and counts are bounded.
+REFUSED = {"pattern": str, "patternProperties": dict}  # a property that is called "pattern" holds a dict
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+PARAM = "response_format.json_schema.schema"
+
+
+def json_schema(wanted: TextFormat | JsonFormat | SchemaFormat | None) -> str | None:
+    """The schema as JSON text; None for plain text. Raises BadRequest for what an engine should not be given."""
+    if isinstance(wanted, JsonFormat):
+        return '{"type":"object"}'
+    if not isinstance(wanted, SchemaFormat):
+        return None
+    schema = wanted.json_schema.schema_
+    text = json.dumps(schema, separators=(",", ":"))
+    if len(text) > MAX_BYTES:
+        raise BadRequest(f"The schema is larger than {MAX_BYTES // 1024} KB.", param=PARAM)
+    for node, depth in _nodes(schema, 1):
+        if depth > MAX_DEPTH:
+            raise BadRequest(f"The schema is nested deeper than {MAX_DEPTH} levels.", param=PARAM)
+        _check(node)
+    return text
+
+
+def _check(node: dict[str, Any]) -> None:
+    for word, kind in REFUSED.items():
+        if isinstance(node.get(word), kind):
+            raise BadRequest(f"{word} is not supported in a schema.", param=PARAM, code="unsupported_parameter")
+    for word in COUNTS:
+        count = node.get(word)
+        if isinstance(count, int | float) and not 0 <= count <= MAX_REPEAT:
+            raise BadRequest(f"{word} must lie between 0 and {MAX_REPEAT}.", param=PARAM)
+    reference = node.get("$ref")
+    if isinstance(reference, str) and not reference.startswith("#"):
+        raise BadRequest("$ref can only point into the schema itself.", param=PARAM)
+
+
+def _nodes(node: Any, depth: int) -> Iterator[tuple[dict[str, Any], int]]:
+    if isinstance(node, dict):
+        yield node, depth
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _nodes(child, depth + 1)

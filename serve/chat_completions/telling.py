@@ -1,0 +1,76 @@
+"""A fan-out's events as the chunks of one completion."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from serve.chat_completions.replies import Chunks, finish_reason
+from serve.tasks import TASKS
+from serve.tasks.base import Delta, Event, Merged, Reply, Usage
+from serve.wire.fan_out import total
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which task, of which models (in catalogue order), and whether each model's reply is wanted beside the merged."""
+
+    task: str
+    models: list[str]
+    each: bool
+
+
+class Telling:
+    """Choice 0 is the merged reply, choices 1..N are the models' where each is wanted."""
+
+    def __init__(self, chunks: Chunks, asked: Asked) -> None:
+        self.chunks = chunks
+        self.asked = asked
+        self.index = {name: at for at, name in enumerate(asked.models, start=1)}
+        self.begun: set[int] = set()
+        self.usages: list[Usage] = []
+
+    def frames(self, event: Event) -> Iterator[bytes]:
+        if isinstance(event, Reply):
+            self.usages.append(event.usage)
+        if isinstance(event, Merged):
+            yield from self._merged(event)
+        elif self.asked.each:
+            yield from self._column(event)
+        elif isinstance(event, Delta) or event.status == "ok":
+            yield from self._open(0, None)  # a model speaks: there will be a merged reply, though not yet its words
+
+    def last(self) -> list[bytes]:
+        return self.chunks.last(total(self.usages))
+
+    def _column(self, event: Delta | Reply) -> Iterator[bytes]:
+        at = self.index[event.model]
+        unheard = at not in self.begun
+        yield from self._open(at, event.model)
+        if event.text and (isinstance(event, Delta) or unheard):
+            yield self.chunks.words(at, event.text, total(self.usages))
+        if isinstance(event, Reply):
+            about = about_reply(self.asked.task, event)
+            yield self.chunks.finish(at, finish_reason(event.finish_reason), total(self.usages), diptych=about)
+
+    def _merged(self, merged: Merged) -> Iterator[bytes]:
+        yield from self._open(0, None)
+        words = TASKS[self.asked.task].words(merged.result)
+        yield self.chunks.words(0, words, total(self.usages))
+        about = about_merged(self.asked.task, merged)
+        yield self.chunks.finish(0, "stop", total(self.usages), diptych=about)
+
+    def _open(self, at: int, model: str | None) -> Iterator[bytes]:
+        if at not in self.begun:
+            self.begun.add(at)
+            whose = {"model": model, "task": self.asked.task, "status": "speaking"}
+            yield self.chunks.role(at, total(self.usages), diptych=whose)
+
+
+def about_reply(task: str, reply: Reply) -> dict[str, Any]:
+    """Whose words a choice holds and what they mean; the words themselves are the choice's content."""
+    return {"model": reply.model, "task": task, **reply.model_dump(mode="json", exclude={"model", "text"})}
+
+
+def about_merged(task: str, merged: Merged) -> dict[str, Any]:
+    """How the merged reply was reached. It is no one model's."""
+    return {"model": None, "task": task, "status": "ok", **merged.model_dump(mode="json")}

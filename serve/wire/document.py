@@ -1,0 +1,87 @@
+"""The OpenAPI document: what FastAPI cannot see because bodies are read by us, and errors as they really look."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from serve.wire.refusals import ErrorBody
+
+VERSION = "0.1.0"
+ABOUT = "One picture, every model, side by side: ask vision-language models together, get their replies and one merged."
+REFERENCE = "#/components/schemas/{model}"
+ERRORS = {
+    "400": "The request is wrong; `param` names the field.",
+    "404": "No such model, task or path.",
+    "405": "The path does not take this method.",
+    "413": "The body or its image is too large.",
+    "500": "A bug: the log knows more under the reply's x-request-id.",
+    "503": "No model could answer; Retry-After says when to try again.",
+}
+BODY_ONLY = ("413", "503")
+
+
+def json_body(kind: type[BaseModel]) -> dict[str, Any]:
+    """An operation whose JSON body is a `kind`."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _reference(kind)}}}}
+
+
+def task_body(kind: type[BaseModel]) -> dict[str, Any]:
+    """An operation whose body is a `kind`, as JSON or as a form with the image as a file."""
+    operation = json_body(kind)
+    form = {"allOf": [_reference(kind)], "properties": {"image": {"type": "string", "format": "binary"}}}
+    operation["requestBody"]["content"]["multipart/form-data"] = {"schema": form}
+    return operation
+
+
+def events(kind: type[BaseModel]) -> dict[str, Any]:
+    """A reply that is a `kind`, or server-sent events where `stream` is true."""
+    return {
+        "model": kind,
+        "description": "The whole reply; with `stream: true` server-sent events that end with `data: [DONE]`.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+
+
+def install(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
+    """Make `app` serve the document with these request bodies and our errors in it."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            seen = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            app.openapi_schema = _complete(seen, bodies)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _complete(document: dict[str, Any], bodies: Sequence[type[BaseModel]]) -> dict[str, Any]:
+    schemas = document["components"]["schemas"]
+    kinds: list[type[BaseModel]] = [ErrorBody, *bodies]
+    for kind in kinds:
+        schema = kind.model_json_schema(ref_template=REFERENCE)
+        schemas.update(schema.pop("$defs", {}))
+        schemas[kind.__name__] = schema
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of a 422, which is never sent
+        schemas.pop(name, None)
+    for path in document["paths"].values():
+        for operation in path.values():
+            _errors(operation)
+    document["components"]["schemas"] = dict(sorted(schemas.items()))
+    return document
+
+
+def _errors(operation: dict[str, Any]) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    for status, words in ERRORS.items():
+        if status in BODY_ONLY and "requestBody" not in operation:
+            continue
+        content = {"application/json": {"schema": {"$ref": REFERENCE.format(model=ErrorBody.__name__)}}}
+        responses.setdefault(status, {"description": words, "content": content})
+
+
+def _reference(kind: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": REFERENCE.format(model=kind.__name__)}

@@ -1,0 +1,90 @@
+"""A task's body, JSON or multipart, as its request."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request as HttpRequest
+
+from serve.errors import BadRequest
+from serve.tasks.base import Request
+from serve.wire.edge import MAX_BODY
+from serve.wire.refusals import refusal
+
+MAX_FIELDS = 64
+SEPARATORS = re.compile(r"[;,]")
+LISTS = ("labels", "models")
+
+
+async def read(http: HttpRequest, kind: type[Request]) -> Request:
+    """The body as a task's request. Raises BadRequest or TooLarge naming the field. Images are decoded in a thread."""
+    if http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        async with http.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_BODY) as form:
+            fields = await _fields(form)
+        return await asyncio.to_thread(_from_form, kind, fields)
+    return await asyncio.to_thread(_from_json, kind, await http.body())
+
+
+def phrases(text: str) -> list[str]:
+    """ "a cat; a dog" or "a cat, a dog" -> ["a cat", "a dog"]."""
+    return [phrase.strip() for phrase in SEPARATORS.split(text) if phrase.strip()]
+
+
+def _from_json(kind: type[Request], body: bytes) -> Request:
+    try:
+        return kind.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise refusal(error, _json(body)) from None
+
+
+def _from_form(kind: type[Request], fields: dict[str, Any]) -> Request:
+    try:
+        return kind.model_validate(fields)  # not strict: everything in a form is text
+    except ValidationError as error:
+        raise refusal(error, fields) from None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return from_json(body)
+    except ValueError:
+        return None
+
+
+async def _fields(form: FormData) -> dict[str, Any]:
+    """A form's fields as JSON would have them. An empty field is one that was not filled in."""
+    fields: dict[str, Any] = {}
+    for name in dict.fromkeys(form.keys()):
+        values = [value for value in form.getlist(name) if value != ""]
+        if not values:
+            continue
+        if name not in LISTS and len(values) > 1:
+            raise BadRequest(f"{name[:200]} is given more than once.", param=name[:200])
+        first = values[0]
+        if isinstance(first, UploadFile):
+            fields[name] = await _upload(name, first)
+        elif name in LISTS:
+            texts = [value for value in values if isinstance(value, str)]
+            fields[name] = phrases(texts[0]) if len(texts) == 1 else texts
+        elif name == "weights":
+            fields[name] = _weights(first)
+        else:
+            fields[name] = first
+    return fields
+
+
+async def _upload(name: str, upload: UploadFile) -> bytes:
+    if name != "image":
+        raise BadRequest(f"{name[:200]} must be text: the file goes into the field image.", param=name[:200])
+    return await upload.read()
+
+
+def _weights(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRequest('weights must be JSON, such as {"toy-llava": 2}.', param="weights") from None

@@ -1,0 +1,68 @@
+"""POST /v1/tasks/{task}: one request in, every model's reply and their merge out, whole or as a stream."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Literal
+
+from pydantic import BaseModel
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from serve.tasks import TASKS
+from serve.tasks.base import Delta, Merged, Reply, Request, Usage
+from serve.wire.client import attended
+from serve.wire.fan_out import FanOut, total
+from serve.wire.forms import read
+from serve.wire.sse import frame, opened
+
+
+class Size(BaseModel):
+    """The image as seen, after EXIF orientation: all coordinates are its pixels."""
+
+    width: int
+    height: int
+
+
+class TaskAnswer(BaseModel):
+    """All models' replies to one task side by side, and merged into one."""
+
+    id: str
+    object: Literal["diptych.task"] = "diptych.task"
+    task: str
+    image: Size
+    merged: Merged
+    replies: list[Reply]
+    usage: Usage
+
+
+async def answer(fan_out: FanOut, task: str, http: HttpRequest) -> Response:
+    """One task's reply. Raises what the client is told: BadRequest, NotFound, TooLarge, Unavailable."""
+    request = await read(http, TASKS[task].request)
+    fan_out.router.check(task, request)
+    if request.stream:
+        return await opened(http.receive, _frames(fan_out, task, request), error_event="error")
+    whole = await attended(http.receive, _whole(fan_out, task, request, http.state.request_id))
+    return Response(whole.model_dump_json(), media_type="application/json")
+
+
+async def _whole(fan_out: FanOut, task: str, request: Request, request_id: str) -> TaskAnswer:
+    said = await fan_out.answer(task, request)
+    return TaskAnswer(
+        id=f"task-{request_id}",
+        task=task,
+        image=Size(width=request.image.width, height=request.image.height),
+        merged=said.merged,
+        replies=said.replies,
+        usage=total(reply.usage for reply in said.replies),
+    )
+
+
+async def _frames(fan_out: FanOut, task: str, request: Request) -> AsyncGenerator[bytes, None]:
+    async with aclosing(fan_out.events(task, request)) as events:
+        async for event in events:
+            if isinstance(event, Delta):
+                yield frame({"model": event.model, "text": event.text}, "delta")
+            elif isinstance(event, Reply):
+                yield frame(event.model_dump_json(), "reply")
+            else:
+                yield frame(event.model_dump_json(), "merged")
