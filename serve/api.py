@@ -21,6 +21,7 @@ from serve.wire.edge import MAX_BODY, Edge
 from serve.wire.fan_out import FanOut
 from serve.wire.forms import phrases
 from serve.wire.meters import Meters
+from serve.wire.model_list import ModelEntry, ModelList, model_list
 
 WEB = Path(__file__).with_name("web")
 PAGE_POLICY = "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; frame-ancestors 'none'"
@@ -88,16 +89,16 @@ def _add_catalogue(app: FastAPI, router: Router) -> None:
     def served() -> dict[str, Model]:
         return {name: route.model for name, route in router.routes.items()}
 
-    async def listed() -> catalog.ModelList:
+    async def listed() -> ModelList:
         states = {status.model: status.state for status in await router.statuses()}
-        return catalog.model_list(served(), states)
+        return model_list(served(), states)
 
     @app.get("/v1/models", tags=["models"], summary="What can be named in `model`")
-    async def models() -> catalog.ModelList:
+    async def models() -> ModelList:
         return await listed()
 
     @app.get("/v1/models/{name:path}", tags=["models"], summary="One of them")
-    async def model(name: str) -> catalog.ModelEntry:
+    async def model(name: str) -> ModelEntry:
         for entry in (await listed()).data:
             if entry.id == name:
                 return entry

@@ -1,12 +1,10 @@
 """The catalogue: every model's card, served or not, and the table that compares some of them."""
 
-import datetime
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
-from serve.engines.base import State
 from serve.errors import NotFound
 from serve.models import MODELS
 from serve.models.base import Model
@@ -87,33 +85,6 @@ class Comparison(BaseModel):
     tasks: SkillTable
 
 
-class Standing(BaseModel):
-    """What stands behind a name that a client may put into `model`: one model, or a task that many models do."""
-
-    kind: Literal["model", "task"]
-    tasks: list[str]
-    models: list[str] = Field(description="The served models behind this name.")
-    state: State | None = None
-    title: str | None = None
-
-
-class ModelEntry(BaseModel):
-    """OpenAI's model object."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-    diptych: Standing
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelEntry]
-
-
 def catalogue(served: Mapping[str, Model]) -> Catalogue:
     """Every known card; those of served models are marked."""
     return Catalogue(data=[_entry(model, name in served) for name, model in known(served).items()])
@@ -130,40 +101,26 @@ def compare(names: Sequence[str], served: Mapping[str, Model]) -> Comparison:
                 code="model_not_found",
             )
     chosen = {name: models[name] for name in names}  # a name given twice is one column
-    skills = [_skill_row(task, chosen) for task in TASKS.values()]
+    table = [_skill_row(task, chosen) for task in TASKS.values()]
     return Comparison(
         models=list(chosen),
         served=[name for name in chosen if name in served],
         rows=[_row(field, title, list(chosen.values())) for field, title in COLUMNS.items()],
         tasks=SkillTable(
-            shared=[row for row in skills if len(row.models) == len(chosen)],
-            unshared=[row for row in skills if 0 < len(row.models) < len(chosen)],
+            shared=[row for row in table if len(row.models) == len(chosen)],
+            unshared=[row for row in table if 0 < len(row.models) < len(chosen)],
         ),
     )
-
-
-def model_list(served: Mapping[str, Model], states: Mapping[str, State]) -> ModelList:
-    """What a client may name in `model`: the served models, then the tasks that they can do."""
-    entries = [
-        ModelEntry(
-            id=name,
-            created=_timestamp(model.card.released),
-            owned_by=model.card.organization,
-            diptych=Standing(kind="model", tasks=_skills(model), models=[name], state=states.get(name)),
-        )
-        for name, model in served.items()
-    ]
-    for task in TASKS.values():
-        able = [name for name, model in served.items() if task.name in model.skills]
-        if able and task.name not in served:
-            standing = Standing(kind="task", tasks=[task.name], models=able, title=task.title)
-            entries.append(ModelEntry(id=task.name, created=0, owned_by="diptych", diptych=standing))
-    return ModelList(data=entries)
 
 
 def known(served: Mapping[str, Model]) -> dict[str, Model]:
     """The catalogue, in its order; a served model that is not in it (a test's, a private one) comes last."""
     return {**MODELS, **served}
+
+
+def skills(model: Model) -> list[str]:
+    """The tasks that can be asked of a model, in the order of tasks."""
+    return [name for name in TASKS if name in model.skills]
 
 
 def _entry(model: Model, served: bool) -> Entry:
@@ -180,17 +137,13 @@ def _entry(model: Model, served: bool) -> Entry:
         licence=card.licence,
         tasks=list(card.tasks),
         features=list(card.features),
-        skills=_skills(model),
+        skills=skills(model),
         links=list(card.links),
         about=card.about,
         toy=card.toy,
         checkpoint=None if card.toy else checkpoint.hub,  # a toy's is a folder on this machine: nobody's business
         gated=checkpoint.gated,
     )
-
-
-def _skills(model: Model) -> list[str]:
-    return [name for name in TASKS if name in model.skills]
 
 
 def _row(field: str, title: str, models: Sequence[Model]) -> Row:
@@ -210,12 +163,3 @@ def _comparable(value: object) -> object:
 def _skill_row(task: Task, models: Mapping[str, Model]) -> SkillRow:
     able = [name for name, model in models.items() if task.name in model.skills]
     return SkillRow(task=task.name, title=task.title, models=able)
-
-
-def _timestamp(released: str) -> int:
-    """A card's date as OpenAI's `created`; 0 where the card says less than a day."""
-    try:
-        day = datetime.date.fromisoformat(released)
-    except ValueError:
-        return 0
-    return int(datetime.datetime.combine(day, datetime.time(), datetime.UTC).timestamp())

@@ -1,0 +1,67 @@
+"""GET /v1/models: everything a client may put into `model`, in OpenAI's form."""
+
+import datetime
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.catalog import skills
+from serve.engines.base import State
+from serve.models.base import Model
+from serve.tasks import TASKS
+
+
+class Standing(BaseModel):
+    """What stands behind a name that a client may put into `model`: one model, or a task that many models do."""
+
+    kind: Literal["model", "task"]
+    tasks: list[str]
+    models: list[str] = Field(description="The served models behind this name.")
+    state: State | None = None
+    title: str | None = None
+
+
+class ModelEntry(BaseModel):
+    """OpenAI's model object."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    diptych: Standing
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]
+
+
+def model_list(served: Mapping[str, Model], states: Mapping[str, State]) -> ModelList:
+    """What a client may name in `model`: the served models, then the tasks that they can do."""
+    entries = [
+        ModelEntry(
+            id=name,
+            created=_timestamp(model.card.released),
+            owned_by=model.card.organization,
+            diptych=Standing(kind="model", tasks=skills(model), models=[name], state=states.get(name)),
+        )
+        for name, model in served.items()
+    ]
+    for task in TASKS.values():
+        able = [name for name, model in served.items() if task.name in model.skills]
+        if able and task.name not in served:
+            standing = Standing(kind="task", tasks=[task.name], models=able, title=task.title)
+            entries.append(ModelEntry(id=task.name, created=0, owned_by="diptych", diptych=standing))
+    return ModelList(data=entries)
+
+
+def _timestamp(released: str) -> int:
+    """A card's date as OpenAI's `created`; 0 where the card says less than a day."""
+    try:
+        day = datetime.date.fromisoformat(released)
+    except ValueError:
+        return 0
+    return int(datetime.datetime.combine(day, datetime.time(), datetime.UTC).timestamp())
