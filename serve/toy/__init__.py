@@ -1,0 +1,11 @@
+"""A small world of drawn shapes, and two small models trained on it: what Diptych serves where there is no GPU.
+
+world.py      scenes, drawn from a seed            questions.py  what can be asked of a scene, and the truth
+prompts.py    each family's exact words            tokenizer.py  every word of the world one token
+nets.py       LLaVA-1.5 and PaliGemma, small       corpus.py     labels for patches, packs of questions
+muon.py       the optimizer                        train.py      three phases, an hour and a half of one core
+export.py     the published checkpoint layout      evaluate.py   accuracy on fresh scenes, with floors
+scenes/       pictures to show                     llava/ paligemma/   the checkpoints; README.md says how they fared
+
+The toys are real LLaVA and PaliGemma architectures and toys all the same: about photographs they know nothing.
+"""

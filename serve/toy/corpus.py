@@ -1,0 +1,253 @@
+"""What the toys are trained on: scenes as their family sees them, a label for every patch, and packs of questions."""
+
+import functools
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from serve.toy import nets, prompts, questions, tokenizer, world
+from serve.toy.questions import Question
+from serve.toy.world import Box, Scene
+
+HELD_OUT = 10_000_000
+"""Scenes of seeds from here on are never trained on."""
+TEXT_TOKENS = 144
+KIND_SHARES = {
+    "exists": 30, "color": 15, "shape": 14, "count_kind": 14, "where": 13, "count": 8, "background": 6,
+}  # fmt: skip
+CLASSES = {"shape": 6, "color": 7, "joint": 31, "background": 3, "text": len(world.WORDS) + 2, "tens": 11, "ones": 11}
+"""What one linear layer must read from a patch in vision training; 0 stands for none. Edges come on top."""
+
+
+def view(picture: Image.Image, family: str) -> Image.Image:
+    """The 112-pixel picture the tower gets: stretched (PaliGemma), or padded to a square first (LLaVA)."""
+    if family == "llava":
+        side = max(picture.size)
+        square = Image.new("RGB", (side, side), prompts.PAD)
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        picture = square
+    return picture.resize((nets.IMAGE, nets.IMAGE), Image.Resampling.BICUBIC)
+
+
+def scene(seed: int) -> Scene:
+    """Training scenes: more text than the world has, since reading is learnt last."""
+    return world.scene(seed, text=random.Random(f"text {seed}").random() < 0.6)
+
+
+@dataclass
+class Corpus:
+    """`images` (N, 3, 112, 112) uint8, `labels` (N, 49, 7) uint8 in the order of CLASSES, `edges` (N, 49, 4)."""
+
+    family: str
+    start: int
+    images: np.ndarray
+    labels: np.ndarray
+    edges: np.ndarray
+
+    @classmethod
+    def of(cls, family: str, start: int, count: int, work: Path) -> "Corpus":
+        """Scenes of seeds start .. start + count, from the cache in `work` or drawn now."""
+        stem = work / f"{family}-{start}-{count}"
+        paths = [stem.with_suffix(f".{name}.npy") for name in ("images", "labels", "edges")]
+        if not all(path.exists() for path in paths):
+            work.mkdir(parents=True, exist_ok=True)
+            corpus = cls._drawn(family, start, count)
+            for path, array in zip(paths, (corpus.images, corpus.labels, corpus.edges), strict=True):
+                np.save(path, array)
+        images, labels, edges = (np.load(path, mmap_mode="r") for path in paths)
+        return cls(family, start, images, labels, edges)
+
+    @classmethod
+    def _drawn(cls, family: str, start: int, count: int) -> "Corpus":
+        images = np.empty((count, 3, nets.IMAGE, nets.IMAGE), np.uint8)
+        labels = np.zeros((count, nets.PATCHES, len(CLASSES)), np.uint8)
+        edges = np.zeros((count, nets.PATCHES, 4), np.float32)
+        for i in range(count):
+            what = scene(start + i)
+            scale = random.Random(f"scale {start + i}").choice((0.8, 1.0, 1.0, 1.25, 1.5))
+            images[i] = np.asarray(view(world.draw(what, scale), family)).transpose(2, 0, 1)
+            labels[i], edges[i] = patch_labels(what, family)
+        return cls(family, start, images, labels, edges)
+
+    def pixels(self, rows: np.ndarray) -> Tensor:
+        mean, std = (nets.CLIP_MEAN, nets.CLIP_STD) if self.family == "llava" else ((0.5,) * 3, (0.5,) * 3)
+        raw = torch.from_numpy(self.images[rows]).float()
+        return (raw / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+def patch_labels(what: Scene, family: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (49, 7) and edges (49, 4) of the thing that covers most of each patch, a quarter of it at least."""
+    labels = np.zeros((nets.PATCHES, len(CLASSES)), np.uint8)
+    edges = np.zeros((nets.PATCHES, 4), np.float32)
+    labels[:, 3] = list(world.BACKGROUNDS).index(what.background)
+    boxes: list[Box] = [shape.box for shape in what.shapes]
+    if what.text_box is not None:
+        boxes.append(what.text_box)
+    if family == "llava":
+        boxes = [prompts.padded(box, what.size) for box in boxes]
+    x0, y0, x1, y1 = np.array(boxes).T[:, :, None] * nets.GRID
+    cell = np.arange(nets.GRID)
+    wide = np.clip(np.minimum(x1, cell + 1) - np.maximum(x0, cell), 0, 1)
+    high = np.clip(np.minimum(y1, cell + 1) - np.maximum(y0, cell), 0, 1)
+    cover = (high[:, :, None] * wide[:, None, :]).reshape(len(boxes), -1)
+    owner, most = cover.argmax(0), cover.max(0)
+    for index, box in enumerate(boxes):
+        mine = (owner == index) & (most > min(0.25, 0.9 * cover[index].max()))
+        if index < len(what.shapes):
+            kind, color = (
+                world.SHAPES.index(what.shapes[index].kind),
+                list(world.COLORS).index(what.shapes[index].color),
+            )
+            labels[mine, 0], labels[mine, 1], labels[mine, 2] = kind + 1, color + 1, 1 + kind * 6 + color
+            edges[mine] = box
+        elif what.text.isdigit():
+            labels[mine, 4] = len(world.WORDS) + 1
+            labels[mine, 5], labels[mine, 6] = int(what.text[0]) + 1, int(what.text[1]) + 1
+        else:
+            labels[mine, 4] = world.WORDS.index(what.text) + 1
+    return labels, edges
+
+
+def asked(what: Scene, family: str, rng: random.Random) -> list[Question]:
+    """Different questions about one scene in random order, each in a way somebody might ask it."""
+    found: dict[str, Question] = {}
+    found["caption"] = Question("caption", "caption", "", questions.caption(what))
+    if what.text or rng.random() < 0.1:
+        found["ocr"] = Question("ocr", "ocr", "", what.text or "nothing")
+    for _ in range(6):
+        kind = rng.choices(tuple(KIND_SHARES), weights=tuple(KIND_SHARES.values()))[0]
+        one = questions.vqa(what, kind, rng)
+        if one is not None:
+            found[one.text] = Question("vqa", kind, questions.as_typed(one.text, rng), one.answer)
+    for _ in range(3):
+        one = _detect(what, family, rng)
+        if one is not None:
+            found["detect" + one.text] = one
+    if family == "llava":
+        said = questions.chat(what, rng)
+        found["chat"] = Question("chat", said.kind, questions.as_typed(said.text, rng), said.answer)
+    order = list(found.values())
+    rng.shuffle(order)
+    return order
+
+
+def _detect(what: Scene, family: str, rng: random.Random) -> Question | None:
+    single = family == "llava"
+    known = questions.phrases(what, unique=single)
+    if not known:
+        return None
+    some = rng.sample(known, min(len(known), 1 if single else rng.choices((1, 2, 3), weights=(5, 4, 2))[0]))
+    one = questions.detect(what, some)
+    if rng.random() < 0.1:  # "a red circle", "the red circle": the answer repeats what was asked
+        words = {phrase: rng.choice((questions.article(phrase), f"the {phrase}")) for phrase in some}
+        boxes = tuple((words[phrase], box) for phrase, box in one.boxes)
+        one = Question("detect", one.kind, " ; ".join(words[phrase] for phrase in some), boxes=boxes)
+    return one
+
+
+@dataclass
+class Packed:
+    """Questions about B pictures, T text tokens each. `keep` (B, A) are rows that must say `target`, `weight` how much
+    it counts (0: padding), `group` which of `kinds` it belongs to."""
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    keep: Tensor
+    target: Tensor
+    weight: Tensor
+    group: Tensor
+    kinds: list[str]
+
+
+class Packer:
+    """Packs questions behind the picture they share, or (`exact`) one question behind each picture."""
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+        self.tokens = tokenizer.build(family)
+        self.encode = functools.lru_cache(maxsize=100_000)(self._encode)
+        self.head = self.encode("<s>USER: ") if family == "llava" else ()
+        self.prefix = len(self.head) + nets.PATCHES
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokens.encode(text, add_special_tokens=False).ids)
+
+    def pair(self, question: Question, size: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids of prompt and answer."""
+        if self.family == "llava":
+            asking, answer = prompts.llava(question, size)
+            return self.encode(f"\n{asking} ASSISTANT:"), (*self.encode(f" {answer}"), *self.encode("</s>"))
+        asking, answer = prompts.paligemma(question)
+        return self.encode(f"<bos>{asking}\n"), (*self.encode(answer), *self.encode("<eos>"))
+
+    def pack(self, lists: list[list[tuple[Question, tuple[int, int]]]], limit: int, exact: bool = False) -> Packed:
+        """`lists`: each row's questions with the size of their picture; those past `limit` tokens are left out."""
+        rows: list[list[tuple[str, tuple[int, ...], tuple[int, ...]]]] = []
+        for one in lists:
+            row, used = [], 0
+            for question, size in one:
+                asking, answer = self.pair(question, size)
+                if used + len(asking) + len(answer) - 1 <= limit:
+                    used += len(asking) + len(answer) - 1
+                    row.append((question.kind, asking, answer))
+            rows.append(row)
+        longest = max(sum(len(p) + len(a) - 1 for _, p, a in row) for row in rows)
+        total, batch = self.prefix + longest, len(rows)
+        most = max(sum(len(a) for _, _, a in row) for row in rows)
+        ids = np.zeros((batch, longest), np.int64)
+        positions = np.tile(np.arange(total), (batch, 1))
+        owner = np.full((batch, total), -1)
+        owner[:, : self.prefix] = 0
+        prompt = np.zeros((batch, total), bool)
+        prompt[:, : self.prefix] = True
+        keep, target, group = (np.zeros((batch, most), np.int64) for _ in range(3))
+        weight = np.zeros((batch, most), np.float32)
+        kinds: list[str] = []
+        for b, row in enumerate(rows):
+            at, said = 0, 0
+            for number, (kind, asking, answer) in enumerate(row, start=1):
+                end = at + len(asking) + len(answer) - 1  # the end token is only said, never read
+                ids[b, at:end] = (*asking, *answer[:-1])
+                here = slice(self.prefix + at, self.prefix + end)
+                positions[b, here] = self.prefix + np.arange(end - at)
+                owner[b, here] = number
+                prompt[b, self.prefix + at : self.prefix + at + len(asking)] = True
+                spoken = slice(said, said + len(answer))
+                keep[b, spoken] = self.prefix + at + len(asking) - 1 + np.arange(len(answer))
+                target[b, spoken] = answer
+                # The first token decides the most; without its full weight short answers win over long ones.
+                weight[b, spoken] = len(answer) ** -0.5
+                weight[b, said] = 1.0
+                group[b, spoken] = len(kinds)
+                kinds.append(kind)
+                at, said = end, said + len(answer)
+        return Packed(
+            ids=torch.from_numpy(ids),
+            positions=torch.from_numpy(positions),
+            mask=torch.from_numpy(self._mask(owner, prompt, exact)),
+            keep=torch.from_numpy(keep),
+            target=torch.from_numpy(target),
+            weight=torch.from_numpy(weight),
+            group=torch.from_numpy(group),
+            kinds=kinds,
+        )
+
+    def _mask(self, owner: np.ndarray, prompt: np.ndarray, exact: bool) -> np.ndarray:
+        """(B, T, T) to be added to scores: a question sees the picture and itself. PaliGemma's pictures and prompts are
+        read in both directions; in a pack the picture, being shared, cannot see the prompts, which `exact` mends."""
+        query, key = owner[:, :, None], owner[:, None, :]
+        past = np.tri(owner.shape[1], dtype=bool)[None]
+        if self.family == "llava":
+            seen = ((key == 0) | (key == query)) & past
+        elif exact:
+            seen = (key >= 0) & (prompt[:, None, :] | past)
+        else:
+            seen = (key == 0) | ((key == query) & (prompt[:, None, :] | past))
+        seen |= np.eye(owner.shape[1], dtype=bool)[None]
+        return np.where(seen, 0.0, -1e9).astype(np.float32)

@@ -1,0 +1,259 @@
+"""Write a trained toy as the published checkpoints are written: `python -m serve.toy.export llava serve/toy/llava`.
+
+Weight names, configuration files and their fields follow llava-hf/llava-1.5-7b-hf and google/paligemma-3b-mix-224, so
+that whatever loads those loads these.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from serve.toy import nets, tokenizer, world
+from serve.toy.train import WORK, structured
+
+CONTEXT = 512
+
+# One turn after the other as in the published template: pictures first, then the words.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ 'USER: ' }}{% elif message.role == 'assistant' %}{{ 'ASSISTANT: ' }}{% endif %}"
+    "{% if message.content is string %}{{ message.content + ' ' }}{% else %}"
+    "{% for part in message.content if part.type == 'image' %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for part in message.content if part.type == 'text' %}{{ part.text + ' ' }}{% endfor %}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def export(net: nets.Net, out: Path) -> None:
+    """The whole folder: weights in bfloat16, configuration, processor, tokenizer."""
+    family = "paligemma" if net.gemma else "llava"
+    out.mkdir(parents=True, exist_ok=True)
+    language = net.language_model
+    weights = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith(".wave")}
+    weights["language_model.model.embed_tokens.weight"] = language.model.embed_tokens()
+    if language.lm_head is not None:
+        weights["language_model.lm_head.weight"] = language.lm_head()
+    stored = {name: tensor.detach().cpu().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
+    save_file(stored, out / "model.safetensors", metadata={"format": "pt"})
+    tokens = tokenizer.build(family)
+    tokens.save(str(out / "tokenizer.json"))
+    files = _llava() if family == "llava" else _paligemma()
+    for name, content in files.items():
+        (out / name).write_text(json.dumps(content, indent=2) + "\n")
+    (out / "README.md").write_text(_card(family, sum(tensor.numel() for tensor in stored.values())))
+
+
+def load(folder: Path) -> nets.Net:
+    """An exported toy as a lean net, in float32: places are plain rows there."""
+    weights = load_file(folder / "model.safetensors")
+    family = "llava" if "language_model.lm_head.weight" in weights else "paligemma"
+    net = nets.Net(family, len(weights["language_model.model.embed_tokens.weight"]))
+    net.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return net.eval()
+
+
+def _ids(family: str) -> dict[str, int]:
+    tokens = tokenizer.build(family)
+    bos, eos = ("<s>", "</s>") if family == "llava" else ("<bos>", "<eos>")
+    named = {"bos": bos, "eos": eos, "pad": "<pad>", "image": "<image>"}
+    return {name: tokenizer.id_of(tokens, token) for name, token in named.items()}
+
+
+def _vision(family: str) -> dict[str, Any]:
+    return {
+        "model_type": "clip_vision_model" if family == "llava" else "siglip_vision_model",
+        "hidden_size": nets.VISION,
+        "intermediate_size": nets.VISION_MLP,
+        "num_hidden_layers": nets.VISION_LAYERS + (family == "llava"),
+        "num_attention_heads": nets.VISION_HEADS,
+        "image_size": nets.IMAGE,
+        "patch_size": nets.PATCH,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-5 if family == "llava" else 1e-6,
+        "projection_dim": nets.VISION if family == "llava" else nets.TEXT,
+    }
+
+
+def _text(family: str, ids: dict[str, int]) -> dict[str, Any]:
+    return {
+        "hidden_size": nets.TEXT,
+        "intermediate_size": nets.TEXT_MLP,
+        "num_hidden_layers": nets.TEXT_LAYERS,
+        "num_attention_heads": nets.TEXT_HEADS,
+        "head_dim": nets.HEAD,
+        "vocab_size": tokenizer.size(family),
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "bos_token_id": ids["bos"],
+        "eos_token_id": ids["eos"],
+        "pad_token_id": ids["pad"],
+        "torch_dtype": "bfloat16",
+    }
+
+
+def _shared(ids: dict[str, int]) -> dict[str, Any]:
+    numbers = {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"], "pad_token_id": ids["pad"]}
+    return {"generation_config.json": {"_from_model_config": True, **numbers}}
+
+
+def _llava() -> dict[str, Any]:
+    ids = _ids("llava")
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_token_index": ids["image"],
+        "image_seq_length": nets.PATCHES,
+        "pad_token_id": ids["pad"],
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "text_config": {
+            **_text("llava", ids),
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "num_key_value_heads": nets.TEXT_HEADS,
+            "tie_word_embeddings": False,
+        },
+        "vision_config": _vision("llava"),
+    }
+    square = {"height": nets.IMAGE, "width": nets.IMAGE}
+    pictures = {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "LlavaProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": nets.IMAGE},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": nets.CLIP_MEAN,
+        "image_std": nets.CLIP_STD,
+    }
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": nets.PATCH,
+        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": "default",
+    }
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    names = {
+        **special,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "LlavaProcessor",
+        "extra_special_tokens": {"image_token": "<image>"},
+        "image_token": "<image>",
+        "model_max_length": CONTEXT,
+        "padding_side": "left",
+        "add_bos_token": True,
+        "clean_up_tokenization_spaces": False,
+    }
+    return {
+        "config.json": config,
+        "preprocessor_config.json": pictures,
+        "processor_config.json": processor,
+        "tokenizer_config.json": names,
+        "special_tokens_map.json": {**special, "image_token": "<image>"},
+        "chat_template.json": {"chat_template": CHAT_TEMPLATE},
+        **_shared(ids),
+    }
+
+
+def _paligemma() -> dict[str, Any]:
+    ids = _ids("paligemma")
+    config = {
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "model_type": "paligemma",
+        "bos_token_id": ids["bos"],
+        "eos_token_id": ids["eos"],
+        "pad_token_id": ids["pad"],
+        "image_token_index": ids["image"],
+        "hidden_size": nets.TEXT,
+        "projection_dim": nets.TEXT,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "text_config": {
+            **_text("paligemma", ids),
+            "model_type": "gemma",
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "num_key_value_heads": 1,
+            "num_image_tokens": nets.PATCHES,
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {**_vision("paligemma"), "num_image_tokens": nets.PATCHES, "vision_use_head": False},
+    }
+    pictures = {
+        "image_processor_type": "SiglipImageProcessor",
+        "processor_class": "PaliGemmaProcessor",
+        "image_seq_length": nets.PATCHES,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": nets.IMAGE, "width": nets.IMAGE},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    names = {
+        **special,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "PaliGemmaProcessor",
+        "extra_special_tokens": {"image_token": "<image>"},
+        "image_token": "<image>",
+        "model_max_length": CONTEXT,
+        "padding_side": "left",
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    return {
+        "config.json": config,
+        "preprocessor_config.json": pictures,
+        "tokenizer_config.json": names,
+        "special_tokens_map.json": {**special, "image_token": "<image>"},
+        **_shared(ids),
+    }
+
+
+def _card(family: str, parameters: int) -> str:
+    kind = "LLaVA-1.5" if family == "llava" else "PaliGemma"
+    return f"""# toy {kind}
+
+**A toy.** The {kind} architecture with {parameters:,} parameters, trained from nothing on drawn shapes by
+`python -m serve.toy.train {family}`. It knows five shapes, six colours, {len(world.WORDS)} words and the
+numbers 10 to 99, and nothing else about the world: on a photograph it talks nonsense. It shares no weights with the
+published {kind}. Weights are stored in bfloat16; compute in float32 where bfloat16 is slow.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("family", choices=("llava", "paligemma"))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--work", type=Path, default=WORK, help="where training was")
+    parser.add_argument("--untrained", action="store_true", help="random weights, for tests of form alone")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    net = structured(options.family)
+    if not options.untrained:
+        net.load_state_dict(torch.load(options.work / f"{options.family}.pt", map_location="cpu")["net"])
+    export(net, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Muon for the matrices, AdamW for the rest: about half the steps, which is what counts on one CPU core."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal, so that a matrix learns in every direction at one speed.
+
+    Keller Jordan's quintic iteration (kellerjordan.github.io/posts/muon) in float32: torch's own Muon runs in bfloat16,
+    ten times slower on a CPU without such instructions. Scaled to go half as fast again as AdamW at one learning rate.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.95) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for part in group["params"]:
+                if part.grad is None:
+                    continue
+                grad = part.grad.flatten(1)
+                state = self.state[part]
+                if "mean" not in state:
+                    state["mean"] = torch.zeros_like(grad)
+                state["mean"].lerp_(grad, 1 - group["momentum"])
+                update = orthogonal(grad.lerp(state["mean"], group["momentum"]))
+                part.mul_(1 - group["lr"] * group["weight_decay"])
+                part.add_(update.view_as(part), alpha=-group["lr"] * 0.3 * max(update.shape) ** 0.5)
+
+
+def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
+    """About U V^T where `matrix` is U S V^T: its singular values end between 0.7 and 1.2."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x: Tensor = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(rounds):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x.T if tall else x

@@ -1,0 +1,281 @@
+"""Both architectures, as lean as training on a CPU wants them, under the weight names of the published checkpoints.
+
+The same function as transformers computes (a test holds the logits together): CLIP tower, two-layer projector, Llama
+(LLaVA-1.5); SigLIP tower, one-layer projector, Gemma (PaliGemma). Attention is plain matmul and softmax, faster here
+than the fused kernels for pictures of 49 patches, and takes any mask, so that many questions share one picture.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IMAGE, PATCH = 112, 16
+GRID = IMAGE // PATCH
+PATCHES = GRID * GRID
+VISION, VISION_MLP, VISION_HEADS, VISION_LAYERS = 128, 512, 4, 3
+TEXT, TEXT_MLP, TEXT_HEADS, HEAD, TEXT_LAYERS = 160, 448, 5, 32, 4
+WAVES = 6
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def waves(value: Tensor) -> Tensor:
+    """A place 0..1 as sines and cosines of 1, 2, 4, ... half turns: (...,) -> (..., 12)."""
+    angle = value[..., None] * (math.pi * 2.0 ** torch.arange(WAVES, device=value.device))
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class VisionAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(VISION, VISION) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        qkv = F.linear(x, torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]))
+        q, k, v = qkv.view(batch, length, 3, VISION_HEADS, -1).permute(2, 0, 3, 1, 4)
+        mixed = _attend(q, k, v, None)
+        out: Tensor = self.out_proj(mixed)
+        return out
+
+
+class VisionLayer(nn.Module):
+    def __init__(self, clip: bool) -> None:
+        super().__init__()
+        self.clip = clip
+        eps = 1e-5 if clip else 1e-6
+        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(VISION, eps=eps), nn.LayerNorm(VISION, eps=eps)
+        self.self_attn = VisionAttention()
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(VISION, VISION_MLP), "fc2": nn.Linear(VISION_MLP, VISION)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        inner = self.mlp["fc1"](self.layer_norm2(x))
+        # Not OpenAI CLIP's x * sigmoid(1.702 x): both configs name the tanh gelu, which is one kernel.
+        out: Tensor = x + self.mlp["fc2"](F.gelu(inner, approximate="tanh"))
+        return out
+
+
+class VisionEmbeddings(nn.Module):
+    def __init__(self, clip: bool) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Conv2d(3, VISION, PATCH, PATCH, bias=not clip)
+        self.position_embedding = nn.Embedding(PATCHES + clip, VISION)
+        if clip:
+            self.class_embedding = nn.Parameter(torch.randn(VISION) * 0.02)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        batch = pixels.shape[0]
+        patches = pixels.view(batch, 3, GRID, PATCH, GRID, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(batch, PATCHES, -1)
+        x = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+        if hasattr(self, "class_embedding"):
+            x = torch.cat([self.class_embedding.expand(batch, 1, VISION), x], dim=1)
+        return x + self.position_embedding.weight
+
+
+class Layers(nn.Module):
+    def __init__(self, layers: list[VisionLayer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
+class VisionModel(nn.Module):
+    def __init__(self, clip: bool) -> None:
+        super().__init__()
+        self.clip = clip
+        self.embeddings = VisionEmbeddings(clip)
+        if clip:
+            self.pre_layrnorm = nn.LayerNorm(VISION)  # the published spelling
+        # LLaVA reads the last layer but one: a fourth layer is there in the file, and never run.
+        self.encoder = Layers([VisionLayer(clip) for _ in range(VISION_LAYERS + clip)])
+        self.post_layernorm = nn.LayerNorm(VISION, eps=1e-5 if clip else 1e-6)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x: Tensor = self.embeddings(pixels)
+        if self.clip:
+            x = self.pre_layrnorm(x)
+        for layer in self.encoder.layers[:VISION_LAYERS]:
+            x = layer(x)
+        return x[:, 1:] if self.clip else self.post_layernorm(x)
+
+
+class VisionTower(nn.Module):
+    def __init__(self, clip: bool) -> None:
+        super().__init__()
+        self.vision_model = VisionModel(clip)
+
+
+class RMSNorm(nn.Module):
+    """Llama's scales by the weight, Gemma's by one plus the weight."""
+
+    def __init__(self, gemma: bool) -> None:
+        super().__init__()
+        self.gemma = gemma
+        self.weight = nn.Parameter(torch.zeros(TEXT) if gemma else torch.ones(TEXT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (TEXT,), 1 + self.weight if self.gemma else self.weight, 1e-6)
+
+
+class TextAttention(nn.Module):
+    def __init__(self, kv_heads: int) -> None:
+        super().__init__()
+        self.kv_heads = kv_heads
+        self.q_proj = nn.Linear(TEXT, TEXT_HEADS * HEAD, bias=False)
+        self.k_proj, self.v_proj = (nn.Linear(TEXT, kv_heads * HEAD, bias=False) for _ in range(2))
+        self.o_proj = nn.Linear(TEXT_HEADS * HEAD, TEXT, bias=False)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, keep: Tensor | None) -> Tensor:
+        batch, length, _ = x.shape
+        kv = F.linear(x, torch.cat([self.k_proj.weight, self.v_proj.weight]))
+        k, v = kv.view(batch, length, 2, self.kv_heads, HEAD).permute(2, 0, 3, 1, 4)
+        cos, sin = turn
+        k = _rotate(k, cos, sin)
+        if keep is not None:
+            x, cos, sin, mask = _rows(x, keep), _rows(cos, keep), _rows(sin, keep), _rows(mask, keep)
+        q = self.q_proj(x).view(batch, -1, TEXT_HEADS, HEAD).transpose(1, 2)
+        q = _rotate(q, cos, sin)
+        if self.kv_heads == 1:  # one key for all heads: fold the heads into the queries
+            asked = q.shape[2]
+            q = q.reshape(batch, 1, TEXT_HEADS * asked, HEAD)
+            scores = (q @ k.transpose(-1, -2) / math.sqrt(HEAD)).view(batch, TEXT_HEADS, asked, length)
+            weights = (scores + mask[:, None]).softmax(-1).view(batch, 1, TEXT_HEADS * asked, length)
+            mixed = (weights @ v).view(batch, TEXT_HEADS, asked, HEAD).transpose(1, 2).reshape(batch, asked, -1)
+        else:
+            mixed = _attend(q, k, v, mask)
+        out: Tensor = self.o_proj(mixed)
+        return out
+
+
+class TextLayer(nn.Module):
+    def __init__(self, gemma: bool) -> None:
+        super().__init__()
+        self.gemma = gemma
+        self.input_layernorm, self.post_attention_layernorm = RMSNorm(gemma), RMSNorm(gemma)
+        self.self_attn = TextAttention(1 if gemma else TEXT_HEADS)
+        sizes = {"gate_proj": (TEXT, TEXT_MLP), "up_proj": (TEXT, TEXT_MLP), "down_proj": (TEXT_MLP, TEXT)}
+        self.mlp = nn.ModuleDict({name: nn.Linear(a, b, bias=False) for name, (a, b) in sizes.items()})
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, keep: Tensor | None) -> Tensor:
+        mixed = self.self_attn(self.input_layernorm(x), turn, mask, keep)
+        x = (x if keep is None else _rows(x, keep)) + mixed
+        inner = self.post_attention_layernorm(x)
+        gate = self.mlp["gate_proj"](inner)
+        gate = F.gelu(gate, approximate="tanh") if self.gemma else F.silu(gate)
+        out: Tensor = x + self.mlp["down_proj"](gate * self.mlp["up_proj"](inner))
+        return out
+
+
+class Table(nn.Module):
+    """Rows for tokens. Those of places are made from sines and cosines, so that near places have near rows."""
+
+    places: Tensor
+    phases: Tensor
+    dead: Tensor
+
+    def __init__(self, rows: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, TEXT) * std)
+        self.wave: nn.Parameter | None = None
+
+    def structure(self, places: dict[int, float], dead: list[int], std: float) -> None:
+        """Make the rows of `places` from waves from now on, and those of `dead` zero."""
+        self.wave = nn.Parameter(torch.randn(2 * WAVES, TEXT) * std)
+        device = self.weight.device
+        self.register_buffer("places", torch.tensor(list(places), device=device), persistent=False)
+        self.register_buffer("phases", waves(torch.tensor(list(places.values()), device=device)), persistent=False)
+        self.register_buffer("dead", torch.tensor(dead, dtype=torch.long, device=device), persistent=False)
+
+    def forward(self) -> Tensor:
+        if self.wave is None:
+            return self.weight
+        table = self.weight.index_copy(0, self.places, self.phases @ self.wave)
+        return table.index_fill(0, self.dead, 0.0)
+
+
+class Decoder(nn.Module):
+    def __init__(self, gemma: bool, vocab: int) -> None:
+        super().__init__()
+        self.embed_tokens = Table(vocab, TEXT**-0.5 if gemma else 0.5)
+        self.layers = nn.ModuleList([TextLayer(gemma) for _ in range(TEXT_LAYERS)])
+        self.norm = RMSNorm(gemma)
+
+
+class Language(nn.Module):
+    """Gemma says words with the table that it reads them with; Llama has a second one."""
+
+    def __init__(self, gemma: bool, vocab: int) -> None:
+        super().__init__()
+        self.model = Decoder(gemma, vocab)
+        self.lm_head = None if gemma else Table(vocab, 0.02)
+
+
+class Net(nn.Module):
+    """One picture and its questions to logits. `family` is `llava` or `paligemma`."""
+
+    def __init__(self, family: str, vocab: int) -> None:
+        super().__init__()
+        self.gemma = gemma = family == "paligemma"
+        self.vision_tower = VisionTower(clip=not gemma)
+        sizes = {"linear": (VISION, TEXT)} if gemma else {"linear_1": (VISION, TEXT), "linear_2": (TEXT, TEXT)}
+        self.multi_modal_projector = nn.ModuleDict({name: nn.Linear(a, b) for name, (a, b) in sizes.items()})
+        self.language_model = Language(gemma, vocab)
+        for name, part in self.named_modules():
+            if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, std=part.in_features**-0.5)
+                if name.endswith(("o_proj", "down_proj", "out_proj", "fc2")):
+                    part.weight.data *= 0.4  # several layers add up in one stream
+            elif isinstance(part, nn.Embedding):
+                nn.init.normal_(part.weight, std=0.1)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, 112, 112) -> (B, 49, 128)."""
+        out: Tensor = self.vision_tower.vision_model(pixels)
+        return out
+
+    def image(self, features: Tensor) -> Tensor:
+        """(B, 49, 128) -> (B, 49, 160), as the text model reads it."""
+        project = self.multi_modal_projector
+        out: Tensor
+        out = project["linear"](features) if self.gemma else project["linear_2"](F.gelu(project["linear_1"](features)))
+        return out
+
+    def embed(self, ids: Tensor) -> Tensor:
+        rows = F.embedding(ids, self.language_model.model.embed_tokens())
+        return rows * TEXT**0.5 if self.gemma else rows
+
+    def text(self, x: Tensor, positions: Tensor, mask: Tensor, keep: Tensor | None = None) -> Tensor:
+        """x (B, T, 160), positions (B, T), mask (B, T, T) added to scores -> the last states of the rows of `keep`."""
+        frequency = 10000.0 ** (-torch.arange(0, HEAD, 2, device=x.device) / HEAD)
+        angle = (positions[..., None] * frequency).repeat(1, 1, 2)
+        turn = angle.cos(), angle.sin()
+        model = self.language_model.model
+        for index, layer in enumerate(model.layers):
+            # Only answers are read: in the last layer the rest gives keys and values, no more.
+            x = layer(x, turn, mask, keep if index == TEXT_LAYERS - 1 else None)
+        out: Tensor = model.norm(x)
+        return out
+
+    def logits(self, states: Tensor) -> Tensor:
+        table: Table = self.language_model.lm_head or self.language_model.model.embed_tokens
+        return F.linear(states, table())
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """q (B, H, Q, D), k and v (B, H, K, D), mask (B, Q, K) -> (B, Q, H * D)."""
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    weights = (scores if mask is None else scores + mask[:, None]).softmax(-1)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions, half against half: x (B, H, T, D), cos and sin (B, T, D)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
+
+
+def _rows(x: Tensor, keep: Tensor) -> Tensor:
+    """x (B, T, C), keep (B, A) -> (B, A, C)."""
+    return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))

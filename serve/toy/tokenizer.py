@@ -1,0 +1,92 @@
+"""The toys' tokenizers: every word of the toy world is one token, anything else falls back to its bytes.
+
+A published tokenizer would be a hundred times larger than the models. This one is a byte-level vocabulary without
+merges (`ignore_merges`): a piece the split finds is looked up whole, and spelt in bytes where it is unknown.
+"""
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from serve.toy import prompts, world
+
+SENTENCES = (prompts.SHORT_ANSWER, prompts.CAPTION, prompts.OCR, prompts.REGION)
+"""LLaVA's fixed instructions are one token each: it halves its prompts, and with them the time to train."""
+
+_SMALL = """a an and are at background black blue bottom caption circle circles colour color cross crosses describe
+detect do does en gray green how image in is it left many no nothing number object objects ocr of on orange picture
+purple read red right say says see segment shape shapes shown square squares star stars text the there this top
+triangle triangles what where which white word written yellow yes you answer there's with"""
+_CAPITAL = "What How Is Are Where Which Describe Read The There I It Yes No USER ASSISTANT A An"
+_MARKS = "? . , ; : [ ] ! \n"
+
+
+def words(family: str) -> list[str]:
+    """Every piece that is one token, in the order of the vocabulary."""
+    small = [*_SMALL.split(), *(str(digit) for digit in range(10))]
+    listed = [*world.WORDS, *(str(number) for number in range(10, 100))]
+    plain = [*small, *_CAPITAL.split(), *listed]
+    pieces = [*plain, *(f" {word}" for word in plain), *_MARKS.replace("\n", "").split(), " ;", "'s"]
+    if family == "llava":
+        pieces += [*(f"{n:02d}" for n in range(10)), " [0.", "[0.", ", 0.", *SENTENCES]
+    return list(dict.fromkeys(piece for piece in pieces if len(piece.encode()) > 1))
+
+
+def build(family: str) -> Tokenizer:
+    """`family` is `llava` or `paligemma`."""
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = (
+        ["<unk>", "<s>", "</s>", "<pad>", "<image>"] if family == "llava" else ["<pad>", "<eos>", "<bos>", "<unk>"]
+    )
+    spelt = [_bytes_of(piece) for piece in words(family)]
+    vocab = {token: index for index, token in enumerate([*special, *bytes_, *spelt])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
+    literal = "|".join(_escaped(sentence) for sentence in SENTENCES) + "|" if family == "llava" else ""
+    split = literal + r"'s| ?\[0\.|, 0\.| ?\p{L}+| ?[0-9]{1,2}| ;|\s|[^\s\p{L}0-9]"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    if family == "llava":
+        start = ("<s>", vocab["<s>"])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[start]
+        )
+    else:
+        tokenizer.add_tokens([AddedToken("\n", normalized=False)])
+        tokenizer.add_tokens([AddedToken(f"<loc{i:04d}>", normalized=False) for i in range(1024)])
+        tokenizer.add_tokens([AddedToken(f"<seg{i:03d}>", normalized=False) for i in range(128)])
+        tokenizer.add_special_tokens([AddedToken("<image>", normalized=False, special=True)])
+    return tokenizer
+
+
+def size(family: str) -> int:
+    """Rows of the embedding table: the vocabulary, rounded up to 64."""
+    return -(-build(family).get_vocab_size() // 64) * 64
+
+
+def coordinates(family: str) -> dict[int, float]:
+    """Tokens that say a place, with the place as a fraction: 64 of PaliGemma's `<loc>`, 50 of LLaVA's hundredths."""
+    tokenizer = build(family)
+    if family == "llava":
+        return {id_of(tokenizer, f"{n:02d}"): n / 100 for n in range(0, 100, prompts.BOX_STEP)}
+    middles = range(prompts.LOC_STEP // 2, prompts.LOC_BINS, prompts.LOC_STEP)
+    return {id_of(tokenizer, f"<loc{n:04d}>"): n / (prompts.LOC_BINS - 1) for n in middles}
+
+
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    assert isinstance(found, int), f"{token} is not one token"
+    return found
+
+
+def _escaped(text: str) -> str:
+    return text.replace(".", r"\.").replace("?", r"\?")
+
+
+def _bytes_of(piece: str) -> str:
+    """The piece as the byte-level vocabulary writes it (a space is a visible letter there)."""
+    ((spelt, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(piece)
+    return str(spelt)
