@@ -51,16 +51,28 @@ def prompts(family: str, count: int) -> list[str]:
 
 
 def _draw(model: Any) -> None:
-    """Fan-in scaled normals everywhere; the output layer three times that."""
+    """Fan-in scaled normals; logits with a standard deviation of about 3, and not the last token over and over.
+
+    Gemma's output layer is its embedding, so a token mostly predicts itself unless the layers outweigh the input:
+    small embeddings, large layer outputs and a large last norm.
+    """
+    kind = model.config.text_config.model_type
     for name, weight in model.named_parameters():
+        gemma = kind.startswith("gemma") and "language_model" in name  # its norms scale by 1 + weight
         if weight.ndim == 1:
-            gemma = "gemma" in model.config.text_config.model_type and "language_model" in name  # scales by 1 + weight
             centre = 1.0 if "norm" in name and name.endswith("weight") and not gemma else 0.0
+            if gemma and name.endswith("language_model.norm.weight"):
+                centre = 8.0
+            if kind == "gemma2" and gemma and ".post_" in name:
+                centre = 3.0
             weight.normal_(centre, 0.1)
-        elif "embed_tokens" in name or "lm_head" in name:
+        elif "embed_tokens" in name:
+            weight.normal_(0, 0.03 if gemma else 1)
+        elif "lm_head" in name:
             weight.normal_(0, 3 / math.sqrt(weight.shape[-1]))
         else:
-            weight.normal_(0, 1 / math.sqrt(weight[0].numel()))
+            loud = 4 if gemma and ("o_proj" in name or "down_proj" in name) else 1
+            weight.normal_(0, loud / math.sqrt(weight[0].numel()))
 
 
 def _publish(folder: Path) -> None:

@@ -1,0 +1,136 @@
+"""An engine that says what it is told: for tests, for the simulated load, for a page without a model. No torch."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+
+from serve.engines.base import FinishReason, Piece, Prompt, Token
+from serve.errors import BadRequest, ModelError
+
+Words = str | Sequence[str]
+Replies = Words | Mapping[str, Words] | Callable[[Prompt], Words]
+
+
+class FakeEngine:
+    """Speaks a given reply, piece by piece.
+
+    replies: what to say. One text for everything; a mapping from a part of the prompt's text to a reply (the longest
+    part that occurs wins, "" is for the rest); or a function of the prompt. A text is spoken word by word, a sequence
+    as the pieces that it is.
+    delay_s: seconds before each piece; first_delay_s: before the first one, besides. start_s: how long `start` takes.
+    fail_start: what `start` fails with. fail_after: raise ModelError after that many pieces. die_after: the same, but
+    the engine is dead from then on, until `revive`. logprob: of each token. max_chars: longer prompts are refused.
+    finish: the reason given at the end, where max_tokens is not reached earlier. image_tokens: counted per picture.
+
+    `prompts` holds every prompt that was asked, `speaking` how many are being answered, `aborted` how many were left
+    before their end.
+    """
+
+    def __init__(
+        self,
+        replies: Replies = "yes",
+        *,
+        delay_s: float = 0.0,
+        first_delay_s: float = 0.0,
+        start_s: float = 0.0,
+        fail_start: str | None = None,
+        fail_after: int | None = None,
+        die_after: int | None = None,
+        logprob: float = -0.1,
+        max_chars: int | None = None,
+        finish: FinishReason = "stop",
+        image_tokens: int = 49,
+    ) -> None:
+        self.replies = replies
+        self.delay_s, self.first_delay_s, self.start_s = delay_s, first_delay_s, start_s
+        self.fail_start, self.fail_after, self.die_after = fail_start, fail_after, die_after
+        self.logprob, self.max_chars, self.finish, self.image_tokens = logprob, max_chars, finish, image_tokens
+        self.prompts: list[Prompt] = []
+        self.speaking = self.aborted = 0
+        self.started = self.dead = False
+        self._death = asyncio.Event()
+
+    async def start(self) -> None:
+        """Takes `start_s`. Raises ModelError when told to."""
+        await asyncio.sleep(self.start_s)
+        if self.fail_start is not None:
+            raise ModelError(self.fail_start, code="load_failed")
+        self.started = True
+
+    def generate(self, prompt: Prompt) -> AsyncIterator[Piece]:
+        """Speak, whether or not `start` was called."""
+        return self._generate(prompt)
+
+    async def check(self) -> None:
+        """Raises ModelError when killed."""
+        if self.dead:
+            raise ModelError("The model's engine died; it has to be started again.", code="engine_dead")
+
+    async def stop(self) -> None:
+        self.started = False
+
+    def kill(self) -> None:
+        """Die: whoever is being answered gets an error at once, and so does everyone who asks."""
+        self.dead = True
+        self._death.set()
+
+    def revive(self) -> None:
+        """Live again."""
+        self.dead, self._death = False, asyncio.Event()
+
+    async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
+        await self.check()
+        self.prompts.append(prompt)
+        if self.max_chars is not None and len(prompt.text) > self.max_chars:
+            raise BadRequest("The prompt is too long.", param="question", code="context_length_exceeded")
+        pieces = self._pieces(prompt)
+        prompt_tokens = len(prompt.text.split()) + (self.image_tokens if prompt.image is not None else 0)
+        most = prompt.sampling.max_tokens
+        finish: FinishReason = "length" if len(pieces) > most else self.finish
+        pieces = pieces[:most]
+        self.speaking += 1
+        whole = False
+        try:
+            await self._wait(self.first_delay_s)
+            for said, text in enumerate(pieces or [""]):
+                await self._wait(self.delay_s)
+                self._stumble(said)
+                top = ((text, self.logprob),) if prompt.sampling.top_logprobs else ()
+                tokens = (Token(text, self.logprob, top),) if pieces else ()
+                last = said + 1 >= len(pieces)
+                whole = last
+                yield Piece(text, tokens, finish if last else None, prompt_tokens, min(said + 1, len(pieces)))
+        finally:
+            self.speaking -= 1
+            self.aborted += not whole
+
+    def _pieces(self, prompt: Prompt) -> list[str]:
+        replies = self.replies
+        if callable(replies):
+            words = replies(prompt)
+        elif isinstance(replies, Mapping):
+            parts = [part for part in replies if part in prompt.text]
+            if not parts:
+                raise ModelError(f"The fake engine was told nothing about {prompt.text!r}.", code="untold")
+            words = replies[max(parts, key=len)]
+        else:
+            words = replies
+        return re.findall(r"\S+\s*|\s+", words) if isinstance(words, str) else list(words)
+
+    async def _wait(self, seconds: float) -> None:
+        """Sleep, but not through our own death."""
+        if seconds > 0 and not self.dead:
+            try:
+                await asyncio.wait_for(self._death.wait(), seconds)
+            except TimeoutError:
+                return
+        else:
+            await asyncio.sleep(0)
+        await self.check()
+
+    def _stumble(self, said: int) -> None:
+        if self.die_after is not None and said >= self.die_after:
+            self.kill()
+            raise ModelError("The model's engine died; it has to be started again.", code="engine_dead")
+        if self.fail_after is not None and said >= self.fail_after:
+            raise ModelError("The model failed.", code="model_error")
