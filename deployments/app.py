@@ -1,0 +1,54 @@
+"""The Ray Serve application: one deployment per model, and the gateway before them."""
+
+import ray.serve
+from fastapi import FastAPI
+from ray.serve.handle import DeploymentHandle
+
+from deployments.args import Args, GatewayArgs, Placed
+from deployments.remote import Remote
+from deployments.replica import Replica
+from serve.api import create_app
+from serve.models import MODELS
+from serve.router import Router
+
+
+@ray.serve.ingress()
+class Gateway:
+    """The HTTP front. It imports neither torch nor vLLM: it starts in a second and weighs little."""
+
+    def __init__(self, args: GatewayArgs, handles: dict[str, DeploymentHandle]) -> None:
+        self.args = args
+        self.router = Router([Remote(MODELS[name], handle) for name, handle in handles.items()])
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self.router, max_body=self.args.max_body_mb * 2**20)
+
+
+def build(args: Args) -> ray.serve.Application:
+    """The application of a Serve config's `args`, with its models in catalogue order."""
+    replicas = {
+        model.name: ray.serve.deployment(Replica).options(**_options(model.name, model)).bind(model)
+        for model in args.models
+    }
+    return ray.serve.deployment(Gateway).options(**_options("gateway", args.gateway)).bind(args.gateway, replicas)
+
+
+def _options(name: str, placed: Placed) -> dict[str, object]:
+    count: dict[str, object] = (
+        {"num_replicas": placed.replicas} if placed.autoscaling is None else {"autoscaling_config": placed.autoscaling}
+    )
+    return {
+        **count,
+        "name": name,
+        "ray_actor_options": {
+            "num_cpus": placed.num_cpus,
+            "num_gpus": placed.num_gpus,
+            "resources": placed.resources,
+        },
+        "max_ongoing_requests": placed.max_ongoing_requests,
+        # A dead engine is noticed after three failed checks; a model that loads answers them, so they may be quick.
+        "health_check_period_s": 1,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "graceful_shutdown_timeout_s": 10,
+    }

@@ -1,0 +1,149 @@
+"""Starts Diptych on one machine: checks, Ray, the application, progress; then waits to be told to stop."""
+
+import argparse
+import errno
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from deployments.config import HERE, Config, Refused, of, read
+from deployments.machine import machine
+from deployments.progress import Progress
+from serve.models import MODELS
+
+SCENES = HERE.parent / "serve" / "toy" / "scenes"
+QUESTION = "how many shapes are there?"
+
+
+class Stopped(Exception):
+    """A signal asked us to stop."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM. 0: was stopped; 1: could not start, with a sentence on stderr."""
+    options = _parser().parse_args(argv)
+    try:
+        config = _config(options)
+        _check_port(config.host, config.port)
+    except Refused as refused:
+        print(f"diptych: {refused}", file=sys.stderr)
+        return 1
+    return _serve(config)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("diptych serve", allow_abbrev=False)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--config", type=Path, help="a Serve config, as local.yaml (the default) and gpu.yaml")
+    which.add_argument("--models", help="names from `diptych models`, separated by commas")
+    parser.add_argument("--host", help="default: the config's, else 127.0.0.1")
+    parser.add_argument("--port", type=int, help="default: the config's, else 8000")
+    return parser
+
+
+def _config(options: argparse.Namespace) -> Config:
+    if options.models is not None:
+        names = [name.strip() for name in options.models.split(",") if name.strip()]
+        config = of(names, gpus=_share(names))
+    else:
+        config = read(options.config or HERE / "local.yaml")
+    given = {"host": options.host, "port": options.port}
+    return config.model_copy(update={key: value for key, value in given.items() if value is not None})
+
+
+def _share(names: Sequence[str]) -> float:
+    """GPUs per model: one each where there are enough, else an equal share of what there is; none for toys."""
+    if all(name in MODELS and MODELS[name].card.toy for name in names) or not names:
+        return 0
+    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return min(1.0, gpus / len(names))
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OverflowError:
+        raise Refused(f"{port} is not a port: it must be between 1 and 65535.") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Refused(
+                f"Port {port} on {host} is in use. Stop what listens there, or choose another: --port {port + 1}"
+            ) from None
+        raise Refused(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+
+
+def _serve(config: Config) -> int:
+    stop = threading.Event()
+
+    def told(number: int, _frame: object) -> None:
+        if not stop.is_set():
+            stop.set()
+            raise Stopped
+
+    names = [model.name for model in config.args.models]
+    print(f"Starting {' and '.join(names)}. Ctrl-C stops everything.", flush=True)
+    try:
+        wanted = config.args.gateway.num_cpus + sum(m.num_cpus * m.replicas for m in config.args.models)
+        signal.signal(signal.SIGTERM, told)
+        signal.signal(signal.SIGINT, told)
+        with machine(wanted) as logs:
+            signal.signal(signal.SIGTERM, told)  # ray.init put its own in this place
+            signal.signal(signal.SIGINT, told)
+            url = _run(config)
+            progress = Progress(names)
+            states = progress.follow(url)
+            _welcome(url, states, logs)
+            while True:
+                signal.pause()
+    except Stopped:
+        print("\nStopped.", flush=True)
+        return 0
+
+
+def _run(config: Config) -> str:
+    import logging
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    import ray.serve
+
+    from deployments.app import build
+
+    ray.serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": config.host, "port": config.port},
+        logging_config=config.logging,
+    )
+    ray.serve.run(build(config.args), name="diptych", route_prefix="/", logging_config=config.logging)
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    return f"http://{host}:{config.port}"
+
+
+def _welcome(url: str, states: dict[str, str], logs: Path) -> None:
+    ready = [name for name, state in states.items() if state == "ready"]
+    if len(ready) < len(states):
+        print(f"Logs: {logs}")
+    if not ready:
+        print("No model can answer. Ctrl-C stops.", flush=True)
+        return
+    print(f"\nDiptych is ready: {url}\n\nTry, in another terminal:\n  {_command(url)}")
+    if all(MODELS[name].card.toy for name in ready):
+        print(
+            "\nThese are toys: they know drawn shapes only. The published models, on a GPU:\n"
+            "  diptych serve --models llava-1.5-7b,paligemma-3b-mix-448"
+        )
+    sys.stdout.flush()
+
+
+def _command(url: str) -> str:
+    found = sorted(SCENES.glob("*.png"))
+    picture = os.path.relpath(found[0]) if found else "PICTURE.png"
+    beside = Path(sys.executable).with_name("diptych")
+    program = "diptych" if shutil.which("diptych") else os.path.relpath(beside)
+    server = "" if url.endswith("127.0.0.1:8000") else f" --server {url}"
+    return f'{program} ask{server} {picture} "{QUESTION}"'
