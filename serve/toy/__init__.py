@@ -5,7 +5,9 @@ prompts.py    each family's exact words            tokenizer.py  every word of t
 nets.py       LLaVA-1.5 and PaliGemma, small       corpus.py     labels for patches, packs of questions
 muon.py       the optimizer                        train.py      three phases, an hour and a half of one core
 export.py     the published checkpoint layout      evaluate.py   accuracy on fresh scenes, with floors
-scenes/       pictures to show                     llava/ paligemma/   the checkpoints; README.md says how they fared
+album.py      pictures to show, in scenes/
+
+llava/ and paligemma/ are the checkpoints; README.md says how they were made and how they fare.
 
 The toys are real LLaVA and PaliGemma architectures and toys all the same: about photographs they know nothing.
 """

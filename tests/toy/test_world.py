@@ -1,10 +1,12 @@
+import json
 import random
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
-from serve.toy import world
+from serve.toy import album, world
 
 SEEDS = range(300)
 
@@ -89,3 +91,12 @@ def test_outlines_stay_in_their_box():
         box = (rng.uniform(0, 0.3), rng.uniform(0, 0.3), rng.uniform(0.5, 1), rng.uniform(0.5, 1))
         for x, y in world.outline(kind, box):
             assert box[0] - 1e-9 <= x <= box[2] + 1e-9 and box[1] - 1e-9 <= y <= box[3] + 1e-9
+
+
+def test_the_shipped_scenes_are_what_their_list_says():
+    told = json.loads((album.HERE / "scenes.json").read_text())
+    assert {path.name for path in album.HERE.glob("*.png")} == set(told) == {f"{name}.png" for name in album.SEEDS}
+    for name, seed in album.SEEDS.items():
+        with Image.open(album.HERE / f"{name}.png") as picture:
+            assert told[f"{name}.png"] == album.truth(world.scene(seed), picture.size)
+            assert max(picture.size) == album.LONG_SIDE
