@@ -1,0 +1,28 @@
+"""Replies whose words are the result as they stand."""
+
+from collections.abc import Sequence
+
+from serve.engines.base import Spoken
+from serve.errors import ParseError
+from serve.tasks.caption import CaptionRequest, CaptionResult
+from serve.tasks.chat import ChatRequest, ChatResult
+from serve.tasks.vqa import VqaRequest, VqaResult
+
+
+def parse_vqa(spoken: Sequence[Spoken], request: VqaRequest) -> VqaResult:
+    return VqaResult(answer=_said(spoken))
+
+
+def parse_caption(spoken: Sequence[Spoken], request: CaptionRequest) -> CaptionResult:
+    return CaptionResult(caption=_said(spoken))
+
+
+def parse_chat(spoken: Sequence[Spoken], request: ChatRequest) -> ChatResult:
+    return ChatResult(text=_said(spoken))
+
+
+def _said(spoken: Sequence[Spoken]) -> str:
+    text = spoken[0].text.strip()
+    if not text:
+        raise ParseError("The reply is empty.")
+    return text
