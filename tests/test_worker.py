@@ -1,0 +1,118 @@
+"""A model and its engine: every step of an answer, on an engine that says what it is told."""
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+
+from serve.engines.fake import FakeEngine
+from serve.errors import ModelError
+from serve.image import Image
+from serve.models import MODELS
+from serve.tasks.base import Delta, Reply
+from serve.tasks.boxes import DetectResult
+from serve.tasks.detect import DetectRequest
+from serve.tasks.vqa import VqaRequest, VqaResult
+from serve.worker import Worker
+
+PICTURE = Image(np.zeros((100, 100, 3), np.uint8))
+QUESTION = VqaRequest(image=PICTURE, question="q")
+
+
+async def ready(engine: FakeEngine, model: str = "toy-llava") -> Worker:
+    worker = Worker(MODELS[model], engine)
+    await worker.start()
+    return worker
+
+
+async def test_the_words_pass_by_as_they_are_spoken_and_are_parsed_at_the_end() -> None:
+    worker = await ready(FakeEngine([" red", " circle"], logprob=math.log(0.5)))
+    events = [event async for event in worker.answer("vqa", QUESTION)]
+    assert events[:-1] == [Delta("toy-llava", " red"), Delta("toy-llava", " circle")]
+    reply = events[-1]
+    assert isinstance(reply, Reply) and reply.result == VqaResult(answer="red circle")
+    assert (reply.status, reply.text, reply.finish_reason) == ("ok", " red circle", "stop")
+    assert reply.confidence == pytest.approx(0.5)
+    assert reply.usage.completion_tokens == 2 and reply.usage.total_tokens > 50
+
+
+async def test_several_prompts_are_one_reply_spoken_at_once_and_told_in_order() -> None:
+    engine = FakeEngine({": cat": ["[0.1, ", "0.1, 0.2, 0.2]"], ": dog": ["[0.5, 0.5, 0.9, 0.9]"]}, delay_s=0.01)
+    worker = await ready(engine)
+    events = [event async for event in worker.answer("detect", DetectRequest(image=PICTURE, labels=["cat", "dog"]))]
+    told = "".join(event.text for event in events if isinstance(event, Delta))
+    reply = events[-1]
+    assert isinstance(reply, Reply) and told == reply.text == "[0.1, 0.1, 0.2, 0.2]\n[0.5, 0.5, 0.9, 0.9]"
+    assert isinstance(reply.result, DetectResult)
+    assert [(found.label, found.box) for found in reply.result.boxes] == [
+        ("cat", (10, 10, 20, 20)),
+        ("dog", (50, 50, 90, 90)),
+    ]
+    assert reply.usage.completion_tokens == 3 and len(engine.prompts) == 2
+
+
+async def test_words_that_cannot_be_parsed_are_kept_beside_the_error() -> None:
+    worker = await ready(FakeEngine("no idea"))
+    events = [event async for event in worker.answer("detect", DetectRequest(image=PICTURE, labels=["cat"]))]
+    reply = events[-1]
+    assert isinstance(reply, Reply) and reply.error is not None
+    assert (reply.status, reply.error.code, reply.text, reply.result) == ("error", "parse_error", "no idea", None)
+
+
+async def test_one_prompt_that_fails_stops_the_others() -> None:
+    engine = FakeEngine({"cat": "[0.1, 0.1, 0.2, 0.2]", "dog": "[0.5"}, delay_s=0.05, die_after=1)
+    worker = await ready(engine)
+    with pytest.raises(ModelError):
+        async for _ in worker.answer("detect", DetectRequest(image=PICTURE, labels=["cat", "dog"])):
+            pass
+    assert engine.speaking == 0
+
+
+async def test_leaving_early_aborts_the_engine() -> None:
+    engine = FakeEngine("one two three four", delay_s=0.05)
+    worker = await ready(engine)
+    answer = worker.answer("vqa", QUESTION)
+    async for _ in answer:
+        break
+    await answer.aclose()  # type: ignore[attr-defined]
+    assert (engine.speaking, engine.aborted) == (0, 1)
+
+
+async def test_cancelling_aborts_the_engine() -> None:
+    engine = FakeEngine("one two", delay_s=30)
+    worker = await ready(engine)
+
+    async def listen() -> None:
+        async for _ in worker.answer("vqa", QUESTION):
+            pass
+
+    job = asyncio.create_task(listen())
+    await asyncio.sleep(0.05)
+    assert engine.speaking == 1
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert (engine.speaking, engine.aborted) == (0, 1)
+
+
+async def test_status_tells_what_it_is_doing_and_why_it_failed() -> None:
+    now = [100.0]
+    worker = Worker(MODELS["toy-llava"], FakeEngine(fail_start="There is no such folder."), clock=lambda: now[0])
+    now[0] += 3
+    status = await worker.status()
+    assert (status.state, status.since_s) == ("starting", 3)
+    with pytest.raises(ModelError, match="still starting"):
+        await anext(worker.answer("vqa", QUESTION))
+    await worker.start()
+    status = await worker.status()
+    assert (status.state, status.step) == ("failed", "There is no such folder.")
+    with pytest.raises(ModelError, match="no such folder"):
+        await anext(worker.answer("vqa", QUESTION))
+
+
+async def test_a_plain_conversation_passes_the_pieces_on() -> None:
+    worker = await ready(FakeEngine("a b"))
+    (prompt,) = worker.model.skills["vqa"].ask(QUESTION)
+    pieces = [piece async for piece in worker.speak(prompt)]
+    assert "".join(piece.text for piece in pieces) == "a b" and pieces[-1].finish_reason == "stop"
