@@ -1,0 +1,66 @@
+"""What the families ask when they serve is, to the letter, what the toys were trained on; and answers read back."""
+
+import random
+
+import pytest
+
+from serve.engines.base import Spoken
+from serve.image import Image
+from serve.models import MODELS
+from serve.tasks import TASKS
+from serve.tasks.base import Request
+from serve.tasks.boxes import DetectResult
+from serve.toy import prompts, questions, world
+
+SCENES = [world.scene(seed) for seed in range(40)]
+TOYS = ("llava", "paligemma")
+
+
+def asked(scene: world.Scene) -> list[questions.Question]:
+    rng = random.Random(scene.text)
+    found = [questions.vqa(scene, kind, rng) for kind in questions.KINDS]
+    found.append(questions.Question("caption", "caption", "", questions.caption(scene)))
+    found += [questions.detect(scene, [phrase]) for phrase in questions.phrases(scene, unique=True)[:2]]
+    return [question for question in found if question is not None]
+
+
+def request(question: questions.Question, image: Image) -> Request:
+    fields: dict[str, object] = {}
+    if question.task == "vqa":
+        fields = {"question": question.text}
+    elif question.task == "detect":
+        fields = {"labels": question.text.split(" ; ")}
+    return TASKS[question.task].request(image=image, **fields)
+
+
+@pytest.mark.parametrize("family", TOYS)
+def test_prompts_are_the_trained_ones(family: str) -> None:
+    seen = set()
+    for scene in SCENES:
+        picture = Image.of(world.draw(scene))
+        for question in asked(scene):
+            (prompt,) = MODELS[f"toy-{family}"].skills[question.task].ask(request(question, picture))
+            if family == "llava":
+                trained = prompts.turn(prompts.llava(question, (picture.width, picture.height))[0])
+            else:
+                trained = prompts.paligemma(question)[0]
+            assert prompt.text == trained
+            seen.add(question.task)
+    assert seen == {"vqa", "caption", "detect"}
+
+
+@pytest.mark.parametrize("family", TOYS)
+def test_a_trained_box_reads_back_as_the_drawn_one(family: str) -> None:
+    for scene in SCENES:
+        picture = Image.of(world.draw(scene))
+        size = (picture.width, picture.height)
+        for phrase in questions.phrases(scene, unique=True):
+            question = questions.detect(scene, [phrase])
+            said = prompts.llava(question, size)[1] if family == "llava" else prompts.paligemma(question)[1]
+            result = MODELS[f"toy-{family}"].skills["detect"].parse([Spoken(said)], request(question, picture))
+            assert isinstance(result, DetectResult)
+            (found,) = result.boxes
+            true = question.boxes[0][1]
+            drawn = (true[0] * size[0], true[1] * size[1], true[2] * size[0], true[3] * size[1])
+            assert found.label == phrase
+            assert found.box == pytest.approx(drawn, abs=0.02 * max(size))
