@@ -16,7 +16,7 @@ LAYERS = [
     {"wire"},
     {"chat_completions"},
     {"api", "toy"},
-    {"cli"},
+    {"cli", "terminal"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 WITHIN = {"errors": 0, "image": 1, "geometry": 2}  # the lowest layer has an order of its own

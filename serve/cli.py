@@ -1,0 +1,140 @@
+"""The `diptych` command: serve, ask, models, compare. What is heavy is imported by the command that needs it."""
+
+import argparse
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+LOCAL = "http://127.0.0.1:8000"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. 0: answered, also in part; 1: refused or failed, with a sentence on stderr; 2: misused."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")  # a terminal that lacks a character still gets the rest
+    options = parser().parse_args(argv)
+    from serve.terminal.client import Failure
+
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except Failure as failure:
+        print(f"diptych: {failure}", file=sys.stderr)
+        return failure.status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # `diptych models | head`: nobody reads on, also not what Python flushes at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser("diptych", description="One picture, every model, side by side.", allow_abbrev=False)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    _serve_options(commands.add_parser("serve", help="start a server (the embedded toy models, unless told otherwise)"))
+    _ask_options(commands.add_parser("ask", help="ask every model about a picture"))
+    models = commands.add_parser("models", help="which models there are, and what they can do")
+    _server_option(models)
+    models.set_defaults(run=_models)
+    compare = commands.add_parser("compare", help="two or more models in one table")
+    compare.add_argument("names", nargs="+", metavar="MODEL")
+    compare.set_defaults(run=_compare)
+    return top
+
+
+def _serve_options(serve: argparse.ArgumentParser) -> None:
+    which = serve.add_mutually_exclusive_group()
+    which.add_argument("--config", metavar="FILE", help="a Ray Serve configuration, as in deployments/*.yaml")
+    which.add_argument("--models", metavar="A,B", help="names from `diptych models`")
+    serve.add_argument("--host", metavar="ADDRESS", help="default 127.0.0.1: this machine only")
+    serve.add_argument("--port", type=_count, metavar="N", help="default 8000")
+    serve.set_defaults(run=_serve)
+
+
+def _ask_options(ask: argparse.ArgumentParser) -> None:
+    ask.add_argument("image", metavar="IMAGE", help="a PNG, JPEG, WEBP or GIF file; - reads it from stdin")
+    ask.add_argument(
+        "question", nargs="?", type=_text, metavar="QUESTION", help="for detect: phrases, as in 'cat; dog'"
+    )
+    ask.add_argument("--task", type=_text, help="default vqa with a question, else caption; see `diptych models`")
+    ask.add_argument("--labels", type=_text, metavar="PHRASES", help="the phrases to find, instead of QUESTION")
+    ask.add_argument("--models", type=_names, metavar="A,B", help="default: all that can do the task")
+    ask.add_argument("--deadline", dest="deadline_s", type=_number, metavar="S", help="seconds a model may take")
+    ask.add_argument("--quorum", type=_count, metavar="N", help="merge as soon as so many models answered")
+    ask.add_argument("--merge", type=_text, metavar="METHOD", help="default: the task's own")
+    ask.add_argument("--temperature", type=_number, metavar="T", help="default 0: the likeliest words")
+    ask.add_argument("--max-tokens", type=_count, metavar="N", help="at most so many tokens a reply")
+    ask.add_argument("--seed", type=int, metavar="N", help="for a temperature above 0")
+    ask.add_argument("--lang", type=_text, metavar="CODE", help="the language of the answer, such as en")
+    ask.add_argument("--json", action="store_true", help="print the server's JSON and nothing else")
+    ask.add_argument("--save", type=_picture_file, metavar="FILE", help="draw the boxes into a copy of the picture")
+    _server_option(ask)
+    ask.set_defaults(run=_ask)
+
+
+def _server_option(command: argparse.ArgumentParser) -> None:
+    url = os.environ.get("DIPTYCH_URL") or LOCAL
+    command.add_argument("--server", default=url, metavar="URL", help=f"default $DIPTYCH_URL, or {LOCAL}")
+
+
+def _serve(options: argparse.Namespace) -> NoReturn:
+    """Becomes the process that serves: signals and the exit status are its own."""
+    given = {name: getattr(options, name) for name in ("config", "models", "host", "port")}
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "deployments", *flags])
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from serve.terminal.asking import ask
+
+    return ask(options)
+
+
+def _models(options: argparse.Namespace) -> int:
+    from serve.terminal.listing import models
+
+    return models(options.server)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from serve.terminal.listing import compare
+
+    return compare(options.names)
+
+
+def _text(word: str) -> str:
+    """As it can be sent: bytes that are no UTF-8 arrive in argv as lone surrogates."""
+    return word.encode("utf-8", "replace").decode()
+
+
+def _names(word: str) -> list[str]:
+    return [name for part in _text(word).split(",") if (name := part.strip())]
+
+
+def _number(word: str) -> float:
+    value = float(word)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{word} is not a number to count with")
+    return value
+
+
+def _count(word: str) -> int:
+    value = int(word)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _picture_file(word: str) -> Path:
+    path = Path(word)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise argparse.ArgumentTypeError(f"{word} does not end in .png, .jpg or .webp")
+    return path

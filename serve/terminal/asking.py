@@ -1,0 +1,129 @@
+"""`diptych ask`: one picture and one question to every model."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from serve.terminal.board import Board
+from serve.terminal.client import Failure, Misuse, Server
+from serve.terminal.listing import toy_notes
+
+FIELDS = ("models", "deadline_s", "quorum", "merge", "temperature", "max_tokens", "seed", "lang")
+BOXED = ("detect", "segment")  # tasks that answer with boxes
+ENOUGH = 64 * 2**20  # the server says what is too large; this only makes `diptych ask /dev/zero` end
+
+
+def ask(options: argparse.Namespace) -> int:
+    """Ask, show, save. Raises Failure where there is nothing to show."""
+    task = options.task or ("vqa" if options.question else "caption")
+    fields = _fields(task, options)
+    if options.save is not None:
+        _check_target(task, options.save)
+    picture = read(options.image)
+    board = Board()
+    with Server(options.server) as server:
+        if options.json:
+            response = server.ask(task, picture, fields)
+            board.fill(response)
+            print(_dumped(response))
+        else:
+            _show(server, board, (task, picture, fields))
+    if options.save is not None:
+        legend = save(options.save, picture, board)
+        print(legend, file=sys.stderr if options.json else sys.stdout)
+    return 0
+
+
+def _show(server: Server, board: Board, question: tuple[str, bytes, dict[str, Any]]) -> None:
+    """Columns that fill on a terminal; into a file or a pipe the finished table."""
+    console, cards = Console(), server.get("/v1/catalog")["data"]
+    board.order = [card["id"] for card in cards]
+    if sys.stdout.isatty():
+        with Live(board, console=console, refresh_per_second=15):
+            try:
+                for event, body in server.events(*question):
+                    board.take(event, body)
+            finally:
+                board.over = True
+    else:
+        board.fill(server.ask(*question))
+        console.print(board)
+    for note in toy_notes(cards, board.columns()):
+        console.print(note, soft_wrap=True)
+
+
+def read(name: str) -> bytes:
+    """A picture's file as it is."""
+    if name.lower().startswith(("http://", "https://")):
+        raise Misuse("Pictures are not fetched by URL: download it and ask about the file.")
+    try:
+        if name == "-":
+            return sys.stdin.buffer.read(ENOUGH)
+        with open(name, "rb") as file:
+            return file.read(ENOUGH)
+    except OSError as error:
+        raise Failure(f"{name}: {error.strerror}.") from None
+
+
+def phrases(text: str) -> list[str]:
+    """What stands between ; or , as a chat message to a detector is read."""
+    return [phrase for part in re.split("[;,]", text) if (phrase := part.strip())]
+
+
+def save(path: Path, picture: bytes, board: Board) -> str:
+    """Draw every model's boxes into the picture as a person sees it. Returns which colour is whose."""
+    from serve.errors import ServeError
+    from serve.image import decode
+    from serve.terminal.drawing import MERGED, Layer, colour_of, draw
+
+    layers, legend = [], []
+    for column, name in enumerate(board.columns()):
+        colour, value = colour_of(column)
+        legend.append(f"{name} {colour}")
+        layers.append(Layer(value, _boxes(board.replies.get(name))))
+    layers.append(Layer(MERGED, _boxes(board.merged), bold=True))
+    try:
+        draw(decode(picture).pil(), layers).save(path)
+    except ServeError as error:
+        raise Failure(f"{path} was not written: {error.message}") from None
+    except OSError as error:
+        raise Failure(f"{path} was not written: {error.strerror or error}.") from None
+    return f"Boxes drawn into {path}: {', '.join(legend)}, merged red."
+
+
+def _fields(task: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The request's fields, those that were given."""
+    fields = {name: value for name in FIELDS if (value := getattr(options, name)) is not None}
+    if task in BOXED:
+        wanted = phrases(options.labels or options.question or "")
+        if not wanted:
+            raise Misuse(f"What to find? diptych ask {options.image} 'cat; dog' --task {task}")
+        return fields | {"labels": wanted}
+    if options.labels is not None:
+        raise Misuse(f"--labels are for {' and '.join(BOXED)}, not for {task}.")
+    if task == "vqa" and not options.question:
+        raise Misuse(f"Which question? diptych ask {options.image} 'what is this?'")
+    return fields | ({"question": options.question} if options.question else {})
+
+
+def _check_target(task: str, path: Path) -> None:
+    if task not in BOXED:
+        raise Misuse(f"--save draws boxes, and {task} has none: add --task detect.")
+    if not path.parent.is_dir():
+        raise Misuse(f"{path}: there is no folder {path.parent}.")
+
+
+def _boxes(said: dict[str, Any] | None) -> list[dict[str, Any]]:
+    boxes: list[dict[str, Any]] = ((said or {}).get("result") or {}).get("boxes", [])
+    return boxes
+
+
+def _dumped(response: dict[str, Any]) -> str:
+    readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(response, indent=2, ensure_ascii=not readable)

@@ -1,0 +1,176 @@
+"""A Diptych server seen from the command line: its replies as JSON, its errors as sentences."""
+
+import ipaddress
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+Json = dict[str, Any]
+CONNECT_S = 5.0
+GRACE_S = 30.0  # beyond the request's own deadline, for merging and for a long way home
+
+
+class Failure(Exception):
+    """What a person is told instead of an answer: one sentence. status: the command's exit status."""
+
+    status = 1
+
+
+class Misuse(Failure):
+    """The command was not given what it needs."""
+
+    status = 2
+
+
+class NoServer(Failure):
+    """Nothing listens at the address."""
+
+
+class Server:
+    """One server by its URL, for a `with`. Raises Failure for whatever keeps it from answering."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise Misuse(f"--server: {url!r} is not an address such as http://127.0.0.1:8000.")
+        try:
+            self.port = httpx.URL(self.url).port
+            self.local = _is_loopback(httpx.URL(self.url).host)
+            # A proxy named in the environment leads away from this machine.
+            self._http = httpx.Client(base_url=self.url, trust_env=not self.local, timeout=CONNECT_S)
+        except (httpx.InvalidURL, ValueError, ImportError) as error:  # ImportError: a SOCKS proxy without its package
+            raise Failure(f"{url} cannot be reached: {error}") from None
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, path: str) -> Json:
+        """The JSON at a path."""
+        with self._explained():
+            return self._checked(self._http.get(path))
+
+    def ready(self) -> Json:
+        """{"status", "models": {name: state}}, also while no model can answer yet."""
+        with self._explained():
+            return self._json(self._http.get("/ready"))
+
+    def ask(self, task: str, picture: bytes, fields: Json) -> Json:
+        """Every model's reply and the merged one, once all are there."""
+        with self._explained():
+            response = self._http.post(f"/v1/tasks/{task}", **_sent(picture, fields))
+            answer = self._checked(response)
+        if answer.get("object") != "diptych.task":
+            raise self._stranger(response)
+        return answer
+
+    def events(self, task: str, picture: bytes, fields: Json) -> Iterator[tuple[str, Json]]:
+        """(delta | reply | merged, its JSON) as they come. Raises Failure where the server breaks off."""
+        sent = _sent(picture, fields | {"stream": True})
+        with self._explained(), self._http.stream("POST", f"/v1/tasks/{task}", **sent) as response:
+            if response.status_code != 200:
+                response.read()
+                self._checked(response)
+            for event, data in events(response.iter_bytes()):
+                if data == "[DONE]":
+                    return
+                body = json.loads(data)
+                if event == "error":
+                    raise Failure(sentence(body) or "The server failed and did not say why.")
+                yield event, body
+            raise Failure(f"{self.url} broke off before its answer was whole.")
+
+    def _checked(self, response: httpx.Response) -> Json:
+        body = self._json(response)
+        if response.status_code == 200:
+            return body
+        said = sentence(body)
+        if said is None:
+            raise self._stranger(response)
+        raise Failure((response.status_code == 503 and self._starting()) or said)
+
+    def _starting(self) -> str | None:
+        """Which models are at what, while some are still starting."""
+        standing = self.ready()
+        states, details = standing.get("models", {}), standing.get("details", {})
+        if "starting" not in states.values():
+            return None
+        steps = {name: f" ({detail['step']})" for name, detail in details.items()}
+        each = ", ".join(f"{name} {state}{steps.get(name, '')}" for name, state in states.items())
+        return f"The server at {self.url} is still starting: {each}."
+
+    def _json(self, response: httpx.Response) -> Json:
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise self._stranger(response)
+        return body
+
+    def _stranger(self, response: httpx.Response) -> Failure:
+        said = f"{self.url} answered {response.status_code}, but not as Diptych does."
+        return Failure(f"{said} Is it another program, or still starting?")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What the network does as what a person can do about it."""
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise NoServer(f"No Diptych answers at {self.url}. {self._advice()}") from None
+        except httpx.TimeoutException:
+            raise Failure(f"{self.url} took the question but has not answered in time.") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Failure(f"The connection to {self.url} broke: {error or type(error).__name__}.") from None
+        except json.JSONDecodeError:
+            raise Failure(f"{self.url} said something that is not JSON.") from None
+
+    def _advice(self) -> str:
+        if not self.local:
+            return "Give another address with --server or DIPTYCH_URL."
+        port = "" if self.port in (None, 8000) else f" --port {self.port}"
+        return f"Start one with: diptych serve{port} (or make serve)"
+
+
+def sentence(body: Json) -> str | None:
+    """An OpenAI-shaped error as one sentence that names the parameter; None for anything else."""
+    error = body.get("error")
+    if not isinstance(error, dict) or not isinstance(error.get("message"), str):
+        return None
+    param = error.get("param")
+    return f"{param}: {error['message']}" if param else str(error["message"])
+
+
+def events(chunks: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """Server-sent events from bytes. Not httpx's iter_lines: it also breaks lines at U+2028, which JSON may hold."""
+    event, data, rest = "message", [], b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            field, colon, value = line.rstrip(b"\r").decode("utf-8", "replace").partition(":")
+            if field == "event":
+                event = value.strip()
+            elif field == "data":
+                data.append(value.removeprefix(" "))
+            elif not colon and data:  # an empty line; one that begins with a colon only says that the server is there
+                yield event, "\n".join(data)
+                event, data = "message", []
+
+
+def _sent(picture: bytes, fields: Json) -> Json:
+    """The request as a form: the picture's bytes as they are, a third fewer than in a data URL."""
+    patience = httpx.Timeout(fields.get("deadline_s", 60.0) + GRACE_S, connect=CONNECT_S)
+    return {"files": {"image": ("picture", picture)}, "data": fields, "timeout": patience}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

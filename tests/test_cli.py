@@ -1,0 +1,451 @@
+"""The `diptych` command against a real server on loopback, whose models say what they are told to."""
+
+import dataclasses
+import io
+import json
+import os
+import pty
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+from served import listening
+
+from serve import cli
+from serve.api import create_app
+from serve.engines.fake import FakeEngine
+from serve.models import MODELS
+from serve.router import Router
+from serve.terminal import client
+from serve.worker import Worker
+
+ROOT = Path(__file__).parents[1]
+
+
+def engine(box: str) -> FakeEngine:
+    """Answers a detection with one box, anything else with one word, in two pieces."""
+    escape = ("[bold]", "red[/bold]\x1b[2J")
+    return FakeEngine({"": ("r", "ed"), "detect": (box, " cat"), "bounding box": (box, ""), "escape": escape})
+
+
+def worker(name: str, state: Any = "ready", step: str = "ready") -> Worker:
+    box = "[0.25, 0.25, 0.75, 0.75]" if name == "toy-llava" else "<loc0256><loc0256><loc0767><loc0767>"
+    made = Worker(MODELS[name], engine(box))
+    made.mark(state, step)
+    return made
+
+
+def serving(*workers: Worker) -> AbstractContextManager[str]:
+    """A server's URL, while it runs."""
+    return listening(create_app(Router(workers)))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with serving(worker("toy-llava"), worker("toy-paligemma")) as url:
+        yield url
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """An address of this machine where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    PIL.Image.new("RGB", (200, 200), "white").save(path)
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def diptych(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the command in this process."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("DIPTYCH_URL", raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):  # loopback never goes through these
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    def run(*words: object) -> Ran:
+        try:
+            status = cli.main([str(word) for word in words])
+        except SystemExit as left:
+            status = int(left.code or 0)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Ran(status, out, err)
+
+    return run
+
+
+# --- ask ---
+
+
+def test_the_answers_stand_side_by_side_above_the_merged_one(diptych: Any, server: str, picture: Path) -> None:
+    ran = diptych("ask", picture, "what colour?", "--server", server)
+    assert (ran.status, ran.err) == (0, "")
+    header = next(line for line in ran.out.splitlines() if "toy-llava" in line)
+    assert header.index("toy-llava") < header.index("toy-paligemma")
+    assert sum(line.count("red") for line in ran.out.splitlines()) >= 3
+    assert "merged  red" in ran.out and "by vote, 100% agreement, from toy-llava, toy-paligemma" in ran.out
+    assert ran.out.count("first word") == 2 and ran.out.count("2 tokens") == 2
+
+
+def test_toys_say_what_they_are(diptych: Any, server: str, picture: Path) -> None:
+    for ran in (diptych("ask", picture, "--server", server), diptych("models", "--server", server)):
+        assert "A toy, trained on drawn shapes" in ran.out
+        assert "diptych serve --models llava-1.5-7b,paligemma-3b-mix-448" in ran.out
+
+
+def test_without_a_question_it_is_a_caption(diptych: Any, server: str, picture: Path) -> None:
+    ran = diptych("ask", picture, "--server", server, "--json")
+    assert json.loads(ran.out)["task"] == "caption"
+
+
+def test_json_is_the_server_s_reply_and_nothing_else(diptych: Any, server: str, picture: Path) -> None:
+    options = ("--task", "detect", "--json", "--server", server, "--save", picture.with_name("out.png"))
+    ran = diptych("ask", picture, "cat; dog", *options)
+    body = json.loads(ran.out)
+    assert ran.status == 0 and body["object"] == "diptych.task" and body["task"] == "detect"
+    assert body["image"] == {"width": 200, "height": 200} and len(body["replies"]) == 2
+    assert "out.png" in ran.err
+
+
+def test_every_option_reaches_the_server(monkeypatch: pytest.MonkeyPatch, diptych: Any, picture: Path) -> None:
+    seen: list[Any] = []
+
+    def ask(self: client.Server, task: str, data: bytes, fields: Any) -> Any:
+        seen.append((self.url, task, data, fields))
+        return {"replies": [], "merged": None}
+
+    monkeypatch.setattr(client.Server, "ask", ask)
+    monkeypatch.setenv("DIPTYCH_URL", "http://127.0.0.1:81/")
+    words = "--models a,b --deadline 2.5 --quorum 1 --merge vote --temperature 0.5 --max-tokens 9 --seed -3 --lang de"
+    assert diptych("ask", picture, "q", "--json", *words.split()).status == 0
+    fields = {"models": ["a", "b"], "deadline_s": 2.5, "quorum": 1, "merge": "vote", "temperature": 0.5}
+    fields |= {"max_tokens": 9, "seed": -3, "lang": "de", "question": "q"}
+    assert seen == [("http://127.0.0.1:81", "vqa", picture.read_bytes(), fields)]
+
+
+@pytest.mark.parametrize("given", [("cat; a dog",), ("cat, a dog",), ("--labels", "cat;a dog")])
+def test_phrases_to_find(diptych: Any, server: str, picture: Path, given: tuple[str, ...]) -> None:
+    ran = diptych("ask", picture, *given, "--task", "detect", "--models", "toy-llava", "--json", "--server", server)
+    assert [found["label"] for found in json.loads(ran.out)["merged"]["result"]["boxes"]] == ["cat", "a dog"]
+
+
+def test_what_a_model_says_does_not_steer_the_terminal(diptych: Any, server: str, picture: Path) -> None:
+    ran = diptych("ask", picture, "escape", "--server", server)
+    assert "\x1b" not in ran.out and "[bold]red[/bold]�[2J" in ran.out
+
+
+def test_a_model_that_failed_costs_its_column(diptych: Any, picture: Path) -> None:
+    with serving(worker("toy-llava", "failed", "The weights are not there."), worker("toy-paligemma")) as url:
+        ran = diptych("ask", picture, "q", "--server", url)
+        assert ran.status == 0 and "merged  red" in ran.out
+        assert "The weights are" in ran.out and "from toy-paligemma" in ran.out
+
+
+def test_many_models_on_a_narrow_terminal_stand_one_under_the_other(
+    diptych: Any, server: str, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    ran = diptych("ask", picture, "q", "--server", server)
+    lines = ran.out.splitlines()
+    assert not any("toy-llava" in line and "toy-paligemma" in line for line in lines[:6])
+    assert max(map(len, lines[:6])) <= 40
+
+
+def test_on_a_terminal_the_columns_fill_as_the_models_speak(server: str, picture: Path) -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "90", "TERM": "xterm"}
+    command = [sys.executable, "-m", "serve", "ask", str(picture), "what?", "--server", server]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=environment, cwd=ROOT) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                got = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not got:
+                break
+            shown += got
+    os.close(ours)
+    text = shown.decode()
+    assert process.returncode == 0 and "Traceback" not in text
+    assert "waiting for the first word" in text and "\x1b[?25h" in text  # live, and the cursor is back
+    assert "merged" in text and "by vote" in text and "first word" in text
+
+
+# --- the pictures people have ---
+
+
+def photo(path: Path) -> Path:
+    PIL.Image.linear_gradient("L").resize((4000, 3000)).convert("RGB").save(path / "photo.jpg")
+    return path / "photo.jpg"
+
+
+def glass(path: Path) -> Path:
+    PIL.Image.new("RGBA", (60, 40), (255, 0, 0, 90)).save(path / "glass.png")
+    return path / "glass.png"
+
+
+def rotated(path: Path) -> Path:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (60, 40), "red").save(path / "phone.jpg", exif=exif)
+    return path / "phone.jpg"
+
+
+def speck(path: Path) -> Path:
+    PIL.Image.new("RGB", (1, 1), "red").save(path / "speck.png")
+    return path / "speck.png"
+
+
+@pytest.mark.parametrize(
+    ("make", "size"), [(photo, (4000, 3000)), (glass, (60, 40)), (rotated, (40, 60)), (speck, (1, 1))]
+)
+@pytest.mark.parametrize("task", ["vqa", "detect"])
+def test_the_pictures_people_have(
+    diptych: Any, server: str, tmp_path: Path, make: Any, size: tuple[int, int], task: str
+) -> None:
+    save = ("--save", tmp_path / "out.png") if task == "detect" else ()
+    ran = diptych("ask", make(tmp_path), "cat", "--task", task, "--server", server, *save)
+    assert (ran.status, ran.err) == (0, "") and "merged" in ran.out
+    if save:
+        with PIL.Image.open(tmp_path / "out.png") as drawn:
+            assert drawn.size == size
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"A text file, renamed.\n", "diptych: image: The file is not a PNG, JPEG, WEBP or GIF image."),
+        (b"", "diptych: image: The image is empty."),
+        (b"\x89PNG\r\n\x1a\n" + b"\x00" * 30_000_000, "diptych: "),
+        (
+            struct.pack(">8s I4s IIBBBBB I", b"\x89PNG\r\n\x1a\n", 13, b"IHDR", 10**5, 10**5, 1, 0, 0, 0, 0, 0),
+            "diptych: image: ",
+        ),
+    ],
+    ids=["text", "empty", "30 MB", "too many pixels"],
+)
+def test_what_is_no_picture_is_refused_in_one_sentence(
+    diptych: Any, server: str, tmp_path: Path, data: bytes, says: str
+) -> None:
+    (tmp_path / "picture.png").write_bytes(data)
+    ran = diptych("ask", tmp_path / "picture.png", "what?", "--server", server)
+    assert (ran.status, ran.out) == (1, "") and ran.err.count("\n") == 1
+    assert ran.err.startswith(says)
+
+
+def test_a_picture_that_is_not_there(diptych: Any, server: str, tmp_path: Path) -> None:
+    assert diptych("ask", tmp_path / "gone.png", "--server", server).err.endswith(
+        "gone.png: No such file or directory.\n"
+    )
+    assert diptych("ask", tmp_path, "--server", server).err.endswith("Is a directory.\n")
+    ran = diptych("ask", "https://example.com/cat.png", "--server", server)
+    assert ran.status == 2 and "download it" in ran.err
+
+
+def test_a_picture_from_stdin(diptych: Any, server: str, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(picture.read_bytes())))
+    assert diptych("ask", "-", "--server", server).status == 0
+
+
+# --- save ---
+
+
+def test_the_saved_picture_has_the_boxes_where_they_belong(diptych: Any, server: str, picture: Path) -> None:
+    out = picture.with_name("out.png")
+    ran = diptych("ask", picture, "cat", "--task", "detect", "--server", server, "--save", out)
+    assert f"Boxes drawn into {out}: toy-llava blue, toy-paligemma orange, merged red." in ran.out.replace("\n", " ")
+    with PIL.Image.open(out) as drawn:
+        row = [drawn.getpixel((x, 130)) for x in range(200)]
+        assert {at for at, colour in enumerate(row) if colour == (0xD5, 0x00, 0x1C)} <= {48, 49, 150, 151}
+        assert row[49] == (0xD5, 0x00, 0x1C) and row[50] == (0xE6, 0x9F, 0x00)  # both models' frames, the later over it
+        assert row[100] == row[30] == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("q", "--save", "out.png"),
+        ("cat", "--task", "detect", "--save", "out.txt"),
+        ("cat", "--task", "detect", "--save", "no/such/folder/out.png"),
+        ("--task", "detect"),
+        (" ; ", "--task", "detect"),
+        ("--task", "vqa"),
+        ("q", "--labels", "cat"),
+        ("q", "--deadline", "nan"),
+        ("q", "--deadline", "soon"),
+        ("q", "--quorum", "0"),
+        ("q", "--server", "localhost:8000"),
+        ("q", "--nonsense"),
+    ],
+    ids=" ".join,
+)
+def test_misuse(diptych: Any, picture: Path, words: tuple[str, ...]) -> None:
+    ran = diptych("ask", picture, *words)
+    assert ran.status == 2 and ran.out == "" and ran.err
+
+
+# --- refused, absent, starting ---
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ("q", "--models", "toy-lava"),
+            "models: The model 'toy-lava' is not served here. Served: toy-llava, toy-paligemma.",
+        ),
+        (("q", "--task", "sing"), "task: There is no task 'sing'."),
+        (("q", "--task", "caption"), "question: "),
+        (("q", "--merge", "dice"), "merge: vqa merges by vote."),
+        (("q", "--deadline", "-1"), "deadline_s: "),
+        (("q", "--quorum", "3"), "quorum: "),
+        (("q", "--lang", "klingon"), "lang: "),
+    ],
+)
+def test_a_refusal_names_the_parameter(
+    diptych: Any, server: str, picture: Path, words: tuple[str, ...], says: str
+) -> None:
+    ran = diptych("ask", picture, *words, "--server", server)
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err.startswith(f"diptych: {says}") and ran.err.count("\n") == 1
+
+
+def test_no_server(diptych: Any, nowhere: str, picture: Path) -> None:
+    port = nowhere.rsplit(":", 1)[1]
+    for flags in ((), ("--json",)):
+        ran = diptych("ask", picture, "q", "--server", nowhere, *flags)
+        expected = f"No Diptych answers at {nowhere}. Start one with: diptych serve --port {port} (or make serve)"
+        assert (ran.status, ran.out, ran.err) == (1, "", f"diptych: {expected}\n")
+
+
+def test_a_server_that_is_still_starting_says_what_it_is_doing(diptych: Any, picture: Path) -> None:
+    with serving(worker("toy-llava", "starting", "loading"), worker("toy-paligemma", "failed", "no weights")) as url:
+        ran = diptych("ask", picture, "q", "--server", url)
+        assert ran.status == 1
+        assert "still starting: toy-llava starting (loading), toy-paligemma failed (no weights)." in ran.err
+        assert "toy-llava: loading" in diptych("models", "--server", url).out
+
+
+def test_another_program_at_the_address(diptych: Any, picture: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+
+        def answer() -> None:
+            for body in (b"<html>", b'{"data": []}'):
+                connection, _ = held.accept()
+                connection.recv(65536)
+                head = f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+                connection.sendall(head.encode() + body)
+                connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{held.getsockname()[1]}"
+        for _ in range(2):
+            ran = diptych("ask", picture, "q", "--json", "--server", url)
+            assert ran.status == 1 and "not as Diptych does" in ran.err
+        thread.join()
+
+
+def test_leaving_is_quiet(diptych: Any, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client.Server, "ask", leave)
+    ran = diptych("ask", picture, "q", "--json")
+    assert (ran.status, ran.out, ran.err) == (130, "", "")
+
+
+# --- models, compare, serve ---
+
+
+def test_models_with_and_without_a_server(diptych: Any, server: str, nowhere: str) -> None:
+    here, alone = diptych("models", "--server", server), diptych("models", "--server", nowhere)
+    assert here.status == alone.status == 0
+    for name, model in MODELS.items():
+        rows = [next(line for line in ran.out.splitlines() if line.strip().startswith(name)) for ran in (here, alone)]
+        assert rows[1].count("✓") == len(model.skills)
+        assert ("ready" in rows[0]) == name.startswith("toy-")
+    assert f"Served at {server}: ready." in here.out
+    assert "No Diptych answers" in alone.out
+
+
+def test_compare(diptych: Any) -> None:
+    ran = diptych("compare", "llava-1.5-7b", "paligemma-3b-mix-448")
+    assert ran.status == 0 and "7.06 B" in ran.out and "2.92 B" in ran.out
+    assert "Organization *" in ran.out and "Modality *" not in ran.out
+    assert "Tasks they share: question answering (vqa), captioning (caption), detection (detect)" in ran.out
+
+
+def test_compare_knows_what_was_meant(diptych: Any) -> None:
+    ran = diptych("compare", "llava-1.5-7b", "paligemma-3b-448")
+    assert ran.status == 1 and "paligemma-3b-mix-448" in ran.err and "diptych models" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ((), []),
+        (("--models", "a,b", "--port", "9000"), ["--models=a,b", "--port=9000"]),
+        (("--config", "gpu.yaml", "--host", "0.0.0.0"), ["--config=gpu.yaml", "--host=0.0.0.0"]),
+    ],
+)
+def test_serve_becomes_the_deployment(
+    diptych: Any, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], flags: list[str]
+) -> None:
+    became: list[Any] = []
+
+    def execv(path: str, command: list[str]) -> None:
+        became.append((path, command))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execv", execv)
+    diptych("serve", *words)
+    assert became == [(sys.executable, [sys.executable, "-m", "deployments", *flags])]
+
+
+def test_help_names_every_command(diptych: Any) -> None:
+    ran = diptych("--help")
+    assert ran.status == 0 and all(name in ran.out for name in ("serve", "ask", "models", "compare"))
+
+
+def test_asking_starts_quickly() -> None:
+    """What `ask` imports before it asks holds neither numpy nor Pillow, let alone an engine."""
+    code = "import sys, serve.cli, serve.terminal.asking; print(*sys.modules)"
+    began = time.monotonic()
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+    assert not {"numpy", "PIL", "pydantic", "torch", "vllm", "ray"} & set(loaded)
+    assert time.monotonic() - began < 20
+
+
+def test_a_terminal_without_the_characters(server: str, picture: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
+    for words in (["models", "--server", server], ["ask", str(picture), "escape", "--server", server]):
+        command = [sys.executable, "-m", "serve", *words]
+        ran = subprocess.run(command, capture_output=True, env=environment, check=True, cwd=ROOT)
+        ran.stdout.decode("ascii")
+        assert ran.stderr == b""
