@@ -18,11 +18,12 @@ from typing import Any
 
 ARCHITECTURES = ("PaliGemmaForConditionalGeneration",)
 
+SCHEDULER = "serve.engines.prefix_lm_vllm.PromptFirstScheduler"
 SAFE_ARGS: dict[str, Any] = {
     "enable_chunked_prefill": False,
     "enable_prefix_caching": False,
     "long_prefill_token_threshold": 0,
-    "scheduler_cls": "serve.engines.prefix_lm_vllm.PromptFirstScheduler",
+    "scheduler_cls": SCHEDULER,
 }
 """vLLM engine arguments without which a prefix LM's answers would be wrong."""
 
@@ -70,8 +71,8 @@ def refuse(vllm_config: Any) -> None:
         wrong.append("long_prefill_token_threshold must be 0 (long prompts would be cut)")
     if scheduler.max_num_batched_tokens < model.max_model_len:
         wrong.append("max_num_batched_tokens must be at least max_model_len (a long prompt would not fit a step)")
-    if scheduler.scheduler_cls != SAFE_ARGS["scheduler_cls"]:
-        wrong.append(f"scheduler_cls must be {SAFE_ARGS['scheduler_cls']} (a preempted reply would see its future)")
+    if scheduler.scheduler_cls != SCHEDULER:
+        wrong.append(f"scheduler_cls must be {SCHEDULER} (a preempted reply would see its future)")
     window = getattr(model.hf_text_config, "sliding_window", None)
     if window and model.max_model_len > window:
         wrong.append(

@@ -1,0 +1,193 @@
+"""The reference: Hugging Face transformers, one request at a time, one token at a time. Slow, and right.
+
+What vLLM says is held against this (tests/engines/test_parity.py). Attention is the plain `eager` one: the fast one
+ignores Gemma 2's soft cap (measured 7.6e-3 on log-probabilities).
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from serve.engines import hub
+from serve.engines.base import FinishReason, Piece, Prompt, Token
+from serve.engines.torchvision import repair
+from serve.errors import BadRequest, ModelError
+from serve.image import Image
+
+
+class TransformersEngine:
+    """One checkpoint in transformers, in float32.
+
+    checkpoint: a local folder or a hub id, with `revision`; prepare: what a picture needs before the processor sees
+    it; device: where torch puts the weights. json_schema is not supported.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        revision: str | None = None,
+        gated: bool = False,
+        prepare: Callable[[Image], Image] = lambda image: image,
+        progress: Callable[[str], None] = lambda words: None,
+        device: str = "cpu",
+    ) -> None:
+        self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
+        self.prepare, self.progress, self.device = prepare, progress, device
+        self._model: Any = None
+        self._processor: Any = None
+        self._turn = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Load the weights. Raises ModelError."""
+        await asyncio.to_thread(self.load)
+
+    def load(self) -> None:
+        """The same, for callers without an event loop."""
+        folder = hub.locate(self.checkpoint, self.revision, gated=self.gated, progress=self.progress)
+        self.progress("loading weights")
+        repair()
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        try:
+            self._processor = AutoProcessor.from_pretrained(folder)
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=torch.float32, attn_implementation="eager"
+            )
+        except (RuntimeError, ValueError, OSError, LookupError) as error:
+            raise ModelError(f"{Path(folder).name} could not be loaded: {error}", code="load_failed") from error
+        self._model = model.to(self.device).eval()
+        self.progress("ready")
+
+    async def check(self) -> None:
+        """Raises ModelError before `start` and after `stop`."""
+        if self._model is None:
+            raise ModelError("The model's engine is not running.", code="engine_dead")
+
+    async def stop(self) -> None:
+        self._model = self._processor = None
+
+    def generate(self, prompt: Prompt) -> AsyncIterator[Piece]:
+        """Speak, a token a piece; leaving early stops the work after the token that is being computed."""
+        return self._generate(prompt)
+
+    async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
+        await self.check()
+        if prompt.sampling.json_schema is not None:
+            raise BadRequest("This engine does not follow a JSON schema.", param="response_format")
+        async with self._turn:
+            speech = Speech(self._model, self._processor, self.inputs(prompt), prompt)
+            while (piece := await asyncio.to_thread(speech.step)) is not None:
+                yield piece
+
+    def inputs(self, prompt: Prompt) -> Any:
+        """What the model reads: token ids [1, n], pixel values, and for PaliGemma the token types of a prefix LM."""
+        images = None if prompt.image is None else self.prepare(prompt.image).pil()
+        return self._processor(text=prompt.text, images=images, return_tensors="pt").to(self.device)
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The prompt's token ids, image tokens included."""
+        return list(self.inputs(prompt)["input_ids"][0].tolist())
+
+    def logprobs(self, prompt: Prompt, reply: list[int] | None = None) -> Any:
+        """Log-probabilities [len(reply) + 1, vocabulary] of the token after the prompt and after each reply token.
+
+        The reply is fed as if it had been said, so a whole greedy answer is checked in one pass.
+        """
+        import torch
+
+        inputs = self.inputs(prompt)
+        count = inputs["input_ids"].shape[1]
+        with torch.no_grad():
+            out = self._model(**inputs, use_cache=True)
+            rows = [self._capped(out.logits[0, -1])]
+            for i, token in enumerate(reply or []):
+                out = self._model(
+                    input_ids=torch.tensor([[token]], device=self.device),
+                    attention_mask=torch.ones(1, count + i + 1, dtype=torch.long, device=self.device),
+                    past_key_values=out.past_key_values,
+                    use_cache=True,
+                )
+                rows.append(self._capped(out.logits[0, -1]))
+        return torch.log_softmax(torch.stack(rows).float(), -1)
+
+    def _capped(self, logits: Any) -> Any:
+        return soft_capped(logits, self._model.config)
+
+
+def soft_capped(logits: Any, config: Any) -> Any:
+    """Gemma 2's cap on the final logits, which transformers' PaliGemma leaves out and the model was trained with."""
+    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else (logits / cap).tanh() * cap
+
+
+class Speech:
+    """One answer, drawn token by token."""
+
+    def __init__(self, model: Any, processor: Any, inputs: Any, prompt: Prompt) -> None:
+        import torch
+
+        self.model, self.tokenizer, self.sampling = model, processor.tokenizer, prompt.sampling
+        self.inputs = dict(inputs)
+        self.count = int(inputs["input_ids"].shape[1])
+        self.cache: Any = None
+        self.said: list[int] = []
+        self.text = ""
+        self.done = False
+        self.generator = torch.Generator(device=model.device)
+        seed = prompt.sampling.seed
+        _ = self.generator.seed() if seed is None else self.generator.manual_seed(seed % 2**63)
+
+    def step(self) -> Piece | None:
+        """The next token as a piece; None after the last one."""
+        import torch
+
+        if self.done:
+            return None
+        with torch.no_grad():
+            out = self.model(**self.inputs, past_key_values=self.cache, use_cache=True)
+        self.cache = out.past_key_values
+        logits = soft_capped(out.logits[0, -1].float(), self.model.config)
+        logprobs = torch.log_softmax(logits, -1)
+        token = self._draw(logits)
+        self.said.append(token)
+        length = self.count + len(self.said)
+        self.inputs = {
+            "input_ids": torch.tensor([[token]], device=logits.device),
+            "attention_mask": torch.ones(1, length, dtype=torch.long, device=logits.device),
+        }
+        ended = token in self._ends() and not self.sampling.ignore_eos
+        before = self.text
+        self.text = self.tokenizer.decode(self.said[:-1] if ended else self.said, skip_special_tokens=False)
+        cut = min((at for stop in self.sampling.stop if (at := self.text.find(stop)) >= 0), default=-1)
+        if cut >= 0:
+            self.text, ended = self.text[:cut], True
+        context = self.model.config.get_text_config().max_position_embeddings
+        full = len(self.said) >= self.sampling.max_tokens or length >= context
+        finish: FinishReason | None = "stop" if ended else "length" if full else None
+        self.done = finish is not None
+        best = logprobs.topk(self.sampling.top_logprobs)
+        top = tuple((self.tokenizer.decode([i]), p) for p, i in zip(*map(torch.Tensor.tolist, best), strict=True))
+        delta = self.text[len(before) :]
+        spoken = () if ended and not delta else (Token(delta, float(logprobs[token]), top),)
+        return Piece(delta, spoken, finish, self.count, len(self.said))
+
+    def _ends(self) -> set[int]:
+        ends = self.model.generation_config.eos_token_id
+        return set(ends) if isinstance(ends, list) else {ends}
+
+    def _draw(self, logits: Any) -> int:
+        """Penalties, temperature and top-p in OpenAI's order; greedy at temperature 0."""
+        import torch
+
+        sampling = self.sampling
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            counts = torch.bincount(torch.tensor(self.said, dtype=torch.long), minlength=len(logits)).to(logits)
+            logits = logits - sampling.frequency_penalty * counts - sampling.presence_penalty * (counts > 0)
+        if sampling.temperature == 0:
+            return int(logits.argmax())
+        chances, order = torch.softmax(logits / sampling.temperature, -1).sort(descending=True)
+        chances[chances.cumsum(0) - chances > sampling.top_p] = 0
+        return int(order[torch.multinomial(chances, 1, generator=self.generator)])

@@ -1,0 +1,84 @@
+"""vLLM inside the test's own process: an engine in seconds, its scheduler within reach of a test."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.engines import arguments, prefix_lm
+from serve.engines.base import Prompt
+
+
+@dataclass
+class Said:
+    """What vLLM read and said: ids [prompt], ids [reply], the first token's likeliest log-probabilities by id."""
+
+    prompt: list[int]
+    reply: list[int]
+    first: dict[int, float]
+
+
+@contextlib.contextmanager
+def engine(folder: Path, is_prefix_lm: bool, **deployment: Any) -> Iterator["InProcess"]:
+    """The arguments that VllmEngine would use, but the worker and the scheduler in this process."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    arguments.environment(is_prefix_lm)
+    from vllm import LLM
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    prefix_lm.register()
+    chosen = arguments.arguments(folder, {}, deployment, is_prefix_lm=is_prefix_lm, cpu=True)
+    chosen.pop("enable_log_requests")
+    preempt, found = Scheduler._preempt_request, InProcess()
+
+    def counted(self: Any, *args: Any, **keywords: Any) -> Any:
+        found.preemptions += 1
+        return preempt(self, *args, **keywords)
+
+    Scheduler._preempt_request = counted
+    try:
+        found.llm = LLM(**{**chosen, "distributed_executor_backend": "uni", "disable_log_stats": True})
+        yield found
+    finally:
+        Scheduler._preempt_request = preempt
+        if found.llm is not None:
+            found.llm.llm_engine.engine_core.shutdown()
+            found.llm = None
+        cleanup_dist_env_and_memory()
+
+
+class InProcess:
+    llm: Any = None
+    preemptions: int = 0
+
+    def say(self, prompts: list[Prompt], *, tokens: int = 32, every: int = 0, salt: bool = False) -> list[Said]:
+        """Greedy replies of exactly `tokens` tokens. every: steps between two arrivals; 0 is all at once."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=20, detokenize=False)
+        core, waiting, done, step = self.llm.llm_engine, list(enumerate(prompts)), {}, 0
+        while waiting or core.has_unfinished_requests():
+            while waiting and (every == 0 or step % every == 0):
+                i, prompt = waiting.pop(0)
+                request: dict[str, Any] = {"prompt": prompt.text}
+                if prompt.image is not None:
+                    request["multi_modal_data"] = {"image": prompt.image.pil()}
+                if salt:
+                    request["cache_salt"] = prompt.text
+                core.add_request(str(i), request, params)
+                if every:
+                    break
+            for output in core.step():
+                if output.finished:
+                    done[int(output.request_id)] = output
+            step += 1
+        return [_said(done[i]) for i in range(len(prompts))]
+
+
+def _said(output: Any) -> Said:
+    spoken = output.outputs[0]
+    first = {token: choice.logprob for token, choice in spoken.logprobs[0].items()}
+    return Said(list(output.prompt_token_ids), list(spoken.token_ids), first)
