@@ -19,19 +19,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reconfigure is not None:
             reconfigure(errors="replace")  # a terminal that lacks a character still gets the rest
     options = parser().parse_args(argv)
-    from serve.terminal.client import Failure
-
-    run: Callable[[argparse.Namespace], int] = options.run
     try:
-        return run(options)
-    except Failure as failure:
-        print(f"diptych: {failure}", file=sys.stderr)
-        return failure.status
+        return _told(options.run, options)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `diptych models | head`: nobody reads on, also not what Python flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _told(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    from serve.terminal import legible
+    from serve.terminal.client import Failure
+
+    try:
+        return run(options)
+    except Failure as failure:
+        print(f"diptych: {legible(failure)}", file=sys.stderr)
+        return failure.status
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -154,6 +153,12 @@ def test_phrases_to_find(diptych: Any, server: str, picture: Path, given: tuple[
 def test_what_a_model_says_does_not_steer_the_terminal(diptych: Any, server: str, picture: Path) -> None:
     ran = diptych("ask", picture, "escape", "--server", server)
     assert "\x1b" not in ran.out and "[bold]red[/bold]�[2J" in ran.out
+
+
+def test_what_a_server_says_does_not_either(diptych: Any, picture: Path) -> None:
+    with serving(worker("toy-llava", "failed", "\x1b[2J gone \u202e")) as url:
+        ran = diptych("ask", picture, "q", "--server", url)
+    assert ran.status == 1 and "�[2J gone �" in ran.err and "\x1b" not in ran.err
 
 
 def test_a_model_that_failed_costs_its_column(diptych: Any, picture: Path) -> None:
@@ -435,11 +440,9 @@ def test_help_names_every_command(diptych: Any) -> None:
 def test_asking_starts_quickly() -> None:
     """What `ask` imports before it asks holds neither numpy nor Pillow, let alone an engine."""
     code = "import sys, serve.cli, serve.terminal.asking; print(*sys.modules)"
-    began = time.monotonic()
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
     assert not {"numpy", "PIL", "pydantic", "torch", "vllm", "ray"} & set(loaded)
-    assert time.monotonic() - began < 20
 
 
 def test_a_terminal_without_the_characters(server: str, picture: Path) -> None:

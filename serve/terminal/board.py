@@ -7,17 +7,15 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from serve.terminal import legible
+
 Json = dict[str, Any]
 NARROW = 26  # with fewer characters a column, the models stand one under the other instead
 
-# What a model says must not steer the terminal: control characters, and those that turn the direction of writing.
-_UNSEEN = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_SEEN = {code: "�" for code in _UNSEEN} | {ord("\n"): "\n", ord("\t"): " "}
-
 
 def plain(text: object, style: str = "") -> Text:
-    """Anything from outside as text: neither markup nor control characters mean anything in it."""
-    return Text(str(text).translate(_SEEN), style=style)
+    """Anything from outside as text: rich reads no markup in it."""
+    return Text(legible(text), style=style)
 
 
 class Board:

@@ -127,7 +127,8 @@ class Server:
         except httpx.TimeoutException:
             raise Failure(f"{self.url} took the question but has not answered in time.") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Failure(f"The connection to {self.url} broke: {error or type(error).__name__}.") from None
+            why = str(error).rstrip(".") or type(error).__name__
+            raise Failure(f"The connection to {self.url} broke: {why}.") from None
         except json.JSONDecodeError:
             raise Failure(f"{self.url} said something that is not JSON.") from None
 
