@@ -1,22 +1,24 @@
-"""A served app for tests: models whose engines say what they are told, and a real server on a loopback port."""
+"""A served app for tests: the toy models with engines that say what they are told, in process or on loopback."""
 
-import asyncio
+import base64
 import contextlib
 import io
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
+import httpx
 import PIL.Image
 import uvicorn
 from fastapi import FastAPI
 
 from serve.api import create_app
-from serve.engines.base import Piece, Prompt, Token
-from serve.errors import ModelError
+from serve.engines.fake import FakeEngine
 from serve.models import MODELS
 from serve.router import Router
 from serve.worker import Worker
+
+LLAVA, PALIGEMMA = "toy-llava", "toy-paligemma"
 
 
 def picture(width: int = 64, height: int = 48, format: str = "PNG") -> bytes:
@@ -25,59 +27,33 @@ def picture(width: int = 64, height: int = 48, format: str = "PNG") -> bytes:
     return out.getvalue()
 
 
-@dataclass
-class Told:
-    """An engine that says what it is told, word by word, and remembers what it was asked."""
-
-    words: str | Callable[[Prompt], str] = "red"
-    pause_s: float = 0.0
-    breaks_after: int | None = None
-    refuses_to_start: str | None = None
-    prompts: list[Prompt] = field(default_factory=list)
-    speaking: int = 0
-    said: int = 0
-
-    async def start(self) -> None:
-        if self.refuses_to_start:
-            raise ModelError(self.refuses_to_start)
-
-    async def generate(self, prompt: Prompt) -> AsyncIterator[Piece]:
-        self.prompts.append(prompt)
-        self.speaking += 1
-        words = self.words if isinstance(self.words, str) else self.words(prompt)
-        pieces = words.split(" ")
-        try:
-            for at, word in enumerate(pieces):
-                if at == self.breaks_after:
-                    raise ModelError("The engine died.", code="engine_dead")
-                await asyncio.sleep(self.pause_s)
-                text = word if at == len(pieces) - 1 else word + " "
-                top = tuple((f"{text}{rank}", -1.0 - rank) for rank in range(prompt.sampling.top_logprobs))
-                self.said += 1
-                yield Piece(text, (Token(text, -0.1, top),), None, 7, at + 1)
-            yield Piece("", (), "stop", 7, len(pieces))
-        finally:
-            self.speaking -= 1
-
-    async def check(self) -> None:
-        pass
-
-    async def stop(self) -> None:
-        pass
+URL = "data:image/png;base64," + base64.b64encode(picture()).decode()
 
 
-def served(llava: Told | None = None, paligemma: Told | None = None, start: bool = True) -> FastAPI:
-    """The two toy models behind an app. The table is read from the first one's place to the second's."""
-    engines = {"toy-llava": llava or Told(), "toy-paligemma": paligemma or Told()}
+def router(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None, *, ready: bool = True) -> Router:
+    """The two toy models; ready unless told otherwise."""
+    engines = {LLAVA: llava or FakeEngine("red"), PALIGEMMA: paligemma or FakeEngine("red")}
     workers = [Worker(MODELS[name], engine) for name, engine in engines.items()]
-    if start:
-        for worker in workers:
-            asyncio.run(worker.start())
-    return create_app(Router(workers))
+    for worker in workers if ready else []:
+        worker.mark("ready", "ready")
+    return Router(workers)
+
+
+def served(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None, **options: Any) -> FastAPI:
+    """An app over `router`."""
+    return create_app(router(llava, paligemma, **options))
+
+
+@contextlib.asynccontextmanager
+async def calling(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that calls the app without a socket. Streams arrive whole; bugs arrive as the 500 they become."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
+        yield client
 
 
 class Server(uvicorn.Server):
-    """uvicorn in a thread."""
+    """uvicorn in a thread of this process."""
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
@@ -87,7 +63,7 @@ class Server(uvicorn.Server):
             while not self.started:
                 if not thread.is_alive():
                     raise RuntimeError("the server did not start")
-                threading.Event().wait(0.01)
+                threading.Event().wait(0.005)
             port = self.servers[0].sockets[0].getsockname()[1]
             yield f"http://127.0.0.1:{port}"
         finally:
@@ -102,18 +78,28 @@ def listening(app: FastAPI) -> contextlib.AbstractContextManager[str]:
 
 def until(condition: Callable[[], bool], seconds: float = 2.0) -> bool:
     """Whether it becomes true in time."""
-    for _ in range(int(seconds / 0.01)):
+    for _ in range(int(seconds / 0.005)):
         if condition():
             return True
-        threading.Event().wait(0.01)
+        threading.Event().wait(0.005)
     return condition()
 
 
-def events(text: str) -> Sequence[tuple[str | None, str]]:
-    """(event, data) of each frame in a stream's text."""
+def frames(text: str) -> list[tuple[str | None, str]]:
+    """(event, data) of each server-sent event in a stream's text."""
     found = []
     for block in text.split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
         if lines:
             found.append((lines.get("event"), lines["data"]))
     return found
+
+
+def message(text: str | None = "what?", image: str | None = URL) -> dict[str, Any]:
+    """A user message of OpenAI's."""
+    parts: list[dict[str, Any]] = []
+    if image is not None:
+        parts.append({"type": "image_url", "image_url": {"url": image}})
+    if text is not None:
+        parts.append({"type": "text", "text": text})
+    return {"role": "user", "content": parts}

@@ -12,7 +12,7 @@ from serve.chat_completions.grammar import json_schema
 from serve.chat_completions.replies import ChatCompletion, Choice, Chunks, Head, Said, finish_reason, logprobs
 from serve.chat_completions.request import MAX_TOKENS, ChatCompletionRequest
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
-from serve.errors import BadRequest, ModelError, ServeError
+from serve.errors import BadRequest, ModelError
 from serve.router import Route
 from serve.tasks.base import Usage
 from serve.wire.meters import Meters
@@ -111,9 +111,10 @@ class Alone:
         except (asyncio.CancelledError, GeneratorExit):
             status = "left"
             raise
-        except ServeError as error:
-            status = "error" if error.status >= 500 else "refused"
-            raise
+        except BadRequest as error:  # engines know prompts, not messages
+            status = "refused"
+            param = "messages" if error.param in (None, "question") else error.param
+            raise BadRequest(error.message, param=param, code=error.code) from None
         finally:
             self.meters.reply(self.route.model.name, TASK, status, time.monotonic() - began)
 
