@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import pytest
+from inprocess import Said, engine
 
 from serve.engines import prefix_lm
 from serve.engines.base import Prompt
-from tests.engines import checkpoints
-from tests.engines.inprocess import Said, engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
