@@ -1,0 +1,114 @@
+"""The catalogue, the comparison table and what can be named in `model`, as functions and over HTTP."""
+
+import dataclasses
+
+import pytest
+from served import LLAVA, PALIGEMMA, calling, router, served
+
+from serve import catalog
+from serve.errors import NotFound
+from serve.models import MODELS
+from serve.tasks import TASKS
+from serve.wire.model_list import model_list
+
+SERVED = {name: MODELS[name] for name in (LLAVA, PALIGEMMA)}
+
+
+def test_the_catalogue_holds_every_card_and_marks_the_served() -> None:
+    entries = {entry.id: entry for entry in catalog.catalogue(SERVED).data}
+    assert list(entries) == list(MODELS)
+    assert {name for name, entry in entries.items() if entry.served} == set(SERVED)
+    for name, model in MODELS.items():
+        assert entries[name].skills == [task for task in TASKS if task in model.skills]
+        assert entries[name].organization == model.card.organization
+
+
+def test_a_toys_folder_is_not_told() -> None:
+    entries = {entry.id: entry for entry in catalog.catalogue({}).data}
+    assert entries[LLAVA].checkpoint is None
+    assert entries["llava-1.5-7b"].checkpoint == "llava-hf/llava-1.5-7b-hf"
+
+
+def test_a_private_model_comes_last() -> None:
+    private = dataclasses.replace(MODELS[LLAVA], name="ours")
+    assert catalog.catalogue({"ours": private}).data[-1].id == "ours"
+    assert catalog.compare(["ours"], {"ours": private}).served == ["ours"]
+
+
+def test_the_table_has_a_row_per_property_and_says_which_differ() -> None:
+    table = catalog.compare(["llava-1.5-7b", "llava-1.5-13b"], {})
+    rows = {row.name: row for row in table.rows}
+    assert list(rows) == [
+        "organization",
+        "category",
+        "modality",
+        "released",
+        "context_window",
+        "parameters",
+        "licence",
+        "tasks",
+        "features",
+    ]
+    assert rows["parameters"].values == [7_063_427_072, 13_351_494_656] and rows["parameters"].differs
+    assert not rows["organization"].differs and rows["organization"].title == "Organization"
+    assert rows["tasks"].values[0] == list(MODELS["llava-1.5-7b"].card.tasks) and not rows["tasks"].differs
+    assert table.served == []
+
+
+def test_the_same_features_in_another_order_do_not_differ() -> None:
+    card = MODELS[LLAVA].card
+    turned = dataclasses.replace(card, features=tuple(reversed(card.features)))
+    other = dataclasses.replace(MODELS[LLAVA], name="other", card=turned)
+    rows = {row.name: row for row in catalog.compare([LLAVA, "other"], {"other": other}).rows}
+    assert len(card.features) > 1 and not rows["features"].differs
+
+
+def test_shared_and_unshared_tasks_are_told_apart() -> None:
+    tasks = catalog.compare([PALIGEMMA, LLAVA], {}).tasks
+    assert {"vqa", "caption", "detect"} <= {row.task for row in tasks.shared}
+    assert all(row.models == [PALIGEMMA, LLAVA] for row in tasks.shared)
+    assert {row.task: row.models for row in tasks.unshared}["chat"] == [LLAVA]
+
+
+def test_the_columns_stand_in_the_order_asked_for_each_once() -> None:
+    assert catalog.compare([PALIGEMMA, LLAVA, PALIGEMMA], {}).models == [PALIGEMMA, LLAVA]
+
+
+def test_what_is_not_in_the_catalogue_is_named() -> None:
+    with pytest.raises(NotFound, match="'nobody'") as caught:
+        catalog.compare([LLAVA, "nobody"], SERVED)
+    assert (caught.value.param, caught.value.code) == ("models", "model_not_found")
+
+
+def test_models_come_before_the_tasks_that_they_can_do() -> None:
+    entries = model_list(SERVED, {LLAVA: "ready", PALIGEMMA: "starting"}).data
+    names = [entry.id for entry in entries]
+    able = [task for task in TASKS if any(task in model.skills for model in SERVED.values())]
+    assert names == [LLAVA, PALIGEMMA, *able]
+    first, second = entries[:2]
+    assert (first.diptych.kind, first.diptych.state, second.diptych.state) == ("model", "ready", "starting")
+    assert first.created == 1795392000 and first.owned_by == "Diptych"
+    vqa = entries[names.index("vqa")]
+    assert (vqa.diptych.kind, vqa.diptych.models, vqa.diptych.state) == ("task", [LLAVA, PALIGEMMA], None)
+
+
+def test_a_task_that_nobody_does_is_not_listed() -> None:
+    names = [entry.id for entry in model_list({PALIGEMMA: MODELS[PALIGEMMA]}, {}).data]
+    assert "vqa" in names and "chat" not in names
+
+
+def test_a_date_that_is_not_a_day_is_no_timestamp() -> None:
+    vague = dataclasses.replace(MODELS[LLAVA], card=dataclasses.replace(MODELS[LLAVA].card, released="2024"))
+    assert model_list({LLAVA: vague}, {}).data[0].created == 0
+
+
+async def test_over_http_it_is_the_same() -> None:
+    async with calling(served()) as client:
+        cards = (await client.get("/v1/catalog")).json()
+        table = (await client.get("/v1/compare", params={"models": f"llava-1.5-7b, {PALIGEMMA}"})).json()
+        models = (await client.get("/v1/models")).json()
+        one = (await client.get(f"/v1/models/{LLAVA}")).json()
+    assert cards["object"] == "list" and len(cards["data"]) == len(MODELS)
+    assert table["object"] == "diptych.comparison" and table["models"] == ["llava-1.5-7b", PALIGEMMA]
+    assert models["object"] == "list" and models["data"][0] == one
+    assert one["diptych"]["state"] == "ready" and list(router().routes) == [LLAVA, PALIGEMMA]
