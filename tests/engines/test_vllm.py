@@ -1,0 +1,169 @@
+"""The real vLLM behind our Engine protocol, in its own processes, on a tiny random LLaVA."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import checkpoints
+import psutil
+import pytest
+import pytest_asyncio
+
+from serve.engines.base import Piece, Prompt, Sampling
+from serve.engines.vllm import VllmEngine
+from serve.errors import BadRequest, ModelError
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+PICTURE = checkpoints.pictures(1)[0]
+TEXT = checkpoints.prompts("llava", 1)[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.make("llava", tmp_path_factory.mktemp("checkpoint") / "llava")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(folder: Path) -> AsyncIterator[VllmEngine]:
+    engine = VllmEngine(str(folder))
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+async def speak(engine: VllmEngine, prompt: Prompt) -> list[Piece]:
+    return [piece async for piece in engine.generate(prompt)]
+
+
+def ask(text: str = TEXT, **sampling: object) -> Prompt:
+    return Prompt(text, PICTURE, Sampling(**{"max_tokens": 24, "ignore_eos": True, **sampling}))
+
+
+def text(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+async def test_it_streams_with_a_log_probability_for_every_token(engine: VllmEngine) -> None:
+    pieces = await speak(engine, ask(top_logprobs=3))
+    tokens = [token for piece in pieces for token in piece.tokens]
+    assert len(pieces) > 5 and len(tokens) == 24
+    assert "".join(token.text for token in tokens) == text(pieces) != ""
+    assert all(token.logprob <= 0 and len(token.top) == 3 for token in tokens)
+    assert all(abs(token.top[0][1] - token.logprob) < 1e-6 for token in tokens)  # greedy: its own is the likeliest
+    assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    assert (pieces[-1].finish_reason, pieces[-1].completion_tokens) == ("length", 24)
+    assert pieces[-1].prompt_tokens > 16  # the picture's own
+
+
+async def test_many_at_once_say_what_each_would_say_alone(engine: VllmEngine) -> None:
+    prompts = [
+        Prompt(words, picture, Sampling(max_tokens=20, ignore_eos=True))
+        for words, picture in zip(checkpoints.prompts("llava", 12), checkpoints.pictures(12), strict=True)
+    ]
+    together = await asyncio.gather(*(speak(engine, prompt) for prompt in prompts))
+    for prompt, pieces in list(zip(prompts, together, strict=True))[:3]:
+        assert text(await speak(engine, prompt)) == text(pieces)
+    for pieces in together:
+        assert "".join(token.text for piece in pieces for token in piece.tokens) == text(pieces)
+
+
+async def test_the_same_seed_says_the_same(engine: VllmEngine) -> None:
+    seeds = [7, 7, 8, -1, 2**70]
+    said = [text(await speak(engine, ask(temperature=1.0, seed=seed))) for seed in seeds]
+    assert said[0] == said[1] != said[2]
+
+
+async def test_it_stops_at_a_stop_text_and_at_the_end_of_sequence(engine: VllmEngine) -> None:
+    whole = text(await speak(engine, ask()))
+    stop = whole[4:7]
+    pieces = await speak(engine, ask(stop=(stop,)))
+    assert text(pieces) == whole[: whole.index(stop)]
+    assert pieces[-1].finish_reason == "stop"
+    assert "".join(token.text for piece in pieces for token in piece.tokens) == text(pieces)
+    for seed in range(40):  # random weights reach the end of sequence now and then
+        pieces = await speak(engine, ask(temperature=5.0, seed=seed, ignore_eos=False, max_tokens=80))
+        if pieces[-1].finish_reason == "stop":
+            break
+    assert pieces[-1].finish_reason == "stop"
+    assert "</s>" not in text(pieces)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [
+        (ask("USER: <image>\n" + "a dog " * 200 + "ASSISTANT:"), "context_length_exceeded"),
+        (ask("USER: <image>\nwhat is <image>? ASSISTANT:"), "invalid_value"),
+        (Prompt("a picture: <image>", None), "invalid_value"),
+        (ask(temperature=-1.0), "invalid_value"),
+        (ask(json_schema='{"type": "no such thing"}'), None),
+        (ask(json_schema="not json"), None),
+    ],
+    ids=["too long", "two image tokens", "image token without image", "temperature", "bad schema", "not json"],
+)
+async def test_what_cannot_be_said_is_refused_and_the_engine_lives(
+    engine: VllmEngine, prompt: Prompt, code: str | None
+) -> None:
+    with pytest.raises(BadRequest) as caught:
+        await asyncio.wait_for(speak(engine, prompt), 30)
+    assert code is None or caught.value.code == code
+    await engine.check()
+    assert text(await speak(engine, ask(max_tokens=2)))
+
+
+async def test_a_json_schema_is_obeyed(engine: VllmEngine) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"color": {"enum": ["red", "blue"]}},
+        "required": ["color"],
+        "additionalProperties": False,
+    }
+    pieces = await speak(engine, ask(json_schema=json.dumps(schema), ignore_eos=False, max_tokens=60))
+    assert pieces[-1].finish_reason == "stop"
+    assert json.loads(text(pieces))["color"] in ("red", "blue")
+
+
+async def test_leaving_aborts_the_work(engine: VllmEngine) -> None:
+    async with contextlib.aclosing(engine.generate(ask(max_tokens=90))) as pieces:
+        async for _ in pieces:
+            break
+    task = asyncio.create_task(speak(engine, ask(max_tokens=90)))
+    await asyncio.sleep(0.3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine._llm.get_num_unfinished_requests() == 0
+
+
+async def test_a_killed_engine_is_known_to_be_dead(folder: Path) -> None:
+    """Last: it starts an engine of its own and kills it in mid-answer."""
+    before = set(psutil.Process().children(recursive=True))
+    engine = VllmEngine(str(folder), deployment={"max_num_seqs": 4})
+    said: list[str] = []
+    engine.progress = said.append
+    await engine.start()
+    assert said[0] == "importing vLLM" and said[-1] == "ready"
+    mine = set(psutil.Process().children(recursive=True)) - before
+    [core] = [process for process in mine if "EngineCore" in " ".join(process.cmdline())]
+    answer = asyncio.create_task(speak(engine, ask(max_tokens=100)))
+    await asyncio.sleep(0.2)
+    os.kill(core.pid, signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        await asyncio.wait_for(answer, 20)
+    assert caught.value.code == "engine_dead"
+    with pytest.raises(ModelError):
+        await engine.check()
+    with pytest.raises(ModelError):
+        await asyncio.wait_for(speak(engine, ask()), 5)
+    assert time.monotonic() - began < 15
+    await engine.stop()
+    assert not [process for process in mine if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
