@@ -72,11 +72,11 @@ def unknown(param: str) -> BadRequest:
 
 
 def _refusal(problems: Sequence[Mapping[str, Any]], given: Any) -> BadRequest:
-    # Where a field may have several forms pydantic complains about each: the complaint that reaches deepest into the
-    # request is about the form that was meant.
+    # Where a field may have several forms pydantic complains about each. The complaint that reaches deepest into the
+    # request is about the form that was meant; of two as deep, the one that at least found the right type.
     paths = [_path(problem["loc"], given) for problem in problems]
-    deepest = max(range(len(paths)), key=lambda at: len(paths[at]))
-    param, kind, words = _written(paths[deepest]), problems[deepest]["type"], problems[deepest]["msg"]
+    meant = max(range(len(paths)), key=lambda at: (len(paths[at]), not _about_type(problems[at]["type"])))
+    param, kind, words = _written(paths[meant]), problems[meant]["type"], problems[meant]["msg"]
     if kind == "json_invalid":
         return BadRequest("The body is not valid JSON.", code="invalid_json")
     if kind == "missing":
@@ -85,9 +85,13 @@ def _refusal(problems: Sequence[Mapping[str, Any]], given: Any) -> BadRequest:
         return unknown(param)
     if kind == "unsupported_parameter":
         return BadRequest(f"{param} is not supported by this server.", param=param, code=kind)
-    code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
+    code = "invalid_type" if _about_type(kind) else "invalid_value"
     words = words.removeprefix("Value error, ")[:ECHO]
     return BadRequest(f"{param or 'The body'}: {words}.", param=param or None, code=code)
+
+
+def _about_type(kind: str) -> bool:
+    return kind.endswith(("_type", "_parsing"))
 
 
 def _path(loc: Sequence[str | int], given: Any) -> list[str | int]:
