@@ -73,7 +73,8 @@ class Router:
     async def events(self, task: str, request: Request) -> AsyncIterator[Event]:
         """Deltas and Replies in the order they come, then Merged. Leaving early stops every model.
 
-        Raises what `check` raises before the first event; Unavailable when not one model answered.
+        Raises what `check` raises before the first event; Unavailable when not one model answered; the first model's
+        own refusal where every model refused the request.
         """
         routes = self.check(task, request)
         column = Column(task, request, deadline=time.monotonic() + request.deadline_s)
@@ -96,6 +97,8 @@ class Router:
             for job in jobs:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
+        if len(column.refusals) == len(routes):  # the request is at fault, not the models: a retry would not help
+            raise column.refusals[routes[0].model.name]
         yield await asyncio.to_thread(merge, task, request, [replies[route.model.name] for route in routes])
 
     def check(self, task: str, request: Request) -> list[Route]:
@@ -121,6 +124,7 @@ class Column:
         self.began = time.monotonic()
         self.events: asyncio.Queue[Delta | Reply] = asyncio.Queue()
         self.heard: dict[str, tuple[float, str]] = {}
+        self.refusals: dict[str, ServeError] = {}
 
     async def ask(self, route: Route) -> None:
         name = route.model.name
@@ -131,6 +135,8 @@ class Column:
             said = f"{name} had not finished after {self.request.deadline_s:g} s."
             self.events.put_nowait(self.failed(name, "timeout", "deadline_exceeded", said))
         except ServeError as error:
+            if error.status < 500:
+                self.refusals[name] = error
             self.events.put_nowait(self.failed(name, "error", error.code or "model_error", error.message))
         except Exception:  # a bug in one model's path costs that model's column only
             log.exception("model %s failed", name)

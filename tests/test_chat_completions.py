@@ -547,6 +547,13 @@ async def test_what_a_task_cannot_be_asked(
     refused(await complete({"model": model, "messages": [message(text, image)]}), param, code, status)
 
 
+async def test_a_question_that_every_model_refuses_is_a_wrong_request() -> None:
+    for stream in (False, True):
+        for model in ("vqa", "vqa:*"):
+            reply = await complete(body(model, stream=stream), FakeEngine(max_chars=3), FakeEngine(max_chars=3))
+            refused(reply, "messages[0].content", "context_length_exceeded")
+
+
 # The streams under it all
 
 

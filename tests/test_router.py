@@ -102,6 +102,16 @@ async def test_none_answered() -> None:
         await run([ScriptedRoute("a", ModelError("gone")), ScriptedRoute("b", 30.0)], ask(deadline_s=0.1))
 
 
+async def test_what_every_model_refuses_is_the_requests_own_fault() -> None:
+    refusals = [BadRequest("too long for a", param="question"), BadRequest("too long for b", param="question")]
+    with pytest.raises(BadRequest, match="for a"):
+        await run([ScriptedRoute("a", 0.01, refusals[0]), ScriptedRoute("b", refusals[1])])
+    with pytest.raises(Unavailable):
+        await run([ScriptedRoute("a", refusals[0]), ScriptedRoute("b", ModelError("gone"))])
+    merged = (await run([ScriptedRoute("a", refusals[0]), ScriptedRoute("b", "yes")]))[-1]
+    assert isinstance(merged, Merged) and merged.models == ["b"]
+
+
 async def test_a_quorum_does_not_wait_for_the_rest() -> None:
     slow = ScriptedRoute("slow", 30.0)
     events = await run([slow, ScriptedRoute("b", "z"), ScriptedRoute("c", 0.02, "w")], ask(quorum=2))

@@ -1,7 +1,7 @@
 """A task named where a model would be: all its models are asked, choice 0 is their merged reply."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from pydantic import ValidationError
@@ -63,11 +63,13 @@ class Together:
         self.fan_out = fan_out
         self.asked = asked
         self.options = request.stream_options
+        self.path = conversation.question()[1]
         self.request = task_request(asked, request, conversation)
         fan_out.router.check(asked.task, self.request)
 
     async def whole(self, head: Head) -> ChatCompletion:
-        answer = await self.fan_out.answer(self.asked.task, self.request)
+        with _said_at(self.path):
+            answer = await self.fan_out.answer(self.asked.task, self.request)
         words = TASKS[self.asked.task].words(answer.merged.result)
         about = about_merged(self.asked.task, answer.merged)
         choices = [Choice(index=0, message=Said(content=words), finish_reason="stop", diptych=about)]
@@ -85,10 +87,11 @@ class Together:
     async def frames(self, head: Head) -> AsyncGenerator[bytes, None]:
         """Each model's words as they are spoken, where they are wanted; choice 0 last."""
         telling = Telling(Chunks(head, self.options), self.asked)
-        async with aclosing(self.fan_out.events(self.asked.task, self.request)) as events:
-            async for event in events:
-                for data in telling.frames(event):
-                    yield data
+        with _said_at(self.path):
+            async with aclosing(self.fan_out.events(self.asked.task, self.request)) as events:
+                async for event in events:
+                    for data in telling.frames(event):
+                        yield data
         for data in telling.last():
             yield data
 
@@ -116,6 +119,16 @@ def task_request(asked: Asked, request: ChatCompletionRequest, conversation: Con
         field = (told.param or "").partition("[")[0]
         param = {said: path, "max_tokens": length}.get(field, told.param)
         raise BadRequest(told.message, param=param, code=told.code) from None
+
+
+@contextmanager
+def _said_at(path: str) -> Iterator[None]:
+    """A task's own words for what a client said, as the message where it was said."""
+    try:
+        yield
+    except BadRequest as error:
+        param = path if error.param in ("question", "labels") else error.param
+        raise BadRequest(error.message, param=param, code=error.code) from None
 
 
 def _refuse_what_only_one_model_can(request: ChatCompletionRequest) -> None:
