@@ -1,0 +1,34 @@
+# make serve: set up .venv, serve the embedded models.  make test: every check and test.  make check: the fast ones.
+# PYTHON=python3.12 chooses the interpreter, DEVICE=cpu|gpu what is installed (default: gpu where nvidia-smi answers).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := serve
+.PHONY: serve test check fast install install-dev lock clean
+
+serve: install
+	@exec $(BIN)/diptych serve $(ARGS)
+
+test: fast
+	$(BIN)/pytest -m engine
+
+check: fast
+
+fast: install-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy --strict
+	$(BIN)/pytest -m "not engine"
+
+install:
+	@$(PYTHON) deployments/install.py
+
+install-dev:
+	@$(PYTHON) deployments/install.py --dev
+
+lock: install-dev
+	$(BIN)/pip install --quiet uv
+	PATH="$(BIN):$$PATH" $(BIN)/python deployments/lock.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,199 @@
+"""Makes .venv and fills it once: `make serve` and `make test` call this first. Plain Python, no package needed.
+
+torch comes first: its CPU build (2.13.0+cpu) from wherever pip is told to look, else from PyTorch's own CPU index,
+which also has the torchvision that fits it. Those two differ in bytes from source to source, so no hash is asked of
+them. Where only another torchvision is to be had, serve/engines/torchvision.py lets it stand beside a CPU torch.
+Everything else is installed exactly as locks/*.txt have it, hash by hash. A stamp in .venv says what was done: a second
+call does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = ROOT / "deployments" / "locks"
+TORCH, TORCHVISION = "torch==2.13.0+cpu", "torchvision==0.28.0+cpu"
+INDEX = "https://download.pytorch.org/whl/cpu"
+OLDEST, NEWEST = (3, 11), (3, 13)
+DISK_GB = {"cpu": 5, "gpu": 20}
+OUT_OF_REACH = (
+    "NewConnectionError",
+    "ConnectTimeoutError",
+    "Temporary failure in name resolution",
+    "Failed to establish a new connection",
+    "Could not fetch URL",
+    "ProxyError",
+    "SSLError",
+    "ReadTimeoutError",
+)
+
+
+class Refused(Exception):
+    """Why it cannot be installed, and what to do, in one sentence."""
+
+
+def main() -> int:
+    """Install what is missing. 0: everything is there; 1: it is not, with a sentence on stderr."""
+    parser = argparse.ArgumentParser("install.py")
+    parser.add_argument("--dev", action="store_true", help="also what the tests and checks need")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default=os.environ.get("DEVICE") or found_device())
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
+    options = parser.parse_args()
+    try:
+        again = other_python()
+        if again is not None:
+            return subprocess.call([again, *sys.argv])
+        install(options.venv, options.device, options.dev)
+    except Refused as refused:
+        print(f"diptych: {refused}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def install(venv: Path, device: str, dev: bool) -> None:
+    """Bring `venv` to what the locks say. Raises Refused."""
+    program, tests = Stamp(venv, device, LOCKS / f"{device}.txt"), Stamp(venv, "dev", LOCKS / "dev.txt")
+    if program.holds() and (tests.holds() or not dev):
+        return
+    began = time.monotonic()
+    if platform.system() != "Linux":
+        raise Refused(f"vLLM runs on Linux only, and this is {platform.system()}. On Windows use WSL 2.")
+    pip = Pip(venv)
+    if not program.holds():
+        check_disk(venv, DISK_GB[device])
+        make(venv)
+        print(f"Setting up {show(venv)} for {device.upper()}; once, some minutes. Details: {show(pip.log)}", flush=True)
+        if device == "cpu":
+            torch(pip)
+        packages = "packages, hash by hash"
+        pip.install(packages, "--no-deps", "--require-hashes", "-r", str(LOCKS / f"{device}.txt"))
+        pip.install("Diptych itself", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+        program.set()
+    if dev and not tests.holds():
+        pip.install("what the tests need", "--no-deps", "--require-hashes", "-r", str(LOCKS / "dev.txt"))
+        tests.set()
+    print(f"Installed in {time.monotonic() - began:.0f} s.", flush=True)
+
+
+def torch(pip: Pip) -> None:
+    """The CPU builds of torch and torchvision, from the nearest source that has them."""
+    if pip.tries("torch", "--no-deps", TORCH):
+        if pip.tries("torchvision", "--no-deps", TORCHVISION):
+            return
+    else:
+        pip.install("torch from PyTorch's CPU index", "--no-deps", "--index-url", INDEX, TORCH)
+    if not pip.tries("torchvision from PyTorch's CPU index", "--no-deps", "--index-url", INDEX, TORCHVISION):
+        pip.install("torchvision", "--no-deps", "--require-hashes", "-r", str(LOCKS / "torchvision.txt"))
+
+
+class Pip:
+    """pip of one environment; what it says goes to a file."""
+
+    def __init__(self, venv: Path) -> None:
+        self.python = venv / "bin" / "python"
+        self.log = venv / "install.log"
+
+    def tries(self, what: str, *words: str) -> bool:
+        """Whether `pip install` succeeded; a source that does not have it is no fault."""
+        print(f"  {what}", flush=True)
+        command = [str(self.python), "-m", "pip", "install", "--retries", "1", "--timeout", "30"]
+        with self.log.open("ab") as log:
+            self.began = log.tell()
+            return subprocess.call([*command, *words], stdout=log, stderr=subprocess.STDOUT, cwd=str(ROOT)) == 0
+
+    def install(self, what: str, *words: str) -> None:
+        """`pip install`. Raises Refused with what to do."""
+        if not self.tries(what, *words):
+            raise Refused(reason(what, self.log.read_bytes()[self.began :].decode(errors="replace"), self.log))
+
+
+class Stamp:
+    """Says in the environment that a lock, as it now stands, is installed there."""
+
+    def __init__(self, venv: Path, name: str, lock: Path) -> None:
+        self.file = venv / f"installed-{name}"
+        self.mark = hashlib.sha256(lock.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+
+    def holds(self) -> bool:
+        return self.file.exists() and self.file.read_text() == self.mark
+
+    def set(self) -> None:
+        self.file.write_text(self.mark)
+
+
+def reason(what: str, said: str, log: Path) -> str:
+    """pip's many lines as one sentence."""
+    if "No space left on device" in said:
+        return f"The disk is full: {what} could not be installed. Free some space and run it again."
+    if any(sign in said for sign in OUT_OF_REACH):
+        return (
+            f"pip cannot reach its package index, so {what} could not be installed. Check the network, or tell pip of "
+            f"a mirror (PIP_INDEX_URL), and run it again. Details: {show(log)}"
+        )
+    if "THESE PACKAGES DO NOT MATCH THE HASHES" in said:
+        return f"A downloaded file is not the one that was locked: {what} was not installed. Details: {show(log)}"
+    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
+    return f"{what} could not be installed: {errors[0][7:] if errors else 'pip failed'}. Details: {show(log)}"
+
+
+def make(venv: Path) -> None:
+    """An empty environment, if there is none or a broken one."""
+    python = venv / "bin" / "python"
+    if python.exists() and quiet(str(python), "-m", "pip", "--version"):
+        return
+    made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True)
+    if made.returncode != 0:
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        raise Refused(
+            f"Python's venv module is incomplete here. On Debian or Ubuntu: apt install python{version}-venv. "
+            f"({' '.join((made.stdout + made.stderr).split())[:200]})"
+        )
+
+
+def check_disk(venv: Path, wanted_gb: int) -> None:
+    """Raises Refused when the installation would not fit."""
+    free = shutil.disk_usage(str(venv.parent)).free / 1e9
+    if free < wanted_gb:
+        raise Refused(f"Too little disk: {wanted_gb} GB wanted in {show(venv.parent)}, {free:.1f} GB free.")
+
+
+def other_python() -> str | None:
+    """A Python to use instead of this one; None when this one will do. Raises Refused when there is none."""
+    if OLDEST <= sys.version_info[:2] <= NEWEST:
+        return None
+    for minor in range(OLDEST[1], NEWEST[1] + 1):
+        found = shutil.which(f"python3.{minor}")
+        if found and quiet(found, "-c", ""):
+            return found
+    raise Refused(
+        f"Python 3.{OLDEST[1]} to 3.{NEWEST[1]} is needed, and this is {platform.python_version()}. "
+        "Install one, or name it: make PYTHON=/path/to/python3.11 serve"
+    )
+
+
+def found_device() -> str:
+    """gpu where an NVIDIA driver answers; DEVICE=cpu or gpu decides otherwise."""
+    if shutil.which("nvidia-smi") is None:
+        return "cpu"
+    return "gpu" if quiet("nvidia-smi", "-L") else "cpu"
+
+
+def show(path: Path) -> str:
+    return os.path.relpath(str(path))
+
+
+def quiet(*command: str) -> bool:
+    return subprocess.call(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
