@@ -55,10 +55,10 @@ def create_app(router: Router, *, max_body: int = MAX_BODY) -> FastAPI:
     fan_out = FanOut(router, meters)
     app.add_middleware(Edge, meters=meters, max_body=max_body)
     refusals.install(app)
-    _add_service(app, router, meters)
-    _add_catalogue(app, router)
+    _add_chat(app, fan_out)  # routes are tried in this order: the busiest first
     _add_tasks(app, fan_out)
-    _add_chat(app, fan_out)
+    _add_catalogue(app, router)
+    _add_service(app, router, meters)
     document.install(app, [chat_completions.ChatCompletionRequest, *(task.request for task in TASKS.values())])
     return app
 

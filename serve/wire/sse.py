@@ -15,6 +15,7 @@ DONE = b"data: [DONE]\n\n"
 STILL_HERE = b": still here\n\n"  # a comment: clients skip it, proxies see that the connection lives
 STILL_HERE_S = 15.0
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _BUG = ServeError("The server failed unexpectedly.", code="internal_error")
 
 Frames = AsyncGenerator[bytes, None]
@@ -22,7 +23,7 @@ Frames = AsyncGenerator[bytes, None]
 
 def frame(data: str | dict[str, Any], event: str | None = None) -> bytes:
     """One event. data: JSON text, or what becomes it."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = data if isinstance(data, str) else _ENCODER.encode(data)
     head = f"event: {event}\n" if event else ""
     return f"{head}data: {text}\n\n".encode()
 
