@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
-from serve.engines import hub
+from serve.engines import hub, processes
 from serve.engines.arguments import arguments, environment
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
 from serve.engines.last_words import LastWords
@@ -73,10 +73,12 @@ class VllmEngine:
         llm, self._llm = self._llm, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
+            llm.shutdown = lambda: None  # __del__ calls it again, and stumbles when the interpreter is ending
 
     def _start(self) -> Any:
         folder = hub.locate(self.checkpoint, self.revision, gated=self.gated, progress=self.progress)
         self.progress("importing vLLM")
+        fork = processes.may_fork()
         environment(self.prefix_lm)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
@@ -88,6 +90,7 @@ class VllmEngine:
         with LastWords() as words:
             try:
                 config = AsyncEngineArgs(**chosen).create_engine_config()
+                processes.start_by(fork and current_platform.is_cpu())
                 self.progress("loading weights")
                 llm = AsyncLLM.from_vllm_config(config, disable_log_stats=bool(chosen.get("disable_log_stats")))
             except FAULTS as error:
@@ -170,7 +173,9 @@ def sampling_params(sampling: Sampling) -> Any:
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.top_logprobs,
         skip_special_tokens=False,  # PaliGemma's <loc> tokens may be special, and are the answer
-        structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
+        structured_outputs=None
+        if schema is None
+        else StructuredOutputsParams(json=schema, disable_any_whitespace=True),
         output_kind=RequestOutputKind.DELTA,
     )
 

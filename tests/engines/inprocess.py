@@ -24,6 +24,7 @@ class Said:
 def engine(folder: Path, is_prefix_lm: bool, **deployment: Any) -> Iterator["InProcess"]:
     """The arguments that VllmEngine would use, but the worker and the scheduler in this process."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # its handler keeps the standard error of the test that came first
     arguments.environment(is_prefix_lm)
     from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory

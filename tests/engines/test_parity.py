@@ -113,7 +113,7 @@ def test_vllm_says_what_transformers_says(
 
 
 UNSAFE: dict[str, dict[str, Any]] = {
-    "enable_chunked_prefill": {"enable_chunked_prefill": True, "max_num_batched_tokens": 32},
+    "enable_chunked_prefill": {"enable_chunked_prefill": True, "max_num_batched_tokens": 32, "max_num_seqs": 16},
     "enable_prefix_caching": {"enable_prefix_caching": True, "block_size": 32},
     "long_prefill_token_threshold": {"long_prefill_token_threshold": 24},
     "scheduler_cls": {"scheduler_cls": None, "block_size": 32, "num_gpu_blocks_override": 18},
@@ -134,7 +134,7 @@ def test_without_the_plugin_or_with_an_unsafe_argument_it_says_something_else(
     monkeypatch.setattr(prefix_lm, "SAFE_ARGS", {**prefix_lm.SAFE_ARGS, **UNSAFE.get(unsafe, {})})
     prompts = this.prompts
     if unsafe == "enable_prefix_caching":  # one picture, two texts that start alike
-        start = " ".join(checkpoints.WORDS.split()[:12])
+        start = " ".join(checkpoints.WORDS.split())
         prompts = [Prompt(f"{start} {end}", this.prompts[0].image) for end in ("red", "blue", "cat", "dog") * 5]
     with engine(this.folder, True, max_model_len=this.context, **UNSAFE.get(unsafe, {})) as vllm:
         said = vllm.say(prompts[:16], tokens=48, every=1 if unsafe == "enable_prefix_caching" else 0)
