@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import io
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -42,6 +43,12 @@ def router(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None,
 def served(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None, **options: Any) -> FastAPI:
     """An app over `router`."""
     return create_app(router(llava, paligemma, **options))
+
+
+@functools.cache
+def plain() -> FastAPI:
+    """One ordinary app for all tests that only look at its replies."""
+    return served()
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import socket
 import threading
 import time
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 import openapi_spec_validator
 import pytest
-from served import LLAVA, PALIGEMMA, URL, calling, frames, listening, message, picture, router, served, until
+from served import LLAVA, PALIGEMMA, URL, calling, frames, listening, message, picture, plain, router, served, until
 
 from serve import image
 from serve.api import create_app
@@ -22,12 +23,12 @@ VQA = {"image": URL, "question": "what colour?"}
 
 
 async def post(path: str, body: Any = None, app: Any = None, **more: Any) -> httpx.Response:
-    async with calling(app or served()) as client:
+    async with calling(app or plain()) as client:
         return await client.post(path, json=body, **more) if body is not None else await client.post(path, **more)
 
 
 async def get(path: str, app: Any = None, **more: Any) -> httpx.Response:
-    async with calling(app or served()) as client:
+    async with calling(app or plain()) as client:
         return await client.get(path, **more)
 
 
@@ -39,6 +40,10 @@ def error(reply: httpx.Response) -> dict[str, Any]:
     assert body["error"]["code"] is None or isinstance(body["error"]["code"], str)
     found: dict[str, Any] = body["error"]
     return found
+
+
+def port(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 # Tasks, whole
@@ -263,7 +268,7 @@ async def test_little_of_a_request_comes_back() -> None:
     ],
 )
 async def test_every_route_error_has_the_shape(method: str, path: str, status: int, code: str) -> None:
-    async with calling(served()) as client:
+    async with calling(plain()) as client:
         reply = await client.request(method, path)
     assert (reply.status_code, error(reply)["code"]) == (status, code)
     assert status != 405 or reply.headers["allow"]
@@ -331,27 +336,14 @@ def test_when_the_client_leaves_the_models_stop(path: str, more: dict[str, Any],
     body = (more | {"messages": [{"role": "user", "content": content}]} if more else dict(VQA)) | {"stream": stream}
     body["max_tokens"] = 1000
     asked = 1 if more.get("model") == LLAVA else 2
-    with listening(served(*engines)) as address:
-        left = threading.Event()
-
-        def call() -> None:
-            with httpx.Client(timeout=0.4) as client:
-                try:
-                    if stream:
-                        with client.stream("POST", address + path, json=body) as reply:
-                            next(reply.iter_bytes())
-                    else:
-                        client.post(address + path, json=body)
-                except httpx.ReadTimeout:
-                    pass
-            left.set()
-
-        caller = threading.Thread(target=call)
-        caller.start()
-        left.wait(5)
-        caller.join()
-        assert sum(len(engine.prompts) for engine in engines) == asked
-        assert until(lambda: not any(engine.speaking for engine in engines), 0.5)
+    with listening(served(*engines)) as address, socket.create_connection(("127.0.0.1", port(address))) as caller:
+        data = json.dumps(body).encode()
+        caller.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data)) + data)
+        assert until(lambda: sum(engine.speaking for engine in engines) == asked, 5)
+        if stream:
+            assert caller.recv(12) == b"HTTP/1.1 200"
+        caller.close()
+        assert until(lambda: not any(engine.speaking for engine in engines), 2)
         assert sum(engine.aborted for engine in engines) == asked
 
 

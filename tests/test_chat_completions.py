@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import LLAVA, PALIGEMMA, URL, calling, frames, message, router, served
+from served import LLAVA, PALIGEMMA, URL, calling, frames, message, plain, router, served
 
 from serve.api import create_app
 from serve.chat_completions.alone import interleaved
@@ -24,7 +24,7 @@ def body(model: str = LLAVA, **more: Any) -> dict[str, Any]:
 
 
 async def complete(given: dict[str, Any], llava: FakeEngine | None = None, paligemma: FakeEngine | None = None) -> Any:
-    async with calling(served(llava, paligemma)) as client:
+    async with calling(served(llava, paligemma) if llava or paligemma else plain()) as client:
         return await client.post(PATH, json=given)
 
 
