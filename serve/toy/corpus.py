@@ -150,14 +150,18 @@ def _detect(what: Scene, family: str, rng: random.Random) -> Question | None:
     return one
 
 
+Row = tuple[int, list[tuple[Question, tuple[int, int]]]]
+
+
 @dataclass
 class Packed:
-    """Questions about B pictures, T text tokens each. `keep` (B, A) are rows that must say `target`, `weight` how much
-    it counts (0: padding), `group` which of `kinds` it belongs to."""
+    """B rows of questions, T tokens each. `picture` (B,) is what a row is about; of its tokens those of `keep` (B, A)
+    must say `target`; `weight` is how much that counts (0: padding), `group` which of `kinds` it belongs to."""
 
     ids: Tensor
     positions: Tensor
     mask: Tensor
+    picture: Tensor
     keep: Tensor
     target: Tensor
     weight: Tensor
@@ -186,10 +190,13 @@ class Packer:
         asking, answer = prompts.paligemma(question)
         return self.encode(f"<bos>{asking}\n"), (*self.encode(answer), *self.encode("<eos>"))
 
-    def pack(self, lists: list[list[tuple[Question, tuple[int, int]]]], limit: int, exact: bool = False) -> Packed:
-        """`lists`: each row's questions with the size of their picture; those past `limit` tokens are left out."""
+    def length(self, question: Question, size: tuple[int, int]) -> int:
+        return sum(map(len, self.pair(question, size)))
+
+    def pack(self, lists: list[Row], limit: int, exact: bool = False) -> Packed:
+        """`lists`: each row's picture, and its questions with that picture's size; those past `limit` are left out."""
         rows: list[list[tuple[str, tuple[int, ...], tuple[int, ...]]]] = []
-        for one in lists:
+        for _, one in lists:
             row, used = [], 0
             for question, size in one:
                 asking, answer = self.pair(question, size)
@@ -231,6 +238,7 @@ class Packer:
             ids=torch.from_numpy(ids),
             positions=torch.from_numpy(positions),
             mask=torch.from_numpy(self._mask(owner, prompt, exact)),
+            picture=torch.tensor([picture for picture, _ in lists]),
             keep=torch.from_numpy(keep),
             target=torch.from_numpy(target),
             weight=torch.from_numpy(weight),

@@ -40,6 +40,7 @@ def export(net: nets.Net, out: Path) -> None:
         weights["language_model.lm_head.weight"] = language.lm_head()
     stored = {name: tensor.detach().cpu().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
     save_file(stored, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone
     tokens = tokenizer.build(family)
     tokens.save(str(out / "tokenizer.json"))
     files = _llava() if family == "llava" else _paligemma()

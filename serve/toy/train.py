@@ -43,12 +43,11 @@ class Phase:
 PHASES = {
     "llava": (
         Phase("vision", 1800, 80, 0.0, 3e-3, floor=0.2),
-        Phase("packed", 2000, 32, 2.5e-3, 8e-4, floor=0.02),
+        Phase("packed", 1150, 32, 2.5e-3, 8e-4, floor=0.02),
     ),
     "paligemma": (
         Phase("vision", 1800, 80, 0.0, 3e-3, floor=0.2),
-        Phase("packed", 1600, 32, 2.5e-3, 8e-4, floor=0.25),
-        Phase("exact", 320, 24, 6e-4, 2e-4, questions=4, floor=0.02),
+        Phase("exact", 1350, 24, 2e-3, 5e-4, questions=4, floor=0.02),
     ),
 }
 
@@ -121,10 +120,10 @@ class Trainer:
         side, said = self.patch_loss(features, self.train, rows)
         loss = side
         if phase.name != "vision":
-            packed = self.packed(self.train, rows, phase.questions, rng)
-            spoken = self.spoken_loss(features, packed)
+            packs = self.packs(self.train, rows, phase.questions, rng)
+            spoken = self.spoken_loss(features, packs)
             loss = spoken + 0.2 * side
-            said = f"answers {spoken.item():.3f} questions {len(packed.kinds)} {said}"
+            said = f"answers {spoken.item():.3f} questions {sum(len(packed.kinds) for packed in packs)} {said}"
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -154,32 +153,40 @@ class Trainer:
         total = torch.stack([scale.get(name, 0.5) * part for name, part in parts.items()]).sum()
         return total, " ".join(f"{name} {part.item():.3f}" for name, part in parts.items())
 
-    def packed(self, from_: Corpus, rows: np.ndarray, single: int, rng: random.Random) -> Packed:
-        lists = []
-        for row in rows:
+    def packs(self, from_: Corpus, rows: np.ndarray, single: int, rng: random.Random) -> list[Packed]:
+        """One pack of all, or, where each question stands alone, a short and a long one: less padding to compute."""
+        lists: list[corpus.Row] = []
+        for number, row in enumerate(rows):
             what = corpus.scene(from_.start + int(row))
             found = [(question, what.size) for question in corpus.asked(what, self.family, rng)]
-            lists += [[one] for one in found[:single]] if single else [found]
-            if single:  # every picture fills its share of rows
-                lists += [[rng.choice(found)] for _ in range(single - len(found))]
-        return self.packer.pack(lists, corpus.TEXT_TOKENS, exact=bool(single))
+            if not single:
+                lists.append((number, found))
+            else:  # every picture fills its share of rows
+                lists += [(number, [found[i] if i < len(found) else rng.choice(found)]) for i in range(single)]
+        if not single:
+            return [self.packer.pack(lists, corpus.TEXT_TOKENS)]
+        lists.sort(key=lambda row: self.packer.length(*row[1][0]))
+        cut = 2 * len(lists) // 3
+        return [self.packer.pack(some, corpus.TEXT_TOKENS, exact=True) for some in (lists[:cut], lists[cut:])]
 
     def answers(self, features: Tensor, packed: Packed) -> Tensor:
         """Logits (B, A, V) of the kept rows."""
-        image = self.net.image(features)
-        image = image.repeat_interleave(len(packed.ids) // len(image), dim=0)
+        image = self.net.image(features)[packed.picture.to(self.device)]
         head = torch.tensor(self.packer.head, dtype=torch.long, device=self.device).expand(len(image), -1)
         x = torch.cat([self.net.embed(head), image, self.net.embed(packed.ids.to(self.device))], dim=1)
         positions, mask, keep = (part.to(self.device) for part in (packed.positions, packed.mask, packed.keep))
         return self.net.logits(self.net.text(x, positions, mask, keep))
 
-    def spoken_loss(self, features: Tensor, packed: Packed) -> Tensor:
-        log = self.answers(features, packed).log_softmax(-1)
-        target, weight = packed.target.to(self.device), packed.weight.to(self.device)
-        exact = log.gather(-1, target[..., None])[..., 0]
-        near = log.gather(-1, self.near[:, target].movedim(0, -1)).mean(-1)
-        # A place one bin off is nearly right; for any other token `near` is the token itself.
-        return -((0.78 * exact + 0.22 * near) * weight).sum() / weight.sum()
+    def spoken_loss(self, features: Tensor, packs: list[Packed]) -> Tensor:
+        losses = []
+        for packed in packs:
+            log = self.answers(features, packed).log_softmax(-1)
+            target, weight = packed.target.to(self.device), packed.weight.to(self.device)
+            exact = log.gather(-1, target[..., None])[..., 0]
+            near = log.gather(-1, self.near[:, target].movedim(0, -1)).mean(-1)
+            # A place one bin off is nearly right; for any other token `near` is the token itself.
+            losses.append(-((0.78 * exact + 0.22 * near) * weight).sum())
+        return torch.stack(losses).sum() / sum(packed.weight.sum().item() for packed in packs)
 
     @torch.no_grad()
     def tested(self, phase: Phase) -> str:
@@ -190,15 +197,14 @@ class Trainer:
             return text
         hits: dict[str, list[float]] = {}
         for index, some in enumerate(np.split(rows, 8)):
-            packed = self.packed(self.test, some, phase.questions, random.Random(f"test {index}"))
-            best = self.answers(features[some], packed).argmax(-1).cpu()
-            right, real = best == packed.target, packed.weight > 0
-            where = self.places.cpu()[packed.target]
-            off = (self.places.cpu()[best] - where).abs()
-            right |= (where >= 0) & (off < 0.04)
-            for b, group in zip(*np.nonzero(_firsts(packed).numpy()), strict=True):
-                mine = real[b] & (packed.group[b] == packed.group[b, group])
-                hits.setdefault(packed.kinds[int(packed.group[b, group])], []).append(right[b][mine].all().item())
+            for packed in self.packs(self.test, some, phase.questions, random.Random(f"test {index}")):
+                best = self.answers(features[some], packed).argmax(-1).cpu()
+                where = self.places.cpu()[packed.target]
+                off = (self.places.cpu()[best] - where).abs()
+                right = (best == packed.target) | ((where >= 0) & (off < 0.04))
+                for group, kind in enumerate(packed.kinds):
+                    mine = (packed.group == group) & (packed.weight > 0)
+                    hits.setdefault(kind, []).append(right[mine].all().item())
         found = " ".join(f"{kind} {100 * sum(some) / len(some):.0f}" for kind, some in sorted(hits.items()))
         return f"{found} | {text}"
 
@@ -232,12 +238,6 @@ def structured(family: str) -> nets.Net:
     if language.lm_head is not None:
         language.lm_head.structure(places, sorted(unused), 0.02)
     return net
-
-
-def _firsts(packed: Packed) -> Tensor:
-    """Where an answer begins among the kept rows."""
-    before = F.pad(packed.group[:, :-1], (1, 0), value=-1)
-    return (packed.group != before) & (packed.weight > 0)
 
 
 def main() -> None:
