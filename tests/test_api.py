@@ -6,12 +6,14 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
 import openapi_spec_validator
 import pytest
 from served import LLAVA, PALIGEMMA, URL, calling, frames, listening, message, picture, plain, router, served, until
+from starlette.types import Message
 
 from serve import image
 from serve.api import create_app
@@ -345,6 +347,32 @@ def test_when_the_client_leaves_the_models_stop(path: str, more: dict[str, Any],
         caller.close()
         assert until(lambda: not any(engine.speaking for engine in engines), 2)
         assert sum(engine.aborted for engine in engines) == asked
+
+
+async def test_a_reader_that_stops_reading_and_leaves_ends_the_stream() -> None:
+    """Cut while a frame is being sent, the generator is not running and would hear of nothing by itself."""
+    closed, sent = [], 0
+
+    async def speaking() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"data: x\n\n"
+        finally:
+            closed.append(True)
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.02)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 4:
+            await asyncio.sleep(30)
+
+    stream = await sse.opened(receive, speaking())
+    await stream({"type": "http"}, receive, send)
+    assert closed == [True] and sent == 4
 
 
 # Service
