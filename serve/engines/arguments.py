@@ -20,6 +20,7 @@ ENVIRONMENT = {
 
 COMMON: dict[str, Any] = {
     "enable_log_requests": False,
+    "disable_log_stats": True,  # vLLM counts in each step for metrics that nobody scrapes inside a replica
     "limit_mm_per_prompt": {"image": 1},
     "mm_processor_cache_gb": 0.25,  # prepared pictures kept for the next question about them; the default is 4
 }

@@ -9,14 +9,15 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from serve.engines import hub, processes
 from serve.engines.arguments import arguments, environment
-from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
+from serve.engines.base import Piece, Prompt, Sampling
 from serve.engines.last_words import LastWords
+from serve.engines.translate import FINISH, dead, refused, sampling_params, tokens, too_long
 from serve.errors import BadRequest, ModelError
 from serve.image import Image
-
-FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
 
 # What vLLM, transformers and torch raise for a checkpoint or an argument that they cannot use.
 FAULTS = (RuntimeError, ValueError, OSError, ImportError, LookupError, TypeError, AttributeError, AssertionError)
@@ -53,8 +54,7 @@ class VllmEngine:
         """Download what is missing, load, and answer once. Raises ModelError with one clear sentence."""
         self._llm = await asyncio.to_thread(self._start)
         self.progress("warming up")
-        async for _ in self._stream({"prompt_token_ids": [self._first_token()]}, Sampling(max_tokens=2)):
-            pass
+        await self._warm_up()
         self.progress("ready")
 
     def generate(self, prompt: Prompt) -> AsyncIterator[Piece]:
@@ -66,7 +66,7 @@ class VllmEngine:
         if self._llm is None:
             raise ModelError("The model's engine is not running.", code="engine_dead")
         if self._llm.errored:
-            raise _dead()
+            raise dead()
 
     async def stop(self) -> None:
         """End vLLM's processes."""
@@ -102,9 +102,13 @@ class VllmEngine:
         self._image_token = None if image is None else llm.renderer.tokenizer.convert_ids_to_tokens(image)
         return llm
 
-    def _first_token(self) -> int:
-        tokenizer = self._llm.renderer.tokenizer
-        return int(tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 0)
+    async def _warm_up(self) -> None:
+        """One short answer about a grey square, so that no caller pays for what is done the first time."""
+        grey = Image(np.full((64, 64, 3), 128, np.uint8))
+        text = "a" if self.prefix_lm else f"{self._image_token or ''}\na"
+        image = grey if self.prefix_lm or self._image_token else None
+        async for _ in self._generate(Prompt(text, image, Sampling(max_tokens=2))):
+            pass
 
     async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         await self.check()
@@ -132,7 +136,7 @@ class VllmEngine:
             prompt_tokens = len(inputs["prompt_token_ids"])
             context = llm.model_config.max_model_len
             if prompt_tokens >= context:
-                raise _too_long(context, prompt_tokens)
+                raise too_long(context, prompt_tokens)
             said = 0
             async with contextlib.aclosing(llm.generate(inputs, params, f"diptych-{uuid.uuid4().hex}")) as outputs:
                 async for output in outputs:
@@ -148,76 +152,10 @@ class VllmEngine:
                         said,
                     )
         except VLLMClientError as error:
-            raise _refused(error, llm.model_config.max_model_len) from error
+            raise refused(error, llm.model_config.max_model_len) from error
         except EngineDeadError as error:
-            raise _dead() from error
+            raise dead() from error
         except EngineGenerateError as error:
-            raise _dead() if llm.errored else ModelError(f"The model failed: {error.__cause__}") from error
+            raise dead() if llm.errored else ModelError(f"The model failed: {error.__cause__}") from error
         except (ValueError, TypeError) as error:  # the processor's own complaint about this text and picture
             raise BadRequest(f"The model's processor refused the prompt: {error}", code="invalid_prompt") from error
-
-
-def sampling_params(sampling: Sampling) -> Any:
-    """Our Sampling as vLLM's. Log-probabilities are always asked for: merging weighs by confidence."""
-    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-
-    schema = sampling.json_schema
-    return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        seed=None if sampling.seed is None else sampling.seed % 2**63,  # any integer is a seed; torch takes 64 bits
-        stop=list(sampling.stop),
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        ignore_eos=sampling.ignore_eos,
-        logprobs=sampling.top_logprobs,
-        skip_special_tokens=False,  # PaliGemma's <loc> tokens may be special, and are the answer
-        structured_outputs=None
-        if schema is None
-        else StructuredOutputsParams(json=schema, disable_any_whitespace=True),
-        output_kind=RequestOutputKind.DELTA,
-    )
-
-
-def tokens(spoken: Any, top: int) -> tuple[Token, ...]:
-    """The tokens of one delta; their texts joined are the delta's text.
-
-    vLLM names each token alone ("cat" where the text has " cat"), and joins deltas while nobody reads. One token gets
-    the whole delta; of several, each gets the text up to the end of its name, the last one the rest.
-    """
-    found: list[Token] = []
-    at = 0
-    for i, (token, alternatives) in enumerate(zip(spoken.token_ids, spoken.logprobs or (), strict=False)):
-        own = alternatives[token]
-        if i == len(spoken.token_ids) - 1:
-            end = len(spoken.text)
-        else:
-            name = (own.decoded_token or "").strip()
-            start = spoken.text.find(name, at)
-            end = start + len(name) if start >= 0 else at
-        ranked = sorted(alternatives.values(), key=lambda choice: -choice.logprob)[:top]
-        likeliest = tuple((choice.decoded_token or "", choice.logprob) for choice in ranked)
-        found.append(Token(spoken.text[at:end], own.logprob, likeliest))
-        at = end
-    if spoken.finish_reason == "stop" and spoken.stop_reason is None and found and not found[-1].text:
-        found.pop()  # the end-of-sequence token: counted, not spoken
-    return tuple(found)
-
-
-def _dead() -> ModelError:
-    return ModelError("The model's engine died; it has to be started again.", code="engine_dead")
-
-
-def _too_long(context: int, prompt_tokens: int | None = None) -> BadRequest:
-    have = "" if prompt_tokens is None else f", and the prompt with its image has {prompt_tokens}"
-    return BadRequest(
-        f"The model reads at most {context - 1} tokens{have}.", param="question", code="context_length_exceeded"
-    )
-
-
-def _refused(error: Exception, context: int) -> BadRequest:
-    words = str(error.args[0] if error.args else error)
-    if "context length" in words or "max_model_len" in words:
-        return _too_long(context)
-    return BadRequest(words, param=getattr(error, "parameter", None))

@@ -1,0 +1,53 @@
+import types
+
+import pytest
+
+from serve.engines.base import Spoken
+from serve.engines.translate import tokens
+
+
+def delta(text: str, names: list[str], finish: str | None = None, stop: str | None = None) -> types.SimpleNamespace:
+    """One of vLLM's deltas: token i has the id i, the name names[i] and the log-probability -i."""
+    choices = [types.SimpleNamespace(decoded_token=name, logprob=-float(i)) for i, name in enumerate(names)]
+    other = types.SimpleNamespace(decoded_token="?", logprob=-9.0)
+    return types.SimpleNamespace(
+        text=text,
+        token_ids=list(range(len(names))),
+        logprobs=[{i: choice, 99: other} for i, choice in enumerate(choices)],
+        finish_reason=finish,
+        stop_reason=stop,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        (" cat", ["cat"], [" cat"]),
+        ("a red  dog", ["a", "red", "dog"], ["a", " red", "  dog"]),
+        ("<loc0001><loc0002> cat", ["<loc0001>", "<loc0002>", "cat"], ["<loc0001>", "<loc0002>", " cat"]),
+        ("na\u00efve", ["na", "\ufffd", "\ufffd", "ve"], ["na", "", "", "\u00efve"]),  # a letter in two byte tokens
+        ("", ["\ufffd"], [""]),  # vLLM waits for the rest of a letter
+    ],
+)
+def test_the_tokens_of_a_delta_make_up_its_text(text: str, names: list[str], expected: list[str]) -> None:
+    found = tokens(delta(text, names), top=0)
+    assert [token.text for token in found] == expected
+    assert "".join(expected) == text
+    assert [token.logprob for token in found] == [-float(i) for i in range(len(names))]
+
+
+def test_the_end_of_sequence_is_not_spoken() -> None:
+    assert [token.text for token in tokens(delta("cat", ["cat", "</s>"], "stop"), top=0)] == ["cat"]
+    assert len(tokens(delta("cat", ["cat", "s"], "stop", stop="s"), top=0)) == 2  # a stop text is no special token
+
+
+def test_alternatives_are_ranked_and_counted() -> None:
+    (token,) = tokens(delta("cat", ["cat"]), top=1)
+    assert token.top == (("cat", 0.0),)
+    (token,) = tokens(delta("cat", ["cat"]), top=2)
+    assert token.top == (("cat", 0.0), ("?", -9.0))
+
+
+def test_confidence_is_of_the_words_asked_about() -> None:
+    spoken = Spoken("a red dog", tokens(delta("a red dog", ["a", "red", "dog"]), top=0))
+    assert spoken.confidence(2, 5) == pytest.approx(2.718281828**-1)
