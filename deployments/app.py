@@ -5,6 +5,7 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from deployments.args import Args, GatewayArgs, Placed
+from deployments.machine import stay_inside
 from deployments.remote import Remote
 from deployments.replica import Replica
 from serve.api import create_app
@@ -17,6 +18,7 @@ class Gateway:
     """The HTTP front. It imports neither torch nor vLLM: it starts in a second and weighs little."""
 
     def __init__(self, args: GatewayArgs, handles: dict[str, DeploymentHandle]) -> None:
+        stay_inside()
         self.args = args
         self.router = Router([Remote(MODELS[name], handle) for name, handle in handles.items()])
 

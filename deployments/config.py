@@ -11,6 +11,7 @@ from deployments.args import Args
 
 HERE = Path(__file__).parent
 APP = "deployments.app:build"
+QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
 class Refused(Exception):
@@ -25,7 +26,7 @@ class Config(BaseModel):
     args: Args
     host: str = "127.0.0.1"
     port: int = 8000
-    logging: dict[str, Any] = {}
+    logging: dict[str, Any]
 
 
 def read(file: Path) -> Config:
@@ -43,19 +44,19 @@ def read(file: Path) -> Config:
     return _checked(
         str(file),
         args=ours[0].get("args") or {},
-        logging=whole.get("logging_config") or {},
+        logging={**QUIET, **(whole.get("logging_config") or {})},
         **{key: http[key] for key in ("host", "port") if key in http},
     )
 
 
 def of(models: Sequence[str], gpus: float = 0) -> Config:
     """A config for these models, each with so many GPUs. Raises Refused."""
-    return _checked("--models", args={"models": [{"name": name, "num_gpus": gpus} for name in models]})
+    return _checked("--models", logging=QUIET, args={"models": [{"name": name, "num_gpus": gpus} for name in models]})
 
 
 def _checked(source: str, **values: Any) -> Config:
     try:
-        return Config.model_validate({"logging": {"enable_access_log": False, "log_level": "WARNING"}, **values})
+        return Config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         said = str(first.get("ctx", {}).get("error") or first["msg"])

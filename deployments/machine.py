@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,6 +23,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # whoever pressed Ctrl-C waits for nobody
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # ten times a second costs 4% of a core for nothing
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # a replica whose engine is dead has nothing to finish
 }
 OBJECTS = 80 * 2**20  # requests go as arguments, not through the object store; Ray's least is 75 MiB
@@ -37,13 +39,27 @@ def machine(num_cpus: float) -> Iterator[Path]:
     os.environ.update(ENVIRONMENT)
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # no other user of this machine gets in
     _adopt_orphans()
+    others = descendants()
     folder = Path(tempfile.mkdtemp(prefix="diptych-", dir="/tmp"))  # its sockets' paths must stay short
     try:
         _start(folder, num_cpus)
         yield folder / "session_latest" / "logs"
     finally:
-        _stop()
+        _stop(others)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def stay_inside() -> None:
+    """Called in each replica of a loopback-only Ray, before Serve opens the port at which replicas hear each other.
+
+    Serve binds it to all interfaces whatever host was asked for, and takes pickles there without asking who sends them.
+    """
+    import ray.serve._private.replica as replica
+    import ray.util
+
+    offer = replica.add_port_to_grpc_server
+    if ray.util.get_node_ip_address() == LOOPBACK:
+        replica.add_port_to_grpc_server = lambda server, at: offer(server, at.replace("[::]", LOOPBACK))
 
 
 def _start(folder: Path, num_cpus: float) -> None:
@@ -74,41 +90,43 @@ def _start(folder: Path, num_cpus: float) -> None:
         )
 
 
-def _stop() -> None:
+def _stop(others: Sequence[int]) -> None:
+    """All at once: nobody is waited for, since whoever pressed Ctrl-C waits too. Engines end with their replicas."""
     import ray
-    import ray.serve
 
-    with contextlib.suppress(Exception):  # whatever state it is in: what does not stop by itself is ended below
-        if ray.is_initialized():
-            ray.serve.shutdown()
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(RuntimeError, OSError):  # whatever state it is in: what is left is ended below
         ray.shutdown()
-    _end(_descendants())
+    for number, patience_s in ((None, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
+        for process in descendants(others):
+            if number is not None:
+                with contextlib.suppress(OSError):
+                    os.kill(process, number)
+        until = time.monotonic() + patience_s
+        while time.monotonic() < until:
+            reap()
+            if not descendants(others):
+                return
+            time.sleep(0.05)
 
 
 def _adopt_orphans() -> None:
-    """Have orphaned descendants become our children, so that `_descendants` finds them (Linux)."""
+    """Have orphaned descendants become our children, so that `descendants` finds them (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
-def _descendants() -> list[int]:
+def reap() -> None:
+    """Let go of children that ended, also of those that we were handed as orphans."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def descendants(others: Sequence[int] = ()) -> list[int]:
+    """Every process that comes from this one, `others` and theirs left out."""
     found = [os.getpid()]
     for process in found:
         for children in Path(f"/proc/{process}/task").glob("*/children"):
             with contextlib.suppress(OSError):
-                found.extend(int(child) for child in children.read_text().split())
+                found.extend(child for child in map(int, children.read_text().split()) if child not in others)
     return found[1:]
-
-
-def _end(processes: list[int], patience_s: float = 3.0) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in processes:
-            with contextlib.suppress(OSError):
-                os.kill(process, number)
-        until = time.monotonic() + patience_s
-        while _descendants() and time.monotonic() < until:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(-1, os.WNOHANG)
-            time.sleep(0.05)
-        processes = _descendants()

@@ -35,6 +35,11 @@ class Progress:
                 return states
             time.sleep(EVERY_S)
 
+    def say(self, words: str) -> None:
+        """A line of its own, with the seconds since the beginning."""
+        self.out.write(f"{time.monotonic() - self.began:6.1f} s  {words}\n")
+        self.out.flush()
+
     def show(self, steps: dict[str, str], states: dict[str, str]) -> None:
         """Print what is new; on a terminal, print all anew."""
         now = time.monotonic()
@@ -47,7 +52,7 @@ class Progress:
             for name, step in steps.items():
                 last, at = self.said.get(name, ("", 0.0))
                 if step != last or (states.get(name) == "starting" and now - at > REMIND_S):
-                    self.out.write(f"{now - self.began:6.1f} s  {name}: {self.line(step, states.get(name))}\n")
+                    self.say(f"{name}: {self.line(step, states.get(name))}")
                     self.said[name] = (step, now)
         self.out.flush()
 

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from deployments.args import ModelArgs
+from deployments.machine import stay_inside
 from serve.engines.base import Engine, Piece, Prompt
 from serve.errors import ModelError
 from serve.models import MODELS
@@ -23,26 +24,34 @@ class Replica:
     """
 
     def __init__(self, args: ModelArgs) -> None:
+        stay_inside()
         model = MODELS[args.name]
         self.worker = Worker(model, _engine(args, self._progress))
+        self.answering = 0
         self._starting = asyncio.get_running_loop().create_task(self.worker.start())
         self._starting.add_done_callback(self._started)
 
     async def answer(self, task: str, request: Request) -> AsyncIterator[Delta | Reply]:
         """Worker.answer, which is closed when the caller leaves."""
-        async with contextlib.aclosing(self.worker.answer(task, request)) as events:  # type: ignore[type-var]
-            async for event in events:
-                yield event
+        with self._counted():
+            async with contextlib.aclosing(self.worker.answer(task, request)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    yield event
 
     async def speak(self, prompt: Prompt) -> AsyncIterator[Piece]:
         """Worker.speak, which is closed when the caller leaves."""
-        async with contextlib.aclosing(self.worker.speak(prompt)) as pieces:  # type: ignore[type-var]
-            async for piece in pieces:
-                yield piece
+        with self._counted():
+            async with contextlib.aclosing(self.worker.speak(prompt)) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    yield piece
 
     async def status(self) -> Status:
         """Where the model stands; answered also while it starts."""
         return await self.worker.status()
+
+    async def busy(self) -> int:
+        """How many answers are being spoken now."""
+        return self.answering
 
     async def check_health(self) -> None:
         """Asked by Serve. Raises when an engine that was ready is dead."""
@@ -59,6 +68,14 @@ class Replica:
         self._starting.cancel()
         await self.worker.engine.stop()
 
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.answering += 1
+        try:
+            yield
+        finally:
+            self.answering -= 1
+
     def _progress(self, words: str) -> None:
         if words != "ready":  # the worker says that itself, once it is true
             self.worker.mark("starting", words)
@@ -69,7 +86,7 @@ class Replica:
             self.worker.mark("failed", f"It could not be started, by a fault of Diptych: {error!r}")
 
 
-def _engine(args: ModelArgs, progress) -> Engine:  # type: ignore[no-untyped-def]
+def _engine(args: ModelArgs, progress: Callable[[str], None]) -> Engine:
     model = MODELS[args.name]
     if args.simulate is not None:
         from serve.engines.fake import FakeEngine

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deployments.config import HERE, Config, Refused, of, read
-from deployments.machine import machine
+from deployments.machine import machine, reap
 from deployments.progress import Progress
 from serve.models import MODELS
 
@@ -87,6 +88,7 @@ def _serve(config: Config) -> int:
             raise Stopped
 
     names = [model.name for model in config.args.models]
+    progress = Progress(names)
     print(f"Starting {' and '.join(names)}. Ctrl-C stops everything.", flush=True)
     try:
         wanted = config.args.gateway.num_cpus + sum(m.num_cpus * m.replicas for m in config.args.models)
@@ -95,24 +97,34 @@ def _serve(config: Config) -> int:
         with machine(wanted) as logs:
             signal.signal(signal.SIGTERM, told)  # ray.init put its own in this place
             signal.signal(signal.SIGINT, told)
+            progress.say("Ray is up; starting a process for the front and one for each model")
             url = _run(config)
-            progress = Progress(names)
             states = progress.follow(url)
             _welcome(url, states, logs)
-            while True:
-                signal.pause()
+            while not stop.wait(1.0):
+                reap()
+            return 0
+    except Refused as refused:
+        print(f"diptych: {refused}", file=sys.stderr)
+        return 1
     except Stopped:
         print("\nStopped.", flush=True)
         return 0
 
 
 def _run(config: Config) -> str:
-    import logging
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    import ray
     import ray.serve
 
     from deployments.app import build
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    wanted = sum(model.num_gpus * model.replicas for model in config.args.models)
+    have = ray.cluster_resources().get("GPU", 0)
+    if wanted > have:
+        raise Refused(
+            f"The config asks for {wanted:g} GPUs and this machine has {have:g}. Set num_gpus, or take others."
+        )
 
     ray.serve.start(
         proxy_location="HeadOnly",
