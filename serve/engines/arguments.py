@@ -10,7 +10,9 @@ from serve.engines.torchvision import repair
 from serve.errors import ModelError
 
 ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are about choices that are made below, on purpose
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",  # vLLM would otherwise report to its makers, which also waits for a network
     "TOKENIZERS_PARALLELISM": "false",  # its threads quarrel with the engine for the cores
     # Idle OpenMP threads spin by default: on two cores, two engines and a front starve each other.
@@ -22,6 +24,11 @@ COMMON: dict[str, Any] = {
     "enable_log_requests": False,
     "disable_log_stats": True,  # vLLM counts in each step for metrics that nobody scrapes inside a replica
     "limit_mm_per_prompt": {"image": 1},
+    "structured_outputs_config": {
+        "backend": "xgrammar",
+        "disable_any_whitespace": True,
+    },  # or a weak model says only " "
+    "use_tqdm_on_load": False,
     "mm_processor_cache_gb": 0.25,  # prepared pictures kept for the next question about them; the default is 4
 }
 

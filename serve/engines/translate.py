@@ -24,9 +24,7 @@ def sampling_params(sampling: Sampling) -> Any:
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.top_logprobs,
         skip_special_tokens=False,  # PaliGemma's <loc> tokens may be special, and are the answer
-        structured_outputs=None
-        if schema is None
-        else StructuredOutputsParams(json=schema, disable_any_whitespace=True),
+        structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         output_kind=RequestOutputKind.DELTA,
     )
 
@@ -58,7 +56,7 @@ def tokens(spoken: Any, top: int) -> tuple[Token, ...]:
 
 def dead() -> ModelError:
     """The engine's processes are gone."""
-    return ModelError("The model's engine died; it has to be started again.", code="enginedead")
+    return ModelError("The model's engine died; it has to be started again.", code="engine_dead")
 
 
 def too_long(context: int, prompt_tokens: int | None = None) -> BadRequest:
