@@ -150,6 +150,19 @@ async def test_leaving_aborts_the_work(engine: VllmEngine) -> None:
     assert engine._llm.get_num_unfinished_requests() == 0
 
 
+async def test_weights_that_do_not_fit_say_so_in_one_sentence(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    bare = {name.replace(".vision_model.", "."): tensor for name, tensor in weights.items()}
+    save_file(bare, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="could not be loaded: .*vision_tower") as caught:
+        await VllmEngine(str(tmp_path)).start()
+    assert caught.value.code == "load_failed" and "\n" not in caught.value.message
+
+
 async def test_a_killed_engine_is_known_to_be_dead(folder: Path) -> None:
     """Last: it starts an engine of its own and kills it in mid-answer."""
     before = set(psutil.Process().children(recursive=True))
