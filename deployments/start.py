@@ -66,11 +66,11 @@ def _share(names: Sequence[str]) -> float:
 
 
 def _check_port(host: str, port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise Refused(f"{port} is not a port: it must be between 1 and 65535.")
     try:
         with socket.create_server((host, port)):
             pass
-    except OverflowError:
-        raise Refused(f"{port} is not a port: it must be between 1 and 65535.") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise Refused(

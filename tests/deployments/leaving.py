@@ -1,0 +1,51 @@
+"""Run by test_ray.py: clients that leave at once, and how many answers the replica speaks before and after."""
+
+import base64
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from deployments.args import Args
+from deployments.machine import machine
+
+SCENE = Path(__file__).parents[2] / "serve" / "toy" / "scenes" / "circles.png"
+IMAGE = "data:image/png;base64," + base64.b64encode(SCENE.read_bytes()).decode()
+BODY = {"image": IMAGE, "question": "what?", "max_tokens": 2000}
+MODEL = {"name": "toy-llava", "simulate": {"replies": "word " * 2000, "delay_s": 0.05}}
+
+
+def main(port: int) -> None:
+    """Print a word for each way to leave, then the answers in progress before it (where known) and after it."""
+    with machine(2):
+        import ray.serve
+
+        from deployments.app import build
+
+        ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
+        ray.serve.run(build(Args.model_validate({"models": [MODEL]})), name="diptych")
+        replica = ray.serve.get_deployment_handle("toy-llava", "diptych")
+
+        def busy(wanted: int, seconds: float) -> int:
+            end = time.monotonic() + seconds
+            while (found := int(replica.busy.remote().result(timeout_s=30))) != wanted and time.monotonic() < end:
+                time.sleep(0.1)
+            return found
+
+        url = f"http://127.0.0.1:{port}"
+        while httpx.get(f"{url}/ready", timeout=30).status_code != 200:
+            time.sleep(0.5)
+        for task in ("vqa", "chat"):
+            with httpx.stream("POST", f"{url}/v1/tasks/{task}", json={**BODY, "stream": True}, timeout=60) as reply:
+                next(line for line in reply.iter_lines() if "delta" in line)
+                before = busy(1, 5)
+            print(task, before, busy(0, 5))
+        try:
+            httpx.post(f"{url}/v1/tasks/vqa", json=BODY, timeout=2)
+        except httpx.ReadTimeout:
+            print("whole", busy(0, 5))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,101 @@
+"""What is refused before anything is started, in sentences."""
+
+import io
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deployments import config, start
+from deployments.args import Args
+from deployments.config import Refused
+from deployments.progress import Progress
+from serve.models import MODELS
+
+HERE = Path(config.__file__).parent
+
+
+@pytest.mark.parametrize("name", ["local.yaml", "gpu.yaml"])
+def test_the_shipped_configs_stay_on_loopback_and_name_known_models(name: str) -> None:
+    found = config.read(HERE / name)
+    assert found.host == "127.0.0.1" and found.logging["enable_access_log"] is False
+    assert [model.name for model in found.args.models] == [n for n in MODELS if n in str(found.args)]
+
+
+def test_models_are_in_catalogue_order_whatever_the_order_they_are_named_in() -> None:
+    names = list(MODELS)
+    assert [model.name for model in config.of([names[2], names[0]]).args.models] == [names[0], names[2]]
+
+
+def test_a_model_may_be_a_name_alone() -> None:
+    assert Args.model_validate({"models": ["toy-llava"]}).models[0].replicas == 1
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(Refused, match=r"no model 'gpt'.*Known:.*toy-llava.*paligemma-3b-mix-448"):
+        config.of(["gpt"])
+
+
+def test_a_model_named_twice_is_refused() -> None:
+    with pytest.raises(Refused, match="Named twice: toy-llava"):
+        config.of(["toy-llava", "toy-llava"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("applications: [", "is not YAML"),
+        ("[]", "needs one application with import_path deployments.app:build"),
+        (yaml.dump({"applications": [{"import_path": "other:app"}]}), "needs one application"),
+        (yaml.dump({"applications": [{"import_path": config.APP, "args": {}}]}), "models: Field required"),
+        (
+            yaml.dump(
+                {"applications": [{"import_path": config.APP, "args": {"models": [{"name": "toy-llava", "n": 1}]}}]}
+            ),
+            "models.0.n: Extra inputs are not permitted",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(Refused) as refused:
+        config.read(file)
+    assert words in str(refused.value) and str(file) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_missing_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="cannot be read: No such file"):
+        config.read(tmp_path / "none.yaml")
+
+
+def test_a_port_in_use_is_one_sentence_and_another_port_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert start.main(["--port", str(port)]) == 1
+    said = capsys.readouterr().err
+    assert said == (
+        f"diptych: Port {port} on 127.0.0.1 is in use. Stop what listens there, or choose another: --port {port + 1}\n"
+    )
+
+
+def test_a_port_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert start.main(["--port", "70000"]) == 1
+    assert "must be between 1 and 65535" in capsys.readouterr().err
+
+
+def test_the_command_to_try_names_a_picture_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = start._command("http://127.0.0.1:8000").split()
+    assert words[1] == "ask" and (tmp_path / words[2]).resolve().is_file()
+    assert "--server http://127.0.0.1:9" in start._command("http://127.0.0.1:9")
+
+
+def test_progress_says_each_step_once_where_nobody_looks_at_a_terminal() -> None:
+    out = io.StringIO()
+    progress = Progress(["a", "b"], out)
+    for step in ("loading", "loading", "ready"):
+        progress.show({"a": step, "b": "no memory"}, {"a": "starting", "b": "failed"})
+    lines = [line.split("  ")[-1] for line in out.getvalue().splitlines()]
+    assert lines == ["a: loading", "b: FAILED: no memory", "a: ready"]

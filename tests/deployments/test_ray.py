@@ -1,0 +1,66 @@
+"""A real Ray with engines that are told what to say: cheap to start, and the same from the handle upwards."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from running import Running, free_port, until
+
+pytestmark = pytest.mark.engine
+
+
+def config(folder: Path, models: list[dict[str, Any]]) -> str:
+    file = folder / "config.yaml"
+    application = {"name": "diptych", "import_path": "deployments.app:build", "args": {"models": models}}
+    file.write_text(yaml.dump({"applications": [application]}))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    models = [
+        {"name": "toy-llava", "simulate": {"replies": "word " * 600, "delay_s": 0.05}},
+        {"name": "toy-paligemma", "simulate": {"fail_start": "Too little memory: 9.0 GiB wanted, 1.0 GiB free."}},
+    ]
+    running = Running("--config", config(tmp_path_factory.mktemp("rehearsal"), models))
+    try:
+        yield running.wait_for("Diptych is ready")
+    finally:
+        code = running.interrupt(signal.SIGTERM)
+    assert code == 0 and not running.left()
+
+
+def test_a_model_that_cannot_start_is_one_sentence_and_the_others_serve_on(rehearsal: Running) -> None:
+    assert "toy-paligemma: FAILED: Too little memory: 9.0 GiB wanted, 1.0 GiB free." in rehearsal.said()
+    assert "Traceback" not in rehearsal.said()
+    found = rehearsal.ready()
+    assert found["status"] == "degraded" and found["models"] == {"toy-llava": "ready", "toy-paligemma": "failed"}
+
+
+def test_a_client_that_leaves_stops_the_model() -> None:
+    """In a process of its own, which is Ray's driver and so can ask a replica how many answers it is speaking."""
+    script = Path(__file__).with_name("leaving.py")
+    done = subprocess.run([sys.executable, str(script), str(free_port())], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["vqa", "1", "0", "chat", "1", "0", "whole", "0"]
+
+
+def test_a_second_diptych_does_not_disturb_the_first(rehearsal: Running, tmp_path: Path) -> None:
+    second = Running("--config", config(tmp_path, [{"name": "toy-paligemma", "simulate": {"replies": "two"}}]))
+    second.wait_for("Diptych is ready")
+    assert second.ready()["models"] == {"toy-paligemma": "ready"}
+    assert second.interrupt() == 0
+    assert not second.left()
+    assert rehearsal.state("toy-llava") == "ready"
+
+
+def test_interrupted_while_it_starts_it_leaves_nothing(tmp_path: Path) -> None:
+    running = Running("--config", config(tmp_path, [{"name": "toy-llava", "simulate": {"start_s": 600}}]))
+    assert until(lambda: len(running.processes()) > 4, 120)
+    assert running.interrupt() == 0
+    assert not running.left()

