@@ -54,7 +54,11 @@ class VllmEngine:
         """Download what is missing, load, and answer once. Raises ModelError with one clear sentence."""
         self._llm = await asyncio.to_thread(self._start)
         self.progress("warming up")
-        await self._warm_up()
+        try:
+            await self._warm_up()
+        except ModelError:
+            await self.stop()
+            raise
         self.progress("ready")
 
     def generate(self, prompt: Prompt) -> AsyncIterator[Piece]:
@@ -107,8 +111,9 @@ class VllmEngine:
         grey = Image(np.full((64, 64, 3), 128, np.uint8))
         text = "a" if self.prefix_lm else f"{self._image_token or ''}\na"
         image = grey if self.prefix_lm or self._image_token else None
-        async for _ in self._generate(Prompt(text, image, Sampling(max_tokens=2))):
-            pass
+        with contextlib.suppress(BadRequest):  # a family that wants its picture announced in another way
+            async for _ in self._generate(Prompt(text, image, Sampling(max_tokens=2))):
+                pass
 
     async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         await self.check()
