@@ -1,6 +1,7 @@
 """Says what each model is doing and for how long, until every one is ready or has failed."""
 
 import json
+import re
 import sys
 import time
 import urllib.error
@@ -11,6 +12,7 @@ from typing import Any, TextIO
 
 EVERY_S = 0.5
 REMIND_S = 30.0
+COUNTS = re.compile(r"\d+")  # a download that has come further is no news, until REMIND_S
 
 
 @dataclass
@@ -51,7 +53,8 @@ class Progress:
         else:
             for name, step in steps.items():
                 last, at = self.said.get(name, ("", 0.0))
-                if step != last or (states.get(name) == "starting" and now - at > REMIND_S):
+                news = COUNTS.sub("", step) != COUNTS.sub("", last)
+                if news or (states.get(name) == "starting" and now - at > REMIND_S):
                     self.say(f"{name}: {self.line(step, states.get(name))}")
                     self.said[name] = (step, now)
         self.out.flush()

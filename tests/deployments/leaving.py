@@ -38,7 +38,8 @@ def main(port: int) -> None:
             time.sleep(0.5)
         for task in ("vqa", "chat"):
             with httpx.stream("POST", f"{url}/v1/tasks/{task}", json={**BODY, "stream": True}, timeout=60) as reply:
-                next(line for line in reply.iter_lines() if "delta" in line)
+                lines = reply.iter_lines()  # kept: httpx closes a reply whose reader is let go
+                next(line for line in lines if "delta" in line)
                 before = busy(1, 5)
             print(task, before, busy(0, 5))
         try:

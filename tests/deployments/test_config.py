@@ -95,7 +95,7 @@ def test_the_command_to_try_names_a_picture_that_is_there(monkeypatch: pytest.Mo
 def test_progress_says_each_step_once_where_nobody_looks_at_a_terminal() -> None:
     out = io.StringIO()
     progress = Progress(["a", "b"], out)
-    for step in ("loading", "loading", "ready"):
+    for step in ("downloading 1 of 9 MiB", "downloading 2 of 9 MiB", "ready"):
         progress.show({"a": step, "b": "no memory"}, {"a": "starting", "b": "failed"})
     lines = [line.split("  ")[-1] for line in out.getvalue().splitlines()]
-    assert lines == ["a: loading", "b: FAILED: no memory", "a: ready"]
+    assert lines == ["a: downloading 1 of 9 MiB", "b: FAILED: no memory", "a: ready"]
