@@ -50,8 +50,10 @@ def read(file: Path) -> Config:
 
 
 def of(models: Sequence[str], gpus: float = 0) -> Config:
-    """A config for these models, each with so many GPUs. Raises Refused."""
-    return _checked("--models", logging=QUIET, args={"models": [{"name": name, "num_gpus": gpus} for name in models]})
+    """A config for these models, each with so many GPUs, or so much of one. Raises Refused."""
+    engine = {"gpu_memory_utilization": round(0.9 * gpus, 3)} if 0 < gpus < 1 else {}
+    placed = [{"name": name, "num_gpus": gpus, "engine": engine} for name in models]
+    return _checked("--models", logging=QUIET, args={"models": placed})
 
 
 def _checked(source: str, **values: Any) -> Config:

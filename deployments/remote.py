@@ -68,6 +68,8 @@ class Remote:
             if isinstance(error.cause, ServeError):
                 raise error.cause from None
             raise
+        except ray.serve.exceptions.BackPressureError as error:
+            raise ModelError(f"{self.model.name} has too many requests waiting.", code="overloaded") from error
         except GONE as error:
             raise ModelError(
                 f"The process of {self.model.name} ended while it was answering; it is started again.",

@@ -107,6 +107,9 @@ def _serve(config: Config) -> int:
     except Refused as refused:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
+    except (RuntimeError, ConnectionError, TimeoutError) as error:  # as Ray tells of its own start
+        print(f"diptych: Ray could not start the models: {' '.join(str(error).split())[:1000]}", file=sys.stderr)
+        return 1
     except Stopped:
         print("\nStopped.", flush=True)
         return 0

@@ -28,6 +28,12 @@ def test_models_are_in_catalogue_order_whatever_the_order_they_are_named_in() ->
     assert [model.name for model in config.of([names[2], names[0]]).args.models] == [names[0], names[2]]
 
 
+def test_models_that_share_a_gpu_share_its_memory() -> None:
+    found = config.of(["llava-1.5-7b", "paligemma-3b-mix-448"], gpus=0.5).args.models
+    assert [(model.num_gpus, model.engine) for model in found] == [(0.5, {"gpu_memory_utilization": 0.45})] * 2
+    assert config.of(["llava-1.5-7b"], gpus=1).args.models[0].engine == {}
+
+
 def test_a_model_may_be_a_name_alone() -> None:
     assert Args.model_validate({"models": ["toy-llava"]}).models[0].replicas == 1
 
