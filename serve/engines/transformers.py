@@ -134,7 +134,7 @@ class Speech:
         self.count = int(inputs["input_ids"].shape[1])
         self.cache: Any = None
         self.said: list[int] = []
-        self.text = ""
+        self.shown = 0
         self.done = False
         self.generator = torch.Generator(device=model.device)
         seed = prompt.sampling.seed
@@ -159,20 +159,28 @@ class Speech:
             "attention_mask": torch.ones(1, length, dtype=torch.long, device=logits.device),
         }
         ended = token in self._ends() and not self.sampling.ignore_eos
-        before = self.text
-        self.text = self.tokenizer.decode(self.said[:-1] if ended else self.said, skip_special_tokens=False)
-        cut = min((at for stop in self.sampling.stop if (at := self.text.find(stop)) >= 0), default=-1)
-        if cut >= 0:
-            self.text, ended = self.text[:cut], True
         context = self.model.config.get_text_config().max_position_embeddings
         full = len(self.said) >= self.sampling.max_tokens or length >= context
+        text = self.tokenizer.decode(self.said[:-1] if ended else self.said, skip_special_tokens=False)
+        cut = min((at for stop in self.sampling.stop if (at := text.find(stop)) >= 0), default=-1)
+        if cut >= 0:
+            text, ended = text[:cut], True
         finish: FinishReason | None = "stop" if ended else "length" if full else None
         self.done = finish is not None
+        delta = self._certain(text)
         best = logprobs.topk(self.sampling.top_logprobs)
         top = tuple((self.tokenizer.decode([i]), p) for p, i in zip(*map(torch.Tensor.tolist, best), strict=True))
-        delta = self.text[len(before) :]
         spoken = () if ended and not delta else (Token(delta, float(logprobs[token]), top),)
         return Piece(delta, spoken, finish, self.count, len(self.said))
+
+    def _certain(self, text: str) -> str:
+        """What may be shown beyond what was: not half a letter, and nothing that may yet become a stop text."""
+        end = len(text)
+        if not self.done:
+            end -= max((len(stop) - 1 for stop in self.sampling.stop), default=0)
+            end = self.shown if text.endswith("\ufffd") else max(end, self.shown)
+        delta, self.shown = text[self.shown : end], end
+        return delta
 
     def _ends(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id

@@ -39,6 +39,9 @@ async def engine(folder: Path) -> AsyncIterator[VllmEngine]:
     await engine.start()
     yield engine
     await engine.stop()
+    del engine
+    await asyncio.sleep(0.1)
+    gc.collect()  # vLLM leaves a zmq context to the collector, which complains: here, where nobody minds
 
 
 @pytest.fixture(autouse=True)
