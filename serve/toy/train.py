@@ -47,7 +47,7 @@ PHASES = {
     ),
     "paligemma": (
         Phase("vision", 1800, 80, 0.0, 3e-3, floor=0.2),
-        Phase("exact", 1350, 24, 2e-3, 5e-4, questions=4, floor=0.02),
+        Phase("exact", 1600, 24, 2e-3, 5e-4, questions=4, floor=0.02),
     ),
 }
 

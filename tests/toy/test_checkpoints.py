@@ -7,8 +7,11 @@ import pytest
 
 import serve.toy
 
-torch = pytest.importorskip("torch")
-safetensors = pytest.importorskip("safetensors")
+pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+import safetensors
+import torch
 
 HERE = Path(serve.toy.__file__).parent
 FAMILIES = ("llava", "paligemma")

@@ -1,0 +1,83 @@
+import random
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from serve.toy import corpus, nets, questions, tokenizer, world
+from serve.toy.questions import Question
+
+WHAT = world.scene(3)
+ASKED = [(Question("vqa", "color", "What color is the star?", "red"), WHAT.size),
+         (Question("caption", "caption", "", questions.caption(WHAT)), WHAT.size)]  # fmt: skip
+
+
+def said(net, packer, packed, image):
+    """Logits of the kept rows."""
+    head = torch.tensor([packer.head], dtype=torch.long).expand(len(packed.ids), -1)
+    x = torch.cat([net.embed(head), image.expand(len(packed.ids), -1, -1), net.embed(packed.ids)], dim=1)
+    return net.logits(net.text(x, packed.positions, packed.mask, packed.keep))
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_packed_questions_do_not_see_each_other(family):
+    torch.manual_seed(0)
+    net, packer = nets.Net(family, tokenizer.size(family)), corpus.Packer(family)
+    image = torch.randn(1, nets.PATCHES, nets.TEXT)
+    with torch.no_grad():
+        together = packer.pack([(0, ASKED)], 200)
+        alone = [packer.pack([(0, [one])], 200) for one in ASKED]
+        apart = torch.cat([said(net, packer, one, image)[0] for one in alone])
+        torch.testing.assert_close(said(net, packer, together, image)[0], apart, atol=1e-4, rtol=1e-4)
+    assert torch.equal(together.target[0], torch.cat([one.target[0] for one in alone]))
+
+
+def test_exact_packs_let_the_picture_see_the_prompt_and_nothing_see_the_answer_before_it():
+    packer = corpus.Packer("paligemma")
+    packed = packer.pack([(0, ASKED[1:])], 200, exact=True)
+    prefix = nets.PATCHES + len(packer.pair(*ASKED[1])[0])
+    seen = packed.mask[0] == 0
+    assert seen[:prefix, :prefix].all() and not seen[:prefix, prefix:].any()
+    answer = seen[prefix:, prefix:]
+    assert seen[prefix:, :prefix].all() and torch.equal(answer, torch.ones_like(answer).tril())
+    assert packed.keep[0, 0] == prefix - 1
+
+
+def test_the_first_word_weighs_in_full():
+    packed = corpus.Packer("llava").pack([(0, ASKED)], 200)
+    first = [int((packed.group[0] == group).nonzero()[0]) for group in (0, 1)]
+    assert packed.weight[0, first].tolist() == [1.0, 1.0]
+    assert (packed.weight[0][first[1] + 1 :] < 1).all()
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_every_thing_has_a_patch_and_every_patch_a_truth(family):
+    for seed in range(200):
+        what = corpus.scene(seed)
+        labels, edges = corpus.patch_labels(what, family)
+        assert (labels.max(0) < list(corpus.CLASSES.values())).all()
+        assert len({tuple(box) for box in edges if box.any()}) == len(what.shapes)
+        assert bool(labels[:, 4].any()) == bool(what.text)
+        assert ((labels[:, 0] > 0) == edges.any(1)).all()
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_training_questions_are_true(family):
+    rng = random.Random(0)
+    for seed in range(100):
+        what = corpus.scene(seed)
+        asked = corpus.asked(what, family, rng)
+        assert len({one.task for one in asked}) >= 3
+        for one in asked:
+            for _, box in one.boxes:
+                assert box in [shape.box for shape in what.shapes]
+
+
+def test_a_view_is_square_and_small():
+    picture = world.draw(WHAT, 2.0)
+    assert corpus.view(picture, "llava").size == corpus.view(picture, "paligemma").size == (nets.IMAGE, nets.IMAGE)
+    corner = np.asarray(corpus.view(world.draw(world.scene(0)), "llava"))
+    assert corner.shape == (nets.IMAGE, nets.IMAGE, 3)

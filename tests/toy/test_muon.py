@@ -1,0 +1,26 @@
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from serve.toy.muon import Muon, orthogonal
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
+def test_an_update_has_no_favourite_direction(shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+    assert values.min() > 0.3 and values.max() < 1.4
+
+
+def test_it_goes_downhill():
+    torch.manual_seed(0)
+    part, goal = torch.nn.Parameter(torch.zeros(8, 8)), torch.randn(8, 8)
+    optimizer = Muon([{"params": [part], "lr": 0.05}])
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = (part - goal).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1 * goal.square().mean()
