@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import ray.exceptions
@@ -33,13 +33,13 @@ class Remote:
         self._said: tuple[float, Status] | None = None
         self._lost_since = time.monotonic()
 
-    async def answer(self, task: str, request: Request) -> AsyncIterator[Delta | Reply]:
+    async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """The replica's events. Leaving early stops the replica's work."""
         async with contextlib.aclosing(self._listen(lambda: self._streams.answer.remote(task, request))) as events:
             async for event in events:
                 yield event
 
-    async def speak(self, prompt: Prompt) -> AsyncIterator[Piece]:
+    async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """The replica's pieces. Leaving early stops the replica's work."""
         async with contextlib.aclosing(self._listen(lambda: self._streams.speak.remote(prompt))) as pieces:
             async for piece in pieces:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 
 from deployments.args import ModelArgs
 from deployments.machine import stay_inside
@@ -31,17 +31,17 @@ class Replica:
         self._starting = asyncio.get_running_loop().create_task(self.worker.start())
         self._starting.add_done_callback(self._started)
 
-    async def answer(self, task: str, request: Request) -> AsyncIterator[Delta | Reply]:
+    async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """Worker.answer, which is closed when the caller leaves."""
         with self._counted():
-            async with contextlib.aclosing(self.worker.answer(task, request)) as events:  # type: ignore[type-var]
+            async with contextlib.aclosing(self.worker.answer(task, request)) as events:
                 async for event in events:
                     yield event
 
-    async def speak(self, prompt: Prompt) -> AsyncIterator[Piece]:
+    async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Worker.speak, which is closed when the caller leaves."""
         with self._counted():
-            async with contextlib.aclosing(self.worker.speak(prompt)) as pieces:  # type: ignore[type-var]
+            async with contextlib.aclosing(self.worker.speak(prompt)) as pieces:
                 async for piece in pieces:
                     yield piece
 

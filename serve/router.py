@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from serve.engines.base import Piece, Prompt
@@ -22,9 +22,9 @@ class Route(Protocol):
     @property
     def model(self) -> Model: ...
 
-    def answer(self, task: str, request: Request) -> AsyncIterator[Delta | Reply]: ...
+    def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]: ...
 
-    def speak(self, prompt: Prompt) -> AsyncIterator[Piece]: ...
+    def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]: ...
 
     async def status(self) -> Status: ...
 
@@ -70,7 +70,7 @@ class Router:
 
         return list(await asyncio.gather(*map(ask, self.routes.values())))
 
-    async def events(self, task: str, request: Request) -> AsyncIterator[Event]:
+    async def events(self, task: str, request: Request) -> AsyncGenerator[Event, None]:
         """Deltas and Replies in the order they come, then Merged. Leaving early stops every model.
 
         Raises what `check` raises before the first event; Unavailable when not one model answered; the first model's
@@ -156,7 +156,7 @@ class Column:
                     return
             raise ModelError(f"{route.model.name} stopped without a reply.", code="engine_dead")
         finally:
-            await answer.aclose()  # type: ignore[attr-defined]
+            await answer.aclose()
 
     def failed(self, model: str, status: str, code: str, message: str) -> Reply:
         text = self.heard.get(model, (0.0, ""))[1]

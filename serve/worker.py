@@ -1,8 +1,9 @@
 """A model and its engine: ask -> generate -> parse. The only file that knows both a skill and an engine."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from serve.engines.base import Engine, FinishReason, Piece, Prompt, Spoken, State, Token
@@ -65,7 +66,7 @@ class Worker:
     async def status(self) -> Status:
         return Status(self.name, self._state, self._step, self.clock() - self._since)
 
-    async def answer(self, task: str, request: Request) -> AsyncIterator[Delta | Reply]:
+    async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """The model's words as deltas, then one Reply. Raises ModelError where there is no reply to be had."""
         self._require_ready()
         skill = self.model.skills[task]
@@ -87,15 +88,12 @@ class Worker:
                 job.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def speak(self, prompt: Prompt) -> AsyncIterator[Piece]:
+    async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """A plain conversation: the engine's pieces as they are, log-probabilities included."""
         self._require_ready()
-        pieces = self.engine.generate(prompt)
-        try:
+        async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
             async for piece in pieces:
                 yield piece
-        finally:
-            await _close(pieces)
 
     def _require_ready(self) -> None:
         if self._state == "starting":
@@ -104,18 +102,16 @@ class Worker:
             raise ModelError(f"{self.name} cannot answer: {self._step}", code="model_failed")
 
     async def _fill(self, stream: Stream, prompt: Prompt) -> None:
-        pieces = self.engine.generate(prompt)
         try:
-            async for piece in pieces:
-                stream.text += piece.text
-                stream.tokens += piece.tokens
-                stream.last = piece
-                stream.pieces.put_nowait(piece)
+            async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
+                async for piece in pieces:
+                    stream.text += piece.text
+                    stream.tokens += piece.tokens
+                    stream.last = piece
+                    stream.pieces.put_nowait(piece)
             stream.pieces.put_nowait(None)
         except Exception as error:  # carried to `answer`, which raises it
             stream.pieces.put_nowait(error)
-        finally:
-            await _close(pieces)
 
     def _reply(self, task: str, request: Request, streams: list[Stream]) -> Reply:
         spoken = [Spoken(s.text, s.tokens) for s in streams]
@@ -144,9 +140,3 @@ class Worker:
 def _finish(reasons: list[FinishReason | None]) -> FinishReason | None:
     worst_first: tuple[FinishReason, ...] = ("abort", "length", "stop")
     return next((reason for reason in worst_first if reason in reasons), None)
-
-
-async def _close(pieces: AsyncIterator[Piece]) -> None:
-    close = getattr(pieces, "aclose", None)
-    if close is not None:
-        await close()

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ class ScriptedRoute:
         self.script = script
         self.left = asyncio.Event()
 
-    async def answer(self, task: str, request: Request) -> AsyncIterator[Delta | Reply]:
+    async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         said = ""
         try:
             for step in self.script:
@@ -46,7 +46,7 @@ class ScriptedRoute:
         finally:
             self.left.set()
 
-    async def speak(self, prompt: Prompt) -> AsyncIterator[Piece]:
+    async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         yield Piece("")
 
     async def status(self) -> Status:
@@ -126,7 +126,7 @@ async def test_leaving_early_stops_every_model() -> None:
     events = Router(routes).events("vqa", ask())
     async for _ in events:
         break
-    await events.aclose()  # type: ignore[attr-defined]
+    await events.aclose()
     assert all(route.left.is_set() for route in routes)
 
 

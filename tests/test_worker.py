@@ -75,7 +75,7 @@ async def test_leaving_early_aborts_the_engine() -> None:
     answer = worker.answer("vqa", QUESTION)
     async for _ in answer:
         break
-    await answer.aclose()  # type: ignore[attr-defined]
+    await answer.aclose()
     assert (engine.speaking, engine.aborted) == (0, 1)
 
 

@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from serve.chat_completions.conversation import Conversation
 from serve.chat_completions.grammar import json_schema
@@ -150,7 +150,7 @@ def sampling(request: ChatCompletionRequest) -> Sampling:
 
 
 async def interleaved(
-    sources: Sequence[AsyncIterator[Piece]], deadline: float
+    sources: Sequence[AsyncGenerator[Piece, None]], deadline: float
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """(which source, its piece) in the order they come. Raises a source's error, TimeoutError at the deadline.
 
@@ -163,8 +163,7 @@ async def interleaved(
             async for piece in source:
                 queue.put_nowait((at, piece))
 
-    closable = cast(Sequence[AsyncGenerator[Piece, None]], sources)
-    jobs = [asyncio.create_task(listen(at, source)) for at, source in enumerate(closable)]
+    jobs = [asyncio.create_task(listen(at, source)) for at, source in enumerate(sources)]
     for job in jobs:
         job.add_done_callback(queue.put_nowait)
     speaking = len(jobs)

@@ -1,7 +1,7 @@
 """What every engine takes and gives."""
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -82,7 +82,7 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Load the weights. Raises ModelError with one clear sentence when that cannot be done."""
 
-    def generate(self, prompt: Prompt) -> AsyncIterator[Piece]:
+    def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Speak. Raises BadRequest for a prompt that does not fit, ModelError when the engine died."""
 
     async def check(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from serve.engines.base import FinishReason, Piece, Prompt, Token
 from serve.errors import BadRequest, ModelError
@@ -57,7 +57,7 @@ class FakeEngine:
             raise ModelError(self.fail_start, code="load_failed")
         self.started = True
 
-    def generate(self, prompt: Prompt) -> AsyncIterator[Piece]:
+    def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Speak, whether or not `start` was called."""
         return self._generate(prompt)
 

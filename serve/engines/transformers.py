@@ -5,7 +5,7 @@ ignores Gemma 2's soft cap (measured 7.6e-3 on log-probabilities).
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class TransformersEngine:
     async def stop(self) -> None:
         self._model = self._processor = None
 
-    def generate(self, prompt: Prompt) -> AsyncIterator[Piece]:
+    def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Speak, a token a piece; leaving early stops the work after the token that is being computed."""
         return self._generate(prompt)
 

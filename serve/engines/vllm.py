@@ -6,7 +6,7 @@ Only a model's own process imports this module; vLLM itself is imported in `star
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ class VllmEngine:
             raise
         self.progress("ready")
 
-    def generate(self, prompt: Prompt) -> AsyncIterator[Piece]:
+    def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Speak. Closing or cancelling the generator aborts the request in vLLM."""
         return self._generate(prompt)
 

@@ -1,10 +1,9 @@
 """The events of one fan-out: gathered into one answer, or held until it is known whether there will be one."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import cast
 
 from serve.router import Router
 from serve.tasks.base import Event, Merged, Reply, Request, Usage
@@ -34,7 +33,7 @@ class FanOut:
         Where no model can answer at all that is known at once, and the client gets a plain 503, which it can retry,
         in place of a 200 and a stream of failures.
         """
-        async with aclosing(_closable(self.router.events(task, request))) as source, aclosing(_settled(source)) as kept:
+        async with aclosing(self.router.events(task, request)) as source, aclosing(_settled(source)) as kept:
             async for event in kept:
                 self.meters.event(task, event)
                 yield event
@@ -42,7 +41,7 @@ class FanOut:
     async def answer(self, task: str, request: Request) -> Answer:
         """The whole answer. Raises Unavailable when not one model answered."""
         replies: dict[str, Reply] = {}
-        async with aclosing(_closable(self.router.events(task, request))) as events:
+        async with aclosing(self.router.events(task, request)) as events:
             async for event in events:
                 self.meters.event(task, event)
                 if isinstance(event, Reply):
@@ -58,10 +57,6 @@ def total(usages: Iterable[Usage]) -> Usage:
     for usage in usages:
         prompt, completion = prompt + usage.prompt_tokens, completion + usage.completion_tokens
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
-
-
-def _closable(events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
-    return cast(AsyncGenerator[Event, None], events)
 
 
 async def _settled(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
