@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")  # a terminal that lacks a character still gets the rest
-    options = parser().parse_args(argv)
+    options = parsed(argv)
     try:
         return _told(options.run, options)
     except KeyboardInterrupt:
@@ -26,6 +26,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `diptych models | head`: nobody reads on, also not what Python flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line. argparse alone takes no QUESTION after options (`ask x.png --task detect circle`)."""
+    known = parser()
+    options, rest = known.parse_known_args(argv)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "question", "") is None:
+        options.question = rest.pop()
+    if rest:
+        known.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _told(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:

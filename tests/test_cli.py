@@ -452,3 +452,15 @@ def test_a_terminal_without_the_characters(server: str, picture: Path) -> None:
         ran = subprocess.run(command, capture_output=True, env=environment, check=True, cwd=ROOT)
         ran.stdout.decode("ascii")
         assert ran.stderr == b""
+
+
+def test_the_question_may_come_after_the_options() -> None:
+    options = cli.parsed(["ask", "x.png", "--task", "detect", "red circle"])
+    assert (options.image, options.question, options.task) == ("x.png", "red circle", "detect")
+
+
+@pytest.mark.parametrize("argv", [["ask", "x.png", "a", "b"], ["ask", "x.png", "--nonsense"], ["models", "x"]])
+def test_what_is_not_understood_is_misuse(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.parsed(argv)
+    assert left.value.code == 2
