@@ -3,7 +3,7 @@
 world.py      scenes, drawn from a seed            questions.py  what can be asked of a scene, and the truth
 prompts.py    each family's exact words            tokenizer.py  every word of the world one token
 nets.py       LLaVA-1.5 and PaliGemma, small       corpus.py     labels for patches, packs of questions
-muon.py       the optimizer                        train.py      three phases, an hour and a half of one core
+muon.py       the optimizer                        train.py      two phases, about an hour of one CPU core
 export.py     the published checkpoint layout      evaluate.py   accuracy on fresh scenes, with floors
 album.py      pictures to show, in scenes/
 

@@ -1,7 +1,7 @@
-"""Train a toy from nothing: `python -m serve.toy.train llava|paligemma`. About an hour and a half on one CPU core.
+"""Train a toy from nothing: `python -m serve.toy.train llava|paligemma`. About an hour on one CPU core.
 
-Three phases, counted in steps, so that a busy machine changes the time and not the result: the tower learns to name
-what is in each patch; then packed questions; PaliGemma ends on single questions with its exact mask. Stopped and
+Two phases, counted in steps, so that a busy machine changes the time and not the result: the tower learns to name what
+is in each patch; then come the questions, packed for LLaVA, one by one with the exact mask for PaliGemma. Stopped and
 started again it goes on where it was.
 """
 

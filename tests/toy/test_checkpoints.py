@@ -108,4 +108,4 @@ def test_accuracy_is_above_the_floors(family):
         assert scores[task].percent >= floor - 10, (task, scores[task])
     if family == "paligemma":
         causal = evaluate.marked(family, asked, student.answers(asked, causal=True))
-        assert causal["detect"].percent < scores["detect"].percent - 10
+        assert causal["vqa"].percent < scores["vqa"].percent - 3, "a wrong mask must show"
