@@ -88,6 +88,7 @@ def test_models_come_before_the_tasks_that_they_can_do() -> None:
     first, second = entries[:2]
     assert (first.diptych.kind, first.diptych.state, second.diptych.state) == ("model", "ready", "starting")
     assert first.created == 1795392000 and first.owned_by == "Diptych"
+    assert first.diptych.about and "toy" in first.diptych.about
     vqa = entries[names.index("vqa")]
     assert (vqa.diptych.kind, vqa.diptych.models, vqa.diptych.state) == ("task", [LLAVA, PALIGEMMA], None)
 

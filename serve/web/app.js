@@ -18,6 +18,7 @@ function card(entry, ready) {
     made("strong", entry.id),
     made("p", entry.owned_by),
     made("p", entry.diptych.tasks.join(", ")),
+    made("p", entry.diptych.about ?? "", "about"),
     made("p", detail ? `${state}: ${detail.step} (${Math.round(detail.since_s)} s)` : state, `state ${state}`),
   );
   return item;

@@ -20,6 +20,7 @@ class Standing(BaseModel):
     models: list[str] = Field(description="The served models behind this name.")
     state: State | None = None
     title: str | None = None
+    about: str | None = Field(default=None, description="What to know before asking it: a toy says that it is one.")
 
 
 class ModelEntry(BaseModel):
@@ -46,7 +47,9 @@ def model_list(served: Mapping[str, Model], states: Mapping[str, State]) -> Mode
             id=name,
             created=_timestamp(model.card.released),
             owned_by=model.card.organization,
-            diptych=Standing(kind="model", tasks=skills(model), models=[name], state=states.get(name)),
+            diptych=Standing(
+                kind="model", tasks=skills(model), models=[name], state=states.get(name), about=model.card.about
+            ),
         )
         for name, model in served.items()
     ]
