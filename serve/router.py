@@ -180,7 +180,8 @@ def merge(task: str, request: Request, replies: Sequence[Reply]) -> Merged:
     """Replies (catalogue order) as one, by the request's method. Raises Unavailable when none is ok."""
     good = [reply for reply in replies if reply.status == "ok" and reply.result is not None]
     if not good:
-        why = "; ".join(f"{r.model}: {r.error.message}" for r in replies if r.error)
+        said = [(reply.model, reply.error.message) for reply in replies if reply.error]
+        why = " ".join(words if model in words else f"{model}: {words}" for model, words in said)
         raise Unavailable(f"No model answered. {why}", code="no_model_answered")
     methods = TASKS[task].methods
     method = request.merge or next(iter(methods))
