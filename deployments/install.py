@@ -69,9 +69,12 @@ def install(venv: Path, device: str, dev: bool) -> None:
         raise Refused(f"vLLM runs on Linux only, and this is {platform.system()}. On Windows use WSL 2.")
     pip = Pip(venv)
     if not program.holds():
-        check_disk(venv, DISK_GB[device])
+        again = pip.log.exists()
+        if not again:
+            check_disk(venv, DISK_GB[device])
         make(venv)
-        print(f"Setting up {show(venv)} for {device.upper()}; once, some minutes. Details: {show(pip.log)}", flush=True)
+        what = "Bringing up to date" if again else "Setting up (once, some minutes)"
+        print(f"{what}: {show(venv)} for {device.upper()}. Details: {show(pip.log)}", flush=True)
         if device == "cpu":
             torch(pip)
         packages = "packages, hash by hash"
