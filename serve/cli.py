@@ -1,6 +1,7 @@
 """The `diptych` command: serve, ask, models, compare. What is heavy is imported by the command that needs it."""
 
 import argparse
+import importlib.util
 import math
 import os
 import signal
@@ -101,7 +102,12 @@ def _server_option(command: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> NoReturn:
-    """Becomes the process that serves: signals and the exit status are its own."""
+    """Becomes the process that serves: signals and the exit status are its own. Raises Failure where it cannot be."""
+    from serve.terminal.client import Failure
+
+    missing = [name for name in ("ray", "vllm") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Failure(f"Serving needs {' and '.join(missing)}: install diptych[cpu] or diptych[gpu], or make serve.")
     given = {name: getattr(options, name) for name in ("config", "models", "host", "port")}
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
     sys.stdout.flush()

@@ -464,3 +464,11 @@ def test_what_is_not_understood_is_misuse(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.parsed(argv)
     assert left.value.code == 2
+
+
+def test_serving_without_ray_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["serve"]) == 1
+    assert "Serving needs ray and vllm: install diptych[cpu]" in capsys.readouterr().err
