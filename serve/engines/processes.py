@@ -23,15 +23,23 @@ WATCH_S = 1.0
 
 
 class Forked(multiprocessing.context.ForkProcess):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.maker = os.getpid()  # asked for here: the child may begin when its parent is gone already
+
     def run(self) -> None:
         forget_sockets()
-        watch(os.getppid())
+        watch(self.maker)
         super().run()
 
 
 class Spawned(multiprocessing.context.SpawnProcess):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.maker = os.getpid()
+
     def run(self) -> None:
-        watch(os.getppid())
+        watch(self.maker)
         super().run()
 
 
