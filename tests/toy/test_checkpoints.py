@@ -62,7 +62,7 @@ def test_a_toy_says_that_it_is_one(family):
 
 
 @pytest.mark.engine
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lean_nets_agree_with_transformers(family):
     from serve.toy import corpus, evaluate, export, world
@@ -94,7 +94,7 @@ def test_lean_nets_agree_with_transformers(family):
 
 
 @pytest.mark.engine
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_accuracy_is_above_the_floors(family):
     """A quick form of `python -m serve.toy.evaluate`, with room for its smaller sample."""
