@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from serve.engines.base import Piece, Prompt
 from serve.errors import BadRequest, ModelError, NotFound, ServeError, Unavailable
@@ -78,7 +78,7 @@ class Router:
         """
         routes = self.check(task, request)
         column = Column(task, request, deadline=time.monotonic() + request.deadline_s)
-        jobs = {asyncio.create_task(column.ask(route)): route for route in routes}
+        jobs = [asyncio.create_task(column.ask(route)) for route in routes]
         replies: dict[str, Reply] = {}
         needed = min(request.quorum or len(routes), len(routes))
         try:
@@ -158,9 +158,9 @@ class Column:
         finally:
             await answer.aclose()
 
-    def failed(self, model: str, status: str, code: str, message: str) -> Reply:
+    def failed(self, model: str, status: Literal["error", "timeout"], code: str, message: str) -> Reply:
         text = self.heard.get(model, (0.0, ""))[1]
-        reply = Reply(model=model, status=status, text=text, error=ReplyError(code=code, message=message))  # type: ignore[arg-type]
+        reply = Reply(model=model, status=status, text=text, error=ReplyError(code=code, message=message))
         self._time(reply)
         return reply
 
