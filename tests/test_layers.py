@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors", "image", "geometry"},
+    {"errors", "image", "video", "geometry", "masks"},
     {"engines"},
     {"tasks"},
     {"models"},
@@ -19,7 +19,7 @@ LAYERS = [
     {"cli", "terminal"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
-WITHIN = {"errors": 0, "image": 1, "geometry": 2}  # the lowest layer has an order of its own
+WITHIN = {"errors": 0, "image": 1, "video": 2, "geometry": 2, "masks": 2}  # the lowest layer has an order of its own
 FORBIDDEN = {"utils", "common", "helpers", "types", "http", "openai"}
 
 

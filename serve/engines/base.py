@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from serve.image import Image
+from serve.video import Video
 
 FinishReason = Literal["stop", "length", "abort"]
 State = Literal["starting", "ready", "failed"]
@@ -36,6 +37,10 @@ class Prompt:
     text: str
     image: Image | None
     sampling: Sampling = field(default_factory=Sampling)
+    video: Video | None = None
+    """Frames in place of the image, for a family that was trained on video."""
+    adapter: str | None = None
+    """The LoRA adapter, by its model's name, that speaks; None is the checkpoint as it is."""
 
 
 @dataclass(frozen=True)

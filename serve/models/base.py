@@ -33,11 +33,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the weights are. `hub` is a repository id or a local folder; `revision` pins it."""
+    """Where the weights are. `hub` is a repository id or a local folder; `revision` pins it.
+
+    expect: what its config.json must say, by dotted field (`text_config.vocab_size`): another value is another model.
+    """
 
     hub: str
     revision: str | None = None
     gated: bool = False
+    expect: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Card:
     links: tuple[str, ...] = ()
     about: str = ""
     toy: bool = False
+    hardware: str = ""
+    """What it wants to run on, in words, and whether a laptop's CPU will do."""
+    checked: str = ""
+    """What this project has checked it on, and what not."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,13 @@ class Model:
     engine: Mapping[str, Any] = field(default_factory=dict)
     prefix_lm: bool = False
     """Image and prompt attend to each other fully; the reply is causal (arXiv 2407.07726)."""
+    images: bool = True
+    videos: bool = False
+    """What it takes: a picture, a film, or either."""
+    weight: float = 1.0
+    """How much its replies count in merging, where the request does not say."""
+    adapter: str | None = None
+    """The name of the LoRA adapter that makes it out of its base's engine; None is a checkpoint of its own."""
 
 
 def sampling(request: Any, max_tokens: int) -> Sampling:

@@ -1,0 +1,33 @@
+"""Reading: the text in the picture, as it stands there."""
+
+from serve.tasks.base import Reply, Request, Result, Task
+from serve.tasks.medoid import medoid
+
+
+class OcrRequest(Request):
+    pass
+
+
+class OcrResult(Result):
+    """The text, its lines separated by newlines; empty where there is none."""
+
+    text: str
+
+
+def _text(reply: Reply) -> str:
+    assert isinstance(reply.result, OcrResult)
+    return reply.result.text
+
+
+def _words(result: OcrResult) -> str:
+    return result.text or "no text"
+
+
+OCR = Task(
+    name="ocr",
+    title="Reading (OCR)",
+    request=OcrRequest,
+    result=OcrResult,
+    methods={"medoid": medoid(_text)},
+    words=_words,
+)
