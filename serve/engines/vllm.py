@@ -18,6 +18,7 @@ from serve.engines.last_words import LastWords
 from serve.engines.translate import FINISH, dead, refused, sampling_params, tokens, too_long
 from serve.errors import BadRequest, ModelError
 from serve.image import Image
+from serve.video import Video
 
 # What vLLM, transformers and torch raise for a checkpoint or an argument that they cannot use.
 FAULTS = (RuntimeError, ValueError, OSError, ImportError, LookupError, TypeError, AttributeError, AssertionError)
@@ -48,7 +49,8 @@ class VllmEngine:
         self.engine, self.deployment, self.prefix_lm = dict(engine or {}), dict(deployment or {}), prefix_lm
         self.prepare, self.progress = prepare, progress
         self._llm: Any = None
-        self._image_token: str | None = None
+        self._marks: dict[str, str] = {}
+        self._takes: frozenset[str] = frozenset()
 
     async def start(self) -> None:
         """Download what is missing, load, and answer once. Raises ModelError with one clear sentence."""
@@ -101,27 +103,37 @@ class VllmEngine:
                 raise ModelError(
                     f"{folder.name} could not be loaded: {words.reason(error)}", code="load_failed"
                 ) from error
-        hf_config = config.model_config.hf_config
-        image = getattr(hf_config, "image_token_index", None) or getattr(hf_config, "image_token_id", None)
-        self._image_token = None if image is None else llm.renderer.tokenizer.convert_ids_to_tokens(image)
+        self._marks = _marks(config.model_config.hf_config, llm.renderer.tokenizer)
+        limits = llm.renderer.mm_processor.info.allowed_mm_limits if llm.renderer.mm_processor is not None else {}
+        self._takes = frozenset(kind for kind, limit in limits.items() if limit > 0)
         return llm
 
     async def _warm_up(self) -> None:
         """One short answer about a grey square, so that no caller pays for what is done the first time."""
         grey = Image(np.full((64, 64, 3), 128, np.uint8))
-        text = "a" if self.prefix_lm else f"{self._image_token or ''}\na"
-        image = grey if self.prefix_lm or self._image_token else None
+        film = Video(np.stack([grey.pixels] * 2), (0.0, 1.0), 2.0) if self._takes == {"video"} else None
+        image = grey if film is None and (self.prefix_lm or "image" in self._marks) else None
+        mark = self._marks.get("image" if film is None else "video", "")
+        text = "a" if self.prefix_lm else f"{mark}\na"
         with contextlib.suppress(BadRequest):  # a family that wants its picture announced in another way
-            async for _ in self._generate(Prompt(text, image, Sampling(max_tokens=2))):
+            async for _ in self._generate(Prompt(text, image, Sampling(max_tokens=2), film)):
                 pass
 
     async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         await self.check()
-        allowed = 0 if self.prefix_lm or prompt.image is None else 1  # a prefix LM's processor adds its own
-        if self._image_token is not None and prompt.text.count(self._image_token) > allowed:
-            raise BadRequest(f"The text must not contain {self._image_token}.", param="question")
+        shown = None if prompt.image is None and prompt.video is None else "image" if prompt.video is None else "video"
+        for kind, mark in self._marks.items():
+            allowed = 1 if kind == shown and not self.prefix_lm else 0  # a prefix LM's processor adds its own
+            if prompt.text.count(mark) > allowed:
+                raise BadRequest(f"The text must not contain {mark}.", param="question")
         wanted: dict[str, Any] = {"prompt": prompt.text}
-        if prompt.image is not None:
+        if prompt.video is not None:
+            # What vLLM wants of these families (0.32): {"video": uint8 [frames, height, width, 3]}, one array, with no
+            # metadata beside it: only families that write times into the prompt ask for (array, metadata). Nor does
+            # transformers pick frames again (do_sample_frames is false in these processors), so that
+            # processor(text=..., videos=[video.frames]) is the reference for the same frames.
+            wanted["multi_modal_data"] = {"video": prompt.video.frames}
+        elif prompt.image is not None:
             wanted["multi_modal_data"] = {"image": await asyncio.to_thread(self._picture, prompt.image)}
         async with contextlib.aclosing(self._stream(wanted, prompt.sampling)) as pieces:
             async for piece in pieces:
@@ -164,3 +176,13 @@ class VllmEngine:
             raise dead() if llm.errored else ModelError(f"The model failed: {error.__cause__}") from error
         except (ValueError, TypeError) as error:  # the processor's own complaint about this text and picture
             raise BadRequest(f"The model's processor refused the prompt: {error}", code="invalid_prompt") from error
+
+
+def _marks(config: Any, tokenizer: Any) -> dict[str, str]:
+    """What stands for a picture and for a film in a prompt: {"image": "<image>", "video": "<video>"}."""
+    found: dict[str, str] = {}
+    for kind in ("image", "video"):
+        token = getattr(config, f"{kind}_token_index", None) or getattr(config, f"{kind}_token_id", None)
+        if token is not None:
+            found[kind] = tokenizer.convert_ids_to_tokens(token)
+    return found
