@@ -1,0 +1,175 @@
+"""The mask decoder in numpy against the same layers in torch, its file, and where a mask lands in the picture."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve.errors import ModelError
+from serve.models import mask_decoder
+from serve.models.mask_decoder import VARIABLE, find, paste, read
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def weights(depth: int = 12, width: int = 8, ups: tuple[int, ...] = (8, 6, 4, 2), seed: int = 0) -> Arrays:
+    """Random arrays with the published names: 512, 128 and (128, 64, 32, 16) are the published widths."""
+    draw = np.random.default_rng(seed)
+    made: Arrays = {"_vq_vae._embedding": draw.normal(size=(128, depth))}
+
+    def layer(name: str, shape: tuple[int, ...], out: int) -> None:
+        scale = np.sqrt(2 / (np.prod(shape) / out))
+        made[f"{name}.weight"] = draw.normal(size=shape) * scale
+        made[f"{name}.bias"] = draw.normal(size=out) * 0.1
+
+    layer("decoder.0", (width, depth, 1, 1), width)
+    for block in (2, 3):
+        for at, side in ((0, 3), (2, 3), (4, 1)):
+            layer(f"decoder.{block}.net.{at}", (width, width, side, side), width)
+    into = width
+    for at, out in zip((4, 6, 8, 10), ups, strict=True):
+        layer(f"decoder.{at}", (into, out, 4, 4), out)
+        into = out
+    layer("decoder.12", (1, into, 1, 1), 1)
+    return {name: array.astype(np.float32) for name, array in made.items()}
+
+
+def saved(folder: Path, arrays: Arrays) -> str:
+    np.savez(folder / "vae-oid.npz", **arrays)
+    return str(folder / "vae-oid.npz")
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("widths", [(12, 8, (8, 6, 4, 2)), (512, 128, (128, 64, 32, 16))])
+def test_it_is_the_published_network(widths: tuple[int, int, tuple[int, ...]]) -> None:
+    import torch
+    from torch.nn import functional as F
+
+    arrays = weights(*widths)
+    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    codes = np.random.default_rng(1).integers(0, 128, (3, 16))
+    x = t["_vq_vae._embedding"][torch.from_numpy(codes)].reshape(3, 4, 4, -1).permute(0, 3, 1, 2)
+    x = F.relu(F.conv2d(x, t["decoder.0.weight"], t["decoder.0.bias"]))
+    for net in ("decoder.2.net", "decoder.3.net"):
+        y = F.relu(F.conv2d(x, t[f"{net}.0.weight"], t[f"{net}.0.bias"], padding=1))
+        y = F.relu(F.conv2d(y, t[f"{net}.2.weight"], t[f"{net}.2.bias"], padding=1))
+        x = x + F.conv2d(y, t[f"{net}.4.weight"], t[f"{net}.4.bias"])
+    for at in (4, 6, 8, 10):
+        x = F.relu(F.conv_transpose2d(x, t[f"decoder.{at}.weight"], t[f"decoder.{at}.bias"], stride=2, padding=1))
+    wanted = F.conv2d(x, t["decoder.12.weight"], t["decoder.12.bias"])[:, 0].numpy()
+    got = read(arrays)(codes)
+    assert got.shape == (3, 64, 64) and got.dtype == np.float32
+    assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_codes_are_laid_out_row_by_row() -> None:
+    """Without its residual blocks, which mix all sixteen, the code of one corner moves that corner only."""
+    arrays = weights()
+    for block in (2, 3):
+        arrays[f"decoder.{block}.net.4.weight"][:] = 0
+    decoder = read(arrays)
+    codes = np.zeros((2, 16), np.int64)
+    codes[1, 3] = 7  # the top right
+    plain, other = decoder(codes)
+    changed = np.abs(plain - other) > 1e-6
+    assert changed[:16, 48:].any() and not changed[32:].any() and not changed[:, :32].any()
+
+
+def test_a_mask_lands_in_its_box_thresholded_at_zero() -> None:
+    half = np.full((64, 64), -1.0, np.float32)
+    half[:, 32:] = 1
+    mask = paste(half, (0.25, 0.5, 0.75, 1.0), 40, 20)
+    assert mask is not None and mask.shape == (20, 40) and mask.dtype == np.bool_
+    wanted = np.zeros((20, 40), bool)
+    wanted[10:20, 20:30] = True
+    assert (mask == wanted).all()
+    assert paste(half, (0.5, 0.5, 0.51, 0.9), 40, 20) is None  # less than a pixel wide
+
+
+def test_a_file_is_read_once_and_again_when_it_is_replaced(tmp_path: Path) -> None:
+    where = saved(tmp_path, weights())
+    first = find(where)
+    assert find(where) is first
+    saved(tmp_path, weights(seed=5))
+    os.utime(where, ns=(1, 1))
+    assert find(where) is not first
+
+
+def test_the_environment_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, saved(tmp_path, weights()))
+    assert find().codebook.shape == (128, 12)
+
+
+@pytest.mark.parametrize("where", [None, "/nowhere/vae-oid.npz", "./vae-oid.npz", "vae-oid.npz"])
+def test_a_missing_file_is_said_with_what_to_do(where: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(ModelError) as refused:
+        find(where)
+    assert refused.value.code == "decoder_missing"
+    assert (where or "no mask decoder") in refused.value.message
+    assert VARIABLE in refused.value.message and "gs://big_vision/paligemma/vae-oid.npz" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "where, repository, kind",
+    [
+        ("ours/decoder/vae-oid.npz", "ours/decoder", None),
+        ("spaces/google/paligemma-hf/vae-oid.npz", "google/paligemma-hf", "space"),
+    ],
+)
+def test_it_comes_from_the_hub(tmp_path: Path, where: str, repository: str, kind: str | None) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def fetch(repository: str, name: str, *, repo_type: str | None, etag_timeout: float) -> str:
+        asked.append((repository, name, repo_type))
+        return saved(tmp_path, weights())
+
+    assert find(where, fetch).codebook.shape == (128, 12)
+    assert asked == [(repository, "vae-oid.npz", kind)]
+
+
+def test_an_unreachable_hub_is_said(tmp_path: Path) -> None:
+    def fetch(*args: Any, **keywords: Any) -> str:
+        raise OSError("no network")
+
+    with pytest.raises(ModelError, match="ours/decoder/vae-oid.npz could not be downloaded.*no network") as refused:
+        find("ours/decoder/vae-oid.npz", fetch)
+    assert refused.value.code == "decoder_missing"
+
+
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+    arrays = weights()
+    broken = {
+        "it has no array decoder.6.bias": {k: v for k, v in arrays.items() if k != "decoder.6.bias"},
+        "decoder.4.weight is float32 8 x 8 x 3 x 3 instead of float 8 x any x 4 x 4": arrays
+        | {"decoder.4.weight": np.zeros((8, 8, 3, 3), np.float32)},
+        "_vq_vae._embedding is int64 128 x 12": arrays | {"_vq_vae._embedding": np.zeros((128, 12), np.int64)},
+    }
+    for at, (words, made) in enumerate(broken.items()):
+        (tmp_path / str(at)).mkdir()
+        where = saved(tmp_path / str(at), made)
+        with pytest.raises(ModelError, match=words) as refused:
+            find(where)
+        assert refused.value.code == "decoder_broken" and where in refused.value.message
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(Path(saved(tmp_path, arrays)).read_bytes()[:500])
+    pickled = tmp_path / "pickled.npz"
+    np.savez(pickled, **{"_vq_vae._embedding": np.array([{}], dtype=object)})
+    single = tmp_path / "single.npz"
+    with single.open("wb") as opened:
+        np.save(opened, np.zeros(3))
+    for file in (cut, pickled, single):
+        with pytest.raises(ModelError, match=str(file)) as refused:
+            find(str(file))
+        assert refused.value.code == "decoder_broken"
+
+
+def test_published_widths_are_decoded_in_little_time() -> None:
+    import time
+
+    decoder = mask_decoder.read(weights(512, 128, (128, 64, 32, 16)))
+    began = time.perf_counter()
+    decoder(np.zeros((4, 16), np.int64))
+    assert time.perf_counter() - began < 2
