@@ -143,14 +143,7 @@ def draw(scene: Scene, scale: float = 1.0) -> Image.Image:
     picture = Image.new("RGB", (width, height), tint(BACKGROUNDS[scene.background], 9))
     pen = ImageDraw.Draw(picture)
     for shape in scene.shapes:
-        fill = tint(COLORS[shape.color], 10)
-        corners = [(x * width, y * height) for x, y in _refit(shape)]
-        if shape.kind == "circle":
-            pen.ellipse(corners, fill=fill)
-        elif shape.kind == "square":
-            pen.rectangle(corners, fill=fill)
-        else:
-            pen.polygon(corners, fill=fill)
+        paint(pen, shape, (width, height), tint(COLORS[shape.color], 10))
     if scene.text_box is not None:
         size = round(scene.font * scale)
         x0, y0, x1, y1 = scene.text_box
@@ -161,6 +154,18 @@ def draw(scene: Scene, scale: float = 1.0) -> Image.Image:
         at = (at[0] - (left + right) / 2, at[1] - (top + bottom) / 2)
         pen.text(at, scene.text, fill=ink, font=_font(size), anchor="mm", stroke_width=_stroke(size), stroke_fill=ink)
     return picture
+
+
+def paint(pen: ImageDraw.ImageDraw, shape: Shape, size: tuple[int, int], fill: tuple[int, int, int] | int) -> None:
+    """Draw one shape on a picture of this width and height."""
+    width, height = size
+    corners = [(x * width, y * height) for x, y in _refit(shape)]
+    if shape.kind == "circle":
+        pen.ellipse(corners, fill=fill)
+    elif shape.kind == "square":
+        pen.rectangle(corners, fill=fill)
+    else:
+        pen.polygon(corners, fill=fill)
 
 
 def _refit(shape: Shape) -> list[tuple[float, float]]:
