@@ -24,11 +24,13 @@ class Skill:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation. Roles: system, user, assistant. `pictured`: the image stands in this turn."""
+    """One message of a conversation. Roles: system, user, assistant. `pictured`: the image stands in this turn,
+    `filmed`: the video does; never both."""
 
     role: str
     text: str
     pictured: bool = False
+    filmed: bool = False
 
 
 @dataclass(frozen=True)
