@@ -1,5 +1,7 @@
 """Masks as run lengths, in COCO's compressed form: small on the wire, and what pycocotools reads."""
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,25 +17,86 @@ class Rle(BaseModel):
     counts: str
 
 
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of whole pixels: rows top..bottom-1, columns left..right-1. Empty where right <= left or so."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @classmethod
+    def around(cls, box: tuple[float, float, float, float], width: int, height: int) -> "Window":
+        """The pixels of a width x height image that a box x0, y0, x1, y1 touches."""
+        x0, y0, x1, y1 = box
+        left, top = max(0, math.floor(x0)), max(0, math.floor(y0))
+        return cls(left, top, max(left, min(width, math.ceil(x1))), max(top, min(height, math.ceil(y1))))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.bottom - self.top, self.right - self.left
+
+
 def encode(mask: Mask) -> Rle:
     """A mask [height, width] as run lengths."""
     height, width = mask.shape
-    flat = mask.ravel(order="F")
-    turns = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff(np.concatenate(([0], turns, [flat.size]))).tolist()
-    if flat.size and flat[0]:
-        runs.insert(0, 0)  # the first run is of what is not in the mask
-    return Rle(size=(height, width), counts=_pack(runs))
+    return encode_in(mask, Window(0, 0, width, height), (height, width))
+
+
+def encode_in(mask: Mask, window: Window, size: tuple[int, int]) -> Rle:
+    """A mask of a window [its rows, its columns] as run lengths of an image of `size` (height, width), empty around it.
+
+    Costs what the window is large, not what the image is.
+    """
+    height, width = size
+    rows, columns = window.shape
+    if mask.shape != (rows, columns) or window.right > width or window.bottom > height:
+        raise ValueError(f"a mask of {mask.shape} does not fit {window} of an image of {size}")
+    # One more row, of nothing, keeps a column's end apart from the next one's beginning.
+    flat = np.zeros((columns, rows + 1), bool)
+    flat[:, :rows] = mask.T
+    turns = np.flatnonzero(np.diff(flat.ravel(), prepend=False))
+    column, row = np.divmod(turns, rows + 1)
+    starts = (window.left + column) * height + window.top + row
+    if rows == height:  # a column that ends where the next one begins is no turn at all
+        seam = np.flatnonzero(starts[1:] == starts[:-1])
+        starts = np.delete(starts, np.concatenate((seam, seam + 1)))
+    edges = np.concatenate(([0], starts, [height * width]))
+    runs = np.diff(edges)
+    if len(runs) > 1 and runs[-1] == 0:
+        runs = runs[:-1]  # the mask's last pixel is the image's
+    return Rle(size=(height, width), counts=_pack(runs.tolist()))
 
 
 def decode(rle: Rle) -> Mask:
     """The mask [height, width] of run lengths. Raises ValueError where they do not fill it."""
     height, width = rle.size
+    return decode_in(rle, Window(0, 0, width, height))
+
+
+def decode_in(rle: Rle, window: Window) -> Mask:
+    """The part of a mask inside a window of the image: [its rows, its columns]. Raises ValueError as `decode` does."""
+    height, width = rle.size
+    edges = np.cumsum(_runs(rle))
+    begin, end = window.left * height, window.right * height
+    first, last = np.searchsorted(edges, (begin, end), side="right")
+    runs = np.diff(np.clip(edges[first : last + 1], begin, end), prepend=begin, append=end)
+    columns = np.repeat((first + np.arange(len(runs))) % 2 == 1, runs).reshape((window.right - window.left, height))
+    return columns[:, window.top : window.bottom].T
+
+
+def area(rle: Rle) -> int:
+    """How many pixels are in the mask."""
+    return int(_runs(rle)[1::2].sum())
+
+
+def _runs(rle: Rle) -> np.ndarray[Any, np.dtype[np.int64]]:
     runs = np.array(_unpack(rle.counts), dtype=np.int64)
-    if (runs < 0).any() or runs.sum() != height * width:
+    if (runs < 0).any() or runs.sum() != rle.size[0] * rle.size[1]:
         raise ValueError("the run lengths do not fill the mask")
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return flat.reshape((height, width), order="F")
+    return runs
 
 
 def _pack(runs: list[int]) -> str:

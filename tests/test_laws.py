@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from serve.engines.base import Spoken, Token
 from serve.errors import ParseError
 from serve.image import Image
+from serve.masks import encode
 from serve.models import MODELS
 from serve.models.base import Model, Turn
 from serve.tasks import TASKS
@@ -19,31 +20,49 @@ from serve.tasks.base import Merged, Reply, Request, Result
 from serve.tasks.boxes import DetectResult, LabelledBox
 from serve.tasks.caption import CaptionResult
 from serve.tasks.chat import ChatResult
+from serve.tasks.ocr import OcrResult
+from serve.tasks.segment import LabelledMask, SegmentResult
 from serve.tasks.vqa import VqaResult
 
-PICTURE = Image(np.zeros((30, 40, 3), np.uint8))
+WIDTH, HEIGHT = 40, 30
+PICTURE = Image(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
 FIELDS: dict[str, dict[str, object]] = {
     "vqa": {"question": "what color is the circle?"},
     "caption": {},
+    "ocr": {},
     "detect": {"labels": ["red circle", "blue star"]},
+    "segment": {"labels": ["red circle", "blue star"]},
     "chat": {"question": "What do you see?"},
 }
 PAIRS = [(model, task) for model in MODELS.values() for task in model.skills]
 
 words = st.sampled_from(["yes", "No.", "red", "a red", "two", "2", "", "a blue circle and a star", "a star"])
-spot = st.floats(0, 39)
+pages = st.lists(words, max_size=3).map("\n".join)
+left, top = st.floats(0, WIDTH - 8), st.floats(0, HEIGHT - 6)
 
 
 def box(x: float, y: float, label: str, score: float) -> LabelledBox:
     return LabelledBox(label=label, box=(x, y, x + 8, y + 6), score=score)
 
 
-found = st.builds(box, spot, spot, st.sampled_from(["cat", "A cat", "dog"]), st.floats(0, 1))
+def mask(found: LabelledBox, shape: str) -> LabelledMask:
+    """A mask inside a box of the picture: all of it, its left half, or nothing."""
+    x0, y0, x1, y1 = found.box
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    inside = (columns + 0.5 >= x0) & (columns + 0.5 < x1) & (rows + 0.5 >= y0) & (rows + 0.5 < y1)
+    edge = {"whole": x1, "left": (x0 + x1) / 2, "none": x0}[shape]
+    return LabelledMask(**found.model_dump(), mask=encode(inside & (columns + 0.5 < edge)))
+
+
+found = st.builds(box, left, top, st.sampled_from(["cat", "A cat", "dog"]), st.floats(0, 1))
+cut_out = st.builds(mask, found, st.sampled_from(["whole", "left", "none"]))
 RESULTS: dict[str, st.SearchStrategy[Result]] = {
     "vqa": st.builds(VqaResult, answer=words),
     "caption": st.builds(CaptionResult, caption=words),
+    "ocr": st.builds(OcrResult, text=pages),
     "chat": st.builds(ChatResult, text=words),
     "detect": st.builds(DetectResult, boxes=st.lists(found, max_size=4)),
+    "segment": st.builds(SegmentResult, boxes=st.lists(cut_out, max_size=4)),
 }
 
 
@@ -121,7 +140,7 @@ def test_models_that_say_the_same_agree(task: str, data: st.DataObject) -> None:
 
 def _apart(result: Result) -> bool:
     """Boxes that one model itself draws on top of each other cannot be told apart between models."""
-    if not isinstance(result, DetectResult):
+    if not isinstance(result, DetectResult | SegmentResult):
         return True
     pairs = itertools.combinations(result.boxes, 2)
     return all(abs(p.box[0] - q.box[0]) >= 8 or abs(p.box[1] - q.box[1]) >= 6 for p, q in pairs)

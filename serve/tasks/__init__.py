@@ -5,6 +5,7 @@ from serve.tasks.caption import CAPTION
 from serve.tasks.chat import CHAT
 from serve.tasks.detect import DETECT
 from serve.tasks.ocr import OCR
+from serve.tasks.segment import SEGMENT
 from serve.tasks.vqa import VQA
 
-TASKS: dict[str, Task] = {task.name: task for task in (VQA, CAPTION, OCR, DETECT, CHAT)}
+TASKS: dict[str, Task] = {task.name: task for task in (VQA, CAPTION, OCR, DETECT, SEGMENT, CHAT)}

@@ -5,7 +5,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from serve.tasks.base import Request, Task
-from serve.tasks.boxes import DetectResult, weighted_box_fusion
+from serve.tasks.box_fusion import HALF, box_fusion
+from serve.tasks.boxes import DetectResult
 
 Phrase = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -33,6 +34,9 @@ DETECT = Task(
     title="Detection",
     request=DetectRequest,
     result=DetectResult,
-    methods={"weighted_box_fusion": weighted_box_fusion},
+    methods={
+        "weighted_box_fusion": box_fusion("weighted_box_fusion"),
+        "consensus": box_fusion("consensus", least=HALF),
+    },
     words=_words,
 )

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rapidfuzz import fuzz, utils
 
-from serve.tasks.base import Merged, Reply
-from serve.tasks.vote import merged, standing, weigh
+from serve.tasks.agreement import agreed, standing, weigh
+from serve.tasks.base import Merged, MergeRule, Reply
 
 ALIKE = 0.8  # texts this alike count as saying the same: their models support the merged one
 
@@ -16,24 +16,33 @@ def similarity(a: str, b: str) -> float:
     return 1.0 if x == y else fuzz.token_sort_ratio(x, y) / 100
 
 
-def medoid(text: Callable[[Reply], str]) -> Callable[[Sequence[Reply], Mapping[str, float]], Merged]:
-    """The reply with the highest weighted mean similarity to the others; equals (always so with two models) are
-    decided by weight x confidence, then by catalogue order. Minimum Bayes risk in its simplest form."""
+def medoid(text: Callable[[Reply], str]) -> MergeRule:
+    """The reply that all replies, itself among them, are most like in the weighted mean; equals (always so with two
+    models of one weight) are decided by weight x confidence, then by catalogue order. Minimum Bayes risk in its
+    simplest form; no other choice among the replies has a higher agreement."""
 
     def choose(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
         weights = weigh(replies, given)
         texts = {reply.model: text(reply) for reply in replies}
+        total = sum(weights.values())
 
         def agreement(reply: Reply) -> float:
-            others = [other for other in texts if other != reply.model]
-            total = sum(weights[other] for other in others)
-            alike = sum(weights[other] * similarity(texts[reply.model], texts[other]) for other in others)
-            return round(alike / total, 9) if total else 0.0  # rounded: equals must not be told apart by float noise
+            alike = sum(weights[other] * similarity(texts[reply.model], said) for other, said in texts.items())
+            return round(alike / total, 9)  # rounded: equals must not be told apart by float noise
 
         winner = max(replies, key=lambda reply: (agreement(reply), standing(reply, weights)))
-        likeness = {model: similarity(texts[winner.model], said) for model, said in texts.items()}
-        backers = [model for model, value in likeness.items() if value >= ALIKE]
-        deviations = {model: 1.0 - value for model, value in likeness.items()}
-        return merged(winner, replies, weights, "medoid", deviations, backers)
+        assert winner.result is not None
+        deviations = strayed(texts, texts[winner.model])
+        return agreed(winner.result, "medoid", weights, deviations, [backers(deviations)])
 
     return choose
+
+
+def strayed(texts: Mapping[str, str], merged: str) -> dict[str, float]:
+    """How unlike the merged text each model's is."""
+    return {model: 1.0 - similarity(merged, said) for model, said in texts.items()}
+
+
+def backers(deviations: Mapping[str, float]) -> list[str]:
+    """The models that said as good as the merged text."""
+    return [model for model, value in deviations.items() if value <= 1.0 - ALIKE + 1e-9]

@@ -1,24 +1,32 @@
 """Segmentation: phrases in, masks out."""
 
-from pydantic import BaseModel
-
-from serve.masks import Rle
-from serve.tasks.base import Probability, Result
+from serve.masks import area
+from serve.tasks.base import Task
+from serve.tasks.box_fusion import HALF
 from serve.tasks.detect import DetectRequest
+from serve.tasks.mask_vote import mask_vote
+from serve.tasks.masks import LabelledMask, SegmentResult
+
+__all__ = ["SEGMENT", "LabelledMask", "SegmentRequest", "SegmentResult"]
 
 
 class SegmentRequest(DetectRequest):
     pass
 
 
-class LabelledMask(BaseModel):
-    """A box as in detect, x0, y0, x1, y1 in pixels, and the mask inside it, as run lengths over the whole image."""
+def _words(result: SegmentResult) -> str:
+    found = (
+        f"{found.label} [{', '.join(f'{v:.0f}' for v in found.box)}], {area(found.mask)} pixels"
+        for found in result.boxes
+    )
+    return "; ".join(found) or "nothing found"
 
-    label: str
-    box: tuple[float, float, float, float]
-    score: Probability
-    mask: Rle
 
-
-class SegmentResult(Result):
-    boxes: list[LabelledMask]
+SEGMENT = Task(
+    name="segment",
+    title="Segmentation",
+    request=SegmentRequest,
+    result=SegmentResult,
+    methods={"mask_vote": mask_vote("mask_vote"), "consensus": mask_vote("consensus", least=HALF)},
+    words=_words,
+)

@@ -35,6 +35,6 @@ VQA = Task(
     title="Question answering",
     request=VqaRequest,
     result=VqaResult,
-    methods={"vote": majority(_key)},
+    methods={"vote": majority(_key), "weighted_vote": majority(_key, by_confidence=True)},
     words=_words,
 )

@@ -1,0 +1,55 @@
+"""Several models' boxes as one set: weighted box fusion (arXiv 1910.13302)."""
+
+from collections.abc import Mapping, Sequence
+
+from serve.geometry import Box
+from serve.tasks.agreement import agreed, weigh
+from serve.tasks.base import Merged, MergeRule, Reply
+from serve.tasks.boxes import DetectResult, LabelledBox
+from serve.tasks.sightings import Cluster, clusters, fused, fused_score, overlapping, share
+
+HALF = 0.5
+
+
+def box_fusion(method: str, least: float = 0.0) -> MergeRule:
+    """Per label, boxes of different models that overlap become their mean, weighted by score x weight.
+
+    A fused score is the supporters' scores over the weight of *all* models asked: what one of two models sees scores
+    half, sorts below what both see, and never more than 1. least: boxes behind which a smaller share of the weight
+    stands are left out. Agreement is the weighted mean over models of how well the fused boxes, also those left out,
+    are theirs (mean IoU, 0 for one that a model did not see).
+    """
+
+    def fuse(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
+        weights = weigh(replies, given)
+        groups = clusters(replies, weights, _boxes)
+        total = sum(weights.values())
+        kept = [group for group in groups if share(group, total) >= least]
+        result = DetectResult(boxes=[_fuse(group, total) for group in kept])
+        close = [{seen.model: overlapping(seen.found.box, fused(group)) for seen in group} for group in groups]
+        supporters = [[seen.model for seen in group] for group in kept]
+        return agreed(result, method, weights, strayed(weights, close), supporters)
+
+    return fuse
+
+
+def strayed(models: Mapping[str, float], close: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each model's deviation: 1 - its mean likeness to the fused objects. close: per object, likeness of those who
+    saw it."""
+    return {model: 1.0 - sum(seen.get(model, 0.0) for seen in close) / len(close) if close else 0.0 for model in models}
+
+
+def rounded(box: Box) -> Box:
+    """To a hundredth of a pixel."""
+    x0, y0, x1, y1 = (round(value, 2) for value in box)
+    return (x0, y0, x1, y1)
+
+
+def _boxes(reply: Reply) -> Sequence[LabelledBox]:
+    assert isinstance(reply.result, DetectResult)
+    return reply.result.boxes
+
+
+def _fuse(group: Cluster[LabelledBox], total: float) -> LabelledBox:
+    box = group[0].found.box if len(group) == 1 else rounded(fused(group))
+    return LabelledBox(label=group[0].found.label, box=box, score=fused_score(group, total))

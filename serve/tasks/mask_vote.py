@@ -1,0 +1,117 @@
+"""Several models' masks as one set: instances aligned as boxes are, each pixel decided by a vote."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serve.geometry import Box
+from serve.masks import Mask, Window, decode_in, encode_in
+from serve.tasks.agreement import agreed, weigh
+from serve.tasks.base import Merged, MergeRule, Reply
+from serve.tasks.box_fusion import rounded, strayed
+from serve.tasks.masks import LabelledMask, SegmentResult
+from serve.tasks.sightings import Cluster, clusters, fused, fused_score, share
+
+Pixels = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class _Ballot:
+    """One model's mask as it lies in the fused box. weight: of its vote; says: weight x score, for ties."""
+
+    mask: Mask
+    weight: float
+    says: float
+
+
+def mask_vote(method: str, least: float = 0.0) -> MergeRule:
+    """Masks of different models are one instance where their labels and boxes say so, as in weighted box fusion.
+
+    Each mask is stretched from its own box to the fused one before the vote, so that two masks that differ only in
+    where they lie reinforce each other. A pixel is in the merged mask when more than half of the instance's weight is
+    for it; half against half, weight x score decides. Scores, and `least`, are those of box fusion. Agreement is the
+    weighted mean over models of the mean IoU of its masks with the merged ones (0 for one that it did not see).
+    """
+
+    def fuse(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
+        weights = weigh(replies, given)
+        groups = clusters(replies, weights, _masks)
+        total = sum(weights.values())
+        instances = [_instance(group, total) for group in groups]
+        close = [
+            {seen.model: _likeness(seen.found, instance) for seen in group}
+            for group, instance in zip(groups, instances, strict=True)
+        ]
+        kept = [at for at, group in enumerate(groups) if share(group, total) >= least]
+        result = SegmentResult(boxes=[instances[at] for at in kept])
+        supporters = [[seen.model for seen in groups[at]] for at in kept]
+        return agreed(result, method, weights, strayed(weights, close), supporters)
+
+    return fuse
+
+
+def _masks(reply: Reply) -> Iterable[LabelledMask]:
+    assert isinstance(reply.result, SegmentResult)
+    return reply.result.boxes
+
+
+def _instance(group: Cluster[LabelledMask], total: float) -> LabelledMask:
+    first, score = group[0].found, fused_score(group, total)
+    if all((seen.found.box, seen.found.mask) == (first.box, first.mask) for seen in group):
+        return first.model_copy(update={"score": score})
+    box = rounded(fused(group))
+    height, width = first.mask.size
+    window = Window.around(box, width, height)
+    ballots = [_Ballot(_stretched(seen.found, box, window), seen.weight, seen.says) for seen in group]
+    mask = _vote(ballots)
+    if not mask.any():  # masks that have nothing in common: an instance without a pixel would be none
+        mask = max(ballots, key=lambda ballot: (ballot.mask.any(), ballot.says)).mask
+    return LabelledMask(label=first.label, box=box, score=score, mask=encode_in(mask, window, (height, width)))
+
+
+def _stretched(found: LabelledMask, box: Box, window: Window) -> Mask:
+    """The mask as if its own box were `box`: the pixels of the window, each from where it would lie in its own box."""
+    height, width = found.mask.size
+    own = Window.around(found.box, width, height)
+    columns = _sources(window.left, window.right, (box[0], box[2]), (found.box[0], found.box[2])) - own.left
+    rows = _sources(window.top, window.bottom, (box[1], box[3]), (found.box[1], found.box[3])) - own.top
+    part = decode_in(found.mask, own)
+    if not part.size:
+        return np.zeros(window.shape, bool)
+    stretched: Mask = part[np.ix_(rows.clip(0, part.shape[0] - 1), columns.clip(0, part.shape[1] - 1))]
+    return stretched
+
+
+def _sources(begin: int, end: int, to: tuple[float, float], source: tuple[float, float]) -> Pixels:
+    """For the pixels begin..end-1 of a span `to`, which pixel of the span `source` lies at the same place in it."""
+    centres = (np.arange(begin, end) + 0.5 - to[0]) / max(to[1] - to[0], 1e-9)
+    pixels: Pixels = np.floor(source[0] + centres * (source[1] - source[0])).astype(np.int64)
+    return pixels
+
+
+def _vote(ballots: Sequence[_Ballot]) -> Mask:
+    weights = [ballot.weight for ballot in ballots]
+    even = not any(weights)  # supporters without a say: among themselves all count the same
+    votes = sum(ballot.mask * (1.0 if even else ballot.weight) * 2 for ballot in ballots)
+    whole = len(ballots) if even else sum(weights)
+    sure = sum(ballot.mask * ballot.says * 2 for ballot in ballots) > sum(ballot.says for ballot in ballots)
+    tie = np.abs(votes - whole) <= 1e-9 * whole
+    decided: Mask = np.where(tie, sure, votes > whole)
+    return decided
+
+
+def _likeness(found: LabelledMask, merged: LabelledMask) -> float:
+    """Intersection over union of two masks; two empty ones are alike."""
+    if found.mask == merged.mask:
+        return 1.0
+    height, width = merged.mask.size
+    if found.mask.size != merged.mask.size:
+        return 0.0
+    boxes = np.array([found.box, merged.box])
+    around = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+    window = Window.around(around, width, height)
+    own, theirs = decode_in(found.mask, window), decode_in(merged.mask, window)
+    union = int((own | theirs).sum())
+    return int((own & theirs).sum()) / union if union else 1.0

@@ -1,0 +1,15 @@
+"""Labelled masks: an object's name, its box and which pixels are its own."""
+
+from serve.masks import Rle
+from serve.tasks.base import Result
+from serve.tasks.boxes import LabelledBox
+
+
+class LabelledMask(LabelledBox):
+    """A box as in detect, x0, y0, x1, y1 in pixels, and the mask inside it, as run lengths over the whole image."""
+
+    mask: Rle
+
+
+class SegmentResult(Result):
+    boxes: list[LabelledMask]
