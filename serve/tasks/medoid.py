@@ -7,6 +7,8 @@ from rapidfuzz import fuzz, utils
 from serve.tasks.agreement import agreed, standing, weigh
 from serve.tasks.base import Merged, MergeRule, Reply
 
+Likeness = Callable[[str, str], float]  # of two texts, 0..1
+
 ALIKE = 0.8  # texts this alike count as saying the same: their models support the merged one
 
 
@@ -16,7 +18,7 @@ def similarity(a: str, b: str) -> float:
     return 1.0 if x == y else fuzz.token_sort_ratio(x, y) / 100
 
 
-def medoid(text: Callable[[Reply], str]) -> MergeRule:
+def medoid(text: Callable[[Reply], str], alike: Likeness = similarity) -> MergeRule:
     """The reply that all replies, itself among them, are most like in the weighted mean; equals (always so with two
     models of one weight) are decided by weight x confidence, then by catalogue order. Minimum Bayes risk in its
     simplest form; no other choice among the replies has a higher agreement."""
@@ -27,20 +29,20 @@ def medoid(text: Callable[[Reply], str]) -> MergeRule:
         total = sum(weights.values())
 
         def agreement(reply: Reply) -> float:
-            alike = sum(weights[other] * similarity(texts[reply.model], said) for other, said in texts.items())
-            return round(alike / total, 9)  # rounded: equals must not be told apart by float noise
+            close = sum(weights[other] * alike(texts[reply.model], said) for other, said in texts.items())
+            return round(close / total, 9)  # rounded: equals must not be told apart by float noise
 
         winner = max(replies, key=lambda reply: (agreement(reply), standing(reply, weights)))
         assert winner.result is not None
-        deviations = strayed(texts, texts[winner.model])
+        deviations = strayed(texts, texts[winner.model], alike)
         return agreed(winner.result, "medoid", weights, deviations, [backers(deviations)])
 
     return choose
 
 
-def strayed(texts: Mapping[str, str], merged: str) -> dict[str, float]:
+def strayed(texts: Mapping[str, str], merged: str, alike: Likeness = similarity) -> dict[str, float]:
     """How unlike the merged text each model's is."""
-    return {model: 1.0 - similarity(merged, said) for model, said in texts.items()}
+    return {model: 1.0 - alike(merged, said) for model, said in texts.items()}
 
 
 def backers(deviations: Mapping[str, float]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from serve.tasks.base import Reply, Request, Result, Task
 from serve.tasks.medoid import medoid
+from serve.tasks.rover import likeness, rover
 
 
 class OcrRequest(Request):
@@ -19,6 +20,10 @@ def _text(reply: Reply) -> str:
     return reply.result.text
 
 
+def _result(text: str) -> OcrResult:
+    return OcrResult(text=text)
+
+
 def _words(result: OcrResult) -> str:
     return result.text or "no text"
 
@@ -28,6 +33,6 @@ OCR = Task(
     title="Reading (OCR)",
     request=OcrRequest,
     result=OcrResult,
-    methods={"medoid": medoid(_text)},
+    methods={"rover": rover(_text, _result), "medoid": medoid(_text, likeness)},
     words=_words,
 )

@@ -1,0 +1,80 @@
+"""Sequences of lines, words or letters laid side by side: slots of what stands at the same place in each."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rapidfuzz import process
+from rapidfuzz.distance import Levenshtein
+
+Costs = np.ndarray[Any, np.dtype[np.float64]]
+
+Slot = dict[int, str]
+"""What stands at one place: sequence -> item; a sequence that has nothing there is absent."""
+
+GAP = 1.0
+MOST = 4_000_000
+"""Sequences whose lengths multiply to more are not aligned: that would take seconds and hundreds of megabytes."""
+
+
+def network(sequences: Sequence[Sequence[str]]) -> list[Slot] | None:
+    """The slots of several sequences, taken in one after the other: ROVER's word transition network (Fiscus 1997).
+
+    The first sequence is the skeleton. An item joins the slot of those it is like; two items that are nothing alike
+    share a slot rather than stand in two. None where the sequences are too long to align.
+    """
+    slots: list[Slot] = [{0: item} for item in sequences[0]]
+    for at, items in enumerate(sequences[1:], start=1):
+        if len(slots) * len(items) > MOST:
+            return None
+        grown: list[Slot] = []
+        for slot, item in _path(2 * GAP * _unlike(slots, at, items)):
+            grown.append({} if slot is None else slots[slot])
+            if item is not None:
+                grown[-1][at] = items[item]
+        slots = grown
+    return slots
+
+
+def _unlike(slots: Sequence[Slot], count: int, items: Sequence[str]) -> Costs:
+    """How unlike each slot's items are to each of `items`, in the mean: [slots, items] in 0..1, edits over length."""
+    total, members = np.zeros((len(slots), len(items))), np.zeros((len(slots), 1))
+    names, column = np.unique(np.array(items, object), return_inverse=True)  # a word that comes often is compared once
+    for sequence in range(count):
+        rows = [at for at, slot in enumerate(slots) if sequence in slot]
+        if rows and items:
+            own, row = np.unique(np.array([slots[at][sequence] for at in rows], object), return_inverse=True)
+            total[rows] += process.cdist(own, names, scorer=Levenshtein.normalized_distance)[np.ix_(row, column)]
+            members[rows] += 1
+    costs: Costs = total / np.maximum(members, 1)
+    return costs
+
+
+def _path(costs: Costs) -> list[tuple[int | None, int | None]]:
+    """The cheapest way through [n, m] costs, as pairs of row and column, one of them None where there is a gap.
+
+    Of ways that cost the same the one with fewer gaps, from the end. Dynamic programming, a row at a time.
+    """
+    n, m = costs.shape
+    across = GAP * np.arange(m + 1)
+    best = np.empty((n + 1, m + 1))
+    best[0] = across
+    for row in range(n):
+        step = np.empty(m + 1)
+        step[0] = GAP * (row + 1)
+        step[1:] = np.minimum(best[row, :-1] + costs[row], best[row, 1:] + GAP)
+        best[row + 1] = np.minimum.accumulate(step - across) + across
+    pairs: list[tuple[int | None, int | None]] = []
+    row, column = n, m
+    while row or column:
+        here = best[row, column] + 1e-9
+        if row and column and best[row - 1, column - 1] + costs[row - 1, column - 1] <= here:
+            row, column = row - 1, column - 1
+            pairs.append((row, column))
+        elif row and best[row - 1, column] + GAP <= here:
+            row -= 1
+            pairs.append((row, None))
+        else:
+            column -= 1
+            pairs.append((None, column))
+    return pairs[::-1]
