@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serve.engines.base import Engine, FinishReason, Piece, Prompt, Spoken, State, Token
 from serve.errors import ModelError, ParseError
@@ -27,8 +27,8 @@ class Stream:
     """One prompt's words as they arrive, and what they amounted to."""
 
     pieces: asyncio.Queue[Piece | Exception | None]
-    text: str = ""
-    tokens: tuple[Token, ...] = ()
+    words: list[str] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
     last: Piece = Piece("")
 
 
@@ -105,8 +105,8 @@ class Worker:
         try:
             async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
                 async for piece in pieces:
-                    stream.text += piece.text
-                    stream.tokens += piece.tokens
+                    stream.words.append(piece.text)
+                    stream.tokens.extend(piece.tokens)
                     stream.last = piece
                     stream.pieces.put_nowait(piece)
             stream.pieces.put_nowait(None)
@@ -114,14 +114,14 @@ class Worker:
             stream.pieces.put_nowait(error)
 
     def _reply(self, task: str, request: Request, streams: list[Stream]) -> Reply:
-        spoken = [Spoken(s.text, s.tokens) for s in streams]
+        spoken = [Spoken("".join(s.words), tuple(s.tokens)) for s in streams]
         prompt_tokens = sum(s.last.prompt_tokens for s in streams)
         completion_tokens = sum(s.last.completion_tokens for s in streams)
         reply = Reply(
             model=self.name,
             status="ok",
             text="\n".join(s.text for s in spoken),
-            confidence=Spoken("".join(s.text for s in spoken), sum((s.tokens for s in spoken), ())).confidence(),
+            confidence=Spoken("".join(s.text for s in spoken), tuple(t for s in spoken for t in s.tokens)).confidence(),
             usage=Usage(
                 prompt_tokens=prompt_tokens,
                 completion_tokens=completion_tokens,
