@@ -91,25 +91,29 @@ def decode(data: bytes, param: str = "image") -> Image:
 
 def decode_data_url(url: str, param: str = "image") -> Image:
     """`data:image/png;base64,...` as an Image."""
+    return decode(from_data_url(url, param, "image", MAX_BYTES), param)
+
+
+def from_data_url(url: str, param: str, kind: str, most: int) -> bytes:
+    """The bytes in a data URL, at most `most`. kind: image or video. Raises BadRequest or TooLarge naming `param`."""
+    example = {"image": "data:image/png;base64,...", "video": "data:video/mp4;base64,..."}[kind]
+    wrong = f"invalid_{kind}_url"
     if url[:8].lower().startswith(("http://", "https://")):
         raise BadRequest(
-            "Images by URL are not fetched by this server: send the image itself as a data URL "
-            "(data:image/png;base64,...) or as a multipart file.",
+            f"{kind.title()}s by URL are not fetched by this server: send the {kind} itself as a data URL "
+            f"({example}) or as a multipart file.",
             param=param,
-            code="invalid_image_url",
+            code=wrong,
         )
     head, comma, body = url.partition(",")
     if not comma or not head[:5].lower() == "data:" or not head.lower().endswith(";base64"):
-        raise BadRequest(
-            "The image must be a data URL: data:image/png;base64,...", param=param, code="invalid_image_url"
-        )
-    if len(body) > MAX_BYTES * 4 // 3 + 4:
-        raise TooLarge(f"The image is larger than {MAX_BYTES // 2**20} MB.", param=param, code="image_too_large")
+        raise BadRequest(f"The {kind} must be a data URL: {example}", param=param, code=wrong)
+    if len(body) > most * 4 // 3 + 4:
+        raise TooLarge(f"The {kind} is larger than {most // 2**20} MB.", param=param, code=f"{kind}_too_large")
     try:
-        data = base64.b64decode("".join(body.split()), validate=True)  # `base64 photo.jpg` breaks its lines
+        return base64.b64decode("".join(body.split()), validate=True)  # `base64 photo.jpg` breaks its lines
     except (binascii.Error, ValueError):
-        raise BadRequest("The data URL is not valid base64.", param=param, code="invalid_image_url") from None
-    return decode(data, param)
+        raise BadRequest("The data URL is not valid base64.", param=param, code=wrong) from None
 
 
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -1,11 +1,30 @@
-"""A film as a model sees it: a few frames, evenly spaced, with the time they were taken at."""
+"""Bytes from outside -> one checked film: a few frames, evenly spaced, with the time they were taken at."""
 
-from dataclasses import dataclass
-from typing import Any
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import GetPydanticSchema
+from pydantic_core import core_schema
 
-from serve.image import Image
+from serve.errors import BadRequest, ServeError, TooLarge
+from serve.image import Image, from_data_url
+from serve.video_caps import CAPS, Caps, evenly
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 4
+"""Films that are decoded at the same time: each may take all cores, and memory up to its cap."""
+_SEATS = threading.BoundedSemaphore(AT_ONCE)
+_STILLS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # pictures in an MP4's clothes
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +58,110 @@ class Video:
         return Image(self.frames[0])
 
 
-def evenly(total: int, count: int) -> list[int]:
-    """At most `count` of the indices 0..total-1, evenly spaced, first and last included, as vLLM and LLaVA choose."""
-    return [int(at) for at in np.linspace(0, total - 1, min(total, count), dtype=int)]
+def decode(data: bytes, param: str = "video", caps: Caps = CAPS) -> Video:
+    """An MP4, MOV, WEBM, or an animated GIF or WEBP as a Video. Raises BadRequest or TooLarge naming `param`.
+
+    A film too long to decode whole gives the even ones of its key frames. What the decoder complains about is not
+    repeated: its words can carry addresses. Takes seconds: call it off the event loop.
+    """
+    if not data:
+        raise BadRequest("The video is empty.", param=param, code="invalid_video")
+    if len(data) > caps.bytes:
+        raise _too_large(f"The video file is larger than {caps.bytes // 2**20} MB.", param)
+    kind = sniff(data)
+    if kind is None:
+        said = "The file is not an MP4, MOV or WEBM film, nor an animated GIF or WEBP."
+        raise BadRequest(said, param=param, code="invalid_video")
+    with _SEATS:
+        head, pixels = _decoded(data, kind, param, caps)
+    if "refused" in head:
+        raise _refusal(head["refused"], head["size"], param, caps)
+    width, height = head["size"]
+    frames = np.frombuffer(pixels, np.uint8).reshape(len(head["times"]), height, width, 3)
+    return Video(frames, tuple(head["times"]), head["seconds"])
+
+
+def decode_data_url(url: str, param: str = "video") -> Video:
+    """`data:video/mp4;base64,...` as a Video."""
+    return decode(from_data_url(url, param, "video", CAPS.bytes), param)
+
+
+def sniff(data: bytes) -> str | None:
+    """mp4 (MOV too), webm, gif or webp, by the file's first bytes; None for anything else."""
+    if data[4:8] in _BOXES and data[8:12] not in _STILLS:
+        return "mp4"
+    if data.startswith(b"\x1aE\xdf\xa3"):
+        return "webm"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+
+
+def _decoded(data: bytes, kind: str, param: str, caps: Caps) -> tuple[dict[str, Any], bytes]:
+    """What the decoding process says and the pixels that follow. It may crash and hang; it is ended in time."""
+    paths = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "serve.video_decoder", kind, json.dumps(asdict(caps))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
+    try:
+        said, complaint = child.communicate(data, timeout=caps.seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        told = f"The video takes longer than {caps.seconds:g} s to decode: send a shorter or a smaller one."
+        raise _too_large(told, param) from None
+    line, _, pixels = said.partition(b"\n")
+    if child.returncode == 0 and line:
+        return json.loads(line), pixels
+    if child.returncode > 0:  # not what FFmpeg does of a bad file: a crash is a signal
+        log.error("the film decoder failed: %s", complaint.decode("utf-8", "replace"))
+        raise ServeError("Films cannot be decoded by this server.", code="internal_error")
+    log.warning("the film decoder was ended by signal %d", -child.returncode)
+    return {"refused": "damaged", "size": None}, b""
+
+
+def _refusal(why: str, size: tuple[int, int] | None, param: str, caps: Caps) -> ServeError:
+    seen = f" ({size[0]} x {size[1]})" if size else ""
+    if why == "huge":
+        most = f"at most {caps.area / 1e6:.1f} megapixels and {caps.side} pixels a side"
+        return _too_large(f"The video's frames have too many pixels{seen}: {most}.", param)
+    if why == "long":
+        return _too_large(f"The video has more than {caps.film_frames} frames.", param)
+    said = {
+        "tiny": f"The video's frames are too small{seen}: at least {caps.least} pixels a side.",
+        "no pictures": "The file has no moving pictures in it.",
+        "codec": "The video's codec is not one of H.264, HEVC, VP8, VP9, AV1, MPEG-4 and MJPEG.",
+    }.get(why, "The video is damaged or cut short and cannot be decoded.")
+    return BadRequest(said, param=param, code="invalid_video")
+
+
+def _too_large(said: str, param: str) -> TooLarge:
+    return TooLarge(said, param=param, code="video_too_large")
+
+
+def _schema(_source: Any, _handler: Any) -> core_schema.CoreSchema:
+    def load(value: Any) -> Video:
+        if isinstance(value, Video):
+            return value
+        if isinstance(value, bytes):
+            return decode(value)
+        if isinstance(value, str):
+            return decode_data_url(value)
+        raise BadRequest("The video must be a data URL.", param="video", code="invalid_type")
+
+    return core_schema.no_info_plain_validator_function(
+        load,
+        json_schema_input_schema=core_schema.str_schema(),
+        serialization=core_schema.to_string_ser_schema(),
+    )
+
+
+Film = Annotated[Video, GetPydanticSchema(_schema)]
+"""A request's video field: a data URL or uploaded bytes on the wire, a Video once validated.
+
+Validating decodes, which takes up to seconds: validate off the event loop.
+"""
