@@ -1,32 +1,19 @@
 """Who can do it, ask them all, interleave, deadline, merge. Imports neither torch nor an engine."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Literal, Protocol
 
-from serve.engines.base import Piece, Prompt
-from serve.errors import BadRequest, ModelError, NotFound, ServeError, Unavailable
-from serve.models.base import Model
+from serve.column import Column
+from serve.errors import BadRequest, NotFound, ServeError, Unavailable
+from serve.judge import SHARE, Judge
+from serve.route import Route
 from serve.tasks import TASKS
-from serve.tasks.base import Delta, Event, Merged, Reply, ReplyError, Request
+from serve.tasks.base import Event, Merged, Reply, Request
 from serve.worker import Status
 
-log = logging.getLogger(__name__)
-
-
-class Route(Protocol):
-    """The way to one model: a Worker in this process, or a handle to one in another."""
-
-    @property
-    def model(self) -> Model: ...
-
-    def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]: ...
-
-    def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]: ...
-
-    async def status(self) -> Status: ...
+CHAT = "chat"
+JUDGE = "judge"
 
 
 class Router:
@@ -77,7 +64,9 @@ class Router:
         own refusal where every model refused the request.
         """
         routes = self.check(task, request)
-        column = Column(task, request, deadline=time.monotonic() + request.deadline_s)
+        judge = self.judge(task, request)
+        began = time.monotonic()
+        column = Column(task, request, seconds=request.deadline_s * (SHARE if judge else 1))
         jobs = [asyncio.create_task(column.ask(route)) for route in routes]
         replies: dict[str, Reply] = {}
         needed = min(request.quorum or len(routes), len(routes))
@@ -99,91 +88,63 @@ class Router:
             await asyncio.gather(*jobs, return_exceptions=True)
         if len(column.refusals) == len(routes):  # the request is at fault, not the models: a retry would not help
             raise column.refusals[routes[0].model.name]
-        yield await asyncio.to_thread(merge, task, request, [replies[route.model.name] for route in routes])
+        weights = {name: route.model.weight for name, route in self.routes.items()} | (request.weights or {})
+        columns = [replies[route.model.name] for route in routes]
+        merged = await asyncio.to_thread(merge, task, request, columns, weights)
+        if judge is not None:
+            left_s = request.deadline_s - (time.monotonic() - began)
+            merged = await judge.merged(
+                request, [reply for reply in columns if answered(reply)], weights, merged, left_s
+            )
+        yield merged
 
     def check(self, task: str, request: Request) -> list[Route]:
         """The routes a request will go to. Raises what the client should hear before anything is started."""
         routes = self.able(task, request.models)
-        methods = TASKS[task].methods
+        methods = [*TASKS[task].methods, *([JUDGE] if TASKS[task].judging else [])]
         if request.merge is not None and request.merge not in methods:
             raise BadRequest(f"{task} merges by {', '.join(methods)}.", param="merge")
+        self.judge(task, request)
         if request.quorum is not None and request.quorum > len(routes):
             raise BadRequest(f"The quorum is larger than the {len(routes)} models asked.", param="quorum")
         for name in request.weights or {}:
             self.route(name, "weights")
         return routes
 
+    def judge(self, task: str, request: Request) -> Judge | None:
+        """Who will judge, where that is asked for. Raises BadRequest or NotFound naming `judge` or `merge`.
 
-class Column:
-    """One model's side of a fan-out: its events into the common queue, its failures into its own Reply."""
-
-    def __init__(self, task: str, request: Request, deadline: float) -> None:
-        self.task = task
-        self.request = request
-        self.deadline = deadline
-        self.began = time.monotonic()
-        self.events: asyncio.Queue[Delta | Reply] = asyncio.Queue()
-        self.heard: dict[str, tuple[float, str]] = {}
-        self.refusals: dict[str, ServeError] = {}
-
-    async def ask(self, route: Route) -> None:
-        name = route.model.name
-        try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + self.deadline - time.monotonic()):
-                await self._listen(route)
-        except TimeoutError:
-            said = f"{name} had not finished after {self.request.deadline_s:g} s."
-            self.events.put_nowait(self.failed(name, "timeout", "deadline_exceeded", said))
-        except ServeError as error:
-            if error.status < 500:
-                self.refusals[name] = error
-            self.events.put_nowait(self.failed(name, "error", error.code or "model_error", error.message))
-        except Exception:  # a bug in one model's path costs that model's column only
-            log.exception("model %s failed", name)
-            self.events.put_nowait(self.failed(name, "error", "internal_error", f"{name} failed unexpectedly."))
-
-    async def _listen(self, route: Route) -> None:
-        answer = route.answer(self.task, self.request)
-        try:
-            async for event in answer:
-                if isinstance(event, Delta):
-                    first, text = self.heard.get(event.model, (self._elapsed_ms(), ""))
-                    self.heard[event.model] = (first, text + event.text)
-                else:
-                    self._time(event)
-                self.events.put_nowait(event)
-                if isinstance(event, Reply):
-                    return
-            raise ModelError(f"{route.model.name} stopped without a reply.", code="engine_dead")
-        finally:
-            await answer.aclose()
-
-    def failed(self, model: str, status: Literal["error", "timeout"], code: str, message: str) -> Reply:
-        text = self.heard.get(model, (0.0, ""))[1]
-        reply = Reply(model=model, status=status, text=text, error=ReplyError(code=code, message=message))
-        self._time(reply)
-        return reply
-
-    def given_up(self, model: str, needed: int) -> Reply:
-        return self.failed(model, "timeout", "quorum_reached", f"Not waited for: {needed} others had answered.")
-
-    def _time(self, reply: Reply) -> None:
-        reply.latency_ms = round(self._elapsed_ms(), 1)
-        if reply.model in self.heard:
-            reply.ttft_ms = round(self.heard[reply.model][0], 1)
-
-    def _elapsed_ms(self) -> float:
-        return (time.monotonic() - self.began) * 1000
+        The named model; else the first in catalogue order that can chat, is no toy and is ready when it comes to it,
+        else the first such toy.
+        """
+        judging, named = TASKS[task].judging, getattr(request, "judge", None)
+        if judging is None or request.merge != JUDGE:
+            if named is not None:
+                raise BadRequest(f'A judge is asked by "merge": "{JUDGE}".', param="judge")
+            return None
+        if named is not None and CHAT not in self.route(named, "judge").model.skills:
+            raise BadRequest(f"{named} cannot chat, so it cannot judge.", param="judge", code="task_not_supported")
+        able = [route for name, route in self.routes.items() if CHAT in route.model.skills and named in (None, name)]
+        if not able:
+            raise BadRequest("No served model can chat, so none can judge.", param="merge")
+        return Judge(judging, sorted(able, key=lambda route: route.model.card.toy))
 
 
-def merge(task: str, request: Request, replies: Sequence[Reply]) -> Merged:
-    """Replies (catalogue order) as one, by the request's method. Raises Unavailable when none is ok."""
-    good = [reply for reply in replies if reply.status == "ok" and reply.result is not None]
+def answered(reply: Reply) -> bool:
+    """There is something to merge."""
+    return reply.status == "ok" and reply.result is not None
+
+
+def merge(task: str, request: Request, replies: Sequence[Reply], weights: Mapping[str, float] | None = None) -> Merged:
+    """Replies (catalogue order) as one, by the request's method, or the task's own where a judge was asked for.
+
+    weights: per model; the request's own where left out. Raises Unavailable when no reply is ok.
+    """
+    good = [reply for reply in replies if answered(reply)]
     if not good:
         said = [(reply.model, reply.error.message) for reply in replies if reply.error]
         why = " ".join(words if model in words else f"{model}: {words}" for model, words in said)
         raise Unavailable(f"No model answered. {why}", code="no_model_answered")
     methods = TASKS[task].methods
-    method = request.merge or next(iter(methods))
-    weights: Mapping[str, float] = request.weights or {}
-    return methods[method](good, weights)
+    rule = methods.get(request.merge or "", next(iter(methods.values())))
+    return rule(good, (request.weights or {}) if weights is None else weights)

@@ -13,7 +13,7 @@ from serve.chat_completions.replies import ChatCompletion, Choice, Chunks, Head,
 from serve.chat_completions.request import MAX_TOKENS, ChatCompletionRequest
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
 from serve.errors import BadRequest, ModelError
-from serve.router import Route
+from serve.route import Route
 from serve.tasks.base import Usage
 from serve.wire.meters import Meters
 

@@ -122,6 +122,7 @@ class ChatCompletionRequest(BaseModel):
     quorum: int | None = Field(default=None, ge=1, le=64, description="Tasks only.")
     merge: str | None = Field(default=None, description="Tasks only.")
     weights: dict[str, float] | None = Field(default=None, description="Tasks only.")
+    judge: Name | None = Field(default=None, description="caption and chat only.")
 
     # Harmless: they ask for nothing that changes a reply.
     user: str | None = None

@@ -7,7 +7,7 @@ from typing import Any
 from serve.chat_completions.replies import Chunks, finish_reason
 from serve.tasks import TASKS
 from serve.tasks.base import Delta, Event, Merged, Reply, Usage
-from serve.wire.fan_out import total
+from serve.wire.fan_out import judged, total
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Telling:
         if isinstance(event, Reply):
             self.usages.append(event.usage)
         if isinstance(event, Merged):
+            self.usages += judged(event)
             yield from self._merged(event)
         elif self.asked.each:
             yield from self._column(event)

@@ -14,7 +14,7 @@ from serve.errors import BadRequest, NotFound
 from serve.router import Router
 from serve.tasks import TASKS
 from serve.tasks.base import Request
-from serve.wire.fan_out import FanOut, total
+from serve.wire.fan_out import FanOut
 from serve.wire.forms import phrases
 from serve.wire.refusals import refusal
 
@@ -28,7 +28,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
     "ignore_eos": (None, False),
 }
-PASSED_ON = ("temperature", "seed", "deadline_s", "quorum", "merge", "weights")
+PASSED_ON = ("temperature", "seed", "deadline_s", "quorum", "merge", "weights", "judge")
 
 
 def named(router: Router, model: str) -> Asked | None:
@@ -82,7 +82,7 @@ class Together:
             )
             for at, reply in enumerate(answer.replies if self.asked.each else [], start=1)
         ]
-        return head.completion(choices, total(reply.usage for reply in answer.replies))
+        return head.completion(choices, answer.usage())
 
     async def frames(self, head: Head) -> AsyncGenerator[bytes, None]:
         """Each model's words as they are spoken, where they are wanted; choice 0 last."""

@@ -11,6 +11,10 @@ from serve.image import Picture
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
+JudgeName = Annotated[
+    Name | None, Field(description='Which model judges where "merge" is "judge"; the first that can when left out.')
+]
+
 
 class Request(BaseModel):
     """One picture, one task. Unknown fields are refused by name."""
@@ -27,7 +31,7 @@ class Request(BaseModel):
     quorum: int | None = Field(default=None, ge=1, le=64, description="Merge as soon as this many models answered.")
     merge: str | None = Field(default=None, description="Merge method; the task's own when left out.")
     weights: dict[str, Annotated[float, Field(ge=0, le=1000)]] | None = Field(
-        default=None, description="How much each model's reply counts in the merge; 1 when left out."
+        default=None, description="How much each model's reply counts in the merge; the model's own when left out."
     )
     temperature: float = Field(default=0.0, ge=0, le=2)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
@@ -77,6 +81,16 @@ class Reply(BaseModel):
     finish_reason: Literal["stop", "length", "abort"] | None = None
 
 
+class Judgement(BaseModel):
+    """The model that was to write the merged reply. error: why it did not, so that the task's own method stands in."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str | None
+    error: ReplyError | None = None
+    usage: Usage = Field(default_factory=Usage)
+
+
 class Merged(BaseModel):
     """All replies as one: how it was reached, how far they agreed (0..1), who stands behind it, who strayed (0..1)."""
 
@@ -86,11 +100,22 @@ class Merged(BaseModel):
     models: list[str]
     supporters: list[list[str]]
     deviations: dict[str, Probability]
+    judge: Judgement | None = None
 
 
 Event = Delta | Reply | Merged
 MergeRule = Callable[[Sequence[Reply], Mapping[str, float]], Merged]
 """(replies that are ok, in catalogue order, at least one; weight per model, 1.0 where absent) -> Merged."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How a task that answers in sentences can be judged. asked: a request in words; text: a reply's; result: a
+    judge's words as the task's result."""
+
+    asked: Callable[[Any], str]
+    text: Callable[[Reply], str]
+    result: Callable[[str], Result]
 
 
 @dataclass(frozen=True)
@@ -104,3 +129,5 @@ class Task:
     methods: Mapping[str, MergeRule]
     words: Callable[[Any], str]
     """A result as a person would read it; also the text of a merged chat completion."""
+    judging: Judging | None = None
+    """Where a served model may write the merged reply (`merge: judge`)."""

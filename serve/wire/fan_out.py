@@ -19,6 +19,10 @@ class Answer:
     merged: Merged
     replies: list[Reply]
 
+    def usage(self) -> Usage:
+        """All tokens that were read and spoken, a judge's among them."""
+        return total([*(reply.usage for reply in self.replies), *judged(self.merged)])
+
 
 class FanOut:
     """Asks a router and counts what comes back."""
@@ -49,6 +53,11 @@ class FanOut:
                 elif isinstance(event, Merged):
                     return Answer(event, [replies[name] for name in self.router.routes if name in replies])
         raise AssertionError("a fan-out ends with its merge or an error")
+
+
+def judged(merged: Merged) -> list[Usage]:
+    """The judge's tokens, where there was one."""
+    return [merged.judge.usage] if merged.judge is not None else []
 
 
 def total(usages: Iterable[Usage]) -> Usage:

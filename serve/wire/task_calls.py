@@ -11,7 +11,7 @@ from starlette.responses import Response
 from serve.tasks import TASKS
 from serve.tasks.base import Delta, Merged, Reply, Request, Usage
 from serve.wire.client import attended
-from serve.wire.fan_out import FanOut, total
+from serve.wire.fan_out import FanOut
 from serve.wire.forms import read
 from serve.wire.sse import frame, opened
 
@@ -53,7 +53,7 @@ async def _whole(fan_out: FanOut, task: str, request: Request, request_id: str) 
         image=Size(width=request.image.width, height=request.image.height),
         merged=said.merged,
         replies=said.replies,
-        usage=total(reply.usage for reply in said.replies),
+        usage=said.usage(),
     )
 
 

@@ -1,0 +1,79 @@
+"""One model's side of a fan-out: what it says as events, its failure as its own reply."""
+
+import asyncio
+import logging
+import time
+from typing import Literal
+
+from serve.errors import ModelError, ServeError
+from serve.route import Route
+from serve.tasks.base import Delta, Reply, ReplyError, Request
+
+log = logging.getLogger(__name__)
+
+
+class Column:
+    """Each model's side of a fan-out: its events into the common queue, its failures into its own Reply.
+
+    seconds: until models that are still speaking are cut.
+    """
+
+    def __init__(self, task: str, request: Request, seconds: float) -> None:
+        self.task = task
+        self.request = request
+        self.seconds = seconds
+        self.began = time.monotonic()
+        self.events: asyncio.Queue[Delta | Reply] = asyncio.Queue()
+        self.heard: dict[str, tuple[float, str]] = {}
+        self.refusals: dict[str, ServeError] = {}
+
+    async def ask(self, route: Route) -> None:
+        name = route.model.name
+        try:
+            async with asyncio.timeout_at(
+                asyncio.get_running_loop().time() + self.began + self.seconds - time.monotonic()
+            ):
+                await self._listen(route)
+        except TimeoutError:
+            said = f"{name} had not finished after {self.seconds:g} s."
+            self.events.put_nowait(self.failed(name, "timeout", "deadline_exceeded", said))
+        except ServeError as error:
+            if error.status < 500:
+                self.refusals[name] = error
+            self.events.put_nowait(self.failed(name, "error", error.code or "model_error", error.message))
+        except Exception:  # a bug in one model's path costs that model's column only
+            log.exception("model %s failed", name)
+            self.events.put_nowait(self.failed(name, "error", "internal_error", f"{name} failed unexpectedly."))
+
+    async def _listen(self, route: Route) -> None:
+        answer = route.answer(self.task, self.request)
+        try:
+            async for event in answer:
+                if isinstance(event, Delta):
+                    first, text = self.heard.get(event.model, (self._elapsed_ms(), ""))
+                    self.heard[event.model] = (first, text + event.text)
+                else:
+                    self._time(event)
+                self.events.put_nowait(event)
+                if isinstance(event, Reply):
+                    return
+            raise ModelError(f"{route.model.name} stopped without a reply.", code="engine_dead")
+        finally:
+            await answer.aclose()
+
+    def failed(self, model: str, status: Literal["error", "timeout"], code: str, message: str) -> Reply:
+        text = self.heard.get(model, (0.0, ""))[1]
+        reply = Reply(model=model, status=status, text=text, error=ReplyError(code=code, message=message))
+        self._time(reply)
+        return reply
+
+    def given_up(self, model: str, needed: int) -> Reply:
+        return self.failed(model, "timeout", "quorum_reached", f"Not waited for: {needed} others had answered.")
+
+    def _time(self, reply: Reply) -> None:
+        reply.latency_ms = round(self._elapsed_ms(), 1)
+        if reply.model in self.heard:
+            reply.ttft_ms = round(self.heard[reply.model][0], 1)
+
+    def _elapsed_ms(self) -> float:
+        return (time.monotonic() - self.began) * 1000
