@@ -70,7 +70,7 @@ class Worker:
         """The model's words as deltas, then one Reply. Raises ModelError where there is no reply to be had."""
         self._require_ready()
         skill = self.model.skills[task]
-        prompts = skill.ask(request)
+        prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
         streams = [Stream(asyncio.Queue()) for _ in prompts]
         tasks = [asyncio.create_task(self._fill(s, p)) for s, p in zip(streams, prompts, strict=True)]
         try:
@@ -82,7 +82,10 @@ class Worker:
                         raise item
                     if item.text:
                         yield Delta(self.name, item.text)
-            yield self._reply(task, request, streams)
+            if skill.slow:
+                yield await asyncio.to_thread(self._reply, task, request, streams)
+            else:
+                yield self._reply(task, request, streams)
         finally:  # the caller left, or one prompt failed: the engine must not go on for nobody
             for job in tasks:
                 job.cancel()

@@ -2,10 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+from decoders import saved, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from serve.image import Image
 from serve.masks import encode
 from serve.models import MODELS
 from serve.models.base import Model, Turn
+from serve.models.mask_decoder import VARIABLE
 from serve.tasks import TASKS
 from serve.tasks.base import Merged, Reply, Request, Result
 from serve.tasks.boxes import DetectResult, LabelledBox
@@ -35,6 +37,15 @@ FIELDS: dict[str, dict[str, object]] = {
     "chat": {"question": "What do you see?"},
 }
 PAIRS = [(model, task) for model in MODELS.values() for task in model.skills]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Segmenting needs a mask decoder: any will do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, saved(tmp_path_factory.mktemp("decoder"), weights()))
+        yield
+
 
 words = st.sampled_from(["yes", "No.", "red", "a red", "two", "2", "", "a blue circle and a star", "a star"])
 pages = st.lists(words, max_size=3).map("\n".join)

@@ -13,6 +13,13 @@ TOY_NOTE = (
     "For real pictures serve the published models: diptych serve --models llava-1.5-7b,paligemma-3b-mix-448"
 )
 
+TOY_HARDWARE = "A laptop's CPU: it was trained on one core of one."
+TOY_CHECKED = "The checkpoint itself: on CPU, against transformers and on fresh scenes (serve/toy/README.md)."
+CHECKED = (
+    "Its architecture, by tiny random checkpoints in the published layout: on CPU, float32, against transformers "
+    "(serve/engines/README.md). The published weights were never run by this project."
+)
+
 
 @dataclass(frozen=True)
 class Skill:
@@ -20,6 +27,8 @@ class Skill:
 
     ask: Callable[[Any], list[Prompt]]
     parse: Callable[[Sequence[Spoken], Any], Result]
+    slow: bool = False
+    """Whether asking or parsing takes more than a moment, so that it must not hold up the others' words."""
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,24 @@
 """LLaVA-1.5 (arXiv 2310.03744): CLIP-L 336 and Vicuna, prompts as in its training and evaluation scripts."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve.engines.base import Prompt, Spoken
-from serve.errors import BadRequest, ParseError
-from serve.geometry import from_padded, pad_to_square
+from serve.errors import BadRequest
+from serve.geometry import pad_to_square
 from serve.image import Image
-from serve.models.base import TOY_NOTE, Card, Checkpoint, Model, Skill, Turn, sampling
-from serve.models.plain import parse_caption, parse_chat, parse_vqa
-from serve.tasks.base import Request
-from serve.tasks.boxes import DetectResult, LabelledBox
-from serve.tasks.caption import CaptionRequest
-from serve.tasks.chat import ChatRequest
-from serve.tasks.detect import DetectRequest
-from serve.tasks.vqa import VqaRequest
+from serve.models.base import CHECKED, TOY_CHECKED, TOY_HARDWARE, TOY_NOTE, Card, Checkpoint, Model, Turn
+from serve.models.hardware import Decoder, hardware
+from serve.models.llava_tasks import skills
+from serve.models.plain import parse_toy_ocr
 
 # int(255 * CLIP mean): what the original pads with. The Hugging Face processor crops instead, so we pad before it.
 PAD_COLOUR = (122, 116, 104)
-SHORT = "\nAnswer the question using a single word or phrase."
-SENTENCE = "Provide a one-sentence caption for the provided image."
-REGION = "Please provide the bounding box coordinate of the region this sentence describes: "
-_NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
-_BOX = re.compile(rf"\[\s*{_NUMBER}\s*,\s*{_NUMBER}\s*,\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\]")
 
 
-def user(text: str) -> str:
-    """The published single-turn prompt."""
-    return f"USER: <image>\n{text} ASSISTANT:"
+def user(mark: str, words: str) -> str:
+    """The published single-turn prompt. mark: `<image>`."""
+    return f"USER: {mark}\n{words} ASSISTANT:"
 
 
 def converse(turns: Sequence[Turn]) -> str:
@@ -63,55 +52,10 @@ def prepare(image: Image) -> Image:
     return pad_to_square(image, PAD_COLOUR)
 
 
-def _ask(request: Request, text: str, max_tokens: int) -> list[Prompt]:
-    return [Prompt(user(text), request.image, sampling(request, max_tokens))]
-
-
-def ask_vqa(request: VqaRequest) -> list[Prompt]:
-    return _ask(request, request.question + SHORT, 32)
-
-
-def ask_caption(request: CaptionRequest) -> list[Prompt]:
-    if request.lang != "en":
-        raise BadRequest("LLaVA-1.5 was trained to caption in English only.", param="lang")
-    return _ask(request, SENTENCE, 96)
-
-
-def ask_chat(request: ChatRequest) -> list[Prompt]:
-    return _ask(request, request.question, 512)
-
-
-def ask_detect(request: DetectRequest) -> list[Prompt]:
-    """One box for one phrase is what it was trained on (RefCOCO, Visual Genome): one prompt a phrase."""
-    return [prompt for label in request.labels for prompt in _ask(request, REGION + label, 48)]
-
-
-def parse_detect(spoken: Sequence[Spoken], request: DetectRequest) -> DetectResult:
-    """`[x0, y0, x1, y1]` in fractions of the padded square -> pixels. Raises ParseError when no phrase got a box."""
-    boxes = []
-    for label, said in zip(request.labels, spoken, strict=True):
-        match = _BOX.search(said.text)
-        if match is None:
-            continue
-        x0, y0, x1, y1 = (float(number) for number in match.groups())
-        if max(x0, y0, x1, y1) > 1:
-            continue
-        box = from_padded((x0, y0, x1, y1), request.image.width, request.image.height)
-        if box[2] > box[0] and box[3] > box[1]:
-            boxes.append(LabelledBox(label=label, box=box, score=said.confidence(*match.span())))
-    if not boxes:
-        raise ParseError("The reply holds no box of the form [x0, y0, x1, y1] inside the image.")
-    return DetectResult(boxes=boxes)
-
-
-SKILLS = {
-    "vqa": Skill(ask_vqa, parse_vqa),
-    "caption": Skill(ask_caption, parse_caption),
-    "detect": Skill(ask_detect, parse_detect),
-    "chat": Skill(ask_chat, parse_chat),
-}
-
-_LLAVA_15 = Card(
+VICUNA_7B = Decoder(layers=32, heads=32, width=128)
+VICUNA_13B = Decoder(layers=40, heads=40, width=128)
+_PAPER = "https://arxiv.org/abs/2310.03744"
+_CARD = Card(
     organization="University of Wisconsin-Madison and Microsoft Research",
     category="General vision-language assistant",
     modality="image and text in, text out",
@@ -121,30 +65,48 @@ _LLAVA_15 = Card(
     licence="Llama 2 Community License",
     tasks=("vqa", "caption", "chat", "ocr (prompted)", "detect (one box a phrase)"),
     features=("multi-turn conversation", "system message", "region coordinates in text"),
-    links=("https://arxiv.org/abs/2310.03744", "https://huggingface.co/llava-hf/llava-1.5-7b-hf"),
+    links=(_PAPER, "https://huggingface.co/llava-hf/llava-1.5-7b-hf"),
     about="Visual instruction tuning: a CLIP ViT-L/14 at 336 pixels, a two-layer projector and Vicuna v1.5.",
+    hardware=hardware(7_063_427_072, VICUNA_7B, 4096),
+    checked=CHECKED,
 )
+_EXPECT = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "text_config.max_position_embeddings": 4096,
+    "text_config.vocab_size": 32_064,
+    "vision_config.image_size": 336,
+}
 _ENGINE = {"max_model_len": 4096, "limit_mm_per_prompt": {"image": 1}}
 
+# Revisions: commits seen in public code that loads these files from a hub cache.
 MODELS = [
     Model(
         name="llava-1.5-7b",
-        checkpoint=Checkpoint("llava-hf/llava-1.5-7b-hf"),
-        card=_LLAVA_15,
-        skills=SKILLS,
+        checkpoint=Checkpoint(
+            "llava-hf/llava-1.5-7b-hf",
+            "b234b804b114d9e37bb655e11cbbb5f5e971b7a9",
+            expect={**_EXPECT, "text_config.hidden_size": 4096},
+        ),
+        card=_CARD,
+        skills=skills(user),
         converse=converse,
         prepare=prepare,
         engine=_ENGINE,
     ),
     Model(
         name="llava-1.5-13b",
-        checkpoint=Checkpoint("llava-hf/llava-1.5-13b-hf"),
-        card=dataclasses.replace(
-            _LLAVA_15,
-            parameters=13_351_494_656,
-            links=("https://arxiv.org/abs/2310.03744", "https://huggingface.co/llava-hf/llava-1.5-13b-hf"),
+        checkpoint=Checkpoint(
+            "llava-hf/llava-1.5-13b-hf",
+            "5dda2880bda009266dda7c4baff660b95ca64540",
+            expect={**_EXPECT, "text_config.hidden_size": 5120},
         ),
-        skills=SKILLS,
+        card=dataclasses.replace(
+            _CARD,
+            parameters=13_351_494_656,
+            links=(_PAPER, "https://huggingface.co/llava-hf/llava-1.5-13b-hf"),
+            hardware=hardware(13_351_494_656, VICUNA_13B, 4096),
+        ),
+        skills=skills(user),
         converse=converse,
         prepare=prepare,
         engine=_ENGINE,
@@ -164,8 +126,10 @@ MODELS = [
             features=("LLaVA-1.5 architecture", "runs on a laptop's CPU"),
             about=TOY_NOTE,
             toy=True,
+            hardware=TOY_HARDWARE,
+            checked=TOY_CHECKED,
         ),
-        skills=SKILLS,
+        skills=skills(user, read=parse_toy_ocr),
         converse=single_turn,
         prepare=prepare,
         engine={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},

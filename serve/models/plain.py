@@ -6,6 +6,7 @@ from serve.engines.base import Spoken
 from serve.errors import ParseError
 from serve.tasks.caption import CaptionRequest, CaptionResult
 from serve.tasks.chat import ChatRequest, ChatResult
+from serve.tasks.ocr import OcrRequest, OcrResult
 from serve.tasks.vqa import VqaRequest, VqaResult
 
 
@@ -19,6 +20,17 @@ def parse_caption(spoken: Sequence[Spoken], request: CaptionRequest) -> CaptionR
 
 def parse_chat(spoken: Sequence[Spoken], request: ChatRequest) -> ChatResult:
     return ChatResult(text=_said(spoken))
+
+
+def parse_ocr(spoken: Sequence[Spoken], request: OcrRequest) -> OcrResult:
+    """The words as they stand; to say nothing means that there is no text."""
+    return OcrResult(text=spoken[0].text.strip())
+
+
+def parse_toy_ocr(spoken: Sequence[Spoken], request: OcrRequest) -> OcrResult:
+    """The toys were trained to say `nothing` of a picture without text. Of a sign it would be a word like any other."""
+    text = parse_ocr(spoken, request).text
+    return OcrResult(text="" if text == "nothing" else text)
 
 
 def _said(spoken: Sequence[Spoken]) -> str:

@@ -6,10 +6,12 @@ from serve.errors import BadRequest, ParseError
 from serve.image import Image
 from serve.models import MODELS
 from serve.models.base import Turn
-from serve.models.llava import PAD_COLOUR, converse, parse_detect, prepare
+from serve.models.llava import PAD_COLOUR, converse, prepare
+from serve.models.llava_tasks import parse_detect
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.chat import ChatRequest
 from serve.tasks.detect import DetectRequest
+from serve.tasks.ocr import OcrRequest
 from serve.tasks.vqa import VqaRequest
 
 WIDE = Image(np.zeros((50, 100, 3), np.uint8))
@@ -28,6 +30,9 @@ def test_prompts_are_the_published_ones() -> None:
         "USER: <image>\nProvide a one-sentence caption for the provided image. ASSISTANT:"
     ]
     assert texts("chat", ChatRequest(image=WIDE, question="Why?")) == ["USER: <image>\nWhy? ASSISTANT:"]
+    assert texts("ocr", OcrRequest(image=WIDE)) == [
+        "USER: <image>\nWhat is written in the image? Answer with the text only. ASSISTANT:"
+    ]
     region = "Please provide the bounding box coordinate of the region this sentence describes: "
     assert texts("detect", DetectRequest(image=WIDE, labels=["a cat", "dog"])) == [
         f"USER: <image>\n{region}a cat ASSISTANT:",
@@ -86,3 +91,19 @@ def test_captions_in_other_languages_are_refused_by_name() -> None:
     with pytest.raises(BadRequest) as refused:
         texts("caption", CaptionRequest(image=WIDE, lang="de"))
     assert refused.value.param == "lang"
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [(' "STOP" ', "STOP"), ("STOP", "STOP"), ("", ""), ('"A" and "B"', '"A" and "B"'), ("nothing", "nothing")],
+)
+def test_text_is_read_as_it_stands_without_the_quotation_marks_around_it(words: str, text: str) -> None:
+    asked = OcrRequest(image=WIDE)
+    assert LLAVA.skills["ocr"].parse([Spoken(words)], asked).text == text
+
+
+@pytest.mark.parametrize("name", ["toy-llava", "toy-paligemma"])
+def test_the_toys_say_nothing_where_there_is_no_text(name: str) -> None:
+    read = MODELS[name].skills["ocr"].parse
+    assert read([Spoken("nothing")], OcrRequest(image=WIDE)).text == ""
+    assert read([Spoken("stop")], OcrRequest(image=WIDE)).text == "stop"

@@ -1,14 +1,21 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from decoders import saved, weights
 
 from serve.engines.base import Spoken
-from serve.errors import BadRequest, ParseError
+from serve.errors import BadRequest, ModelError, ParseError
 from serve.image import Image
+from serve.masks import decode
 from serve.models import MODELS
 from serve.models.base import Turn
-from serve.models.paligemma import parse_detect
+from serve.models.mask_decoder import VARIABLE, MaskDecoder
+from serve.models.paligemma_tasks import parse_detect, parse_segment
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.detect import DetectRequest
+from serve.tasks.ocr import OcrRequest
+from serve.tasks.segment import SegmentRequest
 from serve.tasks.vqa import VqaRequest
 
 WIDE = Image(np.zeros((1023, 2046, 3), np.uint8))
@@ -24,6 +31,13 @@ def test_prompts_are_bare() -> None:
     assert text("vqa", VqaRequest(image=WIDE, question="what is it?")) == "answer en what is it?"
     assert text("caption", CaptionRequest(image=WIDE, lang="fr")) == "caption fr"
     assert text("detect", DetectRequest(image=WIDE, labels=["cat", "red dog"])) == "detect cat ; red dog"
+
+
+def test_text_is_asked_for_as_each_kind_was_trained() -> None:
+    (mix,) = MIX.skills["ocr"].ask(OcrRequest(image=WIDE))
+    (pt,) = MODELS["paligemma-3b-pt-448"].skills["ocr"].ask(OcrRequest(image=WIDE))
+    assert (mix.text, pt.text) == ("answer en What is written in the image?", "ocr")
+    assert MIX.skills["ocr"].parse([Spoken(" \n")], OcrRequest(image=WIDE)).text == ""
 
 
 def test_boxes_are_y_first_in_1023_bins() -> None:
@@ -62,3 +76,81 @@ def test_conversation_is_one_user_message_with_an_image() -> None:
 
 def test_labels_keep_their_order_once_each_without_separators() -> None:
     assert DetectRequest(image=WIDE, labels=["a;b", "cat", "cat"]).labels == ["a b", "cat"]
+
+
+def seg(*codes: int) -> str:
+    return "".join(f"<seg{code:03d}>" for code in codes)
+
+
+class Rows(MaskDecoder):
+    """A decoder that makes the upper half of each mask of its first code and the lower half of its last: 1 is in."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        made = np.full((len(codes), 64, 64), -1.0, np.float32)
+        made[:, :32] += 2 * (codes[:, 0] > 0)[:, None, None]
+        made[:, 32:] += 2 * (codes[:, 15] > 0)[:, None, None]
+        return made
+
+
+def segmented(said: str, *labels: str) -> list[tuple[str, tuple[float, ...], int]]:
+    """Label, box and how many pixels of the mask."""
+    result = parse_segment([Spoken(said)], SegmentRequest(image=WIDE, labels=list(labels)), Rows())
+    return [(found.label, found.box, int(decode(found.mask).sum())) for found in result.boxes]
+
+
+BOX = "<loc0100><loc0200><loc0300><loc0400>"
+UPPER = seg(1, *[0] * 15)
+
+
+def test_masks_are_pasted_into_their_boxes() -> None:
+    found = segmented(f"{BOX}{UPPER} cat ; <loc0000><loc0000><loc1023><loc1023>{seg(*[1] * 16)} Dog", "Cat", "dog")
+    assert found == [("Cat", (400, 100, 800, 300), 400 * 100), ("dog", (0, 0, 2046, 1023), 2046 * 1023)]
+    request = SegmentRequest(image=WIDE, labels=["cat"])
+    (mask,) = parse_segment([Spoken(f"{BOX}{UPPER} cat")], request, Rows()).boxes
+    assert decode(mask.mask)[100:200, 400:800].all()
+
+
+@pytest.mark.parametrize("words", [f"{BOX} {UPPER.replace('><', '> <')} cat", f"{BOX}{UPPER}", f"{BOX}{UPPER}cat ;"])
+def test_spaces_between_tokens_and_a_missing_label_do_no_harm(words: str) -> None:
+    assert segmented(words, "cat") == [("cat", (400, 100, 800, 300), 400 * 100)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sorry",
+        f"{BOX} cat",
+        f"{BOX}{seg(*[1] * 15)} cat",
+        f"{BOX}{seg(*[1] * 17)} cat",
+        f"{BOX}{seg(*[1] * 15, 128)} cat",
+        f"<loc0300><loc0200><loc0100><loc0400>{UPPER} cat",
+        f"<loc0100><loc0400><loc0300><loc0400>{UPPER} cat",
+        f"<loc0100><loc0200><loc0300>{UPPER} cat",
+    ],
+)
+def test_what_the_official_evaluator_calls_invalid_is_no_mask(words: str) -> None:
+    with pytest.raises(ParseError):
+        segmented(words, "cat")
+
+
+def test_one_invalid_mask_among_others_is_left_out() -> None:
+    assert [found[0] for found in segmented(f"{BOX}{seg(1)} cat ; {BOX}{UPPER} dog", "cat", "dog")] == ["dog"]
+    assert segmented("", "cat") == []
+
+
+def test_segmenting_needs_the_decoder_and_says_so_before_anything_is_spoken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = SegmentRequest(image=WIDE, labels=["cat", "dog"])
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(ModelError, match="no mask decoder") as refused:
+        MIX.skills["segment"].ask(request)
+    assert refused.value.code == "decoder_missing"
+    monkeypatch.setenv(VARIABLE, saved(tmp_path, weights()))
+    (prompt,) = MIX.skills["segment"].ask(request)
+    assert prompt.text == "segment cat ; dog"
+    (found,) = MIX.skills["segment"].parse([Spoken(f"{BOX}{UPPER} dog")], request).boxes
+    assert found.label == "dog" and found.mask.size == (1023, 2046)
