@@ -46,7 +46,7 @@ class Alone:
     def __init__(
         self, route: Route, meters: Meters, request: ChatCompletionRequest, conversation: Conversation
     ) -> None:
-        for name in ("quorum", "merge", "weights"):
+        for name in ("quorum", "merge", "weights", "judge"):
             if getattr(request, name) is not None:
                 raise BadRequest(f"{name} is for tasks; {request.model} is one model.", param=name)
         self.route = route
