@@ -1,5 +1,6 @@
 """The catalogue: every model's card, served or not, and the table that compares some of them."""
 
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
@@ -21,12 +22,15 @@ COLUMNS = {
     "licence": "Licence",
     "tasks": "Vision tasks",
     "features": "Model features",
+    "hardware": "Hardware",
+    "checked": "Checked on",
 }
 """The rows of the comparison: a card's field and how a person calls it."""
 
 
 class Entry(BaseModel):
-    """One model of the catalogue. tasks: what it was trained for; skills: the tasks that can be asked of it here."""
+    """One model of the catalogue. tasks: what it was trained for; skills: the tasks that can be asked of it here;
+    images, videos: what it is shown here; hardware: computed, in words; revision: the commit that is served."""
 
     id: str
     object: Literal["diptych.card"] = "diptych.card"
@@ -43,8 +47,13 @@ class Entry(BaseModel):
     skills: list[str]
     links: list[str]
     about: str
+    hardware: str
+    checked: str
+    images: bool
+    videos: bool
     toy: bool
     checkpoint: str | None
+    revision: str | None
     gated: bool
 
 
@@ -95,8 +104,11 @@ def compare(names: Sequence[str], served: Mapping[str, Model]) -> Comparison:
     models = known(served)
     for name in names:
         if name not in models:
+            near = difflib.get_close_matches(name[:200], models, cutoff=0.4)
             raise NotFound(
-                f"There is no model {name[:200]!r} in the catalogue. Known: {', '.join(models)}.",
+                f"There is no model {name[:200]!r} in the catalogue"
+                + (f"; near it: {', '.join(near)}." if near else ".")
+                + f" GET /v1/catalog lists all {len(models)}.",
                 param="models",
                 code="model_not_found",
             )
@@ -140,8 +152,13 @@ def _entry(model: Model, served: bool) -> Entry:
         skills=skills(model),
         links=list(card.links),
         about=card.about,
+        hardware=card.hardware,
+        checked=card.checked,
+        images=model.images,
+        videos=model.videos,
         toy=card.toy,
         checkpoint=None if card.toy else checkpoint.hub,  # a toy's is a folder on this machine: nobody's business
+        revision=checkpoint.revision,
         gated=checkpoint.gated,
     )
 

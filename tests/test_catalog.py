@@ -1,6 +1,8 @@
 """The catalogue, the comparison table and what can be named in `model`, as functions and over HTTP."""
 
 import dataclasses
+import datetime
+import re
 
 import pytest
 from served import LLAVA, PALIGEMMA, calling, router, served
@@ -8,6 +10,7 @@ from served import LLAVA, PALIGEMMA, calling, router, served
 from serve import catalog
 from serve.errors import NotFound
 from serve.models import MODELS
+from serve.models.base import Model
 from serve.tasks import TASKS
 from serve.wire.model_list import model_list
 
@@ -48,6 +51,8 @@ def test_the_table_has_a_row_per_property_and_says_which_differ() -> None:
         "licence",
         "tasks",
         "features",
+        "hardware",
+        "checked",
     ]
     assert rows["parameters"].values == [7_063_427_072, 13_351_494_656] and rows["parameters"].differs
     assert not rows["organization"].differs and rows["organization"].title == "Organization"
@@ -75,7 +80,7 @@ def test_the_columns_stand_in_the_order_asked_for_each_once() -> None:
 
 
 def test_what_is_not_in_the_catalogue_is_named() -> None:
-    with pytest.raises(NotFound, match="'nobody'") as caught:
+    with pytest.raises(NotFound, match="'nobody' in the catalogue. GET /v1/catalog lists all") as caught:
         catalog.compare([LLAVA, "nobody"], SERVED)
     assert (caught.value.param, caught.value.code) == ("models", "model_not_found")
 
@@ -101,6 +106,33 @@ def test_a_task_that_nobody_does_is_not_listed() -> None:
 def test_a_date_that_is_not_a_day_is_no_timestamp() -> None:
     vague = dataclasses.replace(MODELS[LLAVA], card=dataclasses.replace(MODELS[LLAVA].card, released="2024"))
     assert model_list({LLAVA: vague}, {}).data[0].created == 0
+
+
+def test_what_was_nearly_named_is_told() -> None:
+    with pytest.raises(NotFound, match="near it: .*paligemma-3b-mix-448"):
+        catalog.compare(["paligemma-3b-448"], {})
+
+
+def test_the_page_it_is_made_for_has_no_blank_cell() -> None:
+    table = catalog.compare(["llava-1.5-7b", "paligemma-3b-mix-448"], {})
+    assert all(all(row.values) for row in table.rows)
+    assert {"vqa", "caption", "ocr", "detect"} <= {row.task for row in table.tasks.shared}
+    assert {row.task: row.models for row in table.tasks.unshared} == {
+        "segment": ["paligemma-3b-mix-448"],
+        "chat": ["llava-1.5-7b"],
+    }
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
+def test_every_card_is_complete(model: Model) -> None:
+    (entry,) = [entry for entry in catalog.catalogue({}).data if entry.id == model.name]
+    filled = entry.model_dump(exclude={"object", "served", "toy", "gated", "images", "videos"})
+    may_lack = {"links", "checkpoint", "revision"} if model.card.toy else {"revision"}
+    assert {name for name, value in filled.items() if not value} <= may_lack
+    assert datetime.date.fromisoformat(entry.released) <= datetime.date(2026, 11, 23)
+    assert entry.images or entry.videos
+    assert model.engine["max_model_len"] <= entry.context_window
+    assert model.checkpoint.revision is None or re.fullmatch("[0-9a-f]{40}", model.checkpoint.revision)
 
 
 async def test_over_http_it_is_the_same() -> None:

@@ -1,8 +1,15 @@
 """Models, the columns of the table: one file per family. Their order here is the order of everything returned."""
 
-from serve.models import llava, paligemma
+from serve.models import llava, llava_next, llava_onevision, paligemma, paligemma2
 from serve.models.base import Model
 
-MODELS: dict[str, Model] = {model.name: model for model in (*llava.MODELS, *paligemma.MODELS)}
-if len(MODELS) != len(llava.MODELS) + len(paligemma.MODELS):
+_ALL = [
+    *llava.MODELS,
+    *llava_next.MODELS,
+    *llava_onevision.MODELS,
+    *paligemma.MODELS,
+    *paligemma2.MODELS,
+]
+MODELS: dict[str, Model] = {model.name: model for model in _ALL}
+if len(MODELS) != len(_ALL):
     raise ValueError("Two models share a name.")

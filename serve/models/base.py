@@ -13,7 +13,7 @@ TOY_NOTE = (
     "For real pictures serve the published models: diptych serve --models llava-1.5-7b,paligemma-3b-mix-448"
 )
 
-TOY_HARDWARE = "A laptop's CPU: it was trained on one core of one."
+TOY_HARDWARE = "A laptop's CPU will do: it was trained on one core of one."
 TOY_CHECKED = "The checkpoint itself: on CPU, against transformers and on fresh scenes (serve/toy/README.md)."
 CHECKED = (
     "Its architecture, by tiny random checkpoints in the published layout: on CPU, float32, against transformers "

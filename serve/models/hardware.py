@@ -26,14 +26,9 @@ def hardware(parameters: int, decoder: Decoder, tokens: int) -> str:
     """The smallest set of GPUs for the weights in bfloat16 and one sequence of `tokens`; whether a laptop will do."""
     weights, cache = parameters * 2 / 1e9, decoder.cache(tokens, 2)
     count, size = next((n, gb) for n, gb in GPUS if n * gb * USABLE >= weights + cache + WORK)
-    cards = f"{count} GPU{'s' * (count > 1)} of {size} GB" + f" (tensor_parallel_size: {count})" * (count > 1)
+    cards = f"{count} GPUs of {size} GB, tensor_parallel_size {count}" if count > 1 else f"1 GPU of {size} GB"
     on_cpu = parameters * 4 / 1e9 + decoder.cache(tokens, 4) + 1
-    laptop = (
-        f"A laptop's CPU will do, with {on_cpu:.1f} GB of memory in float32, slowly."
-        if on_cpu <= LAPTOP
-        else f"Not for a laptop's CPU: {on_cpu:.0f} GB of memory in float32."
-    )
     return (
-        f"Computed: {cards}, for {weights:.1f} GB of weights in bfloat16 and {cache:.2g} GB of key-value cache "
-        f"for each sequence of {tokens} tokens. {laptop}"
+        f"{cards} (computed: {weights:.1f} GB of weights in bfloat16, {cache:.2g} GB of cache for {tokens:,} tokens). "
+        f"A laptop's CPU {'will do, slowly' if on_cpu <= LAPTOP else 'will not do'}: {on_cpu:.0f} GB in float32."
     )

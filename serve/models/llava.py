@@ -11,32 +11,17 @@ from serve.models.base import CHECKED, TOY_CHECKED, TOY_HARDWARE, TOY_NOTE, Card
 from serve.models.hardware import Decoder, hardware
 from serve.models.llava_tasks import skills
 from serve.models.plain import parse_toy_ocr
+from serve.models.turns import marked, ordered
 
 # int(255 * CLIP mean): what the original pads with. The Hugging Face processor crops instead, so we pad before it.
 PAD_COLOUR = (122, 116, 104)
 
 
-def user(mark: str, words: str) -> str:
-    """The published single-turn prompt. mark: `<image>`."""
-    return f"USER: {mark}\n{words} ASSISTANT:"
-
-
 def converse(turns: Sequence[Turn]) -> str:
-    """The published multi-turn form: `USER: <image>\\nq ASSISTANT: a</s>USER: q ASSISTANT:`, a system text first."""
-    prompt = ""
-    for at, turn in enumerate(turns):
-        param = f"messages[{at}]"
-        if turn.role == "system":
-            if at:
-                raise BadRequest("A system message must come first.", param=param)
-            prompt += f"{turn.text} "
-        elif turn.role == "user":
-            prompt += f"USER: {'<image>' * turn.pictured}{chr(10) * turn.pictured}{turn.text} ASSISTANT:"
-        else:
-            prompt += f" {turn.text}</s>"
-    if not turns or turns[-1].role != "user":
-        raise BadRequest("The last message must be the user's.", param="messages")
-    return prompt
+    """The published form: `USER: <image>\\nq ASSISTANT: a</s>USER: q ASSISTANT:`, a system text first."""
+    system, rest = ordered(turns)
+    said = (f"USER: {marked(t)} ASSISTANT:" if t.role == "user" else f" {t.text}</s>" for t in rest)
+    return ("" if system is None else f"{system} ") + "".join(said)
 
 
 def single_turn(turns: Sequence[Turn]) -> str:
@@ -88,7 +73,7 @@ MODELS = [
             expect={**_EXPECT, "text_config.hidden_size": 4096},
         ),
         card=_CARD,
-        skills=skills(user),
+        skills=skills(converse),
         converse=converse,
         prepare=prepare,
         engine=_ENGINE,
@@ -106,7 +91,7 @@ MODELS = [
             links=(_PAPER, "https://huggingface.co/llava-hf/llava-1.5-13b-hf"),
             hardware=hardware(13_351_494_656, VICUNA_13B, 4096),
         ),
-        skills=skills(user),
+        skills=skills(converse),
         converse=converse,
         prepare=prepare,
         engine=_ENGINE,
@@ -129,7 +114,7 @@ MODELS = [
             hardware=TOY_HARDWARE,
             checked=TOY_CHECKED,
         ),
-        skills=skills(user, read=parse_toy_ocr),
+        skills=skills(converse, read=parse_toy_ocr),
         converse=single_turn,
         prepare=prepare,
         engine={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},

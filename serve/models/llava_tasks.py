@@ -3,6 +3,7 @@
 What a family does in its own way (the turn around the words, the picture's geometry) comes in as an argument.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,8 +11,9 @@ from serve.engines.base import Prompt, Spoken
 from serve.errors import BadRequest, ParseError
 from serve.geometry import from_padded, pad_to_square
 from serve.image import Image
-from serve.models.base import Skill, sampling
+from serve.models.base import Skill, Turn, sampling
 from serve.models.plain import parse_caption, parse_chat, parse_ocr, parse_vqa
+from serve.models.turns import unmarked
 from serve.tasks.base import Request, Result
 from serve.tasks.boxes import DetectResult, LabelledBox
 from serve.tasks.caption import CaptionRequest
@@ -32,26 +34,27 @@ Colour = tuple[int, int, int]
 
 
 def skills(
-    user: Callable[[str, str], str],
+    say: Callable[[Sequence[Turn]], str],
     *,
     images: bool = True,
     frames: int = 0,
     pad: Colour | None = None,
+    stop: tuple[str, ...] = (),
     read: Callable[[Sequence[Spoken], OcrRequest], Result] | None = None,
 ) -> Mapping[str, Skill]:
     """The tasks of one family.
 
-    user: ("<image>" or "<video>", words) -> the published single turn. frames: how many frames of a film it takes.
-    pad: the colour of the square that a picture is set into for detection, where the engine does not do so anyway.
-    read: parses ocr.
+    say: its `converse`. images, frames: whether it takes pictures, and of how many frames a film. pad: the colour of
+    the square that a picture is set into for detection, where the engine does not do so anyway. stop: where a reply
+    ends, beside the checkpoint's end token. read: parses ocr.
     """
 
     def ask(request: Request, words: str, max_tokens: int, image: Image | None = None) -> list[Prompt]:
-        drawn = sampling(request, max_tokens)
-        return [Prompt(user("<image>", words), image or request.image, drawn)]
+        drawn = dataclasses.replace(sampling(request, max_tokens), stop=stop)
+        return [Prompt(say([Turn("user", words, pictured=True)]), image or request.image, drawn)]
 
     def ask_vqa(request: VqaRequest) -> list[Prompt]:
-        return ask(request, request.question + SHORT, 32)
+        return ask(request, unmarked(request.question, "question") + SHORT, 32)
 
     def ask_caption(request: CaptionRequest) -> list[Prompt]:
         if request.lang != "en":
@@ -62,7 +65,7 @@ def skills(
         return ask(request, READ.format(_shown(request)), 256)
 
     def ask_chat(request: ChatRequest) -> list[Prompt]:
-        return ask(request, request.question, 512)
+        return ask(request, unmarked(request.question, "question"), 512)
 
     def ask_detect(request: DetectRequest) -> list[Prompt]:
         """One box for one phrase is what it was trained on (RefCOCO, Visual Genome): one prompt a phrase.
@@ -72,7 +75,8 @@ def skills(
         first: then the overview, the tiles and the data mean the same square.
         """
         image = None if pad is None else pad_to_square(request.image, pad)
-        return [prompt for label in request.labels for prompt in ask(request, REGION + label, 48, image)]
+        phrases = [unmarked(label, "labels") for label in request.labels]
+        return [prompt for phrase in phrases for prompt in ask(request, REGION + phrase, 48, image)]
 
     still = {"detect": Skill(ask_detect, parse_detect)} if images else {}
     return {

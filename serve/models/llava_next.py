@@ -1,0 +1,145 @@
+"""LLaVA-NeXT, also called LLaVA-1.6 (llava-vl.github.io/blog/2024-01-30-llava-next): pictures cut into tiles.
+
+An overview of 336 pixels and up to four tiles of the same size, chosen by the picture's shape: no padding is needed,
+but for detection (see llava_tasks). Each language model brings its own turns.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from serve.image import Image
+from serve.models.base import CHECKED, Card, Checkpoint, Model, Turn
+from serve.models.hardware import Decoder, hardware
+from serve.models.llava import PAD_COLOUR, VICUNA_7B, VICUNA_13B
+from serve.models.llava import converse as converse_vicuna
+from serve.models.llava_tasks import skills
+from serve.models.turns import marked, ordered
+
+VICUNA_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+YI_SYSTEM = "Answer the questions."
+END = "<|im_end|>"
+
+
+def vicuna(turns: Sequence[Turn]) -> str:
+    """As LLaVA-1.5, always with a system text: the published one where none is given."""
+    system, rest = ordered(turns)
+    return converse_vicuna([Turn("system", VICUNA_SYSTEM if system is None else system), *rest])
+
+
+def mistral(turns: Sequence[Turn]) -> str:
+    """`[INST] <image>\\nq [/INST] a </s>[INST] q [/INST]`; a system text stands inside the first brackets."""
+    system, rest = ordered(turns)
+    head = "" if system is None else f"<<SYS>>\n{system}\n<</SYS>>\n\n"
+    said = []
+    for turn in rest:
+        if turn.role == "user":
+            said.append(f"[INST] {head}{marked(turn)} [/INST]")
+            head = ""
+        else:
+            said.append(f" {turn.text} </s>")
+    return "".join(said)
+
+
+def yi(turns: Sequence[Turn]) -> str:
+    """ChatML without line breaks between turns, as the 34B was trained."""
+    system, rest = ordered(turns)
+    said = [f"<|im_start|>system\n{YI_SYSTEM if system is None else system}{END}"]
+    said += [f"<|im_start|>{turn.role}\n{marked(turn)}{END}" for turn in rest]
+    return "".join(said) + "<|im_start|>assistant\n"
+
+
+def prepare(image: Image) -> Image:
+    """The processor cuts the tiles: nothing to do before it."""
+    return image
+
+
+def _model(
+    name: str,
+    language_model: str,
+    say: Callable[[Sequence[Turn]], str],
+    decoder: Decoder,
+    *,
+    parameters: int,
+    licence: str,
+    revision: str,
+    expect: Mapping[str, Any],
+    context: int = 4096,
+    max_model_len: int = 4096,
+    stop: tuple[str, ...] = (),
+) -> Model:
+    hub = f"llava-hf/{name}-hf"
+    fixed = {"architectures": ["LlavaNextForConditionalGeneration"], "text_config.max_position_embeddings": context}
+    return Model(
+        name=name,
+        checkpoint=Checkpoint(hub, revision, expect={**fixed, "vision_config.image_size": 336, **expect}),
+        card=Card(
+            organization="University of Wisconsin-Madison and ByteDance",
+            category="General vision-language assistant",
+            modality="image and text in, text out",
+            released="2024-01-30",
+            context_window=context,
+            parameters=parameters,
+            licence=licence,
+            tasks=("vqa", "caption", "ocr", "chat", "detect (prompted, one box a phrase)"),
+            features=("pictures in up to five tiles (2,880 tokens)", "multi-turn conversation", "system message"),
+            links=("https://llava-vl.github.io/blog/2024-01-30-llava-next/", f"https://huggingface.co/{hub}"),
+            about=f"LLaVA with four times the pixels: a CLIP ViT-L/14 at 336 pixels over tiles, and {language_model}.",
+            hardware=hardware(parameters, decoder, max_model_len),
+            checked=CHECKED,
+        ),
+        skills=skills(say, pad=PAD_COLOUR, stop=stop),
+        converse=say,
+        prepare=prepare,
+        engine={"max_model_len": max_model_len, "limit_mm_per_prompt": {"image": 1}},
+    )
+
+
+# Revisions: commits seen in public code that loads these files from a hub cache.
+MODELS = [
+    _model(
+        "llava-v1.6-mistral-7b",
+        "Mistral 7B Instruct v0.2",
+        mistral,
+        Decoder(layers=32, heads=8, width=128),
+        parameters=7_566_747_648,
+        licence="Apache-2.0",
+        revision="52320fb52229c8d942b1dcb8b63b3dc8087bc83b",
+        expect={"text_config.model_type": "mistral", "text_config.vocab_size": 32_064},
+        context=32_768,
+        max_model_len=16_384,  # all 32,768 tokens of cache would not fit beside the weights on a card of 24 GB
+    ),
+    _model(
+        "llava-v1.6-vicuna-7b",
+        "Vicuna 7B v1.5",
+        vicuna,
+        VICUNA_7B,
+        parameters=7_063_431_168,
+        licence="Llama 2 Community License",
+        revision="c916e6cdcd760b4cecd1dd4907f84ac649f93b23",
+        expect={"text_config.model_type": "llama", "text_config.hidden_size": 4096},
+    ),
+    _model(
+        "llava-v1.6-vicuna-13b",
+        "Vicuna 13B v1.5",
+        vicuna,
+        VICUNA_13B,
+        parameters=13_351_499_776,
+        licence="Llama 2 Community License",
+        revision="745cfbdb14dfeff9bcc6eb731937102e88ea3024",
+        expect={"text_config.model_type": "llama", "text_config.hidden_size": 5120},
+    ),
+    _model(
+        "llava-v1.6-34b",
+        "Nous Hermes 2 Yi 34B",
+        yi,
+        Decoder(layers=60, heads=8, width=128),
+        parameters=34_752_083_968,
+        licence="Apache-2.0",
+        revision="66b6feb83d0249dc9f31a24bd3abfb63f90e41aa",
+        expect={"text_config.model_type": "llama", "text_config.hidden_size": 7168},
+        stop=(END,),
+    ),
+]

@@ -1,0 +1,98 @@
+"""LLaVA-OneVision (arXiv 2408.03326): SigLIP at 384 pixels and Qwen2; pictures in up to ten tiles, and films."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from serve.image import Image
+from serve.models.base import CHECKED, Card, Checkpoint, Model, Turn
+from serve.models.hardware import Decoder, hardware
+from serve.models.llava_tasks import skills
+from serve.models.turns import mark, ordered
+
+CONTEXT = 32_768
+FRAMES = 32  # what it was trained with; 196 tokens each
+PAD_COLOUR = (127, 127, 127)  # int(255 * SigLIP mean)
+END = "<|im_end|>"
+
+
+def converse(turns: Sequence[Turn]) -> str:
+    """The checkpoints' own chat template (and transformers' test of it): the picture on the line of the role."""
+    system, rest = ordered(turns)
+    said = [] if system is None else [f"<|im_start|>system \n{system}{END}"]
+    said += [f"<|im_start|>{turn.role} {mark(turn)}\n{turn.text}{END}" for turn in rest]
+    return "".join(said) + "<|im_start|>assistant\n"
+
+
+def prepare(image: Image) -> Image:
+    """The processor cuts the tiles: nothing to do before it."""
+    return image
+
+
+def _model(size: str, decoder: Decoder, parameters: int, revision: str, expect: Mapping[str, Any]) -> Model:
+    name = f"llava-onevision-qwen2-{size}-ov"
+    hub = f"llava-hf/{name}-hf"
+    return Model(
+        name=name,
+        checkpoint=Checkpoint(
+            hub,
+            revision,
+            expect={
+                "architectures": ["LlavaOnevisionForConditionalGeneration"],
+                "text_config.model_type": "qwen2",
+                "vision_config.image_size": 384,
+                **expect,
+            },
+        ),
+        card=Card(
+            organization="LMMs-Lab and ByteDance",
+            category="General vision-language assistant",
+            modality="image, video and text in, text out",
+            released="2024-08-06",
+            context_window=CONTEXT,
+            parameters=parameters,
+            licence="Tongyi Qianwen (Qwen2 72B's), Apache-2.0 on the model page" if size == "72b" else "Apache-2.0",
+            tasks=("vqa", "caption", "ocr", "chat", "video", "detect (prompted, one box a phrase)"),
+            features=(
+                "pictures in up to ten tiles (7,290 tokens)",
+                f"films of {FRAMES} frames (196 tokens each)",
+                "multi-turn conversation",
+                "system message",
+                "English and Chinese",
+            ),
+            links=("https://arxiv.org/abs/2408.03326", f"https://huggingface.co/{hub}"),
+            about=f"One model for pictures and films: SigLIP-So400m at 384 pixels and Qwen2 {size.upper()}.",
+            hardware=hardware(parameters, decoder, CONTEXT),
+            checked=CHECKED,
+        ),
+        skills=skills(converse, frames=FRAMES, pad=PAD_COLOUR, stop=(END,)),
+        converse=converse,
+        prepare=prepare,
+        engine={"max_model_len": CONTEXT, "limit_mm_per_prompt": {"image": 1, "video": 1}},
+        videos=True,
+    )
+
+
+# Revisions: commits seen in public code and documents that name these repositories. Parameters: summed from the shapes.
+MODELS = [
+    _model(
+        "0.5b",
+        Decoder(layers=24, heads=2, width=64),
+        893_675_552,
+        "74dd0bf867a4cda7950c17663794267c60cf4b40",
+        {"text_config.hidden_size": 896},
+    ),
+    _model(
+        "7b",
+        Decoder(layers=28, heads=4, width=128),
+        8_030_807_584,
+        "0d50680527681998e456c7b78950205bedd8a068",
+        {"text_config.hidden_size": 3584},
+    ),
+    _model(
+        "72b",
+        Decoder(layers=80, heads=8, width=128),
+        73_181_570_592,
+        "7f872aec22af34da2b31b2b3efb6a6403a5bb6c7",
+        {"text_config.hidden_size": 8192},
+    ),
+]

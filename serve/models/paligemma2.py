@@ -1,0 +1,88 @@
+"""PaliGemma 2 (arXiv 2412.03555): PaliGemma with Gemma 2, in three sizes; the same tokens and prompts."""
+
+from serve.models.base import CHECKED, Card, Checkpoint, Model
+from serve.models.hardware import Decoder, hardware
+from serve.models.paligemma import MAX_MODEL_LEN
+from serve.models.paligemma_tasks import converse, prepare, skills
+
+# Gemma 2's decoder, its width and what it weighs with projector and a SigLIP of 224 pixels; larger pictures add a place
+# of 1,152 numbers for each of their patches. Summed from the shapes.
+SIZES = {
+    "3b": (Decoder(layers=26, heads=4, width=256), 2304, 3_032_242_416),
+    "10b": (Decoder(layers=42, heads=8, width=256), 3584, 9_662_638_832),
+    "28b": (Decoder(layers=46, heads=16, width=128), 4608, 27_650_487_024),
+}
+RELEASED = {"pt": "2024-12-05", "ft-docci": "2024-12-05", "mix": "2025-02-19"}
+KINDS = {
+    "pt": "Vision-language base model for fine-tuning",
+    "mix": "Vision-language model for many tasks",
+    "ft-docci": "Captioner",
+}
+TASKS = {
+    "pt": ("vqa", "caption", "ocr", "detect", "segment"),
+    "mix": ("vqa", "caption", "ocr", "detect", "segment"),
+    "ft-docci": ("caption (a detailed paragraph)",),
+}
+NOTES = {
+    "pt": " Made to be fine-tuned: weak when asked as it is.",
+    "mix": "",
+    "ft-docci": " Fine-tuned on DOCCI for long, detailed captions; it does nothing else.",
+}
+
+# Commits seen in public code that loads these files from a hub cache; no other was found.
+REVISIONS = {
+    "3b-pt-224": "96eeb174da13ca1a2b247e4d0867436296c36420",
+    "3b-pt-448": "bd60523c1ff2b0020c11e68affe65ef0b2379cab",
+    "3b-mix-224": "8e40ab4cc5df93dfb7fd2fff754bcdff8b62ee78",
+    "3b-mix-448": "1406c92ec87d32cc6b983239278901b904ba7a51",
+    "10b-mix-448": "b26d16fb4251090ba4a4aa5af9fca1f8248ed5b6",
+}
+
+
+def _published(size: str, kind: str, pixels: int) -> Model:
+    decoder, width, smallest = SIZES[size]
+    parameters = smallest + ((pixels // 14) ** 2 - (224 // 14) ** 2) * 1152
+    variant = f"{size}-{kind}-{pixels}"
+    hub = f"google/paligemma2-{variant}"
+    card = Card(
+        organization="Google",
+        category=KINDS[kind],
+        modality="image and text in, text out",
+        released=RELEASED[kind],
+        context_window=8192,
+        parameters=parameters,
+        licence="Gemma Terms of Use (gated)",
+        tasks=TASKS[kind],
+        features=("captions of a paragraph",)
+        if kind == "ft-docci"
+        else ("boxes as location tokens", "masks as segmentation tokens", "captions in 34 languages"),
+        links=("https://arxiv.org/abs/2412.03555", f"https://huggingface.co/{hub}"),
+        about=f"SigLIP-So400m at {pixels} pixels and Gemma 2; image and prompt see each other fully.{NOTES[kind]}",
+        hardware=hardware(parameters, decoder, MAX_MODEL_LEN[pixels]),
+        checked=CHECKED,
+    )
+    expect = {
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "text_config.model_type": "gemma2",
+        "text_config.hidden_size": width,
+        "text_config.max_position_embeddings": 8192,
+        "text_config.vocab_size": 257_216,
+        "vision_config.image_size": pixels,
+    }
+    return Model(
+        name=f"paligemma2-{variant}",
+        checkpoint=Checkpoint(hub, REVISIONS.get(variant), gated=True, expect=expect),
+        card=card,
+        skills=skills(("caption",), longest_caption=512) if kind == "ft-docci" else skills(),
+        converse=converse,
+        prepare=prepare,
+        engine={"max_model_len": MAX_MODEL_LEN[pixels], "limit_mm_per_prompt": {"image": 1}},
+        prefix_lm=True,
+    )
+
+
+MODELS = [
+    *(_published(size, "pt", pixels) for size in SIZES for pixels in (224, 448, 896)),
+    *(_published(size, "mix", pixels) for size in SIZES for pixels in (224, 448)),
+    *(_published(size, "ft-docci", 448) for size in ("3b", "10b")),
+]
