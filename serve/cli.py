@@ -1,4 +1,4 @@
-"""The `diptych` command: serve, ask, models, compare. What is heavy is imported by the command that needs it."""
+"""The `diptych` command and its subcommands. What is heavy is imported by the one that needs it."""
 
 import argparse
 import importlib.util
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _serve_options(commands.add_parser("serve", help="start a server (the embedded toy models, unless told otherwise)"))
     _ask_options(commands.add_parser("ask", help="ask every model about a picture"))
+    _run_options(commands.add_parser("run", help="every picture of a folder through all models, as JSON lines"))
     models = commands.add_parser("models", help="which models there are, and what they can do")
     _server_option(models)
     models.set_defaults(run=_models)
@@ -82,18 +83,45 @@ def _ask_options(ask: argparse.ArgumentParser) -> None:
     )
     ask.add_argument("--task", type=_text, help="default vqa with a question, else caption; see `diptych models`")
     ask.add_argument("--labels", type=_text, metavar="PHRASES", help="the phrases to find, instead of QUESTION")
-    ask.add_argument("--models", type=_names, metavar="A,B", help="default: all that can do the task")
-    ask.add_argument("--deadline", dest="deadline_s", type=_number, metavar="S", help="seconds a model may take")
-    ask.add_argument("--quorum", type=_count, metavar="N", help="merge as soon as so many models answered")
-    ask.add_argument("--merge", type=_text, metavar="METHOD", help="default: the task's own")
-    ask.add_argument("--temperature", type=_number, metavar="T", help="default 0: the likeliest words")
-    ask.add_argument("--max-tokens", type=_count, metavar="N", help="at most so many tokens a reply")
-    ask.add_argument("--seed", type=int, metavar="N", help="for a temperature above 0")
-    ask.add_argument("--lang", type=_text, metavar="CODE", help="the language of the answer, such as en")
+    _request_options(ask)
     ask.add_argument("--json", action="store_true", help="print the server's JSON and nothing else")
     ask.add_argument("--save", type=_picture_file, metavar="FILE", help="draw the boxes into a copy of the picture")
     _server_option(ask)
     ask.set_defaults(run=_ask)
+
+
+def _request_options(command: argparse.ArgumentParser) -> None:
+    """The request's fields that ask and run have in common."""
+    command.add_argument("--models", type=_names, metavar="A,B", help="default: all that can do the task")
+    command.add_argument("--deadline", dest="deadline_s", type=_number, metavar="S", help="seconds a model may take")
+    command.add_argument("--quorum", type=_count, metavar="N", help="merge as soon as so many models answered")
+    command.add_argument("--merge", type=_text, metavar="METHOD", help="default: the task's own")
+    command.add_argument("--temperature", type=_number, metavar="T", help="default 0: the likeliest words")
+    command.add_argument("--max-tokens", type=_count, metavar="N", help="at most so many tokens a reply")
+    command.add_argument("--seed", type=int, metavar="N", help="for a temperature above 0")
+    command.add_argument("--lang", type=_text, metavar="CODE", help="the language of the answer, such as en")
+
+
+def _run_options(run: argparse.ArgumentParser) -> None:
+    run.add_argument("folder", type=Path, metavar="FOLDER", help="its PNG, JPEG, WEBP and GIF files, subfolders too")
+    run.add_argument("--task", type=_text, default="caption", help="default caption; see `diptych models`")
+    run.add_argument("--question", dest="asked", type=_text, metavar="TEXT", help="for vqa and chat")
+    run.add_argument("--labels", type=_text, metavar="PHRASES", help="for detect and segment, as in 'cat; dog'")
+    _request_options(run)
+    _batch_options(run)
+    run.set_defaults(run=_run)
+
+
+def _batch_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="JSON lines; the same call again goes on after a kill"
+    )
+    command.add_argument("--concurrency", type=_count, default=32, metavar="N", help="pictures at once, default 32")
+    command.add_argument(
+        "--patience", dest="patience_s", type=_number, default=120.0, metavar="S",
+        help="seconds to wait for a server that starts, is busy or gone; default 120",
+    )  # fmt: skip
+    _server_option(command)
 
 
 def _server_option(command: argparse.ArgumentParser) -> None:
@@ -118,6 +146,12 @@ def _ask(options: argparse.Namespace) -> int:
     from serve.terminal.asking import ask
 
     return ask(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from serve.evaluation.run import run
+
+    return run(options)
 
 
 def _models(options: argparse.Namespace) -> int:
