@@ -1,14 +1,22 @@
 """What every merge rule shares: how much each model counts, and how far the models agreed with what came out."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from serve.tasks.base import Merged, Reply, Result
 
 
 def weigh(replies: Sequence[Reply], weights: Mapping[str, float]) -> dict[str, float]:
-    """Each model's weight, 1 where none is given; all equal where every one of them is 0."""
+    """Each model's weight, 1 where none is given; all equal where every one of them is 0.
+
+    Halved or doubled together until the largest is between a half and 1, so that nothing they are multiplied with is
+    lost, however small they are; by powers of two, so that what was equal stays equal.
+    """
     given = {reply.model: weights.get(reply.model, 1.0) for reply in replies}
-    return given if any(given.values()) else dict.fromkeys(given, 1.0)
+    if not any(given.values()):
+        return dict.fromkeys(given, 1.0)
+    _, exponent = math.frexp(max(given.values()))
+    return {model: math.ldexp(weight, -exponent) for model, weight in given.items()}
 
 
 def standing(reply: Reply, weights: Mapping[str, float]) -> float:

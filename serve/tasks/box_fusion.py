@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from serve.geometry import Box
 from serve.tasks.agreement import agreed, weigh
 from serve.tasks.base import Merged, MergeRule, Reply
 from serve.tasks.boxes import DetectResult, LabelledBox
@@ -39,17 +38,10 @@ def strayed(models: Mapping[str, float], close: Sequence[Mapping[str, float]]) -
     return {model: 1.0 - sum(seen.get(model, 0.0) for seen in close) / len(close) if close else 0.0 for model in models}
 
 
-def rounded(box: Box) -> Box:
-    """To a hundredth of a pixel."""
-    x0, y0, x1, y1 = (round(value, 2) for value in box)
-    return (x0, y0, x1, y1)
-
-
 def _boxes(reply: Reply) -> Sequence[LabelledBox]:
     assert isinstance(reply.result, DetectResult)
     return reply.result.boxes
 
 
 def _fuse(group: Cluster[LabelledBox], total: float) -> LabelledBox:
-    box = group[0].found.box if len(group) == 1 else rounded(fused(group))
-    return LabelledBox(label=group[0].found.label, box=box, score=fused_score(group, total))
+    return LabelledBox(label=group[0].found.label, box=fused(group), score=fused_score(group, total))

@@ -10,7 +10,7 @@ from serve.geometry import Box
 from serve.masks import Mask, Window, decode_in, encode_in
 from serve.tasks.agreement import agreed, weigh
 from serve.tasks.base import Merged, MergeRule, Reply
-from serve.tasks.box_fusion import rounded, strayed
+from serve.tasks.box_fusion import strayed
 from serve.tasks.masks import LabelledMask, SegmentResult
 from serve.tasks.sightings import Cluster, clusters, fused, fused_score, share
 
@@ -61,7 +61,7 @@ def _instance(group: Cluster[LabelledMask], total: float) -> LabelledMask:
     first, score = group[0].found, fused_score(group, total)
     if all((seen.found.box, seen.found.mask) == (first.box, first.mask) for seen in group):
         return first.model_copy(update={"score": score})
-    box = rounded(fused(group))
+    box = fused(group)
     height, width = first.mask.size
     window = Window.around(box, width, height)
     ballots = [_Ballot(_stretched(seen.found, box, window), seen.weight, seen.says) for seen in group]
