@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
+from serve.errors import BadRequest
 from serve.image import Picture
+from serve.video import Film
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -16,12 +18,24 @@ JudgeName = Annotated[
 ]
 
 
+def _from_video() -> Any:
+    """No image was given: there is a video, and `Request._its_still` takes it from there."""
+    return None
+
+
 class Request(BaseModel):
-    """One picture, one task. Unknown fields are refused by name."""
+    """One picture or one film, one task. Unknown fields are refused by name."""
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        json_schema_extra={"oneOf": [{"required": ["image"]}, {"required": ["video"]}]},
+    )
 
-    image: Picture
+    image: Picture = Field(
+        default_factory=_from_video, description="A data URL. Of a video it is the first frame, once validated."
+    )
+    video: Film | None = Field(default=None, description="A data URL, in place of the image: for models that take it.")
     models: Annotated[list[Name], Field(min_length=1, max_length=64)] | None = Field(
         default=None, description="Which models to ask; all that can do the task when left out."
     )
@@ -37,6 +51,27 @@ class Request(BaseModel):
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stream: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_both(cls, given: Any) -> Any:
+        """Before anything is decoded: raises BadRequest for both and for neither."""
+        if not isinstance(given, Mapping):
+            return given
+        if given.get("video") is None:
+            if "image" not in given:
+                raise BadRequest("image is required.", param="image", code="missing_required_parameter")
+        elif given.get("image") is not None:
+            raise BadRequest("Give an image or a video, not both.", param="video")
+        else:
+            return {name: value for name, value in given.items() if name != "image"}
+        return given
+
+    @model_validator(mode="after")
+    def _its_still(self) -> Self:
+        if self.video is not None:
+            self.image = self.video.still()
+        return self
 
 
 class Result(BaseModel):
