@@ -133,10 +133,10 @@ def film(data: bytes, kind: str, reel: Reel) -> float:
             turn = frame.rotation % 360 if turn is None else turn
             unkept = frame
             if frame.pts >= index.wanted[at]:
-                reel.add(_seen(frame, stream, turn), index.seconds(frame.pts))
+                reel.add(_seen(frame, stream, turn, reel.caps), index.seconds(frame.pts))
                 at, unkept = bisect_right(index.wanted, frame.pts), None
         if unkept is not None:  # the last packets show nothing: then the last frame is the one before
-            reel.add(_seen(unkept, stream, turn or 0), index.seconds(unkept.pts or 0))
+            reel.add(_seen(unkept, stream, turn or 0, reel.caps), index.seconds(unkept.pts or 0))
     return index.seconds(index.end)
 
 
@@ -164,15 +164,15 @@ def _frames(container: InputContainer, stream: VideoStream, keys_only: bool) -> 
             yield from packet.decode()
 
 
-def _seen(frame: VideoFrame, stream: VideoStream, turn: int) -> PIL.Image.Image:
-    """A stored frame as a person sees it: pixels made square, upright."""
+def _seen(frame: VideoFrame, stream: VideoStream, turn: int, caps: Caps) -> PIL.Image.Image:
+    """A stored frame as a person sees it and at the size that is kept: pixels made square, upright."""
     aspect = float(stream.sample_aspect_ratio or 1)
     if not 0.25 <= aspect <= 4:  # no camera's
         aspect = 1.0
-    width = max(1, round(frame.width * aspect))
-    shown = frame.reformat(width=width, format="rgb24", interpolation="BICUBIC")
+    width, height = caps.fitted(frame.width * aspect, frame.height)
+    shown = frame.reformat(width, height, "rgb24", interpolation="BICUBIC")
     plane = shown.planes[0]
-    picture = PIL.Image.frombytes("RGB", (shown.width, shown.height), bytes(plane), "raw", "RGB", plane.line_size)
+    picture = PIL.Image.frombytes("RGB", (width, height), bytes(plane), "raw", "RGB", plane.line_size)
     return picture.transpose(_TURNS[turn]) if turn in _TURNS else picture
 
 
