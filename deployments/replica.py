@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from deployments.args import ModelArgs
 from deployments.machine import stay_inside
 from serve.engines.base import Engine, Piece, Prompt
+from serve.engines.config_check import kind
 from serve.errors import ModelError
 from serve.models import MODELS
 from serve.tasks.base import Delta, Reply, Request
@@ -98,6 +99,7 @@ def _engine(args: ModelArgs, progress: Callable[[str], None]) -> Engine:
         args.checkpoint or model.checkpoint.hub,
         revision=args.revision or (None if args.checkpoint else model.checkpoint.revision),
         gated=model.checkpoint.gated and args.checkpoint is None,
+        expect=kind(model.checkpoint.expect) if args.checkpoint else model.checkpoint.expect,
         engine=model.engine,
         deployment=args.engine,
         prefix_lm=model.prefix_lm,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.engines import hub, processes
+from serve.engines import config_check, hub, processes
 from serve.engines.arguments import arguments, environment
 from serve.engines.base import Piece, Prompt, Sampling
 from serve.engines.last_words import LastWords
@@ -28,6 +28,7 @@ class VllmEngine:
     """One checkpoint in one vLLM engine.
 
     checkpoint: a local folder or a hub id, with `revision`; gated: whether its licence must be accepted on the hub.
+    expect: what its config.json must say, or it is not loaded (config_check).
     engine: vLLM arguments that the family dictates; deployment: those of this place (tensor_parallel_size,
     gpu_memory_utilization, max_num_seqs ...), which win. prepare: what a picture needs before the processor sees it.
     progress: called from another thread with a few words on what is going on while it starts.
@@ -39,6 +40,7 @@ class VllmEngine:
         *,
         revision: str | None = None,
         gated: bool = False,
+        expect: Mapping[str, Any] | None = None,
         engine: Mapping[str, Any] | None = None,
         deployment: Mapping[str, Any] | None = None,
         prefix_lm: bool = False,
@@ -46,6 +48,7 @@ class VllmEngine:
         progress: Callable[[str], None] = lambda words: None,
     ) -> None:
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
+        self.expect = dict(expect or {})
         self.engine, self.deployment, self.prefix_lm = dict(engine or {}), dict(deployment or {}), prefix_lm
         self.prepare, self.progress = prepare, progress
         self._llm: Any = None
@@ -86,6 +89,7 @@ class VllmEngine:
         self.progress("importing vLLM")
         fork = processes.may_fork()
         environment(self.prefix_lm)
+        config_check.check(folder, self.expect)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
