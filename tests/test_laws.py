@@ -26,9 +26,11 @@ from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrResult
 from serve.tasks.segment import LabelledMask, SegmentResult
 from serve.tasks.vqa import VqaResult
+from serve.video import Video
 
 WIDTH, HEIGHT = 40, 30
 PICTURE = Image(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+FILM = Video(np.zeros((4, HEIGHT, WIDTH, 3), np.uint8), (0.0, 1.0, 2.0, 3.0), 4.0)
 FIELDS: dict[str, dict[str, object]] = {
     "vqa": {"question": "what color is the circle?"},
     "caption": {},
@@ -78,8 +80,10 @@ RESULTS: dict[str, st.SearchStrategy[Result]] = {
 }
 
 
-def request(task: str) -> Request:
-    return TASKS[task].request(image=PICTURE, **FIELDS[task])
+def request(task: str, model: Model | None = None) -> Request:
+    """About the picture; about the film for a model that takes nothing else."""
+    shown = {"image": PICTURE} if model is None or model.images else {"video": FILM}
+    return TASKS[task].request(**shown, **FIELDS[task])
 
 
 def reply(model: str, result: Result, confidence: float | None = 0.5) -> Reply:
@@ -88,15 +92,16 @@ def reply(model: str, result: Result, confidence: float | None = 0.5) -> Reply:
 
 @pytest.mark.parametrize(("model", "task"), PAIRS, ids=lambda x: x if isinstance(x, str) else x.name)
 def test_every_skill_asks_prompts_that_hold_the_picture(model: Model, task: str) -> None:
-    prompts = model.skills[task].ask(request(task))
-    assert prompts and all(prompt.image is not None and prompt.sampling.temperature == 0 for prompt in prompts)
+    prompts = model.skills[task].ask(request(task, model))
+    assert prompts and all(prompt.image or prompt.video for prompt in prompts)
+    assert all(prompt.sampling.temperature == 0 for prompt in prompts)
 
 
 @pytest.mark.parametrize(("model", "task"), PAIRS, ids=lambda x: x if isinstance(x, str) else x.name)
 @given(said=st.text(max_size=80))
 @settings(max_examples=30)
 def test_every_parser_takes_any_words(model: Model, task: str, said: str) -> None:
-    asked = request(task)
+    asked = request(task, model)
     prompts = model.skills[task].ask(asked)
     try:
         result = model.skills[task].parse([Spoken(said)] * len(prompts), asked)

@@ -1,12 +1,13 @@
 """Models, the columns of the table: one file per family. Their order here is the order of everything returned."""
 
-from serve.models import llava, llava_next, llava_onevision, paligemma, paligemma2
+from serve.models import llava, llava_next, llava_next_video, llava_onevision, paligemma, paligemma2
 from serve.models.base import Model
 
 _ALL = [
     *llava.MODELS,
     *llava_next.MODELS,
     *llava_onevision.MODELS,
+    *llava_next_video.MODELS,
     *paligemma.MODELS,
     *paligemma2.MODELS,
 ]

@@ -98,7 +98,10 @@ MODELS = [
     ),
     Model(
         name="toy-llava",
-        checkpoint=Checkpoint(str(Path(__file__).parents[1] / "toy" / "llava")),
+        checkpoint=Checkpoint(
+            str(Path(__file__).parents[1] / "toy" / "llava"),
+            expect={"architectures": ["LlavaForConditionalGeneration"]},
+        ),
         card=Card(
             organization="Diptych",
             category="Toy: drawn shapes only",

@@ -69,6 +69,7 @@ def _model(size: str, decoder: Decoder, parameters: int, revision: str, expect: 
         prepare=prepare,
         engine={"max_model_len": CONTEXT, "limit_mm_per_prompt": {"image": 1, "video": 1}},
         videos=True,
+        frames=FRAMES,
     )
 
 

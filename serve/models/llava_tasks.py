@@ -51,6 +51,8 @@ def skills(
 
     def ask(request: Request, words: str, max_tokens: int, image: Image | None = None) -> list[Prompt]:
         drawn = dataclasses.replace(sampling(request, max_tokens), stop=stop)
+        if request.video is not None:
+            return [Prompt(say([Turn("user", words, filmed=True)]), None, drawn, request.video.sample(frames))]
         return [Prompt(say([Turn("user", words, pictured=True)]), image or request.image, drawn)]
 
     def ask_vqa(request: VqaRequest) -> list[Prompt]:
@@ -74,6 +76,8 @@ def skills(
         cuts a picture into tiles (LLaVA-NeXT's training took them over as they were). So a tiled picture is padded
         first: then the overview, the tiles and the data mean the same square.
         """
+        if request.video is not None:
+            raise BadRequest("Detection takes an image: a box in a film would not say of which moment.", param="video")
         image = None if pad is None else pad_to_square(request.image, pad)
         phrases = [unmarked(label, "labels") for label in request.labels]
         return [prompt for phrase in phrases for prompt in ask(request, REGION + phrase, 48, image)]
@@ -89,7 +93,7 @@ def skills(
 
 
 def _shown(request: Request) -> str:
-    return "image"
+    return "image" if request.video is None else "video"
 
 
 def parse_unquoted(spoken: Sequence[Spoken], request: OcrRequest) -> Result:

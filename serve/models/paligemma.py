@@ -68,7 +68,7 @@ MODELS = [
     _published("mix", 448, 2_924_351_216),
     Model(
         name="toy-paligemma",
-        checkpoint=Checkpoint(str(TOY)),
+        checkpoint=Checkpoint(str(TOY), expect={"architectures": ["PaliGemmaForConditionalGeneration"]}),
         card=Card(
             organization="Diptych",
             category="Toy: drawn shapes only",
