@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from serve.engines.base import Engine, FinishReason, Piece, Prompt, Spoken, State, Token
 from serve.errors import ModelError, ParseError
@@ -92,8 +92,11 @@ class Worker:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
-        """A plain conversation: the engine's pieces as they are, log-probabilities included."""
+        """A plain conversation: the engine's pieces as they are, log-probabilities included. A film is thinned out to
+        as many frames as the model takes."""
         self._require_ready()
+        if prompt.video is not None:
+            prompt = replace(prompt, video=prompt.video.sample(self.model.frames))
         async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
             async for piece in pieces:
                 yield piece

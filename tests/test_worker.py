@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 from serve.errors import ModelError
 from serve.image import Image
@@ -14,6 +15,7 @@ from serve.tasks.base import Delta, Reply
 from serve.tasks.boxes import DetectResult
 from serve.tasks.detect import DetectRequest
 from serve.tasks.vqa import VqaRequest, VqaResult
+from serve.video import Video
 from serve.worker import Worker
 
 PICTURE = Image(np.zeros((100, 100, 3), np.uint8))
@@ -109,6 +111,16 @@ async def test_status_tells_what_it_is_doing_and_why_it_failed() -> None:
     assert (status.state, status.step) == ("failed", "There is no such folder.")
     with pytest.raises(ModelError, match="no such folder"):
         await anext(worker.answer("vqa", QUESTION))
+
+
+async def test_a_film_in_a_plain_conversation_is_thinned_out_to_what_the_model_takes() -> None:
+    engine = FakeEngine("a b")
+    worker = await ready(engine, "llava-next-video-7b")
+    film = Video(np.zeros((32, 8, 8, 3), np.uint8), tuple(float(at) for at in range(32)), 32.0)
+    async for _ in worker.speak(Prompt("USER: <video>\nWhy? ASSISTANT:", None, video=film)):
+        pass
+    (heard,) = engine.prompts
+    assert heard.video is not None and len(heard.video.frames) == 24
 
 
 async def test_a_plain_conversation_passes_the_pieces_on() -> None:
