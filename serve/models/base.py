@@ -100,8 +100,6 @@ class Model:
     """What it takes: a picture, a film, or either."""
     frames: int = 32
     """Of a film at most so many frames, evenly spaced: what its training saw and its context holds."""
-    frames: int = 0
-    """How many frames of a film it is shown; a longer film is thinned out to so many."""
     weight: float = 1.0
     """How much its replies count in merging, where the request does not say."""
     adapter: str | None = None
