@@ -73,15 +73,15 @@ def refuse(vllm_config: Any) -> None:
         wrong.append("max_num_batched_tokens must be at least max_model_len (a long prompt would not fit a step)")
     if scheduler.scheduler_cls != SCHEDULER:
         wrong.append(f"scheduler_cls must be {SCHEDULER} (a preempted reply would see its future)")
-    window = getattr(model.hf_text_config, "sliding_window", None)
-    if window and model.max_model_len > window:
-        wrong.append(
-            f"max_model_len must be at most the sliding window, {window} (a prompt would not see all of itself)"
-        )
     if vllm_config.use_v2_model_runner:
         wrong.append("VLLM_USE_V2_MODEL_RUNNER must be 0 in the environment (it takes a reply for a prompt)")
     if wrong:
         raise ValueError("A prefix language model would answer wrongly: " + "; ".join(wrong) + ".")
+
+
+def window(vllm_config: Any) -> int | None:
+    """How far back, in tokens, the sliding layers look (Gemma 2's); None where there are none."""
+    return getattr(vllm_config.model_config.hf_text_config, "sliding_window", None)
 
 
 def flags(prefilling: Any, query_lens: Any, seq_lens: Any) -> Any:
