@@ -83,9 +83,18 @@ class TransformersEngine:
                 yield piece
 
     def inputs(self, prompt: Prompt) -> Any:
-        """What the model reads: token ids [1, n], pixel values, and for PaliGemma the token types of a prefix LM."""
-        images = None if prompt.image is None else self.prepare(prompt.image).pil()
-        return self._processor(text=prompt.text, images=images, return_tensors="pt").to(self.device)
+        """What the model reads: token ids [1, n], pixel values, and for PaliGemma the token types of a prefix LM.
+
+        Raises BadRequest for a film where the model's processor takes none.
+        """
+        media: dict[str, Any] = {}
+        if prompt.video is not None:
+            if getattr(self._processor, "video_processor", None) is None:
+                raise BadRequest("This model takes no video.", param="video")
+            media["videos"] = [prompt.video.frames]
+        if prompt.image is not None:
+            media["images"] = self.prepare(prompt.image).pil()
+        return self._processor(text=prompt.text, **media, return_tensors="pt").to(self.device)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The prompt's token ids, image tokens included."""

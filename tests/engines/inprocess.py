@@ -2,12 +2,13 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.engines import arguments, prefix_lm
+from serve.engines import arguments, onevision, prefix_lm
+from serve.engines.adapters import Fitted
 from serve.engines.base import Prompt
 
 
@@ -21,17 +22,31 @@ class Said:
 
 
 @contextlib.contextmanager
-def engine(folder: Path, is_prefix_lm: bool, **deployment: Any) -> Iterator["InProcess"]:
-    """The arguments that VllmEngine would use, but the worker and the scheduler in this process."""
+def engine(
+    folder: Path,
+    is_prefix_lm: bool,
+    family: Mapping[str, Any] | None = None,
+    adapters: Sequence[Fitted] = (),
+    **deployment: Any,
+) -> Iterator["InProcess"]:
+    """The arguments that VllmEngine would use, but the worker and the scheduler in this process.
+
+    family: those that the model dictates (`limit_mm_per_prompt`); deployment: those of this test, which win.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # its handler keeps the standard error of the test that came first
     arguments.environment(is_prefix_lm)
     from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+    from vllm.model_executor.models import registry
     from vllm.v1.core.sched.scheduler import Scheduler
 
     prefix_lm.register()
-    chosen = arguments.arguments(folder, {}, deployment, is_prefix_lm=is_prefix_lm, cpu=True)
+    onevision.register()
+    registry._run_in_subprocess = lambda look: look()  # at the model's class, which is about to be imported anyway
+    chosen = arguments.arguments(
+        folder, family or {}, deployment, is_prefix_lm=is_prefix_lm, cpu=True, adapters=adapters
+    )
     chosen.pop("enable_log_requests")
     preempt, found = Scheduler._preempt_request, InProcess()
 
@@ -67,6 +82,8 @@ class InProcess:
                 request: dict[str, Any] = {"prompt": prompt.text}
                 if prompt.image is not None:
                     request["multi_modal_data"] = {"image": prompt.image.pil()}
+                if prompt.video is not None:
+                    request["multi_modal_data"] = {"video": prompt.video.frames}
                 if salt:
                     request["cache_salt"] = prompt.text
                 core.add_request(str(i), request, params)
