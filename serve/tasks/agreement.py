@@ -9,14 +9,14 @@ from serve.tasks.base import Merged, Reply, Result
 def weigh(replies: Sequence[Reply], weights: Mapping[str, float]) -> dict[str, float]:
     """Each model's weight, 1 where none is given; all equal where every one of them is 0.
 
-    Halved or doubled together until the largest is between a half and 1, so that nothing they are multiplied with is
+    Halved or doubled together until the largest is between 1 and 2, so that nothing they are multiplied with is
     lost, however small they are; by powers of two, so that what was equal stays equal.
     """
     given = {reply.model: weights.get(reply.model, 1.0) for reply in replies}
     if not any(given.values()):
         return dict.fromkeys(given, 1.0)
     _, exponent = math.frexp(max(given.values()))
-    return {model: math.ldexp(weight, -exponent) for model, weight in given.items()}
+    return {model: math.ldexp(weight, 1 - exponent) for model, weight in given.items()}
 
 
 def standing(reply: Reply, weights: Mapping[str, float]) -> float:

@@ -32,22 +32,24 @@ def mask_vote(method: str, least: float = 0.0) -> MergeRule:
     Each mask is stretched from its own box to the fused one before the vote, so that two masks that differ only in
     where they lie reinforce each other. A pixel is in the merged mask when more than half of the instance's weight is
     for it; half against half, weight x score decides. Scores, and `least`, are those of box fusion. Agreement is the
-    weighted mean over models of the mean IoU of its masks with the merged ones (0 for one that it did not see).
+    weighted mean over models of the mean IoU of its masks with the merged ones: 0 for one that it did not see, and 0
+    for one of its own that was left out.
     """
 
     def fuse(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
         weights = weigh(replies, given)
         groups = clusters(replies, weights, _masks)
         total = sum(weights.values())
-        instances = [_instance(group, total) for group in groups]
+        kept = [group for group in groups if share(group, total) >= least]
+        lost = [seen.model for group in groups if share(group, total) < least for seen in group]
+        instances = [_instance(group, total) for group in kept]
         close = [
             {seen.model: _likeness(seen.found, instance) for seen in group}
-            for group, instance in zip(groups, instances, strict=True)
+            for group, instance in zip(kept, instances, strict=True)
         ]
-        kept = [at for at, group in enumerate(groups) if share(group, total) >= least]
-        result = SegmentResult(boxes=[instances[at] for at in kept])
-        supporters = [[seen.model for seen in groups[at]] for at in kept]
-        return agreed(result, method, weights, strayed(weights, close), supporters)
+        supporters = [[seen.model for seen in group] for group in kept]
+        deviations = strayed(weights, close, lost)
+        return agreed(SegmentResult(boxes=instances), method, weights, deviations, supporters)
 
     return fuse
 

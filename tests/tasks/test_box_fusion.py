@@ -1,0 +1,68 @@
+"""serve.tasks.box_fusion and serve.tasks.sightings: whose boxes are one object, where it lies, how sure that is."""
+
+import pytest
+
+from serve.tasks import TASKS
+from serve.tasks.base import Merged, Reply
+from serve.tasks.boxes import DetectResult, LabelledBox, label_key
+
+Row = tuple[str, tuple[float, float, float, float], float]
+
+
+def fuse(*columns: list[Row], method: str = "weighted_box_fusion", weights: dict[str, float] | None = None) -> Merged:
+    replies = [
+        Reply(
+            model="abcd"[at],
+            status="ok",
+            result=DetectResult(boxes=[LabelledBox(label=label, box=box, score=score) for label, box, score in rows]),
+        )
+        for at, rows in enumerate(columns)
+    ]
+    return TASKS["detect"].methods[method](replies, weights or {})
+
+
+def boxes(merged: Merged) -> list[LabelledBox]:
+    assert isinstance(merged.result, DetectResult)
+    return merged.result.boxes
+
+
+def test_boxes_are_fused_by_score_and_a_lone_box_scores_by_its_share() -> None:
+    merged = fuse([("cat", (0, 0, 10, 10), 0.9)], [("A cat", (1, 0, 11, 10), 0.3), ("dog", (20, 20, 30, 30), 0.8)])
+    cat, dog = boxes(merged)
+    assert cat.box == (0.25, 0, 10.25, 10) and cat.score == pytest.approx(0.6)
+    assert dog.box == (20, 20, 30, 30) and dog.score == pytest.approx(0.4)
+    assert merged.supporters == [["a", "b"], ["b"]]
+    assert merged.deviations["a"] > 0.5 > merged.deviations["b"]
+
+
+def test_labels_are_fused_apart() -> None:
+    assert len(boxes(fuse([("cat", (0, 0, 9, 9), 1)], [("dog", (0, 0, 9, 9), 1)]))) == 2
+    assert label_key(" The  Red cat ") == label_key("red cat") and label_key("a") == "a"
+
+
+def test_one_models_boxes_are_never_fused_with_each_other() -> None:
+    merged = fuse([("cat", (0, 0, 10, 10), 0.9), ("cat", (1, 0, 11, 10), 0.8)], [("cat", (0, 0, 10, 10), 0.7)])
+    assert merged.supporters == [["a", "b"], ["a"]]
+
+
+def test_boxes_that_overlap_little_are_two_objects() -> None:
+    assert len(boxes(fuse([("cat", (0, 0, 10, 10), 0.9)], [("cat", (6, 0, 16, 10), 0.9)]))) == 2
+
+
+def test_a_consensus_leaves_out_what_less_than_half_of_the_weight_saw() -> None:
+    columns = ([("cat", (0, 0, 10, 10), 0.9)], [("cat", (1, 0, 11, 10), 0.9)], [("dog", (20, 0, 30, 10), 0.99)])
+    merged = fuse(*columns, method="consensus")
+    assert [found.label for found in boxes(merged)] == ["cat"] and merged.supporters == [["a", "b"]]
+    assert merged.deviations["c"] == 1
+    heavy = fuse(*columns, method="consensus", weights={"c": 2})
+    assert [found.label for found in boxes(heavy)] == ["cat", "dog"]  # half is enough
+    assert [found.label for found in boxes(fuse(*columns, method="consensus", weights={"c": 3}))] == ["dog"]
+
+
+def test_nothing_found_by_anyone_is_full_agreement() -> None:
+    merged = fuse([], [])
+    assert boxes(merged) == [] and merged.agreement == 1 and merged.supporters == []
+
+
+def test_found_by_one_of_two_is_half_agreement() -> None:
+    assert fuse([("cat", (0, 0, 9, 9), 1)], []).agreement == 0.5

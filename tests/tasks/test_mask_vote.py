@@ -1,0 +1,115 @@
+"""serve.tasks.mask_vote: masks laid over each other where their boxes say, and a vote on every pixel."""
+
+import numpy as np
+import pytest
+
+from serve.masks import Mask, Rle, area, decode, encode
+from serve.tasks import TASKS
+from serve.tasks.base import Merged, Reply
+from serve.tasks.masks import LabelledMask, SegmentResult
+
+HEIGHT, WIDTH = 60, 80
+Box = tuple[int, int, int, int]
+
+
+def disc(box: Box) -> Mask:
+    """The ellipse that fills a box."""
+    x0, y0, x1, y1 = box
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    return ((x - (x0 + x1) / 2) / ((x1 - x0) / 2)) ** 2 + ((y - (y0 + y1) / 2) / ((y1 - y0) / 2)) ** 2 < 1
+
+
+def cut(box: Box, score: float = 0.9, mask: Mask | None = None, label: str = "cat") -> LabelledMask:
+    return LabelledMask(label=label, box=box, score=score, mask=encode(disc(box) if mask is None else mask))
+
+
+def vote(*columns: list[LabelledMask], method: str = "mask_vote", weights: dict[str, float] | None = None) -> Merged:
+    replies = [Reply(model="abcd"[i], status="ok", result=SegmentResult(boxes=rows)) for i, rows in enumerate(columns)]
+    return TASKS["segment"].methods[method](replies, weights or {})
+
+
+def instances(merged: Merged) -> list[LabelledMask]:
+    assert isinstance(merged.result, SegmentResult)
+    return merged.result.boxes
+
+
+def iou(a: Mask, b: Mask) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_masks_that_only_lie_differently_reinforce_each_other() -> None:
+    """Triangles of one shape, shifted: a plain vote keeps what most of them cover, which is no triangle any more."""
+
+    def triangle(x: int, y: int) -> LabelledMask:
+        rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+        inside = (rows >= y) & (rows < y + 32) & (columns >= x) & (columns - x <= rows - y)
+        return cut((x, y, x + 32, y + 32), mask=inside)
+
+    shifted = [triangle(10, 12), triangle(16, 12), triangle(13, 18)]
+    (merged,) = instances(vote(*([one] for one in shifted)))
+    true = decode(triangle(13, 14).mask)
+    assert merged.box == (13, 14, 45, 46)
+    assert (decode(merged.mask) == true).all()
+    plain = sum(decode(one.mask).astype(int) for one in shifted) >= 2
+    assert iou(plain, true) < 0.95
+    (two,) = instances(vote([cut((16, 16, 48, 48))], [cut((18, 18, 50, 50))]))
+    assert iou(decode(two.mask), disc((17, 17, 49, 49))) > 0.95
+
+
+def test_a_pixel_is_decided_by_the_greater_weight_and_a_tie_by_the_surer() -> None:
+    box = (10, 10, 30, 30)
+    left, right = disc(box).copy(), disc(box).copy()
+    left[:, 20:], right[:, :20] = False, False
+
+    def merged(*scores: tuple[Mask, float], weights: dict[str, float] | None = None) -> Mask:
+        (only,) = instances(vote(*([cut(box, score, mask)] for mask, score in scores), weights=weights))
+        assert only.box == box
+        return decode(only.mask)
+
+    assert (merged((left, 0.3), (left, 0.3), (right, 0.9)) == left).all()
+    assert (merged((left, 0.3), (right, 0.9)) == right).all()
+    assert (merged((left, 0.5), (right, 0.5)) == left).all()  # the first in catalogue order: no pixel has a majority
+    assert (merged((left, 0.3), (right, 0.9), weights={"a": 2}) == left).all()
+    assert (merged((left, 0.9), (disc(box), 0.8), (disc(box), 0.7), (left, 0.9)) == left).all()
+
+
+def test_what_one_model_sees_stays_and_scores_by_its_share() -> None:
+    merged = vote([cut((10, 10, 30, 30))], [cut((12, 10, 32, 30)), cut((50, 20, 70, 50), 0.8, label="dog")])
+    cat, dog = instances(merged)
+    assert dog.mask == cut((50, 20, 70, 50)).mask and dog.score == pytest.approx(0.4)
+    assert cat.score == pytest.approx(0.9) and merged.supporters == [["a", "b"], ["b"]]
+    (alone,) = instances(
+        vote([cut((10, 10, 30, 30))], [cut((12, 10, 32, 30))], [cut((50, 20, 70, 50))], method="consensus")
+    )
+    assert alone.label == "cat"
+
+
+def test_deviation_is_what_a_models_mask_lacks_of_the_merged_one() -> None:
+    box = (10, 10, 30, 30)
+    half = disc(box).copy()
+    half[:, 20:] = False
+    merged = vote([cut(box)], [cut(box)], [cut(box, mask=half)])
+    assert merged.deviations == pytest.approx({"a": 0, "b": 0, "c": 0.5})
+    assert merged.agreement == pytest.approx(1 - 0.5 / 3)
+
+
+def test_empty_masks_and_masks_of_another_image_are_no_stumbling_block() -> None:
+    box, nothing = (10, 10, 30, 30), np.zeros((HEIGHT, WIDTH), bool)
+    (merged,) = instances(vote([cut(box, 0.9, nothing)], [cut((11, 10, 31, 30), 0.3)]))
+    assert area(merged.mask) > 0  # an instance without a pixel is none
+    (empty,) = instances(vote([cut(box, mask=nothing)], [cut((11, 10, 31, 30), mask=nothing)]))
+    assert area(empty.mask) == 0
+    strange = LabelledMask(label="cat", box=(11, 10, 31, 30), score=0.5, mask=Rle(size=(20, 20), counts="`<"))
+    result = vote([cut(box)], [strange], [cut(box)])
+    assert instances(result)[0].mask.size == (HEIGHT, WIDTH) and result.deviations["b"] == 1
+
+
+def test_masks_at_the_edge_stay_inside() -> None:
+    (merged,) = instances(vote([cut((60, 40, 80, 60))], [cut((62, 42, 80, 60))], [cut((61, 41, 80, 60))]))
+    assert decode(merged.mask).shape == (HEIGHT, WIDTH) and area(merged.mask) > 200
+
+
+def test_words_say_how_large_a_mask_is() -> None:
+    result = SegmentResult(boxes=[cut((10, 10, 30, 30))])
+    assert TASKS["segment"].words(result) == f"cat [10, 10, 30, 30], {int(disc((10, 10, 30, 30)).sum())} pixels"
+    assert TASKS["segment"].words(SegmentResult(boxes=[])) == "nothing found"
