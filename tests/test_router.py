@@ -136,6 +136,31 @@ async def test_a_subset_is_asked_in_catalogue_order() -> None:
     assert isinstance(events[-1], Merged) and events[-1].models == ["a", "c"]
 
 
+async def test_a_models_own_weight_counts_where_the_request_names_none() -> None:
+    def routes() -> list[ScriptedRoute]:
+        made = [ScriptedRoute("a", "x"), ScriptedRoute("b", "y")]
+        made[1].model = dataclasses.replace(made[1].model, weight=2.0)
+        return made
+
+    async def winner(**fields: object) -> object:
+        merged = (await run(routes(), ask(**fields)))[-1]
+        assert isinstance(merged, Merged)
+        return merged.result
+
+    assert await winner() == VqaResult(answer="y")
+    assert await winner(weights={"a": 3}) == VqaResult(answer="x")
+    assert await winner(weights={"b": 0.5}) == VqaResult(answer="x")
+
+
+@pytest.mark.parametrize("slow", ["a", "b", "c"])
+async def test_who_answers_first_does_not_matter(slow: str) -> None:
+    routes = [ScriptedRoute(name, 0.02 if name == slow else 0.0, said) for name, said in zip("abc", "xyz", strict=True)]
+    events = await run(routes)
+    assert [event.model for event in events if isinstance(event, Reply)][-1] == slow
+    assert isinstance(events[-1], Merged) and events[-1].models == ["a", "b", "c"]
+    assert events[-1].result == VqaResult(answer="x")
+
+
 @pytest.mark.parametrize(
     ("fields", "kind", "param"),
     [
