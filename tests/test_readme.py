@@ -11,10 +11,13 @@ README = (ROOT / "README.md").read_text()
 
 
 def table() -> str:
-    lines = [f"| model | {' | '.join(TASKS)} | parameters | licence |", f"|---|{'---|' * (len(TASKS) + 2)}"]
+    lines = [f"| model | {' | '.join(TASKS)} | shown | parameters | licence |", f"|---|{'---|' * (len(TASKS) + 3)}"]
     for model in MODELS.values():
         can = " | ".join("yes" if task in model.skills else "" for task in TASKS)
-        lines.append(f"| `{model.name}` | {can} | {model.card.parameters / 1e9:.3g}B | {model.card.licence} |")
+        shown = " or ".join(["image"] * model.images + ["video"] * model.videos)
+        lines.append(
+            f"| `{model.name}` | {can} | {shown} | {model.card.parameters / 1e9:.3g}B | {model.card.licence} |"
+        )
     return "\n".join(lines)
 
 

@@ -63,6 +63,35 @@ _EXPECT = {
 }
 _ENGINE = {"max_model_len": 4096, "limit_mm_per_prompt": {"image": 1}}
 
+
+def _toy(name: str, folder: str, parameters: int) -> Model:
+    return Model(
+        name=name,
+        checkpoint=Checkpoint(
+            str(Path(__file__).parents[1] / "toy" / folder), expect={"architectures": ["LlavaForConditionalGeneration"]}
+        ),
+        card=Card(
+            organization="Diptych",
+            category="Toy: drawn shapes only",
+            modality="image and text in, text out",
+            released="2026-11-23",
+            context_window=256,
+            parameters=parameters,
+            licence="Apache-2.0",
+            tasks=("vqa", "caption", "chat", "ocr (listed words)", "detect (one box a phrase)"),
+            features=("LLaVA-1.5 architecture", "runs on a laptop's CPU"),
+            about=TOY_NOTE,
+            toy=True,
+            hardware=TOY_HARDWARE,
+            checked=TOY_CHECKED,
+        ),
+        skills=skills(converse, read=parse_toy_ocr),
+        converse=single_turn,
+        prepare=prepare,
+        engine={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
+    )
+
+
 # Revisions: commits seen in public code that loads these files from a hub cache.
 MODELS = [
     Model(
@@ -96,30 +125,5 @@ MODELS = [
         prepare=prepare,
         engine=_ENGINE,
     ),
-    Model(
-        name="toy-llava",
-        checkpoint=Checkpoint(
-            str(Path(__file__).parents[1] / "toy" / "llava"),
-            expect={"architectures": ["LlavaForConditionalGeneration"]},
-        ),
-        card=Card(
-            organization="Diptych",
-            category="Toy: drawn shapes only",
-            modality="image and text in, text out",
-            released="2026-11-23",
-            context_window=256,
-            parameters=2_441_312,
-            licence="Apache-2.0",
-            tasks=("vqa", "caption", "chat", "ocr (listed words)", "detect (one box a phrase)"),
-            features=("LLaVA-1.5 architecture", "runs on a laptop's CPU"),
-            about=TOY_NOTE,
-            toy=True,
-            hardware=TOY_HARDWARE,
-            checked=TOY_CHECKED,
-        ),
-        skills=skills(converse, read=parse_toy_ocr),
-        converse=single_turn,
-        prepare=prepare,
-        engine={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
-    ),
+    _toy("toy-llava", "llava", 2_441_312),
 ]

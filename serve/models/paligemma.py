@@ -7,8 +7,6 @@ from serve.models.hardware import Decoder, hardware
 from serve.models.paligemma_tasks import READ, READ_MIX, converse, prepare, skills
 from serve.models.plain import parse_toy_ocr
 
-TOY = Path(__file__).parents[1] / "toy" / "paligemma"
-
 # Context: the image's tokens (size / 14)^2 and the text it was trained with (128 at 224 pixels in pt, else 256 or 512),
 # rounded up. A prefix-LM prefills a prompt whole, so every token of context costs memory in each step.
 MAX_MODEL_LEN = {224: 1024, 448: 2048, 896: 5120}
@@ -60,34 +58,51 @@ def _published(kind: str, size: int, parameters: int) -> Model:
     )
 
 
-MODELS = [
-    _published("pt", 224, 2_923_466_480),
-    _published("pt", 448, 2_924_351_216),
-    _published("pt", 896, 2_927_890_160),
-    _published("mix", 224, 2_923_466_480),
-    _published("mix", 448, 2_924_351_216),
-    Model(
-        name="toy-paligemma",
-        checkpoint=Checkpoint(str(TOY), expect={"architectures": ["PaliGemmaForConditionalGeneration"]}),
+def _toy(name: str, folder: str, parameters: int) -> Model:
+    """It segments where its mask decoder lies beside its weights."""
+    place = Path(__file__).parents[1] / "toy" / folder
+    decoder = place / "vae-oid.npz"
+    draws = decoder.is_file()
+    return Model(
+        name=name,
+        checkpoint=Checkpoint(str(place), expect={"architectures": ["PaliGemmaForConditionalGeneration"]}),
         card=Card(
             organization="Diptych",
             category="Toy: drawn shapes only",
             modality="image and text in, text out",
             released="2026-11-23",
             context_window=256,
-            parameters=2_124_736,
+            parameters=parameters,
             licence="Apache-2.0",
-            tasks=("vqa", "caption", "detect", "ocr (listed words)"),
-            features=("PaliGemma architecture", "boxes as location tokens", "runs on a laptop's CPU"),
+            tasks=("vqa", "caption", "detect", *(["segment"] if draws else []), "ocr (listed words)"),
+            features=(
+                "PaliGemma architecture",
+                "boxes as location tokens",
+                *(["masks as segmentation tokens"] if draws else []),
+                "runs on a laptop's CPU",
+            ),
             about=TOY_NOTE,
             toy=True,
             hardware=TOY_HARDWARE,
             checked=TOY_CHECKED,
         ),
-        skills=skills(("vqa", "caption", "ocr", "detect"), read=parse_toy_ocr),
+        skills=skills(
+            ("vqa", "caption", "ocr", "detect", *(["segment"] if draws else [])),
+            decoder=str(decoder),
+            read=parse_toy_ocr,
+        ),
         converse=converse,
         prepare=prepare,
         engine={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
         prefix_lm=True,
-    ),
+    )
+
+
+MODELS = [
+    _published("pt", 224, 2_923_466_480),
+    _published("pt", 448, 2_924_351_216),
+    _published("pt", 896, 2_927_890_160),
+    _published("mix", 224, 2_923_466_480),
+    _published("mix", 448, 2_924_351_216),
+    _toy("toy-paligemma", "paligemma", 2_124_736),
 ]
