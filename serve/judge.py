@@ -47,7 +47,9 @@ class Judge:
     def _question(self, request: Request, replies: Sequence[Reply]) -> ChatRequest:
         """Not validated: the replies may be longer than what a person may ask."""
         words = question(self.judging, request, replies)
-        return ChatRequest.model_construct(image=request.image, question=words, max_tokens=request.max_tokens)
+        return ChatRequest.model_construct(
+            image=request.image, video=request.video, question=words, max_tokens=request.max_tokens
+        )
 
     async def _ready(self) -> Route | None:
         for route in self.routes:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from serve.column import Column
 from serve.errors import BadRequest, NotFound, ServeError, Unavailable
 from serve.judge import SHARE, Judge
+from serve.models.base import Model
 from serve.route import Route
 from serve.tasks import TASKS
 from serve.tasks.base import Event, Merged, Reply, Request
@@ -35,15 +36,22 @@ class Router:
             )
         return self.routes[name]
 
-    def able(self, task: str, names: Sequence[str] | None = None) -> list[Route]:
-        """The routes that will be asked, in catalogue order. Raises NotFound or BadRequest naming `models`."""
+    def able(self, task: str, names: Sequence[str] | None = None, *, film: bool = False) -> list[Route]:
+        """The routes that will be asked about a picture, or a film, in catalogue order.
+
+        Raises NotFound or BadRequest naming `models`.
+        """
         wanted = [self.route(name, "models") for name in names] if names is not None else list(self.routes.values())
         unable = [route.model.name for route in wanted if task not in route.model.skills]
         if names is not None and unable:
             raise BadRequest(f"{', '.join(unable)} cannot do {task}.", param="models", code="task_not_supported")
-        chosen = {route.model.name for route in wanted} - set(unable)
+        blind = [route.model.name for route in wanted if not takes(route.model, film)]
+        if names is not None and blind:
+            raise BadRequest(unseeing(blind, film), param="models", code=unseen(film))
+        chosen = {route.model.name for route in wanted} - {*unable, *blind}
         if not chosen:
-            raise NotFound(f"No served model can do {task}.", param="models", code="no_able_model")
+            about = " about a video" if film else " about an image" if len(unable) < len(wanted) else ""
+            raise NotFound(f"No served model can do {task}{about}.", param="models", code="no_able_model")
         return [route for name, route in self.routes.items() if name in chosen]
 
     async def statuses(self, timeout_s: float = 2.0) -> list[Status]:
@@ -100,7 +108,7 @@ class Router:
 
     def check(self, task: str, request: Request) -> list[Route]:
         """The routes a request will go to. Raises what the client should hear before anything is started."""
-        routes = self.able(task, request.models)
+        routes = self.able(task, request.models, film=request.video is not None)
         methods = [*TASKS[task].methods, *([JUDGE] if TASKS[task].judging else [])]
         if request.merge is not None and request.merge not in methods:
             raise BadRequest(f"{task} merges by {', '.join(methods)}.", param="merge")
@@ -122,17 +130,43 @@ class Router:
             if named is not None:
                 raise BadRequest(f'A judge is asked by "merge": "{JUDGE}".', param="judge")
             return None
-        if named is not None and CHAT not in self.route(named, "judge").model.skills:
-            raise BadRequest(f"{named} cannot chat, so it cannot judge.", param="judge", code="task_not_supported")
-        able = [route for name, route in self.routes.items() if CHAT in route.model.skills and named in (None, name)]
+        film = request.video is not None
+        if named is not None:
+            model = self.route(named, "judge").model
+            if CHAT not in model.skills:
+                raise BadRequest(f"{named} cannot chat, so it cannot judge.", param="judge", code="task_not_supported")
+            if not takes(model, film):
+                raise BadRequest(unseeing([named], film), param="judge", code=unseen(film))
+        able = [
+            route
+            for name, route in self.routes.items()
+            if CHAT in route.model.skills and takes(route.model, film) and named in (None, name)
+        ]
         if not able:
-            raise BadRequest("No served model can chat, so none can judge.", param="merge")
+            about = " about a video" if film else ""
+            raise BadRequest(f"No served model can chat{about}, so none can judge.", param="merge")
         return Judge(judging, sorted(able, key=lambda route: route.model.card.toy))
 
 
 def answered(reply: Reply) -> bool:
     """There is something to merge."""
     return reply.status == "ok" and reply.result is not None
+
+
+def takes(model: Model, film: bool) -> bool:
+    """Whether a model can be asked about a film, or about a picture."""
+    return model.videos if film else model.images
+
+
+def unseeing(names: Sequence[str], film: bool) -> str:
+    """The refusal of a film, or a picture, in the name of models that do not take it."""
+    verb = "takes" if len(names) == 1 else "take"
+    return f"{', '.join(names)} {verb} {'images, not video' if film else 'video, not images'}."
+
+
+def unseen(film: bool) -> str:
+    """That refusal's code."""
+    return f"{'video' if film else 'image'}_not_supported"
 
 
 def merge(task: str, request: Request, replies: Sequence[Reply], weights: Mapping[str, float] | None = None) -> Merged:

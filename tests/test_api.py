@@ -180,7 +180,8 @@ async def test_a_form_can_stream_and_can_carry_a_data_url() -> None:
         ({"question": "q", "stream": "maybe"}, {"image": picture()}, "stream", "invalid_type"),
         ({"question": "q"}, {"image": b"no image"}, "image", "invalid_image"),
         ({"question": "q"}, {"other": (None, "x")}, "image", "missing_required_parameter"),
-        ({"question": "q"}, [("image", picture()), ("image", picture())], None, "invalid_request"),
+        ({"question": "q"}, [("image", picture()), ("image", picture())], "image", "invalid_value"),
+        ({"question": "q"}, [("image", picture())] * 3, None, "invalid_request"),
     ],
 )
 async def test_a_wrong_form_is_refused_by_name(data: Any, files: Any, param: str | None, code: str) -> None:

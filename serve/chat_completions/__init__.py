@@ -28,7 +28,7 @@ __all__ = ["ChatCompletion", "ChatCompletionRequest", "answer"]
 async def answer(fan_out: FanOut, http: HttpRequest) -> Response:
     """One completion, whole or streamed. Raises what the client is told."""
     request, conversation = await asyncio.to_thread(_read, await http.body())
-    asked = named(fan_out.router, request.model)
+    asked = named(fan_out.router, request.model, film=conversation.video is not None)
     head = Head(http.state.request_id, request.model)
     speaker = (
         Together(fan_out, asked, request, conversation)

@@ -14,6 +14,7 @@ from serve.chat_completions.request import MAX_TOKENS, ChatCompletionRequest
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
 from serve.errors import BadRequest, ModelError
 from serve.route import Route
+from serve.router import takes, unseeing, unseen
 from serve.tasks.base import Usage
 from serve.wire.meters import Meters
 
@@ -54,9 +55,14 @@ class Alone:
         self.request = request
         self.deadline_s = request.deadline_s or DEADLINE_S
         drawn = sampling(request)
-        text = route.model.converse(conversation.turns)
+        model, film = route.model, conversation.video
+        if (film or conversation.image) and not takes(model, film is not None):
+            refused = unseeing([model.name], film is not None)
+            raise BadRequest(refused, param=conversation.shown, code=unseen(film is not None))
+        text = model.converse(conversation.turns)
+        frames = film and film.sample(model.frames)
         seeds = [None if drawn.seed is None else drawn.seed + at for at in range(request.n or 1)]
-        self.prompts = [Prompt(text, conversation.image, replace(drawn, seed=seed)) for seed in seeds]
+        self.prompts = [Prompt(text, conversation.image, replace(drawn, seed=seed), frames) for seed in seeds]
         self.voices = [Voice() for _ in self.prompts]
 
     async def whole(self, head: Head) -> ChatCompletion:

@@ -52,11 +52,22 @@ class ImagePart(Part):
     image_url: ImageUrl | str
 
 
+class VideoUrl(Part):
+    url: str = Field(description="data:video/mp4;base64,... (also WEBM, MOV, an animated GIF or WEBP).")
+
+
+class VideoPart(Part):
+    """A film, as vLLM's own server takes it; OpenAI has no such part."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl | str
+
+
 class Message(Part):
     """One message. What an assistant's message of OpenAI's carries besides its text is accepted when empty."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: Text | list[Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]]
     name: str | None = None
     refusal: _without("") = None  # type: ignore[valid-type]
     annotations: _without([]) = None  # type: ignore[valid-type]

@@ -31,8 +31,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 PASSED_ON = ("temperature", "seed", "deadline_s", "quorum", "merge", "weights", "judge")
 
 
-def named(router: Router, model: str) -> Asked | None:
-    """What a `model` that names a task asks for; None where it names a served model. Raises NotFound for neither."""
+def named(router: Router, model: str, *, film: bool = False) -> Asked | None:
+    """What a `model` that names a task asks for, about a picture or a film; None where it names a served model.
+
+    Raises NotFound for neither, and as Router.able does.
+    """
     if model in router.routes:
         return None
     task, colon, names = model.partition(":")
@@ -47,7 +50,7 @@ def named(router: Router, model: str) -> Asked | None:
     if wanted == []:
         raise BadRequest(f"{task}: names no model; {task}:* asks all that can.", param="model")
     try:
-        routes = router.able(task, wanted)
+        routes = router.able(task, wanted, film=film)
     except (BadRequest, NotFound) as error:
         raise type(error)(error.message, param="model", code=error.code) from None
     return Asked(task, [route.model.name for route in routes], bool(colon))
@@ -100,10 +103,10 @@ def task_request(asked: Asked, request: ChatCompletionRequest, conversation: Con
     """The conversation's last question about its image, as the task's request. Earlier turns are not part of it."""
     kind = TASKS[asked.task].request
     text, path = conversation.question()
-    if conversation.image is None:
+    if conversation.image is None and conversation.video is None:
         raise BadRequest(f"{asked.task} needs an image.", param=path, code="missing_image")
     fields: dict[str, Any] = {name: getattr(request, name) for name in PASSED_ON}
-    fields |= {"image": conversation.image, "models": asked.models}
+    fields |= {"image": conversation.image, "video": conversation.video, "models": asked.models}
     length = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
     fields["max_tokens"] = getattr(request, length)
     said = "labels" if "labels" in kind.model_fields else "question"

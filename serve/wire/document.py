@@ -16,7 +16,7 @@ ERRORS = {
     "400": "The request is wrong; `param` names the field.",
     "404": "No such model, task or path.",
     "405": "The path does not take this method.",
-    "413": "The body or its image is too large.",
+    "413": "The body, its image or its video is too large.",
     "500": "A bug: the log knows more under the reply's x-request-id.",
     "503": "No model could answer; Retry-After says when to try again.",
 }
@@ -29,9 +29,10 @@ def json_body(kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def task_body(kind: type[BaseModel]) -> dict[str, Any]:
-    """An operation whose body is a `kind`, as JSON or as a form with the image as a file."""
+    """An operation whose body is a `kind`, as JSON or as a form with the image or video as a file."""
     operation = json_body(kind)
-    form = {"allOf": [_reference(kind)], "properties": {"image": {"type": "string", "format": "binary"}}}
+    file = {"type": "string", "format": "binary"}
+    form = {"allOf": [_reference(kind)], "properties": {"image": file, "video": file}}
     operation["requestBody"]["content"]["multipart/form-data"] = {"schema": form}
     return operation
 

@@ -18,12 +18,13 @@ from serve.wire.refusals import refusal
 MAX_FIELDS = 64
 SEPARATORS = re.compile(r"[;,]")
 LISTS = ("labels", "models")
+FILES = ("image", "video")
 
 
 async def read(http: HttpRequest, kind: type[Request]) -> Request:
-    """The body as a task's request. Raises BadRequest or TooLarge naming the field. Images are decoded in a thread."""
+    """The body as a task's request. Raises BadRequest or TooLarge naming the field. Decoded in a thread."""
     if http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        async with http.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_BODY) as form:
+        async with http.form(max_files=len(FILES), max_fields=MAX_FIELDS, max_part_size=MAX_BODY) as form:
             fields = await _fields(form)
         return await asyncio.to_thread(_from_form, kind, fields)
     return await asyncio.to_thread(_from_json, kind, await http.body())
@@ -78,8 +79,8 @@ async def _fields(form: FormData) -> dict[str, Any]:
 
 
 async def _upload(name: str, upload: UploadFile) -> bytes:
-    if name != "image":
-        raise BadRequest(f"{name[:200]} must be text: the file goes into the field image.", param=name[:200])
+    if name not in FILES:
+        raise BadRequest(f"{name[:200]} must be text: files go into {' or '.join(FILES)}.", param=name[:200])
     return await upload.read()
 
 

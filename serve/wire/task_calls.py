@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -23,6 +23,13 @@ class Size(BaseModel):
     height: int
 
 
+class Length(BaseModel):
+    """The video as seen: the image's size is that of its frames."""
+
+    frames: int = Field(description="How many were taken, evenly spaced; a model may look at fewer.")
+    seconds: float = Field(description="How long the whole film is.")
+
+
 class TaskAnswer(BaseModel):
     """All models' replies to one task side by side, and merged into one."""
 
@@ -30,6 +37,7 @@ class TaskAnswer(BaseModel):
     object: Literal["diptych.task"] = "diptych.task"
     task: str
     image: Size
+    video: Length | None = Field(default=None, exclude_if=lambda video: video is None)
     merged: Merged
     replies: list[Reply]
     usage: Usage
@@ -46,11 +54,12 @@ async def answer(fan_out: FanOut, task: str, http: HttpRequest) -> Response:
 
 
 async def _whole(fan_out: FanOut, task: str, request: Request, request_id: str) -> TaskAnswer:
-    said = await fan_out.answer(task, request)
+    said, film = await fan_out.answer(task, request), request.video
     return TaskAnswer(
         id=f"task-{request_id}",
         task=task,
         image=Size(width=request.image.width, height=request.image.height),
+        video=None if film is None else Length(frames=len(film.frames), seconds=film.seconds),
         merged=said.merged,
         replies=said.replies,
         usage=said.usage(),
