@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     _serve_options(commands.add_parser("serve", help="start a server (the embedded toy models, unless told otherwise)"))
     _ask_options(commands.add_parser("ask", help="ask every model about a picture"))
     _run_options(commands.add_parser("run", help="every picture of a folder through all models, as JSON lines"))
+    _evaluate_options(commands.add_parser("evaluate", help="how right the models are, and their merged reply"))
     models = commands.add_parser("models", help="which models there are, and what they can do")
     _server_option(models)
     models.set_defaults(run=_models)
@@ -112,6 +113,31 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.set_defaults(run=_run)
 
 
+def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
+    tasks = ("vqa", "caption", "ocr", "detect", "segment", "chat", "all")
+    evaluate.add_argument("target", nargs="?", metavar="FOLDER|toy", help="labelled pictures, or freshly drawn scenes")
+    evaluate.add_argument("--task", choices=tasks, default="all", help="default all")
+    evaluate.add_argument(
+        "--n", type=_count, metavar="N", help="items a task; default 500 scenes, or all that there are"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="which scenes, or which N of the pictures")
+    evaluate.add_argument("--models", type=_names, metavar="A,B", help="default: all that can do the task")
+    evaluate.add_argument("--merge", type=_text, metavar="METHOD", help="or all: every method, over the same replies")
+    evaluate.add_argument("--weights", type=_weights, metavar="A=2,B=1", help="merge again, with these weights")
+    evaluate.add_argument(
+        "--annotations", type=Path, nargs="+", metavar="FILE", help="COCO or VQA JSON, or labels.jsonl; default: found"
+    )
+    evaluate.add_argument(
+        "--from", dest="recorded", type=Path, metavar="FILE", help="score what --out recorded; asks nothing"
+    )
+    evaluate.add_argument("--json", action="store_true", help="print the scores as JSON")
+    evaluate.add_argument(
+        "--require-merged", action="store_true", help="exit 1 where the merged reply is worse than the best single one"
+    )
+    _batch_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+
 def _batch_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out", type=Path, metavar="FILE", help="JSON lines; the same call again goes on after a kill"
@@ -154,6 +180,12 @@ def _run(options: argparse.Namespace) -> int:
     return run(options)
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from serve.evaluation.evaluate import evaluate
+
+    return evaluate(options)
+
+
 def _models(options: argparse.Namespace) -> int:
     from serve.terminal.listing import models
 
@@ -173,6 +205,15 @@ def _text(word: str) -> str:
 
 def _names(word: str) -> list[str]:
     return [name for part in _text(word).split(",") if (name := part.strip())]
+
+
+def _weights(word: str) -> dict[str, float]:
+    weights = {}
+    for name, equals, value in (part.partition("=") for part in _names(word)):
+        if not equals or _number(value) < 0:
+            raise argparse.ArgumentTypeError(f"{word} is not of the form A=2,B=0.5")
+        weights[name.strip()] = _number(value)
+    return weights
 
 
 def _number(word: str) -> float:

@@ -116,7 +116,8 @@ class Record:
         beside = self.path.with_name(f".{self.path.name}.new")  # one a record: its lock is held
         try:
             with open(self.path, "rb") as old:
-                made = _lock(held.enter_context(open(beside, "wb")), self.path)
+                made = held.enter_context(open(beside, "wb"))  # noqa: SIM115 (its lock lasts as long as the record)
+                _lock(made, self.path)
                 os.fchmod(made.fileno(), os.fstat(old.fileno()).st_mode & 0o777)
                 for begin, end in kept:
                     old.seek(begin)
