@@ -325,7 +325,7 @@ def test_misuse(diptych: Any, picture: Path, words: tuple[str, ...]) -> None:
         ),
         (("q", "--task", "sing"), "task: There is no task 'sing'."),
         (("q", "--task", "caption"), "question: "),
-        (("q", "--merge", "dice"), "merge: vqa merges by vote."),
+        (("q", "--merge", "dice"), "merge: vqa merges by vote"),
         (("q", "--deadline", "-1"), "deadline_s: "),
         (("q", "--quorum", "3"), "quorum: "),
         (("q", "--lang", "klingon"), "lang: "),
