@@ -1,11 +1,12 @@
 """What vLLM is started with: environment variables, and engine arguments from four sources in one order."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serve.engines import memory, prefix_lm
+from serve.engines import adapters as loras
+from serve.engines import memory, module_names, prefix_lm
 from serve.engines.torchvision import repair
 from serve.errors import ModelError
 
@@ -52,14 +53,23 @@ def environment(is_prefix_lm: bool) -> None:
 
 
 def arguments(
-    folder: Path, family: Mapping[str, Any], deployment: Mapping[str, Any], *, is_prefix_lm: bool, cpu: bool
+    folder: Path,
+    family: Mapping[str, Any],
+    deployment: Mapping[str, Any],
+    *,
+    is_prefix_lm: bool,
+    cpu: bool,
+    adapters: Sequence[loras.Fitted] = (),
 ) -> dict[str, Any]:
     """Keyword arguments for AsyncEngineArgs: our defaults, then the family's, then the deployment's, then safety.
 
-    family: what the model dictates; deployment: how many and where. Raises ModelError when either sets an argument
-    that a prefix LM needs otherwise, or when the memory that is free cannot hold the model.
+    family: what the model dictates; deployment: how many and where; adapters: those that the engine holds. Raises
+    ModelError when one sets an argument that a prefix LM needs otherwise, or when the memory that is free cannot hold
+    the model.
     """
-    chosen = {**COMMON, **(CPU if cpu else {}), **family, **deployment}
+    chosen = {**COMMON, **(CPU if cpu else {}), **family, **deployment, **loras.arguments(adapters, cpu=cpu)}
+    if any(adapter.newer for adapter in adapters) or module_names.any_newer(folder):
+        chosen.setdefault("worker_extension_cls", module_names.EXTENSION)
     if cpu and chosen.get("tensor_parallel_size", 1) > 1 and "distributed_executor_backend" not in deployment:
         chosen["distributed_executor_backend"] = "mp"
     if is_prefix_lm:

@@ -18,11 +18,12 @@ def locate(
     gated: bool = False,
     progress: Callable[[str], None] = lambda words: None,
     fetch: Callable[..., Any] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> Path:
     """The folder of a checkpoint. Raises ModelError with one sentence that says what to do.
 
     checkpoint: a folder, or a hub id such as `google/paligemma-3b-mix-448`; revision: the commit that pins it.
-    fetch: stands in for huggingface_hub.snapshot_download.
+    fetch: stands in for huggingface_hub.snapshot_download. check: what the folder must hold, if not a checkpoint.
     """
     folder = Path(checkpoint).expanduser()
     if not folder.is_dir():
@@ -30,7 +31,7 @@ def locate(
             raise ModelError(f"There is no folder {checkpoint}.", code="checkpoint_missing")
         progress(f"looking for {checkpoint} on the hub")
         folder = _download(checkpoint, revision, gated, progress, fetch)
-    whole(folder)
+    (check or whole)(folder)
     return folder
 
 
@@ -49,23 +50,38 @@ def whole(folder: Path) -> None:
     for shard in sorted(shards):
         if not shard.exists():
             raise ModelError(f"{folder} lacks its file {shard.name}.", code="checkpoint_broken")
-        have, want = shard.stat().st_size, _length(shard)
-        if have != want:
-            raise ModelError(
-                f"{shard} is cut short or damaged: it has {have} bytes"
-                + (f" of {want}." if want is not None else " and no readable header."),
-                code="checkpoint_broken",
-            )
+        intact(shard)
 
 
-def _length(shard: Path) -> int | None:
+def intact(file: Path) -> None:
+    """Raises ModelError when a safetensors file has another length than its header says."""
+    have, want = file.stat().st_size, _length(file)
+    if have != want:
+        raise ModelError(
+            f"{file} is cut short or damaged: it has {have} bytes"
+            + (f" of {want}." if want is not None else " and no readable header."),
+            code="checkpoint_broken",
+        )
+
+
+def shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of an intact safetensors file, by name."""
+    return {name: tuple(entry["shape"]) for name, entry in _header(file)[1].items() if name != "__metadata__"}
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """The header's length in bytes, and what it says. Raises ValueError where there is none."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > 100 * 2**20:  # the format's own limit
+            raise ValueError
+        return length, dict(json.loads(opened.read(length)))
+
+
+def _length(file: Path) -> int | None:
     """How long a safetensors file says it is: 8 bytes of header length, the header, then the furthest tensor's end."""
     try:
-        with shard.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-            if header > 100 * 2**20:  # the format's own limit
-                return None
-            entries = json.loads(file.read(header))
+        header, entries = _header(file)
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
         return 8 + header + max(ends, default=0)
     except (OSError, ValueError, KeyError, TypeError):

@@ -6,12 +6,13 @@ Only a model's own process imports this module; vLLM itself is imported in `star
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serve.engines import config_check, hub, processes
+from serve.engines import adapters, config_check, hub, processes
 from serve.engines.arguments import arguments, environment
 from serve.engines.base import Piece, Prompt, Sampling
 from serve.engines.last_words import LastWords
@@ -31,7 +32,8 @@ class VllmEngine:
     expect: what its config.json must say, or it is not loaded (config_check).
     engine: vLLM arguments that the family dictates; deployment: those of this place (tensor_parallel_size,
     gpu_memory_utilization, max_num_seqs ...), which win. prepare: what a picture needs before the processor sees it.
-    progress: called from another thread with a few words on what is going on while it starts.
+    progress: called from another thread with a few words on what is going on while it starts. adapters: LoRAs that
+    speak when a prompt names them; one that cannot be used leaves the others and the checkpoint as they are.
     """
 
     def __init__(
@@ -44,14 +46,17 @@ class VllmEngine:
         engine: Mapping[str, Any] | None = None,
         deployment: Mapping[str, Any] | None = None,
         prefix_lm: bool = False,
+        adapters: Sequence[adapters.Adapter] = (),
         prepare: Callable[[Image], Image] = lambda image: image,
         progress: Callable[[str], None] = lambda words: None,
     ) -> None:
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
         self.expect = dict(expect or {})
         self.engine, self.deployment, self.prefix_lm = dict(engine or {}), dict(deployment or {}), prefix_lm
-        self.prepare, self.progress = prepare, progress
+        self.adapters, self.prepare, self.progress = tuple(adapters), prepare, progress
         self._llm: Any = None
+        self._loras: dict[str, Any] = {}
+        self._unfit: dict[str, ModelError] = {}
         self._marks: dict[str, str] = {}
         self._takes: frozenset[str] = frozenset()
 
@@ -64,7 +69,15 @@ class VllmEngine:
         except ModelError:
             await self.stop()
             raise
+        for name in list(self._loras):
+            await self._load_lora(name)
         self.progress("ready")
+
+    async def adopt(self, adapter: str) -> None:
+        """Raises ModelError when this adapter cannot speak. Ask once the engine has started."""
+        await self.check()
+        if adapter not in self._loras:
+            raise self._unfit.get(adapter) or ModelError(f"There is no adapter {adapter} here.", code="adapter_missing")
 
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Speak. Closing or cancelling the generator aborts the request in vLLM."""
@@ -86,31 +99,52 @@ class VllmEngine:
 
     def _start(self) -> Any:
         folder = hub.locate(self.checkpoint, self.revision, gated=self.gated, progress=self.progress)
+        fitted = self._fit(folder)
         self.progress("importing vLLM")
         fork = processes.may_fork()
         environment(self.prefix_lm)
         config_check.check(folder, self.expect)
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        chosen = arguments(
-            folder, self.engine, self.deployment, is_prefix_lm=self.prefix_lm, cpu=current_platform.is_cpu()
-        )
+        cpu = current_platform.is_cpu()
+        chosen = arguments(folder, self.engine, self.deployment, is_prefix_lm=self.prefix_lm, cpu=cpu, adapters=fitted)
         with LastWords() as words:
             try:
                 config = AsyncEngineArgs(**chosen).create_engine_config()
-                processes.start_by(fork and current_platform.is_cpu())
+                processes.start_by(fork and cpu)
                 self.progress("loading weights")
                 llm = AsyncLLM.from_vllm_config(config, disable_log_stats=bool(chosen.get("disable_log_stats")))
             except FAULTS as error:
                 raise ModelError(
                     f"{folder.name} could not be loaded: {words.reason(error)}", code="load_failed"
                 ) from error
+        self._loras = {one.name: LoRARequest(one.name, i, str(one.folder)) for i, one in enumerate(fitted, 1)}
         self._marks = _marks(config.model_config.hf_config, llm.renderer.tokenizer)
         limits = llm.renderer.mm_processor.info.allowed_mm_limits if llm.renderer.mm_processor is not None else {}
         self._takes = frozenset(kind for kind, limit in limits.items() if limit > 0)
         return llm
+
+    def _fit(self, folder: Path) -> list[adapters.Fitted]:
+        """The adapters that belong to the checkpoint; why the others do not is kept for `adopt`."""
+        fitted = []
+        for adapter in self.adapters:
+            try:
+                fitted.append(adapters.fit(adapter, folder, progress=self.progress))
+            except ModelError as error:
+                self._unfit[adapter.name] = error
+        return fitted
+
+    async def _load_lora(self, name: str) -> None:
+        """Into vLLM now, and not with the first prompt that names it, where a failure would end the engine."""
+        failure: Any = (await asyncio.gather(self._llm.add_lora(self._loras[name]), return_exceptions=True))[0]
+        if isinstance(failure, BaseException):  # a plain Exception, whatever the worker raised
+            self._unfit[name] = ModelError(f"The adapter {name} could not be loaded: {failure}", code="load_failed")
+            lora = self._loras.pop(name)
+            await self.check()
+            await self._llm.remove_lora(lora.lora_int_id)
 
     async def _warm_up(self) -> None:
         """One short answer about a grey square, so that no caller pays for what is done the first time."""
@@ -125,6 +159,8 @@ class VllmEngine:
 
     async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         await self.check()
+        if prompt.adapter is not None:
+            await self.adopt(prompt.adapter)
         shown = None if prompt.image is None and prompt.video is None else "image" if prompt.video is None else "video"
         for kind, mark in self._marks.items():
             allowed = 1 if kind == shown and not self.prefix_lm else 0  # a prefix LM's processor adds its own
@@ -139,14 +175,16 @@ class VllmEngine:
             wanted["multi_modal_data"] = {"video": prompt.video.frames}
         elif prompt.image is not None:
             wanted["multi_modal_data"] = {"image": await asyncio.to_thread(self._picture, prompt.image)}
-        async with contextlib.aclosing(self._stream(wanted, prompt.sampling)) as pieces:
+        async with contextlib.aclosing(self._stream(wanted, prompt.sampling, prompt.adapter)) as pieces:
             async for piece in pieces:
                 yield piece
 
     def _picture(self, image: Image) -> Any:
         return self.prepare(image).pil()
 
-    async def _stream(self, wanted: dict[str, Any], sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    async def _stream(
+        self, wanted: dict[str, Any], sampling: Sampling, adapter: str | None
+    ) -> AsyncGenerator[Piece, None]:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -159,7 +197,9 @@ class VllmEngine:
             if prompt_tokens >= context:
                 raise too_long(context, prompt_tokens)
             said = 0
-            async with contextlib.aclosing(llm.generate(inputs, params, f"diptych-{uuid.uuid4().hex}")) as outputs:
+            lora = None if adapter is None else self._loras[adapter]
+            spoken_by = llm.generate(inputs, params, f"diptych-{uuid.uuid4().hex}", lora_request=lora)
+            async with contextlib.aclosing(spoken_by) as outputs:
                 async for output in outputs:
                     spoken = output.outputs[0]
                     said += len(spoken.token_ids)

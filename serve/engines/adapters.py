@@ -1,0 +1,196 @@
+"""LoRA adapters (arXiv 2106.09685) in PEFT's format, held against the checkpoint that they change.
+
+Everything that can be wrong with an adapter is found here, in file headers, before an engine is started: vLLM would
+find some of it only when the adapter is first used, and would leave out silently what it has no place for. What it
+can hold was tried with vLLM 0.32 (tests/engines/test_adapters.py, README.md).
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.engines import hub, module_names
+from serve.errors import ModelError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
+PREFIX = "base_model.model."  # PEFT's, before the name of a module
+
+ARCHITECTURES = (
+    "LlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
+    "LlavaNextVideoForConditionalGeneration",
+    "PaliGemmaForConditionalGeneration",
+)
+"""Whose language model takes adapters in vLLM 0.32. LLaVA-OneVision's does not."""
+
+TOWERS = ("PaliGemmaForConditionalGeneration",)
+"""Whose vision tower takes them too. For CLIP's vLLM 0.32 forgets the class token and dies at the first picture."""
+
+DECODER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TOWER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+# Fields of adapter_config.json that ask for more than W + alpha / r * B A, and the values that do not.
+PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False,),
+    "lora_bias": (False,),
+    "use_qalora": (False,),
+    "fan_in_fan_out": (False,),
+    "modules_to_save": ([],),
+    "layer_replication": ([],),
+    "alora_invocation_tokens": ([],),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA by the name of its model. checkpoint: a folder or a hub id, with `revision`."""
+
+    name: str
+    checkpoint: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An adapter that belongs to its base. rank: the largest of its matrices; tower: whether it changes the vision
+    tower too; newer: whether it names modules as newer releases of transformers do (module_names.py)."""
+
+    name: str
+    folder: Path
+    rank: int
+    tower: bool
+    newer: bool
+
+
+def fit(
+    adapter: Adapter,
+    base: Path,
+    *,
+    progress: Callable[[str], None] = lambda words: None,
+) -> Fitted:
+    """Find an adapter and hold it against the checkpoint in `base`. Raises ModelError that names it."""
+    try:
+        folder = hub.locate(adapter.checkpoint, adapter.revision, progress=progress, check=_whole)
+        return _fit(adapter.name, folder, base)
+    except ModelError as error:
+        raise ModelError(f"The adapter {adapter.name} cannot be used: {error.message}", code=error.code) from error
+
+
+def arguments(fitted: Sequence[Fitted], *, cpu: bool) -> dict[str, Any]:
+    """vLLM engine arguments for these adapters: none where there are none.
+
+    One slot stays empty on a CPU: for a prompt without an adapter vLLM 0.32 looks up slot -1 there, which is the last
+    one, and with that slot taken the base speaks as the adapter in it (measured: every reply).
+    """
+    if not fitted:
+        return {}
+    slots, rank = len(fitted) + cpu, max(adapter.rank for adapter in fitted)
+    towers = {"enable_tower_connector_lora": True} if any(adapter.tower for adapter in fitted) else {}
+    return {
+        "enable_lora": True,
+        "max_loras": slots,
+        "max_cpu_loras": slots,
+        "max_lora_rank": next(size for size in RANKS if size >= rank),
+        **towers,
+    }
+
+
+def _whole(folder: Path) -> None:
+    if not (folder / CONFIG).is_file():
+        raise _broken(f"{folder} has no {CONFIG}.")
+    if not (folder / WEIGHTS).is_file():
+        unsafe = (folder / "adapter_model.bin").is_file()
+        advice = " (its adapter_model.bin may run code when it is read: save it as safetensors)" if unsafe else ""
+        raise _broken(f"{folder} has no {WEIGHTS}{advice}.")
+    hub.intact(folder / WEIGHTS)
+
+
+def _fit(name: str, folder: Path, base: Path) -> Fitted:
+    architecture = (json.loads((base / "config.json").read_text()).get("architectures") or ["unknown"])[0]
+    if architecture not in ARCHITECTURES:
+        raise _refused(f"vLLM has no LoRA for its base's architecture, {architecture}.")
+    config = _config(folder)
+    shapes = {module_names.older(tensor.removesuffix(".weight")): shape for tensor, shape in _shapes(base).items()}
+    matrices = _matrices(folder)
+    rank, tower = 0, False
+    for target, (a, b) in matrices.items():
+        place = module_names.older(target)
+        tower |= _check_place(place, target, architecture, shapes)
+        out, width = shapes[place]
+        if a[1:] != (width,) or b[:1] != (out,):
+            raise _refused(
+                f"its {target} is made for a layer of {'?' if len(a) < 2 else a[1]} to {b[0]}, "
+                f"and its base's is of {width} to {out}."
+            )
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or (not config.get("rank_pattern") and a[0] != config["r"]):
+            raise _broken(f"its {target} has matrices of {a} and {b}, which do not fit r = {config['r']}.")
+        rank = max(rank, a[0])
+    if rank > RANKS[-1]:
+        raise _refused(f"its rank {rank} is larger than {RANKS[-1]}, which is vLLM's most.")
+    return Fitted(name, folder, rank, tower, newer=any(map(module_names.newer, matrices)))
+
+
+def _check_place(place: str, target: str, architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a module stands in the vision tower. Raises ModelError for one that is not there or takes no LoRA."""
+    leaf = place.rsplit(".", 1)[-1]
+    if len(shapes.get(place, ())) != 2:
+        raise _refused(f"its base has no layer {target}.")
+    if place.startswith("language_model.model.layers.") and leaf in DECODER:
+        return False
+    if place.startswith("vision_tower.") and leaf in TOWER:
+        if architecture in TOWERS:
+            return True
+        raise _refused(
+            f"it changes the vision tower ({target}), which vLLM cannot do for {architecture}: "
+            "train it on the language model's layers only."
+        )
+    raise _refused(f"it changes {target}, and vLLM takes {', '.join(DECODER)} of the language model only.")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        rank = config["r"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise _broken(f"{folder / CONFIG} is no configuration of a LoRA: it needs r and lora_alpha.") from None
+    if not isinstance(rank, int) or rank < 1 or not isinstance(config.get("lora_alpha"), int | float):
+        raise _broken(f"{folder / CONFIG} needs a whole number r and a number lora_alpha.")
+    for field, plain in PLAIN.items():
+        value = config.get(field)
+        if value is not None and value not in plain:
+            raise _refused(f"{field} is {value!r}, and only plain LoRA is served ({field}: {plain[0]!r}).")
+    return config
+
+
+def _matrices(folder: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Each changed module's name -> the shapes of A [r, in] and B [out, r]."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for tensor, shape in hub.shapes(folder / WEIGHTS).items():
+        name, _, kind = tensor.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+        if kind not in ("lora_A", "lora_B") or not tensor.endswith(".weight"):
+            raise _refused(f"its tensor {tensor} is not one of a LoRA as PEFT saves it (….lora_A.weight).")
+        found.setdefault(name, {})[kind] = shape
+    for name, pair in found.items():
+        if len(pair) != 2:
+            raise _broken(f"its {name} has only {'A' if 'lora_A' in pair else 'B'} of A and B.")
+    if not found:
+        raise _broken(f"{folder / WEIGHTS} holds no tensors.")
+    return {name: (pair["lora_A"], pair["lora_B"]) for name, pair in found.items()}
+
+
+def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
+    return {name: shape for file in sorted(base.glob("*.safetensors")) for name, shape in hub.shapes(file).items()}
+
+
+def _broken(words: str) -> ModelError:
+    return ModelError(words, code="adapter_broken")
+
+
+def _refused(words: str) -> ModelError:
+    return ModelError(words, code="adapter_refused")

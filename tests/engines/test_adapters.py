@@ -1,0 +1,160 @@
+"""What is wrong with an adapter is said before an engine starts, from the headers of its files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from serve.engines import adapters
+from serve.engines.adapters import Adapter, fit
+from serve.errors import ModelError
+
+Q, K = "language_model.model.layers.0.self_attn.q_proj", "language_model.model.layers.0.self_attn.k_proj"
+EYE = "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj"
+HEAD = "language_model.lm_head"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """The files of a checkpoint with three layers that a LoRA may change, and one that it may not."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["PaliGemmaForConditionalGeneration"]}))
+    shapes = {Q: (8, 16), K: (4, 16), EYE: (6, 6), HEAD: (32, 16)}
+    save_file(
+        {f"{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}, folder / "m.safetensors"
+    )
+    return folder
+
+
+def adapter(folder: Path, shapes: dict[str, tuple[int, int]], rank: int = 4, **config: object) -> Adapter:
+    """A LoRA for layers of those shapes [out, in]."""
+    tensors = {}
+    for name, (out, width) in shapes.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = np.zeros((rank, width), np.float32)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = np.zeros((out, rank), np.float32)
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / adapters.WEIGHTS)
+    plain = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "bias": "none", "modules_to_save": None}
+    (folder / adapters.CONFIG).write_text(json.dumps({**plain, **config}))
+    return Adapter("mine", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("names", "tower", "newer"),
+    [
+        ([Q, K], False, False),
+        (["model.language_model.layers.0.self_attn.q_proj"], False, False),
+        ([Q, EYE], True, False),
+        (["model.vision_tower.encoder.layers.0.self_attn.q_proj"], True, True),
+    ],
+    ids=["as the hub", "as transformers 5", "vision tower", "vision tower as transformers 5"],
+)
+def test_names_of_any_release_are_found_in_the_base(
+    base: Path, tmp_path: Path, names: list[str], tower: bool, newer: bool
+) -> None:
+    shapes = {name: (6, 6) if "vision" in name else (4, 16) if "k_proj" in name else (8, 16) for name in names}
+    fitted = fit(adapter(tmp_path / "a", shapes), base)
+    assert (fitted.rank, fitted.tower, fitted.newer) == (4, tower, newer)
+    assert adapters.arguments([fitted, fitted], cpu=False) == {
+        "enable_lora": True,
+        "max_loras": 2,
+        "max_cpu_loras": 2,
+        "max_lora_rank": 8,
+        **({"enable_tower_connector_lora": True} if tower else {}),
+    }
+
+
+def test_without_adapters_the_engine_is_started_as_ever() -> None:
+    assert adapters.arguments([], cpu=True) == {}
+
+
+def test_on_a_cpu_one_slot_stays_empty_for_prompts_without_an_adapter(tmp_path: Path) -> None:
+    chosen = adapters.arguments([adapters.Fitted("mine", tmp_path, 16, False, False)], cpu=True)
+    assert (chosen["max_loras"], chosen["max_cpu_loras"], chosen["max_lora_rank"]) == (2, 2, 16)
+
+
+def _cut(folder: Path) -> None:
+    file = folder / adapters.WEIGHTS
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+def _only_a(folder: Path) -> None:
+    tensors = load_file(folder / adapters.WEIGHTS)
+    save_file({name: tensor for name, tensor in tensors.items() if "lora_A" in name}, folder / adapters.WEIGHTS)
+
+
+def _pickled(folder: Path) -> None:
+    (folder / adapters.WEIGHTS).rename(folder / "adapter_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / adapters.CONFIG).unlink(), "has no adapter_config.json"),
+        (lambda folder: (folder / adapters.WEIGHTS).unlink(), "has no adapter_model.safetensors"),
+        (_pickled, "adapter_model.bin may run code"),
+        (_cut, "cut short or damaged"),
+        (lambda folder: (folder / adapters.CONFIG).write_text("{}"), "needs r and lora_alpha"),
+        (lambda folder: (folder / adapters.CONFIG).write_text('{"r": 0, "lora_alpha": 1}'), "whole number r"),
+        (_only_a, "only A of A and B"),
+        (lambda folder: save_file({}, folder / adapters.WEIGHTS), "holds no tensors"),
+        (lambda folder: save_file({"x.weight": np.zeros(1)}, folder / adapters.WEIGHTS), "tensor x.weight is not one"),
+    ],
+)
+def test_a_broken_adapter_is_named_with_what_is_wrong(
+    base: Path, tmp_path: Path, spoil: Callable[[Path], object], words: str
+) -> None:
+    this = adapter(tmp_path / "a", {Q: (8, 16)})
+    spoil(tmp_path / "a")
+    with pytest.raises(ModelError, match=f"The adapter mine cannot be used: .*{words}"):
+        fit(this, base)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config", "words"),
+    [
+        ({Q: (8, 24)}, {}, f"{Q} is made for a layer of 24 to 8, and its base's is of 16 to 8"),
+        ({Q: (8, 16)}, {"r": 5}, "do not fit r = 5"),
+        ({Q.replace("layers.0", "layers.9"): (8, 16)}, {}, "its base has no layer .*layers.9"),
+        ({HEAD: (32, 16)}, {}, "it changes language_model.lm_head, and vLLM takes q_proj"),
+        ({Q: (8, 16)}, {"use_dora": True}, "use_dora is True, and only plain LoRA is served"),
+        ({Q: (8, 16)}, {"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]"),
+        ({Q: (8, 16)}, {"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({Q: (8, 16)}, {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+    ],
+)
+def test_an_adapter_that_its_base_cannot_take_is_refused(
+    base: Path, tmp_path: Path, shapes: dict[str, tuple[int, int]], config: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        fit(adapter(tmp_path / "a", shapes, **config), base)
+
+
+def test_a_rank_beyond_the_engines_most_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="rank 600 is larger than 512"):
+        fit(adapter(tmp_path / "a", {Q: (8, 16)}, rank=600), base)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layer", "words"),
+    [
+        ("LlavaForConditionalGeneration", EYE, "changes the vision tower .*LlavaForConditionalGeneration: train it"),
+        ("LlavaOnevisionForConditionalGeneration", Q, "no LoRA for its base's architecture, LlavaOnevision"),
+    ],
+)
+def test_what_vllm_cannot_do_for_a_family_is_said(
+    base: Path, tmp_path: Path, architecture: str, layer: str, words: str
+) -> None:
+    (base / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    with pytest.raises(ModelError, match=words):
+        fit(adapter(tmp_path / "a", {layer: (6, 6) if layer == EYE else (8, 16)}), base)
+
+
+def test_a_missing_folder_is_named(base: Path) -> None:
+    with pytest.raises(ModelError, match="The adapter mine cannot be used: There is no folder /nowhere") as caught:
+        fit(Adapter("mine", "/nowhere"), base)
+    assert caught.value.code == "checkpoint_missing"

@@ -1,0 +1,141 @@
+"""An adapter says in vLLM what transformers says of its merged weights, in one batch with its base."""
+
+import asyncio
+import dataclasses
+import gc
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import loras
+import pytest
+from inprocess import Said, _said, engine
+
+from serve.engines import adapters
+from serve.engines.adapters import Adapter, fit
+from serve.engines.base import Prompt, Sampling
+from serve.engines.transformers import TransformersEngine
+from serve.engines.vllm import VllmEngine
+from serve.errors import ModelError
+
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+CLOSE, MANY = 1e-4, 8
+
+
+def together(llm: Any, prompts: list[Prompt], lora: Any) -> tuple[list[Said], list[Said]]:
+    """Each prompt asked of the base and of the adapter, all in one batch: what each said, 24 greedy tokens."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=20, detokenize=False)
+    core, done = llm.llm_engine, {}
+    for i, prompt in enumerate(prompts):
+        for who, request in (("base", None), ("lora", lora)):
+            asked = {"prompt": prompt.text, "multi_modal_data": {"image": prompt.image.pil()}}
+            core.add_request(f"{who} {i}", asked, params, lora_request=request)
+    while core.has_unfinished_requests():
+        done.update({output.request_id: _said(output) for output in core.step() if output.finished})
+    return [done[f"base {i}"] for i in range(len(prompts))], [done[f"lora {i}"] for i in range(len(prompts))]
+
+
+def agreement(folder: Path, prompts: list[Prompt], said: list[Said]) -> tuple[int, float, int]:
+    """Against transformers: prompts with equal ids, the largest top-20 log-probability error, equal greedy replies."""
+    reference = TransformersEngine(str(folder))
+    reference.load()
+    ids, worst, greedy = 0, 0.0, 0
+    for prompt, one in zip(prompts, said, strict=True):
+        logprobs = reference.logprobs(prompt, one.reply[:-1])
+        ids += reference.prompt_ids(prompt) == one.prompt
+        worst = max(worst, *(abs(float(logprobs[0, token]) - value) for token, value in one.first.items()))
+        greedy += logprobs.argmax(-1).tolist() == one.reply
+    return ids, worst, greedy
+
+
+@pytest.mark.parametrize(
+    ("family", "parts", "newer"),
+    [
+        ("llava", [loras.LANGUAGE], True),
+        ("llava_next_mistral", [loras.LANGUAGE], False),
+        ("paligemma", [loras.LANGUAGE, loras.TOWER], True),
+        ("paligemma2", [loras.LANGUAGE], False),
+    ],
+    ids=["llava", "llava-next", "paligemma with its tower, saved by transformers 5", "paligemma 2"],
+)
+def test_an_adapter_says_what_its_merged_weights_say(
+    family: str, parts: list[Any], newer: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    is_prefix_lm = family.startswith("paligemma")
+    context = 512 if "next" in family else 128
+    base = checkpoints.make(family, tmp_path / "published", context)
+    if loras.TOWER in parts:
+        base = loras.saved_by_transformers_5(base, tmp_path / "own")
+    folder = loras.make(base, tmp_path / "lora", *parts, newer=newer)
+    fitted = fit(Adapter("mine", str(folder)), base)
+    prompts = list(map(Prompt, checkpoints.prompts(family, MANY), checkpoints.pictures(MANY)))
+    with engine(base, is_prefix_lm, adapters=[fitted], max_model_len=context) as vllm:
+        from vllm.lora.request import LoRARequest
+
+        lora = LoRARequest("mine", 1, str(folder))
+        vllm.llm.llm_engine.add_lora(lora)
+        as_base, as_lora = together(vllm.llm, prompts, lora)
+    of_base, of_lora = agreement(base, prompts, as_base), agreement(folder / "merged", prompts, as_lora)
+    changed = sum(one.reply != other.reply for one, other in zip(as_base, as_lora, strict=True))
+    with capsys.disabled():
+        print(
+            f"\n{family:18} base {of_base} adapter {of_lora} (ids, log-prob error, greedy of {MANY}); changed {changed}"
+        )
+    for ids, worst, greedy in (of_base, of_lora):
+        assert (ids, greedy) == (MANY, MANY)
+        assert worst < CLOSE
+    assert changed > MANY / 2
+
+
+async def test_adapters_that_fail_leave_their_base_and_the_others_as_they_are(tmp_path: Path) -> None:
+    base = checkpoints.make("llava", tmp_path / "base")
+    good = loras.make(base, tmp_path / "good", loras.LANGUAGE)
+    loras.make(base, tmp_path / "other", loras.LANGUAGE, seed=4)
+    (tmp_path / "cut").mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "cut" / file).write_bytes((good / file).read_bytes()[:-10])
+    names = ["good", "cut", "missing", "other"]
+    vllm = VllmEngine(str(base), adapters=[Adapter(name, str(tmp_path / name)) for name in names])
+    await vllm.start()
+    try:
+        prompt = Prompt(checkpoints.prompts("llava", 1)[0], checkpoints.pictures(1)[0], Sampling(24, ignore_eos=True))
+
+        async def said(adapter: str | None) -> str:
+            asked = dataclasses.replace(prompt, adapter=adapter)
+            return "".join([piece.text async for piece in vllm.generate(asked)])
+
+        texts = await asyncio.gather(*map(said, [None, "good", "other", None]))
+        assert texts[0] == texts[3] and len(set(texts)) == 3
+        for name, words in (("cut", "The adapter cut cannot be used"), ("missing", "There is no folder .*missing")):
+            with pytest.raises(ModelError, match=words):
+                await vllm.adopt(name)
+            with pytest.raises(ModelError, match=words):
+                await said(name)
+        await vllm.adopt("good")
+        assert await said(None) == texts[0]
+    finally:
+        await vllm.stop()
+        gc.collect()
+
+
+async def test_what_only_vllm_finds_wrong_is_the_adapters_own_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our own check looked away: vLLM refuses it when it is loaded, before anybody asks, and the base speaks on."""
+    base = checkpoints.make("llava", tmp_path / "base")
+    folder = loras.make(base, tmp_path / "dora", loras.LANGUAGE)
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace('"bias"', '"use_dora": true, "bias"'))
+    monkeypatch.setattr(adapters, "PLAIN", {})
+    vllm = VllmEngine(str(base), adapters=[Adapter("dora", str(folder))])
+    await vllm.start()
+    try:
+        with pytest.raises(ModelError, match="The adapter dora could not be loaded: .*DoRA"):
+            await vllm.adopt("dora")
+        prompt = Prompt(checkpoints.prompts("llava", 1)[0], checkpoints.pictures(1)[0], Sampling(4, ignore_eos=True))
+        assert [piece async for piece in vllm.generate(prompt)]
+    finally:
+        await vllm.stop()
+        gc.collect()
