@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.terminal.drawing import COLOURS, MERGED, Layer, _ink, _overlap, _places, colour_of, draw
+from serve.masks import encode
+from serve.terminal.drawing import BOLD_VEIL, COLOURS, MERGED, VEIL, Layer, _ink, _overlap, _places, colour_of, draw
 
 BLUE, ORANGE = COLOURS["blue"], COLOURS["orange"]
 
@@ -112,3 +113,42 @@ EDGE = st.floats(-50, 400)
 def test_any_box_on_any_picture(width: int, height: int, boxes: list[tuple[float, ...]], bold: bool) -> None:
     picture = draw(page(width, height), [Layer(MERGED, [found(*box) for box in boxes], bold=bold)])
     assert picture.size == (width, height)
+
+
+def masked(*box: int, size: tuple[int, int] = (300, 400)) -> dict[str, object]:
+    """A box whose left half is in its mask."""
+    inside = np.zeros(size, bool)
+    inside[box[1] : box[3], box[0] : (box[0] + box[2]) // 2] = True
+    return found(*box) | {"mask": encode(inside).model_dump()}
+
+
+def test_a_mask_is_a_veil_with_a_firm_edge() -> None:
+    picture = draw(page(), [Layer(BLUE, [masked(100, 80, 300, 220)])])
+    veil = PIL.ImageColor.getrgb(BLUE)
+    shown = np.asarray(picture).astype(int)
+    assert (shown[150, 150] == [round(255 + (v - 255) * VEIL / 255) for v in veil]).all()  # the page shows through
+    assert (shown[150, 199] == veil).all()  # the mask's last column
+    assert (shown[150, 250] == 255).all()  # in the box, not in the mask
+
+
+def test_the_merged_mask_lies_over_the_models_and_is_stronger() -> None:
+    both = draw(
+        page(), [Layer(BLUE, [masked(100, 80, 300, 220)]), Layer(MERGED, [masked(100, 80, 300, 220)], bold=True)]
+    )
+    alone = draw(page(), [Layer(BLUE, [masked(100, 80, 300, 220)])])
+    red, blue = np.asarray(both)[150, 150].astype(int), np.asarray(alone)[150, 150].astype(int)
+    assert red[0] > red[2] and blue[2] > blue[0] and BOLD_VEIL > VEIL
+
+
+@pytest.mark.parametrize(
+    "mask", [{"size": [10, 10], "counts": "T3"}, {"size": [300, 400], "counts": "x"}, {"size": [300, 400]}, 7]
+)
+def test_a_mask_that_is_none_is_refused(mask: object) -> None:
+    with pytest.raises(ValueError):
+        draw(page(), [Layer(BLUE, [found(10, 10, 50, 50) | {"mask": mask}])])
+
+
+@given(EDGE, EDGE, EDGE, EDGE)
+def test_a_mask_of_any_box(x0: float, y0: float, x1: float, y1: float) -> None:
+    mask = encode(np.ones((30, 40), bool)).model_dump()
+    draw(page(40, 30), [Layer(MERGED, [found(x0, y0, x1, y1) | {"mask": mask}], bold=True)])

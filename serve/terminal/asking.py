@@ -1,4 +1,4 @@
-"""`diptych ask`: one picture and one question to every model."""
+"""`diptych ask`: one picture or film and one question to every model."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ from rich.live import Live
 from serve.terminal.board import Board
 from serve.terminal.client import Failure, Misuse, Server
 from serve.terminal.listing import toy_notes
+from serve.video_caps import sniff
 
 FIELDS = ("models", "deadline_s", "quorum", "merge", "temperature", "max_tokens", "seed", "lang")
 BOXED = ("detect", "segment")  # tasks that answer with boxes
@@ -26,42 +27,43 @@ def ask(options: argparse.Namespace) -> int:
     if options.save is not None:
         _check_target(task, options.save)
     picture = read(options.image)
+    film = options.video or sniff(picture) in ("mp4", "webm")
     board = Board()
     with Server(options.server) as server:
         if options.json:
-            response = server.ask(task, picture, fields)
+            response = server.ask(task, picture, fields, film=film)
             board.fill(response)
             print(_dumped(response))
         else:
-            _show(server, board, (task, picture, fields))
+            _show(server, board, (task, picture, fields), film)
     if options.save is not None:
-        legend = save(options.save, picture, board)
+        legend = save(options.save, picture, board, film=film)
         print(legend, file=sys.stderr if options.json else sys.stdout)
     return 0
 
 
-def _show(server: Server, board: Board, question: tuple[str, bytes, dict[str, Any]]) -> None:
+def _show(server: Server, board: Board, question: tuple[str, bytes, dict[str, Any]], film: bool) -> None:
     """Columns that fill on a terminal; into a file or a pipe the finished table."""
     console, cards = Console(), server.get("/v1/catalog")["data"]
     board.order = [card["id"] for card in cards]
     if sys.stdout.isatty():
         with Live(board, console=console, refresh_per_second=15):
             try:
-                for event, body in server.events(*question):
+                for event, body in server.events(*question, film=film):
                     board.take(event, body)
             finally:
                 board.over = True
     else:
-        board.fill(server.ask(*question))
+        board.fill(server.ask(*question, film=film))
         console.print(board)
     for note in toy_notes(cards, board.columns()):
         console.print(note, soft_wrap=True)
 
 
 def read(name: str) -> bytes:
-    """A picture's file as it is."""
+    """A picture's or film's file as it is."""
     if name.lower().startswith(("http://", "https://")):
-        raise Misuse("Pictures are not fetched by URL: download it and ask about the file.")
+        raise Misuse("Pictures and films are not fetched by URL: download it and ask about the file.")
     try:
         if name == "-":
             return sys.stdin.buffer.read(ENOUGH)
@@ -76,10 +78,10 @@ def phrases(text: str) -> list[str]:
     return [phrase for part in re.split("[;,]", text) if (phrase := part.strip())]
 
 
-def save(path: Path, picture: bytes, board: Board) -> str:
-    """Draw every model's boxes into the picture as a person sees it. Returns which colour is whose."""
+def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str:
+    """Draw every model's boxes and masks into the picture as a person sees it. Returns which colour is whose."""
+    from serve import image, video
     from serve.errors import ServeError
-    from serve.image import decode
     from serve.terminal.drawing import MERGED, Layer, colour_of, draw
 
     layers, legend = [], []
@@ -89,12 +91,16 @@ def save(path: Path, picture: bytes, board: Board) -> str:
         layers.append(Layer(value, _boxes(board.replies.get(name))))
     layers.append(Layer(MERGED, _boxes(board.merged), bold=True))
     try:
-        draw(decode(picture).pil(), layers).save(path)
+        still = video.decode(picture).still() if film else image.decode(picture)
+        draw(still.pil(), layers).save(path)
     except ServeError as error:
         raise Failure(f"{path} was not written: {error.message}") from None
     except OSError as error:
         raise Failure(f"{path} was not written: {error.strerror or error}.") from None
-    return f"Boxes drawn into {path}: {', '.join(legend)}, merged red."
+    except ValueError:
+        raise Failure(f"{path} was not written: the server sent a mask that is not one of this picture.") from None
+    drawn = "Boxes and masks" if any("mask" in found for layer in layers for found in layer.boxes) else "Boxes"
+    return f"{drawn} drawn into {path}: {', '.join(legend)}, merged red."
 
 
 def _fields(task: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -114,7 +120,7 @@ def _fields(task: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def _check_target(task: str, path: Path) -> None:
     if task not in BOXED:
-        raise Misuse(f"--save draws boxes, and {task} has none: add --task detect.")
+        raise Misuse(f"--save draws boxes and masks, and {task} has none: add --task detect.")
     if not path.parent.is_dir():
         raise Misuse(f"{path}: there is no folder {path.parent}.")
 

@@ -118,7 +118,12 @@ def _merged(merged: Json) -> Table:
     if boxed and len(supporters) == len(lines):
         lines = [f"{line}  {', '.join(names)}" for line, names in zip(lines, supporters, strict=True)]
     how = f"by {merged['method']}, {merged['agreement']:.0%} agreement, from {', '.join(merged['models'])}"
-    if not boxed and len(supporters) == 1 and supporters[0] != merged["models"]:
+    judge = merged.get("judge") or {}
+    if judge.get("error"):
+        how += f"; no judgement: {judge['error']['message']}"
+    elif judge:
+        how += f"; {judge['model']} judged"
+    elif not boxed and len(supporters) == 1 and supporters[0] != merged["models"]:
         how += f"; it is what {', '.join(supporters[0])} said"
     table = Table.grid(padding=(0, 2))
     table.add_row(Text("merged", "bold"), Group(plain("\n".join(lines), "bold"), plain(how, "dim")))

@@ -1,16 +1,19 @@
-"""Boxes drawn into the picture: a colour for each model, the merged ones bold and on top."""
+"""Boxes and masks drawn into the picture: a colour for each model, the merged ones bold and on top."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import PIL.ImageColor
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from serve.masks import Mask, Rle, Window, decode_in
+
 Rectangle = tuple[float, float, float, float]
-Found = Mapping[str, Any]  # {"label", "box": [x0, y0, x1, y1], "score"} as the server sends it
+Found = Mapping[str, Any]  # {"label", "box": [x0, y0, x1, y1], "score"} as the server sends it; "mask" beside a mask
 
 # Told apart also by people who see few colours (Okabe and Ito, 2008). Red is kept for what was merged.
 COLOURS = {
@@ -22,11 +25,12 @@ COLOURS = {
     "yellow": "#f0e442",
 }
 MERGED = "#d5001c"
+VEIL, BOLD_VEIL = 64, 112  # how much of 255 a mask hides of the picture
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The boxes of one model, or the merged ones (bold)."""
+    """The boxes of one model, with their masks where it cut its objects out, or the merged ones (bold)."""
 
     colour: str
     boxes: Sequence[Found]
@@ -39,11 +43,17 @@ def colour_of(column: int) -> tuple[str, str]:
 
 
 def draw(picture: PIL.Image.Image, layers: Sequence[Layer]) -> PIL.Image.Image:
-    """A copy of the picture with every layer's boxes, the later layers over the earlier."""
+    """A copy of the picture with every layer's boxes and masks, the later layers over the earlier.
+
+    Raises ValueError for a mask that is not one of this picture.
+    """
     drawn = picture.convert("RGB")
     pen = PIL.ImageDraw.Draw(drawn)
     thin = max(1, round(min(drawn.size) / 200))
     for layer in layers:
+        for found in layer.boxes:
+            if found.get("mask") is not None:
+                _veil(drawn, found, layer, thin)
         for found in layer.boxes:
             _frame(pen, found["box"], layer, thin, drawn.size)
     for layer, found, place, font in reversed(_places(pen, layers, drawn.size)):
@@ -59,6 +69,29 @@ def _frame(pen: PIL.ImageDraw.ImageDraw, box: Rectangle, layer: Layer, thin: int
     right, bottom = min(size[0], round(box[2]) + grow) - 1, min(size[1], round(box[3]) + grow) - 1
     left, top = min(left, size[0] - 1), min(top, size[1] - 1)
     pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=layer.colour, width=grow or thin)
+
+
+def _veil(drawn: PIL.Image.Image, found: Found, layer: Layer, thin: int) -> None:
+    """A mask in its layer's colour: the picture shows through, but for the mask's edge."""
+    rle = Rle.model_validate(found["mask"])
+    if rle.size != (drawn.height, drawn.width):
+        raise ValueError(f"a mask of {rle.size[1]} x {rle.size[0]} pixels is not of this picture")
+    window = Window.around(found["box"], drawn.width, drawn.height)
+    mask = decode_in(rle, window)
+    if not mask.size:
+        return
+    veil = np.where(mask, BOLD_VEIL if layer.bold else VEIL, 0)
+    veil[mask & ~_shrunk(mask, thin * (2 if layer.bold else 1))] = 255
+    ink = PIL.Image.new("RGB", (mask.shape[1], mask.shape[0]), layer.colour)
+    drawn.paste(ink, (window.left, window.top), PIL.Image.fromarray(veil.astype(np.uint8)))
+
+
+def _shrunk(mask: Mask, by: int) -> Mask:
+    """The mask without its outermost pixels, `by` of them deep."""
+    for _ in range(by):
+        wide = np.pad(mask, 1)
+        mask = mask & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
+    return mask
 
 
 def _places(
