@@ -7,7 +7,6 @@ the parity tests would notice. One table is printed at the end.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,12 @@ from inprocess import Said, engine
 
 from serve.engines import prefix_lm
 from serve.engines.base import Prompt
-from serve.image import Image
-from serve.models import llava, paligemma
-from serve.models.base import Turn
+from serve.models import MODELS
+from serve.models.base import Model, Turn
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
 CLOSE = 1e-4
-TOYS = Path(__file__).parents[2] / "serve" / "toy"
 TOY_PROMPTS = {
     "llava": ["What color is the circle?", "How many shapes are there?", "Describe the image.", "Is there a square?"],
     "paligemma": ["caption en", "answer en what color is the circle?", "detect circle ; square", "ocr", "detect star"],
@@ -35,26 +32,30 @@ NAMES = {
     "llava_next_mistral": "LLaVA-NeXT, Mistral",
     "llava_next_vicuna": "LLaVA-NeXT, Vicuna",
     "llava_onevision": "LLaVA-OneVision",
+    "llava_onevision_tied": "LLaVA-OneVision, tied words",
     "llava_next_video": "LLaVA-NeXT-Video",
     "paligemma": "PaliGemma",
     "paligemma2": "PaliGemma 2",
     "paligemma2_window": "PaliGemma 2, prompt > window",
 }
-CASES = [*NAMES, *(f"toy {path.parent.name}" for path in sorted(TOYS.glob("*/config.json")))]
-TAKES = {"llava_onevision": {"image": 1, "video": 1}, "llava_next_video": {"image": 0, "video": 1}}
+TOYS = [name for name, model in MODELS.items() if model.card.toy]
+CASES = [*NAMES, *TOYS]
+CROWDED = [
+    *(name for name in NAMES if "paligemma" in name),
+    "llava",
+    *TOYS,
+]  # what is causal needs no scheduler of ours
 
 
 @dataclasses.dataclass
 class Case:
-    """A checkpoint and what it is asked, by what it is shown: "image" or "video"."""
+    """A checkpoint, the catalogue's model that says how it is served, and what it is asked about "image" or "video"."""
 
     name: str
     folder: Path
-    prefix: bool
+    model: Model
     asked: Mapping[str, list[Prompt]]
     context: int
-    family: Mapping[str, Any]
-    prepare: Callable[[Image], Image]
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -64,76 +65,54 @@ class Case:
     def reference(self) -> Any:
         from serve.engines.transformers import TransformersEngine
 
-        reference = TransformersEngine(str(self.folder), prepare=self.prepare)
+        reference = TransformersEngine(str(self.folder), prepare=self.model.prepare)
         reference.load()
         return reference
 
 
 def tiny(family: str, folder: Path) -> Case:
     """20 pictures, six of them odd, and eight films, as far as the family takes them."""
-    takes = TAKES.get(family, {"image": 1})
-    context = 128 if family in ("llava", "paligemma", "paligemma2", "paligemma2_window") else 256
-    texts = checkpoints.prompts(family, 20)
-    asked = {}
-    if takes["image"]:
+    model, asked = checkpoints.published(family), {}
+    if model.images:
         shown = [*checkpoints.pictures(14), *checkpoints.odd_pictures()]
-        asked["image"] = list(map(Prompt, texts, shown))
-    if takes.get("video"):
-        asked["video"] = [
-            Prompt(text.replace("<image>", "<video>"), None, video=film)
-            for text, film in zip(texts, checkpoints.films(8), strict=False)
-        ]
-    prepare = llava.prepare if family == "llava" else paligemma.prepare
-    checkpoints.make(family, folder, context)
-    return Case(
-        NAMES[family],
-        folder,
-        family.startswith("paligemma"),
-        asked,
-        context,
-        {"limit_mm_per_prompt": takes},
-        prepare,
-    )
+        asked["image"] = list(map(Prompt, checkpoints.prompts(family, 20), shown))
+    if model.videos:
+        texts = checkpoints.prompts(family, 8, filmed=True)
+        films = checkpoints.films(8)
+        asked["video"] = [Prompt(text, None, video=film) for text, film in zip(texts, films, strict=True)]
+    context = 128 if model.prefix_lm or family == "llava" else 256
+    return Case(NAMES[family], checkpoints.make(family, folder, context), model, asked, context)
 
 
 def toy(name: str) -> Case:
-    folder = TOYS / name
-    family = json.loads((folder / "config.json").read_text())["model_type"]
-    texts = (TOY_PROMPTS[family] * 20)[:20]
-    if family == "llava":
-        texts = [llava.converse([Turn("user", text, pictured=True)]) for text in texts]
+    model = MODELS[name]
+    texts = TOY_PROMPTS["paligemma" if model.prefix_lm else "llava"] * 5
     shown = [*checkpoints.pictures(14), *checkpoints.odd_pictures()]
-    prepare = llava.prepare if family == "llava" else paligemma.prepare
-    asked = {"image": list(map(Prompt, texts, shown))}
-    return Case(f"toy {name}", folder, family == "paligemma", asked, 256, {}, prepare)
+    asked = [Prompt(model.converse([Turn("user", t, True)]), image) for t, image in zip(texts, shown, strict=False)]
+    return Case(name, Path(model.checkpoint.hub), model, {"image": asked}, model.engine["max_model_len"])
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     @functools.cache
     def make(name: str) -> Case:
-        kind, _, rest = name.partition(" ")
-        return toy(rest) if kind == "toy" else tiny(name, tmp_path_factory.mktemp("checkpoints") / name)
+        return toy(name) if name in TOYS else tiny(name, tmp_path_factory.mktemp("checkpoints") / name)
 
     return make
 
 
 @pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, ...]]]:
-    """Rows to be printed together when the last test is done."""
-    rows: list[tuple[str, ...]] = []
+def parity(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, ...]]]:
+    """Rows of the table, to be printed when the last test is done."""
+    rows: list[tuple[str, ...]] = [
+        ("architecture", "token ids", "top-20 log-prob error", "32 greedy", "staggered", "preempted")
+    ]
     yield rows
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print("\n\nvLLM against transformers, float32")
         for row in rows:
             print(" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
-
-
-@pytest.fixture(scope="module")
-def parity(table: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    table.append(("architecture", "token ids", "top-20 log-prob error", "32 greedy", "staggered", "preempted"))
-    return table
 
 
 def differences(case: Case, prompts: Sequence[Prompt], said: Sequence[Said]) -> tuple[int, float, int]:
@@ -161,12 +140,12 @@ def test_vllm_says_what_transformers_says(
     name: str, case: Callable[[str], Case], parity: list[tuple[str, ...]]
 ) -> None:
     this = case(name)
-    prompts = [dataclasses.replace(p, image=p.image and this.prepare(p.image)) for p in this.prompts]
-    crowded = this.prefix or name == "llava"  # what is causal needs no scheduler of ours: one of them will do
+    prompts = [dataclasses.replace(p, image=p.image and this.model.prepare(p.image)) for p in this.prompts]
+    crowded = name in CROWDED
     kinds = 2 if "paligemma2" in name else 1  # of layers, sliding and not, each with blocks of its own
     few = 2 + 16 * kinds * (this.context // 32 // 4)  # enough for four whole requests, not for sixteen
     room = {"block_size": 32, "num_gpu_blocks_override": few} if crowded else {}
-    with engine(this.folder, this.prefix, this.family, max_model_len=this.context, **room) as vllm:
+    with engine(this.folder, this.model.prefix_lm, this.model.engine, max_model_len=this.context, **room) as vllm:
         plain = [said for at in range(0, len(prompts), 4) for said in vllm.say(prompts[at : at + 4])]
         assert vllm.preemptions == 0
         staggered = vllm.say(prompts[-16:], every=3, tokens=32)
@@ -204,13 +183,15 @@ UNSAFE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("unsafe", ["no plugin", *UNSAFE])
+@pytest.mark.parametrize("unsafe", ["no plugin", "no second look", *UNSAFE])
 def test_without_the_plugin_or_with_an_unsafe_argument_it_says_something_else(
     unsafe: str, case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    this = case("paligemma")
+    this = case("paligemma2_window" if unsafe == "no second look" else "paligemma")
     if unsafe == "no plugin":
         monkeypatch.setattr(prefix_lm, "concerns", lambda config: False)
+    if unsafe == "no second look":  # of the sliding layers, whose window the prompts are longer than
+        monkeypatch.setattr(prefix_lm, "window", lambda config: None)
     # The guards are what is left out here.
     monkeypatch.setattr(prefix_lm, "refuse", lambda config: None)
     monkeypatch.setattr(prefix_lm, "within_prompt", lambda prompt, computed, new: new)

@@ -8,16 +8,17 @@ from serve.engines.torchvision import repair
 
 from . import llava, llava_next, llava_next_video, llava_onevision, paligemma, weights
 from .pictures import films, odd_pictures, pictures
-from .prompts import prompts
+from .prompts import prompts, published, texts
 from .vocabulary import WORDS
 
-__all__ = ["FAMILIES", "WORDS", "films", "make", "odd_pictures", "pictures", "prompts"]
+__all__ = ["FAMILIES", "WORDS", "films", "make", "odd_pictures", "pictures", "prompts", "published", "texts"]
 
 FAMILIES: dict[str, Callable[[int], tuple[Any, Any]]] = {
     "llava": llava.build,
     "llava_next_mistral": llava_next.mistral,
     "llava_next_vicuna": llava_next.vicuna,
     "llava_onevision": llava_onevision.build,
+    "llava_onevision_tied": llava_onevision.tied,
     "llava_next_video": llava_next_video.build,
     "paligemma": paligemma.gemma,
     "paligemma2": paligemma.gemma2,

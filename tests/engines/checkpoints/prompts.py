@@ -1,21 +1,38 @@
-"""Texts of several lengths, in the form that each family reads."""
+"""Texts of several lengths, in the form that the catalogue gives each family."""
 
 import numpy as np
 
+from serve.models import MODELS
+from serve.models.base import Model, Turn
+
 from .vocabulary import WORDS
 
-FORMS = {
-    "llava": "USER: <image>\n{} ASSISTANT:",
-    "llava_next_mistral": "[INST] <image>\n{} [/INST]",
-    "llava_next_vicuna": "USER: <image>\n{} ASSISTANT:",
-    "llava_onevision": "<|im_start|>user <image>\n{}<|im_end|><|im_start|>assistant\n",
-    "llava_next_video": "USER: <video>\n{} ASSISTANT:",
+PUBLISHED = {
+    "llava": "llava-1.5-7b",
+    "llava_next_mistral": "llava-v1.6-mistral-7b",
+    "llava_next_vicuna": "llava-v1.6-vicuna-7b",
+    "llava_onevision": "llava-onevision-qwen2-7b-ov",
+    "llava_onevision_tied": "llava-onevision-qwen2-0.5b-ov",
+    "llava_next_video": "llava-next-video-7b",
+    "paligemma": "paligemma-3b-mix-224",
+    "paligemma2": "paligemma2-3b-mix-224",
+    "paligemma2_window": "paligemma2-3b-pt-896",
 }
 
 
-def prompts(family: str, count: int) -> list[str]:
-    """2 to 17 words each; PaliGemma reads them bare."""
+def published(family: str) -> Model:
+    """The model of the catalogue that is made alike."""
+    return MODELS[PUBLISHED[family]]
+
+
+def texts(count: int) -> list[str]:
+    """2 to 17 words each."""
     rng = np.random.default_rng(5)
     words = WORDS.split()
-    texts = [" ".join(rng.choice(words, size=2 + 3 * (i % 6))) for i in range(count)]
-    return [FORMS.get(family, "{}").format(text) for text in texts]
+    return [" ".join(rng.choice(words, size=2 + 3 * (i % 6))) for i in range(count)]
+
+
+def prompts(family: str, count: int, *, filmed: bool = False) -> list[str]:
+    """The same as one question each, about a picture or a film."""
+    converse = published(family).converse
+    return [converse([Turn("user", text, pictured=not filmed, filmed=filmed)]) for text in texts(count)]

@@ -15,27 +15,29 @@ PARTS = {"image_processor": "preprocessor_config.json", "video_processor": "vide
 def draw(model: Any) -> None:
     """Fan-in scaled normals; logits with a standard deviation of about 3, and not the last token over and over.
 
-    Gemma's output layer is its embedding, so a token mostly predicts itself unless the layers outweigh the input:
-    small embeddings, large layer outputs and a large last norm.
+    Where the output layer is the embedding (Gemma), a token mostly predicts itself unless the layers outweigh the
+    input: small embeddings, large layer outputs and a large last norm.
     """
-    kind = model.config.text_config.model_type
+    text = model.config.text_config
+    kind = text.model_type
     for name, weight in model.named_parameters():
         gemma = kind.startswith("gemma") and "language_model" in name  # its norms scale by 1 + weight
+        tied = text.tie_word_embeddings and "language_model" in name
         if name.endswith("image_newline"):
             weight.normal_(0, 1)  # stands among the embeddings
         elif weight.ndim == 1:
             centre = 1.0 if "norm" in name and name.endswith("weight") and not gemma else 0.0
-            if gemma and name.endswith("language_model.norm.weight"):
-                centre = 8.0
+            if tied and name.endswith("language_model.norm.weight"):
+                centre += 8.0
             if kind == "gemma2" and gemma and ".post_" in name:
                 centre = 3.0
             weight.normal_(centre, 0.1)
         elif "embed_tokens" in name:
-            weight.normal_(0, 0.03 if gemma else 1)
+            weight.normal_(0, 0.03 if tied else 1)
         elif "lm_head" in name:
             weight.normal_(0, 3 / math.sqrt(weight.shape[-1]))
         else:
-            loud = 4 if gemma and ("o_proj" in name or "down_proj" in name) else 1
+            loud = 4 if tied and ("o_proj" in name or "down_proj" in name) else 1
             weight.normal_(0, loud / math.sqrt(weight[0].numel()))
 
 
