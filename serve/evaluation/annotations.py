@@ -6,10 +6,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pycocotools import mask as coco_mask
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from serve import masks
 from serve.evaluation import folder
@@ -26,6 +26,10 @@ class Picture(BaseModel):
     height: int = Positive
     width: int = Positive
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
 
 class Named(BaseModel):
     id: int
@@ -38,8 +42,23 @@ class Instance(BaseModel):
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]
-    segmentation: list[list[float]] | dict[str, Any] | None = None
+    segmentation: Any = None
     iscrowd: bool = False
+
+
+class _RunLengths(BaseModel):
+    """A mask as COCO writes crowds: counts as a list, or compressed into letters."""
+
+    size: tuple[int, int]
+    counts: str | list[int]
+
+    def compressed(self) -> Json:
+        if isinstance(self.counts, str):
+            return {"size": self.size, "counts": self.counts.encode()}
+        return dict(coco_mask.frPyObjects({"size": list(self.size), "counts": self.counts}, *self.size))
+
+
+_POLYGONS = TypeAdapter(Annotated[list[Annotated[list[float], Field(min_length=6)]], Field(min_length=1)])
 
 
 class Instances(BaseModel):
@@ -304,16 +323,16 @@ def _place(one: Instance, label: str) -> Json:
 
 def _rle(path: Path, at: int, one: Instance, picture: Picture) -> Json:
     """COCO's three ways to write a mask, as compressed run lengths. Raises Failure."""
-    made: Any = one.segmentation
     try:
-        if not isinstance(made, dict):
-            made = coco_mask.merge(coco_mask.frPyObjects(made, picture.height, picture.width))
-        elif isinstance(made.get("counts"), list):
-            made = coco_mask.frPyObjects(made, picture.height, picture.width)
-        counts = made["counts"]
-        rle = masks.Rle(size=made["size"], counts=counts.decode() if isinstance(counts, bytes) else counts)
+        if isinstance(one.segmentation, dict):
+            made = _RunLengths.model_validate(one.segmentation).compressed()
+        else:
+            made = coco_mask.merge(coco_mask.frPyObjects(_POLYGONS.validate_python(one.segmentation), *picture.size))
+        rle = masks.Rle(size=made["size"], counts=made["counts"].decode())
+        if rle.size != picture.size:
+            raise ValueError("another picture's size")
         masks.decode(rle)
-    except (KeyError, TypeError, ValueError, IndexError, ValidationError):
+    except ValueError:  # pydantic's ValidationError is one
         where = f"{path}: annotations[{at}].segmentation"
         raise Failure(f"{where}: these are neither polygons nor run lengths of the picture's size.") from None
     return rle.model_dump()
