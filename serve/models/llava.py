@@ -126,4 +126,5 @@ MODELS = [
         engine=_ENGINE,
     ),
     _toy("toy-llava", "llava", 2_441_312),
+    _toy("toy-llava-b", "llava-b", 2_441_312),
 ]

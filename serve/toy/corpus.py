@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
-from PIL import Image
 from torch import Tensor
 
+from serve.geometry import pad_to_square
+from serve.image import Image
 from serve.toy import nets, prompts, questions, tokenizer, world
 from serve.toy.questions import Question
 from serve.toy.world import Box, Scene
@@ -24,14 +26,11 @@ CLASSES = {"shape": 6, "color": 7, "joint": 31, "background": 3, "text": len(wor
 """What one linear layer must read from a patch in vision training; 0 stands for none. Edges come on top."""
 
 
-def view(picture: Image.Image, family: str) -> Image.Image:
+def view(picture: PIL.Image.Image, family: str) -> PIL.Image.Image:
     """The 112-pixel picture the tower gets: stretched (PaliGemma), or padded to a square first (LLaVA)."""
     if family == "llava":
-        side = max(picture.size)
-        square = Image.new("RGB", (side, side), prompts.PAD)
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        picture = square
-    return picture.resize((nets.IMAGE, nets.IMAGE), Image.Resampling.BICUBIC)
+        picture = PIL.Image.fromarray(pad_to_square(Image.of(picture), prompts.PAD).pixels)
+    return picture.resize((nets.IMAGE, nets.IMAGE), PIL.Image.Resampling.BICUBIC)
 
 
 def scene(seed: int) -> Scene:
@@ -113,8 +112,11 @@ def patch_labels(what: Scene, family: str) -> tuple[np.ndarray, np.ndarray]:
     return labels, edges
 
 
-def asked(what: Scene, family: str, rng: random.Random) -> list[Question]:
-    """Different questions about one scene in random order, each in a way somebody might ask it."""
+def asked(what: Scene, family: str, rng: random.Random, segment: bool = False, absent: float = 0.0) -> list[Question]:
+    """Different questions about one scene in random order, each in a way somebody might ask it.
+
+    segment: masks too. absent: the share of detect and segment questions that ask for what is not there.
+    """
     found: dict[str, Question] = {}
     found["caption"] = Question("caption", "caption", "", questions.caption(what))
     if what.text or rng.random() < 0.1:
@@ -124,10 +126,10 @@ def asked(what: Scene, family: str, rng: random.Random) -> list[Question]:
         one = questions.vqa(what, kind, rng)
         if one is not None:
             found[one.text] = Question("vqa", kind, questions.as_typed(one.text, rng), one.answer)
-    for _ in range(3):
-        one = _detect(what, family, rng)
+    for task in ("detect",) * 3 + ("segment",) * (3 * segment):
+        one = _located(task, what, family, rng, absent)
         if one is not None:
-            found["detect" + one.text] = one
+            found[task + one.text] = one
     if family == "llava":
         said = questions.chat(what, rng)
         found["chat"] = Question("chat", said.kind, questions.as_typed(said.text, rng), said.answer)
@@ -136,17 +138,19 @@ def asked(what: Scene, family: str, rng: random.Random) -> list[Question]:
     return order
 
 
-def _detect(what: Scene, family: str, rng: random.Random) -> Question | None:
+def _located(task: str, what: Scene, family: str, rng: random.Random, absent: float) -> Question | None:
+    if absent and rng.random() < absent:
+        return questions.absent(what, rng, task)
     single = family == "llava"
     known = questions.phrases(what, unique=single)
     if not known:
         return None
     some = rng.sample(known, min(len(known), 1 if single else rng.choices((1, 2, 3), weights=(5, 4, 2))[0]))
-    one = questions.detect(what, some)
+    one = (questions.detect if task == "detect" else questions.segment)(what, some)
     if rng.random() < 0.1:  # "a red circle", "the red circle": the answer repeats what was asked
         words = {phrase: rng.choice((questions.article(phrase), f"the {phrase}")) for phrase in some}
         boxes = tuple((words[phrase], box) for phrase, box in one.boxes)
-        one = Question("detect", one.kind, " ; ".join(words[phrase] for phrase in some), boxes=boxes)
+        one = Question(task, one.kind, " ; ".join(words[phrase] for phrase in some), boxes=boxes)
     return one
 
 
@@ -172,8 +176,8 @@ class Packed:
 class Packer:
     """Packs questions behind the picture they share, or (`exact`) one question behind each picture."""
 
-    def __init__(self, family: str) -> None:
-        self.family = family
+    def __init__(self, family: str, first_loc: int = prompts.FIRST_LOC) -> None:
+        self.family, self.first_loc = family, first_loc
         self.tokens = tokenizer.build(family)
         self.encode = functools.lru_cache(maxsize=100_000)(self._encode)
         self.head = self.encode("<s>USER: ") if family == "llava" else ()
@@ -187,7 +191,7 @@ class Packer:
         if self.family == "llava":
             asking, answer = prompts.llava(question, size)
             return self.encode(f"\n{asking} ASSISTANT:"), (*self.encode(f" {answer}"), *self.encode("</s>"))
-        asking, answer = prompts.paligemma(question)
+        asking, answer = prompts.paligemma(question, self.first_loc)
         return self.encode(f"<bos>{asking}\n"), (*self.encode(answer), *self.encode("<eos>"))
 
     def length(self, question: Question, size: tuple[int, int]) -> int:

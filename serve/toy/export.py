@@ -1,4 +1,4 @@
-"""Write a trained toy as the published checkpoints are written: `python -m serve.toy.export llava serve/toy/llava`.
+"""Write a trained toy as the published checkpoints are written: `python -m serve.toy.export llava-b serve/toy/llava-b`.
 
 Weight names, configuration files and their fields follow llava-hf/llava-1.5-7b-hf and google/paligemma-3b-mix-224, so
 that whatever loads those loads these.
@@ -6,6 +6,7 @@ that whatever loads those loads these.
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve.toy import nets, tokenizer, world
+from serve.toy.recipes import RECIPES, Recipe
 from serve.toy.train import WORK, structured
 
+HERE = Path(__file__).parent
 CONTEXT = 512
 
 # One turn after the other as in the published template: pictures first, then the words.
@@ -29,9 +32,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def export(net: nets.Net, out: Path) -> None:
-    """The whole folder: weights in bfloat16, configuration, processor, tokenizer."""
-    family = "paligemma" if net.gemma else "llava"
+def export(net: nets.Net, name: str, out: Path) -> None:
+    """The whole folder of the toy of this name: weights in bfloat16, configuration, processor, tokenizer, mask decoder.
+
+    The mask decoder is the file that PaliGemma's masks need and its own repository does not hold.
+    """
+    recipe = RECIPES[name]
+    family = recipe.family
     out.mkdir(parents=True, exist_ok=True)
     language = net.language_model
     weights = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith(".wave")}
@@ -43,17 +50,23 @@ def export(net: nets.Net, out: Path) -> None:
     (out / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone
     tokens = tokenizer.build(family)
     tokens.save(str(out / "tokenizer.json"))
-    files = _llava() if family == "llava" else _paligemma()
-    for name, content in files.items():
-        (out / name).write_text(json.dumps(content, indent=2) + "\n")
-    (out / "README.md").write_text(_card(family, sum(tensor.numel() for tensor in stored.values())))
+    files = _llava(recipe) if family == "llava" else _paligemma(recipe)
+    for file, content in files.items():
+        (out / file).write_text(json.dumps(content, indent=2) + "\n")
+    (out / "README.md").write_text(_card(name, sum(tensor.numel() for tensor in stored.values())))
+    if family == "paligemma":
+        shutil.copyfile(HERE / "vae-oid.npz", out / "vae-oid.npz")
 
 
 def load(folder: Path) -> nets.Net:
     """An exported toy as a lean net, in float32: places are plain rows there."""
     weights = load_file(folder / "model.safetensors")
     family = "llava" if "language_model.lm_head.weight" in weights else "paligemma"
-    net = nets.Net(family, len(weights["language_model.model.embed_tokens.weight"]))
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    size = nets.TextSize(
+        text["hidden_size"], text["intermediate_size"], text["num_attention_heads"], text["num_hidden_layers"]
+    )
+    net = nets.Net(family, text["vocab_size"], size)
     net.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return net.eval()
 
@@ -65,7 +78,8 @@ def _ids(family: str) -> dict[str, int]:
     return {name: tokenizer.id_of(tokens, token) for name, token in named.items()}
 
 
-def _vision(family: str) -> dict[str, Any]:
+def _vision(recipe: Recipe) -> dict[str, Any]:
+    family = recipe.family
     return {
         "model_type": "clip_vision_model" if family == "llava" else "siglip_vision_model",
         "hidden_size": nets.VISION,
@@ -76,18 +90,18 @@ def _vision(family: str) -> dict[str, Any]:
         "patch_size": nets.PATCH,
         "hidden_act": "gelu_pytorch_tanh",
         "layer_norm_eps": 1e-5 if family == "llava" else 1e-6,
-        "projection_dim": nets.VISION if family == "llava" else nets.TEXT,
+        "projection_dim": nets.VISION if family == "llava" else recipe.size.width,
     }
 
 
-def _text(family: str, ids: dict[str, int]) -> dict[str, Any]:
+def _text(recipe: Recipe, ids: dict[str, int]) -> dict[str, Any]:
     return {
-        "hidden_size": nets.TEXT,
-        "intermediate_size": nets.TEXT_MLP,
-        "num_hidden_layers": nets.TEXT_LAYERS,
-        "num_attention_heads": nets.TEXT_HEADS,
+        "hidden_size": recipe.size.width,
+        "intermediate_size": recipe.size.mlp,
+        "num_hidden_layers": recipe.size.layers,
+        "num_attention_heads": recipe.size.heads,
         "head_dim": nets.HEAD,
-        "vocab_size": tokenizer.size(family),
+        "vocab_size": tokenizer.size(recipe.family),
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -103,7 +117,7 @@ def _shared(ids: dict[str, int]) -> dict[str, Any]:
     return {"generation_config.json": {"_from_model_config": True, **numbers}}
 
 
-def _llava() -> dict[str, Any]:
+def _llava(recipe: Recipe) -> dict[str, Any]:
     ids = _ids("llava")
     config = {
         "architectures": ["LlavaForConditionalGeneration"],
@@ -117,14 +131,14 @@ def _llava() -> dict[str, Any]:
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
         "text_config": {
-            **_text("llava", ids),
+            **_text(recipe, ids),
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_act": "silu",
-            "num_key_value_heads": nets.TEXT_HEADS,
+            "num_key_value_heads": recipe.size.heads,
             "tie_word_embeddings": False,
         },
-        "vision_config": _vision("llava"),
+        "vision_config": _vision(recipe),
     }
     square = {"height": nets.IMAGE, "width": nets.IMAGE}
     pictures = {
@@ -172,7 +186,7 @@ def _llava() -> dict[str, Any]:
     }
 
 
-def _paligemma() -> dict[str, Any]:
+def _paligemma(recipe: Recipe) -> dict[str, Any]:
     ids = _ids("paligemma")
     config = {
         "architectures": ["PaliGemmaForConditionalGeneration"],
@@ -181,12 +195,12 @@ def _paligemma() -> dict[str, Any]:
         "eos_token_id": ids["eos"],
         "pad_token_id": ids["pad"],
         "image_token_index": ids["image"],
-        "hidden_size": nets.TEXT,
-        "projection_dim": nets.TEXT,
+        "hidden_size": recipe.size.width,
+        "projection_dim": recipe.size.width,
         "tie_word_embeddings": True,
         "torch_dtype": "bfloat16",
         "text_config": {
-            **_text("paligemma", ids),
+            **_text(recipe, ids),
             "model_type": "gemma",
             "hidden_act": "gelu_pytorch_tanh",
             "hidden_activation": "gelu_pytorch_tanh",
@@ -194,7 +208,7 @@ def _paligemma() -> dict[str, Any]:
             "num_image_tokens": nets.PATCHES,
             "tie_word_embeddings": True,
         },
-        "vision_config": {**_vision("paligemma"), "num_image_tokens": nets.PATCHES, "vision_use_head": False},
+        "vision_config": {**_vision(recipe), "num_image_tokens": nets.PATCHES, "vision_use_head": False},
     }
     pictures = {
         "image_processor_type": "SiglipImageProcessor",
@@ -231,12 +245,12 @@ def _paligemma() -> dict[str, Any]:
     }
 
 
-def _card(family: str, parameters: int) -> str:
-    kind = "LLaVA-1.5" if family == "llava" else "PaliGemma"
+def _card(name: str, parameters: int) -> str:
+    kind = "LLaVA-1.5" if RECIPES[name].family == "llava" else "PaliGemma"
     return f"""# toy {kind}
 
 **A toy.** The {kind} architecture with {parameters:,} parameters, trained from nothing on drawn shapes by
-`python -m serve.toy.train {family}`. It knows five shapes, six colours, {len(world.WORDS)} words and the
+`python -m serve.toy.train {name}`. It knows five shapes, six colours, {len(world.WORDS)} words and the
 numbers 10 to 99, and nothing else about the world: on a photograph it talks nonsense. It shares no weights with the
 published {kind}. Weights are stored in bfloat16; compute in float32 where bfloat16 is slow.
 """
@@ -244,16 +258,16 @@ published {kind}. Weights are stored in bfloat16; compute in float32 where bfloa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("family", choices=("llava", "paligemma"))
+    parser.add_argument("toy", choices=sorted(RECIPES))
     parser.add_argument("out", type=Path)
     parser.add_argument("--work", type=Path, default=WORK, help="where training was")
     parser.add_argument("--untrained", action="store_true", help="random weights, for tests of form alone")
     options = parser.parse_args()
     torch.manual_seed(0)
-    net = structured(options.family)
+    net = structured(RECIPES[options.toy])
     if not options.untrained:
-        net.load_state_dict(torch.load(options.work / f"{options.family}.pt", map_location="cpu")["net"])
-    export(net, options.out)
+        net.load_state_dict(torch.load(options.work / f"{options.toy}.pt", map_location="cpu")["net"])
+    export(net, options.toy, options.out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ than the fused kernels for pictures of 49 patches, and takes any mask, so that m
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,19 @@ IMAGE, PATCH = 112, 16
 GRID = IMAGE // PATCH
 PATCHES = GRID * GRID
 VISION, VISION_MLP, VISION_HEADS, VISION_LAYERS = 128, 512, 4, 3
-TEXT, TEXT_MLP, TEXT_HEADS, HEAD, TEXT_LAYERS = 160, 448, 5, 32, 4
+HEAD = 32
 WAVES = 6
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """How wide and deep a text model is; its heads are 32 wide. The picture's side is the same in all toys."""
+
+    width: int = 160
+    mlp: int = 448
+    heads: int = 5
+    layers: int = 4
 
 
 def waves(value: Tensor) -> Tensor:
@@ -110,22 +121,22 @@ class VisionTower(nn.Module):
 class RMSNorm(nn.Module):
     """Llama's scales by the weight, Gemma's by one plus the weight."""
 
-    def __init__(self, gemma: bool) -> None:
+    def __init__(self, gemma: bool, width: int) -> None:
         super().__init__()
         self.gemma = gemma
-        self.weight = nn.Parameter(torch.zeros(TEXT) if gemma else torch.ones(TEXT))
+        self.weight = nn.Parameter(torch.zeros(width) if gemma else torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (TEXT,), 1 + self.weight if self.gemma else self.weight, 1e-6)
+        return F.rms_norm(x, self.weight.shape, 1 + self.weight if self.gemma else self.weight, 1e-6)
 
 
 class TextAttention(nn.Module):
-    def __init__(self, kv_heads: int) -> None:
+    def __init__(self, width: int, heads: int, kv_heads: int) -> None:
         super().__init__()
-        self.kv_heads = kv_heads
-        self.q_proj = nn.Linear(TEXT, TEXT_HEADS * HEAD, bias=False)
-        self.k_proj, self.v_proj = (nn.Linear(TEXT, kv_heads * HEAD, bias=False) for _ in range(2))
-        self.o_proj = nn.Linear(TEXT_HEADS * HEAD, TEXT, bias=False)
+        self.heads, self.kv_heads = heads, kv_heads
+        self.q_proj = nn.Linear(width, heads * HEAD, bias=False)
+        self.k_proj, self.v_proj = (nn.Linear(width, kv_heads * HEAD, bias=False) for _ in range(2))
+        self.o_proj = nn.Linear(heads * HEAD, width, bias=False)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, keep: Tensor | None) -> Tensor:
         batch, length, _ = x.shape
@@ -135,14 +146,14 @@ class TextAttention(nn.Module):
         k = _rotate(k, cos, sin)
         if keep is not None:
             x, cos, sin, mask = _rows(x, keep), _rows(cos, keep), _rows(sin, keep), _rows(mask, keep)
-        q = self.q_proj(x).view(batch, -1, TEXT_HEADS, HEAD).transpose(1, 2)
+        q = self.q_proj(x).view(batch, -1, self.heads, HEAD).transpose(1, 2)
         q = _rotate(q, cos, sin)
         if self.kv_heads == 1:  # one key for all heads: fold the heads into the queries
             asked = q.shape[2]
-            q = q.reshape(batch, 1, TEXT_HEADS * asked, HEAD)
-            scores = (q @ k.transpose(-1, -2) / math.sqrt(HEAD)).view(batch, TEXT_HEADS, asked, length)
-            weights = (scores + mask[:, None]).softmax(-1).view(batch, 1, TEXT_HEADS * asked, length)
-            mixed = (weights @ v).view(batch, TEXT_HEADS, asked, HEAD).transpose(1, 2).reshape(batch, asked, -1)
+            q = q.reshape(batch, 1, self.heads * asked, HEAD)
+            scores = (q @ k.transpose(-1, -2) / math.sqrt(HEAD)).view(batch, self.heads, asked, length)
+            weights = (scores + mask[:, None]).softmax(-1).view(batch, 1, self.heads * asked, length)
+            mixed = (weights @ v).view(batch, self.heads, asked, HEAD).transpose(1, 2).reshape(batch, asked, -1)
         else:
             mixed = _attend(q, k, v, mask)
         out: Tensor = self.o_proj(mixed)
@@ -150,12 +161,13 @@ class TextAttention(nn.Module):
 
 
 class TextLayer(nn.Module):
-    def __init__(self, gemma: bool) -> None:
+    def __init__(self, gemma: bool, size: TextSize) -> None:
         super().__init__()
         self.gemma = gemma
-        self.input_layernorm, self.post_attention_layernorm = RMSNorm(gemma), RMSNorm(gemma)
-        self.self_attn = TextAttention(1 if gemma else TEXT_HEADS)
-        sizes = {"gate_proj": (TEXT, TEXT_MLP), "up_proj": (TEXT, TEXT_MLP), "down_proj": (TEXT_MLP, TEXT)}
+        width, mlp = size.width, size.mlp
+        self.input_layernorm, self.post_attention_layernorm = RMSNorm(gemma, width), RMSNorm(gemma, width)
+        self.self_attn = TextAttention(width, size.heads, 1 if gemma else size.heads)
+        sizes = {"gate_proj": (width, mlp), "up_proj": (width, mlp), "down_proj": (mlp, width)}
         self.mlp = nn.ModuleDict({name: nn.Linear(a, b, bias=False) for name, (a, b) in sizes.items()})
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, keep: Tensor | None) -> Tensor:
@@ -175,14 +187,14 @@ class Table(nn.Module):
     phases: Tensor
     dead: Tensor
 
-    def __init__(self, rows: int, std: float) -> None:
+    def __init__(self, rows: int, width: int, std: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(rows, TEXT) * std)
+        self.weight = nn.Parameter(torch.randn(rows, width) * std)
         self.wave: nn.Parameter | None = None
 
     def structure(self, places: dict[int, float], dead: list[int], std: float) -> None:
         """Make the rows of `places` from waves from now on, and those of `dead` zero."""
-        self.wave = nn.Parameter(torch.randn(2 * WAVES, TEXT) * std)
+        self.wave = nn.Parameter(torch.randn(2 * WAVES, self.weight.shape[1]) * std)
         device = self.weight.device
         self.register_buffer("places", torch.tensor(list(places), device=device), persistent=False)
         self.register_buffer("phases", waves(torch.tensor(list(places.values()), device=device)), persistent=False)
@@ -196,32 +208,34 @@ class Table(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, gemma: bool, vocab: int) -> None:
+    def __init__(self, gemma: bool, vocab: int, size: TextSize) -> None:
         super().__init__()
-        self.embed_tokens = Table(vocab, TEXT**-0.5 if gemma else 0.5)
-        self.layers = nn.ModuleList([TextLayer(gemma) for _ in range(TEXT_LAYERS)])
-        self.norm = RMSNorm(gemma)
+        self.embed_tokens = Table(vocab, size.width, size.width**-0.5 if gemma else 0.5)
+        self.layers = nn.ModuleList([TextLayer(gemma, size) for _ in range(size.layers)])
+        self.norm = RMSNorm(gemma, size.width)
 
 
 class Language(nn.Module):
     """Gemma says words with the table that it reads them with; Llama has a second one."""
 
-    def __init__(self, gemma: bool, vocab: int) -> None:
+    def __init__(self, gemma: bool, vocab: int, size: TextSize) -> None:
         super().__init__()
-        self.model = Decoder(gemma, vocab)
-        self.lm_head = None if gemma else Table(vocab, 0.02)
+        self.model = Decoder(gemma, vocab, size)
+        self.lm_head = None if gemma else Table(vocab, size.width, 0.02)
 
 
 class Net(nn.Module):
     """One picture and its questions to logits. `family` is `llava` or `paligemma`."""
 
-    def __init__(self, family: str, vocab: int) -> None:
+    def __init__(self, family: str, vocab: int, size: TextSize | None = None) -> None:
         super().__init__()
+        self.size = size = size or TextSize()
         self.gemma = gemma = family == "paligemma"
         self.vision_tower = VisionTower(clip=not gemma)
-        sizes = {"linear": (VISION, TEXT)} if gemma else {"linear_1": (VISION, TEXT), "linear_2": (TEXT, TEXT)}
+        width = size.width
+        sizes = {"linear": (VISION, width)} if gemma else {"linear_1": (VISION, width), "linear_2": (width, width)}
         self.multi_modal_projector = nn.ModuleDict({name: nn.Linear(a, b) for name, (a, b) in sizes.items()})
-        self.language_model = Language(gemma, vocab)
+        self.language_model = Language(gemma, vocab, size)
         for name, part in self.named_modules():
             if isinstance(part, nn.Linear):
                 nn.init.normal_(part.weight, std=part.in_features**-0.5)
@@ -236,7 +250,7 @@ class Net(nn.Module):
         return out
 
     def image(self, features: Tensor) -> Tensor:
-        """(B, 49, 128) -> (B, 49, 160), as the text model reads it."""
+        """(B, 49, 128) -> (B, 49, width), as the text model reads it."""
         project = self.multi_modal_projector
         out: Tensor
         out = project["linear"](features) if self.gemma else project["linear_2"](F.gelu(project["linear_1"](features)))
@@ -244,17 +258,17 @@ class Net(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         rows = F.embedding(ids, self.language_model.model.embed_tokens())
-        return rows * TEXT**0.5 if self.gemma else rows
+        return rows * self.size.width**0.5 if self.gemma else rows
 
     def text(self, x: Tensor, positions: Tensor, mask: Tensor, keep: Tensor | None = None) -> Tensor:
-        """x (B, T, 160), positions (B, T), mask (B, T, T) added to scores -> the last states of the rows of `keep`."""
+        """x (B, T, width), positions (B, T), mask (B, T, T) added to scores -> last states of the rows of `keep`."""
         frequency = 10000.0 ** (-torch.arange(0, HEAD, 2, device=x.device) / HEAD)
         angle = (positions[..., None] * frequency).repeat(1, 1, 2)
         turn = angle.cos(), angle.sin()
         model = self.language_model.model
         for index, layer in enumerate(model.layers):
             # Only answers are read: in the last layer the rest gives keys and values, no more.
-            x = layer(x, turn, mask, keep if index == TEXT_LAYERS - 1 else None)
+            x = layer(x, turn, mask, keep if index == self.size.layers - 1 else None)
         out: Tensor = model.norm(x)
         return out
 

@@ -4,6 +4,11 @@ PaliGemma gets the bare text: its processor adds the image tokens, `<bos>` and t
 LLaVA gets a whole turn. Its boxes are fractions of the picture padded to a square.
 """
 
+import json
+import math
+from pathlib import Path
+
+from serve import geometry
 from serve.toy.questions import Question
 from serve.toy.world import Box
 
@@ -15,18 +20,23 @@ REGION = "Please provide the bounding box coordinate of the region this sentence
 PAD = (122, 116, 104)
 """CLIP's mean colour, which fills the square."""
 LOC_BINS = 1024
-LOC_STEP = 16
-"""PaliGemma toys say only every 16th bin, the middle one: 64 places are learnt sooner than 1024."""
+LOC_STEP, FIRST_LOC = 16, 8
+"""PaliGemma toys say only every 16th bin: 64 places are learnt sooner than 1024."""
+CODES: dict[str, list[int]] = json.loads((Path(__file__).parent / "codes.json").read_text())
+"""The sixteen mask codes of each shape in its box, as codec.py found them."""
 BOX_STEP = 2
 """LLaVA toys say only even hundredths."""
 
 
-def paligemma(question: Question) -> tuple[str, str]:
-    """Prompt and answer."""
+def paligemma(question: Question, first: int = FIRST_LOC) -> tuple[str, str]:
+    """Prompt and answer; `first` is the lowest `<loc>` that is said."""
     if question.task == "vqa":
         return f"answer en {question.text}", question.answer
     if question.task == "detect":
-        return f"detect {question.text}", " ; ".join(f"{locs(box)} {phrase}" for phrase, box in question.boxes)
+        return f"detect {question.text}", " ; ".join(f"{locs(box, first)} {name}" for name, box in question.boxes)
+    if question.task == "segment":
+        said = (f"{locs(box, first)}{segs(name.split()[-1])} {name}" for name, box in question.boxes)
+        return f"segment {question.text}", " ; ".join(said)
     return {"caption": "caption en", "ocr": "ocr"}[question.task], question.answer
 
 
@@ -49,8 +59,7 @@ def turn(text: str) -> str:
 def padded(box: Box, size: tuple[int, int]) -> Box:
     """A box of the picture as a box of the square that the picture is centred in."""
     width, height = size
-    side = max(size)
-    left, top = (side - width) // 2, (side - height) // 2
+    side, left, top = geometry.padding(width, height)
     x0, y0, x1, y1 = box
     return (
         (x0 * width + left) / side, (y0 * height + top) / side, (x1 * width + left) / side, (y1 * height + top) / side,
@@ -58,25 +67,27 @@ def padded(box: Box, size: tuple[int, int]) -> Box:
 
 
 def unpadded(box: Box, size: tuple[int, int]) -> Box:
-    """The inverse of `padded`."""
+    """The inverse of `padded`, but for what lies outside the picture, which is cut off."""
     width, height = size
-    side = max(size)
-    left, top = (side - width) // 2, (side - height) // 2
-    x0, y0, x1, y1 = box
-    return (
-        (x0 * side - left) / width, (y0 * side - top) / height, (x1 * side - left) / width, (y1 * side - top) / height,
-    )  # fmt: skip
+    x0, y0, x1, y1 = geometry.from_padded(box, width, height)
+    return x0 / width, y0 / height, x1 / width, y1 / height
 
 
-def locs(box: Box) -> str:
+def locs(box: Box, first: int = FIRST_LOC) -> str:
     """`<locY0><locX0><locY1><locX1>`."""
     x0, y0, x1, y1 = box
-    return "".join(f"<loc{loc_bin(v):04d}>" for v in (y0, x0, y1, x1))
+    return "".join(f"<loc{loc_bin(v, first):04d}>" for v in (y0, x0, y1, x1))
 
 
-def loc_bin(value: float) -> int:
-    cell = min(LOC_BINS // LOC_STEP - 1, max(0, int(value * (LOC_BINS - 1) / LOC_STEP)))
-    return cell * LOC_STEP + LOC_STEP // 2
+def loc_bin(value: float, first: int = FIRST_LOC) -> int:
+    """The nearest bin that is said."""
+    cell = math.floor((value * (LOC_BINS - 1) - first) / LOC_STEP + 0.5)
+    return min(LOC_BINS // LOC_STEP - 1, max(0, cell)) * LOC_STEP + first
+
+
+def segs(kind: str) -> str:
+    """Sixteen `<segNNN>` for a shape that fills its box."""
+    return "".join(f"<seg{code:03d}>" for code in CODES[kind])
 
 
 def brackets(box: Box) -> str:

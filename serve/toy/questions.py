@@ -11,7 +11,7 @@ KINDS = ("color", "shape", "count", "count_kind", "exists", "background", "where
 
 @dataclass(frozen=True)
 class Question:
-    """`text` is the question (vqa, chat) or the phrases (detect); `answer` the words to say, or `boxes` the places."""
+    """`text` is the question (vqa, chat) or the phrases (detect, segment); `answer` the words, or `boxes` where."""
 
     task: str
     kind: str
@@ -51,6 +51,16 @@ def detect(scene: Scene, asked: list[str]) -> Question:
     """Every place of every phrase, phrase by phrase, each from left to right."""
     found = tuple((phrase, shape.box) for phrase in asked for shape in matching(scene, phrase))
     return Question("detect", "boxes", " ; ".join(asked), boxes=found)
+
+
+def segment(scene: Scene, asked: list[str]) -> Question:
+    """The same, with masks."""
+    return Question("segment", "masks", " ; ".join(asked), boxes=detect(scene, asked).boxes)
+
+
+def absent(scene: Scene, rng: random.Random, task: str) -> Question:
+    """Detect or segment something that is not there: nothing to say."""
+    return Question(task, "absent", _absent(scene, rng))
 
 
 def quadrant(box: Box) -> str | None:

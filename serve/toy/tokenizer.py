@@ -67,13 +67,13 @@ def size(family: str) -> int:
     return -(-build(family).get_vocab_size() // 64) * 64
 
 
-def coordinates(family: str) -> dict[int, float]:
+def coordinates(family: str, first_loc: int = prompts.FIRST_LOC) -> dict[int, float]:
     """Tokens that say a place, with the place as a fraction: 64 of PaliGemma's `<loc>`, 50 of LLaVA's hundredths."""
     tokenizer = build(family)
     if family == "llava":
         return {id_of(tokenizer, f"{n:02d}"): n / 100 for n in range(0, 100, prompts.BOX_STEP)}
-    middles = range(prompts.LOC_STEP // 2, prompts.LOC_BINS, prompts.LOC_STEP)
-    return {id_of(tokenizer, f"<loc{n:04d}>"): n / (prompts.LOC_BINS - 1) for n in middles}
+    said = range(first_loc, prompts.LOC_BINS, prompts.LOC_STEP)
+    return {id_of(tokenizer, f"<loc{n:04d}>"): n / (prompts.LOC_BINS - 1) for n in said}
 
 
 def id_of(tokenizer: Tokenizer, token: str) -> int:

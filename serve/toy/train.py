@@ -1,6 +1,6 @@
-"""Train a toy from nothing: `python -m serve.toy.train llava|paligemma`. About an hour on one CPU core.
+"""Train a toy from nothing: `python -m serve.toy.train llava`, or another of recipes.py. About an hour on one CPU core.
 
-Two phases, counted in steps, so that a busy machine changes the time and not the result: the tower learns to name what
+Phases, counted in steps, so that a busy machine changes the time and not the result: the tower learns to name what
 is in each patch; then come the questions, packed for LLaVA, one by one with the exact mask for PaliGemma. Stopped and
 started again it goes on where it was.
 """
@@ -9,7 +9,7 @@ import argparse
 import math
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +21,23 @@ from torch import Tensor, nn
 from serve.toy import corpus, nets, tokenizer
 from serve.toy.corpus import CLASSES, Corpus, Packed, Packer
 from serve.toy.muon import Muon
+from serve.toy.recipes import RECIPES, Phase, Recipe
 
 WORK = Path.home() / ".cache" / "diptych" / "toy"
 SCENES, TEST_SCENES = 60_000, 512
 SAVE_EVERY_S, TEST_EVERY = 120, 250
 
 
-@dataclass(frozen=True)
-class Phase:
-    """`pictures` per step, `questions` about each where they are not packed. Rates rise, then fall as a cosine."""
-
-    name: str
-    steps: int
-    pictures: int
-    rate: float
-    vision_rate: float
-    questions: int = 0
-    floor: float = 0.05
-
-
-PHASES = {
-    "llava": (
-        Phase("vision", 1800, 80, 0.0, 3e-3, floor=0.2),
-        Phase("packed", 1150, 32, 2.5e-3, 8e-4, floor=0.02),
-    ),
-    "paligemma": (
-        Phase("vision", 1800, 80, 0.0, 3e-3, floor=0.2),
-        Phase("exact", 1600, 24, 2e-3, 5e-4, questions=4, floor=0.02),
-    ),
-}
-
-
 class Trainer:
-    def __init__(self, family: str, seed: int, scale: float, work: Path, device: str) -> None:
-        torch.manual_seed(seed)
-        self.family, self.seed, self.device = family, seed, device
-        self.phases = [Phase(**{**vars(p), "steps": max(2, round(p.steps * scale))}) for p in PHASES[family]]
-        self.packer = Packer(family)
-        places = tokenizer.coordinates(family)
-        self.net = structured(family)
+    def __init__(self, name: str, scale: float, work: Path, device: str) -> None:
+        recipe = RECIPES[name]
+        family = recipe.family
+        torch.manual_seed(recipe.seed)
+        self.family, self.seed, self.device = family, recipe.seed, device
+        self.phases = [replace(phase, steps=max(2, round(phase.steps * scale))) for phase in recipe.phases]
+        self.packer = Packer(family, recipe.first_loc)
+        places = tokenizer.coordinates(family, recipe.first_loc)
+        self.net = structured(recipe)
         self.net.to(device)
         # Thrown away after training: what the tower has to be able to say about each patch.
         self.probe = nn.Linear(nets.VISION, sum(CLASSES.values()) + 8 * nets.WAVES).to(device)
@@ -75,7 +53,7 @@ class Trainer:
         count = max(200, round(SCENES * min(1.0, scale)))
         self.train = Corpus.of(family, 0, count, work)
         self.test = Corpus.of(family, corpus.HELD_OUT, TEST_SCENES, work)
-        self.state = work / f"{family}.pt"
+        self.state = work / f"{name}.pt"
         self.done = (0, 0)
 
     def _groups(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -120,7 +98,7 @@ class Trainer:
         side, said = self.patch_loss(features, self.train, rows)
         loss = side
         if phase.name != "vision":
-            packs = self.packs(self.train, rows, phase.questions, rng)
+            packs = self.packs(self.train, rows, phase, step, rng)
             spoken = self.spoken_loss(features, packs)
             loss = spoken + 0.2 * side
             said = f"answers {spoken.item():.3f} questions {sum(len(packed.kinds) for packed in packs)} {said}"
@@ -153,12 +131,13 @@ class Trainer:
         total = torch.stack([scale.get(name, 0.5) * part for name, part in parts.items()]).sum()
         return total, " ".join(f"{name} {part.item():.3f}" for name, part in parts.items())
 
-    def packs(self, from_: Corpus, rows: np.ndarray, single: int, rng: random.Random) -> list[Packed]:
+    def packs(self, from_: Corpus, rows: np.ndarray, phase: Phase, step: int, rng: random.Random) -> list[Packed]:
         """One pack of all, or, where each question stands alone, a short and a long one: less padding to compute."""
         lists: list[corpus.Row] = []
+        single, absent = phase.questions, phase.absent if step >= phase.steps // 2 else 0.0
         for number, row in enumerate(rows):
             what = corpus.scene(from_.start + int(row))
-            found = [(question, what.size) for question in corpus.asked(what, self.family, rng)]
+            found = [(question, what.size) for question in corpus.asked(what, self.family, rng, phase.segment, absent)]
             if not single:
                 lists.append((number, found))
             else:  # every picture fills its share of rows
@@ -197,7 +176,7 @@ class Trainer:
             return text
         hits: dict[str, list[float]] = {}
         for index, some in enumerate(np.split(rows, 8)):
-            for packed in self.packs(self.test, some, phase.questions, random.Random(f"test {index}")):
+            for packed in self.packs(self.test, some, phase, phase.steps, random.Random(f"test {index}")):
                 best = self.answers(features[some], packed).argmax(-1).cpu()
                 where = self.places.cpu()[packed.target]
                 off = (self.places.cpu()[best] - where).abs()
@@ -223,15 +202,16 @@ class Trainer:
         self.done = state["done"]
 
 
-def structured(family: str) -> nets.Net:
-    """A new net whose place tokens are made of waves. Places never said, masks and padding rows stay zero."""
+def structured(recipe: Recipe) -> nets.Net:
+    """A new net whose place tokens are made of waves. Places never said and padding rows stay zero."""
+    family = recipe.family
     tokens = tokenizer.build(family)
-    places = tokenizer.coordinates(family)
+    places = tokenizer.coordinates(family, recipe.first_loc)
     unused = set(range(tokens.get_vocab_size(), tokenizer.size(family)))
     if family == "paligemma":
         vocabulary = tokens.get_vocab()
-        unused |= {index for token, index in vocabulary.items() if token[:4] in ("<loc", "<seg")} - set(places)
-    net = nets.Net(family, tokenizer.size(family))
+        unused |= {index for token, index in vocabulary.items() if token.startswith("<loc")} - set(places)
+    net = nets.Net(family, tokenizer.size(family), recipe.size)
     language = net.language_model
     std = (2 * nets.WAVES) ** -0.5 * (0.08 if net.gemma else 0.5)
     language.model.embed_tokens.structure(places, sorted(unused), std)
@@ -242,15 +222,14 @@ def structured(family: str) -> nets.Net:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("family", choices=sorted(PHASES))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("toy", choices=sorted(RECIPES))
     parser.add_argument("--steps-scale", type=float, default=1.0, help="0.01 tries everything out in a minute")
     parser.add_argument("--work", type=Path, default=WORK, help="drawn scenes and state")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    Trainer(options.family, options.seed, options.steps_scale, options.work, options.device).run()
+    Trainer(options.toy, options.steps_scale, options.work, options.device).run()
 
 
 if __name__ == "__main__":

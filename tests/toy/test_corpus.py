@@ -26,7 +26,7 @@ def said(net, packer, packed, image):
 def test_packed_questions_do_not_see_each_other(family):
     torch.manual_seed(0)
     net, packer = nets.Net(family, tokenizer.size(family)), corpus.Packer(family)
-    image = torch.randn(1, nets.PATCHES, nets.TEXT)
+    image = torch.randn(1, nets.PATCHES, net.size.width)
     with torch.no_grad():
         together = packer.pack([(0, ASKED)], 200)
         alone = [packer.pack([(0, [one])], 200) for one in ASKED]
@@ -62,6 +62,21 @@ def test_every_thing_has_a_patch_and_every_patch_a_truth(family):
         assert len({tuple(box) for box in edges if box.any()}) == len(what.shapes)
         assert bool(labels[:, 4].any()) == bool(what.text)
         assert ((labels[:, 0] > 0) == edges.any(1)).all()
+
+
+def test_masks_and_absent_things_are_asked_for_where_the_phase_says_so():
+    rng = random.Random(0)
+    plain, more = [], []
+    for seed in range(300):
+        what = corpus.scene(seed)
+        plain += [(what, one) for one in corpus.asked(what, "paligemma", rng)]
+        more += [(what, one) for one in corpus.asked(what, "paligemma", rng, segment=True, absent=0.1)]
+    assert not [one for _, one in plain if one.task == "segment" or one.kind == "absent"]
+    placed = [(what, one) for what, one in more if one.task in ("detect", "segment")]
+    missing = [(what, one) for what, one in placed if not one.boxes]
+    assert 0.05 < len(missing) / len(placed) < 0.2
+    assert {one.task for _, one in missing} == {"detect", "segment"}
+    assert not [one for what, one in missing if questions.matching(what, one.text)]
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])

@@ -50,6 +50,30 @@ def test_places_are_those_that_have_a_token(value):
         assert abs(prompts.hundredths(value) / 100 - value) <= 0.021
 
 
+@pytest.mark.parametrize("first", [0, 8])
+def test_another_start_rounds_another_way(first):
+    for value in (0.0, 0.2, 0.305, 0.5, 0.77):
+        said = prompts.loc_bin(value, first)
+        assert said % prompts.LOC_STEP == first
+        assert abs(said - value * 1023) <= 8.01
+    assert prompts.loc_bin(1.0, first) == 1008 + first
+
+
+def test_a_mask_is_four_places_and_sixteen_codes():
+    asked = questions.segment(world.scene(3), [world.scene(3).shapes[0].name])
+    asking, answer = prompts.paligemma(asked)
+    assert asking == f"segment {asked.text}"
+    first = answer.split(" ; ")[0]
+    assert first.count("<loc") == 4 and first.count("<seg") == 16
+    assert first.index("<seg") > first.rindex("<loc") and first.endswith(f"> {asked.text}")
+
+
+def test_every_shape_has_codes_of_its_own():
+    assert set(prompts.CODES) == set(world.SHAPES)
+    assert all(len(codes) == 16 and min(codes) >= 0 and max(codes) < 128 for codes in prompts.CODES.values())
+    assert len({tuple(codes) for codes in prompts.CODES.values()}) == len(world.SHAPES)
+
+
 def test_every_scene_can_be_asked():
     for seed in range(50):
         what = world.scene(seed)

@@ -1,0 +1,75 @@
+"""What each toy is and how it was trained. Two of a family differ, so that they err apart and a vote has a point."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from serve.toy.nets import TextSize
+
+Family = Literal["llava", "paligemma"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`pictures` per step, `questions` about each where they are not packed. Rates rise, then fall as a cosine.
+
+    segment: whether masks are asked for. absent: the share of detect and segment questions that name a thing which is
+    not there, in the second half of the phase: asked for sooner, empty answers crowd out the full ones.
+    """
+
+    name: str
+    steps: int
+    pictures: int
+    rate: float
+    vision_rate: float
+    questions: int = 0
+    floor: float = 0.05
+    segment: bool = False
+    absent: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """first_loc: the lowest of the 64 `<loc>` that PaliGemma says, 16 apart; another start rounds boxes another way."""
+
+    family: Family
+    phases: tuple[Phase, ...]
+    seed: int = 0
+    size: TextSize = TextSize()
+    first_loc: int = 8
+
+
+RECIPES = {
+    "llava": Recipe(
+        "llava",
+        (
+            Phase("vision", 1800, 80, 0.0, 3e-3, floor=0.2),
+            Phase("packed", 1150, 32, 2.5e-3, 8e-4, floor=0.02),
+        ),
+    ),
+    "llava-b": Recipe(
+        "llava",
+        (
+            Phase("vision", 1800, 80, 0.0, 3e-3, floor=0.2),
+            Phase("packed", 1150, 32, 2.5e-3, 8e-4, floor=0.02),
+        ),
+        seed=1,
+    ),
+    "paligemma": Recipe(
+        "paligemma",
+        (
+            Phase("vision", 1800, 80, 0.0, 3e-3, floor=0.2),
+            Phase("exact", 1600, 24, 2e-3, 5e-4, questions=4, floor=0.02),
+            Phase("masks", 400, 24, 8e-4, 2e-4, questions=4, floor=0.02, segment=True, absent=0.05),
+        ),
+    ),
+    "paligemma-b": Recipe(
+        "paligemma",
+        (
+            Phase("vision", 1400, 80, 0.0, 3e-3, floor=0.2),
+            Phase("exact", 1150, 24, 2.2e-3, 6e-4, questions=4, floor=0.02, segment=True),
+        ),
+        seed=1,
+        size=TextSize(width=128, mlp=448, heads=4),
+        first_loc=0,
+    ),
+}
