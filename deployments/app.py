@@ -1,15 +1,14 @@
-"""The Ray Serve application: one deployment per model, and the gateway before them."""
+"""The Ray Serve application: one deployment per engine, and the gateway before them."""
 
 import ray.serve
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
-from deployments.args import Args, GatewayArgs, Placed
+from deployments.args import Args, LoraArgs, Placed
 from deployments.machine import stay_inside
 from deployments.remote import Remote
 from deployments.replica import Replica
 from serve.api import create_app
-from serve.models import MODELS
 from serve.router import Router
 
 
@@ -17,22 +16,28 @@ from serve.router import Router
 class Gateway:
     """The HTTP front. It imports neither torch nor vLLM: it starts in a second and weighs little."""
 
-    def __init__(self, args: GatewayArgs, handles: dict[str, DeploymentHandle]) -> None:
+    def __init__(self, args: Args, handles: dict[str, DeploymentHandle]) -> None:
+        """handles: one for each engine, by the name of its model; adapters go by their base's."""
         stay_inside()
-        self.args = args
-        self.router = Router([Remote(MODELS[name], handle) for name, handle in handles.items()])
+        self.args = args.gateway
+        bases = {entry.name: entry.base for entry in args.models if isinstance(entry, LoraArgs)}
+        models = args.built()
+        self.router = Router([Remote(model, handles[bases.get(name, name)]) for name, model in models.items()])
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.router, max_body=self.args.max_body_mb * 2**20)
 
 
 def build(args: Args) -> ray.serve.Application:
-    """The application of a Serve config's `args`, with its models in catalogue order."""
+    """The application of a Serve config's `args`, with its models in catalogue order.
+
+    A deployment is named as the model whose engine it holds; the LoRA adapters on it have none of their own.
+    """
     replicas = {
-        model.name: ray.serve.deployment(Replica).options(**_options(model.name, model)).bind(model)
-        for model in args.models
+        name: ray.serve.deployment(Replica).options(**_options(name, entry)).bind(entry, args.adapters(name))
+        for name, entry in args.engines().items()
     }
-    return ray.serve.deployment(Gateway).options(**_options("gateway", args.gateway)).bind(args.gateway, replicas)
+    return ray.serve.deployment(Gateway).options(**_options("gateway", args.gateway)).bind(args, replicas)
 
 
 def _options(name: str, placed: Placed) -> dict[str, object]:

@@ -1,11 +1,15 @@
 """What a Serve config says of this application: which models, how many, where. What a model is stands in `serve`."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from serve.engines.config_check import kind
 from serve.models import MODELS
+from serve.models.base import Checkpoint, Model
+from serve.models.own import Lora, Own, lora, own
 
 
 class Placed(BaseModel):
@@ -21,25 +25,70 @@ class Placed(BaseModel):
     max_ongoing_requests: int = Field(default=1000, ge=1, description="vLLM queues by itself; beyond this Serve does.")
 
 
-class ModelArgs(Placed):
-    """One model. Name alone is enough.
+class Engined(Placed):
+    """A model with an engine of its own.
 
-    checkpoint: a folder or hub id instead of the card's own. engine: vLLM arguments of this place, which win over the
-    family's. simulate: FakeEngine's arguments; the model then speaks without weights, for rehearsing a cluster.
+    engine: vLLM arguments of this place, which win over the family's. simulate: FakeEngine's arguments; the model then
+    speaks without weights, for rehearsing a cluster.
     """
+
+    engine: dict[str, Any] = {}
+    simulate: dict[str, Any] | None = None
+
+
+class ModelArgs(Engined):
+    """A known model. Name alone is enough. checkpoint: a folder or hub id instead of the card's own."""
 
     name: str
     checkpoint: str | None = None
     revision: str | None = None
-    engine: dict[str, Any] = {}
-    simulate: dict[str, Any] | None = None
+    weight: float | None = Field(default=None, ge=0, le=1000, description="How much its replies count in merging.")
 
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in MODELS:
-            raise ValueError(f"There is no model {name!r}. Known: {', '.join(MODELS)}.")
+            raise ValueError(
+                f"There is no model {name!r}. Known: {', '.join(MODELS)}. A model of your own says what it is `like`, "
+                "or is a LoRA `adapter` on a `base`."
+            )
         return name
+
+    def model(self) -> Model:
+        """The catalogue's, with this place's weight and checkpoint."""
+        known = MODELS[self.name]
+        weight = known.weight if self.weight is None else self.weight
+        if self.checkpoint is None:
+            made = dataclasses.replace(known.checkpoint, revision=self.revision or known.checkpoint.revision)
+        else:
+            made = Checkpoint(self.checkpoint, self.revision, expect=kind(known.checkpoint.expect))
+        return dataclasses.replace(known, weight=weight, checkpoint=made)
+
+
+class OwnArgs(Own, Engined):
+    """A fine-tune with weights of its own (serve/models/own.py)."""
+
+    def model(self) -> Model:
+        return own(self)
+
+
+class LoraArgs(Lora):
+    """A LoRA adapter. It is placed where its base is."""
+
+
+SORTS = ("known", "own", "adapter")
+
+
+def _sort_of(value: Any) -> str:
+    """Which of the three an entry is, by the field that only it has."""
+    given = value if isinstance(value, Mapping) else dict(vars(value))
+    return "adapter" if {"base", "adapter"} & given.keys() else "own" if "like" in given else "known"
+
+
+Entry = Annotated[
+    Annotated[ModelArgs, Tag("known")] | Annotated[OwnArgs, Tag("own")] | Annotated[LoraArgs, Tag("adapter")],
+    Discriminator(_sort_of),
+]
 
 
 class GatewayArgs(Placed):
@@ -54,7 +103,7 @@ class Args(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    models: list[ModelArgs] = Field(min_length=1)
+    models: list[Entry] = Field(min_length=1)
     gateway: GatewayArgs = GatewayArgs()
 
     @model_validator(mode="before")
@@ -72,5 +121,36 @@ class Args(BaseModel):
         if twice:
             raise ValueError(f"Named twice: {', '.join(sorted(twice))}.")
         order = list(MODELS)
-        self.models.sort(key=lambda model: order.index(model.name))
+        self.models.sort(key=lambda entry: order.index(entry.name) if entry.name in MODELS else len(order))
+        self.built()
         return self
+
+    def engines(self) -> dict[str, "ModelArgs | OwnArgs"]:
+        """The models with an engine of their own, by name."""
+        return {entry.name: entry for entry in self.models if not isinstance(entry, LoraArgs)}
+
+    def adapters(self, base: str) -> list[LoraArgs]:
+        """The LoRA adapters that share this base's engine."""
+        return [entry for entry in self.models if isinstance(entry, LoraArgs) and entry.base == base]
+
+    def built(self) -> dict[str, Model]:
+        """Every model, in the order of everything that is returned: the catalogue's, then one's own as written.
+
+        Raises ValueError naming an adapter that does not go with its base.
+        """
+        bases = {name: entry.model() for name, entry in self.engines().items()}
+        found = {}
+        for entry in self.models:
+            if not isinstance(entry, LoraArgs):
+                found[entry.name] = bases[entry.name]
+            elif entry.base in bases:
+                try:
+                    found[entry.name] = lora(entry, bases[entry.base])
+                except ValueError as error:
+                    raise ValueError(f"{entry.name}: {error}") from None
+            else:
+                raise ValueError(
+                    f"{entry.name}: base: {entry.base!r} is not served here with an engine of its own. "
+                    f"Served: {', '.join(bases) or 'none'}."
+                )
+        return found

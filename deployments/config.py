@@ -1,13 +1,13 @@
 """Which config to serve: a file, or one made for the models that are named."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deployments.args import Args
+from deployments.args import SORTS, Args
 
 HERE = Path(__file__).parent
 APP = "deployments.app:build"
@@ -60,10 +60,21 @@ def _checked(source: str, **values: Any) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        said = str(first.get("ctx", {}).get("error") or first["msg"])
-        where = ".".join(str(part) for part in first["loc"] if part != "args")
-        raise Refused(f"{source}: {said}" if "ctx" in first else f"{source}: {where}: {said}.") from None
+        raise Refused(f"{source}: {_sentence(error.errors()[0], values)}") from None
+
+
+def _sentence(error: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """What is wrong, naming the model's entry and its field."""
+    said = str(error.get("ctx", {}).get("error") or error["msg"]).rstrip(".") + "."
+    if error["type"] == "extra_forbidden":
+        said = "there is no such field."
+    place = [part for part in error["loc"] if part != "args" and part not in SORTS]
+    entries = values["args"].get("models") if isinstance(values["args"], Mapping) else None
+    if place[:1] == ["models"] and len(place) > 1 and isinstance(entries, list):
+        entry = entries[int(place[1])]
+        name = entry.get("name") if isinstance(entry, Mapping) else entry
+        place = [f"models.{place[1]}" + (f" ({name})" if name else ""), *place[2:]]
+    return ": ".join([*map(str, place), said])
 
 
 def _items(whole: Any, key: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The way to one model in another process: a Route over a Serve handle."""
+"""The way to one model in another process: a Route over a Serve handle. A LoRA adapter goes by its base's handle."""
 
 import asyncio
 import contextlib
@@ -35,13 +35,17 @@ class Remote:
 
     async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """The replica's events. Leaving early stops the replica's work."""
-        async with contextlib.aclosing(self._listen(lambda: self._streams.answer.remote(task, request))) as events:
+        async with contextlib.aclosing(
+            self._listen(lambda: self._streams.answer.remote(task, request, self.model.name))
+        ) as events:
             async for event in events:
                 yield event
 
     async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """The replica's pieces. Leaving early stops the replica's work."""
-        async with contextlib.aclosing(self._listen(lambda: self._streams.speak.remote(prompt))) as pieces:
+        async with contextlib.aclosing(
+            self._listen(lambda: self._streams.speak.remote(prompt, self.model.name))
+        ) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -102,7 +106,10 @@ class Remote:
     async def _ask_forever(self) -> None:
         while True:
             try:
-                self._said = (time.monotonic(), await asyncio.wait_for(self._handle.status.remote(), PATIENCE_S))
+                self._said = (
+                    time.monotonic(),
+                    await asyncio.wait_for(self._handle.status.remote(self.model.name), PATIENCE_S),
+                )
                 self._lost.clear()
             except (TimeoutError, ServeError, *GONE):
                 if not self._lost.is_set():

@@ -1,16 +1,18 @@
-"""One model in one process: a Worker, its engine, and what Serve wants to know about them."""
+"""One engine in one process: the workers of its model and its adapters, and what Serve wants to know about them."""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
-from deployments.args import ModelArgs
+from deployments.args import LoraArgs, ModelArgs, OwnArgs
 from deployments.machine import stay_inside
-from serve.engines.base import Engine, Piece, Prompt
-from serve.engines.config_check import kind
+from serve.engines.adapted import Adapted, Sharing
+from serve.engines.adapters import Adapter
+from serve.engines.base import Piece, Prompt, State
 from serve.errors import ModelError
-from serve.models import MODELS
+from serve.models.base import Model
+from serve.models.own import lora
 from serve.tasks.base import Delta, Reply, Request
 from serve.worker import Status, Worker
 
@@ -21,34 +23,38 @@ class Replica:
     """The engine starts in the background, so that the replica can say what it is doing, or why it failed.
 
     A model that cannot start stays up to say so, and the others serve on. An engine that dies after it was ready
-    fails the health check: Serve then replaces this process, which brings the engine back.
+    fails the health check: Serve then replaces this process, which brings the engine back. LoRA adapters speak from
+    the same engine, each with a status of its own.
     """
 
-    def __init__(self, args: ModelArgs) -> None:
+    def __init__(self, args: ModelArgs | OwnArgs, adapters: Sequence[LoraArgs] = ()) -> None:
         stay_inside()
-        model = MODELS[args.name]
-        self.worker = Worker(model, _engine(args, self._progress))
+        base = args.model()
+        loras = [lora(adapter, base) for adapter in adapters]
+        engine = _engine(args, base, loras, self._progress)
+        self.worker = Worker(base, engine)
+        self.adapters = {model.name: Worker(model, Adapted(engine, model.name)) for model in loras}
         self.answering = 0
-        self._starting = asyncio.get_running_loop().create_task(self.worker.start())
+        self._starting = asyncio.get_running_loop().create_task(self._start())
         self._starting.add_done_callback(self._started)
 
-    async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
-        """Worker.answer, which is closed when the caller leaves."""
+    async def answer(self, task: str, request: Request, model: str) -> AsyncGenerator[Delta | Reply, None]:
+        """Worker.answer of the base or an adapter, which is closed when the caller leaves."""
         with self._counted():
-            async with contextlib.aclosing(self.worker.answer(task, request)) as events:
+            async with contextlib.aclosing(self._worker(model).answer(task, request)) as events:
                 async for event in events:
                     yield event
 
-    async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
-        """Worker.speak, which is closed when the caller leaves."""
+    async def speak(self, prompt: Prompt, model: str) -> AsyncGenerator[Piece, None]:
+        """Worker.speak of the base or an adapter, which is closed when the caller leaves."""
         with self._counted():
-            async with contextlib.aclosing(self.worker.speak(prompt)) as pieces:
+            async with contextlib.aclosing(self._worker(model).speak(prompt)) as pieces:
                 async for piece in pieces:
                     yield piece
 
-    async def status(self) -> Status:
-        """Where the model stands; answered also while it starts."""
-        return await self.worker.status()
+    async def status(self, model: str) -> Status:
+        """Where the base or an adapter stands; answered also while it starts."""
+        return await self._worker(model).status()
 
     async def busy(self) -> int:
         """How many answers are being spoken now."""
@@ -61,13 +67,30 @@ class Replica:
             try:
                 await self.worker.engine.check()
             except ModelError as error:
-                self.worker.mark("starting", f"starting again: {error.message}")
+                self._mark("starting", f"starting again: {error.message}")
                 raise
 
     async def __del__(self) -> None:
         """Asked by Serve when it stops this replica: no process of the engine stays behind."""
         self._starting.cancel()
         await self.worker.engine.stop()
+
+    def _worker(self, model: str) -> Worker:
+        return self.adapters.get(model, self.worker)
+
+    def _mark(self, state: State, step: str) -> None:
+        """What befalls the engine befalls every model that speaks from it."""
+        for worker in (self.worker, *self.adapters.values()):
+            worker.mark(state, step)
+
+    async def _start(self) -> None:
+        await self.worker.start()
+        status = await self.worker.status()
+        for worker in self.adapters.values():
+            if status.state == "failed":
+                worker.mark("failed", f"Its base {status.model} could not be started: {status.step}")
+            else:
+                await worker.start()
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -79,16 +102,17 @@ class Replica:
 
     def _progress(self, words: str) -> None:
         if words != "ready":  # the worker says that itself, once it is true
-            self.worker.mark("starting", words)
+            self._mark("starting", words)
 
     def _started(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s did not start", self.worker.name, exc_info=error)
-            self.worker.mark("failed", f"It could not be started, by a fault of Diptych: {error!r}")
+            self._mark("failed", f"It could not be started, by a fault of Diptych: {error!r}")
 
 
-def _engine(args: ModelArgs, progress: Callable[[str], None]) -> Engine:
-    model = MODELS[args.name]
+def _engine(
+    args: ModelArgs | OwnArgs, model: Model, loras: Sequence[Model], progress: Callable[[str], None]
+) -> Sharing:
     if args.simulate is not None:
         from serve.engines.fake import FakeEngine
 
@@ -96,13 +120,14 @@ def _engine(args: ModelArgs, progress: Callable[[str], None]) -> Engine:
     from serve.engines.vllm import VllmEngine
 
     return VllmEngine(
-        args.checkpoint or model.checkpoint.hub,
-        revision=args.revision or (None if args.checkpoint else model.checkpoint.revision),
-        gated=model.checkpoint.gated and args.checkpoint is None,
-        expect=kind(model.checkpoint.expect) if args.checkpoint else model.checkpoint.expect,
+        model.checkpoint.hub,
+        revision=model.checkpoint.revision,
+        gated=model.checkpoint.gated,
+        expect=model.checkpoint.expect,
         engine=model.engine,
         deployment=args.engine,
         prefix_lm=model.prefix_lm,
+        adapters=[Adapter(one.name, one.checkpoint.hub, one.checkpoint.revision) for one in loras],
         prepare=model.prepare,
         progress=progress,
     )

@@ -87,11 +87,12 @@ def _serve(config: Config) -> int:
             stop.set()
             raise Stopped
 
-    names = [model.name for model in config.args.models]
+    models = config.args.built()
+    names = list(models)
     progress = Progress(names)
     print(f"Starting {' and '.join(names)}. Ctrl-C stops everything.", flush=True)
     try:
-        wanted = config.args.gateway.num_cpus + sum(m.num_cpus * m.replicas for m in config.args.models)
+        wanted = config.args.gateway.num_cpus + sum(m.num_cpus * m.replicas for m in config.args.engines().values())
         signal.signal(signal.SIGTERM, told)
         signal.signal(signal.SIGINT, told)
         with machine(wanted) as logs:
@@ -100,7 +101,7 @@ def _serve(config: Config) -> int:
             progress.say("Ray is up; starting a process for the front and one for each model")
             url = _run(config)
             states = progress.follow(url)
-            _welcome(url, states, logs)
+            _welcome(url, states, logs, toys=all(models[name].card.toy for name in names))
             while not stop.wait(1.0):
                 reap()
             return 0
@@ -122,7 +123,7 @@ def _run(config: Config) -> str:
     from deployments.app import build
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    wanted = sum(model.num_gpus * model.replicas for model in config.args.models)
+    wanted = sum(model.num_gpus * model.replicas for model in config.args.engines().values())
     have = ray.cluster_resources().get("GPU", 0)
     if wanted > have:
         raise Refused(
@@ -139,7 +140,7 @@ def _run(config: Config) -> str:
     return f"http://{host}:{config.port}"
 
 
-def _welcome(url: str, states: dict[str, str], logs: Path) -> None:
+def _welcome(url: str, states: dict[str, str], logs: Path, *, toys: bool) -> None:
     ready = [name for name, state in states.items() if state == "ready"]
     if len(ready) < len(states):
         print(f"Logs: {logs}")
@@ -147,7 +148,7 @@ def _welcome(url: str, states: dict[str, str], logs: Path) -> None:
         print("No model can answer. Ctrl-C stops.", flush=True)
         return
     print(f"\nDiptych is ready: {url}\n\nTry, in another terminal:\n  {_command(url)}")
-    if all(MODELS[name].card.toy for name in ready):
+    if toys:
         print(
             "\nThese are toys: they know drawn shapes only. The published models, on a GPU:\n"
             "  diptych serve --models llava-1.5-7b,paligemma-3b-mix-448"

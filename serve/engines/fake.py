@@ -21,6 +21,7 @@ class FakeEngine:
     fail_start: what `start` fails with. fail_after: raise ModelError after that many pieces. die_after: the same, but
     the engine is dead from then on, until `revive`. logprob: of each token. max_chars: longer prompts are refused.
     finish: the reason given at the end, where max_tokens is not reached earlier. image_tokens: counted per picture.
+    adapters: what an adapter says, in place of `replies`. fail_adapters: why an adapter cannot be used.
 
     `prompts` holds every prompt that was asked, `speaking` how many are being answered, `aborted` how many were left
     before their end.
@@ -40,11 +41,14 @@ class FakeEngine:
         max_chars: int | None = None,
         finish: FinishReason = "stop",
         image_tokens: int = 49,
+        adapters: Mapping[str, Replies] | None = None,
+        fail_adapters: Mapping[str, str] | None = None,
     ) -> None:
         self.replies = replies
         self.delay_s, self.first_delay_s, self.start_s = delay_s, first_delay_s, start_s
         self.fail_start, self.fail_after, self.die_after = fail_start, fail_after, die_after
         self.logprob, self.max_chars, self.finish, self.image_tokens = logprob, max_chars, finish, image_tokens
+        self.adapters, self.fail_adapters = dict(adapters or {}), dict(fail_adapters or {})
         self.prompts: list[Prompt] = []
         self.speaking = self.aborted = 0
         self.started = self.dead = False
@@ -65,6 +69,12 @@ class FakeEngine:
         """Raises ModelError when killed."""
         if self.dead:
             raise ModelError("The model's engine died; it has to be started again.", code="engine_dead")
+
+    async def adopt(self, adapter: str) -> None:
+        """Raises ModelError when told to."""
+        await self.check()
+        if adapter in self.fail_adapters:
+            raise ModelError(self.fail_adapters[adapter], code="adapter_refused")
 
     async def stop(self) -> None:
         self.started = False
@@ -105,7 +115,7 @@ class FakeEngine:
             self.aborted += not whole
 
     def _pieces(self, prompt: Prompt) -> list[str]:
-        replies = self.replies
+        replies = self.adapters.get(prompt.adapter or "", self.replies)
         if callable(replies):
             words = replies(prompt)
         elif isinstance(replies, Mapping):

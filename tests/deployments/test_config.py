@@ -54,12 +54,12 @@ def test_a_model_named_twice_is_refused() -> None:
         ("applications: [", "is not YAML"),
         ("[]", "needs one application with import_path deployments.app:build"),
         (yaml.dump({"applications": [{"import_path": "other:app"}]}), "needs one application"),
-        (yaml.dump({"applications": [{"import_path": config.APP, "args": {}}]}), "models: Field required"),
+        (yaml.dump({"applications": [{"import_path": config.APP, "args": {}}]}), "models: Field required."),
         (
             yaml.dump(
                 {"applications": [{"import_path": config.APP, "args": {"models": [{"name": "toy-llava", "n": 1}]}}]}
             ),
-            "models.0.n: Extra inputs are not permitted",
+            "models.0 (toy-llava): n: there is no such field.",
         ),
     ],
 )

@@ -1,0 +1,225 @@
+"""A user's own model: a fine-tune `like` a known one, or a LoRA adapter on a served base. A few lines make a Model.
+
+Prompts, turns, pictures, parsers and engine arguments come from the model that it is made of; what was tuned (weights,
+the words of a task) replaces theirs. tests/models/test_own.py and deployments/README.md show how it is written.
+"""
+
+import dataclasses
+import string
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from serve.engines.base import Prompt
+from serve.engines.config_check import kind
+from serve.image import Image
+from serve.models import MODELS
+from serve.models.base import Card, Checkpoint, Model, Skill, Turn
+from serve.tasks import TASKS
+
+Tasks = Literal["vqa", "caption", "ocr", "detect", "segment", "chat"]
+Words = Annotated[str, Field(min_length=1, max_length=4000)]
+
+
+def _free(name: str) -> str:
+    if name in MODELS:
+        raise ValueError(f"{name!r} is a known model: give yours a name of its own.")
+    if name in TASKS or name == "gateway":
+        raise ValueError(f"{name!r} means something else here: give your model another name.")
+    return name
+
+
+def _known(name: str) -> str:
+    if name not in MODELS:
+        raise ValueError(f"There is no model {name!r} to be like. Known: {', '.join(MODELS)}.")
+    return name
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"), AfterValidator(_free)]
+
+
+class OwnCard(BaseModel):
+    """What people read of it; whatever is left out is taken from the model that it is made of, or said so."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    organization: Words | None = None
+    category: Words | None = None
+    released: Words | None = None
+    licence: Words | None = None
+    about: Words | None = None
+    parameters: Annotated[int, Field(ge=1)] | None = None
+    features: Annotated[tuple[Words, ...], Field(min_length=1)] | None = None
+    links: tuple[Words, ...] | None = None
+
+
+class Tuned(BaseModel):
+    """What may be said of every model of one's own.
+
+    tasks: of those that the model it is made of can do; all of them when left out. prompts: the words that it was
+    tuned on, by task, in place of the family's; the turn around them stays. {question}, {lang} and {label} or {labels}
+    stand for what is asked; {{ and }} for braces. max_tokens: how long its replies may be, where the request names no
+    length. weight: how much its replies count in merging.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name
+    tasks: Annotated[list[Tasks], Field(min_length=1)] | None = None
+    prompts: dict[Tasks, Words] = {}
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
+    weight: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    card: OwnCard = OwnCard()
+
+    def check(self, origin: Model) -> None:
+        """Raises ValueError naming what does not go with the model that it is made of."""
+        for task in self.tasks or ():
+            if task not in origin.skills:
+                able = ", ".join(name for name in TASKS if name in origin.skills)
+                raise ValueError(f"tasks: {origin.name} cannot do {task}, only {able}.")
+        for task, words in self.prompts.items():
+            if task not in (self.tasks or origin.skills):
+                raise ValueError(f"prompts: {self.name} does not do {task}.")
+            _check_words(task, words, _placeholders(task, origin))
+
+
+class Own(Tuned):
+    """A fine-tune with weights of its own. like: the known model of its architecture and size."""
+
+    like: Annotated[str, AfterValidator(_known)]
+    checkpoint: Words
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Own":
+        self.check(MODELS[self.like])
+        return self
+
+
+class Lora(Tuned):
+    """A LoRA in PEFT's format on a model that is served here too, whose engine it shares."""
+
+    base: str
+    adapter: Words
+    revision: str | None = None
+
+
+def own(spec: Own) -> Model:
+    """The Model of a fine-tune. What its config.json must share with `like`: architecture, and the picture's size."""
+    origin = MODELS[spec.like]
+    expected = origin.checkpoint.expect
+    size = {field: expected[field] for field in ("vision_config.image_size",) if field in expected}
+    made = Checkpoint(spec.checkpoint, spec.revision, expect={**kind(expected), **size})
+    return _tuned(spec, origin, made, f"Fine-tune of {origin.name}", None)
+
+
+def lora(spec: Lora, base: Model) -> Model:
+    """The Model of an adapter. Raises ValueError naming what does not go with its base."""
+    spec.check(base)
+    made = Checkpoint(spec.adapter, spec.revision)
+    return _tuned(spec, base, made, f"LoRA adapter on {base.name}", spec.name)
+
+
+def _tuned(spec: Tuned, origin: Model, checkpoint: Checkpoint, what: str, adapter: str | None) -> Model:
+    tasks = [task for task in TASKS if task in (spec.tasks or origin.skills) and task in origin.skills]
+    return dataclasses.replace(
+        origin,
+        name=spec.name,
+        checkpoint=checkpoint,
+        card=_card(spec.card, origin.card, tasks, what),
+        skills={task: _skill(task, spec, origin) for task in tasks},
+        weight=spec.weight,
+        adapter=adapter,
+    )
+
+
+def _card(given: OwnCard, origin: Card, tasks: Sequence[str], what: str) -> Card:
+    """The origin's card with what was given, and with nothing of it that would be said of other weights."""
+    said = {field: value for field, value in given.model_dump().items() if value is not None}
+    derived: dict[str, Any] = {
+        "organization": "Whoever runs this server",
+        "category": what,
+        "released": "not published",
+        "licence": f"that of its origin: {origin.licence}",
+        "tasks": tuple(tasks),
+        "features": (*origin.features, "fine-tuned by its user"),
+        "about": f"{what}: a model of this server's own.",
+        "checked": "Its architecture was, these weights were not: they are its user's own.",
+    }
+    return dataclasses.replace(origin, **{**derived, **said})
+
+
+def _skill(task: str, spec: Tuned, origin: Model) -> Skill:
+    known, most = origin.skills[task], spec.max_tokens
+    words = next((given for name, given in spec.prompts.items() if name == task), None)
+    if words is None and most is None:
+        return known
+
+    def ask(request: Any) -> list[Prompt]:
+        speaks_it = words is not None and "lang" in _fields(words)  # the family's own prompts may not
+        prompts = known.ask(request.model_copy(update={"lang": "en"}) if speaks_it else request)
+        if words is not None:
+            one_each = len(prompts) > 1 or "label" in _fields(words)
+            labels = getattr(request, "labels", [])
+            asked = labels if one_each else [" ; ".join(labels)]
+            prompts = [
+                dataclasses.replace(prompt, text=_turn(origin, prompt, _filled(words, request, label)))
+                for prompt, label in zip(prompts, asked, strict=True)
+            ]
+        if most is None or request.max_tokens:
+            return prompts
+        return [
+            dataclasses.replace(prompt, sampling=dataclasses.replace(prompt.sampling, max_tokens=most))
+            for prompt in prompts
+        ]
+
+    return dataclasses.replace(known, ask=ask)
+
+
+def _filled(words: str, request: Any, labels: str) -> str:
+    asked = {field: getattr(request, field, "") for field in ("question", "lang")}
+    return words.format(**asked, label=labels, labels=labels)
+
+
+def _turn(origin: Model, prompt: Prompt, words: str) -> str:
+    """The family's turn around these words, with the picture or film where the family has it."""
+    film = prompt.video is not None
+    return origin.converse([Turn("user", words, pictured=not film and prompt.image is not None, filmed=film)])
+
+
+def _placeholders(task: str, origin: Model) -> Mapping[str, bool]:
+    """What a task's own prompt may hold, and whether it must."""
+    fields = TASKS[task].request.model_fields
+    found: dict[str, bool] = {field: field == "question" for field in ("question", "lang") if field in fields}
+    return {**found, _phrases(origin): True} if "labels" in fields else found
+
+
+def _phrases(origin: Model) -> str:
+    """`label` for a family that is asked one phrase at a time, `labels` for one that takes all at once."""
+    if "detect" not in origin.skills:
+        return "labels"
+    image = Image(np.zeros((8, 8, 3), np.uint8))
+    request = TASKS["detect"].request.model_construct(image=image, labels=["a", "b"])
+    return "label" if len(origin.skills["detect"].ask(request)) > 1 else "labels"
+
+
+def _fields(words: str) -> set[str]:
+    return {field for _, field, _, _ in string.Formatter().parse(words) if field is not None}
+
+
+def _check_words(task: str, words: str, allowed: Mapping[str, bool]) -> None:
+    """Raises ValueError naming a placeholder that means nothing in this task, or one that is missing."""
+    can = f"it can hold {', '.join(f'{{{field}}}' for field in allowed)}" if allowed else "it can hold none"
+    try:
+        parts = list(string.Formatter().parse(words))
+    except ValueError:
+        raise ValueError(f"prompts: {task}: a brace stands alone; a brace itself is written {{{{ or }}}}.") from None
+    for _, field, spec, conversion in parts:
+        if field is not None and (field not in allowed or spec or conversion):
+            shown = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            raise ValueError(f"prompts: {task}: {{{shown}}} is no placeholder; {can}.")
+    for field, needed in allowed.items():
+        if needed and field not in _fields(words):
+            raise ValueError(f"prompts: {task}: {{{field}}} is missing, so it would not be asked; {can}.")

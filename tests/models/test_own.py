@@ -1,0 +1,137 @@
+"""A user's own model out of a few lines: its prompts, its card, and what is refused."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from serve import catalog
+from serve.errors import BadRequest
+from serve.image import Image
+from serve.models import MODELS
+from serve.models.own import Lora, Own, lora, own
+from serve.tasks import TASKS
+
+PICTURE = Image(np.zeros((40, 60, 3), np.uint8))
+GIVEN = {"name": "receipts", "like": "paligemma-3b-pt-448", "checkpoint": "me/receipts"}
+
+
+def request(task: str, **fields: Any) -> Any:
+    asked = {"question": "how many?"} if task in ("vqa", "chat") else {}
+    asked |= {"labels": ["a cat", "a dog"]} if task in ("detect", "segment") else {}
+    return TASKS[task].request.model_validate({**asked, **fields, "image": PICTURE})
+
+
+def spoken(model: Any, task: str, **fields: Any) -> list[str]:
+    return [prompt.text for prompt in model.skills[task].ask(request(task, **fields))]
+
+
+def made(**fields: Any) -> Any:
+    return own(Own.model_validate({**GIVEN, **fields}))
+
+
+def test_it_is_asked_as_the_model_it_is_like_unless_it_says_otherwise() -> None:
+    model, like = made(), MODELS["paligemma-3b-pt-448"]
+    assert model.skills == like.skills and model.prefix_lm and model.engine == like.engine
+    assert (model.checkpoint.hub, model.checkpoint.gated, model.adapter, model.weight) == (
+        "me/receipts",
+        False,
+        None,
+        1,
+    )
+
+
+def test_its_weights_must_be_of_the_same_architecture_and_picture_size() -> None:
+    assert made().checkpoint.expect == {
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "text_config.model_type": "gemma",
+        "vision_config.image_size": 448,
+    }
+
+
+def test_its_own_words_replace_the_familys() -> None:
+    prompts = {"vqa": "ask {lang}: {question}", "ocr": "read receipt {{all}}", "detect": "find {labels}!"}
+    model = made(prompts=prompts, tasks=["detect", "ocr", "vqa"])
+    assert list(model.skills) == ["vqa", "ocr", "detect"]
+    assert spoken(model, "vqa", lang="de") == ["ask de: how many?"]
+    assert spoken(model, "ocr") == ["read receipt {all}"]
+    assert spoken(model, "detect") == ["find a cat ; a dog!"]
+
+
+def test_a_llavas_words_stand_in_its_turn_and_each_phrase_is_asked_by_itself() -> None:
+    prompts = {"vqa": "{question} Briefly.", "detect": "Where is {label}?", "caption": "Beschreibe das Bild ({lang})."}
+    model = made(like="llava-1.5-7b", prompts=prompts)
+    assert spoken(model, "vqa") == ["USER: <image>\nhow many? Briefly. ASSISTANT:"]
+    assert spoken(model, "detect") == [f"USER: <image>\nWhere is {it}? ASSISTANT:" for it in ("a cat", "a dog")]
+    assert spoken(model, "caption", lang="de") == ["USER: <image>\nBeschreibe das Bild (de). ASSISTANT:"]
+    with pytest.raises(BadRequest, match="English"):
+        spoken(made(like="llava-1.5-7b"), "caption", lang="de")
+
+
+def test_what_a_caller_asks_is_never_read_as_a_placeholder() -> None:
+    model = made(prompts={"vqa": "answer {question}"})
+    assert spoken(model, "vqa", question="{lang} {0} {{x}}") == ["answer {lang} {0} {{x}}"]
+
+
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.images and "vqa" in model.skills])
+def test_for_every_family_a_question_alone_makes_the_familys_own_turn(name: str) -> None:
+    model = made(like=name, prompts={"vqa": "{question}"})
+    (prompt,) = model.skills["vqa"].ask(request("vqa"))
+    (usual,) = MODELS[name].skills["vqa"].ask(request("vqa"))
+    before, after = usual.text.split("how many?") if "<image>" in usual.text else ("", "")
+    assert prompt.text.startswith(before) and "how many?" in prompt.text
+    assert dataclasses.replace(prompt, text="") == dataclasses.replace(usual, text="")
+    if after:
+        assert prompt.text.endswith(after.split("phrase.")[-1])
+
+
+def test_its_replies_may_be_longer_unless_the_request_says_how_long() -> None:
+    model = made(max_tokens=300)
+    assert [p.sampling.max_tokens for p in model.skills["vqa"].ask(request("vqa"))] == [300]
+    assert [p.sampling.max_tokens for p in model.skills["vqa"].ask(request("vqa", max_tokens=5))] == [5]
+
+
+def test_its_card_has_no_blank_cell_and_says_whose_it_is() -> None:
+    model = made(tasks=["ocr"], weight=2, card={"licence": "internal", "parameters": 7})
+    assert (model.card.licence, model.card.parameters, model.weight) == ("internal", 7, 2)
+    assert model.card.tasks == ("ocr",) and model.card.category == "Fine-tune of paligemma-3b-pt-448"
+    table = catalog.compare(["receipts", "llava-1.5-7b"], {"receipts": model})
+    assert all(value not in ("", [], None) for row in table.rows for value in row.values)
+
+
+def test_an_adapter_is_its_base_with_another_name_and_other_words() -> None:
+    base = made()
+    spec = {"name": "mine", "base": "receipts", "adapter": "/lora", "prompts": {"ocr": "read it"}, "weight": 0.5}
+    model = lora(Lora.model_validate(spec), base)
+    assert (model.adapter, model.checkpoint.hub, model.weight) == ("mine", "/lora", 0.5)
+    assert model.card.category == "LoRA adapter on receipts" and spoken(model, "ocr") == ["read it"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"like": "gpt"}, "There is no model 'gpt' to be like. Known: .*llava-1.5-7b"),
+        ({"name": "llava-1.5-7b"}, "'llava-1.5-7b' is a known model"),
+        ({"name": "vqa"}, "'vqa' means something else here"),
+        ({"name": "a b"}, "String should match pattern"),
+        ({"tasks": ["chat"]}, "tasks: paligemma-3b-pt-448 cannot do chat, only vqa"),
+        ({"tasks": ["ocr"], "prompts": {"vqa": "{question}"}}, "prompts: receipts does not do vqa"),
+        ({"prompts": {"vqa": "answer {quesion}"}}, r"prompts: vqa: {quesion} is no placeholder; .*{question}, {lang}"),
+        ({"prompts": {"vqa": "answer en"}}, r"prompts: vqa: {question} is missing"),
+        ({"prompts": {"vqa": "{question.__class__}"}}, r"{question.__class__} is no placeholder"),
+        ({"prompts": {"vqa": "{question!r:9}"}}, r"{question!r:9} is no placeholder"),
+        ({"prompts": {"vqa": "{question} {"}}, "a brace stands alone"),
+        ({"prompts": {"detect": "detect {label}"}}, r"{label} is no placeholder; it can hold {labels}"),
+        ({"prompts": {"ocr": "read {question}"}}, r"{question} is no placeholder; it can hold none"),
+        ({"prompts": {"guess": "x"}}, "prompts.guess"),
+        ({"card": {"tasks": ["x"]}}, "card.tasks"),
+        ({"weight": -1}, "weight"),
+        ({"checkpoint": ""}, "checkpoint"),
+        ({"promts": {}}, "promts"),
+    ],
+)
+def test_a_slip_is_refused_by_name(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Own.model_validate({**GIVEN, **fields})
