@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("diptych", description="One picture, every model, side by side.", allow_abbrev=False)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _serve_options(commands.add_parser("serve", help="start a server (the embedded toy models, unless told otherwise)"))
-    _ask_options(commands.add_parser("ask", help="ask every model about a picture"))
+    _ask_options(commands.add_parser("ask", help="ask every model about a picture or a film"))
     _run_options(commands.add_parser("run", help="every picture of a folder through all models, as JSON lines"))
     _evaluate_options(commands.add_parser("evaluate", help="how right the models are, and their merged reply"))
     models = commands.add_parser("models", help="which models there are, and what they can do")
@@ -78,7 +78,10 @@ def _serve_options(serve: argparse.ArgumentParser) -> None:
 
 
 def _ask_options(ask: argparse.ArgumentParser) -> None:
-    ask.add_argument("image", metavar="IMAGE", help="a PNG, JPEG, WEBP or GIF file; - reads it from stdin")
+    ask.add_argument(
+        "image", metavar="IMAGE", help="a PNG, JPEG, WEBP or GIF picture, an MP4, MOV or WEBM film; - is stdin"
+    )
+    ask.add_argument("--video", action="store_true", help="an animated GIF or WEBP as a film, not as its first frame")
     ask.add_argument(
         "question", nargs="?", type=_text, metavar="QUESTION", help="for detect: phrases, as in 'cat; dog'"
     )
@@ -97,6 +100,10 @@ def _request_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--deadline", dest="deadline_s", type=_number, metavar="S", help="seconds a model may take")
     command.add_argument("--quorum", type=_count, metavar="N", help="merge as soon as so many models answered")
     command.add_argument("--merge", type=_text, metavar="METHOD", help="default: the task's own")
+    command.add_argument(
+        "--judge", type=_text, metavar="MODEL", help="who judges a caption or chat, with --merge judge"
+    )
+    command.add_argument("--weights", type=_weights, metavar="A=2,B=1", help="how much a model counts in the merge")
     command.add_argument("--temperature", type=_number, metavar="T", help="default 0: the likeliest words")
     command.add_argument("--max-tokens", type=_count, metavar="N", help="at most so many tokens a reply")
     command.add_argument("--seed", type=int, metavar="N", help="for a temperature above 0")

@@ -11,7 +11,7 @@ from rich.console import Console
 from serve.evaluation import folder, lines
 from serve.evaluation.asker import Asker, wait_ready
 from serve.evaluation.batch import Job, ask_all
-from serve.terminal.asking import BOXED, FIELDS, phrases
+from serve.terminal.asking import BOXED, given, phrases
 from serve.terminal.client import Failure, Misuse, Server
 
 Json = dict[str, Any]
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
 def asked(options: argparse.Namespace) -> Json:
     """The request's fields, the same for every picture. Raises Misuse where the task needs more."""
-    fields = {name: value for name in FIELDS if (value := getattr(options, name, None)) is not None}
+    fields = given(options)
     question, labels = options.asked, options.labels
     if options.task in BOXED:
         wanted = phrases(labels or question or "")

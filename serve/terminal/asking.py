@@ -15,7 +15,7 @@ from serve.terminal.client import Failure, Misuse, Server
 from serve.terminal.listing import toy_notes
 from serve.video_caps import sniff
 
-FIELDS = ("models", "deadline_s", "quorum", "merge", "temperature", "max_tokens", "seed", "lang")
+FIELDS = ("models", "deadline_s", "quorum", "merge", "judge", "temperature", "max_tokens", "seed", "lang")
 BOXED = ("detect", "segment")  # tasks that answer with boxes
 ENOUGH = 64 * 2**20  # the server says what is too large; this only makes `diptych ask /dev/zero` end
 
@@ -103,9 +103,16 @@ def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str
     return f"{drawn} drawn into {path}: {', '.join(legend)}, merged red."
 
 
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """What of a request does not depend on its task, as a form holds it: weights are JSON there."""
+    fields = {name: value for name in FIELDS if (value := getattr(options, name, None)) is not None}
+    weights = getattr(options, "weights", None)
+    return fields if weights is None else fields | {"weights": json.dumps(weights)}
+
+
 def _fields(task: str, options: argparse.Namespace) -> dict[str, Any]:
     """The request's fields, those that were given."""
-    fields = {name: value for name in FIELDS if (value := getattr(options, name)) is not None}
+    fields = given(options)
     if task in BOXED:
         wanted = phrases(options.labels or options.question or "")
         if not wanted:
