@@ -16,15 +16,13 @@ from pydantic_core import core_schema
 
 from serve.errors import BadRequest, ServeError, TooLarge
 from serve.image import Image, from_data_url
-from serve.video_caps import CAPS, Caps, evenly
+from serve.video_caps import CAPS, Caps, evenly, sniff
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4
 """Films that are decoded at the same time: each may take all cores, and memory up to its cap."""
 _SEATS = threading.BoundedSemaphore(AT_ONCE)
-_STILLS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # pictures in an MP4's clothes
-_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,17 +82,6 @@ def decode(data: bytes, param: str = "video", caps: Caps = CAPS) -> Video:
 def decode_data_url(url: str, param: str = "video") -> Video:
     """`data:video/mp4;base64,...` as a Video."""
     return decode(from_data_url(url, param, "video", CAPS.bytes), param)
-
-
-def sniff(data: bytes) -> str | None:
-    """mp4 (MOV too), webm, gif or webp, by the file's first bytes; None for anything else."""
-    if data[4:8] in _BOXES and data[8:12] not in _STILLS:
-        return "mp4"
-    if data.startswith(b"\x1aE\xdf\xa3"):
-        return "webm"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
 def _decoded(data: bytes, kind: str, param: str, caps: Caps) -> tuple[dict[str, Any], bytes]:

@@ -1,4 +1,4 @@
-"""How much of a film is taken, and which of its frames. Known to the server and to the process that decodes."""
+"""What is a film, how much of it is taken, and which of its frames. Light: known also to what cannot decode one."""
 
 import math
 from dataclasses import dataclass
@@ -30,6 +30,9 @@ class Caps:
 
 CAPS = Caps()
 
+_STILLS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # pictures in an MP4's clothes
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+
 
 def evenly(total: int, count: int) -> list[int]:
     """At most `count` of the indices 0..total-1, evenly spaced, first and last included.
@@ -39,3 +42,14 @@ def evenly(total: int, count: int) -> list[int]:
     if count >= total:
         return list(range(total))
     return [at * (total - 1) // (count - 1) for at in range(count)] if count > 1 else [0]
+
+
+def sniff(data: bytes) -> str | None:
+    """mp4 (MOV too), webm, gif or webp, by the file's first bytes; None for anything else."""
+    if data[4:8] in _BOXES and data[8:12] not in _STILLS:
+        return "mp4"
+    if data.startswith(b"\x1aE\xdf\xa3"):
+        return "webm"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None

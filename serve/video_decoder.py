@@ -35,7 +35,7 @@ _TURNS = {  # counterclockwise, as FFmpeg counts
 }
 _DAMAGE = (
     *(av.FFmpegError, OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError),
-    *(struct.error, MemoryError, PIL.Image.DecompressionBombError),
+    *(struct.error, MemoryError),
 )
 
 
@@ -191,6 +191,8 @@ def main() -> None:
         said = {"size": reel.size, "times": reel.times, "seconds": round(seconds, 3)}
     except Refused as refusal:
         said = {"refused": refusal.why, "size": refusal.size}
+    except PIL.Image.DecompressionBombError:  # Pillow's own cap on what a header may promise
+        said = {"refused": "huge", "size": None}
     except _DAMAGE:
         said = {"refused": "damaged", "size": None}
     sys.stdout.buffer.write(json.dumps(said).encode() + b"\n")

@@ -17,12 +17,14 @@ from typing import Any
 
 import PIL.Image
 import pytest
+from decoders import saved, weights
+from filmed import animation, film
 from served import listening
 
 from serve import cli
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
-from serve.models import MODELS
+from serve.models import MODELS, paligemma_tasks
 from serve.router import Router
 from serve.terminal import client
 from serve.worker import Worker
@@ -131,17 +133,19 @@ def test_json_is_the_server_s_reply_and_nothing_else(diptych: Any, server: str, 
 def test_every_option_reaches_the_server(monkeypatch: pytest.MonkeyPatch, diptych: Any, picture: Path) -> None:
     seen: list[Any] = []
 
-    def ask(self: client.Server, task: str, data: bytes, fields: Any) -> Any:
-        seen.append((self.url, task, data, fields))
+    def ask(self: client.Server, task: str, data: bytes, fields: Any, film: bool) -> Any:
+        seen.append((self.url, task, data, fields, film))
         return {"replies": [], "merged": None}
 
     monkeypatch.setattr(client.Server, "ask", ask)
     monkeypatch.setenv("DIPTYCH_URL", "http://127.0.0.1:81/")
-    words = "--models a,b --deadline 2.5 --quorum 1 --merge vote --temperature 0.5 --max-tokens 9 --seed -3 --lang de"
+    words = "--models a,b --deadline 2.5 --quorum 1 --merge vote --judge a --temperature 0.5 --max-tokens 9 --seed -3"
+    words += " --lang de --weights a=2,b=0.5"
     assert diptych("ask", picture, "q", "--json", *words.split()).status == 0
     fields = {"models": ["a", "b"], "deadline_s": 2.5, "quorum": 1, "merge": "vote", "temperature": 0.5}
-    fields |= {"max_tokens": 9, "seed": -3, "lang": "de", "question": "q"}
-    assert seen == [("http://127.0.0.1:81", "vqa", picture.read_bytes(), fields)]
+    fields |= {"max_tokens": 9, "seed": -3, "lang": "de", "question": "q", "judge": "a"}
+    fields |= {"weights": '{"a": 2.0, "b": 0.5}'}
+    assert seen == [("http://127.0.0.1:81", "vqa", picture.read_bytes(), fields, False)]
 
 
 @pytest.mark.parametrize("given", [("cat; a dog",), ("cat, a dog",), ("--labels", "cat;a dog")])
@@ -271,6 +275,44 @@ def test_a_picture_that_is_not_there(diptych: Any, server: str, tmp_path: Path) 
     assert ran.status == 2 and "download it" in ran.err
 
 
+@pytest.fixture
+def cinema() -> Iterator[str]:
+    """A server with a model that was trained on films and one that was not."""
+    seeing = worker("toy-llava")
+    seeing.model = dataclasses.replace(seeing.model, videos=True)
+    with serving(seeing, worker("toy-paligemma")) as url:
+        yield url
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "frames"),
+    [(film(), (), 12), (film(12, "libvpx-vp9"), (), 12), (animation(), ("--video",), 12), (animation(), (), None)],
+    ids=["mp4", "webm", "gif as film", "gif as picture"],
+)
+def test_a_film_is_sent_as_one(
+    diptych: Any, cinema: str, tmp_path: Path, data: bytes, options: tuple[str, ...], frames: int | None
+) -> None:
+    (tmp_path / "film").write_bytes(data)  # by its content: names lie
+    ran = diptych("ask", tmp_path / "film", "what happens?", "--json", "--server", cinema, *options)
+    assert ran.status == 0, ran.err
+    body = json.loads(ran.out)
+    assert body["image"] == {"width": 64, "height": 48} and body.get("video", {}).get("frames") == frames
+    assert [reply["model"] for reply in body["replies"]] == ["toy-llava", *["toy-paligemma"] * (frames is None)]
+
+
+def test_a_film_that_nobody_takes_is_refused_in_one_sentence(
+    diptych: Any, server: str, cinema: str, tmp_path: Path
+) -> None:
+    (tmp_path / "film.mp4").write_bytes(film())
+    ran = diptych("ask", tmp_path / "film.mp4", "what happens?", "--server", server)
+    assert (ran.status, ran.err) == (1, "diptych: models: No served model can do vqa about a video.\n")
+    ran = diptych("ask", tmp_path / "film.mp4", "q", "--server", cinema, "--models", "toy-paligemma")
+    assert (ran.status, ran.err) == (1, "diptych: models: toy-paligemma takes images, not video.\n")
+    (tmp_path / "film.mp4").write_bytes(film()[:900])
+    ran = diptych("ask", tmp_path / "film.mp4", "q", "--server", cinema)
+    assert ran.status == 1 and ran.err.startswith("diptych: video: The video is damaged or cut short")
+
+
 def test_a_picture_from_stdin(diptych: Any, server: str, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(picture.read_bytes())))
     assert diptych("ask", "-", "--server", server).status == 0
@@ -290,6 +332,26 @@ def test_the_saved_picture_has_the_boxes_where_they_belong(diptych: Any, server:
         assert row[100] == row[30] == (255, 255, 255)
 
 
+def test_masks_are_drawn_as_veils(diptych: Any, tmp_path: Path, picture: Path) -> None:
+    decoder = saved(tmp_path, weights())
+    model = dataclasses.replace(MODELS["toy-paligemma"], skills=paligemma_tasks.skills(["segment"], decoder=decoder))
+    codes = "".join(f"<seg{code:03d}>" for code in range(16))
+    segmenter = Worker(model, FakeEngine(f"<loc0256><loc0256><loc0767><loc0767>{codes} cat"))
+    segmenter.mark("ready", "ready")
+    out = picture.with_name("out.png")
+    with serving(segmenter) as url:
+        ran = diptych("ask", picture, "cat", "--task", "segment", "--server", url, "--save", out)
+    assert ran.status == 0 and "Boxes and masks drawn into" in ran.out and "cat  50 50 150 150" in ran.out
+    with PIL.Image.open(out) as drawn:
+        tinted = sum(drawn.getpixel((x, y)) != (255, 255, 255) for x in range(60, 140) for y in range(60, 140))
+    assert 0 < tinted < 80 * 80  # where exactly, is the decoder's business
+
+
+def test_text_is_read(diptych: Any, server: str, picture: Path) -> None:
+    ran = diptych("ask", picture, "--task", "ocr", "--server", server)
+    assert ran.status == 0 and "by rover, 100% agreement" in ran.out
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -304,6 +366,8 @@ def test_the_saved_picture_has_the_boxes_where_they_belong(diptych: Any, server:
         ("q", "--deadline", "soon"),
         ("q", "--quorum", "0"),
         ("q", "--server", "localhost:8000"),
+        ("q", "--weights", "a"),
+        ("q", "--weights", "a=-1"),
         ("q", "--nonsense"),
     ],
     ids=" ".join,
@@ -376,7 +440,7 @@ def test_another_program_at_the_address(diptych: Any, picture: Path) -> None:
 
 
 def test_leaving_is_quiet(diptych: Any, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def leave(*_: object) -> None:
+    def leave(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(client.Server, "ask", leave)
@@ -393,7 +457,7 @@ def test_models_with_and_without_a_server(diptych: Any, server: str, nowhere: st
     for name, model in MODELS.items():
         rows = [next(line for line in ran.out.splitlines() if line.strip().startswith(name)) for ran in (here, alone)]
         assert rows[1].count("✓") == len(model.skills)
-        assert ("ready" in rows[0]) == name.startswith("toy-")
+        assert ("ready" in rows[0]) == (name in ("toy-llava", "toy-paligemma"))
     assert f"Served at {server}: ready." in here.out
     assert "No Diptych answers" in alone.out
 

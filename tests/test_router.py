@@ -17,6 +17,7 @@ from serve.router import Router
 from serve.tasks.base import Delta, Event, Merged, Reply, Request
 from serve.tasks.chat import ChatRequest
 from serve.tasks.vqa import VqaRequest, VqaResult
+from serve.video import Video
 from serve.worker import Status
 
 PICTURE = Image(np.zeros((4, 4, 3), np.uint8))
@@ -55,6 +56,17 @@ class ScriptedRoute:
 
 def ask(**fields: object) -> VqaRequest:
     return VqaRequest(image=PICTURE, question="q", **fields)  # type: ignore[arg-type]
+
+
+def ask_film(**fields: object) -> VqaRequest:
+    film = Video(np.zeros((2, 8, 8, 3), np.uint8), (0.0, 1.0), 2.0)
+    return VqaRequest(video=film, question="q", **fields)  # type: ignore[arg-type, call-arg]
+
+
+def eyes(name: str, *, images: bool, videos: bool, words: str = "red") -> ScriptedRoute:
+    route = ScriptedRoute(name, words)
+    route.model = dataclasses.replace(route.model, images=images, videos=videos)
+    return route
 
 
 async def run(routes: Sequence[ScriptedRoute], request: Request | None = None) -> list[Event]:
@@ -196,3 +208,34 @@ async def test_a_model_that_does_not_say_how_it_is_counts_as_starting() -> None:
 
     states = await Router([Mute("a"), ScriptedRoute("b")]).statuses(timeout_s=0.05)
     assert [(s.model, s.state) for s in states] == [("a", "starting"), ("b", "ready")]
+
+
+# Films
+
+
+async def test_only_models_that_take_films_are_asked_about_one() -> None:
+    routes = [
+        eyes("stills", images=True, videos=False),
+        eyes("films", images=False, videos=True),
+        eyes("both", images=True, videos=True),
+    ]
+    assert [event.model for event in await run(routes, ask_film()) if isinstance(event, Reply)] == ["films", "both"]
+    assert [event.model for event in await run(routes, ask()) if isinstance(event, Reply)] == ["stills", "both"]
+    router = Router(routes)
+    for request, name, said, code in (
+        (ask_film(models=["stills"]), "models", "stills takes images, not video.", "video_not_supported"),
+        (ask_film(models=["both", "stills"]), "models", "stills takes images, not video.", "video_not_supported"),
+        (ask(models=["films"]), "models", "films takes video, not images.", "image_not_supported"),
+    ):
+        with pytest.raises(BadRequest) as caught:
+            router.check("vqa", request)
+        assert (caught.value.param, caught.value.message, caught.value.code) == (name, said, code)
+
+
+async def test_a_film_that_nobody_takes_is_refused() -> None:
+    with pytest.raises(NotFound, match="No served model can do vqa about a video.") as film:
+        Router([eyes("stills", images=True, videos=False)]).check("vqa", ask_film())
+    with pytest.raises(NotFound, match="No served model can do vqa about an image.") as picture:
+        Router([eyes("films", images=False, videos=True)]).check("vqa", ask())
+    for caught in (film, picture):
+        assert (caught.value.param, caught.value.code) == ("models", "no_able_model")

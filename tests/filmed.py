@@ -1,0 +1,60 @@
+"""Films for tests, encoded on the spot: frame i is the colour of number i, so that a frame tells which one it is."""
+
+import base64
+import functools
+import io
+from typing import Any
+
+import av
+import numpy as np
+import PIL.Image
+
+CODECS: dict[str, tuple[str, dict[str, str]]] = {  # container, and what keeps the greys apart
+    "libx264": ("mp4", {"crf": "10"}),
+    "libx265": ("mp4", {"crf": "10", "x265-params": "log-level=none"}),
+    "libsvtav1": ("mp4", {"svtav1-params": "lp=1"}),
+    "mpeg4": ("mov", {"b": "4000000"}),
+    "libvpx-vp9": ("webm", {}),
+}
+STEP = 4  # of grey, from one frame to the next
+
+
+def pictures(count: int, width: int = 64, height: int = 48) -> list[PIL.Image.Image]:
+    """Grey i * STEP, with a red left edge."""
+    found = []
+    for at in range(count):
+        picture = PIL.Image.new("RGB", (width, height), (at * STEP,) * 3)
+        picture.paste("red", (0, 0, width // 4, height))
+        found.append(picture)
+    return found
+
+
+@functools.cache
+def film(count: int = 12, codec: str = "libx264", width: int = 64, height: int = 48, rate: int = 10) -> bytes:
+    """An MP4, MOV or WEBM as its codec wants it; `rate` frames a second."""
+    file = io.BytesIO()
+    kind, options = CODECS[codec]
+    with av.open(file, "w", format=kind) as container:
+        stream: Any = container.add_stream(codec, rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for picture in pictures(count, width, height):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def animation(count: int = 12, kind: str = "GIF", width: int = 64, height: int = 48, **options: Any) -> bytes:
+    """An animated GIF or WEBP, 40 ms a frame unless told otherwise."""
+    first, *rest = pictures(count, width, height)
+    file = io.BytesIO()
+    first.save(file, kind, save_all=True, append_images=rest, **{"duration": 40, "lossless": True, **options})
+    return file.getvalue()
+
+
+def url(data: bytes, kind: str = "video/mp4") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def numbers(frames: Any) -> list[int]:
+    """Which frames these are, by the grey at their right."""
+    return [round(float(frame[4:-4, -12:-4].mean()) / STEP) for frame in frames]
