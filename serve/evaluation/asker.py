@@ -32,6 +32,7 @@ class Asker:
         self.url = server.url
         self.concurrency, self.patience_s = concurrency, patience_s
         self._answered: set[str] = set()
+        self._given_up: set[str] = set()  # models that were waited for in vain: not once more for every picture
         self._heard = time.monotonic()
         try:
             self._http = httpx.AsyncClient(
@@ -68,8 +69,10 @@ class Asker:
             self._heard = time.monotonic()
             over = time.monotonic() - began > self.patience_s
             if response.status_code == 200:
-                if over or not _passing(body):
+                absent = _absent(body)
+                if over or absent <= self._given_up:
                     self._answered.add(task)
+                    self._given_up = absent if over else self._given_up & absent
                     return self._line(body)
             elif response.status_code in (429, 500, 502, 503, 504):
                 if over or (tries > 1 and await self._final(response.status_code, body)):
@@ -142,8 +145,10 @@ def sent(picture: bytes, fields: Json) -> Json:
     return {"files": {"image": ("picture", picture)}, "data": form, "timeout": patience}
 
 
-def _passing(body: Json) -> bool:
-    return any((reply.get("error") or {}).get("code") in PASSING for reply in body.get("replies", []))
+def _absent(body: Json) -> set[str]:
+    """The models that could not answer now, but may in a minute."""
+    replies = body.get("replies", [])
+    return {reply["model"] for reply in replies if (reply.get("error") or {}).get("code") in PASSING}
 
 
 def _told(response: httpx.Response, body: Json) -> Json:

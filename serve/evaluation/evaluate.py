@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from serve.evaluation import annotations, lines, score, table, toys
 from serve.evaluation.asker import Asker, wait_ready
@@ -46,7 +47,7 @@ def _show(reports: Sequence[score.Report]) -> None:
     console = Console()
     for report in reports:
         for part in table.rendered(report):
-            console.print(part)
+            console.print(part, soft_wrap=isinstance(part, Text))
     note = "All x 100; [95 % interval, bootstrap over pictures]; * best. The first measure of a task decides."
     console.print(plain(note, "dim"), soft_wrap=True)
 

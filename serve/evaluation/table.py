@@ -50,6 +50,11 @@ def _cell(value: Interval, best: bool) -> Text:
 
 def _sentence(gain: Gain) -> str:
     value = gain.gain
-    word = "=" if abs(value.value) <= 1e-9 else ("better" if value.value > 0 else "WORSE")
-    less = f"{gain.measure}: {gain.row} - {gain.best} (best single)"
-    return f"{less} = {value.value:+.1f} [{value.low:+.1f}, {value.high:+.1f}] {word}".removesuffix(" =")
+    word = "equal" if abs(value.value) <= 1e-9 else "better" if value.value > 0 else "WORSE"
+    numbers = f"{_signed(value.value)} [{_signed(value.low)}, {_signed(value.high)}]"
+    return f"{gain.measure}: {gain.row} - {gain.best} (best single) = {numbers} {word}"
+
+
+def _signed(value: float) -> str:
+    """+0.0 also for a hair below nothing."""
+    return f"{round(value, 1) + 0.0:+.1f}"

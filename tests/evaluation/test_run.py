@@ -1,21 +1,27 @@
 """`diptych run`: every picture once, also after a kill."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
 import threading
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
+from served import Server as Uvicorn
 from served import until
 from served_folder import album, lines, serving, started
+from uvicorn import Config
 
 from serve.engines.fake import FakeEngine
 from serve.evaluation import batch
 from serve.evaluation.asker import Asker
+from serve.evaluation.lines import Record
+from serve.terminal.client import Server
 
 
 def test_every_picture_has_a_line(diptych: Any, server: str, tmp_path: Path) -> None:
@@ -116,17 +122,13 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     assert all(len(line["replies"]) == 2 for line in lines(out))
 
 
-def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
-    names, out = album(tmp_path / "in", 12), tmp_path / "out.jsonl"
-    with serving(FakeEngine("red", delay_s=0.1)) as url:
-        words = ("run", tmp_path / "in", "--out", out, "--server", url, "--concurrency", 1)
-        first = started(*words)
-        assert until(lambda: out.exists() and out.read_bytes().count(b"\n") > 0, 30)
-        second = started(*words)
-        assert "is being written by another diptych" in second.communicate(timeout=30)[1]
-        assert second.returncode == 1
-        first.communicate(timeout=60)
-        assert first.returncode == 0
+def test_two_at_once_do_not_mix(diptych: Any, server: str, tmp_path: Path) -> None:
+    names, out = album(tmp_path / "in", 3), tmp_path / "out.jsonl"
+    words = ("run", tmp_path / "in", "--out", out, "--server", server)
+    with contextlib.closing(Record(out, "file", lambda _: None)):
+        ran = diptych(*words)
+        assert ran.status == 1 and f"{out} is being written by another diptych" in ran.err and out.read_bytes() == b""
+    assert diptych(*words).status == 0
     assert sorted(line["file"] for line in lines(out)) == names
 
 
@@ -239,11 +241,18 @@ STARTING: dict[str, Any] = GOOD | {
 
 def asked(app: Rude, patience_s: float = 5.0) -> tuple[dict[str, Any], list[float]]:
     """One question's answer, and how long it slept in between."""
-    from served import Server as Uvicorn
-    from uvicorn import Config
+    said: list[dict[str, Any]] = []
 
-    from serve.terminal.client import Server
+    async def once(asker: Asker) -> None:
+        asker.patience_s = patience_s
+        said.append(await asker.ask("caption", b"x", {}))
 
+    naps = with_asker(app, once)
+    return said[0], naps
+
+
+def with_asker(app: Rude, act: Callable[[Asker], Coroutine[Any, Any, None]]) -> list[float]:
+    """Do something with a client of this server; returns how long it would have slept."""
     naps: list[float] = []
     real = asyncio.sleep
 
@@ -252,17 +261,16 @@ def asked(app: Rude, patience_s: float = 5.0) -> tuple[dict[str, Any], list[floa
         naps.extend([seconds] * here)
         await real(0 if here else seconds)
 
-    async def go(url: str) -> dict[str, Any]:
+    async def go(url: str) -> None:
         with Server(url) as server:
-            async with Asker(server, patience_s=patience_s) as asker:
-                return await asker.ask("caption", b"x", {})
+            async with Asker(server) as asker:
+                await act(asker)
 
-    with (
-        Uvicorn(Config(app, port=0, log_level="critical", lifespan="off")).running() as url,
-        pytest.MonkeyPatch.context() as patched,
-    ):
+    serving_it = Uvicorn(Config(app, port=0, log_level="critical", lifespan="off")).running()
+    with serving_it as url, pytest.MonkeyPatch.context() as patched:
         patched.setattr("serve.evaluation.asker.asyncio.sleep", nap)
-        return asyncio.run(go(url)), naps
+        asyncio.run(go(url))
+    return naps
 
 
 def test_a_busy_server_is_asked_again_when_it_says() -> None:
@@ -293,6 +301,24 @@ def test_a_model_that_is_being_started_again_is_waited_for() -> None:
     assert said["replies"][0]["status"] == "ok" and len(naps) == 2
     said, _ = asked(Rude((200, {}, STARTING)), patience_s=0.0)
     assert said["replies"][0]["error"]["code"] == "model_starting"  # in the end its column says so
+
+
+def test_a_model_that_stays_away_is_not_waited_for_again() -> None:
+    """Once in vain is enough: the next picture's line is written without it, until it is back."""
+    app = Rude((200, {}, STARTING), (200, {}, GOOD), (200, {}, STARTING), (200, {}, GOOD))
+
+    async def twice(asker: Asker) -> None:
+        asker.patience_s = 0.0
+        assert (await asker.ask("caption", b"x", {}))["replies"][0]["status"] == "error"
+        asker.patience_s = 60.0
+        app.replies.insert(0, (200, {}, STARTING))
+        assert (await asker.ask("caption", b"x", {}))["replies"][0]["status"] == "error"
+        assert app.asked == 2
+        assert (await asker.ask("caption", b"x", {}))["replies"][0]["status"] == "ok"
+        assert (await asker.ask("caption", b"x", {}))["replies"][0]["status"] == "ok"
+        assert app.asked == 5  # back, then away again: waited for
+
+    with_asker(app, twice)
 
 
 def test_no_more_under_way_than_allowed(tmp_path: Path, diptych: Any) -> None:
