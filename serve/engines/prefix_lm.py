@@ -3,7 +3,8 @@
 PaliGemma (arXiv 2407.07726, section 3.1) attends without a mask inside image and prompt, and causally in the reply.
 vLLM runs the whole sequence causally on CPU, and on GPU frees only the image: both answer, wrongly, and say nothing.
 The plugin hands the stock attention kernels one flag per request: a request in prefill is not causal, one that speaks
-is. That is exact as long as a prefill step holds a request's whole prompt and nothing else, so
+is. Sliding layers (Gemma 2's) have no window inside the prefix: where a prompt is longer, they look twice. That is
+exact as long as a prefill step holds a request's whole prompt and nothing else, so
 
 - chunked prefill, long-prefill splitting and prefix caching are off: each would show a prompt only a part of itself;
 - the scheduler never puts prompt and reply into one step. A preempted request is computed anew from its prompt *and*

@@ -57,3 +57,9 @@ async def test_a_seed_repeats_and_a_stop_text_ends(engine: TransformersEngine) -
 async def test_a_schema_is_refused(engine: TransformersEngine) -> None:
     with pytest.raises(BadRequest):
         await speak(engine, json_schema="{}")
+
+
+async def test_a_film_is_refused_where_only_pictures_are_taken(engine: TransformersEngine) -> None:
+    with pytest.raises(BadRequest) as caught:
+        engine.inputs(Prompt(TEXT, None, video=checkpoints.films(1)[0]))
+    assert caught.value.param == "video"
