@@ -68,7 +68,9 @@ def _sentence(error: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     said = str(error.get("ctx", {}).get("error") or error["msg"]).rstrip(".") + "."
     if error["type"] == "extra_forbidden":
         said = "there is no such field."
-    place = [part for part in error["loc"] if part != "args" and part not in SORTS]
+    place = [part for part in error["loc"] if part != "args"]
+    if len(place) > 2 and place[2] in SORTS:
+        del place[2]  # pydantic's word for which of the three sorts of entry it took this one for
     entries = values["args"].get("models") if isinstance(values["args"], Mapping) else None
     if place[:1] == ["models"] and len(place) > 1 and isinstance(entries, list):
         entry = entries[int(place[1])]

@@ -157,10 +157,15 @@ def _entry(model: Model, served: bool) -> Entry:
         images=model.images,
         videos=model.videos,
         toy=card.toy,
-        checkpoint=None if card.toy else checkpoint.hub,  # a toy's is a folder on this machine: nobody's business
+        checkpoint=None if card.toy or is_folder(checkpoint.hub) else checkpoint.hub,  # a folder is nobody's business
         revision=checkpoint.revision,
         gated=checkpoint.gated,
     )
+
+
+def is_folder(checkpoint: str) -> bool:
+    """Whether a checkpoint's name is that of a folder on this machine, and no hub id."""
+    return checkpoint.startswith(("/", ".", "~")) or checkpoint.count("/") != 1
 
 
 def _row(field: str, title: str, models: Sequence[Model]) -> Row:

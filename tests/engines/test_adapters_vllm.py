@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import gc
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,19 @@ def test_an_adapter_says_what_its_merged_weights_say(
     assert changed > MANY / 2
 
 
+def speakable(folder: Path) -> Path:
+    """The same checkpoint, but never saying a token that only pads its vocabulary: vLLM has no text for it and dies."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    named = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+    weights["language_model.lm_head.weight"][named:] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 async def test_adapters_that_fail_leave_their_base_and_the_others_as_they_are(tmp_path: Path) -> None:
-    base = checkpoints.make("llava", tmp_path / "base")
+    base = speakable(checkpoints.make("llava", tmp_path / "base"))
     good = loras.make(base, tmp_path / "good", loras.LANGUAGE)
     loras.make(base, tmp_path / "other", loras.LANGUAGE, seed=4)
     (tmp_path / "cut").mkdir()
@@ -124,7 +136,7 @@ async def test_what_only_vllm_finds_wrong_is_the_adapters_own_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Our own check looked away: vLLM refuses it when it is loaded, before anybody asks, and the base speaks on."""
-    base = checkpoints.make("llava", tmp_path / "base")
+    base = speakable(checkpoints.make("llava", tmp_path / "base"))
     folder = loras.make(base, tmp_path / "dora", loras.LANGUAGE)
     config = folder / "adapter_config.json"
     config.write_text(config.read_text().replace('"bias"', '"use_dora": true, "bias"'))

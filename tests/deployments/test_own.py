@@ -1,0 +1,200 @@
+"""A model of one's own in a Serve config: it answers, is compared and merged like any other, and fails by itself."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from served import URL
+
+from deployments import config
+from deployments.args import Args
+from deployments.config import Refused
+from deployments.replica import Replica
+from serve.api import create_app
+from serve.models.base import Model
+from serve.router import Router
+from serve.worker import Status
+
+BASE = {
+    "name": "toy-paligemma",
+    "simulate": {"replies": "red", "adapters": {"mine": "blue", "other": "green"}, "fail_adapters": {"odd": "Odd."}},
+}
+OWN = {
+    "name": "receipts",
+    "like": "toy-paligemma",
+    "checkpoint": "/models/receipts",
+    "tasks": ["vqa", "ocr"],
+    "prompts": {"vqa": "receipt {question}"},
+    "weight": 2,
+    "simulate": {"replies": "blue"},
+}
+MINE = {"name": "mine", "base": "toy-paligemma", "adapter": "me/lora", "revision": "abc", "weight": 0.5}
+ODD = {"name": "odd", "base": "receipts", "adapter": "/lora"}
+
+
+def args(*models: Any) -> Args:
+    return Args.model_validate({"models": list(models)})
+
+
+@pytest.fixture(autouse=True)
+def outside_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.replica.stay_inside", lambda: None)
+
+
+class Here(Replica):
+    """A replica that Serve will not bury: it has no process to leave behind."""
+
+    def __del__(self) -> None:  # type: ignore[override]
+        pass
+
+
+class Handle:
+    """What Remote is over Ray: one model's way to the replica that holds it."""
+
+    def __init__(self, model: Model, replica: Replica) -> None:
+        self.model, self.replica = model, replica
+
+    def answer(self, task: str, request: Any) -> AsyncGenerator[Any, None]:
+        return self.replica.answer(task, request, self.model.name)
+
+    def speak(self, prompt: Any) -> AsyncGenerator[Any, None]:
+        return self.replica.speak(prompt, self.model.name)
+
+    async def status(self) -> Status:
+        return await self.replica.status(self.model.name)
+
+
+async def served(given: Args) -> tuple[httpx.AsyncClient, dict[str, Here]]:
+    """The replicas that `app.build` would place, in this process, and a client of their gateway."""
+    replicas = {name: Here(entry, given.adapters(name)) for name, entry in given.engines().items()}
+    await asyncio.gather(*(replica._starting for replica in replicas.values()))
+    of = {adapter.name: name for name in replicas for adapter in given.adapters(name)}
+    router = Router([Handle(model, replicas[of.get(name, name)]) for name, model in given.built().items()])
+    return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(router)), base_url="http://test"), replicas
+
+
+def test_ones_own_come_after_the_catalogues_in_the_order_they_are_written() -> None:
+    given = args(MINE, OWN, BASE, "toy-llava")
+    assert list(given.built()) == ["toy-llava", "toy-paligemma", "mine", "receipts"]
+    assert list(given.engines()) == ["toy-llava", "toy-paligemma", "receipts"]
+    assert [adapter.name for adapter in given.adapters("toy-paligemma")] == ["mine"]
+    assert given.built()["mine"].checkpoint.revision == "abc"
+
+
+def test_a_known_models_weight_and_checkpoint_are_this_places() -> None:
+    model = args({"name": "paligemma-3b-pt-448", "weight": 3, "checkpoint": "/here"}).built()["paligemma-3b-pt-448"]
+    assert (model.weight, model.checkpoint.hub, model.checkpoint.revision) == (3, "/here", None)
+    assert not model.checkpoint.gated
+    assert "text_config.vocab_size" not in model.checkpoint.expect
+
+
+async def test_they_answer_beside_the_others_each_in_its_own_words() -> None:
+    client, replicas = await served(args(BASE, OWN, MINE))
+    body = {"image": URL, "question": "what colour?"}
+    found = (await client.post("/v1/tasks/vqa", json=body)).json()
+    said = {reply["model"]: reply["result"]["answer"] for reply in found["replies"]}
+    assert said == {"toy-paligemma": "red", "mine": "blue", "receipts": "blue"}
+    assert found["merged"]["result"]["answer"] == "blue"
+    assert found["merged"]["agreement"] == pytest.approx(2.5 / 3.5, abs=0.01)  # weights 1, 0.5 and 2
+    asked: Any = replicas["receipts"].worker.engine
+    assert [prompt.text for prompt in asked.prompts] == ["receipt what colour?"]
+    shared: Any = replicas["toy-paligemma"].worker.engine
+    assert sorted(str(prompt.adapter) for prompt in shared.prompts) == ["None", "mine"]
+    named = {"model": "mine", "messages": [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": URL}}, {"type": "text", "text": "caption en"}]}]}  # fmt: skip
+    completion = (await client.post("/v1/chat/completions", json=named)).json()
+    assert completion["choices"][0]["message"]["content"] == "blue"
+
+
+async def test_they_stand_in_the_catalogue_and_the_comparison_without_a_blank_cell() -> None:
+    large = {"name": "large", "like": "llava-1.5-7b", "checkpoint": "/models/large", "simulate": {"replies": "no"}}
+    client, _ = await served(args(BASE, OWN, MINE, large))
+    cards = {card["id"]: card for card in (await client.get("/v1/catalog")).json()["data"]}
+    assert cards["mine"]["served"] and cards["receipts"]["skills"] == ["vqa", "ocr"]
+    assert cards["large"]["served"] and cards["large"]["checkpoint"] is None  # a folder here is nobody's business
+    assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]][:3] == [
+        "toy-paligemma",
+        "receipts",
+        "mine",
+    ]
+    table = (await client.get("/v1/compare", params={"models": "receipts,mine,llava-1.5-7b"})).json()
+    assert all(value not in ("", [], None) for row in table["rows"] for value in row["values"])
+    assert [row["task"] for row in table["tasks"]["shared"]] == ["vqa", "ocr"]
+
+
+async def test_an_adapter_that_fails_leaves_its_base_and_its_siblings() -> None:
+    client, _ = await served(args(BASE, MINE, {**ODD, "base": "toy-paligemma"}))
+    ready = (await client.get("/ready")).json()
+    assert ready["models"] == {"toy-paligemma": "ready", "mine": "ready", "odd": "failed"}
+    assert ready["details"]["odd"]["step"] == "Odd."
+    found = (await client.post("/v1/tasks/vqa", json={"image": URL, "question": "q"})).json()
+    assert [reply["status"] for reply in found["replies"]] == ["ok", "ok", "error"]
+    assert found["replies"][2]["error"]["message"] == "odd cannot answer: Odd."
+
+
+async def test_adapters_of_a_base_that_fails_say_so() -> None:
+    client, _ = await served(args({**BASE, "simulate": {"fail_start": "No memory."}}, MINE, OWN))
+    ready = (await client.get("/ready")).json()
+    assert ready["models"] == {"toy-paligemma": "failed", "mine": "failed", "receipts": "ready"}
+    assert ready["details"]["mine"]["step"] == "Its base toy-paligemma could not be started: No memory."
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "words"),
+    [
+        ("cut", "model.safetensors is cut short or damaged"),
+        ("other", "architectures should be PaliGemmaForConditionalGeneration and is LlavaForConditionalGeneration"),
+        ("missing", "There is no folder"),
+    ],
+)
+async def test_a_checkpoint_that_is_none_is_its_own_models_failure_and_names_it(
+    tmp_path: Path, checkpoint: str, words: str
+) -> None:
+    toys = Path(config.HERE.parent / "serve" / "toy")
+    if checkpoint != "missing":
+        (tmp_path / checkpoint).mkdir()
+        for file in (toys / ("paligemma" if checkpoint == "cut" else "llava")).iterdir():
+            (tmp_path / checkpoint / file.name).write_bytes(file.read_bytes())
+    if checkpoint == "cut":
+        file = tmp_path / "cut" / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+    entry = {"name": "own", "like": "toy-paligemma", "checkpoint": str(tmp_path / checkpoint)}
+    client, _ = await served(args(BASE, entry))
+    ready = (await client.get("/ready")).json()
+    assert ready["models"] == {"toy-paligemma": "ready", "own": "failed"}
+    found = (await client.post("/v1/tasks/vqa", json={"image": URL, "question": "q"})).json()
+    assert [reply["status"] for reply in found["replies"]] == ["ok", "error"]
+    assert found["replies"][1]["error"]["message"].startswith("own cannot answer: ")
+    assert words in found["replies"][1]["error"]["message"] and words in ready["details"]["own"]["step"]
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ([{**OWN, "prompts": {"vqa": "{quesion}"}}], "models.0 (receipts): prompts: vqa: {quesion} is no placeholder"),
+        ([{**OWN, "like": "gpt"}], "models.0 (receipts): like: There is no model 'gpt' to be like."),
+        ([{**OWN, "tasks": ["chat"]}], "models.0 (receipts): tasks: toy-paligemma cannot do chat"),
+        ([{**OWN, "weights": 2}], "models.0 (receipts): weights: there is no such field."),
+        ([{**OWN, "card": {"licens": "x"}}], "models.0 (receipts): card: licens: there is no such field."),
+        ([{"name": "x", "like": "toy-llava"}], "models.0 (x): checkpoint: Field required."),
+        ([BASE, {"name": "x", "base": "toy-paligemma"}], "models.1 (x): adapter: Field required."),
+        ([BASE, {**MINE, "num_gpus": 1}], "models.1 (mine): num_gpus: there is no such field."),
+        ([MINE], "mine: base: 'toy-paligemma' is not served here with an engine of its own"),
+        ([BASE, MINE, {**ODD, "base": "mine"}], "odd: base: 'mine' is not served here with an engine of its own"),
+        ([BASE, {**MINE, "tasks": ["chat"]}], "mine: tasks: toy-paligemma cannot do chat"),
+        ([BASE, MINE, MINE], "Named twice: mine."),
+        ([{"name": "gpt"}], "A model of your own says what it is `like`"),
+    ],
+)
+def test_a_slip_is_one_sentence_that_names_the_entry_and_the_field(
+    tmp_path: Path, models: list[Any], words: str
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.dump({"applications": [{"import_path": config.APP, "args": {"models": models}}]}))
+    with pytest.raises(Refused) as refused:
+        config.read(file)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
