@@ -1,4 +1,4 @@
-"""PaliGemma (arXiv 2407.07726): SigLIP and Gemma as a prefix-LM, as published, and the toy of its architecture."""
+"""PaliGemma (arXiv 2407.07726): SigLIP and Gemma as a prefix-LM, as published, and the toys of its architecture."""
 
 from pathlib import Path
 
@@ -105,4 +105,5 @@ MODELS = [
     _published("mix", 224, 2_923_466_480),
     _published("mix", 448, 2_924_351_216),
     _toy("toy-paligemma", "paligemma", 2_124_736),
+    _toy("toy-paligemma-b", "paligemma-b", 1_806_976),
 ]

@@ -164,7 +164,8 @@ def main() -> None:
     codec = trained(options.steps)
     fresh = crops(1000, seed=1)
     print(f"IoU of fresh masks: {overlap(codec, fresh[::2]).mean():.3f} in the box, ", end="")
-    print(f"{overlap(codec, fresh[1::2]).mean():.3f} off it; {len(set(codec.encode(fresh).flatten().tolist()))} codes in use")
+    used = set(codec.encode(fresh).flatten().tolist())
+    print(f"{overlap(codec, fresh[1::2]).mean():.3f} off it; {len(used)} codes in use")
     whole = torch.from_numpy(np.stack([crop(kind) for kind in world.SHAPES])[:, None])
     codes = {kind: one.flatten().tolist() for kind, one in zip(world.SHAPES, codec.encode(whole), strict=True)}
     for kind, iou in zip(world.SHAPES, overlap(codec, whole), strict=True):

@@ -59,14 +59,15 @@ RECIPES = {
         (
             Phase("vision", 1800, 80, 0.0, 3e-3, floor=0.2),
             Phase("exact", 1600, 24, 2e-3, 5e-4, questions=4, floor=0.02),
-            Phase("masks", 400, 24, 8e-4, 2e-4, questions=4, floor=0.02, segment=True, absent=0.05),
+            Phase("masks", 260, 24, 8e-4, 2e-4, questions=4, floor=0.02, segment=True, absent=0.05),
         ),
     ),
     "paligemma-b": Recipe(
         "paligemma",
         (
             Phase("vision", 1400, 80, 0.0, 3e-3, floor=0.2),
-            Phase("exact", 1150, 24, 2.2e-3, 6e-4, questions=4, floor=0.02, segment=True),
+            Phase("exact", 850, 24, 2.2e-3, 6e-4, questions=4, floor=0.02, segment=True),
+            Phase("again", 560, 24, 1.6e-3, 4e-4, questions=4, floor=0.02, segment=True),
         ),
         seed=1,
         size=TextSize(width=128, mlp=448, heads=4),

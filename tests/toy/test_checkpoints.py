@@ -10,33 +10,42 @@ import serve.toy
 pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
+import numpy as np
 import safetensors
 import torch
 
+from serve.models import MODELS, mask_decoder
+from serve.toy import masks, prompts
+from serve.toy.recipes import RECIPES
+from serve.toy.world import Shape
+
 HERE = Path(serve.toy.__file__).parent
-FAMILIES = ("llava", "paligemma")
+TOYS = tuple(RECIPES)
+PALIGEMMAS = [name for name in TOYS if RECIPES[name].family == "paligemma"]
 
 
-def header(family):
-    with safetensors.safe_open(HERE / family / "model.safetensors", "pt") as file:
+def header(toy):
+    with safetensors.safe_open(HERE / toy / "model.safetensors", "pt") as file:
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_small_and_in_bfloat16(family):
-    assert sum(path.stat().st_size for path in (HERE / family).iterdir()) < 8_000_000
-    slices = header(family)
+@pytest.mark.parametrize("toy", TOYS)
+def test_small_and_in_bfloat16(toy):
+    assert sum(path.stat().st_size for path in (HERE / toy).iterdir()) < 8_000_000
+    slices = header(toy)
     assert {part.get_dtype() for part in slices.values()} == {"BF16"}
     parameters = sum(torch.Size(part.get_shape()).numel() for part in slices.values())
-    assert 2_000_000 <= parameters <= 3_000_000
+    assert 1_500_000 <= parameters <= 3_000_000
+    assert f"{parameters:,} parameters" in (HERE / toy / "README.md").read_text()
+    assert MODELS[f"toy-{toy}"].card.parameters == parameters
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_published_weight_names(family):
-    names = set(header(family))
+@pytest.mark.parametrize("toy", TOYS)
+def test_published_weight_names(toy):
+    names = set(header(toy))
     assert "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight" in names
     assert "language_model.model.layers.0.self_attn.q_proj.weight" in names
-    if family == "llava":
+    if RECIPES[toy].family == "llava":
         assert {
             "multi_modal_projector.linear_1.weight",
             "language_model.lm_head.weight",
@@ -48,29 +57,42 @@ def test_published_weight_names(family):
     assert not [name for name in names if "wave" in name]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tokenizer_is_the_one_that_is_built(family):
+@pytest.mark.parametrize("toy", TOYS)
+def test_tokenizer_is_the_one_that_is_built(toy):
     pytest.importorskip("tokenizers")
     from serve.toy import tokenizer
 
-    assert json.loads((HERE / family / "tokenizer.json").read_text()) == json.loads(tokenizer.build(family).to_str())
+    assert json.loads((HERE / toy / "tokenizer.json").read_text()) == json.loads(
+        tokenizer.build(RECIPES[toy].family).to_str()
+    )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_toy_says_that_it_is_one(family):
-    assert "**A toy.**" in (HERE / family / "README.md").read_text()
+@pytest.mark.parametrize("toy", TOYS)
+def test_a_toy_says_that_it_is_one(toy):
+    assert "**A toy.**" in (HERE / toy / "README.md").read_text()
+
+
+@pytest.mark.parametrize("toy", PALIGEMMAS)
+def test_the_decoder_beside_a_paligemma_makes_the_shapes_of_its_codes(toy):
+    decoder = mask_decoder.find(str(HERE / toy / "vae-oid.npz"))
+    assert (HERE / toy / "vae-oid.npz").stat().st_size < 200_000
+    for kind, codes in prompts.CODES.items():
+        made = decoder(np.array([codes]))[0] > 0
+        true = masks.drawn(Shape(kind, "red", (0.0, 0.0, 1.0, 1.0)), (64, 64))
+        assert (made & true).sum() / (made | true).sum() > 0.93, kind
 
 
 @pytest.mark.engine
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", FAMILIES)
-def test_lean_nets_agree_with_transformers(family):
+@pytest.mark.parametrize("toy", TOYS)
+def test_lean_nets_agree_with_transformers(toy):
     from serve.toy import corpus, evaluate, export, world
     from serve.toy.questions import Question
 
     evaluate.repair()
-    student = evaluate.Student(family, HERE / family, "cpu")
-    net = export.load(HERE / family)
+    family = RECIPES[toy].family
+    student = evaluate.Student(family, HERE / toy, "cpu")
+    net = export.load(HERE / toy)
     packer = corpus.Packer(family)
     what = world.scene(1, text=True)
     question = Question("vqa", "color", "What color is the circle?", "red")
@@ -95,16 +117,17 @@ def test_lean_nets_agree_with_transformers(family):
 
 @pytest.mark.engine
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", FAMILIES)
-def test_accuracy_is_above_the_floors(family):
+@pytest.mark.parametrize("toy", TOYS)
+def test_accuracy_is_above_the_floors(toy):
     """A quick form of `python -m serve.toy.evaluate`, with room for its smaller sample."""
     from serve.toy import evaluate
 
     evaluate.repair()
-    student = evaluate.Student(family, HERE / family, "cpu")
+    family = RECIPES[toy].family
+    student = evaluate.Student(family, HERE / toy, "cpu")
     asked = evaluate.exam(family, 40, seed=1_000)
     scores = evaluate.marked(family, asked, student.answers(asked))
-    for task, floor in evaluate.FLOORS[family].items():
+    for task, floor in evaluate.FLOORS[toy].items():
         assert scores[task].percent >= floor - 10, (task, scores[task])
     if family == "paligemma":
         causal = evaluate.marked(family, asked, student.answers(asked, causal=True))
