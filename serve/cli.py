@@ -130,6 +130,9 @@ def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="which scenes, or which N of the pictures")
     evaluate.add_argument("--models", type=_names, metavar="A,B", help="default: all that can do the task")
     evaluate.add_argument("--merge", type=_text, metavar="METHOD", help="or all: every method, over the same replies")
+    evaluate.add_argument(
+        "--judge", type=_text, metavar="MODEL", help="who judges captions or chat, with --merge judge"
+    )
     evaluate.add_argument("--weights", type=_weights, metavar="A=2,B=1", help="merge again, with these weights")
     evaluate.add_argument(
         "--annotations", type=Path, nargs="+", metavar="FILE", help="COCO or VQA JSON, or labels.jsonl; default: found"

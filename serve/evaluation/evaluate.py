@@ -33,7 +33,8 @@ def evaluate(options: argparse.Namespace) -> int:
         reports = score.reports(answered, options.merge, weights)
     else:
         answered = _asked(options)
-        reports = score.reports(answered, score.ALL if options.merge == score.ALL else None, weights)
+        again = options.merge if weights or options.merge == score.ALL else None
+        reports = score.reports(answered, again, weights)
     if not reports:
         raise Failure(f"There is no answer to {options.task} to score.")
     if options.json:
@@ -78,6 +79,8 @@ def _asked(options: argparse.Namespace) -> list[Json]:
     fixed = {"models": options.models} if options.models else {}
     if options.merge not in (None, score.ALL):
         fixed["merge"] = options.merge
+    if options.judge is not None:
+        fixed["judge"] = options.judge
     jobs = {item.name: _job(item, fixed) for item in items}
 
     def same(line: Json) -> None:

@@ -47,6 +47,14 @@ def test_without_out_lines_go_to_stdout(diptych: Any, server: str, tmp_path: Pat
     assert sorted(json.loads(line)["file"] for line in ran.out.splitlines()) == names
 
 
+def test_the_request_s_options_reach_the_server(diptych: Any, tmp_path: Path) -> None:
+    album(tmp_path, 1)
+    with serving(FakeEngine("red"), FakeEngine("blue")) as url:
+        for heavy, words in (("toy-llava", "red"), ("toy-paligemma", "blue")):
+            ran = diptych("run", tmp_path, "--server", url, "--weights", f"{heavy}=5", "--max-tokens", 4)
+            assert json.loads(ran.out)["merged"]["result"] == {"caption": words}
+
+
 @pytest.mark.parametrize("labels", ["red, or blue", "cat; a dog"])
 def test_phrases_arrive_as_they_were_split(diptych: Any, tmp_path: Path, labels: str) -> None:
     album(tmp_path, 1)
