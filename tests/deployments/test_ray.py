@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from running import Running, free_port, until
+from served import URL
 
 pytestmark = pytest.mark.engine
 
@@ -24,7 +26,11 @@ def config(folder: Path, models: list[dict[str, Any]]) -> str:
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     models = [
-        {"name": "toy-llava", "simulate": {"replies": "word " * 600, "delay_s": 0.05}},
+        {
+            "name": "toy-llava",
+            "simulate": {"replies": "word " * 600, "delay_s": 0.05, "adapters": {"mine": "blue"}},
+        },
+        {"name": "mine", "base": "toy-llava", "adapter": "/models/mine", "tasks": ["caption"]},
         {"name": "toy-paligemma", "simulate": {"fail_start": "Too little memory: 9.0 GiB wanted, 1.0 GiB free."}},
     ]
     running = Running("--config", config(tmp_path_factory.mktemp("rehearsal"), models))
@@ -39,7 +45,16 @@ def test_a_model_that_cannot_start_is_one_sentence_and_the_others_serve_on(rehea
     assert "toy-paligemma: FAILED: Too little memory: 9.0 GiB wanted, 1.0 GiB free." in rehearsal.said()
     assert "Traceback" not in rehearsal.said()
     found = rehearsal.ready()
-    assert found["status"] == "degraded" and found["models"] == {"toy-llava": "ready", "toy-paligemma": "failed"}
+    states = {"toy-llava": "ready", "toy-paligemma": "failed", "mine": "ready"}
+    assert found["status"] == "degraded" and found["models"] == states
+
+
+def test_an_adapter_speaks_from_its_bases_process(rehearsal: Running) -> None:
+    body = {"image": URL, "models": ["mine"], "deadline_s": 60}
+    found = httpx.post(f"{rehearsal.url}/v1/tasks/caption", json=body, timeout=90).json()
+    assert [(reply["model"], reply["text"]) for reply in found["replies"]] == [("mine", "blue")]
+    with pytest.raises(StopIteration):  # it has no process of its own
+        rehearsal.replica("mine")
 
 
 def test_a_client_that_leaves_stops_the_model() -> None:
