@@ -18,21 +18,32 @@ def similarity(a: str, b: str) -> float:
     return 1.0 if x == y else fuzz.token_sort_ratio(x, y) / 100
 
 
+def in_order(a: str, b: str) -> float:
+    """`similarity` of the words as they stand."""
+    return fuzz.ratio(utils.default_process(a), utils.default_process(b)) / 100
+
+
 def medoid(text: Callable[[Reply], str], alike: Likeness = similarity) -> MergeRule:
-    """The reply that all replies, itself among them, are most like in the weighted mean; equals (always so with two
-    models of one weight) are decided by weight x confidence, then by catalogue order. Minimum Bayes risk in its
-    simplest form; no other choice among the replies has a higher agreement."""
+    """The reply that all replies, itself among them, are most like in the weighted mean. Minimum Bayes risk in its
+    simplest form; no other choice among the replies has a higher agreement.
+
+    Equals are decided by the order of their words, which `similarity` does not see: the reply that most name things in
+    the same order as. Then (always so with two models of one weight) by weight x confidence, then by catalogue order.
+    """
 
     def choose(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
         weights = weigh(replies, given)
         texts = {reply.model: text(reply) for reply in replies}
         total = sum(weights.values())
 
-        def agreement(reply: Reply) -> float:
+        def agreement(reply: Reply, alike: Likeness) -> float:
             close = sum(weights[other] * alike(texts[reply.model], said) for other, said in texts.items())
             return round(close / total, 9)  # rounded: equals must not be told apart by float noise
 
-        winner = max(replies, key=lambda reply: (agreement(reply), standing(reply, weights)))
+        def rank(reply: Reply) -> tuple[float, float, float]:
+            return agreement(reply, alike), agreement(reply, in_order), standing(reply, weights)
+
+        winner = max(replies, key=rank)
         assert winner.result is not None
         deviations = strayed(texts, texts[winner.model], alike)
         return agreed(winner.result, "medoid", weights, deviations, [backers(deviations)])

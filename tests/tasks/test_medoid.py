@@ -35,6 +35,13 @@ def test_a_heavy_model_counts_as_so_many_that_say_the_same() -> None:
     assert choose("a cat", "a dog", sure=(0.4, 0.9), weights={"a": 1.5}).result == CaptionResult(caption="a cat")
 
 
+def test_of_texts_with_the_same_words_the_order_that_most_have_is_chosen() -> None:
+    texts = ("a star and a circle", "a circle and a star", "a star and a circle")
+    merged = choose(*texts, sure=(0.5, 0.9, 0.6))
+    assert merged.result == CaptionResult(caption="a star and a circle")
+    assert merged.supporters == [["a", "b", "c"]] and merged.agreement == 1
+
+
 def test_no_other_reply_would_agree_better() -> None:
     merged = choose(*TEXTS, weights={"c": 2})
     for text in TEXTS:
