@@ -172,7 +172,8 @@ class VllmEngine:
             # metadata beside it: only families that write times into the prompt ask for (array, metadata). Nor does
             # transformers pick frames again (do_sample_frames is false in these processors), so that
             # processor(text=..., videos=[video.frames]) is the reference for the same frames.
-            wanted["multi_modal_data"] = {"video": prompt.video.frames}
+            # Frames that came through Ray are read-only, which torch warns of.
+            wanted["multi_modal_data"] = {"video": np.require(prompt.video.frames, requirements="W")}
         elif prompt.image is not None:
             wanted["multi_modal_data"] = {"image": await asyncio.to_thread(self._picture, prompt.image)}
         async with contextlib.aclosing(self._stream(wanted, prompt.sampling, prompt.adapter)) as pieces:
