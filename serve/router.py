@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from serve.column import Column
-from serve.errors import BadRequest, NotFound, ServeError, Unavailable
+from serve.errors import BadRequest, NotFound, ParseError, ServeError, Unavailable
 from serve.judge import SHARE, Judge
 from serve.models.base import Model
 from serve.route import Route
@@ -172,13 +172,15 @@ def unseen(film: bool) -> str:
 def merge(task: str, request: Request, replies: Sequence[Reply], weights: Mapping[str, float] | None = None) -> Merged:
     """Replies (catalogue order) as one, by the request's method, or the task's own where a judge was asked for.
 
-    weights: per model; the request's own where left out. Raises Unavailable when no reply is ok.
+    weights: per model; the request's own where left out. Raises Unavailable when no reply is ok; its code is that of a
+    ParseError where all models spoke, but not to the point: asking again would come to the same.
     """
     good = [reply for reply in replies if answered(reply)]
     if not good:
         said = [(reply.model, reply.error.message) for reply in replies if reply.error]
         why = " ".join(words if model in words else f"{model}: {words}" for model, words in said)
-        raise Unavailable(f"No model answered. {why}", code="no_model_answered")
+        spoke = all(reply.error is not None and reply.error.code == ParseError.code for reply in replies)
+        raise Unavailable(f"No model answered. {why}", code=ParseError.code if spoke else "no_model_answered")
     methods = TASKS[task].methods
     rule = methods.get(request.merge or "", next(iter(methods.values())))
     return rule(good, (request.weights or {}) if weights is None else weights)

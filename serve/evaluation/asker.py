@@ -5,18 +5,21 @@ import datetime
 import email.utils
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import httpx
 from rich.console import Console
 
+from serve.errors import ParseError
 from serve.terminal.board import plain
 from serve.terminal.client import CONNECT_S, GRACE_S, Failure, NoServer, Server, sentence
 
 Json = dict[str, Any]
 TRIES = 6  # for a question at which the connection breaks again and again while others are answered
 PASSING = ("model_starting", "engine_dead", "overloaded")  # a column that fails so may well be there in a minute
+STUMBLES = ("engine_error", "internal_error")  # one that fails so is asked again, but not for long
+STUMBLE_TRIES = 3
 LONGEST_S = 30.0
 PICTURE = (None, "image")  # the parameters of a refusal that is about one picture and not about the whole run
 
@@ -69,13 +72,14 @@ class Asker:
             self._heard = time.monotonic()
             over = time.monotonic() - began > self.patience_s
             if response.status_code == 200:
-                absent = _absent(body)
-                if over or absent <= self._given_up:
+                absent = _failing(body, PASSING)
+                stumbled = tries < STUMBLE_TRIES and _failing(body, STUMBLES)
+                if over or (absent <= self._given_up and not stumbled):
                     self._answered.add(task)
                     self._given_up = absent if over else self._given_up & absent
                     return self._line(body)
             elif response.status_code in (429, 500, 502, 503, 504):
-                if over or (tries > 1 and await self._final(response.status_code, body)):
+                if over or _code(body) == ParseError.code or (response.status_code == 500 and tries > 1):
                     return {"error": _told(response, body)}
             else:
                 return {"error": self._refusal(task, response, body)}
@@ -85,18 +89,6 @@ class Asker:
         silent = time.monotonic() - self._heard
         if silent > self.patience_s:
             raise NoServer(f"{self.url} has not answered for {silent:.0f} s ({_reason(error)}).")
-
-    async def _final(self, status: int, body: Json) -> bool:
-        """Whether asking again would come to the same: a bug, or models that are all there and could not answer."""
-        if status == 500:
-            return True
-        if _code(body) != "no_model_answered":
-            return False
-        try:
-            ready = await self._http.get("/ready", timeout=CONNECT_S)
-        except httpx.TransportError:
-            return False
-        return ready.status_code == 200 and "starting" not in _object(ready).get("models", {}).values()
 
     def _refusal(self, task: str, response: httpx.Response, body: Json) -> Json:
         told = _told(response, body)
@@ -145,10 +137,10 @@ def sent(picture: bytes, fields: Json) -> Json:
     return {"files": {"image": ("picture", picture)}, "data": form, "timeout": patience}
 
 
-def _absent(body: Json) -> set[str]:
-    """The models that could not answer now, but may in a minute."""
+def _failing(body: Json, codes: Collection[str]) -> set[str]:
+    """The models whose replies failed for one of these reasons."""
     replies = body.get("replies", [])
-    return {reply["model"] for reply in replies if (reply.get("error") or {}).get("code") in PASSING}
+    return {reply["model"] for reply in replies if (reply.get("error") or {}).get("code") in codes}
 
 
 def _told(response: httpx.Response, body: Json) -> Json:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from serve.errors import ParseError
 from serve.evaluation.measures import MEASURES, Measured
 from serve.evaluation.measures.base import Counts
 from serve.models import MODELS
@@ -148,8 +149,8 @@ def _merging(task: str, rule: MergeRule, weights: Mapping[str, float]) -> Callab
 
 
 def _never_asked(line: Json) -> bool:
-    """The request failed as such. Where all models were asked and none could answer, all of them were wrong."""
-    return "error" in line and line["error"].get("code") != "no_model_answered"
+    """The request failed as such. Where all models spoke and none of them to the point, all of them were wrong."""
+    return "error" in line and line["error"].get("code") != ParseError.code
 
 
 def _models(task: str, lines: Sequence[Json]) -> list[str]:

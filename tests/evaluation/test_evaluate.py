@@ -178,7 +178,7 @@ def test_the_gain_is_paired(tmp_path: Path) -> None:
 def test_failures_of_requests_are_left_out_and_of_models_are_wrong() -> None:
     base = {"task": "vqa", "asked": {}, "truth": {"answers": ["yes"]}}
     lost = base | {"item": "1", "picture": "1", "error": {"code": "connection_error", "message": "x"}}
-    silent = base | {"item": "2", "picture": "2", "error": {"code": "no_model_answered", "message": "x"}}
+    silent = base | {"item": "2", "picture": "2", "error": {"code": "parse_error", "message": "x"}}
     broken = line("3", "yes", a="yes")
     broken["replies"].append({"model": "b", "status": "timeout", "result": None})
     (report,) = score.reports([lost, silent, broken])
@@ -188,6 +188,16 @@ def test_failures_of_requests_are_left_out_and_of_models_are_wrong() -> None:
         ("b", 2, 0.0),
         ("merged", 1, 50.0),
     ]
+
+
+def test_words_that_are_no_box_are_wrong_and_asked_once(diptych: Any, tmp_path: Path) -> None:
+    engine, out = FakeEngine("nonsense"), tmp_path / "out.jsonl"
+    with serving(engine, FakeEngine("nonsense")) as url:
+        words = ("evaluate", "toy", "--task", "detect", "--n", 2, "--models", "toy-paligemma")
+        ran = diptych(*words, "--out", out, "--server", url, "--json")
+    assert [line["error"]["code"] for line in lines(out)] == ["parse_error"] * 2
+    (report,) = json.loads(ran.out)
+    assert (report["items"], report["left_out"]) == (2, 0)
 
 
 def test_replies_of_different_models_are_not_compared(diptych: Any, tmp_path: Path) -> None:

@@ -297,10 +297,30 @@ def test_patience_ends() -> None:
     assert said == {"error": BUSY["error"]}
 
 
-def test_models_that_are_there_and_cannot_answer_are_asked_twice() -> None:
-    app = Rude((503, {"retry-after": "2"}, NONE))
+def test_words_that_no_model_got_right_are_final() -> None:
+    app = Rude((503, {"retry-after": "2"}, NONE | {"error": NONE["error"] | {"code": "parse_error"}}))
     said, naps = asked(app)
-    assert said["error"]["code"] == "no_model_answered" and naps == [2.0] and app.asked == 2
+    assert said["error"]["code"] == "parse_error" and not naps
+
+
+def test_where_no_model_answered_it_is_asked_again() -> None:
+    """A cluster that loses its replicas for a moment says so of every model."""
+    said, naps = asked(Rude((503, {"retry-after": "2"}, NONE), (503, {"retry-after": "2"}, NONE), (200, {}, GOOD)))
+    assert said["replies"] and naps == [2.0, 2.0]
+
+
+def test_an_engine_that_stumbles_is_asked_three_times() -> None:
+    app = Rude(
+        (200, {}, STARTING | {"replies": [{"model": "a", "status": "error", "error": {"code": "engine_error"}}]})
+    )
+    said, naps = asked(app)
+    assert said["replies"][0]["error"]["code"] == "engine_error" and len(naps) == 2 and app.asked == 3
+
+
+def test_a_bug_in_the_server_is_asked_about_twice() -> None:
+    app = Rude((500, {}, {"error": {"message": "The server failed.", "code": "internal_error"}}))
+    said, _ = asked(app)
+    assert said["error"]["code"] == "internal_error" and app.asked == 2
 
 
 def test_a_model_that_is_being_started_again_is_waited_for() -> None:
