@@ -54,7 +54,7 @@ def clusters(
             stranger = seen.model not in (other.model for other in group)
             if stranger and label_key(group[0].found.label) == label_key(seen.found.label):
                 overlap = overlapping(seen.found.box, fused(group))
-                if overlap >= best:
+                if overlap > best or (home is None and overlap == best):  # of equals the first: a surer box leads it
                     best, home = overlap, group
         if home is None:
             groups.append([seen])

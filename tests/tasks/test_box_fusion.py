@@ -45,6 +45,11 @@ def test_one_models_boxes_are_never_fused_with_each_other() -> None:
     assert merged.supporters == [["a", "b"], ["a"]]
 
 
+def test_a_box_joins_the_first_of_groups_that_it_fits_as_well() -> None:
+    twice = [("cat", (0.0, 0.0, 10.0, 10.0), 0.5), ("cat", (0.0, 0.0, 10.0, 10.0), 0.5)]
+    assert fuse([twice[0]], twice, [twice[0]]).supporters == [["a", "b", "c"], ["b"]]
+
+
 def test_boxes_that_overlap_little_are_two_objects() -> None:
     assert len(boxes(fuse([("cat", (0, 0, 10, 10), 0.9)], [("cat", (6, 0, 16, 10), 0.9)]))) == 2
 
