@@ -122,6 +122,7 @@ class VllmEngine:
                     f"{folder.name} could not be loaded: {words.reason(error)}", code="load_failed"
                 ) from error
         self._loras = {one.name: LoRARequest(one.name, i, str(one.folder)) for i, one in enumerate(fitted, 1)}
+        _name_every_id(llm.renderer.tokenizer)
         self._marks = _marks(config.model_config.hf_config, llm.renderer.tokenizer)
         limits = llm.renderer.mm_processor.info.allowed_mm_limits if llm.renderer.mm_processor is not None else {}
         self._takes = frozenset(kind for kind, limit in limits.items() if limit > 0)
@@ -231,3 +232,17 @@ def _marks(config: Any, tokenizer: Any) -> dict[str, str]:
         if token is not None:
             found[kind] = tokenizer.convert_ids_to_tokens(token)
     return found
+
+
+def _name_every_id(tokenizer: Any) -> None:
+    """Checkpoints have room for more tokens than the tokenizer knows (LLaVA-1.5: 32,064 and 32,002).
+
+    The name of such an id is None, and vLLM 0.32 stops for good where one is drawn or only ranked: call it "" instead.
+    """
+    known = tokenizer.convert_ids_to_tokens
+
+    def named(ids: Any, *more: Any, **options: Any) -> Any:
+        names = known(ids, *more, **options)
+        return [name or "" for name in names] if isinstance(names, list) else names
+
+    tokenizer.convert_ids_to_tokens = named
