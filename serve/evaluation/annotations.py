@@ -274,7 +274,11 @@ class Labelled:
 
 
 def _found(here: Path) -> list[Path]:
-    return [path for place in (here, here / "annotations") for path in sorted(place.glob("*.json*")) if path.is_file()]
+    """All .json, and labels.jsonl by its name: other JSON lines may be what --out recorded."""
+    places = (here, here / "annotations")
+    return [
+        path for place in places for path in (*sorted(place.glob("*.json")), place / "labels.jsonl") if path.is_file()
+    ]
 
 
 def _shape(body: Any) -> str:

@@ -158,4 +158,4 @@ def _able(server: Server, names: Sequence[str] | None) -> set[str]:
 def _job(item: Item, fixed: Json) -> Job:
     fields = item.fields | fixed
     line = {KEY: item.name, "task": item.task, "picture": item.picture, "asked": fields, "truth": item.truth}
-    return Job(line, item.task, fields, item.load)
+    return Job(json.loads(json.dumps(line)), item.task, fields, item.load)  # as it will be read: a tuple is a list

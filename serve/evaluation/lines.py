@@ -160,7 +160,8 @@ def opened(path: Path | None, key: str, same: Callable[[Json], None]) -> Lines:
 
 def differs(path: Path, name: str, was: object, now: object) -> Misuse:
     """What is said of a record that answers another question."""
-    return Misuse(f"{path} holds answers to another question ({name}: {was} there, {now} here): give another --out.")
+    there, here = (text if len(text := str(said)) <= 80 else f"{text[:79]}…" for said in (was, now))
+    return Misuse(f"{path} holds answers to another question ({name}: {there} there, {here} here): give another --out.")
 
 
 def written(line: Json) -> str:

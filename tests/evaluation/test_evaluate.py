@@ -125,6 +125,16 @@ def test_it_goes_on_where_it_stopped(diptych: Any, tmp_path: Path) -> None:
         assert other.status == 2 and "another question" in other.err
 
 
+def test_a_second_call_asks_nothing_again_of_any_task(diptych: Any, server: str, tmp_path: Path) -> None:
+    out = tmp_path / "toy.jsonl"
+    words = ("evaluate", "toy", "--n", 3, "--out", out, "--server", server)
+    assert diptych(*words).status == 0
+    before = [line for line in lines(out) if "error" not in line]  # "red" is no box: the fakes fail at some
+    assert diptych(*words).status == 0
+    assert [line for line in lines(out) if "error" not in line] == before
+    assert {line["task"] for line in lines(out)} == set(TASKS)
+
+
 def test_another_merge_over_the_same_replies(diptych: Any, school: str, tmp_path: Path) -> None:
     out = tmp_path / "toy.jsonl"
     diptych("evaluate", "toy", "--task", "caption", "--n", 24, "--out", out, "--server", school)
