@@ -67,6 +67,7 @@ RECIPES = {
         (
             Phase("vision", 1400, 80, 0.0, 3e-3, floor=0.2),
             Phase("exact", 850, 24, 2.2e-3, 6e-4, questions=4, floor=0.02, segment=True),
+            Phase("again", 430, 24, 1.6e-3, 4e-4, questions=4, floor=0.02, segment=True),
         ),
         seed=1,
         size=TextSize(width=128, mlp=448, heads=4),
