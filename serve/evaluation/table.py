@@ -16,10 +16,10 @@ from serve.terminal.board import plain
 def rendered(report: Report) -> Iterator[RenderableType]:
     """The table, and below it what merging gained."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=_title(report), title_justify="left")
-    table.add_column("")
+    table.add_column("", min_width=max(len(word) for row in report.rows for word in row.name.split()))
     table.add_column("n", justify="right")
     for measure, lower in report.measures.items():
-        table.add_column(plain(f"{measure} {'↓' if lower else '↑'}"), no_wrap=True)
+        table.add_column(plain(f"{measure} {'↓' if lower else '↑'}"))
     if any(row.failed for row in report.rows):
         table.add_column("no answer", justify="right")
     for row in report.rows:
