@@ -143,7 +143,7 @@ def test_two_at_once_do_not_mix(diptych: Any, server: str, tmp_path: Path) -> No
 def test_ctrl_c_is_quiet_and_says_how_to_go_on(tmp_path: Path) -> None:
     album(tmp_path / "in", 40)
     out = tmp_path / "out.jsonl"
-    engine = FakeEngine("red", delay_s=0.1)
+    engine = FakeEngine("red", delay_s=0.5)  # ten seconds in all: not over before it is told to stop
     with serving(engine) as url:
         process = started("run", tmp_path / "in", "--out", out, "--server", url, "--concurrency", 2)
         assert until(lambda: out.exists() and out.read_bytes().count(b"\n") > 2, 30)
