@@ -120,7 +120,7 @@ def test_every_model_takes_one_question_about_one_picture(model: Model) -> None:
 
 METHODS = [(task, method) for task in TASKS for method in TASKS[task].methods]
 BY_METHOD = pytest.mark.parametrize(("task", "method"), METHODS)
-EXAMPLES = settings(max_examples=60, deadline=None)  # the machines that run this are shared
+EXAMPLES = settings(max_examples=25, deadline=None)  # the machines that run this are shared
 
 
 def merge(task: str, method: str, replies: Sequence[Reply], weights: Mapping[str, float] | None = None) -> Merged:

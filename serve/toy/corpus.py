@@ -112,10 +112,13 @@ def patch_labels(what: Scene, family: str) -> tuple[np.ndarray, np.ndarray]:
     return labels, edges
 
 
-def asked(what: Scene, family: str, rng: random.Random, segment: bool = False, absent: float = 0.0) -> list[Question]:
+def asked(
+    what: Scene, family: str, rng: random.Random, segment: bool = False, absent: float = 0.0, counting: float = 0.0
+) -> list[Question]:
     """Different questions about one scene in random order, each in a way somebody might ask it.
 
-    segment: masks too. absent: the share of detect and segment questions that ask for what is not there.
+    segment: masks too. absent: the share of detect and segment questions that ask for what is not there. counting: the
+    share of vqa questions made to count the things of one shape.
     """
     found: dict[str, Question] = {}
     found["caption"] = Question("caption", "caption", "", questions.caption(what))
@@ -123,6 +126,8 @@ def asked(what: Scene, family: str, rng: random.Random, segment: bool = False, a
         found["ocr"] = Question("ocr", "ocr", "", what.text or "nothing")
     for _ in range(6):
         kind = rng.choices(tuple(KIND_SHARES), weights=tuple(KIND_SHARES.values()))[0]
+        if counting and rng.random() < counting:
+            kind = "count_kind"
         one = questions.vqa(what, kind, rng)
         if one is not None:
             found[one.text] = Question("vqa", kind, questions.as_typed(one.text, rng), one.answer)

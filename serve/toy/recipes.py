@@ -14,6 +14,7 @@ class Phase:
 
     segment: whether masks are asked for. absent: the share of detect and segment questions that name a thing which is
     not there, in the second half of the phase: asked for sooner, empty answers crowd out the full ones.
+    counting: the share of the questions about a scene that are made to count the things of one shape.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Phase:
     floor: float = 0.05
     segment: bool = False
     absent: float = 0.0
+    counting: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ RECIPES = {
             Phase("vision", 1800, 80, 0.0, 3e-3, floor=0.2),
             Phase("exact", 1600, 24, 2e-3, 5e-4, questions=4, floor=0.02),
             Phase("masks", 260, 24, 8e-4, 2e-4, questions=4, floor=0.02, segment=True, absent=0.05),
+            Phase("counts", 180, 24, 5e-4, 1.2e-4, questions=4, floor=0.02, segment=True, absent=0.05, counting=0.7),
         ),
     ),
     "paligemma-b": Recipe(
@@ -68,6 +71,7 @@ RECIPES = {
             Phase("vision", 1400, 80, 0.0, 3e-3, floor=0.2),
             Phase("exact", 850, 24, 2.2e-3, 6e-4, questions=4, floor=0.02, segment=True),
             Phase("again", 430, 24, 1.6e-3, 4e-4, questions=4, floor=0.02, segment=True),
+            Phase("counts", 280, 24, 1.2e-3, 3e-4, questions=4, floor=0.02, segment=True, counting=0.7),
         ),
         seed=1,
         size=TextSize(width=128, mlp=448, heads=4),

@@ -137,7 +137,8 @@ class Trainer:
         single, absent = phase.questions, phase.absent if step >= phase.steps // 2 else 0.0
         for number, row in enumerate(rows):
             what = corpus.scene(from_.start + int(row))
-            found = [(question, what.size) for question in corpus.asked(what, self.family, rng, phase.segment, absent)]
+            some = corpus.asked(what, self.family, rng, phase.segment, absent, phase.counting)
+            found = [(question, what.size) for question in some]
             if not single:
                 lists.append((number, found))
             else:  # every picture fills its share of rows

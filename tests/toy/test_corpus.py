@@ -96,3 +96,13 @@ def test_a_view_is_square_and_small():
     assert corpus.view(picture, "llava").size == corpus.view(picture, "paligemma").size == (nets.IMAGE, nets.IMAGE)
     corner = np.asarray(corpus.view(world.draw(world.scene(0)), "llava"))
     assert corner.shape == (nets.IMAGE, nets.IMAGE, 3)
+
+
+def test_a_phase_may_ask_for_more_counting():
+    def share(counting):
+        found = [
+            q for seed in range(60) for q in corpus.asked(WHAT, "paligemma", random.Random(seed), counting=counting)
+        ]
+        return sum(q.kind == "count_kind" for q in found) / sum(q.task == "vqa" for q in found)
+
+    assert share(0.0) < 0.25 < 0.45 < share(0.7)
