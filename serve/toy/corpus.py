@@ -118,7 +118,7 @@ def asked(
     """Different questions about one scene in random order, each in a way somebody might ask it.
 
     segment: masks too. absent: the share of detect and segment questions that ask for what is not there. counting: the
-    share of vqa questions made to count the things of one shape.
+    share of vqa questions made to count the things of one shape, half of them one that is there several times.
     """
     found: dict[str, Question] = {}
     found["caption"] = Question("caption", "caption", "", questions.caption(what))
@@ -126,9 +126,11 @@ def asked(
         found["ocr"] = Question("ocr", "ocr", "", what.text or "nothing")
     for _ in range(6):
         kind = rng.choices(tuple(KIND_SHARES), weights=tuple(KIND_SHARES.values()))[0]
+        one = None
         if counting and rng.random() < counting:
             kind = "count_kind"
-        one = questions.vqa(what, kind, rng)
+            one = questions.repeats(what, rng) if rng.random() < 0.5 else None
+        one = one or questions.vqa(what, kind, rng)
         if one is not None:
             found[one.text] = Question("vqa", kind, questions.as_typed(one.text, rng), one.answer)
     for task in ("detect",) * 3 + ("segment",) * (3 * segment):

@@ -78,9 +78,7 @@ def vqa(scene: Scene, kind: str, rng: random.Random) -> Question | None:
     if kind == "background":
         return Question("vqa", kind, "What color is the background?", scene.background)
     if kind == "count_kind":
-        shape = rng.choice(SHAPES if rng.random() < 0.3 else [shape.kind for shape in scene.shapes])
-        plural = "crosses" if shape == "cross" else f"{shape}s"
-        return Question("vqa", kind, f"How many {plural} are there?", str(len(matching(scene, shape))))
+        return _count(scene, rng.choice(SHAPES if rng.random() < 0.3 else [shape.kind for shape in scene.shapes]))
     if kind == "exists":
         phrase = _present(scene, rng) if rng.random() < 0.5 else _absent(scene, rng)
         return Question("vqa", kind, f"Is there {article(phrase)}?", "yes" if matching(scene, phrase) else "no")
@@ -105,6 +103,18 @@ def vqa(scene: Scene, kind: str, rng: random.Random) -> Question | None:
         phrase, place = rng.choice(sure)
         return Question("vqa", kind, f"Where is the {phrase}?", place)
     raise ValueError(f"unknown question type {kind!r}; known: {', '.join(KINDS)}")
+
+
+def repeats(scene: Scene, rng: random.Random) -> Question | None:
+    """How many there are of a shape that is there more than once, which is what counting is about; else None."""
+    kinds = [shape.kind for shape in scene.shapes]
+    several = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+    return _count(scene, rng.choice(several)) if several else None
+
+
+def _count(scene: Scene, shape: str) -> Question:
+    plural = "crosses" if shape == "cross" else f"{shape}s"
+    return Question("vqa", "count_kind", f"How many {plural} are there?", str(len(matching(scene, shape))))
 
 
 def _present(scene: Scene, rng: random.Random) -> str:

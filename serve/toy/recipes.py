@@ -63,6 +63,7 @@ RECIPES = {
             Phase("exact", 1600, 24, 2e-3, 5e-4, questions=4, floor=0.02),
             Phase("masks", 260, 24, 8e-4, 2e-4, questions=4, floor=0.02, segment=True, absent=0.05),
             Phase("counts", 180, 24, 5e-4, 1.2e-4, questions=4, floor=0.02, segment=True, absent=0.05, counting=0.7),
+            Phase("repeats", 150, 24, 5e-4, 1.2e-4, questions=4, floor=0.02, segment=True, absent=0.05, counting=0.7),
         ),
     ),
     "paligemma-b": Recipe(
@@ -72,6 +73,7 @@ RECIPES = {
             Phase("exact", 850, 24, 2.2e-3, 6e-4, questions=4, floor=0.02, segment=True),
             Phase("again", 430, 24, 1.6e-3, 4e-4, questions=4, floor=0.02, segment=True),
             Phase("counts", 280, 24, 1.2e-3, 3e-4, questions=4, floor=0.02, segment=True, counting=0.7),
+            Phase("repeats", 170, 24, 1e-3, 2.5e-4, questions=4, floor=0.02, segment=True, counting=0.7),
         ),
         seed=1,
         size=TextSize(width=128, mlp=448, heads=4),

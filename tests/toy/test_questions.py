@@ -85,3 +85,13 @@ def test_the_same_question_is_typed_in_many_ways():
     rng = random.Random(3)
     typed = {questions.as_typed("What color is the circle?", rng) for _ in range(200)}
     assert {"What color is the circle?", "what color is the circle", "What colour is the circle?"} <= typed
+
+
+def test_what_is_there_several_times_is_counted():
+    seen = [world.scene(seed) for seed in range(40)]
+    for scene in seen:
+        kinds = [shape.kind for shape in scene.shapes]
+        one = questions.repeats(scene, random.Random(0))
+        assert (one is None) == (len(set(kinds)) == len(kinds))
+        assert one is None or int(one.answer) > 1
+    assert 5 < sum(questions.repeats(scene, random.Random(0)) is not None for scene in seen) < 40
