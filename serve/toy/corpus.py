@@ -26,11 +26,11 @@ CLASSES = {"shape": 6, "color": 7, "joint": 31, "background": 3, "text": len(wor
 """What one linear layer must read from a patch in vision training; 0 stands for none. Edges come on top."""
 
 
-def view(picture: PIL.Image.Image, family: str) -> PIL.Image.Image:
-    """The 112-pixel picture the tower gets: stretched (PaliGemma), or padded to a square first (LLaVA)."""
+def view(picture: PIL.Image.Image, family: str, side: int = nets.SIDE) -> PIL.Image.Image:
+    """The square picture the tower gets: stretched (PaliGemma), or padded to a square first (LLaVA)."""
     if family == "llava":
         picture = PIL.Image.fromarray(pad_to_square(Image.of(picture), prompts.PAD).pixels)
-    return picture.resize((nets.IMAGE, nets.IMAGE), PIL.Image.Resampling.BICUBIC)
+    return picture.resize((side, side), PIL.Image.Resampling.BICUBIC)
 
 
 def scene(seed: int) -> Scene:
@@ -40,7 +40,7 @@ def scene(seed: int) -> Scene:
 
 @dataclass
 class Corpus:
-    """`images` (N, 3, 112, 112) uint8, `labels` (N, 49, 7) uint8 in the order of CLASSES, `edges` (N, 49, 4)."""
+    """`images` (N, 3, side, side) and `labels` (N, patches, 7 as in CLASSES), both uint8; `edges` (N, patches, 4)."""
 
     family: str
     start: int
@@ -49,28 +49,29 @@ class Corpus:
     edges: np.ndarray
 
     @classmethod
-    def of(cls, family: str, start: int, count: int, work: Path) -> "Corpus":
+    def of(cls, family: str, start: int, count: int, work: Path, side: int = nets.SIDE) -> "Corpus":
         """Scenes of seeds start .. start + count, from the cache in `work` or drawn now."""
-        stem = work / f"{family}-{start}-{count}"
+        stem = work / f"{family}-{start}-{count}{f'-{side}' * (side != nets.SIDE)}"
         paths = [stem.with_suffix(f".{name}.npy") for name in ("images", "labels", "edges")]
         if not all(path.exists() for path in paths):
             work.mkdir(parents=True, exist_ok=True)
-            corpus = cls._drawn(family, start, count)
+            corpus = cls._drawn(family, start, count, side)
             for path, array in zip(paths, (corpus.images, corpus.labels, corpus.edges), strict=True):
                 np.save(path, array)
         images, labels, edges = (np.load(path, mmap_mode="r") for path in paths)
         return cls(family, start, images, labels, edges)
 
     @classmethod
-    def _drawn(cls, family: str, start: int, count: int) -> "Corpus":
-        images = np.empty((count, 3, nets.IMAGE, nets.IMAGE), np.uint8)
-        labels = np.zeros((count, nets.PATCHES, len(CLASSES)), np.uint8)
-        edges = np.zeros((count, nets.PATCHES, 4), np.float32)
+    def _drawn(cls, family: str, start: int, count: int, side: int) -> "Corpus":
+        patches = (side // nets.PATCH) ** 2
+        images = np.empty((count, 3, side, side), np.uint8)
+        labels = np.zeros((count, patches, len(CLASSES)), np.uint8)
+        edges = np.zeros((count, patches, 4), np.float32)
         for i in range(count):
             what = scene(start + i)
             scale = random.Random(f"scale {start + i}").choice((0.8, 1.0, 1.0, 1.25, 1.5))
-            images[i] = np.asarray(view(world.draw(what, scale), family)).transpose(2, 0, 1)
-            labels[i], edges[i] = patch_labels(what, family)
+            images[i] = np.asarray(view(world.draw(what, scale), family, side)).transpose(2, 0, 1)
+            labels[i], edges[i] = patch_labels(what, family, side // nets.PATCH)
         return cls(family, start, images, labels, edges)
 
     def pixels(self, rows: np.ndarray) -> Tensor:
@@ -79,18 +80,18 @@ class Corpus:
         return (raw / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
-def patch_labels(what: Scene, family: str) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (49, 7) and edges (49, 4) of the thing that covers most of each patch, a quarter of it at least."""
-    labels = np.zeros((nets.PATCHES, len(CLASSES)), np.uint8)
-    edges = np.zeros((nets.PATCHES, 4), np.float32)
+def patch_labels(what: Scene, family: str, grid: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (grid², 7) and edges (grid², 4) of the thing that covers most of each patch, a quarter of it or more."""
+    labels = np.zeros((grid**2, len(CLASSES)), np.uint8)
+    edges = np.zeros((grid**2, 4), np.float32)
     labels[:, 3] = list(world.BACKGROUNDS).index(what.background)
     boxes: list[Box] = [shape.box for shape in what.shapes]
     if what.text_box is not None:
         boxes.append(what.text_box)
     if family == "llava":
         boxes = [prompts.padded(box, what.size) for box in boxes]
-    x0, y0, x1, y1 = np.array(boxes).T[:, :, None] * nets.GRID
-    cell = np.arange(nets.GRID)
+    x0, y0, x1, y1 = np.array(boxes).T[:, :, None] * grid
+    cell = np.arange(grid)
     wide = np.clip(np.minimum(x1, cell + 1) - np.maximum(x0, cell), 0, 1)
     high = np.clip(np.minimum(y1, cell + 1) - np.maximum(y0, cell), 0, 1)
     cover = (high[:, :, None] * wide[:, None, :]).reshape(len(boxes), -1)
@@ -183,12 +184,12 @@ class Packed:
 class Packer:
     """Packs questions behind the picture they share, or (`exact`) one question behind each picture."""
 
-    def __init__(self, family: str, first_loc: int = prompts.FIRST_LOC) -> None:
+    def __init__(self, family: str, first_loc: int = prompts.FIRST_LOC, side: int = nets.SIDE) -> None:
         self.family, self.first_loc = family, first_loc
         self.tokens = tokenizer.build(family)
         self.encode = functools.lru_cache(maxsize=100_000)(self._encode)
         self.head = self.encode("<s>USER: ") if family == "llava" else ()
-        self.prefix = len(self.head) + nets.PATCHES
+        self.prefix = len(self.head) + (side // nets.PATCH) ** 2
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokens.encode(text, add_special_tokens=False).ids)

@@ -62,11 +62,13 @@ def load(folder: Path) -> nets.Net:
     """An exported toy as a lean net, in float32: places are plain rows there."""
     weights = load_file(folder / "model.safetensors")
     family = "llava" if "language_model.lm_head.weight" in weights else "paligemma"
-    text = json.loads((folder / "config.json").read_text())["text_config"]
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
     size = nets.TextSize(
         text["hidden_size"], text["intermediate_size"], text["num_attention_heads"], text["num_hidden_layers"]
     )
-    net = nets.Net(family, text["vocab_size"], size)
+    side = config["vision_config"]["image_size"]
+    net = nets.Net(family, text["vocab_size"], size, side)
     net.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return net.eval()
 
@@ -78,6 +80,10 @@ def _ids(family: str) -> dict[str, int]:
     return {name: tokenizer.id_of(tokens, token) for name, token in named.items()}
 
 
+def _patches(recipe: Recipe) -> int:
+    return (recipe.side // nets.PATCH) ** 2
+
+
 def _vision(recipe: Recipe) -> dict[str, Any]:
     family = recipe.family
     return {
@@ -86,7 +92,7 @@ def _vision(recipe: Recipe) -> dict[str, Any]:
         "intermediate_size": nets.VISION_MLP,
         "num_hidden_layers": nets.VISION_LAYERS + (family == "llava"),
         "num_attention_heads": nets.VISION_HEADS,
-        "image_size": nets.IMAGE,
+        "image_size": recipe.side,
         "patch_size": nets.PATCH,
         "hidden_act": "gelu_pytorch_tanh",
         "layer_norm_eps": 1e-5 if family == "llava" else 1e-6,
@@ -123,7 +129,7 @@ def _llava(recipe: Recipe) -> dict[str, Any]:
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "image_token_index": ids["image"],
-        "image_seq_length": nets.PATCHES,
+        "image_seq_length": _patches(recipe),
         "pad_token_id": ids["pad"],
         "projector_hidden_act": "gelu",
         "vision_feature_layer": -2,
@@ -140,13 +146,13 @@ def _llava(recipe: Recipe) -> dict[str, Any]:
         },
         "vision_config": _vision(recipe),
     }
-    square = {"height": nets.IMAGE, "width": nets.IMAGE}
+    square = {"height": recipe.side, "width": recipe.side}
     pictures = {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "LlavaProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": nets.IMAGE},
+        "size": {"shortest_edge": recipe.side},
         "resample": 3,
         "do_center_crop": True,
         "crop_size": square,
@@ -205,18 +211,18 @@ def _paligemma(recipe: Recipe) -> dict[str, Any]:
             "hidden_act": "gelu_pytorch_tanh",
             "hidden_activation": "gelu_pytorch_tanh",
             "num_key_value_heads": 1,
-            "num_image_tokens": nets.PATCHES,
+            "num_image_tokens": _patches(recipe),
             "tie_word_embeddings": True,
         },
-        "vision_config": {**_vision(recipe), "num_image_tokens": nets.PATCHES, "vision_use_head": False},
+        "vision_config": {**_vision(recipe), "num_image_tokens": _patches(recipe), "vision_use_head": False},
     }
     pictures = {
         "image_processor_type": "SiglipImageProcessor",
         "processor_class": "PaliGemmaProcessor",
-        "image_seq_length": nets.PATCHES,
+        "image_seq_length": _patches(recipe),
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": nets.IMAGE, "width": nets.IMAGE},
+        "size": {"height": recipe.side, "width": recipe.side},
         "resample": 3,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -264,7 +270,7 @@ def main() -> None:
     parser.add_argument("--untrained", action="store_true", help="random weights, for tests of form alone")
     options = parser.parse_args()
     torch.manual_seed(0)
-    net = structured(RECIPES[options.toy])
+    net = structured(RECIPES[options.toy], RECIPES[options.toy].side)
     if not options.untrained:
         net.load_state_dict(torch.load(options.work / f"{options.toy}.pt", map_location="cpu")["net"])
     export(net, options.toy, options.out)

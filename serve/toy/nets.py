@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IMAGE, PATCH = 112, 16
-GRID = IMAGE // PATCH
-PATCHES = GRID * GRID
+PATCH = 16
+SIDE = 112
+"""The side of the square picture that most of the toys see, in pixels: 7 x 7 patches."""
 VISION, VISION_MLP, VISION_HEADS, VISION_LAYERS = 128, 512, 4, 3
 HEAD = 32
 WAVES = 6
@@ -23,7 +23,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 @dataclass(frozen=True)
 class TextSize:
-    """How wide and deep a text model is; its heads are 32 wide. The picture's side is the same in all toys."""
+    """How wide and deep a text model is; its heads are 32 wide."""
 
     width: int = 160
     mlp: int = 448
@@ -70,20 +70,32 @@ class VisionLayer(nn.Module):
 
 
 class VisionEmbeddings(nn.Module):
-    def __init__(self, clip: bool) -> None:
+    def __init__(self, clip: bool, side: int) -> None:
         super().__init__()
+        self.grid = side // PATCH
         self.patch_embedding = nn.Conv2d(3, VISION, PATCH, PATCH, bias=not clip)
-        self.position_embedding = nn.Embedding(PATCHES + clip, VISION)
+        self.position_embedding = nn.Embedding(self.grid**2 + clip, VISION)
         if clip:
             self.class_embedding = nn.Parameter(torch.randn(VISION) * 0.02)
 
     def forward(self, pixels: Tensor) -> Tensor:
         batch = pixels.shape[0]
-        patches = pixels.view(batch, 3, GRID, PATCH, GRID, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(batch, PATCHES, -1)
+        patches = pixels.view(batch, 3, self.grid, PATCH, self.grid, PATCH).permute(0, 2, 4, 1, 3, 5)
+        patches = patches.reshape(batch, self.grid**2, -1)
         x = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
         if hasattr(self, "class_embedding"):
             x = torch.cat([self.class_embedding.expand(batch, 1, VISION), x], dim=1)
         return x + self.position_embedding.weight
+
+    def grow(self, side: int) -> None:
+        """Read pictures of this side from now on: the places are stretched bicubically, the class token's stays."""
+        old = self.position_embedding.weight.detach()
+        head = old[: len(old) - self.grid**2]
+        square = old[len(head) :].T.view(1, VISION, self.grid, self.grid)
+        self.grid = side // PATCH
+        fine = F.interpolate(square, size=(self.grid, self.grid), mode="bicubic", align_corners=False)
+        places = torch.cat([head, fine[0].flatten(1).T])
+        self.position_embedding = nn.Embedding(len(places), VISION, _weight=places)
 
 
 class Layers(nn.Module):
@@ -93,10 +105,10 @@ class Layers(nn.Module):
 
 
 class VisionModel(nn.Module):
-    def __init__(self, clip: bool) -> None:
+    def __init__(self, clip: bool, side: int) -> None:
         super().__init__()
         self.clip = clip
-        self.embeddings = VisionEmbeddings(clip)
+        self.embeddings = VisionEmbeddings(clip, side)
         if clip:
             self.pre_layrnorm = nn.LayerNorm(VISION)  # the published spelling
         # LLaVA reads the last layer but one: a fourth layer is there in the file, and never run.
@@ -113,9 +125,9 @@ class VisionModel(nn.Module):
 
 
 class VisionTower(nn.Module):
-    def __init__(self, clip: bool) -> None:
+    def __init__(self, clip: bool, side: int) -> None:
         super().__init__()
-        self.vision_model = VisionModel(clip)
+        self.vision_model = VisionModel(clip, side)
 
 
 class RMSNorm(nn.Module):
@@ -225,13 +237,13 @@ class Language(nn.Module):
 
 
 class Net(nn.Module):
-    """One picture and its questions to logits. `family` is `llava` or `paligemma`."""
+    """One square picture of `side` pixels, P patches, and its questions to logits. `family`: `llava` or `paligemma`."""
 
-    def __init__(self, family: str, vocab: int, size: TextSize | None = None) -> None:
+    def __init__(self, family: str, vocab: int, size: TextSize | None = None, side: int = SIDE) -> None:
         super().__init__()
         self.size = size = size or TextSize()
         self.gemma = gemma = family == "paligemma"
-        self.vision_tower = VisionTower(clip=not gemma)
+        self.vision_tower = VisionTower(clip=not gemma, side=side)
         width = size.width
         sizes = {"linear": (VISION, width)} if gemma else {"linear_1": (VISION, width), "linear_2": (width, width)}
         self.multi_modal_projector = nn.ModuleDict({name: nn.Linear(a, b) for name, (a, b) in sizes.items()})
@@ -245,12 +257,12 @@ class Net(nn.Module):
                 nn.init.normal_(part.weight, std=0.1)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(B, 3, 112, 112) -> (B, 49, 128)."""
+        """(B, 3, side, side) -> (B, P, 128)."""
         out: Tensor = self.vision_tower.vision_model(pixels)
         return out
 
     def image(self, features: Tensor) -> Tensor:
-        """(B, 49, 128) -> (B, 49, width), as the text model reads it."""
+        """(B, P, 128) -> (B, P, width), as the text model reads it."""
         project = self.multi_modal_projector
         out: Tensor
         out = project["linear"](features) if self.gemma else project["linear_2"](F.gelu(project["linear_1"](features)))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from serve.toy.nets import TextSize
+from serve.toy.nets import SIDE, TextSize
 
 Family = Literal["llava", "paligemma"]
 
@@ -15,6 +15,8 @@ class Phase:
     segment: whether masks are asked for. absent: the share of detect and segment questions that name a thing which is
     not there, in the second half of the phase: asked for sooner, empty answers crowd out the full ones.
     counting: the share of the questions about a scene that are made to count the things of one shape.
+    side: of the square picture it is shown, in pixels. Where that grows, the tower's places are stretched, as those of
+    PaliGemma were between its stages (arXiv 2407.07726, section 3.2).
     """
 
     name: str
@@ -27,6 +29,7 @@ class Phase:
     segment: bool = False
     absent: float = 0.0
     counting: float = 0.0
+    side: int = SIDE
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Recipe:
     seed: int = 0
     size: TextSize = TextSize()
     first_loc: int = 8
+
+    @property
+    def side(self) -> int:
+        """Of the picture that the finished toy sees, in pixels."""
+        return self.phases[-1].side
 
 
 RECIPES = {

@@ -35,9 +35,9 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.family, self.seed, self.device = family, recipe.seed, device
         self.phases = [replace(phase, steps=max(2, round(phase.steps * scale))) for phase in recipe.phases]
-        self.packer = Packer(family, recipe.first_loc)
         places = tokenizer.coordinates(family, recipe.first_loc)
-        self.net = structured(recipe)
+        self.first_loc = recipe.first_loc
+        self.net = structured(recipe, recipe.phases[0].side)
         self.net.to(device)
         # Thrown away after training: what the tower has to be able to say about each patch.
         self.probe = nn.Linear(nets.VISION, sum(CLASSES.values()) + 8 * nets.WAVES).to(device)
@@ -48,13 +48,22 @@ class Trainer:
         self.near[1, tokens[:-1]] = torch.tensor(tokens[1:], device=device)
         self.places = torch.full((tokenizer.size(family),), -1.0, device=device)
         self.places[tokens] = torch.tensor(list(places.values()), device=device)
-        matrices, rest = self._groups()
-        self.optimizers = (Muon(matrices), torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.98), fused=True))
-        count = max(200, round(SCENES * min(1.0, scale)))
-        self.train = Corpus.of(family, 0, count, work)
-        self.test = Corpus.of(family, corpus.HELD_OUT, TEST_SCENES, work)
+        self.count, self.work = max(200, round(SCENES * min(1.0, scale))), work
+        self._show(recipe.phases[0].side)
         self.state = work / f"{name}.pt"
         self.done = (0, 0)
+
+    def _show(self, side: int) -> None:
+        """Pictures of this side from now on; the optimizers start anew, since a tower that grew has other places."""
+        embeddings = self.net.vision_tower.vision_model.embeddings
+        if side != embeddings.grid * nets.PATCH:
+            embeddings.grow(side)
+        self.side = side
+        self.packer = Packer(self.family, self.first_loc, side)
+        matrices, rest = self._groups()
+        self.optimizers = (Muon(matrices), torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.98), fused=True))
+        self.train = Corpus.of(self.family, 0, self.count, self.work, side)
+        self.test = Corpus.of(self.family, corpus.HELD_OUT, TEST_SCENES, self.work, side)
 
     def _groups(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The matrices inside layers, and everything else; each with the tower apart, which learns at its own rate."""
@@ -74,6 +83,8 @@ class Trainer:
         for index, phase in enumerate(self.phases):
             if index < self.done[0]:
                 continue
+            if phase.side != self.side:
+                self._show(phase.side)
             for step in range(self.done[1] if index == self.done[0] else 0, phase.steps):
                 said = self._step(index, phase, step)
                 self.done = (index, step + 1)
@@ -189,13 +200,16 @@ class Trainer:
         return f"{found} | {text}"
 
     def _save(self) -> None:
-        state = {"net": self.net.state_dict(), "probe": self.probe.state_dict(), "done": self.done}
+        state = {"net": self.net.state_dict(), "probe": self.probe.state_dict(), "done": self.done, "side": self.side}
         new = self.state.with_suffix(".new")
         torch.save({**state, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}, new)
         new.replace(self.state)
 
     def _load(self) -> None:
         state = torch.load(self.state, map_location=self.device)
+        side = state.get("side", nets.SIDE)
+        if side != self.side:
+            self._show(side)
         self.net.load_state_dict(state["net"])
         self.probe.load_state_dict(state["probe"])
         for optimizer, known in zip(self.optimizers, state["optimizers"], strict=True):
@@ -203,7 +217,7 @@ class Trainer:
         self.done = state["done"]
 
 
-def structured(recipe: Recipe) -> nets.Net:
+def structured(recipe: Recipe, side: int) -> nets.Net:
     """A new net whose place tokens are made of waves. Places never said and padding rows stay zero."""
     family = recipe.family
     tokens = tokenizer.build(family)
@@ -212,7 +226,7 @@ def structured(recipe: Recipe) -> nets.Net:
     if family == "paligemma":
         vocabulary = tokens.get_vocab()
         unused |= {index for token, index in vocabulary.items() if token.startswith("<loc")} - set(places)
-    net = nets.Net(family, tokenizer.size(family), recipe.size)
+    net = nets.Net(family, tokenizer.size(family), recipe.size, side)
     language = net.language_model
     std = (2 * nets.WAVES) ** -0.5 * (0.08 if net.gemma else 0.5)
     language.model.embed_tokens.structure(places, sorted(unused), std)

@@ -26,7 +26,7 @@ def said(net, packer, packed, image):
 def test_packed_questions_do_not_see_each_other(family):
     torch.manual_seed(0)
     net, packer = nets.Net(family, tokenizer.size(family)), corpus.Packer(family)
-    image = torch.randn(1, nets.PATCHES, net.size.width)
+    image = torch.randn(1, 49, net.size.width)
     with torch.no_grad():
         together = packer.pack([(0, ASKED)], 200)
         alone = [packer.pack([(0, [one])], 200) for one in ASKED]
@@ -38,7 +38,7 @@ def test_packed_questions_do_not_see_each_other(family):
 def test_exact_packs_let_the_picture_see_the_prompt_and_nothing_see_the_answer_before_it():
     packer = corpus.Packer("paligemma")
     packed = packer.pack([(0, ASKED[1:])], 200, exact=True)
-    prefix = nets.PATCHES + len(packer.pair(*ASKED[1])[0])
+    prefix = 49 + len(packer.pair(*ASKED[1])[0])
     seen = packed.mask[0] == 0
     assert seen[:prefix, :prefix].all() and not seen[:prefix, prefix:].any()
     answer = seen[prefix:, prefix:]
@@ -57,7 +57,7 @@ def test_the_first_word_weighs_in_full():
 def test_every_thing_has_a_patch_and_every_patch_a_truth(family):
     for seed in range(200):
         what = corpus.scene(seed)
-        labels, edges = corpus.patch_labels(what, family)
+        labels, edges = corpus.patch_labels(what, family, nets.SIDE // nets.PATCH)
         assert (labels.max(0) < list(corpus.CLASSES.values())).all()
         assert len({tuple(box) for box in edges if box.any()}) == len(what.shapes)
         assert bool(labels[:, 4].any()) == bool(what.text)
@@ -93,9 +93,36 @@ def test_training_questions_are_true(family):
 
 def test_a_view_is_square_and_small():
     picture = world.draw(WHAT, 2.0)
-    assert corpus.view(picture, "llava").size == corpus.view(picture, "paligemma").size == (nets.IMAGE, nets.IMAGE)
+    assert corpus.view(picture, "llava").size == corpus.view(picture, "paligemma").size == (nets.SIDE, nets.SIDE)
     corner = np.asarray(corpus.view(world.draw(world.scene(0)), "llava"))
-    assert corner.shape == (nets.IMAGE, nets.IMAGE, 3)
+    assert corner.shape == (nets.SIDE, nets.SIDE, 3)
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_a_tower_that_grows_keeps_its_places(family):
+    torch.manual_seed(0)
+    net = nets.Net(family, tokenizer.size(family))
+    embeddings = net.vision_tower.vision_model.embeddings
+    places = embeddings.position_embedding.weight
+    head, across = places[: len(places) - 49].clone(), torch.linspace(-1, 1, 7)
+    with torch.no_grad():  # a place that says how far right it is, as (row, column) of a 7 x 7 square
+        places[len(head) :] = across.repeat(7)[:, None]
+    embeddings.grow(144)
+    grown = embeddings.position_embedding.weight.detach()
+    assert grown.shape == (len(head) + 81, nets.VISION) and torch.equal(grown[: len(head)], head)
+    rows = grown[len(head) :].view(9, 9, nets.VISION)
+    assert torch.allclose(rows, rows[:1].expand_as(rows), atol=1e-6)
+    assert (rows[0].diff(dim=0) > 0).all() and rows[0, 4].abs().max() < 1e-6
+    assert embeddings(torch.zeros(2, 3, 144, 144)).shape == (2, len(head) + 81, nets.VISION)
+
+
+def test_a_finer_corpus_is_kept_apart(tmp_path):
+    coarse = corpus.Corpus.of("paligemma", 5, 3, tmp_path)
+    fine = corpus.Corpus.of("paligemma", 5, 3, tmp_path, 144)
+    assert coarse.images.shape == (3, 3, 112, 112) and fine.images.shape == (3, 3, 144, 144)
+    assert coarse.labels.shape[:2] == coarse.edges.shape[:2] == (3, 49) and fine.labels.shape[:2] == (3, 81)
+    again = corpus.Corpus.of("paligemma", 5, 3, tmp_path, 144)
+    assert np.array_equal(again.images, fine.images) and np.array_equal(again.edges, fine.edges)
 
 
 def test_a_phase_may_ask_for_more_counting():
