@@ -82,6 +82,8 @@ RECIPES = {
             Phase("again", 430, 24, 1.6e-3, 4e-4, questions=4, floor=0.02, segment=True),
             Phase("counts", 280, 24, 1.2e-3, 3e-4, questions=4, floor=0.02, segment=True, counting=0.7),
             Phase("repeats", 170, 24, 1e-3, 2.5e-4, questions=4, floor=0.02, segment=True, counting=0.7),
+            Phase("finer", 500, 24, 1e-3, 6e-4, questions=4, floor=0.02, segment=True, counting=0.4, side=144),
+            Phase("settled", 900, 24, 1.2e-3, 4e-4, questions=4, floor=0.02, segment=True, counting=0.3, side=144),
         ),
         seed=1,
         size=TextSize(width=128, mlp=448, heads=4),
