@@ -105,5 +105,5 @@ MODELS = [
     _published("mix", 224, 2_923_466_480),
     _published("mix", 448, 2_924_351_216),
     _toy("toy-paligemma", "paligemma", 2_124_736),
-    _toy("toy-paligemma-b", "paligemma-b", 1_806_976),
+    _toy("toy-paligemma-b", "paligemma-b", 1_811_072),
 ]
