@@ -1,16 +1,14 @@
 """Our routes: page, health, catalogue, tasks, chat completions. Knows no Ray and no engine."""
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
-from serve import catalog, chat_completions
+from serve import catalog, chat_completions, pages
 from serve.engines.base import State
 from serve.errors import BadRequest, NotFound
 from serve.models.base import Model
@@ -22,9 +20,6 @@ from serve.wire.fan_out import FanOut
 from serve.wire.forms import phrases
 from serve.wire.meters import Meters
 from serve.wire.model_list import ModelEntry, ModelList, model_list
-
-WEB = Path(__file__).with_name("web")
-PAGE_POLICY = "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; frame-ancestors 'none'"
 
 
 class Health(BaseModel):
@@ -50,7 +45,7 @@ class Readiness(BaseModel):
 
 def create_app(router: Router, *, max_body: int = MAX_BODY) -> FastAPI:
     """The whole HTTP side over one router. Each app counts for itself: its metrics are in no global registry."""
-    app = FastAPI(title="Diptych", version=document.VERSION, description=document.ABOUT, redoc_url=None)
+    app = FastAPI(title="Diptych", version=document.VERSION, description=document.ABOUT, docs_url=None, redoc_url=None)
     meters = Meters()
     fan_out = FanOut(router, meters)
     app.add_middleware(Edge, meters=meters, max_body=max_body)
@@ -59,17 +54,12 @@ def create_app(router: Router, *, max_body: int = MAX_BODY) -> FastAPI:
     _add_tasks(app, fan_out)
     _add_catalogue(app, router)
     _add_service(app, router, meters)
+    pages.install(app)
     document.install(app, [chat_completions.ChatCompletionRequest, *(task.request for task in TASKS.values())])
     return app
 
 
 def _add_service(app: FastAPI, router: Router, meters: Meters) -> None:
-    app.mount("/web", StaticFiles(directory=WEB))
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(WEB / "index.html", headers={"content-security-policy": PAGE_POLICY})
-
     @app.get("/health", tags=["service"], summary="The process is alive")
     async def health() -> Health:
         return Health()

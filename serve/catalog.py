@@ -100,8 +100,12 @@ def catalogue(served: Mapping[str, Model]) -> Catalogue:
 
 
 def compare(names: Sequence[str], served: Mapping[str, Model]) -> Comparison:
-    """The comparison table of some models, in the order given. Raises NotFound naming what is not in the catalogue."""
+    """The comparison table of some models, in the order given; `llava-1.5` is short for `llava-1.5-7b`.
+
+    Raises NotFound naming what is not in the catalogue.
+    """
     models = known(served)
+    names = [_whole(name, models, served) for name in names]
     for name in names:
         if name not in models:
             near = difflib.get_close_matches(name[:200], models, cutoff=0.4)
@@ -133,6 +137,16 @@ def known(served: Mapping[str, Model]) -> dict[str, Model]:
 def skills(model: Model) -> list[str]:
     """The tasks that can be asked of a model, in the order of tasks."""
     return [name for name in TASKS if name in model.skills]
+
+
+def _whole(name: str, models: Mapping[str, Model], served: Collection[str]) -> str:
+    """A model's name from its beginning: of several one that is served, else PaliGemma's at 448 pixels that was tuned on
+    a mixture of tasks (the `pt` are there to be fine-tuned), else the first of the catalogue."""
+    if name in models:
+        return name
+    found = [known for known in models if known.startswith(f"{name}-")]
+    found.sort(key=lambda known: (known not in served, not known.endswith("-mix-448")))
+    return found[0] if found else name
 
 
 def _entry(model: Model, served: bool) -> Entry:

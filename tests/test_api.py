@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 from served import LLAVA, PALIGEMMA, URL, calling, frames, listening, message, picture, plain, router, served, until
 from starlette.types import Message
 
-from serve import image
+from serve import image, pages
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
 from serve.tasks import TASKS
@@ -417,16 +418,40 @@ async def test_metrics_count_requests_and_replies() -> None:
     assert "a-path-nobody-knows" not in text
 
 
-async def test_the_page_and_its_files_are_served_by_relative_addresses() -> None:
-    app = served()
-    page = await get("/", app)
-    assert page.status_code == 200 and "script" not in page.headers["content-security-policy"].replace(
-        "default-src", ""
+@pytest.mark.parametrize(("path", "root"), [("/", "."), ("/docs", "."), ("/compare/", ".."), ("/compare/a-vs-b", "..")])
+async def test_pages_name_their_files_by_relative_addresses(path: str, root: str) -> None:
+    page = await get(path, served())
+    assert page.status_code == 200
+    found = re.findall(r'(?:src|href)="([^"]*)"', page.text)
+    assert found and all(address.startswith((f"{root}/", "#")) for address in found)
+    here = "/" if root == "." else "/compare/"
+    for address in found:
+        if "/web/" in address:
+            assert (await get(str(httpx.URL(f"http://diptych{here}").join(address).path), served())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/compare/a-vs-b", "/web/app.js", "/web/style.css", "/scenes/three.png"]
+)
+async def test_pages_run_nothing_but_their_own_files(path: str) -> None:
+    headers = (await get(path, served())).headers
+    policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
+    assert (
+        policy["script-src"] == policy["style-src"] == "'self'" and "unsafe" not in headers["content-security-policy"]
     )
-    for name in ("app.js", "style.css", "icon.svg"):
-        assert f'"web/{name}"' in page.text
-        assert (await get(f"/web/{name}", app)).status_code == 200
-    assert 'src="/' not in page.text and 'href="/' not in page.text and "http" not in page.text.replace("over HTTP", "")
+    assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+
+
+async def test_compare_without_names_has_an_address_of_its_own() -> None:
+    answer = await get("/compare", served())
+    assert answer.status_code == 307 and answer.headers["location"] == "compare/"
+
+
+def test_the_page_weighs_little() -> None:
+    """Everything that a first visit loads, and the rest of the pages' files too."""
+    files = [file for folder in (pages.WEB, pages.SCENES / "small") for file in folder.iterdir() if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 100_000
 
 
 @pytest.mark.parametrize("path", ["/v1/tasks/vqa", "/v1/chat/completions"])

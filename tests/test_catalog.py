@@ -135,6 +135,24 @@ def test_every_card_is_complete(model: Model) -> None:
     assert model.checkpoint.revision is None or re.fullmatch("[0-9a-f]{40}", model.checkpoint.revision)
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("llava-1.5", "llava-1.5-7b"),
+        ("paligemma", "paligemma-3b-mix-448"),
+        ("paligemma2", "paligemma2-3b-mix-448"),
+        ("llava-v1.6", "llava-v1.6-mistral-7b"),
+    ],
+)
+def test_the_beginning_of_a_name_will_do(said: str, meant: str) -> None:
+    assert catalog.compare([said, "toy-llava"], {}).models == [meant, "toy-llava"]
+
+
+def test_of_several_beginnings_the_served_one_is_meant() -> None:
+    served = {"llava-1.5-13b": MODELS["llava-1.5-13b"]}
+    assert catalog.compare(["llava-1.5", "llava-1.5-7b"], served).models == ["llava-1.5-13b", "llava-1.5-7b"]
+
+
 async def test_over_http_it_is_the_same() -> None:
     async with calling(served()) as client:
         cards = (await client.get("/v1/catalog")).json()

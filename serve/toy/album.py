@@ -6,7 +6,7 @@ Their seeds are beyond all that training sees. `scenes.json` beside the pictures
 import json
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from serve.toy import questions, world
 
@@ -19,7 +19,7 @@ SEEDS = {
     "night": 30001856,
     "portrait": 30000357,
 }
-LONG_SIDE = 640
+LONG_SIDE, SMALL = 640, (168, 126)
 
 
 def picture(what: world.Scene) -> Image.Image:
@@ -41,13 +41,19 @@ def truth(what: world.Scene, size: tuple[int, int]) -> dict[str, object]:
     return {"seed": what.seed, "width": width, "height": height, "caption": questions.caption(what), **found}
 
 
+def small(drawn: Image.Image) -> Image.Image:
+    """The picture as a button on the page shows it: 168 x 126 pixels, its middle, in 32 colours (two kilobytes)."""
+    return ImageOps.fit(drawn, SMALL, Image.Resampling.LANCZOS).quantize(32)
+
+
 def main() -> None:
-    HERE.mkdir(exist_ok=True)
+    (HERE / "small").mkdir(parents=True, exist_ok=True)
     found = {}
     for name, seed in SEEDS.items():
         what = world.scene(seed)
         drawn = picture(what)
         drawn.save(HERE / f"{name}.png", optimize=True)
+        small(drawn).save(HERE / "small" / f"{name}.png", optimize=True)
         found[f"{name}.png"] = truth(what, drawn.size)
     (HERE / "scenes.json").write_text(json.dumps(found, indent=1) + "\n")
 

@@ -1,49 +1,420 @@
-// What is served, and how it stands. All addresses are relative: the page works behind any prefix.
+// The page: asks, shows the columns as they fill, keeps the address in step. Its parts are in the files beside it.
 
-const WORDS = { starting: "starting", ready: "ready", degraded: "some models failed" };
+import { Refusal, ask, at, get } from "./wire.js";
+import { Column, MergedCard, words } from "./columns.js";
+import { compared, link, named } from "./compare.js";
+import { announce, byId, made } from "./dom.js";
+import { clear, loaded, show } from "./picture.js";
+import { curl, fromUrl, json, png, python, save, toUrl } from "./share.js";
+import { settle, toned } from "./tones.js";
 
-async function show() {
-  const [list, ready] = await Promise.all(["v1/models", "ready"].map((url) => fetch(url).then((reply) => reply.json())));
-  const models = list.data.filter((entry) => entry.diptych.kind === "model");
-  document.getElementById("overall").textContent = WORDS[ready.status] ?? "";
-  document.getElementById("models").replaceChildren(...models.map((entry) => card(entry, ready)));
-  return Object.values(ready.models).includes("starting");
+const NEEDS = { vqa: "question", chat: "question", detect: "labels", segment: "labels" };
+const EXAMPLES = {
+  vqa: "how many shapes are there?", chat: "Describe the picture.", detect: "red circle; blue square", segment: "red circle",
+};
+const MAX_HISTORY = 24;
+const LIST = new Intl.ListFormat("en");
+
+const merged = new MergedCard(byId("merged"));
+const typed = {}; // what was typed, per task
+let tasks = []; // {id, title, models} that can be asked here
+let models = []; // names served here (on a comparison: those of it)
+let ready = null; // the last /ready
+let scenes = {};
+let task = null;
+let chosen = null; // names, or null for all able ones
+let picture = null;
+let asking = null; // {controller, columns, ...} while an answer comes
+let last = null; // the last answer: {asked, answer, picture}
+
+// ---- what is served ------------------------------------------------------------------------------------------------
+
+async function start() {
+  const names = named();
+  if (names) {
+    byId("to-compare").setAttribute("aria-current", "page");
+    try {
+      const table = await compared(names);
+      if (table) {
+        await offer({ only: table.served, shared: table.tasks.shared.map((row) => row.task) });
+        byId("bench").hidden = !tasks.length;
+      } else byId("bench").hidden = true;
+    } catch (error) {
+      byId("bench").hidden = true;
+      byId("toys").hidden = true;
+      return stated(error instanceof Refusal ? error.message : GONE, "failed");
+    }
+  } else {
+    byId("to-ask").setAttribute("aria-current", "page");
+    await offer({});
+  }
+  await shipped();
+  applied(fromUrl());
+  window.addEventListener("popstate", () => applied(fromUrl()));
 }
 
-function card(entry, ready) {
-  const state = ready.models[entry.id] ?? entry.diptych.state;
-  const detail = ready.details[entry.id];
-  const item = document.createElement("li");
-  item.append(
-    made("strong", entry.id),
-    made("p", entry.owned_by),
-    made("p", entry.diptych.tasks.join(", ")),
-    made("p", entry.diptych.about ?? "", "about"),
-    made("p", detail ? `${state}: ${detail.step} (${Math.round(detail.since_s)} s)` : state, `state ${state}`),
-  );
-  return item;
+const GONE = "The server does not answer. Asking it again every two seconds.";
+
+/** Fill in tasks and models, once the server says which it has. */
+async function offer({ only, shared }) {
+  for (;;) {
+    try {
+      const list = (await get("v1/models")).data;
+      const entries = list.filter((entry) => entry.diptych.kind === "model");
+      settle(entries.map((entry) => entry.id));
+      models = entries.map((entry) => entry.id).filter((name) => !only || only.includes(name));
+      tasks = list.filter((entry) => entry.diptych.kind === "task")
+        .map((entry) => ({ id: entry.id, title: entry.diptych.title, models: entry.diptych.models.filter((name) => models.includes(name)) }))
+        .filter((one) => one.models.length && (!shared || shared.includes(one.id)));
+      break;
+    } catch {
+      stated(GONE, "failed");
+      await new Promise((done) => setTimeout(done, 2000));
+    }
+  }
+  byId("to-compare").href = link(models.length ? models : []);
+  byId("tasks").replaceChildren(...tasks.map((one) =>
+    made("label", { class: "chip", title: `Asked of ${one.models.join(", ")}` },
+      made("input", { type: "radio", name: "task", value: one.id, onchange: () => pick(one.id) }), one.title,
+      made("span", { class: "quiet count", "aria-label": `${one.models.length} models` }, `${one.models.length}`))));
+  watch();
 }
 
-function made(tag, text, name = "") {
-  const element = document.createElement(tag);
-  element.textContent = text;
-  element.className = name;
-  return element;
-}
-
-async function keepShowing() {
+/** Ask /ready for as long as the page is open: often while something starts, seldom when all is well. */
+async function watch() {
   let again = 2000;
   try {
-    if (!(await show())) again = 15000;
+    ready = await get("ready", [503]);
+    standing();
+    if (ready.status === "ready" && !Object.values(ready.models).includes("starting")) again = 10_000;
+    const cards = (await get("v1/catalog")).data.filter((entry) => entry.served);
+    byId("toys").hidden = !cards.length || !cards.every((entry) => entry.toy);
   } catch {
-    document.getElementById("overall").textContent = "the server does not answer";
+    ready = null;
+    stated(GONE, "failed");
   }
-  setTimeout(keepShowing, again);
+  usable();
+  setTimeout(watch, again);
 }
 
-const address = new URL(".", location.href).href.replace(/\/$/, "");
-for (const id of ["ask", "client"]) {
-  const code = document.getElementById(id);
-  code.textContent = code.textContent.replace("ADDRESS", address);
+function standing() {
+  const of = (state) => Object.keys(ready.models).filter((name) => ready.models[name] === state);
+  const [able, starting, failed] = ["ready", "starting", "failed"].map(of);
+  const step = (name) => `${name} ${ready.details[name]?.step ?? ""} (${Math.round(ready.details[name]?.since_s ?? 0)} s)`;
+  const why = (name) => `${name}: ${ready.details[name]?.step ?? "unknown reason"}`;
+  for (const chip of document.querySelectorAll("#models label")) chip.dataset.state = ready.models[chip.dataset.model] ?? "";
+  const count = able.length;
+  const open = `${count} of ${Object.keys(ready.models).length} models ready`;
+  if (!Object.keys(ready.models).length) stated("No model is served here.", "failed");
+  else if (starting.length) stated(`${count ? open : "Models are loading"}. Starting: ${starting.map(step).join("; ")}.`, "starting");
+  else if (!count) stated(`No model can answer. ${failed.map(why).join("; ")}`, "failed");
+  else if (failed.length) stated(`${open}. Failed: ${failed.map(why).join("; ")}`, "failed");
+  else stated(`${LIST.format(able)} ${count === 1 ? "is" : "are"} ready.`, "ready");
 }
-keepShowing();
+
+function stated(text, kind) {
+  const line = byId("state");
+  if (line.textContent === text) return; // a live region says what changes
+  line.textContent = text;
+  line.dataset.kind = kind;
+}
+
+// ---- the question --------------------------------------------------------------------------------------------------
+
+function pick(id) {
+  task = tasks.find((one) => one.id === id) ?? null;
+  for (const radio of byId("tasks").querySelectorAll("input")) radio.checked = radio.value === task?.id;
+  for (const name of ["question", "labels"]) {
+    const wanted = NEEDS[task?.id] === name;
+    byId(`${name}-field`).hidden = !wanted;
+    byId(name).disabled = !wanted;
+    if (wanted) {
+      byId(name).placeholder = EXAMPLES[task.id];
+      byId(name).value = typed[task.id] ?? suggested();
+    }
+  }
+  byId("models").replaceChildren(...(task?.models ?? []).map((name) =>
+    made("label", { class: toned(name, "chip"), "data-model": name, "data-state": ready?.models[name] ?? "" },
+      made("input", { type: "checkbox", value: name, checked: !chosen || chosen.includes(name), onchange: rechosen }),
+      made("span", { class: "dot" }), name)));
+  usable();
+  addressed();
+}
+
+/** The example's words; for phrases, what the shipped scene shows. */
+function suggested() {
+  const shapes = scenes[`${picture?.scene}.png`]?.shapes ?? [];
+  if (NEEDS[task.id] !== "labels" || !shapes.length) return EXAMPLES[task.id];
+  const labels = [...new Set(shapes.map((shape) => shape.label))];
+  return (task.id === "segment" ? labels.slice(0, 1) : labels).join("; ");
+}
+
+function rechosen() {
+  const on = [...byId("models").querySelectorAll("input:checked")].map((box) => box.value);
+  chosen = on.length === task.models.length ? null : on;
+  usable();
+  addressed();
+}
+
+function usable() {
+  const able = Boolean(task && picture && ready && byId("models").querySelector("input:checked"));
+  byId("go").disabled = !able || Boolean(asking);
+  byId("stop").disabled = !asking;
+  byId("again").disabled = !last || Boolean(asking);
+}
+
+function addressed() {
+  if (task) history.replaceState(null, "", toUrl({ ...current(), models: chosen }));
+}
+
+function current() {
+  const needs = NEEDS[task.id];
+  const text = needs ? byId(needs).value.trim() : "";
+  return {
+    task: task.id, title: task.title, question: needs === "question" ? text : "", labels: needs === "labels" ? text : "",
+    models: chosen?.filter((name) => task.models.includes(name)) ?? (named() ? task.models : null),
+    scene: picture?.scene ?? null, name: picture?.name ?? "", type: picture?.blob.type ?? "",
+  };
+}
+
+/** What the address asks for; the first task and scene where it says nothing. */
+async function applied(given) {
+  trouble("");
+  if (given.task && !tasks.some((one) => one.id === given.task)) trouble(`No model that is served here can do ${given.task}.`);
+  const unknown = given.models?.filter((name) => !models.includes(name)) ?? [];
+  if (unknown.length) trouble(`Not served here: ${unknown.join(", ")}.`);
+  chosen = given.models?.filter((name) => models.includes(name)) ?? null;
+  if (!chosen?.length) chosen = null;
+  const names = Object.keys(scenes).map((file) => file.replace(/\.png$/, ""));
+  const wanted = names.includes(given.scene) ? given.scene : names[0];
+  if (wanted && (!picture || picture.scene)) await choose(wanted);
+  const id = tasks.some((one) => one.id === given.task) ? given.task : tasks.find((one) => one.id === "caption")?.id ?? tasks[0]?.id;
+  if (given.question) typed[id] = given.question;
+  if (given.labels) typed[id] = given.labels;
+  if (id) pick(id);
+}
+
+// ---- the picture ---------------------------------------------------------------------------------------------------
+
+async function shipped() {
+  scenes = await get("scenes/scenes.json").catch(() => ({}));
+  byId("scenes").replaceChildren(...Object.entries(scenes).map(([file, { caption, background }]) => {
+    const name = file.replace(/\.png$/, "");
+    return made("li", {}, made("button", { type: "button", "data-scene": name, "aria-pressed": "false", onclick: () => choose(name) },
+      made("img", { src: at(`scenes/small/${file}`).href, alt: `Drawn scene: ${caption}, ${background} background`, width: 96, height: 72, loading: "lazy" })));
+  }));
+}
+
+async function choose(name) {
+  const file = `${name}.png`;
+  const { caption, background } = scenes[file];
+  try {
+    const reply = await fetch(at(`scenes/${file}`));
+    if (!reply.ok) throw new Error(`The scene ${name} could not be read.`);
+    await take(await reply.blob(), { name: file, alt: `Drawn scene: ${caption}, ${background} background`, scene: name });
+  } catch (error) {
+    trouble(error instanceof TypeError ? GONE : error.message);
+  }
+}
+
+async function take(blob, about) {
+  try {
+    const next = await loaded(blob, about);
+    trouble("");
+    put(next);
+  } catch (error) {
+    trouble(error.message);
+  }
+}
+
+function put(next) {
+  picture = next;
+  show(picture);
+  for (const button of byId("scenes").querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", String(button.dataset.scene === picture.scene));
+  }
+  if (task && !(task.id in typed) && NEEDS[task.id]) byId(NEEDS[task.id]).value = suggested();
+  usable();
+  addressed();
+}
+
+function given(files) {
+  const file = [...(files ?? [])][0];
+  if (file) take(file, { name: file.name || "pasted picture" });
+}
+
+function listen() {
+  for (const [button, input] of [["choose", "file"], ["photograph", "camera"]]) {
+    byId(button).addEventListener("click", () => byId(input).click());
+    byId(input).addEventListener("change", () => {
+      given(byId(input).files);
+      byId(input).value = "";
+    });
+  }
+  addEventListener("paste", (event) => event.clipboardData.files.length && given(event.clipboardData.files));
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    byId("stage").classList.add("over");
+  });
+  addEventListener("dragleave", (event) => event.relatedTarget || byId("stage").classList.remove("over"));
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    byId("stage").classList.remove("over");
+    given(event.dataTransfer.files);
+  });
+  byId("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!byId("go").disabled) pose(current(), picture);
+  });
+  addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !byId("sheet").open) {
+      event.preventDefault();
+      byId("ask").requestSubmit();
+    }
+  });
+  for (const name of ["question", "labels"]) {
+    byId(name).addEventListener("input", () => {
+      if (task) typed[task.id] = byId(name).value;
+      addressed();
+    });
+  }
+  byId("stop").addEventListener("click", () => asking?.controller.abort());
+  byId("again").addEventListener("click", () => {
+    if (last.picture !== picture) put(last.picture);
+    pose(last.asked, last.picture);
+  });
+  byId("sheet-close").addEventListener("click", () => byId("sheet").close());
+  byId("copy-link").addEventListener("click", () => copy(toUrl(last.asked), last.asked.scene ? "Link copied." : "Link copied; your own picture does not travel with it."));
+  byId("copy-curl").addEventListener("click", () => copy(curl(last.asked), "curl command copied."));
+  byId("copy-python").addEventListener("click", () => copy(python(last.asked), "Python copied."));
+  byId("save-json").addEventListener("click", () => save(json(last.asked, last.answer), `diptych-${last.asked.task}.json`));
+  byId("save-png").addEventListener("click", async () => save(await png(last.asked, last.answer, last.picture), `diptych-${last.asked.task}.png`));
+}
+
+async function copy(text, said) {
+  try {
+    await navigator.clipboard.writeText(text);
+    byId("shared").textContent = said;
+  } catch {
+    // without https a browser may have no clipboard: the text can still be marked and copied by hand
+    const area = made("pre", {}, text);
+    byId("sheet-title").textContent = "Copy";
+    byId("sheet-body").replaceChildren(area);
+    byId("sheet").showModal();
+  }
+}
+
+// ---- the answer ----------------------------------------------------------------------------------------------------
+
+async function pose(asked, about) {
+  trouble("");
+  asking?.controller.abort();
+  const form = new FormData();
+  form.set("image", about.blob, about.name);
+  if (asked.question) form.set("question", asked.question);
+  if (asked.labels) form.set("labels", asked.labels);
+  if (asked.models) form.set("models", asked.models.join(","));
+  form.set("stream", "true");
+  const names = asked.models ?? tasks.find((one) => one.id === asked.task).models;
+  const columns = new Map(names.map((name) => [name, new Column(name)]));
+  const controller = new AbortController();
+  const answer = { id: null, size: { width: about.width, height: about.height }, merged: null, replies: [] };
+  const now = { controller, columns };
+  asking = now;
+  last = null;
+  clear();
+  byId("share").hidden = true;
+  byId("shared").textContent = "";
+  byId("columns").replaceChildren(...[...columns.values()].map((column) => column.element));
+  merged.wait(columns.size, NEEDS[asked.task] === "labels");
+  usable();
+  announce(`Asking ${names.join(", ")}.`);
+  tick(now);
+  if (byId("answers").getBoundingClientRect().top > innerHeight - 120) {
+    byId("answers").scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  }
+  let why = null;
+  try {
+    for await (const { event, data } of ask(asked.task, form, controller.signal)) {
+      if (event === "opened") answer.id = data.id;
+      else if (event === "delta") columns.get(data.model)?.says(data.text);
+      else if (event === "reply") {
+        answer.replies.push(data);
+        columns.get(data.model)?.ends(data, answer);
+      } else if (event === "merged") {
+        answer.merged = data;
+        merged.show(data, answer);
+        for (const [name, share] of Object.entries(data.deviations)) columns.get(name)?.strayed(share);
+      } else if (event === "error") why = data.error.message;
+    }
+  } catch (error) {
+    if (controller.signal.aborted) why = "Stopped.";
+    else if (error instanceof Refusal) why = refused(error);
+    else why = error instanceof TypeError ? "The server went away while it answered." : error.message;
+  }
+  if (why && !controller.signal.aborted) trouble(why);
+  for (const column of columns.values()) column.cut(why ?? "It gave no reply.");
+  merged.cut(why ?? "There is no merged answer.");
+  if (asking !== now) return; // another question was asked meanwhile
+  asking = null;
+  answer.replies.sort((one, other) => names.indexOf(one.model) - names.indexOf(other.model));
+  last = { asked, answer, picture: about };
+  byId("share").hidden = false;
+  if (answer.replies.length) remember(last);
+  usable();
+}
+
+function refused(error) {
+  const place = error.param ? ` (${error.param})` : "";
+  return `${error.message}${error.message.includes(error.param) ? "" : place}`;
+}
+
+function tick(now) {
+  if (asking !== now) return;
+  const time = performance.now();
+  for (const column of now.columns.values()) column.tick(time);
+  requestAnimationFrame(() => tick(now));
+}
+
+function trouble(text) {
+  byId("trouble").textContent = text;
+}
+
+// ---- this visit's questions ----------------------------------------------------------------------------------------
+
+function remember(one) {
+  const { asked, answer, picture: about } = one;
+  byId("history").hidden = false;
+  const said = answer.merged ? words(answer.merged.result) : "no merged answer";
+  const list = byId("asked");
+  list.prepend(made("li", {}, made("button", { type: "button", onclick: () => recall(one) },
+    made("img", { src: about.url, alt: "", width: 56, height: 42 }),
+    made("span", {}, made("strong", {}, asked.title), ` ${asked.question || asked.labels} `, made("span", { class: "quiet" }, said)))));
+  while (list.children.length > MAX_HISTORY) list.lastElementChild.remove();
+}
+
+/** Show an answer of before as it was. */
+function recall(one) {
+  if (asking) return;
+  const { asked, answer } = one;
+  put(one.picture);
+  chosen = asked.models;
+  typed[asked.task] = asked.question || asked.labels;
+  if (tasks.some((entry) => entry.id === asked.task)) pick(asked.task);
+  const columns = answer.replies.map((reply) => {
+    const column = new Column(reply.model);
+    column.ends(reply, { size: answer.size, aloud: false });
+    column.strayed(answer.merged?.deviations[reply.model] ?? 0);
+    return column.element;
+  });
+  byId("columns").replaceChildren(...columns);
+  merged.wait(columns.length, NEEDS[asked.task] === "labels");
+  if (answer.merged) merged.show(answer.merged, { size: answer.size, aloud: false });
+  else merged.cut("There is no merged answer.");
+  last = one;
+  byId("share").hidden = false;
+  usable();
+}
+
+listen();
+start();

@@ -1,0 +1,63 @@
+"""The web pages: files of `serve/web` and the shipped scenes, nothing computed."""
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+HERE = Path(__file__).parent
+WEB = HERE / "web"
+SCENES = HERE / "toy" / "scenes"
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "font-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",  # asked for again each time, and answered 304 where nothing changed
+}
+"""No script or style but our own files: whatever a model says cannot become one."""
+
+
+class Files(StaticFiles):
+    """A folder, its files under the pages' own headers."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.encode(), value.encode()) for name, value in PAGE_HEADERS.items()]
+                message["headers"] = [*message["headers"], *own]
+            await send(message)
+
+        await super().__call__(scope, receive, with_headers)
+
+
+def install(app: FastAPI) -> None:
+    """Adds `/`, `/compare/...`, `/docs` and the files that they need."""
+    app.mount("/web", Files(directory=WEB))
+    app.mount("/scenes", Files(directory=SCENES))
+
+    @app.get("/", include_in_schema=False)
+    async def ask() -> Response:
+        return _page("index.html", ".")
+
+    @app.get("/compare", include_in_schema=False)
+    async def pick() -> Response:
+        return RedirectResponse("compare/")
+
+    @app.get("/compare/{names:path}", include_in_schema=False)
+    async def compare(names: str) -> Response:
+        """`names`: of models, `-vs-` between them; the page itself reads them."""
+        return _page("index.html", "/".join([".."] * (1 + names.count("/"))))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return _page("docs.html", ".")
+
+
+def _page(name: str, root: str) -> HTMLResponse:
+    """A page whose addresses start at `root`, relative to its own: so it works behind any prefix."""
+    text = (WEB / name).read_text(encoding="utf-8")
+    return HTMLResponse(text.replace('="./', f'="{root}/'), headers=PAGE_HEADERS)

@@ -1,0 +1,222 @@
+// The answers: a column per model that fills as it speaks, and the merged card that stands apart.
+
+import { get } from "./wire.js";
+import { announce, byId, made, sheet, soon } from "./dom.js";
+import { lit, overlaid } from "./picture.js";
+import { MERGED, toned } from "./tones.js";
+
+const seconds = (ms) => `${(ms / 1000).toFixed(ms < 9950 ? 2 : 1)} s`;
+const REASONS = { stop: "finished", length: "cut at its limit of words", abort: "stopped" };
+
+/** A reply's words, whatever the task: an answer, a caption, a text, or what was found where. */
+export function words(result) {
+  if (!result) return "";
+  if (result.boxes) return result.boxes.length ? result.boxes.map((box) => box.label).join(", ") : "nothing found";
+  return result.answer ?? result.caption ?? result.text ?? "";
+}
+
+export class Column {
+  constructor(model) {
+    this.model = model;
+    this.began = performance.now();
+    this.reply = null;
+    this.first = null;
+    this.waiting = "";
+    this.speech = document.createTextNode("");
+    this.clock = made("span", { class: "clock" }, "0.0 s");
+    this.facts = made("p", { class: "facts" }, "waiting for its first word");
+    this.body = made("div", { class: "body", tabindex: 0, role: "region", "aria-label": `${model}: answer` },
+      made("p", { class: "speech" }, this.speech));
+    this.raw = made("button", { type: "button", class: "plain", disabled: true, onclick: () => raw(model, this.reply) }, "Raw");
+    this.element = made("article", { class: toned(model, "column"), "data-model": model, "aria-label": model },
+      made("header", {},
+        made("h3", {}, made("span", { class: "dot" }), made("button", { type: "button", class: "name", title: "Its card", onclick: () => card(model) }, model)),
+        this.clock),
+      this.body,
+      made("footer", {}, this.facts, this.raw));
+    this.paint = () => {
+      this.speech.appendData(this.waiting);
+      this.waiting = "";
+      this.body.scrollTop = this.body.scrollHeight;
+      if (this.first !== null && !this.reply) this.facts.textContent = `first word after ${seconds(this.first)}`;
+    };
+  }
+
+  /** The next words, painted in the next frame together with all others that came by then. */
+  says(text) {
+    this.first ??= performance.now() - this.began;
+    this.waiting += text;
+    soon(this.paint);
+  }
+
+  tick(now) {
+    if (!this.reply) this.clock.textContent = `${((now - this.began) / 1000).toFixed(1)} s`;
+  }
+
+  /** Its whole reply; nothing that comes later changes it. */
+  ends(reply, { size, aloud = true } = {}) {
+    this.reply = reply;
+    this.raw.disabled = false;
+    this.element.classList.add(reply.status === "ok" ? "done" : "failed");
+    this.element.dataset.status = reply.status;
+    this.clock.textContent = seconds(reply.latency_ms);
+    this.facts.textContent = facts(reply);
+    if (reply.status === "ok") {
+      this.body.replaceChildren(...shown(this.model, reply.result).filter(Boolean));
+      overlaid(this.model, reply.result.boxes, size);
+    } else {
+      this.paint();
+      this.body.append(made("p", { class: "failure" }, reply.error.message));
+    }
+    this.body.scrollTop = 0;
+    if (aloud) announce(`${this.model}: ${reply.status === "ok" ? words(reply.result) : reply.error.message}`);
+  }
+
+  /** Stopped by the one who asked, or by a stream that ended. */
+  cut(why) {
+    if (this.reply) return;
+    const text = this.speech.data + this.waiting;
+    this.ends({
+      model: this.model, status: "error", result: null, text, error: { code: "stopped", message: why }, confidence: null,
+      latency_ms: performance.now() - this.began, ttft_ms: this.first, usage: null, finish_reason: "abort",
+    }, { aloud: false });
+  }
+
+  /** How far it strayed from the merged answer, 0..1. */
+  strayed(share) {
+    if (share > 0.005) this.facts.append(` · ${Math.round(100 * share)} % off the merged answer`);
+  }
+}
+
+function facts(reply) {
+  const said = [];
+  if (reply.ttft_ms !== null) said.push(`first word ${seconds(reply.ttft_ms)}`);
+  const tokens = reply.usage?.completion_tokens ?? 0;
+  const speaking = reply.latency_ms - (reply.ttft_ms ?? 0);
+  if (tokens > 1 && speaking > 1) said.push(`${Math.round((tokens - 1) / (speaking / 1000))} tokens/s`);
+  if (tokens) said.push(`${tokens} tokens`);
+  if (reply.status === "timeout") said.push("out of time");
+  else if (reply.finish_reason) said.push(REASONS[reply.finish_reason]);
+  return said.join(" · ") || "no word";
+}
+
+/** A result as elements: a sentence, or a list of what was found, each linked with its place in the picture. */
+function shown(layer, result, supporters = []) {
+  if (!result.boxes) return [made("p", { class: "said" }, words(result) || "(nothing)"), supported(supporters[0])];
+  if (!result.boxes.length) return [made("p", { class: "said" }, "Nothing found.")];
+  const list = made("ul", { class: "found" });
+  result.boxes.forEach((box, index) => {
+    const id = `${layer}/${index}`;
+    const on = () => lit(id, true);
+    const off = () => lit(id, false);
+    list.append(
+      made("li", { "data-item": id, tabindex: 0, onpointerenter: on, onpointerleave: off, onfocus: on, onblur: off },
+        made("strong", {}, box.label),
+        made("span", { class: "quiet" }, ` ${box.box.map((value) => Math.round(value)).join(" ")}`),
+        box.score == null ? null : made("span", { class: "quiet" }, ` · ${Math.round(100 * box.score)} %`),
+        supported(supporters[index])));
+  });
+  return [list];
+}
+
+function supported(models) {
+  if (!models?.length) return null;
+  return made("span", { class: "supporters" }, made("span", { class: "sr" }, " said by "),
+    ...models.map((model) => made("span", { class: toned(model, "by") }, made("span", { class: "dot" }), model)));
+}
+
+/** The merged answer: method, agreement, who supports what. */
+export class MergedCard {
+  constructor(element) {
+    this.element = element;
+  }
+
+  /** long: whether a list will come, for which room is kept from the start. */
+  wait(count, long = false) {
+    this.element.hidden = false;
+    this.element.className = "merged waiting";
+    this.element.classList.toggle("long", long);
+    this.element.replaceChildren(
+      made("header", {}, made("h3", {}, "Merged")),
+      made("div", { class: "body" }, made("p", { class: "quiet" }, count > 1 ? `when all ${count} have answered` : "when it has answered")),
+      made("footer", {}, made("p", { class: "facts" }, " ")));
+  }
+
+  cut(why) {
+    if (!this.element.classList.contains("waiting")) return;
+    this.element.querySelector(".body").replaceChildren(made("p", { class: "quiet" }, why));
+  }
+
+  show(merged, { size, aloud = true } = {}) {
+    const share = Math.round(100 * merged.agreement);
+    const meter = made("meter", { min: 0, max: 1, value: merged.agreement, "aria-label": `Agreement ${share} %` });
+    this.element.hidden = false;
+    this.element.classList.replace("waiting", "done");
+    this.element.classList.add("done");
+    this.element.replaceChildren(
+      made("header", {}, made("h3", {}, "Merged"),
+        made("span", { class: "agreement" }, `${share} % agreement`, meter)),
+      made("div", { class: "body", tabindex: 0, role: "region", "aria-label": "Merged answer" },
+        ...(merged.result ? shown(MERGED, merged.result, merged.supporters) : [made("p", {}, "Nothing to merge.")]).filter(Boolean)),
+      made("footer", {},
+        made("p", { class: "facts" }, `by ${merged.method.replaceAll("_", " ")}, of ${merged.models.join(", ")}`,
+          merged.judge?.model ? `, judged by ${merged.judge.model}` : ""),
+        made("button", { type: "button", class: "plain", onclick: () => raw("Merged", merged) }, "Raw")));
+    overlaid(MERGED, merged.result?.boxes, size);
+    if (aloud) announce(`Merged, ${share} % agreement: ${words(merged.result)}`);
+  }
+}
+
+function raw(title, reply) {
+  sheet(title,
+    reply.text ? made("h3", {}, "Its words") : null,
+    reply.text ? made("pre", {}, reply.text) : null,
+    made("h3", {}, "JSON"), made("pre", {}, JSON.stringify(reply, null, 2)));
+}
+
+let cards = null;
+
+/** All cards of the catalogue, by name; fetched once. */
+export async function catalogue() {
+  cards ??= get("v1/catalog").then((list) => new Map(list.data.map((entry) => [entry.id, entry])));
+  try {
+    return await cards;
+  } catch (error) {
+    cards = null;
+    throw error;
+  }
+}
+
+export const FIELDS = {
+  organization: "Organization", category: "Category", modality: "Modality", released: "Released",
+  context_window: "Context window", parameters: "Parameters", licence: "Licence", features: "Features",
+  hardware: "Hardware", checked: "Checked on", revision: "Revision",
+};
+
+export function value(name, given) {
+  if (given == null || given === "" || given.length === 0) return "not stated";
+  if (name === "parameters") return large(given);
+  if (name === "context_window") return `${given.toLocaleString("en")} tokens`;
+  return Array.isArray(given) ? given.join(", ") : String(given);
+}
+
+function large(count) {
+  const [size, unit] = count >= 1e9 ? [1e9, "billion"] : [1e6, "million"];
+  return `${(count / size).toFixed(1).replace(/\.0$/, "")} ${unit}`;
+}
+
+async function card(model) {
+  let entry;
+  try {
+    entry = (await catalogue()).get(model);
+  } catch (error) {
+    return sheet(model, made("p", {}, error.message));
+  }
+  const list = made("dl", {});
+  for (const [field, title] of Object.entries(FIELDS)) {
+    list.append(made("dt", {}, title), made("dd", {}, value(field, entry[field])));
+  }
+  list.append(made("dt", {}, "Tasks here"), made("dd", {}, value("skills", entry.skills)));
+  sheet(model, made("p", {}, entry.about), list, ...entry.links.map((link) =>
+    made("p", {}, made("a", { href: link, rel: "noreferrer" }, link))));
+}

@@ -1,0 +1,94 @@
+// /compare/a-vs-b: what the catalogue knows of some models, side by side, before anything is asked of them.
+
+import { at, get } from "./wire.js";
+import { catalogue, value } from "./columns.js";
+import { byId, made } from "./dom.js";
+
+const PATH = at("compare/").pathname;
+
+/** The names in the address, as written; null where this is not a comparison page. */
+export function named() {
+  if (!location.pathname.startsWith(PATH)) return null;
+  return decodeURIComponent(location.pathname.slice(PATH.length)).split("-vs-").map((name) => name.trim()).filter(Boolean);
+}
+
+export const link = (names) => at(`compare/${names.map(encodeURIComponent).join("-vs-")}`).href;
+
+/** Show the comparison of these names. Gives the models and which of them are served, or null where a name is unknown. */
+export async function compared(names) {
+  byId("comparison").hidden = false;
+  const cards = await catalogue();
+  picker(cards, names);
+  if (!names.length) return null;
+  const table = await get(`v1/compare?models=${encodeURIComponent(names.join(","))}`);
+  const title = table.models.join(" vs ");
+  byId("title").textContent = title;
+  document.title = `${title} · Diptych`;
+  byId("overview").replaceChildren(...table.models.map((name) => overview(cards.get(name), table.served.includes(name))));
+  byId("skills").replaceChildren(...skills(table));
+  byId("table").hidden = false;
+  byId("table").replaceChildren(made("h2", {}, "In detail"), rows(table));
+  for (const box of byId("choices").querySelectorAll("input")) box.checked = table.models.includes(box.value);
+  return table;
+}
+
+function overview(entry, served) {
+  return made("li", { class: "panel" },
+    made("h2", {}, entry.id),
+    made("p", { class: served ? "standing ready" : "standing" }, served ? "served here" : "not served here"),
+    made("p", {}, entry.about),
+    made("p", { class: "quiet" }, `${entry.organization} · ${value("parameters", entry.parameters)} parameters · ${value("released", entry.released)}`),
+    made("p", { class: "quiet" }, `Tasks: ${value("skills", entry.skills)}`));
+}
+
+function skills({ models, served, tasks }) {
+  const names = (rows) => rows.map((row) => row.title.toLowerCase()).join(", ");
+  const said = [];
+  if (models.length > 1) {
+    said.push(made("p", {}, made("strong", {}, "Tasks they share: "), tasks.shared.length
+      ? names(tasks.shared) : "none, so there is nothing to show side by side; the table below still compares them."));
+  }
+  for (const row of tasks.unshared) {
+    said.push(made("p", { class: "quiet" }, `Only ${row.models.join(", ")}: ${row.title.toLowerCase()}.`));
+  }
+  if (!served.length) said.push(made("p", { class: "notice" }, "None of them is served here, so there is no live demo. Where there are GPUs: ",
+    made("code", {}, `diptych serve --models ${models.join(",")}`)));
+  else if (served.length < models.length) {
+    const absent = models.filter((name) => !served.includes(name));
+    said.push(made("p", { class: "notice" }, `Not served here: ${absent.join(", ")}. The live demo asks ${served.join(", ")}.`));
+  }
+  return said;
+}
+
+function rows(table) {
+  const head = made("tr", {}, made("th", { scope: "col" }, made("span", { class: "sr" }, "Property")),
+    ...table.models.map((name) => made("th", { scope: "col" }, name,
+      table.served.includes(name) ? null : made("span", { class: "quiet" }, " (not served here)"))));
+  const body = made("tbody");
+  const row = (title, differs, cells) => body.append(made("tr", { class: differs ? "differs" : "" },
+    made("th", { scope: "row" }, title, differs ? made("span", { class: "mark" }, "differs") : null),
+    ...cells.map((cell) => made("td", {}, cell))));
+  for (const { name, title, values, differs } of table.rows) row(title, differs, values.map((one) => value(name, one)));
+  for (const { title, models } of [...table.tasks.shared, ...table.tasks.unshared]) {
+    row(title, models.length < table.models.length, table.models.map((name) => (models.includes(name) ? "yes" : "no")));
+  }
+  return made("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Comparison table" },
+    made("table", {}, made("thead", {}, head), body));
+}
+
+function picker(cards, names) {
+  const items = [...cards.values()].map((entry) => made("li", { "data-text": [entry.id, entry.organization, entry.released].join(" ").toLowerCase() },
+    made("label", {}, made("input", { type: "checkbox", value: entry.id }), ` ${entry.id} `,
+      entry.served ? made("span", { class: "standing ready" }, "served here") : null)));
+  byId("choices").replaceChildren(...items);
+  byId("picker").open = names.length === 0;
+  byId("find").addEventListener("input", () => {
+    const wanted = byId("find").value.toLowerCase();
+    for (const item of items) item.hidden = !item.dataset.text.includes(wanted);
+  });
+  byId("compare").addEventListener("click", () => {
+    const chosen = [...byId("choices").querySelectorAll("input:checked")].map((box) => box.value);
+    if (chosen.length) location.href = link(chosen);
+  });
+}
+

@@ -1,0 +1,53 @@
+// Elements. Words are only ever text: nothing that a model says becomes HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+export const byId = (id) => document.getElementById(id);
+
+/** made("p", {class: "quiet", onclick: f}, "words", child, ...) */
+export function made(tag, attributes = {}, ...children) {
+  return filled(document.createElement(tag), attributes, children);
+}
+
+export function drawn(tag, attributes = {}, ...children) {
+  return filled(document.createElementNS(SVG, tag), attributes, children);
+}
+
+function filled(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value != null) element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child != null && child !== false));
+  return element;
+}
+
+/** Say it to screen readers, once. */
+export function announce(words) {
+  byId("heard").textContent = words;
+}
+
+/** A panel over the page: a card, raw text. */
+export function sheet(title, ...body) {
+  byId("sheet-title").textContent = title;
+  byId("sheet-body").replaceChildren(...body.filter(Boolean));
+  byId("sheet-body").scrollTop = 0;
+  byId("sheet").showModal();
+}
+
+const dirty = new Set();
+let due = false;
+
+/** Run `paint` in the next frame, once however often it is asked for: streams come faster than screens. */
+export function soon(paint) {
+  dirty.add(paint);
+  if (due) return;
+  due = true;
+  requestAnimationFrame(() => {
+    due = false;
+    const paints = [...dirty];
+    dirty.clear();
+    for (const one of paints) one();
+  });
+}

@@ -1,0 +1,202 @@
+// The same question elsewhere: as a link, as curl, as Python, as JSON, as one picture.
+
+import { address } from "./wire.js";
+import { words } from "./columns.js";
+import { layersShown } from "./picture.js";
+import { MERGED, tone } from "./tones.js";
+
+/** What the address bar says: {task, question, labels, models: [..] or null, scene}. */
+export function fromUrl(search = location.search) {
+  const given = new URLSearchParams(search);
+  return {
+    task: given.get("task"), question: given.get("question"), labels: given.get("labels"), scene: given.get("scene"),
+    models: given.get("models")?.split(",").filter(Boolean) ?? null,
+  };
+}
+
+export function toUrl(asked) {
+  const said = new URLSearchParams();
+  for (const name of ["task", "question", "labels", "scene"]) if (asked[name]) said.set(name, asked[name]);
+  if (asked.models) said.set("models", asked.models.join(","));
+  const url = new URL(location.href);
+  url.search = said;
+  url.hash = "";
+  return url.href;
+}
+
+const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const field = (name, text) => `--form-string ${shell(`${name}=${text}`)}`; // with -F a semicolon would start an option
+
+function file(asked) {
+  return asked.scene ? `${asked.scene}.png` : asked.name.replaceAll(/[^\w.-]/g, "_");
+}
+
+export function curl(asked) {
+  const lines = [`curl --no-buffer -F ${shell(`image=@${file(asked)}`)}`];
+  if (asked.question) lines.push(field("question", asked.question));
+  if (asked.labels) lines.push(field("labels", asked.labels));
+  if (asked.models) lines.push(field("models", asked.models.join(",")));
+  lines.push(field("stream", "true"), shell(address(`v1/tasks/${asked.task}`)));
+  const fetched = asked.scene ? `curl --remote-name ${shell(address(`scenes/${file(asked)}`))}\n` : "";
+  return `${fetched}${lines.join(" \\\n  ")}\n`;
+}
+
+export function python(asked) {
+  const text = asked.question || asked.labels || "";
+  const model = `${asked.task}:${asked.models ? asked.models.join(",") : "*"}`;
+  const name = file(asked);
+  const from = asked.scene
+    ? `image = urlopen(${JSON.stringify(address(`scenes/${name}`))}).read()`
+    : `image = Path(${JSON.stringify(name)}).read_bytes()`;
+  return `import base64
+${asked.scene ? "from urllib.request import urlopen" : "from pathlib import Path"}
+
+from openai import OpenAI
+
+client = OpenAI(base_url=${JSON.stringify(address("v1"))}, api_key="none")
+${from}
+url = "data:${asked.type || "image/png"};base64," + base64.b64encode(image).decode()
+content = [{"type": "image_url", "image_url": {"url": url}}${text ? `, {"type": "text", "text": ${JSON.stringify(text)}}` : ""}]
+reply = client.chat.completions.create(model=${JSON.stringify(model)}, messages=[{"role": "user", "content": content}])
+for choice in reply.choices:  # the merged answer, then each model's own
+    print(choice.diptych["model"], choice.message.content)
+`;
+}
+
+export function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+/** The whole answer as the HTTP interface would have given it unstreamed, and what was asked. */
+export function json(asked, answer) {
+  const usage = { prompt_tokens: 0, completion_tokens: 0, total_tokens: 0 };
+  for (const { usage: one } of answer.replies) for (const name in usage) usage[name] += one?.[name] ?? 0;
+  const { question, labels, models } = asked;
+  const whole = {
+    id: answer.id, object: "diptych.task", task: asked.task, asked: { question, labels, models },
+    image: answer.size, merged: answer.merged, replies: answer.replies, usage,
+  };
+  return new Blob([`${JSON.stringify(whole, null, 2)}\n`], { type: "application/json" });
+}
+
+const WIDE = 1600;
+const EDGE = 48;
+
+/** One PNG, 1600 wide: the picture with what is drawn over it, the question, the merged answer, every model's. */
+export async function png(asked, answer, picture) {
+  const styles = getComputedStyle(document.documentElement);
+  const colour = (name) => styles.getPropertyValue(name).trim();
+  const ink = getComputedStyle(document.body).color;
+  const ground = getComputedStyle(document.body).backgroundColor;
+  const quiet = getComputedStyle(document.querySelector(".quiet")).color;
+  const canvas = document.createElement("canvas");
+  const context = canvas.getContext("2d");
+  const serif = colour("--serif");
+  const sans = colour("--sans");
+  const shownWide = 720;
+  const scale = shownWide / picture.width;
+  const shownHigh = Math.min(picture.height * scale, 1200);
+  const fitted = shownHigh / picture.height;
+  const left = EDGE + shownWide + EDGE;
+  const textWide = WIDE - left - EDGE;
+
+  const blocks = [[`${asked.title}${asked.question || asked.labels ? `: ${asked.question || asked.labels}` : ""}`, `500 34px ${serif}`, ink, 44, 26]];
+  const { merged } = answer;
+  if (merged) {
+    blocks.push([`merged by ${merged.method.replaceAll("_", " ")} · ${Math.round(100 * merged.agreement)} % agreement`, `600 18px ${sans}`, quiet, 28, 2]);
+    blocks.push([listed(merged.result), `30px ${serif}`, ink, 40, 30]);
+  }
+  for (const reply of answer.replies) {
+    blocks.push([`● ${reply.model} · ${(reply.latency_ms / 1000).toFixed(2)} s`, `600 18px ${sans}`, tone(reply.model), 28, 2]);
+    blocks.push([reply.status === "ok" ? listed(reply.result) : reply.error.message, `22px ${sans}`, ink, 32, 22]);
+  }
+  const laid = [];
+  let y = EDGE;
+  for (const [text, font, fill, high, after] of blocks) {
+    context.font = font;
+    for (const line of wrapped(context, text, textWide)) {
+      y += high;
+      laid.push([line, font, fill, y]);
+    }
+    y += after;
+  }
+  canvas.width = WIDE;
+  canvas.height = Math.ceil(Math.max(y, EDGE + shownHigh + EDGE) + 40);
+  context.fillStyle = ground;
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  for (const [line, font, fill, at] of laid) {
+    context.font = font;
+    context.fillStyle = fill;
+    context.fillText(line, left, at);
+  }
+  context.save();
+  context.translate(EDGE + (shownWide - picture.width * fitted) / 2, EDGE);
+  context.scale(fitted, fitted);
+  const image = new Image();
+  image.src = picture.url;
+  await image.decode();
+  context.drawImage(image, 0, 0);
+  await drawLayers(context, 1 / fitted, sans);
+  context.restore();
+  context.font = `16px ${sans}`;
+  context.fillStyle = quiet;
+  context.fillText("Diptych · one picture, every model, side by side", EDGE, canvas.height - 24);
+  return new Promise((done) => canvas.toBlob(done, "image/png"));
+}
+
+function listed(result) {
+  if (!result?.boxes?.length) return words(result) || "(nothing)";
+  return result.boxes.map((box) => `${box.label} [${box.box.map((value) => Math.round(value)).join(" ")}]`).join("\n");
+}
+
+async function drawLayers(context, unit, sans) {
+  const layers = layersShown();
+  const labelled = layers.some((layer) => layer.dataset.layer === MERGED) ? MERGED : null;
+  for (const layer of layers) {
+    const name = layer.dataset.layer;
+    for (const item of layer.querySelectorAll(".item")) {
+      const mask = item.querySelector("image");
+      if (mask) {
+        const painted = new Image();
+        painted.src = mask.getAttribute("href");
+        await painted.decode();
+        context.drawImage(painted, 0, 0, mask.width.baseVal.value, mask.height.baseVal.value);
+      }
+      const frame = item.querySelector(".frame");
+      const [x, y, wide, high] = ["x", "y", "width", "height"].map((key) => frame[key].baseVal.value);
+      for (const [width, stroke] of [[6, "#ffffffcc"], [name === MERGED ? 3 : 2, tone(name)]]) {
+        context.lineWidth = width * unit;
+        context.strokeStyle = stroke;
+        context.strokeRect(x, y, wide, high);
+      }
+      if (labelled && name !== labelled) continue;
+      context.font = `600 ${18 * unit}px ${sans}`;
+      const text = frame.dataset.label;
+      const top = Math.max(0, y - 26 * unit);
+      context.fillStyle = tone(name);
+      context.fillRect(x, top, context.measureText(text).width + 12 * unit, 26 * unit);
+      context.fillStyle = "#ffffff";
+      context.fillText(text, x + 6 * unit, top + 19 * unit);
+    }
+  }
+}
+
+function wrapped(context, text, wide) {
+  const lines = [];
+  for (const paragraph of text.split("\n")) {
+    let line = "";
+    for (const word of paragraph.split(" ")) {
+      const longer = line ? `${line} ${word}` : word;
+      if (line && context.measureText(longer).width > wide) {
+        lines.push(line);
+        line = word;
+      } else line = longer;
+    }
+    lines.push(line);
+  }
+  return lines;
+}

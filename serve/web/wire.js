@@ -1,0 +1,56 @@
+// The HTTP side. All addresses hang on this file's own, so the page works behind any prefix.
+
+const ROOT = new URL("..", import.meta.url);
+
+export const at = (path) => new URL(path, ROOT);
+export const address = (path = "") => at(path).href.replace(/\/$/, "");
+
+/** What the server refused, in its own words. `param` names the field. */
+export class Refusal extends Error {
+  constructor(error, status) {
+    super(error.message);
+    Object.assign(this, { code: error.code, param: error.param, status });
+  }
+}
+
+export async function get(path, accepted = []) {
+  const reply = await fetch(at(path));
+  if (reply.ok || accepted.includes(reply.status)) return reply.json();
+  throw await refusal(reply);
+}
+
+async function refusal(reply) {
+  const words = `The server answered with status ${reply.status}.`;
+  const body = await reply.json().catch(() => ({}));
+  return new Refusal(body.error ?? { message: words }, reply.status);
+}
+
+/** Ask a task; yields {event, data} as they come. Aborting `signal` closes the request, and with it the engines' work. */
+export async function* ask(task, form, signal) {
+  const reply = await fetch(at(`v1/tasks/${task}`), { method: "POST", body: form, signal });
+  if (!reply.ok) throw await refusal(reply);
+  yield { event: "opened", data: { id: `task-${reply.headers.get("x-request-id")}` } };
+  yield* events(reply.body);
+}
+
+/** Server-sent events of a byte stream, up to [DONE]. A stream that ends without it was cut off. */
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) throw new Error("The answer was cut off.");
+    const frames = (rest + value).split("\n\n");
+    rest = frames.pop();
+    for (const frame of frames) {
+      let event = "message";
+      let data = "";
+      for (const line of frame.split("\n")) {
+        if (line.startsWith("event: ")) event = line.slice(7);
+        else if (line.startsWith("data: ")) data += line.slice(6);
+      }
+      if (data === "[DONE]") return;
+      if (data) yield { event, data: JSON.parse(data) };
+    }
+  }
+}
