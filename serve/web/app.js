@@ -179,19 +179,19 @@ function current() {
 
 /** What the address asks for; the first task and scene where it says nothing. */
 async function applied(given) {
-  trouble("");
-  if (given.task && !tasks.some((one) => one.id === given.task)) trouble(`No model that is served here can do ${given.task}.`);
+  const wrong = [];
+  if (given.task && !tasks.some((one) => one.id === given.task)) wrong.push(`No model that is served here can do ${given.task}.`);
   const unknown = given.models?.filter((name) => !models.includes(name)) ?? [];
-  if (unknown.length) trouble(`Not served here: ${unknown.join(", ")}.`);
+  if (unknown.length) wrong.push(`Not served here: ${unknown.join(", ")}.`);
   chosen = given.models?.filter((name) => models.includes(name)) ?? null;
   if (!chosen?.length) chosen = null;
   const names = Object.keys(scenes).map((file) => file.replace(/\.png$/, ""));
   const wanted = names.includes(given.scene) ? given.scene : names[0];
-  if (wanted && (!picture || picture.scene)) await choose(wanted);
   const id = tasks.some((one) => one.id === given.task) ? given.task : tasks.find((one) => one.id === "caption")?.id ?? tasks[0]?.id;
   if (given.question) typed[id] = given.question;
   if (given.labels) typed[id] = given.labels;
-  if (id) pick(id);
+  if (id) pick(id); // before the scene has come: whoever is quick to pick another task keeps it
+  if (wanted && (!picture || picture.scene)) await choose(wanted);
 }
 
 // ---- the picture ---------------------------------------------------------------------------------------------------
@@ -205,21 +205,27 @@ async function shipped() {
   }));
 }
 
+let wish = 0; // counts what was chosen: a slow picture must not replace a later one
+
 async function choose(name) {
   const file = `${name}.png`;
   const { caption, background } = scenes[file];
+  const mine = ++wish;
   try {
     const reply = await fetch(at(`scenes/${file}`));
     if (!reply.ok) throw new Error(`The scene ${name} could not be read.`);
-    await take(await reply.blob(), { name: file, alt: `Drawn scene: ${caption}, ${background} background`, scene: name });
+    const blob = await reply.blob();
+    if (mine === wish) await take(blob, { name: file, alt: `Drawn scene: ${caption}, ${background} background`, scene: name });
   } catch (error) {
     trouble(error instanceof TypeError ? GONE : error.message);
   }
 }
 
 async function take(blob, about) {
+  const mine = ++wish;
   try {
     const next = await loaded(blob, about);
+    if (mine !== wish) return;
     trouble("");
     put(next);
   } catch (error) {
