@@ -27,6 +27,9 @@ COLUMNS = {
 }
 """The rows of the comparison: a card's field and how a person calls it."""
 
+OLDER_NAMES = {"llava-next": "llava-v1-6", "llava-1-6": "llava-v1-6"}
+"""What a family is also called, dots as hyphens: LLaVA-NeXT's checkpoints are named v1.6."""
+
 
 class Entry(BaseModel):
     """One model of the catalogue. tasks: what it was trained for; skills: the tasks that can be asked of it here;
@@ -140,11 +143,12 @@ def skills(model: Model) -> list[str]:
 
 
 def _whole(name: str, models: Mapping[str, Model], served: Collection[str]) -> str:
-    """A model's name from its beginning: of several one that is served, else PaliGemma's at 448 pixels that was tuned on
-    a mixture of tasks (the `pt` are there to be fine-tuned), else the first of the catalogue."""
+    """A model's name from its beginning: of several one that is served, else PaliGemma's at 448 pixels that was tuned
+    on a mixture of tasks (the `pt` are there to be fine-tuned), else the first of the catalogue."""
     if name in models:
         return name
-    found = [known for known in models if known.startswith(f"{name}-")]
+    begun = OLDER_NAMES.get(plain := name.replace(".", "-"), plain)
+    found = [known for known in models if f"{known}-".replace(".", "-").startswith(f"{begun}-")]
     found.sort(key=lambda known: (known not in served, not known.endswith("-mix-448")))
     return found[0] if found else name
 

@@ -142,6 +142,9 @@ def test_every_card_is_complete(model: Model) -> None:
         ("paligemma", "paligemma-3b-mix-448"),
         ("paligemma2", "paligemma2-3b-mix-448"),
         ("llava-v1.6", "llava-v1.6-mistral-7b"),
+        ("llava-1-5", "llava-1.5-7b"),
+        ("llava-next", "llava-v1.6-mistral-7b"),
+        ("llava-next-video", "llava-next-video-7b"),
     ],
 )
 def test_the_beginning_of_a_name_will_do(said: str, meant: str) -> None:

@@ -4,9 +4,9 @@ import { Refusal, ask, at, get } from "./wire.js";
 import { Column, MergedCard, words } from "./columns.js";
 import { compared, link, named } from "./compare.js";
 import { announce, byId, made } from "./dom.js";
-import { clear, loaded, show } from "./picture.js";
+import { clear, loaded, show, toggle } from "./picture.js";
 import { curl, fromUrl, json, png, python, save, toUrl } from "./share.js";
-import { settle, toned } from "./tones.js";
+import { MERGED, settle, toned } from "./tones.js";
 
 const NEEDS = { vqa: "question", chat: "question", detect: "labels", segment: "labels" };
 const EXAMPLES = {
@@ -192,6 +192,7 @@ async function applied(given) {
   if (given.labels) typed[id] = given.labels;
   if (id) pick(id); // before the scene has come: whoever is quick to pick another task keeps it
   if (wanted && (!picture || picture.scene)) await choose(wanted);
+  if (wrong.length) trouble(wrong.join(" "));
 }
 
 // ---- the picture ---------------------------------------------------------------------------------------------------
@@ -329,6 +330,7 @@ async function pose(asked, about) {
   asking = now;
   last = null;
   clear();
+  if (NEEDS[asked.task] === "labels") for (const layer of [...names, MERGED]) toggle(layer);
   byId("share").hidden = true;
   byId("shared").textContent = "";
   byId("columns").replaceChildren(...[...columns.values()].map((column) => column.element));

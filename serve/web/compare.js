@@ -42,14 +42,14 @@ function overview(entry, served) {
 }
 
 function skills({ models, served, tasks }) {
-  const names = (rows) => rows.map((row) => row.title.toLowerCase()).join(", ");
+  const names = (rows) => rows.map((row) => row.title).join(", ");
   const said = [];
   if (models.length > 1) {
     said.push(made("p", {}, made("strong", {}, "Tasks they share: "), tasks.shared.length
       ? names(tasks.shared) : "none, so there is nothing to show side by side; the table below still compares them."));
   }
   for (const row of tasks.unshared) {
-    said.push(made("p", { class: "quiet" }, `Only ${row.models.join(", ")}: ${row.title.toLowerCase()}.`));
+    said.push(made("p", { class: "quiet" }, `Only ${row.models.join(", ")}: ${row.title}.`));
   }
   if (!served.length) said.push(made("p", { class: "notice" }, "None of them is served here, so there is no live demo. Where there are GPUs: ",
     made("code", {}, `diptych serve --models ${models.join(",")}`)));
@@ -72,8 +72,10 @@ function rows(table) {
   for (const { title, models } of [...table.tasks.shared, ...table.tasks.unshared]) {
     row(title, models.length < table.models.length, table.models.map((name) => (models.includes(name) ? "yes" : "no")));
   }
+  const whole = made("table", {}, made("thead", {}, head), body);
+  whole.style.setProperty("--models", table.models.length);
   return made("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Comparison table" },
-    made("table", {}, made("thead", {}, head), body));
+    whole);
 }
 
 function picker(cards, names) {

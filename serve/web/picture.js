@@ -4,7 +4,7 @@ import { byId, drawn, made } from "./dom.js";
 import { painted } from "./rle.js";
 import { MERGED, number, rgb, tone } from "./tones.js";
 
-export const MAX_BYTES = 25 * 1024 * 1024;
+const MAX_BYTES = 20 * 1024 * 1024; // what the server takes (serve/image.py)
 const stage = byId("stage");
 const image = byId("picture");
 const overlay = byId("overlay");
@@ -12,8 +12,8 @@ const hidden = new Set();
 
 /** A picture that can be asked about: {blob, name, alt, scene, url, width, height}. Throws Error in words. */
 export async function loaded(blob, { name = "picture", alt = "", scene = null } = {}) {
-  if (blob.size > MAX_BYTES - 64 * 1024) {
-    throw new Error(`${name} has ${(blob.size / 2 ** 20).toFixed(1)} MB; a picture may have just under 25.`);
+  if (blob.size > MAX_BYTES) {
+    throw new Error(`${name} has ${(blob.size / 2 ** 20).toFixed(1)} MB; a picture may have 20.`);
   }
   const url = URL.createObjectURL(blob);
   const probe = new Image();
@@ -47,7 +47,13 @@ export function overlaid(model, boxes, size) {
   if (size) overlay.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`);
   overlay.querySelector(`g[data-layer="${CSS.escape(model)}"]`)?.remove();
   const layer = drawn("g", { class: `layer tone-${number(model)}`, "data-layer": model });
-  boxes.forEach((box, index) => layer.append(item(model, box, index)));
+  const halos = drawn("g", { "data-halos": model });
+  boxes.forEach((box, index) => {
+    halos.append(drawn("rect", { ...frame(box), class: "halo" }));
+    layer.append(item(model, box, index));
+  });
+  overlay.querySelector(`g[data-halos="${CSS.escape(model)}"]`)?.remove();
+  overlay.prepend(halos); // all halos lie below all frames: none may wash out another's colour
   const merged = overlay.querySelector(`g[data-layer="${MERGED}"]`);
   if (merged && model !== MERGED) merged.before(layer);
   else overlay.append(layer);
@@ -56,16 +62,16 @@ export function overlaid(model, boxes, size) {
   fit();
 }
 
+const frame = ({ box: [x, y, x1, y1] }) => ({ x, y, width: Math.max(0, x1 - x), height: Math.max(0, y1 - y) });
+
 function item(model, { label, box: [x0, y0, x1, y1], mask }, index) {
-  const frame = { x: x0, y: y0, width: Math.max(0, x1 - x0), height: Math.max(0, y1 - y0) };
   const group = drawn("g", { class: "item", "data-item": `${model}/${index}` });
   if (mask) {
     const [height, width] = mask.size;
-    group.append(drawn("image", { href: painted(mask, rgb(model)), width, height, preserveAspectRatio: "none" }));
+    group.append(drawn("image", { href: painted(mask, rgb(model), model === MERGED ? 40 : 90), width, height, preserveAspectRatio: "none" }));
   }
   group.append(
-    drawn("rect", { ...frame, class: "halo" }),
-    drawn("rect", { ...frame, class: "frame", stroke: tone(model), "data-model": model, "data-label": label }),
+    drawn("rect", { ...frame({ box: [x0, y0, x1, y1] }), class: "frame", stroke: tone(model), "data-model": model, "data-label": label }),
     drawn("g", { class: "tag", "data-x0": x0, "data-y0": y0, "data-x1": x1, "data-y1": y1, "data-corner": number(model) },
       drawn("rect", { fill: tone(model) }), drawn("text", {}, label)),
   );
@@ -80,13 +86,15 @@ export function lit(id, on) {
   overlay.classList.toggle("some-lit", on);
 }
 
-/** A switch for this layer, beside the others. */
-function toggle(model) {
+/** A switch for this layer, beside the others; made before anything is drawn, so that nothing moves when it is. */
+export function toggle(model) {
   const layers = byId("layers");
   layers.hidden = false;
   const set = (on) => {
     on ? hidden.delete(model) : hidden.add(model);
-    overlay.querySelector(`g[data-layer="${CSS.escape(model)}"]`)?.classList.toggle("off", !on);
+    for (const kind of ["layer", "halos"]) {
+      overlay.querySelector(`g[data-${kind}="${CSS.escape(model)}"]`)?.classList.toggle("off", !on);
+    }
     if (model === MERGED) overlay.classList.toggle("has-merged", on);
   };
   if (!layers.querySelector(`input[value="${CSS.escape(model)}"]`)) {

@@ -19,8 +19,8 @@ export function runs(counts) {
   return found;
 }
 
-/** A mask as a picture of one colour, [r, g, b], at most `side` pixels long: a data URL. */
-export function painted(mask, [red, green, blue], side = 640) {
+/** A mask as a picture of one colour, [r, g, b], `alpha` strong inside a firm edge, at most `side` pixels long: a data URL. */
+export function painted(mask, [red, green, blue], alpha, side = 640) {
   const [height, width] = mask.size;
   const flat = new Uint8Array(height * width);
   let at = 0;
@@ -34,11 +34,15 @@ export function painted(mask, [red, green, blue], side = 640) {
   canvas.height = Math.max(1, Math.round(height * scale));
   const context = canvas.getContext("2d");
   const image = context.createImageData(canvas.width, canvas.height);
+  const holds = (row, column) => row >= 0 && column >= 0 && row < height && column < width && flat[column * height + row];
+  const reach = Math.max(1, Math.round(1.5 / scale));
   for (let y = 0; y < canvas.height; y++) {
     const row = Math.min(height - 1, Math.floor((y + 0.5) / canvas.height * height));
     for (let x = 0; x < canvas.width; x++) {
       const column = Math.min(width - 1, Math.floor((x + 0.5) / canvas.width * width));
-      if (flat[column * height + row]) image.data.set([red, green, blue, 110], 4 * (y * canvas.width + x));
+      if (!holds(row, column)) continue;
+      const inside = holds(row - reach, column) && holds(row + reach, column) && holds(row, column - reach) && holds(row, column + reach);
+      image.data.set([red, green, blue, inside ? alpha : 255], 4 * (y * canvas.width + x));
     }
   }
   context.putImageData(image, 0, 0);

@@ -59,7 +59,7 @@ url = "data:${asked.type || "image/png"};base64," + base64.b64encode(image).deco
 content = [{"type": "image_url", "image_url": {"url": url}}${text ? `, {"type": "text", "text": ${JSON.stringify(text)}}` : ""}]
 reply = client.chat.completions.create(model=${JSON.stringify(model)}, messages=[{"role": "user", "content": content}])
 for choice in reply.choices:  # the merged answer, then each model's own
-    print(choice.diptych["model"], choice.message.content)
+    print(choice.diptych["model"] or "merged", choice.message.content, sep=": ")
 `;
 }
 

@@ -1,0 +1,243 @@
+"""The page over engines that say what they are told: streaming, failures, stopping, hostile words, speed, access."""
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from fastapi import FastAPI
+from playwright.sync_api import Browser, Page, Route, expect
+from served import LLAVA, PALIGEMMA, listening, router, served, until
+from visiting import answered, ask, column, pick, visit
+
+from serve.api import create_app
+from serve.engines.fake import FakeEngine
+from serve.models import MODELS
+from serve.router import Router
+from serve.worker import Worker
+
+pytestmark = pytest.mark.engine
+
+
+def four(**engine: Any) -> tuple[FastAPI, list[FakeEngine]]:
+    names = ["toy-llava", "toy-llava-b", "toy-paligemma", "toy-paligemma-b"]
+    engines = [FakeEngine(**engine) for _ in names]
+    workers = [Worker(MODELS[name], one) for name, one in zip(names, engines, strict=True)]
+    for worker in workers:
+        worker.mark("ready", "ready")
+    return create_app(Router(workers)), engines
+
+
+@contextlib.contextmanager
+def visiting(page: Page, app: FastAPI, path: str = "/") -> Iterator[str]:
+    with listening(app) as url:
+        visit(page, url + path)
+        yield url
+        page.goto("about:blank")  # the page asks /ready for ever: let go before the server does
+
+
+def test_words_are_seen_as_they_are_spoken_and_a_slow_column_holds_nobody(page: Page) -> None:
+    slow = FakeEngine(" ".join(["slow"] * 60), delay_s=0.05)
+    with visiting(page, served(FakeEngine("a red circle"), slow)):
+        page.click("#go")
+        expect(column(page, LLAVA).locator(".said")).to_have_text("a red circle")
+        expect(column(page, PALIGEMMA).locator(".speech")).to_contain_text("slow slow")
+        assert "done" not in column(page, PALIGEMMA).get_attribute("class")
+        first = column(page, PALIGEMMA).locator(".speech").inner_text()
+        page.wait_for_function(
+            "(before) => document.querySelectorAll('.speech')[0].textContent.length > before", arg=len(first)
+        )
+        expect(page.locator("#merged.waiting")).to_be_visible()
+        answered(page)
+        expect(page.locator("#merged.done")).to_be_visible()
+        expect(column(page, PALIGEMMA).locator(".facts")).to_contain_text("tokens/s")
+
+
+def test_stop_stops_the_engines(page: Page) -> None:
+    engines = [FakeEngine(" ".join(["on"] * 100_000), delay_s=0.01) for _ in range(2)]
+    with visiting(page, served(*engines), "/?task=chat"):
+        pick(page, "caption")
+        page.click("#go")
+        expect(page.locator(".column .speech").first).to_contain_text("on on")
+        assert sum(engine.speaking for engine in engines) == 2
+        page.click("#stop")
+        expect(page.locator(".failure").first).to_have_text("Stopped.")
+        assert until(lambda: sum(engine.speaking for engine in engines) == 0)
+        assert sum(engine.aborted for engine in engines) == 2
+        expect(page.locator("#go")).to_be_enabled()
+
+
+def test_an_engine_that_dies_in_the_middle_fails_in_words_and_the_other_goes_on(page: Page) -> None:
+    with visiting(page, served(FakeEngine("a red circle"), FakeEngine("a red circle", delay_s=0.1, die_after=2))):
+        ask(page)
+        failed = column(page, PALIGEMMA)
+        assert failed.get_attribute("data-status") == "error"
+        expect(failed.locator(".failure")).to_contain_text("died")
+        expect(column(page, LLAVA).locator(".said")).to_have_text("a red circle")
+        expect(page.locator("#merged .facts")).to_contain_text("of toy-llava")
+
+
+def test_what_a_model_says_is_never_html(page: Page) -> None:
+    hostile = "<img src=x onerror=alert(1)><script>alert(2)</script><b>bold</b>"
+    with visiting(page, served(FakeEngine(hostile), FakeEngine(hostile))):
+        page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+        ask(page)
+        expect(column(page, LLAVA).locator(".said")).to_have_text(hostile)
+        assert page.locator("#answers img, #answers b, #answers script").count() == 0
+        column(page, LLAVA).get_by_role("button", name="Raw").click()
+        expect(page.locator("#sheet")).to_contain_text(hostile)
+        assert page.locator("#sheet b, #sheet script").count() == 0
+
+
+def test_again_and_this_visits_questions(page: Page) -> None:
+    with visiting(page, served()):
+        ask(page)
+        page.click("#again")
+        answered(page)
+        expect(page.locator("#asked li")).to_have_count(2)
+        pick(page, "vqa")
+        page.fill("#question", "what colour is it?")
+        ask(page)
+        page.locator("#asked li button").last.click()
+        expect(page.locator('#tasks input[value="caption"]')).to_be_checked()
+        expect(page.locator("#merged.done")).to_be_visible()
+
+
+def test_each_state_has_its_sentence(page: Page, tmp_path: Path) -> None:
+    state, trouble = page.locator("#state"), page.locator("#trouble")
+    with listening(create_app(router(ready=False))) as url:
+        page.goto(url)
+        expect(state).to_contain_text("Models are loading. Starting: toy-llava")
+    expect(state).to_have_text("The server does not answer. Asking it again every two seconds.", timeout=10_000)
+    failing = router(ready=False)
+    for name, worker in failing.routes.items():
+        assert isinstance(worker, Worker)
+        worker.mark("failed", f"no memory for {name}")
+    with listening(create_app(failing)) as url:
+        page.goto(url)
+        expect(state).to_have_text(
+            "No model can answer. toy-llava: no memory for toy-llava; toy-paligemma: no memory for toy-paligemma"
+        )
+        page.goto("about:blank")
+    words, large = tmp_path / "words.txt", tmp_path / "large.png"
+    words.write_text("not a picture")
+    large.write_bytes(b"\0" * (21 * 2**20))
+    with visiting(page, served(), "/?task=fly&models=gpt-9"):
+        expect(trouble).to_have_text("No model that is served here can do fly. Not served here: gpt-9.")
+        page.set_input_files("#file", words)
+        expect(trouble).to_have_text("words.txt is not a picture that this browser can show.")
+        page.set_input_files("#file", large)
+        expect(trouble).to_have_text("large.png has 21.0 MB; a picture may have 20.")
+
+
+def test_a_refusal_is_shown_in_the_servers_words(page: Page, tmp_path: Path) -> None:
+    tiny = tmp_path / "odd.gif"
+    PIL.Image.new("RGB", (4000, 4)).save(tiny)
+    with visiting(page, served()):
+        page.set_input_files("#file", tiny)
+        pick(page, "detect")
+        page.fill("#labels", ";")
+        page.click("#go")
+        expect(page.locator("#trouble")).to_contain_text("labels")
+        expect(page.locator(".failure")).to_have_count(2)
+
+
+def test_a_server_that_goes_while_it_answers(page: Page) -> None:
+    with visiting(page, served(FakeEngine("a red circle"))):
+
+        def cut(route: Route) -> None:
+            route.abort()
+
+        page.route("**/v1/tasks/*", cut)
+        page.click("#go")
+        expect(page.locator("#trouble")).to_have_text("The server went away while it answered.")
+        expect(page.locator("#go")).to_be_enabled()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nobody_is_kept_out(browser: Browser, scheme: Any) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    found: list[str] = []
+
+    def look(state: str) -> None:
+        tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+        for violation in Axe().run(page, options={"runOnly": tags}).response["violations"]:
+            found.append(f"{state}: {violation['id']}: {[node['html'][:120] for node in violation['nodes']]}")
+
+    boxes = FakeEngine("red circle [0.1, 0.1, 0.5, 0.5]")
+    with visiting(page, served(boxes, FakeEngine("<loc0100><loc0100><loc0500><loc0500> red circle"))) as url:
+        look("first")
+        pick(page, "detect")
+        page.fill("#labels", "red circle")
+        ask(page)
+        look("answered")
+        page.locator(".column button", has_text="Raw").first.click()
+        look("raw")
+        page.goto(f"{url}/compare/toy-llava-vs-paligemma")
+        expect(page.locator("#table table")).to_be_visible()
+        page.locator("#picker summary").click()
+        look("compare")
+        page.goto(f"{url}/docs")
+        page.locator("summary").first.click()
+        look("docs")
+        page.goto("about:blank")
+    context.close()
+    assert not found
+
+
+def test_eight_hundred_pieces_a_second_leave_the_page_free(page: Page) -> None:
+    """Four columns of 200 deltas a second. A long task is one of 50 ms or more (W3C Long Tasks)."""
+    app, engines = four(replies=" ".join(["word"] * 1000), delay_s=0.003)  # and two more of the machinery's own
+    page.add_init_script(
+        """window.long = []; window.shifts = 0;
+        new PerformanceObserver((list) => window.long.push(...list.getEntries().map((entry) => entry.duration)))
+          .observe({type: "longtask", buffered: true});
+        new PerformanceObserver((list) => {
+          for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shifts += entry.value;
+        }).observe({type: "layout-shift", buffered: true});"""
+    )
+    with visiting(page, app):
+        pick(page, "caption")
+        page.evaluate("() => { window.long.length = 0; window.shifts = 0; }")
+        spoken = took = 0.0
+        for button in ("#go", *["#again"] * 4):  # a caption ends at its limit of words: five, for a longer measure
+            page.click(button)
+            expect(page.locator("#share")).to_be_hidden()
+            answered(page)
+            rates = [
+                re.search(r"(\d+) tokens/s . (\d+) tokens", facts)
+                for facts in page.locator(".column .facts").all_inner_texts()
+            ]
+            spoken += sum(int(rate[2]) for rate in rates if rate)
+            took += max(int(rate[2]) / int(rate[1]) for rate in rates if rate)
+        long, shifts = page.evaluate("[window.long, window.shifts]")
+    said = f"{spoken:.0f} pieces in {took:.1f} s, {spoken / took:.0f} a second in four columns: "
+    said += f"{len(long)} long tasks, {sum(long):.0f} ms in all; layout shift {shifts:.4f}"
+    print(said)
+    assert len(engines[0].prompts) == 5 and spoken > 1500
+    assert sum(long) < 0.1 * 1000 * took, said
+    assert shifts < 0.01, said
+
+
+def test_the_first_visit_weighs_under_100_kb_and_needs_no_model(page: Page) -> None:
+    sizes: dict[str, int] = {}
+    done = threading.Event()
+
+    def weigh(response: Any) -> None:
+        if response.ok and "/v1/" not in response.url and not response.url.endswith(("/ready", "/three.png")):
+            sizes[response.url] = len(response.body())
+
+    with listening(create_app(router(ready=False))) as url:
+        page.on("requestfinished", lambda request: weigh(request.response()))
+        page.goto(url, wait_until="networkidle")
+        done.wait(0.5)
+        expect(page.locator("h1")).to_be_visible()
+        page.goto("about:blank")
+    assert any(name.endswith("app.js") for name in sizes) and sum(sizes.values()) < 100_000, sizes
+    print(f"first visit: {sum(sizes.values())} bytes in {len(sizes)} files, the scene it shows apart")
