@@ -18,7 +18,7 @@ fast: install-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict
-	$(BIN)/pytest -m "not engine"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not engine"
 
 install:
 	@$(PYTHON) deployments/install.py

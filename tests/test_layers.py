@@ -15,7 +15,7 @@ LAYERS = [
     {"router", "route", "column", "judge"},
     {"wire"},
     {"chat_completions"},
-    {"api", "toy"},
+    {"api", "pages", "toy"},
     {"cli", "terminal", "evaluation"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
