@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev lock clean
+.PHONY: serve test check fast install install-dev screenshots lock clean
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -25,6 +25,10 @@ install:
 
 install-dev:
 	@$(PYTHON) deployments/install.py --dev
+
+# every state of the page at three widths, light and dark, into build/screenshots; the README's pictures too
+screenshots: install-dev
+	$(BIN)/python tests/pages/screenshots.py $(or $(URL),http://127.0.0.1:8000) build/screenshots
 
 lock: install-dev
 	$(BIN)/pip install --quiet uv

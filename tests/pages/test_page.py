@@ -1,7 +1,9 @@
 """The page in a real browser over the real toys."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import httpx
 import PIL.Image
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from running import Running, until
 from visiting import SCENES, WAIT_MS, answered, ask, column, frames, pick, visit
 
 from serve.masks import Rle, decode
@@ -204,3 +207,25 @@ def test_the_interface_is_described_without_any_other_server(page: Page, server:
     page.locator("summary", has_text="POST /v1/tasks/vqa").click()
     expect(page.locator(".route[open]")).to_contain_text("question")
     assert all(url.startswith(server) for url in asked)
+
+
+def test_a_killed_engine_fails_its_own_column_and_comes_back(page: Page, serving: Running) -> None:
+    """Held still first, so that it is surely in the middle of its answer when it is killed."""
+    visit(page, f"{serving.url}/?task=caption&scene=night")
+    engine = serving.engine("toy-paligemma")
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        page.click("#go")
+        expect(column(page, "toy-llava").locator(".said")).to_be_visible(timeout=WAIT_MS)
+        expect(page.locator("#merged.waiting")).to_be_visible()
+        assert column(page, "toy-paligemma").get_attribute("data-status") is None
+    finally:
+        os.kill(engine, signal.SIGKILL)
+    answered(page)
+    expect(column(page, "toy-paligemma").locator(".failure")).not_to_be_empty()
+    assert column(page, "toy-paligemma").get_attribute("data-status") == "error"
+    expect(page.locator("#merged .facts")).to_contain_text("of toy-llava")
+    assert until(lambda: serving.state("toy-paligemma") != "ready", WAIT_MS / 1000)
+    expect(page.locator("#state")).to_contain_text("Starting: toy-paligemma", timeout=WAIT_MS)
+    assert until(lambda: serving.state("toy-paligemma") == "ready", 5 * WAIT_MS / 1000)
+    expect(page.locator("#state")).to_have_text("toy-llava and toy-paligemma are ready.", timeout=WAIT_MS)

@@ -1,0 +1,75 @@
+"""Pictures of the page's main states over a running server: `python tests/pages/screenshots.py URL FOLDER`.
+
+The README's two come from here: `make screenshots` against `make serve`. Needs Chromium, as the tests do.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+from visiting import WAIT_MS, ask, pick, visit
+
+WIDTHS = {390: 844, 1024: 768, 1920: 1080}
+SHOWN = {"segment-1920-light": "page.png", "compare-1024-dark": "compare.png"}
+"""Which of them the README shows, and under what name, 1200 pixels wide at most in 128 colours."""
+
+
+def states(page: Page, url: str, take: object) -> None:
+    assert callable(take)
+    visit(page, url)
+    take("first")
+    ask(page)
+    take("caption")
+    pick(page, "detect")
+    ask(page)
+    take("detect")
+    pick(page, "segment")
+    page.fill("#labels", "green triangle")
+    ask(page)
+    take("segment")
+    page.locator("#merged button", has_text="Raw").click()
+    take("raw")
+    page.goto(f"{url}/compare/llava-1.5-vs-paligemma")
+    expect(page.locator("#table table")).to_be_visible(timeout=WAIT_MS)
+    expect(page.locator("#toys")).to_be_visible(timeout=WAIT_MS)
+    take("unserved")
+    page.goto(f"{url}/compare/toy-llava-vs-toy-paligemma")
+    expect(page.locator("#go")).to_be_enabled(timeout=WAIT_MS)
+    take("compare")
+    page.goto(f"{url}/docs")
+    expect(page.locator(".route").first).to_be_visible()
+    take("docs")
+
+
+def main(url: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for width, height in WIDTHS.items():
+            for scheme in ("light", "dark"):
+                context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+                page = context.new_page()
+
+                def take(state: str, page: Page = page, end: str = f"{width}-{scheme}") -> None:
+                    page.wait_for_timeout(400)
+                    path = folder / f"{state}-{end}.png"
+                    page.screenshot(path=path, full_page=state not in ("first", "raw"))
+                    if path.stem in SHOWN:
+                        _small(path, Path(__file__).parent / "shown" / SHOWN[path.stem])
+
+                states(page, url, take)
+                context.close()
+        browser.close()
+
+
+def _small(path: Path, to: Path) -> None:
+    to.parent.mkdir(exist_ok=True)
+    picture = Image.open(path).convert("RGB")
+    picture.thumbnail((1200, 4000), Image.Resampling.LANCZOS)
+    picture.quantize(128).save(to, optimize=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1].rstrip("/"), Path(sys.argv[2]))
