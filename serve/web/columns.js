@@ -35,6 +35,7 @@ export class Column {
       this.body,
       made("footer", {}, this.facts, this.raw));
     this.paint = () => {
+      if (this.reply?.status === "ok") return;
       this.speech.appendData(this.waiting);
       this.waiting = "";
       this.body.scrollTop = this.body.scrollHeight;
@@ -113,7 +114,7 @@ function shown(layer, result, supporters = []) {
       made("li", { "data-item": id, tabindex: 0, onpointerenter: on, onpointerleave: off, onfocus: on, onblur: off },
         made("strong", {}, box.label),
         made("span", { class: "quiet" }, ` ${box.box.map((value) => Math.round(value)).join(" ")}`),
-        box.score == null ? null : made("span", { class: "quiet" }, ` · ${Math.round(100 * box.score)} %`),
+        box.score == null ? null : made("span", { class: "quiet" }, ` · ${Math.round(100 * box.score)}\u00a0%`),
         supported(supporters[index])));
   });
   return [list];

@@ -156,32 +156,34 @@ function listed(result) {
 async function drawLayers(context, unit, sans) {
   const layers = layersShown();
   const labelled = layers.some((layer) => layer.dataset.layer === MERGED) ? MERGED : null;
-  for (const layer of layers) {
-    const name = layer.dataset.layer;
-    for (const item of layer.querySelectorAll(".item")) {
-      const mask = item.querySelector("image");
-      if (mask) {
-        const painted = new Image();
-        painted.src = mask.getAttribute("href");
-        await painted.decode();
-        context.drawImage(painted, 0, 0, mask.width.baseVal.value, mask.height.baseVal.value);
-      }
-      const frame = item.querySelector(".frame");
-      const [x, y, wide, high] = ["x", "y", "width", "height"].map((key) => frame[key].baseVal.value);
-      for (const [width, stroke] of [[6, "#ffffffcc"], [name === MERGED ? 3 : 2, tone(name)]]) {
-        context.lineWidth = width * unit;
-        context.strokeStyle = stroke;
-        context.strokeRect(x, y, wide, high);
-      }
-      if (labelled && name !== labelled) continue;
-      context.font = `600 ${18 * unit}px ${sans}`;
-      const text = frame.dataset.label;
-      const top = Math.max(0, y - 26 * unit);
-      context.fillStyle = tone(name);
-      context.fillRect(x, top, context.measureText(text).width + 12 * unit, 26 * unit);
-      context.fillStyle = "#ffffff";
-      context.fillText(text, x + 6 * unit, top + 19 * unit);
+  const items = layers.flatMap((layer) => [...layer.querySelectorAll(".item")].map((item) => {
+    const frame = item.querySelector(".frame");
+    const box = ["x", "y", "width", "height"].map((key) => frame[key].baseVal.value);
+    return { name: layer.dataset.layer, box, label: frame.dataset.label, mask: item.querySelector("image") };
+  }));
+  const stroked = (width, stroke, box) => {
+    context.lineWidth = width * unit;
+    context.strokeStyle = stroke;
+    context.strokeRect(...box);
+  };
+  for (const { box } of items) stroked(5, "#ffffffbf", box); // all halos below all frames, as on the page
+  for (const { name, box, mask } of items) {
+    if (mask) {
+      const painted = new Image();
+      painted.src = mask.getAttribute("href");
+      await painted.decode();
+      context.drawImage(painted, 0, 0, mask.width.baseVal.value, mask.height.baseVal.value);
     }
+    stroked(name === MERGED ? 3 : 2.5, tone(name), box);
+  }
+  context.font = `600 ${18 * unit}px ${sans}`;
+  for (const { name, label, box: [x, y] } of items) {
+    if (labelled && name !== labelled) continue;
+    const top = Math.max(0, y - 26 * unit);
+    context.fillStyle = tone(name);
+    context.fillRect(x, top, context.measureText(label).width + 12 * unit, 26 * unit);
+    context.fillStyle = "#ffffff";
+    context.fillText(label, x + 6 * unit, top + 19 * unit);
   }
 }
 

@@ -53,6 +53,7 @@ def main(url: str, folder: Path) -> None:
                 page = context.new_page()
 
                 def take(state: str, page: Page = page, end: str = f"{width}-{scheme}") -> None:
+                    page.mouse.move(0, 0)  # nothing is pointed at
                     page.wait_for_timeout(400)
                     path = folder / f"{state}-{end}.png"
                     page.screenshot(path=path, full_page=state not in ("first", "raw"))
