@@ -68,7 +68,7 @@ function item(model, { label, box: [x0, y0, x1, y1], mask }, index) {
   const group = drawn("g", { class: "item", "data-item": `${model}/${index}` });
   if (mask) {
     const [height, width] = mask.size;
-    group.append(drawn("image", { href: painted(mask, rgb(model), model === MERGED ? 40 : 90), width, height, preserveAspectRatio: "none" }));
+    group.append(drawn("image", { href: painted(mask, rgb(model), model === MERGED ? 20 : 55), width, height, preserveAspectRatio: "none" }));
   }
   group.append(
     drawn("rect", { ...frame({ box: [x0, y0, x1, y1] }), class: "frame", stroke: tone(model), "data-model": model, "data-label": label }),

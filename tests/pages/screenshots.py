@@ -12,8 +12,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 from visiting import WAIT_MS, ask, pick, visit
 
 WIDTHS = {390: 844, 1024: 768, 1920: 1080}
-SHOWN = {"segment-1920-light": "page.png", "compare-1024-dark": "compare.png"}
-"""Which of them the README shows, and under what name, 1200 pixels wide at most in 128 colours."""
+SHOWN = {"detect-1920-light": "page.png", "compare-1024-dark": "compare.png"}
+"""Which of them the README shows, and under what name, 1200 pixels wide at most."""
 
 
 def states(page: Page, url: str, take: object) -> None:
@@ -54,6 +54,7 @@ def main(url: str, folder: Path) -> None:
 
                 def take(state: str, page: Page = page, end: str = f"{width}-{scheme}") -> None:
                     page.mouse.move(0, 0)  # nothing is pointed at
+                    page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
                     page.wait_for_timeout(400)
                     path = folder / f"{state}-{end}.png"
                     page.screenshot(path=path, full_page=state not in ("first", "raw"))
@@ -69,7 +70,7 @@ def _small(path: Path, to: Path) -> None:
     to.parent.mkdir(exist_ok=True)
     picture = Image.open(path).convert("RGB")
     picture.thumbnail((1200, 4000), Image.Resampling.LANCZOS)
-    picture.quantize(128).save(to, optimize=True)
+    picture.save(to, optimize=True)
 
 
 if __name__ == "__main__":
