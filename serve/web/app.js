@@ -1,9 +1,9 @@
 // The page: asks, shows the columns as they fill, keeps the address in step. Its parts are in the files beside it.
 
 import { Refusal, ask, at, get } from "./wire.js";
-import { Column, MergedCard, words } from "./columns.js";
+import { Column, MergedCard, catalogue, words } from "./columns.js";
 import { compared, link, named } from "./compare.js";
-import { announce, byId, made } from "./dom.js";
+import { announce, byId, made, sheet } from "./dom.js";
 import { clear, loaded, show, toggle } from "./picture.js";
 import { curl, fromUrl, json, png, python, save, toUrl } from "./share.js";
 import { MERGED, settle, toned } from "./tones.js";
@@ -59,7 +59,9 @@ const GONE = "The server does not answer. Asking it again every two seconds.";
 async function offer({ only, shared }) {
   for (;;) {
     try {
-      const list = (await get("v1/models")).data;
+      const [{ data: list }, cards] = await Promise.all([get("v1/models"), catalogue()]);
+      const served = [...cards.values()].filter((entry) => entry.served);
+      byId("toys").hidden = !served.length || !served.every((entry) => entry.toy);
       const entries = list.filter((entry) => entry.diptych.kind === "model");
       settle(entries.map((entry) => entry.id));
       models = entries.map((entry) => entry.id).filter((name) => !only || only.includes(name));
@@ -72,7 +74,7 @@ async function offer({ only, shared }) {
       await new Promise((done) => setTimeout(done, 2000));
     }
   }
-  byId("to-compare").href = link(models.length ? models : []);
+  byId("to-compare").href = link(models);
   byId("tasks").replaceChildren(...tasks.map((one) =>
     made("label", { class: "chip", title: `Asked of ${one.models.join(", ")}` },
       made("input", { type: "radio", name: "task", value: one.id, onchange: () => pick(one.id) }), one.title,
@@ -87,8 +89,6 @@ async function watch() {
     ready = await get("ready", [503]);
     standing();
     if (ready.status === "ready" && !Object.values(ready.models).includes("starting")) again = 10_000;
-    const cards = (await get("v1/catalog")).data.filter((entry) => entry.served);
-    byId("toys").hidden = !cards.length || !cards.every((entry) => entry.toy);
   } catch {
     ready = null;
     stated(GONE, "failed");
@@ -304,10 +304,7 @@ async function copy(text, said) {
     byId("shared").textContent = said;
   } catch {
     // without https a browser may have no clipboard: the text can still be marked and copied by hand
-    const area = made("pre", {}, text);
-    byId("sheet-title").textContent = "Copy";
-    byId("sheet-body").replaceChildren(area);
-    byId("sheet").showModal();
+    sheet("Copy", made("pre", {}, text));
   }
 }
 

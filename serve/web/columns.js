@@ -188,7 +188,7 @@ export async function catalogue() {
   }
 }
 
-export const FIELDS = {
+const FIELDS = {
   organization: "Organization", category: "Category", modality: "Modality", released: "Released",
   context_window: "Context window", parameters: "Parameters", licence: "Licence", features: "Features",
   hardware: "Hardware", checked: "Checked on", revision: "Revision",

@@ -64,14 +64,15 @@ export function overlaid(model, boxes, size) {
 
 const frame = ({ box: [x, y, x1, y1] }) => ({ x, y, width: Math.max(0, x1 - x), height: Math.max(0, y1 - y) });
 
-function item(model, { label, box: [x0, y0, x1, y1], mask }, index) {
+function item(model, found, index) {
+  const { label, box: [x0, y0, x1, y1], mask } = found;
   const group = drawn("g", { class: "item", "data-item": `${model}/${index}` });
   if (mask) {
     const [height, width] = mask.size;
     group.append(drawn("image", { href: painted(mask, rgb(model), model === MERGED ? 20 : 55), width, height, preserveAspectRatio: "none" }));
   }
   group.append(
-    drawn("rect", { ...frame({ box: [x0, y0, x1, y1] }), class: "frame", stroke: tone(model), "data-model": model, "data-label": label }),
+    drawn("rect", { ...frame(found), class: "frame", stroke: tone(model), "data-model": model, "data-label": label }),
     drawn("g", { class: "tag", "data-x0": x0, "data-y0": y0, "data-x1": x1, "data-y1": y1, "data-corner": number(model) },
       drawn("rect", { fill: tone(model) }), drawn("text", {}, label)),
   );

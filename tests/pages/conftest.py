@@ -1,10 +1,10 @@
 """A real browser: Debian's Chromium, driven by Playwright."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from visiting import chromium
 
 expect.set_options(timeout=20_000)  # a busy machine is no failure
 
@@ -12,11 +12,8 @@ expect.set_options(timeout=20_000)  # a busy machine is no failure
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One per module, not per session: while Playwright's own loop is alive no asynchronous test can have one."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    assert chromium, "apt-get install chromium"
     with sync_playwright() as playwright:
-        # no sandbox: CI runs as root, which Chromium's sandbox refuses
-        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        running = chromium(playwright)
         yield running
         running.close()
 

@@ -3,13 +3,12 @@
 The README's two come from here: `make screenshots` against `make serve`. Needs Chromium, as the tests do.
 """
 
-import shutil
 import sys
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
-from visiting import WAIT_MS, ask, pick, visit
+from visiting import WAIT_MS, ask, chromium, pick, visit
 
 WIDTHS = {390: 844, 1024: 768, 1920: 1080}
 SHOWN = {"detect-1920-light": "page.png", "compare-1024-dark": "compare.png"}
@@ -46,7 +45,7 @@ def states(page: Page, url: str, take: object) -> None:
 def main(url: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = chromium(playwright)
         for width, height in WIDTHS.items():
             for scheme in ("light", "dark"):
                 context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]

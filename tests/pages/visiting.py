@@ -1,13 +1,20 @@
 """What a visitor of the page does, and what the page then shows."""
 
-import re
+import shutil
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, Playwright, expect
 
 SCENES = Path(__file__).parents[2] / "serve" / "toy" / "scenes"
 WAIT_MS = 60_000
+
+
+def chromium(playwright: Playwright) -> Browser:
+    """The machine's own, without its sandbox: CI runs as root, which that refuses."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    assert found, "apt-get install chromium"
+    return playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
 
 
 def visit(page: Page, url: str) -> None:
@@ -61,9 +68,3 @@ def frames(page: Page, layer: str) -> list[tuple[str, list[float]]]:
         offset = [image["left"], image["top"]] * 2
         found.append((label, [(at - start) / image["scale"] for at, start in zip(screen, offset, strict=True)]))
     return found
-
-
-def seconds(text: str) -> float:
-    match = re.search(r"([\d.]+) s", text)
-    assert match, text
-    return float(match[1])
