@@ -5,11 +5,16 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from deployments.args import Args, LoraArgs, Placed
+from deployments.front import Front
 from deployments.machine import stay_inside
+from deployments.pool import Pool
 from deployments.remote import Remote
 from deployments.replica import Replica
 from serve.api import create_app
 from serve.router import Router
+
+GRACE_S = 8
+"""Less than graceful_shutdown_timeout_s below."""
 
 
 @ray.serve.ingress()
@@ -19,13 +24,22 @@ class Gateway:
     def __init__(self, args: Args, handles: dict[str, DeploymentHandle]) -> None:
         """handles: one for each engine, by the name of its model; adapters go by their base's."""
         stay_inside()
-        self.args = args.gateway
         bases = {entry.name: entry.base for entry in args.models if isinstance(entry, LoraArgs)}
-        models = args.built()
-        self.router = Router([Remote(model, handles[bases.get(name, name)]) for name, model in models.items()])
+        models, engines = args.built(), args.engines()
+        pools = {name: Pool(handle, engines[name].max_ongoing_requests) for name, handle in handles.items()}
+        router = Router([Remote(model, pools[bases.get(name, name)]) for name, model in models.items()])
+        self.served = create_app(router, max_body=args.gateway.max_body_mb * 2**20)
+        listen = args.gateway.listen
+        self.front = Front(self.served, listen.host, listen.port, GRACE_S) if listen is not None else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.router, max_body=self.args.max_body_mb * 2**20)
+        """For Serve's own ingress, where there is one."""
+        return self.served
+
+    async def __del__(self) -> None:
+        """Asked by Serve when it stops this gateway."""
+        if self.front is not None:
+            await self.front.stop()
 
 
 def build(args: Args) -> ray.serve.Application:

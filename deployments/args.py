@@ -91,11 +91,21 @@ Entry = Annotated[
 ]
 
 
+class Listen(BaseModel):
+    """A port that gateways open by themselves."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=1, le=65535)
+
+
 class GatewayArgs(Placed):
     """The front: no torch, no engine, little memory."""
 
     num_cpus: float = Field(default=0.5, ge=0)
     max_body_mb: int = Field(default=30, ge=1, description="The largest request that is read.")
+    listen: Listen | None = Field(default=None, description="A port past Serve's own ingress, whose proxy costs time.")
 
 
 class Args(BaseModel):

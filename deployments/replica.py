@@ -1,22 +1,28 @@
 """One engine in one process: the workers of its model and its adapters, and what Serve wants to know about them."""
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+import ray.util
 
 from deployments.args import LoraArgs, ModelArgs, OwnArgs
 from deployments.machine import stay_inside
+from deployments.pool import Address
 from serve.engines.adapted import Adapted, Sharing
 from serve.engines.adapters import Adapter
 from serve.engines.base import Piece, Prompt, State
 from serve.errors import ModelError
 from serve.models.base import Model
 from serve.models.own import lora
+from serve.rpc.server import Server
 from serve.tasks.base import Delta, Reply, Request
-from serve.worker import Status, Worker
+from serve.worker import Status, Worker, joined
 
 log = logging.getLogger(__name__)
+
+DRAIN_S = 8.0
+"""Less than the deployment's graceful_shutdown_timeout_s, after which Serve kills."""
 
 
 class Replica:
@@ -34,31 +40,31 @@ class Replica:
         engine = _engine(args, base, loras, self._progress)
         self.worker = Worker(base, engine)
         self.adapters = {model.name: Worker(model, Adapted(engine, model.name)) for model in loras}
-        self.answering = 0
+        self.server = Server({"answer": self.answer, "speak": self.speak}, self.standing, joined)
+        self._listening = asyncio.get_running_loop().create_task(self._listen())
         self._starting = asyncio.get_running_loop().create_task(self._start())
         self._starting.add_done_callback(self._started)
 
-    async def answer(self, task: str, request: Request, model: str) -> AsyncGenerator[Delta | Reply, None]:
-        """Worker.answer of the base or an adapter, which is closed when the caller leaves."""
-        with self._counted():
-            async with contextlib.aclosing(self._worker(model).answer(task, request)) as events:
-                async for event in events:
-                    yield event
+    async def address(self) -> Address:
+        """Where gateways reach it; asked through Ray, which vouches for both."""
+        return await asyncio.shield(self._listening)
 
-    async def speak(self, prompt: Prompt, model: str) -> AsyncGenerator[Piece, None]:
-        """Worker.speak of the base or an adapter, which is closed when the caller leaves."""
-        with self._counted():
-            async with contextlib.aclosing(self._worker(model).speak(prompt)) as pieces:
-                async for piece in pieces:
-                    yield piece
+    def answer(self, task: str, request: Request, model: str) -> AsyncGenerator[Delta | Reply, None]:
+        """Worker.answer of the base or an adapter."""
+        return self._worker(model).answer(task, request)
 
-    async def status(self, model: str) -> Status:
-        """Where the base or an adapter stands; answered also while it starts."""
-        return await self._worker(model).status()
+    def speak(self, prompt: Prompt, model: str) -> AsyncGenerator[Piece, None]:
+        """Worker.speak of the base or an adapter."""
+        return self._worker(model).speak(prompt)
+
+    async def standing(self) -> dict[str, Status]:
+        """Where the base and each adapter stand; told also while it starts."""
+        workers = [self.worker, *self.adapters.values()]
+        return {worker.name: await worker.status() for worker in workers}
 
     async def busy(self) -> int:
         """How many answers are being spoken now."""
-        return self.answering
+        return self.server.answering()
 
     async def check_health(self) -> None:
         """Asked by Serve. Raises when an engine that was ready is dead."""
@@ -73,7 +79,13 @@ class Replica:
     async def __del__(self) -> None:
         """Asked by Serve when it stops this replica: no process of the engine stays behind."""
         self._starting.cancel()
+        await self.server.drain(DRAIN_S)
+        await self.server.stop()
         await self.worker.engine.stop()
+
+    async def _listen(self) -> Address:
+        host = ray.util.get_node_ip_address()
+        return Address(host, await self.server.start(host), self.server.token)
 
     def _worker(self, model: str) -> Worker:
         return self.adapters.get(model, self.worker)
@@ -91,14 +103,6 @@ class Replica:
                 worker.mark("failed", f"Its base {status.model} could not be started: {status.step}")
             else:
                 await worker.start()
-
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        self.answering += 1
-        try:
-            yield
-        finally:
-            self.answering -= 1
 
     def _progress(self, words: str) -> None:
         if words != "ready":  # the worker says that itself, once it is true

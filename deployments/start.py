@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from deployments.args import Listen
 from deployments.config import HERE, Config, Refused, of, read
 from deployments.machine import machine, reap
 from deployments.progress import Progress
@@ -130,12 +131,12 @@ def _run(config: Config) -> str:
             f"The config asks for {wanted:g} GPUs and this machine has {have:g}. Set num_gpus, or take others."
         )
 
-    ray.serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": config.host, "port": config.port},
-        logging_config=config.logging,
-    )
-    ray.serve.run(build(config.args), name="diptych", route_prefix="/", logging_config=config.logging)
+    gateway = config.args.gateway
+    if gateway.listen is None:
+        gateway = gateway.model_copy(update={"listen": Listen(host=config.host, port=config.port)})
+    ray.serve.start(proxy_location="Disabled", logging_config=config.logging)
+    application = build(config.args.model_copy(update={"gateway": gateway}))
+    ray.serve.run(application, name="diptych", route_prefix="/", logging_config=config.logging)
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     return f"http://{host}:{config.port}"
 

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from serve.engines.base import Engine, FinishReason, Piece, Prompt, Spoken, State, Token
 from serve.errors import ModelError, ParseError
@@ -146,3 +147,17 @@ class Worker:
 def _finish(reasons: list[FinishReason | None]) -> FinishReason | None:
     worst_first: tuple[FinishReason, ...] = ("abort", "length", "stop")
     return next((reason for reason in worst_first if reason in reasons), None)
+
+
+def joined(events: Sequence[Any]) -> list[Any]:
+    """Pieces of one generation, or events of one answer, with the words in a row made one."""
+    found: list[Any] = []
+    for event in events:
+        last = found[-1] if found else None
+        if isinstance(last, Piece) and isinstance(event, Piece):
+            found[-1] = last.then(event)
+        elif isinstance(last, Delta) and isinstance(event, Delta):
+            found[-1] = Delta(last.model, last.text + event.text)
+        else:
+            found.append(event)
+    return found

@@ -62,7 +62,10 @@ class Alone:
         text = model.converse(conversation.turns)
         frames = film and film.sample(model.frames)
         seeds = [None if drawn.seed is None else drawn.seed + at for at in range(request.n or 1)]
-        self.prompts = [Prompt(text, conversation.image, replace(drawn, seed=seed), frames) for seed in seeds]
+        self.prompts = [
+            Prompt(text, conversation.image, replace(drawn, seed=seed), frames, whole=not request.stream)
+            for seed in seeds
+        ]
         self.voices = [Voice() for _ in self.prompts]
 
     async def whole(self, head: Head) -> ChatCompletion:
@@ -150,6 +153,7 @@ def sampling(request: ChatCompletionRequest) -> Sampling:
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         ignore_eos=bool(request.ignore_eos),
+        logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
         json_schema=json_schema(request.response_format),
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from serve.image import Image
@@ -24,6 +24,8 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     ignore_eos: bool = False
+    logprobs: bool = True
+    """Whether each Token is told with its log-probability; merging weighs by it. Without, pieces have no tokens."""
     top_logprobs: int = 0
     """How many alternatives each Token carries besides its own log-probability (at most 20)."""
     json_schema: str | None = None
@@ -41,6 +43,8 @@ class Prompt:
     """Frames in place of the image, for a family that was trained on video."""
     adapter: str | None = None
     """The LoRA adapter, by its model's name, that speaks; None is the checkpoint as it is."""
+    whole: bool = False
+    """The reply is wanted in one piece, once it is all there."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class Piece:
     finish_reason: FinishReason | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    def then(self, later: "Piece") -> "Piece":
+        """Both as one."""
+        return replace(later, text=self.text + later.text, tokens=self.tokens + later.tokens)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class FakeEngine:
                 await self._wait(self.delay_s)
                 self._stumble(said)
                 top = ((text, self.logprob),) if prompt.sampling.top_logprobs else ()
-                tokens = (Token(text, self.logprob, top),) if pieces else ()
+                tokens = (Token(text, self.logprob, top),) if pieces and prompt.sampling.logprobs else ()
                 last = said + 1 >= len(pieces)
                 whole = last
                 yield Piece(text, tokens, finish if last else None, prompt_tokens, min(said + 1, len(pieces)))

@@ -8,8 +8,8 @@ from serve.errors import BadRequest, ModelError
 FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
 
 
-def sampling_params(sampling: Sampling) -> Any:
-    """Our Sampling as vLLM's. Log-probabilities are always asked for: merging weighs by confidence."""
+def sampling_params(sampling: Sampling, *, whole: bool = False) -> Any:
+    """Our Sampling as vLLM's. whole: one output at the end, in place of one for each step."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema = sampling.json_schema
@@ -22,10 +22,10 @@ def sampling_params(sampling: Sampling) -> Any:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         ignore_eos=sampling.ignore_eos,
-        logprobs=sampling.top_logprobs,
+        logprobs=sampling.top_logprobs if sampling.logprobs else None,
         skip_special_tokens=False,  # PaliGemma's <loc> tokens may be special, and are the answer
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
-        output_kind=RequestOutputKind.DELTA,
+        output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
     )
 
 

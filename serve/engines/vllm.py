@@ -177,29 +177,27 @@ class VllmEngine:
             wanted["multi_modal_data"] = {"video": np.require(prompt.video.frames, requirements="W")}
         elif prompt.image is not None:
             wanted["multi_modal_data"] = {"image": await asyncio.to_thread(self._picture, prompt.image)}
-        async with contextlib.aclosing(self._stream(wanted, prompt.sampling, prompt.adapter)) as pieces:
+        async with contextlib.aclosing(self._stream(wanted, prompt)) as pieces:
             async for piece in pieces:
                 yield piece
 
     def _picture(self, image: Image) -> Any:
         return self.prepare(image).pil()
 
-    async def _stream(
-        self, wanted: dict[str, Any], sampling: Sampling, adapter: str | None
-    ) -> AsyncGenerator[Piece, None]:
+    async def _stream(self, wanted: dict[str, Any], prompt: Prompt) -> AsyncGenerator[Piece, None]:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         llm = self._llm
         try:
-            params = sampling_params(sampling)
+            params = sampling_params(prompt.sampling, whole=prompt.whole)
             (inputs,) = await llm.renderer.render_cmpl_async([wanted])
             prompt_tokens = len(inputs["prompt_token_ids"])
             context = llm.model_config.max_model_len
             if prompt_tokens >= context:
                 raise too_long(context, prompt_tokens)
             said = 0
-            lora = None if adapter is None else self._loras[adapter]
+            lora = None if prompt.adapter is None else self._loras[prompt.adapter]
             spoken_by = llm.generate(inputs, params, f"diptych-{uuid.uuid4().hex}", lora_request=lora)
             async with contextlib.aclosing(spoken_by) as outputs:
                 async for output in outputs:
@@ -209,7 +207,7 @@ class VllmEngine:
                         raise ModelError("The model's engine failed on this request.", code="engine_error")
                     yield Piece(
                         spoken.text,
-                        tokens(spoken, sampling.top_logprobs),
+                        tokens(spoken, prompt.sampling.top_logprobs),
                         FINISH[spoken.finish_reason] if spoken.finish_reason else None,
                         prompt_tokens,
                         said,

@@ -1,0 +1,72 @@
+"""What a server's processes use: CPU seconds and memory by role, from /proc. And holding them still."""
+
+import contextlib
+import os
+import re
+import signal
+from collections import Counter
+from pathlib import Path
+
+TICK = os.sysconf("SC_CLK_TCK")
+ROLES = (  # the first that is found in the command line names the process
+    ("engine", re.compile(r"EngineCore|VLLM::Worker|VllmWorker")),
+    ("gateway", re.compile(r"ServeReplica:[^:]*:(gateway|OpenAiIngress)")),
+    ("replica", re.compile(r"ServeReplica:")),
+    ("proxy", re.compile(r"ProxyActor|haproxy")),
+    ("controller", re.compile(r"ServeController")),
+    ("ray", re.compile(r"ray::|gcs_server|raylet|/ray/|ray/_private|multiprocessing.resource_tracker")),
+)
+
+
+class Tree:
+    """A process and everything that comes from it. front: what to call whatever has no other role."""
+
+    def __init__(self, root: int, front: str) -> None:
+        self.root = root
+        self.front = front
+
+    def all(self) -> list[int]:
+        found = [self.root]
+        for process in found:
+            for children in Path(f"/proc/{process}/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    found.extend(map(int, children.read_text().split()))
+        return found
+
+    def cpu(self) -> Counter[str]:
+        """CPU seconds since each process began, by role."""
+        spent: Counter[str] = Counter()
+        for process in self.all():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+                spent[self._role(process)] += (int(fields[11]) + int(fields[12])) / TICK
+        return spent
+
+    def memory(self) -> Counter[str]:
+        """Proportional set size in MiB, by role."""
+        held: Counter[str] = Counter()
+        for process in self.all():
+            with contextlib.suppress(OSError, AttributeError):
+                lines = Path(f"/proc/{process}/smaps_rollup").read_text()
+                held[self._role(process)] += int(re.search(r"^Pss:\s+(\d+)", lines, re.M)[1]) / 1024
+        return held
+
+    def hold(self, still: bool) -> None:
+        """Stop every process where it stands, or let all go on: servers that are not measured take no CPU then."""
+        for process in self.all():
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGSTOP if still else signal.SIGCONT)
+
+    def _role(self, process: int) -> str:
+        line = _line(process)
+        if "ServeReplica" in line and "ServeReplica" in _line(_parent(process)):
+            return "engine"  # Diptych forks it from the replica, whose name it keeps
+        return next((role for role, pattern in ROLES if pattern.search(line)), self.front)
+
+
+def _line(process: int) -> str:
+    return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+
+
+def _parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])

@@ -1,0 +1,190 @@
+"""The servers that are compared: the same checkpoint, the same engine arguments, each started as its makers say."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest.pictures import body, pictures
+from loadtest.processes import Tree
+from serve.engines.arguments import ENVIRONMENT, arguments
+from serve.models import MODELS
+
+MODEL = "toy-llava"
+HERE = Path(__file__).parent
+START_S = 300.0
+
+
+class Refused(Exception):
+    """A server that did not start: why, and where its log is."""
+
+
+@dataclass
+class Side:
+    """One server, running. key: its letter; url: where it takes chat completions."""
+
+    key: str
+    name: str
+    url: str
+    tree: Tree
+    log: Path
+
+    @property
+    def chat(self) -> str:
+        return f"{self.url}/v1/chat/completions"
+
+
+@dataclass(frozen=True)
+class Sort:
+    """How a server is started. command: from its port and a folder for its files. front: its own process's role."""
+
+    key: str
+    name: str
+    front: str
+    command: Callable[[int, Path], list[str]]
+    before: str | None = None  # the side that it stands before
+    missing: Callable[[], str | None] = lambda: None
+
+
+def engine_arguments() -> dict[str, object]:
+    """What Diptych starts the toy's engine with, which the other sides get as well."""
+    model = MODELS[MODEL]
+    chosen = arguments(Path(model.checkpoint.hub), model.engine, {}, is_prefix_lm=False, cpu=True)
+    return {**chosen, "served_model_name": MODEL}
+
+
+def _vllm(port: int, folder: Path) -> list[str]:
+    flags = []
+    for name, value in engine_arguments().items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            flags.append(flag)
+        elif value is False:
+            flags.append(flag.replace("--", "--no-", 1))
+        else:
+            flags += [flag, value if isinstance(value, str) else json.dumps(value)]
+    server = [sys.executable, str(HERE / "vllm_server.py"), "--host", "127.0.0.1", "--port", str(port)]
+    return [*server, "--disable-uvicorn-access-log", *flags]
+
+
+def _diptych(port: int, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "deployments", f"--models={MODEL}", f"--port={port}"]
+
+
+def _ray_llm(port: int, folder: Path) -> list[str]:
+    given = folder / "engine.json"
+    given.write_text(json.dumps(engine_arguments()))
+    return [_interpreter("RAY_LLM_PYTHON"), str(HERE / "ray_llm.py"), str(port), str(given)]
+
+
+def _litellm(port: int, folder: Path) -> list[str]:
+    upstream = os.environ["DIPTYCH_BENCH_UPSTREAM"]
+    entry = {"model": f"hosted_vllm/{MODEL}", "api_base": f"{upstream}/v1", "api_key": "none"}
+    config = folder / "litellm.json"  # JSON is YAML
+    config.write_text(json.dumps({"model_list": [{"model_name": MODEL, "litellm_params": entry}]}))
+    program = str(Path(_interpreter("LITELLM_PYTHON")).with_name("litellm"))
+    return [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
+
+
+def _interpreter(variable: str) -> str:
+    return os.environ.get(variable, "")
+
+
+def _needs(variable: str) -> Callable[[], str | None]:
+    """Why a side cannot run here: an environment of its own is not named, or is not there."""
+
+    def missing() -> str | None:
+        return None if shutil.which(_interpreter(variable)) else f"{variable} names no Python (see loadtest/README.md)"
+
+    return missing
+
+
+SORTS = {
+    sort.key: sort
+    for sort in (
+        Sort("A", "vLLM's own server", "server", _vllm),
+        Sort("B", "Diptych", "driver", _diptych),
+        Sort("C", "ray.serve.llm", "driver", _ray_llm, missing=_needs("RAY_LLM_PYTHON")),
+        Sort("D", "LiteLLM before A", "litellm", _litellm, before="A", missing=_needs("LITELLM_PYTHON")),
+    )
+}
+
+
+@contextlib.contextmanager
+def running(sort: Sort, upstream: Side | None = None) -> Iterator[Side]:
+    """A server until the block ends. Raises Refused when it does not answer a question within START_S."""
+    port = _free_port()
+    folder = Path(tempfile.mkdtemp(prefix=f"bench-{sort.key.lower()}-"))
+    log = folder / "log.txt"
+    if upstream is not None:
+        os.environ["DIPTYCH_BENCH_UPSTREAM"] = upstream.url
+    environment = {**ENVIRONMENT, **os.environ, "PYTHONPATH": str(HERE.parent)}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            sort.command(port, folder),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    side = Side(sort.key, sort.name, f"http://127.0.0.1:{port}", Tree(process.pid, sort.front), log)
+    try:
+        _wait(side, process)
+        yield side
+    finally:
+        _stop(side, process)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def answers(side: Side, timeout_s: float = 10.0) -> str | None:
+    """None once it has answered a question about a picture; what went wrong else."""
+    asked = body(MODEL, next(pictures("1x", 0)), tokens=2, stream=False)
+    request = urllib.request.Request(side.chat, asked, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+            return None if reply.status == 200 else str(reply.status)
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {error.read()[:300].decode(errors='replace')}"
+    except OSError as error:
+        return str(error)
+
+
+def _wait(side: Side, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + START_S
+    said: str | None = "nothing"
+    while time.monotonic() < until and process.poll() is None:
+        said = answers(side)
+        if said is None:
+            return
+        time.sleep(0.5)
+    tail = side.log.read_text(errors="replace")[-1500:]
+    raise Refused(f"{side.name} did not start ({said}). Its log, {side.log}, ends:\n{tail}")
+
+
+def _stop(side: Side, process: subprocess.Popen[bytes]) -> None:
+    everything = side.tree.all()
+    side.tree.hold(False)
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for left in everything[1:]:
+        with contextlib.suppress(OSError):
+            os.kill(left, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])

@@ -1,0 +1,167 @@
+"""The side that answers: a stream for each call, and one frame for what all streams say in one turn of the loop."""
+
+import asyncio
+import hmac
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from serve.errors import ModelError, ServeError
+from serve.rpc.frames import Garbled
+from serve.rpc.messages import TOKEN_BYTES, Call, Cancel, End, Items, News
+from serve.rpc.peer import Peer
+
+log = logging.getLogger(__name__)
+
+NEWS_S = 1.0
+Method = Callable[..., AsyncGenerator[Any, None]]
+Join = Callable[[list[Any]], list[Any]]
+
+
+class Server:
+    """Answers calls of `methods` on one port, for those who know its token.
+
+    A caller that goes away takes its streams with it: nothing is spoken for nobody. standing: what News tell. join:
+    makes fewer items of some that came in a row, where a call allows it.
+    """
+
+    def __init__(
+        self, methods: Mapping[str, Method], standing: Callable[[], Awaitable[Any]], join: Join = lambda items: items
+    ) -> None:
+        self.methods = methods
+        self.standing = standing
+        self.join = join
+        self.token = secrets.token_bytes(TOKEN_BYTES)
+        self.sessions: set[Session] = set()
+        self.leaving = False
+        self._listening: asyncio.Server | None = None
+        self._telling: asyncio.Task[None] | None = None
+
+    async def start(self, host: str) -> int:
+        """Listen; gives the port."""
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(lambda: Session(self), host, 0)
+        self._telling = loop.create_task(self._tell_forever())
+        return int(self._listening.sockets[0].getsockname()[1])
+
+    async def drain(self, seconds: float) -> None:
+        """Tell callers to go elsewhere, and give the streams that run so long to end."""
+        self.leaving = True
+        await self.tell()
+        until = asyncio.get_running_loop().time() + seconds
+        while self.answering() and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        """Cut whatever still runs."""
+        if self._telling is not None:
+            self._telling.cancel()
+        if self._listening is not None:
+            self._listening.close()
+        for session in list(self.sessions):
+            session.close()
+
+    def answering(self) -> int:
+        """How many streams run now."""
+        return sum(len(session.jobs) for session in self.sessions)
+
+    async def tell(self) -> None:
+        """News to every caller, now."""
+        news = News(await self.standing(), self.leaving)
+        for session in self.sessions:
+            session.say(news)
+
+    async def _tell_forever(self) -> None:
+        while True:
+            await asyncio.sleep(NEWS_S)
+            await self.tell()
+
+
+class Session(Peer):
+    """One caller's connection. Nothing of it is read before it has said the token."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.server = server
+        self.jobs: dict[int, asyncio.Task[None]] = {}
+        self._known = b""
+
+    def data_received(self, data: bytes) -> None:
+        if len(self._known) < TOKEN_BYTES:
+            missing = TOKEN_BYTES - len(self._known)
+            self._known, data = self._known + data[:missing], data[missing:]
+            if len(self._known) < TOKEN_BYTES:
+                return
+            if not hmac.compare_digest(self._known, self.server.token):
+                self.close()
+                return
+            self.server.sessions.add(self)
+            asyncio.get_running_loop().create_task(self.server.tell())
+        try:
+            super().data_received(data)
+        except Garbled:
+            log.exception("a caller is cut off")
+            self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self.server.sessions.discard(self)
+        for job in self.jobs.values():
+            job.cancel()
+
+    def hear(self, message: Any) -> None:
+        if isinstance(message, Call):
+            job = asyncio.get_running_loop().create_task(self._answer(message))
+            self.jobs[message.number] = job
+            job.add_done_callback(lambda done: self._done(message.number, done))
+        elif isinstance(message, Cancel) and message.number in self.jobs:
+            self.jobs[message.number].cancel()
+
+    async def _answer(self, call: Call) -> None:
+        said = _Joined(self, call)
+        try:
+            async with aclosing(self.server.methods[call.method](*call.arguments)) as items:
+                async for item in items:
+                    said.item(item)
+        finally:
+            said.flush()
+
+    def _done(self, number: int, job: asyncio.Task[None]) -> None:
+        del self.jobs[number]
+        if job.cancelled():
+            return
+        error = job.exception()
+        if error is not None and not isinstance(error, ServeError):
+            log.error("a stream failed", exc_info=error)
+            error = ModelError("The model failed unexpectedly.", code="internal_error")
+        self.say(End(number, error))
+
+
+class _Joined:
+    """One stream's items, sent at once, or joined while the last ones are younger than the call's pace."""
+
+    def __init__(self, session: Session, call: Call) -> None:
+        self.session = session
+        self.call = call
+        self.loop = asyncio.get_running_loop()
+        self.items: list[Any] = []
+        self.due = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+
+    def item(self, item: Any) -> None:
+        self.items.append(item)
+        if self.loop.time() >= self.due:
+            self.flush()
+        elif self.timer is None:
+            self.timer = self.loop.call_at(self.due, self.flush)
+
+    def flush(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.items:
+            self.session.say(Items(self.call.number, self.session.server.join(self.items)))
+            self.items = []
+            self.due = self.loop.time() + self.call.pace_s
