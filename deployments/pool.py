@@ -8,12 +8,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Any
 
 import ray.exceptions
 import ray.serve.exceptions
 
+from deployments.address import Address
 from serve.errors import ModelError
 from serve.rpc.connection import Connection
 from serve.worker import Status
@@ -24,15 +24,6 @@ PATIENCE_S, DESPAIR_S = 5.0, 10.0
 """Silence after which a replica is given nothing new, and after which what it has is given up. One that is only busy
 has been silent for two seconds on two cores."""
 GONE = (ray.exceptions.RayError, ray.serve.exceptions.RayServeException, ConnectionError, TimeoutError, OSError)
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a replica listens. token: what it wants to hear first."""
-
-    host: str
-    port: int
-    token: bytes
 
 
 class Pool:

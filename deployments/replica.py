@@ -4,11 +4,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-import ray.util
-
+from deployments.address import Address
 from deployments.args import LoraArgs, ModelArgs, OwnArgs
 from deployments.machine import stay_inside
-from deployments.pool import Address
 from serve.engines.adapted import Adapted, Sharing
 from serve.engines.adapters import Adapter
 from serve.engines.base import Piece, Prompt, State
@@ -84,6 +82,8 @@ class Replica:
         await self.worker.engine.stop()
 
     async def _listen(self) -> Address:
+        import ray.util
+
         host = ray.util.get_node_ip_address()
         return Address(host, await self.server.start(host), self.server.token)
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "image", "video", "video_caps", "video_decoder", "geometry", "masks"},
-    {"engines"},
+    {"engines", "rpc"},
     {"tasks"},
     {"models"},
     {"worker", "catalog"},

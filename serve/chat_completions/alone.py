@@ -17,6 +17,7 @@ from serve.route import Route
 from serve.router import takes, unseeing, unseen
 from serve.tasks.base import Usage
 from serve.wire.meters import Meters
+from serve.wire.sse import Last
 
 DEADLINE_S = 600.0
 TASK = "conversation"
@@ -84,22 +85,28 @@ class Alone:
         return head.completion(choices, self._usage())
 
     async def frames(self, head: Head) -> AsyncGenerator[bytes, None]:
-        chunks = Chunks(head, self.request.stream_options)
+        chunks = Chunks(head, self.request.stream_options, self._usage)
         begun: set[int] = set()
+        ended, closing = 0, b""
         async with aclosing(self._heard()) as heard:
             async for at, piece in heard:
+                said = b""
                 if at not in begun:
                     begun.add(at)
-                    yield chunks.role(at, self._usage())
+                    said += chunks.role(at)
                 more: dict[str, Any] = {}
                 if self.request.logprobs and piece.tokens:
                     more["logprobs"] = logprobs(piece.tokens, self.request.top_logprobs or 0).model_dump()
                 if piece.text or more:
-                    yield chunks.words(at, piece.text, self._usage(), **more)
+                    said += chunks.words(at, piece.text, **more)
                 if piece.finish_reason is not None:
-                    yield chunks.finish(at, finish_reason(piece.finish_reason), self._usage())
-        for last in chunks.last(self._usage()):
-            yield last
+                    ended += 1
+                    said += chunks.finish(at, finish_reason(piece.finish_reason))
+                if ended == len(self.prompts):
+                    closing = said  # goes with what closes the stream, which comes at once
+                elif said:
+                    yield said
+        yield Last(closing + chunks.last())
 
     async def _heard(self) -> AsyncGenerator[tuple[int, Piece], None]:
         """Every choice's pieces as they come; counted as one reply in the metrics."""

@@ -1,7 +1,7 @@
 """What goes out: OpenAI's completion objects, whole and in chunks."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from serve.chat_completions.request import StreamOptions
 from serve.engines.base import Token
 from serve.tasks.base import Usage
-from serve.wire.sse import frame
+from serve.wire.sse import encoded, frame
 
 FinishReason = Literal["stop", "length"]
 LEAST = -9999.0  # JSON has no minus infinity
@@ -84,45 +84,39 @@ class Head:
 
 
 class Chunks:
-    """The frames of one streamed completion, with usage where the client asked for it."""
+    """The frames of one streamed completion. usage: asked for only where the client wants to hear it."""
 
-    def __init__(self, head: Head, options: StreamOptions | None) -> None:
-        self.head = head
+    def __init__(self, head: Head, options: StreamOptions | None, usage: Callable[[], Usage]) -> None:
+        self.usage = usage
         self.at_the_end = bool(options and options.include_usage)
         self.all_along = bool(options and options.continuous_usage_stats)
+        same = {"id": head.id, "object": "chat.completion.chunk", "created": head.created, "model": head.model}
+        self._same = encoded(same).removesuffix("}")  # written once, repeated in every chunk
 
-    def role(self, index: int, usage: Usage, **more: Any) -> bytes:
+    def role(self, index: int, **more: Any) -> bytes:
         """The chunk that opens a choice."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, usage, more)
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, more)
 
-    def words(self, index: int, text: str, usage: Usage, **more: Any) -> bytes:
-        return self._chunk(index, {"content": text}, None, usage, more)
+    def words(self, index: int, text: str, **more: Any) -> bytes:
+        return self._chunk(index, {"content": text}, None, more)
 
-    def finish(self, index: int, reason: FinishReason, usage: Usage, **more: Any) -> bytes:
+    def finish(self, index: int, reason: FinishReason, **more: Any) -> bytes:
         """The chunk that closes a choice."""
-        return self._chunk(index, {}, reason, usage, more)
+        return self._chunk(index, {}, reason, more)
 
-    def last(self, usage: Usage) -> list[bytes]:
+    def last(self) -> bytes:
         """The chunk after all choices, which has none: only for those who asked for usage."""
-        return [self._frame([], usage)] if self.at_the_end else []
+        return self._frame("", self.usage()) if self.at_the_end else b""
 
-    def _chunk(
-        self, index: int, delta: dict[str, str], reason: FinishReason | None, usage: Usage, more: dict[str, Any]
-    ) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason, **more}
-        return self._frame([choice], usage if self.all_along else None)
+    def _chunk(self, index: int, delta: dict[str, str], reason: FinishReason | None, more: dict[str, Any]) -> bytes:
+        choice = encoded({"index": index, "delta": delta, "logprobs": None, "finish_reason": reason, **more})
+        return self._frame(choice, self.usage() if self.all_along else None)
 
-    def _frame(self, choices: list[dict[str, Any]], usage: Usage | None) -> bytes:
-        data: dict[str, Any] = {
-            "id": self.head.id,
-            "object": "chat.completion.chunk",
-            "created": self.head.created,
-            "model": self.head.model,
-            "choices": choices,
-        }
+    def _frame(self, choice: str, usage: Usage | None) -> bytes:
+        told = ""
         if self.at_the_end or self.all_along:
-            data["usage"] = usage.model_dump() if usage else None
-        return frame(data)
+            told = f',"usage":{usage.model_dump_json() if usage else "null"}'
+        return frame(f'{self._same},"choices":[{choice}]{told}}}')
 
 
 def logprobs(tokens: Sequence[Token], top: int) -> Logprobs:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from serve.chat_completions.replies import Chunks, finish_reason
+from serve.chat_completions.replies import Chunks, Head, finish_reason
+from serve.chat_completions.request import StreamOptions
 from serve.tasks import TASKS
 from serve.tasks.base import Delta, Event, Merged, Reply, Usage
 from serve.wire.fan_out import judged, total
@@ -22,8 +23,8 @@ class Asked:
 class Telling:
     """Choice 0 is the merged reply, choices 1..N are the models' where each is wanted."""
 
-    def __init__(self, chunks: Chunks, asked: Asked) -> None:
-        self.chunks = chunks
+    def __init__(self, head: Head, options: StreamOptions | None, asked: Asked) -> None:
+        self.chunks = Chunks(head, options, lambda: total(self.usages))
         self.asked = asked
         self.index = {name: at for at, name in enumerate(asked.models, start=1)}
         self.begun: set[int] = set()
@@ -40,31 +41,31 @@ class Telling:
         elif isinstance(event, Delta) or event.status == "ok":
             yield from self._open(0, None)  # a model speaks: there will be a merged reply, though not yet its words
 
-    def last(self) -> list[bytes]:
-        return self.chunks.last(total(self.usages))
+    def last(self) -> bytes:
+        return self.chunks.last()
 
     def _column(self, event: Delta | Reply) -> Iterator[bytes]:
         at = self.index[event.model]
         unheard = at not in self.begun
         yield from self._open(at, event.model)
         if event.text and (isinstance(event, Delta) or unheard):
-            yield self.chunks.words(at, event.text, total(self.usages))
+            yield self.chunks.words(at, event.text)
         if isinstance(event, Reply):
             about = about_reply(self.asked.task, event)
-            yield self.chunks.finish(at, finish_reason(event.finish_reason), total(self.usages), diptych=about)
+            yield self.chunks.finish(at, finish_reason(event.finish_reason), diptych=about)
 
     def _merged(self, merged: Merged) -> Iterator[bytes]:
         yield from self._open(0, None)
         words = TASKS[self.asked.task].words(merged.result)
-        yield self.chunks.words(0, words, total(self.usages))
+        yield self.chunks.words(0, words)
         about = about_merged(self.asked.task, merged)
-        yield self.chunks.finish(0, "stop", total(self.usages), diptych=about)
+        yield self.chunks.finish(0, "stop", diptych=about)
 
     def _open(self, at: int, model: str | None) -> Iterator[bytes]:
         if at not in self.begun:
             self.begun.add(at)
             whose = {"model": model, "task": self.asked.task, "status": "speaking"}
-            yield self.chunks.role(at, total(self.usages), diptych=whose)
+            yield self.chunks.role(at, diptych=whose)
 
 
 def about_reply(task: str, reply: Reply) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from serve.chat_completions.conversation import Conversation
-from serve.chat_completions.replies import ChatCompletion, Choice, Chunks, Head, Said, finish_reason
+from serve.chat_completions.replies import ChatCompletion, Choice, Head, Said, finish_reason
 from serve.chat_completions.request import ChatCompletionRequest, TextFormat
 from serve.chat_completions.telling import Asked, Telling, about_merged, about_reply
 from serve.errors import BadRequest, NotFound
@@ -17,6 +17,7 @@ from serve.tasks.base import Request
 from serve.wire.fan_out import FanOut
 from serve.wire.forms import phrases
 from serve.wire.refusals import refusal
+from serve.wire.sse import Last
 
 # What only one model alone can honour, with the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -89,14 +90,13 @@ class Together:
 
     async def frames(self, head: Head) -> AsyncGenerator[bytes, None]:
         """Each model's words as they are spoken, where they are wanted; choice 0 last."""
-        telling = Telling(Chunks(head, self.options), self.asked)
+        telling = Telling(head, self.options, self.asked)
         with _said_at(self.path):
             async with aclosing(self.fan_out.events(self.asked.task, self.request)) as events:
                 async for event in events:
-                    for data in telling.frames(event):
-                        yield data
-        for data in telling.last():
-            yield data
+                    if said := b"".join(telling.frames(event)):
+                        yield said
+        yield Last(telling.last())
 
 
 def task_request(asked: Asked, request: ChatCompletionRequest, conversation: Conversation) -> Request:
@@ -109,6 +109,7 @@ def task_request(asked: Asked, request: ChatCompletionRequest, conversation: Con
     fields |= {"image": conversation.image, "video": conversation.video, "models": asked.models}
     length = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
     fields["max_tokens"] = getattr(request, length)
+    fields["stream"] = bool(request.stream and asked.each)  # whether the models' words are wanted as they are spoken
     said = "labels" if "labels" in kind.model_fields else "question"
     if said in kind.model_fields:
         if not text:

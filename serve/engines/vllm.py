@@ -24,6 +24,11 @@ from serve.video import Video
 # What vLLM, transformers and torch raise for a checkpoint or an argument that they cannot use.
 FAULTS = (RuntimeError, ValueError, OSError, ImportError, LookupError, TypeError, AttributeError, AssertionError)
 
+SMALL = 500_000
+"""Pictures of so many pixels are prepared where they are: the way to a thread and back takes longer."""
+CHANNELS = 4
+"""An array with so short a side may be taken for one with its channels first."""
+
 
 class VllmEngine:
     """One checkpoint in one vLLM engine.
@@ -176,13 +181,17 @@ class VllmEngine:
             # Frames that came through Ray are read-only, which torch warns of.
             wanted["multi_modal_data"] = {"video": np.require(prompt.video.frames, requirements="W")}
         elif prompt.image is not None:
-            wanted["multi_modal_data"] = {"image": await asyncio.to_thread(self._picture, prompt.image)}
+            slow = prompt.image.width * prompt.image.height > SMALL
+            seen = await asyncio.to_thread(self._picture, prompt.image) if slow else self._picture(prompt.image)
+            wanted["multi_modal_data"] = {"image": seen}
         async with contextlib.aclosing(self._stream(wanted, prompt)) as pieces:
             async for piece in pieces:
                 yield piece
 
     def _picture(self, image: Image) -> Any:
-        return self.prepare(image).pil()
+        """As an array, which spares three copies and is read the same, unless its shape could be read another way."""
+        seen = self.prepare(image)
+        return seen.pixels if min(seen.width, seen.height) > CHANNELS else seen.pil()
 
     async def _stream(self, wanted: dict[str, Any], prompt: Prompt) -> AsyncGenerator[Piece, None]:
         from vllm.exceptions import VLLMClientError

@@ -21,9 +21,18 @@ _BUG = ServeError("The server failed unexpectedly.", code="internal_error")
 Frames = AsyncGenerator[bytes, None]
 
 
+class Last(bytes):
+    """Frames after which none follow: [DONE] travels with them."""
+
+
+def encoded(data: dict[str, Any]) -> str:
+    """JSON as it stands in a frame."""
+    return _ENCODER.encode(data)
+
+
 def frame(data: str | dict[str, Any], event: str | None = None) -> bytes:
     """One event. data: JSON text, or what becomes it."""
-    text = data if isinstance(data, str) else _ENCODER.encode(data)
+    text = data if isinstance(data, str) else encoded(data)
     head = f"event: {event}\n" if event else ""
     return f"{head}data: {text}\n\n".encode()
 
@@ -57,10 +66,11 @@ class EventStream(Response):
         alive = asyncio.create_task(_keep_alive(send))
         ending = frame(_BUG.body(), self.error_event) + DONE  # a bug must not cut a stream in silence
         try:
-            await send({"type": "http.response.body", "body": self.first, "more_body": True})
-            async for data in self.frames:
+            data = self.first
+            while not isinstance(data, Last):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
-            ending = DONE
+                data = await anext(self.frames, Last())
+            ending = data + DONE
         except ServeError as error:
             ending = frame(error.body(), self.error_event) + DONE
         except asyncio.CancelledError:

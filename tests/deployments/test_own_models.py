@@ -65,7 +65,7 @@ class Handle:
         return self.replica.speak(prompt, self.model.name)
 
     async def status(self) -> Status:
-        return await self.replica.status(self.model.name)
+        return (await self.replica.standing())[self.model.name]
 
 
 async def served(given: Args) -> tuple[httpx.AsyncClient, dict[str, Here]]:
