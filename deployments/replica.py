@@ -39,12 +39,14 @@ class Replica:
         self.worker = Worker(base, engine)
         self.adapters = {model.name: Worker(model, Adapted(engine, model.name)) for model in loras}
         self.server = Server({"answer": self.answer, "speak": self.speak}, self.standing, joined)
-        self._listening = asyncio.get_running_loop().create_task(self._listen())
+        self._listening: asyncio.Task[Address] | None = None
         self._starting = asyncio.get_running_loop().create_task(self._start())
         self._starting.add_done_callback(self._started)
 
     async def address(self) -> Address:
         """Where gateways reach it; asked through Ray, which vouches for both."""
+        if self._listening is None:
+            self._listening = asyncio.get_running_loop().create_task(self._listen())
         return await asyncio.shield(self._listening)
 
     def answer(self, task: str, request: Request, model: str) -> AsyncGenerator[Delta | Reply, None]:

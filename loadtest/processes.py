@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import signal
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -33,22 +33,22 @@ class Tree:
                     found.extend(map(int, children.read_text().split()))
         return found
 
-    def cpu(self) -> Counter[str]:
+    def cpu(self) -> dict[str, float]:
         """CPU seconds since each process began, by role."""
-        spent: Counter[str] = Counter()
+        spent: defaultdict[str, float] = defaultdict(float)
         for process in self.all():
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
                 spent[self._role(process)] += (int(fields[11]) + int(fields[12])) / TICK
         return spent
 
-    def memory(self) -> Counter[str]:
+    def memory(self) -> dict[str, float]:
         """Proportional set size in MiB, by role."""
-        held: Counter[str] = Counter()
+        held: defaultdict[str, float] = defaultdict(float)
         for process in self.all():
-            with contextlib.suppress(OSError, AttributeError):
+            with contextlib.suppress(OSError, IndexError):
                 lines = Path(f"/proc/{process}/smaps_rollup").read_text()
-                held[self._role(process)] += int(re.search(r"^Pss:\s+(\d+)", lines, re.M)[1]) / 1024
+                held[self._role(process)] += int(lines.partition("\nPss:")[2].split()[0]) / 1024
         return held
 
     def hold(self, still: bool) -> None:
