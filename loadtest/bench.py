@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -49,7 +48,7 @@ def main() -> int:
         return 2
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"about": _about(), "blocks": [dataclasses.asdict(block) for block in blocks]}
+    found = {"about": _about(), "blocks": [vars(block) | {"case": vars(block.case)} for block in blocks]}
     (folder / "bench.json").write_text(json.dumps(found, indent=1))
     print("\n" + tables.summary(blocks))
     curves.draw(blocks, folder / "bench.svg")

@@ -40,7 +40,7 @@ class Tree:
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
                 spent[self._role(process)] += (int(fields[11]) + int(fields[12])) / TICK
-        return spent
+        return dict(spent)
 
     def memory(self) -> dict[str, float]:
         """Proportional set size in MiB, by role."""
@@ -49,7 +49,7 @@ class Tree:
             with contextlib.suppress(OSError, IndexError):
                 lines = Path(f"/proc/{process}/smaps_rollup").read_text()
                 held[self._role(process)] += int(lines.partition("\nPss:")[2].split()[0]) / 1024
-        return held
+        return dict(held)
 
     def hold(self, still: bool) -> None:
         """Stop every process where it stands, or let all go on: servers that are not measured take no CPU then."""

@@ -129,7 +129,8 @@ def running(sort: Sort, upstream: Side | None = None) -> Iterator[Side]:
     log = folder / "log.txt"
     if upstream is not None:
         os.environ["DIPTYCH_BENCH_UPSTREAM"] = upstream.url
-    environment = {**ENVIRONMENT, **os.environ, "PYTHONPATH": str(HERE.parent)}
+    # One thread for torch, which Ray gives its replicas too: with two, vLLM's own server is a fifth slower here.
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(HERE.parent)}
     with log.open("wb") as out:
         process = subprocess.Popen(
             sort.command(port, folder),
