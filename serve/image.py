@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 import io
 import struct
 import warnings
@@ -40,9 +41,13 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A picture as a person sees it: RGB, upright. pixels: uint8 [height, width, 3]."""
+    """A picture as a person sees it: RGB, upright. pixels: uint8 [height, width, 3].
+
+    digest: of the file it was read from, so that caches need not read the pixels; the same file gives the same pixels.
+    """
 
     pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    digest: str | None = None
 
     @property
     def width(self) -> int:
@@ -56,8 +61,8 @@ class Image:
         return PIL.Image.fromarray(self.pixels)
 
     @classmethod
-    def of(cls, picture: PIL.Image.Image) -> "Image":
-        return cls(np.asarray(picture.convert("RGB")))
+    def of(cls, picture: PIL.Image.Image, digest: str | None = None) -> "Image":
+        return cls(np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")), digest)
 
 
 def decode(data: bytes, param: str = "image") -> Image:
@@ -83,7 +88,8 @@ def decode(data: bytes, param: str = "image") -> Image:
             raise _too_many_pixels(param, width, height)
         try:
             picture.load()
-            return Image.of(_on_white(_upright(_eight_bit(picture))))
+            digest = hashlib.blake2b(data, digest_size=20).hexdigest()
+            return Image.of(_on_white(_upright(_eight_bit(picture))), digest)
         except (*_DAMAGE, *_BOMB):
             said = "The image is damaged or cut short and cannot be decoded."
             raise BadRequest(said, param=param, code="invalid_image") from None

@@ -5,7 +5,7 @@ Only a model's own process imports this module; vLLM itself is imported in `star
 
 import asyncio
 import contextlib
-import uuid
+import itertools
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class VllmEngine:
         self.engine, self.deployment, self.prefix_lm = dict(engine or {}), dict(deployment or {}), prefix_lm
         self.adapters, self.prepare, self.progress = tuple(adapters), prepare, progress
         self._llm: Any = None
+        self._numbers = itertools.count()
         self._loras: dict[str, Any] = {}
         self._unfit: dict[str, ModelError] = {}
         self._marks: dict[str, str] = {}
@@ -184,6 +185,8 @@ class VllmEngine:
             slow = prompt.image.width * prompt.image.height > SMALL
             seen = await asyncio.to_thread(self._picture, prompt.image) if slow else self._picture(prompt.image)
             wanted["multi_modal_data"] = {"image": seen}
+            if prompt.image.digest is not None:  # vLLM would hash every pixel for its caches
+                wanted["multi_modal_uuids"] = {"image": [prompt.image.digest]}
         async with contextlib.aclosing(self._stream(wanted, prompt)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -207,7 +210,7 @@ class VllmEngine:
                 raise too_long(context, prompt_tokens)
             said = 0
             lora = None if prompt.adapter is None else self._loras[prompt.adapter]
-            spoken_by = llm.generate(inputs, params, f"diptych-{uuid.uuid4().hex}", lora_request=lora)
+            spoken_by = llm.generate(inputs, params, f"diptych-{next(self._numbers)}", lora_request=lora)
             async with contextlib.aclosing(spoken_by) as outputs:
                 async for output in outputs:
                     spoken = output.outputs[0]

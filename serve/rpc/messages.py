@@ -1,7 +1,6 @@
 """What the two ends say to each other. A frame is a list of these: all that is said in one turn of the loop."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from serve.errors import ServeError
 
@@ -9,8 +8,7 @@ TOKEN_BYTES = 32
 """A connection's first bytes: they prove that the caller was told of this server by Ray."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """Caller to server: begin a stream. pace_s: items that come closer together than this may be joined on the way."""
 
     number: int
@@ -19,31 +17,27 @@ class Call:
     pace_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(NamedTuple):
     """Caller to server: nobody listens to this stream any more."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Items:
+class Items(NamedTuple):
     """Server to caller: what came in a stream."""
 
     number: int
     items: list[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """Server to caller: a stream is over, with an error where it failed."""
 
     number: int
     error: ServeError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(NamedTuple):
     """Server to caller, now and then: that it is alive, and how it stands. leaving: it takes no new calls."""
 
     standing: Any
