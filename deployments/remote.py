@@ -9,8 +9,8 @@ from serve.models.base import Model
 from serve.tasks.base import Delta, Reply, Request
 from serve.worker import Status
 
-PACE_S = 0.04
-"""Words that follow each other closer than this travel together, to the client as well: 25 updates a second."""
+PACE_S = 0.045
+"""Words that follow each other closer than this travel together, to the client as well: 22 updates a second."""
 SLOW_PACE_S = 0.5
 """The same where nobody reads along, and only a cut reply would show them."""
 

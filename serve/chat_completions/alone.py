@@ -112,8 +112,11 @@ class Alone:
         """Every choice's pieces as they come; counted as one reply in the metrics."""
         began, status = time.monotonic(), "error"
         speaking = [self.route.speak(prompt) for prompt in self.prompts]
+        end = began + self.deadline_s
         try:
-            async with aclosing(interleaved(speaking, began + self.deadline_s)) as pieces:
+            async with aclosing(
+                single(speaking[0], end) if len(speaking) == 1 else interleaved(speaking, end)
+            ) as pieces:
                 async for at, piece in pieces:
                     self.voices[at].hear(piece)
                     yield at, piece
@@ -164,6 +167,18 @@ def sampling(request: ChatCompletionRequest) -> Sampling:
         top_logprobs=request.top_logprobs or 0,
         json_schema=json_schema(request.response_format),
     )
+
+
+async def single(source: AsyncGenerator[Piece, None], deadline: float) -> AsyncGenerator[tuple[int, Piece], None]:
+    """`interleaved` for one source, which needs no task and no queue of its own."""
+    async with aclosing(source):
+        while True:
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    piece = await anext(source)
+            except StopAsyncIteration:
+                return
+            yield 0, piece
 
 
 async def interleaved(
