@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev screenshots lock clean
+.PHONY: serve test check fast install install-dev bench screenshots lock clean
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -25,6 +25,10 @@ install:
 
 install-dev:
 	@$(PYTHON) deployments/install.py --dev
+
+# beside vLLM's own server; loadtest/README.md says what it measures and what ARGS there are
+bench: install-dev
+	$(BIN)/python -m loadtest.bench $(ARGS)
 
 # every state of the page at three widths, light and dark, into build/screenshots; the README's pictures too
 screenshots: install-dev

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 
 from loadtest.block import Block
 from loadtest.sides import SORTS
+from loadtest.tables import Value
 
 COLOURS = {"A": "#666666", "B": "#c2410c", "C": "#1d4ed8", "D": "#15803d"}
 
@@ -19,7 +20,7 @@ def draw(blocks: Sequence[Block], file: Path) -> None:
     if not plain:
         return
     matplotlib.use("agg")
-    shown = (
+    shown: tuple[tuple[str, bool, Value], ...] = (
         ("whole replies: replies a second", False, lambda b: b.rate),
         ("streamed: replies a second", True, lambda b: b.rate),
         ("streamed: first word, ms (median)", True, lambda b: b.first),
