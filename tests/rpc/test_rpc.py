@@ -1,0 +1,220 @@
+"""Streams over a real connection on loopback: what comes, in what order, and what happens when either end goes away."""
+
+import asyncio
+import pickle
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve.errors import BadRequest, ModelError
+from serve.rpc.connection import Connection
+from serve.rpc.frames import Garbled, Reader, encode
+from serve.rpc.server import Server
+
+
+exploded: list[int] = []
+
+
+def explode() -> None:
+    exploded.append(1)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return explode, ()
+
+
+class Told:
+    """What is served: streams that say what they are told, and remember how they ended."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.ended = asyncio.Event()
+
+    async def count(self, most: int, wait_s: float = 0.0) -> AsyncGenerator[int, None]:
+        self.running += 1
+        try:
+            for at in range(most):
+                await asyncio.sleep(wait_s)
+                yield at
+        finally:
+            self.running -= 1
+            self.ended.set()
+
+    async def echo(self, thing: Any) -> AsyncGenerator[Any, None]:
+        yield thing
+
+    async def refuse(self) -> AsyncGenerator[int, None]:
+        yield 1
+        raise BadRequest("No.", param="image", code="invalid_image")
+
+    async def stumble(self) -> AsyncGenerator[int, None]:
+        raise RuntimeError("a bug")
+        yield 1
+
+
+@asynccontextmanager
+async def connected(told: Told, **options: Any) -> AsyncIterator[tuple[Server, Connection]]:
+    async def standing() -> str:
+        return "well"
+
+    methods = {name: getattr(told, name) for name in ("count", "echo", "refuse", "stumble")}
+    server = Server(methods, standing, **options)
+    port = await server.start("127.0.0.1")
+    connection = await Connection.open("127.0.0.1", port, server.token)
+    try:
+        yield server, connection
+    finally:
+        connection.close()
+        await server.stop()
+        await asyncio.sleep(0.01)
+
+
+async def test_many_streams_share_a_connection_and_each_keeps_its_order() -> None:
+    async with connected(Told()) as (_, connection):
+
+        async def heard(most: int) -> list[int]:
+            return [item async for item in connection.stream("count", most, 0.001)]
+
+        assert await asyncio.gather(*map(heard, range(20))) == [list(range(most)) for most in range(20)]
+        assert connection.load == 0 and connection.standing == "well"
+
+
+async def test_arrays_arrive_as_they_were_and_can_be_written_to() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8)
+    async with connected(Told()) as (_, connection):
+        (back,) = [item async for item in connection.stream("echo", {"a": pixels, "b": [pixels[::2], "words"]})]
+        assert np.array_equal(back["a"], pixels) and np.array_equal(back["b"][0], pixels[::2])
+        assert back["a"].flags.writeable
+
+
+async def test_an_error_is_the_one_that_was_raised_after_what_was_said_before_it() -> None:
+    async with connected(Told()) as (_, connection):
+        heard = []
+        with pytest.raises(BadRequest) as caught:
+            async for item in connection.stream("refuse"):
+                heard.append(item)
+        assert heard == [1] and (caught.value.param, caught.value.code) == ("image", "invalid_image")
+
+
+async def test_a_bug_is_told_without_its_words(caplog: pytest.LogCaptureFixture) -> None:
+    async with connected(Told()) as (_, connection):
+        with pytest.raises(ModelError) as caught:
+            _ = [item async for item in connection.stream("stumble")]
+        assert caught.value.code == "internal_error" and "a bug" not in caught.value.message
+    assert "a bug" in caplog.text
+
+
+async def test_leaving_a_stream_ends_it_there_and_no_other() -> None:
+    told = Told()
+    async with connected(told) as (server, connection):
+        other = asyncio.create_task(_all(connection, 30))
+        async with aclosing(connection.stream("count", 10_000, 0.005)) as items:
+            assert await anext(items) == 0
+        await asyncio.wait_for(told.ended.wait(), 5)
+        assert await other == list(range(30))
+        assert told.running == server.answering() == 0
+
+
+async def test_a_caller_that_goes_away_takes_its_streams_with_it() -> None:
+    told = Told()
+    async with connected(told) as (server, connection):
+        items = connection.stream("count", 10_000, 0.005)
+        await anext(items)
+        connection.abort()
+        await asyncio.wait_for(told.ended.wait(), 5)
+        assert not server.sessions
+        with pytest.raises(ConnectionError):
+            _ = [item async for item in items]
+        with pytest.raises(ConnectionError):
+            await anext(connection.stream("count", 1))
+
+
+async def test_a_server_that_goes_away_ends_what_it_owes() -> None:
+    async with connected(Told()) as (server, connection):
+        items = connection.stream("count", 10_000, 0.005)
+        await anext(items)
+        await server.stop()
+        with pytest.raises(ConnectionError):
+            _ = [item async for item in items]
+        assert connection.lost.is_set()
+
+
+async def test_nothing_is_unpickled_for_those_who_do_not_know_the_token() -> None:
+    pickle.loads(pickle.dumps(Bomb()))
+    assert exploded == [1]  # it is one
+    exploded.clear()
+    async with connected(Told()) as (server, _):
+        assert server._listening is not None
+        port = server._listening.sockets[0].getsockname()[1]
+        for token in (b"\0" * 32, server.token[:31] + b"\0", pickle.dumps(Bomb())):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(token + b"".join(encode([Bomb()])))
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.close()
+            await writer.wait_closed()
+        with pytest.raises(ConnectionError):
+            await Connection.open("127.0.0.1", port, b"\1" * 32)
+    assert not exploded
+
+
+async def test_what_is_no_frame_cuts_the_caller_off(caplog: pytest.LogCaptureFixture) -> None:
+    async with connected(Told()) as (server, connection):
+        assert server._listening is not None
+        reader, writer = await asyncio.open_connection(*server._listening.sockets[0].getsockname()[:2])
+        writer.write(server.token + b"\xff" * 64)
+        await asyncio.wait_for(_until_cut(reader), 5)
+        writer.close()
+        assert [item async for item in connection.stream("count", 2)] == [0, 1]
+
+
+async def test_items_that_come_close_together_are_joined_and_the_first_never_waits() -> None:
+    frames: list[list[int]] = []
+
+    def join(items: list[int]) -> list[int]:
+        frames.append(items)
+        return items
+
+    async with connected(Told(), join=join) as (_, connection):
+        began = asyncio.get_running_loop().time()
+        items = connection.stream("count", 40, 0.002, pace_s=0.03)
+        assert await anext(items) == 0
+        assert asyncio.get_running_loop().time() - began < 0.03
+        assert [item async for item in items] == list(range(1, 40))
+    assert frames[0] == [0] and len(frames) < 20
+
+
+async def test_a_server_that_leaves_says_so_and_lets_its_streams_end() -> None:
+    async with connected(Told()) as (server, connection):
+        heard = asyncio.create_task(_all(connection, 20))
+        await asyncio.sleep(0.02)
+        await server.drain(5)
+        assert connection.leaving and server.answering() == 0
+        assert await heard == list(range(20))
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_frames_are_read_however_the_bytes_are_cut(size: int) -> None:
+    things = [["a", 1], [np.arange(500)], [], [b"x" * 3000]]
+    data = b"".join(bytes(part) for thing in things for part in encode(thing))
+    reader, found = Reader(), []
+    for at in range(0, len(data), size):
+        found += reader.feed(data[at : at + size])
+    assert [str(one) for one in found] == [str(thing) for thing in things]
+
+
+def test_a_frame_of_too_many_parts_is_none() -> None:
+    with pytest.raises(Garbled):
+        Reader().feed(b"\xff\xff\xff\xff" + b"\0" * 100)
+
+
+async def _all(connection: Connection, most: int) -> list[int]:
+    return [item async for item in connection.stream("count", most, 0.005)]
+
+
+async def _until_cut(reader: asyncio.StreamReader) -> None:
+    while await reader.read(1000):
+        pass
