@@ -92,7 +92,9 @@ def _litellm(port: int, folder: Path) -> list[str]:
     upstream = os.environ["DIPTYCH_BENCH_UPSTREAM"]
     entry = {"model": f"hosted_vllm/{MODEL}", "api_base": f"{upstream}/v1", "api_key": "none"}
     config = folder / "litellm.json"  # JSON is YAML
-    config.write_text(json.dumps({"model_list": [{"model_name": MODEL, "litellm_params": entry}]}))
+    alone = {"dangerously_permit_weak_or_unset_master_key": True}  # it starts with no key on loopback only when told so
+    models = [{"model_name": MODEL, "litellm_params": entry}]
+    config.write_text(json.dumps({"model_list": models, "general_settings": alone}))
     program = str(Path(_interpreter("LITELLM_PYTHON")).with_name("litellm"))
     return [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
 
