@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev bench screenshots lock clean
+.PHONY: serve test check fast install install-dev bench bench-fan-out screenshots lock clean
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -29,6 +29,10 @@ install-dev:
 # beside vLLM's own server; loadtest/README.md says what it measures and what ARGS there are
 bench: install-dev
 	$(BIN)/python -m loadtest.bench $(ARGS)
+
+# what a fan-out adds to its slowest model, with simulated engines
+bench-fan-out: install-dev
+	$(BIN)/python -m loadtest.fan_out $(ARGS)
 
 # every state of the page at three widths, light and dark, into build/screenshots; the README's pictures too
 screenshots: install-dev

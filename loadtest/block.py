@@ -61,12 +61,12 @@ async def measure(side: Side, case: Case, at: int) -> Block:
     seed = zlib.crc32(repr((case, at)).encode())
     asked = bodies(MODEL, case.size, case.count, tokens=case.tokens, stream=case.stream, seed=seed, repeat=case.repeat)
     caller = Caller(side.chat)
-    before = side.tree.cpu()
+    before = side.cpu()
     if case.loop == "closed":
         seconds, seen = await caller.closed(asked, int(case.level), stream=case.stream)
     else:
         seconds, seen = await caller.open(asked, case.level, stream=case.stream, seed=at)
-    after = side.tree.cpu()
+    after = side.cpu()
     spent = {role: seconds - before.get(role, 0.0) for role, seconds in after.items()}
     good = [one for one in seen if not one.error] or seen[:1]
     errors = [one.error for one in seen if one.error]
@@ -83,7 +83,7 @@ async def measure(side: Side, case: Case, at: int) -> Block:
         gap=_percentile(gaps, 50),
         gap_p95=_percentile(gaps, 95),
         cpu={role: 1000 * used / len(seen) for role, used in spent.items()},
-        memory_mb=side.tree.memory(),
+        memory_mb=side.memory(),
         errors=len(errors),
         error=errors[0] if errors else "",
         prompt_tokens=good[0].prompt_tokens,

@@ -39,6 +39,18 @@ class Side:
     url: str
     tree: Tree
     log: Path
+    model: str = MODEL
+    upstream: "Side | None" = None
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds so far, by role; of the server that it stands before as well."""
+        mine = self.tree.cpu()
+        return {**self.upstream.cpu(), **mine} if self.upstream is not None else mine
+
+    def memory(self) -> dict[str, float]:
+        """MiB now, in the same way."""
+        mine = self.tree.memory()
+        return {**self.upstream.memory(), **mine} if self.upstream is not None else mine
 
     @property
     def chat(self) -> str:
@@ -55,6 +67,7 @@ class Sort:
     command: Callable[[int, Path], list[str]]
     before: str | None = None  # the side that it stands before
     missing: Callable[[], str | None] = lambda: None
+    model: str = MODEL
 
 
 def engine_arguments() -> dict[str, object]:
@@ -141,7 +154,9 @@ def running(sort: Sort, upstream: Side | None = None) -> Iterator[Side]:
             env=environment,
             start_new_session=True,
         )
-    side = Side(sort.key, sort.name, f"http://127.0.0.1:{port}", Tree(process.pid, sort.front), log)
+    side = Side(
+        sort.key, sort.name, f"http://127.0.0.1:{port}", Tree(process.pid, sort.front), log, sort.model, upstream
+    )
     try:
         _wait(side, process)
         yield side
@@ -152,7 +167,7 @@ def running(sort: Sort, upstream: Side | None = None) -> Iterator[Side]:
 
 def answers(side: Side, timeout_s: float = 10.0) -> str | None:
     """None once it has answered a question about a picture; what went wrong else."""
-    asked = body(MODEL, next(pictures("1x", 0)), tokens=2, stream=False)
+    asked = body(side.model, next(pictures("1x", 0)), tokens=2, stream=False)
     request = urllib.request.Request(side.chat, asked, {"content-type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as reply:

@@ -14,7 +14,6 @@ from serve.rpc.connection import Connection
 from serve.rpc.frames import Garbled, Reader, encode
 from serve.rpc.server import Server
 
-
 exploded: list[int] = []
 
 

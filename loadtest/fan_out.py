@@ -1,0 +1,192 @@
+"""What a fan-out adds to its slowest model: simulated engines of one speed behind the real router, gateway and Ray.
+
+`make bench-fan-out`. For each number of models: the load at which it saturates, then at half of that the latency beyond
+the engines' own, CPU of a request by process, and memory. loadtest/README.md says what was found.
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import aiohttp
+import uvloop
+import yaml
+
+from loadtest.pictures import pictures
+from loadtest.sides import Refused, Side, Sort, running
+from serve.engines.base import Prompt
+from serve.engines.fake import FakeEngine
+
+WORDS = "one two three four five six seven eight"
+SPEED = {"replies": WORDS, "first_delay_s": 0.1, "delay_s": 0.02}  # 0.26 s a reply
+STEP_S = 6.0
+SATURATED = 0.9
+"""Below this share of what was asked in answers, a load is too high."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One load on a fan-out of so many models. Milliseconds; added: beyond what the engine alone takes."""
+
+    models: int
+    stream: bool
+    asked: float
+    answered: float
+    added_p50: float
+    added_p99: float
+    cpu: dict[str, float]
+    memory_mb: dict[str, float]
+    failed: int
+
+
+def main() -> int:
+    """0: measured and the targets met; 1: one was missed; 2: it did not start."""
+    parser = argparse.ArgumentParser("fan_out", description=__doc__)
+    parser.add_argument("--models", default="1,2,4,8,16")
+    parser.add_argument("--stream", action="store_true", help="streamed replies")
+    parser.add_argument("--out", default="build/bench")
+    options = parser.parse_args()
+    widths = [int(width) for width in options.models.split(",")]
+    try:
+        with running(_sort(max(widths))) as side:
+            halves = uvloop.run(_measure(side, widths, options.stream))
+    except Refused as refused:
+        print(f"fan_out: {refused}", file=sys.stderr)
+        return 2
+    file = Path(options.out) / ("fan_out_streamed.json" if options.stream else "fan_out.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps([asdict(point) for point in halves], indent=1))
+    print("\n" + _table(halves) + f"\n{file}")
+    met = all(point.added_p50 <= 5 and point.added_p99 <= 20 and not point.failed for point in halves)
+    print("added p50 <= 5 ms and p99 <= 20 ms at half load: " + ("met" if met else "MISSED"))
+    return 0 if met else 1
+
+
+def _sort(width: int) -> Sort:
+    """A Diptych with so many simulated models."""
+
+    def command(port: int, folder: Path) -> list[str]:
+        models = [
+            {"name": name, "like": "toy-llava", "checkpoint": str(folder), "simulate": SPEED} for name in _names(width)
+        ]
+        config = folder / "config.yaml"
+        application = {"name": "diptych", "import_path": "deployments.app:build", "args": {"models": models}}
+        config.write_text(yaml.dump({"applications": [application]}))
+        return [sys.executable, "-m", "deployments", f"--config={config}", f"--port={port}"]
+
+    return Sort("F", f"Diptych with {width} simulated models", "driver", command, model=_names(1)[0])
+
+
+def _names(width: int) -> list[str]:
+    return [f"simulated-{at:02}" for at in range(1, width + 1)]
+
+
+async def _measure(side: Side, widths: Sequence[int], stream: bool) -> list[Point]:
+    halves = []
+    for width in widths:
+        rate = best = 2.0
+        while True:
+            point = await _load(side, width, stream, rate)
+            print(_line(point), flush=True)
+            if point.failed or point.answered < SATURATED * point.asked:
+                break
+            best, rate = rate, rate * 1.5
+        halves.append(await _load(side, width, stream, best / 2, seconds=4 * STEP_S))
+        print("half: " + _line(halves[-1]), flush=True)
+    return halves
+
+
+async def _load(side: Side, width: int, stream: bool, rate: float, seconds: float = STEP_S) -> Point:
+    """An open loop (Poisson) of `rate` requests a second."""
+    count = max(10, int(rate * seconds))
+    asked = list(_bodies(width, stream, count))
+    alone = await _engine_alone()
+    draw, jobs = random.Random(count), []
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as session:
+        await _ask(session, side.url, next(_bodies(width, stream, 1)), width)
+        before = side.cpu()
+        began = due = time.perf_counter()
+        for body in asked:
+            due += draw.expovariate(rate)
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            jobs.append(asyncio.create_task(_ask(session, side.url, body, width)))
+        took = [seconds for seconds in await asyncio.gather(*jobs)]
+        whole = time.perf_counter() - began
+    after = side.cpu()
+    good = sorted(1000 * (seconds - alone) for seconds in took if seconds is not None)
+    return Point(
+        models=width,
+        stream=stream,
+        asked=count / (due - began),
+        answered=len(good) / whole,
+        added_p50=good[len(good) // 2] if good else 0.0,
+        added_p99=good[len(good) * 99 // 100] if good else 0.0,
+        cpu={role: 1000 * (spent - before.get(role, 0.0)) / count for role, spent in after.items()},
+        memory_mb=side.memory(),
+        failed=count - len(good),
+    )
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, body: bytes, width: int) -> float | None:
+    """Seconds to the last byte; None where not every model answered well."""
+    began = time.perf_counter()
+    try:
+        async with session.post(
+            f"{url}/v1/tasks/vqa", data=body, headers={"content-type": "application/json"}
+        ) as reply:
+            data = await reply.read()
+    except (aiohttp.ClientError, TimeoutError):
+        return None
+    return time.perf_counter() - began if data.count(b'"status":"ok"') == width else None
+
+
+def _bodies(width: int, stream: bool, count: int) -> Iterator[bytes]:
+    made = pictures("1x", count)
+    for _ in range(count):
+        url = "data:image/jpeg;base64," + base64.b64encode(next(made)).decode()
+        asked = {"image": url, "question": "what is it?", "models": _names(width), "stream": stream}
+        yield json.dumps(asked).encode()
+
+
+async def _engine_alone(times: int = 5) -> float:
+    """Seconds that the simulated engine takes with nothing before it, on this machine now."""
+    took = []
+    for _ in range(times):
+        began = time.perf_counter()
+        async for _piece in FakeEngine(**SPEED).generate(Prompt("", None)):  # type: ignore[arg-type]
+            pass
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+def _line(point: Point) -> str:
+    cpu = ", ".join(f"{role} {spent:.1f}" for role, spent in sorted(point.cpu.items()) if spent >= 0.05)
+    return (
+        f"{point.models} models: {point.answered:.1f} of {point.asked:.1f}/s, added p50 {point.added_p50:.1f} ms, "
+        f"p99 {point.added_p99:.1f} ms, failed {point.failed}; CPU ms {cpu}"
+    )
+
+
+def _table(points: Sequence[Point]) -> str:
+    rows = ["models  at half load/s  added p50 ms  p99 ms  CPU ms a request  gateway  replicas  MB"]
+    for point in points:
+        cpu = point.cpu
+        rows.append(
+            f"{point.models:>6}  {point.asked:>14.1f}  {point.added_p50:>12.1f}  {point.added_p99:>6.1f}  "
+            f"{sum(cpu.values()):>16.1f}  {cpu.get('gateway', 0):>7.1f}  {cpu.get('replica', 0):>8.1f}  "
+            f"{sum(point.memory_mb.values()):>4.0f}"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
