@@ -6,7 +6,6 @@ import hashlib
 import io
 import struct
 import warnings
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -39,15 +38,42 @@ _TURNS = {  # EXIF orientation -> what brings the picture upright
 _ORIENTATION = 0x0112
 
 
-@dataclass(frozen=True, eq=False)
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
 class Image:
     """A picture as a person sees it: RGB, upright. pixels: uint8 [height, width, 3].
 
     digest: of the file it was read from, so that caches need not read the pixels; the same file gives the same pixels.
+    One that is `unread` is still its file, a tenth of its pixels on the way to another process, and read when it is
+    first looked at: that takes milliseconds to a second, and raises BadRequest where the file is damaged.
     """
 
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
-    digest: str | None = None
+    def __init__(self, pixels: Pixels, digest: str | None = None) -> None:
+        self._pixels: Pixels | None = pixels
+        self.digest = digest
+        self._file, self._param, self._area = b"", "image", 0
+
+    @classmethod
+    def unread(cls, file: bytes, param: str, digest: str, area: int) -> "Image":
+        """A file whose header was checked. area: its pixels' number."""
+        image = cls.__new__(cls)
+        image._pixels, image.digest = None, digest
+        image._file, image._param, image._area = file, param, area
+        return image
+
+    @property
+    def pixels(self) -> Pixels:
+        if self._pixels is None:
+            with _open(self._file, self._param) as picture:
+                self._pixels = _load(picture, self._param)
+            self._file = b""
+        return self._pixels
+
+    @property
+    def left_to_read(self) -> int:
+        """How many pixels wait to be read from the file; 0 where they have been."""
+        return self._area if self._pixels is None else 0
 
     @property
     def width(self) -> int:
@@ -60,9 +86,14 @@ class Image:
     def pil(self) -> PIL.Image.Image:
         return PIL.Image.fromarray(self.pixels)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._pixels is None:
+            return Image.unread, (self._file, self._param, self.digest, self._area)
+        return Image, (self._pixels, self.digest)
+
     @classmethod
-    def of(cls, picture: PIL.Image.Image, digest: str | None = None) -> "Image":
-        return cls(np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")), digest)
+    def of(cls, picture: PIL.Image.Image) -> "Image":
+        return cls(np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")))
 
 
 def decode(data: bytes, param: str = "image") -> Image:
@@ -70,6 +101,22 @@ def decode(data: bytes, param: str = "image") -> Image:
 
     What the decoder itself complains about is not repeated: its words can carry addresses (CVE-2026-22778).
     """
+    with _open(data, param) as picture:
+        return Image(_load(picture, param), _digest(data))
+
+
+def unread(data: bytes, param: str = "image") -> Image:
+    """`decode`, but for the pixels: quick, and what is wrong with them is told when they are looked at."""
+    with _open(data, param) as picture:
+        return Image.unread(data, param, _digest(data), picture.width * picture.height)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=20).hexdigest()
+
+
+def _open(data: bytes, param: str) -> PIL.Image.Image:
+    """The file with its header checked and no pixel decoded. Raises BadRequest or TooLarge."""
     if not data:
         raise BadRequest("The image is empty.", param=param, code="invalid_image")
     if len(data) > MAX_BYTES:
@@ -82,17 +129,21 @@ def decode(data: bytes, param: str = "image") -> Image:
     except _DAMAGE:
         said = "The file is not a PNG, JPEG, WEBP or GIF image."
         raise BadRequest(said, param=param, code="invalid_image") from None
-    with picture:
-        width, height = picture.size
-        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-            raise _too_many_pixels(param, width, height)
-        try:
-            picture.load()
-            digest = hashlib.blake2b(data, digest_size=20).hexdigest()
-            return Image.of(_on_white(_upright(_eight_bit(picture))), digest)
-        except (*_DAMAGE, *_BOMB):
-            said = "The image is damaged or cut short and cannot be decoded."
-            raise BadRequest(said, param=param, code="invalid_image") from None
+    width, height = picture.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        picture.close()
+        raise _too_many_pixels(param, width, height)
+    return picture
+
+
+def _load(picture: PIL.Image.Image, param: str) -> Pixels:
+    """Raises BadRequest."""
+    try:
+        picture.load()
+        return Image.of(_on_white(_upright(_eight_bit(picture)))).pixels
+    except (*_DAMAGE, *_BOMB):
+        said = "The image is damaged or cut short and cannot be decoded."
+        raise BadRequest(said, param=param, code="invalid_image") from None
 
 
 def decode_data_url(url: str, param: str = "image") -> Image:

@@ -9,8 +9,12 @@ from typing import Any
 
 from serve.engines.base import Engine, FinishReason, Piece, Prompt, Spoken, State, Token
 from serve.errors import ModelError, ParseError
+from serve.image import Image
 from serve.models.base import Model
 from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
+
+SMALL = 500_000
+"""Pictures of so many pixels are read where they are: the way to a thread and back takes longer."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Worker:
         self._require_ready()
         if prompt.video is not None:
             prompt = replace(prompt, video=prompt.video.sample(self.model.frames))
+        if prompt.image is not None:
+            await read(prompt.image)
         async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -147,6 +153,14 @@ class Worker:
 def _finish(reasons: list[FinishReason | None]) -> FinishReason | None:
     worst_first: tuple[FinishReason, ...] = ("abort", "length", "stop")
     return next((reason for reason in worst_first if reason in reasons), None)
+
+
+async def read(image: Image) -> None:
+    """Have its pixels ready. Raises BadRequest where the file is damaged."""
+    if image.left_to_read > SMALL:
+        await asyncio.to_thread(lambda: image.pixels)
+    elif image.left_to_read:
+        _ = image.pixels
 
 
 def joined(events: Sequence[Any]) -> list[Any]:

@@ -21,14 +21,22 @@ from serve.wire.client import attended
 from serve.wire.fan_out import FanOut
 from serve.wire.refusals import refusal
 from serve.wire.sse import opened
+from serve.worker import read as read_pixels
 
 __all__ = ["ChatCompletion", "ChatCompletionRequest", "answer"]
+
+SMALL = 100_000
+"""A request of so many bytes is read where it is: the way to a thread and back takes longer."""
 
 
 async def answer(fan_out: FanOut, http: HttpRequest) -> Response:
     """One completion, whole or streamed. Raises what the client is told."""
-    request, conversation = await asyncio.to_thread(_read, await http.body())
+    body = await http.body()
+    small = len(body) < SMALL and b"video_url" not in body
+    request, conversation = _read(body) if small else await asyncio.to_thread(_read, body)
     asked = named(fan_out.router, request.model, film=conversation.video is not None)
+    if asked is not None and conversation.image is not None:
+        await read_pixels(conversation.image)  # once, and not in every model's process
     head = Head(http.state.request_id, request.model)
     speaker = (
         Together(fan_out, asked, request, conversation)

@@ -34,7 +34,8 @@ class Conversation:
 
 
 def read(messages: Sequence[Message]) -> Conversation:
-    """Decodes the image or video, so call it off the event loop. Raises BadRequest or TooLarge naming the part."""
+    """The image is left unread. A video is decoded: call it off the event loop. Raises BadRequest or TooLarge naming
+    the part."""
     turns: list[Turn] = []
     held: tuple[str, Image | Video] | None = None
     for at, message in enumerate(messages):
@@ -65,7 +66,8 @@ def read(messages: Sequence[Message]) -> Conversation:
 def _decoded(part: ImagePart | VideoPart, path: str) -> Image | Video:
     if isinstance(part, ImagePart):
         url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
-        return image.decode_data_url(url, f"{path}.image_url")
+        param = f"{path}.image_url"
+        return image.unread(image.from_data_url(url, param, "image", image.MAX_BYTES), param)
     url = part.video_url if isinstance(part.video_url, str) else part.video_url.url
     return video.decode_data_url(url, f"{path}.video_url")
 
