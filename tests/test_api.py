@@ -1,6 +1,7 @@
 """Our routes over HTTP: tasks as JSON, forms and streams; health; errors; limits; the OpenAPI document."""
 
 import asyncio
+import base64
 import json
 import logging
 import re
@@ -454,17 +455,20 @@ def test_the_page_weighs_little() -> None:
     assert sum(file.stat().st_size for file in files) < 100_000
 
 
-@pytest.mark.parametrize("path", ["/v1/tasks/vqa", "/v1/chat/completions"])
-async def test_decoding_does_not_hold_up_others(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("path", "model"), [("/v1/tasks/vqa", ""), ("/v1/chat/completions", "vqa"), ("/v1/chat/completions", LLAVA)]
+)
+async def test_decoding_does_not_hold_up_others(path: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     others_went_on = threading.Event()
-    decode = image.decode
+    load = image._load
 
-    def slowly(*given: Any) -> image.Image:
+    def slowly(*given: Any) -> image.Pixels:
         assert others_went_on.wait(5)
-        return decode(*given)
+        return load(*given)
 
-    monkeypatch.setattr(image, "decode", slowly)
-    body = dict(VQA) if path.endswith("vqa") else {"model": "vqa", "messages": [message()]}
+    monkeypatch.setattr(image, "_load", slowly)
+    url = "data:image/png;base64," + base64.b64encode(picture(1000, 600)).decode()
+    body = VQA | {"image": url} if path.endswith("vqa") else {"model": model, "messages": [message(image=url)]}
     async with calling(served()) as client:
         slow = asyncio.create_task(client.post(path, json=body))
         await asyncio.sleep(0.01)
