@@ -25,8 +25,8 @@ from loadtest.sides import Refused, Side, Sort, running
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 
-WORDS = "one two three four five six seven eight"
-SPEED = {"replies": WORDS, "first_delay_s": 0.1, "delay_s": 0.02}  # 0.26 s a reply
+WORDS = "one two three four"
+SPEED = {"replies": WORDS, "first_delay_s": 0.1, "delay_s": 0.05}  # 0.3 s a reply; few naps, each is late by up to 1 ms
 STEP_S = 6.0
 SATURATED = 0.9
 """Below this share of what was asked in answers, a load is too high."""
@@ -92,13 +92,13 @@ def _names(width: int) -> list[str]:
 async def _measure(side: Side, widths: Sequence[int], stream: bool) -> list[Point]:
     halves = []
     for width in widths:
-        rate = best = 2.0
+        rate = best = 16.0
         while True:
             point = await _load(side, width, stream, rate)
             print(_line(point), flush=True)
             if point.failed or point.answered < SATURATED * point.asked:
                 break
-            best, rate = rate, rate * 1.5
+            best, rate = rate, rate * 1.4
         halves.append(await _load(side, width, stream, best / 2, seconds=4 * STEP_S))
         print("half: " + _line(halves[-1]), flush=True)
     return halves
@@ -119,7 +119,7 @@ async def _load(side: Side, width: int, stream: bool, rate: float, seconds: floa
             due += draw.expovariate(rate)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             jobs.append(asyncio.create_task(_ask(session, side.url, body, width)))
-        took = [seconds for seconds in await asyncio.gather(*jobs)]
+        took = await asyncio.gather(*jobs)
         whole = time.perf_counter() - began
     after = side.cpu()
     good = sorted(1000 * (seconds - alone) for seconds in took if seconds is not None)

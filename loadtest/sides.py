@@ -138,7 +138,11 @@ SORTS = {
 
 @contextlib.contextmanager
 def running(sort: Sort, upstream: Side | None = None) -> Iterator[Side]:
-    """A server until the block ends. Raises Refused when it does not answer a question within START_S."""
+    """A server until the block ends. Raises Refused when it does not answer a question within START_S.
+
+    From now on SIGTERM ends this process as Ctrl-C does, so that it takes its servers along.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     port = _free_port()
     folder = Path(tempfile.mkdtemp(prefix=f"bench-{sort.key.lower()}-"))
     log = folder / "log.txt"
