@@ -28,7 +28,6 @@ ENVIRONMENT = {
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # a replica whose engine is dead has nothing to finish
     # One event loop in each process: our code does not block it, and hops between threads cost a tenth of a request.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
     # What follows looks less often at what one machine alone has no use for: 107 -> 85 ms of CPU a second when idle.
     "RAY_raylet_report_resources_period_milliseconds": "1000",
