@@ -17,6 +17,10 @@ SMALL = 500_000
 """Pictures of so many pixels are read where they are: the way to a thread and back takes longer."""
 
 
+ASLEEP = "asleep: it starts when it is asked"
+"""The step of a starting model that nobody has asked for yet, where a deployment lets it wait for that."""
+
+
 @dataclass(frozen=True)
 class Status:
     """Where a model stands. step: what it is doing or why it failed, in words; since_s: for how many seconds."""
@@ -102,7 +106,7 @@ class Worker:
         self._require_ready()
         if prompt.video is not None:
             prompt = replace(prompt, video=prompt.video.sample(self.model.frames))
-        if prompt.image is not None:
+        if prompt.image is not None and not self.engine.knows(prompt.image):
             await read(prompt.image)
         async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
             async for piece in pieces:
