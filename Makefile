@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev bench bench-fan-out screenshots lock clean
+.PHONY: serve test check fast install install-dev bench bench-fan-out bench-scale bench-repeats screenshots lock clean
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -33,6 +33,14 @@ bench: install-dev
 # what a fan-out adds to its slowest model, with simulated engines
 bench-fan-out: install-dev
 	$(BIN)/python -m loadtest.fan_out $(ARGS)
+
+# many simulated models with many replicas on pretended GPUs
+bench-scale: install-dev
+	$(BIN)/python -m loadtest.scale $(ARGS)
+
+# several questions about each picture to two replicas: kept to the one that knows it, or spread
+bench-repeats: install-dev
+	$(BIN)/python -m loadtest.repeats $(ARGS)
 
 # every state of the page at three widths, light and dark, into build/screenshots; the README's pictures too
 screenshots: install-dev
