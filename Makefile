@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev bench bench-fan-out bench-scale bench-repeats screenshots lock clean
+.PHONY: serve test check fast install install-dev bench bench-others bench-fan-out bench-scale bench-repeats screenshots lock clean
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -29,6 +29,15 @@ install-dev:
 # beside vLLM's own server; loadtest/README.md says what it measures and what ARGS there are
 bench: install-dev
 	$(BIN)/python -m loadtest.bench $(ARGS)
+
+# environments of their own for what the benchmark compares with: their requirements quarrel with ours
+OTHERS := build/others
+bench-others: install-dev
+	$(PYTHON) -m venv $(OTHERS)/litellm
+	$(OTHERS)/litellm/bin/pip install --quiet 'litellm[proxy]'
+	$(PYTHON) -m venv $(OTHERS)/rayllm
+	echo $(CURDIR)/.venv/lib/python3*/site-packages > $$(echo $(OTHERS)/rayllm/lib/python3*/site-packages)/ours.pth
+	$(OTHERS)/rayllm/bin/pip install --quiet --no-deps pyarrow pandas python-dateutil pytz smart_open wrapt fsspec jsonref
 
 # what a fan-out adds to its slowest model, with simulated engines
 bench-fan-out: install-dev
