@@ -42,10 +42,10 @@ def bodies(model: str, size: str, count: int, *, tokens: int, stream: bool, seed
     return [body(model, drawn[at % len(drawn)], tokens=tokens, stream=stream) for at in range(count)]
 
 
-def body(model: str, picture: bytes, *, tokens: int, stream: bool, question: str = QUESTION) -> bytes:
+def body(model: str, picture: bytes, *, tokens: int, stream: bool, text: str = QUESTION) -> bytes:
     """One request, as any OpenAI client sends it."""
     url = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
     asked: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": content}],

@@ -90,7 +90,7 @@ async def _block(side: Side, size: str, at: int) -> tuple[float, float]:
     """Replies a second, and milliseconds of CPU a request."""
     made = pictures(size, seed=1000 + at)
     drawn = [next(made) for _ in range(COUNTS[size])]
-    asked = [[body(MODEL, one, tokens=4, stream=False, question=question) for question in QUESTIONS] for one in drawn]
+    asked = [[body(MODEL, one, tokens=4, stream=False, text=question) for question in QUESTIONS] for one in drawn]
     caller, before, began = Caller(side.chat), side.cpu(), time.perf_counter()
     lanes = [list(itertools.chain.from_iterable(asked[person::PEOPLE])) for person in range(PEOPLE)]
     done = await asyncio.gather(*(caller.closed(lane, 1, stream=False) for lane in lanes))
