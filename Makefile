@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev bench bench-fan-out screenshots lock clean
+.PHONY: serve test check fast install install-dev bench bench-fan-out loadtest screenshots lock clean
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -33,6 +33,10 @@ bench: install-dev
 # what a fan-out adds to its slowest model, with simulated engines
 bench-fan-out: install-dev
 	$(BIN)/python -m loadtest.fan_out $(ARGS)
+
+# users on a running server for a minute, into build/loadtest/report.html; ARGS: loadtest/README.md
+loadtest: install-dev
+	$(BIN)/python -m locust --config loadtest/locust.conf --host $(or $(URL),http://127.0.0.1:8000) $(ARGS)
 
 # every state of the page at three widths, light and dark, into build/screenshots; the README's pictures too
 screenshots: install-dev
