@@ -149,17 +149,21 @@ def add_options(parser: LocustArgumentParser) -> None:
 
 @events.init.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
-    """Refuses what cannot work before anything is sent, and has the last words. A worker is told by its master."""
-    if isinstance(environment.runner, WorkerRunner):
-        return
+    """Refuses what cannot work before anything is sent. Workers of --processes do so too: else they outlive the run."""
+    worker = isinstance(environment.runner, WorkerRunner)
     asked = environment.parsed_options
+    if worker and environment.host is None:
+        return  # started by hand: its master tells it what to do
     environment.host = environment.host or URL
     try:
         options.check(asked)
         Served.by(environment.host, asked.tasks)
     except (Wrong, Nothing, Failure) as error:
-        print(f"loadtest: {error}", file=sys.stderr)
+        if not worker:
+            print(f"loadtest: {error}", file=sys.stderr)
         sys.exit(2)
+    if worker:
+        return
     weights = options.weights(asked)
     for user in environment.user_classes:
         user.weight = weights[user.kind]

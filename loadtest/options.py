@@ -29,7 +29,7 @@ def check(options: Namespace) -> None:
     weights(options)
     if not 0 <= options.streamed <= 1:
         raise Wrong(f"--streamed {options.streamed:g} is not between 0 and 1.")
-    if options.shape and not options.run_time:
+    if options.shape and not (options.run_time or options.worker):
         raise Wrong(f"--shape {options.shape} needs a --run-time to stretch over.")
 
 
