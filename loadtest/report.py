@@ -8,7 +8,7 @@ from loadtest.slo import KINDS, Verdict
 
 STYLE = (
     "<style>#about{max-width:70rem;margin:0 auto;padding:1rem 2rem;font:15px/1.5 system-ui,sans-serif;"
-    "color:#222;background:#fff}#about table{border-collapse:collapse}#about td,#about th"
+    "color:#222;background:#fff}#about table{border-collapse:collapse;margin-bottom:1rem}#about td,#about th"
     "{padding:.2rem 1.5rem .2rem 0;text-align:left;vertical-align:top}#about .met{color:#17692d}"
     "#about .missed{color:#b3261e;font-weight:bold}</style>"
 )
