@@ -68,14 +68,14 @@ class Visitor(FastHttpUser):
             if reply.status_code != 200:
                 reply.failure(f"HTTP {reply.status_code}: {said(reply)}")
                 return
-            if stream:
-                try:
+            try:
+                if stream:
                     while line := reply.stream.readline(b"\n"):  # iter_lines would wait until 1 KiB is there
                         hearing.line(line, now())
-                except FAILURE_EXCEPTIONS as error:
-                    hearing.broken(f"the connection broke: {type(error).__name__}")
-            else:
-                hearing.whole(reply.content, now())
+                else:
+                    hearing.whole(reply.content, now())
+            except FAILURE_EXCEPTIONS as error:
+                hearing.broken(f"the connection broke: {type(error).__name__}")
             reply.request_meta["response_time"] = now()
             if faults := hearing.faults():
                 reply.failure("; ".join(faults))

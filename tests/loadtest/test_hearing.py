@@ -116,3 +116,10 @@ def test_a_comment_is_no_event() -> None:
     hearing = Hearing()
     hearing.line(b": still here\n", 1.0)
     assert "not understood" not in hearing.faults()
+
+
+def test_a_connection_that_broke_is_told_first() -> None:
+    hearing = Hearing()
+    hearing.line(b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": null}]}\n', 1.0)
+    hearing.broken("the connection broke")
+    assert hearing.faults() == ["the connection broke", "the stream ended without [DONE]"]
