@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev bench bench-others bench-fan-out bench-scale bench-repeats screenshots lock clean
+.PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats
+.PHONY: screenshots lock clean
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -50,6 +51,10 @@ bench-scale: install-dev
 # several questions about each picture to two replicas: kept to the one that knows it, or spread
 bench-repeats: install-dev
 	$(BIN)/python -m loadtest.repeats $(ARGS)
+
+# users on a running server for a minute, into build/loadtest/report.html; ARGS: loadtest/README.md
+loadtest: install-dev
+	$(BIN)/python -m locust --config loadtest/locust.conf --host $(or $(URL),http://127.0.0.1:8000) $(ARGS)
 
 # every state of the page at three widths, light and dark, into build/screenshots; the README's pictures too
 screenshots: install-dev
