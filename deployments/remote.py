@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncGenerator
 
-from deployments.pool import Pool
+from deployments.pool import Errand, Pool
 from serve.engines.base import Piece, Prompt
 from serve.models.base import Model
 from serve.tasks.base import Delta, Reply, Request
@@ -24,17 +24,19 @@ class Remote:
 
     async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """The replica's events."""
-        name, picture = self.model.name, request.image.digest
-        pace_s = PACE_S if request.stream else SLOW_PACE_S
-        events = self._pool.stream(name, "answer", task, request, name, pace_s=pace_s, picture=picture)
+        name, pace_s = self.model.name, PACE_S if request.stream else SLOW_PACE_S
+        said = getattr(request, "question", None), tuple(getattr(request, "labels", ()))
+        errand = Errand(request.image.digest, request.priority == "batch", (task, *said))
+        events = self._pool.stream(name, errand, "answer", task, request, name, pace_s=pace_s)
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
 
     async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """The replica's pieces."""
-        name, picture = self.model.name, None if prompt.image is None else prompt.image.digest
-        pieces = self._pool.stream(name, "speak", prompt, name, pace_s=PACE_S, picture=picture)
+        name = self.model.name
+        errand = Errand(None if prompt.image is None else prompt.image.digest, prompt.batch, prompt.text)
+        pieces = self._pool.stream(name, errand, "speak", prompt, name, pace_s=PACE_S)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece

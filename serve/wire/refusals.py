@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 ECHO = 200
 """At most so many characters of what a client sent come back to it."""
 RETRY_AFTER_S = 2
-"""Clients such as openai-python retry a 503 by themselves, at once where no Retry-After asks for patience."""
+"""Clients such as openai-python retry these by themselves, at once where no Retry-After asks for patience."""
+LATER = (429, 503)
 
 
 class ErrorDetail(BaseModel):
@@ -56,7 +57,7 @@ def install(app: FastAPI) -> None:
 def reply(error: ServeError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as its HTTP reply."""
     more = dict(headers or {})
-    if error.status == 503:
+    if error.status in LATER:
         more["retry-after"] = str(RETRY_AFTER_S)
     return JSONResponse(error.body(), error.status, more)
 
