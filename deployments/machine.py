@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from serve.engines import process_tree
+
 LOOPBACK = "127.0.0.1"
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -144,9 +146,4 @@ def reap() -> None:
 
 def descendants(others: Sequence[int] = ()) -> list[int]:
     """Every process that comes from this one, `others` and theirs left out."""
-    found = [os.getpid()]
-    for process in found:
-        for children in Path(f"/proc/{process}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found.extend(child for child in map(int, children.read_text().split()) if child not in others)
-    return found[1:]
+    return process_tree.descendants([os.getpid()], others)[1:]
