@@ -81,6 +81,8 @@ class Worker:
         skill = self.model.skills[task]
         prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
         streams = [Stream(asyncio.Queue()) for _ in prompts]
+        if request.priority == "batch":
+            prompts = [replace(prompt, batch=True) for prompt in prompts]
         tasks = [asyncio.create_task(self._fill(s, p)) for s, p in zip(streams, prompts, strict=True)]
         try:
             for at, stream in enumerate(streams):  # all speak at once; their words are passed on in order

@@ -10,7 +10,7 @@ from typing import Any
 from serve.chat_completions.conversation import Conversation
 from serve.chat_completions.grammar import json_schema
 from serve.chat_completions.replies import ChatCompletion, Choice, Chunks, Head, Said, finish_reason, logprobs
-from serve.chat_completions.request import MAX_TOKENS, ChatCompletionRequest
+from serve.chat_completions.request import FLEX, MAX_TOKENS, ChatCompletionRequest
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
 from serve.errors import BadRequest, ModelError
 from serve.route import Route
@@ -64,7 +64,14 @@ class Alone:
         frames = film and film.sample(model.frames)
         seeds = [None if drawn.seed is None else drawn.seed + at for at in range(request.n or 1)]
         self.prompts = [
-            Prompt(text, conversation.image, replace(drawn, seed=seed), frames, whole=not request.stream)
+            Prompt(
+                text,
+                conversation.image,
+                replace(drawn, seed=seed),
+                frames,
+                whole=not request.stream,
+                batch=request.service_tier == FLEX,
+            )
             for seed in seeds
         ]
         self.voices = [Voice() for _ in self.prompts]

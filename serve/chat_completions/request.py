@@ -11,6 +11,8 @@ from serve.tasks.base import Name
 MAX_TOKENS = 512
 """The length of a reply whose request names none. How much a model's context leaves is known to its engine only."""
 MAX_CHOICES = 8
+FLEX = "flex"
+"""OpenAI's service tier for what may wait: our `priority: batch`."""
 
 Text = Annotated[str, Field(max_length=100_000)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -129,6 +131,9 @@ class ChatCompletionRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
+    service_tier: Literal["auto", "default", "flex"] | None = Field(
+        default=None, description="flex: behind everybody who waits for an answer, and refused sooner."
+    )
     deadline_s: float | None = Field(default=None, gt=0, le=600)
     quorum: int | None = Field(default=None, ge=1, le=64, description="Tasks only.")
     merge: str | None = Field(default=None, description="Tasks only.")
@@ -145,7 +150,6 @@ class ChatCompletionRequest(BaseModel):
     parallel_tool_calls: bool | None = None
 
     store: _without(False) = None  # type: ignore[valid-type]
-    service_tier: _without("auto", "default") = None  # type: ignore[valid-type]
     tools: _without([]) = None  # type: ignore[valid-type]
     tool_choice: _without("none", "auto") = None  # type: ignore[valid-type]
     functions: _without([]) = None  # type: ignore[valid-type]

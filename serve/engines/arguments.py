@@ -25,6 +25,7 @@ COMMON: dict[str, Any] = {
     "enable_log_requests": False,
     "disable_log_stats": True,  # vLLM counts in each step for metrics that nobody scrapes inside a replica
     "limit_mm_per_prompt": {"image": 1},
+    "scheduling_policy": "priority",  # Prompt.batch waits for all others; among equals, first come, first served
     "structured_outputs_config": {
         "backend": "xgrammar",
         "disable_any_whitespace": True,

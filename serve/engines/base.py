@@ -45,6 +45,8 @@ class Prompt:
     """The LoRA adapter, by its model's name, that speaks; None is the checkpoint as it is."""
     whole: bool = False
     """The reply is wanted in one piece, once it is all there."""
+    batch: bool = False
+    """It may wait for all that are not."""
 
 
 @dataclass(frozen=True)

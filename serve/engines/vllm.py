@@ -16,6 +16,7 @@ from serve.engines import adapters, config_check, hub, media, processes
 from serve.engines.arguments import arguments, environment
 from serve.engines.base import Piece, Prompt, Sampling
 from serve.engines.last_words import LastWords
+from serve.engines.stall import Stall
 from serve.engines.translate import FINISH, dead, refused, sampling_params, tokens, too_long
 from serve.errors import BadRequest, ModelError
 from serve.image import Image
@@ -60,6 +61,7 @@ class VllmEngine:
         self._unfit: dict[str, ModelError] = {}
         self._marks: dict[str, str] = {}
         self._takes: frozenset[str] = frozenset()
+        self._stall = Stall(self._processes)
 
     async def start(self) -> None:
         """Download what is missing, load, and answer once. Raises ModelError with one clear sentence."""
@@ -93,6 +95,9 @@ class VllmEngine:
         """Raises ModelError when the engine is dead or was never started."""
         if self._llm is None:
             raise ModelError("The model's engine is not running.", code="engine_dead")
+        if self._stall.look():
+            self._stall.kill()
+            raise ModelError("The model's engine stood still; it has to be started again.", code="engine_dead")
         if self._llm.errored:
             raise dead()
 
@@ -184,9 +189,16 @@ class VllmEngine:
             allowed = 1 if kind == shown and not self.prefix_lm else 0  # a prefix LM's processor adds its own
             if prompt.text.count(mark) > allowed:
                 raise BadRequest(f"The text must not contain {mark}.", param="question")
-        async with contextlib.aclosing(self._stream(prompt)) as pieces:
-            async for piece in pieces:
-                yield piece
+        with self._stall.owing():
+            async with contextlib.aclosing(self._stream(prompt)) as pieces:
+                async for piece in pieces:
+                    self._stall.heard()
+                    yield piece
+
+    def _processes(self) -> list[int]:
+        """vLLM's engine, where it is a process of this machine."""
+        manager = self._llm.engine_core.resources.engine_manager
+        return [process.pid for process in getattr(manager, "processes", [])]
 
     async def _inputs(self, prompt: Prompt) -> Any:
         """The prompt as vLLM's engine takes it: its tokens, and the picture as the model sees it."""
@@ -215,7 +227,8 @@ class VllmEngine:
                 raise too_long(context, prompt_tokens)
             said = 0
             lora = None if prompt.adapter is None else self._loras[prompt.adapter]
-            spoken_by = llm.generate(inputs, params, f"diptych-{next(self._numbers)}", lora_request=lora)
+            name, rank = f"diptych-{next(self._numbers)}", int(prompt.batch)
+            spoken_by = llm.generate(inputs, params, name, lora_request=lora, priority=rank)
             async with contextlib.aclosing(spoken_by) as outputs:
                 async for output in outputs:
                     spoken = output.outputs[0]

@@ -13,6 +13,8 @@ from serve.video import Film
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
+Priority = Literal["interactive", "batch"]
+
 JudgeName = Annotated[
     Name | None, Field(description='Which model judges where "merge" is "judge"; the first that can when left out.')
 ]
@@ -50,6 +52,9 @@ class Request(BaseModel):
     temperature: float = Field(default=0.0, ge=0, le=2)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    priority: Priority = Field(
+        default="interactive", description="batch: behind everybody who waits for an answer, and refused sooner."
+    )
     stream: bool = False
 
     @model_validator(mode="before")

@@ -215,3 +215,18 @@ async def test_a_picture_that_was_put_out_of_the_cache_is_read(
     assert text(await speak(engine, replace(ask(), image=gone))) == text(await speak(engine, ask()))
     with pytest.raises(BadRequest, match="not a PNG"):
         await speak(engine, replace(ask(), image=unread("never shown")))
+
+
+async def test_what_may_wait_does(engine: VllmEngine) -> None:
+    ended: list[str] = []
+
+    async def run(name: str, prompt: Prompt) -> None:
+        await speak(engine, prompt)
+        ended.append(name)
+
+    patient = replace(ask(max_tokens=40), batch=True, whole=True)
+    crowd = [asyncio.ensure_future(run("batch", patient)) for _ in range(200)]  # three times what runs at once
+    await asyncio.sleep(0)
+    await run("now", replace(ask(max_tokens=40), whole=True))
+    assert ended.index("now") < 100
+    await asyncio.gather(*crowd)
