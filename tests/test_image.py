@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.errors import BadRequest, ServeError, TooLarge
-from serve.image import MAX_BYTES, MAX_SIDE, Image, decode, decode_data_url
+from serve.image import MAX_BYTES, MAX_SCANS, MAX_SIDE, Image, decode, decode_data_url
 from serve.tasks.base import Request
 
 RED, GREEN, BLUE, YELLOW, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 255, 255)
@@ -304,6 +304,14 @@ def test_other_headers_that_promise_too_much(no_pixel_is_decoded: None, kind: st
     at, order = (6, "<") if kind == "GIF" else (data.index(b"\xff\xc0") + 5, ">")
     struct.pack_into(f"{order}HH", data, at, 60_000, 60_000)
     assert isinstance(refusal(bytes(data)), TooLarge)
+
+
+def test_a_jpeg_that_walks_over_its_pixels_again_and_again() -> None:
+    data = saved(quarters(640, 320), "JPEG", progressive=True)
+    scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
+    assert decode(data).width == 640 and len(scans) < MAX_SCANS
+    error = refusal(data[:-2] + data[scans[-1] : -2] * MAX_SCANS + data[-2:])
+    assert isinstance(error, TooLarge) and "too many scans" in error.message
 
 
 def test_a_text_that_unfolds_to_gigabytes_inside_a_png() -> None:
