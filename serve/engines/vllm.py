@@ -183,8 +183,9 @@ class VllmEngine:
             wanted["multi_modal_data"] = {"video": np.require(prompt.video.frames, requirements="W")}
         elif prompt.image is not None:
             slow = prompt.image.width * prompt.image.height > SMALL
-            seen = await asyncio.to_thread(self._picture, prompt.image) if slow else self._picture(prompt.image)
-            wanted["multi_modal_data"] = {"image": seen}
+            wanted["multi_modal_data"] = {
+                "image": await asyncio.to_thread(self._picture, prompt.image) if slow else self._picture(prompt.image)
+            }
             if prompt.image.digest is not None:  # vLLM would hash every pixel for its caches
                 wanted["multi_modal_uuids"] = {"image": [prompt.image.digest]}
         async with contextlib.aclosing(self._stream(wanted, prompt)) as pieces:
@@ -204,6 +205,9 @@ class VllmEngine:
         try:
             params = sampling_params(prompt.sampling, whole=prompt.whole)
             (inputs,) = await llm.renderer.render_cmpl_async([wanted])
+            wanted.clear()
+            if prompt.image is not None:
+                prompt.image.put_away()  # up to 120 MB, which nobody looks at while the model speaks
             prompt_tokens = len(inputs["prompt_token_ids"])
             context = llm.model_config.max_model_len
             if prompt_tokens >= context:
