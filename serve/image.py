@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import io
+import logging
 import struct
 import warnings
 from collections.abc import Callable
@@ -28,6 +29,7 @@ _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, A
 _BOMB = (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning)
 # Set once: catch_warnings() swaps the filters of the whole process, and pictures are decoded in many threads at once.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.WARNING)  # at DEBUG it logs what cameras write of places and people
 
 _TURNS = {  # EXIF orientation -> what brings the picture upright
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,

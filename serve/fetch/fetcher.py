@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import ssl
 from collections.abc import Callable
 from urllib.parse import urljoin
@@ -25,6 +26,8 @@ HEADERS: dict[str | bytes, str | bytes] = {
     "Accept-Encoding": "identity",
     "Connection": "close",
 }
+logging.getLogger("httpcore").setLevel(logging.WARNING)  # at DEBUG it logs URLs, and some hold a signature
+
 _MOVED = (301, 302, 303, 307, 308)
 _BROKEN = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
 
