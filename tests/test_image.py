@@ -306,11 +306,18 @@ def test_other_headers_that_promise_too_much(no_pixel_is_decoded: None, kind: st
     assert isinstance(refusal(bytes(data)), TooLarge)
 
 
-def test_a_jpeg_that_walks_over_its_pixels_again_and_again() -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_a_jpeg_that_walks_over_its_pixels_again_and_again(kind: str) -> None:
     data = saved(quarters(640, 320), "JPEG", progressive=True)
     scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
     assert decode(data).width == 640 and len(scans) < MAX_SCANS
-    error = refusal(data[:-2] + data[scans[-1] : -2] * MAX_SCANS + data[-2:])
+    more = data[scans[-1] : -2] * MAX_SCANS
+    if kind == "MPO":  # a JPEG that says that it holds several pictures: Pillow has another name for its format
+        index = saved(quarters(640, 320), "MPO", save_all=True, append_images=[quarters()])
+        at = index.index(b"\xff\xe2")
+        data = data[:2] + index[at : at + 2 + int.from_bytes(index[at + 2 : at + 4], "big")] + data[2:]
+    assert PIL.Image.open(io.BytesIO(data)).format == kind
+    error = refusal(data[:-2] + more + data[-2:])
     assert isinstance(error, TooLarge) and "too many scans" in error.message
 
 
