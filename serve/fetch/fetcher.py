@@ -49,7 +49,7 @@ class Fetcher:
         self.policy = policy or Policy()
         self._resolve = resolve
         self._permits = permits
-        self._tls = functools.cache(tls)  # reading the authorities takes 50 ms, once a picture is fetched at all
+        self._tls = functools.cache(tls)  # reading the authorities takes 50 ms
         self._seats = asyncio.Semaphore(AT_ONCE)
 
     async def fetch(self, url: str, param: str, most: int, within_s: float | None = None) -> bytes:
@@ -59,14 +59,15 @@ class Fetcher:
         from them what is in our network; TooLarge; Unavailable where too many are being fetched.
         """
         seconds = min(self.policy.timeout_s, self.policy.timeout_s if within_s is None else within_s)
+        end = asyncio.get_running_loop().time() + seconds
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(end):
                 await self._seats.acquire()
         except TimeoutError:
             said = "Too many images are being fetched by their URLs."
             raise Unavailable(said, param=param, code="overloaded") from None
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(end):
                 return await self._followed(url, param, most)
         except TimeoutError:
             raise _failed(f"it did not arrive within {seconds:g} s", param) from None
@@ -100,7 +101,7 @@ class Fetcher:
     async def _got(self, place: Place, addresses: list[str], param: str, most: int) -> bytes | str:
         """The file, or the URL that its server names instead."""
         url = httpcore.URL(scheme=place.scheme, host=place.host, port=place.port, target=place.target)
-        tls = self._tls() if place.scheme == "https" else None
+        tls = await asyncio.to_thread(self._tls) if place.scheme == "https" else None
         async with (
             Pinned(addresses) as network,
             httpcore.AsyncConnectionPool(tls, network_backend=network) as pool,
@@ -119,7 +120,7 @@ class Fetcher:
             if headers.get(b"content-encoding", "identity").lower() != "identity":
                 raise _failed("its server sent it compressed, unasked", param)
             declared = headers.get(b"content-length", "0")
-            if declared.isdigit() and int(declared) > most:
+            if declared.isdecimal() and int(declared) > most:
                 raise _too_large(param, most)
             data = bytearray()
             async for chunk in response.aiter_stream():
