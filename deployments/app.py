@@ -4,6 +4,7 @@ import ray.serve
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
+from deployments import autoscaling
 from deployments.args import Args, LoraArgs, Placed
 from deployments.front import Front
 from deployments.machine import stay_inside
@@ -27,7 +28,7 @@ class Gateway:
         stay_inside()
         bases = {entry.name: entry.base for entry in args.models if isinstance(entry, LoraArgs)}
         models, engines = args.built(), args.engines()
-        pools = {name: Pool(handle, engines[name].max_ongoing_requests) for name, handle in handles.items()}
+        pools = {name: Pool(handle, engines[name]) for name, handle in handles.items()}
         router = Router([Remote(model, pools[bases.get(name, name)]) for name, model in models.items()])
         fetcher = Fetcher(args.gateway.images)
         self.served = create_app(router, max_body=args.gateway.max_body_mb * 2**20, fetcher=fetcher)
@@ -37,6 +38,10 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """For Serve's own ingress, where there is one."""
         return self.served
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve where gateways are autoscaled: how many requests this one is answering."""
+        return {autoscaling.ONGOING: float(self.front.answering() if self.front is not None else 0)}
 
     async def __del__(self) -> None:
         """Asked by Serve when it stops this gateway."""
@@ -58,7 +63,9 @@ def build(args: Args) -> ray.serve.Application:
 
 def _options(name: str, placed: Placed) -> dict[str, object]:
     count: dict[str, object] = (
-        {"num_replicas": placed.replicas} if placed.autoscaling is None else {"autoscaling_config": placed.autoscaling}
+        {"num_replicas": placed.replicas}
+        if placed.autoscaling is None
+        else {"autoscaling_config": placed.autoscaling.config()}
     )
     return {
         **count,

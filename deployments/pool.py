@@ -1,7 +1,7 @@
-"""The replicas of one engine: found through Ray, called past it (serve/rpc), the least busy one first.
+"""The replicas of one engine: found through Ray, called past it (serve/rpc), each picture by the one that knows it.
 
-Ray places, starts, checks and replaces them. Requests go over a connection of our own, because a call through Serve's
-handle costs this process and the replica several times what the request itself does (loadtest/README.md).
+Ray places, starts, checks, counts and replaces them. Requests go over a connection of our own, because a call through
+Serve's handle costs this process and the replica several times what the request itself does (loadtest/README.md).
 """
 
 import asyncio
@@ -14,9 +14,11 @@ import ray.exceptions
 import ray.serve.exceptions
 
 from deployments.address import Address
+from deployments.args import Engined
+from deployments.choice import choose
 from serve.errors import ModelError
 from serve.rpc.connection import Connection
-from serve.worker import Status
+from serve.worker import ASLEEP, Status
 
 ALONE_S, LOOK_S = 0.5, 3.0
 """How often replicas are looked for: while there is none, and while there is one."""
@@ -27,23 +29,33 @@ GONE = (ray.exceptions.RayError, ray.serve.exceptions.RayServeException, Connect
 
 
 class Pool:
-    """Connections to every replica of a deployment. limit: requests that one replica is given at a time."""
+    """Connections to every replica of a deployment.
 
-    def __init__(self, handle: Any, limit: int) -> None:
+    entry: how many requests one replica is given at a time, whether a picture stays with one, and whether Serve ends
+    the last one where nobody asks.
+    """
+
+    def __init__(self, handle: Any, entry: Engined) -> None:
         self._handle = handle
-        self._limit = limit
+        self._limit = entry.max_ongoing_requests
+        self._keeps = entry.keeps_pictures
+        self._sleeps = entry.sleeps
         self._connections: dict[Address, Connection] = {}
         self._looked = asyncio.Event()
         self._looker: asyncio.Task[None] | None = None
+        self._knock_task: asyncio.Task[None] | None = None
         self._met = False
         self._alone_since: float = time.monotonic()
 
-    async def stream(self, model: str, method: str, *arguments: Any, pace_s: float) -> AsyncGenerator[Any, None]:
+    async def stream(
+        self, model: str, method: str, *arguments: Any, pace_s: float, picture: str | None = None
+    ) -> AsyncGenerator[Any, None]:
         """What the replica's method gives. Leaving early stops the replica's work.
 
-        Raises what the method raised (ServeError), ModelError where no replica is there or it went away.
+        picture: the digest of the one it is about; questions about the same one go to the same replica. Raises what
+        the method raised (ServeError), ModelError where no replica is there or it went away.
         """
-        connection = await self._chosen(model)
+        connection = await self._chosen(model, picture)
         items = connection.stream(method, *arguments, pace_s=pace_s)
         spoke = False
         try:
@@ -64,7 +76,10 @@ class Pool:
         await self._look()
         said = [(connection.heard, connection.standing[model]) for connection in self._live()]
         if not said:
-            step = "starting again: its process ended" if self._met else "starting its process"
+            if self._sleeps and not self._knocking():
+                step = ASLEEP
+            else:
+                step = "starting again: its process ended" if self._met else "starting its process"
             return Status(model, "starting", step, time.monotonic() - self._alone_since)
         order = ("ready", "starting", "failed")
         at, status = min(said, key=lambda pair: order.index(pair[1].state))
@@ -76,16 +91,31 @@ class Pool:
         live = [one for one in self._connections.values() if not one.lost.is_set() and one.heard > silent]
         return [one for one in live if not one.leaving] or live
 
-    async def _chosen(self, model: str) -> Connection:
+    async def _chosen(self, model: str, picture: str | None) -> Connection:
         await self._look()
         live = self._live()
+        if not live and self._sleeps:
+            self._knock()
+            raise ModelError(f"{model} was asleep and is being started; ask again.", code="model_starting")
         if not live:
             raise ModelError(f"{model} is being started again.", code="model_starting")
         ready = [one for one in live if one.standing[model].state == "ready"]
-        chosen = min(ready or live, key=lambda one: one.load)
+        chosen = choose(ready or live, picture if self._keeps else None)
         if chosen.load >= self._limit:
             raise ModelError(f"{model} has too many requests waiting.", code="overloaded")
         return chosen
+
+    def _knock(self) -> None:
+        """Have a call wait at Serve's handle: of a model that Serve scaled to zero it then starts a replica."""
+        if not self._knocking():
+            self._knock_task = asyncio.get_running_loop().create_task(self._wait_at_the_door())
+
+    def _knocking(self) -> bool:
+        return self._knock_task is not None and not self._knock_task.done()
+
+    async def _wait_at_the_door(self) -> None:
+        with contextlib.suppress(*GONE):
+            await self._handle.address.remote()
 
     async def _look(self) -> None:
         """Keep looking for replicas, from the first time that anybody asks for one."""

@@ -24,16 +24,18 @@ class Remote:
 
     async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """The replica's events."""
+        name, picture = self.model.name, request.image.digest
         pace_s = PACE_S if request.stream else SLOW_PACE_S
-        name = self.model.name
-        async with contextlib.aclosing(self._pool.stream(name, "answer", task, request, name, pace_s=pace_s)) as events:
+        events = self._pool.stream(name, "answer", task, request, name, pace_s=pace_s, picture=picture)
+        async with contextlib.aclosing(events):
             async for event in events:
                 yield event
 
     async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """The replica's pieces."""
-        name = self.model.name
-        async with contextlib.aclosing(self._pool.stream(name, "speak", prompt, name, pace_s=PACE_S)) as pieces:
+        name, picture = self.model.name, None if prompt.image is None else prompt.image.digest
+        pieces = self._pool.stream(name, "speak", prompt, name, pace_s=PACE_S, picture=picture)
+        async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece
 

@@ -33,6 +33,14 @@ class Tree:
                     found.extend(map(int, children.read_text().split()))
         return found
 
+    def lines(self) -> list[str]:
+        """Every process's command line."""
+        found = []
+        for process in self.all():
+            with contextlib.suppress(OSError):
+                found.append(_line(process))
+        return found
+
     def cpu(self) -> dict[str, float]:
         """CPU seconds since each process began, by role."""
         spent: defaultdict[str, float] = defaultdict(float)

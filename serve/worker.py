@@ -13,6 +13,9 @@ from serve.models.base import Model
 from serve.reading import Reading
 from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
 
+ASLEEP = "asleep: it starts when it is asked"
+"""The step of a starting model that nobody has asked for yet, where a deployment lets it wait for that."""
+
 
 @dataclass(frozen=True)
 class Status:
@@ -101,7 +104,7 @@ class Worker:
         if prompt.video is not None:
             prompt = replace(prompt, video=prompt.video.sample(self.model.frames))
         async with contextlib.AsyncExitStack() as looking:
-            if prompt.image is not None:
+            if prompt.image is not None and not self.engine.knows(prompt.image):
                 await looking.enter_async_context(self.reading.read(prompt.image))
             async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
                 async for piece in pieces:

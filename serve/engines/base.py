@@ -98,6 +98,9 @@ class Engine(Protocol):
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Speak. Raises BadRequest for a prompt that does not fit, ModelError when the engine died."""
 
+    def knows(self, image: Image) -> bool:
+        """Whether it has this very file prepared already, so that nobody need read its pixels."""
+
     async def check(self) -> None:
         """Raises ModelError when the engine is dead."""
 
