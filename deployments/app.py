@@ -12,6 +12,7 @@ from deployments.pool import Pool
 from deployments.remote import Remote
 from deployments.replica import Replica
 from serve.api import create_app
+from serve.fetch.fetcher import Fetcher
 from serve.router import Router
 
 GRACE_S = 8
@@ -29,7 +30,8 @@ class Gateway:
         models, engines = args.built(), args.engines()
         pools = {name: Pool(handle, engines[name]) for name, handle in handles.items()}
         router = Router([Remote(model, pools[bases.get(name, name)]) for name, model in models.items()])
-        self.served = create_app(router, max_body=args.gateway.max_body_mb * 2**20)
+        fetcher = Fetcher(args.gateway.images)
+        self.served = create_app(router, max_body=args.gateway.max_body_mb * 2**20, fetcher=fetcher)
         listen = args.gateway.listen
         self.front = Front(self.served, listen.host, listen.port, GRACE_S) if listen is not None else None
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 from deployments.autoscaling import Scaling
 from serve.engines.config_check import kind
+from serve.fetch.policy import Policy
 from serve.models import MODELS
 from serve.models.base import Checkpoint, Model
 from serve.models.own import Lora, Own, lora, own
@@ -120,6 +121,7 @@ class GatewayArgs(Placed):
 
     num_cpus: float = Field(default=0.5, ge=0)
     max_body_mb: int = Field(default=30, ge=1, description="The largest request that is read.")
+    images: Policy = Field(default=Policy(), description="Which pictures it fetches by their URLs.")
     listen: Listen | None = Field(default=None, description="A port past Serve's own ingress, whose proxy costs time.")
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from serve import catalog, chat_completions, pages
 from serve.engines.base import State
 from serve.errors import BadRequest, NotFound
+from serve.fetch.fetcher import Fetcher
 from serve.models.base import Model
 from serve.router import Router
 from serve.tasks import TASKS
@@ -20,6 +21,7 @@ from serve.wire.fan_out import FanOut
 from serve.wire.forms import phrases
 from serve.wire.meters import Meters
 from serve.wire.model_list import ModelEntry, ModelList, model_list
+from serve.wire.pictures import Pictures
 
 
 class Health(BaseModel):
@@ -43,11 +45,11 @@ class Readiness(BaseModel):
     )
 
 
-def create_app(router: Router, *, max_body: int = MAX_BODY) -> FastAPI:
+def create_app(router: Router, *, max_body: int = MAX_BODY, fetcher: Fetcher | None = None) -> FastAPI:
     """The whole HTTP side over one router. Each app counts for itself: its metrics are in no global registry."""
     app = FastAPI(title="Diptych", version=document.VERSION, description=document.ABOUT, docs_url=None, redoc_url=None)
     meters = Meters()
-    fan_out = FanOut(router, meters)
+    fan_out = FanOut(router, meters, Pictures(fetcher or Fetcher()))
     app.add_middleware(Edge, meters=meters, max_body=max_body)
     refusals.install(app)
     _add_chat(app, fan_out)  # routes are tried in this order: the busiest first

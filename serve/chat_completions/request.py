@@ -43,7 +43,7 @@ class TextPart(Part):
 
 
 class ImageUrl(Part):
-    url: str
+    url: str = Field(description="data:image/png;base64,... (also JPEG, WEBP, GIF), or an https URL of a public host.")
     detail: Literal["auto", "low", "high", "original"] | None = Field(
         default=None, description="Accepted; every model sees the image at its own size."
     )

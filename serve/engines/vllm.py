@@ -221,6 +221,8 @@ class VllmEngine:
         try:
             params = sampling_params(prompt.sampling, whole=prompt.whole)
             inputs = await self._inputs(prompt)
+            if prompt.image is not None:
+                prompt.image.put_away()  # up to 120 MB, which nobody looks at while the model speaks
             prompt_tokens = len(inputs["prompt_token_ids"])
             context = llm.model_config.max_model_len
             if prompt_tokens >= context:

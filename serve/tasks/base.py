@@ -35,7 +35,9 @@ class Request(BaseModel):
     )
 
     image: Picture = Field(
-        default_factory=_from_video, description="A data URL. Of a video it is the first frame, once validated."
+        default_factory=_from_video,
+        description="A PNG, JPEG, WEBP or GIF as a data URL, or an https URL of a public host, fetched once for all "
+        "models. Of a video it is the first frame, once validated.",
     )
     video: Film | None = Field(default=None, description="A data URL, in place of the image: for models that take it.")
     models: Annotated[list[Name], Field(min_length=1, max_length=64)] | None = Field(
