@@ -6,6 +6,7 @@ Only a model's own process imports this module; vLLM itself is imported in `star
 import asyncio
 import contextlib
 import itertools
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from serve.engines.last_words import LastWords
 from serve.engines.translate import FINISH, dead, refused, sampling_params, tokens, too_long
 from serve.errors import BadRequest, ModelError
 from serve.image import Image
+from serve.request_id import REQUEST_ID
 from serve.video import Video
+
+log = logging.getLogger(__name__)
 
 # What vLLM, transformers and torch raise for a checkpoint or an argument that they cannot use.
 FAULTS = (RuntimeError, ValueError, OSError, ImportError, LookupError, TypeError, AttributeError, AssertionError)
@@ -210,12 +214,14 @@ class VllmEngine:
                 raise too_long(context, prompt_tokens)
             said = 0
             lora = None if prompt.adapter is None else self._loras[prompt.adapter]
-            spoken_by = llm.generate(inputs, params, f"diptych-{next(self._numbers)}", lora_request=lora)
+            name = f"{REQUEST_ID.get() or 'diptych'}-{next(self._numbers)}"  # one request may be several prompts
+            spoken_by = llm.generate(inputs, params, name, lora_request=lora)
             async with contextlib.aclosing(spoken_by) as outputs:
                 async for output in outputs:
                     spoken = output.outputs[0]
                     said += len(spoken.token_ids)
                     if spoken.finish_reason == "error":
+                        log.error("request %s failed in the engine", REQUEST_ID.get())
                         raise ModelError("The model's engine failed on this request.", code="engine_error")
                     yield Piece(
                         spoken.text,
@@ -229,6 +235,7 @@ class VllmEngine:
         except EngineDeadError as error:
             raise dead() from error
         except EngineGenerateError as error:
+            log.error("request %s failed in the engine", REQUEST_ID.get(), exc_info=error)
             raise dead() if llm.errored else ModelError(f"The model failed: {error.__cause__}") from error
         except (ValueError, TypeError) as error:  # the processor's own complaint about this text and picture
             raise BadRequest(f"The model's processor refused the prompt: {error}", code="invalid_prompt") from error

@@ -29,7 +29,7 @@ def ask(options: argparse.Namespace) -> int:
     picture = read(options.image)
     film = options.video or sniff(picture) in ("mp4", "webm")
     board = Board()
-    with Server(options.server) as server:
+    with Server(options.server, options.api_key) as server:
         if options.json:
             response = server.ask(task, picture, fields, film=film)
             board.fill(response)

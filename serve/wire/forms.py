@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 
 from serve.errors import BadRequest
 from serve.tasks.base import Request
-from serve.wire.edge import MAX_BODY
+from serve.wire.limits import MAX_BODY
 from serve.wire.refusals import refusal
 
 MAX_FIELDS = 64
