@@ -124,12 +124,6 @@ class GatewayArgs(Placed):
     requests_at_once: int | None = Field(default=None, ge=1, description="Of each key, in each gateway.")
     cors: list[str] = Field(default=[], description="Origins whose pages may call: https://app.example.com, or *.")
 
-    @model_validator(mode="after")
-    def _shares_have_owners(self) -> "GatewayArgs":
-        if (self.requests_per_minute or self.requests_at_once) and not self.asks_for_keys():
-            raise ValueError(f"requests_per_minute and requests_at_once are per key: set keys_file or {KEYS}.")
-        return self
-
     def asks_for_keys(self) -> bool:
         """Whether keys are configured here, or in this process's environment."""
         return self.keys_file is not None or KEYS in os.environ
@@ -146,6 +140,8 @@ class GatewayArgs(Placed):
             if self.keys_file is not None:
                 entries += parsed(self.keys_file.read_text(encoding="utf-8"))
             keys = Keys(entries)
+        elif self.requests_per_minute or self.requests_at_once:
+            raise ValueError(f"requests_per_minute and requests_at_once are each key's: set keys_file or {KEYS}.")
         return Access(
             keys=keys,
             metrics=self.metrics,

@@ -20,11 +20,11 @@ class Progress:
     """A line per model and step; on a terminal the lines are rewritten in place, with the seconds running."""
 
     models: Sequence[str]
-    key: str | None = None
     out: TextIO = field(default_factory=lambda: sys.stdout)
     began: float = field(default_factory=time.monotonic)
     said: dict[str, tuple[str, float]] = field(default_factory=dict)
     drawn: int = 0
+    key: str | None = None
 
     def follow(self, url: str) -> dict[str, str]:
         """Every model's state, when none is starting any more."""
