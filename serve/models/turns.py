@@ -16,7 +16,7 @@ def ordered(turns: Sequence[Turn]) -> tuple[str | None, Sequence[Turn]]:
             raise BadRequest("A system message must come first.", param=f"messages[{at}]")
     if not turns or turns[-1].role != "user":
         raise BadRequest("The last message must be the user's.", param="messages")
-    said = [replace(turn, text=plain(turn.text)) for turn in turns]
+    said = [turn if (text := plain(turn.text)) == turn.text else replace(turn, text=text) for turn in turns]
     return (said[0].text, said[1:]) if said[0].role == "system" else (None, said)
 
 
