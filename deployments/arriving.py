@@ -50,14 +50,11 @@ class Arriving(HttpToolsProtocol):
             elif self._in_head:
                 self._wait(self._limits.head_s)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # else it stands after a body in chunks, and is nobody's
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         self._arrived()
         self._in_head, self._in_body = False, True
         super().on_headers_complete()
+        self.headers = []  # what stands after a body in chunks goes here, and nowhere
 
     def on_message_complete(self) -> None:
         self._arrived()

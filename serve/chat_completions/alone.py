@@ -152,6 +152,8 @@ def sampling(request: ChatCompletionRequest) -> Sampling:
     if request.top_logprobs and not request.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if "" in stop:
+        raise BadRequest("A stop sequence must not be empty.", param="stop")
     return Sampling(
         max_tokens=lengths.pop() or MAX_TOKENS if lengths else MAX_TOKENS,
         temperature=1.0 if request.temperature is None else request.temperature,

@@ -11,11 +11,11 @@ from serve.tasks.base import MAX_MODELS, Name
 MAX_TOKENS = 512
 """The length of a reply whose request names none. How much a model's context leaves is known to its engine only."""
 MAX_CHOICES = 8
+MAX_STOP = 256
 MAX_TEXT = 200_000
 """Characters of all messages together: no model served here reads so many."""
 
 Text = Annotated[str, Field(max_length=100_000)]
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Note = Annotated[str, Field(max_length=512)]
 """What is taken and not used."""
 Notes = Annotated[dict[str, Any], Field(max_length=16)]
@@ -130,7 +130,11 @@ class ChatCompletionRequest(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="Choices of one model; seeds count up.")
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1 - MAX_CHOICES)
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
+        | Annotated[list[Annotated[str, Field(max_length=MAX_STOP)]], Field(max_length=4)]
+        | None
+    ) = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logprobs: bool | None = None

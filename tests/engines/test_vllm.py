@@ -18,6 +18,7 @@ import pytest_asyncio
 from serve.engines.base import Piece, Prompt, Sampling
 from serve.engines.vllm import VllmEngine
 from serve.errors import BadRequest, ModelError
+from serve.request_id import REQUEST_ID
 
 pytestmark = [
     pytest.mark.engine,
@@ -72,6 +73,20 @@ async def test_it_streams_with_a_log_probability_for_every_token(engine: VllmEng
     assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
     assert (pieces[-1].finish_reason, pieces[-1].completion_tokens) == ("length", 24)
     assert pieces[-1].prompt_tokens > 16  # the picture's own
+
+
+async def test_vllm_knows_a_request_by_its_id(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[str] = []
+    generate = engine._llm.generate
+
+    def watched(inputs: object, params: object, request_id: str, **more: object) -> object:
+        known.append(request_id)
+        return generate(inputs, params, request_id, **more)
+
+    monkeypatch.setattr(engine._llm, "generate", watched)
+    REQUEST_ID.set("the-one")
+    await asyncio.gather(*(speak(engine, ask(max_tokens=2)) for _ in range(2)))  # twice at once, as a fan-out may
+    assert len(set(known)) == 2 and all(name.startswith("the-one-") for name in known)
 
 
 async def test_many_at_once_say_what_each_would_say_alone(engine: VllmEngine) -> None:

@@ -13,6 +13,7 @@ from serve import toy
 from serve.image import Image
 from serve.models import MODELS
 from serve.models.base import Model, Turn
+from serve.models.own import Own, own
 from serve.models.words import plain
 from serve.tasks import TASKS
 
@@ -81,3 +82,11 @@ def test_no_task_and_no_conversation_lets_one_through(model: Model, spelled: str
 
     ours = [text.count(spelled) for text in texts("nothing")]
     assert [text.count(spelled) for text in texts(spelled)] == ours
+
+
+def test_nor_do_prompts_of_ones_own() -> None:
+    about = {"name": "mine", "like": "toy-paligemma", "checkpoint": "/x", "prompts": {"vqa": "answer {question}"}}
+    model = own(Own.model_validate(about))
+    image = Image.of(PIL.Image.new("RGB", (32, 24)))
+    (prompt,) = model.skills["vqa"].ask(TASKS["vqa"].request(image=image, question="what is <loc0001>?"))
+    assert prompt.text == "answer what is < loc0001>?"
