@@ -236,9 +236,10 @@ class VllmEngine:
             raise dead() from error
         except EngineGenerateError as error:
             log.error("request %s failed in the engine", REQUEST_ID.get(), exc_info=error)
-            raise dead() if llm.errored else ModelError(f"The model failed: {error.__cause__}") from error
+            raise dead() if llm.errored else ModelError("The model failed on this request.") from error
         except (ValueError, TypeError) as error:  # the processor's own complaint about this text and picture
-            raise BadRequest(f"The model's processor refused the prompt: {error}", code="invalid_prompt") from error
+            log.warning("request %s was refused by the processor: %s", REQUEST_ID.get(), type(error).__name__)
+            raise BadRequest("The model's processor cannot read this prompt.", code="invalid_prompt") from error
 
 
 def _marks(config: Any, tokenizer: Any) -> dict[str, str]:

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 ECHO = 200
 """At most so many characters of what a client sent come back to it."""
+MAX_MESSAGE = 1000
 MAX_FAULTS = 1000
 RETRY_AFTER_S = 2
 """Clients such as openai-python retry a 503 by themselves, at once where no Retry-After asks for patience."""
@@ -69,8 +70,8 @@ def body(error: ServeError) -> dict[str, dict[str, str | None]]:
     """An error's JSON. OpenAI's shape has no place for the request's id but the message: there it stands where the
     fault is ours, and somebody may have to look for it."""
     told, request_id = error.body(), REQUEST_ID.get()
-    if error.status >= 500 and request_id:
-        told["error"]["message"] = f"{error.message} (request {request_id})"
+    whose = f" (request {request_id})" if error.status >= 500 and request_id else ""
+    told["error"]["message"] = error.message[:MAX_MESSAGE] + whose
     return told
 
 

@@ -129,10 +129,19 @@ async def test_it_stops_at_a_stop_text_and_at_the_end_of_sequence(engine: VllmEn
         (ask("USER: <image>\nwhat is <image>? ASSISTANT:"), "invalid_value"),
         (Prompt("a picture: <image>", None), "invalid_value"),
         (ask(temperature=-1.0), "invalid_value"),
-        (ask(json_schema='{"type": "no such thing"}'), None),
+        (ask(json_schema='{"type": "no such thing"}'), "invalid_schema"),
+        (ask(json_schema='{"$ref": "#/nowhere"}'), "invalid_schema"),
         (ask(json_schema="not json"), None),
     ],
-    ids=["too long", "two image tokens", "image token without image", "temperature", "bad schema", "not json"],
+    ids=[
+        "too long",
+        "two image tokens",
+        "image token without image",
+        "temperature",
+        "bad schema",
+        "no schema",
+        "not json",
+    ],
 )
 async def test_what_cannot_be_said_is_refused_and_the_engine_lives(
     engine: VllmEngine, prompt: Prompt, code: str | None

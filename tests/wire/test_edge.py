@@ -126,3 +126,18 @@ async def test_a_refusal_does_not_name_it_in_words() -> None:
     async with calling(plain()) as client:
         reply = await client.post("/v1/tasks/vqa", json={}, headers={"x-request-id": "the-one"})
     assert reply.status_code == 400 and "the-one" not in reply.text and reply.headers["x-request-id"] == "the-one"
+
+
+async def test_no_error_is_long_whoever_words_it() -> None:
+    engine = FakeEngine(fail_start="x" * 50_000)
+    failed = router(engine, ready=False)
+    await engine_started(failed)
+    async with calling(create_app(failed)) as client:
+        reply = await client.post("/v1/chat/completions", json={"model": LLAVA, "messages": [message()]})
+    assert reply.status_code == 503 and len(reply.text) < 1300 and reply.headers["x-request-id"] in reply.text
+
+
+async def engine_started(made: Any) -> None:
+    """Every model's engine, or why it is not."""
+    for worker in made.routes.values():
+        await worker.start()
