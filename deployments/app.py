@@ -30,10 +30,17 @@ class Gateway:
         models, engines = args.built(), args.engines()
         pools = {name: Pool(handle, engines[name]) for name, handle in handles.items()}
         router = Router([Remote(model, pools[bases.get(name, name)]) for name, model in models.items()])
-        fetcher = Fetcher(args.gateway.images)
-        self.served = create_app(router, max_body=args.gateway.max_body_mb * 2**20, fetcher=fetcher)
-        listen = args.gateway.listen
-        self.front = Front(self.served, listen.host, listen.port, GRACE_S) if listen is not None else None
+        gateway, listen = args.gateway, args.gateway.listen
+        self.served = create_app(
+            router,
+            limits=gateway.limits(),
+            access=gateway.access(),
+            origins=gateway.cors,
+            fetcher=Fetcher(gateway.images),
+        )
+        self.front = (
+            Front(self.served, listen.host, listen.port, GRACE_S, gateway.limits()) if listen is not None else None
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """For Serve's own ingress, where there is one."""

@@ -1,8 +1,10 @@
 """What a Serve config says of this application: which models, how many, where. What a model is stands in `serve`."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -12,6 +14,12 @@ from serve.fetch.policy import Policy
 from serve.models import MODELS
 from serve.models.base import Checkpoint, Model
 from serve.models.own import Lora, Own, lora, own
+from serve.wire.guard import Access, Way
+from serve.wire.keys import Keys, parsed
+from serve.wire.limits import MAX_BODY, Limits
+
+KEYS = "DIPTYCH_API_KEYS"
+"""name:sha256:HEX entries with commas between, in the gateway's environment; besides those of keys_file."""
 
 
 class Placed(BaseModel):
@@ -117,12 +125,48 @@ class Listen(BaseModel):
 
 
 class GatewayArgs(Placed):
-    """The front: no torch, no engine, little memory."""
+    """The front: no torch, no engine, little memory. How it is kept from strangers: README.md, "Security"."""
 
     num_cpus: float = Field(default=0.5, ge=0)
-    max_body_mb: int = Field(default=30, ge=1, description="The largest request that is read.")
     images: Policy = Field(default=Policy(), description="Which pictures it fetches by their URLs.")
     listen: Listen | None = Field(default=None, description="A port past Serve's own ingress, whose proxy costs time.")
+    max_body_mb: int = Field(default=MAX_BODY // 2**20, ge=1, description="The largest request that is read.")
+    body_timeout_s: float = Field(default=Limits.body_s, gt=0, description="In which a request's body must arrive.")
+    head_timeout_s: float = Field(default=Limits.head_s, gt=0, description="The same for its headers, with `listen`.")
+    keys_file: Path | None = Field(default=None, description="A file of the gateway's machine: name:sha256:HEX a line.")
+    metrics: Literal["key", "open", "closed"] = Field(default="key", description="Who may read /metrics.")
+    ready: Way = Field(default="key", description="Who may read /ready.")
+    page: Way = Field(default="key", description="Who may load the page; what it asks needs a key all the same.")
+    requests_per_minute: int | None = Field(default=None, ge=1, description="Of each key, in each gateway.")
+    requests_at_once: int | None = Field(default=None, ge=1, description="Of each key, in each gateway.")
+    cors: list[str] = Field(default=[], description="Origins whose pages may call: https://app.example.com, or *.")
+
+    def asks_for_keys(self) -> bool:
+        """Whether keys are configured here, or in this process's environment."""
+        return self.keys_file is not None or KEYS in os.environ
+
+    def limits(self) -> Limits:
+        """What the edge holds requests to."""
+        return Limits(body=self.max_body_mb * 2**20, body_s=self.body_timeout_s, head_s=self.head_timeout_s)
+
+    def access(self) -> Access:
+        """Who may come in, with the keys read now. Raises ValueError or OSError where keys are wanted but not there."""
+        keys = None
+        if self.asks_for_keys():
+            entries = parsed(os.environ.get(KEYS, ""))
+            if self.keys_file is not None:
+                entries += parsed(self.keys_file.read_text(encoding="utf-8"))
+            keys = Keys(entries)
+        elif self.requests_per_minute or self.requests_at_once:
+            raise ValueError(f"requests_per_minute and requests_at_once are each key's: set keys_file or {KEYS}.")
+        return Access(
+            keys=keys,
+            metrics=self.metrics,
+            ready=self.ready,
+            page=self.page,
+            per_minute=self.requests_per_minute,
+            at_once=self.requests_at_once,
+        )
 
 
 class Args(BaseModel):

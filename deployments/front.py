@@ -1,10 +1,15 @@
 """The gateway's own port: uvicorn in the gateway's process, without a proxy before it."""
 
 import asyncio
+import functools
 import socket
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+
+from deployments.arriving import Arriving
+from serve.wire.limits import Limits
 
 KEEP_ALIVE_S = 75  # longer than the minute for which load balancers keep idle connections
 BACKLOG = 2048
@@ -13,10 +18,11 @@ BACKLOG = 2048
 class Front:
     """Serves an app on one port, which several gateways of a machine may share: the kernel deals out connections."""
 
-    def __init__(self, app: FastAPI, host: str, port: int, grace_s: int) -> None:
+    def __init__(self, app: FastAPI, host: str, port: int, grace_s: int, limits: Limits) -> None:
+        protocol: Any = functools.partial(Arriving, limits=limits)  # uvicorn calls it, whatever it is declared to be
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=protocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -26,11 +26,12 @@ class Progress:
     began: float = field(default_factory=time.monotonic)
     said: dict[str, tuple[str, float]] = field(default_factory=dict)
     drawn: int = 0
+    key: str | None = None
 
     def follow(self, url: str) -> dict[str, str]:
         """Every model's state, when none is starting any more but those that sleep."""
         while True:
-            found = ask(url)
+            found = ask(url, self.key)
             states: dict[str, str] = found.get("models", {})
             details: dict[str, dict[str, Any]] = found.get("details", {})
             steps = {name: details.get(name, {}).get("step", states.get(name, "starting")) for name in self.models}
@@ -66,10 +67,11 @@ class Progress:
         return f"FAILED: {step}" if state == "failed" else step
 
 
-def ask(url: str) -> dict[str, Any]:
+def ask(url: str, key: str | None = None) -> dict[str, Any]:
     """GET /ready; nothing while nobody answers."""
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=10) as reply:
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/ready", headers=headers), timeout=10) as reply:
             return dict(json.load(reply))
     except urllib.error.HTTPError as error:
         try:

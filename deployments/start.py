@@ -12,11 +12,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from deployments.args import Listen
+from deployments.args import KEYS, Listen
 from deployments.config import HERE, Config, Refused, of, read
 from deployments.machine import machine, reap
 from deployments.progress import Progress
 from serve.models import MODELS
+from serve.wire.keys import made, parsed
 
 SCENES = HERE.parent / "serve" / "toy" / "scenes"
 QUESTION = "how many shapes are there?"
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         config = _config(options)
+        _check_keys(config)
         _check_port(config.host, config.port)
     except Refused as refused:
         print(f"diptych: {refused}", file=sys.stderr)
@@ -66,6 +68,23 @@ def _share(names: Sequence[str]) -> float:
     return min(1.0, gpus / len(names))
 
 
+def _check_keys(config: Config) -> None:
+    """Before anything is started; the gateway reads them again, in its own process."""
+    try:
+        config.args.gateway.access()
+    except (ValueError, OSError) as error:
+        raise Refused(f"The API keys cannot be used: {error}") from None
+
+
+def _own_key(config: Config) -> str | None:
+    """A key to ask /ready with, where one is needed. The gateway inherits its entry from our environment."""
+    if not config.args.gateway.asks_for_keys():
+        return None
+    key, entry = made(f"start-{os.getpid()}")
+    os.environ[KEYS] = ",".join([*parsed(os.environ.get(KEYS, "")), entry])
+    return key
+
+
 def _check_port(host: str, port: int) -> None:
     if not 1 <= port <= 65535:
         raise Refused(f"{port} is not a port: it must be between 1 and 65535.")
@@ -90,7 +109,7 @@ def _serve(config: Config) -> int:
 
     models = config.args.built()
     names = list(models)
-    progress = Progress(names)
+    progress = Progress(names, key=_own_key(config))
     print(f"Starting {' and '.join(names)}. Ctrl-C stops everything.", flush=True)
     try:
         placed = [config.args.gateway, *config.args.engines().values()]

@@ -1,12 +1,13 @@
 """Our routes: page, health, catalogue, tasks, chat completions. Knows no Ray and no engine."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
+from starlette.middleware.cors import CORSMiddleware
 
 from serve import catalog, chat_completions, pages
 from serve.engines.base import State
@@ -16,12 +17,17 @@ from serve.models.base import Model
 from serve.router import Router
 from serve.tasks import TASKS
 from serve.wire import document, refusals, task_calls
-from serve.wire.edge import MAX_BODY, Edge
+from serve.wire.edge import Edge
 from serve.wire.fan_out import FanOut
 from serve.wire.forms import phrases
+from serve.wire.guard import Access, Guard
+from serve.wire.limits import Limits
 from serve.wire.meters import Meters
 from serve.wire.model_list import ModelEntry, ModelList, model_list
 from serve.wire.pictures import Pictures
+
+LIMITS = Limits()
+OPEN = Access()
 
 
 class Health(BaseModel):
@@ -45,20 +51,45 @@ class Readiness(BaseModel):
     )
 
 
-def create_app(router: Router, *, max_body: int = MAX_BODY, fetcher: Fetcher | None = None) -> FastAPI:
-    """The whole HTTP side over one router. Each app counts for itself: its metrics are in no global registry."""
+def create_app(
+    router: Router,
+    *,
+    limits: Limits = LIMITS,
+    access: Access = OPEN,
+    origins: Sequence[str] = (),
+    fetcher: Fetcher | None = None,
+) -> FastAPI:
+    """The whole HTTP side over one router. Each app counts for itself: its metrics are in no global registry.
+
+    origins: whose pages may call it from a browser, beside its own.
+    """
     app = FastAPI(title="Diptych", version=document.VERSION, description=document.ABOUT, docs_url=None, redoc_url=None)
     meters = Meters()
     fan_out = FanOut(router, meters, Pictures(fetcher or Fetcher()))
-    app.add_middleware(Edge, meters=meters, max_body=max_body)
+    app.add_middleware(Guard, access=access)  # the last one added stands outermost
+    if origins:
+        _let_browsers_call(app, origins)
+    app.add_middleware(Edge, meters=meters, limits=limits)
     refusals.install(app)
     _add_chat(app, fan_out)  # routes are tried in this order: the busiest first
     _add_tasks(app, fan_out)
     _add_catalogue(app, router)
     _add_service(app, router, meters)
     pages.install(app)
-    document.install(app, [chat_completions.ChatCompletionRequest, *(task.request for task in TASKS.values())])
+    bodies: list[type[BaseModel]] = [chat_completions.ChatCompletionRequest, *(task.request for task in TASKS.values())]
+    document.install(app, bodies, None if access.keys is None else access.open_paths())
     return app
+
+
+def _let_browsers_call(app: FastAPI, origins: Sequence[str]) -> None:
+    """Before the guard, since a browser asks for permission without a key. Cookies mean nothing here."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type", "x-request-id"],
+        expose_headers=["x-request-id", "retry-after"],
+    )
 
 
 def _add_service(app: FastAPI, router: Router, meters: Meters) -> None:

@@ -65,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="two or more models in one table")
     compare.add_argument("names", nargs="+", metavar="MODEL")
     compare.set_defaults(run=_compare)
+    key = commands.add_parser("key", help="make an API key, and the line that lets it in")
+    key.add_argument("name", metavar="NAME", help="whose key it is; it stands in refusals")
+    key.set_defaults(run=_key)
     return top
 
 
@@ -165,6 +168,8 @@ def _batch_options(command: argparse.ArgumentParser) -> None:
 def _server_option(command: argparse.ArgumentParser) -> None:
     url = os.environ.get("DIPTYCH_URL") or LOCAL
     command.add_argument("--server", default=url, metavar="URL", help=f"default $DIPTYCH_URL, or {LOCAL}")
+    key = os.environ.get("DIPTYCH_API_KEY")
+    command.add_argument("--api-key", default=key, metavar="KEY", help="default $DIPTYCH_API_KEY, which no `ps` shows")
 
 
 def _serve(options: argparse.Namespace) -> NoReturn:
@@ -201,13 +206,28 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _models(options: argparse.Namespace) -> int:
     from serve.terminal.listing import models
 
-    return models(options.server)
+    return models(options.server, options.api_key)
 
 
 def _compare(options: argparse.Namespace) -> int:
     from serve.terminal.listing import compare
 
     return compare(options.names)
+
+
+def _key(options: argparse.Namespace) -> int:
+    from serve.terminal.client import Misuse
+    from serve.wire.keys import made
+
+    try:
+        key, entry = made(options.name)
+    except ValueError as error:
+        raise Misuse(str(error)) from None
+    print(key)
+    print(
+        f"This key is shown once. The server's line for it, in keys_file or DIPTYCH_API_KEYS:\n{entry}", file=sys.stderr
+    )
+    return 0
 
 
 def _text(word: str) -> str:

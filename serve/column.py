@@ -6,6 +6,7 @@ import time
 from typing import Literal
 
 from serve.errors import ModelError, ServeError
+from serve.request_id import REQUEST_ID
 from serve.route import Route
 from serve.tasks.base import Delta, Reply, ReplyError, Request
 
@@ -42,7 +43,7 @@ class Column:
                 self.refusals[name] = error
             self.events.put_nowait(self.failed(name, "error", error.code or "model_error", error.message))
         except Exception:  # a bug in one model's path costs that model's column only
-            log.exception("model %s failed", name)
+            log.exception("request %s: model %s failed", REQUEST_ID.get(), name)
             self.events.put_nowait(self.failed(name, "error", "internal_error", f"{name} failed unexpectedly."))
 
     async def _listen(self, route: Route) -> None:

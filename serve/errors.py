@@ -33,16 +33,46 @@ class BadRequest(ServeError):
     code = "invalid_value"
 
 
+class Unauthorized(ServeError):
+    """No key, or one that is not known here."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
 class NotFound(ServeError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
 
 
+class TooSlow(ServeError):
+    """The request did not arrive in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
 class TooLarge(ServeError):
     status = 413
     type = "invalid_request_error"
     code = "too_large"
+
+
+class TooMany(ServeError):
+    """A key's share of requests is used up for now."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class HeadTooLarge(ServeError):
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
 
 
 class Unavailable(ServeError):

@@ -22,6 +22,7 @@ from serve.api import create_app
 from serve.engines.fake import FakeEngine
 from serve.tasks import TASKS
 from serve.wire import sse
+from serve.wire.limits import Limits
 
 VQA = {"image": URL, "question": "what colour?"}
 
@@ -307,7 +308,7 @@ async def test_the_request_id_is_kept_where_it_is_plain() -> None:
 
 
 async def test_a_large_body_is_refused_unread() -> None:
-    app = create_app(router(), max_body=1000)
+    app = create_app(router(), limits=Limits(body=1000))
     for path in ("/v1/tasks/vqa", "/v1/chat/completions"):
         reply = await post(path, content=b"x" * 1001, app=app)
         assert (reply.status_code, error(reply)["code"]) == (413, "request_too_large")
@@ -324,7 +325,7 @@ async def test_a_body_that_does_not_say_its_length_is_cut(kind: str) -> None:
             read += 1
             yield b"x" * 100
 
-    app = create_app(router(), max_body=5000)
+    app = create_app(router(), limits=Limits(body=5000))
     reply = await post("/v1/tasks/vqa", content=endless(), app=app, headers={"content-type": kind})
     assert (reply.status_code, error(reply)["code"]) == (413, "request_too_large")
     assert read < 60

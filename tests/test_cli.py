@@ -27,6 +27,8 @@ from serve.engines.fake import FakeEngine
 from serve.models import MODELS, paligemma_tasks
 from serve.router import Router
 from serve.terminal import client
+from serve.wire.guard import Access
+from serve.wire.keys import Keys
 from serve.worker import Worker
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +84,7 @@ def diptych(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     """Runs the command in this process."""
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("DIPTYCH_URL", raising=False)
+    monkeypatch.delenv("DIPTYCH_API_KEY", raising=False)
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):  # loopback never goes through these
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
@@ -542,3 +545,38 @@ def test_serving_without_ray_is_one_sentence(
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["serve"]) == 1
     assert "Serving needs ray and vllm: install diptych[cpu]" in capsys.readouterr().err
+
+
+# --- keys ---
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[str]:
+    """A server that asks for alice's key."""
+    made = Router([worker("toy-llava"), worker("toy-paligemma")])
+    with listening(create_app(made, access=Access(keys=Keys(["alice:4lice"])))) as url:
+        yield url
+
+
+def test_a_key_is_sent_where_it_is_given(
+    diptych: Any, guarded: str, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in (("ask", picture), ("run", tmp_path, "--out", tmp_path / "out.jsonl"), ("models",)):
+        refused = diptych(*command, "--server", guarded)
+        assert refused.status == 1 and "A valid API key is needed" in refused.err
+        assert diptych(*command, "--server", guarded, "--api-key", "4lice").status == 0
+    monkeypatch.setenv("DIPTYCH_API_KEY", "4lice")
+    assert diptych("ask", picture, "--server", guarded).status == 0
+
+
+def test_a_key_that_no_header_can_hold_is_not_repeated(diptych: Any, guarded: str, picture: Path) -> None:
+    for key in ("geheimß", "ge\nheim"):
+        ran = diptych("ask", picture, "--server", guarded, "--api-key", key)
+        assert ran.status == 2 and "printable ASCII" in ran.err and key not in ran.err
+
+
+def test_a_made_key_lets_in(diptych: Any) -> None:
+    ran = diptych("key", "alice")
+    entry = ran.err.splitlines()[-1]
+    assert Keys([entry]).owner([(b"authorization", f"Bearer {ran.out.strip()}".encode())]) == "alice"
+    assert diptych("key", "no name").status == 2

@@ -19,6 +19,7 @@ from serve.chat_completions.together import Together, named
 from serve.errors import BadRequest
 from serve.wire.client import attended
 from serve.wire.fan_out import FanOut
+from serve.wire.json_body import checked
 from serve.wire.refusals import refusal
 from serve.wire.sse import opened
 
@@ -48,7 +49,7 @@ async def answer(fan_out: FanOut, http: HttpRequest) -> Response:
 
 def _read(body: bytes) -> tuple[ChatCompletionRequest, Conversation]:
     try:
-        given = from_json(body)
+        given = from_json(checked(body))
     except ValueError:
         raise BadRequest("The body is not valid JSON.", code="invalid_json") from None
     try:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serve import image, video
-from serve.chat_completions.request import ImagePart, Message, TextPart, VideoPart
+from serve.chat_completions.request import MAX_TEXT, ImagePart, Message, TextPart, VideoPart
 from serve.errors import BadRequest
 from serve.image import Image
 from serve.models.base import Turn
@@ -55,6 +55,9 @@ def read(messages: Sequence[Message]) -> Conversation:
             held = path, own
         role = ROLES.get(message.role, message.role)
         turns.append(Turn(role, _text(message), isinstance(own, Image), isinstance(own, Video)))
+    if sum(len(turn.text) for turn in turns) > MAX_TEXT:
+        said = f"The messages have more than {MAX_TEXT:,} characters together."
+        raise BadRequest(said, param="messages", code="context_length_exceeded")
     if held is None:
         return Conversation(turns)
     path, medium = held

@@ -6,15 +6,21 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from serve.tasks.base import Name
+from serve.tasks.base import MAX_MODELS, Name
 
 MAX_TOKENS = 512
 """The length of a reply whose request names none. How much a model's context leaves is known to its engine only."""
 MAX_CHOICES = 8
 FLEX = "flex"
 """OpenAI's service tier for what may wait: our `priority: batch`."""
+MAX_STOP = 256
+MAX_TEXT = 200_000
+"""Characters of all messages together: no model served here reads so many."""
 
 Text = Annotated[str, Field(max_length=100_000)]
+Note = Annotated[str, Field(max_length=512)]
+"""What is taken and not used."""
+Notes = Annotated[dict[str, Any], Field(max_length=16)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -69,8 +75,13 @@ class Message(Part):
     """One message. What an assistant's message of OpenAI's carries besides its text is accepted when empty."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]]
-    name: str | None = None
+    content: (
+        Text
+        | Annotated[
+            list[Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]], Field(max_length=64)
+        ]
+    )
+    name: Note | None = None
     refusal: _without("") = None  # type: ignore[valid-type]
     annotations: _without([]) = None  # type: ignore[valid-type]
     audio: _without() = None  # type: ignore[valid-type]
@@ -94,7 +105,7 @@ class JsonFormat(Part):
 
 class JsonSchema(Part):
     name: Name
-    description: str | None = None
+    description: Annotated[str, Field(max_length=4096)] | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
@@ -121,7 +132,11 @@ class ChatCompletionRequest(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="Choices of one model; seeds count up.")
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1 - MAX_CHOICES)
-    stop: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
+        | Annotated[list[Annotated[str, Field(max_length=MAX_STOP)]], Field(max_length=4)]
+        | None
+    ) = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logprobs: bool | None = None
@@ -135,18 +150,18 @@ class ChatCompletionRequest(BaseModel):
         default=None, description="flex: behind everybody who waits for an answer, and refused sooner."
     )
     deadline_s: float | None = Field(default=None, gt=0, le=600)
-    quorum: int | None = Field(default=None, ge=1, le=64, description="Tasks only.")
-    merge: str | None = Field(default=None, description="Tasks only.")
-    weights: dict[str, float] | None = Field(default=None, description="Tasks only.")
+    quorum: int | None = Field(default=None, ge=1, le=MAX_MODELS, description="Tasks only.")
+    merge: Name | None = Field(default=None, description="Tasks only.")
+    weights: dict[str, float] | None = Field(default=None, max_length=MAX_MODELS, description="Tasks only.")
     judge: Name | None = Field(default=None, description="caption and chat only.")
 
     # Harmless: they ask for nothing that changes a reply.
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
+    user: Note | None = None
+    metadata: Notes | None = None
+    safety_identifier: Note | None = None
+    prompt_cache_key: Note | None = None
+    prompt_cache_retention: Note | None = None
+    prompt_cache_options: Notes | None = None
     parallel_tool_calls: bool | None = None
 
     store: _without(False) = None  # type: ignore[valid-type]

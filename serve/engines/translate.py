@@ -72,4 +72,6 @@ def refused(error: Exception, context: int) -> BadRequest:
     words = str(error.args[0] if error.args else error)
     if "context length" in words or "max_model_len" in words:
         return too_long(context)
+    if "into a grammar" in words:  # xgrammar's own words follow: a line of its source, and the schema once more
+        return BadRequest("This JSON schema cannot be followed.", param="response_format", code="invalid_schema")
     return BadRequest(words, param=getattr(error, "parameter", None))

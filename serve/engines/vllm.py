@@ -6,6 +6,7 @@ Only a model's own process imports this module; vLLM itself is imported in `star
 import asyncio
 import contextlib
 import itertools
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from serve.engines.stall import Stall
 from serve.engines.translate import FINISH, dead, refused, sampling_params, tokens, too_long
 from serve.errors import BadRequest, ModelError
 from serve.image import Image
+from serve.request_id import REQUEST_ID
 from serve.video import Video
+
+log = logging.getLogger(__name__)
 
 # What vLLM, transformers and torch raise for a checkpoint or an argument that they cannot use.
 FAULTS = (RuntimeError, ValueError, OSError, ImportError, LookupError, TypeError, AttributeError, AssertionError)
@@ -229,13 +233,14 @@ class VllmEngine:
                 raise too_long(context, prompt_tokens)
             said = 0
             lora = None if prompt.adapter is None else self._loras[prompt.adapter]
-            name, rank = f"diptych-{next(self._numbers)}", int(prompt.batch)
-            spoken_by = llm.generate(inputs, params, name, lora_request=lora, priority=rank)
+            name = f"{REQUEST_ID.get() or 'diptych'}-{next(self._numbers)}"  # one request may be several prompts
+            spoken_by = llm.generate(inputs, params, name, lora_request=lora, priority=int(prompt.batch))
             async with contextlib.aclosing(spoken_by) as outputs:
                 async for output in outputs:
                     spoken = output.outputs[0]
                     said += len(spoken.token_ids)
                     if spoken.finish_reason == "error":
+                        log.error("request %s failed in the engine", REQUEST_ID.get())
                         raise ModelError("The model's engine failed on this request.", code="engine_error")
                     yield Piece(
                         spoken.text,
@@ -249,9 +254,11 @@ class VllmEngine:
         except EngineDeadError as error:
             raise dead() from error
         except EngineGenerateError as error:
-            raise dead() if llm.errored else ModelError(f"The model failed: {error.__cause__}") from error
+            log.error("request %s failed in the engine", REQUEST_ID.get(), exc_info=error)
+            raise dead() if llm.errored else ModelError("The model failed on this request.") from error
         except (ValueError, TypeError) as error:  # the processor's own complaint about this text and picture
-            raise BadRequest(f"The model's processor refused the prompt: {error}", code="invalid_prompt") from error
+            log.warning("request %s was refused by the processor: %s", REQUEST_ID.get(), type(error).__name__)
+            raise BadRequest("The model's processor cannot read this prompt.", code="invalid_prompt") from error
 
 
 def _marks(config: Any, tokenizer: Any) -> dict[str, str]:

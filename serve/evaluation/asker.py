@@ -40,6 +40,7 @@ class Asker:
         try:
             self._http = httpx.AsyncClient(
                 base_url=server.url,
+                headers=server.headers,
                 trust_env=not server.local,
                 limits=httpx.Limits(max_connections=concurrency + 1, max_keepalive_connections=concurrency + 1),
             )

@@ -71,7 +71,7 @@ def _recorded(path: Path, task: str) -> list[Json]:
 
 def _asked(options: argparse.Namespace) -> list[Json]:
     """The lines of this set's items, after asking what has no answer yet."""
-    with Server(options.server) as server:
+    with Server(options.server, options.api_key) as server:
         wait_ready(server, options.patience_s)
         able = _able(server, options.models)
         asker = Asker(server, concurrency=options.concurrency, patience_s=options.patience_s)

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     here: Path = options.folder
     names = folder.pictures(here)
     console = Console(stderr=True)
-    with Server(options.server) as server:
+    with Server(options.server, options.api_key) as server:
         wait_ready(server, options.patience_s)
         asker = Asker(server, concurrency=options.concurrency, patience_s=options.patience_s)
     out = lines.opened(options.out, KEY, functools.partial(_check_same, options.out, options.task, fields))

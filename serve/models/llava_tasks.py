@@ -13,7 +13,6 @@ from serve.geometry import from_padded, pad_to_square
 from serve.image import Image
 from serve.models.base import Skill, Turn, sampling
 from serve.models.plain import parse_caption, parse_chat, parse_ocr, parse_vqa
-from serve.models.turns import unmarked
 from serve.tasks.base import Request, Result
 from serve.tasks.boxes import DetectResult, LabelledBox
 from serve.tasks.caption import CaptionRequest
@@ -56,7 +55,7 @@ def skills(
         return [Prompt(say([Turn("user", words, pictured=True)]), image or request.image, drawn)]
 
     def ask_vqa(request: VqaRequest) -> list[Prompt]:
-        return ask(request, unmarked(request.question, "question") + SHORT, 32)
+        return ask(request, request.question + SHORT, 32)
 
     def ask_caption(request: CaptionRequest) -> list[Prompt]:
         if request.lang != "en":
@@ -67,7 +66,7 @@ def skills(
         return ask(request, READ.format(_shown(request)), 256)
 
     def ask_chat(request: ChatRequest) -> list[Prompt]:
-        return ask(request, unmarked(request.question, "question"), 512)
+        return ask(request, request.question, 512)
 
     def ask_detect(request: DetectRequest) -> list[Prompt]:
         """One box for one phrase is what it was trained on (RefCOCO, Visual Genome): one prompt a phrase.
@@ -79,8 +78,7 @@ def skills(
         if request.video is not None:
             raise BadRequest("Detection takes an image: a box in a film would not say of which moment.", param="video")
         image = None if pad is None else pad_to_square(request.image, pad)
-        phrases = [unmarked(label, "labels") for label in request.labels]
-        return [prompt for phrase in phrases for prompt in ask(request, REGION + phrase, 48, image)]
+        return [prompt for phrase in request.labels for prompt in ask(request, REGION + phrase, 48, image)]
 
     still = {"detect": Skill(ask_detect, parse_detect)} if images else {}
     return {

@@ -14,6 +14,7 @@ from serve.masks import encode
 from serve.models import mask_decoder
 from serve.models.base import Skill, Turn, sampling
 from serve.models.plain import parse_caption, parse_ocr, parse_vqa
+from serve.models.words import plain
 from serve.tasks.base import Request, Result
 from serve.tasks.boxes import DetectResult, LabelledBox, label_key
 from serve.tasks.caption import CaptionRequest
@@ -79,7 +80,7 @@ def skills(
 
 def _ask(request: Request, text: str, max_tokens: int) -> list[Prompt]:
     """The bare text: the processor adds the image tokens, `<bos>` and the newline (parity notes)."""
-    return [Prompt(text, request.image, sampling(request, max_tokens))]
+    return [Prompt(plain(text), request.image, sampling(request, max_tokens))]
 
 
 def ask_vqa(request: VqaRequest) -> list[Prompt]:
@@ -156,7 +157,7 @@ def converse(turns: Sequence[Turn]) -> str:
         )
     if not turns[0].pictured:
         raise BadRequest("PaliGemma needs an image.", param="messages[0].content")
-    return turns[0].text.strip() or "caption en"
+    return plain(turns[0].text.strip()) or "caption en"
 
 
 def prepare(image: Image) -> Image:

@@ -1,33 +1,23 @@
 """What the families' conversations have in common: their order, and the marks where picture and film stand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from serve.errors import BadRequest
 from serve.models.base import Turn
-
-MARKS = ("<image>", "<video>")
+from serve.models.words import plain
 
 
 def ordered(turns: Sequence[Turn]) -> tuple[str | None, Sequence[Turn]]:
-    """The system text, if any, and the turns after it. Raises BadRequest naming the message at fault.
-
-    A family's marks must stand where its picture stands: a text that brings its own would add a second picture.
-    """
+    """The system text, if any, and the turns after it, all in plain words. Raises BadRequest naming the message at
+    fault."""
     for at, turn in enumerate(turns):
         if turn.role == "system" and at:
             raise BadRequest("A system message must come first.", param=f"messages[{at}]")
-        unmarked(turn.text, f"messages[{at}]")
     if not turns or turns[-1].role != "user":
         raise BadRequest("The last message must be the user's.", param="messages")
-    return (turns[0].text, turns[1:]) if turns[0].role == "system" else (None, turns)
-
-
-def unmarked(text: str, param: str) -> str:
-    """The text as it is. Raises BadRequest where it holds a mark."""
-    for mark in MARKS:
-        if mark in text:
-            raise BadRequest(f"The text must not contain {mark}.", param=param)
-    return text
+    said = [turn if (text := plain(turn.text)) == turn.text else replace(turn, text=text) for turn in turns]
+    return (said[0].text, said[1:]) if said[0].role == "system" else (None, said)
 
 
 def mark(turn: Turn) -> str:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from serve.request_id import REQUEST_ID
 from serve.rpc.messages import Call, Cancel, End, Items, News
 from serve.rpc.peer import Peer
 
@@ -59,7 +60,7 @@ class Connection(Peer):
         if self.lost.is_set():
             raise ConnectionError("The connection is lost.")
         self._streams[number] = stream
-        self.say(Call(number, method, arguments, pace_s))
+        self.say(Call(number, method, arguments, pace_s, REQUEST_ID.get()))
         try:
             while True:
                 while stream.items:

@@ -9,12 +9,14 @@ TOKEN_BYTES = 32
 
 
 class Call(NamedTuple):
-    """Caller to server: begin a stream. pace_s: items that come closer together than this may be joined on the way."""
+    """Caller to server: begin a stream. pace_s: items that come closer together than this may be joined on the way.
+    request_id: of whom it is for."""
 
     number: int
     method: str
     arguments: tuple[Any, ...]
     pace_s: float = 0.0
+    request_id: str = ""
 
 
 class Cancel(NamedTuple):

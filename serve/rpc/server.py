@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 from serve.errors import ModelError, ServeError
+from serve.request_id import REQUEST_ID
 from serve.rpc.frames import Garbled
 from serve.rpc.messages import TOKEN_BYTES, Call, Cancel, End, Items, News
 from serve.rpc.peer import Peer
@@ -115,11 +116,12 @@ class Session(Peer):
         if isinstance(message, Call):
             job = asyncio.get_running_loop().create_task(self._answer(message))
             self.jobs[message.number] = job
-            job.add_done_callback(lambda done: self._done(message.number, done))
+            job.add_done_callback(lambda done: self._done(message, done))
         elif isinstance(message, Cancel) and message.number in self.jobs:
             self.jobs[message.number].cancel()
 
     async def _answer(self, call: Call) -> None:
+        REQUEST_ID.set(call.request_id)  # this task's own, and what it starts inherits it
         said = _Joined(self, call)
         try:
             async with aclosing(self.server.methods[call.method](*call.arguments)) as items:
@@ -128,15 +130,15 @@ class Session(Peer):
         finally:
             said.flush()
 
-    def _done(self, number: int, job: asyncio.Task[None]) -> None:
-        del self.jobs[number]
+    def _done(self, call: Call, job: asyncio.Task[None]) -> None:
+        del self.jobs[call.number]
         if job.cancelled():
             return
         error = job.exception()
         if error is not None and not isinstance(error, ServeError):
-            log.error("a stream failed", exc_info=error)
+            log.error("request %s: %s failed", call.request_id, call.method, exc_info=error)
             error = ModelError("The model failed unexpectedly.", code="internal_error")
-        self.say(End(number, error))
+        self.say(End(call.number, error))
 
 
 class _Joined:

@@ -15,6 +15,9 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 Priority = Literal["interactive", "batch"]
 
+MAX_MODELS = 64
+"""How wide one request may fan out."""
+
 JudgeName = Annotated[
     Name | None, Field(description='Which model judges where "merge" is "judge"; the first that can when left out.')
 ]
@@ -40,16 +43,20 @@ class Request(BaseModel):
         "models. Of a video it is the first frame, once validated.",
     )
     video: Film | None = Field(default=None, description="A data URL, in place of the image: for models that take it.")
-    models: Annotated[list[Name], Field(min_length=1, max_length=64)] | None = Field(
+    models: Annotated[list[Name], Field(min_length=1, max_length=MAX_MODELS)] | None = Field(
         default=None, description="Which models to ask; all that can do the task when left out."
     )
     deadline_s: float = Field(
         default=60.0, gt=0, le=600, description="Seconds until models that are still speaking are cut."
     )
-    quorum: int | None = Field(default=None, ge=1, le=64, description="Merge as soon as this many models answered.")
-    merge: str | None = Field(default=None, description="Merge method; the task's own when left out.")
+    quorum: int | None = Field(
+        default=None, ge=1, le=MAX_MODELS, description="Merge as soon as this many models answered."
+    )
+    merge: Name | None = Field(default=None, description="Merge method; the task's own when left out.")
     weights: dict[str, Annotated[float, Field(ge=0, le=1000)]] | None = Field(
-        default=None, description="How much each model's reply counts in the merge; the model's own when left out."
+        default=None,
+        max_length=MAX_MODELS,
+        description="How much each model's reply counts in the merge; the model's own when left out.",
     )
     temperature: float = Field(default=0.0, ge=0, le=2)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)

@@ -31,7 +31,7 @@ def ask(options: argparse.Namespace) -> int:
         raise Misuse("--save draws into a picture that is here: download it and ask about the file.")
     film = options.video or (isinstance(picture, bytes) and sniff(picture) in ("mp4", "webm"))
     board = Board()
-    with Server(options.server) as server:
+    with Server(options.server, options.api_key) as server:
         if options.json:
             response = server.ask(task, picture, fields, film=film)
             board.fill(response)

@@ -30,17 +30,22 @@ class NoServer(Failure):
 
 
 class Server:
-    """One server by its URL, for a `with`. Raises Failure for whatever keeps it from answering."""
+    """One server by its URL, for a `with`. Raises Failure for whatever keeps it from answering. key: an API key."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
+        if key and not (key.isascii() and key.isprintable()):
+            raise Misuse("--api-key: a key is made of printable ASCII characters.")
+        self.headers = {"authorization": f"Bearer {key}"} if key else {}
         if not self.url.startswith(("http://", "https://")):
             raise Misuse(f"--server: {url!r} is not an address such as http://127.0.0.1:8000.")
         try:
             self.port = httpx.URL(self.url).port
             self.local = _is_loopback(httpx.URL(self.url).host)
             # A proxy named in the environment leads away from this machine.
-            self._http = httpx.Client(base_url=self.url, trust_env=not self.local, timeout=CONNECT_S)
+            self._http = httpx.Client(
+                base_url=self.url, headers=self.headers, trust_env=not self.local, timeout=CONNECT_S
+            )
         except (httpx.InvalidURL, ValueError, ImportError) as error:  # ImportError: a SOCKS proxy without its package
             raise Failure(f"{url} cannot be reached: {error}") from None
 
@@ -58,7 +63,8 @@ class Server:
     def ready(self) -> Json:
         """{"status", "models": {name: state}}, also while no model can answer yet."""
         with self._explained():
-            return self._json(self._http.get("/ready"))
+            response = self._http.get("/ready")
+            return self._json(response) if response.status_code == 503 else self._checked(response)
 
     def ask(self, task: str, picture: bytes | str, fields: Json, *, film: bool = False) -> Json:
         """Every model's reply and the merged one, once all are there."""

@@ -15,11 +15,11 @@ from serve.terminal.client import Failure, NoServer, Server
 Json = dict[str, Any]
 
 
-def models(url: str) -> int:
+def models(url: str, key: str | None) -> int:
     """Every known model and what it can do: as the server says, or from the catalogue where there is no server."""
     console = Console()
     try:
-        with Server(url) as server:
+        with Server(url, key) as server:
             cards, standing = server.get("/v1/catalog")["data"], server.ready()
         said = f"Served at {url}: {standing['status']}."
     except NoServer as error:

@@ -69,8 +69,8 @@ async function offer({ only, shared }) {
         .map((entry) => ({ id: entry.id, title: entry.diptych.title, models: entry.diptych.models.filter((name) => models.includes(name)) }))
         .filter((one) => one.models.length && (!shared || shared.includes(one.id)));
       break;
-    } catch {
-      stated(GONE, "failed");
+    } catch (error) {
+      stated(error.status === 401 ? error.message : GONE, "failed");
       await new Promise((done) => setTimeout(done, 2000));
     }
   }

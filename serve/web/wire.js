@@ -13,8 +13,25 @@ export class Refusal extends Error {
   }
 }
 
+const KEY = "diptych-api-key";
+let declined = false;
+
+/** fetch with this tab's API key. Where the server wants one, or another one, the person is asked, until they decline. */
+async function call(path, options = {}) {
+  for (;;) {
+    const key = sessionStorage.getItem(KEY);
+    const reply = await fetch(at(path), { ...options, headers: key ? { authorization: `Bearer ${key}` } : {} });
+    if (reply.status !== 401 || declined) return reply;
+    if (sessionStorage.getItem(KEY) !== key) continue; // given meanwhile, to another request
+    const given = window.prompt("This server asks for an API key. It is kept until this tab is closed.");
+    declined = !given;
+    if (declined) return reply;
+    sessionStorage.setItem(KEY, given.trim());
+  }
+}
+
 export async function get(path, accepted = []) {
-  const reply = await fetch(at(path));
+  const reply = await call(path);
   if (reply.ok || accepted.includes(reply.status)) return reply.json();
   throw await refusal(reply);
 }
@@ -27,7 +44,7 @@ async function refusal(reply) {
 
 /** Ask a task; yields {event, data} as they come. Aborting `signal` closes the request, and with it the engines' work. */
 export async function* ask(task, form, signal) {
-  const reply = await fetch(at(`v1/tasks/${task}`), { method: "POST", body: form, signal });
+  const reply = await call(`v1/tasks/${task}`, { method: "POST", body: form, signal });
   if (!reply.ok) throw await refusal(reply);
   yield { event: "opened", data: { id: `task-${reply.headers.get("x-request-id")}` } };
   yield* events(reply.body);

@@ -1,6 +1,6 @@
 """The OpenAPI document: what FastAPI cannot see because bodies are read by us, and errors as they really look."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,13 +14,18 @@ ABOUT = "One picture, every model, side by side: ask vision-language models toge
 REFERENCE = "#/components/schemas/{model}"
 ERRORS = {
     "400": "The request is wrong; `param` names the field.",
+    "401": "No API key, or one that is not known.",
     "404": "No such model, task or path.",
     "405": "The path does not take this method.",
+    "408": "The body did not arrive in time.",
     "413": "The body, its image or its video is too large.",
+    "429": "The key's share of requests is used up; Retry-After says for how long.",
+    "431": "The headers are too large.",
     "500": "A bug: the log knows more under the reply's x-request-id.",
     "503": "No model could answer; Retry-After says when to try again.",
 }
-BODY_ONLY = ("413", "503")
+BODY_ONLY = ("408", "413", "429", "503")
+KEYED = ("401", "429")
 
 
 def json_body(kind: type[BaseModel]) -> dict[str, Any]:
@@ -46,19 +51,24 @@ def events(kind: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def install(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
-    """Make `app` serve the document with these request bodies and our errors in it."""
+def install(app: FastAPI, bodies: Sequence[type[BaseModel]], unkeyed: Collection[str] | None = None) -> None:
+    """Make `app` serve the document with these request bodies and our errors in it.
+
+    unkeyed: the paths that need no key; None where there are no keys.
+    """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             seen = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            app.openapi_schema = _complete(seen, bodies)
+            app.openapi_schema = _complete(seen, bodies, unkeyed)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _complete(document: dict[str, Any], bodies: Sequence[type[BaseModel]]) -> dict[str, Any]:
+def _complete(
+    document: dict[str, Any], bodies: Sequence[type[BaseModel]], unkeyed: Collection[str] | None
+) -> dict[str, Any]:
     schemas = document["components"]["schemas"]
     kinds: list[type[BaseModel]] = [ErrorBody, *bodies]
     for kind in kinds:
@@ -67,18 +77,23 @@ def _complete(document: dict[str, Any], bodies: Sequence[type[BaseModel]]) -> di
         schemas[kind.__name__] = schema
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of a 422, which is never sent
         schemas.pop(name, None)
-    for path in document["paths"].values():
-        for operation in path.values():
-            _errors(operation)
+    if unkeyed is not None:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            keyed = unkeyed is not None and path not in unkeyed
+            if keyed:
+                operation["security"] = [{"key": []}]
+            _errors(operation, keyed)
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     return document
 
 
-def _errors(operation: dict[str, Any]) -> None:
+def _errors(operation: dict[str, Any], keyed: bool) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     for status, words in ERRORS.items():
-        if status in BODY_ONLY and "requestBody" not in operation:
+        if status in BODY_ONLY and "requestBody" not in operation or status in KEYED and not keyed:
             continue
         content = {"application/json": {"schema": {"$ref": REFERENCE.format(model=ErrorBody.__name__)}}}
         responses.setdefault(status, {"description": words, "content": content})

@@ -1,5 +1,6 @@
-"""The outermost layer: a request's id, its size, and how long it took."""
+"""The outermost layer: a request's id, its size, how long it takes to arrive, and how long it took."""
 
+import asyncio
 import random
 import re
 import time
@@ -7,34 +8,46 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import TooLarge
+from serve.errors import HeadTooLarge, TooLarge, TooSlow
+from serve.request_id import REQUEST_ID
+from serve.wire.limits import Limits
 from serve.wire.meters import Meters
 from serve.wire.refusals import reply
 
-MAX_BODY = 25 * 1024 * 1024
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,128}")
+RAYS_OWN = {
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"serve_multiplexed_model_id",
+    b"x-session-id",
+}
+"""Headers by which Ray Serve lets anybody switch off its timeouts and choose a replica. Nothing behind this layer sees
+them. At a port of our own no Ray comes before it; behind Serve's ingress its proxy has obeyed them already, so there
+whatever stands in front must take them away. Ray's fifth, x-request-id, is checked here."""
 
 
 class Edge:
-    """Gives each request an id, refuses bodies that are too large unread, counts and times replies.
+    """Gives each request an id, refuses what is too large unread and what is too slow, counts and times replies.
 
     A client's own `x-request-id` is kept where it is short and plain, so that one id runs through everyone's logs.
     """
 
-    def __init__(self, app: ASGIApp, meters: Meters, max_body: int = MAX_BODY) -> None:
+    def __init__(self, app: ASGIApp, meters: Meters, limits: Limits) -> None:
         self.app = app
         self.meters = meters
-        self.max_body = max_body
+        self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         began, status = time.perf_counter(), 500
+        size = self._enter(scope)
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+        request_id = given if REQUEST_ID_FORM.fullmatch(given) else f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = request_id
+        REQUEST_ID.set(request_id)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -45,26 +58,50 @@ class Edge:
 
         try:
             declared = headers.get("content-length", "0")
-            if declared.isdigit() and int(declared) > self.max_body:
+            if size > self.limits.head:
+                said = f"The request's headers are larger than {self.limits.head // 1024} KB."
+                await reply(HeadTooLarge(said))(scope, receive, send_with_id)
+            elif declared.isdigit() and int(declared) > self.limits.body:
                 await reply(self._too_large())(scope, receive, send_with_id)
             else:
                 await self.app(scope, self._counted(receive), send_with_id)
         finally:
             self.meters.request(scope, status, time.perf_counter() - began)
 
+    def _enter(self, scope: Scope) -> int:
+        """Takes Ray's headers away; gives the size of the head in bytes."""
+        size, kept = len(scope.get("raw_path") or b"") + len(scope.get("query_string", b"")), []
+        for pair in scope["headers"]:
+            size += len(pair[0]) + len(pair[1]) + 4
+            if pair[0] not in RAYS_OWN:
+                kept.append(pair)
+        scope["headers"] = kept
+        return size
+
     def _counted(self, receive: Receive) -> Receive:
-        """`receive` that gives up on a body that grows too large: not every body declares its length."""
-        size = 0
+        """`receive` that gives up on a body that grows too large, or does not come to its end: not every body declares
+        its length."""
+        size, whole = 0, False
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.limits.body_s
 
         async def counted() -> Message:
-            nonlocal size
-            message = await receive()
+            nonlocal size, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError:
+                said = f"The request did not arrive within {self.limits.body_s:g} s."
+                raise TooSlow(said) from None
+            whole = not message.get("more_body", False)
             size += len(message.get("body", b""))
-            if size > self.max_body:
+            if size > self.limits.body:
                 raise self._too_large()
             return message
 
         return counted
 
     def _too_large(self) -> TooLarge:
-        return TooLarge(f"The request is larger than {self.max_body / 2**20:g} MB.", code="request_too_large")
+        return TooLarge(f"The request is larger than {self.limits.body / 2**20:g} MB.", code="request_too_large")

@@ -12,10 +12,12 @@ from starlette.requests import Request as HttpRequest
 
 from serve.errors import BadRequest
 from serve.tasks.base import Request
-from serve.wire.edge import MAX_BODY
+from serve.wire.json_body import checked
+from serve.wire.limits import MAX_BODY
 from serve.wire.refusals import refusal
 
 MAX_FIELDS = 64
+MAX_WEIGHTS = 16_384  # characters
 SEPARATORS = re.compile(r"[;,]")
 LISTS = ("labels", "models")
 FILES = ("image", "video")
@@ -37,7 +39,7 @@ def phrases(text: str) -> list[str]:
 
 def _from_json(kind: type[Request], body: bytes) -> Request:
     try:
-        return kind.model_validate_json(body, strict=True)
+        return kind.model_validate_json(checked(body), strict=True)
     except ValidationError as error:
         raise refusal(error, _json(body)) from None
 
@@ -86,6 +88,6 @@ async def _upload(name: str, upload: UploadFile) -> bytes:
 
 def _weights(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text[:MAX_WEIGHTS])
     except (ValueError, RecursionError):
         raise BadRequest('weights must be JSON, such as {"toy-llava": 2}.', param="weights") from None

@@ -11,13 +11,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from serve.errors import BadRequest, NotFound, ServeError
+from serve.errors import BadRequest, NotFound, ServeError, TooSlow
+from serve.request_id import REQUEST_ID
 from serve.wire.client import ClientGone
 
 log = logging.getLogger(__name__)
 
 ECHO = 200
 """At most so many characters of what a client sent come back to it."""
+MAX_MESSAGE = 1000
+MAX_FAULTS = 1000
 RETRY_AFTER_S = 2
 """Clients such as openai-python retry these by themselves, at once where no Retry-After asks for patience."""
 LATER = (429, 503)
@@ -58,12 +61,25 @@ def reply(error: ServeError, headers: Mapping[str, str] | None = None) -> JSONRe
     """An error as its HTTP reply."""
     more = dict(headers or {})
     if error.status in LATER:
-        more["retry-after"] = str(RETRY_AFTER_S)
-    return JSONResponse(error.body(), error.status, more)
+        more.setdefault("retry-after", str(RETRY_AFTER_S))
+    if error.status == TooSlow.status:
+        more["connection"] = "close"  # what is still to come of it would be waited for as if it mattered
+    return JSONResponse(body(error), error.status, more)
+
+
+def body(error: ServeError) -> dict[str, dict[str, str | None]]:
+    """An error's JSON. OpenAI's shape has no place for the request's id but the message: there it stands where the
+    fault is ours, and somebody may have to look for it."""
+    told, request_id = error.body(), REQUEST_ID.get()
+    whose = f" (request {request_id})" if error.status >= 500 and request_id else ""
+    told["error"]["message"] = error.message[:MAX_MESSAGE] + whose
+    return told
 
 
 def refusal(error: ValidationError, given: Any) -> BadRequest:
     """What pydantic found wrong with `given`, as one error that names the field by its path in the request."""
+    if error.error_count() > MAX_FAULTS:  # to write them all down, only to tell of one, takes longer than the rest
+        return BadRequest(f"The request has {error.error_count()} faults.")
     return _refusal(error.errors(include_url=False, include_context=False, include_input=False), given)
 
 
@@ -147,7 +163,7 @@ async def _nobody(request: Request, error: Exception) -> Response:
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:
     """A bug: the log tells it whole, the client a neutral sentence and the id to ask about."""
-    name = request.scope.get("state", {}).get("request_id", "")
+    name = REQUEST_ID.get()
     log.error("request %s failed", name, exc_info=error)
     told = ServeError("The server failed unexpectedly.", code="internal_error")
     return reply(told, {"x-request-id": name} if name else None)

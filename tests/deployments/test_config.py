@@ -1,17 +1,23 @@
 """What is refused before anything is started, in sentences."""
 
 import io
+import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from served import listening, router
 
-from deployments import config, start
-from deployments.args import Args
+from deployments import config, progress, start
+from deployments.args import KEYS, Args, GatewayArgs
 from deployments.config import Refused
 from deployments.progress import Progress
+from serve.api import create_app
 from serve.models import MODELS
+from serve.wire.keys import made
+from serve.wire.limits import Limits
 
 HERE = Path(config.__file__).parent
 
@@ -109,8 +115,63 @@ def test_the_command_to_try_names_a_picture_that_is_there(monkeypatch: pytest.Mo
 
 def test_progress_says_each_step_once_where_nobody_looks_at_a_terminal() -> None:
     out = io.StringIO()
-    progress = Progress(["a", "b"], out)
+    shown = Progress(["a", "b"], out)
     for step in ("downloading 1 of 9 MiB", "downloading 2 of 9 MiB", "ready"):
-        progress.show({"a": step, "b": "no memory"}, {"a": "starting", "b": "failed"})
+        shown.show({"a": step, "b": "no memory"}, {"a": "starting", "b": "failed"})
     lines = [line.split("  ")[-1] for line in out.getvalue().splitlines()]
     assert lines == ["a: downloading 1 of 9 MiB", "b: FAILED: no memory", "a: ready"]
+
+
+def gateway(**given: Any) -> GatewayArgs:
+    return GatewayArgs.model_validate(given)
+
+
+def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEYS, raising=False)
+    assert gateway().access().keys is None and not gateway().asks_for_keys()
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\n{made('alice')[1]}\n")
+    monkeypatch.setenv(KEYS, "bob:b0b,carol:car0l")
+    access = gateway(keys_file=str(file), requests_per_minute=60, page="open").access()
+    assert access.keys is not None and sorted(access.keys.names) == ["alice", "bob", "carol"]
+    assert (access.per_minute, access.page, access.metrics) == (60, "open", "key")
+
+
+@pytest.mark.parametrize("value", ["", " , ", "alice", "a:1,a:2"])
+def test_keys_that_cannot_be_used_keep_the_door_shut(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEYS, value)
+    with pytest.raises(ValueError, match="API key"):
+        gateway().access()
+
+
+def test_a_keys_file_that_is_missing_stops_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEYS, raising=False)
+    args = {"models": ["toy-llava"], "gateway": {"keys_file": str(tmp_path / "none")}}
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.dump({"applications": [{"import_path": config.APP, "args": args}]}))
+    assert start.main(["--config", str(file)]) == 1
+    assert "The API keys cannot be used" in capsys.readouterr().err
+
+
+def test_shares_without_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEYS, raising=False)
+    with pytest.raises(ValueError, match="keys_file"):
+        gateway(requests_at_once=4).access()
+
+
+def test_the_gateway_holds_to_the_same_limits_by_default() -> None:
+    assert gateway().limits() == Limits()
+    assert gateway(max_body_mb=1, body_timeout_s=2, head_timeout_s=3).limits() == Limits(2**20, body_s=2, head_s=3)
+
+
+def test_progress_asks_with_its_own_key_where_one_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEYS, "alice:4lice")
+    key = start._own_key(config.of(["toy-llava"]))
+    assert key is not None and key not in os.environ[KEYS]
+    app = create_app(router(), access=gateway().access())
+    with listening(app) as url:
+        assert progress.ask(url, key)["status"] == "ready" and "models" not in progress.ask(url)
+    monkeypatch.delenv(KEYS)
+    assert start._own_key(config.of(["toy-llava"])) is None

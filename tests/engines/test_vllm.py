@@ -20,6 +20,7 @@ from serve.engines.base import Piece, Prompt, Sampling
 from serve.engines.vllm import VllmEngine
 from serve.errors import BadRequest, ModelError
 from serve.image import Image
+from serve.request_id import REQUEST_ID
 
 pytestmark = [
     pytest.mark.engine,
@@ -76,6 +77,20 @@ async def test_it_streams_with_a_log_probability_for_every_token(engine: VllmEng
     assert pieces[-1].prompt_tokens > 16  # the picture's own
 
 
+async def test_vllm_knows_a_request_by_its_id(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[str] = []
+    generate = engine._llm.generate
+
+    def watched(inputs: object, params: object, request_id: str, **more: object) -> object:
+        known.append(request_id)
+        return generate(inputs, params, request_id, **more)
+
+    monkeypatch.setattr(engine._llm, "generate", watched)
+    REQUEST_ID.set("the-one")
+    await asyncio.gather(*(speak(engine, ask(max_tokens=2)) for _ in range(2)))  # twice at once, as a fan-out may
+    assert len(set(known)) == 2 and all(name.startswith("the-one-") for name in known)
+
+
 async def test_many_at_once_say_what_each_would_say_alone(engine: VllmEngine) -> None:
     prompts = [
         Prompt(words, picture, Sampling(max_tokens=20, ignore_eos=True))
@@ -116,10 +131,19 @@ async def test_it_stops_at_a_stop_text_and_at_the_end_of_sequence(engine: VllmEn
         (ask("USER: <image>\nwhat is <image>? ASSISTANT:"), "invalid_value"),
         (Prompt("a picture: <image>", None), "invalid_value"),
         (ask(temperature=-1.0), "invalid_value"),
-        (ask(json_schema='{"type": "no such thing"}'), None),
+        (ask(json_schema='{"type": "no such thing"}'), "invalid_schema"),
+        (ask(json_schema='{"$ref": "#/nowhere"}'), "invalid_schema"),
         (ask(json_schema="not json"), None),
     ],
-    ids=["too long", "two image tokens", "image token without image", "temperature", "bad schema", "not json"],
+    ids=[
+        "too long",
+        "two image tokens",
+        "image token without image",
+        "temperature",
+        "bad schema",
+        "no schema",
+        "not json",
+    ],
 )
 async def test_what_cannot_be_said_is_refused_and_the_engine_lives(
     engine: VllmEngine, prompt: Prompt, code: str | None

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from serve.engines.base import Spoken
-from serve.errors import BadRequest
 from serve.image import Image
 from serve.models import MODELS
 from serve.models.base import Turn
@@ -78,13 +77,3 @@ def test_only_detection_pads_the_picture() -> None:
     assert prompt.image is not None and (prompt.image.width, prompt.image.height) == (100, 100)
     (found,) = model.skills["detect"].parse([Spoken("[0.10, 0.25, 0.50, 0.75]")], asked).boxes
     assert found.box == (10, 0, 50, 50)
-
-
-def test_no_words_bring_a_second_picture() -> None:
-    skills = MODELS["llava-v1.6-34b"].skills
-    with pytest.raises(BadRequest) as refused:
-        skills["vqa"].ask(VqaRequest(image=WIDE, question="<image> again"))
-    assert refused.value.param == "question"
-    with pytest.raises(BadRequest) as refused:
-        skills["detect"].ask(DetectRequest(image=WIDE, labels=["cat", "<image>"]))
-    assert refused.value.param == "labels"

@@ -3,7 +3,7 @@ import pytest
 from serve.errors import BadRequest
 from serve.models import MODELS
 from serve.models.base import Model, Turn
-from serve.models.turns import marked, ordered, unmarked
+from serve.models.turns import marked, ordered
 
 CONVERSING = [model for model in MODELS.values() if "chat" in model.skills and not model.card.toy]
 
@@ -21,8 +21,6 @@ def test_the_system_text_comes_apart() -> None:
         ([Turn("user", "a"), Turn("assistant", "b")], "messages"),
         ([Turn("user", "a"), Turn("system", "b"), Turn("user", "c")], "messages[1]"),
         ([Turn("system", "s")], "messages"),
-        ([Turn("user", "a"), Turn("assistant", "b"), Turn("user", "<image> c")], "messages[2]"),
-        ([Turn("user", "<video>", filmed=True)], "messages[0]"),
     ],
 )
 @pytest.mark.parametrize("model", CONVERSING, ids=lambda model: model.name)
@@ -36,10 +34,3 @@ def test_a_picture_stands_before_the_words() -> None:
     assert marked(Turn("user", "Why?", pictured=True)) == "<image>\nWhy?"
     assert marked(Turn("user", "Why?", filmed=True)) == "<video>\nWhy?"
     assert marked(Turn("user", "Why?")) == "Why?"
-
-
-def test_a_mark_in_the_words_is_refused_by_the_field_it_came_in() -> None:
-    assert unmarked("a < b", "question") == "a < b"
-    with pytest.raises(BadRequest, match="<image>") as refused:
-        unmarked("what is <image>?", "labels")
-    assert refused.value.param == "labels"

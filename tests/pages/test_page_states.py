@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Dialog, Page, Route, expect
 from served import LLAVA, PALIGEMMA, listening, router, served, until
 from visiting import answered, ask, column, pick, visit
 
@@ -18,6 +18,8 @@ from serve.api import create_app
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
 from serve.router import Router
+from serve.wire.guard import Access
+from serve.wire.keys import Keys
 from serve.worker import Worker
 
 pytestmark = pytest.mark.engine
@@ -238,3 +240,37 @@ def test_the_first_visit_weighs_under_100_kb_and_needs_no_model(page: Page) -> N
         page.goto("about:blank")
     assert any(name.endswith("app.js") for name in sizes) and sum(sizes.values()) < 100_000, sizes
     print(f"first visit: {sum(sizes.values())} bytes in {len(sizes)} files, the scene it shows apart")
+
+
+def test_a_server_with_keys_asks_for_one_once(page: Page) -> None:
+    asked: list[str] = []
+    answers = ["wrong", "4lice"]
+
+    def answer(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.accept(answers.pop(0))
+
+    page.on("dialog", answer)
+    app = create_app(router(), access=Access(keys=Keys(["alice:4lice"]), page="open"))
+    with visiting(page, app):
+        ask(page)
+        expect(page.locator("#merged.done")).to_be_visible()
+    assert len(asked) == 2 and "API key" in asked[0]
+
+
+def test_who_declines_is_not_asked_again(page: Page) -> None:
+    asked: list[str] = []
+
+    def decline(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", decline)
+    with listening(create_app(router(), access=Access(keys=Keys(["alice:4lice"]), page="open"))) as url:
+        page.goto(url)
+        expect(page.locator("#state")).to_contain_text("A valid API key is needed")
+        for _ in range(2):  # the page goes on trying
+            with page.expect_response("**/v1/models"):
+                pass
+        page.goto("about:blank")
+    assert len(asked) == 1

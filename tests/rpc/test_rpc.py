@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from serve.errors import BadRequest, ModelError
+from serve.request_id import REQUEST_ID
 from serve.rpc.connection import Connection
 from serve.rpc.frames import Garbled, Reader, encode
 from serve.rpc.server import Server
@@ -46,6 +47,9 @@ class Told:
     async def echo(self, thing: Any) -> AsyncGenerator[Any, None]:
         yield thing
 
+    async def whose(self) -> AsyncGenerator[str, None]:
+        yield REQUEST_ID.get()
+
     async def refuse(self) -> AsyncGenerator[int, None]:
         yield 1
         raise BadRequest("No.", param="image", code="invalid_image")
@@ -60,7 +64,7 @@ async def connected(told: Told, **options: Any) -> AsyncIterator[tuple[Server, C
     async def standing() -> str:
         return "well"
 
-    methods = {name: getattr(told, name) for name in ("count", "echo", "refuse", "stumble")}
+    methods = {name: getattr(told, name) for name in ("count", "echo", "refuse", "stumble", "whose")}
     server = Server(methods, standing, **options)
     port = await server.start("127.0.0.1")
     connection = await Connection.open("127.0.0.1", port, server.token)
@@ -217,3 +221,23 @@ async def _all(connection: Connection, most: int) -> list[int]:
 async def _until_cut(reader: asyncio.StreamReader) -> None:
     while await reader.read(1000):
         pass
+
+
+async def test_a_stream_knows_for_whom_it_works(caplog: pytest.LogCaptureFixture) -> None:
+    async with connected(Told()) as (_, connection):
+
+        async def ask(name: str) -> list[str]:
+            REQUEST_ID.set(name)
+            return [said async for said in connection.stream("whose")]
+
+        names = [f"id-{i}" for i in range(10)]
+        assert await asyncio.gather(*map(ask, names)) == [[name] for name in names]
+
+        async def stumble() -> None:
+            REQUEST_ID.set("the-one")
+            async for _ in connection.stream("stumble"):
+                pass
+
+        with pytest.raises(ModelError):
+            await asyncio.gather(stumble())
+    assert "request the-one: stumble failed" in caplog.text

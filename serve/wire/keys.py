@@ -1,0 +1,70 @@
+"""API keys: who may ask. Held as SHA-256 only; a key itself is seen when it is made and when it is presented."""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+HASHED = re.compile(r"sha256:([0-9a-f]{64})")
+KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]+")  # what stands in a header and in a list: ASCII, no blank, no comma
+
+
+class Keys:
+    """Named keys. Raises ValueError naming the entry, never the key, that cannot be one.
+
+    entries: `name:key` or `name:sha256:HEX`, one each.
+    """
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        self._digests: dict[str, bytes] = {}
+        for at, entry in enumerate(entries, start=1):
+            name, colon, key = entry.strip().partition(":")
+            if not NAME.fullmatch(name) or not colon:
+                raise ValueError(f"API key {at} is not of the form name:key or name:sha256:HEX.")
+            if name in self._digests:
+                raise ValueError(f"There are two API keys of the name {name}.")
+            hashed = HASHED.fullmatch(key)
+            if hashed is None and (key.startswith("sha256:") or not KEY.fullmatch(key)):
+                raise ValueError(
+                    f"The API key of {name} must be ASCII without blanks or commas, or sha256: and 64 digits."
+                )
+            self._digests[name] = bytes.fromhex(hashed[1]) if hashed else _digest(key.encode())
+        if not self._digests:
+            raise ValueError("API keys are asked for, but there is none.")
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._digests)
+
+    def owner(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """Whose key `Authorization: Bearer KEY` presents; None for no key, an unknown one, or two at once.
+
+        Every digest is compared, in constant time each: how long it takes says nothing of which came near.
+        """
+        given = [value for name, value in headers if name == b"authorization"]
+        scheme, _, key = (given[0] if len(given) == 1 else b"").partition(b" ")
+        presented, found = _digest(key.strip()), None
+        for name, digest in self._digests.items():
+            if hmac.compare_digest(presented, digest):
+                found = name
+        return found if scheme.lower() == b"bearer" else None
+
+
+def parsed(text: str) -> list[str]:
+    """The entries of a keys file, one a line, or of a variable, with commas between; # begins a comment's line."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    return [entry.strip() for line in lines for entry in line.split(",") if entry.strip()]
+
+
+def made(name: str) -> tuple[str, str]:
+    """A new key, and the entry that lets it in. Raises ValueError where the name cannot be one."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name[:200]!r} cannot be a key's name: letters, digits, dots, dashes, at most 64.")
+    key = f"diptych-{secrets.token_urlsafe(32)}"
+    return key, f"{name}:sha256:{_digest(key.encode()).hex()}"
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,185 @@
+"""Requests that never end, on real sockets: they cost a connection for a moment, and nobody else anything."""
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from served import LLAVA, Server, message, router
+
+from deployments.arriving import Arriving
+from serve.api import create_app
+from serve.engines.fake import FakeEngine
+from serve.wire.limits import Limits
+
+SHORT = Limits(body=200_000, head=20_000, body_s=0.3, head_s=0.3)
+START = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+PATIENCE_S = 15.0  # a machine that does ten other things
+
+
+def front(engine: FakeEngine | None = None, limits: Limits = SHORT) -> contextlib.AbstractContextManager[str]:
+    return fronting(create_app(router(engine), limits=limits), limits)
+
+
+@contextlib.contextmanager
+def fronting(app: Any, limits: Limits) -> Iterator[str]:
+    protocol: Any = partial(Arriving, limits=limits)
+    config = uvicorn.Config(app, http=protocol, ws="none", port=0, log_config=None, lifespan="off")
+    with Server(config).running() as address:
+        yield address
+
+
+def caller(address: str) -> socket.socket:
+    made = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=PATIENCE_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
+
+
+def heard(one: socket.socket) -> bytes:
+    """All until the other side ends it. Raises TimeoutError where it does not."""
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        while part := one.recv(65536):
+            said += part
+    return said
+
+
+def drip(one: socket.socket, part: bytes) -> bytes:
+    """Says `part` again and again, until the other side ends it."""
+    end = time.monotonic() + PATIENCE_S
+    one.settimeout(0.02)
+    said = b""
+    while time.monotonic() < end:
+        with contextlib.suppress(TimeoutError):
+            try:
+                one.sendall(part)
+                got = one.recv(65536)
+            except ConnectionError:
+                return said
+            if not got:
+                return said
+            said += got
+    raise AssertionError("it is still listened to")
+
+
+def told(said: bytes) -> tuple[int, str]:
+    head, _, body = said.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+@pytest.mark.parametrize("said", [b"", b"G", START, START + b"x-a: ", HEALTH[:-1]])
+def test_a_head_that_does_not_end_is_given_up(said: bytes) -> None:
+    with front() as address, caller(address) as one:
+        one.sendall(said)
+        assert heard(one) == b""
+
+
+def test_a_head_that_comes_a_byte_now_and_then_is_given_up() -> None:
+    with front() as address, caller(address) as one:
+        one.sendall(START)
+        assert drip(one, b"x") == b""
+
+
+def test_so_is_one_on_a_connection_that_was_used_before() -> None:
+    with front() as address, caller(address) as one:
+        one.sendall(HEALTH)
+        assert b"200 OK" in one.recv(65536)
+        assert drip(one, b"\r\n") == b""
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 1000\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n"])
+def test_a_body_that_does_not_end_is_told_so_and_given_up(framing: bytes) -> None:
+    with front() as address, caller(address) as one:
+        one.sendall(START + framing)
+        assert told(heard(one)) == (408, "request_timeout")
+
+
+def test_nobody_reads_on_for_ever_what_was_refused() -> None:
+    with front() as address, caller(address) as one:
+        one.sendall(START + b"content-length: 100000000\r\n\r\n")
+        said = drip(one, b"x")
+        assert told(said) == (413, "request_too_large")
+
+
+def test_a_body_without_end_is_cut() -> None:
+    with front(limits=Limits(body=200_000)) as address, caller(address) as one:
+        one.sendall(START + b"transfer-encoding: chunked\r\n\r\n")
+        assert told(drip(one, b"5000\r\n" + b"x" * 0x5000 + b"\r\n")) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize("head", [START + b"x-a: " + b"y" * 100_000, START + b"x-a: b\r\n" * 10_000])
+def test_a_large_head_is_refused_before_it_ends(head: bytes) -> None:
+    with front(limits=Limits(head=20_000, head_s=60)) as address, caller(address) as one:
+        with contextlib.suppress(ConnectionError):
+            one.sendall(head)
+        said = heard(one)
+        assert not said or told(said) == (431, "headers_too_large")  # what was not read takes the reply along
+
+
+def test_a_large_head_that_is_read_whole_is_told_so() -> None:
+    with front(limits=Limits(head=1000)) as address, caller(address) as one:
+        one.sendall(START + b"x-a: " + b"y" * 1500)
+        assert told(heard(one)) == (431, "headers_too_large")
+    with front(limits=Limits(head=1000)) as address:
+        assert httpx.get(f"{address}/health", headers={"x-a": "y" * 1500}).status_code == 431
+
+
+def test_what_is_not_http_is_told_so() -> None:
+    with front() as address, caller(address) as one:
+        one.sendall(b"\x16\x03\x01\x02\x00\x01")
+        assert told(heard(one)) == (400, "invalid_http")
+
+
+def test_headers_behind_a_body_are_nobodys() -> None:
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        seen.append(scope["headers"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    with fronting(app, SHORT) as address, caller(address) as one:
+        one.sendall(START + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n")
+        one.sendall(b"1\r\nx\r\n0\r\nauthorization: late\r\n\r\n")
+        assert b"200 OK" in heard(one)
+    assert [name for name, _ in seen[0]] == [b"host", b"transfer-encoding", b"connection"]
+
+
+def test_a_slow_reply_is_not_a_slow_request() -> None:
+    with front(FakeEngine("word " * 8, delay_s=0.1)) as address:
+        reply = httpx.post(f"{address}/v1/chat/completions", json={"model": LLAVA, "messages": [message()]}, timeout=20)
+        assert reply.status_code == 200
+
+
+def test_half_a_request_behind_one_that_is_answered_waits_for_its_end() -> None:
+    body = json.dumps({"model": LLAVA, "messages": [message()], "stream": True}).encode()
+    with front(FakeEngine("word " * 8, delay_s=0.1)) as address, caller(address) as one:
+        one.sendall(START + b"content-length: %d\r\n\r\n" % len(body) + body)
+        time.sleep(0.05)
+        one.sendall(b"GET")
+        said = b""
+        while b"[DONE]" not in said:
+            part = one.recv(65536)
+            assert part, said
+            said += part
+
+
+def test_many_that_idle_hold_up_nobody() -> None:
+    with front(limits=Limits(head_s=2.0)) as address, contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(caller(address)) for _ in range(100)]
+        for one in idle:
+            one.sendall(START)
+        with httpx.Client() as client:
+            for _ in range(20):
+                assert client.get(f"{address}/health").status_code == 200
+        for one in idle:
+            assert heard(one) == b""
