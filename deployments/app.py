@@ -15,8 +15,8 @@ from serve.api import create_app
 from serve.fetch.fetcher import Fetcher
 from serve.router import Router
 
-GRACE_S = 8
-"""Less than graceful_shutdown_timeout_s below."""
+LATE_S = 2.0
+"""So long after its drain_s Serve kills what has not ended by itself."""
 
 
 @ray.serve.ingress()
@@ -39,7 +39,9 @@ class Gateway:
             fetcher=Fetcher(gateway.images),
         )
         self.front = (
-            Front(self.served, listen.host, listen.port, GRACE_S, gateway.limits()) if listen is not None else None
+            Front(self.served, listen.host, listen.port, gateway.drain_s, gateway.limits())
+            if listen is not None
+            else None
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -50,8 +52,13 @@ class Gateway:
         """Asked by Serve where gateways are autoscaled: how many requests this one is answering."""
         return {autoscaling.ONGOING: float(self.front.answering() if self.front is not None else 0)}
 
+    async def drain(self) -> None:
+        """Asked when all gateways are to stop: refuse what is new, and finish what was begun, in at most drain_s."""
+        if self.front is not None:
+            await self.front.drain()
+
     async def __del__(self) -> None:
-        """Asked by Serve when it stops this gateway."""
+        """Asked by Serve when it stops this gateway: the others take what is new, at the same port."""
         if self.front is not None:
             await self.front.stop()
 
@@ -87,5 +94,5 @@ def _options(name: str, placed: Placed) -> dict[str, object]:
         "health_check_period_s": 1,
         "health_check_timeout_s": 30,
         "graceful_shutdown_wait_loop_s": 0.1,
-        "graceful_shutdown_timeout_s": 10,
+        "graceful_shutdown_timeout_s": placed.drain_s + LATE_S,
     }

@@ -29,6 +29,7 @@ class Placed(BaseModel):
 
     replicas: int = Field(default=1, ge=1)
     autoscaling: Scaling | None = Field(default=None, description="In place of `replicas`: as many as are needed.")
+    drain_s: float = Field(default=8, ge=0, description="What it has left to finish, once it is told to stop.")
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     resources: dict[str, float] = {}

@@ -2,26 +2,33 @@
 
 import asyncio
 import functools
+import math
 import socket
+import time
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from deployments.arriving import Arriving
+from serve.errors import Unavailable
 from serve.wire.limits import Limits
+from serve.wire.refusals import reply
 
 KEEP_ALIVE_S = 75  # longer than the minute for which load balancers keep idle connections
 BACKLOG = 2048
+LOOK_S = 0.05
 
 
 class Front:
     """Serves an app on one port, which several gateways of a machine may share: the kernel deals out connections."""
 
-    def __init__(self, app: FastAPI, host: str, port: int, grace_s: int, limits: Limits) -> None:
+    def __init__(self, app: FastAPI, host: str, port: int, drain_s: float, limits: Limits) -> None:
+        self._app, self._drain_s, self._leaving = app, drain_s, False
         protocol: Any = functools.partial(Arriving, limits=limits)  # uvicorn calls it, whatever it is declared to be
         config = uvicorn.Config(
-            app,
+            self._answer,
             http=protocol,
             ws="none",
             lifespan="off",
@@ -29,7 +36,7 @@ class Front:
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=grace_s,
+            timeout_graceful_shutdown=math.ceil(drain_s),
         )
         self._listening = _listen(host, port)
         self._server = uvicorn.Server(config)
@@ -39,10 +46,25 @@ class Front:
         """How many requests are being answered now."""
         return len(self._server.server_state.tasks)
 
+    async def drain(self) -> None:
+        """Refuse what is new, so that it is tried elsewhere or later, until what was begun is done; then stop."""
+        self._leaving = True
+        until = time.monotonic() + self._drain_s
+        while self.answering() and time.monotonic() < until:
+            await asyncio.sleep(LOOK_S)
+        await self.stop()
+
     async def stop(self) -> None:
-        """Take nothing new, and let what runs end within the grace."""
+        """Take nothing new, and let what runs end within drain_s."""
         self._server.should_exit = True
         await asyncio.gather(self._serving, return_exceptions=True)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._leaving and scope["type"] == "http":
+            leaving = Unavailable("The server is being stopped.", code="stopping")
+            await reply(leaving, {"connection": "close"})(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -20,9 +20,6 @@ from serve.worker import Status, Worker, joined
 
 log = logging.getLogger(__name__)
 
-DRAIN_S = 8.0
-"""Less than the deployment's graceful_shutdown_timeout_s, after which Serve kills."""
-
 
 class Replica:
     """The engine starts in the background, so that the replica can say what it is doing, or why it failed.
@@ -34,6 +31,7 @@ class Replica:
 
     def __init__(self, args: ModelArgs | OwnArgs, adapters: Sequence[LoraArgs] = ()) -> None:
         stay_inside()
+        self.drain_s = args.drain_s
         base = args.model()
         loras = [lora(adapter, base) for adapter in adapters]
         engine = _engine(args, base, loras, self._progress)
@@ -84,7 +82,7 @@ class Replica:
     async def __del__(self) -> None:
         """Asked by Serve when it stops this replica: no process of the engine stays behind."""
         self._starting.cancel()
-        await self.server.drain(DRAIN_S)
+        await self.server.drain(self.drain_s)
         await self.server.stop()
         await self.worker.engine.stop()
 

@@ -1,6 +1,7 @@
 """Starts Diptych on one machine: checks, Ray, the application, progress; then waits to be told to stop."""
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -21,10 +22,16 @@ from serve.wire.keys import made, parsed
 
 SCENES = HERE.parent / "serve" / "toy" / "scenes"
 QUESTION = "how many shapes are there?"
+LATE_S = 1.0
+"""So long after it should be done a drain is not waited for."""
 
 
 class Stopped(Exception):
-    """A signal asked us to stop."""
+    """A signal asked us to stop. gently: with what was begun finished first (SIGTERM), and not at once (Ctrl-C)."""
+
+    def __init__(self, gently: bool) -> None:
+        super().__init__()
+        self.gently = gently
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,11 +108,13 @@ def _check_port(host: str, port: int) -> None:
 
 def _serve(config: Config) -> int:
     stop = threading.Event()
+    draining = threading.Event()
 
     def told(number: int, _frame: object) -> None:
-        if not stop.is_set():
+        if not stop.is_set() or draining.is_set():
             stop.set()
-            raise Stopped
+            draining.clear()
+            raise Stopped(gently=number == signal.SIGTERM)
 
     models = config.args.built()
     names = list(models)
@@ -123,9 +132,15 @@ def _serve(config: Config) -> int:
             url = _run(config)
             states = progress.follow(url)
             _welcome(url, states, logs, toys=all(models[name].card.toy for name in names))
-            while not stop.wait(1.0):
-                reap()
-            return 0
+            try:
+                while True:
+                    stop.wait(1.0)
+                    reap()
+            except Stopped as stopped:
+                if stopped.gently:
+                    draining.set()
+                    _drain(config.args.gateway.drain_s)
+                raise
     except Refused as refused:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
@@ -159,6 +174,17 @@ def _run(config: Config) -> str:
     ray.serve.run(application, name="diptych", route_prefix="/", logging_config=config.logging)
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     return f"http://{host}:{config.port}"
+
+
+def _drain(seconds: float) -> None:
+    """Have every gateway finish what it has begun; a second signal breaks it off."""
+    import ray.exceptions
+    import ray.serve
+
+    print(f"\nFinishing what was begun, for at most {seconds:g} s.", flush=True)
+    gateways = ray.serve.get_deployment_handle("gateway", "diptych")
+    with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+        gateways.broadcast("drain").results(timeout_s=seconds + LATE_S)
 
 
 def _welcome(url: str, states: dict[str, str], logs: Path, *, toys: bool) -> None:

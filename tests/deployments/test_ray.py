@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,24 @@ def test_a_second_diptych_does_not_disturb_the_first(rehearsal: Running, tmp_pat
     assert second.interrupt() == 0
     assert not second.left()
     assert rehearsal.state("toy-llava") == "ready"
+
+
+def test_told_to_stop_it_finishes_what_was_begun_and_refuses_what_is_new(tmp_path: Path) -> None:
+    model = {"name": "toy-llava", "simulate": {"replies": "word " * 40, "delay_s": 0.1}}
+    running = Running("--config", config(tmp_path, [model])).wait_for("Diptych is ready")
+    body = {"image": URL, "question": "what?", "max_tokens": 40}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        begun = [pool.submit(httpx.post, f"{running.url}/v1/tasks/vqa", json=body, timeout=60) for _ in range(8)]
+        time.sleep(1)
+        running.process.send_signal(signal.SIGTERM)
+        assert until(lambda: "Finishing what was begun" in running.said(), 10)
+        late = []
+        while not late or late[-1].status_code == 200:  # it takes a moment to come to the gateway
+            late.append(httpx.post(f"{running.url}/v1/tasks/vqa", json=body, timeout=60))
+        assert (late[-1].status_code, late[-1].json()["error"]["code"]) == (503, "stopping")
+        assert int(late[-1].headers["retry-after"]) > 0
+        assert [reply.result().json()["merged"]["result"]["answer"][:4] for reply in begun] == ["word"] * 8
+    assert running.process.wait(60) == 0 and not running.left()
 
 
 def test_interrupted_while_it_starts_it_leaves_nothing(tmp_path: Path) -> None:
