@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev bench bench-fan-out screenshots lock clean
+.PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats
+.PHONY: screenshots lock clean
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -30,9 +31,30 @@ install-dev:
 bench: install-dev
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
+# environments of their own for what the benchmark compares with: their requirements quarrel with ours
+OTHERS := build/others
+bench-others: install-dev
+	$(PYTHON) -m venv $(OTHERS)/litellm
+	$(OTHERS)/litellm/bin/pip install --quiet 'litellm[proxy]'
+	$(PYTHON) -m venv $(OTHERS)/rayllm
+	echo $(CURDIR)/.venv/lib/python3*/site-packages > $$(echo $(OTHERS)/rayllm/lib/python3*/site-packages)/ours.pth
+	$(OTHERS)/rayllm/bin/pip install --quiet --no-deps pyarrow pandas python-dateutil pytz smart_open wrapt fsspec jsonref
+
 # what a fan-out adds to its slowest model, with simulated engines
 bench-fan-out: install-dev
 	$(BIN)/python -m loadtest.fan_out $(ARGS)
+
+# many simulated models with many replicas on pretended GPUs
+bench-scale: install-dev
+	$(BIN)/python -m loadtest.scale $(ARGS)
+
+# several questions about each picture to two replicas: kept to the one that knows it, or spread
+bench-repeats: install-dev
+	$(BIN)/python -m loadtest.repeats $(ARGS)
+
+# users on a running server for a minute, into build/loadtest/report.html; ARGS: loadtest/README.md
+loadtest: install-dev
+	$(BIN)/python -m locust --config loadtest/locust.conf --host $(or $(URL),http://127.0.0.1:8000) $(ARGS)
 
 # every state of the page at three widths, light and dark, into build/screenshots; the README's pictures too
 screenshots: install-dev

@@ -4,6 +4,7 @@ import ray.serve
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
+from deployments import autoscaling
 from deployments.args import Args, LoraArgs, Placed
 from deployments.front import Front
 from deployments.machine import stay_inside
@@ -11,6 +12,7 @@ from deployments.pool import Pool
 from deployments.remote import Remote
 from deployments.replica import Replica
 from serve.api import create_app
+from serve.fetch.fetcher import Fetcher
 from serve.router import Router
 
 GRACE_S = 8
@@ -26,10 +28,16 @@ class Gateway:
         stay_inside()
         bases = {entry.name: entry.base for entry in args.models if isinstance(entry, LoraArgs)}
         models, engines = args.built(), args.engines()
-        pools = {name: Pool(handle, engines[name].max_ongoing_requests) for name, handle in handles.items()}
+        pools = {name: Pool(handle, engines[name]) for name, handle in handles.items()}
         router = Router([Remote(model, pools[bases.get(name, name)]) for name, model in models.items()])
         gateway, listen = args.gateway, args.gateway.listen
-        self.served = create_app(router, limits=gateway.limits(), access=gateway.access(), origins=gateway.cors)
+        self.served = create_app(
+            router,
+            limits=gateway.limits(),
+            access=gateway.access(),
+            origins=gateway.cors,
+            fetcher=Fetcher(gateway.images),
+        )
         self.front = (
             Front(self.served, listen.host, listen.port, GRACE_S, gateway.limits()) if listen is not None else None
         )
@@ -37,6 +45,10 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """For Serve's own ingress, where there is one."""
         return self.served
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve where gateways are autoscaled: how many requests this one is answering."""
+        return {autoscaling.ONGOING: float(self.front.answering() if self.front is not None else 0)}
 
     async def __del__(self) -> None:
         """Asked by Serve when it stops this gateway."""
@@ -58,7 +70,9 @@ def build(args: Args) -> ray.serve.Application:
 
 def _options(name: str, placed: Placed) -> dict[str, object]:
     count: dict[str, object] = (
-        {"num_replicas": placed.replicas} if placed.autoscaling is None else {"autoscaling_config": placed.autoscaling}
+        {"num_replicas": placed.replicas}
+        if placed.autoscaling is None
+        else {"autoscaling_config": placed.autoscaling.config()}
     )
     return {
         **count,

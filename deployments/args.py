@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from deployments.autoscaling import Scaling
 from serve.engines.config_check import kind
+from serve.fetch.policy import Policy
 from serve.models import MODELS
 from serve.models.base import Checkpoint, Model
 from serve.models.own import Lora, Own, lora, own
@@ -26,21 +28,35 @@ class Placed(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     replicas: int = Field(default=1, ge=1)
-    autoscaling: dict[str, Any] | None = Field(default=None, description="Serve's autoscaling_config, for `replicas`.")
+    autoscaling: Scaling | None = Field(default=None, description="In place of `replicas`: as many as are needed.")
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     resources: dict[str, float] = {}
-    max_ongoing_requests: int = Field(default=1000, ge=1, description="vLLM queues by itself; beyond this Serve does.")
+    max_ongoing_requests: int = Field(
+        default=1000, ge=1, description="Requests of one gateway in one replica, running and queued; beyond: refused."
+    )
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether its last copy ends where nobody asks."""
+        return self.autoscaling is not None and self.autoscaling.min_replicas == 0
+
+    @property
+    def most(self) -> int:
+        """The number of copies at its highest."""
+        return self.replicas if self.autoscaling is None else self.autoscaling.max_replicas
 
 
 class Engined(Placed):
     """A model with an engine of its own.
 
-    engine: vLLM arguments of this place, which win over the family's. simulate: FakeEngine's arguments; the model then
+    engine: vLLM arguments of this place, which win over the family's. keeps_pictures: of several replicas, the same one
+    gets all questions about a picture, as long as it is not crowded. simulate: FakeEngine's arguments; the model then
     speaks without weights, for rehearsing a cluster.
     """
 
     engine: dict[str, Any] = {}
+    keeps_pictures: bool = True
     simulate: dict[str, Any] | None = None
 
 
@@ -112,6 +128,7 @@ class GatewayArgs(Placed):
     """The front: no torch, no engine, little memory. How it is kept from strangers: README.md, "Security"."""
 
     num_cpus: float = Field(default=0.5, ge=0)
+    images: Policy = Field(default=Policy(), description="Which pictures it fetches by their URLs.")
     listen: Listen | None = Field(default=None, description="A port past Serve's own ingress, whose proxy costs time.")
     max_body_mb: int = Field(default=MAX_BODY // 2**20, ge=1, description="The largest request that is read.")
     body_timeout_s: float = Field(default=Limits.body_s, gt=0, description="In which a request's body must arrive.")
@@ -182,6 +199,13 @@ class Args(BaseModel):
     def engines(self) -> dict[str, "ModelArgs | OwnArgs"]:
         """The models with an engine of their own, by name."""
         return {entry.name: entry for entry in self.models if not isinstance(entry, LoraArgs)}
+
+    def simulated_gpus(self) -> float | None:
+        """GPUs that nothing real asks for: where all engines are simulated, so are their GPUs. None: real ones."""
+        engines = list(self.engines().values())
+        if any(one.simulate is None for one in engines):
+            return None
+        return sum(one.num_gpus * one.most for one in engines)
 
     def adapters(self, base: str) -> list[LoraArgs]:
         """The LoRA adapters that share this base's engine."""

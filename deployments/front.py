@@ -35,6 +35,10 @@ class Front:
         self._server = uvicorn.Server(config)
         self._serving = asyncio.get_running_loop().create_task(self._server.serve([self._listening]))
 
+    def answering(self) -> int:
+        """How many requests are being answered now."""
+        return len(self._server.server_state.tasks)
+
     async def stop(self) -> None:
         """Take nothing new, and let what runs end within the grace."""
         self._server.should_exit = True

@@ -6,6 +6,7 @@ listens on all interfaces. The three knobs for that exist, but `ray.init` does n
 
 import contextlib
 import ctypes
+import math
 import os
 import secrets
 import shutil
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from serve.engines import process_tree
+
 LOOPBACK = "127.0.0.1"
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -29,6 +32,7 @@ ENVIRONMENT = {
     # One event loop in each process: our code does not block it, and hops between threads cost a tenth of a request.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
+    "RAY_worker_niceness": "0",  # Ray's 15 lets anything else on the machine go before the models
     # What follows looks less often at what one machine alone has no use for: 107 -> 85 ms of CPU a second when idle.
     "RAY_raylet_report_resources_period_milliseconds": "1000",
     "RAY_report_worker_backlog_interval_ms": "10000",
@@ -47,10 +51,11 @@ OBJECTS = 80 * 2**20  # requests go as arguments, not through the object store; 
 
 
 @contextlib.contextmanager
-def machine(num_cpus: float) -> Iterator[Path]:
+def machine(num_cpus: float, num_gpus: float | None = None) -> Iterator[Path]:
     """Ray, for as long as the block runs. Gives the folder of its logs.
 
-    num_cpus: what the deployments ask for together; logical, so that a small machine places them all.
+    num_cpus: what the deployments ask for together; logical, so that a small machine places them all. num_gpus: how
+    many to pretend, for simulated engines; those that Ray finds when left out.
     """
     os.environ.update(ENVIRONMENT)
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # no other user of this machine gets in
@@ -58,7 +63,7 @@ def machine(num_cpus: float) -> Iterator[Path]:
     others = descendants()
     folder = Path(tempfile.mkdtemp(prefix="diptych-", dir="/tmp"))  # its sockets' paths must stay short
     try:
-        _start(folder, num_cpus)
+        _start(folder, num_cpus, num_gpus)
         yield folder / "session_latest" / "logs"
     finally:
         _stop(others)
@@ -78,7 +83,7 @@ def stay_inside() -> None:
         replica.add_port_to_grpc_server = lambda server, at: offer(server, at.replace("[::]", LOOPBACK))
 
 
-def _start(folder: Path, num_cpus: float) -> None:
+def _start(folder: Path, num_cpus: float, num_gpus: float | None) -> None:
     import ray
     import ray._private.node
 
@@ -96,7 +101,8 @@ def _start(folder: Path, num_cpus: float) -> None:
     with patch.object(ray._private.node, "Node", _Node):
         ray.init(
             address="local",
-            num_cpus=max(1, int(num_cpus + 0.999)),
+            num_cpus=max(1, math.ceil(num_cpus)),
+            num_gpus=None if num_gpus is None else math.ceil(num_gpus),
             object_store_memory=OBJECTS,
             include_dashboard=False,
             log_to_driver=False,
@@ -140,9 +146,4 @@ def reap() -> None:
 
 def descendants(others: Sequence[int] = ()) -> list[int]:
     """Every process that comes from this one, `others` and theirs left out."""
-    found = [os.getpid()]
-    for process in found:
-        for children in Path(f"/proc/{process}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found.extend(child for child in map(int, children.read_text().split()) if child not in others)
-    return found[1:]
+    return process_tree.descendants([os.getpid()], others)[1:]

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from serve.worker import ASLEEP
+
 EVERY_S = 0.5
 REMIND_S = 30.0
 COUNTS = re.compile(r"\d+")  # a download that has come further is no news, until REMIND_S
@@ -27,14 +29,14 @@ class Progress:
     key: str | None = None
 
     def follow(self, url: str) -> dict[str, str]:
-        """Every model's state, when none is starting any more."""
+        """Every model's state, when none is starting any more but those that sleep."""
         while True:
             found = ask(url, self.key)
             states: dict[str, str] = found.get("models", {})
             details: dict[str, dict[str, Any]] = found.get("details", {})
             steps = {name: details.get(name, {}).get("step", states.get(name, "starting")) for name in self.models}
             self.show(steps, states)
-            if states and "starting" not in states.values():
+            if states and all(state != "starting" or steps[name] == ASLEEP for name, state in states.items()):
                 return states
             time.sleep(EVERY_S)
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncGenerator
 
-from deployments.pool import Pool
+from deployments.pool import Errand, Pool
 from serve.engines.base import Piece, Prompt
 from serve.models.base import Model
 from serve.tasks.base import Delta, Reply, Request
@@ -24,16 +24,20 @@ class Remote:
 
     async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """The replica's events."""
-        pace_s = PACE_S if request.stream else SLOW_PACE_S
-        name = self.model.name
-        async with contextlib.aclosing(self._pool.stream(name, "answer", task, request, name, pace_s=pace_s)) as events:
+        name, pace_s = self.model.name, PACE_S if request.stream else SLOW_PACE_S
+        said = getattr(request, "question", None), tuple(getattr(request, "labels", ()))
+        errand = Errand(request.image.digest, request.priority == "batch", (task, *said))
+        events = self._pool.stream(name, errand, "answer", task, request, name, pace_s=pace_s)
+        async with contextlib.aclosing(events):
             async for event in events:
                 yield event
 
     async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """The replica's pieces."""
         name = self.model.name
-        async with contextlib.aclosing(self._pool.stream(name, "speak", prompt, name, pace_s=PACE_S)) as pieces:
+        errand = Errand(None if prompt.image is None else prompt.image.digest, prompt.batch, prompt.text)
+        pieces = self._pool.stream(name, errand, "speak", prompt, name, pace_s=PACE_S)
+        async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece
 

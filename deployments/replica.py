@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+from deployments import autoscaling
 from deployments.address import Address
 from deployments.args import LoraArgs, ModelArgs, OwnArgs
 from deployments.machine import stay_inside
@@ -65,6 +66,10 @@ class Replica:
     async def busy(self) -> int:
         """How many answers are being spoken now."""
         return self.server.answering()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve where this model is autoscaled."""
+        return {autoscaling.ONGOING: float(self.server.answering())}
 
     async def check_health(self) -> None:
         """Asked by Serve. Raises when an engine that was ready is dead."""

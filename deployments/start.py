@@ -112,10 +112,11 @@ def _serve(config: Config) -> int:
     progress = Progress(names, key=_own_key(config))
     print(f"Starting {' and '.join(names)}. Ctrl-C stops everything.", flush=True)
     try:
-        wanted = config.args.gateway.num_cpus + sum(m.num_cpus * m.replicas for m in config.args.engines().values())
+        placed = [config.args.gateway, *config.args.engines().values()]
+        wanted = sum(one.num_cpus * one.most for one in placed)
         signal.signal(signal.SIGTERM, told)
         signal.signal(signal.SIGINT, told)
-        with machine(wanted) as logs:
+        with machine(wanted, config.args.simulated_gpus()) as logs:
             signal.signal(signal.SIGTERM, told)  # ray.init put its own in this place
             signal.signal(signal.SIGINT, told)
             progress.say("Ray is up; starting a process for the front and one for each model")
@@ -143,7 +144,7 @@ def _run(config: Config) -> str:
     from deployments.app import build
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    wanted = sum(model.num_gpus * model.replicas for model in config.args.engines().values())
+    wanted = sum(model.num_gpus * model.most for model in config.args.engines().values())
     have = ray.cluster_resources().get("GPU", 0)
     if wanted > have:
         raise Refused(

@@ -15,10 +15,10 @@ from pathlib import Path
 import uvloop
 
 from loadtest import curves, tables
+from loadtest.alone import alone
 from loadtest.block import Block, Case, measure
-from loadtest.sides import MODEL, SORTS, Refused, Side, answers, running
+from loadtest.sides import MODEL, SORTS, Refused, Side, running
 
-SETTLE_S = 30.0
 COUNTS = {1: 40, 8: 160, 32: 320, 128: 512}
 """Requests of a block, by clients: some seconds of work on two cores."""
 
@@ -40,7 +40,7 @@ def main() -> int:
                 order = sides[at % len(sides) :] + sides[: at % len(sides)]
                 for case in _cases(options):
                     for side in order:
-                        with _alone(side, sides):
+                        with alone(side, sides):
                             blocks.append(uvloop.run(measure(side, case, at)))
                             print(tables.line(blocks[-1]), flush=True)
     except Refused as refused:
@@ -94,28 +94,6 @@ def _all(keys: Sequence[str]) -> Iterator[list[Side]]:
             sides[key] = stack.enter_context(running(SORTS[key], sides.get(SORTS[key].before or "")))
             print(f"  answers after {time.monotonic() - began:.0f} s", flush=True)
         yield list(sides.values())
-
-
-@contextlib.contextmanager
-def _alone(side: Side, sides: Sequence[Side]) -> Iterator[None]:
-    """The others are stopped where they stand, so that their idle work takes nothing from the one that is measured."""
-    needed = {side.key, SORTS[side.key].before}
-    still = [other for other in sides if other.key not in needed]
-    for other in still:
-        other.tree.hold(True)
-    until = time.monotonic() + SETTLE_S
-    good = 0
-    while good < 8:  # it was stopped itself, and its parts find each other again
-        good = good + 1 if answers(side) is None else 0
-        if time.monotonic() > until:
-            raise Refused(f"{side.name} answers no more; its log: {side.log}")
-        if not good:
-            time.sleep(0.2)
-    try:
-        yield
-    finally:
-        for other in still:
-            other.tree.hold(False)
 
 
 def _about() -> dict[str, object]:

@@ -76,12 +76,12 @@ async def measure(side: Side, case: Case, at: int) -> Block:
         case=case,
         round=at,
         rate=(len(seen) - len(errors)) / seconds,
-        first=_percentile([one.first for one in good], 50),
-        first_p95=_percentile([one.first for one in good], 95),
-        latency=_percentile([one.seconds for one in good], 50),
-        latency_p95=_percentile([one.seconds for one in good], 95),
-        gap=_percentile(gaps, 50),
-        gap_p95=_percentile(gaps, 95),
+        first=percentile([one.first for one in good], 50),
+        first_p95=percentile([one.first for one in good], 95),
+        latency=percentile([one.seconds for one in good], 50),
+        latency_p95=percentile([one.seconds for one in good], 95),
+        gap=percentile(gaps, 50),
+        gap_p95=percentile(gaps, 95),
         cpu={role: 1000 * used / len(seen) for role, used in spent.items()},
         memory_mb=side.memory(),
         errors=len(errors),
@@ -91,7 +91,7 @@ async def measure(side: Side, case: Case, at: int) -> Block:
     )
 
 
-def _percentile(seconds: Sequence[float], percent: int) -> float:
+def percentile(seconds: Sequence[float], percent: int) -> float:
     """In milliseconds; 0 where there is none."""
     ranked = sorted(seconds)
     return 1000 * ranked[min(len(ranked) - 1, len(ranked) * percent // 100)] if ranked else 0.0

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from serve.toy import world
+
 QUESTION = "what is in the picture?"
 SIDES = {"1x": (224, 224), "12mp": (4000, 3000)}  # width, height; a phone's picture is the second
 QUALITY = 88
@@ -20,16 +22,30 @@ def pictures(size: str, seed: int) -> Iterator[bytes]:
     Large soft shapes with a little noise: about 8 KB at 224 x 224 and 1.5 MB at 12 megapixels, as photographs are.
     """
     random = np.random.default_rng(seed)
-    width, height = SIDES[size]
     while True:
         soft = PIL.Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        pixels = np.asarray(soft.resize((width, height), PIL.Image.Resampling.BILINEAR), dtype=np.int16)
-        grain = random.integers(-6, 7, (min(height, 500), min(width, 500), 1), dtype=np.int16)
-        tiles = -(-height // grain.shape[0]), -(-width // grain.shape[1]), 1
-        grain = np.tile(grain, tiles)[:height, :width]
-        out = io.BytesIO()
-        PIL.Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=QUALITY)
-        yield out.getvalue()
+        yield _jpeg(soft.resize(SIDES[size], PIL.Image.Resampling.BILINEAR), random)
+
+
+def scenes(size: str, seed: int) -> Iterator[tuple[bytes, list[str]]]:
+    """The same with something to find: the toys' drawn scenes, each with the names of its shapes."""
+    random = np.random.default_rng(seed)
+    while True:
+        scene = world.scene(int(random.integers(2**31)))
+        scale = min(side / own for side, own in zip(SIDES[size], scene.size, strict=True))
+        yield _jpeg(world.draw(scene, scale), random), [shape.name for shape in scene.shapes]
+
+
+def _jpeg(picture: PIL.Image.Image, random: np.random.Generator) -> bytes:
+    """With grain, as a camera adds it: no two are the same, and the file is as large as a photograph's."""
+    pixels = np.asarray(picture, dtype=np.int16)
+    height, width = pixels.shape[:2]
+    grain = random.integers(-6, 7, (min(height, 500), min(width, 500), 1), dtype=np.int16)
+    tiles = -(-height // grain.shape[0]), -(-width // grain.shape[1]), 1
+    grain = np.tile(grain, tiles)[:height, :width]
+    out = io.BytesIO()
+    PIL.Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=QUALITY)
+    return out.getvalue()
 
 
 def bodies(model: str, size: str, count: int, *, tokens: int, stream: bool, seed: int, repeat: int = 0) -> list[bytes]:
@@ -42,18 +58,21 @@ def bodies(model: str, size: str, count: int, *, tokens: int, stream: bool, seed
     return [body(model, drawn[at % len(drawn)], tokens=tokens, stream=stream) for at in range(count)]
 
 
-def body(model: str, picture: bytes, *, tokens: int, stream: bool) -> bytes:
-    """One request, as any OpenAI client sends it."""
-    url = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+def body(model: str, picture: bytes, *, stream: bool, text: str = QUESTION, tokens: int = 0) -> bytes:
+    """One request, as any OpenAI client sends it. tokens: 0 leaves the reply's length to the model."""
+    content = [{"type": "image_url", "image_url": {"url": data_url(picture)}}, {"type": "text", "text": text}]
     asked: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": content}],
-        "max_tokens": tokens,
         "temperature": 0,
-        "ignore_eos": True,
         "stream": stream,
     }
+    if tokens:
+        asked |= {"max_tokens": tokens, "ignore_eos": True}
     if stream:
         asked["stream_options"] = {"include_usage": True}
     return json.dumps(asked).encode()
+
+
+def data_url(picture: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(picture).decode()

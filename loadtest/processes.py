@@ -7,7 +7,8 @@ import signal
 from collections import defaultdict
 from pathlib import Path
 
-TICK = os.sysconf("SC_CLK_TCK")
+from serve.engines.process_tree import cpu_seconds, descendants
+
 ROLES = (  # the first that is found in the command line names the process
     ("engine", re.compile(r"EngineCore|VLLM::Worker|VllmWorker")),
     ("gateway", re.compile(r"ServeReplica:[^:]*:(gateway|OpenAiIngress)")),
@@ -26,11 +27,14 @@ class Tree:
         self.front = front
 
     def all(self) -> list[int]:
-        found = [self.root]
-        for process in found:
-            for children in Path(f"/proc/{process}/task").glob("*/children"):
-                with contextlib.suppress(OSError):
-                    found.extend(map(int, children.read_text().split()))
+        return descendants([self.root])
+
+    def lines(self) -> list[str]:
+        """Every process's command line."""
+        found = []
+        for process in self.all():
+            with contextlib.suppress(OSError):
+                found.append(_line(process))
         return found
 
     def cpu(self) -> dict[str, float]:
@@ -38,8 +42,7 @@ class Tree:
         spent: defaultdict[str, float] = defaultdict(float)
         for process in self.all():
             with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-                spent[self._role(process)] += (int(fields[11]) + int(fields[12])) / TICK
+                spent[self._role(process)] += cpu_seconds(process)
         return dict(spent)
 
     def memory(self) -> dict[str, float]:

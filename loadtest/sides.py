@@ -23,6 +23,7 @@ from serve.models import MODELS
 
 MODEL = "toy-llava"
 HERE = Path(__file__).parent
+OTHERS = HERE.parent / "build" / "others"
 START_S = 300.0
 
 
@@ -98,7 +99,7 @@ def _diptych(port: int, folder: Path) -> list[str]:
 def _ray_llm(port: int, folder: Path) -> list[str]:
     given = folder / "engine.json"
     given.write_text(json.dumps(engine_arguments()))
-    return [_interpreter("RAY_LLM_PYTHON"), str(HERE / "ray_llm.py"), str(port), str(given)]
+    return [_interpreter("rayllm"), str(HERE / "ray_llm.py"), str(port), str(given)]
 
 
 def _litellm(port: int, folder: Path) -> list[str]:
@@ -108,19 +109,20 @@ def _litellm(port: int, folder: Path) -> list[str]:
     alone = {"dangerously_permit_weak_or_unset_master_key": True}  # it starts with no key on loopback only when told so
     models = [{"model_name": MODEL, "litellm_params": entry}]
     config.write_text(json.dumps({"model_list": models, "general_settings": alone}))
-    program = str(Path(_interpreter("LITELLM_PYTHON")).with_name("litellm"))
+    program = str(Path(_interpreter("litellm")).with_name("litellm"))
     return [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
 
 
-def _interpreter(variable: str) -> str:
-    return os.environ.get(variable, "")
+def _interpreter(name: str) -> str:
+    """The Python of an environment of its own; where another is wanted, LITELLM_PYTHON and RAYLLM_PYTHON name it."""
+    return os.environ.get(f"{name.upper()}_PYTHON") or str(OTHERS / name / "bin" / "python")
 
 
-def _needs(variable: str) -> Callable[[], str | None]:
-    """Why a side cannot run here: an environment of its own is not named, or is not there."""
+def _needs(name: str) -> Callable[[], str | None]:
+    """Why a side cannot run here: its environment is not there."""
 
     def missing() -> str | None:
-        return None if shutil.which(_interpreter(variable)) else f"{variable} names no Python (see loadtest/README.md)"
+        return None if shutil.which(_interpreter(name)) else "its environment is not there: make bench-others"
 
     return missing
 
@@ -130,8 +132,8 @@ SORTS = {
     for sort in (
         Sort("A", "vLLM's own server", "server", _vllm),
         Sort("B", "Diptych", "driver", _diptych),
-        Sort("C", "ray.serve.llm", "driver", _ray_llm, missing=_needs("RAY_LLM_PYTHON")),
-        Sort("D", "LiteLLM before A", "litellm", _litellm, before="A", missing=_needs("LITELLM_PYTHON")),
+        Sort("C", "ray.serve.llm", "driver", _ray_llm, missing=_needs("rayllm")),
+        Sort("D", "LiteLLM before A", "litellm", _litellm, before="A", missing=_needs("litellm")),
     )
 }
 

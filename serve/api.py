@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from serve import catalog, chat_completions, pages
 from serve.engines.base import State
 from serve.errors import BadRequest, NotFound
+from serve.fetch.fetcher import Fetcher
 from serve.models.base import Model
 from serve.router import Router
 from serve.tasks import TASKS
@@ -23,6 +24,7 @@ from serve.wire.guard import Access, Guard
 from serve.wire.limits import Limits
 from serve.wire.meters import Meters
 from serve.wire.model_list import ModelEntry, ModelList, model_list
+from serve.wire.pictures import Pictures
 
 LIMITS = Limits()
 OPEN = Access()
@@ -50,7 +52,12 @@ class Readiness(BaseModel):
 
 
 def create_app(
-    router: Router, *, limits: Limits = LIMITS, access: Access = OPEN, origins: Sequence[str] = ()
+    router: Router,
+    *,
+    limits: Limits = LIMITS,
+    access: Access = OPEN,
+    origins: Sequence[str] = (),
+    fetcher: Fetcher | None = None,
 ) -> FastAPI:
     """The whole HTTP side over one router. Each app counts for itself: its metrics are in no global registry.
 
@@ -58,7 +65,7 @@ def create_app(
     """
     app = FastAPI(title="Diptych", version=document.VERSION, description=document.ABOUT, docs_url=None, redoc_url=None)
     meters = Meters()
-    fan_out = FanOut(router, meters)
+    fan_out = FanOut(router, meters, Pictures(fetcher or Fetcher()))
     app.add_middleware(Guard, access=access)  # the last one added stands outermost
     if origins:
         _let_browsers_call(app, origins)

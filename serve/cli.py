@@ -82,7 +82,9 @@ def _serve_options(serve: argparse.ArgumentParser) -> None:
 
 def _ask_options(ask: argparse.ArgumentParser) -> None:
     ask.add_argument(
-        "image", metavar="IMAGE", help="a PNG, JPEG, WEBP or GIF picture, an MP4, MOV or WEBM film; - is stdin"
+        "image",
+        metavar="IMAGE",
+        help="a PNG, JPEG, WEBP or GIF picture or its https URL, an MP4, MOV or WEBM film; - is stdin",
     )
     ask.add_argument("--video", action="store_true", help="an animated GIF or WEBP as a film, not as its first frame")
     ask.add_argument(

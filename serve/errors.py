@@ -91,6 +91,14 @@ class ModelError(ServeError):
     code = "model_error"
 
 
+class Overloaded(ModelError):
+    """A model has as many requests waiting as it may: refused before any work is done, to be asked again later."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "overloaded"
+
+
 class ParseError(ModelError):
     """The model spoke, but not in the form its task asks for. Its raw words are kept in the reply."""
 

@@ -4,8 +4,10 @@ import base64
 import binascii
 import hashlib
 import io
+import logging
 import struct
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,12 +21,15 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_BYTES = 20 * 1024 * 1024
 MAX_PIXELS = 40_000_000  # a 20 KB PNG can unfold to gigabytes: the header's size decides, before decoding
 MAX_SIDE = 16_384
+MAX_SCANS = 32
+"""A progressive JPEG has about ten. Each walks over all pixels for as little as 58 bytes: 200 over 36 MP took 9 s."""
 
 # What Pillow raises for bytes it cannot make sense of. Warnings are among them where they are made errors.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error, Warning)
 _BOMB = (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning)
 # Set once: catch_warnings() swaps the filters of the whole process, and pictures are decoded in many threads at once.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.WARNING)  # at DEBUG it logs what cameras write of places and people
 
 _TURNS = {  # EXIF orientation -> what brings the picture upright
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,28 +52,57 @@ class Image:
     digest: of the file it was read from, so that caches need not read the pixels; the same file gives the same pixels.
     One that is `unread` is still its file, a tenth of its pixels on the way to another process, and read when it is
     first looked at: that takes milliseconds to a second, and raises BadRequest where the file is damaged.
+    One that is still elsewhere is its `url`; its file has to `arrive` before it is looked at. param: the field of the
+    request that it came in.
     """
 
-    def __init__(self, pixels: Pixels, digest: str | None = None) -> None:
-        self._pixels: Pixels | None = pixels
+    def __init__(self, pixels: Pixels | None, digest: str | None = None) -> None:
+        self._pixels = pixels
         self.digest = digest
-        self._file, self._param, self._area = b"", "image", 0
+        self.url: str | None = None
+        self.param = "image"
+        self._file, self._area = b"", 0
+        self._size = (0, 0)
+        self._holders: list[Callable[[], None]] = []
 
     @classmethod
     def unread(cls, file: bytes, param: str, digest: str, area: int) -> "Image":
         """A file whose header was checked. area: its pixels' number."""
-        image = cls.__new__(cls)
-        image._pixels, image.digest = None, digest
-        image._file, image._param, image._area = file, param, area
+        image = cls(None, digest)
+        image._file, image.param, image._area = file, param, area
         return image
+
+    @classmethod
+    def at(cls, url: str, param: str = "image") -> "Image":
+        """One that is still elsewhere."""
+        image = cls(None)
+        image.url, image.param = url, param
+        return image
+
+    def arrive(self, file: bytes) -> None:
+        """What was at its `url`: from now on it is unread. Raises BadRequest or TooLarge for what is no picture."""
+        self._area = _area(file, self.param)
+        self._file, self.digest, self.url = file, _digest(file), None
 
     @property
     def pixels(self) -> Pixels:
         if self._pixels is None:
-            with _open(self._file, self._param) as picture:
-                self._pixels = _load(picture, self._param)
-            self._file = b""
+            assert self.url is None, "fetched before it is looked at"
+            with _open(self._file, self.param) as picture:
+                self._pixels = _load(picture, self.param)
         return self._pixels
+
+    def held(self, given_back: Callable[[], None]) -> None:
+        """Room was made for its pixels: what to call when they are put away."""
+        self._holders.append(given_back)
+
+    def put_away(self) -> None:
+        """Its pixels, which are read again from the file should they be looked at again. Its size stays known."""
+        if self._file and self._pixels is not None:
+            self._size = (self.width, self.height)
+            self._pixels = None
+        while self._holders:
+            self._holders.pop()()
 
     @property
     def left_to_read(self) -> int:
@@ -77,18 +111,19 @@ class Image:
 
     @property
     def width(self) -> int:
-        return int(self.pixels.shape[1])
+        return self._size[0] or int(self.pixels.shape[1])
 
     @property
     def height(self) -> int:
-        return int(self.pixels.shape[0])
+        return self._size[1] or int(self.pixels.shape[0])
 
     def pil(self) -> PIL.Image.Image:
         return PIL.Image.fromarray(self.pixels)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._pixels is None:
-            return Image.unread, (self._file, self._param, self.digest, self._area)
+            assert self.url is None, "other processes do not fetch"
+            return Image.unread, (self._file, self.param, self.digest, self._area)
         return Image, (self._pixels, self.digest)
 
     @classmethod
@@ -107,8 +142,19 @@ def decode(data: bytes, param: str = "image") -> Image:
 
 def unread(data: bytes, param: str = "image") -> Image:
     """`decode`, but for the pixels: quick, and what is wrong with them is told when they are looked at."""
+    return Image.unread(data, param, _digest(data), _area(data, param))
+
+
+def from_url(url: str, param: str = "image") -> Image:
+    """A data URL as an unread Image; an http(s) URL as one that is still there. Raises BadRequest or TooLarge."""
+    if url[:8].lower().startswith(("http://", "https://")):
+        return Image.at(url, param)
+    return unread(from_data_url(url, param, "image", MAX_BYTES), param)
+
+
+def _area(data: bytes, param: str) -> int:
     with _open(data, param) as picture:
-        return Image.unread(data, param, _digest(data), picture.width * picture.height)
+        return picture.width * picture.height
 
 
 def _digest(data: bytes) -> str:
@@ -133,6 +179,10 @@ def _open(data: bytes, param: str) -> PIL.Image.Image:
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         picture.close()
         raise _too_many_pixels(param, width, height)
+    # Of progressive ones alone: counting takes 1 ns a byte. Where these bytes mean something else they are escaped.
+    if "progression" in picture.info and data.count(b"\xff\xda") > MAX_SCANS:
+        picture.close()
+        raise TooLarge("The image is a JPEG of too many scans.", param=param, code="image_too_large")
     return picture
 
 
@@ -144,11 +194,6 @@ def _load(picture: PIL.Image.Image, param: str) -> Pixels:
     except (*_DAMAGE, *_BOMB):
         said = "The image is damaged or cut short and cannot be decoded."
         raise BadRequest(said, param=param, code="invalid_image") from None
-
-
-def decode_data_url(url: str, param: str = "image") -> Image:
-    """`data:image/png;base64,...` as an Image."""
-    return decode(from_data_url(url, param, "image", MAX_BYTES), param)
 
 
 def from_data_url(url: str, param: str, kind: str, most: int) -> bytes:
@@ -218,10 +263,10 @@ def _schema(_source: Any, _handler: Any) -> core_schema.CoreSchema:
         if isinstance(value, Image):
             return value
         if isinstance(value, bytes):
-            return decode(value)
+            return unread(value)
         if isinstance(value, str):
-            return decode_data_url(value)
-        raise BadRequest("The image must be a data URL.", param="image", code="invalid_type")
+            return from_url(value)
+        raise BadRequest("The image must be a data URL or an https URL.", param="image", code="invalid_type")
 
     return core_schema.no_info_plain_validator_function(
         load,
@@ -231,7 +276,7 @@ def _schema(_source: Any, _handler: Any) -> core_schema.CoreSchema:
 
 
 Picture = Annotated[Image, GetPydanticSchema(_schema)]
-"""A request's image field: a data URL or uploaded bytes on the wire, an Image once validated.
+"""A request's image field: a data URL, an https URL or uploaded bytes on the wire, an Image once validated.
 
-Validating decodes, which takes milliseconds to a second: validate off the event loop.
+Its file is then still to be fetched or read, by whoever has the request answered.
 """

@@ -9,12 +9,12 @@ from typing import Any
 
 from serve.engines.base import Engine, FinishReason, Piece, Prompt, Spoken, State, Token
 from serve.errors import ModelError, ParseError
-from serve.image import Image
 from serve.models.base import Model
+from serve.reading import Reading
 from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
 
-SMALL = 500_000
-"""Pictures of so many pixels are read where they are: the way to a thread and back takes longer."""
+ASLEEP = "asleep: it starts when it is asked"
+"""The step of a starting model that nobody has asked for yet, where a deployment lets it wait for that."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Worker:
         self.model = model
         self.engine = engine
         self.clock = clock
+        self.reading = Reading()
         self._state: State = "starting"
         self._step = "waiting to start"
         self._since = clock()
@@ -77,6 +78,8 @@ class Worker:
         skill = self.model.skills[task]
         prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
         streams = [Stream(asyncio.Queue()) for _ in prompts]
+        if request.priority == "batch":
+            prompts = [replace(prompt, batch=True) for prompt in prompts]
         tasks = [asyncio.create_task(self._fill(s, p)) for s, p in zip(streams, prompts, strict=True)]
         try:
             for at, stream in enumerate(streams):  # all speak at once; their words are passed on in order
@@ -102,11 +105,12 @@ class Worker:
         self._require_ready()
         if prompt.video is not None:
             prompt = replace(prompt, video=prompt.video.sample(self.model.frames))
-        if prompt.image is not None:
-            await read(prompt.image)
-        async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
-            async for piece in pieces:
-                yield piece
+        async with contextlib.AsyncExitStack() as looking:
+            if prompt.image is not None and not self.engine.knows(prompt.image):
+                await looking.enter_async_context(self.reading.read(prompt.image))
+            async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     def _require_ready(self) -> None:
         if self._state == "starting":
@@ -153,14 +157,6 @@ class Worker:
 def _finish(reasons: list[FinishReason | None]) -> FinishReason | None:
     worst_first: tuple[FinishReason, ...] = ("abort", "length", "stop")
     return next((reason for reason in worst_first if reason in reasons), None)
-
-
-async def read(image: Image) -> None:
-    """Have its pixels ready. Raises BadRequest where the file is damaged."""
-    if image.left_to_read > SMALL:
-        await asyncio.to_thread(lambda: image.pixels)
-    elif image.left_to_read:
-        _ = image.pixels
 
 
 def joined(events: Sequence[Any]) -> list[Any]:

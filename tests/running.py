@@ -50,6 +50,9 @@ class Running:
     def state(self, model: str) -> str:
         return str(self.ready()["models"][model])
 
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
     def processes(self) -> list[int]:
         """Everything that comes from it, now."""
         found = descendants([self.process.pid])

@@ -74,6 +74,15 @@ async def test_openais_defaults_hold_for_one_model() -> None:
     assert drawn.json_schema is None and drawn.top_logprobs == 0 and not drawn.ignore_eos
 
 
+@pytest.mark.parametrize("model", [LLAVA, "vqa", "vqa:*"])
+async def test_what_may_wait_says_so_to_the_engine(model: str) -> None:
+    llava = FakeEngine("red")
+    for tier, batch in ((None, False), ("auto", False), ("flex", True)):
+        assert (await complete(body(model=model, service_tier=tier), llava)).status_code == 200
+        assert llava.prompts[-1].batch == batch
+    refused(await complete(body(model=model, service_tier="priority"), llava), "service_tier")
+
+
 async def test_every_sampling_field_reaches_the_engine() -> None:
     llava = FakeEngine()
     await complete(

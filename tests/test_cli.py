@@ -274,7 +274,12 @@ def test_a_picture_that_is_not_there(diptych: Any, server: str, tmp_path: Path) 
         "gone.png: No such file or directory.\n"
     )
     assert diptych("ask", tmp_path, "--server", server).err.endswith("Is a directory.\n")
-    ran = diptych("ask", "https://example.com/cat.png", "--server", server)
+
+
+def test_a_picture_by_url_is_for_the_server_to_fetch(diptych: Any, server: str, tmp_path: Path) -> None:
+    ran = diptych("ask", "https://10.0.0.1/cat.png", "--server", server)
+    assert ran.status == 1 and ran.err.startswith("diptych: image: The image's URL is not one")
+    ran = diptych("ask", "https://10.0.0.1/cat.png", "cat", "--task", "detect", "--save", tmp_path / "x.png")
     assert ran.status == 2 and "download it" in ran.err
 
 

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors", "image", "video", "video_caps", "video_decoder", "geometry", "masks", "request_id"},
+    {"errors", "fetch", "image", "reading", "video", "video_caps", "video_decoder", "geometry", "masks", "request_id"},
     {"engines", "rpc"},
     {"tasks"},
     {"models"},
@@ -20,8 +20,8 @@ LAYERS = [
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 WITHIN = {  # the lowest layer has an order of its own
-    **{"errors": 0, "video_caps": 0, "request_id": 0, "image": 1, "video_decoder": 1},
-    **{"video": 2, "geometry": 2, "masks": 2},
+    **{"errors": 0, "video_caps": 0, "request_id": 0, "fetch": 1, "image": 1, "video_decoder": 1},
+    **{"video": 2, "geometry": 2, "masks": 2, "reading": 2},
 }
 FORBIDDEN = {"utils", "common", "helpers", "types", "http", "openai"}
 

@@ -22,7 +22,6 @@ from serve.wire.fan_out import FanOut
 from serve.wire.json_body import checked
 from serve.wire.refusals import refusal
 from serve.wire.sse import opened
-from serve.worker import read as read_pixels
 
 __all__ = ["ChatCompletion", "ChatCompletionRequest", "answer"]
 
@@ -36,13 +35,11 @@ async def answer(fan_out: FanOut, http: HttpRequest) -> Response:
     small = len(body) < SMALL and b"video_url" not in body
     request, conversation = _read(body) if small else await asyncio.to_thread(_read, body)
     asked = named(fan_out.router, request.model, film=conversation.video is not None)
-    if asked is not None and conversation.image is not None:
-        await read_pixels(conversation.image)  # once, and not in every model's process
     head = Head(http.state.request_id, request.model)
     speaker = (
         Together(fan_out, asked, request, conversation)
         if asked is not None
-        else Alone(fan_out.router.route(request.model), fan_out.meters, request, conversation)
+        else Alone(fan_out, fan_out.router.route(request.model), request, conversation)
     )
     if request.stream:
         return await opened(http.receive, speaker.frames(head))

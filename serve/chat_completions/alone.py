@@ -10,13 +10,13 @@ from typing import Any
 from serve.chat_completions.conversation import Conversation
 from serve.chat_completions.grammar import json_schema
 from serve.chat_completions.replies import ChatCompletion, Choice, Chunks, Head, Said, finish_reason, logprobs
-from serve.chat_completions.request import MAX_TOKENS, ChatCompletionRequest
+from serve.chat_completions.request import FLEX, MAX_TOKENS, ChatCompletionRequest
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
 from serve.errors import BadRequest, ModelError
 from serve.route import Route
 from serve.router import takes, unseeing, unseen
 from serve.tasks.base import Usage
-from serve.wire.meters import Meters
+from serve.wire.fan_out import FanOut
 from serve.wire.sse import Last
 
 DEADLINE_S = 600.0
@@ -46,13 +46,14 @@ class Alone:
     """One conversation with one model, in one or several choices. Raises BadRequest for what it cannot honour."""
 
     def __init__(
-        self, route: Route, meters: Meters, request: ChatCompletionRequest, conversation: Conversation
+        self, fan_out: FanOut, route: Route, request: ChatCompletionRequest, conversation: Conversation
     ) -> None:
         for name in ("quorum", "merge", "weights", "judge"):
             if getattr(request, name) is not None:
                 raise BadRequest(f"{name} is for tasks; {request.model} is one model.", param=name)
         self.route = route
-        self.meters = meters
+        self.meters, self.pictures = fan_out.meters, fan_out.pictures
+        self.image = conversation.image
         self.request = request
         self.deadline_s = request.deadline_s or DEADLINE_S
         drawn = sampling(request)
@@ -64,7 +65,14 @@ class Alone:
         frames = film and film.sample(model.frames)
         seeds = [None if drawn.seed is None else drawn.seed + at for at in range(request.n or 1)]
         self.prompts = [
-            Prompt(text, conversation.image, replace(drawn, seed=seed), frames, whole=not request.stream)
+            Prompt(
+                text,
+                conversation.image,
+                replace(drawn, seed=seed),
+                frames,
+                whole=not request.stream,
+                batch=request.service_tier == FLEX,
+            )
             for seed in seeds
         ]
         self.voices = [Voice() for _ in self.prompts]
@@ -113,6 +121,8 @@ class Alone:
         began, status = time.monotonic(), "error"
         speaking = [self.route.speak(prompt) for prompt in self.prompts]
         end = began + self.deadline_s
+        if self.image is not None:
+            await self.pictures.fetch(self.image, self.deadline_s)  # and read by the model's process
         try:
             async with aclosing(
                 single(speaking[0], end) if len(speaking) == 1 else interleaved(speaking, end)

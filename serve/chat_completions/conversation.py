@@ -34,8 +34,10 @@ class Conversation:
 
 
 def read(messages: Sequence[Message]) -> Conversation:
-    """The image is left unread. A video is decoded: call it off the event loop. Raises BadRequest or TooLarge naming
-    the part."""
+    """The image is left unread, or where its URL says. A video is decoded: call it off the event loop.
+
+    Raises BadRequest or TooLarge naming the part.
+    """
     turns: list[Turn] = []
     held: tuple[str, Image | Video] | None = None
     for at, message in enumerate(messages):
@@ -69,8 +71,7 @@ def read(messages: Sequence[Message]) -> Conversation:
 def _decoded(part: ImagePart | VideoPart, path: str) -> Image | Video:
     if isinstance(part, ImagePart):
         url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
-        param = f"{path}.image_url"
-        return image.unread(image.from_data_url(url, param, "image", image.MAX_BYTES), param)
+        return image.from_url(url, f"{path}.image_url")
     url = part.video_url if isinstance(part.video_url, str) else part.video_url.url
     return video.decode_data_url(url, f"{path}.video_url")
 

@@ -14,6 +14,8 @@ MAX_CHOICES = 8
 MAX_STOP = 256
 MAX_TEXT = 200_000
 """Characters of all messages together: no model served here reads so many."""
+FLEX = "flex"
+"""OpenAI's service tier for what may wait: our `priority: batch`."""
 
 Text = Annotated[str, Field(max_length=100_000)]
 Note = Annotated[str, Field(max_length=512)]
@@ -47,7 +49,7 @@ class TextPart(Part):
 
 
 class ImageUrl(Part):
-    url: str
+    url: str = Field(description="data:image/png;base64,... (also JPEG, WEBP, GIF), or an https URL of a public host.")
     detail: Literal["auto", "low", "high", "original"] | None = Field(
         default=None, description="Accepted; every model sees the image at its own size."
     )
@@ -144,6 +146,9 @@ class ChatCompletionRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
+    service_tier: Literal["auto", "default", "flex"] | None = Field(
+        default=None, description="flex: behind everybody who waits for an answer, and refused sooner."
+    )
     deadline_s: float | None = Field(default=None, gt=0, le=600)
     quorum: int | None = Field(default=None, ge=1, le=MAX_MODELS, description="Tasks only.")
     merge: Name | None = Field(default=None, description="Tasks only.")
@@ -160,7 +165,6 @@ class ChatCompletionRequest(BaseModel):
     parallel_tool_calls: bool | None = None
 
     store: _without(False) = None  # type: ignore[valid-type]
-    service_tier: _without("auto", "default") = None  # type: ignore[valid-type]
     tools: _without([]) = None  # type: ignore[valid-type]
     tool_choice: _without("none", "auto") = None  # type: ignore[valid-type]
     functions: _without([]) = None  # type: ignore[valid-type]

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from serve.chat_completions.conversation import Conversation
 from serve.chat_completions.replies import ChatCompletion, Choice, Head, Said, finish_reason
-from serve.chat_completions.request import ChatCompletionRequest, TextFormat
+from serve.chat_completions.request import FLEX, ChatCompletionRequest, TextFormat
 from serve.chat_completions.telling import Asked, Telling, about_merged, about_reply
 from serve.errors import BadRequest, NotFound
 from serve.router import Router
@@ -109,6 +109,7 @@ def task_request(asked: Asked, request: ChatCompletionRequest, conversation: Con
     fields |= {"image": conversation.image, "video": conversation.video, "models": asked.models}
     length = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
     fields["max_tokens"] = getattr(request, length)
+    fields["priority"] = "batch" if request.service_tier == FLEX else None
     fields["stream"] = bool(request.stream and asked.each)  # whether the models' words are wanted as they are spoken
     said = "labels" if "labels" in kind.model_fields else "question"
     if said in kind.model_fields:

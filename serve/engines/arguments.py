@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.engines import adapters as loras
-from serve.engines import memory, module_names, prefix_lm
+from serve.engines import gpu, memory, module_names, prefix_lm
 from serve.engines.torchvision import repair
 from serve.errors import ModelError
 
@@ -25,15 +25,21 @@ COMMON: dict[str, Any] = {
     "enable_log_requests": False,
     "disable_log_stats": True,  # vLLM counts in each step for metrics that nobody scrapes inside a replica
     "limit_mm_per_prompt": {"image": 1},
+    "scheduling_policy": "priority",  # Prompt.batch waits for all others; among equals, first come, first served
     "structured_outputs_config": {
         "backend": "xgrammar",
         "disable_any_whitespace": True,
     },  # or a weak model says only " "
     "use_tqdm_on_load": False,
-    "mm_processor_cache_gb": 0.25,  # prepared pictures kept for the next question about them; the default is 4
+}
+
+GPU: dict[str, Any] = {
+    # Prepared pictures kept for the next question about them, in main memory: 1500 of LLaVA-1.5's, 300 of NeXT's.
+    "mm_processor_cache_gb": 2,
 }
 
 CPU: dict[str, Any] = {
+    "mm_processor_cache_gb": 0.25,  # the same on a laptop; vLLM's default is 4
     "dtype": "float32",  # without AVX512 bf16 a bf16 product takes thirty times as long
     "enforce_eager": True,  # compiling costs half a minute at each start
     "skip_mm_profiling": True,  # the KV cache is sized below, so a dummy picture teaches nothing
@@ -59,15 +65,18 @@ def arguments(
     *,
     is_prefix_lm: bool,
     cpu: bool,
+    card: int = 0,
     adapters: Sequence[loras.Fitted] = (),
 ) -> dict[str, Any]:
     """Keyword arguments for AsyncEngineArgs: our defaults, then the family's, then the deployment's, then safety.
 
-    family: what the model dictates; deployment: how many and where; adapters: those that the engine holds. Raises
-    ModelError when one sets an argument that a prefix LM needs otherwise, or when the memory that is free cannot hold
-    the model.
+    family: what the model dictates; deployment: how many and where; card: bytes of a GPU's memory, 0 where there is
+    none; adapters: those that the engine holds. Raises ModelError when one sets an argument that a prefix LM needs
+    otherwise, or when the memory that is free cannot hold the model.
     """
-    chosen = {**COMMON, **(CPU if cpu else {}), **family, **deployment, **loras.arguments(adapters, cpu=cpu)}
+    chosen = {**COMMON, **(CPU if cpu else GPU), **family, **deployment, **loras.arguments(adapters, cpu=cpu)}
+    if card:
+        chosen = {**gpu.arguments(folder, chosen, card), **chosen}
     if any(adapter.newer for adapter in adapters) or module_names.any_newer(folder):
         chosen.setdefault("worker_extension_cls", module_names.EXTENSION)
     if cpu and chosen.get("tensor_parallel_size", 1) > 1 and "distributed_executor_backend" not in deployment:

@@ -45,6 +45,8 @@ class Prompt:
     """The LoRA adapter, by its model's name, that speaks; None is the checkpoint as it is."""
     whole: bool = False
     """The reply is wanted in one piece, once it is all there."""
+    batch: bool = False
+    """It may wait for all that are not."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ class Engine(Protocol):
 
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Speak. Raises BadRequest for a prompt that does not fit, ModelError when the engine died."""
+
+    def knows(self, image: Image) -> bool:
+        """Whether it has this very file prepared already, so that nobody need read its pixels."""
 
     async def check(self) -> None:
         """Raises ModelError when the engine is dead."""

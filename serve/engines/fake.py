@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from serve.engines.base import FinishReason, Piece, Prompt, Token
 from serve.errors import BadRequest, ModelError
+from serve.image import Image
 
 Words = str | Sequence[str]
 Replies = Words | Mapping[str, Words] | Callable[[Prompt], Words]
@@ -21,7 +22,8 @@ class FakeEngine:
     fail_start: what `start` fails with. fail_after: raise ModelError after that many pieces. die_after: the same, but
     the engine is dead from then on, until `revive`. logprob: of each token. max_chars: longer prompts are refused.
     finish: the reason given at the end, where max_tokens is not reached earlier. image_tokens: counted per picture.
-    adapters: what an adapter says, in place of `replies`. fail_adapters: why an adapter cannot be used.
+    slots: how many it answers at a time, as a batch would; the others wait. adapters: what an adapter says, in place of
+    `replies`. fail_adapters: why an adapter cannot be used.
 
     `prompts` holds every prompt that was asked, `speaking` how many are being answered, `aborted` how many were left
     before their end.
@@ -41,6 +43,7 @@ class FakeEngine:
         max_chars: int | None = None,
         finish: FinishReason = "stop",
         image_tokens: int = 49,
+        slots: int = 1_000_000,
         adapters: Mapping[str, Replies] | None = None,
         fail_adapters: Mapping[str, str] | None = None,
     ) -> None:
@@ -53,6 +56,7 @@ class FakeEngine:
         self.speaking = self.aborted = 0
         self.started = self.dead = False
         self._death = asyncio.Event()
+        self._slots = asyncio.Semaphore(slots)
 
     async def start(self) -> None:
         """Takes `start_s`. Raises ModelError when told to."""
@@ -64,6 +68,10 @@ class FakeEngine:
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Speak, whether or not `start` was called."""
         return self._generate(prompt)
+
+    def knows(self, image: Image) -> bool:
+        """Never: it keeps no picture."""
+        return False
 
     async def check(self) -> None:
         """Raises ModelError when killed."""
@@ -101,15 +109,16 @@ class FakeEngine:
         self.speaking += 1
         whole = False
         try:
-            await self._wait(self.first_delay_s)
-            for said, text in enumerate(pieces or [""]):
-                await self._wait(self.delay_s)
-                self._stumble(said)
-                top = ((text, self.logprob),) if prompt.sampling.top_logprobs else ()
-                tokens = (Token(text, self.logprob, top),) if pieces and prompt.sampling.logprobs else ()
-                last = said + 1 >= len(pieces)
-                whole = last
-                yield Piece(text, tokens, finish if last else None, prompt_tokens, min(said + 1, len(pieces)))
+            async with self._slots:
+                await self._wait(self.first_delay_s)
+                for said, text in enumerate(pieces or [""]):
+                    await self._wait(self.delay_s)
+                    self._stumble(said)
+                    top = ((text, self.logprob),) if prompt.sampling.top_logprobs else ()
+                    tokens = (Token(text, self.logprob, top),) if pieces and prompt.sampling.logprobs else ()
+                    last = said + 1 >= len(pieces)
+                    whole = last
+                    yield Piece(text, tokens, finish if last else None, prompt_tokens, min(said + 1, len(pieces)))
         finally:
             self.speaking -= 1
             self.aborted += not whole

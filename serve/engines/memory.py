@@ -17,22 +17,36 @@ def kv_bytes(folder: Path, chosen: Mapping[str, Any]) -> int:
 
     Pages are touched only when used, so the toys pay for what they speak and not for this number.
     """
-    config = json.loads((folder / "config.json").read_text())
-    text = config.get("text_config", config)
-    heads = text.get("num_attention_heads", 32)
-    width = text.get("head_dim") or text.get("hidden_size", 4096) // heads
-    kv_heads = text.get("num_key_value_heads") or heads
-    layers = text.get("num_hidden_layers", 32)
-    context = chosen.get("max_model_len") or text.get("max_position_embeddings", 4096)
-    sequence = 2 * layers * kv_heads * width * BYTES.get(chosen.get("dtype", ""), 4) * (context + 128)
+    context = chosen.get("max_model_len") or _text(folder).get("max_position_embeddings", 4096)
+    sequence = token_bytes(folder, chosen.get("dtype", "")) * (context + 128)
     wanted = sequence * int(chosen.get("max_num_seqs", 64))
     return int(max(KV_LEAST, sequence, min(KV_MOST, wanted)))
 
 
+def token_bytes(folder: Path, dtype: str) -> int:
+    """Bytes of one token's keys and values, in all layers."""
+    text = _text(folder)
+    heads = text.get("num_attention_heads", 32)
+    width = text.get("head_dim") or text.get("hidden_size", 4096) // heads
+    kv_heads = text.get("num_key_value_heads") or heads
+    return int(2 * text.get("num_hidden_layers", 32) * kv_heads * width * BYTES.get(dtype, 4))
+
+
+def stored(folder: Path) -> int:
+    """Bytes of the weights as they lie on the disk."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _text(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return dict(config.get("text_config", config))
+
+
 def check(folder: Path, chosen: Mapping[str, Any]) -> None:
     """Raises ModelError, in numbers, when the free memory cannot hold the weights and the key-value cache."""
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    weights = stored * BYTES.get(chosen.get("dtype", ""), 2) // 2  # published checkpoints store two bytes a weight
+    weights = (
+        stored(folder) * BYTES.get(chosen.get("dtype", ""), 2) // 2
+    )  # published checkpoints store two bytes a weight
     wanted = weights + chosen["kv_cache_memory_bytes"] + PROCESS
     free = available()
     if free is not None and wanted > free:

@@ -61,6 +61,10 @@ class TransformersEngine:
         self._model = model.to(self.device).eval()
         self.progress("ready")
 
+    def knows(self, image: Image) -> bool:
+        """Never: it keeps no picture."""
+        return False
+
     async def check(self) -> None:
         """Raises ModelError before `start` and after `stop`."""
         if self._model is None:

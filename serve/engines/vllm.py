@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from serve.engines import adapters, config_check, hub, processes
+from serve.engines import adapters, config_check, hub, media, processes
 from serve.engines.arguments import arguments, environment
 from serve.engines.base import Piece, Prompt, Sampling
 from serve.engines.last_words import LastWords
+from serve.engines.stall import Stall
 from serve.engines.translate import FINISH, dead, refused, sampling_params, tokens, too_long
 from serve.errors import BadRequest, ModelError
 from serve.image import Image
@@ -27,11 +28,6 @@ log = logging.getLogger(__name__)
 
 # What vLLM, transformers and torch raise for a checkpoint or an argument that they cannot use.
 FAULTS = (RuntimeError, ValueError, OSError, ImportError, LookupError, TypeError, AttributeError, AssertionError)
-
-SMALL = 500_000
-"""Pictures of so many pixels are prepared where they are: the way to a thread and back takes longer."""
-CHANNELS = 4
-"""An array with so short a side may be taken for one with its channels first."""
 
 
 class VllmEngine:
@@ -69,6 +65,7 @@ class VllmEngine:
         self._unfit: dict[str, ModelError] = {}
         self._marks: dict[str, str] = {}
         self._takes: frozenset[str] = frozenset()
+        self._stall = Stall(self._processes)
 
     async def start(self) -> None:
         """Download what is missing, load, and answer once. Raises ModelError with one clear sentence."""
@@ -93,10 +90,18 @@ class VllmEngine:
         """Speak. Closing or cancelling the generator aborts the request in vLLM."""
         return self._generate(prompt)
 
+    def knows(self, image: Image) -> bool:
+        """Whether vLLM still has this very file as it was prepared for an earlier question."""
+        cache = None if self._llm is None else self._llm.renderer.mm_processor_cache
+        return cache is not None and image.digest is not None and bool(cache.is_cached_item(image.digest))
+
     async def check(self) -> None:
         """Raises ModelError when the engine is dead or was never started."""
         if self._llm is None:
             raise ModelError("The model's engine is not running.", code="engine_dead")
+        if self._stall.look():
+            self._stall.kill()
+            raise ModelError("The model's engine stood still; it has to be started again.", code="engine_dead")
         if self._llm.errored:
             raise dead()
 
@@ -117,13 +122,24 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         cpu = current_platform.is_cpu()
-        chosen = arguments(folder, self.engine, self.deployment, is_prefix_lm=self.prefix_lm, cpu=cpu, adapters=fitted)
+        chosen = arguments(
+            folder,
+            self.engine,
+            self.deployment,
+            is_prefix_lm=self.prefix_lm,
+            cpu=cpu,
+            card=0 if cpu else current_platform.get_device_total_memory(),
+            adapters=fitted,
+        )
         with LastWords() as words:
             try:
-                config = AsyncEngineArgs(**chosen).create_engine_config()
+                # What is not chosen goes by the card as in vLLM's own server; without a context it would be the same
+                # for all, a quarter of what an H100 gets.
+                config = AsyncEngineArgs(**chosen).create_engine_config(UsageContext.OPENAI_API_SERVER)
                 processes.start_by(fork and cpu)
                 self.progress("loading weights")
                 llm = AsyncLLM.from_vllm_config(config, disable_log_stats=bool(chosen.get("disable_log_stats")))
@@ -177,37 +193,40 @@ class VllmEngine:
             allowed = 1 if kind == shown and not self.prefix_lm else 0  # a prefix LM's processor adds its own
             if prompt.text.count(mark) > allowed:
                 raise BadRequest(f"The text must not contain {mark}.", param="question")
+        with self._stall.owing():
+            async with contextlib.aclosing(self._stream(prompt)) as pieces:
+                async for piece in pieces:
+                    self._stall.heard()
+                    yield piece
+
+    def _processes(self) -> list[int]:
+        """vLLM's engine, where it is a process of this machine."""
+        manager = self._llm.engine_core.resources.engine_manager
+        return [process.pid for process in getattr(manager, "processes", [])]
+
+    async def _inputs(self, prompt: Prompt) -> Any:
+        """The prompt as vLLM's engine takes it: its tokens, and the picture as the model sees it."""
+        render = self._llm.renderer.render_cmpl_async
         wanted: dict[str, Any] = {"prompt": prompt.text}
-        if prompt.video is not None:
-            # What vLLM wants of these families (0.32): {"video": uint8 [frames, height, width, 3]}, one array, with no
-            # metadata beside it: only families that write times into the prompt ask for (array, metadata). Nor does
-            # transformers pick frames again (do_sample_frames is false in these processors), so that
-            # processor(text=..., videos=[video.frames]) is the reference for the same frames.
-            # Frames that came through Ray are read-only, which torch warns of.
-            wanted["multi_modal_data"] = {"video": np.require(prompt.video.frames, requirements="W")}
-        elif prompt.image is not None:
-            slow = prompt.image.width * prompt.image.height > SMALL
-            seen = await asyncio.to_thread(self._picture, prompt.image) if slow else self._picture(prompt.image)
-            wanted["multi_modal_data"] = {"image": seen}
-            if prompt.image.digest is not None:  # vLLM would hash every pixel for its caches
-                wanted["multi_modal_uuids"] = {"image": [prompt.image.digest]}
-        async with contextlib.aclosing(self._stream(wanted, prompt)) as pieces:
-            async for piece in pieces:
-                yield piece
+        if prompt.image is not None and self.knows(prompt.image):
+            with contextlib.suppress(ValueError):  # it was put out of the cache just now
+                return (await render([{**wanted, **media.named(prompt.image)}]))[0]
+        if media.slow(prompt):
+            wanted.update(await asyncio.to_thread(media.shown, prompt, self.prepare))
+        else:
+            wanted.update(media.shown(prompt, self.prepare))
+        return (await render([wanted]))[0]
 
-    def _picture(self, image: Image) -> Any:
-        """As an array, which spares three copies and is read the same, unless its shape could be read another way."""
-        seen = self.prepare(image)
-        return seen.pixels if min(seen.width, seen.height) > CHANNELS else seen.pil()
-
-    async def _stream(self, wanted: dict[str, Any], prompt: Prompt) -> AsyncGenerator[Piece, None]:
+    async def _stream(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         llm = self._llm
         try:
             params = sampling_params(prompt.sampling, whole=prompt.whole)
-            (inputs,) = await llm.renderer.render_cmpl_async([wanted])
+            inputs = await self._inputs(prompt)
+            if prompt.image is not None:
+                prompt.image.put_away()  # up to 120 MB, which nobody looks at while the model speaks
             prompt_tokens = len(inputs["prompt_token_ids"])
             context = llm.model_config.max_model_len
             if prompt_tokens >= context:
@@ -215,7 +234,7 @@ class VllmEngine:
             said = 0
             lora = None if prompt.adapter is None else self._loras[prompt.adapter]
             name = f"{REQUEST_ID.get() or 'diptych'}-{next(self._numbers)}"  # one request may be several prompts
-            spoken_by = llm.generate(inputs, params, name, lora_request=lora)
+            spoken_by = llm.generate(inputs, params, name, lora_request=lora, priority=int(prompt.batch))
             async with contextlib.aclosing(spoken_by) as outputs:
                 async for output in outputs:
                     spoken = output.outputs[0]

@@ -62,7 +62,7 @@ class Asker:
         while True:
             tries += 1
             try:
-                response = await self._http.post(f"/v1/tasks/{task}", **sent(picture, fields))
+                response = await self._http.post(f"/v1/tasks/{task}", **sent(picture, {"priority": "batch", **fields}))
                 body = _object(response)
             except httpx.TransportError as error:
                 self._check_alive(error)

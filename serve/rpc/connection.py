@@ -23,6 +23,7 @@ class Connection(Peer):
         self.leaving = False
         self.heard = time.monotonic()
         self.lost = asyncio.Event()
+        self.mark = int.from_bytes(token[:8], "little")  # the same for whoever calls this server
         self._token = token
         self._told = asyncio.Event()
         self._numbers = itertools.count()

@@ -13,6 +13,7 @@ from serve.video import Film
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
+Priority = Literal["interactive", "batch"]
 MAX_MODELS = 64
 """How wide one request may fan out."""
 
@@ -36,7 +37,9 @@ class Request(BaseModel):
     )
 
     image: Picture = Field(
-        default_factory=_from_video, description="A data URL. Of a video it is the first frame, once validated."
+        default_factory=_from_video,
+        description="A PNG, JPEG, WEBP or GIF as a data URL, or an https URL of a public host, fetched once for all "
+        "models. Of a video it is the first frame, once validated.",
     )
     video: Film | None = Field(default=None, description="A data URL, in place of the image: for models that take it.")
     models: Annotated[list[Name], Field(min_length=1, max_length=MAX_MODELS)] | None = Field(
@@ -57,6 +60,9 @@ class Request(BaseModel):
     temperature: float = Field(default=0.0, ge=0, le=2)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    priority: Priority = Field(
+        default="interactive", description="batch: behind everybody who waits for an answer, and refused sooner."
+    )
     stream: bool = False
 
     @model_validator(mode="before")

@@ -27,7 +27,9 @@ def ask(options: argparse.Namespace) -> int:
     if options.save is not None:
         _check_target(task, options.save)
     picture = read(options.image)
-    film = options.video or sniff(picture) in ("mp4", "webm")
+    if options.save is not None and isinstance(picture, str):
+        raise Misuse("--save draws into a picture that is here: download it and ask about the file.")
+    film = options.video or (isinstance(picture, bytes) and sniff(picture) in ("mp4", "webm"))
     board = Board()
     with Server(options.server, options.api_key) as server:
         if options.json:
@@ -36,13 +38,13 @@ def ask(options: argparse.Namespace) -> int:
             print(_dumped(response))
         else:
             _show(server, board, (task, picture, fields), film)
-    if options.save is not None:
+    if options.save is not None and isinstance(picture, bytes):
         legend = save(options.save, picture, board, film=film)
         print(legend, file=sys.stderr if options.json else sys.stdout)
     return 0
 
 
-def _show(server: Server, board: Board, question: tuple[str, bytes, dict[str, Any]], film: bool) -> None:
+def _show(server: Server, board: Board, question: tuple[str, bytes | str, dict[str, Any]], film: bool) -> None:
     """Columns that fill on a terminal; into a file or a pipe the finished table."""
     console, cards = Console(), server.get("/v1/catalog")["data"]
     board.order = [card["id"] for card in cards]
@@ -60,10 +62,10 @@ def _show(server: Server, board: Board, question: tuple[str, bytes, dict[str, An
         console.print(note, soft_wrap=True)
 
 
-def read(name: str) -> bytes:
-    """A picture's or film's file as it is."""
+def read(name: str) -> bytes | str:
+    """A picture's or film's file as it is. A URL stays one: the server fetches it."""
     if name.lower().startswith(("http://", "https://")):
-        raise Misuse("Pictures and films are not fetched by URL: download it and ask about the file.")
+        return name
     try:
         if name == "-":
             return sys.stdin.buffer.read(ENOUGH)

@@ -66,7 +66,7 @@ class Server:
             response = self._http.get("/ready")
             return self._json(response) if response.status_code == 503 else self._checked(response)
 
-    def ask(self, task: str, picture: bytes, fields: Json, *, film: bool = False) -> Json:
+    def ask(self, task: str, picture: bytes | str, fields: Json, *, film: bool = False) -> Json:
         """Every model's reply and the merged one, once all are there."""
         with self._explained():
             response = self._http.post(f"/v1/tasks/{task}", **_sent(picture, fields, film))
@@ -75,7 +75,9 @@ class Server:
             raise self._stranger(response)
         return answer
 
-    def events(self, task: str, picture: bytes, fields: Json, *, film: bool = False) -> Iterator[tuple[str, Json]]:
+    def events(
+        self, task: str, picture: bytes | str, fields: Json, *, film: bool = False
+    ) -> Iterator[tuple[str, Json]]:
         """(delta | reply | merged, its JSON) as they come. Raises Failure where the server breaks off."""
         sent = _sent(picture, fields | {"stream": True}, film)
         with self._explained(), self._http.stream("POST", f"/v1/tasks/{task}", **sent) as response:
@@ -170,10 +172,11 @@ def events(chunks: Iterable[bytes]) -> Iterator[tuple[str, str]]:
                 event, data = "message", []
 
 
-def _sent(picture: bytes, fields: Json, film: bool) -> Json:
-    """The request as a form: the picture's or film's bytes as they are, a third fewer than in a data URL."""
+def _sent(picture: bytes | str, fields: Json, film: bool) -> Json:
+    """The request as a form: the picture's or film's bytes as they are, fewer than in a data URL; or its URL."""
     patience = httpx.Timeout(fields.get("deadline_s", 60.0) + GRACE_S, connect=CONNECT_S)
-    return {"files": {"video" if film else "image": ("file", picture)}, "data": fields, "timeout": patience}
+    part = (None, picture) if isinstance(picture, str) else ("file", picture)
+    return {"files": {"video" if film else "image": part}, "data": fields, "timeout": patience}
 
 
 def _is_loopback(host: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from serve.router import Router
 from serve.tasks.base import Event, Merged, Reply, Request, Usage
 from serve.wire.meters import Meters
+from serve.wire.pictures import Pictures
 
 GRACE_S = 0.1
 
@@ -27,9 +28,10 @@ class Answer:
 class FanOut:
     """Asks a router and counts what comes back."""
 
-    def __init__(self, router: Router, meters: Meters) -> None:
+    def __init__(self, router: Router, meters: Meters, pictures: Pictures) -> None:
         self.router = router
         self.meters = meters
+        self.pictures = pictures
 
     async def events(self, task: str, request: Request) -> AsyncGenerator[Event, None]:
         """The router's events. Failed replies wait up to GRACE_S for a sign of life.
@@ -37,7 +39,11 @@ class FanOut:
         Where no model can answer at all that is known at once, and the client gets a plain 503, which it can retry,
         in place of a 200 and a stream of failures.
         """
-        async with aclosing(self.router.events(task, request)) as source, aclosing(_settled(source)) as kept:
+        async with (
+            self.pictures.shown(request) as shown,
+            aclosing(self.router.events(task, shown)) as source,
+            aclosing(_settled(source)) as kept,
+        ):
             async for event in kept:
                 self.meters.event(task, event)
                 yield event
@@ -45,7 +51,7 @@ class FanOut:
     async def answer(self, task: str, request: Request) -> Answer:
         """The whole answer. Raises Unavailable when not one model answered."""
         replies: dict[str, Reply] = {}
-        async with aclosing(self.router.events(task, request)) as events:
+        async with self.pictures.shown(request) as shown, aclosing(self.router.events(task, shown)) as events:
             async for event in events:
                 self.meters.event(task, event)
                 if isinstance(event, Reply):

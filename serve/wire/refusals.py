@@ -22,7 +22,8 @@ ECHO = 200
 MAX_MESSAGE = 1000
 MAX_FAULTS = 1000
 RETRY_AFTER_S = 2
-"""Clients such as openai-python retry a 503 by themselves, at once where no Retry-After asks for patience."""
+"""Clients such as openai-python retry these by themselves, at once where no Retry-After asks for patience."""
+LATER = (429, 503)
 
 
 class ErrorDetail(BaseModel):
@@ -59,8 +60,8 @@ def install(app: FastAPI) -> None:
 def reply(error: ServeError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as its HTTP reply."""
     more = dict(headers or {})
-    if error.status == 503:
-        more["retry-after"] = str(RETRY_AFTER_S)
+    if error.status in LATER:
+        more.setdefault("retry-after", str(RETRY_AFTER_S))
     if error.status == TooSlow.status:
         more["connection"] = "close"  # what is still to come of it would be waited for as if it mattered
     return JSONResponse(body(error), error.status, more)

@@ -46,6 +46,13 @@ def test_a_model_may_be_a_name_alone() -> None:
     assert Args.model_validate({"models": ["toy-llava"]}).models[0].replicas == 1
 
 
+def test_where_pictures_are_fetched_from_is_said_of_the_gateway() -> None:
+    args = Args.model_validate({"models": ["toy-llava"], "gateway": {"images": {"allow": ["*.example.com"]}}})
+    assert (args.gateway.images.allow, args.gateway.images.schemes) == (["*.example.com"], ["https"])
+    with pytest.raises(ValueError, match="alow"):
+        Args.model_validate({"models": ["toy-llava"], "gateway": {"images": {"alow": []}}})
+
+
 def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
     with pytest.raises(Refused, match=r"no model 'gpt'.*Known:.*toy-llava.*paligemma-3b-mix-448"):
         config.of(["gpt"])

@@ -1,5 +1,8 @@
 """A real Ray with engines that are told what to say: cheap to start, and the same from the handle upwards."""
 
+import concurrent.futures
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -10,15 +13,18 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from running import Running, free_port, until
+from running import Running, alive, command, free_port, until
 from served import URL
+
+from serve.worker import ASLEEP
 
 pytestmark = pytest.mark.engine
 
 
-def config(folder: Path, models: list[dict[str, Any]]) -> str:
+def config(folder: Path, models: list[dict[str, Any]], **gateway: Any) -> str:
     file = folder / "config.yaml"
-    application = {"name": "diptych", "import_path": "deployments.app:build", "args": {"models": models}}
+    arguments = {"models": models, "gateway": gateway}
+    application = {"name": "diptych", "import_path": "deployments.app:build", "args": arguments}
     file.write_text(yaml.dump({"applications": [application]}))
     return str(file)
 
@@ -32,8 +38,13 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         },
         {"name": "mine", "base": "toy-llava", "adapter": "/models/mine", "tasks": ["caption"]},
         {"name": "toy-paligemma", "simulate": {"fail_start": "Too little memory: 9.0 GiB wanted, 1.0 GiB free."}},
+        {
+            "name": "toy-paligemma-b",
+            "simulate": {"replies": "word " * 100, "delay_s": 0.05},
+            "autoscaling": {"min_replicas": 0, "max_replicas": 2, "target_ongoing_requests": 2, "upscale_delay_s": 0},
+        },
     ]
-    running = Running("--config", config(tmp_path_factory.mktemp("rehearsal"), models))
+    running = Running("--config", config(tmp_path_factory.mktemp("rehearsal"), models, replicas=2))
     try:
         yield running.wait_for("Diptych is ready")
     finally:
@@ -45,8 +56,9 @@ def test_a_model_that_cannot_start_is_one_sentence_and_the_others_serve_on(rehea
     assert "toy-paligemma: FAILED: Too little memory: 9.0 GiB wanted, 1.0 GiB free." in rehearsal.said()
     assert "Traceback" not in rehearsal.said()
     found = rehearsal.ready()
-    states = {"toy-llava": "ready", "toy-paligemma": "failed", "mine": "ready"}
+    states = {"toy-llava": "ready", "toy-paligemma": "failed", "toy-paligemma-b": "starting", "mine": "ready"}
     assert found["status"] == "degraded" and found["models"] == states
+    assert found["details"]["toy-paligemma-b"]["step"] == ASLEEP
 
 
 def test_an_adapter_speaks_from_its_bases_process(rehearsal: Running) -> None:
@@ -55,6 +67,43 @@ def test_an_adapter_speaks_from_its_bases_process(rehearsal: Running) -> None:
     assert [(reply["model"], reply["text"]) for reply in found["replies"]] == [("mine", "blue")]
     with pytest.raises(StopIteration):  # it has no process of its own
         rehearsal.replica("mine")
+
+
+def test_a_model_that_sleeps_wakes_when_it_is_asked_and_grows_with_what_it_owes(rehearsal: Running) -> None:
+    name = "toy-paligemma-b"
+    body = {"image": URL, "models": [name], "deadline_s": 60}
+
+    def ask() -> dict[str, Any]:
+        return dict(httpx.post(f"{rehearsal.url}/v1/tasks/caption", json=body, timeout=90).json())
+
+    def replicas() -> int:
+        return sum(
+            command(process).startswith(f"ray::ServeReplica:diptych:{name}") for process in rehearsal.processes()
+        )
+
+    assert replicas() == 0
+    assert ask()["error"]["message"].endswith(f"{name} was asleep and is being started; ask again.")
+    assert until(lambda: rehearsal.state(name) == "ready", 120)
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        asking = [pool.submit(ask) for _ in range(12)]
+        while replicas() < 2 and rehearsal.alive():
+            asking += [pool.submit(ask) for _ in range(12)]
+            concurrent.futures.wait(asking)
+        found = [one.result() for one in asking]
+    assert [reply["replies"][0]["status"] for reply in found] == ["ok"] * len(found)
+
+
+def test_two_gateways_share_the_port_and_one_is_enough(rehearsal: Running) -> None:
+    def asked() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{rehearsal.url}/ready", timeout=10).json()["models"]["toy-llava"] == "ready"
+        return False
+
+    gateways = [p for p in rehearsal.processes() if command(p).startswith("ray::ServeReplica:diptych:gateway")]
+    assert len(gateways) == 2
+    os.kill(gateways[0], signal.SIGKILL)
+    assert until(lambda: not alive(gateways[0]), 10)
+    assert [asked() for _ in range(40)] == [True] * 40
 
 
 def test_a_client_that_leaves_stops_the_model() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
@@ -18,6 +19,7 @@ import pytest_asyncio
 from serve.engines.base import Piece, Prompt, Sampling
 from serve.engines.vllm import VllmEngine
 from serve.errors import BadRequest, ModelError
+from serve.image import Image
 from serve.request_id import REQUEST_ID
 
 pytestmark = [
@@ -214,3 +216,41 @@ async def test_a_killed_engine_is_known_to_be_dead(folder: Path) -> None:
     assert time.monotonic() - began < 15
     await engine.stop()
     assert not [process for process in mine if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def unread(digest: str) -> Image:
+    """A file that cannot be read: whoever looks at its pixels fails."""
+    return Image.unread(b"no picture", "image", digest, 48 * 36)
+
+
+async def test_a_picture_that_was_shown_before_is_not_read_again(engine: VllmEngine) -> None:
+    first, again = Image(PICTURE.pixels, "shown before"), unread("shown before")
+    assert not engine.knows(first)
+    said = await speak(engine, replace(ask(), image=first))
+    assert engine.knows(again)
+    assert text(await speak(engine, replace(ask(), image=again))) == text(said)
+
+
+async def test_a_picture_that_was_put_out_of_the_cache_is_read(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "knows", lambda image: True)
+    gone = Image(PICTURE.pixels, "put out")
+    assert text(await speak(engine, replace(ask(), image=gone))) == text(await speak(engine, ask()))
+    with pytest.raises(BadRequest, match="not a PNG"):
+        await speak(engine, replace(ask(), image=unread("never shown")))
+
+
+async def test_what_may_wait_does(engine: VllmEngine) -> None:
+    ended: list[str] = []
+
+    async def run(name: str, prompt: Prompt) -> None:
+        await speak(engine, prompt)
+        ended.append(name)
+
+    patient = replace(ask(max_tokens=40), batch=True, whole=True)
+    crowd = [asyncio.ensure_future(run("batch", patient)) for _ in range(200)]  # three times what runs at once
+    await asyncio.sleep(0)
+    await run("now", replace(ask(max_tokens=40), whole=True))
+    assert ended.index("now") < 100
+    await asyncio.gather(*crowd)

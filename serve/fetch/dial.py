@@ -1,0 +1,66 @@
+"""Connections to addresses that were checked, and to no others."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import httpcore
+
+TRIES = 3
+"""Of a host's addresses so many are dialled, one after the other."""
+
+# Threads of its own: a name server that hangs must not keep the pictures of others from being read.
+_RESOLVING = ThreadPoolExecutor(16, "resolve")
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""(host, port) -> its addresses. Raises OSError where there are none."""
+
+
+async def resolve(host: str, port: int) -> Sequence[str]:
+    """As the system resolves names."""
+    found = await asyncio.get_running_loop().run_in_executor(_RESOLVING, _addresses, host, port)
+    return list(dict.fromkeys(found))
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+class Pinned(httpcore.AsyncNetworkBackend):
+    """Dials these addresses whatever host it is given: a name that is resolved again may lead elsewhere. TLS still
+    asks for the host.
+
+    For an `async with`, which closes what was opened: httpcore forgets a connection that is left during its handshake.
+    """
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self.addresses = addresses[:TRIES]
+        self._network = httpcore.AnyIOBackend()
+        self._opened: list[httpcore.AsyncNetworkStream] = []
+
+    async def __aenter__(self) -> "Pinned":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for stream in self._opened:
+            await stream.aclose()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        failure: Exception = httpcore.ConnectError()
+        for address in self.addresses:
+            try:
+                stream = await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+            else:
+                self._opened.append(stream)
+                return stream
+        raise failure

@@ -1,0 +1,53 @@
+"""How many replicas there should be, and what a config may say of it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from deployments.args import Args
+from deployments.autoscaling import ONGOING, Scaling, by_queue
+
+
+def context(told: dict[str, float], replicas: int, target: int = 1) -> Any:
+    return SimpleNamespace(
+        aggregated_metrics={ONGOING: told},
+        current_num_replicas=replicas,
+        target_num_replicas=target,
+        config=SimpleNamespace(get_target_ongoing_requests=lambda: 10),
+    )
+
+
+def test_replicas_follow_what_they_owe_together() -> None:
+    assert by_queue(context({"a": 35.0}, 1))[0] == 3.5
+    assert by_queue(context({"a": 5.0, "b": 0.0}, 2))[0] == 0.5
+
+
+def test_one_that_has_told_nothing_yet_changes_nothing() -> None:
+    assert by_queue(context({"a": 35.0}, 2, target=2))[0] == 2
+
+
+def test_serve_is_told_what_was_set_and_whom_to_ask() -> None:
+    config = Scaling(min_replicas=0, max_replicas=3, upscaling_factor=0.5).config()
+    assert (config["min_replicas"], config["max_replicas"], config["upscaling_factor"]) == (0, 3, 0.5)
+    assert config["policy"] == {"policy_function": "deployments.autoscaling:by_queue"}
+    assert "downscaling_factor" not in config
+
+
+@pytest.mark.parametrize(
+    ("scaling", "words"),
+    [
+        ({"max_replica": 2}, "max_replica"),
+        ({"min_replicas": 3, "max_replicas": 2}, "min_replicas 3 is more than max_replicas 2"),
+    ],
+)
+def test_a_wrong_one_is_refused_by_name(scaling: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Args.model_validate({"models": [{"name": "toy-llava", "autoscaling": scaling}]})
+
+
+def test_simulated_engines_run_on_simulated_gpus_and_real_ones_do_not() -> None:
+    fake: dict[str, Any] = {"name": "llava-1.5-7b", "num_gpus": 2, "simulate": {}, "autoscaling": {"max_replicas": 3}}
+    assert Args.model_validate({"models": [fake]}).simulated_gpus() == 6
+    assert Args.model_validate({"models": [fake, "toy-llava"]}).simulated_gpus() is None

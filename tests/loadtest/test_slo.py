@@ -1,0 +1,126 @@
+"""Objectives: what is understood, what is refused, and what is held against which rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest.slo import KINDS, Slo, Wrong
+
+
+@dataclass
+class Row:
+    """A row with these times (ms), over ten seconds."""
+
+    method: str
+    name: str
+    times: Sequence[float] = field(default_factory=list)
+    num_failures: int = 0
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.times)
+
+    @property
+    def max_response_time(self) -> float:
+        return max(self.times)
+
+    @property
+    def avg_response_time(self) -> float:
+        return sum(self.times) / len(self.times)
+
+    @property
+    def fail_ratio(self) -> float:
+        return self.num_failures / len(self.times)
+
+    @property
+    def total_rps(self) -> float:
+        return len(self.times) / 10
+
+    def get_response_time_percentile(self, percent: float) -> float:
+        return sorted(self.times)[min(len(self.times) - 1, int(percent * len(self.times)))]
+
+
+ROWS = [
+    Row("TTFT", "chat toy-llava", range(100)),
+    Row("TTFT", "fan-out", range(0, 200, 2)),
+    Row("COLUMN", "toy-llava", [10] * 50, num_failures=1),
+    Row("COLUMN", "toy-llava-b", [3000] * 50),
+    Row("COLUMN", "never-asked"),
+]
+TOTAL = Row("", "Aggregated", range(200), num_failures=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "met", "seen"),
+    [
+        ("TTFT p95 < 500", True, "190 ms (fan-out)"),  # the worst row is told
+        ("ttft p95<=189", False, "190 ms (fan-out)"),
+        ("TTFT chat p95 < 100", True, "95 ms (chat toy-llava)"),
+        ("TTFT p50 > 50", False, "50 ms (chat toy-llava)"),  # and the worst is the least here
+        ("COLUMN p99.9 < 3.1 s", True, "3000 ms (toy-llava-b)"),
+        ("COLUMN toy-llava max < 11ms", True, "10 ms (toy-llava)"),  # whole words: not toy-llava-b
+        ("COLUMN failures < 2%", False, "2.00% (toy-llava)"),
+        ("COLUMN rate >= 10/s", True, "10.00/s"),  # added up
+        ("mean < 99", False, "100 ms"),
+        ("failures <= 0.5%", True, "0.50%"),
+        ("rate > 20", False, "20.00/s"),
+        ("COLUMN never-asked p95 < 500", False, "nothing was measured"),
+        ("MERGED p95 < 500", False, "nothing was measured"),
+    ],
+)
+def test_what_is_seen(text: str, met: bool, seen: str) -> None:
+    verdict = Slo.parse(text).judge(ROWS, TOTAL)
+    assert (verdict.met, verdict.seen) == (met, seen)
+    assert str(verdict) == f"{'met   ' if met else 'MISSED'}  {text}: {seen}"
+
+
+def test_a_run_that_asked_nothing_meets_nothing() -> None:
+    assert not Slo.parse("failures < 1%").judge([], Row("", "Aggregated")).met
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "is no SLO"),
+        ("be fast", "is no SLO"),
+        ("TTFT p95 = 500", "is no SLO"),
+        ("TTFT p95 < fast", "is no SLO"),
+        ("TTFT p100 < 5", "is no SLO"),
+        ("p95 < -5", "is no SLO"),
+        ("LATENCY p95 < 500", "there are no rows of type LATENCY"),
+        ("failures < 1", "needs %"),
+        ("p95 < 5%", "needs no unit or ms or s"),
+        ("rate > 5 s", "needs no unit or /s"),
+    ],
+)
+def test_what_is_refused(text: str, why: str) -> None:
+    with pytest.raises(Wrong, match=why):
+        Slo.parse(text)
+
+
+@given(
+    st.sampled_from(["", *KINDS]),
+    st.lists(st.sampled_from(["chat", "toy-llava", "vqa:*"]), max_size=2),
+    st.integers(1, 99),
+    st.sampled_from(["<", "<=", ">", ">="]),
+    st.integers(0, 10**6),
+    st.sampled_from(["", "ms", " ms", "s", " s"]),
+)
+def test_whatever_is_well_formed_means_what_it_says(
+    kind: str, name: list[str], percent: int, compared: str, limit: int, unit: str
+) -> None:
+    rows = [kind, *(name if kind else [])]
+    slo = Slo.parse(" ".join(filter(None, [*rows, f"p{percent}", compared, f"{limit}{unit}"])))
+    assert (slo.kind, slo.name, slo.measure) == (kind, tuple(name if kind else []), f"p{percent}")
+    assert (slo.compared, slo.limit) == (compared, limit * (1000 if unit.strip() == "s" else 1))
+
+
+@given(st.text() | st.text("TFp95 <>=%ms/0.", max_size=20))
+def test_anything_else_is_refused_and_nothing_worse(text: str) -> None:
+    try:
+        Slo.parse(text)
+    except Wrong as wrong:
+        assert repr(text) in str(wrong)
