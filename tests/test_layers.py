@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors", "fetch", "image", "reading", "video", "video_caps", "video_decoder", "geometry", "masks", "request_id"},
+    {"errors", "fetch", "image", "reading", "request_id", "video", "video_caps", "video_decoder", "geometry", "masks"},
     {"engines", "rpc"},
     {"tasks"},
     {"models"},

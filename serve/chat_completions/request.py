@@ -11,11 +11,11 @@ from serve.tasks.base import MAX_MODELS, Name
 MAX_TOKENS = 512
 """The length of a reply whose request names none. How much a model's context leaves is known to its engine only."""
 MAX_CHOICES = 8
+FLEX = "flex"
+"""OpenAI's service tier for what may wait: our `priority: batch`."""
 MAX_STOP = 256
 MAX_TEXT = 200_000
 """Characters of all messages together: no model served here reads so many."""
-FLEX = "flex"
-"""OpenAI's service tier for what may wait: our `priority: batch`."""
 
 Text = Annotated[str, Field(max_length=100_000)]
 Note = Annotated[str, Field(max_length=512)]

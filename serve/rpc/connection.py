@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from serve.request_id import REQUEST_ID
-from serve.rpc.messages import Call, Cancel, End, Items, News
+from serve.rpc.messages import RENEW_S, Call, Cancel, End, Items, News, Renew
 from serve.rpc.peer import Peer
 
 CONNECT_S = 5.0
@@ -28,6 +28,7 @@ class Connection(Peer):
         self._told = asyncio.Event()
         self._numbers = itertools.count()
         self._streams: dict[int, _Stream] = {}
+        self._renewal: asyncio.TimerHandle | None = None
 
     @classmethod
     async def open(cls, host: str, port: int, token: bytes) -> "Connection":
@@ -80,13 +81,20 @@ class Connection(Peer):
         super().connection_made(transport)
         assert self._transport is not None
         self._transport.write(self._token)
+        self._renewal = asyncio.get_running_loop().call_later(RENEW_S, self._renew)
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)  # after `abort` it comes a second time, and finds nothing to do
+        if self._renewal is not None:
+            self._renewal.cancel()
         self.lost.set()
         self._told.set()
         for stream in self._streams.values():
             stream.finish(ConnectionError("The connection was lost."))
+
+    def _renew(self) -> None:
+        self.say(Renew())
+        self._renewal = asyncio.get_running_loop().call_later(RENEW_S, self._renew)
 
     def hear(self, message: Any) -> None:
         self.heard = time.monotonic()

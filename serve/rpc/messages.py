@@ -25,6 +25,16 @@ class Cancel(NamedTuple):
     number: int
 
 
+class Renew(NamedTuple):
+    """Caller to server, every RENEW_S: that it still listens. One that does not say so for LEASE_S is taken for dead.
+
+    A process that dies closes its connections, but one that is stopped, or a network that is cut, does not.
+    """
+
+
+RENEW_S, LEASE_S = 1.0, 10.0
+
+
 class Items(NamedTuple):
     """Server to caller: what came in a stream."""
 

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import logging
 import secrets
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from serve.errors import ModelError, ServeError
 from serve.request_id import REQUEST_ID
 from serve.rpc.frames import Garbled
-from serve.rpc.messages import TOKEN_BYTES, Call, Cancel, End, Items, News
+from serve.rpc.messages import LEASE_S, TOKEN_BYTES, Call, Cancel, End, Items, News
 from serve.rpc.peer import Peer
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class Server:
     async def _tell_forever(self) -> None:
         while True:
             await asyncio.sleep(NEWS_S)
+            for session in list(self.sessions):
+                session.check_lease()
             await self.tell()
 
 
@@ -88,6 +91,8 @@ class Session(Peer):
         self.server = server
         self.jobs: dict[int, asyncio.Task[None]] = {}
         self._known = b""
+        self._heard = time.monotonic()
+        self._late = False
 
     def data_received(self, data: bytes) -> None:
         if len(self._known) < TOKEN_BYTES:
@@ -112,7 +117,17 @@ class Session(Peer):
         for job in self.jobs.values():
             job.cancel()
 
+    def check_lease(self) -> None:
+        """Cut off a caller that has not been heard for LEASE_S, at the second look: it may be us who were busy, and
+        what it said may wait to be read."""
+        late = time.monotonic() - self._heard > LEASE_S
+        if late and self._late and self._transport is not None:
+            log.warning("a caller that stopped listening is cut off, %d streams of its own with it", len(self.jobs))
+            self._transport.abort()
+        self._late = late
+
     def hear(self, message: Any) -> None:
+        self._heard = time.monotonic()
         if isinstance(message, Call):
             job = asyncio.get_running_loop().create_task(self._answer(message))
             self.jobs[message.number] = job

@@ -14,6 +14,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 Priority = Literal["interactive", "batch"]
+
 MAX_MODELS = 64
 """How wide one request may fan out."""
 

@@ -13,6 +13,7 @@ from serve.errors import BadRequest, ModelError
 from serve.request_id import REQUEST_ID
 from serve.rpc.connection import Connection
 from serve.rpc.frames import Garbled, Reader, encode
+from serve.rpc.messages import Call
 from serve.rpc.server import Server
 
 exploded: list[int] = []
@@ -134,6 +135,29 @@ async def test_a_caller_that_goes_away_takes_its_streams_with_it() -> None:
             _ = [item async for item in items]
         with pytest.raises(ConnectionError):
             await anext(connection.stream("count", 1))
+
+
+async def test_a_caller_that_stops_listening_loses_its_streams_and_one_that_listens_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve.rpc.server.NEWS_S", 0.05)
+    monkeypatch.setattr("serve.rpc.server.LEASE_S", 0.5)
+    monkeypatch.setattr("serve.rpc.connection.RENEW_S", 0.05)
+    told = Told()
+    async with connected(told) as (server, connection):
+        items = connection.stream("count", 10_000, 60)
+        reading = asyncio.ensure_future(anext(items))
+        assert server._listening is not None
+        reader, writer = await asyncio.open_connection("127.0.0.1", server._listening.sockets[0].getsockname()[1])
+        writer.write(server.token + b"".join(encode([Call(0, "count", (10_000, 60))])))  # and nothing more
+        async with asyncio.timeout(10):
+            while told.running < 2:
+                await asyncio.sleep(0.01)
+            await told.ended.wait()
+        assert told.running == 1 and not connection.lost.is_set()
+        writer.close()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 async def test_a_server_that_goes_away_ends_what_it_owes() -> None:
