@@ -19,13 +19,12 @@ ERRORS = {
     "405": "The path does not take this method.",
     "408": "The body did not arrive in time.",
     "413": "The body, its image or its video is too large.",
-    "429": "The key's share of requests is used up; Retry-After says for how long.",
+    "429": "Too many wait already, or the key's share is used up; Retry-After says when to try again.",
     "431": "The headers are too large.",
     "500": "A bug: the log knows more under the reply's x-request-id.",
     "503": "No model could answer; Retry-After says when to try again.",
 }
 BODY_ONLY = ("408", "413", "429", "503")
-KEYED = ("401", "429")
 
 
 def json_body(kind: type[BaseModel]) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def _errors(operation: dict[str, Any], keyed: bool) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     for status, words in ERRORS.items():
-        if status in BODY_ONLY and "requestBody" not in operation or status in KEYED and not keyed:
+        if status in BODY_ONLY and "requestBody" not in operation or status == "401" and not keyed:
             continue
         content = {"application/json": {"schema": {"$ref": REFERENCE.format(model=ErrorBody.__name__)}}}
         responses.setdefault(status, {"description": words, "content": content})

@@ -83,7 +83,7 @@ def test_a_model_that_sleeps_wakes_when_it_is_asked_and_grows_with_what_it_owes(
         )
 
     assert replicas() == 0
-    assert ask()["error"]["message"].endswith(f"{name} was asleep and is being started; ask again.")
+    assert f"{name} was asleep and is being started; ask again." in ask()["error"]["message"]
     assert until(lambda: rehearsal.state(name) == "ready", 120)
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         asking = [pool.submit(ask) for _ in range(12)]

@@ -172,7 +172,8 @@ async def test_leaving_aborts_the_work(engine: VllmEngine) -> None:
         async for _ in pieces:
             break
     task = asyncio.create_task(speak(engine, ask(max_tokens=90)))
-    await asyncio.sleep(0.3)
+    while not engine._llm.get_num_unfinished_requests():
+        await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

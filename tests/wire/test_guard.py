@@ -208,4 +208,4 @@ async def test_the_document_says_where_a_key_is_needed() -> None:
     async with calling(create_app(router())) as client:
         document = (await client.get("/openapi.json")).json()
     assert "securitySchemes" not in document["components"]
-    assert not {"401", "429"} & document["paths"]["/v1/chat/completions"]["post"]["responses"].keys()
+    assert "401" not in document["paths"]["/v1/chat/completions"]["post"]["responses"]
