@@ -29,6 +29,7 @@ class Front:
         protocol: Any = functools.partial(Arriving, limits=limits)  # uvicorn calls it, whatever it is declared to be
         config = uvicorn.Config(
             self._answer,
+            interface="asgi3",  # a bound method would be taken for an older one
             http=protocol,
             ws="none",
             lifespan="off",

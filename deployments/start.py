@@ -179,12 +179,20 @@ def _run(config: Config) -> str:
 def _drain(seconds: float) -> None:
     """Have every gateway finish what it has begun; a second signal breaks it off."""
     import ray.exceptions
-    import ray.serve
+    import ray.serve.exceptions
 
     print(f"\nFinishing what was begun, for at most {seconds:g} s.", flush=True)
-    gateways = ray.serve.get_deployment_handle("gateway", "diptych")
-    with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
-        gateways.broadcast("drain").results(timeout_s=seconds + LATE_S)
+
+    def ask() -> None:
+        # Whoever told us to stop may have told Ray as well.
+        with contextlib.suppress(
+            ray.exceptions.RayError, ray.serve.exceptions.RayServeException, OSError, RuntimeError
+        ):
+            ray.serve.get_deployment_handle("gateway", "diptych").broadcast("drain").results(timeout_s=seconds)
+
+    asking = threading.Thread(target=ask, daemon=True)  # without Ray's other processes it would wait a minute for them
+    asking.start()
+    asking.join(seconds + LATE_S)
 
 
 def _welcome(url: str, states: dict[str, str], logs: Path, *, toys: bool) -> None:

@@ -128,14 +128,14 @@ def test_told_to_stop_it_finishes_what_was_begun_and_refuses_what_is_new(tmp_pat
     model = {"name": "toy-llava", "simulate": {"replies": "word " * 40, "delay_s": 0.1}}
     running = Running("--config", config(tmp_path, [model])).wait_for("Diptych is ready")
     body = {"image": URL, "question": "what?", "max_tokens": 40}
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
         begun = [pool.submit(httpx.post, f"{running.url}/v1/tasks/vqa", json=body, timeout=60) for _ in range(8)]
         time.sleep(1)
         running.process.send_signal(signal.SIGTERM)
         assert until(lambda: "Finishing what was begun" in running.said(), 10)
         late = []
         while not late or late[-1].status_code == 200:  # it takes a moment to come to the gateway
-            late.append(httpx.post(f"{running.url}/v1/tasks/vqa", json=body, timeout=60))
+            late.append(httpx.post(f"{running.url}/v1/tasks/vqa", json={**body, "max_tokens": 1}, timeout=60))
         assert (late[-1].status_code, late[-1].json()["error"]["code"]) == (503, "stopping")
         assert int(late[-1].headers["retry-after"]) > 0
         assert [reply.result().json()["merged"]["result"]["answer"][:4] for reply in begun] == ["word"] * 8
