@@ -15,6 +15,8 @@ from serve.worker import Status
 
 CHAT = "chat"
 JUDGE = "judge"
+SHORT = 500
+"""Replies of so many characters together are merged where they are: the way to a thread and back takes longer."""
 
 
 class Router:
@@ -98,7 +100,10 @@ class Router:
             raise column.refusals[routes[0].model.name]
         weights = {name: route.model.weight for name, route in self.routes.items()} | (request.weights or {})
         columns = [replies[route.model.name] for route in routes]
-        merged = await asyncio.to_thread(merge, task, request, columns, weights)
+        if TASKS[task].heavy or sum(len(reply.text) for reply in columns) > SHORT:
+            merged = await asyncio.to_thread(merge, task, request, columns, weights)
+        else:
+            merged = merge(task, request, columns, weights)
         if judge is not None:
             left_s = request.deadline_s - (time.monotonic() - began)
             merged = await judge.merged(

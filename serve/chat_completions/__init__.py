@@ -19,21 +19,18 @@ from serve.chat_completions.together import Together, named
 from serve.errors import BadRequest
 from serve.wire.client import attended
 from serve.wire.fan_out import FanOut
-from serve.wire.json_body import checked
+from serve.wire.json_body import checked, is_quick
 from serve.wire.refusals import refusal
 from serve.wire.sse import opened
 
 __all__ = ["ChatCompletion", "ChatCompletionRequest", "answer"]
 
-SMALL = 100_000
-"""A request of so many bytes is read where it is: the way to a thread and back takes longer."""
-
 
 async def answer(fan_out: FanOut, http: HttpRequest) -> Response:
     """One completion, whole or streamed. Raises what the client is told."""
     body = await http.body()
-    small = len(body) < SMALL and b"video_url" not in body
-    request, conversation = _read(body) if small else await asyncio.to_thread(_read, body)
+    quick = is_quick(body, b"video_url")
+    request, conversation = _read(body) if quick else await asyncio.to_thread(_read, body)
     asked = named(fan_out.router, request.model, film=conversation.video is not None)
     head = Head(http.state.request_id, request.model)
     speaker = (

@@ -2,12 +2,14 @@
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from serve.engines.base import FinishReason, Piece, Prompt, Token
 from serve.errors import BadRequest, ModelError
 from serve.image import Image
 
+KEPT = 100
 Words = str | Sequence[str]
 Replies = Words | Mapping[str, Words] | Callable[[Prompt], Words]
 
@@ -25,8 +27,8 @@ class FakeEngine:
     slots: how many it answers at a time, as a batch would; the others wait. adapters: what an adapter says, in place of
     `replies`. fail_adapters: why an adapter cannot be used.
 
-    `prompts` holds every prompt that was asked, `speaking` how many are being answered, `aborted` how many were left
-    before their end.
+    `prompts` holds the last KEPT prompts that were asked, `speaking` how many are being answered, `aborted` how many
+    were left before their end.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class FakeEngine:
         self.fail_start, self.fail_after, self.die_after = fail_start, fail_after, die_after
         self.logprob, self.max_chars, self.finish, self.image_tokens = logprob, max_chars, finish, image_tokens
         self.adapters, self.fail_adapters = dict(adapters or {}), dict(fail_adapters or {})
-        self.prompts: list[Prompt] = []
+        self.prompts: deque[Prompt] = deque(maxlen=KEPT)
         self.speaking = self.aborted = 0
         self.started = self.dead = False
         self._death = asyncio.Event()

@@ -178,5 +178,7 @@ class Task:
     methods: Mapping[str, MergeRule]
     words: Callable[[Any], str]
     """A result as a person would read it; also the text of a merged chat completion."""
+    heavy: bool = False
+    """Whether merging takes long enough to hold others up, however short the replies are."""
     judging: Judging | None = None
     """Where a served model may write the merged reply (`merge: judge`)."""

@@ -29,4 +29,5 @@ SEGMENT = Task(
     result=SegmentResult,
     methods={"mask_vote": mask_vote("mask_vote"), "consensus": mask_vote("consensus", least=HALF)},
     words=_words,
+    heavy=True,  # masks are drawn and voted on pixel by pixel
 )

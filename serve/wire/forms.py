@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 
 from serve.errors import BadRequest
 from serve.tasks.base import Request
-from serve.wire.json_body import checked
+from serve.wire.json_body import checked, is_quick
 from serve.wire.limits import MAX_BODY
 from serve.wire.refusals import refusal
 
@@ -24,12 +24,13 @@ FILES = ("image", "video")
 
 
 async def read(http: HttpRequest, kind: type[Request]) -> Request:
-    """The body as a task's request. Raises BadRequest or TooLarge naming the field. Decoded in a thread."""
+    """The body as a task's request. Raises BadRequest or TooLarge naming the field."""
     if http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         async with http.form(max_files=len(FILES), max_fields=MAX_FIELDS, max_part_size=MAX_BODY) as form:
             fields = await _fields(form)
         return await asyncio.to_thread(_from_form, kind, fields)
-    return await asyncio.to_thread(_from_json, kind, await http.body())
+    body = await http.body()
+    return _from_json(kind, body) if is_quick(body, b"video") else await asyncio.to_thread(_from_json, kind, body)
 
 
 def phrases(text: str) -> list[str]:

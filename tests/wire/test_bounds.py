@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from served import LLAVA, URL, calling, message, plain
 
-from serve.wire.json_body import MAX_VALUES
+from serve.wire.json_body import MAX_VALUES, is_quick
 
 CHAT, TASK = "/v1/chat/completions", "/v1/tasks/vqa"
 VQA: dict[str, Any] = {"image": URL, "question": "what?"}
@@ -168,3 +168,16 @@ async def test_whatever_a_field_holds_it_is_no_fault_of_ours(fields: dict[str, A
     async with calling(plain()) as client:
         reply = await client.post(path, content=json.dumps(given).encode("utf-8", "replace"))
     assert reply.status_code < 500, reply.text
+
+
+@pytest.mark.parametrize(
+    ("body", "quick"),
+    [
+        (b'{"image": "data:"}', True),
+        (b'{"video": "data:"}', False),
+        (b'{"vide\\u006f": "data:"}', False),
+        (b'{"image": "' + b"A" * 100_000 + b'"}', False),
+    ],
+)
+def test_only_what_is_small_and_names_no_film_is_read_on_the_event_loop(body: bytes, quick: bool) -> None:
+    assert is_quick(body, b"video") == quick
