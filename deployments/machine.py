@@ -46,6 +46,7 @@ ENVIRONMENT = {
     "RAY_metrics_report_interval_ms": "60000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
     "RAY_SERVE_EVENT_LOOP_MONITORING_INTERVAL_S": "60",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
 }
 OBJECTS = 80 * 2**20  # requests go as arguments, not through the object store; Ray's least is 75 MiB
 

@@ -57,7 +57,7 @@ class FakeEngine:
         self.prompts: deque[Prompt] = deque(maxlen=KEPT)
         self.speaking = self.aborted = 0
         self.started = self.dead = False
-        self._death = asyncio.Event()
+        self._asleep: set[asyncio.Future[None]] = set()
         self._slots = asyncio.Semaphore(slots)
 
     async def start(self) -> None:
@@ -92,11 +92,12 @@ class FakeEngine:
     def kill(self) -> None:
         """Die: whoever is being answered gets an error at once, and so does everyone who asks."""
         self.dead = True
-        self._death.set()
+        for one in self._asleep:
+            _wake(one)
 
     def revive(self) -> None:
         """Live again."""
-        self.dead, self._death = False, asyncio.Event()
+        self.dead = False
 
     async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         await self.check()
@@ -141,10 +142,15 @@ class FakeEngine:
     async def _wait(self, seconds: float) -> None:
         """Sleep, but not through our own death."""
         if seconds > 0 and not self.dead:
+            loop = asyncio.get_running_loop()
+            woken = loop.create_future()
+            alarm = loop.call_later(seconds, _wake, woken)
+            self._asleep.add(woken)
             try:
-                await asyncio.wait_for(self._death.wait(), seconds)
-            except TimeoutError:
-                return
+                await woken
+            finally:
+                alarm.cancel()
+                self._asleep.discard(woken)
         else:
             await asyncio.sleep(0)
         await self.check()
@@ -155,3 +161,8 @@ class FakeEngine:
             raise ModelError("The model's engine died; it has to be started again.", code="engine_dead")
         if self.fail_after is not None and said >= self.fail_after:
             raise ModelError("The model failed.", code="model_error")
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
