@@ -98,7 +98,7 @@ async def _measure(side: Side, widths: Sequence[int], stream: bool) -> list[Poin
             print(_line(point), flush=True)
             if point.failed or point.answered < SATURATED * point.asked:
                 break
-            best, rate = rate, rate * 1.4
+            best, rate = rate, rate * 1.6
         halves.append(await _load(side, width, stream, best / 2, seconds=4 * STEP_S))
         print("half: " + _line(halves[-1]), flush=True)
     return halves
