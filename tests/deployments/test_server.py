@@ -110,6 +110,20 @@ def test_an_engine_killed_during_a_fan_out_costs_its_own_column_and_comes_back(s
     assert asked(serving).json()["replies"][1]["status"] == "ok"
 
 
+def test_an_engine_that_stands_still_is_given_up_and_comes_back(serving: Running) -> None:
+    assert back(serving)
+    engine = serving.engine("toy-llava")
+    os.kill(engine, signal.SIGSTOP)
+    began = time.monotonic()
+    replies = asked(serving, deadline_s=50).json()["replies"]
+    took = time.monotonic() - began
+    assert [reply["status"] for reply in replies] == ["error", "ok"]
+    assert replies[0]["error"]["code"] == "engine_dead" and took < 40  # 7 to 8 s where the machine is not busy
+    assert until(lambda: not alive(engine), 15)
+    assert back(serving)
+    assert asked(serving).json()["replies"][0]["status"] == "ok"
+
+
 def test_a_killed_replica_takes_its_engine_along_and_comes_back(serving: Running) -> None:
     assert back(serving)
     replica, engine = serving.replica("toy-llava"), serving.engine("toy-llava")
