@@ -57,8 +57,11 @@ class Block:
 
 
 async def measure(side: Side, case: Case, at: int) -> Block:
-    """One block. Every round has pictures of its own, and every side of a round the same ones."""
-    seed = zlib.crc32(repr((case, at)).encode())
+    """One block. Every round has pictures of its own, and every side of a round the same ones.
+
+    But for one that stands before another: its pictures would be in the other's caches, which is measured after it.
+    """
+    seed = zlib.crc32(repr((case, at, side.upstream is not None)).encode())
     asked = bodies(MODEL, case.size, case.count, tokens=case.tokens, stream=case.stream, seed=seed, repeat=case.repeat)
     caller = Caller(side.chat)
     before = side.cpu()
