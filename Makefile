@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats chaos
+.PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats
 .PHONY: screenshots lock clean
 
 serve: install
@@ -51,10 +51,6 @@ bench-scale: install-dev
 # several questions about each picture to two replicas: kept to the one that knows it, or spread
 bench-repeats: install-dev
 	$(BIN)/python -m loadtest.repeats $(ARGS)
-
-# faults put into a running Diptych with simulated models, and what its clients saw
-chaos: install-dev
-	$(BIN)/python -m loadtest.chaos $(ARGS)
 
 # users on a running server for a minute, into build/loadtest/report.html; ARGS: loadtest/README.md
 loadtest: install-dev

@@ -42,6 +42,8 @@ class Pool:
         self._keeps = entry.keeps_pictures
         self._sleeps = entry.sleeps
         self._breakers: WeakKeyDictionary[Connection, Breaker] = WeakKeyDictionary()
+        self._died: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
+        """Replicas whose engine is dead, and since when; Serve replaces the process, and with it the connection."""
         self._quarantine = Quarantine()
 
     async def stream(
@@ -80,21 +82,21 @@ class Pool:
         breaker = self._breakers.setdefault(connection, Breaker())
         breaker.asked()
         items = connection.stream(method, *arguments, pace_s=pace_s)
-        spoke = False
+        spoke, began = False, time.monotonic()
         try:
             async for item in items:
                 spoke = True
                 yield item
             if not spoke:
-                raise ModelError(f"{model} ended without a word.", code=DIED)
+                raise ModelError(f"{model} ended without a word.", code="engine_error")
             breaker.answered()
         except ConnectionError as error:
             self._quarantine.blame(errand)
             said = f"The process of {model} ended while it was answering; it is started again."
             raise ModelError(said, code=DIED) from error
         except ModelError as error:
-            if error.code == DIED:
-                self._quarantine.blame(errand)
+            if error.code == DIED and began <= self._died.setdefault(connection, time.monotonic()):
+                self._quarantine.blame(errand)  # and not who asked an engine that was dead by then
             if error.code in FAULTS:
                 breaker.failed()
             raise
@@ -102,10 +104,11 @@ class Pool:
             await items.aclose()
 
     async def _chosen(self, model: str, errand: Errand) -> Connection:
-        live = await self._replicas.live()
-        if not live and self._sleeps:
+        found = await self._replicas.live()
+        if not found and self._sleeps:
             self._replicas.knock()
             raise ModelError(f"{model} was asleep and is being started; ask again.", code="model_starting")
+        live = [one for one in found if one not in self._died]
         if not live:
             raise ModelError(f"{model} is being started again.", code="model_starting")
         well = [one for one in live if one not in self._breakers or not self._breakers[one].open]

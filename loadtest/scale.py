@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +150,10 @@ def _replicas(side: Side, name: str) -> int:
 
 
 def _bodies(names: Sequence[str], count: int) -> list[bytes]:
-    picture = next(pictures("1x", 0))
-    made: Iterator[bytes] = itertools.cycle([body(name, picture, tokens=16, stream=False) for name in names])
-    return list(itertools.islice(made, count))
+    """Each about another picture: about one alone, a model's replicas would be as busy as bounded loads let them."""
+    made = pictures("1x", 0)
+    turn = itertools.islice(itertools.cycle(names), count)
+    return [body(name, next(made), tokens=16, stream=False) for name in turn]
 
 
 if __name__ == "__main__":

@@ -143,17 +143,36 @@ async def test_a_replica_that_fails_everything_is_left_alone() -> None:
         assert replicas[0].asked == asked
 
 
-async def test_a_request_that_kills_twice_is_refused_and_the_others_are_not() -> None:
-    async with pooled(1) as (pool, replicas, _):
-        replicas[0].go.set()
-        replicas[0].fault = ModelError("The model's engine died.", code="engine_dead")
+async def test_a_request_that_kills_twice_is_refused_and_the_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.replicas.LOOK_S", 0.01)
+    async with pooled(0) as (pool, replicas, handle):
+
+        async def replaced() -> Replica:
+            replicas.append(Replica(str(len(replicas))))
+            replicas[-1].go.set()
+            port = await replicas[-1].server.start("127.0.0.1")
+            handle.addresses.append(Address("127.0.0.1", port, replicas[-1].server.token))
+            return replicas[-1]
+
         for _ in range(2):
-            with pytest.raises(ModelError):
-                await ask(pool, about(1, "poison"))
+            replica = await replaced()
+            replica.fault = ModelError("The model's engine died.", code="engine_dead")
+            async with asyncio.timeout(10):
+                while not replica.asked:
+                    await asyncio.sleep(0.001)
+                    with contextlib.suppress(ModelError):
+                        await ask(pool, about(1, "poison"))
+            with pytest.raises(ModelError, match="started again"):  # it is dead: nobody else asks it, or is blamed
+                await ask(pool, about(1, "water"))
+            assert replica.asked == 1
         with pytest.raises(BadRequest, match="died 2 times"):
             await ask(pool, about(1, "poison"))
-        replicas[0].fault = None
-        assert await ask(pool, about(1, "water")) == "0"
+        last = await replaced()
+        async with asyncio.timeout(10):
+            while not last.asked:
+                await asyncio.sleep(0.001)
+                with contextlib.suppress(ModelError):
+                    assert await ask(pool, about(1, "water")) == last.name
 
 
 async def test_a_process_that_goes_away_is_an_error_of_its_own_requests() -> None:

@@ -120,6 +120,7 @@ def test_an_engine_that_stands_still_is_given_up_and_comes_back(serving: Running
     assert [reply["status"] for reply in replies] == ["error", "ok"]
     assert replies[0]["error"]["code"] == "engine_dead" and took < 40  # 7 to 8 s where the machine is not busy
     assert until(lambda: not alive(engine), 15)
+    assert until(lambda: serving.state("toy-llava") != "ready", 30)
     assert back(serving)
     assert asked(serving).json()["replies"][0]["status"] == "ok"
 
