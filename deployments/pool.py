@@ -91,12 +91,12 @@ class Pool:
                 raise ModelError(f"{model} ended without a word.", code="engine_error")
             breaker.answered()
         except ConnectionError as error:
-            self._quarantine.blame(errand)
+            self._quarantine.blame(errand, connection.mark)
             said = f"The process of {model} ended while it was answering; it is started again."
             raise ModelError(said, code=DIED) from error
         except ModelError as error:
             if error.code == DIED and began <= self._died.setdefault(connection, time.monotonic()):
-                self._quarantine.blame(errand)  # and not who asked an engine that was dead by then
+                self._quarantine.blame(errand, connection.mark)  # and not who asked an engine that was dead by then
             if error.code in FAULTS:
                 breaker.failed()
             raise

@@ -21,16 +21,16 @@ class Quarantine:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._deaths: dict[Hashable, int] = {}
+        self._deaths: dict[Hashable, set[Hashable]] = {}
         self._since: dict[Hashable, float] = {}
         self._one_by_one = asyncio.Lock()
 
     def __bool__(self) -> bool:
         return bool(self._deaths)
 
-    def blame(self, request: Hashable) -> None:
-        """The engine died while it was answering this one."""
-        self._deaths[request] = self._deaths.pop(request, 0) + 1
+    def blame(self, request: Hashable, death: Hashable) -> None:
+        """An engine died while it was answering this one; the same may have been asked several times at once."""
+        self._deaths[request] = self._deaths.pop(request, set()) | {death}
         self._since.pop(request, None)
         self._since[request] = self._clock()
         while len(self._deaths) > MOST:
@@ -47,7 +47,7 @@ class Quarantine:
         if request not in self._deaths:
             yield
             return
-        if self._deaths[request] >= DEATHS:
+        if len(self._deaths[request]) >= DEATHS:
             raise BadRequest(
                 f"{model}'s engine died {DEATHS} times while it was answering this request: it is not tried again for "
                 f"{KEPT_S / 60:g} minutes.",

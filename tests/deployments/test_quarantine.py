@@ -18,8 +18,8 @@ class Clock:
 async def test_a_request_that_was_there_at_two_deaths_is_refused_for_a_while() -> None:
     clock = Clock()
     quarantine = Quarantine(clock)
-    quarantine.blame("poison")
-    quarantine.blame("poison")
+    quarantine.blame("poison", "first")
+    quarantine.blame("poison", "second")
     with pytest.raises(BadRequest, match="died 2 times") as refused:
         async with quarantine.watched("toy", "poison"):
             raise AssertionError("it was tried")
@@ -29,9 +29,18 @@ async def test_a_request_that_was_there_at_two_deaths_is_refused_for_a_while() -
         pass
 
 
+async def test_asked_many_times_at_once_it_was_there_at_one_death_only() -> None:
+    quarantine = Quarantine()
+    for _ in range(24):
+        quarantine.blame("popular", "first")
+    async with quarantine.watched("toy", "popular"):
+        pass
+    assert not quarantine
+
+
 async def test_one_that_is_answered_is_cleared() -> None:
     quarantine = Quarantine()
-    quarantine.blame("innocent")
+    quarantine.blame("innocent", "first")
     assert quarantine
     async with quarantine.watched("toy", "innocent"):
         pass
@@ -40,7 +49,7 @@ async def test_one_that_is_answered_is_cleared() -> None:
 
 async def test_one_that_fails_again_stays_suspected() -> None:
     quarantine = Quarantine()
-    quarantine.blame("poison")
+    quarantine.blame("poison", "first")
     with pytest.raises(ConnectionError):
         async with quarantine.watched("toy", "poison"):
             raise ConnectionError
@@ -60,7 +69,7 @@ async def test_suspects_run_one_by_one_and_the_others_beside_them() -> None:
             running.discard(name)
 
     for suspect in ("a", "b", "c"):
-        quarantine.blame(suspect)
+        quarantine.blame(suspect, "first")
     await asyncio.gather(*map(run, ("a", "b", "c", "well")))
     assert all(len(some - {"well"}) <= 1 for some in together)
     assert {"a", "well"} in together
@@ -68,9 +77,9 @@ async def test_suspects_run_one_by_one_and_the_others_beside_them() -> None:
 
 async def test_it_remembers_so_many_and_no_more() -> None:
     quarantine = Quarantine()
-    for _ in range(2):
-        quarantine.blame("long ago")
+    for death in range(2):
+        quarantine.blame("long ago", death)
     for at in range(MOST):
-        quarantine.blame(at)
+        quarantine.blame(at, "last")
     async with quarantine.watched("toy", "long ago"):
         pass
