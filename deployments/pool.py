@@ -1,5 +1,6 @@
 """One model's requests dealt out among its replicas: each picture to the one that knows it, and none to a sick one."""
 
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Hashable
 from typing import Any, NamedTuple
@@ -54,12 +55,12 @@ class Pool:
         Raises what the method raised (ServeError), Overloaded where there is no room, ModelError where no replica is
         there or it went away, BadRequest for a request that has killed the engine before.
         """
-        if self._quarantine:
-            async with self._quarantine.watched(model, errand):
-                async for item in self._streamed(model, errand, method, *arguments, pace_s=pace_s):
-                    yield item
-        else:
-            async for item in self._streamed(model, errand, method, *arguments, pace_s=pace_s):
+        watched = self._quarantine.watched(model, errand) if self._quarantine else contextlib.nullcontext()
+        async with (
+            watched,
+            contextlib.aclosing(self._streamed(model, errand, method, *arguments, pace_s=pace_s)) as items,
+        ):
+            async for item in items:
                 yield item
 
     async def status(self, model: str) -> Status:

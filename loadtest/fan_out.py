@@ -6,7 +6,6 @@ the engines' own, CPU of a request by process, and memory. loadtest/README.md sa
 
 import argparse
 import asyncio
-import base64
 import json
 import random
 import statistics
@@ -18,10 +17,9 @@ from pathlib import Path
 
 import aiohttp
 import uvloop
-import yaml
 
-from loadtest.pictures import pictures
-from loadtest.sides import Refused, Side, Sort, running
+from loadtest.pictures import data_url, pictures
+from loadtest.sides import Refused, Side, Sort, diptych_with, running
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 
@@ -77,10 +75,7 @@ def _sort(width: int) -> Sort:
         models = [
             {"name": name, "like": "toy-llava", "checkpoint": str(folder), "simulate": SPEED} for name in _names(width)
         ]
-        config = folder / "config.yaml"
-        application = {"name": "diptych", "import_path": "deployments.app:build", "args": {"models": models}}
-        config.write_text(yaml.dump({"applications": [application]}))
-        return [sys.executable, "-m", "deployments", f"--config={config}", f"--port={port}"]
+        return diptych_with(models, port, folder)
 
     return Sort("F", f"Diptych with {width} simulated models", "driver", command, model=_names(1)[0])
 
@@ -152,8 +147,7 @@ async def _ask(session: aiohttp.ClientSession, url: str, body: bytes, width: int
 def _bodies(width: int, stream: bool, count: int) -> Iterator[bytes]:
     made = pictures("1x", count)
     for _ in range(count):
-        url = "data:image/jpeg;base64," + base64.b64encode(next(made)).decode()
-        asked = {"image": url, "question": "what is it?", "models": _names(width), "stream": stream}
+        asked = {"image": data_url(next(made)), "question": "what is it?", "models": _names(width), "stream": stream}
         yield json.dumps(asked).encode()
 
 

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
-import yaml
 
 from loadtest.alone import alone
 from loadtest.caller import Caller
 from loadtest.pictures import body, pictures
-from loadtest.sides import MODEL, Refused, Side, Sort, running
+from loadtest.sides import MODEL, Refused, Side, Sort, diptych_with, running
 
 PEOPLE = 8
 """Each asks QUESTIONS about one picture, one after the other, then about the next."""
@@ -78,10 +77,7 @@ def _sort(key: str, keeps: bool) -> Sort:
 
     def command(port: int, folder: Path) -> list[str]:
         models = [{"name": MODEL, "replicas": 2, "keeps_pictures": keeps}]
-        config = folder / "config.yaml"
-        application = {"name": "diptych", "import_path": "deployments.app:build", "args": {"models": models}}
-        config.write_text(yaml.dump({"applications": [application]}))
-        return [sys.executable, "-m", "deployments", f"--config={config}", f"--port={port}"]
+        return diptych_with(models, port, folder)
 
     return Sort(key, f"pictures {'kept' if keeps else 'spread'}", "driver", command)
 

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-import yaml
 
 from loadtest.block import percentile
 from loadtest.caller import Caller, Seen
 from loadtest.pictures import body, pictures
-from loadtest.sides import Refused, Side, Sort, running
+from loadtest.sides import Refused, Side, Sort, diptych_with, running
 
 BATCH, REPLY_S = 4, 0.8
 CAPACITY = BATCH / REPLY_S
@@ -69,10 +68,7 @@ def _sort(names: Sequence[str], how_many: dict[str, Any]) -> Sort:
     def command(port: int, folder: Path) -> list[str]:
         engine = {"num_gpus": 1, "num_cpus": 0.1, "simulate": ENGINE, "max_ongoing_requests": QUEUE, **how_many}
         models = [{"name": name, "like": "toy-llava", "checkpoint": str(folder), **engine} for name in names]
-        config = folder / "config.yaml"
-        application = {"name": "diptych", "import_path": "deployments.app:build", "args": {"models": models}}
-        config.write_text(yaml.dump({"applications": [application]}))
-        return [sys.executable, "-m", "deployments", f"--config={config}", f"--port={port}"]
+        return diptych_with(models, port, folder)
 
     return Sort("S", f"Diptych with {len(names)} simulated models", "driver", command, model=names[0])
 

@@ -12,10 +12,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from deployments.config import APP
 from loadtest.pictures import body, pictures
 from loadtest.processes import Tree
 from serve.engines.arguments import ENVIRONMENT, arguments
@@ -94,6 +98,14 @@ def _vllm(port: int, folder: Path) -> list[str]:
 
 def _diptych(port: int, folder: Path) -> list[str]:
     return [sys.executable, "-m", "deployments", f"--models={MODEL}", f"--port={port}"]
+
+
+def diptych_with(models: Sequence[Mapping[str, Any]], port: int, folder: Path) -> list[str]:
+    """The command that serves these entries of a Serve config."""
+    config = folder / "config.yaml"
+    application = {"name": "diptych", "import_path": APP, "args": {"models": list(models)}}
+    config.write_text(yaml.dump({"applications": [application]}))
+    return [sys.executable, "-m", "deployments", f"--config={config}", f"--port={port}"]
 
 
 def _ray_llm(port: int, folder: Path) -> list[str]:

@@ -8,9 +8,8 @@ import numpy as np
 
 from serve.engines.base import Prompt
 from serve.image import Image
+from serve.reading import SMALL
 
-SMALL = 500_000
-"""Pictures of so many pixels are prepared where they are: the way to a thread and back takes longer."""
 CHANNELS = 4
 """An array with so short a side may be taken for one with its channels first."""
 
