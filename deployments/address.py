@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+LOOK_S = 3.0
+"""How often a gateway that has replicas looks for others."""
+
 
 @dataclass(frozen=True)
 class Address:

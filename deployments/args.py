@@ -33,6 +33,11 @@ class Placed(BaseModel):
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     resources: dict[str, float] = {}
+    surge: bool | None = Field(
+        default=None,
+        description="When it changes: start the new copy before the old one ends, which takes room for both. "
+        "Left out: where it takes no GPU.",
+    )
     max_ongoing_requests: int = Field(
         default=1000, ge=1, description="Requests of one gateway in one replica, running and queued; beyond: refused."
     )
@@ -41,6 +46,11 @@ class Placed(BaseModel):
     def sleeps(self) -> bool:
         """Whether its last copy ends where nobody asks."""
         return self.autoscaling is not None and self.autoscaling.min_replicas == 0
+
+    @property
+    def surges(self) -> bool:
+        """Whether a changed copy is started before the old one ends."""
+        return self.num_gpus == 0 if self.surge is None else self.surge
 
     @property
     def most(self) -> int:

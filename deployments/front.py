@@ -1,19 +1,17 @@
 """The gateway's own port: uvicorn in the gateway's process, without a proxy before it."""
 
 import asyncio
-import functools
 import math
 import socket
 import time
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.args import GatewayArgs
 from deployments.arriving import Arriving
 from serve.errors import Unavailable
-from serve.wire.limits import Limits
 from serve.wire.refusals import reply
 
 KEEP_ALIVE_S = 75  # longer than the minute for which load balancers keep idle connections
@@ -24,9 +22,10 @@ LOOK_S = 0.05
 class Front:
     """Serves an app on one port, which several gateways of a machine may share: the kernel deals out connections."""
 
-    def __init__(self, app: FastAPI, host: str, port: int, drain_s: float, limits: Limits) -> None:
-        self._app, self._drain_s, self._leaving = app, drain_s, False
-        protocol: Any = functools.partial(Arriving, limits=limits)  # uvicorn calls it, whatever it is declared to be
+    def __init__(self, app: ASGIApp, host: str, port: int, gateway: GatewayArgs) -> None:
+        self._app, self._leaving = app, False
+        self.limit(gateway)
+        protocol: Any = self._arriving  # uvicorn calls it, whatever it is declared to be
         config = uvicorn.Config(
             self._answer,
             interface="asgi3",  # a bound method would be taken for an older one
@@ -37,11 +36,15 @@ class Front:
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=math.ceil(drain_s),
+            timeout_graceful_shutdown=math.ceil(self._drain_s),
         )
         self._listening = _listen(host, port)
         self._server = uvicorn.Server(config)
         self._serving = asyncio.get_running_loop().create_task(self._server.serve([self._listening]))
+
+    def limit(self, gateway: GatewayArgs) -> None:
+        """From now on by these limits."""
+        self._drain_s, self._limits = gateway.drain_s, gateway.limits()
 
     def answering(self) -> int:
         """How many requests are being answered now."""
@@ -59,6 +62,9 @@ class Front:
         """Take nothing new, and let what runs end within drain_s."""
         self._server.should_exit = True
         await asyncio.gather(self._serving, return_exceptions=True)
+
+    def _arriving(self, *args: Any, **more: Any) -> Arriving:
+        return Arriving(*args, limits=self._limits, **more)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._leaving and scope["type"] == "http":

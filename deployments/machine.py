@@ -47,8 +47,15 @@ ENVIRONMENT = {
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
     "RAY_SERVE_EVENT_LOOP_MONITORING_INTERVAL_S": "60",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
+    "RAY_prestart_worker_first_driver": "0",  # else a process for each of the logical CPUs
 }
+SPARE_CPUS = 64
+"""For what a changed config adds; logical, as all of them."""
 OBJECTS = 80 * 2**20  # requests go as arguments, not through the object store; Ray's least is 75 MiB
+
+
+class Lost(Exception):
+    """Ray itself has ended: without it nothing is placed, checked or replaced any more."""
 
 
 @contextlib.contextmanager
@@ -66,9 +73,23 @@ def machine(num_cpus: float, num_gpus: float | None = None) -> Iterator[Path]:
     try:
         _start(folder, num_cpus, num_gpus)
         yield folder / "session_latest" / "logs"
+    except Lost:
+        _end(others)  # `ray.shutdown` would wait for what is not there
+        raise
     finally:
         _stop(others)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check() -> None:
+    """Raises Lost where Ray's control store or its node's own process has ended."""
+    import ray._private.worker
+
+    node = ray._private.worker.global_worker.node
+    for kind in ("gcs_server", "raylet"):
+        for info in node.all_processes.get(kind, []):
+            if not Path(f"/proc/{info.process.pid}").exists():
+                raise Lost(f"Ray's {kind} has ended.")
 
 
 def stay_inside() -> None:
@@ -102,7 +123,7 @@ def _start(folder: Path, num_cpus: float, num_gpus: float | None) -> None:
     with patch.object(ray._private.node, "Node", _Node):
         ray.init(
             address="local",
-            num_cpus=max(1, math.ceil(num_cpus)),
+            num_cpus=math.ceil(num_cpus) + SPARE_CPUS,
             num_gpus=None if num_gpus is None else math.ceil(num_gpus),
             object_store_memory=OBJECTS,
             include_dashboard=False,
@@ -117,8 +138,13 @@ def _stop(others: Sequence[int]) -> None:
     """All at once: nobody is waited for, since whoever pressed Ctrl-C waits too. Engines end with their replicas."""
     import ray
 
-    with contextlib.suppress(RuntimeError, OSError):  # whatever state it is in: what is left is ended below
-        ray.shutdown()
+    if descendants(others):
+        with contextlib.suppress(RuntimeError, OSError):  # whatever state it is in: what is left is ended below
+            ray.shutdown()
+        _end(others)
+
+
+def _end(others: Sequence[int]) -> None:
     for number, patience_s in ((None, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
         for process in descendants(others):
             if number is not None:

@@ -1,5 +1,6 @@
 """One model's requests dealt out among its replicas: each picture to the one that knows it, and none to a sick one."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Hashable
@@ -39,9 +40,7 @@ class Pool:
 
     def __init__(self, handle: Any, entry: Engined) -> None:
         self._replicas = Replicas(handle)
-        self._limit = entry.max_ongoing_requests
-        self._keeps = entry.keeps_pictures
-        self._sleeps = entry.sleeps
+        self.entry = entry
         self._breakers: WeakKeyDictionary[Connection, Breaker] = WeakKeyDictionary()
         self._died: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
         """Replicas whose engine is dead, and since when; Serve replaces the process, and with it the connection."""
@@ -63,11 +62,22 @@ class Pool:
             async for item in items:
                 yield item
 
+    async def meet(self, seconds: float) -> None:
+        """Find a replica, or give up after so long: one that sleeps, or that has not begun."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not await self._replicas.live():
+                    await asyncio.sleep(0.05)
+
+    def close(self) -> None:
+        """Look for no more replicas: nothing new will come. What is being spoken goes on."""
+        self._replicas.close()
+
     async def status(self, model: str) -> Status:
         """The best that a replica said of this model, at most some seconds ago."""
         said = [(connection.heard, connection.standing[model]) for connection in await self._replicas.live()]
         if not said:
-            if self._sleeps and not self._replicas.knocking():
+            if self.entry.sleeps and not self._replicas.knocking():
                 step = ASLEEP
             else:
                 step = "starting again: its process ended" if self._replicas.met else "starting its process"
@@ -106,7 +116,7 @@ class Pool:
 
     async def _chosen(self, model: str, errand: Errand) -> Connection:
         found = await self._replicas.live()
-        if not found and self._sleeps:
+        if not found and self.entry.sleeps:
             self._replicas.knock()
             raise ModelError(f"{model} was asleep and is being started; ask again.", code="model_starting")
         live = [one for one in found if one not in self._died]
@@ -116,8 +126,8 @@ class Pool:
         if not well:
             raise ModelError(f"{model} failed several times in a row and is left alone.", code="model_resting")
         ready = [one for one in well if one.standing[model].state == "ready"]
-        room = self._limit * (BATCH_SHARE if errand.batch else 1)
+        room = self.entry.max_ongoing_requests * (BATCH_SHARE if errand.batch else 1)
         free = [one for one in ready or well if one.load < room]
         if not free:
             raise Overloaded(f"{model} has too many requests waiting.")
-        return choose(free, errand.picture if self._keeps else None)
+        return choose(free, errand.picture if self.entry.keeps_pictures else None)

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 from deployments import autoscaling
-from deployments.address import Address
+from deployments.address import LOOK_S, Address
 from deployments.args import LoraArgs, ModelArgs, OwnArgs
 from deployments.machine import stay_inside
 from serve.engines.adapted import Adapted, Sharing
@@ -19,6 +20,9 @@ from serve.tasks.base import Delta, Reply, Request
 from serve.worker import Status, Worker, joined
 
 log = logging.getLogger(__name__)
+
+LEAVE_S = LOOK_S + 1.0
+"""Within which every gateway has looked for replicas once more, and has found the one that comes in its place."""
 
 
 class Replica:
@@ -41,6 +45,17 @@ class Replica:
         self._listening: asyncio.Task[Address] | None = None
         self._starting = asyncio.get_running_loop().create_task(self._start())
         self._starting.add_done_callback(self._started)
+
+    async def reconfigure(self, told: dict[str, Any]) -> None:
+        """Asked by Serve before it counts as started, where it `wait`s: until its model is loaded.
+
+        Raises ModelError when that fails: Serve then keeps what it had before, and gives up after some tries.
+        """
+        if told.get("wait"):
+            await asyncio.shield(self._starting)
+            status = await self.worker.status()
+            if status.state == "failed":
+                raise ModelError(f"{status.model} could not be started: {status.step}", code="model_failed")
 
     async def address(self) -> Address:
         """Where gateways reach it; asked through Ray, which vouches for both."""
@@ -82,7 +97,7 @@ class Replica:
     async def __del__(self) -> None:
         """Asked by Serve when it stops this replica: no process of the engine stays behind."""
         self._starting.cancel()
-        await self.server.drain(self.drain_s)
+        await self.server.drain(self.drain_s, LEAVE_S)
         await self.server.stop()
         await self.worker.engine.stop()
 

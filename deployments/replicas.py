@@ -12,11 +12,11 @@ from typing import Any
 import ray.exceptions
 import ray.serve.exceptions
 
-from deployments.address import Address
+from deployments.address import LOOK_S, Address
 from serve.rpc.connection import Connection
 
-ALONE_S, LOOK_S = 0.5, 3.0
-"""How often replicas are looked for: while there is none, and while there is one."""
+ALONE_S = 0.5
+"""How often replicas are looked for while there is none."""
 PATIENCE_S, DESPAIR_S = 5.0, 10.0
 """Silence after which a replica is given nothing new, and after which what it has is given up. One that is only busy
 has been silent for two seconds on two cores."""
@@ -52,6 +52,12 @@ class Replicas:
 
     def knocking(self) -> bool:
         return self._knock is not None and not self._knock.done()
+
+    def close(self) -> None:
+        """Look no longer. The connections last as long as the replicas do."""
+        for job in (self._looker, self._knock):
+            if job is not None:
+                job.cancel()
 
     async def _wait_at_the_door(self) -> None:
         with contextlib.suppress(*GONE):

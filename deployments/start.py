@@ -10,18 +10,22 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from deployments.args import KEYS, Listen
 from deployments.config import HERE, Config, Refused, of, read
-from deployments.machine import machine, reap
+from deployments.machine import Lost, check, machine, reap
 from deployments.progress import Progress
 from serve.models import MODELS
 from serve.wire.keys import made, parsed
 
 SCENES = HERE.parent / "serve" / "toy" / "scenes"
 QUESTION = "how many shapes are there?"
+AGAIN = "DIPTYCH_STARTED_AGAIN"
+MOST_TIMES, STEADY_S = 3, 300.0
+"""How often it starts again after Ray ended; one that has served for so long before does not count."""
 LATE_S = 1.0
 """So long after it should be done a drain is not waited for."""
 
@@ -40,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = _config(options)
         _check_keys(config)
-        _check_port(config.host, config.port)
+        _check_free(config.host, config.port)
     except Refused as refused:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
-    return _serve(config)
+    return _serve(config, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +68,11 @@ def _config(options: argparse.Namespace) -> Config:
     else:
         config = read(options.config or HERE / "local.yaml")
     given = {"host": options.host, "port": options.port}
-    return config.model_copy(update={key: value for key, value in given.items() if value is not None})
+    config = config.model_copy(update={key: value for key, value in given.items() if value is not None})
+    _check_port(config.port)
+    if config.args.gateway.listen is None:  # its own port, and not Serve's ingress
+        config.args.gateway.listen = Listen(host=config.host, port=config.port)
+    return config
 
 
 def _share(names: Sequence[str]) -> float:
@@ -92,9 +100,12 @@ def _own_key(config: Config) -> str | None:
     return key
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(port: int) -> None:
     if not 1 <= port <= 65535:
         raise Refused(f"{port} is not a port: it must be between 1 and 65535.")
+
+
+def _check_free(host: str, port: int) -> None:
     try:
         with socket.create_server((host, port)):
             pass
@@ -106,9 +117,8 @@ def _check_port(host: str, port: int) -> None:
         raise Refused(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
 
 
-def _serve(config: Config) -> int:
-    stop = threading.Event()
-    draining = threading.Event()
+def _serve(config: Config, options: argparse.Namespace) -> int:
+    stop, draining, changing = threading.Event(), threading.Event(), threading.Event()
 
     def told(number: int, _frame: object) -> None:
         if not stop.is_set() or draining.is_set():
@@ -116,6 +126,7 @@ def _serve(config: Config) -> int:
             draining.clear()
             raise Stopped(gently=number == signal.SIGTERM)
 
+    began = time.monotonic()
     models = config.args.built()
     names = list(models)
     progress = Progress(names, key=_own_key(config))
@@ -125,6 +136,7 @@ def _serve(config: Config) -> int:
         wanted = sum(one.num_cpus * one.most for one in placed)
         signal.signal(signal.SIGTERM, told)
         signal.signal(signal.SIGINT, told)
+        signal.signal(signal.SIGHUP, lambda *_: changing.set())
         with machine(wanted, config.args.simulated_gpus()) as logs:
             signal.signal(signal.SIGTERM, told)  # ray.init put its own in this place
             signal.signal(signal.SIGINT, told)
@@ -136,11 +148,17 @@ def _serve(config: Config) -> int:
                 while True:
                     stop.wait(1.0)
                     reap()
+                    check()
+                    if changing.is_set():
+                        changing.clear()
+                        config = _changed(options, config)
             except Stopped as stopped:
                 if stopped.gently:
                     draining.set()
                     _drain(config.args.gateway.drain_s)
                 raise
+    except Lost as lost:
+        return _again(str(lost), time.monotonic() - began)
     except Refused as refused:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
@@ -152,11 +170,23 @@ def _serve(config: Config) -> int:
         return 0
 
 
+def _again(why: str, served_s: float) -> int:
+    """Start anew in this process's place, with the same command line: what a Ray leaves in a process goes with it."""
+    times = 1 + (int(os.environ.get(AGAIN, "0")) if served_s < STEADY_S else 0)
+    if times > MOST_TIMES:
+        print(f"diptych: {why} That was {MOST_TIMES} times in a row; see what ends it.", file=sys.stderr)
+        return 1
+    print(f"\n{why} Starting everything again.", flush=True)
+    os.environ[AGAIN] = str(times)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def _run(config: Config) -> str:
     import ray
     import ray.serve
 
-    from deployments.app import build
+    from deployments.app import built
+    from deployments.update import run
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     wanted = sum(model.num_gpus * model.most for model in config.args.engines().values())
@@ -166,14 +196,27 @@ def _run(config: Config) -> str:
             f"The config asks for {wanted:g} GPUs and this machine has {have:g}. Set num_gpus, or take others."
         )
 
-    gateway = config.args.gateway
-    if gateway.listen is None:
-        gateway = gateway.model_copy(update={"listen": Listen(host=config.host, port=config.port)})
     ray.serve.start(proxy_location="Disabled", logging_config=config.logging)
-    application = build(config.args.model_copy(update={"gateway": gateway}))
-    ray.serve.run(application, name="diptych", route_prefix="/", logging_config=config.logging)
+    run(built(config.args, [config.args]), config)
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     return f"http://{host}:{config.port}"
+
+
+def _changed(options: argparse.Namespace, old: Config) -> Config:
+    """The config read again, and what serves changed to it; the old one where it cannot be used."""
+    from deployments.update import update
+
+    print("Reading the config again.", flush=True)
+    began = time.monotonic()
+    try:
+        new = _config(options)
+        _check_keys(new)
+        update(old, new, lambda words: print(f"  {words}", flush=True))
+    except Refused as refused:
+        print(f"diptych: {refused}\nThe config from before serves on.", file=sys.stderr, flush=True)
+        return old
+    print(f"It serves by the new config, after {time.monotonic() - began:.1f} s.", flush=True)
+    return new
 
 
 def _drain(seconds: float) -> None:

@@ -48,12 +48,14 @@ class Server:
         self._telling = loop.create_task(self._tell_forever())
         return int(self._listening.sockets[0].getsockname()[1])
 
-    async def drain(self, seconds: float) -> None:
-        """Tell callers to go elsewhere, and give the streams that run so long to end."""
+    async def drain(self, seconds: float, leave_s: float = 0.0) -> None:
+        """Tell callers to go elsewhere, and give the streams that run so long to end. leave_s: what callers are given
+        of it to find another server, in which calls are taken still."""
         self.leaving = True
         await self.tell()
-        until = asyncio.get_running_loop().time() + seconds
-        while self.answering() and asyncio.get_running_loop().time() < until:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while clock() < began + seconds and (self.answering() or clock() < began + leave_s):
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:

@@ -1,0 +1,152 @@
+"""A config that changes while it serves, and a Ray that ends: what those notice who ask all the while."""
+
+import concurrent.futures
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from running import Running, command, until
+from served import URL
+
+pytestmark = pytest.mark.engine
+
+LLAVA = {"name": "toy-llava", "simulate": {"replies": "red", "first_delay_s": 0.05}}
+PALIGEMMA = {"name": "toy-paligemma", "simulate": {"replies": "red", "first_delay_s": 0.05}}
+SECOND = {"name": "toy-llava-b", "simulate": {"replies": "blue", "start_s": 2.0}}
+
+
+class Changing:
+    """A served config in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.write([LLAVA, PALIGEMMA])
+        self.running = Running("--config", str(file)).wait_for("Diptych is ready")
+        self.told = 0
+
+    def write(self, models: list[dict[str, Any]], **gateway: Any) -> None:
+        application = {
+            "name": "diptych",
+            "import_path": "deployments.app:build",
+            "args": {"models": models, "gateway": gateway},
+        }
+        self.file.write_text(yaml.dump({"applications": [application]}))
+
+    def change(self, words: str = "It serves by the new config") -> None:
+        """Have it read the file, until it says that it has."""
+        self.told += 1
+        self.running.process.send_signal(signal.SIGHUP)
+        assert until(lambda: self.ends() == self.told, 120), self.running.said()
+        assert words in self.running.said().rpartition("Reading the config again.")[2], self.running.said()
+
+    def ends(self) -> int:
+        said = self.running.said()
+        return said.count("It serves by the new config") + said.count("The config from before serves on.")
+
+    def ask(self, **fields: Any) -> httpx.Response:
+        body = {"image": URL, "question": "what colour?", "deadline_s": 20, **fields}
+        return httpx.post(f"{self.running.url}/v1/tasks/vqa", json=body, timeout=30)
+
+    def columns(self) -> dict[str, Any]:
+        return {reply["model"]: reply["text"] or reply["error"] for reply in self.ask().json()["replies"]}
+
+
+@pytest.fixture(scope="module")
+def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Changing]:
+    served = Changing(tmp_path_factory.mktemp("changing") / "config.yaml")
+    try:
+        yield served
+    finally:
+        code = served.running.interrupt(signal.SIGTERM)
+    assert code == 0 and not served.running.left()
+
+
+@contextmanager
+def asked_all_the_while(ask: Callable[[], httpx.Response], people: int = 6) -> Iterator[list[str]]:
+    """So many people ask one question after the other. Gives what came: "ok", or what went wrong."""
+    came: list[str] = []
+    done = threading.Event()
+
+    def person() -> None:
+        while not done.is_set():
+            try:
+                reply = ask()
+                columns = reply.json().get("replies", [{"status": reply.text}])
+                came.append(str([one for one in columns if one["status"] != "ok"] or "ok"))
+            except httpx.TransportError as error:
+                came.append(repr(error))
+
+    with concurrent.futures.ThreadPoolExecutor(people) as pool:
+        for _ in range(people):
+            pool.submit(person)
+        try:
+            yield came
+        finally:
+            done.set()
+
+
+def test_no_request_is_lost_while_models_come_change_and_go(changing: Changing) -> None:
+    with asked_all_the_while(changing.ask) as came:
+        changing.write([LLAVA, PALIGEMMA, SECOND])
+        changing.change()
+        assert changing.columns() == {"toy-llava": "red", "toy-llava-b": "blue", "toy-paligemma": "red"}
+        before = changing.running.replica("toy-llava"), changing.running.replica("gateway")
+
+        green = {"replies": "green", "first_delay_s": 0.05, "start_s": 2.0}
+        changing.write([{**LLAVA, "weight": 3}, {**PALIGEMMA, "simulate": green}, SECOND], max_body_mb=5)
+        changing.change()
+        assert changing.columns() == {"toy-llava": "red", "toy-llava-b": "blue", "toy-paligemma": "green"}
+        assert changing.ask().json()["merged"]["result"]["answer"] == "red"  # three for red, one for each other
+        assert (changing.running.replica("toy-llava"), changing.running.replica("gateway")) == before
+
+        changing.write([LLAVA, PALIGEMMA])
+        changing.change()
+        assert changing.columns() == {"toy-llava": "red", "toy-paligemma": "red"}
+        assert changing.ask(models=["toy-llava-b"]).status_code == 404
+        assert until(lambda: len(came) >= 1000, 120)
+    assert set(came) == {"ok"}, [one for one in came if one != "ok"][:3]
+
+
+def test_a_config_that_cannot_be_used_changes_nothing(changing: Changing) -> None:
+    broken = {**PALIGEMMA, "simulate": {"fail_start": "The weights are cut off."}}
+    with asked_all_the_while(changing.ask, people=2) as came:
+        for models, words in (
+            ([LLAVA, {"name": "toy-lava"}], "There is no model 'toy-lava'"),
+            ([LLAVA, {**PALIGEMMA, "replicas": 0}], "models.1 (toy-paligemma): replicas"),
+            ([LLAVA, PALIGEMMA, {**SECOND, "num_gpus": 1}], "asks for 1 GPUs and this machine has 0"),
+            ([LLAVA, broken], "The weights are cut off."),
+        ):
+            changing.write(models)
+            changing.change("The config from before serves on.")
+            assert words in changing.running.said().rpartition("Reading the config again.")[2]
+        changing.write([LLAVA, PALIGEMMA], keys_file="/nowhere/keys")
+        changing.change("The config from before serves on.")
+        assert changing.columns() == {"toy-llava": "red", "toy-paligemma": "red"}
+    assert set(came) == {"ok"}, [one for one in came if one != "ok"][:3]
+
+
+@pytest.mark.parametrize("kind", ["gcs_server", "raylet"])
+def test_when_ray_itself_ends_everything_is_started_again(changing: Changing, kind: str) -> None:
+    changing.write([LLAVA, PALIGEMMA])
+    process = next(p for p in changing.running.processes() if f"/{kind}" in command(p).partition(" ")[0])
+    os.kill(process, signal.SIGKILL)
+    assert until(lambda: f"Ray's {kind} has ended. Starting everything again." in changing.running.said(), 10)
+    for _ in itertools.count():
+        began = time.monotonic()
+        try:
+            if changing.ask().status_code == 200 and changing.running.said().count("Diptych is ready") > 1:
+                break
+        except httpx.TransportError:
+            time.sleep(0.2)
+        assert time.monotonic() - began < 25  # refused or answered, but never left hanging
+        assert changing.running.alive()
+    assert until(lambda: changing.columns() == {"toy-llava": "red", "toy-paligemma": "red"}, 60)
