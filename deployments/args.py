@@ -144,6 +144,9 @@ class GatewayArgs(Placed):
     max_body_mb: int = Field(default=MAX_BODY // 2**20, ge=1, description="The largest request that is read.")
     body_timeout_s: float = Field(default=Limits.body_s, gt=0, description="In which a request's body must arrive.")
     head_timeout_s: float = Field(default=Limits.head_s, gt=0, description="The same for its headers, with `listen`.")
+    write_timeout_s: float = Field(
+        default=Limits.write_s, gt=0, description="In which a client takes what is written for it, with `listen`."
+    )
     keys_file: Path | None = Field(default=None, description="A file of the gateway's machine: name:sha256:HEX a line.")
     metrics: Literal["key", "open", "closed"] = Field(default="key", description="Who may read /metrics.")
     ready: Way = Field(default="key", description="Who may read /ready.")
@@ -158,7 +161,12 @@ class GatewayArgs(Placed):
 
     def limits(self) -> Limits:
         """What the edge holds requests to."""
-        return Limits(body=self.max_body_mb * 2**20, body_s=self.body_timeout_s, head_s=self.head_timeout_s)
+        return Limits(
+            body=self.max_body_mb * 2**20,
+            body_s=self.body_timeout_s,
+            head_s=self.head_timeout_s,
+            write_s=self.write_timeout_s,
+        )
 
     def access(self) -> Access:
         """Who may come in, with the keys read now. Raises ValueError or OSError where keys are wanted but not there."""

@@ -1,7 +1,8 @@
-"""uvicorn's HTTP, with an end to requests that take for ever to arrive, or that are endless.
+"""uvicorn's HTTP, with an end to requests that take for ever to arrive, or that are endless, and to replies not taken.
 
 httptools has neither: a head may grow without bound, a connection that says a byte now and then lives on, and what is
-still to come of a body that was already refused is read for as long as it comes.
+still to come of a body that was already refused is read for as long as it comes. Of a reply uvicorn holds 64 KB, and
+has the application wait until the client has taken them: for ever, where it takes nothing.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ class Arriving(HttpToolsProtocol):
         self._in_head, self._in_body = True, False
         self._read = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._untaken: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -35,10 +37,13 @@ class Arriving(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._arrived()
+        self._taken()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._read += len(data)
+        if not self.transport.get_write_buffer_size():
+            self._taken()
         super().data_received(data)
         if self._in_head and self._read > self._limits.head:
             self._refuse(HeadTooLarge(f"The request's headers are larger than {self._limits.head // 1024} KB."))
@@ -61,6 +66,19 @@ class Arriving(HttpToolsProtocol):
         self._in_head, self._in_body, self._read = True, False, 0
         super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._offer()
+
+    def resume_writing(self) -> None:
+        self._taken()
+        super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self._offer()
+        super().on_response_complete()
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequest("This is not HTTP/1.1.", code="invalid_http"))
 
@@ -71,6 +89,20 @@ class Arriving(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _offer(self) -> None:
+        if self._untaken is None:
+            self._untaken = self.loop.call_later(self._limits.write_s, self._give_up)
+
+    def _taken(self) -> None:
+        if self._untaken is not None:
+            self._untaken.cancel()
+            self._untaken = None
+
+    def _give_up(self) -> None:
+        self._untaken = None
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # the application hears that the client has left
 
     def _late(self) -> None:
         self._timer = None

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from served import LLAVA, Server, message, router
+from served import LLAVA, Server, message, router, until
 
 from deployments.arriving import Arriving
 from serve.api import create_app
@@ -183,3 +183,37 @@ def test_many_that_idle_hold_up_nobody() -> None:
                 assert client.get(f"{address}/health").status_code == 200
         for one in idle:
             assert heard(one) == b""
+
+
+def stream(address: str, room: int = 4096) -> socket.socket:
+    """A client with little room, which has asked for a streamed reply."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+    one.settimeout(PATIENCE_S)
+    one.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+    body = json.dumps({"model": LLAVA, "messages": [message()], "stream": True}).encode()
+    one.sendall(START + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    return one
+
+
+def test_a_client_that_takes_nothing_is_left_and_its_model_stops() -> None:
+    engine = FakeEngine(" ".join(["x" * 1_000_000] * 40), delay_s=0.01)  # more than any socket holds
+    limits = Limits(write_s=0.3)
+    with front(engine, limits) as address, stream(address) as one:
+        assert until(lambda: engine.speaking == 1)
+        assert until(lambda: engine.speaking == 0, PATIENCE_S) and engine.aborted == 1
+        assert httpx.get(f"{address}/health").status_code == 200
+        assert not heard(one).endswith(b"0\r\n\r\n")  # cut off, which no client takes for its end
+
+
+def test_a_client_that_takes_its_time_gets_everything() -> None:
+    engine = FakeEngine(" ".join(["x" * 100_000] * 100))
+    with front(engine, Limits(write_s=1)) as address, stream(address, room=2**18) as one:
+        said, began = bytearray(), time.monotonic()
+        while not said.endswith(b"0\r\n\r\n"):
+            part = one.recv(100_000)
+            assert part, "it was cut off"
+            said += part
+            time.sleep(0.015)
+        assert said.count(b"x") >= 10_000_000 and b"[DONE]" in said
+        assert time.monotonic() - began > 1 and engine.aborted == 0
