@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats
+.PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats chaos soak
 .PHONY: screenshots lock clean
 
 serve: install
@@ -51,6 +51,14 @@ bench-scale: install-dev
 # several questions about each picture to two replicas: kept to the one that knows it, or spread
 bench-repeats: install-dev
 	$(BIN)/python -m loadtest.repeats $(ARGS)
+
+# faults done to a server of simulated models, and what its clients saw
+chaos: install-dev
+	$(BIN)/python -m loadtest.chaos $(ARGS)
+
+# half an hour of ordinary and bad manners: whether memory or anything else creeps
+soak: install-dev
+	$(BIN)/python -m loadtest.soak $(ARGS)
 
 # users on a running server for a minute, into build/loadtest/report.html; ARGS: loadtest/README.md
 loadtest: install-dev

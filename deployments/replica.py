@@ -140,7 +140,7 @@ def _engine(
     if args.simulate is not None:
         from serve.engines.fake import FakeEngine
 
-        return FakeEngine(**args.simulate)
+        return FakeEngine(**{"kept": 0, **args.simulate})
     from serve.engines.vllm import VllmEngine
 
     return VllmEngine(

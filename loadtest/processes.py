@@ -54,6 +54,14 @@ class Tree:
                 held[self._role(process)] += int(lines.partition("\nPss:")[2].split()[0]) / 1024
         return dict(held)
 
+    def count(self, what: str) -> dict[str, int]:
+        """Entries of /proc/PID/`what`, "fd" or "task", by role."""
+        found: defaultdict[str, int] = defaultdict(int)
+        for process in self.all():
+            with contextlib.suppress(OSError):
+                found[self._role(process)] += len(os.listdir(f"/proc/{process}/{what}"))
+        return dict(found)
+
     def hold(self, still: bool) -> None:
         """Stop every process where it stands, or let all go on: servers that are not measured take no CPU then."""
         for process in self.all():

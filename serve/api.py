@@ -150,7 +150,7 @@ def _add_tasks(app: FastAPI, fan_out: FanOut) -> None:
             tags=["tasks"],
             operation_id=f"task_{name}",
             summary=f"{task.title}: ask every model, side by side",
-            responses={200: document.events(task_calls.TaskAnswer)},
+            responses={200: document.events(task_calls.documented(task))},
             openapi_extra=document.task_body(task.request),
         )
 

@@ -1,9 +1,12 @@
 """An engine that says what it is told: for tests, for the simulated load, for a page without a model. No torch."""
 
 import asyncio
+import itertools
+import os
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from pathlib import Path
 
 from serve.engines.base import FinishReason, Piece, Prompt, Token
 from serve.errors import BadRequest, ModelError
@@ -24,11 +27,12 @@ class FakeEngine:
     fail_start: what `start` fails with. fail_after: raise ModelError after that many pieces. die_after: the same, but
     the engine is dead from then on, until `revive`. logprob: of each token. max_chars: longer prompts are refused.
     finish: the reason given at the end, where max_tokens is not reached earlier. image_tokens: counted per picture.
-    slots: how many it answers at a time, as a batch would; the others wait. adapters: what an adapter says, in place of
+    slots: how many it answers at a time, as a batch would; the others wait. tally: a folder where each answer
+    that is being spoken has a file, named after the process first. adapters: what an adapter says, in place of
     `replies`. fail_adapters: why an adapter cannot be used.
 
-    `prompts` holds the last KEPT prompts that were asked, `speaking` how many are being answered, `aborted` how many
-    were left before their end.
+    `prompts` holds the last `kept` prompts that were asked, pictures and all, `speaking` how many are being answered,
+    `aborted` how many were left before their end.
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class FakeEngine:
         finish: FinishReason = "stop",
         image_tokens: int = 49,
         slots: int = 1_000_000,
+        tally: str | None = None,
+        kept: int = KEPT,
         adapters: Mapping[str, Replies] | None = None,
         fail_adapters: Mapping[str, str] | None = None,
     ) -> None:
@@ -54,10 +60,12 @@ class FakeEngine:
         self.fail_start, self.fail_after, self.die_after = fail_start, fail_after, die_after
         self.logprob, self.max_chars, self.finish, self.image_tokens = logprob, max_chars, finish, image_tokens
         self.adapters, self.fail_adapters = dict(adapters or {}), dict(fail_adapters or {})
-        self.prompts: deque[Prompt] = deque(maxlen=KEPT)
+        self.prompts: deque[Prompt] = deque(maxlen=kept)
         self.speaking = self.aborted = 0
         self.started = self.dead = False
+        self.tally = None if tally is None else Path(tally)
         self._asleep: set[asyncio.Future[None]] = set()
+        self._marks = itertools.count()
         self._slots = asyncio.Semaphore(slots)
 
     async def start(self) -> None:
@@ -111,6 +119,7 @@ class FakeEngine:
         pieces = pieces[:most]
         self.speaking += 1
         whole = False
+        mark = self._mark()
         try:
             async with self._slots:
                 await self._wait(self.first_delay_s)
@@ -123,8 +132,18 @@ class FakeEngine:
                     whole = last
                     yield Piece(text, tokens, finish if last else None, prompt_tokens, min(said + 1, len(pieces)))
         finally:
+            if mark is not None:
+                mark.unlink(missing_ok=True)
             self.speaking -= 1
             self.aborted += not whole
+
+    def _mark(self) -> Path | None:
+        """A file for as long as an answer is spoken, so that others can count them from outside."""
+        if self.tally is None:
+            return None
+        mark = self.tally / f"{os.getpid()}-{id(self)}-{next(self._marks)}"
+        mark.touch()
+        return mark
 
     def _pieces(self, prompt: Prompt) -> list[str]:
         replies = self.adapters.get(prompt.adapter or "", self.replies)

@@ -2,14 +2,14 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from serve.tasks import TASKS
-from serve.tasks.base import Delta, Merged, Reply, Request, Usage
+from serve.tasks.base import Delta, Merged, Reply, Request, Task, Usage
 from serve.wire.client import attended
 from serve.wire.fan_out import FanOut
 from serve.wire.forms import read
@@ -41,6 +41,21 @@ class TaskAnswer(BaseModel):
     merged: Merged
     replies: list[Reply]
     usage: Usage
+
+
+def documented(task: Task) -> type[TaskAnswer]:
+    """What a task's answer is in the OpenAPI document: the same, with the task's own kind of result in it."""
+    kind: Any = task.result | None
+    name = task.result.__name__.removesuffix("Result")
+    reply: Any = create_model(f"{name}Reply", __base__=Reply, __doc__=Reply.__doc__, result=(kind, None))
+    merged: Any = create_model(f"{name}Merged", __base__=Merged, __doc__=Merged.__doc__, result=(kind, None))
+    return create_model(
+        f"{name}Answer",
+        __base__=TaskAnswer,
+        __doc__=TaskAnswer.__doc__,
+        merged=(merged, ...),
+        replies=(list[reply], ...),
+    )
 
 
 async def answer(fan_out: FanOut, task: str, http: HttpRequest) -> Response:
