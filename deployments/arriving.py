@@ -6,6 +6,8 @@ has the application wait until the client has taken them: for ever, where it tak
 """
 
 import asyncio
+import socket
+import struct
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -16,6 +18,7 @@ from serve.wire.refusals import reply
 
 GRACE_S = 1.0
 """So long after the body's time, in which the application tells the client that it is up."""
+AT_ONCE = struct.pack("ii", 1, 0)
 FRAMING = 2
 """A body in chunks is at most so many times its bytes, or is cut off unread."""
 
@@ -102,6 +105,8 @@ class Arriving(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._untaken = None
         if self.transport.get_write_buffer_size():
+            # Or the kernel keeps what it has for a client that takes nothing, for minutes.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
             self.transport.abort()  # the application hears that the client has left
 
     def _late(self) -> None:

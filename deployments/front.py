@@ -16,6 +16,8 @@ from serve.wire.refusals import reply
 
 KEEP_ALIVE_S = 75  # longer than the minute for which load balancers keep idle connections
 BACKLOG = 2048
+SEND_BUFFER = 128 * 1024
+"""What the kernel holds of a reply for a client that does not take it; left alone it grows to 4 MB for each of them."""
 LOOK_S = 0.05
 
 
@@ -79,6 +81,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # connections inherit it
     listening.bind((host, port))
     listening.listen(BACKLOG)
     return listening
