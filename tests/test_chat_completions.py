@@ -402,6 +402,8 @@ async def test_a_schema_reaches_the_engine() -> None:
     wanted = {"type": "object", "properties": {"pattern": {"type": "string", "maxLength": 9}}}
     assert (await complete(body(response_format=schema(wanted)), llava)).status_code == 200
     assert json.loads(llava.prompts[0].sampling.json_schema or "") == wanted
+    tree = {"properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}, "required": ["next"]}
+    assert (await complete(body(response_format=schema(tree)))).status_code == 200
     assert (await complete(body(response_format={"type": "json_object"}), llava)).status_code == 200
     assert llava.prompts[1].sampling.json_schema == '{"type":"object"}'
 
@@ -417,6 +419,11 @@ async def test_a_schema_reaches_the_engine() -> None:
         {"$ref": "https://example.org/schema"},
         {"description": "x" * 20_000},
         json.loads('{"items":' * 40 + "{}" + "}" * 40),
+        {"$ref": "#"},
+        {
+            "items": {"$ref": "#/$defs/a"},
+            "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}]}, "b": {"$ref": "#/$defs/a"}},
+        },
     ],
 )
 async def test_schemas_that_could_bring_an_engine_down_are_refused(inner: Any) -> None:

@@ -43,6 +43,7 @@ def json_schema(wanted: TextFormat | JsonFormat | SchemaFormat | None) -> str | 
         if depth > MAX_DEPTH:
             raise BadRequest(f"The schema is nested deeper than {MAX_DEPTH} levels.", param=PARAM)
         _check(node)
+    _check_circles(schema)
     return text
 
 
@@ -57,6 +58,38 @@ def _check(node: dict[str, Any]) -> None:
     reference = node.get("$ref")
     if isinstance(reference, str) and not reference.startswith("#"):
         raise BadRequest("$ref can only point into the schema itself.", param=PARAM)
+
+
+def _check_circles(schema: dict[str, Any]) -> None:
+    """A reference that comes back to itself with nothing said between is no rule, and fails in the middle of a reply.
+    One that comes back inside an object or a list is a tree, and fine."""
+    done: set[int] = set()
+
+    def walk(node: Any, above: tuple[int, ...]) -> None:
+        if not isinstance(node, dict) or id(node) in done:
+            return
+        if id(node) in above:
+            raise BadRequest("$ref leads round in a circle.", param=PARAM, code="invalid_schema")
+        for other in _same_place(node, schema):
+            walk(other, (*above, id(node)))
+        done.add(id(node))
+
+    for node, _ in _nodes(schema, 1):
+        walk(node, ())
+
+
+def _same_place(node: dict[str, Any], schema: dict[str, Any]) -> Iterator[Any]:
+    """The schemas that must or may hold for the very value that `node` is about."""
+    for word in ("anyOf", "oneOf", "allOf"):
+        if isinstance(node.get(word), list):
+            yield from node[word]
+    reference = node.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        found: Any = schema
+        for part in reference.split("/")[1:]:
+            name = part.replace("~1", "/").replace("~0", "~")
+            found = found.get(name) if isinstance(found, dict) else None
+        yield found
 
 
 def _optional(node: dict[str, Any]) -> int:

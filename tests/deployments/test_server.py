@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bad_input
 import httpx
 import pytest
 from running import Running, alive, command, until
@@ -78,6 +79,16 @@ def test_nothing_listens_beyond_this_machine(serving: Running) -> None:
             if state == "0A" and f"socket:[{inode}]" in inodes and at.split(":")[0] != local:
                 outside.append(at)
     assert not outside
+
+
+def test_no_bad_input_hurts_an_engine(serving: Running) -> None:
+    assert back(serving)
+    engines = [serving.engine(name) for name in TOYS]
+    with httpx.Client(base_url=serving.url, timeout=60) as client:
+        for case in bad_input.CASES:
+            bad_input.ask(client, case)
+            bad_input.control(client)
+    assert engines == [serving.engine(name) for name in TOYS]
 
 
 def test_an_engine_killed_during_a_fan_out_costs_its_own_column_and_comes_back(serving: Running) -> None:
