@@ -116,7 +116,7 @@ SORTS = ("known", "own", "adapter")
 
 def _sort_of(value: Any) -> str:
     """Which of the three an entry is, by the field that only it has."""
-    given = value if isinstance(value, Mapping) else dict(vars(value))
+    given = value if isinstance(value, Mapping) else vars(value) if isinstance(value, BaseModel) else {}
     return "adapter" if {"base", "adapter"} & given.keys() else "own" if "like" in given else "known"
 
 

@@ -3,11 +3,14 @@
 import io
 import os
 import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from served import listening, router
 
 from deployments import config, progress, start
@@ -175,3 +178,44 @@ def test_progress_asks_with_its_own_key_where_one_is_needed(monkeypatch: pytest.
         assert progress.ask(url, key)["status"] == "ready" and "models" not in progress.ask(url)
     monkeypatch.delenv(KEYS)
     assert start._own_key(config.of(["toy-llava"])) is None
+
+
+ANYTHING = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(
+                ["name", "like", "base", "adapter", "checkpoint", "replicas", "num_gpus", "engine", "simulate", "tasks"]
+                + [
+                    "models",
+                    "gateway",
+                    "listen",
+                    "images",
+                    "cors",
+                    "autoscaling",
+                    "drain_s",
+                    "prompts",
+                    "card",
+                    "weight",
+                ]
+            ),
+            inner,
+            max_size=5,
+        ),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.fixed_dictionaries({"models": ANYTHING, "gateway": ANYTHING}), ANYTHING)
+def test_whatever_a_config_holds_it_is_taken_or_refused_in_a_sentence(arguments: object, other: object) -> None:
+    for said in (arguments, other):
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            yaml.safe_dump({"applications": [{"import_path": config.APP, "args": said}]}, file)
+            file.flush()
+            try:
+                config.read(Path(file.name))
+            except config.Refused as refused:
+                assert len(str(refused).splitlines()) == 1

@@ -181,3 +181,22 @@ async def test_whatever_a_field_holds_it_is_no_fault_of_ours(fields: dict[str, A
 )
 def test_only_what_is_small_and_names_no_film_is_read_on_the_event_loop(body: bytes, quick: bool) -> None:
     assert is_quick(body, b"video") == quick
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=60),
+            st.sampled_from([b"--x\r\n", b"--x--\r\n", b"\r\n\r\n", b"\r\n", b"--x", b'name="image"', b'filename="a"']),
+            st.sampled_from([b"content-disposition: form-data; ", b"content-type: image/png\r\n", b"; boundary=x"]),
+        ),
+        max_size=12,
+    ),
+    st.sampled_from(["x", "", '"x"', "x" * 200, "x; charset=utf-16"]),
+)
+async def test_whatever_a_form_holds_it_is_no_fault_of_ours(parts: list[bytes], boundary: str) -> None:
+    kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
+    async with calling(plain()) as client:
+        reply = await client.post("/v1/tasks/caption", content=b"".join(parts), headers=kind)
+    assert 400 <= reply.status_code < 500 and reply.json()["error"]["message"]
