@@ -134,8 +134,8 @@ def test_a_config_that_cannot_be_used_changes_nothing(changing: Changing) -> Non
     assert set(came) == {"ok"}, [one for one in came if one != "ok"][:3]
 
 
-@pytest.mark.parametrize("kind", ["gcs_server", "raylet"])
-def test_when_ray_itself_ends_everything_is_started_again(changing: Changing, kind: str) -> None:
+def test_when_ray_itself_ends_everything_is_started_again(changing: Changing) -> None:
+    kind = "raylet"  # make chaos kills the other, gcs_server
     changing.write([LLAVA, PALIGEMMA])
     process = next(p for p in changing.running.processes() if f"/{kind}" in command(p).partition(" ")[0])
     os.kill(process, signal.SIGKILL)
