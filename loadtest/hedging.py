@@ -1,8 +1,8 @@
 """What a second copy of a late request, to the model's other replica, could give at best: `make bench-hedging`.
 
 Two replicas of the toy on the real vLLM, an open loop of single questions. Hedged (Dean and Barroso, "The Tail at
-Scale", CACM 2013): a copy goes out when a request has taken as long as the 95th percentile, and the first of both counts. It
-is reckoned from the times that were measured, the copy's drawn from the same ones, and costs nothing here: at best.
+Scale", CACM 2013): a copy goes out when a request has taken as long as the 95th percentile; the first of both counts.
+It is reckoned from the times that were measured, the copy's drawn from the same ones, and costs nothing: at best.
 """
 
 import argparse

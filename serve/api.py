@@ -105,7 +105,7 @@ def _add_service(app: FastAPI, router: Router, meters: Meters) -> None:
 
     @app.get("/metrics", tags=["service"], summary="Counters and times for Prometheus", response_class=Response)
     async def metrics() -> Response:
-        return Response(meters.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(meters.text(await router.statuses()), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_catalogue(app: FastAPI, router: Router) -> None:

@@ -418,6 +418,29 @@ async def test_metrics_count_requests_and_replies() -> None:
     assert f'diptych_replies_total{{model="{PALIGEMMA}",status="error",task="vqa"}} 1.0' in text
     assert 'diptych_request_seconds_bucket{le="+Inf",route="/v1/tasks/vqa"} 1.0' in text
     assert "a-path-nobody-knows" not in text
+    assert f'diptych_reply_errors_total{{code="model_error",model="{PALIGEMMA}"}} 1.0' in text
+    assert f'diptych_first_word_seconds_count{{model="{LLAVA}",task="vqa"}} 1.0' in text
+    assert f'diptych_tokens_total{{kind="output",model="{LLAVA}"}} 1.0' in text
+    assert 'diptych_fan_outs_total{outcome="partial",task="vqa"} 1.0' in text
+    assert 'diptych_fan_out_models_sum{task="vqa"} 2.0' in text
+    assert 'diptych_merge_seconds_count{task="vqa"} 1.0' in text
+    assert 'diptych_agreement_sum{task="vqa"} 1.0' in text
+    assert "diptych_requests_running 1.0" in text  # the one that asks
+    assert f'diptych_model_state{{model="{LLAVA}",state="ready"}} 1.0' in text
+    assert f'diptych_model_state{{model="{LLAVA}",state="failed"}} 0.0' in text
+
+
+async def test_metrics_tell_how_fan_outs_end() -> None:
+    app = served(FakeEngine("red", fail_after=0), FakeEngine("red", fail_after=0))
+    slow = served(FakeEngine("red"), FakeEngine("red", first_delay_s=9))
+    async with calling(app) as client, calling(slow) as other:
+        await client.post("/v1/tasks/vqa", json={**VQA, "stream": True})
+        await client.post("/v1/tasks/vqa", json={**VQA, "models": ["nobody"]})
+        await other.post("/v1/tasks/vqa", json={**VQA, "deadline_s": 0.2})
+        failed, partial = (await client.get("/metrics")).text, (await other.get("/metrics")).text
+    assert 'diptych_fan_outs_total{outcome="failed",task="vqa"} 1.0' in failed and "partial" not in failed
+    assert 'diptych_fan_outs_total{outcome="partial",task="vqa"} 1.0' in partial
+    assert f'diptych_reply_errors_total{{code="deadline_exceeded",model="{PALIGEMMA}"}} 1.0' in partial
 
 
 @pytest.mark.parametrize(("path", "root"), [("/", "."), ("/docs", "."), ("/compare/", ".."), ("/compare/a-vs-b", "..")])

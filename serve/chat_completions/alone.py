@@ -119,6 +119,8 @@ class Alone:
     async def _heard(self) -> AsyncGenerator[tuple[int, Piece], None]:
         """Every choice's pieces as they come; counted as one reply in the metrics."""
         began, status = time.monotonic(), "error"
+        first_s: float | None = None
+        code: str | None = None
         speaking = [self.route.speak(prompt) for prompt in self.prompts]
         end = began + self.deadline_s
         if self.image is not None:
@@ -128,15 +130,20 @@ class Alone:
                 single(speaking[0], end) if len(speaking) == 1 else interleaved(speaking, end)
             ) as pieces:
                 async for at, piece in pieces:
+                    if first_s is None:
+                        first_s = time.monotonic() - began
                     self.voices[at].hear(piece)
                     yield at, piece
             if any(voice.finish is None for voice in self.voices):
                 raise ModelError(f"{self.route.model.name} stopped in the middle of its reply.", code="engine_dead")
             status = "ok"
         except TimeoutError:
-            status = "timeout"
+            status, code = "timeout", "deadline_exceeded"
             said = f"{self.route.model.name} had not finished after {self.deadline_s:g} s."
-            raise ModelError(said, code="deadline_exceeded") from None
+            raise ModelError(said, code=code) from None
+        except ModelError as error:
+            code = error.code
+            raise
         except (asyncio.CancelledError, GeneratorExit):
             status = "left"
             raise
@@ -145,7 +152,8 @@ class Alone:
             param = "messages" if error.param in (None, "question") else error.param
             raise BadRequest(error.message, param=param, code=error.code) from None
         finally:
-            self.meters.reply(self.route.model.name, TASK, status, time.monotonic() - began)
+            name, took = self.route.model.name, time.monotonic() - began
+            self.meters.reply(name, TASK, status, took, code=code, first_s=first_s, usage=self._usage())
 
     def _usage(self) -> Usage:
         """The prompt is counted once, however many choices were drawn from it."""

@@ -12,7 +12,7 @@ from serve.errors import HeadTooLarge, TooLarge, TooSlow
 from serve.request_id import REQUEST_ID
 from serve.wire.limits import Limits
 from serve.wire.meters import Meters
-from serve.wire.refusals import reply
+from serve.wire.refusals import LEFT, reply
 
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,128}")
 RAYS_OWN = {
@@ -41,7 +41,8 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status, whole = time.perf_counter(), 500, False
+        self.meters.running.inc()
         size = self._enter(scope)
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
@@ -50,11 +51,12 @@ class Edge:
         REQUEST_ID.set(request_id)
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, whole
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
+            whole = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             declared = headers.get("content-length", "0")
@@ -65,8 +67,13 @@ class Edge:
                 await reply(self._too_large())(scope, receive, send_with_id)
             else:
                 await self.app(scope, self._counted(receive), send_with_id)
+        except Exception:
+            whole = True  # by a 500 of the server's own
+            raise
         finally:
-            self.meters.request(scope, status, time.perf_counter() - began)
+            self.meters.running.dec()
+            left = not whole or status == LEFT
+            self.meters.request(scope, None if left else status, time.perf_counter() - began)
 
     def _enter(self, scope: Scope) -> int:
         """Takes Ray's headers away; gives the size of the head in bytes."""

@@ -41,24 +41,29 @@ class FanOut:
         """
         async with (
             self.pictures.shown(request) as shown,
-            aclosing(self.router.events(task, shown)) as source,
+            aclosing(self._counted(task, shown)) as source,
             aclosing(_settled(source)) as kept,
         ):
             async for event in kept:
-                self.meters.event(task, event)
                 yield event
 
     async def answer(self, task: str, request: Request) -> Answer:
         """The whole answer. Raises Unavailable when not one model answered."""
         replies: dict[str, Reply] = {}
-        async with self.pictures.shown(request) as shown, aclosing(self.router.events(task, shown)) as events:
+        async with self.pictures.shown(request) as shown, aclosing(self._counted(task, shown)) as events:
             async for event in events:
-                self.meters.event(task, event)
                 if isinstance(event, Reply):
                     replies[event.model] = event
                 elif isinstance(event, Merged):
                     return Answer(event, [replies[name] for name in self.router.routes if name in replies])
         raise AssertionError("a fan-out ends with its merge or an error")
+
+    async def _counted(self, task: str, request: Request) -> AsyncGenerator[Event, None]:
+        with self.meters.fan_out(task) as meter:
+            async with aclosing(self.router.events(task, request)) as events:
+                async for event in events:
+                    meter.event(event)
+                    yield event
 
 
 def judged(merged: Merged) -> list[Usage]:

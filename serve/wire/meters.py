@@ -1,54 +1,147 @@
-"""Counters and times for Prometheus. Labels come from routes, models and tasks of ours, never from a request."""
+"""Counters and times for Prometheus. Labels come from routes, models, tasks and codes of ours, never from a request."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import Scope
 
-from serve.tasks.base import Event, Reply
+from serve.tasks.base import Event, Merged, Reply, Usage
+from serve.worker import Status
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+# OpenTelemetry's buckets for generative AI: time to the first token, and of an operation
+FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+WHOLE = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+WIDTHS = (1, 2, 3, 4, 6, 8, 16, 32, 64)
+TENTHS = tuple(tenth / 10 for tenth in range(11))
+STATES = ("starting", "ready", "failed")
 
 
 class Meters:
-    """One app's metrics, in a registry of their own."""
+    """One app's metrics, in a registry of their own. Times are in seconds."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "diptych_requests", "HTTP requests answered.", ["route", "status"], registry=self.registry
+        self.requests = self._counter("requests", "HTTP requests answered.", "route", "status")
+        self.request_seconds = self._times(
+            "request_seconds", "From a request's first byte to the last of its reply.", SECONDS, "route"
         )
-        self.request_seconds = Histogram(
-            "diptych_request_seconds",
-            "From a request's first byte to the last of its reply.",
-            ["route"],
-            buckets=SECONDS,
-            registry=self.registry,
+        self.running = Gauge("diptych_requests_running", "HTTP requests under way.", registry=self.registry)
+        self.left = self._counter("clients_left", "Requests whose client left before the reply was whole.", "route")
+        self.replies = self._counter("replies", "Models' replies.", "model", "task", "status")
+        self.errors = self._counter(
+            "reply_errors", "Models' replies that failed, by the error's code.", "model", "code"
         )
-        self.replies = Counter(
-            "diptych_replies", "Models' replies.", ["model", "task", "status"], registry=self.registry
+        self.reply_seconds = self._times(
+            "reply_seconds", "From asking a model to its last word.", WHOLE, "model", "task"
         )
-        self.reply_seconds = Histogram(
-            "diptych_reply_seconds",
-            "From asking a model to its last word.",
-            ["model", "task"],
-            buckets=SECONDS,
-            registry=self.registry,
+        self.first_word_seconds = self._times(
+            "first_word_seconds", "From asking a model to its first word.", FIRST, "model", "task"
+        )
+        self.tokens = self._counter("tokens", "Tokens that models read (input) and spoke (output).", "model", "kind")
+        self.fan_outs = self._counter(
+            "fan_outs", "Fan-outs by outcome: all columns ok, some, none, or the client left.", "task", "outcome"
+        )
+        self.widths = self._times("fan_out_models", "Models asked by a fan-out.", WIDTHS, "task")
+        self.merge_seconds = self._times(
+            "merge_seconds", "From the last column to the merged reply, a judge's time included.", FIRST, "task"
+        )
+        self.agreement = self._times("agreement", "How far the models agreed, from 0 to 1.", TENTHS, "task")
+        self.states = Gauge(
+            "diptych_model_state", "1 for the state that a model is in.", ["model", "state"], registry=self.registry
         )
 
-    def request(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count one HTTP request. Paths that no route knows share one label: a scan must not fill the memory."""
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(f"diptych_{name}", about, labels, registry=self.registry)
+
+    def _times(self, name: str, about: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"diptych_{name}", about, labels, buckets=buckets, registry=self.registry)
+
+    def request(self, scope: Scope, status: int | None, seconds: float) -> None:
+        """Count one HTTP request. status: None where the client left before there was one. Paths that no route knows
+        share one label: a scan must not fill the memory."""
         route = getattr(scope.get("route"), "path", "unmatched")
-        self.requests.labels(route, str(status)).inc()
-        self.request_seconds.labels(route).observe(seconds)
+        if status is None:
+            self.left.labels(route).inc()
+        else:
+            self.requests.labels(route, str(status)).inc()
+            self.request_seconds.labels(route).observe(seconds)
 
-    def reply(self, model: str, task: str, status: str, seconds: float) -> None:
+    def reply(
+        self,
+        model: str,
+        task: str,
+        status: str,
+        seconds: float,
+        *,
+        code: str | None = None,
+        first_s: float | None = None,
+        usage: Usage | None = None,
+    ) -> None:
+        """Count one model's reply. code: of its error; first_s: until its first word."""
         self.replies.labels(model, task, status).inc()
         self.reply_seconds.labels(model, task).observe(seconds)
+        if code is not None:
+            self.errors.labels(model, code).inc()
+        if first_s is not None:
+            self.first_word_seconds.labels(model, task).observe(first_s)
+        if usage is not None:
+            self.tokens.labels(model, "input").inc(usage.prompt_tokens)
+            self.tokens.labels(model, "output").inc(usage.completion_tokens)
 
-    def event(self, task: str, event: Event) -> None:
-        """Count what one event of a fan-out tells."""
-        if isinstance(event, Reply):
-            self.reply(event.model, task, event.status, event.latency_ms / 1000)
+    @contextlib.contextmanager
+    def fan_out(self, task: str) -> Iterator["FanOutMeter"]:
+        """Counts one fan-out by the events that it is told, and how it ended."""
+        meter = FanOutMeter(self, task)
+        try:
+            yield meter
+        finally:
+            meter.end()
 
-    def text(self) -> bytes:
-        """Prometheus' text format."""
+    def text(self, statuses: Sequence[Status] = ()) -> bytes:
+        """Prometheus' text format, with where each model stands now."""
+        for status in statuses:
+            for state in STATES:
+                self.states.labels(status.model, state).set(state == status.state)
         return generate_latest(self.registry)
+
+
+class FanOutMeter:
+    """One fan-out, as it goes."""
+
+    def __init__(self, meters: Meters, task: str) -> None:
+        self._meters = meters
+        self._task = task
+        self._good = self._bad = 0
+        self._last = time.monotonic()
+        self._merged = False
+
+    def event(self, event: Event) -> None:
+        """Count what it tells."""
+        if isinstance(event, Reply):
+            good = event.status == "ok"
+            self._good, self._bad, self._last = self._good + good, self._bad + (not good), time.monotonic()
+            self._meters.reply(
+                event.model,
+                self._task,
+                event.status,
+                event.latency_ms / 1000,
+                code=event.error.code if event.error is not None else None,
+                first_s=event.ttft_ms / 1000 if event.ttft_ms is not None else None,
+                usage=event.usage,
+            )
+        elif isinstance(event, Merged):
+            self._merged = True
+            self._meters.merge_seconds.labels(self._task).observe(time.monotonic() - self._last)
+            self._meters.agreement.labels(self._task).observe(event.agreement)
+
+    def end(self) -> None:
+        """Its outcome. A fan-out that came to no merge though a model answered was left by its client."""
+        if not self._good and not self._bad:
+            return  # refused before anybody was asked
+        merged = "partial" if self._bad else "whole"
+        outcome = merged if self._merged else "left" if self._good else "failed"
+        self._meters.fan_outs.labels(self._task, outcome).inc()
+        self._meters.widths.labels(self._task).observe(self._good + self._bad)

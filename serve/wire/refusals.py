@@ -23,6 +23,8 @@ MAX_MESSAGE = 1000
 MAX_FAULTS = 1000
 RETRY_AFTER_S = 2
 """Clients such as openai-python retry these by themselves, at once where no Retry-After asks for patience."""
+LEFT = 499
+"""What a request is closed with whose client has left: never sent, and counted by itself."""
 LATER = (429, 503)
 
 
@@ -158,7 +160,7 @@ async def _routing(request: Request, error: Exception) -> JSONResponse:
 
 async def _nobody(request: Request, error: Exception) -> Response:
     """The client left: nobody reads this, but logs and metrics should not call it a success."""
-    return Response(status_code=499)
+    return Response(status_code=LEFT)
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:
