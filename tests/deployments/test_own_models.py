@@ -21,7 +21,12 @@ from serve.worker import Status
 
 BASE = {
     "name": "toy-paligemma",
-    "simulate": {"replies": "red", "adapters": {"mine": "blue", "other": "green"}, "fail_adapters": {"odd": "Odd."}},
+    "simulate": {
+        "replies": "red",
+        "adapters": {"mine": "blue", "other": "green"},
+        "fail_adapters": {"odd": "Odd."},
+        "kept": 9,
+    },
 }
 OWN = {
     "name": "receipts",
@@ -30,7 +35,7 @@ OWN = {
     "tasks": ["vqa", "ocr"],
     "prompts": {"vqa": "receipt {question}"},
     "weight": 2,
-    "simulate": {"replies": "blue"},
+    "simulate": {"replies": "blue", "kept": 9},
 }
 MINE = {"name": "mine", "base": "toy-paligemma", "adapter": "me/lora", "revision": "abc", "weight": 0.5}
 ODD = {"name": "odd", "base": "receipts", "adapter": "/lora"}
