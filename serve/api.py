@@ -25,6 +25,7 @@ from serve.wire.limits import Limits
 from serve.wire.meters import Meters
 from serve.wire.model_list import ModelEntry, ModelList, model_list
 from serve.wire.pictures import Pictures
+from serve.worker import ASLEEP
 
 LIMITS = Limits()
 OPEN = Access()
@@ -42,13 +43,18 @@ class Detail(BaseModel):
 
 
 class Readiness(BaseModel):
-    """ready: every model can answer or is on its way there; degraded: some failed. 503 until one can answer."""
+    """ready: every model can answer or is on its way there; degraded: some failed. 503 until one can answer, or sleeps
+    until it is asked."""
 
     status: Literal["starting", "ready", "degraded"]
     models: dict[str, State]
     details: dict[str, Detail] = Field(
         description="Models that are not ready: what they are doing, or why they failed."
     )
+
+    def able(self) -> bool:
+        """Whether to send requests here: a model can answer, or sleeps, which a request ends."""
+        return "ready" in self.models.values() or any(detail.step == ASLEEP for detail in self.details.values())
 
 
 def create_app(
@@ -100,7 +106,7 @@ def _add_service(app: FastAPI, router: Router, meters: Meters) -> None:
     @app.get("/ready", tags=["service"], summary="Which models can answer", responses={503: {"model": Readiness}})
     async def ready(response: Response) -> Readiness:
         state = await readiness(router)
-        response.status_code = 200 if "ready" in state.models.values() else 503
+        response.status_code = 200 if state.able() else 503
         return state
 
     @app.get("/metrics", tags=["service"], summary="Counters and times for Prometheus", response_class=Response)
