@@ -126,7 +126,13 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
             draining.clear()
             raise Stopped(gently=number == signal.SIGTERM)
 
-    began = time.monotonic()
+    def hung_up(number: int, frame: object) -> None:
+        if terminal and not os.isatty(0):
+            told(number, frame)  # its window was closed
+        else:
+            changing.set()
+
+    began, terminal = time.monotonic(), os.isatty(0)
     models = config.args.built()
     names = list(models)
     progress = Progress(names, key=_own_key(config))
@@ -136,7 +142,7 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
         wanted = sum(one.num_cpus * one.most for one in placed)
         signal.signal(signal.SIGTERM, told)
         signal.signal(signal.SIGINT, told)
-        signal.signal(signal.SIGHUP, lambda *_: changing.set())
+        signal.signal(signal.SIGHUP, hung_up)
         with machine(wanted, config.args.simulated_gpus()) as logs:
             signal.signal(signal.SIGTERM, told)  # ray.init put its own in this place
             signal.signal(signal.SIGINT, told)
@@ -166,7 +172,8 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
         print(f"diptych: Ray could not start the models: {' '.join(str(error).split())[:1000]}", file=sys.stderr)
         return 1
     except Stopped:
-        print("\nStopped.", flush=True)
+        with contextlib.suppress(OSError):  # a terminal that was closed hears nothing
+            print("\nStopped.", flush=True)
         return 0
 
 
