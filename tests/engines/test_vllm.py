@@ -249,9 +249,10 @@ async def test_what_may_wait_does(engine: VllmEngine) -> None:
         await speak(engine, prompt)
         ended.append(name)
 
-    patient = replace(ask(max_tokens=40), batch=True, whole=True)
-    crowd = [asyncio.ensure_future(run("batch", patient)) for _ in range(200)]  # three times what runs at once
+    patient = replace(ask(max_tokens=80), batch=True, whole=True)
+    crowd = [asyncio.ensure_future(run("batch", patient)) for _ in range(200)]  # three waves of 64, and eight more
     await asyncio.sleep(0)
-    await run("now", replace(ask(max_tokens=40), whole=True))
-    assert ended.index("now") < 100
+    await run("now", replace(ask(max_tokens=80), whole=True))
+    # In turn it would come with the last eight. It is prepared after all of them, while the first waves run.
+    assert ended.index("now") < 150
     await asyncio.gather(*crowd)
