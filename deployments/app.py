@@ -1,6 +1,7 @@
 """The Ray Serve application: one deployment per engine, and the gateway before them."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -14,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
 from deployments import autoscaling
-from deployments.args import Args, Engined, LoraArgs, Placed
+from deployments.args import Args, Engined, GatewayArgs, LoraArgs, Placed
 from deployments.front import Front
 from deployments.machine import stay_inside
 from deployments.pool import Pool
@@ -23,6 +24,7 @@ from deployments.replica import Replica
 from serve.api import create_app
 from serve.fetch.fetcher import Fetcher
 from serve.router import Router
+from serve.wire.meters import Meters
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ LATE_S = 2.0
 """So long after its drain_s Serve kills what has not ended by itself."""
 MEET_S = 3.0
 """What a new engine's replicas are given to be found, before they are asked."""
+KEYS_S = 5.0
+"""How often the file of keys is looked at."""
 LIGHT = {"replicas", "autoscaling", "max_ongoing_requests", "keeps_pictures", "weight"}
 """What of an entry is no business of its replicas': they stay when it changes."""
 
@@ -58,9 +62,12 @@ class Gateway:
         self._handles = handles
         self._pools: dict[str, Pool] = {}
         self._told: dict[str, Any] = {}
+        self._meters = Meters()
+        self._args = args
         self._served = Served(self._app(args))
         listen = args.gateway.listen
         self.front = Front(self._served, listen.host, listen.port, args.gateway) if listen is not None else None
+        self._watching = asyncio.get_running_loop().create_task(self._watch_keys())
 
     async def reconfigure(self, told: dict[str, Any]) -> None:
         """Asked by Serve once it has started, and when the config changes: `told` is its new args.
@@ -76,7 +83,7 @@ class Gateway:
                 log.exception("the new config cannot be used; the old one serves on")
                 return
             await asyncio.gather(*(pool.meet(MEET_S) for name, pool in self._pools.items() if name not in known))
-            self._served.app = app
+            self._served.app, self._args = app, args
             if self.front is not None:
                 self.front.limit(args.gateway)
         self._told = told
@@ -115,7 +122,28 @@ class Gateway:
             access=access,
             origins=gateway.cors,
             fetcher=Fetcher(gateway.images),
+            meters=self._meters,
         )
+
+    async def _watch_keys(self) -> None:
+        """Let in by the keys as they are now: a Secret that is mounted changes under us. Where they cannot be used,
+        those before count on."""
+        seen = self._keys()
+        while True:
+            await asyncio.sleep(KEYS_S)
+            now = self._keys()
+            if now != seen:
+                seen = now
+                try:
+                    self._served.app = self._app(self._args)
+                except (ValueError, OSError):
+                    log.exception("the new API keys cannot be used; those from before count on")
+
+    def _keys(self) -> bytes | None:
+        file = self._args.gateway.keys_file
+        with contextlib.suppress(OSError):
+            return file.read_bytes() if file is not None else None
+        return None
 
     def _pool(self, name: str, entry: Engined) -> Pool:
         if name not in self._pools:
@@ -191,5 +219,7 @@ def _options(name: str, placed: Placed, version: str) -> dict[str, Any]:
         "health_check_period_s": 1,
         "health_check_timeout_s": 30,
         "graceful_shutdown_wait_loop_s": 0.1,
-        "graceful_shutdown_timeout_s": placed.drain_s + LATE_S,
+        "graceful_shutdown_timeout_s": placed.drain_s
+        + LATE_S
+        + (placed.leave_s if isinstance(placed, GatewayArgs) else 0),
     }

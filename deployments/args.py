@@ -144,10 +144,18 @@ class GatewayArgs(Placed):
     max_body_mb: int = Field(default=MAX_BODY // 2**20, ge=1, description="The largest request that is read.")
     body_timeout_s: float = Field(default=Limits.body_s, gt=0, description="In which a request's body must arrive.")
     head_timeout_s: float = Field(default=Limits.head_s, gt=0, description="The same for its headers, with `listen`.")
+    leave_s: float = Field(
+        default=0,
+        ge=0,
+        description="How long one that is stopped tells /health so, and answers all the same, before it takes nothing "
+        "new: in which balancers before it turn to others.",
+    )
     write_timeout_s: float = Field(
         default=Limits.write_s, gt=0, description="In which a client takes what is written for it, with `listen`."
     )
-    keys_file: Path | None = Field(default=None, description="A file of the gateway's machine: name:sha256:HEX a line.")
+    keys_file: Path | None = Field(
+        default=None, description="A file of the gateway's machine, name:sha256:HEX a line; read again when it changes."
+    )
     metrics: Literal["key", "open", "closed"] = Field(default="key", description="Who may read /metrics.")
     ready: Way = Field(default="key", description="Who may read /ready.")
     page: Way = Field(default="key", description="Who may load the page; what it asks needs a key all the same.")

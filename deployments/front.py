@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.args import GatewayArgs
 from deployments.arriving import Arriving
@@ -19,13 +19,14 @@ BACKLOG = 2048
 SEND_BUFFER = 128 * 1024
 """What the kernel holds of a reply for a client that does not take it; left alone it grows to 4 MB for each of them."""
 LOOK_S = 0.05
+HEALTH = "/health"
 
 
 class Front:
     """Serves an app on one port, which several gateways of a machine may share: the kernel deals out connections."""
 
     def __init__(self, app: ASGIApp, host: str, port: int, gateway: GatewayArgs) -> None:
-        self._app, self._leaving = app, False
+        self._app, self._leaving, self._going = app, False, False
         self.limit(gateway)
         protocol: Any = self._arriving  # uvicorn calls it, whatever it is declared to be
         config = uvicorn.Config(
@@ -46,7 +47,7 @@ class Front:
 
     def limit(self, gateway: GatewayArgs) -> None:
         """From now on by these limits."""
-        self._drain_s, self._limits = gateway.drain_s, gateway.limits()
+        self._drain_s, self._leave_s, self._limits = gateway.drain_s, gateway.leave_s, gateway.limits()
 
     def answering(self) -> int:
         """How many requests are being answered now."""
@@ -61,7 +62,10 @@ class Front:
         await self.stop()
 
     async def stop(self) -> None:
-        """Take nothing new, and let what runs end within drain_s."""
+        """Tell /health for leave_s that it goes, then take nothing new, and let what runs end within drain_s."""
+        if not self._leaving:
+            self._going = True
+            await asyncio.sleep(self._leave_s)
         self._server.should_exit = True
         await asyncio.gather(self._serving, return_exceptions=True)
 
@@ -69,11 +73,22 @@ class Front:
         return Arriving(*args, limits=self._limits, **more)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._leaving and scope["type"] == "http":
+        if scope["type"] == "http" and (self._leaving or (self._going and scope["path"] == HEALTH)):
             leaving = Unavailable("The server is being stopped.", code="stopping")
             await reply(leaving, {"connection": "close"})(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _last(send) if self._going else send)
+
+
+def _last(send: Send) -> Send:
+    """Has the connection end behind the reply: a client that kept it would ask into one that is being closed."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+        await send(message)
+
+    return sending
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -64,13 +64,15 @@ def create_app(
     access: Access = OPEN,
     origins: Sequence[str] = (),
     fetcher: Fetcher | None = None,
+    meters: Meters | None = None,
 ) -> FastAPI:
-    """The whole HTTP side over one router. Each app counts for itself: its metrics are in no global registry.
+    """The whole HTTP side over one router.
 
-    origins: whose pages may call it from a browser, beside its own.
+    origins: whose pages may call it from a browser, beside its own. meters: where it counts on, when it comes in
+    another app's place; else it counts for itself, as no metric is in a global registry.
     """
     app = FastAPI(title="Diptych", version=document.VERSION, description=document.ABOUT, docs_url=None, redoc_url=None)
-    meters = Meters()
+    meters = meters or Meters()
     fan_out = FanOut(router, meters, Pictures(fetcher or Fetcher()))
     app.add_middleware(Guard, access=access)  # the last one added stands outermost
     if origins:

@@ -20,9 +20,11 @@ from starlette.types import Message
 from serve import image, pages
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
+from serve.router import Router
 from serve.tasks import TASKS
 from serve.wire import sse
 from serve.wire.limits import Limits
+from serve.wire.meters import Meters
 from serve.worker import ASLEEP
 
 VQA = {"image": URL, "question": "what colour?"}
@@ -431,6 +433,21 @@ async def test_metrics_count_requests_and_replies() -> None:
     assert "diptych_requests_running 1.0" in text  # the one that asks
     assert f'diptych_model_state{{model="{LLAVA}",state="ready"}} 1.0' in text
     assert f'diptych_model_state{{model="{LLAVA}",state="failed"}} 0.0' in text
+
+
+async def test_an_app_in_anothers_place_counts_on_and_forgets_models_that_went() -> None:
+    meters = Meters()
+    ask = {"image": URL, "question": "what?"}
+    async with calling(create_app(router(), meters=meters)) as client:
+        await client.post("/v1/tasks/vqa", json=ask)
+        assert f'diptych_model_state{{model="{LLAVA}",state="ready"}} 1.0' in (await client.get("/metrics")).text
+    alone = Router([router().routes[PALIGEMMA]])
+    async with calling(create_app(alone, meters=meters)) as client:
+        await client.post("/v1/tasks/vqa", json=ask)
+        text = (await client.get("/metrics")).text
+    assert 'diptych_requests_total{route="/v1/tasks/{task}",status="200"} 2.0' in text
+    assert f'diptych_model_state{{model="{PALIGEMMA}",state="ready"}} 1.0' in text
+    assert f'diptych_model_state{{model="{LLAVA}"' not in text
 
 
 async def test_metrics_tell_how_fan_outs_end() -> None:

@@ -102,6 +102,7 @@ class Meters:
 
     def text(self, statuses: Sequence[Status] = ()) -> bytes:
         """Prometheus' text format, with where each model stands now."""
+        self.states.clear()  # models go, too
         for status in statuses:
             now = "asleep" if status.step == ASLEEP else status.state
             for state in STATES:
