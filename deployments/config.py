@@ -32,17 +32,24 @@ class Config(BaseModel):
 def read(file: Path) -> Config:
     """A Serve config file with one application, ours. Raises Refused."""
     try:
-        whole = yaml.safe_load(file.read_text())
+        text = file.read_text()
     except OSError as error:
         raise Refused(f"The config {file} cannot be read: {error.strerror}.") from None
+    return read_text(text, str(file))
+
+
+def read_text(text: str, source: str) -> Config:
+    """The same of its words. source: how a refusal calls it."""
+    try:
+        whole = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise Refused(f"The config {file} is not YAML: {' '.join(str(error).split())}") from None
+        raise Refused(f"The config {source} is not YAML: {' '.join(str(error).split())}") from None
     ours = [a for a in _items(whole, "applications") if isinstance(a, dict) and a.get("import_path") == APP]
     if len(ours) != 1:
-        raise Refused(f"The config {file} needs one application with import_path {APP}.")
+        raise Refused(f"The config {source} needs one application with import_path {APP}.")
     http = whole.get("http_options") or {}
     return _checked(
-        str(file),
+        source,
         args=ours[0].get("args") or {},
         logging={**QUIET, **(whole.get("logging_config") or {})},
         **{key: http[key] for key in ("host", "port") if key in http},

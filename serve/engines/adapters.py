@@ -76,7 +76,7 @@ def fit(
 ) -> Fitted:
     """Find an adapter and hold it against the checkpoint in `base`. Raises ModelError that names it."""
     try:
-        folder = hub.locate(adapter.checkpoint, adapter.revision, progress=progress, check=_whole)
+        folder = hub.locate(adapter.checkpoint, adapter.revision, progress=progress, check=whole)
         return _fit(adapter.name, folder, base)
     except ModelError as error:
         raise ModelError(f"The adapter {adapter.name} cannot be used: {error.message}", code=error.code) from error
@@ -101,7 +101,7 @@ def arguments(fitted: Sequence[Fitted], *, cpu: bool) -> dict[str, Any]:
     }
 
 
-def _whole(folder: Path) -> None:
+def whole(folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         raise _broken(f"{folder} has no {CONFIG}.")
     if not (folder / WEIGHTS).is_file():
