@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 import secrets
 from collections.abc import Iterator, Mapping
@@ -40,7 +41,7 @@ class Served:
     @classmethod
     def by(cls, url: str, tasks: str = "") -> "Served":
         """Asks the server. tasks: the only ones wanted, by commas; all where empty. Raises Nothing, client.Failure."""
-        with Server(url) as server:
+        with Server(url, os.environ.get("DIPTYCH_API_KEY")) as server:
             cards, listed, states = (server.get("/v1/catalog"), server.get("/v1/models"), server.ready()["models"])
         seeing = {card["id"] for card in cards["data"] if card["served"] and card["images"]}
         ready = tuple(name for name, state in states.items() if state == "ready" and name in seeing)

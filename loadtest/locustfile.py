@@ -1,6 +1,7 @@
 """Users of a running server, for locust: `make loadtest`. How to run it and what its rows are: loadtest/README.md."""
 
 import logging
+import os
 import random
 import sys
 import time
@@ -23,7 +24,8 @@ from loadtest.waves import WAVES
 from serve.terminal.client import Failure, sentence
 
 URL = "http://127.0.0.1:8000"
-JSON = {"content-type": "application/json"}
+KEY = os.environ.get("DIPTYCH_API_KEY")
+HEADERS = {"content-type": "application/json", **({"authorization": f"Bearer {KEY}"} if KEY else {})}
 logging.getLogger("httpx").setLevel(logging.WARNING)  # its line for every question to the catalogue
 
 
@@ -60,7 +62,7 @@ class Visitor(FastHttpUser):
         def now() -> float:
             return 1000 * (time.perf_counter() - began)
 
-        sent = {"data": ask.body, "headers": JSON, "name": ask.name, "stream": stream, "catch_response": True}
+        sent = {"data": ask.body, "headers": HEADERS, "name": ask.name, "stream": stream, "catch_response": True}
         with self.client.post(ask.path, **sent) as reply:
             reply.request_meta["request_type"] = "STREAM" if stream else "WHOLE"
             if reply.status_code == 0:
