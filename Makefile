@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats bench-hedging
-.PHONY: chaos soak
+.PHONY: chaos soak k8s-check
 .PHONY: screenshots lock clean
 
 serve: install
@@ -64,6 +64,16 @@ chaos: install-dev
 # half an hour of ordinary and bad manners: whether memory or anything else creeps
 soak: install-dev
 	$(BIN)/python -m loadtest.soak $(ARGS)
+
+# the manifests: all that can be known without a cluster. CRDS: a folder of KubeRay's and others' definitions
+CRDS ?= ../shared/kuberay
+CHECKOV := build/checkov/bin/checkov
+k8s-check: install-dev $(CHECKOV)
+	$(BIN)/python -m k8s.check --crds $(CRDS) --checkov $(CHECKOV) $(ARGS)
+
+$(CHECKOV): # in an environment of its own: its requirements quarrel with ours
+	$(PYTHON) -m venv build/checkov
+	build/checkov/bin/pip install --quiet checkov==3.3.30
 
 # users on a running server for a minute, into build/loadtest/report.html; ARGS: loadtest/README.md
 loadtest: install-dev

@@ -1,0 +1,64 @@
+"""checkov over the pod templates and the Dockerfiles; its requirements quarrel with ours, so it stands elsewhere."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from k8s.checks.rendered import Document
+
+PODS = {
+    "CKV_K8S_8": "KubeRay gives Ray's pods their liveness probes; jobs need none",
+    "CKV_K8S_9": "KubeRay gives the head and, in one mode, the models' pods their readiness probes; jobs need none",
+    "CKV_K8S_14": "the tag is the reader's: registry.example.com is nobody's registry",
+    "CKV_K8S_43": "the digest, too: kustomize edit set image diptych=...@sha256:...",
+    "CKV_K8S_15": "what is pinned by its digest need not be pulled again",
+    "CKV_K8S_22": "the NVIDIA runtime writes into GPU pods; all others are read-only, by `writable`",
+    "CKV_K8S_35": "HF_TOKEN and passwords are read from the environment by what they are for",
+}
+HEADS = {
+    "CKV_K8S_38": "Ray's autoscaler, where it is on, asks the API server for pods",
+}
+FILES = {
+    "CKV_DOCKER_7": "the base comes as an argument, by its digest",
+}
+
+
+def pods(checkov: Path, found: list[Document], policies: list[Document], folder: Path) -> Iterator[str]:
+    """The faults of pods under the network policies beside them. folder: where to put them for checkov."""
+    file = folder / "pods.yaml"
+    file.write_text(yaml.safe_dump_all(found + policies))
+    for resource, check, words in _failed(checkov, "kubernetes", file, PODS):
+        if not (check in HEADS and resource.endswith("-head")):
+            yield f"{resource}: {check} {words}"
+
+
+def writable(found: list[Document]) -> Iterator[str]:
+    """Containers that may write into their image though no GPU's runtime has to."""
+    for pod in found:
+        for container in pod["spec"]["containers"]:
+            gpus = container["resources"]["limits"].get("nvidia.com/gpu")
+            if not gpus and not container["securityContext"].get("readOnlyRootFilesystem"):
+                yield f"{pod['metadata']['name']}: its root file system can be written"
+
+
+def dockerfile(checkov: Path, file: Path) -> Iterator[str]:
+    for resource, check, words in _failed(checkov, "dockerfile", file, FILES):
+        yield f"{resource}: {check} {words}"
+
+
+def _failed(checkov: Path, framework: str, file: Path, skipped: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """What failed: the resource, the check, its words."""
+    command = [str(checkov), "--framework", framework, "--file", str(file), "--skip-check", ",".join(skipped)]
+    command += ["--compact", "--quiet", "--skip-download", "--output", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    try:
+        told = json.loads(done.stdout)
+    except ValueError:
+        yield str(file), "checkov did not run:", " ".join((done.stdout + done.stderr).split())[-300:]
+        return
+    for report in told if isinstance(told, list) else [told]:
+        for one in report.get("results", {}).get("failed_checks", []):
+            yield one["resource"], one["check_id"], one["check_name"]

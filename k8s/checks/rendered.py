@@ -1,0 +1,61 @@
+"""What kustomize makes of an overlay."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parents[1]
+Document = dict[str, Any]
+
+
+class Broken(Exception):
+    """kustomize could not render it, and says why."""
+
+
+def overlays(folder: Path = FOLDER) -> list[Path]:
+    """Everything that is applied: the overlays, and the load test."""
+    return [*sorted((folder / "overlays").iterdir()), folder / "loadtest"]
+
+
+def able() -> bool:
+    return shutil.which("kubectl") is not None
+
+
+def rendered(overlay: Path) -> list[Document]:
+    """Its documents. Raises Broken."""
+    done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        raise Broken(" ".join(done.stderr.split()))
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def of_kind(documents: list[Document], kind: str) -> list[Document]:
+    return [document for document in documents if document["kind"] == kind]
+
+
+def groups(service: Document) -> Iterator[tuple[str, Document]]:
+    """The head and the worker groups of a RayService, by name."""
+    cluster = service["spec"]["rayClusterConfig"]
+    yield "head", cluster["headGroupSpec"]
+    for group in cluster["workerGroupSpecs"]:
+        yield group["groupName"], group
+
+
+def pods(documents: list[Document]) -> list[Document]:
+    """Every pod template as a Pod of its own, for checks that know no RayService."""
+    found = []
+    for document in documents:
+        name, namespace = document["metadata"]["name"], document["metadata"].get("namespace", "default")
+        templates = {}
+        if document["kind"] == "RayService":
+            templates = {f"{name}-{group}": spec["template"] for group, spec in groups(document)}
+        elif document["kind"] in ("Job", "StatefulSet", "Deployment"):
+            templates = {name: document["spec"]["template"]}
+        for called, template in templates.items():
+            metadata = {**template.get("metadata", {}), "name": called, "namespace": namespace}
+            found.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+    return found

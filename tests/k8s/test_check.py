@@ -1,0 +1,113 @@
+"""`make k8s-check`: the manifests pass it, and a slip in any of them does not."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from k8s.checks import rendered, schemas
+from k8s.checks.kuberay import kuberay
+from k8s.checks.linted import writable
+
+ROOT = Path(__file__).parents[2]
+CRDS = Path(os.environ.get("CRDS", ROOT.parent / "shared" / "kuberay"))
+needs_kubectl = pytest.mark.skipif(not rendered.able(), reason="kubectl is not installed")
+needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"{CRDS} is no folder of CRDs: CRDS names one")
+
+
+def check(*words: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: Ray's schema warns when it is imported."""
+    command = [sys.executable, "-m", "k8s.check", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def demo() -> list[rendered.Document]:
+    return rendered.rendered(rendered.FOLDER / "overlays" / "cpu-demo")
+
+
+@pytest.fixture(scope="module")
+def service(demo: list[rendered.Document]) -> rendered.Document:
+    return rendered.of_kind(demo, "RayService")[0]
+
+
+@needs_kubectl
+@needs_crds
+def test_every_overlay_is_without_fault() -> None:
+    done = check("--crds", str(CRDS))
+    assert done.returncode == 0 and "no fault" in done.stdout, done.stdout + done.stderr
+    for overlay in rendered.overlays():
+        assert f"ok    {overlay.name}: " in done.stdout
+    assert "SKIPPED  checkov" in done.stdout  # it says what it was not given
+
+
+@needs_kubectl
+@needs_crds
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "told"),
+    [
+        ("base/disruption.yaml", "maxUnavailable: 1", "maxUnavailble: 1", "'maxUnavailble' was unexpected"),
+        ("base/rayservice.yaml", "type: NewCluster", "typ: NewCluster", "'typ' was unexpected"),
+        ("base/rayservice.yaml", "replicas: 2", "replicas: two", "'two' is not of type 'integer'"),
+        ("base/rayservice.yaml", "httpGet: {path: /health", "httpGet: {pth: /health", "'pth' was unexpected"),
+        ("overlays/cpu-demo/serve.yaml", "log_level: WARNING", "log_levl: WARNING", "logging_config.log_levl"),
+        ("overlays/cpu-demo/serve.yaml", "import_path:", "max_ongoing: 5\n    import_path:", "0.max_ongoing:"),
+        ("overlays/cpu-demo/serve.yaml", "drain_s: 120", "drain: 120", "there is no such field"),
+        ("overlays/cpu-demo/serve.yaml", "resources: {model: 1}", "resources: {modl: 1}", "no pod has more than 0"),
+        ("components/monitoring/alerts.yaml", "diptych_replies_total", "diptych_reply_total", "nothing counts"),
+    ],
+)  # fmt: skip
+def test_a_slip_is_a_fault(file: str, right: str, wrong: str, told: str, tmp_path: Path) -> None:
+    folder = tmp_path / "k8s"
+    shutil.copytree(rendered.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (folder / file).read_text()
+    assert right in text
+    (folder / file).write_text(text.replace(right, wrong))
+    done = check("--crds", str(CRDS), "--folder", str(folder), "--only", "cpu-demo")
+    assert done.returncode == 1 and told in done.stdout, done.stdout + done.stderr
+
+
+@needs_kubectl
+def test_a_kind_that_nobody_knows_is_a_fault(demo: list[rendered.Document]) -> None:
+    assert [fault for fault in schemas.custom(demo, {})] == ["RayService diptych: there is no CRD of ray.io/v1"]
+
+
+def _of(service: Any) -> Any:
+    return service["spec"]["rayClusterConfig"]
+
+
+SLIPS: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda one: one["metadata"].update(name="9lives"), "DNS-1035"),
+    (lambda one: _of(one).update(rayVersion="2.50.1"), "2.52.0"),
+    (lambda one: _of(one)["workerGroupSpecs"][0].update(maxReplicas=1), "out of order"),
+    (lambda one: _of(one)["workerGroupSpecs"][0].pop("maxReplicas"), "minReplicas and maxReplicas"),
+    (lambda one: _of(one)["workerGroupSpecs"][0].update(resources={"CPU": "1"}), "resources both"),
+    (lambda one: _of(one)["headGroupSpec"]["rayStartParams"].update({"redis-username": "x"}), "Redis' user"),
+    (lambda one: one["spec"].update(rayClusterDeletionDelaySeconds=60), "upgrades would cut"),
+    (lambda one: one["spec"]["upgradeStrategy"].update(type="NewClusterWithIncrementalUpgrade"), "enableInTree"),
+    (lambda one: one["spec"].pop("serveService"), "models serves nothing and would be an endpoint"),
+    (lambda one: _of(one)["workerGroupSpecs"][1]["template"]["spec"].update(terminationGracePeriodSeconds=30), "grace"),
+]  # fmt: skip
+
+
+@needs_kubectl
+@pytest.mark.parametrize(("slip", "told"), SLIPS)
+def test_what_kuberay_refuses_is_a_fault(slip: Callable[[Any], Any], told: str, service: rendered.Document) -> None:
+    assert not list(kuberay(service))
+    wrong = copy.deepcopy(service)
+    slip(wrong)
+    assert told in " ".join(kuberay(wrong))
+
+
+@needs_kubectl
+def test_a_container_that_may_write_into_its_image_is_a_fault(demo: list[rendered.Document]) -> None:
+    pods = copy.deepcopy(rendered.pods(demo))
+    assert not list(writable(pods))
+    pods[0]["spec"]["containers"][0]["securityContext"]["readOnlyRootFilesystem"] = False
+    assert list(writable(pods)) == ["diptych-head: its root file system can be written"]
