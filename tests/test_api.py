@@ -445,7 +445,7 @@ async def test_an_app_in_anothers_place_counts_on_and_forgets_models_that_went()
     async with calling(create_app(alone, meters=meters)) as client:
         await client.post("/v1/tasks/vqa", json=ask)
         text = (await client.get("/metrics")).text
-    assert 'diptych_requests_total{route="/v1/tasks/{task}",status="200"} 2.0' in text
+    assert 'diptych_requests_total{route="/v1/tasks/vqa",status="200"} 2.0' in text
     assert f'diptych_model_state{{model="{PALIGEMMA}",state="ready"}} 1.0' in text
     assert f'diptych_model_state{{model="{LLAVA}"' not in text
 
