@@ -63,12 +63,13 @@ class Engined(Placed):
 
     engine: vLLM arguments of this place, which win over the family's. keeps_pictures: of several replicas, the same one
     gets all questions about a picture, as long as it is not crowded. simulate: FakeEngine's arguments; the model then
-    speaks without weights, for rehearsing a cluster.
+    speaks without weights, for rehearsing a cluster. engine_metrics: vLLM's own, exported by Ray as ray_vllm_*.
     """
 
     engine: dict[str, Any] = {}
     keeps_pictures: bool = True
     simulate: dict[str, Any] | None = None
+    engine_metrics: bool = False
 
 
 class ModelArgs(Engined):

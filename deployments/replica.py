@@ -149,9 +149,17 @@ def _engine(
         gated=model.checkpoint.gated,
         expect=model.checkpoint.expect,
         engine=model.engine,
-        deployment=args.engine,
+        deployment={**({"served_model_name": model.name} if args.engine_metrics else {}), **args.engine},
         prefix_lm=model.prefix_lm,
         adapters=[Adapter(one.name, one.checkpoint.hub, one.checkpoint.revision) for one in loras],
         prepare=model.prepare,
         progress=progress,
+        stat_loggers=_through_ray if args.engine_metrics else None,
     )
+
+
+def _through_ray() -> list[Any]:
+    """vLLM's counts as metrics of Ray's, which each node exports. There is no other way out of a replica's process."""
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    return [RayPrometheusStatLogger]

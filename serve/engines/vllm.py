@@ -39,6 +39,7 @@ class VllmEngine:
     gpu_memory_utilization, max_num_seqs ...), which win. prepare: what a picture needs before the processor sees it.
     progress: called from another thread with a few words on what is going on while it starts. adapters: LoRAs that
     speak when a prompt names them; one that cannot be used leaves the others and the checkpoint as they are.
+    stat_loggers: gives vLLM's StatLogger classes to count with, once vLLM may be imported; without, nothing is counted.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class VllmEngine:
         adapters: Sequence[adapters.Adapter] = (),
         prepare: Callable[[Image], Image] = lambda image: image,
         progress: Callable[[str], None] = lambda words: None,
+        stat_loggers: Callable[[], list[Any]] | None = None,
     ) -> None:
+        self.stat_loggers = stat_loggers
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
         self.expect = dict(expect or {})
         self.engine, self.deployment, self.prefix_lm = dict(engine or {}), dict(deployment or {}), prefix_lm
@@ -142,7 +145,10 @@ class VllmEngine:
                 config = AsyncEngineArgs(**chosen).create_engine_config(UsageContext.OPENAI_API_SERVER)
                 processes.start_by(fork and cpu)
                 self.progress("loading weights")
-                llm = AsyncLLM.from_vllm_config(config, disable_log_stats=bool(chosen.get("disable_log_stats")))
+                counting = {"stat_loggers": self.stat_loggers()} if self.stat_loggers is not None else {}
+                llm = AsyncLLM.from_vllm_config(
+                    config, disable_log_stats=not counting and bool(chosen.get("disable_log_stats")), **counting
+                )
             except FAULTS as error:
                 raise ModelError(
                     f"{folder.name} could not be loaded: {words.reason(error)}", code="load_failed"
