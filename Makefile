@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats bench-hedging
-.PHONY: chaos soak k8s-check
+.PHONY: chaos soak k8s-check k8s-drill
 .PHONY: screenshots lock clean
 
 serve: install
@@ -74,6 +74,10 @@ k8s-check: install-dev $(CHECKOV)
 $(CHECKOV): # in an environment of its own: its requirements quarrel with ours
 	$(PYTHON) -m venv build/checkov
 	build/checkov/bin/pip install --quiet checkov==3.3.30
+
+# the overlay cpu-demo on a cluster of network namespaces (root), with the toys: five minutes; ARGS=--simulated: one
+k8s-drill: install-dev
+	$(BIN)/python -m k8s.drill $(ARGS)
 
 # users on a running server for a minute, into build/loadtest/report.html; ARGS: loadtest/README.md
 loadtest: install-dev

@@ -1,0 +1,314 @@
+"""`python -m k8s.drill`: the overlay cpu-demo on a cluster of network namespaces, through what befalls a cluster.
+
+The rendered serveConfigV2 is handed to Ray as KubeRay does. Then a fan-out through every gateway's pod, and under load:
+a changed config; a gateway's pod killed; the other one drained; the models' pod killed.
+"""
+
+import argparse
+import base64
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from k8s.checks import rendered
+from k8s.dashboards import expressions
+from k8s.endpoints import Service
+from k8s.nodes import Cluster, Pod, Unable, cluster
+from k8s.prometheus import Prometheus, able, prometheus
+from serve.wire.keys import made
+
+SCENE = Path(__file__).parents[1] / "serve" / "toy" / "scenes" / "three.png"
+ORIGIN = "https://rolled.example.com"
+"""Let in by the changed config alone."""
+START_S = 240.0
+WATCH_S = 90.0
+RATE = 4.0
+SIMULATED = {"replies": "three", "first_delay_s": 0.05, "start_s": 3.0}
+
+
+class Missed(Exception):
+    """What did not come true, in one sentence."""
+
+
+@dataclass
+class Load:
+    """What those saw who asked all the while. late: how long after it began the last one failed, in seconds."""
+
+    asked: int = 0
+    failed: int = 0
+    partial: int = 0
+    late: float | None = None
+
+
+class Drill:
+    """One cluster, and those who ask it."""
+
+    def __init__(self, nodes: Cluster, service: rendered.Document, simulated: bool) -> None:
+        self.nodes = nodes
+        self.key, entry = made("drill")
+        keys = nodes.folder / "keys"
+        keys.write_text(entry + "\n")
+        self.config = yaml.safe_load(service["spec"]["serveConfigV2"])
+        args = self.config["applications"][0]["args"]
+        args["gateway"]["keys_file"] = str(keys)  # where the Secret is mounted in a pod
+        if simulated:
+            for model in args["models"]:
+                model["simulate"] = SIMULATED
+        self.simulated = simulated
+        container = next(group for name, group in rendered.groups(service) if name == "gateways")
+        probe = container["template"]["spec"]["containers"][0]["readinessProbe"]
+        self.service = Service(nodes.of("gateway"), args["gateway"]["listen"]["port"], probe)
+        self.ray = httpx.Client(
+            base_url=nodes.dashboard,
+            headers={"authorization": f"Bearer {nodes.token}"},
+            timeout=30,
+            trust_env=False,
+        )
+        self.headers = {"authorization": f"Bearer {self.key}"}
+        picture = "data:image/png;base64," + base64.b64encode(SCENE.read_bytes()).decode()
+        self.question = {"image": picture, "question": "how many shapes are there?", "deadline_s": 30}
+
+    def deploy(self) -> None:
+        """Hand the config over, as KubeRay does."""
+        wait(lambda: self._get("/api/serve/applications/") is not None, 60, "Ray's dashboard does not answer")
+        self.ray.put("/api/serve/applications/", json=self.config).raise_for_status()
+
+    def running(self) -> bool:
+        """Whether all of it is as the config says."""
+        told = self._get("/api/serve/applications/") or {}
+        application = told.get("applications", {}).get("diptych", {})
+        if application.get("status") == "DEPLOY_FAILED":
+            raise Missed(f"Serve could not deploy it: {application.get('message')}")
+        self.status = str(application.get("status")), str(application.get("message"))
+        config = (application.get("deployed_app_config") or {}).get("args")
+        return bool(application.get("status") == "RUNNING" and config == self.config["applications"][0]["args"])
+
+    def _get(self, path: str) -> Any:
+        try:
+            reply = self.ray.get(path)
+            return reply.json() if reply.status_code == 200 else None
+        except httpx.HTTPError:
+            return None
+
+    def ask(self, url: str, **headers: str) -> httpx.Response:
+        """One fan-out, over a connection of its own."""
+        with httpx.Client(trust_env=False, timeout=40) as client:
+            return client.post(f"{url}/v1/tasks/vqa", json=self.question, headers={**self.headers, **headers})
+
+    def whole(self, url: str) -> bool:
+        """Whether every column answers there."""
+        try:
+            reply = self.ask(url)
+        except httpx.HTTPError:
+            return False
+        return reply.status_code == 200 and all(bool(one["status"] == "ok") for one in reply.json()["replies"])
+
+    def url(self, pod: Pod) -> str:
+        return f"http://{pod.address}:{self.service.port}"
+
+    @contextmanager
+    def load(self) -> Iterator[Load]:
+        """Fan-outs to the service, while the block runs."""
+        load, stop, began = Load(), threading.Event(), time.monotonic()
+        lock = threading.Lock()
+
+        def one() -> None:
+            while not stop.is_set():
+                sent = time.monotonic()
+                try:
+                    reply = self.ask(self.service.url)
+                    good = reply.status_code == 200
+                    part = good and any(column["status"] != "ok" for column in reply.json()["replies"])
+                except httpx.HTTPError:
+                    good = part = False
+                with lock:
+                    load.asked += 1
+                    load.failed += not good
+                    load.partial += part
+                    if not good:
+                        load.late = time.monotonic() - began
+                stop.wait(max(0.0, 1 / RATE * ASKERS - (time.monotonic() - sent)))
+
+        threads = [threading.Thread(target=one) for _ in range(ASKERS)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield load
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+ASKERS = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: all came true; 1: something did not; 2: there can be no such cluster here."""
+    parser = argparse.ArgumentParser("k8s.drill", description=__doc__.partition("\n")[0])
+    parser.add_argument("--simulated", action="store_true", help="models without weights: a minute instead of five")
+    parser.add_argument("--users", type=int, default=4, help="of locust, while the config changes")
+    options = parser.parse_args(argv)
+    service = rendered.of_kind(rendered.rendered(rendered.FOLDER / "overlays" / "cpu-demo"), "RayService")[0]
+    try:
+        with cluster(service) as nodes:
+            drill = Drill(nodes, service, options.simulated)
+            with drill.service.running():
+                for step in (start, watch, roll, kill_gateway, drain_gateway, kill_models):
+                    began = time.monotonic()
+                    told = step(drill, options.users)
+                    print(f"ok    {step.__name__}: {told} ({time.monotonic() - began:.0f} s)", flush=True)
+    except Unable as unable:
+        print(f"SKIPPED  the cluster: {unable}", flush=True)
+        return 2
+    except Missed as missed:
+        print(f"FAIL  {missed}", flush=True)
+        return 1
+    return 0
+
+
+def start(drill: Drill, _users: int) -> str:
+    """Deployed, and a fan-out through each gateway's pod has every column."""
+    drill.deploy()
+    wait(drill.running, START_S, lambda: f"the application is not RUNNING but {drill.status}")
+    gateways = drill.nodes.of("gateway")
+    for pod in gateways:
+        need(drill.whole(drill.url(pod)), f"no whole fan-out through {pod.name}")
+    wait(lambda: len(drill.service.ready()) == len(gateways), 10, "not every gateway's pod is ready")
+    return f"{len(drill.nodes.pods)} pods, a whole fan-out through each of {len(gateways)} gateways"
+
+
+def watch(drill: Drill, _users: int) -> str:
+    """Every panel of the dashboards, of a Prometheus that scrapes these pods, shows something."""
+    if not able():
+        return "SKIPPED: prometheus is not installed"
+    gateways = [f"{pod.address}:{drill.service.port}" for pod in drill.nodes.of("gateway")]
+    nodes = [f"{pod.address}:8080" for pod in drill.nodes.pods]
+    with drill.load(), prometheus(drill.nodes.folder, gateways, drill.key, nodes) as running:
+        asked = list(expressions(drill.simulated))
+        wait(lambda: all(running.query(one) for _, one in asked), WATCH_S, lambda: _dark(running, asked))
+        need(all(running.up().values()), f"not every target is reached: {running.up()}")
+    return f"{len(asked)} expressions of every panel gave data, from {len(gateways) + len(nodes)} targets"
+
+
+def _dark(running: Prometheus, asked: list[tuple[str, str]]) -> str:
+    dark = sorted({panel for panel, expression in asked if not running.query(expression)})
+    return f"without data: {', '.join(dark)}"
+
+
+def roll(drill: Drill, users: int) -> str:
+    """A changed serveConfigV2 while locust asks: no request fails."""
+    drill.config["applications"][0]["args"]["gateway"]["cors"] = [ORIGIN]
+    drill.config["applications"][0]["args"]["models"][0]["weight"] = 2
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "locust", "--config", "loadtest/locust.conf", "--host", drill.service.url]
+        command += ["--users", str(users), "--run-time", "600s", "--html", f"{folder}/r.html", "--csv", f"{folder}/s"]
+        command += ["--json-file", f"{folder}/s", "--slo", "failures < 0.0001%"]
+        env = {"DIPTYCH_API_KEY": drill.key, "PYTHONPATH": ".", "PATH": "/usr/bin:/bin", "HOME": folder}
+        root = Path(__file__).parents[1]
+        locust = subprocess.Popen(
+            command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            time.sleep(10)
+            before = time.monotonic()
+            drill.deploy()
+            wait(drill.running, START_S, "the changed application is not RUNNING")
+            took = time.monotonic() - before
+            wait(
+                lambda: all(rolled(drill, pod) for pod in drill.nodes.of("gateway")), 60, "a gateway has the old config"
+            )
+            time.sleep(5)
+        finally:
+            locust.terminate()
+            said, _ = locust.communicate(timeout=90)
+        stats = json.loads(Path(folder, "s.json").read_text())
+    asked = sum(row["num_requests"] for row in stats)
+    failed = sum(row["num_failures"] for row in stats)
+    need(asked > 0 and failed == 0, f"{failed} of {asked} requests failed while the config changed: {said[-1500:]}")
+    return f"{asked} requests by locust, 0 failed; the new config after {took:.0f} s"
+
+
+def rolled(drill: Drill, pod: Pod) -> bool:
+    try:
+        reply = drill.ask(drill.url(pod), origin=ORIGIN)
+    except httpx.HTTPError:
+        return False
+    return bool(reply.headers.get("access-control-allow-origin") == ORIGIN)
+
+
+def kill_gateway(drill: Drill, _users: int) -> str:
+    """A gateway's pod ends at once: the other answers, until it is there again."""
+    victim = drill.nodes.of("gateway")[1]
+    with drill.load() as load:
+        time.sleep(2)
+        killed = load.asked
+        victim.kill()
+        began = time.monotonic()
+        time.sleep(6)
+        victim.start()
+        wait(lambda: victim in drill.service.ready(), 90, f"{victim.name} is not ready again")
+        back = time.monotonic() - began
+    need(load.late is None or load.late < 2 + 5, f"requests still fail {load.late} s after the load began")
+    return f"{load.failed} of {load.asked - killed} failed, none later than 5 s after; ready again after {back:.0f} s"
+
+
+def drain_gateway(drill: Drill, _users: int) -> str:
+    """A gateway's pod is asked to end: nobody notices."""
+    leaving = drill.nodes.of("gateway")[0]
+    with drill.load() as load:
+        time.sleep(2)
+        drill.service.leaving.add(leaving.name)
+        leaving.terminate()
+        began = time.monotonic()
+        wait(lambda: not leaving.alive(), 180, f"{leaving.name} does not end by itself")
+        ended = time.monotonic() - began
+        leaving.kill()  # what its first process left
+        drill.service.leaving.discard(leaving.name)
+        leaving.start()
+        wait(lambda: leaving in drill.service.ready(), 90, f"{leaving.name} is not ready again")
+    need(load.failed == 0, f"{load.failed} of {load.asked} requests failed during a drain")
+    return f"0 of {load.asked} failed; it ended after {ended:.0f} s"
+
+
+def kill_models(drill: Drill, _users: int) -> str:
+    """The models' pod ends at once: columns say so, and come back with the next pod."""
+    victim = drill.nodes.of("models")[0]
+    victim.kill()
+    reply = drill.ask(drill.service.url)
+    codes = sorted({column["error"]["code"] for column in reply.json().get("replies", []) if column["error"]})
+    told = f"HTTP {reply.status_code} {', '.join(codes) or reply.json()['error']['code']}"
+    need(reply.status_code in (200, 503), f"a dead model's columns gave HTTP {reply.status_code}")
+    began = time.monotonic()
+    victim.start()
+    wait(lambda: drill.whole(drill.service.url), START_S, "the models do not come back")
+    return f"{told} while it was away; whole again {time.monotonic() - began:.0f} s after its next start"
+
+
+def wait(condition: Callable[[], bool], seconds: float, otherwise: str | Callable[[], str]) -> None:
+    """Until it is true. Raises Missed."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise Missed(f"{otherwise if isinstance(otherwise, str) else otherwise()}, after {seconds:g} s")
+        time.sleep(0.5)
+
+
+def need(true: bool, otherwise: str) -> None:
+    if not true:
+        raise Missed(otherwise)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

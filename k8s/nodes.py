@@ -1,0 +1,212 @@
+"""A cluster's pods on one machine: each a network namespace with its own address and its own Ray node.
+
+Needs root and iproute2. What a pod is started with is what the rendered RayService says: the group's start parameters
+and its container's environment.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from k8s.checks.rendered import Document, groups
+
+BRIDGE, NET = "diptych0", "10.213.77"
+OBJECTS = 80 * 2**20
+OWN_FOLDER = 'mount --bind "$0" "$1" && shift && exec "$@"'
+"""`ip netns exec` brings a mount namespace: a pod writes where no other sees it, as a container does. Nodes that start
+at once in one folder take each other's sockets."""
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
+
+
+class Unable(Exception):
+    """Why there can be no such cluster here."""
+
+
+@dataclass
+class Pod:
+    """One node. component: what the pod's label says it is."""
+
+    name: str
+    component: str
+    address: str
+    command: list[str]
+    env: dict[str, str]
+    log: Path
+    process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    @property
+    def own(self) -> Path:
+        """Where it sees Ray's folder."""
+        return self.log.with_suffix("")
+
+    @property
+    def ray(self) -> Path:
+        """Ray's folder, as every pod calls it."""
+        return self.log.with_name("ray")
+
+    @property
+    def space(self) -> str:
+        return f"diptych-{self.name}"
+
+    def start(self) -> None:
+        """As the kubelet starts its container."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    "ip",
+                    "netns",
+                    "exec",
+                    self.space,
+                    "sh",
+                    "-c",
+                    OWN_FOLDER,
+                    str(self.own),
+                    str(self.ray),
+                    *self.command,
+                ],
+                env={**os.environ, **self.env},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def terminate(self) -> None:
+        """As the kubelet ends it: a signal to its first process, which has its time."""
+        if self.process is not None:
+            self.process.terminate()
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        """Everything in it, at once."""
+        pids = subprocess.run(["ip", "netns", "pids", self.space], capture_output=True, text=True).stdout
+        for pid in map(int, pids.split()):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if self.process is not None:
+            self.process.wait()
+
+
+@dataclass
+class Cluster:
+    """The pods of a RayService. token: what Ray asks for at its ports."""
+
+    pods: list[Pod]
+    token: str
+    folder: Path
+
+    def of(self, component: str) -> list[Pod]:
+        return [pod for pod in self.pods if pod.component == component]
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://{self.of('head')[0].address}:8265"
+
+
+@contextmanager
+def cluster(service: Document) -> Iterator[Cluster]:
+    """All pods started, the head first; nothing is left of them afterwards. Raises Unable."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        raise Unable("network namespaces need root and iproute2 (the program ip)")
+    folder = Path(f"/tmp/diptych-{secrets.token_hex(3)}")  # its sockets' paths must stay short
+    (folder / "ray").mkdir(parents=True)
+    token = secrets.token_hex(32)
+    made = Cluster(list(_pods(service, folder, token)), token, folder)
+    try:
+        _network(made.pods)
+        for pod in made.pods:
+            pod.start()
+            if pod.component == "head":
+                _wait_for(pod)
+        yield made
+    finally:
+        for pod in made.pods:
+            pod.kill()
+        _take_down(made.pods)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pods(service: Document, folder: Path, token: str) -> Iterator[Pod]:
+    head = f"{NET}.10"
+    number = 10
+    for name, group in groups(service):
+        for i in range(group.get("replicas", 1)):
+            address = f"{NET}.{number}"
+            number += 1
+            start = dict(group["rayStartParams"])
+            if "resources" in start:
+                start["resources"] = start["resources"].strip("'").strip('"').replace('\\"', '"')
+            words = [f"--{key}={value}" for key, value in start.items()]
+            words += ["--head", "--port=6379"] if name == "head" else [f"--address={head}:6379"]
+            words += [f"--node-ip-address={address}", "--metrics-export-port=8080", "--disable-usage-stats", "--block"]
+            words += [f"--object-store-memory={OBJECTS}", f"--temp-dir={folder}/ray"]
+            template = group["template"]
+            env = {one["name"]: one["value"] for one in template["spec"]["containers"][0]["env"] if "value" in one}
+            env |= {**QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PYTHONPATH": os.getcwd()}
+            ray = str(Path(sys.executable).with_name("ray"))
+            called = name if name == "head" else f"{name}-{i}"
+            component = template["metadata"]["labels"]["app.kubernetes.io/component"]
+            (folder / called).mkdir()
+            yield Pod(called, component, address, [ray, "start", *words], env, folder / f"{called}.log")
+
+
+def _network(pods: list[Pod]) -> None:
+    """A bridge, and a namespace behind it for each pod."""
+    for pod in pods:
+        pod.kill()  # of a run that was killed
+    _take_down(pods)
+    _run("ip", "link", "add", BRIDGE, "type", "bridge")
+    _run("ip", "address", "add", f"{NET}.1/24", "dev", BRIDGE)
+    _run("ip", "link", "set", BRIDGE, "up")
+    for i, pod in enumerate(pods):
+        outside = f"{BRIDGE}-{i}"
+        _run("ip", "netns", "add", pod.space)
+        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", pod.space)
+        _run("ip", "link", "set", outside, "master", BRIDGE, "up")
+        for words in (["address", "add", f"{pod.address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
+            _run("ip", "-n", pod.space, *words)
+        _run("ip", "-n", pod.space, "link", "set", "lo", "up")
+
+
+def _take_down(pods: list[Pod]) -> None:
+    for i, pod in enumerate(pods):
+        subprocess.run(["ip", "link", "delete", f"{BRIDGE}-{i}"], capture_output=True)
+        subprocess.run(["ip", "netns", "delete", pod.space], capture_output=True)
+    subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True)
+
+
+def _wait_for(head: Pod, seconds: float = 60.0) -> None:
+    """Until others can join it."""
+    import socket
+
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            with socket.create_connection((head.address, 6379), timeout=1):
+                return
+        except OSError:
+            time.sleep(0.2)
+        if not head.alive():
+            raise Unable(f"the head ended: {head.log.read_text()[-500:]}")
+    raise Unable(f"the head does not listen: {head.log.read_text()[-500:]}")
+
+
+def _run(*words: str) -> str:
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Unable(f"{' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout

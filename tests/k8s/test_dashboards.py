@@ -1,0 +1,46 @@
+"""The dashboards: as they are written, every name in them is counted, and every expression is one."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from k8s import dashboards
+from k8s.checks import rules
+
+
+@pytest.mark.parametrize("name", dashboards.DASHBOARDS)
+def test_what_is_checked_in_is_what_is_written(name: str) -> None:
+    text = (dashboards.FOLDER / f"{name}.json").read_text()
+    assert text == dashboards.text(name), "run python -m k8s.dashboards"
+    panels = json.loads(text)["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
+    assert len(set(places)) == len(places)
+
+
+def test_every_name_of_ours_is_counted() -> None:
+    asked = " ".join(expression for _, expression in dashboards.expressions())
+    assert "diptych_fan_outs_total" in asked and "$" not in asked
+    assert not set(rules.NAME.findall(asked)) - rules.counted()
+
+
+def test_every_count_of_ours_is_shown_or_watched() -> None:
+    alerts = (dashboards.FOLDER.parent / "alerts.yaml").read_text()
+    seen = " ".join(expression for _, expression in dashboards.expressions()) + alerts
+    names = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in rules.counted()}
+    assert names - {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in rules.NAME.findall(seen)} == set()
+
+
+@pytest.mark.skipif(not rules.able(), reason="promtool is not installed: apt-get install prometheus")
+def test_promtool_can_read_every_expression(tmp_path: Path) -> None:
+    recorded = [
+        {"record": f"panel_{i}", "expr": expression} for i, (_, expression) in enumerate(dashboards.expressions())
+    ]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
+    command = ["promtool", "check", "rules", "rules.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and f"{len(recorded)} rules found" in done.stdout, done.stdout + done.stderr
