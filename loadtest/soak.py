@@ -76,7 +76,7 @@ class Soak:
         self.rate = rate
         self.samples: list[Sample] = []
         self.came: Counter[str] = Counter()
-        self.left_speaking = 0
+        self.left_speaking = self.left_running = 0
         self._random = random.Random(28)
         self._base = [picture for _, picture in zip(range(32), pictures("1x", 28), strict=False)]
         self._began = time.monotonic()
@@ -100,7 +100,14 @@ class Soak:
         await self.world.quiet(10)
         await asyncio.sleep(2)
         self.left_speaking = self.world.speaking()
+        self.left_running = await self._running()
         self.samples.append(self._sample())
+
+    async def _running(self) -> int:
+        """What the gateway's gauge says, without the request that asks for it."""
+        async with self.world.people() as people, people.get(f"{self.world.url}/metrics") as reply:
+            line = next(one for one in (await reply.text()).splitlines() if one.startswith("diptych_requests_running "))
+        return round(float(line.split()[1])) - 1
 
     def _questions(self) -> Iterator[tuple[str, str, dict[str, Any], float | None]]:
         """(what is expected, path, body, after how many seconds the client leaves), without end."""
@@ -188,6 +195,7 @@ def _report(soak: Soak, file: Path) -> int:
         f"memory {steep:.3f} +- {error:.3f} MB a 1000 requests, under {LIMIT:g}": steep < LIMIT,
         f"file descriptors of {', '.join(creeping) or 'nobody'} creep": not creeping,
         f"{soak.left_speaking} answers are spoken after the last client left": not soak.left_speaking,
+        f"{soak.left_running} requests are under way then, by the gateway's gauge": not soak.left_running,
         f"unexpected: {unexpected or 'nothing'}": not unexpected,
     }
     for words, held in verdicts.items():
