@@ -34,7 +34,14 @@ ORIGIN = "https://rolled.example.com"
 START_S = 240.0
 WATCH_S = 90.0
 RATE = 4.0
-SIMULATED = {"replies": "three", "first_delay_s": 0.05, "start_s": 3.0}
+BOX = "".join(f"<loc{at:04}>" for at in (100, 100, 500, 500))
+REPLIES = {
+    "": "three",
+    "detect ": f"{BOX} circle",
+    "segment ": f"{BOX}{''.join(f'<seg{at:03}>' for at in range(16))} circle",
+    "bounding box coordinate": "[0.10, 0.10, 0.50, 0.50]",
+}
+SIMULATED = {"replies": REPLIES, "first_delay_s": 0.05, "start_s": 3.0}
 
 
 class Missed(Exception):
@@ -234,9 +241,10 @@ def roll(drill: Drill, users: int) -> str:
             locust.terminate()
             said, _ = locust.communicate(timeout=90)
         stats = json.loads(Path(folder, "s.json").read_text())
+        why = Path(folder, "s_failures.csv").read_text()
     asked = sum(row["num_requests"] for row in stats)
     failed = sum(row["num_failures"] for row in stats)
-    need(asked > 0 and failed == 0, f"{failed} of {asked} requests failed while the config changed: {said[-1500:]}")
+    need(asked > 0 and failed == 0, f"{failed} of {asked} requests failed while the config changed:\n{why[:4000]}")
     return f"{asked} requests by locust, 0 failed; the new config after {took:.0f} s"
 
 
