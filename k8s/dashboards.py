@@ -35,9 +35,15 @@ def rate(counter: str, by: str, where: str = "") -> str:
     return f"sum by ({by}) (rate({counter}{where}[$__rate_interval]))"
 
 
-def hits(what: str, where: str) -> str:
-    found, asked = (rate(f"ray_vllm_{what}_{end}_total", "model_name", where) for end in ("hits", "queries"))
-    return f"{found} / {asked}"
+def engine_rate(counter: str, beside: str) -> str:
+    """Of a vLLM counter, 0 until it first counts: Ray exports none before. beside: one that counts as soon as asked."""
+    counted, asked = (rate(f"ray_vllm_{one}_total", "model_name", ENGINE) for one in (counter, beside))
+    return f"({counted} or 0 * {asked})"
+
+
+def hits(cache: str) -> str:
+    asked = f"{cache}_queries"
+    return f"{engine_rate(f'{cache}_hits', asked)} / {rate(f'ray_vllm_{asked}_total', 'model_name', ENGINE)}"
 
 
 TASK, MODEL = '{task=~"$task"}', '{model=~"$model"}'
@@ -106,7 +112,7 @@ A_MODEL = [
     Panel(
         "vLLM: found in its caches",
         "percentunit",
-        {"prefix": hits("prefix_cache", ENGINE), "pictures": hits("mm_cache", ENGINE)},
+        {"prefix": hits("prefix_cache"), "pictures": hits("mm_cache")},
     ),
     Panel(
         "vLLM: first token",
@@ -118,7 +124,7 @@ A_MODEL = [
         "s",
         {"p95": quantile(0.95, "ray_vllm_inter_token_latency_seconds", "model_name", ENGINE)},
     ),
-    Panel("vLLM: preempted", "reqps", {"{{model_name}}": rate("ray_vllm_num_preemptions_total", "model_name", ENGINE)}),
+    Panel("vLLM: preempted", "reqps", {"{{model_name}}": engine_rate("num_preemptions", "request_success")}),
     Panel(
         "Serve: replicas that are healthy",
         "short",

@@ -210,8 +210,8 @@ def watch(drill: Drill, _users: int) -> str:
 
 
 def _dark(running: Prometheus, asked: list[tuple[str, str]]) -> str:
-    dark = sorted({panel for panel, expression in asked if not running.query(expression)})
-    return f"without data: {', '.join(dark)}"
+    dark = [f"{panel}: {expression}" for panel, expression in asked if not running.query(expression)]
+    return f"without data: {'; '.join(dark)}"
 
 
 def roll(drill: Drill, users: int) -> str:

@@ -1,5 +1,6 @@
 """The dashboards: as they are written, every name in them is counted, and every expression is one."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -26,6 +27,15 @@ def test_every_name_of_ours_is_counted() -> None:
     asked = " ".join(expression for _, expression in dashboards.expressions())
     assert "diptych_fan_outs_total" in asked and "$" not in asked
     assert not set(rules.NAME.findall(asked)) - rules.counted()
+
+
+def test_every_name_of_vllms_is_one_that_it_declares() -> None:
+    asked = " ".join(expression for _, expression in dashboards.expressions())
+    found = importlib.util.find_spec("vllm")  # vLLM is not imported: that takes seconds
+    assert found is not None and found.origin is not None
+    declared = (Path(found.origin).parent / "v1" / "metrics" / "loggers.py").read_text()
+    names = {re.sub(r"_(total|bucket)$", "", name) for name in re.findall(r"ray_vllm_(\w+)", asked)}
+    assert names and not [name for name in sorted(names) if f'"vllm:{name}"' not in declared]
 
 
 def test_every_count_of_ours_is_shown_or_watched() -> None:
