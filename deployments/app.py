@@ -86,6 +86,8 @@ class Gateway:
             self._served.app, self._args = app, args
             if self.front is not None:
                 self.front.limit(args.gateway)
+        elif self.front is not None:  # in a rollout the next gateway is stopped once this one counts as started
+            await asyncio.sleep(self._args.gateway.leave_s)
         self._told = told
 
     def __serve_build_asgi_app__(self) -> "Served":

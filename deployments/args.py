@@ -149,7 +149,7 @@ class GatewayArgs(Placed):
         default=0,
         ge=0,
         description="How long one that is stopped tells /health so, and answers all the same, before it takes nothing "
-        "new: in which balancers before it turn to others.",
+        "new: in which balancers before it turn to others. A new one counts as started so long after it answers.",
     )
     write_timeout_s: float = Field(
         default=Limits.write_s, gt=0, description="In which a client takes what is written for it, with `listen`."
