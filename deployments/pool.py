@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Hashable
+from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -45,6 +47,7 @@ class Pool:
         self._died: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
         """Replicas whose engine is dead, and since when; Serve replaces the process, and with it the connection."""
         self._quarantine = Quarantine()
+        self._asked: Counter[str] = Counter()
 
     async def stream(
         self, model: str, errand: Errand, method: str, *arguments: Any, pace_s: float
@@ -55,12 +58,16 @@ class Pool:
         there or it went away, BadRequest for a request that has killed the engine before.
         """
         watched = self._quarantine.watched(model, errand) if self._quarantine else contextlib.nullcontext()
-        async with (
-            watched,
-            contextlib.aclosing(self._streamed(model, errand, method, *arguments, pace_s=pace_s)) as items,
-        ):
-            async for item in items:
-                yield item
+        self._asked[model] += 1
+        try:
+            async with (
+                watched,
+                contextlib.aclosing(self._streamed(model, errand, method, *arguments, pace_s=pace_s)) as items,
+            ):
+                async for item in items:
+                    yield item
+        finally:
+            self._asked[model] -= 1
 
     async def meet(self, seconds: float) -> None:
         """Find a replica, or give up after so long: one that sleeps, or that has not begun."""
@@ -74,17 +81,18 @@ class Pool:
         self._replicas.close()
 
     async def status(self, model: str) -> Status:
-        """The best that a replica said of this model, at most some seconds ago."""
+        """The best that a replica said of this model, at most some seconds ago, and what it was asked from here."""
         said = [(connection.heard, connection.standing[model]) for connection in await self._replicas.live()]
         if not said:
             if self.entry.sleeps and not self._replicas.knocking():
                 step = ASLEEP
             else:
                 step = "starting again: its process ended" if self._replicas.met else "starting its process"
-            return Status(model, "starting", step, time.monotonic() - self._replicas.alone_since)
+            return Status(model, "starting", step, time.monotonic() - self._replicas.alone_since, self._asked[model])
         order = ("ready", "starting", "failed")
-        at, status = min(said, key=lambda pair: order.index(pair[1].state))
-        return Status(status.model, status.state, status.step, status.since_s + time.monotonic() - at)
+        best: tuple[float, Status] = min(said, key=lambda pair: order.index(pair[1].state))
+        at, status = best
+        return replace(status, since_s=status.since_s + time.monotonic() - at, asked=self._asked[model])
 
     async def _streamed(
         self, model: str, errand: Errand, method: str, *arguments: Any, pace_s: float

@@ -41,7 +41,8 @@ class Replica:
         engine = _engine(args, base, loras, self._progress)
         self.worker = Worker(base, engine)
         self.adapters = {model.name: Worker(model, Adapted(engine, model.name)) for model in loras}
-        self.server = Server({"answer": self.answer, "speak": self.speak}, self.standing, joined)
+        orphans = _orphans(base.name)
+        self.server = Server({"answer": self.answer, "speak": self.speak}, self.standing, joined, orphans)
         self._listening: asyncio.Task[Address] | None = None
         self._starting = asyncio.get_running_loop().create_task(self._start())
         self._starting.add_done_callback(self._started)
@@ -156,6 +157,15 @@ def _engine(
         progress=progress,
         stat_loggers=_through_ray if args.engine_metrics else None,
     )
+
+
+def _orphans(model: str) -> Callable[[int], None]:
+    """Counts answers that nobody was left for. A gateway cannot: it is the one that is gone."""
+    from ray.util.metrics import Counter
+
+    about = "Answers that a model broke off because the gateway that had asked for them was gone."
+    counter = Counter("diptych_orphans", about, tag_keys=("model",))
+    return lambda streams: counter.inc(streams, {"model": model})
 
 
 def _through_ray() -> list[Any]:

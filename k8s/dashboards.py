@@ -73,11 +73,15 @@ FAN_OUT = [
     Panel("Agreement, mean", "percentunit", {"{{task}}": mean("diptych_agreement", "task", TASK)}),
     Panel("Requests by status", "reqps", {"{{route}} {{status}}": rate("diptych_requests_total", "route, status")}),
     Panel("Requests, p95", "s", {"{{route}}": quantile(0.95, "diptych_request_seconds", "route")}),
+    Panel("Clients who left", "reqps", {"{{route}}": rate("diptych_clients_left_total", "route")}),
     Panel("Requests under way", "short", {"{{instance}}": "sum by (instance) (diptych_requests_running)"}),
     Panel("Models that can answer", "short", {"{{model}}": 'max by (model) (diptych_model_state{state="ready"})'}),
     Panel("Gateways", "short", {"gateways": "count(diptych_requests_running)"}),
 ]
 """What a fan-out is like: the tasks' side."""
+
+ORPHANS = f"{rate('ray_diptych_orphans_total', 'model', MODEL)} or 0 * max by (model) (diptych_model_state{MODEL})"
+"""Ray exports a counter from its first count on; till then it is 0."""
 
 A_MODEL = [
     Panel("Replies by status", "reqps", {"{{status}}": rate("diptych_replies_total", "status", MODEL)}),
@@ -94,6 +98,9 @@ A_MODEL = [
         "s",
         {f"p{share * 100:g}": quantile(share, "diptych_reply_seconds", "model", MODEL) for share in (0.5, 0.95, 0.99)},
     ),
+    Panel("Errors by code", "reqps", {"{{code}}": rate("diptych_reply_errors_total", "code", MODEL)}),
+    Panel("Asked and not answered", "short", {"{{model}}": f"sum by (model) (diptych_model_requests{MODEL})"}),
+    Panel("Broken off for a gateway that is gone", "reqps", {"{{model}}": ORPHANS}),
     Panel("Tokens", "short", {"{{kind}} a second": rate("diptych_tokens_total", "kind", MODEL)}),
     Panel("State", "short", {"{{state}}": f"max by (state) (diptych_model_state{MODEL})"}),
     Panel(

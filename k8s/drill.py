@@ -125,6 +125,28 @@ class Drill:
         return f"http://{pod.address}:{self.service.port}"
 
     @contextmanager
+    def troubled(self) -> Iterator[None]:
+        """Beside it, deadlines that no model keeps, and clients who leave, at every gateway."""
+        stop = threading.Event()
+
+        def one() -> None:
+            with httpx.Client(trust_env=False, headers=self.headers, timeout=10) as client:
+                while not stop.wait(1.0):
+                    for pod in self.nodes.of("gateway"):
+                        path = f"{self.url(pod)}/v1/tasks/vqa"
+                        client.post(path, json={**self.question, "deadline_s": 0.01})
+                        with client.stream("POST", path, json={**self.question, "stream": True}):
+                            pass
+
+        thread = threading.Thread(target=one)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    @contextmanager
     def load(self) -> Iterator[Load]:
         """Fan-outs to the service, while the block runs."""
         load, stop, began = Load(), threading.Event(), time.monotonic()
@@ -202,7 +224,7 @@ def watch(drill: Drill, _users: int) -> str:
         return "SKIPPED: prometheus is not installed"
     gateways = [f"{pod.address}:{drill.service.port}" for pod in drill.nodes.of("gateway")]
     nodes = [f"{pod.address}:8080" for pod in drill.nodes.pods]
-    with drill.load(), prometheus(drill.nodes.folder, gateways, drill.key, nodes) as running:
+    with drill.load(), drill.troubled(), prometheus(drill.nodes.folder, gateways, drill.key, nodes) as running:
         asked = list(expressions(drill.simulated))
         wait(lambda: all(running.query(one) for _, one in asked), WATCH_S, lambda: _dark(running, asked))
         need(all(running.up().values()), f"not every target is reached: {running.up()}")

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,12 +19,14 @@ ASLEEP = "asleep: it starts when it is asked"
 
 @dataclass(frozen=True)
 class Status:
-    """Where a model stands. step: what it is doing or why it failed, in words; since_s: for how many seconds."""
+    """Where a model stands. step: what it is doing or why it failed, in words; since_s: for how many seconds. asked:
+    requests that it was given here and has not answered, those that wait among them."""
 
     model: str
     state: State
     step: str
     since_s: float
+    asked: int = 0
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Worker:
         self._state: State = "starting"
         self._step = "waiting to start"
         self._since = clock()
+        self._asked = 0
 
     @property
     def name(self) -> str:
@@ -70,34 +73,35 @@ class Worker:
         self._state, self._step = state, step
 
     async def status(self) -> Status:
-        return Status(self.name, self._state, self._step, self.clock() - self._since)
+        return Status(self.name, self._state, self._step, self.clock() - self._since, self._asked)
 
     async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """The model's words as deltas, then one Reply. Raises ModelError where there is no reply to be had."""
         self._require_ready()
-        skill = self.model.skills[task]
-        prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
-        streams = [Stream(asyncio.Queue()) for _ in prompts]
-        if request.priority == "batch":
-            prompts = [replace(prompt, batch=True) for prompt in prompts]
-        tasks = [asyncio.create_task(self._fill(s, p)) for s, p in zip(streams, prompts, strict=True)]
-        try:
-            for at, stream in enumerate(streams):  # all speak at once; their words are passed on in order
-                if at:
-                    yield Delta(self.name, "\n")
-                while (item := await stream.pieces.get()) is not None:
-                    if isinstance(item, Exception):
-                        raise item
-                    if item.text:
-                        yield Delta(self.name, item.text)
-            if skill.slow:
-                yield await asyncio.to_thread(self._reply, task, request, streams)
-            else:
-                yield self._reply(task, request, streams)
-        finally:  # the caller left, or one prompt failed: the engine must not go on for nobody
-            for job in tasks:
-                job.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        with self._counted():
+            skill = self.model.skills[task]
+            prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
+            streams = [Stream(asyncio.Queue()) for _ in prompts]
+            if request.priority == "batch":
+                prompts = [replace(prompt, batch=True) for prompt in prompts]
+            tasks = [asyncio.create_task(self._fill(s, p)) for s, p in zip(streams, prompts, strict=True)]
+            try:
+                for at, stream in enumerate(streams):  # all speak at once; their words are passed on in order
+                    if at:
+                        yield Delta(self.name, "\n")
+                    while (item := await stream.pieces.get()) is not None:
+                        if isinstance(item, Exception):
+                            raise item
+                        if item.text:
+                            yield Delta(self.name, item.text)
+                if skill.slow:
+                    yield await asyncio.to_thread(self._reply, task, request, streams)
+                else:
+                    yield self._reply(task, request, streams)
+            finally:  # the caller left, or one prompt failed: the engine must not go on for nobody
+                for job in tasks:
+                    job.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """A plain conversation: the engine's pieces as they are, log-probabilities included. A film is thinned out to
@@ -106,11 +110,20 @@ class Worker:
         if prompt.video is not None:
             prompt = replace(prompt, video=prompt.video.sample(self.model.frames))
         async with contextlib.AsyncExitStack() as looking:
+            looking.enter_context(self._counted())
             if prompt.image is not None and not self.engine.knows(prompt.image):
                 await looking.enter_async_context(self.reading.read(prompt.image))
             async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
                 async for piece in pieces:
                     yield piece
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._asked += 1
+        try:
+            yield
+        finally:
+            self._asked -= 1
 
     def _require_ready(self) -> None:
         if self._state == "starting":

@@ -435,6 +435,26 @@ async def test_metrics_count_requests_and_replies() -> None:
     assert f'diptych_model_state{{model="{LLAVA}",state="failed"}} 0.0' in text
 
 
+async def test_metrics_tell_what_a_model_was_asked_and_has_not_answered() -> None:
+    slow, quick = FakeEngine("red", first_delay_s=30), FakeEngine("red")
+    app = served(slow, quick)
+    async with calling(app) as client:
+        jobs = [asyncio.ensure_future(client.post("/v1/tasks/vqa", json=VQA)) for _ in range(2)]
+        chat = {"model": LLAVA, "messages": [message("what colour?", URL)]}
+        jobs.append(asyncio.ensure_future(client.post("/v1/chat/completions", json=chat)))
+        async with asyncio.timeout(10):
+            while slow.speaking < 3:
+                await asyncio.sleep(0.01)
+        text = (await client.get("/metrics")).text
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        after = (await client.get("/metrics")).text
+    assert f'diptych_model_requests{{model="{LLAVA}"}} 3.0' in text
+    assert f'diptych_model_requests{{model="{PALIGEMMA}"}} 0.0' in text
+    assert f'diptych_model_requests{{model="{LLAVA}"}} 0.0' in after
+
+
 async def test_an_app_in_anothers_place_counts_on_and_forgets_models_that_went() -> None:
     meters = Meters()
     ask = {"image": URL, "question": "what?"}

@@ -12,7 +12,9 @@ import yaml
 from k8s.checks.rendered import Document
 from serve.wire.meters import Meters
 
-NAME = re.compile(r"\bdiptych_\w+")
+NAME = re.compile(r"\b(?:ray_)?diptych_\w+")
+BY_REPLICAS = {"ray_diptych_orphans_total"}
+"""What deployments/replica.py counts, through Ray."""
 
 
 def able() -> bool:
@@ -20,8 +22,8 @@ def able() -> bool:
 
 
 def counted() -> set[str]:
-    """Every series that a gateway can show."""
-    found = set()
+    """Every series that gateways and replicas can show."""
+    found = set(BY_REPLICAS)
     for metric in Meters().registry.collect():
         ends = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(metric.type, [""])
         found |= {metric.name + end for end in ends}

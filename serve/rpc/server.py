@@ -26,19 +26,26 @@ class Server:
     """Answers calls of `methods` on one port, for those who know its token.
 
     A caller that goes away takes its streams with it: nothing is spoken for nobody. standing: what News tell. join:
-    makes fewer items of some that came in a row, where a call allows it.
+    makes fewer items of some that came in a row, where a call allows it. orphaned: told how many streams were ended
+    because their caller had gone.
     """
 
     def __init__(
-        self, methods: Mapping[str, Method], standing: Callable[[], Awaitable[Any]], join: Join = lambda items: items
+        self,
+        methods: Mapping[str, Method],
+        standing: Callable[[], Awaitable[Any]],
+        join: Join = lambda items: items,
+        orphaned: Callable[[int], None] = lambda streams: None,
     ) -> None:
         self.methods = methods
         self.standing = standing
         self.join = join
+        self.orphaned = orphaned
         self.token = secrets.token_bytes(TOKEN_BYTES)
         self.sessions: set[Session] = set()
         self.leaving = False
         self._listening: asyncio.Server | None = None
+        self._stopped = False
         self._telling: asyncio.Task[None] | None = None
 
     async def start(self, host: str) -> int:
@@ -60,12 +67,18 @@ class Server:
 
     async def stop(self) -> None:
         """Cut whatever still runs."""
+        self._stopped = True
         if self._telling is not None:
             self._telling.cancel()
         if self._listening is not None:
             self._listening.close()
         for session in list(self.sessions):
             session.close()
+
+    def lost(self, streams: int) -> None:
+        """A caller is gone, and so many streams of its own with it."""
+        if streams and not self._stopped:
+            self.orphaned(streams)
 
     def answering(self) -> int:
         """How many streams run now."""
@@ -116,6 +129,7 @@ class Session(Peer):
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         self.server.sessions.discard(self)
+        self.server.lost(len(self.jobs))
         for job in self.jobs.values():
             job.cancel()
 

@@ -52,6 +52,12 @@ class Meters:
         self.states = Gauge(
             "diptych_model_state", "1 for the state that a model is in.", ["model", "state"], registry=self.registry
         )
+        self.asked = Gauge(
+            "diptych_model_requests",
+            "Requests that a model was given here and has not answered, those that wait among them.",
+            ["model"],
+            registry=self.registry,
+        )
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"diptych_{name}", about, labels, registry=self.registry)
@@ -103,7 +109,9 @@ class Meters:
     def text(self, statuses: Sequence[Status] = ()) -> bytes:
         """Prometheus' text format, with where each model stands now."""
         self.states.clear()  # models go, too
+        self.asked.clear()
         for status in statuses:
+            self.asked.labels(status.model).set(status.asked)
             now = "asleep" if status.step == ASLEEP else status.state
             for state in STATES:
                 self.states.labels(status.model, state).set(state == now)

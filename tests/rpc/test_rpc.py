@@ -124,13 +124,13 @@ async def test_leaving_a_stream_ends_it_there_and_no_other() -> None:
 
 
 async def test_a_caller_that_goes_away_takes_its_streams_with_it() -> None:
-    told = Told()
-    async with connected(told) as (server, connection):
+    told, orphans = Told(), list[int]()
+    async with connected(told, orphaned=orphans.append) as (server, connection):
         items = connection.stream("count", 10_000, 0.005)
         await anext(items)
         connection.abort()
         await asyncio.wait_for(told.ended.wait(), 5)
-        assert not server.sessions
+        assert not server.sessions and orphans == [1]
         with pytest.raises(ConnectionError):
             _ = [item async for item in items]
         with pytest.raises(ConnectionError):
@@ -161,13 +161,15 @@ async def test_a_caller_that_stops_listening_loses_its_streams_and_one_that_list
 
 
 async def test_a_server_that_goes_away_ends_what_it_owes() -> None:
-    async with connected(Told()) as (server, connection):
+    orphans: list[int] = []
+    async with connected(Told(), orphaned=orphans.append) as (server, connection):
         items = connection.stream("count", 10_000, 0.005)
         await anext(items)
         await server.stop()
         with pytest.raises(ConnectionError):
             _ = [item async for item in items]
         assert connection.lost.is_set()
+    assert not orphans  # it is not the caller that went
 
 
 async def test_nothing_is_unpickled_for_those_who_do_not_know_the_token() -> None:
