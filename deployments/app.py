@@ -14,13 +14,14 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
-from deployments import autoscaling
+from deployments import autoscaling, logs
 from deployments.args import Args, Engined, GatewayArgs, LoraArgs, Placed
 from deployments.front import Front
 from deployments.machine import stay_inside
 from deployments.pool import Pool
 from deployments.remote import Remote
 from deployments.replica import Replica
+from serve import tracing
 from serve.api import create_app
 from serve.fetch.fetcher import Fetcher
 from serve.router import Router
@@ -59,6 +60,8 @@ class Gateway:
     def __init__(self, args: Args, handles: dict[str, DeploymentHandle]) -> None:
         """handles: one for each engine, by the name of its model; adapters go by their base's."""
         stay_inside()
+        logs.configure("gateway", args.gateway.access_log)
+        tracing.start("diptych-gateway")
         self._handles = handles
         self._pools: dict[str, Pool] = {}
         self._told: dict[str, Any] = {}
@@ -84,6 +87,7 @@ class Gateway:
                 return
             await asyncio.gather(*(pool.meet(MEET_S) for name, pool in self._pools.items() if name not in known))
             self._served.app, self._args = app, args
+            logs.configure("gateway", args.gateway.access_log)
             if self.front is not None:
                 self.front.limit(args.gateway)
         elif self.front is not None:  # in a rollout the next gateway is stopped once this one counts as started

@@ -157,6 +157,10 @@ class GatewayArgs(Placed):
     keys_file: Path | None = Field(
         default=None, description="A file of the gateway's machine, name:sha256:HEX a line; read again when it changes."
     )
+    access_log: bool = Field(
+        default=False,
+        description="A line for each request in DIPTYCH_LOG: route, status, time, key; never its content.",
+    )
     metrics: Literal["key", "open", "closed"] = Field(default="key", description="Who may read /metrics.")
     ready: Way = Field(default="key", description="Who may read /ready.")
     page: Way = Field(default="key", description="Who may load the page; what it asks needs a key all the same.")

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-from deployments import autoscaling
+from deployments import autoscaling, logs
 from deployments.address import LOOK_S, Address
 from deployments.args import LoraArgs, ModelArgs, OwnArgs
 from deployments.machine import stay_inside
+from serve import tracing
 from serve.engines.adapted import Adapted, Sharing
 from serve.engines.adapters import Adapter
 from serve.engines.base import Piece, Prompt, State
@@ -35,6 +37,8 @@ class Replica:
 
     def __init__(self, args: ModelArgs | OwnArgs, adapters: Sequence[LoraArgs] = ()) -> None:
         stay_inside()
+        logs.configure(args.name)
+        tracing.start("diptych-model")
         self.drain_s = args.drain_s
         base = args.model()
         loras = [lora(adapter, base) for adapter in adapters]
@@ -150,13 +154,22 @@ def _engine(
         gated=model.checkpoint.gated,
         expect=model.checkpoint.expect,
         engine=model.engine,
-        deployment={**({"served_model_name": model.name} if args.engine_metrics else {}), **args.engine},
+        deployment={**_observed(args), **args.engine},
         prefix_lm=model.prefix_lm,
         adapters=[Adapter(one.name, one.checkpoint.hub, one.checkpoint.revision) for one in loras],
         prepare=model.prepare,
         progress=progress,
         stat_loggers=_through_ray if args.engine_metrics else None,
     )
+
+
+def _observed(args: ModelArgs | OwnArgs) -> dict[str, Any]:
+    """vLLM's arguments for who looks at it: under our name, and with its spans where ours go."""
+    told: dict[str, Any] = {"served_model_name": args.name} if args.engine_metrics else {}
+    if (endpoint := tracing.endpoint()) is not None:
+        os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")  # as ours; vLLM's default is gRPC
+        told["otlp_traces_endpoint"] = endpoint
+    return told
 
 
 def _orphans(model: str) -> Callable[[int], None]:

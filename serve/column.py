@@ -5,6 +5,7 @@ import logging
 import time
 from typing import Literal
 
+from serve import tracing
 from serve.errors import ModelError, ServeError
 from serve.request_id import REQUEST_ID
 from serve.route import Route
@@ -27,9 +28,12 @@ class Column:
         self.events: asyncio.Queue[Delta | Reply] = asyncio.Queue()
         self.heard: dict[str, tuple[float, str]] = {}
         self.refusals: dict[str, ServeError] = {}
+        self.spans: dict[str, tracing.Span] = {}
 
     async def ask(self, route: Route) -> None:
         name = route.model.name
+        span = self.spans[name] = tracing.asking(name, self.task)
+        span.enter()
         try:
             async with asyncio.timeout_at(
                 asyncio.get_running_loop().time() + self.began + self.seconds - time.monotonic()
@@ -45,6 +49,8 @@ class Column:
         except Exception:  # a bug in one model's path costs that model's column only
             log.exception("request %s: model %s failed", REQUEST_ID.get(), name)
             self.events.put_nowait(self.failed(name, "error", "internal_error", f"{name} failed unexpectedly."))
+        finally:
+            span.end()
 
     async def _listen(self, route: Route) -> None:
         answer = route.answer(self.task, self.request)
@@ -75,6 +81,19 @@ class Column:
         reply.latency_ms = round(self._elapsed_ms(), 1)
         if reply.model in self.heard:
             reply.ttft_ms = round(self.heard[reply.model][0], 1)
+        self._tell(reply)
+
+    def _tell(self, reply: Reply) -> None:
+        """What it came to, into its span."""
+        span = self.spans.get(reply.model, tracing.NONE)
+        span.set(
+            gen_ai__usage__input_tokens=reply.usage.prompt_tokens,
+            gen_ai__usage__output_tokens=reply.usage.completion_tokens,
+            gen_ai__response__finish_reasons=[reply.finish_reason] if reply.finish_reason else None,
+            gen_ai__response__time_to_first_chunk=reply.ttft_ms / 1000 if reply.ttft_ms is not None else None,
+        )
+        if reply.error is not None:
+            span.fail(reply.error.code)
 
     def _elapsed_ms(self) -> float:
         return (time.monotonic() - self.began) * 1000

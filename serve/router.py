@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
+from serve import tracing
 from serve.column import Column
 from serve.errors import BadRequest, NotFound, ParseError, ServeError, Unavailable
 from serve.judge import SHARE, Judge
@@ -100,10 +101,12 @@ class Router:
             raise column.refusals[routes[0].model.name]
         weights = {name: route.model.weight for name, route in self.routes.items()} | (request.weights or {})
         columns = [replies[route.model.name] for route in routes]
-        if TASKS[task].heavy or sum(len(reply.text) for reply in columns) > SHORT:
-            merged = await asyncio.to_thread(merge, task, request, columns, weights)
-        else:
-            merged = merge(task, request, columns, weights)
+        with tracing.begin(f"merge {task}", diptych__task=task, diptych__models=len(columns)) as span:
+            if TASKS[task].heavy or sum(len(reply.text) for reply in columns) > SHORT:
+                merged = await asyncio.to_thread(merge, task, request, columns, weights)
+            else:
+                merged = merge(task, request, columns, weights)
+            span.set(diptych__merge__method=merged.method, diptych__agreement=merged.agreement)
         if judge is not None:
             left_s = request.deadline_s - (time.monotonic() - began)
             merged = await judge.merged(

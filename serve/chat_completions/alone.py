@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from serve import tracing
 from serve.chat_completions.conversation import Conversation
 from serve.chat_completions.grammar import json_schema
 from serve.chat_completions.replies import ChatCompletion, Choice, Chunks, Head, Said, finish_reason, logprobs
@@ -125,6 +126,8 @@ class Alone:
         end = began + self.deadline_s
         if self.image is not None:
             await self.pictures.fetch(self.image, self.deadline_s)  # and read by the model's process
+        span = tracing.asking(self.route.model.name, TASK)
+        span.enter()
         try:
             async with aclosing(
                 single(speaking[0], end) if len(speaking) == 1 else interleaved(speaking, end)
@@ -153,7 +156,17 @@ class Alone:
             raise BadRequest(error.message, param=param, code=error.code) from None
         finally:
             name, took = self.route.model.name, time.monotonic() - began
-            self.meters.reply(name, TASK, status, took, code=code, first_s=first_s, usage=self._usage())
+            usage, reasons = self._usage(), [voice.finish for voice in self.voices if voice.finish is not None]
+            self.meters.reply(name, TASK, status, took, code=code, first_s=first_s, usage=usage)
+            span.set(
+                gen_ai__usage__input_tokens=usage.prompt_tokens,
+                gen_ai__usage__output_tokens=usage.completion_tokens,
+                gen_ai__response__finish_reasons=reasons or None,
+                gen_ai__response__time_to_first_chunk=first_s,
+            )
+            if code is not None:
+                span.fail(code)
+            span.end()
 
     def _usage(self) -> Usage:
         """The prompt is counted once, however many choices were drawn from it."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from serve import tracing
 from serve.engines import adapters, config_check, hub, media, processes
 from serve.engines.arguments import arguments, environment
 from serve.engines.base import Piece, Prompt, Sampling
@@ -146,8 +147,10 @@ class VllmEngine:
                 processes.start_by(fork and cpu)
                 self.progress("loading weights")
                 counting = {"stat_loggers": self.stat_loggers()} if self.stat_loggers is not None else {}
+                # its spans are made of what it counts
+                unwanted = not counting and not chosen.get("otlp_traces_endpoint")
                 llm = AsyncLLM.from_vllm_config(
-                    config, disable_log_stats=not counting and bool(chosen.get("disable_log_stats")), **counting
+                    config, disable_log_stats=unwanted and bool(chosen.get("disable_log_stats")), **counting
                 )
             except FAULTS as error:
                 raise ModelError(
@@ -240,7 +243,15 @@ class VllmEngine:
             said = 0
             lora = None if prompt.adapter is None else self._loras[prompt.adapter]
             name = f"{REQUEST_ID.get() or 'diptych'}-{next(self._numbers)}"  # one request may be several prompts
-            spoken_by = llm.generate(inputs, params, name, lora_request=lora, priority=int(prompt.batch))
+            trace = tracing.header()
+            spoken_by = llm.generate(
+                inputs,
+                params,
+                name,
+                lora_request=lora,
+                priority=int(prompt.batch),
+                trace_headers={"traceparent": trace} if trace else None,
+            )
             async with contextlib.aclosing(spoken_by) as outputs:
                 async for output in outputs:
                     spoken = output.outputs[0]

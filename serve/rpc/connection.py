@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from serve import tracing
 from serve.request_id import REQUEST_ID
 from serve.rpc.messages import RENEW_S, Call, Cancel, End, Items, News, Renew
 from serve.rpc.peer import Peer
@@ -61,7 +62,7 @@ class Connection(Peer):
         if self.lost.is_set():
             raise ConnectionError("The connection is lost.")
         self._streams[number] = stream
-        self.say(Call(number, method, arguments, pace_s, REQUEST_ID.get()))
+        self.say(Call(number, method, arguments, pace_s, REQUEST_ID.get(), tracing.header()))
         try:
             while True:
                 while stream.items:

@@ -10,13 +10,14 @@ TOKEN_BYTES = 32
 
 class Call(NamedTuple):
     """Caller to server: begin a stream. pace_s: items that come closer together than this may be joined on the way.
-    request_id: of whom it is for."""
+    request_id: of whom it is for. trace: the span it is under, as a traceparent; "" for none."""
 
     number: int
     method: str
     arguments: tuple[Any, ...]
     pace_s: float = 0.0
     request_id: str = ""
+    trace: str = ""
 
 
 class Cancel(NamedTuple):

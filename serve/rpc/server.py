@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from serve import tracing
 from serve.errors import ModelError, ServeError
 from serve.request_id import REQUEST_ID
 from serve.rpc.frames import Garbled
@@ -154,12 +155,14 @@ class Session(Peer):
     async def _answer(self, call: Call) -> None:
         REQUEST_ID.set(call.request_id)  # this task's own, and what it starts inherits it
         said = _Joined(self, call)
-        try:
-            async with aclosing(self.server.methods[call.method](*call.arguments)) as items:
-                async for item in items:
-                    said.item(item)
-        finally:
-            said.flush()
+        with tracing.begin(call.method, "server", call.trace) as span:
+            span.enter()
+            try:
+                async with aclosing(self.server.methods[call.method](*call.arguments)) as items:
+                    async for item in items:
+                        said.item(item)
+            finally:
+                said.flush()
 
     def _done(self, call: Call, job: asyncio.Task[None]) -> None:
         del self.jobs[call.number]

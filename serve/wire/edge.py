@@ -1,6 +1,7 @@
 """The outermost layer: a request's id, its size, how long it takes to arrive, and how long it took."""
 
 import asyncio
+import logging
 import random
 import re
 import time
@@ -8,12 +9,18 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve import tracing
 from serve.errors import HeadTooLarge, TooLarge, TooSlow
 from serve.request_id import REQUEST_ID
 from serve.wire.limits import Limits
 from serve.wire.meters import Meters
 from serve.wire.refusals import LEFT, reply
 
+ACCESS = logging.getLogger("serve.access")
+"""A line for each request, where its level is INFO."""
+API = "/v1/"
+QUIET = {"/health", "/ready", "/metrics"}
+"""What asks all the time, and is not worth a line."""
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,128}")
 RAYS_OWN = {
     b"x-request-timeout-seconds",
@@ -49,6 +56,7 @@ class Edge:
         request_id = given if REQUEST_ID_FORM.fullmatch(given) else f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = request_id
         REQUEST_ID.set(request_id)
+        span = self._span(scope, headers, request_id)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, whole
@@ -72,8 +80,32 @@ class Edge:
             raise
         finally:
             self.meters.running.dec()
-            left = not whole or status == LEFT
-            self.meters.request(scope, None if left else status, time.perf_counter() - began)
+            left, seconds = not whole or status == LEFT, time.perf_counter() - began
+            self.meters.request(scope, None if left else status, seconds)
+            self._tell(scope, span, LEFT if left else status, seconds)
+
+    def _span(self, scope: Scope, headers: Headers, request_id: str) -> tracing.Span:
+        """Of a request to the API, under the client's own where it names one; what only looks at us has none."""
+        if not scope["path"].startswith(API):
+            return tracing.NONE
+        method, under = scope["method"], headers.get("traceparent")
+        span = tracing.begin(method, "server", under, http__request__method=method, diptych__request_id=request_id)
+        span.enter()
+        return span
+
+    def _tell(self, scope: Scope, span: tracing.Span, status: int, seconds: float) -> None:
+        """How it ended, to whoever traces and whoever reads the log. A route, never a path: that may hold anything."""
+        route = getattr(scope.get("route"), "path", "unmatched")
+        span.name(f"{scope['method']} {route}")
+        span.set(http__route=route, http__response__status_code=status)
+        if status >= 500:
+            span.fail(str(status))
+        span.end()
+        if ACCESS.isEnabledFor(logging.INFO) and route not in QUIET:
+            fields = {"method": scope["method"], "route": route, "status": status, "ms": round(seconds * 1000, 1)}
+            if key := scope["state"].get("key"):
+                fields["key"] = key
+            ACCESS.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
 
     def _enter(self, scope: Scope) -> int:
         """Takes Ray's headers away; gives the size of the head in bytes."""

@@ -65,6 +65,7 @@ class Guard:
             await self._let_in(self.keys.owner(scope["headers"]), scope, receive, send)
 
     async def _let_in(self, name: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["key"] = name
         if name is None:
             unknown = Unauthorized("A valid API key is needed, as Authorization: Bearer KEY.")
             await reply(unknown, {"www-authenticate": "Bearer"})(scope, receive, send)

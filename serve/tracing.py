@@ -1,0 +1,153 @@
+"""Traces by OpenTelemetry, one for a whole fan-out: off unless an endpoint is named in its own variables.
+
+`OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) turns it on, in each process that calls `start`; the packages
+are those of the extra `otel`. Names of spans and attributes are the conventions' for generative AI (opentelemetry.io,
+"Gen AI"); prompts and replies are never among them.
+
+Spans are begun under the one that is current in this task's context, and made current only in tasks that are ours to
+the end: a context that an async generator had set could not be taken back where another task closes it.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+Value = str | int | float | bool | Sequence[str]
+Kind = Literal["internal", "server", "client"]
+
+_tracer: Any = None
+
+
+class Span:
+    """A span that may be none: then all it is told is forgotten. `with` ends it, failed by what was raised."""
+
+    def __init__(self, span: Any = None) -> None:
+        self._span = span
+
+    def set(self, **attributes: Value | None) -> None:
+        """Attributes, with __ for each dot of their names; None is left out."""
+        if self._span is not None:
+            self._span.set_attributes(_named(attributes))
+
+    def name(self, name: str) -> None:
+        if self._span is not None:
+            self._span.update_name(name)
+
+    def fail(self, code: str) -> None:
+        """It came to nothing. code: ours, as it stands in the error."""
+        if self._span is not None:
+            from opentelemetry.trace import StatusCode
+
+            self._span.set_attribute("error.type", code)
+            self._span.set_status(StatusCode.ERROR)
+
+    def enter(self) -> None:
+        """Be what later spans of this task, and of those that it starts, are begun under."""
+        if self._span is not None:
+            from opentelemetry import context, trace
+
+            context.attach(trace.set_span_in_context(self._span))
+
+    def end(self) -> None:
+        if self._span is not None:
+            self._span.end()
+
+    def __enter__(self) -> "Span":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):  # and not that its listener left
+            self.fail(getattr(error, "code", None) or type(error).__name__)
+        self.end()
+
+
+NONE = Span()
+
+
+def start(service: str) -> None:
+    """Send spans from now on, where an endpoint is named. Raises ValueError where the packages are missing."""
+    global _tracer
+    if _tracer is not None or not any(os.environ.get(name) for name in ENDPOINTS):
+        return
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        raise ValueError(f"{' or '.join(ENDPOINTS)} is set, which needs: pip install 'diptych[otel]'") from None
+    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    use(provider)
+
+
+def use(provider: Any) -> None:
+    """Send spans to this provider of tracers; None: to nobody."""
+    global _tracer
+    _tracer = None if provider is None else provider.get_tracer("diptych")
+
+
+def begin(name: str, kind: Kind = "internal", under: str | None = None, **attributes: Value | None) -> Span:
+    """A span under the current one, or under a traceparent of W3C's. Attributes as in `Span.set`."""
+    if _tracer is None:
+        return NONE
+    from opentelemetry.trace import SpanKind
+
+    parent = None if under is None else _context(under)
+    return Span(_tracer.start_span(name, context=parent, kind=SpanKind[kind.upper()], attributes=_named(attributes)))
+
+
+def asking(model: str, task: str) -> Span:
+    """The span of asking one model, as the conventions for generative AI have it."""
+    operation = "chat" if task in ("chat", "conversation") else "generate_content"
+    return begin(
+        f"{operation} {model}",
+        "client",
+        gen_ai__operation__name=operation,
+        gen_ai__provider__name="diptych",
+        gen_ai__request__model=model,
+        diptych__task=task,
+    )
+
+
+def here() -> Span:
+    """The current span."""
+    if _tracer is None:
+        return NONE
+    from opentelemetry import trace
+
+    return Span(trace.get_current_span())
+
+
+def header() -> str:
+    """The current span as W3C's traceparent, for another process; "" where there is none."""
+    if _tracer is None:
+        return ""
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+def trace_id() -> str:
+    """The current trace's id, in hex; "" where there is none."""
+    return header()[3:35]
+
+
+def endpoint() -> str | None:
+    """Where this process sends its spans, for who else sends some: vLLM."""
+    whole, base = os.environ.get(ENDPOINTS[1]), os.environ.get(ENDPOINTS[0])
+    return None if _tracer is None else whole or (f"{base.rstrip('/')}/v1/traces" if base else None)
+
+
+def _context(traceparent: str) -> Any:
+    from opentelemetry.context import Context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
+
+
+def _named(attributes: Mapping[str, Value | None]) -> dict[str, Any]:
+    return {name.replace("__", "."): value for name, value in attributes.items() if value is not None}
