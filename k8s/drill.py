@@ -121,6 +121,13 @@ class Drill:
             return False
         return reply.status_code == 200 and all(bool(one["status"] == "ok") for one in reply.json()["replies"])
 
+    def logged(self, pod: Pod) -> bool:
+        """Whether what its first process writes to, as `kubectl logs` shows it, has a line for a question."""
+        name = f"drill-{time.monotonic_ns()}"
+        self.ask(self.url(pod), **{"x-request-id": name})
+        lines = [line for line in pod.log.read_text(errors="replace").splitlines() if name in line]
+        return [json.loads(line)["route"] for line in lines] == ["/v1/tasks/vqa"]
+
     def url(self, pod: Pod) -> str:
         return f"http://{pod.address}:{self.service.port}"
 
@@ -214,6 +221,7 @@ def start(drill: Drill, _users: int) -> str:
     gateways = drill.nodes.of("gateway")
     for pod in gateways:
         need(drill.whole(drill.url(pod)), f"no whole fan-out through {pod.name}")
+        need(drill.logged(pod), f"{pod.name} has no line in its log for a request that it answered")
     wait(lambda: len(drill.service.ready()) == len(gateways), 10, "not every gateway's pod is ready")
     return f"{len(drill.nodes.pods)} pods, a whole fan-out through each of {len(gateways)} gateways"
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deployments.logs import FILE as LOG
 from k8s.checks.rendered import Document, groups
 
 BRIDGE, NET = "diptych0", "10.213.77"
@@ -155,10 +156,16 @@ def _pods(service: Document, folder: Path, token: str) -> Iterator[Pod]:
             words += [f"--node-ip-address={address}", "--metrics-export-port=8080", "--disable-usage-stats", "--block"]
             words += [f"--object-store-memory={OBJECTS}", f"--temp-dir={folder}/ray"]
             template = group["template"]
-            env = {one["name"]: one["value"] for one in template["spec"]["containers"][0]["env"] if "value" in one}
-            env |= {**QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PYTHONPATH": os.getcwd()}
-            ray = str(Path(sys.executable).with_name("ray"))
             called = name if name == "head" else f"{name}-{i}"
+            env = {one["name"]: one["value"] for one in template["spec"]["containers"][0]["env"] if "value" in one}
+            env |= {
+                **QUIET,
+                LOG: f"{folder}/{called}.log",
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": token,
+                "PYTHONPATH": os.getcwd(),
+            }
+            ray = str(Path(sys.executable).with_name("ray"))
             component = template["metadata"]["labels"]["app.kubernetes.io/component"]
             (folder / called).mkdir()
             yield Pod(called, component, address, [ray, "start", *words], env, folder / f"{called}.log")

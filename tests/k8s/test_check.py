@@ -74,6 +74,24 @@ def test_a_slip_is_a_fault(file: str, right: str, wrong: str, told: str, tmp_pat
 
 
 @needs_kubectl
+@needs_crds
+def test_traces_can_be_switched_on(tmp_path: Path) -> None:
+    folder = tmp_path / "k8s"
+    shutil.copytree(rendered.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    overlay = folder / "overlays" / "cpu-demo"
+    text = (overlay / "kustomization.yaml").read_text()
+    (overlay / "kustomization.yaml").write_text(
+        text.replace("components:\n", "components:\n  - ../../components/tracing\n")
+    )
+    done = check("--crds", str(CRDS), "--folder", str(folder), "--only", "cpu-demo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (traced,) = rendered.of_kind(rendered.rendered(overlay), "RayService")
+    for name, group in rendered.groups(traced):
+        names = [one["name"] for one in group["template"]["spec"]["containers"][0]["env"]]
+        assert ("OTEL_EXPORTER_OTLP_ENDPOINT" in names) == (name != "head")
+
+
+@needs_kubectl
 def test_a_kind_that_nobody_knows_is_a_fault(demo: list[rendered.Document]) -> None:
     assert [fault for fault in schemas.custom(demo, {})] == ["RayService diptych: there is no CRD of ray.io/v1"]
 
