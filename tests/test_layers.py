@@ -7,7 +7,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors", "fetch", "image", "reading", "request_id", "video", "video_caps", "video_decoder", "geometry", "masks"},
+    {
+        "errors",
+        "fetch",
+        "image",
+        "reading",
+        "request_id",
+        "tracing",
+        "video",
+        "video_caps",
+        "video_decoder",
+        "geometry",
+        "masks",
+    },
     {"engines", "rpc"},
     {"tasks"},
     {"models"},
@@ -20,7 +32,7 @@ LAYERS = [
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 WITHIN = {  # the lowest layer has an order of its own
-    **{"errors": 0, "video_caps": 0, "request_id": 0, "fetch": 1, "image": 1, "video_decoder": 1},
+    **{"errors": 0, "video_caps": 0, "request_id": 0, "tracing": 0, "fetch": 1, "image": 1, "video_decoder": 1},
     **{"video": 2, "geometry": 2, "masks": 2, "reading": 2},
 }
 FORBIDDEN = {"utils", "common", "helpers", "types", "http", "openai"}
