@@ -41,6 +41,7 @@ REPLIES = {
     "segment ": f"{BOX}{''.join(f'<seg{at:03}>' for at in range(16))} circle",
     "bounding box coordinate": "[0.10, 0.10, 0.50, 0.50]",
 }
+SIMULATED_LEAVE_S = 5  # enough for a probe every two seconds; the manifests' 8 leave room for busy nodes
 SIMULATED = {"replies": REPLIES, "first_delay_s": 0.05, "start_s": 3.0}
 
 
@@ -70,6 +71,7 @@ class Drill:
         args = self.config["applications"][0]["args"]
         args["gateway"]["keys_file"] = str(keys)  # where the Secret is mounted in a pod
         if simulated:
+            args["gateway"]["leave_s"] = SIMULATED_LEAVE_S
             for model in args["models"]:
                 model["simulate"] = SIMULATED
         self.simulated = simulated
@@ -194,14 +196,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: all came true; 1: something did not; 2: there can be no such cluster here."""
     parser = argparse.ArgumentParser("k8s.drill", description=__doc__.partition("\n")[0])
     parser.add_argument("--simulated", action="store_true", help="models without weights: a minute instead of five")
+    names = [step.__name__ for step in STEPS]
+    parser.add_argument("--steps", type=lambda text: text.split(","), default=names, help=f"of {','.join(names)}")
     parser.add_argument("--users", type=int, default=4, help="of locust, while the config changes")
     options = parser.parse_args(argv)
+    if unknown := set(options.steps) - set(names):
+        parser.error(f"--steps: there is no {', '.join(sorted(unknown))}")
     service = rendered.of_kind(rendered.rendered(rendered.FOLDER / "overlays" / "cpu-demo"), "RayService")[0]
     try:
         with cluster(service) as nodes:
             drill = Drill(nodes, service, options.simulated)
             with drill.service.running():
-                for step in (start, watch, roll, kill_gateway, drain_gateway, kill_models):
+                for step in (step for step in STEPS if step.__name__ in options.steps):
                     began = time.monotonic()
                     told = step(drill, options.users)
                     print(f"ok    {step.__name__}: {told} ({time.monotonic() - began:.0f} s)", flush=True)
@@ -346,6 +352,9 @@ def wait(condition: Callable[[], bool], seconds: float, otherwise: str | Callabl
 def need(true: bool, otherwise: str) -> None:
     if not true:
         raise Missed(otherwise)
+
+
+STEPS = (start, watch, roll, kill_gateway, drain_gateway, kill_models)
 
 
 if __name__ == "__main__":

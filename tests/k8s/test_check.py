@@ -47,30 +47,42 @@ def test_every_overlay_is_without_fault() -> None:
     assert "SKIPPED  checkov" in done.stdout  # it says what it was not given
 
 
+PLANTED = [
+    ("base/disruption.yaml", "maxUnavailable: 1", "maxUnavailble: 1", "'maxUnavailble' was unexpected"),
+    ("base/rayservice.yaml", "type: NewCluster", "typ: NewCluster", "'typ' was unexpected"),
+    ("base/rayservice.yaml", "replicas: 2", "replicas: two", "'two' is not of type 'integer'"),
+    ("base/rayservice.yaml", "httpGet: {path: /health", "httpGet: {pth: /health", "'pth' was unexpected"),
+    ("overlays/cpu-demo/serve.yaml", "log_level: WARNING", "log_levl: WARNING", "logging_config.log_levl"),
+    ("overlays/cpu-demo/serve.yaml", "import_path:", "max_ongoing: 5\n    import_path:", "0.max_ongoing:"),
+    ("overlays/cpu-demo/serve.yaml", "drain_s: 120", "drain: 120", "there is no such field"),
+    ("overlays/cpu-demo/serve.yaml", "resources: {model: 1}", "resources: {modl: 1}", "no pod has more than 0"),
+    ("components/monitoring/alerts.yaml", "diptych_replies_total", "diptych_reply_total", "nothing counts"),
+]
+EACH = """
+import sys
+from k8s.check import main
+for folder in sys.argv[2:]:
+    found = main(["--crds", sys.argv[1], "--folder", folder, "--only", "cpu-demo"])
+    print(f"==== {found}")
+"""
+
+
 @needs_kubectl
 @needs_crds
-@pytest.mark.parametrize(
-    ("file", "right", "wrong", "told"),
-    [
-        ("base/disruption.yaml", "maxUnavailable: 1", "maxUnavailble: 1", "'maxUnavailble' was unexpected"),
-        ("base/rayservice.yaml", "type: NewCluster", "typ: NewCluster", "'typ' was unexpected"),
-        ("base/rayservice.yaml", "replicas: 2", "replicas: two", "'two' is not of type 'integer'"),
-        ("base/rayservice.yaml", "httpGet: {path: /health", "httpGet: {pth: /health", "'pth' was unexpected"),
-        ("overlays/cpu-demo/serve.yaml", "log_level: WARNING", "log_levl: WARNING", "logging_config.log_levl"),
-        ("overlays/cpu-demo/serve.yaml", "import_path:", "max_ongoing: 5\n    import_path:", "0.max_ongoing:"),
-        ("overlays/cpu-demo/serve.yaml", "drain_s: 120", "drain: 120", "there is no such field"),
-        ("overlays/cpu-demo/serve.yaml", "resources: {model: 1}", "resources: {modl: 1}", "no pod has more than 0"),
-        ("components/monitoring/alerts.yaml", "diptych_replies_total", "diptych_reply_total", "nothing counts"),
-    ],
-)  # fmt: skip
-def test_a_slip_is_a_fault(file: str, right: str, wrong: str, told: str, tmp_path: Path) -> None:
-    folder = tmp_path / "k8s"
-    shutil.copytree(rendered.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    text = (folder / file).read_text()
-    assert right in text
-    (folder / file).write_text(text.replace(right, wrong))
-    done = check("--crds", str(CRDS), "--folder", str(folder), "--only", "cpu-demo")
-    assert done.returncode == 1 and told in done.stdout, done.stdout + done.stderr
+def test_a_slip_is_a_fault(tmp_path: Path) -> None:
+    folders = [tmp_path / str(i) for i in range(len(PLANTED))]
+    for folder, (file, right, wrong, _) in zip(folders, PLANTED, strict=True):
+        shutil.copytree(rendered.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        text = (folder / file).read_text()
+        assert right in text
+        (folder / file).write_text(text.replace(right, wrong))
+    # in one process, as importing Ray takes longer than the checks
+    command = [sys.executable, "-c", EACH, str(CRDS), *map(str, folders)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    *said, rest = done.stdout.split("====")
+    assert len(said) == len(PLANTED), done.stdout + done.stderr
+    for (file, _, wrong, told), before, after in zip(PLANTED, said, [*said[1:], rest], strict=True):
+        assert told in before and after.startswith(" 1\n"), (file, wrong, before)
 
 
 @needs_kubectl

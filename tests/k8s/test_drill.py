@@ -1,4 +1,4 @@
-"""The cluster of network namespaces, with models without weights: a changed config, kills and a drain."""
+"""The cluster of network namespaces, with models without weights. `make k8s-drill` does a drain and another kill, too."""
 
 import subprocess
 import sys
@@ -8,14 +8,15 @@ import pytest
 
 pytestmark = pytest.mark.engine
 
+STEPS = ("start", "watch", "roll", "kill_gateway")
 ROOT = Path(__file__).parents[2]
 
 
 def test_nothing_is_lost_by_what_befalls_a_cluster() -> None:
-    command = [sys.executable, "-m", "k8s.drill", "--simulated"]
+    command = [sys.executable, "-m", "k8s.drill", "--simulated", "--steps", ",".join(STEPS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     if done.returncode == 2:
         pytest.skip(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    for step in ("start", "watch", "roll", "kill_gateway", "drain_gateway", "kill_models"):
+    for step in STEPS:
         assert f"ok    {step}: " in done.stdout
