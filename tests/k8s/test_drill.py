@@ -1,4 +1,4 @@
-"""The cluster of network namespaces, with models without weights. `make k8s-drill` does a drain and another kill, too."""
+"""The cluster of network namespaces, models without weights. `make k8s-drill` does a drain and one more kill."""
 
 import subprocess
 import sys
