@@ -87,7 +87,7 @@ class Gateway:
                 return
             await asyncio.gather(*(pool.meet(MEET_S) for name, pool in self._pools.items() if name not in known))
             self._served.app, self._args = app, args
-            logs.configure("gateway", args.gateway.access_log)
+            logs.lines_for_requests(args.gateway.access_log)
             if self.front is not None:
                 self.front.limit(args.gateway)
         elif self.front is not None:  # in a rollout the next gateway is stopped once this one counts as started

@@ -56,7 +56,13 @@ def configure(who: str, access: bool = False) -> None:
         for name in OURS:
             ours = logging.getLogger(name)
             ours.handlers, ours.propagate = [handler], False
-        ACCESS.setLevel(logging.INFO if access else logging.WARNING)
+        lines_for_requests(access)
+
+
+def lines_for_requests(wanted: bool) -> None:
+    """From now on with a line for each request, or without."""
+    if os.environ.get(FILE):
+        ACCESS.setLevel(logging.INFO if wanted else logging.WARNING)
 
 
 def _told(error: BaseException, words: bool) -> str:
