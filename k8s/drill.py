@@ -33,7 +33,7 @@ ORIGIN = "https://rolled.example.com"
 """Let in by the changed config alone."""
 START_S = 240.0
 WATCH_S = 90.0
-RATE = 4.0
+RATE, ASKERS = 4.0, 4
 BOX = "".join(f"<loc{at:04}>" for at in (100, 100, 500, 500))
 REPLIES = {
     "": "three",
@@ -187,9 +187,6 @@ class Drill:
             stop.set()
             for thread in threads:
                 thread.join()
-
-
-ASKERS = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
