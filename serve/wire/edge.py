@@ -19,6 +19,8 @@ from serve.wire.refusals import LEFT, reply
 ACCESS = logging.getLogger("serve.access")
 """A line for each request, where its level is INFO."""
 API = "/v1/"
+UNMATCHED = "unmatched"
+"""What all paths that no route knows are called: a scan must not fill the memory, and a path may hold anything."""
 QUIET = {"/health", "/ready", "/metrics"}
 """What asks all the time, and is not worth a line."""
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -81,8 +83,9 @@ class Edge:
         finally:
             self.meters.running.dec()
             left, seconds = not whole or status == LEFT, time.perf_counter() - began
-            self.meters.request(scope, None if left else status, seconds)
-            self._tell(scope, span, LEFT if left else status, seconds)
+            route = getattr(scope.get("route"), "path", UNMATCHED)
+            self.meters.request(route, None if left else status, seconds)
+            self._tell(scope, route, span, LEFT if left else status, seconds)
 
     def _span(self, scope: Scope, headers: Headers, request_id: str) -> tracing.Span:
         """Of a request to the API, under the client's own where it names one; what only looks at us has none."""
@@ -93,9 +96,8 @@ class Edge:
         span.enter()
         return span
 
-    def _tell(self, scope: Scope, span: tracing.Span, status: int, seconds: float) -> None:
-        """How it ended, to whoever traces and whoever reads the log. A route, never a path: that may hold anything."""
-        route = getattr(scope.get("route"), "path", "unmatched")
+    def _tell(self, scope: Scope, route: str, span: tracing.Span, status: int, seconds: float) -> None:
+        """How it ended, to whoever traces and whoever reads the log."""
         span.name(f"{scope['method']} {route}")
         span.set(http__route=route, http__response__status_code=status)
         if status >= 500:
