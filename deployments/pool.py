@@ -82,7 +82,8 @@ class Pool:
 
     async def status(self, model: str) -> Status:
         """The best that a replica said of this model, at most some seconds ago, and what it was asked from here."""
-        said = [(connection.heard, connection.standing[model]) for connection in await self._replicas.live()]
+        live = await self._replicas.live()
+        said: list[tuple[float, Status]] = [(one.heard, one.standing[model]) for one in live]
         if not said:
             if self.entry.sleeps and not self._replicas.knocking():
                 step = ASLEEP
@@ -90,8 +91,7 @@ class Pool:
                 step = "starting again: its process ended" if self._replicas.met else "starting its process"
             return Status(model, "starting", step, time.monotonic() - self._replicas.alone_since, self._asked[model])
         order = ("ready", "starting", "failed")
-        best: tuple[float, Status] = min(said, key=lambda pair: order.index(pair[1].state))
-        at, status = best
+        at, status = min(said, key=lambda pair: order.index(pair[1].state))
         return replace(status, since_s=status.since_s + time.monotonic() - at, asked=self._asked[model])
 
     async def _streamed(

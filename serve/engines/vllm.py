@@ -146,11 +146,12 @@ class VllmEngine:
                 config = AsyncEngineArgs(**chosen).create_engine_config(UsageContext.OPENAI_API_SERVER)
                 processes.start_by(fork and cpu)
                 self.progress("loading weights")
-                counting = {"stat_loggers": self.stat_loggers()} if self.stat_loggers is not None else {}
                 # its spans are made of what it counts
-                unwanted = not counting and not chosen.get("otlp_traces_endpoint")
+                counts = self.stat_loggers is not None or bool(chosen.get("otlp_traces_endpoint"))
                 llm = AsyncLLM.from_vllm_config(
-                    config, disable_log_stats=unwanted and bool(chosen.get("disable_log_stats")), **counting
+                    config,
+                    stat_loggers=self.stat_loggers() if self.stat_loggers is not None else None,
+                    disable_log_stats=not counts and bool(chosen.get("disable_log_stats")),
                 )
             except FAULTS as error:
                 raise ModelError(
