@@ -86,14 +86,13 @@ class Column:
     def _tell(self, reply: Reply) -> None:
         """What it came to, into its span."""
         span = self.spans.get(reply.model, tracing.NONE)
-        span.set(
-            gen_ai__usage__input_tokens=reply.usage.prompt_tokens,
-            gen_ai__usage__output_tokens=reply.usage.completion_tokens,
-            gen_ai__response__finish_reasons=[reply.finish_reason] if reply.finish_reason else None,
-            gen_ai__response__time_to_first_chunk=reply.ttft_ms / 1000 if reply.ttft_ms is not None else None,
+        span.answered(
+            read=reply.usage.prompt_tokens,
+            spoke=reply.usage.completion_tokens,
+            reasons=[reply.finish_reason] if reply.finish_reason else [],
+            first_s=reply.ttft_ms / 1000 if reply.ttft_ms is not None else None,
+            code=reply.error.code if reply.error is not None else None,
         )
-        if reply.error is not None:
-            span.fail(reply.error.code)
 
     def _elapsed_ms(self) -> float:
         return (time.monotonic() - self.began) * 1000

@@ -101,12 +101,12 @@ class Router:
             raise column.refusals[routes[0].model.name]
         weights = {name: route.model.weight for name, route in self.routes.items()} | (request.weights or {})
         columns = [replies[route.model.name] for route in routes]
-        with tracing.begin(f"merge {task}", diptych__task=task, diptych__models=len(columns)) as span:
+        with tracing.begin(f"merge {task}", attributes={"diptych.task": task, "diptych.models": len(columns)}) as span:
             if TASKS[task].heavy or sum(len(reply.text) for reply in columns) > SHORT:
                 merged = await asyncio.to_thread(merge, task, request, columns, weights)
             else:
                 merged = merge(task, request, columns, weights)
-            span.set(diptych__merge__method=merged.method, diptych__agreement=merged.agreement)
+            span.set({"diptych.merge.method": merged.method, "diptych.agreement": merged.agreement})
         if judge is not None:
             left_s = request.deadline_s - (time.monotonic() - began)
             merged = await judge.merged(

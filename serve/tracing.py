@@ -10,6 +10,7 @@ the end: a context that an async generator had set could not be taken back where
 
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -25,10 +26,25 @@ class Span:
     def __init__(self, span: Any = None) -> None:
         self._span = span
 
-    def set(self, **attributes: Value | None) -> None:
-        """Attributes, with __ for each dot of their names; None is left out."""
+    def set(self, attributes: Mapping[str, Value | None]) -> None:
+        """Attributes by name; None is left out."""
         if self._span is not None:
-            self._span.set_attributes(_named(attributes))
+            self._span.set_attributes(_given(attributes))
+
+    def answered(
+        self, *, read: int, spoke: int, reasons: Sequence[str], first_s: float | None, code: str | None
+    ) -> None:
+        """What asking a model came to. read, spoke: tokens. first_s: until its first word. code: of its error."""
+        self.set(
+            {
+                "gen_ai.usage.input_tokens": read,
+                "gen_ai.usage.output_tokens": spoke,
+                "gen_ai.response.finish_reasons": reasons or None,
+                "gen_ai.response.time_to_first_chunk": first_s,
+            }
+        )
+        if code is not None:
+            self.fail(code)
 
     def name(self, name: str) -> None:
         if self._span is not None:
@@ -88,14 +104,19 @@ def use(provider: Any) -> None:
     _tracer = None if provider is None else provider.get_tracer("diptych")
 
 
-def begin(name: str, kind: Kind = "internal", under: str | None = None, **attributes: Value | None) -> Span:
+def begin(
+    name: str,
+    kind: Kind = "internal",
+    under: str | None = None,
+    attributes: Mapping[str, Value | None] = MappingProxyType({}),
+) -> Span:
     """A span under the current one, or under a traceparent of W3C's. Attributes as in `Span.set`."""
     if _tracer is None:
         return NONE
     from opentelemetry.trace import SpanKind
 
     parent = None if under is None else _context(under)
-    return Span(_tracer.start_span(name, context=parent, kind=SpanKind[kind.upper()], attributes=_named(attributes)))
+    return Span(_tracer.start_span(name, context=parent, kind=SpanKind[kind.upper()], attributes=_given(attributes)))
 
 
 def asking(model: str, task: str) -> Span:
@@ -104,10 +125,12 @@ def asking(model: str, task: str) -> Span:
     return begin(
         f"{operation} {model}",
         "client",
-        gen_ai__operation__name=operation,
-        gen_ai__provider__name="diptych",
-        gen_ai__request__model=model,
-        diptych__task=task,
+        attributes={
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": "diptych",
+            "gen_ai.request.model": model,
+            "diptych.task": task,
+        },
     )
 
 
@@ -149,5 +172,5 @@ def _context(traceparent: str) -> Any:
     return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
 
 
-def _named(attributes: Mapping[str, Value | None]) -> dict[str, Any]:
-    return {name.replace("__", "."): value for name, value in attributes.items() if value is not None}
+def _given(attributes: Mapping[str, Value | None]) -> dict[str, Value]:
+    return {name: value for name, value in attributes.items() if value is not None}

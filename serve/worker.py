@@ -79,7 +79,7 @@ class Worker:
     async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """The model's words as deltas, then one Reply. Raises ModelError where there is no reply to be had."""
         self._require_ready()
-        tracing.here().set(gen_ai__request__model=self.name, diptych__task=task)
+        tracing.here().set({"gen_ai.request.model": self.name, "diptych.task": task})
         with self._counted():
             skill = self.model.skills[task]
             prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
@@ -109,7 +109,7 @@ class Worker:
         """A plain conversation: the engine's pieces as they are, log-probabilities included. A film is thinned out to
         as many frames as the model takes."""
         self._require_ready()
-        tracing.here().set(gen_ai__request__model=self.name)
+        tracing.here().set({"gen_ai.request.model": self.name})
         if prompt.video is not None:
             prompt = replace(prompt, video=prompt.video.sample(self.model.frames))
         async with contextlib.AsyncExitStack() as looking:

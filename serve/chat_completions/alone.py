@@ -158,14 +158,9 @@ class Alone:
             name, took = self.route.model.name, time.monotonic() - began
             usage, reasons = self._usage(), [voice.finish for voice in self.voices if voice.finish is not None]
             self.meters.reply(name, TASK, status, took, code=code, first_s=first_s, usage=usage)
-            span.set(
-                gen_ai__usage__input_tokens=usage.prompt_tokens,
-                gen_ai__usage__output_tokens=usage.completion_tokens,
-                gen_ai__response__finish_reasons=reasons or None,
-                gen_ai__response__time_to_first_chunk=first_s,
+            span.answered(
+                read=usage.prompt_tokens, spoke=usage.completion_tokens, reasons=reasons, first_s=first_s, code=code
             )
-            if code is not None:
-                span.fail(code)
             span.end()
 
     def _usage(self) -> Usage:

@@ -92,14 +92,15 @@ class Edge:
         if not scope["path"].startswith(API):
             return tracing.NONE
         method, under = scope["method"], headers.get("traceparent")
-        span = tracing.begin(method, "server", under, http__request__method=method, diptych__request_id=request_id)
+        told = {"http.request.method": method, "diptych.request_id": request_id}
+        span = tracing.begin(method, "server", under, told)
         span.enter()
         return span
 
     def _tell(self, scope: Scope, route: str, span: tracing.Span, status: int, seconds: float) -> None:
         """How it ended, to whoever traces and whoever reads the log."""
         span.name(f"{scope['method']} {route}")
-        span.set(http__route=route, http__response__status_code=status)
+        span.set({"http.route": route, "http.response.status_code": status})
         if status >= 500:
             span.fail(str(status))
         span.end()
