@@ -10,12 +10,14 @@ call does nothing.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -69,6 +71,7 @@ def install(venv: Path, device: str, dev: bool) -> None:
         raise Refused(f"vLLM runs on Linux only, and this is {platform.system()}. On Windows use WSL 2.")
     pip = Pip(venv)
     if not program.holds():
+        check_machine(device)
         again = pip.log.exists()
         if not again:
             check_disk(venv, DISK_GB[device])
@@ -160,6 +163,34 @@ def make(venv: Path) -> None:
             f"Python's venv module is incomplete here. On Debian or Ubuntu: apt install python{version}-venv. "
             f"({' '.join((made.stdout + made.stderr).split())[:200]})"
         )
+
+
+def check_machine(device: str) -> None:
+    """Raises Refused when the machine lacks what engines want as they start, which pip does not bring.
+
+    torch.compile builds C++ for a CPU and Triton C for a GPU, each a module of Python's; vLLM's CPU kernels link
+    libnuma. Without one of them an engine is installed, and dies when it warms up.
+    """
+    missing = {}
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        missing["a C++ compiler"] = "g++"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing["Python's headers"] = f"python{sys.version_info[0]}.{sys.version_info[1]}-dev"
+    if device == "cpu" and not has_library("libnuma.so.1"):
+        missing["libnuma"] = "libnuma1"
+    if missing:
+        raise Refused(
+            f"This machine lacks {', '.join(missing)}, which vLLM wants when it starts a model. "
+            f"On Debian or Ubuntu: apt install {' '.join(missing.values())}"
+        )
+
+
+def has_library(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
 
 
 def check_disk(venv: Path, wanted_gb: int) -> None:

@@ -79,6 +79,32 @@ def test_too_little_disk_is_refused_in_numbers(tmp_path: Path) -> None:
         install.check_disk(tmp_path / ".venv", 10_000_000)
 
 
+def test_what_engines_want_of_the_machine_is_asked_for_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install.check_machine("cpu")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(install.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(
+        install.Refused, match=r"lacks a C\+\+ compiler, Python's headers, which .*apt install g\+\+ python3\.\d+-dev$"
+    ):
+        install.check_machine("gpu")
+    monkeypatch.setattr(install, "has_library", lambda name: False)
+    with pytest.raises(install.Refused, match="-dev libnuma1$"):
+        install.install(tmp_path / ".venv", "cpu", False)
+    assert not (tmp_path / ".venv").exists()
+    compiler = tmp_path / "clang++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", "clang++")
+    with pytest.raises(install.Refused, match="lacks Python's headers, which"):
+        install.check_machine("gpu")
+
+
+def test_a_library_that_is_not_there_is_known() -> None:
+    assert install.has_library("libc.so.6") and not install.has_library("libno-such-thing.so.1")
+
+
 @pytest.mark.parametrize("version", [(3, 10, 1), (3, 14, 0)])
 def test_a_wrong_python_gives_way_to_a_right_one_or_is_refused(
     version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
