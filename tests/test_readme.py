@@ -1,7 +1,14 @@
-"""The README's table is the program's own, and every path it links to is there."""
+"""The README's table and examples are the program's own, and every path it links to is there."""
 
+import json
+import os
 import re
+import shlex
+import subprocess
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from serve.models import MODELS
 from serve.tasks import TASKS
@@ -28,3 +35,39 @@ def test_the_table_is_the_programs_own() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def shown(language: str, begins: str) -> tuple[list[str], str]:
+    """The command in the README that begins so, and what the block after it says that it prints."""
+    found = re.search(rf"```sh\n({re.escape(begins)}.*)\n```\n```{language}\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    return shlex.split(found[1]), found[2]
+
+
+def without_times(reply: Any) -> Any:
+    """A reply without what changes from call to call, and from one kind of CPU to another."""
+    if isinstance(reply, dict):
+        changing = {"id", "latency_ms", "ttft_ms", "confidence"}
+        return {name: without_times(value) for name, value in reply.items() if name not in changing}
+    return [without_times(item) for item in reply] if isinstance(reply, list) else reply
+
+
+@pytest.mark.engine
+def test_the_reply_is_what_curl_prints(server: str) -> None:
+    command, printed = shown("json", "curl ")
+    command[-1] = command[-1].replace("http://127.0.0.1:8000", server)
+    ran = subprocess.run([command[0], "-sS", *command[1:]], cwd=ROOT, capture_output=True, check=True)
+    assert without_times(json.loads(ran.stdout)) == without_times(json.loads(printed))
+
+
+@pytest.mark.engine
+def test_the_columns_are_what_ask_prints(server: str, tmp_path: Path) -> None:
+    command, printed = shown("", ".venv/bin/diptych ask ")
+    command[-1] = str(tmp_path / command[-1])
+    environment = {**os.environ, "COLUMNS": "80", "DIPTYCH_URL": server}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+
+    def words(text: str) -> list[str]:
+        return re.findall(r"[a-z_-]*[a-z]", text)
+
+    assert words(ran.stdout)[: len(words(printed))] == words(printed)
