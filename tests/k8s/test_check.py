@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -87,20 +88,18 @@ def test_a_slip_is_a_fault(tmp_path: Path) -> None:
 
 @needs_kubectl
 @needs_crds
-def test_traces_can_be_switched_on(tmp_path: Path) -> None:
+def test_traces_can_be_switched_on_for_every_group_of_pods(tmp_path: Path) -> None:
     folder = tmp_path / "k8s"
     shutil.copytree(rendered.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    overlay = folder / "overlays" / "cpu-demo"
-    text = (overlay / "kustomization.yaml").read_text()
-    (overlay / "kustomization.yaml").write_text(
-        text.replace("components:\n", "components:\n  - ../../components/tracing\n")
-    )
-    done = check("--crds", str(CRDS), "--folder", str(folder), "--only", "cpu-demo")
+    file = folder / "overlays" / "multi-node" / "kustomization.yaml"
+    file.write_text(re.sub(r"(components:\n(  - .*\n)+)", r"\1  - ../../components/tracing\n", file.read_text()))
+    done = check("--crds", str(CRDS), "--folder", str(folder), "--only", "multi-node")
     assert done.returncode == 0, done.stdout + done.stderr
-    (traced,) = rendered.of_kind(rendered.rendered(overlay), "RayService")
+    (traced,) = rendered.of_kind(rendered.rendered(file.parent), "RayService")
     for name, group in rendered.groups(traced):
-        names = [one["name"] for one in group["template"]["spec"]["containers"][0]["env"]]
-        assert ("OTEL_EXPORTER_OTLP_ENDPOINT" in names) == (name != "head")
+        env = {one["name"]: one.get("value") for one in group["template"]["spec"]["containers"][0]["env"]}
+        collector = "" if name == "head" else "http://otel-collector.monitoring:4318"
+        assert env["OTEL_EXPORTER_OTLP_ENDPOINT"] == collector
 
 
 @needs_kubectl
