@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from typing import Any
 import httpx
 import yaml
 
+from k8s import containers
 from k8s.checks import rendered
 from k8s.dashboards import expressions
 from k8s.endpoints import Service
-from k8s.nodes import Cluster, Pod, Unable, cluster
+from k8s.nodes import Cluster, Pod, cluster
 from k8s.prometheus import Prometheus, able, prometheus
 from serve.wire.keys import made
 
@@ -65,11 +66,13 @@ class Drill:
     def __init__(self, nodes: Cluster, service: rendered.Document, simulated: bool) -> None:
         self.nodes = nodes
         self.key, entry = made("drill")
-        keys = nodes.folder / "keys"
+        keys = nodes.folder / "diptych-keys" / "keys"  # the Secret's name and its entry's
+        keys.parent.mkdir(exist_ok=True)
         keys.write_text(entry + "\n")
         self.config = yaml.safe_load(service["spec"]["serveConfigV2"])
         args = self.config["applications"][0]["args"]
-        args["gateway"]["keys_file"] = str(keys)  # where the Secret is mounted in a pod
+        if not nodes.containers:  # there it is mounted where the manifest says
+            args["gateway"]["keys_file"] = str(keys)
         if simulated:
             args["gateway"]["leave_s"] = SIMULATED_LEAVE_S
             for model in args["models"]:
@@ -127,8 +130,12 @@ class Drill:
         """Whether what its first process writes to, as `kubectl logs` shows it, has a line for a question."""
         name = f"drill-{time.monotonic_ns()}"
         self.ask(self.url(pod), **{"x-request-id": name})
-        lines = [line for line in pod.log.read_text(errors="replace").splitlines() if name in line]
-        return [json.loads(line)["route"] for line in lines] == ["/v1/tasks/vqa"]
+        for _ in range(20):  # the line is written when the reply has gone
+            lines = [line for line in pod.log.read_text(errors="replace").splitlines() if name in line]
+            if lines:
+                return [json.loads(line)["route"] for line in lines] == ["/v1/tasks/vqa"]
+            time.sleep(0.1)
+        return False
 
     def url(self, pod: Pod) -> str:
         return f"http://{pod.address}:{self.service.port}"
@@ -195,26 +202,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--simulated", action="store_true", help="models without weights: a minute instead of five")
     names = [step.__name__ for step in STEPS]
     parser.add_argument("--steps", type=lambda text: text.split(","), default=names, help=f"of {','.join(names)}")
+    parser.add_argument("--image", help="of podman's: each pod a container of it, under the manifest's restrictions")
     parser.add_argument("--users", type=int, default=4, help="of locust, while the config changes")
     options = parser.parse_args(argv)
     if unknown := set(options.steps) - set(names):
         parser.error(f"--steps: there is no {', '.join(sorted(unknown))}")
     service = rendered.of_kind(rendered.rendered(rendered.FOLDER / "overlays" / "cpu-demo"), "RayService")[0]
     try:
-        with cluster(service) as nodes:
+        with _image(options.image) as image, cluster(service, image) as nodes:
             drill = Drill(nodes, service, options.simulated)
             with drill.service.running():
                 for step in (step for step in STEPS if step.__name__ in options.steps):
                     began = time.monotonic()
                     told = step(drill, options.users)
                     print(f"ok    {step.__name__}: {told} ({time.monotonic() - began:.0f} s)", flush=True)
-    except Unable as unable:
+    except containers.Unable as unable:
         print(f"SKIPPED  the cluster: {unable}", flush=True)
         return 2
     except Missed as missed:
         print(f"FAIL  {missed}", flush=True)
         return 1
     return 0
+
+
+def _image(name: str | None) -> AbstractContextManager[containers.Image | None]:
+    return nullcontext() if name is None else containers.image(name)
 
 
 def start(drill: Drill, _users: int) -> str:

@@ -35,10 +35,11 @@ class Service:
     @contextlib.contextmanager
     def running(self) -> Iterator["Service"]:
         """In a thread of its own, at `url`."""
-        loop, started = asyncio.new_event_loop(), threading.Event()
-        stop = asyncio.Event()
+        loops: list[asyncio.AbstractEventLoop] = []
+        started, stop = threading.Event(), asyncio.Event()
 
         async def serve() -> None:
+            loops.append(asyncio.get_running_loop())
             server = await asyncio.start_server(self._deal, "127.0.0.1", 0)
             self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             probes = [asyncio.ensure_future(self._probe(pod)) for pod in self.pods]
@@ -48,13 +49,13 @@ class Service:
             for probe in probes:
                 probe.cancel()
 
-        thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)  # cancels what is still dealt out
         thread.start()
         started.wait()
         try:
             yield self
         finally:
-            loop.call_soon_threadsafe(stop.set)
+            loops[0].call_soon_threadsafe(stop.set)
             thread.join()
 
     async def _probe(self, pod: Pod) -> None:

@@ -1,7 +1,8 @@
 """A cluster's pods on one machine: each a network namespace with its own address and its own Ray node.
 
 Needs root and iproute2. What a pod is started with is what the rendered RayService says: the group's start parameters
-and its container's environment.
+and its container's environment, in the line that KubeRay makes of them (v1.7.0, common/pod.go). Without an image a pod
+runs the programs of this environment, as root; with one it is a container (k8s/containers.py).
 """
 
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from deployments.logs import FILE as LOG
 from k8s.checks.rendered import Document, groups
+from k8s.containers import Image, Unable, command
 
 BRIDGE, NET = "diptych0", "10.213.77"
 OBJECTS = 80 * 2**20
@@ -28,10 +30,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
 }
-
-
-class Unable(Exception):
-    """Why there can be no such cluster here."""
+SHELL = ["/bin/bash", "-c", "--"]
 
 
 @dataclass
@@ -47,16 +46,6 @@ class Pod:
     process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     @property
-    def own(self) -> Path:
-        """Where it sees Ray's folder."""
-        return self.log.with_suffix("")
-
-    @property
-    def ray(self) -> Path:
-        """Ray's folder, as every pod calls it."""
-        return self.log.with_name("ray")
-
-    @property
     def space(self) -> str:
         return f"diptych-{self.name}"
 
@@ -64,18 +53,7 @@ class Pod:
         """As the kubelet starts its container."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    "ip",
-                    "netns",
-                    "exec",
-                    self.space,
-                    "sh",
-                    "-c",
-                    OWN_FOLDER,
-                    str(self.own),
-                    str(self.ray),
-                    *self.command,
-                ],
+                self.command,
                 env={**os.environ, **self.env},
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -100,15 +78,17 @@ class Pod:
                 continue
         if self.process is not None:
             self.process.wait()
+        subprocess.run(["runc", "delete", "--force", self.space], capture_output=True)
 
 
 @dataclass
 class Cluster:
-    """The pods of a RayService. token: what Ray asks for at its ports."""
+    """The pods of a RayService. token: what Ray asks for at its ports; folder: with logs and Secrets' files."""
 
     pods: list[Pod]
     token: str
     folder: Path
+    containers: bool
 
     def of(self, component: str) -> list[Pod]:
         return [pod for pod in self.pods if pod.component == component]
@@ -119,14 +99,14 @@ class Cluster:
 
 
 @contextmanager
-def cluster(service: Document) -> Iterator[Cluster]:
+def cluster(service: Document, image: Image | None = None) -> Iterator[Cluster]:
     """All pods started, the head first; nothing is left of them afterwards. Raises Unable."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         raise Unable("network namespaces need root and iproute2 (the program ip)")
     folder = Path(f"/tmp/diptych-{secrets.token_hex(3)}")  # its sockets' paths must stay short
     (folder / "ray").mkdir(parents=True)
     token = secrets.token_hex(32)
-    made = Cluster(list(_pods(service, folder, token)), token, folder)
+    made = Cluster(list(_pods(service, folder, token, image)), token, folder, image is not None)
     try:
         _network(made.pods)
         for pod in made.pods:
@@ -141,34 +121,39 @@ def cluster(service: Document) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _pods(service: Document, folder: Path, token: str) -> Iterator[Pod]:
+def _pods(service: Document, folder: Path, token: str, image: Image | None) -> Iterator[Pod]:
     head = f"{NET}.10"
     number = 10
     for name, group in groups(service):
         for i in range(group.get("replicas", 1)):
             address = f"{NET}.{number}"
             number += 1
-            start = dict(group["rayStartParams"])
-            if "resources" in start:
-                start["resources"] = start["resources"].strip("'").strip('"').replace('\\"', '"')
-            words = [f"--{key}={value}" for key, value in start.items()]
-            words += ["--head", "--port=6379"] if name == "head" else [f"--address={head}:6379"]
-            words += [f"--node-ip-address={address}", "--metrics-export-port=8080", "--disable-usage-stats", "--block"]
-            words += [f"--object-store-memory={OBJECTS}", f"--temp-dir={folder}/ray"]
             template = group["template"]
             called = name if name == "head" else f"{name}-{i}"
-            env = {one["name"]: one["value"] for one in template["spec"]["containers"][0]["env"] if "value" in one}
-            env |= {
-                **QUIET,
-                LOG: f"{folder}/{called}.log",
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN": token,
-                "PYTHONPATH": os.getcwd(),
-            }
-            ray = str(Path(sys.executable).with_name("ray"))
             component = template["metadata"]["labels"]["app.kubernetes.io/component"]
-            (folder / called).mkdir()
-            yield Pod(called, component, address, [ray, "start", *words], env, folder / f"{called}.log")
+            pod = Pod(called, component, address, [], {}, folder / f"{called}.log")
+            words = ["--head", "--port=6379"] if name == "head" else [f"--address={head}:6379"]
+            words += [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
+            words += [f"--node-ip-address={address}", "--metrics-export-port=8080", "--disable-usage-stats", "--block"]
+            words += [f"--object-store-memory={OBJECTS}"]
+            env = {one["name"]: one["value"] for one in template["spec"]["containers"][0]["env"] if "value" in one}
+            env |= {**QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+            if image is None:
+                words.append(f"--temp-dir={folder}/ray")
+                own = folder / called
+                own.mkdir()
+                programs = Path(sys.executable).parent
+                pod.env = {**env, LOG: str(pod.log), "PYTHONPATH": os.getcwd()}
+                pod.env["PATH"] = f"{programs}:{os.environ['PATH']}"
+                inside = ["sh", "-c", OWN_FOLDER, str(own), f"{folder}/ray", *SHELL, _line(words)]
+                pod.command = ["ip", "netns", "exec", pod.space, *inside]
+            else:
+                pod.command = command(image, called, template["spec"], [*SHELL, _line(words)], env, pod.space, folder)
+            yield pod
+
+
+def _line(words: list[str]) -> str:
+    return f"ulimit -n ${{RAY_START_ULIMIT_OPEN_FILES:-65536}}; ray start {' '.join(words)}"
 
 
 def _network(pods: list[Pod]) -> None:
