@@ -15,7 +15,9 @@ import checkpoints
 import psutil
 import pytest
 import pytest_asyncio
+from collected import Collector, collector
 
+from serve import tracing
 from serve.engines.base import Piece, Prompt, Sampling
 from serve.engines.vllm import VllmEngine
 from serve.errors import BadRequest, ModelError
@@ -36,9 +38,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.make("llava", tmp_path_factory.mktemp("checkpoint") / "llava")
 
 
+@pytest.fixture(scope="module")
+def traces() -> Iterator[Collector]:
+    pytest.importorskip("opentelemetry.proto.collector", reason="the extra otel is not installed")
+    with collector() as found, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+        yield found
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(folder: Path) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(str(folder))
+async def engine(folder: Path, traces: Collector) -> AsyncIterator[VllmEngine]:
+    engine = VllmEngine(str(folder), deployment={"otlp_traces_endpoint": f"{traces.url}/v1/traces"})
     await engine.start()
     yield engine
     await engine.stop()
@@ -75,6 +85,24 @@ async def test_it_streams_with_a_log_probability_for_every_token(engine: VllmEng
     assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
     assert (pieces[-1].finish_reason, pieces[-1].completion_tokens) == ("length", 24)
     assert pieces[-1].prompt_tokens > 16  # the picture's own
+
+
+async def test_vllms_span_is_under_ours(engine: VllmEngine, traces: Collector) -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    async def under_a_span() -> str:
+        with tracing.begin("ours") as span:
+            span.enter()
+            await speak(engine, ask())
+            return tracing.header()
+
+    tracing.use(TracerProvider())
+    try:
+        above = await asyncio.create_task(under_a_span())  # in a context of its own
+    finally:
+        tracing.use(None)
+    spans = await asyncio.to_thread(traces.of, above[3:35], "llm_request")
+    assert spans["llm_request"].under == above[36:52]
 
 
 async def test_vllm_knows_a_request_by_its_id(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
