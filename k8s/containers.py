@@ -79,6 +79,12 @@ def command(
     return ["runc", "run", "--bundle", str(bundle), f"diptych-{name}"]
 
 
+def remove(name: str) -> None:
+    """What may be left of one, also of a run that was killed: without runc there was none."""
+    if shutil.which("runc") is not None:
+        subprocess.run(["runc", "delete", "--force", name], capture_output=True)
+
+
 def _system() -> Iterator[dict[str, Any]]:
     yield {"destination": "/proc", "type": "proc", "source": "proc"}
     yield {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from deployments.logs import FILE as LOG
 from k8s.checks.rendered import Document, groups
-from k8s.containers import Image, Unable, command
+from k8s.containers import Image, Unable, command, remove
 
 BRIDGE, NET = "diptych0", "10.213.77"
 OBJECTS = 80 * 2**20
@@ -78,7 +79,7 @@ class Pod:
                 continue
         if self.process is not None:
             self.process.wait()
-        subprocess.run(["runc", "delete", "--force", self.space], capture_output=True)
+        remove(self.space)
 
 
 @dataclass
@@ -183,8 +184,6 @@ def _take_down(pods: list[Pod]) -> None:
 
 def _wait_for(head: Pod, seconds: float = 60.0) -> None:
     """Until others can join it."""
-    import socket
-
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
