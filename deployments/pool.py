@@ -125,6 +125,8 @@ class Pool:
     async def _chosen(self, model: str, errand: Errand) -> Connection:
         found = await self._replicas.live()
         if not found and self.entry.sleeps:
+            found = await self._replicas.found()  # another gateway may have woken it
+        if not found and self.entry.sleeps:
             self._replicas.knock()
             raise ModelError(f"{model} was asleep and is being started; ask again.", code="model_starting")
         live = [one for one in found if one not in self._died]

@@ -33,11 +33,17 @@ class Replicas:
         self._connections: dict[Address, Connection] = {}
         self._looked = asyncio.Event()
         self._looker: asyncio.Task[None] | None = None
+        self._finder: asyncio.Task[None] | None = None
         self._knock: asyncio.Task[None] | None = None
 
     async def live(self) -> list[Connection]:
         """Those that can be asked; the ones that are leaving only while there are no others."""
         await self._look()
+        return self._live()
+
+    async def found(self) -> list[Connection]:
+        """As live, having looked just now, unless that takes longer than it is worth."""
+        await asyncio.wait({self._finding()}, timeout=ALONE_S)
         return self._live()
 
     def _live(self) -> list[Connection]:
@@ -55,7 +61,7 @@ class Replicas:
 
     def close(self) -> None:
         """Look no longer. The connections last as long as the replicas do."""
-        for job in (self._looker, self._knock):
+        for job in (self._looker, self._finder, self._knock):
             if job is not None:
                 job.cancel()
 
@@ -71,12 +77,18 @@ class Replicas:
 
     async def _look_forever(self) -> None:
         while True:
-            await self._find()
+            await self._finding()
             self._drop()
             self._looked.set()
             if self._live():
                 self.alone_since = time.monotonic()
             await self._wait(LOOK_S if self._live() else ALONE_S)
+
+    def _finding(self) -> asyncio.Task[None]:
+        """One look, for all who want one now."""
+        if self._finder is None or self._finder.done():
+            self._finder = asyncio.get_running_loop().create_task(self._find())
+        return self._finder
 
     async def _find(self) -> None:
         """Connect to the replicas that are new."""

@@ -197,3 +197,13 @@ async def test_a_sleeping_model_says_so_and_is_knocked_for_once() -> None:
             assert refused.value.code == "model_starting"
         await until(lambda: handle.knocks == 1)
         assert (await pool.status(NAME)).step != ASLEEP
+
+
+async def test_a_model_that_another_gateway_woke_is_not_said_to_sleep() -> None:
+    async with pooled(0, autoscaling={"min_replicas": 0, "max_replicas": 1}) as (pool, replicas, handle):
+        with pytest.raises(ModelError, match="was asleep"):
+            await ask(pool, about(1))
+        replicas.append(woken := Replica("woken"))
+        handle.addresses.append(Address("127.0.0.1", await woken.server.start("127.0.0.1"), woken.server.token))
+        woken.go.set()
+        assert await asyncio.gather(*(ask(pool, about(at)) for at in range(3))) == ["woken"] * 3

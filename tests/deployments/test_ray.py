@@ -91,7 +91,7 @@ def test_a_model_that_sleeps_wakes_when_it_is_asked_and_grows_with_what_it_owes(
             asking += [pool.submit(ask) for _ in range(12)]
             concurrent.futures.wait(asking)
         found = [one.result() for one in asking]
-    assert [reply["replies"][0]["status"] for reply in found] == ["ok"] * len(found)
+    assert not [reply for reply in found if "replies" not in reply or reply["replies"][0]["status"] != "ok"]
 
 
 def test_two_gateways_share_the_port_and_one_is_enough(rehearsal: Running) -> None:
