@@ -5,7 +5,9 @@ import base64
 import json
 import logging
 import re
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -433,6 +435,19 @@ async def test_metrics_count_requests_and_replies() -> None:
     assert "diptych_requests_running 1.0" in text  # the one that asks
     assert f'diptych_model_state{{model="{LLAVA}",state="ready"}} 1.0' in text
     assert f'diptych_model_state{{model="{LLAVA}",state="failed"}} 0.0' in text
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed: apt-get install prometheus")
+async def test_promtool_finds_no_fault_in_the_metrics() -> None:
+    app = served(FakeEngine("red"), FakeEngine("red", fail_after=0))
+    async with calling(app) as client:
+        await client.post("/v1/tasks/vqa", json=VQA)
+        text = (await client.get("/metrics")).text
+    for told, faults in ((text, 0), (text.replace("diptych_replies_total", "diptych_repliesTotal"), 3)):
+        command = ["promtool", "check", "metrics"]
+        done = await asyncio.to_thread(subprocess.run, command, input=told, text=True, capture_output=True, timeout=60)
+        assert done.returncode == faults, done.stdout + done.stderr
+        assert bool(done.stdout + done.stderr) == bool(faults), done.stdout + done.stderr
 
 
 async def test_metrics_tell_what_a_model_was_asked_and_has_not_answered() -> None:
