@@ -129,6 +129,9 @@ class VllmEngine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        if current_platform.is_unspecified():
+            said = "The installed vLLM is built for a GPU and finds none here: is its driver seen (nvidia-smi)?"
+            raise ModelError(f"{said} `make serve DEVICE=cpu` sets up the other.", code="load_failed")
         cpu = current_platform.is_cpu()
         chosen = arguments(
             folder,

@@ -221,6 +221,16 @@ async def test_weights_that_do_not_fit_say_so_in_one_sentence(folder: Path, tmp_
     assert caught.value.code == "load_failed" and "\n" not in caught.value.message
 
 
+async def test_a_build_for_gpus_that_finds_none_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import platforms
+    from vllm.platforms.interface import UnspecifiedPlatform
+
+    monkeypatch.setattr(platforms, "_current_platform", UnspecifiedPlatform())
+    with pytest.raises(ModelError, match="built for a GPU and finds none") as caught:
+        await VllmEngine(str(folder)).start()
+    assert caught.value.code == "load_failed"
+
+
 async def test_a_killed_engine_is_known_to_be_dead(folder: Path) -> None:
     """Last: it starts an engine of its own and kills it in mid-answer."""
     before = set(psutil.Process().children(recursive=True))
