@@ -126,9 +126,9 @@ class Pool:
         found = await self._replicas.live()
         if not found and self.entry.sleeps:
             found = await self._replicas.found()  # another gateway may have woken it
-        if not found and self.entry.sleeps:
-            self._replicas.knock()
-            raise ModelError(f"{model} was asleep and is being started; ask again.", code="model_starting")
+            if not found:
+                self._replicas.knock()
+                raise ModelError(f"{model} was asleep and is being started; ask again.", code="model_starting")
         live = [one for one in found if one not in self._died]
         if not live:
             raise ModelError(f"{model} is being started again.", code="model_starting")

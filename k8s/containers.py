@@ -76,7 +76,7 @@ def command(
     bundle = folder / f"bundle-{name}"
     bundle.mkdir()
     (bundle / "config.json").write_text(json.dumps(config, indent=1))
-    return ["runc", "run", "--bundle", str(bundle), f"diptych-{name}"]
+    return ["runc", "run", "--bundle", str(bundle), space]
 
 
 def remove(name: str) -> None:

@@ -5,7 +5,6 @@ import base64
 import json
 import logging
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -19,6 +18,7 @@ import pytest
 from served import LLAVA, PALIGEMMA, URL, calling, frames, listening, message, picture, plain, router, served, until
 from starlette.types import Message
 
+from k8s.checks import rules
 from serve import image, pages
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
@@ -437,7 +437,7 @@ async def test_metrics_count_requests_and_replies() -> None:
     assert f'diptych_model_state{{model="{LLAVA}",state="failed"}} 0.0' in text
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed: apt-get install prometheus")
+@pytest.mark.skipif(not rules.able(), reason="promtool is not installed: apt-get install prometheus")
 async def test_promtool_finds_no_fault_in_the_metrics() -> None:
     app = served(FakeEngine("red"), FakeEngine("red", fail_after=0))
     async with calling(app) as client:

@@ -34,6 +34,9 @@ class Replica:
         self.asked = 0
         self.server = Server({"answer": self.answer}, self.standing)
 
+    async def start(self) -> Address:
+        return Address("127.0.0.1", await self.server.start("127.0.0.1"), self.server.token)
+
     async def answer(self, words: str) -> AsyncGenerator[str, None]:
         self.asked += 1
         await self.go.wait()
@@ -68,8 +71,7 @@ class Handle:
 @contextlib.asynccontextmanager
 async def pooled(count: int = 2, **fields: Any) -> AsyncIterator[tuple[Pool, list[Replica], Handle]]:
     replicas = [Replica(str(at)) for at in range(count)]
-    addresses = [Address("127.0.0.1", await one.server.start("127.0.0.1"), one.server.token) for one in replicas]
-    handle = Handle(addresses)
+    handle = Handle([await one.start() for one in replicas])
     pool = Pool(handle, ModelArgs(name=NAME, max_ongoing_requests=ROOM, **fields))
     try:
         yield pool, replicas, handle
@@ -150,8 +152,7 @@ async def test_a_request_that_kills_twice_is_refused_and_the_others_are_not(monk
         async def replaced() -> Replica:
             replicas.append(Replica(str(len(replicas))))
             replicas[-1].go.set()
-            port = await replicas[-1].server.start("127.0.0.1")
-            handle.addresses.append(Address("127.0.0.1", port, replicas[-1].server.token))
+            handle.addresses.append(await replicas[-1].start())
             return replicas[-1]
 
         for _ in range(2):
@@ -204,6 +205,6 @@ async def test_a_model_that_another_gateway_woke_is_not_said_to_sleep() -> None:
         with pytest.raises(ModelError, match="was asleep"):
             await ask(pool, about(1))
         replicas.append(woken := Replica("woken"))
-        handle.addresses.append(Address("127.0.0.1", await woken.server.start("127.0.0.1"), woken.server.token))
+        handle.addresses.append(await woken.start())
         woken.go.set()
         assert await asyncio.gather(*(ask(pool, about(at)) for at in range(3))) == ["woken"] * 3

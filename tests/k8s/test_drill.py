@@ -23,7 +23,8 @@ def test_the_manifests_are_sound_and_what_befalls_their_cluster_loses_nothing() 
     for overlay in rendered.overlays():
         assert f"ok    {overlay.name}: checkov" in done.stdout
     assert "ok    Dockerfile: checkov" in done.stdout and "no fault" in done.stdout
-    assert ("SKIPPED" in done.stdout) == (not (ROOT / crds).is_dir() or not rules.able()), done.stdout
+    manifests, _, _ = done.stdout.partition("no fault")  # what follows is the drill, which may be left out by itself
+    assert ("SKIPPED" in manifests) == (not (ROOT / crds).is_dir() or not rules.able()), done.stdout
     if os.geteuid() != 0 or not shutil.which("ip"):
         pytest.skip("the drill wants root and iproute2")
     for step in STEPS:
