@@ -19,6 +19,7 @@ LAYERS = [
         "video_decoder",
         "geometry",
         "masks",
+        "media",
     },
     {"engines", "rpc"},
     {"tasks"},
@@ -32,8 +33,8 @@ LAYERS = [
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 WITHIN = {  # the lowest layer has an order of its own
-    **{"errors": 0, "video_caps": 0, "request_id": 0, "tracing": 0, "fetch": 1, "image": 1, "video_decoder": 1},
-    **{"video": 2, "geometry": 2, "masks": 2, "reading": 2},
+    **{"errors": 0, "video_caps": 0, "request_id": 0, "tracing": 0, "fetch": 1, "media": 1, "video_decoder": 1},
+    **{"image": 2, "video": 3, "geometry": 3, "masks": 3, "reading": 3},
 }
 FORBIDDEN = {"utils", "common", "helpers", "types", "http", "openai"}
 

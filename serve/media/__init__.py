@@ -1,0 +1,1 @@
+"""Files from outside as checked pixels: parsed and decoded in bounded processes, and shared without copies."""
