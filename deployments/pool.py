@@ -16,7 +16,7 @@ from deployments.quarantine import Quarantine
 from deployments.replicas import Replicas
 from serve.errors import ModelError, Overloaded
 from serve.rpc.connection import Connection
-from serve.worker import ASLEEP, Status
+from serve.worker import Status
 
 BATCH_SHARE = 0.5
 """How much of a replica's room those may fill who can wait: the rest is free for people who cannot."""
@@ -85,11 +85,11 @@ class Pool:
         live = await self._replicas.live()
         said: list[tuple[float, Status]] = [(one.heard, one.standing[model]) for one in live]
         if not said:
+            since_s = time.monotonic() - self._replicas.alone_since
             if self.entry.sleeps and not self._replicas.knocking():
-                step = ASLEEP
-            else:
-                step = "starting again: its process ended" if self._replicas.met else "starting its process"
-            return Status(model, "starting", step, time.monotonic() - self._replicas.alone_since, self._asked[model])
+                return Status(model, "asleep", "it starts when it is asked", since_s, self._asked[model])
+            step = "starting again: its process ended" if self._replicas.met else "starting its process"
+            return Status(model, "starting", step, since_s, self._asked[model])
         order = ("ready", "starting", "failed")
         at, status = min(said, key=lambda pair: order.index(pair[1].state))
         return replace(status, since_s=status.since_s + time.monotonic() - at, asked=self._asked[model])

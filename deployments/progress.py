@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from serve.worker import ASLEEP
-
 EVERY_S = 0.5
 REMIND_S = 30.0
 COUNTS = re.compile(r"\d+")  # a download that has come further is no news, until REMIND_S
@@ -29,14 +27,14 @@ class Progress:
     key: str | None = None
 
     def follow(self, url: str) -> dict[str, str]:
-        """Every model's state, when none is starting any more but those that sleep."""
+        """Every model's state, when none is starting any more."""
         while True:
             found = ask(url, self.key)
             states: dict[str, str] = found.get("models", {})
             details: dict[str, dict[str, Any]] = found.get("details", {})
             steps = {name: details.get(name, {}).get("step", states.get(name, "starting")) for name in self.models}
             self.show(steps, states)
-            if states and all(state != "starting" or steps[name] == ASLEEP for name, state in states.items()):
+            if states and "starting" not in states.values():
                 return states
             time.sleep(EVERY_S)
 
@@ -64,7 +62,7 @@ class Progress:
 
     @staticmethod
     def line(step: str, state: str | None) -> str:
-        return f"FAILED: {step}" if state == "failed" else step
+        return {"failed": "FAILED: ", "asleep": "asleep: "}.get(state or "", "") + step
 
 
 def ask(url: str, key: str | None = None) -> dict[str, Any]:

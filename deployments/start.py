@@ -246,10 +246,10 @@ def _drain(seconds: float) -> None:
 
 
 def _welcome(url: str, states: dict[str, str], logs: Path, *, toys: bool) -> None:
-    ready = [name for name, state in states.items() if state == "ready"]
-    if len(ready) < len(states):
+    able = [name for name, state in states.items() if state in ("ready", "asleep")]
+    if len(able) < len(states):
         print(f"Logs: {logs}")
-    if not ready:
+    if not able:
         print("No model can answer. Ctrl-C stops.", flush=True)
         return
     print(f"\nDiptych is ready: {url}\n\nTry, in another terminal:\n  {_command(url)}")

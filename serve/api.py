@@ -25,7 +25,6 @@ from serve.wire.limits import Limits
 from serve.wire.meters import Meters
 from serve.wire.model_list import ModelEntry, ModelList, model_list
 from serve.wire.pictures import Pictures
-from serve.worker import ASLEEP
 
 LIMITS = Limits()
 OPEN = Access()
@@ -43,8 +42,8 @@ class Detail(BaseModel):
 
 
 class Readiness(BaseModel):
-    """ready: every model can answer or is on its way there; degraded: some failed. 503 until one can answer, or sleeps
-    until it is asked."""
+    """ready: a model can answer or sleeps until it is asked, and the others are on their way; degraded: some failed.
+    503 until one can answer or sleeps."""
 
     status: Literal["starting", "ready", "degraded"]
     models: dict[str, State]
@@ -54,7 +53,7 @@ class Readiness(BaseModel):
 
     def able(self) -> bool:
         """Whether to send requests here: a model can answer, or sleeps, which a request ends."""
-        return "ready" in self.models.values() or any(detail.step == ASLEEP for detail in self.details.values())
+        return not {"ready", "asleep"}.isdisjoint(self.models.values())
 
 
 def create_app(
@@ -193,8 +192,8 @@ async def readiness(router: Router) -> Readiness:
     statuses = await router.statuses()
     states: dict[str, State] = {status.model: status.state for status in statuses}
     found: set[Any] = set(states.values())
-    overall: Literal["starting", "ready", "degraded"] = "ready" if found <= {"ready", "starting"} else "degraded"
-    if "ready" not in found and ("starting" in found or not found):
+    overall: Literal["starting", "ready", "degraded"] = "degraded" if "failed" in found else "ready"
+    if found.isdisjoint({"ready", "asleep"}) and ("starting" in found or not found):
         overall = "starting"
     return Readiness(
         status=overall,

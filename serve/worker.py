@@ -14,9 +14,6 @@ from serve.models.base import Model
 from serve.reading import Reading
 from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
 
-ASLEEP = "asleep: it starts when it is asked"
-"""The step of a starting model that nobody has asked for yet, where a deployment lets it wait for that."""
-
 
 @dataclass(frozen=True)
 class Status:

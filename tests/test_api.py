@@ -21,13 +21,13 @@ from starlette.types import Message
 from k8s.checks import rules
 from serve import image, pages
 from serve.api import create_app
+from serve.engines.base import State
 from serve.engines.fake import FakeEngine
 from serve.router import Router
 from serve.tasks import TASKS
 from serve.wire import sse
 from serve.wire.limits import Limits
 from serve.wire.meters import Meters
-from serve.worker import ASLEEP
 
 VQA = {"image": URL, "question": "what colour?"}
 
@@ -409,8 +409,38 @@ async def test_ready_says_where_each_model_stands() -> None:
     assert degraded.json()["details"][PALIGEMMA]["step"] == "its weights are damaged"
     llava.mark("failed", "x")  # type: ignore[attr-defined]
     assert (await get("/ready", app)).status_code == 503
-    llava.mark("starting", ASLEEP)  # type: ignore[attr-defined]
-    assert (await get("/ready", app)).status_code == 200  # or no balancer would ever send what wakes it
+    llava.mark("asleep", "it starts when it is asked")  # type: ignore[attr-defined]
+    asleep = await get("/ready", app)
+    assert asleep.status_code == 200  # or no balancer would ever send what wakes it
+    assert (asleep.json()["status"], asleep.json()["models"]) == ("degraded", {LLAVA: "asleep", PALIGEMMA: "failed"})
+    assert list(asleep.json()["details"]) == [LLAVA, PALIGEMMA]
+
+
+@pytest.mark.parametrize(
+    ("states", "status", "code"),
+    [
+        (("asleep", "asleep"), "ready", 200),
+        (("asleep", "starting"), "ready", 200),
+        (("ready", "asleep"), "ready", 200),
+        (("starting", "failed"), "starting", 503),
+        (("failed", "failed"), "degraded", 503),
+    ],
+)
+async def test_a_model_that_sleeps_counts_as_one_that_can_be_asked(
+    states: tuple[State, State], status: str, code: int
+) -> None:
+    app_router = router(ready=False)
+    for worker, state in zip(app_router.routes.values(), states, strict=True):
+        worker.mark(state, "x")  # type: ignore[attr-defined]
+    app = create_app(app_router)
+    reply = await get("/ready", app)
+    assert (reply.status_code, reply.json()["status"]) == (code, status)
+    assert tuple(reply.json()["models"].values()) == states
+    listed = (await get("/v1/models", app)).json()["data"]
+    assert tuple(entry["diptych"]["state"] for entry in listed[:2]) == states
+    metrics = (await get("/metrics", app)).text
+    for name, state in zip((LLAVA, PALIGEMMA), states, strict=True):
+        assert f'diptych_model_state{{model="{name}",state="{state}"}} 1.0' in metrics
 
 
 async def test_metrics_count_requests_and_replies() -> None:

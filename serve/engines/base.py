@@ -9,7 +9,8 @@ from serve.image import Image
 from serve.video import Video
 
 FinishReason = Literal["stop", "length", "abort"]
-State = Literal["starting", "ready", "failed"]
+State = Literal["starting", "ready", "asleep", "failed"]
+"""Where a model stands. asleep: no process of it runs; the first request starts one."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _wait_ready(server: Server, patience_s: float, tell: Callable[[str], None]) 
         standing = server.ready()
         states: Mapping[str, str] = standing.get("models", {})
         starting = [name for name, state in states.items() if state == "starting"]
-        if not starting and "ready" in states.values():
+        if not starting and not {"ready", "asleep"}.isdisjoint(states.values()):
             return
         if not starting:
             details = standing.get("details", {})

@@ -99,7 +99,7 @@ async function watch() {
 
 function standing() {
   const of = (state) => Object.keys(ready.models).filter((name) => ready.models[name] === state);
-  const [able, starting, failed] = ["ready", "starting", "failed"].map(of);
+  const [able, asleep, starting, failed] = ["ready", "asleep", "starting", "failed"].map(of);
   const step = (name) => `${name} ${ready.details[name]?.step ?? ""} (${Math.round(ready.details[name]?.since_s ?? 0)} s)`;
   const why = (name) => `${name}: ${ready.details[name]?.step ?? "unknown reason"}`;
   for (const chip of document.querySelectorAll("#models label")) chip.dataset.state = ready.models[chip.dataset.model] ?? "";
@@ -107,8 +107,9 @@ function standing() {
   const open = `${count} of ${Object.keys(ready.models).length} models ready`;
   if (!Object.keys(ready.models).length) stated("No model is served here.", "failed");
   else if (starting.length) stated(`${count ? open : "Models are loading"}. Starting: ${starting.map(step).join("; ")}.`, "starting");
-  else if (!count) stated(`No model can answer. ${failed.map(why).join("; ")}`, "failed");
+  else if (!count && !asleep.length) stated(`No model can answer. ${failed.map(why).join("; ")}`, "failed");
   else if (failed.length) stated(`${open}. Failed: ${failed.map(why).join("; ")}`, "failed");
+  else if (asleep.length) stated(`${open}. Starts when it is asked: ${asleep.join(", ")}`, "ready");
   else stated(`${LIST.format(able)} ${count === 1 ? "is" : "are"} ready.`, "ready");
 }
 

@@ -3,11 +3,13 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from serve.engines.base import State
 from serve.tasks.base import Event, Merged, Reply, Usage
-from serve.worker import ASLEEP, Status
+from serve.worker import Status
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 # OpenTelemetry's buckets for generative AI: time to the first token, and of an operation
@@ -15,7 +17,7 @@ FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.
 WHOLE = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 WIDTHS = (1, 2, 3, 4, 6, 8, 16, 32, 64)
 TENTHS = tuple(tenth / 10 for tenth in range(11))
-STATES = ("starting", "ready", "failed", "asleep")
+STATES = get_args(State)
 
 
 class Meters:
@@ -109,9 +111,8 @@ class Meters:
         self.asked.clear()
         for status in statuses:
             self.asked.labels(status.model).set(status.asked)
-            now = "asleep" if status.step == ASLEEP else status.state
             for state in STATES:
-                self.states.labels(status.model, state).set(state == now)
+                self.states.labels(status.model, state).set(state == status.state)
         return generate_latest(self.registry)
 
 

@@ -122,7 +122,9 @@ def test_progress_says_each_step_once_where_nobody_looks_at_a_terminal() -> None
     for step in ("downloading 1 of 9 MiB", "downloading 2 of 9 MiB", "ready"):
         shown.show({"a": step, "b": "no memory"}, {"a": "starting", "b": "failed"})
     lines = [line.split("  ")[-1] for line in out.getvalue().splitlines()]
+    shown.show({"c": "it starts when it is asked"}, {"c": "asleep"})
     assert lines == ["a: downloading 1 of 9 MiB", "b: FAILED: no memory", "a: ready"]
+    assert out.getvalue().endswith("c: asleep: it starts when it is asked\n")
 
 
 def gateway(**given: Any) -> GatewayArgs:

@@ -13,7 +13,7 @@ from deployments.args import ModelArgs
 from deployments.breaker import FAILURES
 from serve.errors import BadRequest, ModelError, Overloaded
 from serve.rpc.server import Server
-from serve.worker import ASLEEP, Status
+from serve.worker import Status
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own
@@ -191,13 +191,13 @@ async def test_a_process_that_goes_away_is_an_error_of_its_own_requests() -> Non
 
 async def test_a_sleeping_model_says_so_and_is_knocked_for_once() -> None:
     async with pooled(0, autoscaling={"min_replicas": 0, "max_replicas": 1}) as (pool, _, handle):
-        assert (await pool.status(NAME)).step == ASLEEP
+        assert (await pool.status(NAME)).state == "asleep"
         for _ in range(3):
             with pytest.raises(ModelError, match="was asleep") as refused:
                 await ask(pool, about(1))
             assert refused.value.code == "model_starting"
         await until(lambda: handle.knocks == 1)
-        assert (await pool.status(NAME)).step != ASLEEP
+        assert (await pool.status(NAME)).state == "starting"
 
 
 async def test_a_model_that_another_gateway_woke_is_not_said_to_sleep() -> None:

@@ -125,6 +125,15 @@ def test_each_state_has_its_sentence(page: Page, tmp_path: Path) -> None:
             "No model can answer. toy-llava: no memory for toy-llava; toy-paligemma: no memory for toy-paligemma"
         )
         page.goto("about:blank")
+    sleeping = router(ready=False)
+    for worker, stands in zip(sleeping.routes.values(), ("ready", "asleep"), strict=True):
+        assert isinstance(worker, Worker)
+        worker.mark(stands, "it starts when it is asked")  # type: ignore[arg-type]
+    with listening(create_app(sleeping)) as url:
+        page.goto(url)
+        expect(state).to_have_text("1 of 2 models ready. Starts when it is asked: toy-paligemma")
+        expect(page.locator("#models label[data-state=asleep]")).to_have_count(1)
+        page.goto("about:blank")
     words, large = tmp_path / "words.txt", tmp_path / "large.png"
     words.write_text("not a picture")
     large.write_bytes(b"\0" * (21 * 2**20))
