@@ -1,0 +1,235 @@
+"""Memory that requests may hold: in order, in time, and no more than there is."""
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from serve.errors import Overloaded, TooLarge
+from serve.media.budget import MOST_WAITING, SMALL, Budget, container_limit, machine_memory
+
+MB = 2**20
+
+
+def soon(seconds: float = 0.02) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def test_what_is_leased_is_held_until_it_is_given_back() -> None:
+    budget = Budget(100 * MB)
+    with await budget.acquire(60 * MB) as lease:
+        assert (lease.size, budget.held) == (60 * MB, 60 * MB)
+        lease.shrink(20 * MB)
+        assert budget.held == 20 * MB
+        await lease.grow(50 * MB)
+        assert (lease.size, budget.held) == (50 * MB, 50 * MB)
+    lease.release()
+    assert budget.held == 0
+
+
+async def test_a_lease_that_was_released_does_not_grow() -> None:
+    budget = Budget(100 * MB)
+    lease = await budget.acquire(MB)
+    lease.release()
+    await lease.grow(5 * MB)
+    assert budget.held == 0
+
+
+@pytest.mark.parametrize(("size", "arriving"), [(91 * MB, False), (41 * MB, True), (500 * MB, True)])
+async def test_what_can_never_fit_is_refused_at_once(size: int, arriving: bool) -> None:
+    budget = Budget(100 * MB)
+    with pytest.raises(TooLarge) as refused:
+        await budget.acquire(size, param="image", arriving=arriving)
+    assert (refused.value.status, refused.value.param, budget.refused, budget.held) == (413, "image", 1, 0)
+
+
+async def test_the_largest_lease_is_one_that_can_be_given() -> None:
+    budget = Budget(100 * MB)
+    for arriving in (True, False):
+        (await budget.acquire(budget.largest(arriving=arriving), arriving=arriving)).release()
+        with pytest.raises(TooLarge):
+            await budget.acquire(budget.largest(arriving=arriving) + 1, arriving=arriving)
+
+
+async def test_who_does_not_get_it_in_time_is_refused_for_now() -> None:
+    budget = Budget(100 * MB)
+    lease = await budget.acquire(80 * MB)
+    with pytest.raises(Overloaded) as refused:
+        await budget.acquire(20 * MB, soon())
+    assert (refused.value.status, budget.refused, budget.held) == (429, 1, 80 * MB)
+    with pytest.raises(Overloaded):
+        await budget.acquire(20 * MB, soon(-1))
+    lease.release()
+    assert budget.held == 0
+
+
+async def test_a_lease_that_cannot_grow_keeps_what_it_has() -> None:
+    budget = Budget(100 * MB)
+    with await budget.acquire(50 * MB), await budget.acquire(30 * MB) as lease:
+        with pytest.raises(Overloaded):
+            await lease.grow(60 * MB, soon())
+        assert (lease.size, budget.held) == (30 * MB, 80 * MB)
+    assert budget.held == 0
+
+
+async def test_leases_of_one_kind_come_in_their_order() -> None:
+    budget = Budget(100 * MB)
+    first = await budget.acquire(80 * MB)
+    order: list[str] = []
+
+    async def want(name: str, size: int) -> None:
+        with await budget.acquire(size):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    large = asyncio.create_task(want("large", 70 * MB))
+    await asyncio.sleep(0)
+    less = asyncio.create_task(want("less", 5 * MB))  # would fit, and waits its turn
+    await asyncio.sleep(0)
+    assert order == []
+    first.release()
+    await asyncio.gather(large, less)
+    assert (order, budget.held) == (["large", "less"], 0)
+
+
+async def test_a_waiter_that_leaves_lets_the_next_one_in() -> None:
+    budget = Budget(100 * MB)
+    with await budget.acquire(50 * MB):
+        large = asyncio.create_task(budget.acquire(80 * MB))
+        await asyncio.sleep(0)
+        less = asyncio.create_task(budget.acquire(30 * MB))
+        await asyncio.sleep(0)
+        large.cancel()
+        assert (await asyncio.wait_for(less, 5)).size == 30 * MB
+    assert budget.held == 30 * MB
+
+
+async def test_a_waiter_that_is_cancelled_as_it_is_served_keeps_nothing() -> None:
+    budget = Budget(100 * MB)
+    first = await budget.acquire(80 * MB)
+    waiting = asyncio.create_task(budget.acquire(30 * MB))
+    await asyncio.sleep(0)
+    first.release()  # grants it
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert budget.held == 0
+
+
+async def test_too_long_a_queue_refuses_at_once() -> None:
+    budget = Budget(100 * MB)
+    with await budget.acquire(89 * MB):
+        waiting = [asyncio.create_task(budget.acquire(3 * MB)) for _ in range(MOST_WAITING)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await budget.acquire(3 * MB)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert budget.held == 0
+
+
+async def test_bodies_never_take_the_room_in_which_they_are_read() -> None:
+    budget = Budget(100 * MB)
+    bodies = [await budget.acquire(10 * MB, soon(), arriving=True) for _ in range(4)]
+    with pytest.raises(Overloaded):
+        await budget.acquire(10 * MB, soon(), arriving=True)
+    with await budget.acquire(50 * MB, soon()):  # each of them can still be decoded
+        pass
+    for body in bodies:
+        body.release()
+    assert budget.held == 0
+
+
+async def test_small_ones_pass_large_ones() -> None:
+    budget = Budget(100 * MB)
+    with await budget.acquire(85 * MB):
+        large = asyncio.create_task(budget.acquire(40 * MB))
+        await asyncio.sleep(0)
+        with await budget.acquire(SMALL, soon()):
+            assert not large.done()
+    (await large).release()
+    bodies = [await budget.acquire(10 * MB, arriving=True) for _ in range(4)]
+    with await budget.acquire(SMALL, soon(), arriving=True):
+        pass
+    assert len(bodies) == 4
+
+
+@pytest.mark.parametrize("seed", [3, 7, 11])
+async def test_all_is_given_back_however_it_ended(seed: int) -> None:
+    """Random leases, growing, shrinking, timing out and cancelled: the count comes back to nothing and never passes
+    the total."""
+    draw = random.Random(seed)
+    budget = Budget(100 * MB)
+
+    async def one() -> None:
+        try:
+            with await budget.acquire(
+                draw.randrange(30 * MB), soon(draw.random() / 50), arriving=draw.random() < 0.5
+            ) as lease:
+                await asyncio.sleep(draw.random() / 200)
+                await lease.grow(draw.randrange(60 * MB), soon(draw.random() / 50))
+                assert budget.held <= budget.total
+                lease.shrink(draw.randrange(30 * MB))
+                await asyncio.sleep(draw.random() / 200)
+        except Overloaded:
+            pass
+
+    tasks = [asyncio.create_task(one()) for _ in range(200)]
+    await asyncio.sleep(0.01)
+    for task in tasks[::5]:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} <= {type(None), asyncio.CancelledError}
+    assert budget.held == 0
+
+
+def group(root: Path, path: str, name: str, value: str) -> None:
+    folder = root / path
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(value + "\n")
+
+
+def limit(root: Path, lines: str) -> int | None:
+    (root / "cgroup").write_text(lines)
+    return container_limit(root / "cgroup", root / "sys")
+
+
+def test_the_limit_of_a_version_2_group(tmp_path: Path) -> None:
+    group(tmp_path / "sys", "pods/one", "memory.max", str(2048 * MB))
+    assert limit(tmp_path, "0::/pods/one\n") == 2048 * MB
+
+
+def test_the_least_limit_counts_also_of_groups_above(tmp_path: Path) -> None:
+    group(tmp_path / "sys", "pods/one/init", "memory.max", "max")
+    group(tmp_path / "sys", "pods/one", "memory.max", str(900 * MB))
+    group(tmp_path / "sys", "pods", "memory.max", str(2048 * MB))
+    assert limit(tmp_path, "0::/pods/one/init\n") == 900 * MB
+
+
+def test_a_container_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
+    group(tmp_path / "sys", ".", "memory.max", str(512 * MB))
+    assert limit(tmp_path, "0::/\n") == 512 * MB
+    assert limit(tmp_path, "0::/kubepods/not/mounted/here\n") == 512 * MB
+
+
+def test_the_limit_of_a_version_1_group(tmp_path: Path) -> None:
+    group(tmp_path / "sys" / "memory", "docker/x", "memory.limit_in_bytes", str(768 * MB))
+    group(tmp_path / "sys" / "memory", ".", "memory.limit_in_bytes", "9223372036854771712")
+    assert limit(tmp_path, "12:cpu,cpuacct:/docker/x\n4:memory:/docker/x\n0::/\n") == 768 * MB
+
+
+def test_no_limit_is_none(tmp_path: Path) -> None:
+    assert limit(tmp_path, "0::/\n") is None
+    assert container_limit(tmp_path / "nothing", tmp_path) is None
+    group(tmp_path / "sys", ".", "memory.max", "max")
+    assert limit(tmp_path, "0::/\n") is None
+
+
+def test_the_budget_of_a_process_fits_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Budget.of_this_process(300).total == 300 * MB
+    assert 0 < Budget.of_this_process().total < machine_memory()
+    monkeypatch.setattr("serve.media.budget.container_limit", lambda: 2048 * MB)
+    assert 1000 * MB < Budget.of_this_process().total < 1400 * MB
+    monkeypatch.setattr("serve.media.budget.container_limit", lambda: 2**62)  # version 1's word for none
+    assert Budget.of_this_process().total <= machine_memory()
