@@ -17,7 +17,7 @@ import uvloop
 from loadtest import curves, tables
 from loadtest.alone import alone
 from loadtest.block import Block, Case, measure
-from loadtest.sides import MODEL, SORTS, Refused, Side, running
+from loadtest.sides import MODEL, PREVIOUS, SORTS, Refused, Side, running
 
 COUNTS = {1: 40, 8: 160, 32: 320, 128: 512}
 """Requests of a block, by clients: some seconds of work on two cores."""
@@ -26,6 +26,8 @@ COUNTS = {1: 40, 8: 160, 32: 320, 128: 512}
 def main() -> int:
     """0: measured, and every target met; 1: a target was missed; 2: nothing could be measured."""
     options = _options()
+    if options.previous:
+        os.environ[PREVIOUS] = str(Path(options.previous).absolute())
     keys = [key for key in options.sides.split(",") if key]
     for key in list(keys):
         missing = SORTS[key].missing()
@@ -61,6 +63,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("bench", description=__doc__)
     parser.add_argument("--sides", default="A,B,C,D")
+    parser.add_argument("--previous", default="", help="another checkout, measured as side P beside this one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", default="1,8,32,128", help="closed loop: so many wait for an answer at any time")
     parser.add_argument("--rates", default="20,40", help="open loop: requests a second, whoever is answered")

@@ -11,7 +11,7 @@ from loadtest.block import Block
 from loadtest.sides import SORTS
 from loadtest.tables import Value
 
-COLOURS = {"A": "#666666", "B": "#c2410c", "C": "#1d4ed8", "D": "#15803d"}
+COLOURS = {"A": "#666666", "B": "#c2410c", "C": "#1d4ed8", "D": "#15803d", "P": "#7c3aed"}
 
 
 def draw(blocks: Sequence[Block], file: Path) -> None:

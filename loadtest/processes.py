@@ -11,6 +11,7 @@ from serve.engines.process_tree import cpu_seconds, descendants
 
 ROLES = (  # the first that is found in the command line names the process
     ("engine", re.compile(r"EngineCore|VLLM::Worker|VllmWorker")),
+    ("media", re.compile(r"serve\.media\.decoder")),
     ("gateway", re.compile(r"ServeReplica:[^:]*:(gateway|OpenAiIngress)")),
     ("replica", re.compile(r"ServeReplica:")),
     ("proxy", re.compile(r"ProxyActor|haproxy")),
@@ -38,11 +39,11 @@ class Tree:
         return found
 
     def cpu(self) -> dict[str, float]:
-        """CPU seconds since each process began, by role."""
+        """CPU seconds since each process began, by role; those of children that have ended are their parent's."""
         spent: defaultdict[str, float] = defaultdict(float)
         for process in self.all():
             with contextlib.suppress(OSError):
-                spent[self._role(process)] += cpu_seconds(process)
+                spent[self._role(process)] += cpu_seconds(process, ended_children=True)
         return dict(spent)
 
     def memory(self) -> dict[str, float]:

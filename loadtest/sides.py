@@ -28,6 +28,8 @@ from serve.models import MODELS
 MODEL = "toy-llava"
 HERE = Path(__file__).parent
 OTHERS = HERE.parent / "build" / "others"
+PREVIOUS = "DIPTYCH_BENCH_PREVIOUS"
+"""The environment variable that names another checkout of this repository, for side P."""
 START_S = 300.0
 
 
@@ -64,7 +66,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Sort:
-    """How a server is started. command: from its port and a folder for its files. front: its own process's role."""
+    """How a server is started. command: from its port and a folder for its files. front: its own process's role.
+    checkout: the repository whose code it runs."""
 
     key: str
     name: str
@@ -73,6 +76,7 @@ class Sort:
     before: str | None = None  # the side that it stands before
     missing: Callable[[], str | None] = lambda: None
     model: str = MODEL
+    checkout: Callable[[], Path] = lambda: HERE.parent
 
 
 def engine_arguments() -> dict[str, object]:
@@ -139,11 +143,22 @@ def _needs(name: str) -> Callable[[], str | None]:
     return missing
 
 
+def _previous() -> Path:
+    """Return the other checkout; an empty path where none was named."""
+    return Path(os.environ.get(PREVIOUS, ""))
+
+
+def _no_previous() -> str | None:
+    """Return why side P cannot run."""
+    return None if (_previous() / "deployments").is_dir() and PREVIOUS in os.environ else "--previous names no checkout"
+
+
 SORTS = {
     sort.key: sort
     for sort in (
         Sort("A", "vLLM's own server", "server", _vllm),
         Sort("B", "Diptych", "driver", _diptych),
+        Sort("P", "Diptych of another checkout", "driver", _diptych, missing=_no_previous, checkout=_previous),
         Sort("C", "ray.serve.llm", "driver", _ray_llm, missing=_needs("rayllm")),
         Sort("D", "LiteLLM before A", "litellm", _litellm, before="A", missing=_needs("litellm")),
     )
@@ -163,13 +178,15 @@ def running(sort: Sort, upstream: Side | None = None) -> Iterator[Side]:
     if upstream is not None:
         os.environ["DIPTYCH_BENCH_UPSTREAM"] = upstream.url
     # One thread for torch, which Ray gives its replicas too: with two, vLLM's own server is a fifth slower here.
-    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(HERE.parent)}
+    checkout = str(sort.checkout().absolute())
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": checkout}
     with log.open("wb") as out:
         process = subprocess.Popen(
             sort.command(port, folder),
             stdout=out,
             stderr=subprocess.STDOUT,
             env=environment,
+            cwd=checkout,  # `-m deployments` is looked for here first
             start_new_session=True,
         )
     side = Side(

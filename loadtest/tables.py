@@ -79,6 +79,12 @@ def _checked(blocks: Sequence[Block]) -> Iterator[tuple[str, str, bool]]:
         if case is not None and (ratios := _ratios(blocks, case, "B", lambda b: b.first)):
             found = statistics.median(ratios)
             yield f"first word, {clients} clients, to A <= 1", f"{found:.2f}", found <= 1
+    for case in dict.fromkeys(block.case for block in blocks if block.side == "P"):
+        least = 1.0 if case.size == "12mp" else 0.98
+        if previous := _ratios(blocks, case, "B", lambda b: b.rate, "P"):
+            ratio = statistics.median(previous)
+            spread = f"{ratio:.2f} [{min(previous):.2f} to {max(previous):.2f}]"
+            yield f"{case.name}, replies/s to P >= {least}", spread, ratio >= least
     case = _case(blocks, 32, True)
     if case is not None and (mine := _of(blocks, case, "B")):
         gap = _median(mine, lambda b: b.gap)

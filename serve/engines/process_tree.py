@@ -27,10 +27,13 @@ def states(process: int) -> list[str]:
     return found
 
 
-def cpu_seconds(process: int) -> float:
-    """What it has used so far, all threads together; 0 for one that is gone."""
+def cpu_seconds(process: int, *, ended_children: bool = False) -> float:
+    """Return the CPU seconds that its threads have used so far; 0 for a process that is gone.
+
+    ended_children: add those of its children that have ended and were waited for.
+    """
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / TICK
+    return sum(map(int, fields[11 : 15 if ended_children else 13])) / TICK
