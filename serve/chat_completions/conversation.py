@@ -8,6 +8,7 @@ from serve.chat_completions.request import MAX_TEXT, ImagePart, Message, TextPar
 from serve.errors import BadRequest
 from serve.image import Image
 from serve.models.base import Turn
+from serve.tasks.vqa import stripped
 from serve.video import Video
 
 ROLES = {"developer": "system"}  # OpenAI's newer word for the same
@@ -29,7 +30,7 @@ class Conversation:
         """The last user message's text and its path in the request. Raises BadRequest where the user said nothing."""
         for at in reversed(range(len(self.turns))):
             if self.turns[at].role == "user":
-                return self.turns[at].text.strip(), f"messages[{at}].content"
+                return stripped(self.turns[at].text), f"messages[{at}].content"
         raise BadRequest("There is no user message.", param="messages")
 
 

@@ -2,13 +2,30 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from serve.tasks.answers import normalise
 from serve.tasks.base import Reply, Request, Result, Task
 from serve.tasks.vote import majority
 
-Question = Annotated[str, Field(min_length=1, max_length=4000)]
+_UNSEEN = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\u2800\u3164\ufeff"
+"""What shows nothing and is no white space to Python: soft hyphen, zero-width blanks and joiners, marks of direction,
+the empty braille cell, a filler, the byte order mark."""
+_BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + _UNSEEN  # all white space of Unicode lies below
+
+
+def stripped(text: str) -> str:
+    """Return the text without the blanks around it, in whatever letters they are written."""
+    return text.strip(_BLANKS)
+
+
+def _with_words(question: str) -> str:
+    if not (words := stripped(question)):
+        raise ValueError("a question must have words")
+    return words
+
+
+Question = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_with_words)]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]{2,4})?$", description="ISO 639 code, such as en.")]
 
 
