@@ -351,7 +351,7 @@ async def test_fields_that_ask_for_nothing_are_accepted() -> None:
         ("stop", [""], "invalid_value"),
         ("temperature", "0", "invalid_type"),
         ("temperature", 2.1, "invalid_value"),
-        ("top_p", 0, "invalid_value"),
+        ("top_p", -0.1, "invalid_value"),
         ("top_logprobs", 2, "invalid_value"),
         ("logprobs", 1, "invalid_type"),
         ("max_tokens", 0, "invalid_value"),
@@ -374,13 +374,12 @@ async def test_two_lengths_must_agree() -> None:
     ("field", "value"),
     [
         ("n", 2),
-        ("stop", "a"),
+        ("stop", ""),
+        ("stop", ["a", ""]),
         ("logprobs", True),
         ("presence_penalty", 0.5),
         ("frequency_penalty", 0.5),
-        ("ignore_eos", True),
         ("response_format", {"type": "json_object"}),
-        ("top_p", 0.9),
         ("merge", "dice"),
         ("quorum", 3),
         ("max_completion_tokens", 5000),
@@ -466,8 +465,10 @@ async def test_columns_stream_as_they_are_spoken_and_the_merge_comes_last() -> N
     found = await chunks(body("vqa:*", stream_options={"include_usage": True}), slow, fast)
     choices = [chunk["choices"][0] for chunk in found[:-1]]
     indexes = [choice["index"] for choice in choices]
-    assert set(indexes) == {0, 1, 2} and indexes[-3:] == [0, 0, 0] and 0 not in indexes[:-3]
-    assert indexes[:-3] not in ([1] * 5 + [2] * 3, [2] * 3 + [1] * 5)  # interleaved
+    assert indexes[:3] == [0, 1, 2]  # announced in order, before one speaks
+    spoken = indexes[3:-2]
+    assert indexes[-2:] == [0, 0] and set(spoken) == {1, 2}
+    assert spoken not in ([1] * 4 + [2] * 2, [2] * 2 + [1] * 4)  # interleaved
     said = {at: "".join(c["delta"].get("content", "") for c in choices if c["index"] == at) for at in (0, 1, 2)}
     assert said == {0: "a red square", 1: "a red square", 2: "red"}
     for at in (0, 1, 2):
@@ -476,6 +477,19 @@ async def test_columns_stream_as_they_are_spoken_and_the_merge_comes_last() -> N
         assert [choice["finish_reason"] for choice in own] == [None] * (len(own) - 1) + ["stop"]
         assert own[-1]["diptych"]["status"] == "ok"
     assert found[-1]["usage"]["completion_tokens"] == 4
+
+
+async def test_every_choice_is_announced_in_order_before_one_speaks() -> None:
+    quick, slow = FakeEngine("red"), FakeEngine("a red square", first_delay_s=0.05)
+    for given, engines, count in (
+        (body("vqa:*"), (slow, quick), 3),  # the later column speaks first
+        (body("caption:*"), (FakeEngine("a", first_delay_s=0.05), FakeEngine("b", fail_after=0)), 3),
+        (body("vqa"), (slow, quick), 1),
+        (body(n=3), (quick, quick), 3),
+    ):
+        opening = [chunk["choices"][0] for chunk in await chunks(given, *engines)][:count]
+        assert [choice["index"] for choice in opening] == list(range(count))
+        assert all(choice["delta"] == {"role": "assistant", "content": ""} for choice in opening)
 
 
 async def test_a_failed_column_is_closed_and_the_others_go_on() -> None:
@@ -542,11 +556,39 @@ async def test_a_tasks_own_fields_are_passed_on() -> None:
     assert (plain.prompts[0].sampling.temperature, plain.prompts[0].sampling.max_tokens) == (0.0, 32)
 
 
+@pytest.mark.parametrize("model", ["vqa", "caption:*", f"detect:{LLAVA}", "ocr"])
+async def test_sampling_fields_reach_every_model_of_a_fan_out(model: str) -> None:
+    """`vllm bench serve` sends ignore_eos to whatever it measures."""
+    said = "[0.1, 0.1, 0.5, 0.5]" if "detect" in model else "red"
+    llava, paligemma = FakeEngine(said), FakeEngine("red")
+    more = {"ignore_eos": True, "stop": ["a", "b"], "seed": -3, "temperature": 0.7, "top_p": 0.5}
+    given = body(model, max_completion_tokens=9, stream=True, stream_options={"include_usage": True}, **more)
+    reply = await complete(given, llava, paligemma)
+    assert reply.status_code == 200, reply.text
+    prompts = [*llava.prompts, *paligemma.prompts]
+    assert len(prompts) == (1 if "detect" in model else 2)
+    for prompt in prompts:
+        drawn = prompt.sampling
+        assert (drawn.ignore_eos, drawn.stop, drawn.seed, drawn.max_tokens) == (True, ("a", "b"), -3, 9)
+        assert (drawn.temperature, drawn.top_p) == (0.7, 0.5)
+
+
+@pytest.mark.parametrize("model", [LLAVA, "vqa", "vqa:*", "caption"])
+async def test_top_p_may_be_nothing(model: str) -> None:
+    llava = FakeEngine("red")
+    for more in ({"top_p": 0}, {"top_p": 0.0, "temperature": 1}, {"top_p": 0, "temperature": 0, "stop": "x"}):
+        assert (await complete(body(model, **more), llava)).status_code == 200
+        assert llava.prompts[-1].sampling.top_p == 0
+
+
 @pytest.mark.parametrize(
     ("model", "text", "image", "status", "param", "code"),
     [
         ("vqa", "what?", None, 400, "messages[0].content", "missing_image"),
         ("vqa", None, URL, 400, "messages[0].content", "missing_text"),
+        ("vqa", "\r\n", URL, 400, "messages[0].content", "missing_text"),
+        ("chat", "\u200b\ufeff", URL, 400, "messages[0].content", "missing_text"),
+        ("vqa:*", "\u3000\u00a0\u2060", URL, 400, "messages[0].content", "missing_text"),
         ("detect", " ; ", URL, 400, "messages[0].content", "invalid_value"),
         ("vqa", "x" * 5000, URL, 400, "messages[0].content", "invalid_value"),
         ("vqa:", "what?", URL, 400, "model", "invalid_value"),

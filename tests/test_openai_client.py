@@ -103,7 +103,51 @@ async def test_columns_stream_side_by_side(waiting: openai.AsyncOpenAI) -> None:
         said[choice.index] = said.get(choice.index, "") + (choice.delta.content or "")
         order.append(choice.index)
     assert said == {0: LLAVA_SAYS, 1: LLAVA_SAYS, 2: PALIGEMMA_SAYS}
-    assert order[-1] == 0 and 0 not in order[:-3]
+    assert order[:3] == [0, 1, 2] and order[-2:] == [0, 0] and 0 not in order[3:-2]
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "texts"),
+    [
+        ("caption:*", {}, [LLAVA_SAYS, LLAVA_SAYS, PALIGEMMA_SAYS]),
+        (f"vqa:{PALIGEMMA},{LLAVA}", {"stop": ["blue"]}, [LLAVA_SAYS, LLAVA_SAYS, PALIGEMMA_SAYS]),
+        ("vqa", {}, [LLAVA_SAYS]),
+        (LLAVA, {"n": 2, "seed": 1}, [LLAVA_SAYS] * 2),
+        (PALIGEMMA, {"n": 5}, [PALIGEMMA_SAYS] * 5),
+    ],
+)
+async def test_the_stream_helper_takes_several_choices(
+    client: openai.OpenAI, waiting: openai.AsyncOpenAI, model: str, more: dict[str, Any], texts: list[str]
+) -> None:
+    given = ask(model, **more)
+    with client.chat.completions.stream(**given, stream_options={"include_usage": True}) as stream:
+        done = [event.content for event in stream if event.type == "content.done"]
+        whole = stream.get_final_completion()
+    async with waiting.chat.completions.stream(**given) as other:
+        async for _ in other:
+            pass
+        awaited = await other.get_final_completion()
+    for said in (whole, awaited):
+        assert [choice.message.content for choice in said.choices] == texts
+        assert [choice.index for choice in said.choices] == list(range(len(texts)))
+        assert {choice.finish_reason for choice in said.choices} == {"stop"}
+    assert sorted(done) == sorted(texts)
+    assert whole.usage is not None and whole.usage.completion_tokens > 0
+
+
+async def test_the_stream_helper_counts_log_probabilities_and_parses(
+    client: openai.OpenAI, waiting: openai.AsyncOpenAI
+) -> None:
+    class Seen(BaseModel):
+        colour: str
+
+    with client.chat.completions.stream(**ask(n=2, logprobs=True, top_logprobs=1)) as stream:
+        for choice in stream.until_done().get_final_completion().choices:
+            assert choice.logprobs is not None and choice.logprobs.content is not None
+            assert "".join(token.token for token in choice.logprobs.content) == LLAVA_SAYS
+    async with waiting.chat.completions.stream(**ask(n=3, response_format=Seen)) as parsed:
+        whole = await parsed.get_final_completion()
+        assert [choice.message.parsed for choice in whole.choices] == [Seen(colour="red")] * 3
 
 
 async def test_many_at_once(waiting: openai.AsyncOpenAI) -> None:

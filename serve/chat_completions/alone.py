@@ -14,6 +14,7 @@ from serve.chat_completions.replies import ChatCompletion, Choice, Chunks, Head,
 from serve.chat_completions.request import FLEX, MAX_TOKENS, ChatCompletionRequest
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
 from serve.errors import BadRequest, ModelError
+from serve.models.base import stops
 from serve.route import Route
 from serve.router import takes, unseeing, unseen
 from serve.tasks.base import Usage
@@ -95,14 +96,14 @@ class Alone:
 
     async def frames(self, head: Head) -> AsyncGenerator[bytes, None]:
         chunks = Chunks(head, self.request.stream_options, self._usage)
-        begun: set[int] = set()
+        begun = False
         ended, closing = 0, b""
         async with aclosing(self._heard()) as heard:
             async for at, piece in heard:
                 said = b""
-                if at not in begun:
-                    begun.add(at)
-                    said += chunks.role(at)
+                if not begun:  # every choice is announced before one speaks, in order: clients count on it
+                    begun = True
+                    said += b"".join(map(chunks.role, range(len(self.prompts))))
                 more: dict[str, Any] = {}
                 if self.request.logprobs and piece.tokens:
                     more["logprobs"] = logprobs(piece.tokens, self.request.top_logprobs or 0).model_dump()
@@ -177,15 +178,12 @@ def sampling(request: ChatCompletionRequest) -> Sampling:
         raise BadRequest("max_tokens and max_completion_tokens differ.", param="max_tokens")
     if request.top_logprobs and not request.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
-    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    if "" in stop:
-        raise BadRequest("A stop sequence must not be empty.", param="stop")
     return Sampling(
         max_tokens=lengths.pop() or MAX_TOKENS if lengths else MAX_TOKENS,
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=request.seed,
-        stop=tuple(stop),
+        stop=stops(request.stop),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         ignore_eos=bool(request.ignore_eos),

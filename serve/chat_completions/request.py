@@ -6,14 +6,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from serve.tasks.base import MAX_MODELS, Name
+from serve.tasks.base import MAX_MODELS, Name, Stop
 
 MAX_TOKENS = 512
 """The length of a reply whose request names none. How much a model's context leaves is known to its engine only."""
 MAX_CHOICES = 8
 FLEX = "flex"
 """OpenAI's service tier for what may wait: our `priority: batch`."""
-MAX_STOP = 256
 MAX_TEXT = 200_000
 """Characters of all messages together: no model served here reads so many."""
 
@@ -129,14 +128,10 @@ class ChatCompletionRequest(BaseModel):
     temperature: float | None = Field(
         default=None, ge=0, le=2, description="1 for a model, as OpenAI has it; 0 for a task, as tasks have it."
     )
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1, description="0 is greedy, as temperature 0 is.")
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="Choices of one model; seeds count up.")
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1 - MAX_CHOICES)
-    stop: (
-        Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
-        | Annotated[list[Annotated[str, Field(max_length=MAX_STOP)]], Field(max_length=4)]
-        | None
-    ) = None
+    stop: Stop | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logprobs: bool | None = None

@@ -27,10 +27,14 @@ class Telling:
         self.chunks = Chunks(head, options, lambda: total(self.usages))
         self.asked = asked
         self.index = {name: at for at, name in enumerate(asked.models, start=1)}
-        self.begun: set[int] = set()
+        self.announced = False
+        self.heard: set[str] = set()
         self.usages: list[Usage] = []
 
     def frames(self, event: Event) -> Iterator[bytes]:
+        if not self.announced and (self.asked.each or not isinstance(event, Reply) or event.status == "ok"):
+            self.announced = True
+            yield from self._announce()
         if isinstance(event, Reply):
             self.usages.append(event.usage)
         if isinstance(event, Merged):
@@ -38,34 +42,30 @@ class Telling:
             yield from self._merged(event)
         elif self.asked.each:
             yield from self._column(event)
-        elif isinstance(event, Delta) or event.status == "ok":
-            yield from self._open(0, None)  # a model speaks: there will be a merged reply, though not yet its words
 
     def last(self) -> bytes:
         return self.chunks.last()
 
     def _column(self, event: Delta | Reply) -> Iterator[bytes]:
         at = self.index[event.model]
-        unheard = at not in self.begun
-        yield from self._open(at, event.model)
-        if event.text and (isinstance(event, Delta) or unheard):
+        if event.text and (isinstance(event, Delta) or event.model not in self.heard):
             yield self.chunks.words(at, event.text)
+        self.heard.add(event.model)
         if isinstance(event, Reply):
             about = about_reply(self.asked.task, event)
             yield self.chunks.finish(at, finish_reason(event.finish_reason), diptych=about)
 
     def _merged(self, merged: Merged) -> Iterator[bytes]:
-        yield from self._open(0, None)
         words = TASKS[self.asked.task].words(merged.result)
         yield self.chunks.words(0, words)
         about = about_merged(self.asked.task, merged)
         yield self.chunks.finish(0, "stop", diptych=about)
 
-    def _open(self, at: int, model: str | None) -> Iterator[bytes]:
-        if at not in self.begun:
-            self.begun.add(at)
-            whose = {"model": model, "task": self.asked.task, "status": "speaking"}
-            yield self.chunks.role(at, diptych=whose)
+    def _announce(self) -> Iterator[bytes]:
+        """Open every choice in the order of its index, before one speaks: openai's stream helper counts on it."""
+        models = [None, *(self.asked.models if self.asked.each else [])]
+        for at, model in enumerate(models):
+            yield self.chunks.role(at, diptych={"model": model, "task": self.asked.task, "status": "speaking"})
 
 
 def about_reply(task: str, reply: Reply) -> dict[str, Any]:

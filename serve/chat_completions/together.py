@@ -22,14 +22,14 @@ from serve.wire.sse import Last
 # What only one model alone can honour, with the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
-    "stop": (None, []),
     "logprobs": (None, False),
     "top_logprobs": (None, 0),
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
-    "ignore_eos": (None, False),
 }
-PASSED_ON = ("temperature", "seed", "deadline_s", "quorum", "merge", "weights", "judge")
+PASSED_ON = (
+    "temperature", "top_p", "seed", "stop", "ignore_eos", "deadline_s", "quorum", "merge", "weights", "judge"
+)  # fmt: skip
 
 
 def named(router: Router, model: str, *, film: bool = False) -> Asked | None:
@@ -140,8 +140,6 @@ def _refuse_what_only_one_model_can(request: ChatCompletionRequest) -> None:
     refused = [name for name, accepted in NEUTRAL.items() if getattr(request, name) not in accepted]
     if not isinstance(request.response_format, TextFormat | None):
         refused.append("response_format")
-    if request.temperature and request.top_p not in (None, 1):  # at temperature 0 it changes nothing
-        refused.append("top_p")
     if refused:
         raise BadRequest(
             f"{refused[0]} can be asked of one model, not of a task.", param=refused[0], code="unsupported_parameter"

@@ -15,7 +15,7 @@ State = Literal["starting", "ready", "asleep", "failed"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw tokens. Temperature 0 is greedy."""
+    """How to draw tokens. Temperature 0 is greedy, and so is top_p 0."""
 
     max_tokens: int = 64
     temperature: float = 0.0

@@ -13,10 +13,11 @@ def sampling_params(sampling: Sampling, *, whole: bool = False) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema = sampling.json_schema
+    temperature, top_p = spread(sampling)
     return SamplingParams(
         max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
+        temperature=temperature,
+        top_p=top_p,
         seed=None if sampling.seed is None else sampling.seed % 2**63,  # any integer is a seed; torch takes 64 bits
         stop=list(sampling.stop),
         presence_penalty=sampling.presence_penalty,
@@ -27,6 +28,11 @@ def sampling_params(sampling: Sampling, *, whole: bool = False) -> Any:
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
     )
+
+
+def spread(sampling: Sampling) -> tuple[float, float]:
+    """Return temperature and top_p as vLLM takes them, which refuses a top_p of 0: greedy is temperature 0 there."""
+    return (0.0, 1.0) if sampling.top_p == 0 else (sampling.temperature, sampling.top_p)
 
 
 def tokens(spoken: Any, top: int) -> tuple[Token, ...]:

@@ -108,4 +108,16 @@ class Model:
 
 def sampling(request: Any, max_tokens: int) -> Sampling:
     """The request's sampling, with the task's own length where the request names none."""
-    return Sampling(max_tokens=request.max_tokens or max_tokens, temperature=request.temperature, seed=request.seed)
+    return Sampling(
+        max_tokens=request.max_tokens or max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        stop=stops(request.stop),
+        ignore_eos=request.ignore_eos,
+    )
+
+
+def stops(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """A request's `stop`, which may be one text, several or none."""
+    return (given,) if isinstance(given, str) else tuple(given or ())

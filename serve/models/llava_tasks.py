@@ -49,7 +49,8 @@ def skills(
     """
 
     def ask(request: Request, words: str, max_tokens: int, image: Image | None = None) -> list[Prompt]:
-        drawn = dataclasses.replace(sampling(request, max_tokens), stop=stop)
+        drawn = sampling(request, max_tokens)
+        drawn = dataclasses.replace(drawn, stop=(*drawn.stop, *stop))
         if request.video is not None:
             return [Prompt(say([Turn("user", words, filmed=True)]), None, drawn, request.video.sample(frames))]
         return [Prompt(say([Turn("user", words, pictured=True)]), image or request.image, drawn)]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 from serve.errors import BadRequest
 from serve.image import Picture
@@ -17,6 +17,23 @@ Priority = Literal["interactive", "batch"]
 
 MAX_MODELS = 64
 """How wide one request may fan out."""
+
+MAX_STOP = 256
+"""Characters of one stop sequence."""
+
+
+def _each_of_something(stop: str | list[str]) -> str | list[str]:
+    if stop == "" or "" in (stop if isinstance(stop, list) else ()):
+        raise ValueError("a stop sequence must not be empty")
+    return stop
+
+
+Stop = Annotated[
+    Annotated[str, Field(max_length=MAX_STOP)]
+    | Annotated[list[Annotated[str, Field(max_length=MAX_STOP)]], Field(max_length=4)],
+    AfterValidator(_each_of_something),
+]
+"""Where a reply ends besides its own end: up to four texts, which are not part of it."""
 
 JudgeName = Annotated[
     Name | None, Field(description='Which model judges where "merge" is "judge"; the first that can when left out.')
@@ -61,6 +78,11 @@ class Request(BaseModel):
     temperature: float = Field(default=0.0, ge=0, le=2)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    top_p: float = Field(default=1.0, ge=0, le=1, description="0 takes the likeliest token, as temperature 0 does.")
+    stop: Stop | None = Field(default=None, description="A text, or up to four, at which every model's reply ends.")
+    ignore_eos: bool = Field(
+        default=False, description="Speak on to max_tokens, past the model's own end: for measuring."
+    )
     priority: Priority = Field(
         default="interactive", description="batch: behind everybody who waits for an answer, and refused sooner."
     )

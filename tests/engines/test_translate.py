@@ -2,8 +2,8 @@ import types
 
 import pytest
 
-from serve.engines.base import Spoken
-from serve.engines.translate import tokens
+from serve.engines.base import Sampling, Spoken
+from serve.engines.translate import spread, tokens
 
 
 def delta(text: str, names: list[str], finish: str | None = None, stop: str | None = None) -> types.SimpleNamespace:
@@ -51,3 +51,9 @@ def test_alternatives_are_ranked_and_counted() -> None:
 def test_confidence_is_of_the_words_asked_about() -> None:
     spoken = Spoken("a red dog", tokens(delta("a red dog", ["a", "red", "dog"]), top=0))
     assert spoken.confidence(2, 5) == pytest.approx(2.718281828**-1)
+
+
+def test_top_p_of_nothing_is_greedy() -> None:
+    assert spread(Sampling(temperature=0.9, top_p=0.0)) == (0.0, 1.0)
+    assert spread(Sampling(temperature=0.9, top_p=0.4)) == (0.9, 0.4)
+    assert spread(Sampling(temperature=0.0, top_p=1.0)) == (0.0, 1.0)
