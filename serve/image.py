@@ -16,6 +16,7 @@ from pydantic import GetPydanticSchema
 from pydantic_core import core_schema
 
 from serve.errors import BadRequest, TooLarge
+from serve.media.shared_pixels import Handle, SharedPixels, handles_travel
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 STRIP = 2**19
@@ -23,6 +24,8 @@ STRIP = 2**19
 MAX_BYTES = 20 * 1024 * 1024
 MAX_PIXELS = 40_000_000  # a 20 KB PNG can unfold to gigabytes: the header's size decides, before decoding
 MAX_SIDE = 16_384
+INLINE_BYTES = 1_500_000
+"""Pixels of so many bytes travel as they are: copying them costs less than reading the file once more."""
 MAX_SCANS = 32
 """A progressive JPEG has about ten. Each walks over all pixels for as little as 58 bytes: 200 over 36 MP took 9 s."""
 
@@ -54,12 +57,13 @@ class Image:
     digest: of the file it was read from, so that caches need not read the pixels; the same file gives the same pixels.
     One that is `unread` is still its file, a tenth of its pixels on the way to another process, and read when it is
     first looked at: that takes milliseconds to a second, and raises BadRequest where the file is damaged.
-    One that is still elsewhere is its `url`; its file has to `arrive` before it is looked at. param: the field of the
-    request that it came in.
+    Its pixels may be in memory that processes share (`shared`). One that is still elsewhere is its `url`; its file has
+    to `arrive` before it is looked at. param: the field of the request that it came in.
     """
 
     def __init__(self, pixels: Pixels | None, digest: str | None = None) -> None:
         self._pixels = pixels
+        self.shared: SharedPixels | None = None
         self.digest = digest
         self.url: str | None = None
         self.param = "image"
@@ -81,6 +85,10 @@ class Image:
         image.url, image.param = url, param
         return image
 
+    def share(self, pixels: SharedPixels) -> None:
+        """Take these pixels for the picture's. They are closed when it is put away, where its file is there too."""
+        self.shared = pixels
+
     def arrive(self, file: bytes) -> None:
         """What was at its `url`: from now on it is unread. Raises BadRequest or TooLarge for what is no picture."""
         self._area = _area(file, self.param)
@@ -88,6 +96,8 @@ class Image:
 
     @property
     def pixels(self) -> Pixels:
+        if self.shared is not None:
+            return self.shared.pixels
         if self._pixels is None:
             assert self.url is None, "fetched before it is looked at"
             with _open(self._file, self.param) as picture:
@@ -100,37 +110,50 @@ class Image:
 
     def put_away(self) -> None:
         """Its pixels, which are read again from the file should they be looked at again. Its size stays known."""
-        if self._file and self._pixels is not None:
+        if self._file and not self.left_to_read:
             self._size = (self.width, self.height)
             self._pixels = None
+            if self.shared is not None:
+                self.shared.close()
+                self.shared = None
         while self._holders:
             self._holders.pop()()
 
     @property
     def left_to_read(self) -> int:
         """How many pixels wait to be read from the file; 0 where they have been."""
-        return self._area if self._pixels is None else 0
+        return self._area if self._pixels is None and self.shared is None else 0
 
     @property
     def width(self) -> int:
-        return self._size[0] or int(self.pixels.shape[1])
+        return self._size[0] or (self.shared.width if self.shared is not None else int(self.pixels.shape[1]))
 
     @property
     def height(self) -> int:
-        return self._size[1] or int(self.pixels.shape[0])
+        return self._size[1] or (self.shared.height if self.shared is not None else int(self.pixels.shape[0]))
 
     def pil(self) -> PIL.Image.Image:
         return PIL.Image.fromarray(self.pixels)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._pixels is None:
-            assert self.url is None, "other processes do not fetch"
+        """Pickle it as a handle of its shared pixels, or as its file or its pixels, whichever is better to send."""
+        assert self.url is None, "other processes do not fetch"
+        if self.shared is not None and handles_travel():
+            return _at_handle, (self.shared.handle(), self.param, self.digest)
+        if self._file and (self.left_to_read or len(self._file) < self.pixels.nbytes > INLINE_BYTES):
             return Image.unread, (self._file, self.param, self.digest, self._area)
-        return Image, (self._pixels, self.digest)
+        return Image, (self.pixels, self.digest)
 
     @classmethod
     def of(cls, picture: PIL.Image.Image) -> "Image":
         return cls(_rows(picture if picture.mode == "RGB" else picture.convert("RGB")))
+
+
+def _at_handle(handle: Handle, param: str, digest: str | None) -> Image:
+    image = Image(None, digest)
+    image.param = param
+    image.share(SharedPixels.open(handle))
+    return image
 
 
 def decode(data: bytes, param: str = "image") -> Image:

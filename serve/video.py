@@ -16,6 +16,7 @@ from pydantic_core import core_schema
 
 from serve.errors import BadRequest, ServeError, TooLarge
 from serve.image import Image, from_data_url
+from serve.media.shared_pixels import Handle, SharedPixels, handles_travel
 from serve.video_caps import CAPS, Caps, evenly, sniff
 
 log = logging.getLogger(__name__)
@@ -28,11 +29,13 @@ _SEATS = threading.BoundedSemaphore(AT_ONCE)
 @dataclass(frozen=True, eq=False)
 class Video:
     """frames: uint8 [frames, height, width, 3], RGB and upright; times: seconds from the start, one a frame;
-    seconds: how long the whole film is."""
+    seconds: how long the whole film is; shared: the memory that the frames are in, one below the other, where other
+    processes can open it."""
 
     frames: np.ndarray[Any, np.dtype[np.uint8]]
     times: tuple[float, ...]
     seconds: float
+    shared: SharedPixels | None = None
 
     @property
     def width(self) -> int:
@@ -41,6 +44,17 @@ class Video:
     @property
     def height(self) -> int:
         return int(self.frames.shape[1])
+
+    @classmethod
+    def sharing(cls, shared: SharedPixels, times: tuple[float, ...], seconds: float) -> "Video":
+        """Return a film whose frames are these pixels, cut into as many pieces as there are times."""
+        frames = shared.pixels.reshape(len(times), -1, shared.width, 3)
+        return cls(frames, times, seconds, shared)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.shared is not None and handles_travel():
+            return _at_handle, (self.shared.handle(), self.times, self.seconds)
+        return Video, (self.frames, self.times, self.seconds)
 
     def sample(self, count: int) -> "Video":
         """At most `count` of its frames, evenly spaced, the first and the last among them; times go with them."""
@@ -54,6 +68,10 @@ class Video:
     def still(self) -> Image:
         """The first frame: what stands for the film where only a picture can."""
         return Image(self.frames[0])
+
+
+def _at_handle(handle: Handle, times: tuple[float, ...], seconds: float) -> Video:
+    return Video.sharing(SharedPixels.open(handle), times, seconds)
 
 
 def decode(data: bytes, param: str = "video", caps: Caps = CAPS) -> Video:

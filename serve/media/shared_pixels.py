@@ -4,9 +4,12 @@ They live in a memfd. The kernel frees it with the last process that holds it op
 so there is no name to clean up. Linux only.
 """
 
+import contextlib
 import fcntl
 import mmap
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +21,22 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 """Without them whoever holds the file could cut it short, and a process that reads the lost part is killed (SIGBUS)."""
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+_peer_opens_handles: ContextVar[bool] = ContextVar("peer_opens_handles", default=False)
+
+
+@contextlib.contextmanager
+def pickling_for(*, peer_opens_handles: bool) -> Iterator[None]:
+    """Say for whom is pickled within: whether handles may travel instead of pixels."""
+    token = _peer_opens_handles.set(peer_opens_handles)
+    try:
+        yield
+    finally:
+        _peer_opens_handles.reset(token)
+
+
+def handles_travel() -> bool:
+    """Return whether what is being pickled now goes to a process that can open our handles."""
+    return _peer_opens_handles.get()
 
 
 class Handle(NamedTuple):
