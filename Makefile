@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats bench-hedging
-.PHONY: chaos soak k8s-check k8s-drill
+.PHONY: chaos hostile soak k8s-check k8s-drill
 .PHONY: screenshots lock clean
 
 serve: install
@@ -60,6 +60,10 @@ bench-hedging: install-dev
 # faults done to a server of simulated models, and what its clients saw
 chaos: install-dev
 	$(BIN)/python -m loadtest.chaos $(ARGS)
+
+# requests made to stop, fill or fool the server, and what an ordinary client beside each of them saw
+hostile: install-dev
+	$(BIN)/python -m loadtest.hostile $(ARGS)
 
 # half an hour of ordinary and bad manners: whether memory or anything else creeps
 soak: install-dev
