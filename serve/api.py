@@ -21,6 +21,7 @@ from serve.wire.edge import Edge
 from serve.wire.fan_out import FanOut
 from serve.wire.forms import phrases
 from serve.wire.guard import Access, Guard
+from serve.wire.head import Head
 from serve.wire.limits import Limits
 from serve.wire.meters import Meters
 from serve.wire.model_list import ModelEntry, ModelList, model_list
@@ -76,6 +77,7 @@ def create_app(
     app.add_middleware(Guard, access=access)  # the last one added stands outermost
     if origins:
         _let_browsers_call(app, origins)
+    app.add_middleware(Head)
     app.add_middleware(Edge, meters=meters, limits=limits)
     refusals.install(app)
     _add_chat(app, fan_out)  # routes are tried in this order: the busiest first

@@ -10,7 +10,10 @@ from pydantic import BaseModel
 from serve.wire.refusals import ErrorBody
 
 VERSION = "0.1.0"
-ABOUT = "One picture, every model, side by side: ask vision-language models together, get their replies and one merged."
+ABOUT = (
+    "One picture, every model, side by side: ask vision-language models together, get their replies and one merged. "
+    "Every path that answers GET answers HEAD as well, with the same status and headers and no body."
+)
 REFERENCE = "#/components/schemas/{model}"
 ERRORS = {
     "400": "The request is wrong; `param` names the field.",

@@ -155,7 +155,10 @@ async def _routing(request: Request, error: Exception) -> JSONResponse:
         told = NotAllowed(f"{path} does not take {request.method[:20]}.")
     else:  # Starlette's remaining ones are complaints about the request, such as a broken multipart body
         told = BadRequest(str(error.detail)[:ECHO], code="invalid_request")
-    return reply(told, error.headers)
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # Head answers both
+    return reply(told, headers)
 
 
 async def _nobody(request: Request, error: Exception) -> Response:
