@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request as HttpRequest
 
@@ -21,11 +22,15 @@ MAX_WEIGHTS = 16_384  # characters
 SEPARATORS = re.compile(r"[;,]")
 LISTS = ("labels", "models")
 FILES = ("image", "video")
+CHARSETS = {b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1", b"latin1"}
+"""In which a form's texts may be written. A name from outside is never looked up: Python remembers each one that it
+does not know, and some that it knows (`undefined`, `idna`) raise errors of their own."""
 
 
 async def read(http: HttpRequest, kind: type[Request]) -> Request:
     """The body as a task's request. Raises BadRequest or TooLarge naming the field."""
     if http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        _check_charset(http.headers["content-type"])
         async with http.form(max_files=len(FILES), max_fields=MAX_FIELDS, max_part_size=MAX_BODY) as form:
             fields = await _fields(form)
         return await asyncio.to_thread(_from_form, kind, fields)
@@ -73,12 +78,32 @@ async def _fields(form: FormData) -> dict[str, Any]:
             fields[name] = await _upload(name, first)
         elif name in LISTS:
             texts = [value for value in values if isinstance(value, str)]
-            fields[name] = phrases(texts[0]) if len(texts) == 1 else texts
+            fields[name] = _listed(name, texts[0]) if len(texts) == 1 else texts
         elif name == "weights":
             fields[name] = _weights(first)
         else:
             fields[name] = first
     return fields
+
+
+def _check_charset(content_type: str) -> None:
+    """Raise BadRequest where a form's Content-Type names a charset that cannot be read."""
+    charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8")
+    if charset.strip().lower() not in CHARSETS:
+        name = charset[:50].decode("latin-1")
+        raise BadRequest(f"Content-Type: the charset {name!r} is not supported; send UTF-8.")
+
+
+def _listed(name: str, text: str) -> Any:
+    """A list in one field: as JSON, as in ["a cat", "a dog"], or as phrases between separators."""
+    if not text.lstrip().startswith("["):
+        return phrases(text)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        if text.lstrip()[1:].lstrip().startswith('"'):
+            raise BadRequest(f"{name} is not a whole JSON list of texts.", param=name) from None
+    return phrases(text)  # a phrase may begin with a bracket
 
 
 async def _upload(name: str, upload: UploadFile) -> bytes:
