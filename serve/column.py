@@ -6,6 +6,7 @@ import time
 from typing import Literal
 
 from serve import tracing
+from serve.deadline import Deadline
 from serve.errors import ModelError, ServeError
 from serve.request_id import REQUEST_ID
 from serve.route import Route
@@ -17,13 +18,13 @@ log = logging.getLogger(__name__)
 class Column:
     """Each model's side of a fan-out: its events into the common queue, its failures into its own Reply.
 
-    seconds: until models that are still speaking are cut.
+    deadline: when models that are still speaking are cut.
     """
 
-    def __init__(self, task: str, request: Request, seconds: float) -> None:
+    def __init__(self, task: str, request: Request, deadline: Deadline) -> None:
         self.task = task
         self.request = request
-        self.seconds = seconds
+        self.deadline = deadline
         self.began = time.monotonic()
         self.events: asyncio.Queue[Delta | Reply] = asyncio.Queue()
         self.heard: dict[str, tuple[float, str]] = {}
@@ -35,12 +36,10 @@ class Column:
         span = self.spans[name] = tracing.asking(name, self.task)
         span.enter()
         try:
-            async with asyncio.timeout_at(
-                asyncio.get_running_loop().time() + self.began + self.seconds - time.monotonic()
-            ):
+            async with asyncio.timeout_at(self.deadline.at):
                 await self._listen(route)
         except TimeoutError:
-            said = f"{name} had not finished after {self.seconds:g} s."
+            said = f"{name} had not finished after {self.deadline.seconds:g} s."
             self.events.put_nowait(self.failed(name, "timeout", "deadline_exceeded", said))
         except ServeError as error:
             if error.status < 500:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from serve.column import Column
+from serve.deadline import Deadline
 from serve.errors import ServeError
 from serve.route import Route
 from serve.tasks.base import Judgement, Judging, Merged, Reply, ReplyError, Request
@@ -22,21 +23,26 @@ class Judge:
         self.routes = routes
 
     async def merged(
-        self, request: Request, replies: Sequence[Reply], weights: Mapping[str, float], instead: Merged, left_s: float
+        self,
+        request: Request,
+        replies: Sequence[Reply],
+        weights: Mapping[str, float],
+        instead: Merged,
+        deadline: Deadline,
     ) -> Merged:
-        """The judge's answer merged from replies that are ok, within `left_s` seconds.
+        """The judge's answer merged from replies that are ok, by `deadline`.
 
         instead: what the task's own method made of them: returned, with the reason, where the judge gave no answer,
         or where there is but one reply, and so nothing to judge.
         """
         if len(replies) < 2:
             return instead
-        route = await self._ready()
+        route = await self._ready(deadline)
         if route is None:
             names = ", ".join(route.model.name for route in self.routes)
             error = ReplyError(code="judge_not_ready", message=f"No judge is ready: {names}.")
             return _stands_in(instead, Judgement(model=None, error=error))
-        column = Column("chat", self._question(request, replies), left_s)
+        column = Column("chat", self._question(request, replies), deadline)
         await column.ask(route)
         reply = await _last(column)
         judgement = Judgement(model=route.model.name, error=reply.error, usage=reply.usage)
@@ -51,10 +57,10 @@ class Judge:
             image=request.image, video=request.video, question=words, max_tokens=request.max_tokens
         )
 
-    async def _ready(self) -> Route | None:
+    async def _ready(self, deadline: Deadline) -> Route | None:
         for route in self.routes:
             try:
-                status = await asyncio.wait_for(route.status(), STATUS_S)
+                status = await asyncio.wait_for(route.status(), min(STATUS_S, deadline.left()))
             except (TimeoutError, ServeError):
                 continue
             if status.state == "ready":

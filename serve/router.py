@@ -1,11 +1,11 @@
 """Who can do it, ask them all, interleave, deadline, merge. Imports neither torch nor an engine."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from serve import tracing
 from serve.column import Column
+from serve.deadline import Deadline
 from serve.errors import BadRequest, NotFound, ParseError, ServeError, Unavailable
 from serve.judge import SHARE, Judge
 from serve.models.base import Model
@@ -18,6 +18,8 @@ CHAT = "chat"
 JUDGE = "judge"
 SHORT = 500
 """Replies of so many characters together are merged where they are: the way to a thread and back takes longer."""
+MERGE_S = 1.0
+"""What a merge may take beyond the deadline: where one model is late, it begins only then."""
 
 
 class Router:
@@ -68,16 +70,19 @@ class Router:
 
         return list(await asyncio.gather(*map(ask, self.routes.values())))
 
-    async def events(self, task: str, request: Request) -> AsyncGenerator[Event, None]:
+    async def events(
+        self, task: str, request: Request, deadline: Deadline | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Deltas and Replies in the order they come, then Merged. Leaving early stops every model.
 
-        Raises what `check` raises before the first event; Unavailable when not one model answered; the first model's
-        own refusal where every model refused the request.
+        deadline: the request's own seconds from now, where it is left out. Raises what `check` raises before the first
+        event; Unavailable when not one model answered, or the merge came too late; the first model's own refusal where
+        every model refused the request.
         """
         routes = self.check(task, request)
         judge = self.judge(task, request)
-        began = time.monotonic()
-        column = Column(task, request, seconds=request.deadline_s * (SHARE if judge else 1))
+        deadline = deadline or Deadline.after(request.deadline_s)
+        column = Column(task, request, deadline.earlier(SHARE) if judge else deadline)
         jobs = [asyncio.create_task(column.ask(route)) for route in routes]
         replies: dict[str, Reply] = {}
         needed = min(request.quorum or len(routes), len(routes))
@@ -103,14 +108,13 @@ class Router:
         columns = [replies[route.model.name] for route in routes]
         with tracing.begin(f"merge {task}", attributes={"diptych.task": task, "diptych.models": len(columns)}) as span:
             if TASKS[task].heavy or sum(len(reply.text) for reply in columns) > SHORT:
-                merged = await asyncio.to_thread(merge, task, request, columns, weights)
+                merged = await _merged_in_time(task, request, columns, weights, deadline)
             else:
                 merged = merge(task, request, columns, weights)
             span.set({"diptych.merge.method": merged.method, "diptych.agreement": merged.agreement})
         if judge is not None:
-            left_s = request.deadline_s - (time.monotonic() - began)
             merged = await judge.merged(
-                request, [reply for reply in columns if answered(reply)], weights, merged, left_s
+                request, [reply for reply in columns if answered(reply)], weights, merged, deadline
             )
         yield merged
 
@@ -154,6 +158,17 @@ class Router:
             about = " about a video" if film else ""
             raise BadRequest(f"No served model can chat{about}, so none can judge.", param="merge")
         return Judge(judging, sorted(able, key=lambda route: route.model.card.toy))
+
+
+async def _merged_in_time(
+    task: str, request: Request, columns: Sequence[Reply], weights: Mapping[str, float], deadline: Deadline
+) -> Merged:
+    """`merge` in a thread. Raises Unavailable where that takes longer than MERGE_S past the deadline."""
+    try:
+        async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline.left() + MERGE_S):
+            return await asyncio.to_thread(merge, task, request, columns, weights)
+    except TimeoutError:
+        raise deadline.passed("The merge of the replies") from None
 
 
 def answered(reply: Reply) -> bool:

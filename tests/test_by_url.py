@@ -122,7 +122,7 @@ async def test_nothing_is_fetched_for_a_request_that_is_wrong(origin: Origin, mo
 async def test_fetching_is_part_of_the_deadline(origin: Origin) -> None:
     for wire in ("json", "alone"):
         reply = await ask(app(origin, timeout_s=30), wire, origin.url("/bad"), deadline_s=0.2)
-        assert reply.status_code == 400 and "within 0.2 s" in reply.text
+        assert reply.status_code == 400 and "did not arrive within" in reply.text
 
     async def slowly(*given: Any) -> None:
         await asyncio.sleep(0.3)
@@ -134,7 +134,7 @@ async def test_fetching_is_part_of_the_deadline(origin: Origin) -> None:
     began = loop.time()
     reply = await ask(served, "json", origin.url("/slow.png"), deadline_s=1.0)
     assert reply.status_code == 503 and 0.95 < loop.time() - began < 1.3 + 5  # a busy machine; alone it is 1.0
-    assert "had not finished after 0." in reply.text  # what the fetch had left
+    assert "had not finished after 1 s" in reply.text  # counted from the request's head
 
 
 async def test_a_client_that_leaves_ends_the_fetch(origin: Origin) -> None:

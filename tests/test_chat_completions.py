@@ -626,7 +626,7 @@ async def test_interleaved_streams_close_when_left() -> None:
         finally:
             closed.append(name)
 
-    pieces = interleaved([speaking("a"), speaking("b")], time.monotonic() + 5)
+    pieces = interleaved([speaking("a"), speaking("b")], asyncio.get_running_loop().time() + 5)
     heard = {(await anext(pieces))[1].text for _ in range(6)}
     await pieces.aclose()
     assert heard == set(closed) == {"a", "b"}

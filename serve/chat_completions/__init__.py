@@ -34,9 +34,9 @@ async def answer(fan_out: FanOut, http: HttpRequest) -> Response:
     asked = named(fan_out.router, request.model, film=conversation.video is not None)
     head = Head(http.state.request_id, request.model)
     speaker = (
-        Together(fan_out, asked, request, conversation)
+        Together(fan_out, asked, request, conversation, http.state.arrived)
         if asked is not None
-        else Alone(fan_out, fan_out.router.route(request.model), request, conversation)
+        else Alone(fan_out, fan_out.router.route(request.model), request, conversation, http.state.arrived)
     )
     if request.stream:
         return await opened(http.receive, speaker.frames(head))

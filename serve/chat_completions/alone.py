@@ -12,6 +12,7 @@ from serve.chat_completions.conversation import Conversation
 from serve.chat_completions.grammar import json_schema
 from serve.chat_completions.replies import ChatCompletion, Choice, Chunks, Head, Said, finish_reason, logprobs
 from serve.chat_completions.request import FLEX, MAX_TOKENS, ChatCompletionRequest
+from serve.deadline import Deadline
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
 from serve.errors import BadRequest, ModelError
 from serve.models.base import stops
@@ -48,8 +49,14 @@ class Alone:
     """One conversation with one model, in one or several choices. Raises BadRequest for what it cannot honour."""
 
     def __init__(
-        self, fan_out: FanOut, route: Route, request: ChatCompletionRequest, conversation: Conversation
+        self,
+        fan_out: FanOut,
+        route: Route,
+        request: ChatCompletionRequest,
+        conversation: Conversation,
+        arrived: float,
     ) -> None:
+        """arrived: when the request's head did, by the event loop's clock."""
         for name in ("quorum", "merge", "weights", "judge"):
             if getattr(request, name) is not None:
                 raise BadRequest(f"{name} is for tasks; {request.model} is one model.", param=name)
@@ -57,7 +64,7 @@ class Alone:
         self.meters, self.pictures = fan_out.meters, fan_out.pictures
         self.image = conversation.image
         self.request = request
-        self.deadline_s = request.deadline_s or DEADLINE_S
+        self.deadline = Deadline.after(request.deadline_s or DEADLINE_S, arrived)
         drawn = sampling(request)
         model, film = route.model, conversation.video
         if (film or conversation.image) and not takes(model, film is not None):
@@ -124,9 +131,10 @@ class Alone:
         first_s: float | None = None
         code: str | None = None
         speaking = [self.route.speak(prompt) for prompt in self.prompts]
-        end = began + self.deadline_s
+        end = self.deadline.at
+        self.deadline.check()
         if self.image is not None:
-            await self.pictures.fetch(self.image, self.deadline_s)  # and read by the model's process
+            await self.pictures.fetch(self.image, self.deadline)  # and read by the model's process
         span = tracing.asking(self.route.model.name, TASK)
         span.enter()
         try:
@@ -143,7 +151,7 @@ class Alone:
             status = "ok"
         except TimeoutError:
             status, code = "timeout", "deadline_exceeded"
-            said = f"{self.route.model.name} had not finished after {self.deadline_s:g} s."
+            said = f"{self.route.model.name} had not finished after {self.deadline.seconds:g} s."
             raise ModelError(said, code=code) from None
         except ModelError as error:
             code = error.code
@@ -198,7 +206,7 @@ async def single(source: AsyncGenerator[Piece, None], deadline: float) -> AsyncG
     async with aclosing(source):
         while True:
             try:
-                async with asyncio.timeout(deadline - time.monotonic()):
+                async with asyncio.timeout_at(deadline):
                     piece = await anext(source)
             except StopAsyncIteration:
                 return
@@ -210,7 +218,7 @@ async def interleaved(
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """(which source, its piece) in the order they come. Raises a source's error, TimeoutError at the deadline.
 
-    deadline: on the monotonic clock. Leaving early closes every source.
+    deadline: on the event loop's clock. Leaving early closes every source.
     """
     queue: asyncio.Queue[tuple[int, Piece] | asyncio.Task[None]] = asyncio.Queue()
 
@@ -225,7 +233,7 @@ async def interleaved(
     speaking = len(jobs)
     try:
         while speaking:
-            async with asyncio.timeout(deadline - time.monotonic()):  # never around a yield: tasks may differ there
+            async with asyncio.timeout_at(deadline):  # never around a yield: tasks may differ there
                 item = await queue.get()
             if isinstance(item, tuple):
                 yield item

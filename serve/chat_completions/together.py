@@ -10,6 +10,7 @@ from serve.chat_completions.conversation import Conversation
 from serve.chat_completions.replies import ChatCompletion, Choice, Head, Said, finish_reason
 from serve.chat_completions.request import FLEX, ChatCompletionRequest, TextFormat
 from serve.chat_completions.telling import Asked, Telling, about_merged, about_reply
+from serve.deadline import Deadline
 from serve.errors import BadRequest, NotFound
 from serve.router import Router
 from serve.tasks import TASKS
@@ -61,19 +62,26 @@ class Together:
     """One fan-out in OpenAI's words. Raises BadRequest for what a fan-out cannot honour."""
 
     def __init__(
-        self, fan_out: FanOut, asked: Asked, request: ChatCompletionRequest, conversation: Conversation
+        self,
+        fan_out: FanOut,
+        asked: Asked,
+        request: ChatCompletionRequest,
+        conversation: Conversation,
+        arrived: float,
     ) -> None:
+        """arrived: when the request's head did, by the event loop's clock."""
         _refuse_what_only_one_model_can(request)
         self.fan_out = fan_out
         self.asked = asked
         self.options = request.stream_options
         self.path = conversation.question()[1]
         self.request = task_request(asked, request, conversation)
+        self.deadline = Deadline.after(self.request.deadline_s, arrived)
         fan_out.router.check(asked.task, self.request)
 
     async def whole(self, head: Head) -> ChatCompletion:
         with _said_at(self.path):
-            answer = await self.fan_out.answer(self.asked.task, self.request)
+            answer = await self.fan_out.answer(self.asked.task, self.request, self.deadline)
         words = TASKS[self.asked.task].words(answer.merged.result)
         about = about_merged(self.asked.task, answer.merged)
         choices = [Choice(index=0, message=Said(content=words), finish_reason="stop", diptych=about)]
@@ -92,7 +100,7 @@ class Together:
         """Each model's words as they are spoken, where they are wanted; choice 0 last."""
         telling = Telling(head, self.options, self.asked)
         with _said_at(self.path):
-            async with aclosing(self.fan_out.events(self.asked.task, self.request)) as events:
+            async with aclosing(self.fan_out.events(self.asked.task, self.request, self.deadline)) as events:
                 async for event in events:
                     if said := b"".join(telling.frames(event)):
                         yield said

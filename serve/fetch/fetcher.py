@@ -70,7 +70,7 @@ class Fetcher:
             async with asyncio.timeout_at(end):
                 return await self._followed(url, param, most)
         except TimeoutError:
-            raise _failed(f"it did not arrive within {seconds:g} s", param) from None
+            raise _failed(f"it did not arrive within {round(seconds, 2):g} s", param) from None
         except _BROKEN:
             raise _failed("the connection to its server failed or broke off", param) from None
         finally:

@@ -50,13 +50,13 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status, whole = time.perf_counter(), 500, False
+        arrived, began, status, whole = asyncio.get_running_loop().time(), time.perf_counter(), 500, False
         self.meters.running.inc()
         size = self._enter(scope)
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID_FORM.fullmatch(given) else f"{random.getrandbits(128):032x}"
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, arrived=arrived)
         REQUEST_ID.set(request_id)
         span = self._span(scope, headers, request_id)
 
@@ -76,7 +76,7 @@ class Edge:
             elif declared.isdigit() and int(declared) > self.limits.body:
                 await reply(self._too_large())(scope, receive, send_with_id)
             else:
-                await self.app(scope, self._counted(receive), send_with_id)
+                await self.app(scope, self._counted(receive, arrived + self.limits.body_s), send_with_id)
         except Exception:
             whole = True  # by a 500 of the server's own
             raise
@@ -120,12 +120,10 @@ class Edge:
         scope["headers"] = kept
         return size
 
-    def _counted(self, receive: Receive) -> Receive:
+    def _counted(self, receive: Receive, end: float) -> Receive:
         """`receive` that gives up on a body that grows too large, or does not come to its end: not every body declares
         its length."""
         size, whole = 0, False
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self.limits.body_s
 
         async def counted() -> Message:
             nonlocal size, whole

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from serve.deadline import Deadline
 from serve.router import Router
 from serve.tasks.base import Event, Merged, Reply, Request, Usage
 from serve.wire.meters import Meters
@@ -33,24 +34,27 @@ class FanOut:
         self.meters = meters
         self.pictures = pictures
 
-    async def events(self, task: str, request: Request) -> AsyncGenerator[Event, None]:
+    async def events(self, task: str, request: Request, deadline: Deadline) -> AsyncGenerator[Event, None]:
         """The router's events. Failed replies wait up to GRACE_S for a sign of life.
 
         Where no model can answer at all that is known at once, and the client gets a plain 503, which it can retry,
         in place of a 200 and a stream of failures.
         """
         async with (
-            self.pictures.shown(request) as shown,
-            aclosing(self._counted(task, shown)) as source,
+            self.pictures.shown(request, deadline) as shown,
+            aclosing(self._counted(task, shown, deadline)) as source,
             aclosing(_settled(source)) as kept,
         ):
             async for event in kept:
                 yield event
 
-    async def answer(self, task: str, request: Request) -> Answer:
+    async def answer(self, task: str, request: Request, deadline: Deadline) -> Answer:
         """The whole answer. Raises Unavailable when not one model answered."""
         replies: dict[str, Reply] = {}
-        async with self.pictures.shown(request) as shown, aclosing(self._counted(task, shown)) as events:
+        async with (
+            self.pictures.shown(request, deadline) as shown,
+            aclosing(self._counted(task, shown, deadline)) as events,
+        ):
             async for event in events:
                 if isinstance(event, Reply):
                     replies[event.model] = event
@@ -58,9 +62,9 @@ class FanOut:
                     return Answer(event, [replies[name] for name in self.router.routes if name in replies])
         raise AssertionError("a fan-out ends with its merge or an error")
 
-    async def _counted(self, task: str, request: Request) -> AsyncGenerator[Event, None]:
+    async def _counted(self, task: str, request: Request, deadline: Deadline) -> AsyncGenerator[Event, None]:
         with self.meters.fan_out(task) as meter:
-            async with aclosing(self.router.events(task, request)) as events:
+            async with aclosing(self.router.events(task, request, deadline)) as events:
                 async for event in events:
                     meter.event(event)
                     yield event

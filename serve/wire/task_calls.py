@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, create_model
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from serve.deadline import Deadline
 from serve.tasks import TASKS
 from serve.tasks.base import Delta, Merged, Reply, Request, Task, Usage
 from serve.wire.client import attended
@@ -62,14 +63,15 @@ async def answer(fan_out: FanOut, task: str, http: HttpRequest) -> Response:
     """One task's reply. Raises what the client is told: BadRequest, NotFound, TooLarge, Unavailable."""
     request = await read(http, TASKS[task].request)
     fan_out.router.check(task, request)
+    deadline = Deadline.after(request.deadline_s, http.state.arrived)
     if request.stream:
-        return await opened(http.receive, _frames(fan_out, task, request), error_event="error")
-    whole = await attended(http.receive, _whole(fan_out, task, request, http.state.request_id))
+        return await opened(http.receive, _frames(fan_out, task, request, deadline), error_event="error")
+    whole = await attended(http.receive, _whole(fan_out, task, request, deadline, http.state.request_id))
     return Response(whole.model_dump_json(), media_type="application/json")
 
 
-async def _whole(fan_out: FanOut, task: str, request: Request, request_id: str) -> TaskAnswer:
-    said, film = await fan_out.answer(task, request), request.video
+async def _whole(fan_out: FanOut, task: str, request: Request, deadline: Deadline, request_id: str) -> TaskAnswer:
+    said, film = await fan_out.answer(task, request, deadline), request.video
     return TaskAnswer(
         id=f"task-{request_id}",
         task=task,
@@ -81,8 +83,8 @@ async def _whole(fan_out: FanOut, task: str, request: Request, request_id: str) 
     )
 
 
-async def _frames(fan_out: FanOut, task: str, request: Request) -> AsyncGenerator[bytes, None]:
-    async with aclosing(fan_out.events(task, request)) as events:
+async def _frames(fan_out: FanOut, task: str, request: Request, deadline: Deadline) -> AsyncGenerator[bytes, None]:
+    async with aclosing(fan_out.events(task, request, deadline)) as events:
         async for event in events:
             if isinstance(event, Delta):
                 yield frame({"model": event.model, "text": event.text}, "delta")
