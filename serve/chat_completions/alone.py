@@ -70,6 +70,9 @@ class Alone:
         if (film or conversation.image) and not takes(model, film is not None):
             refused = unseeing([model.name], film is not None)
             raise BadRequest(refused, param=conversation.shown, code=unseen(film is not None))
+        asked, path = conversation.question()
+        if not (asked or film or conversation.image):
+            raise BadRequest("The last message has no words.", param=path, code="missing_text")
         text = model.converse(conversation.turns)
         frames = film and film.sample(model.frames)
         seeds = [None if drawn.seed is None else drawn.seed + at for at in range(request.n or 1)]

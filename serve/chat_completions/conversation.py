@@ -1,10 +1,20 @@
 """OpenAI's messages as turns with at most one image or video."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serve import image, video
-from serve.chat_completions.request import MAX_TEXT, ImagePart, Message, TextPart, VideoPart
+from serve.chat_completions.messages import (
+    AssistantMessage,
+    Content,
+    ImagePart,
+    Message,
+    RefusalPart,
+    TextPart,
+    ToolMessage,
+    VideoPart,
+)
+from serve.chat_completions.request import MAX_TEXT
 from serve.errors import BadRequest
 from serve.image import Image
 from serve.models.base import Turn
@@ -12,61 +22,108 @@ from serve.tasks.vqa import stripped
 from serve.video import Video
 
 ROLES = {"developer": "system"}  # OpenAI's newer word for the same
+LONGEST_NAME = 128
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said so far, and the one picture or film it is about. turns[i] is messages[i].
+    """The messages so far, and the one picture or film that they are about. turns[i] is messages[i].
 
-    shown: the path of the part that holds it.
+    shown: the path of the part that holds it. asked: the last user message's text and its path.
     """
 
     turns: list[Turn]
     image: Image | None = None
     video: Video | None = None
     shown: str = "messages"
+    asked: tuple[str, str] | None = None
 
     def question(self) -> tuple[str, str]:
-        """The last user message's text and its path in the request. Raises BadRequest where the user said nothing."""
-        for at in reversed(range(len(self.turns))):
-            if self.turns[at].role == "user":
-                return stripped(self.turns[at].text), f"messages[{at}].content"
-        raise BadRequest("There is no user message.", param="messages")
+        """Return the last user message's text and its path in the request. Raises BadRequest where there is none."""
+        if self.asked is None:
+            raise BadRequest("There is no user message.", param="messages")
+        return self.asked
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture or film of messages[at], which is the reply-th since the conversation began to be answered."""
+
+    at: int
+    path: str
+    part: ImagePart | VideoPart
+    reply: int
 
 
 def read(messages: Sequence[Message]) -> Conversation:
-    """The image is left unread, or where its URL says. A video is decoded: call it off the event loop.
+    """Return the conversation about what was shown last; earlier pictures and films are not looked at.
 
+    The image is left unread, or where its URL says. A video is decoded: call it off the event loop.
     Raises BadRequest or TooLarge naming the part.
     """
+    shown = _last_shown(messages)
+    tools: dict[str, str] = {}
     turns: list[Turn] = []
-    held: tuple[str, Image | Video] | None = None
+    asked: tuple[str, str] | None = None
     for at, message in enumerate(messages):
-        own: Image | Video | None = None
+        turn = _turn(message, tools)
+        if shown is not None and shown.at == at:
+            still = isinstance(shown.part, ImagePart)
+            turn = replace(turn, pictured=still, filmed=not still)
+        if message.role == "user":
+            asked = turn.text, f"messages[{at}].content"
+        turns.append(turn)
+    if sum(len(turn.text) for turn in turns) > MAX_TEXT:
+        raise BadRequest(
+            f"The messages have more than {MAX_TEXT:,} characters together.",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    if shown is None:
+        return Conversation(turns, asked=asked)
+    medium = _decoded(shown.part, shown.path)
+    image, film = (medium, None) if isinstance(medium, Image) else (None, medium)
+    return Conversation(turns, image, film, shown.path, asked)
+
+
+def _last_shown(messages: Sequence[Message]) -> Shown | None:
+    """Return what was shown last. Raises BadRequest for a second one that nothing was answered to in between.
+
+    Chat programs send all history with each message, so pictures that were answered about stand there too.
+    """
+    last: Shown | None = None
+    doubled: str | None = None
+    replies = 0
+    for at, message in enumerate(messages):
+        replies += message.role == "assistant"
         for i, part in enumerate(message.content if isinstance(message.content, list) else []):
-            if isinstance(part, TextPart):
+            if not isinstance(part, ImagePart | VideoPart):
                 continue
             path = f"messages[{at}].content[{i}]"
-            kind = "image" if isinstance(part, ImagePart) else "video"
             if message.role != "user":
-                raise BadRequest(f"Only a user message can hold {'an' if kind == 'image' else 'a'} {kind}.", param=path)
-            if held is not None:
-                raise BadRequest("A request is about one image or one video; this is a second one.", param=path)
-            own = _decoded(part, path)
-            held = path, own
-        role = ROLES.get(message.role, message.role)
-        turns.append(Turn(role, _text(message), isinstance(own, Image), isinstance(own, Video)))
-    if sum(len(turn.text) for turn in turns) > MAX_TEXT:
-        said = f"The messages have more than {MAX_TEXT:,} characters together."
-        raise BadRequest(said, param="messages", code="context_length_exceeded")
-    if held is None:
-        return Conversation(turns)
-    path, medium = held
-    return (
-        Conversation(turns, medium, None, path)
-        if isinstance(medium, Image)
-        else Conversation(turns, None, medium, path)
-    )
+                kind = "an image" if isinstance(part, ImagePart) else "a video"
+                raise BadRequest(f"Only a user message can hold {kind}.", param=path)
+            doubled = None if last is None or last.reply != replies else doubled or path
+            last = Shown(at, path, part, replies)
+    if doubled is not None:
+        raise BadRequest("A question is about one image or one video; this is a second one.", param=doubled)
+    return last
+
+
+def _turn(message: Message, tools: dict[str, str]) -> Turn:
+    """Return the message as families read it. tools: the called tools' names by their call's id, added to."""
+    text = _text(message.content)
+    if isinstance(message, AssistantMessage):
+        for call in message.tool_calls or []:
+            function = call.get("function")
+            if isinstance(function, dict) and isinstance(call.get("id"), str):
+                tools[call["id"]] = str(function.get("name"))[:LONGEST_NAME]
+        return Turn("assistant", text or message.refusal or "")
+    if isinstance(message, ToolMessage):
+        name = message.name or tools.get(message.tool_call_id or "")
+        return Turn("user", f"Result of {name or 'a tool'}: {text}")
+    role = ROLES.get(message.role, message.role)
+    return Turn(role, stripped(text) if role == "user" else text)
 
 
 def _decoded(part: ImagePart | VideoPart, path: str) -> Image | Video:
@@ -77,8 +134,10 @@ def _decoded(part: ImagePart | VideoPart, path: str) -> Image | Video:
     return video.decode_data_url(url, f"{path}.video_url")
 
 
-def _text(message: Message) -> str:
-    """Texts before and after the image are one text: every family puts the image where it was trained to see it."""
-    if isinstance(message.content, str):
-        return message.content
-    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+def _text(content: Content | None) -> str:
+    """Return texts before and after the image as one: every family puts the image where it was trained to see it."""
+    if not isinstance(content, list):
+        return content or ""
+    texts = (part.text if isinstance(part, TextPart) else part.refusal if isinstance(part, RefusalPart) else None
+             for part in content)  # fmt: skip
+    return "\n".join(text for text in texts if text is not None)

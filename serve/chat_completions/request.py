@@ -1,11 +1,11 @@
 """What OpenAI clients send, field by field: honoured, harmless, or refused by name."""
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from serve.chat_completions.messages import Message, Note, Part, without
 from serve.tasks.base import MAX_MODELS, Name, Stop
 
 MAX_TOKENS = 512
@@ -16,76 +16,9 @@ FLEX = "flex"
 MAX_TEXT = 200_000
 """Characters of all messages together: no model served here reads so many."""
 
-Text = Annotated[str, Field(max_length=100_000)]
-Note = Annotated[str, Field(max_length=512)]
-"""What is taken and not used."""
 Notes = Annotated[dict[str, Any], Field(max_length=16)]
+"""What is accepted and not used."""
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-
-
-def only(*accepted: Any) -> Callable[[Any], Any]:
-    """A check for a field that we cannot honour: values that ask for nothing are accepted, all others refused."""
-
-    def check(value: Any) -> Any:
-        if value not in accepted:
-            raise PydanticCustomError("unsupported_parameter", "is not supported")
-        return value
-
-    return check
-
-
-def _without(*accepted: Any) -> Any:
-    return Annotated[Any, AfterValidator(only(None, *accepted)), Field(description="Not supported.")]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class TextPart(Part):
-    type: Literal["text"]
-    text: Text
-
-
-class ImageUrl(Part):
-    url: str = Field(description="data:image/png;base64,... (also JPEG, WEBP, GIF), or an https URL of a public host.")
-    detail: Literal["auto", "low", "high", "original"] | None = Field(
-        default=None, description="Accepted; every model sees the image at its own size."
-    )
-
-
-class ImagePart(Part):
-    type: Literal["image_url"]
-    image_url: ImageUrl | str
-
-
-class VideoUrl(Part):
-    url: str = Field(description="data:video/mp4;base64,... (also WEBM, MOV, an animated GIF or WEBP).")
-
-
-class VideoPart(Part):
-    """A film, as vLLM's own server takes it; OpenAI has no such part."""
-
-    type: Literal["video_url"]
-    video_url: VideoUrl | str
-
-
-class Message(Part):
-    """One message. What an assistant's message of OpenAI's carries besides its text is accepted when empty."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: (
-        Text
-        | Annotated[
-            list[Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]], Field(max_length=64)
-        ]
-    )
-    name: Note | None = None
-    refusal: _without("") = None  # type: ignore[valid-type]
-    annotations: _without([]) = None  # type: ignore[valid-type]
-    audio: _without() = None  # type: ignore[valid-type]
-    tool_calls: _without([]) = None  # type: ignore[valid-type]
-    function_call: _without() = None  # type: ignore[valid-type]
 
 
 class StreamOptions(Part):
@@ -159,25 +92,36 @@ class ChatCompletionRequest(BaseModel):
     prompt_cache_options: Notes | None = None
     parallel_tool_calls: bool | None = None
 
-    store: _without(False) = None  # type: ignore[valid-type]
-    tools: _without([]) = None  # type: ignore[valid-type]
-    tool_choice: _without("none", "auto") = None  # type: ignore[valid-type]
-    functions: _without([]) = None  # type: ignore[valid-type]
-    function_call: _without("none", "auto") = None  # type: ignore[valid-type]
-    modalities: _without(["text"]) = None  # type: ignore[valid-type]
-    audio: _without() = None  # type: ignore[valid-type]
-    moderation: _without() = None  # type: ignore[valid-type]
-    logit_bias: _without({}) = None  # type: ignore[valid-type]
-    prediction: _without() = None  # type: ignore[valid-type]
-    reasoning_effort: _without("none") = None  # type: ignore[valid-type]
-    verbosity: _without("medium") = None  # type: ignore[valid-type]
-    web_search_options: _without() = None  # type: ignore[valid-type]
+    store: bool | None = Field(default=None, description="Accepted; nothing is kept.")
+
+    tool_choice: without("none", "auto") = None  # type: ignore[valid-type]
+    tools: list[Any] | None = Field(
+        default=None, description='No model here calls tools: accepted where `tool_choice` is "none", refused else.'
+    )
+    function_call: without("none", "auto") = None  # type: ignore[valid-type]
+    functions: list[Any] | None = Field(default=None, description='The same, with `function_call` "none".')
+    modalities: without(["text"]) = None  # type: ignore[valid-type]
+    audio: without() = None  # type: ignore[valid-type]
+    moderation: without() = None  # type: ignore[valid-type]
+    logit_bias: without({}) = None  # type: ignore[valid-type]
+    prediction: without() = None  # type: ignore[valid-type]
+    reasoning_effort: without("none") = None  # type: ignore[valid-type]
+    verbosity: without("medium") = None  # type: ignore[valid-type]
+    web_search_options: without() = None  # type: ignore[valid-type]
     # What clients of vLLM's own server send, at the values that mean "off".
-    top_k: _without(-1, 0) = None  # type: ignore[valid-type]
-    min_p: _without(0) = None  # type: ignore[valid-type]
-    min_tokens: _without(0) = None  # type: ignore[valid-type]
-    repetition_penalty: _without(1) = None  # type: ignore[valid-type]
-    best_of: _without(1) = None  # type: ignore[valid-type]
-    use_beam_search: _without(False) = None  # type: ignore[valid-type]
-    skip_special_tokens: _without(True) = None  # type: ignore[valid-type]
-    echo: _without(False) = None  # type: ignore[valid-type]
+    top_k: without(-1, 0) = None  # type: ignore[valid-type]
+    min_p: without(0) = None  # type: ignore[valid-type]
+    min_tokens: without(0) = None  # type: ignore[valid-type]
+    repetition_penalty: without(1) = None  # type: ignore[valid-type]
+    best_of: without(1) = None  # type: ignore[valid-type]
+    use_beam_search: without(False) = None  # type: ignore[valid-type]
+    skip_special_tokens: without(True) = None  # type: ignore[valid-type]
+    echo: without(False) = None  # type: ignore[valid-type]
+
+    @field_validator("tools", "functions")
+    @classmethod
+    def _not_wanted(cls, tools: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
+        choice = info.data.get({"tools": "tool_choice", "functions": "function_call"}[info.field_name or ""])
+        if tools and choice != "none":
+            raise PydanticCustomError("unsupported_parameter", "is not supported")
+        return tools

@@ -25,8 +25,12 @@ def converse(turns: Sequence[Turn]) -> str:
 
 
 def single_turn(turns: Sequence[Turn]) -> str:
-    """`converse` for a checkpoint that has only ever seen one question about one picture."""
-    if len(turns) != 1 or not turns[0].pictured:
+    """`converse` for a checkpoint that has only ever seen one question about one picture.
+
+    A system text stands before it as in its family; of short ones the toys make nothing, and answer as without.
+    """
+    _, rest = ordered(turns)
+    if len(rest) != 1 or not rest[0].pictured:
         raise BadRequest(
             "This model answers one question about one image: no history, no text alone.", param="messages"
         )
