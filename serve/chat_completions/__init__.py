@@ -20,6 +20,7 @@ from serve.errors import BadRequest
 from serve.wire.client import attended
 from serve.wire.fan_out import FanOut
 from serve.wire.json_body import checked, is_quick
+from serve.wire.pieces import PiecewiseJson
 from serve.wire.refusals import refusal
 from serve.wire.sse import opened
 
@@ -41,7 +42,7 @@ async def answer(fan_out: FanOut, http: HttpRequest) -> Response:
     if request.stream:
         return await opened(http.receive, speaker.frames(head))
     whole = await attended(http.receive, speaker.whole(head))
-    return Response(whole.model_dump_json(), media_type="application/json")
+    return PiecewiseJson(whole)
 
 
 def _read(body: bytes) -> tuple[ChatCompletionRequest, Conversation]:

@@ -2,15 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from serve import tracing
 from serve.chat_completions.conversation import Conversation
 from serve.chat_completions.grammar import json_schema
-from serve.chat_completions.replies import ChatCompletion, Choice, Chunks, Head, Said, finish_reason, logprobs
+from serve.chat_completions.replies import (
+    Choice,
+    Chunks,
+    Head,
+    Said,
+    finish_reason,
+    logprobs,
+    slices,
+    with_logprobs,
+)
 from serve.chat_completions.request import FLEX, MAX_TOKENS, ChatCompletionRequest
 from serve.deadline import Deadline
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
@@ -23,6 +31,8 @@ from serve.wire.fan_out import FanOut
 from serve.wire.sse import Last
 
 DEADLINE_S = 600.0
+MAX_LOGPROBS = 100_000
+"""Of one request, alternatives counted: about 7 MB of JSON."""
 TASK = "conversation"
 """What a conversation with one model is called in metrics, beside the tasks."""
 
@@ -31,14 +41,14 @@ TASK = "conversation"
 class Voice:
     """One choice as it is being spoken."""
 
-    text: str = ""
+    words: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     finish: FinishReason | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
     def hear(self, piece: Piece) -> None:
-        self.text += piece.text
+        self.words.append(piece.text)
         self.tokens += piece.tokens
         self.finish = piece.finish_reason or self.finish
         self.prompt_tokens = piece.prompt_tokens or self.prompt_tokens
@@ -66,6 +76,7 @@ class Alone:
         self.request = request
         self.deadline = Deadline.after(request.deadline_s or DEADLINE_S, arrived)
         drawn = sampling(request)
+        check_logprobs(request, drawn, route.model.engine.get("max_model_len"))
         model, film = route.model, conversation.video
         if (film or conversation.image) and not takes(model, film is not None):
             refused = unseeing([model.name], film is not None)
@@ -82,27 +93,30 @@ class Alone:
                 conversation.image,
                 replace(drawn, seed=seed),
                 frames,
-                whole=not request.stream,
+                whole=not (request.stream or request.logprobs),  # log-probabilities: a few at a time
                 batch=request.service_tier == FLEX,
             )
             for seed in seeds
         ]
         self.voices = [Voice() for _ in self.prompts]
 
-    async def whole(self, head: Head) -> ChatCompletion:
+    async def whole(self, head: Head) -> list[bytes]:
+        """Return the completion as JSON, in parts."""
         async with aclosing(self._heard()) as heard:
             async for _ in heard:
                 pass
         choices = [
             Choice(
                 index=at,
-                message=Said(content=voice.text),
+                message=Said(content="".join(voice.words)),
                 finish_reason=finish_reason(voice.finish),
-                logprobs=logprobs(voice.tokens, self.request.top_logprobs or 0) if self.request.logprobs else None,
             )
             for at, voice in enumerate(self.voices)
         ]
-        return head.completion(choices, self._usage())
+        completion = head.completion(choices, self._usage())
+        if not self.request.logprobs:
+            return [completion.model_dump_json().encode()]
+        return await with_logprobs(completion, [voice.tokens for voice in self.voices], self.request.top_logprobs or 0)
 
     async def frames(self, head: Head) -> AsyncGenerator[bytes, None]:
         chunks = Chunks(head, self.request.stream_options, self._usage)
@@ -114,11 +128,14 @@ class Alone:
                 if not begun:  # every choice is announced before one speaks, in order: clients count on it
                     begun = True
                     said += b"".join(map(chunks.role, range(len(self.prompts))))
-                more: dict[str, Any] = {}
                 if self.request.logprobs and piece.tokens:
-                    more["logprobs"] = logprobs(piece.tokens, self.request.top_logprobs or 0).model_dump()
-                if piece.text or more:
-                    said += chunks.words(at, piece.text, **more)
+                    for chunk in self._with_logprobs(chunks, at, piece):
+                        if said:
+                            yield said
+                            await asyncio.sleep(0)
+                        said = chunk
+                elif piece.text:
+                    said += chunks.words(at, piece.text)
                 if piece.finish_reason is not None:
                     ended += 1
                     said += chunks.finish(at, finish_reason(piece.finish_reason))
@@ -127,6 +144,12 @@ class Alone:
                 elif said:
                     yield said
         yield Last(closing + chunks.last())
+
+    def _with_logprobs(self, chunks: Chunks, at: int, piece: Piece) -> Iterator[bytes]:
+        """The piece's words as chunks; more than one where words have piled up behind a client that reads slowly."""
+        top = self.request.top_logprobs or 0
+        for i, part in enumerate(slices(piece.tokens, top)):
+            yield chunks.words(at, "" if i else piece.text, logprobs=logprobs(part, top))
 
     async def _heard(self) -> AsyncGenerator[tuple[int, Piece], None]:
         """Every choice's pieces as they come; counted as one reply in the metrics."""
@@ -202,6 +225,18 @@ def sampling(request: ChatCompletionRequest) -> Sampling:
         top_logprobs=request.top_logprobs or 0,
         json_schema=json_schema(request.response_format),
     )
+
+
+def check_logprobs(request: ChatCompletionRequest, drawn: Sampling, context: int | None) -> None:
+    """Raise BadRequest for more log-probabilities than one reply may hold. context: tokens that the model can hold."""
+    longest = drawn.max_tokens if context is None else min(drawn.max_tokens, context)
+    count = (request.n or 1) * longest * (1 + drawn.top_logprobs)
+    if drawn.logprobs and count > MAX_LOGPROBS:
+        told = f"n x max_tokens x (1 + top_logprobs) is {count:,}"
+        raise BadRequest(
+            f"A reply holds at most {MAX_LOGPROBS:,} log-probabilities; {told}.",
+            param="top_logprobs" if drawn.top_logprobs else "logprobs",
+        )
 
 
 async def single(source: AsyncGenerator[Piece, None], deadline: float) -> AsyncGenerator[tuple[int, Piece], None]:

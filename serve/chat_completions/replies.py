@@ -1,7 +1,8 @@
 """What goes out: OpenAI's completion objects, whole and in chunks."""
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from serve.tasks.base import Usage
 from serve.wire.sse import encoded, frame
 
 FinishReason = Literal["stop", "length"]
-LEAST = -9999.0  # JSON has no minus infinity
+LEAST = -9999.0  # JSON has no minus infinity, and nothing that is no number
+AT_ONCE = 1000
+"""Log-probabilities that are written in one turn of the event loop: about 3 ms of work."""
 
 
 class TopLogprob(BaseModel):
@@ -119,17 +122,38 @@ class Chunks:
         return frame(f'{self._same},"choices":[{choice}]{told}}}')
 
 
-def logprobs(tokens: Sequence[Token], top: int) -> Logprobs:
-    """Tokens' log-probabilities in OpenAI's form."""
-    return Logprobs(
-        content=[
-            TokenLogprob(
-                **_likely(token.text, token.logprob),
-                top_logprobs=[TopLogprob(**_likely(*pair)) for pair in token.top[:top]],
-            )
-            for token in tokens
-        ]
-    )
+def logprobs(tokens: Sequence[Token], top: int) -> dict[str, Any]:
+    """Return tokens' log-probabilities in OpenAI's form, as `Logprobs` describes it; made of plain lists, since there
+    may be a hundred thousand of them."""
+    content = [
+        {**_likely(token.text, token.logprob), "top_logprobs": [_likely(*pair) for pair in token.top[:top]]}
+        for token in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def slices(tokens: Sequence[Token], top: int) -> Iterator[Sequence[Token]]:
+    """Cut tokens into runs of about AT_ONCE log-probabilities, the alternatives among them."""
+    step = max(1, AT_ONCE // (1 + top))
+    return (tokens[at : at + step] for at in range(0, len(tokens), step))
+
+
+async def with_logprobs(completion: ChatCompletion, spoken: Sequence[Sequence[Token]], top: int) -> list[bytes]:
+    """Return the completion as JSON, in parts, with the log-probabilities of each choice's tokens.
+
+    They are written a slice at a time: the event loop has its turn in between.
+    """
+    head = completion.model_dump_json(exclude={"choices"}).removesuffix("}")
+    parts = [f'{head},"choices":['.encode()]
+    for at, (choice, tokens) in enumerate(zip(completion.choices, spoken, strict=True)):
+        opening = choice.model_dump_json(exclude={"logprobs"}).removesuffix("}")
+        parts.append(f'{"," if at else ""}{opening},"logprobs":{{"content":['.encode())
+        for i, part in enumerate(slices(tokens, top)):
+            told = ",".join(map(encoded, logprobs(part, top)["content"]))
+            parts.append(f"{',' if i else ''}{told}".encode())
+            await asyncio.sleep(0)
+        parts.append(b'],"refusal":null}}')
+    return [*parts, b"]}"]
 
 
 def finish_reason(reason: str | None) -> FinishReason:
@@ -138,4 +162,4 @@ def finish_reason(reason: str | None) -> FinishReason:
 
 
 def _likely(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(text.encode())}
+    return {"token": text, "logprob": logprob if logprob > LEAST else LEAST, "bytes": list(text.encode())}

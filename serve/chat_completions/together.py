@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from serve.chat_completions.conversation import Conversation
-from serve.chat_completions.replies import ChatCompletion, Choice, Head, Said, finish_reason
+from serve.chat_completions.replies import Choice, Head, Said, finish_reason
 from serve.chat_completions.request import FLEX, ChatCompletionRequest, TextFormat
 from serve.chat_completions.telling import Asked, Telling, about_merged, about_reply
 from serve.deadline import Deadline
@@ -79,7 +79,8 @@ class Together:
         self.deadline = Deadline.after(self.request.deadline_s, arrived)
         fan_out.router.check(asked.task, self.request)
 
-    async def whole(self, head: Head) -> ChatCompletion:
+    async def whole(self, head: Head) -> list[bytes]:
+        """Return the completion as JSON, in parts."""
         with _said_at(self.path):
             answer = await self.fan_out.answer(self.asked.task, self.request, self.deadline)
         words = TASKS[self.asked.task].words(answer.merged.result)
@@ -94,7 +95,7 @@ class Together:
             )
             for at, reply in enumerate(answer.replies if self.asked.each else [], start=1)
         ]
-        return head.completion(choices, answer.usage())
+        return [head.completion(choices, answer.usage()).model_dump_json().encode()]
 
     async def frames(self, head: Head) -> AsyncGenerator[bytes, None]:
         """Each model's words as they are spoken, where they are wanted; choice 0 last."""

@@ -14,6 +14,7 @@ from serve.tasks.base import Delta, Merged, Reply, Request, Task, Usage
 from serve.wire.client import attended
 from serve.wire.fan_out import FanOut
 from serve.wire.forms import read
+from serve.wire.pieces import PiecewiseJson
 from serve.wire.sse import frame, opened
 
 
@@ -67,7 +68,7 @@ async def answer(fan_out: FanOut, task: str, http: HttpRequest) -> Response:
     if request.stream:
         return await opened(http.receive, _frames(fan_out, task, request, deadline), error_event="error")
     whole = await attended(http.receive, _whole(fan_out, task, request, deadline, http.state.request_id))
-    return Response(whole.model_dump_json(), media_type="application/json")
+    return PiecewiseJson([whole.model_dump_json().encode()])
 
 
 async def _whole(fan_out: FanOut, task: str, request: Request, deadline: Deadline, request_id: str) -> TaskAnswer:
