@@ -1,74 +1,96 @@
-"""Pictures' pixels, read off the event loop: a few pictures at a time, and so many pixels in memory at once."""
+"""Pictures' pixels and films' frames, decoded off the event loop within what this process may hold of them."""
 
 import asyncio
-import functools
-import os
-import threading
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from serve.errors import Unavailable
-from serve.image import Image
+from serve.image import Image, refusal
+from serve.media import processes
+from serve.media.budget import Budget
+from serve.media.outline import QUICK_PIXELS, Outline, Refused
+from serve.media.processes import Job
+from serve.media.shared_pixels import SharedPixels
 
-SMALL = 500_000
-"""Pictures of so many pixels are read where they are: the way to a thread and back takes longer."""
-MOST = 160_000_000
-"""Pixels of larger ones that are in memory at once, at three bytes each; others wait as files."""
-NICENESS = 10
-"""Of the threads that read: whatever else the process has to do goes first."""
+SMALL = QUICK_PIXELS
+"""Pictures of so many pixels are worked on where they are: the way to a thread and back takes longer."""
+LONGEST_S = 60.0
+"""What decoding may take by the clock, where no request's deadline says less."""
 
-# While it is read a picture takes 10 to 18 bytes a pixel (12 megapixels: JPEG 115 MB, turned by its EXIF 161, WEBP
-# 204), in so few threads that this adds up to little; Pillow lets go of the interpreter while it decodes. Not in a
-# process with a cap on its memory, as films are: what a still takes is known from its header, which was checked. Also,
-# starting a Python with Pillow costs 0.26 s of CPU and 36 MB through a pipe 0.04 s, when the JPEG itself costs 0.3 s.
-_READERS = ThreadPoolExecutor(
-    min(4, os.cpu_count() or 1),
-    "read",
-    initializer=lambda: os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS),
-)
+T = TypeVar("T")
 
 
 class Reading:
     """Who may have pixels in memory; those that do not fit wait in the order they came."""
 
-    def __init__(self, most: int = MOST) -> None:
-        self.most = most
-        self.held = 0
-        self._turn = asyncio.Lock()
-        self._freed = asyncio.Event()
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.budget = budget or Budget.of_this_process()
 
     @asynccontextmanager
     async def read(self, image: Image, within_s: float | None = None) -> AsyncIterator[None]:
         """Its pixels are there for as long as this lasts, or until somebody who has seen them puts them away.
 
-        Raises BadRequest where the file is damaged, Unavailable where its turn has not come in time.
+        Raises BadRequest or TooLarge where the file cannot be decoded, Overloaded where its turn has not come in time,
+        Unavailable where the time is over before it is decoded.
         """
-        pixels = image.left_to_read
-        if pixels <= SMALL:
+        if not image.left_to_read:
+            yield
+            return
+        found = image.outline
+        if found.quick:
             _ = image.pixels
             yield
             return
+        await self._decode(image, found, within_s)
         try:
-            async with asyncio.timeout(within_s):
-                await self._take(pixels)
-        except TimeoutError:
-            said = "Too many large images are being looked at."
-            raise Unavailable(said, param=image.param, code="overloaded") from None
-        image.held(functools.partial(self._give, pixels))
-        try:
-            await asyncio.get_running_loop().run_in_executor(_READERS, lambda: image.pixels)
             yield
         finally:
             image.put_away()
 
-    async def _take(self, pixels: int) -> None:
-        async with self._turn:
-            while self.held and self.held + pixels > self.most:
-                self._freed.clear()
-                await self._freed.wait()
-            self.held += pixels
+    async def _decode(self, image: Image, found: Outline, within_s: float | None) -> None:
+        deadline = asyncio.get_running_loop().time() + min(LONGEST_S, within_s or LONGEST_S)
+        async with processes.lanes().pictures.take(found.cost_s, deadline, image.param):
+            lease = await self.budget.acquire(found.peak_bytes, deadline, image.param)
+            try:
+                shared = await _in_time(_pixels(image.file, found), deadline, image.param)
+                lease.shrink(shared.nbytes)
+            except Refused as refused:
+                lease.release()
+                raise refusal(refused, image.param) from None
+            except BaseException:
+                lease.release()
+                raise
+        image.share(shared)
+        image.held(lease.release)
 
-    def _give(self, pixels: int) -> None:
-        self.held -= pixels
-        self._freed.set()
+
+async def name(image: Image) -> None:
+    """Have the digest of its file."""
+    if image.digest is None and image.file:
+        await asyncio.get_running_loop().run_in_executor(processes.THREADS, image.name)
+
+
+async def _pixels(file: bytes, found: Outline) -> SharedPixels:
+    """The file's pixels. Raises Refused."""
+    output = 3 * found.area
+    job = Job("image", cpu_s=found.cpu_limit_s, memory=found.peak_bytes, output=output)
+    said, fd = await processes.run(job, file)
+    return adopted(fd, *said["size"])
+
+
+def adopted(fd: int, width: int, height: int) -> SharedPixels:
+    """The pixels in a memfd that a media process made. Raises Refused where there are not as many as it says."""
+    try:
+        return SharedPixels.adopt(fd, width, height)
+    except ValueError:
+        raise Refused("damaged") from None
+
+
+async def _in_time(work: Awaitable[T], deadline: float, param: str) -> T:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await work
+    except TimeoutError:
+        said = "The image could not be decoded within the request's deadline."
+        raise Unavailable(said, param=param, code="deadline_exceeded") from None

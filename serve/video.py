@@ -1,13 +1,6 @@
 """Bytes from outside -> one checked film: a few frames, evenly spaced, with the time they were taken at."""
 
-import json
-import logging
-import os
-import subprocess
-import sys
-import threading
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,14 +9,16 @@ from pydantic_core import core_schema
 
 from serve.errors import BadRequest, ServeError, TooLarge
 from serve.image import Image, from_data_url
+from serve.media import processes
+from serve.media.outline import Refused
+from serve.media.processes import Job
 from serve.media.shared_pixels import Handle, SharedPixels, handles_travel
 from serve.video_caps import CAPS, Caps, evenly, sniff
 
-log = logging.getLogger(__name__)
-
-AT_ONCE = 4
-"""Films that are decoded at the same time: each may take all cores, and memory up to its cap."""
-_SEATS = threading.BoundedSemaphore(AT_ONCE)
+NICER = 5
+"""How much lower the priority of a film is than a picture's."""
+SLOWEST = 2.0
+"""Seconds by the clock for each second of processor time that a film may take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +83,31 @@ def decode(data: bytes, param: str = "video", caps: Caps = CAPS) -> Video:
     if kind is None:
         said = "The file is not an MP4, MOV or WEBM film, nor an animated GIF or WEBP."
         raise BadRequest(said, param=param, code="invalid_video")
-    with _SEATS:
-        head, pixels = _decoded(data, kind, param, caps)
-    if "refused" in head:
-        raise _refusal(head["refused"], head["size"], param, caps)
-    width, height = head["size"]
-    frames = np.frombuffer(pixels, np.uint8).reshape(len(head["times"]), height, width, 3)
-    return Video(frames, tuple(head["times"]), head["seconds"])
+    try:
+        reply, fd = processes.run_blocking(job(kind, caps), data, within_s=SLOWEST * caps.seconds)
+    except Refused as refused:
+        raise refusal(refused, param, caps) from None
+    except TimeoutError:
+        raise refusal(Refused("slow"), param, caps) from None
+    return _video(reply, fd)
+
+
+def _video(reply: dict[str, Any], fd: int) -> Video:
+    """What a media process says of a film, and the memfd of its frames."""
+    (width, height), times = reply["size"], reply["times"]
+    return Video.sharing(SharedPixels.adopt(fd, width, height * len(times)), tuple(times), reply["seconds"])
+
+
+def job(kind: str, caps: Caps = CAPS) -> Job:
+    """What decoding a film of this kind may take."""
+    return Job(
+        kind,
+        cpu_s=max(1, int(caps.seconds)),
+        memory=caps.memory,
+        output=3 * caps.pixels * caps.frames,
+        nicer=NICER,
+        caps=asdict(caps),
+    )
 
 
 def decode_data_url(url: str, param: str = "video") -> Video:
@@ -102,45 +115,24 @@ def decode_data_url(url: str, param: str = "video") -> Video:
     return decode(from_data_url(url, param, "video", CAPS.bytes), param)
 
 
-def _decoded(data: bytes, kind: str, param: str, caps: Caps) -> tuple[dict[str, Any], bytes]:
-    """What the decoding process says and the pixels that follow. It may crash and hang; it is ended in time."""
-    paths = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "serve.video_decoder", kind, json.dumps(asdict(caps))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-    )
-    try:
-        said, complaint = child.communicate(data, timeout=caps.seconds)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()
-        told = f"The video takes longer than {caps.seconds:g} s to decode: send a shorter or a smaller one."
-        raise _too_large(told, param) from None
-    line, _, pixels = said.partition(b"\n")
-    if child.returncode == 0 and line:
-        return json.loads(line), pixels
-    if child.returncode > 0:  # not what FFmpeg does of a bad file: a crash is a signal
-        log.error("the film decoder failed: %s", complaint.decode("utf-8", "replace"))
-        raise ServeError("Films cannot be decoded by this server.", code="internal_error")
-    log.warning("the film decoder was ended by signal %d", -child.returncode)
-    return {"refused": "damaged", "size": None}, b""
-
-
-def _refusal(why: str, size: tuple[int, int] | None, param: str, caps: Caps) -> ServeError:
-    seen = f" ({size[0]} x {size[1]})" if size else ""
-    if why == "huge":
-        most = f"at most {caps.area / 1e6:.1f} megapixels and {caps.side} pixels a side"
-        return _too_large(f"The video's frames have too many pixels{seen}: {most}.", param)
-    if why == "long":
-        return _too_large(f"The video has more than {caps.film_frames} frames.", param)
+def refusal(refused: Refused, param: str, caps: Caps = CAPS) -> ServeError:
+    """What a client is told of a film that was refused."""
+    seen = " ({} x {})".format(*refused.size) if refused.size else ""
+    most = {
+        "huge": f"The video's frames have too many pixels{seen}: "
+        f"at most {caps.area / 1e6:.1f} megapixels and {caps.side} pixels a side.",
+        "long": f"The video has more than {caps.film_frames} frames.",
+        "work": f"The animation has too many frames of its size{seen}: send a shorter or a smaller one, or an MP4.",
+        "slow": f"The video takes longer than {caps.seconds:g} s to decode: send a shorter or a smaller one.",
+        "memory": "The video takes too much memory to decode: send a smaller one.",
+    }
+    if refused.why in most:
+        return _too_large(most[refused.why], param)
     said = {
         "tiny": f"The video's frames are too small{seen}: at least {caps.least} pixels a side.",
         "no pictures": "The file has no moving pictures in it.",
         "codec": "The video's codec is not one of H.264, HEVC, VP8, VP9, AV1, MPEG-4 and MJPEG.",
-    }.get(why, "The video is damaged or cut short and cannot be decoded.")
+    }.get(refused.why, "The video is damaged or cut short and cannot be decoded.")
     return BadRequest(said, param=param, code="invalid_video")
 
 

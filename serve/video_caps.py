@@ -9,7 +9,8 @@ class Caps:
     """bytes: of the file; frames: at most so many are kept, each of at most `pixels` pixels (32 of 512 x 512 weigh
     24 MiB); film_frames: of the film; side, area, least: of its frames in pixels, the longest side, the product and
     the shortest side; work: so many pixels are decoded to find the frames that are wanted, of a film with more only
-    its key frames; seconds, memory: what decoding may take, by the clock and in bytes of address space."""
+    its key frames; animation_work: the same of a GIF or WEBP, which has to be decoded whole, so that one with more is
+    refused; seconds, memory: what decoding may take, of processor time and in bytes of address space."""
 
     bytes: int = 20 * 2**20
     frames: int = 32
@@ -19,8 +20,9 @@ class Caps:
     area: int = 4096 * 2304
     least: int = 8
     work: int = 3_000_000_000
+    animation_work: int = 750_000_000
     seconds: float = 30.0
-    memory: int = 2 * 2**30
+    memory: int = 512 * 2**20
 
     def fitted(self, width: float, height: float) -> tuple[int, int]:
         """The size at which a frame is kept: its own, or smaller in the same proportions."""

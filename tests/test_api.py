@@ -7,7 +7,6 @@ import logging
 import re
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -19,10 +18,11 @@ from served import LLAVA, PALIGEMMA, URL, calling, frames, listening, message, p
 from starlette.types import Message
 
 from k8s.checks import rules
-from serve import image, pages
+from serve import pages, reading
 from serve.api import create_app
 from serve.engines.base import State
 from serve.engines.fake import FakeEngine
+from serve.media.shared_pixels import SharedPixels
 from serve.router import Router
 from serve.tasks import TASKS
 from serve.wire import sse
@@ -568,14 +568,14 @@ def test_the_page_weighs_little() -> None:
     ("path", "model"), [("/v1/tasks/vqa", ""), ("/v1/chat/completions", "vqa"), ("/v1/chat/completions", LLAVA)]
 )
 async def test_decoding_does_not_hold_up_others(path: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    others_went_on = threading.Event()
-    load = image._load
+    others_went_on = asyncio.Event()
+    decode = reading._pixels
 
-    def slowly(*given: Any) -> image.Pixels:
-        assert others_went_on.wait(5)
-        return load(*given)
+    async def slowly(*given: Any) -> SharedPixels:
+        assert await others_went_on.wait()
+        return await decode(*given)
 
-    monkeypatch.setattr(image, "_load", slowly)
+    monkeypatch.setattr(reading, "_pixels", slowly)
     url = "data:image/png;base64," + base64.b64encode(picture(1000, 600)).decode()
     body = VQA | {"image": url} if path.endswith("vqa") else {"model": model, "messages": [message(image=url)]}
     async with calling(served()) as client:

@@ -1,55 +1,42 @@
-"""serve.reading: large pictures are read a few at a time, and so many pixels are in memory at once."""
+"""serve.reading: what is not small is decoded in a process of its own, within what may be held in memory at once."""
 
 import asyncio
 import base64
 import contextlib
-import functools
 import io
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from serve import image as images
 from serve import reading
 from serve.engines.fake import FakeEngine
-from serve.errors import BadRequest, Unavailable
+from serve.errors import BadRequest, Overloaded, Unavailable
 from serve.image import Image, unread
+from serve.media.budget import Budget
+from serve.media.outline import Outline
+from serve.media.shared_pixels import SharedPixels
 from serve.reading import SMALL, Reading
 from tests.served import LLAVA, calling, message, picture, served
 
 AREA = 1000 * 600
+ROOM = unread(picture(1000, 600)).outline.peak_bytes
 
 
 def large(data: bytes | None = None) -> Image:
     return unread(data or picture(1000, 600))
 
 
-@pytest.fixture
-def door(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Reading waits until the door is called, which tells how many were reading at the same time at most."""
-    opened, lock = threading.Event(), threading.Lock()
-    inside, most, load = [0], [0], images._load
+def room(pictures: float = 100) -> Reading:
+    """A reading with memory for so many pictures while they are decoded."""
+    return Reading(Budget(int(ROOM * pictures / 0.9) + 1))
 
-    def counted(*given: Any) -> images.Pixels:
-        with lock:
-            inside[0] += 1
-            most[0] = max(most[0], inside[0])
-        assert opened.wait(10)
-        with lock:
-            inside[0] -= 1
-        return load(*given)
 
-    monkeypatch.setattr(images, "_load", counted)
-
-    def door() -> int:
-        opened.set()
-        return most[0]
-
-    return door
+def noise() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 1000, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 async def test_a_small_picture_is_read_where_it_is() -> None:
@@ -61,84 +48,98 @@ async def test_a_small_picture_is_read_where_it_is() -> None:
     await looking.__aexit__(None, None, None)
 
 
+async def test_a_small_picture_in_a_large_file_is_decoded_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = list[Outline]()
+    decode = reading._pixels
+
+    async def counted(file: bytes, found: Outline) -> SharedPixels:
+        elsewhere.append(found)
+        return await decode(file, found)
+
+    monkeypatch.setattr(reading, "_pixels", counted)
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    image = unread(file.getvalue())
+    async with room().read(image):
+        assert image.left_to_read == 0 and (image.pixels == pixels).all()
+    assert len(elsewhere) == 1 and elsewhere[0].area < SMALL
+
+
 async def test_a_large_one_is_there_while_it_is_looked_at_and_then_put_away() -> None:
-    photo, room = large(), Reading()
-    async with room.read(photo):
-        assert photo.left_to_read == 0 and room.held == AREA > SMALL
-    assert photo.left_to_read == AREA and room.held == 0
+    photo, held = large(noise()), room()
+    async with held.read(photo):
+        assert photo.left_to_read == 0 and held.budget.held == 3 * AREA
+        assert photo.shared is not None
+    assert photo.left_to_read == AREA and held.budget.held == 0
     assert (photo.width, photo.height) == (1000, 600) and photo.left_to_read == AREA  # its size needs no pixels
-    assert photo.pixels.shape == (600, 1000, 3)
+    assert (photo.pixels == np.random.default_rng(0).integers(0, 256, (600, 1000, 3), dtype=np.uint8)).all()
 
 
 async def test_who_has_seen_it_may_put_it_away_early() -> None:
-    photo, room = large(), Reading()
-    async with room.read(photo):
+    photo, held = large(), room()
+    async with held.read(photo):
         photo.put_away()
-        assert photo.left_to_read == AREA and room.held == 0
-    assert room.held == 0
+        assert photo.left_to_read == AREA and held.budget.held == 0
+    assert held.budget.held == 0
 
 
-async def test_no_more_pixels_than_there_is_room_for_in_the_order_they_came() -> None:
-    room, told = Reading(most=2 * AREA), list[int]()
-    leave = [asyncio.Event() for _ in range(5)]
+async def test_no_more_than_there_is_room_for_in_the_order_they_came() -> None:
+    held, begun = room(1.5), list[int]()
+    leave = [asyncio.Event() for _ in range(4)]
 
     async def look(at: int) -> None:
-        async with room.read(large()):
-            told.append(at)
-            assert room.held <= room.most
+        async with held.read(large()):
+            begun.append(at)
             await leave[at].wait()
 
-    jobs = [asyncio.create_task(look(at)) for at in range(5)]
-    async with asyncio.timeout(10):
-        for at in range(5):
-            while len(told) < min(at + 2, 5):
-                await asyncio.sleep(0.001)
-            assert len(told) == min(at + 2, 5)
-            leave[told[at]].set()
-            await jobs[told[at]]
-    assert sorted(told[:2]) == [0, 1] and told[2:] == [2, 3, 4] and room.held == 0
+    jobs = [asyncio.create_task(look(at)) for at in range(4)]
+    async with asyncio.timeout(30):
+        while len(begun) < 4:
+            await asyncio.sleep(0.01)
+            assert held.budget.held <= held.budget.total
+            for at in begun:
+                leave[at].set()
+        await asyncio.gather(*jobs)
+    assert begun == [0, 1, 2, 3] and held.budget.held == 0
 
 
 async def test_whose_turn_does_not_come_in_time_is_told_so_and_one_that_leaves_is_forgotten() -> None:
-    room = Reading(most=AREA)
-    async with room.read(large()):
-        with pytest.raises(Unavailable) as caught:
-            async with room.read(large(), within_s=0.01):
+    held = room(1)
+    with await held.budget.acquire(ROOM):
+        with pytest.raises(Overloaded) as caught:
+            async with held.read(large(), within_s=0.01):
                 pass
         assert (caught.value.code, caught.value.param) == ("overloaded", "image")
-        waiting = asyncio.ensure_future(contextlib.AsyncExitStack().enter_async_context(room.read(large())))
+        waiting = asyncio.ensure_future(contextlib.AsyncExitStack().enter_async_context(held.read(large())))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-    async with asyncio.timeout(10), room.read(large()):
-        assert room.held == AREA
-    assert room.held == 0
-
-
-async def test_one_that_is_larger_than_the_room_is_read_alone() -> None:
-    async with asyncio.timeout(10), Reading(most=1).read(large()):
+    async with asyncio.timeout(10), held.read(large()):
         pass
+    assert held.budget.held == 0
+
+
+async def test_one_that_is_not_decoded_in_time_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any) -> SharedPixels:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr(reading, "_pixels", never)
+    held = room()
+    with pytest.raises(Unavailable) as caught:
+        async with held.read(large(), within_s=0.01):
+            pass
+    assert (caught.value.code, caught.value.param) == ("deadline_exceeded", "image")
+    assert held.budget.held == 0
 
 
 async def test_a_damaged_one_leaves_its_room_to_others() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (600, 1000, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    PIL.Image.fromarray(noise).save(file, "PNG")
-    room = Reading(most=AREA)
+    held = room(1.5)
     with pytest.raises(BadRequest, match="damaged"):
-        async with room.read(large(file.getvalue()[:500_000])):
+        async with held.read(large(noise()[:500_000])):
             pass
-    assert room.held == 0
-
-
-async def test_a_few_threads_read(door: Callable[[], int]) -> None:
-    room, photos = Reading(), [large() for _ in range(12)]
-    async with contextlib.AsyncExitStack() as all_of_them:
-        jobs = [asyncio.create_task(all_of_them.enter_async_context(room.read(photo))) for photo in photos]
-        await asyncio.sleep(0.05)
-        assert door() <= reading._READERS._max_workers
-        await asyncio.gather(*jobs)
-        assert room.held == 12 * AREA
+    assert held.budget.held == 0
 
 
 async def test_while_the_model_speaks_the_picture_stays_until_the_engine_has_done_with_it() -> None:
@@ -153,16 +154,11 @@ async def test_while_the_model_speaks_the_picture_stays_until_the_engine_has_don
 
 
 async def test_a_fan_out_holds_its_room_until_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    most, take = [0], Reading._take
-
-    async def seen(self: Reading, pixels: int) -> None:
-        await take(self, pixels)
-        most[0] = max(most[0], self.held)
-
-    monkeypatch.setattr(Reading, "_take", seen)
-    monkeypatch.setattr(Reading, "__init__", functools.partialmethod(Reading.__init__, 2 * AREA))
-    async with calling(served(FakeEngine("red", delay_s=0.01))) as client, asyncio.timeout(20):
+    budget = Budget(2 * ROOM)
+    monkeypatch.setattr(Budget, "of_this_process", lambda: budget)
+    app = served(FakeEngine("red", delay_s=0.01))
+    async with calling(app) as client, asyncio.timeout(60):
         forms = [{"files": {"image": picture(1000, 600)}, "data": {"question": "what?"}} for _ in range(8)]
         replies = await asyncio.gather(*(client.post("/v1/tasks/vqa", **form) for form in forms))
     assert [reply.status_code for reply in replies] == [200] * 8
-    assert most == [2 * AREA]
+    assert budget.held == 0

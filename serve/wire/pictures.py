@@ -1,9 +1,9 @@
 """A request's picture, brought from wherever it is: from its URL once, and read once, whoever is asked about it."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from serve import reading
 from serve.deadline import Deadline
 from serve.fetch.fetcher import Fetcher
 from serve.image import MAX_BYTES, Image
@@ -19,10 +19,10 @@ class Pictures:
         self.reading = Reading()
 
     async def fetch(self, image: Image, deadline: Deadline) -> None:
-        """Have its file here. Raises BadRequest or TooLarge naming the field, Unavailable."""
+        """Have its file here, with its digest. Raises BadRequest or TooLarge naming the field, Unavailable."""
         if image.url is not None:
-            file = await self.fetcher.fetch(image.url, image.param, MAX_BYTES, deadline.left())
-            await asyncio.to_thread(image.arrive, file)
+            image.arrive(await self.fetcher.fetch(image.url, image.param, MAX_BYTES, deadline.left()))
+        await reading.name(image)
 
     @asynccontextmanager
     async def shown(self, request: Request, deadline: Deadline) -> AsyncIterator[Request]:

@@ -1,18 +1,12 @@
-"""A process that decodes one film and ends: the file on stdin, a line of JSON and the frames' pixels on stdout.
-
-FFmpeg is a million lines of C that read what strangers send. Here a file that crashes it, makes it loop or asks for all
-the memory costs one small process, which `serve.video` waits for. No numpy and little of ours: it starts in 0.2 s.
-"""
+"""A film's frames, decoded: run by a media process (`serve.media.decoder`) alone, within its limits. Knows no numpy."""
 
 import io
-import json
 import os
-import resource
 import struct
-import sys
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import av
 import PIL.Image
@@ -21,12 +15,13 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from serve.media.outline import Refused
 from serve.video_caps import Caps, evenly
 
 # Demuxers are named, not guessed: a guess may be a playlist, which opens other files. No protocol is allowed either.
 DEMUXERS = {"mp4": "mov", "webm": "matroska"}
 CODECS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "av1", "mpeg4", "mjpeg")
-THREADS = 4
+THREADS = 2
 UNTIMED_MS = 100  # how long browsers show an animation's frame that names no time, or next to none
 _TURNS = {  # counterclockwise, as FFmpeg counts
     90: PIL.Image.Transpose.ROTATE_90,
@@ -35,25 +30,18 @@ _TURNS = {  # counterclockwise, as FFmpeg counts
 }
 _DAMAGE = (
     *(av.FFmpegError, OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError),
-    *(struct.error, MemoryError),
+    struct.error,
 )
 
 
-class Refused(Exception):
-    """Why there are no frames, in a word that `serve.video` has a sentence for; size: width and height, if known."""
-
-    def __init__(self, why: str, size: tuple[int, int] | None = None) -> None:
-        super().__init__(why)
-        self.why, self.size = why, size
-
-
 class Reel:
-    """The frames that are kept: all of one size, RGB, each with its seconds from the start."""
+    """The frames that are kept: all of one size, RGB, each with its seconds from the start. write: takes the pixels of
+    each."""
 
-    def __init__(self, caps: Caps) -> None:
+    def __init__(self, caps: Caps, write: Callable[[bytes], None]) -> None:
         self.caps = caps
+        self.write = write
         self.size: tuple[int, int] | None = None
-        self.pixels: list[bytes] = []
         self.times: list[float] = []
 
     def check(self, width: int, height: int) -> None:
@@ -68,7 +56,7 @@ class Reel:
             self.size = self.caps.fitted(*picture.size)
         if picture.size != self.size:
             picture = picture.resize(self.size, PIL.Image.Resampling.BICUBIC, reducing_gap=3.0)
-        self.pixels.append(picture.convert("RGB").tobytes())
+        self.write(picture.convert("RGB").tobytes())
         self.times.append(round(time, 3))
 
 
@@ -108,6 +96,8 @@ def animation(data: bytes, reel: Reel) -> float:
         total: int = getattr(moving, "n_frames", 1)
         if total > reel.caps.film_frames:
             raise Refused("long")
+        if total * moving.width * moving.height > reel.caps.animation_work:
+            raise Refused("work", moving.size)
         wanted, passed = set(evenly(total, reel.caps.frames)), 0
         for at in range(total):
             moving.seek(at)
@@ -176,29 +166,21 @@ def _seen(frame: VideoFrame, stream: VideoStream, turn: int, caps: Caps) -> PIL.
     return picture.transpose(_TURNS[turn]) if turn in _TURNS else picture
 
 
-def main() -> None:
-    """kind and caps (JSON) are the arguments."""
-    kind, caps = sys.argv[1], Caps(**json.loads(sys.argv[2]))
-    with suppress(ValueError, OSError):  # not every system can limit this
-        resource.setrlimit(resource.RLIMIT_AS, (caps.memory, caps.memory))
+def decode(data: bytes, kind: str, caps: Caps, write: Callable[[bytes], None]) -> dict[str, Any]:
+    """Hand the frames that are kept to `write`, in order. Returns their size and times and the film's seconds.
+
+    kind: as `video_caps.sniff` tells it. Raises Refused, or MemoryError.
+    """
     av.logging.set_level(None)
-    reel = Reel(caps)
+    reel = Reel(caps, write)
     try:
-        data = sys.stdin.buffer.read()
         seconds = animation(data, reel) if kind in ("gif", "webp") else film(data, kind, reel)
-        if reel.size is None:
-            raise Refused("damaged")
-        said = {"size": reel.size, "times": reel.times, "seconds": round(seconds, 3)}
-    except Refused as refusal:
-        said = {"refused": refusal.why, "size": refusal.size}
     except PIL.Image.DecompressionBombError:  # Pillow's own cap on what a header may promise
-        said = {"refused": "huge", "size": None}
+        raise Refused("huge") from None
+    except MemoryError:
+        raise
     except _DAMAGE:
-        said = {"refused": "damaged", "size": None}
-    sys.stdout.buffer.write(json.dumps(said).encode() + b"\n")
-    if "refused" not in said:
-        sys.stdout.buffer.writelines(reel.pixels)
-
-
-if __name__ == "__main__":
-    main()
+        raise Refused("damaged") from None
+    if reel.size is None:
+        raise Refused("damaged")
+    return {"size": reel.size, "times": reel.times, "seconds": round(seconds, 3)}

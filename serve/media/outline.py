@@ -1,0 +1,403 @@
+"""The structure of a picture's file, walked in bounded steps before a decoder sees a byte of it. Knows no Pillow.
+
+A decoder's cost goes by much more than pixels: a JPEG of 60 KB may hold 6,000 scans that each walk over all of them,
+and whoever writes files may put thousands of segments, profiles and texts before the first. What only describes the
+picture is left out of what the decoder is given, however large it is; what no camera or program writes is refused.
+"""
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+Format = Literal["PNG", "JPEG", "WEBP", "GIF"]
+
+MAX_PIXELS = 40_000_000  # a 20 KB PNG can unfold to gigabytes
+MAX_SIDE = 16_384
+MAX_SCANS = 32
+"""A progressive JPEG has about ten. Each walks over all pixels for as little as ten bytes: 200 over 36 MP took 9 s."""
+MAX_PARTS = 8_192
+"""Chunks, segments or blocks that are looked at: libpng writes 2,560 into a file of 20 MB. Takes at most 10 ms."""
+MAX_FILL = 2**16
+"""Bytes between a JPEG's segments, where there should be none."""
+
+QUICK_PIXELS = 500_000
+QUICK_BYTES = 256 * 1024
+QUICK_PARTS = 256
+QUICK_SCANS = 12
+"""Within these a file is decoded where it is, as the way to another process and back takes longer: see NOTES.md for
+the slowest known."""
+
+_USUAL_SCANS = 10
+_TEXT = 2**20
+"""Bytes of text that are searched for an orientation, packed and unpacked."""
+_ORIENTATION = 0x0112
+_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # TIFF's types that hold a whole number
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # neither a stuffed byte nor a restart
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD, *_FRAMES})
+_HUFFMAN, _PROGRESSIVE, _ARITHMETIC = (0xC0, 0xC1, 0xC2), (0xC2, 0xCA), (0xC9, 0xCA)
+_SOI, _EOI, _SOS, _TEM, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0x01, 0xE0, 0xE1, 0xEE
+
+Range = tuple[int, int]
+
+
+class Refused(Exception):
+    """Why a file is not decoded, in a word that whoever tells the client has a sentence for: format, damaged, kind,
+    pixels, scans, parts, memory or slow. size: what its header promises, where that is the reason."""
+
+    def __init__(self, why: str, size: tuple[int, int] | None = None) -> None:
+        super().__init__(why)
+        self.why = why
+        self.size = size
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a file's structure says of it. stored: its pixels' width and height before its EXIF turns them;
+    orientation: EXIF's, 1..8; size: of the file in bytes; pieces: the parts that pixels depend on, in order; parts: how
+    many were counted among them; scans: a JPEG's passes over its pixels, where the file was walked to its end, else
+    the most there may be; coding: a JPEG's frame marker; pixel_bytes: what one pixel takes in Pillow's memory and the
+    decoder's own."""
+
+    format: Format
+    stored: tuple[int, int]
+    size: int
+    pieces: tuple[Range, ...]
+    parts: int
+    orientation: int = 1
+    scans: int = 1
+    coding: int = 0
+    pixel_bytes: int = 4
+
+    @property
+    def width(self) -> int:
+        """Upright."""
+        return self.stored[self.orientation > 4]
+
+    @property
+    def height(self) -> int:
+        return self.stored[self.orientation <= 4]
+
+    @property
+    def area(self) -> int:
+        return self.stored[0] * self.stored[1]
+
+    @property
+    def quick(self) -> bool:
+        """Whether decoding it where it is holds nobody up."""
+        return (
+            self.area <= QUICK_PIXELS
+            and self.size <= QUICK_BYTES
+            and self.parts <= QUICK_PARTS
+            and self.scans <= QUICK_SCANS
+            and self.coding not in _ARITHMETIC
+        )
+
+    @property
+    def cost_s(self) -> float:
+        """Seconds of one processor that decoding takes, on the slow side of an honest file."""
+        return self._seconds(min(self.scans, _USUAL_SCANS))
+
+    @property
+    def cpu_limit_s(self) -> int:
+        """Seconds after which decoding is ended."""
+        return int(2 + 4 * self._seconds(self.scans))
+
+    def _seconds(self, scans: int) -> float:
+        nanoseconds = {"PNG": 20, "GIF": 20, "WEBP": 50, "JPEG": 15 + 4 * scans}[self.format]
+        if self.coding in _ARITHMETIC:
+            nanoseconds *= 4
+        return (self.area * nanoseconds + self.size * 40) / 1e9
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory that decoding takes at most, the file and the RGB pixels that come of it included."""
+        return self.area * (self.pixel_bytes + 3) + 3 * self.size + 24 * 2**20
+
+
+def outline(data: bytes, *, whole: bool = False) -> Outline:
+    """A PNG, JPEG, WEBP or GIF file's outline. Raises Refused.
+
+    whole: also count the scans of a JPEG that is not small, which reads it to its end: 20 MB take 50 ms.
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        found = _png(data)
+    elif data.startswith(b"\xff\xd8\xff"):
+        found = _jpeg(data, whole=whole or len(data) <= QUICK_BYTES)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        found = _webp(data)
+    elif data.startswith((b"GIF87a", b"GIF89a")):
+        found = _gif(data)
+    else:
+        raise Refused("format")
+    width, height = found.stored
+    if min(width, height) < 1:
+        raise Refused("damaged")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise Refused("pixels", (width, height))
+    return found
+
+
+def pixel_file(data: bytes, found: Outline) -> bytes:
+    """The file without what its pixels do not depend on: profiles, texts, EXIF, later frames."""
+    if found.pieces == ((0, len(data)),):
+        return data
+    body = b"".join([data[start:end] for start, end in found.pieces])
+    if found.format == "WEBP":
+        head = bytearray(body[:21])
+        struct.pack_into("<I", head, 4, len(body) - 8)
+        if body[12:16] == b"VP8X":
+            head[20] &= ~0x2C & 0xFF  # no profile, EXIF or XMP follows
+        return bytes(head) + body[21:]
+    return body
+
+
+class _Pieces:
+    """Ranges of a file that are kept; neighbours become one."""
+
+    def __init__(self, end: int) -> None:
+        self.ranges: list[Range] = [(0, end)]
+        self.count = 0
+        self.steps = 0
+
+    def step(self) -> None:
+        """Raises Refused after MAX_PARTS."""
+        self.steps += 1
+        if self.steps > MAX_PARTS:
+            raise Refused("parts")
+
+    def keep(self, start: int, end: int) -> None:
+        self.count += 1
+        if self.ranges[-1][1] == start:
+            start = self.ranges.pop()[0]
+        self.ranges.append((start, end))
+
+
+def _png(data: bytes) -> Outline:
+    if data[12:16] != b"IHDR" or len(data) < 33:
+        raise Refused("damaged")
+    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
+    pieces, turn, at, seen = _Pieces(33), _Turn(), 33, set[bytes]()
+    while at + 8 <= len(data):
+        kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
+        pieces.step()
+        if kind == b"IDAT":
+            pieces.keep(at, min(end, len(data)))
+        elif kind == b"IEND" or b"IDAT" in seen:
+            break
+        elif kind in (b"PLTE", b"tRNS"):
+            if kind not in seen:
+                pieces.keep(at, min(end, len(data)))
+        else:
+            _describe(turn, kind, data[at + 8 : min(end - 4, at + 8 + _TEXT)])
+        seen.add(kind)
+        at = end
+    _after_pixels(data, at, turn, MAX_PARTS - pieces.steps)
+    pixel_bytes = 4 if colour in (2, 4, 6) else depth // 8 or 1
+    return Outline(
+        "PNG",
+        (width, height),
+        len(data),
+        tuple(pieces.ranges),
+        pieces.count,
+        turn.orientation,
+        pixel_bytes=pixel_bytes,
+    )
+
+
+def _after_pixels(data: bytes, at: int, turn: "_Turn", steps: int) -> None:
+    """Look for an orientation behind a PNG's pixels; whatever else stands there is left alone."""
+    for _ in range(steps):
+        if at + 8 > len(data) or (kind := data[at + 4 : at + 8]) == b"IEND":
+            return
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        _describe(turn, kind, data[at + 8 : min(end - 4, at + 8 + _TEXT)])
+        at = end
+
+
+def _describe(turn: "_Turn", kind: bytes, body: bytes) -> None:
+    """Take the orientation from a PNG's chunk, where it has one."""
+    if kind == b"eXIf":
+        turn.exif(body)
+    elif kind == b"iTXt" and body.startswith(b"XML:com.adobe.xmp\0"):
+        packed, text = body[18:19] == b"\1", body[20:].split(b"\0", 2)[-1]
+        turn.xmp(_unpacked(text) if packed else text)
+    elif kind in (b"zTXt", b"tEXt") and body.startswith(b"Raw profile type exif\0"):  # as ImageMagick writes it
+        text = _unpacked(body[23:]) if kind == b"zTXt" else body[22:]
+        try:
+            turn.exif(bytes.fromhex("".join(text.decode("ascii").split("\n")[3:])))
+        except ValueError:
+            return
+
+
+def _unpacked(packed: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(packed, _TEXT)
+    except zlib.error:
+        return b""
+
+
+def _jpeg(data: bytes, whole: bool) -> Outline:
+    pieces, turn, at = _Pieces(2), _Turn(), 2
+    frame: tuple[int, int, int, int] | None = None  # marker, height, width, components
+    kept, fill = set[int](), MAX_FILL
+    while (marker := _MARKER.search(data, at, at + fill)) is not None:
+        fill -= marker.start() - at
+        kind, at = data[marker.start() + 1], marker.end()
+        pieces.step()
+        if kind == _EOI:
+            break
+        if kind in (_SOI, _TEM):
+            continue
+        start, end = at - 2, at + int.from_bytes(data[at : at + 2], "big")
+        if kind in _FRAMES:
+            if frame is not None or len(data) < at + 8:
+                raise Refused("damaged")
+            precision, *size, components = struct.unpack(">BHHB", data[at + 2 : at + 8])
+            if precision != 8 or kind not in (*_HUFFMAN, *_ARITHMETIC):
+                raise Refused("kind")
+            frame = (kind, size[0], size[1], components)
+        elif kind == _SOS:
+            if frame is None:
+                raise Refused("damaged")
+            coding, height, width, components = frame
+            several = coding in _PROGRESSIVE or data[at + 2 : at + 3] != bytes([components])
+            scans = _scans(data, end, pieces) if whole else MAX_SCANS if several else 1
+            pieces.keep(start, len(data))
+            return Outline(
+                "JPEG",
+                (width, height),
+                len(data),
+                tuple(pieces.ranges),
+                pieces.count,
+                turn.orientation,
+                scans,
+                coding,
+                (4 if components > 1 else 1) + (2 * components if several or scans > 1 else 0),
+            )
+        if kind in _TABLES or (kind in (_APP0, _APP14) and kind not in kept):
+            pieces.keep(start, end)
+            kept.add(kind)
+        elif kind == _APP1:
+            body = data[at + 2 : end]
+            if body.startswith(b"Exif\0\0"):
+                turn.exif(body)
+            elif body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
+                turn.xmp(body)
+        at = end
+    raise Refused("damaged")
+
+
+def _scans(data: bytes, at: int, pieces: _Pieces) -> int:
+    """A JPEG's scans, the first among them, told as its decoder tells them: from marker to marker. Raises Refused."""
+    scans = 1
+    while (marker := _MARKER.search(data, at)) is not None:
+        kind, at = data[marker.start() + 1], marker.end()
+        if kind == _EOI:
+            break
+        pieces.step()
+        if kind in (_SOI, _TEM):
+            continue
+        if kind == _SOS:
+            scans += 1
+            if scans > MAX_SCANS:
+                raise Refused("scans")
+        at += int.from_bytes(data[at : at + 2], "big")
+    return scans
+
+
+def _webp(data: bytes) -> Outline:
+    kind = data[12:16]
+    if kind == b"VP8X" and len(data) >= 30:
+        stored = (1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little"))
+    elif kind == b"VP8L" and len(data) >= 25 and data[20] == 0x2F:
+        bits = int.from_bytes(data[21:25], "little")
+        stored = (1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+    elif kind == b"VP8 " and len(data) >= 30 and data[23:26] == b"\x9d\x01\x2a":
+        stored = (int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF)
+    else:
+        raise Refused("damaged")
+    pieces, turn, at, kept = _Pieces(12), _Turn(), 12, set[bytes]()
+    while at + 8 <= len(data):
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        end = at + 8 + size + (size & 1)
+        pieces.step()
+        if kind in (b"VP8X", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L"):
+            if kind not in kept:  # of an animation the first frame
+                pieces.keep(at, min(end, len(data)))
+            kept.add(kind)
+        elif kind == b"EXIF":
+            turn.exif(data[at + 8 : min(at + 8 + size, at + _TEXT)])
+        elif kind == b"XMP ":
+            turn.xmp(data[at + 8 : min(at + 8 + size, at + _TEXT)])
+        at = end
+    # Two canvases, the lossless decoder's own, the frame as bytes and Pillow's copy of it.
+    return Outline("WEBP", stored, len(data), tuple(pieces.ranges), pieces.count, turn.orientation, pixel_bytes=17)
+
+
+def _gif(data: bytes) -> Outline:
+    if len(data) < 13:
+        raise Refused("damaged")
+    width, height, flags = struct.unpack("<HHB", data[6:11])
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    pieces = _Pieces(min(at, len(data)))
+    while at + 10 <= len(data) and data[at] != 0x3B:
+        pieces.step()
+        if data[at] == 0x2C:
+            left, top, right, bottom = struct.unpack("<HHHH", data[at + 1 : at + 9])
+            pieces.keep(at, len(data))
+            stored = (max(width, left + right), max(height, top + bottom))
+            return Outline("GIF", stored, len(data), tuple(pieces.ranges), pieces.count, pixel_bytes=3)
+        start = at
+        if data[at] == 0x21:
+            at += 2
+            while at < len(data) and data[at]:
+                pieces.step()
+                at += 1 + data[at]
+            if data[start + 1] == 0xF9:
+                pieces.keep(start, at + 1)
+        at += 1
+    raise Refused("damaged")
+
+
+class _Turn:
+    """A picture's orientation: EXIF's, else XMP's, as Pillow reads it; 1 where neither has one that can be used."""
+
+    def __init__(self) -> None:
+        self._exif: int | None = None
+        self._xmp: int | None = None
+        self._read = False
+
+    @property
+    def orientation(self) -> int:
+        stated = self._xmp if self._exif is None else self._exif
+        return stated if stated is not None and 1 <= stated <= 8 else 1
+
+    def exif(self, body: bytes) -> None:
+        """Only the first one counts."""
+        if not self._read:
+            self._read, self._exif = True, _exif_orientation(body.removeprefix(b"Exif\0\0"))
+
+    def xmp(self, text: bytes) -> None:
+        if self._xmp is None and (stated := _XMP_ORIENTATION.search(text)) is not None:
+            self._xmp = int(stated[1])
+
+
+def _exif_orientation(tiff: bytes) -> int | None:
+    """The first directory's orientation, where it is a single whole number."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None or len(tiff) < 8:
+        return None
+    (at,) = struct.unpack(f"{order}I", tiff[4:8])
+    if at + 2 > len(tiff):
+        return None
+    (entries,) = struct.unpack(f"{order}H", tiff[at : at + 2])
+    stated: int | None = None
+    for entry in range(at + 2, min(at + 2 + 12 * entries, len(tiff) - 11), 12):
+        tag, kind, count = struct.unpack(f"{order}HHI", tiff[entry : entry + 8])
+        if tag == _ORIENTATION and count == 1 and kind in _NUMBERS:
+            (stated,) = struct.unpack_from(f"{order}{_NUMBERS[kind]}", tiff, entry + 8)
+    return stated
