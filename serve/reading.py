@@ -49,7 +49,8 @@ class Reading:
             image.put_away()
 
     async def _decode(self, image: Image, found: Outline, within_s: float | None) -> None:
-        deadline = asyncio.get_running_loop().time() + min(LONGEST_S, within_s or LONGEST_S)
+        seconds = LONGEST_S if within_s is None else min(LONGEST_S, within_s)
+        deadline = asyncio.get_running_loop().time() + seconds
         async with processes.lanes().pictures.take(found.cost_s, deadline, image.param):
             lease = await self.budget.acquire(found.peak_bytes, deadline, image.param)
             try:
