@@ -17,7 +17,7 @@ from serve.engines.base import Piece, Prompt, State
 from serve.errors import ModelError
 from serve.models.base import Model
 from serve.models.own import lora
-from serve.rpc.server import Server
+from serve.rpc.server import Method, Server
 from serve.tasks.base import Delta, Reply, Request
 from serve.worker import Status, Worker, joined
 
@@ -46,7 +46,8 @@ class Replica:
         self.worker = Worker(base, engine)
         self.adapters = {model.name: Worker(model, Adapted(engine, model.name)) for model in loras}
         orphans = _orphans(base.name)
-        self.server = Server({"answer": self.answer, "speak": self.speak}, self.standing, joined, orphans)
+        methods: dict[str, Method] = {"answer": self.answer, "speak": self.speak}
+        self.server = Server(methods, self.standing, joined, orphans, simple=(Delta, Piece))
         self._listening: asyncio.Task[Address] | None = None
         self._starting = asyncio.get_running_loop().create_task(self._start())
         self._starting.add_done_callback(self._started)

@@ -1,76 +1,192 @@
 """Python objects as frames on a byte stream. Large arrays are neither copied into the pickle nor out of it.
 
-A frame: the number of parts (uint32), each part's length (uint64 each), the parts. The first part is a pickle, the
-others are its out-of-band buffers (PEP 574). Unpickling runs what it is told to, so only a peer that has proved to be
-one of us may be read (serve/rpc/server.py).
+A frame is one object: the number of the stream that it is about (uint64; 0: of none, or of several), how many parts it
+has (uint32), each part's length (uint64 each), the parts. The first part is a pickle, the others are its out-of-band
+buffers (PEP 574). A frame of no parts is a piece of a larger frame: one length, and so many of that frame's bytes. So a
+large frame need not be sent in one go, and small ones pass between its pieces.
+
+Unpickling runs what it is told to, so only a peer that has proved to be one of us may be read (serve/rpc/server.py).
 """
 
 import pickle
 import struct
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-COUNT, LENGTH = struct.Struct("<I"), struct.Struct("<Q")
+from serve.errors import TooLarge
+from serve.media.shared_pixels import pickling_for
+
+HEAD, LENGTH = struct.Struct("<QI"), struct.Struct("<Q")
+_SHORT = struct.Struct("<QIQ")
+"""The head of a frame of one part, or of a piece."""
 MOST_PARTS = 1024
+MOST_BYTES = 4 * 2**30
+PIECE_BYTES = 256 * 1024
+
+Bytes = bytes | memoryview
 
 
 class Garbled(Exception):
     """What came is no frame."""
 
 
-def encode(thing: Any) -> list[bytes | memoryview]:
-    """The frame's bytes, in pieces to be written one after the other."""
-    buffers: list[pickle.PickleBuffer] = []
-    parts: list[bytes | memoryview] = [pickle.dumps(thing, protocol=5, buffer_callback=buffers.append)]
-    parts += [buffer.raw() for buffer in buffers]
-    head = COUNT.pack(len(parts)) + b"".join(LENGTH.pack(len(part)) for part in parts)
-    return [head, *parts]
+class Unreadable(NamedTuple):
+    """A frame whose object cannot be unpickled here. The frames around it can."""
+
+    number: int
+    error: Exception
+
+
+def encode(thing: Any, number: int = 0, *, peer_opens_handles: bool = False) -> list[Bytes]:
+    """Return the frame's bytes, in pieces to be written one after the other.
+
+    number: the stream it is about. peer_opens_handles: whether shared pixels travel as handles. Raises TooLarge for
+    what no Reader takes, and whatever pickling raises.
+    """
+    buffers: list[Bytes] = []
+
+    def keep_apart(buffer: pickle.PickleBuffer) -> bool:
+        """Keep it out of the pickle. Buffers beyond the most that a frame may have go into it."""
+        if len(buffers) == MOST_PARTS - 1:
+            return True
+        buffers.append(buffer.raw())
+        return False
+
+    with pickling_for(peer_opens_handles=peer_opens_handles):
+        parts: list[Bytes] = [pickle.dumps(thing, protocol=5, buffer_callback=keep_apart)]
+    parts += buffers
+    lengths = [len(part) for part in parts]
+    if sum(lengths) > MOST_BYTES:
+        raise TooLarge(f"The request is larger than the {MOST_BYTES // 2**30} GB that a model's process is sent.")
+    return [HEAD.pack(number, len(parts)) + b"".join(map(LENGTH.pack, lengths)), *parts]
+
+
+def pieces(frame: Sequence[Bytes], number: int) -> Iterator[list[Bytes]]:
+    """Cut a frame into frames of at most PIECE_BYTES, which a Reader puts together again."""
+    for part in frame:
+        whole = memoryview(part)
+        for at in range(0, len(whole), PIECE_BYTES):
+            piece = whole[at : at + PIECE_BYTES]
+            yield [_SHORT.pack(number, 0, len(piece)), piece]
 
 
 class Reader:
     """Bytes as they come -> the objects that are complete."""
 
     def __init__(self) -> None:
+        self._frame = _Frame()
+        self._large: dict[int, _Frame] = {}
+        self._piece_of, self._piece_left = 0, 0
+
+    def feed(self, data: bytes) -> list[Any]:
+        """Return what is complete now, Unreadable for what cannot be unpickled. Raises Garbled for what is no frame."""
+        things: list[Any] = []
+        rest = memoryview(data)
+        while rest:
+            if self._piece_left:
+                rest = self._read_piece(rest, things)
+            elif not self._frame.begun and (thing := _short(rest)) is not None:
+                things.append(thing[0])
+                rest = thing[1]
+            else:
+                rest = self._frame.feed(rest)
+                if self._frame.piece_bytes:
+                    self._piece_of, self._piece_left = self._frame.number, self._frame.piece_bytes
+                    self._frame = _Frame()
+                elif self._frame.whole:
+                    things.append(self._frame.thing())
+                    self._frame = _Frame()
+        return things
+
+    def forget(self, number: int) -> None:
+        """Drop what has come of a large frame: the rest of it will not."""
+        self._large.pop(number, None)
+
+    def _read_piece(self, rest: memoryview, things: list[Any]) -> memoryview:
+        piece = rest[: self._piece_left]
+        self._piece_left -= len(piece)
+        frame = self._large.setdefault(self._piece_of, _Frame())
+        if frame.feed(piece) or frame.piece_bytes:
+            raise Garbled("pieces that are more than their frame")
+        if frame.whole:
+            things.append(frame.thing())
+            del self._large[self._piece_of]
+        return rest[len(piece) :]
+
+
+class _Frame:
+    """One frame of which not all has come. piece_bytes: of a frame that is a piece, its length, which is to follow."""
+
+    def __init__(self) -> None:
+        self.number, self.piece_bytes = 0, 0
+        self.whole = False
         self._head = bytearray()
         self._lengths: list[int] = []
         self._body = bytearray()
         self._filled = 0
 
-    def feed(self, data: bytes) -> list[Any]:
-        """Raises Garbled where a frame cannot be one."""
-        found, rest = [], memoryview(data)
-        while rest:
-            if not self._lengths:
-                rest = self._read_head(rest)
-                continue
-            taken = min(len(rest), len(self._body) - self._filled)
-            self._body[self._filled : self._filled + taken] = rest[:taken]
-            self._filled, rest = self._filled + taken, rest[taken:]
-            if self._filled == len(self._body):
-                found.append(self._finish())
-        return found
+    @property
+    def begun(self) -> bool:
+        return bool(self._head)
 
-    def _read_head(self, rest: memoryview) -> memoryview:
-        wanted = COUNT.size
-        if len(self._head) >= wanted:
-            wanted += LENGTH.size * self._parts()
-        taken = min(len(rest), wanted - len(self._head))
-        self._head += rest[:taken]
-        if len(self._head) == wanted > COUNT.size:
-            self._lengths = [length for (length,) in LENGTH.iter_unpack(self._head[COUNT.size :])]
-            self._head.clear()
-            self._body, self._filled = bytearray(sum(self._lengths)), 0
+    def feed(self, rest: memoryview) -> memoryview:
+        """Take what belongs to this frame; return what does not."""
+        if not self._lengths:
+            rest = self._read_head(rest)
+            if not self._lengths:
+                return rest
+        taken = min(len(rest), len(self._body) - self._filled)
+        memoryview(self._body)[self._filled : self._filled + taken] = rest[:taken]
+        self._filled += taken
+        self.whole = self._filled == len(self._body)
         return rest[taken:]
 
-    def _parts(self) -> int:
-        (parts,) = COUNT.unpack_from(self._head)
-        if not 1 <= parts <= MOST_PARTS:
-            raise Garbled(f"a frame of {parts} parts")
-        return int(parts)
-
-    def _finish(self) -> Any:
-        whole, at, parts = memoryview(self._body), 0, []
+    def thing(self) -> Any:
+        body, at, parts = memoryview(self._body), 0, []
         for length in self._lengths:
-            parts.append(whole[at : at + length])
+            parts.append(body[at : at + length])
             at += length
-        self._lengths, self._body = [], bytearray()
+        return _unpickled(self.number, parts)
+
+    def _read_head(self, rest: memoryview) -> memoryview:
+        if len(self._head) < HEAD.size:
+            rest = self._take(rest, HEAD.size)
+            if len(self._head) < HEAD.size:
+                return rest
+        self.number, parts = HEAD.unpack_from(self._head)
+        if parts > MOST_PARTS:
+            raise Garbled(f"a frame of {parts} parts")
+        wanted = HEAD.size + LENGTH.size * max(parts, 1)
+        rest = self._take(rest, wanted)
+        if len(self._head) == wanted:
+            lengths = [length for (length,) in LENGTH.iter_unpack(self._head[HEAD.size :])]
+            if not 1 <= sum(lengths) <= MOST_BYTES:
+                raise Garbled(f"a frame of {sum(lengths)} bytes")
+            if parts == 0:
+                self.piece_bytes = lengths[0]
+            else:
+                self._lengths, self._body = lengths, bytearray(sum(lengths))
+        return rest
+
+    def _take(self, rest: memoryview, wanted: int) -> memoryview:
+        taken = wanted - len(self._head)
+        self._head += rest[:taken]
+        return rest[taken:]
+
+
+def _short(rest: memoryview) -> tuple[Any, memoryview] | None:
+    """Read a frame of one part that is there whole, as most are: without a copy of it."""
+    if len(rest) < _SHORT.size:
+        return None
+    number, parts, length = _SHORT.unpack_from(rest)
+    end = _SHORT.size + length
+    if parts != 1 or length == 0 or end > len(rest):
+        return None
+    return _unpickled(number, [rest[_SHORT.size : end]]), rest[end:]
+
+
+def _unpickled(number: int, parts: Sequence[memoryview]) -> Any:
+    try:
         return pickle.loads(parts[0], buffers=parts[1:])
+    except Exception as error:  # anything, as unpickling runs the classes' own code; the next frame is none the worse
+        return Unreadable(number, error)

@@ -1,11 +1,14 @@
-"""What the two ends say to each other. A frame is a list of these: all that is said in one turn of the loop."""
+"""What the two ends say to each other. A frame is one of these, or a list of several."""
 
 from typing import Any, NamedTuple
 
 from serve.errors import ServeError
+from serve.media.shared_pixels import Handle
 
 TOKEN_BYTES = 32
 """A connection's first bytes: they prove that the caller was told of this server by Ray."""
+TOKEN_S = 5.0
+"""How long a caller may take to say them."""
 
 
 class Call(NamedTuple):
@@ -21,19 +24,31 @@ class Call(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Caller to server: nobody listens to this stream any more."""
+    """Caller to server: nobody listens to this stream any more. Nothing more of its Call will come either."""
 
     number: int
 
 
 class Renew(NamedTuple):
-    """Caller to server, every RENEW_S: that it still listens. One that does not say so for LEASE_S is taken for dead.
+    """Caller to server, every RENEW_S: that it still listens. Of one that sends nothing for LEASE_S the streams end.
 
     A process that dies closes its connections, but one that is stopped, or a network that is cut, does not.
     """
 
 
 RENEW_S, LEASE_S = 1.0, 10.0
+
+
+class Probe(NamedTuple):
+    """Caller to server, once: pixels that only a process of the same machine can read."""
+
+    pixels: Handle
+
+
+class Probed(NamedTuple):
+    """Server to caller: what it read of them; nothing where it could not."""
+
+    read: bytes
 
 
 class Items(NamedTuple):
@@ -55,3 +70,7 @@ class News(NamedTuple):
 
     standing: Any
     leaving: bool = False
+
+
+class Goodbye(NamedTuple):
+    """Server to caller, last: the connection ends on purpose, and no process has died."""

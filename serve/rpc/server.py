@@ -5,15 +5,28 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from serve import tracing
 from serve.errors import ModelError, ServeError
+from serve.media.shared_pixels import SharedPixels
 from serve.request_id import REQUEST_ID
-from serve.rpc.frames import Garbled
-from serve.rpc.messages import LEASE_S, TOKEN_BYTES, Call, Cancel, End, Items, News
+from serve.rpc.frames import Unreadable
+from serve.rpc.messages import (
+    LEASE_S,
+    TOKEN_BYTES,
+    TOKEN_S,
+    Call,
+    Cancel,
+    End,
+    Goodbye,
+    Items,
+    News,
+    Probe,
+    Probed,
+)
 from serve.rpc.peer import Peer
 
 log = logging.getLogger(__name__)
@@ -27,7 +40,8 @@ class Server:
     """Answers calls of `methods` on one port, for those who know its token.
 
     A caller that goes away takes its streams with it: nothing is spoken for nobody. standing: what News tell. join:
-    makes fewer items of some that came in a row, where a call allows it. orphaned: told how many streams were ended
+    makes fewer items of some that came in a row, where a call allows it. simple: types of items that can always be
+    unpickled, so that those of several streams may share a frame. orphaned: told how many streams were ended
     because their caller had gone.
     """
 
@@ -37,11 +51,13 @@ class Server:
         standing: Callable[[], Awaitable[Any]],
         join: Join = lambda items: items,
         orphaned: Callable[[int], None] = lambda streams: None,
+        simple: Collection[type] = (),
     ) -> None:
         self.methods = methods
         self.standing = standing
         self.join = join
         self.orphaned = orphaned
+        self.simple = frozenset(simple)
         self.token = secrets.token_bytes(TOKEN_BYTES)
         self.sessions: set[Session] = set()
         self.leaving = False
@@ -74,6 +90,7 @@ class Server:
         if self._listening is not None:
             self._listening.close()
         for session in list(self.sessions):
+            session.say(Goodbye())
             session.close()
 
     def lost(self, streams: int) -> None:
@@ -89,7 +106,8 @@ class Server:
         """News to every caller, now."""
         news = News(await self.standing(), self.leaving)
         for session in self.sessions:
-            session.say(news)
+            if not session.behind:  # who does not read is told when it has read what it was sent
+                session.say(news)
 
     async def _tell_forever(self) -> None:
         while True:
@@ -107,8 +125,12 @@ class Session(Peer):
         self.server = server
         self.jobs: dict[int, asyncio.Task[None]] = {}
         self._known = b""
-        self._heard = time.monotonic()
         self._late = False
+        self._unproved: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._unproved = asyncio.get_running_loop().call_later(TOKEN_S, self.close)
 
     def data_received(self, data: bytes) -> None:
         if len(self._known) < TOKEN_BYTES:
@@ -119,16 +141,12 @@ class Session(Peer):
             if not hmac.compare_digest(self._known, self.server.token):
                 self.close()
                 return
-            self.server.sessions.add(self)
-            asyncio.get_running_loop().create_task(self.server.tell())
-        try:
-            super().data_received(data)
-        except Garbled:
-            log.exception("a caller is cut off")
-            self.close()
+            self._proved()
+        super().data_received(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
+        self._stop_waiting_for_the_token()
         self.server.sessions.discard(self)
         self.server.lost(len(self.jobs))
         for job in self.jobs.values():
@@ -137,20 +155,31 @@ class Session(Peer):
     def check_lease(self) -> None:
         """Cut off a caller that has not been heard for LEASE_S, at the second look: it may be us who were busy, and
         what it said may wait to be read."""
-        late = time.monotonic() - self._heard > LEASE_S
+        late = time.monotonic() - self.heard > LEASE_S
         if late and self._late and self._transport is not None:
             log.warning("a caller that stopped listening is cut off, %d streams of its own with it", len(self.jobs))
+            self.say(Goodbye())
+            self._flush()  # it may be there still, and should not take this for a death
             self._transport.abort()
         self._late = late
 
     def hear(self, message: Any) -> None:
-        self._heard = time.monotonic()
         if isinstance(message, Call):
             job = asyncio.get_running_loop().create_task(self._answer(message))
             self.jobs[message.number] = job
             job.add_done_callback(lambda done: self._done(message, done))
-        elif isinstance(message, Cancel) and message.number in self.jobs:
-            self.jobs[message.number].cancel()
+        elif isinstance(message, Cancel):
+            self._reader.forget(message.number)
+            if message.number in self.jobs:
+                self.jobs[message.number].cancel()
+        elif isinstance(message, Probe):
+            self.say(Probed(_read(message)))
+
+    def missed(self, message: Unreadable) -> None:
+        error = message.error
+        if not isinstance(error, ServeError):
+            error = ModelError("The request could not be read by the model's process.", code="internal_error")
+        self.say_alone(End(message.number, error), message.number)
 
     async def _answer(self, call: Call) -> None:
         REQUEST_ID.set(call.request_id)  # this task's own, and what it starts inherits it
@@ -161,6 +190,7 @@ class Session(Peer):
                 async with aclosing(self.server.methods[call.method](*call.arguments)) as items:
                     async for item in items:
                         said.item(item)
+                        await self.drained()
             finally:
                 said.flush()
 
@@ -172,7 +202,19 @@ class Session(Peer):
         if error is not None and not isinstance(error, ServeError):
             log.error("request %s: %s failed", call.request_id, call.method, exc_info=error)
             error = ModelError("The model failed unexpectedly.", code="internal_error")
-        self.say(End(call.number, error))
+        if error is None:
+            self.say(End(call.number))
+        else:
+            self.say_alone(End(call.number, error), call.number)
+
+    def _proved(self) -> None:
+        self._stop_waiting_for_the_token()
+        self.server.sessions.add(self)
+        asyncio.get_running_loop().create_task(self.server.tell())
+
+    def _stop_waiting_for_the_token(self) -> None:
+        if self._unproved is not None:
+            self._unproved.cancel()
 
 
 class _Joined:
@@ -198,6 +240,18 @@ class _Joined:
             self.timer.cancel()
             self.timer = None
         if self.items:
-            self.session.say(Items(self.call.number, self.session.server.join(self.items)))
-            self.items = []
+            items, self.items = self.items, []
+            message = Items(self.call.number, self.session.server.join(items))
+            if all(type(item) in self.session.server.simple for item in message.items):
+                self.session.say(message)
+            else:
+                self.session.say_alone(message, message.number)
             self.due = self.loop.time() + self.call.pace_s
+
+
+def _read(probe: Probe) -> bytes:
+    """The pixels that a caller wants to know whether we can read; nothing where we cannot."""
+    try:
+        return SharedPixels.open(probe.pixels).pixels.tobytes()
+    except ServeError:
+        return b""
