@@ -1,8 +1,12 @@
-"""uvicorn's HTTP, with an end to requests that take for ever to arrive, or that are endless, and to replies not taken.
+"""uvicorn's HTTP, with bounds on requests that take for ever to arrive, on endless ones, and on replies not taken.
 
-httptools has neither: a head may grow without bound, a connection that says a byte now and then lives on, and what is
-still to come of a body that was already refused is read for as long as it comes. Of a reply uvicorn holds 64 KB, and
-has the application wait until the client has taken them: for ever, where it takes nothing.
+httptools has none of these: a head may grow without bound, a connection that sends a byte now and then lives on, and
+what is still to come of a body that was already refused is read for as long as it comes. Of a reply uvicorn holds
+64 KB, and has the application wait until the client has taken them: for ever, where it takes nothing.
+
+Two more things are uvicorn's weak sides. It stops reading while a pipelined request waits, and so does not notice that
+the client leaves. And it closes a connection with bytes of the client unread, upon which the kernel sends a reset that
+can destroy the reply before the client has read it.
 """
 
 import asyncio
@@ -10,9 +14,10 @@ import socket
 import struct
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from serve.errors import BadRequest, HeadTooLarge, ServeError
+from serve.errors import BadRequest, HeadTooLarge, ServeError, TooLarge
 from serve.wire.limits import Limits
 from serve.wire.refusals import reply
 
@@ -20,11 +25,24 @@ GRACE_S = 1.0
 """So long after the body's time, in which the application tells the client that it is up."""
 AT_ONCE = struct.pack("ii", 1, 0)
 FRAMING = 2
-"""A body in chunks is at most so many times its bytes, or is cut off unread."""
+"""A body in chunks is at most so many times its bytes, or is refused unread."""
+BEHIND = 128 * 1024
+"""So many bytes behind the request being answered are kept for later; with more, the connection ends with its reply."""
+PIPELINED = 16
+"""So many requests may wait on one connection."""
+LINGER_IDLE_S = 5.0
+"""A client that was sent a reply before its request was whole, and sends nothing for so long, is left."""
+LINGER_BODIES = 4
+"""Of what it still sends, so many times the largest body is read and thrown away."""
 
 
 class Arriving(HttpToolsProtocol):
-    """One connection. What it waits for is a head, then a body, then the reply; only the first two are the client's."""
+    """One connection. What it waits for is a head, then a body, then the reply; only the first two are the client's.
+
+    While a request is answered, what comes behind it is kept unparsed and reading goes on, so that the client is seen
+    to leave. A reply that is complete before its request is followed by a half-close; the connection ends once the
+    client has closed its side, or has had its time.
+    """
 
     def __init__(self, *args: Any, limits: Limits, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -33,6 +51,11 @@ class Arriving(HttpToolsProtocol):
         self._read = 0
         self._timer: asyncio.TimerHandle | None = None
         self._untaken: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None
+        self._behind = bytearray()
+        self._last = False  # the reply under way is the last: what comes behind it is thrown away
+        self._lingering: asyncio.TimerHandle | None = None
+        self._thrown, self._linger_until = 0, 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -41,27 +64,32 @@ class Arriving(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._arrived()
         self._taken()
+        if self._lingering is not None:
+            self._lingering.cancel()
+        waiting = [cycle for cycle, _ in self.pipeline]
+        self.pipeline.clear()
+        for cycle in waiting if self._running is None else [self._running, *waiting]:
+            if not cycle.response_complete:  # uvicorn marks the last one only
+                cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._read += len(data)
         if not self.transport.get_write_buffer_size():
             self._taken()
-        super().data_received(data)
-        if self._in_head and self._read > self._limits.head:
-            self._refuse(HeadTooLarge(f"The request's headers are larger than {self._limits.head // 1024} KB."))
-        elif self._in_body and self._read > FRAMING * self._limits.body + self._limits.head:
-            self.transport.abort()
-        elif self._timer is None and self._read:  # all that came belongs to a request that is not whole yet
-            if self._in_body:
-                self._wait(self._limits.body_s + GRACE_S)
-            elif self._in_head:
-                self._wait(self._limits.head_s)
+        if self._lingering is not None:
+            self._throw_away(len(data))
+        elif self._answering():
+            self._keep(data)
+        else:
+            self._parse(data)
 
     def on_headers_complete(self) -> None:
         self._arrived()
-        self._in_head, self._in_body = False, True
+        if self._last or len(self.pipeline) >= PIPELINED:
+            raise ValueError("no further request is taken on this connection")
         super().on_headers_complete()
+        self._in_head, self._in_body = False, True
         self.headers = []  # what stands after a body in chunks goes here, and nowhere
 
     def on_message_complete(self) -> None:
@@ -80,10 +108,70 @@ class Arriving(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         if self.transport.get_write_buffer_size():
             self._offer()
+        if self._last and not self.pipeline and not self.transport.is_closing():
+            self.server_state.total_requests += 1
+            self._linger()
+            return
         super().on_response_complete()
+        if self.transport.is_closing() or self._answering():
+            return
+        if self._behind:
+            kept, self._behind = bytes(self._behind), bytearray()
+            self._parse(kept)
+        elif self._timer is None and self._in_body:  # of the next request, which began in one segment with the last
+            self._wait(self._limits.body_s + GRACE_S)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequest("This is not HTTP/1.1.", code="invalid_http"))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            await app(scope, receive, self._early(cycle, send) if cycle.more_body else send)
+
+        started: Any = answer  # uvicorn's own types of scopes and messages are narrower than Starlette's
+        super()._start_asgi_task(cycle, started)
+
+    def _early(self, cycle: RequestResponseCycle, send: Send) -> Send:
+        """`send` for a request that is not whole yet: a reply that begins before its end is the connection's last."""
+
+        async def sending(message: Message) -> None:
+            if message["type"] != "http.response.start" or not cycle.more_body:
+                await send(message)
+                return
+            self._last = True
+            await send({**message, "headers": [*message.get("headers", []), (b"connection", b"close")]})
+            cycle.keep_alive = True  # or uvicorn closes the connection at once, and with it what the client has to read
+
+        return sending
+
+    def _parse(self, data: bytes) -> None:
+        self._read += len(data)
+        super().data_received(data)
+        if self._lingering is not None or self.transport.is_closing():
+            return
+        if self._in_head and self._read > self._limits.head:
+            self._refuse(HeadTooLarge(f"The request's headers are larger than {self._limits.head // 1024} KB."))
+        elif self._in_body and self._read > FRAMING * self._limits.body + self._limits.head:
+            largest = self._limits.body / 2**20
+            self._refuse(TooLarge(f"The request is larger than {largest:g} MB.", code="request_too_large"))
+        elif self._answering():
+            self._arrived()
+            self.flow.resume_reading()  # uvicorn pauses for a second request, and would not see the client leave
+        elif self._timer is None and self._read:  # all that came belongs to a request that is not whole yet
+            self._wait(self._limits.body_s + GRACE_S if self._in_body else self._limits.head_s)
+
+    def _keep(self, data: bytes) -> None:
+        """Hold what comes behind the request that is being answered, as far as there is room."""
+        if not self._last:
+            self._behind += data
+            if len(self._behind) > BEHIND:
+                self._last, self._behind = True, bytearray()
+
+    def _answering(self) -> bool:
+        """Whether the request that runs is whole, and its reply is not."""
+        return self._running is not None and not self._running.more_body and not self._running.response_complete
 
     def _wait(self, seconds: float) -> None:
         self._timer = self.loop.call_later(seconds, self._late)
@@ -111,18 +199,55 @@ class Arriving(HttpToolsProtocol):
 
     def _late(self) -> None:
         self._timer = None
-        if self._in_body or not self._speaking():  # else half a request came behind one that is still being answered
+        if self.flow.read_paused:  # it is us who do not read
+            self._wait(self._limits.body_s + GRACE_S if self._in_body else self._limits.head_s)
+        else:
             self.transport.abort()
 
-    def _speaking(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
-
     def _refuse(self, error: ServeError) -> None:
-        """There is no whole head, and so no request that the application could answer."""
-        if self._speaking():
-            self.transport.abort()  # an answer to the request before it is on its way: nothing may come between
-        elif not self.transport.is_closing():
+        """What came is no request that the application could answer. A reply that is under way is finished before."""
+        self._arrived()
+        self._last, self._behind = True, bytearray()
+        broken = self.cycle if self._in_body else None
+        if broken is not None:
+            self._forget(broken)
+        if self._running is not None and self._running is not broken and not self._running.response_complete:
+            return
+        if broken is not None and broken.response_started:
+            self.transport.abort()  # nothing may come in the middle of it
+        elif not self.transport.is_closing() and self._lingering is None:
             told = reply(error, {"connection": "close"})
             head = b"".join(name + b": " + value + b"\r\n" for name, value in told.raw_headers)
             self.transport.write(STATUS_LINE[error.status] + head + b"\r\n" + bytes(told.body))
-            self.transport.close()
+            self._linger()
+
+    def _forget(self, cycle: RequestResponseCycle) -> None:
+        """Have a request that cannot become whole end as if its client had left, or never begin."""
+        for waiting in list(self.pipeline):
+            if waiting[0] is cycle:
+                self.pipeline.remove(waiting)
+        cycle.disconnected = True
+        cycle.message_event.set()
+
+    def _linger(self) -> None:
+        """End our side, and read on for a while: closing with bytes unread would destroy the reply on its way."""
+        if self._lingering is None:
+            self._arrived()
+            self._unset_keepalive_if_required()
+            self.flow.resume_reading()
+            self._linger_until = self.loop.time() + self._limits.body_s
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self._lingering = self.loop.call_later(LINGER_IDLE_S, self._left_idle, self._thrown)
+
+    def _throw_away(self, size: int) -> None:
+        self._thrown += size
+        if self._thrown > LINGER_BODIES * self._limits.body + self._limits.head:
+            self.transport.abort()
+
+    def _left_idle(self, before: int) -> None:
+        idle = self._thrown == before and not self.transport.get_write_buffer_size()
+        if idle or self.loop.time() > self._linger_until:
+            self.transport.abort()
+        else:
+            self._lingering = self.loop.call_later(LINGER_IDLE_S, self._left_idle, self._thrown)
