@@ -8,6 +8,8 @@ import numpy as np
 from pydantic import BaseModel
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Pixels = np.ndarray[Any, np.dtype[np.int64]]
+MOST_LETTERS = 12  # of one run: sixty bits
 
 
 class Rle(BaseModel):
@@ -38,6 +40,14 @@ class Window:
         """Rows and columns."""
         return self.bottom - self.top, self.right - self.left
 
+    @property
+    def rows(self) -> range:
+        return range(self.top, self.bottom)
+
+    @property
+    def columns(self) -> range:
+        return range(self.left, self.right)
+
 
 def encode(mask: Mask) -> Rle:
     """A mask [height, width] as run lengths."""
@@ -67,7 +77,7 @@ def encode_in(mask: Mask, window: Window, size: tuple[int, int]) -> Rle:
     runs = np.diff(edges)
     if len(runs) > 1 and runs[-1] == 0:
         runs = runs[:-1]  # the mask's last pixel is the image's
-    return Rle(size=(height, width), counts=_pack(runs.tolist()))
+    return Rle(size=(height, width), counts=_pack(runs))
 
 
 def decode(rle: Rle) -> Mask:
@@ -87,48 +97,66 @@ def decode_in(rle: Rle, window: Window) -> Mask:
     return columns[:, window.top : window.bottom].T
 
 
+def sample(rle: Rle, rows: Pixels, columns: Pixels) -> Mask:
+    """The pixels of a mask where these rows and columns meet: [rows, columns]. Raises ValueError as `decode` does.
+
+    Costs what is asked for, not what the image is large.
+    """
+    edges = np.cumsum(_runs(rle))
+    places = columns[:, None] * rle.size[0] + rows[None, :]
+    there: Mask = (np.searchsorted(edges, places, side="right") % 2 == 1).T
+    return there
+
+
 def area(rle: Rle) -> int:
     """How many pixels are in the mask."""
     return int(_runs(rle)[1::2].sum())
 
 
-def _runs(rle: Rle) -> np.ndarray[Any, np.dtype[np.int64]]:
-    runs = np.array(_unpack(rle.counts), dtype=np.int64)
+def _runs(rle: Rle) -> Pixels:
+    runs = _unpack(rle.counts)
     if (runs < 0).any() or runs.sum() != rle.size[0] * rle.size[1]:
         raise ValueError("the run lengths do not fill the mask")
     return runs
 
 
-def _pack(runs: list[int]) -> str:
+def _pack(runs: Pixels) -> str:
     """COCO's letters: five bits each, lowest first, the sixth says that more follow; from the fourth run on a run is
     written as its difference to the one before the last (the sign is the last letter's fifth bit)."""
-    letters = []
-    for at, run in enumerate(runs):
-        value = run - runs[at - 2] if at > 2 else run
-        more = True
-        while more:
-            bits = value & 31
-            value >>= 5
-            more = value != (-1 if bits & 16 else 0)
-            letters.append(chr((bits | 32 if more else bits) + 48))
-    return "".join(letters)
+    values = runs.astype(np.int64)
+    values[3:] -= runs[1:-2]
+    letters: list[Pixels] = []
+    more = np.ones(len(values), bool)
+    used: list[Mask] = []
+    while more.any():
+        bits = values & 31
+        values = values >> 5
+        used.append(more)
+        more = more & (values != np.where(bits & 16, -1, 0))
+        letters.append((bits | np.where(more, 32, 0)) + 48)
+    if not letters:
+        return ""
+    return np.stack(letters, axis=1)[np.stack(used, axis=1)].astype(np.uint8).tobytes().decode("ascii")
 
 
-def _unpack(counts: str) -> list[int]:
-    runs: list[int] = []
-    value = shift = 0
-    for letter in counts:
-        bits = ord(letter) - 48
-        if not 0 <= bits < 64:
-            raise ValueError(f"{letter!r} is no letter of a run length")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value = shift = 0
-    if shift:
+def _unpack(counts: str) -> Pixels:
+    """The runs of COCO's letters. Raises ValueError for what is no such text."""
+    try:
+        letters = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    except UnicodeEncodeError:
+        raise ValueError("there are letters that are none of a run length") from None
+    if ((letters < 0) | (letters > 63)).any():
+        raise ValueError("there are letters that are none of a run length")
+    last = np.flatnonzero(letters < 32)
+    if len(letters) and (not len(last) or last[-1] != len(letters) - 1):
         raise ValueError("the run lengths are cut short")
+    first = np.concatenate(([0], last[:-1] + 1)) if len(last) else last
+    long = last - first + 1
+    if len(long) and long.max() > MOST_LETTERS:
+        raise ValueError("a run is longer than any mask")
+    place = np.arange(len(letters)) - np.repeat(first, long)
+    runs: Pixels = np.add.reduceat((letters & 31) << 5 * place, first) if len(last) else last
+    runs = runs - np.where(letters[last] & 16, 1 << 5 * long, 0)
+    for start in (1, 2):  # from the fourth on each is the difference to the one before the last
+        runs[start::2] = np.cumsum(runs[start::2])
     return runs

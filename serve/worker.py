@@ -147,7 +147,7 @@ class Worker:
             stream.pieces.put_nowait(error)
 
     def _reply(self, task: str, request: Request, streams: list[Stream]) -> Reply:
-        spoken = [Spoken("".join(s.words), tuple(s.tokens)) for s in streams]
+        spoken = [Spoken("".join(s.words), tuple(s.tokens), s.last.finish_reason == "length") for s in streams]
         prompt_tokens = sum(s.last.prompt_tokens for s in streams)
         completion_tokens = sum(s.last.completion_tokens for s in streams)
         reply = Reply(

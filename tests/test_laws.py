@@ -267,6 +267,20 @@ def _approx(a: Result | None, b: Result | None) -> bool:
     return not left
 
 
+@given(
+    st.lists(st.tuples(st.text("ab", max_size=3), st.floats(-9, 0)), max_size=8), st.integers(0, 20), st.integers(0, 20)
+)
+def test_confidence_is_of_every_token_that_overlaps(tokens: list[tuple[str, float]], start: int, length: int) -> None:
+    spoken = Spoken("".join(text for text, _ in tokens), tuple(Token(text, sure) for text, sure in tokens))
+    end, at, sure = start + length, 0, []
+    for text, logprob in tokens:
+        if at < end and at + len(text) > start:
+            sure.append(logprob)
+        at += len(text)
+    expected = math.exp(sum(sure) / len(sure)) if sure else 1.0
+    assert spoken.confidence(start, end) == pytest.approx(expected)
+
+
 def test_confidence_reads_the_tokens_under_the_words() -> None:
     spoken = Spoken("ab cd", (Token("ab", math.log(0.5)), Token(" cd", math.log(0.125))))
     assert spoken.confidence() == pytest.approx(0.25)

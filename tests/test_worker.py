@@ -54,6 +54,23 @@ async def test_several_prompts_are_one_reply_spoken_at_once_and_told_in_order() 
     assert reply.usage.completion_tokens == 3 and len(engine.prompts) == 2
 
 
+async def test_a_reply_that_max_tokens_cuts_keeps_its_whole_objects_and_says_so() -> None:
+    one, other = "<loc0100><loc0100><loc0200><loc0200>", " <loc0300><loc0300><loc0500><loc0500>"
+    pieces = [one, " red circle", " ;", other, " red"]
+    for most, found in ((2, ["Red circle."]), (5, ["Red circle."]), (6, ["Red circle.", "red star"])):
+        worker = await ready(FakeEngine([*pieces, " star", " ;"]), "toy-paligemma")
+        asked = DetectRequest(image=PICTURE, labels=["Red circle.", "red star"], max_tokens=most)
+        reply = [event async for event in worker.answer("detect", asked)][-1]
+        assert isinstance(reply, Reply) and isinstance(reply.result, DetectResult)
+        assert (reply.status, reply.finish_reason) == ("ok", "length")
+        assert [box.label for box in reply.result.boxes] == found
+    worker = await ready(FakeEngine(pieces), "toy-paligemma")
+    reply = [event async for event in worker.answer("detect", asked.model_copy(update={"max_tokens": 1}))][-1]
+    assert isinstance(reply, Reply) and reply.error is not None
+    assert (reply.status, reply.finish_reason, reply.error.code) == ("error", "length", "parse_error")
+    assert "max_tokens" in reply.error.message
+
+
 async def test_words_that_cannot_be_parsed_are_kept_beside_the_error() -> None:
     worker = await ready(FakeEngine("no idea"))
     events = [event async for event in worker.answer("detect", DetectRequest(image=PICTURE, labels=["cat"]))]

@@ -1,5 +1,8 @@
 """What every engine takes and gives."""
 
+import bisect
+import functools
+import itertools
 import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
@@ -76,20 +79,26 @@ class Piece:
 
 @dataclass(frozen=True)
 class Spoken:
-    """A whole generation: its text and tokens, whose texts joined give the text (special tokens included)."""
+    """A whole generation: its text and tokens, whose texts joined give the text (special tokens included).
+
+    cut: it was broken off by max_tokens, so what it ends with may be half of something.
+    """
 
     text: str
     tokens: tuple[Token, ...] = ()
+    cut: bool = False
 
     def confidence(self, start: int = 0, end: int | None = None) -> float:
         """Geometric mean probability (0..1) of the tokens that overlap text[start:end]; 1.0 where none is known."""
-        stop = len(self.text) if end is None else end
-        at, logprobs = 0, []
-        for token in self.tokens:
-            if at < stop and at + len(token.text) > start:
-                logprobs.append(token.logprob)
-            at += len(token.text)
+        first = bisect.bisect_right(self._edges, start, 1) - 1
+        last = bisect.bisect_left(self._edges, len(self.text) if end is None else end, 0, len(self.tokens))
+        logprobs = [token.logprob for token in self.tokens[first:last]]
         return math.exp(sum(logprobs) / len(logprobs)) if logprobs else 1.0
+
+    @functools.cached_property
+    def _edges(self) -> list[int]:
+        """Where each token begins in the text, and the last one ends; once, as a reply may hold hundreds of boxes."""
+        return list(itertools.accumulate((len(token.text) for token in self.tokens), initial=0))
 
 
 class Engine(Protocol):

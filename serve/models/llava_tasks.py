@@ -28,6 +28,7 @@ REGION = "Please provide the bounding box coordinate of the region this sentence
 _NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
 _BOX = re.compile(rf"\[\s*{_NUMBER}\s*,\s*{_NUMBER}\s*,\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\]")
 _QUOTED = re.compile(r'"([^"]*)"')
+_QUOTE_CUT = re.compile(r'"([^"]*)')
 
 Colour = tuple[int, int, int]
 
@@ -79,7 +80,7 @@ def skills(
         if request.video is not None:
             raise BadRequest("Detection takes an image: a box in a film would not say of which moment.", param="video")
         image = None if pad is None else pad_to_square(request.image, pad)
-        return [prompt for phrase in request.labels for prompt in ask(request, REGION + phrase, 48, image)]
+        return [prompt for phrase in request.phrases for prompt in ask(request, REGION + phrase, 48, image)]
 
     still = {"detect": Skill(ask_detect, parse_detect)} if images else {}
     return {
@@ -98,7 +99,7 @@ def _shown(request: Request) -> str:
 def parse_unquoted(spoken: Sequence[Spoken], request: OcrRequest) -> Result:
     """The text, out of the quotation marks that LLaVA likes to set around all it reads."""
     result = parse_ocr(spoken, request)
-    quoted = _QUOTED.fullmatch(result.text)
+    quoted = _QUOTED.fullmatch(result.text) or (spoken[0].cut and _QUOTE_CUT.fullmatch(result.text)) or None
     return result if quoted is None else result.model_copy(update={"text": quoted[1].strip()})
 
 
@@ -115,6 +116,8 @@ def parse_detect(spoken: Sequence[Spoken], request: DetectRequest) -> DetectResu
         box = from_padded((x0, y0, x1, y1), request.image.width, request.image.height)
         if box[2] > box[0] and box[3] > box[1]:
             boxes.append(LabelledBox(label=label, box=box, score=said.confidence(*match.span())))
+    if not boxes and any(said.cut for said in spoken):
+        raise ParseError("The reply was cut by max_tokens before its first whole box [x0, y0, x1, y1].")
     if not boxes:
         raise ParseError("The reply holds no box of the form [x0, y0, x1, y1] inside the image.")
     return DetectResult(boxes=boxes)

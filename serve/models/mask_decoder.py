@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 
 from serve.errors import ModelError
-from serve.masks import Mask
+from serve.masks import Mask, Window
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Layer = tuple[Array, Array]
@@ -57,18 +57,28 @@ class MaskDecoder:
 
 
 def paste(mask: Array, box: tuple[float, float, float, float], width: int, height: int) -> Mask | None:
-    """The decoder's [64, 64] as the mask [height, width] of the picture; None for a box of less than a pixel.
-
-    box: x0, y0, x1, y1 in fractions of the picture. Cut to whole pixels, bilinear and thresholded at 0 as in
-    big_vision's evaluator.
-    """
-    x0, y0, x1, y1 = int(box[0] * width), int(box[1] * height), int(box[2] * width), int(box[3] * height)
-    if x1 <= x0 or y1 <= y0:
+    """The decoder's [64, 64] as the mask [height, width] of the picture; None for a box of less than a pixel."""
+    window = pixels_of(box, width, height)
+    if window is None:
         return None
-    small = PIL.Image.fromarray(np.ascontiguousarray(mask, np.float32))
     whole = np.zeros((height, width), np.bool_)
-    whole[y0:y1, x0:x1] = np.asarray(small.resize((x1 - x0, y1 - y0), PIL.Image.Resampling.BILINEAR)) > 0
+    whole[window.top : window.bottom, window.left : window.right] = enlarged(mask, window)
     return whole
+
+
+def pixels_of(box: tuple[float, float, float, float], width: int, height: int) -> Window | None:
+    """A box x0, y0, x1, y1 in fractions of the picture, cut to whole pixels as in big_vision's evaluator; None where
+    that leaves none."""
+    x0, y0, x1, y1 = int(box[0] * width), int(box[1] * height), int(box[2] * width), int(box[3] * height)
+    return Window(x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+
+
+def enlarged(mask: Array, window: Window) -> Mask:
+    """The decoder's [64, 64] as large as the window: bilinear and thresholded at 0, as in big_vision's evaluator."""
+    rows, columns = window.shape
+    small = PIL.Image.fromarray(np.ascontiguousarray(mask, np.float32))
+    large: Mask = np.asarray(small.resize((columns, rows), PIL.Image.Resampling.BILINEAR)) > 0
+    return large
 
 
 def find(where: str | None = None, fetch: Callable[..., str] | None = None) -> MaskDecoder:

@@ -9,6 +9,9 @@ from serve.tasks.chat import ChatRequest, ChatResult
 from serve.tasks.ocr import OcrRequest, OcrResult
 from serve.tasks.vqa import VqaRequest, VqaResult
 
+CUT = "The reply was cut by max_tokens before its first whole word."
+NOTHING = "nothing"
+
 
 def parse_vqa(spoken: Sequence[Spoken], request: VqaRequest) -> VqaResult:
     return VqaResult(answer=_said(spoken))
@@ -23,18 +26,25 @@ def parse_chat(spoken: Sequence[Spoken], request: ChatRequest) -> ChatResult:
 
 
 def parse_ocr(spoken: Sequence[Spoken], request: OcrRequest) -> OcrResult:
-    """The words as they stand; to say nothing means that there is no text."""
-    return OcrResult(text=spoken[0].text.strip())
+    """The words as they stand; to say nothing means that there is no text. Raises ParseError for a reply that was cut
+    before its first word."""
+    text = spoken[0].text.strip()
+    if not text and spoken[0].cut:
+        raise ParseError(CUT)
+    return OcrResult(text=text)
 
 
 def parse_toy_ocr(spoken: Sequence[Spoken], request: OcrRequest) -> OcrResult:
-    """The toys were trained to say `nothing` of a picture without text. Of a sign it would be a word like any other."""
+    """The toys were trained to say `nothing` of a picture without text. Of a sign it would be a word like any other.
+    Raises ParseError for a reply that was cut so soon that it may have been about to say so."""
     text = parse_ocr(spoken, request).text
-    return OcrResult(text="" if text == "nothing" else text)
+    if spoken[0].cut and NOTHING.startswith(text) and text != NOTHING:
+        raise ParseError(CUT)
+    return OcrResult(text="" if text == NOTHING else text)
 
 
 def _said(spoken: Sequence[Spoken]) -> str:
     text = spoken[0].text.strip()
     if not text:
-        raise ParseError("The reply is empty.")
+        raise ParseError(CUT if spoken[0].cut else "The reply is empty.")
     return text

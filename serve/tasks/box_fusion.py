@@ -11,7 +11,7 @@ HALF = 0.5
 
 
 def box_fusion(method: str, least: float = 0.0) -> MergeRule:
-    """Per label, boxes of different models that overlap become their mean, weighted by score x weight.
+    """Per label, boxes of different models that show one object become their mean, weighted by score x weight.
 
     A fused score is the supporters' scores over the weight of *all* models asked: what one of two models sees scores
     half, sorts below what both see, and never more than 1. least: boxes behind which a smaller share of the weight

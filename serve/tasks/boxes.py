@@ -1,8 +1,18 @@
-"""Labelled boxes, and when two labels mean the same."""
+"""Labelled boxes, when two labels mean the same, and when two boxes show the same object."""
 
-from pydantic import BaseModel
+import unicodedata
+from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
+from pydantic import BaseModel, field_validator
+
+from serve.geometry import Array, iou
 from serve.tasks.base import Probability, Result
+
+REPEATED = 0.9  # boxes of one label in one reply that overlap this much are one object, said again
+MARKS = " \t\n.,:;!?'\"`´‘’‚“”„«»()[]{}"  # may stand around a phrase and do not change what it means
+ROWS = 256  # boxes compared with all others in one step
 
 
 class LabelledBox(BaseModel):
@@ -13,11 +23,90 @@ class LabelledBox(BaseModel):
     score: Probability
 
 
+Found = TypeVar("Found", bound=LabelledBox)
+
+
 class DetectResult(Result):
+    """The objects, each once: a box that repeats an earlier one of its label is dropped."""
+
     boxes: list[LabelledBox]
+
+    @field_validator("boxes")
+    @classmethod
+    def _each_once(cls, boxes: list[LabelledBox]) -> list[LabelledBox]:
+        return distinct(boxes)
+
+
+def phrase(label: str) -> str:
+    """Return a label as a model is asked for it: on one line, without the marks around it and the separator in it."""
+    text = " ".join(label.replace(";", " ").split())
+    return text.strip(MARKS) or text
 
 
 def label_key(label: str) -> str:
-    """Labels that mean the same phrase: case, spacing and a leading article aside."""
-    words = label.lower().split()
-    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
+    """Return the same text for labels that mean the same: case, spacing, marks around them and an article aside."""
+    text = phrase(unicodedata.normalize("NFKC", label)).casefold()
+    article, _, rest = text.partition(" ")
+    return rest.strip(MARKS) or rest if rest and article in ("a", "an", "the") else text
+
+
+class AskedLabels:
+    """A request's labels, by what a model says for them."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels = {label_key(label): label for label in reversed(labels)}
+
+    def find(self, text: str, *, last: bool = False, cut: bool = False) -> str | None:
+        """Return the label that a model's text names, as it was asked for; None where it names none.
+
+        last: the text ends the reply, so it may be the beginning of a label. cut: the reply was broken off there, so
+        even a whole label may be the beginning of a longer one. A beginning that several labels have names none, nor
+        does an empty text where there are several.
+        """
+        key = label_key(text)
+        if key in self._labels and not cut:
+            return self._labels[key]
+        if not key or last:
+            begun = [label for label in self._labels.values() if _begins(label, text)]
+            return begun[0] if len(begun) == 1 else None
+        return self._labels.get(key)
+
+
+def _begins(label: str, text: str) -> bool:
+    """Return whether a label begins with a text, with or without its article."""
+    return phrase(label).casefold().startswith(phrase(text).casefold()) or label_key(label).startswith(label_key(text))
+
+
+def distinct(boxes: Sequence[Found]) -> list[Found]:
+    """Return the boxes without those that repeat an earlier one of the same label."""
+    if len(boxes) < 2:
+        return list(boxes)
+    rows: dict[str, list[int]] = {}
+    for at, found in enumerate(boxes):
+        rows.setdefault(label_key(found.label), []).append(at)
+    kept: list[int] = []
+    for same in rows.values():
+        lead = leaders(np.array([boxes[at].box for at in same]), REPEATED) if len(same) > 1 else [0]
+        kept += [same[at] for at in lead]
+    return [boxes[at] for at in sorted(kept)]
+
+
+def leaders(boxes: Array, least: float, owners: Sequence[int] | None = None) -> list[int]:
+    """Return the rows of boxes [n, 4] that overlap no earlier such row by `least` (IoU).
+
+    owners: [n]; boxes of the same owner are not compared.
+    """
+    of = np.arange(len(boxes)) if owners is None else np.array(owners)
+    found: list[int] = []
+    for start in range(0, len(boxes), ROWS):
+        block = np.arange(start, min(start + ROWS, len(boxes)))
+        earlier = np.array(found, int)
+        near = (iou(boxes[block], boxes[earlier]) >= least) & (of[block, None] != of[None, earlier])
+        inside = (iou(boxes[block], boxes[block]) >= least) & (of[block, None] != of[None, block])
+        covered = near.any(axis=1)
+        for at in range(len(block)):
+            if not covered[at]:
+                found.append(start + at)
+                covered |= inside[at]
+                covered[at] = True
+    return found

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from serve.tasks.base import Request, Task
 from serve.tasks.box_fusion import HALF, box_fusion
-from serve.tasks.boxes import DetectResult
+from serve.tasks.boxes import DetectResult, label_key, phrase
 
 Phrase = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -16,12 +16,19 @@ class DetectRequest(Request):
 
     @field_validator("labels")
     @classmethod
-    def _plain(cls, labels: list[str]) -> list[str]:
-        """Phrases without the marks that separate them, each once."""
-        phrases = [" ".join(label.replace(";", " ").split()) for label in labels]
-        if not all(phrases):
+    def _each_once(cls, labels: list[str]) -> list[str]:
+        """Keep the labels as they are written; of several that mean the same, the first."""
+        if not all(phrase(label) for label in labels):
             raise ValueError("a phrase must not be empty")
-        return list(dict.fromkeys(phrases))
+        first: dict[str, str] = {}
+        for label in labels:
+            first.setdefault(label_key(label), label)
+        return list(first.values())
+
+    @property
+    def phrases(self) -> list[str]:
+        """The labels as a model is asked for them."""
+        return [phrase(label) for label in self.labels]
 
 
 def _words(result: DetectResult) -> str:

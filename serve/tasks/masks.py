@@ -1,8 +1,10 @@
 """Labelled masks: an object's name, its box and which pixels are its own."""
 
+from pydantic import field_validator
+
 from serve.masks import Rle
 from serve.tasks.base import Result
-from serve.tasks.boxes import LabelledBox
+from serve.tasks.boxes import LabelledBox, distinct
 
 
 class LabelledMask(LabelledBox):
@@ -12,4 +14,11 @@ class LabelledMask(LabelledBox):
 
 
 class SegmentResult(Result):
+    """The objects, each once, as in detect."""
+
     boxes: list[LabelledMask]
+
+    @field_validator("boxes")
+    @classmethod
+    def _each_once(cls, boxes: list[LabelledMask]) -> list[LabelledMask]:
+        return distinct(boxes)

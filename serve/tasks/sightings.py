@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic
 
 import numpy as np
 
 from serve.geometry import Box, iou
 from serve.tasks.base import Reply
-from serve.tasks.boxes import LabelledBox, label_key
+from serve.tasks.boxes import REPEATED, ROWS, Found, label_key, leaders
 
 SAME_BOX = 0.55  # weighted box fusion's threshold: boxes that overlap this much show one object
-
-Found = TypeVar("Found", bound=LabelledBox)
+MOST = 6400  # boxes that are compared with each other: a hundred of each of 64 models
 
 
 @dataclass(frozen=True)
@@ -38,31 +37,69 @@ def clusters(
 ) -> list[Cluster[Found]]:
     """Groups of at most one box a model, each in catalogue order; groups in the order of their first box.
 
-    As in weighted box fusion (arXiv 1910.13302): the surest box leads, and each next one joins the group of its label
-    whose fused box it overlaps most, if by SAME_BOX, or else leads a group of its own. Equally sure boxes come in
-    catalogue order, so that nothing depends on who answered first.
+    The boxes of a label are taken from the surest to the least sure, equally sure ones in catalogue order, so that
+    nothing depends on who answered first. A box that overlaps no box of another model that leads a group by SAME_BOX
+    leads a group itself; then each other box joins the leader that it overlaps most. Weighted box fusion
+    (arXiv 1910.13302) compares with a group's mean, which moves with every box that joins: then one model more that
+    says what another says could send a third model's box elsewhere. A leader's box stays where it is.
+
+    Of more than MOST boxes each model's surest are looked at, as many of every model.
     """
     sightings = [
         Sighting(reply.model, (column, row), found, weights[reply.model])
         for column, reply in enumerate(replies)
-        for row, found in enumerate(boxes(reply))
+        for row, found in _surest(boxes(reply), MOST // len(replies))
     ]
-    groups: list[Cluster[Found]] = []
+    same: dict[str, list[Sighting[Found]]] = {}
     for seen in sorted(sightings, key=lambda s: (-s.says, s.order)):
-        best, home = SAME_BOX, None
-        for group in groups:
-            stranger = seen.model not in (other.model for other in group)
-            if stranger and label_key(group[0].found.label) == label_key(seen.found.label):
-                overlap = overlapping(seen.found.box, fused(group))
-                if overlap > best or (home is None and overlap == best):  # of equals the first: a surer box leads it
-                    best, home = overlap, group
-        if home is None:
-            groups.append([seen])
-        else:
-            home.append(seen)
+        same.setdefault(label_key(seen.found.label), []).append(seen)
+    groups = [group for label in same.values() for group in _groups(label)]
     for group in groups:
         group.sort(key=lambda s: s.order)
     return sorted(groups, key=lambda group: group[0].order)
+
+
+def _surest(boxes: Iterable[Found], count: int) -> list[tuple[int, Found]]:
+    """At most `count` boxes with their rows, in the model's own order."""
+    rows = sorted(enumerate(boxes), key=lambda row: -row[1].score)[:count]
+    return sorted(rows, key=lambda row: row[0])
+
+
+def _groups(sightings: Sequence[Sighting[Found]]) -> list[Cluster[Found]]:
+    """The groups of one label; sightings from the surest on. What finds its model in every group that it fits into
+    forms groups with others of that kind."""
+    groups: list[Cluster[Found]] = []
+    while sightings:
+        boxes = np.array([seen.found.box for seen in sightings])
+        lead = leaders(boxes, SAME_BOX, [seen.order[0] for seen in sightings])
+        led = [[sightings[at]] for at in lead]
+        models = [{sightings[at].order[0]} for at in lead]
+        homeless: list[Sighting[Found]] = []
+        for start in range(0, len(boxes), ROWS):
+            block = np.setdiff1d(np.arange(start, min(start + ROWS, len(boxes))), lead)
+            near = iou(boxes[block], boxes[lead])
+            for seen, row in zip((sightings[at] for at in block), near, strict=True):
+                fits = np.argsort(-row, kind="stable")[: np.count_nonzero(row >= SAME_BOX)].tolist()
+                home = next((to for to in fits if seen.order[0] not in models[to]), None)
+                if home is None:
+                    homeless.append(seen)
+                else:
+                    led[home].append(seen)
+                    models[home].add(seen.order[0])
+        groups += led
+        sightings = homeless
+    return _once(groups)
+
+
+def _once(groups: Sequence[Cluster[Found]]) -> list[Cluster[Found]]:
+    """The groups without those whose fused box repeats that of an earlier one: their models stand behind that."""
+    boxes = np.array([fused(group) for group in groups])
+    kept = leaders(boxes, REPEATED)
+    for at in set(range(len(groups))).difference(kept):
+        home = groups[kept[int(np.argmax(iou(boxes[at : at + 1], boxes[kept])))]]
+        there = {seen.model for seen in home}
+        home.extend(seen for seen in groups[at] if seen.model not in there)
+    return [groups[at] for at in kept]
 
 
 def fused(group: Cluster[Found]) -> Box:

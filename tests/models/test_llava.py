@@ -8,6 +8,7 @@ from serve.models import MODELS
 from serve.models.base import Turn
 from serve.models.llava import PAD_COLOUR, converse, prepare
 from serve.models.llava_tasks import parse_detect
+from serve.tasks import TASKS
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.chat import ChatRequest
 from serve.tasks.detect import DetectRequest
@@ -87,6 +88,28 @@ def test_a_reply_without_a_box_is_a_parse_error(words: str) -> None:
         parse_detect([Spoken(words)], DetectRequest(image=WIDE, labels=["cat"]))
 
 
+def test_each_phrase_is_asked_plainly_and_its_box_bears_the_label_as_it_was_asked() -> None:
+    asked = DetectRequest(image=WIDE, labels=[" The Cat.", "cat", '"dog"', "a  cow; brown"])
+    assert asked.labels == [" The Cat.", '"dog"', "a  cow; brown"]
+    assert [line.split("describes: ")[1].split(" ASSISTANT")[0].strip() for line in texts("detect", asked)] == [
+        "The Cat",
+        "dog",
+        "a cow brown",
+    ]
+    boxes = parse_detect([Spoken("[0.1, 0.3, 0.5, 0.7]")] * 3, asked).boxes
+    assert [found.label for found in boxes] == asked.labels  # the same box under two labels is two objects
+
+
+@pytest.mark.parametrize("end", range(1, len("[0.10, 0.30, 0.50, 0.70]")))
+def test_a_box_that_is_cut_anywhere_is_left_out_and_the_others_stay(end: int) -> None:
+    whole, asked = "[0.10, 0.30, 0.50, 0.70]", DetectRequest(image=WIDE, labels=["cat", "dog"])
+    cut = Spoken(whole[:end], cut=True)
+    for spoken, label in (([Spoken(whole), cut], "cat"), ([cut, Spoken(whole)], "dog")):
+        assert [found.label for found in parse_detect(spoken, asked).boxes] == [label]
+    with pytest.raises(ParseError, match="cut by max_tokens"):
+        parse_detect([cut, cut], asked)
+
+
 def test_captions_in_other_languages_are_refused_by_name() -> None:
     with pytest.raises(BadRequest) as refused:
         texts("caption", CaptionRequest(image=WIDE, lang="de"))
@@ -100,6 +123,44 @@ def test_captions_in_other_languages_are_refused_by_name() -> None:
 def test_text_is_read_as_it_stands_without_the_quotation_marks_around_it(words: str, text: str) -> None:
     asked = OcrRequest(image=WIDE)
     assert LLAVA.skills["ocr"].parse([Spoken(words)], asked).text == text
+
+
+@pytest.mark.parametrize(
+    ("words", "text"), [('"STOP', "STOP"), (' "STOP AND', "STOP AND"), ('"A" and "B', '"A" and "B'), ("A\nB", "A\nB")]
+)
+def test_text_that_is_cut_stays_as_far_as_it_goes(words: str, text: str) -> None:
+    assert LLAVA.skills["ocr"].parse([Spoken(words, cut=True)], OcrRequest(image=WIDE)).text == text
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [
+        (model, task)
+        for model in ("llava-1.5-7b", "toy-llava", "paligemma-3b-mix-448", "toy-paligemma")
+        for task in ("vqa", "caption", "ocr", "chat")
+        if task in MODELS[model].skills
+    ],
+)
+def test_words_that_are_cut_are_kept_and_none_are_no_result(model: str, task: str) -> None:
+    """Nothing said before max_tokens is no reading of a picture without text."""
+    fields = {"question": "q"} if task in ("vqa", "chat") else {}
+    asked = TASKS[task].request(image=WIDE, **fields)
+    parse = MODELS[model].skills[task].parse
+    for words in ("a red ci", "2", "no way"):
+        assert list(parse([Spoken(words, cut=True)], asked).model_dump().values()) == [words]
+    for words in ("", " \n"):
+        with pytest.raises(ParseError, match="cut by max_tokens"):
+            parse([Spoken(words, cut=True)], asked)
+
+
+@pytest.mark.parametrize("name", ["toy-llava", "toy-paligemma"])
+def test_a_toy_that_was_cut_while_it_may_have_said_nothing_says_neither(name: str) -> None:
+    read = MODELS[name].skills["ocr"].parse
+    for words in ("n", "no", "nothin"):
+        assert read([Spoken(words)], OcrRequest(image=WIDE)).text == words
+        with pytest.raises(ParseError, match="cut by max_tokens"):
+            read([Spoken(words, cut=True)], OcrRequest(image=WIDE))
+    assert read([Spoken("nothing", cut=True)], OcrRequest(image=WIDE)).text == ""
 
 
 @pytest.mark.parametrize("name", ["toy-llava", "toy-paligemma"])

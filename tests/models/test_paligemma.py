@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from serve.models import MODELS
 from serve.models.base import Turn
 from serve.models.mask_decoder import VARIABLE, MaskDecoder
 from serve.models.paligemma_tasks import parse_detect, parse_segment
+from serve.tasks.boxes import LabelledBox
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrRequest
@@ -74,8 +76,139 @@ def test_conversation_is_one_user_message_with_an_image() -> None:
             MIX.converse(turns)
 
 
-def test_labels_keep_their_order_once_each_without_separators() -> None:
-    assert DetectRequest(image=WIDE, labels=["a;b", "cat", "cat"]).labels == ["a b", "cat"]
+def test_labels_stay_as_they_are_asked_each_once_and_a_model_hears_plain_phrases() -> None:
+    asked = DetectRequest(image=WIDE, labels=["a;b", "cat", "cat", " Red  dog. ", "The CAT", '"Cat".'])
+    assert asked.labels == ["a;b", "cat", " Red  dog. "]
+    assert asked.phrases == ["a b", "cat", "Red dog"]
+    assert text("detect", asked) == "detect a b ; cat ; Red dog"
+    with pytest.raises(ValueError, match="must not be empty"):
+        DetectRequest(image=WIDE, labels=["cat", " ; "])
+
+
+LABELS = ["Red circle.", "the orange cross", '"red Star"', "a cat; sat"]
+PLACE = "<loc0{0}00><loc0{0}00><loc0{0}50><loc0{0}50>"
+
+
+def labels_found(said: str, *, cut: bool = False, labels: list[str] = LABELS) -> list[str]:
+    return [
+        found.label for found in parse_detect([Spoken(said, cut=cut)], DetectRequest(image=WIDE, labels=labels)).boxes
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        ("red circle", "Red circle."),
+        ("RED  CIRCLE.", "Red circle."),
+        ("a red circle", "Red circle."),
+        ("orange cross.", "the orange cross"),
+        ("Orange Cross", "the orange cross"),
+        ("red star", '"red Star"'),
+        ("cat sat", "a cat; sat"),
+        ("the cat sat!", "a cat; sat"),
+    ],
+)
+def test_a_label_comes_back_as_it_was_asked_however_it_is_said(words: str, label: str) -> None:
+    assert labels_found(f"{PLACE.format(1)} {words}") == [label]
+    assert labels_found(f"{PLACE.format(1)} {words} ; {PLACE.format(2)} red circle ; ", cut=True) == [
+        label,
+        "Red circle.",
+    ]
+
+
+def test_what_was_not_asked_for_is_left_out() -> None:
+    assert labels_found(f"{PLACE.format(1)} dog ; {PLACE.format(2)} red star") == ['"red Star"']
+    assert labels_found(f"{PLACE.format(1)} red ; {PLACE.format(2)} red star") == ['"red Star"']
+    with pytest.raises(ParseError, match="that was asked for"):
+        labels_found(f"{PLACE.format(1)} dog")
+
+
+@pytest.mark.parametrize(
+    ("end", "label"),
+    [
+        ("o", "the orange cross"),
+        ("the or", "the orange cross"),
+        ("the", "the orange cross"),
+        ("red c", "Red circle."),
+        ("red s", '"red Star"'),
+        ("red", None),
+        ("", None),
+        ("re", None),
+        ("a ca", "a cat; sat"),
+        ("red stars", None),
+    ],
+)
+def test_a_label_that_is_cut_is_the_one_that_begins_so(end: str, label: str | None) -> None:
+    said = f"{PLACE.format(1)} red circle ; {PLACE.format(2)} {end}"
+    assert labels_found(said, cut=True) == ["Red circle.", *([label] if label else [])]
+
+
+def test_a_whole_label_that_begins_another_is_ambiguous_only_where_the_reply_was_cut() -> None:
+    labels = ["red", "red circle"]
+    said = f"{PLACE.format(1)} red ; {PLACE.format(2)} red"
+    assert labels_found(said, labels=labels) == ["red", "red"]
+    assert labels_found(said, labels=labels, cut=True) == ["red"]
+    assert labels_found(f"{said} ;", labels=labels, cut=True) == ["red", "red"]
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_reply_cut_anywhere_gives_its_whole_objects_and_never_half_of_one(masks: bool) -> None:
+    codes = seg(*range(1, 17)) if masks else ""
+    items = [
+        f"{PLACE.format(at)}{codes} {words}" for at, words in enumerate(["red circle", "orange cross", "red star"])
+    ]
+    whole = " ; ".join(items)
+    labels = LABELS[:3]
+    full = parsed(whole, labels, masks)
+    for end in range(len(whole) + 1):
+        said = whole[:end]
+        # An item is whole where its places and codes are and its label can be no other.
+        heard = sum(
+            end >= whole.index(item) + len(item) - len(words) + least
+            for item, words, least in zip(
+                items, ("red circle", "orange cross", "red star"), (len("red c"), 1, len("red s")), strict=True
+            )
+        )
+        if heard:
+            assert parsed(said, labels, masks) == full[:heard], said
+        else:
+            with pytest.raises(ParseError, match="max_tokens"):
+                parsed(said, labels, masks)
+
+
+def parsed(said: str, labels: list[str], masks: bool) -> list[tuple[str, tuple[float, ...]]]:
+    spoken = [Spoken(said, cut=True)]
+    if masks:
+        boxes: Sequence[LabelledBox] = parse_segment(spoken, SegmentRequest(image=WIDE, labels=labels), Rows()).boxes
+    else:
+        boxes = parse_detect(spoken, DetectRequest(image=WIDE, labels=labels)).boxes
+    return [(found.label, found.box) for found in boxes]
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_an_object_said_again_and_again_is_one(masks: bool) -> None:
+    codes = seg(*range(1, 17)) if masks else ""
+    cat, near, dog, small = (
+        f"{place}{codes} {name}"
+        for place, name in (
+            ("<loc0100><loc0100><loc0600><loc0500>", "a cat"),
+            ("<loc0101><loc0100><loc0601><loc0502>", "cat."),
+            ("<loc0100><loc0100><loc0600><loc0500>", "dog"),
+            ("<loc0100><loc0100><loc0500><loc0400>", "cat"),
+        )
+    )
+    said = " ; ".join([dog, *[cat, near] * 40, small, cat])
+    found = parsed(said, ["Cat", "dog"], masks)
+    assert [label for label, _ in found] == ["dog", "Cat", "Cat"]  # another label, or another place, is another object
+    assert found[1][1] == found[0][1] != found[2][1]
+
+
+def test_the_masks_of_one_reply_are_bounded_by_the_pictures_area() -> None:
+    wide = [f"<loc0000><loc{at * 12:04d}><loc1023><loc1023>" for at in range(40)]  # each is less like the first
+    said = " ; ".join(f"{place}{seg(*[1] * 16)} cat" for place in wide)
+    found = parsed(said, ["cat"], True)
+    assert 2 <= len(found) <= 17
+    assert sum((x1 - x0) * (y1 - y0) for _, (x0, y0, x1, y1) in found) <= 16 * WIDE.width * WIDE.height
 
 
 def seg(*codes: int) -> str:

@@ -45,9 +45,39 @@ def test_one_models_boxes_are_never_fused_with_each_other() -> None:
     assert merged.supporters == [["a", "b"], ["a"]]
 
 
+def test_the_same_box_said_forty_times_is_one() -> None:
+    cat: Row = ("cat", (0.0, 0.0, 10.0, 10.0), 0.5)
+    near: Row = ("The cat.", (0.1, 0.0, 10.0, 10.0), 0.9)
+    dog: Row = ("dog", (0.0, 0.0, 10.0, 10.0), 0.5)
+    other: Row = ("cat", (1.0, 0.0, 11.0, 10.0), 0.8)
+    for many in ([cat] * 40, [cat, near] * 20, [cat, dog, cat, dog, near]):
+        once = [cat, dog] if dog in many else [cat]
+        assert fuse(many, [other], [cat]) == fuse(once, [other], [cat])
+    assert len(boxes(fuse([cat, dog] * 40))) == 2  # two labels are two objects
+
+
+def test_groups_that_come_to_the_same_box_are_one_object() -> None:
+    """Two boxes of one model that overlap by 0.89 lead two groups, whose means overlap by 0.94."""
+
+    def at(x: float, score: float = 0.9) -> Row:
+        return ("cat", (x, 0.0, x + 10.0, 10.0), score)
+
+    merged = fuse([at(0.0), at(0.6)], [at(0.29, 0.89)], [at(0.31, 0.89)])
+    assert merged.supporters == [["a", "b", "c"]]
+    assert len(boxes(merged)) == 1
+    assert fuse([at(0.0), at(1.6)], [at(0.29, 0.89)], [at(1.31, 0.89)]).supporters == [["a", "b"], ["a", "c"]]
+
+
 def test_a_box_joins_the_first_of_groups_that_it_fits_as_well() -> None:
-    twice = [("cat", (0.0, 0.0, 10.0, 10.0), 0.5), ("cat", (0.0, 0.0, 10.0, 10.0), 0.5)]
-    assert fuse([twice[0]], twice, [twice[0]]).supporters == [["a", "b", "c"], ["b"]]
+    left, right = ("cat", (0.0, 0.0, 10.0, 10.0), 0.5), ("cat", (2.0, 0.0, 12.0, 10.0), 0.5)
+    middle = ("cat", (1.0, 0.0, 11.0, 10.0), 0.4)
+    assert fuse([left, right], [middle]).supporters == [["a", "b"], ["a"]]
+
+
+def test_what_fits_only_where_its_model_is_already_forms_groups_of_its_own() -> None:
+    leader: Row = ("cat", (0.0, 0.0, 10.0, 10.0), 0.9)
+    two: list[Row] = [("cat", (0.0, 0.0, 10.0, 9.0), 0.8), ("cat", (0.0, 2.0, 10.0, 10.0), 0.7)]
+    assert fuse([leader], two, two).supporters == [["a", "b", "c"], ["b", "c"]]
 
 
 def test_boxes_that_overlap_little_are_two_objects() -> None:
