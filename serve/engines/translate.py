@@ -1,10 +1,14 @@
 """Between vLLM's words and ours: sampling, tokens, reasons, errors."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from serve.engines.base import FinishReason, Sampling, Token
 from serve.errors import BadRequest, ModelError
 
+HALF = "\ufffd"
+"""The name of a token that is a part of a letter."""
 FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
 
 
@@ -35,29 +39,79 @@ def spread(sampling: Sampling) -> tuple[float, float]:
     return (0.0, 1.0) if sampling.top_p == 0 else (sampling.temperature, sampling.top_p)
 
 
-def tokens(spoken: Any, top: int) -> tuple[Token, ...]:
-    """The tokens of one delta; their texts joined are the delta's text.
+class Speller:
+    """One generation's tokens with their texts, which joined are its text.
 
-    vLLM names each token alone ("cat" where the text has " cat"), and joins deltas while nobody reads. One token gets
-    the whole delta; of several, each gets the text up to the end of its name, the last one the rest.
+    vLLM names each token alone ("cat" where the text has " cat"), joins deltas while nobody reads, and holds text back
+    that may yet become a stop text: then a token waits here until its name has come.
+    """
+
+    def __init__(self, sampling: Sampling, *, whole: bool = False) -> None:
+        self.top = sampling.top_logprobs
+        self.late = bool(sampling.stop) and sampling.logprobs and not whole
+        self.waiting: list[Token] = []
+        self.text = ""
+
+    def tokens(self, spoken: Any) -> tuple[Token, ...]:
+        """Return the tokens of one output whose text is there; with the last output, all that are left."""
+        if not self.late:
+            return tokens(spoken, self.top)
+        self.waiting += named(spoken, self.top)
+        self.text += spoken.text
+        if spoken.finish_reason is not None:
+            return spelt(self.waiting, self.text)
+        found, at = [], 0
+        for token in self.waiting:
+            end = name_end(self.text, token.text, at)
+            if end is None:
+                break
+            found.append(replace(token, text=self.text[at:end]))
+            at = end
+        self.waiting, self.text = self.waiting[len(found) :], self.text[at:]
+        return tuple(found)
+
+
+def tokens(spoken: Any, top: int) -> tuple[Token, ...]:
+    """Return the tokens of one delta; their texts joined are the delta's text."""
+    return spelt(named(spoken, top), spoken.text)
+
+
+def named(spoken: Any, top: int) -> list[Token]:
+    """Return an output's tokens with their names for texts, without the one that ended it: it is not spoken."""
+    found = []
+    for token, alternatives in zip(spoken.token_ids, spoken.logprobs or (), strict=False):
+        own = alternatives[token]
+        ranked = sorted(alternatives.values(), key=lambda choice: -choice.logprob)[:top]
+        likeliest = tuple((choice.decoded_token or "", choice.logprob) for choice in ranked)
+        found.append(Token(own.decoded_token or "", own.logprob, likeliest))
+    by_token = spoken.finish_reason == "stop" and not isinstance(spoken.stop_reason, str)
+    return found[:-1] if by_token else found
+
+
+def spelt(tokens: Sequence[Token], text: str) -> tuple[Token, ...]:
+    """Return the tokens with their parts of the text: each up to the end of its name, the last one the rest.
+
+    A name that is not there has no text of its own: that of half a letter, or of what a stop text cut off.
     """
     found: list[Token] = []
     at = 0
-    for i, (token, alternatives) in enumerate(zip(spoken.token_ids, spoken.logprobs or (), strict=False)):
-        own = alternatives[token]
-        if i == len(spoken.token_ids) - 1:
-            end = len(spoken.text)
-        else:
-            name = (own.decoded_token or "").strip()
-            start = spoken.text.find(name, at)
-            end = start + len(name) if start >= 0 else at
-        ranked = sorted(alternatives.values(), key=lambda choice: -choice.logprob)[:top]
-        likeliest = tuple((choice.decoded_token or "", choice.logprob) for choice in ranked)
-        found.append(Token(spoken.text[at:end], own.logprob, likeliest))
-        at = end
-    if spoken.finish_reason == "stop" and spoken.stop_reason is None and found and not found[-1].text:
-        found.pop()  # the end-of-sequence token: counted, not spoken
+    for token in tokens:
+        end = name_end(text, token.text, at)
+        found.append(replace(token, text=text[at : at if end is None else end]))
+        at = at if end is None else end
+    if found and at < len(text):
+        found[-1] = replace(found[-1], text=found[-1].text + text[at:])
     return tuple(found)
+
+
+def name_end(text: str, name: str, at: int) -> int | None:
+    """Return where a token's name ends in the text from `at` on, blanks before it allowed; None where it is not."""
+    if not name.strip(HALF):
+        return at
+    if name.isspace():
+        return at + len(name) if text.startswith(name, at) else None
+    start = text.find(name.strip(), at)
+    return None if start < 0 else start + len(name.strip())
 
 
 def dead() -> ModelError:

@@ -19,7 +19,7 @@ from serve.engines.arguments import arguments, environment
 from serve.engines.base import Piece, Prompt, Sampling
 from serve.engines.last_words import LastWords
 from serve.engines.stall import Stall
-from serve.engines.translate import FINISH, dead, refused, sampling_params, tokens, too_long
+from serve.engines.translate import FINISH, Speller, dead, refused, sampling_params, too_long
 from serve.errors import BadRequest, ModelError
 from serve.image import Image
 from serve.request_id import REQUEST_ID
@@ -245,6 +245,7 @@ class VllmEngine:
             if prompt_tokens >= context:
                 raise too_long(context, prompt_tokens)
             said = 0
+            speller = Speller(prompt.sampling, whole=prompt.whole)
             lora = None if prompt.adapter is None else self._loras[prompt.adapter]
             name = f"{REQUEST_ID.get() or 'diptych'}-{next(self._numbers)}"  # one request may be several prompts
             trace = tracing.header()
@@ -265,7 +266,7 @@ class VllmEngine:
                         raise ModelError("The model's engine failed on this request.", code="engine_error")
                     yield Piece(
                         spoken.text,
-                        tokens(spoken, prompt.sampling.top_logprobs),
+                        speller.tokens(spoken),
                         FINISH[spoken.finish_reason] if spoken.finish_reason else None,
                         prompt_tokens,
                         said,

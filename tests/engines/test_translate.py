@@ -3,7 +3,7 @@ import types
 import pytest
 
 from serve.engines.base import Sampling, Spoken
-from serve.engines.translate import spread, tokens
+from serve.engines.translate import Speller, spread, tokens
 
 
 def delta(text: str, names: list[str], finish: str | None = None, stop: str | None = None) -> types.SimpleNamespace:
@@ -57,3 +57,49 @@ def test_top_p_of_nothing_is_greedy() -> None:
     assert spread(Sampling(temperature=0.9, top_p=0.0)) == (0.0, 1.0)
     assert spread(Sampling(temperature=0.9, top_p=0.4)) == (0.9, 0.4)
     assert spread(Sampling(temperature=0.0, top_p=1.0)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "texts", "stop_reason", "expected"),
+    [
+        # held back by the length of a stop text, flushed at the end
+        (["a", " red", " cat", "</s>"], ["", "a r", "ed", " cat"], None, ["a", " red", " cat"]),
+        (["a", "red", "cat", "</s>"], ["", "", "", "a red cat"], None, ["a", " red", " cat"]),
+        (["<loc0001>", "<loc0002>", " cat"], ["", "<loc0001><l", "oc0002> c"], "at", ["<loc0001>", "<loc0002>", " c"]),
+        (
+            ["x", "", "\u00e9", "\n", "y", "</s>"],
+            ["", "", "x", "\u00e9", "\n", "y"],
+            None,
+            ["x", "", "\u00e9", "\n", "y"],
+        ),
+        (["one", " two", " three"], ["one", "", ""], " two", ["one", "", ""]),  # two are not told: they were cut off
+        (["odd", " end", "</s>"], ["0dd", "", " end"], None, ["", "0dd end"]),  # a name that is not in the text
+    ],
+)
+def test_tokens_wait_for_text_that_is_held_back(
+    names: list[str], texts: list[str], stop_reason: str | None, expected: list[str]
+) -> None:
+    speller = Speller(Sampling(stop=("stop",)))
+    found = []
+    for at, (name, text) in enumerate(zip(names, texts, strict=True)):
+        last = at == len(names) - 1
+        told = speller.tokens(delta(text, [name], "stop" if last else None, stop_reason if last else None))
+        found += [token.text for token in told]
+    assert found == expected
+    assert "".join(found) == "".join(texts)
+
+
+def test_a_whole_output_is_spelt_at_once() -> None:
+    speller = Speller(Sampling(stop=("stop",)), whole=True)
+    spoken = delta("a red", ["a", " red", "</s>"], "stop")
+    assert [token.text for token in speller.tokens(spoken)] == ["a", " red"]
+    ended = delta("a", ["a", "end"], "stop")
+    ended.stop_reason = 7  # another end token, of the checkpoint's generation_config
+    assert [token.text for token in tokens(ended, top=0)] == ["a"]
+
+
+def test_without_log_probabilities_nothing_waits() -> None:
+    speller = Speller(Sampling(stop=("stop",), logprobs=False))
+    for _ in range(3):
+        assert speller.tokens(types.SimpleNamespace(text="a", token_ids=[1], logprobs=None, finish_reason=None)) == ()
+    assert speller.text == ""
