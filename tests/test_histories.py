@@ -213,6 +213,8 @@ async def test_fields_of_other_messages_may_stand_empty(role: str) -> None:
         ({"role": "assistant", "content": "x", "audio": {"id": "a"}}, "messages[0].audio"),
         ({"role": "assistant", "content": 7}, "messages[0].content"),
         ({"role": "assistant", "content": None, "tool_calls": "x"}, "messages[0].tool_calls"),
+        ({"role": "assistant", "tool_calls": [{}] * 129}, "messages[0].tool_calls"),
+        ({"role": "user", "content": [{"type": "text", "text": "x"}] * 65}, "messages[0].content"),
         ({"role": "robot", "content": "x"}, "messages[0].role"),
         ({"role": ["user"], "content": "x"}, "messages[0].role"),
         ({"content": "x"}, "messages[0].role"),
@@ -233,3 +235,13 @@ async def test_nothing_cannot_be_asked(blank: Any) -> None:
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "missing_text")
     reply, _ = await ask("vqa", [message("what?"), ANSWERED, {"role": "user", "content": blank}])
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "messages[2].content")
+
+
+@pytest.mark.parametrize("part", [{"type": "text", "text": ""}, {}, {"type": "image_url"}, 7])
+async def test_parts_are_counted_before_they_are_read(part: Any) -> None:
+    reply, _ = await ask("vqa", [*[{"role": "user", "content": [part] * 64}] * 17, message("what?")])
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, "messages") and "1,024" in error["message"]
+    texts = [{"role": "user", "content": [{"type": "text", "text": ""}] * 63}] * 16
+    reply, _ = await ask("vqa", [*texts, message("what?")])
+    assert reply.status_code == 200, reply.text

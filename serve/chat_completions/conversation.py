@@ -115,9 +115,9 @@ def _turn(message: Message, tools: dict[str, str]) -> Turn:
     text = _text(message.content)
     if isinstance(message, AssistantMessage):
         for call in message.tool_calls or []:
-            function = call.get("function")
-            if isinstance(function, dict) and isinstance(call.get("id"), str):
-                tools[call["id"]] = str(function.get("name"))[:LONGEST_NAME]
+            match call:
+                case {"id": str(call_id), "function": {"name": str(called)}}:
+                    tools[call_id] = called[:LONGEST_NAME]
         return Turn("assistant", text or message.refusal or "")
     if isinstance(message, ToolMessage):
         name = message.name or tools.get(message.tool_call_id or "")

@@ -9,6 +9,7 @@ Text = Annotated[str, Field(max_length=100_000)]
 Note = Annotated[str, Field(max_length=512)]
 """Text that is accepted and not used."""
 MAX_PARTS = 64
+"""Of one message."""
 
 
 def without(*accepted: Any) -> Any:
@@ -114,8 +115,8 @@ class AssistantMessage(AnyMessage):
     role: Literal["assistant"]
     content: Content | None = None  # type: ignore[assignment]
     refusal: Text | None = None
-    tool_calls: list[dict[str, Any]] | None = Field(
-        default=None, description="Read for the names of the tools whose results follow."
+    tool_calls: list[Any] | None = Field(
+        default=None, max_length=128, description="Read for the names of the tools whose results follow."
     )
     function_call: dict[str, Any] | None = Field(default=None, description="Accepted, not read.")
     annotations: Any = unread("Accepted, not read.")

@@ -13,6 +13,8 @@ MAX_TOKENS = 512
 MAX_CHOICES = 8
 FLEX = "flex"
 """OpenAI's service tier for what may wait: our `priority: batch`."""
+MAX_ALL_PARTS = 1024
+"""Content parts of all messages together."""
 MAX_TEXT = 200_000
 """Characters of all messages together: no model served here reads so many."""
 
@@ -67,7 +69,9 @@ class ChatCompletionRequest(BaseModel):
     stop: Stop | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logprobs: bool | None = None
+    logprobs: bool | None = Field(
+        default=None, description="Of one model: n x max_tokens x (1 + top_logprobs) may be 100,000."
+    )
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")] | None = None
     ignore_eos: bool | None = None
@@ -117,6 +121,17 @@ class ChatCompletionRequest(BaseModel):
     use_beam_search: without(False) = None  # type: ignore[valid-type]
     skip_special_tokens: without(True) = None  # type: ignore[valid-type]
     echo: without(False) = None  # type: ignore[valid-type]
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _few_parts(cls, messages: Any) -> Any:
+        """Before each is looked at: 16,384 parts, all of them wrong, take a tenth of a second."""
+        contents = (
+            [one.get("content") for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
+        )
+        if sum(len(content) for content in contents if isinstance(content, list)) > MAX_ALL_PARTS:
+            raise ValueError(f"at most {MAX_ALL_PARTS:,} content parts together")
+        return messages
 
     @field_validator("tools", "functions")
     @classmethod
