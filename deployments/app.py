@@ -1,7 +1,6 @@
 """The Ray Serve application: one deployment per engine, and the gateway before them."""
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import logging
@@ -21,11 +20,13 @@ from deployments.machine import stay_inside
 from deployments.pool import Pool
 from deployments.remote import Remote
 from deployments.replica import Replica
+from deployments.watching import watch
 from serve import tracing
 from serve.api import create_app
 from serve.fetch.fetcher import Fetcher
 from serve.router import Router
 from serve.wire.meters import Meters
+from serve.wire.shares import Shares
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +66,15 @@ class Gateway:
         self._handles = handles
         self._pools: dict[str, Pool] = {}
         self._told: dict[str, Any] = {}
-        self._meters = Meters()
+        self._meters, self._shares = Meters(), Shares()
         self._args = args
         self._served = Served(self._app(args))
         listen = args.gateway.listen
         self.front = Front(self._served, listen.host, listen.port, args.gateway) if listen is not None else None
-        self._watching = asyncio.get_running_loop().create_task(self._watch_keys())
+        if (warning := args.gateway.warning()) is not None:
+            log.warning(warning)
+        watching = watch(lambda: self._args.gateway.keys_file, self._read_keys, KEYS_S)
+        self._watching = asyncio.get_running_loop().create_task(watching)
 
     async def reconfigure(self, told: dict[str, Any]) -> None:
         """Asked by Serve once it has started, and when the config changes: `told` is its new args.
@@ -129,27 +133,12 @@ class Gateway:
             origins=gateway.cors,
             fetcher=Fetcher(gateway.images),
             meters=self._meters,
+            shares=self._shares,
         )
 
-    async def _watch_keys(self) -> None:
-        """Let in by the keys as they are now: a Secret that is mounted changes under us. Where they cannot be used,
-        those before count on."""
-        seen = self._keys()
-        while True:
-            await asyncio.sleep(KEYS_S)
-            now = self._keys()
-            if now != seen:
-                seen = now
-                try:
-                    self._served.app = self._app(self._args)
-                except (ValueError, OSError):
-                    log.exception("the new API keys cannot be used; those from before count on")
-
-    def _keys(self) -> bytes | None:
-        file = self._args.gateway.keys_file
-        with contextlib.suppress(OSError):
-            return file.read_bytes() if file is not None else None
-        return None
+    def _read_keys(self) -> None:
+        """Let in by the keys as they are now. Raises ValueError or OSError where they cannot be used."""
+        self._served.app = self._app(self._args)
 
     def _pool(self, name: str, entry: Engined) -> Pool:
         if name not in self._pools:

@@ -1,6 +1,7 @@
 """What a Serve config says of this application: which models, how many, where. What a model is stands in `serve`."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,9 @@ from serve.models.own import Lora, Own, lora, own
 from serve.wire.guard import Access, Way
 from serve.wire.keys import Keys, parsed
 from serve.wire.limits import MAX_BODY, Limits
+from serve.wire.sites import is_loopback
+
+log = logging.getLogger(__name__)
 
 KEYS = "DIPTYCH_API_KEYS"
 """name:sha256:HEX entries with commas between, in the gateway's environment; besides those of keys_file."""
@@ -155,7 +159,9 @@ class GatewayArgs(Placed):
         default=Limits.write_s, gt=0, description="In which a client takes what is written for it, with `listen`."
     )
     keys_file: Path | None = Field(
-        default=None, description="A file of the gateway's machine, name:sha256:HEX a line; read again when it changes."
+        default=None,
+        description="A file of the gateway's machine, name:sha256:HEX a line; read again when it changes. "
+        "Emptied: nobody is let in.",
     )
     access_log: bool = Field(
         default=False,
@@ -166,6 +172,11 @@ class GatewayArgs(Placed):
     page: Way = Field(default="key", description="Who may load the page; what it asks needs a key all the same.")
     requests_per_minute: int | None = Field(default=None, ge=1, description="Of each key, in each gateway.")
     requests_at_once: int | None = Field(default=None, ge=1, description="Of each key, in each gateway.")
+    hosts: list[str] = Field(
+        default=[],
+        description="Names by which it may be asked: vision.example.com, *.example.com. On loopback without keys it "
+        "answers to this machine's own and to these; elsewhere to any, unless some are named.",
+    )
     cors: list[str] = Field(default=[], description="Origins whose pages may call: https://app.example.com, or *.")
 
     def asks_for_keys(self) -> bool:
@@ -188,7 +199,9 @@ class GatewayArgs(Placed):
             entries = parsed(os.environ.get(KEYS, ""))
             if self.keys_file is not None:
                 entries += parsed(self.keys_file.read_text(encoding="utf-8"))
-            keys = Keys(entries)
+            keys = Keys(entries, may_be_none=self.keys_file is not None)
+            if not entries:
+                log.warning("There is no key in %s: nobody is let in, and only /health answers.", self.keys_file)
         elif self.requests_per_minute or self.requests_at_once:
             raise ValueError(f"requests_per_minute and requests_at_once are each key's: set keys_file or {KEYS}.")
         return Access(
@@ -198,7 +211,23 @@ class GatewayArgs(Placed):
             page=self.page,
             per_minute=self.requests_per_minute,
             at_once=self.requests_at_once,
+            hosts=self._hosts(),
         )
+
+    def warning(self) -> str | None:
+        """What its operator should hear at the start: that whoever reaches it may use it."""
+        if self.listen is None or self.asks_for_keys() or is_loopback(self.listen.host):
+            return None
+        return (
+            f"WARNING: nobody is asked for a key, and {self.listen.host} is open to other machines: whoever reaches "
+            f"port {self.listen.port} may use the models. Make a key for each user (`diptych key NAME`) or "
+            "listen on 127.0.0.1."
+        )
+
+    def _hosts(self) -> frozenset[str] | None:
+        """The names it answers to beside this machine's own; None where any will do."""
+        local = self.listen is not None and is_loopback(self.listen.host) and not self.asks_for_keys()
+        return frozenset(self.hosts) if self.hosts or local else None
 
 
 class Args(BaseModel):

@@ -135,6 +135,8 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
     began, terminal = time.monotonic(), os.isatty(0)
     models = config.args.built()
     names = list(models)
+    if (warning := config.args.gateway.warning()) is not None:
+        print(f"\n{warning}\n", file=sys.stderr, flush=True)
     progress = Progress(names, key=_own_key(config))
     print(f"Starting {' and '.join(names)}. Ctrl-C stops everything.", flush=True)
     try:

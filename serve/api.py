@@ -26,6 +26,7 @@ from serve.wire.limits import Limits
 from serve.wire.meters import Meters
 from serve.wire.model_list import ModelEntry, ModelList, model_list
 from serve.wire.pictures import Pictures
+from serve.wire.shares import Shares
 
 LIMITS = Limits()
 OPEN = Access()
@@ -65,16 +66,17 @@ def create_app(
     origins: Sequence[str] = (),
     fetcher: Fetcher | None = None,
     meters: Meters | None = None,
+    shares: Shares | None = None,
 ) -> FastAPI:
     """The whole HTTP side over one router.
 
-    origins: whose pages may call it from a browser, beside its own. meters: where it counts on, when it comes in
-    another app's place; else it counts for itself, as no metric is in a global registry.
+    origins: whose pages may call it from a browser, beside its own. meters, shares: where it counts on, when it comes
+    in another app's place; else it counts for itself, as no metric is in a global registry.
     """
     app = FastAPI(title="Diptych", version=document.VERSION, description=document.ABOUT, docs_url=None, redoc_url=None)
     meters = meters or Meters()
     fan_out = FanOut(router, meters, Pictures(fetcher or Fetcher()))
-    app.add_middleware(Guard, access=access)  # the last one added stands outermost
+    app.add_middleware(Guard, access=access, origins=origins, shares=shares)  # the last one added stands outermost
     if origins:
         _let_browsers_call(app, origins)
     app.add_middleware(Head)

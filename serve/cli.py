@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     compare.set_defaults(run=_compare)
     key = commands.add_parser("key", help="make an API key, and the line that lets it in")
     key.add_argument("name", metavar="NAME", help="whose key it is; it stands in refusals")
+    key.add_argument("--only", choices=["metrics"], help="metrics: for a scraper; it reads /metrics and nothing else")
     key.set_defaults(run=_key)
     return top
 
@@ -220,7 +221,7 @@ def _key(options: argparse.Namespace) -> int:
     from serve.wire.keys import made
 
     try:
-        key, entry = made(options.name)
+        key, entry = made(options.name, only_metrics=options.only == "metrics")
     except ValueError as error:
         raise Misuse(str(error)) from None
     print(key)

@@ -41,6 +41,14 @@ class Unauthorized(ServeError):
     code = "invalid_api_key"
 
 
+class Forbidden(ServeError):
+    """The asker is known, or is a page of another site, and may not do this."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "forbidden"
+
+
 class NotFound(ServeError):
     status = 404
     type = "invalid_request_error"
@@ -59,6 +67,14 @@ class TooLarge(ServeError):
     status = 413
     type = "invalid_request_error"
     code = "too_large"
+
+
+class Misdirected(ServeError):
+    """The request is for another host than this one."""
+
+    status = 421
+    type = "invalid_request_error"
+    code = "unknown_host"
 
 
 class TooMany(ServeError):

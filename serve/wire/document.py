@@ -18,10 +18,12 @@ REFERENCE = "#/components/schemas/{model}"
 ERRORS = {
     "400": "The request is wrong; `param` names the field.",
     "401": "No API key, or one that is not known.",
+    "403": "This key, or the page of another site, may not ask this.",
     "404": "No such model, task or path.",
     "405": "The path does not take this method.",
     "408": "The body did not arrive in time.",
     "413": "The body, its image or its video is too large.",
+    "421": "The Host is no name of this server.",
     "429": "Too many wait already, or the key's share is used up; Retry-After says when to try again.",
     "431": "The headers are too large.",
     "500": "A bug: the log knows more under the reply's x-request-id.",

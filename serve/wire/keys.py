@@ -7,31 +7,38 @@ import secrets
 from collections.abc import Iterable
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-HASHED = re.compile(r"sha256:([0-9a-f]{64})")
+HASHED = re.compile(r"sha256:([0-9a-f]{64})(:metrics)?")
 KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]+")  # what stands in a header and in a list: ASCII, no blank, no comma
 
 
 class Keys:
     """Named keys. Raises ValueError naming the entry, never the key, that cannot be one.
 
-    entries: `name:key` or `name:sha256:HEX`, one each.
+    entries: `name:key`, `name:sha256:HEX`, or `name:sha256:HEX:metrics` for a key that reads /metrics and nothing else.
+    may_be_none: with no entry at all nobody is let in; else that is refused.
     """
 
-    def __init__(self, entries: Iterable[str]) -> None:
+    def __init__(self, entries: Iterable[str], *, may_be_none: bool = False) -> None:
         self._digests: dict[str, bytes] = {}
+        self.only_metrics: set[str] = set()
         for at, entry in enumerate(entries, start=1):
             name, colon, key = entry.strip().partition(":")
             if not NAME.fullmatch(name) or not colon:
-                raise ValueError(f"API key {at} is not of the form name:key or name:sha256:HEX.")
+                raise ValueError(
+                    f"API key {at} is not of the form name:key, name:sha256:HEX or name:sha256:HEX:metrics."
+                )
             if name in self._digests:
                 raise ValueError(f"There are two API keys of the name {name}.")
             hashed = HASHED.fullmatch(key)
             if hashed is None and (key.startswith("sha256:") or not KEY.fullmatch(key)):
                 raise ValueError(
-                    f"The API key of {name} must be ASCII without blanks or commas, or sha256: and 64 digits."
+                    f"The API key of {name} must be ASCII without blanks or commas, or sha256:, 64 digits and perhaps "
+                    ":metrics."
                 )
+            if hashed and hashed[2]:
+                self.only_metrics.add(name)
             self._digests[name] = bytes.fromhex(hashed[1]) if hashed else _digest(key.encode())
-        if not self._digests:
+        if not self._digests and not may_be_none:
             raise ValueError("API keys are asked for, but there is none.")
 
     @property
@@ -58,12 +65,12 @@ def parsed(text: str) -> list[str]:
     return [entry.strip() for line in lines for entry in line.split(",") if entry.strip()]
 
 
-def made(name: str) -> tuple[str, str]:
+def made(name: str, *, only_metrics: bool = False) -> tuple[str, str]:
     """A new key, and the entry that lets it in. Raises ValueError where the name cannot be one."""
     if not NAME.fullmatch(name):
         raise ValueError(f"{name[:200]!r} cannot be a key's name: letters, digits, dots, dashes, at most 64.")
     key = f"diptych-{secrets.token_urlsafe(32)}"
-    return key, f"{name}:sha256:{_digest(key.encode()).hex()}"
+    return key, f"{name}:sha256:{_digest(key.encode()).hex()}" + (":metrics" if only_metrics else "")
 
 
 def _digest(key: bytes) -> bytes:

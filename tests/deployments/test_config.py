@@ -221,3 +221,60 @@ def test_whatever_a_config_holds_it_is_taken_or_refused_in_a_sentence(arguments:
                 config.read(Path(file.name))
             except config.Refused as refused:
                 assert len(str(refused).splitlines()) == 1
+
+
+def test_a_keys_file_that_was_emptied_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEYS, raising=False)
+    file = tmp_path / "keys"
+    for text in ("", "\n\n", "# alice has left\n"):
+        file.write_text(text)
+        keys = gateway(keys_file=str(file)).access().keys
+        assert keys is not None and keys.names == []
+    for text in ("alice", "alice:sha256:12", b"\xff\xfe"):
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ValueError):
+            gateway(keys_file=str(file)).access()
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "names", "hosts"),
+    [
+        ("127.0.0.1", False, [], frozenset()),
+        ("::1", False, [], frozenset()),
+        ("localhost", False, ["vision.example.com"], frozenset({"vision.example.com"})),
+        ("0.0.0.0", False, [], None),
+        ("0.0.0.0", False, ["a.example"], frozenset({"a.example"})),
+        ("127.0.0.1", True, [], None),
+        (None, False, [], None),
+    ],
+)
+def test_where_hosts_are_looked_at(
+    host: str | None, keys: bool, names: list[str], hosts: frozenset[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEYS, raising=False)
+    if keys:
+        monkeypatch.setenv(KEYS, "alice:4lice")
+    listen = None if host is None else {"host": host, "port": 8000}
+    assert gateway(listen=listen, hosts=names).access().hosts == hosts
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warned"),
+    [
+        ("0.0.0.0", "", True),
+        ("::", "", True),
+        ("10.1.2.3", "", True),
+        ("127.0.0.1", "", False),
+        ("localhost", "", False),
+    ]
+    + [("0.0.0.0", "alice:4lice", False), (None, "", False)],
+)
+def test_an_open_server_without_keys_says_so(
+    host: str | None, keys: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEYS, raising=False)
+    if keys:
+        monkeypatch.setenv(KEYS, keys)
+    warning = gateway(listen=None if host is None else {"host": host, "port": 8123}).warning()
+    assert (warning is not None) == warned
+    assert warning is None or ("8123" in warning and "diptych key" in warning)

@@ -15,6 +15,7 @@ from serve.api import create_app
 from serve.engines.fake import FakeEngine
 from serve.wire.guard import Access
 from serve.wire.keys import Keys, made
+from serve.wire.shares import Shares
 
 SECRET = "s3cret-of-alice"
 KEYS = Keys([f"alice:{SECRET}", made("bob")[1]])
@@ -209,3 +210,35 @@ async def test_the_document_says_where_a_key_is_needed() -> None:
         document = (await client.get("/openapi.json")).json()
     assert "securitySchemes" not in document["components"]
     assert "401" not in document["paths"]["/v1/chat/completions"]["post"]["responses"]
+
+
+async def test_a_key_for_metrics_opens_nothing_else() -> None:
+    key, entry = made("prometheus", only_metrics=True)
+    headers = {"authorization": f"Bearer {key}"}
+    async with calling(create_app(router(), access=Access(keys=Keys([entry, f"alice:{SECRET}"])))) as client:
+        assert (await client.get("/metrics", headers=headers)).status_code == 200
+        assert (await client.head("/metrics", headers=headers)).status_code == 200
+        for path in ("/", "/ready", "/v1/models", "/docs", "/nowhere", "/metrics/", "/metrics/x"):
+            reply = await client.get(path, headers=headers)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (403, "forbidden"), path
+        for path in ("/v1/chat/completions", "/v1/tasks/vqa"):
+            assert (await client.post(path, json=CHAT, headers=headers)).status_code == 403
+        assert (await client.get("/metrics", headers=ALICE)).status_code == 200
+        assert (await client.get("/metrics")).status_code == 401
+
+
+async def test_when_the_last_key_is_gone_only_health_answers() -> None:
+    async with calling(create_app(router(), access=Access(keys=Keys([], may_be_none=True)))) as client:
+        assert (await client.get("/health")).status_code == 200
+        for path in ("/", "/ready", "/metrics", "/v1/models"):
+            assert (await client.get(path, headers=ALICE)).status_code == 401
+        assert (await client.post("/v1/chat/completions", json=CHAT, headers=ALICE)).status_code == 401
+
+
+async def test_shares_that_were_used_stay_used_when_the_app_is_made_anew() -> None:
+    shares = Shares()
+    for status in (200, 200, 429):
+        app = create_app(router(), access=Access(keys=KEYS, per_minute=2), shares=shares)
+        async with calling(app) as client:
+            reply = await client.post("/v1/chat/completions", json=CHAT, headers=ALICE)
+            assert reply.status_code == status

@@ -1,5 +1,6 @@
 """Keys as they are written down, and the shares that they have."""
 
+import contextlib
 import hashlib
 
 import pytest
@@ -89,3 +90,31 @@ def test_never_more_than_twice_a_minutes_share_in_a_minute(waits: list[float], m
             taken.append(now)
     for start in taken:
         assert sum(start <= at < start + 60 for at in taken) <= 2 * most
+
+
+def test_a_key_may_be_for_metrics_only() -> None:
+    key, entry = made("prometheus", only_metrics=True)
+    keys = Keys([entry, "alice:4lice"])
+    assert keys.owner(bearer(key.encode())) == "prometheus" and keys.only_metrics == {"prometheus"}
+    for wrong in (entry + ":metrics", entry.replace(":metrics", ":admin"), entry + "x", "prometheus:metrics:" + key):
+        with contextlib.suppress(ValueError):
+            assert not Keys([wrong]).only_metrics
+
+
+def test_where_it_is_allowed_nobody_has_a_key() -> None:
+    nobody = Keys([], may_be_none=True)
+    assert nobody.names == [] and nobody.owner(bearer(b"")) is None and nobody.owner([]) is None
+
+
+def test_what_was_used_stays_counted_when_the_limits_change() -> None:
+    now = [0.0]
+    shares = Shares(per_minute=3, at_once=2, clock=lambda: now[0])
+    assert [shares.take("a"), shares.take("a")] == [None, None]
+    shares.limit(per_minute=2, at_once=9)
+    assert shares.take("a") is None and shares.take("a") == 30
+    assert shares.take("new") is None
+    shares.limit(per_minute=None, at_once=2)
+    assert shares.take("a") == 1
+    shares.give_back("a")
+    shares.give_back("a")
+    assert shares.take("a") is None
