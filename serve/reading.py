@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from serve import video as films
 from serve.errors import Unavailable
 from serve.image import Image, refusal
 from serve.media import processes
@@ -12,6 +13,7 @@ from serve.media.budget import Budget
 from serve.media.outline import QUICK_PIXELS, Outline, Refused
 from serve.media.processes import Job
 from serve.media.shared_pixels import SharedPixels
+from serve.video import Video
 
 SMALL = QUICK_PIXELS
 """Pictures of so many pixels are worked on where they are: the way to a thread and back takes longer."""
@@ -48,9 +50,30 @@ class Reading:
         finally:
             image.put_away()
 
+    @asynccontextmanager
+    async def watch(self, video: Video, within_s: float | None = None) -> AsyncIterator[None]:
+        """A film's frames are there for as long as this lasts. Raises as `read`; Overloaded at once where many wait."""
+        if video.decoded:
+            yield
+            return
+        deadline, order = _deadline(within_s), films.job(video)
+        async with processes.lanes().films.take(deadline, video.param):
+            lease = await self.budget.acquire(order.memory + order.output, deadline, video.param)
+            try:
+                reply, fd = await _in_time(processes.run(order, video.file), deadline, video.param, "video")
+                films.receive(video, reply, fd)
+            except Refused as refused:
+                lease.release()
+                raise films.refusal(refused, video.param) from None
+            except BaseException:
+                lease.release()
+                raise
+        with lease:
+            lease.shrink(video.frames.nbytes)
+            yield
+
     async def _decode(self, image: Image, found: Outline, within_s: float | None) -> None:
-        seconds = LONGEST_S if within_s is None else min(LONGEST_S, within_s)
-        deadline = asyncio.get_running_loop().time() + seconds
+        deadline = _deadline(within_s)
         async with processes.lanes().pictures.take(found.cost_s, deadline, image.param):
             lease = await self.budget.acquire(found.peak_bytes, deadline, image.param)
             try:
@@ -72,6 +95,11 @@ async def name(image: Image) -> None:
         await asyncio.get_running_loop().run_in_executor(processes.THREADS, image.name)
 
 
+def _deadline(within_s: float | None) -> float:
+    """A time of the event loop."""
+    return asyncio.get_running_loop().time() + (LONGEST_S if within_s is None else min(LONGEST_S, within_s))
+
+
 async def _pixels(file: bytes, found: Outline) -> SharedPixels:
     """The file's pixels. Raises Refused."""
     output = 3 * found.area
@@ -88,10 +116,10 @@ def adopted(fd: int, width: int, height: int) -> SharedPixels:
         raise Refused("damaged") from None
 
 
-async def _in_time(work: Awaitable[T], deadline: float, param: str) -> T:
+async def _in_time(work: Awaitable[T], deadline: float, param: str, kind: str = "image") -> T:
     try:
         async with asyncio.timeout_at(deadline):
             return await work
     except TimeoutError:
-        said = "The image could not be decoded within the request's deadline."
+        said = f"The {kind} could not be decoded within the request's deadline."
         raise Unavailable(said, param=param, code="deadline_exceeded") from None

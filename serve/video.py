@@ -1,6 +1,6 @@
 """Bytes from outside -> one checked film: a few frames, evenly spaced, with the time they were taken at."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
@@ -8,12 +8,15 @@ from pydantic import GetPydanticSchema
 from pydantic_core import core_schema
 
 from serve.errors import BadRequest, ServeError, TooLarge
-from serve.image import Image, from_data_url
+from serve.image import Image
+from serve.image import from_data_url as bytes_of
 from serve.media import processes
 from serve.media.outline import Refused
 from serve.media.processes import Job
 from serve.media.shared_pixels import Handle, SharedPixels, handles_travel
 from serve.video_caps import CAPS, Caps, evenly, sniff
+
+Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 NICER = 5
 """How much lower the priority of a film is than a picture's."""
@@ -21,16 +24,36 @@ SLOWEST = 2.0
 """Seconds by the clock for each second of processor time that a film may take."""
 
 
-@dataclass(frozen=True, eq=False)
 class Video:
-    """frames: uint8 [frames, height, width, 3], RGB and upright; times: seconds from the start, one a frame;
-    seconds: how long the whole film is; shared: the memory that the frames are in, one below the other, where other
-    processes can open it."""
+    """A film as a few of its frames. frames: uint8 [frames, height, width, 3], RGB and upright; times: seconds from the
+    start, one a frame; seconds: how long the whole film is; shared: the memory that the frames are in, one below the
+    other, where other processes can open it.
 
-    frames: np.ndarray[Any, np.dtype[np.uint8]]
-    times: tuple[float, ...]
-    seconds: float
-    shared: SharedPixels | None = None
+    One that is `unread` is still its file: `Reading.watch` decodes it. param: the field of the request that it came in.
+    """
+
+    def __init__(
+        self, frames: Frames | None, times: tuple[float, ...], seconds: float, shared: SharedPixels | None = None
+    ) -> None:
+        self._frames, self.times, self.seconds, self.shared = frames, times, seconds, shared
+        self.param = "video"
+        self.file = b""
+
+    @classmethod
+    def unread(cls, file: bytes, param: str) -> "Video":
+        """A file that was checked by `unread`."""
+        video = cls(None, (), 0.0)
+        video.file, video.param = file, param
+        return video
+
+    @property
+    def decoded(self) -> bool:
+        return self._frames is not None
+
+    @property
+    def frames(self) -> Frames:
+        assert self._frames is not None, "decoded before it is looked at"
+        return self._frames
 
     @property
     def width(self) -> int:
@@ -43,8 +66,14 @@ class Video:
     @classmethod
     def sharing(cls, shared: SharedPixels, times: tuple[float, ...], seconds: float) -> "Video":
         """Return a film whose frames are these pixels, cut into as many pieces as there are times."""
-        frames = shared.pixels.reshape(len(times), -1, shared.width, 3)
-        return cls(frames, times, seconds, shared)
+        video = cls(None, (), 0.0)
+        video.share(shared, times, seconds)
+        return video
+
+    def share(self, shared: SharedPixels, times: tuple[float, ...], seconds: float) -> None:
+        """Take these pixels for the film's frames, and let go of its file."""
+        self._frames = shared.pixels.reshape(len(times), -1, shared.width, 3)
+        self.times, self.seconds, self.shared, self.file = times, seconds, shared, b""
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.shared is not None and handles_travel():
@@ -69,50 +98,59 @@ def _at_handle(handle: Handle, times: tuple[float, ...], seconds: float) -> Vide
     return Video.sharing(SharedPixels.open(handle), times, seconds)
 
 
-def decode(data: bytes, param: str = "video", caps: Caps = CAPS) -> Video:
-    """An MP4, MOV, WEBM, or an animated GIF or WEBP as a Video. Raises BadRequest or TooLarge naming `param`.
-
-    A film too long to decode whole gives the even ones of its key frames. What the decoder complains about is not
-    repeated: its words can carry addresses. Takes seconds: call it off the event loop.
-    """
+def unread(data: bytes, param: str = "video", caps: Caps = CAPS) -> Video:
+    """An MP4, MOV, WEBM, or an animated GIF or WEBP, still to be decoded. Raises BadRequest or TooLarge."""
     if not data:
         raise BadRequest("The video is empty.", param=param, code="invalid_video")
     if len(data) > caps.bytes:
         raise _too_large(f"The video file is larger than {caps.bytes // 2**20} MB.", param)
-    kind = sniff(data)
-    if kind is None:
+    if sniff(data) is None:
         said = "The file is not an MP4, MOV or WEBM film, nor an animated GIF or WEBP."
         raise BadRequest(said, param=param, code="invalid_video")
+    return Video.unread(data, param)
+
+
+def from_data_url(url: str, param: str = "video") -> Video:
+    """`data:video/mp4;base64,...` as a Video that is still to be decoded. Raises BadRequest or TooLarge."""
+    return unread(bytes_of(url, param, "video", CAPS.bytes), param)
+
+
+def decode(data: bytes, param: str = "video", caps: Caps = CAPS) -> Video:
+    """The Video in a file, for a thread that may wait for it. Raises BadRequest or TooLarge naming `param`.
+
+    A film too long to decode whole gives the even ones of its key frames. What the decoder complains about is not
+    repeated: its words can carry addresses.
+    """
+    video = unread(data, param, caps)
     try:
-        reply, fd = processes.run_blocking(job(kind, caps), data, within_s=SLOWEST * caps.seconds)
+        receive(video, *processes.run_blocking(job(video, caps), data, within_s=SLOWEST * caps.seconds))
     except Refused as refused:
         raise refusal(refused, param, caps) from None
     except TimeoutError:
         raise refusal(Refused("slow"), param, caps) from None
-    return _video(reply, fd)
+    return video
 
 
-def _video(reply: dict[str, Any], fd: int) -> Video:
-    """What a media process says of a film, and the memfd of its frames."""
+def receive(video: Video, reply: dict[str, Any], fd: int) -> None:
+    """Take what a media process says of a film, and the memfd of its frames, which is closed with them."""
     (width, height), times = reply["size"], reply["times"]
-    return Video.sharing(SharedPixels.adopt(fd, width, height * len(times)), tuple(times), reply["seconds"])
+    try:
+        shared = SharedPixels.adopt(fd, width, height * len(times))
+    except ValueError:
+        raise Refused("damaged") from None
+    video.share(shared, tuple(times), reply["seconds"])
 
 
-def job(kind: str, caps: Caps = CAPS) -> Job:
-    """What decoding a film of this kind may take."""
+def job(video: Video, caps: Caps = CAPS) -> Job:
+    """What decoding a film may take."""
     return Job(
-        kind,
+        sniff(video.file) or "",
         cpu_s=max(1, int(caps.seconds)),
         memory=caps.memory,
         output=3 * caps.pixels * caps.frames,
         nicer=NICER,
         caps=asdict(caps),
     )
-
-
-def decode_data_url(url: str, param: str = "video") -> Video:
-    """`data:video/mp4;base64,...` as a Video."""
-    return decode(from_data_url(url, param, "video", CAPS.bytes), param)
 
 
 def refusal(refused: Refused, param: str, caps: Caps = CAPS) -> ServeError:
@@ -145,9 +183,9 @@ def _schema(_source: Any, _handler: Any) -> core_schema.CoreSchema:
         if isinstance(value, Video):
             return value
         if isinstance(value, bytes):
-            return decode(value)
+            return unread(value)
         if isinstance(value, str):
-            return decode_data_url(value)
+            return from_data_url(value)
         raise BadRequest("The video must be a data URL.", param="video", code="invalid_type")
 
     return core_schema.no_info_plain_validator_function(
@@ -158,7 +196,4 @@ def _schema(_source: Any, _handler: Any) -> core_schema.CoreSchema:
 
 
 Film = Annotated[Video, GetPydanticSchema(_schema)]
-"""A request's video field: a data URL or uploaded bytes on the wire, a Video once validated.
-
-Validating decodes, which takes up to seconds: validate off the event loop.
-"""
+"""A request's video field: a data URL or uploaded bytes on the wire, a Video once validated, still to be decoded."""

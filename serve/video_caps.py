@@ -22,7 +22,7 @@ class Caps:
     work: int = 3_000_000_000
     animation_work: int = 750_000_000
     seconds: float = 30.0
-    memory: int = 512 * 2**20
+    memory: int = 384 * 2**20
 
     def fitted(self, width: float, height: float) -> tuple[int, int]:
         """The size at which a frame is kept: its own, or smaller in the same proportions."""

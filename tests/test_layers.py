@@ -34,7 +34,7 @@ LAYERS = [
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 WITHIN = {  # the lowest layer has an order of its own
     **{"errors": 0, "deadline": 1, "video_caps": 0, "request_id": 0, "tracing": 0, "fetch": 1, "media": 1},
-    **{"image": 2, "video": 3, "geometry": 3, "masks": 3, "reading": 3},
+    **{"image": 2, "video": 3, "geometry": 3, "masks": 3, "reading": 4},
 }
 FORBIDDEN = {"utils", "common", "helpers", "types", "http", "openai"}
 

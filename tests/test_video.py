@@ -12,9 +12,8 @@ import pytest
 from filmed import STEP, animation, film, numbers, url
 
 from serve.errors import BadRequest, ServeError, TooLarge
-from serve.image import Image
 from serve.tasks.base import Request
-from serve.video import Video, decode, decode_data_url
+from serve.video import Video, decode, from_data_url
 from serve.video_caps import CAPS, Caps, evenly, sniff
 
 
@@ -253,7 +252,9 @@ def test_random_damage_is_seen_or_refused() -> None:
 
 
 def test_a_data_url_is_a_film() -> None:
-    assert numbers(decode_data_url(url(film())).frames) == list(range(12))
+    data = film()
+    given = from_data_url(url(data))
+    assert given.file == data and not given.decoded
     assert sniff(film()) == "mp4" and sniff(film(12, "libvpx-vp9")) == "webm" and sniff(animation()) == "gif"
 
 
@@ -284,4 +285,5 @@ def test_a_request_is_about_an_image_or_a_video() -> None:
         with pytest.raises(BadRequest, match="image is required") as neither:
             Request.model_validate(given)
         assert (neither.value.param, neither.value.code) == ("image", "missing_required_parameter")
-    assert isinstance(Request.model_validate({"image": None, "video": film()}).image, Image)
+    given = Request.model_validate({"image": None, "video": film()}).video
+    assert given is not None and not given.decoded

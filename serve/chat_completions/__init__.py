@@ -30,7 +30,7 @@ __all__ = ["ChatCompletion", "ChatCompletionRequest", "answer"]
 async def answer(fan_out: FanOut, http: HttpRequest) -> Response:
     """One completion, whole or streamed. Raises what the client is told."""
     body = await http.body()
-    quick = is_quick(body, b"video_url")
+    quick = is_quick(body)
     request, conversation = _read(body) if quick else await asyncio.to_thread(_read, body)
     asked = named(fan_out.router, request.model, film=conversation.video is not None)
     head = Head(http.state.request_id, request.model)

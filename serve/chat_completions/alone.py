@@ -1,6 +1,7 @@
 """One model, asked directly: plain OpenAI behaviour."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
@@ -72,7 +73,7 @@ class Alone:
                 raise BadRequest(f"{name} is for tasks; {request.model} is one model.", param=name)
         self.route = route
         self.meters, self.pictures = fan_out.meters, fan_out.pictures
-        self.image = conversation.image
+        self.image, self.video = conversation.image, conversation.video
         self.request = request
         self.deadline = Deadline.after(request.deadline_s or DEADLINE_S, arrived)
         drawn = sampling(request)
@@ -85,14 +86,13 @@ class Alone:
         if not (asked or film or conversation.image):
             raise BadRequest("The last message has no words.", param=path, code="missing_text")
         text = model.converse(conversation.turns)
-        frames = film and film.sample(model.frames)
         seeds = [None if drawn.seed is None else drawn.seed + at for at in range(request.n or 1)]
         self.prompts = [
             Prompt(
                 text,
                 conversation.image,
                 replace(drawn, seed=seed),
-                frames,
+                film,
                 whole=not (request.stream or request.logprobs),  # log-probabilities: a few at a time
                 batch=request.service_tier == FLEX,
             )
@@ -156,11 +156,9 @@ class Alone:
         began, status = time.monotonic(), "error"
         first_s: float | None = None
         code: str | None = None
-        speaking = [self.route.speak(prompt) for prompt in self.prompts]
+        looking = contextlib.AsyncExitStack()
+        speaking = [self.route.speak(prompt) for prompt in await self._prompts(looking)]
         end = self.deadline.at
-        self.deadline.check()
-        if self.image is not None:
-            await self.pictures.fetch(self.image, self.deadline)  # and read by the model's process
         span = tracing.asking(self.route.model.name, TASK)
         span.enter()
         try:
@@ -197,6 +195,18 @@ class Alone:
                 read=usage.prompt_tokens, spoke=usage.completion_tokens, reasons=reasons, first_s=first_s, code=code
             )
             span.end()
+            await looking.aclose()
+
+    async def _prompts(self, looking: contextlib.AsyncExitStack) -> list[Prompt]:
+        """The prompts with what they show brought here. A picture is decoded by the model's own process."""
+        self.deadline.check()
+        if self.image is not None:
+            await self.pictures.fetch(self.image, self.deadline)
+        if self.video is None:
+            return self.prompts
+        await looking.enter_async_context(self.pictures.watched(self.video, self.deadline))
+        film = self.video.sample(self.route.model.frames)
+        return [replace(prompt, video=film) for prompt in self.prompts]
 
     def _usage(self) -> Usage:
         """The prompt is counted once, however many choices were drawn from it."""

@@ -58,7 +58,7 @@ class Shown:
 def read(messages: Sequence[Message]) -> Conversation:
     """Return the conversation about what was shown last; earlier pictures and films are not looked at.
 
-    The image is left unread, or where its URL says. A video is decoded: call it off the event loop.
+    What is shown is left unread, or where its URL says.
     Raises BadRequest or TooLarge naming the part.
     """
     shown = _last_shown(messages)
@@ -131,7 +131,7 @@ def _decoded(part: ImagePart | VideoPart, path: str) -> Image | Video:
         url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
         return image.from_url(url, f"{path}.image_url")
     url = part.video_url if isinstance(part.video_url, str) else part.video_url.url
-    return video.decode_data_url(url, f"{path}.video_url")
+    return video.from_data_url(url, f"{path}.video_url")
 
 
 def _text(content: Content | None) -> str:

@@ -117,7 +117,7 @@ def film(data: bytes, kind: str, reel: Reel) -> float:
         index = Index(container, stream, reel.caps)
     at, turn, unkept = 0, None, None
     with _opened(data, kind, reel) as (container, stream):
-        for frame in _frames(container, stream, index.keys_only):
+        for frame in _frames(container, stream, set(index.wanted) if index.keys_only else None):
             if frame.pts is None or at == len(index.wanted):
                 continue
             turn = frame.rotation % 360 if turn is None else turn
@@ -145,12 +145,12 @@ def _opened(data: bytes, kind: str, reel: Reel) -> Iterator[tuple[InputContainer
         yield container, stream
 
 
-def _frames(container: InputContainer, stream: VideoStream, keys_only: bool) -> Iterator[VideoFrame]:
-    """The film's frames in the order they are seen."""
+def _frames(container: InputContainer, stream: VideoStream, keys: set[int] | None) -> Iterator[VideoFrame]:
+    """The film's frames in the order they are seen. keys: the key frames that are decoded, where not all frames are."""
     stream.codec_context.thread_type = "AUTO"
     stream.codec_context.thread_count = min(THREADS, os.cpu_count() or 1)
     for packet in container.demux(stream):
-        if packet.size == 0 or packet.is_keyframe or not keys_only:  # an empty one asks for what is still held back
+        if packet.size == 0 or keys is None or packet.pts in keys:  # an empty one asks for what is still held back
             yield from packet.decode()
 
 

@@ -309,14 +309,22 @@ class Queue:
         self._most, self._present = at_once + waiting, 0
 
     @asynccontextmanager
-    async def take(self, param: str) -> AsyncIterator[None]:
-        """Raises Overloaded at once where the queue is full."""
+    async def take(self, deadline: float | None, param: str) -> AsyncIterator[None]:
+        """Raises Overloaded at once where the queue is full, else when the deadline passes."""
+        full = Overloaded("Too many videos are being decoded: try again later.", param=param)
         if self._present >= self._most:
-            raise Overloaded("Too many videos are being decoded: try again later.", param=param)
+            raise full
         self._present += 1
         try:
-            async with self._seats:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._seats.acquire()
+            except TimeoutError:
+                raise full from None
+            try:
                 yield
+            finally:
+                self._seats.release()
         finally:
             self._present -= 1
 

@@ -57,7 +57,7 @@ class Request(BaseModel):
     image: Picture = Field(
         default_factory=_from_video,
         description="A PNG, JPEG, WEBP or GIF as a data URL, or an https URL of a public host, fetched once for all "
-        "models. Of a video it is the first frame, once validated.",
+        "models. Of a video it is the first frame, once it is decoded.",
     )
     video: Film | None = Field(default=None, description="A data URL, in place of the image: for models that take it.")
     models: Annotated[list[Name], Field(min_length=1, max_length=MAX_MODELS)] | None = Field(
@@ -105,7 +105,7 @@ class Request(BaseModel):
 
     @model_validator(mode="after")
     def _its_still(self) -> Self:
-        if self.video is not None:
+        if self.video is not None and self.video.decoded:
             self.image = self.video.still()
         return self
 

@@ -35,7 +35,7 @@ async def read(http: HttpRequest, kind: type[Request]) -> Request:
             fields = await _fields(form)
         return await asyncio.to_thread(_from_form, kind, fields)
     body = await http.body()
-    return _from_json(kind, body) if is_quick(body, b"video") else await asyncio.to_thread(_from_json, kind, body)
+    return _from_json(kind, body) if is_quick(body) else await asyncio.to_thread(_from_json, kind, body)
 
 
 def phrases(text: str) -> list[str]:

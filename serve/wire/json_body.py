@@ -17,10 +17,6 @@ def checked(body: bytes) -> bytes:
     return body
 
 
-def is_quick(body: bytes, film: bytes) -> bool:
-    """Whether it is read where it is, as the way to a thread and back takes longer: it is small and names no film.
-
-    film: what names one; a film is decoded while its request is validated, and takes seconds. A name may be spelled in
-    escapes.
-    """
-    return len(body) < SMALL and film not in body and b"\\u" not in body
+def is_quick(body: bytes) -> bool:
+    """Return whether it is read where it is, as the way to a thread and back takes longer."""
+    return len(body) < SMALL

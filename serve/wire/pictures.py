@@ -9,6 +9,7 @@ from serve.fetch.fetcher import Fetcher
 from serve.image import MAX_BYTES, Image
 from serve.reading import Reading
 from serve.tasks.base import Request
+from serve.video import Video
 
 
 class Pictures:
@@ -25,9 +26,21 @@ class Pictures:
         await reading.name(image)
 
     @asynccontextmanager
+    async def watched(self, video: Video, deadline: Deadline) -> AsyncIterator[None]:
+        """A film with its frames here. Raises as `Reading.watch`, and Unavailable where the deadline passes."""
+        async with self.reading.watch(video, deadline.left()):
+            deadline.check()
+            yield
+
+    @asynccontextmanager
     async def shown(self, request: Request, deadline: Deadline) -> AsyncIterator[Request]:
         """The request with its picture here and read. Raises as `fetch`, and Unavailable where the deadline passes."""
         deadline.check()
+        if request.video is not None:
+            async with self.watched(request.video, deadline):
+                request.image = request.video.still()
+                yield request
+            return
         await self.fetch(request.image, deadline)
         async with self.reading.read(request.image, deadline.left()):
             deadline.check()

@@ -174,13 +174,12 @@ async def test_whatever_a_field_holds_it_is_no_fault_of_ours(fields: dict[str, A
     ("body", "quick"),
     [
         (b'{"image": "data:"}', True),
-        (b'{"video": "data:"}', False),
-        (b'{"vide\\u006f": "data:"}', False),
+        (b'{"video": "data:"}', True),
         (b'{"image": "' + b"A" * 100_000 + b'"}', False),
     ],
 )
-def test_only_what_is_small_and_names_no_film_is_read_on_the_event_loop(body: bytes, quick: bool) -> None:
-    assert is_quick(body, b"video") == quick
+def test_only_what_is_small_is_read_on_the_event_loop(body: bytes, quick: bool) -> None:
+    assert is_quick(body) == quick
 
 
 @settings(deadline=None, max_examples=60)
