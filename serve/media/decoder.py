@@ -29,6 +29,8 @@ from serve.media.outline import Refused, outline
 NICENESS = 10
 """Whatever else the machine has to do goes first."""
 MESSAGE = 2**16
+NARROW = 64 * 2**20
+"""A film that left less than so much of its memory unused may have wanted more."""
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -197,7 +199,19 @@ def _film(order: dict[str, Any], data: bytes, output: int) -> dict[str, Any]:
     from serve.media import film_decoder
     from serve.video_caps import Caps
 
-    return film_decoder.decode(data, order["kind"], Caps(**order["caps"]), lambda frame: _write(output, frame))
+    try:
+        return film_decoder.decode(data, order["kind"], Caps(**order["caps"]), lambda frame: _write(output, frame))
+    except Refused as refusal:
+        if refusal.why == "damaged" and _room() < NARROW:  # FFmpeg does not always say what it lacked
+            raise MemoryError from None
+        raise
+
+
+def _room() -> int:
+    """Bytes of address space that were never used."""
+    with open("/proc/self/status") as file:
+        peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmPeak"))
+    return resource.getrlimit(resource.RLIMIT_AS)[0] - peak
 
 
 def _write(output: int, data: bytes) -> None:
