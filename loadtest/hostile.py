@@ -119,11 +119,12 @@ def _server(url: str | None) -> Iterator[str]:
 
 
 async def _ask_all(url: str, chosen: Sequence[Hostile], tries: int) -> list[Row]:
-    os.nice(NICENESS - os.nice(0))
     address = urlsplit(url)
     assert address.hostname is not None and address.port is not None
     processes = Processes(address.port)
-    probes, watch = Probes(url), Watch(processes)
+    probes = Probes(url)
+    os.nice(NICENESS - os.nice(0))
+    watch = Watch(processes)
     try:
         bench = Bench(address.hostname, address.port, processes, probes, watch)
         await bench.measure_quiet()
@@ -149,7 +150,6 @@ class Bench:
         self.processes, self.probes, self.watch = processes, probes, watch
         self.usual = self.usual_health = 0.0
         self.idle = processes.memory()
-        self.idle_media = 0
         self.budget: float | None = None
 
     async def measure_quiet(self) -> None:
@@ -161,7 +161,7 @@ class Bench:
             raise LookupError("A small picture is not answered.")
         self.usual = statistics.median(one.seconds for one in pictures)
         self.usual_health = max(one.seconds for one in self.probes.during(HEALTH, now - QUIET_S / 2, now))
-        self.idle, self.idle_media = self.processes.memory(), len(self.processes.media())
+        self.idle = self.processes.memory()
         self.budget = (await self._metrics()).get(BUDGET)
 
     def heading(self) -> str:
@@ -184,8 +184,11 @@ class Bench:
         began = time.monotonic()
         answers = await asyncio.gather(*(exchange(self.host, self.port, ask, hostile.within_s) for ask in asks))
         ended = time.monotonic()
-        left = await self._left()
         await self._heard(ended)
+        self.watch.look()
+        self.probes.pause()
+        left = await self._left()
+        self.probes.resume()
         health, pictures = (self.probes.during(which, began, ended) for which in (HEALTH, PICTURE))
         grown, idle = self.watch.highest, self.idle
         row = Row(
@@ -226,12 +229,11 @@ class Bench:
         until = time.monotonic() + SETTLES_S
         while True:
             metrics = await self._metrics()
-            media = len(self.processes.media())
             over = {
                 "requests": metrics.get(RUNNING, 1) - 1,  # the one for /metrics itself
                 "models' replies": metrics.get(OWED, 0),
                 "bytes": metrics.get(HELD, 0),
-                "processes": media - self.idle_media,
+                "processes": len(self.processes.decoding()),
             }
             if not any(value > 0 for value in over.values()) or time.monotonic() > until:
                 return ", ".join(f"{value:.0f} {name}" for name, value in over.items() if value > 0)
@@ -269,13 +271,13 @@ def wrong(hostile: Hostile, answers: Sequence[Answer]) -> list[str]:
         error = answer.error()
         if status == 0:
             found.append(answer.trouble or "no reply")
-        elif status >= 500:
+        elif status >= 500 and not (hostile.late and status == 503 and error is not None):
             found.append(f"status {status}")
         elif status >= 400 and error is None and answer.body:
             found.append("an error of another shape")
         elif status < 400 and hostile.refused:
             found.append("it was not refused")
-        elif error is not None and hostile.param not in (None, error["param"]):
+        elif error is not None and hostile.param and not str(error["param"]).startswith(hostile.param):
             found.append(f"{error['param']} was named and not {hostile.param}")
     return list(dict.fromkeys(found))
 

@@ -18,6 +18,7 @@ from loadtest.hostile_files import png
 EVERY_S = 0.05
 HEALTH, PICTURE = "health", "picture"
 TIMEOUT_S = 60.0
+ASKING = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,19 @@ class Probes:
         """Return what was asked, or still waited for its answer, between these times."""
         return [one for one in list(self._seen[which]) if one.at <= ended and one.at + one.seconds >= began]
 
+    def pause(self) -> None:
+        """Have it ask nothing more until `resume`; what was asked is still answered."""
+        self._tell("pause")
+
+    def resume(self) -> None:
+        """Have it ask on."""
+        self._tell("ask")
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
     def close(self) -> None:
         """End the process; what it still waits for is given up."""
         assert self._process.stdin is not None
@@ -82,14 +96,14 @@ def _ask(host: str, port: int, which: str, method: str, path: str, body: bytes |
 
 
 def _beat(host: str, port: int) -> None:
-    while True:
+    while ASKING.wait():
         _ask(host, port, HEALTH, "GET", "/health", None, "")
         time.sleep(EVERY_S)
 
 
 def _look(host: str, port: int) -> None:
     count = 0
-    while True:
+    while ASKING.wait():
         count += 1
         mark = b"----hostile-probe"
         picture = png(48 + count % 64, 48 + count // 64 % 64)
@@ -105,12 +119,17 @@ def _look(host: str, port: int) -> None:
 
 
 def main() -> None:
-    """Ask until stdin ends."""
+    """Ask until stdin ends, with pauses where a line of it says so."""
+    ASKING.set()
     address = urlsplit(sys.argv[1])
     assert address.hostname is not None and address.port is not None
     for work in (_beat, _look):
         threading.Thread(target=work, args=(address.hostname, address.port), daemon=True).start()
-    sys.stdin.read()
+    for line in sys.stdin:
+        if line == "pause\n":
+            ASKING.clear()
+        else:
+            ASKING.set()
 
 
 if __name__ == "__main__":

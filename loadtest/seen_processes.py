@@ -3,7 +3,6 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,12 @@ MEDIA = "serve.media.decoder"
 """What the command line of a media process names."""
 REPLICA = "ray::ServeReplica:"
 EVERY_S = 0.1
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the gateway with all media processes, and of the replica that holds most, as the kernel counts them."""
+    """Bytes of the gateway with all media processes, shared memory too, and of the replica that holds most."""
 
     gateway: int
     replica: int
@@ -30,18 +30,23 @@ class Processes:
         self.gateway = _listener(port)
         self._root = _parent(self.gateway)
 
-    def media(self) -> list[int]:
-        """Return the media processes, of the gateway and of the replicas."""
-        return [process for process in descendants([self._root]) if MEDIA in _line(process)]
+    def decoding(self) -> list[int]:
+        """Return the media processes at work on a file, of the gateway and of the replicas: children of others."""
+        media = [process for process in descendants([self._root]) if MEDIA in _line(process)]
+        return [process for process in media if _parent(process) in media]
 
     def memory(self) -> Memory:
         """Read them now."""
         family = descendants([self._root])
-        media = {process for process in family if MEDIA in _line(process)}
-        replicas = [
-            one for one in family if _line(one).startswith(REPLICA) and one not in media and one != self.gateway
-        ]
-        return Memory(held([self.gateway, *media]), max((held([one]) for one in replicas), default=0))
+        media = [process for process in family if MEDIA in _line(process)]
+        replicas = [one for one in family if _line(one).startswith(REPLICA) and one not in media]
+        private = {one: _private(one) for one in {self.gateway, *replicas}}
+        decoding, files = 0, _memory_files(self.gateway)
+        for process in media:
+            decoding += _proportional(process)
+            files |= _memory_files(process)
+        gateway = private.pop(self.gateway) + decoding + sum(files.values())
+        return Memory(gateway, max(private.values(), default=0))
 
 
 class Watch:
@@ -51,7 +56,7 @@ class Watch:
         self._processes = processes
         self._over = threading.Event()
         self.highest = Memory(0, 0)
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
         self._thread.start()
 
     def reset(self) -> None:
@@ -63,26 +68,30 @@ class Watch:
         self._over.set()
         self._thread.join()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Read it now."""
+        now, before = self._processes.memory(), self.highest
+        self.highest = Memory(max(now.gateway, before.gateway), max(now.replica, before.replica))
+
+    def _repeat(self) -> None:
         while not self._over.wait(EVERY_S):
-            now, before = self._processes.memory(), self.highest
-            self.highest = Memory(max(now.gateway, before.gateway), max(now.replica, before.replica))
+            self.look()
 
 
-def held(processes: Iterable[int]) -> int:
-    """Return the bytes that these processes hold: pages shared with others by their part, memory files whole, once."""
-    private = shared = 0
-    files: dict[int, int] = {}
-    for process in processes:
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-                name, _, value = line.partition(":")
-                if name in ("Pss_Anon", "Pss_File"):
-                    private += 1024 * int(value.split()[0])
-                elif name == "Pss_Shmem":
-                    shared += 1024 * int(value.split()[0])
-        files |= _memory_files(process)
-    return private + max(shared, sum(files.values()))
+def _private(process: int) -> int:
+    """Return the bytes that are the process's own. The kernel has them at hand: the process is not held up."""
+    with contextlib.suppress(OSError):
+        _, resident, shared, *_ = map(int, Path(f"/proc/{process}/statm").read_text().split())
+        return (resident - shared) * PAGE
+    return 0
+
+
+def _proportional(process: int) -> int:
+    """Return the same where processes share what they were forked with: pages of several count by their part."""
+    with contextlib.suppress(OSError, LookupError):
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text()
+        return 1024 * int(lines.partition("\nPss_Anon:")[2].split()[0])
+    return 0
 
 
 def _memory_files(process: int) -> dict[int, int]:
@@ -114,7 +123,10 @@ def _listener(port: int) -> int:
 
 
 def _parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    """Return the process that started it; 0 where it has ended."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def _line(process: int) -> str:
