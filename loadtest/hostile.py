@@ -113,9 +113,16 @@ def _server(url: str | None) -> Iterator[str]:
         return [sys.executable, "-m", "deployments", f"--port={port}"]
 
     with running(Sort("H", "Diptych", "driver", command)) as side:
-        while _fetched(f"{side.url}/ready").count('"ready"') < 3:  # the whole, and two models
+        while not _is_ready(side.url):
             time.sleep(0.5)
         yield side.url
+
+
+def _is_ready(url: str) -> bool:
+    """Whether every model can answer."""
+    with contextlib.suppress(OSError):
+        return set(json.loads(_fetched(f"{url}/ready"))["models"].values()) == {"ready"}
+    return False
 
 
 async def _ask_all(url: str, chosen: Sequence[Hostile], tries: int) -> list[Row]:
