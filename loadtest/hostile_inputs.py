@@ -262,8 +262,8 @@ def _broken_lines() -> Ask:
 def _deadlines() -> Iterator[Hostile]:
     """Requests whose time runs out before a model has been asked: they end in little more than that."""
     slow = form(VQA, {"question": "x", "deadline_s": "0.5"}, image=files.png(64, 48))
+    yield Hostile("deadline", "a body in 20 slow pieces, within 0.5 s", lambda: [_slowly(slow, 20, 0.1)], late=True)
     made: dict[str, tuple[Callable[[], list[Ask]], bool]] = {
-        "a body in 60 slow pieces, within 0.5 s": (lambda: [_slowly(slow, 60, 0.1)], True),
         "30,000 scans, within 0.3 s": (lambda: [_within("0.3", files.baseline_scans(700, 700, 30_000))], True),
         "39 MP with alpha, within 0.2 s, three at once": (
             lambda: [_within("0.2", files.png(6300, 6200, colour=6))] * 3,

@@ -39,9 +39,18 @@ _PAGE = resource.getpagesize()
 
 def main() -> None:
     """Serve jobs until the other end closes the control socket."""
-    os.nice(NICENESS)
+    _go_behind()
     _LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)  # no network, where the kernel lets us give it up
     _Zygote(socket.socket(fileno=int(sys.argv[1]))).serve()
+
+
+def _go_behind() -> None:
+    """Lower the priority of this process and its children."""
+    os.nice(NICENESS)
+    # Where the kernel gives each session its share of the processors, niceness counts within a session only, and ours
+    # is a session of its own: the session's share is lowered as well, where this kernel has that.
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
+        group.write(str(NICENESS))
 
 
 class _Zygote:
