@@ -57,7 +57,13 @@ def _saved(size: tuple[int, int], mode: str = "RGB", format: str = "PNG", **opti
     return out.getvalue()
 
 
-LOOP = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "#"}}}
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+
+
+LOOP = _schema({"$ref": "#"})
+CHAIN = _schema({"$defs": {str(at): {"anyOf": [{"$ref": f"#/$defs/{at + 1}"}]} for at in range(300)}})
+LISTED = _schema({"oneOf": [True, {"allOf": [{"$ref": "#/oneOf/1"}]}]})
 HTTP = [
     Case("no body", VQA, b"", (400,)),
     Case(
@@ -102,7 +108,14 @@ PARAMETERS = [
     chat("a transfer of keys and values", 400, "kv_transfer_params", kv_transfer_params={}),
     chat("a grammar", 400, "guided_regex", guided_regex="(a+)+$"),
     chat("a schema that refers to itself", 400, "response_format.json_schema.schema", response_format=LOOP),
+    chat("a schema that leads on and on", 400, "response_format.json_schema.schema", response_format=CHAIN),
+    chat("a schema with a circle in a list", 400, "response_format.json_schema.schema", response_format=LISTED),
     chat("a bias", 400, "logit_bias", logit_bias={"1": 100}),
+    chat("tools that are wanted", 400, "tools", tools=[{"type": "function", "function": {"name": "f"}}]),
+    chat("a history of parts", 400, "messages", messages=[{"role": "user", "content": [{}] * 64}] * 256),
+    chat("a system that shows", 400, messages=[{**message("x"), "role": "system"}, message("what?")]),
+    chat("a tool that says nothing", 400, messages=[message("what?"), {"role": "tool", "content": None}]),
+    chat("a question of blanks", 400, model="vqa", messages=[message(" \u3000\u200b\n")]),
     vqa("a field that is unknown", 400, "imagee", imagee=1),
     vqa("a question of a megabyte", 400, "question", question="x" * 1_000_000),
     vqa("no question", 400, "question", question=""),
