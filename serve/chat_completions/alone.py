@@ -33,7 +33,7 @@ from serve.wire.sse import Last
 
 DEADLINE_S = 600.0
 MAX_LOGPROBS = 100_000
-"""Of one request, alternatives counted: about 7 MB of JSON."""
+"""Log-probabilities of one request, alternatives counted: about 7 MB of JSON."""
 TASK = "conversation"
 """What a conversation with one model is called in metrics, beside the tasks."""
 
@@ -82,8 +82,8 @@ class Alone:
         if (film or conversation.image) and not takes(model, film is not None):
             refused = unseeing([model.name], film is not None)
             raise BadRequest(refused, param=conversation.shown, code=unseen(film is not None))
-        asked, path = conversation.question()
-        if not (asked or film or conversation.image):
+        question, path = conversation.question()
+        if not (question or film or conversation.image):
             raise BadRequest("The last message has no words.", param=path, code="missing_text")
         text = model.converse(conversation.turns)
         seeds = [None if drawn.seed is None else drawn.seed + at for at in range(request.n or 1)]
@@ -146,7 +146,7 @@ class Alone:
         yield Last(closing + chunks.last())
 
     def _with_logprobs(self, chunks: Chunks, at: int, piece: Piece) -> Iterator[bytes]:
-        """The piece's words as chunks; more than one where words have piled up behind a client that reads slowly."""
+        """Return the piece's words as chunks: several where they have piled up behind a client that reads slowly."""
         top = self.request.top_logprobs or 0
         for i, part in enumerate(slices(piece.tokens, top)):
             yield chunks.words(at, "" if i else piece.text, logprobs=logprobs(part, top))
@@ -242,9 +242,8 @@ def check_logprobs(request: ChatCompletionRequest, drawn: Sampling, context: int
     longest = drawn.max_tokens if context is None else min(drawn.max_tokens, context)
     count = (request.n or 1) * longest * (1 + drawn.top_logprobs)
     if drawn.logprobs and count > MAX_LOGPROBS:
-        told = f"n x max_tokens x (1 + top_logprobs) is {count:,}"
         raise BadRequest(
-            f"A reply holds at most {MAX_LOGPROBS:,} log-probabilities; {told}.",
+            f"n x max_tokens x (1 + top_logprobs) is {count:,}; a reply holds at most {MAX_LOGPROBS:,}.",
             param="top_logprobs" if drawn.top_logprobs else "logprobs",
         )
 

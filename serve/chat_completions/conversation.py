@@ -29,30 +29,30 @@ LONGEST_NAME = 128
 class Conversation:
     """The messages so far, and the one picture or film that they are about. turns[i] is messages[i].
 
-    shown: the path of the part that holds it. asked: the last user message's text and its path.
+    shown: the path of the part that holds it. last_question: the last user message's text and its path.
     """
 
     turns: list[Turn]
     image: Image | None = None
     video: Video | None = None
     shown: str = "messages"
-    asked: tuple[str, str] | None = None
+    last_question: tuple[str, str] | None = None
 
     def question(self) -> tuple[str, str]:
         """Return the last user message's text and its path in the request. Raises BadRequest where there is none."""
-        if self.asked is None:
+        if self.last_question is None:
             raise BadRequest("There is no user message.", param="messages")
-        return self.asked
+        return self.last_question
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture or film of messages[at], which is the reply-th since the conversation began to be answered."""
+class Medium:
+    """A picture or film of messages[at]. replies: how many stand before it."""
 
     at: int
     path: str
     part: ImagePart | VideoPart
-    reply: int
+    replies: int
 
 
 def read(messages: Sequence[Message]) -> Conversation:
@@ -61,17 +61,17 @@ def read(messages: Sequence[Message]) -> Conversation:
     What is shown is left unread, or where its URL says.
     Raises BadRequest or TooLarge naming the part.
     """
-    shown = _last_shown(messages)
+    medium = _last_medium(messages)
     tools: dict[str, str] = {}
     turns: list[Turn] = []
-    asked: tuple[str, str] | None = None
+    question: tuple[str, str] | None = None
     for at, message in enumerate(messages):
         turn = _turn(message, tools)
-        if shown is not None and shown.at == at:
-            still = isinstance(shown.part, ImagePart)
+        if medium is not None and medium.at == at:
+            still = isinstance(medium.part, ImagePart)
             turn = replace(turn, pictured=still, filmed=not still)
         if message.role == "user":
-            asked = turn.text, f"messages[{at}].content"
+            question = turn.text, f"messages[{at}].content"
         turns.append(turn)
     if sum(len(turn.text) for turn in turns) > MAX_TEXT:
         raise BadRequest(
@@ -79,19 +79,19 @@ def read(messages: Sequence[Message]) -> Conversation:
             param="messages",
             code="context_length_exceeded",
         )
-    if shown is None:
-        return Conversation(turns, asked=asked)
-    medium = _decoded(shown.part, shown.path)
-    image, film = (medium, None) if isinstance(medium, Image) else (None, medium)
-    return Conversation(turns, image, film, shown.path, asked)
+    if medium is None:
+        return Conversation(turns, last_question=question)
+    decoded = _decoded(medium.part, medium.path)
+    image, film = (decoded, None) if isinstance(decoded, Image) else (None, decoded)
+    return Conversation(turns, image, film, medium.path, question)
 
 
-def _last_shown(messages: Sequence[Message]) -> Shown | None:
+def _last_medium(messages: Sequence[Message]) -> Medium | None:
     """Return what was shown last. Raises BadRequest for a second one that nothing was answered to in between.
 
     Chat programs send all history with each message, so pictures that were answered about stand there too.
     """
-    last: Shown | None = None
+    last: Medium | None = None
     doubled: str | None = None
     replies = 0
     for at, message in enumerate(messages):
@@ -103,8 +103,8 @@ def _last_shown(messages: Sequence[Message]) -> Shown | None:
             if message.role != "user":
                 kind = "an image" if isinstance(part, ImagePart) else "a video"
                 raise BadRequest(f"Only a user message can hold {kind}.", param=path)
-            doubled = None if last is None or last.reply != replies else doubled or path
-            last = Shown(at, path, part, replies)
+            doubled = None if last is None or last.replies != replies else doubled or path
+            last = Medium(at, path, part, replies)
     if doubled is not None:
         raise BadRequest("A question is about one image or one video; this is a second one.", param=doubled)
     return last

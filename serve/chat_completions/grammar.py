@@ -54,14 +54,14 @@ def _objects(schema: dict[str, Any]) -> list[dict[str, Any]]:
 
     Looks at no more than a schema may have, however much was sent, and at any depth without recursion.
     """
-    found: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
     left: list[tuple[Any, int]] = [(schema, 1)]
     size = 0  # at least so many characters of JSON
     while left:
         node, depth = left.pop()
         size += len(node) + 1 if isinstance(node, str | dict | list) else 1
         if isinstance(node, dict):
-            found.append(node)
+            objects.append(node)
             size += sum(map(len, node)) if len(node) <= MAX_BYTES else 0
         if size > MAX_BYTES:
             raise _too_large()
@@ -69,7 +69,7 @@ def _objects(schema: dict[str, Any]) -> list[dict[str, Any]]:
             if depth > MAX_DEPTH + (0 if isinstance(node, dict) else 2):
                 raise BadRequest(f"The schema is nested deeper than {MAX_DEPTH} levels.", param=PARAM)
             left += [(child, depth + 1) for child in (node.values() if isinstance(node, dict) else node)]
-    return found
+    return objects
 
 
 def _too_large() -> BadRequest:
@@ -128,14 +128,14 @@ def _same_place(node: dict[str, Any], schema: dict[str, Any]) -> Iterator[Any]:
             yield from node[word]
     reference = node.get("$ref")
     if isinstance(reference, str) and reference.startswith("#"):
-        found: Any = schema
+        target: Any = schema
         for part in reference.split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and name.isdecimal() and len(name) < 6:
-                found = found[int(name)] if int(name) < len(found) else None
+            if isinstance(target, list) and name.isdecimal() and len(name) < 6:
+                target = target[int(name)] if int(name) < len(target) else None
             else:
-                found = found.get(name) if isinstance(found, dict) else None
-        yield found
+                target = target.get(name) if isinstance(target, dict) else None
+        yield target
 
 
 def _optional(node: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ Text = Annotated[str, Field(max_length=100_000)]
 Note = Annotated[str, Field(max_length=512)]
 """Text that is accepted and not used."""
 MAX_PARTS = 64
-"""Of one message."""
+"""Content parts of one message."""
 
 
 def without(*accepted: Any) -> Any:
@@ -42,7 +42,7 @@ class TextPart(Cached):
 
 
 class RefusalPart(Part):
-    """What an assistant said instead of an answer; it is read as its words."""
+    """A refusal that an assistant gave in place of an answer; it is read as its words."""
 
     type: Literal["refusal"]
     refusal: Text
@@ -81,7 +81,7 @@ Content = (
 
 
 class AnyMessage(Cached):
-    """Every field that a message may have: clients that know one kind of message write all of them, as null."""
+    """A message with every field that it may have: clients that know one kind of message write all, as null."""
 
     content: Content
     name: Note | None = None
@@ -129,7 +129,7 @@ class AssistantMessage(AnyMessage):
 
 
 class ToolMessage(AnyMessage):
-    """What a tool of the history gave. It is read as the user's words: `Result of NAME: ...`."""
+    """A tool's result in the history. It is read as the user's words: `Result of NAME: ...`."""
 
     role: Literal["tool", "function"]
     tool_call_id: Note | None = None

@@ -149,8 +149,8 @@ async def with_logprobs(completion: ChatCompletion, spoken: Sequence[Sequence[To
         opening = choice.model_dump_json(exclude={"logprobs"}).removesuffix("}")
         parts.append(f'{"," if at else ""}{opening},"logprobs":{{"content":['.encode())
         for i, part in enumerate(slices(tokens, top)):
-            told = ",".join(map(encoded, logprobs(part, top)["content"]))
-            parts.append(f"{',' if i else ''}{told}".encode())
+            text = ",".join(map(encoded, logprobs(part, top)["content"]))
+            parts.append(f"{',' if i else ''}{text}".encode())
             await asyncio.sleep(0)
         parts.append(b'],"refusal":null}}')
     return [*parts, b"]}"]

@@ -125,9 +125,11 @@ class ChatCompletionRequest(BaseModel):
     @field_validator("messages", mode="before")
     @classmethod
     def _few_parts(cls, messages: Any) -> Any:
-        """Before each is looked at: 16,384 parts, all of them wrong, take a tenth of a second."""
+        """Raise ValueError for too many, before each is looked at: 16,384 wrong ones take a tenth of a second."""
         contents = (
-            [one.get("content") for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
+            [message.get("content") for message in messages if isinstance(message, dict)]
+            if isinstance(messages, list)
+            else []
         )
         if sum(len(content) for content in contents if isinstance(content, list)) > MAX_ALL_PARTS:
             raise ValueError(f"at most {MAX_ALL_PARTS:,} content parts together")

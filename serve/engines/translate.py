@@ -40,7 +40,7 @@ def spread(sampling: Sampling) -> tuple[float, float]:
 
 
 class Speller:
-    """One generation's tokens with their texts, which joined are its text.
+    """A speller that gives one generation's tokens their texts, which joined are its text.
 
     vLLM names each token alone ("cat" where the text has " cat"), joins deltas while nobody reads, and holds text back
     that may yet become a stop text: then a token waits here until its name has come.
@@ -60,15 +60,15 @@ class Speller:
         self.text += spoken.text
         if spoken.finish_reason is not None:
             return spelt(self.waiting, self.text)
-        found, at = [], 0
+        spelled, at = [], 0
         for token in self.waiting:
             end = name_end(self.text, token.text, at)
             if end is None:
                 break
-            found.append(replace(token, text=self.text[at:end]))
+            spelled.append(replace(token, text=self.text[at:end]))
             at = end
-        self.waiting, self.text = self.waiting[len(found) :], self.text[at:]
-        return tuple(found)
+        self.waiting, self.text = self.waiting[len(spelled) :], self.text[at:]
+        return tuple(spelled)
 
 
 def tokens(spoken: Any, top: int) -> tuple[Token, ...]:
@@ -78,14 +78,14 @@ def tokens(spoken: Any, top: int) -> tuple[Token, ...]:
 
 def named(spoken: Any, top: int) -> list[Token]:
     """Return an output's tokens with their names for texts, without the one that ended it: it is not spoken."""
-    found = []
+    spelled = []
     for token, alternatives in zip(spoken.token_ids, spoken.logprobs or (), strict=False):
         own = alternatives[token]
         ranked = sorted(alternatives.values(), key=lambda choice: -choice.logprob)[:top]
         likeliest = tuple((choice.decoded_token or "", choice.logprob) for choice in ranked)
-        found.append(Token(own.decoded_token or "", own.logprob, likeliest))
+        spelled.append(Token(own.decoded_token or "", own.logprob, likeliest))
     by_token = spoken.finish_reason == "stop" and not isinstance(spoken.stop_reason, str)
-    return found[:-1] if by_token else found
+    return spelled[:-1] if by_token else spelled
 
 
 def spelt(tokens: Sequence[Token], text: str) -> tuple[Token, ...]:
@@ -93,15 +93,15 @@ def spelt(tokens: Sequence[Token], text: str) -> tuple[Token, ...]:
 
     A name that is not there has no text of its own: that of half a letter, or of what a stop text cut off.
     """
-    found: list[Token] = []
+    spelled: list[Token] = []
     at = 0
     for token in tokens:
         end = name_end(text, token.text, at)
-        found.append(replace(token, text=text[at : at if end is None else end]))
+        spelled.append(replace(token, text=text[at : at if end is None else end]))
         at = at if end is None else end
-    if found and at < len(text):
-        found[-1] = replace(found[-1], text=found[-1].text + text[at:])
-    return tuple(found)
+    if spelled and at < len(text):
+        spelled[-1] = replace(spelled[-1], text=spelled[-1].text + text[at:])
+    return tuple(spelled)
 
 
 def name_end(text: str, name: str, at: int) -> int | None:

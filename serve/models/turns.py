@@ -28,8 +28,8 @@ def ordered(turns: Sequence[Turn]) -> tuple[str | None, Sequence[Turn]]:
 
 def _joined(turns: Sequence[Turn]) -> Turn:
     text = turns[0].text if len(turns) == 1 else "\n".join(turn.text for turn in turns if turn.text)
-    shown = any(turn.pictured for turn in turns), any(turn.filmed for turn in turns)
-    return Turn(turns[0].role, plain(text), *shown)
+    marks = any(turn.pictured for turn in turns), any(turn.filmed for turn in turns)
+    return Turn(turns[0].role, plain(text), *marks)
 
 
 def mark(turn: Turn) -> str:

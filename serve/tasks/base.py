@@ -33,7 +33,7 @@ Stop = Annotated[
     | Annotated[list[Annotated[str, Field(max_length=MAX_STOP)]], Field(max_length=4)],
     AfterValidator(_each_of_something),
 ]
-"""Where a reply ends besides its own end: up to four texts, which are not part of it."""
+"""One to four texts at which a reply ends; they are not part of it."""
 
 JudgeName = Annotated[
     Name | None, Field(description='Which model judges where "merge" is "judge"; the first that can when left out.')

@@ -9,8 +9,8 @@ from serve.tasks.base import Reply, Request, Result, Task
 from serve.tasks.vote import majority
 
 _UNSEEN = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\u2800\u3164\ufeff"
-"""What shows nothing and is no white space to Python: soft hyphen, zero-width blanks and joiners, marks of direction,
-the empty braille cell, a filler, the byte order mark."""
+"""Letters that show nothing and are no white space to Python: soft hyphen, zero-width blanks and joiners, marks of
+direction, the empty braille cell, a filler, the byte order mark."""
 _BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + _UNSEEN  # all white space of Unicode lies below
 
 
@@ -20,9 +20,9 @@ def stripped(text: str) -> str:
 
 
 def _with_words(question: str) -> str:
-    if not (words := stripped(question)):
+    if not (text := stripped(question)):
         raise ValueError("a question must have words")
-    return words
+    return text
 
 
 Question = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_with_words)]

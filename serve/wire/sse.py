@@ -19,7 +19,7 @@ STILL_HERE_S = 15.0
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _BREAKS = re.compile("[\x85\u2028\u2029]")
-"""Ends of lines to clients that read streams by `str.splitlines`, as httpx does; escaped, as JSON lets them be."""
+"""Line ends to clients that read streams by `str.splitlines`, as httpx does; escaped, as JSON lets them be."""
 _BUG = ServeError("The server failed unexpectedly.", code="internal_error")
 
 Frames = AsyncGenerator[bytes, None]
@@ -38,7 +38,7 @@ def frame(data: str | dict[str, Any], event: str | None = None) -> bytes:
     """One event. data: JSON text, or what becomes it."""
     text = data if isinstance(data, str) else encoded(data)
     if not text.isascii():
-        text = _BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+        text = _BREAKS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     head = f"event: {event}\n" if event else ""
     return f"{head}data: {text}\n\n".encode()
 
