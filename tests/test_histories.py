@@ -245,3 +245,25 @@ async def test_parts_are_counted_before_they_are_read(part: Any) -> None:
     texts = [{"role": "user", "content": [{"type": "text", "text": ""}] * 63}] * 16
     reply, _ = await ask("vqa", [*texts, message("what?")])
     assert reply.status_code == 200, reply.text
+
+
+@pytest.mark.parametrize("name", ["llava-v1.6-34b", "llava-onevision-qwen2-7b-ov", "llava-v1.6-mistral-7b", REAL])
+async def test_a_familys_own_end_ends_its_replies_at_every_door(name: str) -> None:
+    engine = FakeEngine("red")
+    made = router()
+    made.routes[name] = worker = Worker(MODELS[name], engine)
+    worker.mark("ready", "ready")
+    own = MODELS[name].ends
+    async with calling(create_app(made)) as client:
+        for model in (name, f"vqa:{name}"):
+            for more, ends in (
+                ({}, own),
+                ({"stop": "x"}, ("x", *own)),
+                ({"stop": ["x", "y"]}, ("x", "y", *own)),
+                ({"ignore_eos": True}, ()),  # past every end that is the family's own
+                ({"ignore_eos": True, "stop": "x"}, ("x",)),
+            ):
+                given = {"model": model, "messages": [message("what?")], **more}
+                reply = await client.post("/v1/chat/completions", json=given)
+                assert reply.status_code == 200, reply.text
+                assert engine.prompts[-1].sampling.stop == ends

@@ -76,7 +76,7 @@ class Alone:
         self.image, self.video = conversation.image, conversation.video
         self.request = request
         self.deadline = Deadline.after(request.deadline_s or DEADLINE_S, arrived)
-        drawn = sampling(request)
+        drawn = sampling(request, route.model.ends)
         check_logprobs(request, drawn, route.model.engine.get("max_model_len"))
         model, film = route.model, conversation.video
         if (film or conversation.image) and not takes(model, film is not None):
@@ -215,8 +215,11 @@ class Alone:
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-def sampling(request: ChatCompletionRequest) -> Sampling:
-    """How tokens are drawn, with OpenAI's defaults. Raises BadRequest for fields that contradict each other."""
+def sampling(request: ChatCompletionRequest, ends: Sequence[str]) -> Sampling:
+    """Return how tokens are drawn, with OpenAI's defaults. ends: texts at which the model's replies end.
+
+    Raises BadRequest for fields that contradict each other.
+    """
     lengths = {request.max_tokens, request.max_completion_tokens} - {None}
     if len(lengths) > 1:
         raise BadRequest("max_tokens and max_completion_tokens differ.", param="max_tokens")
@@ -227,7 +230,7 @@ def sampling(request: ChatCompletionRequest) -> Sampling:
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=request.seed,
-        stop=stops(request.stop),
+        stop=stops(request, ends),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         ignore_eos=bool(request.ignore_eos),

@@ -102,22 +102,28 @@ class Model:
     """Of a film at most so many frames, evenly spaced: what its training saw and its context holds."""
     weight: float = 1.0
     """How much its replies count in merging, where the request does not say."""
+    ends: tuple[str, ...] = ()
+    """Texts at which its replies end, beside the checkpoint's end token."""
     adapter: str | None = None
     """The name of the LoRA adapter that makes it out of its base's engine; None is a checkpoint of its own."""
 
 
-def sampling(request: Any, max_tokens: int) -> Sampling:
-    """The request's sampling, with the task's own length where the request names none."""
+def sampling(request: Any, max_tokens: int, ends: Sequence[str] = ()) -> Sampling:
+    """The request's sampling, with the task's own length where the request names none. ends: the family's own."""
     return Sampling(
         max_tokens=request.max_tokens or max_tokens,
         temperature=request.temperature,
         top_p=request.top_p,
         seed=request.seed,
-        stop=stops(request.stop),
+        stop=stops(request, ends),
         ignore_eos=request.ignore_eos,
     )
 
 
-def stops(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """A request's `stop`, which may be one text, several or none."""
-    return (given,) if isinstance(given, str) else tuple(given or ())
+def stops(request: Any, ends: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts at which a reply ends: the request's `stop` (one, several or none), then the family's ends.
+
+    `ignore_eos` speaks on past the latter, as past the checkpoint's end token.
+    """
+    given = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    return given if request.ignore_eos else (*given, *ends)

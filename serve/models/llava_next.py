@@ -68,7 +68,7 @@ def _model(
     expect: Mapping[str, Any],
     context: int = 4096,
     max_model_len: int = 4096,
-    stop: tuple[str, ...] = (),
+    ends: tuple[str, ...] = (),
 ) -> Model:
     hub = f"llava-hf/{name}-hf"
     fixed = {"architectures": ["LlavaNextForConditionalGeneration"], "text_config.max_position_embeddings": context}
@@ -90,7 +90,8 @@ def _model(
             hardware=hardware(parameters, decoder, max_model_len),
             checked=CHECKED,
         ),
-        skills=skills(say, pad=PAD_COLOUR, stop=stop),
+        skills=skills(say, pad=PAD_COLOUR, ends=ends),
+        ends=ends,
         converse=say,
         prepare=prepare,
         engine={"max_model_len": max_model_len, "limit_mm_per_prompt": {"image": 1}},
@@ -140,6 +141,6 @@ MODELS = [
         licence="Apache-2.0",
         revision="66b6feb83d0249dc9f31a24bd3abfb63f90e41aa",
         expect={"text_config.model_type": "llama", "text_config.hidden_size": 7168},
-        stop=(END,),
+        ends=(END,),
     ),
 ]

@@ -3,7 +3,6 @@
 What a family does in its own way (the turn around the words, the picture's geometry) comes in as an argument.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -39,19 +38,18 @@ def skills(
     images: bool = True,
     frames: int = 0,
     pad: Colour | None = None,
-    stop: tuple[str, ...] = (),
+    ends: tuple[str, ...] = (),
     read: Callable[[Sequence[Spoken], OcrRequest], Result] | None = None,
 ) -> Mapping[str, Skill]:
     """The tasks of one family.
 
     say: its `converse`. images, frames: whether it takes pictures, and of how many frames a film. pad: the colour of
-    the square that a picture is set into for detection, where the engine does not do so anyway. stop: where a reply
+    the square that a picture is set into for detection, where the engine does not do so anyway. ends: where a reply
     ends, beside the checkpoint's end token. read: parses ocr.
     """
 
     def ask(request: Request, words: str, max_tokens: int, image: Image | None = None) -> list[Prompt]:
-        drawn = sampling(request, max_tokens)
-        drawn = dataclasses.replace(drawn, stop=(*drawn.stop, *stop))
+        drawn = sampling(request, max_tokens, ends)
         if request.video is not None:
             return [Prompt(say([Turn("user", words, filmed=True)]), None, drawn, request.video.sample(frames))]
         return [Prompt(say([Turn("user", words, pictured=True)]), image or request.image, drawn)]
