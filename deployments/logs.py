@@ -1,5 +1,9 @@
 """Our log as lines of JSON, each with the id of the request that it is about, where `DIPTYCH_LOG` names a file for it.
 
+Of an exception that befell a request every log of the process, ours or not, gets the type and the place, but not its
+words, which may quote what somebody asked (`DIPTYCH_LOG_WORDS=1` adds them). Records are changed where they are made,
+since handlers come from uvicorn, Ray and vLLM as well, and some of them later.
+
 On a cluster that is what the pod's first process writes to (/proc/1/fd/2): Ray keeps what its workers write in files of
 its own, which `kubectl logs` does not show. Without the variable Python's own way holds: warnings and worse, as text.
 """
@@ -9,6 +13,7 @@ import json
 import logging
 import os
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from serve import tracing
@@ -17,14 +22,16 @@ from serve.wire.edge import ACCESS
 
 FILE, WORDS = "DIPTYCH_LOG", "DIPTYCH_LOG_WORDS"
 OURS = ("serve", "deployments")
+LOOP = "asyncio"
+"""Logs what no task waited for: of whose request that was is not known, and its message holds the exception's words."""
+DEPTH = 5
+"""So many causes of an exception are told."""
+
+_make = logging.getLogRecordFactory()
 
 
 class Lines(logging.Formatter):
-    """A line of JSON a record. who: the process, as a reader would call it.
-
-    Of an exception that befell a request its type and where it was, not its words, which may hold what somebody asked:
-    `DIPTYCH_LOG_WORDS=1` adds them.
-    """
+    """A line of JSON a record. who: the process, as a reader would call it."""
 
     def __init__(self, who: str) -> None:
         super().__init__()
@@ -44,12 +51,18 @@ class Lines(logging.Formatter):
             line["trace_id"] = trace_id
         line |= getattr(record, "fields", {})
         if record.exc_info is not None and record.exc_info[1] is not None:
-            line["exception"] = _told(record.exc_info[1], words=not request_id or os.environ.get(WORDS) == "1")
+            line["exception"] = "".join(traceback.format_exception(record.exc_info[1]))
+        elif record.exc_text:
+            line["exception"] = record.exc_text
         return json.dumps(line)
 
 
 def configure(who: str, access: bool = False) -> None:
-    """Write this process's log where `DIPTYCH_LOG` says, if it does. access: a line for each request, too."""
+    """Write this process's log where `DIPTYCH_LOG` says, if it does, and keep requests' words out of every log.
+
+    access: a line for each request, too.
+    """
+    logging.setLogRecordFactory(_record)
     if file := os.environ.get(FILE):
         handler = logging.FileHandler(file, mode="a", encoding="utf-8", delay=True)
         handler.setFormatter(Lines(who))
@@ -65,8 +78,30 @@ def lines_for_requests(wanted: bool) -> None:
         ACCESS.setLevel(logging.INFO if wanted else logging.WARNING)
 
 
-def _told(error: BaseException, words: bool) -> str:
-    if words:
-        return "".join(traceback.format_exception(error))
-    frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
-    return f"{frames}{type(error).__name__}"
+def _record(*args: Any, **more: Any) -> logging.LogRecord:
+    """A log record, without the words of exceptions where it is about a request, or may be."""
+    record = _make(*args, **more)
+    if os.environ.get(WORDS) == "1" or not (REQUEST_ID.get() or record.name == LOOP):
+        return record
+    if record.exc_info and record.exc_info[1] is not None:
+        record.exc_text, record.exc_info = _wordless(record.exc_info[1]), None
+        if record.name == LOOP:
+            record.msg, record.args = record.getMessage().split("\n", 1)[0], ()
+    if isinstance(record.args, tuple):
+        record.args = tuple(type(arg).__name__ if isinstance(arg, BaseException) else arg for arg in record.args)
+    return record
+
+
+def _wordless(error: BaseException) -> str:
+    """Types and places of an exception and of those that led to it, the first one first."""
+    told = [f"{''.join(traceback.format_tb(link.__traceback__))}{type(link).__qualname__}" for link in _chain(error)]
+    return "\n\nThen, on the way out:\n\n".join(reversed(told))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    for _ in range(DEPTH):
+        if link is None:
+            return
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)

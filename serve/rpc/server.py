@@ -12,7 +12,7 @@ from typing import Any
 from serve import tracing
 from serve.errors import ModelError, ServeError
 from serve.media.shared_pixels import SharedPixels
-from serve.request_id import REQUEST_ID
+from serve.request_id import CACHE_SALT, REQUEST_ID
 from serve.rpc.frames import Unreadable
 from serve.rpc.messages import (
     LEASE_S,
@@ -183,6 +183,7 @@ class Session(Peer):
 
     async def _answer(self, call: Call) -> None:
         REQUEST_ID.set(call.request_id)  # this task's own, and what it starts inherits it
+        CACHE_SALT.set(call.salt)
         said = _Joined(self, call)
         with tracing.begin(call.method, "server", call.trace) as span:
             span.enter()
@@ -200,6 +201,7 @@ class Session(Peer):
             return
         error = job.exception()
         if error is not None and not isinstance(error, ServeError):
+            REQUEST_ID.set(call.request_id)  # this callback's own: logs look at it
             log.error("request %s: %s failed", call.request_id, call.method, exc_info=error)
             error = ModelError("The model failed unexpectedly.", code="internal_error")
         if error is None:

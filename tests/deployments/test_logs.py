@@ -1,18 +1,29 @@
 """Our log: a line of JSON each, with whose request it is about, and never what was asked."""
 
+import asyncio
+import gc
+import io
 import json
 import logging
+import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from served import URL, calling, router
+import uvicorn
+from served import URL, Server, calling, router
 
 from deployments import logs
 from serve.api import create_app
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
+from serve.errors import ModelError
+from serve.request_id import REQUEST_ID
+from serve.rpc.connection import Connection
+from serve.rpc.server import Server as Rpc
 from serve.wire.edge import ACCESS
 from serve.wire.guard import Access
 from serve.wire.keys import Keys
@@ -32,6 +43,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             handler.close()
         logger.handlers, logger.propagate = [], True
     ACCESS.setLevel(logging.NOTSET)
+    logging.setLogRecordFactory(logging.LogRecord)
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -94,7 +106,118 @@ def test_what_befalls_no_request_is_told_in_full(file: Path) -> None:
     assert line["process"] == "toy-llava" and "the disk is full" in line["exception"] and "request_id" not in line
 
 
-def test_without_a_file_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+SECRET = "what colour is the hidden thing?"
+
+
+@pytest.fixture
+def text(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What a handler that is not ours writes, as Python's own does, with no `DIPTYCH_LOG`."""
+    monkeypatch.delenv(logs.FILE, raising=False)
+    monkeypatch.delenv(logs.WORDS, raising=False)
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logs.configure("gateway")
+    yield written
+    logging.getLogger().removeHandler(handler)
+    logging.setLogRecordFactory(logging.LogRecord)
+
+
+def inner() -> None:
+    try:
+        raise KeyError(SECRET)
+    except KeyError as error:
+        raise ValueError(f"no such thing: {error}") from error
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before the reply", "within it"])
+def test_uvicorns_log_of_a_bug_has_no_words(text: io.StringIO, begun: bool) -> None:
+    app = create_app(router())
+
+    async def stumbling(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        inner()
+
+    app.mount("/bug", stumbling)
+    with Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off")).running() as address:
+        try:
+            assert httpx.get(f"{address}/bug/", timeout=20).status_code == 500
+        except httpx.RemoteProtocolError:
+            assert begun
+    assert "Exception in ASGI application" in text.getvalue() and "inner" in text.getvalue()
+    assert "KeyError" in text.getvalue() and "ValueError" in text.getvalue()
+    assert "hidden" not in text.getvalue()
+
+
+async def test_what_no_task_waited_for_has_no_words(text: io.StringIO) -> None:
+    async def forgotten() -> None:
+        inner()
+
+    task = asyncio.create_task(forgotten())
+    await asyncio.sleep(0.01)
+    assert task.done()
+    del task
+    gc.collect()
+    assert "Task exception was never retrieved" in text.getvalue() and "ValueError" in text.getvalue()
+    assert "hidden" not in text.getvalue()
+
+
+@pytest.mark.parametrize("name", ["vllm.engine", "ray.serve", "uvicorn.error", "serve.column", "somebodys"])
+async def test_whoever_logs_within_a_request_has_no_words(text: io.StringIO, name: str) -> None:
+    REQUEST_ID.set("mine-8")
+    try:
+        inner()
+    except ValueError as error:
+        logging.getLogger(name).exception("it failed")
+        logging.getLogger(name).error("it failed: %s (%d)", error, 3)
+        logging.getLogger(name).error("and so", exc_info=error)
+    assert text.getvalue().count("ValueError") >= 3 and "it failed: ValueError (3)" in text.getvalue()
+    assert "hidden" not in text.getvalue()
+
+
+async def test_what_fails_in_a_replica_has_no_words(text: io.StringIO) -> None:
+    async def answer(said: str) -> Any:
+        yield said
+        inner()
+
+    async def standing() -> str:
+        return "fine"
+
+    server = Rpc({"answer": answer}, standing)
+    connection = await Connection.open("127.0.0.1", await server.start("127.0.0.1"), server.token)
+    REQUEST_ID.set("mine-9")
+    with pytest.raises(ModelError):
+        async for _ in connection.stream("answer", "x"):
+            pass
+    connection.close()
+    await server.stop()
+    assert "request mine-9: answer failed" in text.getvalue() and "inner" in text.getvalue()
+    assert "hidden" not in text.getvalue()
+
+
+async def test_what_befalls_no_request_keeps_its_words_in_any_log(text: io.StringIO) -> None:
+    try:
+        raise OSError("the disk is full")
+    except OSError as error:
+        logging.getLogger("ray.serve").exception("it did not start")
+        logging.getLogger("deployments.app").error("no: %s", error)
+    assert text.getvalue().count("the disk is full") == 3  # once as a line of code
+
+
+async def test_a_record_without_words_can_still_be_passed_on(text: io.StringIO) -> None:
+    REQUEST_ID.set("mine-10")
+    try:
+        inner()
+    except ValueError:
+        record = logging.getLogger("a").makeRecord("a", 40, "f", 1, "m %s", ("x",), sys.exc_info())
+    assert "hidden" not in str(vars(pickle.loads(pickle.dumps(record))))
+
+
+def test_without_a_file_no_handler_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(logs.FILE, raising=False)
     logs.configure("gateway", access=True)
     assert not [name for name in logs.OURS if logging.getLogger(name).handlers]
+    logging.setLogRecordFactory(logging.LogRecord)
