@@ -177,6 +177,11 @@ class GatewayArgs(Placed):
         description="Names by which it may be asked: vision.example.com, *.example.com. On loopback without keys it "
         "answers to this machine's own and to these; elsewhere to any, unless some are named.",
     )
+    salt_caches: bool = Field(
+        default=False,
+        description="Engines keep what they hold of one key's pictures and prompts apart from other keys', so that "
+        "nobody can time what others have asked. Costs what sharing saves.",
+    )
     cors: list[str] = Field(default=[], description="Origins whose pages may call: https://app.example.com, or *.")
 
     def asks_for_keys(self) -> bool:
@@ -202,8 +207,10 @@ class GatewayArgs(Placed):
             keys = Keys(entries, may_be_none=self.keys_file is not None)
             if not entries:
                 log.warning("There is no key in %s: nobody is let in, and only /health answers.", self.keys_file)
-        elif self.requests_per_minute or self.requests_at_once:
-            raise ValueError(f"requests_per_minute and requests_at_once are each key's: set keys_file or {KEYS}.")
+        elif self.requests_per_minute or self.requests_at_once or self.salt_caches:
+            raise ValueError(
+                f"requests_per_minute, requests_at_once and salt_caches are each key's: set keys_file or {KEYS}."
+            )
         return Access(
             keys=keys,
             metrics=self.metrics,
@@ -212,6 +219,7 @@ class GatewayArgs(Placed):
             per_minute=self.requests_per_minute,
             at_once=self.requests_at_once,
             hosts=self._hosts(),
+            salted=self.salt_caches,
         )
 
     def warning(self) -> str | None:

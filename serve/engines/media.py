@@ -9,6 +9,7 @@ import numpy as np
 from serve.engines.base import Prompt
 from serve.image import Image
 from serve.reading import SMALL
+from serve.request_id import CACHE_SALT
 
 CHANNELS = 4
 """An array with so short a side may be taken for one with its channels first."""
@@ -42,9 +43,22 @@ def named(image: Image) -> dict[str, Any]:
     return {"multi_modal_data": {"image": [None]}, **_name(image)}
 
 
+def name(image: Image) -> str | None:
+    """What vLLM's caches know a picture by: its file's digest, for each salt another."""
+    salt = CACHE_SALT.get()
+    return f"{image.digest}-{salt}" if image.digest and salt else image.digest
+
+
+def salted() -> dict[str, Any]:
+    """The part of vLLM's input that keeps a prompt's prefix apart from those of other salts."""
+    salt = CACHE_SALT.get()
+    return {"cache_salt": salt} if salt else {}
+
+
 def _name(image: Image) -> dict[str, Any]:
     """vLLM would else hash every pixel for its caches."""
-    return {} if image.digest is None else {"multi_modal_uuids": {"image": [image.digest]}}
+    known = name(image)
+    return {} if known is None else {"multi_modal_uuids": {"image": [known]}}
 
 
 def _seen(image: Image) -> Any:

@@ -97,7 +97,7 @@ class VllmEngine:
     def knows(self, image: Image) -> bool:
         """Whether vLLM still has this very file as it was prepared for an earlier question."""
         cache = None if self._llm is None else self._llm.renderer.mm_processor_cache
-        return cache is not None and image.digest is not None and bool(cache.is_cached_item(image.digest))
+        return cache is not None and (name := media.name(image)) is not None and bool(cache.is_cached_item(name))
 
     async def check(self) -> None:
         """Raises ModelError when the engine is dead or was never started."""
@@ -220,7 +220,7 @@ class VllmEngine:
     async def _inputs(self, prompt: Prompt) -> Any:
         """The prompt as vLLM's engine takes it: its tokens, and the picture as the model sees it."""
         render = self._llm.renderer.render_cmpl_async
-        wanted: dict[str, Any] = {"prompt": prompt.text}
+        wanted: dict[str, Any] = {"prompt": prompt.text, **media.salted()}
         if prompt.image is not None and self.knows(prompt.image):
             with contextlib.suppress(ValueError):  # it was put out of the cache just now
                 return (await render([{**wanted, **media.named(prompt.image)}]))[0]

@@ -14,7 +14,7 @@ import numpy as np
 from serve import tracing
 from serve.errors import ModelError
 from serve.media.shared_pixels import SharedPixels
-from serve.request_id import REQUEST_ID
+from serve.request_id import CACHE_SALT, REQUEST_ID
 from serve.rpc.frames import Unreadable, encode
 from serve.rpc.messages import LEASE_S, RENEW_S, Call, Cancel, End, Goodbye, Items, News, Probe, Probed, Renew
 from serve.rpc.peer import Peer
@@ -82,7 +82,7 @@ class Connection(Peer):
         number, stream = next(self._numbers), _Stream()
         if self.lost.is_set():
             raise ConnectionError("The connection is lost.")
-        call = Call(number, method, arguments, pace_s, REQUEST_ID.get(), tracing.header())
+        call = Call(number, method, arguments, pace_s, REQUEST_ID.get(), tracing.header(), CACHE_SALT.get())
         frame = encode(call, number, peer_opens_handles=self.shares_memory)
         self._streams[number] = stream
         self.post(frame, number)

@@ -13,7 +13,7 @@ TOKEN_S = 5.0
 
 class Call(NamedTuple):
     """Caller to server: begin a stream. pace_s: items that come closer together than this may be joined on the way.
-    request_id: of whom it is for. trace: the span it is under, as a traceparent; "" for none."""
+    request_id, salt: of whom it is for. trace: the span it is under, as a traceparent; "" for none."""
 
     number: int
     method: str
@@ -21,6 +21,7 @@ class Call(NamedTuple):
     pace_s: float = 0.0
     request_id: str = ""
     trace: str = ""
+    salt: str = ""
 
 
 class Cancel(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Literal
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.errors import Forbidden, NotFound, ServeError, TooMany, Unauthorized
+from serve.request_id import CACHE_SALT
 from serve.wire.keys import Keys
 from serve.wire.refusals import reply
 from serve.wire.shares import Shares
@@ -25,7 +26,7 @@ class Access:
 
     metrics: "closed" hides /metrics, keys or not. page: its own files; what it then asks still needs a key.
     per_minute, at_once: each key's share of requests that ask models (POST). hosts: names by which the server may be
-    asked, beside this machine's own; None is any.
+    asked, beside this machine's own; None is any. salted: engines share nothing of one key with another.
     """
 
     keys: Keys | None = None
@@ -35,6 +36,7 @@ class Access:
     per_minute: int | None = None
     at_once: int | None = None
     hosts: frozenset[str] | None = None
+    salted: bool = False
 
     def open_paths(self) -> frozenset[str]:
         """What needs no key, by its whole path."""
@@ -76,6 +78,8 @@ class Guard:
         else:
             name = self.keys.owner(scope["headers"])
             scope.setdefault("state", {})["key"] = name
+            if self.access.salted and name is not None:
+                CACHE_SALT.set(name)
             if name in self.keys.only_metrics and path != METRICS:
                 await reply(Forbidden(f"The key {name} may read {METRICS} and nothing else."))(scope, receive, send)
             else:
