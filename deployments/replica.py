@@ -15,8 +15,11 @@ from serve.engines.adapted import Adapted, Sharing
 from serve.engines.adapters import Adapter
 from serve.engines.base import Piece, Prompt, State
 from serve.errors import ModelError
+from serve.loop_lag import LoopLag
+from serve.media.budget import Budget
 from serve.models.base import Model
 from serve.models.own import lora
+from serve.reading import Reading
 from serve.rpc.server import Method, Server
 from serve.tasks.base import Delta, Reply, Request
 from serve.worker import Status, Worker, joined
@@ -43,9 +46,12 @@ class Replica:
         base = args.model()
         loras = [lora(adapter, base) for adapter in adapters]
         engine = _engine(args, base, loras, self._progress)
-        self.worker = Worker(base, engine)
-        self.adapters = {model.name: Worker(model, Adapted(engine, model.name)) for model in loras}
+        reading = Reading(Budget.of_one_of_many())
+        self.worker = Worker(base, engine, reading=reading)
+        self.adapters = {model.name: Worker(model, Adapted(engine, model.name), reading=reading) for model in loras}
         orphans = _orphans(base.name)
+        self._lag = LoopLag(_loop_lag(base.name))
+        self._lag.start()
         methods: dict[str, Method] = {"answer": self.answer, "speak": self.speak}
         self.server = Server(methods, self.standing, joined, orphans, simple=(Delta, Piece))
         self._listening: asyncio.Task[Address] | None = None
@@ -103,6 +109,7 @@ class Replica:
     async def __del__(self) -> None:
         """Asked by Serve when it stops this replica: no process of the engine stays behind."""
         self._starting.cancel()
+        self._lag.stop()
         await self.server.drain(self.drain_s, LEAVE_S)
         await self.server.stop()
         await self.worker.engine.stop()
@@ -180,6 +187,15 @@ def _orphans(model: str) -> Callable[[int], None]:
     about = "Answers that a model broke off because the gateway that had asked for them was gone."
     counter = Counter("diptych_orphans", about, tag_keys=("model",))
     return lambda streams: counter.inc(streams, {"model": model})
+
+
+def _loop_lag(model: str) -> Callable[[float], None]:
+    """Exports how long something held this process's event loop, at most, in the last minute."""
+    from ray.util.metrics import Gauge
+
+    about = "The longest time in the last minute for which something held a model's event loop."
+    gauge = Gauge("diptych_event_loop_lag_seconds", about, tag_keys=("model",))
+    return lambda seconds: gauge.set(seconds, {"model": model})
 
 
 def _through_ray() -> list[Any]:

@@ -77,6 +77,16 @@ FAN_OUT = [
     Panel("Requests under way", "short", {"{{instance}}": "sum by (instance) (diptych_requests_running)"}),
     Panel("Models that can answer", "short", {"{{model}}": 'max by (model) (diptych_model_state{state="ready"})'}),
     Panel("Gateways", "short", {"gateways": "count(diptych_requests_running)"}),
+    Panel(
+        "Memory held for requests",
+        "bytes",
+        {
+            "held {{instance}}": "max by (instance) (diptych_memory_held_bytes)",
+            "budget {{instance}}": "max by (instance) (diptych_memory_budget_bytes)",
+        },
+    ),
+    Panel("Refused for memory", "reqps", {"{{instance}}": rate("diptych_memory_refusals_total", "instance")}),
+    Panel("Event loop, longest lag", "s", {"{{instance}}": "max by (instance) (diptych_event_loop_lag_seconds)"}),
 ]
 """What a fan-out is like: the tasks' side."""
 
@@ -101,6 +111,11 @@ A_MODEL = [
     Panel("Errors by code", "reqps", {"{{code}}": rate("diptych_reply_errors_total", "code", MODEL)}),
     Panel("Asked and not answered", "short", {"{{model}}": f"sum by (model) (diptych_model_requests{MODEL})"}),
     Panel("Broken off for a gateway that is gone", "reqps", {"{{model}}": ORPHANS}),
+    Panel(
+        "Event loop, longest lag",
+        "s",
+        {"{{ReplicaId}}": f"max by (ReplicaId) (ray_diptych_event_loop_lag_seconds{MODEL})"},
+    ),
     Panel("Tokens", "short", {"{{kind}} a second": rate("diptych_tokens_total", "kind", MODEL)}),
     Panel("State", "short", {"{{state}}": f"max by (state) (diptych_model_state{MODEL})"}),
     Panel(

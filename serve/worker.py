@@ -40,11 +40,18 @@ class Stream:
 class Worker:
     """Answers tasks (`answer`) and plain conversations (`speak`) for one model."""
 
-    def __init__(self, model: Model, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        model: Model,
+        engine: Engine,
+        clock: Callable[[], float] = time.monotonic,
+        reading: Reading | None = None,
+    ) -> None:
+        """reading: where other models of this process read, too; what they hold then counts together."""
         self.model = model
         self.engine = engine
         self.clock = clock
-        self.reading = Reading()
+        self.reading = reading or Reading()
         self._state: State = "starting"
         self._step = "waiting to start"
         self._since = clock()

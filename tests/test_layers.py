@@ -12,6 +12,7 @@ LAYERS = [
         "errors",
         "fetch",
         "image",
+        "loop_lag",
         "reading",
         "request_id",
         "tracing",
@@ -33,8 +34,8 @@ LAYERS = [
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 WITHIN = {  # the lowest layer has an order of its own
-    **{"errors": 0, "deadline": 1, "video_caps": 0, "request_id": 0, "tracing": 0, "fetch": 1, "media": 1},
-    **{"image": 2, "video": 3, "geometry": 3, "masks": 3, "reading": 4},
+    **{"errors": 0, "loop_lag": 0, "video_caps": 0, "request_id": 0, "tracing": 0, "deadline": 1, "media": 1},
+    **{"fetch": 2, "image": 2, "video": 3, "geometry": 3, "masks": 3, "reading": 4},
 }
 FORBIDDEN = {"utils", "common", "helpers", "types", "http", "openai"}
 

@@ -13,7 +13,7 @@ from k8s.checks.rendered import Document
 from serve.wire.meters import Meters
 
 NAME = re.compile(r"\b(?:ray_)?diptych_\w+")
-BY_REPLICAS = {"ray_diptych_orphans_total"}
+BY_REPLICAS = {"ray_diptych_orphans_total", "ray_diptych_event_loop_lag_seconds"}
 """What deployments/replica.py counts, through Ray."""
 
 

@@ -17,6 +17,10 @@ CONTAINER_SHARE = 0.6
 MACHINE_SHARE = 1 / 8
 """Of a machine without a container's limit: models run beside us there."""
 MACHINE_LEAST = 2**30
+REPLICA_SHARE = 1 / 16
+"""Of the same for a model's process: up to eight toys stand in a pod of 12 GiB, each with 0.9 GB of its own."""
+REPLICA_LEAST = 768 * 2**20
+"""The largest picture fits."""
 
 # Up to which part of the budget a lease may be given, by (arriving, small). What arrives may not take all: each request
 # in it needs room to be parsed and decoded before it can end, and would wait for that until its deadline. The last
@@ -68,11 +72,11 @@ class _Waiter:
 class Budget:
     """Gives leases on `total` bytes, first come first served among leases of one kind; for the event loop only.
 
-    held: bytes leased now. refused: how many leases were not given.
+    held: bytes leased now.
     """
 
     def __init__(self, total: int) -> None:
-        self.total, self.held, self.refused = total, 0, 0
+        self.total, self.held, self._refused = total, 0, 0
         kinds = itertools.product((False, True), (True, False))  # work before what arrives, small before large
         self._waiting: dict[tuple[bool, bool], deque[_Waiter]] = {kind: deque() for kind in kinds}
 
@@ -85,6 +89,12 @@ class Budget:
         if limit is not None and limit < machine:
             return cls(int(limit * CONTAINER_SHARE))
         return cls(max(MACHINE_LEAST, int(machine * MACHINE_SHARE)))
+
+    @classmethod
+    def of_one_of_many(cls) -> "Budget":
+        """A budget for one of several processes that share a container or a machine, as a pod's models do."""
+        memory = machine_memory()
+        return cls(max(REPLICA_LEAST, int(min(container_limit() or memory, memory) * REPLICA_SHARE)))
 
     async def acquire(
         self, size: int, deadline: float | None = None, param: str | None = None, *, arriving: bool = False
@@ -99,6 +109,16 @@ class Budget:
         await self._give(lease, size, deadline, param, arriving)
         return lease
 
+    def resize(self, total: int) -> None:
+        """Have another total from now on; what is leased stays leased."""
+        self.total = total
+        self._serve()
+
+    def refusals(self) -> int:
+        """Return how many leases were refused since this was last asked."""
+        count, self._refused = self._refused, 0
+        return count
+
     def largest(self, *, arriving: bool = False) -> int:
         """The largest lease that can ever be given."""
         return int(self.total * _CEILINGS[arriving, False])
@@ -106,7 +126,7 @@ class Budget:
     async def _give(self, lease: Lease, size: int, deadline: float | None, param: str | None, arriving: bool) -> None:
         kind = arriving, size <= SMALL
         if size > self.total * _CEILINGS[kind]:
-            self.refused += 1
+            self._refused += 1
             raise TooLarge("The request needs more memory than this server has for one.", param=param)
         queue = self._waiting[kind]
         if not queue and self._fits(size - lease.size, kind):
@@ -134,7 +154,7 @@ class Budget:
             raise
 
     def _overloaded(self, param: str | None) -> Overloaded:
-        self.refused += 1
+        self._refused += 1
         return Overloaded("The server holds as much as its memory allows: try again later.", param=param)
 
     def _fits(self, more: int, kind: tuple[bool, bool]) -> bool:

@@ -8,6 +8,8 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serve.engines.base import State
+from serve.loop_lag import LoopLag
+from serve.media.budget import Budget
 from serve.tasks.base import Event, Merged, Reply, Usage
 from serve.worker import Status
 
@@ -59,6 +61,25 @@ class Meters:
             ["model"],
             registry=self.registry,
         )
+
+        self.budget_bytes = Gauge(
+            "diptych_memory_budget_bytes", "What requests may hold here together.", registry=self.registry
+        )
+        self.held_bytes = Gauge("diptych_memory_held_bytes", "What requests hold here now.", registry=self.registry)
+        self.memory_refusals = self._counter(
+            "memory_refusals", "Times that a request was refused because the memory budget had no room for it."
+        )
+        self.loop_lag = Gauge(
+            "diptych_event_loop_lag_seconds",
+            "The longest time in the last minute for which something held this process's event loop.",
+            registry=self.registry,
+        )
+        self._budget: Budget | None = None
+        self._lag: LoopLag | None = None
+
+    def watch(self, budget: Budget | None = None, lag: LoopLag | None = None) -> None:
+        """Export from now on how this budget, or this event loop, stands."""
+        self._budget, self._lag = budget or self._budget, lag or self._lag
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"diptych_{name}", about, labels, registry=self.registry)
@@ -113,6 +134,12 @@ class Meters:
             self.asked.labels(status.model).set(status.asked)
             for state in STATES:
                 self.states.labels(status.model, state).set(state == status.state)
+        if self._budget is not None:
+            self.budget_bytes.set(self._budget.total)
+            self.held_bytes.set(self._budget.held)
+            self.memory_refusals.inc(self._budget.refusals())
+        if self._lag is not None:
+            self.loop_lag.set(self._lag.worst())
         return generate_latest(self.registry)
 
 

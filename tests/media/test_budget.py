@@ -41,7 +41,7 @@ async def test_what_can_never_fit_is_refused_at_once(size: int, arriving: bool) 
     budget = Budget(100 * MB)
     with pytest.raises(TooLarge) as refused:
         await budget.acquire(size, param="image", arriving=arriving)
-    assert (refused.value.status, refused.value.param, budget.refused, budget.held) == (413, "image", 1, 0)
+    assert (refused.value.status, refused.value.param, budget.refusals(), budget.held) == (413, "image", 1, 0)
 
 
 async def test_the_largest_lease_is_one_that_can_be_given() -> None:
@@ -57,7 +57,7 @@ async def test_who_does_not_get_it_in_time_is_refused_for_now() -> None:
     lease = await budget.acquire(80 * MB)
     with pytest.raises(Overloaded) as refused:
         await budget.acquire(20 * MB, soon())
-    assert (refused.value.status, budget.refused, budget.held) == (429, 1, 80 * MB)
+    assert (refused.value.status, budget.refusals(), budget.held) == (429, 1, 80 * MB)
     with pytest.raises(Overloaded):
         await budget.acquire(20 * MB, soon(-1))
     lease.release()
@@ -231,5 +231,6 @@ def test_the_budget_of_a_process_fits_where_it_runs(monkeypatch: pytest.MonkeyPa
     assert 0 < Budget.of_this_process().total < machine_memory()
     monkeypatch.setattr("serve.media.budget.container_limit", lambda: 2048 * MB)
     assert 1000 * MB < Budget.of_this_process().total < 1400 * MB
+    assert Budget.of_one_of_many().total == 768 * MB
     monkeypatch.setattr("serve.media.budget.container_limit", lambda: 2**62)  # version 1's word for none
     assert Budget.of_this_process().total <= machine_memory()
