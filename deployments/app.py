@@ -24,6 +24,8 @@ from deployments.watching import watch
 from serve import tracing
 from serve.api import create_app
 from serve.fetch.fetcher import Fetcher
+from serve.loop_lag import LoopLag
+from serve.media.budget import Budget
 from serve.router import Router
 from serve.wire.meters import Meters
 from serve.wire.shares import Shares
@@ -66,7 +68,11 @@ class Gateway:
         self._handles = handles
         self._pools: dict[str, Pool] = {}
         self._told: dict[str, Any] = {}
+        self._budget = Budget.of_this_process(args.gateway.memory_mb)
+        self._lag = LoopLag()
+        self._lag.start()
         self._meters, self._shares = Meters(), Shares()
+        self._meters.watch(lag=self._lag)
         self._args = args
         self._served = Served(self._app(args))
         listen = args.gateway.listen
@@ -91,6 +97,7 @@ class Gateway:
                 return
             await asyncio.gather(*(pool.meet(MEET_S) for name, pool in self._pools.items() if name not in known))
             self._served.app, self._args = app, args
+            self._budget.resize(Budget.of_this_process(args.gateway.memory_mb).total)
             logs.lines_for_requests(args.gateway.access_log)
             if self.front is not None:
                 self.front.limit(args.gateway)
@@ -113,6 +120,7 @@ class Gateway:
 
     async def __del__(self) -> None:
         """Asked by Serve when it stops this gateway: the others take what is new, at the same port."""
+        self._lag.stop()
         if self.front is not None:
             await self.front.stop()
 
@@ -134,6 +142,7 @@ class Gateway:
             fetcher=Fetcher(gateway.images),
             meters=self._meters,
             shares=self._shares,
+            budget=self._budget,
         )
 
     def _read_keys(self) -> None:

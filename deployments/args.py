@@ -146,6 +146,12 @@ class GatewayArgs(Placed):
     num_cpus: float = Field(default=0.5, ge=0)
     images: Policy = Field(default=Policy(), description="Which pictures it fetches by their URLs.")
     listen: Listen | None = Field(default=None, description="A port past Serve's own ingress, whose proxy costs time.")
+    memory_mb: int | None = Field(
+        default=None,
+        ge=64,
+        description="What its requests may hold together: bodies, files, pixels. Left out: 60 % of its container's "
+        "memory, or an eighth of the machine's.",
+    )
     max_body_mb: int = Field(default=MAX_BODY // 2**20, ge=1, description="The largest request that is read.")
     body_timeout_s: float = Field(default=Limits.body_s, gt=0, description="In which a request's body must arrive.")
     head_timeout_s: float = Field(default=Limits.head_s, gt=0, description="The same for its headers, with `listen`.")

@@ -13,6 +13,7 @@ from serve import catalog, chat_completions, pages
 from serve.engines.base import State
 from serve.errors import BadRequest, NotFound
 from serve.fetch.fetcher import Fetcher
+from serve.media.budget import Budget
 from serve.models.base import Model
 from serve.router import Router
 from serve.tasks import TASKS
@@ -67,20 +68,23 @@ def create_app(
     fetcher: Fetcher | None = None,
     meters: Meters | None = None,
     shares: Shares | None = None,
+    budget: Budget | None = None,
 ) -> FastAPI:
     """The whole HTTP side over one router.
 
-    origins: whose pages may call it from a browser, beside its own. meters, shares: where it counts on, when it comes
-    in another app's place; else it counts for itself, as no metric is in a global registry.
+    origins: whose pages may call it from a browser, beside its own. meters, shares, budget: where it counts on, when it
+    comes in another app's place; else it counts for itself, as no metric is in a global registry.
     """
     app = FastAPI(title="Diptych", version=document.VERSION, description=document.ABOUT, docs_url=None, redoc_url=None)
+    budget = budget or Budget.of_this_process()
     meters = meters or Meters()
-    fan_out = FanOut(router, meters, Pictures(fetcher or Fetcher()))
+    meters.watch(budget)
+    fan_out = FanOut(router, meters, Pictures(fetcher or Fetcher(), budget))
     app.add_middleware(Guard, access=access, origins=origins, shares=shares)  # the last one added stands outermost
     if origins:
         _let_browsers_call(app, origins)
     app.add_middleware(Head)
-    app.add_middleware(Edge, meters=meters, limits=limits)
+    app.add_middleware(Edge, meters=meters, limits=limits, budget=budget)
     refusals.install(app)
     _add_chat(app, fan_out)  # routes are tried in this order: the busiest first
     _add_tasks(app, fan_out)

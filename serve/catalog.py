@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from serve.errors import NotFound
+from serve.errors import BadRequest, NotFound
 from serve.models import MODELS
 from serve.models.base import Model
 from serve.tasks import TASKS
@@ -26,6 +26,10 @@ COLUMNS = {
     "checked": "Checked on",
 }
 """The rows of the comparison: a card's field and how a person calls it."""
+
+MAX_COMPARED = 64
+MAX_NAME = 200
+"""Characters of a name that are looked at: no model's is as long."""
 
 OLDER_NAMES = {"llava-next": "llava-v1-6", "llava-1-6": "llava-v1-6"}
 """What a family is also called, dots as hyphens: LLaVA-NeXT's checkpoints are named v1.6."""
@@ -105,13 +109,16 @@ def catalogue(served: Mapping[str, Model]) -> Catalogue:
 def compare(names: Sequence[str], served: Mapping[str, Model]) -> Comparison:
     """The comparison table of some models, in the order given; `llava-1.5` is short for `llava-1.5-7b`.
 
-    Raises NotFound naming what is not in the catalogue.
+    Raises NotFound naming what is not in the catalogue, BadRequest for more than MAX_COMPARED names.
     """
     models = known(served)
-    names = [_whole(name, models, served) for name in names]
+    names = list(dict.fromkeys(names))
+    if len(names) > MAX_COMPARED:
+        raise BadRequest(f"At most {MAX_COMPARED} models are compared.", param="models")
+    names = [_whole(name[:MAX_NAME], models, served) for name in names]
     for name in names:
         if name not in models:
-            near = difflib.get_close_matches(name[:200], models, cutoff=0.4)
+            near = difflib.get_close_matches(name[:MAX_NAME], models, cutoff=0.4)
             raise NotFound(
                 f"There is no model {name[:200]!r} in the catalogue"
                 + (f"; near it: {', '.join(near)}." if near else ".")

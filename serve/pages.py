@@ -6,11 +6,19 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from serve.errors import NotFound
+
 HERE = Path(__file__).parent
 WEB = HERE / "web"
+MAX_PATH = 1024
+MAX_NAMES = 4096
+"""Characters of a comparison's path: more than all known models' names together."""
+MAX_SLASHES = 8
+"""In it: names have none, and each makes every address in the page longer."""
 SCENES = HERE / "toy" / "scenes"
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -23,7 +31,7 @@ PAGE_HEADERS = {
 
 
 class Files(StaticFiles):
-    """A folder, its files under the pages' own headers."""
+    """A folder, its files under the pages' own headers. A path that is longer than any of theirs is not looked up."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
@@ -31,6 +39,8 @@ class Files(StaticFiles):
                 MutableHeaders(scope=message).update(PAGE_HEADERS)
             await send(message)
 
+        if len(scope["path"]) > MAX_PATH:
+            raise HTTPException(404)
         await super().__call__(scope, receive, with_headers)
 
 
@@ -50,6 +60,8 @@ def install(app: FastAPI) -> None:
     @app.get("/compare/{names:path}", include_in_schema=False)
     async def compare(names: str) -> Response:
         """`names`: of models, `-vs-` between them; the page itself reads them."""
+        if len(names) > MAX_NAMES or names.count("/") > MAX_SLASHES:
+            raise NotFound("There is no comparison of so many models.")
         return _page("index.html", "/".join([".."] * (1 + names.count("/"))))
 
     @app.get("/docs", include_in_schema=False)

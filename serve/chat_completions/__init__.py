@@ -4,8 +4,6 @@ What `model` names decides: a model (alone, plain OpenAI behaviour), a task (`vq
 models (`vqa:*`, `vqa:a,b`: the merged reply and each model's own).
 """
 
-import asyncio
-
 from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.requests import Request as HttpRequest
@@ -17,9 +15,10 @@ from serve.chat_completions.replies import ChatCompletion, Head
 from serve.chat_completions.request import ChatCompletionRequest
 from serve.chat_completions.together import Together, named
 from serve.errors import BadRequest
+from serve.wire.body import parsed
 from serve.wire.client import attended
 from serve.wire.fan_out import FanOut
-from serve.wire.json_body import checked, is_quick
+from serve.wire.json_body import checked
 from serve.wire.pieces import PiecewiseJson
 from serve.wire.refusals import refusal
 from serve.wire.sse import opened
@@ -29,9 +28,7 @@ __all__ = ["ChatCompletion", "ChatCompletionRequest", "answer"]
 
 async def answer(fan_out: FanOut, http: HttpRequest) -> Response:
     """One completion, whole or streamed. Raises what the client is told."""
-    body = await http.body()
-    quick = is_quick(body)
-    request, conversation = _read(body) if quick else await asyncio.to_thread(_read, body)
+    request, conversation = await parsed(http, _read)
     asked = named(fan_out.router, request.model, film=conversation.video is not None)
     head = Head(http.state.request_id, request.model)
     speaker = (
@@ -45,7 +42,7 @@ async def answer(fan_out: FanOut, http: HttpRequest) -> Response:
     return PiecewiseJson(whole)
 
 
-def _read(body: bytes) -> tuple[ChatCompletionRequest, Conversation]:
+def _read(body: bytearray) -> tuple[ChatCompletionRequest, Conversation]:
     try:
         given = from_json(checked(body))
     except ValueError:
@@ -54,4 +51,6 @@ def _read(body: bytes) -> tuple[ChatCompletionRequest, Conversation]:
         request = ChatCompletionRequest.model_validate(given)
     except ValidationError as error:
         raise refusal(error, given) from None
-    return request, read(request.messages)
+    conversation = read(request.messages)
+    request.messages.clear()  # they hold the picture's base64; the conversation has the rest
+    return request, conversation

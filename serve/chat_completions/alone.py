@@ -201,7 +201,7 @@ class Alone:
         """The prompts with what they show brought here. A picture is decoded by the model's own process."""
         self.deadline.check()
         if self.image is not None:
-            await self.pictures.fetch(self.image, self.deadline)
+            looking.enter_context(await self.pictures.fetch(self.image, self.deadline))
         if self.video is None:
             return self.prompts
         await looking.enter_async_context(self.pictures.watched(self.video, self.deadline))

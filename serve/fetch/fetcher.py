@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import io
 import logging
 import ssl
 from collections.abc import Callable
@@ -13,9 +14,12 @@ from serve.errors import BadRequest, TooLarge, Unavailable
 from serve.fetch.address import Address, Place, literal, parse, public
 from serve.fetch.dial import Pinned, Resolve, resolve
 from serve.fetch.policy import Policy
+from serve.media.budget import Lease
 
 AT_ONCE = 32
 """Files on their way at the same time; each is held in memory, up to its cap."""
+ROOM_S = 2.0
+"""How long a file waits for room in memory, its connection open."""
 REDIRECTS = 3
 CONNECT_S = 2.0
 """For each of an origin's addresses, and for its TLS handshake."""
@@ -52,11 +56,14 @@ class Fetcher:
         self._tls = functools.cache(tls)  # reading the authorities takes 50 ms
         self._seats = asyncio.Semaphore(AT_ONCE)
 
-    async def fetch(self, url: str, param: str, most: int, within_s: float | None = None) -> bytes:
+    async def fetch(
+        self, url: str, param: str, most: int, within_s: float | None = None, lease: Lease | None = None
+    ) -> bytes:
         """The file at `url`, at most `most` bytes of it, within `within_s` and the policy's own time.
 
-        Raises BadRequest naming `param`, in the same words for whatever we will not connect to, so that nobody learns
-        from them what is in our network; TooLarge; Unavailable where too many are being fetched.
+        lease: grows to the file's size before that is read. Raises BadRequest naming `param`, in the same words for
+        whatever we will not connect to, so that nobody learns from them what is in our network; TooLarge; Unavailable
+        where too many are being fetched, Overloaded where the lease cannot grow.
         """
         seconds = min(self.policy.timeout_s, self.policy.timeout_s if within_s is None else within_s)
         end = asyncio.get_running_loop().time() + seconds
@@ -68,7 +75,7 @@ class Fetcher:
             raise Unavailable(said, param=param, code="overloaded") from None
         try:
             async with asyncio.timeout_at(end):
-                return await self._followed(url, param, most)
+                return await self._followed(url, param, most, lease)
         except TimeoutError:
             raise _failed(f"it did not arrive within {round(seconds, 2):g} s", param) from None
         except _BROKEN:
@@ -76,12 +83,12 @@ class Fetcher:
         finally:
             self._seats.release()
 
-    async def _followed(self, url: str, param: str, most: int) -> bytes:
+    async def _followed(self, url: str, param: str, most: int, lease: Lease | None) -> bytes:
         for _ in range(REDIRECTS + 1):
             place = parse(url)
             if place is None or not self.policy.permits(place):
                 raise _refused(param)
-            found = await self._got(place, await self._checked(place, param), param, most)
+            found = await self._got(place, await self._checked(place, param), param, most, lease)
             if isinstance(found, bytes):
                 return found
             url = found
@@ -98,7 +105,7 @@ class Fetcher:
             raise _refused(param)
         return [str(address) for address in addresses]
 
-    async def _got(self, place: Place, addresses: list[str], param: str, most: int) -> bytes | str:
+    async def _got(self, place: Place, addresses: list[str], param: str, most: int, lease: Lease | None) -> bytes | str:
         """The file, or the URL that its server names instead."""
         url = httpcore.URL(scheme=place.scheme, host=place.host, port=place.port, target=place.target)
         tls = await asyncio.to_thread(self._tls) if place.scheme == "https" else None
@@ -119,15 +126,20 @@ class Fetcher:
                 raise _failed(f"its server answered {response.status}", param)
             if headers.get(b"content-encoding", "identity").lower() != "identity":
                 raise _failed("its server sent it compressed, unasked", param)
-            declared = headers.get(b"content-length", "0")
-            if declared.isdecimal() and int(declared) > most:
+            declared = headers.get(b"content-length", "")
+            size = int(declared[:18]) if declared.isdecimal() else most
+            if size > most:
                 raise _too_large(param, most)
-            data = bytearray()
+            if lease is not None:
+                await lease.grow(size, asyncio.get_running_loop().time() + ROOM_S, param, arriving=True)
+            data = io.BytesIO()  # whose bytes are taken out without a copy
             async for chunk in response.aiter_stream():
-                data += chunk
-                if len(data) > most:
+                data.write(chunk)
+                if data.tell() > size:
                     raise _too_large(param, most)
-            return bytes(data)
+            if lease is not None:
+                lease.shrink(data.tell())
+            return data.getvalue()
 
 
 def _joined(place: Place, location: str, param: str) -> str:

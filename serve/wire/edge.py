@@ -10,8 +10,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import tracing
-from serve.errors import HeadTooLarge, TooLarge, TooSlow
+from serve.errors import HeadTooLarge
+from serve.media.budget import Budget, Lease
 from serve.request_id import REQUEST_ID
+from serve.wire.body import Arriving, too_large
 from serve.wire.limits import Limits
 from serve.wire.meters import Meters
 from serve.wire.refusals import LEFT, reply
@@ -24,27 +26,33 @@ UNMATCHED = "unmatched"
 QUIET = {"/health", "/ready", "/metrics"}
 """What asks all the time, and is not worth a line."""
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,128}")
-RAYS_OWN = {
+MAX_QUERY = 8192
+"""Bytes of a query: of 64 KB of `a&a&...` FastAPI made 32,000 fields, which held the event loop for 0.14 s."""
+UNHEARD = {
+    b"cookie",
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
     b"serve_multiplexed_model_id",
     b"x-session-id",
 }
-"""Headers by which Ray Serve lets anybody switch off its timeouts and choose a replica. Nothing behind this layer sees
-them. At a port of our own no Ray comes before it; behind Serve's ingress its proxy has obeyed them already, so there
-whatever stands in front must take them away. Ray's fifth, x-request-id, is checked here."""
+"""Headers that nothing behind this layer sees. Cookies mean nothing here, and FastAPI reads them all: 60 KB of
+backslashes took Python's reader 12 s (CVE-2024-7592). By the others Ray Serve lets anybody switch off its timeouts and
+choose a replica. At a port of our own no Ray comes before it; behind Serve's ingress its proxy has obeyed them already,
+so there whatever stands in front must take them away. Ray's fifth, x-request-id, is checked here."""
 
 
 class Edge:
-    """Gives each request an id, refuses what is too large unread and what is too slow, counts and times replies.
+    """Gives each request an id and a lease on the budget, refuses what is too large unread and what is too slow, counts
+    and times replies.
 
     A client's own `x-request-id` is kept where it is short and plain, so that one id runs through everyone's logs.
     """
 
-    def __init__(self, app: ASGIApp, meters: Meters, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, meters: Meters, limits: Limits, budget: Budget) -> None:
         self.app = app
         self.meters = meters
         self.limits = limits
+        self.budget = budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,7 +64,9 @@ class Edge:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID_FORM.fullmatch(given) else f"{random.getrandbits(128):032x}"
-        scope.setdefault("state", {}).update(request_id=request_id, arrived=arrived)
+        lease, until = Lease(self.budget), arrived + self.limits.body_s
+        state = {"request_id": request_id, "arrived": arrived, "body_until": until, "lease": lease}
+        scope.setdefault("state", {}).update(state)
         REQUEST_ID.set(request_id)
         span = self._span(scope, headers, request_id)
 
@@ -69,18 +79,22 @@ class Edge:
             whole = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
-            declared = headers.get("content-length", "0")
+            declared = _declared(headers)
             if size > self.limits.head:
                 said = f"The request's headers are larger than {self.limits.head // 1024} KB."
                 await reply(HeadTooLarge(said))(scope, receive, send_with_id)
-            elif declared.isdigit() and int(declared) > self.limits.body:
-                await reply(self._too_large())(scope, receive, send_with_id)
+            elif len(scope.get("query_string", b"")) > MAX_QUERY:
+                said = f"The request's query is longer than {MAX_QUERY // 1024} KB."
+                await reply(HeadTooLarge(said))(scope, receive, send_with_id)
+            elif declared is not None and declared > self.limits.body:
+                await reply(too_large(self.limits))(scope, receive, send_with_id)
             else:
-                await self.app(scope, self._counted(receive, arrived + self.limits.body_s), send_with_id)
+                await self.app(scope, Arriving(receive, declared, self.limits, lease, until), send_with_id)
         except Exception:
             whole = True  # by a 500 of the server's own
             raise
         finally:
+            lease.release()
             self.meters.running.dec()
             left, seconds = not whole or status == LEFT, time.perf_counter() - began
             route = getattr(scope.get("route"), "path", UNMATCHED)
@@ -111,37 +125,19 @@ class Edge:
             ACCESS.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
 
     def _enter(self, scope: Scope) -> int:
-        """Takes Ray's headers away; gives the size of the head in bytes."""
+        """Take away the headers that nobody is to see; return the size of the head in bytes."""
         size, kept = len(scope.get("raw_path") or b"") + len(scope.get("query_string", b"")), []
         for pair in scope["headers"]:
             size += len(pair[0]) + len(pair[1]) + 4
-            if pair[0] not in RAYS_OWN:
+            if pair[0] not in UNHEARD:
                 kept.append(pair)
         scope["headers"] = kept
         return size
 
-    def _counted(self, receive: Receive, end: float) -> Receive:
-        """`receive` that gives up on a body that grows too large, or does not come to its end: not every body declares
-        its length."""
-        size, whole = 0, False
 
-        async def counted() -> Message:
-            nonlocal size, whole
-            if whole:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(end):
-                    message = await receive()
-            except TimeoutError:
-                said = f"The request did not arrive within {self.limits.body_s:g} s."
-                raise TooSlow(said) from None
-            whole = not message.get("more_body", False)
-            size += len(message.get("body", b""))
-            if size > self.limits.body:
-                raise self._too_large()
-            return message
-
-        return counted
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"The request is larger than {self.limits.body / 2**20:g} MB.", code="request_too_large")
+def _declared(headers: Headers) -> int | None:
+    """Return the body's length by its head; None where it comes in chunks."""
+    if "transfer-encoding" in headers:
+        return None
+    length = headers.get("content-length", "0")
+    return int(length[:18]) if length.isdecimal() else None  # more digits are no number that Python reads

@@ -1,25 +1,28 @@
 """A task's body, JSON or multipart, as its request."""
 
 import asyncio
+import functools
 import json
-import re
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request as HttpRequest
 
-from serve.errors import BadRequest
+from serve.errors import BadRequest, TooLarge
 from serve.tasks.base import Request
-from serve.wire.json_body import checked, is_quick
-from serve.wire.limits import MAX_BODY
+from serve.wire.body import parsed
+from serve.wire.json_body import checked
 from serve.wire.refusals import refusal
 
 MAX_FIELDS = 64
-MAX_WEIGHTS = 16_384  # characters
-SEPARATORS = re.compile(r"[;,]")
+MAX_TEXT = 2**20
+"""Bytes of a part that is no file: a picture as a data URL may be as large."""
+MAX_LIST = MAX_WEIGHTS = 16_384  # characters
+MAX_TYPE = 512
 LISTS = ("labels", "models")
 FILES = ("image", "video")
 CHARSETS = {b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1", b"latin1"}
@@ -30,20 +33,48 @@ does not know, and some that it knows (`undefined`, `idna`) raise errors of thei
 async def read(http: HttpRequest, kind: type[Request]) -> Request:
     """The body as a task's request. Raises BadRequest or TooLarge naming the field."""
     if http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        _check_charset(http.headers["content-type"])
-        async with http.form(max_files=len(FILES), max_fields=MAX_FIELDS, max_part_size=MAX_BODY) as form:
-            fields = await _fields(form)
-        return await asyncio.to_thread(_from_form, kind, fields)
-    body = await http.body()
-    return _from_json(kind, body) if is_quick(body) else await asyncio.to_thread(_from_json, kind, body)
+        return await asyncio.to_thread(_from_form, kind, await _form(http))
+    return await parsed(http, functools.partial(_from_json, kind))
 
 
 def phrases(text: str) -> list[str]:
     """ "a cat; a dog" or "a cat, a dog" -> ["a cat", "a dog"]."""
-    return [phrase.strip() for phrase in SEPARATORS.split(text) if phrase.strip()]
+    return [phrase.strip() for phrase in text.replace(";", ",").split(",") if phrase.strip()]
 
 
-def _from_json(kind: type[Request], body: bytes) -> Request:
+class _InMemory(MultiPartParser):
+    """Starlette's parser. It keeps files in memory, where the budget counts them, and lets only files be large."""
+
+    spool_max_size = 0  # never to a disk
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        part = self._current_part
+        if part.file is None and len(part.data) + end - start > MAX_TEXT:
+            name = part.field_name[:200]
+            told = f"{name} is longer than {MAX_TEXT // 1024} KB: only files may be."
+            raise TooLarge(told, param=name, code="request_too_large")
+        super().on_part_data(data, start, end)
+
+
+async def _form(http: HttpRequest) -> dict[str, Any]:
+    """The body's fields. Raises BadRequest or TooLarge naming the field, Overloaded where its files have no room."""
+    _check_type(http.headers["content-type"])
+    parser = _InMemory(http.headers, http.stream(), max_files=len(FILES), max_fields=MAX_FIELDS, max_part_size=MAX_TEXT)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise BadRequest(error.message[:200], code="invalid_request") from None
+    lease = http.state.lease
+    size = lease.size
+    try:
+        await lease.grow(2 * size, http.state.body_until)  # each file is copied out of the form
+        return await _fields(form)
+    finally:
+        await form.close()
+        lease.shrink(size)
+
+
+def _from_json(kind: type[Request], body: bytearray) -> Request:
     try:
         return kind.model_validate_json(checked(body), strict=True)
     except ValidationError as error:
@@ -57,7 +88,7 @@ def _from_form(kind: type[Request], fields: dict[str, Any]) -> Request:
         raise refusal(error, fields) from None
 
 
-def _json(body: bytes) -> Any:
+def _json(body: bytearray) -> Any:
     try:
         return from_json(body)
     except ValueError:
@@ -78,6 +109,8 @@ async def _fields(form: FormData) -> dict[str, Any]:
             fields[name] = await _upload(name, first)
         elif name in LISTS:
             texts = [value for value in values if isinstance(value, str)]
+            if sum(map(len, texts)) > MAX_LIST:
+                raise BadRequest(f"{name} is longer than {MAX_LIST:,} characters.", param=name)
             fields[name] = _listed(name, texts[0]) if len(texts) == 1 else texts
         elif name == "weights":
             fields[name] = _weights(first)
@@ -86,8 +119,10 @@ async def _fields(form: FormData) -> dict[str, Any]:
     return fields
 
 
-def _check_charset(content_type: str) -> None:
-    """Raise BadRequest where a form's Content-Type names a charset that cannot be read."""
+def _check_type(content_type: str) -> None:
+    """Raise BadRequest where a form's Content-Type is too long to be read, or names a charset that cannot be."""
+    if len(content_type) > MAX_TYPE:
+        raise BadRequest("Content-Type, its charset and boundary included, is too long.")
     charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8")
     if charset.strip().lower() not in CHARSETS:
         name = charset[:50].decode("latin-1")

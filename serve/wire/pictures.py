@@ -7,23 +7,34 @@ from serve import reading
 from serve.deadline import Deadline
 from serve.fetch.fetcher import Fetcher
 from serve.image import MAX_BYTES, Image
+from serve.media.budget import Budget, Lease
 from serve.reading import Reading
 from serve.tasks.base import Request
 from serve.video import Video
 
 
 class Pictures:
-    """What one gateway fetches and holds."""
+    """What one gateway fetches and holds, counted against its budget."""
 
-    def __init__(self, fetcher: Fetcher) -> None:
+    def __init__(self, fetcher: Fetcher, budget: Budget) -> None:
         self.fetcher = fetcher
-        self.reading = Reading()
+        self.budget = budget
+        self.reading = Reading(budget)
 
-    async def fetch(self, image: Image, deadline: Deadline) -> None:
-        """Have its file here, with its digest. Raises BadRequest or TooLarge naming the field, Unavailable."""
-        if image.url is not None:
-            image.arrive(await self.fetcher.fetch(image.url, image.param, MAX_BYTES, deadline.left()))
-        await reading.name(image)
+    async def fetch(self, image: Image, deadline: Deadline) -> Lease:
+        """Have its file here, with its digest. Return the lease on what was fetched.
+
+        Raises BadRequest or TooLarge naming the field, Unavailable, Overloaded where the budget has no room for it.
+        """
+        lease = Lease(self.budget)
+        try:
+            if image.url is not None:
+                image.arrive(await self.fetcher.fetch(image.url, image.param, MAX_BYTES, deadline.left(), lease))
+            await reading.name(image)
+        except BaseException:
+            lease.release()
+            raise
+        return lease
 
     @asynccontextmanager
     async def watched(self, video: Video, deadline: Deadline) -> AsyncIterator[None]:
@@ -41,7 +52,7 @@ class Pictures:
                 request.image = request.video.still()
                 yield request
             return
-        await self.fetch(request.image, deadline)
-        async with self.reading.read(request.image, deadline.left()):
-            deadline.check()
-            yield request
+        with await self.fetch(request.image, deadline):
+            async with self.reading.read(request.image, deadline.left()):
+                deadline.check()
+                yield request

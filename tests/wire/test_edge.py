@@ -11,7 +11,7 @@ from served import LLAVA, PALIGEMMA, URL, calling, frames, message, plain, route
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
 from serve.request_id import REQUEST_ID
-from serve.wire.edge import RAYS_OWN
+from serve.wire.edge import UNHEARD
 from serve.wire.limits import Limits
 
 VQA = {"image": URL, "question": "what colour?"}
@@ -27,7 +27,7 @@ async def test_headers_that_ray_obeys_stop_at_the_edge() -> None:
         await send({"type": "http.response.body", "body": b""})
 
     app.mount("/seen", look)
-    sent = {name.decode(): "?1" for name in RAYS_OWN}
+    sent = {name.decode(): "?1" for name in UNHEARD}
     async with calling(app) as client:
         await client.get("/seen/", headers={**sent, "x-kept": "1"})
     assert seen["x-kept"] == "1" and not set(sent) & set(seen)

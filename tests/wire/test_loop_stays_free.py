@@ -1,0 +1,134 @@
+"""Inputs that cost much to read: the event loop goes on while they are read or refused."""
+
+import json
+import random
+from collections.abc import Iterator
+
+import pytest
+from asgi_calls import call
+from loop_work import loop_stays_free
+from served import LLAVA, URL, message, plain
+
+FREE_S = 0.15
+N = 60_000
+BOUNDARY = "b0"
+FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
+
+HEADS: dict[str, tuple[str, bytes, dict[str, str]]] = {
+    "cookie of backslashes": ("/health", b"", {"cookie": 'a="' + "\\" * N + '"'}),
+    "cookie of octals": ("/v1/models", b"", {"cookie": 'a="' + "\\101" * (N // 4) + '"'}),
+    "many cookies": ("/v1/catalog", b"", {"cookie": "a=b;" * (N // 4)}),
+    "many fields": ("/health", b"a&" * (N // 2), {}),
+    "names one after the other": ("/v1/compare", b"models=" + b"a," * 4000, {}),
+    "names that all differ": ("/v1/compare", b"models=" + b",".join(b"%d" % i for i in range(1500)), {}),
+    "a name near many": ("/v1/compare", b"models=" + b"llava-onevision-" * 500, {}),
+    "names near many": ("/v1/compare", b"models=" + b",".join(b"paligemma2-3b-%d" % i for i in range(60)), {}),
+    "escapes": ("/v1/compare", b"models=" + b"%2c%3b" * 1300, {}),
+    "slashes": ("/compare/" + "/" * N, b"", {}),
+    "names in the path": ("/compare/" + "-vs-".join("llava" for _ in range(N // 9)), b"", {}),
+    "folders": ("/web/" + "a/" * (N // 2), b"", {}),
+    "ups": ("/scenes/" + "../" * (N // 3), b"", {}),
+    "a model's name": ("/v1/models/" + "a/" * (N // 2), b"", {}),
+    "tags": ("/web/app.js", b"", {"if-none-match": '"a",' * (N // 4)}),
+    "ranges": ("/web/app.js", b"", {"range": "bytes=" + "0-1," * (N // 4)}),
+}
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+async def test_heads(name: str) -> None:
+    path, query, headers = HEADS[name]
+    app = plain()
+    await call(app, "/health", method="GET")
+    async with loop_stays_free(FREE_S):
+        reply = await call(app, path, method="GET", query=query, headers=headers)
+    assert reply.status < 500 and len(reply.body) < 64 * 1024
+
+
+async def test_a_long_query_is_refused() -> None:
+    reply = await call(plain(), "/v1/compare", method="GET", query=b"models=" + b"a" * 9000)
+    assert (reply.status, json.loads(reply.body)["error"]["code"]) == (431, "headers_too_large")
+
+
+@pytest.mark.parametrize("count", [65, 100, 1500])
+async def test_a_comparison_of_too_many_models_is_refused(count: int) -> None:
+    query = b"models=" + b",".join(b"%d" % i for i in range(count))
+    reply = await call(plain(), "/v1/compare", method="GET", query=query)
+    error = json.loads(reply.body)["error"]
+    assert (reply.status, error["param"]) == (400, "models") and "64" in error["message"]
+    again = await call(plain(), "/v1/compare", method="GET", query=b"models=" + b"toy-llava," * (count // 2))
+    assert again.status == 200  # one model, however often it is named
+
+
+def text_part(name: str, value: bytes) -> bytes:
+    return f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n'.encode() + value + b"\r\n"
+
+
+def form(*parts: bytes) -> bytes:
+    return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
+
+
+def task(**fields: object) -> bytes:
+    return json.dumps({"image": URL, "question": "what?"} | fields).encode()
+
+
+def chat(**fields: object) -> bytes:
+    return json.dumps({"model": LLAVA, "messages": [message()]} | fields).encode()
+
+
+TASK, DETECT, CHAT = "/v1/tasks/vqa", "/v1/tasks/detect", "/v1/chat/completions"
+LARGE = 20 * 2**20
+BODIES = {
+    "labels in a form": (DETECT, form(text_part("labels", b"a," * 500_000))),
+    "many commas": (DETECT, form(text_part("labels", b"," * 1_000_000))),
+    "models in a form": (TASK, form(text_part("models", b"a;" * 500_000))),
+    "a list in JSON": (DETECT, form(text_part("labels", json.dumps(["a"] * 200_000).encode()))),
+    "deep JSON": (DETECT, form(text_part("labels", b"[" * 1_000_000))),
+    "weights": (TASK, form(text_part("weights", b'{"a":1,' * 100_000))),
+    "a question": (TASK, form(text_part("question", b"\\" * 1_000_000), text_part("image", URL.encode()))),
+    "an image as text": (TASK, form(text_part("image", b"data:image/png;base64," + b"A A " * 250_000))),
+    "many parts": (TASK, form(*[text_part(f"a{i}", b"x" * 10_000) for i in range(64)])),
+    "blanks in base64": (TASK, task(image="data:image/png;base64," + "QUJ " * (LARGE // 4))),
+    "blanks in a chat's": (CHAT, chat(messages=[message(image="data:image/png;base64," + "Q\nU\r" * (LARGE // 4))])),
+    "padding": (TASK, task(image="data:image/png;base64," + "=" * LARGE)),
+    "no base64": (TASK, task(image="data:image/png;base64," + "\\" * LARGE)),
+    "a long URL": (TASK, task(image="https://" + "a." * (LARGE // 2))),
+    "a head without end": (CHAT, chat(messages=[message(image="data:" + "a" * LARGE)])),
+    "escapes": (TASK, b'{"question": "' + b"\\u00e9" * (LARGE // 6) + b'"}'),
+    "weights in JSON": (TASK, task(weights={f"m{i}": 1 for i in range(50_000)})),
+    "unknown fields": (TASK, task(**{f"m{i}": 1 for i in range(50_000)})),
+    "many models": (TASK, task(models=["toy-llava"] * 100_000)),
+    "wrong models": (TASK, task(models=list(range(100_000)))),
+    "messages": (CHAT, chat(messages=[{"role": "user", "content": "a"}] * 50_000)),
+    "parts": (CHAT, chat(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}] * 50_000}])),
+    "numbers": (TASK, task(seed="1" * 100) + b" " * 10 + b"1" * 1_000_000),
+    "one number": (TASK, b'{"seed": ' + b"1" * LARGE + b"}"),
+}
+
+
+def pieces(body: bytes) -> Iterator[bytes]:
+    for at in range(0, len(body), 65536):
+        yield body[at : at + 65536]
+
+
+@pytest.mark.parametrize("name", list(BODIES))
+async def test_bodies(name: str) -> None:
+    path, body = BODIES[name]
+    headers = FORM if body.startswith(b"--") else {"content-type": "application/json"}
+    app = plain()
+    await call(app, path, iter([b"{}"]))
+    async with loop_stays_free(FREE_S):
+        reply = await call(app, path, pieces(body), headers=headers)
+    assert 400 <= reply.status < 500 and len(reply.body) < 2000, reply.body[:300]
+
+
+@pytest.mark.parametrize("seed", [2, 3, 5])
+async def test_types_of_forms(seed: int) -> None:
+    draw = random.Random(seed)
+    kind = (
+        FORM["content-type"]
+        + "; "
+        + "".join(draw.choice(['a="b', ";", "\\", "=", '"', "x*0=y;"]) for _ in range(20_000))
+    )
+    async with loop_stays_free(FREE_S):
+        reply = await call(plain(), TASK, iter([form()]), headers={"content-type": kind})
+    assert reply.status == 400
