@@ -34,8 +34,8 @@ LATER_S = 0.3
 """So much later than usual a small picture may be answered."""
 REPLICA_GROWS = 600 * 2**20
 """Bytes that one replica may grow by for one input; a square of 16,384 is 805 MB."""
-QUIET_S, BEFORE_S, SETTLES_S = 6.0, 0.2, 8.0
-"""How long the two clients are heard before the first input and before each, and what may be left is waited for."""
+QUIET_S, BEFORE_S, AFTER_S, SETTLES_S = 6.0, 0.2, 0.4, 8.0
+"""How long the two clients are heard before the first input, before each, after it; how long what is left may stay."""
 NICENESS = 10
 """Of the hostile client, which a real one would run on a machine of its own."""
 BUDGET, HELD = "diptych_memory_budget_bytes", "diptych_memory_held_bytes"
@@ -190,7 +190,7 @@ class Bench:
         self.watch.reset()
         began = time.monotonic()
         answers = await asyncio.gather(*(exchange(self.host, self.port, ask, hostile.within_s) for ask in asks))
-        ended = time.monotonic()
+        ended = time.monotonic() + AFTER_S
         await self._heard(ended)
         self.watch.look()
         self.probes.pause()

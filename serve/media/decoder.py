@@ -28,6 +28,9 @@ from serve.media.outline import Refused, outline
 
 NICENESS = 10
 """Whatever else the machine has to do goes first."""
+SESSION_NICENESS = 5
+"""Of the whole session, where the kernel gives each session its share of the processors (sched_autogroup): niceness
+counts within one only, and this is one of its own. Less, as it counts against everybody who uses the machine."""
 MESSAGE = 2**16
 NARROW = 64 * 2**20
 """A film that left less than so much of its memory unused may have wanted more."""
@@ -47,10 +50,8 @@ def main() -> None:
 def _go_behind() -> None:
     """Lower the priority of this process and its children."""
     os.nice(NICENESS)
-    # Where the kernel gives each session its share of the processors, niceness counts within a session only, and ours
-    # is a session of its own: the session's share is lowered as well, where this kernel has that.
-    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
-        group.write(str(NICENESS))
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:  # not every kernel has it
+        group.write(str(SESSION_NICENESS))
 
 
 class _Zygote:

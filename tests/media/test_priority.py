@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from serve.media.decoder import NICENESS
+from serve.media.decoder import NICENESS, SESSION_NICENESS
 from serve.media.processes import Zygote
 from tests.served import until
 
@@ -18,7 +18,7 @@ def test_a_media_process_and_its_session_are_nice() -> None:
         wanted = min(19, os.nice(0) + NICENESS)
         assert until(lambda: os.getpriority(os.PRIO_PROCESS, process) == wanted, 10)
         if _session_share(os.getpid()) is not None:  # not every kernel groups processes by session
-            assert until(lambda: _session_share(process) == NICENESS, 10)
+            assert until(lambda: _session_share(process) == SESSION_NICENESS, 10)
     finally:
         zygote.close()
 
