@@ -172,3 +172,14 @@ async def test_a_whole_reply_is_written_in_pieces(sizes: list[int]) -> None:
     assert b"".join(message["body"] for message in sent[1:]) == b"".join(parts)
     assert max(len(message["body"]) for message in sent[1:]) <= PIECE
     assert [message["more_body"] for message in sent[1:]] == [True] * (len(sent) - 2) + [False]
+
+
+@pytest.mark.parametrize("name", ["\ufffd", "\ufffd\ufffd", " \ufffd"])
+async def test_alternatives_that_are_half_a_letter_have_no_bytes(name: str) -> None:
+    engine = Telling(["\u00e9", "\ufffd"], together=False)
+    engine.tokens = tuple(Token(token.text, -0.5, (("\u00e9", -0.5), (name, -1.0))) for token in engine.tokens)
+    async with calling(served(engine)) as client:
+        (choice,) = (await client.post(PATH, json=ask(top_logprobs=2))).json()["choices"]
+    for token in choice["logprobs"]["content"]:
+        assert bytes(token["bytes"]) == token["token"].encode()
+        assert [other["bytes"] for other in token["top_logprobs"]] == [[195, 169], None]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from serve.chat_completions.request import StreamOptions
-from serve.engines.base import Token
+from serve.engines.base import HALF, Token
 from serve.tasks.base import Usage
 from serve.wire.sse import encoded, frame
 
@@ -20,12 +20,19 @@ AT_ONCE = 1000
 
 
 class TopLogprob(BaseModel):
+    """A token that could have stood there. bytes: null where it is a part of a letter."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(BaseModel):
+    """A token of the reply. All tokens' bytes joined are its text's: a letter's last token has all of the letter's."""
+
     token: str
     logprob: float
     bytes: list[int]
-
-
-class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
@@ -126,7 +133,10 @@ def logprobs(tokens: Sequence[Token], top: int) -> dict[str, Any]:
     """Return tokens' log-probabilities in OpenAI's form, as `Logprobs` describes it; made of plain lists, since there
     may be a hundred thousand of them."""
     content = [
-        {**_likely(token.text, token.logprob), "top_logprobs": [_likely(*pair) for pair in token.top[:top]]}
+        {
+            **_likely(token.text, token.logprob),
+            "top_logprobs": [_alternative(*pair) for pair in token.top[:top]],
+        }
         for token in tokens
     ]
     return {"content": content, "refusal": None}
@@ -163,3 +173,8 @@ def finish_reason(reason: str | None) -> FinishReason:
 
 def _likely(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": logprob if logprob > LEAST else LEAST, "bytes": list(text.encode())}
+
+
+def _alternative(text: str, logprob: float) -> dict[str, Any]:
+    likely = _likely(text, logprob)
+    return {**likely, "bytes": None} if HALF in text else likely

@@ -12,6 +12,8 @@ from serve.image import Image
 from serve.video import Video
 
 FinishReason = Literal["stop", "length", "abort"]
+HALF = "\ufffd"
+"""The name of a token that is a part of a letter."""
 State = Literal["starting", "ready", "asleep", "failed"]
 """Where a model stands. asleep: no process of it runs; the first request starts one."""
 

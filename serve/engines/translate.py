@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from serve.engines.base import FinishReason, Sampling, Token
+from serve.engines.base import HALF, FinishReason, Sampling, Token
 from serve.errors import BadRequest, ModelError
 
-HALF = "\ufffd"
-"""The name of a token that is a part of a letter."""
 FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
 
 
