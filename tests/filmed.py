@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import struct
 from typing import Any
 
 import av
@@ -49,6 +50,15 @@ def animation(count: int = 12, kind: str = "GIF", width: int = 64, height: int =
     file = io.BytesIO()
     first.save(file, kind, save_all=True, append_images=rest, **{"duration": 40, "lossless": True, **options})
     return file.getvalue()
+
+
+def blinking(count: int, width: int = 4096, height: int = 2304) -> bytes:
+    """A GIF of large frames for a few bytes each: every one changes a single pixel."""
+    head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(3) + b"\xff\xff\xff"
+    shown = b"\x21\xf9\x04\x08" + struct.pack("<HB", 5, 0) + b"\0"
+    pixel = b"\x02\x02\x4c\x01\0"  # clear, 1, end
+    frames = [shown + b"\x2c" + struct.pack("<HHHHB", at % width, 0, 1, 1, 0) + pixel for at in range(count)]
+    return head + b"".join(frames) + b"\x3b"
 
 
 def url(data: bytes, kind: str = "video/mp4") -> str:

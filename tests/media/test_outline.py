@@ -1,0 +1,252 @@
+"""serve.media.outline: what a file's structure says of it, in bounded steps, before a decoder sees it."""
+
+import io
+import json
+import struct
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from serve.errors import ServeError
+from serve.image import decode
+from serve.media.outline import (
+    MAX_PARTS,
+    MAX_SCANS,
+    QUICK_BYTES,
+    QUICK_SCANS,
+    Refused,
+    outline,
+    pixel_file,
+)
+from tests.test_image import ORIENTATIONS, chunk, corners, quarters, saved
+
+
+def segment(marker: int, body: bytes = b"") -> bytes:
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def baseline(scans: int, width: int = 64, height: int = 64, first: bytes = b"", between: bytes = b"") -> bytes:
+    """A JPEG whose three colours have scans of their own, again and again; `between` stands before each scan."""
+    out = b"\xff\xd8" + first + segment(0xDB, b"\0" + bytes([16] * 64))
+    out += segment(0xC0, struct.pack(">BHHB", 8, height, width, 3) + bytes([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0]))
+    table = bytes([1] + [0] * 15) + b"\0"
+    out += segment(0xC4, b"\x00" + table) + segment(0xC4, b"\x10" + table)
+    out += b"".join(between + segment(0xDA, bytes([1, 1 + at % 3, 0x00, 0, 63, 0])) for at in range(scans))
+    return out + b"\xff\xd9"
+
+
+def early(data: bytes, *extra: bytes) -> bytes:
+    """A PNG with more chunks behind its header."""
+    return data[:33] + b"".join(extra) + data[33:]
+
+
+def late(data: bytes, *extra: bytes) -> bytes:
+    """A PNG with more chunks behind its pixels."""
+    return data[:-12] + b"".join(extra) + data[-12:]
+
+
+def refused(data: bytes, whole: bool = True) -> str:
+    with pytest.raises(Refused) as caught:
+        outline(data, whole=whole)
+    return caught.value.why
+
+
+BARE = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 0x0112, 3, 1, 6)
+TIFF = BARE + bytes(4)  # no further directory
+RAW = b"\nexif\n      42\n" + (b"Exif\0\0" + TIFF).hex().encode()  # as ImageMagick writes it
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+GRAPH = json.dumps({str(at): {"class_type": "KSampler", "inputs": {"seed": at}} for at in range(40_000)}).encode()
+PROFILE = np.random.default_rng(7).integers(0, 64, 3_000_000, dtype=np.uint8).tobytes()
+
+
+# What is read although it carries a lot
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        early(saved(quarters(), "PNG"), chunk(b"iCCP", b"Display\0\0" + zlib.compress(PROFILE))),
+        early(saved(quarters(), "PNG"), chunk(b"iCCP", b"Display\0\0" + zlib.compress(PROFILE)[:-9])),
+        early(saved(quarters(), "PNG"), chunk(b"tEXt", b"prompt\0" + GRAPH)),
+        late(saved(quarters(), "PNG"), chunk(b"zTXt", b"workflow\0\0" + zlib.compress(GRAPH))),
+        early(saved(quarters(), "PNG"), *[chunk(b"iTXt", b"part\0\0\0\0\0" + GRAPH[:200_000])] * 60),
+        early(saved(quarters(), "PNG"), *[chunk(b"prVt", b"")] * 2_000),
+        early(saved(quarters(), "PNG"), chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + bytes(9_000_000))),
+        saved(quarters(), "JPEG", icc_profile=PROFILE),
+        saved(quarters(), "JPEG", comment=b"c" * 65_000),
+        saved(quarters(), "WEBP", lossless=True, icc_profile=PROFILE, xmp=GRAPH),
+        saved(quarters(), "GIF", comment=b"c" * 500_000),
+    ],
+    ids=[
+        *("png profile", "png broken profile", "png tEXt", "png zTXt behind", "png 60 iTXt", "png private", "png exif"),
+        *("jpeg profile", "jpeg comment", "webp profile", "gif comment"),
+    ],
+)
+def test_what_only_describes_a_picture_is_no_reason_to_refuse_it(data: bytes) -> None:
+    assert corners(decode(data)) == corners(decode(saved(quarters(), "PNG")))
+    assert len(pixel_file(data, outline(data))) < 20_000
+
+
+@pytest.mark.parametrize("size", [1, 7, 60_000])
+def test_a_jpeg_with_thousands_of_exif_segments_is_read_in_time(size: int) -> None:
+    """Pillow joins them, each time copying what it has."""
+    extra = segment(0xE1, b"Exif\0\0" + bytes(size)) * min(3_000, 12_000_000 // size)
+    data = saved(quarters(), "JPEG")
+    began = time.process_time()
+    image = decode(data[:2] + extra + data[2:])
+    assert time.process_time() - began < 1 and corners(image) == corners(decode(data))
+
+
+def test_an_ordinary_file_is_decoded_as_it_is() -> None:
+    for kind, options in (("PNG", {}), ("WEBP", {}), ("GIF", {}), ("JPEG", {"progressive": True})):
+        data = saved(quarters(), kind, **options)
+        assert pixel_file(data, outline(data)) is data or kind in ("GIF", "PNG")
+
+
+# Which way up
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        early(saved(quarters(), "PNG"), chunk(b"eXIf", TIFF)),
+        late(saved(quarters(), "PNG"), chunk(b"eXIf", TIFF)),
+        early(saved(quarters(), "PNG"), chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)),
+        early(saved(quarters(), "PNG"), chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP))),
+        early(saved(quarters(), "PNG"), chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(RAW))),
+        saved(quarters(), "JPEG", exif=b"Exif\0\0" + TIFF),
+        saved(
+            quarters(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHHI", 0x0112, 3, 1, 6, 0, 0)
+        ),
+        saved(quarters(), "JPEG", xmp=XMP),
+        saved(quarters(), "WEBP", exif=b"Exif\0\0" + TIFF),
+        saved(quarters(), "WEBP", xmp=XMP.replace(b'="6"', b">6<")),
+    ],
+    ids=[
+        *("png eXIf", "png eXIf behind", "png xmp", "png packed xmp", "png raw profile"),
+        *("jpeg", "jpeg big-endian", "jpeg xmp", "webp", "webp xmp"),
+    ],
+)
+def test_the_orientation_is_read_wherever_pillow_reads_it(data: bytes) -> None:
+    found = outline(data)
+    assert (found.orientation, found.width, found.height) == (6, 16, 32)
+    assert PIL.Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
+    assert corners(decode(data)) == ORIENTATIONS[6]
+
+
+@pytest.mark.parametrize(
+    "tiff",
+    [
+        b"",
+        b"II*\0",
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\xff\xff",
+        b"MM*\0" + BARE[4:],
+        BARE[:-3],
+        BARE[:-4] + struct.pack("<I", 9),
+        BARE[:12] + struct.pack("<HII", 3, 2, 6),
+        BARE[:12] + struct.pack("<HII", 5, 1, 6),
+    ],
+)
+def test_an_orientation_that_cannot_be_used_is_ignored(tiff: bytes) -> None:
+    assert outline(early(saved(quarters(), "PNG"), chunk(b"eXIf", tiff))).orientation == 1
+
+
+# What is refused, and why
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        baseline(MAX_SCANS + 1),
+        baseline(20_000),
+        baseline(500, between=b"\xff" * 200),
+        baseline(60, between=segment(0xFE, b"\xff\xd9")),
+        baseline(60, between=b"\xff\xd0\xff\x00"),
+        baseline(60, first=segment(0xE1, b"Exif\0\0" + TIFF)),
+    ],
+    ids=["33", "20,000", "filled", "an end that is none", "restarts", "behind EXIF"],
+)
+def test_a_jpeg_of_too_many_scans_is_refused_whatever_its_kind(data: bytes) -> None:
+    assert refused(data) == "scans"
+    with pytest.raises(ServeError, match="too many scans") as caught:
+        decode(data)
+    assert caught.value.status == 413
+
+
+def test_a_second_picture_behind_a_jpeg_does_not_count() -> None:
+    data = saved(quarters(), "JPEG", progressive=True)
+    assert outline(data + data * 5, whole=True).scans == outline(data, whole=True).scans <= QUICK_SCANS
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        early(saved(quarters(), "PNG"), *[chunk(b"tEXt", b"a\0b")] * MAX_PARTS),
+        b"\x89PNG\r\n\x1a\n" + saved(quarters(), "PNG")[8:33] + chunk(b"IDAT", b"") * (MAX_PARTS + 1),
+        b"\xff\xd8" + segment(0xEC) * (MAX_PARTS + 1) + saved(quarters(), "JPEG")[2:],
+        b"\xff\xd8" + segment(0xE1, b"Exif\0\0a") * (MAX_PARTS + 1) + saved(quarters(), "JPEG")[2:],
+        saved(quarters(), "WEBP")[:12] + b"junk\0\0\0\0" * (MAX_PARTS + 1),
+        b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"!\xfe\x01a\0" * (MAX_PARTS + 1),
+        b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"!\xfe" + b"\x01a" * (MAX_PARTS + 1) + b"\0",
+    ],
+    ids=["png texts", "png empty", "jpeg empty", "jpeg exif", "webp", "gif comments", "gif comment"],
+)
+def test_a_file_of_too_many_parts_is_refused_in_time(data: bytes) -> None:
+    began = time.process_time()
+    assert refused(data) in ("parts", "damaged")
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize("filler", [b"\xff", b"\xff\x00", b"\x00"])
+def test_a_jpeg_that_is_filler_costs_no_time(filler: bytes) -> None:
+    data = b"\xff\xd8\xff" + filler * (19_000_000 // len(filler))
+    began = time.process_time()
+    assert refused(data, whole=False) == "damaged"
+    assert time.process_time() - began < 0.1
+
+
+@pytest.mark.parametrize("marker", [0xC3, 0xC5, 0xCB])
+def test_a_jpeg_of_a_kind_that_is_not_decoded_is_refused_as_that(marker: int) -> None:
+    data = saved(quarters(), "JPEG")
+    at = data.index(b"\xff\xc0")
+    assert refused(data[: at + 1] + bytes([marker]) + data[at + 2 :]) == "kind"
+    twelve = data[: at + 4] + b"\x0c" + data[at + 5 :]
+    with pytest.raises(ServeError, match="lossless"):
+        decode(twelve)
+
+
+# What is quick
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_an_everyday_picture_is_quick(kind: str) -> None:
+    assert outline(saved(quarters(640, 480), kind)).quick
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(quarters(1000, 600), "PNG"),
+        early(saved(quarters(), "PNG"), chunk(b"tEXt", b"a\0" + bytes(QUICK_BYTES))),
+        b"\x89PNG\r\n\x1a\n" + saved(quarters(), "PNG")[8:33] + chunk(b"IDAT", b"") * 300,
+        baseline(QUICK_SCANS + 1),
+        baseline(3, 800, 700),
+    ],
+    ids=["pixels", "bytes", "chunks", "scans", "pixels in scans"],
+)
+def test_what_may_take_long_is_not_quick(data: bytes) -> None:
+    assert not outline(data).quick
+
+
+def test_the_peak_grows_with_what_a_decoder_holds() -> None:
+    def peak(kind: str, mode: str = "RGB", **options: Any) -> int:
+        return outline(saved(PIL.Image.new(mode, (3000, 2000)), kind, **options)).peak_bytes
+
+    assert peak("PNG", "L") < peak("PNG") < peak("WEBP")
+    assert peak("JPEG") < peak("JPEG", progressive=True)
+    assert peak("PNG", "RGBA") < 20 * 6_000_000  # what it took before
