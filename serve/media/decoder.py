@@ -27,10 +27,8 @@ from serve.media import pixels
 from serve.media.outline import Refused, outline
 
 NICENESS = 10
-"""Whatever else the machine has to do goes first."""
-SESSION_NICENESS = 5
-"""Of the whole session, where the kernel gives each session its share of the processors (sched_autogroup): niceness
-counts within one only, and this is one of its own. Less, as it counts against everybody who uses the machine."""
+"""Of the children: whatever else the server has to do goes first. Where the kernel gives each session its share of the
+processors (sched_autogroup) it counts within one only, so they stay in the server's."""
 MESSAGE = 2**16
 NARROW = 64 * 2**20
 """A film that left less than so much of its memory unused may have wanted more."""
@@ -42,16 +40,9 @@ _PAGE = resource.getpagesize()
 
 def main() -> None:
     """Serve jobs until the other end closes the control socket."""
-    _go_behind()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: our parent decides when to end
     _LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)  # no network, where the kernel lets us give it up
     _Zygote(socket.socket(fileno=int(sys.argv[1]))).serve()
-
-
-def _go_behind() -> None:
-    """Lower the priority of this process and its children."""
-    os.nice(NICENESS)
-    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:  # not every kernel has it
-        group.write(str(SESSION_NICENESS))
 
 
 class _Zygote:
@@ -78,7 +69,7 @@ class _Zygote:
                         os.read(self.woken, MESSAGE)
                 elif fd == self.control.fileno():
                     if not self._take():
-                        return  # children die with us, by PR_SET_PDEATHSIG
+                        return self._end()
                 elif event & (select.POLLHUP | select.POLLERR):
                     self._kill(fd)
             self._reap()
@@ -113,6 +104,12 @@ class _Zygote:
             if job.fileno() == fd:
                 self.poll.unregister(job)
                 os.kill(child, signal.SIGKILL)  # not reaped yet, so it is still this child's number
+
+    def _end(self) -> None:
+        for child in self.jobs:
+            os.kill(child, signal.SIGKILL)
+        for child in self.jobs:
+            os.waitpid(child, 0)
 
     def _reap(self) -> None:
         while self.jobs:
@@ -161,7 +158,7 @@ def _confine(order: dict[str, Any], kept: set[int]) -> None:
         if fd > 2 and fd not in kept:
             with contextlib.suppress(OSError):
                 os.close(fd)
-    os.nice(order.get("nicer", 0))
+    os.nice(NICENESS + order["nicer"])
     memory = _address_space() + order["memory"]
     for limit, most in (
         (resource.RLIMIT_AS, memory),

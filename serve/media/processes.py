@@ -128,7 +128,7 @@ class Zygote:
                     stdout=subprocess.DEVNULL,
                     env=_environment(),
                     pass_fds=[theirs.fileno()],
-                    start_new_session=True,
+                    process_group=0,
                 )
         return self._control
 

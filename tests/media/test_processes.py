@@ -19,6 +19,7 @@ import pytest
 from serve import video as films
 from serve.errors import Overloaded, Unavailable
 from serve.media import processes
+from serve.media.decoder import NICENESS
 from serve.media.outline import Refused, outline
 from serve.media.processes import Job, Lanes, Queue, Seats, Zygote, processors
 from serve.media.shared_pixels import SharedPixels
@@ -55,7 +56,7 @@ def zygote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Zygote]:
     running = descendants([own.pid]) if own.pid is not None else []
     own.close()
     assert not any(alive(process) for process in running)
-    assert len(set(os.listdir("/proc/self/fd")) - before) <= 6  # an event loop's own
+    assert len(set(os.listdir("/proc/self/fd")) - before) <= 4  # an event loop's own
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -186,6 +187,7 @@ def test_it_ends_with_the_process_that_started_it() -> None:
     program = """
 import asyncio, os, signal, sys
 from serve.media import processes
+from serve.media.decoder import NICENESS
 processes.ZYGOTE.submit(processes.Job("image", 60, 2**28, 100), b"a")
 print(processes.ZYGOTE.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -208,11 +210,12 @@ def test_it_knows_no_secret(zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> 
     }
 
 
-async def test_it_stands_behind_all_others_and_is_one_thread(zygote: Zygote) -> None:
+async def test_children_stand_behind_all_others_of_the_session_and_are_one_thread(zygote: Zygote) -> None:
     async with decoding(zygote):
+        await until(lambda: os.getpriority(os.PRIO_PROCESS, children(zygote)[0]) == min(19, os.nice(0) + NICENESS))
         for process in (zygote.pid, *children(zygote)):
             assert process is not None and len(os.listdir(f"/proc/{process}/task")) == 1
-            assert os.getpriority(os.PRIO_PROCESS, process) >= 10
+            assert os.getsid(process) == os.getsid(0) and os.getpgid(process) != os.getpgid(0)
 
 
 # Who may decode when
