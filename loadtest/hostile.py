@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from loadtest.hostile_inputs import Hostile, inputs
+from loadtest.hostile_inputs import LLAVA, PALIGEMMA, Hostile, inputs
 from loadtest.probes import EVERY_S, HEALTH, PICTURE, Probes
 from loadtest.raw_http import Answer, exchange
 from loadtest.seen_processes import Processes, Watch
-from loadtest.sides import Refused, Sort, running
+from loadtest.sides import Refused, Sort, diptych_with, running
 
 HEALTH_S = 0.15
 LATER_S = 0.3
@@ -36,6 +36,8 @@ REPLICA_GROWS = 600 * 2**20
 """Bytes that one replica may grow by for one input; a square of 16,384 is 805 MB."""
 QUIET_S, BEFORE_S, AFTER_S, SETTLES_S = 6.0, 0.2, 0.4, 8.0
 """How long the two clients are heard before the first input, before each, after it; how long what is left may stay."""
+MEMORY_MB = 1228
+"""What a gateway has in its pod of 2 GiB (k8s/): 60 % of it."""
 NICENESS = 10
 """Of the hostile client, which a real one would run on a machine of its own."""
 BUDGET, HELD = "diptych_memory_budget_bytes", "diptych_memory_held_bytes"
@@ -68,7 +70,7 @@ def main() -> int:
         print("\n".join(f"{one.kind:<18} {one.name}" for one in chosen or inputs()))
         return 0 if options.list else 2
     try:
-        with _server(options.url) as url:
+        with _server(options.url, options.memory_mb) as url:
             rows = uvloop.run(_ask_all(url, chosen, options.tries))
     except (Refused, OSError, LookupError) as error:
         print(f"hostile: {error}", file=sys.stderr)
@@ -86,6 +88,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="inputs whose kind or name has it")
     parser.add_argument("--list", action="store_true", help="print their names and end")
     parser.add_argument("--url", type=_loopback, help="a server of this machine that runs already")
+    parser.add_argument(
+        "--memory-mb", type=int, default=MEMORY_MB, help="the gateway's budget, where it is started here"
+    )
     parser.add_argument("--tries", type=int, default=2, help="an input at fault is asked again; the last try counts")
     parser.add_argument("--out", default="build/hostile")
     return parser.parse_args()
@@ -103,14 +108,15 @@ def _wanted(one: Hostile, only: Sequence[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _server(url: str | None) -> Iterator[str]:
+def _server(url: str | None, memory_mb: int) -> Iterator[str]:
     """The server that is asked: the one at `url`, or one of both toys that lives as long as the block."""
     if url is not None:
         yield url
         return
 
-    def command(port: int, _folder: Path) -> list[str]:
-        return [sys.executable, "-m", "deployments", f"--port={port}"]
+    def command(port: int, folder: Path) -> list[str]:
+        models = [{"name": name} for name in (LLAVA, PALIGEMMA)]
+        return diptych_with(models, port, folder, gateway={"memory_mb": memory_mb})
 
     with running(Sort("H", "Diptych", "driver", command)) as side:
         while not _is_ready(side.url):

@@ -122,9 +122,9 @@ def _structure() -> Iterator[Hostile]:
         "GIF, a comment of 5 MB": lambda: files.gif(64, 64, blocks=files.long_comment(20_000)),
         "GIF, 200,000 application blocks": lambda: files.gif(64, 64, blocks=files.application_blocks(200_000)),
         "GIF, 300,000 unknown blocks": lambda: files.gif(64, 64, blocks=files.unknown_blocks(300_000)),
-        "GIF, 20,000 frames, as a picture": lambda: files.gif(4000, 2000, frames=20_000),
+        "GIF, 20,000 frames, as a picture": lambda: files.gif(1000, 1000, frames=20_000),
         "WEBP, 300,000 empty chunks": lambda: files.webp_chunks(64, 64, 300_000),
-        "WEBP, 2,000 frames, as a picture": lambda: files.webp_animation(4000, 4000, 2_000),
+        "WEBP, 2,000 frames, as a picture": lambda: files.webp_animation(1000, 1000, 2_000),
     }
     for name, build in made.items():
         yield Hostile("structure", name, functools.partial(_looked_at, build))
@@ -132,6 +132,8 @@ def _structure() -> Iterator[Hostile]:
     yield Hostile("structure", "JPEG, 36 MP, 900 scans, six at once", held, light=False)
     held = functools.partial(_looked_at, lambda: files.progressive_scans(6000, 6000, 30), 3)
     yield Hostile("structure", "JPEG, 36 MP, 30 progressive scans, six at once", held, light=False)
+    held = functools.partial(_looked_at, lambda: files.webp_animation(6000, 6000, 2_000), 3)
+    yield Hostile("structure", "WEBP, 36 MP, 2,000 frames, six at once", held, light=False)
     held = functools.partial(_looked_at, lambda: files.webp(3000, 3000, grain=True), 3)
     yield Hostile("structure", "WEBP, 9 MP of random bits, six at once", held, light=False)
 

@@ -104,10 +104,10 @@ def _diptych(port: int, folder: Path) -> list[str]:
     return [sys.executable, "-m", "deployments", f"--models={MODEL}", f"--port={port}"]
 
 
-def diptych_with(models: Sequence[Mapping[str, Any]], port: int, folder: Path) -> list[str]:
-    """The command that serves these entries of a Serve config."""
+def diptych_with(models: Sequence[Mapping[str, Any]], port: int, folder: Path, **args: Any) -> list[str]:
+    """The command that serves these entries of a Serve config. args: the config's others, as `gateway`."""
     config = folder / "config.yaml"
-    application = {"name": "diptych", "import_path": APP, "args": {"models": list(models)}}
+    application = {"name": "diptych", "import_path": APP, "args": {"models": list(models), **args}}
     config.write_text(yaml.dump({"applications": [application]}))
     return [sys.executable, "-m", "deployments", f"--config={config}", f"--port={port}"]
 

@@ -1,0 +1,107 @@
+"""The light inputs of `make hostile`, to an app with simulated engines: 2xx or 4xx, and the event loop stays free."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import uvicorn
+from served import Server, router
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deployments.arriving import Arriving
+from loadtest.hostile import wrong
+from loadtest.hostile_inputs import Hostile, form, inputs
+from loadtest.raw_http import Answer, Ask, exchange
+from serve.api import create_app
+from serve.engines.fake import FakeEngine
+from serve.loop_lag import LoopLag
+from serve.wire.guard import Access
+from serve.wire.limits import Limits
+
+HELD_S = 0.5
+"""Processor time that the loop may spend on one thing, ten times what it does; what others take does not count."""
+LIGHT = [one for one in inputs() if one.light]
+WATCH = "/watch"
+
+
+class Watched:
+    """An app that, asked for WATCH, says what has held its event loop longest since it was last asked that."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._lag = LoopLag(clock=time.thread_time)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != WATCH:
+            await self.app(scope, receive, send)
+            return
+        worst = self._lag.worst()
+        self._lag.stop()
+        self._lag = LoopLag(clock=time.thread_time)
+        self._lag.start()
+        await Response(str(worst))(scope, receive, send)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[tuple[str, int]]:
+    engines = FakeEngine("[0.1, 0.1, 0.5, 0.5]"), FakeEngine("<loc0100><loc0100><loc0500><loc0500> cat")
+    app = Watched(create_app(router(*engines), access=Access(hosts=frozenset())))
+    protocol: Any = partial(Arriving, limits=Limits())
+    config = uvicorn.Config(app, http=protocol, ws="none", port=0, log_config=None, lifespan="off")
+    with Server(config).running() as url:
+        parts = urlsplit(url)
+        assert parts.hostname is not None and parts.port is not None
+        yield parts.hostname, parts.port
+
+
+@pytest.mark.parametrize("hostile", LIGHT, ids=lambda one: f"{one.kind}: {one.name}")
+async def test_it_is_answered_in_words_and_holds_nobody_up(address: tuple[str, int], hostile: Hostile) -> None:
+    asks = hostile.asks()
+    await held(address)
+    answers = await asyncio.gather(*(exchange(*address, ask, hostile.within_s) for ask in asks))
+    assert wrong(hostile, answers) == []
+    assert await held(address) < HELD_S
+    assert await nothing_is_left(address)
+
+
+async def held(address: tuple[str, int]) -> float:
+    """Return how long something held the server's loop at most since this was last asked, in seconds."""
+    await asyncio.sleep(0.06)
+    return float((await exchange(*address, Ask("GET", WATCH), 30.0)).body)
+
+
+async def nothing_is_left(address: tuple[str, int]) -> bool:
+    """Return whether, within some seconds, only the request for the metrics itself is under way."""
+    for _ in range(100):
+        metrics = await exchange(*address, Ask("GET", "/metrics"), 10.0)
+        if b"diptych_requests_running 1.0" in metrics.body and b"diptych_memory_held_bytes 0.0" in metrics.body:
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
+def test_each_kind_has_three_inputs() -> None:
+    kinds = [one.kind for one in inputs()]
+    assert len(set(kinds)) == 10 and min(map(kinds.count, kinds)) >= 3
+    assert len({(one.kind, one.name) for one in inputs()}) == len(kinds)
+
+
+def test_what_is_wrong_with_an_answer_is_told() -> None:
+    ask = form("/v1/tasks/vqa", {"question": "x"})
+    plain = Hostile("kind", "name", lambda: [ask])
+    refused = Hostile("kind", "name", lambda: [ask], refused=True, param="image")
+    late = Hostile("kind", "name", lambda: [ask], late=True)
+    shaped = b'{"error": {"message": "No.", "type": "invalid_request_error", "param": "labels", "code": null}}'
+    assert wrong(plain, [Answer(200), Answer(400, body=shaped), Answer(None)]) == []
+    assert wrong(late, [Answer(503, body=shaped)]) == []
+    assert wrong(late, [Answer(500, body=shaped)]) == ["status 500"]
+    assert wrong(plain, [Answer(503, body=shaped)]) == ["status 503"]
+    assert wrong(plain, [Answer(0)]) == ["no reply"]
+    assert wrong(plain, [Answer(404, body=b"{}")]) == ["an error of another shape"]
+    assert wrong(refused, [Answer(200)]) == ["it was not refused"]
+    assert wrong(refused, [Answer(400, body=shaped)]) == ["labels was named and not image"]
