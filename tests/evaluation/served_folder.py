@@ -51,7 +51,14 @@ class Ran:
     err: str
 
 
+HEEDING_SIGINT = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('serve', run_name='__main__')"
+)
+"""A shell has its background jobs ignore SIGINT; their children inherit that, and Python leaves it so."""
+
+
 def started(*words: object) -> subprocess.Popen[str]:
-    """`diptych ...` as a process of its own."""
-    command = [sys.executable, "-m", "serve", *map(str, words)]
+    """`diptych ...` as a process of its own, as a terminal starts it."""
+    command = [sys.executable, "-c", HEEDING_SIGINT, *map(str, words)]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
