@@ -4,9 +4,10 @@ httptools has none of these: a head may grow without bound, a connection that se
 what is still to come of a body that was already refused is read for as long as it comes. Of a reply uvicorn holds
 64 KB, and has the application wait until the client has taken them: for ever, where it takes nothing.
 
-Two more things are uvicorn's weak sides. It stops reading while a pipelined request waits, and so does not notice that
-the client leaves. And it closes a connection with bytes of the client unread, upon which the kernel sends a reset that
-can destroy the reply before the client has read it.
+Three more things are uvicorn's weak sides. Where a client offers to upgrade the connection (Java's does with every
+request, to HTTP/2), httptools leaves the request's body out. It stops reading while a pipelined request waits, and so
+does not notice that the client leaves. And it closes a connection with bytes of the client unread, upon which the
+kernel sends a reset that can destroy the reply before the client has read it.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import socket
 import struct
 from typing import Any
 
+import httptools
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -56,6 +58,7 @@ class Arriving(HttpToolsProtocol):
         self._last = False  # the reply under way is the last: what comes behind it is thrown away
         self._lingering: asyncio.TimerHandle | None = None
         self._thrown, self._linger_until = 0, 0.0
+        self._resuming = False  # within a head of our own making
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -84,7 +87,21 @@ class Arriving(HttpToolsProtocol):
         else:
             self._parse(data)
 
+    def on_message_begin(self) -> None:
+        if not self._resuming:
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._resuming:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._resuming:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        if self._resuming:
+            return
         self._arrived()
         if self._last or len(self.pipeline) >= PIPELINED:
             raise ValueError("no further request is taken on this connection")
@@ -148,7 +165,7 @@ class Arriving(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         self._read += len(data)
-        super().data_received(data)
+        self._feed(data)
         if self._lingering is not None or self.transport.is_closing():
             return
         if self._in_head and self._read > self._limits.head:
@@ -161,6 +178,35 @@ class Arriving(HttpToolsProtocol):
             self.flow.resume_reading()  # uvicorn pauses for a second request, and would not see the client leave
         elif self._timer is None and self._read:  # all that came belongs to a request that is not whole yet
             self._wait(self._limits.body_s + GRACE_S if self._in_body else self._limits.head_s)
+
+    def _feed(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._stay(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _stay(self, rest: bytes) -> None:
+        """Go on in HTTP/1.1 after a head that offers an upgrade, as if it had not. rest: what came behind that head.
+
+        The parser has taken the request for whole, and what follows for another protocol; a new one is brought to where
+        the body begins.
+        """
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        headers = dict(self.cycle.scope["headers"])
+        framing = [
+            name + b": " + headers[name] for name in (b"content-length", b"transfer-encoding") if name in headers
+        ]
+        if framing and not self.cycle.response_complete:
+            self.cycle.more_body, self._in_head, self._in_body, self._read = True, False, True, 1 + len(rest)
+            self._resuming = True
+            self._feed(b"\r\n".join([b"POST / HTTP/1.1", *framing, b"", b""]))
+            self._resuming = False
+        if rest:
+            self._feed(rest)
 
     def _keep(self, data: bytes) -> None:
         """Hold what comes behind the request that is being answered, as far as there is room."""

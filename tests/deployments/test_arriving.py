@@ -452,3 +452,53 @@ def test_waiting_for_us_to_read_is_not_being_slow() -> None:
     with fronting(app, SHORT) as address:
         reply = httpx.post(f"{address}/", content=b"x" * 190_000, timeout=60)
         assert reply.text == "190000"
+
+
+OFFERS = {
+    "h2c": b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAAAAMAAAAA\r\n",
+    "websocket": b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n",
+    "another": b"connection: keep-alive, upgrade\r\nupgrade: foo/2\r\n",
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS.keys())
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_offer_to_upgrade_costs_no_body(offer: bytes, chunked: bool) -> None:
+    app, body = Gone(), b"x" * 5000
+    app.let.set()
+    framing = b"transfer-encoding: chunked\r\n\r\n" if chunked else b"content-length: 5000\r\n\r\n"
+    sent = START + offer + framing + (b"1388\r\n" + body + b"\r\n0\r\n\r\n" if chunked else body)
+    head = sent.index(b"\r\n\r\n") + 4
+    for cut in (len(sent), 40, head - 2, head, head + 1, head + 3000):
+        with fronting(app, Limits(head_s=5, body_s=5)) as address, caller(address) as one:
+            one.sendall(sent[:cut])
+            if sent[cut:]:
+                time.sleep(0.02)
+                one.sendall(sent[cut:])
+            assert one.recv(65536).startswith(b"HTTP/1.1 200 OK")
+            one.sendall(sent + HEALTH)  # and the connection lives on, for what may come in a row
+            said = b""
+            while said.count(b"200 OK") < 2:
+                part = one.recv(65536)
+                assert part, said
+                said += part
+    assert set(app.bodies) == {5000, 0} and app.bodies.count(5000) == 12
+
+
+def test_such_offers_in_a_row_are_bounded_as_others() -> None:
+    app = Gone()
+    app.let.set()
+    offering = HEALTH[:-2] + OFFERS["h2c"] + b"\r\n"
+    with fronting(app, Limits()) as address, caller(address) as one:
+        one.sendall(offering * 1000)
+        assert 1 <= heard(one).count(b"200 OK") <= 20
+        assert httpx.get(f"{address}/", timeout=PATIENCE_S).status_code == 200
+
+
+def test_a_body_behind_such_an_offer_has_its_limits() -> None:
+    with front() as address, caller(address) as one:
+        one.sendall(START + OFFERS["h2c"] + b"content-length: 1000\r\n\r\nabc")
+        assert told(heard(one)) == (408, "request_timeout")
+    with front() as address, caller(address) as one:
+        one.sendall(START + OFFERS["h2c"] + b"content-length: 900000\r\n\r\nabc")
+        assert told(heard(one)) == (413, "request_too_large")
