@@ -6,6 +6,7 @@ can hold was tried with vLLM 0.32 (tests/engines/test_adapters.py, README.md).
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,15 +37,24 @@ TOWER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 PLAIN: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "use_dora": (False,),
-    "lora_bias": (False,),
-    "use_qalora": (False,),
-    "fan_in_fan_out": (False,),
-    "modules_to_save": ([],),
-    "layer_replication": ([],),
-    "alora_invocation_tokens": ([],),
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
+
+HARMLESS = frozenset(
+    (
+        # The rank and the scale, which are checked against the matrices or which vLLM applies.
+        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"),
+        # Which layers were trained: the matrices' names are checked.
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        # How it was trained and saved.
+        *("lora_dropout", "inference_mode", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
+        *("peft_version", "runtime_config", "ephemeral_gpu_offload", "megatron_config", "megatron_core"),
+        # Settings of a way to begin or of a variant, which another field switches on.
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
+    )
+)
+"""Fields of adapter_config.json that may hold anything. Any other field must be empty or false: what a later PEFT adds
+changes what the matrices mean more often than not (block-diagonal LoRA, trained tokens), and vLLM would ignore it."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +126,15 @@ def _fit(name: str, folder: Path, base: Path) -> Fitted:
     if architecture not in ARCHITECTURES:
         raise _refused(f"vLLM has no LoRA for its base's architecture, {architecture}.")
     config = _config(folder)
+    ranks = [config["r"], *config["rank_pattern"].values()]
     shapes = {module_names.older(tensor.removesuffix(".weight")): shape for tensor, shape in _shapes(base).items()}
     matrices = _matrices(folder)
-    rank, tower = 0, False
+    tower, places = False, set()
     for target, (a, b) in matrices.items():
         place = module_names.older(target)
+        if place in places:
+            raise _broken(f"it changes {target} twice, under two names.")
+        places.add(place)
         tower |= _check_place(place, target, architecture, shapes)
         out, width = shapes[place]
         if a[1:] != (width,) or b[:1] != (out,):
@@ -128,12 +142,12 @@ def _fit(name: str, folder: Path, base: Path) -> Fitted:
                 f"its {target} is made for a layer of {'?' if len(a) < 2 else a[1]} to {b[0]}, "
                 f"and its base's is of {width} to {out}."
             )
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or (not config.get("rank_pattern") and a[0] != config["r"]):
-            raise _broken(f"its {target} has matrices of {a} and {b}, which do not fit r = {config['r']}.")
-        rank = max(rank, a[0])
-    if rank > RANKS[-1]:
-        raise _refused(f"its rank {rank} is larger than {RANKS[-1]}, which is vLLM's most.")
-    return Fitted(name, folder, rank, tower, newer=any(map(module_names.newer, matrices)))
+        rank = _rank(target, config)
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] != rank:
+            raise _broken(f"its {target} has matrices of {a} and {b}, which do not fit r = {rank}.")
+    if max(ranks) > RANKS[-1]:
+        raise _refused(f"its rank {max(ranks)} is larger than {RANKS[-1]}, which is vLLM's most.")
+    return Fitted(name, folder, max(ranks), tower, newer=any(map(module_names.newer, matrices)))
 
 
 def _check_place(place: str, target: str, architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -153,19 +167,48 @@ def _check_place(place: str, target: str, architecture: str, shapes: Mapping[str
     raise _refused(f"it changes {target}, and vLLM takes {', '.join(DECODER)} of the language model only.")
 
 
+def _rank(target: str, config: Mapping[str, Any]) -> int:
+    """Return a module's rank as PEFT finds it: the first key of rank_pattern that ends the module's name, else r."""
+    patterns = config["rank_pattern"].items()
+    return next((rank for key, rank in patterns if re.match(rf"(.*\.)?({key})$", target)), config["r"])
+
+
 def _config(folder: Path) -> dict[str, Any]:
+    """Read an adapter_config.json. Raises ModelError where it is broken or asks for more than plain LoRA."""
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
         rank = config["r"]
     except (OSError, ValueError, KeyError, TypeError):
         raise _broken(f"{folder / CONFIG} is no configuration of a LoRA: it needs r and lora_alpha.") from None
-    if not isinstance(rank, int) or rank < 1 or not isinstance(config.get("lora_alpha"), int | float):
+    alpha = config.get("lora_alpha")
+    if not _whole(rank) or not isinstance(alpha, int | float) or isinstance(alpha, bool):
         raise _broken(f"{folder / CONFIG} needs a whole number r and a number lora_alpha.")
-    for field, plain in PLAIN.items():
-        value = config.get(field)
-        if value is not None and value not in plain:
-            raise _refused(f"{field} is {value!r}, and only plain LoRA is served ({field}: {plain[0]!r}).")
+    for field, value in config.items():
+        plain = PLAIN.get(field)
+        if field in HARMLESS or value is None or (value in plain if plain else not value):
+            continue
+        instead = f"{field}: {plain[0]!r}" if plain else f"without {field}"
+        raise _refused(f"{field} is {value!r}, and only plain LoRA is served ({instead}).")
+    config["rank_pattern"] = _pattern("rank_pattern", config, _whole, "whole numbers")
+    _pattern("alpha_pattern", config, lambda value: isinstance(value, int | float), "numbers")
     return config
+
+
+def _pattern(field: str, config: Mapping[str, Any], fits: Callable[[Any], bool], kind: str) -> dict[str, Any]:
+    """Return a rank_pattern or alpha_pattern, {} for none. Raises ModelError where it holds anything else."""
+    pattern = config.get(field) or {}
+    try:
+        good = all(fits(value) and re.compile(key) for key, value in pattern.items())
+    except (re.error, AttributeError):
+        good = False
+    if not good:
+        raise _broken(f"its {field} is not made of modules' names and {kind}.")
+    return dict(pattern)
+
+
+def _whole(value: Any) -> bool:
+    """Return whether a value is a whole number above nought; JSON's true is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _matrices(folder: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -134,6 +134,101 @@ def test_an_adapter_that_its_base_cannot_take_is_refused(
         fit(adapter(tmp_path / "a", shapes, **config), base)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_bdlora", {"target_modules_bd_a": ["q_proj"], "nblocks": 2}),
+        ("trainable_token_indices", [5, 7]),
+        ("target_parameters", ["mlp.gate_proj.weight"]),
+        ("arrow_config", {"top_k": 3}),
+        ("ensure_weight_tying", True),
+        ("layer_replication", [[0, 2], [1, 3]]),
+        ("alora_invocation_tokens", [11, 12]),
+        ("lora_bias", True),
+        ("fan_in_fan_out", True),
+        ("init_lora_weights", "olora"),
+        ("init_lora_weights", "loftq"),
+        ("what_a_later_peft_adds", "yes"),
+    ],
+)
+def test_more_than_plain_lora_is_refused_by_its_field(base: Path, tmp_path: Path, field: str, value: object) -> None:
+    with pytest.raises(ModelError, match=f"The adapter mine cannot be used: {field} is .* only plain LoRA") as caught:
+        fit(adapter(tmp_path / "a", {Q: (8, 16)}, **{field: value}), base)
+    assert caught.value.code == "adapter_refused"
+
+
+def test_what_a_plain_lora_is_saved_with_is_taken(base: Path, tmp_path: Path) -> None:
+    """The fields of PEFT 0.19 with their defaults, and those that say how it was trained with values of their own."""
+    config: dict[str, object] = {
+        **dict.fromkeys(("use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"), False),
+        **dict.fromkeys(("layer_replication", "alora_invocation_tokens", "arrow_config", "use_bdlora"), None),
+        **dict.fromkeys(("target_parameters", "trainable_token_indices", "megatron_config", "exclude_modules"), None),
+        **dict.fromkeys(("loftq_config", "rank_pattern", "alpha_pattern"), {}),
+        "target_modules": "all-linear",
+        "use_rslora": True,
+        "lora_dropout": 0.05,
+        "layers_to_transform": [0],
+        "qalora_group_size": 16,
+        "megatron_core": "megatron.core",
+        "auto_mapping": {"base_model_class": "PaliGemmaForConditionalGeneration"},
+        "base_model_name_or_path": "somebody/base",
+        "peft_version": "0.19.0",
+        "inference_mode": True,
+        "init_lora_weights": "gaussian",
+    }
+    assert fit(adapter(tmp_path / "a", {Q: (8, 16)}, **config), base).rank == 4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj",
+        "layers.0.self_attn.q_proj",
+        "language_model.layers.0.self_attn.q_proj",
+        "model.model.language_model.layers.0.self_attn.q_proj",
+        "base_model.model.language_model.model.layers.0.self_attn.q_proj",
+        "_orig_mod.language_model.model.layers.0.self_attn.q_proj",
+        "model.visual.blocks.0.attn.qkv",
+    ],
+)
+def test_layers_that_the_base_has_not_are_refused_by_name(base: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=f"The adapter mine cannot be used: its base has no layer {name}"):
+        fit(adapter(tmp_path / "a", {name: (8, 16)}), base)
+
+
+def test_a_layer_that_is_changed_under_two_names_is_refused(base: Path, tmp_path: Path) -> None:
+    names = {Q: (8, 16), "model.language_model.layers.0.self_attn.q_proj": (8, 16)}
+    with pytest.raises(ModelError, match="twice, under two names"):
+        fit(adapter(tmp_path / "a", names), base)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"r": 16, "rank_pattern": {"q_proj": 4}}, None),
+        ({"r": 16, "rank_pattern": {r"layers\.0\.self_attn\.q_proj": 4}, "alpha_pattern": {"q_proj": 2.5}}, None),
+        ({"r": 4, "rank_pattern": {"k_proj": 16}}, None),
+        ({"r": 16, "rank_pattern": {"k_proj": 4}}, "do not fit r = 16"),
+        ({"r": 16, "rank_pattern": {"_proj": 4}}, "do not fit r = 16"),  # PEFT's keys begin where a name does
+        ({"r": 4, "rank_pattern": {"q_proj": 8}}, "do not fit r = 8"),
+        ({"rank_pattern": {"q_proj": "four"}}, "rank_pattern is not made of modules' names and whole numbers"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is not made of"),
+        ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern is not made of modules' names and numbers"),
+        ({"alpha_pattern": {"(": 2}}, "alpha_pattern is not made of"),
+        ({"r": True}, "needs a whole number r"),
+    ],
+)
+def test_ranks_by_module_are_held_against_the_matrices(
+    base: Path, tmp_path: Path, config: dict[str, object], words: str | None
+) -> None:
+    this = adapter(tmp_path / "a", {Q: (8, 16)}, **config)
+    if words is None:  # vLLM makes room for the largest rank that the file names
+        assert fit(this, base).rank == max(config["r"], *config["rank_pattern"].values())  # type: ignore[call-overload]
+    else:
+        with pytest.raises(ModelError, match=words):
+            fit(this, base)
+
+
 def test_a_rank_beyond_the_engines_most_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="rank 600 is larger than 512"):
         fit(adapter(tmp_path / "a", {Q: (8, 16)}, rank=600), base)
