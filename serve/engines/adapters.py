@@ -169,8 +169,8 @@ def _check_place(place: str, target: str, architecture: str, shapes: Mapping[str
 
 def _rank(target: str, config: Mapping[str, Any]) -> int:
     """Return a module's rank as PEFT finds it: the first key of rank_pattern that ends the module's name, else r."""
-    patterns = config["rank_pattern"].items()
-    return next((rank for key, rank in patterns if re.match(rf"(.*\.)?({key})$", target)), config["r"])
+    matching = (rank for key, rank in config["rank_pattern"].items() if re.match(rf"(.*\.)?({key})$", target))
+    return int(next(matching, config["r"]))
 
 
 def _config(folder: Path) -> dict[str, Any]:
