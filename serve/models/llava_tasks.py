@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from serve.engines.base import Prompt, Spoken
 from serve.errors import BadRequest, ParseError
-from serve.geometry import from_padded, pad_to_square
+from serve.geometry import Colour, from_padded, pad_to_square
 from serve.image import Image
 from serve.models.base import Skill, Turn, sampling
 from serve.models.plain import parse_caption, parse_chat, parse_ocr, parse_vqa
@@ -28,8 +28,6 @@ _NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
 _BOX = re.compile(rf"\[\s*{_NUMBER}\s*,\s*{_NUMBER}\s*,\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\]")
 _QUOTED = re.compile(r'"([^"]*)"')
 _QUOTE_CUT = re.compile(r'"([^"]*)')
-
-Colour = tuple[int, int, int]
 
 
 def skills(
@@ -73,7 +71,8 @@ def skills(
 
         The coordinates of that data are fractions of the picture padded to a square, also where the family itself
         cuts a picture into tiles (LLaVA-NeXT's training took them over as they were). So a tiled picture is padded
-        first: then the overview, the tiles and the data mean the same square.
+        first: then the overview, the tiles and the data mean the same square. The engine
+        makes it, once for all phrases.
         """
         if request.video is not None:
             raise BadRequest("Detection takes an image: a box in a film would not say of which moment.", param="video")
