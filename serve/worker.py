@@ -11,7 +11,6 @@ from serve import tracing
 from serve.engines.base import Engine, FinishReason, Piece, Prompt, Spoken, State, Token
 from serve.errors import ModelError, ParseError
 from serve.models.base import Model
-from serve.reading import Reading
 from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
 
 
@@ -51,7 +50,6 @@ class Worker:
         self.model = model
         self.engine = engine
         self.clock = clock
-        self.reading = reading or Reading()
         self._state: State = "starting"
         self._step = "waiting to start"
         self._since = clock()
@@ -119,10 +117,7 @@ class Worker:
         tracing.here().set({"gen_ai.request.model": self.name})
         if prompt.video is not None:
             prompt = replace(prompt, video=prompt.video.sample(self.model.frames))
-        async with contextlib.AsyncExitStack() as looking:
-            looking.enter_context(self._counted())
-            if prompt.image is not None and not self.engine.knows(prompt.image):
-                await looking.enter_async_context(self.reading.read(prompt.image))
+        with self._counted():
             async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
                 async for piece in pieces:
                     yield piece

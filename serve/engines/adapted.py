@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from serve.engines.base import Engine, Piece, Prompt
-from serve.image import Image
 
 
 class Sharing(Engine, Protocol):
@@ -28,10 +27,6 @@ class Adapted:
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """The base's engine, asked by this adapter's name."""
         return self.engine.generate(dataclasses.replace(prompt, adapter=self.adapter))
-
-    def knows(self, image: Image) -> bool:
-        """What the shared engine knows."""
-        return self.engine.knows(image)
 
     async def check(self) -> None:
         """Raises ModelError when the shared engine is dead."""

@@ -110,10 +110,10 @@ class Engine(Protocol):
         """Load the weights. Raises ModelError with one clear sentence when that cannot be done."""
 
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
-        """Speak. Raises BadRequest for a prompt that does not fit, ModelError when the engine died."""
+        """Speak. The prompt's picture may be a file still: the engine decodes it, unless it knows that very file.
 
-    def knows(self, image: Image) -> bool:
-        """Whether it has this very file prepared already, so that nobody need read its pixels."""
+        Raises BadRequest for a prompt that does not fit or a picture that is damaged, ModelError when the engine died.
+        """
 
     async def check(self) -> None:
         """Raises ModelError when the engine is dead."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serve.engines.base import FinishReason, Piece, Prompt, Token
 from serve.errors import BadRequest, ModelError
-from serve.image import Image
+from serve.reading import Reading
 
 KEPT = 100
 Words = str | Sequence[str]
@@ -60,6 +60,7 @@ class FakeEngine:
         self.fail_start, self.fail_after, self.die_after = fail_start, fail_after, die_after
         self.logprob, self.max_chars, self.finish, self.image_tokens = logprob, max_chars, finish, image_tokens
         self.adapters, self.fail_adapters = dict(adapters or {}), dict(fail_adapters or {})
+        self.reading = Reading()
         self.prompts: deque[Prompt] = deque(maxlen=kept)
         self.speaking = self.aborted = 0
         self.started = self.dead = False
@@ -78,10 +79,6 @@ class FakeEngine:
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Speak, whether or not `start` was called."""
         return self._generate(prompt)
-
-    def knows(self, image: Image) -> bool:
-        """Never: it keeps no picture."""
-        return False
 
     async def check(self) -> None:
         """Raises ModelError when killed."""
@@ -109,6 +106,9 @@ class FakeEngine:
 
     async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         await self.check()
+        if prompt.image is not None:
+            async with self.reading.read(prompt.image):  # as every engine does: a damaged file is refused
+                pass
         self.prompts.append(prompt)
         if self.max_chars is not None and len(prompt.text) > self.max_chars:
             raise BadRequest("The prompt is too long.", param="question", code="context_length_exceeded")

@@ -61,10 +61,6 @@ class TransformersEngine:
         self._model = model.to(self.device).eval()
         self.progress("ready")
 
-    def knows(self, image: Image) -> bool:
-        """Never: it keeps no picture."""
-        return False
-
     async def check(self) -> None:
         """Raises ModelError before `start` and after `stop`."""
         if self._model is None:
@@ -82,7 +78,8 @@ class TransformersEngine:
         if prompt.sampling.json_schema is not None:
             raise BadRequest("This engine does not follow a JSON schema.", param="response_format")
         async with self._turn:
-            speech = Speech(self._model, self._processor, self.inputs(prompt), prompt)
+            inputs = await asyncio.to_thread(self.inputs, prompt)
+            speech = Speech(self._model, self._processor, inputs, prompt)
             while (piece := await asyncio.to_thread(speech.step)) is not None:
                 yield piece
 

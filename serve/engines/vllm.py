@@ -7,7 +7,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ from serve.engines import adapters, config_check, hub, media, processes
 from serve.engines.arguments import arguments, environment
 from serve.engines.base import Piece, Prompt, Sampling
 from serve.engines.last_words import LastWords
+from serve.engines.once import Once
 from serve.engines.stall import Stall
 from serve.engines.translate import FINISH, Speller, dead, refused, sampling_params, too_long
 from serve.errors import BadRequest, ModelError
+from serve.geometry import Padded
 from serve.image import Image
+from serve.reading import Reading
 from serve.request_id import REQUEST_ID
 from serve.video import Video
 
@@ -29,6 +34,11 @@ log = logging.getLogger(__name__)
 
 # What vLLM, transformers and torch raise for a checkpoint or an argument that they cannot use.
 FAULTS = (RuntimeError, ValueError, OSError, ImportError, LookupError, TypeError, AttributeError, AssertionError)
+
+AT_ONCE = 2
+"""Large pictures and films that are being prepared: while vLLM processes one, in its single thread, the next is made
+ready. Each takes up to 120 MB until it is processed."""
+_PREPARING = ThreadPoolExecutor(AT_ONCE, "prepare")
 
 
 class VllmEngine:
@@ -41,6 +51,7 @@ class VllmEngine:
     progress: called from another thread with a few words on what is going on while it starts. adapters: LoRAs that
     speak when a prompt names them; one that cannot be used leaves the others and the checkpoint as they are.
     stat_loggers: gives vLLM's StatLogger classes to count with, once vLLM may be imported; without, nothing is counted.
+    reading: decodes pictures that come as files.
     """
 
     def __init__(
@@ -57,7 +68,9 @@ class VllmEngine:
         prepare: Callable[[Image], Image] = lambda image: image,
         progress: Callable[[str], None] = lambda words: None,
         stat_loggers: Callable[[], list[Any]] | None = None,
+        reading: Reading | None = None,
     ) -> None:
+        self.reading = reading or Reading()
         self.stat_loggers = stat_loggers
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
         self.expect = dict(expect or {})
@@ -70,6 +83,9 @@ class VllmEngine:
         self._marks: dict[str, str] = {}
         self._takes: frozenset[str] = frozenset()
         self._stall = Stall(self._processes)
+        self._fit_to: media.Fit | None = None
+        self._pictures: Once[Mapping[str, Any]] = Once()
+        self._seats = asyncio.Semaphore(AT_ONCE)
 
     async def start(self) -> None:
         """Download what is missing, load, and answer once. Raises ModelError with one clear sentence."""
@@ -163,6 +179,7 @@ class VllmEngine:
         self._loras = {one.name: LoRARequest(one.name, i, str(one.folder)) for i, one in enumerate(fitted, 1)}
         _name_every_id(llm.renderer.tokenizer)
         self._marks = _marks(config.model_config.hf_config, llm.renderer.tokenizer)
+        self._fit_to = _fit(llm)
         limits = llm.renderer.mm_processor.info.allowed_mm_limits if llm.renderer.mm_processor is not None else {}
         self._takes = frozenset(kind for kind, limit in limits.items() if limit > 0)
         return llm
@@ -218,17 +235,52 @@ class VllmEngine:
         return [process.pid for process in getattr(manager, "processes", [])]
 
     async def _inputs(self, prompt: Prompt) -> Any:
-        """The prompt as vLLM's engine takes it: its tokens, and the picture as the model sees it."""
-        render = self._llm.renderer.render_cmpl_async
-        wanted: dict[str, Any] = {"prompt": prompt.text, **media.salted()}
-        if prompt.image is not None and self.knows(prompt.image):
+        """Return the prompt as vLLM's engine takes it: its tokens, and the picture as the model sees it.
+
+        Prompts about one picture that come together (a phrase each, `n` replies) have it decoded and prepared once, and
+        processed once where vLLM's cache holds it.
+        """
+        image, wanted = prompt.image, {"prompt": prompt.text, **media.salted()}
+        if image is None:
+            async with self._shown(prompt) as film:
+                return await self._render({**wanted, **film})
+        if (inputs := await self._known(wanted, image)) is not None:
+            return inputs
+        async with (
+            self._pictures.share(media.name(image) or id(image), lambda: self._shown(prompt)) as picture,
+            picture.turn,
+        ):
+            if (inputs := await self._known(wanted, image)) is None:  # nobody had it processed in the meantime
+                inputs = await self._render({**wanted, **await picture.value(), **media.uuids(image)})
+            return inputs
+
+    async def _known(self, wanted: Mapping[str, Any], image: Image) -> Any:
+        """Return the inputs with a picture that is in vLLM's cache; None where it is not."""
+        if self.knows(image):
             with contextlib.suppress(ValueError):  # it was put out of the cache just now
-                return (await render([{**wanted, **media.named(prompt.image)}]))[0]
-        if media.slow(prompt):
-            wanted.update(await asyncio.to_thread(media.shown, prompt, self.prepare))
-        else:
-            wanted.update(media.shown(prompt, self.prepare))
-        return (await render([wanted]))[0]
+                return await self._render({**wanted, **media.known(), **media.uuids(image)})
+        return None
+
+    async def _render(self, wanted: Mapping[str, Any]) -> Any:
+        return (await self._llm.renderer.render_cmpl_async([wanted]))[0]
+
+    @contextlib.asynccontextmanager
+    async def _shown(self, prompt: Prompt) -> AsyncIterator[Mapping[str, Any]]:
+        """Decode and prepare a prompt's picture or film, off the event loop where that takes long."""
+        async with contextlib.AsyncExitStack() as looking:
+            if prompt.image is not None:
+                picture = prompt.image.inner if isinstance(prompt.image, Padded) else prompt.image
+                await looking.enter_async_context(self.reading.read(picture))
+                prompt = replace(prompt, image=self.prepare(prompt.image))
+            if media.slow(prompt):
+                await looking.enter_async_context(self._seats)
+                loop = asyncio.get_running_loop()
+                made = await loop.run_in_executor(_PREPARING, media.shown, prompt, self._fit_to)
+                if prompt.image is not None and self._fit_to is not None and self._fit_to.takes(prompt.image):
+                    await looking.aclose()  # its pixels are no longer needed: what was made of them is far smaller
+                yield made
+            else:
+                yield media.shown(prompt, self._fit_to)
 
     async def _stream(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         from vllm.exceptions import VLLMClientError
@@ -238,8 +290,6 @@ class VllmEngine:
         try:
             params = sampling_params(prompt.sampling, whole=prompt.whole)
             inputs = await self._inputs(prompt)
-            if prompt.image is not None:
-                prompt.image.put_away()  # up to 120 MB, which nobody looks at while the model speaks
             prompt_tokens = len(inputs["prompt_token_ids"])
             context = llm.model_config.max_model_len
             if prompt_tokens >= context:
@@ -281,6 +331,14 @@ class VllmEngine:
         except (ValueError, TypeError) as error:  # the processor's own complaint about this text and picture
             log.warning("request %s was refused by the processor: %s", REQUEST_ID.get(), type(error).__name__)
             raise BadRequest("The model's processor cannot read this prompt.", code="invalid_prompt") from error
+
+
+def _fit(llm: Any) -> media.Fit | None:
+    """Return the one size that the model's processor brings pictures to, unless a deployment has its own mind."""
+    processor, config = llm.renderer.mm_processor, llm.model_config.multimodal_config
+    if processor is None or config is None or config.mm_processor_kwargs:
+        return None
+    return media.Fit.of(getattr(processor.info.get_hf_processor(), "image_processor", None))
 
 
 def _marks(config: Any, tokenizer: Any) -> dict[str, str]:

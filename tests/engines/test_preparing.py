@@ -1,0 +1,175 @@
+"""A picture is decoded, prepared and processed once for all prompts that come together. No vLLM is started."""
+
+import asyncio
+import contextlib
+import io
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from serve.engines.base import Prompt
+from serve.engines.vllm import VllmEngine
+from serve.errors import BadRequest
+from serve.geometry import pad_to_square
+from serve.image import Image, unread
+from serve.reading import Reading
+
+
+class Counting(Reading):
+    """Counts the files that are decoded, and the pictures that are looked at now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoded = self.looking = 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, image: Image, within_s: float | None = None) -> AsyncIterator[None]:
+        self.decoded += image.left_to_read > 0
+        async with super().read(image, within_s):
+            self.looking += 1
+            try:
+                yield
+            finally:
+                self.looking -= 1
+
+
+class Renderer:
+    """vLLM's, as far as pictures go. keeps: how many its cache holds; None is no cache."""
+
+    def __init__(self, keeps: int | None) -> None:
+        self.keeps = keeps
+        self.kept: list[str] = []
+        self.processed: list[Any] = []
+        self.texts: list[str] = []
+        self.mm_processor_cache = None if keeps is None else self
+
+    def is_cached_item(self, digest: str) -> bool:
+        return digest in self.kept
+
+    async def render_cmpl_async(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        (prompt,) = prompts
+        await asyncio.sleep(0.01)
+        (picture,) = prompt["multi_modal_data"]["image"]
+        (digest,) = prompt.get("multi_modal_uuids", {"image": [None]})["image"]
+        if picture is not None:
+            self.processed.append(picture)
+            if self.keeps and digest is not None:
+                self.kept = [*self.kept, digest][-self.keeps :]
+        elif digest not in self.kept:
+            raise ValueError("put out of the cache")
+        self.texts.append(prompt["prompt"])
+        return [{"prompt_token_ids": [1]}]
+
+
+class Engine(VllmEngine):
+    """An engine whose vLLM is the renderer alone."""
+
+    def __init__(self, keeps: int | None = 8) -> None:
+        self.prepared = 0
+        self.counting = Counting()
+        super().__init__("none", prepare=self._prepare, reading=self.counting)
+        self.renderer = Renderer(keeps)
+        self._llm = SimpleNamespace(renderer=self.renderer)
+
+    def _prepare(self, image: Image) -> Image:
+        self.prepared += 1
+        return pad_to_square(image, (122, 116, 104))
+
+    async def ask(self, image: Image, text: str = "a") -> Any:
+        return await self._inputs(Prompt(text, image))
+
+    async def idle(self) -> None:
+        """Raises where anything was left behind."""
+        for _ in range(200):
+            if not self._pictures and not self.counting.looking and len(asyncio.all_tasks()) == 1:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("something was left behind")
+
+
+def picture(width: int = 90, height: int = 60, digest: str | None = "d" * 40) -> Image:
+    return Image(np.full((height, width, 3), 50, np.uint8), digest)
+
+
+def file(width: int = 900, height: int = 700) -> bytes:
+    stream = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
+        stream, "PNG"
+    )
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("keeps", [8, 0, None], ids=["cached", "too large for the cache", "no cache"])
+@pytest.mark.parametrize("image", [picture(), picture(1200, 900), picture(3000, 2)], ids=["small", "large", "thin"])
+async def test_prompts_about_one_picture_have_it_prepared_once(keeps: int | None, image: Image) -> None:
+    engine = Engine(keeps)
+    await asyncio.gather(*(engine.ask(image, f"phrase {at}") for at in range(32)))
+    assert engine.prepared == 1 and sorted(engine.renderer.texts) == sorted(f"phrase {at}" for at in range(32))
+    assert len(engine.renderer.processed) == (1 if keeps else 32)
+    assert len({id(seen) for seen in engine.renderer.processed}) == 1  # nobody has a copy of their own
+    await engine.idle()
+
+
+@pytest.mark.parametrize("keeps", [8, None], ids=["cached", "no cache"])
+async def test_replies_about_one_file_have_it_decoded_once(keeps: int | None) -> None:
+    """As `n` of a chat comes: each reply is asked for by itself, with the file of its own."""
+    engine, data = Engine(keeps), file()
+    await asyncio.gather(*(engine.ask(unread(data)) for _ in range(8)))
+    assert (engine.counting.decoded, engine.prepared) == (1, 1)
+    await engine.idle()
+    await engine.ask(unread(data))
+    assert engine.counting.decoded == (1 if keeps else 2)
+    await engine.idle()
+
+
+async def test_a_picture_without_a_name_is_shared_by_those_who_hold_it() -> None:
+    engine, one, other = Engine(), picture(digest=None), picture(digest=None)
+    await asyncio.gather(*(engine.ask(image) for image in [one, other] * 4))
+    assert engine.prepared == 2
+    await engine.idle()
+
+
+async def test_pictures_do_not_wait_for_one_another_and_are_not_mixed_up() -> None:
+    engine = Engine()
+    shapes = {f"{at}": (60 + at, 40) for at in range(6)}
+    await asyncio.gather(*(engine.ask(picture(*shape, digest)) for digest, shape in shapes.items() for _ in range(3)))
+    assert sorted(seen.shape[-1] for seen in engine.renderer.processed) == [60, 61, 62, 63, 64, 65]
+    assert engine.prepared == 6
+    await engine.idle()
+
+
+@pytest.mark.parametrize("leavers", [[0], [0, 1, 2], [3], [0, 1, 2, 3, 4, 5]])
+@pytest.mark.parametrize("after", [0, 3, 8])
+async def test_whoever_leaves_takes_nothing_from_the_others(leavers: list[int], after: int) -> None:
+    engine, data = Engine(None), file()
+    tasks = [asyncio.create_task(engine.ask(unread(data), str(at))) for at in range(6)]
+    for _ in range(after):
+        await asyncio.sleep(0)
+    for leaver in leavers:
+        tasks[leaver].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(result, dict) for result in results] == [at not in leavers for at in range(6)]
+    assert engine.counting.decoded <= 1 and engine.prepared <= 1
+    await engine.idle()
+
+
+@pytest.mark.parametrize("cut", [200, 3000, 10_000])
+async def test_a_damaged_file_is_refused_to_all_and_leaves_nothing(cut: int) -> None:
+    engine, data = Engine(), file()[:-cut]
+    results = await asyncio.gather(*(engine.ask(unread(data)) for _ in range(5)), return_exceptions=True)
+    assert all(isinstance(result, BadRequest) for result in results) and engine.prepared == 0
+    await engine.idle()
+
+
+async def test_a_picture_that_was_put_out_of_the_cache_meanwhile_is_prepared_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Engine()
+    monkeypatch.setattr(engine, "knows", lambda image: True)
+    await asyncio.gather(*(engine.ask(picture()) for _ in range(4)))
+    assert engine.prepared == 1 and len(engine.renderer.texts) == 4
+    await engine.idle()
