@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from serve.image import MAX_PIXELS, Image, Pixels
+from serve.image import Image, Pixels
+from serve.media.outline import MAX_PIXELS
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Box = tuple[float, float, float, float]

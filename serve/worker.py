@@ -82,10 +82,7 @@ class Worker:
         """The model's words as deltas, then one Reply. Raises ModelError where there is no reply to be had."""
         self._require_ready()
         tracing.here().set({"gen_ai.request.model": self.name, "diptych.task": task})
-        async with contextlib.AsyncExitStack() as looking:
-            looking.enter_context(self._counted())
-            if request.video is None:  # from another machine it comes as its file
-                await looking.enter_async_context(self.reading.read(request.image, request.deadline_s))
+        with self._counted():
             skill = self.model.skills[task]
             prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
             streams = [Stream(asyncio.Queue()) for _ in prompts]

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.geometry import clip, from_padded, iou, pad_to_square, padding
-from serve.image import MAX_PIXELS, Image
+from serve.image import Image
+from serve.media.outline import MAX_PIXELS
 
 sides = st.integers(1, 300)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from serve import tracing
+from serve import reading, tracing
 from serve.engines import adapters, config_check, hub, media, processes
 from serve.engines.arguments import arguments, environment
 from serve.engines.base import Piece, Prompt, Sampling
@@ -51,7 +51,7 @@ class VllmEngine:
     progress: called from another thread with a few words on what is going on while it starts. adapters: LoRAs that
     speak when a prompt names them; one that cannot be used leaves the others and the checkpoint as they are.
     stat_loggers: gives vLLM's StatLogger classes to count with, once vLLM may be imported; without, nothing is counted.
-    reading: decodes pictures that come as files.
+    reader: decodes pictures that come as files.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class VllmEngine:
         prepare: Callable[[Image], Image] = lambda image: image,
         progress: Callable[[str], None] = lambda words: None,
         stat_loggers: Callable[[], list[Any]] | None = None,
-        reading: Reading | None = None,
+        reader: Reading | None = None,
     ) -> None:
-        self.reading = reading or Reading()
+        self.reading = reader or Reading()
         self.stat_loggers = stat_loggers
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
         self.expect = dict(expect or {})
@@ -244,6 +244,7 @@ class VllmEngine:
         if image is None:
             async with self._shown(prompt) as film:
                 return await self._render({**wanted, **film})
+        await reading.name(image)
         if (inputs := await self._known(wanted, image)) is not None:
             return inputs
         async with (

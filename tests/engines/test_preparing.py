@@ -71,7 +71,7 @@ class Engine(VllmEngine):
     def __init__(self, keeps: int | None = 8) -> None:
         self.prepared = 0
         self.counting = Counting()
-        super().__init__("none", prepare=self._prepare, reading=self.counting)
+        super().__init__("none", prepare=self._prepare, reader=self.counting)
         self.renderer = Renderer(keeps)
         self._llm = SimpleNamespace(renderer=self.renderer)
 
