@@ -45,10 +45,9 @@ class Replica:
         self.drain_s = args.drain_s
         base = args.model()
         loras = [lora(adapter, base) for adapter in adapters]
-        engine = _engine(args, base, loras, self._progress)
-        reading = Reading(Budget.of_one_of_many())
-        self.worker = Worker(base, engine, reading=reading)
-        self.adapters = {model.name: Worker(model, Adapted(engine, model.name), reading=reading) for model in loras}
+        engine = _engine(args, base, loras, self._progress, Reading(Budget.of_one_of_many()))
+        self.worker = Worker(base, engine)
+        self.adapters = {model.name: Worker(model, Adapted(engine, model.name)) for model in loras}
         orphans = _orphans(base.name)
         self._lag = LoopLag(_loop_lag(base.name))
         self._lag.start()
@@ -148,12 +147,12 @@ class Replica:
 
 
 def _engine(
-    args: ModelArgs | OwnArgs, model: Model, loras: Sequence[Model], progress: Callable[[str], None]
+    args: ModelArgs | OwnArgs, model: Model, loras: Sequence[Model], progress: Callable[[str], None], reader: Reading
 ) -> Sharing:
     if args.simulate is not None:
         from serve.engines.fake import FakeEngine
 
-        return FakeEngine(**{"kept": 0, **args.simulate})
+        return FakeEngine(**{"kept": 0, **args.simulate}, reader=reader)
     from serve.engines.vllm import VllmEngine
 
     return VllmEngine(
@@ -168,6 +167,7 @@ def _engine(
         prepare=model.prepare,
         progress=progress,
         stat_loggers=_through_ray if args.engine_metrics else None,
+        reader=reader,
     )
 
 

@@ -39,14 +39,7 @@ class Stream:
 class Worker:
     """Answers tasks (`answer`) and plain conversations (`speak`) for one model."""
 
-    def __init__(
-        self,
-        model: Model,
-        engine: Engine,
-        clock: Callable[[], float] = time.monotonic,
-        reading: Reading | None = None,
-    ) -> None:
-        """reading: where other models of this process read, too; what they hold then counts together."""
+    def __init__(self, model: Model, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self.model = model
         self.engine = engine
         self.clock = clock

@@ -29,7 +29,7 @@ class FakeEngine:
     finish: the reason given at the end, where max_tokens is not reached earlier. image_tokens: counted per picture.
     slots: how many it answers at a time, as a batch would; the others wait. tally: a folder where each answer
     that is being spoken has a file, named after the process first. adapters: what an adapter says, in place of
-    `replies`. fail_adapters: why an adapter cannot be used.
+    `replies`. fail_adapters: why an adapter cannot be used. reader: decodes pictures that come as files.
 
     `prompts` holds the last `kept` prompts that were asked, pictures and all, `speaking` how many are being answered,
     `aborted` how many were left before their end.
@@ -54,13 +54,14 @@ class FakeEngine:
         kept: int = KEPT,
         adapters: Mapping[str, Replies] | None = None,
         fail_adapters: Mapping[str, str] | None = None,
+        reader: Reading | None = None,
     ) -> None:
         self.replies = replies
         self.delay_s, self.first_delay_s, self.start_s = delay_s, first_delay_s, start_s
         self.fail_start, self.fail_after, self.die_after = fail_start, fail_after, die_after
         self.logprob, self.max_chars, self.finish, self.image_tokens = logprob, max_chars, finish, image_tokens
         self.adapters, self.fail_adapters = dict(adapters or {}), dict(fail_adapters or {})
-        self.reading = Reading()
+        self.reading = reader or Reading()
         self.prompts: deque[Prompt] = deque(maxlen=kept)
         self.speaking = self.aborted = 0
         self.started = self.dead = False
