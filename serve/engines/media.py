@@ -123,9 +123,9 @@ def shown(prompt: Prompt, fit: Fit | None = None) -> dict[str, Any]:
     return {"multi_modal_data": {"image": [picture]}}
 
 
-def known() -> dict[str, Any]:
-    """Return the same of a picture that vLLM has in its cache under its `name`."""
-    return {"multi_modal_data": {"image": [None]}}
+def named(image: Image) -> dict[str, Any]:
+    """Return the same, with its name, of a picture that vLLM has in its cache."""
+    return {"multi_modal_data": {"image": [None]}, **uuids(image)}
 
 
 def name(image: Image) -> str | None:

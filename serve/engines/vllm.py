@@ -259,7 +259,7 @@ class VllmEngine:
         """Return the inputs with a picture that is in vLLM's cache; None where it is not."""
         if self.knows(image):
             with contextlib.suppress(ValueError):  # it was put out of the cache just now
-                return await self._render({**wanted, **media.known(), **media.uuids(image)})
+                return await self._render({**wanted, **media.named(image)})
         return None
 
     async def _render(self, wanted: Mapping[str, Any]) -> Any:
