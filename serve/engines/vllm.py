@@ -223,11 +223,9 @@ class VllmEngine:
             allowed = 1 if kind == shown and not self.prefix_lm else 0  # a prefix LM's processor adds its own
             if prompt.text.count(mark) > allowed:
                 raise BadRequest(f"The text must not contain {mark}.", param="question")
-        with self._stall.owing():
-            async with contextlib.aclosing(self._stream(prompt)) as pieces:
-                async for piece in pieces:
-                    self._stall.heard()
-                    yield piece
+        async with contextlib.aclosing(self._stream(prompt)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def _processes(self) -> list[int]:
         """vLLM's engine, where it is a process of this machine."""
@@ -308,7 +306,8 @@ class VllmEngine:
                 priority=int(prompt.batch),
                 trace_headers={"traceparent": trace} if trace else None,
             )
-            async with contextlib.aclosing(spoken_by) as outputs:
+            watched = self._stall.watched(spoken_by)
+            async with contextlib.aclosing(spoken_by), contextlib.aclosing(watched) as outputs:
                 async for output in outputs:
                     spoken = output.outputs[0]
                     said += len(spoken.token_ids)

@@ -1,15 +1,16 @@
 """Whether an engine that owes answers still works on them: with processes that sleep, work, and are stopped."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 
 import pytest
 
 from serve.engines.process_tree import cpu_seconds, states
-from serve.engines.stall import LOOKS, STALL_S, Stall
+from serve.engines.stall import GAP_S, LOOKS, STALL_S, Stall
 
 WORKS = "while True: pass"
 WAITS = "import threading; threading.Event().wait()"
@@ -96,6 +97,54 @@ def test_a_word_begins_the_wait_anew(running: Callable[[str], int]) -> None:
         for _ in range(10):
             assert not any(looks(stall, clock, int(STALL_S) - 1))
             stall.heard()
+
+
+@pytest.mark.parametrize("count", [LOOKS, 8, 200])
+@pytest.mark.parametrize("apart", [0.0, 0.001, 0.004])
+def test_looks_that_come_at_once_are_one_look(running: Callable[[str], int], count: int, apart: float) -> None:
+    process, clock = running(WAITS), Clock()
+    settled(process)
+    stall = Stall(lambda: [process], clock)
+    with stall.owing():
+        clock.now += 4
+        for _ in range(count):
+            assert not stall.look()
+            clock.now += apart
+        clock.now += 3
+        assert not stall.look()
+
+
+@pytest.mark.parametrize("stood", [[GAP_S + 0.1] * 6, [20, 1, 1], [1, 1, 1, 1, 1, 60, 1, 1]])
+def test_looks_before_our_own_loop_stood_still_do_not_count(running: Callable[[str], int], stood: list[float]) -> None:
+    process, clock = running(WAITS), Clock()
+    settled(process)
+    stall = Stall(lambda: [process], clock)
+    with stall.owing():
+        for seconds in stood:
+            clock.now += seconds
+            assert not stall.look()
+        assert any(looks(stall, clock))  # it is found all the same, once our loop runs again
+
+
+async def test_only_what_we_wait_for_is_owed(running: Callable[[str], int]) -> None:
+    """Not what is being prepared here, nor what came and was not taken yet."""
+    process, clock = running(WAITS), Clock()
+    settled(process)
+    stall = Stall(lambda: [process], clock)
+
+    async def speak() -> AsyncGenerator[str, None]:
+        yield "a"
+        await asyncio.sleep(0.01)
+        stalled.extend(looks(stall, clock))
+        yield "b"
+
+    stalled: list[bool] = []
+    assert not any(looks(stall, clock))
+    words = stall.watched(speak())
+    assert await anext(words) == "a" and not stalled
+    assert not any(looks(stall, clock))
+    assert await anext(words) == "b" and any(stalled)
+    assert [word async for word in words] == [] and not any(looks(stall, clock))
 
 
 def test_an_engine_that_cannot_be_seen_is_not_called_stalled() -> None:
