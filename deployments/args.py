@@ -43,7 +43,7 @@ class Placed(BaseModel):
         "Left out: where it takes no GPU.",
     )
     max_ongoing_requests: int = Field(
-        default=1000, ge=1, description="Requests of one gateway in one replica, running and queued; beyond: refused."
+        default=1000, ge=1, description="Prompts of one gateway in one replica, running and queued; beyond: refused."
     )
 
     @property

@@ -1,7 +1,7 @@
 """Which of several replicas gets a request."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 CROWDED = 1.25
@@ -24,17 +24,21 @@ class Loaded(Protocol):
 Replica = TypeVar("Replica", bound=Loaded)
 
 
-def choose(replicas: Sequence[Replica], picture: str | None) -> Replica:
+def _load(replica: Loaded) -> int:
+    return replica.load
+
+
+def choose(replicas: Sequence[Replica], picture: str | None, load: Callable[[Replica], int] = _load) -> Replica:
     """The one that every gateway prefers for this picture (hex digest), unless it is crowded; else the least busy.
 
     By highest random weight: a replica that comes or goes moves only its own share of the pictures. replicas: at least
-    one.
+    one. load: what counts as the load of one.
     """
     if len(replicas) == 1:
         return replicas[0]
     if picture is None:
-        return min(replicas, key=lambda one: (one.load, random.random()))
+        return min(replicas, key=lambda one: (load(one), random.random()))
     digest = int(picture[:16], 16)
-    room = CROWDED * (1 + sum(one.load for one in replicas)) / len(replicas)
-    free = [one for one in replicas if one.load < room]  # never empty: the least busy one is below the average
+    room = CROWDED * (1 + sum(map(load, replicas))) / len(replicas)
+    free = [one for one in replicas if load(one) < room]  # never empty: the least busy one is below the average
     return max(free, key=lambda one: ((digest ^ one.mark) * _ODD & _WORD) >> 16)

@@ -26,17 +26,19 @@ FAULTS = ("engine_error", "internal_error")
 
 
 class Errand(NamedTuple):
-    """What a request is about. picture: its digest. batch: whether it may wait. words: what else tells it apart."""
+    """What a request is about. picture: its digest. batch: whether it may wait. words: what else tells it apart.
+    prompts: how many the model is asked for it."""
 
     picture: str | None
     batch: bool
     words: Hashable
+    prompts: int = 1
 
 
 class Pool:
     """One engine's replicas, for the requests of its model and its adapters.
 
-    entry: how many requests one replica is given at a time, whether a picture stays with one, and whether Serve ends
+    entry: how many prompts one replica is given at a time, whether a picture stays with one, and whether Serve ends
     the last one where nobody asks.
     """
 
@@ -46,6 +48,8 @@ class Pool:
         self._breakers: WeakKeyDictionary[Connection, Breaker] = WeakKeyDictionary()
         self._died: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
         """Replicas whose engine is dead, and since when; Serve replaces the process, and with it the connection."""
+        self._prompts: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
+        """How many of ours each replica has now."""
         self._quarantine = Quarantine()
         self._asked: Counter[str] = Counter()
 
@@ -83,15 +87,17 @@ class Pool:
     async def status(self, model: str) -> Status:
         """The best that a replica said of this model, at most some seconds ago, and what it was asked from here."""
         live = await self._replicas.live()
-        said: list[tuple[float, Status]] = [(one.heard, one.standing[model]) for one in live]
-        if not said:
+        known: list[tuple[float, Status]] = [(one.heard, one.standing[model]) for one in live if model in one.standing]
+        if not known:
             since_s = time.monotonic() - self._replicas.alone_since
+            if live:
+                return Status(model, "starting", "waiting for a process that knows it", since_s, self._asked[model])
             if self.entry.sleeps and not self._replicas.knocking():
                 return Status(model, "asleep", "it starts when it is asked", since_s, self._asked[model])
             step = "starting again: its process ended" if self._replicas.met else "starting its process"
             return Status(model, "starting", step, since_s, self._asked[model])
         order = ("ready", "starting", "failed")
-        at, status = min(said, key=lambda pair: order.index(pair[1].state))
+        at, status = min(known, key=lambda pair: order.index(pair[1].state))
         return replace(status, since_s=status.since_s + time.monotonic() - at, asked=self._asked[model])
 
     async def _streamed(
@@ -100,6 +106,7 @@ class Pool:
         connection = await self._chosen(model, errand)
         breaker = self._breakers.setdefault(connection, Breaker())
         breaker.asked()
+        self._prompts[connection] = self._load(connection) + errand.prompts
         items = connection.stream(method, *arguments, pace_s=pace_s)
         spoke, began = False, time.monotonic()
         try:
@@ -110,6 +117,9 @@ class Pool:
                 raise ModelError(f"{model} ended without a word.", code="engine_error")
             breaker.answered()
         except ConnectionError as error:
+            if connection.leaving:  # as planned, or given up for its silence or ours: no request has killed it
+                said = f"The process of {model} was stopped while it was answering; ask again."
+                raise ModelError(said, code="model_starting") from error
             self._quarantine.blame(errand, connection.mark)
             said = f"The process of {model} ended while it was answering; it is started again."
             raise ModelError(said, code=DIED) from error
@@ -120,6 +130,7 @@ class Pool:
                 breaker.failed()
             raise
         finally:
+            self._prompts[connection] -= errand.prompts
             await items.aclose()
 
     async def _chosen(self, model: str, errand: Errand) -> Connection:
@@ -132,12 +143,25 @@ class Pool:
         live = [one for one in found if one not in self._died]
         if not live:
             raise ModelError(f"{model} is being started again.", code="model_starting")
-        well = [one for one in live if one not in self._breakers or not self._breakers[one].open]
+        knowing = [one for one in live if model in one.standing]  # not so one from before an adapter was added
+        if not knowing:
+            raise ModelError(f"{model} was added just now and is being started.", code="model_starting")
+        well = [one for one in knowing if one not in self._breakers or not self._breakers[one].open]
         if not well:
             raise ModelError(f"{model} failed several times in a row and is left alone.", code="model_resting")
         ready = [one for one in well if one.standing[model].state == "ready"]
         room = self.entry.max_ongoing_requests * (BATCH_SHARE if errand.batch else 1)
-        free = [one for one in ready or well if one.load < room]
+        free = [one for one in ready or well if self._fits(errand, one, room)]
         if not free:
+            if errand.prompts > room:
+                raise Overloaded(f"{model} takes {errand.prompts} prompts at once only while it answers nothing else.")
             raise Overloaded(f"{model} has too many requests waiting.")
-        return choose(free, errand.picture if self.entry.keeps_pictures else None)
+        return choose(free, errand.picture if self.entry.keeps_pictures else None, self._load)
+
+    def _load(self, replica: Connection) -> int:
+        return self._prompts.get(replica, 0)
+
+    def _fits(self, errand: Errand, replica: Connection, room: float) -> bool:
+        """Whether the replica has room for it. An idle one takes also what is more than its room."""
+        load = self._load(replica)
+        return load == 0 or load + errand.prompts <= room

@@ -26,7 +26,8 @@ class Remote:
         """The replica's events."""
         name, pace_s = self.model.name, PACE_S if request.stream else SLOW_PACE_S
         said = getattr(request, "question", None), tuple(getattr(request, "labels", ()))
-        errand = Errand(request.image.digest, request.priority == "batch", (task, *said))
+        prompts = self.model.skills[task].prompts(request)
+        errand = Errand(request.image.digest, request.priority == "batch", (task, *said), prompts)
         events = self._pool.stream(name, errand, "answer", task, request, name, pace_s=pace_s)
         async with contextlib.aclosing(events):
             async for event in events:

@@ -120,7 +120,11 @@ class Replica:
         return Address(host, await self.server.start(host), self.server.token)
 
     def _worker(self, model: str) -> Worker:
-        return self.adapters.get(model, self.worker)
+        if model == self.worker.name:
+            return self.worker
+        if model not in self.adapters:
+            raise ModelError(f"{model} was added just now and is being started.", code="model_starting")
+        return self.adapters[model]
 
     def _mark(self, state: State, step: str) -> None:
         """What befalls the engine befalls every model that speaks from it."""

@@ -6,13 +6,12 @@ Serve's handle costs this process and the replica several times what the request
 
 import asyncio
 import contextlib
+import sys
 import time
 from typing import Any
 
-import ray.exceptions
-import ray.serve.exceptions
-
 from deployments.address import LOOK_S, Address
+from deployments.broadcast import each
 from serve.rpc.connection import Connection
 
 ALONE_S = 0.5
@@ -20,7 +19,16 @@ ALONE_S = 0.5
 PATIENCE_S, DESPAIR_S = 5.0, 10.0
 """Silence after which a replica is given nothing new, and after which what it has is given up. One that is only busy
 has been silent for two seconds on two cores."""
-GONE = (ray.exceptions.RayError, ray.serve.exceptions.RayServeException, ConnectionError, TimeoutError, OSError)
+
+
+def _gone() -> tuple[type[Exception], ...]:
+    """What is raised where there is no replica, or it cannot be reached."""
+    if "ray" not in sys.modules:  # the handle is not Ray's, and Ray takes seconds to import
+        return ConnectionError, TimeoutError, OSError
+    import ray.exceptions
+    import ray.serve.exceptions
+
+    return ray.exceptions.RayError, ray.serve.exceptions.RayServeException, ConnectionError, TimeoutError, OSError
 
 
 class Replicas:
@@ -31,6 +39,7 @@ class Replicas:
         self.alone_since = time.monotonic()
         self._handle = handle
         self._connections: dict[Address, Connection] = {}
+        self._opening: dict[Address, asyncio.Task[None]] = {}
         self._looked = asyncio.Event()
         self._looker: asyncio.Task[None] | None = None
         self._finder: asyncio.Task[None] | None = None
@@ -61,12 +70,12 @@ class Replicas:
 
     def close(self) -> None:
         """Look no longer. The connections last as long as the replicas do."""
-        for job in (self._looker, self._finder, self._knock):
+        for job in (self._looker, self._finder, self._knock, *self._opening.values()):
             if job is not None:
                 job.cancel()
 
     async def _wait_at_the_door(self) -> None:
-        with contextlib.suppress(*GONE):
+        with contextlib.suppress(*_gone()):
             await self._handle.address.remote()
 
     async def _look(self) -> None:
@@ -77,9 +86,8 @@ class Replicas:
 
     async def _look_forever(self) -> None:
         while True:
-            await self._finding()
+            await asyncio.wait({self._finding()}, timeout=ALONE_S)
             self._drop()
-            self._looked.set()
             if self._live():
                 self.alone_since = time.monotonic()
             await self._wait(LOOK_S if self._live() else ALONE_S)
@@ -91,16 +99,24 @@ class Replicas:
         return self._finder
 
     async def _find(self) -> None:
-        """Connect to the replicas that are new."""
+        """Connect to the replicas that are new, each by itself: one that hangs keeps none of the others waiting."""
+        with contextlib.suppress(*_gone()):  # there is none
+            await each(self._handle.broadcast("address").results_async(return_exceptions=True), PATIENCE_S, self._meet)
+        await asyncio.gather(*self._opening.values())
+        self._looked.set()
+
+    def _meet(self, answer: Any) -> None:
+        if isinstance(answer, Address) and answer not in self._connections and answer not in self._opening:
+            self._opening[answer] = asyncio.get_running_loop().create_task(self._open(answer))
+
+    async def _open(self, address: Address) -> None:
         try:
-            said = await self._handle.broadcast("address").results_async(timeout_s=PATIENCE_S, return_exceptions=True)
-        except GONE:  # there is none
-            return
-        for address in said:
-            if isinstance(address, Address) and address not in self._connections:
-                with contextlib.suppress(*GONE):
-                    self._connections[address] = await Connection.open(address.host, address.port, address.token)
-                    self.met = True
+            with contextlib.suppress(*_gone()):
+                self._connections[address] = await Connection.open(address.host, address.port, address.token)
+                self.met = True
+                self._looked.set()
+        finally:
+            del self._opening[address]
 
     def _drop(self) -> None:
         """Let go of the replicas that are gone, or have been silent for too long."""

@@ -29,6 +29,8 @@ class Skill:
     parse: Callable[[Sequence[Spoken], Any], Result]
     slow: bool = False
     """Whether asking or parsing takes more than a moment, so that it must not hold up the others' words."""
+    prompts: Callable[[Any], int] = lambda request: 1
+    """How many prompts `ask` gives for a request, told without making them."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def skills(
         image = None if pad is None else pad_to_square(request.image, pad)
         return [prompt for phrase in request.phrases for prompt in ask(request, REGION + phrase, 48, image)]
 
-    still = {"detect": Skill(ask_detect, parse_detect)} if images else {}
+    still = {"detect": Skill(ask_detect, parse_detect, prompts=lambda request: len(request.labels))} if images else {}
     return {
         "vqa": Skill(ask_vqa, parse_vqa),
         "caption": Skill(ask_caption, parse_caption),

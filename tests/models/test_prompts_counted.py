@@ -1,0 +1,63 @@
+"""How many prompts a request is: told in the gateway without making them, and as many as are then made."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.pool import Errand
+from deployments.remote import Remote
+from serve.catalog import MODELS
+from serve.image import Image
+from serve.models.base import Model
+from serve.tasks.caption import CaptionRequest
+from serve.tasks.chat import ChatRequest
+from serve.tasks.detect import DetectRequest
+from serve.tasks.ocr import OcrRequest
+from serve.tasks.segment import SegmentRequest
+from serve.tasks.vqa import VqaRequest
+
+PICTURE = Image(np.zeros((20, 30, 3), np.uint8), "ab" * 20)
+DETECTING = [model for model in MODELS.values() if "detect" in model.skills]
+
+
+def detecting(count: int) -> DetectRequest:
+    return DetectRequest(image=PICTURE, labels=[f"thing {at}" for at in range(count)])
+
+
+@pytest.mark.parametrize("count", [1, 2, 32])
+@pytest.mark.parametrize("model", DETECTING, ids=lambda model: model.name)
+def test_they_are_counted_as_they_are_made(model: Model, count: int) -> None:
+    skill = model.skills["detect"]
+    assert skill.prompts(detecting(count)) == len(skill.ask(detecting(count)))
+
+
+def test_there_are_families_that_ask_one_for_each_phrase_and_one_for_all() -> None:
+    assert {model.skills["detect"].prompts(detecting(5)) for model in DETECTING} == {1, 5}
+
+
+@pytest.mark.parametrize("task", ["vqa", "chat", "ocr", "caption", "segment"])
+def test_anything_else_is_one(task: str) -> None:
+    about = {
+        "vqa": VqaRequest(image=PICTURE, question="a?"),
+        "chat": ChatRequest(image=PICTURE, question="a"),
+        "ocr": OcrRequest(image=PICTURE),
+        "caption": CaptionRequest(image=PICTURE),
+        "segment": SegmentRequest(image=PICTURE, labels=["a", "b"]),
+    }
+    asked = [model for model in MODELS.values() if task in model.skills]
+    assert asked and {model.skills[task].prompts(about[task]) for model in asked} == {1}
+
+
+async def test_the_pool_is_told() -> None:
+    class Pool:
+        async def stream(self, model: str, errand: Errand, *_: Any, pace_s: float) -> AsyncGenerator[str, None]:
+            told.append(errand.prompts)
+            yield "a"
+
+    told: list[int] = []
+    for model in DETECTING:
+        async for _ in Remote(model, Pool()).answer("detect", detecting(7)):  # type: ignore[arg-type]
+            pass
+    assert set(told) == {1, 7}
