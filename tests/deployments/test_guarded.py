@@ -1,12 +1,13 @@
 """A server with keys and traces under a real Ray, as a config asks for it; its models only say what they are told."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 from collected import Collector, collector
-from running import Running
+from running import Running, until
 from served import LLAVA, URL, message
 
 from deployments import config
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.engine
 
 KEY, ENTRY = made("alice")
 ANOTHER, ENTRY_OF_ANOTHER = made("bob")
+SCRAPER, ENTRY_OF_SCRAPER = made("prometheus", only_metrics=True)
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +29,14 @@ def traces() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory, traces: Collector) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("guarded")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("guarded")
+
+
+@pytest.fixture(scope="module")
+def guarded(folder: Path, traces: Collector) -> Iterator[Running]:
     (folder / "keys").write_text(f"{ENTRY}\n{ENTRY_OF_ANOTHER}\n")
-    gateway = {"keys_file": str(folder / "keys"), "requests_per_minute": 3}
+    gateway = {"keys_file": str(folder / "keys"), "requests_per_minute": 3, "salt_caches": True}
     args = {"models": [{"name": LLAVA, "simulate": {"replies": "red"}}], "gateway": gateway}
     file = folder / "config.yaml"
     file.write_text(yaml.dump({"applications": [{"import_path": config.APP, "args": args}]}))
@@ -68,3 +74,21 @@ def test_a_request_is_one_trace_from_the_gateway_into_its_model(guarded: Running
     assert found[column].under == found["POST /v1/tasks/vqa"].id and found["POST /v1/tasks/vqa"].under == above[36:52]
     assert found[call].under == found[column].id
     assert (found[column].service, found[call].service) == ("diptych-gateway", "diptych-model")
+
+
+def test_keys_come_and_the_last_one_goes_while_it_runs(guarded: Running, folder: Path) -> None:
+    def status(path: str, key: str = ANOTHER) -> int:
+        return httpx.get(f"{guarded.url}{path}", headers={"authorization": f"Bearer {key}"}, timeout=30).status_code
+
+    assert status("/v1/models") == 200
+    (folder / "keys").write_text(f"{ENTRY_OF_ANOTHER}\n{ENTRY_OF_SCRAPER}\n")
+    assert until(lambda: status("/metrics", SCRAPER) == 200, 60)
+    assert status("/v1/models", SCRAPER) == 403 and status("/v1/models", KEY) == 401
+    (folder / "keys").write_text("no key\n")  # what cannot be used changes nothing
+    (folder / "keys").unlink()
+    assert not until(lambda: status("/v1/models") != 200, 12)
+    (folder / "keys").write_text("")
+    assert until(lambda: status("/v1/models") == 401, 60)
+    assert status("/metrics", SCRAPER) == 401 and status("/health") == 200
+    (folder / "keys").write_text(f"{ENTRY_OF_ANOTHER}\n")
+    assert until(lambda: status("/v1/models") == 200, 60)
