@@ -39,8 +39,7 @@ class Sites:
         if len(given) <= 1 and self._ours(given[0] if given else ""):
             return None
         return Misdirected(
-            "This server does not answer to that Host: it listens on this machine only and asks for no key. "
-            "gateway.hosts names others that it has."
+            "This server does not answer to that Host. gateway.hosts names those that it has beside this machine's own."
         )
 
     def wrong_page(self, method: str, headers: Iterable[tuple[bytes, bytes]]) -> ServeError | None:
