@@ -25,7 +25,7 @@ from serve import tracing
 from serve.api import create_app
 from serve.fetch.fetcher import Fetcher
 from serve.loop_lag import LoopLag
-from serve.media.budget import Budget
+from serve.media.budget import Budget, give_back_large_blocks
 from serve.router import Router
 from serve.wire.meters import Meters
 from serve.wire.shares import Shares
@@ -68,6 +68,7 @@ class Gateway:
         self._handles = handles
         self._pools: dict[str, Pool] = {}
         self._told: dict[str, Any] = {}
+        give_back_large_blocks()
         self._budget = Budget.of_this_process(args.gateway.memory_mb)
         self._lag = LoopLag()
         self._lag.start()

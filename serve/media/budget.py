@@ -1,6 +1,8 @@
 """One number of bytes that everything held for requests counts against, in one process and its media processes."""
 
 import asyncio
+import contextlib
+import ctypes
 import itertools
 import os
 from collections import deque
@@ -21,6 +23,9 @@ REPLICA_SHARE = 1 / 16
 """Of the same for a model's process: up to eight toys stand in a pod of 12 GiB, each with 0.9 GB of its own."""
 REPLICA_LEAST = 768 * 2**20
 """The largest picture fits."""
+
+M_MMAP_THRESHOLD = -3
+LARGE_BLOCK = 2**20
 
 # Up to which part of the budget a lease may be given, by (arriving, small). What arrives may not take all: each request
 # in it needs room to be parsed and decoded before it can end, and would wait for that until its deadline. The last
@@ -172,6 +177,16 @@ class Budget:
                 waiter.lease.size = waiter.size
                 if not waiter.granted.done():
                     waiter.granted.set_result(None)
+
+
+def give_back_large_blocks() -> None:
+    """Have this process's allocator return large blocks to the system as soon as they are freed.
+
+    glibc raises the size from which it does that with each block that is freed, up to 32 MB; bodies that grow side by
+    side then leave holes, and 450 MB of them took 600 and left 220 behind.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def container_limit(cgroups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -234,3 +236,27 @@ def test_the_budget_of_a_process_fits_where_it_runs(monkeypatch: pytest.MonkeyPa
     assert Budget.of_one_of_many().total == 768 * MB
     monkeypatch.setattr("serve.media.budget.container_limit", lambda: 2**62)  # version 1's word for none
     assert Budget.of_this_process().total <= machine_memory()
+
+
+GROWING = """
+from serve.media.budget import give_back_large_blocks
+
+def held():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+give_back_large_blocks()
+before = held()
+for _ in range(3):
+    bodies = [bytearray() for _ in range(30)]
+    for _ in range(6 * 16):
+        for body in bodies:
+            body += bytes(65536)
+    del bodies, body
+print(held() - before)
+"""
+
+
+def test_what_large_bodies_took_goes_back_to_the_system() -> None:
+    """180 MB in thirty bodies that grew side by side left 31 MB behind."""
+    done = subprocess.run([sys.executable, "-c", GROWING], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 8 * 1024

@@ -37,6 +37,8 @@ def many(body: dict[str, Any], field: str, values: Any) -> bytes:
 HOSTILE = {
     "unknown fields": json.dumps(dict.fromkeys(map(str, range(20_000)), 0)).encode(),
     "values": b'{"a":[' + b"{}," * (MAX_VALUES + 1) + b"{}]}",
+    "lists in lists": b'{"a":[' + b"[[0]]," * (MAX_VALUES // 3) + b"0]}",
+    "objects": b'{"a":[' + b'{"a":{}},' * (MAX_VALUES // 3) + b"0]}",
     "depth": b'{"a":' * 100_000,
     "a long name": json.dumps({"x" * 500_000: 1}).encode(),
     "a number": b'{"seed":' + b"9" * 5000 + b"}",
@@ -47,6 +49,12 @@ HOSTILE = {
     "a list": b"[]",
     "nothing": b"",
 }
+
+
+@pytest.mark.parametrize("name", ["values", "lists in lists", "objects"])
+async def test_a_body_of_too_many_values_is_not_parsed(name: str) -> None:
+    for path in (CHAT, TASK):
+        assert "too many values" in told(await post(path, HOSTILE[name]))["message"]
 
 
 @pytest.mark.parametrize("path", [CHAT, TASK, "/v1/tasks/detect"])
@@ -61,7 +69,7 @@ async def test_it_is_refused_in_a_few_words(body: bytes, path: str) -> None:
         ("messages", [message()] * 257, "messages"),
         ("messages", [{}] * 50_000, "messages"),
         ("messages", [{"role": "user", "content": [{"type": "text", "text": "a"}] * 65}], "messages[0].content"),
-        ("messages", [{"role": "user", "content": [{}] * 50_000}], "messages[0].content"),
+        ("messages", [{"role": "user", "content": [{}] * 50_000}], "messages"),
         ("messages", [message(), *[{"role": "user", "content": "word " * 19_000}] * 3], "messages"),
         ("messages", [{"role": "user", "content": "a" * 100_001}], "messages[0].content"),
         ("messages", [{"role": "user", "content": "a", **dict.fromkeys(map(str, range(2000)), 1)}], None),
