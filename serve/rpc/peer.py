@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 UNSENT_BYTES = 2 * PIECE_BYTES
 """So much may wait in the transport before we write no more than small messages."""
+PIECES_A_TURN = 4
 MOST_TOGETHER = 256
 """Messages in one frame."""
 
@@ -147,19 +148,20 @@ class Peer(asyncio.Protocol):
             self._transport.writelines(frames)
 
     def _write_on(self) -> None:
-        if not self._writing and self._parcels:
+        if not self._writing and self._parcels and self._writable.is_set():
             self._writing = True
-            asyncio.get_running_loop().call_soon(self._write_piece)
+            asyncio.get_running_loop().call_soon(self._write_pieces)
 
-    def _write_piece(self) -> None:
-        """Write a piece of one parcel, and the next turn one of another: the loop and small messages come between."""
+    def _write_pieces(self) -> None:
+        """Write a few pieces, of each parcel in its turn; what else there is to do comes before the next few."""
         self._writing = False
-        if self._parcels and self._transport is not None and self._writable.is_set():
-            parcel = self._parcels.popleft()
-            self._transport.writelines(parcel.take())
-            if not parcel.over:
-                self._parcels.append(parcel)
-            self._write_on()
+        for _ in range(PIECES_A_TURN):
+            if self._parcels and self._transport is not None and self._writable.is_set():
+                parcel = self._parcels.popleft()
+                self._transport.writelines(parcel.take())
+                if not parcel.over:
+                    self._parcels.append(parcel)
+        self._write_on()
 
 
 class _Parcel:
