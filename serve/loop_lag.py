@@ -51,10 +51,10 @@ class LoopLag:
             self._peaks.pop()
         self._peaks.append((at, lag))
         self._forget(at)
+        self._timer = asyncio.get_running_loop().call_later(EVERY_S, self._look)
         self._looks += 1
         if self._tell is not None and self._looks % int(TELL_S / EVERY_S) == 0:
             self._tell(self.worst())
-        self._timer = asyncio.get_running_loop().call_later(EVERY_S, self._look)
 
     def _forget(self, now: float) -> None:
         while self._peaks and self._peaks[0][0] < now - WINDOW_S:

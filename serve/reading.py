@@ -41,8 +41,10 @@ class Reading:
             return
         found = image.outline
         if found.quick:
-            _ = image.pixels
-            yield
+            with await self.budget.acquire(3 * found.area, _deadline(within_s), image.param) as lease:
+                image.held(lease.release)
+                _ = image.pixels
+                yield
             return
         await self._decode(image, found, within_s)
         try:

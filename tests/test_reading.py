@@ -48,6 +48,17 @@ async def test_a_small_picture_is_read_where_it_is() -> None:
     await looking.__aexit__(None, None, None)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (224, 224), (800, 600)])
+async def test_the_pixels_of_small_ones_count_too(size: tuple[int, int]) -> None:
+    held = Reading(Budget(4_000_000))
+    small, other = unread(picture(*size)), unread(picture(*size))
+    async with held.read(small), held.read(other):
+        assert held.budget.held == 2 * 3 * size[0] * size[1]
+        other.put_away()
+        assert held.budget.held == 3 * size[0] * size[1]
+    assert held.budget.held == 0
+
+
 async def test_a_small_picture_in_a_large_file_is_decoded_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = list[Outline]()
     decode = reading._pixels

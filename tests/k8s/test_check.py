@@ -15,6 +15,7 @@ import pytest
 from k8s.checks import rendered, schemas
 from k8s.checks.kuberay import kuberay
 from k8s.checks.linted import writable
+from serve.wire.limits import MAX_BODY
 
 ROOT = Path(__file__).parents[2]
 CRDS = Path(os.environ.get("CRDS", ROOT.parent / "shared" / "kuberay"))
@@ -26,6 +27,12 @@ def check(*words: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: Ray's schema warns when it is imported."""
     command = [sys.executable, "-m", "k8s.check", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_ingress_lets_the_largest_body_through() -> None:
+    text = (ROOT / "k8s" / "components" / "ingress" / "ingress.yaml").read_text()
+    found = re.search(r"proxy-body-size: (\d+)m", text)
+    assert found is not None and int(found[1]) * 2**20 > MAX_BODY
 
 
 @pytest.fixture(scope="module")
