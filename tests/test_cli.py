@@ -484,6 +484,16 @@ def test_compare_knows_what_was_meant(diptych: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("short", "meant"),
+    [("llava-1.5", "llava-1.5-7b"), ("paligemma", "paligemma-3b-mix-448"), ("llava-next", "llava-v1.6-mistral-7b")],
+)
+def test_compare_takes_the_short_names_that_the_page_takes(diptych: Any, short: str, meant: str) -> None:
+    ran, whole = diptych("compare", short, "toy-llava"), diptych("compare", meant, "toy-llava")
+    assert ran.status == 0 and ran.out == whole.out
+    assert "toy-llava: A toy" in ran.out
+
+
+@pytest.mark.parametrize(
     ("words", "flags"),
     [
         ((), []),

@@ -1,15 +1,16 @@
 """Labels that people have: COCO's instances and captions, VQA's questions and answers, or one JSON line a picture."""
 
 import functools
+import itertools
 import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, TypeVar
 
 from pycocotools import mask as coco_mask
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from serve import masks
 from serve.evaluation import folder
@@ -17,33 +18,44 @@ from serve.evaluation.items import MOST_LABELS, Item, Json, labels
 from serve.terminal.client import Failure, Misuse
 
 M = TypeVar("M", bound=BaseModel)
-Positive = Field(gt=0)
+Positive = Field(default=None, gt=0)
+Id = Annotated[str, BeforeValidator(str)]
+"""COCO's are numbers, other tools write them as text; a file may mix the two."""
 
 
 class Picture(BaseModel):
-    id: int
+    id: Id
     file_name: str
-    height: int = Positive
-    width: int = Positive
+    height: int | None = Positive
+    width: int | None = Positive
 
     @property
-    def size(self) -> tuple[int, int]:
-        return self.height, self.width
+    def size(self) -> tuple[int, int] | None:
+        """Height, width; None where the file does not say."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
 
 
 class Named(BaseModel):
-    id: int
+    id: Id
     name: str
 
 
 class Instance(BaseModel):
     """bbox: x, y, width, height in pixels. segmentation: polygons, or run lengths compressed or not."""
 
-    image_id: int
-    category_id: int
+    image_id: Id
+    category_id: Id
     bbox: tuple[float, float, float, float]
     segmentation: Any = None
     iscrowd: bool = False
+
+    @field_validator("segmentation")
+    @classmethod
+    def _some(cls, given: Any) -> Any:
+        """None for a mask that is there by name only: no polygon, or only points and lines."""
+        if isinstance(given, list) and all(isinstance(part, list) for part in given):
+            return [part for part in given if len(part) not in (0, 2, 4)] or None
+        return given or None
 
 
 class _RunLengths(BaseModel):
@@ -68,12 +80,12 @@ class Instances(BaseModel):
 
 
 class CocoCaption(BaseModel):
-    image_id: int
+    image_id: Id
     caption: str
 
 
 class Still(BaseModel):
-    id: int
+    id: Id
     file_name: str
 
 
@@ -148,7 +160,7 @@ class Labelled:
         questions: list[tuple[Path, Questions]] = []
         answers: list[tuple[Path, Answers]] = []
         for path in files or _found(here):
-            if path.suffix == ".jsonl":
+            if path.suffix.lower() == ".jsonl":
                 self.items += self._lines(path)
                 continue
             body = _load(path)
@@ -174,13 +186,13 @@ class Labelled:
 
     def _instances(self, path: Path, body: Instances) -> Iterator[Item]:
         names = {one.id: one.name for one in body.categories}
-        of: dict[int, list[tuple[int, Instance]]] = defaultdict(list)
+        of: dict[str, list[tuple[int, Instance]]] = defaultdict(list)
         for at, one in enumerate(body.annotations):
             if one.category_id not in names:
                 raise Failure(f"{path}: annotations[{at}].category_id: there is no category {one.category_id}.")
             of[one.image_id].append((at, one))
-        masked = all(one.segmentation for one in body.annotations)
-        missing = empty = 0
+        masked = any(one.segmentation for one in body.annotations)
+        missing = empty = bare = 0
         for picture in body.images:
             file, some = self._file(picture.file_name), of.get(picture.id, [])
             if file is None or not some:
@@ -188,17 +200,20 @@ class Labelled:
                 continue
             boxes = [_place(one, names[one.category_id]) for _, one in some]
             yield self._item(path, str(picture.id), "detect", file, {"labels": labels(boxes)}, {"boxes": boxes})
-            if masked:
+            if masked and (picture.size is None or not all(one.segmentation for _, one in some)):
+                bare += 1
+            elif masked:
                 masked_boxes = [
                     box | {"mask": _rle(path, at, one, picture)} for (at, one), box in zip(some, boxes, strict=True)
                 ]
                 truth = {"boxes": masked_boxes}
                 yield self._item(path, str(picture.id), "segment", file, {"labels": labels(boxes)}, truth)
         self._note(missing, f"pictures of {path.name} are not in {self.here}")
+        self._note(bare, f"pictures of {path.name} have objects without a mask, or no size: not asked to segment")
         self._note(empty, f"pictures of {path.name} show nothing that is labelled: nothing to ask for")
 
     def _captions(self, path: Path, body: Captions) -> Iterator[Item]:
-        of: dict[int, list[str]] = defaultdict(list)
+        of: dict[str, list[str]] = defaultdict(list)
         for one in body.annotations:
             of[one.image_id].append(one.caption)
         missing = 0
@@ -231,7 +246,8 @@ class Labelled:
 
     def _lines(self, path: Path) -> Iterator[Item]:
         try:
-            text = path.read_text(encoding="utf-8")
+            data = path.read_bytes()
+            text = data.decode(json.detect_encoding(data))  # what begins with a byte order mark, and UTF-16
         except (OSError, UnicodeDecodeError) as error:
             raise Failure(f"{path}: {error}.") from None
         for number, words in enumerate(text.split("\n"), 1):
@@ -239,13 +255,14 @@ class Labelled:
                 continue
             where = f"{path}, line {number}"
             line = _checked(Line, _json(words, where), where)
-            if self._file(line.image) is None:
+            file = self._file(line.image)
+            if file is None:
                 raise Failure(f"{where}: image: there is no {line.image} in {self.here}.")
             known = list(_tasks(line, where))
             if not known:
                 raise Failure(f"{where}: it says nothing about {line.image}: answer, caption, text or boxes.")
             for task, fields, truth in known:
-                yield self._item(path, str(number), task, line.image, fields, truth)
+                yield self._item(path, str(number), task, file, fields, truth)
 
     def _item(self, path: Path, name: str, task: str, file: str, fields: Json, truth: Json) -> Item:
         if len(fields.get("labels", [])) > MOST_LABELS:
@@ -254,18 +271,40 @@ class Labelled:
         return Item(f"{path.name}/{task}/{name}", file, task, fields, truth, load)
 
     def _file(self, name: str) -> str | None:
-        """As named, or wherever in the folder a file is called so (COCO keeps pictures in a folder of their own)."""
-        if (self.here / name).is_file():
+        """The picture that an annotation names, relative to the folder; never one that is not in it.
+
+        As named; else the one picture of that name whose folders end like the name's own, which may be written for
+        another system or another place (COCO keeps pictures in a folder of their own).
+        """
+        if self._inside(name):
             return name
-        return self._by_name.get(Path(name).name)
+        wanted = [part.casefold() for part in PureWindowsPath(name).parts]
+        same = self._by_name.get(wanted[-1], []) if wanted else []
+        alike = [_common_end(wanted, [part.casefold() for part in Path(file).parts]) for file in same]
+        best = [file for file, parts in zip(same, alike, strict=True) if parts == max(alike)]
+        return best[0] if len(best) == 1 else None
+
+    def _inside(self, name: str) -> bool:
+        """Whether a file of that name is in the folder, links followed."""
+        try:
+            path = (self.here / name).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):  # no such file; a name that none can have; links in a circle
+            return False
+        return path.is_file() and path.is_relative_to(self.here.resolve())
 
     @functools.cached_property
-    def _by_name(self) -> Mapping[str, str]:
-        return {Path(name).name: name for name in folder.pictures(self.here)}
+    def _by_name(self) -> Mapping[str, Sequence[str]]:
+        """The folder's pictures by the ends of their names, large and small letters alike."""
+        named: dict[str, list[str]] = defaultdict(list)
+        for file in folder.pictures(self.here):
+            if self._inside(file):
+                named[Path(file).name.casefold()].append(file)
+        return named
 
     @functools.cached_property
     def _numbered(self) -> Mapping[int, str]:
-        found = ((re.search(r"(\d+)$", Path(name).stem), name) for name in folder.pictures(self.here))
+        names = filter(self._inside, folder.pictures(self.here))
+        found = ((re.search(r"(\d+)$", Path(name).stem), name) for name in names)
         return {int(match[1]): name for match, name in found if match}
 
     def _note(self, count: int, why: str) -> None:
@@ -273,12 +312,20 @@ class Labelled:
             self.notes.append(f"{count} {why}.")
 
 
+def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many parts both end with."""
+    pairs = zip(reversed(a), reversed(b), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
 def _found(here: Path) -> list[Path]:
     """All .json, and labels.jsonl by its name: other JSON lines may be what --out recorded."""
-    places = (here, here / "annotations")
-    return [
-        path for place in places for path in (*sorted(place.glob("*.json")), place / "labels.jsonl") if path.is_file()
-    ]
+    paths: list[Path] = []
+    for place in (here, here / "annotations"):
+        files = sorted(path for path in place.glob("[!.]*") if path.is_file())
+        paths += [path for path in files if path.suffix.lower() == ".json"]
+        paths += [path for path in files if path.name.lower() == "labels.jsonl"]
+    return paths
 
 
 def _shape(body: Any) -> str:
@@ -327,6 +374,7 @@ def _place(one: Instance, label: str) -> Json:
 
 def _rle(path: Path, at: int, one: Instance, picture: Picture) -> Json:
     """COCO's three ways to write a mask, as compressed run lengths. Raises Failure."""
+    assert picture.size is not None
     try:
         if isinstance(one.segmentation, dict):
             made = _RunLengths.model_validate(one.segmentation).compressed()

@@ -1,6 +1,5 @@
 """`diptych models` and `diptych compare`: the catalogue, with or without a server."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from serve.errors import NotFound
 from serve.terminal.board import plain
 from serve.terminal.client import Failure, NoServer, Server
 
@@ -37,16 +37,14 @@ def models(url: str, key: str | None) -> int:
 
 
 def compare(names: Sequence[str]) -> int:
-    """The cards of some models, row by row. Raises Failure naming close matches for a model there is not."""
+    """The cards of some models, row by row. Takes the short names that the page takes (`llava-1.5`). Raises Failure
+    naming close matches for a model there is not."""
     from serve import catalog
 
-    known = catalog.known({})
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-            hint = f" Close to it: {', '.join(close)}." if close else ""
-            raise Failure(f"There is no model {name!r}.{hint} All of them: diptych models")
-    table = catalog.compare(names, {}).model_dump()
+    try:
+        table = catalog.compare(names, {}).model_dump()
+    except NotFound as error:
+        raise Failure(error.message) from None
     console = Console()
     console.print(_comparison(table))
     shared = [f"{row['title'].lower()} ({row['task']})" for row in table["tasks"]["shared"]]
@@ -54,7 +52,7 @@ def compare(names: Sequence[str]) -> int:
     for row in table["tasks"]["unshared"]:
         console.print(plain(f"{row['title']} ({row['task']}): only {', '.join(row['models'])}."), soft_wrap=True)
     cards = catalog.catalogue({}).model_dump()["data"]
-    for line in toy_notes(cards, names):
+    for line in toy_notes(cards, table["models"]):
         console.print(line, soft_wrap=True)
     return 0
 

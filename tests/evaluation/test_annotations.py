@@ -146,6 +146,114 @@ def test_what_is_wrong_is_named_by_file_and_field(here: Path, name: str, body: A
     assert says in str(told.value)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "val\\COCO_val_000000000042.png",
+        ".\\val\\coco_VAL_000000000042.PNG",
+        "C:\\data\\val\\COCO_val_000000000042.png",
+        "\\\\server\\share\\COCO_val_000000000042.png",
+        "/home/someone/val/COCO_val_000000000042.png",
+        "../val/COCO_val_000000000042.png",
+        "COCO_val_000000000042.PNG",
+    ],
+)
+def test_a_picture_is_found_however_another_system_names_it(here: Path, name: str) -> None:
+    put(here / "labels.jsonl", json.dumps({"image": name, "text": "a"}))
+    body = instances()
+    body["images"] = [body["images"][0] | {"file_name": name}]
+    put(here / "a.json", body)
+    items = Labelled(here, None).items
+    assert [item.task for item in items] == ["detect", "segment", "ocr"]
+    assert {item.picture for item in items} == {"val/COCO_val_000000000042.png"}
+    assert all(item.load().startswith(b"\x89PNG") for item in items)
+
+
+def test_of_pictures_with_one_name_the_one_whose_folders_fit_is_meant(here: Path) -> None:
+    for place in ("a/train", "b/train", "b/val"):
+        (here / place).mkdir(parents=True)
+        PIL.Image.new("RGB", (64, 48), "red").save(here / place / "1.png")
+    for name, found in (("X:\\b\\train\\1.png", "b/train/1.png"), ("/data/val/1.PNG", "b/val/1.png")):
+        put(here / "labels.jsonl", json.dumps({"image": name, "text": "a"}))
+        assert [item.picture for item in Labelled(here, None).items] == [found]
+    for name in ("1.png", "X:\\train\\1.png"):
+        put(here / "labels.jsonl", json.dumps({"image": name, "text": "a"}))
+        with pytest.raises(Failure, match="there is no"):
+            Labelled(here, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "{}/secret.png", "val/../../secret.png", "link.png", "out/secret.png"]
+)
+def test_a_file_outside_the_folder_is_never_named(tmp_path: Path, name: str) -> None:
+    here = tmp_path / "set"
+    (here / "val").mkdir(parents=True)
+    for path in (tmp_path / "secret.png", here / "val" / "1.png"):
+        PIL.Image.new("RGB", (64, 48), "red").save(path)
+    (here / "link.png").symlink_to(tmp_path / "secret.png")
+    (here / "out").symlink_to(tmp_path)
+    put(here / "labels.jsonl", json.dumps({"image": name.format(tmp_path), "text": "a"}))
+    with pytest.raises(Failure, match="there is no"):
+        Labelled(here, None)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "\0", "val", "a" * 5000, "\\\\.\\pipe\\x", "C:", "/", "val/\0.png"])
+def test_a_name_that_no_file_can_have_is_a_sentence(here: Path, name: str) -> None:
+    put(here / "labels.jsonl", json.dumps({"image": name, "text": "a"}))
+    with pytest.raises(Failure, match="line 1: image: there is no"):
+        Labelled(here, None)
+
+
+def test_a_link_within_the_folder_is_a_file_of_it(here: Path) -> None:
+    (here / "same.png").symlink_to(here / "val" / "COCO_val_000000000042.png")
+    put(here / "labels.jsonl", json.dumps({"image": "same.png", "text": "a"}))
+    assert len(Labelled(here, None).items) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_that_other_systems_wrote_are_read(here: Path, encoding: str) -> None:
+    """Byte order marks, UTF-16 as PowerShell writes it, two letters at a line's end, large letters in names."""
+    line = {"image": "COCO_val_000000000043.png", "text": "façade"}
+    text = "\r\n".join([json.dumps(line, ensure_ascii=False)] * 2) + "\r\n\r\n"
+    (here / "LABELS.JSONL").write_bytes(text.encode(encoding))
+    (here / "Instances.JSON").write_bytes(json.dumps(instances(), indent=1).replace("\n", "\r\n").encode(encoding))
+    (here / "._Instances.json").write_bytes(b"\0\5\x16\7")
+    found = [(item.task, item.truth) for item in Labelled(here, None).items]
+    assert [task for task, _ in found] == ["detect", "segment", "ocr", "ocr"]
+    assert found[-1][1] == {"text": "façade"}
+
+
+@pytest.mark.parametrize("segmentation", [None, [], [[]], {}, [[1, 2], [3, 4, 5, 6]]])
+def test_objects_without_a_mask_are_detected_and_the_other_pictures_segmented(here: Path, segmentation: Any) -> None:
+    body = instances()
+    body["annotations"].append(body["annotations"][0] | {"image_id": 43, "segmentation": segmentation})
+    put(here / "a.json", body)
+    found = Labelled(here, None)
+    assert [(item.task, item.name.rsplit("/")[-1]) for item in found.items] == [
+        ("detect", "42"),
+        ("segment", "42"),
+        ("detect", "43"),
+    ]
+    assert any("1 pictures of a.json have objects without a mask" in note for note in found.notes)
+    body["annotations"][0]["segmentation"] = segmentation
+    put(here / "a.json", body)
+    found = Labelled(here, None)
+    assert [item.task for item in found.items] == ["detect", "detect"]
+    assert not any("objects without a mask" in note for note in found.notes)
+
+
+def test_optional_fields_may_be_missing_and_numbers_may_be_text(here: Path) -> None:
+    body = instances()
+    for image in body["images"]:
+        del image["height"], image["width"]
+        image["id"] = str(image["id"])
+    body["categories"][0]["id"] = "3"
+    del body["annotations"][0]["iscrowd"]
+    put(here / "a.json", body)
+    found = Labelled(here, None)
+    assert [(item.task, item.truth["boxes"][0]["crowd"]) for item in found.items] == [("detect", False)]
+
+
 def test_an_unanswered_question_is_named(here: Path) -> None:
     vqa(here)
     put(here / "answers.json", {"annotations": [{"question_id": 7, "answers": [{"answer": "a"}]}]})
