@@ -24,12 +24,19 @@ STRIP = 2**19
 
 def iou(a: Array, b: Array) -> Array:
     """Intersection over union of every box in a [n, 4] with every box in b [m, 4]: [n, m] in 0..1."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    overlap = np.prod(np.clip(high - low, 0, None), axis=2)
-    union = _area(a)[:, None] + _area(b)[None, :] - overlap
+    overlap = _overlap(a[:, 0], a[:, 2], b[:, 0], b[:, 2])
+    overlap *= _overlap(a[:, 1], a[:, 3], b[:, 1], b[:, 3])
+    union = _area(a)[:, None] + _area(b)[None, :]
+    union -= overlap
     ratio: Array = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
     return ratio
+
+
+def _overlap(begin: Array, end: Array, starts: Array, stops: Array) -> Array:
+    """How much of each span begin..end [n] lies in each of starts..stops [m]: [n, m]."""
+    length: Array = np.minimum(end[:, None], stops[None, :])
+    length -= np.maximum(begin[:, None], starts[None, :])
+    return length.clip(0, None, out=length)
 
 
 def _area(boxes: Array) -> Array:

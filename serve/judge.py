@@ -48,7 +48,9 @@ class Judge:
         judgement = Judgement(model=route.model.name, error=reply.error, usage=reply.usage)
         if not isinstance(reply.result, ChatResult):
             return _stands_in(instead, judgement)
-        return judged(self.judging, reply.result.text.strip(), judgement, replies, weights)
+        return await asyncio.to_thread(
+            judged, self.judging, reply.result.text.strip(), judgement, replies, weights
+        )  # as long as the replies are, it compares them
 
     def _question(self, request: Request, replies: Sequence[Reply]) -> ChatRequest:
         """Not validated: the replies may be longer than what a person may ask."""

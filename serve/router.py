@@ -17,7 +17,9 @@ from serve.worker import Status
 CHAT = "chat"
 JUDGE = "judge"
 SHORT = 500
-"""Replies of so many characters together are merged where they are: the way to a thread and back takes longer."""
+FEW = 8
+"""The replies of so few models, of so many characters together, are merged where they are: the way to a thread and
+back takes longer. What takes more grows with their lengths and with the square of their number."""
 MERGE_S = 1.0
 """What a merge may take beyond the deadline: where one model is late, it begins only then."""
 
@@ -107,7 +109,7 @@ class Router:
         weights = {name: route.model.weight for name, route in self.routes.items()} | (request.weights or {})
         columns = [replies[route.model.name] for route in routes]
         with tracing.begin(f"merge {task}", attributes={"diptych.task": task, "diptych.models": len(columns)}) as span:
-            if TASKS[task].heavy or sum(len(reply.text) for reply in columns) > SHORT:
+            if TASKS[task].heavy or len(columns) > FEW or sum(len(reply.text) for reply in columns) > SHORT:
                 merged = await _merged_in_time(task, request, columns, weights, deadline)
             else:
                 merged = merge(task, request, columns, weights)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from serve.masks import Rle, Window, area, decode, decode_in, encode, encode_in
+from serve.masks import Rle, Window, _pack, _unpack, area, decode, decode_in, encode, encode_in, sample
 
 masks = arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
 
@@ -36,6 +36,25 @@ def test_a_window_is_the_part_that_it_shows(drawn: tuple[np.ndarray, Window]) ->
     alone = np.zeros_like(mask)
     alone[window.top : window.bottom, window.left : window.right] = part
     assert encode_in(part, window, (mask.shape[0], mask.shape[1])) == encode(alone)
+
+
+@given(masks, st.data())
+def test_a_sample_is_the_pixels_where_rows_and_columns_meet(mask: np.ndarray, data: st.DataObject) -> None:
+    rows, columns = (
+        np.array(data.draw(st.lists(st.integers(0, side - 1), max_size=6)), np.int64) for side in mask.shape
+    )
+    assert (sample(encode(mask), rows, columns) == mask[np.ix_(rows, columns)]).all()
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=40))
+def test_runs_of_any_length_come_back(runs: list[int]) -> None:
+    assert _unpack(_pack(np.array(runs, np.int64))).tolist() == runs
+
+
+@pytest.mark.parametrize("counts", ["o" * 13 + "0", "o" * 100_000 + "0", "o" * 100_000, "0" * 100_000 + "o", "é" * 9])
+def test_letters_of_no_mask_are_refused_however_many(counts: str) -> None:
+    with pytest.raises(ValueError, match="run"):
+        decode(Rle(size=(4, 5), counts=counts))
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own, with numpy 2

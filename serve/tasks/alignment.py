@@ -13,19 +13,36 @@ Slot = dict[int, str]
 """What stands at one place: sequence -> item; a sequence that has nothing there is absent."""
 
 GAP = 1.0
+CALL = 500  # comparing two sequences at all takes as long as comparing so many of their items
 MOST = 4_000_000
-"""Sequences whose lengths multiply to more are not aligned: that would take seconds and hundreds of megabytes."""
+"""Sequences whose lengths multiply to more are not aligned: that would take hundreds of megabytes."""
 
 
-def network(sequences: Sequence[Sequence[str]]) -> list[Slot] | None:
+class Work:
+    """How much may still be compared, in pairs of items: a merge stops aligning when it is used up.
+
+    The same texts always use as much, however fast the machine is.
+    """
+
+    def __init__(self, pairs: int) -> None:
+        self._left = pairs
+
+    def spend(self, pairs: int) -> bool:
+        """Return whether there is enough left, and take it."""
+        self._left -= pairs
+        return self._left >= 0
+
+
+def network(sequences: Sequence[Sequence[str]], work: Work) -> list[Slot] | None:
     """The slots of several sequences, taken in one after the other: ROVER's word transition network (Fiscus 1997).
 
     The first sequence is the skeleton. An item joins the slot of those it is like; two items that are nothing alike
-    share a slot rather than stand in two. None where the sequences are too long to align.
+    share a slot rather than stand in two. None where the sequences are too long to align, or too many.
     """
     slots: list[Slot] = [{0: item} for item in sequences[0]]
     for at, items in enumerate(sequences[1:], start=1):
-        if len(slots) * len(items) > MOST:
+        pairs = len(slots) * len(items)
+        if pairs > MOST or not work.spend(at * (pairs + CALL)):
             return None
         grown: list[Slot] = []
         for slot, item in _path(2 * GAP * _unlike(slots, at, items)):

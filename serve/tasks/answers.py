@@ -20,21 +20,27 @@ _CONTRACTIONS = {
 }
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
 _PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")
-_EDGE_MARK = re.compile(r"(?:(?<=\s)|^)[^\w\s'.]+|[^\w\s'.]+(?=\s|$)")
-_INNER_MARK = re.compile(r"[^\w\s'.]+")
+_MARK = r"[^\w\s'.]"
+_PLAIN = re.compile(r"[\w'.]")
+_INNER_MARK = re.compile(_MARK + "+")
 
 
 def normalise(answer: str) -> str:
     """Lower case, no articles, no idle punctuation, numbers as digits, contractions with their apostrophes.
 
     A mark beside a space goes, one between letters becomes a space ("black-and-white" -> "black and white"). What
-    consists of marks alone is kept as it is.
+    consists of marks alone is kept as it is. Takes time in proportion to the answer's length.
     """
     text = " ".join(answer.lower().split())
-    plain = _THOUSANDS.sub("", text)
-    plain = _EDGE_MARK.sub("", plain)
+    plain = " ".join(map(without_edge_marks, _THOUSANDS.sub("", text).split(" ")))
     plain = _INNER_MARK.sub(" ", plain)
     plain = _PERIOD.sub("", plain).replace("_", " ")
     words = [_NUMBERS.get(word, word) for word in plain.split() if word not in _ARTICLES]
     words = [_CONTRACTIONS.get(word, word) for word in words]
     return " ".join(words) or text
+
+
+def without_edge_marks(word: str) -> str:
+    """Return a word without the marks at its beginning and end; dots and apostrophes are no marks."""
+    first, last = _PLAIN.search(word), _PLAIN.search(word[::-1])
+    return "" if first is None or last is None else word[first.start() : len(word) - last.start()]

@@ -25,7 +25,7 @@ def box_fusion(method: str, least: float = 0.0) -> MergeRule:
         total = sum(weights.values())
         kept = [group for group in groups if share(group, total) >= least]
         lost = [seen.model for group in groups if share(group, total) < least for seen in group]
-        result = DetectResult(boxes=[_fuse(group, total) for group in kept])
+        result = DetectResult.model_construct(boxes=[_fuse(group, total) for group in kept])  # each once: no new look
         close = [{seen.model: overlapping(seen.found.box, fused(group)) for seen in group} for group in kept]
         supporters = [[seen.model for seen in group] for group in kept]
         return agreed(result, method, weights, strayed(weights, close, lost), supporters)

@@ -101,9 +101,8 @@ def leaders(boxes: Array, least: float, owners: Sequence[int] | None = None) -> 
     for start in range(0, len(boxes), ROWS):
         block = np.arange(start, min(start + ROWS, len(boxes)))
         earlier = np.array(found, int)
-        near = (iou(boxes[block], boxes[earlier]) >= least) & (of[block, None] != of[None, earlier])
+        covered = ((iou(boxes[block], boxes[earlier]) >= least) & (of[block, None] != of[None, earlier])).any(axis=1)
         inside = (iou(boxes[block], boxes[block]) >= least) & (of[block, None] != of[None, block])
-        covered = near.any(axis=1)
         for at in range(len(block)):
             if not covered[at]:
                 found.append(start + at)

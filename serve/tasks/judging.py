@@ -7,7 +7,7 @@ from typing import Any
 
 from serve.tasks.agreement import agreed, weigh
 from serve.tasks.base import Judgement, Judging, Merged, Reply
-from serve.tasks.medoid import backers, strayed
+from serve.tasks.medoid import backers, comparable, strayed
 
 LONGEST = 1500  # letters of a reply that the judge is shown
 VERDICT = "Look at the image, correct the mistakes, and write the one best answer. Give only the answer."
@@ -25,7 +25,7 @@ def question(judging: Judging, request: Any, replies: Sequence[Reply]) -> str:
 
 def quote(text: str) -> str:
     """A text in quotation marks that it cannot leave: one line, its own marks escaped, cut where it is very long."""
-    plain = _MARK.sub("< ", text.strip())
+    plain = _MARK.sub("< ", text.strip()[: LONGEST + 1])
     return json.dumps(plain if len(plain) <= LONGEST else plain[:LONGEST] + "…", ensure_ascii=False)
 
 
@@ -34,6 +34,7 @@ def judged(
 ) -> Merged:
     """The judge's words as the merge; deviations are the replies' distances to them, as the medoid counts them."""
     weights = weigh(replies, given)
-    deviations = strayed({reply.model: judging.text(reply) for reply in replies}, said)
+    *texts, merged_text = comparable([*(judging.text(reply) for reply in replies), said])
+    deviations = strayed(dict(zip(weights, texts, strict=True)), merged_text)
     merged = agreed(judging.result(said), "judge", weights, deviations, [backers(deviations)])
     return merged.model_copy(update={"judge": judgement})

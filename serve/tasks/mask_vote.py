@@ -57,7 +57,7 @@ def mask_vote(method: str, least: float = 0.0) -> MergeRule:
         ]
         supporters = [[seen.model for seen in group] for group in kept]
         deviations = strayed(weights, close, lost)
-        return agreed(SegmentResult(boxes=instances), method, weights, deviations, supporters)
+        return agreed(SegmentResult.model_construct(boxes=instances), method, weights, deviations, supporters)
 
     return fuse
 

@@ -9,6 +9,7 @@ from serve.tasks.base import Merged, MergeRule, Reply
 
 Likeness = Callable[[str, str], float]  # of two texts, 0..1
 
+COMPARED = 100_000  # letters of all texts of a merge together that are compared with each other
 ALIKE = 0.8  # texts this alike count as saying the same: their models support the merged one
 
 
@@ -33,22 +34,44 @@ def medoid(text: Callable[[Reply], str], alike: Likeness = similarity) -> MergeR
 
     def choose(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
         weights = weigh(replies, given)
-        texts = {reply.model: text(reply) for reply in replies}
-        total = sum(weights.values())
-
-        def agreement(reply: Reply, alike: Likeness) -> float:
-            close = sum(weights[other] * alike(texts[reply.model], said) for other, said in texts.items())
-            return round(close / total, 9)  # rounded: equals must not be told apart by float noise
-
-        def rank(reply: Reply) -> tuple[float, float, float]:
-            return agreement(reply, alike), agreement(reply, in_order), standing(reply, weights)
-
-        winner = max(replies, key=rank)
+        texts = dict(zip(weights, comparable([text(reply) for reply in replies]), strict=True))
+        best = _most_alike(list(replies), texts, weights, alike)
+        if len(best) > 1:
+            best = _most_alike(best, texts, weights, in_order)
+        winner = max(best, key=lambda reply: standing(reply, weights))
         assert winner.result is not None
         deviations = strayed(texts, texts[winner.model], alike)
         return agreed(winner.result, "medoid", weights, deviations, [backers(deviations)])
 
     return choose
+
+
+def _most_alike(
+    replies: Sequence[Reply], texts: Mapping[str, str], weights: Mapping[str, float], alike: Likeness
+) -> list[Reply]:
+    """Those of the replies that all texts are most like, in the weighted mean."""
+    total = sum(weights.values())
+    known: dict[frozenset[str], float] = {}  # every pair is compared once
+
+    def likeness(a: str, b: str) -> float:
+        pair = frozenset((a, b))
+        if pair not in known:
+            known[pair] = alike(a, b)
+        return known[pair]
+
+    def agreement(reply: Reply) -> float:
+        close = sum(weights[other] * likeness(texts[reply.model], text) for other, text in texts.items())
+        return round(close / total, 9)  # rounded: equals must not be told apart by float noise
+
+    agreements = [agreement(reply) for reply in replies]
+    highest = max(agreements)
+    return [reply for reply, value in zip(replies, agreements, strict=True) if value == highest]
+
+
+def comparable(texts: Sequence[str]) -> list[str]:
+    """The texts as far as they are compared: COMPARED letters over their number. Comparing two takes time in
+    proportion to the product of their lengths, and there are as many pairs as the square of their number."""
+    return [text[: COMPARED // len(texts)] for text in texts]
 
 
 def strayed(texts: Mapping[str, str], merged: str, alike: Likeness = similarity) -> dict[str, float]:

@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from rapidfuzz.distance import Levenshtein
 
 from serve.tasks.agreement import agreed, standing, weigh
-from serve.tasks.alignment import Slot, network
+from serve.tasks.alignment import Slot, Work, network
 from serve.tasks.base import Merged, MergeRule, Reply, Result
-from serve.tasks.medoid import backers, strayed
+from serve.tasks.medoid import backers, comparable, strayed
 
+COMPARED = 16_000_000  # pairs of words, or what takes as long, in one merge: about a second
+LETTERS = 10_000  # pairs of letters take as long as one pair of words
 LONGEST_WORD = 64  # letters: what is longer is no word, and is not voted on letter by letter
 
 
@@ -34,8 +36,10 @@ def rover(text: Callable[[Reply], str], result: Callable[[str], Result]) -> Merg
         surest = sorted(range(len(replies)), key=lambda at: -says[at])
         merged = _central([*vote(texts, says), *(texts[at] for at in surest)], texts, says)
         own = next((replies[at].result for at in surest if texts[at] == merged), None)
-        deviations = strayed({reply.model: said for reply, said in zip(replies, texts, strict=True)}, merged, likeness)
-        camp = backers(deviations) or [min(deviations, key=lambda model: deviations[model])]
+        *short, merged_short = comparable([*texts, merged])
+        deviations = strayed(dict(zip(weights, short, strict=True)), merged_short, likeness)
+        nearest = min(range(len(replies)), key=lambda at: (round(deviations[replies[at].model], 9), -says[at]))
+        camp = backers(deviations) or [replies[nearest].model]
         return agreed(own or result(merged), "rover", weights, deviations, [camp])
 
     return choose
@@ -47,7 +51,8 @@ def vote(texts: Sequence[str], says: Sequence[float]) -> list[str]:
     says: how much each text's vote counts. Lines keep their breaks; other spaces become one.
     """
     pages = [[" ".join(line.split()) for line in text.splitlines() if line.strip()] for text in texts]
-    slots = _aligned(pages, says)
+    work = Work(COMPARED)
+    slots = _aligned(pages, says, work)
     if slots is None:
         return []
     lines: list[str] = []
@@ -55,26 +60,27 @@ def vote(texts: Sequence[str], says: Sequence[float]) -> list[str]:
         there = sum(says[at] for at in slot)
         if 2 * there < sum(says):
             continue
-        words = _words([line.split() for line in slot.values()], [says[at] for at in slot])
+        words = _words([line.split() for line in slot.values()], [says[at] for at in slot], work)
         if words is None:
             return []
         lines.append(" ".join(words))
     return ["\n".join(lines)]
 
 
-def _words(readings: Sequence[Sequence[str]], says: Sequence[float]) -> list[str] | None:
-    slots = _aligned(readings, says)
-    return None if slots is None else [word for slot in slots if (word := _chosen(slot, says))]
+def _words(readings: Sequence[Sequence[str]], says: Sequence[float], work: Work) -> list[str] | None:
+    slots = _aligned(readings, says, work)
+    return None if slots is None else [word for slot in slots if (word := _chosen(slot, says, work))]
 
 
-def _chosen(slot: Slot, says: Sequence[float]) -> str:
-    """One place's word; empty where nothing stands there."""
+def _chosen(slot: Slot, says: Sequence[float], work: Work) -> str:
+    """One place's word; empty where nothing stands there. The most said one where there is no more time for letters."""
     word, backing = _plurality(slot, says)
     if 2 * backing > sum(says) or len(slot) < 3 or not word or max(map(len, slot.values())) > LONGEST_WORD:
         return word
     own = [says[at] for at in slot]
-    letters = _aligned([list(reading) for reading in slot.values()], own)
-    assert letters is not None
+    letters = _aligned([list(reading) for reading in slot.values()], own, work)
+    if letters is None:
+        return word
     return "".join(_plurality(letter, own)[0] for letter in letters)
 
 
@@ -87,21 +93,29 @@ def _plurality(slot: Slot, says: Sequence[float]) -> tuple[str, float]:
     return word, sum(camps[word])
 
 
-def _aligned(sequences: Sequence[Sequence[str]], says: Sequence[float]) -> list[Slot] | None:
+def _aligned(sequences: Sequence[Sequence[str]], says: Sequence[float], work: Work) -> list[Slot] | None:
     """The network's slots, each in the order of the sequences. The most central sequence is the skeleton, the others
-    follow from the most like it to the least, so that it hardly matters in which order they are given."""
-    joined = ["\n".join(items) for items in sequences]
+    follow from the most like it to the least, of equals the surest, so that it does not matter in which order they are
+    given. None where there is too much to compare."""
+    if all(items == sequences[0] for items in sequences):
+        return [dict.fromkeys(range(len(sequences)), item) for item in sequences[0]]
+    joined = comparable(["\n".join(items) for items in sequences])
+    if not work.spend(sum(map(len, joined)) ** 2 // LETTERS):
+        return None
     near = [sum(s * likeness(one, other) for s, other in zip(says, joined, strict=True)) for one in joined]
     first = max(range(len(joined)), key=lambda at: (round(near[at], 9), says[at]))
-    order = sorted(range(len(joined)), key=lambda at: (at != first, -round(likeness(joined[first], joined[at]), 9)))
-    slots = network([sequences[at] for at in order])
+    like = [round(likeness(joined[first], text), 9) for text in joined]
+    order = sorted(range(len(joined)), key=lambda at: (at != first, -like[at], -says[at]))
+    slots = network([sequences[at] for at in order], work)
     return None if slots is None else [dict(sorted((order[at], item) for at, item in slot.items())) for slot in slots]
 
 
 def _central(candidates: Sequence[str], texts: Sequence[str], says: Sequence[float]) -> str:
     """The candidate that all texts are most like; the first of equals."""
 
+    short = dict(zip([*candidates, *texts], comparable([*candidates, *texts]), strict=True))
+
     def near(candidate: str) -> float:
-        return round(sum(s * likeness(candidate, said) for s, said in zip(says, texts, strict=True)), 9)
+        return round(sum(s * likeness(short[candidate], short[said]) for s, said in zip(says, texts, strict=True)), 9)
 
     return max(candidates, key=near)

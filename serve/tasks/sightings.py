@@ -11,7 +11,7 @@ from serve.tasks.base import Reply
 from serve.tasks.boxes import REPEATED, ROWS, Found, label_key, leaders
 
 SAME_BOX = 0.55  # weighted box fusion's threshold: boxes that overlap this much show one object
-MOST = 6400  # boxes that are compared with each other: a hundred of each of 64 models
+MOST = 3200  # boxes that are compared with each other: fifty of each of 64 models, 800 of each of four
 
 
 @dataclass(frozen=True)

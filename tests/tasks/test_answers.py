@@ -1,8 +1,11 @@
+import re
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.tasks.answers import normalise
+from serve.tasks.answers import normalise, without_edge_marks
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,23 @@ def test_normalise(said: str, meant: str) -> None:
 def test_normalising_twice_changes_nothing_for_plain_words(text: str) -> None:
     plain = "".join(c for c in text if c.isalpha() and c.isascii() or c == " ")
     assert normalise(normalise(plain)) == normalise(plain)
+
+
+EDGES = re.compile(r"(?:(?<=\s)|^)[^\w\s'.]+|[^\w\s'.]+(?=\s|$)")
+
+
+@given(st.text("a.,!'-_1 é", max_size=40) | st.text(max_size=20))
+def test_marks_beside_a_space_go_as_the_rule_says(text: str) -> None:
+    """The rule as one expression, which takes time in proportion to the square of a run of marks."""
+    plain = re.sub(r"(?<=\d),(?=\d{3})", "", " ".join(text.lower().split()))
+    assert " ".join(map(without_edge_marks, plain.split(" "))) == EDGES.sub("", plain)
+
+
+@pytest.mark.parametrize("run", ["!" * 200_000, "-," * 100_000, "." * 200_000, "' " * 100_000, "1," * 100_000])
+def test_a_long_answer_takes_time_in_proportion_to_its_length(run: str) -> None:
+    began = time.monotonic()
+    normalise(f"a{run}b")
+    assert time.monotonic() - began < 20  # the square of it would be minutes
 
 
 @given(st.text(max_size=60))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serve.masks import Mask, Rle, area, decode, encode
-from serve.tasks import TASKS
+from serve.tasks import TASKS, mask_vote
 from serve.tasks.base import Merged, Reply
 from serve.tasks.masks import LabelledMask, SegmentResult
 
@@ -102,6 +102,66 @@ def test_empty_masks_and_masks_of_another_image_are_no_stumbling_block() -> None
     strange = LabelledMask(label="cat", box=(11, 10, 31, 30), score=0.5, mask=Rle(size=(20, 20), counts="`<"))
     result = vote([cut(box)], [strange], [cut(box)])
     assert instances(result)[0].mask.size == (HEIGHT, WIDTH) and result.deviations["b"] == 1
+
+
+def test_a_model_that_says_what_another_says_moves_no_boundary() -> None:
+    """The fused box lies half a row lower: that must not draw a mask out over a row that neither has."""
+    body = disc((10, 10, 30, 30))
+    one, other = cut((10, 10, 30, 30), 0.0, body), cut((10, 10.5, 30, 30.5), 0.0, body)  # type: ignore[arg-type]
+    agreements = [vote([one], [other], *[[one]] * more).agreement for more in range(3)]
+    assert agreements == sorted(agreements)
+    (merged,) = instances(vote([one], [other], [one], [one]))
+    assert (decode(merged.mask) == body).all()
+
+
+def test_a_mask_that_lies_elsewhere_in_its_box_is_no_full_agreement() -> None:
+    small = disc((12, 12, 20, 20))
+    merged = vote([cut((10, 10, 30, 30), 0.9, small)], [cut((12, 12, 32, 32), 0.0, small)])
+    assert merged.deviations["a"] == 0 and merged.deviations["b"] > 0.2
+
+
+def test_pixels_that_no_majority_is_for_go_to_those_that_most_say() -> None:
+    box = (10, 10, 30, 30)
+    rows = [disc(box).copy() for _ in range(3)]
+    for at, mask in enumerate(rows):
+        mask[: 10 + 5 * at], mask[15 + 5 * at :] = False, False
+    (merged,) = instances(vote(*([cut(box, 0.5, mask)] for mask in rows), weights={"b": 1.5}))
+    assert (decode(merged.mask) == rows[1]).all()
+    (merged,) = instances(vote(*([cut(box, score, mask)] for score, mask in zip((0.5, 0.5, 0.9), rows, strict=True))))
+    assert (decode(merged.mask) == rows[2]).all()
+
+
+def many(*masks: tuple[Mask, float]) -> Mask:
+    """The merged mask of so many models, all in one box."""
+    box = (0, 0, WIDTH, HEIGHT)
+    replies = [
+        Reply(model=f"m{at:02}", status="ok", result=SegmentResult(boxes=[cut(box, score, mask)]))
+        for at, (mask, score) in enumerate(masks)
+    ]
+    (merged,) = instances(TASKS["segment"].methods["mask_vote"](replies, {}))
+    return decode(merged.mask)
+
+
+@pytest.mark.parametrize("count", [11, 13, 25, 64])
+def test_every_model_has_its_vote_however_many_they_are(count: int) -> None:
+    rng = np.random.default_rng(count)
+    masks = [rng.random((HEIGHT, WIDTH)) < 0.5 for _ in range(count)]
+    votes = sum(mask.astype(int) for mask in masks)
+    merged = many(*((mask, 0.5) for mask in masks))
+    assert (merged == (2 * votes > count)).all()
+
+
+def test_large_masks_are_voted_on_coarsely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more pixels than a merge may read it looks at a grid: the outcome is near, and stays inside."""
+    columns = [[cut((16, 16, 48, 48))], [cut((18, 18, 50, 50))], [cut((17, 18, 49, 50))]]
+    fine = vote(*columns)
+    monkeypatch.setattr(mask_vote, "FULL", 1000)
+    monkeypatch.setattr(mask_vote, "SPARSE", 600)
+    coarse = vote(*columns)
+    (one,), (other,) = instances(fine), instances(coarse)
+    assert one.box == other.box and 0.7 < iou(decode(one.mask), decode(other.mask)) < 1
+    assert coarse.agreement == pytest.approx(fine.agreement, abs=0.2)
+    assert vote(*columns[:1] * 3).agreement == 1
 
 
 def test_masks_at_the_edge_stay_inside() -> None:

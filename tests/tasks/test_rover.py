@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
 from serve.tasks import TASKS, alignment
-from serve.tasks.alignment import network
+from serve.tasks.alignment import Work, network
 from serve.tasks.base import Merged, Reply
 from serve.tasks.ocr import OcrResult
 from serve.tasks.rover import vote
@@ -88,20 +88,47 @@ words = st.lists(st.sampled_from(["a", "b", "ab", "ba", "abc", "x"]), max_size=6
 @given(st.lists(words, min_size=1, max_size=4))
 @settings(deadline=None)
 def test_a_network_holds_every_sequence_whole_and_in_order(sequences: list[list[str]]) -> None:
-    slots = network(sequences)
+    slots = network(sequences, Work(10**6))
     assert slots is not None and all(slots)
     for at, sequence in enumerate(sequences):
         assert [slot[at] for slot in slots if at in slot] == sequence
 
 
 def test_like_stands_with_like() -> None:
-    slots = network([["the", "quick", "fox"], ["quik", "fox"], ["the", "old", "quick", "fix"]])
+    slots = network([["the", "quick", "fox"], ["quik", "fox"], ["the", "old", "quick", "fix"]], Work(10**6))
     assert slots == [
         {0: "the", 2: "the"},
         {2: "old"},
         {0: "quick", 1: "quik", 2: "quick"},
         {0: "fox", 1: "fox", 2: "fix"},
     ]
+
+
+def test_too_many_texts_to_align_are_not_voted_on_and_the_most_central_stands() -> None:
+    """What is compared grows with the square of the number of texts, so that is counted, not each pair."""
+    rng = random.Random(7)
+    long = [" ".join(rng.choices(["ab", "cd", "ef", "gh"], k=400)) for _ in range(24)]
+    assert vote(long, [1.0] * 24) == [] and vote(long[:3], [1.0] * 3) != []
+    lines = ["\n".join(rng.choices(["a b", "c", "d e f"], k=300)) for _ in range(64)]
+    assert vote(lines, [1.0] * 64) == []
+    merged = read(*long[:3])
+    assert text(merged) and merged == read(*long[:3])
+
+
+def test_equal_texts_need_no_alignment() -> None:
+    same = "\n".join(f"line {at} of many" for at in range(2000))
+    assert vote([same] * 64, [1.0] * 64) == [same]
+
+
+def test_the_order_of_texts_that_are_equally_unlike_the_first_does_not_matter() -> None:
+    for texts in itertools.product(["a b", "b c", "c d", "d a b", ""], repeat=3):
+        says = [0.5, 0.7, 1.1]
+        readings = list(zip(texts, says, strict=True))
+        results = {
+            tuple(vote([text for text, _ in turned], [sure for _, sure in turned]))
+            for turned in itertools.permutations(readings)
+        }
+        assert len(results) == 1, texts
 
 
 def test_texts_too_long_to_align_are_not_voted_on(monkeypatch: pytest.MonkeyPatch) -> None:
