@@ -122,7 +122,7 @@ def compare(names: Sequence[str], served: Mapping[str, Model]) -> Comparison:
             raise NotFound(
                 f"There is no model {name[:200]!r} in the catalogue"
                 + (f"; near it: {', '.join(near)}." if near else ".")
-                + f" All {len(models)}: diptych models, or GET /v1/catalog.",
+                + f" GET /v1/catalog lists all {len(models)}, and so does diptych models.",
                 param="models",
                 code="model_not_found",
             )

@@ -13,6 +13,7 @@ Slot = dict[int, str]
 """What stands at one place: sequence -> item; a sequence that has nothing there is absent."""
 
 GAP = 1.0
+LETTERS = 1000  # pairs of letters in long items take as long as one pair of words
 CALL = 500  # comparing two sequences at all takes as long as comparing so many of their items
 MOST = 4_000_000
 """Sequences whose lengths multiply to more are not aligned: that would take hundreds of megabytes."""
@@ -40,10 +41,12 @@ def network(sequences: Sequence[Sequence[str]], work: Work) -> list[Slot] | None
     share a slot rather than stand in two. None where the sequences are too long to align, or too many.
     """
     slots: list[Slot] = [{0: item} for item in sequences[0]]
+    seen = sum(map(len, sequences[0]))
     for at, items in enumerate(sequences[1:], start=1):
-        pairs = len(slots) * len(items)
-        if pairs > MOST or not work.spend(at * (pairs + CALL)):
+        pairs, letters = len(slots) * len(items), sum(map(len, items))
+        if pairs > MOST or not work.spend(at * (pairs + CALL) + seen * letters // LETTERS):
             return None
+        seen += letters
         grown: list[Slot] = []
         for slot, item in _path(2 * GAP * _unlike(slots, at, items)):
             grown.append({} if slot is None else slots[slot])

@@ -17,7 +17,7 @@ from serve.tasks.sightings import Cluster, clusters, fused, fused_score, overlap
 
 VOTERS = 12  # so many masks are looked up at once
 FULL = 100_000_000  # pixels of masks that one merge reads: of more, it looks at a grid of
-SPARSE = 20_000_000  # so many
+SPARSE = 8_000_000  # so many
 Pixels = np.ndarray[Any, np.dtype[np.int64]]
 Numbers = np.ndarray[Any, np.dtype[np.uint16]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]

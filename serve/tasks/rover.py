@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from rapidfuzz.distance import Levenshtein
 
 from serve.tasks.agreement import agreed, standing, weigh
-from serve.tasks.alignment import Slot, Work, network
+from serve.tasks.alignment import LETTERS, Slot, Work, network
 from serve.tasks.base import Merged, MergeRule, Reply, Result
 from serve.tasks.medoid import backers, comparable, strayed
 
-COMPARED = 16_000_000  # pairs of words, or what takes as long, in one merge: about a second
-LETTERS = 10_000  # pairs of letters take as long as one pair of words
+COMPARED = 20_000_000  # pairs of words, or what takes as long, in one merge: about a second
 LONGEST_WORD = 64  # letters: what is longer is no word, and is not voted on letter by letter
 
 
