@@ -148,7 +148,7 @@ class GatewayArgs(Placed):
     listen: Listen | None = Field(default=None, description="A port past Serve's own ingress, whose proxy costs time.")
     memory_mb: int | None = Field(
         default=None,
-        ge=64,
+        ge=128,
         description="What its requests may hold together: bodies, files, pixels. Left out: 60 % of its container's "
         "memory, or an eighth of the machine's.",
     )

@@ -171,6 +171,13 @@ def test_the_gateway_holds_to_the_same_limits_by_default() -> None:
     assert gateway(max_body_mb=1, body_timeout_s=2, head_timeout_s=3).limits() == Limits(2**20, body_s=2, head_s=3)
 
 
+@pytest.mark.parametrize("megabytes", [0, 64, 127, -1])
+def test_a_memory_budget_in_which_no_body_fits_is_refused(megabytes: int) -> None:
+    assert gateway().memory_mb is None and gateway(memory_mb=128).memory_mb == 128
+    with pytest.raises(ValueError, match="memory_mb"):
+        gateway(memory_mb=megabytes)
+
+
 def test_progress_asks_with_its_own_key_where_one_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEYS, "alice:4lice")
     key = start._own_key(config.of(["toy-llava"]))
