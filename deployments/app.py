@@ -25,6 +25,7 @@ from serve import tracing
 from serve.api import create_app
 from serve.fetch.fetcher import Fetcher
 from serve.loop_lag import LoopLag
+from serve.media import processes
 from serve.media.budget import Budget, give_back_large_blocks
 from serve.router import Router
 from serve.wire.meters import Meters
@@ -65,6 +66,7 @@ class Gateway:
         stay_inside()
         logs.configure("gateway", args.gateway.access_log)
         tracing.start("diptych-gateway")
+        processes.warm()
         self._handles = handles
         self._pools: dict[str, Pool] = {}
         self._told: dict[str, Any] = {}

@@ -150,6 +150,11 @@ atexit.register(ZYGOTE.close)
 os.register_at_fork(after_in_child=ZYGOTE.forget)
 
 
+def warm() -> None:
+    """Have the process started by a thread, so that the first file need not wait for that."""
+    THREADS.submit(ZYGOTE.start)
+
+
 def _environment() -> dict[str, str]:
     """No secrets: what it takes to find Python's packages and ours. One arena: more would be address space unused."""
     paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
