@@ -1,5 +1,6 @@
 """A film over HTTP: tasks as JSON and forms, chat completions of one model and of a task; who is asked, who refuses."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -7,11 +8,12 @@ import httpx
 import openapi_spec_validator
 import pytest
 from fastapi import FastAPI
-from filmed import animation, film, numbers, url
+from filmed import animation, blinking, film, numbers, url
 from served import LLAVA, URL, calling, frames, picture
 
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
+from serve.media import processes
 from serve.models import MODELS
 from serve.router import Router
 from serve.video_caps import evenly
@@ -203,3 +205,64 @@ async def test_a_judge_sees_the_film() -> None:
     assert reply["merged"]["method"] == "judge", json.dumps(reply["merged"])
     assert len(both.prompts) == 2 and all(prompt.video is not None for prompt in both.prompts)
     refused(await post("/v1/tasks/caption", body | {"judge": LLAVA}), 400, "judge", "video_not_supported")
+
+
+# Hostile films
+
+
+async def test_a_film_that_nobody_takes_is_refused_before_it_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(*_: Any) -> None:
+        raise AssertionError("decoded for nobody")
+
+    monkeypatch.setattr(processes, "run", decoded)
+    app = create_app(Router([Worker(MODELS[LLAVA], FakeEngine("red"))]))
+    for body in (VQA, VQA | {"stream": True}, VQA | {"video": url(blinking(4000), "image/gif")}):
+        refused(await post("/v1/tasks/vqa", body, app), 404, "models", "no_able_model")
+    refused(await post("/v1/tasks/vqa", VQA | {"models": [LLAVA]}, app), 400, "models", "video_not_supported")
+    for model, param, status in ((LLAVA, PART, 400), ("vqa", "model", 404), (f"vqa:{LLAVA}", "model", 400)):
+        reply = await post("/v1/chat/completions", asked(part(), model), app)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_animation_that_takes_too_much_work_is_refused_at_both_doors(stream: bool) -> None:
+    for data in (blinking(4000), blinking(100), blinking(1000, 1024, 768)):
+        reply = await post("/v1/tasks/vqa", VQA | {"video": url(data, "image/gif"), "stream": stream})
+        assert reply.status_code in (400, 413) and reply.json()["error"]["param"] == "video"
+        for model in (FILMS, "vqa"):
+            reply = await post("/v1/chat/completions", asked(part(data, "image/gif"), model, stream=stream))
+            error = reply.json()["error"]
+            assert reply.status_code in (400, 413)
+            assert error["param"] == f"{PART}.video_url"
+
+
+async def test_films_that_nobody_has_room_for_are_told_to_come_again_and_pictures_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go, run = asyncio.Event(), processes.run
+
+    async def slowly(job: processes.Job, data: bytes) -> Any:
+        await go.wait()
+        return await run(job, data)
+
+    monkeypatch.setattr(processes, "run", slowly)
+    app = served()
+    async with calling(app) as client:
+        films = [asyncio.create_task(client.post("/v1/tasks/vqa", json=VQA)) for _ in range(12)]
+        still = await client.post("/v1/tasks/vqa", json={"image": URL, "question": "q"})
+        assert still.status_code == 200
+        done, _ = await asyncio.wait(films, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        go.set()
+        replies = await asyncio.gather(*films)
+    assert sorted(reply.status_code for reply in replies) == [200] * 10 + [429] * 2
+    for reply in replies:
+        if reply.status_code == 429:
+            assert reply.headers["retry-after"] and reply.json()["error"]["param"] == "video"
+
+
+async def test_a_film_is_decoded_within_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(processes, "run", never)
+    refused(await post("/v1/tasks/vqa", VQA | {"deadline_s": 0.2}), 503, "video", "deadline_exceeded")

@@ -14,6 +14,7 @@ from serve import reading
 from serve.engines.fake import FakeEngine
 from serve.errors import BadRequest, Overloaded, Unavailable
 from serve.image import Image, unread
+from serve.media import processes
 from serve.media.budget import Budget
 from serve.media.outline import Outline
 from serve.media.shared_pixels import SharedPixels
@@ -57,6 +58,24 @@ async def test_the_pixels_of_small_ones_count_too(size: tuple[int, int]) -> None
         other.put_away()
         assert held.budget.held == 3 * size[0] * size[1]
     assert held.budget.held == 0
+
+
+async def test_whoever_leaves_while_it_is_decoded_frees_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = asyncio.Event()
+
+    async def never(*_: Any) -> SharedPixels:
+        begun.set()
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr(reading, "_pixels", never)
+    held = room()
+    waiting = asyncio.ensure_future(contextlib.AsyncExitStack().enter_async_context(held.read(large())))
+    await begun.wait()
+    assert held.budget.held == ROOM
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert held.budget.held == 0 and processes.lanes().pictures.free >= 2
 
 
 async def test_a_small_picture_in_a_large_file_is_decoded_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from filmed import STEP, animation, film, numbers, url
 
 from serve.errors import BadRequest, ServeError, TooLarge
+from serve.media import film_decoder
 from serve.tasks.base import Request
 from serve.video import Video, decode, from_data_url
 from serve.video_caps import CAPS, Caps, evenly, sniff
@@ -128,6 +129,30 @@ def test_the_key_frames_stand_for_a_film_that_is_too_long_to_decode() -> None:
         container.mux(stream.encode())
     seen = decode(file.getvalue(), caps=caps(frames=3, work=1000))
     assert numbers(seen.frames) == [0, 20, 40] and seen.times == (0.0, 2.0, 4.0) and seen.seconds == 5.0
+
+
+def test_of_a_film_of_key_frames_alone_only_those_that_are_kept_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    file, frames = io.BytesIO(), 60
+    with av.open(file, "w", format="mp4") as container:
+        stream: Any = container.add_stream("libx264", rate=10, options={"g": "1", "crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for at in range(frames):
+            grey = np.full((48, 64, 3), at * STEP, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    fed = list[int | None]()
+
+    def counted(packet: Any) -> Any:
+        fed.append(packet.pts)
+        return packet.decode()
+
+    monkeypatch.setattr(film_decoder, "_decoded", counted)
+    written = list[bytes]()
+    reply = film_decoder.decode(file.getvalue(), "mp4", caps(work=1000, frames=8), written.append)
+    kept = evenly(frames, 8)
+    assert reply["times"] == pytest.approx([at / 10 for at in kept], abs=0.01)
+    assert numbers([np.frombuffer(frame, np.uint8).reshape(48, 64, 3) for frame in written]) == kept
+    assert len([pts for pts in fed if pts is not None]) == 8
 
 
 # What is refused

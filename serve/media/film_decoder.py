@@ -11,6 +11,7 @@ from typing import Any
 import av
 import PIL.Image
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -151,7 +152,11 @@ def _frames(container: InputContainer, stream: VideoStream, keys: set[int] | Non
     stream.codec_context.thread_count = min(THREADS, os.cpu_count() or 1)
     for packet in container.demux(stream):
         if packet.size == 0 or keys is None or packet.pts in keys:  # an empty one asks for what is still held back
-            yield from packet.decode()
+            yield from _decoded(packet)
+
+
+def _decoded(packet: Packet[VideoStream]) -> list[VideoFrame]:
+    return packet.decode()
 
 
 def _seen(frame: VideoFrame, stream: VideoStream, turn: int, caps: Caps) -> PIL.Image.Image:
