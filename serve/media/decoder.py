@@ -124,7 +124,7 @@ class _Zygote:
 
 
 def _import_av() -> None:
-    with contextlib.suppress(ImportError):  # the child stumbles over it again, and says so
+    with contextlib.suppress(Exception):  # the child stumbles over it again, and says so
         import serve.media.film_decoder  # noqa: F401
 
 

@@ -155,7 +155,7 @@ def _frames(container: InputContainer, stream: VideoStream, keys: set[int] | Non
             yield from _decoded(packet)
 
 
-def _decoded(packet: Packet[VideoStream]) -> list[VideoFrame]:
+def _decoded(packet: "Packet[VideoStream]") -> list[VideoFrame]:
     return packet.decode()
 
 
