@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -17,8 +18,14 @@ T = TypeVar("T")
 FIRST = 256 * 1024
 """Leased for a body that does not declare its length; one that grows larger gets the whole limit, so that it waits
 once."""
+LARGE = 4 * 2**20
+"""Bytes from which on a body is read beside the others."""
 PARSED = 3
 """A large body, the texts in it and the file in their base64 take at most so many times its bytes while it is read."""
+
+# Of each one thread. Parsing holds the interpreter, so that more would be no faster; and the event loop, whenever it
+# wants it back, would stand behind all of them. Apart, so that large bodies do not hold up the others.
+_THREADS = {large: ThreadPoolExecutor(1, "parse-large" if large else "parse") for large in (False, True)}
 
 
 class Arriving:
@@ -74,6 +81,11 @@ async def parsed(http: Request, parse: Callable[[bytearray], T]) -> T:
     size, lease = len(body), http.state.lease
     await lease.grow(PARSED * size, http.state.body_until)
     try:
-        return await asyncio.to_thread(parse, body)
+        return await in_thread(size, parse, body)
     finally:
         lease.shrink(size)
+
+
+async def in_thread(size: int, work: Callable[..., T], *args: object) -> T:
+    """Return what `work` makes of a body of `size` bytes, done in the thread for bodies of that size."""
+    return await asyncio.get_running_loop().run_in_executor(_THREADS[size > LARGE], work, *args)

@@ -1,6 +1,5 @@
 """A task's body, JSON or multipart, as its request."""
 
-import asyncio
 import functools
 import json
 from typing import Any
@@ -14,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 
 from serve.errors import BadRequest, TooLarge
 from serve.tasks.base import Request
-from serve.wire.body import parsed
+from serve.wire.body import in_thread, parsed
 from serve.wire.json_body import checked
 from serve.wire.refusals import refusal
 
@@ -33,7 +32,7 @@ does not know, and some that it knows (`undefined`, `idna`) raise errors of thei
 async def read(http: HttpRequest, kind: type[Request]) -> Request:
     """The body as a task's request. Raises BadRequest or TooLarge naming the field."""
     if http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return await asyncio.to_thread(_from_form, kind, await _form(http))
+        return await in_thread(http.state.lease.size, _from_form, kind, await _form(http))
     return await parsed(http, functools.partial(_from_json, kind))
 
 

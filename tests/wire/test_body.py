@@ -5,6 +5,8 @@ import base64
 import gc
 import io
 import json
+import threading
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -18,6 +20,7 @@ from served import LLAVA, URL, calling, message, router
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
 from serve.media.budget import Budget
+from serve.wire.body import in_thread
 from serve.wire.guard import Access
 from serve.wire.keys import Keys
 from serve.wire.limits import MAX_BODY, Limits
@@ -249,3 +252,28 @@ async def test_what_is_held_is_counted_on_when_another_app_takes_its_place() -> 
     assert reply.status == 413  # 40 % of 60 MB
     await client.leave()
     assert budget.held == 0
+
+
+async def test_bodies_are_parsed_one_after_the_other_so_that_the_loop_waits_for_one_thread_at_most() -> None:
+    running, most = 0, 0
+
+    def parse() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.005)
+        running -= 1
+
+    await asyncio.gather(*(in_thread(MB, parse) for _ in range(8)))
+    assert most == 1
+
+
+async def test_a_large_body_holds_up_no_smaller_one() -> None:
+    over = threading.Event()
+    large = asyncio.ensure_future(in_thread(20 * MB, over.wait, 10.0))
+    try:
+        assert await in_thread(MB, len, b"abc") == 3
+        assert not large.done()
+    finally:
+        over.set()
+        assert await large
