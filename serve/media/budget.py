@@ -27,10 +27,12 @@ REPLICA_LEAST = 768 * 2**20
 M_MMAP_THRESHOLD = -3
 LARGE_BLOCK = 2**20
 
-# Up to which part of the budget a lease may be given, by (arriving, small). What arrives may not take all: each request
-# in it needs room to be parsed and decoded before it can end, and would wait for that until its deadline. The last
-# tenth is for small work, so that large pictures cannot keep small ones out.
-_CEILINGS = {(True, False): 0.4, (True, True): 0.5, (False, False): 0.9, (False, True): 1.0}
+# Up to which part of the budget a lease may be given, by (arriving, small). The last tenth is for what is small, so
+# that large pictures cannot keep small ones out.
+_CEILINGS = {(True, False): 0.9, (True, True): 0.95, (False, False): 0.9, (False, True): 1.0}
+# And which part of it may be what has arrived, by small: each request in it needs room to be parsed and decoded before
+# it can end, and would wait for that until its deadline.
+_ARRIVED = {False: 0.4, True: 0.5}
 
 
 class Lease:
@@ -39,7 +41,7 @@ class Lease:
     def __init__(self, budget: "Budget") -> None:
         self._budget = budget
         self._released = False
-        self.size = 0
+        self.size = self.arrived = 0  # the second: of the first, what was given as arriving
 
     async def grow(
         self, size: int, deadline: float | None = None, param: str | None = None, *, arriving: bool = False
@@ -51,8 +53,9 @@ class Lease:
     def shrink(self, size: int) -> None:
         """Keep only `size` bytes in all."""
         if size < self.size:
-            self._budget._take_back(self.size - size)
-            self.size = size
+            less, gone = self.size - size, max(0, self.arrived - size)
+            self.size, self.arrived = size, self.arrived - gone
+            self._budget._take_back(less, gone)
 
     def release(self) -> None:
         """Give everything back; again is harmless."""
@@ -81,7 +84,7 @@ class Budget:
     """
 
     def __init__(self, total: int) -> None:
-        self.total, self.held, self._refused = total, 0, 0
+        self.total, self.held, self._arrived, self._refused = total, 0, 0, 0
         kinds = itertools.product((False, True), (True, False))  # work before what arrives, small before large
         self._waiting: dict[tuple[bool, bool], deque[_Waiter]] = {kind: deque() for kind in kinds}
 
@@ -126,17 +129,16 @@ class Budget:
 
     def largest(self, *, arriving: bool = False) -> int:
         """The largest lease that can ever be given."""
-        return int(self.total * _CEILINGS[arriving, False])
+        return int(self.total * (_ARRIVED[False] if arriving else _CEILINGS[False, False]))
 
     async def _give(self, lease: Lease, size: int, deadline: float | None, param: str | None, arriving: bool) -> None:
         kind = arriving, size <= SMALL
-        if size > self.total * _CEILINGS[kind]:
+        if size > self.total * (_ARRIVED[size <= SMALL] if arriving else _CEILINGS[kind]):
             self._refused += 1
             raise TooLarge("The request needs more memory than this server has for one.", param=param)
         queue = self._waiting[kind]
         if not queue and self._fits(size - lease.size, kind):
-            self.held += size - lease.size
-            lease.size = size
+            self._grant(lease, size, arriving)
             return
         if len(queue) >= MOST_WAITING:
             raise self._overloaded(param)
@@ -163,18 +165,29 @@ class Budget:
         return Overloaded("The server holds as much as its memory allows: try again later.", param=param)
 
     def _fits(self, more: int, kind: tuple[bool, bool]) -> bool:
+        arriving, small = kind
+        if arriving and self._arrived + more > self.total * _ARRIVED[small]:
+            return False
         return self.held + more <= self.total * _CEILINGS[kind]
 
-    def _take_back(self, size: int) -> None:
+    def _grant(self, lease: Lease, size: int, arriving: bool) -> None:
+        more = size - lease.size
+        lease.size = size
+        self.held += more
+        if arriving:
+            lease.arrived += more
+            self._arrived += more
+
+    def _take_back(self, size: int, arrived: int) -> None:
         self.held -= size
+        self._arrived -= arrived
         self._serve()
 
     def _serve(self) -> None:
         for kind, queue in self._waiting.items():
             while queue and self._fits(queue[0].size - queue[0].lease.size, kind):
                 waiter = queue.popleft()
-                self.held += waiter.size - waiter.lease.size
-                waiter.lease.size = waiter.size
+                self._grant(waiter.lease, waiter.size, arriving=kind[0])
                 if not waiter.granted.done():
                     waiter.granted.set_result(None)
 

@@ -157,6 +157,30 @@ async def test_small_ones_pass_large_ones() -> None:
     assert len(bodies) == 4
 
 
+async def test_small_requests_arrive_while_large_pictures_are_decoded() -> None:
+    budget = Budget(100 * MB)
+    with await budget.acquire(45 * MB), await budget.acquire(45 * MB):
+        small = [await budget.acquire(MB, soon(), arriving=True) for _ in range(4)]
+        with await budget.acquire(MB, soon()):  # and are read
+            pass
+        for lease in small:
+            lease.release()
+    with await budget.acquire(30 * MB):  # a body beside one large picture
+        (await budget.acquire(40 * MB, soon(), arriving=True)).release()
+
+
+async def test_a_body_that_was_read_counts_as_arrived_for_what_is_kept_of_it() -> None:
+    budget = Budget(100 * MB)
+    body = await budget.acquire(40 * MB, arriving=True)
+    await body.grow(80 * MB, soon())
+    body.shrink(10 * MB)
+    with await budget.acquire(30 * MB, soon(), arriving=True):
+        with pytest.raises(Overloaded):
+            await budget.acquire(5 * MB, soon(), arriving=True)
+        body.release()
+        (await budget.acquire(10 * MB, soon(), arriving=True)).release()
+
+
 @pytest.mark.parametrize("seed", [3, 7, 11])
 async def test_all_is_given_back_however_it_ended(seed: int) -> None:
     """Random leases, growing, shrinking, timing out and cancelled: the count comes back to nothing and never passes
@@ -184,6 +208,7 @@ async def test_all_is_given_back_however_it_ended(seed: int) -> None:
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} <= {type(None), asyncio.CancelledError}
     assert budget.held == 0
+    (await budget.acquire(budget.largest(arriving=True), soon(), arriving=True)).release()
 
 
 def group(root: Path, path: str, name: str, value: str) -> None:

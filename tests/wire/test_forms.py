@@ -39,7 +39,7 @@ async def labels(field: str | list[str]) -> list[str]:
         ('["a cat", "a dog"]', ["a cat", "a dog"]),
         (' [ "a red, round cat" ,"a dog"] ', ["a red, round cat", "a dog"]),
         ('["s\\u00e4ule"]', ["säule"]),
-        ("[sic] mark; dog", ["[sic] mark", "dog"]),
+        ("[sic] mark; dog", ["sic] mark", "dog"]),  # no JSON; a model is told phrases without the marks round them
         ("a cat; a dog", ["a cat", "a dog"]),
         (["a cat", "a dog"], ["a cat", "a dog"]),
         (["a cat", "", "a dog"], ["a cat", "a dog"]),
