@@ -36,6 +36,8 @@ REPLICA_GROWS = 600 * 2**20
 """Bytes that one replica may grow by for one input; a square of 16,384 is 805 MB."""
 QUIET_S, BEFORE_S, AFTER_S, SETTLES_S = 6.0, 0.2, 0.4, 8.0
 """How long the two clients are heard before the first input, before each, after it; how long what is left may stay."""
+UNREAD = "parse_error"
+"""All models answered, in words that are not the task's form: that is 503, and no fault of the server."""
 MEMORY_MB = 1228
 """What a gateway has in its pod of 2 GiB (k8s/): 60 % of it."""
 NICENESS = 10
@@ -284,7 +286,7 @@ def wrong(hostile: Hostile, answers: Sequence[Answer]) -> list[str]:
         error = answer.error()
         if status == 0:
             found.append(answer.trouble or "no reply")
-        elif status >= 500 and not (hostile.late and status == 503 and error is not None):
+        elif status >= 500 and not (status == 503 and error and (hostile.late or error["code"] == UNREAD)):
             found.append(f"status {status}")
         elif status >= 400 and error is None and answer.body:
             found.append("an error of another shape")

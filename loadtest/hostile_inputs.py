@@ -156,7 +156,8 @@ def _padding() -> Iterator[Hostile]:
     for name, (width, height) in thin.items():
         build = functools.partial(lambda *size: looked_at(files.png(*size), 2), width, height)
         yield Hostile("padding", f"{name}, two at once", build)
-    labels = [f"shape {at}" for at in range(32)]
+    colours, shapes = "red green blue yellow orange purple white black".split(), "circle square triangle star".split()
+    labels = [f"{colour} {shape}" for colour in colours for shape in shapes]
     yield Hostile(
         "padding",
         "16384 x 1, 32 phrases",

@@ -101,6 +101,7 @@ def test_what_is_wrong_with_an_answer_is_told() -> None:
     assert wrong(late, [Answer(503, body=shaped)]) == []
     assert wrong(late, [Answer(500, body=shaped)]) == ["status 500"]
     assert wrong(plain, [Answer(503, body=shaped)]) == ["status 503"]
+    assert wrong(plain, [Answer(503, body=shaped.replace(b"null", b'"parse_error"'))]) == []
     assert wrong(plain, [Answer(0)]) == ["no reply"]
     assert wrong(plain, [Answer(404, body=b"{}")]) == ["an error of another shape"]
     assert wrong(refused, [Answer(200)]) == ["it was not refused"]

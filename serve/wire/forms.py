@@ -14,7 +14,7 @@ from starlette.requests import Request as HttpRequest
 from serve.errors import BadRequest, TooLarge
 from serve.tasks.base import Request
 from serve.wire.body import in_thread, parsed
-from serve.wire.json_body import checked
+from serve.wire.json_body import SMALL, checked
 from serve.wire.refusals import refusal
 
 MAX_FIELDS = 64
@@ -32,7 +32,8 @@ does not know, and some that it knows (`undefined`, `idna`) raise errors of thei
 async def read(http: HttpRequest, kind: type[Request]) -> Request:
     """The body as a task's request. Raises BadRequest or TooLarge naming the field."""
     if http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return await in_thread(http.state.lease.size, _from_form, kind, await _form(http))
+        fields, size = await _form(http), http.state.lease.size
+        return _from_form(kind, fields) if size < SMALL else await in_thread(size, _from_form, kind, fields)
     return await parsed(http, functools.partial(_from_json, kind))
 
 
