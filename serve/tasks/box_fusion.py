@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from serve.tasks.agreement import agreed, weigh
 from serve.tasks.base import Merged, MergeRule, Reply
 from serve.tasks.boxes import DetectResult, LabelledBox
-from serve.tasks.sightings import Cluster, clusters, fused, fused_score, overlapping, share
+from serve.tasks.sightings import Cluster, clusters, fused, fused_score, overlapping, settled
 
 HALF = 0.5
 
@@ -23,8 +23,7 @@ def box_fusion(method: str, least: float = 0.0) -> MergeRule:
         weights = weigh(replies, given)
         groups = clusters(replies, weights, _boxes)
         total = sum(weights.values())
-        kept = [group for group in groups if share(group, total) >= least]
-        lost = [seen.model for group in groups if share(group, total) < least for seen in group]
+        kept, lost = settled(groups, total, least)
         result = DetectResult.model_construct(boxes=[_fuse(group, total) for group in kept])  # each once: no new look
         close = [{seen.model: overlapping(seen.found.box, fused(group)) for seen in group} for group in kept]
         supporters = [[seen.model for seen in group] for group in kept]

@@ -13,7 +13,7 @@ from serve.tasks.agreement import agreed, weigh
 from serve.tasks.base import Merged, MergeRule, Reply
 from serve.tasks.box_fusion import strayed
 from serve.tasks.masks import LabelledMask, SegmentResult
-from serve.tasks.sightings import Cluster, clusters, fused, fused_score, overlapping, share
+from serve.tasks.sightings import Cluster, clusters, fused, fused_score, overlapping, settled
 
 VOTERS = 12  # so many masks are looked up at once
 FULL = 100_000_000  # pixels of masks that one merge reads: of more, it looks at a grid of
@@ -47,8 +47,7 @@ def mask_vote(method: str, least: float = 0.0) -> MergeRule:
         weights = weigh(replies, given)
         groups = clusters(replies, weights, _masks)
         total = sum(weights.values())
-        kept = [group for group in groups if share(group, total) >= least]
-        lost = [seen.model for group in groups if share(group, total) < least for seen in group]
+        kept, lost = settled(groups, total, least)
         step = _step(kept)
         instances = [_instance(group, total, step) for group in kept]
         close = [

@@ -126,3 +126,40 @@ def overlapping(a: Box, b: Box) -> float:
 def share(group: Cluster[Found], total: float) -> float:
     """Which part of the whole weight, 0..1, stands behind a group."""
     return round(sum(seen.weight for seen in group) / total, 9)  # a half is a half, whatever the weights add up to
+
+
+def settled(groups: Sequence[Cluster[Found]], total: float, least: float) -> tuple[list[Cluster[Found]], list[str]]:
+    """The groups that are part of the merge, and the models of the others, once for each box of theirs.
+
+    least: what share of the weight must stand behind a group. Left out as well is a second name of one place.
+    """
+    twice = _named_twice(groups)
+    kept = [at for at, group in enumerate(groups) if at not in twice and share(group, total) >= least]
+    lost = [seen.model for at in sorted(set(range(len(groups))).difference(kept)) for seen in groups[at]]
+    return [groups[at] for at in kept], lost
+
+
+def _named_twice(groups: Sequence[Cluster[Found]]) -> set[int]:
+    """The groups of a label that one model alone puts on a place, though it is surer of another label there.
+
+    Others see that label there, too, and one of them has seen this one elsewhere. Two labels of one object (`person`,
+    `man`) stay: who sees both puts both there.
+    """
+    labels = [label_key(group[0].found.label) for group in groups]
+    if len(set(labels)) == 1:
+        return set()
+    seeing: dict[str, set[str]] = {}
+    seen_by: dict[str, list[tuple[int, Found]]] = {}
+    for at, group in enumerate(groups):
+        for seen in group:
+            seeing.setdefault(labels[at], set()).add(seen.model)
+            seen_by.setdefault(seen.model, []).append((at, seen.found))
+    twice: set[int] = set()
+    for model, own in seen_by.items():
+        places = np.array([found.box for _, found in own])
+        for row, other in np.argwhere(iou(places, places) >= REPEATED).tolist():
+            (at, found), (home, surer) = own[row], own[other]
+            others = {seen.model for seen in groups[home]} - {model}
+            if labels[at] != labels[home] and len(groups[at]) == 1 and found.score <= surer.score:
+                twice.update({at} if others & seeing[labels[at]] else ())
+    return twice

@@ -68,6 +68,23 @@ def test_groups_that_come_to_the_same_box_are_one_object() -> None:
     assert fuse([at(0.0), at(1.6)], [at(0.29, 0.89)], [at(1.31, 0.89)]).supporters == [["a", "b"], ["a", "c"]]
 
 
+def test_a_place_that_a_model_names_twice_keeps_the_name_that_others_see_there() -> None:
+    cross: Row = ("cross", (50.0, 0.0, 60.0, 10.0), 0.8)
+    circle: Row = ("circle", (0.0, 0.0, 10.0, 10.0), 0.7)
+    wrong: Row = ("circle", (50.0, 0.0, 60.0, 10.3), 0.7)
+    merged = fuse([circle, cross], [wrong, cross])
+    assert [found.label for found in boxes(merged)] == ["circle", "cross"]
+    assert merged.supporters == [["a"], ["a", "b"]] and merged.deviations["b"] == pytest.approx(2 / 3)
+    assert len(boxes(fuse([cross], [wrong, cross]))) == 2  # nobody has seen a circle elsewhere
+    assert len(boxes(fuse([circle, cross], [wrong]))) == 3  # one name each
+    assert len(boxes(fuse([circle, cross], [wrong, cross], [wrong]))) == 3  # another sees it there, and no cross
+    assert len(boxes(fuse([wrong, cross], [wrong, cross]))) == 2  # two labels of one object
+    sure: Row = ("circle", (50.0, 0.0, 60.0, 10.3), 0.9)
+    assert len(boxes(fuse([circle, cross], [sure, cross]))) == 3  # it is surer of this name
+    far: Row = ("circle", (54.0, 0.0, 64.0, 10.0), 0.7)
+    assert len(boxes(fuse([circle, cross], [far, cross]))) == 3  # another place
+
+
 def test_a_box_joins_the_first_of_groups_that_it_fits_as_well() -> None:
     left, right = ("cat", (0.0, 0.0, 10.0, 10.0), 0.5), ("cat", (2.0, 0.0, 12.0, 10.0), 0.5)
     middle = ("cat", (1.0, 0.0, 11.0, 10.0), 0.4)
