@@ -42,7 +42,7 @@ async def answer(fan_out: FanOut, http: HttpRequest) -> Response:
     return PiecewiseJson(whole)
 
 
-def _read(body: bytearray) -> tuple[ChatCompletionRequest, Conversation]:
+def _read(body: bytes) -> tuple[ChatCompletionRequest, Conversation]:
     try:
         given = from_json(checked(body))
     except ValueError:

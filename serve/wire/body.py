@@ -68,22 +68,27 @@ def too_large(limits: Limits) -> TooLarge:
     return TooLarge(f"The request is larger than {limits.body / 2**20:g} MB.", code="request_too_large")
 
 
-async def parsed(http: Request, parse: Callable[[bytearray], T]) -> T:
+async def parsed(http: Request, parse: Callable[[bytes], T]) -> T:
     """Return the body as `parse` reads it, in a thread where it is large; the body itself is not kept.
 
     Raises what `parse` raises, Overloaded where there is no room to parse it.
     """
-    body = bytearray()
-    async for chunk in http.stream():  # Request.body() would keep it as long as the request
-        body += chunk
-    if is_quick(body):
-        return parse(body)
-    size, lease = len(body), http.state.lease
+    chunks = [chunk async for chunk in http.stream()]  # Request.body() would keep them as long as the request
+    size, lease = sum(map(len, chunks)), http.state.lease
+    if is_quick(size):
+        return parse(b"".join(chunks))
     await lease.grow(PARSED * size, http.state.body_until)
     try:
-        return await in_thread(size, parse, body)
+        return await in_thread(size, _joined, parse, chunks)
     finally:
         lease.shrink(size)
+
+
+def _joined(parse: Callable[[bytes], T], chunks: list[bytes]) -> T:
+    """Return what `parse` makes of a body that came in chunks, which are gone by then."""
+    body = b"".join(chunks)
+    chunks.clear()
+    return parse(body)
 
 
 async def in_thread(size: int, work: Callable[..., T], *args: object) -> T:

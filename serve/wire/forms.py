@@ -14,7 +14,7 @@ from starlette.requests import Request as HttpRequest
 from serve.errors import BadRequest, TooLarge
 from serve.tasks.base import Request
 from serve.wire.body import in_thread, parsed
-from serve.wire.json_body import SMALL, checked
+from serve.wire.json_body import checked, is_quick
 from serve.wire.refusals import refusal
 
 MAX_FIELDS = 64
@@ -33,7 +33,7 @@ async def read(http: HttpRequest, kind: type[Request]) -> Request:
     """The body as a task's request. Raises BadRequest or TooLarge naming the field."""
     if http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         fields, size = await _form(http), http.state.lease.size
-        return _from_form(kind, fields) if size < SMALL else await in_thread(size, _from_form, kind, fields)
+        return _from_form(kind, fields) if is_quick(size) else await in_thread(size, _from_form, kind, fields)
     return await parsed(http, functools.partial(_from_json, kind))
 
 
@@ -74,7 +74,7 @@ async def _form(http: HttpRequest) -> dict[str, Any]:
         lease.shrink(size)
 
 
-def _from_json(kind: type[Request], body: bytearray) -> Request:
+def _from_json(kind: type[Request], body: bytes) -> Request:
     try:
         return kind.model_validate_json(checked(body), strict=True)
     except ValidationError as error:
@@ -88,7 +88,7 @@ def _from_form(kind: type[Request], fields: dict[str, Any]) -> Request:
         raise refusal(error, fields) from None
 
 
-def _json(body: bytearray) -> Any:
+def _json(body: bytes) -> Any:
     try:
         return from_json(body)
     except ValueError:

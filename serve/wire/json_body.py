@@ -7,7 +7,7 @@ MAX_VALUES = 150_000
 SMALL = 100_000
 
 
-def checked(body: bytearray) -> bytearray:
+def checked(body: bytes) -> bytes:
     """The body as it is. Raises BadRequest where it holds more values than any honest request, text included.
 
     28 MB of `[{},{},...` take gigabytes once they are Python's, and pydantic writes a complaint for each: all while the
@@ -18,6 +18,6 @@ def checked(body: bytearray) -> bytearray:
     return body
 
 
-def is_quick(body: bytearray) -> bool:
-    """Return whether it is read where it is, as the way to a thread and back takes longer."""
-    return len(body) < SMALL
+def is_quick(size: int) -> bool:
+    """Return whether a body of `size` bytes is read where it is, as the way to a thread and back takes longer."""
+    return size < SMALL
