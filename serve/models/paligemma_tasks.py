@@ -16,7 +16,7 @@ from serve.models.base import Skill, Turn, sampling
 from serve.models.plain import parse_caption, parse_ocr, parse_vqa
 from serve.models.words import plain
 from serve.tasks.base import Request, Result
-from serve.tasks.boxes import AskedLabels, DetectResult, LabelledBox, distinct
+from serve.tasks.boxes import AskedLabels, DetectResult, LabelledBox, bare_phrase, distinct
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrRequest
@@ -61,7 +61,7 @@ def skills(
 
     def ask_segment(request: SegmentRequest) -> list[Prompt]:
         mask_decoder.find(decoder)  # without it all that is said would be for nothing
-        return _ask(request, f"segment {' ; '.join(request.phrases)}", 512)
+        return _ask(request, f"segment {_names(request)}", 512)
 
     def parse(spoken: Sequence[Spoken], request: SegmentRequest) -> SegmentResult:
         return parse_segment(spoken, request, mask_decoder.find(decoder))
@@ -86,7 +86,11 @@ def ask_vqa(request: VqaRequest) -> list[Prompt]:
 
 
 def ask_detect(request: DetectRequest) -> list[Prompt]:
-    return _ask(request, f"detect {' ; '.join(request.phrases)}", 256)
+    return _ask(request, f"detect {_names(request)}", 256)
+
+
+def _names(request: DetectRequest) -> str:
+    return " ; ".join(bare_phrase(label) for label in request.labels)
 
 
 def parse_detect(spoken: Sequence[Spoken], request: DetectRequest) -> DetectResult:

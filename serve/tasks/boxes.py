@@ -38,16 +38,21 @@ class DetectResult(Result):
 
 
 def phrase(label: str) -> str:
-    """Return a label as a model is asked for it: on one line, without the marks around it and the separator in it."""
+    """Return a label on one line, without the marks around it and the separator in it."""
     text = " ".join(label.replace(";", " ").split())
     return text.strip(MARKS) or text
 
 
+def bare_phrase(label: str) -> str:
+    """Return a label as it is asked of a model that was trained on names alone: plain, without its article."""
+    text = phrase(label)
+    article, _, rest = text.partition(" ")
+    return rest.strip(MARKS) or rest if rest and article.casefold() in ("a", "an", "the") else text
+
+
 def label_key(label: str) -> str:
     """Return the same text for labels that mean the same: case, spacing, marks around them and an article aside."""
-    text = phrase(unicodedata.normalize("NFKC", label)).casefold()
-    article, _, rest = text.partition(" ")
-    return rest.strip(MARKS) or rest if rest and article in ("a", "an", "the") else text
+    return bare_phrase(unicodedata.normalize("NFKC", label)).casefold()
 
 
 class AskedLabels:
