@@ -22,13 +22,13 @@ has been silent for two seconds on two cores."""
 
 
 def _gone() -> tuple[type[Exception], ...]:
-    """What is raised where there is no replica, or it cannot be reached."""
-    if "ray" not in sys.modules:  # the handle is not Ray's, and Ray takes seconds to import
+    """Return what is raised where there is no replica, or it cannot be reached."""
+    serve = sys.modules.get("ray.serve.exceptions")
+    if serve is None:  # the handle is not Ray's, and Ray takes seconds to import
         return ConnectionError, TimeoutError, OSError
     import ray.exceptions
-    import ray.serve.exceptions
 
-    return ray.exceptions.RayError, ray.serve.exceptions.RayServeException, ConnectionError, TimeoutError, OSError
+    return ray.exceptions.RayError, serve.RayServeException, ConnectionError, TimeoutError, OSError
 
 
 class Replicas:
@@ -100,10 +100,13 @@ class Replicas:
 
     async def _find(self) -> None:
         """Connect to the replicas that are new, each by itself: one that hangs keeps none of the others waiting."""
-        with contextlib.suppress(*_gone()):  # there is none
-            await each(self._handle.broadcast("address").results_async(return_exceptions=True), PATIENCE_S, self._meet)
-        await asyncio.gather(*self._opening.values())
-        self._looked.set()
+        try:
+            with contextlib.suppress(*_gone()):  # there is none
+                answers = self._handle.broadcast("address").results_async(return_exceptions=True)
+                await each(answers, PATIENCE_S, self._meet)
+            await asyncio.gather(*self._opening.values())
+        finally:  # whoever waits for the first look must not wait for ever
+            self._looked.set()
 
     def _meet(self, answer: Any) -> None:
         if isinstance(answer, Address) and answer not in self._connections and answer not in self._opening:

@@ -114,6 +114,12 @@ def text(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """What a handler that is not ours writes, as Python's own does, with no `DIPTYCH_LOG`."""
     monkeypatch.delenv(logs.FILE, raising=False)
     monkeypatch.delenv(logs.WORDS, raising=False)
+    for logger in map(logging.getLogger, ("uvicorn", "uvicorn.error")):  # other tests run servers that say nothing
+        monkeypatch.setattr(logger, "disabled", False)
+        monkeypatch.setattr(logger, "propagate", True)
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logger, "level", logging.INFO)
+        monkeypatch.setattr(logger, "_cache", {})
     written = io.StringIO()
     handler = logging.StreamHandler(written)
     handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))

@@ -36,13 +36,13 @@ async def labels(field: str | list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("field", "asked"),
     [
-        ('["a cat", "a dog"]', ["a cat", "a dog"]),
-        (' [ "a red, round cat" ,"a dog"] ', ["a red, round cat", "a dog"]),
+        ('["grey cat", "old dog"]', ["grey cat", "old dog"]),
+        (' [ "red, round cat" ,"old dog"] ', ["red, round cat", "old dog"]),
         ('["s\\u00e4ule"]', ["säule"]),
         ("[sic] mark; dog", ["sic] mark", "dog"]),  # no JSON; a model is told phrases without the marks round them
-        ("a cat; a dog", ["a cat", "a dog"]),
-        (["a cat", "a dog"], ["a cat", "a dog"]),
-        (["a cat", "", "a dog"], ["a cat", "a dog"]),
+        ("grey cat; old dog", ["grey cat", "old dog"]),
+        (["grey cat", "old dog"], ["grey cat", "old dog"]),
+        (["grey cat", "", "old dog"], ["grey cat", "old dog"]),
     ],
 )
 async def test_a_list_may_be_json_repeated_fields_or_separated_text(field: str | list[str], asked: list[str]) -> None:
