@@ -83,7 +83,7 @@ def _sentence(error: Mapping[str, Any], values: Mapping[str, Any]) -> str:
         entry = entries[int(place[1])]
         name = entry.get("name") if isinstance(entry, Mapping) else entry
         place = [f"models.{place[1]}" + (f" ({name})" if name else ""), *place[2:]]
-    return ": ".join([*map(str, place), said])
+    return " ".join(": ".join([*map(str, place), said]).split())  # a name may hold line ends, U+0085 among them
 
 
 def _items(whole: Any, key: str) -> list[Any]:
