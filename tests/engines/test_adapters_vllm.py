@@ -113,7 +113,7 @@ async def test_adapters_that_fail_leave_their_base_and_the_others_as_they_are(
     shutil.copytree(good, tmp_path / "dora", ignore=shutil.ignore_patterns("merged"))
     config = tmp_path / "dora" / "adapter_config.json"
     config.write_text(config.read_text().replace('"bias"', '"use_dora": true, "bias"'))
-    monkeypatch.setattr(adapters, "PLAIN", {})
+    monkeypatch.setattr(adapters, "HARMLESS", adapters.HARMLESS | {"use_dora"})
     names = ["good", "cut", "missing", "dora", "other"]
     vllm = VllmEngine(str(base), adapters=[Adapter(name, str(tmp_path / name)) for name in names])
     await vllm.start()
