@@ -27,6 +27,7 @@ from k8s.dashboards import expressions
 from k8s.endpoints import Service
 from k8s.nodes import Cluster, Pod, cluster
 from k8s.prometheus import Prometheus, able, prometheus
+from serve.toy import world
 from serve.wire.keys import made
 
 SCENE = Path(__file__).parents[1] / "serve" / "toy" / "scenes" / "three.png"
@@ -36,11 +37,13 @@ START_S = 240.0
 WATCH_S = 90.0
 RATE, ASKERS = 4.0, 4
 BOX = "".join(f"<loc{at:04}>" for at in (100, 100, 500, 500))
+MASK = BOX + "".join(f"<seg{at:03}>" for at in range(16))
+LABELS = [f"{color} {kind}" for color in world.COLORS for kind in world.SHAPES]
+"""All that locust can ask for: a label that was not asked for is no answer."""
 REPLIES = {
     "": "three",
-    "detect ": f"{BOX} circle",
-    "segment ": f"{BOX}{''.join(f'<seg{at:03}>' for at in range(16))} circle",
     "bounding box coordinate": "[0.10, 0.10, 0.50, 0.50]",
+    **{f"{task} {label}": f"{form} {label}" for label in LABELS for task, form in (("detect", BOX), ("segment", MASK))},
 }
 SIMULATED_LEAVE_S = 5  # enough for a probe every two seconds; the manifests' 8 leave room for busy nodes
 SIMULATED = {"replies": REPLIES, "first_delay_s": 0.05, "start_s": 3.0}
