@@ -1,6 +1,5 @@
 """Bytes from outside -> one checked image. The file's structure is checked before any pixel is decoded."""
 
-import binascii
 import hashlib
 import io
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import PIL.Image
+import pybase64
 from pydantic import GetPydanticSchema
 from pydantic_core import core_schema
 
@@ -270,9 +270,9 @@ def _from_base64(text: str, start: int) -> bytes:
         end = max(0, len(piece) - 1) // 4 * 4  # at least one letter is left for the end, where padding may stand
         if b"=" in piece[max(0, end - 2) : end]:
             raise ValueError("padding before the end")
-        data.write(binascii.a2b_base64(piece[:end], strict_mode=True))
+        data.write(pybase64.b64decode(piece[:end], validate=True))
         rest = piece[end:]
-    data.write(binascii.a2b_base64(rest, strict_mode=True))
+    data.write(pybase64.b64decode(rest, validate=True))
     return data.getvalue()
 
 

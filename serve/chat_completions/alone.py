@@ -198,10 +198,16 @@ class Alone:
             await looking.aclose()
 
     async def _prompts(self, looking: contextlib.AsyncExitStack) -> list[Prompt]:
-        """The prompts with what they show brought here. A picture is decoded by the model's own process."""
+        """Return the prompts with what they show brought here.
+
+        One prompt's picture is decoded by the model's own process. That of several is decoded here: the file would
+        travel once for each of them.
+        """
         self.deadline.check()
-        if self.image is not None:
+        if self.image is not None and len(self.prompts) == 1:
             looking.enter_context(await self.pictures.fetch(self.image, self.deadline))
+        elif self.image is not None:
+            await looking.enter_async_context(self.pictures.read(self.image, self.deadline))
         if self.video is None:
             return self.prompts
         await looking.enter_async_context(self.pictures.watched(self.video, self.deadline))

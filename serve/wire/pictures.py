@@ -52,7 +52,13 @@ class Pictures:
                 request.image = request.video.still()
                 yield request
             return
-        with await self.fetch(request.image, deadline):
-            async with self.reading.read(request.image, deadline.left()):
+        async with self.read(request.image, deadline):
+            yield request
+
+    @asynccontextmanager
+    async def read(self, image: Image, deadline: Deadline) -> AsyncIterator[None]:
+        """Have the picture's pixels here. Raises as `fetch`, and Unavailable where the deadline passes."""
+        with await self.fetch(image, deadline):
+            async with self.reading.read(image, deadline.left()):
                 deadline.check()
-                yield request
+                yield
