@@ -4,13 +4,16 @@
 times by the system's monotonic clock. It ends when its stdin does.
 """
 
+import contextlib
 import http.client
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from loadtest.hostile_files import png
@@ -18,6 +21,7 @@ from loadtest.hostile_files import png
 EVERY_S = 0.05
 HEALTH, PICTURE = "health", "picture"
 TIMEOUT_S = 60.0
+PRIORITY = -10
 ASKING = threading.Event()
 
 
@@ -39,6 +43,7 @@ class Probes:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self._seen: dict[str, list[Sample]] = {HEALTH: [], PICTURE: []}
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -118,8 +123,20 @@ def _look(host: str, port: int) -> None:
         time.sleep(EVERY_S)
 
 
+def _go_first() -> None:
+    """Take a processor before others do, where that is allowed: ordinary clients have machines of their own.
+
+    What is measured is then how long the server took, and not how long this process waited behind it. Linux shares
+    processors among sessions before it looks at nice values, so the session goes first as well.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+        Path("/proc/self/autogroup").write_text(str(PRIORITY))
+
+
 def main() -> None:
     """Ask until stdin ends, with pauses where a line of it says so."""
+    _go_first()
     ASKING.set()
     address = urlsplit(sys.argv[1])
     assert address.hostname is not None and address.port is not None
