@@ -26,6 +26,7 @@ def sampling_params(sampling: Sampling, *, whole: bool = False) -> Any:
         frequency_penalty=sampling.frequency_penalty,
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.top_logprobs if sampling.logprobs else None,
+        flat_logprobs=sampling.logprobs,  # a few long lists, where there was an object for each alternative
         skip_special_tokens=False,  # PaliGemma's <loc> tokens may be special, and are the answer
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
@@ -76,12 +77,12 @@ def tokens(spoken: Any, top: int) -> tuple[Token, ...]:
 
 def named(spoken: Any, top: int) -> list[Token]:
     """Return an output's tokens with their names for texts, without the one that ended it: it is not spoken."""
-    spelled = []
-    for token, alternatives in zip(spoken.token_ids, spoken.logprobs or (), strict=False):
-        own = alternatives[token]
-        ranked = sorted(alternatives.values(), key=lambda choice: -choice.logprob)[:top]
-        likeliest = tuple((choice.decoded_token or "", choice.logprob) for choice in ranked)
-        spelled.append(Token(own.decoded_token or "", own.logprob, likeliest))
+    flat, spelled = spoken.logprobs, []
+    for start, end in zip(flat.start_indices, flat.end_indices, strict=True) if flat else ():
+        # first the token itself, then the likeliest, itself among them or not: where vLLM joins deltas it stands once
+        ranked = {flat.ranks[i]: (flat.decoded_tokens[i] or "", flat.logprobs[i]) for i in range(start, end)}
+        likeliest = tuple(ranked[rank] for rank in range(1, top + 1) if rank in ranked)
+        spelled.append(Token(flat.decoded_tokens[start] or "", flat.logprobs[start], likeliest))
     by_token = spoken.finish_reason == "stop" and not isinstance(spoken.stop_reason, str)
     return spelled[:-1] if by_token else spelled
 

@@ -23,6 +23,7 @@ from serve.engines.last_words import LastWords
 from serve.engines.once import Once
 from serve.engines.stall import Stall
 from serve.engines.translate import FINISH, Speller, dead, refused, sampling_params, too_long
+from serve.engines.weighted_semaphore import WeightedSemaphore
 from serve.errors import BadRequest, ModelError
 from serve.geometry import Padded
 from serve.image import Image
@@ -39,6 +40,9 @@ AT_ONCE = 2
 """Large pictures and films that are being prepared: while vLLM processes one, in its single thread, the next is made
 ready. Each takes up to 120 MB until it is processed."""
 _PREPARING = ThreadPoolExecutor(AT_ONCE, "prepare")
+ALTERNATIVES_A_STEP = 400
+"""Alternatives of tokens that one step of the engine may bring, since the replica's event loop unpacks each of them.
+Replies that want more wait for others to end."""
 
 
 class VllmEngine:
@@ -86,6 +90,7 @@ class VllmEngine:
         self._fit_to: media.Fit | None = None
         self._pictures: Once[Mapping[str, Any]] = Once()
         self._seats = asyncio.Semaphore(AT_ONCE)
+        self._alternatives = WeightedSemaphore(ALTERNATIVES_A_STEP)
 
     async def start(self) -> None:
         """Download what is missing, load, and answer once. Raises ModelError with one clear sentence."""
@@ -223,7 +228,9 @@ class VllmEngine:
             allowed = 1 if kind == shown and not self.prefix_lm else 0  # a prefix LM's processor adds its own
             if prompt.text.count(mark) > allowed:
                 raise BadRequest(f"The text must not contain {mark}.", param="question")
-        async with contextlib.aclosing(self._stream(prompt)) as pieces:
+        # before its picture goes through vLLM's cache, whose two ends must see their requests in the same order
+        alternatives = self._alternatives.take(prompt.sampling.top_logprobs if prompt.sampling.logprobs else 0)
+        async with alternatives, contextlib.aclosing(self._stream(prompt)) as pieces:
             async for piece in pieces:
                 yield piece
 

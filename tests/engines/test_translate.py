@@ -7,16 +7,16 @@ from serve.engines.translate import Speller, spread, tokens
 
 
 def delta(text: str, names: list[str], finish: str | None = None, stop: str | None = None) -> types.SimpleNamespace:
-    """One of vLLM's deltas: token i has the id i, the name names[i] and the log-probability -i."""
-    choices = [types.SimpleNamespace(decoded_token=name, logprob=-float(i)) for i, name in enumerate(names)]
-    other = types.SimpleNamespace(decoded_token="?", logprob=-9.0)
-    return types.SimpleNamespace(
-        text=text,
-        token_ids=list(range(len(names))),
-        logprobs=[{i: choice, 99: other} for i, choice in enumerate(choices)],
-        finish_reason=finish,
-        stop_reason=stop,
+    """One of vLLM's deltas: token i has the name names[i] and the log-probability -i, and is the likeliest one."""
+    starts = range(0, 3 * len(names), 3)
+    flat = types.SimpleNamespace(
+        start_indices=list(starts),
+        end_indices=[start + 3 for start in starts],
+        ranks=[1, 1, 2] * len(names),
+        decoded_tokens=[told for name in names for told in (name, name, "?")],
+        logprobs=[told for i in range(len(names)) for told in (-float(i), -float(i), -9.0)],
     )
+    return types.SimpleNamespace(text=text, logprobs=flat, finish_reason=finish, stop_reason=stop)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,21 @@ def test_alternatives_are_ranked_and_counted() -> None:
     assert token.top == (("cat", 0.0),)
     (token,) = tokens(delta("cat", ["cat"]), top=2)
     assert token.top == (("cat", 0.0), ("?", -9.0))
+
+
+@pytest.mark.parametrize("top", [1, 2, 3])
+def test_a_token_keeps_its_rank_where_deltas_are_joined(top: int) -> None:
+    """vLLM then lists a token that is among the likeliest only once, before them."""
+    joined = types.SimpleNamespace(
+        start_indices=[0, 3],
+        end_indices=[3, 7],
+        ranks=[2, 1, 3, 7, 1, 2, 3],
+        decoded_tokens=["b", "a", "c", "g", "a", "b", "c"],
+        logprobs=[-2.0, -1.0, -3.0, -7.0, -1.0, -2.0, -3.0],
+    )
+    found = tokens(types.SimpleNamespace(text="bg", logprobs=joined, finish_reason=None, stop_reason=None), top)
+    assert [token.text for token in found] == ["b", "g"]
+    assert [token.top for token in found] == [(("a", -1.0), ("b", -2.0), ("c", -3.0))[:top]] * 2
 
 
 def test_confidence_is_of_the_words_asked_about() -> None:
