@@ -46,16 +46,15 @@ class Image:
         self.url: str | None = None
         self.param = "image"
         self.file = b""
-        self._area = 0
         self._size = (0, 0)
         self._outline: Outline | None = None
         self._holders: list[Callable[[], None]] = []
 
     @classmethod
-    def unread(cls, file: bytes, param: str, digest: str | None, area: int) -> "Image":
-        """A file whose outline was checked. area: its pixels' number."""
+    def unread(cls, file: bytes, param: str, digest: str | None, outline: Outline) -> "Image":
+        """Return a picture in a file whose outline was checked."""
         image = cls(None, digest)
-        image.file, image.param, image._area = file, param, area
+        image.file, image.param, image._outline = file, param, outline
         return image
 
     @classmethod
@@ -72,7 +71,7 @@ class Image:
     def arrive(self, file: bytes) -> None:
         """Take what was at its `url`: from now on it is unread. Raises BadRequest or TooLarge."""
         self._outline = _outline(file, self.param)
-        self.file, self.url, self._area = file, None, self._outline.area
+        self.file, self.url = file, None
         self.digest = _digest(file) if len(file) <= QUICK_BYTES else None
 
     def name(self) -> None:
@@ -93,7 +92,7 @@ class Image:
             return self.shared.pixels
         if self._pixels is None:
             assert self.url is None, "fetched before it is looked at"
-            self._pixels = _decoded(self.file, self.param)
+            self._pixels = _decoded(self.file, self.param, self.outline)
         return self._pixels
 
     def held(self, given_back: Callable[[], None]) -> None:
@@ -114,7 +113,8 @@ class Image:
     @property
     def left_to_read(self) -> int:
         """How many pixels wait to be read from the file; 0 where they have been."""
-        return self._area if self._pixels is None and self.shared is None else 0
+        is_left = self.file and self._pixels is None and self.shared is None
+        return self.outline.area if is_left else 0
 
     @property
     def width(self) -> int:
@@ -142,7 +142,7 @@ class Image:
         if self.shared is not None and handles_travel():
             return _at_handle, (self.shared.handle(), self.param, self.digest)
         if self.file and (self.left_to_read or len(self.file) < self.pixels.nbytes > INLINE_BYTES):
-            return Image.unread, (self.file, self.param, self.digest, self._area)
+            return Image.unread, (self.file, self.param, self.digest, self.outline)
         return Image, (self.pixels, self.digest)
 
     @classmethod
@@ -162,8 +162,7 @@ def decode(data: bytes, param: str = "image") -> Image:
 
     What the decoder itself complains about is not repeated: its words can carry addresses (CVE-2026-22778).
     """
-    _checked(data, param)
-    return Image(_decoded(data, param), _digest(data))
+    return Image(_decoded(data, param, _outline(data, param)), _digest(data))
 
 
 def unread(data: bytes, param: str = "image") -> Image:
@@ -217,10 +216,10 @@ def _outline(data: bytes, param: str) -> Outline:
         raise refusal(refused, param) from None
 
 
-def _decoded(data: bytes, param: str) -> Pixels:
-    """Raises BadRequest or TooLarge."""
+def _decoded(data: bytes, param: str, known: Outline) -> Pixels:
+    """Return the file's pixels. Raises BadRequest or TooLarge."""
     try:
-        found = outline(data, whole=True)
+        found = known if known.size <= QUICK_BYTES else outline(data, whole=True)
         picture = decoding.loaded(data, found)
         parts = [np.asarray(strip) for strip in decoding.strips(picture, found.orientation)]
     except Refused as refused:

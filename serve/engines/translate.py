@@ -29,6 +29,7 @@ def sampling_params(sampling: Sampling, *, whole: bool = False) -> Any:
         flat_logprobs=sampling.logprobs,  # a few long lists, where there was an object for each alternative
         skip_special_tokens=False,  # PaliGemma's <loc> tokens may be special, and are the answer
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
+        skip_clone=True,  # nobody else has it; a deep copy took 2 % of the replica's time
         output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
     )
 

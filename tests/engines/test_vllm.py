@@ -22,6 +22,7 @@ from serve.engines.base import Piece, Prompt, Sampling
 from serve.engines.vllm import VllmEngine
 from serve.errors import BadRequest, ModelError
 from serve.image import Image
+from serve.media.outline import Outline
 from serve.request_id import REQUEST_ID
 
 pytestmark = [
@@ -259,7 +260,7 @@ async def test_a_killed_engine_is_known_to_be_dead(folder: Path) -> None:
 
 def unread(digest: str) -> Image:
     """A file that cannot be read: whoever looks at its pixels fails."""
-    return Image.unread(b"no picture", "image", digest, 48 * 36)
+    return Image.unread(b"no picture", "image", digest, Outline("PNG", (48, 36), 10, (), 1))
 
 
 async def test_a_picture_that_was_shown_before_is_not_read_again(engine: VllmEngine) -> None:
