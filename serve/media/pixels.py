@@ -65,6 +65,11 @@ def strips(picture: PIL.Image.Image, orientation: int) -> Iterator[PIL.Image.Ima
         yield strip.transpose(_TURNS[orientation]) if orientation > 1 else strip
 
 
+def is_plain(picture: PIL.Image.Image, orientation: int) -> bool:
+    """Whether the picture is upright RGB as it is."""
+    return picture.mode == "RGB" and orientation == 1 and "transparency" not in picture.info
+
+
 def _eight_bit(picture: PIL.Image.Image) -> PIL.Image.Image:
     """Pillow cuts 16-bit greys off at 255, so that nearly all come out white: keep the upper eight bits instead."""
     if not picture.mode.startswith("I;16"):
