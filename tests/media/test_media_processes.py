@@ -205,7 +205,8 @@ def test_it_knows_no_secret(zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, "a secret")
     zygote.start()
     environment = Path(f"/proc/{zygote.pid}/environ").read_bytes().split(b"\0")
-    assert {entry.partition(b"=")[0] for entry in environment if entry} <= {
+    own = [entry for entry in environment if not entry.startswith(b"glibc.")]  # glibc cuts its tunables up in place
+    assert {entry.partition(b"=")[0] for entry in own if entry} <= {
         *(b"PATH", b"LANG", b"LD_LIBRARY_PATH", b"PYTHONPATH", b"OPENBLAS_NUM_THREADS"),
         *(b"MALLOC_ARENA_MAX", b"GLIBC_TUNABLES"),
     }
