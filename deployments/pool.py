@@ -15,8 +15,8 @@ from deployments.choice import choose
 from deployments.quarantine import Quarantine
 from deployments.replicas import Replicas
 from serve.errors import ModelError, Overloaded
+from serve.router.route import Status
 from serve.rpc.connection import Connection
-from serve.worker import Status
 
 BATCH_SHARE = 0.5
 """How much of a replica's room those may fill who can wait: the rest is free for people who cannot."""

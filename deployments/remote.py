@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from deployments.pool import Errand, Pool
 from serve.engines.base import Piece, Prompt
 from serve.models.base import Model
+from serve.router.route import Status
 from serve.tasks.base import Delta, Reply, Request
-from serve.worker import Status
 
 PACE_S = 0.045
 """Words that follow each other closer than this travel together, to the client as well: 22 updates a second."""

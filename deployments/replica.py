@@ -20,9 +20,10 @@ from serve.media.budget import Budget
 from serve.models.base import Model
 from serve.models.own import lora
 from serve.reading import Reading
+from serve.router.route import Status
 from serve.rpc.server import Method, Server
 from serve.tasks.base import Delta, Reply, Request
-from serve.worker import Status, Worker, joined
+from serve.worker import Worker, joined
 
 log = logging.getLogger(__name__)
 

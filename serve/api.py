@@ -1,7 +1,7 @@
 """Our routes: page, health, catalogue, tasks, chat completions. Knows no Ray and no engine."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -19,7 +19,6 @@ from serve.router import Router
 from serve.tasks import TASKS
 from serve.wire import document, refusals, task_calls
 from serve.wire.edge import Edge
-from serve.wire.fan_out import FanOut
 from serve.wire.forms import phrases
 from serve.wire.guard import Access, Guard
 from serve.wire.head import Head
@@ -79,15 +78,15 @@ def create_app(
     budget = budget or Budget.of_this_process()
     meters = meters or Meters()
     meters.watch(budget)
-    fan_out = FanOut(router, meters, Pictures(fetcher or Fetcher(), budget))
+    pictures = Pictures(fetcher or Fetcher(), budget)
     app.add_middleware(Guard, access=access, origins=origins, shares=shares)  # the last one added stands outermost
     if origins:
         _let_browsers_call(app, origins)
     app.add_middleware(Head)
     app.add_middleware(Edge, meters=meters, limits=limits, budget=budget)
     refusals.install(app)
-    _add_chat(app, fan_out)  # routes are tried in this order: the busiest first
-    _add_tasks(app, fan_out)
+    _add_chat(app, router, meters, pictures)  # routes are tried in this order: the busiest first
+    _add_tasks(app, router, meters, pictures)
     _add_catalogue(app, router)
     _add_service(app, router, meters)
     pages.install(app)
@@ -156,11 +155,11 @@ def _add_catalogue(app: FastAPI, router: Router) -> None:
         return catalog.compare(names, served())
 
 
-def _add_tasks(app: FastAPI, fan_out: FanOut) -> None:
+def _add_tasks(app: FastAPI, router: Router, meters: Meters, pictures: Pictures) -> None:
     for name, task in TASKS.items():
         app.add_api_route(
             f"/v1/tasks/{name}",
-            _task_route(fan_out, name),
+            _task_route(router, meters, pictures, name),
             methods=["POST"],
             tags=["tasks"],
             operation_id=f"task_{name}",
@@ -175,14 +174,16 @@ def _add_tasks(app: FastAPI, fan_out: FanOut) -> None:
         raise NotFound(f"There is no task {task[:200]!r}. Tasks: {known}.", param="task", code="task_not_found")
 
 
-def _task_route(fan_out: FanOut, name: str) -> Callable[[Request], Awaitable[Response]]:
+def _task_route(
+    router: Router, meters: Meters, pictures: Pictures, name: str
+) -> Callable[[Request], Awaitable[Response]]:
     async def run(request: Request) -> Response:
-        return await task_calls.answer(fan_out, name, request)
+        return await task_calls.answer(router, meters, pictures, name, request)
 
     return run
 
 
-def _add_chat(app: FastAPI, fan_out: FanOut) -> None:
+def _add_chat(app: FastAPI, router: Router, meters: Meters, pictures: Pictures) -> None:
     @app.post(
         "/v1/chat/completions",
         tags=["chat"],
@@ -192,16 +193,16 @@ def _add_chat(app: FastAPI, fan_out: FanOut) -> None:
         openapi_extra=document.json_body(chat_completions.ChatCompletionRequest),
     )
     async def chat(request: Request) -> Response:
-        return await chat_completions.answer(fan_out, request)
+        return await chat_completions.answer(router, meters, pictures, request)
 
 
 async def readiness(router: Router) -> Readiness:
-    """Where the models stand, together and one by one."""
+    """Return the models' states, together and each by itself."""
     statuses = await router.statuses()
     states: dict[str, State] = {status.model: status.state for status in statuses}
-    found: set[Any] = set(states.values())
-    overall: Literal["starting", "ready", "degraded"] = "degraded" if "failed" in found else "ready"
-    if found.isdisjoint({"ready", "asleep"}) and ("starting" in found or not found):
+    present: set[State] = set(states.values())
+    overall: Literal["starting", "ready", "degraded"] = "degraded" if "failed" in present else "ready"
+    if present.isdisjoint({"ready", "asleep"}) and ("starting" in present or not present):
         overall = "starting"
     return Readiness(
         status=overall,

@@ -9,13 +9,15 @@ the end: a context that an async generator had set could not be taken back where
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 Value = str | int | float | bool | Sequence[str]
 Kind = Literal["internal", "server", "client"]
+T = TypeVar("T")
 
 _tracer: Any = None
 
@@ -64,6 +66,10 @@ class Span:
             from opentelemetry import context, trace
 
             context.attach(trace.set_span_in_context(self._span))
+
+    def start_of(self, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """Begin what the stream starts, until its first item, under this span."""
+        return stream if self is NONE else _started_under(self._span, stream)
 
     def end(self) -> None:
         if self._span is not None:
@@ -163,6 +169,22 @@ def endpoint() -> str | None:
     """Where this process sends its spans, for who else sends some: vLLM."""
     whole, base = os.environ.get(ENDPOINTS[1]), os.environ.get(ENDPOINTS[0])
     return None if _tracer is None else whole or (f"{base.rstrip('/')}/v1/traces" if base else None)
+
+
+async def _started_under(span: Any, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    from opentelemetry import context, trace
+
+    async with aclosing(stream):
+        token = context.attach(trace.set_span_in_context(span))
+        try:  # current only here, and not across a yield: see above
+            first = await anext(stream)
+        except StopAsyncIteration:
+            return
+        finally:
+            context.detach(token)
+        yield first
+        async for item in stream:
+            yield item
 
 
 def _context(traceparent: str) -> Any:

@@ -1,4 +1,4 @@
-"""A model and its engine: ask -> generate -> parse. The only file that knows both a skill and an engine."""
+"""A model and its engine: ask -> generate -> parse. This is the only file that knows both a skill and an engine."""
 
 import asyncio
 import contextlib
@@ -11,29 +11,27 @@ from serve import tracing
 from serve.engines.base import Engine, FinishReason, Piece, Prompt, Spoken, State, Token
 from serve.errors import ModelError, ParseError
 from serve.models.base import Model
+from serve.router.merge_streams import Ended, merge_streams
+from serve.router.route import Status
 from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
 
 
-@dataclass(frozen=True)
-class Status:
-    """Where a model stands. step: what it is doing or why it failed, in words; since_s: for how many seconds. asked:
-    requests that it was given here and has not answered, those that wait among them."""
-
-    model: str
-    state: State
-    step: str
-    since_s: float
-    asked: int = 0
-
-
 @dataclass
-class Stream:
-    """One prompt's words as they arrive, and what they amounted to."""
+class Generation:
+    """What the engine has generated from one prompt."""
 
-    pieces: asyncio.Queue[Piece | Exception | None]
-    words: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     last: Piece = Piece("")
+    ended: bool = False
+
+    def add(self, piece: Piece) -> None:
+        self.texts.append(piece.text)
+        self.tokens.extend(piece.tokens)
+        self.last = piece
+
+    def spoken(self) -> Spoken:
+        return Spoken("".join(self.texts), tuple(self.tokens), self.last.finish_reason == "length")
 
 
 class Worker:
@@ -46,7 +44,7 @@ class Worker:
         self._state: State = "starting"
         self._step = "waiting to start"
         self._since = clock()
-        self._asked = 0
+        self._open_requests = 0
 
     @property
     def name(self) -> str:
@@ -69,40 +67,45 @@ class Worker:
         self._state, self._step = state, step
 
     async def status(self) -> Status:
-        return Status(self.name, self._state, self._step, self.clock() - self._since, self._asked)
+        return Status(self.name, self._state, self._step, self.clock() - self._since, self._open_requests)
 
     async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
-        """The model's words as deltas, then one Reply. Raises ModelError where there is no reply to be had."""
+        """Yield the generated text as deltas, then one Reply. Raises ModelError where there can be no reply.
+
+        All prompts are generated at once; their texts come in the prompts' order.
+        """
         self._require_ready()
         tracing.here().set({"gen_ai.request.model": self.name, "diptych.task": task})
         with self._counted():
             skill = self.model.skills[task]
             prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
-            streams = [Stream(asyncio.Queue()) for _ in prompts]
             if request.priority == "batch":
                 prompts = [replace(prompt, batch=True) for prompt in prompts]
-            tasks = [asyncio.create_task(self._fill(s, p)) for s, p in zip(streams, prompts, strict=True)]
-            try:
-                for at, stream in enumerate(streams):  # all speak at once; their words are passed on in order
-                    if at:
-                        yield Delta(self.name, "\n")
-                    while (item := await stream.pieces.get()) is not None:
-                        if isinstance(item, Exception):
-                            raise item
-                        if item.text:
+            generations = [Generation() for _ in prompts]
+            current = 0
+            # Closed when the caller leaves or a prompt fails: the engine must not go on for nobody.
+            async with contextlib.aclosing(merge_streams([self.engine.generate(p) for p in prompts])) as streams:
+                async for index, item in streams:
+                    generation = generations[index]
+                    if not isinstance(item, Ended):
+                        generation.add(item)
+                        if index == current and item.text:
                             yield Delta(self.name, item.text)
-                if skill.slow:
-                    yield await asyncio.to_thread(self._reply, task, request, streams)
-                else:
-                    yield self._reply(task, request, streams)
-            finally:  # the caller left, or one prompt failed: the engine must not go on for nobody
-                for job in tasks:
-                    job.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                        continue
+                    if item.error is not None:
+                        raise item.error
+                    generation.ended = True
+                    while generations[current].ended and current + 1 < len(generations):
+                        current += 1
+                        yield Delta(self.name, "\n" + "".join(generations[current].texts))
+            if skill.slow:
+                yield await asyncio.to_thread(self._reply, task, request, generations)
+            else:
+                yield self._reply(task, request, generations)
 
     async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
-        """A plain conversation: the engine's pieces as they are, log-probabilities included. A film is thinned out to
-        as many frames as the model takes."""
+        """Yield the engine's pieces as they are, log-probabilities included. A film is thinned out to as many frames as
+        the model takes."""
         self._require_ready()
         tracing.here().set({"gen_ai.request.model": self.name})
         if prompt.video is not None:
@@ -114,11 +117,11 @@ class Worker:
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
-        self._asked += 1
+        self._open_requests += 1
         try:
             yield
         finally:
-            self._asked -= 1
+            self._open_requests -= 1
 
     def _require_ready(self) -> None:
         if self._state == "starting":
@@ -126,33 +129,23 @@ class Worker:
         if self._state == "failed":
             raise ModelError(f"{self.name} cannot answer: {self._step}", code="model_failed")
 
-    async def _fill(self, stream: Stream, prompt: Prompt) -> None:
-        try:
-            async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
-                async for piece in pieces:
-                    stream.words.append(piece.text)
-                    stream.tokens.extend(piece.tokens)
-                    stream.last = piece
-                    stream.pieces.put_nowait(piece)
-            stream.pieces.put_nowait(None)
-        except Exception as error:  # carried to `answer`, which raises it
-            stream.pieces.put_nowait(error)
-
-    def _reply(self, task: str, request: Request, streams: list[Stream]) -> Reply:
-        spoken = [Spoken("".join(s.words), tuple(s.tokens), s.last.finish_reason == "length") for s in streams]
-        prompt_tokens = sum(s.last.prompt_tokens for s in streams)
-        completion_tokens = sum(s.last.completion_tokens for s in streams)
+    def _reply(self, task: str, request: Request, generations: Sequence[Generation]) -> Reply:
+        spoken = [generation.spoken() for generation in generations]
+        last = [generation.last for generation in generations]
+        whole = Spoken("".join(each.text for each in spoken), tuple(token for each in spoken for token in each.tokens))
+        prompt_tokens = sum(piece.prompt_tokens for piece in last)
+        completion_tokens = sum(piece.completion_tokens for piece in last)
         reply = Reply(
             model=self.name,
             status="ok",
-            text="\n".join(s.text for s in spoken),
-            confidence=Spoken("".join(s.text for s in spoken), tuple(t for s in spoken for t in s.tokens)).confidence(),
+            text="\n".join(each.text for each in spoken),
+            confidence=whole.confidence(),
             usage=Usage(
                 prompt_tokens=prompt_tokens,
                 completion_tokens=completion_tokens,
                 total_tokens=prompt_tokens + completion_tokens,
             ),
-            finish_reason=_finish([s.last.finish_reason for s in streams]),
+            finish_reason=_finish([piece.finish_reason for piece in last]),
         )
         try:
             reply.result = self.model.skills[task].parse(spoken, request)
@@ -168,14 +161,14 @@ def _finish(reasons: list[FinishReason | None]) -> FinishReason | None:
 
 
 def joined(events: Sequence[Any]) -> list[Any]:
-    """Pieces of one generation, or events of one answer, with the words in a row made one."""
-    found: list[Any] = []
+    """Join neighbouring pieces of one generation, or deltas of one answer, into one."""
+    result: list[Any] = []
     for event in events:
-        last = found[-1] if found else None
+        last = result[-1] if result else None
         if isinstance(last, Piece) and isinstance(event, Piece):
-            found[-1] = last.then(event)
+            result[-1] = last.then(event)
         elif isinstance(last, Delta) and isinstance(event, Delta):
-            found[-1] = Delta(last.model, last.text + event.text)
+            result[-1] = Delta(last.model, last.text + event.text)
         else:
-            found.append(event)
-    return found
+            result.append(event)
+    return result

@@ -8,7 +8,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import httpx
@@ -20,10 +20,12 @@ from starlette.types import Message
 from k8s.checks import rules
 from serve import pages, reading
 from serve.api import create_app
+from serve.chat_completions import task_completion
 from serve.engines.base import State
 from serve.engines.fake import FakeEngine
 from serve.media.shared_pixels import SharedPixels
-from serve.router import Router
+from serve.router import Router, plan
+from serve.router import router as routers
 from serve.tasks import TASKS
 from serve.wire import sse
 from serve.wire.limits import Limits
@@ -117,6 +119,30 @@ async def test_a_stream_tells_deltas_replies_and_the_merge() -> None:
     assert told[-1][1]["method"] == "vote"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/tasks/vqa", VQA), ("/v1/chat/completions", {"model": "vqa:*", "messages": [message()]})],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_fan_out_is_planned_once(
+    monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], stream: bool
+) -> None:
+    calls: list[str] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            calls.append(function.__name__)
+            return function(*args, **options)
+
+        return call
+
+    for module in (routers, task_completion):
+        monkeypatch.setattr(module, "able_routes", counted(plan.able_routes))
+    monkeypatch.setattr(routers, "choose_judge", counted(plan.choose_judge))
+    assert (await post(path, body | {"stream": stream})).status_code == 200
+    assert sorted(calls) == ["able_routes", "choose_judge"]
+
+
 async def test_a_failure_after_the_first_byte_is_an_event() -> None:
     app = served(FakeEngine("a red square", fail_after=1), FakeEngine("red square", fail_after=1))
     found = frames((await post("/v1/tasks/vqa", VQA | {"stream": True}, app)).text)
@@ -138,7 +164,7 @@ async def test_a_bug_in_the_middle_of_a_stream_is_told(monkeypatch: pytest.Monke
     def broken(*_: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr("serve.router.merge", broken)
+    monkeypatch.setattr("serve.router.merge_replies.merge", broken)
     found = frames((await post("/v1/tasks/vqa", VQA | {"stream": True})).text)
     assert found[-1] == (None, "[DONE]") and found[-2][0] == "error"
     assert json.loads(found[-2][1])["error"]["code"] == "internal_error" and "secret" not in found[-2][1]
@@ -293,10 +319,10 @@ async def test_every_route_error_has_the_shape(method: str, path: str, status: i
 async def test_a_bug_is_a_neutral_500_and_a_whole_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr("serve.router.Router.check", broken)
+    monkeypatch.setattr("serve.router.Router.plan", broken)
     with caplog.at_level(logging.ERROR):
         reply = await post("/v1/tasks/vqa", VQA, headers={"x-request-id": "the-one"})
     assert reply.status_code == 500 and reply.headers["x-request-id"] == "the-one"

@@ -1,6 +1,5 @@
 """OpenAI's wire: what is honoured, what is harmless, what is refused by name; one model and whole tasks."""
 
-import asyncio
 import json
 import time
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 from served import LLAVA, PALIGEMMA, URL, calling, frames, message, plain, router, served
 
 from serve.api import create_app
-from serve.chat_completions.alone import interleaved
 from serve.engines.base import Piece, Token
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
@@ -609,23 +607,3 @@ async def test_a_question_that_every_model_refuses_is_a_wrong_request() -> None:
         for model in ("vqa", "vqa:*"):
             reply = await complete(body(model, stream=stream), FakeEngine(max_chars=3), FakeEngine(max_chars=3))
             refused(reply, "messages[0].content", "context_length_exceeded")
-
-
-# The streams under it all
-
-
-async def test_interleaved_streams_close_when_left() -> None:
-    closed = []
-
-    async def speaking(name: str) -> Any:
-        try:
-            while True:
-                yield Piece(name)
-                await asyncio.sleep(0.001)
-        finally:
-            closed.append(name)
-
-    pieces = interleaved([speaking("a"), speaking("b")], asyncio.get_running_loop().time() + 5)
-    heard = {(await anext(pieces))[1].text for _ in range(6)}
-    await pieces.aclose()
-    assert heard == set(closed) == {"a", "b"}

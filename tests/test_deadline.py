@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from serve import router as routers
 from serve.deadline import Deadline
 from serve.engines.fake import FakeEngine
 from serve.errors import Unavailable
+from serve.router import merge_replies
 from tests.served import LLAVA, URL, calling, message, served
 
 QUESTION = {"question": "what?", "image": URL}
@@ -73,9 +73,9 @@ async def test_the_time_of_the_body_leaves_less_to_the_models() -> None:
 @pytest.mark.parametrize("wire", ["task", "fan-out"])
 async def test_a_merge_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch, wire: str) -> None:
     path, fields = BODIES[wire]
-    monkeypatch.setattr(routers, "SHORT", 0)
-    monkeypatch.setattr(routers, "MERGE_S", 0.05)
-    monkeypatch.setattr(routers, "merge", lambda *_: time.sleep(1.5))
+    monkeypatch.setattr(merge_replies, "SHORT", 0)
+    monkeypatch.setattr(merge_replies, "MERGE_S", 0.05)
+    monkeypatch.setattr(merge_replies, "merge", lambda *_: time.sleep(1.5))
     began = time.monotonic()
     async with calling(served()) as client:
         reply = await client.post(path, json=fields | {"deadline_s": 0.2})

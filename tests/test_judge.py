@@ -40,8 +40,9 @@ def worker(name: str, engine: FakeEngine, *, toy: bool = True, base: str = LLAVA
 
 
 async def ask(workers: list[Worker], request: Request | None = None, task: str = "chat", **fields: Any) -> Merged:
-    asked = request or ChatRequest(image=PICTURE, question="What is there?", merge="judge", **fields)
-    events = [event async for event in Router(workers).events(task, asked)]
+    router = Router(workers)
+    plan = router.plan(task, request or ChatRequest(image=PICTURE, question="What is there?", merge="judge", **fields))
+    events = [event async for event in router.run(plan)]
     assert isinstance(events[-1], Merged)
     return events[-1]
 
@@ -108,14 +109,14 @@ async def test_the_first_that_is_no_toy_judges_unless_another_is_named() -> None
 def test_a_judge_that_cannot_be_had_is_refused_by_name(fields: dict[str, Any], kind: Any, param: str) -> None:
     router = Router([worker("a", speaking("x")), worker("b", speaking("x"), base=PALIGEMMA)])
     with pytest.raises(kind) as refused:
-        router.check("caption", CaptionRequest(image=PICTURE, **fields))
+        router.plan("caption", CaptionRequest(image=PICTURE, **fields))
     assert refused.value.param == param
 
 
 def test_where_nobody_can_chat_nobody_can_judge() -> None:
     router = Router([worker("b", speaking("x"), base=PALIGEMMA)])
     with pytest.raises(BadRequest, match="none can judge") as refused:
-        router.check("caption", CaptionRequest(image=PICTURE, merge="judge"))
+        router.plan("caption", CaptionRequest(image=PICTURE, merge="judge"))
     assert refused.value.param == "merge"
 
 
@@ -168,8 +169,8 @@ async def test_models_have_two_thirds_of_the_deadline_and_the_judge_the_rest() -
     replies = []
     request = ChatRequest(image=PICTURE, question="q", merge="judge", deadline_s=0.6)
     began = asyncio.get_running_loop().time()
-    workers = [worker("a", slow), worker("b", speaking("a dog")), worker("c", stuck)]
-    async for event in Router(workers).events("chat", request):
+    router = Router([worker("a", slow), worker("b", speaking("a dog")), worker("c", stuck)])
+    async for event in router.run(router.plan("chat", request)):
         if isinstance(event, Reply):
             replies.append(event)
         merged = event

@@ -10,7 +10,7 @@ import pytest
 from served import LLAVA, PALIGEMMA, calling, frames, message, router, served
 
 from serve.api import create_app
-from serve.chat_completions.replies import AT_ONCE, Choice, Head, Said, slices, with_logprobs
+from serve.chat_completions.replies import AT_ONCE, Choice, Head, ResponseMessage, slices, with_logprobs
 from serve.engines.base import Piece, Prompt, Token
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
@@ -122,7 +122,7 @@ async def test_the_engine_tells_them_a_few_at_a_time() -> None:
 async def test_the_event_loop_has_its_turn_while_they_are_written(count: int, top: int) -> None:
     tokens = [Token("word", -0.5, (("x", -1.0),) * top)] * count
     completion = Head("id", "model").completion(
-        [Choice(index=at, message=Said(content="w"), finish_reason="stop") for at in range(2)], Usage()
+        [Choice(index=at, message=ResponseMessage(content="w"), finish_reason="stop") for at in range(2)], Usage()
     )
     turns = 0
 

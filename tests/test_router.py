@@ -14,11 +14,11 @@ from serve.image import Image
 from serve.models import MODELS
 from serve.models.base import Model
 from serve.router import Router
+from serve.router.route import Status
 from serve.tasks.base import Delta, Event, Merged, Reply, Request
 from serve.tasks.chat import ChatRequest
 from serve.tasks.vqa import VqaRequest, VqaResult
 from serve.video import Video
-from serve.worker import Status
 
 PICTURE = Image(np.zeros((4, 4, 3), np.uint8))
 Step = float | str | ServeError | Exception
@@ -70,7 +70,8 @@ def eyes(name: str, *, images: bool, videos: bool, words: str = "red") -> Script
 
 
 async def run(routes: Sequence[ScriptedRoute], request: Request | None = None) -> list[Event]:
-    return [event async for event in Router(routes).events("vqa", request or ask())]
+    router = Router(routes)
+    return [event async for event in router.run(router.plan("vqa", request or ask()))]
 
 
 def replies(events: Sequence[Event]) -> dict[str, Reply]:
@@ -135,11 +136,39 @@ async def test_a_quorum_does_not_wait_for_the_rest() -> None:
 
 async def test_leaving_early_stops_every_model() -> None:
     routes = [ScriptedRoute("a", "x", 30.0), ScriptedRoute("b", 30.0)]
-    events = Router(routes).events("vqa", ask())
+    router = Router(routes)
+    events = router.run(router.plan("vqa", ask()))
     async for _ in events:
         break
     await events.aclose()
     assert all(route.left.is_set() for route in routes)
+
+
+async def test_single_model_answers_and_is_merged() -> None:
+    events = await run([ScriptedRoute("a", "x", 0.01, "y")])
+    assert [type(event) for event in events] == [Delta, Delta, Reply, Merged]
+    assert replies(events)["a"].text == "xy" and replies(events)["a"].ttft_ms is not None
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [(30.0, "a had not finished after 0.1 s"), (RuntimeError("secret"), "a failed unexpectedly")],
+)
+async def test_single_model_that_fails_leaves_no_answer(step: Step, message: str) -> None:
+    route = ScriptedRoute("a", "x", step)
+    with pytest.raises(Unavailable, match=message):
+        await run([route], ask(deadline_s=0.1))
+    assert route.left.is_set()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_model_that_ends_without_a_reply_has_failed(count: int) -> None:
+    class Silent(ScriptedRoute):
+        async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
+            yield Delta(self.model.name, "x")
+
+    with pytest.raises(Unavailable, match="a stopped without a reply"):
+        await run([Silent(name) for name in "ab"[:count]])
 
 
 async def test_a_subset_is_asked_in_catalogue_order() -> None:
@@ -186,18 +215,18 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     fields: dict[str, object], kind: type[ServeError], param: str
 ) -> None:
     with pytest.raises(kind) as refused:
-        Router([ScriptedRoute("a", "x"), ScriptedRoute("b", "x")]).check("vqa", ask(**fields))
+        Router([ScriptedRoute("a", "x"), ScriptedRoute("b", "x")]).plan("vqa", ask(**fields))
     assert refused.value.param == param
 
 
-def test_a_model_without_the_skill_is_refused_when_named_and_left_out_when_not() -> None:
+async def test_a_model_without_the_skill_is_refused_when_named_and_left_out_when_not() -> None:
     router = Router([ScriptedRoute("a", base="toy-llava"), ScriptedRoute("b", base="toy-paligemma")])
     chat = ChatRequest(image=PICTURE, question="q")
-    assert [route.model.name for route in router.check("chat", chat)] == ["a"]
+    assert [route.model.name for route in router.plan("chat", chat).routes] == ["a"]
     with pytest.raises(BadRequest, match="b cannot do chat"):
-        router.check("chat", chat.model_copy(update={"models": ["b"]}))
+        router.plan("chat", chat.model_copy(update={"models": ["b"]}))
     with pytest.raises(NotFound, match="No served model"):
-        Router([ScriptedRoute("b", base="toy-paligemma")]).check("chat", chat)
+        Router([ScriptedRoute("b", base="toy-paligemma")]).plan("chat", chat)
 
 
 async def test_a_model_that_does_not_say_how_it_is_counts_as_starting() -> None:
@@ -228,14 +257,14 @@ async def test_only_models_that_take_films_are_asked_about_one() -> None:
         (ask(models=["films"]), "models", "films takes video, not images.", "image_not_supported"),
     ):
         with pytest.raises(BadRequest) as caught:
-            router.check("vqa", request)
+            router.plan("vqa", request)
         assert (caught.value.param, caught.value.message, caught.value.code) == (name, said, code)
 
 
 async def test_a_film_that_nobody_takes_is_refused() -> None:
     with pytest.raises(NotFound, match="No served model can do vqa about a video.") as film:
-        Router([eyes("stills", images=True, videos=False)]).check("vqa", ask_film())
+        Router([eyes("stills", images=True, videos=False)]).plan("vqa", ask_film())
     with pytest.raises(NotFound, match="No served model can do vqa about an image.") as picture:
-        Router([eyes("films", images=False, videos=True)]).check("vqa", ask())
+        Router([eyes("films", images=False, videos=True)]).plan("vqa", ask())
     for caught in (film, picture):
         assert (caught.value.param, caught.value.code) == ("models", "no_able_model")

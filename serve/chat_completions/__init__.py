@@ -9,16 +9,19 @@ from pydantic_core import from_json
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from serve.chat_completions.alone import Alone
 from serve.chat_completions.conversation import Conversation, read
+from serve.chat_completions.model_completion import ModelCompletion
 from serve.chat_completions.replies import ChatCompletion, Head
 from serve.chat_completions.request import ChatCompletionRequest
-from serve.chat_completions.together import Together, named
+from serve.chat_completions.task_completion import TaskCompletion, fan_out_target
 from serve.errors import BadRequest
+from serve.router import Router
+from serve.router.plan import find_route
 from serve.wire.body import parsed
-from serve.wire.client import attended
-from serve.wire.fan_out import FanOut
+from serve.wire.client import cancel_on_disconnect
 from serve.wire.json_body import checked
+from serve.wire.meters import Meters
+from serve.wire.pictures import Pictures
 from serve.wire.pieces import PiecewiseJson
 from serve.wire.refusals import refusal
 from serve.wire.sse import opened
@@ -26,19 +29,19 @@ from serve.wire.sse import opened
 __all__ = ["ChatCompletion", "ChatCompletionRequest", "answer"]
 
 
-async def answer(fan_out: FanOut, http: HttpRequest) -> Response:
-    """One completion, whole or streamed. Raises what the client is told."""
+async def answer(router: Router, meters: Meters, pictures: Pictures, http: HttpRequest) -> Response:
+    """Answer one request, whole or streamed. Raises what the client should hear."""
     request, conversation = await parsed(http, _read)
-    asked = named(fan_out.router, request.model, film=conversation.video is not None)
-    head = Head(http.state.request_id, request.model)
-    speaker = (
-        Together(fan_out, asked, request, conversation, http.state.arrived)
-        if asked is not None
-        else Alone(fan_out, fan_out.router.route(request.model), request, conversation, http.state.arrived)
+    target, arrived = fan_out_target(router, request.model, film=conversation.video is not None), http.state.arrived
+    completion = (
+        TaskCompletion(router, meters, pictures, target, request, conversation, arrived)
+        if target is not None
+        else ModelCompletion(find_route(router.routes, request.model), meters, pictures, request, conversation, arrived)
     )
+    head = Head(http.state.request_id, request.model)
     if request.stream:
-        return await opened(http.receive, speaker.frames(head))
-    whole = await attended(http.receive, speaker.whole(head))
+        return await opened(http.receive, completion.frames(head))
+    whole = await cancel_on_disconnect(http.receive, completion.whole(head))
     return PiecewiseJson(whole)
 
 

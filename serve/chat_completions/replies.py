@@ -41,7 +41,7 @@ class Logprobs(BaseModel):
     refusal: None = None
 
 
-class Said(BaseModel):
+class ResponseMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
@@ -51,7 +51,7 @@ class Choice(BaseModel):
     """One choice. diptych: whose words these are and what they mean, where a task was asked."""
 
     index: int
-    message: Said
+    message: ResponseMessage
     finish_reason: FinishReason
     logprobs: Logprobs | None = None
     diptych: dict[str, Any] | None = Field(default=None, description="Present where a task was asked.")
@@ -123,10 +123,10 @@ class Chunks:
         return self._frame(choice, self.usage() if self.all_along else None)
 
     def _frame(self, choice: str, usage: Usage | None) -> bytes:
-        told = ""
+        counts = ""
         if self.at_the_end or self.all_along:
-            told = f',"usage":{usage.model_dump_json() if usage else "null"}'
-        return frame(f'{self._same},"choices":[{choice}]{told}}}')
+            counts = f',"usage":{usage.model_dump_json() if usage else "null"}'
+        return frame(f'{self._same},"choices":[{choice}]{counts}}}')
 
 
 def logprobs(tokens: Sequence[Token], top: int) -> dict[str, Any]:

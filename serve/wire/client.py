@@ -1,4 +1,4 @@
-"""The client at the other end: whether it is still there."""
+"""The client at the other end, which may leave before its reply is whole."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -13,11 +13,11 @@ class ClientGone(Exception):
     """The client closed the connection before the reply was whole."""
 
 
-async def attended(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled the moment the client leaves. Raises ClientGone then.
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`, or cancel it the moment the client leaves. Raises ClientGone then.
 
-    Call it once the request's body has been read: from then on `receive` has nothing to say but that the client left.
-    Starlette by itself cancels nothing: models would go on speaking for nobody.
+    Call it once the request's body has been read: from then on `receive` only tells that the client left. Starlette
+    cancels no plain route by itself, so models would go on generating for nobody.
     """
     job = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(receive))

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from serve.engines.base import State
 from serve.loop_lag import LoopLag
 from serve.media.budget import Budget
+from serve.router.route import Status
 from serve.tasks.base import Event, Merged, Reply, Usage
-from serve.worker import Status
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 # OpenTelemetry's buckets for generative AI: time to the first token, and of an operation

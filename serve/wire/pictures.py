@@ -44,16 +44,19 @@ class Pictures:
             yield
 
     @asynccontextmanager
-    async def shown(self, request: Request, deadline: Deadline) -> AsyncIterator[Request]:
-        """The request with its picture here and read. Raises as `fetch`, and Unavailable where the deadline passes."""
+    async def with_pixels(self, request: Request, deadline: Deadline) -> AsyncIterator[None]:
+        """Have the request's image or film fetched and decoded, for as long as this lasts.
+
+        Raises as `fetch`, and Unavailable where the deadline passes.
+        """
         deadline.check()
         if request.video is not None:
             async with self.watched(request.video, deadline):
                 request.image = request.video.still()
-                yield request
+                yield
             return
         async with self.read(request.image, deadline):
-            yield request
+            yield
 
     @asynccontextmanager
     async def read(self, image: Image, deadline: Deadline) -> AsyncIterator[None]:

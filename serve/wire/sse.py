@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve.errors import ServeError
-from serve.wire.client import ClientGone, attended
+from serve.wire.client import ClientGone, cancel_on_disconnect
 from serve.wire.refusals import body
 
 DONE = b"data: [DONE]\n\n"
@@ -61,7 +61,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await attended(receive, self._send(send))
+            await cancel_on_disconnect(receive, self._send(send))
         except ClientGone:
             pass
         finally:
@@ -94,7 +94,7 @@ async def opened(receive: Receive, frames: Frames, error_event: str | None = Non
     error_event: the name of the event that tells of a failure after the first frame.
     """
     try:
-        first = await attended(receive, _first(frames))
+        first = await cancel_on_disconnect(receive, _first(frames))
     except BaseException:
         await frames.aclose()
         raise

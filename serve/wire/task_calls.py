@@ -8,12 +8,15 @@ from pydantic import BaseModel, Field, create_model
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from serve.deadline import Deadline
+from serve.router import Router
+from serve.router.plan import Plan
 from serve.tasks import TASKS
-from serve.tasks.base import Delta, Merged, Reply, Request, Task, Usage
-from serve.wire.client import attended
-from serve.wire.fan_out import FanOut
+from serve.tasks.base import Delta, Merged, Reply, Task, Usage
+from serve.wire.client import cancel_on_disconnect
+from serve.wire.events import gathered, settled
 from serve.wire.forms import read
+from serve.wire.meters import Meters
+from serve.wire.pictures import Pictures
 from serve.wire.pieces import PiecewiseJson
 from serve.wire.sse import frame, opened
 
@@ -46,7 +49,7 @@ class TaskAnswer(BaseModel):
 
 
 def documented(task: Task) -> type[TaskAnswer]:
-    """What a task's answer is in the OpenAPI document: the same, with the task's own kind of result in it."""
+    """Return a task's answer as the OpenAPI document has it: with the task's own kind of result."""
     kind: Any = task.result | None
     name = task.result.__name__.removesuffix("Result")
     reply: Any = create_model(f"{name}Reply", __base__=Reply, __doc__=Reply.__doc__, result=(kind, None))
@@ -60,32 +63,36 @@ def documented(task: Task) -> type[TaskAnswer]:
     )
 
 
-async def answer(fan_out: FanOut, task: str, http: HttpRequest) -> Response:
-    """One task's reply. Raises what the client is told: BadRequest, NotFound, TooLarge, Unavailable."""
+async def answer(router: Router, meters: Meters, pictures: Pictures, task: str, http: HttpRequest) -> Response:
+    """Answer one request. Raises what the client should hear: BadRequest, NotFound, TooLarge, Unavailable."""
     request = await read(http, TASKS[task].request)
-    fan_out.router.check(task, request)
-    deadline = Deadline.after(request.deadline_s, http.state.arrived)
+    plan = router.plan(task, request, arrived=http.state.arrived)
     if request.stream:
-        return await opened(http.receive, _frames(fan_out, task, request, deadline), error_event="error")
-    whole = await attended(http.receive, _whole(fan_out, task, request, deadline, http.state.request_id))
+        return await opened(http.receive, _frames(router, meters, pictures, plan), error_event="error")
+    whole = await cancel_on_disconnect(http.receive, _whole(router, meters, pictures, plan, http.state.request_id))
     return PiecewiseJson([whole.model_dump_json().encode()])
 
 
-async def _whole(fan_out: FanOut, task: str, request: Request, deadline: Deadline, request_id: str) -> TaskAnswer:
-    said, film = await fan_out.answer(task, request, deadline), request.video
+async def _whole(router: Router, meters: Meters, pictures: Pictures, plan: Plan, request_id: str) -> TaskAnswer:
+    async with pictures.with_pixels(plan.request, plan.deadline):
+        whole = await gathered(plan, router.run(plan), meters)
+    image, video = plan.request.image, plan.request.video
     return TaskAnswer(
         id=f"task-{request_id}",
-        task=task,
-        image=Size(width=request.image.width, height=request.image.height),
-        video=None if film is None else Length(frames=len(film.frames), seconds=film.seconds),
-        merged=said.merged,
-        replies=said.replies,
-        usage=said.usage(),
+        task=plan.task,
+        image=Size(width=image.width, height=image.height),
+        video=None if video is None else Length(frames=len(video.frames), seconds=video.seconds),
+        merged=whole.merged,
+        replies=whole.replies,
+        usage=whole.usage(),
     )
 
 
-async def _frames(fan_out: FanOut, task: str, request: Request, deadline: Deadline) -> AsyncGenerator[bytes, None]:
-    async with aclosing(fan_out.events(task, request, deadline)) as events:
+async def _frames(router: Router, meters: Meters, pictures: Pictures, plan: Plan) -> AsyncGenerator[bytes, None]:
+    async with (
+        pictures.with_pixels(plan.request, plan.deadline),
+        aclosing(settled(plan, router.run(plan), meters)) as events,
+    ):
         async for event in events:
             if isinstance(event, Delta):
                 yield frame({"model": event.model, "text": event.text}, "delta")

@@ -171,7 +171,7 @@ async def test_what_no_task_waited_for_has_no_words(text: io.StringIO) -> None:
     assert "hidden" not in text.getvalue()
 
 
-@pytest.mark.parametrize("name", ["vllm.engine", "ray.serve", "uvicorn.error", "serve.column", "somebodys"])
+@pytest.mark.parametrize("name", ["vllm.engine", "ray.serve", "uvicorn.error", "serve.router.model_call", "somebodys"])
 async def test_whoever_logs_within_a_request_has_no_words(text: io.StringIO, name: str) -> None:
     REQUEST_ID.set("mine-8")
     try:

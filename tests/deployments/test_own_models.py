@@ -17,7 +17,7 @@ from deployments.replica import Replica
 from serve.api import create_app
 from serve.models.base import Model
 from serve.router import Router
-from serve.worker import Status
+from serve.router.route import Status
 
 BASE = {
     "name": "toy-paligemma",

@@ -13,8 +13,8 @@ from deployments.breaker import FAILURES
 from deployments.pool import Errand, Pool
 from deployments.replicas import Replicas
 from serve.errors import BadRequest, ModelError, Overloaded
+from serve.router.route import Status
 from serve.rpc.server import Server
-from serve.worker import Status
 
 NAME = "toy-llava"
 ROOM = 4

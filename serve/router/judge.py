@@ -3,15 +3,15 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from serve.column import Column
 from serve.deadline import Deadline
 from serve.errors import ServeError
-from serve.route import Route
+from serve.router.model_call import whole_reply
+from serve.router.route import Route
 from serve.tasks.base import Judgement, Judging, Merged, Reply, ReplyError, Request
 from serve.tasks.chat import ChatRequest, ChatResult
 from serve.tasks.judging import judged, question
 
-SHARE = 2 / 3  # of the deadline for the models, where a judge is to follow; it has what is left
+SHARE = 2 / 3  # of the deadline for the models, where a judge is to follow; it has the rest
 STATUS_S = 2.0
 
 
@@ -27,36 +27,34 @@ class Judge:
         request: Request,
         replies: Sequence[Reply],
         weights: Mapping[str, float],
-        instead: Merged,
+        fallback: Merged,
         deadline: Deadline,
     ) -> Merged:
-        """The judge's answer merged from replies that are ok, by `deadline`.
+        """Merge replies that are ok by asking the judge, until `deadline`.
 
-        instead: what the task's own method made of them: returned, with the reason, where the judge gave no answer,
-        or where there is but one reply, and so nothing to judge.
+        fallback: the replies merged by the task's own method: returned, with the reason, where the judge gave no
+        answer, or where there is but one reply, and so nothing to judge.
         """
         if len(replies) < 2:
-            return instead
+            return fallback
         route = await self._ready(deadline)
         if route is None:
             names = ", ".join(route.model.name for route in self.routes)
             error = ReplyError(code="judge_not_ready", message=f"No judge is ready: {names}.")
-            return _stands_in(instead, Judgement(model=None, error=error))
-        column = Column("chat", self._question(request, replies), deadline)
-        await column.ask(route)
-        reply = await _last(column)
+            return _with_judgement(fallback, Judgement(model=None, error=error))
+        reply = await whole_reply(route, "chat", self._question(request, replies), deadline)
         judgement = Judgement(model=route.model.name, error=reply.error, usage=reply.usage)
         if not isinstance(reply.result, ChatResult):
-            return _stands_in(instead, judgement)
-        return await asyncio.to_thread(
+            return _with_judgement(fallback, judgement)
+        return await asyncio.to_thread(  # it compares the replies, however long they are
             judged, self.judging, reply.result.text.strip(), judgement, replies, weights
-        )  # as long as the replies are, it compares them
+        )
 
     def _question(self, request: Request, replies: Sequence[Reply]) -> ChatRequest:
-        """Not validated: the replies may be longer than what a person may ask."""
-        words = question(self.judging, request, replies)
+        """Return the request to the judge, not validated: the replies may be longer than a client's question may be."""
+        text = question(self.judging, request, replies)
         return ChatRequest.model_construct(
-            image=request.image, video=request.video, question=words, max_tokens=request.max_tokens
+            image=request.image, video=request.video, question=text, max_tokens=request.max_tokens
         )
 
     async def _ready(self, deadline: Deadline) -> Route | None:
@@ -70,11 +68,5 @@ class Judge:
         return None
 
 
-async def _last(column: Column) -> Reply:
-    while not isinstance(event := await column.events.get(), Reply):
-        pass
-    return event
-
-
-def _stands_in(merged: Merged, judgement: Judgement) -> Merged:
+def _with_judgement(merged: Merged, judgement: Judgement) -> Merged:
     return merged.model_copy(update={"judge": judgement})

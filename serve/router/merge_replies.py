@@ -1,0 +1,69 @@
+"""Several replies as one."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from serve import tracing
+from serve.deadline import Deadline
+from serve.errors import ParseError, Unavailable
+from serve.tasks import TASKS
+from serve.tasks.base import Merged, Reply, Request
+
+SHORT = 500
+FEW = 8
+"""The replies of at most so many models, of so many characters together, are merged on the event loop: the way to a
+thread and back takes longer. The cost of more grows with their lengths and with the square of their number."""
+MERGE_S = 1.0
+"""Seconds that a merge may take beyond the deadline: where one model is late, it begins only then."""
+
+
+async def merge_replies(
+    task: str, request: Request, replies: Sequence[Reply], weights: Mapping[str, float], deadline: Deadline
+) -> Merged:
+    """`merge` under a span of its own, in a thread where it may take long.
+
+    Raises as `merge`, and Unavailable where it takes longer than MERGE_S past the deadline.
+    """
+    with tracing.begin(f"merge {task}", attributes={"diptych.task": task, "diptych.models": len(replies)}) as span:
+        if TASKS[task].heavy or len(replies) > FEW or sum(len(reply.text) for reply in replies) > SHORT:
+            merged = await _merged_in_time(task, request, replies, weights, deadline)
+        else:
+            merged = merge(task, request, replies, weights)
+        span.set({"diptych.merge.method": merged.method, "diptych.agreement": merged.agreement})
+    return merged
+
+
+def merge(task: str, request: Request, replies: Sequence[Reply], weights: Mapping[str, float] | None = None) -> Merged:
+    """Merge replies (catalogue order) by the request's method, or the task's own where a judge is to follow.
+
+    weights: per model; the request's own where left out. Raises Unavailable when no reply is ok; its code is that of a
+    ParseError where every reply was one: asking again would come to the same.
+    """
+    usable = [reply for reply in replies if is_answer(reply)]
+    if not usable:
+        raise _no_answer(replies)
+    methods = TASKS[task].methods
+    method = methods.get(request.merge or "", next(iter(methods.values())))
+    return method(usable, (request.weights or {}) if weights is None else weights)
+
+
+def is_answer(reply: Reply) -> bool:
+    """Return whether the reply holds a result to merge."""
+    return reply.status == "ok" and reply.result is not None
+
+
+async def _merged_in_time(
+    task: str, request: Request, replies: Sequence[Reply], weights: Mapping[str, float], deadline: Deadline
+) -> Merged:
+    try:
+        async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline.left() + MERGE_S):
+            return await asyncio.to_thread(merge, task, request, replies, weights)
+    except TimeoutError:
+        raise deadline.passed("The merge of the replies") from None
+
+
+def _no_answer(replies: Sequence[Reply]) -> Unavailable:
+    messages = [(reply.model, reply.error.message) for reply in replies if reply.error]
+    why = " ".join(message if model in message else f"{model}: {message}" for model, message in messages)
+    unreadable = all(reply.error is not None and reply.error.code == ParseError.code for reply in replies)
+    return Unavailable(f"No model answered. {why}", code=ParseError.code if unreadable else "no_model_answered")

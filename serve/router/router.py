@@ -1,0 +1,107 @@
+"""Ask every model at once and merge what they say. Imports neither torch nor an engine."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from serve.deadline import Deadline
+from serve.errors import BadRequest, ServeError
+from serve.router.judge import SHARE
+from serve.router.merge_replies import is_answer, merge_replies
+from serve.router.merge_streams import merge_streams
+from serve.router.model_call import ModelCall
+from serve.router.plan import JUDGE, Plan, able_routes, choose_judge, find_route
+from serve.router.route import Route, Status
+from serve.tasks import TASKS
+from serve.tasks.base import Event, Merged, Reply, Request
+
+
+class Router:
+    """Fans requests out over routes.
+
+    routes: by model, in the order of the catalogue, which is the order of everything that is returned.
+    """
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self.routes = {route.model.name: route for route in routes}
+
+    async def statuses(self, timeout_s: float = 2.0) -> list[Status]:
+        """Return every model's status; a model that does not answer within `timeout_s` counts as starting."""
+
+        async def ask(route: Route) -> Status:
+            try:
+                return await asyncio.wait_for(route.status(), timeout_s)
+            except (TimeoutError, ServeError):
+                return Status(route.model.name, "starting", "not reachable yet", 0.0)
+
+        return list(await asyncio.gather(*map(ask, self.routes.values())))
+
+    def plan(
+        self, task: str, request: Request, *, routes: Sequence[Route] | None = None, arrived: float | None = None
+    ) -> Plan:
+        """Return the plan of one request. Raises everything that the client should hear before a model is called.
+
+        routes: from `able_routes`, where they are known. arrived: when the request's head came, by the event loop's
+        clock; now where it is left out.
+        """
+        if routes is None:
+            routes = able_routes(self.routes, task, request.models, film=request.video is not None)
+        methods = [*TASKS[task].methods, *([JUDGE] if TASKS[task].judging else [])]
+        if request.merge is not None and request.merge not in methods:
+            raise BadRequest(f"{task} merges by {', '.join(methods)}.", param="merge")
+        judge = choose_judge(self.routes, task, request)
+        quorum = len(routes) if request.quorum is None else request.quorum
+        if quorum > len(routes):
+            raise BadRequest(f"The quorum is larger than the {len(routes)} models asked.", param="quorum")
+        for name in request.weights or {}:
+            find_route(self.routes, name, "weights")
+        weights = {name: route.model.weight for name, route in self.routes.items()} | (request.weights or {})
+        deadline = Deadline.after(request.deadline_s, arrived)
+        return Plan(task, request, routes, judge, quorum, weights, deadline)
+
+    async def run(self, plan: Plan) -> AsyncGenerator[Event, None]:
+        """Yield deltas and replies in the order they come, then the merged reply. Leaving early stops every model.
+
+        Raises Unavailable when no model answered or the merge came too late; the first model's own refusal where every
+        model refused the request.
+        """
+        deadline = plan.deadline if plan.judge is None else plan.deadline.earlier(SHARE)
+        calls = [ModelCall(route.model.name, plan.task, deadline) for route in plan.routes]
+        answers = [
+            call.span.start_of(route.answer(plan.task, plan.request))
+            for call, route in zip(calls, plan.routes, strict=True)
+        ]
+        try:
+            async with aclosing(merge_streams(answers, deadline.at)) as streams:
+                async for index, item in streams:
+                    if calls[index].reply is not None:  # its stream has ended after its reply
+                        continue
+                    event = calls[index].event(item)
+                    yield event
+                    if isinstance(event, Reply) and _enough(calls, plan.quorum):
+                        break
+                for call in calls:
+                    if call.reply is None:
+                        yield call.given_up(plan.quorum)
+        finally:
+            for call in calls:
+                call.close()
+        yield await _merged(plan, calls)
+
+
+def _enough(calls: Sequence[ModelCall], quorum: int) -> bool:
+    """Return whether the quorum is reached, or cannot be reached any more because every model has replied."""
+    replies = [call.reply for call in calls if call.reply is not None]
+    return len(replies) == len(calls) or sum(reply.status == "ok" for reply in replies) >= quorum
+
+
+async def _merged(plan: Plan, calls: Sequence[ModelCall]) -> Merged:
+    refusals = [call.refusal for call in calls if call.refusal is not None]
+    if len(refusals) == len(calls):  # the request is at fault, not the models: a retry would not help
+        raise refusals[0]
+    replies = [call.reply for call in calls if call.reply is not None]
+    merged = await merge_replies(plan.task, plan.request, replies, plan.weights, plan.deadline)
+    if plan.judge is None:
+        return merged
+    answers = [reply for reply in replies if is_answer(reply)]
+    return await plan.judge.merged(plan.request, answers, plan.weights, merged, plan.deadline)
