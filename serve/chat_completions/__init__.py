@@ -1,6 +1,6 @@
 """POST /v1/chat/completions: OpenAI's wire on one side, one model or one task's fan-out on the other.
 
-What `model` names decides: a model (alone, plain OpenAI behaviour), a task (`vqa`: the merged reply) or a task with
+`model` decides: it names a model (alone, plain OpenAI behaviour), a task (`vqa`: the merged reply) or a task with
 models (`vqa:*`, `vqa:a,b`: the merged reply and each model's own).
 """
 

@@ -1,4 +1,4 @@
-"""What goes out: OpenAI's completion objects, whole and in chunks."""
+"""OpenAI's completion objects as they are sent, whole and in chunks."""
 
 import asyncio
 import time
@@ -79,7 +79,7 @@ class ChatCompletion(BaseModel):
 
 @dataclass(frozen=True)
 class Head:
-    """What every object of one completion repeats."""
+    """The fields that every object of one completion repeats."""
 
     request_id: str
     model: str
@@ -94,7 +94,7 @@ class Head:
 
 
 class Chunks:
-    """The frames of one streamed completion. usage: asked for only where the client wants to hear it."""
+    """The frames of one streamed completion. usage: called only where the client wants it."""
 
     def __init__(self, head: Head, options: StreamOptions | None, usage: Callable[[], Usage]) -> None:
         self.usage = usage
@@ -167,7 +167,7 @@ async def with_logprobs(completion: ChatCompletion, spoken: Sequence[Sequence[To
 
 
 def finish_reason(reason: str | None) -> FinishReason:
-    """OpenAI knows no "abort": what was cut is simply over."""
+    """Return the reason in OpenAI's terms, which know no "abort"."""
     return "length" if reason == "length" else "stop"
 
 

@@ -22,7 +22,7 @@ from serve.wire.pictures import Pictures
 from serve.wire.refusals import refusal
 from serve.wire.sse import Last
 
-# What only one model alone can honour, with the values that ask for nothing.
+# Fields that only one model by itself can honour, with the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "logprobs": (None, False),

@@ -1,4 +1,4 @@
-"""A request's picture, brought from wherever it is: from its URL once, and read once, whoever is asked about it."""
+"""A request's image or film: fetched once and decoded once, however many models are asked about it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ from serve.video import Video
 
 
 class Pictures:
-    """What one gateway fetches and holds, counted against its budget."""
+    """Fetches and decodes what requests show, counted against the budget of one gateway."""
 
     def __init__(self, fetcher: Fetcher, budget: Budget) -> None:
         self.fetcher = fetcher
@@ -22,7 +22,7 @@ class Pictures:
         self.reading = Reading(budget)
 
     async def fetch(self, image: Image, deadline: Deadline) -> Lease:
-        """Have its file here, with its digest. Return the lease on what was fetched.
+        """Fetch the image's file and note its digest. Return the lease on what was fetched.
 
         Raises BadRequest or TooLarge naming the field, Unavailable, Overloaded where the budget has no room for it.
         """
@@ -38,7 +38,7 @@ class Pictures:
 
     @asynccontextmanager
     async def watched(self, video: Video, deadline: Deadline) -> AsyncIterator[None]:
-        """A film with its frames here. Raises as `Reading.watch`, and Unavailable where the deadline passes."""
+        """Have a film decoded. Raises as `Reading.watch`, and Unavailable where the deadline passes."""
         async with self.reading.watch(video, deadline.left()):
             deadline.check()
             yield
@@ -60,7 +60,7 @@ class Pictures:
 
     @asynccontextmanager
     async def read(self, image: Image, deadline: Deadline) -> AsyncIterator[None]:
-        """Have the picture's pixels here. Raises as `fetch`, and Unavailable where the deadline passes."""
+        """Have an image fetched and decoded. Raises as `fetch`, and Unavailable where the deadline passes."""
         with await self.fetch(image, deadline):
             async with self.reading.read(image, deadline.left()):
                 deadline.check()
