@@ -25,13 +25,15 @@ class Status:
 
 
 class Route(Protocol):
-    """A Worker in this process, or a handle to one in another."""
+    """A Worker in this process, or a handle to one in another. Closing a stream early stops the model's work."""
 
     @property
     def model(self) -> Model: ...
 
-    def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]: ...
+    def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
+        """Yield a task's deltas, then its one Reply. Raises ServeError, and only where an item is waited for."""
 
-    def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]: ...
+    def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
+        """Yield the engine's pieces of one prompt. Raises as `answer`."""
 
     async def status(self) -> Status: ...
