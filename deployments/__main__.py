@@ -2,7 +2,7 @@
 
 import sys
 
-from deployments.start import main
+from deployments.local.start import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,7 +26,7 @@ KEYS = "DIPTYCH_API_KEYS"
 """name:sha256:HEX entries with commas between, in the gateway's environment; besides those of keys_file."""
 
 
-class Placed(BaseModel):
+class Placement(BaseModel):
     """How many copies of a deployment, and what each takes."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -57,12 +57,12 @@ class Placed(BaseModel):
         return self.num_gpus == 0 if self.surge is None else self.surge
 
     @property
-    def most(self) -> int:
+    def max_replicas(self) -> int:
         """The number of copies at its highest."""
         return self.replicas if self.autoscaling is None else self.autoscaling.max_replicas
 
 
-class Engined(Placed):
+class ModelPlacement(Placement):
     """A model with an engine of its own.
 
     engine: vLLM arguments of this place, which win over the family's. keeps_pictures: of several replicas, the same one
@@ -76,7 +76,7 @@ class Engined(Placed):
     engine_metrics: bool = False
 
 
-class ModelArgs(Engined):
+class ModelArgs(ModelPlacement):
     """A known model. Name alone is enough. checkpoint: a folder or hub id instead of the card's own."""
 
     name: str
@@ -105,7 +105,7 @@ class ModelArgs(Engined):
         return dataclasses.replace(known, weight=weight, checkpoint=made)
 
 
-class OwnArgs(Own, Engined):
+class OwnArgs(Own, ModelPlacement):
     """A fine-tune with weights of its own (serve/models/own.py)."""
 
     def model(self) -> Model:
@@ -140,7 +140,7 @@ class Listen(BaseModel):
     port: int = Field(ge=1, le=65535)
 
 
-class GatewayArgs(Placed):
+class GatewayArgs(Placement):
     """The front: no torch, no engine, little memory. How it is kept from strangers: README.md, "Security"."""
 
     num_cpus: float = Field(default=0.5, ge=0)
@@ -280,7 +280,7 @@ class Args(BaseModel):
         engines = list(self.engines().values())
         if any(one.simulate is None for one in engines):
             return None
-        return sum(one.num_gpus * one.most for one in engines)
+        return sum(one.num_gpus * one.max_replicas for one in engines)
 
     def adapters(self, base: str) -> list[LoraArgs]:
         """The LoRA adapters that share this base's engine."""

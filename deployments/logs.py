@@ -57,25 +57,25 @@ class Lines(logging.Formatter):
         return json.dumps(line)
 
 
-def configure(who: str, access: bool = False) -> None:
+def configure(process: str, access_log: bool = False) -> None:
     """Write this process's log where `DIPTYCH_LOG` says, if it does, and keep requests' words out of every log.
 
-    access: a line for each request, too.
+    access_log: write a line for each request, too.
     """
     logging.setLogRecordFactory(_record)
     if file := os.environ.get(FILE):
         handler = logging.FileHandler(file, mode="a", encoding="utf-8", delay=True)
-        handler.setFormatter(Lines(who))
+        handler.setFormatter(Lines(process))
         for name in OURS:
             ours = logging.getLogger(name)
             ours.handlers, ours.propagate = [handler], False
-        lines_for_requests(access)
+        set_access_log(access_log)
 
 
-def lines_for_requests(wanted: bool) -> None:
-    """From now on with a line for each request, or without."""
+def set_access_log(access_log: bool) -> None:
+    """Log a line for each request from now on, or none."""
     if os.environ.get(FILE):
-        ACCESS.setLevel(logging.INFO if wanted else logging.WARNING)
+        ACCESS.setLevel(logging.INFO if access_log else logging.WARNING)
 
 
 def _record(*args: Any, **more: Any) -> logging.LogRecord:

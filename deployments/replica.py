@@ -1,4 +1,4 @@
-"""One engine in one process: the workers of its model and its adapters, and what Serve wants to know about them."""
+"""A replica: one engine in one process, with the workers of its model and its adapters."""
 
 import asyncio
 import logging
@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from deployments import autoscaling, logs
-from deployments.address import LOOK_S, Address
 from deployments.args import LoraArgs, ModelArgs, OwnArgs
-from deployments.machine import stay_inside
+from deployments.local.machine import bind_to_loopback
+from deployments.routing.address import REFRESH_S, Address
 from serve import tracing
 from serve.engines.adapted import Adapted, Sharing
 from serve.engines.adapters import Adapter
@@ -17,8 +17,8 @@ from serve.engines.base import Piece, Prompt, State
 from serve.errors import ModelError
 from serve.loop_lag import LoopLag
 from serve.media.budget import Budget
+from serve.models import own
 from serve.models.base import Model
-from serve.models.own import lora
 from serve.reading import Reading
 from serve.router.route import Status
 from serve.rpc.server import Method, Server
@@ -27,77 +27,77 @@ from serve.worker import Worker, joined
 
 log = logging.getLogger(__name__)
 
-LEAVE_S = LOOK_S + 1.0
-"""Within which every gateway has looked for replicas once more, and has found the one that comes in its place."""
+LEAVE_S = REFRESH_S + 1.0
+"""Seconds in which every gateway has searched for replicas once more, and has found the one that replaces this one."""
 
 
 class Replica:
-    """The engine starts in the background, so that the replica can say what it is doing, or why it failed.
+    """A process that starts its engine in the background, and reports meanwhile what it is doing, or why it failed.
 
-    A model that cannot start stays up to say so, and the others serve on. An engine that dies after it was ready
-    fails the health check: Serve then replaces this process, which brings the engine back. LoRA adapters speak from
-    the same engine, each with a status of its own.
+    Where a model cannot start the process stays up to report why, and the other models serve on. An engine that dies
+    after it was ready fails the health check: Serve then replaces this process, which brings the engine back. LoRA
+    adapters generate with the same engine, each with a status of its own.
     """
 
     def __init__(self, args: ModelArgs | OwnArgs, adapters: Sequence[LoraArgs] = ()) -> None:
-        stay_inside()
+        bind_to_loopback()
         logs.configure(args.name)
         tracing.start("diptych-model")
         self.drain_s = args.drain_s
         base = args.model()
-        loras = [lora(adapter, base) for adapter in adapters]
+        loras = [own.lora(adapter, base) for adapter in adapters]
         engine = _engine(args, base, loras, self._progress, Reading(Budget.of_one_of_many()))
         self.worker = Worker(base, engine)
         self.adapters = {model.name: Worker(model, Adapted(engine, model.name)) for model in loras}
-        orphans = _orphans(base.name)
+        on_abandoned = _count_abandoned(base.name)
         self._lag = LoopLag(_loop_lag(base.name))
         self._lag.start()
         methods: dict[str, Method] = {"answer": self.answer, "speak": self.speak}
-        self.server = Server(methods, self.standing, joined, orphans, simple=(Delta, Piece))
+        self.server = Server(methods, self.statuses, joined, on_abandoned, simple=(Delta, Piece))
         self._listening: asyncio.Task[Address] | None = None
         self._starting = asyncio.get_running_loop().create_task(self._start())
         self._starting.add_done_callback(self._started)
 
-    async def reconfigure(self, told: dict[str, Any]) -> None:
-        """Asked by Serve before it counts as started, where it `wait`s: until its model is loaded.
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Wait until the model is loaded, where config has `wait`. Called by Serve before this counts as started.
 
-        Raises ModelError when that fails: Serve then keeps what it had before, and gives up after some tries.
+        Raises ModelError when loading fails: Serve then keeps the old replicas, and gives up after some tries.
         """
-        if told.get("wait"):
+        if config.get("wait"):
             await asyncio.shield(self._starting)
             status = await self.worker.status()
             if status.state == "failed":
                 raise ModelError(f"{status.model} could not be started: {status.step}", code="model_failed")
 
     async def address(self) -> Address:
-        """Where gateways reach it; asked through Ray, which vouches for both."""
+        """Return where gateways reach this replica. Called through Ray, which vouches for both sides."""
         if self._listening is None:
             self._listening = asyncio.get_running_loop().create_task(self._listen())
         return await asyncio.shield(self._listening)
 
     def answer(self, task: str, request: Request, model: str) -> AsyncGenerator[Delta | Reply, None]:
-        """Worker.answer of the base or an adapter."""
+        """Return `Worker.answer` of the base or an adapter."""
         return self._worker(model).answer(task, request)
 
     def speak(self, prompt: Prompt, model: str) -> AsyncGenerator[Piece, None]:
-        """Worker.speak of the base or an adapter."""
+        """Return `Worker.speak` of the base or an adapter."""
         return self._worker(model).speak(prompt)
 
-    async def standing(self) -> dict[str, Status]:
-        """Where the base and each adapter stand; told also while it starts."""
+    async def statuses(self) -> dict[str, Status]:
+        """Return the status of the base and of each adapter, by name; also while the engine starts."""
         workers = [self.worker, *self.adapters.values()]
         return {worker.name: await worker.status() for worker in workers}
 
     async def busy(self) -> int:
-        """How many answers are being spoken now."""
+        """Return the number of streams that run now."""
         return self.server.answering()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Asked by Serve where this model is autoscaled."""
+        """Return the number of streams that run now. Called by Serve where this model is autoscaled."""
         return {autoscaling.ONGOING: float(self.server.answering())}
 
     async def check_health(self) -> None:
-        """Asked by Serve. Raises when an engine that was ready is dead."""
+        """Raise ModelError where an engine that was ready is dead. Called by Serve."""
         status = await self.worker.status()
         if self._starting.done() and status.state != "failed":
             try:
@@ -107,7 +107,7 @@ class Replica:
                 raise
 
     async def __del__(self) -> None:
-        """Asked by Serve when it stops this replica: no process of the engine stays behind."""
+        """Drain and stop, with every process of the engine. Called by Serve when it stops this replica."""
         self._starting.cancel()
         self._lag.stop()
         await self.server.drain(self.drain_s, LEAVE_S)
@@ -128,7 +128,7 @@ class Replica:
         return self.adapters[model]
 
     def _mark(self, state: State, step: str) -> None:
-        """What befalls the engine befalls every model that speaks from it."""
+        """Set the status of every model: they share the engine."""
         for worker in (self.worker, *self.adapters.values()):
             worker.mark(state, step)
 
@@ -141,9 +141,9 @@ class Replica:
             else:
                 await worker.start()
 
-    def _progress(self, words: str) -> None:
-        if words != "ready":  # the worker says that itself, once it is true
-            self._mark("starting", words)
+    def _progress(self, step: str) -> None:
+        if step != "ready":  # the worker sets that itself, once it is true
+            self._mark("starting", step)
 
     def _started(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -166,9 +166,9 @@ def _engine(
         gated=model.checkpoint.gated,
         expect=model.checkpoint.expect,
         engine=model.engine,
-        deployment={**_observed(args), **args.engine},
+        deployment={**_observability_args(args), **args.engine},
         prefix_lm=model.prefix_lm,
-        adapters=[Adapter(one.name, one.checkpoint.hub, one.checkpoint.revision) for one in loras],
+        adapters=[Adapter(lora.name, lora.checkpoint.hub, lora.checkpoint.revision) for lora in loras],
         prepare=model.prepare,
         progress=progress,
         stat_loggers=_through_ray if args.engine_metrics else None,
@@ -176,17 +176,17 @@ def _engine(
     )
 
 
-def _observed(args: ModelArgs | OwnArgs) -> dict[str, Any]:
-    """vLLM's arguments for who looks at it: under our name, and with its spans where ours go."""
-    told: dict[str, Any] = {"served_model_name": args.name} if args.engine_metrics else {}
+def _observability_args(args: ModelArgs | OwnArgs) -> dict[str, Any]:
+    """Return vLLM's arguments for metrics under our name and for spans that go where ours go."""
+    arguments: dict[str, Any] = {"served_model_name": args.name} if args.engine_metrics else {}
     if (endpoint := tracing.endpoint()) is not None:
         os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")  # as ours; vLLM's default is gRPC
-        told["otlp_traces_endpoint"] = endpoint
-    return told
+        arguments["otlp_traces_endpoint"] = endpoint
+    return arguments
 
 
-def _orphans(model: str) -> Callable[[int], None]:
-    """Counts answers that nobody was left for. A gateway cannot: it is the one that is gone."""
+def _count_abandoned(model: str) -> Callable[[int], None]:
+    """Return a function that counts streams whose gateway is gone, which the gateway itself cannot do."""
     from ray.util.metrics import Counter
 
     about = "Answers that a model broke off because the gateway that had asked for them was gone."
@@ -195,7 +195,7 @@ def _orphans(model: str) -> Callable[[int], None]:
 
 
 def _loop_lag(model: str) -> Callable[[float], None]:
-    """Exports how long something held this process's event loop, at most, in the last minute."""
+    """Return a function that exports the longest event loop lag of the last minute, in seconds."""
     from ray.util.metrics import Gauge
 
     about = "The longest time in the last minute for which something held a model's event loop."
@@ -204,7 +204,7 @@ def _loop_lag(model: str) -> Callable[[float], None]:
 
 
 def _through_ray() -> list[Any]:
-    """vLLM's counts as metrics of Ray's, which each node exports. There is no other way out of a replica's process."""
+    """Export vLLM's counts through Ray, whose nodes export them: a replica's process has no other way out."""
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
     return [RayPrometheusStatLogger]

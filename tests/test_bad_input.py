@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from served import Server, router
 
-from deployments.arriving import Arriving
+from deployments.server.timed_protocol import TimedHttpProtocol
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
 from serve.wire.limits import Limits
@@ -19,7 +19,7 @@ from serve.wire.limits import Limits
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     app = create_app(router(FakeEngine("[0.1, 0.1, 0.5, 0.5]"), FakeEngine("<loc0100><loc0100><loc0500><loc0500> cat")))
-    protocol: Any = partial(Arriving, limits=Limits())
+    protocol: Any = partial(TimedHttpProtocol, limits=Limits())
     config = uvicorn.Config(app, http=protocol, ws="none", port=0, log_config=None, lifespan="off")
     with Server(config).running() as address, httpx.Client(base_url=address, timeout=30) as caller:
         yield caller

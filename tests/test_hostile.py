@@ -13,7 +13,7 @@ from served import Server, router
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.arriving import Arriving
+from deployments.server.timed_protocol import TimedHttpProtocol
 from loadtest.hostile import wrong
 from loadtest.hostile_inputs import Hostile, form, inputs
 from loadtest.raw_http import Answer, Ask, exchange
@@ -51,7 +51,7 @@ class Watched:
 def address() -> Iterator[tuple[str, int]]:
     engines = FakeEngine("[0.1, 0.1, 0.5, 0.5]"), FakeEngine("<loc0100><loc0100><loc0500><loc0500> cat")
     app = Watched(create_app(router(*engines), access=Access(hosts=frozenset())))
-    protocol: Any = partial(Arriving, limits=Limits())
+    protocol: Any = partial(TimedHttpProtocol, limits=Limits())
     config = uvicorn.Config(app, http=protocol, ws="none", port=0, log_config=None, lifespan="off")
     with Server(config).running() as url:
         parts = urlsplit(url)

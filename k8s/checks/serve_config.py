@@ -69,7 +69,7 @@ def room(service: Document, args: Any) -> Iterator[str]:
     for name, placed in {"gateway": args.gateway, **args.engines()}.items():
         asked = {"CPU": placed.num_cpus, "GPU": placed.num_gpus, **placed.resources}
         for what, much in asked.items():
-            wanted[what] = wanted.get(what, 0) + placed.most * much
+            wanted[what] = wanted.get(what, 0) + placed.max_replicas * much
             if much > most.get(what, 0):
                 yield f"{name} asks for {much:g} {what}, and no pod has more than {most.get(what, 0):g}"
     for what, much in wanted.items():

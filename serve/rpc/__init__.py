@@ -1,1 +1,1 @@
-"""Streams between the gateway and a model's process, over one TCP connection. Notes: deployments/README.md."""
+"""Carries streams between the gateway and a model's process over one TCP connection. See deployments/README.md."""

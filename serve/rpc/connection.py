@@ -1,4 +1,4 @@
-"""The side that calls: streams over one connection, as async generators."""
+"""Makes calls: streams over one connection, as async generators."""
 
 import asyncio
 import hmac
@@ -16,44 +16,57 @@ from serve.errors import ModelError
 from serve.media.shared_pixels import SharedPixels
 from serve.request_id import CACHE_SALT, REQUEST_ID
 from serve.rpc.frames import Unreadable, encode
-from serve.rpc.messages import LEASE_S, RENEW_S, Call, Cancel, End, Goodbye, Items, News, Probe, Probed, Renew
+from serve.rpc.messages import (
+    KEEP_ALIVE_S,
+    LEASE_S,
+    Call,
+    Cancel,
+    End,
+    Goodbye,
+    Heartbeat,
+    Items,
+    KeepAlive,
+    Probe,
+    ProbeReply,
+)
 from serve.rpc.peer import Peer
 
 CONNECT_S = 5.0
 
 
 class Connection(Peer):
-    """A way to one Server.
+    """A connection to one Server.
 
-    standing: what its last News told. leaving: the connection ends on purpose, now or soon, and no process has died:
-    the server said so, or we gave it up. shares_memory: the server can open our shared pixels.
+    statuses: from its last Heartbeat. draining: the connection ends on purpose, now or soon, and no process has died:
+    the server announced it, or we gave the server up. shares_memory: the server can open our shared pixels. server_id:
+    the same number for every caller of this server, below 2^64.
     """
 
     def __init__(self, token: bytes) -> None:
         super().__init__()
-        self.standing: Any = None
-        self.leaving = False
+        self.statuses: Any = None
+        self.draining = False
         self.shares_memory = False
         self.lost = asyncio.Event()
-        self.mark = int.from_bytes(token[:8], "little")  # the same for whoever calls this server
+        self.server_id = int.from_bytes(token[:8], "little")
         self._token = token
-        self._told, self._probed = asyncio.Event(), asyncio.Event()
+        self._greeted, self._probe_done = asyncio.Event(), asyncio.Event()
         self._probe: SharedPixels | None = None
         self._numbers = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
-        self._renewal: asyncio.TimerHandle | None = None
-        self._renewed = 0.0
+        self._keep_alive_timer: asyncio.TimerHandle | None = None
+        self._last_keep_alive = 0.0
 
     @classmethod
     async def open(cls, host: str, port: int, token: bytes) -> "Connection":
-        """Connect, and wait for the first news. Raises ConnectionError, TimeoutError or OSError."""
+        """Connect, and wait for the first heartbeat. Raises ConnectionError, TimeoutError or OSError."""
         loop = asyncio.get_running_loop()
         connection: Connection | None = None
         try:
             async with asyncio.timeout(CONNECT_S):
                 _, connection = await loop.create_connection(lambda: cls(token), host, port)
-                await connection._told.wait()
-                await connection._probed.wait()
+                await connection._greeted.wait()
+                await connection._probe_done.wait()
         except BaseException:
             if connection is not None:
                 connection.abort()
@@ -64,18 +77,18 @@ class Connection(Peer):
 
     @property
     def load(self) -> int:
-        """How many of our streams run there."""
+        """The number of our streams that run there."""
         return len(self._streams)
 
     def abort(self) -> None:
-        """Give up the server and every stream that it still owes, now."""
+        """Give up the server and every stream that still runs there, now."""
         if self._transport is not None:
-            self.leaving = True
+            self.draining = True
             self._transport.abort()
             self.connection_lost(None)
 
     async def stream(self, method: str, *arguments: Any, pace_s: float = 0.0) -> AsyncGenerator[Any, None]:
-        """Call the server's method and give what it gives. Leaving early cancels it there.
+        """Call the server's method and yield what it yields. Leaving early cancels it there.
 
         Raises what the method raised (ServeError), and ConnectionError where the server went away.
         """
@@ -85,7 +98,7 @@ class Connection(Peer):
         call = Call(number, method, arguments, pace_s, REQUEST_ID.get(), tracing.header(), CACHE_SALT.get())
         frame = encode(call, number, peer_opens_handles=self.shares_memory)
         self._streams[number] = stream
-        self.post(frame, number)
+        self.send_large(frame, number)
         del frame, call
         try:
             while True:
@@ -106,37 +119,37 @@ class Connection(Peer):
         super().connection_made(transport)
         assert self._transport is not None
         self._transport.write(self._token)
-        self._ask_whether_memory_is_shared()
-        self._renewed = asyncio.get_running_loop().time()
-        self._renew_at(self._renewed + RENEW_S)
+        self._probe_shared_memory()
+        self._last_keep_alive = asyncio.get_running_loop().time()
+        self._schedule_keep_alive(self._last_keep_alive + KEEP_ALIVE_S)
 
     def connection_lost(self, error: Exception | None) -> None:
-        super().connection_lost(error)  # after `abort` it comes a second time, and finds nothing to do
-        if self._renewal is not None:
-            self._renewal.cancel()
-        if asyncio.get_running_loop().time() - self._renewed > LEASE_S:
-            self.leaving = True  # our own loop stood still, so the server took us for dead
-        self._end_probe()
+        super().connection_lost(error)  # called a second time after `abort`, with nothing left to do
+        if self._keep_alive_timer is not None:
+            self._keep_alive_timer.cancel()
+        if asyncio.get_running_loop().time() - self._last_keep_alive > LEASE_S:
+            self.draining = True  # our own loop stood still, so the server took us for dead
+        self._close_probe()
         self.lost.set()
-        self._told.set()
+        self._greeted.set()
         for stream in self._streams.values():
             stream.finish(ConnectionError("The connection was lost."))
 
-    def hear(self, message: Any) -> None:
-        if isinstance(message, News):
-            self.standing, self.leaving = message.standing, message.leaving or self.leaving
-            self._told.set()
+    def on_message(self, message: Any) -> None:
+        if isinstance(message, Heartbeat):
+            self.statuses, self.draining = message.statuses, message.draining or self.draining
+            self._greeted.set()
         elif isinstance(message, Goodbye):
-            self.leaving = True
+            self.draining = True
         elif isinstance(message, Items) and message.number in self._streams:
             self._streams[message.number].add(message.items)
         elif isinstance(message, End) and message.number in self._streams:
             self._streams[message.number].finish(message.error)
-        elif isinstance(message, Probed) and self._probe is not None:
+        elif isinstance(message, ProbeReply) and self._probe is not None:
             self.shares_memory = hmac.compare_digest(message.read, self._probe.pixels.tobytes())
-            self._end_probe()
+            self._close_probe()
 
-    def missed(self, message: Unreadable) -> None:
+    def on_unreadable(self, message: Unreadable) -> None:
         if message.number == 0:  # nobody knows who waits for it
             self.abort()
         elif message.number in self._streams:
@@ -145,41 +158,41 @@ class Connection(Peer):
             self._cancel(message.number)
 
     def _cancel(self, number: int) -> None:
-        if self.recall(number):
-            self.say(Cancel(number))
+        if self.withdraw(number):
+            self.send(Cancel(number))
 
-    def _renew_at(self, due: float) -> None:
-        self._renewal = asyncio.get_running_loop().call_at(due, self._renew, due)
+    def _schedule_keep_alive(self, due: float) -> None:
+        self._keep_alive_timer = asyncio.get_running_loop().call_at(due, self._send_keep_alive, due)
 
-    def _renew(self, due: float) -> None:
-        """Say that we listen. Where this comes late our own loop stood still: what it did not hear is not silence."""
+    def _send_keep_alive(self, due: float) -> None:
+        """Send a KeepAlive. Where this runs late our own loop stood still: what it did not read then is not silence."""
         now = asyncio.get_running_loop().time()
-        self.heard = min(time.monotonic(), self.heard + (now - due))
-        if now - due < RENEW_S:  # else only the next time: the news that the server has cut us off may not be read yet
-            self._renewed = now
-        self.say(Renew())
-        self._renew_at(now + RENEW_S)
+        self.last_heard = min(time.monotonic(), self.last_heard + (now - due))
+        if now - due < KEEP_ALIVE_S:  # else only the next time: that the server has cut us off may not be read yet
+            self._last_keep_alive = now
+        self.send(KeepAlive())
+        self._schedule_keep_alive(now + KEEP_ALIVE_S)
 
-    def _ask_whether_memory_is_shared(self) -> None:
-        """Only a process of this machine that may open our descriptors can say what is in this memory."""
+    def _probe_shared_memory(self) -> None:
+        """Send random pixels by handle: only a process of this machine that may open our descriptors can read them."""
         try:
             self._probe = SharedPixels.create(4, 4)
         except OSError:  # no descriptor is left, or no memory
-            self._probed.set()
+            self._probe_done.set()
             return
         secret = secrets.token_bytes(self._probe.nbytes)
         self._probe.pixels[:] = np.frombuffer(secret, np.uint8).reshape(4, 4, 3)
-        self.say(Probe(self._probe.handle()))
+        self.send(Probe(self._probe.handle()))
 
-    def _end_probe(self) -> None:
+    def _close_probe(self) -> None:
         if self._probe is not None:
             self._probe.close()
             self._probe = None
-        self._probed.set()
+        self._probe_done.set()
 
 
 class _Stream:
-    """What has come of one stream and was not fetched yet."""
+    """The items of one stream that have arrived and were not yet taken."""
 
     def __init__(self) -> None:
         self.items: deque[Any] = deque()

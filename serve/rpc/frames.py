@@ -1,11 +1,11 @@
-"""Python objects as frames on a byte stream. Large arrays are neither copied into the pickle nor out of it.
+"""Writes Python objects as frames on a byte stream. Large arrays are copied neither into the pickle nor out of it.
 
 A frame is one object: the number of the stream that it is about (uint64; 0: of none, or of several), how many parts it
 has (uint32), each part's length (uint64 each), the parts. The first part is a pickle, the others are its out-of-band
-buffers (PEP 574). A frame of no parts is a piece of a larger frame: one length, and so many of that frame's bytes. So a
-large frame need not be sent in one go, and small ones pass between its pieces.
+buffers (PEP 574). A frame of no parts is a piece of a larger frame: one length, and that many of the larger
+frame's bytes. So small frames pass between the pieces of a large one.
 
-Unpickling runs what it is told to, so only a peer that has proved to be one of us may be read (serve/rpc/server.py).
+Unpickling runs code that the bytes name, so only a peer that has sent the token is read (serve/rpc/server.py).
 """
 
 import pickle
@@ -19,15 +19,15 @@ from serve.media.shared_pixels import pickling_for
 HEAD, LENGTH = struct.Struct("<QI"), struct.Struct("<Q")
 _SHORT = struct.Struct("<QIQ")
 """The head of a frame of one part, or of a piece."""
-MOST_PARTS = 1024
-MOST_BYTES = 4 * 2**30
+MAX_PARTS = 1024
+MAX_BYTES = 4 * 2**30
 PIECE_BYTES = 256 * 1024
 
 Bytes = bytes | memoryview
 
 
-class Garbled(Exception):
-    """What came is no frame."""
+class BadFrame(Exception):
+    """The bytes received are not a frame."""
 
 
 class Unreadable(NamedTuple):
@@ -46,8 +46,8 @@ def encode(thing: Any, number: int = 0, *, peer_opens_handles: bool = False) -> 
     buffers: list[Bytes] = []
 
     def keep_apart(buffer: pickle.PickleBuffer) -> bool:
-        """Keep it out of the pickle. Buffers beyond the most that a frame may have go into it."""
-        if len(buffers) == MOST_PARTS - 1:
+        """Keep a buffer out of the pickle. Those beyond the most parts that a frame may have go into it."""
+        if len(buffers) == MAX_PARTS - 1:
             return True
         buffers.append(buffer.raw())
         return False
@@ -56,8 +56,8 @@ def encode(thing: Any, number: int = 0, *, peer_opens_handles: bool = False) -> 
         parts: list[Bytes] = [pickle.dumps(thing, protocol=5, buffer_callback=keep_apart)]
     parts += buffers
     lengths = [len(part) for part in parts]
-    if sum(lengths) > MOST_BYTES:
-        raise TooLarge(f"The request is larger than the {MOST_BYTES // 2**30} GB that a model's process is sent.")
+    if sum(lengths) > MAX_BYTES:
+        raise TooLarge(f"The request is larger than the {MAX_BYTES // 2**30} GB that a model's process is sent.")
     return [HEAD.pack(number, len(parts)) + b"".join(map(LENGTH.pack, lengths)), *parts]
 
 
@@ -71,7 +71,7 @@ def pieces(frame: Sequence[Bytes], number: int) -> Iterator[list[Bytes]]:
 
 
 class Reader:
-    """Bytes as they come -> the objects that are complete."""
+    """Turns bytes as they arrive into the objects that are complete."""
 
     def __init__(self) -> None:
         self._frame = _Frame()
@@ -79,7 +79,7 @@ class Reader:
         self._piece_of, self._piece_left = 0, 0
 
     def feed(self, data: bytes) -> list[Any]:
-        """Return what is complete now, Unreadable for what cannot be unpickled. Raises Garbled for what is no frame."""
+        """Return the objects complete by now, Unreadable for one that cannot be unpickled. Raises BadFrame."""
         things: list[Any] = []
         rest = memoryview(data)
         while rest:
@@ -99,7 +99,7 @@ class Reader:
         return things
 
     def forget(self, number: int) -> None:
-        """Drop what has come of a large frame: the rest of it will not."""
+        """Drop the received part of a large frame whose rest will not be sent."""
         self._large.pop(number, None)
 
     def _read_piece(self, rest: memoryview, things: list[Any]) -> memoryview:
@@ -107,7 +107,7 @@ class Reader:
         self._piece_left -= len(piece)
         frame = self._large.setdefault(self._piece_of, _Frame())
         if frame.feed(piece) or frame.piece_bytes:
-            raise Garbled("pieces that are more than their frame")
+            raise BadFrame("pieces that are more than their frame")
         if frame.whole:
             things.append(frame.thing())
             del self._large[self._piece_of]
@@ -115,7 +115,7 @@ class Reader:
 
 
 class _Frame:
-    """One frame of which not all has come. piece_bytes: of a frame that is a piece, its length, which is to follow."""
+    """A frame that is not complete yet. piece_bytes: where it is a piece, the length of what follows."""
 
     def __init__(self) -> None:
         self.number, self.piece_bytes = 0, 0
@@ -130,7 +130,7 @@ class _Frame:
         return bool(self._head)
 
     def feed(self, rest: memoryview) -> memoryview:
-        """Take what belongs to this frame; return what does not."""
+        """Take the bytes that belong to this frame; return the others."""
         if not self._lengths:
             rest = self._read_head(rest)
             if not self._lengths:
@@ -154,14 +154,14 @@ class _Frame:
             if len(self._head) < HEAD.size:
                 return rest
         self.number, parts = HEAD.unpack_from(self._head)
-        if parts > MOST_PARTS:
-            raise Garbled(f"a frame of {parts} parts")
+        if parts > MAX_PARTS:
+            raise BadFrame(f"a frame of {parts} parts")
         wanted = HEAD.size + LENGTH.size * max(parts, 1)
         rest = self._take(rest, wanted)
         if len(self._head) == wanted:
             lengths = [length for (length,) in LENGTH.iter_unpack(self._head[HEAD.size :])]
-            if not 1 <= sum(lengths) <= MOST_BYTES:
-                raise Garbled(f"a frame of {sum(lengths)} bytes")
+            if not 1 <= sum(lengths) <= MAX_BYTES:
+                raise BadFrame(f"a frame of {sum(lengths)} bytes")
             if parts == 0:
                 self.piece_bytes = lengths[0]
             else:
@@ -175,7 +175,7 @@ class _Frame:
 
 
 def _short(rest: memoryview) -> tuple[Any, memoryview] | None:
-    """Read a frame of one part that is there whole, as most are: without a copy of it."""
+    """Read a frame of one part that is complete, as most are, without copying it."""
     if len(rest) < _SHORT.size:
         return None
     number, parts, length = _SHORT.unpack_from(rest)
@@ -188,5 +188,5 @@ def _short(rest: memoryview) -> tuple[Any, memoryview] | None:
 def _unpickled(number: int, parts: Sequence[memoryview]) -> Any:
     try:
         return pickle.loads(parts[0], buffers=parts[1:])
-    except Exception as error:  # anything, as unpickling runs the classes' own code; the next frame is none the worse
+    except Exception as error:  # any: unpickling runs the classes' own code; the next frame is still good
         return Unreadable(number, error)

@@ -1,4 +1,4 @@
-"""What the two ends say to each other. A frame is one of these, or a list of several."""
+"""Messages between the two ends. A frame holds one of them, or a list of several."""
 
 from typing import Any, NamedTuple
 
@@ -6,14 +6,17 @@ from serve.errors import ServeError
 from serve.media.shared_pixels import Handle
 
 TOKEN_BYTES = 32
-"""A connection's first bytes: they prove that the caller was told of this server by Ray."""
+"""Length of a connection's first bytes, which prove that the caller learned of this server through Ray."""
 TOKEN_S = 5.0
-"""How long a caller may take to say them."""
+"""Seconds in which a caller must send them."""
 
 
 class Call(NamedTuple):
-    """Caller to server: begin a stream. pace_s: items that come closer together than this may be joined on the way.
-    request_id, salt: of whom it is for. trace: the span it is under, as a traceparent; "" for none."""
+    """Caller to server: begin a stream.
+
+    pace_s: items that come closer together than this may be joined on the way. request_id, salt: of the request that it
+    is for. trace: the parent span, as a traceparent; "" for none.
+    """
 
     number: int
     method: str
@@ -25,19 +28,19 @@ class Call(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Caller to server: nobody listens to this stream any more. Nothing more of its Call will come either."""
+    """Caller to server: end this stream. No more of its Call will be sent either."""
 
     number: int
 
 
-class Renew(NamedTuple):
-    """Caller to server, every RENEW_S: that it still listens. Of one that sends nothing for LEASE_S the streams end.
+class KeepAlive(NamedTuple):
+    """Caller to server, every KEEP_ALIVE_S: it still listens. The streams of a caller that is silent for LEASE_S end.
 
-    A process that dies closes its connections, but one that is stopped, or a network that is cut, does not.
+    A process that dies closes its connections; one that is stopped, or behind a network that is cut, does not.
     """
 
 
-RENEW_S, LEASE_S = 1.0, 10.0
+KEEP_ALIVE_S, LEASE_S = 1.0, 10.0
 
 
 class Probe(NamedTuple):
@@ -46,14 +49,14 @@ class Probe(NamedTuple):
     pixels: Handle
 
 
-class Probed(NamedTuple):
-    """Server to caller: what it read of them; nothing where it could not."""
+class ProbeReply(NamedTuple):
+    """Server to caller: the bytes of the probe's pixels; none where it could not read them."""
 
     read: bytes
 
 
 class Items(NamedTuple):
-    """Server to caller: what came in a stream."""
+    """Server to caller: the next items of a stream."""
 
     number: int
     items: list[Any]
@@ -66,11 +69,11 @@ class End(NamedTuple):
     error: ServeError | None = None
 
 
-class News(NamedTuple):
-    """Server to caller, now and then: that it is alive, and how it stands. leaving: it takes no new calls."""
+class Heartbeat(NamedTuple):
+    """Server to caller, every second: it is alive. statuses: of what it serves. draining: it takes no new calls."""
 
-    standing: Any
-    leaving: bool = False
+    statuses: Any
+    draining: bool = False
 
 
 class Goodbye(NamedTuple):

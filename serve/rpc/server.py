@@ -1,4 +1,4 @@
-"""The side that answers: a stream for each call, and one frame for what all streams say in one turn of the loop."""
+"""Answers calls: a stream for each, and one frame for the items of all streams in one turn of the event loop."""
 
 import asyncio
 import hmac
@@ -22,16 +22,16 @@ from serve.rpc.messages import (
     Cancel,
     End,
     Goodbye,
+    Heartbeat,
     Items,
-    News,
     Probe,
-    Probed,
+    ProbeReply,
 )
 from serve.rpc.peer import Peer
 
 log = logging.getLogger(__name__)
 
-NEWS_S = 1.0
+HEARTBEAT_S = 1.0
 Method = Callable[..., AsyncGenerator[Any, None]]
 Join = Callable[[list[Any]], list[Any]]
 
@@ -39,131 +39,135 @@ Join = Callable[[list[Any]], list[Any]]
 class Server:
     """Answers calls of `methods` on one port, for those who know its token.
 
-    A caller that goes away takes its streams with it: nothing is spoken for nobody. standing: what News tell. join:
-    makes fewer items of some that came in a row, where a call allows it. simple: types of items that can always be
-    unpickled, so that those of several streams may share a frame. orphaned: told how many streams were ended
-    because their caller had gone.
+    When a caller disconnects its streams are cancelled. statuses: sent in each Heartbeat. join: merges items that came
+    in a row into fewer, where a call allows it. on_abandoned: called with the number of streams that were cancelled
+    because their caller was gone. simple: types of items that can always be unpickled, so that those of several streams
+    may share a frame.
     """
 
     def __init__(
         self,
         methods: Mapping[str, Method],
-        standing: Callable[[], Awaitable[Any]],
+        statuses: Callable[[], Awaitable[Any]],
         join: Join = lambda items: items,
-        orphaned: Callable[[int], None] = lambda streams: None,
+        on_abandoned: Callable[[int], None] = lambda streams: None,
         simple: Collection[type] = (),
     ) -> None:
         self.methods = methods
-        self.standing = standing
+        self.statuses = statuses
         self.join = join
-        self.orphaned = orphaned
+        self.on_abandoned = on_abandoned
         self.simple = frozenset(simple)
         self.token = secrets.token_bytes(TOKEN_BYTES)
         self.sessions: set[Session] = set()
-        self.leaving = False
+        self.draining = False
         self._listening: asyncio.Server | None = None
         self._stopped = False
-        self._telling: asyncio.Task[None] | None = None
+        self._beating: asyncio.Task[None] | None = None
 
     async def start(self, host: str) -> int:
-        """Listen; gives the port."""
+        """Listen on a free port and return it."""
         loop = asyncio.get_running_loop()
         self._listening = await loop.create_server(lambda: Session(self), host, 0)
-        self._telling = loop.create_task(self._tell_forever())
+        self._beating = loop.create_task(self._keep_beating())
         return int(self._listening.sockets[0].getsockname()[1])
 
     async def drain(self, seconds: float, leave_s: float = 0.0) -> None:
-        """Tell callers to go elsewhere, and give the streams that run so long to end. leave_s: what callers are given
-        of it to find another server, in which calls are taken still."""
-        self.leaving = True
-        await self.tell()
+        """Tell callers to go elsewhere, and let the streams that run end, for at most `seconds`.
+
+        leave_s: how long of that callers are given to find another server; calls are still taken meanwhile.
+        """
+        self.draining = True
+        await self.send_heartbeat()
         clock = asyncio.get_running_loop().time
         began = clock()
         while clock() < began + seconds and (self.answering() or clock() < began + leave_s):
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Cut whatever still runs."""
+        """Close all connections, and end what still runs."""
         self._stopped = True
-        if self._telling is not None:
-            self._telling.cancel()
+        if self._beating is not None:
+            self._beating.cancel()
         if self._listening is not None:
             self._listening.close()
         for session in list(self.sessions):
-            session.say(Goodbye())
+            session.send(Goodbye())
             session.close()
 
-    def lost(self, streams: int) -> None:
-        """A caller is gone, and so many streams of its own with it."""
+    def caller_lost(self, streams: int) -> None:
+        """Report the streams that ended with their caller."""
         if streams and not self._stopped:
-            self.orphaned(streams)
+            self.on_abandoned(streams)
 
     def answering(self) -> int:
-        """How many streams run now."""
+        """Return the number of streams that run now."""
         return sum(len(session.jobs) for session in self.sessions)
 
-    async def tell(self) -> None:
-        """News to every caller, now."""
-        news = News(await self.standing(), self.leaving)
+    async def send_heartbeat(self) -> None:
+        """Send a Heartbeat to every caller now."""
+        heartbeat = Heartbeat(await self.statuses(), self.draining)
         for session in self.sessions:
-            if not session.behind:  # who does not read is told when it has read what it was sent
-                session.say(news)
+            if not session.congested:  # a caller that does not read gets the next one once it does
+                session.send(heartbeat)
 
-    async def _tell_forever(self) -> None:
+    async def _keep_beating(self) -> None:
         while True:
-            await asyncio.sleep(NEWS_S)
+            await asyncio.sleep(HEARTBEAT_S)
             for session in list(self.sessions):
                 session.check_lease()
-            await self.tell()
+            await self.send_heartbeat()
 
 
 class Session(Peer):
-    """One caller's connection. Nothing of it is read before it has said the token."""
+    """One caller's connection. Nothing of it is unpickled before it has sent the token."""
 
     def __init__(self, server: Server) -> None:
         super().__init__()
         self.server = server
         self.jobs: dict[int, asyncio.Task[None]] = {}
-        self._known = b""
-        self._late = False
-        self._unproved: asyncio.TimerHandle | None = None
+        self._presented = b""
+        self._was_late = False
+        self._token_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._unproved = asyncio.get_running_loop().call_later(TOKEN_S, self.close)
+        self._token_timer = asyncio.get_running_loop().call_later(TOKEN_S, self.close)
 
     def data_received(self, data: bytes) -> None:
-        if len(self._known) < TOKEN_BYTES:
-            missing = TOKEN_BYTES - len(self._known)
-            self._known, data = self._known + data[:missing], data[missing:]
-            if len(self._known) < TOKEN_BYTES:
+        if len(self._presented) < TOKEN_BYTES:
+            missing = TOKEN_BYTES - len(self._presented)
+            self._presented, data = self._presented + data[:missing], data[missing:]
+            if len(self._presented) < TOKEN_BYTES:
                 return
-            if not hmac.compare_digest(self._known, self.server.token):
+            if not hmac.compare_digest(self._presented, self.server.token):
                 self.close()
                 return
-            self._proved()
+            self._authenticated()
         super().data_received(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
-        self._stop_waiting_for_the_token()
+        self._cancel_token_timer()
         self.server.sessions.discard(self)
-        self.server.lost(len(self.jobs))
+        self.server.caller_lost(len(self.jobs))
         for job in self.jobs.values():
             job.cancel()
 
     def check_lease(self) -> None:
-        """Cut off a caller that has not been heard for LEASE_S, at the second look: it may be us who were busy, and
-        what it said may wait to be read."""
-        late = time.monotonic() - self.heard > LEASE_S
-        if late and self._late and self._transport is not None:
-            log.warning("a caller that stopped listening is cut off, %d streams of its own with it", len(self.jobs))
-            self.say(Goodbye())
-            self._flush()  # it may be there still, and should not take this for a death
-            self._transport.abort()
-        self._late = late
+        """Disconnect a caller that was silent for LEASE_S at two checks in a row.
 
-    def hear(self, message: Any) -> None:
+        At the first, it may be us who were busy, with its bytes waiting to be read.
+        """
+        late = time.monotonic() - self.last_heard > LEASE_S
+        if late and self._was_late and self._transport is not None:
+            log.warning("a caller that stopped listening is cut off, %d streams of its own with it", len(self.jobs))
+            self.send(Goodbye())
+            self._flush()  # it may be there still, and must not take this for a death
+            self._transport.abort()
+        self._was_late = late
+
+    def on_message(self, message: Any) -> None:
         if isinstance(message, Call):
             job = asyncio.get_running_loop().create_task(self._answer(message))
             self.jobs[message.number] = job
@@ -173,27 +177,27 @@ class Session(Peer):
             if message.number in self.jobs:
                 self.jobs[message.number].cancel()
         elif isinstance(message, Probe):
-            self.say(Probed(_read(message)))
+            self.send(ProbeReply(_read(message)))
 
-    def missed(self, message: Unreadable) -> None:
+    def on_unreadable(self, message: Unreadable) -> None:
         error = message.error
         if not isinstance(error, ServeError):
             error = ModelError("The request could not be read by the model's process.", code="internal_error")
-        self.say_alone(End(message.number, error), message.number)
+        self.send_alone(End(message.number, error), message.number)
 
     async def _answer(self, call: Call) -> None:
-        REQUEST_ID.set(call.request_id)  # this task's own, and what it starts inherits it
+        REQUEST_ID.set(call.request_id)  # set for this task and those that it starts
         CACHE_SALT.set(call.salt)
-        said = _Joined(self, call)
+        coalescer = _Coalescer(self, call)
         with tracing.begin(call.method, "server", call.trace) as span:
             span.enter()
             try:
                 async with aclosing(self.server.methods[call.method](*call.arguments)) as items:
                     async for item in items:
-                        said.item(item)
-                        await self.drained()
+                        coalescer.add(item)
+                        await self.wait_until_writable()
             finally:
-                said.flush()
+                coalescer.flush()
 
     def _done(self, call: Call, job: asyncio.Task[None]) -> None:
         del self.jobs[call.number]
@@ -201,26 +205,26 @@ class Session(Peer):
             return
         error = job.exception()
         if error is not None and not isinstance(error, ServeError):
-            REQUEST_ID.set(call.request_id)  # this callback's own: logs look at it
+            REQUEST_ID.set(call.request_id)  # set for this callback: logs read it
             log.error("request %s: %s failed", call.request_id, call.method, exc_info=error)
             error = ModelError("The model failed unexpectedly.", code="internal_error")
         if error is None:
-            self.say(End(call.number))
+            self.send(End(call.number))
         else:
-            self.say_alone(End(call.number, error), call.number)
+            self.send_alone(End(call.number, error), call.number)
 
-    def _proved(self) -> None:
-        self._stop_waiting_for_the_token()
+    def _authenticated(self) -> None:
+        self._cancel_token_timer()
         self.server.sessions.add(self)
-        asyncio.get_running_loop().create_task(self.server.tell())
+        asyncio.get_running_loop().create_task(self.server.send_heartbeat())
 
-    def _stop_waiting_for_the_token(self) -> None:
-        if self._unproved is not None:
-            self._unproved.cancel()
+    def _cancel_token_timer(self) -> None:
+        if self._token_timer is not None:
+            self._token_timer.cancel()
 
 
-class _Joined:
-    """One stream's items, sent at once, or joined while the last ones are younger than the call's pace."""
+class _Coalescer:
+    """Sends one stream's items: at once, or joined while the last ones are younger than the call's pace."""
 
     def __init__(self, session: Session, call: Call) -> None:
         self.session = session
@@ -230,7 +234,7 @@ class _Joined:
         self.due = 0.0
         self.timer: asyncio.TimerHandle | None = None
 
-    def item(self, item: Any) -> None:
+    def add(self, item: Any) -> None:
         self.items.append(item)
         if self.loop.time() >= self.due:
             self.flush()
@@ -245,14 +249,14 @@ class _Joined:
             items, self.items = self.items, []
             message = Items(self.call.number, self.session.server.join(items))
             if all(type(item) in self.session.server.simple for item in message.items):
-                self.session.say(message)
+                self.session.send(message)
             else:
-                self.session.say_alone(message, message.number)
+                self.session.send_alone(message, message.number)
             self.due = self.loop.time() + self.call.pace_s
 
 
 def _read(probe: Probe) -> bytes:
-    """The pixels that a caller wants to know whether we can read; nothing where we cannot."""
+    """Return the bytes of the probe's pixels; none where they cannot be read here."""
     try:
         return SharedPixels.open(probe.pixels).pixels.tobytes()
     except ServeError:

@@ -103,6 +103,10 @@ class Request(BaseModel):
             return {name: value for name, value in given.items() if name != "image"}
         return given
 
+    def texts(self) -> tuple[str, ...]:
+        """Return what the client wrote about the image: the question, or the labels. Empty where a task has neither."""
+        return ()
+
     @model_validator(mode="after")
     def _its_still(self) -> Self:
         if self.video is not None and self.video.decoded:

@@ -9,6 +9,9 @@ class ChatRequest(Request):
     question: Question
     judge: JudgeName = None
 
+    def texts(self) -> tuple[str, ...]:
+        return (self.question,)
+
 
 class ChatResult(Result):
     text: str

@@ -25,6 +25,9 @@ class DetectRequest(Request):
             first.setdefault(label_key(label), label)
         return list(first.values())
 
+    def texts(self) -> tuple[str, ...]:
+        return tuple(self.labels)
+
     @property
     def phrases(self) -> list[str]:
         """The labels as a model is asked for them."""

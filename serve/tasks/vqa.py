@@ -33,6 +33,9 @@ class VqaRequest(Request):
     question: Question
     lang: Language = "en"
 
+    def texts(self) -> tuple[str, ...]:
+        return (self.question,)
+
 
 class VqaResult(Result):
     answer: str

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from served import listening, router
 
-from deployments import config, progress, start
+from deployments import config
 from deployments.args import KEYS, Args, GatewayArgs
 from deployments.config import Refused
-from deployments.progress import Progress
+from deployments.local import progress, start
+from deployments.local.progress import Progress
 from serve.api import create_app
 from serve.models import MODELS
 from serve.wire.keys import made

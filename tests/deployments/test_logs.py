@@ -63,7 +63,7 @@ async def ask(engine: FakeEngine | None = None, *paths: str) -> None:
 
 
 async def test_a_line_for_each_request_that_is_one(file: Path) -> None:
-    logs.configure("gateway", access=True)
+    logs.configure("gateway", access_log=True)
     await ask(None, "/a-path-of-somebodys", "/health", "/ready", "/metrics")
     first, second = lines(file)
     assert (first["level"], first["process"], first["logger"]) == ("info", "gateway", "serve.access")
@@ -224,6 +224,6 @@ async def test_a_record_without_words_can_still_be_passed_on(text: io.StringIO) 
 
 def test_without_a_file_no_handler_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(logs.FILE, raising=False)
-    logs.configure("gateway", access=True)
+    logs.configure("gateway", access_log=True)
     assert not [name for name in logs.OURS if logging.getLogger(name).handlers]
     logging.setLogRecordFactory(logging.LogRecord)

@@ -47,7 +47,7 @@ def args(*models: Any) -> Args:
 
 @pytest.fixture(autouse=True)
 def outside_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.replica.stay_inside", lambda: None)
+    monkeypatch.setattr("deployments.replica.bind_to_loopback", lambda: None)
 
 
 class Here(Replica):
@@ -70,7 +70,7 @@ class Handle:
         return self.replica.speak(prompt, self.model.name)
 
     async def status(self) -> Status:
-        return (await self.replica.standing())[self.model.name]
+        return (await self.replica.statuses())[self.model.name]
 
 
 async def served(given: Args) -> tuple[httpx.AsyncClient, dict[str, Here]]:

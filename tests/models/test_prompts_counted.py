@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.pool import Errand
-from deployments.remote import Remote
+from deployments.routing.pool import RoutingKey
+from deployments.routing.remote import Remote
 from serve.catalog import MODELS
 from serve.image import Image
 from serve.models.base import Model
@@ -50,14 +50,16 @@ def test_anything_else_is_one(task: str) -> None:
     assert asked and {model.skills[task].prompts(about[task]) for model in asked} == {1}
 
 
-async def test_the_pool_is_told() -> None:
-    class Pool:
-        async def stream(self, model: str, errand: Errand, *_: Any, pace_s: float) -> AsyncGenerator[str, None]:
-            told.append(errand.prompts)
+async def test_remote_routes_by_the_number_of_prompts() -> None:
+    keys: list[RoutingKey] = []
+
+    class Recording(Remote):
+        async def stream(self, key: RoutingKey, *_: Any) -> AsyncGenerator[str, None]:
+            keys.append(key)
             yield "a"
 
-    told: list[int] = []
+    unused: Any = None
     for model in DETECTING:
-        async for _ in Remote(model, Pool()).answer("detect", detecting(7)):  # type: ignore[arg-type]
+        async for _ in Recording(model, unused, unused).answer("detect", detecting(7)):
             pass
-    assert set(told) == {1, 7}
+    assert {key.prompts for key in keys} == {1, 7}

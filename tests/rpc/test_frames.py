@@ -1,4 +1,4 @@
-"""Frames as bytes that come in any pieces."""
+"""Frames are read however their bytes are cut."""
 
 from collections.abc import Iterable
 from random import Random
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import ModelError, TooLarge
-from serve.rpc.frames import HEAD, LENGTH, MOST_PARTS, PIECE_BYTES, Garbled, Reader, Unreadable, encode, pieces
+from serve.rpc.frames import HEAD, LENGTH, MAX_PARTS, PIECE_BYTES, BadFrame, Reader, Unreadable, encode, pieces
 
 THINGS = st.lists(
     st.one_of(
@@ -22,26 +22,26 @@ THINGS = st.lists(
 )
 
 
-def same(one: object, other: object) -> bool:
-    return np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
+def same(left: object, right: object) -> bool:
+    return np.array_equal(left, right) if isinstance(left, np.ndarray) else left == right
 
 
 @given(st.lists(THINGS, min_size=1, max_size=4), st.lists(st.integers(1, 400), min_size=1))
-def test_they_are_the_same_however_they_are_cut(frames: list[list[object]], cuts: list[int]) -> None:
-    said = b"".join(bytes(part) for frame in frames for part in encode(frame))
-    reader, found, at = Reader(), [], 0
-    while at < len(said):
+def test_frames_are_equal_however_they_are_cut(frames: list[list[object]], cuts: list[int]) -> None:
+    data = b"".join(bytes(part) for frame in frames for part in encode(frame))
+    reader, things, at = Reader(), [], 0
+    while at < len(data):
         cut = cuts[at % len(cuts)]
-        found += reader.feed(said[at : at + cut])
+        things += reader.feed(data[at : at + cut])
         at += cut
-    assert len(found) == len(frames)
-    for frame, heard in zip(frames, found, strict=True):
-        assert len(frame) == len(heard) and all(map(same, frame, heard))
+    assert len(things) == len(frames)
+    for frame, received in zip(frames, things, strict=True):
+        assert len(frame) == len(received) and all(map(same, frame, received))
 
 
-@given(st.integers(MOST_PARTS + 1, 2**32 - 1), st.binary(min_size=8, max_size=40))
-def test_what_cannot_be_one_is_garbled(parts: int, rest: bytes) -> None:
-    with pytest.raises(Garbled):
+@given(st.integers(MAX_PARTS + 1, 2**32 - 1), st.binary(min_size=8, max_size=40))
+def test_impossible_frame_is_refused(parts: int, rest: bytes) -> None:
+    with pytest.raises(BadFrame):
         Reader().feed(HEAD.pack(0, parts) + rest)
 
 
@@ -84,7 +84,7 @@ def test_small_frames_pass_between_the_pieces_of_large_ones(random: Random, coun
         assert isinstance(thing, list) or np.array_equal(thing, large[int(thing[0])])
 
 
-@pytest.mark.parametrize("count", [MOST_PARTS - 1, MOST_PARTS, MOST_PARTS + 1, 3000])
+@pytest.mark.parametrize("count", [MAX_PARTS - 1, MAX_PARTS, MAX_PARTS + 1, 3000])
 def test_a_frame_of_any_number_of_arrays_is_read(count: int) -> None:
     arrays = [np.full(at % 5, at % 256, np.uint8) for at in range(count)]
     (back,) = Reader().feed(flat(encode(arrays)))
@@ -99,8 +99,8 @@ def test_one_that_cannot_be_unpickled_leaves_the_others_as_they_are(error: type[
     reader = Reader()
     things = [thing for at in range(0, len(data), cut) for thing in reader.feed(data[at : at + cut])]
     assert [thing for thing in things if not isinstance(thing, Unreadable)] == ["a", "b", "c"]
-    missed = [thing for thing in things if isinstance(thing, Unreadable)]
-    assert [thing.number for thing in missed] == [2, 4] and {type(thing.error) for thing in missed} == {error}
+    unreadable = [thing for thing in things if isinstance(thing, Unreadable)]
+    assert [thing.number for thing in unreadable] == [2, 4] and {type(thing.error) for thing in unreadable} == {error}
 
 
 def test_what_is_forgotten_may_come_anew() -> None:
@@ -123,11 +123,11 @@ def test_what_is_forgotten_may_come_anew() -> None:
     ],
 )
 def test_what_no_writer_writes_is_garbled(data: bytes) -> None:
-    with pytest.raises(Garbled):
+    with pytest.raises(BadFrame):
         Reader().feed(data)
 
 
 def test_a_frame_larger_than_any_reader_takes_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.rpc.frames.MOST_BYTES", 10_000)
+    monkeypatch.setattr("serve.rpc.frames.MAX_BYTES", 10_000)
     with pytest.raises(TooLarge):
         encode([np.zeros(6_000, np.uint8), np.ones(6_000, np.uint8)])

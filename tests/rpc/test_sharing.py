@@ -1,4 +1,4 @@
-"""Pictures in shared memory between two real processes, either of which may be killed at any moment."""
+"""Images in shared memory pass between two real processes, either of which may be killed at any moment."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ SUM = WIDTH * HEIGHT * 3 * 9
 
 
 class Looking:
-    """What a replica does with a picture, here and in a process of its own."""
+    """Methods of a replica that reads images, here or in a process of its own."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -44,11 +44,11 @@ class Looking:
 
 
 async def served(looking: Looking) -> tuple[Server, int]:
-    async def standing() -> str:
+    async def statuses() -> str:
         return "well"
 
     methods = {"look": looking.look, "hold": looking.hold, "look_late": looking.look_late}
-    server = Server(methods, standing)
+    server = Server(methods, statuses)
     return server, await server.start("127.0.0.1")
 
 
@@ -126,7 +126,7 @@ async def replica() -> AsyncIterator[tuple[asyncio.subprocess.Process, Connectio
             connection.abort()
 
 
-async def test_pixels_are_read_in_another_process_without_a_copy_and_nothing_stays() -> None:
+async def test_pixels_are_read_in_another_process_without_a_copy_or_a_leak() -> None:
     async with replica() as (child, connection):
         assert connection.shares_memory
         before, theirs = descriptors(), descriptors(child.pid)
@@ -141,7 +141,7 @@ async def test_pixels_are_read_in_another_process_without_a_copy_and_nothing_sta
         await until(lambda: descriptors(child.pid) == theirs and shmem(child.pid) < 3_000_000)
 
 
-async def test_a_replica_that_is_killed_while_it_looks_leaves_nothing_here() -> None:
+async def test_killed_replica_leaves_no_memory_in_the_gateway() -> None:
     before, memory = descriptors(), shmem()
     async with replica() as (child, connection):
         stream = connection.stream("hold", shared_picture())
@@ -153,7 +153,7 @@ async def test_a_replica_that_is_killed_while_it_looks_leaves_nothing_here() -> 
     await until(lambda: descriptors() <= before + 2 and shmem() < memory + 1_000_000)  # asyncio keeps two for children
 
 
-async def test_a_gateway_that_is_killed_leaves_nothing_in_the_replica() -> None:
+async def test_killed_gateway_leaves_no_memory_in_the_replica() -> None:
     async with process("-m", "tests.rpc.test_sharing") as child:
         port, token = (await line(child)).split()
         before = descriptors(child.pid)
@@ -164,7 +164,7 @@ async def test_a_gateway_that_is_killed_leaves_nothing_in_the_replica() -> None:
         await until(lambda: descriptors(child.pid) == before and shmem(child.pid) < 3_000_000)
 
 
-async def test_who_looks_too_late_gets_an_error_of_its_own() -> None:
+async def test_pixels_read_after_they_were_closed_are_an_error_of_that_stream() -> None:
     looking = Looking()
     server, port = await served(looking)
     connection = await Connection.open("127.0.0.1", port, server.token)
@@ -182,7 +182,9 @@ async def test_who_looks_too_late_gets_an_error_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"\0" * 48, b"x" * 47], ids=["nothing", "zeros", "too little"])
-async def test_to_one_that_cannot_read_our_memory_pixels_travel(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+async def test_pixels_are_sent_to_a_server_that_cannot_read_our_memory(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
     monkeypatch.setattr("serve.rpc.server._read", lambda probe: answer)
     server, port = await served(Looking())
     before = descriptors()
@@ -195,7 +197,7 @@ async def test_to_one_that_cannot_read_our_memory_pixels_travel(monkeypatch: pyt
     assert descriptors() <= before
 
 
-async def test_without_a_descriptor_to_spare_there_is_a_connection_all_the_same(
+async def test_connection_opens_without_a_free_descriptor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: Any) -> int:

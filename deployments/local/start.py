@@ -16,8 +16,8 @@ from pathlib import Path
 
 from deployments.args import KEYS, Listen
 from deployments.config import HERE, Config, Refused, of, read
-from deployments.machine import Lost, check, machine, reap
-from deployments.progress import Progress
+from deployments.local.machine import Lost, check, machine, reap
+from deployments.local.progress import Progress
 from serve.models import MODELS
 from serve.wire.keys import made, parsed
 
@@ -141,7 +141,7 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
     print(f"Starting {' and '.join(names)}. Ctrl-C stops everything.", flush=True)
     try:
         placed = [config.args.gateway, *config.args.engines().values()]
-        wanted = sum(one.num_cpus * one.most for one in placed)
+        wanted = sum(one.num_cpus * one.max_replicas for one in placed)
         signal.signal(signal.SIGTERM, told)
         signal.signal(signal.SIGINT, told)
         signal.signal(signal.SIGHUP, hung_up)
@@ -194,11 +194,11 @@ def _run(config: Config) -> str:
     import ray
     import ray.serve
 
-    from deployments.app import built
-    from deployments.update import run
+    from deployments.app import application
+    from deployments.local.update import run
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    wanted = sum(model.num_gpus * model.most for model in config.args.engines().values())
+    wanted = sum(model.num_gpus * model.max_replicas for model in config.args.engines().values())
     have = ray.cluster_resources().get("GPU", 0)
     if wanted > have:
         raise Refused(
@@ -206,14 +206,14 @@ def _run(config: Config) -> str:
         )
 
     ray.serve.start(proxy_location="Disabled", logging_config=config.logging)
-    run(built(config.args, [config.args]), config)
+    run(application(config.args, [config.args]), config)
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     return f"http://{host}:{config.port}"
 
 
 def _changed(options: argparse.Namespace, old: Config) -> Config:
     """The config read again, and what serves changed to it; the old one where it cannot be used."""
-    from deployments.update import update
+    from deployments.local.update import update
 
     print("Reading the config again.", flush=True)
     began = time.monotonic()

@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from served import LLAVA, Server, message, router, until
 
-from deployments.arriving import Arriving
+from deployments.server.timed_protocol import TimedHttpProtocol
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
 from serve.wire.guard import Access
@@ -35,7 +35,7 @@ def front(engine: FakeEngine | None = None, limits: Limits = SHORT) -> contextli
 
 @contextlib.contextmanager
 def fronting(app: Any, limits: Limits) -> Iterator[str]:
-    protocol: Any = partial(Arriving, limits=limits)
+    protocol: Any = partial(TimedHttpProtocol, limits=limits)
     config = uvicorn.Config(app, http=protocol, ws="none", port=0, log_config=None, lifespan="off")
     with Server(config).running() as address:
         yield address

@@ -9,14 +9,14 @@ import httpx
 from served import LLAVA, message, plain
 
 from deployments.args import GatewayArgs
-from deployments.front import Front
+from deployments.server.http_server import HttpServer
 
 
 @contextlib.asynccontextmanager
-async def front(leave_s: float) -> AsyncIterator[tuple[Front, httpx.AsyncClient]]:
+async def front(leave_s: float) -> AsyncIterator[tuple[HttpServer, httpx.AsyncClient]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    made = Front(plain(), "127.0.0.1", port, GatewayArgs(leave_s=leave_s))
+    made = HttpServer(plain(), "127.0.0.1", port, GatewayArgs(leave_s=leave_s))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         try:
             yield made, client

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.watching import watch
+from deployments.file_watch import watch
 
 LOOK_S = 0.01
 

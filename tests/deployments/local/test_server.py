@@ -18,7 +18,7 @@ from running import Running, alive, command, until
 
 pytestmark = pytest.mark.engine
 
-SCENE = Path(__file__).parents[2] / "serve" / "toy" / "scenes" / "circles.png"
+SCENE = Path(__file__).parents[3] / "serve" / "toy" / "scenes" / "circles.png"
 IMAGE = "data:image/png;base64," + base64.b64encode(SCENE.read_bytes()).decode()
 TOYS = ["toy-llava", "toy-paligemma"]
 BACK_S = 300.0  # a restart is 15 s of work; the machine may be busy

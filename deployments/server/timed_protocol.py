@@ -38,7 +38,7 @@ LINGER_BODIES = 4
 """Of what it still sends, so many times the largest body is read and thrown away."""
 
 
-class Arriving(HttpToolsProtocol):
+class TimedHttpProtocol(HttpToolsProtocol):
     """One connection. What it waits for is a head, then a body, then the reply; only the first two are the client's.
 
     While a request is answered, what comes behind it is kept unparsed and reading goes on, so that the client is seen

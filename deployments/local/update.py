@@ -17,7 +17,7 @@ def update(old: Config, new: Config, say: Callable[[str], None]) -> None:
 
     Raises Refused where the new one cannot be used; the old one then serves on.
     """
-    from deployments.app import built, changed
+    from deployments.app import application, changed
 
     if (old.host, old.port, old.args.gateway.listen) != (new.host, new.port, new.args.gateway.listen):
         raise Refused("The port cannot change while it serves.")
@@ -27,15 +27,15 @@ def update(old: Config, new: Config, say: Callable[[str], None]) -> None:
         if coming:
             say(f"starting {', '.join(coming)}")
             try:
-                run(built(old.args, [old.args, new.args], coming), new)
+                run(application(old.args, [old.args, new.args], coming), new)
             except RuntimeError:
                 why = _why()
-                run(built(old.args, [old.args]), old)
+                run(application(old.args, [old.args]), old)
                 raise Refused(why) from None
-        run(built(new.args, [old.args, new.args]), new)
+        run(application(new.args, [old.args, new.args]), new)
     elif coming:
         say(f"there is no room for old and new at once: {', '.join(going + coming)} answer again when they are loaded")
-    run(built(new.args, [new.args]), new)
+    run(application(new.args, [new.args]), new)
 
 
 def run(application: object, config: Config) -> None:
@@ -50,10 +50,10 @@ def _room(old: Args, new: Args, coming: list[str]) -> bool:
     import ray
 
     have = ray.cluster_resources().get("GPU", 0)
-    wanted = {name: entry.num_gpus * entry.most for name, entry in new.engines().items()}
+    wanted = {name: entry.num_gpus * entry.max_replicas for name, entry in new.engines().items()}
     if sum(wanted.values()) > have:
         raise Refused(f"The config asks for {sum(wanted.values()):g} GPUs and this machine has {have:g}.")
-    left = sum(entry.num_gpus * entry.most for name, entry in old.engines().items() if name not in wanted)
+    left = sum(entry.num_gpus * entry.max_replicas for name, entry in old.engines().items() if name not in wanted)
     twice = sum(wanted[name] for name in coming if name in old.engines() and new.engines()[name].surges)
     return bool(sum(wanted.values()) + left + twice <= have)
 

@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.args import GatewayArgs
-from deployments.arriving import Arriving
+from deployments.server.timed_protocol import TimedHttpProtocol
 from serve.errors import Unavailable
 from serve.wire.refusals import reply
 
@@ -22,13 +22,13 @@ LOOK_S = 0.05
 HEALTH = "/health"
 
 
-class Front:
+class HttpServer:
     """Serves an app on one port, which several gateways of a machine may share: the kernel deals out connections."""
 
     def __init__(self, app: ASGIApp, host: str, port: int, gateway: GatewayArgs) -> None:
         self._app, self._leaving, self._going = app, False, False
         self.limit(gateway)
-        protocol: Any = self._arriving  # uvicorn calls it, whatever it is declared to be
+        protocol: Any = self._protocol  # uvicorn calls it, whatever it is declared to be
         config = uvicorn.Config(
             self._answer,
             interface="asgi3",  # a bound method would be taken for an older one
@@ -69,8 +69,8 @@ class Front:
         self._server.should_exit = True
         await asyncio.gather(self._serving, return_exceptions=True)
 
-    def _arriving(self, *args: Any, **more: Any) -> Arriving:
-        return Arriving(*args, limits=self._limits, **more)
+    def _protocol(self, *args: Any, **more: Any) -> TimedHttpProtocol:
+        return TimedHttpProtocol(*args, limits=self._limits, **more)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (self._leaving or (self._going and scope["path"] == HEALTH)):

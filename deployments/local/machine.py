@@ -92,10 +92,10 @@ def check() -> None:
                 raise Lost(f"Ray's {kind} has ended.")
 
 
-def stay_inside() -> None:
-    """Called in each replica of a loopback-only Ray, before Serve opens the port at which replicas hear each other.
+def bind_to_loopback() -> None:
+    """Bind Serve's port between replicas to loopback, where Ray runs on loopback only. Call it before Serve opens it.
 
-    Serve binds it to all interfaces whatever host was asked for, and takes pickles there without asking who sends them.
+    Serve binds that port to all interfaces, whatever host is configured, and unpickles whatever is sent to it.
     """
     import ray.serve._private.replica as replica
     import ray.util

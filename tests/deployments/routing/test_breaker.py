@@ -1,6 +1,6 @@
-"""A replica that fails whatever it is asked is left alone for a while."""
+"""A circuit breaker leaves a replica alone that fails every request."""
 
-from deployments.breaker import FAILURES, REST_S, Breaker
+from deployments.routing.breaker import FAILURES, REST_S, Breaker
 
 
 class Clock:
@@ -19,7 +19,7 @@ def opened() -> tuple[Breaker, Clock]:
     return breaker, clock
 
 
-def test_it_opens_after_failures_in_a_row_and_rests() -> None:
+def test_breaker_opens_after_failures_in_a_row_and_closes_after_its_rest() -> None:
     breaker, clock = opened()
     assert breaker.open
     clock.now += REST_S - 0.1
@@ -28,26 +28,26 @@ def test_it_opens_after_failures_in_a_row_and_rests() -> None:
     assert not breaker.open
 
 
-def test_one_request_tries_it_and_an_answer_closes_it() -> None:
+def test_rested_breaker_lets_one_trial_through_whose_answer_closes_it() -> None:
     breaker, clock = opened()
     clock.now += REST_S + 1
-    breaker.asked()
+    breaker.started()
     assert breaker.open  # for all others
-    breaker.answered()
+    breaker.succeeded()
     assert not breaker.open
 
 
-def test_a_failed_trial_opens_it_again() -> None:
+def test_failed_trial_opens_the_breaker_again() -> None:
     breaker, clock = opened()
     clock.now += REST_S + 1
-    breaker.asked()
+    breaker.started()
     breaker.failed()
     assert breaker.open
 
 
-def test_failures_with_answers_between_them_are_no_reason() -> None:
+def test_failures_between_answers_leave_the_breaker_closed() -> None:
     breaker = Breaker()
     for _ in range(3 * FAILURES):
         breaker.failed()
-        breaker.answered()
+        breaker.succeeded()
     assert not breaker.open

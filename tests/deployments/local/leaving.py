@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 
 from deployments.args import Args
-from deployments.machine import machine
+from deployments.local.machine import machine
 
-SCENE = Path(__file__).parents[2] / "serve" / "toy" / "scenes" / "circles.png"
+SCENE = Path(__file__).parents[3] / "serve" / "toy" / "scenes" / "circles.png"
 IMAGE = "data:image/png;base64," + base64.b64encode(SCENE.read_bytes()).decode()
 BODY = {"image": IMAGE, "question": "what?", "max_tokens": 2000}
 MODEL = {"name": "toy-llava", "simulate": {"replies": "word " * 2000, "delay_s": 0.05}}

@@ -1,0 +1,170 @@
+"""The gateway: the HTTP server's process, with a route to every model."""
+
+import asyncio
+import logging
+from collections import defaultdict
+from typing import Any
+
+import ray.exceptions
+import ray.serve
+import ray.serve.exceptions
+from fastapi import FastAPI
+from ray.serve.handle import DeploymentHandle
+from starlette.types import Receive, Scope, Send
+
+from deployments import autoscaling, logs
+from deployments.args import Args, LoraArgs, ModelPlacement
+from deployments.file_watch import watch
+from deployments.local.machine import bind_to_loopback
+from deployments.routing.discovery import ServeDiscovery
+from deployments.routing.pool import Pool
+from deployments.routing.quarantine import Quarantine
+from deployments.routing.remote import Remote
+from deployments.routing.replicas import Replicas
+from deployments.server.http_server import HttpServer
+from serve import tracing
+from serve.api import create_app
+from serve.fetch.fetcher import Fetcher
+from serve.loop_lag import LoopLag
+from serve.media import processes
+from serve.media.budget import Budget, give_back_large_blocks
+from serve.router import Router
+from serve.wire.meters import Meters
+from serve.wire.shares import Shares
+
+log = logging.getLogger(__name__)
+
+APPLICATION = "diptych"
+"""The name of the Serve application."""
+WAIT_FOR_REPLICA_S = 3.0
+"""Seconds in which the replicas of a new engine are waited for, before requests go to them."""
+KEYS_FILE_CHECK_S = 5.0
+"""Seconds between two looks at the file of keys."""
+UNREACHABLE = (ray.exceptions.RayError, ray.serve.exceptions.RayServeException)
+
+
+class SwappableApp:
+    """An ASGI app that can be replaced. Requests that have begun end in the app that they began in."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+@ray.serve.ingress()
+class Gateway:
+    """The HTTP server's process. It imports neither torch nor vLLM: it starts in a second and takes little memory.
+
+    A new config does not restart it (`reconfigure`): what has begun goes on by the old one, new requests by the new.
+    """
+
+    def __init__(self, args: Args, handles: dict[str, DeploymentHandle]) -> None:
+        """Start serving. handles: one for each engine, by the name of its model; adapters use their base's."""
+        bind_to_loopback()
+        logs.configure("gateway", args.gateway.access_log)
+        tracing.start("diptych-gateway")
+        processes.warm()
+        self._handles = handles
+        self._pools: dict[str, Pool] = {}
+        self._quarantines: defaultdict[str, Quarantine] = defaultdict(Quarantine)
+        self._config: dict[str, Any] = {}
+        give_back_large_blocks()
+        self._budget = Budget.of_this_process(args.gateway.memory_mb)
+        self._lag = LoopLag()
+        self._lag.start()
+        self._meters, self._shares = Meters(), Shares()
+        self._meters.watch(lag=self._lag)
+        self._args = args
+        self._app = SwappableApp(self._create_app(args))
+        listen = args.gateway.listen
+        self.server = HttpServer(self._app, listen.host, listen.port, args.gateway) if listen is not None else None
+        if (warning := args.gateway.warning()) is not None:
+            log.warning(warning)
+        watching = watch(lambda: self._args.gateway.keys_file, self._read_keys, KEYS_FILE_CHECK_S)
+        self._watching = asyncio.get_running_loop().create_task(watching)
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Serve new args. Called by Serve once this process has started, and when the config changes.
+
+        config: {"args": an Args as JSON}. Args that cannot be used are logged, and the old ones serve on: an error
+        raised here would end this process.
+        """
+        if self._config:
+            try:
+                args = Args.model_validate(config["args"])
+                known = set(self._pools)
+                app = self._create_app(args)
+            except (ValueError, OSError):
+                log.exception("the new config cannot be used; the old one serves on")
+                return
+            new = [pool for name, pool in self._pools.items() if name not in known]
+            await asyncio.gather(*(pool.wait_for_replica(WAIT_FOR_REPLICA_S) for pool in new))
+            self._app.app, self._args = app, args
+            self._budget.resize(Budget.of_this_process(args.gateway.memory_mb).total)
+            logs.set_access_log(args.gateway.access_log)
+            if self.server is not None:
+                self.server.limit(args.gateway)
+        elif self.server is not None:  # in a rollout the next gateway is stopped once this one counts as started
+            await asyncio.sleep(self._args.gateway.leave_s)
+        self._config = config
+
+    def __serve_build_asgi_app__(self) -> SwappableApp:
+        """Return the app for Serve's own ingress, which serves it where there is no `listen`."""
+        return self._app
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return the number of requests being answered. Called by Serve where gateways are autoscaled."""
+        return {autoscaling.ONGOING: float(self.server.answering() if self.server is not None else 0)}
+
+    async def drain(self) -> None:
+        """Refuse new requests and finish those that have begun, in at most drain_s, before all gateways stop."""
+        if self.server is not None:
+            await self.server.drain()
+
+    async def __del__(self) -> None:
+        """Stop. Called by Serve when it stops this gateway: the others take new requests, at the same port."""
+        self._lag.stop()
+        if self.server is not None:
+            await self.server.stop()
+
+    def _create_app(self, args: Args) -> FastAPI:
+        """Create the app for these args, keeping the pools of engines that stay.
+
+        Raises ValueError or OSError where the keys cannot be used.
+        """
+        access = args.gateway.access()  # first: nothing is touched when it fails
+        bases = {entry.name: entry.base for entry in args.models if isinstance(entry, LoraArgs)}
+        engines = args.engines()
+        for name in self._pools.keys() - engines.keys():
+            self._pools.pop(name).close()
+            self._quarantines.pop(name, None)
+        pools = {name: self._pool(name, entry) for name, entry in engines.items()}
+        routes = []
+        for name, model in args.built().items():
+            engine = bases.get(name, name)
+            routes.append(Remote(model, pools[engine], self._quarantines[engine]))
+        gateway = args.gateway
+        return create_app(
+            Router(routes),
+            limits=gateway.limits(),
+            access=access,
+            origins=gateway.cors,
+            fetcher=Fetcher(gateway.images),
+            meters=self._meters,
+            shares=self._shares,
+            budget=self._budget,
+        )
+
+    def _read_keys(self) -> None:
+        """Read the keys again. Raises ValueError or OSError where they cannot be used."""
+        self._app.app = self._create_app(self._args)
+
+    def _pool(self, name: str, entry: ModelPlacement) -> Pool:
+        if name not in self._pools:
+            handle = self._handles.get(name) or ray.serve.get_deployment_handle(name, APPLICATION)
+            discovery = ServeDiscovery(handle, UNREACHABLE)
+            self._pools[name] = Pool(Replicas(discovery.find, discovery.wake), entry)
+        self._pools[name].entry = entry
+        return self._pools[name]

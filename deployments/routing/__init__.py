@@ -1,0 +1,1 @@
+"""How a gateway reaches the replicas of each model: which one is asked, and which is left alone."""

@@ -1,0 +1,68 @@
+"""The route to one model in another process, over its engine's replicas. A LoRA adapter uses its base's."""
+
+import contextlib
+from collections.abc import AsyncGenerator, Hashable
+from typing import Any
+
+from deployments.routing.pool import Pool, RoutingKey
+from deployments.routing.quarantine import Quarantine
+from serve.engines.base import Piece, Prompt
+from serve.errors import ModelError
+from serve.models.base import Model
+from serve.router.route import Status
+from serve.tasks.base import Delta, Reply, Request
+
+PACE_S = 0.045
+"""Deltas that follow each other closer than this travel together, to the client as well: 22 updates a second."""
+SLOW_PACE_S = 0.5
+"""The same for a reply that is not streamed, where only a cut reply would show them."""
+
+
+class Remote:
+    """One model's Route. Leaving a stream early stops the replica's work.
+
+    quarantine: of the engine, shared by its model and its adapters.
+    """
+
+    def __init__(self, model: Model, pool: Pool, quarantine: Quarantine) -> None:
+        self.model = model
+        self._pool = pool
+        self._quarantine = quarantine
+
+    def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
+        """Return the replica's stream of a task's events."""
+        prompts = self.model.skills[task].prompts(request)
+        key = RoutingKey(request.image.digest, request.priority == "batch", prompts)
+        pace_s = PACE_S if request.stream else SLOW_PACE_S
+        arguments = (task, request, self.model.name)
+        return self.stream(key, (key, task, *request.texts()), "answer", arguments, pace_s)
+
+    def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
+        """Return the replica's stream of a generation's pieces."""
+        key = RoutingKey(None if prompt.image is None else prompt.image.digest, prompt.batch)
+        return self.stream(key, (key, prompt.text), "speak", (prompt, self.model.name), PACE_S)
+
+    async def status(self) -> Status:
+        """Return what a replica reported last."""
+        return await self._pool.status(self.model.name)
+
+    async def stream(
+        self, key: RoutingKey, request: Hashable, method: str, arguments: tuple[Any, ...], pace_s: float
+    ) -> AsyncGenerator[Any, None]:
+        """Yield what the replica's method yields.
+
+        request: tells requests apart, for the quarantine. Raises what the method raised (ServeError), what
+        `Pool.replica` raises, and BadRequest for a request that has killed the engine before.
+        """
+        name, empty = self.model.name, True
+        with self._pool.counted(name):
+            async with (
+                self._quarantine.watch(name, request),
+                self._pool.replica(name, key) as replica,
+                contextlib.aclosing(replica.stream(method, *arguments, pace_s=pace_s)) as items,
+            ):
+                async for item in items:
+                    empty = False
+                    yield item
+                if empty:
+                    raise ModelError(f"{name} ended without a word.", code="engine_error")

@@ -1,0 +1,132 @@
+"""The replicas of one engine: a connection to each (serve/rpc), kept as long as it is alive.
+
+Ray places, starts, checks, counts and replaces replicas. Requests go over a connection of our own, because a call
+through Serve's handle costs this process and the replica several times what the request does (loadtest/README.md).
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from deployments.routing.address import REFRESH_S, Address
+from serve.rpc.connection import Connection
+
+Find = Callable[[Callable[[Address], None]], Awaitable[None]]
+"""Searches for replicas: calls its argument with each address as it is learned. Raises nothing where there is none."""
+Wake = Callable[[], Coroutine[Any, Any, None]]
+"""Has a replica started of a model that has none, and returns once there is one."""
+
+RETRY_S = 0.5
+"""Seconds between searches while there is no replica."""
+UNRESPONSIVE_S, GIVE_UP_S = 5.0, 10.0
+"""Silence after which a replica is given no new request, and after which those that it has are given up. One that is
+only busy has been silent for two seconds, on two cores."""
+
+
+class Replicas:
+    """Connections to every replica of an engine, opened as they are found.
+
+    ever_connected: there was a replica before. none_since: the monotonic time at which the last one was available.
+    """
+
+    def __init__(self, find: Find, wake: Wake) -> None:
+        self.ever_connected = False
+        self.none_since = time.monotonic()
+        self._find, self._wake = find, wake
+        self._connections: dict[Address, Connection] = {}
+        self._opening: dict[Address, asyncio.Task[None]] = {}
+        self._searched = asyncio.Event()
+        self._refreshing: asyncio.Task[None] | None = None
+        self._searching: asyncio.Task[None] | None = None
+        self._waking: asyncio.Task[None] | None = None
+
+    async def available(self) -> list[Connection]:
+        """Return the replicas that can be asked; draining ones only while there are no others."""
+        if not _runs(self._refreshing):
+            self._refreshing = asyncio.get_running_loop().create_task(self._keep_refreshing())
+        await self._searched.wait()
+        return self._available()
+
+    async def refresh(self) -> list[Connection]:
+        """Search now, for at most RETRY_S; return the replicas that are available then."""
+        await asyncio.wait({self._search()}, timeout=RETRY_S)
+        return self._available()
+
+    def wake(self) -> None:
+        """Have a replica started, unless one is on its way."""
+        if not self.waking:
+            self._waking = asyncio.get_running_loop().create_task(self._wake())
+
+    @property
+    def waking(self) -> bool:
+        return _runs(self._waking)
+
+    def close(self) -> None:
+        """Stop searching. The connections last as long as the replicas do."""
+        for task in (self._refreshing, self._searching, self._waking, *self._opening.values()):
+            if task is not None:
+                task.cancel()
+
+    def _available(self) -> list[Connection]:
+        oldest = time.monotonic() - UNRESPONSIVE_S
+        responsive = [c for c in self._connections.values() if not c.lost.is_set() and c.last_heard > oldest]
+        return [connection for connection in responsive if not connection.draining] or responsive
+
+    async def _keep_refreshing(self) -> None:
+        while True:
+            await asyncio.wait({self._search()}, timeout=RETRY_S)
+            self._drop_lost()
+            if self._available():
+                self.none_since = time.monotonic()
+            await self._sleep_until_lost(REFRESH_S if self._available() else RETRY_S)
+
+    def _search(self) -> asyncio.Task[None]:
+        """Return the search that runs, or a new one."""
+        if self._searching is None or self._searching.done():
+            self._searching = asyncio.get_running_loop().create_task(self._connect_all())
+        return self._searching
+
+    async def _connect_all(self) -> None:
+        """Connect to new replicas, each in a task of its own: one that hangs delays no other."""
+        try:
+            await self._find(self._connect)
+            await asyncio.gather(*self._opening.values())
+        finally:  # a caller that awaits the first search must not wait for ever
+            self._searched.set()
+
+    def _connect(self, address: Address) -> None:
+        if address not in self._connections and address not in self._opening:
+            self._opening[address] = asyncio.get_running_loop().create_task(self._open(address))
+
+    async def _open(self, address: Address) -> None:
+        try:
+            with contextlib.suppress(OSError):
+                self._connections[address] = await Connection.open(address.host, address.port, address.token)
+                self.ever_connected = True
+                self._searched.set()
+        finally:
+            del self._opening[address]
+
+    def _drop_lost(self) -> None:
+        """Forget the replicas that are gone, and give up those that have been silent for GIVE_UP_S."""
+        for address, connection in list(self._connections.items()):
+            if time.monotonic() - connection.last_heard > GIVE_UP_S:
+                connection.abort()
+            if connection.lost.is_set():
+                del self._connections[address]
+
+    async def _sleep_until_lost(self, seconds: float) -> None:
+        """Sleep for `seconds`, or until a connection is lost."""
+        losses = [asyncio.ensure_future(connection.lost.wait()) for connection in self._connections.values()]
+        waits = [asyncio.ensure_future(asyncio.sleep(seconds)), *losses]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+
+def _runs(task: asyncio.Task[None] | None) -> bool:
+    return task is not None and not task.done()

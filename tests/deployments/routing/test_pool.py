@@ -1,0 +1,525 @@
+"""A pool deals requests out among replicas over real connections; discovery is scripted and imports no Ray."""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from deployments.args import ModelArgs
+from deployments.routing.address import Address
+from deployments.routing.breaker import FAILURES
+from deployments.routing.discovery import ServeDiscovery
+from deployments.routing.pool import EngineDied, Pool, RoutingKey
+from deployments.routing.quarantine import Quarantine
+from deployments.routing.remote import Remote
+from deployments.routing.replicas import Replicas
+from serve.errors import BadRequest, ModelError, Overloaded
+from serve.models import MODELS
+from serve.router.route import Status
+from serve.rpc.server import Server
+
+NAME = "toy-llava"
+ROOM = 4
+
+
+class Replica:
+    """Answers with its name once `go` is set."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.go = asyncio.Event()
+        self.fault: ModelError | None = None
+        self.asked = 0
+        self.models = [NAME]
+        self.server = Server({"answer": self.answer, "begin": self.begin}, self.statuses)
+
+    async def start(self) -> Address:
+        return Address("127.0.0.1", await self.server.start("127.0.0.1"), self.server.token)
+
+    async def answer(self) -> AsyncGenerator[str, None]:
+        self.asked += 1
+        await self.go.wait()
+        if self.fault is not None:
+            raise self.fault
+        yield self.name
+
+    async def begin(self) -> AsyncGenerator[str, None]:
+        """Yield one item at once, and end when `go` is set."""
+        yield "a word"
+        await self.go.wait()
+
+    async def statuses(self) -> dict[str, Status]:
+        return {name: Status(name, "ready", "ready", 0.0) for name in self.models}
+
+    async def crash(self) -> None:
+        """End as a process that is killed does."""
+        self.server._stopped = True
+        for session in list(self.server.sessions):
+            assert session._transport is not None
+            session._transport.abort()
+        await self.server.stop()
+
+
+class ScriptedDiscovery:
+    """Finds the addresses in a list, and counts how often a replica is woken."""
+
+    def __init__(self, addresses: list[Address]) -> None:
+        self.addresses = addresses
+        self.woken = 0
+
+    async def find(self, found: Callable[[Address], None]) -> None:
+        for address in self.addresses:
+            found(address)
+
+    async def wake(self) -> None:
+        self.woken += 1
+        await asyncio.sleep(60)
+
+
+@contextlib.asynccontextmanager
+async def pooled(count: int = 2, **fields: Any) -> AsyncIterator[tuple[Pool, list[Replica], ScriptedDiscovery]]:
+    replicas = [Replica(str(at)) for at in range(count)]
+    discovery = ScriptedDiscovery([await replica.start() for replica in replicas])
+    entry = ModelArgs(name=NAME, max_ongoing_requests=ROOM, **fields)
+    pool = Pool(Replicas(discovery.find, discovery.wake), entry)
+    try:
+        yield pool, replicas, discovery
+    finally:
+        for replica in replicas:
+            await replica.server.stop()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0.01)
+
+
+async def ask(
+    pool: Pool,
+    key: RoutingKey,
+    text: str = "what?",
+    *,
+    model: str = NAME,
+    method: str = "answer",
+    quarantine: Quarantine | None = None,
+) -> str:
+    route = Remote(dataclasses.replace(MODELS[NAME], name=model), pool, quarantine or Quarantine())
+    async with contextlib.aclosing(route.stream(key, text, method, (), pace_s=0)) as items:
+        return "".join([item async for item in items])
+
+
+def about(image: int, *, batch: bool = False, prompts: int = 1) -> RoutingKey:
+    return RoutingKey(f"{image * 0x9E3779B97F4A7C15 % 2**64:016x}", batch, prompts)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def total_asked(replicas: list[Replica]) -> int:
+    return sum(replica.asked for replica in replicas)
+
+
+def release(replicas: list[Replica]) -> None:
+    for replica in replicas:
+        replica.go.set()
+
+
+async def test_questions_about_an_image_stay_with_one_replica_and_images_spread_over_all() -> None:
+    async with pooled() as (pool, replicas, _):
+        release(replicas)
+        first = [await ask(pool, about(at)) for at in range(40)]
+        assert [await ask(pool, about(at), "and now?") for at in range(40)] == first
+        assert set(first) == {"0", "1"}
+
+
+async def test_full_pool_refuses_at_once_and_answers_what_it_took() -> None:
+    async with pooled() as (pool, replicas, _):
+        taken = [asyncio.ensure_future(ask(pool, about(at))) for at in range(2 * ROOM)]
+        await until(lambda: total_asked(replicas) == 2 * ROOM)
+        with pytest.raises(Overloaded) as refused:
+            await ask(pool, about(99))
+        assert (refused.value.status, refused.value.type, refused.value.code) == (429, "rate_limit_error", "overloaded")
+        release(replicas)
+        assert len(await asyncio.gather(*taken)) == 2 * ROOM
+        assert await ask(pool, about(99))
+
+
+async def test_batch_requests_leave_room_for_interactive_ones() -> None:
+    async with pooled(1) as (pool, replicas, _):
+        batch = [asyncio.ensure_future(ask(pool, about(at, batch=True))) for at in range(ROOM // 2)]
+        await until(lambda: replicas[0].asked == ROOM // 2)
+        with pytest.raises(Overloaded):
+            await ask(pool, about(99, batch=True))
+        interactive = asyncio.ensure_future(ask(pool, about(99)))
+        replicas[0].go.set()
+        assert await asyncio.gather(interactive, *batch) == ["0"] * (ROOM // 2 + 1)
+
+
+async def test_replica_that_fails_every_request_is_left_alone() -> None:
+    async with pooled(2, keeps_pictures=False) as (pool, replicas, _):
+        release(replicas)
+        replicas[0].fault = ModelError("The model's engine failed on this request.", code="engine_error")
+        for at in range(100):
+            with contextlib.suppress(ModelError):
+                await ask(pool, about(at))
+        asked = replicas[0].asked
+        assert asked == FAILURES
+        assert [await ask(pool, about(at)) for at in range(50)] == ["1"] * 50
+        assert replicas[0].asked == asked
+
+
+async def test_stream_without_an_item_is_an_error_of_the_replica() -> None:
+    class Silent(Replica):
+        async def answer(self) -> AsyncGenerator[str, None]:
+            self.asked += 1
+            for item in ():
+                yield item
+
+    async with pooled(0) as (pool, replicas, discovery):
+        replicas.append(Silent("silent"))
+        discovery.addresses.append(await replicas[0].start())
+        for _ in range(FAILURES):
+            with pytest.raises(ModelError, match="ended without a word"):
+                await ask(pool, about(1))
+        with pytest.raises(ModelError, match="left alone"):
+            await ask(pool, about(1))
+
+
+async def test_request_that_kills_twice_is_refused_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.routing.replicas.REFRESH_S", 0.01)
+    quarantine = Quarantine()
+    async with pooled(0) as (pool, replicas, discovery):
+
+        async def replace() -> Replica:
+            replicas.append(Replica(str(len(replicas))))
+            replicas[-1].go.set()
+            discovery.addresses.append(await replicas[-1].start())
+            return replicas[-1]
+
+        for _ in range(2):
+            replica = await replace()
+            replica.fault = ModelError("The model's engine died.", code="engine_dead")
+            async with asyncio.timeout(10):
+                while not replica.asked:
+                    await asyncio.sleep(0.001)
+                    with contextlib.suppress(ModelError):
+                        await ask(pool, about(1), "poison", quarantine=quarantine)
+            with pytest.raises(ModelError, match="started again"):  # it is dead: nobody else asks it, or is blamed
+                await ask(pool, about(1), "water", quarantine=quarantine)
+            assert replica.asked == 1
+        with pytest.raises(BadRequest, match="died 2 times"):
+            await ask(pool, about(1), "poison", quarantine=quarantine)
+        last = await replace()
+        async with asyncio.timeout(10):
+            while not last.asked:
+                await asyncio.sleep(0.001)
+                with contextlib.suppress(ModelError):
+                    assert await ask(pool, about(1), "water", quarantine=quarantine) == last.name
+
+
+@pytest.mark.parametrize(("planned", "code"), [(True, "model_starting"), (False, "engine_dead")])
+async def test_process_that_ends_fails_only_its_own_requests(planned: bool, code: str) -> None:
+    async with pooled() as (pool, replicas, _):
+        waiting = [asyncio.ensure_future(ask(pool, about(at))) for at in range(6)]
+        await until(lambda: total_asked(replicas) == 6)
+        hit = replicas[0].asked
+        await (replicas[0].server.stop() if planned else replicas[0].crash())
+        replicas[1].go.set()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        failed = [result for result in results if isinstance(result, ModelError)]
+        assert len(failed) == hit and {error.code for error in failed} <= {code}
+        assert results.count("1") == 6 - hit
+
+
+async def test_status_counts_requests_that_wait_and_those_that_run() -> None:
+    async with pooled(1) as (pool, replicas, _):
+        asking = [asyncio.ensure_future(ask(pool, about(at))) for at in range(2)]
+        await until(lambda: replicas[0].asked == 2)
+        assert (await pool.status(NAME)).asked == 2
+        replicas[0].go.set()
+        await asyncio.gather(*asking)
+        assert (await pool.status(NAME)).asked == 0
+
+
+# --- a model that sleeps ---
+
+
+async def test_sleeping_model_reports_it_and_is_woken_once() -> None:
+    async with pooled(0, autoscaling={"min_replicas": 0, "max_replicas": 1}) as (pool, _, discovery):
+        assert (await pool.status(NAME)).state == "asleep"
+        for _ in range(3):
+            with pytest.raises(ModelError, match="was asleep") as refused:
+                await ask(pool, about(1))
+            assert refused.value.code == "model_starting"
+        await until(lambda: discovery.woken == 1)
+        assert (await pool.status(NAME)).state == "starting"
+
+
+async def test_model_woken_by_another_gateway_answers_at_once() -> None:
+    async with pooled(0, autoscaling={"min_replicas": 0, "max_replicas": 1}) as (pool, replicas, discovery):
+        with pytest.raises(ModelError, match="was asleep"):
+            await ask(pool, about(1))
+        replicas.append(woken := Replica("woken"))
+        discovery.addresses.append(await woken.start())
+        woken.go.set()
+        assert await asyncio.gather(*(ask(pool, about(at)) for at in range(3))) == ["woken"] * 3
+
+
+# --- a replica that hangs ---
+
+
+class RayHandle:
+    """Serve's handle, which gathers answers as Ray 2.60 does: all of them, or none where one is late."""
+
+    def __init__(self, *answers: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        self.answers = answers
+
+    def broadcast(self, method: str) -> "RayHandle":
+        return self
+
+    async def results_async(self, *, timeout_s: float | None = None, return_exceptions: bool = False) -> list[Any]:
+        await asyncio.sleep(0)  # until the replicas are known
+        gathered = asyncio.gather(*(answer() for answer in self.answers), return_exceptions=return_exceptions)
+        return list(await asyncio.wait_for(gathered, timeout_s))
+
+
+def searching(handle: RayHandle, within_s: float = 60.0) -> Replicas:
+    discovery = ServeDiscovery(handle, within_s=within_s)
+    return Replicas(discovery.find, discovery.wake)
+
+
+async def hang() -> Address:
+    await asyncio.sleep(3600)
+    raise AssertionError
+
+
+async def fail() -> Address:
+    raise ConnectionError("dead")
+
+
+def answers(address: Address, after_s: float = 0.0) -> Callable[[], Coroutine[Any, Any, Address]]:
+    async def answer() -> Address:
+        await asyncio.sleep(after_s)
+        return address
+
+    return answer
+
+
+@pytest.mark.parametrize("others", [[hang], [hang, hang, fail], [fail], []])
+async def test_replica_that_hangs_hides_no_other(others: list[Any]) -> None:
+    async with pooled(2) as (_, _, discovery):
+        handle = RayHandle(*others, answers(discovery.addresses[0]), answers(discovery.addresses[1], 0.3))
+        replicas = searching(handle)
+        async with asyncio.timeout(20):
+            assert await replicas.available()
+            while len(await replicas.available()) < 2:
+                await asyncio.sleep(0.01)
+        replicas.close()
+
+
+async def test_replica_that_accepts_connections_and_sends_nothing_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve.rpc.connection.CONNECT_S", 60.0)
+
+    class Silent(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            accepted.append(transport)
+
+    accepted: list[Any] = []
+    silent = await asyncio.get_running_loop().create_server(Silent, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    async with pooled(1) as (pool, replicas, discovery):
+        replicas[0].go.set()
+        discovery.addresses.insert(0, Address("127.0.0.1", port, b"s" * 32))
+        async with asyncio.timeout(20):
+            assert await ask(pool, about(1)) == "0"
+        silent.close()
+        for transport in accepted:
+            transport.abort()
+
+
+async def test_later_replica_is_found_beside_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.routing.replicas.REFRESH_S", 0.01)
+    first, second = Replica("1"), Replica("2")
+    handle = RayHandle(hang, answers(await first.start()))
+    replicas = searching(handle, within_s=0.2)
+    async with asyncio.timeout(20):
+        while len(await replicas.available()) < 1:
+            await asyncio.sleep(0.01)
+        handle.answers = (*handle.answers, answers(await second.start()))
+        while len(await replicas.available()) < 2:
+            await asyncio.sleep(0.01)
+    replicas.close()
+    for replica in (first, second):
+        await replica.server.stop()
+    await asyncio.sleep(0.01)
+
+
+async def test_handle_that_raises_finds_nothing_and_the_search_goes_on() -> None:
+    class Unreachable(Exception):
+        pass
+
+    async def raise_unreachable() -> Address:
+        raise Unreachable
+
+    class Failing(RayHandle):
+        async def results_async(self, **_: Any) -> list[Any]:
+            raise Unreachable
+
+    addresses: list[Address] = []
+    await ServeDiscovery(Failing(), (Unreachable,)).find(addresses.append)
+    await ServeDiscovery(RayHandle(raise_unreachable), (Unreachable,)).find(addresses.append)
+    assert not addresses
+    with pytest.raises(Unreachable):
+        await ServeDiscovery(Failing()).find(addresses.append)
+
+
+# --- deaths, and ends that are none ---
+
+
+async def error_when(pool: Pool, replica: Replica, method: str, end: Callable[[Replica], Any]) -> ModelError:
+    """Return the error of a request that is being answered when `end` ends its replica."""
+    asking = asyncio.ensure_future(ask(pool, about(1), method=method))
+    await until(lambda: asking.done() or replica.server.answering())
+    await end(replica)
+    with pytest.raises(ModelError) as refused:
+        await asking
+    return refused.value
+
+
+async def drain(replica: Replica) -> None:
+    await replica.server.drain(0.05)
+    await replica.server.stop()
+
+
+async def stop(replica: Replica) -> None:
+    await replica.server.stop()
+
+
+async def expire_lease(replica: Replica) -> None:
+    """End as a replica does that has not heard of its gateway for too long."""
+    for session in list(replica.server.sessions):
+        session.last_heard -= 1000
+        session.check_lease()
+        session.check_lease()
+    await replica.server.stop()
+
+
+@pytest.mark.parametrize("end", [drain, stop, expire_lease])
+@pytest.mark.parametrize("method", ["answer", "begin"])
+async def test_planned_end_is_no_death(
+    end: Callable[[Replica], Any], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.routing.replicas.REFRESH_S", 0.01)
+    async with pooled(1) as (pool, replicas, discovery):
+        for _ in range(4):
+            error = await error_when(pool, replicas[-1], method, end)
+            assert error.code == "model_starting" and not isinstance(error, EngineDied)
+            replicas.append(Replica(str(len(replicas))))
+            discovery.addresses.append(await replicas[-1].start())
+            async with asyncio.timeout(20):
+                while not await pool._replicas.available():
+                    await asyncio.sleep(0.01)
+        replicas[-1].go.set()
+        assert await ask(pool, about(1)) == replicas[-1].name
+
+
+async def test_replica_given_up_for_its_silence_is_no_death() -> None:
+    quarantine = Quarantine()
+    async with pooled(1) as (pool, replicas, _):
+        asking = asyncio.ensure_future(ask(pool, about(1), quarantine=quarantine))
+        await until(lambda: replicas[0].asked)
+        (connection,) = await pool._replicas.available()
+        connection.last_heard -= 1000
+        pool._replicas._drop_lost()
+        with pytest.raises(ModelError) as refused:
+            await asking
+        assert refused.value.code == "model_starting" and quarantine.suspects == 0
+
+
+async def test_killed_process_is_a_death() -> None:
+    quarantine = Quarantine()
+    async with pooled(1) as (pool, replicas, _):
+        asking = asyncio.ensure_future(ask(pool, about(1), quarantine=quarantine))
+        await until(lambda: replicas[0].asked)
+        await replicas[0].crash()
+        with pytest.raises(EngineDied) as refused:
+            await asking
+        assert refused.value.code == "engine_dead" and quarantine.suspects == 1
+
+
+# --- an adapter that some replicas do not know ---
+
+
+@pytest.mark.parametrize("knowing", [0, 1, 2])
+async def test_adapter_requests_go_to_replicas_that_know_it(knowing: int) -> None:
+    async with pooled(3) as (pool, replicas, _):
+        release(replicas)
+        for replica in replicas[:knowing]:
+            replica.models.append("lora")
+        await pool._replicas.available()
+        async with asyncio.timeout(20):
+            for replica in replicas:
+                await replica.server.send_heartbeat()
+            while sum("lora" in replica.statuses for replica in await pool._replicas.available()) < knowing:
+                await asyncio.sleep(0.01)
+        status = await pool.status("lora")
+        assert (status.model, status.state) == ("lora", "ready" if knowing else "starting") and status.step
+        for at in range(20):
+            if knowing:
+                assert int(await ask(pool, about(at), model="lora")) < knowing
+            else:
+                with pytest.raises(ModelError) as refused:
+                    await ask(pool, about(at), model="lora")
+                assert refused.value.code == "model_starting"
+        assert {await ask(pool, about(at)) for at in range(60)} == {"0", "1", "2"}
+
+
+# --- requests of several prompts ---
+
+
+@pytest.mark.parametrize(("first", "second"), [(ROOM, 1), (1, ROOM), (ROOM - 1, 2)])
+async def test_request_of_several_prompts_takes_the_room_of_several(first: int, second: int) -> None:
+    async with pooled(1) as (pool, replicas, _):
+        taken = asyncio.ensure_future(ask(pool, about(1, prompts=first)))
+        await until(lambda: replicas[0].asked)
+        with pytest.raises(Overloaded):
+            await ask(pool, about(2, prompts=second))
+        if first + 1 <= ROOM:
+            fits = asyncio.ensure_future(ask(pool, about(3, prompts=ROOM - first)))
+            await until(lambda: replicas[0].asked == 2)
+            replicas[0].go.set()
+            assert await fits == "0"
+        replicas[0].go.set()
+        assert await taken == "0"
+        assert await ask(pool, about(2, prompts=second)) == "0"
+
+
+@pytest.mark.parametrize("batch", [False, True])
+async def test_request_larger_than_the_room_is_answered_by_an_idle_replica(batch: bool) -> None:
+    async with pooled(1) as (pool, replicas, _):
+        large = about(1, batch=batch, prompts=8 * ROOM)
+        asking = asyncio.ensure_future(ask(pool, large))
+        await until(lambda: replicas[0].asked)
+        with pytest.raises(Overloaded):
+            await ask(pool, about(2))
+        with pytest.raises(Overloaded, match="32 prompts at once only while it answers nothing else"):
+            await ask(pool, large)
+        replicas[0].go.set()
+        assert await asking == "0" and await ask(pool, about(2)) == "0"
+
+
+async def test_load_counts_prompts_when_a_replica_is_picked() -> None:
+    async with pooled(2, keeps_pictures=False) as (pool, replicas, _):
+        large = asyncio.ensure_future(ask(pool, about(1, prompts=ROOM - 1)))
+        await until(lambda: total_asked(replicas) == 1)
+        small = [asyncio.ensure_future(ask(pool, about(at))) for at in range(2, 4)]
+        await until(lambda: total_asked(replicas) == 3)
+        assert sorted(replica.asked for replica in replicas) == [1, 2]
+        release(replicas)
+        await asyncio.gather(large, *small)
