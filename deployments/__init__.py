@@ -1,4 +1,5 @@
 """Spreads `serve` over Ray. The only package that imports Ray.
 
-start (checks, one-machine Ray, progress) -> app.build -> Gateway -> Remote -> Replica -> serve.worker
+local/start -> app.build -> Gateway (server/: its HTTP port) -> routing/ (Remote, Pool, Replicas) -> Replica
+-> serve.worker
 """

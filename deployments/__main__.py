@@ -1,4 +1,4 @@
-"""`python -m deployments`: serves on this machine until it is interrupted. `diptych serve` becomes this process."""
+"""Serves on this machine until it is interrupted: `python -m deployments`, which `diptych serve` becomes."""
 
 import sys
 

@@ -40,12 +40,15 @@ def application(
         for name, entry in args.engines().items():
             adapters = args.adapters(name)
             options = _options(name, entry, _version(entry, adapters))
-            config = {"wait": True} if name in wait_for else None
-            replicas[name] = ray.serve.deployment(Replica).options(**options, user_config=config).bind(entry, adapters)
+            wait = {"wait": True} if name in wait_for else None
+            replicas[name] = ray.serve.deployment(Replica).options(**options, user_config=wait).bind(entry, adapters)
     listen = gateway_args.gateway.listen
     gateway = ray.serve.deployment(Gateway).options(
         **_options("gateway", gateway_args.gateway, _digest(listen and listen.model_dump())),
-        user_config={"args": gateway_args.model_dump(mode="json", exclude_unset=True), "read": time.time()},
+        user_config={
+            "args": gateway_args.model_dump(mode="json", by_alias=True, exclude_unset=True),
+            "read": time.time(),
+        },
     )
     return gateway.bind(gateway_args, replicas)
 

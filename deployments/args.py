@@ -1,6 +1,7 @@
-"""What a Serve config says of this application: which models, how many, where. What a model is stands in `serve`."""
+"""Defines the schema of a Serve config's `args`: which models, how many, where, and how the gateway serves them."""
 
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -15,31 +16,31 @@ from serve.fetch.policy import Policy
 from serve.models import MODELS
 from serve.models.base import Checkpoint, Model
 from serve.models.own import Lora, Own, lora, own
-from serve.wire.guard import Access, Way
-from serve.wire.keys import Keys, parsed
-from serve.wire.limits import MAX_BODY, Limits
+from serve.wire.authentication import Access, Requires
+from serve.wire.keys import Keys, parse_entries
+from serve.wire.limits import MAX_BODY_MB, Limits
 from serve.wire.sites import is_loopback
 
 log = logging.getLogger(__name__)
 
 KEYS = "DIPTYCH_API_KEYS"
-"""name:sha256:HEX entries with commas between, in the gateway's environment; besides those of keys_file."""
+"""Environment variable of the gateway: entries name:sha256:HEX with commas between, beside those of keys_file."""
 
 
 class Placement(BaseModel):
-    """How many copies of a deployment, and what each takes."""
+    """Number of replicas of a deployment, and the resources of each."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     replicas: int = Field(default=1, ge=1)
     autoscaling: Scaling | None = Field(default=None, description="In place of `replicas`: as many as are needed.")
-    drain_s: float = Field(default=8, ge=0, description="What it has left to finish, once it is told to stop.")
+    drain_s: float = Field(default=8, ge=0, description="Seconds to finish what it has begun, once stopped.")
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     resources: dict[str, float] = {}
     surge: bool | None = Field(
         default=None,
-        description="When it changes: start the new copy before the old one ends, which takes room for both. "
+        description="When it changes: start the new replica before the old one ends, which takes room for both. "
         "Left out: where it takes no GPU.",
     )
     max_ongoing_requests: int = Field(
@@ -48,36 +49,37 @@ class Placement(BaseModel):
 
     @property
     def sleeps(self) -> bool:
-        """Whether its last copy ends where nobody asks."""
+        """True where Serve stops the last replica of a model that nobody asks."""
         return self.autoscaling is not None and self.autoscaling.min_replicas == 0
 
     @property
     def surges(self) -> bool:
-        """Whether a changed copy is started before the old one ends."""
+        """True where a changed replica is started before the old one ends."""
         return self.num_gpus == 0 if self.surge is None else self.surge
 
     @property
     def max_replicas(self) -> int:
-        """The number of copies at its highest."""
+        """The most replicas at a time."""
         return self.replicas if self.autoscaling is None else self.autoscaling.max_replicas
 
 
 class ModelPlacement(Placement):
     """A model with an engine of its own.
 
-    engine: vLLM arguments of this place, which win over the family's. keeps_pictures: of several replicas, the same one
-    gets all questions about a picture, as long as it is not crowded. simulate: FakeEngine's arguments; the model then
-    speaks without weights, for rehearsing a cluster. engine_metrics: vLLM's own, exported by Ray as ray_vllm_*.
+    engine_args (`engine` in YAML): vLLM arguments of this deployment, which win over the family's. keeps_pictures: of
+    several replicas, the same one gets all questions about an image, unless it is crowded. simulate: FakeEngine's
+    arguments; the model then answers without weights, for rehearsing a cluster. engine_metrics: export vLLM's own
+    metrics through Ray, as ray_vllm_*.
     """
 
-    engine: dict[str, Any] = {}
+    engine_args: dict[str, Any] = Field(default={}, alias="engine")
     keeps_pictures: bool = True
     simulate: dict[str, Any] | None = None
     engine_metrics: bool = False
 
 
 class ModelArgs(ModelPlacement):
-    """A known model. Name alone is enough. checkpoint: a folder or hub id instead of the card's own."""
+    """A model of the catalogue. A name is enough. checkpoint: a folder or hub id in place of the catalogue's."""
 
     name: str
     checkpoint: str | None = None
@@ -95,14 +97,14 @@ class ModelArgs(ModelPlacement):
         return name
 
     def model(self) -> Model:
-        """The catalogue's, with this place's weight and checkpoint."""
+        """Return the catalogue's model with this entry's weight and checkpoint."""
         known = MODELS[self.name]
         weight = known.weight if self.weight is None else self.weight
         if self.checkpoint is None:
-            made = dataclasses.replace(known.checkpoint, revision=self.revision or known.checkpoint.revision)
+            checkpoint = dataclasses.replace(known.checkpoint, revision=self.revision or known.checkpoint.revision)
         else:
-            made = Checkpoint(self.checkpoint, self.revision, expect=kind(known.checkpoint.expect))
-        return dataclasses.replace(known, weight=weight, checkpoint=made)
+            checkpoint = Checkpoint(self.checkpoint, self.revision, expect=kind(known.checkpoint.expect))
+        return dataclasses.replace(known, weight=weight, checkpoint=checkpoint)
 
 
 class OwnArgs(Own, ModelPlacement):
@@ -113,26 +115,26 @@ class OwnArgs(Own, ModelPlacement):
 
 
 class LoraArgs(Lora):
-    """A LoRA adapter. It is placed where its base is."""
+    """A LoRA adapter. It runs in its base's replicas."""
 
 
-SORTS = ("known", "own", "adapter")
+ENTRY_TAGS = ("known", "own", "adapter")
 
 
-def _sort_of(value: Any) -> str:
-    """Which of the three an entry is, by the field that only it has."""
-    given = value if isinstance(value, Mapping) else vars(value) if isinstance(value, BaseModel) else {}
-    return "adapter" if {"base", "adapter"} & given.keys() else "own" if "like" in given else "known"
+def _entry_tag(value: Any) -> str:
+    """Return which of ENTRY_TAGS an entry has, by the field that only such an entry has."""
+    fields = value if isinstance(value, Mapping) else vars(value) if isinstance(value, BaseModel) else {}
+    return "adapter" if {"base", "adapter"} & fields.keys() else "own" if "like" in fields else "known"
 
 
 Entry = Annotated[
     Annotated[ModelArgs, Tag("known")] | Annotated[OwnArgs, Tag("own")] | Annotated[LoraArgs, Tag("adapter")],
-    Discriminator(_sort_of),
+    Discriminator(_entry_tag),
 ]
 
 
 class Listen(BaseModel):
-    """A port that gateways open by themselves."""
+    """A port that gateways open themselves."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -141,28 +143,32 @@ class Listen(BaseModel):
 
 
 class GatewayArgs(Placement):
-    """The front: no torch, no engine, little memory. How it is kept from strangers: README.md, "Security"."""
+    """The gateway: HTTP, routing and merging, without torch or an engine. See README.md, "Security"."""
 
     num_cpus: float = Field(default=0.5, ge=0)
-    images: Policy = Field(default=Policy(), description="Which pictures it fetches by their URLs.")
-    listen: Listen | None = Field(default=None, description="A port past Serve's own ingress, whose proxy costs time.")
+    images: Policy = Field(default=Policy(), description="Which images it fetches by their URLs.")
+    listen: Listen | None = Field(
+        default=None, description="A port of its own: the proxy of Serve's ingress costs time."
+    )
     memory_mb: int | None = Field(
         default=None,
         ge=128,
         description="What its requests may hold together: bodies, files, pixels. Left out: 60 % of its container's "
         "memory, or an eighth of the machine's.",
     )
-    max_body_mb: int = Field(default=MAX_BODY // 2**20, ge=1, description="The largest request that is read.")
-    body_timeout_s: float = Field(default=Limits.body_s, gt=0, description="In which a request's body must arrive.")
-    head_timeout_s: float = Field(default=Limits.head_s, gt=0, description="The same for its headers, with `listen`.")
+    max_body_mb: int = Field(default=MAX_BODY_MB, ge=1, description="The largest request that is read.")
+    body_timeout_s: float = Field(default=Limits.body_timeout_s, gt=0, description="For a request's body to arrive.")
+    head_timeout_s: float = Field(default=Limits.head_timeout_s, gt=0, description="For its headers, with `listen`.")
     leave_s: float = Field(
         default=0,
         ge=0,
-        description="How long one that is stopped tells /health so, and answers all the same, before it takes nothing "
-        "new: in which balancers before it turn to others. A new one counts as started so long after it answers.",
+        description="Seconds in which a gateway that is stopped reports it at /health and still answers, so that load "
+        "balancers turn to others. A new one counts as started that long after it answers.",
     )
     write_timeout_s: float = Field(
-        default=Limits.write_s, gt=0, description="In which a client takes what is written for it, with `listen`."
+        default=Limits.write_timeout_s,
+        gt=0,
+        description="For a client to take what is written for it, with `listen`.",
     )
     keys_file: Path | None = Field(
         default=None,
@@ -174,8 +180,8 @@ class GatewayArgs(Placement):
         description="A line for each request in DIPTYCH_LOG: route, status, time, key; never its content.",
     )
     metrics: Literal["key", "open", "closed"] = Field(default="key", description="Who may read /metrics.")
-    ready: Way = Field(default="key", description="Who may read /ready.")
-    page: Way = Field(default="key", description="Who may load the page; what it asks needs a key all the same.")
+    ready: Requires = Field(default="key", description="Who may read /ready.")
+    page: Requires = Field(default="key", description="Who may load the page; what it asks needs a key all the same.")
     requests_per_minute: int | None = Field(default=None, ge=1, description="Of each key, in each gateway.")
     requests_at_once: int | None = Field(default=None, ge=1, description="Of each key, in each gateway.")
     hosts: list[str] = Field(
@@ -191,25 +197,25 @@ class GatewayArgs(Placement):
     cors: list[str] = Field(default=[], description="Origins whose pages may call: https://app.example.com, or *.")
 
     def asks_for_keys(self) -> bool:
-        """Whether keys are configured here, or in this process's environment."""
+        """Return whether keys are configured here, or in this process's environment."""
         return self.keys_file is not None or KEYS in os.environ
 
     def limits(self) -> Limits:
-        """What the edge holds requests to."""
+        """Return the limits on each request."""
         return Limits(
-            body=self.max_body_mb * 2**20,
-            body_s=self.body_timeout_s,
-            head_s=self.head_timeout_s,
-            write_s=self.write_timeout_s,
+            max_body_mb=self.max_body_mb,
+            body_timeout_s=self.body_timeout_s,
+            head_timeout_s=self.head_timeout_s,
+            write_timeout_s=self.write_timeout_s,
         )
 
     def access(self) -> Access:
-        """Who may come in, with the keys read now. Raises ValueError or OSError where keys are wanted but not there."""
+        """Read the keys and return who may ask. Raises ValueError or OSError where keys are configured but missing."""
         keys = None
         if self.asks_for_keys():
-            entries = parsed(os.environ.get(KEYS, ""))
+            entries = parse_entries(os.environ.get(KEYS, ""))
             if self.keys_file is not None:
-                entries += parsed(self.keys_file.read_text(encoding="utf-8"))
+                entries += parse_entries(self.keys_file.read_text(encoding="utf-8"))
             keys = Keys(entries, may_be_none=self.keys_file is not None)
             if not entries:
                 log.warning("There is no key in %s: nobody is let in, and only /health answers.", self.keys_file)
@@ -222,14 +228,14 @@ class GatewayArgs(Placement):
             metrics=self.metrics,
             ready=self.ready,
             page=self.page,
-            per_minute=self.requests_per_minute,
-            at_once=self.requests_at_once,
+            requests_per_minute=self.requests_per_minute,
+            requests_at_once=self.requests_at_once,
             hosts=self._hosts(),
-            salted=self.salt_caches,
+            salt_caches=self.salt_caches,
         )
 
     def warning(self) -> str | None:
-        """What its operator should hear at the start: that whoever reaches it may use it."""
+        """Return a warning for the operator where anybody who can reach the gateway may use it."""
         if self.listen is None or self.asks_for_keys() or is_loopback(self.listen.host):
             return None
         return (
@@ -239,7 +245,7 @@ class GatewayArgs(Placement):
         )
 
     def _hosts(self) -> frozenset[str] | None:
-        """The names it answers to beside this machine's own; None where any will do."""
+        """Return the host names it answers to beside this machine's own; None for any."""
         local = self.listen is not None and is_loopback(self.listen.host) and not self.asks_for_keys()
         return frozenset(self.hosts) if self.hosts or local else None
 
@@ -263,42 +269,28 @@ class Args(BaseModel):
     @model_validator(mode="after")
     def _each_once(self) -> "Args":
         names = [model.name for model in self.models]
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise ValueError(f"Named twice: {', '.join(sorted(twice))}.")
+        repeated = {name for name in names if names.count(name) > 1}
+        if repeated:
+            raise ValueError(f"Named twice: {', '.join(sorted(repeated))}.")
         order = list(MODELS)
         self.models.sort(key=lambda entry: order.index(entry.name) if entry.name in MODELS else len(order))
-        self.built()
+        _ = self.models_by_name  # raises where an adapter does not go with its base
         return self
 
-    def engines(self) -> dict[str, "ModelArgs | OwnArgs"]:
-        """The models with an engine of their own, by name."""
-        return {entry.name: entry for entry in self.models if not isinstance(entry, LoraArgs)}
+    @functools.cached_property
+    def models_by_name(self) -> dict[str, Model]:
+        """Every model in the order of all that is returned: the catalogue's, then one's own as written.
 
-    def simulated_gpus(self) -> float | None:
-        """GPUs that nothing real asks for: where all engines are simulated, so are their GPUs. None: real ones."""
-        engines = list(self.engines().values())
-        if any(one.simulate is None for one in engines):
-            return None
-        return sum(one.num_gpus * one.max_replicas for one in engines)
-
-    def adapters(self, base: str) -> list[LoraArgs]:
-        """The LoRA adapters that share this base's engine."""
-        return [entry for entry in self.models if isinstance(entry, LoraArgs) and entry.base == base]
-
-    def built(self) -> dict[str, Model]:
-        """Every model, in the order of everything that is returned: the catalogue's, then one's own as written.
-
-        Raises ValueError naming an adapter that does not go with its base.
+        Built once in a process. Raises ValueError naming an adapter that does not go with its base.
         """
         bases = {name: entry.model() for name, entry in self.engines().items()}
-        found = {}
+        models = {}
         for entry in self.models:
             if not isinstance(entry, LoraArgs):
-                found[entry.name] = bases[entry.name]
+                models[entry.name] = bases[entry.name]
             elif entry.base in bases:
                 try:
-                    found[entry.name] = lora(entry, bases[entry.base])
+                    models[entry.name] = lora(entry, bases[entry.base])
                 except ValueError as error:
                     raise ValueError(f"{entry.name}: {error}") from None
             else:
@@ -306,4 +298,25 @@ class Args(BaseModel):
                     f"{entry.name}: base: {entry.base!r} is not served here with an engine of its own. "
                     f"Served: {', '.join(bases) or 'none'}."
                 )
-        return found
+        return models
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leave the models out of a pickle: they hold functions, and another process builds its own."""
+        state = super().__getstate__()
+        fields = {name: value for name, value in state["__dict__"].items() if name != "models_by_name"}
+        return {**state, "__dict__": fields}
+
+    def engines(self) -> dict[str, "ModelArgs | OwnArgs"]:
+        """Return the entries of models with an engine of their own, by name."""
+        return {entry.name: entry for entry in self.models if not isinstance(entry, LoraArgs)}
+
+    def simulated_gpus(self) -> float | None:
+        """Return the number of GPUs to simulate, where every engine is simulated; else None, for the real ones."""
+        entries = list(self.engines().values())
+        if any(entry.simulate is None for entry in entries):
+            return None
+        return sum(entry.num_gpus * entry.max_replicas for entry in entries)
+
+    def adapters(self, base: str) -> list[LoraArgs]:
+        """Return the LoRA adapters that share this base's engine."""
+        return [entry for entry in self.models if isinstance(entry, LoraArgs) and entry.base == base]

@@ -1,15 +1,15 @@
-"""How many replicas of a model there should be. Serve asks: it cannot count the requests that go past its handles."""
+"""Decides how many replicas a model should have, for Serve, which cannot count requests that bypass its handles."""
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ONGOING = "ongoing"
-"""The name under which a replica tells how many answers it owes, those that wait in its engine's queue among them."""
+"""The metric in which a replica reports its unfinished requests, those in its engine's queue among them."""
 
 
 class Scaling(BaseModel):
-    """The part of Serve's autoscaling_config that means something here; Serve applies bounds, delays and factors."""
+    """The part of Serve's autoscaling_config that has an effect here; Serve applies bounds, delays and factors."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -18,10 +18,10 @@ class Scaling(BaseModel):
     )
     max_replicas: int = Field(ge=1)
     initial_replicas: int | None = Field(default=None, ge=0)
-    # Serve's own 2 is for replicas that answer one request after the other. vLLM batches: below a batch, the sum of its
-    # running and waiting requests says little.
-    target_ongoing_requests: float = Field(default=32, gt=0, description="Answers that a replica should owe.")
-    look_back_period_s: float = Field(default=20, gt=10, description="What is averaged over.")
+    # Serve's default, 2, is for replicas that answer one request after the other. vLLM batches: below a batch, the sum
+    # of its running and waiting requests says little.
+    target_ongoing_requests: float = Field(default=32, gt=0, description="Unfinished requests per replica to aim at.")
+    look_back_period_s: float = Field(default=20, gt=10, description="Seconds to average over.")
     upscale_delay_s: float = Field(default=10, ge=0)
     downscale_delay_s: float = Field(default=600, ge=0)
     downscale_to_zero_delay_s: float | None = Field(default=None, ge=0)
@@ -35,17 +35,17 @@ class Scaling(BaseModel):
         return self
 
     def config(self) -> dict[str, Any]:
-        """Serve's autoscaling_config."""
+        """Return Serve's autoscaling_config."""
         return {**self.model_dump(exclude_none=True), "policy": {"policy_function": f"{__name__}:by_queue"}}
 
 
 def by_queue(context: Any) -> tuple[float, dict[str, Any]]:
-    """So many replicas (Serve rounds up) that each owes `target_ongoing_requests` answers.
+    """Return the number of replicas (Serve rounds up) at which each has `target_ongoing_requests`, and no state.
 
-    Called by Serve's controller with its AutoscalingContext. With no replica there it does not ask, but starts one for
-    whoever waits at its handle: Pool knocks there.
+    Called by Serve's controller with its AutoscalingContext. Where there is no replica Serve does not call it, but
+    starts one for a call that waits at its handle, which `Replicas.wake` makes.
     """
-    told = (context.aggregated_metrics or {}).get(ONGOING, {})
-    if len(told) < context.current_num_replicas:  # some have just started: until they tell, nothing changes
+    reports = (context.aggregated_metrics or {}).get(ONGOING, {})
+    if len(reports) < context.current_num_replicas:  # some have just started: until they report, nothing changes
         return float(context.target_num_replicas), {}
-    return sum(told.values()) / context.config.get_target_ongoing_requests(), {}
+    return sum(reports.values()) / context.config.get_target_ongoing_requests(), {}

@@ -1,4 +1,4 @@
-"""Which config to serve: a file, or one made for the models that are named."""
+"""Reads the config to serve, from a file or from names of models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deployments.args import SORTS, Args
+from deployments.args import ENTRY_TAGS, Args
 
 HERE = Path(__file__).parent
 APP = "deployments.app:build"
@@ -15,11 +15,11 @@ QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
 class Refused(Exception):
-    """Why it does not start, in one sentence for a person."""
+    """Serving is refused. Its message is one sentence for a person."""
 
 
 class Config(BaseModel):
-    """The part of a Serve config that one machine needs. The whole of it is for `serve deploy` and RayService."""
+    """The part of a Serve config that one machine needs; `serve deploy` and RayService read all of it."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -30,7 +30,7 @@ class Config(BaseModel):
 
 
 def read(file: Path) -> Config:
-    """A Serve config file with one application, ours. Raises Refused."""
+    """Read a Serve config file with one application, ours. Raises Refused."""
     try:
         text = file.read_text()
     except OSError as error:
@@ -39,16 +39,16 @@ def read(file: Path) -> Config:
 
 
 def read_text(text: str, source: str) -> Config:
-    """The same of its words. source: how a refusal calls it."""
+    """Read a config from YAML text. source: its name in error messages. Raises Refused."""
     try:
         whole = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise Refused(f"The config {source} is not YAML: {' '.join(str(error).split())}") from None
-    ours = [a for a in _items(whole, "applications") if isinstance(a, dict) and a.get("import_path") == APP]
+    ours = [app for app in _items(whole, "applications") if isinstance(app, dict) and app.get("import_path") == APP]
     if len(ours) != 1:
         raise Refused(f"The config {source} needs one application with import_path {APP}.")
     http = whole.get("http_options") or {}
-    return _checked(
+    return _validated(
         source,
         args=ours[0].get("args") or {},
         logging={**QUIET, **(whole.get("logging_config") or {})},
@@ -56,14 +56,14 @@ def read_text(text: str, source: str) -> Config:
     )
 
 
-def of(models: Sequence[str], gpus: float = 0) -> Config:
-    """A config for these models, each with so many GPUs, or so much of one. Raises Refused."""
+def for_models(models: Sequence[str], gpus: float = 0) -> Config:
+    """Return a config for these models. gpus: for each, 0.5 is half of one. Raises Refused."""
     engine = {"gpu_memory_utilization": round(0.9 * gpus, 3)} if 0 < gpus < 1 else {}
-    placed = [{"name": name, "num_gpus": gpus, "engine": engine} for name in models]
-    return _checked("--models", logging=QUIET, args={"models": placed})
+    entries = [{"name": name, "num_gpus": gpus, "engine": engine} for name in models]
+    return _validated("--models", logging=QUIET, args={"models": entries})
 
 
-def _checked(source: str, **values: Any) -> Config:
+def _validated(source: str, **values: Any) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -71,21 +71,21 @@ def _checked(source: str, **values: Any) -> Config:
 
 
 def _sentence(error: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """What is wrong, naming the model's entry and its field."""
-    said = str(error.get("ctx", {}).get("error") or error["msg"]).rstrip(".") + "."
+    """Return what is wrong in one sentence that names the model's entry and its field."""
+    problem = str(error.get("ctx", {}).get("error") or error["msg"]).rstrip(".") + "."
     if error["type"] == "extra_forbidden":
-        said = "there is no such field."
+        problem = "there is no such field."
     place = [part for part in error["loc"] if part != "args"]
-    if len(place) > 2 and place[2] in SORTS:
-        del place[2]  # pydantic's word for which of the three sorts of entry it took this one for
+    if len(place) > 2 and place[2] in ENTRY_TAGS:
+        del place[2]  # pydantic names the kind of entry that it took this one for
     entries = values["args"].get("models") if isinstance(values["args"], Mapping) else None
     if place[:1] == ["models"] and len(place) > 1 and isinstance(entries, list):
         entry = entries[int(place[1])]
         name = entry.get("name") if isinstance(entry, Mapping) else entry
         place = [f"models.{place[1]}" + (f" ({name})" if name else ""), *place[2:]]
-    return " ".join(": ".join([*map(str, place), said]).split())  # a name may hold line ends, U+0085 among them
+    return " ".join(": ".join([*map(str, place), problem]).split())  # a name may hold line breaks, U+0085 among them
 
 
 def _items(whole: Any, key: str) -> list[Any]:
-    found = whole.get(key) if isinstance(whole, dict) else None
-    return found if isinstance(found, list) else []
+    items = whole.get(key) if isinstance(whole, dict) else None
+    return items if isinstance(items, list) else []

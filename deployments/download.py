@@ -1,4 +1,4 @@
-"""`python -m deployments.download`: every checkpoint of a Serve config onto this machine, before it serves."""
+"""Downloads every checkpoint of a Serve config: `python -m deployments.download --config FILE`."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from serve.errors import ModelError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: all is here; 1: something is not, with a sentence about each on stderr; the others are here all the same."""
+    """Return 0 where every checkpoint is here, 1 where some are not, with a sentence about each of them on stderr."""
     parser = argparse.ArgumentParser("deployments.download", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     try:
@@ -23,12 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     loras = {entry.name for entry in args.models if isinstance(entry, LoraArgs)}
     missing = 0
-    for name, model in args.built().items():
-        one = model.checkpoint
-        check = adapters.whole if name in loras else None
+    for name, model in args.models_by_name.items():
+        checkpoint = model.checkpoint
         try:
             folder = locate(
-                one.hub, one.revision, gated=one.gated, check=check, progress=lambda words: print(f"  {words}")
+                checkpoint.hub,
+                checkpoint.revision,
+                gated=checkpoint.gated,
+                check=adapters.whole if name in loras else None,
+                progress=lambda line: print(f"  {line}"),
             )
             print(f"{name}: {folder}", flush=True)
         except ModelError as error:

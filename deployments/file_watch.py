@@ -1,4 +1,4 @@
-"""Looks at a file again and again, and acts when it changes: a mounted Secret changes under a process."""
+"""Watches a file by polling it, and acts when it changes, as a mounted Secret does under a running process."""
 
 import asyncio
 import contextlib
@@ -10,17 +10,17 @@ log = logging.getLogger(__name__)
 
 
 async def watch(file: Callable[[], Path | None], act: Callable[[], None], every_s: float) -> None:
-    """Call `act` whenever the content of `file()` changes, or the file goes or comes; never ends by itself.
+    """Call `act` whenever the content of `file()` changes, or the file appears or vanishes; never return.
 
     Whatever `act` raises is logged, and watching goes on.
     """
-    seen = await asyncio.to_thread(_content, file())
+    content = await asyncio.to_thread(_content, file())
     while True:
         await asyncio.sleep(every_s)
         now = await asyncio.to_thread(_content, file())
-        if now == seen:
+        if now == content:
             continue
-        seen = now
+        content = now
         try:
             act()
         except Exception:

@@ -1,4 +1,4 @@
-"""The gateway: the HTTP server's process, with a route to every model."""
+"""Runs the gateway: a process with the HTTP app, and a route to every model."""
 
 import asyncio
 import logging
@@ -29,8 +29,8 @@ from serve.loop_lag import LoopLag
 from serve.media import processes
 from serve.media.budget import Budget, give_back_large_blocks
 from serve.router import Router
-from serve.wire.meters import Meters
-from serve.wire.shares import Shares
+from serve.wire.metrics import Metrics
+from serve.wire.rate_limiter import RateLimiter
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class SwappableApp:
 
 @ray.serve.ingress()
 class Gateway:
-    """The HTTP server's process. It imports neither torch nor vLLM: it starts in a second and takes little memory.
+    """A process that serves the HTTP app, without torch or vLLM: it starts in a second and takes little memory.
 
     A new config does not restart it (`reconfigure`): what has begun goes on by the old one, new requests by the new.
     """
@@ -74,8 +74,8 @@ class Gateway:
         self._budget = Budget.of_this_process(args.gateway.memory_mb)
         self._lag = LoopLag()
         self._lag.start()
-        self._meters, self._shares = Meters(), Shares()
-        self._meters.watch(lag=self._lag)
+        self._metrics, self._rate_limiter = Metrics(), RateLimiter()
+        self._metrics.watch(lag=self._lag)
         self._args = args
         self._app = SwappableApp(self._create_app(args))
         listen = args.gateway.listen
@@ -142,7 +142,7 @@ class Gateway:
             self._quarantines.pop(name, None)
         pools = {name: self._pool(name, entry) for name, entry in engines.items()}
         routes = []
-        for name, model in args.built().items():
+        for name, model in args.models_by_name.items():
             engine = bases.get(name, name)
             routes.append(Remote(model, pools[engine], self._quarantines[engine]))
         gateway = args.gateway
@@ -150,10 +150,10 @@ class Gateway:
             Router(routes),
             limits=gateway.limits(),
             access=access,
-            origins=gateway.cors,
+            cors=gateway.cors,
             fetcher=Fetcher(gateway.images),
-            meters=self._meters,
-            shares=self._shares,
+            metrics=self._metrics,
+            rate_limiter=self._rate_limiter,
             budget=self._budget,
         )
 

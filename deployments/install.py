@@ -91,7 +91,7 @@ def install(venv: Path, device: str, dev: bool) -> None:
 
 
 def torch(pip: Pip) -> None:
-    """The CPU builds of torch and torchvision, from the nearest source that has them."""
+    """Install the CPU builds of torch and torchvision from the nearest source that has them."""
     if pip.tries("torch", "--no-deps", TORCH):
         if pip.tries("torchvision", "--no-deps", TORCHVISION):
             return
@@ -102,71 +102,71 @@ def torch(pip: Pip) -> None:
 
 
 class Pip:
-    """pip of one environment; what it says goes to a file."""
+    """Runs the pip of one environment; its output goes to a file."""
 
     def __init__(self, venv: Path) -> None:
         self.python = venv / "bin" / "python"
         self.log = venv / "install.log"
 
-    def tries(self, what: str, *words: str) -> bool:
-        """Whether `pip install` succeeded; a source that does not have it is no fault."""
+    def tries(self, what: str, *arguments: str) -> bool:
+        """Run `pip install` and return whether it succeeded: a source that lacks a package is no error."""
         print(f"  {what}", flush=True)
         command = [str(self.python), "-m", "pip", "install", "--retries", "1", "--timeout", "30"]
         with self.log.open("ab") as log:
             self.began = log.tell()
-            return subprocess.call([*command, *words], stdout=log, stderr=subprocess.STDOUT, cwd=str(ROOT)) == 0
+            return subprocess.call([*command, *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=str(ROOT)) == 0
 
-    def install(self, what: str, *words: str) -> None:
-        """`pip install`. Raises Refused with what to do."""
-        if not self.tries(what, *words):
+    def install(self, what: str, *arguments: str) -> None:
+        """Run `pip install`. Raises Refused with what to do."""
+        if not self.tries(what, *arguments):
             raise Refused(reason(what, self.log.read_bytes()[self.began :].decode(errors="replace"), self.log))
 
 
 class Stamp:
-    """Says in the environment that a lock, as it now stands, is installed there."""
+    """A file in the environment that records which version of a lock is installed there."""
 
     def __init__(self, venv: Path, name: str, lock: Path) -> None:
         self.file = venv / f"installed-{name}"
-        self.mark = hashlib.sha256(lock.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+        self.digest = hashlib.sha256(lock.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
 
     def holds(self) -> bool:
-        return self.file.exists() and self.file.read_text() == self.mark
+        return self.file.exists() and self.file.read_text() == self.digest
 
     def set(self) -> None:
-        self.file.write_text(self.mark)
+        self.file.write_text(self.digest)
 
 
-def reason(what: str, said: str, log: Path) -> str:
-    """pip's many lines as one sentence."""
-    if "No space left on device" in said:
+def reason(what: str, output: str, log: Path) -> str:
+    """Return why pip failed, from its output, in one sentence."""
+    if "No space left on device" in output:
         return f"The disk is full: {what} could not be installed. Free some space and run it again."
-    if any(sign in said for sign in OUT_OF_REACH):
+    if any(sign in output for sign in OUT_OF_REACH):
         return (
             f"pip cannot reach its package index, so {what} could not be installed. Check the network, or tell pip of "
             f"a mirror (PIP_INDEX_URL), and run it again. Details: {show(log)}"
         )
-    if "THESE PACKAGES DO NOT MATCH THE HASHES" in said:
+    if "THESE PACKAGES DO NOT MATCH THE HASHES" in output:
         return f"A downloaded file is not the one that was locked: {what} was not installed. Details: {show(log)}"
-    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
+    errors = [line for line in output.splitlines() if line.startswith("ERROR:")]
     return f"{what} could not be installed: {errors[0][7:] if errors else 'pip failed'}. Details: {show(log)}"
 
 
 def make(venv: Path) -> None:
-    """An empty environment, if there is none or a broken one."""
+    """Create an empty environment where there is none or a broken one."""
     python = venv / "bin" / "python"
     if python.exists() and quiet(str(python), "-m", "pip", "--version"):
         return
-    made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True)
-    if made.returncode != 0:
+    created = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True)
+    if created.returncode != 0:
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         raise Refused(
             f"Python's venv module is incomplete here. On Debian or Ubuntu: apt install python{version}-venv. "
-            f"({' '.join((made.stdout + made.stderr).split())[:200]})"
+            f"({' '.join((created.stdout + created.stderr).split())[:200]})"
         )
 
 
 def check_machine(device: str) -> None:
-    """Raises Refused when the machine lacks what engines want as they start, which pip does not bring.
+    """Raise Refused where the machine lacks what engines need when they start, and pip does not install.
 
     torch.compile builds C++ for a CPU and Triton C for a GPU, each a module of Python's; vLLM's CPU kernels link
     libnuma. Without one of them an engine is installed, and dies when it warms up.
@@ -194,20 +194,20 @@ def has_library(name: str) -> bool:
 
 
 def check_disk(venv: Path, wanted_gb: int) -> None:
-    """Raises Refused when the installation would not fit."""
+    """Raise Refused where the installation would not fit."""
     free = shutil.disk_usage(str(venv.parent)).free / 1e9
     if free < wanted_gb:
         raise Refused(f"Too little disk: {wanted_gb} GB wanted in {show(venv.parent)}, {free:.1f} GB free.")
 
 
 def other_python() -> str | None:
-    """A Python to use instead of this one; None when this one will do. Raises Refused when there is none."""
+    """Return a Python to use in place of this one; None where this one will do. Raises Refused where there is none."""
     if OLDEST <= sys.version_info[:2] <= NEWEST:
         return None
     for minor in range(OLDEST[1], NEWEST[1] + 1):
-        found = shutil.which(f"python3.{minor}")
-        if found and quiet(found, "-c", ""):
-            return found
+        python = shutil.which(f"python3.{minor}")
+        if python and quiet(python, "-c", ""):
+            return python
     raise Refused(
         f"Python 3.{OLDEST[1]} to 3.{NEWEST[1]} is needed, and this is {platform.python_version()}. "
         "Install one, or name it: make PYTHON=/path/to/python3.11 serve"
@@ -215,7 +215,7 @@ def other_python() -> str | None:
 
 
 def found_device() -> str:
-    """gpu where an NVIDIA driver answers; DEVICE=cpu or gpu decides otherwise."""
+    """Return "gpu" where an NVIDIA driver answers, else "cpu". DEVICE=cpu or gpu decides otherwise."""
     if shutil.which("nvidia-smi") is None:
         return "cpu"
     return "gpu" if quiet("nvidia-smi", "-L") else "cpu"

@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def compiled(extra: str, folder: str, *more: str) -> str:
-    """What uv makes of an extra of pyproject.toml."""
+    """Return the lock that uv resolves for an extra of pyproject.toml."""
     out = Path(folder, f"{extra}.txt")
     command = ["uv", "pip", "compile", "--quiet", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links"]
     command += ["--no-annotate", "--no-header", "--python-version", "3.11"]
@@ -47,9 +47,9 @@ def compiled(extra: str, folder: str, *more: str) -> str:
 
 
 def blocks(text: str) -> dict[str, str]:
-    """Package name -> its lines."""
-    found = re.findall(r"^[A-Za-z0-9][^\n]*(?:\n[ \t]+[^\n]*)*", text, re.MULTILINE)
-    return {re.split(r"[=\[;@ ]", block)[0]: block for block in found}
+    """Return each package's lines of a lock, by its name."""
+    packages = re.findall(r"^[A-Za-z0-9][^\n]*(?:\n[ \t]+[^\n]*)*", text, re.MULTILINE)
+    return {re.split(r"[=\[;@ ]", block)[0]: block for block in packages}
 
 
 def write(

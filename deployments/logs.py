@@ -1,11 +1,12 @@
-"""Our log as lines of JSON, each with the id of the request that it is about, where `DIPTYCH_LOG` names a file for it.
+"""Writes our log as lines of JSON with request ids to the file that `DIPTYCH_LOG` names.
 
-Of an exception that befell a request every log of the process, ours or not, gets the type and the place, but not its
-words, which may quote what somebody asked (`DIPTYCH_LOG_WORDS=1` adds them). Records are changed where they are made,
+Of an exception raised in a request every log of the process, ours or not, gets the type and the place, but not the
+message, which may quote what a client asked (`DIPTYCH_LOG_WORDS=1` adds it). Records are changed where they are made,
 since handlers come from uvicorn, Ray and vLLM as well, and some of them later.
 
-On a cluster that is what the pod's first process writes to (/proc/1/fd/2): Ray keeps what its workers write in files of
-its own, which `kubectl logs` does not show. Without the variable Python's own way holds: warnings and worse, as text.
+On a cluster the file is standard error of the pod's first process (/proc/1/fd/2): Ray keeps its workers' output in
+files of its own, which `kubectl logs` does not show. Without the variable Python's default holds: warnings and worse,
+as text.
 """
 
 import datetime
@@ -18,30 +19,30 @@ from typing import Any
 
 from serve import tracing
 from serve.request_id import REQUEST_ID
-from serve.wire.edge import ACCESS
+from serve.wire.request_limits import ACCESS
 
 FILE, WORDS = "DIPTYCH_LOG", "DIPTYCH_LOG_WORDS"
 OURS = ("serve", "deployments")
 LOOP = "asyncio"
-"""Logs what no task waited for: of whose request that was is not known, and its message holds the exception's words."""
-DEPTH = 5
-"""So many causes of an exception are told."""
+"""Logs exceptions that no task awaited: the request is not known, and the record holds the exception's message."""
+MAX_CAUSES = 5
+"""The exceptions of a chain of causes that are logged."""
 
 _make = logging.getLogRecordFactory()
 
 
-class Lines(logging.Formatter):
-    """A line of JSON a record. who: the process, as a reader would call it."""
+class JsonFormatter(logging.Formatter):
+    """Formats a record as a line of JSON. process: the name of this process for a reader."""
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, process: str) -> None:
         super().__init__()
-        self.who = who
+        self.process = process
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "process": self.who,
+            "process": self.process,
             "logger": record.name,
             "message": record.getMessage(),
         }
@@ -58,14 +59,14 @@ class Lines(logging.Formatter):
 
 
 def configure(process: str, access_log: bool = False) -> None:
-    """Write this process's log where `DIPTYCH_LOG` says, if it does, and keep requests' words out of every log.
+    """Write this process's log to the file in `DIPTYCH_LOG`, if set, and keep messages of exceptions out of every log.
 
     access_log: write a line for each request, too.
     """
     logging.setLogRecordFactory(_record)
     if file := os.environ.get(FILE):
         handler = logging.FileHandler(file, mode="a", encoding="utf-8", delay=True)
-        handler.setFormatter(Lines(process))
+        handler.setFormatter(JsonFormatter(process))
         for name in OURS:
             ours = logging.getLogger(name)
             ours.handlers, ours.propagate = [handler], False
@@ -79,12 +80,12 @@ def set_access_log(access_log: bool) -> None:
 
 
 def _record(*args: Any, **more: Any) -> logging.LogRecord:
-    """A log record, without the words of exceptions where it is about a request, or may be."""
+    """Make a log record, without messages of exceptions where it is about a request, or may be."""
     record = _make(*args, **more)
     if os.environ.get(WORDS) == "1" or not (REQUEST_ID.get() or record.name == LOOP):
         return record
     if record.exc_info and record.exc_info[1] is not None:
-        record.exc_text, record.exc_info = _wordless(record.exc_info[1]), None
+        record.exc_text, record.exc_info = _without_messages(record.exc_info[1]), None
         if record.name == LOOP:
             record.msg, record.args = record.getMessage().split("\n", 1)[0], ()
     if isinstance(record.args, tuple):
@@ -92,15 +93,15 @@ def _record(*args: Any, **more: Any) -> logging.LogRecord:
     return record
 
 
-def _wordless(error: BaseException) -> str:
-    """Types and places of an exception and of those that led to it, the first one first."""
-    told = [f"{''.join(traceback.format_tb(link.__traceback__))}{type(link).__qualname__}" for link in _chain(error)]
-    return "\n\nThen, on the way out:\n\n".join(reversed(told))
+def _without_messages(error: BaseException) -> str:
+    """Return types and places of an exception and its causes, the first cause first."""
+    links = [f"{''.join(traceback.format_tb(link.__traceback__))}{type(link).__qualname__}" for link in _chain(error)]
+    return "\n\nThen, on the way out:\n\n".join(reversed(links))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     link: BaseException | None = error
-    for _ in range(DEPTH):
+    for _ in range(MAX_CAUSES):
         if link is None:
             return
         yield link

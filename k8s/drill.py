@@ -28,7 +28,7 @@ from k8s.endpoints import Service
 from k8s.nodes import Cluster, Pod, cluster
 from k8s.prometheus import Prometheus, able, prometheus
 from serve.toy import world
-from serve.wire.keys import made
+from serve.wire.keys import new_key
 
 SCENE = Path(__file__).parents[1] / "serve" / "toy" / "scenes" / "three.png"
 ORIGIN = "https://rolled.example.com"
@@ -68,7 +68,7 @@ class Drill:
 
     def __init__(self, nodes: Cluster, service: rendered.Document, simulated: bool) -> None:
         self.nodes = nodes
-        self.key, entry = made("drill")
+        self.key, entry = new_key("drill")
         keys = nodes.folder / "diptych-keys" / "keys"  # the Secret's name and its entry's
         keys.parent.mkdir(exist_ok=True)
         keys.write_text(entry + "\n")

@@ -353,15 +353,15 @@ FAULTS: dict[str, Fault] = {
     "F8": told_to_stop,
 }
 ELSEWHERE = {
-    "F2": "EngineCore killed and stopped: tests/deployments/test_server.py",
+    "F2": "EngineCore killed and stopped: tests/deployments/local/test_server.py",
     "F5": "there is no HTTP proxy: the gateway has its own port (F4)",
-    "F16": "weights that cannot be read: tests/deployments/test_ray.py (simulated), tests/engines/test_config_check.py",
-    "F17, F18": "a config that changes under load, broken ones: tests/deployments/test_update.py",
+    "F16": "weights that cannot be read: tests/deployments/local/test_ray.py, tests/engines/test_config_check.py",
+    "F17, F18": "a config that changes under load, broken ones: tests/deployments/local/test_update.py",
     "F19": "not run: a full disk needs a mount of its own; Diptych writes no file while it serves but Ray's logs",
     "F21": "not run with a memory limit; pictures are bounded (tests/test_reading.py, test_hostile_pictures.py)",
     "F22": "not run: no clock was turned; deadlines use the monotonic clock (asyncio's) everywhere",
     "F24": "an origin that hangs, drips, lies: tests/fetch/test_fetcher.py",
-    "F25": "a request that kills: tests/deployments/test_quarantine.py, test_pool.py",
+    "F25": "a request that kills: tests/deployments/routing/test_quarantine.py, test_pool.py",
     "F27": "as F3: a gateway and a replica that do not hear each other",
     "F28": "make soak",
 }

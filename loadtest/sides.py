@@ -82,7 +82,7 @@ class Sort:
 def engine_arguments() -> dict[str, object]:
     """What Diptych starts the toy's engine with, which the other sides get as well."""
     model = MODELS[MODEL]
-    chosen = arguments(Path(model.checkpoint.hub), model.engine, {}, is_prefix_lm=False, cpu=True)
+    chosen = arguments(Path(model.checkpoint.hub), model.family_args, {}, is_prefix_lm=False, cpu=True)
     return {**chosen, "served_model_name": MODEL}
 
 

@@ -17,16 +17,16 @@ from serve.media.budget import Budget
 from serve.models.base import Model
 from serve.router import Router
 from serve.tasks import TASKS
-from serve.wire import document, refusals, task_calls
-from serve.wire.edge import Edge
+from serve.wire import error_responses, openapi_schema, task_calls
+from serve.wire.authentication import Access, Authentication
 from serve.wire.forms import phrases
-from serve.wire.guard import Access, Guard
 from serve.wire.head import Head
 from serve.wire.limits import Limits
-from serve.wire.meters import Meters
+from serve.wire.metrics import Metrics
 from serve.wire.model_list import ModelEntry, ModelList, model_list
 from serve.wire.pictures import Pictures
-from serve.wire.shares import Shares
+from serve.wire.rate_limiter import RateLimiter
+from serve.wire.request_limits import RequestLimits
 
 LIMITS = Limits()
 OPEN = Access()
@@ -63,50 +63,53 @@ def create_app(
     *,
     limits: Limits = LIMITS,
     access: Access = OPEN,
-    origins: Sequence[str] = (),
+    cors: Sequence[str] = (),
     fetcher: Fetcher | None = None,
-    meters: Meters | None = None,
-    shares: Shares | None = None,
+    metrics: Metrics | None = None,
+    rate_limiter: RateLimiter | None = None,
     budget: Budget | None = None,
 ) -> FastAPI:
-    """The whole HTTP side over one router.
+    """Create the HTTP app over one router.
 
-    origins: whose pages may call it from a browser, beside its own. meters, shares, budget: where it counts on, when it
-    comes in another app's place; else it counts for itself, as no metric is in a global registry.
+    cors: origins whose pages may call it from a browser, beside its own. metrics, rate_limiter, budget: those of the
+    app that it replaces, in which it counts on; else it has its own, as no metric is in a global registry.
     """
-    app = FastAPI(title="Diptych", version=document.VERSION, description=document.ABOUT, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Diptych", version=openapi_schema.VERSION, description=openapi_schema.ABOUT, docs_url=None, redoc_url=None
+    )
     budget = budget or Budget.of_this_process()
-    meters = meters or Meters()
-    meters.watch(budget)
+    metrics = metrics or Metrics()
+    metrics.watch(budget)
     pictures = Pictures(fetcher or Fetcher(), budget)
-    app.add_middleware(Guard, access=access, origins=origins, shares=shares)  # the last one added stands outermost
-    if origins:
-        _let_browsers_call(app, origins)
+    # the last middleware added is the outermost
+    app.add_middleware(Authentication, access=access, cors=cors, rate_limiter=rate_limiter)
+    if cors:
+        _add_cors(app, cors)
     app.add_middleware(Head)
-    app.add_middleware(Edge, meters=meters, limits=limits, budget=budget)
-    refusals.install(app)
-    _add_chat(app, router, meters, pictures)  # routes are tried in this order: the busiest first
-    _add_tasks(app, router, meters, pictures)
+    app.add_middleware(RequestLimits, metrics=metrics, limits=limits, budget=budget)
+    error_responses.install(app)
+    _add_chat(app, router, metrics, pictures)  # routes are tried in this order: the busiest first
+    _add_tasks(app, router, metrics, pictures)
     _add_catalogue(app, router)
-    _add_service(app, router, meters)
+    _add_service(app, router, metrics)
     pages.install(app)
     bodies: list[type[BaseModel]] = [chat_completions.ChatCompletionRequest, *(task.request for task in TASKS.values())]
-    document.install(app, bodies, None if access.keys is None else access.open_paths())
+    openapi_schema.install(app, bodies, None if access.keys is None else access.open_paths())
     return app
 
 
-def _let_browsers_call(app: FastAPI, origins: Sequence[str]) -> None:
-    """Before the guard, since a browser asks for permission without a key. Cookies mean nothing here."""
+def _add_cors(app: FastAPI, cors: Sequence[str]) -> None:
+    """Answer browsers' preflight requests, which have no key, before authentication. Cookies mean nothing here."""
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=origins,
+        allow_origins=cors,
         allow_methods=["GET", "POST"],
         allow_headers=["authorization", "content-type", "x-request-id"],
         expose_headers=["x-request-id", "retry-after"],
     )
 
 
-def _add_service(app: FastAPI, router: Router, meters: Meters) -> None:
+def _add_service(app: FastAPI, router: Router, metrics: Metrics) -> None:
     @app.get("/health", tags=["service"], summary="The process is alive")
     async def health() -> Health:
         return Health()
@@ -118,8 +121,8 @@ def _add_service(app: FastAPI, router: Router, meters: Meters) -> None:
         return state
 
     @app.get("/metrics", tags=["service"], summary="Counters and times for Prometheus", response_class=Response)
-    async def metrics() -> Response:
-        return Response(meters.text(await router.statuses()), media_type=CONTENT_TYPE_LATEST)
+    async def read_metrics() -> Response:
+        return Response(metrics.text(await router.statuses()), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_catalogue(app: FastAPI, router: Router) -> None:
@@ -155,17 +158,17 @@ def _add_catalogue(app: FastAPI, router: Router) -> None:
         return catalog.compare(names, served())
 
 
-def _add_tasks(app: FastAPI, router: Router, meters: Meters, pictures: Pictures) -> None:
+def _add_tasks(app: FastAPI, router: Router, metrics: Metrics, pictures: Pictures) -> None:
     for name, task in TASKS.items():
         app.add_api_route(
             f"/v1/tasks/{name}",
-            _task_route(router, meters, pictures, name),
+            _task_route(router, metrics, pictures, name),
             methods=["POST"],
             tags=["tasks"],
             operation_id=f"task_{name}",
             summary=f"{task.title}: ask every model, side by side",
-            responses={200: document.events(task_calls.documented(task))},
-            openapi_extra=document.task_body(task.request),
+            responses={200: openapi_schema.events(task_calls.documented(task))},
+            openapi_extra=openapi_schema.task_body(task.request),
         )
 
     @app.post("/v1/tasks/{task}", include_in_schema=False)
@@ -175,25 +178,25 @@ def _add_tasks(app: FastAPI, router: Router, meters: Meters, pictures: Pictures)
 
 
 def _task_route(
-    router: Router, meters: Meters, pictures: Pictures, name: str
+    router: Router, metrics: Metrics, pictures: Pictures, name: str
 ) -> Callable[[Request], Awaitable[Response]]:
     async def run(request: Request) -> Response:
-        return await task_calls.answer(router, meters, pictures, name, request)
+        return await task_calls.answer(router, metrics, pictures, name, request)
 
     return run
 
 
-def _add_chat(app: FastAPI, router: Router, meters: Meters, pictures: Pictures) -> None:
+def _add_chat(app: FastAPI, router: Router, metrics: Metrics, pictures: Pictures) -> None:
     @app.post(
         "/v1/chat/completions",
         tags=["chat"],
         operation_id="chat_completions",
         summary="OpenAI's chat completions: one model, or a task that many do",
-        responses={200: document.events(chat_completions.ChatCompletion)},
-        openapi_extra=document.json_body(chat_completions.ChatCompletionRequest),
+        responses={200: openapi_schema.events(chat_completions.ChatCompletion)},
+        openapi_extra=openapi_schema.json_body(chat_completions.ChatCompletionRequest),
     )
     async def chat(request: Request) -> Response:
-        return await chat_completions.answer(router, meters, pictures, request)
+        return await chat_completions.answer(router, metrics, pictures, request)
 
 
 async def readiness(router: Router) -> Readiness:

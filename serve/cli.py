@@ -218,10 +218,10 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _key(options: argparse.Namespace) -> int:
     from serve.terminal.client import Misuse
-    from serve.wire.keys import made
+    from serve.wire.keys import new_key
 
     try:
-        key, entry = made(options.name, only_metrics=options.only == "metrics")
+        key, entry = new_key(options.name, only_metrics=options.only == "metrics")
     except ValueError as error:
         raise Misuse(str(error)) from None
     print(key)

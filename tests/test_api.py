@@ -29,7 +29,7 @@ from serve.router import router as routers
 from serve.tasks import TASKS
 from serve.wire import sse
 from serve.wire.limits import Limits
-from serve.wire.meters import Meters
+from serve.wire.metrics import Metrics
 
 VQA = {"image": URL, "question": "what colour?"}
 
@@ -344,7 +344,7 @@ async def test_the_request_id_is_kept_where_it_is_plain() -> None:
 
 
 async def test_a_large_body_is_refused_unread() -> None:
-    app = create_app(router(), limits=Limits(body=1000))
+    app = create_app(router(), limits=Limits(max_body_mb=1000 / 2**20))
     for path in ("/v1/tasks/vqa", "/v1/chat/completions"):
         reply = await post(path, content=b"x" * 1001, app=app)
         assert (reply.status_code, error(reply)["code"]) == (413, "request_too_large")
@@ -361,7 +361,7 @@ async def test_a_body_that_does_not_say_its_length_is_cut(kind: str) -> None:
             read += 1
             yield b"x" * 100
 
-    app = create_app(router(), limits=Limits(body=5000))
+    app = create_app(router(), limits=Limits(max_body_mb=5000 / 2**20))
     reply = await post("/v1/tasks/vqa", content=endless(), app=app, headers={"content-type": kind})
     assert (reply.status_code, error(reply)["code"]) == (413, "request_too_large")
     assert read < 60
@@ -532,13 +532,13 @@ async def test_metrics_tell_what_a_model_was_asked_and_has_not_answered() -> Non
 
 
 async def test_an_app_in_anothers_place_counts_on_and_forgets_models_that_went() -> None:
-    meters = Meters()
+    metrics = Metrics()
     ask = {"image": URL, "question": "what?"}
-    async with calling(create_app(router(), meters=meters)) as client:
+    async with calling(create_app(router(), metrics=metrics)) as client:
         await client.post("/v1/tasks/vqa", json=ask)
         assert f'diptych_model_state{{model="{LLAVA}",state="ready"}} 1.0' in (await client.get("/metrics")).text
     alone = Router([router().routes[PALIGEMMA]])
-    async with calling(create_app(alone, meters=meters)) as client:
+    async with calling(create_app(alone, metrics=metrics)) as client:
         await client.post("/v1/tasks/vqa", json=ask)
         text = (await client.get("/metrics")).text
     assert 'diptych_requests_total{route="/v1/tasks/vqa",status="200"} 2.0' in text

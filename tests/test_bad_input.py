@@ -1,4 +1,4 @@
-"""Bad input over a real port, with the edge and the limits that a gateway has; a good request after each."""
+"""Bad input over a real port, with the limits that a gateway has; a good request after each."""
 
 from collections.abc import Iterator
 from functools import partial

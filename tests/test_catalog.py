@@ -131,7 +131,7 @@ def test_every_card_is_complete(model: Model) -> None:
     assert {name for name, value in filled.items() if not value} <= may_lack
     assert datetime.date.fromisoformat(entry.released) <= datetime.date(2026, 11, 23)
     assert entry.images or entry.videos
-    assert model.engine["max_model_len"] <= entry.context_window
+    assert model.family_args["max_model_len"] <= entry.context_window
     assert model.checkpoint.revision is None or re.fullmatch("[0-9a-f]{40}", model.checkpoint.revision)
 
 

@@ -27,7 +27,7 @@ from serve.engines.fake import FakeEngine
 from serve.models import MODELS, paligemma_tasks
 from serve.router import Router
 from serve.terminal import client
-from serve.wire.guard import Access
+from serve.wire.authentication import Access
 from serve.wire.keys import Keys
 from serve.worker import Worker
 

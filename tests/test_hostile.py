@@ -20,7 +20,7 @@ from loadtest.raw_http import Answer, Ask, exchange
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
 from serve.loop_lag import LoopLag
-from serve.wire.guard import Access
+from serve.wire.authentication import Access
 from serve.wire.limits import Limits
 
 HELD_S = 0.5

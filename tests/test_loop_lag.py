@@ -9,7 +9,7 @@ from served import calling, router
 from serve import loop_lag
 from serve.api import create_app
 from serve.loop_lag import LoopLag
-from serve.wire.meters import Meters
+from serve.wire.metrics import Metrics
 
 
 @pytest.mark.parametrize("held_s", [0.2, 0.4, 0.8])
@@ -61,13 +61,13 @@ async def test_it_tells_now_and_then_until_it_is_stopped(monkeypatch: pytest.Mon
 
 
 async def test_it_is_told_to_prometheus() -> None:
-    meters, lag = Meters(), LoopLag()
-    meters.watch(lag=lag)
+    metrics, lag = Metrics(), LoopLag()
+    metrics.watch(lag=lag)
     lag.start()
     await asyncio.sleep(0.05)
     time.sleep(0.3)
     await asyncio.sleep(0.05)
-    async with calling(create_app(router(), meters=meters)) as client:
+    async with calling(create_app(router(), metrics=metrics)) as client:
         text = (await client.get("/metrics")).text
     lag.stop()
     (line,) = [line for line in text.splitlines() if line.startswith("diptych_event_loop_lag_seconds")]

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from served import LLAVA, PALIGEMMA, listening, message, picture, served, until
 
 from serve.engines.fake import FakeEngine
-from serve.wire.limits import MAX_BODY
+from serve.wire.limits import Limits
 
 LLAVA_SAYS, PALIGEMMA_SAYS = "a red square", "red"
 
@@ -184,7 +184,7 @@ def test_errors_have_the_clients_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model=LLAVA, input="x")
     with pytest.raises(openai.APIStatusError) as large:
-        client.post("/chat/completions", cast_to=object, body={"model": "x" * (MAX_BODY + 1)})
+        client.post("/chat/completions", cast_to=object, body={"model": "x" * (Limits().max_body + 1)})
     assert large.value.status_code == 413
 
 

@@ -1,7 +1,7 @@
-"""A Ray of our own on one machine: few processes, loopback only, its own folder, and nothing left of it afterwards.
+"""Runs a private Ray on one machine: few processes, loopback only, a folder of its own, nothing left afterwards.
 
 `ray.init` alone starts a monitor, a log monitor and a dashboard that nothing here uses (170 MB and 5 s of CPU), and
-listens on all interfaces. The three knobs for that exist, but `ray.init` does not hand them through: hence `_Node`.
+listens on all interfaces. Ray has settings for all three, but `ray.init` does not pass them on: hence `_Node`.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # whoever pressed Ctrl-C waits for nobody
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # ten times a second costs 4% of a core for nothing
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # Ctrl-C waits for nothing
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # the default, 0.1, costs 4% of a core for nothing
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # a replica whose engine is dead has nothing to finish
-    # One event loop in each process: our code does not block it, and hops between threads cost a tenth of a request.
+    # One event loop per process: our code does not block it, and hops between threads cost a tenth of a request.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
-    "RAY_worker_niceness": "0",  # Ray's 15 lets anything else on the machine go before the models
-    # What follows looks less often at what one machine alone has no use for: 107 -> 85 ms of CPU a second when idle.
+    "RAY_worker_niceness": "0",  # at Ray's 15 anything else on the machine runs before the models
+    # The rest reports less often what a single machine has no use for: 107 -> 85 ms of CPU a second when idle.
     "RAY_raylet_report_resources_period_milliseconds": "1000",
     "RAY_report_worker_backlog_interval_ms": "10000",
     "RAY_raylet_check_gc_period_milliseconds": "1000",
@@ -50,46 +50,46 @@ ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",  # else a process for each of the logical CPUs
 }
 SPARE_CPUS = 64
-"""For what a changed config adds; logical, as all of them."""
-OBJECTS = 80 * 2**20  # requests go as arguments, not through the object store; Ray's least is 75 MiB
+"""Spare CPUs for what a changed config adds; logical, as all of them are."""
+OBJECT_STORE_BYTES = 80 * 2**20  # requests do not go through the object store; Ray's minimum is 75 MiB
 
 
-class Lost(Exception):
-    """Ray itself has ended: without it nothing is placed, checked or replaced any more."""
+class RayEnded(Exception):
+    """Ray itself has ended: nothing is placed, checked or replaced any more."""
 
 
 @contextlib.contextmanager
 def machine(num_cpus: float, num_gpus: float | None = None) -> Iterator[Path]:
-    """Ray, for as long as the block runs. Gives the folder of its logs.
+    """Run Ray while the block runs. Yields the folder of its logs.
 
     num_cpus: what the deployments ask for together; logical, so that a small machine places them all. num_gpus: how
-    many to pretend, for simulated engines; those that Ray finds when left out.
+    many to simulate, for simulated engines; those that Ray finds when left out.
     """
     os.environ.update(ENVIRONMENT)
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # no other user of this machine gets in
     _adopt_orphans()
-    others = descendants()
-    folder = Path(tempfile.mkdtemp(prefix="diptych-", dir="/tmp"))  # its sockets' paths must stay short
+    earlier = descendants()
+    folder = Path(tempfile.mkdtemp(prefix="diptych-", dir="/tmp"))  # paths of sockets must stay short
     try:
         _start(folder, num_cpus, num_gpus)
         yield folder / "session_latest" / "logs"
-    except Lost:
-        _end(others)  # `ray.shutdown` would wait for what is not there
+    except RayEnded:
+        _kill(earlier)  # `ray.shutdown` would wait for processes that are gone
         raise
     finally:
-        _stop(others)
+        _stop(earlier)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def check() -> None:
-    """Raises Lost where Ray's control store or its node's own process has ended."""
+    """Raise RayEnded where Ray's control store or its node process has ended."""
     import ray._private.worker
 
     node = ray._private.worker.global_worker.node
     for kind in ("gcs_server", "raylet"):
         for info in node.all_processes.get(kind, []):
             if not Path(f"/proc/{info.process.pid}").exists():
-                raise Lost(f"Ray's {kind} has ended.")
+                raise RayEnded(f"Ray's {kind} has ended.")
 
 
 def bind_to_loopback() -> None:
@@ -118,14 +118,14 @@ def _start(folder: Path, num_cpus: float, num_gpus: float | None) -> None:
             super().__init__(ray_params, **rest)
 
         def start_api_server(self, **_: Any) -> None:
-            """No dashboard."""
+            """Start no dashboard."""
 
     with patch.object(ray._private.node, "Node", _Node):
         ray.init(
             address="local",
             num_cpus=math.ceil(num_cpus) + SPARE_CPUS,
             num_gpus=None if num_gpus is None else math.ceil(num_gpus),
-            object_store_memory=OBJECTS,
+            object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="error",
@@ -134,43 +134,44 @@ def _start(folder: Path, num_cpus: float, num_gpus: float | None) -> None:
         )
 
 
-def _stop(others: Sequence[int]) -> None:
-    """All at once: nobody is waited for, since whoever pressed Ctrl-C waits too. Engines end with their replicas."""
+def _stop(earlier: Sequence[int]) -> None:
+    """Stop Ray and all its processes at once, without waiting for any. Engines end with their replicas."""
     import ray
 
-    if descendants(others):
-        with contextlib.suppress(RuntimeError, OSError):  # whatever state it is in: what is left is ended below
+    if descendants(earlier):
+        with contextlib.suppress(RuntimeError, OSError):  # it may be in any state: what is left is killed below
             ray.shutdown()
-        _end(others)
+        _kill(earlier)
 
 
-def _end(others: Sequence[int]) -> None:
-    for number, patience_s in ((None, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
-        for process in descendants(others):
+def _kill(earlier: Sequence[int]) -> None:
+    """Wait for processes to end, then terminate, then kill those that are left."""
+    for number, timeout_s in ((None, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
+        for process in descendants(earlier):
             if number is not None:
                 with contextlib.suppress(OSError):
                     os.kill(process, number)
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             reap()
-            if not descendants(others):
+            if not descendants(earlier):
                 return
             time.sleep(0.05)
 
 
 def _adopt_orphans() -> None:
-    """Have orphaned descendants become our children, so that `descendants` finds them (Linux)."""
+    """Make orphaned descendants our children, so that `descendants` finds them (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 def reap() -> None:
-    """Let go of children that ended, also of those that we were handed as orphans."""
+    """Reap children that ended, adopted orphans among them."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
 
-def descendants(others: Sequence[int] = ()) -> list[int]:
-    """Every process that comes from this one, `others` and theirs left out."""
-    return process_tree.descendants([os.getpid()], others)[1:]
+def descendants(besides: Sequence[int] = ()) -> list[int]:
+    """Return all descendants of this process, without `besides` and theirs."""
+    return process_tree.descendants([os.getpid()], besides)[1:]

@@ -1,4 +1,4 @@
-"""Starts Diptych on one machine: checks, Ray, the application, progress; then waits to be told to stop."""
+"""Starts Diptych on one machine: checks, Ray, the application, progress; then waits for a signal to stop."""
 
 import argparse
 import contextlib
@@ -15,23 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deployments.args import KEYS, Listen
-from deployments.config import HERE, Config, Refused, of, read
-from deployments.local.machine import Lost, check, machine, reap
+from deployments.config import HERE, Config, Refused, for_models, read
+from deployments.local.machine import RayEnded, check, machine, reap
 from deployments.local.progress import Progress
 from serve.models import MODELS
-from serve.wire.keys import made, parsed
+from serve.wire.keys import new_key, parse_entries
 
 SCENES = HERE.parent / "serve" / "toy" / "scenes"
 QUESTION = "how many shapes are there?"
-AGAIN = "DIPTYCH_STARTED_AGAIN"
-MOST_TIMES, STEADY_S = 3, 300.0
-"""How often it starts again after Ray ended; one that has served for so long before does not count."""
-LATE_S = 1.0
-"""So long after it should be done a drain is not waited for."""
+RESTARTS = "DIPTYCH_STARTED_AGAIN"
+MAX_RESTARTS, STEADY_S = 3, 300.0
+"""Restarts in a row after Ray ended; one after STEADY_S seconds of service does not count."""
+DRAIN_MARGIN_S = 1.0
+"""Seconds beyond drain_s for which a drain is waited for."""
 
 
 class Stopped(Exception):
-    """A signal asked us to stop. gently: with what was begun finished first (SIGTERM), and not at once (Ctrl-C)."""
+    """A signal asked us to stop. gently: finish what has begun first (SIGTERM), else stop at once (Ctrl-C)."""
 
     def __init__(self, gently: bool) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Stopped(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM. 0: was stopped; 1: could not start, with a sentence on stderr."""
+    """Serve until SIGINT or SIGTERM. Return 0 when stopped, 1 when it could not start, with a sentence on stderr."""
     options = _parser().parse_args(argv)
     try:
         config = _config(options)
@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("diptych serve", allow_abbrev=False)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--config", type=Path, help="a Serve config, as local.yaml (the default) and gpu.yaml")
-    which.add_argument("--models", help="names from `diptych models`, separated by commas")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--config", type=Path, help="a Serve config, as local.yaml (the default) and gpu.yaml")
+    models.add_argument("--models", help="names from `diptych models`, separated by commas")
     parser.add_argument("--host", help="default: the config's, else 127.0.0.1")
     parser.add_argument("--port", type=int, help="default: the config's, else 8000")
     return parser
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 def _config(options: argparse.Namespace) -> Config:
     if options.models is not None:
         names = [name.strip() for name in options.models.split(",") if name.strip()]
-        config = of(names, gpus=_share(names))
+        config = for_models(names, gpus=_share(names))
     else:
         config = read(options.config or HERE / "local.yaml")
     given = {"host": options.host, "port": options.port}
@@ -76,7 +76,7 @@ def _config(options: argparse.Namespace) -> Config:
 
 
 def _share(names: Sequence[str]) -> float:
-    """GPUs per model: one each where there are enough, else an equal share of what there is; none for toys."""
+    """Return the GPUs per model: one each where there are enough, else an equal share; 0 for toys."""
     if all(name in MODELS and MODELS[name].card.toy for name in names) or not names:
         return 0
     gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
@@ -84,7 +84,7 @@ def _share(names: Sequence[str]) -> float:
 
 
 def _check_keys(config: Config) -> None:
-    """Before anything is started; the gateway reads them again, in its own process."""
+    """Raise Refused where the keys cannot be used. The gateway reads them again, in its own process."""
     try:
         config.args.gateway.access()
     except (ValueError, OSError) as error:
@@ -92,11 +92,11 @@ def _check_keys(config: Config) -> None:
 
 
 def _own_key(config: Config) -> str | None:
-    """A key to ask /ready with, where one is needed. The gateway inherits its entry from our environment."""
+    """Return a key to ask /ready with, where one is needed. The gateway inherits its entry from our environment."""
     if not config.args.gateway.asks_for_keys():
         return None
-    key, entry = made(f"start-{os.getpid()}")
-    os.environ[KEYS] = ",".join([*parsed(os.environ.get(KEYS, "")), entry])
+    key, entry = new_key(f"start-{os.getpid()}")
+    os.environ[KEYS] = ",".join([*parse_entries(os.environ.get(KEYS, "")), entry])
     return key
 
 
@@ -120,35 +120,35 @@ def _check_free(host: str, port: int) -> None:
 def _serve(config: Config, options: argparse.Namespace) -> int:
     stop, draining, changing = threading.Event(), threading.Event(), threading.Event()
 
-    def told(number: int, _frame: object) -> None:
+    def on_stop(number: int, _frame: object) -> None:
         if not stop.is_set() or draining.is_set():
             stop.set()
             draining.clear()
             raise Stopped(gently=number == signal.SIGTERM)
 
-    def hung_up(number: int, frame: object) -> None:
+    def on_hangup(number: int, frame: object) -> None:
         if terminal and not os.isatty(0):
-            told(number, frame)  # its window was closed
+            on_stop(number, frame)  # its window was closed
         else:
             changing.set()
 
     began, terminal = time.monotonic(), os.isatty(0)
-    models = config.args.built()
+    models = config.args.models_by_name
     names = list(models)
     if (warning := config.args.gateway.warning()) is not None:
         print(f"\n{warning}\n", file=sys.stderr, flush=True)
     progress = Progress(names, key=_own_key(config))
     print(f"Starting {' and '.join(names)}. Ctrl-C stops everything.", flush=True)
     try:
-        placed = [config.args.gateway, *config.args.engines().values()]
-        wanted = sum(one.num_cpus * one.max_replicas for one in placed)
-        signal.signal(signal.SIGTERM, told)
-        signal.signal(signal.SIGINT, told)
-        signal.signal(signal.SIGHUP, hung_up)
-        with machine(wanted, config.args.simulated_gpus()) as logs:
-            signal.signal(signal.SIGTERM, told)  # ray.init put its own in this place
-            signal.signal(signal.SIGINT, told)
-            progress.say("Ray is up; starting a process for the front and one for each model")
+        placements = [config.args.gateway, *config.args.engines().values()]
+        num_cpus = sum(placement.num_cpus * placement.max_replicas for placement in placements)
+        signal.signal(signal.SIGTERM, on_stop)
+        signal.signal(signal.SIGINT, on_stop)
+        signal.signal(signal.SIGHUP, on_hangup)
+        with machine(num_cpus, config.args.simulated_gpus()) as logs:
+            signal.signal(signal.SIGTERM, on_stop)  # ray.init put its own in this place
+            signal.signal(signal.SIGINT, on_stop)
+            progress.log("Ray is up; starting a process for the front and one for each model")
             url = _run(config)
             states = progress.follow(url)
             _welcome(url, states, logs, toys=all(models[name].card.toy for name in names))
@@ -165,28 +165,28 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
                     draining.set()
                     _drain(config.args.gateway.drain_s)
                 raise
-    except Lost as lost:
-        return _again(str(lost), time.monotonic() - began)
+    except RayEnded as ended:
+        return _restart(str(ended), time.monotonic() - began)
     except Refused as refused:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
-    except (RuntimeError, ConnectionError, TimeoutError) as error:  # as Ray tells of its own start
+    except (RuntimeError, ConnectionError, TimeoutError) as error:  # raised by Ray when it cannot start
         print(f"diptych: Ray could not start the models: {' '.join(str(error).split())[:1000]}", file=sys.stderr)
         return 1
     except Stopped:
-        with contextlib.suppress(OSError):  # a terminal that was closed hears nothing
+        with contextlib.suppress(OSError):  # the terminal may be closed
             print("\nStopped.", flush=True)
         return 0
 
 
-def _again(why: str, served_s: float) -> int:
-    """Start anew in this process's place, with the same command line: what a Ray leaves in a process goes with it."""
-    times = 1 + (int(os.environ.get(AGAIN, "0")) if served_s < STEADY_S else 0)
-    if times > MOST_TIMES:
-        print(f"diptych: {why} That was {MOST_TIMES} times in a row; see what ends it.", file=sys.stderr)
+def _restart(why: str, served_s: float) -> int:
+    """Replace this process by a new one with the same command line: what Ray leaves in a process goes with it."""
+    times = 1 + (int(os.environ.get(RESTARTS, "0")) if served_s < STEADY_S else 0)
+    if times > MAX_RESTARTS:
+        print(f"diptych: {why} That was {MAX_RESTARTS} times in a row; see what ends it.", file=sys.stderr)
         return 1
     print(f"\n{why} Starting everything again.", flush=True)
-    os.environ[AGAIN] = str(times)
+    os.environ[RESTARTS] = str(times)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -198,11 +198,11 @@ def _run(config: Config) -> str:
     from deployments.local.update import run
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    wanted = sum(model.num_gpus * model.max_replicas for model in config.args.engines().values())
+    needed = sum(entry.num_gpus * entry.max_replicas for entry in config.args.engines().values())
     have = ray.cluster_resources().get("GPU", 0)
-    if wanted > have:
+    if needed > have:
         raise Refused(
-            f"The config asks for {wanted:g} GPUs and this machine has {have:g}. Set num_gpus, or take others."
+            f"The config asks for {needed:g} GPUs and this machine has {have:g}. Set num_gpus, or take others."
         )
 
     ray.serve.start(proxy_location="Disabled", logging_config=config.logging)
@@ -212,7 +212,7 @@ def _run(config: Config) -> str:
 
 
 def _changed(options: argparse.Namespace, old: Config) -> Config:
-    """The config read again, and what serves changed to it; the old one where it cannot be used."""
+    """Read the config again and change over to it. Return the one that serves: the old one where the new is refused."""
     from deployments.local.update import update
 
     print("Reading the config again.", flush=True)
@@ -220,7 +220,7 @@ def _changed(options: argparse.Namespace, old: Config) -> Config:
     try:
         new = _config(options)
         _check_keys(new)
-        update(old, new, lambda words: print(f"  {words}", flush=True))
+        update(old, new, lambda line: print(f"  {line}", flush=True))
     except Refused as refused:
         print(f"diptych: {refused}\nThe config from before serves on.", file=sys.stderr, flush=True)
         return old
@@ -229,29 +229,29 @@ def _changed(options: argparse.Namespace, old: Config) -> Config:
 
 
 def _drain(seconds: float) -> None:
-    """Have every gateway finish what it has begun; a second signal breaks it off."""
+    """Have every gateway finish what it has begun, for at most `seconds`. A second signal ends the wait."""
     import ray.exceptions
     import ray.serve.exceptions
 
     print(f"\nFinishing what was begun, for at most {seconds:g} s.", flush=True)
 
-    def ask() -> None:
-        # Whoever told us to stop may have told Ray as well.
+    def drain_gateways() -> None:
+        # The signal may have been sent to Ray as well.
         with contextlib.suppress(
             ray.exceptions.RayError, ray.serve.exceptions.RayServeException, OSError, RuntimeError
         ):
             ray.serve.get_deployment_handle("gateway", "diptych").broadcast("drain").results(timeout_s=seconds)
 
-    asking = threading.Thread(target=ask, daemon=True)  # without Ray's other processes it would wait a minute for them
-    asking.start()
-    asking.join(seconds + LATE_S)
+    draining = threading.Thread(target=drain_gateways, daemon=True)  # it may wait a minute for a Ray that is gone
+    draining.start()
+    draining.join(seconds + DRAIN_MARGIN_S)
 
 
 def _welcome(url: str, states: dict[str, str], logs: Path, *, toys: bool) -> None:
-    able = [name for name, state in states.items() if state in ("ready", "asleep")]
-    if len(able) < len(states):
+    answering = [name for name, state in states.items() if state in ("ready", "asleep")]
+    if len(answering) < len(states):
         print(f"Logs: {logs}")
-    if not able:
+    if not answering:
         print("No model can answer. Ctrl-C stops.", flush=True)
         return
     print(f"\nDiptych is ready: {url}\n\nTry, in another terminal:\n  {_command(url)}")
@@ -264,9 +264,9 @@ def _welcome(url: str, states: dict[str, str], logs: Path, *, toys: bool) -> Non
 
 
 def _command(url: str) -> str:
-    found = sorted(SCENES.glob("*.png"))
-    picture = os.path.relpath(found[0]) if found else "PICTURE.png"
+    scenes = sorted(SCENES.glob("*.png"))
+    image = os.path.relpath(scenes[0]) if scenes else "PICTURE.png"
     beside = Path(sys.executable).with_name("diptych")
     program = "diptych" if shutil.which("diptych") else os.path.relpath(beside)
     server = "" if url.endswith("127.0.0.1:8000") else f" --server {url}"
-    return f'{program} ask{server} {picture} "{QUESTION}"'
+    return f'{program} ask{server} {image} "{QUESTION}"'

@@ -1,1 +1,1 @@
-"""How a gateway reaches the replicas of each model: which one is asked, and which is left alone."""
+"""Reaches the replicas of each model from a gateway: finds them, picks one, and leaves sick ones alone."""

@@ -1,4 +1,4 @@
-"""Where a replica listens for gateways."""
+"""Addresses of replicas, as they give them to gateways."""
 
 from dataclasses import dataclass
 

@@ -26,12 +26,12 @@ class ServeDiscovery:
         self._unreachable: tuple[type[Exception], ...] = (OSError, *unreachable)
         self._within_s = within_s
 
-    async def find(self, found: Callable[[Address], None]) -> None:
-        """Call `found` with the address of each replica as it answers; some twice. One that hangs delays no other."""
+    async def find(self, report: Callable[[Address], None]) -> None:
+        """Call `report` with the address of each replica as it answers; some twice. One that hangs delays no other."""
 
         def take(answer: Any) -> None:
             if isinstance(answer, Address):
-                found(answer)
+                report(answer)
 
         with contextlib.suppress(*self._unreachable):
             answers = self._handle.broadcast("address").results_async(return_exceptions=True)

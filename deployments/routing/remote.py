@@ -1,4 +1,4 @@
-"""The route to one model in another process, over its engine's replicas. A LoRA adapter uses its base's."""
+"""Routes requests to one model in another process, over its engine's replicas. A LoRA adapter uses its base's."""
 
 import contextlib
 from collections.abc import AsyncGenerator, Hashable

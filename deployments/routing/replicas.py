@@ -1,4 +1,4 @@
-"""The replicas of one engine: a connection to each (serve/rpc), kept as long as it is alive.
+"""Connects to the replicas of one engine (serve/rpc), and keeps each connection as long as it is alive.
 
 Ray places, starts, checks, counts and replaces replicas. Requests go over a connection of our own, because a call
 through Serve's handle costs this process and the replica several times what the request does (loadtest/README.md).

@@ -1,1 +1,1 @@
-"""The gateway's own HTTP port: uvicorn with limits on slow and endless requests."""
+"""Serves HTTP on the gateway's own port: uvicorn, with limits on slow and endless requests."""

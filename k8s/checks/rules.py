@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from k8s.checks.rendered import Document
-from serve.wire.meters import Meters
+from serve.wire.metrics import Metrics
 
 NAME = re.compile(r"\b(?:ray_)?diptych_\w+")
 BY_REPLICAS = {"ray_diptych_orphans_total", "ray_diptych_event_loop_lag_seconds"}
@@ -24,7 +24,7 @@ def able() -> bool:
 def counted() -> set[str]:
     """Every series that gateways and replicas can show."""
     found = set(BY_REPLICAS)
-    for metric in Meters().registry.collect():
+    for metric in Metrics().registry.collect():
         ends = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(metric.type, [""])
         found |= {metric.name + end for end in ends}
     return found

@@ -19,24 +19,26 @@ from serve.router import Router
 from serve.router.plan import find_route
 from serve.wire.body import parsed
 from serve.wire.client import cancel_on_disconnect
+from serve.wire.error_responses import validation_error
 from serve.wire.json_body import checked
-from serve.wire.meters import Meters
+from serve.wire.metrics import Metrics
 from serve.wire.pictures import Pictures
 from serve.wire.pieces import PiecewiseJson
-from serve.wire.refusals import refusal
 from serve.wire.sse import opened
 
 __all__ = ["ChatCompletion", "ChatCompletionRequest", "answer"]
 
 
-async def answer(router: Router, meters: Meters, pictures: Pictures, http: HttpRequest) -> Response:
+async def answer(router: Router, metrics: Metrics, pictures: Pictures, http: HttpRequest) -> Response:
     """Answer one request, whole or streamed. Raises what the client should hear."""
     request, conversation = await parsed(http, _read)
     target, arrived = fan_out_target(router, request.model, film=conversation.video is not None), http.state.arrived
     completion = (
-        TaskCompletion(router, meters, pictures, target, request, conversation, arrived)
+        TaskCompletion(router, metrics, pictures, target, request, conversation, arrived)
         if target is not None
-        else ModelCompletion(find_route(router.routes, request.model), meters, pictures, request, conversation, arrived)
+        else ModelCompletion(
+            find_route(router.routes, request.model), metrics, pictures, request, conversation, arrived
+        )
     )
     head = Head(http.state.request_id, request.model)
     if request.stream:
@@ -53,7 +55,7 @@ def _read(body: bytes) -> tuple[ChatCompletionRequest, Conversation]:
     try:
         request = ChatCompletionRequest.model_validate(given)
     except ValidationError as error:
-        raise refusal(error, given) from None
+        raise validation_error(error, given) from None
     conversation = read(request.messages)
     request.messages.clear()  # they hold the picture's base64; the conversation has the rest
     return request, conversation

@@ -28,7 +28,7 @@ from serve.router.model_call import ModelCall
 from serve.router.plan import takes, wrong_medium
 from serve.router.route import Route
 from serve.tasks.base import Usage
-from serve.wire.meters import Meters
+from serve.wire.metrics import Metrics
 from serve.wire.pictures import Pictures
 from serve.wire.sse import Last
 
@@ -63,7 +63,7 @@ class ModelCompletion:
     def __init__(
         self,
         route: Route,
-        meters: Meters,
+        metrics: Metrics,
         pictures: Pictures,
         request: ChatCompletionRequest,
         conversation: Conversation,
@@ -73,12 +73,12 @@ class ModelCompletion:
         for name in ("quorum", "merge", "weights", "judge"):
             if getattr(request, name) is not None:
                 raise BadRequest(f"{name} is for tasks; {request.model} is one model.", param=name)
-        self.route, self.meters, self.pictures = route, meters, pictures
+        self.route, self.metrics, self.pictures = route, metrics, pictures
         self.image, self.video = conversation.image, conversation.video
         self.request = request
         self.deadline = Deadline.after(request.deadline_s or DEADLINE_S, arrived)
         drawn = sampling(request, route.model.ends)
-        check_logprobs(request, drawn, route.model.engine.get("max_model_len"))
+        check_logprobs(request, drawn, route.model.family_args.get("max_model_len"))
         model, film = route.model, conversation.video
         if (film or conversation.image) and not takes(model, film is not None):
             raise wrong_medium([model.name], film is not None, conversation.shown)
@@ -188,7 +188,7 @@ class ModelCompletion:
                 raise BadRequest(error.message, param=param, code=error.code) from None
             finally:
                 usage = self._usage()
-                self.meters.reply(
+                self.metrics.reply(
                     call.model, TASK, status, call.seconds(), code=code, first_s=call.first_s, usage=usage
                 )
                 call.close(usage, [choice.finish for choice in self.choices if choice.finish is not None], code)

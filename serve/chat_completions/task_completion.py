@@ -15,11 +15,11 @@ from serve.router import Router
 from serve.router.plan import able_routes
 from serve.tasks import TASKS
 from serve.tasks.base import Request
+from serve.wire.error_responses import validation_error
 from serve.wire.events import gathered, settled
 from serve.wire.forms import phrases
-from serve.wire.meters import Meters
+from serve.wire.metrics import Metrics
 from serve.wire.pictures import Pictures
-from serve.wire.refusals import refusal
 from serve.wire.sse import Last
 
 # Fields that only one model by itself can honour, with the values that ask for nothing.
@@ -66,7 +66,7 @@ class TaskCompletion:
     def __init__(
         self,
         router: Router,
-        meters: Meters,
+        metrics: Metrics,
         pictures: Pictures,
         target: FanOutTarget,
         request: ChatCompletionRequest,
@@ -75,7 +75,7 @@ class TaskCompletion:
     ) -> None:
         """arrived: when the request's head came, by the event loop's clock."""
         _refuse_what_only_one_model_can(request)
-        self.router, self.meters, self.pictures = router, meters, pictures
+        self.router, self.metrics, self.pictures = router, metrics, pictures
         self.target = target
         self.options = request.stream_options
         self.path = conversation.question()[1]
@@ -88,7 +88,7 @@ class TaskCompletion:
         plan = self.plan
         with _errors_at(self.path):
             async with self.pictures.with_pixels(plan.request, plan.deadline):
-                answer = await gathered(plan, self.router.run(plan), self.meters)
+                answer = await gathered(plan, self.router.run(plan), self.metrics)
         text = TASKS[plan.task].words(answer.merged.result)
         about = about_merged(plan.task, answer.merged)
         choices = [Choice(index=0, message=ResponseMessage(content=text), finish_reason="stop", diptych=about)]
@@ -109,7 +109,7 @@ class TaskCompletion:
         with _errors_at(self.path):
             async with (
                 self.pictures.with_pixels(plan.request, plan.deadline),
-                aclosing(settled(plan, self.router.run(plan), self.meters)) as events,
+                aclosing(settled(plan, self.router.run(plan), self.metrics)) as events,
             ):
                 async for event in events:
                     if data := b"".join(writer.frames(event)):
@@ -138,7 +138,7 @@ def task_request(target: FanOutTarget, request: ChatCompletionRequest, conversat
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        refused = refusal(error, given)
+        refused = validation_error(error, given)
         field = (refused.param or "").partition("[")[0]
         param = {text_field: path, "max_tokens": length}.get(field, refused.param)
         raise BadRequest(refused.message, param=param, code=refused.code) from None

@@ -60,26 +60,26 @@ def environment(is_prefix_lm: bool) -> None:
 
 def arguments(
     folder: Path,
-    family: Mapping[str, Any],
-    deployment: Mapping[str, Any],
+    family_args: Mapping[str, Any],
+    engine_args: Mapping[str, Any],
     *,
     is_prefix_lm: bool,
     cpu: bool,
     card: int = 0,
     adapters: Sequence[loras.Fitted] = (),
 ) -> dict[str, Any]:
-    """Keyword arguments for AsyncEngineArgs: our defaults, then the family's, then the deployment's, then safety.
+    """Return AsyncEngineArgs' keyword arguments: our defaults, then the family's, then the deployment's, then safety.
 
-    family: what the model dictates; deployment: how many and where; card: bytes of a GPU's memory, 0 where there is
-    none; adapters: those that the engine holds. Raises ModelError when one sets an argument that a prefix LM needs
-    otherwise, or when the memory that is free cannot hold the model.
+    family_args: what the model dictates; engine_args: the deployment's `engine` in YAML; card: bytes of a GPU's
+    memory, 0 where there is none; adapters: those that the engine holds. Raises ModelError when one sets an argument
+    that a prefix LM needs otherwise, or when the memory that is free cannot hold the model.
     """
-    chosen = {**COMMON, **(CPU if cpu else GPU), **family, **deployment, **loras.arguments(adapters, cpu=cpu)}
+    chosen = {**COMMON, **(CPU if cpu else GPU), **family_args, **engine_args, **loras.arguments(adapters, cpu=cpu)}
     if card:
         chosen = {**gpu.arguments(folder, chosen, card), **chosen}
     if any(adapter.newer for adapter in adapters) or module_names.any_newer(folder):
         chosen.setdefault("worker_extension_cls", module_names.EXTENSION)
-    if cpu and chosen.get("tensor_parallel_size", 1) > 1 and "distributed_executor_backend" not in deployment:
+    if cpu and chosen.get("tensor_parallel_size", 1) > 1 and "distributed_executor_backend" not in engine_args:
         chosen["distributed_executor_backend"] = "mp"
     if is_prefix_lm:
         safe = {**prefix_lm.SAFE_ARGS, **({} if cpu else prefix_lm.GPU_ARGS)}

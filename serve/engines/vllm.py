@@ -50,7 +50,7 @@ class VllmEngine:
 
     checkpoint: a local folder or a hub id, with `revision`; gated: whether its licence must be accepted on the hub.
     expect: what its config.json must say, or it is not loaded (config_check).
-    engine: vLLM arguments that the family dictates; deployment: those of this place (tensor_parallel_size,
+    family_args: vLLM arguments that the family dictates; engine_args: the deployment's (tensor_parallel_size,
     gpu_memory_utilization, max_num_seqs ...), which win. prepare: what a picture needs before the processor sees it.
     progress: called from another thread with a few words on what is going on while it starts. adapters: LoRAs that
     speak when a prompt names them; one that cannot be used leaves the others and the checkpoint as they are.
@@ -65,8 +65,8 @@ class VllmEngine:
         revision: str | None = None,
         gated: bool = False,
         expect: Mapping[str, Any] | None = None,
-        engine: Mapping[str, Any] | None = None,
-        deployment: Mapping[str, Any] | None = None,
+        family_args: Mapping[str, Any] | None = None,
+        engine_args: Mapping[str, Any] | None = None,
         prefix_lm: bool = False,
         adapters: Sequence[adapters.Adapter] = (),
         prepare: Callable[[Image], Image] = lambda image: image,
@@ -78,7 +78,8 @@ class VllmEngine:
         self.stat_loggers = stat_loggers
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
         self.expect = dict(expect or {})
-        self.engine, self.deployment, self.prefix_lm = dict(engine or {}), dict(deployment or {}), prefix_lm
+        self.family_args, self.engine_args = dict(family_args or {}), dict(engine_args or {})
+        self.prefix_lm = prefix_lm
         self.adapters, self.prepare, self.progress = tuple(adapters), prepare, progress
         self._llm: Any = None
         self._numbers = itertools.count()
@@ -156,8 +157,8 @@ class VllmEngine:
         cpu = current_platform.is_cpu()
         chosen = arguments(
             folder,
-            self.engine,
-            self.deployment,
+            self.family_args,
+            self.engine_args,
             is_prefix_lm=self.prefix_lm,
             cpu=cpu,
             card=0 if cpu else current_platform.get_device_total_memory(),

@@ -39,18 +39,19 @@ _BROKEN = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolEr
 class Fetcher:
     """httpcore and not httpx: it knows no proxy, cookie, redirect or encoding that it would have to be forbidden.
 
-    resolve, permits, tls: what tests put in the place of the system's names, public addresses and authorities.
+    images: from where images may be fetched, a config's `gateway.images`. resolve, permits, tls: what tests put in the
+    place of the system's names, public addresses and authorities.
     """
 
     def __init__(
         self,
-        policy: Policy | None = None,
+        images: Policy | None = None,
         *,
         resolve: Resolve = resolve,
         permits: Callable[[Address], bool] = public,
         tls: Callable[[], ssl.SSLContext] = httpcore.default_ssl_context,
     ) -> None:
-        self.policy = policy or Policy()
+        self.images = images or Policy()
         self._resolve = resolve
         self._permits = permits
         self._tls = functools.cache(tls)  # reading the authorities takes 50 ms
@@ -65,7 +66,7 @@ class Fetcher:
         whatever we will not connect to, so that nobody learns from them what is in our network; TooLarge; Unavailable
         where too many are being fetched, Overloaded where the lease cannot grow.
         """
-        seconds = min(self.policy.timeout_s, self.policy.timeout_s if within_s is None else within_s)
+        seconds = min(self.images.timeout_s, self.images.timeout_s if within_s is None else within_s)
         end = asyncio.get_running_loop().time() + seconds
         try:
             async with asyncio.timeout_at(end):
@@ -86,7 +87,7 @@ class Fetcher:
     async def _followed(self, url: str, param: str, most: int, lease: Lease | None) -> bytes:
         for _ in range(REDIRECTS + 1):
             place = parse(url)
-            if place is None or not self.policy.permits(place):
+            if place is None or not self.images.permits(place):
                 raise _refused(param)
             found = await self._got(place, await self._checked(place, param), param, most, lease)
             if isinstance(found, bytes):

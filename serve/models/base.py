@@ -83,7 +83,7 @@ class Card:
 class Model:
     """A column of the table.
 
-    engine: keyword arguments for the vLLM engine that the model itself dictates (never how many or where).
+    family_args: keyword arguments for the vLLM engine that the model itself dictates (never how many or where).
     converse: turns of a plain conversation -> the exact prompt text; raises BadRequest for what the family was
     not trained for. prepare: what the picture needs before the processor sees it (LLaVA-1.5: padding to a square).
     """
@@ -94,7 +94,7 @@ class Model:
     skills: Mapping[str, Skill]
     converse: Callable[[Sequence[Turn]], str]
     prepare: Callable[[Image], Image]
-    engine: Mapping[str, Any] = field(default_factory=dict)
+    family_args: Mapping[str, Any] = field(default_factory=dict)
     prefix_lm: bool = False
     """Image and prompt attend to each other fully; the reply is causal (arXiv 2407.07726)."""
     images: bool = True

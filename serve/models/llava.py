@@ -65,7 +65,7 @@ _EXPECT = {
     "text_config.vocab_size": 32_064,
     "vision_config.image_size": 336,
 }
-_ENGINE = {"max_model_len": 4096, "limit_mm_per_prompt": {"image": 1}}
+_FAMILY_ARGS = {"max_model_len": 4096, "limit_mm_per_prompt": {"image": 1}}
 
 
 def _toy(name: str, folder: str, parameters: int) -> Model:
@@ -92,7 +92,7 @@ def _toy(name: str, folder: str, parameters: int) -> Model:
         skills=skills(converse, read=parse_toy_ocr),
         converse=single_turn,
         prepare=prepare,
-        engine={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
+        family_args={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
     )
 
 
@@ -109,7 +109,7 @@ MODELS = [
         skills=skills(converse),
         converse=converse,
         prepare=prepare,
-        engine=_ENGINE,
+        family_args=_FAMILY_ARGS,
     ),
     Model(
         name="llava-1.5-13b",
@@ -127,7 +127,7 @@ MODELS = [
         skills=skills(converse),
         converse=converse,
         prepare=prepare,
-        engine=_ENGINE,
+        family_args=_FAMILY_ARGS,
     ),
     _toy("toy-llava", "llava", 2_441_312),
     _toy("toy-llava-b", "llava-b", 2_441_312),

@@ -94,7 +94,7 @@ def _model(
         ends=ends,
         converse=say,
         prepare=prepare,
-        engine={"max_model_len": max_model_len, "limit_mm_per_prompt": {"image": 1}},
+        family_args={"max_model_len": max_model_len, "limit_mm_per_prompt": {"image": 1}},
     )
 
 

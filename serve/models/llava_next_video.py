@@ -58,7 +58,7 @@ MODELS = [
         skills=skills(converse, images=False, frames=FRAMES),
         converse=converse,
         prepare=prepare,
-        engine={"max_model_len": 4096, "limit_mm_per_prompt": {"video": 1}},
+        family_args={"max_model_len": 4096, "limit_mm_per_prompt": {"video": 1}},
         images=False,
         videos=True,
         frames=FRAMES,

@@ -68,7 +68,7 @@ def _model(size: str, decoder: Decoder, parameters: int, revision: str, expect: 
         ends=(END,),
         converse=converse,
         prepare=prepare,
-        engine={"max_model_len": CONTEXT, "limit_mm_per_prompt": {"image": 1, "video": 1}},
+        family_args={"max_model_len": CONTEXT, "limit_mm_per_prompt": {"image": 1, "video": 1}},
         videos=True,
         frames=FRAMES,
     )

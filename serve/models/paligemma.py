@@ -53,7 +53,7 @@ def _published(kind: str, size: int, parameters: int) -> Model:
         skills=skills(reading=READ_MIX if mix else READ),
         converse=converse,
         prepare=prepare,
-        engine={"max_model_len": MAX_MODEL_LEN[size], "limit_mm_per_prompt": {"image": 1}},
+        family_args={"max_model_len": MAX_MODEL_LEN[size], "limit_mm_per_prompt": {"image": 1}},
         prefix_lm=True,
     )
 
@@ -93,7 +93,7 @@ def _toy(name: str, folder: str, parameters: int) -> Model:
         ),
         converse=converse,
         prepare=prepare,
-        engine={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
+        family_args={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
         prefix_lm=True,
     )
 

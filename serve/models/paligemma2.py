@@ -76,7 +76,7 @@ def _published(size: str, kind: str, pixels: int) -> Model:
         skills=skills(("caption",), longest_caption=512) if kind == "ft-docci" else skills(),
         converse=converse,
         prepare=prepare,
-        engine={"max_model_len": MAX_MODEL_LEN[pixels], "limit_mm_per_prompt": {"image": 1}},
+        family_args={"max_model_len": MAX_MODEL_LEN[pixels], "limit_mm_per_prompt": {"image": 1}},
         prefix_lm=True,
     )
 

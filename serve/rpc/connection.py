@@ -77,7 +77,7 @@ class Connection(Peer):
 
     @property
     def load(self) -> int:
-        """The number of our streams that run there."""
+        """Number of our streams that run there."""
         return len(self._streams)
 
     def abort(self) -> None:

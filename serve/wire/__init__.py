@@ -1,1 +1,1 @@
-"""What HTTP asks of us and no task or model needs to know: bodies, errors, streams, request ids, metrics."""
+"""Handles HTTP apart from tasks and models: limits, authentication, bodies, errors, streams, request ids, metrics."""

@@ -1,4 +1,4 @@
-"""A request's body: how it arrives, what it holds of the budget, and how it is let go once it is read."""
+"""Receives a request's body within its limits and the memory budget, and frees it once it is parsed."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,28 +15,28 @@ from serve.wire.limits import Limits
 
 T = TypeVar("T")
 
-FIRST = 256 * 1024
-"""Leased for a body that does not declare its length; one that grows larger gets the whole limit, so that it waits
-once."""
+FIRST_LEASE = 256 * 1024
+"""Bytes leased for a body that does not declare its length. One that grows larger gets a lease of the whole limit, so
+that it waits for room once."""
 LARGE = 4 * 2**20
-"""Bytes from which on a body is read beside the others."""
-PARSED = 3
-"""A large body, the texts in it and the file in their base64 take at most so many times its bytes while it is read."""
+"""Bytes from which on a body is parsed in a thread of its own, beside the smaller ones."""
+PARSING_FACTOR = 3
+"""What a large body takes while it is parsed, with its texts and the file in their base64, in times of its size."""
 
-# Of each one thread. Parsing holds the interpreter, so that more would be no faster; and the event loop, whenever it
-# wants it back, would stand behind all of them. Apart, so that large bodies do not hold up the others.
+# One thread each: parsing holds the interpreter, so that more would be no faster, and the event loop would queue behind
+# all of them to get it back. Two, so that large bodies do not hold up the others.
 _THREADS = {large: ThreadPoolExecutor(1, "parse-large" if large else "parse") for large in (False, True)}
 
 
-class Arriving:
-    """The `receive` of one request. Raises TooLarge or TooSlow for a body that grows too large or comes too late.
+class LimitedBody:
+    """An ASGI `receive` that raises TooLarge or TooSlow for a body that grows too large or comes too late.
 
-    What comes is leased before it is taken from the connection, and not before the application asks for it: whoever
-    is refused for their key or their path holds nothing. Raises Overloaded where there is no room in time.
+    Bytes are leased before they are taken from the connection, and not before the application asks for them: a request
+    refused for its key or its path holds nothing. Raises Overloaded where there is no room in time.
     """
 
     def __init__(self, receive: Receive, declared: int | None, limits: Limits, lease: Lease, until: float) -> None:
-        """declared: the body's length by its head, None where it comes in chunks. until: the loop's time."""
+        """declared: the length according to the head, None where it comes in chunks. until: the event loop's time."""
         self._receive, self._declared, self._limits = receive, declared, limits
         self._lease, self._until = lease, until
         self._size, self._whole = 0, False
@@ -50,12 +50,12 @@ class Arriving:
             async with asyncio.timeout_at(self._until):
                 message = await self._receive()
         except TimeoutError:
-            raise TooSlow(f"The request did not arrive within {self._limits.body_s:g} s.") from None
+            raise TooSlow(f"The request did not arrive within {self._limits.body_timeout_s:g} s.") from None
         self._size += len(message.get("body", b""))
-        if self._size > self._limits.body:
+        if self._size > self._limits.max_body:
             raise too_large(self._limits)
         if self._size > self._lease.size:
-            room = FIRST if self._size <= FIRST else self._limits.body
+            room = FIRST_LEASE if self._size <= FIRST_LEASE else self._limits.max_body
             await self._lease.grow(room, self._until, arriving=True)
         if not message.get("more_body", False):
             self._whole = True
@@ -64,12 +64,12 @@ class Arriving:
 
 
 def too_large(limits: Limits) -> TooLarge:
-    """Return the refusal of a body that is larger than the limit."""
-    return TooLarge(f"The request is larger than {limits.body / 2**20:g} MB.", code="request_too_large")
+    """Return the error for a body that is larger than the limit."""
+    return TooLarge(f"The request is larger than {limits.max_body_mb:g} MB.", code="request_too_large")
 
 
 async def parsed(http: Request, parse: Callable[[bytes], T]) -> T:
-    """Return the body as `parse` reads it, in a thread where it is large; the body itself is not kept.
+    """Return what `parse` makes of the body, in a thread where that is large; the body itself is not kept.
 
     Raises what `parse` raises, Overloaded where there is no room to parse it.
     """
@@ -77,15 +77,15 @@ async def parsed(http: Request, parse: Callable[[bytes], T]) -> T:
     size, lease = sum(map(len, chunks)), http.state.lease
     if is_quick(size):
         return parse(b"".join(chunks))
-    await lease.grow(PARSED * size, http.state.body_until)
+    await lease.grow(PARSING_FACTOR * size, http.state.body_until)
     try:
-        return await in_thread(size, _joined, parse, chunks)
+        return await in_thread(size, _parse_chunks, parse, chunks)
     finally:
         lease.shrink(size)
 
 
-def _joined(parse: Callable[[bytes], T], chunks: list[bytes]) -> T:
-    """Return what `parse` makes of a body that came in chunks, which are gone by then."""
+def _parse_chunks(parse: Callable[[bytes], T], chunks: list[bytes]) -> T:
+    """Return what `parse` makes of a body in chunks; they are freed before."""
     body = b"".join(chunks)
     chunks.clear()
     return parse(body)

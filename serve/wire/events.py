@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from serve.router.plan import Plan
 from serve.tasks.base import Event, Merged, Reply, Usage
-from serve.wire.meters import Meters
+from serve.wire.metrics import Metrics
 
 GRACE_S = 0.1
 
@@ -24,10 +24,10 @@ class Answer:
         return total_usage([*(reply.usage for reply in self.replies), *judge_usage(self.merged)])
 
 
-async def gathered(plan: Plan, events: AsyncGenerator[Event, None], meters: Meters) -> Answer:
+async def gathered(plan: Plan, events: AsyncGenerator[Event, None], metrics: Metrics) -> Answer:
     """Count the events and return them as one answer. Raises what they raise."""
     replies: dict[str, Reply] = {}
-    with meters.fan_out(plan.task) as meter:
+    with metrics.fan_out(plan.task) as meter:
         async with aclosing(events):
             async for event in events:
                 meter.event(event)
@@ -38,7 +38,7 @@ async def gathered(plan: Plan, events: AsyncGenerator[Event, None], meters: Mete
     raise AssertionError("a fan-out ends with its merge or an error")
 
 
-async def settled(plan: Plan, events: AsyncGenerator[Event, None], meters: Meters) -> AsyncGenerator[Event, None]:
+async def settled(plan: Plan, events: AsyncGenerator[Event, None], metrics: Metrics) -> AsyncGenerator[Event, None]:
     """Count the events and yield them. Failed replies are held back for up to GRACE_S, until a model speaks.
 
     Where no model can answer at all that is known at once, and the client gets a plain 503, which it can retry, in
@@ -48,7 +48,7 @@ async def settled(plan: Plan, events: AsyncGenerator[Event, None], meters: Meter
     end = clock() + GRACE_S
     held: list[Event] = []
     coming: asyncio.Future[Event] | None = asyncio.ensure_future(anext(events))
-    with meters.fan_out(plan.task) as meter:
+    with metrics.fan_out(plan.task) as meter:
         try:
             while coming is not None and (await asyncio.wait({coming}, timeout=max(0.0, end - clock())))[0]:
                 held.append(coming.result())

@@ -14,8 +14,8 @@ from starlette.requests import Request as HttpRequest
 from serve.errors import BadRequest, TooLarge
 from serve.tasks.base import Request
 from serve.wire.body import in_thread, parsed
+from serve.wire.error_responses import validation_error
 from serve.wire.json_body import checked, is_quick
-from serve.wire.refusals import refusal
 
 MAX_FIELDS = 64
 MAX_TEXT = 2**20
@@ -51,8 +51,8 @@ class _InMemory(MultiPartParser):
         part = self._current_part
         if part.file is None and len(part.data) + end - start > MAX_TEXT:
             name = part.field_name[:200]
-            told = f"{name} is longer than {MAX_TEXT // 1024} KB: only files may be."
-            raise TooLarge(told, param=name, code="request_too_large")
+            message = f"{name} is longer than {MAX_TEXT // 1024} KB: only files may be."
+            raise TooLarge(message, param=name, code="request_too_large")
         super().on_part_data(data, start, end)
 
 
@@ -78,14 +78,14 @@ def _from_json(kind: type[Request], body: bytes) -> Request:
     try:
         return kind.model_validate_json(checked(body), strict=True)
     except ValidationError as error:
-        raise refusal(error, _json(body)) from None
+        raise validation_error(error, _json(body)) from None
 
 
 def _from_form(kind: type[Request], fields: dict[str, Any]) -> Request:
     try:
         return kind.model_validate(fields)  # not strict: everything in a form is text
     except ValidationError as error:
-        raise refusal(error, fields) from None
+        raise validation_error(error, fields) from None
 
 
 def _json(body: bytes) -> Any:

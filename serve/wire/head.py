@@ -1,4 +1,4 @@
-"""HEAD, answered wherever GET is: the same status and headers, and no body (RFC 9110, 9.1)."""
+"""Answers HEAD wherever GET is answered: the same status and headers, and no body (RFC 9110, 9.1)."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 

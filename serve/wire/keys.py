@@ -1,4 +1,4 @@
-"""API keys: who may ask. Held as SHA-256 only; a key itself is seen when it is made and when it is presented."""
+"""API keys, held as SHA-256 only: a key itself is in memory when it is made and when it is presented."""
 
 import hashlib
 import hmac
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 HASHED = re.compile(r"sha256:([0-9a-f]{64})(:metrics)?")
-KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]+")  # what stands in a header and in a list: ASCII, no blank, no comma
+KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]+")  # fits in a header and in a list: ASCII, no blank, no comma
 
 
 class Keys:
@@ -46,27 +46,27 @@ class Keys:
         return list(self._digests)
 
     def owner(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """Whose key `Authorization: Bearer KEY` presents; None for no key, an unknown one, or two at once.
+        """Return the name of the key in `Authorization: Bearer KEY`; None for no key, an unknown one, or two at once.
 
-        Every digest is compared, in constant time each: how long it takes says nothing of which came near.
+        Every digest is compared, in constant time: the time it takes tells nothing about which was close.
         """
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, key = (given[0] if len(given) == 1 else b"").partition(b" ")
-        presented, found = _digest(key.strip()), None
+        presented, owner = _digest(key.strip()), None
         for name, digest in self._digests.items():
             if hmac.compare_digest(presented, digest):
-                found = name
-        return found if scheme.lower() == b"bearer" else None
+                owner = name
+        return owner if scheme.lower() == b"bearer" else None
 
 
-def parsed(text: str) -> list[str]:
-    """The entries of a keys file, one a line, or of a variable, with commas between; # begins a comment's line."""
+def parse_entries(text: str) -> list[str]:
+    """Return the entries of a keys file, one a line, or of a variable, with commas between. # begins a comment line."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     return [entry.strip() for line in lines for entry in line.split(",") if entry.strip()]
 
 
-def made(name: str, *, only_metrics: bool = False) -> tuple[str, str]:
-    """A new key, and the entry that lets it in. Raises ValueError where the name cannot be one."""
+def new_key(name: str, *, only_metrics: bool = False) -> tuple[str, str]:
+    """Return a new key, and the entry that lets it in. Raises ValueError where the name cannot be one."""
     if not NAME.fullmatch(name):
         raise ValueError(f"{name[:200]!r} cannot be a key's name: letters, digits, dots, dashes, at most 64.")
     key = f"diptych-{secrets.token_urlsafe(32)}"

@@ -1,4 +1,4 @@
-"""GET /v1/models: everything a client may put into `model`, in OpenAI's form."""
+"""Lists for GET /v1/models everything that a client may put into `model`, in OpenAI's form."""
 
 import datetime
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from serve.tasks import TASKS
 
 
 class Standing(BaseModel):
-    """What stands behind a name that a client may put into `model`: one model, or a task that many models do."""
+    """Describes a name that a client may put into `model`: one model, or a task that many models do."""
 
     kind: Literal["model", "task"]
     tasks: list[str]
@@ -41,7 +41,7 @@ class ModelList(BaseModel):
 
 
 def model_list(served: Mapping[str, Model], states: Mapping[str, State]) -> ModelList:
-    """What a client may name in `model`: the served models, then the tasks that they can do."""
+    """List what a client may name in `model`: the served models, then the tasks that they can do."""
     entries = [
         ModelEntry(
             id=name,
@@ -56,13 +56,13 @@ def model_list(served: Mapping[str, Model], states: Mapping[str, State]) -> Mode
     for task in TASKS.values():
         able = [name for name, model in served.items() if task.name in model.skills]
         if able and task.name not in served:
-            standing = Standing(kind="task", tasks=[task.name], models=able, title=task.title)
-            entries.append(ModelEntry(id=task.name, created=0, owned_by="diptych", diptych=standing))
+            task_standing = Standing(kind="task", tasks=[task.name], models=able, title=task.title)
+            entries.append(ModelEntry(id=task.name, created=0, owned_by="diptych", diptych=task_standing))
     return ModelList(data=entries)
 
 
 def _timestamp(released: str) -> int:
-    """A card's date as OpenAI's `created`; 0 where the card says less than a day."""
+    """Return a card's date as OpenAI's `created`; 0 where the card names no day."""
     try:
         day = datetime.date.fromisoformat(released)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A whole reply that is written piece by piece, so that no more is held for a slow client than it takes."""
+"""Writes a whole response in pieces, so that no more is buffered for a slow client than it reads."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 PIECE = 64 * 1024
-"""Bytes that are written at once. Where a client does not take them, the server waits with the next."""
+"""Bytes written at once. The server waits with the next until the client has read them."""
 
 
 class PiecewiseJson(Response):
-    """A JSON reply of known length. body: its parts, in order."""
+    """A JSON response of known length. body: its parts, in order."""
 
     media_type = "application/json"
 

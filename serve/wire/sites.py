@@ -1,4 +1,4 @@
-"""Which sites may ask: by what name the server is called, and from whose pages.
+"""Checks by what host name a request was sent, and from which site's page.
 
 A server without keys believes whoever reaches it, and a browser on the same machine reaches it for any page that it
 shows. A page can post to it blindly (cross-site requests), and, where its name is made to resolve to this machine after
@@ -16,23 +16,23 @@ HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]*)(?::\d{0,5})?")
 READING = {"GET", "HEAD", "OPTIONS"}
 """Methods that change nothing here; what they give a page of another site may not read without CORS."""
 OWN_SITE = {"same-origin", "none"}
-"""Sec-Fetch-Site of our own page, and of a person who typed the address."""
+"""Sec-Fetch-Site of our own page, and of an address that a person typed."""
 ANY = "*"
 
 
 class Sites:
-    """Holds requests to the names that the server has and to the pages that may ask.
+    """Host names that the server has, and sites whose pages may ask it.
 
-    hosts: names beside the machine's own; `*.example.com` is every name under it. None: any name will do. origins: of
-    pages of other sites that may ask, as in https://app.example.com, or *.
+    hosts: names beside the machine's own; `*.example.com` is every name under it. None: any name will do. cors: origins
+    of other sites whose pages may ask, as in https://app.example.com, or *.
     """
 
-    def __init__(self, hosts: Collection[str] | None, origins: Collection[str] = ()) -> None:
+    def __init__(self, hosts: Collection[str] | None, cors: Collection[str] = ()) -> None:
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
-        self.origins = {origin.lower().rstrip("/") for origin in origins}
+        self.origins = {origin.lower().rstrip("/") for origin in cors}
 
     def wrong_host(self, headers: Iterable[tuple[bytes, bytes]]) -> ServeError | None:
-        """The refusal of a request for another name than this server's; None where there is nothing to refuse."""
+        """Return the error for a request to another name than this server's; None where it is ours."""
         if self.hosts is None:
             return None
         given = _values(headers, b"host")
@@ -43,7 +43,7 @@ class Sites:
         )
 
     def wrong_page(self, method: str, headers: Iterable[tuple[bytes, bytes]]) -> ServeError | None:
-        """The refusal of a request that a page of another site makes; None where there is nothing to refuse."""
+        """Return the error for a request from a page of another site; None where it may ask."""
         if method in READING:
             return None
         headers = list(headers)
@@ -68,7 +68,7 @@ class Sites:
         return [page.netloc] == hosts or self._named(page.hostname or "")  # behind a proxy Host may be another
 
     def _ours(self, value: str) -> bool:
-        """Whether a Host header's value names this server. None at all is no browser's."""
+        """Return whether a Host header's value names this server. An empty one is no browser's."""
         matched = HOST.fullmatch(value)
         if matched is None:
             return False
@@ -85,7 +85,7 @@ class Sites:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server that listens on this address is reached from its own machine only."""
+    """Return whether a server that listens on this address is reached from its own machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

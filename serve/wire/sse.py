@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve.errors import ServeError
 from serve.wire.client import ClientGone, cancel_on_disconnect
-from serve.wire.refusals import body
+from serve.wire.error_responses import error_body
 
 DONE = b"data: [DONE]\n\n"
 STILL_HERE = b": still here\n\n"  # a comment: clients skip it, proxies see that the connection lives
@@ -70,7 +70,7 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         alive = asyncio.create_task(_keep_alive(send))
-        ending = frame(body(_BUG), self.error_event) + DONE  # a bug must not cut a stream in silence
+        ending = frame(error_body(_BUG), self.error_event) + DONE  # a bug must not cut a stream in silence
         try:
             data = self.first
             while not isinstance(data, Last):
@@ -78,7 +78,7 @@ class EventStream(Response):
                 data = await anext(self.frames, Last())
             ending = data + DONE
         except ServeError as error:
-            ending = frame(body(error), self.error_event) + DONE
+            ending = frame(error_body(error), self.error_event) + DONE
         except asyncio.CancelledError:
             ending = b""  # nobody listens any more
             raise

@@ -15,7 +15,7 @@ from serve.tasks.base import Delta, Merged, Reply, Task, Usage
 from serve.wire.client import cancel_on_disconnect
 from serve.wire.events import gathered, settled
 from serve.wire.forms import read
-from serve.wire.meters import Meters
+from serve.wire.metrics import Metrics
 from serve.wire.pictures import Pictures
 from serve.wire.pieces import PiecewiseJson
 from serve.wire.sse import frame, opened
@@ -63,19 +63,19 @@ def documented(task: Task) -> type[TaskAnswer]:
     )
 
 
-async def answer(router: Router, meters: Meters, pictures: Pictures, task: str, http: HttpRequest) -> Response:
+async def answer(router: Router, metrics: Metrics, pictures: Pictures, task: str, http: HttpRequest) -> Response:
     """Answer one request. Raises what the client should hear: BadRequest, NotFound, TooLarge, Unavailable."""
     request = await read(http, TASKS[task].request)
     plan = router.plan(task, request, arrived=http.state.arrived)
     if request.stream:
-        return await opened(http.receive, _frames(router, meters, pictures, plan), error_event="error")
-    whole = await cancel_on_disconnect(http.receive, _whole(router, meters, pictures, plan, http.state.request_id))
+        return await opened(http.receive, _frames(router, metrics, pictures, plan), error_event="error")
+    whole = await cancel_on_disconnect(http.receive, _whole(router, metrics, pictures, plan, http.state.request_id))
     return PiecewiseJson([whole.model_dump_json().encode()])
 
 
-async def _whole(router: Router, meters: Meters, pictures: Pictures, plan: Plan, request_id: str) -> TaskAnswer:
+async def _whole(router: Router, metrics: Metrics, pictures: Pictures, plan: Plan, request_id: str) -> TaskAnswer:
     async with pictures.with_pixels(plan.request, plan.deadline):
-        whole = await gathered(plan, router.run(plan), meters)
+        whole = await gathered(plan, router.run(plan), metrics)
     image, video = plan.request.image, plan.request.video
     return TaskAnswer(
         id=f"task-{request_id}",
@@ -88,10 +88,10 @@ async def _whole(router: Router, meters: Meters, pictures: Pictures, plan: Plan,
     )
 
 
-async def _frames(router: Router, meters: Meters, pictures: Pictures, plan: Plan) -> AsyncGenerator[bytes, None]:
+async def _frames(router: Router, metrics: Metrics, pictures: Pictures, plan: Plan) -> AsyncGenerator[bytes, None]:
     async with (
         pictures.with_pixels(plan.request, plan.deadline),
-        aclosing(settled(plan, router.run(plan), meters)) as events,
+        aclosing(settled(plan, router.run(plan), metrics)) as events,
     ):
         async for event in events:
             if isinstance(event, Delta):

@@ -1,4 +1,4 @@
-"""How many replicas there should be, and what a config may say of it."""
+"""Autoscaling follows the unfinished requests that replicas report, within the config."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -10,25 +10,25 @@ from deployments.args import Args
 from deployments.autoscaling import ONGOING, Scaling, by_queue
 
 
-def context(told: dict[str, float], replicas: int, target: int = 1) -> Any:
+def context(reports: dict[str, float], replicas: int, target: int = 1) -> Any:
     return SimpleNamespace(
-        aggregated_metrics={ONGOING: told},
+        aggregated_metrics={ONGOING: reports},
         current_num_replicas=replicas,
         target_num_replicas=target,
         config=SimpleNamespace(get_target_ongoing_requests=lambda: 10),
     )
 
 
-def test_replicas_follow_what_they_owe_together() -> None:
+def test_replicas_follow_the_sum_of_unfinished_requests() -> None:
     assert by_queue(context({"a": 35.0}, 1))[0] == 3.5
     assert by_queue(context({"a": 5.0, "b": 0.0}, 2))[0] == 0.5
 
 
-def test_one_that_has_told_nothing_yet_changes_nothing() -> None:
+def test_replica_without_a_report_changes_nothing() -> None:
     assert by_queue(context({"a": 35.0}, 2, target=2))[0] == 2
 
 
-def test_serve_is_told_what_was_set_and_whom_to_ask() -> None:
+def test_config_names_the_policy_and_only_fields_that_are_set() -> None:
     config = Scaling(min_replicas=0, max_replicas=3, upscaling_factor=0.5).config()
     assert (config["min_replicas"], config["max_replicas"], config["upscaling_factor"]) == (0, 3, 0.5)
     assert config["policy"] == {"policy_function": "deployments.autoscaling:by_queue"}
@@ -36,14 +36,14 @@ def test_serve_is_told_what_was_set_and_whom_to_ask() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scaling", "words"),
+    ("scaling", "message"),
     [
         ({"max_replica": 2}, "max_replica"),
         ({"min_replicas": 3, "max_replicas": 2}, "min_replicas 3 is more than max_replicas 2"),
     ],
 )
-def test_a_wrong_one_is_refused_by_name(scaling: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
+def test_wrong_scaling_is_refused_by_field(scaling: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Args.model_validate({"models": [{"name": "toy-llava", "autoscaling": scaling}]})
 
 

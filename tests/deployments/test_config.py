@@ -1,7 +1,8 @@
-"""What is refused before anything is started, in sentences."""
+"""A config is read and checked before anything is started, and refused in one sentence."""
 
 import io
 import os
+import pickle
 import socket
 import tempfile
 from pathlib import Path
@@ -20,55 +21,55 @@ from deployments.local import progress, start
 from deployments.local.progress import Progress
 from serve.api import create_app
 from serve.models import MODELS
-from serve.wire.keys import made
+from serve.wire.keys import new_key
 from serve.wire.limits import Limits
 
 HERE = Path(config.__file__).parent
 
 
 @pytest.mark.parametrize("name", ["local.yaml", "gpu.yaml", "own.yaml"])
-def test_the_shipped_configs_stay_on_loopback_and_name_known_models(name: str) -> None:
-    found = config.read(HERE / name)
-    assert found.host == "127.0.0.1" and found.logging["enable_access_log"] is False
-    names = [model.name for model in found.args.models]
+def test_shipped_configs_listen_on_loopback_and_name_known_models(name: str) -> None:
+    loaded = config.read(HERE / name)
+    assert loaded.host == "127.0.0.1" and loaded.logging["enable_access_log"] is False
+    names = [model.name for model in loaded.args.models]
     assert [name for name in names if name in MODELS] == [name for name in MODELS if name in names]
     assert len(names) == 2 and (names[1] in MODELS or name == "own.yaml")
 
 
-def test_models_are_in_catalogue_order_whatever_the_order_they_are_named_in() -> None:
+def test_models_are_in_catalogue_order_whatever_their_order_in_the_config() -> None:
     names = list(MODELS)
-    assert [model.name for model in config.of([names[2], names[0]]).args.models] == [names[0], names[2]]
+    assert [model.name for model in config.for_models([names[2], names[0]]).args.models] == [names[0], names[2]]
 
 
-def test_models_that_share_a_gpu_share_its_memory() -> None:
-    found = config.of(["llava-1.5-7b", "paligemma-3b-mix-448"], gpus=0.5).args.models
-    assert [(model.num_gpus, model.engine) for model in found] == [(0.5, {"gpu_memory_utilization": 0.45})] * 2
-    assert config.of(["llava-1.5-7b"], gpus=1).args.models[0].engine == {}
+def test_models_on_one_gpu_share_its_memory() -> None:
+    loaded = config.for_models(["llava-1.5-7b", "paligemma-3b-mix-448"], gpus=0.5).args.models
+    assert [(model.num_gpus, model.engine_args) for model in loaded] == [(0.5, {"gpu_memory_utilization": 0.45})] * 2
+    assert config.for_models(["llava-1.5-7b"], gpus=1).args.models[0].engine_args == {}
 
 
-def test_a_model_may_be_a_name_alone() -> None:
+def test_model_entry_may_be_a_name() -> None:
     assert Args.model_validate({"models": ["toy-llava"]}).models[0].replicas == 1
 
 
-def test_where_pictures_are_fetched_from_is_said_of_the_gateway() -> None:
+def test_images_policy_is_a_field_of_the_gateway() -> None:
     args = Args.model_validate({"models": ["toy-llava"], "gateway": {"images": {"allow": ["*.example.com"]}}})
     assert (args.gateway.images.allow, args.gateway.images.schemes) == (["*.example.com"], ["https"])
     with pytest.raises(ValueError, match="alow"):
         Args.model_validate({"models": ["toy-llava"], "gateway": {"images": {"alow": []}}})
 
 
-def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
+def test_unknown_model_is_refused_with_the_known_ones() -> None:
     with pytest.raises(Refused, match=r"no model 'gpt'.*Known:.*toy-llava.*paligemma-3b-mix-448"):
-        config.of(["gpt"])
+        config.for_models(["gpt"])
 
 
-def test_a_model_named_twice_is_refused() -> None:
+def test_repeated_model_is_refused() -> None:
     with pytest.raises(Refused, match="Named twice: toy-llava"):
-        config.of(["toy-llava", "toy-llava"])
+        config.for_models(["toy-llava", "toy-llava"])
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("applications: [", "is not YAML"),
         ("[]", "needs one application with import_path deployments.app:build"),
@@ -82,42 +83,42 @@ def test_a_model_named_twice_is_refused() -> None:
         ),
     ],
 )
-def test_a_config_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+def test_unusable_config_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)
     with pytest.raises(Refused) as refused:
         config.read(file)
-    assert words in str(refused.value) and str(file) in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and str(file) in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_missing_config_is_refused(tmp_path: Path) -> None:
+def test_missing_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="cannot be read: No such file"):
         config.read(tmp_path / "none.yaml")
 
 
-def test_a_port_in_use_is_one_sentence_and_another_port_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
+def test_port_in_use_is_refused_with_another_to_try(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert start.main(["--port", str(port)]) == 1
-    said = capsys.readouterr().err
-    assert said == (
+    printed = capsys.readouterr().err
+    assert printed == (
         f"diptych: Port {port} on 127.0.0.1 is in use. Stop what listens there, or choose another: --port {port + 1}\n"
     )
 
 
-def test_a_port_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_port_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert start.main(["--port", "70000"]) == 1
     assert "must be between 1 and 65535" in capsys.readouterr().err
 
 
-def test_the_command_to_try_names_a_picture_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_suggested_command_names_an_image_that_exists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    words = start._command("http://127.0.0.1:8000").split()
-    assert words[1] == "ask" and (tmp_path / words[2]).resolve().is_file()
+    command = start._command("http://127.0.0.1:8000").split()
+    assert command[1] == "ask" and (tmp_path / command[2]).resolve().is_file()
     assert "--server http://127.0.0.1:9" in start._command("http://127.0.0.1:9")
 
 
-def test_progress_says_each_step_once_where_nobody_looks_at_a_terminal() -> None:
+def test_progress_prints_each_step_once_without_a_terminal() -> None:
     out = io.StringIO()
     shown = Progress(["a", "b"], out)
     for step in ("downloading 1 of 9 MiB", "downloading 2 of 9 MiB", "ready"):
@@ -128,29 +129,38 @@ def test_progress_says_each_step_once_where_nobody_looks_at_a_terminal() -> None
     assert out.getvalue().endswith("c: asleep: it starts when it is asked\n")
 
 
+def test_models_are_built_once_and_left_out_of_a_pickle() -> None:
+    args = Args.model_validate({"models": ["toy-llava", {"name": "toy-paligemma", "engine": {"max_num_seqs": 2}}]})
+    assert args.models_by_name is args.models_by_name
+    copy = pickle.loads(pickle.dumps(args))
+    assert copy == args and "models_by_name" not in vars(copy)
+    assert list(copy.models_by_name) == ["toy-llava", "toy-paligemma"]
+    assert Args.model_validate(args.model_dump(mode="json", by_alias=True, exclude_unset=True)) == args
+
+
 def gateway(**given: Any) -> GatewayArgs:
     return GatewayArgs.model_validate(given)
 
 
-def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_read_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEYS, raising=False)
     assert gateway().access().keys is None and not gateway().asks_for_keys()
     file = tmp_path / "keys"
-    file.write_text(f"# ours\n{made('alice')[1]}\n")
+    file.write_text(f"# ours\n{new_key('alice')[1]}\n")
     monkeypatch.setenv(KEYS, "bob:b0b,carol:car0l")
     access = gateway(keys_file=str(file), requests_per_minute=60, page="open").access()
     assert access.keys is not None and sorted(access.keys.names) == ["alice", "bob", "carol"]
-    assert (access.per_minute, access.page, access.metrics) == (60, "open", "key")
+    assert (access.requests_per_minute, access.page, access.metrics) == (60, "open", "key")
 
 
 @pytest.mark.parametrize("value", ["", " , ", "alice", "a:1,a:2"])
-def test_keys_that_cannot_be_used_keep_the_door_shut(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_keys_are_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEYS, value)
     with pytest.raises(ValueError, match="API key"):
         gateway().access()
 
 
-def test_a_keys_file_that_is_missing_stops_the_start(
+def test_missing_keys_file_is_refused_at_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(KEYS, raising=False)
@@ -161,33 +171,35 @@ def test_a_keys_file_that_is_missing_stops_the_start(
     assert "The API keys cannot be used" in capsys.readouterr().err
 
 
-def test_shares_without_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_limits_without_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEYS, raising=False)
     with pytest.raises(ValueError, match="keys_file"):
         gateway(requests_at_once=4).access()
 
 
-def test_the_gateway_holds_to_the_same_limits_by_default() -> None:
+def test_gateway_limits_have_the_names_and_defaults_of_limits() -> None:
     assert gateway().limits() == Limits()
-    assert gateway(max_body_mb=1, body_timeout_s=2, head_timeout_s=3).limits() == Limits(2**20, body_s=2, head_s=3)
+    assert gateway(max_body_mb=1, body_timeout_s=2, head_timeout_s=3).limits() == Limits(
+        1, body_timeout_s=2, head_timeout_s=3
+    )
 
 
 @pytest.mark.parametrize("megabytes", [0, 64, 127, -1])
-def test_a_memory_budget_in_which_no_body_fits_is_refused(megabytes: int) -> None:
+def test_too_small_memory_budget_is_refused(megabytes: int) -> None:
     assert gateway().memory_mb is None and gateway(memory_mb=128).memory_mb == 128
     with pytest.raises(ValueError, match="memory_mb"):
         gateway(memory_mb=megabytes)
 
 
-def test_progress_asks_with_its_own_key_where_one_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_asks_with_a_key_of_its_own_where_keys_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEYS, "alice:4lice")
-    key = start._own_key(config.of(["toy-llava"]))
+    key = start._own_key(config.for_models(["toy-llava"]))
     assert key is not None and key not in os.environ[KEYS]
     app = create_app(router(), access=gateway().access())
     with listening(app) as url:
-        assert progress.ask(url, key)["status"] == "ready" and "models" not in progress.ask(url)
+        assert progress.get_ready(url, key)["status"] == "ready" and "models" not in progress.get_ready(url)
     monkeypatch.delenv(KEYS)
-    assert start._own_key(config.of(["toy-llava"])) is None
+    assert start._own_key(config.for_models(["toy-llava"])) is None
 
 
 ANYTHING = st.recursive(
@@ -220,10 +232,10 @@ ANYTHING = st.recursive(
 
 @settings(deadline=None, max_examples=60)
 @given(st.fixed_dictionaries({"models": ANYTHING, "gateway": ANYTHING}), ANYTHING)
-def test_whatever_a_config_holds_it_is_taken_or_refused_in_a_sentence(arguments: object, other: object) -> None:
-    for said in (arguments, other):
+def test_any_config_is_accepted_or_refused_in_a_sentence(arguments: object, other: object) -> None:
+    for args in (arguments, other):
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            yaml.safe_dump({"applications": [{"import_path": config.APP, "args": said}]}, file)
+            yaml.safe_dump({"applications": [{"import_path": config.APP, "args": args}]}, file)
             file.flush()
             try:
                 config.read(Path(file.name))
@@ -231,7 +243,7 @@ def test_whatever_a_config_holds_it_is_taken_or_refused_in_a_sentence(arguments:
                 assert len(str(refused).splitlines()) == 1
 
 
-def test_a_keys_file_that_was_emptied_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emptied_keys_file_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEYS, raising=False)
     file = tmp_path / "keys"
     for text in ("", "\n\n", "# alice has left\n"):
@@ -256,7 +268,7 @@ def test_a_keys_file_that_was_emptied_lets_nobody_in(tmp_path: Path, monkeypatch
         (None, False, [], None),
     ],
 )
-def test_where_hosts_are_looked_at(
+def test_hosts_are_checked_on_loopback_without_keys_or_where_named(
     host: str | None, keys: bool, names: list[str], hosts: frozenset[str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(KEYS, raising=False)
@@ -277,7 +289,7 @@ def test_where_hosts_are_looked_at(
     ]
     + [("0.0.0.0", "alice:4lice", False), (None, "", False)],
 )
-def test_an_open_server_without_keys_says_so(
+def test_open_server_without_keys_is_warned_of(
     host: str | None, keys: str, warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(KEYS, raising=False)

@@ -1,4 +1,4 @@
-"""A file that is watched: acted on when it changes, whatever befalls."""
+"""A watched file is acted on when it changes, and watching goes on after errors."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ async def test_each_change_is_acted_on_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no key"), OSError("no file"), KeyError("a bug"), RuntimeError("x")])
-async def test_whatever_fails_is_logged_and_watching_goes_on(
+async def test_error_is_logged_and_watching_goes_on(
     tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, acted = tmp_path / "keys", list[int]()
@@ -65,7 +65,7 @@ async def test_whatever_fails_is_logged_and_watching_goes_on(
     assert "what was before it counts on" in caplog.text
 
 
-async def test_where_there_is_no_file_nothing_is_acted_on() -> None:
+async def test_missing_file_is_not_acted_on() -> None:
     acted: list[int] = []
     task = asyncio.create_task(watch(lambda: None, lambda: acted.append(1), LOOK_S))
     await asyncio.sleep(10 * LOOK_S)

@@ -1,4 +1,4 @@
-"""A server with keys and traces under a real Ray, as a config asks for it; its models only say what they are told."""
+"""A server with keys and traces under a real Ray, with simulated engines."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,21 +11,21 @@ from running import Running, until
 from served import LLAVA, URL, message
 
 from deployments import config
-from serve.wire.keys import made
+from serve.wire.keys import new_key
 
 pytestmark = pytest.mark.engine
 
-KEY, ENTRY = made("alice")
-ANOTHER, ENTRY_OF_ANOTHER = made("bob")
-SCRAPER, ENTRY_OF_SCRAPER = made("prometheus", only_metrics=True)
+KEY, ENTRY = new_key("alice")
+ANOTHER, ENTRY_OF_ANOTHER = new_key("bob")
+SCRAPER, ENTRY_OF_SCRAPER = new_key("prometheus", only_metrics=True)
 
 
 @pytest.fixture(scope="module")
 def traces() -> Iterator[Collector]:
     pytest.importorskip("opentelemetry.proto.collector", reason="the extra otel is not installed")
-    with collector() as found, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
-        yield found
+    with collector() as collecting, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collecting.url)
+        yield collecting
 
 
 @pytest.fixture(scope="module")
@@ -49,34 +49,36 @@ def guarded(folder: Path, traces: Collector) -> Iterator[Running]:
     assert not running.left() and KEY not in running.said()
 
 
-def test_it_starts_and_lets_in_who_has_a_key(guarded: Running) -> None:
+def test_server_with_keys_lets_in_known_keys_within_their_rate(guarded: Running) -> None:
     with httpx.Client(base_url=guarded.url, timeout=30) as client:
         assert client.get("/health").status_code == 200
         for path in ("/", "/ready", "/metrics", "/v1/models"):
             assert client.get(path).status_code == 401
-        asked = {"model": LLAVA, "messages": [message()]}
+        body = {"model": LLAVA, "messages": [message()]}
         client.headers["authorization"] = f"Bearer {KEY}"
         name = {"x-request-id": "mine", "x-request-timeout-seconds": "0"}
-        replies = [client.post("/v1/chat/completions", json=asked, headers=name) for _ in range(4)]
+        replies = [client.post("/v1/chat/completions", json=body, headers=name) for _ in range(4)]
         assert [reply.status_code for reply in replies] == [200, 200, 200, 429]
         assert replies[0].json()["id"] == "chatcmpl-mine" and replies[0].headers["x-request-id"] == "mine"
         assert client.get("/ready").json()["models"] == {LLAVA: "ready"}
 
 
-def test_a_request_is_one_trace_from_the_gateway_into_its_model(guarded: Running, traces: Collector) -> None:
+def test_request_is_one_trace_from_gateway_to_model(guarded: Running, traces: Collector) -> None:
     above = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    asked = {"image": URL, "question": "what colour?"}
+    body = {"image": URL, "question": "what colour?"}
     headers = {"authorization": f"Bearer {ANOTHER}", "traceparent": above}
-    reply = httpx.post(f"{guarded.url}/v1/tasks/vqa", json=asked, headers=headers, timeout=30)
+    reply = httpx.post(f"{guarded.url}/v1/tasks/vqa", json=body, headers=headers, timeout=30)
     assert reply.status_code == 200, reply.text
-    column, call = f"generate_content {LLAVA}", "answer"
-    found = traces.of(above[3:35], "POST /v1/tasks/vqa", column, call)
-    assert found[column].under == found["POST /v1/tasks/vqa"].id and found["POST /v1/tasks/vqa"].under == above[36:52]
-    assert found[call].under == found[column].id
-    assert (found[column].service, found[call].service) == ("diptych-gateway", "diptych-model")
+    model_span, call_span = f"generate_content {LLAVA}", "answer"
+    spans = traces.of(above[3:35], "POST /v1/tasks/vqa", model_span, call_span)
+    assert (
+        spans[model_span].under == spans["POST /v1/tasks/vqa"].id and spans["POST /v1/tasks/vqa"].under == above[36:52]
+    )
+    assert spans[call_span].under == spans[model_span].id
+    assert (spans[model_span].service, spans[call_span].service) == ("diptych-gateway", "diptych-model")
 
 
-def test_keys_come_and_the_last_one_goes_while_it_runs(guarded: Running, folder: Path) -> None:
+def test_changed_keys_file_is_read_while_serving(guarded: Running, folder: Path) -> None:
     def status(path: str, key: str = ANOTHER) -> int:
         return httpx.get(f"{guarded.url}{path}", headers={"authorization": f"Bearer {key}"}, timeout=30).status_code
 
@@ -84,7 +86,7 @@ def test_keys_come_and_the_last_one_goes_while_it_runs(guarded: Running, folder:
     (folder / "keys").write_text(f"{ENTRY_OF_ANOTHER}\n{ENTRY_OF_SCRAPER}\n")
     assert until(lambda: status("/metrics", SCRAPER) == 200, 60)
     assert status("/v1/models", SCRAPER) == 403 and status("/v1/models", KEY) == 401
-    (folder / "keys").write_text("no key\n")  # what cannot be used changes nothing
+    (folder / "keys").write_text("no key\n")  # an unusable file changes nothing
     (folder / "keys").unlink()
     assert not until(lambda: status("/v1/models") != 200, 12)
     (folder / "keys").write_text("")

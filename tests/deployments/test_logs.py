@@ -1,4 +1,4 @@
-"""Our log: a line of JSON each, with whose request it is about, and never what was asked."""
+"""Logs are lines of JSON with request ids, and hold nothing that a client asked."""
 
 import asyncio
 import gc
@@ -24,9 +24,9 @@ from serve.errors import ModelError
 from serve.request_id import REQUEST_ID
 from serve.rpc.connection import Connection
 from serve.rpc.server import Server as Rpc
-from serve.wire.edge import ACCESS
-from serve.wire.guard import Access
+from serve.wire.authentication import Access
 from serve.wire.keys import Keys
+from serve.wire.request_limits import ACCESS
 
 KEY = "s3cret-of-alice"
 HEADERS = {"authorization": f"Bearer {KEY}", "x-request-id": "mine-7"}
@@ -62,7 +62,7 @@ async def ask(engine: FakeEngine | None = None, *paths: str) -> None:
             await client.get(path, headers=HEADERS)
 
 
-async def test_a_line_for_each_request_that_is_one(file: Path) -> None:
+async def test_access_log_has_a_line_for_each_request_but_probes(file: Path) -> None:
     logs.configure("gateway", access_log=True)
     await ask(None, "/a-path-of-somebodys", "/health", "/ready", "/metrics")
     first, second = lines(file)
@@ -74,13 +74,13 @@ async def test_a_line_for_each_request_that_is_one(file: Path) -> None:
     assert not [word for word in ("hidden", "somebodys", "base64", KEY) if word in file.read_text()]
 
 
-async def test_no_lines_for_requests_where_none_are_wanted(file: Path) -> None:
+async def test_access_log_is_off_by_default(file: Path) -> None:
     logs.configure("gateway")
     await ask()
     assert not lines(file)
 
 
-async def test_a_fault_is_told_by_where_it_was_and_not_by_its_words(file: Path) -> None:
+async def test_exception_in_a_request_is_logged_without_its_message(file: Path) -> None:
     logs.configure("gateway")
     await ask(FakeEngine(stumble))
     (line,) = lines(file)
@@ -89,14 +89,14 @@ async def test_a_fault_is_told_by_where_it_was_and_not_by_its_words(file: Path) 
     assert "hidden" not in file.read_text()
 
 
-async def test_its_words_can_be_switched_on(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_exception_messages_can_be_switched_on(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(logs.WORDS, "1")
     logs.configure("gateway")
     await ask(FakeEngine(stumble))
     assert "hidden" in lines(file)[0]["exception"]
 
 
-def test_what_befalls_no_request_is_told_in_full(file: Path) -> None:
+def test_exception_outside_a_request_is_logged_in_full(file: Path) -> None:
     logs.configure("toy-llava")
     try:
         raise OSError("the disk is full")
@@ -111,10 +111,10 @@ SECRET = "what colour is the hidden thing?"
 
 @pytest.fixture
 def text(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What a handler that is not ours writes, as Python's own does, with no `DIPTYCH_LOG`."""
+    """Collect what a handler that is not ours writes, without `DIPTYCH_LOG`."""
     monkeypatch.delenv(logs.FILE, raising=False)
     monkeypatch.delenv(logs.WORDS, raising=False)
-    for logger in map(logging.getLogger, ("uvicorn", "uvicorn.error")):  # other tests run servers that say nothing
+    for logger in map(logging.getLogger, ("uvicorn", "uvicorn.error")):  # other tests silence their servers
         monkeypatch.setattr(logger, "disabled", False)
         monkeypatch.setattr(logger, "propagate", True)
         monkeypatch.setattr(logger, "handlers", [])
@@ -138,7 +138,7 @@ def inner() -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before the reply", "within it"])
-def test_uvicorns_log_of_a_bug_has_no_words(text: io.StringIO, begun: bool) -> None:
+def test_uvicorn_logs_a_bug_without_its_message(text: io.StringIO, begun: bool) -> None:
     app = create_app(router())
 
     async def stumbling(scope: Any, receive: Any, send: Any) -> None:
@@ -158,11 +158,11 @@ def test_uvicorns_log_of_a_bug_has_no_words(text: io.StringIO, begun: bool) -> N
     assert "hidden" not in text.getvalue()
 
 
-async def test_what_no_task_waited_for_has_no_words(text: io.StringIO) -> None:
-    async def forgotten() -> None:
+async def test_exception_that_no_task_awaited_is_logged_without_its_message(text: io.StringIO) -> None:
+    async def never_awaited() -> None:
         inner()
 
-    task = asyncio.create_task(forgotten())
+    task = asyncio.create_task(never_awaited())
     await asyncio.sleep(0.01)
     assert task.done()
     del task
@@ -172,7 +172,7 @@ async def test_what_no_task_waited_for_has_no_words(text: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("name", ["vllm.engine", "ray.serve", "uvicorn.error", "serve.router.model_call", "somebodys"])
-async def test_whoever_logs_within_a_request_has_no_words(text: io.StringIO, name: str) -> None:
+async def test_any_logger_within_a_request_omits_messages(text: io.StringIO, name: str) -> None:
     REQUEST_ID.set("mine-8")
     try:
         inner()
@@ -184,15 +184,15 @@ async def test_whoever_logs_within_a_request_has_no_words(text: io.StringIO, nam
     assert "hidden" not in text.getvalue()
 
 
-async def test_what_fails_in_a_replica_has_no_words(text: io.StringIO) -> None:
-    async def answer(said: str) -> Any:
-        yield said
+async def test_exception_in_a_replica_is_logged_without_its_message(text: io.StringIO) -> None:
+    async def answer(text: str) -> Any:
+        yield text
         inner()
 
-    async def standing() -> str:
+    async def statuses() -> str:
         return "fine"
 
-    server = Rpc({"answer": answer}, standing)
+    server = Rpc({"answer": answer}, statuses)
     connection = await Connection.open("127.0.0.1", await server.start("127.0.0.1"), server.token)
     REQUEST_ID.set("mine-9")
     with pytest.raises(ModelError):
@@ -204,7 +204,7 @@ async def test_what_fails_in_a_replica_has_no_words(text: io.StringIO) -> None:
     assert "hidden" not in text.getvalue()
 
 
-async def test_what_befalls_no_request_keeps_its_words_in_any_log(text: io.StringIO) -> None:
+async def test_any_logger_outside_a_request_keeps_messages(text: io.StringIO) -> None:
     try:
         raise OSError("the disk is full")
     except OSError as error:
@@ -213,7 +213,7 @@ async def test_what_befalls_no_request_keeps_its_words_in_any_log(text: io.Strin
     assert text.getvalue().count("the disk is full") == 3  # once as a line of code
 
 
-async def test_a_record_without_words_can_still_be_passed_on(text: io.StringIO) -> None:
+async def test_record_without_messages_can_be_pickled(text: io.StringIO) -> None:
     REQUEST_ID.set("mine-10")
     try:
         inner()
@@ -222,7 +222,7 @@ async def test_a_record_without_words_can_still_be_passed_on(text: io.StringIO) 
     assert "hidden" not in str(vars(pickle.loads(pickle.dumps(record))))
 
 
-def test_without_a_file_no_handler_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handlers_are_unchanged_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(logs.FILE, raising=False)
     logs.configure("gateway", access_log=True)
     assert not [name for name in logs.OURS if logging.getLogger(name).handlers]

@@ -1,4 +1,4 @@
-"""A model of one's own in a Serve config: it answers, is compared and merged like any other, and fails by itself."""
+"""A model of one's own in a Serve config answers, is compared and merged like any other, and fails alone."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -50,15 +50,15 @@ def outside_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployments.replica.bind_to_loopback", lambda: None)
 
 
-class Here(Replica):
-    """A replica that Serve will not bury: it has no process to leave behind."""
+class InProcessReplica(Replica):
+    """A replica whose engine needs no stopping: it has no process of its own."""
 
     def __del__(self) -> None:  # type: ignore[override]
         pass
 
 
-class Handle:
-    """What Remote is over Ray: one model's way to the replica that holds it."""
+class InProcessRoute:
+    """A route to a model in a replica of this process, as Remote is over Ray."""
 
     def __init__(self, model: Model, replica: Replica) -> None:
         self.model, self.replica = model, replica
@@ -73,40 +73,44 @@ class Handle:
         return (await self.replica.statuses())[self.model.name]
 
 
-async def served(given: Args) -> tuple[httpx.AsyncClient, dict[str, Here]]:
-    """The replicas that `app.build` would place, in this process, and a client of their gateway."""
-    replicas = {name: Here(entry, given.adapters(name)) for name, entry in given.engines().items()}
+async def served(given: Args) -> tuple[httpx.AsyncClient, dict[str, InProcessReplica]]:
+    """Start the replicas that `app.build` would place, in this process; return a client of their gateway, and them."""
+    replicas = {name: InProcessReplica(entry, given.adapters(name)) for name, entry in given.engines().items()}
     await asyncio.gather(*(replica._starting for replica in replicas.values()))
     of = {adapter.name: name for name in replicas for adapter in given.adapters(name)}
-    router = Router([Handle(model, replicas[of.get(name, name)]) for name, model in given.built().items()])
+    router = Router(
+        [InProcessRoute(model, replicas[of.get(name, name)]) for name, model in given.models_by_name.items()]
+    )
     return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(router)), base_url="http://test"), replicas
 
 
-def test_ones_own_come_after_the_catalogues_in_the_order_they_are_written() -> None:
+def test_own_models_follow_the_catalogues_in_written_order() -> None:
     given = args(MINE, OWN, BASE, "toy-llava")
-    assert list(given.built()) == ["toy-llava", "toy-paligemma", "mine", "receipts"]
+    assert list(given.models_by_name) == ["toy-llava", "toy-paligemma", "mine", "receipts"]
     assert list(given.engines()) == ["toy-llava", "toy-paligemma", "receipts"]
     assert [adapter.name for adapter in given.adapters("toy-paligemma")] == ["mine"]
-    assert given.built()["mine"].checkpoint.revision == "abc"
+    assert given.models_by_name["mine"].checkpoint.revision == "abc"
 
 
-def test_a_known_models_weight_and_checkpoint_are_this_places() -> None:
-    model = args({"name": "paligemma-3b-pt-448", "weight": 3, "checkpoint": "/here"}).built()["paligemma-3b-pt-448"]
+def test_entry_overrides_a_known_models_weight_and_checkpoint() -> None:
+    model = args({"name": "paligemma-3b-pt-448", "weight": 3, "checkpoint": "/here"}).models_by_name[
+        "paligemma-3b-pt-448"
+    ]
     assert (model.weight, model.checkpoint.hub, model.checkpoint.revision) == (3, "/here", None)
     assert not model.checkpoint.gated
     assert "text_config.vocab_size" not in model.checkpoint.expect
 
 
-async def test_they_answer_beside_the_others_each_in_its_own_words() -> None:
+async def test_own_models_answer_beside_the_others() -> None:
     client, replicas = await served(args(BASE, OWN, MINE))
     body = {"image": URL, "question": "what colour?"}
-    found = (await client.post("/v1/tasks/vqa", json=body)).json()
-    said = {reply["model"]: reply["result"]["answer"] for reply in found["replies"]}
-    assert said == {"toy-paligemma": "red", "mine": "blue", "receipts": "blue"}
-    assert found["merged"]["result"]["answer"] == "blue"
-    assert found["merged"]["agreement"] == pytest.approx(2.5 / 3.5, abs=0.01)  # weights 1, 0.5 and 2
-    asked: Any = replicas["receipts"].worker.engine
-    assert [prompt.text for prompt in asked.prompts] == ["receipt what colour?"]
+    answer = (await client.post("/v1/tasks/vqa", json=body)).json()
+    answers = {reply["model"]: reply["result"]["answer"] for reply in answer["replies"]}
+    assert answers == {"toy-paligemma": "red", "mine": "blue", "receipts": "blue"}
+    assert answer["merged"]["result"]["answer"] == "blue"
+    assert answer["merged"]["agreement"] == pytest.approx(2.5 / 3.5, abs=0.01)  # weights 1, 0.5 and 2
+    engine: Any = replicas["receipts"].worker.engine
+    assert [prompt.text for prompt in engine.prompts] == ["receipt what colour?"]
     shared: Any = replicas["toy-paligemma"].worker.engine
     assert sorted(str(prompt.adapter) for prompt in shared.prompts) == ["None", "mine"]
     named = {"model": "mine", "messages": [{"role": "user", "content": [
@@ -115,12 +119,12 @@ async def test_they_answer_beside_the_others_each_in_its_own_words() -> None:
     assert completion["choices"][0]["message"]["content"] == "blue"
 
 
-async def test_they_stand_in_the_catalogue_and_the_comparison_without_a_blank_cell() -> None:
+async def test_own_models_have_no_blank_cell_in_catalogue_and_comparison() -> None:
     large = {"name": "large", "like": "llava-1.5-7b", "checkpoint": "/models/large", "simulate": {"replies": "no"}}
     client, _ = await served(args(BASE, OWN, MINE, large))
     cards = {card["id"]: card for card in (await client.get("/v1/catalog")).json()["data"]}
     assert cards["mine"]["served"] and cards["receipts"]["skills"] == ["vqa", "ocr"]
-    assert cards["large"]["served"] and cards["large"]["checkpoint"] is None  # a folder here is nobody's business
+    assert cards["large"]["served"] and cards["large"]["checkpoint"] is None  # a folder of this machine is not shown
     assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]][:3] == [
         "toy-paligemma",
         "receipts",
@@ -131,17 +135,17 @@ async def test_they_stand_in_the_catalogue_and_the_comparison_without_a_blank_ce
     assert [row["task"] for row in table["tasks"]["shared"]] == ["vqa", "ocr"]
 
 
-async def test_an_adapter_that_fails_leaves_its_base_and_its_siblings() -> None:
+async def test_failed_adapter_leaves_its_base_and_siblings_ready() -> None:
     client, _ = await served(args(BASE, MINE, {**ODD, "base": "toy-paligemma"}))
     ready = (await client.get("/ready")).json()
     assert ready["models"] == {"toy-paligemma": "ready", "mine": "ready", "odd": "failed"}
     assert ready["details"]["odd"]["step"] == "Odd."
-    found = (await client.post("/v1/tasks/vqa", json={"image": URL, "question": "q"})).json()
-    assert [reply["status"] for reply in found["replies"]] == ["ok", "ok", "error"]
-    assert found["replies"][2]["error"]["message"] == "odd cannot answer: Odd."
+    answer = (await client.post("/v1/tasks/vqa", json={"image": URL, "question": "q"})).json()
+    assert [reply["status"] for reply in answer["replies"]] == ["ok", "ok", "error"]
+    assert answer["replies"][2]["error"]["message"] == "odd cannot answer: Odd."
 
 
-async def test_adapters_of_a_base_that_fails_say_so() -> None:
+async def test_adapters_of_a_failed_base_fail_with_its_reason() -> None:
     client, _ = await served(args({**BASE, "simulate": {"fail_start": "No memory."}}, MINE, OWN))
     ready = (await client.get("/ready")).json()
     assert ready["models"] == {"toy-paligemma": "failed", "mine": "failed", "receipts": "ready"}
@@ -149,16 +153,14 @@ async def test_adapters_of_a_base_that_fails_say_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "words"),
+    ("checkpoint", "message"),
     [
         ("cut", "model.safetensors is cut short or damaged"),
         ("other", "architectures should be PaliGemmaForConditionalGeneration and is LlavaForConditionalGeneration"),
         ("missing", "There is no folder"),
     ],
 )
-async def test_a_checkpoint_that_is_none_is_its_own_models_failure_and_names_it(
-    tmp_path: Path, checkpoint: str, words: str
-) -> None:
+async def test_unusable_checkpoint_fails_only_its_own_model(tmp_path: Path, checkpoint: str, message: str) -> None:
     toys = Path(config.HERE.parent / "serve" / "toy")
     if checkpoint != "missing":
         (tmp_path / checkpoint).mkdir()
@@ -171,14 +173,14 @@ async def test_a_checkpoint_that_is_none_is_its_own_models_failure_and_names_it(
     client, _ = await served(args(BASE, entry))
     ready = (await client.get("/ready")).json()
     assert ready["models"] == {"toy-paligemma": "ready", "own": "failed"}
-    found = (await client.post("/v1/tasks/vqa", json={"image": URL, "question": "q"})).json()
-    assert [reply["status"] for reply in found["replies"]] == ["ok", "error"]
-    assert found["replies"][1]["error"]["message"].startswith("own cannot answer: ")
-    assert words in found["replies"][1]["error"]["message"] and words in ready["details"]["own"]["step"]
+    answer = (await client.post("/v1/tasks/vqa", json={"image": URL, "question": "q"})).json()
+    assert [reply["status"] for reply in answer["replies"]] == ["ok", "error"]
+    assert answer["replies"][1]["error"]["message"].startswith("own cannot answer: ")
+    assert message in answer["replies"][1]["error"]["message"] and message in ready["details"]["own"]["step"]
 
 
 @pytest.mark.parametrize(
-    ("models", "words"),
+    ("models", "message"),
     [
         ([{**OWN, "prompts": {"vqa": "{quesion}"}}], "models.0 (receipts): prompts: vqa: {quesion} is no placeholder"),
         ([{**OWN, "like": "gpt"}], "models.0 (receipts): like: There is no model 'gpt' to be like."),
@@ -195,11 +197,9 @@ async def test_a_checkpoint_that_is_none_is_its_own_models_failure_and_names_it(
         ([{"name": "gpt"}], "A model of your own says what it is `like`"),
     ],
 )
-def test_a_slip_is_one_sentence_that_names_the_entry_and_the_field(
-    tmp_path: Path, models: list[Any], words: str
-) -> None:
+def test_wrong_entry_is_refused_with_its_name_and_field(tmp_path: Path, models: list[Any], message: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(yaml.dump({"applications": [{"import_path": config.APP, "args": {"models": models}}]}))
     with pytest.raises(Refused) as refused:
         config.read(file)
-    assert words in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)

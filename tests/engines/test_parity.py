@@ -89,7 +89,7 @@ def toy(name: str) -> Case:
     texts = TOY_PROMPTS["paligemma" if model.prefix_lm else "llava"] * 5
     shown = [*checkpoints.pictures(14), *checkpoints.odd_pictures()]
     asked = [Prompt(model.converse([Turn("user", t, True)]), image) for t, image in zip(texts, shown, strict=False)]
-    return Case(name, Path(model.checkpoint.hub), model, {"image": asked}, model.engine["max_model_len"])
+    return Case(name, Path(model.checkpoint.hub), model, {"image": asked}, model.family_args["max_model_len"])
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_vllm_says_what_transformers_says(
     kinds = 2 if "paligemma2" in name else 1  # of layers, sliding and not, each with blocks of its own
     few = 2 + 16 * kinds * (this.context // 32 // 4)  # enough for four whole requests, not for sixteen
     room = {"block_size": 32, "num_gpu_blocks_override": few} if crowded else {}
-    with engine(this.folder, this.model.prefix_lm, this.model.engine, max_model_len=this.context, **room) as vllm:
+    with engine(this.folder, this.model.prefix_lm, this.model.family_args, max_model_len=this.context, **room) as vllm:
         plain = [said for at in range(0, len(prompts), 4) for said in vllm.say(prompts[at : at + 4])]
         assert vllm.preemptions == 0
         staggered = vllm.say(prompts[-16:], every=3, tokens=32)

@@ -49,7 +49,7 @@ def traces() -> Iterator[Collector]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(folder: Path, traces: Collector) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(str(folder), deployment={"otlp_traces_endpoint": f"{traces.url}/v1/traces"})
+    engine = VllmEngine(str(folder), engine_args={"otlp_traces_endpoint": f"{traces.url}/v1/traces"})
     await engine.start()
     yield engine
     await engine.stop()
@@ -235,7 +235,7 @@ async def test_a_build_for_gpus_that_finds_none_says_so(folder: Path, monkeypatc
 async def test_a_killed_engine_is_known_to_be_dead(folder: Path) -> None:
     """Last: it starts an engine of its own and kills it in mid-answer."""
     before = set(psutil.Process().children(recursive=True))
-    engine = VllmEngine(str(folder), deployment={"max_num_seqs": 4})
+    engine = VllmEngine(str(folder), engine_args={"max_num_seqs": 4})
     said: list[str] = []
     engine.progress = said.append
     await engine.start()

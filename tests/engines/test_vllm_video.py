@@ -31,8 +31,8 @@ FRAMES = 4
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
     folder: Path = checkpoints.make("llava_next_video", tmp_path_factory.mktemp("checkpoint") / "llava", 256)
-    published = MODELS["llava-next-video-7b"].engine
-    engine = VllmEngine(str(folder), engine={**published, "max_model_len": 256})
+    published = MODELS["llava-next-video-7b"].family_args
+    engine = VllmEngine(str(folder), family_args={**published, "max_model_len": 256})
     await engine.start()
     yield engine
     await engine.stop()

@@ -51,8 +51,8 @@ def test_a_long_film_is_thinned_out_to_what_fits(model: Model, frames: int, mark
 
 
 def test_what_fits_leaves_room_for_words() -> None:
-    assert SMALL.frames * 196 < SMALL.engine["max_model_len"] - 1024
-    assert VIDEO.frames * 144 < VIDEO.engine["max_model_len"] - 512
+    assert SMALL.frames * 196 < SMALL.family_args["max_model_len"] - 1024
+    assert VIDEO.frames * 144 < VIDEO.family_args["max_model_len"] - 512
 
 
 def test_films_are_taken_by_those_trained_on_them_only() -> None:

@@ -34,7 +34,7 @@ def made(**fields: Any) -> Any:
 
 def test_it_is_asked_as_the_model_it_is_like_unless_it_says_otherwise() -> None:
     model, like = made(), MODELS["paligemma-3b-pt-448"]
-    assert model.skills == like.skills and model.prefix_lm and model.engine == like.engine
+    assert model.skills == like.skills and model.prefix_lm and model.family_args == like.family_args
     assert (model.checkpoint.hub, model.checkpoint.gated, model.adapter, model.weight) == (
         "me/receipts",
         False,

@@ -18,7 +18,7 @@ from serve.api import create_app
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
 from serve.router import Router
-from serve.wire.guard import Access
+from serve.wire.authentication import Access
 from serve.wire.keys import Keys
 from serve.worker import Worker
 

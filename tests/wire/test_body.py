@@ -20,12 +20,13 @@ from served import LLAVA, URL, calling, message, router
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
 from serve.media.budget import Budget
+from serve.wire.authentication import Access
 from serve.wire.body import in_thread
-from serve.wire.guard import Access
 from serve.wire.keys import Keys
-from serve.wire.limits import MAX_BODY, Limits
+from serve.wire.limits import Limits
 
 MB = 2**20
+MAX_BODY = Limits().max_body
 JSON = {"content-type": "application/json"}
 BOUNDARY = "b0"
 FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -62,7 +63,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_declared_body_is_held_before_it_is_sent() -> None:
+async def test_declared_body_is_leased_before_it_arrives() -> None:
     budget = Budget(100 * MB)
     client = Client(create_app(router(), budget=budget), length(24 * MB))
     await settled()
@@ -72,9 +73,10 @@ async def test_a_declared_body_is_held_before_it_is_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "held"), [([MB // 8] * 2, MB // 4), ([MB // 8] * 3, MAX_BODY), ([MB] * 20, MAX_BODY), ([1], MB // 4)]
+    ("pieces", "held"),
+    [([MB // 8] * 2, MB // 4), ([MB // 8] * 3, Limits().max_body), ([MB] * 20, Limits().max_body), ([1], MB // 4)],
 )
-async def test_a_body_in_chunks_is_held_as_it_grows(pieces: list[int], held: int) -> None:
+async def test_chunked_body_is_leased_as_it_grows(pieces: list[int], held: int) -> None:
     budget = Budget(100 * MB)
     client = Client(create_app(router(), budget=budget), JSON)
     await client.send(*(b"x" * piece for piece in pieces))
@@ -84,9 +86,9 @@ async def test_a_body_in_chunks_is_held_as_it_grows(pieces: list[int], held: int
 
 
 @pytest.mark.parametrize("declared", [True, False])
-async def test_eighty_clients_that_send_24_mb_and_wait_do_not_fill_the_pod(declared: bool) -> None:
+async def test_eighty_waiting_clients_with_24_mb_each_stay_within_the_budget(declared: bool) -> None:
     budget = Budget(200 * MB)
-    app = create_app(router(), budget=budget, limits=Limits(body_s=1.0))
+    app = create_app(router(), budget=budget, limits=Limits(body_timeout_s=1.0))
     clients = [Client(app, length(25 * MB) if declared else JSON) for _ in range(80)]
     for client in clients:
         client.more.put_nowait(b" " * (300 * 1024))
@@ -95,20 +97,20 @@ async def test_eighty_clients_that_send_24_mb_and_wait_do_not_fill_the_pod(decla
     async with calling(app) as honest:  # and a small question is answered beside them
         assert (await honest.post("/v1/tasks/vqa", content=VQA, headers=JSON)).status_code == 200
     replies = await asyncio.gather(*(client.task for client in clients))
-    late, refused = [[one for one in replies if one.status == status] for status in (408, 429)]
+    late, refused = [[reply for reply in replies if reply.status == status] for status in (408, 429)]
     assert len(late) + len(refused) == 80 and refused and late
-    assert all(one.headers["retry-after"] for one in refused)
+    assert all(reply.headers["retry-after"] for reply in refused)
     assert budget.held == 0
 
 
 @pytest.mark.parametrize("size", [5, 15, 28])
-async def test_a_body_that_can_never_fit_is_refused_at_once(size: int) -> None:
+async def test_body_larger_than_the_budget_is_refused_at_once(size: int) -> None:
     app = create_app(router(), budget=Budget(10 * MB))
     reply = await asyncio.wait_for(Client(app, length(size * MB)).task, 5)
     assert reply.status == 413
 
 
-async def test_who_has_no_key_holds_nothing() -> None:
+async def test_request_without_a_key_leases_nothing() -> None:
     budget = Budget(100 * MB)
     app = create_app(router(), budget=budget, access=Access(keys=Keys(["a:secret-key"])))
     reply = await asyncio.wait_for(Client(app, length(24 * MB)).task, 5)
@@ -120,7 +122,7 @@ async def test_who_has_no_key_holds_nothing() -> None:
     [b"no JSON", b'{"question": "what?"}', VQA.replace(b"base64,", b"base64,!"), b"[" * 200_000, b" " * (29 * MB)],
     ids=["no JSON", "no image", "no base64", "deep", "large"],
 )
-async def test_what_is_refused_gives_everything_back(fault: bytes) -> None:
+async def test_refused_request_frees_its_lease(fault: bytes) -> None:
     budget = Budget(200 * MB)
     app = create_app(router(), budget=budget)
     for path in ("/v1/tasks/vqa", "/v1/chat/completions"):
@@ -128,7 +130,7 @@ async def test_what_is_refused_gives_everything_back(fault: bytes) -> None:
         assert reply.status in (400, 413) and budget.held == 0
 
 
-async def test_a_client_that_leaves_gives_everything_back() -> None:
+async def test_client_that_leaves_frees_its_lease() -> None:
     budget = Budget(100 * MB)
     engine = FakeEngine("red", first_delay_s=30)
     client = Client(create_app(router(engine, engine), budget=budget), length(len(VQA)))
@@ -176,7 +178,7 @@ DOORS: dict[str, tuple[str, dict[str, Any] | None]] = {
 
 
 @pytest.mark.parametrize("door", list(DOORS))
-async def test_while_models_answer_only_the_file_and_the_pixels_are_held(door: str) -> None:
+async def test_only_file_and_pixels_are_leased_while_models_answer(door: str) -> None:
     """Its body in base64, and the text that it was parsed to, were 9 MB more."""
     file = noise()
     path, fields = DOORS[door]
@@ -203,8 +205,8 @@ async def test_while_models_answer_only_the_file_and_the_pixels_are_held(door: s
 
 
 @pytest.mark.parametrize("size", [1, 10, 20])
-async def test_a_picture_of_the_promised_size_fits_in_every_body(size: int) -> None:
-    """The text of a chat beside it, too. Its bytes are no picture, and that is what is found wrong with it."""
+async def test_largest_image_fits_into_every_kind_of_body(size: int) -> None:
+    """A chat has its text beside it. The bytes are no image, which is the only thing wrong with it."""
     file = bytes(size * MB)
     app = create_app(router(), budget=Budget(400 * MB))
     chat = {"model": LLAVA, "messages": [message("w" * 100_000, DATA)]}
@@ -226,7 +228,7 @@ async def test_only_files_of_a_form_may_be_large(name: str) -> None:
     assert (reply.status, error["param"]) == (413, name)
 
 
-async def test_the_budget_is_told_to_prometheus() -> None:
+async def test_budget_is_exported_to_prometheus() -> None:
     budget = Budget(50 * MB)
     app = create_app(router(), budget=budget)
     client = Client(app, length(15 * MB))
@@ -240,8 +242,8 @@ async def test_the_budget_is_told_to_prometheus() -> None:
     assert float(values["diptych_memory_refusals_total"]) == 1
 
 
-async def test_what_is_held_is_counted_on_when_another_app_takes_its_place() -> None:
-    """As when the config changes: requests of the app before are still held."""
+async def test_leases_are_counted_on_by_the_next_app() -> None:
+    """When the config changes, requests of the app before are still held."""
     budget = Budget(100 * MB)
     client = Client(create_app(router(), budget=budget), length(24 * MB))
     await settled()
@@ -254,7 +256,7 @@ async def test_what_is_held_is_counted_on_when_another_app_takes_its_place() -> 
     assert budget.held == 0
 
 
-async def test_bodies_are_parsed_one_after_the_other_so_that_the_loop_waits_for_one_thread_at_most() -> None:
+async def test_bodies_are_parsed_one_after_the_other() -> None:
     running, most = 0, 0
 
     def parse() -> None:
@@ -268,7 +270,7 @@ async def test_bodies_are_parsed_one_after_the_other_so_that_the_loop_waits_for_
     assert most == 1
 
 
-async def test_a_large_body_holds_up_no_smaller_one() -> None:
+async def test_large_body_delays_no_smaller_one() -> None:
     over = threading.Event()
     large = asyncio.ensure_future(in_thread(20 * MB, over.wait, 10.0))
     try:

@@ -23,7 +23,7 @@ async def post(path: str, content: bytes, kind: str = "application/json") -> htt
         return reply
 
 
-def told(reply: httpx.Response) -> dict[str, Any]:
+def error_of(reply: httpx.Response) -> dict[str, Any]:
     assert 400 <= reply.status_code < 500 and len(reply.text) < 1500
     error: dict[str, Any] = reply.json()["error"]
     assert len(error["message"]) <= 1000 and len(error["param"] or "") <= 200
@@ -52,15 +52,15 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", ["values", "lists in lists", "objects"])
-async def test_a_body_of_too_many_values_is_not_parsed(name: str) -> None:
+async def test_body_of_too_many_values_is_not_parsed(name: str) -> None:
     for path in (CHAT, TASK):
-        assert "too many values" in told(await post(path, HOSTILE[name]))["message"]
+        assert "too many values" in error_of(await post(path, HOSTILE[name]))["message"]
 
 
 @pytest.mark.parametrize("path", [CHAT, TASK, "/v1/tasks/detect"])
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
-async def test_it_is_refused_in_a_few_words(body: bytes, path: str) -> None:
-    told(await post(path, body))
+async def test_hostile_body_is_refused_in_a_short_message(body: bytes, path: str) -> None:
+    error_of(await post(path, body))
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ async def test_it_is_refused_in_a_few_words(body: bytes, path: str) -> None:
         ("truncate_prompt_tokens", 1, "truncate_prompt_tokens"),
     ],
 )
-async def test_a_completion_has_bounds(field: str, values: Any, param: str | None) -> None:
-    assert told(await post(CHAT, many(ASKED, field, values)))["param"] == param
+async def test_completion_fields_are_bounded(field: str, values: Any, param: str | None) -> None:
+    assert error_of(await post(CHAT, many(ASKED, field, values)))["param"] == param
 
 
 @pytest.mark.parametrize(
@@ -111,15 +111,15 @@ async def test_a_completion_has_bounds(field: str, values: Any, param: str | Non
         ("quorum", 65, "quorum"),
     ],
 )
-async def test_a_task_has_bounds(field: str, values: Any, param: str) -> None:
-    assert told(await post(TASK, many(VQA, field, values)))["param"] == param
+async def test_task_fields_are_bounded(field: str, values: Any, param: str) -> None:
+    assert error_of(await post(TASK, many(VQA, field, values)))["param"] == param
 
 
-async def test_a_form_has_bounds() -> None:
+async def test_form_fields_are_bounded() -> None:
     fields = b"".join(b'--b\r\ncontent-disposition: form-data; name="f%d"\r\n\r\nx\r\n' % i for i in range(100))
-    told(await post(TASK, fields + b"--b--\r\n", "multipart/form-data; boundary=b"))
+    error_of(await post(TASK, fields + b"--b--\r\n", "multipart/form-data; boundary=b"))
     weights = b'--b\r\ncontent-disposition: form-data; name="weights"\r\n\r\n' + b"[" * 100_000 + b"\r\n--b--\r\n"
-    assert told(await post(TASK, weights, "multipart/form-data; boundary=b"))["param"] == "weights"
+    assert error_of(await post(TASK, weights, "multipart/form-data; boundary=b"))["param"] == "weights"
 
 
 def optional(count: int) -> dict[str, Any]:
@@ -136,14 +136,15 @@ def optional(count: int) -> dict[str, Any]:
         {**optional(120), "required": ["a0", 7, None, ["a1"]]},
     ],
 )
-async def test_a_schema_has_bounds(schema: dict[str, Any]) -> None:
+async def test_response_schema_is_bounded(schema: dict[str, Any]) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     assert (
-        told(await post(CHAT, many(ASKED, "response_format", wanted)))["param"] == "response_format.json_schema.schema"
+        error_of(await post(CHAT, many(ASKED, "response_format", wanted)))["param"]
+        == "response_format.json_schema.schema"
     )
 
 
-async def test_properties_that_are_required_cost_nothing() -> None:
+async def test_required_properties_are_cheap() -> None:
     schema = {**optional(150), "required": [f"a{i}" for i in range(150)]}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     assert (await post(CHAT, many(ASKED, "response_format", wanted))).status_code == 200
@@ -171,7 +172,7 @@ FIELDS = (
 
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4), st.sampled_from([CHAT, TASK]))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-async def test_whatever_a_field_holds_it_is_no_fault_of_ours(fields: dict[str, Any], path: str) -> None:
+async def test_any_field_value_gives_no_server_error(fields: dict[str, Any], path: str) -> None:
     given = (ASKED if path == CHAT else VQA) | fields
     async with calling(plain()) as client:
         reply = await client.post(path, content=json.dumps(given).encode("utf-8", "replace"))
@@ -186,7 +187,7 @@ async def test_whatever_a_field_holds_it_is_no_fault_of_ours(fields: dict[str, A
         (b'{"image": "' + b"A" * 100_000 + b'"}', False),
     ],
 )
-def test_only_what_is_small_is_read_on_the_event_loop(body: bytes, quick: bool) -> None:
+def test_only_small_bodies_are_parsed_on_the_event_loop(body: bytes, quick: bool) -> None:
     assert is_quick(len(body)) == quick
 
 
@@ -202,7 +203,7 @@ def test_only_what_is_small_is_read_on_the_event_loop(body: bytes, quick: bool) 
     ),
     st.sampled_from(["x", "", '"x"', "x" * 200, "x; charset=utf-16"]),
 )
-async def test_whatever_a_form_holds_it_is_no_fault_of_ours(parts: list[bytes], boundary: str) -> None:
+async def test_any_form_gives_no_server_error(parts: list[bytes], boundary: str) -> None:
     kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
     async with calling(plain()) as client:
         reply = await client.post("/v1/tasks/caption", content=b"".join(parts), headers=kind)

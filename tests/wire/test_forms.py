@@ -19,22 +19,22 @@ async def detect(**fields: str | list[str]) -> httpx.Response:
 
 
 async def labels(field: str | list[str]) -> list[str]:
-    """The phrases that a model was asked for, in order."""
-    heard: list[str] = []
+    """Return the phrases that a model was asked for, in order."""
+    prompts: list[str] = []
 
     def say(prompt: object) -> str:
-        heard.append(prompt.text)  # type: ignore[attr-defined]
+        prompts.append(prompt.text)  # type: ignore[attr-defined]
         return "nothing"
 
     async with calling(served(paligemma=FakeEngine(say))) as client:
         fields = {"labels": field, "models": PALIGEMMA}
         reply = await client.post("/v1/tasks/detect", data=fields, files={"image": picture()})
     assert reply.status_code in (200, 503), reply.text
-    return heard[0].removeprefix("detect ").strip().split(" ; ")
+    return prompts[0].removeprefix("detect ").strip().split(" ; ")
 
 
 @pytest.mark.parametrize(
-    ("field", "asked"),
+    ("field", "expected"),
     [
         ('["grey cat", "old dog"]', ["grey cat", "old dog"]),
         (' [ "red, round cat" ,"old dog"] ', ["red, round cat", "old dog"]),
@@ -45,19 +45,19 @@ async def labels(field: str | list[str]) -> list[str]:
         (["grey cat", "", "old dog"], ["grey cat", "old dog"]),
     ],
 )
-async def test_a_list_may_be_json_repeated_fields_or_separated_text(field: str | list[str], asked: list[str]) -> None:
-    assert await labels(field) == asked
+async def test_list_may_be_json_repeated_fields_or_separated_text(field: str | list[str], expected: list[str]) -> None:
+    assert await labels(field) == expected
 
 
 @pytest.mark.parametrize(
     "field", ['["a cat"', '["a cat",]', '[""]', "[1, 2]", '[["a"]]', '[{"a": 1}]', "[]", "[" * 5000]
 )
-async def test_a_json_list_that_is_none_is_refused_by_name(field: str) -> None:
+async def test_broken_json_list_is_refused_by_field(field: str) -> None:
     reply = await detect(labels=field)
     assert reply.status_code == 400 and reply.json()["error"]["param"].startswith("labels")
 
 
-async def test_models_may_be_a_json_list_too() -> None:
+async def test_models_may_be_a_json_list() -> None:
     async with calling(plain()) as client:
         fields = {"question": "what?", "models": json.dumps([LLAVA])}
         reply = await client.post("/v1/tasks/vqa", data=fields, files={"image": picture()})
@@ -85,7 +85,7 @@ async def test_models_may_be_a_json_list_too() -> None:
         "\x80\xff",
     ],
 )
-async def test_a_charset_that_cannot_be_read_is_refused(charset: str) -> None:
+async def test_unknown_charset_is_refused(charset: str) -> None:
     long_label = b'--b\r\ncontent-disposition: form-data; name="' + b"q" * 300 + b'.x"\r\n\r\n\xff\xfe\r\n' + PART
     kind = f"multipart/form-data; boundary=b; charset={charset}".encode("latin-1")
     async with calling(plain()) as client:
@@ -95,7 +95,7 @@ async def test_a_charset_that_cannot_be_read_is_refused(charset: str) -> None:
 
 
 @pytest.mark.parametrize("charset", ["utf-8", "UTF-8", '"utf8"', "us-ascii", "ISO-8859-1", "latin1"])
-async def test_ordinary_charsets_are_taken(charset: str) -> None:
+async def test_known_charsets_are_accepted(charset: str) -> None:
     file = b'--b\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\n' + picture() + b"\r\n"
     kind = f"multipart/form-data; boundary=b; charset={charset}"
     async with calling(plain()) as client:
@@ -127,7 +127,7 @@ async def test_ordinary_charsets_are_taken(charset: str) -> None:
         "a" * 20_000,
     ],
 )
-async def test_whatever_the_content_type_says_it_is_no_fault_of_ours(kind: str) -> None:
+async def test_any_content_type_gives_no_server_error(kind: str) -> None:
     async with calling(plain()) as client:
         headers = [(b"content-type", kind.encode("latin-1"))]
         for body in (PART, b"", b"--b", b"--\r\n\r\n" + PART):

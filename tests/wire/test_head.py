@@ -8,9 +8,9 @@ import pytest
 from served import calling, listening, plain, router
 
 from serve.api import create_app
-from serve.wire.guard import Access
+from serve.wire.authentication import Access
 from serve.wire.keys import Keys
-from serve.wire.meters import Meters
+from serve.wire.metrics import Metrics
 
 PATHS = [
     "/health",
@@ -46,12 +46,12 @@ def ask(address: str, method: str, path: str) -> tuple[int, dict[str, str], byte
 
 @pytest.fixture(scope="module")
 def address() -> object:
-    with listening(plain()) as found:
-        yield found
+    with listening(plain()) as url:
+        yield url
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_head_gives_the_headers_of_get_and_no_body(address: str, path: str) -> None:
+def test_head_has_the_headers_of_get_and_no_body(address: str, path: str) -> None:
     status, headers, body = ask(address, "GET", path)
     head_status, head_headers, head_body = ask(address, "HEAD", path)
     assert body or status == 307
@@ -61,7 +61,7 @@ def test_head_gives_the_headers_of_get_and_no_body(address: str, path: str) -> N
     assert head_headers.get("content-type") == headers.get("content-type")
 
 
-async def test_a_body_is_dropped_before_the_server() -> None:
+async def test_body_of_head_is_dropped_before_the_server() -> None:
     async with calling(plain()) as client:
         for path in ("/", "/v1/models", "/nowhere"):
             assert not (await client.head(path)).content
@@ -76,19 +76,19 @@ async def test_head_needs_the_key_that_get_needs() -> None:
 
 
 async def test_head_is_counted_under_its_route() -> None:
-    meters = Meters()
-    async with calling(create_app(router(), meters=meters)) as client:
+    metrics = Metrics()
+    async with calling(create_app(router(), metrics=metrics)) as client:
         await client.head("/v1/models/toy-llava")
-    assert 'route="/v1/models/{name:path}"' in meters.text([]).decode()
+    assert 'route="/v1/models/{name:path}"' in metrics.text([]).decode()
 
 
-async def test_what_takes_only_get_says_that_it_takes_head() -> None:
+async def test_405_of_a_get_route_allows_head() -> None:
     async with calling(plain()) as client:
         assert (await client.put("/health")).headers["allow"] == "GET, HEAD"
         assert (await client.head("/v1/tasks/vqa")).headers["allow"] == "POST"
 
 
-async def test_the_document_says_so() -> None:
+async def test_openapi_schema_mentions_head() -> None:
     async with calling(plain()) as client:
         document = (await client.get("/openapi.json")).json()
     openapi_spec_validator.validate(document)

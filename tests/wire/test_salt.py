@@ -13,7 +13,7 @@ from serve.image import decode
 from serve.request_id import CACHE_SALT
 from serve.rpc.connection import Connection
 from serve.rpc.server import Server
-from serve.wire.guard import Access
+from serve.wire.authentication import Access
 from serve.wire.keys import Keys
 
 KEYS = Keys(["alice:4lice", "bob:b0b"])
@@ -21,14 +21,14 @@ ALICE, BOB = {"authorization": "Bearer 4lice"}, {"authorization": "Bearer b0b"}
 
 
 @pytest.mark.parametrize("salted", [True, False])
-async def test_each_key_has_a_salt_of_its_own_in_every_engine(salted: bool) -> None:
-    heard: list[str] = []
+async def test_each_key_has_its_own_salt_in_every_engine(salted: bool) -> None:
+    salts: list[str] = []
 
     def say(prompt: Prompt) -> str:
-        heard.append(CACHE_SALT.get())
+        salts.append(CACHE_SALT.get())
         return "red"
 
-    app = create_app(router(FakeEngine(say), FakeEngine(say)), access=Access(keys=KEYS, salted=salted))
+    app = create_app(router(FakeEngine(say), FakeEngine(say)), access=Access(keys=KEYS, salt_caches=salted))
     async with calling(app) as client:
         for headers, salt in ((ALICE, "alice"), (BOB, "bob"), (ALICE, "alice")):
             for path, body in (
@@ -37,19 +37,19 @@ async def test_each_key_has_a_salt_of_its_own_in_every_engine(salted: bool) -> N
                 ("/v1/chat/completions", {"model": PALIGEMMA, "messages": [message()], "stream": True}),
                 ("/v1/chat/completions", {"model": "vqa:*", "messages": [message()]}),
             ):
-                heard.clear()
+                salts.clear()
                 assert (await client.post(path, json=body, headers=headers)).status_code == 200
-                assert set(heard) == {salt if salted else ""}
+                assert set(salts) == {salt if salted else ""}
 
 
-async def test_a_salt_travels_to_a_replica_with_its_call() -> None:
+async def test_salt_reaches_the_replica_with_its_call() -> None:
     async def answer(what: str) -> Any:
         yield what + CACHE_SALT.get()
 
-    async def standing() -> str:
+    async def statuses() -> str:
         return "fine"
 
-    server = Server({"answer": answer}, standing)
+    server = Server({"answer": answer}, statuses)
     connection = await Connection.open("127.0.0.1", await server.start("127.0.0.1"), server.token)
     for salt in ("alice", "", "bob"):
         CACHE_SALT.set(salt)
@@ -58,7 +58,7 @@ async def test_a_salt_travels_to_a_replica_with_its_call() -> None:
     await server.stop()
 
 
-def test_the_same_picture_has_another_name_for_each_salt() -> None:
+def test_image_has_another_cache_name_for_each_salt() -> None:
     image = decode(picture())
     names, inputs = [], []
     for salt in ("", "alice", "bob"):

@@ -1,4 +1,4 @@
-"""Which sites may ask a server without keys: by what Host, and from whose pages."""
+"""A server without keys checks by what Host, and from whose pages, it is asked."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from served import URL, calling, picture, router
 
 from serve.api import create_app
-from serve.wire.guard import Access
+from serve.wire.authentication import Access
 from serve.wire.keys import Keys
 from serve.wire.sites import Sites, is_loopback
 
@@ -40,34 +40,34 @@ OTHERS += [
 
 
 @contextlib.asynccontextmanager
-async def local(*names: str, origins: tuple[str, ...] = (), **access: Any) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(router(), access=Access(hosts=frozenset(names), **access), origins=origins)
+async def local(*names: str, cors: tuple[str, ...] = (), **access: Any) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(router(), access=Access(hosts=frozenset(names), **access), cors=cors)
     async with calling(app) as client:
         yield client
 
 
-def asked(host: str) -> Any:
+def ask(host: str) -> Any:
     return Sites([]).wrong_host([(b"host", host.encode("latin-1"))])
 
 
 @pytest.mark.parametrize("host", OURS)
-def test_a_local_server_answers_to_its_machines_names(host: str) -> None:
-    assert asked(host) is None
+def test_local_server_answers_to_names_of_its_machine(host: str) -> None:
+    assert ask(host) is None
 
 
 @pytest.mark.parametrize("host", OTHERS)
-def test_it_answers_to_no_other(host: str) -> None:
-    assert asked(host).status == 421
+def test_local_server_answers_to_no_other_name(host: str) -> None:
+    assert ask(host).status == 421
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=255), max_size=40))
-def test_no_name_with_a_dot_is_local_but_addresses_are(host: str) -> None:
+def test_name_with_a_dot_is_not_local_unless_an_address(host: str) -> None:
     name = host.rstrip(":0123456789")
     if "." in name.rstrip(".") and not host.startswith("127."):
-        assert asked(host).status == 421
+        assert ask(host).status == 421
 
 
-async def test_a_page_that_rebinds_its_name_reads_nothing() -> None:
+async def test_page_with_a_rebound_name_reads_nothing() -> None:
     async with local() as client:
         for host in ("evil.example:8000", "rebound.test", "10.0.0.7"):
             for method, path in (("GET", "/v1/models"), ("HEAD", "/"), ("GET", "/ready"), ("GET", "/metrics")):
@@ -80,13 +80,13 @@ async def test_a_page_that_rebinds_its_name_reads_nothing() -> None:
             assert (await client.post("/v1/tasks/vqa", json=VQA, headers={"host": host})).status_code == 200
 
 
-async def test_two_hosts_are_none() -> None:
+async def test_two_host_headers_are_refused() -> None:
     async with local() as client:
         twice = [("host", "localhost"), ("host", "localhost")]
         assert (await client.get("/v1/models", headers=twice)).status_code == 421
 
 
-async def test_other_names_are_configured() -> None:
+async def test_configured_names_are_answered() -> None:
     async with local("vision.example.com", "*.internal.example") as client:
         for host in ("vision.example.com", "Vision.Example.com:443", "a.internal.example", "b.a.internal.example:80"):
             assert (await client.get("/v1/models", headers={"host": host})).status_code == 200
@@ -96,7 +96,7 @@ async def test_other_names_are_configured() -> None:
         assert (await client.get("/v1/models", headers={"host": "any.example"})).status_code == 200
 
 
-async def test_without_a_rule_any_host_will_do() -> None:
+async def test_any_host_is_answered_without_a_rule() -> None:
     async with calling(create_app(router())) as client:
         assert (await client.get("/v1/models", headers={"host": "any.example"})).status_code == 200
 
@@ -119,7 +119,7 @@ FOREIGN = [
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b", ""]
 )
-async def test_a_page_of_another_site_asks_no_model(headers: dict[str, str], kind: str) -> None:
+async def test_page_of_another_site_may_not_ask_a_model(headers: dict[str, str], kind: str) -> None:
     async with local() as client:
         typed = {**headers, "host": "localhost:8000", **({"content-type": kind} if kind else {})}
         for path in ("/v1/tasks/vqa", "/v1/chat/completions", "/nowhere"):
@@ -141,7 +141,7 @@ async def test_a_page_of_another_site_asks_no_model(headers: dict[str, str], kin
         {"content-type": "text/plain"},
     ],
 )
-async def test_our_own_page_and_programs_ask_as_they_did(headers: dict[str, str]) -> None:
+async def test_own_page_and_programs_may_ask(headers: dict[str, str]) -> None:
     async with local() as client:
         sent = {"host": "localhost:8000", **headers}
         reply = await client.post(
@@ -152,31 +152,31 @@ async def test_our_own_page_and_programs_ask_as_they_did(headers: dict[str, str]
         assert form.status_code == 200
 
 
-async def test_pages_of_the_origins_that_are_named_may_ask() -> None:
+async def test_pages_of_configured_origins_may_ask() -> None:
     page = {"origin": "https://app.example", "sec-fetch-site": "cross-site", "host": "localhost"}
-    async with local(origins=("https://app.example",)) as client:
+    async with local(cors=("https://app.example",)) as client:
         reply = await client.post("/v1/tasks/vqa", json=VQA, headers=page)
         assert reply.status_code == 200 and reply.headers["access-control-allow-origin"] == "https://app.example"
         other = await client.post("/v1/tasks/vqa", json=VQA, headers={**page, "origin": "https://b.example"})
         assert other.status_code == 403
-    async with local(origins=("*",)) as client:
+    async with local(cors=("*",)) as client:
         assert (await client.post("/v1/tasks/vqa", json=VQA, headers=page)).status_code == 200
 
 
-async def test_behind_a_proxy_our_page_is_known_by_the_name_that_is_configured() -> None:
+async def test_own_page_behind_a_proxy_is_known_by_a_configured_name() -> None:
     page = {"origin": "http://vision.example.com", "host": "127.0.0.1:8000"}
     async with local("vision.example.com") as client:
         assert (await client.post("/v1/tasks/vqa", json=VQA, headers=page)).status_code == 200
 
 
-async def test_a_cross_site_link_may_still_be_followed() -> None:
+async def test_cross_site_link_may_be_followed() -> None:
     async with local() as client:
         for path in ("/", "/v1/models"):
             seen = await client.get(path, headers={"sec-fetch-site": "cross-site", "host": "localhost"})
             assert seen.status_code == 200
 
 
-async def test_with_keys_a_key_says_enough() -> None:
+async def test_page_of_another_site_with_a_key_may_ask() -> None:
     key = {"authorization": "Bearer secret", "host": "any.example"}
     async with calling(create_app(router(), access=Access(keys=Keys(["alice:secret"])))) as client:
         for headers in FOREIGN[:3]:
@@ -184,7 +184,7 @@ async def test_with_keys_a_key_says_enough() -> None:
             assert (await client.post("/v1/tasks/vqa", json=VQA, headers={**headers})).status_code == 401
 
 
-async def test_the_document_knows_these_refusals() -> None:
+async def test_openapi_schema_lists_403_and_421() -> None:
     async with local() as client:
         document = (await client.get("/openapi.json", headers={"host": "localhost"})).json()
     openapi_spec_validator.validate(document)
@@ -196,5 +196,5 @@ async def test_the_document_knows_these_refusals() -> None:
     [("127.0.0.1", True), ("::1", True), ("localhost", True), ("127.9.9.9", True), ("0.0.0.0", False), ("::", False)]
     + [("10.0.0.1", False), ("mybox", False), ("", False)],
 )
-def test_which_addresses_are_this_machine_only(host: str, loopback: bool) -> None:
+def test_loopback_addresses_are_recognised(host: str, loopback: bool) -> None:
     assert is_loopback(host) == loopback

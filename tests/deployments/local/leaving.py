@@ -29,9 +29,9 @@ def main(port: int) -> None:
 
         def busy(wanted: int, seconds: float) -> int:
             end = time.monotonic() + seconds
-            while (found := int(replica.busy.remote().result(timeout_s=30))) != wanted and time.monotonic() < end:
+            while (running := int(replica.busy.remote().result(timeout_s=30))) != wanted and time.monotonic() < end:
                 time.sleep(0.1)
-            return found
+            return running
 
         url = f"http://127.0.0.1:{port}"
         while httpx.get(f"{url}/ready", timeout=30).status_code != 200:

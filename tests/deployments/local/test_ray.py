@@ -1,4 +1,4 @@
-"""A real Ray with engines that are told what to say: cheap to start, and the same from the handle upwards."""
+"""A real Ray with simulated engines, which start in no time; all else is as in production."""
 
 import concurrent.futures
 import contextlib
@@ -51,24 +51,24 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     assert code == 0 and not running.left()
 
 
-def test_a_model_that_cannot_start_is_one_sentence_and_the_others_serve_on(rehearsal: Running) -> None:
+def test_model_that_cannot_start_reports_why_and_others_serve_on(rehearsal: Running) -> None:
     assert "toy-paligemma: FAILED: Too little memory: 9.0 GiB wanted, 1.0 GiB free." in rehearsal.said()
     assert "Traceback" not in rehearsal.said()
-    found = rehearsal.ready()
+    ready = rehearsal.ready()
     states = {"toy-llava": "ready", "toy-paligemma": "failed", "toy-paligemma-b": "asleep", "mine": "ready"}
-    assert found["status"] == "degraded" and found["models"] == states
-    assert found["details"]["toy-paligemma-b"]["step"] == "it starts when it is asked"
+    assert ready["status"] == "degraded" and ready["models"] == states
+    assert ready["details"]["toy-paligemma-b"]["step"] == "it starts when it is asked"
 
 
-def test_an_adapter_speaks_from_its_bases_process(rehearsal: Running) -> None:
+def test_adapter_answers_from_its_bases_process(rehearsal: Running) -> None:
     body = {"image": URL, "models": ["mine"], "deadline_s": 60}
-    found = httpx.post(f"{rehearsal.url}/v1/tasks/caption", json=body, timeout=90).json()
-    assert [(reply["model"], reply["text"]) for reply in found["replies"]] == [("mine", "blue")]
+    reply = httpx.post(f"{rehearsal.url}/v1/tasks/caption", json=body, timeout=90).json()
+    assert [(column["model"], column["text"]) for column in reply["replies"]] == [("mine", "blue")]
     with pytest.raises(StopIteration):  # it has no process of its own
         rehearsal.replica("mine")
 
 
-def test_a_model_that_sleeps_wakes_when_it_is_asked_and_grows_with_what_it_owes(rehearsal: Running) -> None:
+def test_sleeping_model_wakes_when_asked_and_scales_with_its_requests(rehearsal: Running) -> None:
     name = "toy-paligemma-b"
     body = {"image": URL, "models": [name], "deadline_s": 60}
 
@@ -88,12 +88,12 @@ def test_a_model_that_sleeps_wakes_when_it_is_asked_and_grows_with_what_it_owes(
         while replicas() < 2 and rehearsal.alive():
             asking += [pool.submit(ask) for _ in range(12)]
             concurrent.futures.wait(asking)
-        found = [one.result() for one in asking]
-    assert not [reply for reply in found if "replies" not in reply or reply["replies"][0]["status"] != "ok"]
+        answers = [future.result() for future in asking]
+    assert not [reply for reply in answers if "replies" not in reply or reply["replies"][0]["status"] != "ok"]
 
 
-def test_two_gateways_share_the_port_and_one_is_enough(rehearsal: Running) -> None:
-    def asked() -> bool:
+def test_two_gateways_share_a_port_and_either_is_enough(rehearsal: Running) -> None:
+    def is_ready() -> bool:
         with contextlib.suppress(httpx.TransportError):
             return httpx.get(f"{rehearsal.url}/ready", timeout=10).json()["models"]["toy-llava"] == "ready"
         return False
@@ -102,18 +102,18 @@ def test_two_gateways_share_the_port_and_one_is_enough(rehearsal: Running) -> No
     assert len(gateways) == 2
     os.kill(gateways[0], signal.SIGKILL)
     assert until(lambda: not alive(gateways[0]), 10)
-    assert [asked() for _ in range(40)] == [True] * 40
+    assert [is_ready() for _ in range(40)] == [True] * 40
 
 
-def test_a_client_that_leaves_stops_the_model() -> None:
-    """In a process of its own, which is Ray's driver and so can ask a replica how many answers it is speaking."""
+def test_client_that_leaves_stops_the_model() -> None:
+    """The script is a process of its own: as Ray's driver it can ask a replica how many answers are running."""
     script = Path(__file__).with_name("leaving.py")
     done = subprocess.run([sys.executable, str(script), str(free_port())], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["vqa", "1", "0", "chat", "1", "0", "whole", "0"]
 
 
-def test_a_second_diptych_does_not_disturb_the_first(rehearsal: Running, tmp_path: Path) -> None:
+def test_second_server_does_not_disturb_the_first(rehearsal: Running, tmp_path: Path) -> None:
     second = Running("--config", config(tmp_path, [{"name": "toy-paligemma", "simulate": {"replies": "two"}}]))
     second.wait_for("Diptych is ready")
     assert second.ready()["models"] == {"toy-paligemma": "ready"}
@@ -122,7 +122,7 @@ def test_a_second_diptych_does_not_disturb_the_first(rehearsal: Running, tmp_pat
     assert rehearsal.state("toy-llava") == "ready"
 
 
-def test_told_to_stop_it_finishes_what_was_begun_and_refuses_what_is_new(tmp_path: Path) -> None:
+def test_sigterm_finishes_running_requests_and_refuses_new_ones(tmp_path: Path) -> None:
     model = {"name": "toy-llava", "simulate": {"replies": "word " * 40, "delay_s": 0.1}}
     running = Running("--config", config(tmp_path, [model])).wait_for("Diptych is ready")
     body = {"image": URL, "question": "what?", "max_tokens": 40}
@@ -140,7 +140,7 @@ def test_told_to_stop_it_finishes_what_was_begun_and_refuses_what_is_new(tmp_pat
     assert running.process.wait(60) == 0 and not running.left()
 
 
-def test_interrupted_while_it_starts_it_leaves_nothing(tmp_path: Path) -> None:
+def test_interrupt_during_the_start_leaves_no_process(tmp_path: Path) -> None:
     running = Running("--config", config(tmp_path, [{"name": "toy-llava", "simulate": {"start_s": 600}}]))
     assert until(lambda: len(running.processes()) > 4, 120)
     assert running.interrupt() == 0

@@ -1,4 +1,4 @@
-"""The embedded models as `make serve` starts them, and what happens when a part of it is killed."""
+"""The embedded models as `make serve` starts them, also after a part of the server was killed."""
 
 import base64
 import concurrent.futures
@@ -24,25 +24,25 @@ TOYS = ["toy-llava", "toy-paligemma"]
 BACK_S = 300.0  # a restart is 15 s of work; the machine may be busy
 
 
-def asked(serving: Running, **fields: Any) -> httpx.Response:
+def ask(serving: Running, **fields: Any) -> httpx.Response:
     body = {"image": IMAGE, "question": "how many shapes are there?", "deadline_s": 60, **fields}
     return httpx.post(f"{serving.url}/v1/tasks/vqa", json=body, timeout=90)
 
 
-def back(serving: Running) -> bool:
+def all_ready(serving: Running) -> bool:
     return until(lambda: serving.ready()["models"] == dict.fromkeys(TOYS, "ready"), BACK_S)
 
 
-def test_it_says_what_it_does_then_where_it_is_and_what_to_try(serving: Running) -> None:
-    said = serving.said()
-    for words in (
+def test_start_prints_steps_then_url_and_a_command_to_try(serving: Running) -> None:
+    printed = serving.said()
+    for text in (
         "toy-llava: loading",
         "toy-paligemma: ready",
         f"Diptych is ready: {serving.url}",
         "drawn shapes only",
     ):
-        assert words in said
-    try_it = re.search(r"^  (\S*diptych) (ask --server \S+ (\S+) .*)$", said, re.MULTILINE)
+        assert text in printed
+    try_it = re.search(r"^  (\S*diptych) (ask --server \S+ (\S+) .*)$", printed, re.MULTILINE)
     assert try_it and (Path.cwd() / try_it[3]).is_file()
 
 
@@ -53,19 +53,19 @@ def test_ask_prints_both_replies_and_the_merged_one(serving: Running) -> None:
     assert all(name in shown.stdout for name in TOYS) and "merged" in shown.stdout
 
 
-def test_both_models_see_how_many_shapes_there_are(serving: Running) -> None:
-    found = asked(serving).json()
-    assert [(reply["model"], reply["status"]) for reply in found["replies"]] == [(name, "ok") for name in TOYS]
-    assert found["merged"]["result"]["answer"] == "3"
+def test_both_models_count_the_shapes(serving: Running) -> None:
+    answer = ask(serving).json()
+    assert [(reply["model"], reply["status"]) for reply in answer["replies"]] == [(name, "ok") for name in TOYS]
+    assert answer["merged"]["result"]["answer"] == "3"
 
 
-def test_the_gateway_has_neither_torch_nor_vllm_in_its_process(serving: Running) -> None:
+def test_gateway_process_has_neither_torch_nor_vllm(serving: Running) -> None:
     maps = Path(f"/proc/{serving.replica('gateway')}/maps").read_text()
     assert "ray" in maps
     assert not re.search(r"/(torch|vllm|triton|transformers)/", maps)
 
 
-def test_nothing_listens_beyond_this_machine(serving: Running) -> None:
+def test_no_process_listens_beyond_this_machine(serving: Running) -> None:
     inodes = {
         os.readlink(handle)
         for process in serving.processes()
@@ -81,8 +81,8 @@ def test_nothing_listens_beyond_this_machine(serving: Running) -> None:
     assert not outside
 
 
-def test_no_bad_input_hurts_an_engine(serving: Running) -> None:
-    assert back(serving)
+def test_bad_input_harms_no_engine(serving: Running) -> None:
+    assert all_ready(serving)
     engines = [serving.engine(name) for name in TOYS]
     with httpx.Client(base_url=serving.url, timeout=60) as client:
         for case in bad_input.CASES:
@@ -91,12 +91,12 @@ def test_no_bad_input_hurts_an_engine(serving: Running) -> None:
     assert engines == [serving.engine(name) for name in TOYS]
 
 
-def test_an_engine_killed_during_a_fan_out_costs_its_own_column_and_comes_back(serving: Running) -> None:
-    assert back(serving)
+def test_engine_killed_during_a_fan_out_fails_its_own_replies_and_comes_back(serving: Running) -> None:
+    assert all_ready(serving)
     engine = serving.engine("toy-paligemma")
     with concurrent.futures.ThreadPoolExecutor() as pool:
         began = time.monotonic()
-        answers = [pool.submit(asked, serving) for _ in range(24)]
+        answers = [pool.submit(ask, serving) for _ in range(24)]
         time.sleep(0.3)
         os.kill(engine, signal.SIGKILL)
         replies = [answer.result() for answer in answers]
@@ -113,38 +113,38 @@ def test_an_engine_killed_during_a_fan_out_costs_its_own_column_and_comes_back(s
     assert hit
     assert until(lambda: serving.state("toy-paligemma") != "ready", 30)
     began = time.monotonic()
-    while_away = asked(serving).json()
+    while_away = ask(serving).json()
     assert time.monotonic() - began < 30
     assert [reply["status"] for reply in while_away["replies"]] == ["ok", "error"]
     assert while_away["replies"][1]["error"]["code"] == "model_starting"
-    assert back(serving)
-    assert asked(serving).json()["replies"][1]["status"] == "ok"
+    assert all_ready(serving)
+    assert ask(serving).json()["replies"][1]["status"] == "ok"
 
 
-def test_an_engine_that_stands_still_is_given_up_and_comes_back(serving: Running) -> None:
-    assert back(serving)
+def test_stalled_engine_is_killed_and_comes_back(serving: Running) -> None:
+    assert all_ready(serving)
     engine = serving.engine("toy-llava")
     os.kill(engine, signal.SIGSTOP)
     began = time.monotonic()
-    replies = asked(serving, deadline_s=50).json()["replies"]
+    replies = ask(serving, deadline_s=50).json()["replies"]
     took = time.monotonic() - began
     assert [reply["status"] for reply in replies] == ["error", "ok"]
     assert replies[0]["error"]["code"] == "engine_dead" and took < 40  # 7 to 8 s where the machine is not busy
     assert until(lambda: not alive(engine), 15)
     assert until(lambda: serving.state("toy-llava") != "ready", 30)
-    assert back(serving)
-    assert asked(serving).json()["replies"][0]["status"] == "ok"
+    assert all_ready(serving)
+    assert ask(serving).json()["replies"][0]["status"] == "ok"
 
 
-def test_a_killed_replica_takes_its_engine_along_and_comes_back(serving: Running) -> None:
-    assert back(serving)
+def test_killed_replica_ends_its_engine_and_comes_back(serving: Running) -> None:
+    assert all_ready(serving)
     replica, engine = serving.replica("toy-llava"), serving.engine("toy-llava")
     os.kill(replica, signal.SIGKILL)
     assert until(lambda: not alive(engine), 15), command(engine)
     assert until(lambda: serving.state("toy-llava") != "ready", 30)
-    found = asked(serving)
-    assert found.status_code == 200
-    assert [reply["status"] for reply in found.json()["replies"]] == ["error", "ok"]
-    assert back(serving)
+    response = ask(serving)
+    assert response.status_code == 200
+    assert [reply["status"] for reply in response.json()["replies"]] == ["error", "ok"]
+    assert all_ready(serving)
     assert serving.replica("toy-llava") != replica
-    assert asked(serving).json()["replies"][0]["status"] == "ok"
+    assert ask(serving).json()["replies"][0]["status"] == "ok"

@@ -1,4 +1,4 @@
-"""A config that changes while it serves, and a Ray that ends: what those notice who ask all the while."""
+"""Clients that ask all the while see no failure when the config changes, and a restart when Ray ends."""
 
 import concurrent.futures
 import itertools
@@ -31,7 +31,7 @@ class Changing:
         self.file = file
         self.write([LLAVA, PALIGEMMA])
         self.running = Running("--config", str(file)).wait_for("Diptych is ready")
-        self.told = 0
+        self.hangups = 0
 
     def write(self, models: list[dict[str, Any]], **gateway: Any) -> None:
         application = {
@@ -41,16 +41,16 @@ class Changing:
         }
         self.file.write_text(yaml.dump({"applications": [application]}))
 
-    def change(self, words: str = "It serves by the new config") -> None:
-        """Have it read the file, until it says that it has."""
-        self.told += 1
+    def change(self, text: str = "It serves by the new config") -> None:
+        """Have the server read the file again, and wait until it reports that it has."""
+        self.hangups += 1
         self.running.process.send_signal(signal.SIGHUP)
-        assert until(lambda: self.ends() == self.told, 120), self.running.said()
-        assert words in self.running.said().rpartition("Reading the config again.")[2], self.running.said()
+        assert until(lambda: self.ends() == self.hangups, 120), self.running.said()
+        assert text in self.running.said().rpartition("Reading the config again.")[2], self.running.said()
 
     def ends(self) -> int:
-        said = self.running.said()
-        return said.count("It serves by the new config") + said.count("The config from before serves on.")
+        printed = self.running.said()
+        return printed.count("It serves by the new config") + printed.count("The config from before serves on.")
 
     def ask(self, **fields: Any) -> httpx.Response:
         body = {"image": URL, "question": "what colour?", "deadline_s": 20, **fields}
@@ -71,9 +71,9 @@ def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Changing]:
 
 
 @contextmanager
-def asked_all_the_while(ask: Callable[[], httpx.Response], people: int = 6) -> Iterator[list[str]]:
-    """So many people ask one question after the other. Gives what came: "ok", or what went wrong."""
-    came: list[str] = []
+def asking(ask: Callable[[], httpx.Response], people: int = 6) -> Iterator[list[str]]:
+    """Ask from `people` threads, one question after the other. Yields the outcomes: "ok", or the failure."""
+    outcomes: list[str] = []
     done = threading.Event()
 
     def person() -> None:
@@ -81,21 +81,21 @@ def asked_all_the_while(ask: Callable[[], httpx.Response], people: int = 6) -> I
             try:
                 reply = ask()
                 columns = reply.json().get("replies", [{"status": reply.text}])
-                came.append(str([one for one in columns if one["status"] != "ok"] or "ok"))
+                outcomes.append(str([column for column in columns if column["status"] != "ok"] or "ok"))
             except httpx.TransportError as error:
-                came.append(repr(error))
+                outcomes.append(repr(error))
 
     with concurrent.futures.ThreadPoolExecutor(people) as pool:
         for _ in range(people):
             pool.submit(person)
         try:
-            yield came
+            yield outcomes
         finally:
             done.set()
 
 
-def test_no_request_is_lost_while_models_come_change_and_go(changing: Changing) -> None:
-    with asked_all_the_while(changing.ask) as came:
+def test_no_request_is_lost_while_models_are_added_changed_and_removed(changing: Changing) -> None:
+    with asking(changing.ask) as outcomes:
         changing.write([LLAVA, PALIGEMMA, SECOND])
         changing.change()
         assert changing.columns() == {"toy-llava": "red", "toy-llava-b": "blue", "toy-paligemma": "red"}
@@ -112,14 +112,14 @@ def test_no_request_is_lost_while_models_come_change_and_go(changing: Changing) 
         changing.change()
         assert changing.columns() == {"toy-llava": "red", "toy-paligemma": "red"}
         assert changing.ask(models=["toy-llava-b"]).status_code == 404
-        assert until(lambda: len(came) >= 1000, 120)
-    assert set(came) == {"ok"}, [one for one in came if one != "ok"][:3]
+        assert until(lambda: len(outcomes) >= 1000, 120)
+    assert set(outcomes) == {"ok"}, [outcome for outcome in outcomes if outcome != "ok"][:3]
 
 
-def test_a_config_that_cannot_be_used_changes_nothing(changing: Changing) -> None:
+def test_unusable_config_changes_nothing(changing: Changing) -> None:
     broken = {**PALIGEMMA, "simulate": {"fail_start": "The weights are cut off."}}
-    with asked_all_the_while(changing.ask, people=2) as came:
-        for models, words in (
+    with asking(changing.ask, people=2) as outcomes:
+        for models, text in (
             ([LLAVA, {"name": "toy-lava"}], "There is no model 'toy-lava'"),
             ([LLAVA, {**PALIGEMMA, "replicas": 0}], "models.1 (toy-paligemma): replicas"),
             ([LLAVA, PALIGEMMA, {**SECOND, "num_gpus": 1}], "asks for 1 GPUs and this machine has 0"),
@@ -127,14 +127,14 @@ def test_a_config_that_cannot_be_used_changes_nothing(changing: Changing) -> Non
         ):
             changing.write(models)
             changing.change("The config from before serves on.")
-            assert words in changing.running.said().rpartition("Reading the config again.")[2]
+            assert text in changing.running.said().rpartition("Reading the config again.")[2]
         changing.write([LLAVA, PALIGEMMA], keys_file="/nowhere/keys")
         changing.change("The config from before serves on.")
         assert changing.columns() == {"toy-llava": "red", "toy-paligemma": "red"}
-    assert set(came) == {"ok"}, [one for one in came if one != "ok"][:3]
+    assert set(outcomes) == {"ok"}, [outcome for outcome in outcomes if outcome != "ok"][:3]
 
 
-def test_when_ray_itself_ends_everything_is_started_again(changing: Changing) -> None:
+def test_end_of_ray_restarts_everything(changing: Changing) -> None:
     kind = "raylet"  # make chaos kills the other, gcs_server
     changing.write([LLAVA, PALIGEMMA])
     process = next(p for p in changing.running.processes() if f"/{kind}" in command(p).partition(" ")[0])

@@ -70,9 +70,9 @@ class ScriptedDiscovery:
         self.addresses = addresses
         self.woken = 0
 
-    async def find(self, found: Callable[[Address], None]) -> None:
+    async def find(self, report: Callable[[Address], None]) -> None:
         for address in self.addresses:
-            found(address)
+            report(address)
 
     async def wake(self) -> None:
         self.woken += 1

@@ -1,4 +1,4 @@
-"""A gateway that leaves: it says so at /health first, and goes on answering."""
+"""A server that is stopped reports it at /health first, and goes on answering."""
 
 import asyncio
 import contextlib
@@ -13,24 +13,24 @@ from deployments.server.http_server import HttpServer
 
 
 @contextlib.asynccontextmanager
-async def front(leave_s: float) -> AsyncIterator[tuple[HttpServer, httpx.AsyncClient]]:
+async def serving(leave_s: float) -> AsyncIterator[tuple[HttpServer, httpx.AsyncClient]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    made = HttpServer(plain(), "127.0.0.1", port, GatewayArgs(leave_s=leave_s))
+    server = HttpServer(plain(), "127.0.0.1", port, GatewayArgs(leave_s=leave_s))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         try:
-            yield made, client
+            yield server, client
         finally:
-            await made.stop()
+            await server.stop()
 
 
-async def test_one_that_leaves_says_so_and_answers_all_the_same() -> None:
+async def test_stopping_server_reports_it_at_health_and_still_answers() -> None:
     ask = {"model": LLAVA, "messages": [message()]}
-    async with front(leave_s=0.5) as (going, client):
+    async with serving(leave_s=0.5) as (server, client):
         assert (await client.get("/health")).status_code == 200
         kept = await client.post("/v1/chat/completions", json=ask)
         assert kept.status_code == 200 and "connection" not in kept.headers
-        stopping = asyncio.ensure_future(going.stop())
+        stopping = asyncio.ensure_future(server.stop())
         await asyncio.sleep(0.05)
         health = await client.get("/health")
         assert health.status_code == 503 and health.json()["error"]["code"] == "stopping"
@@ -39,4 +39,4 @@ async def test_one_that_leaves_says_so_and_answers_all_the_same() -> None:
         await stopping
         with contextlib.suppress(httpx.ConnectError):
             await client.get("/health")
-            raise AssertionError("it still takes connections")
+            raise AssertionError("the server still takes connections")

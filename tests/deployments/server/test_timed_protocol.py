@@ -1,4 +1,4 @@
-"""Requests that never end, on real sockets: they cost a connection for a moment, and nobody else anything."""
+"""Requests that never end, on real sockets: they take a connection for a moment, and delay no other client."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,11 @@ from served import LLAVA, Server, message, router, until
 from deployments.server.timed_protocol import TimedHttpProtocol
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
-from serve.wire.guard import Access
+from serve.wire.authentication import Access
 from serve.wire.keys import Keys
 from serve.wire.limits import Limits
 
-SHORT = Limits(body=200_000, head=20_000, body_s=0.3, head_s=0.3)
+SHORT = Limits(max_body_mb=200_000 / 2**20, max_head=20_000, body_timeout_s=0.3, head_timeout_s=0.3)
 START = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 PATIENCE_S = 15.0  # a machine that does ten other things
@@ -42,107 +42,107 @@ def fronting(app: Any, limits: Limits) -> Iterator[str]:
 
 
 def caller(address: str) -> socket.socket:
-    made = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=PATIENCE_S)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return made
+    client = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=PATIENCE_S)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return client
 
 
-def heard(one: socket.socket) -> bytes:
-    """All until the other side ends it. Raises TimeoutError where it does not."""
-    said = b""
+def read_all(client: socket.socket) -> bytes:
+    """Return all bytes until the server closes its side. Raises TimeoutError where it does not."""
+    data = b""
     with contextlib.suppress(ConnectionError):
-        while part := one.recv(65536):
-            said += part
-    return said
+        while part := client.recv(65536):
+            data += part
+    return data
 
 
-def drip(one: socket.socket, part: bytes) -> bytes:
-    """Says `part` again and again, until the other side ends it."""
+def drip(client: socket.socket, part: bytes) -> bytes:
+    """Send `part` again and again until the server closes its side; return what it sent."""
     end = time.monotonic() + PATIENCE_S
-    one.settimeout(0.02)
-    said = b""
+    client.settimeout(0.02)
+    data = b""
     while time.monotonic() < end:
         with contextlib.suppress(TimeoutError):
             try:
-                one.sendall(part)
-                got = one.recv(65536)
+                client.sendall(part)
+                received = client.recv(65536)
             except ConnectionError:
-                return said
-            if not got:
-                return said
-            said += got
-    raise AssertionError("it is still listened to")
+                return data
+            if not received:
+                return data
+            data += received
+    raise AssertionError("the server still reads")
 
 
-def told(said: bytes) -> tuple[int, str]:
-    head, _, body = said.partition(b"\r\n\r\n")
+def error_of(data: bytes) -> tuple[int, str]:
+    head, _, body = data.partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(body)["error"]["code"]
 
 
-@pytest.mark.parametrize("said", [b"", b"G", START, START + b"x-a: ", HEALTH[:-1]])
-def test_a_head_that_does_not_end_is_given_up(said: bytes) -> None:
-    with front() as address, caller(address) as one:
-        one.sendall(said)
-        assert heard(one) == b""
+@pytest.mark.parametrize("data", [b"", b"G", START, START + b"x-a: ", HEALTH[:-1]])
+def test_endless_head_times_out(data: bytes) -> None:
+    with front() as address, caller(address) as client:
+        client.sendall(data)
+        assert read_all(client) == b""
 
 
-def test_a_head_that_comes_a_byte_now_and_then_is_given_up() -> None:
-    with front() as address, caller(address) as one:
-        one.sendall(START)
-        assert drip(one, b"x") == b""
+def test_head_sent_byte_by_byte_times_out() -> None:
+    with front() as address, caller(address) as client:
+        client.sendall(START)
+        assert drip(client, b"x") == b""
 
 
-def test_so_is_one_on_a_connection_that_was_used_before() -> None:
-    with front() as address, caller(address) as one:
-        one.sendall(HEALTH)
-        assert b"200 OK" in one.recv(65536)
-        assert drip(one, b"\r\n") == b""
+def test_head_sent_byte_by_byte_on_a_kept_connection_times_out() -> None:
+    with front() as address, caller(address) as client:
+        client.sendall(HEALTH)
+        assert b"200 OK" in client.recv(65536)
+        assert drip(client, b"\r\n") == b""
 
 
 @pytest.mark.parametrize("framing", [b"content-length: 1000\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n"])
-def test_a_body_that_does_not_end_is_told_so_and_given_up(framing: bytes) -> None:
-    with front() as address, caller(address) as one:
-        one.sendall(START + framing)
-        assert told(heard(one)) == (408, "request_timeout")
+def test_endless_body_is_answered_with_408(framing: bytes) -> None:
+    with front() as address, caller(address) as client:
+        client.sendall(START + framing)
+        assert error_of(read_all(client)) == (408, "request_timeout")
 
 
-def test_nobody_reads_on_for_ever_what_was_refused() -> None:
-    with front() as address, caller(address) as one:
-        one.sendall(START + b"content-length: 100000000\r\n\r\n")
-        said = drip(one, b"x")
-        assert told(said) == (413, "request_too_large")
+def test_refused_body_sent_byte_by_byte_is_cut() -> None:
+    with front() as address, caller(address) as client:
+        client.sendall(START + b"content-length: 100000000\r\n\r\n")
+        data = drip(client, b"x")
+        assert error_of(data) == (413, "request_too_large")
 
 
-def test_a_body_without_end_is_cut() -> None:
-    with front(limits=Limits(body=200_000)) as address, caller(address) as one:
-        one.sendall(START + b"transfer-encoding: chunked\r\n\r\n")
-        assert told(drip(one, b"5000\r\n" + b"x" * 0x5000 + b"\r\n")) == (413, "request_too_large")
+def test_endless_chunked_body_is_answered_with_413() -> None:
+    with front(limits=Limits(max_body_mb=200_000 / 2**20)) as address, caller(address) as client:
+        client.sendall(START + b"transfer-encoding: chunked\r\n\r\n")
+        assert error_of(drip(client, b"5000\r\n" + b"x" * 0x5000 + b"\r\n")) == (413, "request_too_large")
 
 
 @pytest.mark.parametrize("head", [START + b"x-a: " + b"y" * 100_000, START + b"x-a: b\r\n" * 10_000])
-def test_a_large_head_is_refused_before_it_ends(head: bytes) -> None:
-    with front(limits=Limits(head=20_000, head_s=60)) as address, caller(address) as one:
+def test_large_head_is_refused_before_it_ends(head: bytes) -> None:
+    with front(limits=Limits(max_head=20_000, head_timeout_s=60)) as address, caller(address) as client:
         with contextlib.suppress(ConnectionError):
-            one.sendall(head)
-        said = heard(one)
-        assert not said or told(said) == (431, "headers_too_large")  # what was not read takes the reply along
+            client.sendall(head)
+        data = read_all(client)
+        assert not data or error_of(data) == (431, "headers_too_large")  # bytes left unread may destroy the response
 
 
-def test_a_large_head_that_is_read_whole_is_told_so() -> None:
-    with front(limits=Limits(head=1000)) as address, caller(address) as one:
-        one.sendall(START + b"x-a: " + b"y" * 1500)
-        assert told(heard(one)) == (431, "headers_too_large")
-    with front(limits=Limits(head=1000)) as address:
+def test_large_head_that_is_complete_is_answered_with_431() -> None:
+    with front(limits=Limits(max_head=1000)) as address, caller(address) as client:
+        client.sendall(START + b"x-a: " + b"y" * 1500)
+        assert error_of(read_all(client)) == (431, "headers_too_large")
+    with front(limits=Limits(max_head=1000)) as address:
         assert httpx.get(f"{address}/health", headers={"x-a": "y" * 1500}).status_code == 431
 
 
-def test_what_is_not_http_is_told_so() -> None:
-    with front() as address, caller(address) as one:
-        one.sendall(b"\x16\x03\x01\x02\x00\x01")
-        assert told(heard(one)) == (400, "invalid_http")
+def test_bytes_that_are_no_http_are_answered_with_400() -> None:
+    with front() as address, caller(address) as client:
+        client.sendall(b"\x16\x03\x01\x02\x00\x01")
+        assert error_of(read_all(client)) == (400, "invalid_http")
 
 
-def test_headers_behind_a_body_are_nobodys() -> None:
+def test_trailers_behind_a_body_are_dropped() -> None:
     seen: list[list[tuple[bytes, bytes]]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -152,75 +152,75 @@ def test_headers_behind_a_body_are_nobodys() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body"})
 
-    with fronting(app, SHORT) as address, caller(address) as one:
-        one.sendall(START + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n")
-        one.sendall(b"1\r\nx\r\n0\r\nauthorization: late\r\n\r\n")
-        assert b"200 OK" in heard(one)
+    with fronting(app, SHORT) as address, caller(address) as client:
+        client.sendall(START + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n")
+        client.sendall(b"1\r\nx\r\n0\r\nauthorization: late\r\n\r\n")
+        assert b"200 OK" in read_all(client)
     assert [name for name, _ in seen[0]] == [b"host", b"transfer-encoding", b"connection"]
 
 
-def test_a_slow_reply_is_not_a_slow_request() -> None:
+def test_slow_response_does_not_time_out() -> None:
     with front(FakeEngine("word " * 8, delay_s=0.1)) as address:
         reply = httpx.post(f"{address}/v1/chat/completions", json={"model": LLAVA, "messages": [message()]}, timeout=20)
         assert reply.status_code == 200
 
 
-def test_half_a_request_behind_one_that_is_answered_waits_for_its_end() -> None:
+def test_partial_pipelined_request_does_not_cut_the_response_before_it() -> None:
     body = json.dumps({"model": LLAVA, "messages": [message()], "stream": True}).encode()
-    with front(FakeEngine("word " * 8, delay_s=0.1)) as address, caller(address) as one:
-        one.sendall(START + b"content-length: %d\r\n\r\n" % len(body) + body)
+    with front(FakeEngine("word " * 8, delay_s=0.1)) as address, caller(address) as client:
+        client.sendall(START + b"content-length: %d\r\n\r\n" % len(body) + body)
         time.sleep(0.05)
-        one.sendall(b"GET")
-        said = b""
-        while b"[DONE]" not in said:
-            part = one.recv(65536)
-            assert part, said
-            said += part
+        client.sendall(b"GET")
+        data = b""
+        while b"[DONE]" not in data:
+            part = client.recv(65536)
+            assert part, data
+            data += part
 
 
-def test_many_that_idle_hold_up_nobody() -> None:
-    with front(limits=Limits(head_s=2.0)) as address, contextlib.ExitStack() as stack:
+def test_idle_connections_delay_no_other_client() -> None:
+    with front(limits=Limits(head_timeout_s=2.0)) as address, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(caller(address)) for _ in range(100)]
-        for one in idle:
-            one.sendall(START)
-        with httpx.Client() as client:
+        for client in idle:
+            client.sendall(START)
+        with httpx.Client() as other:
             for _ in range(20):
-                assert client.get(f"{address}/health").status_code == 200
-        for one in idle:
-            assert heard(one) == b""
+                assert other.get(f"{address}/health").status_code == 200
+        for client in idle:
+            assert read_all(client) == b""
 
 
 def stream(address: str, room: int = 4096) -> socket.socket:
-    """A client with little room, which has asked for a streamed reply."""
-    one = socket.socket()
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
-    one.settimeout(PATIENCE_S)
-    one.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+    """Return a client with a receive buffer of `room` bytes, which has asked for a streamed reply."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+    client.settimeout(PATIENCE_S)
+    client.connect(("127.0.0.1", int(address.rpartition(":")[2])))
     body = json.dumps({"model": LLAVA, "messages": [message()], "stream": True}).encode()
-    one.sendall(START + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-    return one
+    client.sendall(START + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    return client
 
 
-def test_a_client_that_takes_nothing_is_left_and_its_model_stops() -> None:
+def test_client_that_reads_nothing_is_disconnected_and_its_model_stops() -> None:
     engine = FakeEngine(" ".join(["x" * 1_000_000] * 40), delay_s=0.01)  # more than any socket holds
-    limits = Limits(write_s=0.3)
-    with front(engine, limits) as address, stream(address) as one:
+    limits = Limits(write_timeout_s=0.3)
+    with front(engine, limits) as address, stream(address) as client:
         assert until(lambda: engine.speaking == 1)
         assert until(lambda: engine.speaking == 0, PATIENCE_S) and engine.aborted == 1
         assert httpx.get(f"{address}/health").status_code == 200
-        assert not heard(one).endswith(b"0\r\n\r\n")  # cut off, which no client takes for its end
+        assert not read_all(client).endswith(b"0\r\n\r\n")  # cut off, without the end of the chunks
 
 
-def test_a_client_that_takes_its_time_gets_everything() -> None:
+def test_slow_reader_gets_the_whole_response() -> None:
     engine = FakeEngine(" ".join(["x" * 100_000] * 100))
-    with front(engine, Limits(write_s=1)) as address, stream(address, room=2**18) as one:
-        said, began = bytearray(), time.monotonic()
-        while not said.endswith(b"0\r\n\r\n"):
-            part = one.recv(100_000)
+    with front(engine, Limits(write_timeout_s=1)) as address, stream(address, room=2**18) as client:
+        data, began = bytearray(), time.monotonic()
+        while not data.endswith(b"0\r\n\r\n"):
+            part = client.recv(100_000)
             assert part, "it was cut off"
-            said += part
+            data += part
             time.sleep(0.015)
-        assert said.count(b"x") >= 10_000_000 and b"[DONE]" in said
+        assert data.count(b"x") >= 10_000_000 and b"[DONE]" in data
         assert time.monotonic() - began > 1 and engine.aborted == 0
 
 
@@ -228,8 +228,8 @@ MB = 2**20
 HOST = b"host: x\r\n"
 
 
-class Gone:
-    """An application that answers when it is let, and counts the clients that left before."""
+class Waiting:
+    """An application that answers once `let` is set, and counts the clients that left before."""
 
     def __init__(self) -> None:
         self.left = 0
@@ -276,15 +276,15 @@ BEHIND = {
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
-def test_a_client_that_leaves_is_seen_whatever_it_sent_behind_its_request(behind: bytes, together: bool) -> None:
-    app = Gone()
-    with fronting(app, Limits(body=10 * MB)) as address:
-        with caller(address) as one:
-            one.sendall(post(b"x" * 100) + (behind[:20_000] if together else b""))
+def test_client_that_leaves_is_noticed_whatever_it_pipelined(behind: bytes, together: bool) -> None:
+    app = Waiting()
+    with fronting(app, Limits(max_body_mb=10)) as address:
+        with caller(address) as client:
+            client.sendall(post(b"x" * 100) + (behind[:20_000] if together else b""))
             assert until(lambda: len(app.bodies) == 1)
             if not together:
-                one.settimeout(PATIENCE_S)
-                one.sendall(behind)
+                client.settimeout(PATIENCE_S)
+                client.sendall(behind)
             assert app.left == 0
         assert until(lambda: app.left >= 1, PATIENCE_S)
         app.let.set()
@@ -293,58 +293,58 @@ def test_a_client_that_leaves_is_seen_whatever_it_sent_behind_its_request(behind
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
-def test_what_comes_behind_a_request_harms_nothing_of_its_answer(behind: bytes, together: bool) -> None:
-    app = Gone()
-    with fronting(app, SHORT) as address, caller(address) as one:
-        one.sendall(post(b"x" * 100) + (behind[:20_000] if together else b""))
+def test_pipelined_bytes_leave_the_response_before_them_whole(behind: bytes, together: bool) -> None:
+    app = Waiting()
+    with fronting(app, SHORT) as address, caller(address) as client:
+        client.sendall(post(b"x" * 100) + (behind[:20_000] if together else b""))
         assert until(lambda: len(app.bodies) == 1)
         if not together:
-            one.sendall(behind)
-        time.sleep(SHORT.body_s + 2 * SHORT.head_s)
+            client.sendall(behind)
+        time.sleep(SHORT.body_timeout_s + 2 * SHORT.head_timeout_s)
         assert app.left == 0
         app.let.set()
-        assert heard(one).startswith(b"HTTP/1.1 200 OK")
+        assert read_all(client).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_requests_in_a_row_are_answered_in_their_order() -> None:
+def test_pipelined_requests_are_answered_in_order() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         size, more = 0, True
         while more:
             message = await receive()
             size, more = size + len(message["body"]), message["more_body"]
         await asyncio.sleep(0.05 if scope["path"] == "/0" else 0)
-        said = b"%s:%d;" % (scope["path"].encode(), size)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(said))]})
-        await send({"type": "http.response.body", "body": said})
+        data = b"%s:%d;" % (scope["path"].encode(), size)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(data))]})
+        await send({"type": "http.response.body", "body": data})
 
     rows = b"".join(
         b"POST /%d HTTP/1.1\r\n%scontent-length: %d\r\n\r\n" % (i, HOST, i * 999) + b"x" * i * 999 for i in range(8)
     )
     expected = [f"/{i}:{i * 999};".encode() for i in range(8)]
     for step in (len(rows), 1000, 61):
-        with fronting(app, Limits()) as address, caller(address) as one:
+        with fronting(app, Limits()) as address, caller(address) as client:
             for at in range(0, len(rows), step):
-                one.sendall(rows[at : at + step])
-            said = b""
-            while not said.endswith(expected[-1]):
-                part = one.recv(65536)
-                assert part, said
-                said += part
-            assert [body for body in expected if body in said] == expected
-            assert [said.index(body) for body in expected] == sorted(said.index(body) for body in expected)
+                client.sendall(rows[at : at + step])
+            data = b""
+            while not data.endswith(expected[-1]):
+                part = client.recv(65536)
+                assert part, data
+                data += part
+            assert [body for body in expected if body in data] == expected
+            assert [data.index(body) for body in expected] == sorted(data.index(body) for body in expected)
 
 
-def test_more_requests_than_may_wait_end_with_the_connection() -> None:
-    app = Gone()
-    with fronting(app, Limits()) as address, caller(address) as one:
-        one.sendall(HEALTH * 500)
+def test_too_many_pipelined_requests_end_with_the_connection() -> None:
+    app = Waiting()
+    with fronting(app, Limits()) as address, caller(address) as client:
+        client.sendall(HEALTH * 500)
         assert until(lambda: len(app.bodies) == 1)
         app.let.set()
-        assert 1 <= heard(one).count(b"200 OK") <= 20
+        assert 1 <= read_all(client).count(b"200 OK") <= 20
 
 
 def upload(address: str, framing: str, size: int, path: str = "/v1/tasks/caption") -> tuple[int, str]:
-    """A client that sends all of its body before it reads: (status, code)."""
+    """Send all of a body before reading; return (status, code)."""
     connection = http.client.HTTPConnection("127.0.0.1", int(address.rpartition(":")[2]), timeout=60)
     block = b"x" * 65536
     connection.putrequest("POST", path)
@@ -367,7 +367,7 @@ def upload(address: str, framing: str, size: int, path: str = "/v1/tasks/caption
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 @pytest.mark.parametrize("size", [30 * MB, 60 * MB])
-def test_a_client_that_is_still_sending_reads_that_it_is_too_much(framing: str, size: int) -> None:
+def test_client_that_is_still_sending_reads_its_413(framing: str, size: int) -> None:
     with front(limits=Limits()) as address:
         assert upload(address, framing, size) == (413, "request_too_large")
 
@@ -380,7 +380,7 @@ def test_a_client_that_is_still_sending_reads_that_it_is_too_much(framing: str, 
         ("/nowhere", 401, "invalid_api_key"),
     ],
 )
-def test_so_does_one_that_is_refused_for_another_reason(framing: str, path: str, status: int, code: str) -> None:
+def test_client_that_is_still_sending_reads_its_401(framing: str, path: str, status: int, code: str) -> None:
     app = create_app(router(), access=Access(keys=Keys(["alice:secret"])))
     with fronting(app, Limits()) as address:
         assert upload(address, framing, 20 * MB, path) == (status, code)
@@ -390,27 +390,27 @@ def test_so_does_one_that_is_refused_for_another_reason(framing: str, path: str,
     ("path", "status", "code"),
     [("/nowhere", 404, "not_found"), ("/health", 405, "method_not_allowed"), ("/v1/tasks/x", 404, "task_not_found")],
 )
-def test_and_one_that_sends_to_no_route(path: str, status: int, code: str) -> None:
+def test_client_that_is_still_sending_reads_that_there_is_no_route(path: str, status: int, code: str) -> None:
     with front(limits=Limits()) as address:
         assert upload(address, "length", 20 * MB, path) == (status, code)
 
 
-def test_nothing_is_sent_where_the_client_waits_to_be_told_to_go_on() -> None:
-    with front(limits=Limits()) as address, caller(address) as one:
-        one.sendall(START + b"content-length: 60000000\r\nexpect: 100-continue\r\n\r\n")
-        said = heard(one)
-        assert told(said) == (413, "request_too_large") and b"100 Continue" not in said
-    with front(limits=Limits()) as address, caller(address) as one:
-        one.sendall(START + b"content-length: 2\r\nexpect: 100-continue\r\n\r\n")
-        assert one.recv(65536).startswith(b"HTTP/1.1 100 Continue")
-        one.sendall(b"{}")
-        assert one.recv(65536).startswith(b"HTTP/1.1 400")
+def test_expect_continue_is_answered_with_413_or_100() -> None:
+    with front(limits=Limits()) as address, caller(address) as client:
+        client.sendall(START + b"content-length: 60000000\r\nexpect: 100-continue\r\n\r\n")
+        data = read_all(client)
+        assert error_of(data) == (413, "request_too_large") and b"100 Continue" not in data
+    with front(limits=Limits()) as address, caller(address) as client:
+        client.sendall(START + b"content-length: 2\r\nexpect: 100-continue\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 100 Continue")
+        client.sendall(b"{}")
+        assert client.recv(65536).startswith(b"HTTP/1.1 400")
 
 
-def test_a_refused_client_that_sends_on_for_ever_is_cut() -> None:
-    with front(limits=Limits(body=200_000)) as address, caller(address) as one:
-        one.sendall(START + b"content-length: 100000000\r\n\r\n")
-        assert told(drip(one, b"x" * 50_000)) == (413, "request_too_large")
+def test_refused_client_that_sends_without_end_is_cut() -> None:
+    with front(limits=Limits(max_body_mb=200_000 / 2**20)) as address, caller(address) as client:
+        client.sendall(START + b"content-length: 100000000\r\n\r\n")
+        assert error_of(drip(client, b"x" * 50_000)) == (413, "request_too_large")
 
 
 @pytest.mark.parametrize(
@@ -429,18 +429,18 @@ def test_a_refused_client_that_sends_on_for_ever_is_cut() -> None:
         b"content-length: 99999999999999999999\r\n\r\n",
     ],
 )
-def test_a_body_that_is_framed_wrongly_is_refused(framing: bytes) -> None:
-    with front(limits=Limits()) as address, caller(address) as one:
-        one.sendall(START + framing)
-        one.settimeout(PATIENCE_S)
-        said = one.recv(65536)
-        assert said.startswith((b"HTTP/1.1 400", b"HTTP/1.1 413")), said
+def test_wrongly_framed_body_is_refused(framing: bytes) -> None:
+    with front(limits=Limits()) as address, caller(address) as client:
+        client.sendall(START + framing)
+        client.settimeout(PATIENCE_S)
+        data = client.recv(65536)
+        assert data.startswith((b"HTTP/1.1 400", b"HTTP/1.1 413")), data
         assert httpx.get(f"{address}/health").status_code == 200
 
 
-def test_waiting_for_us_to_read_is_not_being_slow() -> None:
+def test_body_that_waits_for_the_application_does_not_time_out() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(3 * (SHORT.body_s + 1.0))  # as one that waits for room
+        await asyncio.sleep(3 * (SHORT.body_timeout_s + 1.0))  # as an application does that waits for room
         size, more = 0, True
         while more:
             message = await receive()
@@ -463,42 +463,42 @@ OFFERS = {
 
 @pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS.keys())
 @pytest.mark.parametrize("chunked", [False, True])
-def test_an_offer_to_upgrade_costs_no_body(offer: bytes, chunked: bool) -> None:
-    app, body = Gone(), b"x" * 5000
+def test_offer_to_upgrade_keeps_the_body(offer: bytes, chunked: bool) -> None:
+    app, body = Waiting(), b"x" * 5000
     app.let.set()
     framing = b"transfer-encoding: chunked\r\n\r\n" if chunked else b"content-length: 5000\r\n\r\n"
     sent = START + offer + framing + (b"1388\r\n" + body + b"\r\n0\r\n\r\n" if chunked else body)
     head = sent.index(b"\r\n\r\n") + 4
     for cut in (len(sent), 40, head - 2, head, head + 1, head + 3000):
-        with fronting(app, Limits(head_s=5, body_s=5)) as address, caller(address) as one:
-            one.sendall(sent[:cut])
+        with fronting(app, Limits(head_timeout_s=5, body_timeout_s=5)) as address, caller(address) as client:
+            client.sendall(sent[:cut])
             if sent[cut:]:
                 time.sleep(0.02)
-                one.sendall(sent[cut:])
-            assert one.recv(65536).startswith(b"HTTP/1.1 200 OK")
-            one.sendall(sent + HEALTH)  # and the connection lives on, for what may come in a row
-            said = b""
-            while said.count(b"200 OK") < 2:
-                part = one.recv(65536)
-                assert part, said
-                said += part
+                client.sendall(sent[cut:])
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
+            client.sendall(sent + HEALTH)  # the connection lives on, for pipelined requests
+            data = b""
+            while data.count(b"200 OK") < 2:
+                part = client.recv(65536)
+                assert part, data
+                data += part
     assert set(app.bodies) == {5000, 0} and app.bodies.count(5000) == 12
 
 
-def test_such_offers_in_a_row_are_bounded_as_others() -> None:
-    app = Gone()
+def test_too_many_pipelined_upgrade_offers_end_with_the_connection() -> None:
+    app = Waiting()
     app.let.set()
     offering = HEALTH[:-2] + OFFERS["h2c"] + b"\r\n"
-    with fronting(app, Limits()) as address, caller(address) as one:
-        one.sendall(offering * 1000)
-        assert 1 <= heard(one).count(b"200 OK") <= 20
+    with fronting(app, Limits()) as address, caller(address) as client:
+        client.sendall(offering * 1000)
+        assert 1 <= read_all(client).count(b"200 OK") <= 20
         assert httpx.get(f"{address}/", timeout=PATIENCE_S).status_code == 200
 
 
-def test_a_body_behind_such_an_offer_has_its_limits() -> None:
-    with front() as address, caller(address) as one:
-        one.sendall(START + OFFERS["h2c"] + b"content-length: 1000\r\n\r\nabc")
-        assert told(heard(one)) == (408, "request_timeout")
-    with front() as address, caller(address) as one:
-        one.sendall(START + OFFERS["h2c"] + b"content-length: 900000\r\n\r\nabc")
-        assert told(heard(one)) == (413, "request_too_large")
+def test_body_behind_an_upgrade_offer_has_its_limits() -> None:
+    with front() as address, caller(address) as client:
+        client.sendall(START + OFFERS["h2c"] + b"content-length: 1000\r\n\r\nabc")
+        assert error_of(read_all(client)) == (408, "request_timeout")
+    with front() as address, caller(address) as client:
+        client.sendall(START + OFFERS["h2c"] + b"content-length: 900000\r\n\r\nabc")
+        assert error_of(read_all(client)) == (413, "request_too_large")

@@ -1,4 +1,4 @@
-"""Counters and times for Prometheus. Labels come from routes, models, tasks and codes of ours, never from a request."""
+"""Exports counters and times to Prometheus. Labels are our own routes, models, tasks and codes, never a client's."""
 
 import contextlib
 import time
@@ -22,7 +22,7 @@ TENTHS = tuple(tenth / 10 for tenth in range(11))
 STATES = get_args(State)
 
 
-class Meters:
+class Metrics:
     """One app's metrics, in a registry of their own. Times are in seconds."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Meters:
         self._lag: LoopLag | None = None
 
     def watch(self, budget: Budget | None = None, lag: LoopLag | None = None) -> None:
-        """Export from now on how this budget, or this event loop, stands."""
+        """Export this budget, or this event loop's lag, from now on."""
         self._budget, self._lag = budget or self._budget, lag or self._lag
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
@@ -106,7 +106,7 @@ class Meters:
         first_s: float | None = None,
         usage: Usage | None = None,
     ) -> None:
-        """Count one model's reply. code: of its error; first_s: until its first word."""
+        """Count one model's reply. code: of its error; first_s: seconds to its first word."""
         self.replies.labels(model, task, status).inc()
         self.reply_seconds.labels(model, task).observe(seconds)
         if code is not None:
@@ -118,16 +118,16 @@ class Meters:
             self.tokens.labels(model, "output").inc(usage.completion_tokens)
 
     @contextlib.contextmanager
-    def fan_out(self, task: str) -> Iterator["FanOutMeter"]:
-        """Counts one fan-out by the events that it is told, and how it ended."""
-        meter = FanOutMeter(self, task)
+    def fan_out(self, task: str) -> Iterator["FanOutMetrics"]:
+        """Yield the metrics of a fan-out, to be given its events; count how it ended."""
+        fan_out = FanOutMetrics(self, task)
         try:
-            yield meter
+            yield fan_out
         finally:
-            meter.end()
+            fan_out.end()
 
     def text(self, statuses: Sequence[Status] = ()) -> bytes:
-        """Prometheus' text format, with where each model stands now."""
+        """Return all metrics in Prometheus' text format, with each model's state now."""
         self.states.clear()  # models go, too
         self.asked.clear()
         for status in statuses:
@@ -143,22 +143,22 @@ class Meters:
         return generate_latest(self.registry)
 
 
-class FanOutMeter:
-    """One fan-out, as it goes."""
+class FanOutMetrics:
+    """Counts one fan-out while it runs."""
 
-    def __init__(self, meters: Meters, task: str) -> None:
-        self._meters = meters
+    def __init__(self, metrics: Metrics, task: str) -> None:
+        self._metrics = metrics
         self._task = task
         self._good = self._bad = 0
         self._last = time.monotonic()
         self._merged = False
 
     def event(self, event: Event) -> None:
-        """Count what it tells."""
+        """Count a reply, or the merge."""
         if isinstance(event, Reply):
             good = event.status == "ok"
             self._good, self._bad, self._last = self._good + good, self._bad + (not good), time.monotonic()
-            self._meters.reply(
+            self._metrics.reply(
                 event.model,
                 self._task,
                 event.status,
@@ -169,14 +169,14 @@ class FanOutMeter:
             )
         elif isinstance(event, Merged):
             self._merged = True
-            self._meters.merge_seconds.labels(self._task).observe(time.monotonic() - self._last)
-            self._meters.agreement.labels(self._task).observe(event.agreement)
+            self._metrics.merge_seconds.labels(self._task).observe(time.monotonic() - self._last)
+            self._metrics.agreement.labels(self._task).observe(event.agreement)
 
     def end(self) -> None:
-        """Its outcome. A fan-out that came to no merge though a model answered was left by its client."""
+        """Count the outcome. A fan-out without a merge, though a model answered, was left by its client."""
         if not self._good and not self._bad:
             return  # refused before anybody was asked
         merged = "partial" if self._bad else "whole"
         outcome = merged if self._merged else "left" if self._good else "failed"
-        self._meters.fan_outs.labels(self._task, outcome).inc()
-        self._meters.widths.labels(self._task).observe(self._good + self._bad)
+        self._metrics.fan_outs.labels(self._task, outcome).inc()
+        self._metrics.widths.labels(self._task).observe(self._good + self._bad)

@@ -1,4 +1,4 @@
-"""What the edge takes away, refuses and names, before any route is asked."""
+"""Request limits remove headers, refuse requests and give ids, before any route is asked."""
 
 import asyncio
 import json
@@ -11,13 +11,13 @@ from served import LLAVA, PALIGEMMA, URL, calling, frames, message, plain, route
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
 from serve.request_id import REQUEST_ID
-from serve.wire.edge import UNHEARD
 from serve.wire.limits import Limits
+from serve.wire.request_limits import REMOVED_HEADERS
 
 VQA = {"image": URL, "question": "what colour?"}
 
 
-async def test_headers_that_ray_obeys_stop_at_the_edge() -> None:
+async def test_headers_that_ray_obeys_are_removed() -> None:
     app = served()
     seen: dict[str, str] = {}
 
@@ -27,7 +27,7 @@ async def test_headers_that_ray_obeys_stop_at_the_edge() -> None:
         await send({"type": "http.response.body", "body": b""})
 
     app.mount("/seen", look)
-    sent = {name.decode(): "?1" for name in UNHEARD}
+    sent = {name.decode(): "?1" for name in REMOVED_HEADERS}
     async with calling(app) as client:
         await client.get("/seen/", headers={**sent, "x-kept": "1"})
     assert seen["x-kept"] == "1" and not set(sent) & set(seen)
@@ -41,8 +41,8 @@ async def test_large_headers_are_refused() -> None:
         assert (await client.get("/health", headers={"x-one": "y" * 60_000})).status_code == 200
 
 
-async def test_a_body_that_does_not_come_is_given_up() -> None:
-    app = create_app(router(), limits=Limits(body_s=0.05))
+async def test_body_that_does_not_arrive_times_out() -> None:
+    app = create_app(router(), limits=Limits(body_timeout_s=0.05))
     sent: list[Any] = []
     parts = [{"type": "http.request", "body": b'{"model": ', "more_body": True}]
 
@@ -59,17 +59,17 @@ async def test_a_body_that_does_not_come_is_given_up() -> None:
     assert json.loads(sent[1]["body"])["error"]["code"] == "request_timeout"
 
 
-async def test_a_reply_may_take_longer_than_its_request() -> None:
-    app = create_app(router(FakeEngine("red", delay_s=0.2)), limits=Limits(body_s=0.05))
+async def test_response_may_take_longer_than_the_body_timeout() -> None:
+    app = create_app(router(FakeEngine("red", delay_s=0.2)), limits=Limits(body_timeout_s=0.05))
     async with calling(app) as client:
         assert (await client.post("/v1/tasks/vqa", json=VQA)).json()["replies"][0]["status"] == "ok"
 
 
-async def test_one_id_runs_from_the_edge_to_the_engines() -> None:
-    heard: list[str] = []
+async def test_request_id_reaches_the_engines() -> None:
+    request_ids: list[str] = []
 
     def say(prompt: Any) -> str:
-        heard.append(REQUEST_ID.get())
+        request_ids.append(REQUEST_ID.get())
         return "red"
 
     app = served(FakeEngine(say), FakeEngine(say))
@@ -81,20 +81,20 @@ async def test_one_id_runs_from_the_edge_to_the_engines() -> None:
                 ("/v1/chat/completions", {"model": LLAVA, "messages": [message()]}),
                 ("/v1/chat/completions", {"model": PALIGEMMA, "messages": [message()]}),
             ):
-                heard.clear()
+                request_ids.clear()
                 name = f"mine-{path.count('/')}-{stream}"
                 reply = await client.post(path, json={**body, "stream": stream}, headers={"x-request-id": name})
-                assert reply.headers["x-request-id"] == name and set(heard) == {name}
+                assert reply.headers["x-request-id"] == name and set(request_ids) == {name}
                 if path.endswith("completions") or not stream:
                     first = reply.json() if not stream else json.loads(frames(reply.text)[0][1])
                     assert first["id"].endswith(name)
 
 
-async def test_requests_that_run_together_keep_their_ids_apart() -> None:
-    heard: dict[str, str] = {}
+async def test_concurrent_requests_keep_their_ids() -> None:
+    request_ids: dict[str, str] = {}
 
     def say(prompt: Any) -> str:
-        heard[prompt.text] = REQUEST_ID.get()
+        request_ids[prompt.text] = REQUEST_ID.get()
         return "red"
 
     async with calling(served(FakeEngine(say, delay_s=0.01), FakeEngine(say))) as client:
@@ -104,12 +104,12 @@ async def test_requests_that_run_together_keep_their_ids_apart() -> None:
                 for i in range(20)
             )
         )
-    for text, name in heard.items():
+    for text, name in request_ids.items():
         assert f"q{name.removeprefix('id')}?" in text
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_error_of_ours_names_the_request(stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_server_error_names_the_request_id(stream: bool, caplog: pytest.LogCaptureFixture) -> None:
     def say(prompt: Any) -> str:
         raise RuntimeError("secret")
 
@@ -122,13 +122,13 @@ async def test_an_error_of_ours_names_the_request(stream: bool, caplog: pytest.L
     assert caplog.text.count("request the-one: model") == 2
 
 
-async def test_a_refusal_does_not_name_it_in_words() -> None:
+async def test_client_error_does_not_name_the_request_id() -> None:
     async with calling(plain()) as client:
         reply = await client.post("/v1/tasks/vqa", json={}, headers={"x-request-id": "the-one"})
     assert reply.status_code == 400 and "the-one" not in reply.text and reply.headers["x-request-id"] == "the-one"
 
 
-async def test_no_error_is_long_whoever_words_it() -> None:
+async def test_error_message_is_cut() -> None:
     engine = FakeEngine(fail_start="x" * 50_000)
     failed = router(engine, ready=False)
     await engine_started(failed)
@@ -137,7 +137,7 @@ async def test_no_error_is_long_whoever_words_it() -> None:
     assert reply.status_code == 503 and len(reply.text) < 1300 and reply.headers["x-request-id"] in reply.text
 
 
-async def engine_started(made: Any) -> None:
+async def engine_started(served_router: Any) -> None:
     """Every model's engine, or why it is not."""
-    for worker in made.routes.values():
+    for worker in served_router.routes.values():
         await worker.start()

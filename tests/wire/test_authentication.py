@@ -1,4 +1,4 @@
-"""Keys, what is open without one, and each key's share."""
+"""Authentication lets in known keys within their rates, and what is configured as open."""
 
 import asyncio
 import contextlib
@@ -13,12 +13,12 @@ from served import LLAVA, calling, listening, message, router
 
 from serve.api import create_app
 from serve.engines.fake import FakeEngine
-from serve.wire.guard import Access
-from serve.wire.keys import Keys, made
-from serve.wire.shares import Shares
+from serve.wire.authentication import Access
+from serve.wire.keys import Keys, new_key
+from serve.wire.rate_limiter import RateLimiter
 
 SECRET = "s3cret-of-alice"
-KEYS = Keys([f"alice:{SECRET}", made("bob")[1]])
+KEYS = Keys([f"alice:{SECRET}", new_key("bob")[1]])
 CHAT = {"model": LLAVA, "messages": [message()]}
 ALICE = {"authorization": f"Bearer {SECRET}"}
 
@@ -29,7 +29,7 @@ async def guarded(engine: FakeEngine | None = None, **access: Any) -> AsyncItera
         yield client
 
 
-async def test_everything_but_health_needs_a_key() -> None:
+async def test_every_path_but_health_needs_a_key() -> None:
     async with guarded() as client:
         assert (await client.get("/health")).status_code == 200
         paths = [
@@ -62,7 +62,7 @@ async def test_everything_but_health_needs_a_key() -> None:
         assert (await client.options("/v1/models", headers={"origin": "https://a.example"})).status_code == 401
 
 
-async def test_a_known_key_opens_everything() -> None:
+async def test_known_key_opens_every_path() -> None:
     async with guarded() as client:
         for path in ("/", "/docs", "/openapi.json", "/ready", "/metrics", "/v1/models"):
             assert (await client.get(path, headers=ALICE)).status_code == 200, path
@@ -85,36 +85,36 @@ async def test_a_known_key_opens_everything() -> None:
         b"Bearer " + SECRET.upper().encode(),
     ],
 )
-async def test_any_other_key_is_refused(header: bytes) -> None:
+async def test_unknown_key_is_refused(header: bytes) -> None:
     async with guarded() as client:
         reply = await client.get("/v1/models", headers=[(b"authorization", header)])
         assert (reply.status_code, reply.json()["error"]["code"]) == (401, "invalid_api_key")
 
 
-async def test_two_keys_at_once_are_none() -> None:
+async def test_two_keys_at_once_are_refused() -> None:
     async with guarded() as client:
         twice = [("authorization", f"Bearer {SECRET}"), ("authorization", "Bearer x")]
         assert (await client.get("/v1/models", headers=twice)).status_code == 401
 
 
-async def test_a_host_header_opens_nothing() -> None:
+async def test_host_header_opens_no_path() -> None:
     async with guarded(page="open") as client:
         for host in ("x/health", "x/health?", "x/web/#", "127.0.0.1/web/"):
             assert (await client.get("/v1/models", headers={"host": host})).status_code == 401
 
 
-async def test_a_key_is_in_no_log_and_no_reply(caplog: pytest.LogCaptureFixture) -> None:
-    said = ""
+async def test_key_is_in_no_log_and_no_response(caplog: pytest.LogCaptureFixture) -> None:
+    received = ""
     async with guarded(page="open", metrics="open") as client:
         with caplog.at_level(logging.DEBUG):
             for path in ("/v1/models", "/nowhere", "/metrics", "/openapi.json"):
                 for key in (SECRET, SECRET + "-typo"):
                     reply = await client.get(path, headers={"authorization": f"Bearer {key}"})
-                    said += reply.text + str(reply.headers)
-    assert SECRET not in caplog.text + said + repr(KEYS) + str(vars(KEYS))
+                    received += reply.text + str(reply.headers)
+    assert SECRET not in caplog.text + received + repr(KEYS) + str(vars(KEYS))
 
 
-async def test_what_is_open_is_configured() -> None:
+async def test_open_paths_are_configured() -> None:
     async with guarded(page="open", metrics="open", ready="open") as client:
         paths = (
             "/",
@@ -140,7 +140,7 @@ async def test_metrics_can_be_closed_with_or_without_keys() -> None:
         assert (await client.get("/v1/models")).status_code == 200
 
 
-async def test_behind_a_prefix_the_path_is_what_is_routed() -> None:
+async def test_path_is_checked_without_its_root_path() -> None:
     app = create_app(router(), access=Access(keys=KEYS, page="open"))
     transport = httpx.ASGITransport(app, root_path="/vision")
     async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
@@ -148,8 +148,8 @@ async def test_behind_a_prefix_the_path_is_what_is_routed() -> None:
         assert (await client.get("/vision/v1/models")).status_code == 401
 
 
-async def test_a_key_may_ask_so_often_a_minute() -> None:
-    async with guarded(per_minute=2) as client:
+async def test_requests_beyond_the_minutes_limit_are_refused() -> None:
+    async with guarded(requests_per_minute=2) as client:
         assert [
             (await client.post("/v1/chat/completions", json=CHAT, headers=ALICE)).status_code for _ in range(2)
         ] == [200] * 2
@@ -160,9 +160,9 @@ async def test_a_key_may_ask_so_often_a_minute() -> None:
         assert (await client.get("/v1/models", headers=ALICE)).status_code == 200
 
 
-async def test_a_key_may_ask_so_much_at_once_and_gets_its_place_back() -> None:
+async def test_requests_beyond_the_limit_at_once_are_refused_until_one_ends() -> None:
     engine = FakeEngine("word " * 400, delay_s=0.01)
-    app = create_app(router(engine), access=Access(keys=KEYS, at_once=1))
+    app = create_app(router(engine), access=Access(keys=KEYS, requests_at_once=1))
     with listening(app) as address:
         async with httpx.AsyncClient(base_url=address, headers=ALICE) as client:
             async with client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as first:
@@ -177,26 +177,26 @@ async def test_a_key_may_ask_so_much_at_once_and_gets_its_place_back() -> None:
             assert third.status_code == 200
 
 
-async def test_browsers_may_call_from_the_origins_that_are_named() -> None:
-    app = create_app(router(), access=Access(keys=KEYS), origins=["https://a.example"])
+async def test_browsers_may_call_from_configured_origins() -> None:
+    app = create_app(router(), access=Access(keys=KEYS), cors=["https://a.example"])
     asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
     async with calling(app) as client:
-        asked = await client.options("/v1/chat/completions", headers={"origin": "https://a.example", **asks})
-        assert asked.status_code == 200 and asked.headers["access-control-allow-origin"] == "https://a.example"
-        assert "access-control-allow-credentials" not in asked.headers
+        preflight = await client.options("/v1/chat/completions", headers={"origin": "https://a.example", **asks})
+        assert preflight.status_code == 200 and preflight.headers["access-control-allow-origin"] == "https://a.example"
+        assert "access-control-allow-credentials" not in preflight.headers
         refused = await client.get("/v1/models", headers={"origin": "https://a.example"})
         assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == "https://a.example"
         other = await client.options("/v1/chat/completions", headers={"origin": "https://b.example", **asks})
         assert "access-control-allow-origin" not in other.headers
 
 
-async def test_browsers_may_call_from_nowhere_else_by_default() -> None:
+async def test_browsers_may_call_from_no_other_origin_by_default() -> None:
     async with calling(create_app(router())) as client:
         reply = await client.get("/v1/models", headers={"origin": "https://a.example"})
         assert not [name for name in reply.headers if name.startswith("access-control")]
 
 
-async def test_the_document_says_where_a_key_is_needed() -> None:
+async def test_openapi_schema_says_where_a_key_is_needed() -> None:
     async with guarded() as client:
         document = (await client.get("/openapi.json", headers=ALICE)).json()
     openapi_spec_validator.validate(document)
@@ -212,8 +212,8 @@ async def test_the_document_says_where_a_key_is_needed() -> None:
     assert "401" not in document["paths"]["/v1/chat/completions"]["post"]["responses"]
 
 
-async def test_a_key_for_metrics_opens_nothing_else() -> None:
-    key, entry = made("prometheus", only_metrics=True)
+async def test_metrics_key_opens_no_other_path() -> None:
+    key, entry = new_key("prometheus", only_metrics=True)
     headers = {"authorization": f"Bearer {key}"}
     async with calling(create_app(router(), access=Access(keys=Keys([entry, f"alice:{SECRET}"])))) as client:
         assert (await client.get("/metrics", headers=headers)).status_code == 200
@@ -227,7 +227,7 @@ async def test_a_key_for_metrics_opens_nothing_else() -> None:
         assert (await client.get("/metrics")).status_code == 401
 
 
-async def test_when_the_last_key_is_gone_only_health_answers() -> None:
+async def test_server_without_any_key_answers_only_health() -> None:
     async with calling(create_app(router(), access=Access(keys=Keys([], may_be_none=True)))) as client:
         assert (await client.get("/health")).status_code == 200
         for path in ("/", "/ready", "/metrics", "/v1/models"):
@@ -235,10 +235,10 @@ async def test_when_the_last_key_is_gone_only_health_answers() -> None:
         assert (await client.post("/v1/chat/completions", json=CHAT, headers=ALICE)).status_code == 401
 
 
-async def test_shares_that_were_used_stay_used_when_the_app_is_made_anew() -> None:
-    shares = Shares()
+async def test_rate_limiter_goes_on_counting_in_a_new_app() -> None:
+    limiter = RateLimiter()
     for status in (200, 200, 429):
-        app = create_app(router(), access=Access(keys=KEYS, per_minute=2), shares=shares)
+        app = create_app(router(), access=Access(keys=KEYS, requests_per_minute=2), rate_limiter=limiter)
         async with calling(app) as client:
             reply = await client.post("/v1/chat/completions", json=CHAT, headers=ALICE)
             assert reply.status_code == status
