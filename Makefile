@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats bench-hedging
+.PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats
 .PHONY: chaos hostile soak k8s-check k8s-drill
 .PHONY: screenshots lock clean
 
@@ -52,10 +52,6 @@ bench-scale: install-dev
 # several questions about each picture to two replicas: kept to the one that knows it, or spread
 bench-repeats: install-dev
 	$(BIN)/python -m loadtest.repeats $(ARGS)
-
-# what asking a second replica as well could give, at best
-bench-hedging: install-dev
-	$(BIN)/python -m loadtest.hedging $(ARGS)
 
 # faults done to a server of simulated models, and what its clients saw
 chaos: install-dev

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.engines import adapters as loras
-from serve.engines import gpu, memory, module_names, prefix_lm
+from serve.engines import memory, module_names, prefix_lm
 from serve.engines.torchvision import repair
 from serve.errors import ModelError
 
@@ -65,18 +65,15 @@ def arguments(
     *,
     is_prefix_lm: bool,
     cpu: bool,
-    card: int = 0,
     adapters: Sequence[loras.Fitted] = (),
 ) -> dict[str, Any]:
     """Return AsyncEngineArgs' keyword arguments: our defaults, then the family's, then the deployment's, then safety.
 
-    family_args: what the model dictates; engine_args: the deployment's `engine` in YAML; card: bytes of a GPU's
-    memory, 0 where there is none; adapters: those that the engine holds. Raises ModelError when one sets an argument
-    that a prefix LM needs otherwise, or when the memory that is free cannot hold the model.
+    family_args: what the model dictates; engine_args: the deployment's `engine` in YAML; adapters: those that the
+    engine holds. Raises ModelError when one sets an argument that a prefix LM needs otherwise, or when the memory
+    that is free cannot hold the model.
     """
     chosen = {**COMMON, **(CPU if cpu else GPU), **family_args, **engine_args, **loras.arguments(adapters, cpu=cpu)}
-    if card:
-        chosen = {**gpu.arguments(folder, chosen, card), **chosen}
     if any(adapter.newer for adapter in adapters) or module_names.any_newer(folder):
         chosen.setdefault("worker_extension_cls", module_names.EXTENSION)
     if cpu and chosen.get("tensor_parallel_size", 1) > 1 and "distributed_executor_backend" not in engine_args:

@@ -161,7 +161,6 @@ class VllmEngine:
             self.engine_args,
             is_prefix_lm=self.prefix_lm,
             cpu=cpu,
-            card=0 if cpu else current_platform.get_device_total_memory(),
             adapters=fitted,
         )
         with LastWords() as words:
