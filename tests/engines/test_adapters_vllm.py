@@ -12,11 +12,11 @@ import checkpoints
 import loras
 import pytest
 from inprocess import Said, _said, engine
+from reference.transformers_engine import TransformersEngine
 
 from serve.engines import adapters
 from serve.engines.adapters import Adapter, fit
 from serve.engines.base import Prompt, Sampling
-from serve.engines.transformers import TransformersEngine
 from serve.engines.vllm import VllmEngine
 from serve.errors import ModelError
 

@@ -63,7 +63,7 @@ class Case:
 
     @functools.cached_property
     def reference(self) -> Any:
-        from serve.engines.transformers import TransformersEngine
+        from reference.transformers_engine import TransformersEngine
 
         reference = TransformersEngine(str(self.folder), prepare=self.model.prepare)
         reference.load()

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import checkpoints
 import pytest
 import pytest_asyncio
+from reference.transformers_engine import TransformersEngine
 
 from serve.engines.base import Piece, Prompt, Sampling
-from serve.engines.transformers import TransformersEngine
 from serve.errors import BadRequest, ModelError
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore"), pytest.mark.asyncio(loop_scope="module")]
