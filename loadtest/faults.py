@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import aiohttp
+import psutil
 
 from loadtest.ledger import Entry, Ledger, percentile
 from loadtest.pictures import data_url, pictures
@@ -135,7 +136,7 @@ def _answered(ledger: Ledger, after: float) -> bool:
 async def disconnects(world: World) -> Row:
     """500 clients leave at random points | no engine speaks 1 s later; file descriptors and memory go back"""
     gateway = world.process("gateway")
-    handles, before = len(os.listdir(f"/proc/{gateway}/fd")), world.memory()
+    handles, before = psutil.Process(gateway).num_fds(), world.memory()
     draw = world.random
 
     async def leave(session: aiohttp.ClientSession) -> None:
@@ -150,7 +151,7 @@ async def disconnects(world: World) -> Row:
             await asyncio.gather(*(leave(session) for _ in range(50)))
     quiet = await world.quiet(10)
     await asyncio.sleep(1)
-    left = len(os.listdir(f"/proc/{gateway}/fd")) - handles
+    left = psutil.Process(gateway).num_fds() - handles
     grown = world.memory() / before - 1
     async with world.load() as ledger:
         await asyncio.sleep(3)
@@ -258,7 +259,7 @@ async def few_descriptors(world: World) -> Row:
     """the gateway has 60 file descriptors left, 200 sockets come | answers within 5 s of their leaving; same process"""
     gateway = world.process("gateway")
     soft, hard = resource.prlimit(gateway, resource.RLIMIT_NOFILE)
-    resource.prlimit(gateway, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{gateway}/fd")) + 60, hard))
+    resource.prlimit(gateway, resource.RLIMIT_NOFILE, (psutil.Process(gateway).num_fds() + 60, hard))
     sockets = [_said(world, b"") for _ in range(200)]
     await asyncio.sleep(3)
     for one in sockets:
@@ -425,8 +426,8 @@ def _connected(one: socket.socket) -> bool:
 
 
 def _alive(process: int) -> bool:
-    with contextlib.suppress(OSError), open(f"/proc/{process}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     return False
 
 

@@ -1,11 +1,11 @@
-"""What a server's processes use: CPU seconds and memory by role, from /proc. And holding them still."""
+"""CPU seconds, memory and other counts of a server's processes, by role. And holding them still."""
 
 import contextlib
-import os
 import re
-import signal
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Callable
+
+import psutil
 
 from serve.engines.process_tree import cpu_seconds, descendants
 
@@ -32,53 +32,48 @@ class Tree:
 
     def lines(self) -> list[str]:
         """Every process's command line."""
-        found = []
-        for process in self.all():
-            with contextlib.suppress(OSError):
-                found.append(_line(process))
-        return found
+        return [line for process in self.all() if (line := command_line(process))]
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds since each process began, by role; those of children that have ended are their parent's."""
-        spent: defaultdict[str, float] = defaultdict(float)
-        for process in self.all():
-            with contextlib.suppress(OSError):
-                spent[self._role(process)] += cpu_seconds(process, ended_children=True)
-        return dict(spent)
+        return self._by_role(lambda process: cpu_seconds(process.pid, ended_children=True))
 
     def memory(self) -> dict[str, float]:
         """Proportional set size in MiB, by role."""
-        held: defaultdict[str, float] = defaultdict(float)
-        for process in self.all():
-            with contextlib.suppress(OSError, IndexError):
-                lines = Path(f"/proc/{process}/smaps_rollup").read_text()
-                held[self._role(process)] += int(lines.partition("\nPss:")[2].split()[0]) / 1024
-        return dict(held)
+        return self._by_role(lambda process: process.memory_full_info().pss / 2**20)
 
-    def count(self, what: str) -> dict[str, int]:
-        """Entries of /proc/PID/`what`, "fd" or "task", by role."""
-        found: defaultdict[str, int] = defaultdict(int)
-        for process in self.all():
-            with contextlib.suppress(OSError):
-                found[self._role(process)] += len(os.listdir(f"/proc/{process}/{what}"))
-        return dict(found)
+    def descriptors(self) -> dict[str, float]:
+        """Open file descriptors, by role."""
+        return self._by_role(lambda process: process.num_fds())
+
+    def threads(self) -> dict[str, float]:
+        """Threads, by role."""
+        return self._by_role(lambda process: process.num_threads())
 
     def hold(self, still: bool) -> None:
         """Stop every process where it stands, or let all go on: servers that are not measured take no CPU then."""
-        for process in self.all():
-            with contextlib.suppress(OSError):
-                os.kill(process, signal.SIGSTOP if still else signal.SIGCONT)
+        for number in self.all():
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(number)
+                process.suspend() if still else process.resume()
 
-    def _role(self, process: int) -> str:
-        line = _line(process)
-        if "ServeReplica" in line and "ServeReplica" in _line(_parent(process)):
+    def _by_role(self, measure: Callable[[psutil.Process], float]) -> dict[str, float]:
+        total: defaultdict[str, float] = defaultdict(float)
+        for number in self.all():
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(number)
+                total[self._role(process)] += measure(process)
+        return dict(total)
+
+    def _role(self, process: psutil.Process) -> str:
+        line = command_line(process.pid)
+        if "ServeReplica" in line and "ServeReplica" in command_line(process.ppid()):
             return "engine"  # Diptych forks it from the replica, whose name it keeps
         return next((role for role, pattern in ROLES if pattern.search(line)), self.front)
 
 
-def _line(process: int) -> str:
-    return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-
-
-def _parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+def command_line(process: int) -> str:
+    """Its words with blanks between them; empty where it has ended."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(psutil.Process(process).cmdline()).strip()
+    return ""

@@ -1,4 +1,4 @@
-"""What a server's gateway, media processes and replicas hold in memory, found by its port and read from /proc."""
+"""What a server's gateway, media processes and replicas hold in memory, found by its port."""
 
 import contextlib
 import os
@@ -6,13 +6,15 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
+from loadtest.processes import command_line
 from serve.engines.process_tree import descendants
 
 MEDIA = "serve.media.decoder"
 """What the command line of a media process names."""
 REPLICA = "ray::ServeReplica:"
 EVERY_S = 0.1
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,16 @@ class Processes:
 
     def decoding(self) -> list[int]:
         """Return the media processes at work on a file, of the gateway and of the replicas: children of others."""
-        media = [process for process in descendants([self._root]) if MEDIA in _line(process)]
+        media = [process for process in descendants([self._root]) if MEDIA in command_line(process)]
         return [process for process in media if _parent(process) in media]
 
     def memory(self) -> Memory:
         """Read them now."""
         family = descendants([self._root])
-        media = [process for process in family if MEDIA in _line(process)]
-        replicas = [one for one in family if _line(one).startswith(REPLICA) and one not in media]
-        private = {one: _private(one) for one in {self.gateway, *replicas}}
+        lines = {process: command_line(process) for process in family}
+        media = [process for process, line in lines.items() if MEDIA in line]
+        replicas = [process for process, line in lines.items() if line.startswith(REPLICA) and MEDIA not in line]
+        private = {process: _private(process) for process in {self.gateway, *replicas}}
         decoding, files = 0, _memory_files(self.gateway)
         for process in media:
             decoding += _proportional(process)
@@ -80,9 +83,9 @@ class Watch:
 
 def _private(process: int) -> int:
     """Return the bytes that are the process's own. The kernel has them at hand: the process is not held up."""
-    with contextlib.suppress(OSError):
-        _, resident, shared, *_ = map(int, Path(f"/proc/{process}/statm").read_text().split())
-        return (resident - shared) * PAGE
+    with contextlib.suppress(psutil.Error):
+        memory = psutil.Process(process).memory_info()
+        return int(memory.rss - memory.shared)
     return 0
 
 
@@ -109,27 +112,14 @@ def _memory_files(process: int) -> dict[int, int]:
 
 def _listener(port: int) -> int:
     """Return the process that listens at the port."""
-    sockets = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            part = line.split()
-            if part[3] == "0A" and int(part[1].rpartition(":")[2], 16) == port:
-                sockets.add(f"socket:[{part[9]}]")
-    for process in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if any(os.readlink(f"/proc/{process}/fd/{fd}") in sockets for fd in os.listdir(f"/proc/{process}/fd")):
-                return int(process)
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            return int(connection.pid)
     raise LookupError(f"No process of this machine is seen to listen at port {port}.")
 
 
 def _parent(process: int) -> int:
     """Return the process that started it; 0 where it has ended."""
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(process).ppid())
     return 0
-
-
-def _line(process: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return ""

@@ -2,7 +2,7 @@
 
 Simulated models behind the real gateway, replicas and Ray. Of all requests three in ten leave at a random moment, one
 in ten is wrong or asks a model that breaks off; the rest are fan-outs and single questions, whole and streamed, each
-with a picture of its own. Memory, file descriptors and threads of every process are read from /proc.
+with a picture of its own. Memory, file descriptors and threads of every process are counted.
 """
 
 import argparse
@@ -44,8 +44,8 @@ class Sample:
     at_s: float
     requests: int
     memory: dict[str, float]
-    descriptors: dict[str, int]
-    threads: dict[str, int]
+    descriptors: dict[str, float]
+    threads: dict[str, float]
 
 
 def main() -> int:
@@ -162,7 +162,7 @@ class Soak:
     def _sample(self) -> Sample:
         tree = self.world.side.tree
         at = time.monotonic() - self._began
-        return Sample(at, self.came.total(), tree.memory(), tree.count("fd"), tree.count("task"))
+        return Sample(at, self.came.total(), tree.memory(), tree.descriptors(), tree.threads())
 
 
 def slope(samples: Sequence[Sample], role: str | None) -> tuple[float, float]:
@@ -185,8 +185,8 @@ def _report(soak: Soak, file: Path) -> int:
         steep, error = slope(soak.samples, role)
         print(
             f"{role:<12} {first.memory.get(role, 0):>5.0f} -> {last.memory[role]:>5.0f} {steep:>8.3f} +- {error:<6.3f} "
-            f"{first.descriptors.get(role, 0):>5} -> {last.descriptors[role]:>5} "
-            f"{first.threads.get(role, 0):>4} -> {last.threads[role]:>4}"
+            f"{first.descriptors.get(role, 0):>5.0f} -> {last.descriptors[role]:>5.0f} "
+            f"{first.threads.get(role, 0):>4.0f} -> {last.threads[role]:>4.0f}"
         )
     steep, error = slope(soak.samples, None)
     unexpected = {what: count for what, count in soak.came.items() if what.startswith("UNEXPECTED")}

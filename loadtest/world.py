@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 
 from loadtest.ledger import Entry, Ledger
 from loadtest.pictures import data_url, pictures
+from loadtest.processes import command_line
 from loadtest.sides import Side, Sort, diptych_with, running
 
 MODELS = ("one", "two", "three")
@@ -85,15 +87,13 @@ class World:
         raise LookupError(role)
 
     def _title(self, process: int) -> str:
-        with contextlib.suppress(OSError):
-            line = Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            return line if line.startswith("ray::") else os.path.basename(line.split(" ")[0])
-        return ""
+        line = command_line(process)
+        return line if line.startswith("ray::") else os.path.basename(line.split(" ")[0])
 
     def speaking(self) -> int:
         """Answers that simulated engines are giving now: files of the tally whose process lives."""
         owners = [name.partition("-")[0] for name in os.listdir(self.tally)]
-        return sum(os.path.exists(f"/proc/{owner}") for owner in owners)
+        return sum(psutil.pid_exists(int(owner)) for owner in owners)
 
     async def quiet(self, within_s: float) -> float:
         """Seconds until no engine speaks any more; infinite where that does not come in time."""

@@ -1,18 +1,21 @@
 """`python -m deployments` as a process of its own, watched from outside."""
 
+import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
+
+from serve.engines.process_tree import descendants
 
 ROOT = Path(__file__).parents[1]
 START_S = 600.0  # a quarter of a minute of work, on a machine that may have ten other things to do
@@ -98,40 +101,26 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
     return met
 
 
-def descendants(roots: Sequence[int]) -> list[int]:
-    """The processes and all their children, by way of the kernel's own lists."""
-    found = list(roots)
-    for process in found:
-        for children in Path(f"/proc/{process}/task").glob("*/children"):
-            try:
-                found.extend(map(int, children.read_text().split()))
-            except OSError:
-                continue
-    return found
-
-
 def command(process: int) -> str:
-    try:
-        return Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ").strip()
-    except OSError:
-        return ""
-
-
-def _status(process: int, key: str) -> str:
-    try:
-        found = re.search(rf"^{key}:\s*(\S+)", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
-    except OSError:
-        return ""
-    return found[1] if found else ""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(psutil.Process(process).cmdline()).strip()
+    return ""
 
 
 def parent(process: int) -> int:
-    return int(_status(process, "PPid") or 0)
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(process).ppid())
+    return 0
 
 
 def resident(process: int) -> int:
-    return int(_status(process, "VmRSS") or 0)
+    """Bytes."""
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(process).memory_info().rss)
+    return 0
 
 
 def alive(process: int) -> bool:
-    return _status(process, "State") not in ("", "Z", "X")
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return False

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from serve.errors import ModelError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "half": 2, "float": 4}
@@ -49,7 +51,7 @@ def check(folder: Path, chosen: Mapping[str, Any]) -> None:
     )  # published checkpoints store two bytes a weight
     wanted = weights + chosen["kv_cache_memory_bytes"] + PROCESS
     free = available()
-    if free is not None and wanted > free:
+    if wanted > free:
         raise ModelError(
             f"Too little memory for {folder.name}: {_gib(wanted)} wanted "
             f"(weights {_gib(weights)}, key-value cache {_gib(chosen['kv_cache_memory_bytes'])}), {_gib(free)} free.",
@@ -57,13 +59,9 @@ def check(folder: Path, chosen: Mapping[str, Any]) -> None:
         )
 
 
-def available() -> int | None:
-    """Bytes that a new process can have: the machine's, or the container's where that is less. None if unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+def available() -> int:
+    """Bytes that a new process can have: the machine's, or the container's where that is less."""
+    free = int(psutil.virtual_memory().available)
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())

@@ -1,30 +1,33 @@
-"""Processes and what comes from them, by the kernel's own lists (Linux)."""
+"""Processes, those that come from them, and what their threads do."""
 
 import contextlib
-import os
+from collections import defaultdict
 from collections.abc import Container, Iterable
 from pathlib import Path
 
-TICK = os.sysconf("SC_CLK_TCK")
+import psutil
 
 
 def descendants(roots: Iterable[int], without: Container[int] = ()) -> list[int]:
-    """The processes and all that come from them; those in `without`, and theirs, left out."""
-    found = list(roots)
-    for process in found:
-        for children in Path(f"/proc/{process}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found.extend(child for child in map(int, children.read_text().split()) if child not in without)
-    return found
+    """Return the processes and all that come from them; those in `without`, and theirs, left out."""
+    children: defaultdict[int, list[int]] = defaultdict(list)
+    for process in psutil.process_iter(["ppid"]):
+        children[process.info["ppid"]].append(process.pid)
+    family = list(roots)
+    for parent in family:
+        family.extend(child for child in children[parent] if child not in without)
+    return family
 
 
 def states(process: int) -> list[str]:
-    """A letter for each of its threads, as in proc(5): R runs or waits for a processor, S waits for something else."""
-    found = []
+    """Return a letter for each of its threads, as in proc(5): R runs or waits for a processor, S waits for something
+    else. psutil gives no states of threads.
+    """
+    letters = []
     for stat in Path(f"/proc/{process}/task").glob("*/stat"):
         with contextlib.suppress(OSError):
-            found.append(stat.read_text().rpartition(")")[2].split()[0])
-    return found
+            letters.append(stat.read_text().rpartition(")")[2].split()[0])
+    return letters
 
 
 def cpu_seconds(process: int, *, ended_children: bool = False) -> float:
@@ -33,7 +36,8 @@ def cpu_seconds(process: int, *, ended_children: bool = False) -> float:
     ended_children: add those of its children that have ended and were waited for.
     """
     try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        spent = psutil.Process(process).cpu_times()
+    except psutil.NoSuchProcess:
         return 0.0
-    return sum(map(int, fields[11 : 15 if ended_children else 13])) / TICK
+    own = spent.user + spent.system
+    return float(own + spent.children_user + spent.children_system if ended_children else own)

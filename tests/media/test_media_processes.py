@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from running import alive
 
 from serve import video as films
+from serve.engines.process_tree import descendants
 from serve.errors import Overloaded, Unavailable
 from serve.media import processes
 from serve.media.decoder import NICENESS
@@ -24,7 +26,6 @@ from serve.media.outline import Refused, outline
 from serve.media.processes import Job, Lanes, Queue, Seats, Zygote, processors
 from serve.media.shared_pixels import SharedPixels
 from tests.filmed import blinking
-from tests.running import alive, descendants
 from tests.test_image import quarters, saved
 
 PATIENCE_S = 120.0  # media processes stand behind whatever else this machine has to do
