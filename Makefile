@@ -71,7 +71,7 @@ CRDS ?= ../shared/kuberay
 CHECKOV := build/checkov/bin/checkov
 k8s-check: install-dev $(CHECKOV)
 	$(BIN)/python -m k8s.check --crds $(CRDS) --checkov $(CHECKOV) $(ARGS)
-	$(BIN)/python -m k8s.drill --simulated || [ $$? -eq 2 ]
+	PYTHONPATH=tests $(BIN)/python -m cluster.drill --simulated || [ $$? -eq 2 ]
 
 $(CHECKOV): # in an environment of its own: its requirements quarrel with ours
 	$(PYTHON) -m venv build/checkov
@@ -79,7 +79,7 @@ $(CHECKOV): # in an environment of its own: its requirements quarrel with ours
 
 # the same cluster with the toys: five minutes. ARGS="--image NAME": in containers of an image that podman has built
 k8s-drill: install-dev
-	$(BIN)/python -m k8s.drill $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m cluster.drill $(ARGS)
 
 # users on a running server for a minute, into build/loadtest/report.html; ARGS: loadtest/README.md
 loadtest: install-dev

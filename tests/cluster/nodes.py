@@ -2,7 +2,7 @@
 
 Needs root and iproute2. What a pod is started with is what the rendered RayService says: the group's start parameters
 and its container's environment, in the line that KubeRay makes of them (v1.7.0, common/pod.go). Without an image a pod
-runs the programs of this environment, as root; with one it is a container (k8s/containers.py).
+runs the programs of this environment, as root; with one it is a container (containers.py).
 """
 
 import os
@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.containers import Image, Unable, command, remove
 from deployments.logs import FILE as LOG
 from k8s.checks.rendered import Document, groups
-from k8s.containers import Image, Unable, command, remove
 
 BRIDGE, NET = "diptych0", "10.213.77"
 OBJECTS = 80 * 2**20

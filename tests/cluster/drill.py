@@ -1,4 +1,4 @@
-"""`python -m k8s.drill`: the overlay cpu-demo on a cluster of network namespaces, through what befalls a cluster.
+"""`make k8s-drill`: the overlay cpu-demo on a cluster of network namespaces, through what befalls a cluster.
 
 The rendered serveConfigV2 is handed to Ray as KubeRay does. Then a fan-out through every gateway's pod, and under load:
 a changed config; a gateway's pod killed; the other one drained; the models' pod killed.
@@ -21,16 +21,16 @@ from typing import Any
 import httpx
 import yaml
 
-from k8s import containers
+from cluster import containers
+from cluster.endpoints import Service
+from cluster.nodes import Cluster, Pod, cluster
+from cluster.prometheus import Prometheus, able, prometheus
 from k8s.checks import rendered
 from k8s.dashboards import expressions
-from k8s.endpoints import Service
-from k8s.nodes import Cluster, Pod, cluster
-from k8s.prometheus import Prometheus, able, prometheus
 from serve.toy import world
 from serve.wire.keys import new_key
 
-SCENE = Path(__file__).parents[1] / "serve" / "toy" / "scenes" / "three.png"
+SCENE = Path(__file__).parents[2] / "serve" / "toy" / "scenes" / "three.png"
 ORIGIN = "https://rolled.example.com"
 """Let in by the changed config alone."""
 START_S = 240.0
@@ -201,7 +201,7 @@ class Drill:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: all came true; 1: something did not; 2: there can be no such cluster here."""
-    parser = argparse.ArgumentParser("k8s.drill", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("cluster.drill", description=__doc__.partition("\n")[0])
     parser.add_argument("--simulated", action="store_true", help="models without weights: a minute instead of five")
     names = [step.__name__ for step in STEPS]
     parser.add_argument("--steps", type=lambda text: text.split(","), default=names, help=f"of {','.join(names)}")
@@ -271,7 +271,7 @@ def roll(drill: Drill, users: int) -> str:
         command += ["--users", str(users), "--run-time", "600s", "--html", f"{folder}/r.html", "--csv", f"{folder}/s"]
         command += ["--json-file", f"{folder}/s", "--slo", "failures < 0.0001%"]
         env = {"DIPTYCH_API_KEY": drill.key, "PYTHONPATH": ".", "PATH": "/usr/bin:/bin", "HOME": folder}
-        root = Path(__file__).parents[1]
+        root = Path(__file__).parents[2]
         locust = subprocess.Popen(
             command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

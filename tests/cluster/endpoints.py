@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from k8s.nodes import Pod
+from cluster.nodes import Pod
 
 
 class Service:
