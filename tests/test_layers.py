@@ -89,6 +89,14 @@ def test_only_deployments_imports_ray_and_nobody_below_imports_deployments() -> 
         assert not roots & {"ray", "deployments"}, path
 
 
+def test_training_is_imported_by_training_alone() -> None:
+    training = "serve.toy.training"
+    for package in ("serve", "deployments", "loadtest", "k8s"):
+        for path in modules(package):
+            inside = path.is_relative_to(ROOT / "serve" / "toy" / "training")
+            assert inside or not any(name.startswith(training) for name in imports(path)), path
+
+
 @pytest.mark.parametrize("package", ["serve", "deployments"])
 def test_no_module_has_a_name_that_says_nothing(package: str) -> None:
     for path in modules(package):

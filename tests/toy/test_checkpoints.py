@@ -15,8 +15,9 @@ import safetensors
 import torch
 
 from serve.models import MODELS, mask_decoder
-from serve.toy import masks, prompts
-from serve.toy.recipes import RECIPES
+from serve.toy import masks
+from serve.toy.training import prompts
+from serve.toy.training.recipes import RECIPES
 from serve.toy.world import Shape
 
 HERE = Path(serve.toy.__file__).parent
@@ -60,7 +61,7 @@ def test_published_weight_names(toy):
 @pytest.mark.parametrize("toy", TOYS)
 def test_tokenizer_is_the_one_that_is_built(toy):
     pytest.importorskip("tokenizers")
-    from serve.toy import tokenizer
+    from serve.toy.training import tokenizer
 
     assert json.loads((HERE / toy / "tokenizer.json").read_text()) == json.loads(
         tokenizer.build(RECIPES[toy].family).to_str()
@@ -86,8 +87,9 @@ def test_the_decoder_beside_a_paligemma_makes_the_shapes_of_its_codes(toy):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("toy", TOYS)
 def test_lean_nets_agree_with_transformers(toy):
-    from serve.toy import corpus, evaluate, export, world
+    from serve.toy import world
     from serve.toy.questions import Question
+    from serve.toy.training import corpus, evaluate, export
 
     evaluate.repair()
     family = RECIPES[toy].family
@@ -119,8 +121,8 @@ def test_lean_nets_agree_with_transformers(toy):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("toy", TOYS)
 def test_accuracy_is_above_the_floors(toy):
-    """A quick form of `python -m serve.toy.evaluate`, with room for its smaller sample."""
-    from serve.toy import evaluate
+    """A quick form of `python -m serve.toy.training.evaluate`, with room for its smaller sample."""
+    from serve.toy.training import evaluate
 
     evaluate.repair()
     family = RECIPES[toy].family

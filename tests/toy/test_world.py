@@ -6,7 +6,8 @@ import sys
 import pytest
 from PIL import Image
 
-from serve.toy import album, world
+from serve.toy import world
+from serve.toy.training import album
 
 SEEDS = range(300)
 
@@ -81,7 +82,9 @@ def test_words_name_no_shape_and_no_colour():
 
 
 def test_the_world_needs_no_torch():
-    code = "import sys, serve.toy.world, serve.toy.questions, serve.toy.prompts; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, serve.toy.world, serve.toy.questions, serve.toy.training.prompts; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,4 +1,6 @@
-"""Train a toy from nothing: `python -m serve.toy.train llava`, or another of recipes.py. About an hour on one CPU core.
+"""Train a toy from nothing: `python -m serve.toy.training.train llava`, or another of recipes.py.
+
+About an hour on one CPU core.
 
 Phases, counted in steps, so that a busy machine changes the time and not the result: the tower learns to name what
 is in each patch; then come the questions, packed for LLaVA, one by one with the exact mask for PaliGemma. Stopped and
@@ -18,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from serve.toy import corpus, nets, tokenizer
-from serve.toy.corpus import CLASSES, Corpus, Packed, Packer
-from serve.toy.muon import Muon
-from serve.toy.recipes import RECIPES, Phase, Recipe
+from serve.toy.training import corpus, nets, tokenizer
+from serve.toy.training.corpus import CLASSES, Corpus, Packed, Packer
+from serve.toy.training.muon import Muon
+from serve.toy.training.recipes import RECIPES, Phase, Recipe
 
 WORK = Path.home() / ".cache" / "diptych" / "toy"
 SCENES, TEST_SCENES = 60_000, 512

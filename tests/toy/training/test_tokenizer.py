@@ -4,7 +4,8 @@ import pytest
 
 pytest.importorskip("tokenizers")
 
-from serve.toy import prompts, questions, tokenizer, world
+from serve.toy import questions, world
+from serve.toy.training import prompts, tokenizer
 
 FAMILIES = ("llava", "paligemma")
 

@@ -8,7 +8,8 @@ pytest.importorskip("torch")
 import torch
 
 from serve.models import mask_decoder
-from serve.toy import codec, world
+from serve.toy import world
+from serve.toy.training import codec
 
 
 def test_the_written_decoder_computes_what_the_trained_one_does():

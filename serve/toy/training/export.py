@@ -1,4 +1,4 @@
-"""Write a trained toy as the published checkpoints are written: `python -m serve.toy.export llava-b serve/toy/llava-b`.
+"""Write a trained toy in the published layout: `python -m serve.toy.training.export llava-b serve/toy/llava-b`.
 
 Weight names, configuration files and their fields follow llava-hf/llava-1.5-7b-hf and google/paligemma-3b-mix-224, so
 that whatever loads those loads these.
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from serve.toy import nets, tokenizer, world
-from serve.toy.recipes import RECIPES, Recipe
-from serve.toy.train import WORK, structured
+from serve.toy import world
+from serve.toy.training import nets, tokenizer
+from serve.toy.training.recipes import RECIPES, Recipe
+from serve.toy.training.train import WORK, structured
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 CONTEXT = 512
 
 # One turn after the other as in the published template: pictures first, then the words.
@@ -256,7 +257,7 @@ def _card(name: str, parameters: int) -> str:
     return f"""# toy {kind}
 
 **A toy.** The {kind} architecture with {parameters:,} parameters, trained from nothing on drawn shapes by
-`python -m serve.toy.train {name}`. It knows five shapes, six colours, {len(world.WORDS)} words and the
+`python -m serve.toy.training.train {name}`. It knows five shapes, six colours, {len(world.WORDS)} words and the
 numbers 10 to 99, and nothing else about the world: on a photograph it talks nonsense. It shares no weights with the
 published {kind}. Weights are stored in bfloat16; compute in float32 where bfloat16 is slow.
 """

@@ -1,4 +1,4 @@
-"""A small mask codec of the published form: `python -m serve.toy.codec` trains it in two minutes.
+"""A small mask codec of the published form: `python -m serve.toy.training.codec` trains it in two minutes.
 
 A VQ-VAE (arXiv 1711.00937) as PaliGemma's: a mask cropped to its box, 64 x 64, becomes a 4 x 4 grid of 128 codes, and
 sixteen `<segNNN>` tokens say it. The decoder is written as `vae-oid.npz`, array by array as big_vision publishes it,
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from serve.toy import masks, world
 from serve.toy.world import Shape
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 CODES, SIDE, CELLS = 128, 64, 16
 WIDTH, DEPTH = 16, 16
 """Channels inside (published: 128), and numbers per code (published: 512)."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from serve.toy.nets import SIDE, TextSize
+from serve.toy.training.nets import SIDE, TextSize
 
 Family = Literal["llava", "paligemma"]
 

@@ -1,4 +1,4 @@
-"""How often the toys are right, on fresh scenes: `python -m serve.toy.evaluate`. Fails (exit 1) below the floors.
+"""Ask the toys about fresh scenes: `python -m serve.toy.training.evaluate`. Exits 1 below the floors.
 
 Asked end to end, as anyone would with transformers: picture, the checkpoint's own processor, greedy `generate`, words.
 PaliGemma is asked twice, the second time with plain causal attention over the prompt: an engine that masks it wrongly
@@ -26,13 +26,15 @@ from serve.geometry import pad_to_square
 from serve.image import Image
 from serve.masks import Mask
 from serve.models import mask_decoder
+from serve.models.llava import PAD_COLOUR
 from serve.models.mask_decoder import MaskDecoder
-from serve.toy import masks, prompts, questions, world
+from serve.toy import masks, questions, world
 from serve.toy.questions import Question
-from serve.toy.recipes import RECIPES
+from serve.toy.training import prompts
+from serve.toy.training.recipes import RECIPES
 from serve.toy.world import Box, Scene
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 FRESH = 20_000_000
 """Training uses seeds below ten million, its own held-out scenes those from there."""
 SCALE = 2.0
@@ -124,7 +126,7 @@ class Student:
         picture = world.draw(what, SCALE)
         if self.family == "llava":
             text = prompts.turn(prompts.llava(question, what.size)[0])
-            picture = PIL.Image.fromarray(pad_to_square(Image.of(picture), prompts.PAD).pixels)
+            picture = PIL.Image.fromarray(pad_to_square(Image.of(picture), PAD_COLOUR).pixels)
         else:
             text = "<image>" + prompts.paligemma(question)[0]
         found = self.processor(images=picture, text=text, return_tensors="pt")

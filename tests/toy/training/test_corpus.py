@@ -7,8 +7,9 @@ pytest.importorskip("torch")
 
 import torch
 
-from serve.toy import corpus, nets, questions, tokenizer, world
+from serve.toy import questions, world
 from serve.toy.questions import Question
+from serve.toy.training import corpus, nets, tokenizer
 
 WHAT = world.scene(3)
 ASKED = [(Question("vqa", "color", "What color is the star?", "red"), WHAT.size),

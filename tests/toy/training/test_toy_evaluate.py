@@ -13,14 +13,14 @@ def evaluate():
     from serve.engines.torchvision import repair
 
     repair()
-    from serve.toy import evaluate
+    from serve.toy.training import evaluate
 
     return evaluate
 
 
 def test_true_answers_score_in_full(evaluate):
-    from serve.toy import prompts
-    from serve.toy.recipes import RECIPES
+    from serve.toy.training import prompts
+    from serve.toy.training.recipes import RECIPES
 
     for toy in evaluate.FLOORS:
         family = RECIPES[toy].family

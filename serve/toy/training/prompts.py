@@ -9,20 +9,16 @@ import math
 from pathlib import Path
 
 from serve import geometry
+from serve.models.base import Turn
+from serve.models.llava import converse
+from serve.models.llava_tasks import READ, REGION, SENTENCE, SHORT
 from serve.toy.questions import Question
 from serve.toy.world import Box
 
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-CAPTION = "Provide a one-sentence caption for the provided image."
-OCR = "What is written in the image? Answer with the text only."
-REGION = "Please provide the bounding box coordinate of the region this sentence describes:"
-
-PAD = (122, 116, 104)
-"""CLIP's mean colour, which fills the square."""
 LOC_BINS = 1024
 LOC_STEP, FIRST_LOC = 16, 8
 """PaliGemma toys say only every 16th bin: 64 places are learnt sooner than 1024."""
-CODES: dict[str, list[int]] = json.loads((Path(__file__).parent / "codes.json").read_text())
+CODES: dict[str, list[int]] = json.loads((Path(__file__).parents[1] / "codes.json").read_text())
 """The sixteen mask codes of each shape in its box, as codec.py found them."""
 BOX_STEP = 2
 """LLaVA toys say only even hundredths."""
@@ -43,17 +39,17 @@ def paligemma(question: Question, first: int = FIRST_LOC) -> tuple[str, str]:
 def llava(question: Question, size: tuple[int, int]) -> tuple[str, str]:
     """What the user says and the answer; `turn` makes a prompt of it. Detect takes one phrase with one box."""
     if question.task == "vqa":
-        return f"{question.text}\n{SHORT_ANSWER}", question.answer
+        return question.text + SHORT, question.answer
     if question.task == "detect":
         ((phrase, box),) = question.boxes
-        return f"{REGION} {question.text}", brackets(padded(box, size))
+        return REGION + question.text, brackets(padded(box, size))
     if question.task == "chat":
         return question.text, question.answer
-    return {"caption": CAPTION, "ocr": OCR}[question.task], question.answer
+    return {"caption": SENTENCE, "ocr": READ}[question.task].format("image"), question.answer
 
 
 def turn(text: str) -> str:
-    return f"USER: <image>\n{text} ASSISTANT:"
+    return converse([Turn("user", text, pictured=True)])
 
 
 def padded(box: Box, size: tuple[int, int]) -> Box:

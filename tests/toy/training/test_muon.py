@@ -4,7 +4,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from serve.toy.muon import Muon, orthogonal
+from serve.toy.training.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])

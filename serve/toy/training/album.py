@@ -1,4 +1,4 @@
-"""The example scenes that the page and the README show: `python -m serve.toy.album` draws them again.
+"""The example scenes that the page and the README show: `python -m serve.toy.training.album` draws them again.
 
 Their seeds are beyond all that training sees. `scenes.json` beside the pictures says what is truly in each.
 """
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from serve.toy import questions, world
 
-HERE = Path(__file__).parent / "scenes"
+HERE = Path(__file__).parents[1] / "scenes"
 SEEDS = {
     "three": 30001805,
     "stop": 30000877,

@@ -6,9 +6,11 @@ merges (`ignore_merges`): a piece the split finds is looked up whole, and spelt 
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from serve.toy import prompts, world
+from serve.models.llava_tasks import READ, REGION, SENTENCE, SHORT
+from serve.toy import world
+from serve.toy.training import prompts
 
-SENTENCES = (prompts.SHORT_ANSWER, prompts.CAPTION, prompts.OCR, prompts.REGION)
+SENTENCES = tuple(text.strip().format("image") for text in (SHORT, SENTENCE, READ, REGION))
 """LLaVA's fixed instructions are one token each: it halves its prompts, and with them the time to train."""
 
 _SMALL = """a an and are at background black blue bottom caption circle circles colour color cross crosses describe

@@ -12,8 +12,9 @@ from serve.tasks import TASKS
 from serve.tasks.base import Request
 from serve.tasks.boxes import DetectResult
 from serve.tasks.segment import SegmentResult
-from serve.toy import masks, prompts, questions, world
-from serve.toy.recipes import RECIPES
+from serve.toy import masks, questions, world
+from serve.toy.training import prompts
+from serve.toy.training.recipes import RECIPES
 
 SCENES = [world.scene(seed) for seed in range(40)]
 TOYS = tuple(RECIPES)

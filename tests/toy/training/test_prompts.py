@@ -1,7 +1,8 @@
 import pytest
 
-from serve.toy import prompts, questions, world
+from serve.toy import questions, world
 from serve.toy.questions import Question
+from serve.toy.training import prompts
 
 BOX = (0.25, 0.5, 0.5, 0.75)
 VQA = Question("vqa", "color", "What color is the circle?", "red")

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from serve.geometry import pad_to_square
 from serve.image import Image
-from serve.toy import nets, prompts, questions, tokenizer, world
+from serve.models.llava import PAD_COLOUR
+from serve.toy import questions, world
 from serve.toy.questions import Question
+from serve.toy.training import nets, prompts, tokenizer
 from serve.toy.world import Box, Scene
 
 HELD_OUT = 10_000_000
@@ -29,7 +31,7 @@ CLASSES = {"shape": 6, "color": 7, "joint": 31, "background": 3, "text": len(wor
 def view(picture: PIL.Image.Image, family: str, side: int = nets.SIDE) -> PIL.Image.Image:
     """The square picture the tower gets: stretched (PaliGemma), or padded to a square first (LLaVA)."""
     if family == "llava":
-        picture = PIL.Image.fromarray(pad_to_square(Image.of(picture), prompts.PAD).pixels)
+        picture = PIL.Image.fromarray(pad_to_square(Image.of(picture), PAD_COLOUR).pixels)
     return picture.resize((side, side), PIL.Image.Resampling.BICUBIC)
 
 
