@@ -1,7 +1,7 @@
 """Traces by OpenTelemetry, one for a whole fan-out: off unless an endpoint is named in its own variables.
 
-`OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) turns it on, in each process that calls `start`; the packages
-are those of the extra `otel`. Names of spans and attributes are the conventions' for generative AI (opentelemetry.io,
+`OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) turns it on, in each process that calls `start`; what sends
+spans is the extra `otel`. Names of spans and attributes are the conventions' for generative AI (opentelemetry.io,
 "Gen AI"); prompts and replies are never among them.
 
 Spans are begun under the one that is current in this task's context, and made current only in tasks that are ours to
@@ -14,24 +14,27 @@ from contextlib import aclosing
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
+from opentelemetry import context, trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+W3C = TraceContextTextMapPropagator()
 Value = str | int | float | bool | Sequence[str]
 Kind = Literal["internal", "server", "client"]
 T = TypeVar("T")
 
-_tracer: Any = None
+_tracer: trace.Tracer | None = None
 
 
 class Span:
-    """A span that may be none: then all it is told is forgotten. `with` ends it, failed by what was raised."""
+    """A span of OpenTelemetry's; its own no-op while tracing is off. `with` ends it, failed by what was raised."""
 
-    def __init__(self, span: Any = None) -> None:
+    def __init__(self, span: trace.Span = trace.INVALID_SPAN) -> None:
         self._span = span
 
     def set(self, attributes: Mapping[str, Value | None]) -> None:
-        """Attributes by name; None is left out."""
-        if self._span is not None:
-            self._span.set_attributes(_given(attributes))
+        """Set attributes by name; None is left out."""
+        self._span.set_attributes(_given(attributes))
 
     def answered(
         self, *, read: int, spoke: int, reasons: Sequence[str], first_s: float | None, code: str | None
@@ -49,31 +52,23 @@ class Span:
             self.fail(code)
 
     def name(self, name: str) -> None:
-        if self._span is not None:
-            self._span.update_name(name)
+        self._span.update_name(name)
 
     def fail(self, code: str) -> None:
-        """It came to nothing. code: ours, as it stands in the error."""
-        if self._span is not None:
-            from opentelemetry.trace import StatusCode
-
-            self._span.set_attribute("error.type", code)
-            self._span.set_status(StatusCode.ERROR)
+        """Mark it as failed. code: ours, as it stands in the error."""
+        self._span.set_attribute("error.type", code)
+        self._span.set_status(trace.StatusCode.ERROR)
 
     def enter(self) -> None:
         """Be what later spans of this task, and of those that it starts, are begun under."""
-        if self._span is not None:
-            from opentelemetry import context, trace
-
-            context.attach(trace.set_span_in_context(self._span))
+        context.attach(trace.set_span_in_context(self._span))
 
     def start_of(self, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Begin what the stream starts, until its first item, under this span."""
         return stream if self is NONE else _started_under(self._span, stream)
 
     def end(self) -> None:
-        if self._span is not None:
-            self._span.end()
+        self._span.end()
 
     def __enter__(self) -> "Span":
         return self
@@ -116,13 +111,12 @@ def begin(
     under: str | None = None,
     attributes: Mapping[str, Value | None] = MappingProxyType({}),
 ) -> Span:
-    """A span under the current one, or under a traceparent of W3C's. Attributes as in `Span.set`."""
-    if _tracer is None:
+    """Begin a span under the current one, or under a traceparent of W3C's. Attributes as in `Span.set`."""
+    if _tracer is None:  # the no-op would hand a client's traceparent on
         return NONE
-    from opentelemetry.trace import SpanKind
-
-    parent = None if under is None else _context(under)
-    return Span(_tracer.start_span(name, context=parent, kind=SpanKind[kind.upper()], attributes=_given(attributes)))
+    parent = None if under is None else W3C.extract({"traceparent": under}, context.Context())
+    kind_of_span = trace.SpanKind[kind.upper()]
+    return Span(_tracer.start_span(name, context=parent, kind=kind_of_span, attributes=_given(attributes)))
 
 
 def asking(model: str, task: str) -> Span:
@@ -142,21 +136,13 @@ def asking(model: str, task: str) -> Span:
 
 def here() -> Span:
     """The current span."""
-    if _tracer is None:
-        return NONE
-    from opentelemetry import trace
-
     return Span(trace.get_current_span())
 
 
 def header() -> str:
     """The current span as W3C's traceparent, for another process; "" where there is none."""
-    if _tracer is None:
-        return ""
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
     carrier: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(carrier)
+    W3C.inject(carrier)
     return carrier.get("traceparent", "")
 
 
@@ -171,9 +157,7 @@ def endpoint() -> str | None:
     return None if _tracer is None else whole or (f"{base.rstrip('/')}/v1/traces" if base else None)
 
 
-async def _started_under(span: Any, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    from opentelemetry import context, trace
-
+async def _started_under(span: trace.Span, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     async with aclosing(stream):
         token = context.attach(trace.set_span_in_context(span))
         try:  # current only here, and not across a yield: see above
@@ -185,13 +169,6 @@ async def _started_under(span: Any, stream: AsyncGenerator[T, None]) -> AsyncGen
         yield first
         async for item in stream:
             yield item
-
-
-def _context(traceparent: str) -> Any:
-    from opentelemetry.context import Context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
 
 
 def _given(attributes: Mapping[str, Value | None]) -> dict[str, Value]:
