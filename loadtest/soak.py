@@ -204,8 +204,6 @@ def _report(soak: Soak, file: Path) -> int:
     return 0 if all(verdicts.values()) else 1
 
 
-__all__ = ["Sample", "Soak", "slope"]
-
 if __name__ == "__main__":
     with contextlib.suppress(OSError):
         os.nice(5)

@@ -1,5 +1,6 @@
 """The catalogue: every model's card, served or not, and the table that compares some of them."""
 
+import dataclasses
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
@@ -165,23 +166,10 @@ def _entry(model: Model, served: bool) -> Entry:
     return Entry(
         id=model.name,
         served=served,
-        organization=card.organization,
-        category=card.category,
-        modality=card.modality,
-        released=card.released,
-        context_window=card.context_window,
-        parameters=card.parameters,
-        licence=card.licence,
-        tasks=list(card.tasks),
-        features=list(card.features),
+        **dataclasses.asdict(card),
         skills=skills(model),
-        links=list(card.links),
-        about=card.about,
-        hardware=card.hardware,
-        checked=card.checked,
         images=model.images,
         videos=model.videos,
-        toy=card.toy,
         checkpoint=None if card.toy or is_folder(checkpoint.hub) else checkpoint.hub,  # a folder is nobody's business
         revision=checkpoint.revision,
         gated=checkpoint.gated,

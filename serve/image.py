@@ -275,24 +275,27 @@ def _from_base64(text: str, start: int) -> bytes:
     return data.getvalue()
 
 
-def _schema(_source: Any, _handler: Any) -> core_schema.CoreSchema:
-    def load(value: Any) -> Image:
-        if isinstance(value, Image):
-            return value
-        if isinstance(value, bytes):
-            return unread(value)
-        if isinstance(value, str):
-            return from_url(value)
-        raise BadRequest("The image must be a data URL or an https URL.", param="image", code="invalid_type")
-
-    return core_schema.no_info_plain_validator_function(
+def field(load: Callable[[Any], Any]) -> GetPydanticSchema:
+    """Return the schema of a field that is a text on the wire, and what `load` makes of it once validated."""
+    schema = core_schema.no_info_plain_validator_function(
         load,
         json_schema_input_schema=core_schema.str_schema(),
         serialization=core_schema.to_string_ser_schema(),
     )
+    return GetPydanticSchema(lambda _source, _handler: schema)
 
 
-Picture = Annotated[Image, GetPydanticSchema(_schema)]
+def _load(value: Any) -> Image:
+    if isinstance(value, Image):
+        return value
+    if isinstance(value, bytes):
+        return unread(value)
+    if isinstance(value, str):
+        return from_url(value)
+    raise BadRequest("The image must be a data URL or an https URL.", param="image", code="invalid_type")
+
+
+Picture = Annotated[Image, field(_load)]
 """A request's image field: a data URL, an https URL or uploaded bytes on the wire, an Image once validated.
 
 Its file is then still to be fetched or read, by whoever has the request answered.

@@ -4,11 +4,9 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import GetPydanticSchema
-from pydantic_core import core_schema
 
 from serve.errors import BadRequest, ServeError, TooLarge
-from serve.image import Image
+from serve.image import Image, field
 from serve.image import from_data_url as bytes_of
 from serve.media import processes
 from serve.media.outline import Refused
@@ -178,22 +176,15 @@ def _too_large(said: str, param: str) -> TooLarge:
     return TooLarge(said, param=param, code="video_too_large")
 
 
-def _schema(_source: Any, _handler: Any) -> core_schema.CoreSchema:
-    def load(value: Any) -> Video:
-        if isinstance(value, Video):
-            return value
-        if isinstance(value, bytes):
-            return unread(value)
-        if isinstance(value, str):
-            return from_data_url(value)
-        raise BadRequest("The video must be a data URL.", param="video", code="invalid_type")
-
-    return core_schema.no_info_plain_validator_function(
-        load,
-        json_schema_input_schema=core_schema.str_schema(),
-        serialization=core_schema.to_string_ser_schema(),
-    )
+def _load(value: Any) -> Video:
+    if isinstance(value, Video):
+        return value
+    if isinstance(value, bytes):
+        return unread(value)
+    if isinstance(value, str):
+        return from_data_url(value)
+    raise BadRequest("The video must be a data URL.", param="video", code="invalid_type")
 
 
-Film = Annotated[Video, GetPydanticSchema(_schema)]
+Film = Annotated[Video, field(_load)]
 """A request's video field: a data URL or uploaded bytes on the wire, a Video once validated, still to be decoded."""

@@ -133,17 +133,14 @@ class Worker:
         spoken = [generation.spoken() for generation in generations]
         last = [generation.last for generation in generations]
         whole = Spoken("".join(each.text for each in spoken), tuple(token for each in spoken for token in each.tokens))
-        prompt_tokens = sum(piece.prompt_tokens for piece in last)
-        completion_tokens = sum(piece.completion_tokens for piece in last)
         reply = Reply(
             model=self.name,
             status="ok",
             text="\n".join(each.text for each in spoken),
             confidence=whole.confidence(),
             usage=Usage(
-                prompt_tokens=prompt_tokens,
-                completion_tokens=completion_tokens,
-                total_tokens=prompt_tokens + completion_tokens,
+                prompt_tokens=sum(piece.prompt_tokens for piece in last),
+                completion_tokens=sum(piece.completion_tokens for piece in last),
             ),
             finish_reason=_finish([piece.finish_reason for piece in last]),
         )

@@ -120,10 +120,25 @@ class Result(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class TextResult(Result):
+    """A result that is one text, in its only field, whatever the task calls it."""
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Return the result that has this text."""
+        (field,) = cls.model_fields
+        return cls(**{field: text})
+
+    def as_text(self) -> str:
+        """Return its text."""
+        (text,) = self.__dict__.values()
+        return str(text)
+
+
 class Usage(BaseModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    total_tokens: int = 0
+    total_tokens: int = Field(default_factory=lambda given: given["prompt_tokens"] + given["completion_tokens"])
 
 
 class ReplyError(BaseModel):
@@ -178,6 +193,12 @@ class Merged(BaseModel):
     judge: Judgement | None = None
 
 
+def text_of(reply: Reply) -> str:
+    """Return the text of a reply to a task that is answered in one."""
+    assert isinstance(reply.result, TextResult)
+    return reply.result.as_text()
+
+
 Event = Delta | Reply | Merged
 MergeRule = Callable[[Sequence[Reply], Mapping[str, float]], Merged]
 """(replies that are ok, in catalogue order, at least one; weight per model, 1.0 where absent) -> Merged."""
@@ -202,7 +223,7 @@ class Task:
     request: type[Request]
     result: type[Result]
     methods: Mapping[str, MergeRule]
-    words: Callable[[Any], str]
+    words: Callable[[Any], str] = TextResult.as_text
     """A result as a person would read it; also the text of a merged chat completion."""
     heavy: bool = False
     """Whether merging takes long enough to hold others up, however short the replies are."""

@@ -1,6 +1,6 @@
 """Captioning: the picture in one sentence."""
 
-from serve.tasks.base import JudgeName, Judging, Reply, Request, Result, Task
+from serve.tasks.base import JudgeName, Judging, Request, Task, TextResult, text_of
 from serve.tasks.medoid import medoid
 from serve.tasks.vqa import Language
 
@@ -10,7 +10,7 @@ class CaptionRequest(Request):
     judge: JudgeName = None
 
 
-class CaptionResult(Result):
+class CaptionResult(TextResult):
     caption: str
 
 
@@ -19,25 +19,11 @@ def _asked(request: CaptionRequest) -> str:
     return f"Describe the image in one sentence.{language}"
 
 
-def _text(reply: Reply) -> str:
-    assert isinstance(reply.result, CaptionResult)
-    return reply.result.caption
-
-
-def _result(text: str) -> CaptionResult:
-    return CaptionResult(caption=text)
-
-
-def _words(result: CaptionResult) -> str:
-    return result.caption
-
-
 CAPTION = Task(
     name="caption",
     title="Captioning",
     request=CaptionRequest,
     result=CaptionResult,
-    methods={"medoid": medoid(_text)},
-    words=_words,
-    judging=Judging(_asked, _text, _result),
+    methods={"medoid": medoid()},
+    judging=Judging(_asked, text_of, CaptionResult.of),
 )

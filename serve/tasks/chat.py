@@ -1,6 +1,6 @@
 """Chat: a free question about the picture, answered in sentences."""
 
-from serve.tasks.base import JudgeName, Judging, Reply, Request, Result, Task
+from serve.tasks.base import JudgeName, Judging, Request, Task, TextResult, text_of
 from serve.tasks.medoid import medoid
 from serve.tasks.vqa import Question
 
@@ -13,7 +13,7 @@ class ChatRequest(Request):
         return (self.question,)
 
 
-class ChatResult(Result):
+class ChatResult(TextResult):
     text: str
 
 
@@ -21,25 +21,11 @@ def _asked(request: ChatRequest) -> str:
     return request.question
 
 
-def _text(reply: Reply) -> str:
-    assert isinstance(reply.result, ChatResult)
-    return reply.result.text
-
-
-def _result(text: str) -> ChatResult:
-    return ChatResult(text=text)
-
-
-def _words(result: ChatResult) -> str:
-    return result.text
-
-
 CHAT = Task(
     name="chat",
     title="Chat",
     request=ChatRequest,
     result=ChatResult,
-    methods={"medoid": medoid(_text)},
-    words=_words,
-    judging=Judging(_asked, _text, _result),
+    methods={"medoid": medoid()},
+    judging=Judging(_asked, text_of, ChatResult.of),
 )

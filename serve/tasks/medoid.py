@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rapidfuzz import fuzz, utils
 
 from serve.tasks.agreement import agreed, standing, weigh
-from serve.tasks.base import Merged, MergeRule, Reply
+from serve.tasks.base import Merged, MergeRule, Reply, text_of
 
 Likeness = Callable[[str, str], float]  # of two texts, 0..1
 
@@ -24,7 +24,7 @@ def in_order(a: str, b: str) -> float:
     return fuzz.ratio(utils.default_process(a), utils.default_process(b)) / 100
 
 
-def medoid(text: Callable[[Reply], str], alike: Likeness = similarity) -> MergeRule:
+def medoid(alike: Likeness = similarity) -> MergeRule:
     """The reply that all replies, itself among them, are most like in the weighted mean. Minimum Bayes risk in its
     simplest form; no other choice among the replies has a higher agreement.
 
@@ -34,7 +34,7 @@ def medoid(text: Callable[[Reply], str], alike: Likeness = similarity) -> MergeR
 
     def choose(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
         weights = weigh(replies, given)
-        texts = dict(zip(weights, comparable([text(reply) for reply in replies]), strict=True))
+        texts = dict(zip(weights, comparable([text_of(reply) for reply in replies]), strict=True))
         best = _most_alike(list(replies), texts, weights, alike)
         if len(best) > 1:
             best = _most_alike(best, texts, weights, in_order)

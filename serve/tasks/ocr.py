@@ -1,6 +1,6 @@
 """Reading: the text in the picture, as it stands there."""
 
-from serve.tasks.base import Reply, Request, Result, Task
+from serve.tasks.base import Request, Task, TextResult
 from serve.tasks.medoid import medoid
 from serve.tasks.rover import likeness, rover
 
@@ -9,19 +9,10 @@ class OcrRequest(Request):
     pass
 
 
-class OcrResult(Result):
+class OcrResult(TextResult):
     """The text, its lines separated by newlines; empty where there is none."""
 
     text: str
-
-
-def _text(reply: Reply) -> str:
-    assert isinstance(reply.result, OcrResult)
-    return reply.result.text
-
-
-def _result(text: str) -> OcrResult:
-    return OcrResult(text=text)
 
 
 def _words(result: OcrResult) -> str:
@@ -33,6 +24,6 @@ OCR = Task(
     title="Reading (OCR)",
     request=OcrRequest,
     result=OcrResult,
-    methods={"rover": rover(_text, _result), "medoid": medoid(_text, likeness)},
+    methods={"rover": rover(OcrResult.of), "medoid": medoid(likeness)},
     words=_words,
 )

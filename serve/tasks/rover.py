@@ -6,7 +6,7 @@ from rapidfuzz.distance import Levenshtein
 
 from serve.tasks.agreement import agreed, standing, weigh
 from serve.tasks.alignment import LETTERS, Slot, Work, network
-from serve.tasks.base import Merged, MergeRule, Reply, Result
+from serve.tasks.base import Merged, MergeRule, Reply, Result, text_of
 from serve.tasks.medoid import backers, comparable, strayed
 
 COMPARED = 20_000_000  # pairs of words, or what takes as long, in one merge: about a second
@@ -18,7 +18,7 @@ def likeness(a: str, b: str) -> float:
     return float(Levenshtein.normalized_similarity(a, b))
 
 
-def rover(text: Callable[[Reply], str], result: Callable[[str], Result]) -> MergeRule:
+def rover(result: Callable[[str], Result]) -> MergeRule:
     """At every place the word with the most weight x confidence behind it, or nothing where that has more.
 
     Where no word has more than half and three models or more read one there, its letters are voted on in the same
@@ -31,7 +31,7 @@ def rover(text: Callable[[Reply], str], result: Callable[[str], Result]) -> Merg
         weights = weigh(replies, given)
         says = [standing(reply, weights) for reply in replies]
         says = says if any(says) else [1.0] * len(replies)
-        texts = [text(reply) for reply in replies]
+        texts = [text_of(reply) for reply in replies]
         surest = sorted(range(len(replies)), key=lambda at: -says[at])
         merged = _central([*vote(texts, says), *(texts[at] for at in surest)], texts, says)
         own = next((replies[at].result for at in surest if texts[at] == merged), None)

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from serve.tasks.answers import normalise
-from serve.tasks.base import Reply, Request, Result, Task
+from serve.tasks.base import Reply, Request, Task, TextResult, text_of
 from serve.tasks.vote import majority
 
 _UNSEEN = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\u2800\u3164\ufeff"
@@ -37,17 +37,12 @@ class VqaRequest(Request):
         return (self.question,)
 
 
-class VqaResult(Result):
+class VqaResult(TextResult):
     answer: str
 
 
 def _key(reply: Reply) -> str:
-    assert isinstance(reply.result, VqaResult)
-    return normalise(reply.result.answer)
-
-
-def _words(result: VqaResult) -> str:
-    return result.answer
+    return normalise(text_of(reply))
 
 
 VQA = Task(
@@ -56,5 +51,4 @@ VQA = Task(
     request=VqaRequest,
     result=VqaResult,
     methods={"vote": majority(_key), "weighted_vote": majority(_key, by_confidence=True)},
-    words=_words,
 )
