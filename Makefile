@@ -43,15 +43,15 @@ bench-others: install-dev
 
 # what a fan-out adds to its slowest model, with simulated engines
 bench-fan-out: install-dev
-	$(BIN)/python -m loadtest.fan_out $(ARGS)
+	$(BIN)/python -m loadtest.bench fan-out $(ARGS)
 
 # many simulated models with many replicas on pretended GPUs
 bench-scale: install-dev
-	$(BIN)/python -m loadtest.scale $(ARGS)
+	$(BIN)/python -m loadtest.bench scale $(ARGS)
 
 # several questions about each picture to two replicas: kept to the one that knows it, or spread
 bench-repeats: install-dev
-	$(BIN)/python -m loadtest.repeats $(ARGS)
+	$(BIN)/python -m loadtest.bench repeats $(ARGS)
 
 # faults done to a server of simulated models, and what its clients saw
 chaos: install-dev

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadtest.caller import Caller
+from loadtest.ledger import percentile
 from loadtest.pictures import bodies
 from loadtest.sides import MODEL, Side
 
@@ -69,8 +70,7 @@ async def measure(side: Side, case: Case, at: int) -> Block:
         seconds, seen = await caller.closed(asked, int(case.level), stream=case.stream)
     else:
         seconds, seen = await caller.open(asked, case.level, stream=case.stream, seed=at)
-    after = side.cpu()
-    spent = {role: seconds - before.get(role, 0.0) for role, seconds in after.items()}
+    spent = side.cpu_since(before)
     good = [one for one in seen if not one.error] or seen[:1]
     errors = [one.error for one in seen if one.error]
     gaps = [gap for one in good for gap in one.gaps]
@@ -79,12 +79,12 @@ async def measure(side: Side, case: Case, at: int) -> Block:
         case=case,
         round=at,
         rate=(len(seen) - len(errors)) / seconds,
-        first=percentile([one.first for one in good], 50),
-        first_p95=percentile([one.first for one in good], 95),
-        latency=percentile([one.seconds for one in good], 50),
-        latency_p95=percentile([one.seconds for one in good], 95),
-        gap=percentile(gaps, 50),
-        gap_p95=percentile(gaps, 95),
+        first=_ms([one.first for one in good], 0.5),
+        first_p95=_ms([one.first for one in good], 0.95),
+        latency=_ms([one.seconds for one in good], 0.5),
+        latency_p95=_ms([one.seconds for one in good], 0.95),
+        gap=_ms(gaps, 0.5),
+        gap_p95=_ms(gaps, 0.95),
         cpu={role: 1000 * used / len(seen) for role, used in spent.items()},
         memory_mb=side.memory(),
         errors=len(errors),
@@ -94,7 +94,5 @@ async def measure(side: Side, case: Case, at: int) -> Block:
     )
 
 
-def percentile(seconds: Sequence[float], percent: int) -> float:
-    """In milliseconds; 0 where there is none."""
-    ranked = sorted(seconds)
-    return 1000 * ranked[min(len(ranked) - 1, len(ranked) * percent // 100)] if ranked else 0.0
+def _ms(seconds: Sequence[float], share: float) -> float:
+    return 1000 * percentile(seconds, share)

@@ -7,7 +7,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -17,8 +17,12 @@ TIMEOUT_S = 120.0
 
 @dataclass
 class Seen:
-    """One request as its client saw it. Seconds from sending it; gaps: between one piece with words and the next."""
+    """One request as its client saw it. Seconds from sending it; gaps: between one piece with words and the next.
 
+    due: when an open loop was to send it, in seconds from the loop's beginning.
+    """
+
+    due: float = 0.0
     seconds: float = 0.0
     first: float = 0.0
     gaps: list[float] = field(default_factory=list)
@@ -29,10 +33,13 @@ class Seen:
 
 
 class Caller:
-    """POSTs bodies to one URL over connections that stay open."""
+    """POSTs bodies to one URL over connections that stay open.
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    read: what becomes of a reply's body; raises ValueError or LookupError where it is not as it should be.
+    """
+
+    def __init__(self, url: str, read: Callable[[bytes, Seen], None] | None = None) -> None:
+        self.url, self._read = url, read or _completion
 
     async def closed(self, bodies: Sequence[bytes], clients: int, *, stream: bool) -> tuple[float, list[Seen]]:
         """Each of `clients` sends its next request when its last one is answered. Gives (seconds, every request)."""
@@ -57,12 +64,12 @@ class Caller:
             for body in bodies:
                 due += draw.expovariate(rate)
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                jobs.append(asyncio.create_task(self._call(session, body, stream)))
+                jobs.append(asyncio.create_task(self._call(session, body, stream, due - began)))
             seen = list(await asyncio.gather(*jobs))
             return time.perf_counter() - began, seen
 
-    async def _call(self, session: aiohttp.ClientSession, body: bytes, stream: bool) -> Seen:
-        seen, began = Seen(), time.perf_counter()
+    async def _call(self, session: aiohttp.ClientSession, body: bytes, stream: bool, due: float = 0.0) -> Seen:
+        seen, began = Seen(due), time.perf_counter()
         try:
             async with session.post(self.url, data=body) as reply:
                 if reply.status != 200:
@@ -70,7 +77,7 @@ class Caller:
                 elif stream:
                     await _stream(reply.content.iter_any(), seen, began)
                 else:
-                    _whole(await reply.read(), seen)
+                    self._read(await reply.read(), seen)
         except (aiohttp.ClientError, TimeoutError, ValueError, LookupError) as error:
             seen.error = f"{type(error).__name__}: {error}"
         seen.seconds = time.perf_counter() - began
@@ -87,7 +94,7 @@ def _session() -> aiohttp.ClientSession:
     )
 
 
-def _whole(data: bytes, seen: Seen) -> None:
+def _completion(data: bytes, seen: Seen) -> None:
     reply = json.loads(data)
     seen.text = reply["choices"][0]["message"]["content"]
     _count(reply["usage"], seen)

@@ -7,12 +7,11 @@ replica gets each question (`keeps_pictures`). Rounds alternate. loadtest/README
 import argparse
 import asyncio
 import itertools
-import json
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -37,26 +36,22 @@ class Round:
     cpu: tuple[float, float]
 
 
-def main() -> int:
-    """0: measured; 2: it did not start."""
-    parser = argparse.ArgumentParser("repeats", description=__doc__)
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", default="build/bench")
-    options = parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
+    """Measure both in turn. There is no target."""
     rounds = []
-    try:
-        with running(_sort("K", True)) as kept, running(_sort("L", False)) as spread:
-            for at in range(options.rounds):
-                for size in COUNTS:
-                    with alone(kept, [kept, spread]):
-                        first = uvloop.run(_block(kept, size, at))
-                    with alone(spread, [kept, spread]):
-                        second = uvloop.run(_block(spread, size, at))
-                    rounds.append(Round(size, first[0] / second[0], (first[1], second[1])))
-                    print(f"{at} {rounds[-1]}", flush=True)
-    except Refused as refused:
-        print(f"repeats: {refused}", file=sys.stderr)
-        return 2
+    with running(_sort("K", True)) as kept, running(_sort("L", False)) as spread:
+        for at in range(options.rounds):
+            for size in COUNTS:
+                with alone(kept, [kept, spread]):
+                    first = uvloop.run(_block(kept, size, at))
+                with alone(spread, [kept, spread]):
+                    second = uvloop.run(_block(spread, size, at))
+                rounds.append(Round(size, first[0] / second[0], (first[1], second[1])))
+                print(f"{at} {rounds[-1]}", flush=True)
     for size in COUNTS:
         mine = [one for one in rounds if one.size == size]
         rates = [one.rate for one in mine]
@@ -66,10 +61,7 @@ def main() -> int:
             f"[{min(rates):.2f} to {max(rates):.2f}] times the replies/s, CPU of a request {kept_ms:.0f} and "
             f"{spread_ms:.0f} ms"
         )
-    file = Path(options.out) / "repeats.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps([vars(one) for one in rounds], indent=1))
-    return 0
+    return "repeats", [vars(one) for one in rounds], True
 
 
 def _sort(key: str, keeps: bool) -> Sort:
@@ -92,12 +84,8 @@ async def _block(side: Side, size: str, at: int) -> tuple[float, float]:
     done = await asyncio.gather(*(caller.closed(lane, 1, stream=False) for lane in lanes))
     seconds = time.perf_counter() - began
     seen = [one for _, lane in done for one in lane]
-    spent = sum(side.cpu().values()) - sum(before.values())
+    spent = sum(side.cpu_since(before).values())
     failed = [one.error for one in seen if one.error]
     if failed:
         raise Refused(f"{len(failed)} requests failed: {failed[0]}")
     return len(seen) / seconds, 1000 * spent / len(seen)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

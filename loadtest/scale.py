@@ -8,8 +8,6 @@ loadtest/README.md says what was found.
 import argparse
 import asyncio
 import itertools
-import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +15,10 @@ from typing import Any
 
 import uvloop
 
-from loadtest.block import percentile
 from loadtest.caller import Caller, Seen
+from loadtest.ledger import percentile
 from loadtest.pictures import body, pictures
-from loadtest.sides import Refused, Side, Sort, diptych_with, running
+from loadtest.sides import Side, Sort, diptych_with, running
 
 BATCH, REPLY_S = 4, 0.8
 CAPACITY = BATCH / REPLY_S
@@ -33,33 +31,26 @@ FLOOD = 5
 """So many times the capacity of its replicas is asked of the hot model."""
 
 
-def main() -> int:
-    """0: measured; 1: throughput did not grow or a neighbour suffered; 2: it did not start."""
-    parser = argparse.ArgumentParser("scale", description=__doc__)
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=int, default=8)
     parser.add_argument("--replicas", default="1,2,4")
-    parser.add_argument("--out", default="build/bench")
-    options = parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
+    """Met: throughput grows with the replicas, and no neighbour of a flooded model suffers."""
     names = [f"simulated-{at:02}" for at in range(1, options.models + 1)]
     found: dict[str, Any] = {"grow": [], "hot": [], "autoscale": {}}
-    try:
-        for replicas in map(int, options.replicas.split(",")):
-            with running(_sort(names, {"replicas": replicas})) as side:
-                found["grow"].append(uvloop.run(_grow(side, names, replicas)))
-                found["hot"].append(uvloop.run(_hot(side, names, replicas)))
-        with running(_sort(names, {"autoscaling": {"max_replicas": 4, "target_ongoing_requests": BATCH}})) as side:
-            found["autoscale"] = uvloop.run(_autoscale(side, names))
-    except Refused as refused:
-        print(f"scale: {refused}", file=sys.stderr)
-        return 2
-    file = Path(options.out) / "scale.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found, indent=1))
+    for replicas in map(int, options.replicas.split(",")):
+        with running(_sort(names, {"replicas": replicas})) as side:
+            found["grow"].append(uvloop.run(_grow(side, names, replicas)))
+            found["hot"].append(uvloop.run(_hot(side, names, replicas)))
+    with running(_sort(names, {"autoscaling": {"max_replicas": 4, "target_ongoing_requests": BATCH}})) as side:
+        found["autoscale"] = uvloop.run(_autoscale(side, names))
     grew = all(row["share"] >= 0.8 for row in found["grow"])
     spared = all(row["failed"] == 0 and row["p95_ratio"] <= 1.5 for row in found["hot"])
-    print(f"\n{file}\nat least 80% of what the replicas can do: {'met' if grew else 'MISSED'}")
+    print(f"\nat least 80% of what the replicas can do: {'met' if grew else 'MISSED'}")
     print(f"beside a flooded model no request fails and p95 stays within 1.5 times: {'met' if spared else 'MISSED'}")
-    return 0 if grew and spared else 1
+    return "scale", found, grew and spared
 
 
 def _sort(names: Sequence[str], how_many: dict[str, Any]) -> Sort:
@@ -80,7 +71,7 @@ async def _grow(side: Side, names: Sequence[str], replicas: int) -> dict[str, fl
     clients = int(1.5 * BATCH * replicas * len(names))
     before = side.cpu()
     seconds, seen = await Caller(side.chat).closed(_bodies(names, int(able * SECONDS)), clients, stream=False)
-    spent = sum(side.cpu().values()) - sum(before.values())
+    spent = sum(side.cpu_since(before).values())
     rate = sum(not one.error for one in seen) / seconds
     print(
         f"{len(names)} models x {replicas}: {rate:.0f} replies/s, {100 * rate / able:.0f}% of what they can do; "
@@ -102,11 +93,12 @@ async def _hot(side: Side, names: Sequence[str], replicas: int) -> dict[str, flo
     calm = await neighbours()
     flood = Caller(side.chat).open(_bodies(names[:1], int(most * SECONDS)), most, stream=False, seed=2)
     beside, (_, hot) = await asyncio.gather(neighbours(), flood)
-    before, after = (percentile([one.seconds for one in seen], 95) for seen in (calm, beside))
+    before, after = (1000 * percentile([one.seconds for one in seen], 0.95) for seen in (calm, beside))
     refused = [one for one in hot if one.error]
+    refused_ms = 1000 * percentile([one.seconds for one in refused], 0.5)
     print(
         f"  {replicas} each, one asked {FLOOD} times its capacity: {len(hot) - len(refused)} answered, {len(refused)} "
-        f"refused after {percentile([one.seconds for one in refused], 50):.0f} ms; the others' p95 {before:.0f} -> "
+        f"refused after {refused_ms:.0f} ms; the others' p95 {before:.0f} -> "
         f"{after:.0f} ms, {sum(bool(one.error) for one in beside)} of {len(beside)} failed",
         flush=True,
     )
@@ -150,7 +142,3 @@ def _bodies(names: Sequence[str], count: int) -> list[bytes]:
     made = pictures("1x", 0)
     turn = itertools.islice(itertools.cycle(names), count)
     return [body(name, next(made), tokens=16, stream=False) for name in turn]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

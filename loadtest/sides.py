@@ -54,6 +54,10 @@ class Side:
         mine = self.tree.cpu()
         return {**self.upstream.cpu(), **mine} if self.upstream is not None else mine
 
+    def cpu_since(self, before: Mapping[str, float]) -> dict[str, float]:
+        """CPU seconds by role since `cpu` gave `before`."""
+        return {role: spent - before.get(role, 0.0) for role, spent in self.cpu().items()}
+
     def memory(self) -> dict[str, float]:
         """MiB now, in the same way."""
         mine = self.tree.memory()
