@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco
 from pydantic import BaseModel
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -111,6 +112,16 @@ def sample(rle: Rle, rows: Pixels, columns: Pixels) -> Mask:
 def area(rle: Rle) -> int:
     """How many pixels are in the mask."""
     return int(_runs(rle)[1::2].sum())
+
+
+def overlap(a: Rle, b: Rle) -> float:
+    """Intersection over union of two valid masks; 0 where their sizes differ, 1 where both are empty."""
+    if a.size != b.size:
+        return 0.0
+    theirs = [{"size": list(rle.size), "counts": rle.counts.encode("ascii")} for rle in (a, b)]
+    if not coco.area(theirs).any():
+        return 1.0
+    return float(coco.iou(theirs[:1], theirs[1:], [False])[0, 0])
 
 
 def _runs(rle: Rle) -> Pixels:

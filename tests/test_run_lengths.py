@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from serve.masks import Rle, Window, _pack, _unpack, area, decode, decode_in, encode, encode_in, sample
+from serve.masks import Rle, Window, _pack, _unpack, area, decode, decode_in, encode, encode_in, overlap, sample
 
 masks = arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
 
@@ -44,6 +44,14 @@ def test_a_sample_is_the_pixels_where_rows_and_columns_meet(mask: np.ndarray, da
         np.array(data.draw(st.lists(st.integers(0, side - 1), max_size=6)), np.int64) for side in mask.shape
     )
     assert (sample(encode(mask), rows, columns) == mask[np.ix_(rows, columns)]).all()
+
+
+@given(masks, st.data())
+def test_overlap_is_that_of_the_pixels(mask: np.ndarray, data: st.DataObject) -> None:
+    other = data.draw(arrays.arrays(bool, mask.shape))
+    union = (mask | other).sum()
+    assert overlap(encode(mask), encode(other)) == ((mask & other).sum() / union if union else 1.0)
+    assert overlap(encode(mask), encode(np.zeros((13, 1), bool))) == 0.0
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=40))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from serve.geometry import Box
-from serve.masks import Mask, Window, decode_in, encode_in, sample
+from serve.masks import Mask, Window, decode_in, encode_in, overlap, sample
 from serve.tasks.agreement import agreed, weigh
 from serve.tasks.base import Merged, MergeRule, Reply
 from serve.tasks.box_fusion import strayed
@@ -51,7 +51,7 @@ def mask_vote(method: str, least: float = 0.0) -> MergeRule:
         step = _step(kept)
         instances = [_instance(group, total, step) for group in kept]
         close = [
-            {seen.model: _likeness(seen.found, instance, step) for seen in group}
+            {seen.model: _likeness(seen.found, instance) for seen in group}
             for group, instance in zip(kept, instances, strict=True)
         ]
         supporters = [[seen.model for seen in group] for group in kept]
@@ -166,21 +166,9 @@ def _verdicts(votes: Floats, sure: Floats, almost: float) -> Mask:
     return decided
 
 
-def _likeness(found: LabelledMask, merged: LabelledMask, step: int) -> float:
+def _likeness(found: LabelledMask, merged: LabelledMask) -> float:
     """The smaller of two intersections over union, of the masks and of the boxes; two empty masks are alike."""
     boxes = overlapping(found.box, merged.box)
     if found.mask == merged.mask:
         return boxes
-    height, width = merged.mask.size
-    if found.mask.size != merged.mask.size:
-        return 0.0
-    corners = np.array([found.box, merged.box])
-    around = (*corners[:, :2].min(axis=0).tolist(), *corners[:, 2:].max(axis=0).tolist())
-    window = Window.around(around, width, height)
-    if step > 1:
-        rows, columns = np.arange(window.top, window.bottom, step), np.arange(window.left, window.right, step)
-        own, theirs = sample(found.mask, rows, columns), sample(merged.mask, rows, columns)
-    else:
-        own, theirs = decode_in(found.mask, window), decode_in(merged.mask, window)
-    union = np.count_nonzero(own | theirs)
-    return min(boxes, np.count_nonzero(own & theirs) / union) if union else boxes
+    return min(boxes, overlap(found.mask, merged.mask))
