@@ -67,11 +67,13 @@ def test_gateway_process_has_neither_torch_nor_vllm(serving: Running) -> None:
 
 
 def test_no_process_listens_beyond_this_machine(serving: Running) -> None:
+    ours = serving.processes()
     outside = [
         connection.laddr
-        for process in serving.processes()
-        for connection in psutil.Process(process).net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip not in ("127.0.0.1", "::ffff:127.0.0.1")
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+        and connection.pid in ours
+        and connection.laddr.ip not in ("127.0.0.1", "::ffff:127.0.0.1")
     ]
     assert not outside
 
