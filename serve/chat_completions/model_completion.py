@@ -214,7 +214,7 @@ class ModelCompletion:
         """Return the tokens, the prompt's once, however many choices were drawn from it."""
         prompt = max(choice.prompt_tokens for choice in self.choices)
         completion = sum(choice.completion_tokens for choice in self.choices)
-        return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+        return Usage(prompt_tokens=prompt, completion_tokens=completion)
 
 
 def sampling(request: ChatCompletionRequest, ends: Sequence[str]) -> Sampling:

@@ -80,7 +80,7 @@ def total_usage(usages: Iterable[Usage]) -> Usage:
     prompt = completion = 0
     for usage in usages:
         prompt, completion = prompt + usage.prompt_tokens, completion + usage.completion_tokens
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion)
 
 
 def _is_failure(event: Event) -> bool:
