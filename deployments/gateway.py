@@ -25,7 +25,7 @@ from deployments.server.http_server import HttpServer
 from serve import tracing
 from serve.api import create_app
 from serve.fetch.fetcher import Fetcher
-from serve.loop_lag import LoopLag
+from serve.loop_lag import LoopLag, freeze_heap
 from serve.media import processes
 from serve.media.budget import Budget, give_back_large_blocks
 from serve.router import Router
@@ -84,6 +84,7 @@ class Gateway:
             log.warning(warning)
         watching = watch(lambda: self._args.gateway.keys_file, self._read_keys, KEYS_FILE_CHECK_S)
         self._watching = asyncio.get_running_loop().create_task(watching)
+        freeze_heap()
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Serve new args. Called by Serve once this process has started, and when the config changes.

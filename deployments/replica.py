@@ -15,7 +15,7 @@ from serve.engines.adapted import Adapted, Sharing
 from serve.engines.adapters import Adapter
 from serve.engines.base import Piece, Prompt, State
 from serve.errors import ModelError
-from serve.loop_lag import LoopLag
+from serve.loop_lag import LoopLag, freeze_heap
 from serve.media.budget import Budget
 from serve.models import own
 from serve.models.base import Model
@@ -140,6 +140,7 @@ class Replica:
                 worker.mark("failed", f"Its base {status.model} could not be started: {status.step}")
             else:
                 await worker.start()
+        freeze_heap()
 
     def _progress(self, step: str) -> None:
         if step != "ready":  # the worker sets that itself, once it is true

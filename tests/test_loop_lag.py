@@ -1,6 +1,7 @@
 """The watch over the event loop, and its metric."""
 
 import asyncio
+import gc
 import time
 
 import pytest
@@ -72,3 +73,14 @@ async def test_it_is_told_to_prometheus() -> None:
     lag.stop()
     (line,) = [line for line in text.splitlines() if line.startswith("diptych_event_loop_lag_seconds")]
     assert float(line.split()[1]) > 0.25
+
+
+def test_a_frozen_heap_is_left_out_of_collections() -> None:
+    held = [[] for _ in range(1000)]
+    loop_lag.freeze_heap()
+    try:
+        known = {id(item) for item in gc.get_objects()}
+        assert not any(id(item) in known for item in held)
+        assert gc.get_freeze_count() >= len(held)
+    finally:
+        gc.unfreeze()
