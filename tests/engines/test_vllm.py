@@ -277,7 +277,7 @@ async def test_a_picture_that_was_put_out_of_the_cache_is_read(
     monkeypatch.setattr(engine, "knows", lambda image: True)
     gone = Image(PICTURE.pixels, "put out")
     assert text(await speak(engine, replace(ask(), image=gone))) == text(await speak(engine, ask()))
-    with pytest.raises(BadRequest, match="not a PNG"):
+    with pytest.raises(BadRequest, match="damaged"):
         await speak(engine, replace(ask(), image=unread("never shown")))
 
 
