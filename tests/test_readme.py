@@ -1,5 +1,6 @@
-"""The README's table and examples are the program's own, and every path it links to is there."""
+"""Holds READMEs to the program: the table of models, the examples, the links, the lists of files."""
 
+import ast
 import json
 import os
 import re
@@ -15,6 +16,13 @@ from serve.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+MODELS_README = "serve/models/README.md"
+PAGES = sorted(
+    Path(path)
+    for path in subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+)
 
 
 def table() -> str:
@@ -28,13 +36,92 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def test_the_table_is_the_programs_own() -> None:
-    assert table() in README, f"Put this table into README.md:\n{table()}"
+def test_models_readme_has_the_table_of_all_models() -> None:
+    assert table() in (ROOT / MODELS_README).read_text(), f"Put this table into {MODELS_README}:\n{table()}"
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_root_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_link_leads_to_a_file_and_heading(page: Path) -> None:
+    for target, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", (ROOT / page).read_text()):
+        linked = page if not target else Path(os.path.relpath((ROOT / page).parent / target, ROOT))
+        assert (ROOT / linked).exists(), target
+        assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
+
+
+def tracked(folder: Path) -> set[str]:
+    """Return the names of Python files and packages in a folder, `__init__.py` aside."""
+    inside = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT / folder, capture_output=True, text=True, check=True)
+    paths = [Path(path).parts for path in inside.stdout.splitlines()]
+    return {parts[0] + "/" * (len(parts) > 1) for parts in paths} - {"__init__.py"}
+
+
+def trees(page: str) -> list[list[str]]:
+    """Return the file trees of a page, line by line: unmarked blocks whose first line names a folder."""
+    blocks = re.findall(r"^```\n(\S+/(?: .*)?\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return [block.splitlines() for block in blocks]
+
+
+def listed(lines: list[str]) -> dict[Path, set[str]]:
+    """Return what a tree lists in each folder that it opens, by the folder's path from the root."""
+    folder = Path()
+    inside: dict[Path, set[str]] = {folder: set()}
+    for line in lines:
+        name = line.split()[0]
+        if line.startswith(" "):
+            inside[folder].add(name)
+        else:
+            folder = Path(name)
+            inside[Path()].add(name)
+            inside[folder] = set()
+    if len(inside[Path()]) == 1:  # a tree of one folder does not claim to be of them all
+        del inside[Path()]
+    return inside
+
+
+def tables(page: str) -> list[set[str]]:
+    """Return the names in the first columns of a page's tables of files."""
+    found = re.findall(r"^\| file \|.*\n\|-.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    return [
+        {name for row in rows.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])} for rows in found
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_list_of_files_is_whole(page: Path) -> None:
+    text = (ROOT / page).read_text()
+    folders = [(page.parent, names) for names in tables(text)]
+    for tree in trees(text):
+        folders += [(folder, names) for folder, names in listed(tree).items() if names]
+    for folder, names in folders:
+        assert [name for name in sorted(names) if not (ROOT / folder / name).exists()] == [], f"{page} lists them"
+        assert tracked(folder) - names - {"__main__.py"} == set(), f"{page} leaves them out"
+
+
+def defined(path: Path) -> set[str]:
+    """Return the names of a file's functions, classes and methods."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{part.name}" for part in node.body if hasattr(part, "name")}
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_function_that_is_named_with_its_file_exists(page: Path) -> None:
+    for path, name in re.findall(r"`([\w/]+\.py):([\w.]+)`", (ROOT / page).read_text()):
+        assert name in defined(ROOT / path), f"{page}: {path}:{name}"
 
 
 def shown(language: str, begins: str) -> tuple[list[str], str]:

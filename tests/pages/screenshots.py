@@ -1,6 +1,6 @@
 """Pictures of the page's main states over a running server: `python tests/pages/screenshots.py URL FOLDER`.
 
-The README's two come from here: `make screenshots` against `make serve`. Needs Chromium, as the tests do.
+The two of the READMEs come from here: `make screenshots` against `make serve`. Needs Chromium, as the tests do.
 """
 
 import sys
@@ -12,7 +12,7 @@ from visiting import WAIT_MS, ask, chromium, pick, visit
 
 WIDTHS = {390: 844, 1024: 768, 1920: 1080}
 SHOWN = {"detect-1920-light": "page.png", "compare-1024-dark": "compare.png"}
-"""Which of them the README shows, and under what name, 1200 pixels wide at most."""
+"""Which of them READMEs show, and under what name, 1200 pixels wide at most."""
 
 
 def states(page: Page, url: str, take: object) -> None:
