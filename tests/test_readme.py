@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
+from deployments.args import Args, GatewayArgs, Listen, ModelArgs, ModelPlacement, Placement
+from deployments.autoscaling import Scaling
+from serve.fetch.policy import Policy
 from serve.models import MODELS
+from serve.models.own import Lora, Own, OwnCard, Tuned
 from serve.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +128,47 @@ def defined(path: Path) -> set[str]:
 def test_function_that_is_named_with_its_file_exists(page: Path) -> None:
     for path, name in re.findall(r"`([\w/]+\.py):([\w.]+)`", (ROOT / page).read_text()):
         assert name in defined(ROOT / path), f"{page}: {path}:{name}"
+
+
+SETTINGS: dict[str, type[BaseModel]] = {
+    "The whole": Args,
+    "Every process: models with an engine of their own, and `gateway`": Placement,
+    "A model with an engine of its own": ModelPlacement,
+    "A known model": ModelArgs,
+    "A model of your own": Tuned,
+    "A fine-tune": Own,
+    "A LoRA adapter": Lora,
+    "`card`": OwnCard,
+    "`autoscaling`": Scaling,
+    "`gateway`": GatewayArgs,
+    "`gateway.listen`": Listen,
+    "`gateway.images`": Policy,
+}
+"""The tables of deployments/README.md, "Every setting", and the class whose own keys, not its base's, each has."""
+
+
+def default(field: FieldInfo) -> str:
+    """Return a setting's default as the table shows it."""
+    if field.is_required():
+        return "required"
+    value = field.default
+    if value is None or isinstance(value, BaseModel):
+        return ""
+    return f"`{value:g}`" if isinstance(value, float) else f"`{json.dumps(value)}`"
+
+
+@pytest.mark.parametrize("title", SETTINGS)
+def test_table_of_settings_has_every_key_and_default(title: str) -> None:
+    page = (ROOT / "deployments" / "README.md").read_text()
+    section = re.search(rf"^### {re.escape(title)}\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
+    assert section is not None, f'deployments/README.md, "Every setting", has no "### {title}"'
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\|", section[1], re.MULTILINE)
+    schema = SETTINGS[title]
+    fields = {
+        field.alias or name: field for name, field in schema.model_fields.items() if name in schema.__annotations__
+    }
+    assert dict(rows) == {key: default(field) for key, field in fields.items()}
+    assert len(rows) == len(fields)
 
 
 def shown(language: str, begins: str) -> tuple[list[str], str]:
