@@ -1,7 +1,7 @@
 """Faults done to a running Diptych under load, and what its clients saw of them: `make chaos`.
 
 Simulated models behind the real gateway, replicas and Ray, started as `diptych serve` starts them. Judged by the ledger
-of the clients and by /proc, not by what the server says of itself. README.md, "Faults", says what was found.
+of the clients and by /proc, not by what the server says of itself. NOTES.md says what was found.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """What a fan-out adds to its slowest model: simulated engines of one speed behind the real router, gateway and Ray.
 
 `make bench-fan-out`. For each number of models: the load at which it saturates, then at half of that the latency beyond
-the engines' own, CPU of a request by process, and memory. loadtest/README.md says what was found.
+the engines' own, CPU of a request by process, and memory. loadtest/NOTES.md says what was found.
 """
 
 import argparse

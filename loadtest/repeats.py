@@ -1,7 +1,7 @@
 """Several questions about each picture, to two replicas of a model: is it worth asking the one that knows the picture?
 
 `make bench-repeats`. The toy on the real vLLM, twice over: once each picture keeps to its replica, once the least busy
-replica gets each question (`keeps_pictures`). Rounds alternate. loadtest/README.md says what was found.
+replica gets each question (`keeps_pictures`). Rounds alternate. loadtest/NOTES.md says what was found.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 `make bench-scale`. Simulated engines of a fixed speed and batch behind the real router, gateway and Ray. Two cores
 stand in for a cluster, so the engines are slow: all of them together speak as fast as one gateway can take.
-loadtest/README.md says what was found.
+loadtest/NOTES.md says what was found.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Connects to the replicas of one engine (serve/rpc), and keeps each connection as long as it is alive.
 
 Ray places, starts, checks, counts and replaces replicas. Requests go over a connection of our own, because a call
-through Serve's handle costs this process and the replica several times what the request does (loadtest/README.md).
+through Serve's handle costs this process and the replica several times what the request does (loadtest/NOTES.md).
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 Everything that can be wrong with an adapter is found here, in file headers, before an engine is started: vLLM would
 find some of it only when the adapter is first used, and would leave out silently what it has no place for. What it
-can hold was tried with vLLM 0.32 (tests/engines/test_adapters.py, README.md).
+can hold was tried with vLLM 0.32 (tests/engines/test_adapters.py, NOTES.md).
 """
 
 import json

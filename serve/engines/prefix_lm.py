@@ -12,7 +12,7 @@ exact as long as a prefill step holds a request's whole prompt and nothing else,
 
 Whatever breaks one of these is refused by name: when the engine is configured (`refuse`), and again in every step
 (`flags`). vLLM loads `register` in each of its processes, by the entry point `vllm.general_plugins`. Only families in
-ARCHITECTURES change; others pass through untouched. The measurements are in README.md.
+ARCHITECTURES change; others pass through untouched. The measurements are in NOTES.md.
 """
 
 from typing import Any
