@@ -89,7 +89,7 @@ def listed(lines: list[str]) -> dict[Path, set[str]]:
             folder = Path(name)
             inside[Path()].add(name)
             inside[folder] = set()
-    if len(inside[Path()]) == 1:  # a tree of one folder does not claim to be of them all
+    if "serve/" not in inside[Path()] or len(inside[Path()]) == 1:  # a tree of some folders, not of the root
         del inside[Path()]
     return inside
 
