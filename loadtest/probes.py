@@ -123,7 +123,7 @@ def _look(host: str, port: int) -> None:
         time.sleep(EVERY_S)
 
 
-def _go_first() -> None:
+def take_priority() -> None:
     """Take a processor before others do, where that is allowed: ordinary clients have machines of their own.
 
     What is measured is then how long the server took, and not how long this process waited behind it. Linux shares
@@ -136,7 +136,7 @@ def _go_first() -> None:
 
 def main() -> None:
     """Ask until stdin ends, with pauses where a line of it says so."""
-    _go_first()
+    take_priority()
     ASKING.set()
     address = urlsplit(sys.argv[1])
     assert address.hostname is not None and address.port is not None
