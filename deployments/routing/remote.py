@@ -1,7 +1,7 @@
 """Routes requests to one model in another process, over its engine's replicas. A LoRA adapter uses its base's."""
 
 import contextlib
-from collections.abc import AsyncGenerator, Hashable
+from collections.abc import AsyncGenerator, Callable, Hashable
 from typing import Any
 
 from deployments.routing.pool import Pool, RoutingKey
@@ -31,30 +31,43 @@ class Remote:
 
     def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """Return the replica's stream of a task's events."""
-        prompts = self.model.skills[task].prompts(request)
-        key = RoutingKey(request.image.digest, request.priority == "batch", prompts)
+
+        def identify() -> tuple[RoutingKey, Hashable]:
+            prompts = self.model.skills[task].prompts(request)
+            key = RoutingKey(request.image.digest, request.priority == "batch", prompts)
+            return key, (key, task, *request.texts())
+
         pace_s = PACE_S if request.stream else SLOW_PACE_S
-        arguments = (task, request, self.model.name)
-        return self.stream(key, (key, task, *request.texts()), "answer", arguments, pace_s)
+        return self.stream(identify, "answer", (task, request, self.model.name), pace_s)
 
     def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Return the replica's stream of a generation's pieces."""
-        key = RoutingKey(None if prompt.image is None else prompt.image.digest, prompt.batch)
-        return self.stream(key, (key, prompt.text), "speak", (prompt, self.model.name), PACE_S)
+
+        def identify() -> tuple[RoutingKey, Hashable]:
+            key = RoutingKey(None if prompt.image is None else prompt.image.digest, prompt.batch)
+            return key, (key, prompt.text)
+
+        return self.stream(identify, "speak", (prompt, self.model.name), PACE_S)
 
     async def status(self) -> Status:
         """Return what a replica reported last."""
         return await self._pool.status(self.model.name)
 
     async def stream(
-        self, key: RoutingKey, request: Hashable, method: str, arguments: tuple[Any, ...], pace_s: float
+        self,
+        identify: Callable[[], tuple[RoutingKey, Hashable]],
+        method: str,
+        arguments: tuple[Any, ...],
+        pace_s: float,
     ) -> AsyncGenerator[Any, None]:
         """Yield what the replica's method yields.
 
-        request: tells requests apart, for the quarantine. Raises what the method raised (ServeError), what
-        `Pool.replica` raises, and BadRequest for a request that has killed the engine before.
+        identify: returns the routing key, and what tells requests apart for the quarantine. It runs the family's code,
+        and so only once the first item is waited for: its error is then this model's alone. Raises what the method
+        raised (ServeError), what `Pool.replica` raises, and BadRequest for a request that has killed the engine before.
         """
         name, empty = self.model.name, True
+        key, request = identify()
         with self._pool.counted(name):
             async with (
                 self._quarantine.watch(name, request),

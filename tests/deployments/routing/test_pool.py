@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deployments.args import ModelArgs
@@ -16,10 +17,16 @@ from deployments.routing.pool import EngineDied, Pool, RoutingKey
 from deployments.routing.quarantine import Quarantine
 from deployments.routing.remote import Remote
 from deployments.routing.replicas import Replicas
+from serve.engines.fake import FakeEngine
 from serve.errors import BadRequest, ModelError, Overloaded
+from serve.image import Image
 from serve.models import MODELS
+from serve.router import Router
 from serve.router.route import Status
 from serve.rpc.server import Server
+from serve.tasks.base import Reply
+from serve.tasks.vqa import VqaRequest
+from serve.worker import Worker
 
 NAME = "toy-llava"
 ROOM = 4
@@ -105,7 +112,7 @@ async def ask(
     quarantine: Quarantine | None = None,
 ) -> str:
     route = Remote(dataclasses.replace(MODELS[NAME], name=model), pool, quarantine or Quarantine())
-    async with contextlib.aclosing(route.stream(key, text, method, (), pace_s=0)) as items:
+    async with contextlib.aclosing(route.stream(lambda: (key, text), method, (), pace_s=0)) as items:
         return "".join([item async for item in items])
 
 
@@ -523,3 +530,20 @@ async def test_load_counts_prompts_when_a_replica_is_picked() -> None:
         assert sorted(replica.asked for replica in replicas) == [1, 2]
         release(replicas)
         await asyncio.gather(large, *small)
+
+
+async def test_family_that_cannot_count_its_prompts_fails_its_own_reply_alone() -> None:
+    def count(request: Any) -> int:
+        raise LookupError("a bug in the family")
+
+    skill = dataclasses.replace(MODELS[NAME].skills["vqa"], prompts=count)
+    broken = dataclasses.replace(MODELS[NAME], name="broken", skills={"vqa": skill})
+    well = Worker(MODELS["toy-paligemma"], FakeEngine("red"))
+    well.mark("ready", "ready")
+    async with pooled() as (pool, _, _):
+        router = Router([Remote(broken, pool, Quarantine()), well])
+        request = VqaRequest(image=Image(np.zeros((8, 8, 3), np.uint8)), question="what?")
+        events = [event async for event in router.run(router.plan("vqa", request))]
+    replies = {event.model: event for event in events if isinstance(event, Reply)}
+    assert {name: reply.status for name, reply in replies.items()} == {"broken": "error", "toy-paligemma": "ok"}
+    assert replies["broken"].error is not None and replies["broken"].error.code == "internal_error"
