@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -26,6 +26,7 @@ PIECE = 2**20
 """Characters of base64 that are decoded at once: other threads have a turn between two."""
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+T = TypeVar("T")
 
 
 class Image:
@@ -275,8 +276,23 @@ def _from_base64(text: str, start: int) -> bytes:
     return data.getvalue()
 
 
-def field(load: Callable[[Any], Any]) -> GetPydanticSchema:
-    """Return the schema of a field that is a text on the wire, and what `load` makes of it once validated."""
+def field(
+    kind: type[T], from_file: Callable[[bytes], T], from_text: Callable[[str], T], refusal: BadRequest
+) -> GetPydanticSchema:
+    """Return the schema of a field that is a text or uploaded bytes on the wire, and a `kind` once validated.
+
+    refusal: raised for a value of another type.
+    """
+
+    def load(value: Any) -> T:
+        if isinstance(value, kind):
+            return value
+        if isinstance(value, bytes):
+            return from_file(value)
+        if isinstance(value, str):
+            return from_text(value)
+        raise BadRequest(refusal.message, param=refusal.param, code=refusal.code)
+
     schema = core_schema.no_info_plain_validator_function(
         load,
         json_schema_input_schema=core_schema.str_schema(),
@@ -285,17 +301,8 @@ def field(load: Callable[[Any], Any]) -> GetPydanticSchema:
     return GetPydanticSchema(lambda _source, _handler: schema)
 
 
-def _load(value: Any) -> Image:
-    if isinstance(value, Image):
-        return value
-    if isinstance(value, bytes):
-        return unread(value)
-    if isinstance(value, str):
-        return from_url(value)
-    raise BadRequest("The image must be a data URL or an https URL.", param="image", code="invalid_type")
-
-
-Picture = Annotated[Image, field(_load)]
+_WRONG_TYPE = BadRequest("The image must be a data URL or an https URL.", param="image", code="invalid_type")
+Picture = Annotated[Image, field(Image, unread, from_url, _WRONG_TYPE)]
 """A request's image field: a data URL, an https URL or uploaded bytes on the wire, an Image once validated.
 
 Its file is then still to be fetched or read, by whoever has the request answered.

@@ -176,15 +176,6 @@ def _too_large(said: str, param: str) -> TooLarge:
     return TooLarge(said, param=param, code="video_too_large")
 
 
-def _load(value: Any) -> Video:
-    if isinstance(value, Video):
-        return value
-    if isinstance(value, bytes):
-        return unread(value)
-    if isinstance(value, str):
-        return from_data_url(value)
-    raise BadRequest("The video must be a data URL.", param="video", code="invalid_type")
-
-
-Film = Annotated[Video, field(_load)]
+_WRONG_TYPE = BadRequest("The video must be a data URL.", param="video", code="invalid_type")
+Film = Annotated[Video, field(Video, unread, from_data_url, _WRONG_TYPE)]
 """A request's video field: a data URL or uploaded bytes on the wire, a Video once validated, still to be decoded."""
