@@ -7,6 +7,7 @@ that whatever loads those loads these.
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,22 +172,11 @@ def _llava(recipe: Recipe) -> dict[str, Any]:
         "vision_feature_select_strategy": "default",
     }
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    names = {
-        **special,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "processor_class": "LlavaProcessor",
-        "extra_special_tokens": {"image_token": "<image>"},
-        "image_token": "<image>",
-        "model_max_length": CONTEXT,
-        "padding_side": "left",
-        "add_bos_token": True,
-        "clean_up_tokenization_spaces": False,
-    }
     return {
         "config.json": config,
         "preprocessor_config.json": pictures,
         "processor_config.json": processor,
-        "tokenizer_config.json": names,
+        "tokenizer_config.json": _tokenizer(special, "LlavaProcessor", add_bos=True),
         "special_tokens_map.json": {**special, "image_token": "<image>"},
         "chat_template.json": {"chat_template": CHAT_TEMPLATE},
         **_shared(ids),
@@ -232,23 +222,27 @@ def _paligemma(recipe: Recipe) -> dict[str, Any]:
         "image_std": [0.5, 0.5, 0.5],
     }
     special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    names = {
+    return {
+        "config.json": config,
+        "preprocessor_config.json": pictures,
+        "tokenizer_config.json": _tokenizer(special, "PaliGemmaProcessor", add_bos=False),
+        "special_tokens_map.json": {**special, "image_token": "<image>"},
+        **_shared(ids),
+    }
+
+
+def _tokenizer(special: Mapping[str, str], processor: str, *, add_bos: bool) -> dict[str, Any]:
+    """Return a tokenizer's config. special: its special tokens by their names in it."""
+    return {
         **special,
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "processor_class": "PaliGemmaProcessor",
+        "processor_class": processor,
         "extra_special_tokens": {"image_token": "<image>"},
         "image_token": "<image>",
         "model_max_length": CONTEXT,
         "padding_side": "left",
-        "add_bos_token": False,
+        "add_bos_token": add_bos,
         "clean_up_tokenization_spaces": False,
-    }
-    return {
-        "config.json": config,
-        "preprocessor_config.json": pictures,
-        "tokenizer_config.json": names,
-        "special_tokens_map.json": {**special, "image_token": "<image>"},
-        **_shared(ids),
     }
 
 
