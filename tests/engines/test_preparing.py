@@ -146,7 +146,10 @@ async def test_pictures_do_not_wait_for_one_another_and_are_not_mixed_up() -> No
 @pytest.mark.parametrize("after", [0, 3, 8])
 async def test_whoever_leaves_takes_nothing_from_the_others(leavers: list[int], after: int) -> None:
     engine, data = Engine(None), file()
-    tasks = [asyncio.create_task(engine.ask(unread(data), str(at))) for at in range(6)]
+    images = [unread(data) for _ in range(6)]
+    for image in images:
+        image.name()  # the engine has a thread do it: they would come one by one, and the first could leave alone
+    tasks = [asyncio.create_task(engine.ask(image, str(at))) for at, image in enumerate(images)]
     for _ in range(after):
         await asyncio.sleep(0)
     for leaver in leavers:

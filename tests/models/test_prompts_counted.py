@@ -1,6 +1,6 @@
 """How many prompts a request is: told in the gateway without making them, and as many as are then made."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,10 @@ async def test_remote_routes_by_the_number_of_prompts() -> None:
     keys: list[RoutingKey] = []
 
     class Recording(Remote):
-        async def stream(self, key: RoutingKey, *_: Any) -> AsyncGenerator[str, None]:
+        async def stream(
+            self, identify: Callable[[], tuple[RoutingKey, Hashable]], *_: Any
+        ) -> AsyncGenerator[str, None]:
+            key, _request = identify()
             keys.append(key)
             yield "a"
 
