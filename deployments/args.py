@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from deployments.autoscaling import Scaling
-from serve.engines.config_check import kind
-from serve.fetch.policy import Policy
+from serve.api.authentication import Access, Requires
+from serve.api.keys import Keys, parse_entries
+from serve.api.limits import MAX_BODY_MB, Limits
+from serve.api.sites import is_loopback
+from serve.engines.vllm.config_check import kind
+from serve.media.fetch.policy import Policy
 from serve.models import MODELS
 from serve.models.base import Checkpoint, Model
 from serve.models.own import Lora, Own, lora, own
-from serve.wire.authentication import Access, Requires
-from serve.wire.keys import Keys, parse_entries
-from serve.wire.limits import MAX_BODY_MB, Limits
-from serve.wire.sites import is_loopback
 
 log = logging.getLogger(__name__)
 

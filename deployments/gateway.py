@@ -23,14 +23,14 @@ from deployments.routing.remote import Remote
 from deployments.routing.replicas import Replicas
 from deployments.server.http_server import HttpServer
 from serve import tracing
-from serve.api import create_app
-from serve.fetch.fetcher import Fetcher
+from serve.api.app import create_app
+from serve.api.metrics import Metrics
+from serve.api.rate_limiter import RateLimiter
 from serve.loop_lag import LoopLag, freeze_heap
 from serve.media import processes
 from serve.media.budget import Budget, give_back_large_blocks
+from serve.media.fetch.fetcher import Fetcher
 from serve.router import Router
-from serve.wire.metrics import Metrics
-from serve.wire.rate_limiter import RateLimiter
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 torch comes first: its CPU build (2.13.0+cpu) from wherever pip is told to look, else from PyTorch's own CPU index,
 which also has the torchvision that fits it. Those two differ in bytes from source to source, so no hash is asked of
-them. Where only another torchvision is to be had, serve/engines/torchvision.py lets it stand beside a CPU torch.
+them. Where only another torchvision is to be had, serve/engines/vllm/torchvision.py lets it stand beside a CPU torch.
 Everything else is installed exactly as locks/*.txt have it, hash by hash. A stamp in .venv says what was done: a second
 call does nothing.
 """

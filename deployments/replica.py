@@ -17,12 +17,12 @@ from serve.engines.base import Piece, Prompt, State
 from serve.errors import ModelError
 from serve.loop_lag import LoopLag, freeze_heap
 from serve.media.budget import Budget
+from serve.media.reading import Reading
 from serve.models import own
 from serve.models.base import Model
-from serve.reading import Reading
 from serve.router.route import Status
-from serve.rpc.server import Method, Server
 from serve.tasks.base import Delta, Reply, Request
+from serve.transport.server import Method, Server
 from serve.worker import Worker, joined
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def _engine(
         from serve.engines.fake import FakeEngine
 
         return FakeEngine(**{"kept": 0, **args.simulate}, reader=reader)
-    from serve.engines.vllm import VllmEngine
+    from serve.engines.vllm.engine import VllmEngine
 
     return VllmEngine(
         model.checkpoint.hub,

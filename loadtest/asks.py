@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from loadtest.pictures import QUESTION, body, data_url, scenes
-from serve.terminal.client import Server
+from serve.client.http_client import Server
 
 ASKED = {"vqa": "question", "chat": "question", "detect": "labels", "segment": "labels"}
 """What a task is told beside the picture; the others need nothing."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve.terminal.client import sentence
+from serve.client.http_client import sentence
 
 TOGETHER_MS = 0.5
 """Lines of one packet are read this close to each other: what arrives together is one piece."""

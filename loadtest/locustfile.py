@@ -21,7 +21,7 @@ from loadtest.asks import Ask, Asks, Nothing, Served
 from loadtest.hearing import Hearing
 from loadtest.slo import Wrong
 from loadtest.waves import WAVES
-from serve.terminal.client import Failure, sentence
+from serve.client.http_client import Failure, sentence
 
 URL = "http://127.0.0.1:8000"
 KEY = os.environ.get("DIPTYCH_API_KEY")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import psutil
 
-from serve.engines.process_tree import cpu_seconds, descendants
+from serve.engines.vllm.process_tree import cpu_seconds, descendants
 
 ROLES = (  # the first that is found in the command line names the process
     ("engine", re.compile(r"EngineCore|VLLM::Worker|VllmWorker")),

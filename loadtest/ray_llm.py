@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from serve.engines.torchvision import repair
+from serve.engines.vllm.torchvision import repair
 
 CPUS = 4  # logical: what its deployments ask for together
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from loadtest.processes import command_line
-from serve.engines.process_tree import descendants
+from serve.engines.vllm.process_tree import descendants
 
 MEDIA = "serve.media.decoder"
 """What the command line of a media process names."""

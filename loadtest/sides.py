@@ -22,7 +22,7 @@ import yaml
 from deployments.config import APP
 from loadtest.pictures import body, pictures
 from loadtest.processes import Tree
-from serve.engines.arguments import ENVIRONMENT, arguments
+from serve.engines.vllm.arguments import ENVIRONMENT, arguments
 from serve.models import MODELS
 
 MODEL = "toy-llava"

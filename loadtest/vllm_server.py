@@ -2,7 +2,7 @@
 
 import runpy
 
-from serve.engines.torchvision import repair
+from serve.engines.vllm.torchvision import repair
 
 repair()  # at the top: the processes that vLLM spawns import this file first
 

@@ -41,8 +41,8 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _told(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
-    from serve.terminal import legible
-    from serve.terminal.client import Failure
+    from serve.client import legible
+    from serve.client.http_client import Failure
 
     try:
         return run(options)
@@ -175,7 +175,7 @@ def _server_option(command: argparse.ArgumentParser) -> None:
 
 def _serve(options: argparse.Namespace) -> NoReturn:
     """Becomes the process that serves: signals and the exit status are its own. Raises Failure where it cannot be."""
-    from serve.terminal.client import Failure
+    from serve.client.http_client import Failure
 
     missing = [name for name in ("ray", "vllm") if importlib.util.find_spec(name) is None]
     if missing:
@@ -187,38 +187,38 @@ def _serve(options: argparse.Namespace) -> NoReturn:
 
 
 def _ask(options: argparse.Namespace) -> int:
-    from serve.terminal.asking import ask
+    from serve.client.asking import ask
 
     return ask(options)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from serve.evaluation.run import run
+    from serve.client.evaluation.run import run
 
     return run(options)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from serve.evaluation.evaluate import evaluate
+    from serve.client.evaluation.evaluate import evaluate
 
     return evaluate(options)
 
 
 def _models(options: argparse.Namespace) -> int:
-    from serve.terminal.listing import models
+    from serve.client.listing import models
 
     return models(options.server, options.api_key)
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from serve.terminal.listing import compare
+    from serve.client.listing import compare
 
     return compare(options.names)
 
 
 def _key(options: argparse.Namespace) -> int:
-    from serve.terminal.client import Misuse
-    from serve.wire.keys import new_key
+    from serve.api.keys import new_key
+    from serve.client.http_client import Misuse
 
     try:
         key, entry = new_key(options.name, only_metrics=options.only == "metrics")

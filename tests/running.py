@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 
-from serve.engines.process_tree import descendants
+from serve.engines.vllm.process_tree import descendants
 
 ROOT = Path(__file__).parents[1]
 START_S = 600.0  # a quarter of a minute of work, on a machine that may have ten other things to do

@@ -13,7 +13,7 @@ import PIL.Image
 import uvicorn
 from fastapi import FastAPI
 
-from serve.api import create_app
+from serve.api.app import create_app
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
 from serve.router import Router

@@ -8,11 +8,11 @@ import pytest
 from served import LLAVA, PALIGEMMA, calling, router, served
 
 from serve import catalog
+from serve.api.model_list import model_list
 from serve.errors import NotFound
 from serve.models import MODELS
 from serve.models.base import Model
 from serve.tasks import TASKS
-from serve.wire.model_list import model_list
 
 SERVED = {name: MODELS[name] for name in (LLAVA, PALIGEMMA)}
 

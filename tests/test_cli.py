@@ -22,13 +22,13 @@ from filmed import animation, film
 from served import listening
 
 from serve import cli
-from serve.api import create_app
+from serve.api.app import create_app
+from serve.api.authentication import Access
+from serve.api.keys import Keys
+from serve.client import http_client as client
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS, paligemma_tasks
 from serve.router import Router
-from serve.terminal import client
-from serve.wire.authentication import Access
-from serve.wire.keys import Keys
 from serve.worker import Worker
 
 ROOT = Path(__file__).parents[1]
@@ -522,7 +522,7 @@ def test_help_names_every_command(diptych: Any) -> None:
 
 def test_asking_starts_quickly() -> None:
     """What `ask` imports before it asks holds neither numpy nor Pillow, let alone an engine."""
-    code = "import sys, serve.cli, serve.terminal.asking; print(*sys.modules)"
+    code = "import sys, serve.cli, serve.client.asking; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
     assert not {"numpy", "PIL", "pydantic", "torch", "vllm", "ray"} & set(loaded)

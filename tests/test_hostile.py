@@ -17,11 +17,11 @@ from deployments.server.timed_protocol import TimedHttpProtocol
 from loadtest.hostile import wrong
 from loadtest.hostile_inputs import Hostile, form, inputs
 from loadtest.raw_http import Answer, Ask, exchange
-from serve.api import create_app
+from serve.api.app import create_app
+from serve.api.authentication import Access
+from serve.api.limits import Limits
 from serve.engines.fake import FakeEngine
 from serve.loop_lag import LoopLag
-from serve.wire.authentication import Access
-from serve.wire.limits import Limits
 
 HELD_S = 0.5
 """Processor time that the loop may spend on one thing, ten times what it does; what others take does not count."""

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from serve.engines.base import Spoken, Token
 from serve.errors import ParseError
-from serve.image import Image
-from serve.masks import decode, encode
+from serve.media.image import Image
+from serve.media.masks import decode, encode
+from serve.media.video import Video
 from serve.models import MODELS
 from serve.models.base import Model, Turn
 from serve.models.mask_decoder import VARIABLE
@@ -26,7 +27,6 @@ from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrResult
 from serve.tasks.segment import LabelledMask, SegmentResult
 from serve.tasks.vqa import VqaResult
-from serve.video import Video
 
 WIDTH, HEIGHT = 40, 30
 PICTURE = Image(np.zeros((HEIGHT, WIDTH, 3), np.uint8))

@@ -8,9 +8,9 @@ import pytest
 from served import calling, router
 
 from serve import loop_lag
-from serve.api import create_app
+from serve.api.app import create_app
+from serve.api.metrics import Metrics
 from serve.loop_lag import LoopLag
-from serve.wire.metrics import Metrics
 
 
 @pytest.mark.parametrize("held_s", [0.2, 0.4, 0.8])

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from deployments.args import Args, GatewayArgs, Listen, ModelArgs, ModelPlacement, Placement
 from deployments.autoscaling import Scaling
-from serve.fetch.policy import Policy
+from serve.media.fetch.policy import Policy
 from serve.models import MODELS
 from serve.models.own import Lora, Own, OwnCard, Tuned
 from serve.tasks import TASKS

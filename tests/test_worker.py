@@ -9,13 +9,13 @@ import pytest
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 from serve.errors import ModelError
-from serve.image import Image
+from serve.media.image import Image
+from serve.media.video import Video
 from serve.models import MODELS
 from serve.tasks.base import Delta, Reply
 from serve.tasks.boxes import DetectResult
 from serve.tasks.detect import DetectRequest
 from serve.tasks.vqa import VqaRequest, VqaResult
-from serve.video import Video
 from serve.worker import Worker
 
 PICTURE = Image(np.zeros((100, 100, 3), np.uint8))

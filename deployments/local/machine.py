@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from serve.engines import process_tree
+from serve.engines.vllm import process_tree
 
 LOOPBACK = "127.0.0.1"
 ENVIRONMENT = {

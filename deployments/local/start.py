@@ -18,8 +18,8 @@ from deployments.args import KEYS, Listen
 from deployments.config import HERE, Config, Refused, for_models, read
 from deployments.local.machine import RayEnded, check, machine, reap
 from deployments.local.progress import Progress
+from serve.api.keys import new_key, parse_entries
 from serve.models import MODELS
-from serve.wire.keys import new_key, parse_entries
 
 SCENES = HERE.parent / "serve" / "toy" / "scenes"
 QUESTION = "how many shapes are there?"

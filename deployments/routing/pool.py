@@ -15,7 +15,7 @@ from deployments.routing.pick import pick_replica
 from deployments.routing.replicas import Replicas
 from serve.errors import ModelError, Overloaded
 from serve.router.route import Status
-from serve.rpc.connection import Connection
+from serve.transport.connection import Connection
 
 BATCH_SHARE = 0.5
 """The part of a replica's room that batch requests may fill: the rest is free for people who cannot wait."""

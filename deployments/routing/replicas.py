@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from deployments.routing.address import REFRESH_S, Address
-from serve.rpc.connection import Connection
+from serve.transport.connection import Connection
 
 Find = Callable[[Callable[[Address], None]], Awaitable[None]]
 """Searches for replicas: calls its argument with each address as it is learned. Raises nothing where there is none."""

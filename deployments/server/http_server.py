@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.args import GatewayArgs
 from deployments.server.timed_protocol import TimedHttpProtocol
+from serve.api.error_responses import error_response
 from serve.errors import Unavailable
-from serve.wire.error_responses import error_response
 
 KEEP_ALIVE_S = 75  # longer than the minute for which load balancers keep idle connections
 BACKLOG = 2048

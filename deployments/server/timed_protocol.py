@@ -21,10 +21,10 @@ import httptools
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from serve.api.body import too_large
+from serve.api.error_responses import error_response
+from serve.api.limits import Limits
 from serve.errors import BadRequest, HeadTooLarge, ServeError
-from serve.wire.body import too_large
-from serve.wire.error_responses import error_response
-from serve.wire.limits import Limits
 
 GRACE_S = 1.0
 """Seconds beyond body_timeout_s, in which the application can still send the client its error."""

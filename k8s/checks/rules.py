@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from k8s.checks.rendered import Document
-from serve.wire.metrics import Metrics
+from serve.api.metrics import Metrics
 
 NAME = re.compile(r"\b(?:ray_)?diptych_\w+")
 BY_REPLICAS = {"ray_diptych_orphans_total", "ray_diptych_event_loop_lag_seconds"}

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from serve.image import Image
-from serve.video import Video
+from serve.media.image import Image
+from serve.media.video import Video
 
 FinishReason = Literal["stop", "length", "abort"]
 HALF = "\ufffd"

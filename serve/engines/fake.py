@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serve.engines.base import FinishReason, Piece, Prompt, Token
 from serve.errors import BadRequest, ModelError
-from serve.reading import Reading
+from serve.media.reading import Reading
 
 KEPT = 100
 Words = str | Sequence[str]

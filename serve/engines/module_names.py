@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serve.engines import hub
 
-EXTENSION = "serve.engines.module_names_vllm.NewerNames"
+EXTENSION = "serve.engines.plugins.module_names_vllm.NewerNames"
 MOVED = (
     ("model.language_model.", "language_model.model."),
     ("model.vision_tower.", "vision_tower."),

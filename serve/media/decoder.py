@@ -216,7 +216,7 @@ class _PixelsOnly(io.FileIO):
 
 def _film(order: dict[str, Any], data: bytes, output: int) -> dict[str, Any]:
     from serve.media import film_decoder
-    from serve.video_caps import Caps
+    from serve.media.video_caps import Caps
 
     try:
         return film_decoder.decode(data, order["kind"], Caps(**order["caps"]), lambda frame: _write(output, frame))

@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from serve.media.outline import Refused
-from serve.video_caps import Caps, evenly
+from serve.media.video_caps import Caps, evenly
 
 # Demuxers are named, not guessed: a guess may be a playlist, which opens other files. No protocol is allowed either.
 DEMUXERS = {"mp4": "mov", "webm": "matroska"}

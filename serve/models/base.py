@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve.engines.base import Prompt, Sampling, Spoken
-from serve.image import Image
+from serve.media.image import Image
 from serve.tasks.base import Result
 
 TOY_NOTE = (

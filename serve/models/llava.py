@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serve.errors import BadRequest
-from serve.geometry import pad_to_square
-from serve.image import Image
+from serve.media.geometry import pad_to_square
+from serve.media.image import Image
 from serve.models.base import CHECKED, TOY_CHECKED, TOY_HARDWARE, TOY_NOTE, Card, Checkpoint, Model, Turn
 from serve.models.hardware import Decoder, hardware
 from serve.models.llava_tasks import skills

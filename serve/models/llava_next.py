@@ -7,7 +7,7 @@ but for detection (see llava_tasks). Each language model brings its own turns.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from serve.image import Image
+from serve.media.image import Image
 from serve.models.base import CHECKED, Card, Checkpoint, Model, Turn
 from serve.models.hardware import Decoder, hardware
 from serve.models.llava import PAD_COLOUR, VICUNA_7B, VICUNA_13B

@@ -4,7 +4,7 @@ Films only. The reference also takes pictures, in LLaVA-NeXT's tiles; vLLM 0.32 
 a picture given as a film of one frame would be pooled to 144 tokens: another answer than the reference's.
 """
 
-from serve.image import Image
+from serve.media.image import Image
 from serve.models.base import CHECKED, Card, Checkpoint, Model
 from serve.models.hardware import hardware
 from serve.models.llava import VICUNA_7B, converse

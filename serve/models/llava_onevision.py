@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serve.image import Image
+from serve.media.image import Image
 from serve.models.base import CHECKED, Card, Checkpoint, Model, Turn
 from serve.models.hardware import Decoder, hardware
 from serve.models.llava_tasks import skills

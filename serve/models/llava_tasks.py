@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from serve.engines.base import Prompt, Spoken
 from serve.errors import BadRequest, ParseError
-from serve.geometry import Colour, from_padded, pad_to_square
-from serve.image import Image
+from serve.media.geometry import Colour, from_padded, pad_to_square
+from serve.media.image import Image
 from serve.models.base import Skill, Turn, sampling
 from serve.models.plain import parse_caption, parse_chat, parse_ocr, parse_vqa
 from serve.tasks.base import Request, Result

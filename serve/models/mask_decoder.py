@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 
 from serve.errors import ModelError
-from serve.masks import Mask, Window
+from serve.media.masks import Mask, Window
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Layer = tuple[Array, Array]

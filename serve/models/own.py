@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from serve.engines.base import Prompt
-from serve.engines.config_check import kind
-from serve.image import Image
+from serve.engines.vllm.config_check import kind
+from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.base import Card, Checkpoint, Model, Skill, Turn
 from serve.tasks import TASKS

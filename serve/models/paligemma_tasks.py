@@ -8,9 +8,9 @@ import numpy as np
 
 from serve.engines.base import Prompt, Spoken
 from serve.errors import BadRequest, ParseError
-from serve.geometry import Box, clip
-from serve.image import Image
-from serve.masks import encode_in
+from serve.media.geometry import Box, clip
+from serve.media.image import Image
+from serve.media.masks import encode_in
 from serve.models import mask_decoder
 from serve.models.base import Skill, Turn, sampling
 from serve.models.plain import parse_caption, parse_ocr, parse_vqa

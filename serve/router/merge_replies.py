@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from serve import tracing
-from serve.deadline import Deadline
 from serve.errors import ParseError, Unavailable
+from serve.router.deadline import Deadline
 from serve.tasks import TASKS
 from serve.tasks.base import Merged, Reply, Request
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from serve.deadline import Deadline
 from serve.errors import BadRequest, NotFound
 from serve.models.base import Model
+from serve.router.deadline import Deadline
 from serve.router.judge import Judge
 from serve.router.route import Route
 from serve.tasks import TASKS

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from serve.deadline import Deadline
 from serve.errors import BadRequest, ServeError
+from serve.router.deadline import Deadline
 from serve.router.judge import SHARE
 from serve.router.merge_replies import is_answer, merge_replies
 from serve.router.merge_streams import merge_streams

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import BaseModel, field_validator
 
-from serve.geometry import Array, iou
+from serve.media.geometry import Array, iou
 from serve.tasks.base import Probability, Result
 
 REPEATED = 0.9  # boxes of one label in one reply that overlap this much are one object, said again

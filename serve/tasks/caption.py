@@ -1,7 +1,7 @@
 """Captioning: the picture in one sentence."""
 
 from serve.tasks.base import JudgeName, Judging, Request, Task, TextResult, text_of
-from serve.tasks.medoid import medoid
+from serve.tasks.merging.medoid import medoid
 from serve.tasks.vqa import Language
 
 

@@ -1,7 +1,7 @@
 """Chat: a free question about the picture, answered in sentences."""
 
 from serve.tasks.base import JudgeName, Judging, Request, Task, TextResult, text_of
-from serve.tasks.medoid import medoid
+from serve.tasks.merging.medoid import medoid
 from serve.tasks.vqa import Question
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from serve.tasks.base import Request, Task
-from serve.tasks.box_fusion import HALF, box_fusion
 from serve.tasks.boxes import DetectResult, label_key, phrase
+from serve.tasks.merging.box_fusion import HALF, box_fusion
 
 Phrase = Annotated[str, Field(min_length=1, max_length=200)]
 

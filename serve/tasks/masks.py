@@ -2,7 +2,7 @@
 
 from pydantic import field_validator
 
-from serve.masks import Rle
+from serve.media.masks import Rle
 from serve.tasks.base import Result
 from serve.tasks.boxes import LabelledBox, distinct
 

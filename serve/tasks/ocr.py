@@ -1,8 +1,8 @@
 """Reading: the text in the picture, as it stands there."""
 
 from serve.tasks.base import Request, Task, TextResult
-from serve.tasks.medoid import medoid
-from serve.tasks.rover import likeness, rover
+from serve.tasks.merging.medoid import medoid
+from serve.tasks.merging.rover import likeness, rover
 
 
 class OcrRequest(Request):

@@ -1,11 +1,11 @@
 """Segmentation: phrases in, masks out."""
 
-from serve.masks import area
+from serve.media.masks import area
 from serve.tasks.base import Task
-from serve.tasks.box_fusion import HALF
 from serve.tasks.detect import DetectRequest
-from serve.tasks.mask_vote import mask_vote
 from serve.tasks.masks import LabelledMask, SegmentResult
+from serve.tasks.merging.box_fusion import HALF
+from serve.tasks.merging.mask_vote import mask_vote
 
 __all__ = ["SEGMENT", "LabelledMask", "SegmentRequest", "SegmentResult"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from serve.masks import Mask
+from serve.media.masks import Mask
 from serve.toy import world
 from serve.toy.world import Scene, Shape
 

@@ -27,8 +27,8 @@ from cluster.nodes import Cluster, Pod, cluster
 from cluster.prometheus import Prometheus, able, prometheus
 from k8s.checks import rendered
 from k8s.dashboards import expressions
+from serve.api.keys import new_key
 from serve.toy import world
-from serve.wire.keys import new_key
 
 SCENE = Path(__file__).parents[2] / "serve" / "toy" / "scenes" / "three.png"
 ORIGIN = "https://rolled.example.com"

@@ -19,10 +19,10 @@ from deployments.args import KEYS, Args, GatewayArgs
 from deployments.config import Refused
 from deployments.local import progress, start
 from deployments.local.progress import Progress
-from serve.api import create_app
+from serve.api.app import create_app
+from serve.api.keys import new_key
+from serve.api.limits import Limits
 from serve.models import MODELS
-from serve.wire.keys import new_key
-from serve.wire.limits import Limits
 
 HERE = Path(config.__file__).parent
 

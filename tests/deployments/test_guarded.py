@@ -11,7 +11,7 @@ from running import Running, until
 from served import LLAVA, URL, message
 
 from deployments import config
-from serve.wire.keys import new_key
+from serve.api.keys import new_key
 
 pytestmark = pytest.mark.engine
 

@@ -17,16 +17,16 @@ import uvicorn
 from served import URL, Server, calling, router
 
 from deployments import logs
-from serve.api import create_app
+from serve.api.app import create_app
+from serve.api.authentication import Access
+from serve.api.keys import Keys
+from serve.api.request_limits import ACCESS
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 from serve.errors import ModelError
 from serve.request_id import REQUEST_ID
-from serve.rpc.connection import Connection
-from serve.rpc.server import Server as Rpc
-from serve.wire.authentication import Access
-from serve.wire.keys import Keys
-from serve.wire.request_limits import ACCESS
+from serve.transport.connection import Connection
+from serve.transport.server import Server as Rpc
 
 KEY = "s3cret-of-alice"
 HEADERS = {"authorization": f"Bearer {KEY}", "x-request-id": "mine-7"}

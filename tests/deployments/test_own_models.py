@@ -14,7 +14,7 @@ from deployments import config
 from deployments.args import Args
 from deployments.config import Refused
 from deployments.replica import Replica
-from serve.api import create_app
+from serve.api.app import create_app
 from serve.models.base import Model
 from serve.router import Router
 from serve.router.route import Status

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.engines import arguments, onevision, prefix_lm
 from serve.engines.adapters import Fitted
 from serve.engines.base import Prompt
+from serve.engines.plugins import onevision, prefix_lm
+from serve.engines.vllm import arguments
 
 
 @dataclass

@@ -17,7 +17,7 @@ from reference.transformers_engine import TransformersEngine
 from serve.engines import adapters
 from serve.engines.adapters import Adapter, fit
 from serve.engines.base import Prompt, Sampling
-from serve.engines.vllm import VllmEngine
+from serve.engines.vllm.engine import VllmEngine
 from serve.errors import ModelError
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]

@@ -15,8 +15,8 @@ import checkpoints
 import pytest
 from inprocess import Said, engine
 
-from serve.engines import prefix_lm
 from serve.engines.base import Prompt
+from serve.engines.plugins import prefix_lm
 from serve.models import MODELS
 from serve.models.base import Model, Turn
 

@@ -12,11 +12,11 @@ import PIL.Image
 import pytest
 
 from serve.engines.base import Prompt
-from serve.engines.vllm import VllmEngine
+from serve.engines.vllm.engine import VllmEngine
 from serve.errors import BadRequest
-from serve.geometry import pad_to_square
-from serve.image import Image, unread
-from serve.reading import Reading
+from serve.media.geometry import pad_to_square
+from serve.media.image import Image, unread
+from serve.media.reading import Reading
 
 
 class Counting(Reading):

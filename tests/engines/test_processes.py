@@ -12,13 +12,13 @@ import checkpoints
 import psutil
 import pytest
 
-from serve.engines import processes
+from serve.engines.vllm import processes
 
 SCRIPT = """
 import asyncio, json, os, signal, sys
 import psutil
 from serve.engines.base import Prompt, Sampling
-from serve.engines.vllm import VllmEngine
+from serve.engines.vllm.engine import VllmEngine
 
 async def main():
     engine = VllmEngine(sys.argv[1])
@@ -70,7 +70,7 @@ def test_a_forked_child_lets_go_of_its_parents_sockets() -> None:
 
 def test_a_child_does_not_outlive_its_parent() -> None:
     code = (
-        "import os, signal, time\nfrom serve.engines import processes\n"
+        "import os, signal, time\nfrom serve.engines.vllm import processes\n"
         "child = processes.Forking().Process(target=time.sleep, args=(60,))\nchild.start()\n"
         "print(child.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -19,9 +19,9 @@ from collected import Collector, collector
 
 from serve import tracing
 from serve.engines.base import Piece, Prompt, Sampling
-from serve.engines.vllm import VllmEngine
+from serve.engines.vllm.engine import VllmEngine
 from serve.errors import BadRequest, ModelError
-from serve.image import Image
+from serve.media.image import Image
 from serve.media.outline import Outline
 from serve.request_id import REQUEST_ID
 

@@ -11,12 +11,12 @@ import pytest
 import pytest_asyncio
 from filmed import film
 
-from serve import video
 from serve.engines.base import Piece, Prompt, Sampling
-from serve.engines.vllm import VllmEngine
+from serve.engines.vllm.engine import VllmEngine
 from serve.errors import BadRequest
+from serve.media import video
+from serve.media.video import Video
 from serve.models import MODELS
-from serve.video import Video
 
 pytestmark = [
     pytest.mark.engine,

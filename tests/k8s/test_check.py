@@ -15,7 +15,7 @@ import pytest
 from k8s.checks import rendered, schemas
 from k8s.checks.kuberay import kuberay
 from k8s.checks.linted import writable
-from serve.wire.limits import MAX_BODY_MB
+from serve.api.limits import MAX_BODY_MB
 
 ROOT = Path(__file__).parents[2]
 CRDS = Path(os.environ.get("CRDS", ROOT.parent / "shared" / "kuberay"))

@@ -17,16 +17,16 @@ import PIL.Image
 import pytest
 from running import alive
 
-from serve import video as films
-from serve.engines.process_tree import descendants
+from serve.engines.vllm.process_tree import descendants
 from serve.errors import Overloaded, Unavailable
 from serve.media import processes
+from serve.media import video as films
 from serve.media.decoder import NICENESS
 from serve.media.outline import Refused, outline
 from serve.media.processes import Job, Lanes, Queue, Seats, Zygote, processors
 from serve.media.shared_pixels import SharedPixels
 from tests.filmed import blinking
-from tests.test_image import quarters, saved
+from tests.media.test_image import quarters, saved
 
 PATIENCE_S = 120.0  # media processes stand behind whatever else this machine has to do
 ROOT = Path(__file__).parents[2]

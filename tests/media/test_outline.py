@@ -12,17 +12,9 @@ import PIL.Image
 import pytest
 
 from serve.errors import ServeError
-from serve.image import decode
-from serve.media.outline import (
-    MAX_PARTS,
-    MAX_SCANS,
-    QUICK_BYTES,
-    QUICK_SCANS,
-    Refused,
-    outline,
-    pixel_file,
-)
-from tests.test_image import ORIENTATIONS, chunk, corners, quarters, saved
+from serve.media.image import decode
+from serve.media.outline import MAX_PARTS, MAX_SCANS, QUICK_BYTES, QUICK_SCANS, Refused, outline, pixel_file
+from tests.media.test_image import ORIENTATIONS, chunk, corners, quarters, saved
 
 
 def segment(marker: int, body: bytes = b"") -> bytes:

@@ -11,9 +11,9 @@ import PIL.Image
 import pytest
 
 from serve.errors import ServeError
-from serve.image import INLINE_BYTES, Image, unread
+from serve.media.image import INLINE_BYTES, Image, unread
 from serve.media.shared_pixels import SharedPixels, pickling_for
-from serve.video import Video
+from serve.media.video import Video
 
 
 def picture(width: int, height: int, *, noise: bool = False) -> bytes:

@@ -3,7 +3,7 @@ import pytest
 
 from serve.engines.base import Spoken, Token
 from serve.errors import BadRequest, ParseError
-from serve.image import Image
+from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.base import Turn
 from serve.models.llava import PAD_COLOUR, converse, prepare

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from serve.engines.base import Spoken
-from serve.image import Image
+from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.base import Turn
 from serve.models.llava_next import VICUNA_SYSTEM

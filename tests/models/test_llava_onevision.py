@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from serve.errors import BadRequest
-from serve.image import Image
+from serve.media.image import Image
+from serve.media.video import Video
 from serve.models import MODELS
 from serve.models.base import Model, Turn
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.chat import ChatRequest
 from serve.tasks.detect import DetectRequest
 from serve.tasks.vqa import VqaRequest
-from serve.video import Video
 
 WIDE = Image(np.zeros((50, 100, 3), np.uint8))
 FILM = Video(np.zeros((40, 20, 30, 3), np.uint8), tuple(float(second) for second in range(40)), 40.0)

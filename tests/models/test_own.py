@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from serve import catalog
 from serve.errors import BadRequest
-from serve.image import Image
+from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.own import Lora, Own, lora, own
 from serve.tasks import TASKS

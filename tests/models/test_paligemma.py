@@ -7,8 +7,8 @@ from decoders import saved, weights
 
 from serve.engines.base import Spoken
 from serve.errors import BadRequest, ModelError, ParseError
-from serve.image import Image
-from serve.masks import decode
+from serve.media.image import Image
+from serve.media.masks import decode
 from serve.models import MODELS
 from serve.models.base import Turn
 from serve.models.mask_decoder import VARIABLE, MaskDecoder

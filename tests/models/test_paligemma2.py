@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from serve.image import Image
+from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.paligemma2 import SIZES
 from serve.tasks.caption import CaptionRequest

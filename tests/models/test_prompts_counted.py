@@ -9,7 +9,7 @@ import pytest
 from deployments.routing.pool import RoutingKey
 from deployments.routing.remote import Remote
 from serve.catalog import MODELS
-from serve.image import Image
+from serve.media.image import Image
 from serve.models.base import Model
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.chat import ChatRequest

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from serve import toy
-from serve.image import Image
+from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.base import Model, Turn
 from serve.models.own import Own, own

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from running import Running, until
 from visiting import SCENES, WAIT_MS, answered, ask, column, frames, pick, visit
 
-from serve.masks import Rle, decode
+from serve.media.masks import Rle, decode
 
 pytestmark = pytest.mark.engine
 

@@ -14,12 +14,12 @@ from playwright.sync_api import Browser, Dialog, Page, Route, expect
 from served import LLAVA, PALIGEMMA, listening, router, served, until
 from visiting import answered, ask, column, pick, visit
 
-from serve.api import create_app
+from serve.api.app import create_app
+from serve.api.authentication import Access
+from serve.api.keys import Keys
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
 from serve.router import Router
-from serve.wire.authentication import Access
-from serve.wire.keys import Keys
 from serve.worker import Worker
 
 pytestmark = pytest.mark.engine

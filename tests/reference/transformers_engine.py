@@ -11,9 +11,9 @@ from typing import Any
 
 from serve.engines import hub
 from serve.engines.base import FinishReason, Piece, Prompt, Token
-from serve.engines.torchvision import repair
+from serve.engines.vllm.torchvision import repair
 from serve.errors import BadRequest, ModelError
-from serve.image import Image
+from serve.media.image import Image
 
 
 class TransformersEngine:

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from served import calling, picture, served
 
 from serve.engines.fake import FakeEngine
-from serve.image import Image
+from serve.media.image import Image
 from serve.tasks import TASKS
 from serve.tasks.vqa import stripped
 

@@ -10,8 +10,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from serve.geometry import pad_to_square
-from serve.image import Image
+from serve.media.geometry import pad_to_square
+from serve.media.image import Image
 from serve.models.llava import PAD_COLOUR
 from serve.toy import questions, world
 from serve.toy.questions import Question

@@ -21,10 +21,10 @@ import PIL.Image
 import torch
 import transformers
 
-from serve.engines.torchvision import repair
-from serve.geometry import pad_to_square
-from serve.image import Image
-from serve.masks import Mask
+from serve.engines.vllm.torchvision import repair
+from serve.media.geometry import pad_to_square
+from serve.media.image import Image
+from serve.media.masks import Mask
 from serve.models import mask_decoder
 from serve.models.llava import PAD_COLOUR
 from serve.models.mask_decoder import MaskDecoder

@@ -8,7 +8,7 @@ import json
 import math
 from pathlib import Path
 
-from serve import geometry
+from serve.media import geometry
 from serve.models.base import Turn
 from serve.models.llava import converse
 from serve.models.llava_tasks import READ, REGION, SENTENCE, SHORT

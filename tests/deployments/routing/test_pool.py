@@ -19,13 +19,13 @@ from deployments.routing.remote import Remote
 from deployments.routing.replicas import Replicas
 from serve.engines.fake import FakeEngine
 from serve.errors import BadRequest, ModelError, Overloaded
-from serve.image import Image
+from serve.media.image import Image
 from serve.models import MODELS
 from serve.router import Router
 from serve.router.route import Status
-from serve.rpc.server import Server
 from serve.tasks.base import Reply
 from serve.tasks.vqa import VqaRequest
+from serve.transport.server import Server
 from serve.worker import Worker
 
 NAME = "toy-llava"
@@ -331,7 +331,7 @@ async def test_replica_that_hangs_hides_no_other(others: list[Any]) -> None:
 async def test_replica_that_accepts_connections_and_sends_nothing_hides_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serve.rpc.connection.CONNECT_S", 60.0)
+    monkeypatch.setattr("serve.transport.connection.CONNECT_S", 60.0)
 
     class Silent(asyncio.Protocol):
         def connection_made(self, transport: Any) -> None:

@@ -17,11 +17,11 @@ import uvicorn
 from served import LLAVA, Server, message, router, until
 
 from deployments.server.timed_protocol import TimedHttpProtocol
-from serve.api import create_app
+from serve.api.app import create_app
+from serve.api.authentication import Access
+from serve.api.keys import Keys
+from serve.api.limits import Limits
 from serve.engines.fake import FakeEngine
-from serve.wire.authentication import Access
-from serve.wire.keys import Keys
-from serve.wire.limits import Limits
 
 SHORT = Limits(max_body_mb=200_000 / 2**20, max_head=20_000, body_timeout_s=0.3, head_timeout_s=0.3)
 START = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"

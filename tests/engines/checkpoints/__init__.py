@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serve.engines.torchvision import repair
+from serve.engines.vllm.torchvision import repair
 
 from . import llava, llava_next, llava_next_video, llava_onevision, paligemma, weights
 from .pictures import films, odd_pictures, pictures

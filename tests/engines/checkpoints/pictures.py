@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from serve.image import Image, decode
-from serve.video import Video
+from serve.media.image import Image, decode
+from serve.media.video import Video
 
 SHAPES = [(56, 56), (40, 80), (90, 30), (8, 8), (120, 100), (57, 55)]
 

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from serve.engines.base import Spoken
-from serve.image import Image
-from serve.masks import decode
+from serve.media.image import Image
+from serve.media.masks import decode
 from serve.models import MODELS
 from serve.tasks import TASKS
 from serve.tasks.base import Request

@@ -10,7 +10,7 @@ BOX = (0.25, 0.5, 0.5, 0.75)
 
 @pytest.fixture
 def evaluate():
-    from serve.engines.torchvision import repair
+    from serve.engines.vllm.torchvision import repair
 
     repair()
     from serve.toy.training import evaluate

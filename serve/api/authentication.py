@@ -1,0 +1,112 @@
+"""Lets requests in by API key, by host name and by the page that makes them, and holds each key to its rate limit."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve.api.error_responses import error_response
+from serve.api.keys import Keys
+from serve.api.rate_limiter import RateLimiter
+from serve.api.sites import Sites
+from serve.errors import Forbidden, NotFound, ServeError, TooMany, Unauthorized
+from serve.request_id import CACHE_SALT
+
+HEALTH, METRICS = "/health", "/metrics"
+PAGE = ("/", "/docs", "/openapi.json", "/compare")
+PAGE_FOLDERS = ("/web/", "/scenes/", "/compare/")
+
+Requires = Literal["key", "open"]
+
+
+@dataclass(frozen=True)
+class Access:
+    """Rules by which requests are let in, by the names that they have in a config's `gateway`.
+
+    Everything needs a key but /health and what is "open" here. Without `keys` everything is open.
+
+    metrics: "closed" hides /metrics, keys or not. page: its own files; its requests to the API still need a key.
+    requests_per_minute, requests_at_once: of each key, for requests that ask models (POST). hosts: names by which the
+    server may be asked, beside this machine's own; None is any. salt_caches: engines share nothing between keys.
+    """
+
+    keys: Keys | None = None
+    metrics: Requires | Literal["closed"] = "key"
+    page: Requires = "key"
+    ready: Requires = "key"
+    requests_per_minute: int | None = None
+    requests_at_once: int | None = None
+    hosts: frozenset[str] | None = None
+    salt_caches: bool = False
+
+    def open_paths(self) -> frozenset[str]:
+        """Return the paths that need no key."""
+        required: Mapping[tuple[str, ...], str] = {(METRICS,): self.metrics, ("/ready",): self.ready, PAGE: self.page}
+        open_paths = [path for paths, needs in required.items() if needs == "open" for path in paths]
+        return frozenset({HEALTH, *open_paths})
+
+
+class Authentication:
+    """Middleware that denies by default, on the path that is routed (`scope["path"]`).
+
+    A Host header, or a URL made of one, decides nothing (CVE-2026-48710). Without keys it also refuses what pages of
+    other sites ask; with a key it need not, since browsers send none by themselves. cors: origins whose pages may ask
+    all the same. rate_limiter: goes on counting in it, where there is one from before.
+    """
+
+    def __init__(
+        self, app: ASGIApp, access: Access, cors: Collection[str] = (), rate_limiter: RateLimiter | None = None
+    ) -> None:
+        self.app = app
+        self.access = access
+        self.keys = access.keys
+        self.open = access.open_paths()
+        self.folders = PAGE_FOLDERS if access.page == "open" else ()
+        self.sites = Sites(access.hosts, cors)
+        self.rate_limiter = rate_limiter or RateLimiter()
+        self.rate_limiter.limit(access.requests_per_minute, access.requests_at_once)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if (error := self._site_error(path, scope)) is not None:
+            await error_response(error)(scope, receive, send)
+        elif path == METRICS and self.access.metrics == "closed":
+            await error_response(NotFound(f"There is nothing at {path}."))(scope, receive, send)
+        elif self.keys is None or path in self.open or path.startswith(self.folders):
+            await self.app(scope, receive, send)
+        else:
+            name = self.keys.owner(scope["headers"])
+            scope.setdefault("state", {})["key"] = name
+            if self.access.salt_caches and name is not None:
+                CACHE_SALT.set(name)
+            if name in self.keys.only_metrics and path != METRICS:
+                error = Forbidden(f"The key {name} may read {METRICS} and nothing else.")
+                await error_response(error)(scope, receive, send)
+            else:
+                await self._let_in(name, scope, receive, send)
+
+    def _site_error(self, path: str, scope: Scope) -> ServeError | None:
+        """Return the error for a request to another host, or from a page of another site."""
+        error = None if path == HEALTH else self.sites.wrong_host(scope["headers"])
+        if error is None and self.keys is None:
+            error = self.sites.wrong_page(scope.get("method", ""), scope["headers"])
+        return error
+
+    async def _let_in(self, name: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+        if name is None:
+            unknown = Unauthorized("A valid API key is needed, as Authorization: Bearer KEY.")
+            await error_response(unknown, {"www-authenticate": "Bearer"})(scope, receive, send)
+        elif scope.get("method") != "POST":  # only these ask models
+            await self.app(scope, receive, send)
+        elif (wait_s := self.rate_limiter.start(name)) is not None:
+            error = TooMany(f"The key {name} has no requests left for now; Retry-After says when to try again.")
+            await error_response(error, {"retry-after": str(wait_s)})(scope, receive, send)
+        else:
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.rate_limiter.finish(name)

@@ -1,0 +1,143 @@
+"""OpenAI's messages as turns with at most one image or video."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from serve.api.chat_completions.messages import (
+    AssistantMessage,
+    Content,
+    ImagePart,
+    Message,
+    RefusalPart,
+    TextPart,
+    ToolMessage,
+    VideoPart,
+)
+from serve.api.chat_completions.request import MAX_TEXT
+from serve.errors import BadRequest
+from serve.media import image, video
+from serve.media.image import Image
+from serve.media.video import Video
+from serve.models.base import Turn
+from serve.tasks.vqa import stripped
+
+ROLES = {"developer": "system"}  # OpenAI's newer word for the same
+LONGEST_NAME = 128
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The messages so far, and the one picture or film that they are about. turns[i] is messages[i].
+
+    shown: the path of the part that holds it. last_question: the last user message's text and its path.
+    """
+
+    turns: list[Turn]
+    image: Image | None = None
+    video: Video | None = None
+    shown: str = "messages"
+    last_question: tuple[str, str] | None = None
+
+    def question(self) -> tuple[str, str]:
+        """Return the last user message's text and its path in the request. Raises BadRequest where there is none."""
+        if self.last_question is None:
+            raise BadRequest("There is no user message.", param="messages")
+        return self.last_question
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A picture or film of messages[at]. replies: how many stand before it."""
+
+    at: int
+    path: str
+    part: ImagePart | VideoPart
+    replies: int
+
+
+def read(messages: Sequence[Message]) -> Conversation:
+    """Return the conversation about what was shown last; earlier pictures and films are not looked at.
+
+    What is shown is left unread, or where its URL says.
+    Raises BadRequest or TooLarge naming the part.
+    """
+    medium = _last_medium(messages)
+    tools: dict[str, str] = {}
+    turns: list[Turn] = []
+    question: tuple[str, str] | None = None
+    for at, message in enumerate(messages):
+        turn = _turn(message, tools)
+        if medium is not None and medium.at == at:
+            still = isinstance(medium.part, ImagePart)
+            turn = replace(turn, pictured=still, filmed=not still)
+        if message.role == "user":
+            question = turn.text, f"messages[{at}].content"
+        turns.append(turn)
+    if sum(len(turn.text) for turn in turns) > MAX_TEXT:
+        raise BadRequest(
+            f"The messages have more than {MAX_TEXT:,} characters together.",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    if medium is None:
+        return Conversation(turns, last_question=question)
+    decoded = _decoded(medium.part, medium.path)
+    image, film = (decoded, None) if isinstance(decoded, Image) else (None, decoded)
+    return Conversation(turns, image, film, medium.path, question)
+
+
+def _last_medium(messages: Sequence[Message]) -> Medium | None:
+    """Return what was shown last. Raises BadRequest for a second one that nothing was answered to in between.
+
+    Chat programs send all history with each message, so pictures that were answered about stand there too.
+    """
+    last: Medium | None = None
+    doubled: str | None = None
+    replies = 0
+    for at, message in enumerate(messages):
+        replies += message.role == "assistant"
+        for i, part in enumerate(message.content if isinstance(message.content, list) else []):
+            if not isinstance(part, ImagePart | VideoPart):
+                continue
+            path = f"messages[{at}].content[{i}]"
+            if message.role != "user":
+                kind = "an image" if isinstance(part, ImagePart) else "a video"
+                raise BadRequest(f"Only a user message can hold {kind}.", param=path)
+            doubled = None if last is None or last.replies != replies else doubled or path
+            last = Medium(at, path, part, replies)
+    if doubled is not None:
+        raise BadRequest("A question is about one image or one video; this is a second one.", param=doubled)
+    return last
+
+
+def _turn(message: Message, tools: dict[str, str]) -> Turn:
+    """Return the message as families read it. tools: the called tools' names by their call's id, added to."""
+    text = _text(message.content)
+    if isinstance(message, AssistantMessage):
+        for call in message.tool_calls or []:
+            match call:
+                case {"id": str(call_id), "function": {"name": str(called)}}:
+                    tools[call_id] = called[:LONGEST_NAME]
+        return Turn("assistant", text or message.refusal or "")
+    if isinstance(message, ToolMessage):
+        name = message.name or tools.get(message.tool_call_id or "")
+        return Turn("user", f"Result of {name or 'a tool'}: {text}")
+    role = ROLES.get(message.role, message.role)
+    return Turn(role, stripped(text) if role == "user" else text)
+
+
+def _decoded(part: ImagePart | VideoPart, path: str) -> Image | Video:
+    if isinstance(part, ImagePart):
+        url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
+        return image.from_url(url, f"{path}.image_url")
+    url = part.video_url if isinstance(part.video_url, str) else part.video_url.url
+    return video.from_data_url(url, f"{path}.video_url")
+
+
+def _text(content: Content | None) -> str:
+    """Return texts before and after the image as one: every family puts the image where it was trained to see it."""
+    if not isinstance(content, list):
+        return content or ""
+    texts = (part.text if isinstance(part, TextPart) else part.refusal if isinstance(part, RefusalPart) else None
+             for part in content)  # fmt: skip
+    return "\n".join(text for text in texts if text is not None)

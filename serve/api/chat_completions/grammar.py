@@ -1,0 +1,145 @@
+"""A request's response_format as the JSON schema that an engine holds its reply to, checked before it sees it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from serve.api.chat_completions.request import JsonFormat, SchemaFormat, TextFormat
+from serve.errors import BadRequest
+
+MAX_BYTES = 16 * 1024
+MAX_DEPTH = 32
+MAX_CHAIN = 64
+"""References and choices that lead from one to the next about the same value."""
+MAX_REPEAT = 1000
+MAX_OPTIONAL = 100
+# A grammar compiler unrolls repetitions and runs patterns: both have brought engines down for everybody
+# (CVE-2026-55574 and its siblings), so patterns are refused and counts are bounded.
+# Properties that may be left out cost the square of their number (xgrammar: 0.2 s of CPU for 100, 7 s for 500), and far
+# more with a count of them (100 with minProperties 50: 2.4 s; 200: over a minute).
+REFUSED = {
+    "pattern": str,  # a property that is called "pattern" holds a dict
+    "patternProperties": dict,
+    "minProperties": int | float,
+    "maxProperties": int | float,
+}
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
+PARAM = "response_format.json_schema.schema"
+
+
+def json_schema(wanted: TextFormat | JsonFormat | SchemaFormat | None) -> str | None:
+    """The schema as JSON text; None for plain text. Raises BadRequest for what an engine should not be given."""
+    if isinstance(wanted, JsonFormat):
+        return '{"type":"object"}'
+    if not isinstance(wanted, SchemaFormat):
+        return None
+    schema = wanted.json_schema.schema_
+    nodes = _objects(schema)
+    if sum(map(_optional, nodes)) > MAX_OPTIONAL:
+        raise BadRequest(f"More than {MAX_OPTIONAL} properties are not `required`.", param=PARAM)
+    for node in nodes:
+        _check(node)
+    _check_circles(nodes, schema)
+    try:
+        text = json.dumps(schema, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        raise BadRequest("The schema has a number that JSON does not have.", param=PARAM) from None
+    if len(text) > MAX_BYTES:
+        raise _too_large()
+    return text
+
+
+def _objects(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return every object of the schema, itself first. Raises BadRequest where it is too deep or too large.
+
+    Looks at no more than a schema may have, however much was sent, and at any depth without recursion.
+    """
+    objects: list[dict[str, Any]] = []
+    left: list[tuple[Any, int]] = [(schema, 1)]
+    size = 0  # at least so many characters of JSON
+    while left:
+        node, depth = left.pop()
+        size += len(node) + 1 if isinstance(node, str | dict | list) else 1
+        if isinstance(node, dict):
+            objects.append(node)
+            size += sum(map(len, node)) if len(node) <= MAX_BYTES else 0
+        if size > MAX_BYTES:
+            raise _too_large()
+        if isinstance(node, dict | list):
+            if depth > MAX_DEPTH + (0 if isinstance(node, dict) else 2):
+                raise BadRequest(f"The schema is nested deeper than {MAX_DEPTH} levels.", param=PARAM)
+            left += [(child, depth + 1) for child in (node.values() if isinstance(node, dict) else node)]
+    return objects
+
+
+def _too_large() -> BadRequest:
+    return BadRequest(f"The schema is larger than {MAX_BYTES // 1024} KB.", param=PARAM)
+
+
+def _check(node: dict[str, Any]) -> None:
+    for word, kind in REFUSED.items():
+        if isinstance(node.get(word), kind):
+            raise BadRequest(f"{word} is not supported in a schema.", param=PARAM, code="unsupported_parameter")
+    for word in COUNTS:
+        count = node.get(word)
+        if isinstance(count, int | float) and not 0 <= count <= MAX_REPEAT:
+            raise BadRequest(f"{word} must lie between 0 and {MAX_REPEAT}.", param=PARAM)
+    reference = node.get("$ref")
+    if isinstance(reference, str) and not reference.startswith("#"):
+        raise BadRequest("$ref can only point into the schema itself.", param=PARAM)
+
+
+def _check_circles(nodes: Sequence[dict[str, Any]], schema: dict[str, Any]) -> None:
+    """Raise BadRequest for references that lead round in a circle, or on and on.
+
+    A reference that comes back to itself with nothing said between is no rule, and fails in the middle of a reply. One
+    that comes back inside an object or a list is a tree, and fine. Each object is walked from once, depth first.
+    """
+    heights: dict[int, int] = {}  # of objects that are done: how many references lead on from there
+    for start in nodes:
+        if id(start) in heights:
+            continue
+        path = [(start, _same_place(start, schema))]
+        above = {id(start): 0}
+        while path:
+            node, others = path[-1]
+            other = next((other for other in others if isinstance(other, dict)), None)
+            if other is None:
+                path.pop()
+                height = heights[id(node)] = above.pop(id(node))
+                if height > MAX_CHAIN:
+                    raise BadRequest(f"More than {MAX_CHAIN} references follow each other.", param=PARAM)
+                if path:
+                    parent = id(path[-1][0])
+                    above[parent] = max(above[parent], height + 1)
+            elif id(other) in above:
+                raise BadRequest("$ref leads round in a circle.", param=PARAM, code="invalid_schema")
+            elif id(other) in heights:
+                above[id(node)] = max(above[id(node)], heights[id(other)] + 1)
+            else:
+                above[id(other)] = 0
+                path.append((other, _same_place(other, schema)))
+
+
+def _same_place(node: dict[str, Any], schema: dict[str, Any]) -> Iterator[Any]:
+    """The schemas that must or may hold for the very value that `node` is about."""
+    for word in ("anyOf", "oneOf", "allOf"):
+        if isinstance(node.get(word), list):
+            yield from node[word]
+    reference = node.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        target: Any = schema
+        for part in reference.split("/")[1:]:
+            name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(target, list) and name.isdecimal() and len(name) < 6:
+                target = target[int(name)] if int(name) < len(target) else None
+            else:
+                target = target.get(name) if isinstance(target, dict) else None
+        yield target
+
+
+def _optional(node: dict[str, Any]) -> int:
+    properties, required = node.get("properties"), node.get("required")
+    names = set(properties) if isinstance(properties, dict) else set()
+    needed = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+    return len(names.difference(needed))

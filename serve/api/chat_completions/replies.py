@@ -1,0 +1,180 @@
+"""OpenAI's completion objects as they are sent, whole and in chunks."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from serve.api.chat_completions.request import StreamOptions
+from serve.api.sse import encoded, frame
+from serve.engines.base import HALF, Token
+from serve.tasks.base import Usage
+
+FinishReason = Literal["stop", "length"]
+LEAST = -9999.0  # JSON has no minus infinity, and nothing that is no number
+AT_ONCE = 1000
+"""Log-probabilities that are written in one turn of the event loop: about 3 ms of work."""
+
+
+class TopLogprob(BaseModel):
+    """A token that could have stood there. bytes: null where it is a part of a letter."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(BaseModel):
+    """A token of the reply. All tokens' bytes joined are its text's: a letter's last token has all of the letter's."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ResponseMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """One choice. diptych: whose words these are and what they mean, where a task was asked."""
+
+    index: int
+    message: ResponseMessage
+    finish_reason: FinishReason
+    logprobs: Logprobs | None = None
+    diptych: dict[str, Any] | None = Field(default=None, description="Present where a task was asked.")
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A model asked alone gets OpenAI's fields and no others."""
+        fields: dict[str, Any] = handler(self)
+        if self.diptych is None:
+            del fields["diptych"]
+        return fields
+
+
+class ChatCompletion(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    system_fingerprint: None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """The fields that every object of one completion repeats."""
+
+    request_id: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def id(self) -> str:
+        return f"chatcmpl-{self.request_id}"
+
+    def completion(self, choices: list[Choice], usage: Usage) -> ChatCompletion:
+        return ChatCompletion(id=self.id, created=self.created, model=self.model, choices=choices, usage=usage)
+
+
+class Chunks:
+    """The frames of one streamed completion. usage: called only where the client wants it."""
+
+    def __init__(self, head: Head, options: StreamOptions | None, usage: Callable[[], Usage]) -> None:
+        self.usage = usage
+        self.at_the_end = bool(options and options.include_usage)
+        self.all_along = bool(options and options.continuous_usage_stats)
+        same = {"id": head.id, "object": "chat.completion.chunk", "created": head.created, "model": head.model}
+        self._same = encoded(same).removesuffix("}")  # written once, repeated in every chunk
+
+    def role(self, index: int, **more: Any) -> bytes:
+        """The chunk that opens a choice."""
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, more)
+
+    def words(self, index: int, text: str, **more: Any) -> bytes:
+        return self._chunk(index, {"content": text}, None, more)
+
+    def finish(self, index: int, reason: FinishReason, **more: Any) -> bytes:
+        """The chunk that closes a choice."""
+        return self._chunk(index, {}, reason, more)
+
+    def last(self) -> bytes:
+        """The chunk after all choices, which has none: only for those who asked for usage."""
+        return self._frame("", self.usage()) if self.at_the_end else b""
+
+    def _chunk(self, index: int, delta: dict[str, str], reason: FinishReason | None, more: dict[str, Any]) -> bytes:
+        choice = encoded({"index": index, "delta": delta, "logprobs": None, "finish_reason": reason, **more})
+        return self._frame(choice, self.usage() if self.all_along else None)
+
+    def _frame(self, choice: str, usage: Usage | None) -> bytes:
+        counts = ""
+        if self.at_the_end or self.all_along:
+            counts = f',"usage":{usage.model_dump_json() if usage else "null"}'
+        return frame(f'{self._same},"choices":[{choice}]{counts}}}')
+
+
+def logprobs(tokens: Sequence[Token], top: int) -> dict[str, Any]:
+    """Return tokens' log-probabilities in OpenAI's form, as `Logprobs` describes it; made of plain lists, since there
+    may be a hundred thousand of them."""
+    content = [
+        {
+            **_likely(token.text, token.logprob),
+            "top_logprobs": [_alternative(*pair) for pair in token.top[:top]],
+        }
+        for token in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def slices(tokens: Sequence[Token], top: int) -> Iterator[Sequence[Token]]:
+    """Cut tokens into runs of about AT_ONCE log-probabilities, the alternatives among them."""
+    step = max(1, AT_ONCE // (1 + top))
+    return (tokens[at : at + step] for at in range(0, len(tokens), step))
+
+
+async def with_logprobs(completion: ChatCompletion, spoken: Sequence[Sequence[Token]], top: int) -> list[bytes]:
+    """Return the completion as JSON, in parts, with the log-probabilities of each choice's tokens.
+
+    They are written a slice at a time: the event loop has its turn in between.
+    """
+    head = completion.model_dump_json(exclude={"choices"}).removesuffix("}")
+    parts = [f'{head},"choices":['.encode()]
+    for at, (choice, tokens) in enumerate(zip(completion.choices, spoken, strict=True)):
+        opening = choice.model_dump_json(exclude={"logprobs"}).removesuffix("}")
+        parts.append(f'{"," if at else ""}{opening},"logprobs":{{"content":['.encode())
+        for i, part in enumerate(slices(tokens, top)):
+            text = ",".join(map(encoded, logprobs(part, top)["content"]))
+            parts.append(f"{',' if i else ''}{text}".encode())
+            await asyncio.sleep(0)
+        parts.append(b'],"refusal":null}}')
+    return [*parts, b"]}"]
+
+
+def finish_reason(reason: str | None) -> FinishReason:
+    """Return the reason in OpenAI's terms, which know no "abort"."""
+    return "length" if reason == "length" else "stop"
+
+
+def _likely(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob if logprob > LEAST else LEAST, "bytes": list(text.encode())}
+
+
+def _alternative(text: str, logprob: float) -> dict[str, Any]:
+    likely = _likely(text, logprob)
+    return {**likely, "bytes": None} if HALF in text else likely

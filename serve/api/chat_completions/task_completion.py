@@ -1,0 +1,164 @@
+"""A completion whose `model` names a task: all its models are asked, and choice 0 is their merged reply."""
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from serve.api.chat_completions.chunk_writer import ChunkWriter, FanOutTarget, about_merged, about_reply
+from serve.api.chat_completions.conversation import Conversation
+from serve.api.chat_completions.replies import Choice, Head, ResponseMessage, finish_reason
+from serve.api.chat_completions.request import FLEX, ChatCompletionRequest, TextFormat
+from serve.api.error_responses import validation_error
+from serve.api.events import gathered, settled
+from serve.api.forms import phrases
+from serve.api.metrics import Metrics
+from serve.api.pictures import Pictures
+from serve.api.sse import Last
+from serve.errors import BadRequest, NotFound
+from serve.router import Router
+from serve.router.plan import able_routes
+from serve.tasks import TASKS
+from serve.tasks.base import Request
+
+# Fields that only one model by itself can honour, with the values that ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+}
+PASSED_ON = (
+    "temperature", "top_p", "seed", "stop", "ignore_eos", "deadline_s", "quorum", "merge", "weights", "judge"
+)  # fmt: skip
+
+
+def fan_out_target(router: Router, model: str, *, film: bool = False) -> FanOutTarget | None:
+    """Return what a `model` that names a task asks for, about an image or a film; None where it names a served model.
+
+    Raises NotFound for neither, and as `able_routes` does.
+    """
+    if model in router.routes:
+        return None
+    task, colon, names = model.partition(":")
+    if task not in TASKS:
+        known = ", ".join([*router.routes, *TASKS])
+        raise NotFound(
+            f"The model {model[:200]!r} is not served here. Models and tasks: {known}.",
+            param="model",
+            code="model_not_found",
+        )
+    wanted = None if not colon or names == "*" else [name.strip() for name in names.split(",") if name.strip()]
+    if wanted == []:
+        raise BadRequest(f"{task}: names no model; {task}:* asks all that can.", param="model")
+    try:
+        routes = able_routes(router.routes, task, wanted, film=film)
+    except (BadRequest, NotFound) as error:
+        raise type(error)(error.message, param="model", code=error.code) from None
+    return FanOutTarget(task, routes, each=bool(colon))
+
+
+class TaskCompletion:
+    """One fan-out as a completion. Raises BadRequest for what a fan-out cannot honour."""
+
+    def __init__(
+        self,
+        router: Router,
+        metrics: Metrics,
+        pictures: Pictures,
+        target: FanOutTarget,
+        request: ChatCompletionRequest,
+        conversation: Conversation,
+        arrived: float,
+    ) -> None:
+        """arrived: when the request's head came, by the event loop's clock."""
+        _refuse_what_only_one_model_can(request)
+        self.router, self.metrics, self.pictures = router, metrics, pictures
+        self.target = target
+        self.options = request.stream_options
+        self.path = conversation.question()[1]
+        self.plan = router.plan(
+            target.task, task_request(target, request, conversation), routes=target.routes, arrived=arrived
+        )
+
+    async def whole(self, head: Head) -> list[bytes]:
+        """Return the completion as JSON, in parts."""
+        plan = self.plan
+        with _errors_at(self.path):
+            async with self.pictures.with_pixels(plan.request, plan.deadline):
+                answer = await gathered(plan, self.router.run(plan), self.metrics)
+        text = TASKS[plan.task].words(answer.merged.result)
+        about = about_merged(plan.task, answer.merged)
+        choices = [Choice(index=0, message=ResponseMessage(content=text), finish_reason="stop", diptych=about)]
+        choices += [
+            Choice(
+                index=index,
+                message=ResponseMessage(content=reply.text),
+                finish_reason=finish_reason(reply.finish_reason),
+                diptych=about_reply(plan.task, reply),
+            )
+            for index, reply in enumerate(answer.replies if self.target.each else [], start=1)
+        ]
+        return [head.completion(choices, answer.usage()).model_dump_json().encode()]
+
+    async def frames(self, head: Head) -> AsyncGenerator[bytes, None]:
+        """Yield the chunks: each model's text as it comes, where it is wanted; choice 0 last."""
+        writer, plan = ChunkWriter(head, self.options, self.target), self.plan
+        with _errors_at(self.path):
+            async with (
+                self.pictures.with_pixels(plan.request, plan.deadline),
+                aclosing(settled(plan, self.router.run(plan), self.metrics)) as events,
+            ):
+                async for event in events:
+                    if data := b"".join(writer.frames(event)):
+                        yield data
+        yield Last(writer.last())
+
+
+def task_request(target: FanOutTarget, request: ChatCompletionRequest, conversation: Conversation) -> Request:
+    """Return the conversation's last question about its image as the task's request. Earlier turns are left out."""
+    kind = TASKS[target.task].request
+    text, path = conversation.question()
+    if conversation.image is None and conversation.video is None:
+        raise BadRequest(f"{target.task} needs an image.", param=path, code="missing_image")
+    fields: dict[str, Any] = {name: getattr(request, name) for name in PASSED_ON}
+    fields |= {"image": conversation.image, "video": conversation.video, "models": target.models}
+    length = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    fields["max_tokens"] = getattr(request, length)
+    fields["priority"] = "batch" if request.service_tier == FLEX else None
+    fields["stream"] = bool(request.stream and target.each)  # whether each model's text is wanted as it comes
+    text_field = "labels" if "labels" in kind.model_fields else "question"
+    if text_field in kind.model_fields:
+        if not text:
+            raise BadRequest(f"{target.task} needs words beside the image.", param=path, code="missing_text")
+        fields[text_field] = phrases(text) if text_field == "labels" else text
+    given = {name: value for name, value in fields.items() if value is not None}
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        refused = validation_error(error, given)
+        field = (refused.param or "").partition("[")[0]
+        param = {text_field: path, "max_tokens": length}.get(field, refused.param)
+        raise BadRequest(refused.message, param=param, code=refused.code) from None
+
+
+@contextmanager
+def _errors_at(path: str) -> Iterator[None]:
+    """Name the message in errors about a task's own text fields. path: the last user message's."""
+    try:
+        yield
+    except BadRequest as error:
+        param = path if error.param in ("question", "labels") else error.param
+        raise BadRequest(error.message, param=param, code=error.code) from None
+
+
+def _refuse_what_only_one_model_can(request: ChatCompletionRequest) -> None:
+    refused = [name for name, accepted in NEUTRAL.items() if getattr(request, name) not in accepted]
+    if not isinstance(request.response_format, TextFormat | None):
+        refused.append("response_format")
+    if refused:
+        raise BadRequest(
+            f"{refused[0]} can be asked of one model, not of a task.", param=refused[0], code="unsupported_parameter"
+        )

@@ -1,0 +1,179 @@
+"""Makes HTTP responses of errors, always in OpenAI's shape. Every error becomes a response here and nowhere else."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from serve.api.disconnect import ClientGone
+from serve.errors import BadRequest, NotFound, ServeError, TooSlow
+from serve.request_id import REQUEST_ID
+
+log = logging.getLogger(__name__)
+
+MAX_QUOTE = 200
+"""The most characters of what a client sent that an error quotes."""
+MAX_MESSAGE = 1000
+MAX_FAULTS = 1000
+RETRY_AFTER_S = 2
+"""Sent with LATER: clients such as openai-python retry by themselves, at once where there is no Retry-After."""
+CLIENT_LEFT = 499
+"""Status of a request whose client has left: never sent, and counted by itself."""
+LATER = (429, 503)
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """Every error, on every route."""
+
+    error: ErrorDetail
+
+
+class NotAllowed(ServeError):
+    """The path does not take this method."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every error in OpenAI's shape."""
+    app.add_exception_handler(ServeError, _serve_error)
+    app.add_exception_handler(RequestValidationError, _query_error)
+    app.add_exception_handler(HTTPException, _routing_error)
+    app.add_exception_handler(ClientGone, _client_left)
+    app.add_exception_handler(ClientDisconnect, _client_left)
+    app.add_exception_handler(Exception, _bug)
+
+
+def error_response(error: ServeError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return an error's HTTP response. headers: sent beside those that the error itself brings."""
+    more = dict(headers or {})
+    if error.status in LATER:
+        more.setdefault("retry-after", str(RETRY_AFTER_S))
+    if error.status == TooSlow.status:
+        more["connection"] = "close"  # else the server would wait for the rest of the request
+    return JSONResponse(error_body(error), error.status, more)
+
+
+def error_body(error: ServeError) -> dict[str, dict[str, str | None]]:
+    """Return an error's JSON.
+
+    OpenAI's shape has no place for the request's id but the message: it is there where the fault is ours, and somebody
+    may have to look for it.
+    """
+    content, request_id = error.body(), REQUEST_ID.get()
+    suffix = f" (request {request_id})" if error.status >= 500 and request_id else ""
+    content["error"]["message"] = error.message[:MAX_MESSAGE] + suffix
+    return content
+
+
+def validation_error(error: ValidationError, given: Any) -> BadRequest:
+    """Return what pydantic found wrong with `given` as one error that names the field by its path in the request."""
+    if error.error_count() > MAX_FAULTS:  # listing them all, to name one, takes longer than the rest
+        return BadRequest(f"The request has {error.error_count()} faults.")
+    return _first_problem(error.errors(include_url=False, include_context=False, include_input=False), given)
+
+
+def unknown_field(param: str) -> BadRequest:
+    """Return the error for a field that is not known."""
+    return BadRequest(
+        f"{param[:MAX_QUOTE]} is not a known field here.", param=param[:MAX_QUOTE], code="unknown_parameter"
+    )
+
+
+def _first_problem(problems: Sequence[Mapping[str, Any]], given: Any) -> BadRequest:
+    # Where a field may have several forms pydantic complains about each. The complaint that reaches deepest into the
+    # request is about the form that was meant; of two as deep, the one that at least found the right type.
+    paths = [_path(problem["loc"], given) for problem in problems]
+    meant = max(range(len(paths)), key=lambda at: (len(paths[at]), not _about_type(problems[at]["type"])))
+    param, kind, message = _dotted(paths[meant]), problems[meant]["type"], problems[meant]["msg"]
+    if kind == "json_invalid":
+        return BadRequest("The body is not valid JSON.", code="invalid_json")
+    if kind == "missing":
+        return BadRequest(f"{param} is required.", param=param, code="missing_required_parameter")
+    if kind == "extra_forbidden":
+        return unknown_field(param)
+    if kind == "unsupported_parameter":
+        return BadRequest(f"{param} is not supported by this server.", param=param, code=kind)
+    code = "invalid_type" if _about_type(kind) else "invalid_value"
+    message = message.removeprefix("Value error, ")[:MAX_QUOTE]
+    return BadRequest(f"{param or 'The body'}: {message}.", param=param or None, code=code)
+
+
+def _about_type(kind: str) -> bool:
+    return kind.endswith(("_type", "_parsing"))
+
+
+def _path(loc: Sequence[str | int], given: Any) -> list[str | int]:
+    """Return pydantic's location without the names of a field's alternative forms: only keys of the request."""
+    path: list[str | int] = []
+    for at, step in enumerate(loc):
+        if isinstance(given, list) and isinstance(step, int) and step < len(given):
+            given = given[step]
+        elif isinstance(given, dict) and (step in given or at == len(loc) - 1):
+            given = given.get(step)
+        else:
+            continue
+        path.append(step)
+    return path
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    """["messages", 0, "content"] -> "messages[0].content"."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in path]
+    return "".join(steps).removeprefix(".")[:MAX_QUOTE]
+
+
+async def _serve_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServeError)
+    return error_response(error)
+
+
+async def _query_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer FastAPI's own complaint, which only query and path parameters can cause: we read bodies ourselves."""
+    assert isinstance(error, RequestValidationError)
+    problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]
+    return error_response(_first_problem(problems, dict(request.query_params)))
+
+
+async def _routing_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"][:MAX_QUOTE]
+    answer: ServeError
+    if error.status_code == 404:
+        answer = NotFound(f"There is nothing at {path}.")
+    elif error.status_code == 405:
+        answer = NotAllowed(f"{path} does not take {request.method[:20]}.")
+    else:  # Starlette's remaining ones are complaints about the request, such as a broken multipart body
+        answer = BadRequest(str(error.detail)[:MAX_QUOTE], code="invalid_request")
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # Head answers both
+    return error_response(answer, headers)
+
+
+async def _client_left(request: Request, error: Exception) -> Response:
+    """Close a request whose client has left: nobody reads this, but logs and metrics should not call it a success."""
+    return Response(status_code=CLIENT_LEFT)
+
+
+async def _bug(request: Request, error: Exception) -> JSONResponse:
+    """Log a bug; the client gets a neutral sentence and the request id to ask about."""
+    name = REQUEST_ID.get()
+    log.error("request %s failed", name, exc_info=error)
+    failed = ServeError("The server failed unexpectedly.", code="internal_error")
+    return error_response(failed, {"x-request-id": name} if name else None)

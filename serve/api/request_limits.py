@@ -1,0 +1,143 @@
+"""Limits a request's size and the time it takes to arrive, and gives it its id, as the outermost middleware."""
+
+import asyncio
+import logging
+import random
+import re
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve import tracing
+from serve.api.body import LimitedBody, too_large
+from serve.api.error_responses import CLIENT_LEFT, error_response
+from serve.api.limits import Limits
+from serve.api.metrics import Metrics
+from serve.errors import HeadTooLarge
+from serve.media.budget import Budget, Lease
+from serve.request_id import REQUEST_ID
+
+ACCESS = logging.getLogger("serve.access")
+"""The access log: a line for each request, where its level is INFO."""
+API = "/v1/"
+UNMATCHED = "unmatched"
+"""The label of all paths that no route knows: a scan must not fill the memory, and a path may hold anything."""
+QUIET = {"/health", "/ready", "/metrics"}
+"""Paths asked all the time by probes, which are not logged."""
+REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,128}")
+MAX_QUERY = 8192
+"""Bytes of a query: FastAPI makes 32,000 fields of 64 KB of `a&a&...`, which holds the event loop for 0.14 s."""
+REMOVED_HEADERS = {
+    b"cookie",
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"serve_multiplexed_model_id",
+    b"x-session-id",
+}
+"""Headers that are removed here. Cookies mean nothing to us, and FastAPI parses them all: 60 KB of backslashes took
+Python's parser 12 s (CVE-2024-7592). With the others Ray Serve lets anybody switch off its timeouts and choose a
+replica. On a port of our own no Ray comes before this. Behind Serve's ingress its proxy has obeyed them already: there
+whatever is in front of it must remove them. Ray's fifth, x-request-id, is checked here."""
+
+
+class RequestLimits:
+    """Middleware that gives a request an id and a lease on the memory budget, and counts and times its response.
+
+    It refuses a request that is too large, unread, and one that arrives too slowly. A client's own `x-request-id` is
+    kept where it is short and plain, so that one id runs through all logs.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits, budget: Budget) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.limits = limits
+        self.budget = budget
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        arrived, began, status, whole = asyncio.get_running_loop().time(), time.perf_counter(), 500, False
+        self.metrics.running.inc()
+        head_size = self._remove_headers(scope)
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID_FORM.fullmatch(given) else f"{random.getrandbits(128):032x}"
+        lease, until = Lease(self.budget), arrived + self.limits.body_timeout_s
+        state = {"request_id": request_id, "arrived": arrived, "body_until": until, "lease": lease}
+        scope.setdefault("state", {}).update(state)
+        REQUEST_ID.set(request_id)
+        span = self._span(scope, headers, request_id)
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, whole
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+            whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            declared = _declared_length(headers)
+            if head_size > self.limits.max_head:
+                message = f"The request's headers are larger than {self.limits.max_head // 1024} KB."
+                await error_response(HeadTooLarge(message))(scope, receive, send_with_id)
+            elif len(scope.get("query_string", b"")) > MAX_QUERY:
+                message = f"The request's query is longer than {MAX_QUERY // 1024} KB."
+                await error_response(HeadTooLarge(message))(scope, receive, send_with_id)
+            elif declared is not None and declared > self.limits.max_body:
+                await error_response(too_large(self.limits))(scope, receive, send_with_id)
+            else:
+                await self.app(scope, LimitedBody(receive, declared, self.limits, lease, until), send_with_id)
+        except Exception:
+            whole = True  # the server sends a 500 of its own
+            raise
+        finally:
+            lease.release()
+            self.metrics.running.dec()
+            left, seconds = not whole or status == CLIENT_LEFT, time.perf_counter() - began
+            route = getattr(scope.get("route"), "path", UNMATCHED)
+            self.metrics.request(route, None if left else status, seconds)
+            self._report(scope, route, span, CLIENT_LEFT if left else status, seconds)
+
+    def _span(self, scope: Scope, headers: Headers, request_id: str) -> tracing.Span:
+        """Start a span for an API request, as a child of the client's traceparent. Health checks and pages get none."""
+        if not scope["path"].startswith(API):
+            return tracing.NONE
+        method, parent = scope["method"], headers.get("traceparent")
+        attributes = {"http.request.method": method, "diptych.request_id": request_id}
+        span = tracing.begin(method, "server", parent, attributes)
+        span.enter()
+        return span
+
+    def _report(self, scope: Scope, route: str, span: tracing.Span, status: int, seconds: float) -> None:
+        """End the span and write the access log's line."""
+        span.name(f"{scope['method']} {route}")
+        span.set({"http.route": route, "http.response.status_code": status})
+        if status >= 500:
+            span.fail(str(status))
+        span.end()
+        if ACCESS.isEnabledFor(logging.INFO) and route not in QUIET:
+            fields = {"method": scope["method"], "route": route, "status": status, "ms": round(seconds * 1000, 1)}
+            if key := scope["state"].get("key"):
+                fields["key"] = key
+            ACCESS.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
+
+    def _remove_headers(self, scope: Scope) -> int:
+        """Remove REMOVED_HEADERS from the scope; return the size of the whole head in bytes."""
+        size, kept = len(scope.get("raw_path") or b"") + len(scope.get("query_string", b"")), []
+        for pair in scope["headers"]:
+            size += len(pair[0]) + len(pair[1]) + 4
+            if pair[0] not in REMOVED_HEADERS:
+                kept.append(pair)
+        scope["headers"] = kept
+        return size
+
+
+def _declared_length(headers: Headers) -> int | None:
+    """Return the body's length according to its head; None where it comes in chunks."""
+    if "transfer-encoding" in headers:
+        return None
+    length = headers.get("content-length", "0")
+    return int(length[:18]) if length.isdecimal() else None  # Python reads no number of many more digits

@@ -1,0 +1,144 @@
+"""`diptych ask`: one picture or film and one question to every model."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from serve.client.board import Board
+from serve.client.http_client import Failure, Misuse, Server
+from serve.client.listing import toy_notes
+from serve.media.video_caps import sniff
+
+FIELDS = ("models", "deadline_s", "quorum", "merge", "judge", "temperature", "max_tokens", "seed", "lang")
+BOXED = ("detect", "segment")  # tasks that answer with boxes
+ENOUGH = 64 * 2**20  # the server says what is too large; this only makes `diptych ask /dev/zero` end
+
+
+def ask(options: argparse.Namespace) -> int:
+    """Ask, show, save. Raises Failure where there is nothing to show."""
+    task = options.task or ("vqa" if options.question else "caption")
+    fields = _fields(task, options)
+    if options.save is not None:
+        _check_target(task, options.save)
+    picture = read(options.image)
+    if options.save is not None and isinstance(picture, str):
+        raise Misuse("--save draws into a picture that is here: download it and ask about the file.")
+    film = options.video or (isinstance(picture, bytes) and sniff(picture) in ("mp4", "webm"))
+    board = Board()
+    with Server(options.server, options.api_key) as server:
+        if options.json:
+            response = server.ask(task, picture, fields, film=film)
+            board.fill(response)
+            print(_dumped(response))
+        else:
+            _show(server, board, (task, picture, fields), film)
+    if options.save is not None and isinstance(picture, bytes):
+        legend = save(options.save, picture, board, film=film)
+        print(legend, file=sys.stderr if options.json else sys.stdout)
+    return 0
+
+
+def _show(server: Server, board: Board, question: tuple[str, bytes | str, dict[str, Any]], film: bool) -> None:
+    """Columns that fill on a terminal; into a file or a pipe the finished table."""
+    console, cards = Console(), server.get("/v1/catalog")["data"]
+    board.order = [card["id"] for card in cards]
+    if sys.stdout.isatty():
+        with Live(board, console=console, refresh_per_second=15):
+            try:
+                for event, body in server.events(*question, film=film):
+                    board.take(event, body)
+            finally:
+                board.over = True
+    else:
+        board.fill(server.ask(*question, film=film))
+        console.print(board)
+    for note in toy_notes(cards, board.columns()):
+        console.print(note, soft_wrap=True)
+
+
+def read(name: str) -> bytes | str:
+    """A picture's or film's file as it is. A URL stays one: the server fetches it."""
+    if name.lower().startswith(("http://", "https://")):
+        return name
+    try:
+        if name == "-":
+            return sys.stdin.buffer.read(ENOUGH)
+        with open(name, "rb") as file:
+            return file.read(ENOUGH)
+    except OSError as error:
+        raise Failure(f"{name}: {error.strerror}.") from None
+
+
+def phrases(text: str) -> list[str]:
+    """What stands between ; or , as a chat message to a detector is read."""
+    return [phrase for part in re.split("[;,]", text) if (phrase := part.strip())]
+
+
+def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str:
+    """Draw every model's boxes and masks into the picture as a person sees it. Returns which colour is whose."""
+    from serve.client.drawing import MERGED, Layer, colour_of, draw
+    from serve.errors import ServeError
+    from serve.media import image, video
+
+    layers, legend = [], []
+    for column, name in enumerate(board.columns()):
+        colour, value = colour_of(column)
+        legend.append(f"{name} {colour}")
+        layers.append(Layer(value, _boxes(board.replies.get(name))))
+    layers.append(Layer(MERGED, _boxes(board.merged), bold=True))
+    try:
+        still = video.decode(picture).still() if film else image.decode(picture)
+        draw(still.pil(), layers).save(path)
+    except ServeError as error:
+        raise Failure(f"{path} was not written: {error.message}") from None
+    except OSError as error:
+        raise Failure(f"{path} was not written: {error.strerror or error}.") from None
+    except ValueError:
+        raise Failure(f"{path} was not written: the server sent a mask that is not one of this picture.") from None
+    drawn = "Boxes and masks" if any("mask" in found for layer in layers for found in layer.boxes) else "Boxes"
+    return f"{drawn} drawn into {path}: {', '.join(legend)}, merged red."
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """What of a request does not depend on its task, as a form holds it: weights are JSON there."""
+    fields = {name: value for name in FIELDS if (value := getattr(options, name, None)) is not None}
+    weights = getattr(options, "weights", None)
+    return fields if weights is None else fields | {"weights": json.dumps(weights)}
+
+
+def _fields(task: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The request's fields, those that were given."""
+    fields = given(options)
+    if task in BOXED:
+        wanted = phrases(options.labels or options.question or "")
+        if not wanted:
+            raise Misuse(f"What to find? diptych ask {options.image} 'cat; dog' --task {task}")
+        return fields | {"labels": wanted}
+    if options.labels is not None:
+        raise Misuse(f"--labels are for {' and '.join(BOXED)}, not for {task}.")
+    if task == "vqa" and not options.question:
+        raise Misuse(f"Which question? diptych ask {options.image} 'what is this?'")
+    return fields | ({"question": options.question} if options.question else {})
+
+
+def _check_target(task: str, path: Path) -> None:
+    if task not in BOXED:
+        raise Misuse(f"--save draws boxes and masks, and {task} has none: add --task detect.")
+    if not path.parent.is_dir():
+        raise Misuse(f"{path}: there is no folder {path.parent}.")
+
+
+def _boxes(said: dict[str, Any] | None) -> list[dict[str, Any]]:
+    boxes: list[dict[str, Any]] = ((said or {}).get("result") or {}).get("boxes", [])
+    return boxes
+
+
+def _dumped(response: dict[str, Any]) -> str:
+    readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(response, indent=2, ensure_ascii=not readable)

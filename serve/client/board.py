@@ -1,0 +1,130 @@
+"""Replies side by side in a terminal, filling up as the models speak, the merged one below."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from serve.client import legible
+
+Json = dict[str, Any]
+NARROW = 26  # with fewer characters a column, the models stand one under the other instead
+
+
+def plain(text: object, style: str = "") -> Text:
+    """Anything from outside as text: rich reads no markup in it."""
+    return Text(legible(text), style=style)
+
+
+class Board:
+    """One question's columns. order: the models' names as the server lists them; others follow as they come."""
+
+    def __init__(self, order: Sequence[str] = ()) -> None:
+        self.order = list(order)
+        self.heard: dict[str, str] = {}
+        self.replies: dict[str, Json] = {}
+        self.merged: Json | None = None
+        self.over = False
+
+    def take(self, event: str, body: Json) -> None:
+        """A streamed event."""
+        if event == "delta":
+            self.heard[body["model"]] = self.heard.get(body["model"], "") + body["text"]
+        elif event == "reply":
+            self.heard.setdefault(body["model"], "")
+            self.replies[body["model"]] = body
+        elif event == "merged":
+            self.merged = body
+
+    def fill(self, response: Json) -> None:
+        """A whole response."""
+        for reply in response["replies"]:
+            self.take("reply", reply)
+        self.merged = response["merged"]
+
+    def columns(self) -> list[str]:
+        """The models heard so far, in order."""
+        return sorted(self.heard, key=lambda name: self.order.index(name) if name in self.order else len(self.order))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        names = self.columns()
+        if not names:
+            yield Text("" if self.over else "waiting for the first word ...", style="dim")
+            return
+        wide = options.max_width // len(names) >= NARROW
+        yield self._side_by_side(names) if wide else self._stacked(names)
+        if self.merged is not None:
+            yield _merged(self.merged)
+
+    def _side_by_side(self, names: Sequence[str]) -> Table:
+        table = Table(expand=True, show_footer=True)
+        for name in names:
+            table.add_column(plain(name), footer=_timing(self.replies.get(name)), ratio=1, overflow="fold")
+        table.add_row(*map(self._said, names))
+        return table
+
+    def _stacked(self, names: Sequence[str]) -> Table:
+        table = Table(expand=True, show_header=False, show_lines=True)
+        table.add_column(ratio=1, overflow="fold")
+        table.add_column(ratio=2, overflow="fold")
+        for name in names:
+            table.add_row(Group(plain(name, "bold"), _timing(self.replies.get(name))), self._said(name))
+        return table
+
+    def _said(self, name: str) -> RenderableType:
+        reply = self.replies.get(name)
+        if reply is None:
+            return plain(self.heard[name] + " ...", "dim")
+        if reply["status"] == "ok":
+            return plain("\n".join(words(reply["result"])))
+        error = plain((reply.get("error") or {}).get("message", reply["status"]), "red")
+        return Group(error, plain(reply["text"], "dim")) if reply["text"] else error
+
+
+def words(result: Mapping[str, Any] | None) -> list[str]:
+    """A result as lines: a task's one text, or a line for each box."""
+    if result is None:
+        return ["(nothing)"]
+    if "boxes" not in result:
+        return [str(value) for value in result.values()]
+    lines = [
+        f"{found['label']}  {' '.join(f'{v:.0f}' for v in found['box'])}  {found['score']:.2f}"
+        for found in result["boxes"]
+    ]
+    return lines or ["nothing found"]
+
+
+def _timing(reply: Json | None) -> Text:
+    if reply is None:
+        return Text("speaking", style="dim")
+    if reply["status"] != "ok" and not reply["text"]:
+        return Text(f"{reply['status']} after {_duration(reply['latency_ms'])}", style="dim")
+    parts = [f"{_duration(reply['latency_ms'])} in all", f"{reply['usage']['completion_tokens']} tokens"]
+    if reply.get("ttft_ms") is not None:
+        parts.insert(0, f"first word {_duration(reply['ttft_ms'])}")
+    return Text(", ".join(parts), style="dim")
+
+
+def _duration(milliseconds: float) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def _merged(merged: Json) -> Table:
+    """The merged result, each box with those who saw it; how it was reached; who said the answer that was chosen."""
+    lines, supporters = words(merged["result"]), merged["supporters"]
+    boxed = "boxes" in (merged["result"] or {})
+    if boxed and len(supporters) == len(lines):
+        lines = [f"{line}  {', '.join(names)}" for line, names in zip(lines, supporters, strict=True)]
+    how = f"by {merged['method']}, {merged['agreement']:.0%} agreement, from {', '.join(merged['models'])}"
+    judge = merged.get("judge") or {}
+    if judge.get("error"):
+        how += f"; no judgement: {judge['error']['message']}"
+    elif judge:
+        how += f"; {judge['model']} judged"
+    elif not boxed and len(supporters) == 1 and supporters[0] != merged["models"]:
+        how += f"; it is what {', '.join(supporters[0])} said"
+    table = Table.grid(padding=(0, 2))
+    table.add_row(Text("merged", "bold"), Group(plain("\n".join(lines), "bold"), plain(how, "dim")))
+    return table

@@ -1,0 +1,416 @@
+"""Labels that people have: COCO's instances and captions, VQA's questions and answers, or one JSON line a picture."""
+
+import functools
+import itertools
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Annotated, Any, TypeVar
+
+from pycocotools import mask as coco_mask
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from serve.client.evaluation import folder
+from serve.client.evaluation.items import MOST_LABELS, Item, Json, labels
+from serve.client.http_client import Failure, Misuse
+from serve.media import masks
+
+M = TypeVar("M", bound=BaseModel)
+Positive = Field(default=None, gt=0)
+Id = Annotated[str, BeforeValidator(str)]
+"""COCO's are numbers, other tools write them as text; a file may mix the two."""
+
+
+class Picture(BaseModel):
+    id: Id
+    file_name: str
+    height: int | None = Positive
+    width: int | None = Positive
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height, width; None where the file does not say."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
+
+
+class Named(BaseModel):
+    id: Id
+    name: str
+
+
+class Instance(BaseModel):
+    """bbox: x, y, width, height in pixels. segmentation: polygons, or run lengths compressed or not."""
+
+    image_id: Id
+    category_id: Id
+    bbox: tuple[float, float, float, float]
+    segmentation: Any = None
+    iscrowd: bool = False
+
+    @field_validator("segmentation")
+    @classmethod
+    def _some(cls, given: Any) -> Any:
+        """None for a mask that is there by name only: no polygon, or only points and lines."""
+        if isinstance(given, list) and all(isinstance(part, list) for part in given):
+            return [part for part in given if len(part) not in (0, 2, 4)] or None
+        return given or None
+
+
+class _RunLengths(BaseModel):
+    """A mask as COCO writes crowds: counts as a list, or compressed into letters."""
+
+    size: tuple[int, int]
+    counts: str | list[int]
+
+    def compressed(self) -> Json:
+        if isinstance(self.counts, str):
+            return {"size": self.size, "counts": self.counts.encode()}
+        return dict(coco_mask.frPyObjects({"size": list(self.size), "counts": self.counts}, *self.size))
+
+
+_POLYGONS = TypeAdapter(Annotated[list[Annotated[list[float], Field(min_length=6)]], Field(min_length=1)])
+
+
+class Instances(BaseModel):
+    images: list[Picture]
+    categories: list[Named]
+    annotations: list[Instance]
+
+
+class CocoCaption(BaseModel):
+    image_id: Id
+    caption: str
+
+
+class Still(BaseModel):
+    id: Id
+    file_name: str
+
+
+class Captions(BaseModel):
+    images: list[Still]
+    annotations: list[CocoCaption]
+
+
+class VqaQuestion(BaseModel):
+    image_id: int
+    question: str
+    question_id: int
+
+
+class Questions(BaseModel):
+    questions: list[VqaQuestion]
+
+
+class VqaWords(BaseModel):
+    answer: str
+
+
+class VqaAnnotation(BaseModel):
+    question_id: int
+    answers: list[VqaWords] = Field(min_length=1)
+
+
+class Answers(BaseModel):
+    annotations: list[VqaAnnotation]
+
+
+class Place(BaseModel):
+    label: str = Field(min_length=1)
+    box: tuple[float, float, float, float]
+    mask: masks.Rle | None = None
+    crowd: bool = False
+
+    @model_validator(mode="after")
+    def _right_way_round(self) -> "Place":
+        if self.box[2] < self.box[0] or self.box[3] < self.box[1]:
+            raise ValueError("box is x0, y0, x1, y1, with x1 and y1 the larger")
+        if self.mask is not None:
+            masks.decode(self.mask)
+        return self
+
+
+class Line(BaseModel):
+    """One line of labels.jsonl. task: needed only for chat, which else looks like vqa."""
+
+    image: str
+    task: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    answers: list[str] | None = None
+    caption: str | None = None
+    captions: list[str] | None = None
+    text: str | None = None
+    labels: list[str] | None = Field(default=None, max_length=MOST_LABELS)
+    boxes: list[Place] | None = None
+
+
+class Labelled:
+    """The items of a folder. notes: what was left out, and why, in sentences."""
+
+    def __init__(self, here: Path, files: Sequence[Path] | None) -> None:
+        """files: the annotations; what lies in the folder (or its `annotations/`) where left out. Raises Failure."""
+        self.here = here
+        self.notes: list[str] = []
+        if not here.is_dir():
+            raise Misuse(f"{here}: there is no such folder.")
+        self.items: list[Item] = []
+        questions: list[tuple[Path, Questions]] = []
+        answers: list[tuple[Path, Answers]] = []
+        for path in files or _found(here):
+            if path.suffix.lower() == ".jsonl":
+                self.items += self._lines(path)
+                continue
+            body = _load(path)
+            match _shape(body):
+                case "instances":
+                    self.items += self._instances(path, _checked(Instances, body, path))
+                case "captions":
+                    self.items += self._captions(path, _checked(Captions, body, path))
+                case "questions":
+                    questions.append((path, _checked(Questions, body, path)))
+                case "answers":
+                    answers.append((path, _checked(Answers, body, path)))
+                case _ if files:
+                    raise Failure(f"{path}: these are neither COCO's nor VQA's annotations, nor JSON lines (.jsonl).")
+                case _:
+                    self.notes.append(f"{path} holds no labels that are known here.")
+        self.items += self._vqa(questions, answers)
+        if not self.items:
+            raise Failure(
+                f"{here} holds no labelled pictures: COCO or VQA annotations (.json) or labels.jsonl, there or "
+                f"by --annotations. {' '.join(self.notes)}".strip()
+            )
+
+    def _instances(self, path: Path, body: Instances) -> Iterator[Item]:
+        names = {one.id: one.name for one in body.categories}
+        of: dict[str, list[tuple[int, Instance]]] = defaultdict(list)
+        for at, one in enumerate(body.annotations):
+            if one.category_id not in names:
+                raise Failure(f"{path}: annotations[{at}].category_id: there is no category {one.category_id}.")
+            of[one.image_id].append((at, one))
+        masked = any(one.segmentation for one in body.annotations)
+        missing = empty = bare = 0
+        for picture in body.images:
+            file, some = self._file(picture.file_name), of.get(picture.id, [])
+            if file is None or not some:
+                missing, empty = missing + (file is None), empty + (file is not None)
+                continue
+            boxes = [_place(one, names[one.category_id]) for _, one in some]
+            yield self._item(path, str(picture.id), "detect", file, {"labels": labels(boxes)}, {"boxes": boxes})
+            if masked and (picture.size is None or not all(one.segmentation for _, one in some)):
+                bare += 1
+            elif masked:
+                masked_boxes = [
+                    box | {"mask": _rle(path, at, one, picture)} for (at, one), box in zip(some, boxes, strict=True)
+                ]
+                truth = {"boxes": masked_boxes}
+                yield self._item(path, str(picture.id), "segment", file, {"labels": labels(boxes)}, truth)
+        self._note(missing, f"pictures of {path.name} are not in {self.here}")
+        self._note(bare, f"pictures of {path.name} have objects without a mask, or no size: not asked to segment")
+        self._note(empty, f"pictures of {path.name} show nothing that is labelled: nothing to ask for")
+
+    def _captions(self, path: Path, body: Captions) -> Iterator[Item]:
+        of: dict[str, list[str]] = defaultdict(list)
+        for one in body.annotations:
+            of[one.image_id].append(one.caption)
+        missing = 0
+        for picture in body.images:
+            file = self._file(picture.file_name)
+            if file is None or picture.id not in of:
+                missing += 1
+                continue
+            yield self._item(path, str(picture.id), "caption", file, {}, {"captions": of[picture.id]})
+        self._note(missing, f"pictures of {path.name} are not in {self.here} or have no caption")
+
+    def _vqa(
+        self, questions: Sequence[tuple[Path, Questions]], answers: Sequence[tuple[Path, Answers]]
+    ) -> Iterator[Item]:
+        """VQA names pictures by number: the number at the end of a file's name."""
+        given = {one.question_id: one for _, body in answers for one in body.annotations}
+        missing = 0
+        for path, body in questions:
+            for at, asked in enumerate(body.questions):
+                file = self._numbered.get(asked.image_id)
+                if file is None:
+                    missing += 1
+                    continue
+                if asked.question_id not in given:
+                    where = f"{path}: questions[{at}].question_id"
+                    raise Failure(f"{where}: no annotations file here answers question {asked.question_id}.")
+                truth = {"answers": [one.answer for one in given[asked.question_id].answers]}
+                yield self._item(path, str(asked.question_id), "vqa", file, {"question": asked.question}, truth)
+        self._note(missing, f"questions are about pictures that are not in {self.here}")
+
+    def _lines(self, path: Path) -> Iterator[Item]:
+        try:
+            data = path.read_bytes()
+            text = data.decode(json.detect_encoding(data))  # what begins with a byte order mark, and UTF-16
+        except (OSError, UnicodeDecodeError) as error:
+            raise Failure(f"{path}: {error}.") from None
+        for number, words in enumerate(text.split("\n"), 1):
+            if not words.strip():
+                continue
+            where = f"{path}, line {number}"
+            line = _checked(Line, _json(words, where), where)
+            file = self._file(line.image)
+            if file is None:
+                raise Failure(f"{where}: image: there is no {line.image} in {self.here}.")
+            known = list(_tasks(line, where))
+            if not known:
+                raise Failure(f"{where}: it says nothing about {line.image}: answer, caption, text or boxes.")
+            for task, fields, truth in known:
+                yield self._item(path, str(number), task, file, fields, truth)
+
+    def _item(self, path: Path, name: str, task: str, file: str, fields: Json, truth: Json) -> Item:
+        if len(fields.get("labels", [])) > MOST_LABELS:
+            raise Failure(f"{path}: {file} has more than {MOST_LABELS} labels, the most that can be asked for at once.")
+        load = functools.partial(folder.content, self.here / file)
+        return Item(f"{path.name}/{task}/{name}", file, task, fields, truth, load)
+
+    def _file(self, name: str) -> str | None:
+        """The picture that an annotation names, relative to the folder; never one that is not in it.
+
+        As named; else the one picture of that name whose folders end like the name's own, which may be written for
+        another system or another place (COCO keeps pictures in a folder of their own).
+        """
+        if self._inside(name):
+            return name
+        wanted = [part.casefold() for part in PureWindowsPath(name).parts]
+        same = self._by_name.get(wanted[-1], []) if wanted else []
+        alike = [_common_end(wanted, [part.casefold() for part in Path(file).parts]) for file in same]
+        best = [file for file, parts in zip(same, alike, strict=True) if parts == max(alike)]
+        return best[0] if len(best) == 1 else None
+
+    def _inside(self, name: str) -> bool:
+        """Whether a file of that name is in the folder, links followed."""
+        try:
+            path = (self.here / name).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):  # no such file; a name that none can have; links in a circle
+            return False
+        return path.is_file() and path.is_relative_to(self.here.resolve())
+
+    @functools.cached_property
+    def _by_name(self) -> Mapping[str, Sequence[str]]:
+        """The folder's pictures by the ends of their names, large and small letters alike."""
+        named: dict[str, list[str]] = defaultdict(list)
+        for file in folder.pictures(self.here):
+            if self._inside(file):
+                named[Path(file).name.casefold()].append(file)
+        return named
+
+    @functools.cached_property
+    def _numbered(self) -> Mapping[int, str]:
+        names = filter(self._inside, folder.pictures(self.here))
+        found = ((re.search(r"(\d+)$", Path(name).stem), name) for name in names)
+        return {int(match[1]): name for match, name in found if match}
+
+    def _note(self, count: int, why: str) -> None:
+        if count:
+            self.notes.append(f"{count} {why}.")
+
+
+def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many parts both end with."""
+    pairs = zip(reversed(a), reversed(b), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _found(here: Path) -> list[Path]:
+    """All .json, and labels.jsonl by its name: other JSON lines may be what --out recorded."""
+    paths: list[Path] = []
+    for place in (here, here / "annotations"):
+        files = sorted(path for path in place.glob("[!.]*") if path.is_file())
+        paths += [path for path in files if path.suffix.lower() == ".json"]
+        paths += [path for path in files if path.name.lower() == "labels.jsonl"]
+    return paths
+
+
+def _shape(body: Any) -> str:
+    """What a JSON file is, by what it holds."""
+    if not isinstance(body, dict):
+        return ""
+    notes = body.get("annotations")
+    first = notes[0] if isinstance(notes, list) and notes and isinstance(notes[0], dict) else {}
+    if isinstance(body.get("questions"), list):
+        return "questions"
+    if "images" in body and "caption" in first:
+        return "captions"
+    if "images" in body and "categories" in body and notes is not None:
+        return "instances"
+    return "answers" if "question_id" in first else ""
+
+
+def _tasks(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
+    """(task, fields, truth) of everything that a line labels."""
+    answers = line.answers if line.answers is not None else [line.answer] if line.answer is not None else []
+    captions = line.captions if line.captions is not None else [line.caption] if line.caption is not None else []
+    if line.task not in (None, "vqa", "chat", "caption", "ocr", "detect", "segment"):
+        raise Failure(f"{where}: task: there is no task {line.task!r}.")
+    if line.question is not None or answers:
+        if line.question is None or not answers:
+            raise Failure(f"{where}: question and answer (or answers) go together.")
+        yield ("chat" if line.task == "chat" else "vqa"), {"question": line.question}, {"answers": answers}
+    if captions:
+        yield "caption", {}, {"captions": captions}
+    if line.text is not None:
+        yield "ocr", {}, {"text": line.text}
+    if line.boxes is not None:
+        boxes = [place.model_dump(mode="json", exclude_none=True) for place in line.boxes]
+        wanted = {"labels": line.labels or labels(boxes)}
+        if not wanted["labels"]:
+            raise Failure(f"{where}: boxes: with none of them, labels must say what to look for.")
+        yield "detect", wanted, {"boxes": boxes}
+        if boxes and all("mask" in box for box in boxes):
+            yield "segment", wanted, {"boxes": boxes}
+
+
+def _place(one: Instance, label: str) -> Json:
+    x, y, width, height = one.bbox
+    return {"label": label, "box": [x, y, x + width, y + height], "crowd": one.iscrowd}
+
+
+def _rle(path: Path, at: int, one: Instance, picture: Picture) -> Json:
+    """COCO's three ways to write a mask, as compressed run lengths. Raises Failure."""
+    assert picture.size is not None
+    try:
+        if isinstance(one.segmentation, dict):
+            made = _RunLengths.model_validate(one.segmentation).compressed()
+        else:
+            made = coco_mask.merge(coco_mask.frPyObjects(_POLYGONS.validate_python(one.segmentation), *picture.size))
+        rle = masks.Rle(size=made["size"], counts=made["counts"].decode())
+        if rle.size != picture.size:
+            raise ValueError("another picture's size")
+        masks.decode(rle)
+    except ValueError:  # pydantic's ValidationError is one
+        where = f"{path}: annotations[{at}].segmentation"
+        raise Failure(f"{where}: these are neither polygons nor run lengths of the picture's size.") from None
+    return rle.model_dump()
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise Failure(f"{path}: this is not JSON: {error}.") from None
+
+
+def _json(words: str, where: str) -> Any:
+    try:
+        return json.loads(words)
+    except ValueError as error:
+        raise Failure(f"{where}: this is not JSON: {error}.") from None
+
+
+def _checked(kind: type[M], body: Any, where: object) -> M:
+    """The annotations as they should be. Raises Failure naming file and field."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in problem["loc"])
+        raise Failure(f"{where}: {steps.removeprefix('.') or 'it'}: {problem['msg']}.") from None

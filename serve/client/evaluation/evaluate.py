@@ -1,0 +1,161 @@
+"""`diptych evaluate`: a labelled set through all able models; each model's and the merged reply's score."""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from serve.client.board import plain
+from serve.client.evaluation import annotations, lines, score, table, toys
+from serve.client.evaluation.asker import Asker, wait_ready
+from serve.client.evaluation.batch import Job, ask_all
+from serve.client.evaluation.items import TASKS, Item
+from serve.client.http_client import Failure, Misuse, Server
+
+Json = dict[str, Any]
+KEY = "item"
+TOY_SCENES = 500
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """0, or 1 where --require-merged finds a merge that is worse than the best single model. Raises Failure."""
+    if (options.target is None) == (options.recorded is None):
+        raise Misuse("Evaluate what? diptych evaluate toy, diptych evaluate FOLDER, or --from FILE.")
+    weights = options.weights or {}
+    if options.recorded is not None:
+        answered = _recorded(options.recorded, options.task)
+        reports = score.reports(answered, options.merge, weights)
+    else:
+        answered = _asked(options)
+        again = options.merge if weights or options.merge == score.ALL else None
+        reports = score.reports(answered, again, weights)
+    if not reports:
+        raise Failure(f"There is no answer to {options.task} to score.")
+    if options.json:
+        print(json.dumps([table.as_json(report) for report in reports], indent=2))
+    else:
+        _show(reports)
+    return _floor(reports) if options.require_merged else 0
+
+
+def _show(reports: Sequence[score.Report]) -> None:
+    console = Console()
+    for report in reports:
+        for part in table.rendered(report):
+            console.print(part, soft_wrap=isinstance(part, Text))
+    note = "All x 100; [95 % interval, bootstrap over pictures]; * best. The first measure of a task decides."
+    console.print(plain(note, "dim"), soft_wrap=True)
+
+
+def _floor(reports: Sequence[score.Report]) -> int:
+    lost = [(report, gain) for report in reports for gain in report.lost()]
+    for report, gain in lost:
+        said = f"{report.task}: {gain.row} is {-gain.gain.value:.2f} worse than {gain.best} in {gain.measure}."
+        print(f"diptych: {said}", file=sys.stderr)
+    return 1 if lost else 0
+
+
+def _recorded(path: Path, task: str) -> list[Json]:
+    found = [line for line in lines.read(path, KEY) if task in ("all", line["task"])]
+    for line in found:
+        if not {"truth", "picture"} <= line.keys():
+            raise Failure(f"{path}: {line[KEY]} says nothing of what is true: it was not written by diptych evaluate.")
+    return found
+
+
+def _asked(options: argparse.Namespace) -> list[Json]:
+    """The lines of this set's items, after asking what has no answer yet."""
+    with Server(options.server, options.api_key) as server:
+        wait_ready(server, options.patience_s)
+        able = _able(server, options.models)
+        asker = Asker(server, concurrency=options.concurrency, patience_s=options.patience_s)
+    items = _items(options, able)
+    fixed = {"models": options.models} if options.models else {}
+    if options.merge not in (None, score.ALL):
+        fixed["merge"] = options.merge
+    if options.judge is not None:
+        fixed["judge"] = options.judge
+    jobs = {item.name: _job(item, fixed) for item in items}
+
+    def same(line: Json) -> None:
+        job = jobs.get(line[KEY])
+        for name in ("asked", "truth") if job is not None else ():
+            if job is not None and line.get(name) != job.line[name]:
+                raise lines.differs(options.out, f"{line[KEY]}, {name}", line.get(name), job.line[name])
+
+    out = lines.Record(options.out, KEY, same) if options.out else lines.Kept()
+    try:
+        todo = [job for name, job in jobs.items() if name not in out.done]
+        ask_all(todo, asker, out, done=len(jobs) - len(todo))
+    except (Failure, KeyboardInterrupt):
+        kept = (
+            f"is in {options.out}: the same call goes on from there" if options.out else "is lost: --out FILE keeps it"
+        )
+        print(f"Stopped. What was answered {kept}.", file=sys.stderr)
+        raise
+    finally:
+        out.close()
+    found = lines.read(options.out, KEY) if options.out else out.lines if isinstance(out, lines.Kept) else []
+    return [line for line in found if line[KEY] in jobs]
+
+
+def _items(options: argparse.Namespace, able: set[str]) -> list[Item]:
+    """What will be asked: the wanted tasks that a served model can do."""
+    console = Console(stderr=True)
+    wanted = list(TASKS) if options.task == "all" else [options.task]
+    if options.target == "toy":
+        if options.annotations:
+            raise Misuse("--annotations are for a folder; the toys' scenes know what is in them.")
+        served = _served(wanted, able, options.task)
+        items = toys.everything(served, options.n or TOY_SCENES, options.seed)
+    else:
+        labelled = annotations.Labelled(Path(options.target), options.annotations)
+        for note in labelled.notes:
+            console.print(plain(note), soft_wrap=True)
+        known = {item.task for item in labelled.items}
+        if options.task != "all" and options.task not in known:
+            raise Failure(f"{options.target} has no labels for {options.task}, only for {', '.join(sorted(known))}.")
+        served = _served([task for task in wanted if task in known], able, options.task)
+        items = [item for task in served for item in _drawn(labelled.items, task, options)]
+    for task in wanted:
+        if options.target == "toy" and task not in served:
+            console.print(plain(f"No served model can do {task}: left out."), soft_wrap=True)
+    return items
+
+
+def _served(tasks: Sequence[str], able: set[str], asked: str) -> list[str]:
+    served = [task for task in tasks if task in able]
+    if not served:
+        raise Failure(f"No served model can do {asked if asked != 'all' else ' or '.join(tasks)}.")
+    return served
+
+
+def _drawn(items: Sequence[Item], task: str, options: argparse.Namespace) -> list[Item]:
+    """One task's items, in order; with --n so many of them, by lot."""
+    some = [item for item in items if item.task == task]
+    if options.n is None or options.n >= len(some):
+        return some
+    chosen = random.Random(f"draw {task} {options.seed}").sample(range(len(some)), options.n)
+    return [some[at] for at in sorted(chosen)]
+
+
+def _able(server: Server, names: Sequence[str] | None) -> set[str]:
+    """The tasks that all (where named) or some served model can do."""
+    entries = [entry for entry in server.get("/v1/models")["data"] if entry["diptych"]["kind"] == "model"]
+    skills = {entry["id"]: set(entry["diptych"]["tasks"]) for entry in entries}
+    missing = [name for name in names or () if name not in skills]
+    if missing:
+        raise Failure(f"models: {', '.join(missing)} is not served here. Served: {', '.join(skills)}.")
+    return set.intersection(*(skills[name] for name in names)) if names else set().union(*skills.values())
+
+
+def _job(item: Item, fixed: Json) -> Job:
+    fields = item.fields | fixed
+    line = {KEY: item.name, "task": item.task, "picture": item.picture, "asked": fields, "truth": item.truth}
+    return Job(json.loads(json.dumps(line)), item.task, fields, item.load)  # as it will be read: a tuple is a list

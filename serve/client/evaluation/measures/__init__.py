@@ -1,0 +1,19 @@
+"""What is measured of each task; the first number of a task decides which is best."""
+
+from serve.client.evaluation.measures.answers import exact, vqa_accuracy
+from serve.client.evaluation.measures.base import Measure, Measured
+from serve.client.evaluation.measures.characters import character_errors
+from serve.client.evaluation.measures.cider import cider_d
+from serve.client.evaluation.measures.instances import box_precision, mask_overlap, mask_precision
+from serve.client.evaluation.measures.shapes import every_shape
+
+__all__ = ["MEASURES", "Measure", "Measured"]
+
+MEASURES: dict[str, tuple[Measure, ...]] = {
+    "vqa": (vqa_accuracy,),
+    "caption": (cider_d(lambda true: true["captions"], lambda said: str(said["caption"])), every_shape),
+    "ocr": (character_errors,),
+    "detect": (box_precision,),
+    "segment": (mask_overlap, mask_precision),
+    "chat": (cider_d(lambda true: true["answers"], lambda said: str(said["text"])), exact),
+}

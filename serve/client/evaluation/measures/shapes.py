@@ -1,0 +1,20 @@
+"""What a toy's caption must hold: every drawn shape with its colour, and no other."""
+
+import re
+from collections.abc import Sequence
+
+from serve.client.evaluation.measures.base import Counts, Json, Measured, mean
+from serve.toy.world import COLORS, SHAPES
+
+_NAMED = re.compile(rf"(?:{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)})")
+
+
+def every_shape(truths: Sequence[Json], answers: Sequence[Json | None], counts: Counts) -> list[Measured]:
+    """Nothing for pictures that are no scenes: their truth names no shapes."""
+    if not all("shapes" in true for true in truths):
+        return []
+    values = [
+        float(said is not None and sorted(_NAMED.findall(said["caption"])) == sorted(true["shapes"]))
+        for true, said in zip(truths, answers, strict=True)
+    ]
+    return [mean("every shape", values, counts)]

@@ -1,0 +1,75 @@
+"""`diptych run`: a folder's pictures through all models, one JSON line a picture."""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from serve.client.asking import BOXED, given, phrases
+from serve.client.evaluation import folder, lines
+from serve.client.evaluation.asker import Asker, wait_ready
+from serve.client.evaluation.batch import Job, ask_all
+from serve.client.http_client import Failure, Misuse, Server
+
+Json = dict[str, Any]
+KEY = "file"
+
+
+def run(options: argparse.Namespace) -> int:
+    """0 when every picture has its answer, 1 when some lines hold an error. Raises Failure where it stops early."""
+    fields = asked(options)
+    here: Path = options.folder
+    names = folder.pictures(here)
+    console = Console(stderr=True)
+    with Server(options.server, options.api_key) as server:
+        wait_ready(server, options.patience_s)
+        asker = Asker(server, concurrency=options.concurrency, patience_s=options.patience_s)
+    out = lines.opened(options.out, KEY, functools.partial(_check_same, options.out, options.task, fields))
+    try:
+        jobs = [_job(here, name, options.task, fields) for name in names if name not in out.done]
+        try:
+            tally = ask_all(jobs, asker, out, done=len(names) - len(jobs))
+        except (Failure, KeyboardInterrupt):
+            print(_how_to_go_on(options.out), file=sys.stderr)
+            raise
+    finally:
+        out.close()
+    if tally.failed:
+        again = " the same call asks about them again" if options.out else " see the lines with an error"
+        console.print(f"{tally.failed} of {len(names)} pictures have no answer:{again}.", soft_wrap=True)
+    return 1 if tally.failed else 0
+
+
+def asked(options: argparse.Namespace) -> Json:
+    """The request's fields, the same for every picture. Raises Misuse where the task needs more."""
+    fields = given(options)
+    question, labels = options.asked, options.labels
+    if options.task in BOXED:
+        wanted = phrases(labels or question or "")
+        if not wanted:
+            raise Misuse(f"What to find? diptych run {options.folder} --task {options.task} --labels 'cat; dog'")
+        return fields | {"labels": wanted}
+    if labels is not None:
+        raise Misuse(f"--labels are for {' and '.join(BOXED)}, not for {options.task}.")
+    if options.task in ("vqa", "chat") and not question:
+        raise Misuse(f"Which question? diptych run {options.folder} --task {options.task} --question 'what is this?'")
+    return fields | ({"question": question} if question else {})
+
+
+def _job(here: Path, name: str, task: str, fields: Json) -> Job:
+    return Job({KEY: name, "task": task, "asked": fields}, task, fields, lambda: folder.content(here / name))
+
+
+def _check_same(path: Path, task: str, fields: Json, line: Json) -> None:
+    for name, was, now in (("task", line["task"], task), ("asked", line.get("asked"), fields)):
+        if was != now:
+            raise lines.differs(path, name, was, now)
+
+
+def _how_to_go_on(out: Path | None) -> str:
+    if out is None:
+        return "Stopped. With --out FILE in place of > FILE the same call would go on from here."
+    return f"Stopped. What was answered is in {out}: the same call goes on from there."

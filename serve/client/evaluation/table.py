@@ -1,0 +1,60 @@
+"""A task's scores as a person reads them."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from serve.client.board import plain
+from serve.client.evaluation.score import Gain, Interval, Report
+
+
+def rendered(report: Report) -> Iterator[RenderableType]:
+    """The table, and below it what merging gained."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=_title(report), title_justify="left")
+    table.add_column("", min_width=max(len(word) for row in report.rows for word in row.name.split()))
+    table.add_column("n", justify="right")
+    for measure, lower in report.measures.items():
+        table.add_column(plain(f"{measure} {'↓' if lower else '↑'}"))
+    if any(row.failed for row in report.rows):
+        table.add_column("no answer", justify="right")
+    for row in report.rows:
+        cells = [_cell(row.measures[name], row.name in report.best(name)) for name in report.measures]
+        failed = [str(row.failed)] if any(other.failed for other in report.rows) else []
+        table.add_row(plain(row.name, "bold" if row.merged else ""), str(report.items), *cells, *failed)
+    yield table
+    for gain in report.gains:
+        yield plain(f"  {_sentence(gain)}", "red" if gain.gain.value < -1e-9 else "")
+    if report.left_out:
+        yield plain(f"  {report.left_out} items left out: their request failed. The same call asks them again.", "red")
+    yield Text("")
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    return dataclasses.asdict(report) | {"best": {name: report.best(name) for name in report.measures}}
+
+
+def _title(report: Report) -> Text:
+    same = report.items == report.pictures
+    return plain(f"{report.task}: {report.items} items" + ("" if same else f" in {report.pictures} pictures"), "bold")
+
+
+def _cell(value: Interval, best: bool) -> Text:
+    said = Text(f"{value.value:6.1f}", style="bold" if best else "")
+    return said.append(f" [{value.low:.1f}, {value.high:.1f}]{' *' if best else ''}", "dim")
+
+
+def _sentence(gain: Gain) -> str:
+    value = gain.gain
+    word = "equal" if abs(value.value) <= 1e-9 else "better" if value.value > 0 else "WORSE"
+    numbers = f"{_signed(value.value)} [{_signed(value.low)}, {_signed(value.high)}]"
+    return f"{gain.measure}: {gain.row} - {gain.best} (best single) = {numbers} {word}"
+
+
+def _signed(value: float) -> str:
+    """+0.0 also for a hair below nothing."""
+    return f"{round(value, 1) + 0.0:+.1f}"

@@ -1,0 +1,172 @@
+"""The parts of the prefix-LM plugin that stand inside vLLM 0.32: two attention backends and a scheduler.
+
+Only vLLM imports this module, in the processes that run a model. Both backends are the stock ones but for the flags
+that their metadata carry, and a second look in sliding layers; for every other model they are the stock ones
+altogether.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from vllm.v1.attention.backend import AttentionCGSupport
+from vllm.v1.attention.backends.cpu_attn import (
+    CPUAttentionBackend,
+    CPUAttentionBackendImpl,
+    CPUAttentionMetadataBuilder,
+)
+from vllm.v1.attention.backends.triton_attn import (
+    TritonAttentionBackend,
+    TritonAttentionImpl,
+    TritonAttentionMetadataBuilder,
+)
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+from serve.engines.plugins import prefix_lm
+
+
+@dataclass
+class Part:
+    """Some requests of a step: which of its tokens are theirs (indices), and their own metadata."""
+
+    tokens: Any
+    metadata: Any
+    reads: bool
+
+
+class Builder:
+    """What both metadata builders do before and after the stock one."""
+
+    vllm_config: Any
+    window_size: int
+    """The CPU's builder plans its work by the window; Triton's has none."""
+
+    def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
+        common, stock = common_attn_metadata, cast(Any, super())
+        if not prefix_lm.concerns(self.vllm_config):
+            return stock.build(common_prefix_len, common, fast_build)
+        common = common.replace(mm_req_doc_ranges=None)  # vLLM's own mask for the image: a part of ours
+        # All on the CPU, so that a GPU is not waited for. The upper bound is exact for requests in prefill.
+        starts = common.query_start_loc_cpu
+        causal = prefix_lm.flags(common.is_prefilling, starts.diff(), common.seq_lens_cpu_upper_bound)
+        if causal is None:
+            return stock.build(common_prefix_len, common, fast_build)
+        flagged = common.replace(causal=causal.to(common.seq_lens.device, non_blocking=True))
+        metadata = stock.build(common_prefix_len, flagged, fast_build)
+        window = prefix_lm.window(self.vllm_config)
+        if window is not None and common.max_query_len > window:
+            unbounded = copy.copy(self)
+            unbounded.window_size = -1
+            metadata.parts = [unbounded.part(common, causal == 0, reads=True)]
+            if causal.any():
+                metadata.parts.append(self.part(common, causal == 1, reads=False))
+        return metadata
+
+    def part(self, common: Any, chosen: Any, *, reads: bool) -> Part:
+        """The chosen requests (bool [requests]) as if the step were theirs alone."""
+        device = common.seq_lens.device
+        lengths = common.query_start_loc_cpu.diff()
+        tokens = chosen.repeat_interleave(lengths).nonzero()[:, 0].to(device)
+        rows = chosen.nonzero()[:, 0].to(device)
+        starts = torch.nn.functional.pad(lengths[chosen].cumsum(0), (1, 0)).int()
+        alone = common.replace(
+            query_start_loc=starts.to(device),
+            query_start_loc_cpu=starts,
+            seq_lens=common.seq_lens[rows],
+            num_reqs=len(rows),
+            num_actual_tokens=len(tokens),
+            max_query_len=int(lengths[chosen].max()),
+            block_table_tensor=common.block_table_tensor[rows],
+            slot_mapping=common.slot_mapping[tokens],
+            causal=not reads,
+        )
+        return Part(tokens, cast(Any, super()).build(0, alone), reads)
+
+
+class Impl:
+    """A sliding layer looks twice where a prompt is longer than its window: readers without one, speakers with it.
+
+    The stock kernels have one window for a whole step, and give it a second side where attention is not causal.
+    """
+
+    sliding_window: Any
+    unbounded: Any
+
+    def forward(
+        self,
+        layer: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        kv_cache: Any,
+        attn_metadata: Any,
+        output: Any,
+        output_scale: Any = None,
+        output_block_scale: Any = None,
+    ) -> Any:
+        parts = getattr(attn_metadata, "parts", None)
+        scales = output_scale, output_block_scale
+        if parts is None or self.sliding_window == self.unbounded:
+            return cast(Any, super()).forward(layer, query, key, value, kv_cache, attn_metadata, output, *scales)
+        for part in parts:
+            looks = copy.copy(self)
+            if part.reads:
+                looks.sliding_window = self.unbounded
+            seen = output.new_empty((len(part.tokens), *output.shape[1:]))
+            # Keys and values of the whole step are in the cache by now: the kernels read them there.
+            cast(Any, super(Impl, looks)).forward(
+                layer, query[part.tokens], key, value, kv_cache, part.metadata, seen, *scales
+            )
+            output[part.tokens] = seen
+        return output
+
+
+class CpuBuilder(Builder, CPUAttentionMetadataBuilder):  # type: ignore[misc]
+    pass
+
+
+class CpuImpl(Impl, CPUAttentionBackendImpl):  # type: ignore[misc]
+    unbounded = -1
+
+
+class CpuBackend(CPUAttentionBackend):  # type: ignore[misc]
+    @staticmethod
+    def get_builder_cls() -> type[CpuBuilder]:
+        return CpuBuilder
+
+    @staticmethod
+    def get_impl_cls() -> type[CpuImpl]:
+        return CpuImpl
+
+
+class TritonBuilder(Builder, TritonAttentionMetadataBuilder):  # type: ignore[misc]
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
+        """A captured graph would freeze `causal`, so only steps in which everyone speaks may be one whole graph."""
+        if prefix_lm.concerns(vllm_config):
+            return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
+        return super().get_cudagraph_support(vllm_config, kv_cache_spec)
+
+
+class TritonImpl(Impl, TritonAttentionImpl):  # type: ignore[misc]
+    unbounded = (-1, -1)
+
+
+class TritonBackend(TritonAttentionBackend):  # type: ignore[misc]
+    @staticmethod
+    def get_builder_cls() -> type[TritonBuilder]:
+        return TritonBuilder
+
+    @staticmethod
+    def get_impl_cls() -> type[TritonImpl]:
+        return TritonImpl
+
+
+class PromptFirstScheduler(AsyncScheduler):  # type: ignore[misc]
+    """Computes a preempted request's prompt in one step and what it had said in the next."""
+
+    def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
+        # vLLM asks this for new, resumed and running requests alike, as the last word on how many tokens they get.
+        new = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        return prefix_lm.within_prompt(request.num_prompt_tokens, num_computed_tokens, new)

@@ -1,0 +1,210 @@
+"""Makes calls: streams over one connection, as async generators."""
+
+import asyncio
+import hmac
+import itertools
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import numpy as np
+
+from serve import tracing
+from serve.errors import ModelError
+from serve.media.shared_pixels import SharedPixels
+from serve.request_id import CACHE_SALT, REQUEST_ID
+from serve.transport.frames import Unreadable, encode
+from serve.transport.messages import (
+    KEEP_ALIVE_S,
+    LEASE_S,
+    Call,
+    Cancel,
+    End,
+    Goodbye,
+    Heartbeat,
+    Items,
+    KeepAlive,
+    Probe,
+    ProbeReply,
+)
+from serve.transport.peer import Peer
+
+CONNECT_S = 5.0
+
+
+class Connection(Peer):
+    """A connection to one Server.
+
+    statuses: from its last Heartbeat. draining: the connection ends on purpose, now or soon, and no process has died:
+    the server announced it, or we gave the server up. shares_memory: the server can open our shared pixels. server_id:
+    the same number for every caller of this server, below 2^64.
+    """
+
+    def __init__(self, token: bytes) -> None:
+        super().__init__()
+        self.statuses: Any = None
+        self.draining = False
+        self.shares_memory = False
+        self.lost = asyncio.Event()
+        self.server_id = int.from_bytes(token[:8], "little")
+        self._token = token
+        self._greeted, self._probe_done = asyncio.Event(), asyncio.Event()
+        self._probe: SharedPixels | None = None
+        self._numbers = itertools.count(1)
+        self._streams: dict[int, _Stream] = {}
+        self._keep_alive_timer: asyncio.TimerHandle | None = None
+        self._last_keep_alive = 0.0
+
+    @classmethod
+    async def open(cls, host: str, port: int, token: bytes) -> "Connection":
+        """Connect, and wait for the first heartbeat. Raises ConnectionError, TimeoutError or OSError."""
+        loop = asyncio.get_running_loop()
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                _, connection = await loop.create_connection(lambda: cls(token), host, port)
+                await connection._greeted.wait()
+                await connection._probe_done.wait()
+        except BaseException:
+            if connection is not None:
+                connection.abort()
+            raise
+        if connection.lost.is_set():
+            raise ConnectionError("The connection was refused.")
+        return connection
+
+    @property
+    def load(self) -> int:
+        """Number of our streams that run there."""
+        return len(self._streams)
+
+    def abort(self) -> None:
+        """Give up the server and every stream that still runs there, now."""
+        if self._transport is not None:
+            self.draining = True
+            self._transport.abort()
+            self.connection_lost(None)
+
+    async def stream(self, method: str, *arguments: Any, pace_s: float = 0.0) -> AsyncGenerator[Any, None]:
+        """Call the server's method and yield what it yields. Leaving early cancels it there.
+
+        Raises what the method raised (ServeError), and ConnectionError where the server went away.
+        """
+        number, stream = next(self._numbers), _Stream()
+        if self.lost.is_set():
+            raise ConnectionError("The connection is lost.")
+        call = Call(number, method, arguments, pace_s, REQUEST_ID.get(), tracing.header(), CACHE_SALT.get())
+        frame = encode(call, number, peer_opens_handles=self.shares_memory)
+        self._streams[number] = stream
+        self.send_large(frame, number)
+        del frame, call
+        try:
+            while True:
+                while stream.items:
+                    yield stream.items.popleft()
+                if stream.over:
+                    break
+                stream.more.clear()
+                await stream.more.wait()
+            if stream.error is not None:
+                raise stream.error
+        finally:
+            del self._streams[number]
+            if not stream.over:
+                self._cancel(number)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert self._transport is not None
+        self._transport.write(self._token)
+        self._probe_shared_memory()
+        self._last_keep_alive = asyncio.get_running_loop().time()
+        self._schedule_keep_alive(self._last_keep_alive + KEEP_ALIVE_S)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)  # called a second time after `abort`, with nothing left to do
+        if self._keep_alive_timer is not None:
+            self._keep_alive_timer.cancel()
+        if asyncio.get_running_loop().time() - self._last_keep_alive > LEASE_S:
+            self.draining = True  # our own loop stood still, so the server took us for dead
+        self._close_probe()
+        self.lost.set()
+        self._greeted.set()
+        for stream in self._streams.values():
+            stream.finish(ConnectionError("The connection was lost."))
+
+    def on_message(self, message: Any) -> None:
+        if isinstance(message, Heartbeat):
+            self.statuses, self.draining = message.statuses, message.draining or self.draining
+            self._greeted.set()
+        elif isinstance(message, Goodbye):
+            self.draining = True
+        elif isinstance(message, Items) and message.number in self._streams:
+            self._streams[message.number].add(message.items)
+        elif isinstance(message, End) and message.number in self._streams:
+            self._streams[message.number].finish(message.error)
+        elif isinstance(message, ProbeReply) and self._probe is not None:
+            self.shares_memory = hmac.compare_digest(message.read, self._probe.pixels.tobytes())
+            self._close_probe()
+
+    def on_unreadable(self, message: Unreadable) -> None:
+        if message.number == 0:  # nobody knows who waits for it
+            self.abort()
+        elif message.number in self._streams:
+            error = ModelError("What the model said could not be read.", code="internal_error")
+            self._streams[message.number].finish(error)
+            self._cancel(message.number)
+
+    def _cancel(self, number: int) -> None:
+        if self.withdraw(number):
+            self.send(Cancel(number))
+
+    def _schedule_keep_alive(self, due: float) -> None:
+        self._keep_alive_timer = asyncio.get_running_loop().call_at(due, self._send_keep_alive, due)
+
+    def _send_keep_alive(self, due: float) -> None:
+        """Send a KeepAlive. Where this runs late our own loop stood still: what it did not read then is not silence."""
+        now = asyncio.get_running_loop().time()
+        self.last_heard = min(time.monotonic(), self.last_heard + (now - due))
+        if now - due < KEEP_ALIVE_S:  # else only the next time: that the server has cut us off may not be read yet
+            self._last_keep_alive = now
+        self.send(KeepAlive())
+        self._schedule_keep_alive(now + KEEP_ALIVE_S)
+
+    def _probe_shared_memory(self) -> None:
+        """Send random pixels by handle: only a process of this machine that may open our descriptors can read them."""
+        try:
+            self._probe = SharedPixels.create(4, 4)
+        except OSError:  # no descriptor is left, or no memory
+            self._probe_done.set()
+            return
+        secret = secrets.token_bytes(self._probe.nbytes)
+        self._probe.pixels[:] = np.frombuffer(secret, np.uint8).reshape(4, 4, 3)
+        self.send(Probe(self._probe.handle()))
+
+    def _close_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+        self._probe_done.set()
+
+
+class _Stream:
+    """The items of one stream that have arrived and were not yet taken."""
+
+    def __init__(self) -> None:
+        self.items: deque[Any] = deque()
+        self.over = False
+        self.error: Exception | None = None
+        self.more = asyncio.Event()
+
+    def add(self, items: list[Any]) -> None:
+        self.items.extend(items)
+        self.more.set()
+
+    def finish(self, error: Exception | None) -> None:
+        if not self.over:
+            self.over, self.error = True, error
+            self.more.set()

@@ -1,0 +1,657 @@
+"""Our routes over HTTP: tasks as JSON, forms and streams; health; errors; limits; the OpenAPI document."""
+
+import asyncio
+import base64
+import json
+import logging
+import re
+import socket
+import subprocess
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import httpx
+import openapi_spec_validator
+import pytest
+from served import LLAVA, PALIGEMMA, URL, calling, frames, listening, message, picture, plain, router, served, until
+from starlette.types import Message
+
+from k8s.checks import rules
+from serve.api import pages, sse
+from serve.api.app import create_app
+from serve.api.chat_completions import task_completion
+from serve.api.limits import Limits
+from serve.api.metrics import Metrics
+from serve.engines.base import State
+from serve.engines.fake import FakeEngine
+from serve.media import reading
+from serve.media.shared_pixels import SharedPixels
+from serve.router import Router, plan
+from serve.router import router as routers
+from serve.tasks import TASKS
+
+VQA = {"image": URL, "question": "what colour?"}
+
+
+async def post(path: str, body: Any = None, app: Any = None, **more: Any) -> httpx.Response:
+    async with calling(app or plain()) as client:
+        return await client.post(path, json=body, **more) if body is not None else await client.post(path, **more)
+
+
+async def get(path: str, app: Any = None, **more: Any) -> httpx.Response:
+    async with calling(app or plain()) as client:
+        return await client.get(path, **more)
+
+
+def error(reply: httpx.Response) -> dict[str, Any]:
+    body = reply.json()
+    assert list(body) == ["error"]
+    assert list(body["error"]) == ["message", "type", "param", "code"]
+    assert isinstance(body["error"]["message"], str)
+    assert body["error"]["code"] is None or isinstance(body["error"]["code"], str)
+    found: dict[str, Any] = body["error"]
+    return found
+
+
+def port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+# Tasks, whole
+
+
+async def test_a_task_answers_side_by_side_and_merged() -> None:
+    app = served(FakeEngine("a red square"), FakeEngine("red"))
+    reply = await post("/v1/tasks/vqa", VQA | {"weights": {PALIGEMMA: 3}}, app)
+    assert reply.status_code == 200
+    body = reply.json()
+    assert body["id"].startswith("task-") and body["object"] == "diptych.task" and body["task"] == "vqa"
+    assert body["image"] == {"width": 64, "height": 48}
+    assert body["merged"]["result"] == {"answer": "red"} and body["merged"]["method"] == "vote"
+    assert [reply["model"] for reply in body["replies"]] == [LLAVA, PALIGEMMA]
+    first = body["replies"][0]
+    assert first["status"] == "ok" and first["error"] is None and first["finish_reason"] == "stop"
+    assert first["result"] == {"answer": "a red square"} and first["text"] == "a red square"
+    assert first["latency_ms"] >= first["ttft_ms"] >= 0
+    for count in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert body["usage"][count] == sum(reply["usage"][count] for reply in body["replies"]) > 0
+
+
+async def test_one_model_can_be_asked() -> None:
+    body = (await post("/v1/tasks/vqa", VQA | {"models": [PALIGEMMA]})).json()
+    assert [reply["model"] for reply in body["replies"]] == [PALIGEMMA]
+
+
+async def test_a_failed_model_costs_its_own_column_only() -> None:
+    app = served(FakeEngine("red", fail_after=0), FakeEngine("red"))
+    reply = await post("/v1/tasks/vqa", VQA, app)
+    assert reply.status_code == 200
+    failed, fine = reply.json()["replies"]
+    assert failed["status"] == "error" and failed["result"] is None and failed["error"]["code"] == "model_error"
+    assert fine["status"] == "ok"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_no_answer_at_all_is_a_503_that_says_when_to_retry(stream: bool) -> None:
+    reply = await post("/v1/tasks/vqa", VQA | {"stream": stream}, served(ready=False))
+    assert reply.status_code == 503 and int(reply.headers["retry-after"]) > 0
+    assert error(reply)["code"] == "no_model_answered" and "still starting" in error(reply)["message"]
+
+
+# Tasks, streamed
+
+
+async def test_a_stream_tells_deltas_replies_and_the_merge() -> None:
+    app = served(FakeEngine("a red square", delay_s=0.01), FakeEngine("red"))
+    reply = await post("/v1/tasks/vqa", VQA | {"stream": True}, app)
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert "content-length" not in reply.headers
+    found = frames(reply.text)
+    assert found[-1] == (None, "[DONE]") and found[-2][0] == "merged"
+    told = [(event, json.loads(data)) for event, data in found[:-1]]
+    words = {
+        name: "".join(data["text"] for event, data in told if event == "delta" and data["model"] == name)
+        for name in (LLAVA, PALIGEMMA)
+    }
+    assert words == {LLAVA: "a red square", PALIGEMMA: "red"}
+    assert [data["model"] for event, data in told if event == "reply"] == [PALIGEMMA, LLAVA]  # the faster one first
+    assert told[-1][1]["method"] == "vote"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/tasks/vqa", VQA), ("/v1/chat/completions", {"model": "vqa:*", "messages": [message()]})],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_fan_out_is_planned_once(
+    monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], stream: bool
+) -> None:
+    calls: list[str] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            calls.append(function.__name__)
+            return function(*args, **options)
+
+        return call
+
+    for module in (routers, task_completion):
+        monkeypatch.setattr(module, "able_routes", counted(plan.able_routes))
+    monkeypatch.setattr(routers, "choose_judge", counted(plan.choose_judge))
+    assert (await post(path, body | {"stream": stream})).status_code == 200
+    assert sorted(calls) == ["able_routes", "choose_judge"]
+
+
+async def test_a_failure_after_the_first_byte_is_an_event() -> None:
+    app = served(FakeEngine("a red square", fail_after=1), FakeEngine("red square", fail_after=1))
+    found = frames((await post("/v1/tasks/vqa", VQA | {"stream": True}, app)).text)
+    assert found[-1] == (None, "[DONE]") and found[-2][0] == "error"
+    assert json.loads(found[-2][1])["error"]["code"] == "no_model_answered"
+    assert [json.loads(data)["status"] for event, data in found if event == "reply"] == ["error", "error"]
+
+
+async def test_a_model_that_fails_at_once_does_not_wait_long_for_the_others() -> None:
+    app = served(FakeEngine("red", fail_after=0), FakeEngine("red", delay_s=5))
+    with listening(app) as address:
+        began = time.monotonic()
+        with httpx.stream("POST", f"{address}/v1/tasks/vqa", json=VQA | {"stream": True}) as reply:
+            assert next(reply.iter_lines()) == "event: reply"
+            assert time.monotonic() - began < 2.5
+
+
+async def test_a_bug_in_the_middle_of_a_stream_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("serve.router.merge_replies.merge", broken)
+    found = frames((await post("/v1/tasks/vqa", VQA | {"stream": True})).text)
+    assert found[-1] == (None, "[DONE]") and found[-2][0] == "error"
+    assert json.loads(found[-2][1])["error"]["code"] == "internal_error" and "secret" not in found[-2][1]
+
+
+async def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "STILL_HERE_S", 0.02)
+    app = served(FakeEngine("a b", delay_s=0.1), FakeEngine("a b", delay_s=0.1))
+    reply = await post("/v1/tasks/vqa", VQA | {"stream": True}, app)
+    assert ": still here\n\n" in reply.text and reply.text.endswith("data: [DONE]\n\n")
+
+
+# Forms
+
+
+async def test_a_form_carries_the_image_as_a_file() -> None:
+    llava, paligemma = FakeEngine("[0.1, 0.1, 0.5, 0.5]"), FakeEngine("<loc0000><loc0000><loc0512><loc0512> grey cat")
+    form = {
+        "labels": "grey cat; old dog",
+        "models": f"{PALIGEMMA}, {LLAVA}",
+        "weights": f'{{"{LLAVA}": 2}}',
+        "seed": "",
+    }
+    reply = await post("/v1/tasks/detect", app=served(llava, paligemma), data=form, files={"image": picture(20, 10)})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["image"] == {"width": 20, "height": 10}
+    assert paligemma.prompts[0].text == "detect grey cat ; old dog"
+
+
+async def test_repeated_form_fields_are_a_list_and_may_hold_the_marks() -> None:
+    paligemma = FakeEngine("")
+    form = {"labels": ["cat, sleeping", "old dog"], "models": [PALIGEMMA], "temperature": "0.5", "max_tokens": "9"}
+    await post("/v1/tasks/detect", app=served(None, paligemma), data=form, files={"image": picture()})
+    prompt = paligemma.prompts[0]
+    assert prompt.text == "detect cat, sleeping ; old dog"
+    assert (prompt.sampling.temperature, prompt.sampling.max_tokens) == (0.5, 9)
+
+
+async def test_a_form_can_stream_and_can_carry_a_data_url() -> None:
+    reply = await post("/v1/tasks/vqa", data={**VQA, "stream": "true"}, files={"merge": (None, "vote")})
+    assert frames(reply.text)[-1] == (None, "[DONE]")
+
+
+@pytest.mark.parametrize(
+    ("data", "files", "param", "code"),
+    [
+        ({"question": "q", "foo": "1"}, {"image": picture()}, "foo", "unknown_parameter"),
+        ({}, {"image": picture()}, "question", "missing_required_parameter"),
+        ({"question": ["a", "b"]}, {"image": picture()}, "question", "invalid_value"),
+        ({"question": "q"}, {"picture": picture()}, "picture", "invalid_value"),
+        ({"question": "q", "weights": "x"}, {"image": picture()}, "weights", "invalid_value"),
+        ({"question": "q", "stream": "maybe"}, {"image": picture()}, "stream", "invalid_type"),
+        ({"question": "q"}, {"image": b"no image"}, "image", "invalid_image"),
+        ({"question": "q"}, {"other": (None, "x")}, "image", "missing_required_parameter"),
+        ({"question": "q"}, [("image", picture()), ("image", picture())], "image", "invalid_value"),
+        ({"question": "q"}, [("image", picture())] * 3, None, "invalid_request"),
+    ],
+)
+async def test_a_wrong_form_is_refused_by_name(data: Any, files: Any, param: str | None, code: str) -> None:
+    reply = await post("/v1/tasks/vqa", data=data, files=files)
+    assert reply.status_code == 400
+    found = error(reply)
+    if (param, code) == ("image", "missing_required_parameter"):
+        assert found["param"] in ("image", "other")  # both are wrong: either may be named
+    else:
+        assert (found["param"], found["code"]) == (param, code)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "status", "param", "code"),
+    [
+        ("vqa", {"image": URL}, 400, "question", "missing_required_parameter"),
+        ("vqa", {"question": "q"}, 400, "image", "missing_required_parameter"),
+        ("vqa", VQA | {"nonsense": 1}, 400, "nonsense", "unknown_parameter"),
+        ("vqa", VQA | {"question": 7}, 400, "question", "invalid_type"),
+        ("vqa", VQA | {"stream": "true"}, 400, "stream", "invalid_type"),
+        ("vqa", VQA | {"temperature": 3}, 400, "temperature", "invalid_value"),
+        ("vqa", VQA | {"max_tokens": 1.5}, 400, "max_tokens", "invalid_type"),
+        ("vqa", VQA | {"weights": {LLAVA: "a"}}, 400, f"weights.{LLAVA}", "invalid_type"),
+        ("vqa", VQA | {"weights": {"nobody": 1}}, 404, "weights", "model_not_found"),
+        ("vqa", VQA | {"models": ["nobody"]}, 404, "models", "model_not_found"),
+        ("vqa", VQA | {"models": []}, 400, "models", "invalid_value"),
+        ("chat", VQA | {"models": [PALIGEMMA]}, 400, "models", "task_not_supported"),
+        ("vqa", VQA | {"merge": "dice"}, 400, "merge", "invalid_value"),
+        ("vqa", VQA | {"quorum": 3}, 400, "quorum", "invalid_value"),
+        ("vqa", VQA | {"image": "https://10.0.0.1/cat.png"}, 400, "image", "invalid_image_url"),
+        ("vqa", VQA | {"image": "data:image/png;base64,AAAA"}, 400, "image", "invalid_image"),
+        ("vqa", VQA | {"image": 7}, 400, "image", "invalid_type"),
+        ("detect", {"image": URL, "labels": ["a", 2]}, 400, "labels[1]", "invalid_type"),
+        ("detect", {"image": URL, "labels": [" "]}, 400, "labels", "invalid_value"),
+        ("detect", {"image": URL, "labels": "cat"}, 400, "labels", "invalid_type"),
+        ("vqa", [], 400, None, "invalid_type"),
+        ("dance", VQA, 404, "task", "task_not_found"),
+    ],
+)
+async def test_a_wrong_request_is_refused_by_name(
+    task: str, body: Any, status: int, param: str | None, code: str
+) -> None:
+    reply = await post(f"/v1/tasks/{task}", body)
+    found = error(reply)
+    assert (reply.status_code, found["param"], found["code"]) == (status, param, code)
+    assert found["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000])
+async def test_what_is_not_json_is_refused(body: bytes) -> None:
+    for path in ("/v1/tasks/vqa", "/v1/chat/completions"):
+        reply = await post(path, content=body)
+        assert (reply.status_code, error(reply)["code"]) == (400, "invalid_json")
+
+
+async def test_little_of_a_request_comes_back() -> None:
+    long = "x" * 5000
+    for path, body in {
+        "/v1/tasks/vqa": VQA | {long: 1},
+        "/v1/tasks/detect": {"image": URL, "labels": [long]},
+        f"/v1/tasks/{long}": VQA,
+        "/v1/chat/completions": {"model": long, "messages": []},
+        f"/{long}": VQA,
+    }.items():
+        reply = await post(path, body)
+        assert 400 <= reply.status_code < 500 and len(reply.text) < 1000
+    assert len((await get(f"/v1/compare?models={long}")).text) < 1000
+    assert len((await get(f"/v1/models/{long}")).text) < 1000
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/web/nowhere.js", 404, "not_found"),
+        ("GET", "/web/../app.py", 404, "not_found"),
+        ("POST", "/health", 405, "method_not_allowed"),
+        ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("GET", "/v1/tasks/vqa", 405, "method_not_allowed"),
+        ("GET", "/v1/models/nobody", 404, "model_not_found"),
+        ("GET", "/v1/compare", 400, "missing_required_parameter"),
+        ("GET", "/v1/compare?models=,", 400, "invalid_value"),
+        ("GET", "/v1/compare?models=nobody", 404, "model_not_found"),
+    ],
+)
+async def test_every_route_error_has_the_shape(method: str, path: str, status: int, code: str) -> None:
+    async with calling(plain()) as client:
+        reply = await client.request(method, path)
+    assert (reply.status_code, error(reply)["code"]) == (status, code)
+    assert status != 405 or reply.headers["allow"]
+
+
+async def test_a_bug_is_a_neutral_500_and_a_whole_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("serve.router.Router.plan", broken)
+    with caplog.at_level(logging.ERROR):
+        reply = await post("/v1/tasks/vqa", VQA, headers={"x-request-id": "the-one"})
+    assert reply.status_code == 500 and reply.headers["x-request-id"] == "the-one"
+    assert error(reply)["type"] == "server_error" and "secret" not in reply.text
+    assert "the-one" in caplog.text and "secret" in caplog.text
+
+
+# The edge
+
+
+async def test_the_request_id_is_kept_where_it_is_plain() -> None:
+    app = served()
+    reply = await post("/v1/tasks/vqa", VQA, app, headers={"x-request-id": "a.b-C_1"})
+    assert reply.headers["x-request-id"] == "a.b-C_1" and reply.json()["id"] == "task-a.b-C_1"
+    for odd in ("", "a b", "x" * 129, "é".encode()):
+        made = (await get("/health", app, headers={"x-request-id": odd})).headers["x-request-id"]
+        assert made != odd and len(made) == 32
+    assert (await get("/nowhere", app)).headers["x-request-id"]
+
+
+async def test_a_large_body_is_refused_unread() -> None:
+    app = create_app(router(), limits=Limits(max_body_mb=1000 / 2**20))
+    for path in ("/v1/tasks/vqa", "/v1/chat/completions"):
+        reply = await post(path, content=b"x" * 1001, app=app)
+        assert (reply.status_code, error(reply)["code"]) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=b"])
+async def test_a_body_that_does_not_say_its_length_is_cut(kind: str) -> None:
+    read = 0
+
+    async def endless() -> Any:
+        nonlocal read
+        yield b'--b\r\nContent-Disposition: form-data; name="image"; filename="f"\r\n\r\n'
+        for _ in range(1000):
+            read += 1
+            yield b"x" * 100
+
+    app = create_app(router(), limits=Limits(max_body_mb=5000 / 2**20))
+    reply = await post("/v1/tasks/vqa", content=endless(), app=app, headers={"content-type": kind})
+    assert (reply.status_code, error(reply)["code"]) == (413, "request_too_large")
+    assert read < 60
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [("/v1/tasks/vqa", {}), ("/v1/chat/completions", {"model": "vqa:*"}), ("/v1/chat/completions", {"model": LLAVA})],
+)
+def test_when_the_client_leaves_the_models_stop(path: str, more: dict[str, Any], stream: bool) -> None:
+    engines = [FakeEngine("word " * 1000, delay_s=0.01) for _ in range(2)]
+    content = [{"type": "image_url", "image_url": URL}, {"type": "text", "text": "what?"}]
+    body = (more | {"messages": [{"role": "user", "content": content}]} if more else dict(VQA)) | {"stream": stream}
+    body["max_tokens"] = 1000
+    asked = 1 if more.get("model") == LLAVA else 2
+    with listening(served(*engines)) as address, socket.create_connection(("127.0.0.1", port(address))) as caller:
+        data = json.dumps(body).encode()
+        caller.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data)) + data)
+        assert until(lambda: sum(engine.speaking for engine in engines) == asked, 5)
+        if stream:
+            assert caller.recv(12) == b"HTTP/1.1 200"
+        caller.close()
+        assert until(lambda: not any(engine.speaking for engine in engines), 2)
+        assert sum(engine.aborted for engine in engines) == asked
+
+
+async def test_a_reader_that_stops_reading_and_leaves_ends_the_stream() -> None:
+    """Cut while a frame is being sent, the generator is not running and would hear of nothing by itself."""
+    closed, sent = [], 0
+
+    async def speaking() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"data: x\n\n"
+        finally:
+            closed.append(True)
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.02)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 4:
+            await asyncio.sleep(30)
+
+    stream = await sse.opened(receive, speaking())
+    await stream({"type": "http"}, receive, send)
+    assert closed == [True] and sent == 4
+
+
+# Service
+
+
+async def test_health_is_ok() -> None:
+    assert (await get("/health")).json() == {"status": "ok"}
+
+
+async def test_ready_says_where_each_model_stands() -> None:
+    app_router = router(ready=False)
+    app = create_app(app_router)
+    llava, paligemma = app_router.routes.values()
+    starting = await get("/ready", app)
+    assert starting.status_code == 503
+    assert starting.json()["status"] == "starting"
+    assert starting.json()["models"] == {LLAVA: "starting", PALIGEMMA: "starting"}
+    assert starting.json()["details"][LLAVA]["step"] == "waiting to start"
+    llava.mark("ready", "ready")  # type: ignore[attr-defined]
+    assert (await get("/ready", app)).status_code == 200
+    paligemma.mark("failed", "its weights are damaged")  # type: ignore[attr-defined]
+    degraded = await get("/ready", app)
+    assert (degraded.status_code, degraded.json()["status"]) == (200, "degraded")
+    assert list(degraded.json()["details"]) == [PALIGEMMA]
+    assert degraded.json()["details"][PALIGEMMA]["step"] == "its weights are damaged"
+    llava.mark("failed", "x")  # type: ignore[attr-defined]
+    assert (await get("/ready", app)).status_code == 503
+    llava.mark("asleep", "it starts when it is asked")  # type: ignore[attr-defined]
+    asleep = await get("/ready", app)
+    assert asleep.status_code == 200  # or no balancer would ever send what wakes it
+    assert (asleep.json()["status"], asleep.json()["models"]) == ("degraded", {LLAVA: "asleep", PALIGEMMA: "failed"})
+    assert list(asleep.json()["details"]) == [LLAVA, PALIGEMMA]
+
+
+@pytest.mark.parametrize(
+    ("states", "status", "code"),
+    [
+        (("asleep", "asleep"), "ready", 200),
+        (("asleep", "starting"), "ready", 200),
+        (("ready", "asleep"), "ready", 200),
+        (("starting", "failed"), "starting", 503),
+        (("failed", "failed"), "degraded", 503),
+    ],
+)
+async def test_a_model_that_sleeps_counts_as_one_that_can_be_asked(
+    states: tuple[State, State], status: str, code: int
+) -> None:
+    app_router = router(ready=False)
+    for worker, state in zip(app_router.routes.values(), states, strict=True):
+        worker.mark(state, "x")  # type: ignore[attr-defined]
+    app = create_app(app_router)
+    reply = await get("/ready", app)
+    assert (reply.status_code, reply.json()["status"]) == (code, status)
+    assert tuple(reply.json()["models"].values()) == states
+    listed = (await get("/v1/models", app)).json()["data"]
+    assert tuple(entry["diptych"]["state"] for entry in listed[:2]) == states
+    metrics = (await get("/metrics", app)).text
+    for name, state in zip((LLAVA, PALIGEMMA), states, strict=True):
+        assert f'diptych_model_state{{model="{name}",state="{state}"}} 1.0' in metrics
+
+
+async def test_metrics_count_requests_and_replies() -> None:
+    app = served(FakeEngine("red"), FakeEngine("red", fail_after=0))
+    async with calling(app) as client:
+        await client.post("/v1/tasks/vqa", json=VQA)
+        await client.get("/a-path-nobody-knows")
+        text = (await client.get("/metrics")).text
+    assert 'diptych_requests_total{route="/v1/tasks/vqa",status="200"} 1.0' in text
+    assert 'diptych_requests_total{route="unmatched",status="404"} 1.0' in text
+    assert f'diptych_replies_total{{model="{LLAVA}",status="ok",task="vqa"}} 1.0' in text
+    assert f'diptych_replies_total{{model="{PALIGEMMA}",status="error",task="vqa"}} 1.0' in text
+    assert 'diptych_request_seconds_bucket{le="+Inf",route="/v1/tasks/vqa"} 1.0' in text
+    assert "a-path-nobody-knows" not in text
+    assert f'diptych_reply_errors_total{{code="model_error",model="{PALIGEMMA}"}} 1.0' in text
+    assert f'diptych_first_word_seconds_count{{model="{LLAVA}",task="vqa"}} 1.0' in text
+    assert f'diptych_tokens_total{{kind="output",model="{LLAVA}"}} 1.0' in text
+    assert 'diptych_fan_outs_total{outcome="partial",task="vqa"} 1.0' in text
+    assert 'diptych_fan_out_models_sum{task="vqa"} 2.0' in text
+    assert 'diptych_merge_seconds_count{task="vqa"} 1.0' in text
+    assert 'diptych_agreement_sum{task="vqa"} 1.0' in text
+    assert "diptych_requests_running 1.0" in text  # the one that asks
+    assert f'diptych_model_state{{model="{LLAVA}",state="ready"}} 1.0' in text
+    assert f'diptych_model_state{{model="{LLAVA}",state="failed"}} 0.0' in text
+
+
+@pytest.mark.skipif(not rules.able(), reason="promtool is not installed: apt-get install prometheus")
+async def test_promtool_finds_no_fault_in_the_metrics() -> None:
+    app = served(FakeEngine("red"), FakeEngine("red", fail_after=0))
+    async with calling(app) as client:
+        await client.post("/v1/tasks/vqa", json=VQA)
+        text = (await client.get("/metrics")).text
+    for told, faults in ((text, 0), (text.replace("diptych_replies_total", "diptych_repliesTotal"), 3)):
+        command = ["promtool", "check", "metrics"]
+        done = await asyncio.to_thread(subprocess.run, command, input=told, text=True, capture_output=True, timeout=60)
+        assert done.returncode == faults, done.stdout + done.stderr
+        assert bool(done.stdout + done.stderr) == bool(faults), done.stdout + done.stderr
+
+
+async def test_metrics_tell_what_a_model_was_asked_and_has_not_answered() -> None:
+    slow, quick = FakeEngine("red", first_delay_s=30), FakeEngine("red")
+    app = served(slow, quick)
+    async with calling(app) as client:
+        jobs = [asyncio.ensure_future(client.post("/v1/tasks/vqa", json=VQA)) for _ in range(2)]
+        chat = {"model": LLAVA, "messages": [message("what colour?", URL)]}
+        jobs.append(asyncio.ensure_future(client.post("/v1/chat/completions", json=chat)))
+        async with asyncio.timeout(10):
+            text = ""
+            while slow.speaking < 3 or f'diptych_model_requests{{model="{PALIGEMMA}"}} 0.0' not in text:
+                await asyncio.sleep(0.01)
+                text = (await client.get("/metrics")).text
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        after = (await client.get("/metrics")).text
+    assert f'diptych_model_requests{{model="{LLAVA}"}} 3.0' in text
+    assert f'diptych_model_requests{{model="{LLAVA}"}} 0.0' in after
+
+
+async def test_an_app_in_anothers_place_counts_on_and_forgets_models_that_went() -> None:
+    metrics = Metrics()
+    ask = {"image": URL, "question": "what?"}
+    async with calling(create_app(router(), metrics=metrics)) as client:
+        await client.post("/v1/tasks/vqa", json=ask)
+        assert f'diptych_model_state{{model="{LLAVA}",state="ready"}} 1.0' in (await client.get("/metrics")).text
+    alone = Router([router().routes[PALIGEMMA]])
+    async with calling(create_app(alone, metrics=metrics)) as client:
+        await client.post("/v1/tasks/vqa", json=ask)
+        text = (await client.get("/metrics")).text
+    assert 'diptych_requests_total{route="/v1/tasks/vqa",status="200"} 2.0' in text
+    assert f'diptych_model_state{{model="{PALIGEMMA}",state="ready"}} 1.0' in text
+    assert f'diptych_model_state{{model="{LLAVA}"' not in text
+
+
+async def test_metrics_tell_how_fan_outs_end() -> None:
+    app = served(FakeEngine("red", fail_after=0), FakeEngine("red", fail_after=0))
+    slow = served(FakeEngine("red"), FakeEngine("red", first_delay_s=9))
+    async with calling(app) as client, calling(slow) as other:
+        await client.post("/v1/tasks/vqa", json={**VQA, "stream": True})
+        await client.post("/v1/tasks/vqa", json={**VQA, "models": ["nobody"]})
+        await other.post("/v1/tasks/vqa", json={**VQA, "deadline_s": 0.2})
+        failed, partial = (await client.get("/metrics")).text, (await other.get("/metrics")).text
+    assert 'diptych_fan_outs_total{outcome="failed",task="vqa"} 1.0' in failed and "partial" not in failed
+    assert 'diptych_fan_outs_total{outcome="partial",task="vqa"} 1.0' in partial
+    assert f'diptych_reply_errors_total{{code="deadline_exceeded",model="{PALIGEMMA}"}} 1.0' in partial
+
+
+@pytest.mark.parametrize(("path", "root"), [("/", "."), ("/docs", "."), ("/compare/", ".."), ("/compare/a-vs-b", "..")])
+async def test_pages_name_their_files_by_relative_addresses(path: str, root: str) -> None:
+    page = await get(path, served())
+    assert page.status_code == 200
+    found = re.findall(r'(?:src|href)="([^"]*)"', page.text)
+    assert found and all(address.startswith((f"{root}/", "#")) for address in found)
+    here = "/" if root == "." else "/compare/"
+    for address in found:
+        if "/web/" in address:
+            assert (await get(str(httpx.URL(f"http://diptych{here}").join(address).path), served())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/compare/a-vs-b", "/web/app.js", "/web/style.css", "/scenes/three.png"]
+)
+async def test_pages_run_nothing_but_their_own_files(path: str) -> None:
+    headers = (await get(path, served())).headers
+    policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
+    assert (
+        policy["script-src"] == policy["style-src"] == "'self'" and "unsafe" not in headers["content-security-policy"]
+    )
+    assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+
+
+async def test_compare_without_names_has_an_address_of_its_own() -> None:
+    answer = await get("/compare", served())
+    assert answer.status_code == 307 and answer.headers["location"] == "compare/"
+
+
+def test_the_page_weighs_little() -> None:
+    """Everything that a first visit loads, and the rest of the pages' files too."""
+    files = [file for folder in (pages.WEB, pages.SCENES / "small") for file in folder.iterdir() if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("path", "model"), [("/v1/tasks/vqa", ""), ("/v1/chat/completions", "vqa"), ("/v1/chat/completions", LLAVA)]
+)
+async def test_decoding_does_not_hold_up_others(path: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    others_went_on = asyncio.Event()
+    decode = reading._pixels
+
+    async def slowly(*given: Any) -> SharedPixels:
+        assert await others_went_on.wait()
+        return await decode(*given)
+
+    monkeypatch.setattr(reading, "_pixels", slowly)
+    url = "data:image/png;base64," + base64.b64encode(picture(1000, 600)).decode()
+    body = VQA | {"image": url} if path.endswith("vqa") else {"model": model, "messages": [message(image=url)]}
+    async with calling(served()) as client:
+        slow = asyncio.create_task(client.post(path, json=body))
+        await asyncio.sleep(0.01)
+        assert (await client.get("/health")).status_code == 200 and not slow.done()
+        others_went_on.set()
+        assert (await slow).status_code == 200
+
+
+# The document
+
+
+async def test_the_openapi_document_is_valid_and_whole() -> None:
+    document = (await get("/openapi.json")).json()
+    openapi_spec_validator.validate(document)
+    paths = document["paths"]
+    assert set(paths) == {
+        "/health",
+        "/ready",
+        "/metrics",
+        "/v1/models",
+        "/v1/models/{name}",
+        "/v1/catalog",
+        "/v1/compare",
+        "/v1/chat/completions",
+        *(f"/v1/tasks/{task}" for task in TASKS),
+    }
+    for path in paths.values():
+        for operation in path.values():
+            assert "422" not in operation["responses"] and operation["summary"]
+            for status in ("400", "404", "405", "500"):
+                schema = operation["responses"][status]["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ErrorBody"}
+    schemas = document["components"]["schemas"]
+    for name, task in TASKS.items():
+        operation = paths[f"/v1/tasks/{name}"]["post"]
+        kind = task.request.__name__
+        assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{kind}")
+        assert set(schemas[kind]["properties"]) == set(task.request.model_fields)
+        assert {"multipart/form-data"} < set(operation["requestBody"]["content"])
+        assert {"text/event-stream", "application/json"} == set(operation["responses"]["200"]["content"])
+    chat = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert chat == {"$ref": "#/components/schemas/ChatCompletionRequest"}
+
+
+async def test_the_documents_page_is_there() -> None:
+    assert (await get("/docs")).status_code == 200

@@ -1,0 +1,67 @@
+"""Whatever the served OpenAPI document allows, asked of the whole app: no 5xx, and answers as the document says."""
+
+import os
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import checks
+from served import LLAVA, listening, message, router
+
+from serve.api.app import create_app
+from serve.engines.base import Prompt
+from serve.engines.fake import FakeEngine
+
+EXAMPLES = int(os.environ.get("DIPTYCH_SCHEMATHESIS", "10"))
+"""Of each operation. A few hundred find more, in minutes."""
+CHECKS = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+]
+
+
+def spoken(prompt: Prompt) -> str:
+    """What each task can read: for boxes and masks the family's form, else a word."""
+    if "bounding box" in prompt.text:
+        return "[0.1, 0.1, 0.5, 0.5]"
+    return "<loc0100><loc0100><loc0500><loc0500> cat" if "detect" in prompt.text else "red"
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with listening(create_app(router(FakeEngine(spoken), FakeEngine(spoken)))) as url:
+        yield url
+
+
+DOCUMENT = create_app(router()).openapi()
+OPERATIONS = [
+    (method.upper(), path)
+    for path, operations in DOCUMENT["paths"].items()
+    for method in operations
+    if path != "/v1/tasks/segment"  # a mask needs the decoder's weights
+]
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_what_the_document_allows_is_answered_as_it_says(method: str, path: str, address: str) -> None:
+    schema = schemathesis.openapi.from_dict(DOCUMENT)
+    schema.config.update(base_url=address)
+    control = {"model": LLAVA, "messages": [message()], "max_tokens": 2}
+
+    @settings(
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(case=schema[path][method].as_strategy())
+    def ask(case: schemathesis.Case) -> None:
+        reply = case.call(timeout=20)
+        case.validate_response(reply, checks=CHECKS)
+        if reply.status_code >= 400:
+            error = reply.json()["error"]
+            assert set(error) == {"message", "type", "param", "code"} and len(error["message"]) < 2000
+        assert httpx.post(f"{address}/v1/chat/completions", json=control).status_code == 200
+
+    ask()

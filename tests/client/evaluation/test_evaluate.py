@@ -1,0 +1,240 @@
+"""`diptych evaluate`: labelled sets in, scores out."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from served_folder import lines, serving
+
+from serve.client.evaluation import score, toys
+from serve.client.evaluation.items import TASKS
+from serve.engines.base import Prompt
+from serve.engines.fake import FakeEngine
+from serve.media import masks
+from serve.media.image import decode
+from serve.toy import questions, world
+
+
+def scene_of(prompt: Prompt, known: dict[bytes, world.Scene]) -> world.Scene:
+    """Which scene a picture shows, by its pixels (padded to a square for LLaVA: the middle row and column)."""
+    assert prompt.image is not None
+    return known[signature(prompt.image.pil())]
+
+
+def signature(picture: PIL.Image.Image) -> bytes:
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side)).resize((16, 16)).tobytes()
+
+
+class Pupil:
+    """An engine's words about fresh scenes: the truth, or `wrong` for every scene whose seed `fails` says."""
+
+    def __init__(self, count: int, fails: Any) -> None:
+        self.fails = fails
+        self.known: dict[bytes, world.Scene] = {}
+        for text in (None, True):
+            for at in range(count):
+                what = world.scene(toys.FRESH + at, text=text)
+                self.known[signature(world.draw(what, toys.SCALE))] = what
+
+    def __call__(self, prompt: Prompt) -> str:
+        what = self.known.get(signature(prompt.image.pil())) if prompt.image is not None else None
+        return "wrong" if what is None or self.fails(what.seed) else questions.caption(what)
+
+
+def test_items_are_the_same_in_every_run_and_fit_their_picture() -> None:
+    for task in TASKS:
+        first, again = list(toys.items(task, 6, 3)), list(toys.items(task, 6, 3))
+        assert [(one.name, one.fields, one.truth) for one in first] == [(o.name, o.fields, o.truth) for o in again]
+        assert [one.name for one in toys.items(task, 2, 5)] == [one.name for one in first[2:4]]
+        for item in first:
+            picture = decode(item.load())
+            for place in item.truth.get("boxes", []):
+                x0, y0, x1, y1 = place["box"]
+                assert 0 <= x0 < x1 <= picture.width and 0 <= y0 < y1 <= picture.height
+                assert place["label"] in item.fields["labels"]
+            if task == "segment":
+                assert item.truth["boxes"]
+            for place in item.truth.get("boxes", []) if task == "segment" else []:
+                mask = masks.decode(masks.Rle(**place["mask"]))
+                assert mask.shape == (picture.height, picture.width)
+                ys, xs = np.nonzero(mask)
+                bounds = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+                assert np.abs(np.array(bounds) - np.array(place["box"])).max() <= 2
+                background = picture.pixels[0, 0].astype(int)
+                covered = np.abs(picture.pixels[mask].astype(int) - background).max(axis=1)
+                assert (covered > 30).mean() > 0.95  # there is ink under the mask
+
+
+def test_all_kinds_of_questions_take_turns() -> None:
+    kinds = [item.truth["kind"] for item in toys.items("vqa", 70, 0)]
+    assert all(kinds.count(kind) >= 5 for kind in questions.KINDS)
+
+
+@pytest.fixture
+def school() -> Iterator[str]:
+    """Two models that caption scenes: one is wrong about every second, the other about every fourth."""
+    first, second = Pupil(24, lambda seed: seed % 2 == 0), Pupil(24, lambda seed: seed % 4 == 1)
+    with serving(FakeEngine(first), FakeEngine(second)) as url:
+        yield url
+
+
+def test_scores_of_scenes(diptych: Any, school: str, tmp_path: Path) -> None:
+    out = tmp_path / "toy.jsonl"
+    words = ("evaluate", "toy", "--task", "caption", "--n", 24, "--out", out)
+    ran = diptych(*words, "--server", school)
+    assert ran.status == 0, ran.err
+    header = next(line for line in ran.out.splitlines() if "CIDEr-D" in line)
+    assert "every shape" in header
+    rows = {line.split()[0]: line for line in ran.out.splitlines() if line.strip().startswith(("toy-", "merged"))}
+    assert set(rows) == {"toy-llava", "toy-paligemma", "merged", "merged:"} - {"merged:"}
+    assert " 50.0 [" in rows["toy-llava"] and " 75.0 [" in rows["toy-paligemma"]
+    assert "merged - toy-paligemma (best single)" in ran.out
+    found = lines(out)
+    assert len(found) == 24 and {"item", "task", "picture", "asked", "truth", "merged", "replies"} <= found[0].keys()
+
+    again = diptych(*words, "--json", "--server", school)
+    report = json.loads(again.out)[0]
+    assert report["task"] == "caption" and report["items"] == 24
+    by = {row["name"]: row["measures"]["every shape"] for row in report["rows"]}
+    assert by["toy-llava"]["value"] == 50.0 and by["toy-paligemma"]["value"] == 75.0
+    assert by["toy-llava"]["low"] < 50 < by["toy-llava"]["high"]
+    assert report["best"]["every shape"] in (["toy-paligemma"], ["toy-paligemma", "merged"])
+    offline = diptych("evaluate", "--from", out, "--json")  # nothing listens at the default address
+    assert json.loads(offline.out) == [report]
+
+
+def test_it_goes_on_where_it_stopped(diptych: Any, tmp_path: Path) -> None:
+    out = tmp_path / "toy.jsonl"
+    engine = FakeEngine("yes")
+    with serving(engine) as url:
+        words = ("evaluate", "toy", "--task", "vqa", "--out", out, "--server", url)
+        assert diptych(*words, "--n", 10).status == 0
+        out.write_bytes(out.read_bytes()[:-30])
+        assert diptych(*words, "--n", 15).status == 0
+        assert len(engine.prompts) == 10 + 6
+        assert len({line["item"] for line in lines(out)}) == len(lines(out)) == 15
+        less = diptych(*words, "--n", 4, "--json")
+        assert json.loads(less.out)[0]["items"] == 4 and len(engine.prompts) == 16
+        other = diptych(*words, "--models", "toy-llava")
+        assert other.status == 2 and "another question" in other.err
+
+
+def test_a_second_call_asks_nothing_again_of_any_task(diptych: Any, server: str, tmp_path: Path) -> None:
+    out = tmp_path / "toy.jsonl"
+    words = ("evaluate", "toy", "--n", 3, "--out", out, "--server", server)
+    assert diptych(*words).status == 0
+    before = [line for line in lines(out) if "error" not in line]  # "red" is no box: the fakes fail at some
+    assert diptych(*words).status == 0
+    assert [line for line in lines(out) if "error" not in line] == before
+    assert {line["task"] for line in lines(out)} == set(TASKS)
+
+
+def test_another_merge_over_the_same_replies(diptych: Any, school: str, tmp_path: Path) -> None:
+    out = tmp_path / "toy.jsonl"
+    diptych("evaluate", "toy", "--task", "caption", "--n", 24, "--out", out, "--server", school)
+    every = json.loads(diptych("evaluate", "--from", out, "--merge", "all", "--json").out)[0]
+    merged = [row["name"] for row in every["rows"] if row["merged"]]
+    from serve.tasks import TASKS as KNOWN
+
+    assert merged == [f"merged by {name}" for name in KNOWN["caption"].methods]
+    own = json.loads(diptych("evaluate", "--from", out, "--json").out)[0]["rows"][-1]["measures"]
+    assert every["rows"][2]["measures"] == own  # merging again by the task's own method comes to what was recorded
+    for model, at in (("toy-llava", 0), ("toy-paligemma", 1)):
+        said = diptych("evaluate", "--from", out, "--weights", f"{model}=9,toy-llava=1"[: 99 if at else 11], "--json")
+        rows = json.loads(said.out)[0]["rows"]
+        assert rows[2]["measures"] == rows[at]["measures"]  # a heavy model has its way
+    ran = diptych("evaluate", "--from", out, "--merge", "dice")
+    assert ran.status == 2 and "caption merges again by" in ran.err
+
+
+def line(item: str, merged: str, **said: str) -> dict[str, Any]:
+    replies = [{"model": model, "status": "ok", "result": {"answer": answer}} for model, answer in said.items()]
+    found = {"item": item, "task": "vqa", "picture": item, "asked": {}, "truth": {"answers": ["yes"]}}
+    return found | {"image": {}, "merged": {"result": {"answer": merged}}, "replies": replies}
+
+
+def recorded(path: Path, *some: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(one) + "\n" for one in some))
+    return path
+
+
+def test_a_merge_that_is_worse_than_the_best_fails_where_that_is_required(diptych: Any, tmp_path: Path) -> None:
+    bad = [line(str(at), "no", a="yes", b="no") for at in range(5)]
+    path = recorded(tmp_path / "r.jsonl", *bad)
+    assert diptych("evaluate", "--from", path).status == 0
+    ran = diptych("evaluate", "--from", path, "--require-merged")
+    assert ran.status == 1 and "vqa: merged is 100.00 worse than a in VQA accuracy." in ran.err
+    good = recorded(tmp_path / "g.jsonl", *(line(str(at), "yes", a="yes", b="no") for at in range(5)))
+    assert diptych("evaluate", "--from", good, "--require-merged").status == 0
+
+
+def test_the_gain_is_paired(tmp_path: Path) -> None:
+    """Where merged and best are right about the same pictures but one, the interval is that one picture's."""
+    some = [line(str(at), "yes", a="yes", b="no") for at in range(50)] + [line("x", "yes", a="no", b="no")]
+    some += [line(f"n{at}", "no", a="no", b="no") for at in range(49)]
+    (report,) = score.reports(some)
+    (gain,) = report.gains
+    assert (gain.row, gain.best) == ("merged", "a") and gain.gain.value == pytest.approx(1.0)
+    assert gain.gain.low == 0.0 and gain.gain.high <= 4.0
+    assert not report.lost()
+
+
+def test_failures_of_requests_are_left_out_and_of_models_are_wrong() -> None:
+    base = {"task": "vqa", "asked": {}, "truth": {"answers": ["yes"]}}
+    lost = base | {"item": "1", "picture": "1", "error": {"code": "connection_error", "message": "x"}}
+    silent = base | {"item": "2", "picture": "2", "error": {"code": "parse_error", "message": "x"}}
+    broken = line("3", "yes", a="yes")
+    broken["replies"].append({"model": "b", "status": "timeout", "result": None})
+    (report,) = score.reports([lost, silent, broken])
+    assert (report.items, report.left_out) == (2, 1)
+    assert [(row.name, row.failed, row.measures["VQA accuracy"].value) for row in report.rows] == [
+        ("a", 1, 50.0),
+        ("b", 2, 0.0),
+        ("merged", 1, 50.0),
+    ]
+
+
+def test_words_that_are_no_box_are_wrong_and_asked_once(diptych: Any, tmp_path: Path) -> None:
+    engine, out = FakeEngine("nonsense"), tmp_path / "out.jsonl"
+    with serving(engine, FakeEngine("nonsense")) as url:
+        words = ("evaluate", "toy", "--task", "detect", "--n", 2, "--models", "toy-paligemma")
+        ran = diptych(*words, "--out", out, "--server", url, "--json")
+    assert [line["error"]["code"] for line in lines(out)] == ["parse_error"] * 2
+    (report,) = json.loads(ran.out)
+    assert (report["items"], report["left_out"]) == (2, 0)
+
+
+def test_replies_of_different_models_are_not_compared(diptych: Any, tmp_path: Path) -> None:
+    path = recorded(tmp_path / "r.jsonl", line("1", "yes", a="yes"), line("2", "yes", b="yes"))
+    ran = diptych("evaluate", "--from", path)
+    assert ran.status == 1 and "not every question went to the same models (a; b)" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "Evaluate what?"),
+        (("toy", "--from", "x"), "Evaluate what?"),
+        (("toy", "--task", "sing"), "invalid choice"),
+        (("toy", "--weights", "a"), "not of the form"),
+        (("toy", "--n", "0"), "must be 1 or more"),
+    ],
+)
+def test_misuse(diptych: Any, words: tuple[str, ...], says: str) -> None:
+    ran = diptych("evaluate", *words)
+    assert ran.status == 2 and says in ran.err
+
+
+def test_what_is_not_there(diptych: Any, server: str, tmp_path: Path) -> None:
+    assert "No such file" in diptych("evaluate", "--from", tmp_path / "gone.jsonl").err
+    assert "no such folder" in diptych("evaluate", tmp_path / "gone", "--server", server).err
+    ran = diptych("evaluate", "toy", "--models", "toy-lava", "--server", server)
+    assert ran.status == 1 and "toy-lava is not served here" in ran.err
+    ran = diptych("evaluate", "toy", "--task", "chat", "--models", "toy-paligemma", "--server", server)
+    assert ran.status == 1 and "No served model can do chat." in ran.err

@@ -1,0 +1,120 @@
+import types
+
+import pytest
+
+from serve.engines.base import Sampling, Spoken
+from serve.engines.vllm.translate import Speller, spread, tokens
+
+
+def delta(text: str, names: list[str], finish: str | None = None, stop: str | None = None) -> types.SimpleNamespace:
+    """One of vLLM's deltas: token i has the name names[i] and the log-probability -i, and is the likeliest one."""
+    starts = range(0, 3 * len(names), 3)
+    flat = types.SimpleNamespace(
+        start_indices=list(starts),
+        end_indices=[start + 3 for start in starts],
+        ranks=[1, 1, 2] * len(names),
+        decoded_tokens=[told for name in names for told in (name, name, "?")],
+        logprobs=[told for i in range(len(names)) for told in (-float(i), -float(i), -9.0)],
+    )
+    return types.SimpleNamespace(text=text, logprobs=flat, finish_reason=finish, stop_reason=stop)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        (" cat", ["cat"], [" cat"]),
+        ("a red  dog", ["a", "red", "dog"], ["a", " red", "  dog"]),
+        ("<loc0001><loc0002> cat", ["<loc0001>", "<loc0002>", "cat"], ["<loc0001>", "<loc0002>", " cat"]),
+        ("na\u00efve", ["na", "\ufffd", "\ufffd", "ve"], ["na", "", "", "\u00efve"]),  # a letter in two byte tokens
+        ("", ["\ufffd"], [""]),  # vLLM waits for the rest of a letter
+    ],
+)
+def test_the_tokens_of_a_delta_make_up_its_text(text: str, names: list[str], expected: list[str]) -> None:
+    found = tokens(delta(text, names), top=0)
+    assert [token.text for token in found] == expected
+    assert "".join(expected) == text
+    assert [token.logprob for token in found] == [-float(i) for i in range(len(names))]
+
+
+def test_the_end_of_sequence_is_not_spoken() -> None:
+    assert [token.text for token in tokens(delta("cat", ["cat", "</s>"], "stop"), top=0)] == ["cat"]
+    assert len(tokens(delta("cat", ["cat", "s"], "stop", stop="s"), top=0)) == 2  # a stop text is no special token
+
+
+def test_alternatives_are_ranked_and_counted() -> None:
+    (token,) = tokens(delta("cat", ["cat"]), top=1)
+    assert token.top == (("cat", 0.0),)
+    (token,) = tokens(delta("cat", ["cat"]), top=2)
+    assert token.top == (("cat", 0.0), ("?", -9.0))
+
+
+@pytest.mark.parametrize("top", [1, 2, 3])
+def test_a_token_keeps_its_rank_where_deltas_are_joined(top: int) -> None:
+    """vLLM then lists a token that is among the likeliest only once, before them."""
+    joined = types.SimpleNamespace(
+        start_indices=[0, 3],
+        end_indices=[3, 7],
+        ranks=[2, 1, 3, 7, 1, 2, 3],
+        decoded_tokens=["b", "a", "c", "g", "a", "b", "c"],
+        logprobs=[-2.0, -1.0, -3.0, -7.0, -1.0, -2.0, -3.0],
+    )
+    found = tokens(types.SimpleNamespace(text="bg", logprobs=joined, finish_reason=None, stop_reason=None), top)
+    assert [token.text for token in found] == ["b", "g"]
+    assert [token.top for token in found] == [(("a", -1.0), ("b", -2.0), ("c", -3.0))[:top]] * 2
+
+
+def test_confidence_is_of_the_words_asked_about() -> None:
+    spoken = Spoken("a red dog", tokens(delta("a red dog", ["a", "red", "dog"]), top=0))
+    assert spoken.confidence(2, 5) == pytest.approx(2.718281828**-1)
+
+
+def test_top_p_of_nothing_is_greedy() -> None:
+    assert spread(Sampling(temperature=0.9, top_p=0.0)) == (0.0, 1.0)
+    assert spread(Sampling(temperature=0.9, top_p=0.4)) == (0.9, 0.4)
+    assert spread(Sampling(temperature=0.0, top_p=1.0)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "texts", "stop_reason", "expected"),
+    [
+        # held back by the length of a stop text, flushed at the end
+        (["a", " red", " cat", "</s>"], ["", "a r", "ed", " cat"], None, ["a", " red", " cat"]),
+        (["a", "red", "cat", "</s>"], ["", "", "", "a red cat"], None, ["a", " red", " cat"]),
+        (["<loc0001>", "<loc0002>", " cat"], ["", "<loc0001><l", "oc0002> c"], "at", ["<loc0001>", "<loc0002>", " c"]),
+        (
+            ["x", "", "\u00e9", "\n", "y", "</s>"],
+            ["", "", "x", "\u00e9", "\n", "y"],
+            None,
+            ["x", "", "\u00e9", "\n", "y"],
+        ),
+        (["one", " two", " three"], ["one", "", ""], " two", ["one", "", ""]),  # two are not told: they were cut off
+        (["odd", " end", "</s>"], ["0dd", "", " end"], None, ["", "0dd end"]),  # a name that is not in the text
+    ],
+)
+def test_tokens_wait_for_text_that_is_held_back(
+    names: list[str], texts: list[str], stop_reason: str | None, expected: list[str]
+) -> None:
+    speller = Speller(Sampling(stop=("stop",)))
+    found = []
+    for at, (name, text) in enumerate(zip(names, texts, strict=True)):
+        last = at == len(names) - 1
+        told = speller.tokens(delta(text, [name], "stop" if last else None, stop_reason if last else None))
+        found += [token.text for token in told]
+    assert found == expected
+    assert "".join(found) == "".join(texts)
+
+
+def test_a_whole_output_is_spelt_at_once() -> None:
+    speller = Speller(Sampling(stop=("stop",)), whole=True)
+    spoken = delta("a red", ["a", " red", "</s>"], "stop")
+    assert [token.text for token in speller.tokens(spoken)] == ["a", " red"]
+    ended = delta("a", ["a", "end"], "stop")
+    ended.stop_reason = 7  # another end token, of the checkpoint's generation_config
+    assert [token.text for token in tokens(ended, top=0)] == ["a"]
+
+
+def test_without_log_probabilities_nothing_waits() -> None:
+    speller = Speller(Sampling(stop=("stop",), logprobs=False))
+    for _ in range(3):
+        assert speller.tokens(types.SimpleNamespace(text="a", token_ids=[1], logprobs=None, finish_reason=None)) == ()
+    assert speller.text == ""

@@ -1,0 +1,270 @@
+"""Fan-out over scripted routes: order, deadline, quorum, partial failure, leaving early."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncGenerator, Sequence
+
+import numpy as np
+import pytest
+
+from serve.engines.base import Piece, Prompt
+from serve.errors import BadRequest, ModelError, NotFound, ServeError, Unavailable
+from serve.media.image import Image
+from serve.media.video import Video
+from serve.models import MODELS
+from serve.models.base import Model
+from serve.router import Router
+from serve.router.route import Status
+from serve.tasks.base import Delta, Event, Merged, Reply, Request
+from serve.tasks.chat import ChatRequest
+from serve.tasks.vqa import VqaRequest, VqaResult
+
+PICTURE = Image(np.zeros((4, 4, 3), np.uint8))
+Step = float | str | ServeError | Exception
+
+
+class ScriptedRoute:
+    """A route that follows a script: a number waits, a string is spoken, an exception is raised."""
+
+    def __init__(self, name: str, *script: Step, base: str = "toy-paligemma") -> None:
+        self.model: Model = dataclasses.replace(MODELS[base], name=name)
+        self.script = script
+        self.left = asyncio.Event()
+
+    async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
+        said = ""
+        try:
+            for step in self.script:
+                if isinstance(step, Exception):
+                    raise step
+                if isinstance(step, str):
+                    said += step
+                    yield Delta(self.model.name, step)
+                else:
+                    await asyncio.sleep(step)
+            yield Reply(model=self.model.name, status="ok", text=said, result=VqaResult(answer=said), confidence=0.5)
+        finally:
+            self.left.set()
+
+    async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
+        yield Piece("")
+
+    async def status(self) -> Status:
+        return Status(self.model.name, "ready", "ready", 0.0)
+
+
+def ask(**fields: object) -> VqaRequest:
+    return VqaRequest(image=PICTURE, question="q", **fields)  # type: ignore[arg-type]
+
+
+def ask_film(**fields: object) -> VqaRequest:
+    film = Video(np.zeros((2, 8, 8, 3), np.uint8), (0.0, 1.0), 2.0)
+    return VqaRequest(video=film, question="q", **fields)  # type: ignore[arg-type, call-arg]
+
+
+def eyes(name: str, *, images: bool, videos: bool, words: str = "red") -> ScriptedRoute:
+    route = ScriptedRoute(name, words)
+    route.model = dataclasses.replace(route.model, images=images, videos=videos)
+    return route
+
+
+async def run(routes: Sequence[ScriptedRoute], request: Request | None = None) -> list[Event]:
+    router = Router(routes)
+    return [event async for event in router.run(router.plan("vqa", request or ask()))]
+
+
+def replies(events: Sequence[Event]) -> dict[str, Reply]:
+    return {event.model: event for event in events if isinstance(event, Reply)}
+
+
+async def test_words_interleave_as_they_are_spoken_and_the_merge_comes_last() -> None:
+    events = await run([ScriptedRoute("a", "x", 0.05, "y"), ScriptedRoute("b", 0.02, "z")])
+    order = [(e.model, e.text) for e in events if isinstance(e, Delta)]
+    assert order == [("a", "x"), ("b", "z"), ("a", "y")]
+    assert isinstance(events[-1], Merged) and events[-1].models == ["a", "b"]
+    assert events[-1].result == VqaResult(answer="xy")  # a tie goes to the catalogue's first, though b was faster
+    assert replies(events)["b"].latency_ms < replies(events)["a"].latency_ms
+
+
+async def test_a_slow_model_costs_its_own_column_only() -> None:
+    began = time.monotonic()
+    slow = ScriptedRoute("slow", "so", 30.0)
+    events = await run([slow, ScriptedRoute("b", "z")], ask(deadline_s=0.2))
+    assert time.monotonic() - began < 2
+    lost = replies(events)["slow"]
+    assert (lost.status, lost.error and lost.error.code, lost.text) == ("timeout", "deadline_exceeded", "so")
+    assert isinstance(events[-1], Merged) and events[-1].models == ["b"]
+    assert slow.left.is_set()
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(ModelError("gone", code="engine_dead"), "engine_dead"), (RuntimeError("secret"), "internal_error")],
+)
+async def test_a_dead_model_costs_its_own_column_only(failure: Exception, code: str) -> None:
+    events = await run([ScriptedRoute("a", "x", failure), ScriptedRoute("b", "z")])
+    dead = replies(events)["a"]
+    assert dead.status == "error" and dead.error is not None and dead.error.code == code
+    assert "secret" not in dead.error.message and dead.text == "x"
+    assert isinstance(events[-1], Merged) and events[-1].models == ["b"]
+
+
+async def test_none_answered() -> None:
+    with pytest.raises(Unavailable, match="gone"):
+        await run([ScriptedRoute("a", ModelError("gone")), ScriptedRoute("b", 30.0)], ask(deadline_s=0.1))
+
+
+async def test_what_every_model_refuses_is_the_requests_own_fault() -> None:
+    refusals = [BadRequest("too long for a", param="question"), BadRequest("too long for b", param="question")]
+    with pytest.raises(BadRequest, match="for a"):
+        await run([ScriptedRoute("a", 0.01, refusals[0]), ScriptedRoute("b", refusals[1])])
+    with pytest.raises(Unavailable):
+        await run([ScriptedRoute("a", refusals[0]), ScriptedRoute("b", ModelError("gone"))])
+    merged = (await run([ScriptedRoute("a", refusals[0]), ScriptedRoute("b", "yes")]))[-1]
+    assert isinstance(merged, Merged) and merged.models == ["b"]
+
+
+async def test_a_quorum_does_not_wait_for_the_rest() -> None:
+    slow = ScriptedRoute("slow", 30.0)
+    events = await run([slow, ScriptedRoute("b", "z"), ScriptedRoute("c", 0.02, "w")], ask(quorum=2))
+    given_up = replies(events)["slow"]
+    assert (given_up.status, given_up.error and given_up.error.code) == ("timeout", "quorum_reached")
+    assert slow.left.is_set()
+    assert isinstance(events[-1], Merged) and events[-1].models == ["b", "c"]
+
+
+async def test_leaving_early_stops_every_model() -> None:
+    routes = [ScriptedRoute("a", "x", 30.0), ScriptedRoute("b", 30.0)]
+    router = Router(routes)
+    events = router.run(router.plan("vqa", ask()))
+    async for _ in events:
+        break
+    await events.aclose()
+    assert all(route.left.is_set() for route in routes)
+
+
+async def test_single_model_answers_and_is_merged() -> None:
+    events = await run([ScriptedRoute("a", "x", 0.01, "y")])
+    assert [type(event) for event in events] == [Delta, Delta, Reply, Merged]
+    assert replies(events)["a"].text == "xy" and replies(events)["a"].ttft_ms is not None
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [(30.0, "a had not finished after 0.1 s"), (RuntimeError("secret"), "a failed unexpectedly")],
+)
+async def test_single_model_that_fails_leaves_no_answer(step: Step, message: str) -> None:
+    route = ScriptedRoute("a", "x", step)
+    with pytest.raises(Unavailable, match=message):
+        await run([route], ask(deadline_s=0.1))
+    assert route.left.is_set()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_model_that_ends_without_a_reply_has_failed(count: int) -> None:
+    class Silent(ScriptedRoute):
+        async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
+            yield Delta(self.model.name, "x")
+
+    with pytest.raises(Unavailable, match="a stopped without a reply"):
+        await run([Silent(name) for name in "ab"[:count]])
+
+
+async def test_a_subset_is_asked_in_catalogue_order() -> None:
+    routes = [ScriptedRoute(name, name) for name in "abc"]
+    events = await run(routes, ask(models=["c", "a", "a"]))
+    assert isinstance(events[-1], Merged) and events[-1].models == ["a", "c"]
+
+
+async def test_a_models_own_weight_counts_where_the_request_names_none() -> None:
+    def routes() -> list[ScriptedRoute]:
+        made = [ScriptedRoute("a", "x"), ScriptedRoute("b", "y")]
+        made[1].model = dataclasses.replace(made[1].model, weight=2.0)
+        return made
+
+    async def winner(**fields: object) -> object:
+        merged = (await run(routes(), ask(**fields)))[-1]
+        assert isinstance(merged, Merged)
+        return merged.result
+
+    assert await winner() == VqaResult(answer="y")
+    assert await winner(weights={"a": 3}) == VqaResult(answer="x")
+    assert await winner(weights={"b": 0.5}) == VqaResult(answer="x")
+
+
+@pytest.mark.parametrize("slow", ["a", "b", "c"])
+async def test_who_answers_first_does_not_matter(slow: str) -> None:
+    routes = [ScriptedRoute(name, 0.02 if name == slow else 0.0, said) for name, said in zip("abc", "xyz", strict=True)]
+    events = await run(routes)
+    assert [event.model for event in events if isinstance(event, Reply)][-1] == slow
+    assert isinstance(events[-1], Merged) and events[-1].models == ["a", "b", "c"]
+    assert events[-1].result == VqaResult(answer="x")
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "param"),
+    [
+        ({"models": ["nobody"]}, NotFound, "models"),
+        ({"merge": "judge"}, BadRequest, "merge"),
+        ({"quorum": 3}, BadRequest, "quorum"),
+        ({"weights": {"nobody": 1}}, NotFound, "weights"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(
+    fields: dict[str, object], kind: type[ServeError], param: str
+) -> None:
+    with pytest.raises(kind) as refused:
+        Router([ScriptedRoute("a", "x"), ScriptedRoute("b", "x")]).plan("vqa", ask(**fields))
+    assert refused.value.param == param
+
+
+async def test_a_model_without_the_skill_is_refused_when_named_and_left_out_when_not() -> None:
+    router = Router([ScriptedRoute("a", base="toy-llava"), ScriptedRoute("b", base="toy-paligemma")])
+    chat = ChatRequest(image=PICTURE, question="q")
+    assert [route.model.name for route in router.plan("chat", chat).routes] == ["a"]
+    with pytest.raises(BadRequest, match="b cannot do chat"):
+        router.plan("chat", chat.model_copy(update={"models": ["b"]}))
+    with pytest.raises(NotFound, match="No served model"):
+        Router([ScriptedRoute("b", base="toy-paligemma")]).plan("chat", chat)
+
+
+async def test_a_model_that_does_not_say_how_it_is_counts_as_starting() -> None:
+    class Mute(ScriptedRoute):
+        async def status(self) -> Status:
+            await asyncio.sleep(30)
+            raise AssertionError
+
+    states = await Router([Mute("a"), ScriptedRoute("b")]).statuses(timeout_s=0.05)
+    assert [(s.model, s.state) for s in states] == [("a", "starting"), ("b", "ready")]
+
+
+# Films
+
+
+async def test_only_models_that_take_films_are_asked_about_one() -> None:
+    routes = [
+        eyes("stills", images=True, videos=False),
+        eyes("films", images=False, videos=True),
+        eyes("both", images=True, videos=True),
+    ]
+    assert [event.model for event in await run(routes, ask_film()) if isinstance(event, Reply)] == ["films", "both"]
+    assert [event.model for event in await run(routes, ask()) if isinstance(event, Reply)] == ["stills", "both"]
+    router = Router(routes)
+    for request, name, said, code in (
+        (ask_film(models=["stills"]), "models", "stills takes images, not video.", "video_not_supported"),
+        (ask_film(models=["both", "stills"]), "models", "stills takes images, not video.", "video_not_supported"),
+        (ask(models=["films"]), "models", "films takes video, not images.", "image_not_supported"),
+    ):
+        with pytest.raises(BadRequest) as caught:
+            router.plan("vqa", request)
+        assert (caught.value.param, caught.value.message, caught.value.code) == (name, said, code)
+
+
+async def test_a_film_that_nobody_takes_is_refused() -> None:
+    with pytest.raises(NotFound, match="No served model can do vqa about a video.") as film:
+        Router([eyes("stills", images=True, videos=False)]).plan("vqa", ask_film())
+    with pytest.raises(NotFound, match="No served model can do vqa about an image.") as picture:
+        Router([eyes("films", images=False, videos=True)]).plan("vqa", ask())
+    for caught in (film, picture):
+        assert (caught.value.param, caught.value.code) == ("models", "no_able_model")

@@ -1,0 +1,43 @@
+"""serve.tasks.merging.vote: who wins, who speaks for the winners, and what decides a tie."""
+
+import pytest
+
+from serve.tasks import TASKS
+from serve.tasks.base import Merged, Reply
+from serve.tasks.vqa import VqaResult
+
+
+def votes(*answers: tuple[str, float | None], method: str = "vote", weights: dict[str, float] | None = None) -> Merged:
+    replies = [
+        Reply(model=f"m{i}", status="ok", result=VqaResult(answer=said), confidence=sure)
+        for i, (said, sure) in enumerate(answers)
+    ]
+    return TASKS["vqa"].methods[method](replies, weights or {})
+
+
+def test_the_surest_of_the_winners_speaks_for_them() -> None:
+    merged = votes(("blue", 0.99), ("Red.", 0.2), ("a red", 0.3))
+    assert merged.result == VqaResult(answer="a red")
+    assert merged.supporters == [["m1", "m2"]]
+    assert merged.agreement == pytest.approx(2 / 3)
+    assert merged.deviations == {"m0": 1, "m1": 0, "m2": 0}
+
+
+def test_a_tie_goes_to_the_surer_and_then_to_the_catalogue() -> None:
+    assert votes(("blue", 0.6), ("red", 0.7)).result == VqaResult(answer="red")
+    assert votes(("blue", 0.7), ("red", 0.7)).result == VqaResult(answer="blue")
+    assert votes(("blue", None), ("red", 0.7)).result == VqaResult(answer="blue")  # no confidence is full confidence
+
+
+def test_weights_are_votes() -> None:
+    assert votes(("blue", 0.1), ("red", 0.9), weights={"m0": 3}).result == VqaResult(answer="blue")
+    assert votes(("blue", 0.9), ("red", 0.1), weights={"m0": 0}).result == VqaResult(answer="red")
+
+
+def test_a_weighted_vote_lets_the_sure_outvote_those_who_guess() -> None:
+    answers = (("blue", 0.9), ("red", 0.3), ("red", 0.4))
+    assert votes(*answers).result == VqaResult(answer="red")
+    sure = votes(*answers, method="weighted_vote")
+    assert (sure.result, sure.method, sure.supporters) == (VqaResult(answer="blue"), "weighted_vote", [["m0"]])
+    assert sure.agreement == pytest.approx(1 / 3)  # how many said so, however surely
+    assert votes(("blue", 0), ("red", 0), ("red", 0), method="weighted_vote").result == VqaResult(answer="red")
