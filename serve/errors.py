@@ -1,30 +1,43 @@
 """Errors a client is told about, each with a status, a type and a code (OpenAI's shape)."""
 
+RETRY_AFTER_S = 2
+"""Clients such as openai-python retry by themselves, and at once where a 429 or 503 has no Retry-After."""
+
 
 class ServeError(Exception):
-    """Something the client is told. `param` names the request field at fault, `code` is for programs to read."""
+    """Something the client is told.
+
+    param: the request field at fault. code: for programs to read. retry_after_s: seconds after which the same request
+    may succeed, sent as Retry-After; None where it never will.
+    """
 
     status = 500
     type = "server_error"
     code: str | None = None
+    retry_after_s: int | None = None
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code if code is not None else self.code
+        self.retry_after_s = retry_after_s if retry_after_s is not None else self.retry_after_s
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """The reply's JSON: {"error": {"message", "type", "param", "code"}}."""
+        """Return the response's JSON: {"error": {"message", "type", "param", "code"}}."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword arguments survive the way between processes
-        return _rebuild, (type(self), self.message, self.param, self.code)
+        return _rebuild, (type(self), self.message, self.param, self.code, self.retry_after_s)
 
 
-def _rebuild(kind: type[ServeError], message: str, param: str | None, code: str | None) -> ServeError:
-    return kind(message, param=param, code=code)
+def _rebuild(
+    kind: type[ServeError], message: str, param: str | None, code: str | None, retry_after_s: int | None
+) -> ServeError:
+    return kind(message, param=param, code=code, retry_after_s=retry_after_s)
 
 
 class BadRequest(ServeError):
@@ -83,6 +96,7 @@ class TooMany(ServeError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+    retry_after_s = RETRY_AFTER_S
 
 
 class HeadTooLarge(ServeError):
@@ -97,6 +111,7 @@ class Unavailable(ServeError):
     status = 503
     type = "service_unavailable_error"
     code = "unavailable"
+    retry_after_s = RETRY_AFTER_S
 
 
 class ModelError(ServeError):
@@ -105,6 +120,7 @@ class ModelError(ServeError):
     status = 503
     type = "service_unavailable_error"
     code = "model_error"
+    retry_after_s = RETRY_AFTER_S
 
 
 class Overloaded(ModelError):

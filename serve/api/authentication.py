@@ -103,8 +103,8 @@ class Authentication:
         elif scope.get("method") != "POST":  # only these ask models
             await self.app(scope, receive, send)
         elif (wait_s := self.rate_limiter.start(name)) is not None:
-            error = TooMany(f"The key {name} has no requests left for now; Retry-After says when to try again.")
-            await error_response(error, {"retry-after": str(wait_s)})(scope, receive, send)
+            used_up = f"The key {name} has no requests left for now; Retry-After says when to try again."
+            await error_response(TooMany(used_up, retry_after_s=wait_s))(scope, receive, send)
         else:
             try:
                 await self.app(scope, receive, send)

@@ -21,11 +21,8 @@ MAX_QUOTE = 200
 """The most characters of what a client sent that an error quotes."""
 MAX_MESSAGE = 1000
 MAX_FAULTS = 1000
-RETRY_AFTER_S = 2
-"""Sent with LATER: clients such as openai-python retry by themselves, at once where there is no Retry-After."""
 CLIENT_LEFT = 499
 """Status of a request whose client has left: never sent, and counted by itself."""
-LATER = (429, 503)
 
 
 class ErrorDetail(BaseModel):
@@ -62,8 +59,8 @@ def install(app: FastAPI) -> None:
 def error_response(error: ServeError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Return an error's HTTP response. headers: sent beside those that the error itself brings."""
     more = dict(headers or {})
-    if error.status in LATER:
-        more.setdefault("retry-after", str(RETRY_AFTER_S))
+    if error.retry_after_s is not None:
+        more["retry-after"] = str(error.retry_after_s)
     if error.status == TooSlow.status:
         more["connection"] = "close"  # else the server would wait for the rest of the request
     return JSONResponse(error_body(error), error.status, more)
