@@ -3,8 +3,9 @@
 torch comes first: its CPU build (2.13.0+cpu) from wherever pip is told to look, else from PyTorch's own CPU index,
 which also has the torchvision that fits it. Those two differ in bytes from source to source, so no hash is asked of
 them. Where only another torchvision is to be had, serve/engines/vllm/torchvision.py lets it stand beside a CPU torch.
-Everything else is installed exactly as locks/*.txt have it, hash by hash. A stamp in .venv says what was done: a second
-call does nothing.
+Everything else is installed exactly as locks/*.txt have it, hash by hash, by uv where it can reach the packages, else by
+pip, which knows more ways (mirrors in its configuration, proxies). A stamp in .venv says what was done: a second call
+does nothing.
 """
 
 from __future__ import annotations
@@ -80,12 +81,11 @@ def install(venv: Path, device: str, dev: bool) -> None:
         print(f"{what}: {show(venv)} for {device.upper()}. Details: {show(pip.log)}", flush=True)
         if device == "cpu":
             torch(pip)
-        packages = "packages, hash by hash"
-        pip.install(packages, "--no-deps", "--require-hashes", "-r", str(LOCKS / f"{device}.txt"))
+        pip.install_lock("packages, hash by hash", device)
         pip.install("Diptych itself", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
         program.set()
     if dev and not tests.holds():
-        pip.install("what the tests need", "--no-deps", "--require-hashes", "-r", str(LOCKS / "dev.txt"))
+        pip.install_lock("what the tests need", "dev")
         tests.set()
     print(f"Installed in {time.monotonic() - began:.0f} s.", flush=True)
 
@@ -98,7 +98,7 @@ def torch(pip: Pip) -> None:
     else:
         pip.install("torch from PyTorch's CPU index", "--no-deps", "--index-url", INDEX, TORCH)
     if not pip.tries("torchvision from PyTorch's CPU index", "--no-deps", "--index-url", INDEX, TORCHVISION):
-        pip.install("torchvision", "--no-deps", "--require-hashes", "-r", str(LOCKS / "torchvision.txt"))
+        pip.install_lock("torchvision", "torchvision")
 
 
 class Pip:
@@ -111,15 +111,28 @@ class Pip:
     def tries(self, what: str, *arguments: str) -> bool:
         """Run `pip install` and return whether it succeeded: a source that lacks a package is no error."""
         print(f"  {what}", flush=True)
-        command = [str(self.python), "-m", "pip", "install", "--retries", "1", "--timeout", "30"]
-        with self.log.open("ab") as log:
-            self.began = log.tell()
-            return subprocess.call([*command, *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=str(ROOT)) == 0
+        return self._runs("pip", "install", "--retries", "1", "--timeout", "30", *arguments)
+
+    def install_lock(self, what: str, name: str) -> None:
+        """Install what locks/NAME.txt has, by uv if possible. Raises Refused with what to do."""
+        locked = ("--no-deps", "--require-hashes", "-r")
+        lock = str(LOCKS / f"{name}.txt")
+        if self._runs("pip", "install", "--retries", "1", *locked, str(LOCKS / "uv.txt")):
+            print(f"  {what}", flush=True)
+            if self._runs("uv", "pip", "install", "--system-certs", "--python", str(self.python), *locked, lock):
+                return
+        self.install(what, *locked, lock)
 
     def install(self, what: str, *arguments: str) -> None:
         """Run `pip install`. Raises Refused with what to do."""
         if not self.tries(what, *arguments):
             raise Refused(reason(what, self.log.read_bytes()[self.began :].decode(errors="replace"), self.log))
+
+    def _runs(self, module: str, *arguments: str) -> bool:
+        command = [str(self.python), "-m", module, *arguments]
+        with self.log.open("ab") as log:
+            self.began = log.tell()
+            return subprocess.call(command, stdout=log, stderr=subprocess.STDOUT, cwd=str(ROOT)) == 0
 
 
 class Stamp:

@@ -21,15 +21,17 @@ UNUSED = {"torchaudio", "torchcodec", "triton"}
 
 
 def main() -> int:
-    """Write all three. dev.txt has only what neither of the others has."""
+    """Write all of them. dev.txt has only what neither cpu.txt nor gpu.txt has."""
     with tempfile.TemporaryDirectory() as folder:
         cpu, gpu = blocks(compiled("cpu", folder)), blocks(compiled("gpu", folder))
         pins = Path(folder, "pins.txt")
         pins.write_text("\n".join(text.split(" ")[0] for text in cpu.values()))
         dev = blocks(compiled("dev", folder, "--constraint", str(pins)))
+        installer = blocks(compiled("install", folder))
     write("cpu", {name: text for name, text in cpu.items() if name not in BESIDE | UNUSED})
     write("torchvision", {"torchvision": cpu["torchvision"]})
     write("gpu", gpu)
+    write("uv", {"uv": installer["uv"]})
     write("dev", {name: text for name, text in dev.items() if name not in cpu or name not in gpu})
     return 0
 

@@ -124,6 +124,7 @@ def test_a_second_call_installs_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(install, "make", lambda venv: venv.mkdir(exist_ok=True))
     monkeypatch.setattr(install, "check_disk", lambda venv, gb: None)
     monkeypatch.setattr(install.Pip, "tries", lambda self, what, *words: asked.append(what) or True)
+    monkeypatch.setattr(install.Pip, "install_lock", lambda self, what, name: asked.append(what))
     install.install(tmp_path / ".venv", "cpu", False)
     assert asked == ["torch", "torchvision", "packages, hash by hash", "Diptych itself"]
     install.install(tmp_path / ".venv", "cpu", True)
@@ -142,6 +143,7 @@ def test_torch_is_sought_at_the_configured_sources_first_and_torchvision_falls_b
         return words[-1] != install.TORCHVISION
 
     monkeypatch.setattr(install.Pip, "tries", tries)
+    monkeypatch.setattr(install.Pip, "_runs", lambda self, *words: False)
     install.torch(install.Pip(tmp_path))
     assert asked == [
         ("--no-deps", install.TORCH),
@@ -164,6 +166,22 @@ def test_where_the_sources_lack_torch_both_come_from_its_own_index(
     install.torch(install.Pip(tmp_path))
     assert [words[-1] for words in asked] == [install.TORCH, install.TORCH, install.TORCHVISION]
     assert all(install.INDEX in words for words in asked[1:])
+
+
+@pytest.mark.parametrize("uv_works", [True, False])
+def test_lock_is_installed_by_uv_and_by_pip_where_uv_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uv_works: bool
+) -> None:
+    commands: list[tuple[str, ...]] = []
+
+    def runs(self: install.Pip, module: str, *words: str) -> bool:
+        commands.append((module, words[-1]))
+        return module == "pip" or uv_works
+
+    monkeypatch.setattr(install.Pip, "_runs", runs)
+    install.Pip(tmp_path).install_lock("packages", "cpu")
+    cpu, uv = str(install.LOCKS / "cpu.txt"), str(install.LOCKS / "uv.txt")
+    assert commands == [("pip", uv), ("uv", cpu)] + [("pip", cpu)] * (not uv_works)
 
 
 def test_the_script_needs_no_package() -> None:
