@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 checkpoint.hub,
                 checkpoint.revision,
                 gated=checkpoint.gated,
-                check=adapters.whole if name in loras else None,
+                check=adapters.check_files if name in loras else None,
                 progress=lambda line: print(f"  {line}"),
             )
             print(f"{name}: {folder}", flush=True)

@@ -28,7 +28,7 @@ from serve.api.metrics import Metrics
 from serve.api.rate_limiter import RateLimiter
 from serve.loop_lag import LoopLag, freeze_heap
 from serve.media import processes
-from serve.media.budget import Budget, give_back_large_blocks
+from serve.media.budget import Budget, release_large_blocks
 from serve.media.fetch.fetcher import Fetcher
 from serve.router import Router
 
@@ -70,7 +70,7 @@ class Gateway:
         self._pools: dict[str, Pool] = {}
         self._quarantines: defaultdict[str, Quarantine] = defaultdict(Quarantine)
         self._config: dict[str, Any] = {}
-        give_back_large_blocks()
+        release_large_blocks()
         self._budget = Budget.of_this_process(args.gateway.memory_mb)
         self._lag = LoopLag()
         self._lag.start()

@@ -11,13 +11,13 @@ from deployments.args import LoraArgs, ModelArgs, OwnArgs
 from deployments.local.machine import bind_to_loopback
 from deployments.routing.address import REFRESH_S, Address
 from serve import tracing
-from serve.engines.adapted import Adapted, Sharing
 from serve.engines.adapters import Adapter
 from serve.engines.base import Piece, Prompt, State
+from serve.engines.lora_view import LoraEngine, LoraView
 from serve.errors import ModelError
 from serve.loop_lag import LoopLag, freeze_heap
 from serve.media.budget import Budget
-from serve.media.reading import Reading
+from serve.media.decoding import MediaDecoder
 from serve.models import own
 from serve.models.base import Model
 from serve.router.route import Status
@@ -46,9 +46,9 @@ class Replica:
         self.drain_s = args.drain_s
         base = args.model()
         loras = [own.lora(adapter, base) for adapter in adapters]
-        engine = _engine(args, base, loras, self._progress, Reading(Budget.of_one_of_many()))
+        engine = _engine(args, base, loras, self._progress, MediaDecoder(Budget.of_replica()))
         self.worker = Worker(base, engine)
-        self.adapters = {model.name: Worker(model, Adapted(engine, model.name)) for model in loras}
+        self.adapters = {model.name: Worker(model, LoraView(engine, model.name)) for model in loras}
         on_abandoned = _count_abandoned(base.name)
         self._lag = LoopLag(_loop_lag(base.name))
         self._lag.start()
@@ -153,12 +153,16 @@ class Replica:
 
 
 def _engine(
-    args: ModelArgs | OwnArgs, model: Model, loras: Sequence[Model], progress: Callable[[str], None], reader: Reading
-) -> Sharing:
+    args: ModelArgs | OwnArgs,
+    model: Model,
+    loras: Sequence[Model],
+    progress: Callable[[str], None],
+    decoder: MediaDecoder,
+) -> LoraEngine:
     if args.simulate is not None:
         from serve.engines.fake import FakeEngine
 
-        return FakeEngine(**{"kept": 0, **args.simulate}, reader=reader)
+        return FakeEngine(**{"kept": 0, **args.simulate}, decoder=decoder)
     from serve.engines.vllm.engine import VllmEngine
 
     return VllmEngine(
@@ -173,7 +177,7 @@ def _engine(
         prepare=model.prepare,
         progress=progress,
         stat_loggers=_through_ray if args.engine_metrics else None,
-        reader=reader,
+        decoder=decoder,
     )
 
 

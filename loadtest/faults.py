@@ -364,7 +364,7 @@ ELSEWHERE = {
     "F16": "weights that cannot be read: tests/deployments/local/test_ray.py, tests/engines/vllm/test_config_check.py",
     "F17, F18": "a config that changes under load, broken ones: tests/deployments/local/test_update.py",
     "F19": "not run: a full disk needs a mount of its own; Diptych writes no file while it serves but Ray's logs",
-    "F21": "not run with a memory limit; pictures are bounded (tests/media/test_reading.py, test_hostile_pictures.py)",
+    "F21": "not run with a memory limit; pictures are bounded (tests/media/test_decoding.py, test_hostile_pictures.py)",
     "F22": "not run: no clock was turned; deadlines use the monotonic clock (asyncio's) everywhere",
     "F24": "an origin that hangs, drips, lies: tests/media/fetch/test_fetcher.py",
     "F25": "a request that kills: tests/deployments/routing/test_quarantine.py, test_pool.py",

@@ -11,7 +11,7 @@ import psutil
 from loadtest.processes import command_line
 from serve.engines.vllm.process_tree import descendants
 
-MEDIA = "serve.media.decoder"
+MEDIA = "serve.media.decoder_process"
 """What the command line of a media process names."""
 REPLICA = "ray::ServeReplica:"
 EVERY_S = 0.1

@@ -11,7 +11,7 @@ LAYERS = [  # a package's entry holds for all of it but the modules that have on
     {"media"},
     {"media.fetch", "media.image"},
     {"media.video", "media.geometry", "media.masks"},
-    {"media.reading"},
+    {"media.decoding"},
     {"engines", "transport"},
     {"engines.plugins"},
     {"engines.vllm"},

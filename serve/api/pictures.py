@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from serve.media import reading
+from serve.media import decoding
 from serve.media.budget import Budget, Lease
+from serve.media.decoding import MediaDecoder
 from serve.media.fetch.fetcher import Fetcher
 from serve.media.image import MAX_BYTES, Image
-from serve.media.reading import Reading
 from serve.media.video import Video
 from serve.router.deadline import Deadline
 from serve.tasks.base import Request
@@ -19,7 +19,7 @@ class Pictures:
     def __init__(self, fetcher: Fetcher, budget: Budget) -> None:
         self.fetcher = fetcher
         self.budget = budget
-        self.reading = Reading(budget)
+        self.decoder = MediaDecoder(budget)
 
     async def fetch(self, image: Image, deadline: Deadline) -> Lease:
         """Fetch the image's file and note its digest. Return the lease on what was fetched.
@@ -29,8 +29,8 @@ class Pictures:
         lease = Lease(self.budget)
         try:
             if image.url is not None:
-                image.arrive(await self.fetcher.fetch(image.url, image.param, MAX_BYTES, deadline.left(), lease))
-            await reading.name(image)
+                image.set_file(await self.fetcher.fetch(image.url, image.param, MAX_BYTES, deadline.left(), lease))
+            await decoding.compute_digest(image)
         except BaseException:
             lease.release()
             raise
@@ -38,8 +38,8 @@ class Pictures:
 
     @asynccontextmanager
     async def watched(self, video: Video, deadline: Deadline) -> AsyncIterator[None]:
-        """Have a film decoded. Raises as `Reading.watch`, and Unavailable where the deadline passes."""
-        async with self.reading.watch(video, deadline.left()):
+        """Have a film decoded. Raises as `MediaDecoder.decode_video`, and Unavailable where the deadline passes."""
+        async with self.decoder.decode_video(video, deadline.left()):
             deadline.check()
             yield
 
@@ -52,7 +52,7 @@ class Pictures:
         deadline.check()
         if request.video is not None:
             async with self.watched(request.video, deadline):
-                request.image = request.video.still()
+                request.image = request.video.first_frame()
                 yield
             return
         async with self.read(request.image, deadline):
@@ -62,6 +62,6 @@ class Pictures:
     async def read(self, image: Image, deadline: Deadline) -> AsyncIterator[None]:
         """Have an image fetched and decoded. Raises as `fetch`, and Unavailable where the deadline passes."""
         with await self.fetch(image, deadline):
-            async with self.reading.read(image, deadline.left()):
+            async with self.decoder.decode_image(image, deadline.left()):
                 deadline.check()
                 yield

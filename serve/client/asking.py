@@ -93,7 +93,7 @@ def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str
         layers.append(Layer(value, _boxes(board.replies.get(name))))
     layers.append(Layer(MERGED, _boxes(board.merged), bold=True))
     try:
-        still = video.decode(picture).still() if film else image.decode(picture)
+        still = video.decode_video(picture).first_frame() if film else image.decode_image(picture)
         draw(still.pil(), layers).save(path)
     except ServeError as error:
         raise Failure(f"{path} was not written: {error.message}") from None

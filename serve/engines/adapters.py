@@ -1,8 +1,8 @@
-"""LoRA adapters (arXiv 2106.09685) in PEFT's format, held against the checkpoint that they change.
+"""Check LoRA adapters (arXiv 2106.09685) in PEFT's format against the checkpoint that they change.
 
-Everything that can be wrong with an adapter is found here, in file headers, before an engine is started: vLLM would
-find some of it only when the adapter is first used, and would leave out silently what it has no place for. What it
-can hold was tried with vLLM 0.32 (tests/engines/test_adapters.py, NOTES.md).
+Faults are found here, from file headers, before an engine starts. vLLM would find some only when the adapter is first
+used, and silently ignores matrices for modules that it does not know. What vLLM 0.32 supports was tested
+(tests/engines/test_adapters.py, NOTES.md).
 """
 
 import json
@@ -16,8 +16,8 @@ from serve.engines import hub, module_names
 from serve.errors import ModelError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
-PREFIX = "base_model.model."  # PEFT's, before the name of a module
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM allows for max_lora_rank
+PREFIX = "base_model.model."  # PEFT's prefix of module names
 
 ARCHITECTURES = (
     "LlavaForConditionalGeneration",
@@ -25,15 +25,16 @@ ARCHITECTURES = (
     "LlavaNextVideoForConditionalGeneration",
     "PaliGemmaForConditionalGeneration",
 )
-"""Whose language model takes adapters in vLLM 0.32. LLaVA-OneVision's does not."""
+"""Architectures whose language model takes adapters in vLLM 0.32. LLaVA-OneVision's does not."""
 
 TOWERS = ("PaliGemmaForConditionalGeneration",)
-"""Whose vision tower takes them too. For CLIP's vLLM 0.32 forgets the class token and dies at the first picture."""
+"""Architectures whose vision tower takes adapters too. With CLIP vLLM 0.32 omits the class token and dies at the first
+image."""
 
 DECODER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOWER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
-# Fields of adapter_config.json that ask for more than W + alpha / r * B A, and the values that do not.
+# Fields of adapter_config.json and their values for plain LoRA, W + alpha / r * B A. Other values change the formula.
 PLAIN: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -42,24 +43,24 @@ PLAIN: Mapping[str, tuple[Any, ...]] = {
 
 HARMLESS = frozenset(
     (
-        # The rank and the scale, which are checked against the matrices or which vLLM applies.
+        # Rank and scale: checked against the matrices, or applied by vLLM.
         *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"),
-        # Which layers were trained: the matrices' names are checked.
+        # The trained layers: the matrices' names are checked instead.
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
         # How it was trained and saved.
         *("lora_dropout", "inference_mode", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
         *("peft_version", "runtime_config", "ephemeral_gpu_offload", "megatron_config", "megatron_core"),
-        # Settings of a way to begin or of a variant, which another field switches on.
+        # Settings of an initialisation or a variant, which another field enables.
         *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
     )
 )
-"""Fields of adapter_config.json that may hold anything. Any other field must be empty or false: what a later PEFT adds
-changes what the matrices mean more often than not (block-diagonal LoRA, trained tokens), and vLLM would ignore it."""
+"""Fields of adapter_config.json that may have any value. Other fields must be empty or false: fields that PEFT adds
+mostly change the meaning of the matrices (block-diagonal LoRA, trained tokens), and vLLM ignores them."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA by the name of its model. checkpoint: a folder or a hub id, with `revision`."""
+    """A LoRA adapter. name: its model's. checkpoint: a folder or a hub id, with `revision`."""
 
     name: str
     checkpoint: str
@@ -67,9 +68,9 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """An adapter that belongs to its base. rank: the largest of its matrices; tower: whether it changes the vision
-    tower too; newer: whether it names modules as newer releases of transformers do (module_names.py)."""
+class CheckedAdapter:
+    """An adapter that fits its base. rank: the largest of its matrices. tower: whether it changes the vision tower too.
+    newer: whether it names modules as newer releases of transformers do (module_names.py)."""
 
     name: str
     folder: Path
@@ -82,21 +83,21 @@ def fit(
     adapter: Adapter,
     base: Path,
     *,
-    progress: Callable[[str], None] = lambda words: None,
-) -> Fitted:
-    """Find an adapter and hold it against the checkpoint in `base`. Raises ModelError that names it."""
+    progress: Callable[[str], None] = lambda step: None,
+) -> CheckedAdapter:
+    """Locate an adapter and check it against the checkpoint in `base`. Raises ModelError that names the adapter."""
     try:
-        folder = hub.locate(adapter.checkpoint, adapter.revision, progress=progress, check=whole)
+        folder = hub.locate(adapter.checkpoint, adapter.revision, progress=progress, check=check_files)
         return _fit(adapter.name, folder, base)
     except ModelError as error:
         raise ModelError(f"The adapter {adapter.name} cannot be used: {error.message}", code=error.code) from error
 
 
-def arguments(fitted: Sequence[Fitted], *, cpu: bool) -> dict[str, Any]:
-    """vLLM engine arguments for these adapters: none where there are none.
+def lora_arguments(fitted: Sequence[CheckedAdapter], *, cpu: bool) -> dict[str, Any]:
+    """Return vLLM engine arguments for these adapters; {} without adapters.
 
-    One slot stays empty on a CPU: for a prompt without an adapter vLLM 0.32 looks up slot -1 there, which is the last
-    one, and with that slot taken the base speaks as the adapter in it (measured: every reply).
+    One slot stays empty on a CPU: for a prompt without an adapter vLLM 0.32 uses slot -1 there, the last one, so an
+    adapter in it would change all replies of the base (measured).
     """
     if not fitted:
         return {}
@@ -111,17 +112,18 @@ def arguments(fitted: Sequence[Fitted], *, cpu: bool) -> dict[str, Any]:
     }
 
 
-def whole(folder: Path) -> None:
+def check_files(folder: Path) -> None:
+    """Raise ModelError where an adapter's files are missing or truncated."""
     if not (folder / CONFIG).is_file():
         raise _broken(f"{folder} has no {CONFIG}.")
     if not (folder / WEIGHTS).is_file():
         unsafe = (folder / "adapter_model.bin").is_file()
         advice = " (its adapter_model.bin may run code when it is read: save it as safetensors)" if unsafe else ""
         raise _broken(f"{folder} has no {WEIGHTS}{advice}.")
-    hub.intact(folder / WEIGHTS)
+    hub.check_length(folder / WEIGHTS)
 
 
-def _fit(name: str, folder: Path, base: Path) -> Fitted:
+def _fit(name: str, folder: Path, base: Path) -> CheckedAdapter:
     architecture = (json.loads((base / "config.json").read_text()).get("architectures") or ["unknown"])[0]
     if architecture not in ARCHITECTURES:
         raise _refused(f"vLLM has no LoRA for its base's architecture, {architecture}.")
@@ -129,14 +131,14 @@ def _fit(name: str, folder: Path, base: Path) -> Fitted:
     ranks = [config["r"], *config["rank_pattern"].values()]
     shapes = {module_names.older(tensor.removesuffix(".weight")): shape for tensor, shape in _shapes(base).items()}
     matrices = _matrices(folder)
-    tower, places = False, set()
+    tower, modules = False, set()
     for target, (a, b) in matrices.items():
-        place = module_names.older(target)
-        if place in places:
+        module = module_names.older(target)
+        if module in modules:
             raise _broken(f"it changes {target} twice, under two names.")
-        places.add(place)
-        tower |= _check_place(place, target, architecture, shapes)
-        out, width = shapes[place]
+        modules.add(module)
+        tower |= _check_module(module, target, architecture, shapes)
+        out, width = shapes[module]
         if a[1:] != (width,) or b[:1] != (out,):
             raise _refused(
                 f"its {target} is made for a layer of {'?' if len(a) < 2 else a[1]} to {b[0]}, "
@@ -147,17 +149,17 @@ def _fit(name: str, folder: Path, base: Path) -> Fitted:
             raise _broken(f"its {target} has matrices of {a} and {b}, which do not fit r = {rank}.")
     if max(ranks) > RANKS[-1]:
         raise _refused(f"its rank {max(ranks)} is larger than {RANKS[-1]}, which is vLLM's most.")
-    return Fitted(name, folder, max(ranks), tower, newer=any(map(module_names.newer, matrices)))
+    return CheckedAdapter(name, folder, max(ranks), tower, newer=any(map(module_names.newer, matrices)))
 
 
-def _check_place(place: str, target: str, architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a module stands in the vision tower. Raises ModelError for one that is not there or takes no LoRA."""
-    leaf = place.rsplit(".", 1)[-1]
-    if len(shapes.get(place, ())) != 2:
+def _check_module(module: str, target: str, architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Return whether a module is in the vision tower. Raises ModelError where it is absent or takes no LoRA."""
+    leaf = module.rsplit(".", 1)[-1]
+    if len(shapes.get(module, ())) != 2:
         raise _refused(f"its base has no layer {target}.")
-    if place.startswith("language_model.model.layers.") and leaf in DECODER:
+    if module.startswith("language_model.model.layers.") and leaf in DECODER:
         return False
-    if place.startswith("vision_tower.") and leaf in TOWER:
+    if module.startswith("vision_tower.") and leaf in TOWER:
         if architecture in TOWERS:
             return True
         raise _refused(
@@ -168,20 +170,20 @@ def _check_place(place: str, target: str, architecture: str, shapes: Mapping[str
 
 
 def _rank(target: str, config: Mapping[str, Any]) -> int:
-    """Return a module's rank as PEFT finds it: the first key of rank_pattern that ends the module's name, else r."""
+    """Return a module's rank as PEFT does: that of the first rank_pattern that matches its name's end, else r."""
     matching = (rank for key, rank in config["rank_pattern"].items() if re.match(rf"(.*\.)?({key})$", target))
     return int(next(matching, config["r"]))
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """Read an adapter_config.json. Raises ModelError where it is broken or asks for more than plain LoRA."""
+    """Read an adapter_config.json. Raises ModelError where it is malformed or not plain LoRA."""
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
         rank = config["r"]
     except (OSError, ValueError, KeyError, TypeError):
         raise _broken(f"{folder / CONFIG} is no configuration of a LoRA: it needs r and lora_alpha.") from None
     alpha = config.get("lora_alpha")
-    if not _whole(rank) or not isinstance(alpha, int | float) or isinstance(alpha, bool):
+    if not _is_positive_integer(rank) or not isinstance(alpha, int | float) or isinstance(alpha, bool):
         raise _broken(f"{folder / CONFIG} needs a whole number r and a number lora_alpha.")
     for field, value in config.items():
         plain = PLAIN.get(field)
@@ -189,7 +191,7 @@ def _config(folder: Path) -> dict[str, Any]:
             continue
         instead = f"{field}: {plain[0]!r}" if plain else f"without {field}"
         raise _refused(f"{field} is {value!r}, and only plain LoRA is served ({instead}).")
-    config["rank_pattern"] = _pattern("rank_pattern", config, _whole, "whole numbers")
+    config["rank_pattern"] = _pattern("rank_pattern", config, _is_positive_integer, "whole numbers")
     _pattern("alpha_pattern", config, lambda value: isinstance(value, int | float), "numbers")
     return config
 
@@ -206,34 +208,34 @@ def _pattern(field: str, config: Mapping[str, Any], fits: Callable[[Any], bool],
     return dict(pattern)
 
 
-def _whole(value: Any) -> bool:
-    """Return whether a value is a whole number above nought; JSON's true is none."""
+def _is_positive_integer(value: Any) -> bool:
+    """Return whether a value is an integer of at least 1; JSON's true is not."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _matrices(folder: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Each changed module's name -> the shapes of A [r, in] and B [out, r]."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    """Read the shapes of A [r, in] and B [out, r] by the name of the changed module. Raises ModelError."""
+    pairs: dict[str, dict[str, tuple[int, ...]]] = {}
     for tensor, shape in hub.shapes(folder / WEIGHTS).items():
         name, _, kind = tensor.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         if kind not in ("lora_A", "lora_B") or not tensor.endswith(".weight"):
             raise _refused(f"its tensor {tensor} is not one of a LoRA as PEFT saves it (….lora_A.weight).")
-        found.setdefault(name, {})[kind] = shape
-    for name, pair in found.items():
+        pairs.setdefault(name, {})[kind] = shape
+    for name, pair in pairs.items():
         if len(pair) != 2:
             raise _broken(f"its {name} has only {'A' if 'lora_A' in pair else 'B'} of A and B.")
-    if not found:
+    if not pairs:
         raise _broken(f"{folder / WEIGHTS} holds no tensors.")
-    return {name: (pair["lora_A"], pair["lora_B"]) for name, pair in found.items()}
+    return {name: (pair["lora_A"], pair["lora_B"]) for name, pair in pairs.items()}
 
 
 def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for file in sorted(base.glob("*.safetensors")) for name, shape in hub.shapes(file).items()}
 
 
-def _broken(words: str) -> ModelError:
-    return ModelError(words, code="adapter_broken")
+def _broken(message: str) -> ModelError:
+    return ModelError(message, code="adapter_broken")
 
 
-def _refused(words: str) -> ModelError:
-    return ModelError(words, code="adapter_refused")
+def _refused(message: str) -> ModelError:
+    return ModelError(message, code="adapter_refused")

@@ -1,4 +1,4 @@
-"""An engine that says what it is told: for tests, for the simulated load, for a page without a model. No torch."""
+"""A scripted engine for tests, load tests and the page without a model. Imports no torch."""
 
 import asyncio
 import itertools
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serve.engines.base import FinishReason, Piece, Prompt, Token
 from serve.errors import BadRequest, ModelError
-from serve.media.reading import Reading
+from serve.media.decoding import MediaDecoder
 
 KEPT = 100
 Words = str | Sequence[str]
@@ -18,21 +18,19 @@ Replies = Words | Mapping[str, Words] | Callable[[Prompt], Words]
 
 
 class FakeEngine:
-    """Speaks a given reply, piece by piece.
+    """An engine that generates given replies, piece by piece.
 
-    replies: what to say. One text for everything; a mapping from a part of the prompt's text to a reply (the longest
-    part that occurs wins, "" is for the rest); or a function of the prompt. A text is spoken word by word, a sequence
-    as the pieces that it is.
-    delay_s: seconds before each piece; first_delay_s: before the first one, besides. start_s: how long `start` takes.
-    fail_start: what `start` fails with. fail_after: raise ModelError after that many pieces. die_after: the same, but
-    the engine is dead from then on, until `revive`. logprob: of each token. max_chars: longer prompts are refused.
-    finish: the reason given at the end, where max_tokens is not reached earlier. image_tokens: counted per picture.
-    slots: how many it answers at a time, as a batch would; the others wait. tally: a folder where each answer
-    that is being spoken has a file, named after the process first. adapters: what an adapter says, in place of
-    `replies`. fail_adapters: why an adapter cannot be used. reader: decodes pictures that come as files.
+    replies: one text for every prompt; a mapping from a part of the prompt's text to a reply (the longest part that
+    occurs is used, "" matches any prompt); or a function of the prompt. A text is split into words, a sequence is used
+    as pieces. delay_s: seconds before each piece. first_delay_s: additional seconds before the first one. start_s:
+    seconds that `start` takes. fail_start: the message that `start` fails with. fail_after: pieces after which
+    ModelError is raised. die_after: the same, and the engine is dead until `revive`. logprob: of each token. max_chars:
+    longer prompts are refused. finish: the finish reason where max_tokens is not reached. image_tokens: counted for
+    each image. slots: requests answered at a time; others wait. tally: a folder with one file for each request being
+    answered, its name beginning with the pid. adapters: replies by adapter, in place of `replies`. fail_adapters: error
+    messages by adapter. decoder: decodes undecoded images.
 
-    `prompts` holds the last `kept` prompts that were asked, pictures and all, `speaking` how many are being answered,
-    `aborted` how many were left before their end.
+    prompts: the last `kept` prompts. speaking: requests being answered. aborted: requests that were closed early.
     """
 
     def __init__(
@@ -54,14 +52,14 @@ class FakeEngine:
         kept: int = KEPT,
         adapters: Mapping[str, Replies] | None = None,
         fail_adapters: Mapping[str, str] | None = None,
-        reader: Reading | None = None,
+        decoder: MediaDecoder | None = None,
     ) -> None:
         self.replies = replies
         self.delay_s, self.first_delay_s, self.start_s = delay_s, first_delay_s, start_s
         self.fail_start, self.fail_after, self.die_after = fail_start, fail_after, die_after
         self.logprob, self.max_chars, self.finish, self.image_tokens = logprob, max_chars, finish, image_tokens
         self.adapters, self.fail_adapters = dict(adapters or {}), dict(fail_adapters or {})
-        self.reading = reader or Reading()
+        self.decoder = decoder or MediaDecoder()
         self.prompts: deque[Prompt] = deque(maxlen=kept)
         self.speaking = self.aborted = 0
         self.started = self.dead = False
@@ -71,23 +69,23 @@ class FakeEngine:
         self._slots = asyncio.Semaphore(slots)
 
     async def start(self) -> None:
-        """Takes `start_s`. Raises ModelError when told to."""
+        """Sleep for `start_s`. Raises ModelError where `fail_start` is given."""
         await asyncio.sleep(self.start_s)
         if self.fail_start is not None:
             raise ModelError(self.fail_start, code="load_failed")
         self.started = True
 
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
-        """Speak, whether or not `start` was called."""
+        """Generate a reply; `start` need not have been called."""
         return self._generate(prompt)
 
     async def check(self) -> None:
-        """Raises ModelError when killed."""
+        """Raise ModelError after `kill`."""
         if self.dead:
             raise ModelError("The model's engine died; it has to be started again.", code="engine_dead")
 
-    async def adopt(self, adapter: str) -> None:
-        """Raises ModelError when told to."""
+    async def check_adapter(self, adapter: str) -> None:
+        """Raise ModelError for an adapter in `fail_adapters`."""
         await self.check()
         if adapter in self.fail_adapters:
             raise ModelError(self.fail_adapters[adapter], code="adapter_refused")
@@ -96,19 +94,20 @@ class FakeEngine:
         self.started = False
 
     def kill(self) -> None:
-        """Die: whoever is being answered gets an error at once, and so does everyone who asks."""
+        """Fail all running requests at once, and all later ones until `revive`."""
         self.dead = True
-        for one in self._asleep:
-            _wake(one)
+        for sleeper in self._asleep:
+            _wake(sleeper)
 
     def revive(self) -> None:
-        """Live again."""
         self.dead = False
 
     async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         await self.check()
         if prompt.image is not None:
-            async with self.reading.read(prompt.image):  # as every engine does: a damaged file is refused
+            async with self.decoder.decode_image(
+                prompt.image
+            ):  # as every engine does, so that a damaged file is refused
                 pass
         self.prompts.append(prompt)
         if self.max_chars is not None and len(prompt.text) > self.max_chars:
@@ -124,14 +123,14 @@ class FakeEngine:
         try:
             async with self._slots:
                 await self._wait(self.first_delay_s)
-                for said, text in enumerate(pieces or [""]):
+                for count, text in enumerate(pieces or [""]):
                     await self._wait(self.delay_s)
-                    self._stumble(said)
+                    self._fail_if_due(count)
                     top = ((text, self.logprob),) if prompt.sampling.top_logprobs else ()
                     tokens = (Token(text, self.logprob, top),) if pieces and prompt.sampling.logprobs else ()
-                    last = said + 1 >= len(pieces)
+                    last = count + 1 >= len(pieces)
                     whole = last
-                    yield Piece(text, tokens, finish if last else None, prompt_tokens, min(said + 1, len(pieces)))
+                    yield Piece(text, tokens, finish if last else None, prompt_tokens, min(count + 1, len(pieces)))
         finally:
             if mark is not None:
                 mark.unlink(missing_ok=True)
@@ -139,7 +138,7 @@ class FakeEngine:
             self.aborted += not whole
 
     def _mark(self) -> Path | None:
-        """A file for as long as an answer is spoken, so that others can count them from outside."""
+        """Create a file in `tally` for a request being answered, so that other processes can count them."""
         if self.tally is None:
             return None
         mark = self.tally / f"{os.getpid()}-{id(self)}-{next(self._marks)}"
@@ -160,7 +159,7 @@ class FakeEngine:
         return re.findall(r"\S+\s*|\s+", words) if isinstance(words, str) else list(words)
 
     async def _wait(self, seconds: float) -> None:
-        """Sleep, but not through our own death."""
+        """Sleep, waking at `kill`. Raises ModelError where the engine is dead."""
         if seconds > 0 and not self.dead:
             loop = asyncio.get_running_loop()
             woken = loop.create_future()
@@ -175,11 +174,11 @@ class FakeEngine:
             await asyncio.sleep(0)
         await self.check()
 
-    def _stumble(self, said: int) -> None:
-        if self.die_after is not None and said >= self.die_after:
+    def _fail_if_due(self, count: int) -> None:
+        if self.die_after is not None and count >= self.die_after:
             self.kill()
             raise ModelError("The model's engine died; it has to be started again.", code="engine_dead")
-        if self.fail_after is not None and said >= self.fail_after:
+        if self.fail_after is not None and count >= self.fail_after:
             raise ModelError("The model failed.", code="model_error")
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's name -> a local folder with all its files, downloaded from the Hugging Face hub where need be."""
+"""Locate a checkpoint's folder, downloading it from the Hugging Face hub where it is not on this machine."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 from serve.errors import ModelError
 
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no second copy as .bin, .gguf, .npz
-EVERY = 32 * 2**20  # bytes between two words on progress
+EVERY = 32 * 2**20  # bytes between two progress messages
 
 
 def locate(
@@ -16,14 +16,14 @@ def locate(
     revision: str | None = None,
     *,
     gated: bool = False,
-    progress: Callable[[str], None] = lambda words: None,
+    progress: Callable[[str], None] = lambda step: None,
     fetch: Callable[..., Any] | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> Path:
-    """The folder of a checkpoint. Raises ModelError with one sentence that says what to do.
+    """Return the folder of a checkpoint, with all its files. Raises ModelError with a sentence that says what to do.
 
     checkpoint: a folder, or a hub id such as `google/paligemma-3b-mix-448`; revision: the commit that pins it.
-    fetch: stands in for huggingface_hub.snapshot_download. check: what the folder must hold, if not a checkpoint.
+    fetch: replaces huggingface_hub.snapshot_download. check: replaces `check_checkpoint`, for folders of another kind.
     """
     folder = Path(checkpoint).expanduser()
     if not folder.is_dir():
@@ -31,12 +31,12 @@ def locate(
             raise ModelError(f"There is no folder {checkpoint}.", code="checkpoint_missing")
         progress(f"looking for {checkpoint} on the hub")
         folder = _download(checkpoint, revision, gated, progress, fetch)
-    (check or whole)(folder)
+    (check or check_checkpoint)(folder)
     return folder
 
 
-def whole(folder: Path) -> None:
-    """Raises ModelError when files of a checkpoint are missing or cut short; reads only their headers."""
+def check_checkpoint(folder: Path) -> None:
+    """Raise ModelError when files of a checkpoint are missing or truncated. Reads only their headers."""
     try:
         json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
@@ -50,11 +50,11 @@ def whole(folder: Path) -> None:
     for shard in sorted(shards):
         if not shard.exists():
             raise ModelError(f"{folder} lacks its file {shard.name}.", code="checkpoint_broken")
-        intact(shard)
+        check_length(shard)
 
 
-def intact(file: Path) -> None:
-    """Raises ModelError when a safetensors file has another length than its header says."""
+def check_length(file: Path) -> None:
+    """Raise ModelError when a safetensors file has another length than its header states."""
     have, want = file.stat().st_size, _length(file)
     if have != want:
         raise ModelError(
@@ -65,12 +65,12 @@ def intact(file: Path) -> None:
 
 
 def shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The tensors of an intact safetensors file, by name."""
+    """Return the tensors' shapes in an intact safetensors file, by name."""
     return {name: tuple(entry["shape"]) for name, entry in _header(file)[1].items() if name != "__metadata__"}
 
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
-    """The header's length in bytes, and what it says. Raises ValueError where there is none."""
+    """Read a safetensors header. Returns its length in bytes and its entries. Raises ValueError where it is invalid."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if length > 100 * 2**20:  # the format's own limit
@@ -79,7 +79,7 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _length(file: Path) -> int | None:
-    """How long a safetensors file says it is: 8 bytes of header length, the header, then the furthest tensor's end."""
+    """Return the bytes that a safetensors file should have: 8 of header length, the header, and the tensors."""
     try:
         header, entries = _header(file)
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
@@ -107,20 +107,22 @@ def _download(
     except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
         causes = list(_causes(error))
         if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
-            words = f"{checkpoint} is gated: accept its licence at {page} and set HF_TOKEN to a token of that account."
-            raise ModelError(words, code="checkpoint_gated") from error
+            message = (
+                f"{checkpoint} is gated: accept its licence at {page} and set HF_TOKEN to a token of that account."
+            )
+            raise ModelError(message, code="checkpoint_gated") from error
         if any(isinstance(cause, errors.RevisionNotFoundError) for cause in causes):
-            words = f"{checkpoint} has no revision {revision} on the hub."
-            raise ModelError(words, code="checkpoint_missing") from error
+            message = f"{checkpoint} has no revision {revision} on the hub."
+            raise ModelError(message, code="checkpoint_missing") from error
         if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in causes):
-            words = f"{checkpoint} is not on the hub, or not for this HF_TOKEN: see {page}."
-            raise ModelError(words, code="checkpoint_missing") from error
+            message = f"{checkpoint} is not on the hub, or not for this HF_TOKEN: see {page}."
+            raise ModelError(message, code="checkpoint_missing") from error
         if any(isinstance(cause, errors.HFValidationError) for cause in causes):
             raise ModelError(f"{checkpoint} is neither a folder nor a hub id.", code="checkpoint_missing") from error
         if any(isinstance(cause, OSError) for cause in causes) or "connect" in str(error).lower():
             advice = " (it is gated: HF_TOKEN is needed too)" if gated else ""
-            words = f"{checkpoint} is not downloaded yet and {page} cannot be reached{advice}: {causes[-1]}"
-            raise ModelError(words, code="hub_unreachable") from error
+            message = f"{checkpoint} is not downloaded yet and {page} cannot be reached{advice}: {causes[-1]}"
+            raise ModelError(message, code="hub_unreachable") from error
         raise ModelError(f"{checkpoint} could not be downloaded: {error}", code="hub_error") from error
 
 
@@ -131,19 +133,19 @@ def _causes(error: BaseException | None) -> Any:
 
 
 def _bar(progress: Callable[[str], None]) -> Any:
-    """A tqdm that speaks to us: huggingface_hub counts the bytes on disk in a bar whose unit is B."""
+    """Return a tqdm class that reports progress: huggingface_hub counts the bytes on disk in a bar whose unit is B."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **keywords: Any) -> None:
-            self.told = -EVERY
+            self.last_reported = -EVERY
             self.bytes = keywords.get("unit") == "B" and "Reconstructing" in str(keywords.get("desc", ""))
             keywords.pop("name", None)
             super().__init__(*args, **{**keywords, "disable": False})
 
         def display(self, *args: Any, **keywords: Any) -> bool:
-            if self.bytes and self.total and (self.n - self.told >= EVERY or self.n >= self.total):
-                self.told = self.n
+            if self.bytes and self.total and (self.n - self.last_reported >= EVERY or self.n >= self.total):
+                self.last_reported = self.n
                 progress(f"downloading {self.n / 2**20:.0f} of {self.total / 2**20:.0f} MiB")
             return True
 

@@ -1,8 +1,8 @@
-"""What transformers calls the modules of a model, before and since it moved them about.
+"""The names of a model's modules in older and newer releases of transformers.
 
-The hub's checkpoints and vLLM 0.32 say `language_model.model.` and `vision_tower.vision_model.`; a fine-tune saved by
-transformers 5 leaves out `vision_model.`, of which vLLM makes nothing (it cannot be loaded, and a LoRA for such a
-module would be left out without a word). `EXTENSION`, as vLLM's worker_extension_cls, teaches it that name.
+The hub's checkpoints and vLLM 0.32 use `language_model.model.` and `vision_tower.vision_model.`. A fine-tune saved by
+transformers 5 leaves out `vision_model.`, which vLLM does not understand: such a checkpoint cannot be loaded, and a
+LoRA for such a module is silently ignored. `EXTENSION`, as vLLM's worker_extension_cls, adds the mapping.
 """
 
 import re
@@ -20,18 +20,18 @@ BARE = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
 
 
 def newer(name: str) -> bool:
-    """Whether a module's or tensor's name is one that vLLM does not know by itself."""
+    """Return whether a module's or tensor's name is one of transformers 5 that vLLM does not know."""
     return BARE.match(name) is not None
 
 
 def older(name: str) -> str:
-    """A module's name as vLLM and the hub's checkpoints have it."""
-    for moved, place in MOVED:
-        if name.startswith(moved):
-            name = place + name.removeprefix(moved)
+    """Return a module's name as vLLM and the hub's checkpoints have it."""
+    for new, old in MOVED:
+        if name.startswith(new):
+            name = old + name.removeprefix(new)
     return BARE.sub(r"\1vision_model.", name)
 
 
 def any_newer(folder: Path) -> bool:
-    """Whether a checkpoint holds such names; reads its files' headers only."""
+    """Return whether a checkpoint holds names for which `newer` is true. Reads only its files' headers."""
     return any(newer(name) for file in folder.glob("*.safetensors") for name in hub.shapes(file))

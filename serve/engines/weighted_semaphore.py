@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 
 class WeightedSemaphore:
-    """Hands out `size` units. Whoever wants more than are free waits; what exceeds `size` waits until all are free."""
+    """A semaphore of `size` units. A request for more than `size` is granted when all units are free."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -15,7 +15,7 @@ class WeightedSemaphore:
 
     @contextlib.asynccontextmanager
     async def take(self, units: int) -> AsyncIterator[None]:
-        """Hold units while the block runs; none of them costs no turn of the loop."""
+        """Hold units until the block ends. With 0 units nothing is awaited."""
         if units:
             async with self._changed:
                 await self._changed.wait_for(lambda: self.taken == 0 or self.taken + units <= self.size)

@@ -1,4 +1,4 @@
-"""One number of bytes that everything held for requests counts against, in one process and its media processes."""
+"""A memory budget for everything that a process and its decoder processes hold for requests."""
 
 import asyncio
 import contextlib
@@ -11,54 +11,61 @@ from pathlib import Path
 from serve.errors import Overloaded, TooLarge
 
 SMALL = 2 * 2**20
-"""A lease of at most so many bytes never waits behind larger ones."""
+"""Bytes up to which a lease is small: it never waits behind larger ones."""
 MOST_WAITING = 256
-"""Waiters of one kind; more are refused at once."""
+"""Waiters of each kind; further ones are refused at once."""
 CONTAINER_SHARE = 0.6
-"""Of a container's memory. The rest is for the process itself, its idle media processes and Ray's own."""
+"""Share of a container's memory. The rest is for the process itself, its idle decoder processes and Ray."""
 MACHINE_SHARE = 1 / 8
-"""Of a machine without a container's limit: models run beside us there."""
+"""Share of a machine's memory where no container limit is set, since models run beside the gateway there."""
 MACHINE_LEAST = 2**30
 REPLICA_SHARE = 1 / 16
-"""Of the same for a model's process: up to eight toys stand in a pod of 12 GiB, each with 0.9 GB of its own."""
+"""Share of the container's or machine's memory for a model's process: a pod of 12 GiB holds up to eight toys of 0.9
+GB."""
 REPLICA_LEAST = 768 * 2**20
-"""The largest picture fits."""
+"""Enough for the largest image."""
 
 M_MMAP_THRESHOLD = -3
 LARGE_BLOCK = 2**20
 
-# Up to which part of the budget a lease may be given, by (arriving, small). The last tenth is for what is small, so
-# that large pictures cannot keep small ones out.
+# The part of the budget up to which a lease is given, by (arriving, small). The last tenth is for small leases, so that
+# large images cannot keep them out.
 _CEILINGS = {(True, False): 0.9, (True, True): 0.95, (False, False): 0.9, (False, True): 1.0}
-# And which part of it may be what has arrived, by small: each request in it needs room to be parsed and decoded before
-# it can end, and would wait for that until its deadline.
+# The part of the budget that arriving leases may fill, by small: each of these requests needs more memory, to be parsed
+# and decoded, before it can end, and would otherwise wait for it until its deadline.
 _ARRIVED = {False: 0.4, True: 0.5}
 
 
 class Lease:
-    """Bytes of a Budget that one holder may fill. A context manager that gives them back; for the event loop only."""
+    """A lease on bytes of a Budget, and a context manager that releases it. For use on the event loop only.
+
+    size: bytes. arrived: the part of them that was acquired with `arriving`.
+    """
 
     def __init__(self, budget: "Budget") -> None:
         self._budget = budget
         self._released = False
-        self.size = self.arrived = 0  # the second: of the first, what was given as arriving
+        self.size = self.arrived = 0
 
     async def grow(
         self, size: int, deadline: float | None = None, param: str | None = None, *, arriving: bool = False
     ) -> None:
-        """Have `size` bytes in all, as `Budget.acquire` gives them; what is held stays held where that is refused."""
+        """Grow the lease to `size` bytes in total, as `Budget.acquire` does.
+
+        Where that is refused, it stays as it is.
+        """
         if not self._released and size > self.size:
             await self._budget._give(self, size, deadline, param, arriving)
 
     def shrink(self, size: int) -> None:
-        """Keep only `size` bytes in all."""
+        """Shrink the lease to `size` bytes in total."""
         if size < self.size:
             less, gone = self.size - size, max(0, self.arrived - size)
             self.size, self.arrived = size, self.arrived - gone
             self._budget._take_back(less, gone)
 
     def release(self) -> None:
-        """Give everything back; again is harmless."""
+        """Release all bytes. Calling it again does nothing."""
         self._released = True
         self.shrink(0)
 
@@ -70,7 +77,7 @@ class Lease:
 
 
 class _Waiter:
-    """A lease that waits to hold `size` bytes in all."""
+    """A lease that waits to grow to `size` bytes."""
 
     def __init__(self, lease: Lease, size: int) -> None:
         self.lease, self.size = lease, size
@@ -78,19 +85,19 @@ class _Waiter:
 
 
 class Budget:
-    """Gives leases on `total` bytes, first come first served among leases of one kind; for the event loop only.
+    """A budget of `total` bytes that gives leases, first come, first served among leases of one kind.
 
-    held: bytes leased now.
+    For use on the event loop only. held: bytes leased now.
     """
 
     def __init__(self, total: int) -> None:
         self.total, self.held, self._arrived, self._refused = total, 0, 0, 0
-        kinds = itertools.product((False, True), (True, False))  # work before what arrives, small before large
+        kinds = itertools.product((False, True), (True, False))  # decoding before arriving bytes, small before large
         self._waiting: dict[tuple[bool, bool], deque[_Waiter]] = {kind: deque() for kind in kinds}
 
     @classmethod
     def of_this_process(cls, megabytes: int | None = None) -> "Budget":
-        """A budget of `megabytes`, or of a share of what the container, else the machine, may use."""
+        """Return a budget of `megabytes`; by default a share of the container's memory limit, else of the machine's."""
         if megabytes is not None:
             return cls(megabytes * 2**20)
         limit, machine = container_limit(), machine_memory()
@@ -99,36 +106,36 @@ class Budget:
         return cls(max(MACHINE_LEAST, int(machine * MACHINE_SHARE)))
 
     @classmethod
-    def of_one_of_many(cls) -> "Budget":
-        """A budget for one of several processes that share a container or a machine, as a pod's models do."""
+    def of_replica(cls) -> "Budget":
+        """Return a budget for one of several model processes that share a container or a machine."""
         memory = machine_memory()
         return cls(max(REPLICA_LEAST, int(min(container_limit() or memory, memory) * REPLICA_SHARE)))
 
     async def acquire(
         self, size: int, deadline: float | None = None, param: str | None = None, *, arriving: bool = False
     ) -> Lease:
-        """A lease of `size` bytes, once they are free.
+        """Return a lease of `size` bytes once they are free.
 
-        deadline: a time of the event loop; None waits for ever. arriving: for bytes that are still on their way in and
-        need more room before they can leave, such as bodies and fetched files; they may fill only a part of the budget.
-        Raises Overloaded where the deadline passes or too many wait already, TooLarge where the bytes can never fit.
+        deadline: a time of the event loop; None waits without limit. arriving: for request bodies and fetched files,
+        which need more memory later, to be parsed and decoded; such leases may fill only a part of the budget.
+        Raises Overloaded at the deadline or where too many wait already, TooLarge where `size` can never fit.
         """
         lease = Lease(self)
         await self._give(lease, size, deadline, param, arriving)
         return lease
 
     def resize(self, total: int) -> None:
-        """Have another total from now on; what is leased stays leased."""
+        """Change the total. Leases that were given stay."""
         self.total = total
         self._serve()
 
     def refusals(self) -> int:
-        """Return how many leases were refused since this was last asked."""
+        """Return the number of leases refused since the last call."""
         count, self._refused = self._refused, 0
         return count
 
     def largest(self, *, arriving: bool = False) -> int:
-        """The largest lease that can ever be given."""
+        """Return the bytes of the largest lease that can be given."""
         return int(self.total * (_ARRIVED[False] if arriving else _CEILINGS[False, False]))
 
     async def _give(self, lease: Lease, size: int, deadline: float | None, param: str | None, arriving: bool) -> None:
@@ -153,8 +160,8 @@ class Budget:
         except BaseException as error:
             if waiter in queue:
                 queue.remove(waiter)
-                self._serve()  # the next in line may be smaller
-            else:  # it was granted in the very turn in which nobody waited any more
+                self._serve()  # the next waiter may need less
+            else:  # it was granted in the same turn of the loop in which the wait ended
                 waiter.lease.shrink(before)
             if isinstance(error, TimeoutError):
                 raise self._overloaded(param) from None
@@ -192,19 +199,21 @@ class Budget:
                     waiter.granted.set_result(None)
 
 
-def give_back_large_blocks() -> None:
-    """Have this process's allocator return large blocks to the system as soon as they are freed.
+def release_large_blocks() -> None:
+    """Make glibc return large blocks to the system as soon as they are freed.
 
-    glibc raises the size from which it does that with each block that is freed, up to 32 MB; bodies that grow side by
-    side then leave holes, and 450 MB of them took 600 and left 220 behind.
+    By default glibc raises the size from which it does so with each freed block, up to 32 MB. Bodies that grow side by
+    side then leave holes: 450 MB of them took 600 MB and left 220 MB behind.
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def container_limit(cgroups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The least memory limit in bytes of this process's control group and those above it, version 2 or 1; None where
-    there is none."""
+    """Return the lowest memory limit in bytes of this process's control group (version 1 or 2) and its parents.
+
+    None where there is no limit.
+    """
     try:
         lines = cgroups.read_text().splitlines()
     except OSError:
@@ -220,12 +229,12 @@ def container_limit(cgroups: Path = Path("/proc/self/cgroup"), mounted: Path = P
 
 
 def machine_memory() -> int:
-    """Bytes of memory in this machine."""
+    """Return the bytes of memory in this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _limits(root: Path, path: str, name: str) -> list[int]:
-    """The limits that `name` states in the group at `path` and in every group above it."""
+    """Return the limits in the files `name` of the control group at `path` and of all its parents."""
     group = root / path.lstrip("/")
     texts = []
     for folder in (group, *group.parents):  # a container without its own namespace sees a path that is not mounted

@@ -14,16 +14,16 @@ Box = tuple[float, float, float, float]
 Colour = tuple[int, int, int]
 
 LARGER = 4
-"""A square of up to so many times the picture's own pixels is made of the picture as it is."""
+"""A square of up to this many times the image's pixels is made without shrinking the image."""
 SQUARE = 2304
-"""Otherwise a picture is shrunk to that many pixels first, and never enlarged: the most that a processor here makes of
-a square (LLaVA-OneVision's six by six tiles of 384)."""
+"""The side in pixels to which the image is shrunk otherwise: the largest square that a processor here makes use of
+(LLaVA-OneVision's six by six tiles of 384)."""
 STRIP = 2**19
-"""Pixels that are resampled at once."""
+"""Pixels that are resampled at a time."""
 
 
 def iou(a: Array, b: Array) -> Array:
-    """Intersection over union of every box in a [n, 4] with every box in b [m, 4]: [n, m] in 0..1."""
+    """Compute the intersection over union of each box in a [n, 4] with each box in b [m, 4]: [n, m] in 0..1."""
     overlap = _overlap(a[:, 0], a[:, 2], b[:, 0], b[:, 2])
     overlap *= _overlap(a[:, 1], a[:, 3], b[:, 1], b[:, 3])
     union = _area(a)[:, None] + _area(b)[None, :]
@@ -33,7 +33,7 @@ def iou(a: Array, b: Array) -> Array:
 
 
 def _overlap(begin: Array, end: Array, starts: Array, stops: Array) -> Array:
-    """How much of each span begin..end [n] lies in each of starts..stops [m]: [n, m]."""
+    """Compute the length of the overlap of each span begin..end [n] with each span starts..stops [m]: [n, m]."""
     length: Array = np.minimum(end[:, None], stops[None, :])
     length -= np.maximum(begin[:, None], starts[None, :])
     return length.clip(0, None, out=length)
@@ -45,36 +45,37 @@ def _area(boxes: Array) -> Array:
 
 
 def padding(width: int, height: int) -> tuple[int, int, int]:
-    """Return (side, left, top): the square that `pad_to_square` makes, and where in it the picture begins.
+    """Return (side, left, top) in pixels: the square that `pad_to_square` makes, and the image's place in it.
 
-    The side is the picture's longer one, unless the square would be far larger than the picture: a picture of 16,384 x
-    1 is first shrunk to `SQUARE` pixels, where it was to become 805 MB of padding.
+    The side is the image's longer side, unless the square would be far larger than the image: one of 16,384 x 1, which
+    would become 805 MB of padding, is first shrunk to a side of `SQUARE`.
     """
     side = _square_side(width, height)
-    inner_width, inner_height = _inside(width, height, side)
+    inner_width, inner_height = _inner_size(width, height, side)
     return side, (side - inner_width) // 2, (side - inner_height) // 2
 
 
 def pad_to_square(image: Image, colour: Colour) -> Image:
-    """Return the picture in the middle of a square of one colour; the picture itself where it is square already."""
+    """Return the image centred in a square of one colour; the image itself where it is square already."""
     return image if image.width == image.height else Padded(image, colour)
 
 
 class Padded(Image):
-    """A picture in the middle of a square of one colour. The square is made when its pixels are first looked at.
+    """An image centred in a square of one colour. The square is made when `pixels` is first used.
 
-    inner: the picture. What needs the square at one small size only (engines/vllm/multimodal.py) makes that of `inner`.
+    inner: the image. engines/vllm/multimodal.py, which needs the square at one small size only, makes that from
+    `inner`.
     """
 
     def __init__(self, inner: Image, colour: Colour) -> None:
-        named = None if inner.digest is None else f"{inner.digest}-on-{bytes(colour).hex()}"
-        super().__init__(None, named)
+        digest = None if inner.digest is None else f"{inner.digest}-on-{bytes(colour).hex()}"
+        super().__init__(None, digest)
         self.inner, self.colour = inner, colour
 
     @property
     def pixels(self) -> Pixels:
         if self._pixels is None:
-            self._pixels = _padded(self.inner.pixels, self.colour)
+            self._pixels = _pad(self.inner.pixels, self.colour)
         return self._pixels
 
     @property
@@ -86,15 +87,15 @@ class Padded(Image):
         return self.width
 
     @property
-    def left_to_read(self) -> int:
-        return self.inner.left_to_read
+    def undecoded_pixels(self) -> int:
+        return self.inner.undecoded_pixels
 
-    def held(self, given_back: Callable[[], None]) -> None:
-        self.inner.held(given_back)
+    def on_release(self, callback: Callable[[], None]) -> None:
+        self.inner.on_release(callback)
 
-    def put_away(self) -> None:
+    def release_pixels(self) -> None:
         self._pixels = None
-        self.inner.put_away()
+        self.inner.release_pixels()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Padded, (self.inner, self.colour)
@@ -106,30 +107,29 @@ def _square_side(width: int, height: int) -> int:
     return longer if longer**2 <= most else SQUARE
 
 
-def _inside(width: int, height: int, side: int) -> tuple[int, int]:
-    """Return width and height that a picture has in a square of that side: its own, or shrunk in proportion."""
+def _inner_size(width: int, height: int, side: int) -> tuple[int, int]:
+    """Return width and height of an image in its square: its own, or shrunk in proportion to that side."""
     longer = max(width, height)
     if side == longer:
         return width, height
     return max(1, round(width * side / longer)), max(1, round(height * side / longer))
 
 
-def _padded(pixels: Pixels, colour: Colour) -> Pixels:
+def _pad(pixels: Pixels, colour: Colour) -> Pixels:
     height, width = pixels.shape[:2]
     side, left, top = padding(width, height)
     if side < max(width, height):
-        width, height = _inside(width, height, side)
-        pixels = _shrunk(pixels, width, height)
+        width, height = _inner_size(width, height, side)
+        pixels = _shrink(pixels, width, height)
     square = np.empty((side, side, 3), np.uint8)
-    # A row at a time: colour by colour takes ten times as long.
+    # Whole rows are assigned: assigning each colour channel takes ten times as long.
     square[:] = np.tile(np.array(colour, np.uint8), (side, 1))
     square[top : top + height, left : left + width] = pixels
     return square
 
 
-def _shrunk(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Resample along the rows and then along the columns, some rows at a time: Pillow makes copies, of four bytes a
-    pixel."""
+def _shrink(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Resample along the rows and then along the columns, in strips, since Pillow copies at four bytes a pixel."""
     rows, columns = pixels.shape[:2]
     step = max(1, STRIP // columns)
     narrow = np.empty((rows, width, 3), np.uint8)
@@ -140,7 +140,7 @@ def _shrunk(pixels: Pixels, width: int, height: int) -> Pixels:
 
 
 def from_padded(box: Box, width: int, height: int) -> Box:
-    """A box in fractions (0..1) of the padded square -> pixels of the width x height picture, clipped to it."""
+    """Convert a box in fractions (0..1) of the padded square to pixels of the width x height image, clipped to it."""
     side = max(width, height)
     left, top = (side - width) // 2, (side - height) // 2
     x0, y0, x1, y1 = (v * side for v in box)
@@ -148,7 +148,7 @@ def from_padded(box: Box, width: int, height: int) -> Box:
 
 
 def clip(box: Box, width: int, height: int) -> Box:
-    """The part of the box inside the picture, to a hundredth of a pixel."""
+    """Return the part of the box inside the image, rounded to a hundredth of a pixel."""
     x0, y0, x1, y1 = box
     return (_within(x0, width), _within(y0, height), _within(x1, width), _within(y1, height))
 

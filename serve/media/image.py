@@ -1,4 +1,4 @@
-"""Bytes from outside -> one checked image. The file's structure is checked before any pixel is decoded."""
+"""Images from files, data URLs and http(s) URLs. A file's structure is checked before any pixel is decoded."""
 
 import hashlib
 import io
@@ -12,32 +12,33 @@ from pydantic import GetPydanticSchema
 from pydantic_core import core_schema
 
 from serve.errors import BadRequest, ServeError, TooLarge
-from serve.media import pixels as decoding
-from serve.media.outline import MAX_PARTS, MAX_PIXELS, MAX_SIDE, QUICK_BYTES, Outline, Refused, outline
+from serve.media import pillow_decoder
+from serve.media.outline import MAX_PARTS, MAX_PIXELS, MAX_SIDE, QUICK_BYTES, Outline, RejectedFile, read_outline
 from serve.media.shared_pixels import Handle, SharedPixels, handles_travel
 
 MAX_BYTES = 20 * 1024 * 1024
 MAX_HEAD = 200
-"""Characters of a data URL before its data."""
+"""Characters that a data URL may have before its data."""
 INLINE_BYTES = 1_500_000
-"""Pixels of so many bytes travel as they are: copying them costs less than reading the file once more."""
+"""Pixels of up to this many bytes are pickled as they are: a copy costs less than decoding the file again."""
 BLANKS = b" \t\n\r\v\f\x1c\x1d\x1e\x1f"
 PIECE = 2**20
-"""Characters of base64 that are decoded at once: other threads have a turn between two."""
+"""Characters of base64 that are decoded at once, so that other threads can run in between."""
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 T = TypeVar("T")
 
 
 class Image:
-    """A picture as a person sees it: RGB, upright. pixels: uint8 [height, width, 3].
+    """An RGB image, upright. pixels: uint8 [height, width, 3].
 
-    digest: of the file it was read from, so that caches need not read the pixels; the same file gives the same pixels.
-    Of a file that is not small it is computed by `name`, which takes up to 25 ms. One that is `unread` is still its
-    file, a tenth of its pixels on the way to another process: `Reading` decodes it, in a process of its own where it is
-    not small; where it is looked at before, it is decoded on the spot. Its pixels may be in memory that processes share
-    (`shared`). One that is still elsewhere is its `url`; its file has to `arrive` before it is looked at. param: the
-    field of the request that it came in.
+    An image passes through up to three states. Remote (`at_url`): only its `url` is known, until `set_file`. Undecoded
+    (`undecoded`): its file was checked and is kept; the file is a tenth of the pixels' size when it is pickled.
+    Decoded: `pixels` are in memory, in `shared` where other processes can map them. `MediaDecoder` decodes images,
+    large ones in a process of their own; `pixels` of an undecoded image decodes it in the calling thread.
+
+    digest: of the file, by which caches know the image without its pixels. `undecoded_image` computes it for small
+    files, `compute_digest` for others, in up to 25 ms. param: the request's field that the image came in, for errors.
     """
 
     def __init__(self, pixels: Pixels | None, digest: str | None = None) -> None:
@@ -49,40 +50,40 @@ class Image:
         self.file = b""
         self._size = (0, 0)
         self._outline: Outline | None = None
-        self._holders: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] = []
 
     @classmethod
-    def unread(cls, file: bytes, param: str, digest: str | None, outline: Outline) -> "Image":
-        """Return a picture in a file whose outline was checked."""
+    def undecoded(cls, file: bytes, param: str, digest: str | None, outline: Outline) -> "Image":
+        """Return an image whose file was checked, in `outline`, and is decoded later."""
         image = cls(None, digest)
         image.file, image.param, image._outline = file, param, outline
         return image
 
     @classmethod
-    def at(cls, url: str, param: str = "image") -> "Image":
-        """One that is still elsewhere."""
+    def at_url(cls, url: str, param: str = "image") -> "Image":
+        """Return an image that has to be fetched from `url`."""
         image = cls(None)
         image.url, image.param = url, param
         return image
 
     def share(self, pixels: SharedPixels) -> None:
-        """Take these pixels for the picture's. They are closed when it is put away, where its file is there too."""
+        """Set the image's pixels. `release_pixels` closes them where the image has a file to decode again."""
         self.shared = pixels
 
-    def arrive(self, file: bytes) -> None:
-        """Take what was at its `url`: from now on it is unread. Raises BadRequest or TooLarge."""
+    def set_file(self, file: bytes) -> None:
+        """Check and set the file that was fetched from `url`. Raises BadRequest or TooLarge."""
         self._outline = _outline(file, self.param)
         self.file, self.url = file, None
         self.digest = _digest(file) if len(file) <= QUICK_BYTES else None
 
-    def name(self) -> None:
-        """Compute the digest of a file that has none yet."""
+    def compute_digest(self) -> None:
+        """Compute the digest of the image's file where it is not known yet."""
         if self.digest is None and self.file:
             self.digest = _digest(self.file)
 
     @property
     def outline(self) -> Outline:
-        """What is known of its file before it is decoded. Raises BadRequest or TooLarge."""
+        """Return the structure of the image's file. Raises BadRequest or TooLarge."""
         if self._outline is None:
             self._outline = _outline(self.file, self.param)
         return self._outline
@@ -92,40 +93,40 @@ class Image:
         if self.shared is not None:
             return self.shared.pixels
         if self._pixels is None:
-            assert self.url is None, "fetched before it is looked at"
-            self._pixels = _decoded(self.file, self.param, self.outline)
+            assert self.url is None, "an image is fetched before its pixels are used"
+            self._pixels = _decode(self.file, self.param, self.outline)
         return self._pixels
 
-    def held(self, given_back: Callable[[], None]) -> None:
-        """Room was made for its pixels: what to call when they are put away."""
-        self._holders.append(given_back)
+    def on_release(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when the pixels are released."""
+        self._callbacks.append(callback)
 
-    def put_away(self) -> None:
-        """Its pixels, which are read again from the file should they be looked at again. Its size stays known."""
-        if self.file and not self.left_to_read:
+    def release_pixels(self) -> None:
+        """Free the pixels where they can be decoded from the file again. Width and height stay known."""
+        if self.file and not self.undecoded_pixels:
             self._size = (self.width, self.height)
             self._pixels = None
             if self.shared is not None:
                 self.shared.close()
                 self.shared = None
-        while self._holders:
-            self._holders.pop()()
+        while self._callbacks:
+            self._callbacks.pop()()
 
     @property
-    def left_to_read(self) -> int:
-        """How many pixels wait to be read from the file; 0 where they have been."""
-        is_left = self.file and self._pixels is None and self.shared is None
-        return self.outline.area if is_left else 0
+    def undecoded_pixels(self) -> int:
+        """Return the number of pixels in the file that are not decoded; 0 where they are."""
+        undecoded = self.file and self._pixels is None and self.shared is None
+        return self.outline.area if undecoded else 0
 
     @property
     def width(self) -> int:
-        return self._measured()[0]
+        return self._width_and_height()[0]
 
     @property
     def height(self) -> int:
-        return self._measured()[1]
+        return self._width_and_height()[1]
 
-    def _measured(self) -> tuple[int, int]:
+    def _width_and_height(self) -> tuple[int, int]:
         if self._size != (0, 0):
             return self._size
         if self._pixels is not None:
@@ -138,17 +139,17 @@ class Image:
         return PIL.Image.fromarray(self.pixels)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it as a handle of its shared pixels, or as its file or its pixels, whichever is better to send."""
+        """Pickle a handle of the shared pixels, or the file, or the pixels, whichever is cheapest for the receiver."""
         assert self.url is None, "other processes do not fetch"
         if self.shared is not None and handles_travel():
             return _at_handle, (self.shared.handle(), self.param, self.digest)
-        if self.file and (self.left_to_read or len(self.file) < self.pixels.nbytes > INLINE_BYTES):
-            return Image.unread, (self.file, self.param, self.digest, self.outline)
+        if self.file and (self.undecoded_pixels or len(self.file) < self.pixels.nbytes > INLINE_BYTES):
+            return Image.undecoded, (self.file, self.param, self.digest, self.outline)
         return Image, (self.pixels, self.digest)
 
     @classmethod
-    def of(cls, picture: PIL.Image.Image) -> "Image":
-        return cls(np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")))
+    def of(cls, image: PIL.Image.Image) -> "Image":
+        return cls(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
 
 
 def _at_handle(handle: Handle, param: str, digest: str | None) -> Image:
@@ -158,49 +159,52 @@ def _at_handle(handle: Handle, param: str, digest: str | None) -> Image:
     return image
 
 
-def decode(data: bytes, param: str = "image") -> Image:
-    """A PNG, JPEG, WEBP or GIF (first frame) as an Image, on the spot. Raises BadRequest or TooLarge naming `param`.
+def decode_image(data: bytes, param: str = "image") -> Image:
+    """Decode a PNG, JPEG, WEBP or GIF (first frame) in this thread. Raises BadRequest or TooLarge naming `param`.
 
-    What the decoder itself complains about is not repeated: its words can carry addresses (CVE-2026-22778).
+    The decoder's own messages are not passed on: they can hold addresses (CVE-2026-22778).
     """
-    return Image(_decoded(data, param, _outline(data, param)), _digest(data))
+    return Image(_decode(data, param, _outline(data, param)), _digest(data))
 
 
-def unread(data: bytes, param: str = "image") -> Image:
-    """`decode`, but for the pixels: quick, and what is wrong with them is told when they are looked at."""
-    image = Image.at("", param)
-    image.arrive(data)
+def undecoded_image(data: bytes, param: str = "image") -> Image:
+    """Return the image in a file without decoding it. Raises BadRequest or TooLarge for a malformed structure.
+
+    Damage in the pixels' data is found, and raised, when they are decoded.
+    """
+    image = Image.at_url("", param)
+    image.set_file(data)
     return image
 
 
-def from_url(url: str, param: str = "image") -> Image:
-    """A data URL as an unread Image; an http(s) URL as one that is still there. Raises BadRequest or TooLarge."""
+def image_from_url(url: str, param: str = "image") -> Image:
+    """Return the undecoded image in a data URL, or one to fetch from an http(s) URL. Raises BadRequest or TooLarge."""
     if url[:8].lower().startswith(("http://", "https://")):
-        return Image.at(url, param)
-    return unread(from_data_url(url, param, "image", MAX_BYTES), param)
+        return Image.at_url(url, param)
+    return undecoded_image(data_url_bytes(url, param, "image", MAX_BYTES), param)
 
 
-def refusal(refused: Refused, param: str) -> ServeError:
-    """What a client is told of a file that was refused."""
+def image_error(refused: RejectedFile, param: str) -> ServeError:
+    """Return the client's error for a rejected image file."""
     size = " ({} x {})".format(*refused.size) if refused.size else ""
     if refused.why in ("format", "damaged", "kind"):
-        said = {
+        message = {
             "format": "The file is not a PNG, JPEG, WEBP or GIF image.",
             "kind": "The image is a JPEG of a kind that is not decoded here: lossless, or not of eight bits a colour.",
         }.get(refused.why, "The image is damaged or cut short and cannot be decoded.")
-        return BadRequest(said, param=param, code="invalid_image")
-    said = {
+        return BadRequest(message, param=param, code="invalid_image")
+    message = {
         "pixels": f"The image has too many pixels{size}: at most {MAX_PIXELS // 1_000_000} megapixels "
         f"and {MAX_SIDE} pixels a side.",
         "scans": "The image is a JPEG of too many scans.",
         "parts": f"The image file has more than {MAX_PARTS:,} parts.",
         "memory": "The image takes too much memory to decode.",
     }.get(refused.why, "The image takes too long to decode.")
-    return TooLarge(said, param=param, code="image_too_large")
+    return TooLarge(message, param=param, code="image_too_large")
 
 
-def _checked(data: bytes, param: str) -> None:
-    """Raises BadRequest or TooLarge."""
+def _check_size(data: bytes, param: str) -> None:
+    """Raise BadRequest for an empty file, TooLarge for one above MAX_BYTES."""
     if not data:
         raise BadRequest("The image is empty.", param=param, code="invalid_image")
     if len(data) > MAX_BYTES:
@@ -209,24 +213,24 @@ def _checked(data: bytes, param: str) -> None:
 
 
 def _outline(data: bytes, param: str) -> Outline:
-    """Raises BadRequest or TooLarge."""
-    _checked(data, param)
+    """Read the file's structure. Raises BadRequest or TooLarge."""
+    _check_size(data, param)
     try:
-        return outline(data)
-    except Refused as refused:
-        raise refusal(refused, param) from None
+        return read_outline(data)
+    except RejectedFile as refused:
+        raise image_error(refused, param) from None
 
 
-def _decoded(data: bytes, param: str, known: Outline) -> Pixels:
+def _decode(data: bytes, param: str, checked: Outline) -> Pixels:
     """Return the file's pixels. Raises BadRequest or TooLarge."""
     try:
-        found = known if known.size <= QUICK_BYTES else outline(data, whole=True)
-        picture = decoding.loaded(data, found)
-        parts = [np.asarray(strip) for strip in decoding.strips(picture, found.orientation)]
-    except Refused as refused:
-        raise refusal(refused, param) from None
-    except decoding.DAMAGE:
-        raise refusal(Refused("damaged"), param) from None
+        outline = checked if checked.size <= QUICK_BYTES else read_outline(data, whole=True)
+        image = pillow_decoder.load(data, outline)
+        parts = [np.asarray(strip) for strip in pillow_decoder.strips(image, outline.orientation)]
+    except RejectedFile as refused:
+        raise image_error(refused, param) from None
+    except pillow_decoder.DAMAGE:
+        raise image_error(RejectedFile("damaged"), param) from None
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -234,35 +238,35 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=20).hexdigest()
 
 
-def from_data_url(url: str, param: str, kind: str, most: int) -> bytes:
-    """The bytes in a data URL, at most `most`. kind: image or video. Raises BadRequest or TooLarge naming `param`."""
+def data_url_bytes(url: str, param: str, kind: str, max_bytes: int) -> bytes:
+    """Return the bytes in a data URL. kind: image or video. Raises BadRequest or TooLarge naming `param`."""
     example = {"image": "data:image/png;base64,...", "video": "data:video/mp4;base64,..."}[kind]
-    wrong = f"invalid_{kind}_url"
+    code = f"invalid_{kind}_url"
     if url[:8].lower().startswith(("http://", "https://")):
         raise BadRequest(
             f"{kind.title()}s by URL are not fetched by this server: send the {kind} itself as a data URL "
             f"({example}) or as a multipart file.",
             param=param,
-            code=wrong,
+            code=code,
         )
     head, comma, _ = url[:MAX_HEAD].partition(",")
     if not comma or not head[:5].lower() == "data:" or not head.lower().endswith(";base64"):
-        raise BadRequest(f"The {kind} must be a data URL: {example}", param=param, code=wrong)
+        raise BadRequest(f"The {kind} must be a data URL: {example}", param=param, code=code)
     start = len(head) + 1
     letters = len(url) - start
     try:
-        if letters > most * 4 // 3 + 4 and letters - sum(map(url.count, BLANKS.decode())) > most * 4 // 3 + 4:
-            raise TooLarge(f"The {kind} is larger than {most // 2**20} MB.", param=param, code=f"{kind}_too_large")
+        if letters > max_bytes * 4 // 3 + 4 and letters - sum(map(url.count, BLANKS.decode())) > max_bytes * 4 // 3 + 4:
+            raise TooLarge(f"The {kind} is larger than {max_bytes // 2**20} MB.", param=param, code=f"{kind}_too_large")
         return _from_base64(url, start)
     except ValueError:
-        raise BadRequest("The data URL is not valid base64.", param=param, code=wrong) from None
+        raise BadRequest("The data URL is not valid base64.", param=param, code=code) from None
 
 
 def _from_base64(text: str, start: int) -> bytes:
-    """The bytes that `text` holds from `start` on. Raises ValueError for what is not base64 to its end.
+    """Decode the base64 in `text` from `start` on. Raises ValueError where it is malformed.
 
-    Blanks are left out: `base64 photo.jpg` breaks its lines. It goes piece by piece: other threads have a turn between
-    two, and the text is never copied whole.
+    Blanks are skipped: `base64 photo.jpg` breaks its lines. Text is decoded in pieces, so that it is never copied as a
+    whole and other threads can run in between.
     """
     data, rest = io.BytesIO(), b""
     for at in range(start, len(text), PIECE):
@@ -302,8 +306,8 @@ def field(
 
 
 _WRONG_TYPE = BadRequest("The image must be a data URL or an https URL.", param="image", code="invalid_type")
-Picture = Annotated[Image, field(Image, unread, from_url, _WRONG_TYPE)]
+ImageField = Annotated[Image, field(Image, undecoded_image, image_from_url, _WRONG_TYPE)]
 """A request's image field: a data URL, an https URL or uploaded bytes on the wire, an Image once validated.
 
-Its file is then still to be fetched or read, by whoever has the request answered.
+It is fetched and decoded later, when the request is answered.
 """

@@ -1,4 +1,4 @@
-"""Masks as run lengths, in COCO's compressed form: small on the wire, and what pycocotools reads."""
+"""Masks as run lengths in COCO's compressed form, which pycocotools reads too."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Pixels = np.ndarray[Any, np.dtype[np.int64]]
-MOST_LETTERS = 12  # of one run: sixty bits
+MOST_LETTERS = 12  # characters of one run: sixty bits
 
 
 class Rle(BaseModel):
@@ -22,7 +22,10 @@ class Rle(BaseModel):
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of whole pixels: rows top..bottom-1, columns left..right-1. Empty where right <= left or so."""
+    """A rectangle of whole pixels: rows top..bottom-1, columns left..right-1.
+
+    Empty where right <= left or bottom <= top.
+    """
 
     left: int
     top: int
@@ -31,14 +34,14 @@ class Window:
 
     @classmethod
     def around(cls, box: tuple[float, float, float, float], width: int, height: int) -> "Window":
-        """The pixels of a width x height image that a box x0, y0, x1, y1 touches."""
+        """Return the pixels of a width x height image that a box x0, y0, x1, y1 touches."""
         x0, y0, x1, y1 = box
         left, top = max(0, math.floor(x0)), max(0, math.floor(y0))
         return cls(left, top, max(left, min(width, math.ceil(x1))), max(top, min(height, math.ceil(y1))))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Return the numbers of rows and columns."""
         return self.bottom - self.top, self.right - self.left
 
     @property
@@ -51,27 +54,27 @@ class Window:
 
 
 def encode(mask: Mask) -> Rle:
-    """A mask [height, width] as run lengths."""
+    """Encode a mask [height, width]."""
     height, width = mask.shape
     return encode_in(mask, Window(0, 0, width, height), (height, width))
 
 
 def encode_in(mask: Mask, window: Window, size: tuple[int, int]) -> Rle:
-    """A mask of a window [its rows, its columns] as run lengths of an image of `size` (height, width), empty around it.
+    """Encode the mask [rows, columns] of a window, empty around it, in an image of `size` (height, width).
 
-    Costs what the window is large, not what the image is.
+    The cost grows with the window, not with the image. Raises ValueError where mask, window and image do not fit.
     """
     height, width = size
     rows, columns = window.shape
     if mask.shape != (rows, columns) or window.right > width or window.bottom > height:
         raise ValueError(f"a mask of {mask.shape} does not fit {window} of an image of {size}")
-    # One more row, of nothing, keeps a column's end apart from the next one's beginning.
+    # One more row, empty, separates a column's end from the start of the next.
     flat = np.zeros((columns, rows + 1), bool)
     flat[:, :rows] = mask.T
-    turns = np.flatnonzero(np.diff(flat.ravel(), prepend=False))
-    column, row = np.divmod(turns, rows + 1)
+    changes = np.flatnonzero(np.diff(flat.ravel(), prepend=False))
+    column, row = np.divmod(changes, rows + 1)
     starts = (window.left + column) * height + window.top + row
-    if rows == height:  # a column that ends where the next one begins is no turn at all
+    if rows == height:  # a run that goes on in the next column is one run
         seam = np.flatnonzero(starts[1:] == starts[:-1])
         starts = np.delete(starts, np.concatenate((seam, seam + 1)))
     edges = np.concatenate(([0], starts, [height * width]))
@@ -82,13 +85,13 @@ def encode_in(mask: Mask, window: Window, size: tuple[int, int]) -> Rle:
 
 
 def decode(rle: Rle) -> Mask:
-    """The mask [height, width] of run lengths. Raises ValueError where they do not fill it."""
+    """Decode a mask [height, width]. Raises ValueError where the runs do not fill it exactly."""
     height, width = rle.size
     return decode_in(rle, Window(0, 0, width, height))
 
 
 def decode_in(rle: Rle, window: Window) -> Mask:
-    """The part of a mask inside a window of the image: [its rows, its columns]. Raises ValueError as `decode` does."""
+    """Decode the part of a mask in a window: [rows, columns]. Raises ValueError as `decode` does."""
     height, width = rle.size
     edges = np.cumsum(_runs(rle))
     begin, end = window.left * height, window.right * height
@@ -99,29 +102,29 @@ def decode_in(rle: Rle, window: Window) -> Mask:
 
 
 def sample(rle: Rle, rows: Pixels, columns: Pixels) -> Mask:
-    """The pixels of a mask where these rows and columns meet: [rows, columns]. Raises ValueError as `decode` does.
+    """Decode the pixels of a mask at these rows and columns: [rows, columns]. Raises ValueError as `decode` does.
 
-    Costs what is asked for, not what the image is large.
+    The cost grows with the number of pixels returned, not with the image.
     """
     edges = np.cumsum(_runs(rle))
     places = columns[:, None] * rle.size[0] + rows[None, :]
-    there: Mask = (np.searchsorted(edges, places, side="right") % 2 == 1).T
-    return there
+    inside: Mask = (np.searchsorted(edges, places, side="right") % 2 == 1).T
+    return inside
 
 
 def area(rle: Rle) -> int:
-    """How many pixels are in the mask."""
+    """Return the number of pixels in the mask."""
     return int(_runs(rle)[1::2].sum())
 
 
 def overlap(a: Rle, b: Rle) -> float:
-    """Intersection over union of two valid masks; 0 where their sizes differ, 1 where both are empty."""
+    """Compute the intersection over union of two valid masks; 0 where their sizes differ, 1 where both are empty."""
     if a.size != b.size:
         return 0.0
-    theirs = [{"size": list(rle.size), "counts": rle.counts.encode("ascii")} for rle in (a, b)]
-    if not coco.area(theirs).any():
+    encoded = [{"size": list(rle.size), "counts": rle.counts.encode("ascii")} for rle in (a, b)]
+    if not coco.area(encoded).any():
         return 1.0
-    return float(coco.iou(theirs[:1], theirs[1:], [False])[0, 0])
+    return float(coco.iou(encoded[:1], encoded[1:], [False])[0, 0])
 
 
 def _runs(rle: Rle) -> Pixels:
@@ -132,8 +135,11 @@ def _runs(rle: Rle) -> Pixels:
 
 
 def _pack(runs: Pixels) -> str:
-    """COCO's letters: five bits each, lowest first, the sixth says that more follow; from the fourth run on a run is
-    written as its difference to the one before the last (the sign is the last letter's fifth bit)."""
+    """Encode runs as COCO's characters.
+
+    Each holds five bits, lowest first, and a sixth bit that is set where more follow. From the fourth run on a run is
+    written as the difference to the run before the last; the sign is the fifth bit of its last character.
+    """
     values = runs.astype(np.int64)
     values[3:] -= runs[1:-2]
     letters: list[Pixels] = []
@@ -151,7 +157,7 @@ def _pack(runs: Pixels) -> str:
 
 
 def _unpack(counts: str) -> Pixels:
-    """The runs of COCO's letters. Raises ValueError for what is no such text."""
+    """Decode COCO's characters to runs. Raises ValueError where they are malformed."""
     try:
         letters = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
-"""The structure of a picture's file, walked in bounded steps before a decoder sees a byte of it. Knows no Pillow.
+"""Parse the structure of an image file in a bounded number of steps, before any decoder gets it. Imports no Pillow.
 
-A decoder's cost goes by much more than pixels: a JPEG of 60 KB may hold 6,000 scans that each walk over all of them,
-and whoever writes files may put thousands of segments, profiles and texts before the first. What only describes the
-picture is left out of what the decoder is given, however large it is; what no camera or program writes is refused.
+The cost of decoding depends on much more than the number of pixels: a JPEG of 60 KB may hold 6,000 scans that each pass
+over all of them, or thousands of segments, profiles and texts before the first scan. Metadata is left out of what the
+decoder gets, whatever its size; structures that no camera or program writes are rejected.
 """
 
 import re
@@ -13,40 +13,44 @@ from typing import Literal
 
 Format = Literal["PNG", "JPEG", "WEBP", "GIF"]
 
-MAX_PIXELS = 40_000_000  # a 20 KB PNG can unfold to gigabytes
+MAX_PIXELS = 40_000_000  # a 20 KB PNG can decompress to gigabytes
 MAX_SIDE = 16_384
 MAX_SCANS = 32
-"""A progressive JPEG has about ten. Each walks over all pixels for as little as ten bytes: 200 over 36 MP took 9 s."""
+"""Scans of a JPEG. A progressive one has about ten. Each, of ten bytes or more, passes over all pixels: 200 over
+36 megapixels took 9 s."""
 MAX_PARTS = 8_192
-"""Chunks, segments or blocks that are looked at: libpng writes 2,560 into a file of 20 MB. Takes at most 10 ms."""
+"""Chunks, segments or blocks that are parsed, in at most 10 ms: libpng writes 2,560 into a file of 20 MB."""
 MAX_FILL = 2**16
-"""Bytes between a JPEG's segments, where there should be none."""
+"""Bytes allowed between a JPEG's segments, where there should be none."""
 
 QUICK_PIXELS = 500_000
 QUICK_BYTES = 256 * 1024
 QUICK_PARTS = 256
 QUICK_SCANS = 12
-"""Within these a file is decoded where it is, as the way to another process and back takes longer: see NOTES.md for
-the slowest known."""
+"""Files within these limits are decoded on the event loop, as handing them to a process takes longer. NOTES.md has the
+slowest known."""
 
 _USUAL_SCANS = 10
 _TEXT = 2**20
 """Bytes of text that are searched for an orientation, packed and unpacked."""
 _ORIENTATION = 0x0112
-_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # TIFF's types that hold a whole number
+_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # TIFF's integer types
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # neither a stuffed byte nor a restart
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD, *_FRAMES})
+_SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD, *_SOF_MARKERS})
 _HUFFMAN, _PROGRESSIVE, _ARITHMETIC = (0xC0, 0xC1, 0xC2), (0xC2, 0xCA), (0xC9, 0xCA)
 _SOI, _EOI, _SOS, _TEM, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0x01, 0xE0, 0xE1, 0xEE
 
 Range = tuple[int, int]
 
 
-class Refused(Exception):
-    """Why a file is not decoded, in a word that whoever tells the client has a sentence for: format, damaged, kind,
-    pixels, scans, parts, memory or slow. size: what its header promises, where that is the reason."""
+class RejectedFile(Exception):
+    """A file that is not decoded.
+
+    why: a code by which the client's error message is chosen (`image.image_error`, `video.video_error`), such as
+    damaged. size: width and height where they are the reason.
+    """
 
     def __init__(self, why: str, size: tuple[int, int] | None = None) -> None:
         super().__init__(why)
@@ -56,11 +60,13 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What a file's structure says of it. stored: its pixels' width and height before its EXIF turns them;
-    orientation: EXIF's, 1..8; size: of the file in bytes; pieces: the parts that pixels depend on, in order; parts: how
-    many were counted among them; scans: a JPEG's passes over its pixels, where the file was walked to its end, else
-    the most there may be; coding: a JPEG's frame marker; pixel_bytes: what one pixel takes in Pillow's memory and the
-    decoder's own."""
+    """The structure of an image file.
+
+    stored: width and height before the EXIF orientation is applied. size: of the file in bytes. pieces: the byte ranges
+    that the pixels depend on, in order. parts: the number of chunks, segments or blocks in them. orientation: EXIF's,
+    1..8. scans: a JPEG's; the most there may be where the file was not parsed to its end. coding: a JPEG's
+    start-of-frame marker. pixel_bytes: memory that decoding takes for each pixel, in Pillow and in the decoder.
+    """
 
     format: Format
     stored: tuple[int, int]
@@ -74,7 +80,7 @@ class Outline:
 
     @property
     def width(self) -> int:
-        """Upright."""
+        """Return the width of the upright image."""
         return self.stored[self.orientation > 4]
 
     @property
@@ -87,7 +93,7 @@ class Outline:
 
     @property
     def quick(self) -> bool:
-        """Whether decoding it where it is holds nobody up."""
+        """Return whether the file can be decoded on the event loop without delaying other requests."""
         return (
             self.area <= QUICK_PIXELS
             and self.size <= QUICK_BYTES
@@ -98,12 +104,12 @@ class Outline:
 
     @property
     def cost_s(self) -> float:
-        """Seconds of one processor that decoding takes, on the slow side of an honest file."""
+        """Estimate the processor seconds that decoding an ordinary file of this kind takes at most."""
         return self._seconds(min(self.scans, _USUAL_SCANS))
 
     @property
     def cpu_limit_s(self) -> int:
-        """Seconds after which decoding is ended."""
+        """Return the processor seconds after which decoding is ended."""
         return int(2 + 4 * self._seconds(self.scans))
 
     def _seconds(self, scans: int) -> float:
@@ -114,39 +120,39 @@ class Outline:
 
     @property
     def peak_bytes(self) -> int:
-        """Memory that decoding takes at most, the file and the RGB pixels that come of it included."""
+        """Return the bytes of memory that decoding takes at most, with the file and the resulting RGB pixels."""
         return self.area * (self.pixel_bytes + 3) + 3 * self.size + 24 * 2**20
 
 
-def outline(data: bytes, *, whole: bool = False) -> Outline:
-    """A PNG, JPEG, WEBP or GIF file's outline. Raises Refused.
+def read_outline(data: bytes, *, whole: bool = False) -> Outline:
+    """Parse a PNG, JPEG, WEBP or GIF file. Raises RejectedFile.
 
-    whole: also count the scans of a JPEG that is not small, which reads it to its end: 20 MB take 50 ms.
+    whole: count the scans also of a JPEG above QUICK_BYTES, which parses it to its end (20 MB take 50 ms).
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        found = _png(data)
+        outline = _png(data)
     elif data.startswith(b"\xff\xd8\xff"):
-        found = _jpeg(data, whole=whole or len(data) <= QUICK_BYTES)
+        outline = _jpeg(data, whole=whole or len(data) <= QUICK_BYTES)
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        found = _webp(data)
+        outline = _webp(data)
     elif data.startswith((b"GIF87a", b"GIF89a")):
-        found = _gif(data)
+        outline = _gif(data)
     else:
-        raise Refused("format")
-    width, height = found.stored
+        raise RejectedFile("format")
+    width, height = outline.stored
     if min(width, height) < 1:
-        raise Refused("damaged")
+        raise RejectedFile("damaged")
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise Refused("pixels", (width, height))
-    return found
+        raise RejectedFile("pixels", (width, height))
+    return outline
 
 
-def pixel_file(data: bytes, found: Outline) -> bytes:
-    """The file without what its pixels do not depend on: profiles, texts, EXIF, later frames."""
-    if found.pieces == ((0, len(data)),):
+def pixel_file(data: bytes, outline: Outline) -> bytes:
+    """Return the file without the parts that its pixels do not depend on: profiles, texts, EXIF, later frames."""
+    if outline.pieces == ((0, len(data)),):
         return data
-    body = b"".join([data[start:end] for start, end in found.pieces])
-    if found.format == "WEBP":
+    body = b"".join([data[start:end] for start, end in outline.pieces])
+    if outline.format == "WEBP":
         head = bytearray(body[:21])
         struct.pack_into("<I", head, 4, len(body) - 8)
         if body[12:16] == b"VP8X":
@@ -156,7 +162,7 @@ def pixel_file(data: bytes, found: Outline) -> bytes:
 
 
 class _Pieces:
-    """Ranges of a file that are kept; neighbours become one."""
+    """Byte ranges of a file that are kept; adjacent ranges are merged."""
 
     def __init__(self, end: int) -> None:
         self.ranges: list[Range] = [(0, end)]
@@ -164,10 +170,10 @@ class _Pieces:
         self.steps = 0
 
     def step(self) -> None:
-        """Raises Refused after MAX_PARTS."""
+        """Count a parsed part. Raises RejectedFile after MAX_PARTS."""
         self.steps += 1
         if self.steps > MAX_PARTS:
-            raise Refused("parts")
+            raise RejectedFile("parts")
 
     def keep(self, start: int, end: int) -> None:
         self.count += 1
@@ -178,9 +184,9 @@ class _Pieces:
 
 def _png(data: bytes) -> Outline:
     if data[12:16] != b"IHDR" or len(data) < 33:
-        raise Refused("damaged")
+        raise RejectedFile("damaged")
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
-    pieces, turn, at, seen = _Pieces(33), _Turn(), 33, set[bytes]()
+    pieces, orientation, at, seen = _Pieces(33), _Orientation(), 33, set[bytes]()
     while at + 8 <= len(data):
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
         pieces.step()
@@ -192,10 +198,10 @@ def _png(data: bytes) -> Outline:
             if kind not in seen:
                 pieces.keep(at, min(end, len(data)))
         else:
-            _describe(turn, kind, data[at + 8 : min(end - 4, at + 8 + _TEXT)])
+            _read_orientation(orientation, kind, data[at + 8 : min(end - 4, at + 8 + _TEXT)])
         seen.add(kind)
         at = end
-    _after_pixels(data, at, turn, MAX_PARTS - pieces.steps)
+    _after_pixels(data, at, orientation, MAX_PARTS - pieces.steps)
     pixel_bytes = 4 if colour in (2, 4, 6) else depth // 8 or 1
     return Outline(
         "PNG",
@@ -203,37 +209,37 @@ def _png(data: bytes) -> Outline:
         len(data),
         tuple(pieces.ranges),
         pieces.count,
-        turn.orientation,
+        orientation.orientation,
         pixel_bytes=pixel_bytes,
     )
 
 
-def _after_pixels(data: bytes, at: int, turn: "_Turn", steps: int) -> None:
-    """Look for an orientation behind a PNG's pixels; whatever else stands there is left alone."""
+def _after_pixels(data: bytes, at: int, orientation: "_Orientation", steps: int) -> None:
+    """Look for an orientation in the chunks after a PNG's pixels; other chunks there are ignored."""
     for _ in range(steps):
         if at + 8 > len(data) or (kind := data[at + 4 : at + 8]) == b"IEND":
             return
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        _describe(turn, kind, data[at + 8 : min(end - 4, at + 8 + _TEXT)])
+        _read_orientation(orientation, kind, data[at + 8 : min(end - 4, at + 8 + _TEXT)])
         at = end
 
 
-def _describe(turn: "_Turn", kind: bytes, body: bytes) -> None:
-    """Take the orientation from a PNG's chunk, where it has one."""
+def _read_orientation(orientation: "_Orientation", kind: bytes, body: bytes) -> None:
+    """Set the orientation from a PNG chunk where it holds one."""
     if kind == b"eXIf":
-        turn.exif(body)
+        orientation.exif(body)
     elif kind == b"iTXt" and body.startswith(b"XML:com.adobe.xmp\0"):
         packed, text = body[18:19] == b"\1", body[20:].split(b"\0", 2)[-1]
-        turn.xmp(_unpacked(text) if packed else text)
+        orientation.xmp(_decompress(text) if packed else text)
     elif kind in (b"zTXt", b"tEXt") and body.startswith(b"Raw profile type exif\0"):  # as ImageMagick writes it
-        text = _unpacked(body[23:]) if kind == b"zTXt" else body[22:]
+        text = _decompress(body[23:]) if kind == b"zTXt" else body[22:]
         try:
-            turn.exif(bytes.fromhex("".join(text.decode("ascii").split("\n")[3:])))
+            orientation.exif(bytes.fromhex("".join(text.decode("ascii").split("\n")[3:])))
         except ValueError:
             return
 
 
-def _unpacked(packed: bytes) -> bytes:
+def _decompress(packed: bytes) -> bytes:
     try:
         return zlib.decompressobj().decompress(packed, _TEXT)
     except zlib.error:
@@ -241,7 +247,7 @@ def _unpacked(packed: bytes) -> bytes:
 
 
 def _jpeg(data: bytes, whole: bool) -> Outline:
-    pieces, turn, at = _Pieces(2), _Turn(), 2
+    pieces, orientation, at = _Pieces(2), _Orientation(), 2
     frame: tuple[int, int, int, int] | None = None  # marker, height, width, components
     kept, fill = set[int](), MAX_FILL
     while (marker := _MARKER.search(data, at, at + fill)) is not None:
@@ -253,16 +259,16 @@ def _jpeg(data: bytes, whole: bool) -> Outline:
         if kind in (_SOI, _TEM):
             continue
         start, end = at - 2, at + int.from_bytes(data[at : at + 2], "big")
-        if kind in _FRAMES:
+        if kind in _SOF_MARKERS:
             if frame is not None or len(data) < at + 8:
-                raise Refused("damaged")
+                raise RejectedFile("damaged")
             precision, *size, components = struct.unpack(">BHHB", data[at + 2 : at + 8])
             if precision != 8 or kind not in (*_HUFFMAN, *_ARITHMETIC):
-                raise Refused("kind")
+                raise RejectedFile("kind")
             frame = (kind, size[0], size[1], components)
         elif kind == _SOS:
             if frame is None:
-                raise Refused("damaged")
+                raise RejectedFile("damaged")
             coding, height, width, components = frame
             several = coding in _PROGRESSIVE or data[at + 2 : at + 3] != bytes([components])
             scans = _scans(data, end, pieces) if whole else MAX_SCANS if several else 1
@@ -273,7 +279,7 @@ def _jpeg(data: bytes, whole: bool) -> Outline:
                 len(data),
                 tuple(pieces.ranges),
                 pieces.count,
-                turn.orientation,
+                orientation.orientation,
                 scans,
                 coding,
                 (4 if components > 1 else 1) + (2 * components if several or scans > 1 else 0),
@@ -284,15 +290,15 @@ def _jpeg(data: bytes, whole: bool) -> Outline:
         elif kind == _APP1:
             body = data[at + 2 : end]
             if body.startswith(b"Exif\0\0"):
-                turn.exif(body)
+                orientation.exif(body)
             elif body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
-                turn.xmp(body)
+                orientation.xmp(body)
         at = end
-    raise Refused("damaged")
+    raise RejectedFile("damaged")
 
 
 def _scans(data: bytes, at: int, pieces: _Pieces) -> int:
-    """A JPEG's scans, the first among them, told as its decoder tells them: from marker to marker. Raises Refused."""
+    """Count a JPEG's scans as its decoder does, from marker to marker. Raises RejectedFile above MAX_SCANS."""
     scans = 1
     while (marker := _MARKER.search(data, at)) is not None:
         kind, at = data[marker.start() + 1], marker.end()
@@ -304,7 +310,7 @@ def _scans(data: bytes, at: int, pieces: _Pieces) -> int:
         if kind == _SOS:
             scans += 1
             if scans > MAX_SCANS:
-                raise Refused("scans")
+                raise RejectedFile("scans")
         at += int.from_bytes(data[at : at + 2], "big")
     return scans
 
@@ -319,8 +325,8 @@ def _webp(data: bytes) -> Outline:
     elif kind == b"VP8 " and len(data) >= 30 and data[23:26] == b"\x9d\x01\x2a":
         stored = (int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF)
     else:
-        raise Refused("damaged")
-    pieces, turn, at, kept = _Pieces(12), _Turn(), 12, set[bytes]()
+        raise RejectedFile("damaged")
+    pieces, orientation, at, kept = _Pieces(12), _Orientation(), 12, set[bytes]()
     while at + 8 <= len(data):
         kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         end = at + 8 + size + (size & 1)
@@ -330,17 +336,19 @@ def _webp(data: bytes) -> Outline:
                 pieces.keep(at, min(end, len(data)))
             kept.add(kind)
         elif kind == b"EXIF":
-            turn.exif(data[at + 8 : min(at + 8 + size, at + _TEXT)])
+            orientation.exif(data[at + 8 : min(at + 8 + size, at + _TEXT)])
         elif kind == b"XMP ":
-            turn.xmp(data[at + 8 : min(at + 8 + size, at + _TEXT)])
+            orientation.xmp(data[at + 8 : min(at + 8 + size, at + _TEXT)])
         at = end
-    # Two canvases, the lossless decoder's own, the frame as bytes and Pillow's copy of it.
-    return Outline("WEBP", stored, len(data), tuple(pieces.ranges), pieces.count, turn.orientation, pixel_bytes=17)
+    # Two canvases, the lossless decoder's buffer, the frame as bytes and Pillow's copy of it.
+    return Outline(
+        "WEBP", stored, len(data), tuple(pieces.ranges), pieces.count, orientation.orientation, pixel_bytes=17
+    )
 
 
 def _gif(data: bytes) -> Outline:
     if len(data) < 13:
-        raise Refused("damaged")
+        raise RejectedFile("damaged")
     width, height, flags = struct.unpack("<HHB", data[6:11])
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     pieces = _Pieces(min(at, len(data)))
@@ -360,11 +368,11 @@ def _gif(data: bytes) -> Outline:
             if data[start + 1] == 0xF9:
                 pieces.keep(start, at + 1)
         at += 1
-    raise Refused("damaged")
+    raise RejectedFile("damaged")
 
 
-class _Turn:
-    """A picture's orientation: EXIF's, else XMP's, as Pillow reads it; 1 where neither has one that can be used."""
+class _Orientation:
+    """An image's orientation: EXIF's, else XMP's, as Pillow reads it; 1 where neither is valid."""
 
     def __init__(self) -> None:
         self._exif: int | None = None
@@ -377,7 +385,7 @@ class _Turn:
         return stated if stated is not None and 1 <= stated <= 8 else 1
 
     def exif(self, body: bytes) -> None:
-        """Only the first one counts."""
+        """Read the orientation of the first EXIF block; later blocks are ignored."""
         if not self._read:
             self._read, self._exif = True, _exif_orientation(body.removeprefix(b"Exif\0\0"))
 
@@ -387,7 +395,7 @@ class _Turn:
 
 
 def _exif_orientation(tiff: bytes) -> int | None:
-    """The first directory's orientation, where it is a single whole number."""
+    """Return the orientation in the first TIFF directory; None where it is absent or not a single integer."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 8:
         return None

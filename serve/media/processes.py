@@ -1,7 +1,7 @@
-"""The way to the process that decodes files: one child of its own for each file, with limits on time and memory.
+"""Client of the decoder process: each file is decoded in a child of its own, with limits on time and memory.
 
-`serve.media.decoder` is the other side. Everything that blocks is done in threads of this module's own, which do
-nothing else and parse nothing.
+The process itself is `serve.media.decoder_process`. Blocking calls run in threads of this module's own, which parse
+nothing.
 """
 
 import asyncio
@@ -26,28 +26,31 @@ from pathlib import Path
 from typing import Any
 
 from serve.errors import Overloaded, Unavailable
-from serve.media.outline import Refused
+from serve.media.outline import RejectedFile
 
 log = logging.getLogger(__name__)
 
 MESSAGE = 2**16
 PRECEDENCE = 10.0
-"""A file waits behind those that came up to so many times its own expected seconds later, and expect to take less."""
+"""A file waits behind smaller ones that came later, by up to this many times its own expected seconds."""
 LARGE_S = 0.5
-"""Expected seconds from which on a file may not take the last seat."""
-FILMS_AT_ONCE, FILMS_WAITING = 2, 8
+"""Expected seconds from which a file is large: it may not take the last free slot."""
+VIDEOS_AT_ONCE, VIDEOS_WAITING = 2, 8
 TRIES = 2
-"""How often a file is decoded whose process was lost, by no fault of its own that we know of."""
+"""Attempts at a file whose process ends without a reply."""
 
 THREADS = ThreadPoolExecutor(2, "media")
-"""Copies files to the other process, and digests them: work of milliseconds that lets go of the interpreter."""
+"""Threads that copy files to the decoder process and compute digests: milliseconds each, without the GIL."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is to be done, and what it may take. kind: image, or a film's as `video_caps.sniff` tells it; cpu_s: seconds
-    of processor time; memory: bytes of address space beyond the process's own; output: bytes of pixels; nicer: how much
-    lower its priority is than a picture's; caps: a film's."""
+class DecodeJob:
+    """A file to decode, with its limits.
+
+    kind: image, or a video's as `video_caps.sniff` returns it. cpu_s: seconds of processor time. memory: bytes of
+    address space beside the process's own. output: bytes of pixels. nicer: added to the process's niceness. caps: a
+    video's.
+    """
 
     kind: str
     cpu_s: int
@@ -57,12 +60,12 @@ class Job:
     caps: dict[str, Any] | None = None
 
 
-class Lost(Exception):
-    """The process ended without a reply, by nothing that its limits explain."""
+class ProcessLost(Exception):
+    """A child ended without a reply, for no reason that its limits explain."""
 
 
 class Zygote:
-    """The process that forks, started when it is first needed. Its methods block, and may be called from any thread."""
+    """The decoder process, started when it is first needed. Methods block and are thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -74,12 +77,12 @@ class Zygote:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Have it running, so that the first file need not wait for that. Raises OSError."""
+        """Start the process where it is not running. Raises OSError."""
         with self._lock:
-            self._ready()
+            self._control_socket()
 
-    def submit(self, job: Job, data: bytes) -> socket.socket:
-        """Hand over a file. Returns the job's socket: its reply comes there, and closing it ends the job.
+    def submit(self, job: DecodeJob, data: bytes) -> socket.socket:
+        """Send a file to decode. Returns the job's socket, which receives the reply; closing it ends the job.
 
         Raises OSError where no process can be started.
         """
@@ -87,12 +90,12 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs, self._lock:
-                order = [json.dumps(asdict(job)).encode()]
+                message = [json.dumps(asdict(job)).encode()]
                 try:
-                    socket.send_fds(self._ready(), order, [file, theirs.fileno()])
+                    socket.send_fds(self._control_socket(), message, [file, theirs.fileno()])
                 except OSError:  # it has died since it was last used
                     self._end()
-                    socket.send_fds(self._ready(), order, [file, theirs.fileno()])
+                    socket.send_fds(self._control_socket(), message, [file, theirs.fileno()])
             return ours
         except BaseException:
             ours.close()
@@ -106,15 +109,15 @@ class Zygote:
             self._end()
 
     def forget(self) -> None:
-        """In a forked process: leave it to the one that started it."""
+        """Drop the process without ending it: for a fork of the process that started it."""
         self._lock = threading.Lock()
         if self._control is not None:
             self._control.close()
         if self._process is not None:
-            self._process.returncode = 0  # not ours to wait for
+            self._process.returncode = 0  # its parent waits for it
         self._process = self._control = None
 
-    def _ready(self) -> socket.socket:
+    def _control_socket(self) -> socket.socket:
         if self._process is not None and self._process.poll() is not None:
             log.warning("the media process ended (%s); another one is started", self._process.returncode)
             self._end()
@@ -123,7 +126,7 @@ class Zygote:
             self._control.settimeout(5)
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "serve.media.decoder", str(theirs.fileno())],
+                    [sys.executable, "-m", "serve.media.decoder_process", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     env=_environment(),
@@ -151,15 +154,15 @@ os.register_at_fork(after_in_child=ZYGOTE.forget)
 
 
 def warm() -> None:
-    """Have the process started by a thread, so that the first file need not wait for that."""
+    """Start the decoder process in a thread, so that the first file does not wait for it."""
     THREADS.submit(ZYGOTE.start)
 
 
 def _environment() -> dict[str, str]:
-    """Return what it takes to find Python's packages and ours, and no secrets.
+    """Return the variables that Python needs to find its packages and ours, and no secrets.
 
-    One arena: more would be address space unused. Huge pages, and no mapping of its own for a decoder's block: a child
-    touches each page for the first time, which was 40 % of its time at 12 megapixels.
+    glibc gets one arena, since more would use up address space, and huge pages without a mapping for each large block:
+    page faults were 40 % of a child's time at 12 megapixels.
     """
     paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
@@ -184,29 +187,29 @@ def _memfd(data: bytes) -> int:
     return file
 
 
-async def run(job: Job, data: bytes) -> tuple[dict[str, Any], int]:
-    """Have a file decoded. Returns the reply and a memfd of its pixels, which the caller closes.
+async def run_job(job: DecodeJob, data: bytes) -> tuple[dict[str, Any], int]:
+    """Decode a file. Returns the reply and a memfd of the pixels, which the caller closes.
 
-    Cancelling ends the job's process at once. Raises Refused, or Unavailable where no process can do it.
+    Cancelling kills the job's process. Raises RejectedFile, or Unavailable where no process can be started or kept.
     """
     for _ in range(TRIES):
         try:
-            return await _once(job, data)
-        except Lost:
+            return await _attempt(job, data)
+        except ProcessLost:
             log.warning("a media process was lost while it decoded")
         except OSError as error:
             log.error("no media process can be started: %s", error.strerror)
     raise Unavailable("The file could not be decoded just now.", code="unavailable")
 
 
-def run_blocking(job: Job, data: bytes, within_s: float) -> tuple[dict[str, Any], int]:
-    """`run` for a thread that may wait. Raises TimeoutError besides."""
+def run_job_blocking(job: DecodeJob, data: bytes, within_s: float) -> tuple[dict[str, Any], int]:
+    """Decode a file as `run_job` does, blocking. Raises TimeoutError after `within_s` seconds."""
     with ZYGOTE.submit(job, data) as replies:
         replies.settimeout(within_s)
-        return _told(replies)
+        return _receive_reply(replies)
 
 
-async def _once(job: Job, data: bytes) -> tuple[dict[str, Any], int]:
+async def _attempt(job: DecodeJob, data: bytes) -> tuple[dict[str, Any], int]:
     submitted = THREADS.submit(ZYGOTE.submit, job, data)
     try:
         replies = await asyncio.wrap_future(submitted)
@@ -222,7 +225,7 @@ async def _once(job: Job, data: bytes) -> tuple[dict[str, Any], int]:
             await readable
         finally:
             loop.remove_reader(replies)
-        return _told(replies)
+        return _receive_reply(replies)
 
 
 def _wake(waiter: "asyncio.Future[None]") -> None:
@@ -235,46 +238,49 @@ def _close(submitted: "Future[socket.socket]") -> None:
         submitted.result().close()
 
 
-def _told(replies: socket.socket) -> tuple[dict[str, Any], int]:
-    """The reply that has come. Raises Refused, or Lost."""
+def _receive_reply(replies: socket.socket) -> tuple[dict[str, Any], int]:
+    """Read the reply from a readable socket. Raises RejectedFile, or ProcessLost."""
     message, fds, _, _ = socket.recv_fds(replies, MESSAGE, 1)
-    said: dict[str, Any] = json.loads(message) if message else {}
-    if fds and "refused" not in said:
-        return said, fds[0]
+    reply: dict[str, Any] = json.loads(message) if message else {}
+    if fds and "refused" not in reply:
+        return reply, fds[0]
     for fd in fds:
         os.close(fd)
-    if "refused" in said:
-        raise Refused(said["refused"], said["size"] and tuple(said["size"]))
-    if "failed" in said:  # what a decoder raises of a file that nobody thought of
-        log.error("a media process failed: %s", said["failed"])
-        raise Refused("damaged")
-    if "ended" not in said:
-        raise Lost
-    number = os.WTERMSIG(said["ended"]) if os.WIFSIGNALED(said["ended"]) else 0
+    if "refused" in reply:
+        raise RejectedFile(reply["refused"], reply["size"] and tuple(reply["size"]))
+    if "failed" in reply:  # an exception that the decoder does not expect
+        log.error("a media process failed: %s", reply["failed"])
+        raise RejectedFile("damaged")
+    if "ended" not in reply:
+        raise ProcessLost
+    number = os.WTERMSIG(reply["ended"]) if os.WIFSIGNALED(reply["ended"]) else 0
     if number == signal.SIGXCPU:
-        raise Refused("slow")
-    if number == signal.SIGKILL:  # by whoever was short of memory
-        raise Lost
+        raise RejectedFile("slow")
+    if number == signal.SIGKILL:  # by the kernel, short of memory
+        raise ProcessLost
     log.warning("a media process was ended by signal %d", number)
-    raise Refused("damaged")
+    raise RejectedFile("damaged")
 
 
-class Seats:
-    """So many files at once, those that expect to take little first. Large ones never take the last seat."""
+class ShortestFirstQueue:
+    """A limit on files decoded at a time, the quickest first, with aging. Large files never take the last free slot."""
 
     def __init__(self, count: int) -> None:
         self.free = count
         self.free_to_large = max(1, count - 1)
-        self._numbers = itertools.count()
+        self._sequence = itertools.count()
         self._waiting: dict[bool, list[tuple[float, int, asyncio.Future[None]]]] = {False: [], True: []}
 
     @asynccontextmanager
     async def take(self, cost_s: float, deadline: float | None, param: str) -> AsyncIterator[None]:
-        """A seat for as long as this lasts. deadline: a time of the event loop. Raises Overloaded when it passes."""
+        """Hold a slot until the block ends. cost_s: expected seconds. deadline: a time of the event loop.
+
+        Raises Overloaded when the deadline passes.
+        """
         large = cost_s >= LARGE_S
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
-        heapq.heappush(self._waiting[large], (loop.time() + PRECEDENCE * cost_s, next(self._numbers), turn))
+        heapq.heappush(self._waiting[large], (loop.time() + PRECEDENCE * cost_s, next(self._sequence), turn))
         self._serve()
         try:
             async with asyncio.timeout_at(deadline):
@@ -300,10 +306,10 @@ class Seats:
 
     def _serve(self) -> None:
         while self.free:
-            able = [large for large in (False, True) if self._waiting[large] and (self.free_to_large or not large)]
-            if not able:
+            eligible = [large for large in (False, True) if self._waiting[large] and (self.free_to_large or not large)]
+            if not eligible:
                 return
-            large = min(able, key=lambda kind: self._waiting[kind][0])
+            large = min(eligible, key=lambda kind: self._waiting[kind][0])
             _, _, turn = heapq.heappop(self._waiting[large])
             if not turn.done():
                 self.free -= 1
@@ -311,55 +317,57 @@ class Seats:
                 turn.set_result(None)
 
 
-class Queue:
-    """So many at once in the order they come, and so many that wait; for the films of one event loop."""
+class BoundedQueue:
+    """A limit on videos decoded at a time, first come, first served, and on how many wait; for one event loop."""
 
     def __init__(self, at_once: int, waiting: int) -> None:
-        self._seats = asyncio.Semaphore(at_once)
-        self._most, self._present = at_once + waiting, 0
+        self._slots = asyncio.Semaphore(at_once)
+        self._capacity, self._present = at_once + waiting, 0
 
     @asynccontextmanager
     async def take(self, deadline: float | None, param: str) -> AsyncIterator[None]:
-        """Raises Overloaded at once where the queue is full, else when the deadline passes."""
+        """Hold a slot until the block ends. Raises Overloaded at once where the queue is full, else at the deadline."""
         full = Overloaded("Too many videos are being decoded: try again later.", param=param)
-        if self._present >= self._most:
+        if self._present >= self._capacity:
             raise full
         self._present += 1
         try:
             try:
                 async with asyncio.timeout_at(deadline):
-                    await self._seats.acquire()
+                    await self._slots.acquire()
             except TimeoutError:
                 raise full from None
             try:
                 yield
             finally:
-                self._seats.release()
+                self._slots.release()
         finally:
             self._present -= 1
 
 
 @dataclass(frozen=True)
-class Lanes:
-    """Who may decode when, in one event loop."""
+class DecodeQueues:
+    """The queues for decoding in one event loop."""
 
-    pictures: Seats
-    films: Queue
-
-
-_LANES: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Lanes]" = weakref.WeakKeyDictionary()
+    images: ShortestFirstQueue
+    videos: BoundedQueue
 
 
-def lanes() -> Lanes:
-    """Those of the running event loop."""
+_QUEUES: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, DecodeQueues]" = weakref.WeakKeyDictionary()
+
+
+def queues() -> DecodeQueues:
+    """Return the queues of the running event loop."""
     loop = asyncio.get_running_loop()
-    if loop not in _LANES:
-        _LANES[loop] = Lanes(Seats(min(4, max(2, processors()))), Queue(FILMS_AT_ONCE, FILMS_WAITING))
-    return _LANES[loop]
+    if loop not in _QUEUES:
+        _QUEUES[loop] = DecodeQueues(
+            ShortestFirstQueue(min(4, max(2, processors()))), BoundedQueue(VIDEOS_AT_ONCE, VIDEOS_WAITING)
+        )
+    return _QUEUES[loop]
 
 
 def processors(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """How many processors this process may use, rounded up: by its affinity and by its container's quota."""
+    """Return how many processors this process may use by its affinity and its container's quota, rounded up."""
     count = len(os.sched_getaffinity(0))
     readings: tuple[tuple[str, Callable[[], list[str]]], ...] = (
         ("version 2", lambda: (group / "cpu.max").read_text().split()),

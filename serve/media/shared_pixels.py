@@ -1,7 +1,7 @@
-"""Pixels in memory that several processes of one machine can map: nothing is copied, and nothing is left behind.
+"""Pixels in shared memory that processes of one machine map without copying.
 
-They live in a memfd. The kernel frees it with the last process that holds it open or mapped, however that process ends,
-so there is no name to clean up. Linux only.
+The memory is a memfd. The kernel frees it when the last process that has it open or mapped ends, so nothing needs to be
+cleaned up. Linux only.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from serve.errors import ModelError
 
 CHANNELS = 3
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-"""Without them whoever holds the file could cut it short, and a process that reads the lost part is killed (SIGBUS)."""
+"""Without these seals a holder could truncate the file, and a process that reads beyond its end is killed (SIGBUS)."""
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _peer_opens_handles: ContextVar[bool] = ContextVar("peer_opens_handles", default=False)
@@ -26,7 +26,7 @@ _peer_opens_handles: ContextVar[bool] = ContextVar("peer_opens_handles", default
 
 @contextlib.contextmanager
 def pickling_for(*, peer_opens_handles: bool) -> Iterator[None]:
-    """Say for whom is pickled within: whether handles may travel instead of pixels."""
+    """State whether the receiver of what is pickled in this block can open handles, which replace pixels then."""
     token = _peer_opens_handles.set(peer_opens_handles)
     try:
         yield
@@ -35,12 +35,12 @@ def pickling_for(*, peer_opens_handles: bool) -> Iterator[None]:
 
 
 def handles_travel() -> bool:
-    """Return whether what is being pickled now goes to a process that can open our handles."""
+    """Return whether the receiver of what is being pickled can open handles (`pickling_for`)."""
     return _peer_opens_handles.get()
 
 
 class Handle(NamedTuple):
-    """Where another process of this machine finds the pixels: a descriptor of the process that owns them."""
+    """A reference to pixels for other processes of this machine: a descriptor of the process that owns them."""
 
     pid: int
     fd: int
@@ -52,11 +52,11 @@ class Handle(NamedTuple):
 class SharedPixels:
     """RGB pixels, uint8 [height, width, 3], in a memfd.
 
-    Who created them writes them; who adopted or opened them only reads. They are mapped when they are first looked at.
+    Writable after `create`, read-only after `adopt` and `open`. The memory is mapped on first use.
     """
 
     def __init__(self, width: int, height: int, *, fd: int | None = None, source: Handle | None = None) -> None:
-        """Use `create`, `adopt` or `open`. fd: owned from now on. source: where to open them instead."""
+        """Use `create`, `adopt` or `open` instead. fd: owned from now on. source: opened where there is no fd."""
         self.width, self.height = width, height
         self._fd = fd
         self._source = source
@@ -65,34 +65,34 @@ class SharedPixels:
 
     @classmethod
     def create(cls, width: int, height: int) -> "SharedPixels":
-        """Return new pixels, all zero, that this process may write. Raises OSError where there are no descriptors."""
+        """Return new writable pixels, all zero. Raises OSError where no descriptor is free."""
         fd = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, _size(width, height))
-            return cls._owning(fd, width, height, writes=True)
+            return cls._from_fd(fd, width, height, writes=True)
         except BaseException:
             os.close(fd)
             raise
 
     @classmethod
     def adopt(cls, fd: int, width: int, height: int) -> "SharedPixels":
-        """Return the pixels in a memfd that another process gave us, to be read. `fd` is closed with them.
+        """Return read-only pixels in a memfd that another process sent. `close` closes `fd`.
 
-        Raises ValueError for a descriptor that is no memfd of this size; it is closed then as well.
+        Raises ValueError, and closes `fd`, where it is not a memfd of this size.
         """
         try:
-            return cls._owning(fd, width, height, writes=False)
+            return cls._from_fd(fd, width, height, writes=False)
         except BaseException:
             os.close(fd)
             raise
 
     @classmethod
     def open(cls, handle: Handle) -> "SharedPixels":
-        """Return the pixels of another process. They are opened when they are first looked at."""
+        """Return read-only pixels of another process, which are opened on first use."""
         return cls(handle.width, handle.height, source=handle)
 
     @classmethod
-    def _owning(cls, fd: int, width: int, height: int, *, writes: bool) -> "SharedPixels":
+    def _from_fd(cls, fd: int, width: int, height: int, *, writes: bool) -> "SharedPixels":
         _seal(fd)
         _check(fd, width, height)
         shared = cls(width, height, fd=fd)
@@ -105,16 +105,16 @@ class SharedPixels:
 
     @property
     def pixels(self) -> Pixels:
-        """The pixels as an array on the shared memory. Raises ModelError where they are gone.
+        """Return an array on the shared memory. Raises ModelError where the owner has closed it.
 
-        The array stays usable after `close`: the memory is freed when the last array is.
+        The array stays valid after `close`: the memory is freed with the last array.
         """
         if self._pixels is None:
-            self._pixels = self._mapped(self._fd) if self._fd is not None else self._opened()
+            self._pixels = self._map(self._fd) if self._fd is not None else self._open_source()
         return self._pixels
 
     def handle(self) -> Handle:
-        """Return where other processes of this machine can open these pixels, for as long as they are not closed.
+        """Return a handle with which other processes of this machine can open these pixels until they are closed.
 
         Raises ModelError where they are closed already.
         """
@@ -125,7 +125,7 @@ class SharedPixels:
         return Handle(os.getpid(), self._fd, os.fstat(self._fd).st_ino, self.width, self.height)
 
     def close(self) -> None:
-        """Let go of the memory and of the descriptor. Pixels that were opened by a handle can be opened again."""
+        """Close the descriptor and drop the mapping. Pixels that were opened by a handle can be opened again."""
         self._pixels = None
         fd, self._fd = self._fd, None
         if fd is not None:
@@ -134,8 +134,8 @@ class SharedPixels:
     def __del__(self) -> None:
         self.close()
 
-    def _opened(self) -> Pixels:
-        """Map the other process's pixels. The mapping keeps them, so no descriptor stays open for long."""
+    def _open_source(self) -> Pixels:
+        """Map the other process's pixels. The mapping keeps the memory alive, so the descriptor is closed again."""
         if self._source is None:
             raise _gone()
         pid, number, inode, width, height = self._source
@@ -144,17 +144,17 @@ class SharedPixels:
         except OSError as error:
             raise _gone() from error
         try:
-            # The number may stand for another file by now.
+            # The descriptor's number may have been reused.
             if os.fstat(fd).st_ino != inode or fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise _gone()
             _check(fd, width, height)
-            return self._mapped(fd)
+            return self._map(fd)
         except (OSError, ValueError) as error:
             raise _gone() from error
         finally:
             os.close(fd)
 
-    def _mapped(self, fd: int) -> Pixels:
+    def _map(self, fd: int) -> Pixels:
         access = mmap.ACCESS_WRITE if self._writes else mmap.ACCESS_READ
         memory = mmap.mmap(fd, self.nbytes, access=access)
         return np.frombuffer(memory, np.uint8).reshape(self.height, self.width, CHANNELS)

@@ -1,4 +1,5 @@
-"""What is a film, how much of it is taken, and which of its frames. Light: known also to what cannot decode one."""
+"""Limits on video files, their formats, and the choice of frames. Imports nothing heavy: the decoder process uses
+it."""
 
 import math
 from dataclasses import dataclass
@@ -6,16 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Caps:
-    """bytes: of the file; frames: at most so many are kept, each of at most `pixels` pixels (32 of 512 x 512 weigh
-    24 MiB); film_frames: of the film; side, area, least: of its frames in pixels, the longest side, the product and
-    the shortest side; work: so many pixels are decoded to find the frames that are wanted, of a film with more only
-    its key frames; animation_work: the same of a GIF or WEBP, which has to be decoded whole, so that one with more is
-    refused; seconds, memory: what decoding may take, of processor time and in bytes of address space."""
+    """Limits on a video file and on decoding it.
+
+    bytes: of the file. frames: kept at most, each of at most `pixels` pixels (32 of 512 x 512 are 24 MiB).
+    total_frames: in the file at most. side, area, least: of a frame, its longest side, area and shortest side in
+    pixels. work: pixels decoded at most to reach the kept frames; of a longer video only key frames are decoded.
+    animation_work: the same for a GIF or WEBP, which must be decoded as a whole and is rejected beyond. seconds:
+    processor time for decoding. memory: bytes of address space for decoding.
+    """
 
     bytes: int = 20 * 2**20
     frames: int = 32
     pixels: int = 512 * 512
-    film_frames: int = 100_000
+    total_frames: int = 100_000
     side: int = 4096
     area: int = 4096 * 2304
     least: int = 8
@@ -25,21 +29,22 @@ class Caps:
     memory: int = 384 * 2**20
 
     def fitted(self, width: float, height: float) -> tuple[int, int]:
-        """The size at which a frame is kept: its own, or smaller in the same proportions."""
+        """Return width and height of a kept frame: its own, or shrunk in proportion to at most `pixels`."""
         scale = min(1.0, math.sqrt(self.pixels / (width * height)))
         return max(self.least, int(width * scale)), max(self.least, int(height * scale))
 
 
 CAPS = Caps()
 
-_STILLS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # pictures in an MP4's clothes
+_STILLS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # still images in an MP4 container
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 def evenly(total: int, count: int) -> list[int]:
-    """At most `count` of the indices 0..total-1, evenly spaced, first and last included.
+    """Return at most `count` of the indices 0..total-1, evenly spaced, first and last included.
 
-    numpy's linspace(0, total - 1, count, dtype=int), as vLLM's and LLaVA's own loaders choose, without rounding errors.
+    Equals numpy's linspace(0, total - 1, count, dtype=int), which vLLM's and LLaVA's loaders use, without its rounding
+    errors.
     """
     if count >= total:
         return list(range(total))
@@ -47,7 +52,7 @@ def evenly(total: int, count: int) -> list[int]:
 
 
 def sniff(data: bytes) -> str | None:
-    """mp4 (MOV too), webm, gif or webp, by the file's first bytes; None for anything else."""
+    """Return mp4 (also for MOV), webm, gif or webp by the file's first bytes; None for anything else."""
     if data[4:8] in _BOXES and data[8:12] not in _STILLS:
         return "mp4"
     if data.startswith(b"\x1aE\xdf\xa3"):

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 from serve.errors import BadRequest
-from serve.media.image import Picture
-from serve.media.video import Film
+from serve.media.image import ImageField
+from serve.media.video import VideoField
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -54,12 +54,14 @@ class Request(BaseModel):
         json_schema_extra={"oneOf": [{"required": ["image"]}, {"required": ["video"]}]},
     )
 
-    image: Picture = Field(
+    image: ImageField = Field(
         default_factory=_from_video,
         description="A PNG, JPEG, WEBP or GIF as a data URL, or an https URL of a public host, fetched once for all "
         "models. Of a video it is the first frame, once it is decoded.",
     )
-    video: Film | None = Field(default=None, description="A data URL, in place of the image: for models that take it.")
+    video: VideoField | None = Field(
+        default=None, description="A data URL, in place of the image: for models that take it."
+    )
     models: Annotated[list[Name], Field(min_length=1, max_length=MAX_MODELS)] | None = Field(
         default=None, description="Which models to ask; all that can do the task when left out."
     )
@@ -110,7 +112,7 @@ class Request(BaseModel):
     @model_validator(mode="after")
     def _its_still(self) -> Self:
         if self.video is not None and self.video.decoded:
-            self.image = self.video.still()
+            self.image = self.video.first_frame()
         return self
 
 

@@ -25,7 +25,7 @@ from serve.api.limits import Limits
 from serve.api.metrics import Metrics
 from serve.engines.base import State
 from serve.engines.fake import FakeEngine
-from serve.media import reading
+from serve.media import decoding
 from serve.media.shared_pixels import SharedPixels
 from serve.router import Router, plan
 from serve.router import router as routers
@@ -600,13 +600,13 @@ def test_the_page_weighs_little() -> None:
 )
 async def test_decoding_does_not_hold_up_others(path: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     others_went_on = asyncio.Event()
-    decode = reading._pixels
+    decode = decoding._decode_file
 
     async def slowly(*given: Any) -> SharedPixels:
         assert await others_went_on.wait()
         return await decode(*given)
 
-    monkeypatch.setattr(reading, "_pixels", slowly)
+    monkeypatch.setattr(decoding, "_decode_file", slowly)
     url = "data:image/png;base64," + base64.b64encode(picture(1000, 600)).decode()
     body = VQA | {"image": url} if path.endswith("vqa") else {"model": model, "messages": [message(image=url)]}
     async with calling(served()) as client:

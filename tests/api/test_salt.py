@@ -11,7 +11,7 @@ from serve.api.keys import Keys
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 from serve.engines.vllm import multimodal
-from serve.media.image import decode
+from serve.media.image import decode_image
 from serve.request_id import CACHE_SALT
 from serve.transport.connection import Connection
 from serve.transport.server import Server
@@ -59,12 +59,12 @@ async def test_salt_reaches_the_replica_with_its_call() -> None:
 
 
 def test_image_has_another_cache_name_for_each_salt() -> None:
-    image = decode(picture())
+    image = decode_image(picture())
     names, inputs = [], []
     for salt in ("", "alice", "bob"):
         token = CACHE_SALT.set(salt)
-        names.append(multimodal.named(image)["multi_modal_uuids"]["image"][0])
-        inputs.append(multimodal.salted())
+        names.append(multimodal.cached_input(image)["multi_modal_uuids"]["image"][0])
+        inputs.append(multimodal.cache_salt())
         CACHE_SALT.reset(token)
     assert len(set(names)) == 3 and names[0] == image.digest
     assert inputs == [{}, {"cache_salt": "alice"}, {"cache_salt": "bob"}]

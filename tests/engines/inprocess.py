@@ -1,4 +1,4 @@
-"""vLLM inside the test's own process: an engine in seconds, its scheduler within reach of a test."""
+"""vLLM inside the test's process: it starts in seconds, and tests can patch its scheduler."""
 
 import contextlib
 import os
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.engines.adapters import Fitted
+from serve.engines.adapters import CheckedAdapter
 from serve.engines.base import Prompt
 from serve.engines.plugins import onevision, prefix_lm
 from serve.engines.vllm import arguments
 
 
 @dataclass
-class Said:
-    """What vLLM read and said: ids [prompt], ids [reply], the first token's likeliest log-probabilities by id."""
+class Generated:
+    """A reply of vLLM: token ids [prompt], token ids [reply], the first token's top log-probabilities by id."""
 
     prompt: list[int]
     reply: list[int]
@@ -27,12 +27,13 @@ def engine(
     folder: Path,
     is_prefix_lm: bool,
     family: Mapping[str, Any] | None = None,
-    adapters: Sequence[Fitted] = (),
+    adapters: Sequence[CheckedAdapter] = (),
     **deployment: Any,
 ) -> Iterator["InProcess"]:
-    """The arguments that VllmEngine would use, but the worker and the scheduler in this process.
+    """Start vLLM with VllmEngine's arguments, but with the worker and the scheduler in this process.
 
-    family: those that the model dictates (`limit_mm_per_prompt`); deployment: those of this test, which win.
+    family: arguments that the model needs (`limit_mm_per_prompt`). deployment: arguments of the test, which override
+    them.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # its handler keeps the standard error of the test that came first
@@ -49,21 +50,21 @@ def engine(
         folder, family or {}, deployment, is_prefix_lm=is_prefix_lm, cpu=True, adapters=adapters
     )
     chosen.pop("enable_log_requests")
-    preempt, found = Scheduler._preempt_request, InProcess()
+    preempt, engine_here = Scheduler._preempt_request, InProcess()
 
     def counted(self: Any, *args: Any, **keywords: Any) -> Any:
-        found.preemptions += 1
+        engine_here.preemptions += 1
         return preempt(self, *args, **keywords)
 
     Scheduler._preempt_request = counted
     try:
-        found.llm = LLM(**{**chosen, "distributed_executor_backend": "uni", "disable_log_stats": True})
-        yield found
+        engine_here.llm = LLM(**{**chosen, "distributed_executor_backend": "uni", "disable_log_stats": True})
+        yield engine_here
     finally:
         Scheduler._preempt_request = preempt
-        if found.llm is not None:
-            found.llm.llm_engine.engine_core.shutdown()
-            found.llm = None
+        if engine_here.llm is not None:
+            engine_here.llm.llm_engine.engine_core.shutdown()
+            engine_here.llm = None
         cleanup_dist_env_and_memory()
 
 
@@ -71,7 +72,7 @@ class InProcess:
     llm: Any = None
     preemptions: int = 0
 
-    def say(self, prompts: list[Prompt], *, tokens: int = 32, every: int = 0, salt: bool = False) -> list[Said]:
+    def say(self, prompts: list[Prompt], *, tokens: int = 32, every: int = 0, salt: bool = False) -> list[Generated]:
         """Greedy replies of exactly `tokens` tokens. every: steps between two arrivals; 0 is all at once."""
         from vllm import SamplingParams
 
@@ -94,10 +95,10 @@ class InProcess:
                 if output.finished:
                     done[int(output.request_id)] = output
             step += 1
-        return [_said(done[i]) for i in range(len(prompts))]
+        return [_generated(done[i]) for i in range(len(prompts))]
 
 
-def _said(output: Any) -> Said:
+def _generated(output: Any) -> Generated:
     spoken = output.outputs[0]
     first = {token: choice.logprob for token, choice in spoken.logprobs[0].items()}
-    return Said(list(output.prompt_token_ids), list(spoken.token_ids), first)
+    return Generated(list(output.prompt_token_ids), list(spoken.token_ids), first)

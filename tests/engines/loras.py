@@ -35,9 +35,9 @@ def make(base: Path, folder: Path, *modules: re.Pattern[str], newer: bool = Fals
                 * (weight.shape[1] / RANK) ** 0.5
                 * 0.3
             )
-            shown = _as_transformers_5(module) if newer else module
-            lora[f"base_model.model.{shown}.lora_A.weight"] = a
-            lora[f"base_model.model.{shown}.lora_B.weight"] = b
+            module_name = _as_transformers_5(module) if newer else module
+            lora[f"base_model.model.{module_name}.lora_A.weight"] = a
+            lora[f"base_model.model.{module_name}.lora_B.weight"] = b
             weights[name] = weight + ALPHA / RANK * b @ a
     write(folder, lora)
     merged = folder / "merged"
@@ -58,7 +58,7 @@ def write(folder: Path, tensors: Mapping[str, Any], **config: Any) -> Path:
 
 
 def saved_by_transformers_5(base: Path, folder: Path) -> Path:
-    """The same checkpoint with the names that transformers 5 gives a fine-tune when it saves it."""
+    """Copy a checkpoint, renaming its modules as transformers 5 does when it saves a fine-tune."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(base, folder)

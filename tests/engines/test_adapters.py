@@ -1,4 +1,4 @@
-"""What is wrong with an adapter is said before an engine starts, from the headers of its files."""
+"""Faults of adapters are reported before an engine starts, from the headers of their files."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ HEAD = "language_model.lm_head"
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """The files of a checkpoint with three layers that a LoRA may change, and one that it may not."""
+    """Write a checkpoint with three layers that a LoRA may change, and one that it may not."""
     folder = tmp_path / "base"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architectures": ["PaliGemmaForConditionalGeneration"]}))
@@ -53,13 +53,13 @@ def adapter(folder: Path, shapes: dict[str, tuple[int, int]], rank: int = 4, **c
     ],
     ids=["as the hub", "as transformers 5", "vision tower", "vision tower as transformers 5"],
 )
-def test_names_of_any_release_are_found_in_the_base(
+def test_module_names_of_both_releases_match_the_base(
     base: Path, tmp_path: Path, names: list[str], tower: bool, newer: bool
 ) -> None:
     shapes = {name: (6, 6) if "vision" in name else (4, 16) if "k_proj" in name else (8, 16) for name in names}
     fitted = fit(adapter(tmp_path / "a", shapes), base)
     assert (fitted.rank, fitted.tower, fitted.newer) == (4, tower, newer)
-    assert adapters.arguments([fitted, fitted], cpu=False) == {
+    assert adapters.lora_arguments([fitted, fitted], cpu=False) == {
         "enable_lora": True,
         "max_loras": 2,
         "max_cpu_loras": 2,
@@ -68,12 +68,12 @@ def test_names_of_any_release_are_found_in_the_base(
     }
 
 
-def test_without_adapters_the_engine_is_started_as_ever() -> None:
-    assert adapters.arguments([], cpu=True) == {}
+def test_engine_without_adapters_has_no_lora_arguments() -> None:
+    assert adapters.lora_arguments([], cpu=True) == {}
 
 
-def test_on_a_cpu_one_slot_stays_empty_for_prompts_without_an_adapter(tmp_path: Path) -> None:
-    chosen = adapters.arguments([adapters.Fitted("mine", tmp_path, 16, False, False)], cpu=True)
+def test_a_slot_stays_empty_on_a_cpu(tmp_path: Path) -> None:
+    chosen = adapters.lora_arguments([adapters.CheckedAdapter("mine", tmp_path, 16, False, False)], cpu=True)
     assert (chosen["max_loras"], chosen["max_cpu_loras"], chosen["max_lora_rank"]) == (2, 2, 16)
 
 
@@ -105,7 +105,7 @@ def _pickled(folder: Path) -> None:
         (lambda folder: save_file({"x.weight": np.zeros(1)}, folder / adapters.WEIGHTS), "tensor x.weight is not one"),
     ],
 )
-def test_a_broken_adapter_is_named_with_what_is_wrong(
+def test_broken_adapter_is_refused_with_its_fault(
     base: Path, tmp_path: Path, spoil: Callable[[Path], object], words: str
 ) -> None:
     this = adapter(tmp_path / "a", {Q: (8, 16)})
@@ -151,14 +151,14 @@ def test_an_adapter_that_its_base_cannot_take_is_refused(
         ("what_a_later_peft_adds", "yes"),
     ],
 )
-def test_more_than_plain_lora_is_refused_by_its_field(base: Path, tmp_path: Path, field: str, value: object) -> None:
+def test_fields_beyond_plain_lora_are_refused_by_name(base: Path, tmp_path: Path, field: str, value: object) -> None:
     with pytest.raises(ModelError, match=f"The adapter mine cannot be used: {field} is .* only plain LoRA") as caught:
         fit(adapter(tmp_path / "a", {Q: (8, 16)}, **{field: value}), base)
     assert caught.value.code == "adapter_refused"
 
 
-def test_what_a_plain_lora_is_saved_with_is_taken(base: Path, tmp_path: Path) -> None:
-    """The fields of PEFT 0.19 with their defaults, and those that say how it was trained with values of their own."""
+def test_fields_of_a_plain_lora_are_accepted(base: Path, tmp_path: Path) -> None:
+    """PEFT 0.19's fields have their defaults, and those about training other values."""
     config: dict[str, object] = {
         **dict.fromkeys(("use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"), False),
         **dict.fromkeys(("layer_replication", "alora_invocation_tokens", "arrow_config", "use_bdlora"), None),
@@ -191,7 +191,7 @@ def test_what_a_plain_lora_is_saved_with_is_taken(base: Path, tmp_path: Path) ->
         "model.visual.blocks.0.attn.qkv",
     ],
 )
-def test_layers_that_the_base_has_not_are_refused_by_name(base: Path, tmp_path: Path, name: str) -> None:
+def test_unknown_layers_are_refused_by_name(base: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelError, match=f"The adapter mine cannot be used: its base has no layer {name}"):
         fit(adapter(tmp_path / "a", {name: (8, 16)}), base)
 
@@ -218,7 +218,7 @@ def test_a_layer_that_is_changed_under_two_names_is_refused(base: Path, tmp_path
         ({"r": True}, "needs a whole number r"),
     ],
 )
-def test_ranks_by_module_are_held_against_the_matrices(
+def test_ranks_by_module_are_checked_against_the_matrices(
     base: Path, tmp_path: Path, config: dict[str, object], words: str | None
 ) -> None:
     this = adapter(tmp_path / "a", {Q: (8, 16)}, **config)
@@ -241,7 +241,7 @@ def test_a_rank_beyond_the_engines_most_is_refused(base: Path, tmp_path: Path) -
         ("LlavaOnevisionForConditionalGeneration", Q, "no LoRA for its base's architecture, LlavaOnevision"),
     ],
 )
-def test_what_vllm_cannot_do_for_a_family_is_said(
+def test_adapter_that_vllm_cannot_load_for_a_family_is_refused(
     base: Path, tmp_path: Path, architecture: str, layer: str, words: str
 ) -> None:
     (base / "config.json").write_text(json.dumps({"architectures": [architecture]}))

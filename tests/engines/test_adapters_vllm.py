@@ -1,4 +1,4 @@
-"""An adapter says in vLLM what transformers says of its merged weights, in one batch with its base."""
+"""Adapters in vLLM against merged weights in transformers, in one batch with their base."""
 
 import asyncio
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 import checkpoints
 import loras
 import pytest
-from inprocess import Said, _said, engine
+from inprocess import Generated, _generated, engine
 from reference.transformers_engine import TransformersEngine
 
 from serve.engines import adapters
@@ -24,31 +24,35 @@ pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 CLOSE, MANY = 1e-4, 8
 
 
-def together(llm: Any, prompts: list[Prompt], lora: Any) -> tuple[list[Said], list[Said]]:
-    """Each prompt asked of the base and of the adapter, all in one batch: what each said, 24 greedy tokens."""
+def together(llm: Any, prompts: list[Prompt], lora: Any) -> tuple[list[Generated], list[Generated]]:
+    """Generate 24 greedy tokens for each prompt with the base and with the adapter, all in one batch."""
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=20, detokenize=False)
     core, done = llm.llm_engine, {}
     for i, prompt in enumerate(prompts):
-        for who, request in (("base", None), ("lora", lora)):
-            asked = {"prompt": prompt.text, "multi_modal_data": {"image": prompt.image.pil()}}
-            core.add_request(f"{who} {i}", asked, params, lora_request=request)
+        for name, request in (("base", None), ("lora", lora)):
+            inputs = {"prompt": prompt.text, "multi_modal_data": {"image": prompt.image.pil()}}
+            core.add_request(f"{name} {i}", inputs, params, lora_request=request)
     while core.has_unfinished_requests():
-        done.update({output.request_id: _said(output) for output in core.step() if output.finished})
+        done.update({output.request_id: _generated(output) for output in core.step() if output.finished})
     return [done[f"base {i}"] for i in range(len(prompts))], [done[f"lora {i}"] for i in range(len(prompts))]
 
 
-def agreement(folder: Path, prompts: list[Prompt], said: list[Said]) -> tuple[int, float, int]:
-    """Against transformers: prompts with equal ids, the largest top-20 log-probability error, equal greedy replies."""
+def agreement(folder: Path, prompts: list[Prompt], replies: list[Generated]) -> tuple[int, float, int]:
+    """Compare with transformers.
+
+    Returns the number of prompts with equal ids, the largest error of the first token's top-20 log-probabilities, and
+    the number of equal greedy replies.
+    """
     reference = TransformersEngine(str(folder))
     reference.load()
     ids, worst, greedy = 0, 0.0, 0
-    for prompt, one in zip(prompts, said, strict=True):
-        logprobs = reference.logprobs(prompt, one.reply[:-1])
-        ids += reference.prompt_ids(prompt) == one.prompt
-        worst = max(worst, *(abs(float(logprobs[0, token]) - value) for token, value in one.first.items()))
-        greedy += logprobs.argmax(-1).tolist() == one.reply
+    for prompt, reply in zip(prompts, replies, strict=True):
+        logprobs = reference.logprobs(prompt, reply.reply[:-1])
+        ids += reference.prompt_ids(prompt) == reply.prompt
+        worst = max(worst, *(abs(float(logprobs[0, token]) - value) for token, value in reply.first.items()))
+        greedy += logprobs.argmax(-1).tolist() == reply.reply
     return ids, worst, greedy
 
 
@@ -60,7 +64,7 @@ def agreement(folder: Path, prompts: list[Prompt], said: list[Said]) -> tuple[in
     ],
     ids=["llava", "paligemma with its tower, saved by transformers 5"],
 )
-def test_an_adapter_says_what_its_merged_weights_say(
+def test_adapter_equals_its_merged_weights(
     family: str, parts: list[Any], newer: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     is_prefix_lm = family.startswith("paligemma")
@@ -78,7 +82,7 @@ def test_an_adapter_says_what_its_merged_weights_say(
         vllm.llm.llm_engine.add_lora(lora)
         as_base, as_lora = together(vllm.llm, prompts, lora)
     of_base, of_lora = agreement(base, prompts, as_base), agreement(folder / "merged", prompts, as_lora)
-    changed = sum(one.reply != other.reply for one, other in zip(as_base, as_lora, strict=True))
+    changed = sum(plain.reply != adapted.reply for plain, adapted in zip(as_base, as_lora, strict=True))
     with capsys.disabled():
         print(
             f"\n{family:18} base {of_base} adapter {of_lora} (ids, log-prob error, greedy of {MANY}); changed {changed}"
@@ -90,7 +94,7 @@ def test_an_adapter_says_what_its_merged_weights_say(
 
 
 def speakable(folder: Path) -> Path:
-    """The same checkpoint, but never saying a token that only pads its vocabulary: vLLM has no text for it and dies."""
+    """Change a checkpoint so that it never generates a token that only pads its vocabulary, of which vLLM dies."""
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
@@ -100,10 +104,10 @@ def speakable(folder: Path) -> Path:
     return folder
 
 
-async def test_adapters_that_fail_leave_their_base_and_the_others_as_they_are(
+async def test_failing_adapters_leave_their_base_and_other_adapters_working(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one whose fault only vLLM finds, our own check having looked away: as it is loaded."""
+    """A fault that only vLLM finds, with our check disabled, is raised when the adapter is loaded."""
     base = speakable(checkpoints.make("llava", tmp_path / "base"))
     good = loras.make(base, tmp_path / "good", loras.LANGUAGE)
     loras.make(base, tmp_path / "other", loras.LANGUAGE, seed=4)
@@ -120,11 +124,11 @@ async def test_adapters_that_fail_leave_their_base_and_the_others_as_they_are(
     try:
         prompt = Prompt(checkpoints.prompts("llava", 1)[0], checkpoints.pictures(1)[0], Sampling(24, ignore_eos=True))
 
-        async def said(adapter: str | None) -> str:
-            asked = dataclasses.replace(prompt, adapter=adapter)
-            return "".join([piece.text async for piece in vllm.generate(asked)])
+        async def generate(adapter: str | None) -> str:
+            with_adapter = dataclasses.replace(prompt, adapter=adapter)
+            return "".join([piece.text async for piece in vllm.generate(with_adapter)])
 
-        texts = await asyncio.gather(*map(said, [None, "good", "other", None]))
+        texts = await asyncio.gather(*map(generate, [None, "good", "other", None]))
         assert texts[0] == texts[3] and len(set(texts)) == 3
         for name, words in (
             ("cut", "The adapter cut cannot be used"),
@@ -132,11 +136,11 @@ async def test_adapters_that_fail_leave_their_base_and_the_others_as_they_are(
             ("dora", "The adapter dora could not be loaded: .*DoRA"),
         ):
             with pytest.raises(ModelError, match=words):
-                await vllm.adopt(name)
+                await vllm.check_adapter(name)
             with pytest.raises(ModelError, match=words):
-                await said(name)
-        await vllm.adopt("good")
-        assert await said(None) == texts[0]
+                await generate(name)
+        await vllm.check_adapter("good")
+        assert await generate(None) == texts[0]
     finally:
         await vllm.stop()
         gc.collect()

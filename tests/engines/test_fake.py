@@ -18,7 +18,7 @@ def text(pieces: list[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-async def test_it_says_what_it_is_told_word_by_word():
+async def test_reply_is_generated_word_by_word():
     pieces = await speak(FakeEngine("a red dog"))
     assert [piece.text for piece in pieces] == ["a ", "red ", "dog"]
     assert [piece.finish_reason for piece in pieces] == [None, None, "stop"]
@@ -41,7 +41,7 @@ async def test_replies_can_be_a_mapping_a_function_or_pieces(replies, expected):
     assert pieces[-1].finish_reason == "stop"
 
 
-async def test_what_it_was_told_nothing_about_is_an_error():
+async def test_prompt_without_a_reply_is_an_error():
     with pytest.raises(ModelError, match="told nothing about"):
         await speak(FakeEngine({"how many": "3"}))
 
@@ -53,11 +53,11 @@ async def test_max_tokens_cuts_the_reply():
 
 async def test_a_failure_leaves_the_engine_alive_and_a_death_does_not():
     engine = FakeEngine("one two three", fail_after=1)
-    said = []
+    pieces = []
     with pytest.raises(ModelError):
         async for piece in engine.generate(ASK):
-            said.append(piece.text)
-    assert said == ["one "] and engine.aborted == 1
+            pieces.append(piece.text)
+    assert pieces == ["one "] and engine.aborted == 1
     await engine.check()
 
     engine = FakeEngine("one two three", die_after=2)

@@ -11,7 +11,7 @@ from serve.errors import ModelError
 
 
 def checkpoint(folder: Path, *shards: str, size: int = 64) -> Path:
-    """The least that is a checkpoint: a configuration and safetensors files of `size` bytes of weights."""
+    """Write a minimal checkpoint: a configuration and safetensors files of `size` bytes of weights."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text("{}")
     for shard in shards:
@@ -55,7 +55,7 @@ def broken(folder: Path, how: str) -> None:
         ("shard", "lacks its file model-00002.safetensors"),
     ],
 )
-def test_a_broken_checkpoint_says_what_is_wrong(tmp_path: Path, how: str, words: str) -> None:
+def test_broken_checkpoint_is_refused_with_its_fault(tmp_path: Path, how: str, words: str) -> None:
     broken(checkpoint(tmp_path, "model.safetensors"), how)
     with pytest.raises(ModelError, match=words) as caught:
         hub.locate(str(tmp_path))
@@ -63,11 +63,11 @@ def test_a_broken_checkpoint_says_what_is_wrong(tmp_path: Path, how: str, words:
 
 
 def test_a_download_pins_the_revision_and_tells_its_progress(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {}
-    told: list[str] = []
+    arguments: dict[str, Any] = {}
+    steps: list[str] = []
 
     def fetch(name: str, **keywords: Any) -> str:
-        asked.update(keywords, name=name)
+        arguments.update(keywords, name=name)
         bar = keywords["tqdm_class"](total=96 * 2**20, unit="B", desc="Reconstructing")
         for _ in range(96):
             bar.update(2**20)
@@ -75,10 +75,10 @@ def test_a_download_pins_the_revision_and_tells_its_progress(tmp_path: Path) -> 
         bar.close()
         return str(checkpoint(tmp_path, "model.safetensors"))
 
-    assert hub.locate("org/model", "abc123", progress=told.append, fetch=fetch) == tmp_path
-    assert (asked["name"], asked["revision"]) == ("org/model", "abc123")
-    assert told[0] == "looking for org/model on the hub"
-    assert "downloading 32 of 96 MiB" in told and told[-1] == "downloading 96 of 96 MiB"
+    assert hub.locate("org/model", "abc123", progress=steps.append, fetch=fetch) == tmp_path
+    assert (arguments["name"], arguments["revision"]) == ("org/model", "abc123")
+    assert steps[0] == "looking for org/model on the hub"
+    assert "downloading 32 of 96 MiB" in steps and steps[-1] == "downloading 96 of 96 MiB"
 
 
 def refused(kind: type[Exception], status: int) -> Exception:
@@ -96,7 +96,7 @@ def refused(kind: type[Exception], status: int) -> Exception:
         (ConnectionError("no route"), "cannot be reached", "hub_unreachable"),
     ],
 )
-def test_a_download_that_fails_says_what_to_do(error: Exception, words: str, code: str) -> None:
+def test_failed_download_names_the_remedy(error: Exception, words: str, code: str) -> None:
     def fetch(*_: Any, **__: Any) -> str:
         raise error
 

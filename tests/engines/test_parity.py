@@ -1,8 +1,8 @@
-"""vLLM says what transformers says: the same prompt tokens, the same probabilities, the same words.
+"""vLLM against transformers: equal prompt tokens, probabilities and replies.
 
-For every architecture, with pictures and films of all shapes; also when requests arrive while others speak, and when
-they are preempted. And not without the plugin, nor with any argument that the plugin refuses: those tests show that
-the parity tests would notice. One table is printed at the end.
+For every architecture, with images and videos of many shapes, also when requests arrive while others are generated, and
+when they are preempted. Further tests show that the parity tests would notice the lack of the plugin and each argument
+that the plugin refuses. A table is printed at the end.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 import checkpoints
 import pytest
-from inprocess import Said, engine
+from inprocess import Generated, engine
 
 from serve.engines.base import Prompt
 from serve.engines.plugins import prefix_lm
@@ -49,17 +49,17 @@ CROWDED = [
 
 @dataclasses.dataclass
 class Case:
-    """A checkpoint, the catalogue's model that says how it is served, and what it is asked about "image" or "video"."""
+    """A checkpoint, the catalogue's model that defines how it is served, and its prompts by "image" or "video"."""
 
     name: str
     folder: Path
     model: Model
-    asked: Mapping[str, list[Prompt]]
+    prompts_by_kind: Mapping[str, list[Prompt]]
     context: int
 
     @property
     def prompts(self) -> list[Prompt]:
-        return [prompt for prompts in self.asked.values() for prompt in prompts]
+        return [prompt for prompts in self.prompts_by_kind.values() for prompt in prompts]
 
     @functools.cached_property
     def reference(self) -> Any:
@@ -71,25 +71,25 @@ class Case:
 
 
 def tiny(family: str, folder: Path) -> Case:
-    """20 pictures, six of them odd, and eight films, as far as the family takes them."""
-    model, asked = checkpoints.published(family), {}
+    """Make a case with 20 images, six of them odd, and eight videos, as far as the family takes them."""
+    model, by_kind = checkpoints.published(family), {}
     if model.images:
-        shown = [*checkpoints.pictures(14), *checkpoints.odd_pictures()]
-        asked["image"] = list(map(Prompt, checkpoints.prompts(family, 20), shown))
+        images = [*checkpoints.pictures(14), *checkpoints.odd_pictures()]
+        by_kind["image"] = list(map(Prompt, checkpoints.prompts(family, 20), images))
     if model.videos:
         texts = checkpoints.prompts(family, 8, filmed=True)
         films = checkpoints.films(8)
-        asked["video"] = [Prompt(text, None, video=film) for text, film in zip(texts, films, strict=True)]
+        by_kind["video"] = [Prompt(text, None, video=film) for text, film in zip(texts, films, strict=True)]
     context = 128 if model.prefix_lm or family == "llava" else 256
-    return Case(NAMES[family], checkpoints.make(family, folder, context), model, asked, context)
+    return Case(NAMES[family], checkpoints.make(family, folder, context), model, by_kind, context)
 
 
 def toy(name: str) -> Case:
     model = MODELS[name]
     texts = TOY_PROMPTS["paligemma" if model.prefix_lm else "llava"] * 5
-    shown = [*checkpoints.pictures(14), *checkpoints.odd_pictures()]
-    asked = [Prompt(model.converse([Turn("user", t, True)]), image) for t, image in zip(texts, shown, strict=False)]
-    return Case(name, Path(model.checkpoint.hub), model, {"image": asked}, model.family_args["max_model_len"])
+    images = [*checkpoints.pictures(14), *checkpoints.odd_pictures()]
+    prompts = [Prompt(model.converse([Turn("user", t, True)]), image) for t, image in zip(texts, images, strict=False)]
+    return Case(name, Path(model.checkpoint.hub), model, {"image": prompts}, model.family_args["max_model_len"])
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 
 @pytest.fixture(scope="module")
 def parity(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, ...]]]:
-    """Rows of the table, to be printed when the last test is done."""
+    """Rows of the table, which is printed after the last test."""
     rows: list[tuple[str, ...]] = [
         ("architecture", "token ids", "top-20 log-prob error", "32 greedy", "staggered", "preempted")
     ]
@@ -115,10 +115,11 @@ def parity(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, ...]]]:
             print(" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
 
 
-def differences(case: Case, prompts: Sequence[Prompt], said: Sequence[Said]) -> tuple[int, float, int]:
-    """Prompts with equal token ids; the largest difference over the first tokens' top 20; equal greedy replies."""
+def differences(case: Case, prompts: Sequence[Prompt], replies: Sequence[Generated]) -> tuple[int, float, int]:
+    """Count prompts with equal token ids and equal greedy replies; between them the largest error of the first tokens'
+    top 20 log-probabilities."""
     ids, worst, greedy = 0, 0.0, 0
-    for prompt, vllm in zip(prompts, said, strict=True):
+    for prompt, vllm in zip(prompts, replies, strict=True):
         logprobs = case.reference.logprobs(prompt, vllm.reply[:-1])
         ids += case.reference.prompt_ids(prompt) == vllm.prompt
         worst = max(worst, *(abs(float(logprobs[0, token]) - value) for token, value in vllm.first.items()))
@@ -126,19 +127,17 @@ def differences(case: Case, prompts: Sequence[Prompt], said: Sequence[Said]) -> 
     return ids, worst, greedy
 
 
-def agree(said: Sequence[Said], plain: Sequence[Said]) -> bool:
-    """Whether replies under load begin as those that were given without."""
+def agree(loaded: Sequence[Generated], plain: Sequence[Generated]) -> bool:
+    """Return whether replies under load begin as those without load."""
     return all(
-        one.reply[: len(other.reply)] == other.reply
-        and all(abs(one.first[t] - other.first.get(t, one.first[t])) < CLOSE for t in one.first)
-        for one, other in zip(said, plain, strict=True)
+        busy.reply[: len(idle.reply)] == idle.reply
+        and all(abs(busy.first[t] - idle.first.get(t, busy.first[t])) < CLOSE for t in busy.first)
+        for busy, idle in zip(loaded, plain, strict=True)
     )
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_vllm_says_what_transformers_says(
-    name: str, case: Callable[[str], Case], parity: list[tuple[str, ...]]
-) -> None:
+def test_vllm_equals_transformers(name: str, case: Callable[[str], Case], parity: list[tuple[str, ...]]) -> None:
     this = case(name)
     prompts = [dataclasses.replace(p, image=p.image and this.model.prepare(p.image)) for p in this.prompts]
     crowded = name in CROWDED
@@ -146,23 +145,23 @@ def test_vllm_says_what_transformers_says(
     few = 2 + 16 * kinds * (this.context // 32 // 4)  # enough for four whole requests, not for sixteen
     room = {"block_size": 32, "num_gpu_blocks_override": few} if crowded else {}
     with engine(this.folder, this.model.prefix_lm, this.model.family_args, max_model_len=this.context, **room) as vllm:
-        plain = [said for at in range(0, len(prompts), 4) for said in vllm.say(prompts[at : at + 4])]
+        plain = [reply for at in range(0, len(prompts), 4) for reply in vllm.say(prompts[at : at + 4])]
         assert vllm.preemptions == 0
         staggered = vllm.say(prompts[-16:], every=3, tokens=32)
         vllm.preemptions = 0
         preempted = vllm.say(prompts[-16:], tokens=48) if crowded else []
         preemptions = vllm.preemptions
     rows, at = [], 0
-    for shown, asked in this.asked.items():
-        ids, worst, greedy = differences(this, asked, plain[at : at + len(asked)])
-        at += len(asked)
-        rows.append((ids, worst, greedy, len(asked)))
+    for kind, asked_prompts in this.prompts_by_kind.items():
+        ids, worst, greedy = differences(this, asked_prompts, plain[at : at + len(asked_prompts)])
+        at += len(asked_prompts)
+        rows.append((ids, worst, greedy, len(asked_prompts)))
         parity.append(
             (
-                this.name if shown == "image" else f"{this.name}, video",
-                f"{ids}/{len(asked)}",
+                this.name if kind == "image" else f"{this.name}, video",
+                f"{ids}/{len(asked_prompts)}",
                 f"{worst:.1e}",
-                f"{greedy}/{len(asked)}",
+                f"{greedy}/{len(asked_prompts)}",
                 "equal" if agree(staggered, plain[-16:]) else "DIFFERENT",
                 f"{preemptions} times, {'equal' if agree(preempted, plain[-16:]) else 'DIFFERENT'}" if crowded else "",
             )
@@ -184,7 +183,7 @@ UNSAFE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("unsafe", ["no plugin", "no second look", *UNSAFE])
-def test_without_the_plugin_or_with_an_unsafe_argument_it_says_something_else(
+def test_replies_differ_without_the_plugin_or_with_an_unsafe_argument(
     unsafe: str, case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     this = case("paligemma2_window" if unsafe == "no second look" else "paligemma")
@@ -202,8 +201,8 @@ def test_without_the_plugin_or_with_an_unsafe_argument_it_says_something_else(
         start = " ".join(sorted(checkpoints.WORDS.split()))  # in an order that the tokenizer does not know
         prompts = [Prompt(f"{start} {end}", this.prompts[0].image) for end in ("red", "blue", "cat", "dog") * 4]
     with engine(this.folder, True, max_model_len=this.context, **UNSAFE.get(unsafe, {})) as vllm:
-        said = vllm.say(prompts, tokens=48, every=1 if unsafe == "enable_prefix_caching" else 0)
-    ids, worst, greedy = differences(this, prompts, said)
+        replies = vllm.say(prompts, tokens=48, every=1 if unsafe == "enable_prefix_caching" else 0)
+    ids, worst, greedy = differences(this, prompts, replies)
     with capsys.disabled():
         print(f"\n{unsafe:28} | ids {ids}/16 | log-prob error {worst:.1e} | 48 greedy tokens {greedy}/16")
     assert ids == 16

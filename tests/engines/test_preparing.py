@@ -1,4 +1,4 @@
-"""A picture is decoded, prepared and processed once for all prompts that come together. No vLLM is started."""
+"""An image is decoded, prepared and processed once for concurrent prompts. No vLLM is started."""
 
 import asyncio
 import contextlib
@@ -14,22 +14,22 @@ import pytest
 from serve.engines.base import Prompt
 from serve.engines.vllm.engine import VllmEngine
 from serve.errors import BadRequest
+from serve.media.decoding import MediaDecoder
 from serve.media.geometry import pad_to_square
-from serve.media.image import Image, unread
-from serve.media.reading import Reading
+from serve.media.image import Image, undecoded_image
 
 
-class Counting(Reading):
-    """Counts the files that are decoded, and the pictures that are looked at now."""
+class Counting(MediaDecoder):
+    """A decoder that counts decoded files and images in use."""
 
     def __init__(self) -> None:
         super().__init__()
         self.decoded = self.looking = 0
 
     @contextlib.asynccontextmanager
-    async def read(self, image: Image, within_s: float | None = None) -> AsyncIterator[None]:
-        self.decoded += image.left_to_read > 0
-        async with super().read(image, within_s):
+    async def decode_image(self, image: Image, within_s: float | None = None) -> AsyncIterator[None]:
+        self.decoded += image.undecoded_pixels > 0
+        async with super().decode_image(image, within_s):
             self.looking += 1
             try:
                 yield
@@ -38,7 +38,7 @@ class Counting(Reading):
 
 
 class Renderer:
-    """vLLM's, as far as pictures go. keeps: how many its cache holds; None is no cache."""
+    """A stand-in for vLLM's renderer. keeps: the images that its cache holds; None is no cache."""
 
     def __init__(self, keeps: int | None) -> None:
         self.keeps = keeps
@@ -71,7 +71,7 @@ class Engine(VllmEngine):
     def __init__(self, keeps: int | None = 8) -> None:
         self.prepared = 0
         self.counting = Counting()
-        super().__init__("none", prepare=self._prepare, reader=self.counting)
+        super().__init__("none", prepare=self._prepare, decoder=self.counting)
         self.renderer = Renderer(keeps)
         self._llm = SimpleNamespace(renderer=self.renderer)
 
@@ -83,9 +83,9 @@ class Engine(VllmEngine):
         return await self._inputs(Prompt(text, image))
 
     async def idle(self) -> None:
-        """Raises where anything was left behind."""
+        """Wait until nothing is in use. Raises AssertionError where something stays."""
         for _ in range(200):
-            if not self._pictures and not self.counting.looking and len(asyncio.all_tasks()) == 1:
+            if not self._images and not self.counting.looking and len(asyncio.all_tasks()) == 1:
                 return
             await asyncio.sleep(0.01)
         raise AssertionError("something was left behind")
@@ -105,35 +105,35 @@ def file(width: int = 900, height: int = 700) -> bytes:
 
 @pytest.mark.parametrize("keeps", [8, 0, None], ids=["cached", "too large for the cache", "no cache"])
 @pytest.mark.parametrize("image", [picture(), picture(1200, 900), picture(3000, 2)], ids=["small", "large", "thin"])
-async def test_prompts_about_one_picture_have_it_prepared_once(keeps: int | None, image: Image) -> None:
+async def test_image_of_concurrent_prompts_is_prepared_once(keeps: int | None, image: Image) -> None:
     engine = Engine(keeps)
     await asyncio.gather(*(engine.ask(image, f"phrase {at}") for at in range(32)))
     assert engine.prepared == 1 and sorted(engine.renderer.texts) == sorted(f"phrase {at}" for at in range(32))
     assert len(engine.renderer.processed) == (1 if keeps else 32)
-    assert len({id(seen) for seen in engine.renderer.processed}) == 1  # nobody has a copy of their own
+    assert len({id(seen) for seen in engine.renderer.processed}) == 1  # no copies
     await engine.idle()
 
 
 @pytest.mark.parametrize("keeps", [8, None], ids=["cached", "no cache"])
-async def test_replies_about_one_file_have_it_decoded_once(keeps: int | None) -> None:
-    """As `n` of a chat comes: each reply is asked for by itself, with the file of its own."""
+async def test_file_of_concurrent_replies_is_decoded_once(keeps: int | None) -> None:
+    """A chat's `n` replies are prompts with an image object each."""
     engine, data = Engine(keeps), file()
-    await asyncio.gather(*(engine.ask(unread(data)) for _ in range(8)))
+    await asyncio.gather(*(engine.ask(undecoded_image(data)) for _ in range(8)))
     assert (engine.counting.decoded, engine.prepared) == (1, 1)
     await engine.idle()
-    await engine.ask(unread(data))
+    await engine.ask(undecoded_image(data))
     assert engine.counting.decoded == (1 if keeps else 2)
     await engine.idle()
 
 
-async def test_a_picture_without_a_name_is_shared_by_those_who_hold_it() -> None:
-    engine, one, other = Engine(), picture(digest=None), picture(digest=None)
-    await asyncio.gather(*(engine.ask(image) for image in [one, other] * 4))
+async def test_image_without_a_digest_is_shared_by_prompts_with_the_same_object() -> None:
+    engine, first, other = Engine(), picture(digest=None), picture(digest=None)
+    await asyncio.gather(*(engine.ask(image) for image in [first, other] * 4))
     assert engine.prepared == 2
     await engine.idle()
 
 
-async def test_pictures_do_not_wait_for_one_another_and_are_not_mixed_up() -> None:
+async def test_different_images_are_prepared_independently() -> None:
     engine = Engine()
     shapes = {f"{at}": (60 + at, 40) for at in range(6)}
     await asyncio.gather(*(engine.ask(picture(*shape, digest)) for digest, shape in shapes.items() for _ in range(3)))
@@ -144,11 +144,11 @@ async def test_pictures_do_not_wait_for_one_another_and_are_not_mixed_up() -> No
 
 @pytest.mark.parametrize("leavers", [[0], [0, 1, 2], [3], [0, 1, 2, 3, 4, 5]])
 @pytest.mark.parametrize("after", [0, 3, 8])
-async def test_whoever_leaves_takes_nothing_from_the_others(leavers: list[int], after: int) -> None:
+async def test_cancelled_prompts_do_not_affect_the_others(leavers: list[int], after: int) -> None:
     engine, data = Engine(None), file()
-    images = [unread(data) for _ in range(6)]
+    images = [undecoded_image(data) for _ in range(6)]
     for image in images:
-        image.name()  # the engine has a thread do it: they would come one by one, and the first could leave alone
+        image.compute_digest()  # or prompts would arrive one by one, from the thread that does it
     tasks = [asyncio.create_task(engine.ask(image, str(at))) for at, image in enumerate(images)]
     for _ in range(after):
         await asyncio.sleep(0)
@@ -163,16 +163,16 @@ async def test_whoever_leaves_takes_nothing_from_the_others(leavers: list[int], 
 @pytest.mark.parametrize("cut", [200, 3000, 10_000])
 async def test_a_damaged_file_is_refused_to_all_and_leaves_nothing(cut: int) -> None:
     engine, data = Engine(), file()[:-cut]
-    results = await asyncio.gather(*(engine.ask(unread(data)) for _ in range(5)), return_exceptions=True)
+    results = await asyncio.gather(*(engine.ask(undecoded_image(data)) for _ in range(5)), return_exceptions=True)
     assert all(isinstance(result, BadRequest) for result in results) and engine.prepared == 0
     await engine.idle()
 
 
-async def test_a_picture_that_was_put_out_of_the_cache_meanwhile_is_prepared_again(
+async def test_image_evicted_from_the_cache_is_prepared_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = Engine()
-    monkeypatch.setattr(engine, "knows", lambda image: True)
+    monkeypatch.setattr(engine, "has_cached", lambda image: True)
     await asyncio.gather(*(engine.ask(picture()) for _ in range(4)))
     assert engine.prepared == 1 and len(engine.renderer.texts) == 4
     await engine.idle()

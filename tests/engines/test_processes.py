@@ -58,7 +58,7 @@ def _look(answers: "multiprocessing.Queue[bool]", number: int) -> None:
 
 def test_a_forked_child_lets_go_of_its_parents_sockets() -> None:
     with socket.socket() as ours:
-        context = processes.Forking()
+        context = processes.WatchedForkContext()
         answers: multiprocessing.Queue[bool] = context.Queue()
         child = context.Process(target=_look, args=(answers, ours.fileno()))
         child.start()
@@ -71,7 +71,7 @@ def test_a_forked_child_lets_go_of_its_parents_sockets() -> None:
 def test_a_child_does_not_outlive_its_parent() -> None:
     code = (
         "import os, signal, time\nfrom serve.engines.vllm import processes\n"
-        "child = processes.Forking().Process(target=time.sleep, args=(60,))\nchild.start()\n"
+        "child = processes.WatchedForkContext().Process(target=time.sleep, args=(60,))\nchild.start()\n"
         "print(child.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     began = time.monotonic()  # the pipe closes when the child is gone as well, which would sleep for a minute

@@ -35,7 +35,7 @@ def text(pieces: list[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-async def test_it_speaks_token_by_token_with_log_probabilities(engine: TransformersEngine) -> None:
+async def test_reply_is_generated_by_token_with_log_probabilities(engine: TransformersEngine) -> None:
     pieces = await speak(engine, top_logprobs=2)
     tokens = [token for piece in pieces for token in piece.tokens]
     assert len(pieces) == len(tokens) == 12
@@ -59,7 +59,7 @@ async def test_a_schema_is_refused(engine: TransformersEngine) -> None:
         await speak(engine, json_schema="{}")
 
 
-async def test_a_film_is_refused_where_only_pictures_are_taken(engine: TransformersEngine) -> None:
+async def test_a_video_is_refused_where_only_images_are_taken(engine: TransformersEngine) -> None:
     with pytest.raises(BadRequest) as caught:
         engine.inputs(Prompt(TEXT, None, video=checkpoints.films(1)[0]))
     assert caught.value.param == "video"

@@ -42,9 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def traces() -> Iterator[Collector]:
     pytest.importorskip("opentelemetry.proto.collector", reason="the extra otel is not installed")
-    with collector() as found, pytest.MonkeyPatch.context() as patch:
+    with collector() as traces_collector, pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
-        yield found
+        yield traces_collector
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -76,7 +76,7 @@ def text(pieces: list[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-async def test_it_streams_with_a_log_probability_for_every_token(engine: VllmEngine) -> None:
+async def test_reply_is_streamed_with_a_log_probability_for_every_token(engine: VllmEngine) -> None:
     pieces = await speak(engine, ask(top_logprobs=3))
     tokens = [token for piece in pieces for token in piece.tokens]
     assert len(pieces) > 5 and len(tokens) == 24
@@ -120,7 +120,7 @@ async def test_vllm_knows_a_request_by_its_id(engine: VllmEngine, monkeypatch: p
     assert len(set(known)) == 2 and all(name.startswith("the-one-") for name in known)
 
 
-async def test_many_at_once_say_what_each_would_say_alone(engine: VllmEngine) -> None:
+async def test_concurrent_replies_equal_replies_alone(engine: VllmEngine) -> None:
     prompts = [
         Prompt(words, picture, Sampling(max_tokens=20, ignore_eos=True))
         for words, picture in zip(checkpoints.prompts("llava", 12), checkpoints.pictures(12), strict=True)
@@ -132,13 +132,13 @@ async def test_many_at_once_say_what_each_would_say_alone(engine: VllmEngine) ->
         assert "".join(token.text for piece in pieces for token in piece.tokens) == text(pieces)
 
 
-async def test_the_same_seed_says_the_same(engine: VllmEngine) -> None:
+async def test_same_seed_gives_the_same_reply(engine: VllmEngine) -> None:
     seeds = [7, 7, 8, -1, 2**70]
-    said = [text(await speak(engine, ask(temperature=1.0, seed=seed))) for seed in seeds]
-    assert said[0] == said[1] != said[2]
+    replies = [text(await speak(engine, ask(temperature=1.0, seed=seed))) for seed in seeds]
+    assert replies[0] == replies[1] != replies[2]
 
 
-async def test_it_stops_at_a_stop_text_and_at_the_end_of_sequence(engine: VllmEngine) -> None:
+async def test_reply_stops_at_a_stop_text_and_at_the_end_of_sequence(engine: VllmEngine) -> None:
     whole = text(await speak(engine, ask()))
     stop = whole[4:7]
     pieces = await speak(engine, ask(stop=(stop,)))
@@ -174,7 +174,7 @@ async def test_it_stops_at_a_stop_text_and_at_the_end_of_sequence(engine: VllmEn
         "not json",
     ],
 )
-async def test_what_cannot_be_said_is_refused_and_the_engine_lives(
+async def test_invalid_prompt_is_refused_and_the_engine_lives(
     engine: VllmEngine, prompt: Prompt, code: str | None
 ) -> None:
     with pytest.raises(BadRequest) as caught:
@@ -184,7 +184,7 @@ async def test_what_cannot_be_said_is_refused_and_the_engine_lives(
     assert text(await speak(engine, ask(max_tokens=2)))
 
 
-async def test_a_json_schema_is_obeyed(engine: VllmEngine) -> None:
+async def test_reply_follows_a_json_schema(engine: VllmEngine) -> None:
     schema = {
         "type": "object",
         "properties": {"color": {"enum": ["red", "blue"]}},
@@ -209,7 +209,7 @@ async def test_leaving_aborts_the_work(engine: VllmEngine) -> None:
     assert engine._llm.get_num_unfinished_requests() == 0
 
 
-async def test_weights_that_do_not_fit_say_so_in_one_sentence(folder: Path, tmp_path: Path) -> None:
+async def test_weights_that_do_not_fit_fail_with_a_sentence(folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     for file in folder.iterdir():
@@ -236,10 +236,10 @@ async def test_a_killed_engine_is_known_to_be_dead(folder: Path) -> None:
     """Last: it starts an engine of its own and kills it in mid-answer."""
     before = set(psutil.Process().children(recursive=True))
     engine = VllmEngine(str(folder), engine_args={"max_num_seqs": 4})
-    said: list[str] = []
-    engine.progress = said.append
+    steps: list[str] = []
+    engine.progress = steps.append
     await engine.start()
-    assert said[0] == "importing vLLM" and said[-1] == "ready"
+    assert steps[0] == "importing vLLM" and steps[-1] == "ready"
     mine = set(psutil.Process().children(recursive=True)) - before
     [core] = [process for process in mine if "EngineCore" in " ".join(process.cmdline())]
     answer = asyncio.create_task(speak(engine, ask(max_tokens=100)))
@@ -258,30 +258,28 @@ async def test_a_killed_engine_is_known_to_be_dead(folder: Path) -> None:
     assert not [process for process in mine if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def unread(digest: str) -> Image:
-    """A file that cannot be read: whoever looks at its pixels fails."""
-    return Image.unread(b"no picture", "image", digest, Outline("PNG", (48, 36), 10, (), 1))
+def broken_image(digest: str) -> Image:
+    """Return an undecoded image whose file cannot be decoded."""
+    return Image.undecoded(b"no picture", "image", digest, Outline("PNG", (48, 36), 10, (), 1))
 
 
-async def test_a_picture_that_was_shown_before_is_not_read_again(engine: VllmEngine) -> None:
-    first, again = Image(PICTURE.pixels, "shown before"), unread("shown before")
-    assert not engine.knows(first)
-    said = await speak(engine, replace(ask(), image=first))
-    assert engine.knows(again)
-    assert text(await speak(engine, replace(ask(), image=again))) == text(said)
+async def test_image_in_the_cache_is_not_decoded_again(engine: VllmEngine) -> None:
+    first, again = Image(PICTURE.pixels, "shown before"), broken_image("shown before")
+    assert not engine.has_cached(first)
+    pieces = await speak(engine, replace(ask(), image=first))
+    assert engine.has_cached(again)
+    assert text(await speak(engine, replace(ask(), image=again))) == text(pieces)
 
 
-async def test_a_picture_that_was_put_out_of_the_cache_is_read(
-    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "knows", lambda image: True)
+async def test_image_evicted_from_the_cache_is_decoded(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "has_cached", lambda image: True)
     gone = Image(PICTURE.pixels, "put out")
     assert text(await speak(engine, replace(ask(), image=gone))) == text(await speak(engine, ask()))
     with pytest.raises(BadRequest, match="damaged"):
-        await speak(engine, replace(ask(), image=unread("never shown")))
+        await speak(engine, replace(ask(), image=broken_image("never shown")))
 
 
-async def test_what_may_wait_does(engine: VllmEngine) -> None:
+async def test_batch_requests_wait_for_others(engine: VllmEngine) -> None:
     ended: list[str] = []
 
     async def run(name: str, prompt: Prompt) -> None:

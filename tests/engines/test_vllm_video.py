@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 TEXT = "USER: <video>\nwhat color? ASSISTANT:"
-FILM = video.decode(film(40))
+FILM = video.decode_video(film(40))
 FRAMES = 4
 
 
@@ -49,7 +49,7 @@ async def speak(engine: VllmEngine, prompt: Prompt) -> list[Piece]:
     return [piece async for piece in engine.generate(prompt)]
 
 
-async def test_a_film_is_answered_about_frame_by_frame(engine: VllmEngine) -> None:
+async def test_every_frame_of_a_video_counts(engine: VllmEngine) -> None:
     pieces = await speak(engine, ask(FILM.sample(FRAMES)))
     words = "".join(piece.text for piece in pieces)
     assert words and pieces[-1].completion_tokens == 16
@@ -64,12 +64,12 @@ async def test_a_film_is_answered_about_frame_by_frame(engine: VllmEngine) -> No
     assert "".join(piece.text for piece in again) == words
 
 
-async def test_it_was_warmed_up_with_a_film(engine: VllmEngine) -> None:
-    assert engine._takes == {"video"} and engine._marks == {"image": "<image>", "video": "<video>"}
+async def test_engine_was_warmed_up_with_a_video(engine: VllmEngine) -> None:
+    assert engine._takes == {"video"} and engine._placeholders == {"image": "<image>", "video": "<video>"}
 
 
-async def test_a_token_without_a_name_ends_nothing(engine: VllmEngine) -> None:
-    """The checkpoint has room for more tokens than its tokenizer knows, as published ones have; vLLM dies of one."""
+async def test_id_without_a_token_does_not_end_the_engine(engine: VllmEngine) -> None:
+    """Published checkpoints have more embeddings than their tokenizers have tokens, and vLLM dies of such an id."""
     nameless = engine._llm.model_config.get_vocab_size() - len(engine._llm.renderer.tokenizer)
     assert nameless > 0
     drawn = Sampling(max_tokens=100, temperature=2.0, seed=3, top_logprobs=20, ignore_eos=True)
@@ -86,11 +86,11 @@ async def test_a_token_without_a_name_ends_nothing(engine: VllmEngine) -> None:
         (ask(FILM.sample(2), TEXT.replace("color", "<image>")), "invalid_value"),
         (ask(None), "invalid_value"),
         (ask(FILM), "context_length_exceeded"),
-        (Prompt(TEXT.replace("video", "image"), FILM.still()), None),
+        (Prompt(TEXT.replace("video", "image"), FILM.first_frame()), None),
     ],
     ids=["two films", "a picture's mark", "no film", "too many frames", "a picture"],
 )
-async def test_what_cannot_be_shown_is_refused_and_the_engine_lives(
+async def test_invalid_input_is_refused_and_the_engine_lives(
     engine: VllmEngine, prompt: Prompt, code: str | None
 ) -> None:
     with pytest.raises(BadRequest) as caught:

@@ -37,7 +37,7 @@ async def test_holders_wait_while_their_units_are_taken() -> None:
     assert semaphore.taken == 0
 
 
-async def test_more_units_than_there_are_are_given_alone() -> None:
+async def test_more_units_than_the_size_are_granted_alone() -> None:
     semaphore = WeightedSemaphore(10)
     first, large = Holder(semaphore, 1), Holder(semaphore, 25)
     await turns()
@@ -52,7 +52,7 @@ async def test_more_units_than_there_are_are_given_alone() -> None:
     await asyncio.gather(first.task, large.task, later.task)
 
 
-async def test_no_units_never_wait() -> None:
+async def test_zero_units_are_granted_without_waiting() -> None:
     semaphore = WeightedSemaphore(1)
     holder = Holder(semaphore, 1)
     await turns()

@@ -1,4 +1,4 @@
-"""Memory that requests may hold: in order, in time, and no more than there is."""
+"""The memory budget: order of grants, deadlines and limits."""
 
 import asyncio
 import random
@@ -18,7 +18,7 @@ def soon(seconds: float = 0.02) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def test_what_is_leased_is_held_until_it_is_given_back() -> None:
+async def test_leased_bytes_count_until_released() -> None:
     budget = Budget(100 * MB)
     with await budget.acquire(60 * MB) as lease:
         assert (lease.size, budget.held) == (60 * MB, 60 * MB)
@@ -39,14 +39,14 @@ async def test_a_lease_that_was_released_does_not_grow() -> None:
 
 
 @pytest.mark.parametrize(("size", "arriving"), [(91 * MB, False), (41 * MB, True), (500 * MB, True)])
-async def test_what_can_never_fit_is_refused_at_once(size: int, arriving: bool) -> None:
+async def test_lease_larger_than_the_budget_is_refused_at_once(size: int, arriving: bool) -> None:
     budget = Budget(100 * MB)
     with pytest.raises(TooLarge) as refused:
         await budget.acquire(size, param="image", arriving=arriving)
     assert (refused.value.status, refused.value.param, budget.refusals(), budget.held) == (413, "image", 1, 0)
 
 
-async def test_the_largest_lease_is_one_that_can_be_given() -> None:
+async def test_largest_lease_can_be_acquired_and_a_byte_more_cannot() -> None:
     budget = Budget(100 * MB)
     for arriving in (True, False):
         (await budget.acquire(budget.largest(arriving=arriving), arriving=arriving)).release()
@@ -54,7 +54,7 @@ async def test_the_largest_lease_is_one_that_can_be_given() -> None:
             await budget.acquire(budget.largest(arriving=arriving) + 1, arriving=arriving)
 
 
-async def test_who_does_not_get_it_in_time_is_refused_for_now() -> None:
+async def test_waiter_past_its_deadline_is_refused_as_overloaded() -> None:
     budget = Budget(100 * MB)
     lease = await budget.acquire(80 * MB)
     with pytest.raises(Overloaded) as refused:
@@ -66,7 +66,7 @@ async def test_who_does_not_get_it_in_time_is_refused_for_now() -> None:
     assert budget.held == 0
 
 
-async def test_a_lease_that_cannot_grow_keeps_what_it_has() -> None:
+async def test_lease_that_cannot_grow_keeps_its_size() -> None:
     budget = Budget(100 * MB)
     with await budget.acquire(50 * MB), await budget.acquire(30 * MB) as lease:
         with pytest.raises(Overloaded):
@@ -75,7 +75,7 @@ async def test_a_lease_that_cannot_grow_keeps_what_it_has() -> None:
     assert budget.held == 0
 
 
-async def test_leases_of_one_kind_come_in_their_order() -> None:
+async def test_leases_of_the_same_kind_are_granted_in_order() -> None:
     budget = Budget(100 * MB)
     first = await budget.acquire(80 * MB)
     order: list[str] = []
@@ -95,7 +95,7 @@ async def test_leases_of_one_kind_come_in_their_order() -> None:
     assert (order, budget.held) == (["large", "less"], 0)
 
 
-async def test_a_waiter_that_leaves_lets_the_next_one_in() -> None:
+async def test_cancelled_waiter_lets_the_next_waiter_in() -> None:
     budget = Budget(100 * MB)
     with await budget.acquire(50 * MB):
         large = asyncio.create_task(budget.acquire(80 * MB))
@@ -107,7 +107,7 @@ async def test_a_waiter_that_leaves_lets_the_next_one_in() -> None:
     assert budget.held == 30 * MB
 
 
-async def test_a_waiter_that_is_cancelled_as_it_is_served_keeps_nothing() -> None:
+async def test_waiter_cancelled_in_the_turn_of_its_grant_keeps_no_bytes() -> None:
     budget = Budget(100 * MB)
     first = await budget.acquire(80 * MB)
     waiting = asyncio.create_task(budget.acquire(30 * MB))
@@ -131,7 +131,7 @@ async def test_too_long_a_queue_refuses_at_once() -> None:
     assert budget.held == 0
 
 
-async def test_bodies_never_take_the_room_in_which_they_are_read() -> None:
+async def test_arriving_bodies_leave_memory_for_decoding() -> None:
     budget = Budget(100 * MB)
     bodies = [await budget.acquire(10 * MB, soon(), arriving=True) for _ in range(4)]
     with pytest.raises(Overloaded):
@@ -143,7 +143,7 @@ async def test_bodies_never_take_the_room_in_which_they_are_read() -> None:
     assert budget.held == 0
 
 
-async def test_small_ones_pass_large_ones() -> None:
+async def test_small_leases_do_not_wait_behind_large_leases() -> None:
     budget = Budget(100 * MB)
     with await budget.acquire(85 * MB):
         large = asyncio.create_task(budget.acquire(40 * MB))
@@ -157,7 +157,7 @@ async def test_small_ones_pass_large_ones() -> None:
     assert len(bodies) == 4
 
 
-async def test_small_requests_arrive_while_large_pictures_are_decoded() -> None:
+async def test_small_requests_arrive_while_large_images_are_decoded() -> None:
     budget = Budget(100 * MB)
     with await budget.acquire(45 * MB), await budget.acquire(45 * MB):
         small = [await budget.acquire(MB, soon(), arriving=True) for _ in range(4)]
@@ -169,7 +169,7 @@ async def test_small_requests_arrive_while_large_pictures_are_decoded() -> None:
         (await budget.acquire(40 * MB, soon(), arriving=True)).release()
 
 
-async def test_a_body_that_was_read_counts_as_arrived_for_what_is_kept_of_it() -> None:
+async def test_kept_part_of_a_body_still_counts_as_arrived() -> None:
     budget = Budget(100 * MB)
     body = await budget.acquire(40 * MB, arriving=True)
     await body.grow(80 * MB, soon())
@@ -182,13 +182,12 @@ async def test_a_body_that_was_read_counts_as_arrived_for_what_is_kept_of_it() -
 
 
 @pytest.mark.parametrize("seed", [3, 7, 11])
-async def test_all_is_given_back_however_it_ended(seed: int) -> None:
-    """Random leases, growing, shrinking, timing out and cancelled: the count comes back to nothing and never passes
-    the total."""
+async def test_random_leases_leave_the_budget_empty(seed: int) -> None:
+    """Leases grow, shrink, time out and are cancelled at random; the count ends at 0 and never exceeds the total."""
     draw = random.Random(seed)
     budget = Budget(100 * MB)
 
-    async def one() -> None:
+    async def use_lease() -> None:
         try:
             with await budget.acquire(
                 draw.randrange(30 * MB), soon(draw.random() / 50), arriving=draw.random() < 0.5
@@ -201,7 +200,7 @@ async def test_all_is_given_back_however_it_ended(seed: int) -> None:
         except Overloaded:
             pass
 
-    tasks = [asyncio.create_task(one()) for _ in range(200)]
+    tasks = [asyncio.create_task(use_lease()) for _ in range(200)]
     await asyncio.sleep(0.01)
     for task in tasks[::5]:
         task.cancel()
@@ -253,23 +252,23 @@ def test_no_limit_is_none(tmp_path: Path) -> None:
     assert limit(tmp_path, "0::/\n") is None
 
 
-def test_the_budget_of_a_process_fits_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_budget_fits_machine_and_container(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Budget.of_this_process(300).total == 300 * MB
     assert 0 < Budget.of_this_process().total < machine_memory()
     monkeypatch.setattr("serve.media.budget.container_limit", lambda: 2048 * MB)
     assert 1000 * MB < Budget.of_this_process().total < 1400 * MB
-    assert Budget.of_one_of_many().total == 768 * MB
+    assert Budget.of_replica().total == 768 * MB
     monkeypatch.setattr("serve.media.budget.container_limit", lambda: 2**62)  # version 1's word for none
     assert Budget.of_this_process().total <= machine_memory()
 
 
 GROWING = """
-from serve.media.budget import give_back_large_blocks
+from serve.media.budget import release_large_blocks
 
 def held():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 
-give_back_large_blocks()
+release_large_blocks()
 before = held()
 for _ in range(3):
     bodies = [bytearray() for _ in range(30)]
@@ -281,7 +280,7 @@ print(held() - before)
 """
 
 
-def test_what_large_bodies_took_goes_back_to_the_system() -> None:
+def test_memory_of_freed_large_bodies_returns_to_the_system() -> None:
     """180 MB in thirty bodies that grew side by side left 31 MB behind."""
     done = subprocess.run([sys.executable, "-c", GROWING], capture_output=True, text=True, check=True, timeout=60)
     assert int(done.stdout) < 8 * 1024

@@ -39,8 +39,8 @@ def test_boxes_come_back_from_the_padded_square(width: int, height: int, f: tupl
     x0, x1 = sorted((f[0] * width, f[1] * width))
     y0, y1 = sorted((f[2] * height, f[3] * height))
     side, left, top = padding(width, height)
-    said = ((x0 + left) / side, (y0 + top) / side, (x1 + left) / side, (y1 + top) / side)
-    assert from_padded(said, width, height) == pytest.approx((x0, y0, x1, y1), abs=0.011)
+    fractions = ((x0 + left) / side, (y0 + top) / side, (x1 + left) / side, (y1 + top) / side)
+    assert from_padded(fractions, width, height) == pytest.approx((x0, y0, x1, y1), abs=0.011)
 
 
 @pytest.mark.parametrize(
@@ -56,16 +56,14 @@ def test_boxes_come_back_from_the_padded_square(width: int, height: int, f: tupl
         (6000, 1400, 2304, (2304, 538)),
     ],
 )
-def test_a_square_is_not_far_larger_than_its_picture(
-    width: int, height: int, side: int, inner: tuple[int, int]
-) -> None:
-    found, left, top = padding(width, height)
-    assert found == side and (left, top) == ((side - inner[0]) // 2, (side - inner[1]) // 2)
-    assert found**2 <= max(2304**2, min(MAX_PIXELS, 4 * width * height))
+def test_a_square_is_not_far_larger_than_its_image(width: int, height: int, side: int, inner: tuple[int, int]) -> None:
+    actual, left, top = padding(width, height)
+    assert actual == side and (left, top) == ((side - inner[0]) // 2, (side - inner[1]) // 2)
+    assert actual**2 <= max(2304**2, min(MAX_PIXELS, 4 * width * height))
 
 
 @pytest.mark.parametrize(("width", "height"), [(5000, 30), (30, 5000), (7000, 1000), (1, 4000)])
-def test_a_shrunk_picture_keeps_its_shape_its_place_and_its_colours(width: int, height: int) -> None:
+def test_shrunk_image_keeps_shape_place_and_colours(width: int, height: int) -> None:
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: max(1, height // 2), : max(1, width // 2)] = (200, 100, 50)
     square = pad_to_square(Image(pixels), (1, 2, 3))
@@ -79,14 +77,14 @@ def test_a_shrunk_picture_keeps_its_shape_its_place_and_its_colours(width: int, 
     assert tuple(inner[(3 * down) // 4, (3 * across) // 4]) == (0, 0, 0)
 
 
-def test_a_square_is_made_when_it_is_looked_at_and_named_after_its_picture() -> None:
+def test_square_is_created_on_first_use_with_a_digest_by_image_and_colour() -> None:
     picture = Image(np.zeros((10, 30, 3), np.uint8), "d" * 40)
     grey, black = pad_to_square(picture, (127, 127, 127)), pad_to_square(picture, (0, 0, 0))
     assert len({picture.digest, grey.digest, black.digest}) == 3
     assert pad_to_square(Image(picture.pixels), (0, 0, 0)).digest is None
     again = pickle.loads(pickle.dumps(grey))
     assert again.digest == grey.digest and (again.pixels == grey.pixels).all()
-    grey.put_away()
+    grey.release_pixels()
     assert (grey.width, grey.height) == (30, 30) and (again.pixels == grey.pixels).all()
     square = Image(np.zeros((10, 10, 3), np.uint8))
     assert pad_to_square(square, (0, 0, 0)) is square

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.errors import BadRequest, ServeError, TooLarge
-from serve.media.image import MAX_BYTES, Image, decode, from_url
+from serve.media.image import MAX_BYTES, Image, decode_image, image_from_url
 from serve.media.outline import MAX_SCANS, MAX_SIDE
 from serve.tasks.base import Request
 
@@ -41,7 +41,7 @@ def saved(picture: PIL.Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def corners(image: Image) -> list[tuple[int, ...]]:
-    """The colours near the four corners, rounded to what a JPEG leaves of them."""
+    """Return the colours near the four corners, each channel rounded to 0 or 255, as a JPEG changes them."""
     left, right, top, bottom = image.width // 4, image.width * 3 // 4, image.height // 4, image.height * 3 // 4
     spots = ((top, left), (top, right), (bottom, left), (bottom, right))
     return [tuple(int(v > 127) * 255 for v in image.pixels[spot]) for spot in spots]
@@ -60,7 +60,7 @@ def png(width: int, height: int, depth: int = 8, colour: int = 0, rows: bytes = 
 
 def refusal(data: bytes) -> ServeError:
     with pytest.raises(ServeError) as caught:
-        decode(data)
+        decode_image(data)
     return caught.value
 
 
@@ -69,7 +69,7 @@ def refusal(data: bytes) -> ServeError:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
 def test_every_format_is_read(kind: str) -> None:
-    image = decode(saved(quarters(), kind))
+    image = decode_image(saved(quarters(), kind))
     assert (image.width, image.height) == (32, 16)
     assert image.pixels.shape == (16, 32, 3) and image.pixels.dtype == np.uint8
     assert corners(image) == [RED, GREEN, BLUE, YELLOW]
@@ -77,21 +77,21 @@ def test_every_format_is_read(kind: str) -> None:
 
 def test_a_png_is_read_exactly() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    assert np.array_equal(decode(saved(PIL.Image.fromarray(pixels), "PNG")).pixels, pixels)
+    assert np.array_equal(decode_image(saved(PIL.Image.fromarray(pixels), "PNG")).pixels, pixels)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_what_is_transparent_is_white_whatever_colour_hides_there(mode: str, kind: str) -> None:
+def test_transparent_pixels_become_white_whatever_their_colour(mode: str, kind: str) -> None:
     picture = PIL.Image.new(mode, (4, 4), (0,) * len(mode))
     picture.paste((0,) * (len(mode) - 1) + (255,), (0, 0, 2, 4))
-    image = decode(saved(picture, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {})))
+    image = decode_image(saved(picture, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {})))
     assert tuple(image.pixels[2, 3]) == WHITE
     assert tuple(image.pixels[2, 0]) == (0, 0, 0)
 
 
 def test_half_transparent_is_half_white() -> None:
-    image = decode(saved(PIL.Image.new("RGBA", (2, 2), (255, 0, 0, 128)), "PNG"))
+    image = decode_image(saved(PIL.Image.new("RGBA", (2, 2), (255, 0, 0, 128)), "PNG"))
     assert tuple(image.pixels[0, 0]) == (255, 127, 127)
 
 
@@ -101,7 +101,7 @@ def test_a_palette_with_a_transparent_colour(transparency: int | bytes) -> None:
     picture.putpalette([255, 0, 0, 0, 0, 255])
     picture.putpixel((1, 0), 1)
     for kind in ("PNG", "GIF") if isinstance(transparency, int) else ("PNG",):
-        image = decode(saved(picture, kind, transparency=transparency))
+        image = decode_image(saved(picture, kind, transparency=transparency))
         assert [tuple(p) for p in image.pixels[0]] == [RED, WHITE]
 
 
@@ -111,52 +111,52 @@ def test_a_palette_with_a_transparent_colour(transparency: int | bytes) -> None:
 def test_a_colour_declared_transparent_without_an_alpha_channel(mode: str, colour: Any, clear: Any) -> None:
     picture = PIL.Image.new(mode, (2, 1), colour)
     picture.putpixel((0, 0), (0, 0, 0) if mode == "RGB" else 0)
-    image = decode(saved(picture, "PNG", transparency=clear))
+    image = decode_image(saved(picture, "PNG", transparency=clear))
     assert [tuple(p) for p in image.pixels[0]] == [(0, 0, 0), WHITE]
 
 
 def test_a_16_bit_grey_png_keeps_its_shades() -> None:
     values = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
-    image = decode(saved(PIL.Image.fromarray(values), "PNG"))
+    image = decode_image(saved(PIL.Image.fromarray(values), "PNG"))
     assert np.array_equal(image.pixels[..., 0], values >> 8)
 
 
 def test_a_16_bit_grey_png_with_a_transparent_shade() -> None:
     values = np.array([[0x1234, 0x1235]], dtype=np.uint16)
-    image = decode(saved(PIL.Image.fromarray(values), "PNG", transparency=0x1235))
+    image = decode_image(saved(PIL.Image.fromarray(values), "PNG", transparency=0x1235))
     assert [tuple(p) for p in image.pixels[0]] == [(0x12,) * 3, WHITE]
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)], ids=["RGB", "LA", "RGBA"])
 def test_16_bit_colours_keep_their_upper_eight_bits(colour: int, channels: int) -> None:
     sample = [0x80FF] * (channels - (colour >= 4)) + [0xFFFF] * (colour >= 4)
-    image = decode(png(1, 1, 16, colour, b"\x00" + struct.pack(f">{channels}H", *sample)))
+    image = decode_image(png(1, 1, 16, colour, b"\x00" + struct.pack(f">{channels}H", *sample)))
     assert tuple(image.pixels[0, 0]) == (0x80, 0x80, 0x80)
 
 
 def test_a_1_bit_png_is_black_and_white() -> None:
     picture = PIL.Image.new("1", (9, 3))
     picture.putpixel((8, 1), 1)
-    image = decode(saved(picture, "PNG"))
+    image = decode_image(saved(picture, "PNG"))
     assert tuple(image.pixels[1, 8]) == WHITE and int(image.pixels.sum()) == 3 * 255
 
 
 def test_a_cmyk_jpeg_has_its_colours() -> None:
-    assert corners(decode(saved(quarters().convert("CMYK"), "JPEG", quality=95))) == [RED, GREEN, BLUE, YELLOW]
+    assert corners(decode_image(saved(quarters().convert("CMYK"), "JPEG", quality=95))) == [RED, GREEN, BLUE, YELLOW]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_is_seen(kind: str) -> None:
+def test_animation_as_an_image_gives_its_first_frame(kind: str) -> None:
     frames = [PIL.Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
     data = saved(
         frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
     )
-    assert corners(decode(data)) == [RED] * 4
+    assert corners(decode_image(data)) == [RED] * 4
 
 
-def test_a_phone_s_picture_with_a_second_one_inside_is_a_jpeg() -> None:
+def test_multi_picture_file_of_a_phone_is_decoded_as_jpeg() -> None:
     data = saved(quarters(), "MPO", save_all=True, append_images=[PIL.Image.new("RGB", (8, 8))])
-    assert corners(decode(data)) == [RED, GREEN, BLUE, YELLOW]
+    assert corners(decode_image(data)) == [RED, GREEN, BLUE, YELLOW]
 
 
 ORIENTATIONS = {
@@ -173,10 +173,10 @@ ORIENTATIONS = {
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
+def test_images_are_turned_upright(kind: str, orientation: int) -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    image = decode(saved(quarters(), kind, exif=exif))
+    image = decode_image(saved(quarters(), kind, exif=exif))
     assert corners(image) == ORIENTATIONS[orientation]
     assert (image.width, image.height) == ((32, 16) if orientation < 5 else (16, 32))
 
@@ -190,31 +190,31 @@ def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as serve.media.image asks; pytest forgets it
-def test_a_broken_label_does_not_cost_the_picture(exif: bytes) -> None:
-    assert corners(decode(saved(quarters(), "JPEG", exif=exif))) == [RED, GREEN, BLUE, YELLOW]
+def test_image_with_broken_exif_is_decoded(exif: bytes) -> None:
+    assert corners(decode_image(saved(quarters(), "JPEG", exif=exif))) == [RED, GREEN, BLUE, YELLOW]
 
 
 def test_an_orientation_that_is_no_number_is_ignored() -> None:
     entry = struct.pack("<HHI4s", 0x0112, 2, 4, b"six\x00")  # type 2: text
     exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00" + entry + b"\x00" * 4
-    assert corners(decode(saved(quarters(), "JPEG", exif=exif))) == [RED, GREEN, BLUE, YELLOW]
+    assert corners(decode_image(saved(quarters(), "JPEG", exif=exif))) == [RED, GREEN, BLUE, YELLOW]
 
 
-def test_a_label_that_cannot_be_written_again_still_turns_the_picture() -> None:
-    """The camera's name as a number: ImageOps.exif_transpose dies of an AttributeError here (Pillow 13)."""
+def test_exif_that_pillow_cannot_write_still_turns_the_image() -> None:
+    """A camera's name that is a number makes ImageOps.exif_transpose raise AttributeError (Pillow 13)."""
     entries = struct.pack("<HHIf", 0x010F, 11, 1, 1.5) + struct.pack("<HHII", 0x0112, 3, 1, 6)
     exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x02\x00" + entries + b"\x00" * 4
     data = saved(quarters(), "JPEG", exif=exif)
     with pytest.raises(AttributeError):
         PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data)))
-    assert corners(decode(data)) == ORIENTATIONS[6]
+    assert corners(decode_image(data)) == ORIENTATIONS[6]
 
 
-def test_where_a_picture_was_taken_is_not_kept() -> None:
+def test_exif_is_not_kept() -> None:
     exif = PIL.Image.Exif()
     exif[0x010F] = "A camera with a serial number"
     exif[0x0112] = 6
-    image = decode(saved(quarters(), "JPEG", exif=exif))
+    image = decode_image(saved(quarters(), "JPEG", exif=exif))
     assert not image.pil().getexif() and not image.pil().info
     assert b"serial" not in saved(image.pil(), "PNG")
 
@@ -222,14 +222,14 @@ def test_where_a_picture_was_taken_is_not_kept() -> None:
 def test_a_photograph_of_twelve_megapixels() -> None:
     shade = np.linspace(0, 255, 4000).astype(np.uint8)
     photo = PIL.Image.fromarray(np.broadcast_to(shade[None, :, None], (3000, 4000, 3)))
-    image = decode(saved(photo, "JPEG"))
+    image = decode_image(saved(photo, "JPEG"))
     assert (image.width, image.height) == (4000, 3000)
     assert abs(int(image.pixels[1500, 2000, 0]) - 127) < 4
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
 def test_a_single_pixel(kind: str) -> None:
-    image = decode(saved(PIL.Image.new("RGB", (1, 1), RED), kind))
+    image = decode_image(saved(PIL.Image.new("RGB", (1, 1), RED), kind))
     assert image.pixels.shape == (1, 1, 3)
 
 
@@ -240,7 +240,7 @@ def test_a_single_pixel(kind: str) -> None:
     "data",
     [b"A text file, renamed.\n", b"%PDF-1.7", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\x00" * 64, b"\x89PNG"],
 )
-def test_what_is_no_picture_is_said_to_be_none(data: bytes) -> None:
+def test_file_of_another_format_is_refused_with_the_formats(data: bytes) -> None:
     error = refusal(data)
     assert isinstance(error, BadRequest) and (error.param, error.code) == ("image", "invalid_image")
     assert "PNG, JPEG, WEBP or GIF" in error.message
@@ -311,7 +311,7 @@ def test_other_headers_that_promise_too_much(no_pixel_is_decoded: None, kind: st
 def test_a_jpeg_that_walks_over_its_pixels_again_and_again(kind: str) -> None:
     data = saved(quarters(640, 320), "JPEG", progressive=True)
     scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
-    assert decode(data).width == 640 and len(scans) < MAX_SCANS
+    assert decode_image(data).width == 640 and len(scans) < MAX_SCANS
     more = data[scans[-1] : -2] * MAX_SCANS
     if kind == "MPO":  # a JPEG that says that it holds several pictures: Pillow has another name for its format
         index = saved(quarters(640, 320), "MPO", save_all=True, append_images=[quarters()])
@@ -322,11 +322,11 @@ def test_a_jpeg_that_walks_over_its_pixels_again_and_again(kind: str) -> None:
     assert isinstance(error, TooLarge) and "too many scans" in error.message
 
 
-def test_a_text_that_unfolds_to_gigabytes_inside_a_png() -> None:
+def test_png_text_that_decompresses_to_gigabytes_is_bounded() -> None:
     bomb = zlib.compress(b"\x00" * (70 * 2**20), 9)
     data = png(1, 1, 8, 0, b"\x00\x00", chunk(b"zTXt", b"Comment\x00\x00" + bomb))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert decode(data).pixels.shape == (1, 1, 3)
+    assert decode_image(data).pixels.shape == (1, 1, 3)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 2**10
 
 
@@ -349,7 +349,7 @@ DOT = base64.b64encode(saved(PIL.Image.new("RGB", (1, 1), RED), "PNG")).decode()
     ],
 )
 def test_data_urls(url: str) -> None:
-    assert tuple(from_url(url).pixels[0, 0]) == RED
+    assert tuple(image_from_url(url).pixels[0, 0]) == RED
 
 
 @pytest.mark.parametrize(
@@ -368,16 +368,16 @@ def test_data_urls(url: str) -> None:
         ("data:image/png;base64,AAAA", "PNG, JPEG, WEBP or GIF"),
     ],
 )
-def test_what_is_no_data_url(url: str, says: str) -> None:
+def test_malformed_data_url_is_refused(url: str, says: str) -> None:
     with pytest.raises(BadRequest, match=says) as caught:
-        from_url(url, param="messages")
+        image_from_url(url, param="messages")
     assert caught.value.param == "messages"
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 def test_the_cap_on_a_data_url_comes_before_its_decoding() -> None:
     with pytest.raises(TooLarge, match="20 MB"):
-        from_url("data:image/png;base64," + "!" * (MAX_BYTES * 4 // 3 + 8))
+        image_from_url("data:image/png;base64," + "!" * (MAX_BYTES * 4 // 3 + 8))
 
 
 def test_an_image_field_takes_bytes_a_data_url_or_an_image_and_nothing_else() -> None:
@@ -409,7 +409,7 @@ SEEDS = [
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A real file with bytes changed, cut out, put in or doubled; a PNG's checksums mended, so that it is read on."""
+    """A valid file with bytes changed, removed, inserted or doubled; a PNG's checksums may be corrected to match."""
     data = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
@@ -442,7 +442,7 @@ def mended(data: bytes) -> bytes:
 @given(mutated())
 def test_mutated_files_are_read_or_refused(data: bytes) -> None:
     try:
-        image = decode(data)
+        image = decode_image(data)
     except (BadRequest, TooLarge) as error:
         assert error.param == "image"
         assert "0x" not in error.message and "PIL" not in error.message and "BytesIO" not in error.message
@@ -456,4 +456,4 @@ def test_mutated_files_are_read_or_refused(data: bytes) -> None:
 def test_any_text_as_an_image_is_refused_or_read(text: str) -> None:
     for url in (text, f"data:image/png;base64,{text}"):
         with pytest.raises((BadRequest, TooLarge)):
-            _ = from_url(url).pixels
+            _ = image_from_url(url).pixels

@@ -1,4 +1,4 @@
-"""serve.media.processes: each file in a process of its own, which ends with its limits, its request or its parent."""
+"""serve.media.processes: each file gets a process, which ends at its limits, with its request or with its parent."""
 
 import asyncio
 import contextlib
@@ -20,10 +20,10 @@ from running import alive
 from serve.engines.vllm.process_tree import descendants
 from serve.errors import Overloaded, Unavailable
 from serve.media import processes
-from serve.media import video as films
-from serve.media.decoder import NICENESS
-from serve.media.outline import Refused, outline
-from serve.media.processes import Job, Lanes, Queue, Seats, Zygote, processors
+from serve.media import video as videos
+from serve.media.decoder_process import NICENESS
+from serve.media.outline import RejectedFile, read_outline
+from serve.media.processes import BoundedQueue, DecodeJob, DecodeQueues, ShortestFirstQueue, Zygote, processors
 from serve.media.shared_pixels import SharedPixels
 from tests.filmed import blinking
 from tests.media.test_image import quarters, saved
@@ -39,18 +39,18 @@ SLOW = saved(  # a quarter of a second of work
     method=0,
 )
 
-LONG = films.unread(blinking(75))
+LONG = videos.undecoded_video(blinking(75))
 
 
-def job(data: bytes, **limits: Any) -> Job:
-    found = outline(data)
-    made = Job("image", cpu_s=found.cpu_limit_s, memory=found.peak_bytes, output=3 * found.area)
-    return replace(made, **limits)
+def job(data: bytes, **limits: Any) -> DecodeJob:
+    outline = read_outline(data)
+    defaults = DecodeJob("image", cpu_s=outline.cpu_limit_s, memory=outline.peak_bytes, output=3 * outline.area)
+    return replace(defaults, **limits)
 
 
 @pytest.fixture
 def zygote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Zygote]:
-    """One of the test's own. It leaves neither a process nor a descriptor behind."""
+    """A zygote of the test's own. Checks that it leaves no process or descriptor behind."""
     before, own = set(os.listdir("/proc/self/fd")), Zygote()
     monkeypatch.setattr(processes, "ZYGOTE", own)
     yield own
@@ -72,13 +72,13 @@ def children(zygote: Zygote) -> list[int]:
 
 
 async def decoded(data: bytes, **limits: Any) -> SharedPixels:
-    said, fd = await processes.run(job(data, **limits), data)
-    return SharedPixels.adopt(fd, *said["size"])
+    reply, fd = await processes.run_job(job(data, **limits), data)
+    return SharedPixels.adopt(fd, *reply["size"])
 
 
 @contextlib.asynccontextmanager
 async def decoding(zygote: Zygote, data: bytes = SLOW) -> AsyncIterator[asyncio.Task[SharedPixels]]:
-    """A file that is being decoded by a process."""
+    """A context in which a file is being decoded by a child."""
     work = asyncio.create_task(decoded(data, cpu_s=60))
     await until(lambda: zygote.pid is not None and children(zygote))
     yield work
@@ -94,35 +94,35 @@ async def test_pixels_come_back_in_shared_memory(zygote: Zygote) -> None:
     await until(lambda: not children(zygote))
 
 
-async def test_many_at_once_get_each_its_own(zygote: Zygote) -> None:
+async def test_concurrent_jobs_get_their_own_pixels(zygote: Zygote) -> None:
     files = [saved(PIL.Image.new("RGB", (300 + at, 200), (at, 0, 0)), "PNG") for at in range(24)]
     replies = await asyncio.gather(*map(decoded, files))
-    assert [(one.width, int(one.pixels[0, 0, 0])) for one in replies] == [(300 + at, at) for at in range(24)]
+    assert [(shared.width, int(shared.pixels[0, 0, 0])) for shared in replies] == [(300 + at, at) for at in range(24)]
     for shared in replies:
         shared.close()
 
 
 async def test_a_file_that_cannot_be_decoded_is_refused_with_the_reason(zygote: Zygote) -> None:
     for data, why in ((PICTURE[:-60], "damaged"), (b"no picture" * 10, "format")):
-        with pytest.raises(Refused) as caught:
-            await processes.run(job(PICTURE), data)
+        with pytest.raises(RejectedFile) as caught:
+            await processes.run_job(job(PICTURE), data)
         assert caught.value.why == why
 
 
-async def test_one_that_takes_too_long_is_ended_and_said_to(zygote: Zygote) -> None:
-    with pytest.raises(Refused) as caught:
-        await processes.run(replace(films.job(LONG), cpu_s=1), LONG.file)
+async def test_file_over_its_time_limit_is_rejected_as_slow(zygote: Zygote) -> None:
+    with pytest.raises(RejectedFile) as caught:
+        await processes.run_job(replace(videos.decode_job(LONG), cpu_s=1), LONG.file)
     assert caught.value.why == "slow"
 
 
-async def test_one_that_takes_too_much_memory_is_ended_and_said_to(zygote: Zygote) -> None:
-    with pytest.raises(Refused) as caught:
+async def test_file_over_its_memory_limit_is_rejected_for_memory(zygote: Zygote) -> None:
+    with pytest.raises(RejectedFile) as caught:
         await decoded(saved(quarters(4000, 3000), "PNG"), memory=20 * 2**20)
     assert caught.value.why == "memory"
 
 
-async def test_one_that_writes_too_much_is_ended(zygote: Zygote) -> None:
-    with pytest.raises(Refused):
+async def test_file_over_its_output_limit_is_rejected(zygote: Zygote) -> None:
+    with pytest.raises(RejectedFile):
         await decoded(PICTURE, output=1000)
 
 
@@ -134,7 +134,7 @@ async def test_a_child_that_is_killed_is_tried_again_once(zygote: Zygote) -> Non
         shared.close()
 
 
-async def test_a_file_whose_process_is_killed_each_time_is_told_to_come_again(zygote: Zygote) -> None:
+async def test_file_whose_process_is_killed_each_time_is_unavailable(zygote: Zygote) -> None:
     async with decoding(zygote) as work:
         for _ in range(processes.TRIES):
             await until(lambda: children(zygote))
@@ -145,16 +145,16 @@ async def test_a_file_whose_process_is_killed_each_time_is_told_to_come_again(zy
             await asyncio.wait_for(work, PATIENCE_S)
 
 
-async def test_one_that_crashes_costs_one_file(zygote: Zygote) -> None:
+async def test_crash_of_a_child_rejects_only_its_file(zygote: Zygote) -> None:
     async with decoding(zygote) as work:
         os.kill(children(zygote)[0], signal.SIGSEGV)
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(RejectedFile) as caught:
             await asyncio.wait_for(work, PATIENCE_S)
         assert caught.value.why == "damaged"
     (await decoded(PICTURE)).close()
 
 
-async def test_when_the_zygote_is_killed_another_one_does_its_work(zygote: Zygote) -> None:
+async def test_killed_zygote_is_replaced_and_its_file_decoded(zygote: Zygote) -> None:
     async with decoding(zygote) as work:
         first, child = zygote.pid, children(zygote)[0]
         assert first is not None
@@ -166,14 +166,14 @@ async def test_when_the_zygote_is_killed_another_one_does_its_work(zygote: Zygot
     (await decoded(PICTURE)).close()
 
 
-async def test_whoever_does_not_wait_any_more_ends_the_process(zygote: Zygote) -> None:
+async def test_cancelling_a_job_ends_its_process(zygote: Zygote) -> None:
     async with decoding(zygote) as work:
         child = children(zygote)[0]
         work.cancel()
         await until(lambda: not alive(child))
 
 
-async def test_one_that_is_cancelled_before_it_is_handed_over_leaves_nothing(zygote: Zygote) -> None:
+async def test_job_cancelled_before_its_submission_leaves_no_process(zygote: Zygote) -> None:
     for at in range(30):
         work = asyncio.create_task(decoded(PICTURE))
         for _ in range(at % 4):
@@ -184,12 +184,12 @@ async def test_one_that_is_cancelled_before_it_is_handed_over_leaves_nothing(zyg
     await until(lambda: not children(zygote))
 
 
-def test_it_ends_with_the_process_that_started_it() -> None:
+def test_zygote_ends_with_its_parent() -> None:
     program = """
 import asyncio, os, signal, sys
 from serve.media import processes
-from serve.media.decoder import NICENESS
-processes.ZYGOTE.submit(processes.Job("image", 60, 2**28, 100), b"a")
+from serve.media.decoder_process import NICENESS
+processes.ZYGOTE.submit(processes.DecodeJob("image", 60, 2**28, 100), b"a")
 print(processes.ZYGOTE.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -201,7 +201,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert ended.returncode == -signal.SIGKILL and not alive(zygote)
 
 
-def test_it_knows_no_secret(zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zygote_environment_holds_no_secrets(zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DIPTYCH_API_KEYS", "RAY_AUTH_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "a secret")
     zygote.start()
@@ -213,7 +213,7 @@ def test_it_knows_no_secret(zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> 
     }
 
 
-async def test_children_stand_behind_all_others_of_the_session_and_are_one_thread(zygote: Zygote) -> None:
+async def test_children_are_nice_and_single_threaded_in_the_parents_session(zygote: Zygote) -> None:
     async with decoding(zygote):
         await until(lambda: os.getpriority(os.PRIO_PROCESS, children(zygote)[0]) == min(19, os.nice(0) + NICENESS))
         for process in (zygote.pid, *children(zygote)):
@@ -221,15 +221,15 @@ async def test_children_stand_behind_all_others_of_the_session_and_are_one_threa
             assert os.getsid(process) == os.getsid(0) and os.getpgid(process) != os.getpgid(0)
 
 
-# Who may decode when
+# The queues
 
 
-async def test_what_takes_little_goes_first_and_large_ones_leave_a_seat() -> None:
-    seats, begun, leave = Seats(2), list[str](), dict[str, asyncio.Event]()
+async def test_small_files_go_first_and_large_files_leave_a_slot() -> None:
+    queue, begun, leave = ShortestFirstQueue(2), list[str](), dict[str, asyncio.Event]()
 
     async def look(name: str, cost_s: float) -> None:
         leave[name] = asyncio.Event()
-        async with seats.take(cost_s, None, "image"):
+        async with queue.take(cost_s, None, "image"):
             begun.append(name)
             await leave[name].wait()
 
@@ -245,14 +245,14 @@ async def test_what_takes_little_goes_first_and_large_ones_leave_a_seat() -> Non
             assert [other for other in begun if other.startswith("large")] == ["large 0"]
             leave["large 0"].set()
     await asyncio.gather(*jobs)
-    assert (seats.free, seats.free_to_large) == (2, 1)
+    assert (queue.free, queue.free_to_large) == (2, 1)
 
 
-async def test_a_large_one_is_not_passed_by_for_ever() -> None:
-    seats, begun = Seats(1), list[float]()
+async def test_large_file_is_not_starved_by_small_files() -> None:
+    queue, begun = ShortestFirstQueue(1), list[float]()
 
     async def look(cost_s: float) -> None:
-        async with seats.take(cost_s, None, "image"):
+        async with queue.take(cost_s, None, "image"):
             begun.append(cost_s)
             await asyncio.sleep(0.02)
 
@@ -266,24 +266,24 @@ async def test_a_large_one_is_not_passed_by_for_ever() -> None:
     assert 0.05 in begun
 
 
-async def test_whoever_leaves_while_waiting_is_forgotten() -> None:
-    seats = Seats(1)
-    async with seats.take(0.1, None, "image"):
-        waiting = asyncio.ensure_future(contextlib.AsyncExitStack().enter_async_context(seats.take(0.1, None, "image")))
+async def test_cancelled_waiter_leaves_the_queue() -> None:
+    queue = ShortestFirstQueue(1)
+    async with queue.take(0.1, None, "image"):
+        waiting = asyncio.ensure_future(contextlib.AsyncExitStack().enter_async_context(queue.take(0.1, None, "image")))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         with pytest.raises(Overloaded) as caught:
-            async with seats.take(0.1, asyncio.get_running_loop().time() + 0.01, "messages[0]"):
+            async with queue.take(0.1, asyncio.get_running_loop().time() + 0.01, "messages[0]"):
                 pass
         assert caught.value.param == "messages[0]"
-    async with asyncio.timeout(5), seats.take(0.1, None, "image"):
+    async with asyncio.timeout(5), queue.take(0.1, None, "image"):
         pass
-    assert seats.free == 1
+    assert queue.free == 1
 
 
-async def test_the_queue_of_films_is_short() -> None:
-    queue = Queue(at_once=1, waiting=1)
+async def test_videos_beyond_the_queue_are_overloaded() -> None:
+    queue = BoundedQueue(at_once=1, waiting=1)
     async with queue.take(None, "video"):
         second = asyncio.ensure_future(contextlib.AsyncExitStack().enter_async_context(queue.take(None, "video")))
         await asyncio.sleep(0)
@@ -299,13 +299,13 @@ async def test_the_queue_of_films_is_short() -> None:
         pass
 
 
-async def test_each_event_loop_has_lanes_of_its_own() -> None:
-    here = processes.lanes()
+async def test_each_event_loop_has_queues_of_its_own() -> None:
+    here = processes.queues()
 
-    async def there() -> Lanes:
-        return processes.lanes()
+    async def there() -> DecodeQueues:
+        return processes.queues()
 
-    assert processes.lanes() is here
+    assert processes.queues() is here
     assert await asyncio.to_thread(lambda: asyncio.run(there())) is not here
 
 

@@ -12,8 +12,8 @@ import PIL.Image
 import pytest
 
 from serve.errors import ServeError
-from serve.media.image import decode
-from serve.media.outline import MAX_PARTS, MAX_SCANS, QUICK_BYTES, QUICK_SCANS, Refused, outline, pixel_file
+from serve.media.image import decode_image
+from serve.media.outline import MAX_PARTS, MAX_SCANS, QUICK_BYTES, QUICK_SCANS, RejectedFile, pixel_file, read_outline
 from tests.media.test_image import ORIENTATIONS, chunk, corners, quarters, saved
 
 
@@ -42,8 +42,8 @@ def late(data: bytes, *extra: bytes) -> bytes:
 
 
 def refused(data: bytes, whole: bool = True) -> str:
-    with pytest.raises(Refused) as caught:
-        outline(data, whole=whole)
+    with pytest.raises(RejectedFile) as caught:
+        read_outline(data, whole=whole)
     return caught.value.why
 
 
@@ -78,9 +78,9 @@ PROFILE = np.random.default_rng(7).integers(0, 64, 3_000_000, dtype=np.uint8).to
         *("jpeg profile", "jpeg comment", "webp profile", "gif comment"),
     ],
 )
-def test_what_only_describes_a_picture_is_no_reason_to_refuse_it(data: bytes) -> None:
-    assert corners(decode(data)) == corners(decode(saved(quarters(), "PNG")))
-    assert len(pixel_file(data, outline(data))) < 20_000
+def test_metadata_of_any_size_is_left_out_and_not_rejected(data: bytes) -> None:
+    assert corners(decode_image(data)) == corners(decode_image(saved(quarters(), "PNG")))
+    assert len(pixel_file(data, read_outline(data))) < 20_000
 
 
 @pytest.mark.parametrize("size", [1, 7, 60_000])
@@ -89,14 +89,14 @@ def test_a_jpeg_with_thousands_of_exif_segments_is_read_in_time(size: int) -> No
     extra = segment(0xE1, b"Exif\0\0" + bytes(size)) * min(3_000, 12_000_000 // size)
     data = saved(quarters(), "JPEG")
     began = time.process_time()
-    image = decode(data[:2] + extra + data[2:])
-    assert time.process_time() - began < 1 and corners(image) == corners(decode(data))
+    image = decode_image(data[:2] + extra + data[2:])
+    assert time.process_time() - began < 1 and corners(image) == corners(decode_image(data))
 
 
-def test_an_ordinary_file_is_decoded_as_it_is() -> None:
+def test_file_without_metadata_is_passed_on_unchanged() -> None:
     for kind, options in (("PNG", {}), ("WEBP", {}), ("GIF", {}), ("JPEG", {"progressive": True})):
         data = saved(quarters(), kind, **options)
-        assert pixel_file(data, outline(data)) is data or kind in ("GIF", "PNG")
+        assert pixel_file(data, read_outline(data)) is data or kind in ("GIF", "PNG")
 
 
 # Which way up
@@ -123,11 +123,11 @@ def test_an_ordinary_file_is_decoded_as_it_is() -> None:
         *("jpeg", "jpeg big-endian", "jpeg xmp", "webp", "webp xmp"),
     ],
 )
-def test_the_orientation_is_read_wherever_pillow_reads_it(data: bytes) -> None:
-    found = outline(data)
-    assert (found.orientation, found.width, found.height) == (6, 16, 32)
+def test_orientation_is_read_in_every_place_where_pillow_reads_its_own(data: bytes) -> None:
+    outline = read_outline(data)
+    assert (outline.orientation, outline.width, outline.height) == (6, 16, 32)
     assert PIL.Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
-    assert corners(decode(data)) == ORIENTATIONS[6]
+    assert corners(decode_image(data)) == ORIENTATIONS[6]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_orientation_is_read_wherever_pillow_reads_it(data: bytes) -> None:
     ],
 )
 def test_an_orientation_that_cannot_be_used_is_ignored(tiff: bytes) -> None:
-    assert outline(early(saved(quarters(), "PNG"), chunk(b"eXIf", tiff))).orientation == 1
+    assert read_outline(early(saved(quarters(), "PNG"), chunk(b"eXIf", tiff))).orientation == 1
 
 
 # What is refused, and why
@@ -166,13 +166,13 @@ def test_an_orientation_that_cannot_be_used_is_ignored(tiff: bytes) -> None:
 def test_a_jpeg_of_too_many_scans_is_refused_whatever_its_kind(data: bytes) -> None:
     assert refused(data) == "scans"
     with pytest.raises(ServeError, match="too many scans") as caught:
-        decode(data)
+        decode_image(data)
     assert caught.value.status == 413
 
 
-def test_a_second_picture_behind_a_jpeg_does_not_count() -> None:
+def test_second_image_behind_a_jpeg_is_ignored() -> None:
     data = saved(quarters(), "JPEG", progressive=True)
-    assert outline(data + data * 5, whole=True).scans == outline(data, whole=True).scans <= QUICK_SCANS
+    assert read_outline(data + data * 5, whole=True).scans == read_outline(data, whole=True).scans <= QUICK_SCANS
 
 
 @pytest.mark.parametrize(
@@ -209,15 +209,15 @@ def test_a_jpeg_of_a_kind_that_is_not_decoded_is_refused_as_that(marker: int) ->
     assert refused(data[: at + 1] + bytes([marker]) + data[at + 2 :]) == "kind"
     twelve = data[: at + 4] + b"\x0c" + data[at + 5 :]
     with pytest.raises(ServeError, match="lossless"):
-        decode(twelve)
+        decode_image(twelve)
 
 
 # What is quick
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_an_everyday_picture_is_quick(kind: str) -> None:
-    assert outline(saved(quarters(640, 480), kind)).quick
+def test_ordinary_image_is_quick(kind: str) -> None:
+    assert read_outline(saved(quarters(640, 480), kind)).quick
 
 
 @pytest.mark.parametrize(
@@ -231,13 +231,13 @@ def test_an_everyday_picture_is_quick(kind: str) -> None:
     ],
     ids=["pixels", "bytes", "chunks", "scans", "pixels in scans"],
 )
-def test_what_may_take_long_is_not_quick(data: bytes) -> None:
-    assert not outline(data).quick
+def test_expensive_file_is_not_quick(data: bytes) -> None:
+    assert not read_outline(data).quick
 
 
-def test_the_peak_grows_with_what_a_decoder_holds() -> None:
+def test_peak_memory_grows_with_the_decoders_buffers() -> None:
     def peak(kind: str, mode: str = "RGB", **options: Any) -> int:
-        return outline(saved(PIL.Image.new(mode, (3000, 2000)), kind, **options)).peak_bytes
+        return read_outline(saved(PIL.Image.new(mode, (3000, 2000)), kind, **options)).peak_bytes
 
     assert peak("PNG", "L") < peak("PNG") < peak("WEBP")
     assert peak("JPEG") < peak("JPEG", progressive=True)

@@ -1,4 +1,4 @@
-"""Pixels that several processes map: what is read is what was written, and nothing is left when a process dies."""
+"""Pixels shared by processes: equal for all of them, and freed when the processes end."""
 
 import gc
 import os
@@ -37,7 +37,7 @@ def descriptors() -> int:
 
 
 def resident_shared(pid: int | str = "self") -> int:
-    """The bytes of memfds that a process has mapped and touched."""
+    """Return the bytes of memfds that a process has mapped and touched."""
     status = Path(f"/proc/{pid}/status").read_text()
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssShmem"))
 
@@ -58,7 +58,7 @@ def filled(width: int, height: int) -> SharedPixels:
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_who_opens_or_adopts_them_reads_what_was_written_and_cannot_write(width: int, height: int) -> None:
+def test_opened_and_adopted_pixels_are_equal_and_read_only(width: int, height: int) -> None:
     before = descriptors()
     shared = filled(width, height)
     wanted = shared.pixels.copy()
@@ -74,7 +74,7 @@ def test_who_opens_or_adopts_them_reads_what_was_written_and_cannot_write(width:
     assert descriptors() == before
 
 
-def test_an_array_outlives_what_it_came_from() -> None:
+def test_array_stays_valid_after_close() -> None:
     shared = filled(300, 200)
     wanted, opened = shared.pixels.copy(), SharedPixels.open(shared.handle())
     seen = opened.pixels
@@ -83,7 +83,7 @@ def test_an_array_outlives_what_it_came_from() -> None:
     assert np.array_equal(seen, wanted)
 
 
-def test_opened_ones_are_put_away_and_opened_again() -> None:
+def test_opened_pixels_can_be_closed_and_opened_again() -> None:
     shared = filled(30, 20)
     opened = SharedPixels.open(shared.handle())
     for _ in range(3):
@@ -94,7 +94,7 @@ def test_opened_ones_are_put_away_and_opened_again() -> None:
         _ = opened.pixels
 
 
-def test_nothing_is_opened_before_it_is_looked_at() -> None:
+def test_handle_is_opened_on_first_use() -> None:
     before = descriptors()
     opened = SharedPixels.open(Handle(2**22 + 1, 3, 4, 8, 8))
     assert descriptors() == before and (opened.width, opened.height, opened.nbytes) == (8, 8, 192)
@@ -132,7 +132,7 @@ def test_a_descriptor_that_is_no_sealed_memfd_is_refused_and_closed(tmp_path: Pa
     assert descriptors() == before + 1  # the pipe's other end
 
 
-def test_nobody_can_cut_them_short_under_a_reader() -> None:
+def test_memory_cannot_be_truncated() -> None:
     shared = filled(16, 16)
     for size in (0, 767, 10_000):
         with pytest.raises(OSError):

@@ -1,4 +1,4 @@
-"""Which frames of a film are seen, and a sentence for everything that is no film, hostile ones too."""
+"""The frames that are kept of a video, and the errors for files that are malformed or hostile."""
 
 import io
 import random
@@ -12,8 +12,8 @@ import pytest
 from filmed import STEP, animation, film, numbers, url
 
 from serve.errors import BadRequest, ServeError, TooLarge
-from serve.media import film_decoder
-from serve.media.video import Video, decode, from_data_url
+from serve.media import video_decoder
+from serve.media.video import Video, decode_video, video_from_url
 from serve.media.video_caps import CAPS, Caps, evenly, sniff
 from serve.tasks.base import Request
 
@@ -30,7 +30,7 @@ def patched(data: bytes, box: bytes, offset: int, value: bytes) -> bytes:
 
 def refusal(data: bytes, limits: Caps = CAPS) -> ServeError:
     with pytest.raises(ServeError) as caught:
-        decode(data, "video", limits)
+        decode_video(data, "video", limits)
     assert caught.value.param == "video"
     for leak in ("/", "0x", "errno", "ffmpeg", "moov"):
         assert leak not in caught.value.message.lower()
@@ -57,7 +57,7 @@ def test_a_sample_is_evenly_spaced_and_keeps_its_times() -> None:
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1", "mpeg4", "libvpx-vp9"])
 def test_every_codec_gives_the_even_frames_with_their_times(codec: str) -> None:
-    seen = decode(film(45, codec))
+    seen = decode_video(film(45, codec))
     assert seen.frames.shape == (32, 48, 64, 3) and seen.frames.dtype == np.uint8
     assert numbers(seen.frames) == evenly(45, 32)
     assert seen.times == pytest.approx([at / 10 for at in evenly(45, 32)], abs=0.002)
@@ -66,14 +66,14 @@ def test_every_codec_gives_the_even_frames_with_their_times(codec: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
-def test_an_animation_is_a_film(kind: str) -> None:
-    seen = decode(animation(45, kind))
+def test_an_animation_is_a_video(kind: str) -> None:
+    seen = decode_video(animation(45, kind))
     assert numbers(seen.frames) == evenly(45, 32)
     assert seen.times[:3] == (0.0, 0.04, 0.08) and seen.seconds == pytest.approx(1.8)
 
 
-def test_an_animation_without_times_is_shown_as_browsers_do() -> None:
-    assert decode(animation(5, duration=0)).seconds == 0.5
+def test_animation_without_times_gets_the_times_of_browsers() -> None:
+    assert decode_video(animation(5, duration=0)).seconds == 0.5
 
 
 def test_a_transparent_animation_is_seen_on_white() -> None:
@@ -83,25 +83,25 @@ def test_a_transparent_animation_is_seen_on_white() -> None:
     clear, dot = PIL.Image.new("RGBA", (20, 20), (0, 0, 0, 0)), PIL.Image.new("RGBA", (20, 20), (0, 0, 0, 0))
     dot.paste((255, 0, 0, 255), (0, 0, 10, 10))
     clear.save(file, "WEBP", save_all=True, append_images=[dot], lossless=True)
-    seen = decode(file.getvalue()).frames
+    seen = decode_video(file.getvalue()).frames
     assert (seen[0] == 255).all() and seen[1, 5, 5].tolist() == [255, 0, 0] and (seen[1, 15] == 255).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 32, 33])
-def test_a_short_film_is_seen_whole(count: int) -> None:
-    seen = decode(film(count))
+def test_all_frames_of_a_short_video_are_kept(count: int) -> None:
+    seen = decode_video(film(count))
     assert numbers(seen.frames) == evenly(count, 32) and seen.times[0] == 0.0
-    assert seen.still().pixels.tolist() == seen.frames[0].tolist()
+    assert seen.first_frame().pixels.tolist() == seen.frames[0].tolist()
 
 
 @pytest.mark.parametrize(
     ("matrix", "red"),
     [((1, 0, 0, 1), "left"), ((0, 1, -1, 0), "top"), ((-1, 0, 0, -1), "right"), ((0, -1, 1, 0), "bottom")],
 )
-def test_a_phone_held_upright_is_seen_upright(matrix: tuple[int, ...], red: str) -> None:
+def test_rotated_video_of_a_phone_becomes_upright(matrix: tuple[int, ...], red: str) -> None:
     a, b, c, d = (value << 16 for value in matrix)
     turned = patched(film(), b"tkhd", 40, struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30))
-    frame = decode(turned).frames[-1].astype(int)
+    frame = decode_video(turned).frames[-1].astype(int)
     assert frame.shape[:2] == ((48, 64) if red in ("left", "right") else (64, 48))
     edges = {"left": frame[:, 4], "top": frame[4], "right": frame[:, -5], "bottom": frame[-5]}
     redness = {name: (edge[:, 0] - edge[:, 1]).mean() for name, edge in edges.items()}
@@ -109,14 +109,14 @@ def test_a_phone_held_upright_is_seen_upright(matrix: tuple[int, ...], red: str)
 
 
 def test_large_frames_are_scaled_down_in_proportion() -> None:
-    seen = decode(film(3, width=1280, height=720))
+    seen = decode_video(film(3, width=1280, height=720))
     assert (seen.width, seen.height) == (682, 384) and seen.width * seen.height <= CAPS.pixels
     assert len(seen.frames) == 3
-    assert decode(animation(2, width=800, height=600)).frames.shape[1:] == (443, 591, 3)
+    assert decode_video(animation(2, width=800, height=600)).frames.shape[1:] == (443, 591, 3)
 
 
-def test_the_key_frames_stand_for_a_film_that_is_too_long_to_decode() -> None:
-    assert numbers(decode(film(60), caps=caps(frames=4)).frames) == [0, 19, 39, 59]
+def test_video_too_long_to_decode_gives_key_frames() -> None:
+    assert numbers(decode_video(film(60), caps=caps(frames=4)).frames) == [0, 19, 39, 59]
     file = io.BytesIO()  # a key frame every ten
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream(
@@ -127,11 +127,11 @@ def test_the_key_frames_stand_for_a_film_that_is_too_long_to_decode() -> None:
             grey = np.full((48, 64, 3), at * STEP, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         container.mux(stream.encode())
-    seen = decode(file.getvalue(), caps=caps(frames=3, work=1000))
+    seen = decode_video(file.getvalue(), caps=caps(frames=3, work=1000))
     assert numbers(seen.frames) == [0, 20, 40] and seen.times == (0.0, 2.0, 4.0) and seen.seconds == 5.0
 
 
-def test_of_a_film_of_key_frames_alone_only_those_that_are_kept_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_kept_frames_of_a_video_of_key_frames_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     file, frames = io.BytesIO(), 60
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=10, options={"g": "1", "crf": "10"})
@@ -146,9 +146,9 @@ def test_of_a_film_of_key_frames_alone_only_those_that_are_kept_are_decoded(monk
         fed.append(packet.pts)
         return packet.decode()
 
-    monkeypatch.setattr(film_decoder, "_decoded", counted)
+    monkeypatch.setattr(video_decoder, "_decoded", counted)
     written = list[bytes]()
-    reply = film_decoder.decode(file.getvalue(), "mp4", caps(work=1000, frames=8), written.append)
+    reply = video_decoder.decode_frames(file.getvalue(), "mp4", caps(work=1000, frames=8), written.append)
     kept = evenly(frames, 8)
     assert reply["times"] == pytest.approx([at / 10 for at in kept], abs=0.01)
     assert numbers([np.frombuffer(frame, np.uint8).reshape(48, 64, 3) for frame in written]) == kept
@@ -173,12 +173,12 @@ def test_of_a_film_of_key_frames_alone_only_those_that_are_kept_are_decoded(monk
     ],
     ids=["empty", "text", "png", "playlist", "avif", "noise in mp4", "noise in webm", "noise in gif", "noise in webp"],
 )
-def test_what_is_no_film_is_refused(data: bytes, says: str) -> None:
+def test_file_of_another_format_is_refused(data: bytes, says: str) -> None:
     error = refusal(data)
     assert error.code in ("invalid_video", "video_too_large") and says in error.message
 
 
-def test_a_film_cut_short_is_refused() -> None:
+def test_a_video_cut_short_is_refused() -> None:
     data = film(60)
     assert "cut short" in refusal(data[: len(data) // 2]).message  # its index stood at the end
     at, mdat = data.index(b"moov") - 4, data.index(b"mdat") - 4
@@ -187,17 +187,17 @@ def test_a_film_cut_short_is_refused() -> None:
     for i in range(struct.unpack(">I", moved[offsets - 4 : offsets])[0]):
         where = slice(offsets + 4 * i, offsets + 4 * i + 4)
         moved[where] = struct.pack(">I", struct.unpack(">I", moved[where])[0] + len(moved))
-    assert numbers(decode(head + bytes(moved) + body).frames) == evenly(60, 32)
+    assert numbers(decode_video(head + bytes(moved) + body).frames) == evenly(60, 32)
     assert "cut short" in refusal((head + bytes(moved) + body)[:-200]).message
 
 
-def test_a_recording_that_was_broken_off_is_seen_as_far_as_it_goes() -> None:
+def test_truncated_recording_gives_its_readable_frames() -> None:
     data = film(60, "libvpx-vp9")
-    seen = decode(data[: len(data) * 2 // 3])
+    seen = decode_video(data[: len(data) * 2 // 3])
     assert 0 < len(seen.frames) <= 32 and seen.seconds < 6 and numbers(seen.frames)[0] == 0
 
 
-def test_sound_without_pictures_is_refused() -> None:
+def test_file_without_a_video_stream_is_refused() -> None:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream("aac", rate=44100)
@@ -208,27 +208,27 @@ def test_sound_without_pictures_is_refused() -> None:
     assert "no moving pictures" in refusal(file.getvalue()).message
 
 
-def test_a_film_beyond_a_cap_is_refused() -> None:
+def test_a_video_beyond_a_cap_is_refused() -> None:
     big = refusal(film(60), caps(bytes=1000))
     assert isinstance(big, TooLarge) and big.code == "video_too_large"
     assert "(64 x 48)" in refusal(film(), caps(area=1000)).message
     assert "(64 x 48)" in refusal(animation(), caps(side=60)).message
     assert "at least 8 pixels" in refusal(animation(width=32, height=4)).message
     for data in (film(60), animation(60)):
-        assert "more than 50 frames" in refusal(data, caps(film_frames=50)).message
+        assert "more than 50 frames" in refusal(data, caps(total_frames=50)).message
 
 
-# What is hostile
+# Hostile files
 
 
-def test_a_gif_s_header_is_checked_before_a_pixel_is_made() -> None:
+def test_gif_header_is_checked_before_decoding() -> None:
     data = bytearray(animation(2))
     data[6:10] = struct.pack("<HH", 65535, 65535)
     assert isinstance(refusal(bytes(data)), TooLarge)
 
 
 @pytest.mark.parametrize("samples", [2**31 - 1, 170_000_000, 60_000_000])
-def test_a_frame_count_that_lies_costs_neither_time_nor_memory(samples: int) -> None:
+def test_false_frame_count_costs_neither_time_nor_memory(samples: int) -> None:
     lie = patched(film(), b"stsz", 4, struct.pack(">II", 1, samples))
     lie = patched(lie, b"stts", 4, struct.pack(">III", 1, samples, 512))
     lie = patched(lie, b"stsc", 8, struct.pack(">III", 1, samples, 1))
@@ -236,25 +236,25 @@ def test_a_frame_count_that_lies_costs_neither_time_nor_memory(samples: int) -> 
 
 
 @pytest.mark.parametrize("seconds", [0, 2**32 - 16])
-def test_a_length_that_lies_is_not_believed(seconds: int) -> None:
+def test_false_length_is_ignored(seconds: int) -> None:
     lie = struct.pack(">I", seconds)
-    seen = decode(patched(patched(film(), b"mvhd", 16, lie), b"mdhd", 16, lie))
+    seen = decode_video(patched(patched(film(), b"mvhd", 16, lie), b"mdhd", 16, lie))
     assert numbers(seen.frames) == list(range(12)) and seen.seconds == pytest.approx(1.2)
 
 
-def test_a_size_that_lies_is_refused_or_not_believed() -> None:
-    seen = decode(patched(film(), b"avc1", 24, struct.pack(">HH", 65535, 65535)))
+def test_false_size_is_refused_or_ignored() -> None:
+    seen = decode_video(patched(film(), b"avc1", 24, struct.pack(">HH", 65535, 65535)))
     assert seen.frames.shape == (12, 48, 64, 3)
 
 
-def test_what_takes_too_long_is_ended() -> None:
+def test_video_over_its_time_limit_is_refused() -> None:
     began = time.monotonic()
     error = refusal(film(100, width=640, height=480), caps(seconds=0.05))
     assert isinstance(error, TooLarge) and "shorter" in error.message
     assert time.monotonic() - began < 5
 
 
-def test_what_takes_too_much_memory_is_ended() -> None:
+def test_video_over_its_memory_limit_is_refused() -> None:
     data = film(40, width=1280, height=720)
     for megabytes in (8, 16, 32):
         error = refusal(data, caps(memory=megabytes * 2**20))
@@ -268,7 +268,7 @@ def test_random_damage_is_seen_or_refused() -> None:
         for _ in range(dice.choice((1, 5, 50))):
             data[dice.randrange(12, len(data))] = dice.randrange(256)
         try:
-            seen = decode(bytes(data))
+            seen = decode_video(bytes(data))
         except ServeError as error:
             assert error.status in (400, 413) and error.param == "video"
         else:
@@ -278,9 +278,9 @@ def test_random_damage_is_seen_or_refused() -> None:
 # On the wire
 
 
-def test_a_data_url_is_a_film() -> None:
+def test_data_url_gives_an_undecoded_video() -> None:
     data = film()
-    given = from_data_url(url(data))
+    given = video_from_url(url(data))
     assert given.file == data and not given.decoded
     assert sniff(film()) == "mp4" and sniff(film(12, "libvpx-vp9")) == "webm" and sniff(animation()) == "gif"
 
@@ -295,14 +295,14 @@ def test_a_data_url_is_a_film() -> None:
         (7, "invalid_type", "data URL"),
     ],
 )
-def test_what_is_no_data_url_is_refused(given: Any, code: str, says: str) -> None:
+def test_malformed_data_url_is_refused(given: Any, code: str, says: str) -> None:
     with pytest.raises(BadRequest) as caught:
         Request.model_validate({"video": given})
     assert (caught.value.param, caught.value.code) == ("video", code) and says in caught.value.message
 
 
 def test_a_request_is_about_an_image_or_a_video() -> None:
-    request = Request(video=decode(film()))  # type: ignore[call-arg]
+    request = Request(video=decode_video(film()))  # type: ignore[call-arg]
     assert (request.image.width, request.image.height) == (64, 48) and request.video is not None
     assert Request(image=request.image).video is None
     with pytest.raises(BadRequest, match="not both") as both:

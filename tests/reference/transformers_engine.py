@@ -1,7 +1,7 @@
-"""The reference: Hugging Face transformers, one request at a time, one token at a time. Slow, and right.
+"""A reference engine: Hugging Face transformers, one request and one token at a time. Slow, and exact.
 
-What vLLM says is held against this (tests/engines/test_parity.py). Attention is the plain `eager` one: the fast one
-ignores Gemma 2's soft cap (measured 7.6e-3 on log-probabilities).
+vLLM is compared with it (tests/engines/test_parity.py). Attention is the `eager` implementation: the fast one ignores
+Gemma 2's soft cap (measured 7.6e-3 on log-probabilities).
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from serve.media.image import Image
 
 
 class TransformersEngine:
-    """One checkpoint in transformers, in float32.
+    """An engine with a checkpoint in transformers, in float32.
 
-    checkpoint: a local folder or a hub id, with `revision`; prepare: what a picture needs before the processor sees
-    it; device: where torch puts the weights. json_schema is not supported.
+    checkpoint: a local folder or a hub id, with `revision`. prepare: transforms an image before the processor gets it.
+    device: of the weights. json_schema is not supported.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class TransformersEngine:
         revision: str | None = None,
         gated: bool = False,
         prepare: Callable[[Image], Image] = lambda image: image,
-        progress: Callable[[str], None] = lambda words: None,
+        progress: Callable[[str], None] = lambda step: None,
         device: str = "cpu",
     ) -> None:
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
@@ -44,7 +44,7 @@ class TransformersEngine:
         await asyncio.to_thread(self.load)
 
     def load(self) -> None:
-        """The same, for callers without an event loop."""
+        """Load the weights, blocking. Raises ModelError."""
         folder = hub.locate(self.checkpoint, self.revision, gated=self.gated, progress=self.progress)
         self.progress("loading weights")
         repair()
@@ -62,7 +62,7 @@ class TransformersEngine:
         self.progress("ready")
 
     async def check(self) -> None:
-        """Raises ModelError before `start` and after `stop`."""
+        """Raise ModelError before `start` and after `stop`."""
         if self._model is None:
             raise ModelError("The model's engine is not running.", code="engine_dead")
 
@@ -70,7 +70,7 @@ class TransformersEngine:
         self._model = self._processor = None
 
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
-        """Speak, a token a piece; leaving early stops the work after the token that is being computed."""
+        """Generate a reply, a token a piece. Closing the generator stops it after the current token."""
         return self._generate(prompt)
 
     async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
@@ -79,14 +79,14 @@ class TransformersEngine:
             raise BadRequest("This engine does not follow a JSON schema.", param="response_format")
         async with self._turn:
             inputs = await asyncio.to_thread(self.inputs, prompt)
-            speech = Speech(self._model, self._processor, inputs, prompt)
-            while (piece := await asyncio.to_thread(speech.step)) is not None:
+            generation = Generation(self._model, self._processor, inputs, prompt)
+            while (piece := await asyncio.to_thread(generation.step)) is not None:
                 yield piece
 
     def inputs(self, prompt: Prompt) -> Any:
-        """What the model reads: token ids [1, n], pixel values, and for PaliGemma the token types of a prefix LM.
+        """Return the model's inputs: token ids [1, n], pixel values, and for PaliGemma the token types of a prefix LM.
 
-        Raises BadRequest for a film where the model's processor takes none.
+        Raises BadRequest for a video where the model's processor takes none.
         """
         media: dict[str, Any] = {}
         if prompt.video is not None:
@@ -98,13 +98,13 @@ class TransformersEngine:
         return self._processor(text=prompt.text, **media, return_tensors="pt").to(self.device)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """The prompt's token ids, image tokens included."""
+        """Return the prompt's token ids, image tokens included."""
         return list(self.inputs(prompt)["input_ids"][0].tolist())
 
     def logprobs(self, prompt: Prompt, reply: list[int] | None = None) -> Any:
-        """Log-probabilities [len(reply) + 1, vocabulary] of the token after the prompt and after each reply token.
+        """Compute log-probabilities [len(reply) + 1, vocabulary] after the prompt and after each token of the reply.
 
-        The reply is fed as if it had been said, so a whole greedy answer is checked in one pass.
+        The reply is given, not generated, so that a whole greedy reply is checked in one pass.
         """
         import torch
 
@@ -128,13 +128,14 @@ class TransformersEngine:
 
 
 def soft_capped(logits: Any, config: Any) -> Any:
-    """Gemma 2's cap on the final logits, which transformers' PaliGemma leaves out and the model was trained with."""
+    """Apply Gemma 2's cap to the final logits, which the model was trained with and transformers' PaliGemma leaves
+    out."""
     cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else (logits / cap).tanh() * cap
 
 
-class Speech:
-    """One answer, drawn token by token."""
+class Generation:
+    """A reply, drawn token by token."""
 
     def __init__(self, model: Any, processor: Any, inputs: Any, prompt: Prompt) -> None:
         import torch
@@ -143,15 +144,15 @@ class Speech:
         self.inputs = dict(inputs)
         self.count = int(inputs["input_ids"].shape[1])
         self.cache: Any = None
-        self.said: list[int] = []
-        self.shown = 0
+        self.token_ids: list[int] = []
+        self.sent = 0
         self.done = False
         self.generator = torch.Generator(device=model.device)
         seed = prompt.sampling.seed
         _ = self.generator.seed() if seed is None else self.generator.manual_seed(seed % 2**63)
 
     def step(self) -> Piece | None:
-        """The next token as a piece; None after the last one."""
+        """Generate the next token as a piece; None after the last one."""
         import torch
 
         if self.done:
@@ -162,34 +163,35 @@ class Speech:
         logits = soft_capped(out.logits[0, -1].float(), self.model.config)
         logprobs = torch.log_softmax(logits, -1)
         token = self._draw(logits)
-        self.said.append(token)
-        length = self.count + len(self.said)
+        self.token_ids.append(token)
+        length = self.count + len(self.token_ids)
         self.inputs = {
             "input_ids": torch.tensor([[token]], device=logits.device),
             "attention_mask": torch.ones(1, length, dtype=torch.long, device=logits.device),
         }
-        ended = token in self._ends() and not self.sampling.ignore_eos
+        ended = token in self._end_ids() and not self.sampling.ignore_eos
         context = self.model.config.get_text_config().max_position_embeddings
-        full = len(self.said) >= self.sampling.max_tokens or length >= context
-        text = self.tokenizer.decode(self.said[:-1] if ended else self.said, skip_special_tokens=False)
+        full = len(self.token_ids) >= self.sampling.max_tokens or length >= context
+        text = self.tokenizer.decode(self.token_ids[:-1] if ended else self.token_ids, skip_special_tokens=False)
         cut = min((at for stop in self.sampling.stop if (at := text.find(stop)) >= 0), default=-1)
         if cut >= 0:
             text, ended = text[:cut], True
         finish: FinishReason | None = "stop" if ended else "length" if full else None
         self.done = finish is not None
-        delta = self._certain(text)
+        delta = self._new_text(text)
         best = logprobs.topk(self.sampling.top_logprobs)
         top = tuple((self.tokenizer.decode([i]), p) for p, i in zip(*map(torch.Tensor.tolist, best), strict=True))
         spoken = () if ended and not delta else (Token(delta, float(logprobs[token]), top),)
-        return Piece(delta, spoken, finish, self.count, len(self.said))
+        return Piece(delta, spoken, finish, self.count, len(self.token_ids))
 
-    def _certain(self, text: str) -> str:
-        """What may be shown beyond what was: not half a letter, and nothing that may yet become a stop text."""
+    def _new_text(self, text: str) -> str:
+        """Return the new part of `text` that can be sent: no incomplete character, and nothing that may become a stop
+        text."""
         end = len(text)
         if not self.done:
             end -= max((len(stop) - 1 for stop in self.sampling.stop), default=0)
-            end = self.shown if text.endswith("\ufffd") else max(end, self.shown)
-        delta, self.shown = text[self.shown : end], end
+            end = self.sent if text.endswith("\ufffd") else max(end, self.sent)
+        delta, self.sent = text[self.sent : end], end
         return delta
 
     def _ends(self) -> set[int]:
@@ -197,15 +199,15 @@ class Speech:
         return set(ends) if isinstance(ends, list) else {ends}
 
     def _draw(self, logits: Any) -> int:
-        """Penalties, temperature and top-p in OpenAI's order; greedy at temperature 0."""
+        """Draw a token with penalties, temperature and top-p in OpenAI's order; greedy at temperature 0."""
         import torch
 
         sampling = self.sampling
         if sampling.presence_penalty or sampling.frequency_penalty:
-            counts = torch.bincount(torch.tensor(self.said, dtype=torch.long), minlength=len(logits)).to(logits)
+            counts = torch.bincount(torch.tensor(self.token_ids, dtype=torch.long), minlength=len(logits)).to(logits)
             logits = logits - sampling.frequency_penalty * counts - sampling.presence_penalty * (counts > 0)
         if sampling.temperature == 0:
             return int(logits.argmax())
-        chances, order = torch.softmax(logits / sampling.temperature, -1).sort(descending=True)
-        chances[chances.cumsum(0) - chances > sampling.top_p] = 0
-        return int(order[torch.multinomial(chances, 1, generator=self.generator)])
+        probabilities, order = torch.softmax(logits / sampling.temperature, -1).sort(descending=True)
+        probabilities[probabilities.cumsum(0) - probabilities > sampling.top_p] = 0
+        return int(order[torch.multinomial(probabilities, 1, generator=self.generator)])

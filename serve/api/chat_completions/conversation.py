@@ -129,9 +129,9 @@ def _turn(message: Message, tools: dict[str, str]) -> Turn:
 def _decoded(part: ImagePart | VideoPart, path: str) -> Image | Video:
     if isinstance(part, ImagePart):
         url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
-        return image.from_url(url, f"{path}.image_url")
+        return image.image_from_url(url, f"{path}.image_url")
     url = part.video_url if isinstance(part.video_url, str) else part.video_url.url
-    return video.from_data_url(url, f"{path}.video_url")
+    return video.video_from_url(url, f"{path}.video_url")
 
 
 def _text(content: Content | None) -> str:

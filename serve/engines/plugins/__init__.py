@@ -1,1 +1,1 @@
-"""Plugins that stand inside vLLM's own processes, and the parts of them that need no vLLM."""
+"""Plugins that run inside vLLM's processes, and their parts that need no vLLM."""

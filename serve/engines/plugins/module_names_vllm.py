@@ -1,4 +1,4 @@
-"""The part of module_names.py that stands inside vLLM 0.32. Only vLLM imports this module, in a worker's process."""
+"""The part of module_names.py that runs inside vLLM 0.32. Only vLLM imports this module, in a worker's process."""
 
 from vllm.model_executor.models import llava, llava_next, llava_next_video, llava_onevision, paligemma
 from vllm.model_executor.models.utils import WeightsMapper
@@ -18,4 +18,4 @@ for model in (
 
 
 class NewerNames:
-    """vLLM takes a class and gives it to its worker as a base; what counts is that this module is imported."""
+    """A base class that vLLM adds to its worker. It is empty: importing this module sets the mappings."""

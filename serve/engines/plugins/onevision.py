@@ -1,12 +1,12 @@
-"""A vLLM plugin: films of different lengths may be read in the same step.
+"""A vLLM plugin that lets LLaVA-OneVision process videos of different lengths in the same step.
 
-vLLM 0.32 gives LLaVA-OneVision's films one dimension too many when their frame counts differ, trips over it, and the
-engine dies with every request in it. Two people with two short clips are enough.
+vLLM 0.32 gives such videos one dimension too many and raises an AssertionError, which ends the engine with all its
+requests. Two concurrent requests with short clips are enough.
 """
 
 
 def register() -> None:
-    """Entry point. Quick, and harmless when it is called again."""
+    """Register the plugin: the entry point `vllm.general_plugins`. It may be called several times."""
     from vllm import ModelRegistry
 
     name = "LlavaOnevisionForConditionalGeneration"

@@ -1,18 +1,18 @@
-"""A vLLM plugin that runs prefix language models as they were trained: image and prompt see each other fully.
+"""A vLLM plugin that runs prefix language models as they were trained: with full attention within image and prompt.
 
-PaliGemma (arXiv 2407.07726, section 3.1) attends without a mask inside image and prompt, and causally in the reply.
-vLLM runs the whole sequence causally on CPU, and on GPU frees only the image: both answer, wrongly, and say nothing.
-The plugin hands the stock attention kernels one flag per request: a request in prefill is not causal, one that speaks
-is. Sliding layers (Gemma 2's) have no window inside the prefix: where a prompt is longer, they look twice. That is
-exact as long as a prefill step holds a request's whole prompt and nothing else, so
+PaliGemma (arXiv 2407.07726, section 3.1) has no mask within image and prompt, and a causal mask in the reply. vLLM runs
+the whole sequence causally on a CPU, and on a GPU lifts the mask for the image only: both give wrong answers without an
+error. The plugin passes the stock attention kernels one flag per request: a request in prefill is not causal, one in
+decoding is. Sliding layers (Gemma 2's) have no window within the prefix: where a prompt is longer than the window, the
+kernel is called twice. That is exact as long as a prefill step holds a request's whole prompt and nothing else, so
 
-- chunked prefill, long-prefill splitting and prefix caching are off: each would show a prompt only a part of itself;
-- the scheduler never puts prompt and reply into one step. A preempted request is computed anew from its prompt *and*
-  the words it has said: in one step those words would see their own future (scheduler in `prefix_lm_vllm.py`).
+- chunked prefill, long-prefill splitting and prefix caching are off: with each, a step would hold a part of a prompt;
+- the scheduler never puts prompt and reply into one step. A preempted request is recomputed from its prompt *and* the
+  tokens it has generated: in one step these tokens would attend to later ones (scheduler in `prefix_lm_vllm.py`).
 
-Whatever breaks one of these is refused by name: when the engine is configured (`refuse`), and again in every step
-(`flags`). vLLM loads `register` in each of its processes, by the entry point `vllm.general_plugins`. Only families in
-ARCHITECTURES change; others pass through untouched. The measurements are in NOTES.md.
+A configuration that breaks one of these is refused with a message that names it (`refuse`), and every step is checked
+again (`flags`). vLLM calls `register` in each of its processes, by the entry point `vllm.general_plugins`. Only
+families in ARCHITECTURES change. The measurements are in NOTES.md.
 """
 
 from typing import Any
@@ -29,18 +29,18 @@ SAFE_ARGS: dict[str, Any] = {
 """vLLM engine arguments without which a prefix LM's answers would be wrong."""
 
 GPU_ARGS: dict[str, Any] = {"attention_backend": "TRITON_ATTN"}
-"""The same, on a GPU: of its attention kernels only Triton's takes one flag per request."""
+"""Further arguments on a GPU: of its attention kernels only Triton's takes one flag per request."""
 
 ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
-"""vLLM's second model runner counts a preempted request's own words as prompt."""
+"""vLLM's second model runner counts the generated tokens of a preempted request as prompt."""
 
 
 class PromptCut(RuntimeError):
-    """A prefix LM's prompt was about to be computed in parts: what it would say is not what the model says."""
+    """An error: a prefix LM's prompt would be computed in parts, which gives wrong replies."""
 
 
 def register() -> None:
-    """Entry point. Quick, and harmless when it is called again."""
+    """Register the plugin: the entry point `vllm.general_plugins`. It may be called several times."""
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
@@ -56,12 +56,12 @@ def register() -> None:
 
 
 def concerns(vllm_config: Any) -> bool:
-    """Whether the model that this vLLM configuration serves is a prefix LM."""
+    """Return whether the model of this vLLM configuration is a prefix LM."""
     return any(name in ARCHITECTURES for name in vllm_config.model_config.architectures)
 
 
 def refuse(vllm_config: Any) -> None:
-    """Raises ValueError, naming every argument under which a prefix LM would answer wrongly."""
+    """Raise ValueError naming every argument with which a prefix LM would answer wrongly."""
     scheduler, cache, model = vllm_config.scheduler_config, vllm_config.cache_config, vllm_config.model_config
     wrong = []
     if scheduler.enable_chunked_prefill:
@@ -81,15 +81,15 @@ def refuse(vllm_config: Any) -> None:
 
 
 def window(vllm_config: Any) -> int | None:
-    """How far back, in tokens, the sliding layers look (Gemma 2's); None where there are none."""
+    """Return the window of the sliding layers (Gemma 2's) in tokens; None where there are none."""
     return getattr(vllm_config.model_config.hf_text_config, "sliding_window", None)
 
 
 def flags(prefilling: Any, query_lens: Any, seq_lens: Any) -> Any:
-    """One flag per request for the kernel: 1 causal, 0 not. None where all are causal.
+    """Return one flag per request for the kernel, int [requests]: 1 causal, 0 not. None where all are causal.
 
     prefilling: bool [requests]; query_lens, seq_lens: int [requests], tokens of this step and up to its end. Raises
-    PromptCut when a request in prefill has tokens from earlier: its prompt came in parts, or out of a cache.
+    PromptCut when a request in prefill has tokens of earlier steps or out of a cache.
     """
     if prefilling is None or not bool(prefilling.any()):
         return None
@@ -103,9 +103,11 @@ def flags(prefilling: Any, query_lens: Any, seq_lens: Any) -> Any:
 
 
 def within_prompt(prompt: int, computed: int, new: int) -> int:
-    """How many of `new` tokens may be computed now: none beyond the prompt's end in the step that computes it.
+    """Return how many of `new` tokens to compute in this step: none beyond the prompt's end where it computes the
+    prompt.
 
-    All are counts of tokens. Raises PromptCut when fewer than the whole prompt would be computed.
+    All are numbers of tokens; computed: those of earlier steps. Raises PromptCut when fewer than the whole prompt would
+    be computed.
     """
     if new == 0 or computed >= prompt:
         return new

@@ -1,8 +1,7 @@
-"""The parts of the prefix-LM plugin that stand inside vLLM 0.32: two attention backends and a scheduler.
+"""The parts of the prefix-LM plugin that run inside vLLM 0.32: two attention backends and a scheduler.
 
-Only vLLM imports this module, in the processes that run a model. Both backends are the stock ones but for the flags
-that their metadata carry, and a second look in sliding layers; for every other model they are the stock ones
-altogether.
+Only vLLM imports this module, in the processes that run a model. The backends differ from the stock ones in the flags
+of their metadata, and in a second kernel call in sliding layers; for other models they behave as the stock ones.
 """
 
 import copy
@@ -27,27 +26,28 @@ from serve.engines.plugins import prefix_lm
 
 
 @dataclass
-class Part:
-    """Some requests of a step: which of its tokens are theirs (indices), and their own metadata."""
+class AttentionPart:
+    """A part of a step's requests. tokens: indices of their tokens in the step. metadata: the stock metadata for them
+    alone. prefill: whether they are in prefill."""
 
     tokens: Any
     metadata: Any
-    reads: bool
+    prefill: bool
 
 
 class Builder:
-    """What both metadata builders do before and after the stock one."""
+    """A mixin for both metadata builders, around the stock one."""
 
     vllm_config: Any
     window_size: int
-    """The CPU's builder plans its work by the window; Triton's has none."""
+    """Used by the CPU's builder only, which schedules its work by it."""
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         common, stock = common_attn_metadata, cast(Any, super())
         if not prefix_lm.concerns(self.vllm_config):
             return stock.build(common_prefix_len, common, fast_build)
-        common = common.replace(mm_req_doc_ranges=None)  # vLLM's own mask for the image: a part of ours
-        # All on the CPU, so that a GPU is not waited for. The upper bound is exact for requests in prefill.
+        common = common.replace(mm_req_doc_ranges=None)  # vLLM's mask for the image, a subset of ours
+        # All on the CPU, which avoids a synchronisation with the GPU. The upper bound is exact for requests in prefill.
         starts = common.query_start_loc_cpu
         causal = prefix_lm.flags(common.is_prefilling, starts.diff(), common.seq_lens_cpu_upper_bound)
         if causal is None:
@@ -58,13 +58,13 @@ class Builder:
         if window is not None and common.max_query_len > window:
             unbounded = copy.copy(self)
             unbounded.window_size = -1
-            metadata.parts = [unbounded.part(common, causal == 0, reads=True)]
+            metadata.parts = [unbounded.part(common, causal == 0, prefill=True)]
             if causal.any():
-                metadata.parts.append(self.part(common, causal == 1, reads=False))
+                metadata.parts.append(self.part(common, causal == 1, prefill=False))
         return metadata
 
-    def part(self, common: Any, chosen: Any, *, reads: bool) -> Part:
-        """The chosen requests (bool [requests]) as if the step were theirs alone."""
+    def part(self, common: Any, chosen: Any, *, prefill: bool) -> AttentionPart:
+        """Build the metadata of the chosen requests (bool [requests]) as if they were alone in the step."""
         device = common.seq_lens.device
         lengths = common.query_start_loc_cpu.diff()
         tokens = chosen.repeat_interleave(lengths).nonzero()[:, 0].to(device)
@@ -79,15 +79,16 @@ class Builder:
             max_query_len=int(lengths[chosen].max()),
             block_table_tensor=common.block_table_tensor[rows],
             slot_mapping=common.slot_mapping[tokens],
-            causal=not reads,
+            causal=not prefill,
         )
-        return Part(tokens, cast(Any, super()).build(0, alone), reads)
+        return AttentionPart(tokens, cast(Any, super()).build(0, alone), prefill)
 
 
 class Impl:
-    """A sliding layer looks twice where a prompt is longer than its window: readers without one, speakers with it.
+    """A mixin for attention layers: a sliding layer calls its kernel twice where a prompt is longer than its window,
+    once for requests in prefill without the window and once for requests in decoding with it.
 
-    The stock kernels have one window for a whole step, and give it a second side where attention is not causal.
+    The stock kernels have one window for a whole step, and make it two-sided where attention is not causal.
     """
 
     sliding_window: Any
@@ -110,15 +111,15 @@ class Impl:
         if parts is None or self.sliding_window == self.unbounded:
             return cast(Any, super()).forward(layer, query, key, value, kv_cache, attn_metadata, output, *scales)
         for part in parts:
-            looks = copy.copy(self)
-            if part.reads:
-                looks.sliding_window = self.unbounded
-            seen = output.new_empty((len(part.tokens), *output.shape[1:]))
+            layer_copy = copy.copy(self)
+            if part.prefill:
+                layer_copy.sliding_window = self.unbounded
+            part_output = output.new_empty((len(part.tokens), *output.shape[1:]))
             # Keys and values of the whole step are in the cache by now: the kernels read them there.
-            cast(Any, super(Impl, looks)).forward(
-                layer, query[part.tokens], key, value, kv_cache, part.metadata, seen, *scales
+            cast(Any, super(Impl, layer_copy)).forward(
+                layer, query[part.tokens], key, value, kv_cache, part.metadata, part_output, *scales
             )
-            output[part.tokens] = seen
+            output[part.tokens] = part_output
         return output
 
 
@@ -143,7 +144,7 @@ class CpuBackend(CPUAttentionBackend):  # type: ignore[misc]
 class TritonBuilder(Builder, TritonAttentionMetadataBuilder):  # type: ignore[misc]
     @classmethod
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
-        """A captured graph would freeze `causal`, so only steps in which everyone speaks may be one whole graph."""
+        """Allow whole graphs only for steps that are all decoding, since a captured graph would freeze `causal`."""
         if prefix_lm.concerns(vllm_config):
             return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
         return super().get_cudagraph_support(vllm_config, kv_cache_spec)
@@ -164,9 +165,9 @@ class TritonBackend(TritonAttentionBackend):  # type: ignore[misc]
 
 
 class PromptFirstScheduler(AsyncScheduler):  # type: ignore[misc]
-    """Computes a preempted request's prompt in one step and what it had said in the next."""
+    """A scheduler that recomputes a preempted request's prompt in one step and its generated tokens in the next."""
 
     def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
-        # vLLM asks this for new, resumed and running requests alike, as the last word on how many tokens they get.
+        # vLLM calls this last for new, resumed and running requests, to decide how many tokens they get.
         new = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         return prefix_lm.within_prompt(request.num_prompt_tokens, num_computed_tokens, new)

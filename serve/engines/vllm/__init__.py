@@ -1,1 +1,1 @@
-"""vLLM as an engine: what it is started with, what it is given, and how its process is watched."""
+"""vLLM as an engine: its arguments, its inputs, and the supervision of its processes."""

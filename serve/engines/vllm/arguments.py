@@ -1,4 +1,4 @@
-"""What vLLM is started with: environment variables, and engine arguments from four sources in one order."""
+"""Environment variables and engine arguments of vLLM, the latter from four sources in a fixed order."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,30 +13,30 @@ from serve.engines.vllm.torchvision import repair
 from serve.errors import ModelError
 
 ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are about choices that are made below, on purpose
+    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are about choices that are made below on purpose
     "TRANSFORMERS_VERBOSITY": "error",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",  # vLLM would otherwise report to its makers, which also waits for a network
-    "TOKENIZERS_PARALLELISM": "false",  # its threads quarrel with the engine for the cores
-    # Idle OpenMP threads spin by default: on two cores, two engines and a front starve each other.
+    "VLLM_NO_USAGE_STATS": "1",  # no usage reports, which also wait for a network
+    "TOKENIZERS_PARALLELISM": "false",  # its threads compete with the engine for the cores
+    # Idle OpenMP threads spin by default: on two cores, two engines and a gateway starve each other.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
 }
 
 COMMON: dict[str, Any] = {
     "enable_log_requests": False,
-    "disable_log_stats": True,  # vLLM counts in each step for metrics that nobody scrapes inside a replica
+    "disable_log_stats": True,  # computed in each step for metrics that are not scraped in a replica
     "limit_mm_per_prompt": {"image": 1},
     "scheduling_policy": "priority",  # Prompt.batch waits for all others; among equals, first come, first served
     "structured_outputs_config": {
         "backend": "xgrammar",
         "disable_any_whitespace": True,
-    },  # or a weak model says only " "
+    },  # otherwise a weak model generates only blanks
     "use_tqdm_on_load": False,
 }
 
 GPU: dict[str, Any] = {
-    # Prepared pictures kept for the next question about them, in main memory: 1500 of LLaVA-1.5's, 300 of NeXT's.
+    # Processed images kept for further prompts about them, in main memory: 1500 of LLaVA-1.5's, 300 of NeXT's.
     "mm_processor_cache_gb": 2,
 }
 
@@ -44,15 +44,15 @@ CPU: dict[str, Any] = {
     "mm_processor_cache_gb": 0.25,  # the same on a laptop; vLLM's default is 4
     "dtype": "float32",  # without AVX512 bf16 a bf16 product takes thirty times as long
     "enforce_eager": True,  # compiling costs half a minute at each start
-    "skip_mm_profiling": True,  # the KV cache is sized below, so a dummy picture teaches nothing
+    "skip_mm_profiling": True,  # the KV cache is sized below, so profiling with a dummy image is not needed
     "max_num_seqs": 64,
-    # As a class and not as "uni": vLLM replaces that word by "mp" on CPU, a second process to import everything in.
+    # As a class and not as "uni", which vLLM replaces by "mp" on a CPU: a second process that imports everything.
     "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
 }
 
 
 def environment(is_prefix_lm: bool) -> None:
-    """Set what must be set before vLLM is imported; what the operator has set stays."""
+    """Set the variables that vLLM needs before it is imported. Values that the operator has set stay."""
     repair()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -67,15 +67,21 @@ def arguments(
     *,
     is_prefix_lm: bool,
     cpu: bool,
-    adapters: Sequence[loras.Fitted] = (),
+    adapters: Sequence[loras.CheckedAdapter] = (),
 ) -> dict[str, Any]:
-    """Return AsyncEngineArgs' keyword arguments: our defaults, then the family's, then the deployment's, then safety.
+    """Return keyword arguments of AsyncEngineArgs: our defaults, then the family's, the deployment's, those for safety.
 
-    family_args: what the model dictates; engine_args: the deployment's `engine` in YAML; adapters: those that the
-    engine holds. Raises ModelError when one sets an argument that a prefix LM needs otherwise, or when the memory
-    that is free cannot hold the model.
+    Later ones override earlier ones. family_args: required by the model. engine_args: the deployment's `engine` in
+    YAML. adapters: those that the engine serves. Raises ModelError when one of them sets an argument that is unsafe for
+    a prefix LM, or when the free memory cannot hold the model.
     """
-    chosen = {**COMMON, **(CPU if cpu else GPU), **family_args, **engine_args, **loras.arguments(adapters, cpu=cpu)}
+    chosen = {
+        **COMMON,
+        **(CPU if cpu else GPU),
+        **family_args,
+        **engine_args,
+        **loras.lora_arguments(adapters, cpu=cpu),
+    }
     if any(adapter.newer for adapter in adapters) or module_names.any_newer(folder):
         chosen.setdefault("worker_extension_cls", module_names.EXTENSION)
     if cpu and chosen.get("tensor_parallel_size", 1) > 1 and "distributed_executor_backend" not in engine_args:
@@ -92,5 +98,5 @@ def arguments(
     if cpu and "kv_cache_memory_bytes" not in chosen:
         chosen["kv_cache_memory_bytes"] = memory.kv_bytes(folder, chosen)
     if cpu:
-        memory.check(folder, chosen)
+        memory.check_memory(folder, chosen)
     return {**chosen, "model": str(folder)}

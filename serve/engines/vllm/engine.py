@@ -1,6 +1,6 @@
 """vLLM's AsyncLLM as an Engine: deltas, a log-probability for every token, usage, finish reason, abort.
 
-Only a model's own process imports this module; vLLM itself is imported in `start`, after the environment is set.
+Only a model's process imports this module. vLLM itself is imported in `start`, after the environment is set.
 """
 
 import asyncio
@@ -18,46 +18,52 @@ import numpy as np
 from serve import tracing
 from serve.engines import adapters, hub
 from serve.engines.base import Piece, Prompt, Sampling
-from serve.engines.once import Once
+from serve.engines.shared_context import SharedContexts
 from serve.engines.vllm import config_check, multimodal, processes
 from serve.engines.vllm.arguments import arguments, environment
-from serve.engines.vllm.last_words import LastWords
-from serve.engines.vllm.stall import Stall
-from serve.engines.vllm.translate import FINISH, Speller, dead, refused, sampling_params, too_long
+from serve.engines.vllm.stderr_tail import StderrTail
+from serve.engines.vllm.translate import (
+    FINISH,
+    TokenAligner,
+    bad_request,
+    context_exceeded,
+    engine_died,
+    sampling_params,
+)
+from serve.engines.vllm.watchdog import Watchdog
 from serve.engines.weighted_semaphore import WeightedSemaphore
 from serve.errors import BadRequest, ModelError
-from serve.media import reading
+from serve.media import decoding
+from serve.media.decoding import MediaDecoder
 from serve.media.geometry import Padded
 from serve.media.image import Image
-from serve.media.reading import Reading
 from serve.media.video import Video
 from serve.request_id import REQUEST_ID
 
 log = logging.getLogger(__name__)
 
-# What vLLM, transformers and torch raise for a checkpoint or an argument that they cannot use.
+# Raised by vLLM, transformers and torch for a checkpoint or an argument that they cannot use.
 FAULTS = (RuntimeError, ValueError, OSError, ImportError, LookupError, TypeError, AttributeError, AssertionError)
 
 AT_ONCE = 2
-"""Large pictures and films that are being prepared: while vLLM processes one, in its single thread, the next is made
-ready. Each takes up to 120 MB until it is processed."""
+"""Large images and videos prepared at a time: while vLLM processes one, in its single thread, the next is prepared.
+Each takes up to 120 MB until it is processed."""
 _PREPARING = ThreadPoolExecutor(AT_ONCE, "prepare")
 ALTERNATIVES_A_STEP = 400
-"""Alternatives of tokens that one step of the engine may bring, since the replica's event loop unpacks each of them.
-Replies that want more wait for others to end."""
+"""Alternatives of tokens that one step of the engine may return, since the replica's event loop unpacks each of them.
+Further requests for alternatives wait for others to end."""
 
 
 class VllmEngine:
-    """One checkpoint in one vLLM engine.
+    """A vLLM engine with one checkpoint.
 
-    checkpoint: a local folder or a hub id, with `revision`; gated: whether its licence must be accepted on the hub.
-    expect: what its config.json must say, or it is not loaded (config_check).
-    family_args: vLLM arguments that the family dictates; engine_args: the deployment's (tensor_parallel_size,
-    gpu_memory_utilization, max_num_seqs ...), which win. prepare: what a picture needs before the processor sees it.
-    progress: called from another thread with a few words on what is going on while it starts. adapters: LoRAs that
-    speak when a prompt names them; one that cannot be used leaves the others and the checkpoint as they are.
-    stat_loggers: gives vLLM's StatLogger classes to count with, once vLLM may be imported; without, nothing is counted.
-    reader: decodes pictures that come as files.
+    checkpoint: a local folder or a hub id, with `revision`. gated: whether its licence must be accepted on the hub.
+    expect: required values of its config.json (config_check). family_args: vLLM arguments that the model family needs.
+    engine_args: the deployment's (tensor_parallel_size, gpu_memory_utilization, max_num_seqs ...), which override them.
+    prepare: transforms an image before the processor gets it. progress: called from another thread with a short text
+    for each step of the start. adapters: LoRA adapters to serve; one that cannot be used leaves the others and the
+    checkpoint unaffected. stat_loggers: returns vLLM's StatLogger classes once vLLM is imported; without, vLLM keeps no
+    statistics. decoder: decodes undecoded images.
     """
 
     def __init__(
@@ -72,11 +78,11 @@ class VllmEngine:
         prefix_lm: bool = False,
         adapters: Sequence[adapters.Adapter] = (),
         prepare: Callable[[Image], Image] = lambda image: image,
-        progress: Callable[[str], None] = lambda words: None,
+        progress: Callable[[str], None] = lambda step: None,
         stat_loggers: Callable[[], list[Any]] | None = None,
-        reader: Reading | None = None,
+        decoder: MediaDecoder | None = None,
     ) -> None:
-        self.reading = reader or Reading()
+        self.decoder = decoder or MediaDecoder()
         self.stat_loggers = stat_loggers
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
         self.expect = dict(expect or {})
@@ -87,16 +93,19 @@ class VllmEngine:
         self._numbers = itertools.count()
         self._loras: dict[str, Any] = {}
         self._unfit: dict[str, ModelError] = {}
-        self._marks: dict[str, str] = {}
+        self._placeholders: dict[str, str] = {}
         self._takes: frozenset[str] = frozenset()
-        self._stall = Stall(self._processes)
-        self._fit_to: multimodal.Fit | None = None
-        self._pictures: Once[Mapping[str, Any]] = Once()
-        self._seats = asyncio.Semaphore(AT_ONCE)
+        self._watchdog = Watchdog(self._processes)
+        self._resizer: multimodal.Resizer | None = None
+        self._images: SharedContexts[Mapping[str, Any]] = SharedContexts()
+        self._preparing_slots = asyncio.Semaphore(AT_ONCE)
         self._alternatives = WeightedSemaphore(ALTERNATIVES_A_STEP)
 
     async def start(self) -> None:
-        """Download what is missing, load, and answer once. Raises ModelError with one clear sentence."""
+        """Download what is missing, load the model, and answer one prompt.
+
+        Raises ModelError with one clear sentence.
+        """
         self._llm = await asyncio.to_thread(self._start)
         self.progress("warming up")
         try:
@@ -108,45 +117,47 @@ class VllmEngine:
             await self._load_lora(name)
         self.progress("ready")
 
-    async def adopt(self, adapter: str) -> None:
-        """Raises ModelError when this adapter cannot speak. Ask once the engine has started."""
+    async def check_adapter(self, adapter: str) -> None:
+        """Raise ModelError when this adapter cannot be used. Call it once the engine has started."""
         await self.check()
         if adapter not in self._loras:
             raise self._unfit.get(adapter) or ModelError(f"There is no adapter {adapter} here.", code="adapter_missing")
 
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
-        """Speak. Closing or cancelling the generator aborts the request in vLLM."""
+        """Generate a reply. Closing or cancelling the generator aborts the request in vLLM."""
         return self._generate(prompt)
 
-    def knows(self, image: Image) -> bool:
-        """Whether vLLM still has this very file as it was prepared for an earlier question."""
+    def has_cached(self, image: Image) -> bool:
+        """Return whether vLLM's cache holds the processed image of the same file."""
         cache = None if self._llm is None else self._llm.renderer.mm_processor_cache
-        return cache is not None and (name := multimodal.name(image)) is not None and bool(cache.is_cached_item(name))
+        return (
+            cache is not None and (key := multimodal.cache_key(image)) is not None and bool(cache.is_cached_item(key))
+        )
 
     async def check(self) -> None:
-        """Raises ModelError when the engine is dead or was never started."""
+        """Raise ModelError when the engine is dead, stalled, or was never started."""
         if self._llm is None:
             raise ModelError("The model's engine is not running.", code="engine_dead")
-        if self._stall.look():
-            self._stall.kill()
+        if self._watchdog.is_stalled():
+            self._watchdog.kill()
             raise ModelError("The model's engine stood still; it has to be started again.", code="engine_dead")
         if self._llm.errored:
-            raise dead()
+            raise engine_died()
 
     async def stop(self) -> None:
         """End vLLM's processes."""
         llm, self._llm = self._llm, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
-            llm.shutdown = lambda: None  # __del__ calls it again, and stumbles when the interpreter is ending
+            llm.shutdown = lambda: None  # __del__ calls it again, and raises while the interpreter is ending
 
     def _start(self) -> Any:
         folder = hub.locate(self.checkpoint, self.revision, gated=self.gated, progress=self.progress)
-        fitted = self._fit(folder)
+        checked = self._check_adapters(folder)
         self.progress("importing vLLM")
         fork = processes.may_fork()
         environment(self.prefix_lm)
-        config_check.check(folder, self.expect)
+        config_check.check_config(folder, self.expect)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
@@ -154,8 +165,8 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         if current_platform.is_unspecified():
-            said = "The installed vLLM is built for a GPU and finds none here: is its driver seen (nvidia-smi)?"
-            raise ModelError(f"{said} `make serve DEVICE=cpu` sets up the other.", code="load_failed")
+            message = "The installed vLLM is built for a GPU and finds none here: is its driver seen (nvidia-smi)?"
+            raise ModelError(f"{message} `make serve DEVICE=cpu` sets up the other.", code="load_failed")
         cpu = current_platform.is_cpu()
         chosen = arguments(
             folder,
@@ -163,16 +174,16 @@ class VllmEngine:
             self.engine_args,
             is_prefix_lm=self.prefix_lm,
             cpu=cpu,
-            adapters=fitted,
+            adapters=checked,
         )
-        with LastWords() as words:
+        with StderrTail() as stderr:
             try:
-                # What is not chosen goes by the card as in vLLM's own server; without a context it would be the same
-                # for all, a quarter of what an H100 gets.
+                # With this context vLLM chooses defaults by the GPU as its own server does; without it all GPUs get the
+                # same ones, a quarter of an H100's.
                 config = AsyncEngineArgs(**chosen).create_engine_config(UsageContext.OPENAI_API_SERVER)
-                processes.start_by(fork and cpu)
+                processes.set_start_method(fork and cpu)
                 self.progress("loading weights")
-                # its spans are made of what it counts
+                # vLLM makes its spans from its statistics
                 counts = self.stat_loggers is not None or bool(chosen.get("otlp_traces_endpoint"))
                 llm = AsyncLLM.from_vllm_config(
                     config,
@@ -181,114 +192,118 @@ class VllmEngine:
                 )
             except FAULTS as error:
                 raise ModelError(
-                    f"{folder.name} could not be loaded: {words.reason(error)}", code="load_failed"
+                    f"{folder.name} could not be loaded: {stderr.reason(error)}", code="load_failed"
                 ) from error
-        self._loras = {one.name: LoRARequest(one.name, i, str(one.folder)) for i, one in enumerate(fitted, 1)}
-        _name_every_id(llm.renderer.tokenizer)
-        self._marks = _marks(config.model_config.hf_config, llm.renderer.tokenizer)
-        self._fit_to = _fit(llm)
+        self._loras = {
+            adapter.name: LoRARequest(adapter.name, i, str(adapter.folder)) for i, adapter in enumerate(checked, 1)
+        }
+        _patch_tokenizer(llm.renderer.tokenizer)
+        self._placeholders = _placeholders(config.model_config.hf_config, llm.renderer.tokenizer)
+        self._resizer = _find_resizer(llm)
         limits = llm.renderer.mm_processor.info.allowed_mm_limits if llm.renderer.mm_processor is not None else {}
         self._takes = frozenset(kind for kind, limit in limits.items() if limit > 0)
         return llm
 
-    def _fit(self, folder: Path) -> list[adapters.Fitted]:
-        """The adapters that belong to the checkpoint; why the others do not is kept for `adopt`."""
-        fitted = []
+    def _check_adapters(self, folder: Path) -> list[adapters.CheckedAdapter]:
+        """Return the adapters that fit the checkpoint; the errors of the others are kept for `check_adapter`."""
+        checked = []
         for adapter in self.adapters:
             try:
-                fitted.append(adapters.fit(adapter, folder, progress=self.progress))
+                checked.append(adapters.fit(adapter, folder, progress=self.progress))
             except ModelError as error:
                 self._unfit[adapter.name] = error
-        return fitted
+        return checked
 
     async def _load_lora(self, name: str) -> None:
-        """Into vLLM now, and not with the first prompt that names it, where a failure would end the engine."""
+        """Load an adapter into vLLM now, since a failure with the first prompt that names it would end the engine."""
         failure: Any = (await asyncio.gather(self._llm.add_lora(self._loras[name]), return_exceptions=True))[0]
-        if isinstance(failure, BaseException):  # a plain Exception, whatever the worker raised
+        if isinstance(failure, BaseException):  # a plain Exception for any error of the worker
             self._unfit[name] = ModelError(f"The adapter {name} could not be loaded: {failure}", code="load_failed")
             lora = self._loras.pop(name)
             await self.check()
             await self._llm.remove_lora(lora.lora_int_id)
 
     async def _warm_up(self) -> None:
-        """One short answer about a grey square, so that no caller pays for what is done the first time."""
+        """Answer one short prompt about a grey square, which does the work that only the first request needs."""
         grey = Image(np.full((64, 64, 3), 128, np.uint8))
-        film = Video(np.stack([grey.pixels] * 2), (0.0, 1.0), 2.0) if self._takes == {"video"} else None
-        image = grey if film is None and (self.prefix_lm or "image" in self._marks) else None
-        mark = self._marks.get("image" if film is None else "video", "")
-        text = "a" if self.prefix_lm else f"{mark}\na"
-        with contextlib.suppress(BadRequest):  # a family that wants its picture announced in another way
-            async for _ in self._generate(Prompt(text, image, Sampling(max_tokens=2), film)):
+        video = Video(np.stack([grey.pixels] * 2), (0.0, 1.0), 2.0) if self._takes == {"video"} else None
+        image = grey if video is None and (self.prefix_lm or "image" in self._placeholders) else None
+        placeholder = self._placeholders.get("image" if video is None else "video", "")
+        text = "a" if self.prefix_lm else f"{placeholder}\na"
+        with contextlib.suppress(BadRequest):  # a family with another prompt format
+            async for _ in self._generate(Prompt(text, image, Sampling(max_tokens=2), video)):
                 pass
 
     async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         await self.check()
         if prompt.adapter is not None:
-            await self.adopt(prompt.adapter)
-        shown = None if prompt.image is None and prompt.video is None else "image" if prompt.video is None else "video"
-        for kind, mark in self._marks.items():
-            allowed = 1 if kind == shown and not self.prefix_lm else 0  # a prefix LM's processor adds its own
-            if prompt.text.count(mark) > allowed:
-                raise BadRequest(f"The text must not contain {mark}.", param="question")
-        # before its picture goes through vLLM's cache, whose two ends must see their requests in the same order
+            await self.check_adapter(prompt.adapter)
+        given = None if prompt.image is None and prompt.video is None else "image" if prompt.video is None else "video"
+        for kind, placeholder in self._placeholders.items():
+            allowed = 1 if kind == given and not self.prefix_lm else 0  # a prefix LM's processor adds its own
+            if prompt.text.count(placeholder) > allowed:
+                raise BadRequest(f"The text must not contain {placeholder}.", param="question")
+        # before the image enters vLLM's cache, whose two ends must get requests in the same order
         alternatives = self._alternatives.take(prompt.sampling.top_logprobs if prompt.sampling.logprobs else 0)
         async with alternatives, contextlib.aclosing(self._stream(prompt)) as pieces:
             async for piece in pieces:
                 yield piece
 
     def _processes(self) -> list[int]:
-        """vLLM's engine, where it is a process of this machine."""
+        """Return the pids of vLLM's engine processes on this machine."""
         manager = self._llm.engine_core.resources.engine_manager
         return [process.pid for process in getattr(manager, "processes", [])]
 
     async def _inputs(self, prompt: Prompt) -> Any:
-        """Return the prompt as vLLM's engine takes it: its tokens, and the picture as the model sees it.
+        """Return the prompt as vLLM's engine input: token ids and the processed image or video.
 
-        Prompts about one picture that come together (a phrase each, `n` replies) have it decoded and prepared once, and
-        processed once where vLLM's cache holds it.
+        Concurrent prompts about one image (a phrase each, `n` replies) have it decoded and prepared once, and processed
+        once where it fits vLLM's cache.
         """
-        image, wanted = prompt.image, {"prompt": prompt.text, **multimodal.salted()}
+        image, text = prompt.image, {"prompt": prompt.text, **multimodal.cache_salt()}
         if image is None:
-            async with self._shown(prompt) as film:
-                return await self._render({**wanted, **film})
-        await reading.name(image)
-        if (inputs := await self._known(wanted, image)) is not None:
+            async with self._multimodal_input(prompt) as video:
+                return await self._render({**text, **video})
+        await decoding.compute_digest(image)
+        if (inputs := await self._cached_inputs(text, image)) is not None:
             return inputs
         async with (
-            self._pictures.share(multimodal.name(image) or id(image), lambda: self._shown(prompt)) as picture,
-            picture.turn,
+            self._images.share(
+                multimodal.cache_key(image) or id(image), lambda: self._multimodal_input(prompt)
+            ) as shared,
+            shared.turn,
         ):
-            if (inputs := await self._known(wanted, image)) is None:  # nobody had it processed in the meantime
-                inputs = await self._render({**wanted, **await picture.value(), **multimodal.uuids(image)})
+            if (inputs := await self._cached_inputs(text, image)) is None:  # not processed in the meantime
+                inputs = await self._render({**text, **await shared.value(), **multimodal.uuids(image)})
             return inputs
 
-    async def _known(self, wanted: Mapping[str, Any], image: Image) -> Any:
-        """Return the inputs with a picture that is in vLLM's cache; None where it is not."""
-        if self.knows(image):
-            with contextlib.suppress(ValueError):  # it was put out of the cache just now
-                return await self._render({**wanted, **multimodal.named(image)})
+    async def _cached_inputs(self, text: Mapping[str, Any], image: Image) -> Any:
+        """Return the engine input with an image from vLLM's cache; None where it is not there."""
+        if self.has_cached(image):
+            with contextlib.suppress(ValueError):  # it was evicted just now
+                return await self._render({**text, **multimodal.cached_input(image)})
         return None
 
-    async def _render(self, wanted: Mapping[str, Any]) -> Any:
-        return (await self._llm.renderer.render_cmpl_async([wanted]))[0]
+    async def _render(self, prompt: Mapping[str, Any]) -> Any:
+        return (await self._llm.renderer.render_cmpl_async([prompt]))[0]
 
     @contextlib.asynccontextmanager
-    async def _shown(self, prompt: Prompt) -> AsyncIterator[Mapping[str, Any]]:
-        """Decode and prepare a prompt's picture or film, off the event loop where that takes long."""
-        async with contextlib.AsyncExitStack() as looking:
+    async def _multimodal_input(self, prompt: Prompt) -> AsyncIterator[Mapping[str, Any]]:
+        """Decode and prepare a prompt's image or video, off the event loop where that takes long."""
+        async with contextlib.AsyncExitStack() as stack:
             if prompt.image is not None:
-                picture = prompt.image.inner if isinstance(prompt.image, Padded) else prompt.image
-                await looking.enter_async_context(self.reading.read(picture))
+                image = prompt.image.inner if isinstance(prompt.image, Padded) else prompt.image
+                await stack.enter_async_context(self.decoder.decode_image(image))
                 prompt = replace(prompt, image=self.prepare(prompt.image))
-            if multimodal.slow(prompt):
-                await looking.enter_async_context(self._seats)
+            if multimodal.is_slow(prompt):
+                await stack.enter_async_context(self._preparing_slots)
                 loop = asyncio.get_running_loop()
-                made = await loop.run_in_executor(_PREPARING, multimodal.shown, prompt, self._fit_to)
-                if prompt.image is not None and self._fit_to is not None and self._fit_to.takes(prompt.image):
-                    await looking.aclose()  # its pixels are no longer needed: what was made of them is far smaller
-                yield made
+                prepared = await loop.run_in_executor(_PREPARING, multimodal.multimodal_input, prompt, self._resizer)
+                if prompt.image is not None and self._resizer is not None and self._resizer.applies_to(prompt.image):
+                    await stack.aclose()  # frees the pixels: the resized image is far smaller
+                yield prepared
             else:
-                yield multimodal.shown(prompt, self._fit_to)
+                yield multimodal.multimodal_input(prompt, self._resizer)
 
     async def _stream(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         from vllm.exceptions import VLLMClientError
@@ -301,13 +316,13 @@ class VllmEngine:
             prompt_tokens = len(inputs["prompt_token_ids"])
             context = llm.model_config.max_model_len
             if prompt_tokens >= context:
-                raise too_long(context, prompt_tokens)
-            said = 0
-            speller = Speller(prompt.sampling, whole=prompt.whole)
+                raise context_exceeded(context, prompt_tokens)
+            completion_tokens = 0
+            aligner = TokenAligner(prompt.sampling, whole=prompt.whole)
             lora = None if prompt.adapter is None else self._loras[prompt.adapter]
-            name = f"{REQUEST_ID.get() or 'diptych'}-{next(self._numbers)}"  # one request may be several prompts
+            name = f"{REQUEST_ID.get() or 'diptych'}-{next(self._numbers)}"  # one request may have several prompts
             trace = tracing.header()
-            spoken_by = llm.generate(
+            stream = llm.generate(
                 inputs,
                 params,
                 name,
@@ -315,71 +330,71 @@ class VllmEngine:
                 priority=int(prompt.batch),
                 trace_headers={"traceparent": trace} if trace else None,
             )
-            watched = self._stall.watched(spoken_by)
-            async with contextlib.aclosing(spoken_by), contextlib.aclosing(watched) as outputs:
+            watched = self._watchdog.watched(stream)
+            async with contextlib.aclosing(stream), contextlib.aclosing(watched) as outputs:
                 async for output in outputs:
-                    spoken = output.outputs[0]
-                    said += len(spoken.token_ids)
-                    if spoken.finish_reason == "error":
+                    result = output.outputs[0]
+                    completion_tokens += len(result.token_ids)
+                    if result.finish_reason == "error":
                         log.error("request %s failed in the engine", REQUEST_ID.get())
                         raise ModelError("The model's engine failed on this request.", code="engine_error")
                     yield Piece(
-                        spoken.text,
-                        speller.tokens(spoken),
-                        FINISH[spoken.finish_reason] if spoken.finish_reason else None,
+                        result.text,
+                        aligner.tokens(result),
+                        FINISH[result.finish_reason] if result.finish_reason else None,
                         prompt_tokens,
-                        said,
+                        completion_tokens,
                     )
         except VLLMClientError as error:
-            raise refused(error, llm.model_config.max_model_len) from error
+            raise bad_request(error, llm.model_config.max_model_len) from error
         except EngineDeadError as error:
-            raise dead() from error
+            raise engine_died() from error
         except EngineGenerateError as error:
             log.error("request %s failed in the engine", REQUEST_ID.get(), exc_info=error)
-            raise dead() if llm.errored else ModelError("The model failed on this request.") from error
-        except (ValueError, TypeError) as error:  # the processor's own complaint about this text and picture
+            raise engine_died() if llm.errored else ModelError("The model failed on this request.") from error
+        except (ValueError, TypeError) as error:  # raised by the processor for this text and image
             log.warning("request %s was refused by the processor: %s", REQUEST_ID.get(), type(error).__name__)
             raise BadRequest("The model's processor cannot read this prompt.", code="invalid_prompt") from error
 
 
-def _fit(llm: Any) -> multimodal.Fit | None:
-    """Return the one size that the model's processor brings pictures to, unless a deployment has its own mind."""
+def _find_resizer(llm: Any) -> multimodal.Resizer | None:
+    """Return the resizer of the model's image processor; None where the deployment sets arguments of the processor."""
     processor, config = llm.renderer.mm_processor, llm.model_config.multimodal_config
     if processor is None or config is None or config.mm_processor_kwargs:
         return None
-    return multimodal.Fit.of(getattr(processor.info.get_hf_processor(), "image_processor", None))
+    return multimodal.Resizer.of(getattr(processor.info.get_hf_processor(), "image_processor", None))
 
 
-def _marks(config: Any, tokenizer: Any) -> dict[str, str]:
-    """What stands for a picture and for a film in a prompt: {"image": "<image>", "video": "<video>"}."""
-    found: dict[str, str] = {}
+def _placeholders(config: Any, tokenizer: Any) -> dict[str, str]:
+    """Return the placeholders of images and videos in prompts: {"image": "<image>", "video": "<video>"}."""
+    placeholders: dict[str, str] = {}
     for kind in ("image", "video"):
         token = getattr(config, f"{kind}_token_index", None) or getattr(config, f"{kind}_token_id", None)
         if token is not None:
-            found[kind] = tokenizer.convert_ids_to_tokens(token)
-    return found
+            placeholders[kind] = tokenizer.convert_ids_to_tokens(token)
+    return placeholders
 
 
-def _name_every_id(tokenizer: Any) -> None:
-    """Give every id a name, and decode each id once.
+def _patch_tokenizer(tokenizer: Any) -> None:
+    """Make the tokenizer return a token for every id, and cache the decoding of single ids.
 
-    Checkpoints have room for more tokens than the tokenizer knows (LLaVA-1.5: 32,064 and 32,002). The name of such an
-    id is None, and vLLM 0.32 stops for good where one is drawn or only ranked: here it is "". vLLM also decodes each
-    ranked token by itself, on the replica's event loop: with 48 replies of 20 alternatives a token that was 70 % of the
-    loop's time, and a small picture asked beside them came 4.4 s late (0.6 s now).
+    Checkpoints have more embeddings than the tokenizer has tokens (LLaVA-1.5: 32,064 and 32,002). The token of such an
+    id is None, and vLLM 0.32 dies when one is drawn or ranked: here it is "". vLLM also decodes each ranked token
+    alone, on the replica's event loop: with 48 replies of 20 alternatives a token that took 70 % of the loop's time,
+    and a request about a small image beside them came 4.4 s late (0.6 s with the cache).
     """
-    names, decode = tokenizer.convert_ids_to_tokens, tokenizer.decode
-    spelled: dict[int, str] = {}
+    convert, decode = tokenizer.convert_ids_to_tokens, tokenizer.decode
+    cache: dict[int, str] = {}
 
-    def named(ids: Any, *more: Any, **options: Any) -> Any:
-        known = names(ids, *more, **options)
-        return [name or "" for name in known] if isinstance(known, list) else known
+    def to_tokens(ids: Any, *more: Any, **options: Any) -> Any:
+        tokens = convert(ids, *more, **options)
+        return [token or "" for token in tokens] if isinstance(tokens, list) else tokens
 
-    def decoded(ids: Any, *more: Any, **options: Any) -> Any:
+    def decode_cached(ids: Any, *more: Any, **options: Any) -> Any:
         if more or options or not isinstance(ids, list) or len(ids) != 1:
             return decode(ids, *more, **options)
-        if ids[0] not in spelled:
-            spelled[ids[0]] = decode(ids)
-        return spelled[ids[0]]
+        if ids[0] not in cache:
+            cache[ids[0]] = decode(ids)
+        return cache[ids[0]]
 
-    tokenizer.convert_ids_to_tokens, tokenizer.decode = named, decoded
+    tokenizer.convert_ids_to_tokens, tokenizer.decode = to_tokens, decode_cached

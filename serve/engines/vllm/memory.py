@@ -1,4 +1,4 @@
-"""How much memory a checkpoint wants on a CPU, known before anything is loaded."""
+"""Estimate the memory that a checkpoint needs on a CPU before anything is loaded."""
 
 import json
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ KV_LEAST, KV_MOST = 64 << 20, 4 << 30
 
 
 def kv_bytes(folder: Path, chosen: Mapping[str, Any]) -> int:
-    """A key-value cache for every sequence at full length, between 64 MiB and 4 GiB, but at least one sequence.
+    """Return the bytes of a key-value cache for max_num_seqs sequences of full length, between 64 MiB and 4 GiB.
 
-    Pages are touched only when used, so the toys pay for what they speak and not for this number.
+    It holds at least one sequence. Pages are touched only when they are used, so small models use less than that.
     """
     context = chosen.get("max_model_len") or _text(folder).get("max_position_embeddings", 4096)
     sequence = token_bytes(folder, chosen.get("dtype", "")) * (context + 128)
@@ -26,7 +26,7 @@ def kv_bytes(folder: Path, chosen: Mapping[str, Any]) -> int:
 
 
 def token_bytes(folder: Path, dtype: str) -> int:
-    """Bytes of one token's keys and values, in all layers."""
+    """Return the bytes of one token's keys and values in all layers."""
     text = _text(folder)
     heads = text.get("num_attention_heads", 32)
     width = text.get("head_dim") or text.get("hidden_size", 4096) // heads
@@ -35,7 +35,7 @@ def token_bytes(folder: Path, dtype: str) -> int:
 
 
 def stored(folder: Path) -> int:
-    """Bytes of the weights as they lie on the disk."""
+    """Return the bytes of the weights on disk."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
@@ -44,8 +44,8 @@ def _text(folder: Path) -> dict[str, Any]:
     return dict(config.get("text_config", config))
 
 
-def check(folder: Path, chosen: Mapping[str, Any]) -> None:
-    """Raises ModelError, in numbers, when the free memory cannot hold the weights and the key-value cache."""
+def check_memory(folder: Path, chosen: Mapping[str, Any]) -> None:
+    """Raise ModelError, with numbers, when the free memory cannot hold the weights and the key-value cache."""
     weights = (
         stored(folder) * BYTES.get(chosen.get("dtype", ""), 2) // 2
     )  # published checkpoints store two bytes a weight
@@ -60,7 +60,7 @@ def check(folder: Path, chosen: Mapping[str, Any]) -> None:
 
 
 def available() -> int:
-    """Bytes that a new process can have: the machine's, or the container's where that is less."""
+    """Return the bytes that a new process can have: free in the machine, or in the container where that is less."""
     free = int(psutil.virtual_memory().available)
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()

@@ -1,4 +1,4 @@
-"""A prompt's picture or film as vLLM takes it, in the form that costs it least."""
+"""Convert a prompt's image or video to vLLM's input, in the form that is cheapest to process."""
 
 import warnings
 from dataclasses import dataclass
@@ -7,37 +7,36 @@ from typing import Any
 import numpy as np
 
 from serve.engines.base import Prompt
+from serve.media.decoding import SMALL
 from serve.media.geometry import Colour, Padded
 from serve.media.image import Image, Pixels
-from serve.media.reading import SMALL
 from serve.request_id import CACHE_SALT
 
 CHANNELS = 4
-"""An array with so short a side may be taken for one with its channels first."""
+"""An array with a side of at most this length may be taken for one with its channels first."""
 STRIP = 2**20
-"""Pixels of a padded strip that are resized at once."""
+"""Pixels of a padded strip that are resized at a time."""
 
-# Set once, for the whole process: nobody writes to pictures, and torch would rather that they could be written to.
+# Set once, for the whole process: torch warns of read-only arrays, and images are never written to.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
-def slow(prompt: Prompt) -> bool:
-    """Return whether `shown` takes so long that it must leave the event loop: it has a file to decode first, or more
-    than `SMALL` pixels to make, padding and all frames counted."""
+def is_slow(prompt: Prompt) -> bool:
+    """Return whether `multimodal_input` must run in a thread: it would decode a file, or make more than SMALL pixels,
+    with padding and all frames."""
     if prompt.video is not None:
         return prompt.video.frames.size // 3 > SMALL
     image = prompt.image
-    return image is not None and (image.left_to_read > 0 or image.width * image.height > SMALL)
+    return image is not None and (image.undecoded_pixels > 0 or image.width * image.height > SMALL)
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The one size that a processor brings pictures to, and the processor that does it.
+class Resizer:
+    """A resizer of images to the fixed size of a transformers image processor, with the processor's own resizing.
 
-    What is brought to that size here the processor takes as it is. The pixels are those that it would have made itself,
-    bit by bit, since its own resizing makes them: it goes along the rows first and then along the columns, eight bits
-    between, so that two calls, one for each axis, give what one gives for both. stretches: whether it brings pictures
-    that are not square to that size, too.
+    The processor takes such an image unchanged. The pixels equal the processor's own bit by bit: its resizing goes
+    along the rows first and then along the columns, with eight bits in between, so two calls, one for each axis, give
+    the result of one call for both. stretches: whether images that are not square are resized to that size too.
     """
 
     processor: Any
@@ -46,8 +45,8 @@ class Fit:
     stretches: bool
 
     @classmethod
-    def of(cls, processor: Any) -> "Fit | None":
-        """Return the size of a transformers image processor; None for one that makes more than one picture of one."""
+    def of(cls, processor: Any) -> "Resizer | None":
+        """Return the resizer for a transformers image processor; None for one that pads, or cuts images into tiles."""
         from transformers.image_processing_backends import TorchvisionBackend
 
         plain = getattr(type(processor), "_preprocess", None) is TorchvisionBackend._preprocess
@@ -63,38 +62,38 @@ class Fit:
         fits = crop is None or (crop.height, crop.width) == wanted
         return cls(processor, *wanted, stretches) if fits else None
 
-    def takes(self, image: Image) -> bool:
-        """Return whether the processor brings this picture to `height` x `width` and nothing else."""
+    def applies_to(self, image: Image) -> bool:
+        """Return whether the processor would only resize this image to `height` x `width`."""
         return self.stretches or image.width == image.height
 
     def __call__(self, image: Image) -> Any:
-        """Return the picture as uint8 [3, height, width]. Apart from the picture it takes a few megabytes at most."""
+        """Resize an image to uint8 [3, height, width], using at most a few megabytes beside the image."""
         if isinstance(image, Padded):
             rows = self._padded_rows(image.inner.pixels, image.colour)
         else:
-            rows = self._resized(image.pixels, len(image.pixels), self.width)
-        return _tensor(self._resized(rows, self.height, self.width))
+            rows = self._resize(image.pixels, len(image.pixels), self.width)
+        return _tensor(self._resize(rows, self.height, self.width))
 
     def _padded_rows(self, pixels: Pixels, colour: Colour) -> Pixels:
-        """Return the square round a picture [side, width, 3], resized along its rows only."""
+        """Pad an image to its square and resize that along the rows only: [side, width, 3]."""
         height, width = pixels.shape[:2]
         side = max(width, height)
         left, top = (side - width) // 2, (side - height) // 2
         rows = np.empty((side, self.width, 3), np.uint8)
         if height < side:
-            rows[:] = self._resized(np.full((1, side, 3), colour, np.uint8), 1, self.width)
+            rows[:] = self._resize(np.full((1, side, 3), colour, np.uint8), 1, self.width)
         if width == side:
-            rows[top : top + height] = self._resized(pixels, height, self.width)
+            rows[top : top + height] = self._resize(pixels, height, self.width)
             return rows
         step = max(1, STRIP // side)
         strip = np.full((step, side, 3), colour, np.uint8)
         for start in range(0, height, step):
             part = pixels[start : start + step]
             strip[: len(part), left : left + width] = part
-            rows[start : start + step] = self._resized(strip[: len(part)], len(part), self.width)
+            rows[start : start + step] = self._resize(strip[: len(part)], len(part), self.width)
         return rows
 
-    def _resized(self, pixels: Pixels, height: int, width: int) -> Pixels:
+    def _resize(self, pixels: Pixels, height: int, width: int) -> Pixels:
         from transformers.image_utils import SizeDict
 
         resample, size = self.processor.resample, SizeDict(height=height, width=width)
@@ -103,61 +102,60 @@ class Fit:
         return array
 
 
-def shown(prompt: Prompt, fit: Fit | None = None) -> dict[str, Any]:
-    """Return the part of vLLM's input that a prompt's film is, or its picture as its family prepares it.
+def multimodal_input(prompt: Prompt, resizer: Resizer | None = None) -> dict[str, Any]:
+    """Return the part of vLLM's input with a prompt's image or video; {} without either.
 
-    fit: the size that the family's processor brings pictures to, if it is one.
+    resizer: of the model's image processor, if it has a fixed size.
     """
     if prompt.video is not None:
-        # What vLLM wants of these families (0.32): {"video": uint8 [frames, height, width, 3]}, one array, with no
-        # metadata beside it: only families that write times into the prompt ask for (array, metadata). Nor does
-        # transformers pick frames again (do_sample_frames is false in these processors), so that
-        # processor(text=..., videos=[video.frames]) is the reference for the same frames.
-        # Frames that came through Ray are read-only, which torch warns of.
+        # vLLM 0.32 takes {"video": uint8 [frames, height, width, 3]} for these families, without metadata, which only
+        # families that write times into the prompt need. transformers does not sample the frames again
+        # (do_sample_frames is false in these processors), so processor(text=..., videos=[video.frames]) is the
+        # reference. torch warns of read-only arrays, so a shared one is copied.
         return {"multi_modal_data": {"video": np.require(prompt.video.frames, requirements="W")}}
     if prompt.image is None:
         return {}
-    # Small pictures are left to the processor, which works in a thread of vLLM's.
+    # Small images are resized by the processor, in a thread of vLLM's.
     large = prompt.image.width * prompt.image.height > SMALL
-    picture = fit(prompt.image) if fit and large and fit.takes(prompt.image) else _seen(prompt.image)
-    return {"multi_modal_data": {"image": [picture]}}
+    image = resizer(prompt.image) if resizer and large and resizer.applies_to(prompt.image) else to_tensor(prompt.image)
+    return {"multi_modal_data": {"image": [image]}}
 
 
-def named(image: Image) -> dict[str, Any]:
-    """Return the same, with its name, of a picture that vLLM has in its cache."""
+def cached_input(image: Image) -> dict[str, Any]:
+    """Return the part of vLLM's input for an image that vLLM has in its cache."""
     return {"multi_modal_data": {"image": [None]}, **uuids(image)}
 
 
-def name(image: Image) -> str | None:
-    """What vLLM's caches know a picture by: its file's digest, for each salt another."""
+def cache_key(image: Image) -> str | None:
+    """Return an image's key in vLLM's caches: its file's digest and the request's cache salt; None without a digest."""
     salt = CACHE_SALT.get()
     return f"{image.digest}-{salt}" if image.digest and salt else image.digest
 
 
-def salted() -> dict[str, Any]:
-    """The part of vLLM's input that keeps a prompt's prefix apart from those of other salts."""
+def cache_salt() -> dict[str, Any]:
+    """Return the part of vLLM's input that separates the prefix caches of different salts."""
     salt = CACHE_SALT.get()
     return {"cache_salt": salt} if salt else {}
 
 
 def uuids(image: Image) -> dict[str, Any]:
-    """Return the part of vLLM's input that names a picture for its caches. vLLM would else hash every pixel."""
-    known_by = name(image)
-    return {} if known_by is None else {"multi_modal_uuids": {"image": [known_by]}}
+    """Return the part of vLLM's input with an image's cache key, without which vLLM hashes all pixels."""
+    key = cache_key(image)
+    return {} if key is None else {"multi_modal_uuids": {"image": [key]}}
 
 
-def _seen(image: Image) -> Any:
-    """A tensor [3, height, width] over the pixels where they lie, unless its shape could be read another way.
+def to_tensor(image: Image) -> Any:
+    """Return a tensor [3, height, width] that views the pixels; a PIL image where that shape would be ambiguous.
 
-    Processors turn an array [height, width, 3] into such a tensor by copying it, colour by colour, and torch's resizing
-    of that copy is slow; of a view it has a fast kernel with the same results, bit by bit. At 12 megapixels a processor
-    takes 7 ms in place of 83, with a square round it 9 in place of 110.
+    Processors convert an array [height, width, 3] by a copy, and torch resizes that copy slowly; for a view it has a
+    fast kernel with bit-identical results. At 12 megapixels a processor takes 7 ms in place of 83, with padding to a
+    square 9 in place of 110.
     """
     return image.pil() if min(image.width, image.height) <= CHANNELS else _tensor(image.pixels)
 
 
 def _tensor(pixels: Pixels) -> Any:
-    """A tensor [3, height, width] over an array [height, width, 3]."""
+    """Return a tensor [3, height, width] that views an array [height, width, 3]."""
     import torch
 
     return torch.from_numpy(pixels).permute(2, 0, 1)

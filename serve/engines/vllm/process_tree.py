@@ -1,4 +1,4 @@
-"""Processes, those that come from them, and what their threads do."""
+"""Query processes: their descendants, their threads' states and their CPU time."""
 
 import contextlib
 from collections import defaultdict
@@ -9,7 +9,7 @@ import psutil
 
 
 def descendants(roots: Iterable[int], without: Container[int] = ()) -> list[int]:
-    """Return the processes and all that come from them; those in `without`, and theirs, left out."""
+    """Return the pids of processes and their descendants, leaving out those in `without` and theirs."""
     children: defaultdict[int, list[int]] = defaultdict(list)
     for process in psutil.process_iter(["ppid"]):
         children[process.info["ppid"]].append(process.pid)
@@ -20,8 +20,9 @@ def descendants(roots: Iterable[int], without: Container[int] = ()) -> list[int]
 
 
 def states(process: int) -> list[str]:
-    """Return a letter for each of its threads, as in proc(5): R runs or waits for a processor, S waits for something
-    else. psutil gives no states of threads.
+    """Return the state of each of a process's threads as in proc(5): R is running or runnable, S is sleeping.
+
+    psutil has no states of threads.
     """
     letters = []
     for stat in Path(f"/proc/{process}/task").glob("*/stat"):
@@ -31,7 +32,7 @@ def states(process: int) -> list[str]:
 
 
 def cpu_seconds(process: int, *, ended_children: bool = False) -> float:
-    """Return the CPU seconds that its threads have used so far; 0 for a process that is gone.
+    """Return the CPU seconds that a process has used so far; 0 for one that has ended.
 
     ended_children: add those of its children that have ended and were waited for.
     """

@@ -1,11 +1,11 @@
-"""How vLLM's EngineCore process comes to be: forked where that is safe, and never outliving us.
+"""Start vLLM's EngineCore process: forked where that is safe, and ended with its parent.
 
 Nearly all of a small engine's start is importing: 10-13 seconds of CPU time in our process and as much again in a
 spawned one. A fork of a process that has imported vLLM and done nothing else shares both the time and the pages. It
 is not safe once torch has computed anything in parallel (libgomp's threads do not survive a fork, and the child would
-wait for them for ever), so only a process that had not imported torch before forks, and only on a CPU.
+wait for them without end), so only a process that had not imported torch before forks, and only on a CPU.
 
-Either way a killed parent leaves its engine running, with all its memory: the child watches for that.
+Without further measures a killed parent leaves its engine running, with all its memory: the child watches its parent.
 """
 
 import contextlib
@@ -22,58 +22,61 @@ from typing import Any
 WATCH_S = 1.0
 
 
-class Forked(multiprocessing.context.ForkProcess):
+class WatchedForkProcess(multiprocessing.context.ForkProcess):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.maker = os.getpid()  # asked for here: the child may begin when its parent is gone already
+        self.expected_parent = os.getpid()  # taken here: the parent may be gone when the child starts
 
     def run(self) -> None:
         forget_sockets()
-        watch(self.maker)
+        end_with_parent(self.expected_parent)
         super().run()
 
 
-class Spawned(multiprocessing.context.SpawnProcess):
+class WatchedSpawnProcess(multiprocessing.context.SpawnProcess):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.maker = os.getpid()
+        self.expected_parent = os.getpid()
 
     def run(self) -> None:
-        watch(self.maker)
+        end_with_parent(self.expected_parent)
         super().run()
 
 
-class Forking(multiprocessing.context.ForkContext):
-    Process = Forked
+class WatchedForkContext(multiprocessing.context.ForkContext):
+    Process = WatchedForkProcess
 
 
-class Spawning(multiprocessing.context.SpawnContext):
-    Process = Spawned
+class WatchedSpawnContext(multiprocessing.context.SpawnContext):
+    Process = WatchedSpawnProcess
 
 
 def may_fork() -> bool:
-    """Whether a child may be forked later on. Ask before vLLM is imported; VLLM_WORKER_MULTIPROC_METHOD overrules."""
+    """Return whether a child may be forked later.
+
+    Call it before vLLM is imported; VLLM_WORKER_MULTIPROC_METHOD wins.
+    """
     return "torch" not in sys.modules and os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") != "spawn"
 
 
-def start_by(fork: bool) -> None:
-    """From now on vLLM starts EngineCore so: by fork, or as it would itself."""
+def set_start_method(fork: bool) -> None:
+    """Make vLLM start EngineCore by fork, or by the method that vLLM chooses; both end with their parent."""
     import vllm.v1.engine.utils
     from vllm.utils.system_utils import get_mp_context
 
     def context() -> Any:
         if fork:
             gc.collect()
-            gc.freeze()  # the collector's marks would copy every page that parent and child share
-            return Forking()
+            gc.freeze()  # or the garbage collector's marks would copy every shared page
+            return WatchedForkContext()
         chosen = get_mp_context()
-        return Spawning() if chosen.get_start_method() == "spawn" else Forking()
+        return WatchedSpawnContext() if chosen.get_start_method() == "spawn" else WatchedForkContext()
 
     vllm.v1.engine.utils.get_mp_context = context
 
 
-def watch(parent: int) -> None:
-    """Kill this process when its parent is gone."""
+def end_with_parent(parent: int) -> None:
+    """Kill this process when its parent has ended."""
 
     def look() -> None:
         while os.getppid() == parent:
@@ -84,9 +87,9 @@ def watch(parent: int) -> None:
 
 
 def forget_sockets() -> None:
-    """Let go of the parent's connections, which would otherwise stay open when the parent dies.
+    """Close the parent's connections, which would otherwise stay open when the parent ends.
 
-    Their numbers stay taken, by /dev/null: some object still means to close them.
+    Their descriptors are redirected to /dev/null: some inherited object will close them.
     """
     null = os.open(os.devnull, os.O_RDWR)
     for name in os.listdir("/proc/self/fd"):

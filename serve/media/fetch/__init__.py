@@ -1,1 +1,1 @@
-"""Pictures by URL: fetched by us, once, from public addresses only. Engines are given bytes and never fetch."""
+"""Fetch images by URL, once, from public addresses only. Engines get bytes and never fetch."""

@@ -1,4 +1,4 @@
-"""Connections to addresses that were checked, and to no others."""
+"""Resolve names, and connect to checked addresses only."""
 
 import asyncio
 import socket
@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpcore
 
 TRIES = 3
-"""Of a host's addresses so many are dialled, one after the other."""
+"""Addresses of a host that are tried, one after the other."""
 
-# Threads of its own: a name server that hangs must not keep the pictures of others from being read.
+# Threads of its own, so that a name server that hangs does not delay the decoding of images.
 _RESOLVING = ThreadPoolExecutor(16, "resolve")
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -18,9 +18,9 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    """As the system resolves names."""
-    found = await asyncio.get_running_loop().run_in_executor(_RESOLVING, _addresses, host, port)
-    return list(dict.fromkeys(found))
+    """Resolve a name as the system does. Raises OSError."""
+    addresses = await asyncio.get_running_loop().run_in_executor(_RESOLVING, _addresses, host, port)
+    return list(dict.fromkeys(addresses))
 
 
 def _addresses(host: str, port: int) -> list[str]:
@@ -28,10 +28,10 @@ def _addresses(host: str, port: int) -> list[str]:
 
 
 class Pinned(httpcore.AsyncNetworkBackend):
-    """Dials these addresses whatever host it is given: a name that is resolved again may lead elsewhere. TLS still
-    asks for the host.
+    """A network backend that connects to given addresses whatever the host, since resolving its name again could return
+    other ones. TLS still verifies the host.
 
-    For an `async with`, which closes what was opened: httpcore forgets a connection that is left during its handshake.
+    Use it in an `async with`, which closes all connections: httpcore leaks one that is cancelled during its handshake.
     """
 
     def __init__(self, addresses: Sequence[str]) -> None:

@@ -1,17 +1,17 @@
-"""Which pictures may be fetched: a config's `gateway.images`."""
+"""A policy of the URLs that images may be fetched from: a config's `gateway.images`."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.media.fetch.address import Place
+from serve.media.fetch.address import ParsedUrl
 
 Host = Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9._-]+$|^[0-9a-f:.]+$", max_length=255)]
 """A name or an address in lower case, or *.name for everything under it."""
 
 
 class Policy(BaseModel):
-    """Never to an address that is not public, whatever is allowed here."""
+    """Rules for URLs. Addresses that are not public are never fetched from, whatever is allowed here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -21,15 +21,15 @@ class Policy(BaseModel):
     deny: list[Host] = Field(default=[], description="Not these, allowed or not.")
     timeout_s: float = Field(default=5.0, gt=0, le=60, description="For the whole of it, redirects included.")
 
-    def permits(self, place: Place) -> bool:
-        """Whether a URL may be followed so far as its text tells."""
+    def permits(self, url: ParsedUrl) -> bool:
+        """Return whether the rules allow a URL. Its addresses are checked later, when they are resolved."""
         return (
-            place.scheme in self.schemes
-            and place.port in self.ports
-            and (not self.allow or _among(place.host, self.allow))
-            and not _among(place.host, self.deny)
+            url.scheme in self.schemes
+            and url.port in self.ports
+            and (not self.allow or _matches(url.host, self.allow))
+            and not _matches(url.host, self.deny)
         )
 
 
-def _among(host: str, entries: list[str]) -> bool:
+def _matches(host: str, entries: list[str]) -> bool:
     return any(host.endswith(entry[1:]) if entry.startswith("*.") else host == entry for entry in entries)

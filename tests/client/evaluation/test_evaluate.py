@@ -15,7 +15,7 @@ from serve.client.evaluation.items import TASKS
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 from serve.media import masks
-from serve.media.image import decode
+from serve.media.image import decode_image
 from serve.toy import questions, world
 
 
@@ -53,7 +53,7 @@ def test_items_are_the_same_in_every_run_and_fit_their_picture() -> None:
         assert [(one.name, one.fields, one.truth) for one in first] == [(o.name, o.fields, o.truth) for o in again]
         assert [one.name for one in toys.items(task, 2, 5)] == [one.name for one in first[2:4]]
         for item in first:
-            picture = decode(item.load())
+            picture = decode_image(item.load())
             for place in item.truth.get("boxes", []):
                 x0, y0, x1, y1 = place["box"]
                 assert 0 <= x0 < x1 <= picture.width and 0 <= y0 < y1 <= picture.height

@@ -8,7 +8,7 @@ SIDE, PATCH = 56, 14  # 16 image tokens
 
 
 def clip(side: int = SIDE, patch: int = PATCH) -> Any:
-    """The vision tower of every LLaVA but OneVision; the one before the last layer is read."""
+    """Return the vision tower's config of every LLaVA but OneVision; features are the last but one layer's."""
     from transformers import CLIPVisionConfig
 
     return CLIPVisionConfig(

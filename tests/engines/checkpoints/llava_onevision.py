@@ -13,7 +13,7 @@ def build(context: int) -> tuple[Any, Any]:
 
 
 def tied(context: int) -> tuple[Any, Any]:
-    """The smallest one's words are its output layer too."""
+    """Tie the embeddings to the output layer, as the smallest model does."""
     return _build(context, tied=True)
 
 

@@ -1,4 +1,4 @@
-"""Texts of several lengths, in the form that the catalogue gives each family."""
+"""Texts of several lengths, in each family's prompt format."""
 
 import numpy as np
 
@@ -21,18 +21,18 @@ PUBLISHED = {
 
 
 def published(family: str) -> Model:
-    """The model of the catalogue that is made alike."""
+    """Return the catalogue's model of the same architecture."""
     return MODELS[PUBLISHED[family]]
 
 
 def texts(count: int) -> list[str]:
-    """2 to 17 words each."""
+    """Return texts of 2 to 17 words each."""
     rng = np.random.default_rng(5)
     words = WORDS.split()
     return [" ".join(rng.choice(words, size=2 + 3 * (i % 6))) for i in range(count)]
 
 
 def prompts(family: str, count: int, *, filmed: bool = False) -> list[str]:
-    """The same as one question each, about a picture or a film."""
+    """Return the texts as prompts with a question each, about an image or a video."""
     converse = published(family).converse
     return [converse([Turn("user", text, pictured=not filmed, filmed=filmed)]) for text in texts(count)]

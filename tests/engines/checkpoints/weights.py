@@ -1,4 +1,4 @@
-"""Random weights that mean something, under the names that the hub's files have.
+"""Random weights whose logits are not flat, under the names that the hub's files have.
 
 They are drawn so that the logits are not flat (standard deviation about 3): with a plain 0.02 initialisation real
 errors shrink a hundredfold and a parity test proves nothing. Everything is stored as bfloat16, as published.
@@ -13,7 +13,7 @@ PARTS = {"image_processor": "preprocessor_config.json", "video_processor": "vide
 
 
 def draw(model: Any) -> None:
-    """Fan-in scaled normals; logits with a standard deviation of about 3, and not the last token over and over.
+    """Draw fan-in scaled normals: logits have a standard deviation of about 3 and do not repeat the last token.
 
     Where the output layer is the embedding (Gemma), a token mostly predicts itself unless the layers outweigh the
     input: small embeddings, large layer outputs and a large last norm.
@@ -42,9 +42,10 @@ def draw(model: Any) -> None:
 
 
 def publish(folder: Path) -> None:
-    """What transformers 5 has written, as the hub has it: `vision_model.` in the names, processors in files apart.
+    """Convert files that transformers 5 has written to the hub's layout: `vision_model.` in names, a file per
+    processor.
 
-    vLLM asks for the published names.
+    vLLM needs the published names.
     """
     from safetensors.torch import load_file, save_file
 

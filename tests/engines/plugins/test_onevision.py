@@ -10,7 +10,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
 
 def shapes(stock: bool, *lengths: int) -> list[tuple[int, ...]]:
-    """What films of so many frames become, at 4 tokens of 8 numbers a frame and one newline a film."""
+    """Return the shapes of videos of these lengths in frames, at 4 tokens of 8 numbers a frame and a newline a
+    video."""
     repair()
     import torch
     from vllm.model_executor.models.llava_onevision import LlavaOnevisionForConditionalGeneration
@@ -32,7 +33,7 @@ def shapes(stock: bool, *lengths: int) -> list[tuple[int, ...]]:
     return [tuple(film.shape) for film in Blind()._process_video_pixels({"pixel_values_videos": pixels})]
 
 
-def test_each_film_is_a_row_of_tokens() -> None:
+def test_videos_become_rows_of_tokens() -> None:
     assert shapes(False, 2, 3) == [(9, 8), (13, 8)]
     assert shapes(False, 2, 2) == [(9, 8), (9, 8)]
 
@@ -42,9 +43,9 @@ def test_vllm_still_needs_the_plugin() -> None:
 
 
 def test_vllm_finds_the_plugin() -> None:
-    (found,) = importlib.metadata.entry_points(group="vllm.general_plugins", name="diptych_onevision")
+    (entry_point,) = importlib.metadata.entry_points(group="vllm.general_plugins", name="diptych_onevision")
     repair()
-    found.load()()
+    entry_point.load()()
     from vllm import ModelRegistry
 
     model = ModelRegistry.models["LlavaOnevisionForConditionalGeneration"]

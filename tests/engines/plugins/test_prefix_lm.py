@@ -19,12 +19,12 @@ def row(*values: object) -> Tensor:
     return np.array(values).view(Tensor)
 
 
-def test_who_reads_is_not_causal_and_who_speaks_is() -> None:
+def test_requests_in_prefill_are_not_causal_and_in_decoding_are() -> None:
     flags = prefix_lm.flags(row(True, False, True), row(20, 1, 30), row(20, 57, 30))
     assert list(flags) == [0, 1, 0]
 
 
-def test_where_everyone_speaks_nothing_changes() -> None:
+def test_step_without_prefill_has_no_flags() -> None:
     assert prefix_lm.flags(row(False, False), row(1, 1), row(20, 57)) is None
     assert prefix_lm.flags(None, row(1), row(1)) is None
 
@@ -34,7 +34,7 @@ def test_a_prompt_begun_elsewhere_is_refused() -> None:
         prefix_lm.flags(row(True, True), row(20, 8), row(20, 24))
 
 
-def test_a_preempted_request_reads_first_and_speaks_in_the_next_step() -> None:
+def test_preempted_request_computes_its_prompt_and_its_reply_in_separate_steps() -> None:
     assert prefix_lm.within_prompt(prompt=30, computed=0, new=30) == 30
     assert prefix_lm.within_prompt(prompt=30, computed=0, new=42) == 30  # 12 words said before it was preempted
     assert prefix_lm.within_prompt(prompt=30, computed=30, new=12) == 12
@@ -49,7 +49,7 @@ def test_half_a_prompt_is_refused(computed: int, new: int) -> None:
 
 
 def config(**changes: object) -> types.SimpleNamespace:
-    """As much of a vLLM configuration as the guard reads, safe but for the changes."""
+    """Return the part of a vLLM configuration that the guard reads: safe values with the changes."""
     safe = {
         "enable_chunked_prefill": False,
         "enable_prefix_caching": False,
@@ -90,7 +90,7 @@ def test_each_unsafe_argument_is_refused_by_name(name: str, value: object) -> No
 
 
 @pytest.mark.parametrize("name", prefix_lm.SAFE_ARGS)
-def test_nobody_overrides_what_keeps_a_prefix_lm_right(tmp_path, name: str) -> None:
+def test_safe_argument_of_a_prefix_lm_cannot_be_overridden(tmp_path, name: str) -> None:
     with pytest.raises(ModelError, match=name) as caught:
         arguments(tmp_path, {}, {name: "something else"}, is_prefix_lm=True, cpu=False)
     assert caught.value.code == "unsafe_argument"

@@ -21,7 +21,7 @@ LLAVA = types.SimpleNamespace(model_config=types.SimpleNamespace(architectures=[
 
 
 def step(prefilling: list[bool], query: list[int], total: list[int]):
-    """vLLM's common metadata of one step: tokens per request in this step, and up to its end."""
+    """Return vLLM's common metadata of a step. query, total: tokens of each request in this step, and up to its end."""
     repair()
     import torch
     from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -44,7 +44,7 @@ def step(prefilling: list[bool], query: list[int], total: list[int]):
 
 
 def triton(config: object):
-    """The Triton builder without the scratch memory of a GPU."""
+    """Return the Triton builder without the scratch memory of a GPU."""
     from serve.engines.plugins.prefix_lm_vllm import TritonBuilder
 
     builder = TritonBuilder.__new__(TritonBuilder)
@@ -64,18 +64,21 @@ def test_the_triton_metadata_carries_a_flag_per_request() -> None:
     assert common.causal is True  # the step's own metadata, which others read too, is untouched
 
 
-def test_a_prompt_longer_than_the_window_is_looked_at_apart() -> None:
+def test_prompt_longer_than_the_window_gets_metadata_of_its_own() -> None:
     common = step([True, False, True], [20, 1, 30], [20, 57, 30])
-    reading, speaking = triton(PALIGEMMA).build(0, common).parts
-    assert reading.reads and reading.tokens.tolist() == [*range(20), *range(21, 51)]
-    assert reading.metadata.causal is False
-    assert reading.metadata.query_start_loc.tolist() == [0, 20, 50] and reading.metadata.seq_lens.tolist() == [20, 30]
-    assert not speaking.reads and speaking.tokens.tolist() == [20]
-    assert speaking.metadata.causal is True and speaking.metadata.seq_lens.tolist() == [57]
+    prefilling, generating = triton(PALIGEMMA).build(0, common).parts
+    assert prefilling.prefill and prefilling.tokens.tolist() == [*range(20), *range(21, 51)]
+    assert prefilling.metadata.causal is False
+    assert prefilling.metadata.query_start_loc.tolist() == [0, 20, 50] and prefilling.metadata.seq_lens.tolist() == [
+        20,
+        30,
+    ]
+    assert not generating.prefill and generating.tokens.tolist() == [20]
+    assert generating.metadata.causal is True and generating.metadata.seq_lens.tolist() == [57]
     assert not hasattr(triton(PALIGEMMA).build(0, step([True, False], [25, 1], [25, 57])), "parts")
 
 
-def test_tritons_kernel_reads_whole_prompts_and_speaks_within_the_window() -> None:
+def test_triton_kernel_has_the_window_in_decoding_only() -> None:
     """vLLM's own kernel, interpreted: no GPU is needed, but Triton is, which an installation for CPU leaves out."""
     pytest.importorskip("triton")
     program = Path(__file__).with_name("triton_interpreted.py")
@@ -83,20 +86,20 @@ def test_tritons_kernel_reads_whole_prompts_and_speaks_within_the_window() -> No
     assert done.returncode == 0, done.stderr
     whole, sliding, once = map(float, done.stdout.split())
     assert whole < 1e-5 and sliding < 1e-5
-    assert once > 0.1  # without the second look a long prompt does not see itself
+    assert once > 0.1  # without the second kernel call a long prompt does not attend to itself
 
 
-def test_steps_of_speech_and_other_models_are_left_as_they_are() -> None:
+def test_decoding_steps_and_other_models_are_unchanged() -> None:
     assert triton(PALIGEMMA).build(0, step([False, False], [1, 1], [20, 57])).causal is True
     assert triton(LLAVA).build(0, step([True, False], [20, 1], [20, 57])).causal is True
 
 
-def test_a_prompt_out_of_a_cache_ends_the_step() -> None:
+def test_prompt_from_a_cache_raises() -> None:
     with pytest.raises(prefix_lm.PromptCut):
         triton(PALIGEMMA).build(0, step([True], [8], [24]))
 
 
-def test_only_steps_of_speech_are_captured_whole() -> None:
+def test_only_decoding_steps_are_captured_as_whole_graphs() -> None:
     step([True], [1], [1])
     from vllm.v1.attention.backend import AttentionCGSupport
 

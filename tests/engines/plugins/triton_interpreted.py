@@ -21,7 +21,7 @@ import triton
 import triton.language
 import vllm.triton_utils
 
-# vLLM for CPU takes no other Triton than one that compiles for CPU; the interpreter compiles nothing.
+# vLLM for CPU takes no other Triton than scale_one that compiles for CPU; the interpreter compiles nothing.
 vllm.triton_utils.triton, vllm.triton_utils.tl, vllm.triton_utils.HAS_TRITON = triton, triton.language, True
 
 from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -38,26 +38,26 @@ MODEL = types.SimpleNamespace(
 
 
 def builder() -> Any:
-    """The metadata builder without the scratch memory of a GPU."""
-    made = prefix_lm_vllm.TritonBuilder.__new__(prefix_lm_vllm.TritonBuilder)
-    made.vllm_config = types.SimpleNamespace(model_config=MODEL)
-    made.max_seqs_64_segments = 0
-    made.seq_threshold_3D = made.num_par_softmax_segments = None
-    made.softmax_segm_output = made.softmax_segm_max = made.softmax_segm_expsum = None
-    made.rswa_window = None
-    return made
+    """Return the metadata builder without the scratch memory of a GPU."""
+    result = prefix_lm_vllm.TritonBuilder.__new__(prefix_lm_vllm.TritonBuilder)
+    result.vllm_config = types.SimpleNamespace(model_config=MODEL)
+    result.max_seqs_64_segments = 0
+    result.seq_threshold_3D = result.num_par_softmax_segments = None
+    result.softmax_segm_output = result.softmax_segm_max = result.softmax_segm_expsum = None
+    result.rswa_window = None
+    return result
 
 
 def layer(window: int | None) -> Any:
-    """One attention layer; the kernel's arguments that a GPU's properties would decide are given."""
-    made = prefix_lm_vllm.TritonImpl.__new__(prefix_lm_vllm.TritonImpl)
-    made.__dict__.update(
+    """Return an attention layer with the kernel arguments that otherwise depend on the GPU."""
+    result = prefix_lm_vllm.TritonImpl.__new__(prefix_lm_vllm.TritonImpl)
+    result.__dict__.update(
         head_size=SIZE, scale=SCALE, alibi_slopes=None, use_alibi_sqrt=False, logits_soft_cap=CAP, sinks=None,
         sliding_window=(-1, -1) if window is None else (window - 1, 0), attn_type="decoder", kv_cache_dtype="auto",
         _kv_quant_mode=KVQuantMode.NONE, _is_per_token_head_quant=False, chunk_lookback=-1, use_td=False,
         fp8_dtype=torch.float8_e4m3fn,
     )  # fmt: skip
-    return made
+    return result
 
 
 def error(window: int | None, *, second_look: bool = True) -> float:
@@ -81,20 +81,20 @@ def error(window: int | None, *, second_look: bool = True) -> float:
     )  # fmt: skip
     if not second_look:
         metadata.parts = None
-    one = torch.ones(1)
-    scales = types.SimpleNamespace(_q_scale=one, _k_scale=one, _v_scale=one)
-    said = layer(window).forward(scales, query, None, None, cache, metadata, torch.zeros_like(query))
+    scale_one = torch.ones(1)
+    scales = types.SimpleNamespace(_q_scale=scale_one, _k_scale=scale_one, _v_scale=scale_one)
+    output = layer(window).forward(scales, query, None, None, cache, metadata, torch.zeros_like(query))
     worst = 0.0
     for row, (new, total, reads) in enumerate(zip(QUERY, TOTAL, READS, strict=True)):
         keys, values = cache[table[row, : blocks[row]].long(), 0].reshape(-1, 2 * SIZE)[:total].split(SIZE, -1)
         at, key = torch.arange(total - new, total)[:, None], torch.arange(total)[None]
-        seen = torch.ones(new, total, dtype=torch.bool) if reads else key <= at
+        visible = torch.ones(new, total, dtype=torch.bool) if reads else key <= at
         if window is not None and not reads:
-            seen = seen & (at - key < window)
-        mine = slice(int(starts[row]), int(starts[row + 1]))
-        scores = torch.tanh(torch.einsum("qhd,kd->hqk", query[mine], keys) * SCALE / CAP) * CAP
-        chances = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-        worst = max(worst, float((torch.einsum("hqk,kd->qhd", chances, values) - said[mine]).abs().max()))
+            visible = visible & (at - key < window)
+        own_tokens = slice(int(starts[row]), int(starts[row + 1]))
+        scores = torch.tanh(torch.einsum("qhd,kd->hqk", query[own_tokens], keys) * SCALE / CAP) * CAP
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        worst = max(worst, float((torch.einsum("hqk,kd->qhd", weights, values) - output[own_tokens]).abs().max()))
     return worst
 
 

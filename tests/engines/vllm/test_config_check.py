@@ -37,14 +37,14 @@ def written(folder: Path, **changed: Any) -> Path:
 
 def refusal(folder: Path, expect: dict[str, Any] | Any = MIX) -> str:
     with pytest.raises(ModelError) as refused:
-        config_check.check(folder, expect)
+        config_check.check_config(folder, expect)
     assert refused.value.code == "config_mismatch"
     return refused.value.message
 
 
-def test_the_right_one_passes(tmp_path: Path) -> None:
-    config_check.check(written(tmp_path), MIX)
-    config_check.check(written(tmp_path), {})
+def test_matching_config_passes(tmp_path: Path) -> None:
+    config_check.check_config(written(tmp_path), MIX)
+    config_check.check_config(written(tmp_path), {})
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ def test_the_right_one_passes(tmp_path: Path) -> None:
         ("text_config__model_type", "gemma2", "text_config.model_type should be gemma and is gemma2"),
     ],
 )
-def test_a_difference_is_named_with_what_was_expected_and_found(
+def test_difference_is_named_with_expected_and_actual_value(
     tmp_path: Path, field: str, value: object, says: str
 ) -> None:
     message = refusal(written(tmp_path, **{field: value}))
     assert says in message and str(tmp_path / "config.json") in message
 
 
-def test_another_architecture_is_all_that_is_said_of_another_model(tmp_path: Path) -> None:
+def test_other_architecture_is_the_only_difference_named(tmp_path: Path) -> None:
     message = refusal(written(tmp_path, architectures=["LlavaForConditionalGeneration"], text_config={}))
     assert "architectures should be PaliGemmaForConditionalGeneration and is LlavaForConditionalGeneration" in message
     assert "vocab_size" not in message
@@ -81,29 +81,29 @@ def test_two_differences_are_both_named(tmp_path: Path) -> None:
     assert "vocab_size should be 257216 and is 1; vision_config.image_size should be 448 and is 2" in message
 
 
-def test_what_the_file_leaves_out_has_transformers_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_field_has_transformers_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled = {"text_config": {"max_position_embeddings": 8192}, "vision_config": {"image_size": 224}}
     config = types.SimpleNamespace(to_dict=lambda: filled)
     auto = types.SimpleNamespace(from_pretrained=lambda folder: config)
     monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(AutoConfig=auto))  # type: ignore[arg-type]
     text = {"model_type": "gemma", "vocab_size": 257_216}
-    config_check.check(written(tmp_path, text_config=text), MIX)
+    config_check.check_config(written(tmp_path, text_config=text), MIX)
     message = refusal(written(tmp_path, text_config=text, vision_config={}))
     assert message.endswith("vision_config.image_size should be 448 and is 224.")
 
 
 @pytest.mark.engine
 def test_the_defaults_are_those_of_transformers_itself(tmp_path: Path) -> None:
-    """As google/paligemma-3b-mix-224 is published: neither the context nor the size of the pictures is written."""
+    """Published google/paligemma-3b-mix-224 states neither the context nor the image size."""
     text = {"model_type": "gemma", "vocab_size": 257_216}
     folder = written(tmp_path, text_config=text, vision_config={"model_type": "siglip_vision_model"})
-    config_check.check(folder, MODELS["paligemma-3b-mix-224"].checkpoint.expect)
+    config_check.check_config(folder, MODELS["paligemma-3b-mix-224"].checkpoint.expect)
     assert "vision_config.image_size should be 448 and is 224" in refusal(folder)
 
 
 def test_a_users_own_checkpoint_may_have_another_context_and_vocabulary(tmp_path: Path) -> None:
     own = written(tmp_path, text_config__vocab_size=300_000, text_config__max_position_embeddings=512)
-    config_check.check(own, config_check.kind(MIX))
+    config_check.check_config(own, config_check.kind(MIX))
     assert "model_type" in refusal(written(tmp_path, text_config__model_type="gemma2"), config_check.kind(MIX))
 
 
@@ -113,7 +113,7 @@ def test_the_toys_are_not_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize("model", [model for model in MODELS.values() if not model.card.toy], ids=lambda m: m.name)
-def test_every_card_expects_an_architecture_and_what_tells_its_size_apart(model: Any) -> None:
+def test_every_card_expects_an_architecture_and_fields_of_its_size(model: Any) -> None:
     expect = model.checkpoint.expect
     assert len(expect["architectures"]) == 1
     assert expect.get("text_config.max_position_embeddings", model.card.context_window) == model.card.context_window

@@ -1,4 +1,4 @@
-"""Pictures are padded and resized as the processor would do it, whatever their shape."""
+"""Images of all shapes are padded and resized as the processor does it."""
 
 import contextlib
 import tracemalloc
@@ -12,9 +12,9 @@ import pytest
 from serve.engines.base import Prompt
 from serve.engines.vllm import multimodal
 from serve.engines.vllm.torchvision import repair
+from serve.media.decoding import SMALL
 from serve.media.geometry import Padded, pad_to_square
 from serve.media.image import Image
-from serve.media.reading import SMALL
 from serve.media.video import Video
 from serve.models.llava import PAD_COLOUR, prepare
 
@@ -61,41 +61,47 @@ def values(processor: Any, picture: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [56, 112, 336])
-def test_a_padded_picture_has_the_values_of_the_full_square_bit_by_bit(clip: Any, size: int) -> None:
+def test_a_padded_image_has_the_values_of_the_full_square_bit_by_bit(clip: Any, size: int) -> None:
     processor = clip(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    fit = multimodal.Fit.of(processor)
-    assert fit is not None and (fit.height, fit.width, fit.stretches) == (size, size, False)
+    resizer = multimodal.Resizer.of(processor)
+    assert resizer is not None and (resizer.height, resizer.width, resizer.stretches) == (size, size, False)
     for width, height in SHAPES:
         pixels = noise(width, height)
         image = prepare(Image(pixels))
-        assert fit.takes(image) and tuple(fit(image).shape) == (3, size, size)
-        assert (values(processor, fit(image)) == values(processor, squared(pixels))).all(), (width, height)
+        assert resizer.applies_to(image) and tuple(resizer(image).shape) == (3, size, size)
+        assert (values(processor, resizer(image)) == values(processor, squared(pixels))).all(), (width, height)
 
 
 @pytest.mark.parametrize("sides", [(112, 112), (448, 448), (90, 40)])
-def test_a_stretched_picture_has_the_processors_values_bit_by_bit(siglip: Any, sides: tuple[int, int]) -> None:
+def test_a_stretched_image_has_the_processors_values_bit_by_bit(siglip: Any, sides: tuple[int, int]) -> None:
     processor = siglip(size={"height": sides[0], "width": sides[1]})
-    fit = multimodal.Fit.of(processor)
-    assert fit is not None and (fit.height, fit.width, fit.stretches) == (*sides, True)
+    resizer = multimodal.Resizer.of(processor)
+    assert resizer is not None and (resizer.height, resizer.width, resizer.stretches) == (*sides, True)
     for width, height in SHAPES:
         pixels = noise(width, height)
         expected = values(processor, PIL.Image.fromarray(pixels))
-        assert (values(processor, fit(Image(pixels))) == expected).all(), (width, height)
+        assert (values(processor, resizer(Image(pixels))) == expected).all(), (width, height)
 
 
-def test_a_processor_that_does_more_is_left_to_do_it(clip: Any) -> None:
+def test_processor_that_does_more_than_resize_has_no_resizer(clip: Any) -> None:
     from transformers import LlavaImageProcessor, LlavaNextImageProcessor, LlavaOnevisionImageProcessor
 
     tiling = [LlavaNextImageProcessor(), LlavaOnevisionImageProcessor(), LlavaImageProcessor(do_pad=True)]
     cropping = clip(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56})
-    assert [multimodal.Fit.of(one) for one in [*tiling, cropping, clip(do_resize=False), None]] == [None] * 6
-    fit = multimodal.Fit.of(clip(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}))
-    assert fit is not None and not fit.takes(Image(noise(80, 60))) and fit.takes(Image(noise(60, 60)))
+    assert [multimodal.Resizer.of(processor) for processor in [*tiling, cropping, clip(do_resize=False), None]] == [
+        None
+    ] * 6
+    resizer = multimodal.Resizer.of(clip(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}))
+    assert (
+        resizer is not None
+        and not resizer.applies_to(Image(noise(80, 60)))
+        and resizer.applies_to(Image(noise(60, 60)))
+    )
 
 
 @contextlib.contextmanager
 def at_most(megabytes: float) -> Iterator[None]:
-    """Numpy's own arrays; torch's are of their size, or of the result's."""
+    """Assert the peak memory of numpy arrays in a block. torch's are of the same size, or of the result's."""
     tracemalloc.start()
     try:
         yield
@@ -105,35 +111,35 @@ def at_most(megabytes: float) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("width", "height"), [(16_384, 1), (1, 16_384), (16_384, 200), (150, 16_000), (9_000, 1_000)])
-def test_the_longest_pictures_cost_a_few_megabytes(clip: Any, width: int, height: int) -> None:
-    fit = multimodal.Fit.of(clip(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}))
-    assert fit is not None
+def test_the_longest_images_cost_a_few_megabytes(clip: Any, width: int, height: int) -> None:
+    resizer = multimodal.Resizer.of(clip(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}))
+    assert resizer is not None
     image = Padded(Image(np.zeros((height, width, 3), np.uint8)), PAD_COLOUR)
     with at_most(25):
-        assert tuple(fit(image).shape) == (3, 336, 336)
+        assert tuple(resizer(image).shape) == (3, 336, 336)
     # Families that cut tiles get a square of bounded size; the picture keeps its shape in it.
     with at_most(32 + 4 * 3 * width * height / 2**20):
         assert image.pixels.shape == (2304, 2304, 3)
 
 
-def test_what_is_slow_is_judged_by_what_is_made() -> None:
+def test_slowness_depends_on_the_number_of_pixels() -> None:
     def slow(image: Image) -> bool:
-        return multimodal.slow(Prompt("a", image))
+        return multimodal.is_slow(Prompt("a", image))
 
     assert not slow(Image(noise(640, 480))) and not slow(pad_to_square(Image(noise(640, 480)), PAD_COLOUR))
     assert slow(pad_to_square(Image(noise(1500, 1)), PAD_COLOUR)) and not slow(Image(noise(1500, 1)))
-    assert slow(Image(noise(1000, 501))) and not multimodal.slow(Prompt("a", None))
+    assert slow(Image(noise(1000, 501))) and not multimodal.is_slow(Prompt("a", None))
     frames = np.zeros((8, 300, 300, 3), np.uint8)
     assert frames.size // 3 > SMALL
-    assert multimodal.slow(Prompt("a", None, video=Video(frames, tuple(map(float, range(8))), 8.0)))
-    assert not multimodal.slow(Prompt("a", None, video=Video(frames[:2], (0.0, 1.0), 2.0)))
+    assert multimodal.is_slow(Prompt("a", None, video=Video(frames, tuple(map(float, range(8))), 8.0)))
+    assert not multimodal.is_slow(Prompt("a", None, video=Video(frames[:2], (0.0, 1.0), 2.0)))
 
 
-def test_small_pictures_are_left_to_the_processor_and_large_ones_fitted(clip: Any) -> None:
-    fit = multimodal.Fit.of(clip(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}))
+def test_small_images_are_left_to_the_processor_and_large_ones_resized(clip: Any) -> None:
+    resizer = multimodal.Resizer.of(clip(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}))
 
     def shown(image: Image) -> tuple[int, ...]:
-        return tuple(multimodal.shown(Prompt("a", image), fit)["multi_modal_data"]["image"][0].shape)
+        return tuple(multimodal.multimodal_input(Prompt("a", image), resizer)["multi_modal_data"]["image"][0].shape)
 
     assert shown(prepare(Image(noise(60, 40)))) == (3, 60, 60)
     assert shown(prepare(Image(noise(1000, 40)))) == (3, 56, 56)

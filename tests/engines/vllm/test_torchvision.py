@@ -36,7 +36,7 @@ def test_only_a_broken_torchvision_gets_its_operators_declared(
     assert declared == ([] if works else ["declared"])
 
 
-def test_a_broken_torchaudio_is_replaced_by_nothing(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_torchaudio_is_replaced_by_an_empty_module(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision, "loads", lambda folder, library: False)
     spec = torchvision.Finder().find_spec("torchaudio")
     assert spec is not None and isinstance(spec.loader, torchvision.Empty)

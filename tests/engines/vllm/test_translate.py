@@ -3,18 +3,18 @@ import types
 import pytest
 
 from serve.engines.base import Sampling, Spoken
-from serve.engines.vllm.translate import Speller, spread, tokens
+from serve.engines.vllm.translate import TokenAligner, temperature_and_top_p, tokens
 
 
 def delta(text: str, names: list[str], finish: str | None = None, stop: str | None = None) -> types.SimpleNamespace:
-    """One of vLLM's deltas: token i has the name names[i] and the log-probability -i, and is the likeliest one."""
+    """Return an output of vLLM: token i, the likeliest, is names[i] alone and has the log-probability -i."""
     starts = range(0, 3 * len(names), 3)
     flat = types.SimpleNamespace(
         start_indices=list(starts),
         end_indices=[start + 3 for start in starts],
         ranks=[1, 1, 2] * len(names),
-        decoded_tokens=[told for name in names for told in (name, name, "?")],
-        logprobs=[told for i in range(len(names)) for told in (-float(i), -float(i), -9.0)],
+        decoded_tokens=[token for name in names for token in (name, name, "?")],
+        logprobs=[logprob for i in range(len(names)) for logprob in (-float(i), -float(i), -9.0)],
     )
     return types.SimpleNamespace(text=text, logprobs=flat, finish_reason=finish, stop_reason=stop)
 
@@ -30,13 +30,13 @@ def delta(text: str, names: list[str], finish: str | None = None, stop: str | No
     ],
 )
 def test_the_tokens_of_a_delta_make_up_its_text(text: str, names: list[str], expected: list[str]) -> None:
-    found = tokens(delta(text, names), top=0)
-    assert [token.text for token in found] == expected
+    aligned = tokens(delta(text, names), top=0)
+    assert [token.text for token in aligned] == expected
     assert "".join(expected) == text
-    assert [token.logprob for token in found] == [-float(i) for i in range(len(names))]
+    assert [token.logprob for token in aligned] == [-float(i) for i in range(len(names))]
 
 
-def test_the_end_of_sequence_is_not_spoken() -> None:
+def test_end_of_sequence_token_is_left_out() -> None:
     assert [token.text for token in tokens(delta("cat", ["cat", "</s>"], "stop"), top=0)] == ["cat"]
     assert len(tokens(delta("cat", ["cat", "s"], "stop", stop="s"), top=0)) == 2  # a stop text is no special token
 
@@ -58,20 +58,20 @@ def test_a_token_keeps_its_rank_where_deltas_are_joined(top: int) -> None:
         decoded_tokens=["b", "a", "c", "g", "a", "b", "c"],
         logprobs=[-2.0, -1.0, -3.0, -7.0, -1.0, -2.0, -3.0],
     )
-    found = tokens(types.SimpleNamespace(text="bg", logprobs=joined, finish_reason=None, stop_reason=None), top)
-    assert [token.text for token in found] == ["b", "g"]
-    assert [token.top for token in found] == [(("a", -1.0), ("b", -2.0), ("c", -3.0))[:top]] * 2
+    aligned = tokens(types.SimpleNamespace(text="bg", logprobs=joined, finish_reason=None, stop_reason=None), top)
+    assert [token.text for token in aligned] == ["b", "g"]
+    assert [token.top for token in aligned] == [(("a", -1.0), ("b", -2.0), ("c", -3.0))[:top]] * 2
 
 
-def test_confidence_is_of_the_words_asked_about() -> None:
+def test_confidence_covers_the_tokens_of_a_part_of_the_text() -> None:
     spoken = Spoken("a red dog", tokens(delta("a red dog", ["a", "red", "dog"]), top=0))
     assert spoken.confidence(2, 5) == pytest.approx(2.718281828**-1)
 
 
-def test_top_p_of_nothing_is_greedy() -> None:
-    assert spread(Sampling(temperature=0.9, top_p=0.0)) == (0.0, 1.0)
-    assert spread(Sampling(temperature=0.9, top_p=0.4)) == (0.9, 0.4)
-    assert spread(Sampling(temperature=0.0, top_p=1.0)) == (0.0, 1.0)
+def test_top_p_of_zero_is_greedy() -> None:
+    assert temperature_and_top_p(Sampling(temperature=0.9, top_p=0.0)) == (0.0, 1.0)
+    assert temperature_and_top_p(Sampling(temperature=0.9, top_p=0.4)) == (0.9, 0.4)
+    assert temperature_and_top_p(Sampling(temperature=0.0, top_p=1.0)) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -87,34 +87,34 @@ def test_top_p_of_nothing_is_greedy() -> None:
             None,
             ["x", "", "\u00e9", "\n", "y"],
         ),
-        (["one", " two", " three"], ["one", "", ""], " two", ["one", "", ""]),  # two are not told: they were cut off
+        (["one", " two", " three"], ["one", "", ""], " two", ["one", "", ""]),  # two have no text: they were cut off
         (["odd", " end", "</s>"], ["0dd", "", " end"], None, ["", "0dd end"]),  # a name that is not in the text
     ],
 )
 def test_tokens_wait_for_text_that_is_held_back(
     names: list[str], texts: list[str], stop_reason: str | None, expected: list[str]
 ) -> None:
-    speller = Speller(Sampling(stop=("stop",)))
-    found = []
+    aligner = TokenAligner(Sampling(stop=("stop",)))
+    texts_of_tokens = []
     for at, (name, text) in enumerate(zip(names, texts, strict=True)):
         last = at == len(names) - 1
-        told = speller.tokens(delta(text, [name], "stop" if last else None, stop_reason if last else None))
-        found += [token.text for token in told]
-    assert found == expected
-    assert "".join(found) == "".join(texts)
+        aligned = aligner.tokens(delta(text, [name], "stop" if last else None, stop_reason if last else None))
+        texts_of_tokens += [token.text for token in aligned]
+    assert texts_of_tokens == expected
+    assert "".join(texts_of_tokens) == "".join(texts)
 
 
-def test_a_whole_output_is_spelt_at_once() -> None:
-    speller = Speller(Sampling(stop=("stop",)), whole=True)
+def test_whole_output_is_aligned_at_once() -> None:
+    aligner = TokenAligner(Sampling(stop=("stop",)), whole=True)
     spoken = delta("a red", ["a", " red", "</s>"], "stop")
-    assert [token.text for token in speller.tokens(spoken)] == ["a", " red"]
+    assert [token.text for token in aligner.tokens(spoken)] == ["a", " red"]
     ended = delta("a", ["a", "end"], "stop")
     ended.stop_reason = 7  # another end token, of the checkpoint's generation_config
     assert [token.text for token in tokens(ended, top=0)] == ["a"]
 
 
 def test_without_log_probabilities_nothing_waits() -> None:
-    speller = Speller(Sampling(stop=("stop",), logprobs=False))
+    aligner = TokenAligner(Sampling(stop=("stop",), logprobs=False))
     for _ in range(3):
-        assert speller.tokens(types.SimpleNamespace(text="a", token_ids=[1], logprobs=None, finish_reason=None)) == ()
-    assert speller.text == ""
+        assert aligner.tokens(types.SimpleNamespace(text="a", token_ids=[1], logprobs=None, finish_reason=None)) == ()
+    assert aligner.text == ""

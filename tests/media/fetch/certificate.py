@@ -1,4 +1,4 @@
-"""A certificate for one name, signed by itself."""
+"""Make a self-signed certificate for a host name."""
 
 import datetime
 from pathlib import Path
@@ -10,12 +10,12 @@ from cryptography.x509.oid import NameOID
 
 
 def certified(name: str, folder: Path) -> tuple[Path, Path]:
-    """The files of the certificate and of its key."""
+    """Write a certificate and its key to `folder`. Returns the two paths."""
     key = ec.generate_private_key(ec.SECP256R1())
-    who = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
-        x509.CertificateBuilder(who, who, key.public_key(), x509.random_serial_number())
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)

@@ -1,4 +1,4 @@
-"""An origin server on loopback that serves pictures, and misbehaves as it is told to by the path."""
+"""An origin server on loopback that serves images, and misbehaves by path."""
 
 import asyncio
 import gzip
@@ -19,7 +19,7 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class Origin:
-    """scripts: what is done at a path once the request's head was read. heads: the heads of all requests so far."""
+    """A server. scripts: by path, called after the request's head was read. heads: the heads of all requests so far."""
 
     port: int = 0
     scripts: dict[str, Script] = field(default_factory=dict)
@@ -35,7 +35,8 @@ class Origin:
         tls: Callable[[], ssl.SSLContext] = httpcore.default_ssl_context,
         **policy: object,
     ) -> Fetcher:
-        """One that knows this origin's name, and may go to 127.0.0.1 as if it were public, and to no other port."""
+        """Return a fetcher that resolves this origin's name and may connect to 127.0.0.1, on this origin's port
+        only."""
         names = {HOST: ["127.0.0.1"]} if names is None else names
 
         async def resolve(host: str, port: int) -> Sequence[str]:
@@ -60,7 +61,7 @@ class Origin:
 
 
 def permits(address: Address) -> bool:
-    """As in production, but for one loopback address."""
+    """Permit 127.0.0.1 beside all public addresses."""
     return str(address) == "127.0.0.1" or public(address)
 
 
@@ -76,7 +77,6 @@ async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Origin]:
 
 
 def says(body: bytes, status: str = "200 OK", **headers: str) -> Script:
-    """A whole answer."""
     lines = {"content-length": str(len(body))} | {name.replace("_", "-"): value for name, value in headers.items()}
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
 

@@ -1,4 +1,4 @@
-"""serve.media.fetch.address and policy: which URLs and addresses may be fetched from. No socket is opened here."""
+"""serve.media.fetch.address and policy: the URLs and addresses that may be fetched from. No socket is opened here."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from serve.media.fetch.address import MAX_URL, Place, literal, parse, public
+from serve.media.fetch.address import MAX_URL, ParsedUrl, literal, parse, public
 from serve.media.fetch.policy import Policy
 
 
@@ -59,7 +59,7 @@ def test_a_private_address_inside_another(tunnel: str, inside: str) -> None:
 
 
 @given(st.ip_addresses())
-def test_what_is_public_is_global_in_the_eyes_of_python(address: IPv4Address | IPv6Address) -> None:
+def test_public_addresses_are_global_for_ipaddress_too(address: IPv4Address | IPv6Address) -> None:
     if public(address) and address not in ip_network("64:ff9b::/96"):
         seen = getattr(address, "ipv4_mapped", None) or address
         assert seen.is_global and not (seen.is_multicast or seen.is_loopback or seen.is_link_local)
@@ -68,17 +68,17 @@ def test_what_is_public_is_global_in_the_eyes_of_python(address: IPv4Address | I
 @pytest.mark.parametrize(
     ("url", "place"),
     [
-        ("https://example.com/cat.png", Place("https", "example.com", 443, "/cat.png")),
-        ("HTTPS://Example.COM", Place("https", "example.com", 443, "/")),
-        ("https://example.com?a=b", Place("https", "example.com", 443, "/?a=b")),
-        ("https://example.com:8443/a?b=c&d=%20#part", Place("https", "example.com", 8443, "/a?b=c&d=%20")),
-        ("http://1.1.1.1/x", Place("http", "1.1.1.1", 80, "/x")),
-        ("https://[2606:4700:4700:0::1111]/x", Place("https", "2606:4700:4700::1111", 443, "/x")),
-        ("https://xn--bcher-kva.example/", Place("https", "xn--bcher-kva.example", 443, "/")),
-        ("https://a.example/@b", Place("https", "a.example", 443, "/@b")),
+        ("https://example.com/cat.png", ParsedUrl("https", "example.com", 443, "/cat.png")),
+        ("HTTPS://Example.COM", ParsedUrl("https", "example.com", 443, "/")),
+        ("https://example.com?a=b", ParsedUrl("https", "example.com", 443, "/?a=b")),
+        ("https://example.com:8443/a?b=c&d=%20#part", ParsedUrl("https", "example.com", 8443, "/a?b=c&d=%20")),
+        ("http://1.1.1.1/x", ParsedUrl("http", "1.1.1.1", 80, "/x")),
+        ("https://[2606:4700:4700:0::1111]/x", ParsedUrl("https", "2606:4700:4700::1111", 443, "/x")),
+        ("https://xn--bcher-kva.example/", ParsedUrl("https", "xn--bcher-kva.example", 443, "/")),
+        ("https://a.example/@b", ParsedUrl("https", "a.example", 443, "/@b")),
     ],
 )
-def test_where_a_url_leads(url: str, place: Place) -> None:
+def test_url_is_parsed(url: str, place: ParsedUrl) -> None:
     assert parse(url) == place
     assert parse(place.url()) == place
 
@@ -155,7 +155,7 @@ assert CAT is not None
         ({"allow": ["*.ample.com"]}, False),
     ],
 )
-def test_what_a_policy_permits(rules: dict[str, object], permitted: bool) -> None:
+def test_policy_permits_urls_by_its_rules(rules: dict[str, object], permitted: bool) -> None:
     assert CAT is not None
     assert Policy.model_validate(rules).permits(CAT) is permitted
 
@@ -171,6 +171,6 @@ def test_http_and_other_ports_only_by_configuration() -> None:
     [{"allow": ["https://a.example"]}, {"deny": ["A.example"]}, {"ports": [0]}, {"schemes": ["ftp"]}, {"timeout_s": 0}]
     + [{"alow": []}, {"allow": [""]}, {"allow": ["*"]}],
 )
-def test_a_policy_with_a_slip_in_it_is_refused(rules: dict[str, object]) -> None:
+def test_policy_with_an_invalid_rule_is_refused(rules: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Policy.model_validate(rules)

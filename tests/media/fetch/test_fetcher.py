@@ -1,4 +1,4 @@
-"""The fetcher against a real server on loopback: what it brings, and what it says of one that misbehaves."""
+"""The fetcher against a real server on loopback, which also misbehaves in many ways."""
 
 import asyncio
 import logging
@@ -41,7 +41,7 @@ async def refused(fetcher: Fetcher, url: str) -> None:
     assert (error.message, error.code) == (NEUTRAL, "invalid_image_url")
 
 
-async def test_a_file_is_brought_as_it_is_with_one_plain_request(
+async def test_file_is_fetched_unchanged_with_a_single_plain_request(
     origin: Origin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
@@ -111,12 +111,12 @@ async def test_a_redirect_is_checked_like_the_url(origin: Origin, location: str)
         ["127.0.0.1", "not an address"],
     ],
 )
-async def test_one_address_that_is_not_public_is_enough(origin: Origin, addresses: list[str]) -> None:
+async def test_host_with_any_address_that_is_not_public_is_refused(origin: Origin, addresses: list[str]) -> None:
     await refused(origin.fetcher({HOST: addresses}), origin.url())
     assert origin.heads == []
 
 
-async def test_every_refusal_reads_the_same(origin: Origin) -> None:
+async def test_every_refusal_has_the_same_message(origin: Origin) -> None:
     fetcher = origin.fetcher({"inside.example": ["10.0.0.1"], HOST: ["127.0.0.1"]}, deny=["denied.example"])
     port = origin.port
     for url in (
@@ -133,7 +133,7 @@ async def test_every_refusal_reads_the_same(origin: Origin) -> None:
     assert origin.heads == []
 
 
-async def test_the_address_that_was_checked_is_the_one_that_is_dialled(origin: Origin) -> None:
+async def test_connection_goes_to_the_checked_address(origin: Origin) -> None:
     """A name that leads elsewhere the second time is not asked about a second time."""
     answers = [["127.0.0.1"], ["10.0.0.1"]]
 
@@ -171,7 +171,7 @@ async def test_a_host_with_a_dead_address_is_reached_at_its_next(origin: Origin)
     assert await fetcher.fetch(origin.url(), "image", MOST) == b"a cat"
 
 
-async def test_as_it_comes_nothing_on_this_machine_is_fetched(origin: Origin) -> None:
+async def test_default_fetcher_refuses_this_machines_addresses(origin: Origin) -> None:
     fetcher = Fetcher(Policy(schemes=["http"], ports=[origin.port]))
     for host in ("127.0.0.1", "localhost"):
         await refused(fetcher, origin.url(host=host))
@@ -212,7 +212,7 @@ async def test_an_origin_that_misbehaves(origin: Origin, script: Script, says: s
 
 
 @pytest.mark.parametrize("script", [origins.endless, says(b"x" * 4097), says(b"", content_length=str(10**12))])
-async def test_a_file_that_is_too_large_is_not_read_on(origin: Origin, script: Script) -> None:
+async def test_body_beyond_the_limit_is_not_read_further(origin: Origin, script: Script) -> None:
     origin.scripts["/large"] = script
     error = await refusal(origin.fetcher(), origin.url("/large"), most=4096)
     assert isinstance(error, TooLarge) and (error.status, error.code) == (413, "image_too_large")
@@ -241,16 +241,16 @@ async def test_a_handshake_that_hangs_leaves_no_connection_behind(origin: Origin
 
 async def test_the_certificate_is_that_of_the_host_and_not_of_the_address(tmp_path: Path) -> None:
     certificate, key = certified(HOST, tmp_path)
-    heard: list[str | None] = []
+    host_names: list[str | None] = []
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(certificate, key)
-    tls.sni_callback = lambda connection, name, context: heard.append(name)
+    tls.sni_callback = lambda connection, name, context: host_names.append(name)
     async with serving(tls) as origin:
         origin.scripts["/cat.png"] = says(b"a cat")
         names = {HOST: ["127.0.0.1"], "other.example": ["127.0.0.1"]}
         trusting = origin.fetcher(names, tls=lambda: ssl.create_default_context(cafile=str(certificate)))
         assert await trusting.fetch(origin.url(scheme="https"), "image", MOST) == b"a cat"
-        assert heard == [HOST]
+        assert host_names == [HOST]
         for fetcher, host in ((trusting, "other.example"), (trusting, "127.0.0.1"), (origin.fetcher(names), HOST)):
             error = await refusal(fetcher, origin.url(scheme="https", host=host))
             assert "failed or broke off" in error.message
@@ -266,7 +266,7 @@ async def test_a_name_server_that_hangs(origin: Origin) -> None:
     assert "did not arrive within 0.1 s" in (await refusal(fetcher, origin.url())).message
 
 
-async def test_the_requests_own_deadline_when_that_is_shorter(origin: Origin) -> None:
+async def test_shorter_deadline_of_the_request_wins(origin: Origin) -> None:
     origin.scripts["/bad"] = origins.hang
     with pytest.raises(BadRequest, match=r"did not arrive within 0\.2 s"):
         await origin.fetcher(timeout_s=30).fetch(origin.url("/bad"), "image", MOST, within_s=0.2)
@@ -286,7 +286,7 @@ async def test_leaving_closes_the_connection(origin: Origin) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_so_many_at_once_and_the_others_wait_for_a_while(origin: Origin) -> None:
+async def test_fetches_beyond_the_limit_wait_and_are_then_refused(origin: Origin) -> None:
     go = asyncio.Event()
 
     async def held_back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -51,11 +51,11 @@ async def holds(budget: Budget, size: int) -> bool:
     ],
     ids=["declared", "small", "undeclared"],
 )
-async def test_a_file_is_held_before_it_has_come(origin: Origin, head: str, body: bytes, held: int) -> None:
+async def test_file_is_leased_before_its_body_arrives(origin: Origin, head: str, body: bytes, held: int) -> None:
     origin.scripts["/cat.png"] = stops_after(head, body)
     budget = Budget(100 * MB)
     pictures = Pictures(origin.fetcher(timeout_s=30), budget)
-    fetching = asyncio.create_task(pictures.fetch(Image.at(origin.url()), Deadline.after(30)))
+    fetching = asyncio.create_task(pictures.fetch(Image.at_url(origin.url()), Deadline.after(30)))
     assert await holds(budget, held)
     fetching.cancel()
     await asyncio.gather(fetching, return_exceptions=True)
@@ -63,18 +63,18 @@ async def test_a_file_is_held_before_it_has_come(origin: Origin, head: str, body
 
 
 @pytest.mark.parametrize("size", [(64, 48), (300, 200), (1200, 900)])
-async def test_what_has_come_is_held_at_its_own_size(origin: Origin, size: tuple[int, int]) -> None:
+async def test_lease_shrinks_to_the_files_size(origin: Origin, size: tuple[int, int]) -> None:
     file = picture(*size, format="JPEG")
     origin.scripts["/cat.png"] = says(file)
     budget = Budget(100 * MB)
-    lease = await Pictures(origin.fetcher(timeout_s=30), budget).fetch(Image.at(origin.url()), Deadline.after(30))
+    lease = await Pictures(origin.fetcher(timeout_s=30), budget).fetch(Image.at_url(origin.url()), Deadline.after(30))
     assert lease.size == budget.held == len(file)
     lease.release()
     assert budget.held == 0
 
 
 @pytest.mark.parametrize("script", [origins.drip, origins.endless, says(bytes(3 * MB))])
-async def test_what_has_no_room_is_refused_for_now(
+async def test_file_without_memory_is_overloaded(
     origin: Origin, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve.media.fetch.fetcher.ROOM_S", 0.1)
@@ -87,11 +87,11 @@ async def test_what_has_no_room_is_refused_for_now(
 
 
 @pytest.mark.parametrize("script", [says(b"no picture"), says(bytes(21 * MB)), says(b"", "500 Error")])
-async def test_what_cannot_be_used_gives_everything_back(origin: Origin, script: Script) -> None:
+async def test_unusable_file_releases_its_lease(origin: Origin, script: Script) -> None:
     origin.scripts["/cat.png"] = script
     budget = Budget(100 * MB)
     with pytest.raises(ServeError):
-        await Pictures(origin.fetcher(timeout_s=30), budget).fetch(Image.at(origin.url()), Deadline.after(30))
+        await Pictures(origin.fetcher(timeout_s=30), budget).fetch(Image.at_url(origin.url()), Deadline.after(30))
     assert budget.held == 0
 
 

@@ -1,7 +1,7 @@
-"""Runs at the start of every Python process that ours starts: puts the torchvision repair in place, lazily.
+"""Install the torchvision repair at the start of every Python process that ours starts.
 
 `serve` may not be importable this early, so the repair is loaded by its path. Python runs only the first
-sitecustomize that it finds: the next one, if there is any, is run from here.
+sitecustomize that it finds, so the next one, if there is any, is run from here.
 """
 
 import importlib.machinery
@@ -17,6 +17,6 @@ if spec is not None and spec.loader is not None:
     repair.repair()
 
 others = [path for path in sys.path if Path(path) != here]
-found = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
-if found is not None and found.loader is not None:
-    found.loader.exec_module(importlib.util.module_from_spec(found))
+next_spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+if next_spec is not None and next_spec.loader is not None:
+    next_spec.loader.exec_module(importlib.util.module_from_spec(next_spec))

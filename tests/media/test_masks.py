@@ -29,7 +29,7 @@ def test_a_mask_comes_back(mask: np.ndarray) -> None:
 
 
 @given(windows())
-def test_a_window_is_the_part_that_it_shows(drawn: tuple[np.ndarray, Window]) -> None:
+def test_window_holds_the_same_pixels_as_the_mask(drawn: tuple[np.ndarray, Window]) -> None:
     mask, window = drawn
     part = mask[window.top : window.bottom, window.left : window.right]
     assert (decode_in(encode(mask), window) == part).all()
@@ -60,7 +60,7 @@ def test_runs_of_any_length_come_back(runs: list[int]) -> None:
 
 
 @pytest.mark.parametrize("counts", ["o" * 13 + "0", "o" * 100_000 + "0", "o" * 100_000, "0" * 100_000 + "o", "é" * 9])
-def test_letters_of_no_mask_are_refused_however_many(counts: str) -> None:
+def test_malformed_characters_are_refused(counts: str) -> None:
     with pytest.raises(ValueError, match="run"):
         decode(Rle(size=(4, 5), counts=counts))
 
@@ -68,7 +68,7 @@ def test_letters_of_no_mask_are_refused_however_many(counts: str) -> None:
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own, with numpy 2
 @given(masks)
 @settings(deadline=None)
-def test_it_is_what_pycocotools_writes_and_reads(mask: np.ndarray) -> None:
+def test_run_lengths_equal_those_of_pycocotools(mask: np.ndarray) -> None:
     coco = pytest.importorskip("pycocotools.mask")
     theirs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     ours = encode(mask)
@@ -85,7 +85,7 @@ def test_known_run_lengths() -> None:
 
 
 @pytest.mark.parametrize("counts", ["", "5", "3", "0000/", "é", "P", "44"])
-def test_run_lengths_that_make_no_mask_are_refused(counts: str) -> None:
+def test_run_lengths_that_do_not_fill_the_mask_are_refused(counts: str) -> None:
     with pytest.raises(ValueError, match="run length"):
         decode(Rle(size=(2, 2), counts=counts))
 

@@ -1,4 +1,4 @@
-"""A film over HTTP: tasks as JSON and forms, chat completions of one model and of a task; who is asked, who refuses."""
+"""Videos over HTTP: tasks as JSON and forms, chat completions of a model and of a task."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ VQA = {"video": url(FILM), "question": "what happens?"}
 
 
 def served(**engines: FakeEngine) -> FastAPI:
-    """One model for films, one for either and one for pictures, as the catalogue has them."""
+    """Create an app with a model for videos, a model for both and a model for images, as in the catalogue."""
     workers = [Worker(MODELS[name], engines.get(at) or FakeEngine("red")) for at, name in ROLES.items()]
     for worker in workers:
         worker.mark("ready", "ready")
@@ -46,7 +46,7 @@ def refused(reply: httpx.Response, status: int, param: str, code: str, says: str
     assert says in error["message"]
 
 
-def asked(part: Any, model: str, text: str = "what happens?", **more: Any) -> dict[str, Any]:
+def chat_body(part: Any, model: str, text: str = "what happens?", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": [part, {"type": "text", "text": text}]}], **more}
 
 
@@ -57,7 +57,7 @@ def part(data: bytes = FILM, kind: str = "video/mp4") -> dict[str, Any]:
 # Tasks
 
 
-async def test_every_model_that_takes_films_answers() -> None:
+async def test_every_model_that_takes_video_answers() -> None:
     films, both = FakeEngine("a dog runs"), FakeEngine("a dog runs")
     reply = (await post("/v1/tasks/vqa", VQA, served(films=films, both=both))).json()
     assert [column["model"] for column in reply["replies"]] == [FILMS, BOTH]
@@ -74,19 +74,19 @@ async def test_every_model_that_takes_films_answers() -> None:
 
 
 @pytest.mark.parametrize("task", ["caption", "chat", "ocr"])
-async def test_the_other_tasks_take_films_too(task: str) -> None:
+async def test_other_tasks_take_videos_too(task: str) -> None:
     question = {"question": "what happens?"} if task == "chat" else {}
     reply = await post(f"/v1/tasks/{task}", {"video": url(FILM), **question})
     assert reply.status_code == 200 and [column["model"] for column in reply.json()["replies"]] == [FILMS, BOTH]
 
 
-async def test_a_picture_goes_to_those_that_take_pictures() -> None:
+async def test_image_goes_to_the_models_that_take_images() -> None:
     reply = (await post("/v1/tasks/vqa", {"image": URL, "question": "q"})).json()
     assert [column["model"] for column in reply["replies"]] == [BOTH, LLAVA] and "video" not in reply
 
 
 @pytest.mark.parametrize("data", [FILM, film(12, "libvpx-vp9"), animation()], ids=["mp4", "webm", "gif"])
-async def test_a_form_carries_the_film_as_a_file(data: bytes) -> None:
+async def test_form_carries_the_video_as_a_file(data: bytes) -> None:
     both = FakeEngine("red")
     form = {"question": "what happens?", "models": BOTH, "stream": "true"}
     reply = await post("/v1/tasks/vqa", app=served(both=both), data=form, files={"video": data})
@@ -100,14 +100,14 @@ async def test_an_animation_sent_as_an_image_is_its_first_frame() -> None:
     assert pictures.prompts[0].video is None and pictures.prompts[0].image is not None
 
 
-async def test_who_takes_no_films_says_so_by_name() -> None:
+async def test_model_without_video_is_refused_by_name() -> None:
     says = f"{LLAVA} takes images, not video."
     refused(await post("/v1/tasks/vqa", VQA | {"models": [BOTH, LLAVA]}), 400, "models", "video_not_supported", says)
     says = f"{FILMS} takes video, not images."
     still = {"image": URL, "question": "q", "models": [FILMS]}
     refused(await post("/v1/tasks/vqa", still), 400, "models", "image_not_supported", says)
-    found = {"video": url(FILM), "labels": ["cat"], "models": [FILMS]}
-    refused(await post("/v1/tasks/detect", found), 400, "models", "task_not_supported")
+    detect = {"video": url(FILM), "labels": ["cat"], "models": [FILMS]}
+    refused(await post("/v1/tasks/detect", detect), 400, "models", "task_not_supported")
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ async def test_who_takes_no_films_says_so_by_name() -> None:
     ],
     ids=["empty", "a picture", "cut short", "both", "two", "21 MB", "as an image"],
 )
-async def test_a_wrong_film_is_refused_by_name(files: Any, status: int, param: str, code: str) -> None:
+async def test_wrong_video_is_refused_by_field_name(files: Any, status: int, param: str, code: str) -> None:
     refused(await post("/v1/tasks/vqa", data={"question": "q"}, files=files), status, param, code)
 
 
-async def test_the_document_knows_films() -> None:
+async def test_openapi_document_describes_videos() -> None:
     async with calling(served()) as client:
         document = (await client.get("/openapi.json")).json()
     openapi_spec_validator.validate(document)
@@ -142,21 +142,21 @@ async def test_the_document_knows_films() -> None:
 
 
 @pytest.mark.parametrize("short", [False, True])
-async def test_a_model_alone_is_asked_about_a_film(short: bool) -> None:
+async def test_lone_model_answers_about_a_video(short: bool) -> None:
     films = FakeEngine("a dog runs")
-    shown = {"type": "video_url", "video_url": url(FILM)} if short else part()
-    reply = await post("/v1/chat/completions", asked(shown, FILMS), served(films=films))
+    media_part = {"type": "video_url", "video_url": url(FILM)} if short else part()
+    reply = await post("/v1/chat/completions", chat_body(media_part, FILMS), served(films=films))
     assert reply.json()["choices"][0]["message"]["content"] == "a dog runs"
     [prompt] = films.prompts
     assert prompt.text == "USER: <video>\nwhat happens? ASSISTANT:" and prompt.image is None
     assert prompt.video is not None and len(prompt.video.frames) == MODELS[FILMS].frames
 
 
-async def test_a_task_named_as_the_model_is_asked_about_a_film() -> None:
-    reply = (await post("/v1/chat/completions", asked(part(), "vqa:*"))).json()
+async def test_task_as_the_model_answers_about_a_video() -> None:
+    reply = (await post("/v1/chat/completions", chat_body(part(), "vqa:*"))).json()
     assert [choice["diptych"]["model"] for choice in reply["choices"]] == [None, FILMS, BOTH]
     says = f"{LLAVA} takes images, not video."
-    named = asked(part(), f"vqa:{LLAVA}")
+    named = chat_body(part(), f"vqa:{LLAVA}")
     refused(await post("/v1/chat/completions", named), 400, "model", "video_not_supported", says)
 
 
@@ -164,7 +164,7 @@ PART = "messages[0].content[0]"
 
 
 @pytest.mark.parametrize(
-    ("shown", "model", "param", "code"),
+    ("media_part", "model", "param", "code"),
     [
         (part(), LLAVA, PART, "video_not_supported"),
         ({"type": "image_url", "image_url": {"url": URL}}, FILMS, PART, "image_not_supported"),
@@ -185,20 +185,20 @@ PART = "messages[0].content[0]"
         ({"type": "video_url"}, BOTH, f"{PART}.video_url", "missing_required_parameter"),
     ],
 )
-async def test_a_wrong_part_is_refused_by_its_path(shown: Any, model: str, param: str, code: str) -> None:
-    refused(await post("/v1/chat/completions", asked(shown, model)), 400, param, code)
+async def test_a_wrong_part_is_refused_by_its_path(media_part: Any, model: str, param: str, code: str) -> None:
+    refused(await post("/v1/chat/completions", chat_body(media_part, model)), 400, param, code)
 
 
-async def test_a_conversation_is_about_one_of_both() -> None:
-    two = asked(part(), BOTH)
+async def test_conversation_with_an_image_and_a_video_is_refused() -> None:
+    two = chat_body(part(), BOTH)
     two["messages"][0]["content"].append({"type": "image_url", "image_url": URL})
     refused(await post("/v1/chat/completions", two), 400, "messages[0].content[2]", "invalid_value", "second one")
-    theirs = asked(part(), BOTH)
+    theirs = chat_body(part(), BOTH)
     theirs["messages"].insert(0, {"role": "assistant", "content": [part()]})
     refused(await post("/v1/chat/completions", theirs), 400, PART, "invalid_value", "Only a user message")
 
 
-async def test_a_judge_sees_the_film() -> None:
+async def test_judge_gets_the_video() -> None:
     both = FakeEngine("a dog runs")
     body = {"video": url(FILM), "merge": "judge", "judge": BOTH}
     reply = (await post("/v1/tasks/caption", body, served(films=FakeEngine("a cat sits"), both=both))).json()
@@ -207,45 +207,45 @@ async def test_a_judge_sees_the_film() -> None:
     refused(await post("/v1/tasks/caption", body | {"judge": LLAVA}), 400, "judge", "video_not_supported")
 
 
-# Hostile films
+# Hostile videos
 
 
-async def test_a_film_that_nobody_takes_is_refused_before_it_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_video_that_no_model_takes_is_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def decoded(*_: Any) -> None:
-        raise AssertionError("decoded for nobody")
+        raise AssertionError("a video was decoded that no model takes")
 
-    monkeypatch.setattr(processes, "run", decoded)
+    monkeypatch.setattr(processes, "run_job", decoded)
     app = create_app(Router([Worker(MODELS[LLAVA], FakeEngine("red"))]))
     for body in (VQA, VQA | {"stream": True}, VQA | {"video": url(blinking(4000), "image/gif")}):
         refused(await post("/v1/tasks/vqa", body, app), 404, "models", "no_able_model")
     refused(await post("/v1/tasks/vqa", VQA | {"models": [LLAVA]}, app), 400, "models", "video_not_supported")
     for model, param, status in ((LLAVA, PART, 400), ("vqa", "model", 404), (f"vqa:{LLAVA}", "model", 400)):
-        reply = await post("/v1/chat/completions", asked(part(), model), app)
+        reply = await post("/v1/chat/completions", chat_body(part(), model), app)
         assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_animation_that_takes_too_much_work_is_refused_at_both_doors(stream: bool) -> None:
+async def test_animation_of_too_much_work_is_refused_by_tasks_and_chat(stream: bool) -> None:
     for data in (blinking(4000), blinking(100), blinking(1000, 1024, 768)):
         reply = await post("/v1/tasks/vqa", VQA | {"video": url(data, "image/gif"), "stream": stream})
         assert reply.status_code in (400, 413) and reply.json()["error"]["param"] == "video"
         for model in (FILMS, "vqa"):
-            reply = await post("/v1/chat/completions", asked(part(data, "image/gif"), model, stream=stream))
+            reply = await post("/v1/chat/completions", chat_body(part(data, "image/gif"), model, stream=stream))
             error = reply.json()["error"]
             assert reply.status_code in (400, 413)
             assert error["param"] == f"{PART}.video_url"
 
 
-async def test_films_that_nobody_has_room_for_are_told_to_come_again_and_pictures_are_not(
+async def test_surplus_videos_get_429_while_images_are_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    go, run = asyncio.Event(), processes.run
+    go, run_job = asyncio.Event(), processes.run_job
 
-    async def slowly(job: processes.Job, data: bytes) -> Any:
+    async def slowly(job: processes.DecodeJob, data: bytes) -> Any:
         await go.wait()
-        return await run(job, data)
+        return await run_job(job, data)
 
-    monkeypatch.setattr(processes, "run", slowly)
+    monkeypatch.setattr(processes, "run_job", slowly)
     app = served()
     async with calling(app) as client:
         films = [asyncio.create_task(client.post("/v1/tasks/vqa", json=VQA)) for _ in range(12)]
@@ -260,9 +260,9 @@ async def test_films_that_nobody_has_room_for_are_told_to_come_again_and_picture
             assert reply.headers["retry-after"] and reply.json()["error"]["param"] == "video"
 
 
-async def test_a_film_is_decoded_within_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_video_that_is_not_decoded_by_the_deadline_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*_: Any) -> None:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(processes, "run", never)
+    monkeypatch.setattr(processes, "run_job", never)
     refused(await post("/v1/tasks/vqa", VQA | {"deadline_s": 0.2}), 503, "video", "deadline_exceeded")

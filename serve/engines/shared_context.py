@@ -1,4 +1,4 @@
-"""Work that is done once for all who ask for it at the same time."""
+"""Async contexts that concurrent users share by a key, such as one decoded image."""
 
 import asyncio
 import contextlib
@@ -9,15 +9,15 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Once(Generic[T]):
-    """Opens a context when the first of those who share a key needs what it gives, and closes it after the last.
+class SharedContexts(Generic[T]):
+    """A set of contexts that concurrent users share by key. The first user opens a context, the last one closes it.
 
-    Whoever leaves early, cancelled or not, disturbs nobody else. When nobody is left, an opening that is under way is
-    cancelled, and nothing is kept.
+    A user that leaves early, by cancellation too, does not affect the others. When the last user leaves while the
+    context is being opened, the opening is cancelled.
     """
 
     def __init__(self) -> None:
-        self._shared: dict[Hashable, Shared[T]] = {}
+        self._shared: dict[Hashable, SharedContext[T]] = {}
 
     def __len__(self) -> int:
         return len(self._shared)
@@ -25,9 +25,9 @@ class Once(Generic[T]):
     @contextlib.asynccontextmanager
     async def share(
         self, key: Hashable, make: Callable[[], AbstractAsyncContextManager[T]]
-    ) -> AsyncIterator["Shared[T]"]:
-        """Share with all who are here with the same key. make: gives the context; called for the first only."""
-        shared = self._shared.setdefault(key, Shared(make))
+    ) -> AsyncIterator["SharedContext[T]"]:
+        """Join the current users of `key`. make: returns the context to open; called for the first user only."""
+        shared = self._shared.setdefault(key, SharedContext(make))
         shared.users += 1
         try:
             yield shared
@@ -38,8 +38,8 @@ class Once(Generic[T]):
                 shared.close()
 
 
-class Shared(Generic[T]):
-    """What several share. turn: a lock for those who must come one after another."""
+class SharedContext(Generic[T]):
+    """A context with its users. turn: a lock for users that must run one after another."""
 
     def __init__(self, make: Callable[[], AbstractAsyncContextManager[T]]) -> None:
         self.users = 0
@@ -50,13 +50,13 @@ class Shared(Generic[T]):
         self._over = asyncio.Event()
 
     async def value(self) -> T:
-        """Return what the context gives, as soon as it is there. Raises, to all, what opening it raised."""
+        """Return the value of the context once it is open. Raises, for every user, what opening it raised."""
         if self._work is None:
             self._work = asyncio.create_task(self._open())
         return await asyncio.shield(self._value)
 
     def close(self) -> None:
-        """Leave the context, or give up opening it."""
+        """Close the context, or cancel opening it."""
         self._over.set()
         if self._work is not None and not self._value.done():
             self._work.cancel()
@@ -70,6 +70,6 @@ class Shared(Generic[T]):
             if self._value.done():
                 raise
             self._value.set_exception(error)
-            self._value.exception()  # it is raised to whoever waits; nobody need
+            self._value.exception()  # marks the exception as retrieved, where no user waits for it
         finally:
             self._value.cancel()

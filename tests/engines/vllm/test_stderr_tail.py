@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from serve.engines.vllm.last_words import LastWords
+from serve.engines.vllm.stderr_tail import StderrTail
 
 CHILD = """
 import sys
@@ -13,8 +13,8 @@ print("RuntimeError: Engine core initialization failed. See root cause above.", 
 """
 
 
-def test_a_child_says_why_it_could_not_start(capfd: pytest.CaptureFixture[str]) -> None:
-    with LastWords() as words:
+def test_reason_is_the_childs_first_logged_fault(capfd: pytest.CaptureFixture[str]) -> None:
+    with StderrTail() as words:
         subprocess.run([sys.executable, "-c", CHILD], check=True)
         error = RuntimeError("Engine core initialization failed. See root cause above.")
         assert words.reason(error) == "wrong weights"

@@ -1,4 +1,4 @@
-"""Pictures and films on their way to another process: as a handle, a file or pixels."""
+"""Images and videos pickled for another process: as a handle, a file or pixels."""
 
 import gc
 import io
@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from serve.errors import ServeError
-from serve.media.image import INLINE_BYTES, Image, unread
+from serve.media.image import INLINE_BYTES, Image, undecoded_image
 from serve.media.shared_pixels import SharedPixels, pickling_for
 from serve.media.video import Video
 
@@ -41,12 +41,12 @@ def size(data: bytes, buffers: list[Any]) -> int:
     return len(data) + sum(buffer.raw().nbytes for buffer in buffers)
 
 
-def test_shared_pixels_travel_as_a_handle_to_a_peer_that_opens_it_and_as_the_file_to_others() -> None:
+def test_shared_image_is_pickled_as_a_handle_or_as_its_file_by_peer() -> None:
     file = picture(1000, 900)
-    image = unread(file, "mask")
+    image = undecoded_image(file, "mask")
     wanted = image.pixels
     image.share(shared(wanted))
-    assert image.left_to_read == 0 and (image.width, image.height) == (1000, 900)
+    assert image.undecoded_pixels == 0 and (image.width, image.height) == (1000, 900)
     for peer, most in ((True, 500), (False, len(file) + 500)):
         data, buffers = pickled(image, peer_opens_handles=peer)
         assert size(data, buffers) < most
@@ -56,10 +56,8 @@ def test_shared_pixels_travel_as_a_handle_to_a_peer_that_opens_it_and_as_the_fil
 
 
 @pytest.mark.parametrize(("width", "height", "noise"), [(2, 2, True), (700, 700, False), (1000, 501, True)])
-def test_pixels_travel_to_others_where_they_are_few_or_smaller_than_the_file(
-    width: int, height: int, noise: bool
-) -> None:
-    image = unread(picture(width, height, noise=noise))
+def test_pixels_are_pickled_where_few_or_smaller_than_the_file(width: int, height: int, noise: bool) -> None:
+    image = undecoded_image(picture(width, height, noise=noise))
     image.share(shared(image.pixels))
     data, buffers = pickled(image, peer_opens_handles=False)
     assert sum(buffer.raw().nbytes for buffer in buffers) == width * height * 3
@@ -67,21 +65,21 @@ def test_pixels_travel_to_others_where_they_are_few_or_smaller_than_the_file(
     assert np.array_equal(pickle.loads(data, buffers=buffers).pixels, image.pixels)
 
 
-def test_what_is_not_read_yet_travels_as_its_file() -> None:
-    image = unread(picture(30, 20))
+def test_undecoded_image_is_pickled_as_its_file() -> None:
+    image = undecoded_image(picture(30, 20))
     for peer in (True, False):
         data, buffers = pickled(image, peer_opens_handles=peer)
-        assert not buffers and pickle.loads(data).left_to_read == 600
+        assert not buffers and pickle.loads(data).undecoded_pixels == 600
 
 
-def test_a_picture_that_was_put_away_closes_its_memory_and_is_read_from_its_file() -> None:
+def test_released_image_closes_its_memory_and_is_decoded_from_its_file() -> None:
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
-    image = unread(picture(1000, 700))
+    image = undecoded_image(picture(1000, 700))
     image.share(shared(np.zeros((700, 1000, 3), np.uint8)))
     data, _ = pickled(image, peer_opens_handles=True)
-    image.put_away()
-    assert image.left_to_read == 700_000 and (image.width, image.height) == (1000, 700)
+    image.release_pixels()
+    assert image.undecoded_pixels == 700_000 and (image.width, image.height) == (1000, 700)
     assert len(os.listdir("/proc/self/fd")) == before
     late: Image = pickle.loads(data)
     with pytest.raises(ServeError, match="gone"):
@@ -89,7 +87,7 @@ def test_a_picture_that_was_put_away_closes_its_memory_and_is_read_from_its_file
     assert tuple(image.pixels[0, 0]) == (10, 200, 30)
 
 
-def test_a_films_frames_travel_as_a_handle_or_as_pixels() -> None:
+def test_frames_of_a_video_are_pickled_as_a_handle_or_as_pixels() -> None:
     frames = np.random.default_rng(1).integers(0, 256, (5, 40, 60, 3), dtype=np.uint8)
     film = Video.sharing(shared(frames.reshape(200, 60, 3)), (0.0, 1.0, 2.0, 3.0, 4.0), 5.0)
     for peer in (True, False):

@@ -1,7 +1,7 @@
-"""Keeps the last lines that child processes write to standard error, so that a failed start can say why.
+"""Keep the last lines that child processes write to standard error, to report why a start failed.
 
-vLLM's EngineCore logs why it could not start and dies; its parent only learns that it died. Everything is still
-written to the real standard error, line by line, for as long as the children live.
+vLLM's EngineCore logs why it could not start and exits; its parent only learns that it exited. All lines are passed on
+to the real standard error for as long as the children live.
 """
 
 import collections
@@ -12,16 +12,16 @@ import threading
 from typing import Any
 
 PREFIX = re.compile(r"^(\(\w+ pid=\d+\)\s*)?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]+\]\s*)?")
-FAULT = re.compile(r"^([\w.]*(?:Error|Exception|Refused|PromptCut)): (.+)$")
+FAULT = re.compile(r"^([\w.]*(?:Error|Exception|RejectedFile|PromptCut)): (.+)$")
 
 
-class LastWords:
-    """While entered, processes that are started write their standard error through here."""
+class StderrTail:
+    """A context manager that captures the standard error of processes started within it."""
 
     def __init__(self) -> None:
         self.lines: collections.deque[str] = collections.deque(maxlen=400)
 
-    def __enter__(self) -> "LastWords":
+    def __enter__(self) -> "StderrTail":
         sys.stderr.flush()
         self._real = os.dup(2)
         read, write = os.pipe()
@@ -38,11 +38,11 @@ class LastWords:
         os.close(self._real)
 
     def reason(self, error: BaseException) -> str:
-        """The deepest fault that was logged, in one line; the error's own words where none was."""
+        """Return the first fault that was logged, in one line; the error's own message where none was."""
         self._thread.join(0.2)
-        faults = [found for line in list(self.lines) if (found := FAULT.match(PREFIX.sub("", line).strip()))]
-        told = [fault[2] for fault in faults if "See root cause above" not in fault[2]]
-        return told[0] if told and "Engine core" in str(error) else " ".join(str(error).split())
+        faults = [match for line in list(self.lines) if (match := FAULT.match(PREFIX.sub("", line).strip()))]
+        causes = [fault[2] for fault in faults if "See root cause above" not in fault[2]]
+        return causes[0] if causes and "Engine core" in str(error) else " ".join(str(error).split())
 
     def _pass_on(self, read: int, real: int) -> None:
         with os.fdopen(read, "rb", buffering=0) as source:

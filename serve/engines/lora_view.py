@@ -1,0 +1,36 @@
+"""A LoRA adapter as an Engine, in front of the engine that it shares with its base and other adapters."""
+
+import dataclasses
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from serve.engines.base import Engine, Piece, Prompt
+
+
+class LoraEngine(Engine, Protocol):
+    """An engine that serves LoRA adapters beside its checkpoint."""
+
+    async def check_adapter(self, adapter: str) -> None:
+        """Raise ModelError when this adapter cannot be used. Call it once the engine has started."""
+
+
+class LoraView:
+    """An engine that generates with one adapter. The base's worker starts and stops the shared engine."""
+
+    def __init__(self, engine: LoraEngine, adapter: str) -> None:
+        self.engine, self.adapter = engine, adapter
+
+    async def start(self) -> None:
+        """Raise ModelError when the adapter cannot be used, or its base could not be started."""
+        await self.engine.check_adapter(self.adapter)
+
+    def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
+        """Generate a reply with this adapter on the shared engine."""
+        return self.engine.generate(dataclasses.replace(prompt, adapter=self.adapter))
+
+    async def check(self) -> None:
+        """Raise ModelError when the shared engine is dead."""
+        await self.engine.check()
+
+    async def stop(self) -> None:
+        """Do nothing: the base goes on using the shared engine."""
