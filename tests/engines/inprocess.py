@@ -50,21 +50,21 @@ def engine(
         folder, family or {}, deployment, is_prefix_lm=is_prefix_lm, cpu=True, adapters=adapters
     )
     chosen.pop("enable_log_requests")
-    preempt, engine_here = Scheduler._preempt_request, InProcess()
+    preempt, running = Scheduler._preempt_request, InProcess()
 
     def counted(self: Any, *args: Any, **keywords: Any) -> Any:
-        engine_here.preemptions += 1
+        running.preemptions += 1
         return preempt(self, *args, **keywords)
 
     Scheduler._preempt_request = counted
     try:
-        engine_here.llm = LLM(**{**chosen, "distributed_executor_backend": "uni", "disable_log_stats": True})
-        yield engine_here
+        running.llm = LLM(**{**chosen, "distributed_executor_backend": "uni", "disable_log_stats": True})
+        yield running
     finally:
         Scheduler._preempt_request = preempt
-        if engine_here.llm is not None:
-            engine_here.llm.llm_engine.engine_core.shutdown()
-            engine_here.llm = None
+        if running.llm is not None:
+            running.llm.llm_engine.engine_core.shutdown()
+            running.llm = None
         cleanup_dist_env_and_memory()
 
 

@@ -23,7 +23,7 @@ from serve.engines.vllm.engine import VllmEngine
 async def main():
     engine = VllmEngine(sys.argv[1])
     await engine.start()
-    said = [piece.text async for piece in engine.generate(Prompt("a dog", None, Sampling(max_tokens=4)))]
+    pieces = [piece.text async for piece in engine.generate(Prompt("a dog", None, Sampling(max_tokens=4)))]
     own = psutil.Process()
     print(json.dumps([[child.pid, child.cpu_times().user] for child in own.children(recursive=True)]), flush=True)
     os.kill(own.pid, signal.SIGKILL)

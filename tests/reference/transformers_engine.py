@@ -194,7 +194,7 @@ class Generation:
         delta, self.sent = text[self.sent : end], end
         return delta
 
-    def _ends(self) -> set[int]:
+    def _end_ids(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id
         return set(ends) if isinstance(ends, list) else {ends}
 

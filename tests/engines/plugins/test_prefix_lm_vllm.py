@@ -69,10 +69,8 @@ def test_prompt_longer_than_the_window_gets_metadata_of_its_own() -> None:
     prefilling, generating = triton(PALIGEMMA).build(0, common).parts
     assert prefilling.prefill and prefilling.tokens.tolist() == [*range(20), *range(21, 51)]
     assert prefilling.metadata.causal is False
-    assert prefilling.metadata.query_start_loc.tolist() == [0, 20, 50] and prefilling.metadata.seq_lens.tolist() == [
-        20,
-        30,
-    ]
+    assert prefilling.metadata.query_start_loc.tolist() == [0, 20, 50]
+    assert prefilling.metadata.seq_lens.tolist() == [20, 30]
     assert not generating.prefill and generating.tokens.tolist() == [20]
     assert generating.metadata.causal is True and generating.metadata.seq_lens.tolist() == [57]
     assert not hasattr(triton(PALIGEMMA).build(0, step([True, False], [25, 1], [25, 57])), "parts")

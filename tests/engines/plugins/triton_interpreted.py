@@ -21,7 +21,7 @@ import triton
 import triton.language
 import vllm.triton_utils
 
-# vLLM for CPU takes no other Triton than scale_one that compiles for CPU; the interpreter compiles nothing.
+# vLLM for CPU takes no other Triton than one that compiles for CPU; the interpreter compiles nothing.
 vllm.triton_utils.triton, vllm.triton_utils.tl, vllm.triton_utils.HAS_TRITON = triton, triton.language, True
 
 from vllm.v1.attention.backend import CommonAttentionMetadata

@@ -1,4 +1,4 @@
-"""Fetched files count against the budget before they are read."""
+"""Fetched files count against the memory budget before their body arrives."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ async def origin() -> AsyncIterator[Origin]:
 
 
 def stops_after(head: str, body: bytes) -> Script:
-    """Says so much, and then nothing."""
+    """Return a script that sends a head and a part of the body, and then waits."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(f"HTTP/1.1 200 OK\r\n{head}\r\n".encode() + body)
