@@ -35,11 +35,11 @@ def test_a_toys_folder_is_not_told() -> None:
 def test_a_private_model_comes_last() -> None:
     private = dataclasses.replace(MODELS[LLAVA], name="ours")
     assert catalog.catalogue({"ours": private}).data[-1].id == "ours"
-    assert catalog.compare(["ours"], {"ours": private}).served == ["ours"]
+    assert catalog.compare_models(["ours"], {"ours": private}).served == ["ours"]
 
 
 def test_the_table_has_a_row_per_property_and_says_which_differ() -> None:
-    table = catalog.compare(["llava-1.5-7b", "llava-1.5-13b"], {})
+    table = catalog.compare_models(["llava-1.5-7b", "llava-1.5-13b"], {})
     rows = {row.name: row for row in table.rows}
     assert list(rows) == [
         "organization",
@@ -64,24 +64,24 @@ def test_the_same_features_in_another_order_do_not_differ() -> None:
     card = MODELS[LLAVA].card
     turned = dataclasses.replace(card, features=tuple(reversed(card.features)))
     other = dataclasses.replace(MODELS[LLAVA], name="other", card=turned)
-    rows = {row.name: row for row in catalog.compare([LLAVA, "other"], {"other": other}).rows}
+    rows = {row.name: row for row in catalog.compare_models([LLAVA, "other"], {"other": other}).rows}
     assert len(card.features) > 1 and not rows["features"].differs
 
 
 def test_shared_and_unshared_tasks_are_told_apart() -> None:
-    tasks = catalog.compare([PALIGEMMA, LLAVA], {}).tasks
+    tasks = catalog.compare_models([PALIGEMMA, LLAVA], {}).tasks
     assert {"vqa", "caption", "detect"} <= {row.task for row in tasks.shared}
     assert all(row.models == [PALIGEMMA, LLAVA] for row in tasks.shared)
     assert {row.task: row.models for row in tasks.unshared}["chat"] == [LLAVA]
 
 
 def test_the_columns_stand_in_the_order_asked_for_each_once() -> None:
-    assert catalog.compare([PALIGEMMA, LLAVA, PALIGEMMA], {}).models == [PALIGEMMA, LLAVA]
+    assert catalog.compare_models([PALIGEMMA, LLAVA, PALIGEMMA], {}).models == [PALIGEMMA, LLAVA]
 
 
 def test_what_is_not_in_the_catalogue_is_named() -> None:
     with pytest.raises(NotFound, match="'nobody' in the catalogue. GET /v1/catalog lists all") as caught:
-        catalog.compare([LLAVA, "nobody"], SERVED)
+        catalog.compare_models([LLAVA, "nobody"], SERVED)
     assert (caught.value.param, caught.value.code) == ("models", "model_not_found")
 
 
@@ -110,11 +110,11 @@ def test_a_date_that_is_not_a_day_is_no_timestamp() -> None:
 
 def test_what_was_nearly_named_is_told() -> None:
     with pytest.raises(NotFound, match="near it: .*paligemma-3b-mix-448"):
-        catalog.compare(["paligemma-3b-448"], {})
+        catalog.compare_models(["paligemma-3b-448"], {})
 
 
 def test_the_page_it_is_made_for_has_no_blank_cell() -> None:
-    table = catalog.compare(["llava-1.5-7b", "paligemma-3b-mix-448"], {})
+    table = catalog.compare_models(["llava-1.5-7b", "paligemma-3b-mix-448"], {})
     assert all(all(row.values) for row in table.rows)
     assert {"vqa", "caption", "ocr", "detect"} <= {row.task for row in table.tasks.shared}
     assert {row.task: row.models for row in table.tasks.unshared} == {
@@ -148,12 +148,12 @@ def test_every_card_is_complete(model: Model) -> None:
     ],
 )
 def test_the_beginning_of_a_name_will_do(said: str, meant: str) -> None:
-    assert catalog.compare([said, "toy-llava"], {}).models == [meant, "toy-llava"]
+    assert catalog.compare_models([said, "toy-llava"], {}).models == [meant, "toy-llava"]
 
 
 def test_of_several_beginnings_the_served_one_is_meant() -> None:
     served = {"llava-1.5-13b": MODELS["llava-1.5-13b"]}
-    assert catalog.compare(["llava-1.5", "llava-1.5-7b"], served).models == ["llava-1.5-13b", "llava-1.5-7b"]
+    assert catalog.compare_models(["llava-1.5", "llava-1.5-7b"], served).models == ["llava-1.5-13b", "llava-1.5-7b"]
 
 
 async def test_over_http_it_is_the_same() -> None:

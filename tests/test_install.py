@@ -75,7 +75,7 @@ def test_what_pip_says_becomes_one_sentence(said: str, words: str, tmp_path: Pat
 
 
 def test_too_little_disk_is_refused_in_numbers(tmp_path: Path) -> None:
-    with pytest.raises(install.Refused, match=r"Too little disk: 10000000 GB wanted in .*, [0-9.]+ GB free"):
+    with pytest.raises(install.InstallError, match=r"Too little disk: 10000000 GB wanted in .*, [0-9.]+ GB free"):
         install.check_disk(tmp_path / ".venv", 10_000_000)
 
 
@@ -86,18 +86,19 @@ def test_what_engines_want_of_the_machine_is_asked_for_before_anything_is_fetche
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(install.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(
-        install.Refused, match=r"lacks a C\+\+ compiler, Python's headers, which .*apt install g\+\+ python3\.\d+-dev$"
+        install.InstallError,
+        match=r"lacks a C\+\+ compiler, Python's headers, which .*apt install g\+\+ python3\.\d+-dev$",
     ):
         install.check_machine("gpu")
     monkeypatch.setattr(install, "has_library", lambda name: False)
-    with pytest.raises(install.Refused, match="-dev libnuma1$"):
+    with pytest.raises(install.InstallError, match="-dev libnuma1$"):
         install.install(tmp_path / ".venv", "cpu", False)
     assert not (tmp_path / ".venv").exists()
     compiler = tmp_path / "clang++"
     compiler.write_text("#!/bin/sh\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", "clang++")
-    with pytest.raises(install.Refused, match="lacks Python's headers, which"):
+    with pytest.raises(install.InstallError, match="lacks Python's headers, which"):
         install.check_machine("gpu")
 
 
@@ -111,7 +112,7 @@ def test_a_wrong_python_gives_way_to_a_right_one_or_is_refused(
 ) -> None:
     monkeypatch.setattr(sys, "version_info", version)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(install.Refused, match=r"Python 3\.11 to 3\.13 is needed"):
+    with pytest.raises(install.InstallError, match=r"Python 3\.11 to 3\.13 is needed"):
         install.other_python()
     right = tmp_path / "python3.12"
     right.write_text("#!/bin/sh\n")
@@ -123,7 +124,7 @@ def test_a_second_call_installs_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     asked: list[str] = []
     monkeypatch.setattr(install, "make", lambda venv: venv.mkdir(exist_ok=True))
     monkeypatch.setattr(install, "check_disk", lambda venv, gb: None)
-    monkeypatch.setattr(install.Pip, "tries", lambda self, what, *words: asked.append(what) or True)
+    monkeypatch.setattr(install.Pip, "try_install", lambda self, what, *words: asked.append(what) or True)
     monkeypatch.setattr(install.Pip, "install_lock", lambda self, what, name: asked.append(what))
     install.install(tmp_path / ".venv", "cpu", False)
     assert asked == ["torch", "torchvision", "packages, hash by hash", "Diptych itself"]
@@ -142,7 +143,7 @@ def test_torch_is_sought_at_the_configured_sources_first_and_torchvision_falls_b
         asked.append(words)
         return words[-1] != install.TORCHVISION
 
-    monkeypatch.setattr(install.Pip, "tries", tries)
+    monkeypatch.setattr(install.Pip, "try_install", tries)
     monkeypatch.setattr(install.Pip, "_runs", lambda self, *words: False)
     install.torch(install.Pip(tmp_path))
     assert asked == [
@@ -162,7 +163,7 @@ def test_where_the_sources_lack_torch_both_come_from_its_own_index(
         asked.append(words)
         return "--index-url" in words
 
-    monkeypatch.setattr(install.Pip, "tries", tries)
+    monkeypatch.setattr(install.Pip, "try_install", tries)
     install.torch(install.Pip(tmp_path))
     assert [words[-1] for words in asked] == [install.TORCH, install.TORCH, install.TORCHVISION]
     assert all(install.INDEX in words for words in asked[1:])

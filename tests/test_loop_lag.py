@@ -49,7 +49,7 @@ async def test_what_was_long_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_it_tells_now_and_then_until_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_lag, "TELL_S", 0.05)
+    monkeypatch.setattr(loop_lag, "REPORT_S", 0.05)
     heard: list[float] = []
     lag = LoopLag(heard.append)
     lag.start()

@@ -106,5 +106,5 @@ async def test_without_an_endpoint_there_are_no_spans(monkeypatch: pytest.Monkey
     for name in tracing.ENDPOINTS:
         monkeypatch.delenv(name, raising=False)
     tracing.start("diptych-test")
-    assert tracing.begin("one") is tracing.NONE and tracing.header() == "" and tracing.endpoint() is None
+    assert tracing.begin("one") is tracing.NONE and tracing.traceparent() == "" and tracing.endpoint() is None
     assert await ask("/v1/tasks/vqa", VQA, traceparent=ABOVE) == 200

@@ -171,7 +171,7 @@ async def test_a_bug_in_the_middle_of_a_stream_is_told(monkeypatch: pytest.Monke
 
 
 async def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "STILL_HERE_S", 0.02)
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.02)
     app = served(FakeEngine("a b", delay_s=0.1), FakeEngine("a b", delay_s=0.1))
     reply = await post("/v1/tasks/vqa", VQA | {"stream": True}, app)
     assert ": still here\n\n" in reply.text and reply.text.endswith("data: [DONE]\n\n")
@@ -410,7 +410,7 @@ async def test_a_reader_that_stops_reading_and_leaves_ends_the_stream() -> None:
         if sent == 4:
             await asyncio.sleep(30)
 
-    stream = await sse.opened(receive, speaking())
+    stream = await sse.open_stream(receive, speaking())
     await stream({"type": "http"}, receive, send)
     assert closed == [True] and sent == 4
 

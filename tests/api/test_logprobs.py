@@ -10,8 +10,8 @@ import pytest
 from served import LLAVA, PALIGEMMA, calling, frames, message, router, served
 
 from serve.api.app import create_app
-from serve.api.chat_completions.replies import AT_ONCE, Choice, Head, ResponseMessage, slices, with_logprobs
-from serve.api.pieces import PIECE, PiecewiseJson
+from serve.api.chat_completions.response import AT_ONCE, Choice, CompletionHead, ResponseMessage, slices, with_logprobs
+from serve.api.piecewise_json import PIECE, PiecewiseJson
 from serve.engines.base import Piece, Prompt, Token
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
@@ -121,7 +121,7 @@ async def test_the_engine_tells_them_a_few_at_a_time() -> None:
 @pytest.mark.parametrize(("count", "top"), [(40_000, 0), (4000, 20), (1, 20), (0, 5)])
 async def test_the_event_loop_has_its_turn_while_they_are_written(count: int, top: int) -> None:
     tokens = [Token("word", -0.5, (("x", -1.0),) * top)] * count
-    completion = Head("id", "model").completion(
+    completion = CompletionHead("id", "model").completion(
         [Choice(index=at, message=ResponseMessage(content="w"), finish_reason="stop") for at in range(2)], Usage()
     )
     turns = 0

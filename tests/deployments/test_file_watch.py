@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from deployments.file_watch import watch
+from deployments.file_watch import watch_file
 
 LOOK_S = 0.01
 
 
 @contextlib.asynccontextmanager
 async def watching(file: Path, act: Callable[[], None]) -> AsyncIterator["asyncio.Task[None]"]:
-    task = asyncio.create_task(watch(lambda: file, act, LOOK_S))
+    task = asyncio.create_task(watch_file(lambda: file, act, LOOK_S))
     await asyncio.sleep(10 * LOOK_S)
     try:
         yield task
@@ -62,12 +62,12 @@ async def test_error_is_logged_and_watching_goes_on(
             assert await until(lambda: len(acted) == 1)
         file.write_text("cc")
         assert await until(lambda: len(acted) == 2) and not task.done()
-    assert "what was before it counts on" in caplog.text
+    assert "the old one is kept" in caplog.text
 
 
 async def test_missing_file_is_not_acted_on() -> None:
     acted: list[int] = []
-    task = asyncio.create_task(watch(lambda: None, lambda: acted.append(1), LOOK_S))
+    task = asyncio.create_task(watch_file(lambda: None, lambda: acted.append(1), LOOK_S))
     await asyncio.sleep(10 * LOOK_S)
     task.cancel()
     assert not acted

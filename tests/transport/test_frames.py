@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import ModelError, TooLarge
-from serve.transport.frames import HEAD, LENGTH, MAX_PARTS, PIECE_BYTES, BadFrame, Reader, Unreadable, encode, pieces
+from serve.transport.frames import (
+    HEAD,
+    LENGTH,
+    MAX_PARTS,
+    PIECE_BYTES,
+    BadFrame,
+    Reader,
+    Unreadable,
+    encode_frame,
+    pieces,
+)
 
 THINGS = st.lists(
     st.one_of(
@@ -28,7 +38,7 @@ def same(left: object, right: object) -> bool:
 
 @given(st.lists(THINGS, min_size=1, max_size=4), st.lists(st.integers(1, 400), min_size=1))
 def test_frames_are_equal_however_they_are_cut(frames: list[list[object]], cuts: list[int]) -> None:
-    data = b"".join(bytes(part) for frame in frames for part in encode(frame))
+    data = b"".join(bytes(part) for frame in frames for part in encode_frame(frame))
     reader, things, at = Reader(), [], 0
     while at < len(data):
         cut = cuts[at % len(cuts)]
@@ -67,7 +77,7 @@ def flat(frame: Iterable[bytes | memoryview]) -> bytes:
 @given(st.randoms(use_true_random=False), st.integers(1, 3), st.integers(5_000, 70_000))
 def test_small_frames_pass_between_the_pieces_of_large_ones(random: Random, count: int, cut: int) -> None:
     large = {number: np.full(PIECE_BYTES + 7 * number, number, np.uint8) for number in range(1, count + 1)}
-    left = {number: list(pieces(encode(thing, number), number)) for number, thing in large.items()}
+    left = {number: list(pieces(encode_frame(thing, number), number)) for number, thing in large.items()}
     sent, wanted = [], []
     while left:
         number = random.choice(list(left))
@@ -75,7 +85,7 @@ def test_small_frames_pass_between_the_pieces_of_large_ones(random: Random, coun
         if not left[number]:
             del left[number]
             wanted.append(number)
-        sent.append(flat(encode(["small", len(sent)])))
+        sent.append(flat(encode_frame(["small", len(sent)])))
         wanted.append(-len(sent) + 1)
     data, reader = b"".join(sent), Reader()
     things = [thing for at in range(0, len(data), cut) for thing in reader.feed(data[at : at + cut])]
@@ -87,7 +97,7 @@ def test_small_frames_pass_between_the_pieces_of_large_ones(random: Random, coun
 @pytest.mark.parametrize("count", [MAX_PARTS - 1, MAX_PARTS, MAX_PARTS + 1, 3000])
 def test_a_frame_of_any_number_of_arrays_is_read(count: int) -> None:
     arrays = [np.full(at % 5, at % 256, np.uint8) for at in range(count)]
-    (back,) = Reader().feed(flat(encode(arrays)))
+    (back,) = Reader().feed(flat(encode_frame(arrays)))
     assert all(map(np.array_equal, back, arrays)) and len(back) == count
 
 
@@ -95,7 +105,15 @@ def test_a_frame_of_any_number_of_arrays_is_read(count: int) -> None:
 @pytest.mark.parametrize("cut", [1, 50, 10**6])
 def test_one_that_cannot_be_unpickled_leaves_the_others_as_they_are(error: type[Exception], cut: int) -> None:
     large = [np.zeros(300, np.uint8), Breaks(error)]
-    data = flat([*encode("a", 1), *encode(Breaks(error), 2), *encode("b", 3), *encode(large, 4), *encode("c", 5)])
+    data = flat(
+        [
+            *encode_frame("a", 1),
+            *encode_frame(Breaks(error), 2),
+            *encode_frame("b", 3),
+            *encode_frame(large, 4),
+            *encode_frame("c", 5),
+        ]
+    )
     reader = Reader()
     things = [thing for at in range(0, len(data), cut) for thing in reader.feed(data[at : at + cut])]
     assert [thing for thing in things if not isinstance(thing, Unreadable)] == ["a", "b", "c"]
@@ -104,11 +122,11 @@ def test_one_that_cannot_be_unpickled_leaves_the_others_as_they_are(error: type[
 
 
 def test_what_is_forgotten_may_come_anew() -> None:
-    first, *_ = pieces(encode(np.zeros(2 * PIECE_BYTES, np.uint8), 5), 5)
+    first, *_ = pieces(encode_frame(np.zeros(2 * PIECE_BYTES, np.uint8), 5), 5)
     reader = Reader()
     assert reader.feed(flat(first)) == []
     reader.forget(5)
-    things = [thing for piece in pieces(encode("again", 5), 5) for thing in reader.feed(flat(piece))]
+    things = [thing for piece in pieces(encode_frame("again", 5), 5) for thing in reader.feed(flat(piece))]
     assert things == ["again"]
 
 
@@ -130,4 +148,4 @@ def test_what_no_writer_writes_is_garbled(data: bytes) -> None:
 def test_a_frame_larger_than_any_reader_takes_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.transport.frames.MAX_BYTES", 10_000)
     with pytest.raises(TooLarge):
-        encode([np.zeros(6_000, np.uint8), np.ones(6_000, np.uint8)])
+        encode_frame([np.zeros(6_000, np.uint8), np.ones(6_000, np.uint8)])

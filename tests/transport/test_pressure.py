@@ -11,10 +11,10 @@ import pytest
 
 from serve.errors import BadRequest, ModelError
 from serve.transport.connection import Connection
-from serve.transport.frames import PIECE_BYTES, encode, pieces
+from serve.transport.frames import PIECE_BYTES, encode_frame, pieces
 from serve.transport.messages import Call
 from serve.transport.peer import MAX_UNSENT_BYTES
-from serve.transport.server import Server, Session
+from serve.transport.server import Session, StreamServer
 
 LARGE = 40 * 2**20
 
@@ -67,13 +67,13 @@ class Breaking:
 
 
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[tuple[Methods, Server, int]]:
+async def serving() -> AsyncIterator[tuple[Methods, StreamServer, int]]:
     async def statuses() -> str:
         return "well"
 
     served = Methods()
     methods = {"name": served.name, "pour": served.pour, "wait": served.wait, "give": served.give}
-    server = Server(methods, statuses)
+    server = StreamServer(methods, statuses)
     port = await server.start("127.0.0.1")
     try:
         yield served, server, port
@@ -83,7 +83,7 @@ async def serving() -> AsyncIterator[tuple[Methods, Server, int]]:
 
 
 @contextlib.asynccontextmanager
-async def connected() -> AsyncIterator[tuple[Methods, Server, Connection]]:
+async def connected() -> AsyncIterator[tuple[Methods, StreamServer, Connection]]:
     async with serving() as (served, server, port):
         connection = await Connection.open("127.0.0.1", port, server.token)
         try:
@@ -120,7 +120,7 @@ async def until(condition: Callable[[], object], seconds: float = 20) -> None:
             await asyncio.sleep(0.005)
 
 
-def session_of(server: Server) -> Session:
+def session_of(server: StreamServer) -> Session:
     (session,) = server.sessions
     return session
 
@@ -206,7 +206,7 @@ async def test_caller_whose_large_call_is_still_arriving_keeps_its_lease(monkeyp
     monkeypatch.setattr("serve.transport.server.LEASE_S", 0.4)
     async with serving() as (served, server, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        frame = encode(Call(1, "name", ("slow", bytes(100))), 1)
+        frame = encode_frame(Call(1, "name", ("slow", bytes(100))), 1)
         writer.write(server.token)
         for byte in b"".join(bytes(part) for piece in pieces(frame, 1) for part in piece):
             writer.write(bytes([byte]))  # not one message is whole for longer than the lease
@@ -221,7 +221,7 @@ async def test_part_of_a_large_item_counts_as_a_sign_of_life() -> None:
         connection.last_heard = before = 0.0
         transport = session_of(server)._transport
         assert transport is not None
-        transport.write(encode(bytes(1000))[0])  # only the head
+        transport.write(encode_frame(bytes(1000))[0])  # only the head
         await until(lambda: connection.last_heard > before)
 
 

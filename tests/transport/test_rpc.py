@@ -12,9 +12,9 @@ import pytest
 from serve.errors import BadRequest, ModelError
 from serve.request_id import REQUEST_ID
 from serve.transport.connection import Connection
-from serve.transport.frames import BadFrame, Reader, encode
+from serve.transport.frames import BadFrame, Reader, encode_frame
 from serve.transport.messages import Call
-from serve.transport.server import Server
+from serve.transport.server import StreamServer
 
 exploded: list[int] = []
 
@@ -61,12 +61,12 @@ class Methods:
 
 
 @asynccontextmanager
-async def connected(counting: Methods, **options: Any) -> AsyncIterator[tuple[Server, Connection]]:
+async def connected(counting: Methods, **options: Any) -> AsyncIterator[tuple[StreamServer, Connection]]:
     async def statuses() -> str:
         return "well"
 
     methods = {name: getattr(counting, name) for name in ("count", "echo", "refuse", "stumble", "request_id")}
-    server = Server(methods, statuses, **options)
+    server = StreamServer(methods, statuses, **options)
     port = await server.start("127.0.0.1")
     connection = await Connection.open("127.0.0.1", port, server.token)
     try:
@@ -149,7 +149,7 @@ async def test_silent_caller_loses_its_streams_and_a_live_one_does_not(
         reading = asyncio.ensure_future(anext(items))
         assert server._listening is not None
         reader, writer = await asyncio.open_connection("127.0.0.1", server._listening.sockets[0].getsockname()[1])
-        writer.write(server.token + b"".join(encode([Call(0, "count", (10_000, 60))])))  # and nothing more
+        writer.write(server.token + b"".join(encode_frame([Call(0, "count", (10_000, 60))])))  # and nothing more
         async with asyncio.timeout(10):
             while counting.running < 2:
                 await asyncio.sleep(0.01)
@@ -181,7 +181,7 @@ async def test_bytes_are_not_unpickled_without_the_token() -> None:
         port = server._listening.sockets[0].getsockname()[1]
         for token in (b"\0" * 32, server.token[:31] + b"\0", pickle.dumps(Bomb())):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(token + b"".join(encode([Bomb()])))
+            writer.write(token + b"".join(encode_frame([Bomb()])))
             assert await asyncio.wait_for(reader.read(), 5) == b""
             writer.close()
             await writer.wait_closed()
@@ -228,7 +228,7 @@ async def test_draining_server_announces_it_and_finishes_its_streams() -> None:
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
 def test_frames_are_read_however_their_bytes_are_cut(size: int) -> None:
     things = [["a", 1], [np.arange(500)], [], [b"x" * 3000]]
-    data = b"".join(bytes(part) for thing in things for part in encode(thing))
+    data = b"".join(bytes(part) for thing in things for part in encode_frame(thing))
     reader, received = Reader(), []
     for at in range(0, len(data), size):
         received += reader.feed(data[at : at + size])

@@ -17,7 +17,7 @@ from serve.media.image import Image
 from serve.media.shared_pixels import SharedPixels
 from serve.media.video import Video
 from serve.transport.connection import Connection
-from serve.transport.server import Server
+from serve.transport.server import StreamServer
 
 WIDTH, HEIGHT = 2000, 1000
 SUM = WIDTH * HEIGHT * 3 * 9
@@ -43,12 +43,12 @@ class Looking:
         yield int(image.pixels.sum())
 
 
-async def served(looking: Looking) -> tuple[Server, int]:
+async def served(looking: Looking) -> tuple[StreamServer, int]:
     async def statuses() -> str:
         return "well"
 
     methods = {"look": looking.look, "hold": looking.hold, "look_late": looking.look_late}
-    server = Server(methods, statuses)
+    server = StreamServer(methods, statuses)
     return server, await server.start("127.0.0.1")
 
 

@@ -306,7 +306,7 @@ class VllmEngine:
             speller = Speller(prompt.sampling, whole=prompt.whole)
             lora = None if prompt.adapter is None else self._loras[prompt.adapter]
             name = f"{REQUEST_ID.get() or 'diptych'}-{next(self._numbers)}"  # one request may be several prompts
-            trace = tracing.header()
+            trace = tracing.traceparent()
             spoken_by = llm.generate(
                 inputs,
                 params,

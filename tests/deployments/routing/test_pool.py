@@ -25,7 +25,7 @@ from serve.router import Router
 from serve.router.route import Status
 from serve.tasks.base import Reply
 from serve.tasks.vqa import VqaRequest
-from serve.transport.server import Server
+from serve.transport.server import StreamServer
 from serve.worker import Worker
 
 NAME = "toy-llava"
@@ -41,7 +41,7 @@ class Replica:
         self.fault: ModelError | None = None
         self.asked = 0
         self.models = [NAME]
-        self.server = Server({"answer": self.answer, "begin": self.begin}, self.statuses)
+        self.server = StreamServer({"answer": self.answer, "begin": self.begin}, self.statuses)
 
     async def start(self) -> Address:
         return Address("127.0.0.1", await self.server.start("127.0.0.1"), self.server.token)

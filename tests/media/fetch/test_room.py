@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serve.api.pictures import Pictures
+from serve.api.media_loader import MediaLoader
 from serve.errors import BadRequest, Overloaded, ServeError, TooLarge
 from serve.media.budget import Budget, Lease
 from serve.media.image import MAX_BYTES, Image
@@ -54,8 +54,8 @@ async def holds(budget: Budget, size: int) -> bool:
 async def test_a_file_is_held_before_it_has_come(origin: Origin, head: str, body: bytes, held: int) -> None:
     origin.scripts["/cat.png"] = stops_after(head, body)
     budget = Budget(100 * MB)
-    pictures = Pictures(origin.fetcher(timeout_s=30), budget)
-    fetching = asyncio.create_task(pictures.fetch(Image.at(origin.url()), Deadline.after(30)))
+    loader = MediaLoader(origin.fetcher(timeout_s=30), budget)
+    fetching = asyncio.create_task(loader.fetch(Image.at(origin.url()), Deadline.after(30)))
     assert await holds(budget, held)
     fetching.cancel()
     await asyncio.gather(fetching, return_exceptions=True)
@@ -67,7 +67,7 @@ async def test_what_has_come_is_held_at_its_own_size(origin: Origin, size: tuple
     file = picture(*size, format="JPEG")
     origin.scripts["/cat.png"] = says(file)
     budget = Budget(100 * MB)
-    lease = await Pictures(origin.fetcher(timeout_s=30), budget).fetch(Image.at(origin.url()), Deadline.after(30))
+    lease = await MediaLoader(origin.fetcher(timeout_s=30), budget).fetch(Image.at(origin.url()), Deadline.after(30))
     assert lease.size == budget.held == len(file)
     lease.release()
     assert budget.held == 0
@@ -91,7 +91,7 @@ async def test_what_cannot_be_used_gives_everything_back(origin: Origin, script:
     origin.scripts["/cat.png"] = script
     budget = Budget(100 * MB)
     with pytest.raises(ServeError):
-        await Pictures(origin.fetcher(timeout_s=30), budget).fetch(Image.at(origin.url()), Deadline.after(30))
+        await MediaLoader(origin.fetcher(timeout_s=30), budget).fetch(Image.at(origin.url()), Deadline.after(30))
     assert budget.held == 0
 
 

@@ -14,7 +14,7 @@ from served import URL, calling, picture, router
 from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.keys import Keys
-from serve.api.sites import Sites, is_loopback
+from serve.api.origin_check import OriginCheck, is_loopback
 
 VQA = {"image": URL, "question": "what?"}
 OURS = ["localhost", "localhost:8000", "LocalHost:1", "127.0.0.1", "127.0.0.1:8000", "127.1.2.3", "[::1]", "[::1]:8000"]
@@ -47,7 +47,7 @@ async def local(*names: str, cors: tuple[str, ...] = (), **access: Any) -> Async
 
 
 def ask(host: str) -> Any:
-    return Sites([]).wrong_host([(b"host", host.encode("latin-1"))])
+    return OriginCheck([]).host_error([(b"host", host.encode("latin-1"))])
 
 
 @pytest.mark.parametrize("host", OURS)
