@@ -1,4 +1,4 @@
-"""Caches that engines share between keys: kept apart where that is configured."""
+"""Cache salts, which keep the engine caches of different keys apart where that is configured."""
 
 from typing import Any
 

@@ -36,12 +36,12 @@ def test_shipped_configs_listen_on_loopback_and_name_known_models(name: str) -> 
     assert len(names) == 2 and (names[1] in MODELS or name == "own.yaml")
 
 
-def test_models_are_in_catalogue_order_whatever_their_order_in_the_config() -> None:
+def test_models_are_in_catalogue_order() -> None:
     names = list(MODELS)
     assert [model.name for model in config.for_models([names[2], names[0]]).args.models] == [names[0], names[2]]
 
 
-def test_models_on_one_gpu_share_its_memory() -> None:
+def test_models_on_a_gpu_share_the_memory() -> None:
     loaded = config.for_models(["llava-1.5-7b", "paligemma-3b-mix-448"], gpus=0.5).args.models
     assert [(model.num_gpus, model.engine_args) for model in loaded] == [(0.5, {"gpu_memory_utilization": 0.45})] * 2
     assert config.for_models(["llava-1.5-7b"], gpus=1).args.models[0].engine_args == {}
@@ -83,7 +83,7 @@ def test_repeated_model_is_refused() -> None:
         ),
     ],
 )
-def test_unusable_config_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_unusable_config_is_refused_in_a_line(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as refused:
@@ -243,7 +243,7 @@ def test_any_config_is_accepted_or_refused_in_a_sentence(arguments: object, othe
                 assert len(str(refused).splitlines()) == 1
 
 
-def test_emptied_keys_file_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emptied_keys_file_refuses_all_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEYS, raising=False)
     file = tmp_path / "keys"
     for text in ("", "\n\n", "# alice has left\n"):

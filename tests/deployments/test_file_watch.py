@@ -1,4 +1,4 @@
-"""A watched file is acted on when it changes, and watching goes on after errors."""
+"""A watched file: changes call the function, and errors do not end the watching."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ async def test_each_change_is_acted_on_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no key"), OSError("no file"), KeyError("a bug"), RuntimeError("x")])
-async def test_error_is_logged_and_watching_goes_on(
+async def test_error_is_logged_and_watching_continues(
     tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, acted = tmp_path / "keys", list[int]()

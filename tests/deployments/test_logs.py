@@ -1,4 +1,4 @@
-"""Logs are lines of JSON with request ids, and hold nothing that a client asked."""
+"""Logs are lines of JSON with request ids, without text of clients."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Frames are read however their bytes are cut."""
+"""Frames are decoded from bytes in pieces of any size."""
 
 from collections.abc import Iterable
 from random import Random
@@ -37,7 +37,7 @@ def same(left: object, right: object) -> bool:
 
 
 @given(st.lists(THINGS, min_size=1, max_size=4), st.lists(st.integers(1, 400), min_size=1))
-def test_frames_are_equal_however_they_are_cut(frames: list[list[object]], cuts: list[int]) -> None:
+def test_frames_are_decoded_from_pieces_of_any_size(frames: list[list[object]], cuts: list[int]) -> None:
     data = b"".join(bytes(part) for frame in frames for part in encode_frame(frame))
     reader, things, at = Reader(), [], 0
     while at < len(data):
@@ -56,7 +56,7 @@ def test_impossible_frame_is_refused(parts: int, rest: bytes) -> None:
 
 
 class Breaks:
-    """Can be pickled, and not unpickled."""
+    """An object that can be pickled but not unpickled."""
 
     def __init__(self, error: type[Exception]) -> None:
         self.error = error
@@ -75,7 +75,7 @@ def flat(frame: Iterable[bytes | memoryview]) -> bytes:
 
 @settings(max_examples=25, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 3), st.integers(5_000, 70_000))
-def test_small_frames_pass_between_the_pieces_of_large_ones(random: Random, count: int, cut: int) -> None:
+def test_small_frames_pass_between_pieces_of_large_frames(random: Random, count: int, cut: int) -> None:
     large = {number: np.full(PIECE_BYTES + 7 * number, number, np.uint8) for number in range(1, count + 1)}
     left = {number: list(pieces(encode_frame(thing, number), number)) for number, thing in large.items()}
     sent, wanted = [], []
@@ -95,7 +95,7 @@ def test_small_frames_pass_between_the_pieces_of_large_ones(random: Random, coun
 
 
 @pytest.mark.parametrize("count", [MAX_PARTS - 1, MAX_PARTS, MAX_PARTS + 1, 3000])
-def test_a_frame_of_any_number_of_arrays_is_read(count: int) -> None:
+def test_frame_with_any_number_of_arrays_is_decoded(count: int) -> None:
     arrays = [np.full(at % 5, at % 256, np.uint8) for at in range(count)]
     (back,) = Reader().feed(flat(encode_frame(arrays)))
     assert all(map(np.array_equal, back, arrays)) and len(back) == count
@@ -103,7 +103,7 @@ def test_a_frame_of_any_number_of_arrays_is_read(count: int) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, ModelError, ImportError])
 @pytest.mark.parametrize("cut", [1, 50, 10**6])
-def test_one_that_cannot_be_unpickled_leaves_the_others_as_they_are(error: type[Exception], cut: int) -> None:
+def test_frame_that_cannot_be_unpickled_leaves_other_frames_intact(error: type[Exception], cut: int) -> None:
     large = [np.zeros(300, np.uint8), Breaks(error)]
     data = flat(
         [
@@ -121,7 +121,7 @@ def test_one_that_cannot_be_unpickled_leaves_the_others_as_they_are(error: type[
     assert [thing.number for thing in unreadable] == [2, 4] and {type(thing.error) for thing in unreadable} == {error}
 
 
-def test_what_is_forgotten_may_come_anew() -> None:
+def test_forgotten_frame_may_be_sent_again() -> None:
     first, *_ = pieces(encode_frame(np.zeros(2 * PIECE_BYTES, np.uint8), 5), 5)
     reader = Reader()
     assert reader.feed(flat(first)) == []
@@ -140,12 +140,12 @@ def test_what_is_forgotten_may_come_anew() -> None:
         HEAD.pack(3, 0) + LENGTH.pack(30) + HEAD.pack(3, 1) + LENGTH.pack(5) + b"x" * 10,  # more than its frame
     ],
 )
-def test_what_no_writer_writes_is_garbled(data: bytes) -> None:
+def test_bytes_that_are_no_frame_are_refused(data: bytes) -> None:
     with pytest.raises(BadFrame):
         Reader().feed(data)
 
 
-def test_a_frame_larger_than_any_reader_takes_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frame_beyond_the_limit_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.transport.frames.MAX_BYTES", 10_000)
     with pytest.raises(TooLarge):
         encode_frame([np.zeros(6_000, np.uint8), np.ones(6_000, np.uint8)])

@@ -1,4 +1,4 @@
-"""Streams over a real connection on loopback: what comes, in what order, and what happens when either end goes away."""
+"""Streams over a real connection: their items, order and errors, and the loss of either end."""
 
 import asyncio
 import pickle
@@ -29,7 +29,7 @@ class Bomb:
 
 
 class Methods:
-    """Methods that yield what they are asked for, and record how their streams ended."""
+    """Methods to call, which record how their streams ended."""
 
     def __init__(self) -> None:
         self.running = 0
@@ -95,7 +95,7 @@ async def test_arrays_arrive_equal_and_writable() -> None:
         assert back["a"].flags.writeable
 
 
-async def test_error_arrives_as_it_was_raised_after_the_items_before_it() -> None:
+async def test_error_arrives_unchanged_after_earlier_items() -> None:
     async with connected(Methods()) as (_, connection):
         received = []
         with pytest.raises(BadRequest) as caught:
@@ -137,7 +137,7 @@ async def test_streams_of_a_caller_that_disconnects_are_cancelled() -> None:
             await anext(connection.stream("count", 1))
 
 
-async def test_silent_caller_loses_its_streams_and_a_live_one_does_not(
+async def test_silent_caller_loses_its_streams_and_a_live_caller_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("serve.transport.server.HEARTBEAT_S", 0.05)
@@ -149,7 +149,7 @@ async def test_silent_caller_loses_its_streams_and_a_live_one_does_not(
         reading = asyncio.ensure_future(anext(items))
         assert server._listening is not None
         reader, writer = await asyncio.open_connection("127.0.0.1", server._listening.sockets[0].getsockname()[1])
-        writer.write(server.token + b"".join(encode_frame([Call(0, "count", (10_000, 60))])))  # and nothing more
+        writer.write(server.token + b"".join(encode_frame([Call(0, "count", (10_000, 60))])))  # and nothing after that
         async with asyncio.timeout(10):
             while counting.running < 2:
                 await asyncio.sleep(0.01)
@@ -169,12 +169,12 @@ async def test_streams_of_a_server_that_stops_raise_connection_error() -> None:
         with pytest.raises(ConnectionError):
             _ = [item async for item in items]
         assert connection.lost.is_set()
-    assert not abandoned  # it is not the caller that went
+    assert not abandoned  # the caller did not disconnect
 
 
 async def test_bytes_are_not_unpickled_without_the_token() -> None:
     pickle.loads(pickle.dumps(Bomb()))
-    assert exploded == [1]  # it is one
+    assert exploded == [1]  # the bytes are such a bomb
     exploded.clear()
     async with connected(Methods()) as (server, _):
         assert server._listening is not None
@@ -216,7 +216,7 @@ async def test_items_close_together_are_joined_and_the_first_never_waits() -> No
     assert frames[0] == [0] and len(frames) < 20
 
 
-async def test_draining_server_announces_it_and_finishes_its_streams() -> None:
+async def test_draining_server_announces_the_end_and_finishes_streams() -> None:
     async with connected(Methods()) as (server, connection):
         received = asyncio.create_task(_all(connection, 20))
         await asyncio.sleep(0.02)
@@ -226,7 +226,7 @@ async def test_draining_server_announces_it_and_finishes_its_streams() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
-def test_frames_are_read_however_their_bytes_are_cut(size: int) -> None:
+def test_frames_are_decoded_from_bytes_in_any_pieces(size: int) -> None:
     things = [["a", 1], [np.arange(500)], [], [b"x" * 3000]]
     data = b"".join(bytes(part) for thing in things for part in encode_frame(thing))
     reader, received = Reader(), []

@@ -1,4 +1,4 @@
-"""Images in shared memory pass between two real processes, either of which may be killed at any moment."""
+"""Images in shared memory between two processes, either of which may be killed at any time."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ SUM = WIDTH * HEIGHT * 3 * 9
 
 
 class Looking:
-    """Methods of a replica that reads images, here or in a process of its own."""
+    """Methods of a replica that reads images, in this process or a child."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -53,7 +53,7 @@ async def served(looking: Looking) -> tuple[StreamServer, int]:
 
 
 async def main() -> None:
-    """Be a replica, until standard input ends."""
+    """Run a replica until standard input ends."""
     server, port = await served(Looking())
     print(port, server.token.hex(), flush=True)
     await asyncio.to_thread(sys.stdin.read)
@@ -164,7 +164,7 @@ async def test_killed_gateway_leaves_no_memory_in_the_replica() -> None:
         await until(lambda: descriptors(child.pid) == before and shmem(child.pid) < 3_000_000)
 
 
-async def test_pixels_read_after_they_were_closed_are_an_error_of_that_stream() -> None:
+async def test_closed_pixels_are_an_error_of_their_stream() -> None:
     looking = Looking()
     server, port = await served(looking)
     connection = await Connection.open("127.0.0.1", port, server.token)
