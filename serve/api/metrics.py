@@ -46,7 +46,7 @@ class Metrics:
         self.tokens = self._counter("tokens", "Tokens read (input) and generated (output) by models.", "model", "kind")
         self.fan_outs = self._counter(
             "fan_outs",
-            "Fan-outs by outcome: all models ok (whole), some (partial), none (failed), or the client left.",
+            "Fan-outs by outcome: all models ok, some, none, or the client left.",
             "task",
             "outcome",
         )

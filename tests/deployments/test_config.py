@@ -239,7 +239,7 @@ def test_any_config_is_accepted_or_refused_in_a_sentence(arguments: object, othe
             file.flush()
             try:
                 config.read_config(Path(file.name))
-            except config.Refused as refused:
+            except config.ConfigError as refused:
                 assert len(str(refused).splitlines()) == 1
 
 
