@@ -32,8 +32,8 @@ def application(
 ) -> ray.serve.Application:
     """Build gateways that serve `gateway_args`, in front of the engines of all `engine_args`.
 
-    Where two of those name the same engine the later one counts. wait_for: models whose replicas count as started once
-    they are loaded, and not at once.
+    Where two of them name the same engine, the later one wins. wait_for: models whose replicas count as started only
+    once they are loaded.
     """
     replicas = {}
     for args in engine_args:
@@ -54,7 +54,7 @@ def application(
 
 
 def changed(old: Args, new: Args) -> list[str]:
-    """Return the models whose replicas must be started for `new`: those that `old` lacks, or has otherwise."""
+    """Return the models whose replicas must be started for `new`: those missing from `old`, or different there."""
     before = {name: _version(entry, old.adapters(name)) for name, entry in old.engines().items()}
     return [name for name, entry in new.engines().items() if before.get(name) != _version(entry, new.adapters(name))]
 

@@ -14,7 +14,7 @@ from deployments.autoscaling import Scaling
 from serve.api.authentication import Access, Requires
 from serve.api.keys import Keys, parse_entries
 from serve.api.limits import MAX_BODY_MB, Limits
-from serve.api.sites import is_loopback
+from serve.api.origin_check import is_loopback
 from serve.engines.vllm.config_check import kind
 from serve.media.fetch.policy import Policy
 from serve.models import MODELS
@@ -49,7 +49,7 @@ class Placement(BaseModel):
 
     @property
     def sleeps(self) -> bool:
-        """True where Serve stops the last replica of a model that nobody asks."""
+        """True where Serve stops the last replica of an unused model."""
         return self.autoscaling is not None and self.autoscaling.min_replicas == 0
 
     @property
@@ -59,7 +59,7 @@ class Placement(BaseModel):
 
     @property
     def max_replicas(self) -> int:
-        """The most replicas at a time."""
+        """Largest number of replicas that may run at a time."""
         return self.replicas if self.autoscaling is None else self.autoscaling.max_replicas
 
 
@@ -279,7 +279,7 @@ class Args(BaseModel):
 
     @functools.cached_property
     def models_by_name(self) -> dict[str, Model]:
-        """Every model in the order of all that is returned: the catalogue's, then one's own as written.
+        """Models by name: the catalogue's in its order, then models of your own in the order of the config.
 
         Built once in a process. Raises ValueError naming an adapter that does not go with its base.
         """

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ONGOING = "ongoing"
-"""The metric in which a replica reports its unfinished requests, those in its engine's queue among them."""
+"""Name of the metric in which a replica reports its unfinished requests, including queued ones."""
 
 
 class Scaling(BaseModel):

@@ -14,8 +14,8 @@ APP = "deployments.app:build"
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
-class Refused(Exception):
-    """Serving is refused. Its message is one sentence for a person."""
+class ConfigError(Exception):
+    """The config cannot be served. The message is one sentence for a person."""
 
 
 class Config(BaseModel):
@@ -29,24 +29,24 @@ class Config(BaseModel):
     logging: dict[str, Any]
 
 
-def read(file: Path) -> Config:
-    """Read a Serve config file with one application, ours. Raises Refused."""
+def read_config(file: Path) -> Config:
+    """Read a Serve config file with one application, ours. Raises ConfigError."""
     try:
         text = file.read_text()
     except OSError as error:
-        raise Refused(f"The config {file} cannot be read: {error.strerror}.") from None
-    return read_text(text, str(file))
+        raise ConfigError(f"The config {file} cannot be read: {error.strerror}.") from None
+    return parse_config(text, str(file))
 
 
-def read_text(text: str, source: str) -> Config:
-    """Read a config from YAML text. source: its name in error messages. Raises Refused."""
+def parse_config(text: str, source: str) -> Config:
+    """Read a config from YAML text. source: its name in error messages. Raises ConfigError."""
     try:
         whole = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise Refused(f"The config {source} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"The config {source} is not YAML: {' '.join(str(error).split())}") from None
     ours = [app for app in _items(whole, "applications") if isinstance(app, dict) and app.get("import_path") == APP]
     if len(ours) != 1:
-        raise Refused(f"The config {source} needs one application with import_path {APP}.")
+        raise ConfigError(f"The config {source} needs one application with import_path {APP}.")
     http = whole.get("http_options") or {}
     return _validated(
         source,
@@ -57,7 +57,7 @@ def read_text(text: str, source: str) -> Config:
 
 
 def for_models(models: Sequence[str], gpus: float = 0) -> Config:
-    """Return a config for these models. gpus: for each, 0.5 is half of one. Raises Refused."""
+    """Return a config for these models. gpus: GPUs for each model; 0.5 is half a GPU. Raises ConfigError."""
     engine = {"gpu_memory_utilization": round(0.9 * gpus, 3)} if 0 < gpus < 1 else {}
     entries = [{"name": name, "num_gpus": gpus, "engine": engine} for name in models]
     return _validated("--models", logging=QUIET, args={"models": entries})
@@ -67,7 +67,7 @@ def _validated(source: str, **values: Any) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise Refused(f"{source}: {_sentence(error.errors()[0], values)}") from None
+        raise ConfigError(f"{source}: {_sentence(error.errors()[0], values)}") from None
 
 
 def _sentence(error: Mapping[str, Any], values: Mapping[str, Any]) -> str:

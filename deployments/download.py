@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deployments.args import LoraArgs
-from deployments.config import Refused, read
+from deployments.config import ConfigError, read_config
 from serve.engines import adapters
 from serve.engines.hub import locate
 from serve.errors import ModelError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0 where every checkpoint is here, 1 where some are not, with a sentence about each of them on stderr."""
+    """Download all checkpoints. Return 0, or 1 where some are missing, with a sentence about each on stderr."""
     parser = argparse.ArgumentParser("deployments.download", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     try:
-        args = read(parser.parse_args(argv).config).args
-    except Refused as refused:
+        args = read_config(parser.parse_args(argv).config).args
+    except ConfigError as refused:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
     loras = {entry.name for entry in args.models if isinstance(entry, LoraArgs)}

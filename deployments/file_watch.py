@@ -1,4 +1,4 @@
-"""Watches a file by polling it, and acts when it changes, as a mounted Secret does under a running process."""
+"""Watches a file by polling it: a mounted Secret, for example, changes under a running process."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 
-async def watch(file: Callable[[], Path | None], act: Callable[[], None], every_s: float) -> None:
+async def watch_file(file: Callable[[], Path | None], act: Callable[[], None], every_s: float) -> None:
     """Call `act` whenever the content of `file()` changes, or the file appears or vanishes; never return.
 
     Whatever `act` raises is logged, and watching goes on.
@@ -24,7 +24,7 @@ async def watch(file: Callable[[], Path | None], act: Callable[[], None], every_
         try:
             act()
         except Exception:
-            log.exception("the change of %s cannot be used; what was before it counts on", file())
+            log.exception("the new content of %s cannot be used; the old one is kept", file())
 
 
 def _content(file: Path | None) -> bytes | None:

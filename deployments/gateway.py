@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from deployments import autoscaling, logs
 from deployments.args import Args, LoraArgs, ModelPlacement
-from deployments.file_watch import watch
+from deployments.file_watch import watch_file
 from deployments.local.machine import bind_to_loopback
 from deployments.routing.discovery import ServeDiscovery
 from deployments.routing.pool import Pool
@@ -37,14 +37,14 @@ log = logging.getLogger(__name__)
 APPLICATION = "diptych"
 """The name of the Serve application."""
 WAIT_FOR_REPLICA_S = 3.0
-"""Seconds in which the replicas of a new engine are waited for, before requests go to them."""
+"""Longest wait for the first replica of a new engine, before requests are routed to it."""
 KEYS_FILE_CHECK_S = 5.0
-"""Seconds between two looks at the file of keys."""
+"""Seconds between two checks of the keys file."""
 UNREACHABLE = (ray.exceptions.RayError, ray.serve.exceptions.RayServeException)
 
 
 class SwappableApp:
-    """An ASGI app that can be replaced. Requests that have begun end in the app that they began in."""
+    """An ASGI app that can be replaced. A request stays with the app in which it began."""
 
     def __init__(self, app: FastAPI) -> None:
         self.app = app
@@ -55,9 +55,9 @@ class SwappableApp:
 
 @ray.serve.ingress()
 class Gateway:
-    """A process that serves the HTTP app, without torch or vLLM: it starts in a second and takes little memory.
+    """A process that serves the HTTP app. It imports neither torch nor vLLM, so it starts in a second.
 
-    A new config does not restart it (`reconfigure`): what has begun goes on by the old one, new requests by the new.
+    A new config does not restart it (`reconfigure`): running requests keep the old config, new ones use the new one.
     """
 
     def __init__(self, args: Args, handles: dict[str, DeploymentHandle]) -> None:
@@ -82,15 +82,15 @@ class Gateway:
         self.server = HttpServer(self._app, listen.host, listen.port, args.gateway) if listen is not None else None
         if (warning := args.gateway.warning()) is not None:
             log.warning(warning)
-        watching = watch(lambda: self._args.gateway.keys_file, self._read_keys, KEYS_FILE_CHECK_S)
+        watching = watch_file(lambda: self._args.gateway.keys_file, self._read_keys, KEYS_FILE_CHECK_S)
         self._watching = asyncio.get_running_loop().create_task(watching)
         freeze_heap()
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Serve new args. Called by Serve once this process has started, and when the config changes.
 
-        config: {"args": an Args as JSON}. Args that cannot be used are logged, and the old ones serve on: an error
-        raised here would end this process.
+        config: {"args": an Args as JSON}. Unusable args are logged and the old ones kept: an error raised here
+        would end this process.
         """
         if self._config:
             try:
@@ -98,7 +98,7 @@ class Gateway:
                 known = set(self._pools)
                 app = self._create_app(args)
             except (ValueError, OSError):
-                log.exception("the new config cannot be used; the old one serves on")
+                log.exception("the new config cannot be used; the old one is kept")
                 return
             new = [pool for name, pool in self._pools.items() if name not in known]
             await asyncio.gather(*(pool.wait_for_replica(WAIT_FOR_REPLICA_S) for pool in new))
@@ -120,12 +120,12 @@ class Gateway:
         return {autoscaling.ONGOING: float(self.server.answering() if self.server is not None else 0)}
 
     async def drain(self) -> None:
-        """Refuse new requests and finish those that have begun, in at most drain_s, before all gateways stop."""
+        """Refuse new requests and finish running ones within drain_s. Called before all gateways stop."""
         if self.server is not None:
             await self.server.drain()
 
     async def __del__(self) -> None:
-        """Stop. Called by Serve when it stops this gateway: the others take new requests, at the same port."""
+        """Stop. Called by Serve when it stops this gateway; others on the same port take new requests."""
         self._lag.stop()
         if self.server is not None:
             await self.server.stop()

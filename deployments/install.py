@@ -1,11 +1,11 @@
 """Makes .venv and fills it once: `make serve` and `make test` call this first. Plain Python, no package needed.
 
 torch comes first: its CPU build (2.13.0+cpu) from wherever pip is told to look, else from PyTorch's own CPU index,
-which also has the torchvision that fits it. Those two differ in bytes from source to source, so no hash is asked of
-them. Where only another torchvision is to be had, serve/engines/vllm/torchvision.py lets it stand beside a CPU torch.
-Everything else is installed exactly as locks/*.txt have it, hash by hash, by uv where it can reach the packages, else by
-pip, which knows more ways (mirrors in its configuration, proxies). A stamp in .venv says what was done: a second call
-does nothing.
+which also has the matching torchvision. The files of those two differ between sources, so their hashes are not
+checked. Where only a GPU build of torchvision is available, serve/engines/vllm/torchvision.py makes it work with a CPU
+torch. Everything else is installed from locks/*.txt, with hashes: by uv where it can reach the packages, else by pip,
+which supports more ways (mirrors in its configuration, proxies). A stamp in .venv records what was installed, so that a
+second call does nothing.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ OUT_OF_REACH = (
 )
 
 
-class Refused(Exception):
-    """Why it cannot be installed, and what to do, in one sentence."""
+class InstallError(Exception):
+    """The installation is impossible. Its message says why and what to do, in one sentence."""
 
 
 def main() -> int:
-    """Install what is missing. 0: everything is there; 1: it is not, with a sentence on stderr."""
+    """Install what is missing. Return 0, or 1 where that is impossible, with a sentence on stderr."""
     parser = argparse.ArgumentParser("install.py")
     parser.add_argument("--dev", action="store_true", help="also what the tests and checks need")
     parser.add_argument("--device", choices=("cpu", "gpu"), default=os.environ.get("DEVICE") or found_device())
@@ -56,20 +56,20 @@ def main() -> int:
         if again is not None:
             return subprocess.call([again, *sys.argv])
         install(options.venv, options.device, options.dev)
-    except Refused as refused:
+    except InstallError as refused:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
     return 0
 
 
 def install(venv: Path, device: str, dev: bool) -> None:
-    """Bring `venv` to what the locks say. Raises Refused."""
+    """Install the locked packages into `venv`. Raises InstallError."""
     program, tests = Stamp(venv, device, LOCKS / f"{device}.txt"), Stamp(venv, "dev", LOCKS / "dev.txt")
     if program.holds() and (tests.holds() or not dev):
         return
     began = time.monotonic()
     if platform.system() != "Linux":
-        raise Refused(f"vLLM runs on Linux only, and this is {platform.system()}. On Windows use WSL 2.")
+        raise InstallError(f"vLLM runs on Linux only, and this is {platform.system()}. On Windows use WSL 2.")
     pip = Pip(venv)
     if not program.holds():
         check_machine(device)
@@ -92,12 +92,12 @@ def install(venv: Path, device: str, dev: bool) -> None:
 
 def torch(pip: Pip) -> None:
     """Install the CPU builds of torch and torchvision from the nearest source that has them."""
-    if pip.tries("torch", "--no-deps", TORCH):
-        if pip.tries("torchvision", "--no-deps", TORCHVISION):
+    if pip.try_install("torch", "--no-deps", TORCH):
+        if pip.try_install("torchvision", "--no-deps", TORCHVISION):
             return
     else:
         pip.install("torch from PyTorch's CPU index", "--no-deps", "--index-url", INDEX, TORCH)
-    if not pip.tries("torchvision from PyTorch's CPU index", "--no-deps", "--index-url", INDEX, TORCHVISION):
+    if not pip.try_install("torchvision from PyTorch's CPU index", "--no-deps", "--index-url", INDEX, TORCHVISION):
         pip.install_lock("torchvision", "torchvision")
 
 
@@ -108,13 +108,13 @@ class Pip:
         self.python = venv / "bin" / "python"
         self.log = venv / "install.log"
 
-    def tries(self, what: str, *arguments: str) -> bool:
+    def try_install(self, what: str, *arguments: str) -> bool:
         """Run `pip install` and return whether it succeeded: a source that lacks a package is no error."""
         print(f"  {what}", flush=True)
         return self._runs("pip", "install", "--retries", "1", "--timeout", "30", *arguments)
 
     def install_lock(self, what: str, name: str) -> None:
-        """Install what locks/NAME.txt has, by uv if possible. Raises Refused with what to do."""
+        """Install the packages of locks/NAME.txt, by uv if possible. Raises InstallError with what to do."""
         locked = ("--no-deps", "--require-hashes", "-r")
         lock = str(LOCKS / f"{name}.txt")
         if self._runs("pip", "install", "--retries", "1", *locked, str(LOCKS / "uv.txt")):
@@ -124,9 +124,9 @@ class Pip:
         self.install(what, *locked, lock)
 
     def install(self, what: str, *arguments: str) -> None:
-        """Run `pip install`. Raises Refused with what to do."""
-        if not self.tries(what, *arguments):
-            raise Refused(reason(what, self.log.read_bytes()[self.began :].decode(errors="replace"), self.log))
+        """Run `pip install`. Raises InstallError with what to do."""
+        if not self.try_install(what, *arguments):
+            raise InstallError(reason(what, self.log.read_bytes()[self.began :].decode(errors="replace"), self.log))
 
     def _runs(self, module: str, *arguments: str) -> bool:
         command = [str(self.python), "-m", module, *arguments]
@@ -172,14 +172,14 @@ def make(venv: Path) -> None:
     created = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True)
     if created.returncode != 0:
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        raise Refused(
+        raise InstallError(
             f"Python's venv module is incomplete here. On Debian or Ubuntu: apt install python{version}-venv. "
             f"({' '.join((created.stdout + created.stderr).split())[:200]})"
         )
 
 
 def check_machine(device: str) -> None:
-    """Raise Refused where the machine lacks what engines need when they start, and pip does not install.
+    """Raise InstallError where the machine lacks what engines need when they start, and pip does not install.
 
     torch.compile builds C++ for a CPU and Triton C for a GPU, each a module of Python's; vLLM's CPU kernels link
     libnuma. Without one of them an engine is installed, and dies when it warms up.
@@ -192,7 +192,7 @@ def check_machine(device: str) -> None:
     if device == "cpu" and not has_library("libnuma.so.1"):
         missing["libnuma"] = "libnuma1"
     if missing:
-        raise Refused(
+        raise InstallError(
             f"This machine lacks {', '.join(missing)}, which vLLM wants when it starts a model. "
             f"On Debian or Ubuntu: apt install {' '.join(missing.values())}"
         )
@@ -207,21 +207,21 @@ def has_library(name: str) -> bool:
 
 
 def check_disk(venv: Path, wanted_gb: int) -> None:
-    """Raise Refused where the installation would not fit."""
+    """Raise InstallError where the installation would not fit."""
     free = shutil.disk_usage(str(venv.parent)).free / 1e9
     if free < wanted_gb:
-        raise Refused(f"Too little disk: {wanted_gb} GB wanted in {show(venv.parent)}, {free:.1f} GB free.")
+        raise InstallError(f"Too little disk: {wanted_gb} GB wanted in {show(venv.parent)}, {free:.1f} GB free.")
 
 
 def other_python() -> str | None:
-    """Return a Python to use in place of this one; None where this one will do. Raises Refused where there is none."""
+    """Return a supported Python to use in place of this one; None for this one. Raises InstallError without any."""
     if OLDEST <= sys.version_info[:2] <= NEWEST:
         return None
     for minor in range(OLDEST[1], NEWEST[1] + 1):
         python = shutil.which(f"python3.{minor}")
         if python and quiet(python, "-c", ""):
             return python
-    raise Refused(
+    raise InstallError(
         f"Python 3.{OLDEST[1]} to 3.{NEWEST[1]} is needed, and this is {platform.python_version()}. "
         "Install one, or name it: make PYTHON=/path/to/python3.11 serve"
     )

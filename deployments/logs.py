@@ -1,8 +1,8 @@
 """Writes our log as lines of JSON with request ids to the file that `DIPTYCH_LOG` names.
 
-Of an exception raised in a request every log of the process, ours or not, gets the type and the place, but not the
-message, which may quote what a client asked (`DIPTYCH_LOG_WORDS=1` adds it). Records are changed where they are made,
-since handlers come from uvicorn, Ray and vLLM as well, and some of them later.
+Exceptions raised in a request are logged, in every log of the process, with type and place but without their message,
+which may quote a client's text (`DIPTYCH_LOG_WORDS=1` adds it). Records are changed in the record factory, since
+handlers are added by uvicorn, Ray and vLLM as well.
 
 On a cluster the file is standard error of the pod's first process (/proc/1/fd/2): Ray keeps its workers' output in
 files of its own, which `kubectl logs` does not show. Without the variable Python's default holds: warnings and worse,
@@ -24,9 +24,9 @@ from serve.request_id import REQUEST_ID
 FILE, WORDS = "DIPTYCH_LOG", "DIPTYCH_LOG_WORDS"
 OURS = ("serve", "deployments")
 LOOP = "asyncio"
-"""Logs exceptions that no task awaited: the request is not known, and the record holds the exception's message."""
+"""Logger of exceptions that no task awaited: their request is unknown, and the message is part of the record."""
 MAX_CAUSES = 5
-"""The exceptions of a chain of causes that are logged."""
+"""Largest number of exceptions logged from a chain of causes."""
 
 _make = logging.getLogRecordFactory()
 
@@ -74,7 +74,7 @@ def configure(process: str, access_log: bool = False) -> None:
 
 
 def set_access_log(access_log: bool) -> None:
-    """Log a line for each request from now on, or none."""
+    """Turn the access log on or off."""
     if os.environ.get(FILE):
         ACCESS.setLevel(logging.INFO if access_log else logging.WARNING)
 

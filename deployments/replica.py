@@ -1,4 +1,4 @@
-"""A replica: one engine in one process, with the workers of its model and its adapters."""
+"""A replica: a process with one engine, and the workers of its model and its LoRA adapters."""
 
 import asyncio
 import logging
@@ -22,19 +22,19 @@ from serve.models import own
 from serve.models.base import Model
 from serve.router.route import Status
 from serve.tasks.base import Delta, Reply, Request
-from serve.transport.server import Method, Server
+from serve.transport.server import Method, StreamServer
 from serve.worker import Worker, joined
 
 log = logging.getLogger(__name__)
 
 LEAVE_S = REFRESH_S + 1.0
-"""Seconds in which every gateway has searched for replicas once more, and has found the one that replaces this one."""
+"""Seconds within which every gateway searches again and finds the replica that replaces this one."""
 
 
 class Replica:
-    """A process that starts its engine in the background, and reports meanwhile what it is doing, or why it failed.
+    """A process that loads its engine in the background, and reports its progress or why it failed.
 
-    Where a model cannot start the process stays up to report why, and the other models serve on. An engine that dies
+    Where a model cannot start, the process stays up to report why; other models are not affected. An engine that dies
     after it was ready fails the health check: Serve then replaces this process, which brings the engine back. LoRA
     adapters generate with the same engine, each with a status of its own.
     """
@@ -53,7 +53,7 @@ class Replica:
         self._lag = LoopLag(_loop_lag(base.name))
         self._lag.start()
         methods: dict[str, Method] = {"answer": self.answer, "speak": self.speak}
-        self.server = Server(methods, self.statuses, joined, on_abandoned, simple=(Delta, Piece))
+        self.server = StreamServer(methods, self.statuses, joined, on_abandoned, simple=(Delta, Piece))
         self._listening: asyncio.Task[Address] | None = None
         self._starting = asyncio.get_running_loop().create_task(self._start())
         self._starting.add_done_callback(self._started)
@@ -70,7 +70,7 @@ class Replica:
                 raise ModelError(f"{status.model} could not be started: {status.step}", code="model_failed")
 
     async def address(self) -> Address:
-        """Return where gateways reach this replica. Called through Ray, which vouches for both sides."""
+        """Return the address for gateways. Called through Ray, which authenticates both sides."""
         if self._listening is None:
             self._listening = asyncio.get_running_loop().create_task(self._listen())
         return await asyncio.shield(self._listening)
@@ -182,7 +182,7 @@ def _engine(
 
 
 def _observability_args(args: ModelArgs | OwnArgs) -> dict[str, Any]:
-    """Return vLLM's arguments for metrics under our name and for spans that go where ours go."""
+    """Return vLLM's arguments for metrics under the model's name and for our tracing endpoint."""
     arguments: dict[str, Any] = {"served_model_name": args.name} if args.engine_metrics else {}
     if (endpoint := tracing.endpoint()) is not None:
         os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")  # as ours; vLLM's default is gRPC
@@ -191,10 +191,10 @@ def _observability_args(args: ModelArgs | OwnArgs) -> dict[str, Any]:
 
 
 def _count_abandoned(model: str) -> Callable[[int], None]:
-    """Return a function that counts streams whose gateway is gone, which the gateway itself cannot do."""
+    """Return a function that counts streams whose gateway is gone; the gateway cannot count them itself."""
     from ray.util.metrics import Counter
 
-    about = "Answers that a model broke off because the gateway that had asked for them was gone."
+    about = "Streams that a model cancelled because the connection to their gateway was lost."
     counter = Counter("diptych_orphans", about, tag_keys=("model",))
     return lambda streams: counter.inc(streams, {"model": model})
 
@@ -203,13 +203,13 @@ def _loop_lag(model: str) -> Callable[[float], None]:
     """Return a function that exports the longest event loop lag of the last minute, in seconds."""
     from ray.util.metrics import Gauge
 
-    about = "The longest time in the last minute for which something held a model's event loop."
+    about = "Longest time, in the last minute, for which a model's event loop was blocked."
     gauge = Gauge("diptych_event_loop_lag_seconds", about, tag_keys=("model",))
     return lambda seconds: gauge.set(seconds, {"model": model})
 
 
 def _through_ray() -> list[Any]:
-    """Export vLLM's counts through Ray, whose nodes export them: a replica's process has no other way out."""
+    """Return vLLM's logger that exports metrics through Ray: a replica has no HTTP port of its own."""
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
     return [RayPrometheusStatLogger]

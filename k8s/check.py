@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from deployments.config import Refused
+from deployments.config import ConfigError
 from k8s.checks import kuberay, linted, rendered, rules, schemas
 from k8s.checks.serve_config import serve_config
 
@@ -108,7 +108,7 @@ def _unless_refused(service: rendered.Document) -> list[str]:
     """Rules that read the Serve config have nothing to say of one that is wrong; its own check has."""
     try:
         return list(kuberay.kuberay(service))
-    except Refused:
+    except ConfigError:
         return []
 
 

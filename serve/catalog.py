@@ -26,19 +26,22 @@ COLUMNS = {
     "hardware": "Hardware",
     "checked": "Checked on",
 }
-"""The rows of the comparison: a card's field and how a person calls it."""
+"""The rows of the comparison: a card's field and its title."""
 
 MAX_COMPARED = 64
 MAX_NAME = 200
-"""Characters of a name that are looked at: no model's is as long."""
+"""Longest name that is looked up, in characters; longer ones are cut."""
 
 OLDER_NAMES = {"llava-next": "llava-v1-6", "llava-1-6": "llava-v1-6"}
-"""What a family is also called, dots as hyphens: LLaVA-NeXT's checkpoints are named v1.6."""
+"""Other names of families, with dots as hyphens: LLaVA-NeXT's checkpoints are named v1.6."""
 
 
 class Entry(BaseModel):
-    """One model of the catalogue. tasks: what it was trained for; skills: the tasks that can be asked of it here;
-    images, videos: what it is shown here; hardware: computed, in words; revision: the commit that is served."""
+    """A model of the catalogue.
+
+    tasks: those it was trained for. skills: those that it can do here. images, videos: whether it takes them here.
+    hardware: computed, as text. revision: the commit that is served.
+    """
 
     id: str
     object: Literal["diptych.card"] = "diptych.card"
@@ -70,8 +73,8 @@ class Catalogue(BaseModel):
     data: list[Entry]
 
 
-class Row(BaseModel):
-    """One row of the comparison: a value per model, in the order asked for."""
+class ComparisonRow(BaseModel):
+    """A row of the comparison, with one value per model in the order of the request."""
 
     name: str
     title: str
@@ -80,7 +83,7 @@ class Row(BaseModel):
 
 
 class SkillRow(BaseModel):
-    """Which of the compared models can be asked one task."""
+    """A task, and those of the compared models that can do it."""
 
     task: str
     title: str
@@ -88,7 +91,7 @@ class SkillRow(BaseModel):
 
 
 class SkillTable(BaseModel):
-    """Tasks that all compared models can be asked, and those that only some can."""
+    """Tasks that all compared models can do, and tasks that only some can do."""
 
     shared: list[SkillRow]
     unshared: list[SkillRow]
@@ -98,25 +101,25 @@ class Comparison(BaseModel):
     object: Literal["diptych.comparison"] = "diptych.comparison"
     models: list[str]
     served: list[str]
-    rows: list[Row]
+    rows: list[ComparisonRow]
     tasks: SkillTable
 
 
 def catalogue(served: Mapping[str, Model]) -> Catalogue:
-    """Every known card; those of served models are marked."""
+    """Return every known model's card; those of served models are marked."""
     return Catalogue(data=[_entry(model, name in served) for name, model in known(served).items()])
 
 
-def compare(names: Sequence[str], served: Mapping[str, Model]) -> Comparison:
-    """The comparison table of some models, in the order given; `llava-1.5` is short for `llava-1.5-7b`.
+def compare_models(names: Sequence[str], served: Mapping[str, Model]) -> Comparison:
+    """Return the comparison of some models, in the order given; `llava-1.5` is short for `llava-1.5-7b`.
 
-    Raises NotFound naming what is not in the catalogue, BadRequest for more than MAX_COMPARED names.
+    Raises NotFound naming a model that is not in the catalogue, BadRequest for more than MAX_COMPARED names.
     """
     models = known(served)
     names = list(dict.fromkeys(names))
     if len(names) > MAX_COMPARED:
         raise BadRequest(f"At most {MAX_COMPARED} models are compared.", param="models")
-    names = [_whole(name[:MAX_NAME], models, served) for name in names]
+    names = [_completed(name[:MAX_NAME], models, served) for name in names]
     for name in names:
         if name not in models:
             near = difflib.get_close_matches(name[:MAX_NAME], models, cutoff=0.4)
@@ -141,24 +144,27 @@ def compare(names: Sequence[str], served: Mapping[str, Model]) -> Comparison:
 
 
 def known(served: Mapping[str, Model]) -> dict[str, Model]:
-    """The catalogue, in its order; a served model that is not in it (a test's, a private one) comes last."""
+    """Return the catalogue in its order, then served models that are not in it."""
     return {**MODELS, **served}
 
 
-def skills(model: Model) -> list[str]:
-    """The tasks that can be asked of a model, in the order of tasks."""
+def task_names(model: Model) -> list[str]:
+    """Return the names of the tasks that a model can do, in the order of TASKS."""
     return [name for name in TASKS if name in model.skills]
 
 
-def _whole(name: str, models: Mapping[str, Model], served: Collection[str]) -> str:
-    """A model's name from its beginning: of several one that is served, else PaliGemma's at 448 pixels that was tuned
-    on a mixture of tasks (the `pt` are there to be fine-tuned), else the first of the catalogue."""
+def _completed(name: str, models: Mapping[str, Model], served: Collection[str]) -> str:
+    """Complete the beginning of a model's name; return it unchanged where no model matches.
+
+    Of several models prefer a served one, then the PaliGemma at 448 pixels that was tuned on a mixture of tasks (the
+    `pt` checkpoints are meant for fine-tuning), then the first of the catalogue.
+    """
     if name in models:
         return name
-    begun = OLDER_NAMES.get(plain := name.replace(".", "-"), plain)
-    found = [known for known in models if f"{known}-".replace(".", "-").startswith(f"{begun}-")]
-    found.sort(key=lambda known: (known not in served, not known.endswith("-mix-448")))
-    return found[0] if found else name
+    prefix = OLDER_NAMES.get(plain := name.replace(".", "-"), plain)
+    matches = [model for model in models if f"{model}-".replace(".", "-").startswith(f"{prefix}-")]
+    matches.sort(key=lambda model: (model not in served, not model.endswith("-mix-448")))
+    return matches[0] if matches else name
 
 
 def _entry(model: Model, served: bool) -> Entry:
@@ -167,23 +173,23 @@ def _entry(model: Model, served: bool) -> Entry:
         id=model.name,
         served=served,
         **dataclasses.asdict(card),
-        skills=skills(model),
+        skills=task_names(model),
         images=model.images,
         videos=model.videos,
-        checkpoint=None if card.toy or is_folder(checkpoint.hub) else checkpoint.hub,  # a folder is nobody's business
+        checkpoint=None if card.toy or is_folder(checkpoint.hub) else checkpoint.hub,  # a folder's path is private
         revision=checkpoint.revision,
         gated=checkpoint.gated,
     )
 
 
 def is_folder(checkpoint: str) -> bool:
-    """Whether a checkpoint's name is that of a folder on this machine, and no hub id."""
+    """Return whether a checkpoint's name is a folder of this machine, and not a hub id."""
     return checkpoint.startswith(("/", ".", "~")) or checkpoint.count("/") != 1
 
 
-def _row(field: str, title: str, models: Sequence[Model]) -> Row:
+def _row(field: str, title: str, models: Sequence[Model]) -> ComparisonRow:
     values = [getattr(model.card, field) for model in models]
-    return Row(
+    return ComparisonRow(
         name=field,
         title=title,
         values=[list(value) if isinstance(value, tuple) else value for value in values],

@@ -1,11 +1,11 @@
-"""Errors a client is told about, each with a status, a type and a code (OpenAI's shape)."""
+"""Errors that are sent to clients, each with a status, a type and a code (OpenAI's format)."""
 
 RETRY_AFTER_S = 2
-"""Clients such as openai-python retry by themselves, and at once where a 429 or 503 has no Retry-After."""
+"""Default for 429 and 503: without Retry-After, clients such as openai-python retry at once."""
 
 
 class ServeError(Exception):
-    """Something the client is told.
+    """An error that is sent to the client.
 
     param: the request field at fault. code: for programs to read. retry_after_s: seconds after which the same request
     may succeed, sent as Retry-After; None where it never will.
@@ -30,7 +30,7 @@ class ServeError(Exception):
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
 
-    def __reduce__(self) -> tuple[object, ...]:  # keyword arguments survive the way between processes
+    def __reduce__(self) -> tuple[object, ...]:  # keeps keyword arguments when an error is sent to another process
         return _rebuild, (type(self), self.message, self.param, self.code, self.retry_after_s)
 
 
@@ -47,7 +47,7 @@ class BadRequest(ServeError):
 
 
 class Unauthorized(ServeError):
-    """No key, or one that is not known here."""
+    """The request has no API key, or an unknown one."""
 
     status = 401
     type = "invalid_request_error"
@@ -55,7 +55,7 @@ class Unauthorized(ServeError):
 
 
 class Forbidden(ServeError):
-    """The asker is known, or is a page of another site, and may not do this."""
+    """The key, or a page of another site, may not do this."""
 
     status = 403
     type = "invalid_request_error"
@@ -91,7 +91,7 @@ class Misdirected(ServeError):
 
 
 class TooMany(ServeError):
-    """A key's share of requests is used up for now."""
+    """The rate limit of a key is reached."""
 
     status = 429
     type = "rate_limit_error"
@@ -106,7 +106,7 @@ class HeadTooLarge(ServeError):
 
 
 class Unavailable(ServeError):
-    """No model could answer: try again later."""
+    """No model could answer; the client may retry later."""
 
     status = 503
     type = "service_unavailable_error"
@@ -115,7 +115,7 @@ class Unavailable(ServeError):
 
 
 class ModelError(ServeError):
-    """One model's failure. In a fan-out it is that model's column, never the whole request's."""
+    """A failure of one model. In a fan-out it fails that model's reply, never the whole request."""
 
     status = 503
     type = "service_unavailable_error"
@@ -124,7 +124,7 @@ class ModelError(ServeError):
 
 
 class Overloaded(ModelError):
-    """A model has as many requests waiting as it may: refused before any work is done, to be asked again later."""
+    """Too many requests are waiting. This one is refused before any work; the client may retry later."""
 
     status = 429
     type = "rate_limit_error"
@@ -132,6 +132,6 @@ class Overloaded(ModelError):
 
 
 class ParseError(ModelError):
-    """The model spoke, but not in the form its task asks for. Its raw words are kept in the reply."""
+    """The model's text is not in the format of its task. The reply keeps the raw text."""
 
     code = "parse_error"

@@ -1,4 +1,4 @@
-"""A watch over the event loop, which measures how long something kept it from turning, and a way to keep it turning."""
+"""Measures for how long the event loop was blocked, and keeps garbage collection from blocking it."""
 
 import asyncio
 import gc
@@ -8,33 +8,31 @@ from collections.abc import Callable
 
 EVERY_S = 0.025
 WINDOW_S = 60.0
-TELL_S = 5.0
+REPORT_S = 5.0
 
 
 class LoopLag:
-    """Wakes every EVERY_S and measures how much later than that it is. Work that holds the loop for longer is seen but
-    for its first EVERY_S.
+    """Sets a timer every EVERY_S seconds and measures how late it runs. A block may be measured up to EVERY_S short.
 
-    tell: called every TELL_S with `worst()`. clock: seconds; the processor time of the loop's own thread
-    (`time.thread_time`) leaves out what other processes of a busy machine take.
+    report: called every REPORT_S seconds with `worst()`. clock: in seconds; the loop thread's processor time
+    (`time.thread_time`) excludes the time that other processes of a busy machine take.
     """
 
     def __init__(
-        self, tell: Callable[[float], None] | None = None, clock: Callable[[], float] = time.monotonic
+        self, report: Callable[[float], None] | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._tell, self._clock = tell, clock
+        self._report, self._clock = report, clock
         self._last = 0.0
-        self._looks = 0
+        self._ticks = 0
         self._peaks: deque[tuple[float, float]] = deque()  # (when, lag), each later and smaller than the one before
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin to watch the loop that runs this."""
+        """Begin to measure the running event loop."""
         self._last = self._clock()
-        self._timer = asyncio.get_running_loop().call_later(EVERY_S, self._look)
+        self._timer = asyncio.get_running_loop().call_later(EVERY_S, self._tick)
 
     def stop(self) -> None:
-        """Watch no longer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -44,7 +42,7 @@ class LoopLag:
         self._forget(time.monotonic())
         return self._peaks[0][1] if self._peaks else 0.0
 
-    def _look(self) -> None:
+    def _tick(self) -> None:
         now, at = self._clock(), time.monotonic()
         lag = max(0.0, now - self._last - EVERY_S)
         self._last = now
@@ -52,10 +50,10 @@ class LoopLag:
             self._peaks.pop()
         self._peaks.append((at, lag))
         self._forget(at)
-        self._timer = asyncio.get_running_loop().call_later(EVERY_S, self._look)
-        self._looks += 1
-        if self._tell is not None and self._looks % int(TELL_S / EVERY_S) == 0:
-            self._tell(self.worst())
+        self._timer = asyncio.get_running_loop().call_later(EVERY_S, self._tick)
+        self._ticks += 1
+        if self._report is not None and self._ticks % int(REPORT_S / EVERY_S) == 0:
+            self._report(self.worst())
 
     def _forget(self, now: float) -> None:
         while self._peaks and self._peaks[0][0] < now - WINDOW_S:
@@ -63,9 +61,9 @@ class LoopLag:
 
 
 def freeze_heap() -> None:
-    """Leave all objects that exist now out of later garbage collections. Call it once a process has started.
+    """Exclude all existing objects from later garbage collections. Call it when a process has started.
 
-    A full collection holds the event loop: 43 ms in a gateway, whose imports alone are 130,000 objects (Intel Xeon).
+    A full collection blocks the event loop: for 43 ms in a gateway, whose imports alone make 130,000 objects (Xeon).
     """
     gc.collect()
     gc.freeze()

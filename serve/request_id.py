@@ -1,11 +1,10 @@
-"""Whom is being worked for: the request's id, one name in a reply's header and body, in logs and in engines, and what
-keeps its caches apart from others'."""
+"""Context of the current request: its id, the same in headers, bodies, logs and engines, and its cache salt."""
 
 from contextvars import ContextVar
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-"""Set where a request enters a process; tasks and threads that work for it inherit it."""
+"""Set where a request enters a process; its tasks and threads inherit it."""
 
 CACHE_SALT: ContextVar[str] = ContextVar("cache_salt", default="")
-"""Requests of different salts share nothing in an engine's caches, so that none can time what another has asked. Empty
-where that is not configured."""
+"""Requests with different salts share no engine cache entries, so that a client cannot learn from response times what
+another has sent. Empty where that is not configured."""

@@ -1,11 +1,11 @@
-"""Traces by OpenTelemetry, one for a whole fan-out: off unless an endpoint is named in its own variables.
+"""OpenTelemetry traces, one for a whole fan-out; off by default.
 
-`OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) turns it on, in each process that calls `start`; what sends
-spans is the extra `otel`. Names of spans and attributes are the conventions' for generative AI (opentelemetry.io,
-"Gen AI"); prompts and replies are never among them.
+`OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) turns them on in each process that calls `start`; it needs the
+extra `otel`. Names of spans and attributes follow the conventions for generative AI (opentelemetry.io, "Gen AI").
+Prompts and replies are never recorded.
 
-Spans are begun under the one that is current in this task's context, and made current only in tasks that are ours to
-the end: a context that an async generator had set could not be taken back where another task closes it.
+A new span is a child of the current one. Spans are made current only in tasks that we create: a context set inside an
+async generator could not be reset where another task closes the generator.
 """
 
 import os
@@ -27,23 +27,26 @@ _tracer: trace.Tracer | None = None
 
 
 class Span:
-    """A span of OpenTelemetry's; its own no-op while tracing is off. `with` ends it, failed by what was raised."""
+    """An OpenTelemetry span, or a no-op while tracing is off. `with` ends it, as failed where there is an exception."""
 
     def __init__(self, span: trace.Span = trace.INVALID_SPAN) -> None:
         self._span = span
 
     def set(self, attributes: Mapping[str, Value | None]) -> None:
-        """Set attributes by name; None is left out."""
-        self._span.set_attributes(_given(attributes))
+        """Set attributes; those that are None are left out."""
+        self._span.set_attributes(_without_none(attributes))
 
-    def answered(
-        self, *, read: int, spoke: int, reasons: Sequence[str], first_s: float | None, code: str | None
+    def set_outcome(
+        self, *, input_tokens: int, output_tokens: int, reasons: Sequence[str], first_s: float | None, code: str | None
     ) -> None:
-        """What asking a model came to. read, spoke: tokens. first_s: until its first word. code: of its error."""
+        """Set the attributes of a finished model call.
+
+        reasons: finish reasons. first_s: seconds to the first token. code: of the error, where the call failed.
+        """
         self.set(
             {
-                "gen_ai.usage.input_tokens": read,
-                "gen_ai.usage.output_tokens": spoke,
+                "gen_ai.usage.input_tokens": input_tokens,
+                "gen_ai.usage.output_tokens": output_tokens,
                 "gen_ai.response.finish_reasons": reasons or None,
                 "gen_ai.response.time_to_first_chunk": first_s,
             }
@@ -55,17 +58,17 @@ class Span:
         self._span.update_name(name)
 
     def fail(self, code: str) -> None:
-        """Mark it as failed. code: ours, as it stands in the error."""
+        """Mark the span as failed. code: the error's code."""
         self._span.set_attribute("error.type", code)
         self._span.set_status(trace.StatusCode.ERROR)
 
-    def enter(self) -> None:
-        """Be what later spans of this task, and of those that it starts, are begun under."""
+    def make_current(self) -> None:
+        """Make this span the parent of later spans of the current task, and of tasks that it starts."""
         context.attach(trace.set_span_in_context(self._span))
 
-    def start_of(self, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """Begin what the stream starts, until its first item, under this span."""
-        return stream if self is NONE else _started_under(self._span, stream)
+    def parent_of(self, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """Return the stream; spans that it begins before its first item are children of this span."""
+        return stream if self is NONE else _with_parent(self._span, stream)
 
     def end(self) -> None:
         self._span.end()
@@ -74,7 +77,7 @@ class Span:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):  # and not that its listener left
+        if isinstance(error, Exception):  # a cancellation is no failure
             self.fail(getattr(error, "code", None) or type(error).__name__)
         self.end()
 
@@ -83,7 +86,7 @@ NONE = Span()
 
 
 def start(service: str) -> None:
-    """Send spans from now on, where an endpoint is named. Raises ValueError where the packages are missing."""
+    """Start sending spans, where an endpoint is configured. Raises ValueError where packages are missing."""
     global _tracer
     if _tracer is not None or not any(os.environ.get(name) for name in ENDPOINTS):
         return
@@ -100,7 +103,7 @@ def start(service: str) -> None:
 
 
 def use(provider: Any) -> None:
-    """Send spans to this provider of tracers; None: to nobody."""
+    """Send spans to this tracer provider; None turns tracing off."""
     global _tracer
     _tracer = None if provider is None else provider.get_tracer("diptych")
 
@@ -111,16 +114,16 @@ def begin(
     under: str | None = None,
     attributes: Mapping[str, Value | None] = MappingProxyType({}),
 ) -> Span:
-    """Begin a span under the current one, or under a traceparent of W3C's. Attributes as in `Span.set`."""
-    if _tracer is None:  # the no-op would hand a client's traceparent on
+    """Begin a child span of the current one, or of `under`, a W3C traceparent. Attributes as in `Span.set`."""
+    if _tracer is None:  # OpenTelemetry's no-op would pass a client's traceparent on
         return NONE
     parent = None if under is None else W3C.extract({"traceparent": under}, context.Context())
     kind_of_span = trace.SpanKind[kind.upper()]
-    return Span(_tracer.start_span(name, context=parent, kind=kind_of_span, attributes=_given(attributes)))
+    return Span(_tracer.start_span(name, context=parent, kind=kind_of_span, attributes=_without_none(attributes)))
 
 
-def asking(model: str, task: str) -> Span:
-    """The span of asking one model, as the conventions for generative AI have it."""
+def begin_model_call(model: str, task: str) -> Span:
+    """Begin the span of a model call, as the conventions for generative AI define it."""
     operation = "chat" if task in ("chat", "conversation") else "generate_content"
     return begin(
         f"{operation} {model}",
@@ -134,30 +137,29 @@ def asking(model: str, task: str) -> Span:
     )
 
 
-def here() -> Span:
-    """The current span."""
+def current() -> Span:
     return Span(trace.get_current_span())
 
 
-def header() -> str:
-    """The current span as W3C's traceparent, for another process; "" where there is none."""
+def traceparent() -> str:
+    """Return the current span as a W3C traceparent, for another process; "" where there is none."""
     carrier: dict[str, str] = {}
     W3C.inject(carrier)
     return carrier.get("traceparent", "")
 
 
 def trace_id() -> str:
-    """The current trace's id, in hex; "" where there is none."""
-    return header()[3:35]
+    """Return the current trace's id in hex; "" where there is none."""
+    return traceparent()[3:35]
 
 
 def endpoint() -> str | None:
-    """Where this process sends its spans, for who else sends some: vLLM."""
+    """Return the URL to which this process sends spans, for vLLM to send its own; None where tracing is off."""
     whole, base = os.environ.get(ENDPOINTS[1]), os.environ.get(ENDPOINTS[0])
     return None if _tracer is None else whole or (f"{base.rstrip('/')}/v1/traces" if base else None)
 
 
-async def _started_under(span: trace.Span, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+async def _with_parent(span: trace.Span, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     async with aclosing(stream):
         token = context.attach(trace.set_span_in_context(span))
         try:  # current only here, and not across a yield: see above
@@ -171,5 +173,5 @@ async def _started_under(span: trace.Span, stream: AsyncGenerator[T, None]) -> A
             yield item
 
 
-def _given(attributes: Mapping[str, Value | None]) -> dict[str, Value]:
+def _without_none(attributes: Mapping[str, Value | None]) -> dict[str, Value]:
     return {name: value for name, value in attributes.items() if value is not None}

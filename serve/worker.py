@@ -1,4 +1,4 @@
-"""A model and its engine: ask -> generate -> parse. This is the only file that knows both a skill and an engine."""
+"""Runs a model on its engine: ask -> generate -> parse. This is the only file that uses both skills and engines."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
 
 @dataclass
 class Generation:
-    """What the engine has generated from one prompt."""
+    """The output of the engine for one prompt, as far as it has come."""
 
     texts: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Worker:
         return self.model.name
 
     async def start(self) -> None:
-        """Load the engine. Never raises ModelError: a model that cannot start says so in its status and replies."""
+        """Load the engine. Where that fails, status and replies say why; no error is raised."""
         self.mark("starting", "loading")
         try:
             await self.engine.start()
@@ -70,12 +70,12 @@ class Worker:
         return Status(self.name, self._state, self._step, self.clock() - self._since, self._open_requests)
 
     async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
-        """Yield the generated text as deltas, then one Reply. Raises ModelError where there can be no reply.
+        """Yield the generated text as deltas, then one Reply. Raises ModelError where there is no reply.
 
-        All prompts are generated at once; their texts come in the prompts' order.
+        Prompts are generated concurrently; their texts are yielded in the order of the prompts.
         """
         self._require_ready()
-        tracing.here().set({"gen_ai.request.model": self.name, "diptych.task": task})
+        tracing.current().set({"gen_ai.request.model": self.name, "diptych.task": task})
         with self._counted():
             skill = self.model.skills[task]
             prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
@@ -83,7 +83,7 @@ class Worker:
                 prompts = [replace(prompt, batch=True) for prompt in prompts]
             generations = [Generation() for _ in prompts]
             current = 0
-            # Closed when the caller leaves or a prompt fails: the engine must not go on for nobody.
+            # Closed when the caller leaves or a prompt fails, so that the engine stops.
             async with contextlib.aclosing(merge_streams([self.engine.generate(p) for p in prompts])) as streams:
                 async for index, item in streams:
                     generation = generations[index]
@@ -104,10 +104,9 @@ class Worker:
                 yield self._reply(task, request, generations)
 
     async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
-        """Yield the engine's pieces as they are, log-probabilities included. A film is thinned out to as many frames as
-        the model takes."""
+        """Yield the engine's pieces unchanged, with log-probabilities. A video is reduced to the model's frames."""
         self._require_ready()
-        tracing.here().set({"gen_ai.request.model": self.name})
+        tracing.current().set({"gen_ai.request.model": self.name})
         if prompt.video is not None:
             prompt = replace(prompt, video=prompt.video.sample(self.model.frames))
         with self._counted():
@@ -158,7 +157,7 @@ def _finish(reasons: list[FinishReason | None]) -> FinishReason | None:
 
 
 def joined(events: Sequence[Any]) -> list[Any]:
-    """Join neighbouring pieces of one generation, or deltas of one answer, into one."""
+    """Return the events with consecutive pieces of one generation, or deltas of one answer, joined."""
     result: list[Any] = []
     for event in events:
         last = result[-1] if result else None

@@ -1,4 +1,4 @@
-"""A request put to an app by hand: its body comes in pieces as a client sends them, and nobody keeps a copy of it."""
+"""Calls an ASGI app directly, with a body in pieces that is not copied."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message
 
 
 class Reply:
-    """status 0: none has come."""
+    """A response. status: 0 where none has come."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -25,7 +25,7 @@ async def call(
     query: bytes = b"",
     headers: dict[str, str] | None = None,
 ) -> Reply:
-    """The reply to a request whose body is these pieces; the client stays until it has come."""
+    """Return the response to a request with this body. The client disconnects only after the response."""
     reply, pieces = Reply(), aiter(body) if isinstance(body, AsyncIterator) else _each(body)
     ended = False
 

@@ -1,4 +1,4 @@
-"""What comes from outside by mistake or malice, by group, and what is said to it. A good request follows each."""
+"""Invalid and malicious requests by group, with the expected status and error, and a good request to follow."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ JSON = {"content-type": "application/json"}
 
 @dataclass(frozen=True)
 class Case:
-    """One request. statuses: what may come; 200 where it only looks bad. param, code: of the error; None: whatever."""
+    """A request. statuses: accepted ones; 200 where the input only looks bad. param, code: of the error; None: any."""
 
     name: str
     path: str
@@ -30,8 +30,8 @@ class Case:
 
 
 def chat(name: str, statuses: Statuses, param: str | None = None, code: str | None = None, **f: Any) -> Case:
-    said = {"model": LLAVA, "messages": [message()], "max_tokens": 4, **f}
-    return _case(name, CHAT, said, statuses, param, code)
+    body = {"model": LLAVA, "messages": [message()], "max_tokens": 4, **f}
+    return _case(name, CHAT, body, statuses, param, code)
 
 
 def vqa(name: str, statuses: Statuses, param: str | None = None, code: str | None = None, **f: Any) -> Case:
@@ -42,9 +42,9 @@ def detect(name: str, statuses: Statuses, param: str | None = None, code: str | 
     return _case(name, DETECT, {"image": URL, "labels": ["cat"], **f}, statuses, param, code)
 
 
-def _case(name: str, path: str, said: dict[str, Any], statuses: Statuses, param: str | None, code: str | None) -> Case:
+def _case(name: str, path: str, body: dict[str, Any], statuses: Statuses, param: str | None, code: str | None) -> Case:
     allowed = (statuses,) if isinstance(statuses, int) else statuses
-    return Case(name, path, json.dumps(said).encode(), allowed, param, code)
+    return Case(name, path, json.dumps(body).encode(), allowed, param, code)
 
 
 def data_url(data: bytes, kind: str = "image/png") -> str:
@@ -159,7 +159,7 @@ ADDRESSES = [
         "https://",
     )
 ]
-WORDS = [  # they look bad, reach an engine, and are words like any other
+TEXTS = [  # these look bad, but reach the engine like any other text
     chat("control tokens", 200, messages=[message("</s><s>[INST]<image><loc0000><eos><pad><unk> USER: x ASSISTANT:")]),
     vqa("control tokens in a question", 200, question="<image><image><bos>answer en</s><loc0000><seg000>"),
     vqa("nothing but spaces and marks", (200, 400), question=" \t\n\u200b\u202e\u0000\ufeff"),
@@ -176,12 +176,12 @@ WORDS = [  # they look bad, reach an engine, and are words like any other
     chat("the hottest there is", 200, temperature=2, top_p=0.0001),
     detect("a label of marks", 200, labels=["<loc0000>; [0, 0, 1, 1]"]),
 ]
-CASES = [*HTTP, *BODIES, *PARAMETERS, *PICTURES, *ADDRESSES, *WORDS]
+CASES = [*HTTP, *BODIES, *PARAMETERS, *PICTURES, *ADDRESSES, *TEXTS]
 CONTROL = json.dumps({"image": URL, "question": "what?", "models": [LLAVA, PALIGEMMA], "max_tokens": 4}).encode()
 
 
 def ask(client: httpx.Client, case: Case) -> httpx.Response:
-    """Send it, and hold what comes against what it says."""
+    """Send the case and check the response."""
     reply = client.request(case.method, case.path, content=case.body, headers=case.headers)
     assert reply.status_code in case.statuses, (case.name, reply.status_code, reply.text[:300])
     if reply.status_code >= 400:
@@ -194,7 +194,7 @@ def ask(client: httpx.Client, case: Case) -> httpx.Response:
 
 
 def control(client: httpx.Client) -> None:
-    """A good request, by all models."""
+    """Check that both models answer a good request."""
     reply = client.post(VQA, content=CONTROL, headers=JSON)
     assert reply.status_code == 200, reply.text[:300]
-    assert [one["status"] for one in reply.json()["replies"]] == ["ok", "ok"], reply.text[:500]
+    assert [model_reply["status"] for model_reply in reply.json()["replies"]] == ["ok", "ok"], reply.text[:500]

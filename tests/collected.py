@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry's, of one's own: what is sent to it over HTTP, as protobuf."""
+"""A local OpenTelemetry collector, which keeps the spans that it receives (OTLP over HTTP, protobuf)."""
 
 import http.server
 import threading
@@ -12,8 +12,8 @@ LATE_S = 30.0  # spans go out in batches, by default every five seconds
 
 
 @dataclass(frozen=True)
-class Told:
-    """A span, its ids in hex. service: whose process it is from."""
+class ReceivedSpan:
+    """A span, with its ids in hex. service: name of the process that sent it. under: the parent's id."""
 
     service: str
     name: str
@@ -24,36 +24,36 @@ class Told:
 
 @dataclass
 class Collector:
-    """url: for OTEL_EXPORTER_OTLP_ENDPOINT."""
+    """The received spans. url: for OTEL_EXPORTER_OTLP_ENDPOINT."""
 
     url: str = ""
-    spans: list[Told] = field(default_factory=list)
+    spans: list[ReceivedSpan] = field(default_factory=list)
 
-    def of(self, trace: str, *names: str) -> dict[str, Told]:
-        """The spans of a trace by name, once these are among them."""
-        until(lambda: set(names) <= {one.name for one in self.spans if one.trace == trace}, LATE_S)
-        found = {one.name: one for one in self.spans if one.trace == trace}
-        assert set(names) <= set(found), found
-        return found
+    def trace(self, trace: str, *names: str) -> dict[str, ReceivedSpan]:
+        """Wait for the spans with these names, and return all spans of the trace by name."""
+        until(lambda: set(names) <= {span.name for span in self.spans if span.trace == trace}, LATE_S)
+        spans = {span.name: span for span in self.spans if span.trace == trace}
+        assert set(names) <= set(spans), spans
+        return spans
 
 
 @contextmanager
 def collector() -> Iterator[Collector]:
-    """On a free port of loopback."""
+    """Run a collector on a free loopback port."""
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-    found = Collector()
+    collector = Collector()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/v1/traces"
             body = self.rfile.read(int(self.headers["content-length"]))
             for sent in ExportTraceServiceRequest.FromString(body).resource_spans:
-                names = {one.key: one.value.string_value for one in sent.resource.attributes}
+                names = {attribute.key: attribute.value.string_value for attribute in sent.resource.attributes}
                 for scope in sent.scope_spans:
                     for span in scope.spans:
                         ids = span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex()
-                        found.spans.append(Told(names["service.name"], span.name, *ids))
+                        collector.spans.append(ReceivedSpan(names["service.name"], span.name, *ids))
             self.send_response(200)
             self.send_header("content-length", "0")
             self.end_headers()
@@ -62,11 +62,11 @@ def collector() -> Iterator[Collector]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found.url = f"http://127.0.0.1:{server.server_address[1]}"
+        collector.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield found
+            yield collector
         finally:
             server.shutdown()
             thread.join()

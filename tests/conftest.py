@@ -1,4 +1,4 @@
-"""What more than one kind of test needs."""
+"""Fixtures that several folders of tests use."""
 
 from collections.abc import Iterator
 
@@ -8,17 +8,17 @@ from running import Running
 
 @pytest.fixture(scope="session")
 def serving() -> Iterator[Running]:
-    """The embedded models, served as `make serve` does: one server for all tests; it must leave nothing behind."""
+    """Run `make serve`'s server with the embedded models, once for all tests. It must leave no process behind."""
     running = Running()
     try:
         yield running.wait_for("Diptych is ready")
     finally:
         code = running.interrupt()
-    assert code == 0, running.said()
-    assert not running.left()
+    assert code == 0, running.output()
+    assert not running.leftovers()
 
 
 @pytest.fixture
 def server(serving: Running) -> str:
-    """The URL of a server with every embedded model."""
+    """Return the URL of the server with the embedded models."""
     return serving.url

@@ -1,4 +1,4 @@
-"""Films for tests, encoded on the spot: frame i is the colour of number i, so that a frame tells which one it is."""
+"""Videos for tests, encoded when needed. The grey of a frame encodes its number."""
 
 import base64
 import functools
@@ -21,18 +21,18 @@ STEP = 4  # of grey, from one frame to the next
 
 
 def pictures(count: int, width: int = 64, height: int = 48) -> list[PIL.Image.Image]:
-    """Grey i * STEP, with a red left edge."""
-    found = []
+    """Draw the frames: grey i * STEP, with a red left edge."""
+    frames = []
     for at in range(count):
         picture = PIL.Image.new("RGB", (width, height), (at * STEP,) * 3)
         picture.paste("red", (0, 0, width // 4, height))
-        found.append(picture)
-    return found
+        frames.append(picture)
+    return frames
 
 
 @functools.cache
 def film(count: int = 12, codec: str = "libx264", width: int = 64, height: int = 48, rate: int = 10) -> bytes:
-    """An MP4, MOV or WEBM as its codec wants it; `rate` frames a second."""
+    """Encode an MP4, MOV or WEBM, depending on the codec. rate: frames a second."""
     file = io.BytesIO()
     kind, options = CODECS[codec]
     with av.open(file, "w", format=kind) as container:
@@ -45,7 +45,7 @@ def film(count: int = 12, codec: str = "libx264", width: int = 64, height: int =
 
 
 def animation(count: int = 12, kind: str = "GIF", width: int = 64, height: int = 48, **options: Any) -> bytes:
-    """An animated GIF or WEBP, 40 ms a frame unless told otherwise."""
+    """Encode an animated GIF or WEBP with 40 ms a frame, unless options say otherwise."""
     first, *rest = pictures(count, width, height)
     file = io.BytesIO()
     first.save(file, kind, save_all=True, append_images=rest, **{"duration": 40, "lossless": True, **options})
@@ -53,7 +53,7 @@ def animation(count: int = 12, kind: str = "GIF", width: int = 64, height: int =
 
 
 def blinking(count: int, width: int = 4096, height: int = 2304) -> bytes:
-    """A GIF of large frames for a few bytes each: every one changes a single pixel."""
+    """Encode a GIF of large frames with a few bytes each: every frame changes a single pixel."""
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(3) + b"\xff\xff\xff"
     shown = b"\x21\xf9\x04\x08" + struct.pack("<HB", 5, 0) + b"\0"
     pixel = b"\x02\x02\x4c\x01\0"  # clear, 1, end
@@ -66,5 +66,5 @@ def url(data: bytes, kind: str = "video/mp4") -> str:
 
 
 def numbers(frames: Any) -> list[int]:
-    """Which frames these are, by the grey at their right."""
+    """Return the frames' numbers, read from the grey at their right."""
     return [round(float(frame[4:-4, -12:-4].mean()) / STEP) for frame in frames]

@@ -1,4 +1,4 @@
-"""What holds the event loop while something is done, whatever else the machine does."""
+"""Checks that a piece of work does not block the event loop, independent of the machine's load."""
 
 import asyncio
 import contextlib
@@ -18,4 +18,4 @@ async def loop_stays_free(seconds: float) -> AsyncIterator[None]:
         await asyncio.sleep(2 * EVERY_S)
     finally:
         lag.stop()
-    assert lag.worst() < seconds, f"the event loop was held for {lag.worst():.3f} s"
+    assert lag.worst() < seconds, f"the event loop was blocked for {lag.worst():.3f} s"

@@ -1,4 +1,4 @@
-"""`python -m deployments` as a process of its own, watched from outside."""
+"""Runs `python -m deployments` as a child process."""
 
 import contextlib
 import os
@@ -18,11 +18,11 @@ import psutil
 from serve.engines.vllm.process_tree import descendants
 
 ROOT = Path(__file__).parents[1]
-START_S = 600.0  # a quarter of a minute of work, on a machine that may have ten other things to do
+START_S = 600.0  # 15 s of work, on a machine that may be busy
 
 
 class Running:
-    """A Diptych that was started with `arguments`, on a free port."""
+    """A server started with `arguments` on a free port."""
 
     def __init__(self, *arguments: str) -> None:
         self.port = free_port()
@@ -37,13 +37,13 @@ class Running:
         )
         self.seen: set[int] = set()
 
-    def said(self) -> str:
+    def output(self) -> str:
         return Path(self._out.name).read_text()
 
-    def wait_for(self, words: str) -> "Running":
-        """Until it has said them."""
-        ended = until(lambda: words in self.said() or self.process.poll() is not None, START_S)
-        assert ended and words in self.said(), f"{words!r} was not said:\n{self.said()}"
+    def wait_for(self, text: str) -> "Running":
+        """Wait until the text has been printed."""
+        ended = until(lambda: text in self.output() or self.process.poll() is not None, START_S)
+        assert ended and text in self.output(), f"{text!r} was not printed:\n{self.output()}"
         self.processes()
         return self
 
@@ -57,24 +57,24 @@ class Running:
         return self.process.poll() is None
 
     def processes(self) -> list[int]:
-        """Everything that comes from it, now."""
-        found = descendants([self.process.pid])
-        self.seen.update(found)
-        return found
+        """Return the ids of the server's processes."""
+        ids = descendants([self.process.pid])
+        self.seen.update(ids)
+        return ids
 
     def replica(self, name: str) -> int:
-        """The process of a model, or of the gateway."""
+        """Return the process id of a model's replica, or of the gateway."""
         title = f"ray::ServeReplica:diptych:{name}"
         return next(
             p for p in self.processes() if command(p).startswith(title) and not command(parent(p)).startswith(title)
         )
 
     def engine(self, name: str) -> int:
-        """vLLM's own process behind a model: the larger of its replica's children."""
+        """Return the id of vLLM's process for a model: the larger of its replica's children."""
         return max(descendants([self.replica(name)])[1:], key=resident)
 
     def interrupt(self, number: int = signal.SIGINT, seconds: float = 60.0) -> int:
-        """Stop it as Ctrl-C does, and say how it ended."""
+        """Send a signal, as Ctrl-C does, and return the exit status."""
         self.processes()
         if self.process.poll() is None:
             os.killpg(self.process.pid, number)  # a terminal signals everything in the foreground
@@ -84,8 +84,8 @@ class Running:
             for process in [p for p in self.seen if alive(p)] if self.process.poll() is None else []:
                 os.kill(process, signal.SIGKILL)
 
-    def left(self) -> list[str]:
-        """What of it still runs."""
+    def leftovers(self) -> list[str]:
+        """Return the command lines of processes that still run."""
         return [command(process) for process in self.seen if alive(process)]
 
 
@@ -96,9 +96,9 @@ def free_port() -> int:
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:
     end = time.monotonic() + seconds
-    while not (met := condition()) and time.monotonic() < end:
+    while not (is_true := condition()) and time.monotonic() < end:
         time.sleep(0.2)
-    return met
+    return is_true
 
 
 def command(process: int) -> str:
@@ -114,7 +114,7 @@ def parent(process: int) -> int:
 
 
 def resident(process: int) -> int:
-    """Bytes."""
+    """Return the resident memory in bytes."""
     with contextlib.suppress(psutil.Error):
         return int(psutil.Process(process).memory_info().rss)
     return 0

@@ -1,4 +1,4 @@
-"""A served app for tests: the toy models with engines that say what they are told, in process or on loopback."""
+"""An app for tests: the toy models with fake engines, called in process or on loopback."""
 
 import base64
 import contextlib
@@ -32,7 +32,7 @@ URL = "data:image/png;base64," + base64.b64encode(picture()).decode()
 
 
 def router(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None, *, ready: bool = True) -> Router:
-    """The two toy models; ready unless told otherwise."""
+    """Return a router with the two toy models."""
     engines = {LLAVA: llava or FakeEngine("red"), PALIGEMMA: paligemma or FakeEngine("red")}
     workers = [Worker(MODELS[name], engine) for name, engine in engines.items()]
     for worker in workers if ready else []:
@@ -41,26 +41,26 @@ def router(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None,
 
 
 def served(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None, **options: Any) -> FastAPI:
-    """An app over `router`."""
+    """Return an app for `router(...)`."""
     return create_app(router(llava, paligemma, **options))
 
 
 @functools.cache
 def plain() -> FastAPI:
-    """One ordinary app for all tests that only look at its replies."""
+    """Return an app that tests share where they only look at responses."""
     return served()
 
 
 @contextlib.asynccontextmanager
 async def calling(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client that calls the app without a socket. Streams arrive whole; bugs arrive as the 500 they become."""
+    """Yield a client that calls the app without a socket. Streams arrive whole; bugs become 500s."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
         yield client
 
 
 class Server(uvicorn.Server):
-    """uvicorn in a thread of this process."""
+    """A uvicorn server in a thread of this process."""
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
@@ -79,12 +79,12 @@ class Server(uvicorn.Server):
 
 
 def listening(app: FastAPI) -> contextlib.AbstractContextManager[str]:
-    """The app on a loopback port of its own: its address."""
+    """Serve the app on a loopback port. The context's value is the URL."""
     return Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off")).running()
 
 
 def until(condition: Callable[[], bool], seconds: float = 2.0) -> bool:
-    """Whether it becomes true in time."""
+    """Wait for the condition; return whether it became true in time."""
     for _ in range(int(seconds / 0.005)):
         if condition():
             return True
@@ -93,17 +93,17 @@ def until(condition: Callable[[], bool], seconds: float = 2.0) -> bool:
 
 
 def frames(text: str) -> list[tuple[str | None, str]]:
-    """(event, data) of each server-sent event in a stream's text."""
-    found = []
+    """Return (event, data) of each server-sent event in a stream's text."""
+    events = []
     for block in text.split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
         if lines:
-            found.append((lines.get("event"), lines["data"]))
-    return found
+            events.append((lines.get("event"), lines["data"]))
+    return events
 
 
 def message(text: str | None = "what?", image: str | None = URL) -> dict[str, Any]:
-    """A user message of OpenAI's."""
+    """Return a user message in OpenAI's format."""
     parts: list[dict[str, Any]] = []
     if image is not None:
         parts.append({"type": "image_url", "image_url": {"url": image}})

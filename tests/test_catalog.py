@@ -1,4 +1,4 @@
-"""The catalogue, the comparison table and what can be named in `model`, as functions and over HTTP."""
+"""The catalogue, the comparison table and the list of models, as functions and over HTTP."""
 
 import dataclasses
 import datetime
@@ -17,7 +17,7 @@ from serve.tasks import TASKS
 SERVED = {name: MODELS[name] for name in (LLAVA, PALIGEMMA)}
 
 
-def test_the_catalogue_holds_every_card_and_marks_the_served() -> None:
+def test_catalogue_has_every_card_and_marks_served_models() -> None:
     entries = {entry.id: entry for entry in catalog.catalogue(SERVED).data}
     assert list(entries) == list(MODELS)
     assert {name for name, entry in entries.items() if entry.served} == set(SERVED)
@@ -26,20 +26,20 @@ def test_the_catalogue_holds_every_card_and_marks_the_served() -> None:
         assert entries[name].organization == model.card.organization
 
 
-def test_a_toys_folder_is_not_told() -> None:
+def test_catalogue_hides_the_folder_of_a_toy() -> None:
     entries = {entry.id: entry for entry in catalog.catalogue({}).data}
     assert entries[LLAVA].checkpoint is None
     assert entries["llava-1.5-7b"].checkpoint == "llava-hf/llava-1.5-7b-hf"
 
 
-def test_a_private_model_comes_last() -> None:
+def test_private_model_comes_last() -> None:
     private = dataclasses.replace(MODELS[LLAVA], name="ours")
     assert catalog.catalogue({"ours": private}).data[-1].id == "ours"
-    assert catalog.compare(["ours"], {"ours": private}).served == ["ours"]
+    assert catalog.compare_models(["ours"], {"ours": private}).served == ["ours"]
 
 
-def test_the_table_has_a_row_per_property_and_says_which_differ() -> None:
-    table = catalog.compare(["llava-1.5-7b", "llava-1.5-13b"], {})
+def test_comparison_has_a_row_per_property_and_marks_differences() -> None:
+    table = catalog.compare_models(["llava-1.5-7b", "llava-1.5-13b"], {})
     rows = {row.name: row for row in table.rows}
     assert list(rows) == [
         "organization",
@@ -60,32 +60,32 @@ def test_the_table_has_a_row_per_property_and_says_which_differ() -> None:
     assert table.served == []
 
 
-def test_the_same_features_in_another_order_do_not_differ() -> None:
+def test_features_in_another_order_do_not_differ() -> None:
     card = MODELS[LLAVA].card
     turned = dataclasses.replace(card, features=tuple(reversed(card.features)))
     other = dataclasses.replace(MODELS[LLAVA], name="other", card=turned)
-    rows = {row.name: row for row in catalog.compare([LLAVA, "other"], {"other": other}).rows}
+    rows = {row.name: row for row in catalog.compare_models([LLAVA, "other"], {"other": other}).rows}
     assert len(card.features) > 1 and not rows["features"].differs
 
 
-def test_shared_and_unshared_tasks_are_told_apart() -> None:
-    tasks = catalog.compare([PALIGEMMA, LLAVA], {}).tasks
+def test_comparison_lists_shared_and_unshared_tasks() -> None:
+    tasks = catalog.compare_models([PALIGEMMA, LLAVA], {}).tasks
     assert {"vqa", "caption", "detect"} <= {row.task for row in tasks.shared}
     assert all(row.models == [PALIGEMMA, LLAVA] for row in tasks.shared)
     assert {row.task: row.models for row in tasks.unshared}["chat"] == [LLAVA]
 
 
-def test_the_columns_stand_in_the_order_asked_for_each_once() -> None:
-    assert catalog.compare([PALIGEMMA, LLAVA, PALIGEMMA], {}).models == [PALIGEMMA, LLAVA]
+def test_comparison_has_each_model_once_in_the_given_order() -> None:
+    assert catalog.compare_models([PALIGEMMA, LLAVA, PALIGEMMA], {}).models == [PALIGEMMA, LLAVA]
 
 
-def test_what_is_not_in_the_catalogue_is_named() -> None:
+def test_unknown_model_is_named_in_the_error() -> None:
     with pytest.raises(NotFound, match="'nobody' in the catalogue. GET /v1/catalog lists all") as caught:
-        catalog.compare([LLAVA, "nobody"], SERVED)
+        catalog.compare_models([LLAVA, "nobody"], SERVED)
     assert (caught.value.param, caught.value.code) == ("models", "model_not_found")
 
 
-def test_models_come_before_the_tasks_that_they_can_do() -> None:
+def test_model_list_has_models_before_tasks() -> None:
     entries = model_list(SERVED, {LLAVA: "ready", PALIGEMMA: "starting"}).data
     names = [entry.id for entry in entries]
     able = [task for task in TASKS if any(task in model.skills for model in SERVED.values())]
@@ -98,23 +98,23 @@ def test_models_come_before_the_tasks_that_they_can_do() -> None:
     assert (vqa.diptych.kind, vqa.diptych.models, vqa.diptych.state) == ("task", [LLAVA, PALIGEMMA], None)
 
 
-def test_a_task_that_nobody_does_is_not_listed() -> None:
+def test_task_without_a_model_is_not_listed() -> None:
     names = [entry.id for entry in model_list({PALIGEMMA: MODELS[PALIGEMMA]}, {}).data]
     assert "vqa" in names and "chat" not in names
 
 
-def test_a_date_that_is_not_a_day_is_no_timestamp() -> None:
+def test_date_without_a_day_becomes_timestamp_0() -> None:
     vague = dataclasses.replace(MODELS[LLAVA], card=dataclasses.replace(MODELS[LLAVA].card, released="2024"))
     assert model_list({LLAVA: vague}, {}).data[0].created == 0
 
 
-def test_what_was_nearly_named_is_told() -> None:
+def test_error_suggests_similar_names() -> None:
     with pytest.raises(NotFound, match="near it: .*paligemma-3b-mix-448"):
-        catalog.compare(["paligemma-3b-448"], {})
+        catalog.compare_models(["paligemma-3b-448"], {})
 
 
-def test_the_page_it_is_made_for_has_no_blank_cell() -> None:
-    table = catalog.compare(["llava-1.5-7b", "paligemma-3b-mix-448"], {})
+def test_comparison_of_llava_and_paligemma_has_no_blank_cell() -> None:
+    table = catalog.compare_models(["llava-1.5-7b", "paligemma-3b-mix-448"], {})
     assert all(all(row.values) for row in table.rows)
     assert {"vqa", "caption", "ocr", "detect"} <= {row.task for row in table.tasks.shared}
     assert {row.task: row.models for row in table.tasks.unshared} == {
@@ -124,7 +124,7 @@ def test_the_page_it_is_made_for_has_no_blank_cell() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
-def test_every_card_is_complete(model: Model) -> None:
+def test_card_is_complete(model: Model) -> None:
     (entry,) = [entry for entry in catalog.catalogue({}).data if entry.id == model.name]
     filled = entry.model_dump(exclude={"object", "served", "toy", "gated", "images", "videos"})
     may_lack = {"links", "checkpoint", "revision"} if model.card.toy else {"revision"}
@@ -136,7 +136,7 @@ def test_every_card_is_complete(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("beginning", "meant"),
     [
         ("llava-1.5", "llava-1.5-7b"),
         ("paligemma", "paligemma-3b-mix-448"),
@@ -147,22 +147,22 @@ def test_every_card_is_complete(model: Model) -> None:
         ("llava-next-video", "llava-next-video-7b"),
     ],
 )
-def test_the_beginning_of_a_name_will_do(said: str, meant: str) -> None:
-    assert catalog.compare([said, "toy-llava"], {}).models == [meant, "toy-llava"]
+def test_beginning_of_a_name_is_completed(beginning: str, meant: str) -> None:
+    assert catalog.compare_models([beginning, "toy-llava"], {}).models == [meant, "toy-llava"]
 
 
-def test_of_several_beginnings_the_served_one_is_meant() -> None:
+def test_beginning_of_several_names_is_the_served_model() -> None:
     served = {"llava-1.5-13b": MODELS["llava-1.5-13b"]}
-    assert catalog.compare(["llava-1.5", "llava-1.5-7b"], served).models == ["llava-1.5-13b", "llava-1.5-7b"]
+    assert catalog.compare_models(["llava-1.5", "llava-1.5-7b"], served).models == ["llava-1.5-13b", "llava-1.5-7b"]
 
 
-async def test_over_http_it_is_the_same() -> None:
+async def test_routes_return_catalogue_comparison_and_models() -> None:
     async with calling(served()) as client:
         cards = (await client.get("/v1/catalog")).json()
         table = (await client.get("/v1/compare", params={"models": f"llava-1.5-7b, {PALIGEMMA}"})).json()
         models = (await client.get("/v1/models")).json()
-        one = (await client.get(f"/v1/models/{LLAVA}")).json()
+        model = (await client.get(f"/v1/models/{LLAVA}")).json()
     assert cards["object"] == "list" and len(cards["data"]) == len(MODELS)
     assert table["object"] == "diptych.comparison" and table["models"] == ["llava-1.5-7b", PALIGEMMA]
-    assert models["object"] == "list" and models["data"][0] == one
-    assert one["diptych"]["state"] == "ready" and list(router().routes) == [LLAVA, PALIGEMMA]
+    assert models["object"] == "list" and models["data"][0] == model
+    assert model["diptych"]["state"] == "ready" and list(router().routes) == [LLAVA, PALIGEMMA]

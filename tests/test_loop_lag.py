@@ -1,4 +1,4 @@
-"""The watch over the event loop, and its metric."""
+"""Measuring how long the event loop is blocked, and the metric of it."""
 
 import asyncio
 import gc
@@ -14,7 +14,7 @@ from serve.loop_lag import LoopLag
 
 
 @pytest.mark.parametrize("held_s", [0.2, 0.4, 0.8])
-async def test_work_that_holds_the_loop_is_seen(held_s: float) -> None:
+async def test_blocking_work_is_measured(held_s: float) -> None:
     lag = LoopLag()
     lag.start()
     await asyncio.sleep(0.1)
@@ -24,7 +24,7 @@ async def test_work_that_holds_the_loop_is_seen(held_s: float) -> None:
     assert held_s - 0.03 < lag.worst() < held_s + 5
 
 
-async def test_a_loop_that_only_waits_is_free() -> None:
+async def test_waiting_loop_has_no_lag() -> None:
     lag = LoopLag(clock=time.thread_time)
     lag.start()
     await asyncio.sleep(0.3)
@@ -33,7 +33,7 @@ async def test_a_loop_that_only_waits_is_free() -> None:
     assert lag.worst() < 0.1
 
 
-async def test_what_was_long_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lag_before_the_window_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_lag, "WINDOW_S", 0.5)
     lag = LoopLag(clock=time.thread_time)
     lag.start()
@@ -48,20 +48,20 @@ async def test_what_was_long_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch) -
     lag.stop()
 
 
-async def test_it_tells_now_and_then_until_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_lag, "TELL_S", 0.05)
-    heard: list[float] = []
-    lag = LoopLag(heard.append)
+async def test_lag_is_reported_until_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_lag, "REPORT_S", 0.05)
+    reported: list[float] = []
+    lag = LoopLag(reported.append)
     lag.start()
-    while len(heard) < 3:
+    while len(reported) < 3:
         await asyncio.sleep(0.01)
     lag.stop()
-    count = len(heard)
+    count = len(reported)
     await asyncio.sleep(0.2)
-    assert len(heard) == count and all(lag >= 0 for lag in heard)
+    assert len(reported) == count and all(lag >= 0 for lag in reported)
 
 
-async def test_it_is_told_to_prometheus() -> None:
+async def test_lag_is_exported_to_prometheus() -> None:
     metrics, lag = Metrics(), LoopLag()
     metrics.watch(lag=lag)
     lag.start()
@@ -75,7 +75,7 @@ async def test_it_is_told_to_prometheus() -> None:
     assert float(line.split()[1]) > 0.25
 
 
-def test_a_frozen_heap_is_left_out_of_collections() -> None:
+def test_frozen_heap_is_excluded_from_collections() -> None:
     held = [[] for _ in range(1000)]
     loop_lag.freeze_heap()
     try:

@@ -97,9 +97,9 @@ def listed(lines: list[str]) -> dict[Path, set[str]]:
 
 def tables(page: str) -> list[set[str]]:
     """Return the names in the first columns of a page's tables of files."""
-    found = re.findall(r"^\| file \|.*\n\|-.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    blocks = re.findall(r"^\| file \|.*\n\|-.*\n((?:\|.*\n)+)", page, re.MULTILINE)
     return [
-        {name for row in rows.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])} for rows in found
+        {name for row in rows.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])} for rows in blocks
     ]
 
 
@@ -172,15 +172,15 @@ def test_table_of_settings_has_every_key_and_default(title: str) -> None:
     assert len(rows) == len(fields)
 
 
-def shown(language: str, begins: str) -> tuple[list[str], str]:
-    """The command in the README that begins so, and what the block after it says that it prints."""
-    found = re.search(rf"```sh\n({re.escape(begins)}.*)\n```\n```{language}\n(.*?)```", README, re.DOTALL)
-    assert found is not None
-    return shlex.split(found[1]), found[2]
+def example(language: str, begins: str) -> tuple[list[str], str]:
+    """Return the README's command that begins with `begins`, and the block after it, which is its output."""
+    match = re.search(rf"```sh\n({re.escape(begins)}.*)\n```\n```{language}\n(.*?)```", README, re.DOTALL)
+    assert match is not None
+    return shlex.split(match[1]), match[2]
 
 
 def without_times(reply: Any) -> Any:
-    """A reply without what changes from call to call, and from one kind of CPU to another."""
+    """Return the reply without the fields that change from call to call or between CPUs."""
     if isinstance(reply, dict):
         changing = {"id", "latency_ms", "ttft_ms", "confidence"}
         return {name: without_times(value) for name, value in reply.items() if name not in changing}
@@ -188,16 +188,16 @@ def without_times(reply: Any) -> Any:
 
 
 @pytest.mark.engine
-def test_the_reply_is_what_curl_prints(server: str) -> None:
-    command, printed = shown("json", "curl ")
+def test_reply_in_readme_equals_the_output_of_curl(server: str) -> None:
+    command, printed = example("json", "curl ")
     command[-1] = command[-1].replace("http://127.0.0.1:8000", server)
     ran = subprocess.run([command[0], "-sS", *command[1:]], cwd=ROOT, capture_output=True, check=True)
     assert without_times(json.loads(ran.stdout)) == without_times(json.loads(printed))
 
 
 @pytest.mark.engine
-def test_the_columns_are_what_ask_prints(server: str, tmp_path: Path) -> None:
-    command, printed = shown("", ".venv/bin/diptych ask ")
+def test_table_in_readme_equals_the_output_of_ask(server: str, tmp_path: Path) -> None:
+    command, printed = example("", ".venv/bin/diptych ask ")
     command[-1] = str(tmp_path / command[-1])
     environment = {**os.environ, "COLUMNS": "80", "DIPTYCH_URL": server}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

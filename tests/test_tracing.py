@@ -1,4 +1,4 @@
-"""Traces: one for a whole fan-out, with nothing in it that anybody asked or answered."""
+"""Traces: one for a whole fan-out, without any text of requests or replies."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,8 +15,8 @@ VQA = {"image": URL, "question": "what colour is the secret?"}
 ABOVE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-class Kept:
-    """Every span that ended."""
+class FinishedSpans:
+    """The spans that have ended."""
 
     def __init__(self, exporter: Any) -> None:
         self.exporter = exporter
@@ -25,20 +25,20 @@ class Kept:
         return list(self.exporter.get_finished_spans())
 
     def named(self, name: str) -> Any:
-        found = [span for span in self() if span.name == name]
-        assert len(found) == 1, [span.name for span in self()]
-        return found[0]
+        spans = [span for span in self() if span.name == name]
+        assert len(spans) == 1, [span.name for span in self()]
+        return spans[0]
 
 
 @pytest.fixture
-def spans() -> Iterator[Kept]:
+def spans() -> Iterator[FinishedSpans]:
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
     exporter, provider = InMemorySpanExporter(), sdk.TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracing.use(provider)
-    yield Kept(exporter)
+    yield FinishedSpans(exporter)
     tracing.use(None)
 
 
@@ -47,7 +47,7 @@ async def ask(path: str, body: Mapping[str, Any], *engines: FakeEngine, **header
         return (await client.post(path, json=body, headers=headers)).status_code
 
 
-async def test_a_fan_out_is_one_trace(spans: Kept) -> None:
+async def test_fan_out_is_a_single_trace(spans: FinishedSpans) -> None:
     assert await ask("/v1/tasks/vqa", VQA, traceparent=ABOVE) == 200
     request = spans.named("POST /v1/tasks/vqa")
     assert f"{request.parent.trace_id:032x}" == ABOVE[3:35] and f"{request.parent.span_id:016x}" == ABOVE[36:52]
@@ -57,20 +57,20 @@ async def test_a_fan_out_is_one_trace(spans: Kept) -> None:
     assert len(spans()) == 4
 
 
-async def test_a_columns_span_follows_the_conventions(spans: Kept) -> None:
+async def test_span_of_a_model_call_follows_the_conventions(spans: FinishedSpans) -> None:
     await ask("/v1/tasks/vqa", VQA, FakeEngine("dark red"))
-    told = spans.named(f"generate_content {LLAVA}").attributes
-    assert told["gen_ai.operation.name"] == "generate_content"
-    assert told["gen_ai.request.model"] == LLAVA and told["diptych.task"] == "vqa"
-    assert told["gen_ai.usage.output_tokens"] == 2 and told["gen_ai.usage.input_tokens"] > 49
-    assert told["gen_ai.response.finish_reasons"] == ("stop",)
-    assert 0 <= told["gen_ai.response.time_to_first_chunk"] < 10
+    attributes = spans.named(f"generate_content {LLAVA}").attributes
+    assert attributes["gen_ai.operation.name"] == "generate_content"
+    assert attributes["gen_ai.request.model"] == LLAVA and attributes["diptych.task"] == "vqa"
+    assert attributes["gen_ai.usage.output_tokens"] == 2 and attributes["gen_ai.usage.input_tokens"] > 49
+    assert attributes["gen_ai.response.finish_reasons"] == ("stop",)
+    assert 0 <= attributes["gen_ai.response.time_to_first_chunk"] < 10
     assert spans.named("merge vqa").attributes["diptych.merge.method"] == "vote"
     request = spans.named("POST /v1/tasks/vqa").attributes
     assert request["http.route"] == "/v1/tasks/vqa" and request["http.response.status_code"] == 200
 
 
-async def test_what_failed_says_why(spans: Kept) -> None:
+async def test_failed_spans_have_an_error_type(spans: FinishedSpans) -> None:
     dead = FakeEngine(fail_after=0)
     assert await ask("/v1/tasks/vqa", VQA, dead, dead) == 503
     column, merge = spans.named(f"generate_content {LLAVA}"), spans.named("merge vqa")
@@ -79,32 +79,32 @@ async def test_what_failed_says_why(spans: Kept) -> None:
     assert spans.named("POST /v1/tasks/vqa").attributes["error.type"] == "503"
 
 
-async def test_a_model_asked_alone_is_a_trace_too(spans: Kept) -> None:
+async def test_chat_with_a_model_is_a_trace(spans: FinishedSpans) -> None:
     body = {"model": LLAVA, "messages": [message("what?", URL)]}
     assert await ask("/v1/chat/completions", body, FakeEngine("a b c")) == 200
-    asked, request = spans.named(f"chat {LLAVA}"), spans.named("POST /v1/chat/completions")
-    assert asked.parent.span_id == request.context.span_id
-    assert asked.attributes["gen_ai.usage.output_tokens"] == 3
+    call, request = spans.named(f"chat {LLAVA}"), spans.named("POST /v1/chat/completions")
+    assert call.parent.span_id == request.context.span_id
+    assert call.attributes["gen_ai.usage.output_tokens"] == 3
 
 
-async def test_nobody_can_read_in_it_what_was_asked_or_said(spans: Kept) -> None:
+async def test_spans_contain_no_text_of_requests_or_replies(spans: FinishedSpans) -> None:
     await ask("/v1/tasks/vqa", VQA, FakeEngine("a hidden word"))
     await ask("/v1/a-path-of-somebodys", {})
     for span in spans():
-        told = f"{span.name} {dict(span.attributes)} {span.events}"
-        assert not [word for word in ("secret", "hidden", "somebodys", "base64") if word in told]
+        recorded = f"{span.name} {dict(span.attributes)} {span.events}"
+        assert not [word for word in ("secret", "hidden", "somebodys", "base64") if word in recorded]
 
 
-async def test_who_only_looks_makes_no_trace(spans: Kept) -> None:
+async def test_probes_make_no_trace(spans: FinishedSpans) -> None:
     async with calling(served()) as client:
         for path in ("/health", "/ready", "/metrics"):
             await client.get(path)
     assert not spans()
 
 
-async def test_without_an_endpoint_there_are_no_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_spans_are_off_without_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in tracing.ENDPOINTS:
         monkeypatch.delenv(name, raising=False)
     tracing.start("diptych-test")
-    assert tracing.begin("one") is tracing.NONE and tracing.header() == "" and tracing.endpoint() is None
+    assert tracing.begin("one") is tracing.NONE and tracing.traceparent() == "" and tracing.endpoint() is None
     assert await ask("/v1/tasks/vqa", VQA, traceparent=ABOVE) == 200

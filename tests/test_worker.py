@@ -1,4 +1,4 @@
-"""A model and its engine: every step of an answer, on an engine that says what it is told."""
+"""Workers: every step of an answer, on a fake engine."""
 
 import asyncio
 import math
@@ -28,7 +28,7 @@ async def ready(engine: FakeEngine, model: str = "toy-llava") -> Worker:
     return worker
 
 
-async def test_the_words_pass_by_as_they_are_spoken_and_are_parsed_at_the_end() -> None:
+async def test_text_is_streamed_and_parsed_at_the_end() -> None:
     worker = await ready(FakeEngine([" red", " circle"], logprob=math.log(0.5)))
     events = [event async for event in worker.answer("vqa", QUESTION)]
     assert events[:-1] == [Delta("toy-llava", " red"), Delta("toy-llava", " circle")]
@@ -39,39 +39,39 @@ async def test_the_words_pass_by_as_they_are_spoken_and_are_parsed_at_the_end() 
     assert reply.usage.completion_tokens == 2 and reply.usage.total_tokens > 50
 
 
-async def test_several_prompts_are_one_reply_spoken_at_once_and_told_in_order() -> None:
+async def test_several_prompts_run_concurrently_and_their_texts_come_in_order() -> None:
     engine = FakeEngine({": cat": ["[0.1, ", "0.1, 0.2, 0.2]"], ": dog": ["[0.5, 0.5, 0.9, 0.9]"]}, delay_s=0.01)
     worker = await ready(engine)
     events = [event async for event in worker.answer("detect", DetectRequest(image=PICTURE, labels=["cat", "dog"]))]
-    told = "".join(event.text for event in events if isinstance(event, Delta))
+    streamed = "".join(event.text for event in events if isinstance(event, Delta))
     reply = events[-1]
-    assert isinstance(reply, Reply) and told == reply.text == "[0.1, 0.1, 0.2, 0.2]\n[0.5, 0.5, 0.9, 0.9]"
+    assert isinstance(reply, Reply) and streamed == reply.text == "[0.1, 0.1, 0.2, 0.2]\n[0.5, 0.5, 0.9, 0.9]"
     assert isinstance(reply.result, DetectResult)
-    assert [(found.label, found.box) for found in reply.result.boxes] == [
+    assert [(box.label, box.box) for box in reply.result.boxes] == [
         ("cat", (10, 10, 20, 20)),
         ("dog", (50, 50, 90, 90)),
     ]
     assert reply.usage.completion_tokens == 3 and len(engine.prompts) == 2
 
 
-async def test_a_reply_that_max_tokens_cuts_keeps_its_whole_objects_and_says_so() -> None:
-    one, other = "<loc0100><loc0100><loc0200><loc0200>", " <loc0300><loc0300><loc0500><loc0500>"
-    pieces = [one, " red circle", " ;", other, " red"]
-    for most, found in ((2, ["Red circle."]), (5, ["Red circle."]), (6, ["Red circle.", "red star"])):
+async def test_reply_cut_by_max_tokens_keeps_complete_objects() -> None:
+    first, other = "<loc0100><loc0100><loc0200><loc0200>", " <loc0300><loc0300><loc0500><loc0500>"
+    pieces = [first, " red circle", " ;", other, " red"]
+    for limit, labels in ((2, ["Red circle."]), (5, ["Red circle."]), (6, ["Red circle.", "red star"])):
         worker = await ready(FakeEngine([*pieces, " star", " ;"]), "toy-paligemma")
-        asked = DetectRequest(image=PICTURE, labels=["Red circle.", "red star"], max_tokens=most)
-        reply = [event async for event in worker.answer("detect", asked)][-1]
+        request = DetectRequest(image=PICTURE, labels=["Red circle.", "red star"], max_tokens=limit)
+        reply = [event async for event in worker.answer("detect", request)][-1]
         assert isinstance(reply, Reply) and isinstance(reply.result, DetectResult)
         assert (reply.status, reply.finish_reason) == ("ok", "length")
-        assert [box.label for box in reply.result.boxes] == found
+        assert [box.label for box in reply.result.boxes] == labels
     worker = await ready(FakeEngine(pieces), "toy-paligemma")
-    reply = [event async for event in worker.answer("detect", asked.model_copy(update={"max_tokens": 1}))][-1]
+    reply = [event async for event in worker.answer("detect", request.model_copy(update={"max_tokens": 1}))][-1]
     assert isinstance(reply, Reply) and reply.error is not None
     assert (reply.status, reply.finish_reason, reply.error.code) == ("error", "length", "parse_error")
     assert "max_tokens" in reply.error.message
 
 
-async def test_words_that_cannot_be_parsed_are_kept_beside_the_error() -> None:
+async def test_text_that_cannot_be_parsed_is_kept_with_the_error() -> None:
     worker = await ready(FakeEngine("no idea"))
     events = [event async for event in worker.answer("detect", DetectRequest(image=PICTURE, labels=["cat"]))]
     reply = events[-1]
@@ -79,7 +79,7 @@ async def test_words_that_cannot_be_parsed_are_kept_beside_the_error() -> None:
     assert (reply.status, reply.error.code, reply.text, reply.result) == ("error", "parse_error", "no idea", None)
 
 
-async def test_one_prompt_that_fails_stops_the_others() -> None:
+async def test_failed_prompt_stops_the_other_prompts() -> None:
     engine = FakeEngine({"cat": "[0.1, 0.1, 0.2, 0.2]", "dog": "[0.5"}, delay_s=0.05, die_after=1)
     worker = await ready(engine)
     with pytest.raises(ModelError):
@@ -88,7 +88,7 @@ async def test_one_prompt_that_fails_stops_the_others() -> None:
     assert engine.speaking == 0
 
 
-async def test_leaving_early_aborts_the_engine() -> None:
+async def test_closed_stream_aborts_the_engine() -> None:
     engine = FakeEngine("one two three four", delay_s=0.05)
     worker = await ready(engine)
     answer = worker.answer("vqa", QUESTION)
@@ -98,7 +98,7 @@ async def test_leaving_early_aborts_the_engine() -> None:
     assert (engine.speaking, engine.aborted) == (0, 1)
 
 
-async def test_cancelling_aborts_the_engine() -> None:
+async def test_cancelled_answer_aborts_the_engine() -> None:
     engine = FakeEngine("one two", delay_s=30)
     worker = await ready(engine)
 
@@ -115,7 +115,7 @@ async def test_cancelling_aborts_the_engine() -> None:
     assert (engine.speaking, engine.aborted) == (0, 1)
 
 
-async def test_status_tells_what_it_is_doing_and_why_it_failed() -> None:
+async def test_status_has_progress_and_the_reason_of_a_failure() -> None:
     now = [100.0]
     worker = Worker(MODELS["toy-llava"], FakeEngine(fail_start="There is no such folder."), clock=lambda: now[0])
     now[0] += 3
@@ -130,17 +130,17 @@ async def test_status_tells_what_it_is_doing_and_why_it_failed() -> None:
         await anext(worker.answer("vqa", QUESTION))
 
 
-async def test_a_film_in_a_plain_conversation_is_thinned_out_to_what_the_model_takes() -> None:
+async def test_video_in_a_conversation_is_reduced_to_the_frames_of_the_model() -> None:
     engine = FakeEngine("a b")
     worker = await ready(engine, "llava-next-video-7b")
     film = Video(np.zeros((32, 8, 8, 3), np.uint8), tuple(float(at) for at in range(32)), 32.0)
     async for _ in worker.speak(Prompt("USER: <video>\nWhy? ASSISTANT:", None, video=film)):
         pass
-    (heard,) = engine.prompts
-    assert heard.video is not None and len(heard.video.frames) == 24
+    (prompt,) = engine.prompts
+    assert prompt.video is not None and len(prompt.video.frames) == 24
 
 
-async def test_a_plain_conversation_passes_the_pieces_on() -> None:
+async def test_conversation_yields_the_pieces_of_the_engine() -> None:
     worker = await ready(FakeEngine("a b"))
     (prompt,) = worker.model.skills["vqa"].ask(QUESTION)
     pieces = [piece async for piece in worker.speak(prompt)]

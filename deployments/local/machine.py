@@ -1,4 +1,4 @@
-"""Runs a private Ray on one machine: few processes, loopback only, a folder of its own, nothing left afterwards.
+"""Runs a private Ray on one machine: few processes, on loopback only, with its own folder, cleaned up afterwards.
 
 `ray.init` alone starts a monitor, a log monitor and a dashboard that nothing here uses (170 MB and 5 s of CPU), and
 listens on all interfaces. Ray has settings for all three, but `ray.init` does not pass them on: hence `_Node`.
@@ -50,25 +50,25 @@ ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",  # else a process for each of the logical CPUs
 }
 SPARE_CPUS = 64
-"""Spare CPUs for what a changed config adds; logical, as all of them are."""
+"""Logical CPUs kept free for models that a changed config adds."""
 OBJECT_STORE_BYTES = 80 * 2**20  # requests do not go through the object store; Ray's minimum is 75 MiB
 
 
 class RayEnded(Exception):
-    """Ray itself has ended: nothing is placed, checked or replaced any more."""
+    """Ray itself has ended, so replicas are no longer placed, checked or replaced."""
 
 
 @contextlib.contextmanager
 def machine(num_cpus: float, num_gpus: float | None = None) -> Iterator[Path]:
     """Run Ray while the block runs. Yields the folder of its logs.
 
-    num_cpus: what the deployments ask for together; logical, so that a small machine places them all. num_gpus: how
-    many to simulate, for simulated engines; those that Ray finds when left out.
+    num_cpus: sum over all deployments. They are logical, so that a small machine can place them all. num_gpus: GPUs to
+    simulate, for simulated engines; left out, Ray counts the real ones.
     """
     os.environ.update(ENVIRONMENT)
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # no other user of this machine gets in
     _adopt_orphans()
-    earlier = descendants()
+    earlier = own_descendants()
     folder = Path(tempfile.mkdtemp(prefix="diptych-", dir="/tmp"))  # paths of sockets must stay short
     try:
         _start(folder, num_cpus, num_gpus)
@@ -81,7 +81,7 @@ def machine(num_cpus: float, num_gpus: float | None = None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check() -> None:
+def check_ray() -> None:
     """Raise RayEnded where Ray's control store or its node process has ended."""
     import ray._private.worker
 
@@ -138,7 +138,7 @@ def _stop(earlier: Sequence[int]) -> None:
     """Stop Ray and all its processes at once, without waiting for any. Engines end with their replicas."""
     import ray
 
-    if descendants(earlier):
+    if own_descendants(earlier):
         with contextlib.suppress(RuntimeError, OSError):  # it may be in any state: what is left is killed below
             ray.shutdown()
         _kill(earlier)
@@ -147,20 +147,20 @@ def _stop(earlier: Sequence[int]) -> None:
 def _kill(earlier: Sequence[int]) -> None:
     """Wait for processes to end, then terminate, then kill those that are left."""
     for number, timeout_s in ((None, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
-        for process in descendants(earlier):
+        for process in own_descendants(earlier):
             if number is not None:
                 with contextlib.suppress(OSError):
                     os.kill(process, number)
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             reap()
-            if not descendants(earlier):
+            if not own_descendants(earlier):
                 return
             time.sleep(0.05)
 
 
 def _adopt_orphans() -> None:
-    """Make orphaned descendants our children, so that `descendants` finds them (Linux)."""
+    """Make orphaned descendants our children, so that `own_descendants` finds them (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
@@ -172,6 +172,6 @@ def reap() -> None:
             pass
 
 
-def descendants(besides: Sequence[int] = ()) -> list[int]:
+def own_descendants(besides: Sequence[int] = ()) -> list[int]:
     """Return all descendants of this process, without `besides` and theirs."""
     return process_tree.descendants([os.getpid()], besides)[1:]

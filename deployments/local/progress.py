@@ -1,4 +1,4 @@
-"""Prints what each model is doing and for how long, until each is ready, asleep or failed."""
+"""Prints the state of each model and the seconds passed, until each model is ready, asleep or failed."""
 
 import json
 import re

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deployments.args import KEYS, Listen
-from deployments.config import HERE, Config, Refused, for_models, read
-from deployments.local.machine import RayEnded, check, machine, reap
+from deployments.config import HERE, Config, ConfigError, for_models, read_config
+from deployments.local.machine import RayEnded, check_ray, machine, reap
 from deployments.local.progress import Progress
 from serve.api.keys import new_key, parse_entries
 from serve.models import MODELS
@@ -31,7 +31,7 @@ DRAIN_MARGIN_S = 1.0
 
 
 class Stopped(Exception):
-    """A signal asked us to stop. gently: finish what has begun first (SIGTERM), else stop at once (Ctrl-C)."""
+    """A signal arrived. gently: finish running requests first (SIGTERM); else stop at once (Ctrl-C)."""
 
     def __init__(self, gently: bool) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _config(options)
         _check_keys(config)
         _check_free(config.host, config.port)
-    except Refused as refused:
+    except ConfigError as refused:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
     return _serve(config, options)
@@ -66,7 +66,7 @@ def _config(options: argparse.Namespace) -> Config:
         names = [name.strip() for name in options.models.split(",") if name.strip()]
         config = for_models(names, gpus=_share(names))
     else:
-        config = read(options.config or HERE / "local.yaml")
+        config = read_config(options.config or HERE / "local.yaml")
     given = {"host": options.host, "port": options.port}
     config = config.model_copy(update={key: value for key, value in given.items() if value is not None})
     _check_port(config.port)
@@ -84,11 +84,11 @@ def _share(names: Sequence[str]) -> float:
 
 
 def _check_keys(config: Config) -> None:
-    """Raise Refused where the keys cannot be used. The gateway reads them again, in its own process."""
+    """Raise ConfigError where the keys cannot be used. The gateway reads them again, in its own process."""
     try:
         config.args.gateway.access()
     except (ValueError, OSError) as error:
-        raise Refused(f"The API keys cannot be used: {error}") from None
+        raise ConfigError(f"The API keys cannot be used: {error}") from None
 
 
 def _own_key(config: Config) -> str | None:
@@ -102,7 +102,7 @@ def _own_key(config: Config) -> str | None:
 
 def _check_port(port: int) -> None:
     if not 1 <= port <= 65535:
-        raise Refused(f"{port} is not a port: it must be between 1 and 65535.")
+        raise ConfigError(f"{port} is not a port: it must be between 1 and 65535.")
 
 
 def _check_free(host: str, port: int) -> None:
@@ -111,10 +111,10 @@ def _check_free(host: str, port: int) -> None:
             pass
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise Refused(
+            raise ConfigError(
                 f"Port {port} on {host} is in use. Stop what listens there, or choose another: --port {port + 1}"
             ) from None
-        raise Refused(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+        raise ConfigError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
 
 
 def _serve(config: Config, options: argparse.Namespace) -> int:
@@ -156,7 +156,7 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
                 while True:
                     stop.wait(1.0)
                     reap()
-                    check()
+                    check_ray()
                     if changing.is_set():
                         changing.clear()
                         config = _changed(options, config)
@@ -167,7 +167,7 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
                 raise
     except RayEnded as ended:
         return _restart(str(ended), time.monotonic() - began)
-    except Refused as refused:
+    except ConfigError as refused:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
     except (RuntimeError, ConnectionError, TimeoutError) as error:  # raised by Ray when it cannot start
@@ -195,24 +195,24 @@ def _run(config: Config) -> str:
     import ray.serve
 
     from deployments.app import application
-    from deployments.local.update import run
+    from deployments.local.update import deploy
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     needed = sum(entry.num_gpus * entry.max_replicas for entry in config.args.engines().values())
     have = ray.cluster_resources().get("GPU", 0)
     if needed > have:
-        raise Refused(
+        raise ConfigError(
             f"The config asks for {needed:g} GPUs and this machine has {have:g}. Set num_gpus, or take others."
         )
 
     ray.serve.start(proxy_location="Disabled", logging_config=config.logging)
-    run(application(config.args, [config.args]), config)
+    deploy(application(config.args, [config.args]), config)
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     return f"http://{host}:{config.port}"
 
 
 def _changed(options: argparse.Namespace, old: Config) -> Config:
-    """Read the config again and change over to it. Return the one that serves: the old one where the new is refused."""
+    """Read the config again and apply it. Return the config that is served: the old one where the new is refused."""
     from deployments.local.update import update
 
     print("Reading the config again.", flush=True)
@@ -221,7 +221,7 @@ def _changed(options: argparse.Namespace, old: Config) -> Config:
         new = _config(options)
         _check_keys(new)
         update(old, new, lambda line: print(f"  {line}", flush=True))
-    except Refused as refused:
+    except ConfigError as refused:
         print(f"diptych: {refused}\nThe config from before serves on.", file=sys.stderr, flush=True)
         return old
     print(f"It serves by the new config, after {time.monotonic() - began:.1f} s.", flush=True)
@@ -229,7 +229,7 @@ def _changed(options: argparse.Namespace, old: Config) -> Config:
 
 
 def _drain(seconds: float) -> None:
-    """Have every gateway finish what it has begun, for at most `seconds`. A second signal ends the wait."""
+    """Let every gateway finish its requests, for at most `seconds`. A second signal ends the wait."""
     import ray.exceptions
     import ray.serve.exceptions
 

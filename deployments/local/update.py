@@ -1,10 +1,10 @@
-"""Changes a running server to a new config: no request is lost, and a config that cannot be used changes nothing."""
+"""Applies a new config to a running server. No request is lost; an unusable config changes nothing."""
 
 import re
 from collections.abc import Callable
 
 from deployments.args import Args
-from deployments.config import Config, Refused
+from deployments.config import Config, ConfigError
 
 REASON = re.compile(r"ModelError: (.*)")
 
@@ -12,35 +12,35 @@ REASON = re.compile(r"ModelError: (.*)")
 def update(old: Config, new: Config, report: Callable[[str], None]) -> None:
     """Change the server from `old` to `new`. Blocks while models load.
 
-    New and changed models are started beside the old ones; then the gateways change over; only then the models that are
-    left over are stopped. Where there is no room for both at once, those are stopped first, and report that they are.
+    New and changed models are started beside the old ones, then the gateways switch to them, then old models stop.
+    Where there is no room for both at once, old models stop first, and `report` says so.
 
-    report: called with lines for the terminal. Raises Refused where the new config cannot be used; the old one then
-    serves on.
+    report: called with lines for the terminal. Raises ConfigError where the new config cannot be used; the old one then
+    stays.
     """
     from deployments.app import application, changed
 
     if (old.host, old.port, old.args.gateway.listen) != (new.host, new.port, new.args.gateway.listen):
-        raise Refused("The port cannot change while it serves.")
+        raise ConfigError("The port cannot change while it serves.")
     started = changed(old.args, new.args)
     removed = [name for name in old.args.engines() if name not in new.args.engines()]
     if _fits(old.args, new.args, started):
         if started:
             report(f"starting {', '.join(started)}")
             try:
-                run(application(old.args, [old.args, new.args], started), new)
+                deploy(application(old.args, [old.args, new.args], started), new)
             except RuntimeError:
                 reasons = _reasons()
-                run(application(old.args, [old.args]), old)
-                raise Refused(reasons) from None
-        run(application(new.args, [old.args, new.args]), new)
+                deploy(application(old.args, [old.args]), old)
+                raise ConfigError(reasons) from None
+        deploy(application(new.args, [old.args, new.args]), new)
     elif started:
         affected = ", ".join(removed + started)
         report(f"there is no room for old and new at once: {affected} answer again when they are loaded")
-    run(application(new.args, [new.args]), new)
+    deploy(application(new.args, [new.args]), new)
 
 
-def run(application: object, config: Config) -> None:
+def deploy(application: object, config: Config) -> None:
     """Deploy an application and wait until all of it runs. Raises RuntimeError where a part of it cannot."""
     import ray.serve
 
@@ -48,20 +48,20 @@ def run(application: object, config: Config) -> None:
 
 
 def _fits(old: Args, new: Args, started: list[str]) -> bool:
-    """Return whether old and new engines fit on the GPUs at once. Raises Refused where the new ones alone do not."""
+    """Return whether old and new engines fit on the GPUs together. Raises ConfigError where the new ones do not."""
     import ray
 
     have = ray.cluster_resources().get("GPU", 0)
     needed = {name: entry.num_gpus * entry.max_replicas for name, entry in new.engines().items()}
     if sum(needed.values()) > have:
-        raise Refused(f"The config asks for {sum(needed.values()):g} GPUs and this machine has {have:g}.")
+        raise ConfigError(f"The config asks for {sum(needed.values()):g} GPUs and this machine has {have:g}.")
     left = sum(entry.num_gpus * entry.max_replicas for name, entry in old.engines().items() if name not in needed)
     twice = sum(needed[name] for name in started if name in old.engines() and new.engines()[name].surges)
     return bool(sum(needed.values()) + left + twice <= have)
 
 
 def _reasons() -> str:
-    """Return why deployments did not come up: Serve's message, or the error of a model that could not be loaded."""
+    """Return why deployments did not start: Serve's message, or the error of a model that could not be loaded."""
     import ray.serve
 
     deployments = ray.serve.status().applications["diptych"].deployments

@@ -1,1 +1,1 @@
-"""Reaches the replicas of each model from a gateway: finds them, picks one, and leaves sick ones alone."""
+"""Connects a gateway to the replicas of each model: finds them, picks one for a request, avoids failing ones."""

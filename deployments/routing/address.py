@@ -1,9 +1,9 @@
-"""Addresses of replicas, as they give them to gateways."""
+"""The address of a replica, which a gateway learns through Ray."""
 
 from dataclasses import dataclass
 
 REFRESH_S = 3.0
-"""Seconds between a gateway's searches for further replicas, while it has some."""
+"""Seconds between a gateway's searches for more replicas, while it has at least one."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A circuit breaker for one replica that fails every request: each failure costs a client time."""
+"""A circuit breaker, which keeps requests away from a replica that fails all of them."""
 
 import time
 from collections.abc import Callable
@@ -16,11 +16,11 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """True while the replica should be asked nothing."""
+        """True while the replica should get no requests."""
         return self._failures >= FAILURES and self._clock() < self._until
 
     def started(self) -> None:
-        """Record that a request was sent. Where it is a trial, no other request is sent beside it."""
+        """Record that a request was sent. After a rest it is a trial, and no other request is sent meanwhile."""
         self._until = self._clock() + REST_S
 
     def failed(self) -> None:

@@ -15,7 +15,7 @@ from deployments.routing.address import Address
 
 
 class ServeDiscovery:
-    """Asks Serve's handle for the addresses of its replicas.
+    """Gets the addresses of a deployment's replicas through Serve's handle.
 
     unreachable: what the handle raises where there is no replica, or none can be reached. within_s: seconds in which
     replicas must answer a search.
@@ -27,7 +27,7 @@ class ServeDiscovery:
         self._within_s = within_s
 
     async def find(self, report: Callable[[Address], None]) -> None:
-        """Call `report` with the address of each replica as it answers; some twice. One that hangs delays no other."""
+        """Call `report` with each replica's address as it answers, with some twice. A hanging one delays no other."""
 
         def take(answer: Any) -> None:
             if isinstance(answer, Address):
@@ -65,7 +65,7 @@ async def each_answer(answers: Coroutine[Any, Any, list[Any]], within_s: float, 
 
 
 class _Watched(Coroutine[Any, Any, list[Any]]):
-    """A coroutine that runs as it would by itself, while each future that it gathers reports when it is done."""
+    """A coroutine that wraps another, and calls `done` with each future that the other gathers."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, list[Any]], done: Callable[[asyncio.Future[Any]], None]) -> None:
         self._coroutine = coroutine

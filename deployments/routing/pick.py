@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 CROWDED = 1.25
-"""A replica with more than this times the average load passes an image that it has seen on to another (bounded loads,
-arXiv 1608.01350, section 1: a quarter above the average leaves nearly every request in its place)."""
+"""Load, relative to the average, from which on a replica's images go to another one (bounded loads, arXiv 1608.01350,
+section 1: with a quarter above the average nearly every request stays in its place)."""
 _WORD = (1 << 64) - 1
 _ODD = 0x9E3779B97F4A7C15  # 2^64 by the golden ratio: multiplying by it spreads neighbours over the whole word
 
 
 class HasLoad(Protocol):
-    """A replica. load: its requests of ours. server_id: the same number for every gateway, below 2^64."""
+    """A replica. load: number of our requests in it. server_id: the same number for every gateway, below 2^64."""
 
     @property
     def load(self) -> int: ...

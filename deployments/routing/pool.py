@@ -1,4 +1,4 @@
-"""Deals one engine's requests out among its replicas: each image to the one that has seen it, none to a sick one."""
+"""Spreads an engine's requests over its replicas: an image goes to the one that has it cached, none to failing ones."""
 
 import asyncio
 import contextlib
@@ -18,10 +18,10 @@ from serve.router.route import Status
 from serve.transport.connection import Connection
 
 BATCH_SHARE = 0.5
-"""The part of a replica's room that batch requests may fill: the rest is free for people who cannot wait."""
+"""Share of max_ongoing_requests that batch requests may use; the rest is for interactive ones."""
 ENGINE_DEAD = "engine_dead"
 FAULTS = ("engine_error", "internal_error")
-"""Codes of failures that are the fault of a replica which lives on."""
+"""Codes of failures that count against a replica that still runs."""
 
 
 class EngineDied(ModelError):
@@ -46,10 +46,9 @@ class RoutingKey(NamedTuple):
 
 
 class Pool:
-    """One engine's replicas, for the requests of its model and its adapters.
+    """The replicas of one engine, which serve its model and its LoRA adapters.
 
-    entry: says how many prompts one replica is given at a time, whether an image stays with one replica, and whether
-    Serve stops the last replica of a model that nobody asks.
+    entry: the engine's settings. Used here: max_ongoing_requests, keeps_pictures and whether it may sleep.
     """
 
     def __init__(self, replicas: Replicas, entry: ModelPlacement) -> None:
@@ -57,19 +56,19 @@ class Pool:
         self._replicas = replicas
         self._breakers: WeakKeyDictionary[Connection, Breaker] = WeakKeyDictionary()
         self._died: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
-        """Replicas whose engine is dead, and since when; Serve replaces the process, and with it the connection."""
+        """Monotonic time at which a replica's engine died. Serve replaces the process, and with it the connection."""
         self._prompts: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
-        """How many of our prompts each replica has now."""
-        self._asked: Counter[str] = Counter()
+        """Number of our prompts in each replica."""
+        self._unanswered: Counter[str] = Counter()
 
     @contextlib.contextmanager
     def counted(self, model: str) -> Iterator[None]:
-        """Count a request of this model as asked, in its status, while the block runs."""
-        self._asked[model] += 1
+        """Count a request in this model's status while the block runs."""
+        self._unanswered[model] += 1
         try:
             yield
         finally:
-            self._asked[model] -= 1
+            self._unanswered[model] -= 1
 
     @contextlib.asynccontextmanager
     async def replica(self, model: str, key: RoutingKey) -> AsyncIterator[Connection]:
@@ -87,7 +86,7 @@ class Pool:
             yield connection
             breaker.succeeded()
         except ConnectionError as error:
-            if connection.draining:  # as planned, or given up for its silence or ours: no request has killed it
+            if connection.draining:  # a planned stop, or a lost lease: no request has killed it
                 stopped = f"The process of {model} was stopped while it was answering; ask again."
                 raise ModelError(stopped, code="model_starting") from error
             ended = f"The process of {model} ended while it was answering; it is started again."
@@ -95,7 +94,7 @@ class Pool:
         except ModelError as error:
             if error.code in FAULTS:
                 breaker.failed()
-            # One that asked an engine which was dead by then has not killed it.
+            # A request that began after the engine died has not killed it.
             if error.code == ENGINE_DEAD and began <= self._died.setdefault(connection, time.monotonic()):
                 raise EngineDied(error.message, connection.server_id) from error
             raise
@@ -103,18 +102,18 @@ class Pool:
             self._prompts[connection] -= key.prompts
 
     async def wait_for_replica(self, seconds: float) -> None:
-        """Return once there is a replica, or after `seconds`: a model may be asleep, or may not have begun."""
+        """Return once there is a replica, or after `seconds`: the model may be asleep, or not started yet."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not await self._replicas.available():
                     await asyncio.sleep(0.05)
 
     def close(self) -> None:
-        """Search for no more replicas: no new request will come. Those that run go on."""
+        """Stop searching for replicas: no new request will come. Running requests go on."""
         self._replicas.close()
 
     async def status(self, model: str) -> Status:
-        """Return the best status that a replica reported of this model, seconds ago at most, with our own `asked`."""
+        """Return the best status of this model that a replica reported lately, with our own count of its requests."""
         available = await self._replicas.available()
         reports: list[tuple[float, Status]] = [
             (replica.last_heard, replica.statuses[model]) for replica in available if model in replica.statuses
@@ -122,14 +121,16 @@ class Pool:
         if not reports:
             since_s = time.monotonic() - self._replicas.none_since
             if available:
-                return Status(model, "starting", "waiting for a process that knows it", since_s, self._asked[model])
+                return Status(
+                    model, "starting", "waiting for a process that knows it", since_s, self._unanswered[model]
+                )
             if self.entry.sleeps and not self._replicas.waking:
-                return Status(model, "asleep", "it starts when it is asked", since_s, self._asked[model])
+                return Status(model, "asleep", "it starts when it is asked", since_s, self._unanswered[model])
             step = "starting again: its process ended" if self._replicas.ever_connected else "starting its process"
-            return Status(model, "starting", step, since_s, self._asked[model])
+            return Status(model, "starting", step, since_s, self._unanswered[model])
         order = ("ready", "starting", "failed")
         at, status = min(reports, key=lambda report: order.index(report[1].state))
-        return replace(status, since_s=status.since_s + time.monotonic() - at, asked=self._asked[model])
+        return replace(status, since_s=status.since_s + time.monotonic() - at, unanswered=self._unanswered[model])
 
     async def _pick(self, model: str, key: RoutingKey) -> Connection:
         available = await self._replicas.available()
@@ -163,6 +164,6 @@ class Pool:
         return self._prompts.get(replica, 0)
 
     def _fits(self, prompts: int, replica: Connection, room: float) -> bool:
-        """Return whether the replica has room for so many prompts. An idle one takes also more than its room."""
+        """Return whether the replica has room for this number of prompts. An idle replica takes any number."""
         load = self._load(replica)
         return load == 0 or load + prompts <= room

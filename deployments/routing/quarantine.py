@@ -1,7 +1,7 @@
-"""Keeps requests apart that were running when an engine died: the next time each runs without the others.
+"""Isolates requests that were running when an engine died: when they come again, they run one at a time.
 
-One of them may have killed it, and its client will ask again. The one that runs alone when the engine dies once more is
-the killer (or shares the blame with another that was asked at the same moment, and is then tried alone in its turn).
+One of them may have killed the engine, and its client will retry. A suspect that runs alone when the engine dies again
+is refused from then on.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ DEATHS = 2
 
 
 class Quarantine:
-    """The suspects of one engine. They are forgotten after KEPT_S, the oldest first beyond MAX_SUSPECTS."""
+    """The suspect requests of one engine. They are forgotten after KEPT_S seconds, or beyond MAX_SUSPECTS of them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -28,15 +28,15 @@ class Quarantine:
 
     @property
     def suspects(self) -> int:
-        """The number of requests under suspicion."""
+        """Number of suspect requests."""
         return len(self._deaths)
 
     @contextlib.asynccontextmanager
     async def watch(self, model: str, request: Hashable) -> AsyncIterator[None]:
-        """Run a request in this block. A suspect waits for the other suspects, and is cleared once it was answered.
+        """Run a request in this block. A suspect waits for other suspects, and is cleared when it succeeds.
 
-        request: tells requests apart; equal ones count as the same. A request in whose block EngineDied is raised
-        becomes a suspect. Raises BadRequest for one that was running at DEATHS deaths.
+        request: identifies the request; equal ones count as the same. It becomes a suspect when EngineDied is raised in
+        the block. Raises BadRequest for a request that was running at DEATHS deaths.
         """
         self._expire(request)
         suspect = request in self._deaths

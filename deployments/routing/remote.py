@@ -1,4 +1,4 @@
-"""Routes requests to one model in another process, over its engine's replicas. A LoRA adapter uses its base's."""
+"""Implements Route for a model in other processes: a pool of replicas, and a quarantine for requests that kill them."""
 
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Hashable
@@ -13,15 +13,15 @@ from serve.router.route import Status
 from serve.tasks.base import Delta, Reply, Request
 
 PACE_S = 0.045
-"""Deltas that follow each other closer than this travel together, to the client as well: 22 updates a second."""
+"""Seconds between two messages with deltas of one stream: 22 updates a second reach the client."""
 SLOW_PACE_S = 0.5
-"""The same for a reply that is not streamed, where only a cut reply would show them."""
+"""The same for a reply that is not streamed: its deltas are used only where the reply fails."""
 
 
 class Remote:
-    """One model's Route. Leaving a stream early stops the replica's work.
+    """A Route to one model. Closing a stream early stops the replica's work.
 
-    quarantine: of the engine, shared by its model and its adapters.
+    pool, quarantine: of the engine, shared by its model and its LoRA adapters.
     """
 
     def __init__(self, model: Model, pool: Pool, quarantine: Quarantine) -> None:
@@ -62,9 +62,9 @@ class Remote:
     ) -> AsyncGenerator[Any, None]:
         """Yield what the replica's method yields.
 
-        identify: returns the routing key, and what tells requests apart for the quarantine. It runs the family's code,
-        and so only once the first item is waited for: its error is then this model's alone. Raises what the method
-        raised (ServeError), what `Pool.replica` raises, and BadRequest for a request that has killed the engine before.
+        identify: returns the routing key and the request's identity for the quarantine. It runs code of the model's
+        family, so it is called with the first item: its error then fails this model only. Raises what the method raised
+        (ServeError), what `Pool.replica` raises, and BadRequest for a request that has killed the engine before.
         """
         name, empty = self.model.name, True
         key, request = identify()

@@ -1,4 +1,4 @@
-"""Connects to the replicas of one engine (serve/rpc), and keeps each connection as long as it is alive.
+"""Connects to the replicas of one engine (serve/transport), and keeps each connection as long as it is alive.
 
 Ray places, starts, checks, counts and replaces replicas. Requests go over a connection of our own, because a call
 through Serve's handle costs this process and the replica several times what the request does (loadtest/NOTES.md).
@@ -14,15 +14,15 @@ from deployments.routing.address import REFRESH_S, Address
 from serve.transport.connection import Connection
 
 Find = Callable[[Callable[[Address], None]], Awaitable[None]]
-"""Searches for replicas: calls its argument with each address as it is learned. Raises nothing where there is none."""
+"""Searches for replicas: calls its argument with each address as it is learned; not at all where there is none."""
 Wake = Callable[[], Coroutine[Any, Any, None]]
-"""Has a replica started of a model that has none, and returns once there is one."""
+"""Makes Serve start a replica of a model that has none, and returns once there is one."""
 
 RETRY_S = 0.5
 """Seconds between searches while there is no replica."""
 UNRESPONSIVE_S, GIVE_UP_S = 5.0, 10.0
-"""Silence after which a replica is given no new request, and after which those that it has are given up. One that is
-only busy has been silent for two seconds, on two cores."""
+"""Seconds of silence after which a replica gets no new request, and after which its requests are given up. A busy one
+was silent for two seconds, on two cores."""
 
 
 class Replicas:
@@ -43,7 +43,7 @@ class Replicas:
         self._waking: asyncio.Task[None] | None = None
 
     async def available(self) -> list[Connection]:
-        """Return the replicas that can be asked; draining ones only while there are no others."""
+        """Return the responsive replicas; draining ones only while there are no others."""
         if not _runs(self._refreshing):
             self._refreshing = asyncio.get_running_loop().create_task(self._keep_refreshing())
         await self._searched.wait()
@@ -55,7 +55,7 @@ class Replicas:
         return self._available()
 
     def wake(self) -> None:
-        """Have a replica started, unless one is on its way."""
+        """Make Serve start a replica, unless one is being started."""
         if not self.waking:
             self._waking = asyncio.get_running_loop().create_task(self._wake())
 
@@ -110,7 +110,7 @@ class Replicas:
             del self._opening[address]
 
     def _drop_lost(self) -> None:
-        """Forget the replicas that are gone, and give up those that have been silent for GIVE_UP_S."""
+        """Drop lost connections, and abort those that have been silent for GIVE_UP_S."""
         for address, connection in list(self._connections.items()):
             if time.monotonic() - connection.last_heard > GIVE_UP_S:
                 connection.abort()

@@ -1,4 +1,4 @@
-"""Serves an app on a port of the gateway's own: uvicorn in the gateway's process, without a proxy in front."""
+"""Serves an app from the gateway's own port: uvicorn in the gateway's process, without Serve's proxy."""
 
 import asyncio
 import math
@@ -23,7 +23,7 @@ HEALTH = "/health"
 
 
 class HttpServer:
-    """A server of one app on one port. Gateways of a machine may share it: the kernel deals out connections."""
+    """A server of one app on one port. Gateways on a machine may share the port: the kernel spreads connections."""
 
     def __init__(self, app: ASGIApp, host: str, port: int, gateway: GatewayArgs) -> None:
         self._app, self._refusing, self._leaving = app, False, False
@@ -54,7 +54,7 @@ class HttpServer:
         return len(self._server.server_state.tasks)
 
     async def drain(self) -> None:
-        """Refuse new requests, for clients to try elsewhere or later, finish the others within drain_s, then stop."""
+        """Refuse new requests with 503, finish running ones within drain_s, then stop."""
         self._refusing = True
         until = time.monotonic() + self._drain_s
         while self.answering() and time.monotonic() < until:
@@ -62,7 +62,7 @@ class HttpServer:
         await self.stop()
 
     async def stop(self) -> None:
-        """Report at /health for leave_s that it stops, then take no new requests and finish the others in drain_s."""
+        """Fail /health for leave_s seconds, then take no new requests and finish running ones within drain_s."""
         if not self._refusing:
             self._leaving = True
             await asyncio.sleep(self._leave_s)

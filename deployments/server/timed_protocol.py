@@ -2,14 +2,14 @@
 
 With httptools uvicorn has none of these. A head may grow without bound, a connection that sends a byte now and then
 lives on, and the rest of a body that was already refused is read as long as it comes. Of a response uvicorn buffers
-64 KB, and the application waits until the client has read them: for ever, where it reads nothing.
+64 KB, and the application waits until the client has read them, without a time limit.
 
-It mends three more weaknesses. Where a client offers to upgrade the connection (Java's does with every request, to
-HTTP/2), httptools leaves the request's body out. uvicorn stops reading while a pipelined request waits, and so does not
-notice that the client leaves. And it closes a connection with bytes of the client unread, upon which the kernel sends a
-reset that can destroy the response before the client has read it.
+Three more weaknesses are fixed here. Where a client offers to upgrade the connection (Java's does so with every
+request, to HTTP/2), httptools leaves the request's body out. uvicorn stops reading while a pipelined request waits, and
+so does not notice that the client leaves. It also closes a connection with bytes of the client unread, so the kernel
+sends a reset that can destroy the response before the client has read it.
 
-It subclasses a private class of uvicorn's, whose version the locks pin.
+The base class is private to uvicorn, whose version the locks pin.
 """
 
 import asyncio
@@ -30,19 +30,19 @@ GRACE_S = 1.0
 """Seconds beyond body_timeout_s, in which the application can still send the client its error."""
 RESET_AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds
 MAX_FRAMING = 2
-"""The most bytes on the wire of a body in chunks, in times of max_body."""
+"""Largest size on the wire of a chunked body, as a multiple of max_body."""
 MAX_KEPT_BYTES = 128 * 1024
-"""Bytes behind the request being answered that are kept for later. With more, the connection ends with its response."""
+"""Largest number of pipelined bytes kept behind a running request. Beyond it the connection ends with the response."""
 MAX_PIPELINED = 16
 """Requests that may wait on one connection."""
 LINGER_IDLE_S = 5.0
-"""Seconds after which a client is disconnected that got an early response and sends nothing more of its request."""
+"""Seconds without data after which a client that got an early response is disconnected."""
 LINGER_BODIES = 4
-"""What such a client still sends is read and discarded, up to max_body times this."""
+"""Limit on what such a client may still send, as a multiple of max_body; it is discarded."""
 
 
 class TimedHttpProtocol(HttpToolsProtocol):
-    """One connection, which receives a head, then a body, and sends the response.
+    """A connection, which receives a head, then a body, and sends the response.
 
     While a request is answered, bytes behind it are kept unparsed and reading goes on, so that a client that leaves is
     noticed. A response that is complete before its request is followed by a half-close; the connection ends once the
@@ -61,7 +61,7 @@ class TimedHttpProtocol(HttpToolsProtocol):
         self._close_after = False  # the current response is the last: bytes behind it are discarded
         self._linger_timer: asyncio.TimerHandle | None = None
         self._discarded, self._linger_until = 0, 0.0
-        self._resuming = False  # while a head of our own making is parsed
+        self._resuming = False  # while the made-up head is parsed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -154,7 +154,7 @@ class TimedHttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, started)
 
     def _closing_send(self, cycle: RequestResponseCycle, send: Send) -> Send:
-        """Return a `send` for a request that is not whole yet: a response that begins now is the connection's last."""
+        """Return a `send` for a request that is still arriving: a response that begins now closes the connection."""
 
         async def sending(message: Message) -> None:
             if message["type"] != "http.response.start" or not cycle.more_body:
@@ -193,10 +193,10 @@ class TimedHttpProtocol(HttpToolsProtocol):
             self.send_400_response("")
 
     def _ignore_upgrade(self, rest: bytes) -> None:
-        """Go on in HTTP/1.1 after a head that offers an upgrade. rest: the bytes behind that head.
+        """Continue in HTTP/1.1 after a head that offers an upgrade. rest: the bytes after that head.
 
-        The parser takes the request for complete, and what follows for another protocol. So a new parser is fed a head
-        that leads it to where the body begins.
+        The parser considers the request complete and the rest another protocol. So a new parser gets a made-up head,
+        after which it expects the body.
         """
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
@@ -213,7 +213,7 @@ class TimedHttpProtocol(HttpToolsProtocol):
             self._feed(rest)
 
     def _keep_for_later(self, data: bytes) -> None:
-        """Keep bytes behind the request that is being answered, as far as there is room."""
+        """Keep pipelined bytes until the running request is answered, up to MAX_KEPT_BYTES."""
         if not self._close_after:
             self._kept += data
             if len(self._kept) > MAX_KEPT_BYTES:
@@ -257,7 +257,7 @@ class TimedHttpProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _refuse(self, error: ServeError) -> None:
-        """Answer bytes that are no request for the application. A response under way is finished first."""
+        """Answer bytes that are not a valid request with an error, after the running response."""
         self._stop_arrival_timer()
         self._close_after, self._kept = True, bytearray()
         broken = self.cycle if self._in_body else None
@@ -274,7 +274,7 @@ class TimedHttpProtocol(HttpToolsProtocol):
             self._linger()
 
     def _abandon(self, cycle: RequestResponseCycle) -> None:
-        """End a request that cannot become complete as if its client had left, or never start it."""
+        """Treat a request that cannot become complete as if its client had left, or do not start it."""
         for waiting in list(self.pipeline):
             if waiting[0] is cycle:
                 self.pipeline.remove(waiting)
@@ -282,7 +282,7 @@ class TimedHttpProtocol(HttpToolsProtocol):
         cycle.message_event.set()
 
     def _linger(self) -> None:
-        """Close our side and read on for a while: closing with bytes unread would destroy the response on its way."""
+        """Half-close, and read on for a while: a reset, caused by unread bytes, could destroy the response."""
         if self._linger_timer is None:
             self._stop_arrival_timer()
             self._unset_keepalive_if_required()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from deployments.config import read_text
+from deployments.config import parse_config
 from k8s.checks.rendered import Document, groups
 
 LONGEST_S = 600
@@ -109,7 +109,7 @@ def _service(spec: Document, cluster: Document) -> Iterator[str]:
 
 def _times(service: Document) -> Iterator[str]:
     """A pod's grace > Ray's drain > what a replica has to finish."""
-    args = read_text(service["spec"]["serveConfigV2"], "serveConfigV2").args
+    args = parse_config(service["spec"]["serveConfigV2"], "serveConfigV2").args
     slowest = max(args.gateway.drain_s + args.gateway.leave_s, *(one.drain_s for one in args.engines().values()))
     for name, group in groups(service):
         pod = group["template"]["spec"]

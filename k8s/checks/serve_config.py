@@ -6,7 +6,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from deployments.config import APP, Refused, read_text
+from deployments.config import APP, ConfigError, parse_config
 from k8s.checks.rendered import Document, groups
 
 
@@ -24,8 +24,8 @@ def serve_config(service: Document) -> Iterator[str]:
     yield from (f"serveConfigV2: {path}: there is no such option" for path in unknown(ServeDeploySchema, whole))
     if any(one["import_path"] == APP for one in whole["applications"]):
         try:
-            config = read_text(text, "serveConfigV2")
-        except Refused as refused:
+            config = parse_config(text, "serveConfigV2")
+        except ConfigError as refused:
             yield str(refused)
         else:
             yield from room(service, config.args)

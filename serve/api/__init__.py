@@ -1,1 +1,1 @@
-"""Handles HTTP apart from tasks and models: limits, authentication, bodies, errors, streams, request ids, metrics."""
+"""The HTTP API: routes, middleware, request bodies, responses, metrics and the web page."""

@@ -1,4 +1,4 @@
-"""Our routes: page, health, catalogue, tasks, chat completions. Knows no Ray and no engine."""
+"""Creates the FastAPI app: page, health, catalogue, tasks, chat completions. Imports no Ray and no engine."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Literal
@@ -10,16 +10,16 @@ from pydantic import BaseModel, Field
 from starlette.middleware.cors import CORSMiddleware
 
 from serve import catalog
-from serve.api import chat_completions, error_responses, openapi_schema, pages, task_calls
+from serve.api import chat_completions, error_responses, openapi_schema, pages, task_endpoint
 from serve.api.authentication import Access, Authentication
-from serve.api.forms import phrases
-from serve.api.head import Head
+from serve.api.head_requests import HeadRequests
 from serve.api.limits import Limits
+from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.model_list import ModelEntry, ModelList, model_list
-from serve.api.pictures import Pictures
 from serve.api.rate_limiter import RateLimiter
 from serve.api.request_limits import RequestLimits
+from serve.api.task_body import split_phrases
 from serve.engines.base import State
 from serve.errors import BadRequest, NotFound
 from serve.media.budget import Budget
@@ -37,15 +37,18 @@ class Health(BaseModel):
 
 
 class Detail(BaseModel):
-    """What a model that is not ready is doing, or why it failed, and for how many seconds."""
+    """The state of a model that is not ready. step: its progress, or why it failed. since_s: seconds in this state."""
 
     step: str
     since_s: float
 
 
 class Readiness(BaseModel):
-    """ready: a model can answer or sleeps until it is asked, and the others are on their way; degraded: some failed.
-    503 until one can answer or sleeps."""
+    """The state of the server.
+
+    ready: no model has failed, and one can answer or sleeps until a request comes. degraded: some have failed.
+    starting: none can answer yet. The status is 503 until a model can answer or sleeps.
+    """
 
     status: Literal["starting", "ready", "degraded"]
     models: dict[str, State]
@@ -54,7 +57,7 @@ class Readiness(BaseModel):
     )
 
     def able(self) -> bool:
-        """Whether to send requests here: a model can answer, or sleeps, which a request ends."""
+        """Return whether a model can answer, or sleeps, so that a request would wake it."""
         return not {"ready", "asleep"}.isdisjoint(self.models.values())
 
 
@@ -69,10 +72,10 @@ def create_app(
     rate_limiter: RateLimiter | None = None,
     budget: Budget | None = None,
 ) -> FastAPI:
-    """Create the HTTP app over one router.
+    """Create the HTTP app for a router.
 
-    cors: origins whose pages may call it from a browser, beside its own. metrics, rate_limiter, budget: those of the
-    app that it replaces, in which it counts on; else it has its own, as no metric is in a global registry.
+    cors: other origins whose pages may call it from a browser. metrics, rate_limiter, budget: those of the app that it
+    replaces, to keep their counts; new ones by default.
     """
     app = FastAPI(
         title="Diptych", version=openapi_schema.VERSION, description=openapi_schema.ABOUT, docs_url=None, redoc_url=None
@@ -80,26 +83,26 @@ def create_app(
     budget = budget or Budget.of_this_process()
     metrics = metrics or Metrics()
     metrics.watch(budget)
-    pictures = Pictures(fetcher or Fetcher(), budget)
+    media = MediaLoader(fetcher or Fetcher(), budget)
     # the last middleware added is the outermost
     app.add_middleware(Authentication, access=access, cors=cors, rate_limiter=rate_limiter)
     if cors:
         _add_cors(app, cors)
-    app.add_middleware(Head)
+    app.add_middleware(HeadRequests)
     app.add_middleware(RequestLimits, metrics=metrics, limits=limits, budget=budget)
-    error_responses.install(app)
-    _add_chat(app, router, metrics, pictures)  # routes are tried in this order: the busiest first
-    _add_tasks(app, router, metrics, pictures)
+    error_responses.add_handlers(app)
+    _add_chat(app, router, metrics, media)  # routes are tried in this order: the busiest first
+    _add_tasks(app, router, metrics, media)
     _add_catalogue(app, router)
     _add_service(app, router, metrics)
-    pages.install(app)
+    pages.add_pages(app)
     bodies: list[type[BaseModel]] = [chat_completions.ChatCompletionRequest, *(task.request for task in TASKS.values())]
-    openapi_schema.install(app, bodies, None if access.keys is None else access.open_paths())
+    openapi_schema.serve_schema(app, bodies, None if access.keys is None else access.open_paths())
     return app
 
 
 def _add_cors(app: FastAPI, cors: Sequence[str]) -> None:
-    """Answer browsers' preflight requests, which have no key, before authentication. Cookies mean nothing here."""
+    """Answer browsers' preflight requests before authentication, since they have no key. No cookies are used."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=cors,
@@ -133,11 +136,11 @@ def _add_catalogue(app: FastAPI, router: Router) -> None:
         states = {status.model: status.state for status in await router.statuses()}
         return model_list(served(), states)
 
-    @app.get("/v1/models", tags=["models"], summary="What can be named in `model`")
+    @app.get("/v1/models", tags=["models"], summary="Names for the field `model`: models and tasks")
     async def models() -> ModelList:
         return await listed()
 
-    @app.get("/v1/models/{name:path}", tags=["models"], summary="One of them")
+    @app.get("/v1/models/{name:path}", tags=["models"], summary="A model or task by its name")
     async def model(name: str) -> ModelEntry:
         for entry in (await listed()).data:
             if entry.id == name:
@@ -152,22 +155,22 @@ def _add_catalogue(app: FastAPI, router: Router) -> None:
     async def compare(
         models: Annotated[str, Query(description="Names, separated by commas.", examples=["toy-llava,toy-paligemma"])],
     ) -> catalog.Comparison:
-        names = phrases(models)
+        names = split_phrases(models)
         if not names:
             raise BadRequest("models must name at least one model.", param="models")
-        return catalog.compare(names, served())
+        return catalog.compare_models(names, served())
 
 
-def _add_tasks(app: FastAPI, router: Router, metrics: Metrics, pictures: Pictures) -> None:
+def _add_tasks(app: FastAPI, router: Router, metrics: Metrics, media: MediaLoader) -> None:
     for name, task in TASKS.items():
         app.add_api_route(
             f"/v1/tasks/{name}",
-            _task_route(router, metrics, pictures, name),
+            _task_route(router, metrics, media, name),
             methods=["POST"],
             tags=["tasks"],
             operation_id=f"task_{name}",
             summary=f"{task.title}: ask every model, side by side",
-            responses={200: openapi_schema.events(task_calls.documented(task))},
+            responses={200: openapi_schema.json_or_events(task_endpoint.answer_schema(task))},
             openapi_extra=openapi_schema.task_body(task.request),
         )
 
@@ -178,29 +181,29 @@ def _add_tasks(app: FastAPI, router: Router, metrics: Metrics, pictures: Picture
 
 
 def _task_route(
-    router: Router, metrics: Metrics, pictures: Pictures, name: str
+    router: Router, metrics: Metrics, media: MediaLoader, name: str
 ) -> Callable[[Request], Awaitable[Response]]:
     async def run(request: Request) -> Response:
-        return await task_calls.answer(router, metrics, pictures, name, request)
+        return await task_endpoint.run_task(router, metrics, media, name, request)
 
     return run
 
 
-def _add_chat(app: FastAPI, router: Router, metrics: Metrics, pictures: Pictures) -> None:
+def _add_chat(app: FastAPI, router: Router, metrics: Metrics, media: MediaLoader) -> None:
     @app.post(
         "/v1/chat/completions",
         tags=["chat"],
         operation_id="chat_completions",
         summary="OpenAI's chat completions: one model, or a task that many do",
-        responses={200: openapi_schema.events(chat_completions.ChatCompletion)},
+        responses={200: openapi_schema.json_or_events(chat_completions.ChatCompletion)},
         openapi_extra=openapi_schema.json_body(chat_completions.ChatCompletionRequest),
     )
     async def chat(request: Request) -> Response:
-        return await chat_completions.answer(router, metrics, pictures, request)
+        return await chat_completions.complete_chat(router, metrics, media, request)
 
 
 async def readiness(router: Router) -> Readiness:
-    """Return the models' states, together and each by itself."""
+    """Return the states of all models and of the server."""
     statuses = await router.statuses()
     states: dict[str, State] = {status.model: status.state for status in statuses}
     present: set[State] = set(states.values())

@@ -1,4 +1,4 @@
-"""Lets requests in by API key, by host name and by the page that makes them, and holds each key to its rate limit."""
+"""Authenticates requests by API key, checks their host and origin, and applies each key's rate limit."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.error_responses import error_response
 from serve.api.keys import Keys
+from serve.api.origin_check import OriginCheck
 from serve.api.rate_limiter import RateLimiter
-from serve.api.sites import Sites
 from serve.errors import Forbidden, NotFound, ServeError, TooMany, Unauthorized
 from serve.request_id import CACHE_SALT
 
@@ -22,13 +22,14 @@ Requires = Literal["key", "open"]
 
 @dataclass(frozen=True)
 class Access:
-    """Rules by which requests are let in, by the names that they have in a config's `gateway`.
+    """Access rules, named as in a config's `gateway`.
 
-    Everything needs a key but /health and what is "open" here. Without `keys` everything is open.
+    Every path needs a key, except /health and what is "open" here. Without `keys` everything is open.
 
-    metrics: "closed" hides /metrics, keys or not. page: its own files; its requests to the API still need a key.
-    requests_per_minute, requests_at_once: of each key, for requests that ask models (POST). hosts: names by which the
-    server may be asked, beside this machine's own; None is any. salt_caches: engines share nothing between keys.
+    metrics: "closed" hides /metrics, with keys or without. page: the page's own files; its API requests still need a
+    key. requests_per_minute, requests_at_once: limits for each key on POST requests, which call models. hosts: host
+    names of the server, besides this machine's own; None for any. salt_caches: engine caches are not shared between
+    keys.
     """
 
     keys: Keys | None = None
@@ -48,11 +49,11 @@ class Access:
 
 
 class Authentication:
-    """Middleware that denies by default, on the path that is routed (`scope["path"]`).
+    """Middleware that denies by default, by the path that is routed (`scope["path"]`).
 
-    A Host header, or a URL made of one, decides nothing (CVE-2026-48710). Without keys it also refuses what pages of
-    other sites ask; with a key it need not, since browsers send none by themselves. cors: origins whose pages may ask
-    all the same. rate_limiter: goes on counting in it, where there is one from before.
+    The Host header has no influence on that (CVE-2026-48710). Without keys, requests from pages of other sites are
+    refused; with keys there is no need, since browsers do not send a key on their own. cors: origins whose pages are
+    allowed. rate_limiter: the previous app's, to keep its counts.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Authentication:
         self.keys = access.keys
         self.open = access.open_paths()
         self.folders = PAGE_FOLDERS if access.page == "open" else ()
-        self.sites = Sites(access.hosts, cors)
+        self.origin_check = OriginCheck(access.hosts, cors)
         self.rate_limiter = rate_limiter or RateLimiter()
         self.rate_limiter.limit(access.requests_per_minute, access.requests_at_once)
 
@@ -91,16 +92,16 @@ class Authentication:
 
     def _site_error(self, path: str, scope: Scope) -> ServeError | None:
         """Return the error for a request to another host, or from a page of another site."""
-        error = None if path == HEALTH else self.sites.wrong_host(scope["headers"])
+        error = None if path == HEALTH else self.origin_check.host_error(scope["headers"])
         if error is None and self.keys is None:
-            error = self.sites.wrong_page(scope.get("method", ""), scope["headers"])
+            error = self.origin_check.origin_error(scope.get("method", ""), scope["headers"])
         return error
 
     async def _let_in(self, name: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         if name is None:
             unknown = Unauthorized("A valid API key is needed, as Authorization: Bearer KEY.")
             await error_response(unknown, {"www-authenticate": "Bearer"})(scope, receive, send)
-        elif scope.get("method") != "POST":  # only these ask models
+        elif scope.get("method") != "POST":  # only POST requests call models
             await self.app(scope, receive, send)
         elif (wait_s := self.rate_limiter.start(name)) is not None:
             used_up = f"The key {name} has no requests left for now; Retry-After says when to try again."

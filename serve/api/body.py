@@ -16,27 +16,27 @@ from serve.media.budget import Lease
 T = TypeVar("T")
 
 FIRST_LEASE = 256 * 1024
-"""Bytes leased for a body that does not declare its length. One that grows larger gets a lease of the whole limit, so
-that it waits for room once."""
+"""Bytes leased for a body without a declared length. A body that grows larger gets a lease of the whole limit, so
+that it waits only once."""
 LARGE = 4 * 2**20
-"""Bytes from which on a body is parsed in a thread of its own, beside the smaller ones."""
+"""Bytes from which on a body is parsed in the thread for large bodies."""
 PARSING_FACTOR = 3
-"""What a large body takes while it is parsed, with its texts and the file in their base64, in times of its size."""
+"""Memory that a body takes while it is parsed, including its text and base64, as a multiple of its size."""
 
-# One thread each: parsing holds the interpreter, so that more would be no faster, and the event loop would queue behind
-# all of them to get it back. Two, so that large bodies do not hold up the others.
+# Parsing holds the GIL, so more threads would be no faster, and the event loop would wait for each of them. There are
+# two so that large bodies do not delay small ones.
 _THREADS = {large: ThreadPoolExecutor(1, "parse-large" if large else "parse") for large in (False, True)}
 
 
 class LimitedBody:
-    """An ASGI `receive` that raises TooLarge or TooSlow for a body that grows too large or comes too late.
+    """An ASGI `receive` that raises TooLarge or TooSlow for a body that grows too large or arrives too slowly.
 
-    Bytes are leased before they are taken from the connection, and not before the application asks for them: a request
-    refused for its key or its path holds nothing. Raises Overloaded where there is no room in time.
+    Bytes are leased when the application asks for them, before they are read from the connection: a request refused
+    for its key or its path leases nothing. Raises Overloaded where the budget has no room in time.
     """
 
     def __init__(self, receive: Receive, declared: int | None, limits: Limits, lease: Lease, until: float) -> None:
-        """declared: the length according to the head, None where it comes in chunks. until: the event loop's time."""
+        """declared: Content-Length; None for a chunked body. until: when it must be complete, in loop time."""
         self._receive, self._declared, self._limits = receive, declared, limits
         self._lease, self._until = lease, until
         self._size, self._whole = 0, False
@@ -68,10 +68,10 @@ def too_large(limits: Limits) -> TooLarge:
     return TooLarge(f"The request is larger than {limits.max_body_mb:g} MB.", code="request_too_large")
 
 
-async def parsed(http: Request, parse: Callable[[bytes], T]) -> T:
-    """Return what `parse` makes of the body, in a thread where that is large; the body itself is not kept.
+async def parse_body(http: Request, parse: Callable[[bytes], T]) -> T:
+    """Return the body parsed by `parse`, which runs in a thread where the body is large. The body is not kept.
 
-    Raises what `parse` raises, Overloaded where there is no room to parse it.
+    Raises what `parse` raises, and Overloaded where the budget has no room.
     """
     chunks = [chunk async for chunk in http.stream()]  # Request.body() would keep them as long as the request
     size, lease = sum(map(len, chunks)), http.state.lease
@@ -85,12 +85,12 @@ async def parsed(http: Request, parse: Callable[[bytes], T]) -> T:
 
 
 def _parse_chunks(parse: Callable[[bytes], T], chunks: list[bytes]) -> T:
-    """Return what `parse` makes of a body in chunks; they are freed before."""
+    """Join the chunks, free them, and return the parsed body."""
     body = b"".join(chunks)
     chunks.clear()
     return parse(body)
 
 
 async def in_thread(size: int, work: Callable[..., T], *args: object) -> T:
-    """Return what `work` makes of a body of `size` bytes, done in the thread for bodies of that size."""
+    """Return `work(*args)`, run in the thread for bodies of `size` bytes."""
     return await asyncio.get_running_loop().run_in_executor(_THREADS[size > LARGE], work, *args)

@@ -1,4 +1,4 @@
-"""The client at the other end, which may leave before its reply is whole."""
+"""Cancels work when the client disconnects."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,14 +10,14 @@ T = TypeVar("T")
 
 
 class ClientGone(Exception):
-    """The client closed the connection before the reply was whole."""
+    """The client disconnected before the response was complete."""
 
 
 async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`, or cancel it the moment the client leaves. Raises ClientGone then.
+    """Return the result of `work`. When the client disconnects, cancel it and raise ClientGone.
 
-    Call it once the request's body has been read: from then on `receive` only tells that the client left. Starlette
-    cancels no plain route by itself, so models would go on generating for nobody.
+    Call it after the request's body has been read: from then on `receive` only reports the disconnect. Starlette does
+    not cancel a plain route, so models would go on generating.
     """
     job = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(receive))

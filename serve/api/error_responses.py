@@ -1,4 +1,4 @@
-"""Makes HTTP responses of errors, always in OpenAI's shape. Every error becomes a response here and nowhere else."""
+"""Turns every error into an HTTP response in OpenAI's format."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from serve.request_id import REQUEST_ID
 log = logging.getLogger(__name__)
 
 MAX_QUOTE = 200
-"""The most characters of what a client sent that an error quotes."""
+"""Longest quotation of a client's input in an error, in characters."""
 MAX_MESSAGE = 1000
 MAX_FAULTS = 1000
 CLIENT_LEFT = 499
-"""Status of a request whose client has left: never sent, and counted by itself."""
+"""Status of a request whose client disconnected: never sent, but logged and counted."""
 
 
 class ErrorDetail(BaseModel):
@@ -33,7 +33,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every error, on every route."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
@@ -46,8 +46,8 @@ class NotAllowed(ServeError):
     code = "method_not_allowed"
 
 
-def install(app: FastAPI) -> None:
-    """Make `app` answer every error in OpenAI's shape."""
+def add_handlers(app: FastAPI) -> None:
+    """Make `app` answer every error in OpenAI's format."""
     app.add_exception_handler(ServeError, _serve_error)
     app.add_exception_handler(RequestValidationError, _query_error)
     app.add_exception_handler(HTTPException, _routing_error)
@@ -57,7 +57,7 @@ def install(app: FastAPI) -> None:
 
 
 def error_response(error: ServeError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return an error's HTTP response. headers: sent beside those that the error itself brings."""
+    """Return an error's HTTP response. headers: sent besides those of the error's status."""
     more = dict(headers or {})
     if error.retry_after_s is not None:
         more["retry-after"] = str(error.retry_after_s)
@@ -69,8 +69,8 @@ def error_response(error: ServeError, headers: Mapping[str, str] | None = None) 
 def error_body(error: ServeError) -> dict[str, dict[str, str | None]]:
     """Return an error's JSON.
 
-    OpenAI's shape has no place for the request's id but the message: it is there where the fault is ours, and somebody
-    may have to look for it.
+    OpenAI's format has no field for the request's id. For server errors, which may have to be looked up in the log,
+    it is part of the message.
     """
     content, request_id = error.body(), REQUEST_ID.get()
     suffix = f" (request {request_id})" if error.status >= 500 and request_id else ""
@@ -79,22 +79,22 @@ def error_body(error: ServeError) -> dict[str, dict[str, str | None]]:
 
 
 def validation_error(error: ValidationError, given: Any) -> BadRequest:
-    """Return what pydantic found wrong with `given` as one error that names the field by its path in the request."""
-    if error.error_count() > MAX_FAULTS:  # listing them all, to name one, takes longer than the rest
+    """Return pydantic's first relevant complaint about `given` as an error that names the field by its path."""
+    if error.error_count() > MAX_FAULTS:  # listing them all takes too long
         return BadRequest(f"The request has {error.error_count()} faults.")
     return _first_problem(error.errors(include_url=False, include_context=False, include_input=False), given)
 
 
 def unknown_field(param: str) -> BadRequest:
-    """Return the error for a field that is not known."""
+    """Return the error for an unknown field."""
     return BadRequest(
         f"{param[:MAX_QUOTE]} is not a known field here.", param=param[:MAX_QUOTE], code="unknown_parameter"
     )
 
 
 def _first_problem(problems: Sequence[Mapping[str, Any]], given: Any) -> BadRequest:
-    # Where a field may have several forms pydantic complains about each. The complaint that reaches deepest into the
-    # request is about the form that was meant; of two as deep, the one that at least found the right type.
+    # Where a field may have several types, pydantic complains about each. The complaint that reaches deepest into the
+    # request is about the type that was meant; of two at the same depth, the one that is not about the type.
     paths = [_path(problem["loc"], given) for problem in problems]
     meant = max(range(len(paths)), key=lambda at: (len(paths[at]), not _about_type(problems[at]["type"])))
     param, kind, message = _dotted(paths[meant]), problems[meant]["type"], problems[meant]["msg"]
@@ -116,7 +116,7 @@ def _about_type(kind: str) -> bool:
 
 
 def _path(loc: Sequence[str | int], given: Any) -> list[str | int]:
-    """Return pydantic's location without the names of a field's alternative forms: only keys of the request."""
+    """Return pydantic's location without the names of union members: only keys of the request."""
     path: list[str | int] = []
     for at, step in enumerate(loc):
         if isinstance(given, list) and isinstance(step, int) and step < len(given):
@@ -130,7 +130,7 @@ def _path(loc: Sequence[str | int], given: Any) -> list[str | int]:
 
 
 def _dotted(path: Sequence[str | int]) -> str:
-    """["messages", 0, "content"] -> "messages[0].content"."""
+    """Return a path as text: ["messages", 0, "content"] -> "messages[0].content"."""
     steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in path]
     return "".join(steps).removeprefix(".")[:MAX_QUOTE]
 
@@ -141,7 +141,7 @@ async def _serve_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _query_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer FastAPI's own complaint, which only query and path parameters can cause: we read bodies ourselves."""
+    """Answer FastAPI's validation error. It is about query or path parameters, since bodies are parsed by us."""
     assert isinstance(error, RequestValidationError)
     problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]
     return error_response(_first_problem(problems, dict(request.query_params)))
@@ -155,21 +155,21 @@ async def _routing_error(request: Request, error: Exception) -> JSONResponse:
         answer = NotFound(f"There is nothing at {path}.")
     elif error.status_code == 405:
         answer = NotAllowed(f"{path} does not take {request.method[:20]}.")
-    else:  # Starlette's remaining ones are complaints about the request, such as a broken multipart body
+    else:  # Starlette's other errors are about the request, such as a broken multipart body
         answer = BadRequest(str(error.detail)[:MAX_QUOTE], code="invalid_request")
     headers = dict(error.headers or {})
     if headers.get("Allow") == "GET":
-        headers["Allow"] = "GET, HEAD"  # Head answers both
+        headers["Allow"] = "GET, HEAD"  # HeadRequests answers both
     return error_response(answer, headers)
 
 
 async def _client_left(request: Request, error: Exception) -> Response:
-    """Close a request whose client has left: nobody reads this, but logs and metrics should not call it a success."""
+    """Answer a request whose client disconnected. Nobody reads this; it sets the status in logs and metrics."""
     return Response(status_code=CLIENT_LEFT)
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:
-    """Log a bug; the client gets a neutral sentence and the request id to ask about."""
+    """Log a bug; the client gets a general message and the request id."""
     name = REQUEST_ID.get()
     log.error("request %s failed", name, exc_info=error)
     failed = ServeError("The server failed unexpectedly.", code="internal_error")

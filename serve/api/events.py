@@ -1,4 +1,4 @@
-"""The events of one fan-out on their way out: counted, held back while models only fail, gathered into one answer."""
+"""Turns the events of a fan-out into one answer or a stream, and counts them in the metrics."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
@@ -10,21 +10,22 @@ from serve.router.plan import Plan
 from serve.tasks.base import Event, Merged, Reply, Usage
 
 GRACE_S = 0.1
+"""Seconds for which failed replies at the start of a stream are delayed."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Everything that one fan-out came to. replies: in catalogue order."""
+    """The outcome of a fan-out. replies: in catalogue order."""
 
     merged: Merged
     replies: list[Reply]
 
     def usage(self) -> Usage:
-        """Return all tokens that were read and generated, a judge's among them."""
+        """Return the tokens of all replies and of the judge."""
         return total_usage([*(reply.usage for reply in self.replies), *judge_usage(self.merged)])
 
 
-async def gathered(plan: Plan, events: AsyncGenerator[Event, None], metrics: Metrics) -> Answer:
+async def gather_answer(plan: Plan, events: AsyncGenerator[Event, None], metrics: Metrics) -> Answer:
     """Count the events and return them as one answer. Raises what they raise."""
     replies: dict[str, Reply] = {}
     with metrics.fan_out(plan.task) as meter:
@@ -38,45 +39,47 @@ async def gathered(plan: Plan, events: AsyncGenerator[Event, None], metrics: Met
     raise AssertionError("a fan-out ends with its merge or an error")
 
 
-async def settled(plan: Plan, events: AsyncGenerator[Event, None], metrics: Metrics) -> AsyncGenerator[Event, None]:
-    """Count the events and yield them. Failed replies are held back for up to GRACE_S, until a model speaks.
+async def delay_failures(
+    plan: Plan, events: AsyncGenerator[Event, None], metrics: Metrics
+) -> AsyncGenerator[Event, None]:
+    """Count the events and yield them. Failed replies are delayed for up to GRACE_S, or until a model has text.
 
-    Where no model can answer at all that is known at once, and the client gets a plain 503, which it can retry, in
-    place of a 200 and a stream of failures.
+    Where no model can answer, that is known within this time, so the client gets a 503 that it can retry, instead of a
+    200 and a stream of failures.
     """
     clock = asyncio.get_running_loop().time
     end = clock() + GRACE_S
-    held: list[Event] = []
-    coming: asyncio.Future[Event] | None = asyncio.ensure_future(anext(events))
+    delayed: list[Event] = []
+    upcoming: asyncio.Future[Event] | None = asyncio.ensure_future(anext(events))
     with metrics.fan_out(plan.task) as meter:
         try:
-            while coming is not None and (await asyncio.wait({coming}, timeout=max(0.0, end - clock())))[0]:
-                held.append(coming.result())
-                meter.event(held[-1])
-                coming = asyncio.ensure_future(anext(events)) if _is_failure(held[-1]) else None
-            for event in held:
+            while upcoming is not None and (await asyncio.wait({upcoming}, timeout=max(0.0, end - clock())))[0]:
+                delayed.append(upcoming.result())
+                meter.event(delayed[-1])
+                upcoming = asyncio.ensure_future(anext(events)) if _is_failure(delayed[-1]) else None
+            for event in delayed:
                 yield event
-            if coming is not None:
-                event = await coming
+            if upcoming is not None:
+                event = await upcoming
                 meter.event(event)
                 yield event
             async for event in events:
                 meter.event(event)
                 yield event
         finally:
-            if coming is not None:
-                coming.cancel()
-                await asyncio.gather(coming, return_exceptions=True)
+            if upcoming is not None:
+                upcoming.cancel()
+                await asyncio.gather(upcoming, return_exceptions=True)
             await events.aclose()
 
 
 def judge_usage(merged: Merged) -> list[Usage]:
-    """Return the judge's tokens, where there was one."""
+    """Return a judge's token counts; empty where there was none."""
     return [merged.judge.usage] if merged.judge is not None else []
 
 
 def total_usage(usages: Iterable[Usage]) -> Usage:
-    """Return the tokens of several replies, summed."""
+    """Return the sum of several token counts."""
     prompt = completion = 0
     for usage in usages:
         prompt, completion = prompt + usage.prompt_tokens, completion + usage.completion_tokens

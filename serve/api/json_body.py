@@ -1,17 +1,18 @@
-"""A JSON body before it is parsed: whether it can be held at all."""
+"""Checks a JSON body before it is parsed."""
 
 from serve.errors import BadRequest
 
 MAX_VALUES = 150_000
-"""Commas and opening brackets together; an honest request has a few thousand."""
+"""Largest number of commas and opening brackets; an ordinary request has a few thousand."""
 SMALL = 100_000
+"""Bytes up to which a body is parsed on the event loop."""
 
 
-def checked(body: bytes) -> bytes:
-    """The body as it is. Raises BadRequest where it holds more values than any honest request, text included.
+def check_values(body: bytes) -> bytes:
+    """Return the body unchanged. Raises BadRequest where it has more than MAX_VALUES values.
 
-    28 MB of `[{},{},...` take gigabytes once they are Python's, and pydantic writes a complaint for each: all while the
-    interpreter is held. Every value follows a comma or a bracket; base64 has neither.
+    28 MB of `[{},{},...` become gigabytes of Python objects, and pydantic writes a complaint about each, while it holds
+    the GIL. Every value follows a comma or a bracket; base64 has neither.
     """
     if len(body) > MAX_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise BadRequest("The body holds too many values.", code="invalid_value")
@@ -19,5 +20,5 @@ def checked(body: bytes) -> bytes:
 
 
 def is_quick(size: int) -> bool:
-    """Return whether a body of `size` bytes is read where it is, as the way to a thread and back takes longer."""
+    """Return whether a body of `size` bytes is parsed faster on the event loop than in a thread."""
     return size < SMALL

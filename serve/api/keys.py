@@ -1,4 +1,4 @@
-"""API keys, held as SHA-256 only: a key itself is in memory when it is made and when it is presented."""
+"""API keys, stored as SHA-256 digests. A key itself is in memory only when it is made or presented."""
 
 import hashlib
 import hmac
@@ -12,10 +12,10 @@ KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]+")  # fits in a header and in a list: AS
 
 
 class Keys:
-    """Named keys. Raises ValueError naming the entry, never the key, that cannot be one.
+    """Named keys. Raises ValueError naming an invalid entry, without its key.
 
-    entries: `name:key`, `name:sha256:HEX`, or `name:sha256:HEX:metrics` for a key that reads /metrics and nothing else.
-    may_be_none: with no entry at all nobody is let in; else that is refused.
+    entries: `name:key`, `name:sha256:HEX`, or `name:sha256:HEX:metrics` for a key that can only read /metrics.
+    may_be_none: accept an empty list, with which every request is refused.
     """
 
     def __init__(self, entries: Iterable[str], *, may_be_none: bool = False) -> None:
@@ -48,7 +48,7 @@ class Keys:
     def owner(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Return the name of the key in `Authorization: Bearer KEY`; None for no key, an unknown one, or two at once.
 
-        Every digest is compared, in constant time: the time it takes tells nothing about which was close.
+        Every digest is compared in constant time, so that the time reveals nothing.
         """
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, key = (given[0] if len(given) == 1 else b"").partition(b" ")
@@ -60,13 +60,13 @@ class Keys:
 
 
 def parse_entries(text: str) -> list[str]:
-    """Return the entries of a keys file, one a line, or of a variable, with commas between. # begins a comment line."""
+    """Return the entries of a keys file (one a line) or variable (comma-separated). # begins a comment line."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     return [entry.strip() for line in lines for entry in line.split(",") if entry.strip()]
 
 
 def new_key(name: str, *, only_metrics: bool = False) -> tuple[str, str]:
-    """Return a new key, and the entry that lets it in. Raises ValueError where the name cannot be one."""
+    """Return a new key and its entry for a keys file. Raises ValueError where the name is invalid."""
     if not NAME.fullmatch(name):
         raise ValueError(f"{name[:200]!r} cannot be a key's name: letters, digits, dots, dashes, at most 64.")
     key = f"diptych-{secrets.token_urlsafe(32)}"

@@ -1,18 +1,18 @@
-"""Limits on a request's size, on the time it takes to arrive, and on the time its reply takes to be read."""
+"""Limits on a request's size, on its time to arrive, and on the time a client takes to read the response."""
 
 from dataclasses import dataclass
 
 MAX_BODY_MB = 28
-"""An image of 20 MB is 26.7 in base64, and a chat's texts come with it."""
+"""Enough for an image of 20 MB, which is 26.7 MB in base64, and the text of a chat."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on one request, by the names that they have in a config's `gateway`.
+    """Limits on one request, named as in a config's `gateway`.
 
-    max_body_mb: the largest body, in MiB. max_head: the request line and headers, in bytes. body_timeout_s,
-    head_timeout_s: seconds in which all of either must arrive. write_timeout_s: seconds in which a client must take
-    what was written for it.
+    max_body_mb: of the body, in MiB. max_head: of the request line and headers, in bytes. body_timeout_s,
+    head_timeout_s: seconds for the body or the head to arrive. write_timeout_s: seconds for a client to read what was
+    written.
     """
 
     max_body_mb: float = MAX_BODY_MB
@@ -23,5 +23,5 @@ class Limits:
 
     @property
     def max_body(self) -> int:
-        """The largest body in bytes."""
+        """Largest body, in bytes."""
         return int(self.max_body_mb * 2**20)

@@ -1,4 +1,4 @@
-"""Exports counters and times to Prometheus. Labels are our own routes, models, tasks and codes, never a client's."""
+"""Exports metrics to Prometheus. Labels are our own routes, models, tasks and codes, never client input."""
 
 import contextlib
 import time
@@ -23,62 +23,70 @@ STATES = get_args(State)
 
 
 class Metrics:
-    """One app's metrics, in a registry of their own. Times are in seconds."""
+    """The metrics of an app, in their own registry. Times are in seconds."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "HTTP requests answered.", "route", "status")
         self.request_seconds = self._times(
-            "request_seconds", "From a request's first byte to the last of its reply.", SECONDS, "route"
+            "request_seconds", "Time from a request's first byte to its response's last.", SECONDS, "route"
         )
-        self.running = Gauge("diptych_requests_running", "HTTP requests under way.", registry=self.registry)
-        self.left = self._counter("clients_left", "Requests whose client left before the reply was whole.", "route")
-        self.replies = self._counter("replies", "Models' replies.", "model", "task", "status")
-        self.errors = self._counter(
-            "reply_errors", "Models' replies that failed, by the error's code.", "model", "code"
+        self.running = Gauge("diptych_requests_running", "HTTP requests in progress.", registry=self.registry)
+        self.left = self._counter(
+            "clients_left", "Requests whose client disconnected before the response was complete.", "route"
         )
+        self.replies = self._counter("replies", "Replies of models.", "model", "task", "status")
+        self.errors = self._counter("reply_errors", "Failed replies of models, by error code.", "model", "code")
         self.reply_seconds = self._times(
-            "reply_seconds", "From asking a model to its last word.", WHOLE, "model", "task"
+            "reply_seconds", "Time from calling a model to its last token.", WHOLE, "model", "task"
         )
         self.first_word_seconds = self._times(
-            "first_word_seconds", "From asking a model to its first word.", FIRST, "model", "task"
+            "first_word_seconds", "Time from calling a model to its first token.", FIRST, "model", "task"
         )
-        self.tokens = self._counter("tokens", "Tokens that models read (input) and spoke (output).", "model", "kind")
+        self.tokens = self._counter("tokens", "Tokens read (input) and generated (output) by models.", "model", "kind")
         self.fan_outs = self._counter(
-            "fan_outs", "Fan-outs by outcome: all columns ok, some, none, or the client left.", "task", "outcome"
+            "fan_outs",
+            "Fan-outs by outcome: all models ok, some, none, or the client left.",
+            "task",
+            "outcome",
         )
-        self.widths = self._times("fan_out_models", "Models asked by a fan-out.", WIDTHS, "task")
+        self.widths = self._times("fan_out_models", "Models called by a fan-out.", WIDTHS, "task")
         self.merge_seconds = self._times(
-            "merge_seconds", "From the last column to the merged reply, a judge's time included.", FIRST, "task"
+            "merge_seconds", "Time from the last reply to the merged one, including a judge's.", FIRST, "task"
         )
-        self.agreement = self._times("agreement", "How far the models agreed, from 0 to 1.", TENTHS, "task")
+        self.agreement = self._times("agreement", "Agreement of the models, from 0 to 1.", TENTHS, "task")
         self.states = Gauge(
-            "diptych_model_state", "1 for the state that a model is in.", ["model", "state"], registry=self.registry
+            "diptych_model_state",
+            "1 for the current state of a model, 0 for others.",
+            ["model", "state"],
+            registry=self.registry,
         )
-        self.asked = Gauge(
+        self.unanswered = Gauge(
             "diptych_model_requests",
-            "Requests that a model was given here and has not answered, those that wait among them.",
+            "Requests of this gateway that a model has not answered yet, including waiting ones.",
             ["model"],
             registry=self.registry,
         )
 
         self.budget_bytes = Gauge(
-            "diptych_memory_budget_bytes", "What requests may hold here together.", registry=self.registry
+            "diptych_memory_budget_bytes", "Memory that all requests of this gateway may use.", registry=self.registry
         )
-        self.held_bytes = Gauge("diptych_memory_held_bytes", "What requests hold here now.", registry=self.registry)
+        self.held_bytes = Gauge(
+            "diptych_memory_held_bytes", "Memory that requests of this gateway use now.", registry=self.registry
+        )
         self.memory_refusals = self._counter(
-            "memory_refusals", "Times that a request was refused because the memory budget had no room for it."
+            "memory_refusals", "Requests refused because the memory budget had no room."
         )
         self.loop_lag = Gauge(
             "diptych_event_loop_lag_seconds",
-            "The longest time in the last minute for which something held this process's event loop.",
+            "Longest time, in the last minute, for which this process's event loop was blocked.",
             registry=self.registry,
         )
         self._budget: Budget | None = None
         self._lag: LoopLag | None = None
 
     def watch(self, budget: Budget | None = None, lag: LoopLag | None = None) -> None:
-        """Export this budget, or this event loop's lag, from now on."""
+        """Export the numbers of this budget, or this event loop's lag, from now on."""
         self._budget, self._lag = budget or self._budget, lag or self._lag
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
@@ -88,7 +96,7 @@ class Metrics:
         return Histogram(f"diptych_{name}", about, labels, buckets=buckets, registry=self.registry)
 
     def request(self, route: str, status: int | None, seconds: float) -> None:
-        """Count one HTTP request. status: None where the client left before there was one."""
+        """Count an HTTP request. status: None where the client disconnected before the response."""
         if status is None:
             self.left.labels(route).inc()
         else:
@@ -106,7 +114,7 @@ class Metrics:
         first_s: float | None = None,
         usage: Usage | None = None,
     ) -> None:
-        """Count one model's reply. code: of its error; first_s: seconds to its first word."""
+        """Count a model's reply. code: of its error. first_s: seconds to its first token."""
         self.replies.labels(model, task, status).inc()
         self.reply_seconds.labels(model, task).observe(seconds)
         if code is not None:
@@ -119,7 +127,7 @@ class Metrics:
 
     @contextlib.contextmanager
     def fan_out(self, task: str) -> Iterator["FanOutMetrics"]:
-        """Yield the metrics of a fan-out, to be given its events; count how it ended."""
+        """Yield the counter of a fan-out's events, and count the outcome at the end of the block."""
         fan_out = FanOutMetrics(self, task)
         try:
             yield fan_out
@@ -127,11 +135,11 @@ class Metrics:
             fan_out.end()
 
     def text(self, statuses: Sequence[Status] = ()) -> bytes:
-        """Return all metrics in Prometheus' text format, with each model's state now."""
-        self.states.clear()  # models go, too
-        self.asked.clear()
+        """Return all metrics in Prometheus' text format, with these states of models."""
+        self.states.clear()  # a model may have been removed
+        self.unanswered.clear()
         for status in statuses:
-            self.asked.labels(status.model).set(status.asked)
+            self.unanswered.labels(status.model).set(status.unanswered)
             for state in STATES:
                 self.states.labels(status.model, state).set(state == status.state)
         if self._budget is not None:
@@ -144,7 +152,7 @@ class Metrics:
 
 
 class FanOutMetrics:
-    """Counts one fan-out while it runs."""
+    """Counts the events and the outcome of a fan-out."""
 
     def __init__(self, metrics: Metrics, task: str) -> None:
         self._metrics = metrics
@@ -154,7 +162,7 @@ class FanOutMetrics:
         self._merged = False
 
     def event(self, event: Event) -> None:
-        """Count a reply, or the merge."""
+        """Count a reply or the merged reply."""
         if isinstance(event, Reply):
             good = event.status == "ok"
             self._good, self._bad, self._last = self._good + good, self._bad + (not good), time.monotonic()
@@ -173,9 +181,9 @@ class FanOutMetrics:
             self._metrics.agreement.labels(self._task).observe(event.agreement)
 
     def end(self) -> None:
-        """Count the outcome. A fan-out without a merge, though a model answered, was left by its client."""
+        """Count the outcome: "left" where a model answered but there was no merge."""
         if not self._good and not self._bad:
-            return  # refused before anybody was asked
+            return  # refused before a model was called
         merged = "partial" if self._bad else "whole"
         outcome = merged if self._merged else "left" if self._good else "failed"
         self._metrics.fan_outs.labels(self._task, outcome).inc()

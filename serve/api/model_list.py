@@ -1,4 +1,4 @@
-"""Lists for GET /v1/models everything that a client may put into `model`, in OpenAI's form."""
+"""Lists for GET /v1/models every name for the field `model`, in OpenAI's format."""
 
 import datetime
 from collections.abc import Mapping
@@ -6,21 +6,21 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.catalog import skills
+from serve.catalog import task_names
 from serve.engines.base import State
 from serve.models.base import Model
 from serve.tasks import TASKS
 
 
-class Standing(BaseModel):
-    """Describes a name that a client may put into `model`: one model, or a task that many models do."""
+class NameDetails(BaseModel):
+    """Describes a name for the field `model`: a model, or a task that several models do."""
 
     kind: Literal["model", "task"]
     tasks: list[str]
     models: list[str] = Field(description="The served models behind this name.")
     state: State | None = None
     title: str | None = None
-    about: str | None = Field(default=None, description="What to know before asking it: a toy says that it is one.")
+    about: str | None = Field(default=None, description="What to know about the model, for example that it is a toy.")
 
 
 class ModelEntry(BaseModel):
@@ -32,7 +32,7 @@ class ModelEntry(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
-    diptych: Standing
+    diptych: NameDetails
 
 
 class ModelList(BaseModel):
@@ -41,14 +41,14 @@ class ModelList(BaseModel):
 
 
 def model_list(served: Mapping[str, Model], states: Mapping[str, State]) -> ModelList:
-    """List what a client may name in `model`: the served models, then the tasks that they can do."""
+    """List the served models, then the tasks that they can do."""
     entries = [
         ModelEntry(
             id=name,
             created=_timestamp(model.card.released),
             owned_by=model.card.organization,
-            diptych=Standing(
-                kind="model", tasks=skills(model), models=[name], state=states.get(name), about=model.card.about
+            diptych=NameDetails(
+                kind="model", tasks=task_names(model), models=[name], state=states.get(name), about=model.card.about
             ),
         )
         for name, model in served.items()
@@ -56,13 +56,13 @@ def model_list(served: Mapping[str, Model], states: Mapping[str, State]) -> Mode
     for task in TASKS.values():
         able = [name for name, model in served.items() if task.name in model.skills]
         if able and task.name not in served:
-            task_standing = Standing(kind="task", tasks=[task.name], models=able, title=task.title)
-            entries.append(ModelEntry(id=task.name, created=0, owned_by="diptych", diptych=task_standing))
+            task_details = NameDetails(kind="task", tasks=[task.name], models=able, title=task.title)
+            entries.append(ModelEntry(id=task.name, created=0, owned_by="diptych", diptych=task_details))
     return ModelList(data=entries)
 
 
 def _timestamp(released: str) -> int:
-    """Return a card's date as OpenAI's `created`; 0 where the card names no day."""
+    """Return a card's date as a Unix timestamp; 0 where the date has no day."""
     try:
         day = datetime.date.fromisoformat(released)
     except ValueError:

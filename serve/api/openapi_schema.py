@@ -1,4 +1,4 @@
-"""Completes the OpenAPI document: the bodies, which FastAPI does not read here, and errors in their real shape."""
+"""Completes the OpenAPI document: request bodies, which FastAPI does not parse here, and the format of errors."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -33,12 +33,12 @@ BODY_ONLY = ("408", "413", "429", "503")
 
 
 def json_body(kind: type[BaseModel]) -> dict[str, Any]:
-    """Describe an operation whose JSON body is a `kind`."""
+    """Describe an operation with a JSON body of this class."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _reference(kind)}}}}
 
 
 def task_body(kind: type[BaseModel]) -> dict[str, Any]:
-    """Describe an operation whose body is a `kind`, as JSON or as a form with the image or video as a file."""
+    """Describe an operation with a body of this class, as JSON or as a form with the image or video as a file."""
     operation = json_body(kind)
     file = {"type": "string", "format": "binary"}
     form = {"allOf": [_reference(kind)], "properties": {"image": file, "video": file}}
@@ -46,8 +46,8 @@ def task_body(kind: type[BaseModel]) -> dict[str, Any]:
     return operation
 
 
-def events(kind: type[BaseModel]) -> dict[str, Any]:
-    """Describe a response that is a `kind`, or server-sent events where `stream` is true."""
+def json_or_events(kind: type[BaseModel]) -> dict[str, Any]:
+    """Describe a response of this class, or server-sent events where `stream` is true."""
     return {
         "model": kind,
         "description": "The whole reply; with `stream: true` server-sent events that end with `data: [DONE]`.",
@@ -55,10 +55,10 @@ def events(kind: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def install(app: FastAPI, bodies: Sequence[type[BaseModel]], open_paths: Collection[str] | None = None) -> None:
-    """Make `app` serve an OpenAPI document with these request bodies and our errors in it.
+def serve_schema(app: FastAPI, bodies: Sequence[type[BaseModel]], open_paths: Collection[str] | None = None) -> None:
+    """Make `app` serve an OpenAPI document with these request bodies and our errors.
 
-    open_paths: those that need no key; None where there are no keys.
+    open_paths: paths that need no key; None where there are no keys.
     """
 
     def openapi() -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _complete(
         schema = kind.model_json_schema(ref_template=SCHEMA_REFERENCE)
         schemas.update(schema.pop("$defs", {}))
         schemas[kind.__name__] = schema
-    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of a 422, which is never sent
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's format of a 422, which is never sent
         schemas.pop(name, None)
     if open_paths is not None:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

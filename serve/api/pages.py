@@ -1,4 +1,4 @@
-"""The web pages: files of `web/` and the shipped scenes, nothing computed."""
+"""Serves the web pages: static files of `web/` and the sample scenes."""
 
 from pathlib import Path
 
@@ -16,22 +16,22 @@ HERE = Path(__file__).parent
 WEB = HERE / "web"
 MAX_PATH = 1024
 MAX_NAMES = 4096
-"""Characters of a comparison's path: more than all known models' names together."""
+"""Longest path of a comparison, in characters; longer than all known models' names together."""
 MAX_SLASHES = 8
-"""In it: names have none, and each makes every address in the page longer."""
+"""Largest number of slashes in it: names have none, and each makes every URL in the page longer."""
 SCENES = HERE.parent / "toy" / "scenes"
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "font-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",  # asked for again each time, and answered 304 where nothing changed
+    "cache-control": "no-cache",  # revalidated each time; 304 where nothing changed
 }
-"""No script or style but our own files: whatever a model says cannot become one."""
+"""Only our own files may be scripts or styles, so that a model's text cannot become one."""
 
 
 class Files(StaticFiles):
-    """A folder, its files under the pages' own headers. A path that is longer than any of theirs is not looked up."""
+    """A folder of static files, sent with PAGE_HEADERS. Paths longer than MAX_PATH are not looked up."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
@@ -44,8 +44,8 @@ class Files(StaticFiles):
         await super().__call__(scope, receive, with_headers)
 
 
-def install(app: FastAPI) -> None:
-    """Adds `/`, `/compare/...`, `/docs` and the files that they need."""
+def add_pages(app: FastAPI) -> None:
+    """Add `/`, `/compare/...`, `/docs` and the files that they need."""
     app.mount("/web", Files(directory=WEB))
     app.mount("/scenes", Files(directory=SCENES))
 
@@ -59,7 +59,7 @@ def install(app: FastAPI) -> None:
 
     @app.get("/compare/{names:path}", include_in_schema=False)
     async def compare(names: str) -> Response:
-        """`names`: of models, `-vs-` between them; the page itself reads them."""
+        """Return the page. names: of models, with `-vs-` in between; the page itself parses them."""
         if len(names) > MAX_NAMES or names.count("/") > MAX_SLASHES:
             raise NotFound("There is no comparison of so many models.")
         return _page("index.html", "/".join([".."] * (1 + names.count("/"))))
@@ -70,6 +70,6 @@ def install(app: FastAPI) -> None:
 
 
 def _page(name: str, root: str) -> HTMLResponse:
-    """A page whose addresses start at `root`, relative to its own: so it works behind any prefix."""
+    """Return a page with its URLs relative to `root`, so that it works behind any prefix."""
     text = (WEB / name).read_text(encoding="utf-8")
     return HTMLResponse(text.replace('="./', f'="{root}/'), headers=PAGE_HEADERS)

@@ -1,4 +1,4 @@
-"""Limits how much each key may ask: so many requests a minute, and so many at once. Each process counts for itself."""
+"""Limits the requests of each key, per minute and at once. Each process counts on its own."""
 
 import math
 import time
@@ -10,7 +10,7 @@ AT_ONCE_RETRY_S = 1
 
 @dataclass
 class _Usage:
-    """tokens: requests that may start now; counted_at: seconds when that was counted; running: requests under way."""
+    """A key's usage. tokens: requests that may start. counted_at: when tokens were updated (s). running: requests."""
 
     tokens: float
     counted_at: float
@@ -20,8 +20,8 @@ class _Usage:
 class RateLimiter:
     """A token bucket and a count of running requests for each key.
 
-    requests_per_minute: also how many may start in a row after a quiet minute; None is no limit. A limiter lives as
-    long as its process: what a key has used stays counted when the keys or the limits change.
+    requests_per_minute: also the largest burst after a quiet minute; None for no limit. A limiter lives as long as its
+    process: usage stays counted when the keys or the limits change.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class RateLimiter:
         self.requests_per_minute, self.requests_at_once = requests_per_minute, requests_at_once
 
     def start(self, name: str) -> int | None:
-        """Start a request of this key, which `finish` ends. Return the seconds to wait where it may not start now."""
+        """Start a request of this key; `finish` ends it. Return the seconds to wait where it may not start now."""
         usage = self._usage.setdefault(name, self._unused())
         if self.requests_at_once is not None and usage.running >= self.requests_at_once:
             return AT_ONCE_RETRY_S

@@ -1,4 +1,4 @@
-"""Limits a request's size and the time it takes to arrive, and gives it its id, as the outermost middleware."""
+"""The outermost middleware: limits a request's size and its time to arrive, and gives it an id."""
 
 import asyncio
 import logging
@@ -19,15 +19,15 @@ from serve.media.budget import Budget, Lease
 from serve.request_id import REQUEST_ID
 
 ACCESS = logging.getLogger("serve.access")
-"""The access log: a line for each request, where its level is INFO."""
+"""The access log, with a line for each request where its level is INFO."""
 API = "/v1/"
 UNMATCHED = "unmatched"
-"""The label of all paths that no route knows: a scan must not fill the memory, and a path may hold anything."""
+"""The metrics label of all paths without a route. A client's own path is never a label: there could be any number."""
 QUIET = {"/health", "/ready", "/metrics"}
-"""Paths asked all the time by probes, which are not logged."""
+"""Paths that probes request often; they are not logged."""
 REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,128}")
 MAX_QUERY = 8192
-"""Bytes of a query: FastAPI makes 32,000 fields of 64 KB of `a&a&...`, which holds the event loop for 0.14 s."""
+"""Largest query string, in bytes: FastAPI parses 64 KB of `a&a&...` into 32,000 fields, which takes 0.14 s."""
 REMOVED_HEADERS = {
     b"cookie",
     b"x-request-timeout-seconds",
@@ -35,17 +35,17 @@ REMOVED_HEADERS = {
     b"serve_multiplexed_model_id",
     b"x-session-id",
 }
-"""Headers that are removed here. Cookies mean nothing to us, and FastAPI parses them all: 60 KB of backslashes took
-Python's parser 12 s (CVE-2024-7592). With the others Ray Serve lets anybody switch off its timeouts and choose a
-replica. On a port of our own no Ray comes before this. Behind Serve's ingress its proxy has obeyed them already: there
-whatever is in front of it must remove them. Ray's fifth, x-request-id, is checked here."""
+"""Headers that are removed. Cookies are not used here, but FastAPI parses them all: 60 KB of backslashes took Python's
+parser 12 s (CVE-2024-7592). The others let any client switch off Ray Serve's timeouts and choose a replica. On the
+gateway's own port they have no effect before this. Behind Serve's ingress its proxy has obeyed them already, so a proxy
+in front of it must remove them. Ray's fifth, x-request-id, is checked here."""
 
 
 class RequestLimits:
-    """Middleware that gives a request an id and a lease on the memory budget, and counts and times its response.
+    """Middleware that gives a request an id and a lease on the memory budget, and measures its response.
 
-    It refuses a request that is too large, unread, and one that arrives too slowly. A client's own `x-request-id` is
-    kept where it is short and plain, so that one id runs through all logs.
+    It refuses requests that are too large or arrive too slowly. A client's own `x-request-id` is kept where it is short
+    and plain, so that all logs have the same id.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits, budget: Budget) -> None:
@@ -108,11 +108,11 @@ class RequestLimits:
         method, parent = scope["method"], headers.get("traceparent")
         attributes = {"http.request.method": method, "diptych.request_id": request_id}
         span = tracing.begin(method, "server", parent, attributes)
-        span.enter()
+        span.make_current()
         return span
 
     def _report(self, scope: Scope, route: str, span: tracing.Span, status: int, seconds: float) -> None:
-        """End the span and write the access log's line."""
+        """End the span and write the access-log line."""
         span.name(f"{scope['method']} {route}")
         span.set({"http.route": route, "http.response.status_code": status})
         if status >= 500:
@@ -136,8 +136,8 @@ class RequestLimits:
 
 
 def _declared_length(headers: Headers) -> int | None:
-    """Return the body's length according to its head; None where it comes in chunks."""
+    """Return the Content-Length; None for a chunked body."""
     if "transfer-encoding" in headers:
         return None
     length = headers.get("content-length", "0")
-    return int(length[:18]) if length.isdecimal() else None  # Python reads no number of many more digits
+    return int(length[:18]) if length.isdecimal() else None  # Python refuses to parse thousands of digits

@@ -1,4 +1,4 @@
-"""Server-sent events: frames, and a reply made of them that ends well however it ends."""
+"""Server-sent events, and a streaming response that always ends with [DONE]."""
 
 import asyncio
 import re
@@ -14,29 +14,29 @@ from serve.api.error_responses import error_body
 from serve.errors import ServeError
 
 DONE = b"data: [DONE]\n\n"
-STILL_HERE = b": still here\n\n"  # a comment: clients skip it, proxies see that the connection lives
-STILL_HERE_S = 15.0
+KEEP_ALIVE = b": still here\n\n"  # a comment, which clients ignore and proxies take as activity
+KEEP_ALIVE_S = 15.0
 
 _ENCODER = msgspec.json.Encoder()  # a thousand log-probabilities: 0.15 ms, and 1.7 ms by the standard library's
 _BREAKS = re.compile("[\x85\u2028\u2029]")
-"""Line ends to clients that read streams by `str.splitlines`, as httpx does; escaped, as JSON lets them be."""
+"""Characters at which `str.splitlines` splits, as httpx does when it reads streams; they are escaped as JSON allows."""
 _BUG = ServeError("The server failed unexpectedly.", code="internal_error")
 
-Frames = AsyncGenerator[bytes, None]
+EventBytes = AsyncGenerator[bytes, None]
 
 
-class Last(bytes):
-    """Frames after which none follow: [DONE] travels with them."""
+class LastEvents(bytes):
+    """The last events of a stream, which are sent together with [DONE]."""
 
 
-def encoded(data: dict[str, Any]) -> str:
-    """JSON as it stands in a frame."""
+def encode_json(data: dict[str, Any]) -> str:
+    """Return the JSON text of an event."""
     return _ENCODER.encode(data).decode()
 
 
-def frame(data: str | dict[str, Any], event: str | None = None) -> bytes:
-    """One event. data: JSON text, or what becomes it."""
-    text = data if isinstance(data, str) else encoded(data)
+def sse_event(data: str | dict[str, Any], event: str | None = None) -> bytes:
+    """Return an event's bytes. data: JSON text, or an object to encode."""
+    text = data if isinstance(data, str) else encode_json(data)
     if not text.isascii():
         text = _BREAKS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     head = f"event: {event}\n" if event else ""
@@ -44,19 +44,19 @@ def frame(data: str | dict[str, Any], event: str | None = None) -> bytes:
 
 
 class EventStream(Response):
-    """Frames as they come, then [DONE]. Made by `opened`, once the first frame is there.
+    """A response that sends events as they come, then [DONE]. `open_stream` creates it.
 
-    A failure after that is told in a last frame, since the status is already sent. When the client leaves, the frames'
-    generator is closed, and with it every model that works for it.
+    A failure after the first event is sent as an event, since the status has been sent by then. When the client
+    disconnects, the generator of events is closed, which stops the models.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: bytes, frames: Frames, error_event: str | None) -> None:
+    def __init__(self, first: bytes, events: EventBytes, error_event: str | None) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self.first = first
-        self.frames = frames
+        self.events = events
         self.error_event = error_event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,22 +65,22 @@ class EventStream(Response):
         except ClientGone:
             pass
         finally:
-            await self.frames.aclose()
+            await self.events.aclose()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         alive = asyncio.create_task(_keep_alive(send))
-        ending = frame(error_body(_BUG), self.error_event) + DONE  # a bug must not cut a stream in silence
+        ending = sse_event(error_body(_BUG), self.error_event) + DONE  # a bug must not cut a stream in silence
         try:
             data = self.first
-            while not isinstance(data, Last):
+            while not isinstance(data, LastEvents):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
-                data = await anext(self.frames, Last())
+                data = await anext(self.events, LastEvents())
             ending = data + DONE
         except ServeError as error:
-            ending = frame(error_body(error), self.error_event) + DONE
+            ending = sse_event(error_body(error), self.error_event) + DONE
         except asyncio.CancelledError:
-            ending = b""  # nobody listens any more
+            ending = b""  # the client is gone
             raise
         finally:
             alive.cancel()
@@ -88,24 +88,24 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": ending, "more_body": False})
 
 
-async def opened(receive: Receive, frames: Frames, error_event: str | None = None) -> EventStream:
-    """A stream whose first frame has come: an error before it is raised, and so has a plain HTTP status.
+async def open_stream(receive: Receive, events: EventBytes, error_event: str | None = None) -> EventStream:
+    """Wait for the first event and return the response. Errors until then are raised, and get their own HTTP status.
 
-    error_event: the name of the event that tells of a failure after the first frame.
+    error_event: name of the event for a failure after the first event.
     """
     try:
-        first = await cancel_on_disconnect(receive, _first(frames))
+        first = await cancel_on_disconnect(receive, _first(events))
     except BaseException:
-        await frames.aclose()
+        await events.aclose()
         raise
-    return EventStream(first, frames, error_event)
+    return EventStream(first, events, error_event)
 
 
-async def _first(frames: Frames) -> bytes:
-    return await anext(frames)
+async def _first(events: EventBytes) -> bytes:
+    return await anext(events)
 
 
 async def _keep_alive(send: Send) -> None:
     while True:
-        await asyncio.sleep(STILL_HERE_S)
-        await send({"type": "http.response.body", "body": STILL_HERE, "more_body": True})
+        await asyncio.sleep(KEEP_ALIVE_S)
+        await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})

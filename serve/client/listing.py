@@ -42,7 +42,7 @@ def compare(names: Sequence[str]) -> int:
     from serve import catalog
 
     try:
-        table = catalog.compare(names, {}).model_dump()
+        table = catalog.compare_models(names, {}).model_dump()
     except NotFound as error:
         raise Failure(error.message) from None
     console = Console()

@@ -8,7 +8,7 @@ from serve.errors import Unavailable
 
 @dataclass(frozen=True)
 class Deadline:
-    """at: the event loop's time; seconds: how long that was when the request's head arrived."""
+    """A point in time. at: by the event loop's clock. seconds: from the arrival of the request's head to `at`."""
 
     at: float
     seconds: float
@@ -24,15 +24,15 @@ class Deadline:
         return max(0.0, self.at - asyncio.get_running_loop().time())
 
     def earlier(self, share: float) -> "Deadline":
-        """Return the deadline that leaves the last part of the remaining time to what follows. share: in 0..1."""
+        """Return an earlier deadline, at `share` (0..1) of the remaining time."""
         left = self.left()
         return Deadline(self.at - left * (1 - share), self.seconds * share)
 
     def check(self) -> None:
-        """Raise Unavailable where it has passed."""
+        """Raise Unavailable where the deadline has passed."""
         if not self.left():
             raise self.passed()
 
     def passed(self, what: str = "The request") -> Unavailable:
-        """Return the error for `what` was not done in time."""
+        """Return the error that says that `what` was not done in time."""
         return Unavailable(f"{what} was not done within {self.seconds:g} s.", code="deadline_exceeded")

@@ -11,12 +11,13 @@ from serve.tasks.base import Judgement, Judging, Merged, Reply, ReplyError, Requ
 from serve.tasks.chat import ChatRequest, ChatResult
 from serve.tasks.judging import judged, question
 
-SHARE = 2 / 3  # of the deadline for the models, where a judge is to follow; it has the rest
+SHARE = 2 / 3
+"""Share of the deadline that the models get where a judge follows; the judge gets the rest."""
 STATUS_S = 2.0
 
 
 class Judge:
-    """Asks the first of `routes` that is ready, at temperature 0. Whatever goes wrong, there still is a merge."""
+    """Asks the first ready model of `routes`, at temperature 0. Where that fails, the fallback is returned."""
 
     def __init__(self, judging: Judging, routes: Sequence[Route]) -> None:
         self.judging = judging
@@ -32,8 +33,8 @@ class Judge:
     ) -> Merged:
         """Merge replies that are ok by asking the judge, until `deadline`.
 
-        fallback: the replies merged by the task's own method: returned, with the reason, where the judge gave no
-        answer, or where there is but one reply, and so nothing to judge.
+        fallback: the replies merged by the task's own method. It is returned, with the reason, where the judge gives no
+        answer, and without one where there are fewer than two replies.
         """
         if len(replies) < 2:
             return fallback
@@ -51,7 +52,7 @@ class Judge:
         )
 
     def _question(self, request: Request, replies: Sequence[Reply]) -> ChatRequest:
-        """Return the request to the judge, not validated: the replies may be longer than a client's question may be."""
+        """Return the request to the judge. It is not validated: with the replies it may exceed a question's limit."""
         text = question(self.judging, request, replies)
         return ChatRequest.model_construct(
             image=request.image, video=request.video, question=text, max_tokens=request.max_tokens

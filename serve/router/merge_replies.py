@@ -1,4 +1,4 @@
-"""Several replies as one."""
+"""Merges the models' replies into one."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ from serve.tasks.base import Merged, Reply, Request
 
 SHORT = 500
 FEW = 8
-"""The replies of at most so many models, of so many characters together, are merged on the event loop: the way to a
-thread and back takes longer. The cost of more grows with their lengths and with the square of their number."""
+"""Up to FEW replies with up to SHORT characters together are merged on the event loop; a thread would take longer.
+Beyond that the cost grows with their length and with the square of their number."""
 MERGE_S = 1.0
-"""Seconds that a merge may take beyond the deadline: where one model is late, it begins only then."""
+"""Seconds that a merge may take after the deadline: where a model is late, the merge begins at the deadline."""
 
 
 async def merge_replies(
     task: str, request: Request, replies: Sequence[Reply], weights: Mapping[str, float], deadline: Deadline
 ) -> Merged:
-    """`merge` under a span of its own, in a thread where it may take long.
+    """Call `merge` with a span of its own, in a thread where it may take long.
 
     Raises as `merge`, and Unavailable where it takes longer than MERGE_S past the deadline.
     """
@@ -34,10 +34,10 @@ async def merge_replies(
 
 
 def merge(task: str, request: Request, replies: Sequence[Reply], weights: Mapping[str, float] | None = None) -> Merged:
-    """Merge replies (catalogue order) by the request's method, or the task's own where a judge is to follow.
+    """Merge replies (in catalogue order) by the request's method, or the task's own where a judge follows.
 
-    weights: per model; the request's own where left out. Raises Unavailable when no reply is ok; its code is that of a
-    ParseError where every reply was one: asking again would come to the same.
+    weights: by model; default: the request's. Raises Unavailable when no reply is ok, with the code of ParseError where
+    every reply failed with that, since a retry would give the same.
     """
     usable = [reply for reply in replies if is_answer(reply)]
     if not usable:
@@ -48,7 +48,7 @@ def merge(task: str, request: Request, replies: Sequence[Reply], weights: Mappin
 
 
 def is_answer(reply: Reply) -> bool:
-    """Return whether the reply holds a result to merge."""
+    """Return whether the reply has a result to merge."""
     return reply.status == "ok" and reply.result is not None
 
 

@@ -1,4 +1,4 @@
-"""Several streams as one, in the order their items come. The only fan-in: of models, of choices, of prompts."""
+"""Merges several streams into one, in the order of arrival: streams of models, of choices or of prompts."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Ended(NamedTuple):
-    """The end of one stream. error: what it raised; TimeoutError where the deadline cut it."""
+    """The end of a stream. error: the exception that it raised; TimeoutError where the deadline cut it."""
 
     error: BaseException | None = None
 
@@ -17,7 +17,7 @@ class Ended(NamedTuple):
 class OneStream(Generic[T]):
     """A single stream, which needs no task and no queue.
 
-    Like ManyStreams an iterator and not a generator, which would be one more step for every item.
+    Like ManyStreams it is an iterator: a generator would add a step for every item.
     """
 
     def __init__(self, stream: AsyncGenerator[T, None], deadline: float | None) -> None:
@@ -37,7 +37,7 @@ class OneStream(Generic[T]):
                 return 0, await anext(self._stream)
         except StopAsyncIteration:
             pass
-        except Exception as failure:  # whatever it is: the reader decides what it costs
+        except Exception as failure:  # any exception: the reader decides what to do with it
             error = failure
         self._ended = True
         return 0, Ended(error)

@@ -1,4 +1,4 @@
-"""One model's part in one request: its times, words and span, and its failure as its own reply."""
+"""Follows a model through a request: measures times, collects text, and turns failures into replies."""
 
 import logging
 import time
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class ModelCall:
-    """Follows one model through one request, from the call to its last word.
+    """A call to one model for one request.
 
-    reply: the whole reply, once there is one. refusal: the model's error where it says that the request is at fault.
-    first_s: seconds until the first words. span: the model's stream is to be started under it.
+    reply: the reply, once there is one. refusal: the model's error where that blames the request (status below 500).
+    first_s: seconds until the first text. span: to be the parent of the model's stream.
     """
 
     def __init__(self, model: str, task: str, deadline: Deadline) -> None:
@@ -32,13 +32,13 @@ class ModelCall:
         self.first_s: float | None = None
         self._began = time.monotonic()
         self._texts: list[str] = []
-        self.span = tracing.asking(model, task)
+        self.span = tracing.begin_model_call(model, task)
         self._closed = False
 
     def event(self, item: Delta | Reply | Ended) -> Delta | Reply:
-        """Take the stream's next item. Return what the client gets: the item, or the reply that it failed."""
+        """Take the stream's next item. Return the event for the client: the item, or a failed reply at its end."""
         if isinstance(item, Delta):
-            self.spoke()
+            self.record_text()
             self._texts.append(item.text)
             return item
         if isinstance(item, Ended):
@@ -46,11 +46,11 @@ class ModelCall:
         return self._replied(item)
 
     def given_up(self, others: int) -> Reply:
-        """Return the reply of a model that nobody waits for, because enough others have answered."""
+        """Return the reply of a model that is cut because enough others have answered."""
         return self._failure("timeout", "quorum_reached", f"Not waited for: {others} others had answered.")
 
-    def spoke(self) -> None:
-        """Note the time of the first words."""
+    def record_text(self) -> None:
+        """Record the time of the first text."""
         if self.first_s is None:
             self.first_s = self.seconds()
 
@@ -64,14 +64,14 @@ class ModelCall:
         return ModelError(message, code="deadline_exceeded")
 
     def close(self, usage: Usage | None = None, reasons: Sequence[str] = (), code: str | None = None) -> None:
-        """End the span, with the outcome where there is one; the first time counts."""
+        """End the span, with the outcome where there is one. Later calls do nothing."""
         if self._closed:
             return
         self._closed = True
         if usage is not None:
-            self.span.answered(
-                read=usage.prompt_tokens,
-                spoke=usage.completion_tokens,
+            self.span.set_outcome(
+                input_tokens=usage.prompt_tokens,
+                output_tokens=usage.completion_tokens,
                 reasons=reasons,
                 first_s=self.first_s,
                 code=code,
@@ -104,10 +104,10 @@ class ModelCall:
 
 
 async def whole_reply(route: Route, task: str, request: Request, deadline: Deadline) -> Reply:
-    """Return one model's reply, its failure included."""
+    """Return one model's reply, which may be a failed one."""
     call = ModelCall(route.model.name, task, deadline)
     try:
-        async with aclosing(merge_streams([call.span.start_of(route.answer(task, request))], deadline.at)) as streams:
+        async with aclosing(merge_streams([call.span.parent_of(route.answer(task, request))], deadline.at)) as streams:
             async for _, item in streams:
                 if isinstance(event := call.event(item), Reply):
                     return event

@@ -1,4 +1,4 @@
-"""What one request asks of which models, checked: everything that a client should hear before a model is called."""
+"""Checks a request and plans it: which models to call, and everything that can be refused before a model is called."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ JUDGE = "judge"
 
 @dataclass(frozen=True)
 class Plan:
-    """One request to several models.
+    """A checked request to several models.
 
-    routes: whom to ask, in catalogue order. judge: who writes the merged reply, where a model does. quorum: how many
-    replies that are ok are enough. weights: how much each model's reply counts.
+    routes: the models to call, in catalogue order. judge: writes the merged reply; None where a rule merges. quorum:
+    number of good replies after which the others are cut. weights: of each model's reply in the merge.
     """
 
     task: str
@@ -44,62 +44,61 @@ def find_route(routes: Mapping[str, Route], name: str, param: str = "model") -> 
 
 
 def able_routes(
-    routes: Mapping[str, Route], task: str, names: Sequence[str] | None, *, film: bool = False
+    routes: Mapping[str, Route], task: str, names: Sequence[str] | None, *, video: bool = False
 ) -> list[Route]:
-    """Return the routes that can do the task about an image, or about a film, in catalogue order.
+    """Return the routes of models that can do the task with an image, or with a video, in catalogue order.
 
-    names: whom the client wants; all when None. Raises NotFound or BadRequest naming `models`.
+    names: the models that the client wants; None for all. Raises NotFound or BadRequest naming `models`.
     """
     wanted = list(routes.values()) if names is None else [find_route(routes, name, "models") for name in names]
     unable = [route.model.name for route in wanted if task not in route.model.skills]
     if names is not None and unable:
         raise BadRequest(f"{', '.join(unable)} cannot do {task}.", param="models", code="task_not_supported")
-    blind = [route.model.name for route in wanted if not takes(route.model, film)]
+    blind = [route.model.name for route in wanted if not takes_media(route.model, video)]
     if names is not None and blind:
-        raise wrong_medium(blind, film, "models")
+        raise unsupported_media(blind, video, "models")
     chosen = {route.model.name for route in wanted} - {*unable, *blind}
     if not chosen:
-        about = " about a video" if film else " about an image" if len(unable) < len(wanted) else ""
+        about = " about a video" if video else " about an image" if len(unable) < len(wanted) else ""
         raise NotFound(f"No served model can do {task}{about}.", param="models", code="no_able_model")
     return [route for name, route in routes.items() if name in chosen]
 
 
 def choose_judge(routes: Mapping[str, Route], task: str, request: Request) -> Judge | None:
-    """Return who will judge, where the client wants that. Raises BadRequest or NotFound naming `judge` or `merge`.
+    """Return the judge, or None where the client wants none. Raises BadRequest or NotFound naming `judge` or `merge`.
 
-    It is the named model; else the first in catalogue order that can chat, is no toy and is ready by then, else the
-    first such toy.
+    Its candidates are the named model, or else all that can chat, in catalogue order with toys last.
     """
     judging, named = TASKS[task].judging, getattr(request, "judge", None)
     if judging is None or request.merge != JUDGE:
         if named is not None:
             raise BadRequest(f'A judge is asked by "merge": "{JUDGE}".', param="judge")
         return None
-    film = request.video is not None
+    video = request.video is not None
     if named is not None:
         model = find_route(routes, named, "judge").model
         if CHAT not in model.skills:
             raise BadRequest(f"{named} cannot chat, so it cannot judge.", param="judge", code="task_not_supported")
-        if not takes(model, film):
-            raise wrong_medium([named], film, "judge")
+        if not takes_media(model, video):
+            raise unsupported_media([named], video, "judge")
     able = [
         route
         for name, route in routes.items()
-        if CHAT in route.model.skills and takes(route.model, film) and named in (None, name)
+        if CHAT in route.model.skills and takes_media(route.model, video) and named in (None, name)
     ]
     if not able:
-        about = " about a video" if film else ""
+        about = " about a video" if video else ""
         raise BadRequest(f"No served model can chat{about}, so none can judge.", param="merge")
     return Judge(judging, sorted(able, key=lambda route: route.model.card.toy))
 
 
-def takes(model: Model, film: bool) -> bool:
-    """Return whether a model takes films, or images."""
-    return model.videos if film else model.images
+def takes_media(model: Model, video: bool) -> bool:
+    """Return whether a model takes_media videos (video=True) or images."""
+    return model.videos if video else model.images
 
 
-def wrong_medium(names: Sequence[str], film: bool, param: str) -> BadRequest:
-    """Return the refusal of a film, or of an image, for models that do not take it."""
+def unsupported_media(names: Sequence[str], video: bool, param: str) -> BadRequest:
+    """Return the error for models that do not take videos (video=True) or images."""
     verb = "takes" if len(names) == 1 else "take"
-    message = f"{', '.join(names)} {verb} {'images, not video' if film else 'video, not images'}."
-    return BadRequest(message, param=param, code=f"{'video' if film else 'image'}_not_supported")
+    message = f"{', '.join(names)} {verb} {'images, not video' if video else 'video, not images'}."
+    return BadRequest(message, param=param, code=f"{'video' if video else 'image'}_not_supported")

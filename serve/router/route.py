@@ -1,4 +1,4 @@
-"""The way to one model: what the router knows of it."""
+"""The interface through which the router calls a model."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ from serve.tasks.base import Delta, Reply, Request
 
 @dataclass(frozen=True)
 class Status:
-    """A model's state.
+    """The state of a model.
 
-    step: what it is doing or why it failed, as a sentence. since_s: seconds in this state. asked: requests that it was
-    given here and has not answered, waiting ones included.
+    step: its progress, or why it failed, as a sentence. since_s: seconds in this state. unanswered: requests of this
+    gateway that it has not answered, including waiting ones.
     """
 
     model: str
     state: State
     step: str
     since_s: float
-    asked: int = 0
+    unanswered: int = 0
 
 
 class Route(Protocol):
-    """A Worker in this process, or a handle to one in another. Closing a stream early stops the model's work."""
+    """A Worker in this process, or a connection to one in another. Closing a stream early stops the model's work."""
 
     @property
     def model(self) -> Model: ...
 
     def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
-        """Yield a task's deltas, then its one Reply. Raises ServeError, and only where an item is waited for."""
+        """Yield a task's deltas, then its one Reply. Raises ServeError, but only while an item is awaited."""
 
     def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Yield the engine's pieces of one prompt. Raises as `answer`."""

@@ -1,4 +1,4 @@
-"""Ask every model at once and merge what they say. Imports neither torch nor an engine."""
+"""Calls all models of a request concurrently and merges their replies. Imports neither torch nor an engine."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -19,7 +19,7 @@ from serve.tasks.base import Event, Merged, Reply, Request
 class Router:
     """Fans requests out over routes.
 
-    routes: by model, in the order of the catalogue, which is the order of everything that is returned.
+    routes: by model, in catalogue order, which is the order of all results.
     """
 
     def __init__(self, routes: Sequence[Route]) -> None:
@@ -39,13 +39,13 @@ class Router:
     def plan(
         self, task: str, request: Request, *, routes: Sequence[Route] | None = None, arrived: float | None = None
     ) -> Plan:
-        """Return the plan of one request. Raises everything that the client should hear before a model is called.
+        """Check a request and return its plan. Raises BadRequest or NotFound naming the field.
 
-        routes: from `able_routes`, where they are known. arrived: when the request's head came, by the event loop's
-        clock; now where it is left out.
+        routes: from `able_routes`, where they are known. arrived: time of the request's head by the event loop's clock;
+        default: now.
         """
         if routes is None:
-            routes = able_routes(self.routes, task, request.models, film=request.video is not None)
+            routes = able_routes(self.routes, task, request.models, video=request.video is not None)
         methods = [*TASKS[task].methods, *([JUDGE] if TASKS[task].judging else [])]
         if request.merge is not None and request.merge not in methods:
             raise BadRequest(f"{task} merges by {', '.join(methods)}.", param="merge")
@@ -60,15 +60,15 @@ class Router:
         return Plan(task, request, routes, judge, quorum, weights, deadline)
 
     async def run(self, plan: Plan) -> AsyncGenerator[Event, None]:
-        """Yield deltas and replies in the order they come, then the merged reply. Leaving early stops every model.
+        """Yield deltas and replies as they come, then the merged reply. Closing early stops every model.
 
-        Raises Unavailable when no model answered or the merge came too late; the first model's own refusal where every
+        Raises Unavailable when no model answered or the merge took too long, and the first model's error where every
         model refused the request.
         """
         deadline = plan.deadline if plan.judge is None else plan.deadline.earlier(SHARE)
         calls = [ModelCall(route.model.name, plan.task, deadline) for route in plan.routes]
         answers = [
-            call.span.start_of(route.answer(plan.task, plan.request))
+            call.span.parent_of(route.answer(plan.task, plan.request))
             for call, route in zip(calls, plan.routes, strict=True)
         ]
         try:
@@ -90,14 +90,14 @@ class Router:
 
 
 def _enough(calls: Sequence[ModelCall], quorum: int) -> bool:
-    """Return whether the quorum is reached, or cannot be reached any more because every model has replied."""
+    """Return whether the quorum is reached, or every model has replied."""
     replies = [call.reply for call in calls if call.reply is not None]
     return len(replies) == len(calls) or sum(reply.status == "ok" for reply in replies) >= quorum
 
 
 async def _merged(plan: Plan, calls: Sequence[ModelCall]) -> Merged:
     refusals = [call.refusal for call in calls if call.refusal is not None]
-    if len(refusals) == len(calls):  # the request is at fault, not the models: a retry would not help
+    if len(refusals) == len(calls):  # the request is at fault: a retry would not help
         raise refusals[0]
     replies = [call.reply for call in calls if call.reply is not None]
     merged = await merge_replies(plan.task, plan.request, replies, plan.weights, plan.deadline)

@@ -1,1 +1,1 @@
-"""Carries streams between the gateway and a model's process over one TCP connection. See deployments/README.md."""
+"""Carries streams between a gateway and a replica over one TCP connection. See deployments/README.md."""

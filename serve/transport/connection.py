@@ -1,4 +1,4 @@
-"""Makes calls: streams over one connection, as async generators."""
+"""The calling end: each call is a stream over one connection, as an async generator."""
 
 import asyncio
 import hmac
@@ -15,7 +15,7 @@ from serve import tracing
 from serve.errors import ModelError
 from serve.media.shared_pixels import SharedPixels
 from serve.request_id import CACHE_SALT, REQUEST_ID
-from serve.transport.frames import Unreadable, encode
+from serve.transport.frames import Unreadable, encode_frame
 from serve.transport.messages import (
     KEEP_ALIVE_S,
     LEASE_S,
@@ -35,11 +35,11 @@ CONNECT_S = 5.0
 
 
 class Connection(Peer):
-    """A connection to one Server.
+    """A connection to one StreamServer.
 
-    statuses: from its last Heartbeat. draining: the connection ends on purpose, now or soon, and no process has died:
-    the server announced it, or we gave the server up. shares_memory: the server can open our shared pixels. server_id:
-    the same number for every caller of this server, below 2^64.
+    statuses: from the last Heartbeat. draining: the connection ends on purpose, now or soon: the server announced it,
+    or we gave the server up. shares_memory: the server can open our shared pixels. server_id: the same number for every
+    caller of this server, below 2^64.
     """
 
     def __init__(self, token: bytes) -> None:
@@ -77,26 +77,26 @@ class Connection(Peer):
 
     @property
     def load(self) -> int:
-        """Number of our streams that run there."""
+        """Number of running streams."""
         return len(self._streams)
 
     def abort(self) -> None:
-        """Give up the server and every stream that still runs there, now."""
+        """Disconnect at once; running streams fail."""
         if self._transport is not None:
             self.draining = True
             self._transport.abort()
             self.connection_lost(None)
 
     async def stream(self, method: str, *arguments: Any, pace_s: float = 0.0) -> AsyncGenerator[Any, None]:
-        """Call the server's method and yield what it yields. Leaving early cancels it there.
+        """Call a method of the server and yield its items. Closing early cancels the call there.
 
-        Raises what the method raised (ServeError), and ConnectionError where the server went away.
+        Raises what the method raised (ServeError), and ConnectionError where the connection is lost.
         """
         number, stream = next(self._numbers), _Stream()
         if self.lost.is_set():
             raise ConnectionError("The connection is lost.")
-        call = Call(number, method, arguments, pace_s, REQUEST_ID.get(), tracing.header(), CACHE_SALT.get())
-        frame = encode(call, number, peer_opens_handles=self.shares_memory)
+        call = Call(number, method, arguments, pace_s, REQUEST_ID.get(), tracing.traceparent(), CACHE_SALT.get())
+        frame = encode_frame(call, number, peer_opens_handles=self.shares_memory)
         self._streams[number] = stream
         self.send_large(frame, number)
         del frame, call
@@ -128,7 +128,7 @@ class Connection(Peer):
         if self._keep_alive_timer is not None:
             self._keep_alive_timer.cancel()
         if asyncio.get_running_loop().time() - self._last_keep_alive > LEASE_S:
-            self.draining = True  # our own loop stood still, so the server took us for dead
+            self.draining = True  # our own loop was blocked, so the server took us for dead
         self._close_probe()
         self.lost.set()
         self._greeted.set()
@@ -150,7 +150,7 @@ class Connection(Peer):
             self._close_probe()
 
     def on_unreadable(self, message: Unreadable) -> None:
-        if message.number == 0:  # nobody knows who waits for it
+        if message.number == 0:  # its stream is unknown
             self.abort()
         elif message.number in self._streams:
             error = ModelError("What the model said could not be read.", code="internal_error")
@@ -165,10 +165,10 @@ class Connection(Peer):
         self._keep_alive_timer = asyncio.get_running_loop().call_at(due, self._send_keep_alive, due)
 
     def _send_keep_alive(self, due: float) -> None:
-        """Send a KeepAlive. Where this runs late our own loop stood still: what it did not read then is not silence."""
+        """Send a KeepAlive. Where this runs late, our own loop was blocked: that time does not count as silence."""
         now = asyncio.get_running_loop().time()
         self.last_heard = min(time.monotonic(), self.last_heard + (now - due))
-        if now - due < KEEP_ALIVE_S:  # else only the next time: that the server has cut us off may not be read yet
+        if now - due < KEEP_ALIVE_S:  # else next time: the server may have cut us off, which is not read yet
             self._last_keep_alive = now
         self.send(KeepAlive())
         self._schedule_keep_alive(now + KEEP_ALIVE_S)
@@ -192,7 +192,7 @@ class Connection(Peer):
 
 
 class _Stream:
-    """The items of one stream that have arrived and were not yet taken."""
+    """A stream's received items that were not yet yielded."""
 
     def __init__(self) -> None:
         self.items: deque[Any] = deque()

@@ -1,9 +1,9 @@
-"""Writes Python objects as frames on a byte stream. Large arrays are copied neither into the pickle nor out of it.
+"""Encodes Python objects as frames on a byte stream. Large arrays are copied neither into the pickle nor out of it.
 
-A frame is one object: the number of the stream that it is about (uint64; 0: of none, or of several), how many parts it
-has (uint32), each part's length (uint64 each), the parts. The first part is a pickle, the others are its out-of-band
-buffers (PEP 574). A frame of no parts is a piece of a larger frame: one length, and that many of the larger
-frame's bytes. So small frames pass between the pieces of a large one.
+A frame holds one object: the number of its stream (uint64; 0: none, or several), the number of parts (uint32), each
+part's length (uint64 each), the parts. The first part is a pickle, the others are its out-of-band buffers (PEP 574). A
+frame without parts is a piece of a larger frame: a length, and that many of the larger frame's bytes. So small frames
+can be sent between the pieces of a large one.
 
 Unpickling runs code that the bytes name, so only a peer that has sent the token is read (serve/transport/server.py).
 """
@@ -18,7 +18,7 @@ from serve.media.shared_pixels import pickling_for
 
 HEAD, LENGTH = struct.Struct("<QI"), struct.Struct("<Q")
 _SHORT = struct.Struct("<QIQ")
-"""The head of a frame of one part, or of a piece."""
+"""The head of a frame with one part, or of a piece."""
 MAX_PARTS = 1024
 MAX_BYTES = 4 * 2**30
 PIECE_BYTES = 256 * 1024
@@ -37,16 +37,16 @@ class Unreadable(NamedTuple):
     error: Exception
 
 
-def encode(thing: Any, number: int = 0, *, peer_opens_handles: bool = False) -> list[Bytes]:
+def encode_frame(thing: Any, number: int = 0, *, peer_opens_handles: bool = False) -> list[Bytes]:
     """Return the frame's bytes, in pieces to be written one after the other.
 
-    number: the stream it is about. peer_opens_handles: whether shared pixels travel as handles. Raises TooLarge for
-    what no Reader takes, and whatever pickling raises.
+    number: of its stream. peer_opens_handles: send shared pixels as handles. Raises TooLarge beyond MAX_BYTES, and
+    whatever pickling raises.
     """
     buffers: list[Bytes] = []
 
     def keep_apart(buffer: pickle.PickleBuffer) -> bool:
-        """Keep a buffer out of the pickle. Those beyond the most parts that a frame may have go into it."""
+        """Keep a buffer out of the pickle, unless the frame has MAX_PARTS parts already."""
         if len(buffers) == MAX_PARTS - 1:
             return True
         buffers.append(buffer.raw())
@@ -62,7 +62,7 @@ def encode(thing: Any, number: int = 0, *, peer_opens_handles: bool = False) -> 
 
 
 def pieces(frame: Sequence[Bytes], number: int) -> Iterator[list[Bytes]]:
-    """Cut a frame into frames of at most PIECE_BYTES, which a Reader puts together again."""
+    """Cut a frame into pieces of at most PIECE_BYTES, which a Reader joins again."""
     for part in frame:
         whole = memoryview(part)
         for at in range(0, len(whole), PIECE_BYTES):
@@ -71,7 +71,7 @@ def pieces(frame: Sequence[Bytes], number: int) -> Iterator[list[Bytes]]:
 
 
 class Reader:
-    """Turns bytes as they arrive into the objects that are complete."""
+    """Decodes frames from bytes as they arrive."""
 
     def __init__(self) -> None:
         self._frame = _Frame()

@@ -6,7 +6,7 @@ from serve.errors import ServeError
 from serve.media.shared_pixels import Handle
 
 TOKEN_BYTES = 32
-"""Length of a connection's first bytes, which prove that the caller learned of this server through Ray."""
+"""Length of a connection's first bytes, a secret that the caller learned through Ray."""
 TOKEN_S = 5.0
 """Seconds in which a caller must send them."""
 
@@ -14,8 +14,8 @@ TOKEN_S = 5.0
 class Call(NamedTuple):
     """Caller to server: begin a stream.
 
-    pace_s: items that come closer together than this may be joined on the way. request_id, salt: of the request that it
-    is for. trace: the parent span, as a traceparent; "" for none.
+    pace_s: items within this time may be joined. request_id, salt: of the client's request. trace: the parent span as a
+    traceparent; "" for none.
     """
 
     number: int
@@ -28,15 +28,15 @@ class Call(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Caller to server: end this stream. No more of its Call will be sent either."""
+    """Caller to server: end this stream. The rest of its Call is not sent either."""
 
     number: int
 
 
 class KeepAlive(NamedTuple):
-    """Caller to server, every KEEP_ALIVE_S: it still listens. The streams of a caller that is silent for LEASE_S end.
+    """Caller to server, every KEEP_ALIVE_S: it is alive. Streams of a caller that is silent for LEASE_S are cancelled.
 
-    A process that dies closes its connections; one that is stopped, or behind a network that is cut, does not.
+    A process that dies closes its connections, but a suspended process or a broken network does not.
     """
 
 
@@ -70,7 +70,7 @@ class End(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """Server to caller, every second: it is alive. statuses: of what it serves. draining: it takes no new calls."""
+    """Server to caller, every second: it is alive. statuses: of its models. draining: it takes no new calls."""
 
     statuses: Any
     draining: bool = False

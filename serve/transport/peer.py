@@ -1,7 +1,7 @@
-"""One end of a connection: messages out, batched for a turn of the event loop, and messages in.
+"""The base class of both ends of a connection: sends messages, batched per turn of the event loop, and receives them.
 
-Many small messages in one frame cost a fifth of what they cost in a frame each, but where one of them cannot be
-unpickled the others are lost too. So only messages that always can be are batched.
+Many small messages in one frame cost a fifth of as many frames, but where one of them cannot be unpickled all are lost.
+So only messages that can always be unpickled are batched.
 """
 
 import asyncio
@@ -11,19 +11,19 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, cast
 
-from serve.transport.frames import PIECE_BYTES, BadFrame, Bytes, Reader, Unreadable, encode, pieces
+from serve.transport.frames import PIECE_BYTES, BadFrame, Bytes, Reader, Unreadable, encode_frame, pieces
 
 log = logging.getLogger(__name__)
 
 MAX_UNSENT_BYTES = 2 * PIECE_BYTES
-"""Bytes that may wait in the transport before only small messages are written."""
+"""Bytes in the transport's buffer from which on only small messages are written."""
 PIECES_PER_TURN = 4
 MAX_BATCH = 256
-"""The most messages in one frame."""
+"""Largest number of messages in one frame."""
 
 
 class Peer(asyncio.Protocol):
-    """Either end of a connection. last_heard: when the other end last sent a byte (monotonic, seconds)."""
+    """Either end of a connection. last_heard: monotonic time in seconds of the last byte received."""
 
     def __init__(self) -> None:
         self.last_heard = time.monotonic()
@@ -60,7 +60,7 @@ class Peer(asyncio.Protocol):
         try:
             messages = self._reader.feed(data)
         except BadFrame:
-            log.exception("a peer that does not send frames is cut off")
+            log.exception("disconnecting a peer that sent no valid frame")
             if self._transport is not None:
                 self._transport.abort()
             return
@@ -69,23 +69,22 @@ class Peer(asyncio.Protocol):
                 for single in message:
                     self.on_message(single)
             elif isinstance(message, Unreadable):
-                log.error("a message cannot be read", exc_info=message.error)
+                log.error("a message cannot be unpickled", exc_info=message.error)
                 self.on_unreadable(message)
             else:
                 self.on_message(message)
 
     def on_message(self, message: Any) -> None:
-        """Act on a message."""
         raise NotImplementedError
 
     def on_unreadable(self, message: Unreadable) -> None:
-        """Fail the stream that a message which cannot be unpickled belongs to."""
+        """Fail the stream of a message that cannot be unpickled."""
         raise NotImplementedError
 
     def send(self, message: Any) -> None:
-        """Send a small message, in one frame with the others of this turn of the loop.
+        """Send a small message, in one frame with others of this turn of the loop.
 
-        It must be one that can always be unpickled. Does nothing where the peer is gone.
+        It must be one that can always be unpickled. Does nothing when the connection is lost.
         """
         self._flush_soon()
         self._batch.append(message)
@@ -93,11 +92,11 @@ class Peer(asyncio.Protocol):
             self._flush()
 
     def send_alone(self, message: Any, number: int) -> None:
-        """Send a message about a stream in a frame of its own. Raises whatever pickling raises."""
-        self._send(encode(message, number))
+        """Send a message of a stream in a frame of its own. Raises whatever pickling raises."""
+        self._send(encode_frame(message, number))
 
     def send_large(self, frame: list[Bytes], number: int) -> None:
-        """Send a frame that may be large: piece by piece, small messages between, as fast as the peer reads it."""
+        """Send a frame that may be large: in pieces, with small messages in between, as fast as the peer reads."""
         if self._writable.is_set() and sum(map(len, frame)) <= PIECE_BYTES:
             self._send(frame)
         else:
@@ -105,7 +104,7 @@ class Peer(asyncio.Protocol):
             self._write_on()
 
     def withdraw(self, number: int) -> bool:
-        """Stop sending a frame given to `send_large` under this number. Return whether the peer has to be told."""
+        """Stop sending the frame given to `send_large` under this number. Return whether the peer has a part of it."""
         for frame in self._large_frames:
             if frame.number == number:
                 self._large_frames.remove(frame)
@@ -113,7 +112,7 @@ class Peer(asyncio.Protocol):
         return True
 
     async def wait_until_writable(self) -> None:
-        """Wait until the peer has read most of what was sent to it, or is gone."""
+        """Wait until the peer has read most of the sent bytes, or the connection is lost."""
         await self._writable.wait()
 
     @property
@@ -141,7 +140,7 @@ class Peer(asyncio.Protocol):
     def _encode_batch(self) -> None:
         if self._batch:
             messages, self._batch = self._batch, []
-            self._outbox += encode(messages)
+            self._outbox += encode_frame(messages)
 
     def _flush(self) -> None:
         self._encode_batch()
@@ -155,7 +154,7 @@ class Peer(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._write_pieces)
 
     def _write_pieces(self) -> None:
-        """Write a few pieces, of each large frame in turn; the loop runs other work before the next few."""
+        """Write PIECES_PER_TURN pieces, of each large frame in turn; then let the loop do other work."""
         self._writing = False
         for _ in range(PIECES_PER_TURN):
             if self._large_frames and self._transport is not None and self._writable.is_set():

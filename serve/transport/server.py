@@ -1,4 +1,4 @@
-"""Answers calls: a stream for each, and one frame for the items of all streams in one turn of the event loop."""
+"""The answering end: a stream for each call, and one frame for the items of all streams in a turn of the event loop."""
 
 import asyncio
 import hmac
@@ -36,13 +36,13 @@ Method = Callable[..., AsyncGenerator[Any, None]]
 Join = Callable[[list[Any]], list[Any]]
 
 
-class Server:
-    """Answers calls of `methods` on one port, for those who know its token.
+class StreamServer:
+    """Answers calls of `methods` on one port, from callers that know its token.
 
-    When a caller disconnects its streams are cancelled. statuses: sent in each Heartbeat. join: merges items that came
-    in a row into fewer, where a call allows it. on_abandoned: called with the number of streams that were cancelled
-    because their caller was gone. simple: types of items that can always be unpickled, so that those of several streams
-    may share a frame.
+    When a caller disconnects, its streams are cancelled. statuses: sent in each Heartbeat. join: merges consecutive
+    items into fewer, where a call allows it. on_abandoned: called with the number of streams cancelled because their
+    caller disconnected. simple: types of items that can always be unpickled; items of several streams may share a
+    frame.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Server:
         return int(self._listening.sockets[0].getsockname()[1])
 
     async def drain(self, seconds: float, leave_s: float = 0.0) -> None:
-        """Tell callers to go elsewhere, and let the streams that run end, for at most `seconds`.
+        """Announce the end to callers, and let running streams finish, for at most `seconds`.
 
-        leave_s: how long of that callers are given to find another server; calls are still taken meanwhile.
+        leave_s: the part of it in which callers look for another server; new calls are still taken.
         """
         self.draining = True
         await self.send_heartbeat()
@@ -85,7 +85,7 @@ class Server:
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Close all connections, and end what still runs."""
+        """Close all connections, which cancels running streams."""
         self._stopped = True
         if self._beating is not None:
             self._beating.cancel()
@@ -96,12 +96,12 @@ class Server:
             session.close()
 
     def caller_lost(self, streams: int) -> None:
-        """Report the streams that ended with their caller."""
+        """Report streams that were cancelled with their connection."""
         if streams and not self._stopped:
             self.on_abandoned(streams)
 
     def answering(self) -> int:
-        """Return the number of streams that run now."""
+        """Return the number of running streams."""
         return sum(len(session.jobs) for session in self.sessions)
 
     async def send_heartbeat(self) -> None:
@@ -120,9 +120,9 @@ class Server:
 
 
 class Session(Peer):
-    """One caller's connection. Nothing of it is unpickled before it has sent the token."""
+    """A caller's connection. Nothing that it sends is unpickled before the token."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: StreamServer) -> None:
         super().__init__()
         self.server = server
         self.jobs: dict[int, asyncio.Task[None]] = {}
@@ -157,13 +157,13 @@ class Session(Peer):
     def check_lease(self) -> None:
         """Disconnect a caller that was silent for LEASE_S at two checks in a row.
 
-        At the first, it may be us who were busy, with its bytes waiting to be read.
+        At the first check our own loop may have been blocked, with the caller's bytes unread.
         """
         late = time.monotonic() - self.last_heard > LEASE_S
         if late and self._was_late and self._transport is not None:
-            log.warning("a caller that stopped listening is cut off, %d streams of its own with it", len(self.jobs))
+            log.warning("disconnecting a silent caller, which cancels %d streams", len(self.jobs))
             self.send(Goodbye())
-            self._flush()  # it may be there still, and must not take this for a death
+            self._flush()  # it may be alive still, and must not take this for a crash
             self._transport.abort()
         self._was_late = late
 
@@ -190,7 +190,7 @@ class Session(Peer):
         CACHE_SALT.set(call.salt)
         coalescer = _Coalescer(self, call)
         with tracing.begin(call.method, "server", call.trace) as span:
-            span.enter()
+            span.make_current()
             try:
                 async with aclosing(self.server.methods[call.method](*call.arguments)) as items:
                     async for item in items:
@@ -224,7 +224,7 @@ class Session(Peer):
 
 
 class _Coalescer:
-    """Sends one stream's items: at once, or joined while the last ones are younger than the call's pace."""
+    """Sends a stream's items: at once, or joined where the last ones were sent less than the call's pace ago."""
 
     def __init__(self, session: Session, call: Call) -> None:
         self.session = session
@@ -256,7 +256,7 @@ class _Coalescer:
 
 
 def _read(probe: Probe) -> bytes:
-    """Return the bytes of the probe's pixels; none where they cannot be read here."""
+    """Return the bytes of the probe's pixels; empty where they cannot be read here."""
     try:
         return SharedPixels.open(probe.pixels).pixels.tobytes()
     except ServeError:

@@ -1,4 +1,4 @@
-"""Our routes over HTTP: tasks as JSON, forms and streams; health; errors; limits; the OpenAPI document."""
+"""The HTTP routes: tasks as JSON, forms and streams; health; errors; limits; the OpenAPI document."""
 
 import asyncio
 import base64
@@ -50,8 +50,8 @@ def error(reply: httpx.Response) -> dict[str, Any]:
     assert list(body["error"]) == ["message", "type", "param", "code"]
     assert isinstance(body["error"]["message"], str)
     assert body["error"]["code"] is None or isinstance(body["error"]["code"], str)
-    found: dict[str, Any] = body["error"]
-    return found
+    fields: dict[str, Any] = body["error"]
+    return fields
 
 
 def port(address: str) -> int:
@@ -61,7 +61,7 @@ def port(address: str) -> int:
 # Tasks, whole
 
 
-async def test_a_task_answers_side_by_side_and_merged() -> None:
+async def test_task_returns_each_reply_and_the_merged_reply() -> None:
     app = served(FakeEngine("a red square"), FakeEngine("red"))
     reply = await post("/v1/tasks/vqa", VQA | {"weights": {PALIGEMMA: 3}}, app)
     assert reply.status_code == 200
@@ -78,12 +78,12 @@ async def test_a_task_answers_side_by_side_and_merged() -> None:
         assert body["usage"][count] == sum(reply["usage"][count] for reply in body["replies"]) > 0
 
 
-async def test_one_model_can_be_asked() -> None:
+async def test_task_with_a_model_list_calls_those_models_only() -> None:
     body = (await post("/v1/tasks/vqa", VQA | {"models": [PALIGEMMA]})).json()
     assert [reply["model"] for reply in body["replies"]] == [PALIGEMMA]
 
 
-async def test_a_failed_model_costs_its_own_column_only() -> None:
+async def test_failed_model_leaves_other_replies_ok() -> None:
     app = served(FakeEngine("red", fail_after=0), FakeEngine("red"))
     reply = await post("/v1/tasks/vqa", VQA, app)
     assert reply.status_code == 200
@@ -93,7 +93,7 @@ async def test_a_failed_model_costs_its_own_column_only() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_no_answer_at_all_is_a_503_that_says_when_to_retry(stream: bool) -> None:
+async def test_task_without_any_answer_is_503_with_retry_after(stream: bool) -> None:
     reply = await post("/v1/tasks/vqa", VQA | {"stream": stream}, served(ready=False))
     assert reply.status_code == 503 and int(reply.headers["retry-after"]) > 0
     assert error(reply)["code"] == "no_model_answered" and "still starting" in error(reply)["message"]
@@ -102,21 +102,21 @@ async def test_no_answer_at_all_is_a_503_that_says_when_to_retry(stream: bool) -
 # Tasks, streamed
 
 
-async def test_a_stream_tells_deltas_replies_and_the_merge() -> None:
+async def test_task_stream_has_deltas_replies_and_the_merged_reply() -> None:
     app = served(FakeEngine("a red square", delay_s=0.01), FakeEngine("red"))
     reply = await post("/v1/tasks/vqa", VQA | {"stream": True}, app)
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert "content-length" not in reply.headers
-    found = frames(reply.text)
-    assert found[-1] == (None, "[DONE]") and found[-2][0] == "merged"
-    told = [(event, json.loads(data)) for event, data in found[:-1]]
+    events = frames(reply.text)
+    assert events[-1] == (None, "[DONE]") and events[-2][0] == "merged"
+    parsed = [(event, json.loads(data)) for event, data in events[:-1]]
     words = {
-        name: "".join(data["text"] for event, data in told if event == "delta" and data["model"] == name)
+        name: "".join(data["text"] for event, data in parsed if event == "delta" and data["model"] == name)
         for name in (LLAVA, PALIGEMMA)
     }
     assert words == {LLAVA: "a red square", PALIGEMMA: "red"}
-    assert [data["model"] for event, data in told if event == "reply"] == [PALIGEMMA, LLAVA]  # the faster one first
-    assert told[-1][1]["method"] == "vote"
+    assert [data["model"] for event, data in parsed if event == "reply"] == [PALIGEMMA, LLAVA]  # the faster one first
+    assert parsed[-1][1]["method"] == "vote"
 
 
 @pytest.mark.parametrize(
@@ -143,15 +143,15 @@ async def test_fan_out_is_planned_once(
     assert sorted(calls) == ["able_routes", "choose_judge"]
 
 
-async def test_a_failure_after_the_first_byte_is_an_event() -> None:
+async def test_failure_after_the_first_byte_is_an_error_event() -> None:
     app = served(FakeEngine("a red square", fail_after=1), FakeEngine("red square", fail_after=1))
-    found = frames((await post("/v1/tasks/vqa", VQA | {"stream": True}, app)).text)
-    assert found[-1] == (None, "[DONE]") and found[-2][0] == "error"
-    assert json.loads(found[-2][1])["error"]["code"] == "no_model_answered"
-    assert [json.loads(data)["status"] for event, data in found if event == "reply"] == ["error", "error"]
+    events = frames((await post("/v1/tasks/vqa", VQA | {"stream": True}, app)).text)
+    assert events[-1] == (None, "[DONE]") and events[-2][0] == "error"
+    assert json.loads(events[-2][1])["error"]["code"] == "no_model_answered"
+    assert [json.loads(data)["status"] for event, data in events if event == "reply"] == ["error", "error"]
 
 
-async def test_a_model_that_fails_at_once_does_not_wait_long_for_the_others() -> None:
+async def test_early_failure_is_streamed_without_waiting_for_slow_models() -> None:
     app = served(FakeEngine("red", fail_after=0), FakeEngine("red", delay_s=5))
     with listening(app) as address:
         began = time.monotonic()
@@ -160,18 +160,18 @@ async def test_a_model_that_fails_at_once_does_not_wait_long_for_the_others() ->
             assert time.monotonic() - began < 2.5
 
 
-async def test_a_bug_in_the_middle_of_a_stream_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bug_during_a_stream_is_an_error_event_without_details(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("secret")
 
     monkeypatch.setattr("serve.router.merge_replies.merge", broken)
-    found = frames((await post("/v1/tasks/vqa", VQA | {"stream": True})).text)
-    assert found[-1] == (None, "[DONE]") and found[-2][0] == "error"
-    assert json.loads(found[-2][1])["error"]["code"] == "internal_error" and "secret" not in found[-2][1]
+    events = frames((await post("/v1/tasks/vqa", VQA | {"stream": True})).text)
+    assert events[-1] == (None, "[DONE]") and events[-2][0] == "error"
+    assert json.loads(events[-2][1])["error"]["code"] == "internal_error" and "secret" not in events[-2][1]
 
 
-async def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "STILL_HERE_S", 0.02)
+async def test_silent_stream_gets_keep_alive_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.02)
     app = served(FakeEngine("a b", delay_s=0.1), FakeEngine("a b", delay_s=0.1))
     reply = await post("/v1/tasks/vqa", VQA | {"stream": True}, app)
     assert ": still here\n\n" in reply.text and reply.text.endswith("data: [DONE]\n\n")
@@ -180,7 +180,7 @@ async def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) ->
 # Forms
 
 
-async def test_a_form_carries_the_image_as_a_file() -> None:
+async def test_form_with_image_file_is_answered() -> None:
     llava, paligemma = FakeEngine("[0.1, 0.1, 0.5, 0.5]"), FakeEngine("<loc0000><loc0000><loc0512><loc0512> grey cat")
     form = {
         "labels": "grey cat; old dog",
@@ -194,7 +194,7 @@ async def test_a_form_carries_the_image_as_a_file() -> None:
     assert paligemma.prompts[0].text == "detect grey cat ; old dog"
 
 
-async def test_repeated_form_fields_are_a_list_and_may_hold_the_marks() -> None:
+async def test_repeated_form_fields_are_a_list_and_may_contain_separators() -> None:
     paligemma = FakeEngine("")
     form = {"labels": ["cat, sleeping", "old dog"], "models": [PALIGEMMA], "temperature": "0.5", "max_tokens": "9"}
     await post("/v1/tasks/detect", app=served(None, paligemma), data=form, files={"image": picture()})
@@ -203,7 +203,7 @@ async def test_repeated_form_fields_are_a_list_and_may_hold_the_marks() -> None:
     assert (prompt.sampling.temperature, prompt.sampling.max_tokens) == (0.5, 9)
 
 
-async def test_a_form_can_stream_and_can_carry_a_data_url() -> None:
+async def test_form_can_stream_and_contain_a_data_url() -> None:
     reply = await post("/v1/tasks/vqa", data={**VQA, "stream": "true"}, files={"merge": (None, "vote")})
     assert frames(reply.text)[-1] == (None, "[DONE]")
 
@@ -223,14 +223,14 @@ async def test_a_form_can_stream_and_can_carry_a_data_url() -> None:
         ({"question": "q"}, [("image", picture())] * 3, None, "invalid_request"),
     ],
 )
-async def test_a_wrong_form_is_refused_by_name(data: Any, files: Any, param: str | None, code: str) -> None:
+async def test_invalid_form_field_is_named_in_the_error(data: Any, files: Any, param: str | None, code: str) -> None:
     reply = await post("/v1/tasks/vqa", data=data, files=files)
     assert reply.status_code == 400
-    found = error(reply)
+    fields = error(reply)
     if (param, code) == ("image", "missing_required_parameter"):
-        assert found["param"] in ("image", "other")  # both are wrong: either may be named
+        assert fields["param"] in ("image", "other")  # both are wrong: either may be named
     else:
-        assert (found["param"], found["code"]) == (param, code)
+        assert (fields["param"], fields["code"]) == (param, code)
 
 
 # Errors
@@ -263,23 +263,23 @@ async def test_a_wrong_form_is_refused_by_name(data: Any, files: Any, param: str
         ("dance", VQA, 404, "task", "task_not_found"),
     ],
 )
-async def test_a_wrong_request_is_refused_by_name(
+async def test_invalid_task_field_is_named_in_the_error(
     task: str, body: Any, status: int, param: str | None, code: str
 ) -> None:
     reply = await post(f"/v1/tasks/{task}", body)
-    found = error(reply)
-    assert (reply.status_code, found["param"], found["code"]) == (status, param, code)
-    assert found["type"] == "invalid_request_error"
+    fields = error(reply)
+    assert (reply.status_code, fields["param"], fields["code"]) == (status, param, code)
+    assert fields["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000])
-async def test_what_is_not_json_is_refused(body: bytes) -> None:
+async def test_body_that_is_not_json_is_refused(body: bytes) -> None:
     for path in ("/v1/tasks/vqa", "/v1/chat/completions"):
         reply = await post(path, content=body)
         assert (reply.status_code, error(reply)["code"]) == (400, "invalid_json")
 
 
-async def test_little_of_a_request_comes_back() -> None:
+async def test_error_quotes_little_of_a_long_request() -> None:
     long = "x" * 5000
     for path, body in {
         "/v1/tasks/vqa": VQA | {long: 1},
@@ -309,14 +309,14 @@ async def test_little_of_a_request_comes_back() -> None:
         ("GET", "/v1/compare?models=nobody", 404, "model_not_found"),
     ],
 )
-async def test_every_route_error_has_the_shape(method: str, path: str, status: int, code: str) -> None:
+async def test_routing_error_has_openai_format(method: str, path: str, status: int, code: str) -> None:
     async with calling(plain()) as client:
         reply = await client.request(method, path)
     assert (reply.status_code, error(reply)["code"]) == (status, code)
     assert status != 405 or reply.headers["allow"]
 
 
-async def test_a_bug_is_a_neutral_500_and_a_whole_log(
+async def test_bug_is_500_without_details_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object, **__: object) -> None:
@@ -330,20 +330,20 @@ async def test_a_bug_is_a_neutral_500_and_a_whole_log(
     assert "the-one" in caplog.text and "secret" in caplog.text
 
 
-# The edge
+# Request ids, body limits, disconnects
 
 
-async def test_the_request_id_is_kept_where_it_is_plain() -> None:
+async def test_plain_request_id_is_kept_and_odd_ids_are_replaced() -> None:
     app = served()
     reply = await post("/v1/tasks/vqa", VQA, app, headers={"x-request-id": "a.b-C_1"})
     assert reply.headers["x-request-id"] == "a.b-C_1" and reply.json()["id"] == "task-a.b-C_1"
     for odd in ("", "a b", "x" * 129, "é".encode()):
-        made = (await get("/health", app, headers={"x-request-id": odd})).headers["x-request-id"]
-        assert made != odd and len(made) == 32
+        new_id = (await get("/health", app, headers={"x-request-id": odd})).headers["x-request-id"]
+        assert new_id != odd and len(new_id) == 32
     assert (await get("/nowhere", app)).headers["x-request-id"]
 
 
-async def test_a_large_body_is_refused_unread() -> None:
+async def test_large_body_is_refused() -> None:
     app = create_app(router(), limits=Limits(max_body_mb=1000 / 2**20))
     for path in ("/v1/tasks/vqa", "/v1/chat/completions"):
         reply = await post(path, content=b"x" * 1001, app=app)
@@ -351,7 +351,7 @@ async def test_a_large_body_is_refused_unread() -> None:
 
 
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=b"])
-async def test_a_body_that_does_not_say_its_length_is_cut(kind: str) -> None:
+async def test_endless_chunked_body_is_refused_at_the_limit(kind: str) -> None:
     read = 0
 
     async def endless() -> Any:
@@ -372,25 +372,25 @@ async def test_a_body_that_does_not_say_its_length_is_cut(kind: str) -> None:
     ("path", "more"),
     [("/v1/tasks/vqa", {}), ("/v1/chat/completions", {"model": "vqa:*"}), ("/v1/chat/completions", {"model": LLAVA})],
 )
-def test_when_the_client_leaves_the_models_stop(path: str, more: dict[str, Any], stream: bool) -> None:
+def test_disconnect_stops_the_models(path: str, more: dict[str, Any], stream: bool) -> None:
     engines = [FakeEngine("word " * 1000, delay_s=0.01) for _ in range(2)]
     content = [{"type": "image_url", "image_url": URL}, {"type": "text", "text": "what?"}]
     body = (more | {"messages": [{"role": "user", "content": content}]} if more else dict(VQA)) | {"stream": stream}
     body["max_tokens"] = 1000
-    asked = 1 if more.get("model") == LLAVA else 2
+    count = 1 if more.get("model") == LLAVA else 2
     with listening(served(*engines)) as address, socket.create_connection(("127.0.0.1", port(address))) as caller:
         data = json.dumps(body).encode()
         caller.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data)) + data)
-        assert until(lambda: sum(engine.speaking for engine in engines) == asked, 5)
+        assert until(lambda: sum(engine.speaking for engine in engines) == count, 5)
         if stream:
             assert caller.recv(12) == b"HTTP/1.1 200"
         caller.close()
         assert until(lambda: not any(engine.speaking for engine in engines), 2)
-        assert sum(engine.aborted for engine in engines) == asked
+        assert sum(engine.aborted for engine in engines) == count
 
 
-async def test_a_reader_that_stops_reading_and_leaves_ends_the_stream() -> None:
-    """Cut while a frame is being sent, the generator is not running and would hear of nothing by itself."""
+async def test_disconnect_during_a_blocked_send_closes_the_stream() -> None:
+    """Check that a generator which is suspended while an event is being sent gets closed."""
     closed, sent = [], 0
 
     async def speaking() -> AsyncGenerator[bytes, None]:
@@ -410,7 +410,7 @@ async def test_a_reader_that_stops_reading_and_leaves_ends_the_stream() -> None:
         if sent == 4:
             await asyncio.sleep(30)
 
-    stream = await sse.opened(receive, speaking())
+    stream = await sse.open_stream(receive, speaking())
     await stream({"type": "http"}, receive, send)
     assert closed == [True] and sent == 4
 
@@ -422,7 +422,7 @@ async def test_health_is_ok() -> None:
     assert (await get("/health")).json() == {"status": "ok"}
 
 
-async def test_ready_says_where_each_model_stands() -> None:
+async def test_ready_reports_the_state_of_each_model() -> None:
     app_router = router(ready=False)
     app = create_app(app_router)
     llava, paligemma = app_router.routes.values()
@@ -442,7 +442,7 @@ async def test_ready_says_where_each_model_stands() -> None:
     assert (await get("/ready", app)).status_code == 503
     llava.mark("asleep", "it starts when it is asked")  # type: ignore[attr-defined]
     asleep = await get("/ready", app)
-    assert asleep.status_code == 200  # or no balancer would ever send what wakes it
+    assert asleep.status_code == 200  # else no load balancer would send the request that wakes it
     assert (asleep.json()["status"], asleep.json()["models"]) == ("degraded", {LLAVA: "asleep", PALIGEMMA: "failed"})
     assert list(asleep.json()["details"]) == [LLAVA, PALIGEMMA]
 
@@ -457,9 +457,7 @@ async def test_ready_says_where_each_model_stands() -> None:
         (("failed", "failed"), "degraded", 503),
     ],
 )
-async def test_a_model_that_sleeps_counts_as_one_that_can_be_asked(
-    states: tuple[State, State], status: str, code: int
-) -> None:
+async def test_sleeping_model_counts_as_available(states: tuple[State, State], status: str, code: int) -> None:
     app_router = router(ready=False)
     for worker, state in zip(app_router.routes.values(), states, strict=True):
         worker.mark(state, "x")  # type: ignore[attr-defined]
@@ -493,7 +491,7 @@ async def test_metrics_count_requests_and_replies() -> None:
     assert 'diptych_fan_out_models_sum{task="vqa"} 2.0' in text
     assert 'diptych_merge_seconds_count{task="vqa"} 1.0' in text
     assert 'diptych_agreement_sum{task="vqa"} 1.0' in text
-    assert "diptych_requests_running 1.0" in text  # the one that asks
+    assert "diptych_requests_running 1.0" in text  # the request for the metrics
     assert f'diptych_model_state{{model="{LLAVA}",state="ready"}} 1.0' in text
     assert f'diptych_model_state{{model="{LLAVA}",state="failed"}} 0.0' in text
 
@@ -504,14 +502,14 @@ async def test_promtool_finds_no_fault_in_the_metrics() -> None:
     async with calling(app) as client:
         await client.post("/v1/tasks/vqa", json=VQA)
         text = (await client.get("/metrics")).text
-    for told, faults in ((text, 0), (text.replace("diptych_replies_total", "diptych_repliesTotal"), 3)):
+    for page, faults in ((text, 0), (text.replace("diptych_replies_total", "diptych_repliesTotal"), 3)):
         command = ["promtool", "check", "metrics"]
-        done = await asyncio.to_thread(subprocess.run, command, input=told, text=True, capture_output=True, timeout=60)
+        done = await asyncio.to_thread(subprocess.run, command, input=page, text=True, capture_output=True, timeout=60)
         assert done.returncode == faults, done.stdout + done.stderr
         assert bool(done.stdout + done.stderr) == bool(faults), done.stdout + done.stderr
 
 
-async def test_metrics_tell_what_a_model_was_asked_and_has_not_answered() -> None:
+async def test_metrics_count_unanswered_requests_of_a_model() -> None:
     slow, quick = FakeEngine("red", first_delay_s=30), FakeEngine("red")
     app = served(slow, quick)
     async with calling(app) as client:
@@ -531,7 +529,7 @@ async def test_metrics_tell_what_a_model_was_asked_and_has_not_answered() -> Non
     assert f'diptych_model_requests{{model="{LLAVA}"}} 0.0' in after
 
 
-async def test_an_app_in_anothers_place_counts_on_and_forgets_models_that_went() -> None:
+async def test_new_app_keeps_metrics_and_drops_removed_models() -> None:
     metrics = Metrics()
     ask = {"image": URL, "question": "what?"}
     async with calling(create_app(router(), metrics=metrics)) as client:
@@ -546,7 +544,7 @@ async def test_an_app_in_anothers_place_counts_on_and_forgets_models_that_went()
     assert f'diptych_model_state{{model="{LLAVA}"' not in text
 
 
-async def test_metrics_tell_how_fan_outs_end() -> None:
+async def test_metrics_count_outcomes_of_fan_outs() -> None:
     app = served(FakeEngine("red", fail_after=0), FakeEngine("red", fail_after=0))
     slow = served(FakeEngine("red"), FakeEngine("red", first_delay_s=9))
     async with calling(app) as client, calling(slow) as other:
@@ -560,13 +558,13 @@ async def test_metrics_tell_how_fan_outs_end() -> None:
 
 
 @pytest.mark.parametrize(("path", "root"), [("/", "."), ("/docs", "."), ("/compare/", ".."), ("/compare/a-vs-b", "..")])
-async def test_pages_name_their_files_by_relative_addresses(path: str, root: str) -> None:
+async def test_pages_link_their_files_by_relative_urls(path: str, root: str) -> None:
     page = await get(path, served())
     assert page.status_code == 200
-    found = re.findall(r'(?:src|href)="([^"]*)"', page.text)
-    assert found and all(address.startswith((f"{root}/", "#")) for address in found)
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page.text)
+    assert addresses and all(address.startswith((f"{root}/", "#")) for address in addresses)
     here = "/" if root == "." else "/compare/"
-    for address in found:
+    for address in addresses:
         if "/web/" in address:
             assert (await get(str(httpx.URL(f"http://diptych{here}").join(address).path), served())).status_code == 200
 
@@ -574,7 +572,7 @@ async def test_pages_name_their_files_by_relative_addresses(path: str, root: str
 @pytest.mark.parametrize(
     "path", ["/", "/docs", "/compare/a-vs-b", "/web/app.js", "/web/style.css", "/scenes/three.png"]
 )
-async def test_pages_run_nothing_but_their_own_files(path: str) -> None:
+async def test_pages_forbid_foreign_scripts_and_styles(path: str) -> None:
     headers = (await get(path, served())).headers
     policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
     assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
@@ -584,13 +582,13 @@ async def test_pages_run_nothing_but_their_own_files(path: str) -> None:
     assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
 
 
-async def test_compare_without_names_has_an_address_of_its_own() -> None:
+async def test_compare_without_names_redirects() -> None:
     answer = await get("/compare", served())
     assert answer.status_code == 307 and answer.headers["location"] == "compare/"
 
 
-def test_the_page_weighs_little() -> None:
-    """Everything that a first visit loads, and the rest of the pages' files too."""
+def test_pages_are_smaller_than_100_kb() -> None:
+    """Count all files of the pages, which a first visit loads in part."""
     files = [file for folder in (pages.WEB, pages.SCENES / "small") for file in folder.iterdir() if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 100_000
 
@@ -598,7 +596,7 @@ def test_the_page_weighs_little() -> None:
 @pytest.mark.parametrize(
     ("path", "model"), [("/v1/tasks/vqa", ""), ("/v1/chat/completions", "vqa"), ("/v1/chat/completions", LLAVA)]
 )
-async def test_decoding_does_not_hold_up_others(path: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_decoding_does_not_block_other_requests(path: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     others_went_on = asyncio.Event()
     decode = decoding._decode_file
 
@@ -620,7 +618,7 @@ async def test_decoding_does_not_hold_up_others(path: str, model: str, monkeypat
 # The document
 
 
-async def test_the_openapi_document_is_valid_and_whole() -> None:
+async def test_openapi_document_is_valid_and_complete() -> None:
     document = (await get("/openapi.json")).json()
     openapi_spec_validator.validate(document)
     paths = document["paths"]
@@ -653,5 +651,5 @@ async def test_the_openapi_document_is_valid_and_whole() -> None:
     assert chat == {"$ref": "#/components/schemas/ChatCompletionRequest"}
 
 
-async def test_the_documents_page_is_there() -> None:
+async def test_docs_page_is_served() -> None:
     assert (await get("/docs")).status_code == 200

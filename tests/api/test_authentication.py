@@ -1,4 +1,4 @@
-"""Authentication lets in known keys within their rates, and what is configured as open."""
+"""Authentication: known keys within their rate limits, and paths that are configured as open."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ async def guarded(engine: FakeEngine | None = None, **access: Any) -> AsyncItera
         yield client
 
 
-async def test_every_path_but_health_needs_a_key() -> None:
+async def test_all_paths_but_health_need_a_key() -> None:
     async with guarded() as client:
         assert (await client.get("/health")).status_code == 200
         paths = [
@@ -160,7 +160,7 @@ async def test_requests_beyond_the_minutes_limit_are_refused() -> None:
         assert (await client.get("/v1/models", headers=ALICE)).status_code == 200
 
 
-async def test_requests_beyond_the_limit_at_once_are_refused_until_one_ends() -> None:
+async def test_concurrent_requests_beyond_the_limit_are_refused_until_a_request_ends() -> None:
     engine = FakeEngine("word " * 400, delay_s=0.01)
     app = create_app(router(engine), access=Access(keys=KEYS, requests_at_once=1))
     with listening(app) as address:
@@ -169,7 +169,7 @@ async def test_requests_beyond_the_limit_at_once_are_refused_until_one_ends() ->
                 assert first.status_code == 200
                 second = await client.post("/v1/chat/completions", json=CHAT)
                 assert (second.status_code, second.headers["retry-after"]) == (429, "1")
-            for _ in range(400):  # the first one left in the middle
+            for _ in range(400):  # the first client disconnected
                 third = await client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 1})
                 if third.status_code == 200:
                     break
@@ -235,7 +235,7 @@ async def test_server_without_any_key_answers_only_health() -> None:
         assert (await client.post("/v1/chat/completions", json=CHAT, headers=ALICE)).status_code == 401
 
 
-async def test_rate_limiter_goes_on_counting_in_a_new_app() -> None:
+async def test_new_app_keeps_the_counts_of_the_rate_limiter() -> None:
     limiter = RateLimiter()
     for status in (200, 200, 429):
         app = create_app(router(), access=Access(keys=KEYS, requests_per_minute=2), rate_limiter=limiter)

@@ -1,4 +1,4 @@
-"""Bad input over a real port, with the limits that a gateway has; a good request after each."""
+"""Bad input over a real port with a gateway's limits, and a good request after each."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -26,6 +26,6 @@ def client() -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize("case", bad_input.CASES, ids=lambda case: case.name[:60])
-def test_it_is_refused_in_words_and_the_next_is_answered(client: httpx.Client, case: bad_input.Case) -> None:
+def test_bad_input_is_refused_and_the_next_request_answered(client: httpx.Client, case: bad_input.Case) -> None:
     bad_input.ask(client, case)
     bad_input.control(client)

@@ -1,4 +1,4 @@
-"""Bodies: counted while they come, and gone once they are read."""
+"""Memory leases of request bodies, from the first byte until the body is parsed."""
 
 import asyncio
 import base64
@@ -38,7 +38,7 @@ def length(size: int) -> dict[str, str]:
 
 
 class Client:
-    """One that sends what it is told to, and no more until then."""
+    """A client that sends its body piece by piece, when the test calls `send`."""
 
     def __init__(self, app: Any, headers: dict[str, str], path: str = "/v1/tasks/vqa") -> None:
         self.more: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -63,7 +63,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_declared_body_is_leased_before_it_arrives() -> None:
+async def test_declared_body_is_leased_before_arrival() -> None:
     budget = Budget(100 * MB)
     client = Client(create_app(router(), budget=budget), length(24 * MB))
     await settled()
@@ -76,7 +76,7 @@ async def test_declared_body_is_leased_before_it_arrives() -> None:
     ("pieces", "held"),
     [([MB // 8] * 2, MB // 4), ([MB // 8] * 3, Limits().max_body), ([MB] * 20, Limits().max_body), ([1], MB // 4)],
 )
-async def test_chunked_body_is_leased_as_it_grows(pieces: list[int], held: int) -> None:
+async def test_lease_of_chunked_body_grows_with_the_body(pieces: list[int], held: int) -> None:
     budget = Budget(100 * MB)
     client = Client(create_app(router(), budget=budget), JSON)
     await client.send(*(b"x" * piece for piece in pieces))
@@ -94,8 +94,8 @@ async def test_eighty_waiting_clients_with_24_mb_each_stay_within_the_budget(dec
         client.more.put_nowait(b" " * (300 * 1024))
     await settled()
     assert 0 < budget.held <= budget.total // 2
-    async with calling(app) as honest:  # and a small question is answered beside them
-        assert (await honest.post("/v1/tasks/vqa", content=VQA, headers=JSON)).status_code == 200
+    async with calling(app) as client_within_limits:  # a small question is answered meanwhile
+        assert (await client_within_limits.post("/v1/tasks/vqa", content=VQA, headers=JSON)).status_code == 200
     replies = await asyncio.gather(*(client.task for client in clients))
     late, refused = [[reply for reply in replies if reply.status == status] for status in (408, 429)]
     assert len(late) + len(refused) == 80 and refused and late
@@ -143,7 +143,7 @@ async def test_client_that_leaves_frees_its_lease() -> None:
 
 
 def noise() -> bytes:
-    """A picture of few pixels in a large file, since noise cannot be packed: 3.4 MB either way."""
+    """Return a PNG of noise, which cannot be compressed: 3.4 MB as a file and as pixels."""
     out = io.BytesIO()
     pixels = np.random.default_rng(5).integers(0, 256, (1000, 1150, 3), np.uint8)
     PIL.Image.fromarray(pixels).save(out, "PNG", compress_level=1)
@@ -167,7 +167,7 @@ def in_form(file: bytes) -> Iterator[bytes]:
 
 
 DATA = "data:image/png;base64,PICTURE"
-DOORS: dict[str, tuple[str, dict[str, Any] | None]] = {
+REQUESTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "task": ("/v1/tasks/vqa", {"question": "what?", "image": DATA}),
     "task, stream": ("/v1/tasks/vqa", {"question": "what?", "image": DATA, "stream": True}),
     "form": ("/v1/tasks/vqa", None),
@@ -177,11 +177,11 @@ DOORS: dict[str, tuple[str, dict[str, Any] | None]] = {
 }
 
 
-@pytest.mark.parametrize("door", list(DOORS))
-async def test_only_file_and_pixels_are_leased_while_models_answer(door: str) -> None:
-    """Its body in base64, and the text that it was parsed to, were 9 MB more."""
+@pytest.mark.parametrize("kind", list(REQUESTS))
+async def test_only_file_and_pixels_are_leased_while_models_answer(kind: str) -> None:
+    """Check the memory in use; with the base64 body and its parsed text it would be 9 MB more."""
     file = noise()
-    path, fields = DOORS[door]
+    path, fields = REQUESTS[kind]
     engine = FakeEngine("red", first_delay_s=30, kept=0)
     app = create_app(router(engine, engine), budget=Budget(400 * MB))
     gc.collect()
@@ -206,7 +206,7 @@ async def test_only_file_and_pixels_are_leased_while_models_answer(door: str) ->
 
 @pytest.mark.parametrize("size", [1, 10, 20])
 async def test_largest_image_fits_into_every_kind_of_body(size: int) -> None:
-    """A chat has its text beside it. The bytes are no image, which is the only thing wrong with it."""
+    """Check that the only error is that the bytes are not an image."""
     file = bytes(size * MB)
     app = create_app(router(), budget=Budget(400 * MB))
     chat = {"model": LLAVA, "messages": [message("w" * 100_000, DATA)]}
@@ -242,8 +242,8 @@ async def test_budget_is_exported_to_prometheus() -> None:
     assert float(values["diptych_memory_refusals_total"]) == 1
 
 
-async def test_leases_are_counted_on_by_the_next_app() -> None:
-    """When the config changes, requests of the app before are still held."""
+async def test_leases_count_in_the_next_app() -> None:
+    """Check that leases of running requests of the old app still count after a change of config."""
     budget = Budget(100 * MB)
     client = Client(create_app(router(), budget=budget), length(24 * MB))
     await settled()
@@ -256,7 +256,7 @@ async def test_leases_are_counted_on_by_the_next_app() -> None:
     assert budget.held == 0
 
 
-async def test_bodies_are_parsed_one_after_the_other() -> None:
+async def test_bodies_are_parsed_in_sequence() -> None:
     running, most = 0, 0
 
     def parse() -> None:
@@ -270,7 +270,7 @@ async def test_bodies_are_parsed_one_after_the_other() -> None:
     assert most == 1
 
 
-async def test_large_body_delays_no_smaller_one() -> None:
+async def test_large_body_does_not_delay_small_bodies() -> None:
     over = threading.Event()
     large = asyncio.ensure_future(in_thread(20 * MB, over.wait, 10.0))
     try:

@@ -1,4 +1,4 @@
-"""Bodies that are meant to cost much: each is refused in a few words, and the next request is answered."""
+"""Bodies that are expensive to parse: each is refused with a short message, and the next request is answered."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from serve.api.json_body import MAX_VALUES, is_quick
 
 CHAT, TASK = "/v1/chat/completions", "/v1/tasks/vqa"
 VQA: dict[str, Any] = {"image": URL, "question": "what?"}
-ASKED: dict[str, Any] = {"model": LLAVA, "messages": [message()]}
+COMPLETION: dict[str, Any] = {"model": LLAVA, "messages": [message()]}
 
 
 async def post(path: str, content: bytes, kind: str = "application/json") -> httpx.Response:
@@ -96,7 +96,7 @@ async def test_hostile_body_is_refused_in_a_short_message(body: bytes, path: str
     ],
 )
 async def test_completion_fields_are_bounded(field: str, values: Any, param: str | None) -> None:
-    assert error_of(await post(CHAT, many(ASKED, field, values)))["param"] == param
+    assert error_of(await post(CHAT, many(COMPLETION, field, values)))["param"] == param
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def optional(count: int) -> dict[str, Any]:
 async def test_response_schema_is_bounded(schema: dict[str, Any]) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     assert (
-        error_of(await post(CHAT, many(ASKED, "response_format", wanted)))["param"]
+        error_of(await post(CHAT, many(COMPLETION, "response_format", wanted)))["param"]
         == "response_format.json_schema.schema"
     )
 
@@ -147,7 +147,7 @@ async def test_response_schema_is_bounded(schema: dict[str, Any]) -> None:
 async def test_required_properties_are_cheap() -> None:
     schema = {**optional(150), "required": [f"a{i}" for i in range(150)]}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    assert (await post(CHAT, many(ASKED, "response_format", wanted))).status_code == 200
+    assert (await post(CHAT, many(COMPLETION, "response_format", wanted))).status_code == 200
 
 
 JSON = st.recursive(
@@ -173,7 +173,7 @@ FIELDS = (
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4), st.sampled_from([CHAT, TASK]))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 async def test_any_field_value_gives_no_server_error(fields: dict[str, Any], path: str) -> None:
-    given = (ASKED if path == CHAT else VQA) | fields
+    given = (COMPLETION if path == CHAT else VQA) | fields
     async with calling(plain()) as client:
         reply = await client.post(path, content=json.dumps(given).encode("utf-8", "replace"))
     assert reply.status_code < 500, reply.text

@@ -1,4 +1,4 @@
-"""Pictures by URL on every wire: fetched once, by us, and then as good as sent along."""
+"""Images by URL in every kind of request: fetched once, then treated like uploaded ones."""
 
 import asyncio
 import json
@@ -22,7 +22,9 @@ MODELS = {"alone": LLAVA, "merged": "vqa", "side by side": "vqa:*"}
 @pytest.fixture
 async def origin() -> AsyncIterator[Origin]:
     async with serving() as origin:
-        origin.scripts["/cat.png"] = says(picture(), content_type="text/plain")  # the bytes decide, not the label
+        origin.scripts["/cat.png"] = says(
+            picture(), content_type="text/plain"
+        )  # the bytes decide, not the content type
         origin.scripts["/large.jpg"] = says(picture(1200, 900, "JPEG"))
         origin.scripts["/cat.txt"] = says(b"No picture.", content_type="image/png")
         origin.scripts["/bad"] = origins.hang
@@ -34,7 +36,7 @@ def app(origin: Origin, *engines: FakeEngine, **policy: object) -> FastAPI:
 
 
 async def ask(served: FastAPI, wire: str, image: str, **more: Any) -> httpx.Response:
-    """By task as JSON, by task as a form, or by what `model` names in a chat completion."""
+    """Send a question. wire: "json" or "form" for a task, or a key of MODELS for a chat completion."""
     async with calling(served) as client:
         if wire == "json":
             return await client.post("/v1/tasks/vqa", json={"question": "what?", "image": image} | more)
@@ -46,8 +48,8 @@ async def ask(served: FastAPI, wire: str, image: str, **more: Any) -> httpx.Resp
         return await client.post("/v1/chat/completions", json=body)
 
 
-def said(reply: httpx.Response) -> Any:
-    """A reply without what differs from one to the next."""
+def comparable(reply: httpx.Response) -> Any:
+    """Return a response's JSON without ids and times."""
     whole = reply.json()
     for part in [
         whole,
@@ -64,7 +66,7 @@ WIRES = ["json", "form", *MODELS]
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("wire", WIRES)
-async def test_a_picture_by_url_is_answered_as_one_that_was_sent(origin: Origin, wire: str, stream: bool) -> None:
+async def test_image_by_url_is_answered_like_an_uploaded_image(origin: Origin, wire: str, stream: bool) -> None:
     engines = FakeEngine("red"), FakeEngine("blue")
     served = app(origin, *engines)
     sent, fetched = [await ask(served, wire, image, stream=stream) for image in (URL, origin.url())]
@@ -72,7 +74,7 @@ async def test_a_picture_by_url_is_answered_as_one_that_was_sent(origin: Origin,
     if stream:
         assert sent.text.count("data:") == fetched.text.count("data:") and fetched.text.endswith("data: [DONE]\n\n")
     else:
-        assert said(sent) == said(fetched)
+        assert comparable(sent) == comparable(fetched)
     for engine in engines[: 1 if wire == "alone" else 2]:
         first, second = (prompt.image for prompt in engine.prompts)
         assert first is not None and second is not None
@@ -80,12 +82,12 @@ async def test_a_picture_by_url_is_answered_as_one_that_was_sent(origin: Origin,
 
 
 @pytest.mark.parametrize("wire", WIRES)
-async def test_a_large_one(origin: Origin, wire: str) -> None:
+async def test_large_image_by_url_is_fetched_once(origin: Origin, wire: str) -> None:
     reply = await ask(app(origin), wire, origin.url("/large.jpg"))
     assert (reply.status_code, len(origin.heads)) == (200, 1), reply.text
 
 
-async def test_several_choices_and_several_phrases_are_one_fetch(origin: Origin) -> None:
+async def test_image_is_fetched_once_for_several_choices_and_phrases(origin: Origin) -> None:
     reply = await ask(app(origin), "alone", origin.url("/large.jpg"), n=3)
     assert len(reply.json()["choices"]) == 3 and len(origin.heads) == 1
     async with calling(app(origin, FakeEngine("[0.1, 0.1, 0.2, 0.2]"), FakeEngine("<loc0001>" * 4 + " cat"))) as client:
@@ -99,7 +101,7 @@ async def test_several_choices_and_several_phrases_are_one_fetch(origin: Origin)
 @pytest.mark.parametrize(
     ("path", "code"), [("/bad", "image_fetch_failed"), ("/cat.txt", "invalid_image"), (None, "invalid_image_url")]
 )
-async def test_what_cannot_be_fetched_is_the_requests_fault(
+async def test_failed_fetch_is_a_bad_request(
     origin: Origin, wire: str, path: str | None, code: str, stream: bool
 ) -> None:
     url = "https://169.254.169.254/latest" if path is None else origin.url(path)
@@ -114,12 +116,12 @@ async def test_what_cannot_be_fetched_is_the_requests_fault(
 @pytest.mark.parametrize(
     "more", [{"models": ["nobody"]}, {"question": ""}, {"merge": "dice"}, {"mood": 1}, {"quorum": 9}], ids=str
 )
-async def test_nothing_is_fetched_for_a_request_that_is_wrong(origin: Origin, more: dict[str, Any]) -> None:
+async def test_invalid_request_fetches_nothing(origin: Origin, more: dict[str, Any]) -> None:
     assert (await ask(app(origin), "json", origin.url(), **more)).status_code in (400, 404)
     assert origin.heads == []
 
 
-async def test_fetching_is_part_of_the_deadline(origin: Origin) -> None:
+async def test_fetching_counts_towards_the_deadline(origin: Origin) -> None:
     for wire in ("json", "alone"):
         reply = await ask(app(origin, timeout_s=30), wire, origin.url("/bad"), deadline_s=0.2)
         assert reply.status_code == 400 and "did not arrive within" in reply.text
@@ -137,7 +139,7 @@ async def test_fetching_is_part_of_the_deadline(origin: Origin) -> None:
     assert "had not finished after 1 s" in reply.text  # counted from the request's head
 
 
-async def test_a_client_that_leaves_ends_the_fetch(origin: Origin) -> None:
+async def test_disconnect_cancels_the_fetch(origin: Origin) -> None:
     served = app(origin, timeout_s=30)
     for stream in (False, True):
         origin.heads.clear()
@@ -155,7 +157,7 @@ async def test_a_client_that_leaves_ends_the_fetch(origin: Origin) -> None:
                     await asyncio.sleep(0.01)
 
 
-async def test_the_document_says_that_a_url_may_be_sent() -> None:
+async def test_openapi_document_mentions_image_urls() -> None:
     async with calling(create_app(router())) as client:
         schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
     assert "https URL" in json.dumps(schemas["VqaRequest"]["properties"]["image"])

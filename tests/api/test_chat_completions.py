@@ -1,4 +1,4 @@
-"""OpenAI's wire: what is honoured, what is harmless, what is refused by name; one model and whole tasks."""
+"""Chat completions in OpenAI's format: supported, ignored and refused fields, with one model and with tasks."""
 
 import json
 import time
@@ -29,9 +29,9 @@ async def complete(given: dict[str, Any], llava: FakeEngine | None = None, palig
 async def chunks(given: dict[str, Any], *engines: FakeEngine) -> list[dict[str, Any]]:
     reply = await complete(given | {"stream": True}, *engines)
     assert reply.status_code == 200, reply.text
-    found = frames(reply.text)
-    assert found[-1] == (None, "[DONE]")
-    return [json.loads(data) for _, data in found[:-1]]
+    events = frames(reply.text)
+    assert events[-1] == (None, "[DONE]")
+    return [json.loads(data) for _, data in events[:-1]]
 
 
 def refused(reply: httpx.Response, param: str | None, code: str | None = None, status: int = 400) -> None:
@@ -43,7 +43,7 @@ def refused(reply: httpx.Response, param: str | None, code: str | None = None, s
 # One model
 
 
-async def test_a_model_alone_replies_as_openai_does() -> None:
+async def test_completion_by_a_model_has_openai_fields_only() -> None:
     llava = FakeEngine("a red square")
     reply = (await complete(body(), llava)).json()
     assert reply["object"] == "chat.completion" and reply["id"].startswith("chatcmpl-") and reply["model"] == LLAVA
@@ -64,7 +64,7 @@ async def test_a_model_alone_replies_as_openai_does() -> None:
     assert prompt.image is not None and (prompt.image.width, prompt.image.height) == (64, 48)
 
 
-async def test_openais_defaults_hold_for_one_model() -> None:
+async def test_sampling_of_a_model_has_openai_defaults() -> None:
     llava = FakeEngine()
     await complete(body(), llava)
     drawn = llava.prompts[0].sampling
@@ -73,7 +73,7 @@ async def test_openais_defaults_hold_for_one_model() -> None:
 
 
 @pytest.mark.parametrize("model", [LLAVA, "vqa", "vqa:*"])
-async def test_what_may_wait_says_so_to_the_engine(model: str) -> None:
+async def test_flex_tier_becomes_batch_priority(model: str) -> None:
     llava = FakeEngine("red")
     for tier, batch in ((None, False), ("auto", False), ("flex", True)):
         assert (await complete(body(model=model, service_tier=tier), llava)).status_code == 200
@@ -81,7 +81,7 @@ async def test_what_may_wait_says_so_to_the_engine(model: str) -> None:
     refused(await complete(body(model=model, service_tier="priority"), llava), "service_tier")
 
 
-async def test_every_sampling_field_reaches_the_engine() -> None:
+async def test_sampling_fields_reach_the_engine() -> None:
     llava = FakeEngine()
     await complete(
         body(
@@ -104,18 +104,18 @@ async def test_every_sampling_field_reaches_the_engine() -> None:
     assert drawn.ignore_eos and drawn.top_logprobs == 2
 
 
-async def test_n_choices_have_seeds_that_count_up() -> None:
+async def test_choices_have_increasing_seeds() -> None:
     llava = FakeEngine("a b")
     reply = (await complete(body(n=3, seed=5, max_tokens=1), llava)).json()
     assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2]
     assert [choice["finish_reason"] for choice in reply["choices"]] == ["length"] * 3
     assert sorted(prompt.sampling.seed or 0 for prompt in llava.prompts) == [5, 6, 7]
     assert reply["usage"]["completion_tokens"] == 3
-    one = (await complete(body())).json()["usage"]["prompt_tokens"]
-    assert reply["usage"]["prompt_tokens"] == one  # counted once
+    single = (await complete(body())).json()["usage"]["prompt_tokens"]
+    assert reply["usage"]["prompt_tokens"] == single  # counted once
 
 
-async def test_log_probabilities_have_openais_form() -> None:
+async def test_log_probabilities_have_openai_format() -> None:
     reply = (await complete(body(logprobs=True, top_logprobs=1), FakeEngine("né"))).json()
     token = reply["choices"][0]["logprobs"]["content"][0]
     assert token == {
@@ -127,13 +127,13 @@ async def test_log_probabilities_have_openais_form() -> None:
     impossible = (await complete(body(logprobs=True), FakeEngine("x", logprob=float("-inf")))).json()
     assert impossible["choices"][0]["logprobs"]["content"][0]["logprob"] == -9999.0
     streamed = await chunks(body(logprobs=True), FakeEngine("a b"))
-    told = [chunk["choices"][0]["logprobs"] for chunk in streamed]
-    assert [entry["content"][0]["token"] for entry in told if entry] == ["a ", "b"]
+    logprobs = [chunk["choices"][0]["logprobs"] for chunk in streamed]
+    assert [entry["content"][0]["token"] for entry in logprobs if entry] == ["a ", "b"]
 
 
-async def test_a_stream_opens_speaks_and_closes() -> None:
-    found = await chunks(body(), FakeEngine("a b"))
-    choices = [chunk["choices"][0] for chunk in found]
+async def test_stream_has_role_text_and_finish_chunks() -> None:
+    sent = await chunks(body(), FakeEngine("a b"))
+    choices = [chunk["choices"][0] for chunk in sent]
     assert [choice["delta"] for choice in choices] == [
         {"role": "assistant", "content": ""},
         {"content": "a "},
@@ -141,39 +141,39 @@ async def test_a_stream_opens_speaks_and_closes() -> None:
         {},
     ]
     assert [choice["finish_reason"] for choice in choices] == [None, None, None, "stop"]
-    assert {chunk["object"] for chunk in found} == {"chat.completion.chunk"}
-    assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in found}) == 1
-    assert not any("usage" in chunk or "diptych" in chunk["choices"][0] for chunk in found)
+    assert {chunk["object"] for chunk in sent} == {"chat.completion.chunk"}
+    assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in sent}) == 1
+    assert not any("usage" in chunk or "diptych" in chunk["choices"][0] for chunk in sent)
 
 
-async def test_usage_comes_where_it_is_asked_for() -> None:
-    found = await chunks(body(stream_options={"include_usage": True}), FakeEngine("a b"))
-    assert found[-1]["choices"] == [] and found[-1]["usage"]["completion_tokens"] == 2
-    assert [chunk["usage"] for chunk in found[:-1]] == [None] * 4
+async def test_stream_has_usage_only_with_stream_options() -> None:
+    sent = await chunks(body(stream_options={"include_usage": True}), FakeEngine("a b"))
+    assert sent[-1]["choices"] == [] and sent[-1]["usage"]["completion_tokens"] == 2
+    assert [chunk["usage"] for chunk in sent[:-1]] == [None] * 4
     along = {"include_usage": True, "continuous_usage_stats": True, "include_obfuscation": False}
-    found = await chunks(body(stream_options=along), FakeEngine("a b"))
-    assert [chunk["usage"]["completion_tokens"] for chunk in found] == [1, 1, 2, 2, 2]
-    found = await chunks(body(stream_options={"continuous_usage_stats": True}), FakeEngine("a b"))
-    assert found[-1]["choices"] and found[-1]["usage"]["completion_tokens"] == 2
+    sent = await chunks(body(stream_options=along), FakeEngine("a b"))
+    assert [chunk["usage"]["completion_tokens"] for chunk in sent] == [1, 1, 2, 2, 2]
+    sent = await chunks(body(stream_options={"continuous_usage_stats": True}), FakeEngine("a b"))
+    assert sent[-1]["choices"] and sent[-1]["usage"]["completion_tokens"] == 2
     assert "usage" not in (await chunks(body(stream_options={})))[0]
 
 
 async def test_streamed_choices_interleave() -> None:
-    found = await chunks(body(n=2), FakeEngine("a b", delay_s=0.01))
-    indexes = [chunk["choices"][0]["index"] for chunk in found]
+    sent = await chunks(body(n=2), FakeEngine("a b", delay_s=0.01))
+    indexes = [chunk["choices"][0]["index"] for chunk in sent]
     assert sorted(indexes) == [0] * 4 + [1] * 4 and indexes != sorted(indexes)
     for at in (0, 1):
-        assert [c["choices"][0]["delta"].get("role") for c in found if c["choices"][0]["index"] == at][0] == "assistant"
+        assert [c["choices"][0]["delta"].get("role") for c in sent if c["choices"][0]["index"] == at][0] == "assistant"
 
 
-async def test_a_model_that_breaks_says_so() -> None:
+async def test_failing_model_is_503_or_an_error_in_the_stream() -> None:
     refused(await complete(body(), FakeEngine("a b", fail_after=1)), None, "model_error", 503)
     refused(await complete(body(stream=True), FakeEngine("a b", fail_after=0)), None, "model_error", 503)
-    found = await chunks(body(), FakeEngine("a b", fail_after=1))
-    assert found[-1]["error"]["code"] == "model_error" and found[-2]["choices"][0]["delta"] == {"content": "a "}
+    sent = await chunks(body(), FakeEngine("a b", fail_after=1))
+    assert sent[-1]["error"]["code"] == "model_error" and sent[-2]["choices"][0]["delta"] == {"content": "a "}
 
 
-async def test_a_model_that_is_not_ready_is_a_503() -> None:
+async def test_model_that_is_not_ready_is_503() -> None:
     app = served(ready=False)
     async with calling(app) as client:
         for stream in (False, True):
@@ -182,18 +182,18 @@ async def test_a_model_that_is_not_ready_is_a_503() -> None:
             assert reply.headers["retry-after"]
 
 
-async def test_a_reply_that_never_ends_is_cut_at_the_deadline() -> None:
+async def test_endless_reply_is_cut_at_the_deadline() -> None:
     llava = FakeEngine("a b c", delay_s=5)
     refused(await complete(body(deadline_s=0.05), llava), None, "deadline_exceeded", 503)
     assert llava.speaking == 0 and llava.aborted == 1
 
 
-async def test_a_prompt_that_does_not_fit_names_the_messages() -> None:
+async def test_prompt_beyond_the_context_is_an_error_about_messages() -> None:
     refused(await complete(body(), FakeEngine(max_chars=3)), "messages", "context_length_exceeded")
 
 
-class Mute(FakeEngine):
-    """An engine whose stream ends without a last piece."""
+class UnfinishedEngine(FakeEngine):
+    """An engine whose stream ends without a finish reason."""
 
     def generate(self, prompt: Any) -> Any:
         async def nothing() -> Any:
@@ -202,11 +202,11 @@ class Mute(FakeEngine):
         return nothing()
 
 
-async def test_a_stream_without_an_end_is_an_error() -> None:
-    refused(await complete(body(), Mute()), None, "engine_dead", 503)
+async def test_stream_without_finish_reason_is_an_error() -> None:
+    refused(await complete(body(), UnfinishedEngine()), None, "engine_dead", 503)
 
 
-async def test_conversations_metrics_are_counted() -> None:
+async def test_conversations_are_counted_in_metrics() -> None:
     app = served(FakeEngine("red"), FakeEngine("red", fail_after=0))
     async with calling(app) as client:
         await client.post(PATH, json=body())
@@ -227,13 +227,13 @@ async def ask_real_llava(given: dict[str, Any]) -> tuple[httpx.Response, FakeEng
     engine = FakeEngine()
     worker = Worker(MODELS["llava-1.5-7b"], engine)
     worker.mark("ready", "ready")
-    made = router()
-    made.routes["llava-1.5-7b"] = worker
-    async with calling(create_app(made)) as client:
+    app_router = router()
+    app_router.routes["llava-1.5-7b"] = worker
+    async with calling(create_app(app_router)) as client:
         return await client.post(PATH, json=given), engine
 
 
-async def test_history_and_system_words_reach_a_family_that_knows_them() -> None:
+async def test_history_and_system_message_reach_llava() -> None:
     echoed = {"role": "assistant", "content": "red", "refusal": None, "tool_calls": None, "audio": None}
     reply, engine = await ask_real_llava(
         conversation(
@@ -247,7 +247,7 @@ async def test_history_and_system_words_reach_a_family_that_knows_them() -> None
     assert engine.prompts[0].text == "Be brief. USER: <image>\nwhat? ASSISTANT: red</s>USER: sure? ASSISTANT:"
 
 
-async def test_words_alone_are_a_conversation_too() -> None:
+async def test_conversation_without_image_is_answered() -> None:
     reply, engine = await ask_real_llava(conversation({"role": "user", "content": "hello"}))
     assert reply.status_code == 200 and engine.prompts[0].image is None
     refused(await complete({"model": PALIGEMMA, "messages": [message(image=None)]}), "messages[0].content")
@@ -284,7 +284,7 @@ async def test_text_and_image_come_in_any_order(order: str) -> None:
         ([message(), {"role": "assistant", "content": "x"}], "messages", "invalid_value"),
     ],
 )
-async def test_wrong_messages_are_refused_by_their_path(messages: Any, param: str | None, code: str | None) -> None:
+async def test_invalid_message_is_named_by_its_path(messages: Any, param: str | None, code: str | None) -> None:
     reply = await complete({"model": LLAVA, "messages": messages})
     refused(reply, param or "messages[0].content[0].image_url.url", code)
 
@@ -292,7 +292,7 @@ async def test_wrong_messages_are_refused_by_their_path(messages: Any, param: st
 # Fields
 
 
-async def test_fields_that_ask_for_nothing_are_accepted() -> None:
+async def test_fields_without_effect_are_accepted() -> None:
     quiet = {
         "user": "ann",
         "metadata": {"a": "b"},
@@ -359,11 +359,11 @@ async def test_fields_that_ask_for_nothing_are_accepted() -> None:
         ("response_format", {"type": "xml"}, "invalid_value"),
     ],
 )
-async def test_fields_that_one_model_cannot_honour_are_refused(field: str, value: Any, code: str) -> None:
+async def test_unsupported_fields_of_a_model_are_refused(field: str, value: Any, code: str) -> None:
     refused(await complete(body(**{field: value})), field, code)
 
 
-async def test_two_lengths_must_agree() -> None:
+async def test_different_max_tokens_fields_are_refused() -> None:
     refused(await complete(body(max_tokens=4, max_completion_tokens=5)), "max_tokens")
 
 
@@ -382,7 +382,7 @@ async def test_two_lengths_must_agree() -> None:
         ("max_completion_tokens", 5000),
     ],
 )
-async def test_fields_that_a_task_cannot_honour_are_refused(field: str, value: Any) -> None:
+async def test_unsupported_fields_of_a_task_are_refused(field: str, value: Any) -> None:
     refused(await complete(body("vqa", temperature=0.5, **{field: value})), field)
 
 
@@ -393,7 +393,7 @@ def schema(inner: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "x", "schema": inner, "strict": True}}
 
 
-async def test_a_schema_reaches_the_engine() -> None:
+async def test_json_schema_reaches_the_engine() -> None:
     llava = FakeEngine()
     wanted = {"type": "object", "properties": {"pattern": {"type": "string", "maxLength": 9}}}
     assert (await complete(body(response_format=schema(wanted)), llava)).status_code == 200
@@ -422,14 +422,14 @@ async def test_a_schema_reaches_the_engine() -> None:
         },
     ],
 )
-async def test_schemas_that_could_bring_an_engine_down_are_refused(inner: Any) -> None:
+async def test_unsafe_schemas_are_refused(inner: Any) -> None:
     refused(await complete(body(response_format=schema(inner))), "response_format.json_schema.schema")
 
 
 # Tasks
 
 
-async def test_a_task_gives_the_merged_reply() -> None:
+async def test_task_returns_the_merged_reply() -> None:
     reply = (await complete(body("vqa"), FakeEngine("a red square"), FakeEngine("red"))).json()
     assert len(reply["choices"]) == 1
     choice = reply["choices"][0]
@@ -441,7 +441,7 @@ async def test_a_task_gives_the_merged_reply() -> None:
 
 
 @pytest.mark.parametrize("names", ["*", f"{PALIGEMMA},{LLAVA}", f" {LLAVA} , {PALIGEMMA} "])
-async def test_a_task_with_models_gives_each_models_reply_too(names: str) -> None:
+async def test_task_with_models_returns_each_reply(names: str) -> None:
     reply = (await complete(body(f"vqa:{names}"), FakeEngine("a red square", fail_after=2), FakeEngine("red"))).json()
     first, second, third = reply["choices"]
     assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2]
@@ -452,34 +452,34 @@ async def test_a_task_with_models_gives_each_models_reply_too(names: str) -> Non
     assert third["diptych"]["model"] == PALIGEMMA and third["diptych"]["result"] == {"answer": "red"}
 
 
-async def test_a_task_with_one_model_has_two_choices() -> None:
+async def test_task_with_a_single_model_has_two_choices() -> None:
     reply = (await complete(body(f"vqa:{PALIGEMMA}"))).json()
     assert [choice["diptych"]["model"] for choice in reply["choices"]] == [None, PALIGEMMA]
 
 
-async def test_columns_stream_as_they_are_spoken_and_the_merge_comes_last() -> None:
+async def test_replies_stream_interleaved_and_the_merged_reply_comes_last() -> None:
     slow, fast = FakeEngine("a red square", delay_s=0.02), FakeEngine("red", first_delay_s=0.03)
-    found = await chunks(body("vqa:*", stream_options={"include_usage": True}), slow, fast)
-    choices = [chunk["choices"][0] for chunk in found[:-1]]
+    sent = await chunks(body("vqa:*", stream_options={"include_usage": True}), slow, fast)
+    choices = [chunk["choices"][0] for chunk in sent[:-1]]
     indexes = [choice["index"] for choice in choices]
-    assert indexes[:3] == [0, 1, 2]  # announced in order, before one speaks
+    assert indexes[:3] == [0, 1, 2]  # announced in order, before any text
     spoken = indexes[3:-2]
     assert indexes[-2:] == [0, 0] and set(spoken) == {1, 2}
     assert spoken not in ([1] * 4 + [2] * 2, [2] * 2 + [1] * 4)  # interleaved
-    said = {at: "".join(c["delta"].get("content", "") for c in choices if c["index"] == at) for at in (0, 1, 2)}
-    assert said == {0: "a red square", 1: "a red square", 2: "red"}
+    texts = {at: "".join(c["delta"].get("content", "") for c in choices if c["index"] == at) for at in (0, 1, 2)}
+    assert texts == {0: "a red square", 1: "a red square", 2: "red"}
     for at in (0, 1, 2):
         own = [choice for choice in choices if choice["index"] == at]
         assert own[0]["delta"]["role"] == "assistant" and own[0]["diptych"]["status"] == "speaking"
         assert [choice["finish_reason"] for choice in own] == [None] * (len(own) - 1) + ["stop"]
         assert own[-1]["diptych"]["status"] == "ok"
-    assert found[-1]["usage"]["completion_tokens"] == 4
+    assert sent[-1]["usage"]["completion_tokens"] == 4
 
 
-async def test_every_choice_is_announced_in_order_before_one_speaks() -> None:
+async def test_choices_are_announced_in_order_before_any_text() -> None:
     quick, slow = FakeEngine("red"), FakeEngine("a red square", first_delay_s=0.05)
     for given, engines, count in (
-        (body("vqa:*"), (slow, quick), 3),  # the later column speaks first
+        (body("vqa:*"), (slow, quick), 3),  # the second model answers first
         (body("caption:*"), (FakeEngine("a", first_delay_s=0.05), FakeEngine("b", fail_after=0)), 3),
         (body("vqa"), (slow, quick), 1),
         (body(n=3), (quick, quick), 3),
@@ -489,26 +489,26 @@ async def test_every_choice_is_announced_in_order_before_one_speaks() -> None:
         assert all(choice["delta"] == {"role": "assistant", "content": ""} for choice in opening)
 
 
-async def test_a_failed_column_is_closed_and_the_others_go_on() -> None:
-    found = await chunks(body("vqa:*"), FakeEngine("a b", fail_after=1), FakeEngine("red", first_delay_s=0.02))
-    choices = [chunk["choices"][0] for chunk in found]
+async def test_failed_choice_is_closed_and_others_continue() -> None:
+    sent = await chunks(body("vqa:*"), FakeEngine("a b", fail_after=1), FakeEngine("red", first_delay_s=0.02))
+    choices = [chunk["choices"][0] for chunk in sent]
     closing = {choice["index"]: choice for choice in choices if choice["finish_reason"]}
     assert closing[1]["finish_reason"] == "stop" and closing[1]["diptych"]["status"] == "error"
     assert closing[2]["diptych"]["status"] == closing[0]["diptych"]["status"] == "ok"
 
 
-async def test_a_task_alone_streams_one_choice() -> None:
-    found = await chunks(body("vqa"), FakeEngine("a red square"), FakeEngine("red"))
-    assert [chunk["choices"][0]["delta"] for chunk in found] == [
+async def test_task_without_models_streams_a_single_choice() -> None:
+    sent = await chunks(body("vqa"), FakeEngine("a red square"), FakeEngine("red"))
+    assert [chunk["choices"][0]["delta"] for chunk in sent] == [
         {"role": "assistant", "content": ""},
         {"content": "a red square"},
         {},
     ]
 
 
-async def test_when_no_column_answers_the_stream_says_so() -> None:
-    found = await chunks(body("vqa:*"), FakeEngine("a b", fail_after=1), FakeEngine("a b", fail_after=1))
-    assert found[-1]["error"]["code"] == "no_model_answered"
+async def test_stream_without_any_answer_ends_with_an_error() -> None:
+    sent = await chunks(body("vqa:*"), FakeEngine("a b", fail_after=1), FakeEngine("a b", fail_after=1))
+    assert sent[-1]["error"]["code"] == "no_model_answered"
     refused(
         await complete(body("vqa", stream=True), FakeEngine(fail_after=0), FakeEngine(fail_after=0)),
         None,
@@ -517,20 +517,20 @@ async def test_when_no_column_answers_the_stream_says_so() -> None:
     )
 
 
-async def test_phrases_are_separated_by_marks() -> None:
+async def test_phrases_are_split_at_commas_and_semicolons() -> None:
     paligemma = FakeEngine("")
     reply = await complete(body("detect") | {"messages": [message("a cat; a dog, a bird;")]}, None, paligemma)
-    assert paligemma.prompts[0].text == "detect cat ; dog ; bird"  # PaliGemma is told names without articles
+    assert paligemma.prompts[0].text == "detect cat ; dog ; bird"  # PaliGemma gets names without articles
     assert reply.json()["choices"][0]["message"]["content"] == "nothing found"
 
 
-async def test_a_caption_needs_no_words() -> None:
+async def test_caption_needs_no_text() -> None:
     for words in (None, "", "Describe it."):
         reply = await complete({"model": "caption", "messages": [message(words)]}, FakeEngine("a red square"))
         assert reply.json()["choices"][0]["message"]["content"] in ("a red square", "red")
 
 
-async def test_the_last_user_message_asks() -> None:
+async def test_last_user_message_is_the_question() -> None:
     paligemma = FakeEngine()
     history = [
         {"role": "system", "content": "Be brief."},
@@ -542,7 +542,7 @@ async def test_the_last_user_message_asks() -> None:
     assert paligemma.prompts[0].text == "answer en how many?" and paligemma.prompts[0].image is not None
 
 
-async def test_a_tasks_own_fields_are_passed_on() -> None:
+async def test_task_fields_are_passed_on() -> None:
     llava = FakeEngine("a", delay_s=5)
     reply = await complete(body("vqa:*", quorum=1, seed=3, max_tokens=7, temperature=0.5, weights={LLAVA: 2}), llava)
     assert reply.json()["choices"][1]["diptych"]["error"]["code"] == "quorum_reached"
@@ -555,9 +555,9 @@ async def test_a_tasks_own_fields_are_passed_on() -> None:
 
 @pytest.mark.parametrize("model", ["vqa", "caption:*", f"detect:{LLAVA}", "ocr"])
 async def test_sampling_fields_reach_every_model_of_a_fan_out(model: str) -> None:
-    """`vllm bench serve` sends ignore_eos to whatever it measures."""
-    said = "[0.1, 0.1, 0.5, 0.5]" if "detect" in model else "red"
-    llava, paligemma = FakeEngine(said), FakeEngine("red")
+    """`vllm bench serve` sends ignore_eos to every server."""
+    text = "[0.1, 0.1, 0.5, 0.5]" if "detect" in model else "red"
+    llava, paligemma = FakeEngine(text), FakeEngine("red")
     more = {"ignore_eos": True, "stop": ["a", "b"], "seed": -3, "temperature": 0.7, "top_p": 0.5}
     given = body(model, max_completion_tokens=9, stream=True, stream_options={"include_usage": True}, **more)
     reply = await complete(given, llava, paligemma)
@@ -571,7 +571,7 @@ async def test_sampling_fields_reach_every_model_of_a_fan_out(model: str) -> Non
 
 
 @pytest.mark.parametrize("model", [LLAVA, "vqa", "vqa:*", "caption"])
-async def test_top_p_may_be_nothing(model: str) -> None:
+async def test_top_p_of_zero_is_accepted(model: str) -> None:
     llava = FakeEngine("red")
     for more in ({"top_p": 0}, {"top_p": 0.0, "temperature": 1}, {"top_p": 0, "temperature": 0, "stop": "x"}):
         assert (await complete(body(model, **more), llava)).status_code == 200
@@ -596,13 +596,13 @@ async def test_top_p_may_be_nothing(model: str) -> None:
         ("*", "what?", URL, 404, "model", "model_not_found"),
     ],
 )
-async def test_what_a_task_cannot_be_asked(
+async def test_invalid_task_completion_is_refused(
     model: str, text: str | None, image: str | None, status: int, param: str, code: str
 ) -> None:
     refused(await complete({"model": model, "messages": [message(text, image)]}), param, code, status)
 
 
-async def test_a_question_that_every_model_refuses_is_a_wrong_request() -> None:
+async def test_question_refused_by_every_model_is_400() -> None:
     for stream in (False, True):
         for model in ("vqa", "vqa:*"):
             reply = await complete(body(model, stream=stream), FakeEngine(max_chars=3), FakeEngine(max_chars=3))

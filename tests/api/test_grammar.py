@@ -1,4 +1,4 @@
-"""JSON schemas from strangers: deep, circular, huge; each judged in bounded steps and never by recursion."""
+"""JSON schemas that are deep, circular or huge: checked in a bounded number of steps, without recursion."""
 
 import json
 from typing import Any
@@ -20,14 +20,14 @@ def nested(depth: int, inner: Any, opening: str = '{"items":', closing: str = "}
 
 
 def chain(length: int, last: dict[str, Any], word: str = "anyOf") -> dict[str, Any]:
-    """References that follow each other, through a nest of choices each."""
+    """Return a schema with a chain of references, each inside `word`."""
     links = {str(at): {word: [{"$ref": f"#/$defs/{at + 1}"}]} for at in range(length)}
     return {"$ref": "#/$defs/0", "$defs": {**links, str(length): last}}
 
 
 CIRCLES = {
     "itself": {"$ref": "#"},
-    "a long way round": chain(280, {"$ref": "#/$defs/0"}),
+    "long circle": chain(280, {"$ref": "#/$defs/0"}),
     "met from the middle": {"properties": {"a": {"$ref": "#/$defs/9"}}, **chain(20, {"$ref": "#/$defs/3"})},
     "through a list": {"anyOf": [{"$ref": "#/anyOf/1"}, {"allOf": [{"$ref": "#/anyOf/0"}]}]},
     "through escaped names": {"$ref": "#/$defs/a~1b~0c", "$defs": {"a/b~c": {"oneOf": [{"$ref": "#"}]}}},
@@ -37,7 +37,7 @@ CIRCLES = {
 
 
 @pytest.mark.parametrize("name", CIRCLES)
-def test_a_circle_is_refused(name: str) -> None:
+def test_circular_schema_is_refused(name: str) -> None:
     with pytest.raises(BadRequest) as refused:
         read(CIRCLES[name])
     assert (refused.value.param, refused.value.code) == (PARAM, "invalid_schema")
@@ -45,7 +45,7 @@ def test_a_circle_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("length", [MAX_CHAIN + 1, 150, 290])
 @pytest.mark.parametrize("word", ["anyOf", "allOf"])
-def test_references_that_lead_on_and_on_are_refused(length: int, word: str) -> None:
+def test_long_chain_of_references_is_refused(length: int, word: str) -> None:
     for last in ({"type": "null"}, {"items": {"$ref": "#"}}):
         with pytest.raises(BadRequest, match="follow each other"):
             read(chain(length, last, word))
@@ -64,7 +64,7 @@ def test_references_that_lead_on_and_on_are_refused(length: int, word: str) -> N
     ],
     ids=range(7),
 )
-def test_what_is_no_circle_is_taken(schema: dict[str, Any]) -> None:
+def test_schema_without_circle_is_accepted(schema: dict[str, Any]) -> None:
     assert json.loads(read(schema) or "") == schema
 
 
@@ -79,7 +79,7 @@ def test_what_is_no_circle_is_taken(schema: dict[str, Any]) -> None:
     ],
     ids=range(5),
 )
-def test_what_is_too_deep_is_refused(schema: dict[str, Any]) -> None:
+def test_deep_schema_is_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(BadRequest, match="nested deeper"):
         read(schema)
 
@@ -103,16 +103,16 @@ def test_depth_costs_no_recursion() -> None:
     ],
     ids=range(5),
 )
-def test_what_is_too_large_is_not_written_out(schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_schema_is_refused_before_encoding(schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
 
-    class Counted:
+    class CountingJson:
         @staticmethod
         def dumps(value: Any, **options: Any) -> str:
             written.append(len(text := json.dumps(value, **options)))
             return text
 
-    monkeypatch.setattr(grammar, "json", Counted)
+    monkeypatch.setattr(grammar, "json", CountingJson)
     with pytest.raises(BadRequest, match="larger"):
         read(schema)
     assert sum(written) <= 8 * grammar.MAX_BYTES

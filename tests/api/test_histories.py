@@ -1,4 +1,4 @@
-"""The histories that clients and frameworks send: their own message objects, tools, several pictures."""
+"""Chat histories as client libraries send them: their message objects, tool calls, several images."""
 
 import base64
 import functools
@@ -23,16 +23,16 @@ TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"ty
 
 @functools.cache
 def serving() -> tuple[FastAPI, dict[str, FakeEngine]]:
-    """One app for all, which serves a published LLaVA beside the toys, and its engines."""
+    """Return a shared app that serves a published LLaVA and the toys, and its engines by model."""
     engines = {name: FakeEngine("red") for name in (LLAVA, PALIGEMMA, REAL)}
-    made = router(engines[LLAVA], engines[PALIGEMMA])
-    made.routes[REAL] = worker = Worker(MODELS[REAL], engines[REAL])
+    app_router = router(engines[LLAVA], engines[PALIGEMMA])
+    app_router.routes[REAL] = worker = Worker(MODELS[REAL], engines[REAL])
     worker.mark("ready", "ready")
-    return create_app(made), engines
+    return create_app(app_router), engines
 
 
 async def ask(model: str, messages: list[Any], **more: Any) -> tuple[httpx.Response, FakeEngine]:
-    """The reply, and the engine that spoke it."""
+    """Return the response and the engine of the called model."""
     app, engines = serving()
     for engine in engines.values():
         engine.prompts.clear()
@@ -43,16 +43,16 @@ async def ask(model: str, messages: list[Any], **more: Any) -> tuple[httpx.Respo
     return reply, engines.get(name, engines[PALIGEMMA])
 
 
-def shown(text: str, side: int) -> dict[str, Any]:
-    """A message with a picture of its own size, by which it is known again."""
+def message_with_image(text: str, side: int) -> dict[str, Any]:
+    """Return a message with a square image. side: in pixels, to identify the image."""
     url = "data:image/png;base64," + base64.b64encode(picture(side, side)).decode()
     return message(text, url)
 
 
-SPOKEN = ChatCompletionMessage(role="assistant", content="red")
-SAID = [
-    SPOKEN.model_dump(),
-    SPOKEN.model_dump() | {"annotations": [{"type": "url_citation", "url_citation": {"url": "x"}}]},
+ASSISTANT_MESSAGE = ChatCompletionMessage(role="assistant", content="red")
+ASSISTANT_MESSAGES = [
+    ASSISTANT_MESSAGE.model_dump(),
+    ASSISTANT_MESSAGE.model_dump() | {"annotations": [{"type": "url_citation", "url_citation": {"url": "x"}}]},
     ParsedChatCompletionMessage[Any](role="assistant", content="red", parsed={"a": 1}).model_dump(),
     {"role": "assistant", "content": [{"type": "text", "text": "red", "cache_control": {"type": "ephemeral"}}]},
     {"role": "assistant", "content": None, "refusal": "red"},
@@ -65,19 +65,19 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize("said", SAID, ids=range(len(SAID)))
-async def test_a_reply_of_any_clients_history_is_read_as_its_words(said: dict[str, Any]) -> None:
-    reply, engine = await ask(REAL, [message("what?"), said, USER])
+@pytest.mark.parametrize("previous", ASSISTANT_MESSAGES, ids=range(len(ASSISTANT_MESSAGES)))
+async def test_assistant_message_of_any_client_is_read_as_text(previous: dict[str, Any]) -> None:
+    reply, engine = await ask(REAL, [message("what?"), previous, USER])
     assert reply.status_code == 200, reply.text
     assert engine.prompts[0].text == "USER: <image>\nwhat? ASSISTANT: red</s>USER: sure? ASSISTANT:"
     for model in (f"vqa:{PALIGEMMA}", "caption"):
-        reply, engine = await ask(model, [message("what?"), said, USER])
+        reply, engine = await ask(model, [message("what?"), previous, USER])
         assert reply.status_code == 200, reply.text
     assert engine.prompts[0].image is not None
 
 
 @pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}, {"content": []}])
-async def test_a_reply_without_words_is_no_turn(content: dict[str, Any]) -> None:
+async def test_assistant_message_without_text_is_no_turn(content: dict[str, Any]) -> None:
     reply, engine = await ask(REAL, [message("what?"), {"role": "assistant", **content}, USER])
     assert reply.status_code == 200, reply.text
     assert engine.prompts[0].text == "USER: <image>\nwhat?\nsure? ASSISTANT:"
@@ -92,21 +92,21 @@ async def test_a_reply_without_words_is_no_turn(content: dict[str, Any]) -> None
         ({"tool_calls": [{"id": 7, "function": "x"}, {"id": "call_1"}]}, {"role": "tool"}, "a tool"),
     ],
 )
-async def test_what_a_tool_gave_is_read_as_words(call: dict[str, Any], result: dict[str, Any], name: str) -> None:
-    calling_it = {"role": "assistant", "content": None, **call}
+async def test_tool_result_is_read_as_text(call: dict[str, Any], result: dict[str, Any], name: str) -> None:
+    tool_call = {"role": "assistant", "content": None, **call}
     for content in ("2 EUR", [{"type": "text", "text": "2 EUR"}]):
-        history = [message("what does it cost?"), calling_it, {**result, "content": content}]
+        history = [message("what does it cost?"), tool_call, {**result, "content": content}]
         for model in (REAL, LLAVA):
             reply, engine = await ask(model, history, tools=TOOLS, tool_choice="none")
             assert reply.status_code == 200, reply.text
-            asked = f"what does it cost?\nResult of {name}: 2 EUR"
-            assert engine.prompts[0].text == f"USER: <image>\n{asked} ASSISTANT:"
+            question = f"what does it cost?\nResult of {name}: 2 EUR"
+            assert engine.prompts[0].text == f"USER: <image>\n{question} ASSISTANT:"
         reply, engine = await ask(f"vqa:{PALIGEMMA}", history)
         assert reply.status_code == 200 and engine.prompts[0].text == "answer en what does it cost?"
 
 
 @pytest.mark.parametrize("model", [REAL, LLAVA, PALIGEMMA, "vqa", "vqa:*"])
-async def test_tools_that_are_not_wanted_ask_for_nothing(model: str) -> None:
+async def test_tools_are_accepted_only_with_tool_choice_none(model: str) -> None:
     for more in (
         {"tools": TOOLS, "tool_choice": "none"},
         {"tool_choice": "none", "tools": TOOLS * 200, "parallel_tool_calls": False},
@@ -133,15 +133,36 @@ ANSWERED = {"role": "assistant", "content": "red"}
 @pytest.mark.parametrize(
     ("messages", "side"),
     [
-        ([shown("a?", 20), ANSWERED, shown("b?", 30)], 30),
-        ([shown("a?", 20), ANSWERED, shown("b?", 30), ANSWERED, USER], 30),
-        ([shown("a?", 20), ANSWERED, shown("b?", 30), ANSWERED, shown("c?", 40)], 40),
-        ([message("a?", "data:image/png;base64,broken"), ANSWERED, shown("b?", 30)], 30),  # nobody looks at it again
-        ([shown("a?", 20), {"role": "assistant", "content": None}, shown("b?", 30)], 30),
-        ([shown("a?", 20), message("a b?", None), ANSWERED, message("c", None), shown("b?", 30)], 30),
+        ([message_with_image("a?", 20), ANSWERED, message_with_image("b?", 30)], 30),
+        ([message_with_image("a?", 20), ANSWERED, message_with_image("b?", 30), ANSWERED, USER], 30),
+        (
+            [
+                message_with_image("a?", 20),
+                ANSWERED,
+                message_with_image("b?", 30),
+                ANSWERED,
+                message_with_image("c?", 40),
+            ],
+            40,
+        ),
+        (
+            [message("a?", "data:image/png;base64,broken"), ANSWERED, message_with_image("b?", 30)],
+            30,
+        ),  # not decoded, since it is not the last
+        ([message_with_image("a?", 20), {"role": "assistant", "content": None}, message_with_image("b?", 30)], 30),
+        (
+            [
+                message_with_image("a?", 20),
+                message("a b?", None),
+                ANSWERED,
+                message("c", None),
+                message_with_image("b?", 30),
+            ],
+            30,
+        ),
     ],
 )
-async def test_the_picture_that_was_shown_last_counts(messages: list[Any], side: int) -> None:
+async def test_last_image_is_used(messages: list[Any], side: int) -> None:
     for model in (REAL, f"chat:{LLAVA}", f"vqa:{PALIGEMMA}"):
         reply, engine = await ask(model, messages)
         assert reply.status_code == 200, reply.text
@@ -150,8 +171,8 @@ async def test_the_picture_that_was_shown_last_counts(messages: list[Any], side:
         assert prompt.text.count("<image>") == (0 if PALIGEMMA in model else 1)
 
 
-async def test_the_mark_of_a_picture_stands_where_it_was_shown() -> None:
-    _, engine = await ask(REAL, [shown("a?", 20), ANSWERED, shown("b?", 30), ANSWERED, USER])
+async def test_image_placeholder_is_in_the_turn_of_the_image() -> None:
+    _, engine = await ask(REAL, [message_with_image("a?", 20), ANSWERED, message_with_image("b?", 30), ANSWERED, USER])
     text = "USER: a? ASSISTANT: red</s>USER: <image>\nb? ASSISTANT: red</s>USER: sure? ASSISTANT:"
     assert engine.prompts[0].text == text
 
@@ -159,14 +180,14 @@ async def test_the_mark_of_a_picture_stands_where_it_was_shown() -> None:
 @pytest.mark.parametrize(
     ("messages", "param"),
     [
-        ([shown("a?", 20), shown("b?", 30)], "messages[1].content[0]"),
-        ([USER, ANSWERED, shown("a?", 20), USER, shown("b?", 30)], "messages[4].content[0]"),
-        ([shown("a?", 20), shown("b?", 30), ANSWERED, USER], "messages[1].content[0]"),
-        ([{"role": "user", "content": shown("a", 9)["content"] * 2}], "messages[0].content[2]"),
+        ([message_with_image("a?", 20), message_with_image("b?", 30)], "messages[1].content[0]"),
+        ([USER, ANSWERED, message_with_image("a?", 20), USER, message_with_image("b?", 30)], "messages[4].content[0]"),
+        ([message_with_image("a?", 20), message_with_image("b?", 30), ANSWERED, USER], "messages[1].content[0]"),
+        ([{"role": "user", "content": message_with_image("a", 9)["content"] * 2}], "messages[0].content[2]"),
     ],
 )
 @pytest.mark.parametrize("model", [REAL, "vqa", "caption:*"])
-async def test_two_pictures_of_one_question_are_refused(model: str, messages: list[Any], param: str) -> None:
+async def test_two_images_in_a_question_are_refused(model: str, messages: list[Any], param: str) -> None:
     reply, _ = await ask(model, messages)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
@@ -183,7 +204,7 @@ BRIEF = {"role": "system", "content": "Be brief."}
     ],
 )
 @pytest.mark.parametrize("model", [REAL, LLAVA])
-async def test_a_system_message_is_taken_where_the_family_was_trained_with_one(
+async def test_system_message_is_accepted_by_llava_and_refused_by_paligemma(
     model: str, before: list[Any], head: str
 ) -> None:
     reply, engine = await ask(model, [*before, message("what?")])
@@ -192,14 +213,14 @@ async def test_a_system_message_is_taken_where_the_family_was_trained_with_one(
     reply, _ = await ask(PALIGEMMA, [*before, message("caption en")])
     assert reply.status_code == 400 and "system" in reply.json()["error"]["message"]
     reply, _ = await ask(f"vqa:{PALIGEMMA}", [*before, message("what?")])
-    assert reply.status_code == 200  # a task's answer is no conversation
+    assert reply.status_code == 200  # a task ignores the system message
 
 
 EMPTY = dict.fromkeys(("name", "tool_calls", "tool_call_id", "function_call", "audio", "refusal", "reasoning_content"))
 
 
 @pytest.mark.parametrize("role", ["user", "system", "tool", "assistant"])
-async def test_fields_of_other_messages_may_stand_empty(role: str) -> None:
+async def test_null_fields_of_other_roles_are_accepted(role: str) -> None:
     own = {"role": role, "content": [{"type": "text", "text": "x"}], **EMPTY}
     reply, _ = await ask(REAL, [own, message("what?") | EMPTY])
     assert reply.status_code == 200, reply.text
@@ -209,7 +230,7 @@ async def test_fields_of_other_messages_may_stand_empty(role: str) -> None:
     ("wrong", "param"),
     [
         ({"role": "tool", "content": None}, "messages[0].content"),
-        ({"role": "tool", "content": shown("a", 9)["content"]}, "messages[0].content[0]"),
+        ({"role": "tool", "content": message_with_image("a", 9)["content"]}, "messages[0].content[0]"),
         ({"role": "assistant", "content": "x", "audio": {"id": "a"}}, "messages[0].audio"),
         ({"role": "assistant", "content": 7}, "messages[0].content"),
         ({"role": "assistant", "content": None, "tool_calls": "x"}, "messages[0].tool_calls"),
@@ -224,13 +245,13 @@ async def test_fields_of_other_messages_may_stand_empty(role: str) -> None:
     ],
 )
 @pytest.mark.parametrize("model", [REAL, "vqa"])
-async def test_what_a_message_cannot_be_is_refused_by_its_path(model: str, wrong: dict[str, Any], param: str) -> None:
+async def test_invalid_message_of_a_history_is_named_by_its_path(model: str, wrong: dict[str, Any], param: str) -> None:
     reply, _ = await ask(model, [wrong, message("what?")])
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), reply.text
 
 
 @pytest.mark.parametrize("blank", ["", " \n", "\u200b\u00a0", []])
-async def test_nothing_cannot_be_asked(blank: Any) -> None:
+async def test_blank_question_is_refused(blank: Any) -> None:
     reply, _ = await ask(REAL, [{"role": "user", "content": blank}])
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "missing_text")
     reply, _ = await ask("vqa", [message("what?"), ANSWERED, {"role": "user", "content": blank}])
@@ -238,7 +259,7 @@ async def test_nothing_cannot_be_asked(blank: Any) -> None:
 
 
 @pytest.mark.parametrize("part", [{"type": "text", "text": ""}, {}, {"type": "image_url"}, 7])
-async def test_parts_are_counted_before_they_are_read(part: Any) -> None:
+async def test_too_many_content_parts_are_refused(part: Any) -> None:
     reply, _ = await ask("vqa", [*[{"role": "user", "content": [part] * 64}] * 17, message("what?")])
     error = reply.json()["error"]
     assert (reply.status_code, error["param"]) == (400, "messages") and "1,024" in error["message"]
@@ -248,19 +269,19 @@ async def test_parts_are_counted_before_they_are_read(part: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["llava-v1.6-34b", "llava-onevision-qwen2-7b-ov", "llava-v1.6-mistral-7b", REAL])
-async def test_a_familys_own_end_ends_its_replies_at_every_door(name: str) -> None:
+async def test_stop_strings_of_the_family_are_added_to_every_request(name: str) -> None:
     engine = FakeEngine("red")
-    made = router()
-    made.routes[name] = worker = Worker(MODELS[name], engine)
+    app_router = router()
+    app_router.routes[name] = worker = Worker(MODELS[name], engine)
     worker.mark("ready", "ready")
     own = MODELS[name].ends
-    async with calling(create_app(made)) as client:
+    async with calling(create_app(app_router)) as client:
         for model in (name, f"vqa:{name}"):
             for more, ends in (
                 ({}, own),
                 ({"stop": "x"}, ("x", *own)),
                 ({"stop": ["x", "y"]}, ("x", "y", *own)),
-                ({"ignore_eos": True}, ()),  # past every end that is the family's own
+                ({"ignore_eos": True}, ()),  # the family's stop strings are ignored, too
                 ({"ignore_eos": True, "stop": "x"}, ("x",)),
             ):
                 given = {"model": model, "messages": [message("what?")], **more}

@@ -31,7 +31,7 @@ def test_scheme_is_read_in_any_case_and_spacing() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_other_bytes_are_no_key(given: bytes) -> None:
+def test_invalid_header_has_no_owner(given: bytes) -> None:
     keys = Keys(["a:the-key"])
     assert keys.owner([(b"authorization", given)]) is None or given.split() == [given.split()[0], b"the-key"]
     assert keys.owner(bearer(given)) == ("a" if given.strip() == b"the-key" else None)
@@ -92,7 +92,7 @@ def test_at_most_twice_the_minutes_limit_starts_in_a_minute(waits: list[float], 
         assert sum(start <= at < start + 60 for at in taken) <= 2 * most
 
 
-def test_a_key_may_be_for_metrics_only() -> None:
+def test_key_may_be_for_metrics_only() -> None:
     key, entry = new_key("prometheus", only_metrics=True)
     keys = Keys([entry, "alice:4lice"])
     assert keys.owner(bearer(key.encode())) == "prometheus" and keys.only_metrics == {"prometheus"}
@@ -101,7 +101,7 @@ def test_a_key_may_be_for_metrics_only() -> None:
             assert not Keys([wrong]).only_metrics
 
 
-def test_empty_keys_know_nobody_where_allowed() -> None:
+def test_empty_keys_accept_no_key_where_allowed() -> None:
     nobody = Keys([], may_be_none=True)
     assert nobody.names == [] and nobody.owner(bearer(b"")) is None and nobody.owner([]) is None
 

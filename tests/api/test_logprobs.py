@@ -1,4 +1,4 @@
-"""Log-probabilities: they make up the text, are bounded before a model speaks, and never hold the event loop."""
+"""Log-probabilities: they match the text, are limited in number, and do not block the event loop."""
 
 import asyncio
 import json
@@ -10,8 +10,8 @@ import pytest
 from served import LLAVA, PALIGEMMA, calling, frames, message, router, served
 
 from serve.api.app import create_app
-from serve.api.chat_completions.replies import AT_ONCE, Choice, Head, ResponseMessage, slices, with_logprobs
-from serve.api.pieces import PIECE, PiecewiseJson
+from serve.api.chat_completions.response import AT_ONCE, Choice, CompletionHead, ResponseMessage, slices, with_logprobs
+from serve.api.piecewise_json import PIECE, PiecewiseJson
 from serve.engines.base import Piece, Prompt, Token
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
@@ -26,8 +26,8 @@ def ask(model: str = LLAVA, **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [message()], "logprobs": True, **more}
 
 
-class Telling(FakeEngine):
-    """Speaks tokens that are given, all in one piece or one by one."""
+class TokenEngine(FakeEngine):
+    """An engine that generates the given tokens, in one piece or one by one."""
 
     def __init__(self, texts: list[str], *, together: bool, logprob: float = -0.5, tops: int = 0) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class Telling(FakeEngine):
     async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         self.prompts.append(prompt)
         groups = [self.tokens] if self.together else [(token,) for token in self.tokens]
-        for said, group in enumerate(groups, start=1):
-            last = said == len(groups)
-            yield Piece("".join(token.text for token in group), group, "stop" if last else None, 9, said)
+        for count, group in enumerate(groups, start=1):
+            last = count == len(groups)
+            yield Piece("".join(token.text for token in group), group, "stop" if last else None, 9, count)
 
 
 TEXTS = [
     [" a", " red", " square"],
-    ["na", "", "", "\u00efve"],  # a letter in two byte tokens: the second of them brings it
+    ["na", "", "", "\u00efve"],  # a character of two byte tokens: the second has the text
     ["", "", "", "\U0001f468\u200d\U0001f469", " ", "\n"],
     ["<loc0001>", "<loc0002>", " cat", "</s>"],
     ["\u2028", '"', "\\", "\x00", "\x7f"],
@@ -54,18 +54,18 @@ TEXTS = [
 
 @pytest.mark.parametrize("texts", TEXTS, ids=range(len(TEXTS)))
 @pytest.mark.parametrize("together", [True, False])
-async def test_tokens_and_their_bytes_make_up_the_text(texts: list[str], together: bool) -> None:
-    async with calling(served(Telling(texts, together=together))) as client:
+async def test_tokens_and_bytes_add_up_to_the_text(texts: list[str], together: bool) -> None:
+    async with calling(served(TokenEngine(texts, together=together))) as client:
         whole = (await client.post(PATH, json=ask(n=2, top_logprobs=2))).json()
         streamed = await client.post(PATH, json=ask(n=2, top_logprobs=2, stream=True))
     chunks = [json.loads(data)["choices"][0] for _, data in frames(streamed.text)[:-1]]
     for at in (0, 1):
         own = [chunk for chunk in chunks if chunk["index"] == at]
-        told = [token for chunk in own if chunk["logprobs"] for token in chunk["logprobs"]["content"]]
+        streamed_tokens = [token for chunk in own if chunk["logprobs"] for token in chunk["logprobs"]["content"]]
         choice = whole["choices"][at]
         for content, tokens in (
             (choice["message"]["content"], choice["logprobs"]["content"]),
-            ("".join(chunk["delta"].get("content", "") for chunk in own), told),
+            ("".join(chunk["delta"].get("content", "") for chunk in own), streamed_tokens),
         ):
             assert content == "".join(texts) == "".join(token["token"] for token in tokens)
             assert bytes(byte for token in tokens for byte in token["bytes"]) == content.encode()
@@ -73,8 +73,8 @@ async def test_tokens_and_their_bytes_make_up_the_text(texts: list[str], togethe
 
 
 @pytest.mark.parametrize("logprob", [math.nan, -math.inf, -1e9])
-async def test_what_is_no_number_for_json_is_the_least(logprob: float) -> None:
-    async with calling(served(Telling(["a"], together=True, logprob=logprob))) as client:
+async def test_logprob_that_json_lacks_becomes_minus_9999(logprob: float) -> None:
+    async with calling(served(TokenEngine(["a"], together=True, logprob=logprob))) as client:
         (choice,) = (await client.post(PATH, json=ask())).json()["choices"]
     assert choice["logprobs"]["content"][0]["logprob"] == -9999.0
 
@@ -94,13 +94,13 @@ async def test_what_is_no_number_for_json_is_the_least(logprob: float) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_too_many_are_refused_before_the_model_speaks(
+async def test_too_many_log_probabilities_are_refused_before_the_engine_runs(
     more: dict[str, Any], param: str | None, stream: bool
 ) -> None:
-    made, engine = router(), FakeEngine("red")
-    made.routes[REAL] = worker = Worker(MODELS[REAL], engine)
+    app_router, engine = router(), FakeEngine("red")
+    app_router.routes[REAL] = worker = Worker(MODELS[REAL], engine)
     worker.mark("ready", "ready")
-    async with calling(create_app(made)) as client:
+    async with calling(create_app(app_router)) as client:
         reply = await client.post(PATH, json=ask(REAL, stream=stream) | more)
     if param is None:
         assert reply.status_code == 200, reply.text
@@ -109,8 +109,8 @@ async def test_too_many_are_refused_before_the_model_speaks(
         assert not engine.prompts
 
 
-async def test_the_engine_tells_them_a_few_at_a_time() -> None:
-    """All of a long reply's in one piece would be made, sent and read in one go, on two event loops."""
+async def test_engine_sends_log_probabilities_in_small_pieces() -> None:
+    """Check that pieces are small: a large one would block the event loops of replica and gateway."""
     paligemma = FakeEngine("red")
     async with calling(served(None, paligemma)) as client:
         for logprobs, whole in ((True, False), (False, True)):
@@ -119,20 +119,20 @@ async def test_the_engine_tells_them_a_few_at_a_time() -> None:
 
 
 @pytest.mark.parametrize(("count", "top"), [(40_000, 0), (4000, 20), (1, 20), (0, 5)])
-async def test_the_event_loop_has_its_turn_while_they_are_written(count: int, top: int) -> None:
+async def test_event_loop_runs_while_log_probabilities_are_encoded(count: int, top: int) -> None:
     tokens = [Token("word", -0.5, (("x", -1.0),) * top)] * count
-    completion = Head("id", "model").completion(
+    completion = CompletionHead("id", "model").completion(
         [Choice(index=at, message=ResponseMessage(content="w"), finish_reason="stop") for at in range(2)], Usage()
     )
     turns = 0
 
-    async def others() -> None:
+    async def count_turns() -> None:
         nonlocal turns
         while True:
             turns += 1
             await asyncio.sleep(0)
 
-    beside = asyncio.create_task(others())
+    beside = asyncio.create_task(count_turns())
     parts = await with_logprobs(completion, [tokens, tokens], top)
     beside.cancel()
     assert turns >= 2 * count * (1 + top) // (2 * AT_ONCE)
@@ -149,18 +149,18 @@ def test_slices_hold_a_bounded_number() -> None:
         assert max(map(len, parts)) * (1 + top) <= max(AT_ONCE, 1 + top)
 
 
-async def test_words_that_piled_up_are_streamed_in_slices() -> None:
+async def test_large_piece_is_streamed_in_slices() -> None:
     texts = [f"{at} " for at in range(3 * AT_ONCE + 1)]
-    async with calling(served(Telling(texts, together=True))) as client:
+    async with calling(served(TokenEngine(texts, together=True))) as client:
         reply = await client.post(PATH, json=ask(stream=True))
     chunks = [json.loads(data)["choices"][0] for _, data in frames(reply.text)[:-1]]
-    told = [len(chunk["logprobs"]["content"]) for chunk in chunks if chunk["logprobs"]]
-    assert told == [AT_ONCE] * 3 + [1]
+    counts = [len(chunk["logprobs"]["content"]) for chunk in chunks if chunk["logprobs"]]
+    assert counts == [AT_ONCE] * 3 + [1]
     assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == "".join(texts)
 
 
 @pytest.mark.parametrize("sizes", [[1], [PIECE], [PIECE + 1], [3 * PIECE, 5], [10] * 4])
-async def test_a_whole_reply_is_written_in_pieces(sizes: list[int]) -> None:
+async def test_response_is_written_in_pieces(sizes: list[int]) -> None:
     parts = [bytes([65 + at]) * size for at, size in enumerate(sizes)]
     sent: list[dict[str, Any]] = []
 
@@ -175,8 +175,8 @@ async def test_a_whole_reply_is_written_in_pieces(sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", ["\ufffd", "\ufffd\ufffd", " \ufffd"])
-async def test_alternatives_that_are_half_a_letter_have_no_bytes(name: str) -> None:
-    engine = Telling(["\u00e9", "\ufffd"], together=False)
+async def test_alternative_that_is_half_a_character_has_no_bytes(name: str) -> None:
+    engine = TokenEngine(["\u00e9", "\ufffd"], together=False)
     engine.tokens = tuple(Token(token.text, -0.5, (("\u00e9", -0.5), (name, -1.0))) for token in engine.tokens)
     async with calling(served(engine)) as client:
         (choice,) = (await client.post(PATH, json=ask(top_logprobs=2))).json()["choices"]

@@ -1,4 +1,4 @@
-"""Request limits remove headers, refuse requests and give ids, before any route is asked."""
+"""Request limits: removed headers, refused requests and request ids."""
 
 import asyncio
 import json
@@ -138,6 +138,6 @@ async def test_error_message_is_cut() -> None:
 
 
 async def engine_started(served_router: Any) -> None:
-    """Every model's engine, or why it is not."""
+    """Start every model's engine."""
     for worker in served_router.routes.values():
         await worker.start()

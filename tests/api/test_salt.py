@@ -1,4 +1,4 @@
-"""Caches that engines share between keys: kept apart where that is configured."""
+"""Cache salts, which keep the engine caches of different keys apart where that is configured."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from serve.engines.vllm import multimodal
 from serve.media.image import decode_image
 from serve.request_id import CACHE_SALT
 from serve.transport.connection import Connection
-from serve.transport.server import Server
+from serve.transport.server import StreamServer
 
 KEYS = Keys(["alice:4lice", "bob:b0b"])
 ALICE, BOB = {"authorization": "Bearer 4lice"}, {"authorization": "Bearer b0b"}
@@ -49,7 +49,7 @@ async def test_salt_reaches_the_replica_with_its_call() -> None:
     async def statuses() -> str:
         return "fine"
 
-    server = Server({"answer": answer}, statuses)
+    server = StreamServer({"answer": answer}, statuses)
     connection = await Connection.open("127.0.0.1", await server.start("127.0.0.1"), server.token)
     for salt in ("alice", "", "bob"):
         CACHE_SALT.set(salt)

@@ -1,4 +1,4 @@
-"""Whatever the served OpenAPI document allows, asked of the whole app: no 5xx, and answers as the document says."""
+"""Random requests that the OpenAPI document allows: no 5xx, and responses as documented."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 
 EXAMPLES = int(os.environ.get("DIPTYCH_SCHEMATHESIS", "10"))
-"""Of each operation. A few hundred find more, in minutes."""
+"""Number of requests for each operation. A few hundred find more, in minutes."""
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,
@@ -24,8 +24,8 @@ CHECKS = [
 ]
 
 
-def spoken(prompt: Prompt) -> str:
-    """What each task can read: for boxes and masks the family's form, else a word."""
+def reply_text(prompt: Prompt) -> str:
+    """Return a reply that the task can parse: boxes or masks in the family's format, else a word."""
     if "bounding box" in prompt.text:
         return "[0.1, 0.1, 0.5, 0.5]"
     return "<loc0100><loc0100><loc0500><loc0500> cat" if "detect" in prompt.text else "red"
@@ -33,7 +33,7 @@ def spoken(prompt: Prompt) -> str:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with listening(create_app(router(FakeEngine(spoken), FakeEngine(spoken)))) as url:
+    with listening(create_app(router(FakeEngine(reply_text), FakeEngine(reply_text)))) as url:
         yield url
 
 
@@ -47,7 +47,7 @@ OPERATIONS = [
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_what_the_document_allows_is_answered_as_it_says(method: str, path: str, address: str) -> None:
+def test_documented_request_gets_a_documented_response(method: str, path: str, address: str) -> None:
     schema = schemathesis.openapi.from_dict(DOCUMENT)
     schema.config.update(base_url=address)
     control = {"model": LLAVA, "messages": [message()], "max_tokens": 2}

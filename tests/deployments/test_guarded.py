@@ -45,8 +45,8 @@ def guarded(folder: Path, traces: Collector) -> Iterator[Running]:
         yield running.wait_for("Diptych is ready")
     finally:
         code = running.interrupt()
-    assert code == 0, running.said()
-    assert not running.left() and KEY not in running.said()
+    assert code == 0, running.output()
+    assert not running.leftovers() and KEY not in running.output()
 
 
 def test_server_with_keys_lets_in_known_keys_within_their_rate(guarded: Running) -> None:
@@ -63,14 +63,14 @@ def test_server_with_keys_lets_in_known_keys_within_their_rate(guarded: Running)
         assert client.get("/ready").json()["models"] == {LLAVA: "ready"}
 
 
-def test_request_is_one_trace_from_gateway_to_model(guarded: Running, traces: Collector) -> None:
+def test_request_is_a_single_trace_from_gateway_to_model(guarded: Running, traces: Collector) -> None:
     above = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     body = {"image": URL, "question": "what colour?"}
     headers = {"authorization": f"Bearer {ANOTHER}", "traceparent": above}
     reply = httpx.post(f"{guarded.url}/v1/tasks/vqa", json=body, headers=headers, timeout=30)
     assert reply.status_code == 200, reply.text
     model_span, call_span = f"generate_content {LLAVA}", "answer"
-    spans = traces.of(above[3:35], "POST /v1/tasks/vqa", model_span, call_span)
+    spans = traces.trace(above[3:35], "POST /v1/tasks/vqa", model_span, call_span)
     assert (
         spans[model_span].under == spans["POST /v1/tasks/vqa"].id and spans["POST /v1/tasks/vqa"].under == above[36:52]
     )

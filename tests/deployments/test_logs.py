@@ -1,4 +1,4 @@
-"""Logs are lines of JSON with request ids, and hold nothing that a client asked."""
+"""Logs are lines of JSON with request ids, without text of clients."""
 
 import asyncio
 import gc
@@ -26,7 +26,7 @@ from serve.engines.fake import FakeEngine
 from serve.errors import ModelError
 from serve.request_id import REQUEST_ID
 from serve.transport.connection import Connection
-from serve.transport.server import Server as Rpc
+from serve.transport.server import StreamServer
 
 KEY = "s3cret-of-alice"
 HEADERS = {"authorization": f"Bearer {KEY}", "x-request-id": "mine-7"}
@@ -192,7 +192,7 @@ async def test_exception_in_a_replica_is_logged_without_its_message(text: io.Str
     async def statuses() -> str:
         return "fine"
 
-    server = Rpc({"answer": answer}, statuses)
+    server = StreamServer({"answer": answer}, statuses)
     connection = await Connection.open("127.0.0.1", await server.start("127.0.0.1"), server.token)
     REQUEST_ID.set("mine-9")
     with pytest.raises(ModelError):

@@ -12,7 +12,7 @@ from served import URL
 
 from deployments import config
 from deployments.args import Args
-from deployments.config import Refused
+from deployments.config import ConfigError
 from deployments.replica import Replica
 from serve.api.app import create_app
 from serve.models.base import Model
@@ -200,6 +200,6 @@ async def test_unusable_checkpoint_fails_only_its_own_model(tmp_path: Path, chec
 def test_wrong_entry_is_refused_with_its_name_and_field(tmp_path: Path, models: list[Any], message: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(yaml.dump({"applications": [{"import_path": config.APP, "args": {"models": models}}]}))
-    with pytest.raises(Refused) as refused:
-        config.read(file)
+    with pytest.raises(ConfigError) as refused:
+        config.read_config(file)
     assert message in str(refused.value) and "\n" not in str(refused.value)

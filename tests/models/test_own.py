@@ -97,7 +97,7 @@ def test_its_card_has_no_blank_cell_and_says_whose_it_is() -> None:
     model = made(tasks=["ocr"], weight=2, card={"licence": "internal", "parameters": 7})
     assert (model.card.licence, model.card.parameters, model.weight) == ("internal", 7, 2)
     assert model.card.tasks == ("ocr",) and model.card.category == "Fine-tune of paligemma-3b-pt-448"
-    table = catalog.compare(["receipts", "llava-1.5-7b"], {"receipts": model})
+    table = catalog.compare_models(["receipts", "llava-1.5-7b"], {"receipts": model})
     assert all(value not in ("", [], None) for row in table.rows for value in row.values)
 
 

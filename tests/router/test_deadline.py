@@ -1,4 +1,4 @@
-"""A request's deadline counts from its head on, through everything that is done for it."""
+"""A request's deadline counts from the arrival of its head, for every step of the request."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from tests.served import LLAVA, URL, calling, message, served
 QUESTION = {"question": "what?", "image": URL}
 
 
-async def test_it_counts_from_the_arrival_and_not_from_now() -> None:
+async def test_deadline_counts_from_the_arrival() -> None:
     now = asyncio.get_running_loop().time()
     assert 0.4 < Deadline.after(1, arrived=now - 0.5).left() <= 0.5
     assert Deadline.after(1, arrived=now - 5).left() == 0
@@ -26,7 +26,7 @@ async def test_it_counts_from_the_arrival_and_not_from_now() -> None:
     assert late.value.code == "deadline_exceeded"
 
 
-async def test_a_part_of_it_leaves_the_rest_to_what_follows() -> None:
+async def test_earlier_deadline_is_a_share_of_the_remaining_time() -> None:
     whole = Deadline.after(30)
     part = whole.earlier(2 / 3)
     assert part.seconds == pytest.approx(20)
@@ -48,7 +48,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("wire", list(BODIES))
-async def test_the_time_of_the_body_counts(wire: str, stream: bool) -> None:
+async def test_time_of_the_body_counts(wire: str, stream: bool) -> None:
     path, fields = BODIES[wire]
     engine = FakeEngine("red")
     async with calling(served(engine)) as client:
@@ -60,18 +60,18 @@ async def test_the_time_of_the_body_counts(wire: str, stream: bool) -> None:
     assert fine.status_code == 200 and len(engine.prompts) == 1
 
 
-async def test_the_time_of_the_body_leaves_less_to_the_models() -> None:
+async def test_time_of_the_body_leaves_less_time_for_the_models() -> None:
     async with calling(served(FakeEngine("a b c d e f g h", delay_s=0.2))) as client:
         body = httpx.Request("POST", "http://x", json=QUESTION | {"deadline_s": 1.0}).content
         began = time.monotonic()
         reply = await client.post("/v1/tasks/vqa", content=slowly(body, 0.8))
-    by_model = {one["model"]: one for one in reply.json()["replies"]}
+    by_model = {model_reply["model"]: model_reply for model_reply in reply.json()["replies"]}
     assert by_model[LLAVA]["error"]["code"] == "deadline_exceeded"
     assert time.monotonic() - began < 1.6  # and not 0.8 + 1.0
 
 
 @pytest.mark.parametrize("wire", ["task", "fan-out"])
-async def test_a_merge_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch, wire: str) -> None:
+async def test_merge_that_takes_too_long_is_503(monkeypatch: pytest.MonkeyPatch, wire: str) -> None:
     path, fields = BODIES[wire]
     monkeypatch.setattr(merge_replies, "SHORT", 0)
     monkeypatch.setattr(merge_replies, "MERGE_S", 0.05)

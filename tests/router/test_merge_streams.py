@@ -63,7 +63,7 @@ async def test_deadline_cuts_streams_that_go_on(others: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-async def test_closing_closes_every_stream(count: int) -> None:
+async def test_close_closes_all_streams(count: int) -> None:
     scripts = [Script("a", 0.001, "b", 30.0) for _ in range(count)]
     streams = merge_streams([script.stream() for script in scripts])
     indexes = {(await anext(streams))[0] for _ in range(2 * count)}
@@ -72,7 +72,7 @@ async def test_closing_closes_every_stream(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-async def test_cancelled_reader_closes_every_stream(count: int) -> None:
+async def test_cancelled_reader_closes_all_streams(count: int) -> None:
     scripts = [Script("a", 30.0) for _ in range(count)]
     reader = asyncio.create_task(merged(scripts))
     await asyncio.sleep(0.02)

@@ -33,17 +33,17 @@ class ScriptedRoute:
         self.left = asyncio.Event()
 
     async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
-        said = ""
+        text = ""
         try:
             for step in self.script:
                 if isinstance(step, Exception):
                     raise step
                 if isinstance(step, str):
-                    said += step
+                    text += step
                     yield Delta(self.model.name, step)
                 else:
                     await asyncio.sleep(step)
-            yield Reply(model=self.model.name, status="ok", text=said, result=VqaResult(answer=said), confidence=0.5)
+            yield Reply(model=self.model.name, status="ok", text=text, result=VqaResult(answer=text), confidence=0.5)
         finally:
             self.left.set()
 
@@ -58,12 +58,12 @@ def ask(**fields: object) -> VqaRequest:
     return VqaRequest(image=PICTURE, question="q", **fields)  # type: ignore[arg-type]
 
 
-def ask_film(**fields: object) -> VqaRequest:
-    film = Video(np.zeros((2, 8, 8, 3), np.uint8), (0.0, 1.0), 2.0)
-    return VqaRequest(video=film, question="q", **fields)  # type: ignore[arg-type, call-arg]
+def ask_video(**fields: object) -> VqaRequest:
+    video = Video(np.zeros((2, 8, 8, 3), np.uint8), (0.0, 1.0), 2.0)
+    return VqaRequest(video=video, question="q", **fields)  # type: ignore[arg-type, call-arg]
 
 
-def eyes(name: str, *, images: bool, videos: bool, words: str = "red") -> ScriptedRoute:
+def route_that_takes(name: str, *, images: bool, videos: bool, words: str = "red") -> ScriptedRoute:
     route = ScriptedRoute(name, words)
     route.model = dataclasses.replace(route.model, images=images, videos=videos)
     return route
@@ -78,7 +78,7 @@ def replies(events: Sequence[Event]) -> dict[str, Reply]:
     return {event.model: event for event in events if isinstance(event, Reply)}
 
 
-async def test_words_interleave_as_they_are_spoken_and_the_merge_comes_last() -> None:
+async def test_deltas_interleave_and_the_merged_reply_comes_last() -> None:
     events = await run([ScriptedRoute("a", "x", 0.05, "y"), ScriptedRoute("b", 0.02, "z")])
     order = [(e.model, e.text) for e in events if isinstance(e, Delta)]
     assert order == [("a", "x"), ("b", "z"), ("a", "y")]
@@ -87,7 +87,7 @@ async def test_words_interleave_as_they_are_spoken_and_the_merge_comes_last() ->
     assert replies(events)["b"].latency_ms < replies(events)["a"].latency_ms
 
 
-async def test_a_slow_model_costs_its_own_column_only() -> None:
+async def test_slow_model_fails_its_own_reply_only() -> None:
     began = time.monotonic()
     slow = ScriptedRoute("slow", "so", 30.0)
     events = await run([slow, ScriptedRoute("b", "z")], ask(deadline_s=0.2))
@@ -102,7 +102,7 @@ async def test_a_slow_model_costs_its_own_column_only() -> None:
     ("failure", "code"),
     [(ModelError("gone", code="engine_dead"), "engine_dead"), (RuntimeError("secret"), "internal_error")],
 )
-async def test_a_dead_model_costs_its_own_column_only(failure: Exception, code: str) -> None:
+async def test_failed_model_fails_its_own_reply_only(failure: Exception, code: str) -> None:
     events = await run([ScriptedRoute("a", "x", failure), ScriptedRoute("b", "z")])
     dead = replies(events)["a"]
     assert dead.status == "error" and dead.error is not None and dead.error.code == code
@@ -110,12 +110,12 @@ async def test_a_dead_model_costs_its_own_column_only(failure: Exception, code: 
     assert isinstance(events[-1], Merged) and events[-1].models == ["b"]
 
 
-async def test_none_answered() -> None:
+async def test_fan_out_without_any_answer_is_unavailable() -> None:
     with pytest.raises(Unavailable, match="gone"):
         await run([ScriptedRoute("a", ModelError("gone")), ScriptedRoute("b", 30.0)], ask(deadline_s=0.1))
 
 
-async def test_what_every_model_refuses_is_the_requests_own_fault() -> None:
+async def test_request_refused_by_every_model_is_a_bad_request() -> None:
     refusals = [BadRequest("too long for a", param="question"), BadRequest("too long for b", param="question")]
     with pytest.raises(BadRequest, match="for a"):
         await run([ScriptedRoute("a", 0.01, refusals[0]), ScriptedRoute("b", refusals[1])])
@@ -125,7 +125,7 @@ async def test_what_every_model_refuses_is_the_requests_own_fault() -> None:
     assert isinstance(merged, Merged) and merged.models == ["b"]
 
 
-async def test_a_quorum_does_not_wait_for_the_rest() -> None:
+async def test_quorum_cuts_the_remaining_models() -> None:
     slow = ScriptedRoute("slow", 30.0)
     events = await run([slow, ScriptedRoute("b", "z"), ScriptedRoute("c", 0.02, "w")], ask(quorum=2))
     given_up = replies(events)["slow"]
@@ -134,7 +134,7 @@ async def test_a_quorum_does_not_wait_for_the_rest() -> None:
     assert isinstance(events[-1], Merged) and events[-1].models == ["b", "c"]
 
 
-async def test_leaving_early_stops_every_model() -> None:
+async def test_closed_stream_stops_all_models() -> None:
     routes = [ScriptedRoute("a", "x", 30.0), ScriptedRoute("b", 30.0)]
     router = Router(routes)
     events = router.run(router.plan("vqa", ask()))
@@ -163,25 +163,25 @@ async def test_single_model_that_fails_leaves_no_answer(step: Step, message: str
 
 @pytest.mark.parametrize("count", [1, 2])
 async def test_model_that_ends_without_a_reply_has_failed(count: int) -> None:
-    class Silent(ScriptedRoute):
+    class RouteWithoutReply(ScriptedRoute):
         async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
             yield Delta(self.model.name, "x")
 
     with pytest.raises(Unavailable, match="a stopped without a reply"):
-        await run([Silent(name) for name in "ab"[:count]])
+        await run([RouteWithoutReply(name) for name in "ab"[:count]])
 
 
-async def test_a_subset_is_asked_in_catalogue_order() -> None:
+async def test_subset_of_models_is_in_catalogue_order() -> None:
     routes = [ScriptedRoute(name, name) for name in "abc"]
     events = await run(routes, ask(models=["c", "a", "a"]))
     assert isinstance(events[-1], Merged) and events[-1].models == ["a", "c"]
 
 
-async def test_a_models_own_weight_counts_where_the_request_names_none() -> None:
+async def test_weight_of_the_model_counts_where_the_request_has_none() -> None:
     def routes() -> list[ScriptedRoute]:
-        made = [ScriptedRoute("a", "x"), ScriptedRoute("b", "y")]
-        made[1].model = dataclasses.replace(made[1].model, weight=2.0)
-        return made
+        created = [ScriptedRoute("a", "x"), ScriptedRoute("b", "y")]
+        created[1].model = dataclasses.replace(created[1].model, weight=2.0)
+        return created
 
     async def winner(**fields: object) -> object:
         merged = (await run(routes(), ask(**fields)))[-1]
@@ -194,8 +194,8 @@ async def test_a_models_own_weight_counts_where_the_request_names_none() -> None
 
 
 @pytest.mark.parametrize("slow", ["a", "b", "c"])
-async def test_who_answers_first_does_not_matter(slow: str) -> None:
-    routes = [ScriptedRoute(name, 0.02 if name == slow else 0.0, said) for name, said in zip("abc", "xyz", strict=True)]
+async def test_merged_reply_does_not_depend_on_the_order_of_arrival(slow: str) -> None:
+    routes = [ScriptedRoute(name, 0.02 if name == slow else 0.0, text) for name, text in zip("abc", "xyz", strict=True)]
     events = await run(routes)
     assert [event.model for event in events if isinstance(event, Reply)][-1] == slow
     assert isinstance(events[-1], Merged) and events[-1].models == ["a", "b", "c"]
@@ -211,15 +211,13 @@ async def test_who_answers_first_does_not_matter(slow: str) -> None:
         ({"weights": {"nobody": 1}}, NotFound, "weights"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(
-    fields: dict[str, object], kind: type[ServeError], param: str
-) -> None:
+def test_impossible_plan_is_refused_by_field(fields: dict[str, object], kind: type[ServeError], param: str) -> None:
     with pytest.raises(kind) as refused:
         Router([ScriptedRoute("a", "x"), ScriptedRoute("b", "x")]).plan("vqa", ask(**fields))
     assert refused.value.param == param
 
 
-async def test_a_model_without_the_skill_is_refused_when_named_and_left_out_when_not() -> None:
+async def test_model_without_the_skill_is_refused_when_named_and_left_out_otherwise() -> None:
     router = Router([ScriptedRoute("a", base="toy-llava"), ScriptedRoute("b", base="toy-paligemma")])
     chat = ChatRequest(image=PICTURE, question="q")
     assert [route.model.name for route in router.plan("chat", chat).routes] == ["a"]
@@ -229,42 +227,42 @@ async def test_a_model_without_the_skill_is_refused_when_named_and_left_out_when
         Router([ScriptedRoute("b", base="toy-paligemma")]).plan("chat", chat)
 
 
-async def test_a_model_that_does_not_say_how_it_is_counts_as_starting() -> None:
-    class Mute(ScriptedRoute):
+async def test_model_without_a_status_counts_as_starting() -> None:
+    class UnresponsiveRoute(ScriptedRoute):
         async def status(self) -> Status:
             await asyncio.sleep(30)
             raise AssertionError
 
-    states = await Router([Mute("a"), ScriptedRoute("b")]).statuses(timeout_s=0.05)
+    states = await Router([UnresponsiveRoute("a"), ScriptedRoute("b")]).statuses(timeout_s=0.05)
     assert [(s.model, s.state) for s in states] == [("a", "starting"), ("b", "ready")]
 
 
-# Films
+# Videos
 
 
-async def test_only_models_that_take_films_are_asked_about_one() -> None:
+async def test_video_goes_to_models_that_take_videos() -> None:
     routes = [
-        eyes("stills", images=True, videos=False),
-        eyes("films", images=False, videos=True),
-        eyes("both", images=True, videos=True),
+        route_that_takes("stills", images=True, videos=False),
+        route_that_takes("videos", images=False, videos=True),
+        route_that_takes("both", images=True, videos=True),
     ]
-    assert [event.model for event in await run(routes, ask_film()) if isinstance(event, Reply)] == ["films", "both"]
+    assert [event.model for event in await run(routes, ask_video()) if isinstance(event, Reply)] == ["videos", "both"]
     assert [event.model for event in await run(routes, ask()) if isinstance(event, Reply)] == ["stills", "both"]
     router = Router(routes)
-    for request, name, said, code in (
-        (ask_film(models=["stills"]), "models", "stills takes images, not video.", "video_not_supported"),
-        (ask_film(models=["both", "stills"]), "models", "stills takes images, not video.", "video_not_supported"),
-        (ask(models=["films"]), "models", "films takes video, not images.", "image_not_supported"),
+    for request, name, text, code in (
+        (ask_video(models=["stills"]), "models", "stills takes images, not video.", "video_not_supported"),
+        (ask_video(models=["both", "stills"]), "models", "stills takes images, not video.", "video_not_supported"),
+        (ask(models=["videos"]), "models", "videos takes video, not images.", "image_not_supported"),
     ):
         with pytest.raises(BadRequest) as caught:
             router.plan("vqa", request)
-        assert (caught.value.param, caught.value.message, caught.value.code) == (name, said, code)
+        assert (caught.value.param, caught.value.message, caught.value.code) == (name, text, code)
 
 
-async def test_a_film_that_nobody_takes_is_refused() -> None:
-    with pytest.raises(NotFound, match="No served model can do vqa about a video.") as film:
-        Router([eyes("stills", images=True, videos=False)]).plan("vqa", ask_film())
+async def test_video_without_a_model_for_videos_is_refused() -> None:
+    with pytest.raises(NotFound, match="No served model can do vqa about a video.") as video:
+        Router([route_that_takes("stills", images=True, videos=False)]).plan("vqa", ask_video())
     with pytest.raises(NotFound, match="No served model can do vqa about an image.") as picture:
-        Router([eyes("films", images=False, videos=True)]).plan("vqa", ask())
-    for caught in (film, picture):
+        Router([route_that_takes("videos", images=False, videos=True)]).plan("vqa", ask())
+    for caught in (video, picture):
         assert (caught.value.param, caught.value.code) == ("models", "no_able_model")

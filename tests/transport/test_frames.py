@@ -1,4 +1,4 @@
-"""Frames are read however their bytes are cut."""
+"""Frames are decoded from bytes in pieces of any size."""
 
 from collections.abc import Iterable
 from random import Random
@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import ModelError, TooLarge
-from serve.transport.frames import HEAD, LENGTH, MAX_PARTS, PIECE_BYTES, BadFrame, Reader, Unreadable, encode, pieces
+from serve.transport.frames import (
+    HEAD,
+    LENGTH,
+    MAX_PARTS,
+    PIECE_BYTES,
+    BadFrame,
+    Reader,
+    Unreadable,
+    encode_frame,
+    pieces,
+)
 
 THINGS = st.lists(
     st.one_of(
@@ -27,8 +37,8 @@ def same(left: object, right: object) -> bool:
 
 
 @given(st.lists(THINGS, min_size=1, max_size=4), st.lists(st.integers(1, 400), min_size=1))
-def test_frames_are_equal_however_they_are_cut(frames: list[list[object]], cuts: list[int]) -> None:
-    data = b"".join(bytes(part) for frame in frames for part in encode(frame))
+def test_frames_are_decoded_from_pieces_of_any_size(frames: list[list[object]], cuts: list[int]) -> None:
+    data = b"".join(bytes(part) for frame in frames for part in encode_frame(frame))
     reader, things, at = Reader(), [], 0
     while at < len(data):
         cut = cuts[at % len(cuts)]
@@ -46,7 +56,7 @@ def test_impossible_frame_is_refused(parts: int, rest: bytes) -> None:
 
 
 class Breaks:
-    """Can be pickled, and not unpickled."""
+    """An object that can be pickled but not unpickled."""
 
     def __init__(self, error: type[Exception]) -> None:
         self.error = error
@@ -65,9 +75,9 @@ def flat(frame: Iterable[bytes | memoryview]) -> bytes:
 
 @settings(max_examples=25, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 3), st.integers(5_000, 70_000))
-def test_small_frames_pass_between_the_pieces_of_large_ones(random: Random, count: int, cut: int) -> None:
+def test_small_frames_pass_between_pieces_of_large_frames(random: Random, count: int, cut: int) -> None:
     large = {number: np.full(PIECE_BYTES + 7 * number, number, np.uint8) for number in range(1, count + 1)}
-    left = {number: list(pieces(encode(thing, number), number)) for number, thing in large.items()}
+    left = {number: list(pieces(encode_frame(thing, number), number)) for number, thing in large.items()}
     sent, wanted = [], []
     while left:
         number = random.choice(list(left))
@@ -75,7 +85,7 @@ def test_small_frames_pass_between_the_pieces_of_large_ones(random: Random, coun
         if not left[number]:
             del left[number]
             wanted.append(number)
-        sent.append(flat(encode(["small", len(sent)])))
+        sent.append(flat(encode_frame(["small", len(sent)])))
         wanted.append(-len(sent) + 1)
     data, reader = b"".join(sent), Reader()
     things = [thing for at in range(0, len(data), cut) for thing in reader.feed(data[at : at + cut])]
@@ -85,17 +95,25 @@ def test_small_frames_pass_between_the_pieces_of_large_ones(random: Random, coun
 
 
 @pytest.mark.parametrize("count", [MAX_PARTS - 1, MAX_PARTS, MAX_PARTS + 1, 3000])
-def test_a_frame_of_any_number_of_arrays_is_read(count: int) -> None:
+def test_frame_with_any_number_of_arrays_is_decoded(count: int) -> None:
     arrays = [np.full(at % 5, at % 256, np.uint8) for at in range(count)]
-    (back,) = Reader().feed(flat(encode(arrays)))
+    (back,) = Reader().feed(flat(encode_frame(arrays)))
     assert all(map(np.array_equal, back, arrays)) and len(back) == count
 
 
 @pytest.mark.parametrize("error", [ValueError, ModelError, ImportError])
 @pytest.mark.parametrize("cut", [1, 50, 10**6])
-def test_one_that_cannot_be_unpickled_leaves_the_others_as_they_are(error: type[Exception], cut: int) -> None:
+def test_frame_that_cannot_be_unpickled_leaves_other_frames_intact(error: type[Exception], cut: int) -> None:
     large = [np.zeros(300, np.uint8), Breaks(error)]
-    data = flat([*encode("a", 1), *encode(Breaks(error), 2), *encode("b", 3), *encode(large, 4), *encode("c", 5)])
+    data = flat(
+        [
+            *encode_frame("a", 1),
+            *encode_frame(Breaks(error), 2),
+            *encode_frame("b", 3),
+            *encode_frame(large, 4),
+            *encode_frame("c", 5),
+        ]
+    )
     reader = Reader()
     things = [thing for at in range(0, len(data), cut) for thing in reader.feed(data[at : at + cut])]
     assert [thing for thing in things if not isinstance(thing, Unreadable)] == ["a", "b", "c"]
@@ -103,12 +121,12 @@ def test_one_that_cannot_be_unpickled_leaves_the_others_as_they_are(error: type[
     assert [thing.number for thing in unreadable] == [2, 4] and {type(thing.error) for thing in unreadable} == {error}
 
 
-def test_what_is_forgotten_may_come_anew() -> None:
-    first, *_ = pieces(encode(np.zeros(2 * PIECE_BYTES, np.uint8), 5), 5)
+def test_forgotten_frame_may_be_sent_again() -> None:
+    first, *_ = pieces(encode_frame(np.zeros(2 * PIECE_BYTES, np.uint8), 5), 5)
     reader = Reader()
     assert reader.feed(flat(first)) == []
     reader.forget(5)
-    things = [thing for piece in pieces(encode("again", 5), 5) for thing in reader.feed(flat(piece))]
+    things = [thing for piece in pieces(encode_frame("again", 5), 5) for thing in reader.feed(flat(piece))]
     assert things == ["again"]
 
 
@@ -122,12 +140,12 @@ def test_what_is_forgotten_may_come_anew() -> None:
         HEAD.pack(3, 0) + LENGTH.pack(30) + HEAD.pack(3, 1) + LENGTH.pack(5) + b"x" * 10,  # more than its frame
     ],
 )
-def test_what_no_writer_writes_is_garbled(data: bytes) -> None:
+def test_bytes_that_are_no_frame_are_refused(data: bytes) -> None:
     with pytest.raises(BadFrame):
         Reader().feed(data)
 
 
-def test_a_frame_larger_than_any_reader_takes_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frame_beyond_the_limit_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.transport.frames.MAX_BYTES", 10_000)
     with pytest.raises(TooLarge):
-        encode([np.zeros(6_000, np.uint8), np.ones(6_000, np.uint8)])
+        encode_frame([np.zeros(6_000, np.uint8), np.ones(6_000, np.uint8)])

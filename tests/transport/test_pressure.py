@@ -1,4 +1,4 @@
-"""Connections under pressure: large calls, peers that do not read, that are silent, or that stop on purpose."""
+"""Connections under pressure: large calls, and peers that do not read, are silent, or stop on purpose."""
 
 import asyncio
 import contextlib
@@ -11,10 +11,10 @@ import pytest
 
 from serve.errors import BadRequest, ModelError
 from serve.transport.connection import Connection
-from serve.transport.frames import PIECE_BYTES, encode, pieces
+from serve.transport.frames import PIECE_BYTES, encode_frame, pieces
 from serve.transport.messages import Call
 from serve.transport.peer import MAX_UNSENT_BYTES
-from serve.transport.server import Server, Session
+from serve.transport.server import Session, StreamServer
 
 LARGE = 40 * 2**20
 
@@ -23,11 +23,11 @@ class Methods:
     """Methods that record how they were called, in order."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.calls: list[str] = []
         self.given = 0
 
     async def name(self, name: str, *more: Any) -> AsyncGenerator[str, None]:
-        self.asked.append(name)
+        self.calls.append(name)
         yield name
 
     async def pour(self, count: int, size: int) -> AsyncGenerator[bytes, None]:
@@ -46,7 +46,7 @@ class Methods:
 
 
 class Broken:
-    """Breaks where it is unpickled."""
+    """An object that cannot be unpickled."""
 
     def __init__(self, error: type[Exception]) -> None:
         self.error = error
@@ -60,20 +60,20 @@ def _fail(error: type[Exception]) -> None:
 
 
 class Breaking:
-    """Breaks when it is pickled again."""
+    """An object that cannot be pickled again."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Broken, (ValueError,)
 
 
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[tuple[Methods, Server, int]]:
+async def serving() -> AsyncIterator[tuple[Methods, StreamServer, int]]:
     async def statuses() -> str:
         return "well"
 
     served = Methods()
     methods = {"name": served.name, "pour": served.pour, "wait": served.wait, "give": served.give}
-    server = Server(methods, statuses)
+    server = StreamServer(methods, statuses)
     port = await server.start("127.0.0.1")
     try:
         yield served, server, port
@@ -83,7 +83,7 @@ async def serving() -> AsyncIterator[tuple[Methods, Server, int]]:
 
 
 @contextlib.asynccontextmanager
-async def connected() -> AsyncIterator[tuple[Methods, Server, Connection]]:
+async def connected() -> AsyncIterator[tuple[Methods, StreamServer, Connection]]:
     async with serving() as (served, server, port):
         connection = await Connection.open("127.0.0.1", port, server.token)
         try:
@@ -120,7 +120,7 @@ async def until(condition: Callable[[], object], seconds: float = 20) -> None:
             await asyncio.sleep(0.005)
 
 
-def session_of(server: Server) -> Session:
+def session_of(server: StreamServer) -> Session:
     (session,) = server.sessions
     return session
 
@@ -138,7 +138,7 @@ async def test_small_calls_and_cancels_overtake_large_ones() -> None:
         assert await items_of(connection.stream("name", "small")) == ["small"]
         await waiting.aclose()
         await until(lambda: len(session_of(server).jobs) == 0)
-        assert served.asked == ["small"]
+        assert served.calls == ["small"]
         assert await asyncio.gather(*large) == [["0"], ["1"], ["2"]]
 
 
@@ -151,7 +151,7 @@ async def test_cancelled_large_call_is_not_sent_on_and_leaves_nothing() -> None:
         await asyncio.gather(*large, return_exceptions=True)
         assert not connection._large_frames
         await until(lambda: not session_of(server)._reader._large)
-        assert await items_of(connection.stream("name", "small")) == ["small"] and served.asked == ["small"]
+        assert await items_of(connection.stream("name", "small")) == ["small"] and served.calls == ["small"]
 
 
 async def test_peer_that_does_not_read_is_not_written_to() -> None:
@@ -206,12 +206,12 @@ async def test_caller_whose_large_call_is_still_arriving_keeps_its_lease(monkeyp
     monkeypatch.setattr("serve.transport.server.LEASE_S", 0.4)
     async with serving() as (served, server, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        frame = encode(Call(1, "name", ("slow", bytes(100))), 1)
+        frame = encode_frame(Call(1, "name", ("slow", bytes(100))), 1)
         writer.write(server.token)
         for byte in b"".join(bytes(part) for piece in pieces(frame, 1) for part in piece):
-            writer.write(bytes([byte]))  # not one message is whole for longer than the lease
+            writer.write(bytes([byte]))  # no message is complete for longer than the lease
             await asyncio.sleep(0.005)
-        await until(lambda: served.asked == ["slow"])
+        await until(lambda: served.calls == ["slow"])
         await until(lambda: not server.sessions)  # and now it is silent
         writer.close()
 
@@ -221,7 +221,7 @@ async def test_part_of_a_large_item_counts_as_a_sign_of_life() -> None:
         connection.last_heard = before = 0.0
         transport = session_of(server)._transport
         assert transport is not None
-        transport.write(encode(bytes(1000))[0])  # only the head
+        transport.write(encode_frame(bytes(1000))[0])  # only the head
         await until(lambda: connection.last_heard > before)
 
 
@@ -233,11 +233,11 @@ async def test_stalled_loop_does_not_count_as_the_peers_silence(monkeypatch: pyt
         time.sleep(0.5)
         connection._send_keep_alive(
             asyncio.get_running_loop().time() - 0.5
-        )  # its timer fell due while the loop stood still
+        )  # its timer fell due while the loop was blocked
         assert connection.last_heard >= before + 0.49
 
 
-async def test_planned_end_is_announced_and_a_sudden_one_is_not() -> None:
+async def test_planned_end_is_announced_and_a_crash_is_not() -> None:
     async with connected() as (_, server, connection):
         await server.stop()
         await asyncio.wait_for(connection.lost.wait(), 5)
@@ -253,7 +253,7 @@ async def test_planned_end_is_announced_and_a_sudden_one_is_not() -> None:
         assert connection.lost.is_set() and connection.draining
 
 
-async def test_caller_cut_off_for_its_silence_is_told_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_caller_gets_goodbye_before_the_disconnect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.transport.server.HEARTBEAT_S", 0.05)
     monkeypatch.setattr("serve.transport.server.LEASE_S", 0.2)
     async with connected() as (_, server, connection):
@@ -269,7 +269,7 @@ async def test_loss_after_a_stalled_loop_counts_as_planned(monkeypatch: pytest.M
         transport = session_of(server)._transport
         assert transport is not None
         time.sleep(0.3)
-        transport.abort()  # without a word, as where what was said to us did not fit
+        transport.abort()  # without a goodbye, as when it did not fit into the buffers
         await asyncio.wait_for(connection.lost.wait(), 5)
         assert connection.draining
 
@@ -311,7 +311,7 @@ async def test_item_that_cannot_be_unpickled_fails_its_stream_alone() -> None:
         await waiting.aclose()
 
 
-async def test_arrays_of_many_calls_in_one_turn_are_all_read() -> None:
+async def test_arrays_of_many_calls_in_a_turn_are_read() -> None:
     async with connected() as (_, _, connection):
         arrays = [np.full(3, at % 256, np.uint8) for at in range(1300)]
         results = await asyncio.gather(*(items_of(connection.stream("name", "a", array)) for array in arrays))

@@ -1,4 +1,4 @@
-"""Streams over a real connection on loopback: what comes, in what order, and what happens when either end goes away."""
+"""Streams over a real connection: their items, order and errors, and the loss of either end."""
 
 import asyncio
 import pickle
@@ -12,9 +12,9 @@ import pytest
 from serve.errors import BadRequest, ModelError
 from serve.request_id import REQUEST_ID
 from serve.transport.connection import Connection
-from serve.transport.frames import BadFrame, Reader, encode
+from serve.transport.frames import BadFrame, Reader, encode_frame
 from serve.transport.messages import Call
-from serve.transport.server import Server
+from serve.transport.server import StreamServer
 
 exploded: list[int] = []
 
@@ -29,7 +29,7 @@ class Bomb:
 
 
 class Methods:
-    """Methods that yield what they are asked for, and record how their streams ended."""
+    """Methods to call, which record how their streams ended."""
 
     def __init__(self) -> None:
         self.running = 0
@@ -61,12 +61,12 @@ class Methods:
 
 
 @asynccontextmanager
-async def connected(counting: Methods, **options: Any) -> AsyncIterator[tuple[Server, Connection]]:
+async def connected(counting: Methods, **options: Any) -> AsyncIterator[tuple[StreamServer, Connection]]:
     async def statuses() -> str:
         return "well"
 
     methods = {name: getattr(counting, name) for name in ("count", "echo", "refuse", "stumble", "request_id")}
-    server = Server(methods, statuses, **options)
+    server = StreamServer(methods, statuses, **options)
     port = await server.start("127.0.0.1")
     connection = await Connection.open("127.0.0.1", port, server.token)
     try:
@@ -95,7 +95,7 @@ async def test_arrays_arrive_equal_and_writable() -> None:
         assert back["a"].flags.writeable
 
 
-async def test_error_arrives_as_it_was_raised_after_the_items_before_it() -> None:
+async def test_error_arrives_unchanged_after_earlier_items() -> None:
     async with connected(Methods()) as (_, connection):
         received = []
         with pytest.raises(BadRequest) as caught:
@@ -137,7 +137,7 @@ async def test_streams_of_a_caller_that_disconnects_are_cancelled() -> None:
             await anext(connection.stream("count", 1))
 
 
-async def test_silent_caller_loses_its_streams_and_a_live_one_does_not(
+async def test_silent_caller_loses_its_streams_and_a_live_caller_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("serve.transport.server.HEARTBEAT_S", 0.05)
@@ -149,7 +149,7 @@ async def test_silent_caller_loses_its_streams_and_a_live_one_does_not(
         reading = asyncio.ensure_future(anext(items))
         assert server._listening is not None
         reader, writer = await asyncio.open_connection("127.0.0.1", server._listening.sockets[0].getsockname()[1])
-        writer.write(server.token + b"".join(encode([Call(0, "count", (10_000, 60))])))  # and nothing more
+        writer.write(server.token + b"".join(encode_frame([Call(0, "count", (10_000, 60))])))  # and nothing after that
         async with asyncio.timeout(10):
             while counting.running < 2:
                 await asyncio.sleep(0.01)
@@ -169,19 +169,19 @@ async def test_streams_of_a_server_that_stops_raise_connection_error() -> None:
         with pytest.raises(ConnectionError):
             _ = [item async for item in items]
         assert connection.lost.is_set()
-    assert not abandoned  # it is not the caller that went
+    assert not abandoned  # the caller did not disconnect
 
 
 async def test_bytes_are_not_unpickled_without_the_token() -> None:
     pickle.loads(pickle.dumps(Bomb()))
-    assert exploded == [1]  # it is one
+    assert exploded == [1]  # the bytes are such a bomb
     exploded.clear()
     async with connected(Methods()) as (server, _):
         assert server._listening is not None
         port = server._listening.sockets[0].getsockname()[1]
         for token in (b"\0" * 32, server.token[:31] + b"\0", pickle.dumps(Bomb())):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(token + b"".join(encode([Bomb()])))
+            writer.write(token + b"".join(encode_frame([Bomb()])))
             assert await asyncio.wait_for(reader.read(), 5) == b""
             writer.close()
             await writer.wait_closed()
@@ -216,7 +216,7 @@ async def test_items_close_together_are_joined_and_the_first_never_waits() -> No
     assert frames[0] == [0] and len(frames) < 20
 
 
-async def test_draining_server_announces_it_and_finishes_its_streams() -> None:
+async def test_draining_server_announces_the_end_and_finishes_streams() -> None:
     async with connected(Methods()) as (server, connection):
         received = asyncio.create_task(_all(connection, 20))
         await asyncio.sleep(0.02)
@@ -226,9 +226,9 @@ async def test_draining_server_announces_it_and_finishes_its_streams() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
-def test_frames_are_read_however_their_bytes_are_cut(size: int) -> None:
+def test_frames_are_decoded_from_bytes_in_any_pieces(size: int) -> None:
     things = [["a", 1], [np.arange(500)], [], [b"x" * 3000]]
-    data = b"".join(bytes(part) for thing in things for part in encode(thing))
+    data = b"".join(bytes(part) for thing in things for part in encode_frame(thing))
     reader, received = Reader(), []
     for at in range(0, len(data), size):
         received += reader.feed(data[at : at + size])

@@ -1,4 +1,4 @@
-"""Images in shared memory pass between two real processes, either of which may be killed at any moment."""
+"""Images in shared memory between two processes, either of which may be killed at any time."""
 
 import asyncio
 import contextlib
@@ -17,14 +17,14 @@ from serve.media.image import Image
 from serve.media.shared_pixels import SharedPixels
 from serve.media.video import Video
 from serve.transport.connection import Connection
-from serve.transport.server import Server
+from serve.transport.server import StreamServer
 
 WIDTH, HEIGHT = 2000, 1000
 SUM = WIDTH * HEIGHT * 3 * 9
 
 
 class Looking:
-    """Methods of a replica that reads images, here or in a process of its own."""
+    """Methods of a replica that reads images, in this process or a child."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -43,17 +43,17 @@ class Looking:
         yield int(image.pixels.sum())
 
 
-async def served(looking: Looking) -> tuple[Server, int]:
+async def served(looking: Looking) -> tuple[StreamServer, int]:
     async def statuses() -> str:
         return "well"
 
     methods = {"look": looking.look, "hold": looking.hold, "look_late": looking.look_late}
-    server = Server(methods, statuses)
+    server = StreamServer(methods, statuses)
     return server, await server.start("127.0.0.1")
 
 
 async def main() -> None:
-    """Be a replica, until standard input ends."""
+    """Run a replica until standard input ends."""
     server, port = await served(Looking())
     print(port, server.token.hex(), flush=True)
     await asyncio.to_thread(sys.stdin.read)
@@ -164,7 +164,7 @@ async def test_killed_gateway_leaves_no_memory_in_the_replica() -> None:
         await until(lambda: descriptors(child.pid) == before and shmem(child.pid) < 3_000_000)
 
 
-async def test_pixels_read_after_they_were_closed_are_an_error_of_that_stream() -> None:
+async def test_closed_pixels_are_an_error_of_their_stream() -> None:
     looking = Looking()
     server, port = await served(looking)
     connection = await Connection.open("127.0.0.1", port, server.token)

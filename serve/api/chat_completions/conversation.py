@@ -1,4 +1,4 @@
-"""OpenAI's messages as turns with at most one image or video."""
+"""Converts OpenAI's messages to turns with at most one image or video."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,21 +21,21 @@ from serve.media.video import Video
 from serve.models.base import Turn
 from serve.tasks.vqa import stripped
 
-ROLES = {"developer": "system"}  # OpenAI's newer word for the same
+ROLES = {"developer": "system"}  # OpenAI's newer name of the role
 LONGEST_NAME = 128
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """The messages so far, and the one picture or film that they are about. turns[i] is messages[i].
+    """A conversation about at most one image or video. turns[i] is messages[i].
 
-    shown: the path of the part that holds it. last_question: the last user message's text and its path.
+    media_path: path of the image or video in the request. last_question: the last user message's text and its path.
     """
 
     turns: list[Turn]
     image: Image | None = None
     video: Video | None = None
-    shown: str = "messages"
+    media_path: str = "messages"
     last_question: tuple[str, str] | None = None
 
     def question(self) -> tuple[str, str]:
@@ -46,8 +46,8 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Medium:
-    """A picture or film of messages[at]. replies: how many stand before it."""
+class MediaPart:
+    """An image or video in messages[at]. replies: number of assistant messages before it."""
 
     at: int
     path: str
@@ -55,20 +55,19 @@ class Medium:
     replies: int
 
 
-def read(messages: Sequence[Message]) -> Conversation:
-    """Return the conversation about what was shown last; earlier pictures and films are not looked at.
+def read_messages(messages: Sequence[Message]) -> Conversation:
+    """Return the conversation about the last image or video; earlier ones are ignored.
 
-    What is shown is left unread, or where its URL says.
-    Raises BadRequest or TooLarge naming the part.
+    It is not decoded yet, and not fetched where it is a URL. Raises BadRequest or TooLarge naming the part.
     """
-    medium = _last_medium(messages)
+    media_part = _last_media_part(messages)
     tools: dict[str, str] = {}
     turns: list[Turn] = []
     question: tuple[str, str] | None = None
     for at, message in enumerate(messages):
         turn = _turn(message, tools)
-        if medium is not None and medium.at == at:
-            still = isinstance(medium.part, ImagePart)
+        if media_part is not None and media_part.at == at:
+            still = isinstance(media_part.part, ImagePart)
             turn = replace(turn, pictured=still, filmed=not still)
         if message.role == "user":
             question = turn.text, f"messages[{at}].content"
@@ -79,19 +78,19 @@ def read(messages: Sequence[Message]) -> Conversation:
             param="messages",
             code="context_length_exceeded",
         )
-    if medium is None:
+    if media_part is None:
         return Conversation(turns, last_question=question)
-    decoded = _decoded(medium.part, medium.path)
+    decoded = _decoded(media_part.part, media_part.path)
     image, film = (decoded, None) if isinstance(decoded, Image) else (None, decoded)
-    return Conversation(turns, image, film, medium.path, question)
+    return Conversation(turns, image, film, media_part.path, question)
 
 
-def _last_medium(messages: Sequence[Message]) -> Medium | None:
-    """Return what was shown last. Raises BadRequest for a second one that nothing was answered to in between.
+def _last_media_part(messages: Sequence[Message]) -> MediaPart | None:
+    """Return the last image or video. Raises BadRequest for two of them without a reply in between.
 
-    Chat programs send all history with each message, so pictures that were answered about stand there too.
+    Chat programs send the whole history with each message, so it may contain images of earlier questions.
     """
-    last: Medium | None = None
+    last: MediaPart | None = None
     doubled: str | None = None
     replies = 0
     for at, message in enumerate(messages):
@@ -104,14 +103,14 @@ def _last_medium(messages: Sequence[Message]) -> Medium | None:
                 kind = "an image" if isinstance(part, ImagePart) else "a video"
                 raise BadRequest(f"Only a user message can hold {kind}.", param=path)
             doubled = None if last is None or last.replies != replies else doubled or path
-            last = Medium(at, path, part, replies)
+            last = MediaPart(at, path, part, replies)
     if doubled is not None:
         raise BadRequest("A question is about one image or one video; this is a second one.", param=doubled)
     return last
 
 
 def _turn(message: Message, tools: dict[str, str]) -> Turn:
-    """Return the message as families read it. tools: the called tools' names by their call's id, added to."""
+    """Return the message as a turn. tools: names of called tools by call id; names in this message are added."""
     text = _text(message.content)
     if isinstance(message, AssistantMessage):
         for call in message.tool_calls or []:
@@ -135,7 +134,7 @@ def _decoded(part: ImagePart | VideoPart, path: str) -> Image | Video:
 
 
 def _text(content: Content | None) -> str:
-    """Return texts before and after the image as one: every family puts the image where it was trained to see it."""
+    """Return the texts before and after the image as one: each family puts the image where it expects it."""
     if not isinstance(content, list):
         return content or ""
     texts = (part.text if isinstance(part, TextPart) else part.refusal if isinstance(part, RefusalPart) else None

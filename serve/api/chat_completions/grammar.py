@@ -1,4 +1,4 @@
-"""A request's response_format as the JSON schema that an engine holds its reply to, checked before it sees it."""
+"""Converts a request's response_format to a JSON schema for the engine, after checks that it is safe to compile."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,10 @@ from serve.errors import BadRequest
 MAX_BYTES = 16 * 1024
 MAX_DEPTH = 32
 MAX_CHAIN = 64
-"""References and choices that lead from one to the next about the same value."""
+"""Longest chain of references and alternatives for one value."""
 MAX_REPEAT = 1000
 MAX_OPTIONAL = 100
-# A grammar compiler unrolls repetitions and runs patterns: both have brought engines down for everybody
+# A grammar compiler unrolls repetitions and runs patterns: both have crashed engines
 # (CVE-2026-55574 and its siblings), so patterns are refused and counts are bounded.
 # Properties that may be left out cost the square of their number (xgrammar: 0.2 s of CPU for 100, 7 s for 500), and far
 # more with a count of them (100 with minProperties 50: 2.4 s; 200: over a minute).
@@ -28,7 +28,7 @@ PARAM = "response_format.json_schema.schema"
 
 
 def json_schema(wanted: TextFormat | JsonFormat | SchemaFormat | None) -> str | None:
-    """The schema as JSON text; None for plain text. Raises BadRequest for what an engine should not be given."""
+    """Return the schema as JSON text; None for plain text. Raises BadRequest for an unsafe schema."""
     if isinstance(wanted, JsonFormat):
         return '{"type":"object"}'
     if not isinstance(wanted, SchemaFormat):
@@ -52,11 +52,11 @@ def json_schema(wanted: TextFormat | JsonFormat | SchemaFormat | None) -> str | 
 def _objects(schema: dict[str, Any]) -> list[dict[str, Any]]:
     """Return every object of the schema, itself first. Raises BadRequest where it is too deep or too large.
 
-    Looks at no more than a schema may have, however much was sent, and at any depth without recursion.
+    Works without recursion, and stops at the size limit.
     """
     objects: list[dict[str, Any]] = []
     left: list[tuple[Any, int]] = [(schema, 1)]
-    size = 0  # at least so many characters of JSON
+    size = 0  # a lower bound on the characters of JSON
     while left:
         node, depth = left.pop()
         size += len(node) + 1 if isinstance(node, str | dict | list) else 1
@@ -90,16 +90,16 @@ def _check(node: dict[str, Any]) -> None:
 
 
 def _check_circles(nodes: Sequence[dict[str, Any]], schema: dict[str, Any]) -> None:
-    """Raise BadRequest for references that lead round in a circle, or on and on.
+    """Raise BadRequest for references in a circle, or in a chain longer than MAX_CHAIN.
 
-    A reference that comes back to itself with nothing said between is no rule, and fails in the middle of a reply. One
-    that comes back inside an object or a list is a tree, and fine. Each object is walked from once, depth first.
+    A reference back to itself for the same value is no rule, and fails in the middle of a reply. A reference back from
+    inside an object or list describes a tree, and is allowed. The search is depth first, once from each object.
     """
-    heights: dict[int, int] = {}  # of objects that are done: how many references lead on from there
+    heights: dict[int, int] = {}  # of finished objects: length of the chain of references from there
     for start in nodes:
         if id(start) in heights:
             continue
-        path = [(start, _same_place(start, schema))]
+        path = [(start, _same_value(start, schema))]
         above = {id(start): 0}
         while path:
             node, others = path[-1]
@@ -118,11 +118,11 @@ def _check_circles(nodes: Sequence[dict[str, Any]], schema: dict[str, Any]) -> N
                 above[id(node)] = max(above[id(node)], heights[id(other)] + 1)
             else:
                 above[id(other)] = 0
-                path.append((other, _same_place(other, schema)))
+                path.append((other, _same_value(other, schema)))
 
 
-def _same_place(node: dict[str, Any], schema: dict[str, Any]) -> Iterator[Any]:
-    """The schemas that must or may hold for the very value that `node` is about."""
+def _same_value(node: dict[str, Any], schema: dict[str, Any]) -> Iterator[Any]:
+    """Yield the schemas that apply to the same value as `node`: its alternatives and its reference."""
     for word in ("anyOf", "oneOf", "allOf"):
         if isinstance(node.get(word), list):
             yield from node[word]

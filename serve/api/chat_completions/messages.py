@@ -1,4 +1,4 @@
-"""OpenAI's messages as clients and frameworks write them, a history's among them."""
+"""OpenAI's messages, in all variants that clients and frameworks send."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,11 +9,11 @@ Text = Annotated[str, Field(max_length=100_000)]
 Note = Annotated[str, Field(max_length=512)]
 """Text that is accepted and not used."""
 MAX_PARTS = 64
-"""Content parts of one message."""
+"""Largest number of content parts in a message."""
 
 
-def without(*accepted: Any) -> Any:
-    """Return the type of a field that cannot be honoured: null and `accepted`, which ask for nothing, are taken."""
+def refused_field(*accepted: Any) -> Any:
+    """Return the type of an unsupported field, which accepts only null and the values that have no effect."""
 
     def check(value: Any) -> Any:
         if value is not None and value not in accepted:
@@ -23,17 +23,17 @@ def without(*accepted: Any) -> Any:
     return Annotated[Any, AfterValidator(check), Field(description="Not supported.")]
 
 
-def unread(description: str) -> Any:
-    """Return a field that is accepted whatever it holds, and never looked at."""
+def ignored_field(description: str) -> Any:
+    """Return a field that accepts any value and is never used."""
     return Field(default=None, description=description)
 
 
-class Part(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Cached(Part):
-    cache_control: Any = unread("Accepted, not read: what other servers should keep.")
+class Cached(StrictModel):
+    cache_control: Any = ignored_field("Accepted, not read: what other servers should keep.")
 
 
 class TextPart(Cached):
@@ -41,14 +41,14 @@ class TextPart(Cached):
     text: Text
 
 
-class RefusalPart(Part):
-    """A refusal that an assistant gave in place of an answer; it is read as its words."""
+class RefusalPart(StrictModel):
+    """An assistant's refusal, which is used like text."""
 
     type: Literal["refusal"]
     refusal: Text
 
 
-class ImageUrl(Part):
+class ImageUrl(StrictModel):
     url: str = Field(description="data:image/png;base64,... (also JPEG, WEBP, GIF), or an https URL of a public host.")
     detail: Literal["auto", "low", "high", "original"] | None = Field(
         default=None, description="Accepted; every model sees the image at its own size."
@@ -60,12 +60,12 @@ class ImagePart(Cached):
     image_url: ImageUrl | str
 
 
-class VideoUrl(Part):
+class VideoUrl(StrictModel):
     url: str = Field(description="data:video/mp4;base64,... (also WEBM, MOV, an animated GIF or WEBP).")
 
 
 class VideoPart(Cached):
-    """A film, as vLLM's own server takes it; OpenAI has no such part."""
+    """A video, in the format of vLLM's own server; OpenAI has no such part."""
 
     type: Literal["video_url"]
     video_url: VideoUrl | str
@@ -81,23 +81,23 @@ Content = (
 
 
 class AnyMessage(Cached):
-    """A message with every field that it may have: clients that know one kind of message write all, as null."""
+    """A message with the fields of all roles: some clients send all of them as null."""
 
     content: Content
     name: Note | None = None
-    refusal: without("") = None  # type: ignore[valid-type]
-    annotations: without([]) = None  # type: ignore[valid-type]
-    audio: without() = None  # type: ignore[valid-type]
-    images: without([]) = None  # type: ignore[valid-type]
-    tool_calls: without([]) = None  # type: ignore[valid-type]
-    tool_call_id: without() = None  # type: ignore[valid-type]
-    function_call: without() = None  # type: ignore[valid-type]
-    parsed: without() = None  # type: ignore[valid-type]
-    reasoning: without("") = None  # type: ignore[valid-type]
-    reasoning_content: without("") = None  # type: ignore[valid-type]
-    reasoning_details: without([]) = None  # type: ignore[valid-type]
-    thinking_blocks: without([]) = None  # type: ignore[valid-type]
-    provider_specific_fields: without({}) = None  # type: ignore[valid-type]
+    refusal: refused_field("") = None  # type: ignore[valid-type]
+    annotations: refused_field([]) = None  # type: ignore[valid-type]
+    audio: refused_field() = None  # type: ignore[valid-type]
+    images: refused_field([]) = None  # type: ignore[valid-type]
+    tool_calls: refused_field([]) = None  # type: ignore[valid-type]
+    tool_call_id: refused_field() = None  # type: ignore[valid-type]
+    function_call: refused_field() = None  # type: ignore[valid-type]
+    parsed: refused_field() = None  # type: ignore[valid-type]
+    reasoning: refused_field("") = None  # type: ignore[valid-type]
+    reasoning_content: refused_field("") = None  # type: ignore[valid-type]
+    reasoning_details: refused_field([]) = None  # type: ignore[valid-type]
+    thinking_blocks: refused_field([]) = None  # type: ignore[valid-type]
+    provider_specific_fields: refused_field({}) = None  # type: ignore[valid-type]
 
 
 class InstructingMessage(AnyMessage):
@@ -107,9 +107,9 @@ class InstructingMessage(AnyMessage):
 
 
 class AssistantMessage(AnyMessage):
-    """A reply of the history, as the clients' own objects write it. Its words are read: the content, or the refusal.
+    """An assistant message, as client libraries serialise it. Its content or refusal is used.
 
-    A call of a tool is not: the tool's result is, where it follows.
+    Tool calls are not used, but the tools' results are, where they follow.
     """
 
     role: Literal["assistant"]
@@ -119,17 +119,17 @@ class AssistantMessage(AnyMessage):
         default=None, max_length=128, description="Read for the names of the tools whose results follow."
     )
     function_call: dict[str, Any] | None = Field(default=None, description="Accepted, not read.")
-    annotations: Any = unread("Accepted, not read.")
-    parsed: Any = unread("Accepted, not read: openai-python's reading of the content.")
-    reasoning: Any = unread("Accepted, not read: what another model thought before it spoke.")
-    reasoning_content: Any = unread("The same.")
-    reasoning_details: Any = unread("The same.")
-    thinking_blocks: Any = unread("The same.")
-    provider_specific_fields: Any = unread("Accepted, not read: LiteLLM's own.")
+    annotations: Any = ignored_field("Accepted, not read.")
+    parsed: Any = ignored_field("Accepted, not read: openai-python's reading of the content.")
+    reasoning: Any = ignored_field("Accepted, not read: what another model thought before it spoke.")
+    reasoning_content: Any = ignored_field("The same.")
+    reasoning_details: Any = ignored_field("The same.")
+    thinking_blocks: Any = ignored_field("The same.")
+    provider_specific_fields: Any = ignored_field("Accepted, not read: LiteLLM's own.")
 
 
 class ToolMessage(AnyMessage):
-    """A tool's result in the history. It is read as the user's words: `Result of NAME: ...`."""
+    """A tool's result. It becomes a user turn: `Result of NAME: ...`."""
 
     role: Literal["tool", "function"]
     tool_call_id: Note | None = None

@@ -1,4 +1,4 @@
-"""A completion by one model: plain OpenAI behaviour."""
+"""Completes a chat with one model, as OpenAI's API does."""
 
 import asyncio
 import contextlib
@@ -8,40 +8,40 @@ from dataclasses import dataclass, field, replace
 
 from serve.api.chat_completions.conversation import Conversation
 from serve.api.chat_completions.grammar import json_schema
-from serve.api.chat_completions.replies import (
+from serve.api.chat_completions.request import FLEX, MAX_TOKENS, ChatCompletionRequest
+from serve.api.chat_completions.response import (
     Choice,
     Chunks,
-    Head,
+    CompletionHead,
     ResponseMessage,
     finish_reason,
     logprobs,
     slices,
     with_logprobs,
 )
-from serve.api.chat_completions.request import FLEX, MAX_TOKENS, ChatCompletionRequest
+from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
-from serve.api.pictures import Pictures
-from serve.api.sse import Last
+from serve.api.sse import LastEvents
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
 from serve.errors import BadRequest, ModelError
 from serve.models.base import stops
 from serve.router.deadline import Deadline
 from serve.router.merge_streams import Ended, merge_streams
 from serve.router.model_call import ModelCall
-from serve.router.plan import takes, wrong_medium
+from serve.router.plan import takes_media, unsupported_media
 from serve.router.route import Route
 from serve.tasks.base import Usage
 
 DEADLINE_S = 600.0
 MAX_LOGPROBS = 100_000
-"""Log-probabilities of one request, alternatives counted: about 7 MB of JSON."""
+"""Largest number of log-probabilities in a response, including alternatives: about 7 MB of JSON."""
 TASK = "conversation"
-"""The label of a conversation with one model in metrics, beside the tasks."""
+"""The `task` label of a conversation with one model in metrics."""
 
 
 @dataclass
 class ChoiceState:
-    """One choice so far."""
+    """The output of one choice, as far as it has come."""
 
     texts: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
@@ -58,49 +58,49 @@ class ChoiceState:
 
 
 class ModelCompletion:
-    """One conversation with one model, in one or several choices. Raises BadRequest for what it cannot honour."""
+    """A completion by one model, with one or several choices. Raises BadRequest for unsupported fields."""
 
     def __init__(
         self,
         route: Route,
         metrics: Metrics,
-        pictures: Pictures,
+        media: MediaLoader,
         request: ChatCompletionRequest,
         conversation: Conversation,
         arrived: float,
     ) -> None:
-        """arrived: when the request's head came, by the event loop's clock."""
+        """arrived: time of the request's head by the event loop's clock."""
         for name in ("quorum", "merge", "weights", "judge"):
             if getattr(request, name) is not None:
                 raise BadRequest(f"{name} is for tasks; {request.model} is one model.", param=name)
-        self.route, self.metrics, self.pictures = route, metrics, pictures
+        self.route, self.metrics, self.media = route, metrics, media
         self.image, self.video = conversation.image, conversation.video
         self.request = request
         self.deadline = Deadline.after(request.deadline_s or DEADLINE_S, arrived)
-        drawn = sampling(request, route.model.ends)
-        check_logprobs(request, drawn, route.model.family_args.get("max_model_len"))
-        model, film = route.model, conversation.video
-        if (film or conversation.image) and not takes(model, film is not None):
-            raise wrong_medium([model.name], film is not None, conversation.shown)
+        sampling = sampling_for(request, route.model.ends)
+        check_logprobs(request, sampling, route.model.family_args.get("max_model_len"))
+        model, video = route.model, conversation.video
+        if (video or conversation.image) and not takes_media(model, video is not None):
+            raise unsupported_media([model.name], video is not None, conversation.media_path)
         question, path = conversation.question()
-        if not (question or film or conversation.image):
+        if not (question or video or conversation.image):
             raise BadRequest("The last message has no words.", param=path, code="missing_text")
         text = model.converse(conversation.turns)
-        seeds = [None if drawn.seed is None else drawn.seed + index for index in range(request.n or 1)]
+        seeds = [None if sampling.seed is None else sampling.seed + index for index in range(request.n or 1)]
         self.prompts = [
             Prompt(
                 text,
                 conversation.image,
-                replace(drawn, seed=seed),
-                film,
-                whole=not (request.stream or request.logprobs),  # log-probabilities: a few at a time
+                replace(sampling, seed=seed),
+                video,
+                whole=not (request.stream or request.logprobs),  # log-probabilities come in small pieces
                 batch=request.service_tier == FLEX,
             )
             for seed in seeds
         ]
         self.choices = [ChoiceState() for _ in self.prompts]
 
-    async def whole(self, head: Head) -> list[bytes]:
+    async def whole(self, head: CompletionHead) -> list[bytes]:
         """Return the completion as JSON, in parts."""
         async with aclosing(self._pieces()) as pieces:
             async for _ in pieces:
@@ -119,15 +119,15 @@ class ModelCompletion:
         tokens = [choice.tokens for choice in self.choices]
         return await with_logprobs(completion, tokens, self.request.top_logprobs or 0)
 
-    async def frames(self, head: Head) -> AsyncGenerator[bytes, None]:
-        """Yield the chunks as the choices' pieces come."""
+    async def stream(self, head: CompletionHead) -> AsyncGenerator[bytes, None]:
+        """Yield chunks as the engine's pieces arrive."""
         chunks = Chunks(head, self.request.stream_options, self._usage)
         announced = False
         ended, closing = 0, b""
         async with aclosing(self._pieces()) as pieces:
             async for index, piece in pieces:
                 data = b""
-                if not announced:  # every choice, in order, before any has text: clients count on it
+                if not announced:  # all choices in order before any has text, as clients require
                     announced = True
                     data += b"".join(map(chunks.role, range(len(self.choices))))
                 if self.request.logprobs and piece.tokens:
@@ -137,35 +137,35 @@ class ModelCompletion:
                             await asyncio.sleep(0)
                         data = chunk
                 elif piece.text:
-                    data += chunks.words(index, piece.text)
+                    data += chunks.text(index, piece.text)
                 if piece.finish_reason is not None:
                     ended += 1
                     data += chunks.finish(index, finish_reason(piece.finish_reason))
                 if ended == len(self.choices):
-                    closing = data  # goes with what closes the stream, which comes at once
+                    closing = data  # sent together with the end of the stream
                 elif data:
                     yield data
-        yield Last(closing + chunks.last())
+        yield LastEvents(closing + chunks.last())
 
     def _with_logprobs(self, chunks: Chunks, index: int, piece: Piece) -> Iterator[bytes]:
-        """Return the piece's text as chunks: several where it has piled up behind a client that reads slowly."""
+        """Yield the piece as chunks of bounded size; there are several where pieces were joined for a slow client."""
         top = self.request.top_logprobs or 0
         for i, part in enumerate(slices(piece.tokens, top)):
-            yield chunks.words(index, "" if i else piece.text, logprobs=logprobs(part, top))
+            yield chunks.text(index, "" if i else piece.text, logprobs=logprobs(part, top))
 
     async def _pieces(self) -> AsyncGenerator[tuple[int, Piece], None]:
-        """Yield (index of the choice, its next piece), and count all choices as one reply in the metrics."""
-        async with contextlib.AsyncExitStack() as media:
-            prompts = await self._prompts(media)
+        """Yield (index of the choice, its next piece). Count all choices as one reply in the metrics."""
+        async with contextlib.AsyncExitStack() as stack:
+            prompts = await self._prompts(stack)
             call = ModelCall(self.route.model.name, TASK, self.deadline)
             status = "error"
             code: str | None = None
             try:
-                answers = [call.span.start_of(self.route.speak(prompt)) for prompt in prompts]
+                answers = [call.span.parent_of(self.route.speak(prompt)) for prompt in prompts]
                 async with aclosing(merge_streams(answers, self.deadline.at)) as streams:
                     async for index, item in streams:
                         if not isinstance(item, Ended):
-                            call.spoke()
+                            call.record_text()
                             self.choices[index].add(item)
                             yield index, item
                         elif item.error is not None:
@@ -182,7 +182,7 @@ class ModelCompletion:
             except (asyncio.CancelledError, GeneratorExit):
                 status = "left"
                 raise
-            except BadRequest as error:  # engines know prompts, not messages
+            except BadRequest as error:  # engines do not know the request's fields
                 status = "refused"
                 param = "messages" if error.param in (None, "question") else error.param
                 raise BadRequest(error.message, param=param, code=error.code) from None
@@ -193,32 +193,32 @@ class ModelCompletion:
                 )
                 call.close(usage, [choice.finish for choice in self.choices if choice.finish is not None], code)
 
-    async def _prompts(self, media: contextlib.AsyncExitStack) -> list[Prompt]:
-        """Return the prompts, with their image or film fetched and decoded for as long as `media` is open.
+    async def _prompts(self, stack: contextlib.AsyncExitStack) -> list[Prompt]:
+        """Return the prompts, with their image or video fetched and decoded for as long as `stack` is open.
 
-        One prompt's picture is decoded by the model's own process. That of several is decoded here: the file would
-        travel once for each of them.
+        The image of a single prompt is decoded in the replica. For several prompts it is decoded here, since its file
+        would be sent once for each.
         """
         self.deadline.check()
         if self.image is not None and len(self.prompts) == 1:
-            media.enter_context(await self.pictures.fetch(self.image, self.deadline))
+            stack.enter_context(await self.media.fetch(self.image, self.deadline))
         elif self.image is not None:
-            await media.enter_async_context(self.pictures.read(self.image, self.deadline))
+            await stack.enter_async_context(self.media.decoded_image(self.image, self.deadline))
         if self.video is None:
             return self.prompts
-        await media.enter_async_context(self.pictures.watched(self.video, self.deadline))
-        film = self.video.sample(self.route.model.frames)
-        return [replace(prompt, video=film) for prompt in self.prompts]
+        await stack.enter_async_context(self.media.decoded_video(self.video, self.deadline))
+        video = self.video.sample(self.route.model.frames)
+        return [replace(prompt, video=video) for prompt in self.prompts]
 
     def _usage(self) -> Usage:
-        """Return the tokens, the prompt's once, however many choices were drawn from it."""
+        """Return the token counts; the prompt's tokens are counted once for all choices."""
         prompt = max(choice.prompt_tokens for choice in self.choices)
         completion = sum(choice.completion_tokens for choice in self.choices)
         return Usage(prompt_tokens=prompt, completion_tokens=completion)
 
 
-def sampling(request: ChatCompletionRequest, ends: Sequence[str]) -> Sampling:
-    """Return how tokens are drawn, with OpenAI's defaults. ends: texts at which the model's replies end.
+def sampling_for(request: ChatCompletionRequest, ends: Sequence[str]) -> Sampling:
+    """Return the sampling parameters, with OpenAI's defaults. ends: stop strings of the model's family.
 
     Raises BadRequest for fields that contradict each other.
     """
@@ -242,12 +242,12 @@ def sampling(request: ChatCompletionRequest, ends: Sequence[str]) -> Sampling:
     )
 
 
-def check_logprobs(request: ChatCompletionRequest, drawn: Sampling, context: int | None) -> None:
-    """Raise BadRequest for more log-probabilities than one reply may hold. context: tokens that the model can hold."""
-    longest = drawn.max_tokens if context is None else min(drawn.max_tokens, context)
-    count = (request.n or 1) * longest * (1 + drawn.top_logprobs)
-    if drawn.logprobs and count > MAX_LOGPROBS:
+def check_logprobs(request: ChatCompletionRequest, sampling: Sampling, context: int | None) -> None:
+    """Raise BadRequest for more than MAX_LOGPROBS. context: the model's context length in tokens."""
+    longest = sampling.max_tokens if context is None else min(sampling.max_tokens, context)
+    count = (request.n or 1) * longest * (1 + sampling.top_logprobs)
+    if sampling.logprobs and count > MAX_LOGPROBS:
         raise BadRequest(
             f"n x max_tokens x (1 + top_logprobs) is {count:,}; a reply holds at most {MAX_LOGPROBS:,}.",
-            param="top_logprobs" if drawn.top_logprobs else "logprobs",
+            param="top_logprobs" if sampling.top_logprobs else "logprobs",
         )

@@ -1,56 +1,56 @@
-"""What OpenAI clients send, field by field: honoured, harmless, or refused by name."""
+"""The fields of a chat completion request: supported, accepted without effect, or refused by name."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from serve.api.chat_completions.messages import Message, Note, Part, without
+from serve.api.chat_completions.messages import Message, Note, StrictModel, refused_field
 from serve.tasks.base import MAX_MODELS, Name, Stop
 
 MAX_TOKENS = 512
-"""The length of a reply whose request names none. How much a model's context leaves is known to its engine only."""
+"""Default of max_tokens. Only the engine knows how much room the model's context leaves."""
 MAX_CHOICES = 8
 FLEX = "flex"
-"""OpenAI's service tier for what may wait: our `priority: batch`."""
+"""OpenAI's service tier for requests that may wait: our `priority: batch`."""
 MAX_ALL_PARTS = 1024
-"""Content parts of all messages together."""
+"""Largest number of content parts in all messages."""
 MAX_TEXT = 200_000
-"""Characters of all messages together: no model served here reads so many."""
+"""Largest number of characters in all messages; no served model has a longer context."""
 
 Notes = Annotated[dict[str, Any], Field(max_length=16)]
-"""What is accepted and not used."""
+"""Accepted and not used."""
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class StreamOptions(Part):
+class StreamOptions(StrictModel):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = Field(default=None, description="Accepted; nothing is padded.")
 
 
-class TextFormat(Part):
+class TextFormat(StrictModel):
     type: Literal["text"]
 
 
-class JsonFormat(Part):
+class JsonFormat(StrictModel):
     type: Literal["json_object"]
 
 
-class JsonSchema(Part):
+class JsonSchema(StrictModel):
     name: Name
     description: Annotated[str, Field(max_length=4096)] | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
 
-class SchemaFormat(Part):
+class SchemaFormat(StrictModel):
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
 
 class ChatCompletionRequest(BaseModel):
-    """OpenAI's chat completion request, with a task's own fields beside it."""
+    """OpenAI's chat completion request, with the fields of a task."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -87,7 +87,7 @@ class ChatCompletionRequest(BaseModel):
     weights: dict[str, float] | None = Field(default=None, max_length=MAX_MODELS, description="Tasks only.")
     judge: Name | None = Field(default=None, description="caption and chat only.")
 
-    # Harmless: they ask for nothing that changes a reply.
+    # Accepted without effect: they do not change a reply.
     user: Note | None = None
     metadata: Notes | None = None
     safety_identifier: Note | None = None
@@ -98,34 +98,34 @@ class ChatCompletionRequest(BaseModel):
 
     store: bool | None = Field(default=None, description="Accepted; nothing is kept.")
 
-    tool_choice: without("none", "auto") = None  # type: ignore[valid-type]
+    tool_choice: refused_field("none", "auto") = None  # type: ignore[valid-type]
     tools: list[Any] | None = Field(
         default=None, description='No model here calls tools: accepted where `tool_choice` is "none", refused else.'
     )
-    function_call: without("none", "auto") = None  # type: ignore[valid-type]
+    function_call: refused_field("none", "auto") = None  # type: ignore[valid-type]
     functions: list[Any] | None = Field(default=None, description='The same, with `function_call` "none".')
-    modalities: without(["text"]) = None  # type: ignore[valid-type]
-    audio: without() = None  # type: ignore[valid-type]
-    moderation: without() = None  # type: ignore[valid-type]
-    logit_bias: without({}) = None  # type: ignore[valid-type]
-    prediction: without() = None  # type: ignore[valid-type]
-    reasoning_effort: without("none") = None  # type: ignore[valid-type]
-    verbosity: without("medium") = None  # type: ignore[valid-type]
-    web_search_options: without() = None  # type: ignore[valid-type]
-    # What clients of vLLM's own server send, at the values that mean "off".
-    top_k: without(-1, 0) = None  # type: ignore[valid-type]
-    min_p: without(0) = None  # type: ignore[valid-type]
-    min_tokens: without(0) = None  # type: ignore[valid-type]
-    repetition_penalty: without(1) = None  # type: ignore[valid-type]
-    best_of: without(1) = None  # type: ignore[valid-type]
-    use_beam_search: without(False) = None  # type: ignore[valid-type]
-    skip_special_tokens: without(True) = None  # type: ignore[valid-type]
-    echo: without(False) = None  # type: ignore[valid-type]
+    modalities: refused_field(["text"]) = None  # type: ignore[valid-type]
+    audio: refused_field() = None  # type: ignore[valid-type]
+    moderation: refused_field() = None  # type: ignore[valid-type]
+    logit_bias: refused_field({}) = None  # type: ignore[valid-type]
+    prediction: refused_field() = None  # type: ignore[valid-type]
+    reasoning_effort: refused_field("none") = None  # type: ignore[valid-type]
+    verbosity: refused_field("medium") = None  # type: ignore[valid-type]
+    web_search_options: refused_field() = None  # type: ignore[valid-type]
+    # Fields of vLLM's own server, at the values that mean "off".
+    top_k: refused_field(-1, 0) = None  # type: ignore[valid-type]
+    min_p: refused_field(0) = None  # type: ignore[valid-type]
+    min_tokens: refused_field(0) = None  # type: ignore[valid-type]
+    repetition_penalty: refused_field(1) = None  # type: ignore[valid-type]
+    best_of: refused_field(1) = None  # type: ignore[valid-type]
+    use_beam_search: refused_field(False) = None  # type: ignore[valid-type]
+    skip_special_tokens: refused_field(True) = None  # type: ignore[valid-type]
+    echo: refused_field(False) = None  # type: ignore[valid-type]
 
     @field_validator("messages", mode="before")
     @classmethod
     def _few_parts(cls, messages: Any) -> Any:
-        """Raise ValueError for too many, before each is looked at: 16,384 wrong ones take a tenth of a second."""
+        """Raise ValueError for too many parts, before each is validated: 16,384 wrong ones take 0.1 s."""
         contents = (
             [message.get("content") for message in messages if isinstance(message, dict)]
             if isinstance(messages, list)

@@ -1,4 +1,4 @@
-"""A completion whose `model` names a task: all its models are asked, and choice 0 is their merged reply."""
+"""Completes a chat whose `model` names a task: calls all its models and returns the merged reply as choice 0."""
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -8,21 +8,21 @@ from pydantic import ValidationError
 
 from serve.api.chat_completions.chunk_writer import ChunkWriter, FanOutTarget, about_merged, about_reply
 from serve.api.chat_completions.conversation import Conversation
-from serve.api.chat_completions.replies import Choice, Head, ResponseMessage, finish_reason
 from serve.api.chat_completions.request import FLEX, ChatCompletionRequest, TextFormat
+from serve.api.chat_completions.response import Choice, CompletionHead, ResponseMessage, finish_reason
 from serve.api.error_responses import validation_error
-from serve.api.events import gathered, settled
-from serve.api.forms import phrases
+from serve.api.events import delay_failures, gather_answer
+from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
-from serve.api.pictures import Pictures
-from serve.api.sse import Last
+from serve.api.sse import LastEvents
+from serve.api.task_body import split_phrases
 from serve.errors import BadRequest, NotFound
 from serve.router import Router
 from serve.router.plan import able_routes
 from serve.tasks import TASKS
 from serve.tasks.base import Request
 
-# Fields that only one model by itself can honour, with the values that ask for nothing.
+# Fields that only a single model supports, with the values that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "logprobs": (None, False),
@@ -35,10 +35,10 @@ PASSED_ON = (
 )  # fmt: skip
 
 
-def fan_out_target(router: Router, model: str, *, film: bool = False) -> FanOutTarget | None:
-    """Return what a `model` that names a task asks for, about an image or a film; None where it names a served model.
+def fan_out_target(router: Router, model: str, *, video: bool = False) -> FanOutTarget | None:
+    """Return the task and models that `model` names; None where it names a served model.
 
-    Raises NotFound for neither, and as `able_routes` does.
+    video: the request has a video and not an image. Raises NotFound for an unknown name, and as `able_routes`.
     """
     if model in router.routes:
         return None
@@ -54,28 +54,28 @@ def fan_out_target(router: Router, model: str, *, film: bool = False) -> FanOutT
     if wanted == []:
         raise BadRequest(f"{task}: names no model; {task}:* asks all that can.", param="model")
     try:
-        routes = able_routes(router.routes, task, wanted, film=film)
+        routes = able_routes(router.routes, task, wanted, video=video)
     except (BadRequest, NotFound) as error:
         raise type(error)(error.message, param="model", code=error.code) from None
     return FanOutTarget(task, routes, each=bool(colon))
 
 
 class TaskCompletion:
-    """One fan-out as a completion. Raises BadRequest for what a fan-out cannot honour."""
+    """A completion by a fan-out. Raises BadRequest for fields that a fan-out does not support."""
 
     def __init__(
         self,
         router: Router,
         metrics: Metrics,
-        pictures: Pictures,
+        media: MediaLoader,
         target: FanOutTarget,
         request: ChatCompletionRequest,
         conversation: Conversation,
         arrived: float,
     ) -> None:
-        """arrived: when the request's head came, by the event loop's clock."""
-        _refuse_what_only_one_model_can(request)
-        self.router, self.metrics, self.pictures = router, metrics, pictures
+        """arrived: time of the request's head by the event loop's clock."""
+        _refuse_single_model_fields(request)
+        self.router, self.metrics, self.media = router, metrics, media
         self.target = target
         self.options = request.stream_options
         self.path = conversation.question()[1]
@@ -83,12 +83,12 @@ class TaskCompletion:
             target.task, task_request(target, request, conversation), routes=target.routes, arrived=arrived
         )
 
-    async def whole(self, head: Head) -> list[bytes]:
+    async def whole(self, head: CompletionHead) -> list[bytes]:
         """Return the completion as JSON, in parts."""
         plan = self.plan
         with _errors_at(self.path):
-            async with self.pictures.with_pixels(plan.request, plan.deadline):
-                answer = await gathered(plan, self.router.run(plan), self.metrics)
+            async with self.media.with_pixels(plan.request, plan.deadline):
+                answer = await gather_answer(plan, self.router.run(plan), self.metrics)
         text = TASKS[plan.task].words(answer.merged.result)
         about = about_merged(plan.task, answer.merged)
         choices = [Choice(index=0, message=ResponseMessage(content=text), finish_reason="stop", diptych=about)]
@@ -103,22 +103,22 @@ class TaskCompletion:
         ]
         return [head.completion(choices, answer.usage()).model_dump_json().encode()]
 
-    async def frames(self, head: Head) -> AsyncGenerator[bytes, None]:
-        """Yield the chunks: each model's text as it comes, where it is wanted; choice 0 last."""
+    async def stream(self, head: CompletionHead) -> AsyncGenerator[bytes, None]:
+        """Yield the chunks: each model's text as it comes, where target.each is set; choice 0 last."""
         writer, plan = ChunkWriter(head, self.options, self.target), self.plan
         with _errors_at(self.path):
             async with (
-                self.pictures.with_pixels(plan.request, plan.deadline),
-                aclosing(settled(plan, self.router.run(plan), self.metrics)) as events,
+                self.media.with_pixels(plan.request, plan.deadline),
+                aclosing(delay_failures(plan, self.router.run(plan), self.metrics)) as events,
             ):
                 async for event in events:
-                    if data := b"".join(writer.frames(event)):
+                    if data := b"".join(writer.write(event)):
                         yield data
-        yield Last(writer.last())
+        yield LastEvents(writer.last())
 
 
 def task_request(target: FanOutTarget, request: ChatCompletionRequest, conversation: Conversation) -> Request:
-    """Return the conversation's last question about its image as the task's request. Earlier turns are left out."""
+    """Return the last question and the image as a request of the task. Earlier turns are left out."""
     kind = TASKS[target.task].request
     text, path = conversation.question()
     if conversation.image is None and conversation.video is None:
@@ -128,12 +128,12 @@ def task_request(target: FanOutTarget, request: ChatCompletionRequest, conversat
     length = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
     fields["max_tokens"] = getattr(request, length)
     fields["priority"] = "batch" if request.service_tier == FLEX else None
-    fields["stream"] = bool(request.stream and target.each)  # whether each model's text is wanted as it comes
+    fields["stream"] = bool(request.stream and target.each)  # the models' text is needed as it comes
     text_field = "labels" if "labels" in kind.model_fields else "question"
     if text_field in kind.model_fields:
         if not text:
             raise BadRequest(f"{target.task} needs words beside the image.", param=path, code="missing_text")
-        fields[text_field] = phrases(text) if text_field == "labels" else text
+        fields[text_field] = split_phrases(text) if text_field == "labels" else text
     given = {name: value for name, value in fields.items() if value is not None}
     try:
         return kind.model_validate(given)
@@ -146,7 +146,7 @@ def task_request(target: FanOutTarget, request: ChatCompletionRequest, conversat
 
 @contextmanager
 def _errors_at(path: str) -> Iterator[None]:
-    """Name the message in errors about a task's own text fields. path: the last user message's."""
+    """Change `param` of errors about a task's text field to `path`, that of the last user message."""
     try:
         yield
     except BadRequest as error:
@@ -154,7 +154,7 @@ def _errors_at(path: str) -> Iterator[None]:
         raise BadRequest(error.message, param=param, code=error.code) from None
 
 
-def _refuse_what_only_one_model_can(request: ChatCompletionRequest) -> None:
+def _refuse_single_model_fields(request: ChatCompletionRequest) -> None:
     refused = [name for name, accepted in NEUTRAL.items() if getattr(request, name) not in accepted]
     if not isinstance(request.response_format, TextFormat | None):
         refused.append("response_format")

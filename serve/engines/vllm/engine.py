@@ -321,7 +321,7 @@ class VllmEngine:
             aligner = TokenAligner(prompt.sampling, whole=prompt.whole)
             lora = None if prompt.adapter is None else self._loras[prompt.adapter]
             name = f"{REQUEST_ID.get() or 'diptych'}-{next(self._numbers)}"  # one request may have several prompts
-            trace = tracing.header()
+            trace = tracing.traceparent()
             stream = llm.generate(
                 inputs,
                 params,

@@ -1,4 +1,4 @@
-"""Run by test_ray.py: clients that leave at once, and how many answers the replica speaks before and after."""
+"""A script of test_ray.py: clients that disconnect, and the running answers of the replica before and after."""
 
 import base64
 import sys

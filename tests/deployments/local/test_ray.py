@@ -48,12 +48,12 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running.wait_for("Diptych is ready")
     finally:
         code = running.interrupt(signal.SIGTERM)
-    assert code == 0 and not running.left()
+    assert code == 0 and not running.leftovers()
 
 
 def test_model_that_cannot_start_reports_why_and_others_serve_on(rehearsal: Running) -> None:
-    assert "toy-paligemma: FAILED: Too little memory: 9.0 GiB wanted, 1.0 GiB free." in rehearsal.said()
-    assert "Traceback" not in rehearsal.said()
+    assert "toy-paligemma: FAILED: Too little memory: 9.0 GiB wanted, 1.0 GiB free." in rehearsal.output()
+    assert "Traceback" not in rehearsal.output()
     ready = rehearsal.ready()
     states = {"toy-llava": "ready", "toy-paligemma": "failed", "toy-paligemma-b": "asleep", "mine": "ready"}
     assert ready["status"] == "degraded" and ready["models"] == states
@@ -68,7 +68,7 @@ def test_adapter_answers_from_its_bases_process(rehearsal: Running) -> None:
         rehearsal.replica("mine")
 
 
-def test_sleeping_model_wakes_when_asked_and_scales_with_its_requests(rehearsal: Running) -> None:
+def test_sleeping_model_wakes_for_a_request_and_scales(rehearsal: Running) -> None:
     name = "toy-paligemma-b"
     body = {"image": URL, "models": [name], "deadline_s": 60}
 
@@ -106,7 +106,7 @@ def test_two_gateways_share_a_port_and_either_is_enough(rehearsal: Running) -> N
 
 
 def test_client_that_leaves_stops_the_model() -> None:
-    """The script is a process of its own: as Ray's driver it can ask a replica how many answers are running."""
+    """Run tests/deployments/local/leaving.py, a Ray driver that counts the running answers of a replica."""
     script = Path(__file__).with_name("leaving.py")
     done = subprocess.run([sys.executable, str(script), str(free_port())], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -118,7 +118,7 @@ def test_second_server_does_not_disturb_the_first(rehearsal: Running, tmp_path: 
     second.wait_for("Diptych is ready")
     assert second.ready()["models"] == {"toy-paligemma": "ready"}
     assert second.interrupt() == 0
-    assert not second.left()
+    assert not second.leftovers()
     assert rehearsal.state("toy-llava") == "ready"
 
 
@@ -130,18 +130,18 @@ def test_sigterm_finishes_running_requests_and_refuses_new_ones(tmp_path: Path) 
         begun = [pool.submit(httpx.post, f"{running.url}/v1/tasks/vqa", json=body, timeout=60) for _ in range(8)]
         time.sleep(1)
         running.process.send_signal(signal.SIGTERM)
-        assert until(lambda: "Finishing what was begun" in running.said(), 10)
+        assert until(lambda: "Finishing what was begun" in running.output(), 10)
         late = []
         while not late or late[-1].status_code == 200:  # it takes a moment to come to the gateway
             late.append(httpx.post(f"{running.url}/v1/tasks/vqa", json={**body, "max_tokens": 1}, timeout=60))
         assert (late[-1].status_code, late[-1].json()["error"]["code"]) == (503, "stopping")
         assert int(late[-1].headers["retry-after"]) > 0
         assert [reply.result().json()["merged"]["result"]["answer"][:4] for reply in begun] == ["word"] * 8
-    assert running.process.wait(60) == 0 and not running.left()
+    assert running.process.wait(60) == 0 and not running.leftovers()
 
 
 def test_interrupt_during_the_start_leaves_no_process(tmp_path: Path) -> None:
     running = Running("--config", config(tmp_path, [{"name": "toy-llava", "simulate": {"start_s": 600}}]))
     assert until(lambda: len(running.processes()) > 4, 120)
     assert running.interrupt() == 0
-    assert not running.left()
+    assert not running.leftovers()

@@ -35,7 +35,7 @@ def all_ready(serving: Running) -> bool:
 
 
 def test_start_prints_steps_then_url_and_a_command_to_try(serving: Running) -> None:
-    printed = serving.said()
+    printed = serving.output()
     for text in (
         "toy-llava: loading",
         "toy-paligemma: ready",
@@ -47,7 +47,7 @@ def test_start_prints_steps_then_url_and_a_command_to_try(serving: Running) -> N
     assert try_it and (Path.cwd() / try_it[3]).is_file()
 
 
-def test_ask_prints_both_replies_and_the_merged_one(serving: Running) -> None:
+def test_ask_prints_both_replies_and_the_merged_reply(serving: Running) -> None:
     line = [sys.executable, "-m", "serve", "ask", "--server", serving.url, str(SCENE), "how many shapes are there?"]
     shown = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert shown.returncode == 0, shown.stderr

@@ -1,4 +1,4 @@
-"""Clients that ask all the while see no failure when the config changes, and a restart when Ray ends."""
+"""Requests during a change of config do not fail; when Ray ends, everything is restarted."""
 
 import concurrent.futures
 import itertools
@@ -42,14 +42,14 @@ class Changing:
         self.file.write_text(yaml.dump({"applications": [application]}))
 
     def change(self, text: str = "It serves by the new config") -> None:
-        """Have the server read the file again, and wait until it reports that it has."""
+        """Make the server read the file again, and wait until it prints `text`."""
         self.hangups += 1
         self.running.process.send_signal(signal.SIGHUP)
-        assert until(lambda: self.ends() == self.hangups, 120), self.running.said()
-        assert text in self.running.said().rpartition("Reading the config again.")[2], self.running.said()
+        assert until(lambda: self.ends() == self.hangups, 120), self.running.output()
+        assert text in self.running.output().rpartition("Reading the config again.")[2], self.running.output()
 
     def ends(self) -> int:
-        printed = self.running.said()
+        printed = self.running.output()
         return printed.count("It serves by the new config") + printed.count("The config from before serves on.")
 
     def ask(self, **fields: Any) -> httpx.Response:
@@ -67,12 +67,12 @@ def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Changing]:
         yield served
     finally:
         code = served.running.interrupt(signal.SIGTERM)
-    assert code == 0 and not served.running.left()
+    assert code == 0 and not served.running.leftovers()
 
 
 @contextmanager
 def asking(ask: Callable[[], httpx.Response], people: int = 6) -> Iterator[list[str]]:
-    """Ask from `people` threads, one question after the other. Yields the outcomes: "ok", or the failure."""
+    """Send requests from `people` threads. Yields the outcomes: "ok", or the failure."""
     outcomes: list[str] = []
     done = threading.Event()
 
@@ -127,7 +127,7 @@ def test_unusable_config_changes_nothing(changing: Changing) -> None:
         ):
             changing.write(models)
             changing.change("The config from before serves on.")
-            assert text in changing.running.said().rpartition("Reading the config again.")[2]
+            assert text in changing.running.output().rpartition("Reading the config again.")[2]
         changing.write([LLAVA, PALIGEMMA], keys_file="/nowhere/keys")
         changing.change("The config from before serves on.")
         assert changing.columns() == {"toy-llava": "red", "toy-paligemma": "red"}
@@ -139,11 +139,11 @@ def test_end_of_ray_restarts_everything(changing: Changing) -> None:
     changing.write([LLAVA, PALIGEMMA])
     process = next(p for p in changing.running.processes() if f"/{kind}" in command(p).partition(" ")[0])
     os.kill(process, signal.SIGKILL)
-    assert until(lambda: f"Ray's {kind} has ended. Starting everything again." in changing.running.said(), 10)
+    assert until(lambda: f"Ray's {kind} has ended. Starting everything again." in changing.running.output(), 10)
     for _ in itertools.count():
         began = time.monotonic()
         try:
-            if changing.ask().status_code == 200 and changing.running.said().count("Diptych is ready") > 1:
+            if changing.ask().status_code == 200 and changing.running.output().count("Diptych is ready") > 1:
                 break
         except httpx.TransportError:
             time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""A circuit breaker leaves a replica alone that fails every request."""
+"""The circuit breaker of a replica that fails every request."""
 
 from deployments.routing.breaker import FAILURES, REST_S, Breaker
 
@@ -28,7 +28,7 @@ def test_breaker_opens_after_failures_in_a_row_and_closes_after_its_rest() -> No
     assert not breaker.open
 
 
-def test_rested_breaker_lets_one_trial_through_whose_answer_closes_it() -> None:
+def test_rested_breaker_allows_a_trial_and_closes_when_that_succeeds() -> None:
     breaker, clock = opened()
     clock.now += REST_S + 1
     breaker.started()

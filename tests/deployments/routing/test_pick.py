@@ -38,14 +38,14 @@ def test_images_are_spread_evenly() -> None:
         assert len(shares) == count and 100 < min(shares.values()) <= max(shares.values()) < 300
 
 
-def test_replica_that_leaves_moves_only_its_own_images() -> None:
+def test_removed_replica_moves_only_its_own_images() -> None:
     before = replicas(5)
     after = before[:2] + before[3:]
     moved = {image for image in images() if pick_replica(before, image).name != pick_replica(after, image).name}
     assert moved == {image for image in images() if pick_replica(before, image).name == before[2].name}
 
 
-def test_image_that_everybody_asks_about_is_shared_among_replicas() -> None:
+def test_popular_image_is_shared_among_replicas() -> None:
     four = replicas(4)
     image = images(1)[0]
     for _ in range(400):

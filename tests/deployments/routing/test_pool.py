@@ -1,4 +1,4 @@
-"""A pool deals requests out among replicas over real connections; discovery is scripted and imports no Ray."""
+"""A pool spreads requests over replicas with real connections; discovery is scripted and imports no Ray."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from serve.router import Router
 from serve.router.route import Status
 from serve.tasks.base import Reply
 from serve.tasks.vqa import VqaRequest
-from serve.transport.server import Server
+from serve.transport.server import StreamServer
 from serve.worker import Worker
 
 NAME = "toy-llava"
@@ -33,21 +33,21 @@ ROOM = 4
 
 
 class Replica:
-    """Answers with its name once `go` is set."""
+    """A replica that answers with its name once `go` is set."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.go = asyncio.Event()
         self.fault: ModelError | None = None
-        self.asked = 0
+        self.calls = 0
         self.models = [NAME]
-        self.server = Server({"answer": self.answer, "begin": self.begin}, self.statuses)
+        self.server = StreamServer({"answer": self.answer, "begin": self.begin}, self.statuses)
 
     async def start(self) -> Address:
         return Address("127.0.0.1", await self.server.start("127.0.0.1"), self.server.token)
 
     async def answer(self) -> AsyncGenerator[str, None]:
-        self.asked += 1
+        self.calls += 1
         await self.go.wait()
         if self.fault is not None:
             raise self.fault
@@ -62,7 +62,7 @@ class Replica:
         return {name: Status(name, "ready", "ready", 0.0) for name in self.models}
 
     async def crash(self) -> None:
-        """End as a process that is killed does."""
+        """End like a killed process."""
         self.server._stopped = True
         for session in list(self.server.sessions):
             assert session._transport is not None
@@ -71,7 +71,7 @@ class Replica:
 
 
 class ScriptedDiscovery:
-    """Finds the addresses in a list, and counts how often a replica is woken."""
+    """A discovery that finds the addresses of a list, and counts calls of `wake`."""
 
     def __init__(self, addresses: list[Address]) -> None:
         self.addresses = addresses
@@ -126,8 +126,8 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-def total_asked(replicas: list[Replica]) -> int:
-    return sum(replica.asked for replica in replicas)
+def total_calls(replicas: list[Replica]) -> int:
+    return sum(replica.calls for replica in replicas)
 
 
 def release(replicas: list[Replica]) -> None:
@@ -135,7 +135,7 @@ def release(replicas: list[Replica]) -> None:
         replica.go.set()
 
 
-async def test_questions_about_an_image_stay_with_one_replica_and_images_spread_over_all() -> None:
+async def test_image_stays_with_a_replica_and_images_spread_over_all() -> None:
     async with pooled() as (pool, replicas, _):
         release(replicas)
         first = [await ask(pool, about(at)) for at in range(40)]
@@ -143,10 +143,10 @@ async def test_questions_about_an_image_stay_with_one_replica_and_images_spread_
         assert set(first) == {"0", "1"}
 
 
-async def test_full_pool_refuses_at_once_and_answers_what_it_took() -> None:
+async def test_full_pool_refuses_at_once_and_answers_accepted_requests() -> None:
     async with pooled() as (pool, replicas, _):
         taken = [asyncio.ensure_future(ask(pool, about(at))) for at in range(2 * ROOM)]
-        await until(lambda: total_asked(replicas) == 2 * ROOM)
+        await until(lambda: total_calls(replicas) == 2 * ROOM)
         with pytest.raises(Overloaded) as refused:
             await ask(pool, about(99))
         assert (refused.value.status, refused.value.type, refused.value.code) == (429, "rate_limit_error", "overloaded")
@@ -158,7 +158,7 @@ async def test_full_pool_refuses_at_once_and_answers_what_it_took() -> None:
 async def test_batch_requests_leave_room_for_interactive_ones() -> None:
     async with pooled(1) as (pool, replicas, _):
         batch = [asyncio.ensure_future(ask(pool, about(at, batch=True))) for at in range(ROOM // 2)]
-        await until(lambda: replicas[0].asked == ROOM // 2)
+        await until(lambda: replicas[0].calls == ROOM // 2)
         with pytest.raises(Overloaded):
             await ask(pool, about(99, batch=True))
         interactive = asyncio.ensure_future(ask(pool, about(99)))
@@ -166,23 +166,23 @@ async def test_batch_requests_leave_room_for_interactive_ones() -> None:
         assert await asyncio.gather(interactive, *batch) == ["0"] * (ROOM // 2 + 1)
 
 
-async def test_replica_that_fails_every_request_is_left_alone() -> None:
+async def test_replica_that_fails_every_request_gets_no_more() -> None:
     async with pooled(2, keeps_pictures=False) as (pool, replicas, _):
         release(replicas)
         replicas[0].fault = ModelError("The model's engine failed on this request.", code="engine_error")
         for at in range(100):
             with contextlib.suppress(ModelError):
                 await ask(pool, about(at))
-        asked = replicas[0].asked
-        assert asked == FAILURES
+        calls = replicas[0].calls
+        assert calls == FAILURES
         assert [await ask(pool, about(at)) for at in range(50)] == ["1"] * 50
-        assert replicas[0].asked == asked
+        assert replicas[0].calls == calls
 
 
 async def test_stream_without_an_item_is_an_error_of_the_replica() -> None:
     class Silent(Replica):
         async def answer(self) -> AsyncGenerator[str, None]:
-            self.asked += 1
+            self.calls += 1
             for item in ():
                 yield item
 
@@ -211,18 +211,20 @@ async def test_request_that_kills_twice_is_refused_and_others_are_not(monkeypatc
             replica = await replace()
             replica.fault = ModelError("The model's engine died.", code="engine_dead")
             async with asyncio.timeout(10):
-                while not replica.asked:
+                while not replica.calls:
                     await asyncio.sleep(0.001)
                     with contextlib.suppress(ModelError):
                         await ask(pool, about(1), "poison", quarantine=quarantine)
-            with pytest.raises(ModelError, match="started again"):  # it is dead: nobody else asks it, or is blamed
+            with pytest.raises(
+                ModelError, match="started again"
+            ):  # it is dead: no other request is sent to it, or blamed
                 await ask(pool, about(1), "water", quarantine=quarantine)
-            assert replica.asked == 1
+            assert replica.calls == 1
         with pytest.raises(BadRequest, match="died 2 times"):
             await ask(pool, about(1), "poison", quarantine=quarantine)
         last = await replace()
         async with asyncio.timeout(10):
-            while not last.asked:
+            while not last.calls:
                 await asyncio.sleep(0.001)
                 with contextlib.suppress(ModelError):
                     assert await ask(pool, about(1), "water", quarantine=quarantine) == last.name
@@ -232,8 +234,8 @@ async def test_request_that_kills_twice_is_refused_and_others_are_not(monkeypatc
 async def test_process_that_ends_fails_only_its_own_requests(planned: bool, code: str) -> None:
     async with pooled() as (pool, replicas, _):
         waiting = [asyncio.ensure_future(ask(pool, about(at))) for at in range(6)]
-        await until(lambda: total_asked(replicas) == 6)
-        hit = replicas[0].asked
+        await until(lambda: total_calls(replicas) == 6)
+        hit = replicas[0].calls
         await (replicas[0].server.stop() if planned else replicas[0].crash())
         replicas[1].go.set()
         results = await asyncio.gather(*waiting, return_exceptions=True)
@@ -245,17 +247,17 @@ async def test_process_that_ends_fails_only_its_own_requests(planned: bool, code
 async def test_status_counts_requests_that_wait_and_those_that_run() -> None:
     async with pooled(1) as (pool, replicas, _):
         asking = [asyncio.ensure_future(ask(pool, about(at))) for at in range(2)]
-        await until(lambda: replicas[0].asked == 2)
-        assert (await pool.status(NAME)).asked == 2
+        await until(lambda: replicas[0].calls == 2)
+        assert (await pool.status(NAME)).unanswered == 2
         replicas[0].go.set()
         await asyncio.gather(*asking)
-        assert (await pool.status(NAME)).asked == 0
+        assert (await pool.status(NAME)).unanswered == 0
 
 
 # --- a model that sleeps ---
 
 
-async def test_sleeping_model_reports_it_and_is_woken_once() -> None:
+async def test_sleeping_model_is_asleep_and_woken_once() -> None:
     async with pooled(0, autoscaling={"min_replicas": 0, "max_replicas": 1}) as (pool, _, discovery):
         assert (await pool.status(NAME)).state == "asleep"
         for _ in range(3):
@@ -280,7 +282,7 @@ async def test_model_woken_by_another_gateway_answers_at_once() -> None:
 
 
 class RayHandle:
-    """Serve's handle, which gathers answers as Ray 2.60 does: all of them, or none where one is late."""
+    """A handle that gathers answers as Serve's in Ray 2.60: all of them, or none where one is late."""
 
     def __init__(self, *answers: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         self.answers = answers
@@ -350,7 +352,7 @@ async def test_replica_that_accepts_connections_and_sends_nothing_hides_no_other
             transport.abort()
 
 
-async def test_later_replica_is_found_beside_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_replica_does_not_hide_a_later_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployments.routing.replicas.REFRESH_S", 0.01)
     first, second = Replica("1"), Replica("2")
     handle = RayHandle(hang, answers(await first.start()))
@@ -409,7 +411,7 @@ async def stop(replica: Replica) -> None:
 
 
 async def expire_lease(replica: Replica) -> None:
-    """End as a replica does that has not heard of its gateway for too long."""
+    """End the lease, as a replica does whose gateway was silent for too long."""
     for session in list(replica.server.sessions):
         session.last_heard -= 1000
         session.check_lease()
@@ -440,7 +442,7 @@ async def test_replica_given_up_for_its_silence_is_no_death() -> None:
     quarantine = Quarantine()
     async with pooled(1) as (pool, replicas, _):
         asking = asyncio.ensure_future(ask(pool, about(1), quarantine=quarantine))
-        await until(lambda: replicas[0].asked)
+        await until(lambda: replicas[0].calls)
         (connection,) = await pool._replicas.available()
         connection.last_heard -= 1000
         pool._replicas._drop_lost()
@@ -453,7 +455,7 @@ async def test_killed_process_is_a_death() -> None:
     quarantine = Quarantine()
     async with pooled(1) as (pool, replicas, _):
         asking = asyncio.ensure_future(ask(pool, about(1), quarantine=quarantine))
-        await until(lambda: replicas[0].asked)
+        await until(lambda: replicas[0].calls)
         await replicas[0].crash()
         with pytest.raises(EngineDied) as refused:
             await asking
@@ -464,7 +466,7 @@ async def test_killed_process_is_a_death() -> None:
 
 
 @pytest.mark.parametrize("knowing", [0, 1, 2])
-async def test_adapter_requests_go_to_replicas_that_know_it(knowing: int) -> None:
+async def test_adapter_requests_go_to_replicas_with_the_adapter(knowing: int) -> None:
     async with pooled(3) as (pool, replicas, _):
         release(replicas)
         for replica in replicas[:knowing]:
@@ -494,12 +496,12 @@ async def test_adapter_requests_go_to_replicas_that_know_it(knowing: int) -> Non
 async def test_request_of_several_prompts_takes_the_room_of_several(first: int, second: int) -> None:
     async with pooled(1) as (pool, replicas, _):
         taken = asyncio.ensure_future(ask(pool, about(1, prompts=first)))
-        await until(lambda: replicas[0].asked)
+        await until(lambda: replicas[0].calls)
         with pytest.raises(Overloaded):
             await ask(pool, about(2, prompts=second))
         if first + 1 <= ROOM:
             fits = asyncio.ensure_future(ask(pool, about(3, prompts=ROOM - first)))
-            await until(lambda: replicas[0].asked == 2)
+            await until(lambda: replicas[0].calls == 2)
             replicas[0].go.set()
             assert await fits == "0"
         replicas[0].go.set()
@@ -512,7 +514,7 @@ async def test_request_larger_than_the_room_is_answered_by_an_idle_replica(batch
     async with pooled(1) as (pool, replicas, _):
         large = about(1, batch=batch, prompts=8 * ROOM)
         asking = asyncio.ensure_future(ask(pool, large))
-        await until(lambda: replicas[0].asked)
+        await until(lambda: replicas[0].calls)
         with pytest.raises(Overloaded):
             await ask(pool, about(2))
         with pytest.raises(Overloaded, match="32 prompts at once only while it answers nothing else"):
@@ -524,10 +526,10 @@ async def test_request_larger_than_the_room_is_answered_by_an_idle_replica(batch
 async def test_load_counts_prompts_when_a_replica_is_picked() -> None:
     async with pooled(2, keeps_pictures=False) as (pool, replicas, _):
         large = asyncio.ensure_future(ask(pool, about(1, prompts=ROOM - 1)))
-        await until(lambda: total_asked(replicas) == 1)
+        await until(lambda: total_calls(replicas) == 1)
         small = [asyncio.ensure_future(ask(pool, about(at))) for at in range(2, 4)]
-        await until(lambda: total_asked(replicas) == 3)
-        assert sorted(replica.asked for replica in replicas) == [1, 2]
+        await until(lambda: total_calls(replicas) == 3)
+        assert sorted(replica.calls for replica in replicas) == [1, 2]
         release(replicas)
         await asyncio.gather(large, *small)
 

@@ -16,7 +16,7 @@ class Clock:
         return self.now
 
 
-async def test_request_running_at_two_deaths_is_refused_until_it_is_forgotten() -> None:
+async def test_request_running_at_two_deaths_is_refused_until_expiry() -> None:
     clock = Clock()
     quarantine = Quarantine(clock)
     quarantine.blame("poison", 1)
@@ -30,7 +30,7 @@ async def test_request_running_at_two_deaths_is_refused_until_it_is_forgotten() 
         pass
 
 
-async def test_equal_requests_running_at_one_death_are_blamed_once() -> None:
+async def test_equal_requests_running_at_a_death_are_blamed_once() -> None:
     quarantine = Quarantine()
     for _ in range(24):
         quarantine.blame("popular", 1)
@@ -70,7 +70,7 @@ async def test_suspect_that_fails_otherwise_stays_suspected() -> None:
     assert quarantine.suspects == 1
 
 
-async def test_suspects_run_one_at_a_time_beside_other_requests() -> None:
+async def test_suspects_run_in_sequence_beside_other_requests() -> None:
     quarantine = Quarantine()
     running: set[str] = set()
     together: list[set[str]] = []
@@ -89,7 +89,7 @@ async def test_suspects_run_one_at_a_time_beside_other_requests() -> None:
     assert {"a", "well"} in together
 
 
-async def test_oldest_suspect_is_forgotten_beyond_the_most_that_are_kept() -> None:
+async def test_oldest_suspect_is_forgotten_beyond_the_limit() -> None:
     quarantine = Quarantine()
     for server_id in range(2):
         quarantine.blame("long ago", server_id)

@@ -1,4 +1,4 @@
-"""A server that is stopped reports it at /health first, and goes on answering."""
+"""A server that is being stopped fails /health first, and goes on answering."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ async def serving(leave_s: float) -> AsyncIterator[tuple[HttpServer, httpx.Async
             await server.stop()
 
 
-async def test_stopping_server_reports_it_at_health_and_still_answers() -> None:
+async def test_stopping_server_fails_health_and_still_answers() -> None:
     ask = {"model": LLAVA, "messages": [message()]}
     async with serving(leave_s=0.5) as (server, client):
         assert (await client.get("/health")).status_code == 200

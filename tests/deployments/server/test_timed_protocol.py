@@ -1,4 +1,4 @@
-"""Requests that never end, on real sockets: they take a connection for a moment, and delay no other client."""
+"""Endless and slow requests on real sockets: they are cut in time and delay no other client."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from serve.engines.fake import FakeEngine
 SHORT = Limits(max_body_mb=200_000 / 2**20, max_head=20_000, body_timeout_s=0.3, head_timeout_s=0.3)
 START = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
-PATIENCE_S = 15.0  # a machine that does ten other things
+PATIENCE_S = 15.0  # the machine may be busy
 
 
 def front(engine: FakeEngine | None = None, limits: Limits = SHORT) -> contextlib.AbstractContextManager[str]:
@@ -120,7 +120,7 @@ def test_endless_chunked_body_is_answered_with_413() -> None:
 
 
 @pytest.mark.parametrize("head", [START + b"x-a: " + b"y" * 100_000, START + b"x-a: b\r\n" * 10_000])
-def test_large_head_is_refused_before_it_ends(head: bytes) -> None:
+def test_large_incomplete_head_is_refused(head: bytes) -> None:
     with front(limits=Limits(max_head=20_000, head_timeout_s=60)) as address, caller(address) as client:
         with contextlib.suppress(ConnectionError):
             client.sendall(head)
@@ -165,7 +165,7 @@ def test_slow_response_does_not_time_out() -> None:
         assert reply.status_code == 200
 
 
-def test_partial_pipelined_request_does_not_cut_the_response_before_it() -> None:
+def test_partial_pipelined_request_does_not_cut_the_running_response() -> None:
     body = json.dumps({"model": LLAVA, "messages": [message()], "stream": True}).encode()
     with front(FakeEngine("word " * 8, delay_s=0.1)) as address, caller(address) as client:
         client.sendall(START + b"content-length: %d\r\n\r\n" % len(body) + body)
@@ -229,7 +229,7 @@ HOST = b"host: x\r\n"
 
 
 class Waiting:
-    """An application that answers once `let` is set, and counts the clients that left before."""
+    """An application that answers once `let` is set, and counts earlier disconnects."""
 
     def __init__(self) -> None:
         self.left = 0
@@ -276,7 +276,7 @@ BEHIND = {
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
-def test_client_that_leaves_is_noticed_whatever_it_pipelined(behind: bytes, together: bool) -> None:
+def test_disconnect_is_noticed_behind_pipelined_bytes(behind: bytes, together: bool) -> None:
     app = Waiting()
     with fronting(app, Limits(max_body_mb=10)) as address:
         with caller(address) as client:
@@ -293,7 +293,7 @@ def test_client_that_leaves_is_noticed_whatever_it_pipelined(behind: bytes, toge
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
-def test_pipelined_bytes_leave_the_response_before_them_whole(behind: bytes, together: bool) -> None:
+def test_pipelined_bytes_do_not_cut_the_running_response(behind: bytes, together: bool) -> None:
     app = Waiting()
     with fronting(app, SHORT) as address, caller(address) as client:
         client.sendall(post(b"x" * 100) + (behind[:20_000] if together else b""))

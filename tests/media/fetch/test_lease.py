@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serve.api.pictures import Pictures
+from serve.api.media_loader import MediaLoader
 from serve.errors import BadRequest, Overloaded, ServeError, TooLarge
 from serve.media.budget import Budget, Lease
 from serve.media.image import MAX_BYTES, Image
@@ -54,8 +54,8 @@ async def holds(budget: Budget, size: int) -> bool:
 async def test_file_is_leased_before_its_body_arrives(origin: Origin, head: str, body: bytes, held: int) -> None:
     origin.scripts["/cat.png"] = stops_after(head, body)
     budget = Budget(100 * MB)
-    pictures = Pictures(origin.fetcher(timeout_s=30), budget)
-    fetching = asyncio.create_task(pictures.fetch(Image.at_url(origin.url()), Deadline.after(30)))
+    loader = MediaLoader(origin.fetcher(timeout_s=30), budget)
+    fetching = asyncio.create_task(loader.fetch(Image.at_url(origin.url()), Deadline.after(30)))
     assert await holds(budget, held)
     fetching.cancel()
     await asyncio.gather(fetching, return_exceptions=True)
@@ -67,7 +67,8 @@ async def test_lease_shrinks_to_the_files_size(origin: Origin, size: tuple[int, 
     file = picture(*size, format="JPEG")
     origin.scripts["/cat.png"] = says(file)
     budget = Budget(100 * MB)
-    lease = await Pictures(origin.fetcher(timeout_s=30), budget).fetch(Image.at_url(origin.url()), Deadline.after(30))
+    loader = MediaLoader(origin.fetcher(timeout_s=30), budget)
+    lease = await loader.fetch(Image.at_url(origin.url()), Deadline.after(30))
     assert lease.size == budget.held == len(file)
     lease.release()
     assert budget.held == 0
@@ -91,7 +92,7 @@ async def test_unusable_file_releases_its_lease(origin: Origin, script: Script) 
     origin.scripts["/cat.png"] = script
     budget = Budget(100 * MB)
     with pytest.raises(ServeError):
-        await Pictures(origin.fetcher(timeout_s=30), budget).fetch(Image.at_url(origin.url()), Deadline.after(30))
+        await MediaLoader(origin.fetcher(timeout_s=30), budget).fetch(Image.at_url(origin.url()), Deadline.after(30))
     assert budget.held == 0
 
 

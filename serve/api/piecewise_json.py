@@ -1,4 +1,4 @@
-"""Writes a whole response in pieces, so that no more is buffered for a slow client than it reads."""
+"""Sends a JSON response in pieces, to limit what is buffered for a slow client."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 PIECE = 64 * 1024
-"""Bytes written at once. The server waits with the next until the client has read them."""
+"""Bytes written at once. The server waits until the client has read them before it takes the next."""
 
 
 class PiecewiseJson(Response):

@@ -1,4 +1,4 @@
-"""A server without keys checks by what Host, and from whose pages, it is asked."""
+"""The check of Host and Origin headers by a server without keys."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from served import URL, calling, picture, router
 from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.keys import Keys
-from serve.api.sites import Sites, is_loopback
+from serve.api.origin_check import OriginCheck, is_loopback
 
 VQA = {"image": URL, "question": "what?"}
 OURS = ["localhost", "localhost:8000", "LocalHost:1", "127.0.0.1", "127.0.0.1:8000", "127.1.2.3", "[::1]", "[::1]:8000"]
@@ -47,7 +47,7 @@ async def local(*names: str, cors: tuple[str, ...] = (), **access: Any) -> Async
 
 
 def ask(host: str) -> Any:
-    return Sites([]).wrong_host([(b"host", host.encode("latin-1"))])
+    return OriginCheck([]).host_error([(b"host", host.encode("latin-1"))])
 
 
 @pytest.mark.parametrize("host", OURS)
@@ -119,7 +119,7 @@ FOREIGN = [
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b", ""]
 )
-async def test_page_of_another_site_may_not_ask_a_model(headers: dict[str, str], kind: str) -> None:
+async def test_page_of_another_site_cannot_call_a_model(headers: dict[str, str], kind: str) -> None:
     async with local() as client:
         typed = {**headers, "host": "localhost:8000", **({"content-type": kind} if kind else {})}
         for path in ("/v1/tasks/vqa", "/v1/chat/completions", "/nowhere"):
@@ -141,7 +141,7 @@ async def test_page_of_another_site_may_not_ask_a_model(headers: dict[str, str],
         {"content-type": "text/plain"},
     ],
 )
-async def test_own_page_and_programs_may_ask(headers: dict[str, str]) -> None:
+async def test_own_page_and_programs_are_allowed(headers: dict[str, str]) -> None:
     async with local() as client:
         sent = {"host": "localhost:8000", **headers}
         reply = await client.post(
@@ -152,7 +152,7 @@ async def test_own_page_and_programs_may_ask(headers: dict[str, str]) -> None:
         assert form.status_code == 200
 
 
-async def test_pages_of_configured_origins_may_ask() -> None:
+async def test_pages_of_configured_origins_are_allowed() -> None:
     page = {"origin": "https://app.example", "sec-fetch-site": "cross-site", "host": "localhost"}
     async with local(cors=("https://app.example",)) as client:
         reply = await client.post("/v1/tasks/vqa", json=VQA, headers=page)
@@ -176,7 +176,7 @@ async def test_cross_site_link_may_be_followed() -> None:
             assert seen.status_code == 200
 
 
-async def test_page_of_another_site_with_a_key_may_ask() -> None:
+async def test_page_of_another_site_with_a_key_is_allowed() -> None:
     key = {"authorization": "Bearer secret", "host": "any.example"}
     async with calling(create_app(router(), access=Access(keys=Keys(["alice:secret"])))) as client:
         for headers in FOREIGN[:3]:

@@ -1,12 +1,12 @@
-"""Answers HEAD wherever GET is answered: the same status and headers, and no body (RFC 9110, 9.1)."""
+"""Answers HEAD like GET, with the same status and headers but no body (RFC 9110, 9.1)."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class Head:
-    """Middleware that routes a HEAD request as the GET it stands for, and drops the reply's body.
+class HeadRequests:
+    """Middleware that routes a HEAD request as GET and drops the response's body.
 
-    The scope itself keeps its method: the server needs it to frame the reply, and metrics and logs name it.
+    The outer scope keeps its method, which the server, metrics and logs need.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,4 +1,4 @@
-"""A task's body, JSON or multipart, as its request."""
+"""Parses the body of a task request, JSON or multipart."""
 
 import functools
 import json
@@ -11,39 +11,39 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request as HttpRequest
 
-from serve.api.body import in_thread, parsed
+from serve.api.body import in_thread, parse_body
 from serve.api.error_responses import validation_error
-from serve.api.json_body import checked, is_quick
+from serve.api.json_body import check_values, is_quick
 from serve.errors import BadRequest, TooLarge
 from serve.tasks.base import Request
 
 MAX_FIELDS = 64
 MAX_TEXT = 2**20
-"""Bytes of a part that is no file: a picture as a data URL may be as large."""
+"""Largest form field that is not a file, in bytes; an image as a data URL may be this large."""
 MAX_LIST = MAX_WEIGHTS = 16_384  # characters
 MAX_TYPE = 512
 LISTS = ("labels", "models")
 FILES = ("image", "video")
 CHARSETS = {b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1", b"latin1"}
-"""In which a form's texts may be written. A name from outside is never looked up: Python remembers each one that it
-does not know, and some that it knows (`undefined`, `idna`) raise errors of their own."""
+"""Charsets that a form may have. Other names are never looked up: Python caches each unknown one, and some known ones
+(`undefined`, `idna`) raise errors of their own."""
 
 
-async def read(http: HttpRequest, kind: type[Request]) -> Request:
-    """The body as a task's request. Raises BadRequest or TooLarge naming the field."""
+async def read_task_request(http: HttpRequest, kind: type[Request]) -> Request:
+    """Parse the body into a request of this kind. Raises BadRequest or TooLarge naming the field."""
     if http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         fields, size = await _form(http), http.state.lease.size
         return _from_form(kind, fields) if is_quick(size) else await in_thread(size, _from_form, kind, fields)
-    return await parsed(http, functools.partial(_from_json, kind))
+    return await parse_body(http, functools.partial(_from_json, kind))
 
 
-def phrases(text: str) -> list[str]:
-    """ "a cat; a dog" or "a cat, a dog" -> ["a cat", "a dog"]."""
+def split_phrases(text: str) -> list[str]:
+    """Split a text at commas and semicolons: "a cat; a dog" -> ["a cat", "a dog"]."""
     return [phrase.strip() for phrase in text.replace(";", ",").split(",") if phrase.strip()]
 
 
 class _InMemory(MultiPartParser):
-    """Starlette's parser. It keeps files in memory, where the budget counts them, and lets only files be large."""
+    """Starlette's parser, with files in memory, where the budget counts them, and a limit on other fields."""
 
     spool_max_size = 0  # never to a disk
 
@@ -57,7 +57,7 @@ class _InMemory(MultiPartParser):
 
 
 async def _form(http: HttpRequest) -> dict[str, Any]:
-    """The body's fields. Raises BadRequest or TooLarge naming the field, Overloaded where its files have no room."""
+    """Parse a form. Raises BadRequest or TooLarge naming the field, Overloaded where the budget has no room."""
     _check_type(http.headers["content-type"])
     parser = _InMemory(http.headers, http.stream(), max_files=len(FILES), max_fields=MAX_FIELDS, max_part_size=MAX_TEXT)
     try:
@@ -76,7 +76,7 @@ async def _form(http: HttpRequest) -> dict[str, Any]:
 
 def _from_json(kind: type[Request], body: bytes) -> Request:
     try:
-        return kind.model_validate_json(checked(body), strict=True)
+        return kind.model_validate_json(check_values(body), strict=True)
     except ValidationError as error:
         raise validation_error(error, _json(body)) from None
 
@@ -96,7 +96,7 @@ def _json(body: bytes) -> Any:
 
 
 async def _fields(form: FormData) -> dict[str, Any]:
-    """A form's fields as JSON would have them. An empty field is one that was not filled in."""
+    """Return a form's fields as in a JSON body. Empty fields are left out."""
     fields: dict[str, Any] = {}
     for name in dict.fromkeys(form.keys()):
         values = [value for value in form.getlist(name) if value != ""]
@@ -111,7 +111,7 @@ async def _fields(form: FormData) -> dict[str, Any]:
             texts = [value for value in values if isinstance(value, str)]
             if sum(map(len, texts)) > MAX_LIST:
                 raise BadRequest(f"{name} is longer than {MAX_LIST:,} characters.", param=name)
-            fields[name] = _listed(name, texts[0]) if len(texts) == 1 else texts
+            fields[name] = _parse_list(name, texts[0]) if len(texts) == 1 else texts
         elif name == "weights":
             fields[name] = _weights(first)
         else:
@@ -120,7 +120,7 @@ async def _fields(form: FormData) -> dict[str, Any]:
 
 
 def _check_type(content_type: str) -> None:
-    """Raise BadRequest where a form's Content-Type is too long to be read, or names a charset that cannot be."""
+    """Raise BadRequest where a form's Content-Type is too long, or its charset is not in CHARSETS."""
     if len(content_type) > MAX_TYPE:
         raise BadRequest("Content-Type, its charset and boundary included, is too long.")
     charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8")
@@ -129,16 +129,16 @@ def _check_type(content_type: str) -> None:
         raise BadRequest(f"Content-Type: the charset {name!r} is not supported; send UTF-8.")
 
 
-def _listed(name: str, text: str) -> Any:
-    """A list in one field: as JSON, as in ["a cat", "a dog"], or as phrases between separators."""
+def _parse_list(name: str, text: str) -> Any:
+    """Parse a list in one field: JSON, as in ["a cat", "a dog"], or phrases with separators."""
     if not text.lstrip().startswith("["):
-        return phrases(text)
+        return split_phrases(text)
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         if text.lstrip()[1:].lstrip().startswith('"'):
             raise BadRequest(f"{name} is not a whole JSON list of texts.", param=name) from None
-    return phrases(text)  # a phrase may begin with a bracket
+    return split_phrases(text)  # a phrase may begin with a bracket
 
 
 async def _upload(name: str, upload: UploadFile) -> bytes:

@@ -1,4 +1,4 @@
-"""HEAD beside GET: the same status and headers, no body."""
+"""HEAD requests have the status and headers of GET, and no body."""
 
 import http.client
 import urllib.parse

@@ -1,4 +1,4 @@
-"""Forms as clients write them: lists in three ways, charsets, boundaries."""
+"""Task forms: lists in three formats, charsets, boundaries."""
 
 import json
 
@@ -19,7 +19,7 @@ async def detect(**fields: str | list[str]) -> httpx.Response:
 
 
 async def labels(field: str | list[str]) -> list[str]:
-    """Return the phrases that a model was asked for, in order."""
+    """Return the phrases in the prompts, in order."""
     prompts: list[str] = []
 
     def say(prompt: object) -> str:
@@ -39,7 +39,7 @@ async def labels(field: str | list[str]) -> list[str]:
         ('["grey cat", "old dog"]', ["grey cat", "old dog"]),
         (' [ "red, round cat" ,"old dog"] ', ["red, round cat", "old dog"]),
         ('["s\\u00e4ule"]', ["säule"]),
-        ("[sic] mark; dog", ["sic] mark", "dog"]),  # no JSON; a model is told phrases without the marks round them
+        ("[sic] mark; dog", ["sic] mark", "dog"]),  # no JSON; prompts have phrases without surrounding punctuation
         ("grey cat; old dog", ["grey cat", "old dog"]),
         (["grey cat", "old dog"], ["grey cat", "old dog"]),
         (["grey cat", "", "old dog"], ["grey cat", "old dog"]),

@@ -1,4 +1,4 @@
-"""A request's image or film: fetched once and decoded once, however many models are asked about it."""
+"""Fetches and decodes a request's image or video, once for all models."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,8 +13,8 @@ from serve.router.deadline import Deadline
 from serve.tasks.base import Request
 
 
-class Pictures:
-    """Fetches and decodes what requests show, counted against the budget of one gateway."""
+class MediaLoader:
+    """Fetches and decodes the images and videos of requests, within the gateway's memory budget."""
 
     def __init__(self, fetcher: Fetcher, budget: Budget) -> None:
         self.fetcher = fetcher
@@ -22,9 +22,9 @@ class Pictures:
         self.decoder = MediaDecoder(budget)
 
     async def fetch(self, image: Image, deadline: Deadline) -> Lease:
-        """Fetch the image's file and note its digest. Return the lease on what was fetched.
+        """Fetch the image's file and compute its digest. Return the lease on the file's memory.
 
-        Raises BadRequest or TooLarge naming the field, Unavailable, Overloaded where the budget has no room for it.
+        Raises BadRequest or TooLarge naming the field, Unavailable, and Overloaded where the budget has no room.
         """
         lease = Lease(self.budget)
         try:
@@ -37,30 +37,30 @@ class Pictures:
         return lease
 
     @asynccontextmanager
-    async def watched(self, video: Video, deadline: Deadline) -> AsyncIterator[None]:
-        """Have a film decoded. Raises as `MediaDecoder.decode_video`, and Unavailable where the deadline passes."""
+    async def decoded_video(self, video: Video, deadline: Deadline) -> AsyncIterator[None]:
+        """Decode a video for use in the block. Raises as `decode_video`, and Unavailable past the deadline."""
         async with self.decoder.decode_video(video, deadline.left()):
             deadline.check()
             yield
 
     @asynccontextmanager
     async def with_pixels(self, request: Request, deadline: Deadline) -> AsyncIterator[None]:
-        """Have the request's image or film fetched and decoded, for as long as this lasts.
+        """Fetch and decode the request's image or video for use in the block.
 
-        Raises as `fetch`, and Unavailable where the deadline passes.
+        Raises as `fetch`, and Unavailable past the deadline.
         """
         deadline.check()
         if request.video is not None:
-            async with self.watched(request.video, deadline):
+            async with self.decoded_video(request.video, deadline):
                 request.image = request.video.first_frame()
                 yield
             return
-        async with self.read(request.image, deadline):
+        async with self.decoded_image(request.image, deadline):
             yield
 
     @asynccontextmanager
-    async def read(self, image: Image, deadline: Deadline) -> AsyncIterator[None]:
-        """Have an image fetched and decoded. Raises as `fetch`, and Unavailable where the deadline passes."""
+    async def decoded_image(self, image: Image, deadline: Deadline) -> AsyncIterator[None]:
+        """Fetch and decode an image for use in the block. Raises as `fetch`, and Unavailable past the deadline."""
         with await self.fetch(image, deadline):
             async with self.decoder.decode_image(image, deadline.left()):
                 deadline.check()

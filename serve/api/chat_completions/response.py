@@ -1,4 +1,4 @@
-"""OpenAI's completion objects as they are sent, whole and in chunks."""
+"""OpenAI's completion objects, complete and as chunks of a stream."""
 
 import asyncio
 import time
@@ -9,18 +9,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from serve.api.chat_completions.request import StreamOptions
-from serve.api.sse import encoded, frame
+from serve.api.sse import encode_json, sse_event
 from serve.engines.base import HALF, Token
 from serve.tasks.base import Usage
 
 FinishReason = Literal["stop", "length"]
 LEAST = -9999.0  # JSON has no minus infinity, and nothing that is no number
 AT_ONCE = 1000
-"""Log-probabilities that are written in one turn of the event loop: about 3 ms of work."""
+"""Log-probabilities encoded in one turn of the event loop: about 3 ms of work."""
 
 
 class TopLogprob(BaseModel):
-    """A token that could have stood there. bytes: null where it is a part of a letter."""
+    """An alternative token. bytes: null where it is only a part of a character."""
 
     token: str
     logprob: float
@@ -28,7 +28,7 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(BaseModel):
-    """A token of the reply. All tokens' bytes joined are its text's: a letter's last token has all of the letter's."""
+    """A token of the reply. The bytes of all tokens make up the text: a character's last token has all its bytes."""
 
     token: str
     logprob: float
@@ -48,17 +48,17 @@ class ResponseMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    """One choice. diptych: whose words these are and what they mean, where a task was asked."""
+    """A choice. diptych: the model and its parsed reply, where `model` named a task."""
 
     index: int
     message: ResponseMessage
     finish_reason: FinishReason
     logprobs: Logprobs | None = None
-    diptych: dict[str, Any] | None = Field(default=None, description="Present where a task was asked.")
+    diptych: dict[str, Any] | None = Field(default=None, description="Present where `model` named a task.")
 
     @model_serializer(mode="wrap")
     def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A model asked alone gets OpenAI's fields and no others."""
+        """Leave out `diptych` where it is None, so that there are only OpenAI's fields."""
         fields: dict[str, Any] = handler(self)
         if self.diptych is None:
             del fields["diptych"]
@@ -78,8 +78,8 @@ class ChatCompletion(BaseModel):
 
 
 @dataclass(frozen=True)
-class Head:
-    """The fields that every object of one completion repeats."""
+class CompletionHead:
+    """The fields that all objects of a completion share."""
 
     request_id: str
     model: str
@@ -94,44 +94,43 @@ class Head:
 
 
 class Chunks:
-    """The frames of one streamed completion. usage: called only where the client wants it."""
+    """Encodes the chunks of a streamed completion. usage: called only where the client wants it."""
 
-    def __init__(self, head: Head, options: StreamOptions | None, usage: Callable[[], Usage]) -> None:
+    def __init__(self, head: CompletionHead, options: StreamOptions | None, usage: Callable[[], Usage]) -> None:
         self.usage = usage
         self.at_the_end = bool(options and options.include_usage)
         self.all_along = bool(options and options.continuous_usage_stats)
         same = {"id": head.id, "object": "chat.completion.chunk", "created": head.created, "model": head.model}
-        self._same = encoded(same).removesuffix("}")  # written once, repeated in every chunk
+        self._same = encode_json(same).removesuffix("}")  # written once, repeated in every chunk
 
     def role(self, index: int, **more: Any) -> bytes:
-        """The chunk that opens a choice."""
+        """Return the chunk that opens a choice."""
         return self._chunk(index, {"role": "assistant", "content": ""}, None, more)
 
-    def words(self, index: int, text: str, **more: Any) -> bytes:
+    def text(self, index: int, text: str, **more: Any) -> bytes:
         return self._chunk(index, {"content": text}, None, more)
 
     def finish(self, index: int, reason: FinishReason, **more: Any) -> bytes:
-        """The chunk that closes a choice."""
+        """Return the chunk that closes a choice."""
         return self._chunk(index, {}, reason, more)
 
     def last(self) -> bytes:
-        """The chunk after all choices, which has none: only for those who asked for usage."""
-        return self._frame("", self.usage()) if self.at_the_end else b""
+        """Return the last chunk, with usage and no choice; empty where the client did not ask for usage."""
+        return self._event("", self.usage()) if self.at_the_end else b""
 
     def _chunk(self, index: int, delta: dict[str, str], reason: FinishReason | None, more: dict[str, Any]) -> bytes:
-        choice = encoded({"index": index, "delta": delta, "logprobs": None, "finish_reason": reason, **more})
-        return self._frame(choice, self.usage() if self.all_along else None)
+        choice = encode_json({"index": index, "delta": delta, "logprobs": None, "finish_reason": reason, **more})
+        return self._event(choice, self.usage() if self.all_along else None)
 
-    def _frame(self, choice: str, usage: Usage | None) -> bytes:
+    def _event(self, choice: str, usage: Usage | None) -> bytes:
         counts = ""
         if self.at_the_end or self.all_along:
             counts = f',"usage":{usage.model_dump_json() if usage else "null"}'
-        return frame(f'{self._same},"choices":[{choice}]{counts}}}')
+        return sse_event(f'{self._same},"choices":[{choice}]{counts}}}')
 
 
 def logprobs(tokens: Sequence[Token], top: int) -> dict[str, Any]:
-    """Return tokens' log-probabilities in OpenAI's form, as `Logprobs` describes it; made of plain lists, since there
-    may be a hundred thousand of them."""
+    """Return tokens' log-probabilities as a `Logprobs` in JSON. It uses plain lists: there may be 100,000 of them."""
     content = [
         {
             **_likely(token.text, token.logprob),
@@ -143,23 +142,25 @@ def logprobs(tokens: Sequence[Token], top: int) -> dict[str, Any]:
 
 
 def slices(tokens: Sequence[Token], top: int) -> Iterator[Sequence[Token]]:
-    """Cut tokens into runs of about AT_ONCE log-probabilities, the alternatives among them."""
+    """Split tokens into slices of about AT_ONCE log-probabilities, including alternatives."""
     step = max(1, AT_ONCE // (1 + top))
     return (tokens[at : at + step] for at in range(0, len(tokens), step))
 
 
-async def with_logprobs(completion: ChatCompletion, spoken: Sequence[Sequence[Token]], top: int) -> list[bytes]:
+async def with_logprobs(
+    completion: ChatCompletion, tokens_by_choice: Sequence[Sequence[Token]], top: int
+) -> list[bytes]:
     """Return the completion as JSON, in parts, with the log-probabilities of each choice's tokens.
 
-    They are written a slice at a time: the event loop has its turn in between.
+    They are encoded slice by slice, and the event loop does other work in between.
     """
     head = completion.model_dump_json(exclude={"choices"}).removesuffix("}")
     parts = [f'{head},"choices":['.encode()]
-    for at, (choice, tokens) in enumerate(zip(completion.choices, spoken, strict=True)):
+    for at, (choice, tokens) in enumerate(zip(completion.choices, tokens_by_choice, strict=True)):
         opening = choice.model_dump_json(exclude={"logprobs"}).removesuffix("}")
         parts.append(f'{"," if at else ""}{opening},"logprobs":{{"content":['.encode())
         for i, part in enumerate(slices(tokens, top)):
-            text = ",".join(map(encoded, logprobs(part, top)["content"]))
+            text = ",".join(map(encode_json, logprobs(part, top)["content"]))
             parts.append(f"{',' if i else ''}{text}".encode())
             await asyncio.sleep(0)
         parts.append(b'],"refusal":null}}')
@@ -167,7 +168,7 @@ async def with_logprobs(completion: ChatCompletion, spoken: Sequence[Sequence[To
 
 
 def finish_reason(reason: str | None) -> FinishReason:
-    """Return the reason in OpenAI's terms, which know no "abort"."""
+    """Return the reason as one of OpenAI's; "abort", which it lacks, becomes "stop"."""
     return "length" if reason == "length" else "stop"
 
 

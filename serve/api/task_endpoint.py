@@ -1,0 +1,102 @@
+"""Answers POST /v1/tasks/{task} with every model's reply and the merged one, as JSON or as a stream."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, create_model
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from serve.api.disconnect import cancel_on_disconnect
+from serve.api.events import delay_failures, gather_answer
+from serve.api.media_loader import MediaLoader
+from serve.api.metrics import Metrics
+from serve.api.piecewise_json import PiecewiseJson
+from serve.api.sse import open_stream, sse_event
+from serve.api.task_body import read_task_request
+from serve.router import Router
+from serve.router.plan import Plan
+from serve.tasks import TASKS
+from serve.tasks.base import Delta, Merged, Reply, Task, Usage
+
+
+class Size(BaseModel):
+    """The size of the image after EXIF orientation. All coordinates are in its pixels."""
+
+    width: int
+    height: int
+
+
+class Length(BaseModel):
+    """The length of the video. Its frames have the size given as `image`."""
+
+    frames: int = Field(description="Number of frames taken, evenly spaced; a model may use fewer.")
+    seconds: float = Field(description="Length of the whole video.")
+
+
+class TaskAnswer(BaseModel):
+    """All models' replies to a task, and the merged reply."""
+
+    id: str
+    object: Literal["diptych.task"] = "diptych.task"
+    task: str
+    image: Size
+    video: Length | None = Field(default=None, exclude_if=lambda video: video is None)
+    merged: Merged
+    replies: list[Reply]
+    usage: Usage
+
+
+def answer_schema(task: Task) -> type[TaskAnswer]:
+    """Return the response class of a task for the OpenAPI document, with the task's own class of result."""
+    kind: Any = task.result | None
+    name = task.result.__name__.removesuffix("Result")
+    reply: Any = create_model(f"{name}Reply", __base__=Reply, __doc__=Reply.__doc__, result=(kind, None))
+    merged: Any = create_model(f"{name}Merged", __base__=Merged, __doc__=Merged.__doc__, result=(kind, None))
+    return create_model(
+        f"{name}Answer",
+        __base__=TaskAnswer,
+        __doc__=TaskAnswer.__doc__,
+        merged=(merged, ...),
+        replies=(list[reply], ...),
+    )
+
+
+async def run_task(router: Router, metrics: Metrics, media: MediaLoader, task: str, http: HttpRequest) -> Response:
+    """Answer a request. Raises BadRequest, NotFound, TooLarge or Unavailable."""
+    request = await read_task_request(http, TASKS[task].request)
+    plan = router.plan(task, request, arrived=http.state.arrived)
+    if request.stream:
+        return await open_stream(http.receive, _stream(router, metrics, media, plan), error_event="error")
+    whole = await cancel_on_disconnect(http.receive, _whole(router, metrics, media, plan, http.state.request_id))
+    return PiecewiseJson([whole.model_dump_json().encode()])
+
+
+async def _whole(router: Router, metrics: Metrics, media: MediaLoader, plan: Plan, request_id: str) -> TaskAnswer:
+    async with media.with_pixels(plan.request, plan.deadline):
+        whole = await gather_answer(plan, router.run(plan), metrics)
+    image, video = plan.request.image, plan.request.video
+    return TaskAnswer(
+        id=f"task-{request_id}",
+        task=plan.task,
+        image=Size(width=image.width, height=image.height),
+        video=None if video is None else Length(frames=len(video.frames), seconds=video.seconds),
+        merged=whole.merged,
+        replies=whole.replies,
+        usage=whole.usage(),
+    )
+
+
+async def _stream(router: Router, metrics: Metrics, media: MediaLoader, plan: Plan) -> AsyncGenerator[bytes, None]:
+    async with (
+        media.with_pixels(plan.request, plan.deadline),
+        aclosing(delay_failures(plan, router.run(plan), metrics)) as events,
+    ):
+        async for event in events:
+            if isinstance(event, Delta):
+                yield sse_event({"model": event.model, "text": event.text}, "delta")
+            elif isinstance(event, Reply):
+                yield sse_event(event.model_dump_json(), "reply")
+            else:
+                yield sse_event(event.model_dump_json(), "merged")
