@@ -4,15 +4,29 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats
-.PHONY: chaos hostile soak k8s-check k8s-drill
+.PHONY: serve test check fast slow engines served install install-dev loadtest bench bench-others bench-fan-out
+.PHONY: bench-scale bench-repeats chaos hostile soak k8s-check k8s-drill
 .PHONY: screenshots lock clean
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
 
-test: fast
-	$(BIN)/pytest -m engine
+# what tests need, by their markers: pyproject.toml
+NEEDS := ray or engine or browser or cluster
+
+test: fast slow
+	$(MAKE) --jobs 2 --output-sync=target engines served
+
+# and the random laws again, with Hypothesis' own hundred draws in place of 25
+slow: install-dev
+	$(BIN)/pytest -n 2 --dist worksteal -m "(slow or hypothesis) and not ($(NEEDS))" --hypothesis-profile=default
+
+# side by side: engines alone compute and no clock judges them, so they take what servers, which mostly wait, leave
+engines: install-dev
+	nice $(BIN)/pytest -m "engine and not (ray or browser or cluster)"
+
+served: install-dev
+	$(BIN)/pytest -m "ray or browser or cluster"
 
 check: fast
 
@@ -20,7 +34,7 @@ fast: install-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict
-	$(BIN)/pytest -n 2 --dist worksteal -m "not engine"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not (slow or $(NEEDS))"
 
 install:
 	@$(PYTHON) deployments/install.py

@@ -1,9 +1,28 @@
 """What more than one kind of test needs."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+from needs import reason_to_skip
 from running import Running
+
+settings.register_profile("fast", max_examples=25)
+settings.load_profile("fast")  # `make test` runs the same laws again with --hypothesis-profile=default, 100 draws
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if reason := reason_to_skip(marks, config.option.markexpr):
+            item.add_marker(pytest.mark.skip(reason))
+
+
+def pytest_collection_finish() -> None:
+    """Leave thousands of tests and their parameters out of every later garbage collection, as tests ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -187,6 +187,7 @@ def without_times(reply: Any) -> Any:
     return [without_times(item) for item in reply] if isinstance(reply, list) else reply
 
 
+@pytest.mark.ray
 @pytest.mark.engine
 def test_the_reply_is_what_curl_prints(server: str) -> None:
     command, printed = shown("json", "curl ")
@@ -195,6 +196,7 @@ def test_the_reply_is_what_curl_prints(server: str) -> None:
     assert without_times(json.loads(ran.stdout)) == without_times(json.loads(printed))
 
 
+@pytest.mark.ray
 @pytest.mark.engine
 def test_the_columns_are_what_ask_prints(server: str, tmp_path: Path) -> None:
     command, printed = shown("", ".venv/bin/diptych ask ")

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import functools
 import gc
 import io
 import json
@@ -142,6 +143,7 @@ async def test_client_that_leaves_frees_its_lease() -> None:
     assert budget.held == 0
 
 
+@functools.cache
 def noise() -> bytes:
     """A picture of few pixels in a large file, since noise cannot be packed: 3.4 MB either way."""
     out = io.BytesIO()

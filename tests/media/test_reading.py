@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from served import LLAVA, calling, message, picture, served
 
 from serve.engines.fake import FakeEngine
 from serve.errors import BadRequest, Overloaded, Unavailable
@@ -18,7 +19,6 @@ from serve.media.image import Image, unread
 from serve.media.outline import Outline
 from serve.media.reading import SMALL, Reading
 from serve.media.shared_pixels import SharedPixels
-from tests.served import LLAVA, calling, message, picture, served
 
 AREA = 1000 * 600
 ROOM = unread(picture(1000, 600)).outline.peak_bytes

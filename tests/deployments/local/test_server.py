@@ -17,7 +17,7 @@ import psutil
 import pytest
 from running import Running, alive, command, until
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.ray, pytest.mark.engine]
 
 SCENE = Path(__file__).parents[3] / "serve" / "toy" / "scenes" / "circles.png"
 IMAGE = "data:image/png;base64," + base64.b64encode(SCENE.read_bytes()).decode()

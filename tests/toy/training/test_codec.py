@@ -1,15 +1,12 @@
 import random
 
 import numpy as np
-import pytest
-
-pytest.importorskip("torch")
-
-import torch
+from later import Later
 
 from serve.models import mask_decoder
 from serve.toy import world
-from serve.toy.training import codec
+
+torch, codec = Later("torch"), Later("serve.toy.training.codec")
 
 
 def test_the_written_decoder_computes_what_the_trained_one_does():

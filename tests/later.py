@@ -1,0 +1,14 @@
+"""Modules that are imported when a test uses them: torch takes seconds, and each worker collects every test."""
+
+import importlib
+from typing import Any
+
+
+class Later:
+    """A stand-in for the module `name`, which is imported with the first attribute that is read."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
