@@ -1,4 +1,4 @@
-"""What more than one kind of test needs."""
+"""Fixtures that several folders share, and the tests that `pytest -m` did not ask for."""
 
 import gc
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def serving() -> Iterator[Running]:
-    """The embedded models, served as `make serve` does: one server for all tests; it must leave nothing behind."""
+    """Serve the embedded models as `make serve` does, for all tests of the session; it must leave no process behind."""
     running = Running()
     try:
         yield running.wait_for("Diptych is ready")
@@ -39,5 +39,5 @@ def serving() -> Iterator[Running]:
 
 @pytest.fixture
 def server(serving: Running) -> str:
-    """The URL of a server with every embedded model."""
+    """Return the URL of a server with every embedded model."""
     return serving.url

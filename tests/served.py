@@ -34,7 +34,7 @@ URL = "data:image/png;base64," + base64.b64encode(picture()).decode()
 
 
 def router(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None, *, ready: bool = True) -> Router:
-    """The two toy models; ready unless told otherwise."""
+    """Return a router of the two toy models, ready or still starting."""
     engines = {LLAVA: llava or FakeEngine("red"), PALIGEMMA: paligemma or FakeEngine("red")}
     workers = [Worker(MODELS[name], engine) for name, engine in engines.items()]
     for worker in workers if ready else []:
@@ -49,7 +49,7 @@ def served(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None,
 
 @functools.cache
 def plain() -> FastAPI:
-    """One ordinary app for all tests that only look at its replies."""
+    """Return the app that is shared by all tests that only look at its replies."""
     return served()
 
 
@@ -97,12 +97,12 @@ class Server(uvicorn.Server):
 
 
 def listening(app: FastAPI) -> contextlib.AbstractContextManager[str]:
-    """The app on a loopback port of its own: its address."""
+    """Serve the app on a free loopback port, and yield its address."""
     return Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off")).running()
 
 
 def until(condition: Callable[[], bool], seconds: float = 2.0) -> bool:
-    """Whether it becomes true in time."""
+    """Return whether the condition comes true in time."""
     for _ in range(int(seconds / 0.005)):
         if condition():
             return True
@@ -112,12 +112,12 @@ def until(condition: Callable[[], bool], seconds: float = 2.0) -> bool:
 
 def frames(text: str) -> list[tuple[str | None, str]]:
     """(event, data) of each server-sent event in a stream's text."""
-    found = []
+    events = []
     for block in text.split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
         if lines:
-            found.append((lines.get("event"), lines["data"]))
-    return found
+            events.append((lines.get("event"), lines["data"]))
+    return events
 
 
 def message(text: str | None = "what?", image: str | None = URL) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def _add_tasks(app: FastAPI, router: Router, metrics: Metrics, pictures: Picture
             tags=["tasks"],
             operation_id=f"task_{name}",
             summary=f"{task.title}: ask every model, side by side",
-            responses={200: openapi_schema.events(task_calls.documented(task))},
+            responses={200: openapi_schema.events(task_calls.documented(name))},
             openapi_extra=openapi_schema.task_body(task.request),
         )
 

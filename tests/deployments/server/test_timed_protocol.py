@@ -189,7 +189,7 @@ def test_partial_pipelined_request_does_not_cut_the_response_before_it() -> None
 
 
 def test_idle_connections_delay_no_other_client() -> None:
-    with front(limits=Limits(head_timeout_s=2.0)) as address, contextlib.ExitStack() as stack:
+    with front(limits=Limits(head_timeout_s=1.0)) as address, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(caller(address)) for _ in range(100)]
         for client in idle:
             client.sendall(START)
@@ -302,8 +302,8 @@ def test_client_that_leaves_is_noticed_whatever_it_pipelined(behind: bytes, toge
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
-def test_pipelined_bytes_leave_the_response_before_them_whole(together: bool) -> None:
-    """All of BEHIND at once, each on a connection of its own: their timers run side by side."""
+def test_pipelined_bytes_leave_the_response_ahead_whole(together: bool) -> None:
+    """Send each of BEHIND on a connection of its own, so that their timers run side by side."""
     app = Waiting()
     with fronting(app, SHORT) as address, contextlib.ExitStack() as stack:
         clients = {name: stack.enter_context(caller(address)) for name in BEHIND}
