@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import io
 from typing import Any
 
@@ -33,6 +34,7 @@ def room(pictures: float = 100) -> Reading:
     return Reading(Budget(int(ROOM * pictures / 0.9) + 1))
 
 
+@functools.cache
 def noise() -> bytes:
     file = io.BytesIO()
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 1000, 3), dtype=np.uint8)).save(file, "PNG")
