@@ -2,6 +2,8 @@
 # PYTHON=python3.12 chooses the interpreter, DEVICE=cpu|gpu what is installed (default: gpu where nvidia-smi answers).
 PYTHON ?= python3
 BIN := .venv/bin
+# pytest keeps the modules whose asserts it rewrote, 6 s for each worker, and every child process what it compiled
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast slow engines served install install-dev loadtest bench bench-others bench-fan-out
