@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast slow engines served install install-dev loadtest bench bench-others bench-fan-out
+.PHONY: serve test check fast slow install install-dev loadtest bench bench-others bench-fan-out
 .PHONY: bench-scale bench-repeats chaos hostile soak k8s-check k8s-drill
 .PHONY: screenshots lock clean
 
@@ -17,18 +17,11 @@ serve: install
 NEEDS := ray or engine or browser or cluster
 
 test: fast slow
-	$(MAKE) --jobs 2 --output-sync=target engines served
+	$(BIN)/pytest -m "$(NEEDS)"
 
 # and the random laws again, with Hypothesis' own hundred draws in place of 25
 slow: install-dev
 	$(BIN)/pytest -n 2 --dist worksteal -m "(slow or hypothesis) and not ($(NEEDS))" --hypothesis-profile=default
-
-# side by side: engines alone compute and no clock judges them, so they take what servers, which mostly wait, leave
-engines: install-dev
-	nice $(BIN)/pytest -m "engine and not (ray or browser or cluster)"
-
-served: install-dev
-	$(BIN)/pytest -m "ray or browser or cluster"
 
 check: fast
 
