@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
         ({"engine"}, "ray or engine or browser or cluster"),
     ],
 )
-def test_without_a_need_or_with_a_named_one_is_run(marks: set[str], expression: str) -> None:
+def test_without_need_or_with_a_named_need_is_run(marks: set[str], expression: str) -> None:
     assert reason_to_skip(marks, expression) is None
 
 
