@@ -2,17 +2,26 @@
 # PYTHON=python3.12 chooses the interpreter, DEVICE=cpu|gpu what is installed (default: gpu where nvidia-smi answers).
 PYTHON ?= python3
 BIN := .venv/bin
+# pytest keeps the modules whose asserts it rewrote, 6 s for each worker, and every child process what it compiled
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast install install-dev loadtest bench bench-others bench-fan-out bench-scale bench-repeats
-.PHONY: chaos hostile soak k8s-check k8s-drill
+.PHONY: serve test check fast slow install install-dev loadtest bench bench-others bench-fan-out
+.PHONY: bench-scale bench-repeats chaos hostile soak k8s-check k8s-drill
 .PHONY: screenshots lock clean
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
 
-test: fast
-	$(BIN)/pytest -m engine
+# what tests need, by their markers: pyproject.toml
+NEEDS := ray or engine or browser or cluster
+
+test: fast slow
+	$(BIN)/pytest -m "$(NEEDS)"
+
+# and the random laws again, with Hypothesis' own hundred draws in place of 25
+slow: install-dev
+	$(BIN)/pytest -n 2 --dist worksteal -m "(slow or hypothesis) and not ($(NEEDS))" --hypothesis-profile=default
 
 check: fast
 
@@ -20,7 +29,7 @@ fast: install-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict
-	$(BIN)/pytest -n 2 --dist worksteal -m "not engine"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not (slow or $(NEEDS))"
 
 install:
 	@$(PYTHON) deployments/install.py

@@ -268,3 +268,7 @@ def _picture_file(word: str) -> Path:
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise argparse.ArgumentTypeError(f"{word} does not end in .png, .jpg or .webp")
     return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

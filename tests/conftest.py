@@ -1,9 +1,41 @@
-"""Fixtures that several folders of tests use."""
+"""Fixtures that several folders of tests use, and the skipping of tests that `pytest -m` did not ask for."""
 
+import gc
 from collections.abc import Iterator
+from pathlib import Path
 
+import certifi
 import pytest
+from hypothesis import settings
+from needs import reason_to_skip
 from running import Running
+
+settings.register_profile("fast", max_examples=25)
+settings.load_profile("fast")  # `make test` runs the same laws again with --hypothesis-profile=default, 100 draws
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if reason := reason_to_skip(marks, config.option.markexpr):
+            item.add_marker(pytest.mark.skip(reason))
+
+
+def pytest_collection_finish() -> None:
+    """Leave thousands of tests and their parameters out of every later garbage collection, as tests ask for many."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let HTTP clients read one certificate authority: the usual 140 take each new client 20 ms."""
+    first, end, _ = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----\n")
+    file = tmp_path_factory.mktemp("authority") / "one.pem"
+    file.write_text(first + end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(file))
+        yield
 
 
 @pytest.fixture(scope="session")

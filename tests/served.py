@@ -1,9 +1,11 @@
 """An app for tests: the toy models with fake engines, called in process or on loopback."""
 
+import asyncio
 import base64
 import contextlib
 import functools
 import io
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -60,7 +62,23 @@ async def calling(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server in a thread of this process."""
+    """A uvicorn server in a thread of this process, which checks for its end more often than ten times a second."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        while not self.should_exit:
+            await asyncio.sleep(0.005)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in self.servers:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        while self.server_state.connections or self.server_state.tasks:
+            await asyncio.sleep(0.005)
+        for listener in self.servers:
+            await listener.wait_closed()
+        await self.lifespan.shutdown()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:

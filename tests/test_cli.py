@@ -188,7 +188,7 @@ def test_many_models_on_a_narrow_terminal_stand_one_under_the_other(
 def test_on_a_terminal_the_columns_fill_as_the_models_speak(server: str, picture: Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "90", "TERM": "xterm"}
-    command = [sys.executable, "-m", "serve", "ask", str(picture), "what?", "--server", server]
+    command = [sys.executable, "-m", "serve.cli", "ask", str(picture), "what?", "--server", server]
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=environment, cwd=ROOT) as process:
         os.close(theirs)
         shown = b""
@@ -531,7 +531,7 @@ def test_asking_starts_quickly() -> None:
 def test_a_terminal_without_the_characters(server: str, picture: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
     for words in (["models", "--server", server], ["ask", str(picture), "escape", "--server", server]):
-        command = [sys.executable, "-m", "serve", *words]
+        command = [sys.executable, "-m", "serve.cli", *words]
         ran = subprocess.run(command, capture_output=True, env=environment, check=True, cwd=ROOT)
         ran.stdout.decode("ascii")
         assert ran.stderr == b""

@@ -39,6 +39,7 @@ FIELDS: dict[str, dict[str, object]] = {
     "segment": {"labels": ["red circle", "blue star"]},
     "chat": {"question": "What do you see?"},
 }
+EXAMPLES = settings(max_examples=settings.default.max_examples // 3, deadline=None)  # for each of hundreds of cases
 PAIRS = [(model, task) for model in MODELS.values() for task in model.skills]
 
 
@@ -99,7 +100,7 @@ def test_every_skill_asks_prompts_that_hold_the_picture(model: Model, task: str)
 
 @pytest.mark.parametrize(("model", "task"), PAIRS, ids=lambda x: x if isinstance(x, str) else x.name)
 @given(said=st.text(max_size=80))
-@settings(max_examples=30, deadline=None)
+@EXAMPLES
 def test_every_parser_takes_any_words(model: Model, task: str, said: str) -> None:
     asked = request(task, model)
     prompts = model.skills[task].ask(asked)
@@ -120,7 +121,6 @@ def test_every_model_takes_one_question_about_one_picture(model: Model) -> None:
 
 METHODS = [(task, method) for task in TASKS for method in TASKS[task].methods]
 BY_METHOD = pytest.mark.parametrize(("task", "method"), METHODS)
-EXAMPLES = settings(max_examples=25, deadline=None)  # the machines that run this are shared
 
 
 def merge(task: str, method: str, replies: Sequence[Reply], weights: Mapping[str, float] | None = None) -> Merged:

@@ -13,7 +13,7 @@ from serve.api.metrics import Metrics
 from serve.loop_lag import LoopLag
 
 
-@pytest.mark.parametrize("held_s", [0.2, 0.4, 0.8])
+@pytest.mark.parametrize("held_s", [0.1, 0.2, 0.4])
 async def test_blocking_work_is_measured(held_s: float) -> None:
     lag = LoopLag()
     lag.start()
@@ -78,9 +78,6 @@ async def test_lag_is_exported_to_prometheus() -> None:
 def test_frozen_heap_is_excluded_from_collections() -> None:
     held = [[] for _ in range(1000)]
     loop_lag.freeze_heap()
-    try:
-        known = {id(item) for item in gc.get_objects()}
-        assert not any(id(item) in known for item in held)
-        assert gc.get_freeze_count() >= len(held)
-    finally:
-        gc.unfreeze()
+    known = {id(item) for item in gc.get_objects()}
+    assert not any(id(item) in known for item in held)
+    assert gc.get_freeze_count() >= len(held)

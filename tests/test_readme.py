@@ -187,6 +187,7 @@ def without_times(reply: Any) -> Any:
     return [without_times(item) for item in reply] if isinstance(reply, list) else reply
 
 
+@pytest.mark.ray
 @pytest.mark.engine
 def test_reply_in_readme_equals_the_output_of_curl(server: str) -> None:
     command, printed = example("json", "curl ")
@@ -195,6 +196,7 @@ def test_reply_in_readme_equals_the_output_of_curl(server: str) -> None:
     assert without_times(json.loads(ran.stdout)) == without_times(json.loads(printed))
 
 
+@pytest.mark.ray
 @pytest.mark.engine
 def test_table_in_readme_equals_the_output_of_ask(server: str, tmp_path: Path) -> None:
     command, printed = example("", ".venv/bin/diptych ask ")

@@ -170,7 +170,7 @@ def _add_tasks(app: FastAPI, router: Router, metrics: Metrics, media: MediaLoade
             tags=["tasks"],
             operation_id=f"task_{name}",
             summary=f"{task.title}: ask every model, side by side",
-            responses={200: openapi_schema.json_or_events(task_endpoint.answer_schema(task))},
+            responses={200: openapi_schema.json_or_events(task_endpoint.answer_schema(name))},
             openapi_extra=openapi_schema.task_body(task.request),
         )
 

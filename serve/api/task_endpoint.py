@@ -1,5 +1,6 @@
 """Answers POST /v1/tasks/{task} with every model's reply and the merged one, as JSON or as a stream."""
 
+import functools
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from serve.api.task_body import read_task_request
 from serve.router import Router
 from serve.router.plan import Plan
 from serve.tasks import TASKS
-from serve.tasks.base import Delta, Merged, Reply, Task, Usage
+from serve.tasks.base import Delta, Merged, Reply, Usage
 
 
 class Size(BaseModel):
@@ -48,10 +49,12 @@ class TaskAnswer(BaseModel):
     usage: Usage
 
 
-def answer_schema(task: Task) -> type[TaskAnswer]:
+@functools.cache
+def answer_schema(task: str) -> type[TaskAnswer]:
     """Return the response class of a task for the OpenAPI document, with the task's own class of result."""
-    kind: Any = task.result | None
-    name = task.result.__name__.removesuffix("Result")
+    result = TASKS[task].result
+    kind: Any = result | None
+    name = result.__name__.removesuffix("Result")
     reply: Any = create_model(f"{name}Reply", __base__=Reply, __doc__=Reply.__doc__, result=(kind, None))
     merged: Any = create_model(f"{name}Merged", __base__=Merged, __doc__=Merged.__doc__, result=(kind, None))
     return create_model(

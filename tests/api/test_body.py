@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import functools
 import gc
 import io
 import json
@@ -142,6 +143,7 @@ async def test_client_that_leaves_frees_its_lease() -> None:
     assert budget.held == 0
 
 
+@functools.cache
 def noise() -> bytes:
     """Return a PNG of noise, which cannot be compressed: 3.4 MB as a file and as pixels."""
     out = io.BytesIO()

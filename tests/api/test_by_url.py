@@ -9,12 +9,12 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from served import LLAVA, URL, calling, listening, message, picture, router
 
 from serve.api.app import create_app
 from serve.engines.fake import FakeEngine
 from tests.media.fetch import origin as origins
 from tests.media.fetch.origin import Origin, says, serving
-from tests.served import LLAVA, URL, calling, listening, message, picture, router
 
 MODELS = {"alone": LLAVA, "merged": "vqa", "side by side": "vqa:*"}
 

@@ -1,6 +1,7 @@
 """JSON schemas that are deep, circular or huge: checked in a bounded number of steps, without recursion."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -93,17 +94,19 @@ def test_depth_costs_no_recursion() -> None:
 
 
 @pytest.mark.parametrize(
-    "schema",
+    "make",
     [
-        {"description": "x" * 20_000_000},
-        {"enum": list(range(1_000_000))},
-        {"x" * 20_000: True},
-        {"properties": {str(at): {"type": "null"} for at in range(200_000)}},
-        {"enum": ["é" * 4000]},  # six characters each once it is JSON
+        lambda: {"description": "x" * 20_000_000},
+        lambda: {"enum": list(range(1_000_000))},
+        lambda: {"x" * 20_000: True},
+        lambda: {"properties": {str(at): {"type": "null"} for at in range(200_000)}},
+        lambda: {"enum": ["é" * 4000]},  # six characters each once it is JSON
     ],
     ids=range(5),
 )
-def test_large_schema_is_refused_before_encoding(schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_schema_is_refused_before_encoding(
+    make: Callable[[], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     written: list[int] = []
 
     class CountingJson:
@@ -114,7 +117,7 @@ def test_large_schema_is_refused_before_encoding(schema: dict[str, Any], monkeyp
 
     monkeypatch.setattr(grammar, "json", CountingJson)
     with pytest.raises(BadRequest, match="larger"):
-        read(schema)
+        read(make())
     assert sum(written) <= 8 * grammar.MAX_BYTES
 
 

@@ -276,7 +276,7 @@ def roll(drill: Drill, users: int) -> str:
             command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         try:
-            time.sleep(10)
+            time.sleep(4)
             before = time.monotonic()
             drill.deploy()
             wait(drill.running, START_S, "the changed application is not RUNNING")
@@ -284,7 +284,7 @@ def roll(drill: Drill, users: int) -> str:
             wait(
                 lambda: all(rolled(drill, pod) for pod in drill.nodes.of("gateway")), 60, "a gateway has the old config"
             )
-            time.sleep(5)
+            time.sleep(2)
         finally:
             locust.terminate()
             said, _ = locust.communicate(timeout=90)

@@ -9,7 +9,7 @@ import pytest
 
 from k8s.checks import rendered, rules
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 
 ROOT = Path(__file__).parents[2]
 STEPS = ("start", "watch", "roll", "kill_gateway", "drain_gateway", "kill_models")

@@ -13,7 +13,7 @@ from served import LLAVA, URL, message
 from deployments import config
 from serve.api.keys import new_key
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.ray
 
 KEY, ENTRY = new_key("alice")
 ANOTHER, ENTRY_OF_ANOTHER = new_key("bob")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import io
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -95,6 +96,7 @@ def picture(width: int = 90, height: int = 60, digest: str | None = "d" * 40) ->
     return Image(np.full((height, width, 3), 50, np.uint8), digest)
 
 
+@functools.cache
 def file(width: int = 900, height: int = 700) -> bytes:
     stream = io.BytesIO()
     PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(

@@ -45,6 +45,7 @@ def service(demo: list[rendered.Document]) -> rendered.Document:
     return rendered.of_kind(demo, "RayService")[0]
 
 
+@pytest.mark.slow
 @needs_kubectl
 @needs_crds
 def test_every_overlay_is_without_fault() -> None:
@@ -75,6 +76,7 @@ for folder in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 @needs_kubectl
 @needs_crds
 def test_a_slip_is_a_fault(tmp_path: Path) -> None:
@@ -93,6 +95,7 @@ def test_a_slip_is_a_fault(tmp_path: Path) -> None:
         assert told in before and after.startswith(" 1\n"), (file, wrong, before)
 
 
+@pytest.mark.slow
 @needs_kubectl
 @needs_crds
 def test_traces_can_be_switched_on_for_every_group_of_pods(tmp_path: Path) -> None:

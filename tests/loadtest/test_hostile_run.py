@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.ray, pytest.mark.engine]
 ROOT = Path(__file__).parents[2]
 INPUTS = ("zTXt", "2 x 9000", "charsets", "a second request, and the client leaves", "another site")
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from running import free_port
 from served import LLAVA, PALIGEMMA, listening, served
 
@@ -32,6 +33,7 @@ def mean(row: dict[str, Any]) -> float:
     return float(row["total_response_time"] / row["num_requests"])
 
 
+@pytest.mark.slow
 def test_every_row_and_objective_of_a_good_run(tmp_path: Path) -> None:
     words = [FakeEngine("red red red red", delay_s=NAP_S) for _ in range(2)]
     port = str(free_port())
@@ -58,6 +60,7 @@ def test_every_row_and_objective_of_a_good_run(tmp_path: Path) -> None:
     assert "all objectives met" in report and "COLUMN toy-llava p99 &lt; 60 s" in report
 
 
+@pytest.mark.slow
 def test_a_failed_model_fails_its_column_its_requests_and_the_run(tmp_path: Path) -> None:
     engines = FakeEngine("red red", delay_s=0.02, fail_after=1), FakeEngine("red red", delay_s=0.02)
     with listening(served(*engines)) as url:

@@ -3,12 +3,14 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import io
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+from served import LLAVA, calling, message, picture, served
 
 from serve.engines.fake import FakeEngine
 from serve.errors import BadRequest, Overloaded, Unavailable
@@ -18,7 +20,6 @@ from serve.media.decoding import SMALL, MediaDecoder
 from serve.media.image import Image, undecoded_image
 from serve.media.outline import Outline
 from serve.media.shared_pixels import SharedPixels
-from tests.served import LLAVA, calling, message, picture, served
 
 AREA = 1000 * 600
 ROOM = undecoded_image(picture(1000, 600)).outline.peak_bytes
@@ -33,6 +34,7 @@ def room(pictures: float = 100) -> MediaDecoder:
     return MediaDecoder(Budget(int(ROOM * pictures / 0.9) + 1))
 
 
+@functools.cache
 def noise() -> bytes:
     file = io.BytesIO()
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 1000, 3), dtype=np.uint8)).save(file, "PNG")

@@ -9,10 +9,10 @@ import resource
 import PIL.Image
 import pytest
 from hypothesis import HealthCheck, given, settings
+from served import LLAVA, calling, message, picture, plain, served
 
 from serve.engines.fake import FakeEngine
 from tests.media.test_image import mutated, png, quarters, saved
-from tests.served import LLAVA, calling, message, picture, plain, served
 
 FORM = {"question": "what?"}
 

@@ -17,7 +17,7 @@ from visiting import SCENES, WAIT_MS, answered, ask, column, frames, pick, visit
 
 from serve.media.masks import Rle, decode
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.browser]
 
 TOYS = ["toy-llava", "toy-paligemma"]
 

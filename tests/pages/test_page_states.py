@@ -22,7 +22,7 @@ from serve.models import MODELS
 from serve.router import Router
 from serve.worker import Worker
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.browser
 
 
 def four(**engine: Any) -> tuple[FastAPI, list[FakeEngine]]:

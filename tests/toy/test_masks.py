@@ -4,7 +4,7 @@ import pytest
 from serve.toy import masks, world
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0, 2.5])
+@pytest.mark.parametrize("scale", [1.0, 2.0, pytest.param(2.5, marks=pytest.mark.slow)])
 def test_the_mask_is_the_ink(scale):
     for seed in range(40):
         scene = world.scene(seed, text=False)

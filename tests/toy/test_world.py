@@ -49,7 +49,7 @@ def test_shapes_run_from_left_to_right():
         assert all(a.center[0] <= b.center[0] + 0.02 for a, b in zip(scene.shapes, scene.shapes[1:], strict=False))
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
+@pytest.mark.parametrize("scale", [1.0, pytest.param(2.5, marks=pytest.mark.slow)])
 def test_boxes_hold_the_ink(scale):
     """Pixels that are not background lie within the boxes, and reach their edges."""
     for seed in range(60):

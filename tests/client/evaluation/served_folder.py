@@ -17,7 +17,7 @@ from serve.models import MODELS
 from serve.router import Router
 from serve.worker import Worker
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def serving(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None) -> AbstractContextManager[str]:

@@ -110,6 +110,7 @@ def test_a_record_of_another_question_is_left_alone(diptych: Any, server: str, t
     assert out.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(tmp_path: Path) -> None:
     """A real process, killed without warning twice while a fake server answers slowly; then run to its end."""
     names, out = album(tmp_path / "in", 60), tmp_path / "out.jsonl"
@@ -140,6 +141,7 @@ def test_two_at_once_do_not_mix(diptych: Any, server: str, tmp_path: Path) -> No
     assert sorted(line["file"] for line in lines(out)) == names
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_quiet_and_says_how_to_go_on(tmp_path: Path) -> None:
     album(tmp_path / "in", 40)
     out = tmp_path / "out.jsonl"
@@ -205,6 +207,7 @@ def test_no_server(diptych: Any, tmp_path: Path) -> None:
     assert ran.status == 1 and f"No Diptych answers at {nowhere}" in ran.err
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_is_waited_for_and_then_given_up(tmp_path: Path) -> None:
     names, out = album(tmp_path / "in", 30), tmp_path / "out.jsonl"
     with serving(FakeEngine("red", delay_s=0.1)) as url:

@@ -17,7 +17,7 @@ import yaml
 from running import Running, alive, command, free_port, until
 from served import URL
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.ray
 
 
 def config(folder: Path, models: list[dict[str, Any]], **gateway: Any) -> str:

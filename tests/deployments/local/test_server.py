@@ -17,7 +17,7 @@ import psutil
 import pytest
 from running import Running, alive, command, until
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.ray, pytest.mark.engine]
 
 SCENE = Path(__file__).parents[3] / "serve" / "toy" / "scenes" / "circles.png"
 IMAGE = "data:image/png;base64," + base64.b64encode(SCENE.read_bytes()).decode()
@@ -48,7 +48,7 @@ def test_start_prints_steps_then_url_and_a_command_to_try(serving: Running) -> N
 
 
 def test_ask_prints_both_replies_and_the_merged_reply(serving: Running) -> None:
-    line = [sys.executable, "-m", "serve", "ask", "--server", serving.url, str(SCENE), "how many shapes are there?"]
+    line = [sys.executable, "-m", "serve.cli", "ask", "--server", serving.url, str(SCENE), "how many shapes are there?"]
     shown = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert shown.returncode == 0, shown.stderr
     assert all(name in shown.stdout for name in TOYS) and "merged" in shown.stdout

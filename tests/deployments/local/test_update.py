@@ -17,7 +17,7 @@ import yaml
 from running import Running, command, until
 from served import URL
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.ray
 
 LLAVA = {"name": "toy-llava", "simulate": {"replies": "red", "first_delay_s": 0.05}}
 PALIGEMMA = {"name": "toy-paligemma", "simulate": {"replies": "red", "first_delay_s": 0.05}}

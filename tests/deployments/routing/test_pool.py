@@ -425,6 +425,7 @@ async def test_planned_end_is_no_death(
     end: Callable[[Replica], Any], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.routing.replicas.REFRESH_S", 0.01)
+    monkeypatch.setattr("deployments.routing.replicas.RETRY_S", 0.01)
     async with pooled(1) as (pool, replicas, discovery):
         for _ in range(4):
             error = await error_when(pool, replicas[-1], method, end)

@@ -60,6 +60,7 @@ def values(processor: Any, picture: Any) -> np.ndarray:
     return processor(images=[picture], return_tensors="np")["pixel_values"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [56, 112, 336])
 def test_a_padded_image_has_the_values_of_the_full_square_bit_by_bit(clip: Any, size: int) -> None:
     processor = clip(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
@@ -72,6 +73,7 @@ def test_a_padded_image_has_the_values_of_the_full_square_bit_by_bit(clip: Any, 
         assert (values(processor, resizer(image)) == values(processor, squared(pixels))).all(), (width, height)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", [(112, 112), (448, 448), (90, 40)])
 def test_a_stretched_image_has_the_processors_values_bit_by_bit(siglip: Any, sides: tuple[int, int]) -> None:
     processor = siglip(size={"height": sides[0], "width": sides[1]})
@@ -83,6 +85,7 @@ def test_a_stretched_image_has_the_processors_values_bit_by_bit(siglip: Any, sid
         assert (values(processor, resizer(Image(pixels))) == expected).all(), (width, height)
 
 
+@pytest.mark.slow
 def test_processor_that_does_more_than_resize_has_no_resizer(clip: Any) -> None:
     from transformers import LlavaImageProcessor, LlavaNextImageProcessor, LlavaOnevisionImageProcessor
 
@@ -110,6 +113,7 @@ def at_most(megabytes: float) -> Iterator[None]:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(16_384, 1), (1, 16_384), (16_384, 200), (150, 16_000), (9_000, 1_000)])
 def test_the_longest_images_cost_a_few_megabytes(clip: Any, width: int, height: int) -> None:
     resizer = multimodal.Resizer.of(clip(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}))
@@ -135,6 +139,7 @@ def test_slowness_depends_on_the_number_of_pixels() -> None:
     assert not multimodal.is_slow(Prompt("a", None, video=Video(frames[:2], (0.0, 1.0), 2.0)))
 
 
+@pytest.mark.slow
 def test_small_images_are_left_to_the_processor_and_large_ones_resized(clip: Any) -> None:
     resizer = multimodal.Resizer.of(clip(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}))
 

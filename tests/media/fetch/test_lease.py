@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from served import picture
 
 from serve.api.media_loader import MediaLoader
 from serve.errors import BadRequest, Overloaded, ServeError, TooLarge
@@ -12,7 +13,6 @@ from serve.media.image import MAX_BYTES, Image
 from serve.router.deadline import Deadline
 from tests.media.fetch import origin as origins
 from tests.media.fetch.origin import Origin, Script, says, serving
-from tests.served import picture
 
 MB = 2**20
 

@@ -2,14 +2,12 @@ import random
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
-import torch
+from later import Later
 
 from serve.models import mask_decoder
 from serve.toy import world
-from serve.toy.training import codec
+
+torch, codec = Later("torch"), Later("serve.toy.training.codec")
 
 
 def test_the_written_decoder_computes_what_the_trained_one_does():
@@ -22,6 +20,7 @@ def test_the_written_decoder_computes_what_the_trained_one_does():
     np.testing.assert_allclose(numpy_says, torch_says, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_few_steps_learn_to_keep_masks():
     torch.manual_seed(0)
     net, some = codec.Codec(), codec.crops(8, seed=0)

@@ -2,15 +2,13 @@ import random
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
-import torch
+from later import Later
 
 from serve.toy import questions, world
 from serve.toy.questions import Question
-from serve.toy.training import corpus, nets, tokenizer
 
+torch, tokenizer = Later("torch"), Later("serve.toy.training.tokenizer")
+corpus, nets = Later("serve.toy.training.corpus"), Later("serve.toy.training.nets")
 WHAT = world.scene(3)
 ASKED = [(Question("vqa", "color", "What color is the star?", "red"), WHAT.size),
          (Question("caption", "caption", "", questions.caption(WHAT)), WHAT.size)]  # fmt: skip

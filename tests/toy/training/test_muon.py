@@ -1,23 +1,20 @@
 import pytest
+from later import Later
 
-pytest.importorskip("torch")
-
-import torch
-
-from serve.toy.training.muon import Muon, orthogonal
+torch, muon = Later("torch"), Later("serve.toy.training.muon")
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
 def test_an_update_has_no_favourite_direction(shape):
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+    values = torch.linalg.svdvals(muon.orthogonal(torch.randn(shape)))
     assert values.min() > 0.3 and values.max() < 1.4
 
 
 def test_it_goes_downhill():
     torch.manual_seed(0)
     part, goal = torch.nn.Parameter(torch.zeros(8, 8)), torch.randn(8, 8)
-    optimizer = Muon([{"params": [part], "lr": 0.05}])
+    optimizer = muon.Muon([{"params": [part], "lr": 0.05}])
     for _ in range(100):
         optimizer.zero_grad()
         loss = (part - goal).square().mean()

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from later import Later
 
 from serve.engines.base import Spoken
 from serve.media.image import Image
@@ -14,10 +15,10 @@ from serve.tasks.boxes import DetectResult
 from serve.tasks.segment import SegmentResult
 from serve.toy import masks, questions, world
 from serve.toy.training import prompts
-from serve.toy.training.recipes import RECIPES
 
 SCENES = [world.scene(seed) for seed in range(40)]
-TOYS = tuple(RECIPES)
+recipes = Later("serve.toy.training.recipes")
+TOYS = [name.removeprefix("toy-") for name, model in MODELS.items() if model.card.toy]
 
 
 def asked(scene: world.Scene, family: str) -> list[questions.Question]:
@@ -42,7 +43,7 @@ def request(question: questions.Question, image: Image) -> Request:
 
 @pytest.mark.parametrize("toy", TOYS)
 def test_prompts_are_the_trained_ones(toy: str) -> None:
-    family = RECIPES[toy].family
+    family = recipes.RECIPES[toy].family
     seen = set()
     for scene in SCENES:
         picture = Image.of(world.draw(scene))
@@ -59,7 +60,7 @@ def test_prompts_are_the_trained_ones(toy: str) -> None:
 
 @pytest.mark.parametrize("toy", TOYS)
 def test_a_trained_box_reads_back_as_the_drawn_one(toy: str) -> None:
-    family = RECIPES[toy].family
+    family = recipes.RECIPES[toy].family
     for scene in SCENES:
         picture = Image.of(world.draw(scene))
         size = (picture.width, picture.height)
@@ -68,7 +69,7 @@ def test_a_trained_box_reads_back_as_the_drawn_one(toy: str) -> None:
             said = (
                 prompts.llava(question, size)[1]
                 if family == "llava"
-                else prompts.paligemma(question, RECIPES[toy].first_loc)[1]
+                else prompts.paligemma(question, recipes.RECIPES[toy].first_loc)[1]
             )
             result = MODELS[f"toy-{toy}"].skills["detect"].parse([Spoken(said)], request(question, picture))
             assert isinstance(result, DetectResult)
@@ -79,13 +80,13 @@ def test_a_trained_box_reads_back_as_the_drawn_one(toy: str) -> None:
             assert found.box == pytest.approx(drawn, abs=0.02 * max(size))
 
 
-@pytest.mark.parametrize("toy", [name for name in TOYS if RECIPES[name].family == "paligemma"])
+@pytest.mark.parametrize("toy", [name for name in TOYS if MODELS[f"toy-{name}"].prefix_lm])
 def test_a_trained_mask_reads_back_as_the_drawn_one(toy: str) -> None:
     for scene in SCENES[:10]:
         picture = Image.of(world.draw(scene))
         for shape in scene.shapes:
             question = questions.segment(scene, [shape.name])
-            said = prompts.paligemma(question, RECIPES[toy].first_loc)[1]
+            said = prompts.paligemma(question, recipes.RECIPES[toy].first_loc)[1]
             result = MODELS[f"toy-{toy}"].skills["segment"].parse([Spoken(said)], request(question, picture))
             assert isinstance(result, SegmentResult)
             true = masks.mask(scene, shape, (picture.width, picture.height))

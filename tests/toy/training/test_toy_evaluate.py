@@ -2,7 +2,6 @@
 
 import pytest
 
-pytest.importorskip("transformers")
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
 BOX = (0.25, 0.5, 0.5, 0.75)

@@ -1,0 +1,16 @@
+"""Modules that are imported when a test uses them: torch takes seconds, and each worker collects every test."""
+
+import importlib
+from typing import Any
+
+
+class Later:
+    """A stand-in for the module `name`, which is imported with the first attribute that is read."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)  # pytest looks for some in every name of a test's module
+        return getattr(importlib.import_module(self._name), attribute)
