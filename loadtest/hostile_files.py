@@ -1,4 +1,4 @@
-"""Builders of files that cost their reader far more than they weigh: valid by their headers, mean by their structure.
+"""Builders of files that cost their reader far more than their size suggests: valid headers, hostile structure.
 
 Each returns the bytes of a file that the reader of its format takes. Nothing is stored: all are made when needed.
 """
@@ -57,19 +57,9 @@ def _adam7(width: int, height: int) -> list[tuple[int, int]]:
     return [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, dx, y, dy in steps]
 
 
-def text_bomb(size: int) -> bytes:
-    """Return a zTXt chunk that unfolds to `size` bytes."""
-    return chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(size), 9))
-
-
-def international_text_bomb(size: int) -> bytes:
-    """Return a compressed iTXt chunk that unfolds to `size` bytes."""
-    return chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(size), 9))
-
-
-def profile_bomb(size: int) -> bytes:
-    """Return an iCCP chunk whose profile unfolds to `size` bytes."""
-    return chunk(b"iCCP", b"wide\0\0" + zlib.compress(bytes(size), 9))
+def bomb(kind: bytes, head: bytes, size: int) -> bytes:
+    """Return a PNG chunk (zTXt, iTXt, iCCP) that unfolds to `size` bytes. head: its bytes before the packed ones."""
+    return chunk(kind, head + zlib.compress(bytes(size), 9))
 
 
 def segment(marker: int, data: bytes = b"") -> bytes:
@@ -78,9 +68,13 @@ def segment(marker: int, data: bytes = b"") -> bytes:
 
 
 def _tables() -> bytes:
-    """Return one quantisation table, and Huffman tables whose only code, one bit long, means nought."""
-    nought = bytes([1] + [0] * 15) + b"\0"
-    return segment(0xDB, b"\0" + bytes([16] * 64)) + segment(0xC4, b"\x00" + nought) + segment(0xC4, b"\x10" + nought)
+    """Return one quantisation table, and Huffman tables whose only code, one bit long, stands for zero."""
+    return segment(0xDB, b"\0" + bytes([16] * 64)) + huffman(b"\x00") + huffman(b"\x10")
+
+
+def huffman(table: bytes = b"\x00") -> bytes:
+    """Return a JPEG's Huffman table whose only code, one bit long, stands for zero."""
+    return segment(0xC4, table + bytes([1] + [0] * 15) + b"\0")
 
 
 def _frame(marker: int, width: int, height: int, components: int) -> bytes:
@@ -144,24 +138,9 @@ def _codes(count: int) -> bytes:
     return b"\x02" + packed + b"\0"
 
 
-def comment_blocks(count: int) -> bytes:
-    """Return GIF comments of one letter each."""
-    return b"!\xfe\x01a\0" * count
-
-
-def application_blocks(count: int) -> bytes:
-    """Return GIF application extensions."""
-    return b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0" * count
-
-
 def long_comment(blocks: int) -> bytes:
-    """Return one GIF comment in so many blocks of 255 bytes."""
+    """Return a GIF comment in so many blocks of 255 bytes."""
     return b"!\xfe" + (b"\xff" + bytes([97] * 255)) * blocks + b"\0"
-
-
-def unknown_blocks(count: int) -> bytes:
-    """Return GIF extensions of an unknown kind, five bytes each."""
-    return b"!\xf0\x01a\0" * count
 
 
 def webp_chunk(kind: bytes, data: bytes = b"") -> bytes:

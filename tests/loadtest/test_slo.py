@@ -1,4 +1,4 @@
-"""Objectives: what is understood, what is refused, and what is held against which rows."""
+"""Tests objectives: parsing, refusals, and the rows that each is held against."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.slo import KINDS, Slo, Wrong
+from loadtest.slo import KINDS, Invalid, Slo
 
 
 @dataclass
@@ -56,7 +56,7 @@ TOTAL = Row("", "Aggregated", range(200), num_failures=1)
 @pytest.mark.parametrize(
     ("text", "met", "seen"),
     [
-        ("TTFT p95 < 500", True, "190 ms (fan-out)"),  # the worst row is told
+        ("TTFT p95 < 500", True, "190 ms (fan-out)"),  # the worst row is shown
         ("ttft p95<=189", False, "190 ms (fan-out)"),
         ("TTFT chat p95 < 100", True, "95 ms (chat toy-llava)"),
         ("TTFT p50 > 50", False, "50 ms (chat toy-llava)"),  # and the worst is the least here
@@ -71,13 +71,13 @@ TOTAL = Row("", "Aggregated", range(200), num_failures=1)
         ("MERGED p95 < 500", False, "nothing was measured"),
     ],
 )
-def test_what_is_seen(text: str, met: bool, seen: str) -> None:
+def test_objective_is_judged_by_its_worst_row(text: str, met: bool, seen: str) -> None:
     verdict = Slo.parse(text).judge(ROWS, TOTAL)
     assert (verdict.met, verdict.seen) == (met, seen)
     assert str(verdict) == f"{'met   ' if met else 'MISSED'}  {text}: {seen}"
 
 
-def test_a_run_that_asked_nothing_meets_nothing() -> None:
+def test_run_without_requests_meets_no_objective() -> None:
     assert not Slo.parse("failures < 1%").judge([], Row("", "Aggregated")).met
 
 
@@ -96,8 +96,8 @@ def test_a_run_that_asked_nothing_meets_nothing() -> None:
         ("rate > 5 s", "needs no unit or /s"),
     ],
 )
-def test_what_is_refused(text: str, why: str) -> None:
-    with pytest.raises(Wrong, match=why):
+def test_invalid_objective_is_refused_in_a_sentence(text: str, why: str) -> None:
+    with pytest.raises(Invalid, match=why):
         Slo.parse(text)
 
 
@@ -109,7 +109,7 @@ def test_what_is_refused(text: str, why: str) -> None:
     st.integers(0, 10**6),
     st.sampled_from(["", "ms", " ms", "s", " s"]),
 )
-def test_whatever_is_well_formed_means_what_it_says(
+def test_well_formed_objective_is_parsed(
     kind: str, name: list[str], percent: int, compared: str, limit: int, unit: str
 ) -> None:
     rows = [kind, *(name if kind else [])]
@@ -119,8 +119,8 @@ def test_whatever_is_well_formed_means_what_it_says(
 
 
 @given(st.text() | st.text("TFp95 <>=%ms/0.", max_size=20))
-def test_anything_else_is_refused_and_nothing_worse(text: str) -> None:
+def test_any_other_text_is_refused_as_invalid(text: str) -> None:
     try:
         Slo.parse(text)
-    except Wrong as wrong:
-        assert repr(text) in str(wrong)
+    except Invalid as invalid:
+        assert repr(text) in str(invalid)
