@@ -26,7 +26,6 @@ class Result:
     seconds: float = 0.0
     first: float = 0.0
     gaps: list[float] = field(default_factory=list)
-    text: str = ""
     prompt_tokens: int = 0
     tokens: int = 0
     error: str = ""
@@ -106,9 +105,7 @@ def session(timeout_s: float = TIMEOUT_S) -> aiohttp.ClientSession:
 
 
 def _read_completion(data: bytes, result: Result) -> None:
-    reply = json.loads(data)
-    result.text = reply["choices"][0]["message"]["content"]
-    _count(reply["usage"], result)
+    _count(json.loads(data)["usage"], result)
 
 
 async def _read_stream(chunks: AsyncIterator[bytes], result: Result, began: float) -> None:
@@ -126,9 +123,7 @@ async def _read_stream(chunks: AsyncIterator[bytes], result: Result, began: floa
             event = json.loads(line[6:])
             if "error" in event:
                 raise ValueError(f"an error in the stream: {event['error']}")
-            for choice in event["choices"]:
-                if words := choice["delta"].get("content"):
-                    has_words, result.text = True, result.text + words
+            has_words |= any(choice["delta"].get("content") for choice in event["choices"])
             if event.get("usage"):
                 _count(event["usage"], result)
         if has_words:

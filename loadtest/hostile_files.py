@@ -153,11 +153,9 @@ def _riff(body: bytes) -> bytes:
 
 
 def _extended(width: int, height: int, flags: int) -> bytes:
-    return webp_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + _three(width - 1) + _three(height - 1))
-
-
-def _three(number: int) -> bytes:
-    return struct.pack("<I", number)[:3]
+    return webp_chunk(
+        b"VP8X", bytes([flags, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    )
 
 
 def webp_chunks(width: int, height: int, count: int) -> bytes:
@@ -169,9 +167,10 @@ def webp_chunks(width: int, height: int, count: int) -> bytes:
 def webp_animation(width: int, height: int, frames: int) -> bytes:
     """Return an animated WEBP whose frames, 40 ms each, change two pixels of a large canvas."""
     pixel = saved(PIL.Image.new("RGBA", (2, 2), (200, 40, 60, 128)), "WEBP", lossless=True)[12:]
-    kinds = [_three(at % (width // 2 - 1)) + _three(0) + _three(1) * 2 + _three(40) + b"\0" for at in range(frames)]
-    film = b"".join(webp_chunk(b"ANMF", kind + pixel) for kind in kinds)
-    return _riff(_extended(width, height, 0x12) + webp_chunk(b"ANIM", bytes(6)) + film)
+    fixed = bytes(3) + b"\1\0\0" * 2 + b"\x28\0\0\0"  # y, width and height less one, milliseconds, flags
+    places = [(at % (width // 2 - 1)).to_bytes(3, "little") for at in range(frames)]
+    frames_data = b"".join(webp_chunk(b"ANMF", place + fixed + pixel) for place in places)
+    return _riff(_extended(width, height, 0x12) + webp_chunk(b"ANIM", bytes(6)) + frames_data)
 
 
 def webp(width: int, height: int, *, alpha: bool = False, grain: bool = False, exif: bytes = b"") -> bytes:
@@ -191,8 +190,8 @@ def saved(picture: PIL.Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def film(width: int, height: int, frames: int, codec: str = "mpeg4", kind: str = "mp4") -> bytes:
-    """Return a film in which each frame stands for itself: the same one, encoded once, is repeated."""
+def video(width: int, height: int, frames: int, codec: str = "mpeg4", kind: str = "mp4") -> bytes:
+    """Return a video in which each frame stands for itself: the same one, encoded once, is repeated."""
     import av
 
     file = io.BytesIO()

@@ -7,7 +7,7 @@ None may be answered by a 5xx.
 import base64
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ LLAVA, PALIGEMMA = "toy-llava", "toy-paligemma"
 CHAT, VQA, DETECT = "/v1/chat/completions", "/v1/tasks/vqa", "/v1/tasks/detect"
 JSON, CROSS = ("content-type", "application/json"), ("sec-fetch-site", "cross-site")
 MEGABYTE = 1 << 20
+EIGHT: dict[str, Any] = {"n": 8, "temperature": 1.0}
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,16 @@ def about(picture: bytes, times: int = 1) -> list[Request]:
     """Return requests about a picture to every model by a form, and to one model by OpenAI's route, `times` each."""
     fan_out = form(VQA, {"question": "what is this?"}, image=picture)
     return [fan_out, chat(data_url(picture))] * times
+
+
+def question(image: bytes, **fields: str) -> Request:
+    """Return a form that asks every model about a picture."""
+    return form(VQA, {"question": "x", **fields}, image=image)
+
+
+def _each(kind: str, inputs: Mapping[str, Callable[[], Sequence[Request]]], **more: Any) -> Iterator[Hostile]:
+    for name, requests in inputs.items():
+        yield Hostile(kind, name, requests, **more)
 
 
 @functools.cache
@@ -144,47 +155,32 @@ def _padding() -> Iterator[Hostile]:
         yield Hostile("padding", f"{name}, two at once", build)
     colours, shapes = "red green blue yellow orange purple white black".split(), "circle square triangle star".split()
     labels = [f"{colour} {shape}" for colour in colours for shape in shapes]
-    yield Hostile(
-        "padding",
-        "16384 x 1, 32 phrases",
-        lambda: [sent(DETECT, {"image": data_url(files.png(16384, 1)), "labels": labels})],
-    )
-    yield Hostile(
-        "padding",
-        "12 megapixels, 32 phrases",
-        lambda: [form(DETECT, {"labels": "; ".join(labels)}, image=photograph())],
-        light=False,
-    )
-    yield Hostile(
-        "padding",
-        "12 megapixels, 8 choices, two at once",
-        lambda: [chat(data_url(photograph(), "image/jpeg"), n=8, temperature=1.0)] * 2,
-        light=False,
-    )
-    yield Hostile(
-        "padding", "1 x 16384, 8 choices", lambda: [chat(data_url(files.png(1, 16384)), n=8, temperature=1.0)]
-    )
+    light = {
+        "16384 x 1, 32 phrases": lambda: [sent(DETECT, {"image": data_url(files.png(16384, 1)), "labels": labels})],
+        "1 x 16384, 8 choices": lambda: [chat(data_url(files.png(1, 16384)), **EIGHT)],
+    }
+    heavy = {
+        "12 megapixels, 32 phrases": lambda: [form(DETECT, {"labels": "; ".join(labels)}, image=photograph())],
+        "12 megapixels, 8 choices, two at once": lambda: [chat(data_url(photograph(), "image/jpeg"), **EIGHT)] * 2,
+    }
+    yield from _each("padding", light)
+    yield from _each("padding", heavy, light=False)
 
 
 def _films() -> Iterator[Hostile]:
     """Videos that take their decoder long, to models that accept none."""
+    large = 4096, 2304, 1_500
     builders: dict[str, tuple[str, Callable[[], bytes]]] = {
         "GIF, 3000 x 3000, 3,000 frames": ("image/gif", lambda: files.gif(3000, 3000, frames=3_000)),
         "WEBP, 4096 x 2304, 1,000 frames": ("image/webp", lambda: files.webp_animation(4096, 2304, 1_000)),
-        "MP4, 4096 x 2304, 1,500 key frames": ("video/mp4", lambda: files.film(4096, 2304, 1_500, "libx264")),
-        "WEBM, 4096 x 2304, 1,500 key frames": (
-            "video/webm",
-            lambda: files.film(4096, 2304, 1_500, "libvpx-vp9", "webm"),
-        ),
+        "MP4, 4096 x 2304, 1,500 key frames": ("video/mp4", lambda: files.video(*large, "libx264")),
+        "WEBM, 4096 x 2304, 1,500 key frames": ("video/webm", lambda: files.video(*large, "libvpx-vp9", "webm")),
     }
     for name, (kind, build) in builders.items():
         requests = functools.partial(_video_requests, kind, functools.cache(build))
         yield Hostile("films", f"{name}, ten at once", requests, light="MP4" in name or "GIF" in name)
-    yield Hostile(
-        "films",
-        "GIF, 2000 x 2000, 6,000 frames, within 1 s",
-        lambda: [form(VQA, {"question": "x", "deadline_s": "1"}, video=files.gif(2000, 2000, frames=6_000))] * 4,
-    )
+    late = form(VQA, {"question": "x", "deadline_s": "1"}, video=files.gif(2000, 2000, frames=6_000))
+    yield Hostile("films", "GIF, 2000 x 2000, 6,000 frames, within 1 s", lambda: [late] * 4)
 
 
 def _video_requests(kind: str, build: Callable[[], bytes]) -> list[Request]:
@@ -196,29 +192,24 @@ def _video_requests(kind: str, build: Callable[[], bytes]) -> list[Request]:
 def _memory() -> Iterator[Hostile]:
     """Requests that fill the memory: pixels, bodies, base64, pictures by URL."""
     turned = files.chunk(b"eXIf", files.TURNED)
-    large: dict[str, Callable[[], bytes]] = {
-        "PNG, 39 MP, grey with alpha, turned": lambda: files.png(6300, 6200, colour=4, before=turned),
-        "PNG, 39 MP, 16 bits with alpha, interlaced": lambda: files.png(
-            6300, 6200, depth=16, colour=6, interlaced=True
-        ),
-        "WEBP, 39 MP with alpha, turned": lambda: files.webp(6300, 6200, alpha=True, exif=files.TURNED),
-        "PNG, 39 MP, palette, turned": lambda: files.png(6300, 6200, colour=3, before=turned),
+    size = 6300, 6200
+    urls = [f"https://127.0.0.1:{1000 + at}/a.png" for at in range(32)]
+    pixels: dict[str, Callable[[], bytes]] = {
+        "PNG, 39 MP, grey with alpha, turned": lambda: files.png(*size, colour=4, before=turned),
+        "PNG, 39 MP, 16 bits with alpha, interlaced": lambda: files.png(*size, depth=16, colour=6, interlaced=True),
+        "WEBP, 39 MP with alpha, turned": lambda: files.webp(*size, alpha=True, exif=files.TURNED),
+        "PNG, 39 MP, palette, turned": lambda: files.png(*size, colour=3, before=turned),
     }
-    for name, build in large.items():
-        requests = functools.partial(lambda make: [form(VQA, {"question": "x"}, image=make())] * 4, build)
+    for name, build in pixels.items():
+        requests = functools.partial(lambda make: [question(make())] * 4, build)
         yield Hostile("memory", f"{name}, four at once", requests, light=False)
     yield Hostile("memory", "40 bodies of 24 MB that stop short", _unfinished, light=False, broken=True)
     yield Hostile("memory", "six data URLs of 13 MB, held by slow answers", _held_bodies, light=False)
     yield Hostile("memory", "base64 with a blank after each third letter", _blanks, light=False)
     yield Hostile("memory", "base64 of blanks alone", lambda: [_base64_picture(" " * 23 * MEGABYTE)], refused=True)
     yield Hostile("memory", "base64 of line breaks after each letter", lambda: [_broken_lines()] * 2, light=False)
-    yield Hostile(
-        "memory",
-        "32 pictures by URL at this very machine",
-        lambda: [sent(VQA, {"image": f"https://127.0.0.1:{1000 + at}/a.png", "question": "x"}) for at in range(32)],
-        refused=True,
-        param="image",
-    )
+    own = [sent(VQA, {"image": url, "question": "x"}) for url in urls]
+    yield Hostile("memory", "32 pictures by URL at this very machine", lambda: own, refused=True, param="image")
 
 
 def _unfinished() -> list[Request]:
@@ -250,24 +241,17 @@ def _broken_lines() -> Request:
 
 def _deadlines() -> Iterator[Hostile]:
     """Requests whose time runs out before a model has been asked: they end in little more than that."""
-    slow = form(VQA, {"question": "x", "deadline_s": "0.5"}, image=files.png(64, 48))
-    yield Hostile(
-        "deadline", "a body in 20 slow pieces, within 0.5 s", lambda: [replace(slow, pieces=20, pause_s=0.1)], late=True
-    )
-    cases: dict[str, tuple[Callable[[], list[Request]], bool]] = {
-        "30,000 scans, within 0.3 s": (lambda: [_within("0.3", files.baseline_scans(700, 700, 30_000))], True),
-        "39 MP with alpha, within 0.2 s, three at once": (
-            lambda: [_within("0.2", files.png(6300, 6200, colour=6))] * 3,
-            False,
-        ),
-        "a wait for room, within 0.5 s": (lambda: [_within("0.5", files.png(6000, 6000))] * 12, False),
+    slow = replace(question(files.png(64, 48), deadline_s="0.5"), pieces=20, pause_s=0.1)
+    scans = functools.partial(files.baseline_scans, 700, 700, 30_000)
+    alpha = functools.partial(files.png, 6300, 6200, colour=6)
+    light = {"30,000 scans, within 0.3 s": lambda: [question(scans(), deadline_s="0.3")]}
+    heavy = {
+        "39 MP with alpha, within 0.2 s, three at once": lambda: [question(alpha(), deadline_s="0.2")] * 3,
+        "a wait for room, within 0.5 s": lambda: [question(files.png(6000, 6000), deadline_s="0.5")] * 12,
     }
-    for name, (requests, light) in cases.items():
-        yield Hostile("deadline", name, requests, within_s=5.0, light=light, late=True)
-
-
-def _within(deadline_s: str, picture: bytes) -> Request:
-    return form(VQA, {"question": "x", "deadline_s": deadline_s}, image=picture)
+    yield from _each("deadline", {"a body in 20 slow pieces, within 0.5 s": lambda: [slow]}, late=True)
+    yield from _each("deadline", light, within_s=5.0, late=True)
+    yield from _each("deadline", heavy, within_s=5.0, late=True, light=False)
 
 
 def _pipelining() -> Iterator[Hostile]:
@@ -281,11 +265,14 @@ def _pipelining() -> Iterator[Hostile]:
         body = {"model": LLAVA, "messages": [message(small())], **long}
         return [sent(CHAT, body, behind=data, **more)] * 4
 
-    yield Hostile("pipelining", "a second request, and the client leaves", lambda: behind(health, leave_s=0.3))
-    yield Hostile("pipelining", "two hundred more, and the client leaves", lambda: behind(health * 200, leave_s=0.3))
-    yield Hostile("pipelining", "half a head, and the client waits", lambda: behind(half))
-    yield Hostile("pipelining", "a body that never comes, and the client waits", lambda: behind(begun))
-    yield Hostile("pipelining", "a second request, and the client waits", lambda: behind(health))
+    inputs = {
+        "a second request, and the client leaves": lambda: behind(health, leave_s=0.3),
+        "two hundred more, and the client leaves": lambda: behind(health * 200, leave_s=0.3),
+        "half a head, and the client waits": lambda: behind(half),
+        "a body that never comes, and the client waits": lambda: behind(begun),
+        "a second request, and the client waits": lambda: behind(health),
+    }
+    yield from _each("pipelining", inputs)
 
 
 def _log_probabilities() -> Iterator[Hostile]:
@@ -309,55 +296,42 @@ def _text() -> Iterator[Hostile]:
         build = functools.partial(lambda value: [form(DETECT, {"labels": value}, image=picture)] * 2, text)
         refused = name != "blanks"  # they may as well be stripped
         yield Hostile("text", f"labels: {len(text) >> 20} MB of {name}", build, refused, "labels" if refused else None)
-    yield Hostile(
-        "text",
-        "models: 20 MB of names",
-        lambda: [form(VQA, {"question": "x", "models": "toy-llava," * 2_000_000}, image=picture)],
-        refused=True,
-        param="models",
-    )
-    yield Hostile(
-        "text",
-        "labels: JSON, 200,000 deep",
-        lambda: [form(DETECT, {"labels": "[" * 200_000 + "]" * 200_000}, image=picture)],
-        refused=True,
-        param="labels",
-    )
-    names = ",".join(f"m{at}" for at in range(11_000))
-    yield Hostile("text", "/v1/compare of 11,000 names", lambda: [Request("GET", f"/v1/compare?models={names}")] * 3)
-    same = "toy-llava," * 5_800
-    yield Hostile(
-        "text", "/v1/compare of one name 5,800 times", lambda: [Request("GET", f"/v1/compare?models={same}")] * 3
-    )
-    yield Hostile("text", "/compare/ with 60,000 slashes", lambda: [Request("GET", "/compare/" + "/" * 60_000)] * 3)
-    yield Hostile("text", "/compare/ with 30,000 names", lambda: [Request("GET", "/compare/" + "a/" * 30_000)] * 3)
-    question = {"image": small(), "question": "\u0301?!." * 24_000}
-    yield Hostile("text", "a question of 96,000 marks", lambda: [sent(VQA, question)])
-    body = {"image": small(), "labels": [("-" * 60 + "a") * 1_600] * 32}
-    yield Hostile("text", "32 labels of 97,600 letters", lambda: [sent(DETECT, body)] * 2)
-    yield Hostile(
-        "text",
-        "a JSON body of 12 million values",
-        lambda: [Request("POST", VQA, b'{"question": [' + b"1," * 12_000_000 + b"1]}", [JSON])],
-        refused=True,
-    )
-    fields = {f"field{at}": "x" * 380_000 for at in range(63)}  # one string, and not copied
-    yield Hostile("text", "64 fields of a form, each 380 KB", lambda: [form(VQA, fields, image=picture)], refused=True)
+    names, same = ",".join(f"m{at}" for at in range(11_000)), "toy-llava," * 5_800
+    deep, marks = "[" * 200_000 + "]" * 200_000, "\u0301?!." * 24_000
+    labels = [("-" * 60 + "a") * 1_600] * 32
+    models = {"models: 20 MB of names": lambda: [question(picture, models="toy-llava," * 2_000_000)]}
+    yield from _each("text", models, refused=True, param="models")
+    nested = {"labels: JSON, 200,000 deep": lambda: [form(DETECT, {"labels": deep}, image=picture)]}
+    yield from _each("text", nested, refused=True, param="labels")
+    paths = {
+        "/v1/compare of 11,000 names": f"/v1/compare?models={names}",
+        "/v1/compare of one name 5,800 times": f"/v1/compare?models={same}",
+        "/compare/ with 60,000 slashes": "/compare/" + "/" * 60_000,
+        "/compare/ with 30,000 names": "/compare/" + "a/" * 30_000,
+    }
+    for name, path in paths.items():
+        yield Hostile("text", name, functools.partial(lambda path: [Request("GET", path)] * 3, path))
+    inputs = {
+        "a question of 96,000 marks": lambda: [sent(VQA, {"image": small(), "question": marks})],
+        "32 labels of 97,600 letters": lambda: [sent(DETECT, {"image": small(), "labels": labels})] * 2,
+    }
+    yield from _each("text", inputs)
+    yield Hostile("text", "a JSON body of 12 million values", lambda: [_values(12_000_000)], refused=True)
+    yield Hostile("text", "64 fields of a form, each 380 KB", lambda: [_fields(63)], refused=True)
+
+
+def _values(count: int) -> Request:
+    return Request("POST", VQA, b'{"question": [' + b"1," * count + b"1]}", [JSON])
+
+
+def _fields(count: int) -> Request:
+    return form(VQA, {f"field{at}": "x" * 380_000 for at in range(count)}, image=files.png(9, 9))
 
 
 def _odd() -> Iterator[Hostile]:
     """Bodies and schemas that make parsers fail in other ways than they say."""
     ordinary = form(VQA, {"question": "what is this?"}, image=files.png(64, 48))
-    charsets = [
-        "undefined",
-        "idna",
-        "punycode",
-        "raw_unicode_escape",
-        "utf-16",
-        "rot13",
-        "hex",
-        "\u00fc".encode().hex(),
-    ]
+    charsets = "undefined idna punycode raw_unicode_escape utf-16 rot13 hex c3bc".split()
     kinds = [f"multipart/form-data; boundary={BOUNDARY}; charset={name}" for name in charsets]
     requests = [Request("POST", VQA, ordinary.body, [("content-type", kind)]) for kind in kinds]
     yield Hostile("odd", "eight charsets that are none for a form", lambda: requests)

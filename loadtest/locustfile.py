@@ -52,7 +52,8 @@ class Visitor(FastHttpUser):
         self.send(self.ask(stream), stream)
 
     def ask(self, stream: bool) -> Ask:
-        raise NotImplementedError
+        kinds = {"chat": self.asks.chat, "task": self.asks.task, "fan-out": self.asks.fan_out}
+        return kinds[self.kind](stream)
 
     def send(self, ask: Ask, stream: bool) -> None:
         """Send a request, which locust logs as a row, and log its parts as others."""
@@ -102,22 +103,13 @@ class Visitor(FastHttpUser):
 class Chat(Visitor):
     kind = "chat"
 
-    def ask(self, stream: bool) -> Ask:
-        return self.asks.chat(stream)
-
 
 class Task(Visitor):
     kind = "task"
 
-    def ask(self, stream: bool) -> Ask:
-        return self.asks.task(stream)
-
 
 class FanOut(Visitor):
     kind = "fan-out"
-
-    def ask(self, stream: bool) -> Ask:
-        return self.asks.fan_out(stream)
 
 
 class Shape(LoadTestShape):

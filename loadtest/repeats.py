@@ -9,7 +9,6 @@ import asyncio
 import itertools
 import statistics
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import uvloop
@@ -25,22 +24,13 @@ COUNTS = {"1x": 160, "12mp": 48}
 """Pictures of a block, by size."""
 
 
-@dataclass(frozen=True)
-class Round:
-    """Pictures of a size kept and spread. rate: their ratio; cpu: milliseconds of a request, kept and spread."""
-
-    size: str
-    rate: float
-    cpu: tuple[float, float]
-
-
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3)
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     """Measure both in turn. There is no target."""
-    rounds = []
+    rounds: list[dict[str, Any]] = []  # cpu: milliseconds of a request, kept and spread
     with running(_kind("K", True)) as kept, running(_kind("L", False)) as spread:
         for at in range(options.rounds):
             for size in COUNTS:
@@ -48,18 +38,18 @@ def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
                     first = uvloop.run(_measure(kept, size, at))
                 with only(spread, [kept, spread]):
                     second = uvloop.run(_measure(spread, size, at))
-                rounds.append(Round(size, first[0] / second[0], (first[1], second[1])))
+                rounds.append({"size": size, "rate": first[0] / second[0], "cpu": (first[1], second[1])})
                 print(f"{at} {rounds[-1]}", flush=True)
     for size in COUNTS:
-        same = [row for row in rounds if row.size == size]
-        rates = [row.rate for row in same]
-        kept_ms, spread_ms = (statistics.median(row.cpu[at] for row in same) for at in (0, 1))
+        same = [row for row in rounds if row["size"] == size]
+        rates = [row["rate"] for row in same]
+        kept_ms, spread_ms = (statistics.median(row["cpu"][at] for row in same) for at in (0, 1))
         print(
             f"{size}: {len(QUESTIONS)} questions about each picture, kept to spread: {statistics.median(rates):.2f} "
             f"[{min(rates):.2f} to {max(rates):.2f}] times the replies/s, CPU of a request {kept_ms:.0f} and "
             f"{spread_ms:.0f} ms"
         )
-    return "repeats", [vars(row) for row in rounds], True
+    return "repeats", rounds, True
 
 
 def _kind(key: str, keeps: bool) -> ServerKind:

@@ -1,4 +1,4 @@
-"""What stands before the gateways in a cluster: a service, whose endpoints are the pods that are ready by a probe."""
+"""A Kubernetes service before the gateways: its endpoints are the pods that are ready by their probe."""
 
 import asyncio
 import contextlib
@@ -13,9 +13,9 @@ from cluster.nodes import Pod
 
 
 class Service:
-    """Takes connections on loopback and deals them out, as kube-proxy does; looks at each pod, as the kubelet does.
+    """Forwards connections from loopback to ready pods, as kube-proxy does; probes each pod, as the kubelet does.
 
-    probe: the container's readinessProbe. A pod that is being ended is none of its endpoints from then on.
+    probe: the container's readinessProbe. `leaving` names pods that are being ended: they are no endpoints any more.
     """
 
     def __init__(self, pods: list[Pod], port: int, probe: Mapping[str, Any]) -> None:
@@ -34,13 +34,13 @@ class Service:
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Service"]:
-        """In a thread of its own, at `url`."""
+        """Run in a thread, at `url`, until the block ends."""
         loops: list[asyncio.AbstractEventLoop] = []
         started, stop = threading.Event(), asyncio.Event()
 
         async def serve() -> None:
             loops.append(asyncio.get_running_loop())
-            server = await asyncio.start_server(self._deal, "127.0.0.1", 0)
+            server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
             self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             probes = [asyncio.ensure_future(self._probe(pod)) for pod in self.pods]
             started.set()
@@ -49,7 +49,7 @@ class Service:
             for probe in probes:
                 probe.cancel()
 
-        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)  # cancels what is still dealt out
+        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)  # run cancels open connections
         thread.start()
         started.wait()
         try:
@@ -68,8 +68,8 @@ class Service:
                 self._ready[pod.name] = False
             await asyncio.sleep(self.period_s)
 
-    async def _deal(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection to the next pod that is ready; closed at once where there is none, or it does not take it."""
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward a connection to the next ready pod; close it where there is none, or the pod refuses it."""
         ready = self.ready()
         try:
             if not ready:

@@ -1,4 +1,4 @@
-"""`make chaos` and `make soak` in their shortest form, each on a server of its own."""
+"""`make chaos`, `make soak` and `make hostile` in their shortest form, each on a server of its own."""
 
 import json
 import subprocess
@@ -9,12 +9,13 @@ import pytest
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[2]
+INPUTS = ("zTXt", "2 x 9000", "charsets", "a second request, and the client leaves", "another site")
 
 
 def run(kind: str, *arguments: str) -> str:
     """Return its output. Exit code 1 is accepted: on a busy machine a line may be missed."""
     line = [sys.executable, "-m", "loadtest.bench", kind, *arguments]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     return done.stdout
 
@@ -30,3 +31,11 @@ def test_chaos_run_of_two_faults_fails_no_other_request(tmp_path: Path) -> None:
 def test_short_soak_has_no_unexpected_answer(tmp_path: Path) -> None:
     output = run("soak", "--minutes", "0.15", "--rate", "15", "--out", str(tmp_path))
     assert "met    unexpected: nothing" in output and "met    0 answers are spoken" in output, output
+
+
+def test_hostile_run_answers_every_input_and_leaves_nothing(tmp_path: Path) -> None:
+    run("hostile", *(word for text in INPUTS for word in ("--only", text)), "--out", str(tmp_path))
+    rows = json.loads((tmp_path / "hostile.json").read_text())
+    assert len(rows) == len(INPUTS)
+    for row in rows:  # how long ordinary clients waited depends on the machine that the tests run on
+        assert set(row["faults"]) <= {"/health", "the small picture"}, row

@@ -1,7 +1,8 @@
 """Tests objectives: parsing, refusals, and the rows that each is held against."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,47 +11,29 @@ from hypothesis import strategies as st
 from loadtest.slo import KINDS, Invalid, Slo
 
 
-@dataclass
-class Row:
-    """A row with these times (ms), over ten seconds."""
-
-    method: str
-    name: str
-    times: Sequence[float] = field(default_factory=list)
-    num_failures: int = 0
-
-    @property
-    def num_requests(self) -> int:
-        return len(self.times)
-
-    @property
-    def max_response_time(self) -> float:
-        return max(self.times)
-
-    @property
-    def avg_response_time(self) -> float:
-        return sum(self.times) / len(self.times)
-
-    @property
-    def fail_ratio(self) -> float:
-        return self.num_failures / len(self.times)
-
-    @property
-    def total_rps(self) -> float:
-        return len(self.times) / 10
-
-    def get_response_time_percentile(self, percent: float) -> float:
-        return sorted(self.times)[min(len(self.times) - 1, int(percent * len(self.times)))]
+def row(method: str, name: str, times: Sequence[float] = (), failures: int = 0) -> Any:
+    """Return a row with these times (ms), over ten seconds."""
+    count = len(times)
+    return SimpleNamespace(
+        method=method,
+        name=name,
+        num_requests=count,
+        max_response_time=max(times, default=0),
+        avg_response_time=sum(times) / max(1, count),
+        fail_ratio=failures / max(1, count),
+        total_rps=count / 10,
+        get_response_time_percentile=lambda share: sorted(times)[min(count - 1, int(share * count))],
+    )
 
 
 ROWS = [
-    Row("TTFT", "chat toy-llava", range(100)),
-    Row("TTFT", "fan-out", range(0, 200, 2)),
-    Row("COLUMN", "toy-llava", [10] * 50, num_failures=1),
-    Row("COLUMN", "toy-llava-b", [3000] * 50),
-    Row("COLUMN", "never-asked"),
+    row("TTFT", "chat toy-llava", range(100)),
+    row("TTFT", "fan-out", range(0, 200, 2)),
+    row("COLUMN", "toy-llava", [10] * 50, failures=1),
+    row("COLUMN", "toy-llava-b", [3000] * 50),
+    row("COLUMN", "never-asked"),
 ]
-TOTAL = Row("", "Aggregated", range(200), num_failures=1)
+TOTAL = row("", "Aggregated", range(200), failures=1)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +61,7 @@ def test_objective_is_judged_by_its_worst_row(text: str, met: bool, seen: str) -
 
 
 def test_run_without_requests_meets_no_objective() -> None:
-    assert not Slo.parse("failures < 1%").judge([], Row("", "Aggregated")).met
+    assert not Slo.parse("failures < 1%").judge([], row("", "Aggregated")).met
 
 
 @pytest.mark.parametrize(
