@@ -12,7 +12,6 @@ from pathlib import Path
 
 import yaml
 
-from deployments.config import Refused
 from k8s.checks import kuberay, linted, rendered, rules, schemas
 from k8s.checks.serve_config import serve_config
 
@@ -85,19 +84,11 @@ def _overlay(report: Report, overlay: Path, crds: schemas.Definitions | None, ch
     for service in rendered.of_kind(documents, "RayService"):
         report.check(f"{name}: serveConfigV2", serve_config(service))
         if valid:  # the rules read numbers where the schema has some
-            report.check(f"{name}: what KubeRay refuses, and times", _unless_refused(service))
+            report.check(f"{name}: what KubeRay refuses, and times", kuberay.kuberay(service))
     if checkov is not None:
         with tempfile.TemporaryDirectory() as folder:
             policies = rendered.of_kind(documents, "NetworkPolicy")
             report.check(f"{name}: checkov", linted.pods(checkov, pods, policies, Path(folder)))
-
-
-def _unless_refused(service: rendered.Document) -> list[str]:
-    """Apply KubeRay's rules, unless the Serve config is invalid, which its own check reports."""
-    try:
-        return list(kuberay.kuberay(service))
-    except Refused:
-        return []
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from serve.engines.fake import FakeEngine
 WORDS = "one two three four"
 SPEED = {"replies": WORDS, "first_delay_s": 0.1, "delay_s": 0.05}  # 0.3 s a reply; few naps, each is late by up to 1 ms
 STEP_S = 6.0
+HEAD = "models  answered of sent/s  added p50 ms  p99 ms  failed  CPU ms a request  gateway  replicas    MB"
 SATURATED = 0.9
 """The share of the requests' rate below which the rate of answers means that a load is too high."""
 
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     kind = diptych("F", f"Diptych with {len(names)} simulated models", [simulated(name, SPEED) for name in names])
     with running(kind) as server:
         halves = uvloop.run(_measure(server, widths, options.stream))
-    print("\n" + _table(halves))
+    print("\n".join(["\nAt half load:", HEAD, *map(_row, halves)]))
     met = all(point.added_p50 <= 5 and point.added_p99 <= 20 and not point.failed for point in halves)
     print("added p50 <= 5 ms and p99 <= 20 ms at half load: " + ("met" if met else "MISSED"))
     name = "fan_out_streamed" if options.stream else "fan_out"
@@ -69,16 +70,16 @@ def _names(width: int) -> list[str]:
 
 async def _measure(server: Server, widths: Sequence[int], stream: bool) -> list[Point]:
     halves = []
+    print(HEAD)
     for width in widths:
         rate = best = 16.0
         while True:
             point = await _load(server, width, stream, rate)
-            print(_line(point), flush=True)
+            print(_row(point), flush=True)
             if point.failed or point.answered < SATURATED * point.offered:
                 break
             best, rate = rate, rate * 1.6
         halves.append(await _load(server, width, stream, best / 2, seconds=4 * STEP_S))
-        print("half: " + _line(halves[-1]), flush=True)
     return halves
 
 
@@ -128,21 +129,10 @@ async def _engine_alone(times: int = 5) -> float:
     return statistics.median(seconds)
 
 
-def _line(point: Point) -> str:
-    cpu = ", ".join(f"{role} {spent:.1f}" for role, spent in sorted(point.cpu.items()) if spent >= 0.05)
+def _row(point: Point) -> str:
+    cpu = point.cpu
     return (
-        f"{point.models} models: {point.answered:.1f} of {point.offered:.1f}/s, added p50 {point.added_p50:.1f} ms, "
-        f"p99 {point.added_p99:.1f} ms, failed {point.failed}; CPU ms {cpu}"
+        f"{point.models:>6}  {point.answered:>9.1f} of {point.offered:>5.1f}  {point.added_p50:>12.1f}  "
+        f"{point.added_p99:>6.1f}  {point.failed:>6}  {sum(cpu.values()):>16.1f}  {cpu.get('gateway', 0):>7.1f}  "
+        f"{cpu.get('replica', 0):>8.1f}  {sum(point.memory_mb.values()):>4.0f}"
     )
-
-
-def _table(points: Sequence[Point]) -> str:
-    rows = ["models  at half load/s  added p50 ms  p99 ms  CPU ms a request  gateway  replicas  MB"]
-    for point in points:
-        cpu = point.cpu
-        rows.append(
-            f"{point.models:>6}  {point.offered:>14.1f}  {point.added_p50:>12.1f}  {point.added_p99:>6.1f}  "
-            f"{sum(cpu.values()):>16.1f}  {cpu.get('gateway', 0):>7.1f}  {cpu.get('replica', 0):>8.1f}  "
-            f"{sum(point.memory_mb.values()):>4.0f}"
-        )
-    return "\n".join(rows)

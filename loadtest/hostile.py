@@ -73,7 +73,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     """Send every input. Met: none was at fault. Raises NotAnswering where there is none to send."""
-    chosen = [hostile for hostile in inputs() if _is_wanted(hostile, options.only)]
+    texts = [text.lower() for text in options.only] or [""]
+    names = {f"{hostile.kind} {hostile.name}".lower(): hostile for hostile in inputs()}
+    chosen = [hostile for name, hostile in names.items() if any(text in name for text in texts)]
     if options.list:
         print("\n".join(f"{hostile.kind:<18} {hostile.name}" for hostile in chosen))
         sys.exit()
@@ -94,10 +96,6 @@ def _loopback(url: str) -> str:
     if address.scheme != "http" or address.hostname not in ("127.0.0.1", "localhost") or not address.port:
         raise argparse.ArgumentTypeError("only http://127.0.0.1:PORT: nobody else is to be harmed")
     return f"http://127.0.0.1:{address.port}"
-
-
-def _is_wanted(hostile: Hostile, only: Sequence[str]) -> bool:
-    return not only or any(text.lower() in f"{hostile.kind} {hostile.name}".lower() for text in only)
 
 
 @contextlib.contextmanager
@@ -232,11 +230,11 @@ class Bench:
         """Return what is left of an input some seconds after its end; empty where it is nothing."""
         until = time.monotonic() + SETTLES_S
         while True:
-            metrics = await self._metrics()
+            values = await self._metrics()
             over = {
-                "requests": metrics.get(RUNNING, 1) - 1,  # the one for /metrics itself
-                "models' replies": metrics.get(OWED, 0),
-                "bytes": metrics.get(HELD, 0),
+                "requests": values.get(RUNNING, 1) - 1,  # the one for /metrics itself
+                "models' replies": values.get(OWED, 0),
+                "bytes": values.get(HELD, 0),
                 "processes": len(self.watch.decoding()),
             }
             if not any(value > 0 for value in over.values()) or time.monotonic() > until:

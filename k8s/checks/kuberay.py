@@ -6,7 +6,7 @@ After ray-operator/controllers/ray/utils/validation.go of v1.7.0, as far as thes
 import re
 from collections.abc import Iterator
 
-from deployments.config import read_text
+from deployments.config import Refused, read_text
 from k8s.checks.rendered import Document, environment, groups
 
 LONGEST_S = 600
@@ -99,7 +99,10 @@ def _service(spec: Document, cluster: Document) -> Iterator[str]:
 
 def _times(service: Document) -> Iterator[str]:
     """Hold this order: a pod's grace > Ray's drain > the time that a replica has to finish."""
-    args = read_text(service["spec"]["serveConfigV2"], "serveConfigV2").args
+    try:
+        args = read_text(service["spec"]["serveConfigV2"], "serveConfigV2").args
+    except Refused:
+        return  # `serve_config` has the reason
     slowest = max(args.gateway.drain_s + args.gateway.leave_s, *(model.drain_s for model in args.engines().values()))
     for name, group in groups(service):
         grace = group["template"]["spec"].get("terminationGracePeriodSeconds", 30)

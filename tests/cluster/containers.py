@@ -36,13 +36,15 @@ def image(name: str) -> Iterator[Image]:
     for program in ("podman", "runc"):
         if shutil.which(program) is None:
             raise Unable(f"containers of {name} need {program}")
-    config = json.loads(_podman("image", "inspect", name))[0]["Config"]
-    container = _podman("create", name).strip()  # with a layer of its own, in which runc makes the places to mount at
+    config = json.loads(run("podman", "image", "inspect", name))[0]["Config"]
+    container = run(
+        "podman", "create", name
+    ).strip()  # with a layer of its own, in which runc makes the places to mount at
     try:
-        files = Path(_podman("mount", container).strip())
+        files = Path(run("podman", "mount", container).strip())
         yield Image(files, dict(line.split("=", 1) for line in config["Env"]), config["WorkingDir"])
     finally:
-        _podman("rm", "--force", container)
+        run("podman", "rm", "--force", container)
 
 
 def command(
@@ -119,8 +121,9 @@ def _bytes(quantity: str) -> int:
     return int(quantity[:-2]) * UNITS[quantity[-2:]]
 
 
-def _podman(*words: str) -> str:
-    done = subprocess.run(["podman", *words], capture_output=True, text=True)
+def run(*words: str) -> str:
+    """Run a command and return its output. Raises Unable."""
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:
-        raise Unable(f"podman {' '.join(words)}: {done.stderr.strip()}")
+        raise Unable(f"{' '.join(words)}: {done.stderr.strip()}")
     return done.stdout

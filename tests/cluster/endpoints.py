@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import itertools
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
+from anyio.from_thread import start_blocking_portal
 
 from cluster.nodes import Pod
 
@@ -35,28 +35,16 @@ class Service:
     @contextlib.contextmanager
     def running(self) -> Iterator["Service"]:
         """Run in a thread, at `url`, until the block ends."""
-        loops: list[asyncio.AbstractEventLoop] = []
-        started, stop = threading.Event(), asyncio.Event()
-
-        async def serve() -> None:
-            loops.append(asyncio.get_running_loop())
-            server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
+        with start_blocking_portal() as portal:
+            server = portal.call(asyncio.start_server, self._forward, "127.0.0.1", 0)
             self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            probes = [asyncio.ensure_future(self._probe(pod)) for pod in self.pods]
-            started.set()
-            await stop.wait()
-            server.close()
-            for probe in probes:
-                probe.cancel()
-
-        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)  # run cancels open connections
-        thread.start()
-        started.wait()
-        try:
-            yield self
-        finally:
-            loops[0].call_soon_threadsafe(stop.set)
-            thread.join()
+            probes = [portal.start_task_soon(self._probe, pod) for pod in self.pods]
+            try:
+                yield self
+            finally:
+                portal.call(server.close)
+                for probe in probes:
+                    probe.cancel()
 
     async def _probe(self, pod: Pod) -> None:
         while True:

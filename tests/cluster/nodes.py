@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.containers import Image, Unable, command, remove
+from cluster.containers import Image, Unable, command, remove, run
 from deployments.logs import FILE as LOG
 from k8s.checks.rendered import Document, environment, groups
 
@@ -160,17 +160,17 @@ def _network(pods: list[Pod]) -> None:
     for pod in pods:
         pod.kill()  # of a run that was killed
     _take_down(pods)
-    _run("ip", "link", "add", BRIDGE, "type", "bridge")
-    _run("ip", "address", "add", f"{NET}.1/24", "dev", BRIDGE)
-    _run("ip", "link", "set", BRIDGE, "up")
+    run("ip", "link", "add", BRIDGE, "type", "bridge")
+    run("ip", "address", "add", f"{NET}.1/24", "dev", BRIDGE)
+    run("ip", "link", "set", BRIDGE, "up")
     for i, pod in enumerate(pods):
         outside = f"{BRIDGE}-{i}"
-        _run("ip", "netns", "add", pod.space)
-        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", pod.space)
-        _run("ip", "link", "set", outside, "master", BRIDGE, "up")
+        run("ip", "netns", "add", pod.space)
+        run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", pod.space)
+        run("ip", "link", "set", outside, "master", BRIDGE, "up")
         for words in (["address", "add", f"{pod.address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
-            _run("ip", "-n", pod.space, *words)
-        _run("ip", "-n", pod.space, "link", "set", "lo", "up")
+            run("ip", "-n", pod.space, *words)
+        run("ip", "-n", pod.space, "link", "set", "lo", "up")
 
 
 def _take_down(pods: list[Pod]) -> None:
@@ -192,9 +192,3 @@ def _wait_for(head: Pod, seconds: float = 60.0) -> None:
         if not head.alive():
             raise Unable(f"the head ended: {head.log.read_text()[-500:]}")
     raise Unable(f"the head does not listen: {head.log.read_text()[-500:]}")
-
-
-def _run(*words: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise Unable(f"{' '.join(words)}: {done.stderr.strip()}")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.drill import STEPS
 from k8s.checks import rendered, rules
 
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
-STEPS = ("start", "watch", "roll", "kill_gateway", "drain_gateway", "kill_models")
 
 
 @pytest.mark.skipif(not rendered.able(), reason="kubectl is not installed")
@@ -28,4 +28,4 @@ def test_k8s_check_finds_no_fault_and_the_drill_loses_no_request() -> None:
     if os.geteuid() != 0 or not shutil.which("ip"):
         pytest.skip("the drill wants root and iproute2")
     for step in STEPS:
-        assert f"ok    {step}: " in done.stdout
+        assert f"ok    {step.__name__}: " in done.stdout
