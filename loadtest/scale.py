@@ -112,9 +112,9 @@ async def _autoscale(server: Server, names: Sequence[str]) -> dict[str, Any]:
         if answered >= 0.95 * len(results):
             break
     others = {_replicas(server, name) for name in names[1:]}
-    came = ", ".join(f"{count} after {seconds:.0f} s" for count, seconds in sorted(counts.items()))
+    growth = ", ".join(f"{count} after {seconds:.0f} s" for count, seconds in sorted(counts.items()))
     print(
-        f"autoscaling, one model asked what four replicas can do: {came}; then {100 * answered / len(results):.0f}% "
+        f"autoscaling, one model asked what four replicas can do: {growth}; then {100 * answered / len(results):.0f}% "
         f"of requests are answered; the other models have {', '.join(map(str, sorted(others)))} each",
         flush=True,
     )
