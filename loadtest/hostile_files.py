@@ -1,4 +1,4 @@
-"""Builders of files that cost their reader far more than they weigh: valid by their headers, mean by their structure.
+"""Builders of files that cost their reader far more than their size suggests: valid headers, hostile structure.
 
 Each returns the bytes of a file that the reader of its format takes. Nothing is stored: all are made when needed.
 """
@@ -57,19 +57,9 @@ def _adam7(width: int, height: int) -> list[tuple[int, int]]:
     return [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, dx, y, dy in steps]
 
 
-def text_bomb(size: int) -> bytes:
-    """Return a zTXt chunk that unfolds to `size` bytes."""
-    return chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(size), 9))
-
-
-def international_text_bomb(size: int) -> bytes:
-    """Return a compressed iTXt chunk that unfolds to `size` bytes."""
-    return chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(size), 9))
-
-
-def profile_bomb(size: int) -> bytes:
-    """Return an iCCP chunk whose profile unfolds to `size` bytes."""
-    return chunk(b"iCCP", b"wide\0\0" + zlib.compress(bytes(size), 9))
+def bomb(kind: bytes, head: bytes, size: int) -> bytes:
+    """Return a PNG chunk (zTXt, iTXt, iCCP) that unfolds to `size` bytes. head: its bytes before the packed ones."""
+    return chunk(kind, head + zlib.compress(bytes(size), 9))
 
 
 def segment(marker: int, data: bytes = b"") -> bytes:
@@ -78,9 +68,13 @@ def segment(marker: int, data: bytes = b"") -> bytes:
 
 
 def _tables() -> bytes:
-    """Return one quantisation table, and Huffman tables whose only code, one bit long, means nought."""
-    nought = bytes([1] + [0] * 15) + b"\0"
-    return segment(0xDB, b"\0" + bytes([16] * 64)) + segment(0xC4, b"\x00" + nought) + segment(0xC4, b"\x10" + nought)
+    """Return one quantisation table, and Huffman tables whose only code, one bit long, stands for zero."""
+    return segment(0xDB, b"\0" + bytes([16] * 64)) + huffman(b"\x00") + huffman(b"\x10")
+
+
+def huffman(table: bytes = b"\x00") -> bytes:
+    """Return a JPEG's Huffman table whose only code, one bit long, stands for zero."""
+    return segment(0xC4, table + bytes([1] + [0] * 15) + b"\0")
 
 
 def _frame(marker: int, width: int, height: int, components: int) -> bytes:
@@ -144,24 +138,9 @@ def _codes(count: int) -> bytes:
     return b"\x02" + packed + b"\0"
 
 
-def comment_blocks(count: int) -> bytes:
-    """Return GIF comments of one letter each."""
-    return b"!\xfe\x01a\0" * count
-
-
-def application_blocks(count: int) -> bytes:
-    """Return GIF application extensions."""
-    return b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0" * count
-
-
 def long_comment(blocks: int) -> bytes:
-    """Return one GIF comment in so many blocks of 255 bytes."""
+    """Return a GIF comment in so many blocks of 255 bytes."""
     return b"!\xfe" + (b"\xff" + bytes([97] * 255)) * blocks + b"\0"
-
-
-def unknown_blocks(count: int) -> bytes:
-    """Return GIF extensions of an unknown kind, five bytes each."""
-    return b"!\xf0\x01a\0" * count
 
 
 def webp_chunk(kind: bytes, data: bytes = b"") -> bytes:
@@ -174,11 +153,9 @@ def _riff(body: bytes) -> bytes:
 
 
 def _extended(width: int, height: int, flags: int) -> bytes:
-    return webp_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + _three(width - 1) + _three(height - 1))
-
-
-def _three(number: int) -> bytes:
-    return struct.pack("<I", number)[:3]
+    return webp_chunk(
+        b"VP8X", bytes([flags, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    )
 
 
 def webp_chunks(width: int, height: int, count: int) -> bytes:
@@ -190,9 +167,10 @@ def webp_chunks(width: int, height: int, count: int) -> bytes:
 def webp_animation(width: int, height: int, frames: int) -> bytes:
     """Return an animated WEBP whose frames, 40 ms each, change two pixels of a large canvas."""
     pixel = saved(PIL.Image.new("RGBA", (2, 2), (200, 40, 60, 128)), "WEBP", lossless=True)[12:]
-    kinds = [_three(at % (width // 2 - 1)) + _three(0) + _three(1) * 2 + _three(40) + b"\0" for at in range(frames)]
-    film = b"".join(webp_chunk(b"ANMF", kind + pixel) for kind in kinds)
-    return _riff(_extended(width, height, 0x12) + webp_chunk(b"ANIM", bytes(6)) + film)
+    fixed = bytes(3) + b"\1\0\0" * 2 + b"\x28\0\0\0"  # y, width and height less one, milliseconds, flags
+    places = [(at % (width // 2 - 1)).to_bytes(3, "little") for at in range(frames)]
+    frames_data = b"".join(webp_chunk(b"ANMF", place + fixed + pixel) for place in places)
+    return _riff(_extended(width, height, 0x12) + webp_chunk(b"ANIM", bytes(6)) + frames_data)
 
 
 def webp(width: int, height: int, *, alpha: bool = False, grain: bool = False, exif: bytes = b"") -> bytes:
@@ -212,8 +190,8 @@ def saved(picture: PIL.Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def film(width: int, height: int, frames: int, codec: str = "mpeg4", kind: str = "mp4") -> bytes:
-    """Return a film in which each frame stands for itself: the same one, encoded once, is repeated."""
+def video(width: int, height: int, frames: int, codec: str = "mpeg4", kind: str = "mp4") -> bytes:
+    """Return a video in which each frame stands for itself: the same one, encoded once, is repeated."""
     import av
 
     file = io.BytesIO()

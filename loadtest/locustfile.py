@@ -1,4 +1,4 @@
-"""Users of a running server, for locust: `make loadtest`. How to run it and what its rows are: loadtest/README.md."""
+"""Users of a running server, for locust: `make loadtest`. Its options and rows: loadtest/README.md."""
 
 import logging
 import os
@@ -18,19 +18,18 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest import options, report
 from loadtest.asks import Ask, Asks, Nothing, Served
-from loadtest.hearing import Hearing
-from loadtest.slo import Wrong
-from loadtest.waves import WAVES
+from loadtest.response_reader import ResponseReader
+from loadtest.slo import Invalid
 from serve.client.http_client import Failure, sentence
 
 URL = "http://127.0.0.1:8000"
 KEY = os.environ.get("DIPTYCH_API_KEY")
 HEADERS = {"content-type": "application/json", **({"authorization": f"Bearer {KEY}"} if KEY else {})}
-logging.getLogger("httpx").setLevel(logging.WARNING)  # its line for every question to the catalogue
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request to the catalogue
 
 
 class Visitor(FastHttpUser):
-    """Asks, hears the answer as it arrives, and asks again. asks: what all users of this process send."""
+    """A user that asks, reads the answer as it arrives, and asks again. asks: draws requests for all users here."""
 
     abstract = True
     kind: ClassVar[str]
@@ -53,11 +52,12 @@ class Visitor(FastHttpUser):
         self.send(self.ask(stream), stream)
 
     def ask(self, stream: bool) -> Ask:
-        raise NotImplementedError
+        kinds = {"chat": self.asks.chat, "task": self.asks.task, "fan-out": self.asks.fan_out}
+        return kinds[self.kind](stream)
 
     def send(self, ask: Ask, stream: bool) -> None:
-        """One request as a row of its own, and what was heard in it as others."""
-        hearing, began = Hearing(ask.models), time.perf_counter()
+        """Send a request, which locust logs as a row, and log its parts as others."""
+        reader, began = ResponseReader(ask.models), time.perf_counter()
 
         def now() -> float:
             return 1000 * (time.perf_counter() - began)
@@ -68,69 +68,54 @@ class Visitor(FastHttpUser):
             if reply.status_code == 0:
                 return  # no connection: locust says why
             if reply.status_code != 200:
-                reply.failure(f"HTTP {reply.status_code}: {said(reply)}")
+                reply.failure(f"HTTP {reply.status_code}: {reason(reply)}")
                 return
             try:
                 if stream:
                     while line := reply.stream.readline(b"\n"):  # iter_lines would wait until 1 KiB is there
-                        hearing.line(line, now())
+                        reader.line(line, now())
                 else:
-                    hearing.whole(reply.content, now())
+                    reader.body(reply.content, now())
             except FAILURE_EXCEPTIONS as error:
-                hearing.broken(f"the connection broke: {type(error).__name__}")
+                reader.broken(f"the connection broke: {type(error).__name__}")
             reply.request_meta["response_time"] = now()
-            if faults := hearing.faults():
+            if faults := reader.faults():
                 reply.failure("; ".join(faults))
-        self.tell(ask.door, stream, hearing)
+        self.log_parts(ask.door, stream, reader)
 
-    def tell(self, door: str, stream: bool, hearing: Hearing) -> None:
-        """What was heard, beside the requests: not through the request event, which would count it as requests."""
+    def log_parts(self, door: str, stream: bool, reader: ResponseReader) -> None:
+        """Log an answer's parts: not through the request event, which would count them as requests."""
         entries = self.environment.stats.entries
-        for column in hearing.columns:
+        for column in reader.columns:
             entries[column.model, "COLUMN"].log(column.latency_ms, 0)
             if column.fault:
                 entries[column.model, "COLUMN"].log_error(column.fault)
             if column.unread:
                 entries[column.model, "UNREAD"].log(column.latency_ms, 0)
-        if stream and hearing.first is not None:
-            entries[door, "TTFT"].log(hearing.first, 0)
-        for gap in hearing.gaps:
+        if stream and reader.first is not None:
+            entries[door, "TTFT"].log(reader.first, 0)
+        for gap in reader.gaps:
             entries[door, "ITL"].log(gap, 0)
-        if stream and hearing.models and hearing.merged is not None:
-            entries[door, "MERGED"].log(hearing.merged, 0)
+        if stream and reader.models and reader.merged is not None:
+            entries[door, "MERGED"].log(reader.merged, 0)
 
 
 class Chat(Visitor):
-    """One model alone, by OpenAI's door."""
-
     kind = "chat"
-
-    def ask(self, stream: bool) -> Ask:
-        return self.asks.chat(stream)
 
 
 class Task(Visitor):
-    """A task of all models that can, by its own door."""
-
     kind = "task"
-
-    def ask(self, stream: bool) -> Ask:
-        return self.asks.task(stream)
 
 
 class FanOut(Visitor):
-    """The same by OpenAI's door."""
-
     kind = "fan-out"
 
-    def ask(self, stream: bool) -> Ask:
-        return self.asks.fan_out(stream)
 
+class Shape(LoadTestShape):
+    """The load by --shape: a share of --users, over --run-time."""
 
-class Wave(LoadTestShape):
-    """--shape: its share of --users, for as long as --run-time."""
-
-    abstract = True  # locust would take it whether it is asked for or not
+    abstract = True  # locust would use it without --shape, too
 
     def __init__(self, options: Namespace) -> None:
         super().__init__()
@@ -141,7 +126,7 @@ class Wave(LoadTestShape):
         if over >= 1:
             return None
         users = self.options.num_users or 1
-        return max(1, round(users * WAVES[self.options.shape](over))), self.options.spawn_rate or users
+        return max(1, round(users * options.SHAPES[self.options.shape](over))), self.options.spawn_rate or users
 
 
 @events.init_command_line_parser.add_listener
@@ -151,60 +136,59 @@ def add_options(parser: LocustArgumentParser) -> None:
 
 @events.init.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
-    """Refuses what cannot work before anything is sent. Workers of --processes do so too: else they outlive the run."""
+    """Refuse options that cannot work before anything is sent, also in workers of --processes, which then end."""
     worker = isinstance(environment.runner, WorkerRunner)
-    asked = environment.parsed_options
+    wanted = environment.parsed_options
     if worker and environment.host is None:
-        return  # started by hand: its master tells it what to do
+        return  # started by hand: its master has the options
     environment.host = environment.host or URL
     try:
-        options.check(asked)
-        Served.by(environment.host, asked.tasks)
-    except (Wrong, Nothing, Failure) as error:
+        options.check(wanted)
+        Served.by(environment.host, wanted.tasks)
+    except (Invalid, Nothing, Failure) as error:
         if not worker:
             print(f"loadtest: {error}", file=sys.stderr)
         sys.exit(2)
     if worker:
         return
-    weights = options.weights(asked)
+    weights = options.weights(wanted)
     for user in environment.user_classes:
         user.weight = weights[user.kind]
     environment.user_classes = [user for user in environment.user_classes if user.weight]
-    if asked.shape:
-        environment.shape_class = Wave(asked)
+    if wanted.shape:
+        environment.shape_class = Shape(wanted)
     events.quitting.add_listener(judge)
 
 
 @events.test_start.add_listener
 def load(environment: Environment, **_: Any) -> None:
-    """Every process that sends requests has pictures of its own. A master sends none."""
+    """Give every process that sends requests pictures of its own. A master sends none."""
     if not isinstance(environment.runner, MasterRunner):
-        asked = environment.parsed_options
-        served = Served.by(environment.host, asked.tasks)
-        Visitor.asks = Asks(served, size=asked.size, repeat=asked.repeat, tokens=asked.tokens)
+        wanted = environment.parsed_options
+        served = Served.by(environment.host, wanted.tasks)
+        Visitor.asks = Asks(served, size=wanted.size, repeat=wanted.repeat, tokens=wanted.tokens)
 
 
 def judge(environment: Environment, **_: Any) -> None:
-    """The exit code: by the objectives where there are any, else as locust has it. Later its rows may be gone."""
-    asked, stats = environment.parsed_options, environment.stats
-    verdicts = [slo.judge(stats.entries.values(), stats.total) for slo in options.slos(asked)]
+    """Set the exit code by the objectives, if any, before locust drops its rows; print and report them at the end."""
+    wanted, stats = environment.parsed_options, environment.stats
+    verdicts = [slo.judge(stats.entries.values(), stats.total) for slo in options.slos(wanted)]
     if verdicts:
         met = all(verdict.met for verdict in verdicts)
         environment.process_exit_code = 0 if met and not environment.runner.exceptions else 1
 
     def conclude(exit_code: int) -> None:
-        """Every objective, on the terminal and before everything else in the report."""
         if verdicts:
-            print(report.told(verdicts))
-        if asked.html_file and Path(asked.html_file).exists():
-            report.preface(Path(asked.html_file), options.sentence(asked, environment.host), verdicts)
-            print(f"Report: {asked.html_file}")
+            print(report.summary(verdicts))
+        if wanted.html_file and Path(wanted.html_file).exists():
+            report.preface(Path(wanted.html_file), options.sentence(wanted, environment.host), verdicts)
+            print(f"Report: {wanted.html_file}")
 
     events.quit.add_listener(conclude)
 
 
-def said(reply: Any) -> str:
-    """The server's own words for a refusal."""
+def reason(reply: Any) -> str:
+    """Return the server's reason for an error."""
     try:
         return sentence(reply.json()) or "no reason given"
     except (ValueError, AttributeError):

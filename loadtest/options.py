@@ -1,13 +1,32 @@
-"""What can be said on the command line of a load test, beside what locust knows. Knows no locust itself."""
+"""The load test's own command-line options, beside locust's, and the shapes of its load. Knows no locust."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 
 from loadtest.pictures import SIDES
-from loadtest.slo import Slo, Wrong
-from loadtest.waves import WAVES
+from loadtest.slo import Invalid, Slo
 
 KINDS = ("chat", "task", "fan-out")
 MIX = ",".join(f"{kind}=1" for kind in KINDS)
+
+
+def steps(over: float) -> float:
+    """Rise in five steps: where does it bend?"""
+    return (min(int(over * 5), 4) + 1) / 5
+
+
+def spike(over: float) -> float:
+    """Keep a fifth of the users, but all of them for the middle fifth of the time: does it recover?"""
+    return 1.0 if 0.4 <= over < 0.6 else 0.2
+
+
+def soak(over: float) -> float:
+    """Rise for a tenth of the time, then stay: does anything creep?"""
+    return min(1.0, 10 * over)
+
+
+SHAPES: dict[str, Callable[[float], float]] = {"steps": steps, "spike": spike, "soak": soak}
+"""Each returns the share of the users, for the share of the time that is over (both 0..1)."""
 
 
 def add(parser: ArgumentParser) -> None:
@@ -19,40 +38,40 @@ def add(parser: ArgumentParser) -> None:
     group.add_argument("--size", choices=list(SIDES), default="1x", help="of the pictures")
     group.add_argument("--repeat", type=int, default=0, help="so many pictures in turn; 0: each request its own")
     group.add_argument("--pace", type=float, default=0, help="requests a second of each user; 0: ask when answered")
-    group.add_argument("--shape", choices=["", *WAVES], default="", help="of the load over --run-time, up to --users")
+    group.add_argument("--shape", choices=["", *SHAPES], default="", help="of the load over --run-time, up to --users")
     group.add_argument("--slo", action="append", default=[], help="such as 'TTFT p95 < 500'; may be given many times")
 
 
 def check(options: Namespace) -> None:
-    """Raises Wrong for what cannot be meant."""
+    """Raise Invalid for options that make no sense."""
     slos(options)
     weights(options)
     if not 0 <= options.streamed <= 1:
-        raise Wrong(f"--streamed {options.streamed:g} is not between 0 and 1.")
+        raise Invalid(f"--streamed {options.streamed:g} is not between 0 and 1.")
     if options.shape and not (options.run_time or options.worker):
-        raise Wrong(f"--shape {options.shape} needs a --run-time to stretch over.")
+        raise Invalid(f"--shape {options.shape} needs a --run-time to stretch over.")
 
 
 def slos(options: Namespace) -> list[Slo]:
-    """Raises Wrong."""
+    """Parse the objectives. Raises Invalid."""
     return [Slo.parse(text) for text in options.slo]
 
 
 def weights(options: Namespace) -> dict[str, int]:
-    """`--mix chat=2,task=1`: users of each kind, by weight; 0 of a kind that is left out. Raises Wrong."""
-    found = dict.fromkeys(KINDS, 0)
+    """Parse `--mix chat=2,task=1`: users of each kind, by weight; 0 of a kind that is left out. Raises Invalid."""
+    weights = dict.fromkeys(KINDS, 0)
     for part in options.mix.split(","):
         kind, _, weight = part.strip().partition("=")
         if kind not in KINDS or not weight.isdecimal():
-            raise Wrong(f"--mix {options.mix!r} is not of the form {MIX}.")
-        found[kind] = int(weight)
-    if not any(found.values()):
-        raise Wrong(f"--mix {options.mix!r} asks for nobody.")
-    return found
+            raise Invalid(f"--mix {options.mix!r} is not of the form {MIX}.")
+        weights[kind] = int(weight)
+    if not any(weights.values()):
+        raise Invalid(f"--mix {options.mix!r} asks for nobody.")
+    return weights
 
 
 def sentence(options: Namespace, host: str) -> str:
-    """The load in words."""
+    """Describe the load in a sentence."""
     users = f"{options.num_users} users ({options.mix}, {100 * options.streamed:.0f}% streamed)"
     shape = f" in the shape {options.shape}" if options.shape else ""
     pace = f"each asks {options.pace:g} times a second" if options.pace else "each asks again once it is answered"

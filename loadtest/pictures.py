@@ -1,7 +1,8 @@
-"""Pictures that no cache has seen: each request's differs from every other's."""
+"""Pictures that no cache has seen, each different from every other, and requests about them."""
 
 import base64
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,7 @@ QUALITY = 88
 
 
 def pictures(size: str, seed: int) -> Iterator[bytes]:
-    """JPEG files without end, of one size ("1x" or "12mp"), the same for the same seed.
+    """Yield JPEG files without end, of one size ("1x" or "12mp"), the same for the same seed.
 
     Large soft shapes with a little noise: about 8 KB at 224 x 224 and 1.5 MB at 12 megapixels, as photographs are.
     """
@@ -28,7 +29,7 @@ def pictures(size: str, seed: int) -> Iterator[bytes]:
 
 
 def scenes(size: str, seed: int) -> Iterator[tuple[bytes, list[str]]]:
-    """The same with something to find: the toys' drawn scenes, each with the names of its shapes."""
+    """Yield JPEG files of the toys' drawn scenes without end, each with the names of its shapes."""
     random = np.random.default_rng(seed)
     while True:
         scene = world.scene(int(random.integers(2**31)))
@@ -37,7 +38,7 @@ def scenes(size: str, seed: int) -> Iterator[tuple[bytes, list[str]]]:
 
 
 def _jpeg(picture: PIL.Image.Image, random: np.random.Generator) -> bytes:
-    """With grain, as a camera adds it: no two are the same, and the file is as large as a photograph's."""
+    """Encode the picture with grain, as a camera adds it: it makes the file as large as a photograph's."""
     pixels = np.asarray(picture, dtype=np.int16)
     height, width = pixels.shape[:2]
     grain = random.integers(-6, 7, (min(height, 500), min(width, 500), 1), dtype=np.int16)
@@ -49,29 +50,24 @@ def _jpeg(picture: PIL.Image.Image, random: np.random.Generator) -> bytes:
 
 
 def bodies(model: str, size: str, count: int, *, tokens: int, stream: bool, seed: int, repeat: int = 0) -> list[bytes]:
-    """Requests for /v1/chat/completions, `count` of them, each about another picture, or about `repeat` in turn.
+    """Return `count` requests for /v1/chat/completions, each about another picture, or about `repeat` in turn.
 
     tokens: the exact length of the reply, by `ignore_eos`.
     """
-    made = pictures(size, seed)
-    drawn = [next(made) for _ in range(repeat or count)]
+    drawn = list(itertools.islice(pictures(size, seed), repeat or count))
     return [body(model, drawn[at % len(drawn)], tokens=tokens, stream=stream) for at in range(count)]
 
 
 def body(model: str, picture: bytes, *, stream: bool, text: str = QUESTION, tokens: int = 0) -> bytes:
-    """One request, as any OpenAI client sends it. tokens: 0 leaves the reply's length to the model."""
+    """Return a request as any OpenAI client sends it. tokens: 0 leaves the reply's length to the model."""
     content = [{"type": "image_url", "image_url": {"url": data_url(picture)}}, {"type": "text", "text": text}]
-    asked: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": "user", "content": content}],
-        "temperature": 0,
-        "stream": stream,
-    }
+    messages = [{"role": "user", "content": content}]
+    request: dict[str, Any] = {"model": model, "messages": messages, "temperature": 0, "stream": stream}
     if tokens:
-        asked |= {"max_tokens": tokens, "ignore_eos": True}
+        request |= {"max_tokens": tokens, "ignore_eos": True}
     if stream:
-        asked["stream_options"] = {"include_usage": True}
-    return json.dumps(asked).encode()
+        request["stream_options"] = {"include_usage": True}
+    return json.dumps(request).encode()
 
 
 def data_url(picture: bytes) -> str:

@@ -1,9 +1,13 @@
-"""CPU seconds, memory and other counts of a server's processes, by role. And holding them still."""
+"""CPU, memory and other counts of a server's processes, by role of process, and stopping them where they stand."""
 
 import contextlib
+import os
 import re
+import threading
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -18,10 +22,12 @@ ROLES = (  # the first that is found in the command line names the process
     ("controller", re.compile(r"ServeController")),
     ("ray", re.compile(r"ray::|gcs_server|raylet|/ray/|ray/_private|multiprocessing.resource_tracker")),
 )
+MEDIA = "serve.media.decoder_process"
+EVERY_S = 0.1
 
 
 class Tree:
-    """A process and everything that comes from it. front: what to call whatever has no other role."""
+    """A process and all its descendants. front: the role of those that have no other."""
 
     def __init__(self, root: int, front: str) -> None:
         self.root = root
@@ -30,28 +36,27 @@ class Tree:
     def all(self) -> list[int]:
         return descendants([self.root])
 
-    def lines(self) -> list[str]:
-        """Every process's command line."""
+    def command_lines(self) -> list[str]:
         return [line for process in self.all() if (line := command_line(process))]
 
     def cpu(self) -> dict[str, float]:
-        """CPU seconds since each process began, by role; those of children that have ended are their parent's."""
+        """Return CPU seconds since each process began; those of children that have ended count as their parent's."""
         return self._by_role(lambda process: cpu_seconds(process.pid, ended_children=True))
 
     def memory(self) -> dict[str, float]:
-        """Proportional set size in MiB, by role."""
+        """Return the proportional set size in MiB."""
         return self._by_role(lambda process: process.memory_full_info().pss / 2**20)
 
     def descriptors(self) -> dict[str, float]:
-        """Open file descriptors, by role."""
+        """Return the number of open file descriptors."""
         return self._by_role(lambda process: process.num_fds())
 
     def threads(self) -> dict[str, float]:
-        """Threads, by role."""
+        """Return the number of threads."""
         return self._by_role(lambda process: process.num_threads())
 
     def hold(self, still: bool) -> None:
-        """Stop every process where it stands, or let all go on: servers that are not measured take no CPU then."""
+        """Stop every process where it stands, or let all go on."""
         for number in self.all():
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(number)
@@ -73,7 +78,103 @@ class Tree:
 
 
 def command_line(process: int) -> str:
-    """Its words with blanks between them; empty where it has ended."""
+    """Return the command line, its words with blanks between them; empty for a process that has ended."""
     with contextlib.suppress(psutil.Error):
         return " ".join(psutil.Process(process).cmdline()).strip()
     return ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the gateway with all media processes, shared memory too, and of the replica that holds most."""
+
+    gateway: int
+    replica: int
+
+
+class MemoryWatch:
+    """Reads the memory of the server at a port of this machine, in a thread, and keeps the highest of each number.
+
+    Raises LookupError where nothing listens at the port.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._gateway = _listener(port)
+        self._root = _parent(self._gateway)
+        self.highest = Memory(0, 0)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
+        self._thread.start()
+
+    def decoding(self) -> list[int]:
+        """Return the media processes at work on a file, of the gateway and of the replicas: children of others."""
+        media = [process for process in descendants([self._root]) if MEDIA in command_line(process)]
+        return [process for process in media if _parent(process) in media]
+
+    def now(self) -> Memory:
+        """Read the memory once."""
+        lines = {process: command_line(process) for process in descendants([self._root])}
+        media = [process for process, line in lines.items() if MEDIA in line]
+        replicas = [p for p, line in lines.items() if line.startswith("ray::ServeReplica:") and MEDIA not in line]
+        private = {process: _private(process) for process in {self._gateway, *replicas}}
+        gateway, files = private.pop(self._gateway), _memory_files(self._gateway)
+        for process in media:
+            gateway += _proportional(process)
+            files |= _memory_files(process)
+        return Memory(gateway + sum(files.values()), max(private.values(), default=0))
+
+    def look(self) -> None:
+        """Read the memory once and keep what is higher."""
+        now, before = self.now(), self.highest
+        self.highest = Memory(max(now.gateway, before.gateway), max(now.replica, before.replica))
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _repeat(self) -> None:
+        while not self._closed.wait(EVERY_S):
+            self.look()
+
+
+def _private(process: int) -> int:
+    """Return the bytes that are the process's own. The kernel has them at hand: the process is not held up."""
+    with contextlib.suppress(psutil.Error):
+        memory = psutil.Process(process).memory_info()
+        return int(memory.rss - memory.shared)
+    return 0
+
+
+def _proportional(process: int) -> int:
+    """Return the bytes of private pages, those shared since a fork by their part. psutil does not tell them apart."""
+    with contextlib.suppress(OSError, LookupError):
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text()
+        return 1024 * int(lines.partition("\nPss_Anon:")[2].split()[0])
+    return 0
+
+
+def _memory_files(process: int) -> dict[int, int]:
+    """Return the bytes in each memory file that the process holds open, by inode: they need not be mapped anywhere."""
+    sizes = {}
+    with contextlib.suppress(OSError):
+        for file in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.readlink(file).startswith("/memfd:"):
+                    status = file.stat()
+                    sizes[status.st_ino] = 512 * status.st_blocks
+    return sizes
+
+
+def _listener(port: int) -> int:
+    """Return the process that listens at the port. Raises LookupError."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            return int(connection.pid)
+    raise LookupError(f"No process of this machine is seen to listen at port {port}.")
+
+
+def _parent(process: int) -> int:
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(process).ppid())
+    return 0

@@ -1,4 +1,4 @@
-"""What locust's HTML report does not say: which objectives were met, what was asked, and what its rows are."""
+"""A section for locust's HTML report: the objectives, the load, and the meaning of its rows."""
 
 import html
 from collections.abc import Sequence
@@ -20,35 +20,31 @@ NOTES = (
 )
 
 
-def told(verdicts: Sequence[Verdict]) -> str:
-    """For the terminal."""
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """Return the verdicts as text for the terminal."""
     missed = sum(not verdict.met for verdict in verdicts)
     last = f"{missed} of {len(verdicts)} SLOs MISSED." if missed else f"All {len(verdicts)} SLOs met."
     return "\n".join([*map(str, verdicts), last])
 
 
-def preface(path: Path, asked: str, verdicts: Sequence[Verdict]) -> None:
-    """Puts a section before everything else in locust's report. asked: the load in one sentence."""
-    said = path.read_text()
-    path.write_text(said.replace("<body>", f"<body>{_section(asked, verdicts)}", 1))
+def preface(path: Path, load: str, verdicts: Sequence[Verdict]) -> None:
+    """Put a section before everything else in locust's report. load: a sentence about it."""
+    path.write_text(path.read_text().replace("<body>", f"<body>{_section(load, verdicts)}", 1))
 
 
-def _section(asked: str, verdicts: Sequence[Verdict]) -> str:
+def _section(load: str, verdicts: Sequence[Verdict]) -> str:
     missed = sum(not verdict.met for verdict in verdicts)
-    verdict = f"{missed} of {len(verdicts)} objectives missed" if missed else "all objectives met"
+    result = f"{missed} of {len(verdicts)} objectives missed" if missed else "all objectives met"
     objectives = "".join(
-        f'<tr><td class="{_mark(one)}">{_mark(one)}</td><td>{html.escape(one.text)}</td>'
-        f"<td>{html.escape(one.seen)}</td></tr>"
-        for one in verdicts
+        f'<tr><td class="{mark}">{mark}</td><td>{html.escape(verdict.text)}</td>'
+        f"<td>{html.escape(verdict.seen)}</td></tr>"
+        for verdict in verdicts
+        for mark in ["met" if verdict.met else "missed"]
     )
     table = f"<table><tr><th></th><th>objective</th><th>seen</th></tr>{objectives}</table>"
     rows = "".join(f"<tr><td>{kind}</td><td>{meaning}</td></tr>" for kind, meaning in KINDS.items())
     return (
-        f'{STYLE}<section id="about"><h1>Load test of Diptych: {verdict if verdicts else "no objectives set"}</h1>'
-        f"<p>{html.escape(asked)}</p>{table if verdicts else ''}"
+        f'{STYLE}<section id="about"><h1>Load test of Diptych: {result if verdicts else "no objectives set"}</h1>'
+        f"<p>{html.escape(load)}</p>{table if verdicts else ''}"
         f"<h2>The types of rows below</h2><table>{rows}</table><p>{NOTES}</p></section>"
     )
-
-
-def _mark(verdict: Verdict) -> str:
-    return "met" if verdict.met else "missed"

@@ -1,4 +1,4 @@
-"""What a load test must show, in words: `TTFT p95 < 500`. Knows no locust: rows are whatever counts as locust's do.
+"""The objectives of a load test, such as `TTFT p95 < 500`. Knows no locust: a row is any object with these counts.
 
     [ROWS] MEASURE COMPARISON LIMIT
 
@@ -6,9 +6,9 @@ ROWS        nothing: all requests together. Otherwise a type of row (one of KIND
             name: `COLUMN`, `COLUMN toy-llava`, `STREAM chat`.
 MEASURE     p50 ... p99.9, mean, max: a time. failures: a share. rate: a number a second.
 COMPARISON  < <= > >=
-LIMIT       a time in ms or s (ms where nothing is said), a share in %, a rate with or without /s.
+LIMIT       a time in ms or s (ms without a unit), a share in %, a rate with or without /s.
 
-Each row has to hold by itself, and the worst one is told; the rates of several rows are added up.
+Each row has to hold by itself, and the worst is shown; the rates of several rows are added up.
 """
 
 import re
@@ -42,12 +42,12 @@ _UNITS = {"rate": ("", "/s"), "failures": ("%",)}
 _TIMES = ("", "ms", "s")
 
 
-class Wrong(ValueError):
-    """What was written is not an objective; the sentence says why."""
+class Invalid(ValueError):
+    """A text that is no objective, or an option that makes no sense: the sentence says why."""
 
 
 class Row(Protocol):
-    """What is read of a row of statistics, as locust's entries have it. Times in ms."""
+    """A row of statistics, as locust's entries are. Times in ms."""
 
     name: str
     method: str
@@ -65,7 +65,7 @@ class Row(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """An objective after the run. seen: the value with its unit, and whose it is."""
+    """An objective after the run. seen: the value with its unit, and its row's name."""
 
     text: str
     met: bool
@@ -77,7 +77,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Slo:
-    """One objective. kind: empty for all requests together. limit: ms, percent or a number a second."""
+    """An objective. kind: empty for all requests together. limit: ms, percent or a number a second."""
 
     text: str
     kind: str
@@ -88,35 +88,35 @@ class Slo:
 
     @classmethod
     def parse(cls, text: str) -> "Slo":
-        """Raises Wrong."""
-        found = _WORDS.fullmatch(text.strip())
-        if found is None:
-            raise Wrong(f"{text!r} is no SLO. Write it as 'TTFT p95 < 500', 'failures < 0.1%' or 'rate > 5'.")
-        kind, measure, unit = (found["kind"] or "").upper(), found["measure"], found["unit"] or ""
+        """Parse an objective. Raises Invalid."""
+        match = _WORDS.fullmatch(text.strip())
+        if match is None:
+            raise Invalid(f"{text!r} is no SLO. Write it as 'TTFT p95 < 500', 'failures < 0.1%' or 'rate > 5'.")
+        kind, measure, unit = (match["kind"] or "").upper(), match["measure"], match["unit"] or ""
         if kind and kind not in KINDS:
-            raise Wrong(f"{text!r}: there are no rows of type {found['kind']}; types: {', '.join(KINDS)}.")
+            raise Invalid(f"{text!r}: there are no rows of type {match['kind']}; types: {', '.join(KINDS)}.")
         if unit not in (allowed := _UNITS.get(measure, _TIMES)):
-            asked = " or ".join(unit or "no unit" for unit in allowed)
-            raise Wrong(f"{text!r}: the limit of {measure} needs {asked}.")
-        limit = float(found["limit"]) * (1000 if unit == "s" else 1)
+            units = " or ".join(unit or "no unit" for unit in allowed)
+            raise Invalid(f"{text!r}: the limit of {measure} needs {units}.")
+        limit = float(match["limit"]) * (1000 if unit == "s" else 1)
         return cls(
-            " ".join(text.split()), kind, tuple((found["name"] or "").split()), measure, found["compared"], limit
+            " ".join(text.split()), kind, tuple((match["name"] or "").split()), measure, match["compared"], limit
         )
 
     def judge(self, rows: Iterable[Row], total: Row) -> Verdict:
-        """rows: every row; total: all requests as one."""
-        mine = [row for row in rows if self._mine(row)] if self.kind else [total]
-        mine = [row for row in mine if row.num_requests]
-        if not mine:
+        """Judge every row that the objective is about; `total` counts all requests together."""
+        own = [row for row in rows if self._is_about(row)] if self.kind else [total]
+        own = [row for row in own if row.num_requests]
+        if not own:
             return Verdict(self.text, False, "nothing was measured")
-        value, whose = self._worst(mine)
-        return Verdict(self.text, _COMPARED[self.compared](value, self.limit), f"{self._said(value)}{whose}")
+        value, name = self._worst(own)
+        return Verdict(self.text, _COMPARED[self.compared](value, self.limit), f"{self._format(value)}{name}")
 
-    def _mine(self, row: Row) -> bool:
+    def _is_about(self, row: Row) -> bool:
         return row.method == self.kind and set(self.name) <= set(row.name.split())
 
     def _worst(self, rows: Sequence[Row]) -> tuple[float, str]:
-        """The value that is held against the limit, and the row that it is from where there are several."""
+        """Return the value to compare with the limit, and in brackets the name of its row."""
         if self.measure == "rate":
             return sum(row.total_rps for row in rows), ""
         ranked = sorted(((self._value(row), row.name) for row in rows), reverse=self.compared[0] == "<")
@@ -133,7 +133,7 @@ class Slo:
                 return 100 * row.fail_ratio
         return row.get_response_time_percentile(float(self.measure[1:]) / 100)
 
-    def _said(self, value: float) -> str:
+    def _format(self, value: float) -> str:
         if self.measure == "rate":
             return f"{value:.2f}/s"
         return f"{value:.2f}%" if self.measure == "failures" else f"{value:.0f} ms"

@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 import pytest
 import uvicorn
 from served import Server, router
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.server.timed_protocol import TimedHttpProtocol
-from loadtest.hostile import wrong
-from loadtest.hostile_inputs import Hostile, form, inputs
-from loadtest.raw_http import Answer, Ask, exchange
+from loadtest.hostile import faults_in
+from loadtest.hostile_inputs import Hostile, inputs
+from loadtest.raw_http import Request, Response, exchange, form
 from serve import loop_lag
 from serve.api.app import create_app
 from serve.api.authentication import Access
@@ -46,7 +46,7 @@ class Watched:
         self._lag.stop()
         self._lag = LoopLag(clock=time.thread_time)
         self._lag.start()
-        await Response(str(worst))(scope, receive, send)
+        await PlainTextResponse(str(worst))(scope, receive, send)
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,10 @@ def address() -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize("hostile", LIGHT, ids=lambda hostile: f"{hostile.kind}: {hostile.name}")
 async def test_hostile_input_is_answered_without_blocking_the_loop(address: tuple[str, int], hostile: Hostile) -> None:
-    asks = hostile.asks()
+    requests = hostile.requests()
     await held(address)
-    answers = await asyncio.gather(*(exchange(*address, ask, hostile.within_s) for ask in asks))
-    assert wrong(hostile, answers) == []
+    answers = await asyncio.gather(*(exchange(*address, request, hostile.within_s) for request in requests))
+    assert faults_in(hostile, answers) == []
     assert await held(address) < HELD_S
     assert await nothing_is_left(address)
 
@@ -75,13 +75,13 @@ async def test_hostile_input_is_answered_without_blocking_the_loop(address: tupl
 async def held(address: tuple[str, int]) -> float:
     """Return the longest block of the server's loop since the last call, in seconds."""
     await asyncio.sleep(3 * EVERY_S)
-    return float((await exchange(*address, Ask("GET", WATCH), 30.0)).body)
+    return float((await exchange(*address, Request("GET", WATCH), 30.0)).body)
 
 
 async def nothing_is_left(address: tuple[str, int]) -> bool:
     """Return whether, within some seconds, only the request for the metrics itself is under way."""
     for _ in range(250):
-        metrics = await exchange(*address, Ask("GET", "/metrics"), 10.0)
+        metrics = await exchange(*address, Request("GET", "/metrics"), 10.0)
         if b"diptych_requests_running 1.0" in metrics.body and b"diptych_memory_held_bytes 0.0" in metrics.body:
             return True
         await asyncio.sleep(0.02)
@@ -95,17 +95,17 @@ def test_each_kind_has_at_least_three_inputs() -> None:
 
 
 def test_faults_of_an_answer_are_listed() -> None:
-    ask = form("/v1/tasks/vqa", {"question": "x"})
-    plain = Hostile("kind", "name", lambda: [ask])
-    refused = Hostile("kind", "name", lambda: [ask], refused=True, param="image")
-    late = Hostile("kind", "name", lambda: [ask], late=True)
+    request = form("/v1/tasks/vqa", {"question": "x"})
+    plain = Hostile("kind", "name", lambda: [request])
+    refused = Hostile("kind", "name", lambda: [request], refused=True, param="image")
+    late = Hostile("kind", "name", lambda: [request], late=True)
     shaped = b'{"error": {"message": "No.", "type": "invalid_request_error", "param": "labels", "code": null}}'
-    assert wrong(plain, [Answer(200), Answer(400, body=shaped), Answer(None)]) == []
-    assert wrong(late, [Answer(503, body=shaped)]) == []
-    assert wrong(late, [Answer(500, body=shaped)]) == ["status 500"]
-    assert wrong(plain, [Answer(503, body=shaped)]) == ["status 503"]
-    assert wrong(plain, [Answer(503, body=shaped.replace(b"null", b'"parse_error"'))]) == []
-    assert wrong(plain, [Answer(0)]) == ["no reply"]
-    assert wrong(plain, [Answer(404, body=b"{}")]) == ["an error of another shape"]
-    assert wrong(refused, [Answer(200)]) == ["it was not refused"]
-    assert wrong(refused, [Answer(400, body=shaped)]) == ["labels was named and not image"]
+    assert faults_in(plain, [Response(200), Response(400, body=shaped), Response(None)]) == []
+    assert faults_in(late, [Response(503, body=shaped)]) == []
+    assert faults_in(late, [Response(500, body=shaped)]) == ["status 500"]
+    assert faults_in(plain, [Response(503, body=shaped)]) == ["status 503"]
+    assert faults_in(plain, [Response(503, body=shaped.replace(b"null", b'"parse_error"'))]) == []
+    assert faults_in(plain, [Response(0)]) == ["no reply"]
+    assert faults_in(plain, [Response(404, body=b"{}")]) == ["an error of another shape"]
+    assert faults_in(refused, [Response(200)]) == ["it was not refused"]
+    assert faults_in(refused, [Response(400, body=shaped)]) == ["labels was named and not image"]

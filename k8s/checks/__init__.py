@@ -1,1 +1,1 @@
-"""What is checked of the manifests, one kind of rule a file. A check gives the faults that it finds, as sentences."""
+"""Checks of the manifests, one kind of rule a file. A check yields faults as sentences."""

@@ -1,14 +1,13 @@
-"""What KubeRay 1.7's operator refuses that its CRDs cannot say, and how its times and ours must follow each other.
+"""Rules of KubeRay 1.7's operator that its CRDs cannot express, and the order of its times and ours.
 
-After ray-operator/controllers/ray/utils/validation.go of v1.7.0, as far as these manifests use what it looks at.
+After ray-operator/controllers/ray/utils/validation.go of v1.7.0, as far as these manifests use its subjects.
 """
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
-from deployments.config import parse_config
-from k8s.checks.rendered import Document, groups
+from deployments.config import ConfigError, parse_config
+from k8s.checks.rendered import Document, environment, groups
 
 LONGEST_S = 600
 """The longest deadline that a request may ask for."""
@@ -16,30 +15,24 @@ NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 def kuberay(service: Document) -> Iterator[str]:
-    """Every fault of a RayService, as a sentence."""
+    """Yield every fault of a RayService as a sentence."""
     spec = service["spec"]
     cluster = spec["rayClusterConfig"]
     name = service["metadata"]["name"]
     if len(name) > 47 or not NAME.fullmatch(name):
         yield f"the name {name!r} is no DNS-1035 label of at most 47 characters"
     autoscaled = cluster.get("enableInTreeAutoscaling", False)
-    if "headService" in cluster["headGroupSpec"] and cluster["headGroupSpec"]["headService"]["metadata"].get("name"):
-        yield "headService must have no name"
     version = tuple(int(part) for part in cluster.get("rayVersion", "0").split("."))
     if cluster.get("authOptions", {}).get("mode") == "token" and version < (2, 52, 0):
         yield "authOptions.mode token needs rayVersion 2.52.0 or later"
-    if cluster.get("authOptions", {}).get("enableK8sTokenAuth"):
-        yield "authOptions.enableK8sTokenAuth is not for a RayService"
     yield from _fault_tolerance(service, cluster)
-    for called, group in groups(service):
-        yield from _group(called, group, autoscaled)
-    if cluster.get("autoscalerOptions", {}).get("idleTimeoutSeconds", 0) < 0:
-        yield "autoscalerOptions.idleTimeoutSeconds is negative"
+    for group_name, group in groups(service):
+        yield from _group(group_name, group, autoscaled)
     if spec.get("rayClusterDeletionDelaySeconds", 60) < LONGEST_S:
         yield f"rayClusterDeletionDelaySeconds is less than a request may take ({LONGEST_S} s): upgrades would cut it"
     strategy = spec.get("upgradeStrategy", {})
     if strategy.get("type") == "NewClusterWithIncrementalUpgrade":
-        yield from _by_steps(strategy.get("clusterUpgradeOptions"), autoscaled)
+        yield from _incremental_upgrade(strategy.get("clusterUpgradeOptions"), autoscaled)
     yield from _service(spec, cluster)
     yield from _times(service)
 
@@ -54,19 +47,16 @@ def _group(name: str, group: Document, autoscaled: bool) -> Iterator[str]:
             yield f"{name}: minReplicas {fewest}, replicas {group.get('replicas')}, maxReplicas {most} are out of order"
     if group.get("resources") and {"num-cpus", "num-gpus", "memory", "resources"} & start.keys():
         yield f"{name} has resources both in rayStartParams and beside them"
-    if "labels" in start:
-        yield f"{name}: rayStartParams.labels is refused"
     if autoscaled and pod.get("restartPolicy", "Never") != "Never":
         yield f"{name}: restartPolicy must be Never with the second autoscaler"
 
 
 def _fault_tolerance(service: Document, cluster: Document) -> Iterator[str]:
-    options = cluster.get("gcsFaultToleranceOptions")
     head = cluster["headGroupSpec"]
-    names = {one["name"] for one in head["template"]["spec"]["containers"][0].get("env", [])}
+    names = environment(head).keys()
     if "redis-username" in head["rayStartParams"] or "REDIS_USERNAME" in names:
         yield "Redis' user belongs into gcsFaultToleranceOptions"
-    if options is None:
+    if "gcsFaultToleranceOptions" not in cluster:
         if "RAY_REDIS_ADDRESS" in names:
             yield "RAY_REDIS_ADDRESS is set without gcsFaultToleranceOptions"
         return
@@ -77,7 +67,7 @@ def _fault_tolerance(service: Document, cluster: Document) -> Iterator[str]:
         yield "an annotation about fault tolerance contradicts gcsFaultToleranceOptions"
 
 
-def _by_steps(options: Document | None, autoscaled: bool) -> Iterator[str]:
+def _incremental_upgrade(options: Document | None, autoscaled: bool) -> Iterator[str]:
     if not autoscaled:
         yield "an incremental upgrade needs enableInTreeAutoscaling"
     if options is None:
@@ -93,31 +83,29 @@ def _by_steps(options: Document | None, autoscaled: bool) -> Iterator[str]:
 
 
 def _service(spec: Document, cluster: Document) -> Iterator[str]:
-    """Pods that do not serve must not become endpoints: see base/rayservice.yaml."""
-    by_steps = spec.get("upgradeStrategy", {}).get("type") == "NewClusterWithIncrementalUpgrade"
+    """Find pods that do not serve and would become endpoints: see base/rayservice.yaml."""
+    incremental = spec.get("upgradeStrategy", {}).get("type") == "NewClusterWithIncrementalUpgrade"
     named = [port for port in spec.get("serveService", {}).get("spec", {}).get("ports", []) if port["name"] == "serve"]
     ports = cluster["headGroupSpec"]["template"]["spec"]["containers"][0].get("ports", [])
-    if by_steps and "serve" not in {port.get("name") for port in ports}:
+    if incremental and "serve" not in {port.get("name") for port in ports}:
         yield "an incremental upgrade takes the service's port from the head's port named serve, and there is none"
     for group in cluster["workerGroupSpecs"]:
         container = group["template"]["spec"]["containers"][0]
         serves = "serve" in {port.get("name") for port in container.get("ports", [])}
-        by_name = not by_steps and bool(named) and all(port.get("targetPort") == "serve" for port in named)
+        by_name = not incremental and bool(named) and all(port.get("targetPort") == "serve" for port in named)
         if not serves and not by_name and "readinessProbe" in container:
             yield f"{group['groupName']} serves nothing and would be an endpoint: without a probe of its own it is not"
 
 
 def _times(service: Document) -> Iterator[str]:
-    """A pod's grace > Ray's drain > what a replica has to finish."""
-    args = parse_config(service["spec"]["serveConfigV2"], "serveConfigV2").args
-    slowest = max(args.gateway.drain_s + args.gateway.leave_s, *(one.drain_s for one in args.engines().values()))
+    """Hold this order: a pod's grace > Ray's drain > the time that a replica has to finish."""
+    try:
+        args = parse_config(service["spec"]["serveConfigV2"], "serveConfigV2").args
+    except ConfigError:
+        return  # `serve_config` has the reason
+    slowest = max(args.gateway.drain_s + args.gateway.leave_s, *(model.drain_s for model in args.engines().values()))
     for name, group in groups(service):
-        pod = group["template"]["spec"]
-        drain = float(_env(pod["containers"][0]).get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", 30))
-        if name != "head" and not slowest < drain < pod.get("terminationGracePeriodSeconds", 30):
-            grace = pod.get("terminationGracePeriodSeconds", 30)
+        grace = group["template"]["spec"].get("terminationGracePeriodSeconds", 30)
+        drain = float(environment(group).get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S") or 30)
+        if name != "head" and not slowest < drain < grace:
             yield f"{name}: grace ({grace} s) must exceed Ray's drain ({drain:g} s), and that drain_s ({slowest:g} s)"
-
-
-def _env(container: Document) -> dict[str, Any]:
-    return {one["name"]: one.get("value") for one in container.get("env", [])}

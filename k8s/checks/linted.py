@@ -1,4 +1,4 @@
-"""checkov over the pod templates and the Dockerfiles; its requirements quarrel with ours, so it stands elsewhere."""
+"""Runs checkov on pod templates and Dockerfiles, from its own environment: its requirements conflict with ours."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from k8s.checks.rendered import Document
 PODS = {
     "CKV_K8S_8": "KubeRay gives Ray's pods their liveness probes; jobs need none",
     "CKV_K8S_9": "KubeRay gives the head and, in one mode, the models' pods their readiness probes; jobs need none",
-    "CKV_K8S_14": "the tag is the reader's: registry.example.com is nobody's registry",
+    "CKV_K8S_14": "the tag is the reader's: registry.example.com is a placeholder",
     "CKV_K8S_43": "the digest, too: kustomize edit set image diptych=...@sha256:...",
     "CKV_K8S_15": "what is pinned by its digest need not be pulled again",
     "CKV_K8S_22": "the NVIDIA runtime writes into GPU pods; all others are read-only, by `writable`",
@@ -26,18 +26,18 @@ FILES = {
 }
 
 
-def pods(checkov: Path, found: list[Document], policies: list[Document], folder: Path) -> Iterator[str]:
-    """The faults of pods under the network policies beside them. folder: where to put them for checkov."""
+def pods(checkov: Path, pods: list[Document], policies: list[Document], folder: Path) -> Iterator[str]:
+    """Yield the faults of pods under the network policies beside them. folder: for a file that checkov reads."""
     file = folder / "pods.yaml"
-    file.write_text(yaml.safe_dump_all(found + policies))
+    file.write_text(yaml.safe_dump_all(pods + policies))
     for resource, check, words in _failed(checkov, "kubernetes", file, PODS):
         if not (check in HEADS and resource.endswith("-head")):
             yield f"{resource}: {check} {words}"
 
 
-def writable(found: list[Document]) -> Iterator[str]:
-    """Containers that may write into their image though no GPU's runtime has to."""
-    for pod in found:
+def writable(pods: list[Document]) -> Iterator[str]:
+    """Yield the containers that may write into their image though no GPU's runtime has to."""
+    for pod in pods:
         for container in pod["spec"]["containers"]:
             gpus = container["resources"]["limits"].get("nvidia.com/gpu")
             if not gpus and not container["securityContext"].get("readOnlyRootFilesystem"):
@@ -50,15 +50,15 @@ def dockerfile(checkov: Path, file: Path) -> Iterator[str]:
 
 
 def _failed(checkov: Path, framework: str, file: Path, skipped: dict[str, str]) -> Iterator[tuple[str, str, str]]:
-    """What failed: the resource, the check, its words."""
+    """Yield each failed check: (resource, id, description)."""
     command = [str(checkov), "--framework", framework, "--file", str(file), "--skip-check", ",".join(skipped)]
     command += ["--compact", "--quiet", "--skip-download", "--output", "json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     try:
-        told = json.loads(done.stdout)
+        output = json.loads(done.stdout)
     except ValueError:
         yield str(file), "checkov did not run:", " ".join((done.stdout + done.stderr).split())[-300:]
         return
-    for report in told if isinstance(told, list) else [told]:
-        for one in report.get("results", {}).get("failed_checks", []):
-            yield one["resource"], one["check_id"], one["check_name"]
+    for report in output if isinstance(output, list) else [output]:
+        for failed in report.get("results", {}).get("failed_checks", []):
+            yield failed["resource"], failed["check_id"], failed["check_name"]

@@ -1,4 +1,4 @@
-"""What kustomize makes of an overlay."""
+"""Overlays as kustomize renders them, and their parts."""
 
 import shutil
 import subprocess
@@ -13,11 +13,11 @@ Document = dict[str, Any]
 
 
 class Broken(Exception):
-    """kustomize could not render it, and says why."""
+    """An overlay that kustomize could not render, with its reason."""
 
 
 def overlays(folder: Path = FOLDER) -> list[Path]:
-    """Everything that is applied: the overlays, and the load test."""
+    """Return all folders to apply: the overlays, and the load test."""
     return [*sorted((folder / "overlays").iterdir()), folder / "loadtest"]
 
 
@@ -26,7 +26,7 @@ def able() -> bool:
 
 
 def rendered(overlay: Path) -> list[Document]:
-    """Its documents. Raises Broken."""
+    """Render an overlay to its documents. Raises Broken."""
     done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, timeout=60)
     if done.returncode != 0:
         raise Broken(" ".join(done.stderr.split()))
@@ -38,16 +38,22 @@ def of_kind(documents: list[Document], kind: str) -> list[Document]:
 
 
 def groups(service: Document) -> Iterator[tuple[str, Document]]:
-    """The head and the worker groups of a RayService, by name."""
+    """Yield the head and the worker groups of a RayService, with their names."""
     cluster = service["spec"]["rayClusterConfig"]
     yield "head", cluster["headGroupSpec"]
     for group in cluster["workerGroupSpecs"]:
         yield group["groupName"], group
 
 
+def environment(group: Document) -> dict[str, str | None]:
+    """Return the variables of a group's first container; None for a value that comes from elsewhere."""
+    variables = group["template"]["spec"]["containers"][0].get("env", [])
+    return {variable["name"]: variable.get("value") for variable in variables}
+
+
 def pods(documents: list[Document]) -> list[Document]:
-    """Every pod template as a Pod of its own, for checks that know no RayService."""
-    found = []
+    """Return every pod template as a Pod of its own, for checks that know no RayService."""
+    pods = []
     for document in documents:
         name, namespace = document["metadata"]["name"], document["metadata"].get("namespace", "default")
         templates = {}
@@ -55,7 +61,7 @@ def pods(documents: list[Document]) -> list[Document]:
             templates = {f"{name}-{group}": spec["template"] for group, spec in groups(document)}
         elif document["kind"] in ("Job", "StatefulSet", "Deployment"):
             templates = {name: document["spec"]["template"]}
-        for called, template in templates.items():
-            metadata = {**template.get("metadata", {}), "name": called, "namespace": namespace}
-            found.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
-    return found
+        for pod, template in templates.items():
+            metadata = {**template.get("metadata", {}), "name": pod, "namespace": namespace}
+            pods.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+    return pods

@@ -1,4 +1,4 @@
-"""The alerts: promtool on their syntax and their tests, and every name held against what is counted."""
+"""Checks of the alerts: promtool on their syntax and their tests, and that every metric in them exists."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from serve.api.metrics import Metrics
 
 NAME = re.compile(r"\b(?:ray_)?diptych_\w+")
 BY_REPLICAS = {"ray_diptych_orphans_total", "ray_diptych_event_loop_lag_seconds"}
-"""What deployments/replica.py counts, through Ray."""
+"""The metrics of deployments/replica.py, which Ray exports."""
 
 
 def able() -> bool:
@@ -22,16 +22,16 @@ def able() -> bool:
 
 
 def counted() -> set[str]:
-    """Every series that gateways and replicas can show."""
-    found = set(BY_REPLICAS)
+    """Return the names of all series that gateways and replicas export."""
+    series = set(BY_REPLICAS)
     for metric in Metrics().registry.collect():
         ends = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(metric.type, [""])
-        found |= {metric.name + end for end in ends}
-    return found
+        series |= {metric.name + end for end in ends}
+    return series
 
 
 def names(rules: Document) -> Iterator[str]:
-    """The names in a PrometheusRule's expressions that nothing counts."""
+    """Yield the names in a PrometheusRule's expressions that no metric has."""
     known = counted()
     for group in rules["spec"]["groups"]:
         for rule in group["rules"]:
@@ -40,7 +40,7 @@ def names(rules: Document) -> Iterator[str]:
 
 
 def promtool(rules: Document, tests: Path) -> Iterator[str]:
-    """What promtool says of a PrometheusRule, and of its tests."""
+    """Yield the errors that promtool finds in a PrometheusRule and in its tests."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "rules.yaml").write_text(yaml.safe_dump(rules["spec"]))
         shutil.copy(tests, folder)

@@ -1,4 +1,4 @@
-"""Kubernetes' own kinds against its schemas, others against their CRDs: no unknown field, no wrong type."""
+"""Validates Kubernetes' own kinds by its schemas, others by their CRDs: no unknown field, no wrong type."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,31 +16,25 @@ Definitions = dict[Kind, Draft202012Validator]
 
 
 def core(documents: list[Document]) -> Iterator[str]:
-    """The kinds that Kubernetes brings; what it does not know is left to `custom`."""
+    """Yield the faults of the kinds that Kubernetes brings; those of others are for `custom`."""
     for document in documents:
-        try:
-            kubernetes_validate.validate(document, VERSION, strict=True)
-        except kubernetes_validate.SchemaNotFoundError:
-            continue
-        except kubernetes_validate.ValidationError as error:
-            yield f"{named(document)}: {'.'.join(map(str, error.path))}: {error.message}"
+        fault = _validate(document)
+        if isinstance(fault, kubernetes_validate.ValidationError):
+            yield f"{named(document)}: {'.'.join(map(str, fault.path))}: {fault.message}"
 
 
-def known(document: Document) -> bool:
-    """Whether Kubernetes itself has this kind."""
+def _validate(document: Document) -> Exception | None:
     try:
         kubernetes_validate.validate(document, VERSION, strict=True)
-    except kubernetes_validate.SchemaNotFoundError:
-        return False
-    except kubernetes_validate.ValidationError:
-        pass
-    return True
+    except (kubernetes_validate.SchemaNotFoundError, kubernetes_validate.ValidationError) as error:
+        return error  # type: ignore[no-any-return]
+    return None
 
 
 def definitions(folder: Path) -> Definitions:
-    """The CRDs of a folder, by apiVersion and kind."""
+    """Read the CRDs of a folder, by apiVersion and kind."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    found = {}
+    validators = {}
     for file in sorted(folder.glob("*.yaml")):
         for crd in yaml.load_all(file.read_text(), Loader=loader):
             if crd and crd.get("kind") == "CustomResourceDefinition":
@@ -49,14 +43,14 @@ def definitions(folder: Path) -> Definitions:
                     schema = closed(version["schema"]["openAPIV3Schema"])
                     schema["properties"] |= {"apiVersion": {}, "kind": {}, "metadata": {"type": "object"}}
                     kind = f"{spec['group']}/{version['name']}", spec["names"]["kind"]
-                    found[kind] = Draft202012Validator(schema)
-    return found
+                    validators[kind] = Draft202012Validator(schema)
+    return validators
 
 
 def custom(documents: list[Document], crds: Definitions) -> Iterator[str]:
-    """All other kinds. One without a CRD is a fault: nobody has looked at it."""
+    """Yield the faults of all other kinds. A kind without a CRD is a fault, as it cannot be checked."""
     for document in documents:
-        if known(document):
+        if not isinstance(_validate(document), kubernetes_validate.SchemaNotFoundError):
             continue
         validator = crds.get((document["apiVersion"], document["kind"]))
         if validator is None:
@@ -71,37 +65,31 @@ def named(document: Document) -> str:
 
 
 def closed(schema: Any) -> Any:
-    """A CRD's structural schema as JSON Schema, with what the API server does beside it: unknown fields are refused
-    (where it would drop them), defaults fill what is required, an int-or-string is either."""
+    """Convert a CRD's structural schema to JSON Schema with the API server's rules: unknown fields are refused (where
+    it would drop them), defaults fill what is required, an int-or-string is either."""
     if isinstance(schema, list):
-        return [closed(one) for one in schema]
+        return [closed(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    made: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key == "properties":
-            made[key] = {name: closed(one) for name, one in value.items()}
-        elif key in ("items", "additionalProperties", "not", "allOf", "anyOf", "oneOf"):
-            made[key] = closed(value)
-        else:
-            made[key] = value
+    converted = dict(schema)
+    for key in {"items", "additionalProperties", "not", "allOf", "anyOf", "oneOf"} & schema.keys():
+        converted[key] = closed(schema[key])
     if schema.get("x-kubernetes-int-or-string"):
-        made.pop("format", None)
-        made["type"] = ["integer", "string"]
-    if schema.get("nullable") and isinstance(made.get("type"), str):
-        made["type"] = [made["type"], "null"]
+        converted.pop("format", None)
+        converted["type"] = ["integer", "string"]
+    if schema.get("nullable") and isinstance(converted.get("type"), str):
+        converted["type"] = [converted["type"], "null"]
     if "properties" in schema:
         fields = schema["properties"]
-        made["required"] = [name for name in schema.get("required", []) if "default" not in fields.get(name, {})]
+        converted["properties"] = {name: closed(field) for name, field in fields.items()}
+        converted["required"] = [name for name in schema.get("required", []) if "default" not in fields.get(name, {})]
         if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            made.setdefault("additionalProperties", False)
-    return made
+            converted.setdefault("additionalProperties", False)
+    return converted
 
 
 def pruned(value: Any) -> Any:
-    """Without nulls, which the API server takes for nothing."""
+    """Return the value without nulls, which mean nothing to the API server."""
     if isinstance(value, dict):
-        return {key: pruned(one) for key, one in value.items() if one is not None}
-    if isinstance(value, list):
-        return [pruned(one) for one in value]
-    return value
+        return {key: pruned(item) for key, item in value.items() if item is not None}
+    return [pruned(item) for item in value] if isinstance(value, list) else value

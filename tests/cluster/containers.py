@@ -1,4 +1,4 @@
-"""A pod's container of a real image, by runc, as its template wants it: its user, what it may write to, its memory.
+"""A pod's container of a real image, by runc, with its template's user, volumes, read-only files and memory limit.
 
 runc is what container engines call; it needs no daemon and joins the network namespace that the pod has already. podman
 has built the image and lends its files. Not applied: seccomp's default profile.
@@ -18,12 +18,12 @@ UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 class Unable(Exception):
-    """Why there can be no such container here."""
+    """The reason why there can be no such container or cluster here."""
 
 
 @dataclass
 class Image:
-    """Its files, and what it sets in the environment."""
+    """An image: its files, environment and working directory."""
 
     files: Path
     env: dict[str, str]
@@ -32,41 +32,46 @@ class Image:
 
 @contextmanager
 def image(name: str) -> Iterator[Image]:
-    """One that podman has. Raises Unable."""
+    """Mount an image that podman has. Raises Unable."""
     for program in ("podman", "runc"):
         if shutil.which(program) is None:
             raise Unable(f"containers of {name} need {program}")
-    config = json.loads(_podman("image", "inspect", name))[0]["Config"]
-    lent = _podman("create", name).strip()  # with a layer of its own, in which runc makes the places to mount at
+    config = json.loads(run("podman", "image", "inspect", name))[0]["Config"]
+    container = run(
+        "podman", "create", name
+    ).strip()  # with a layer of its own, in which runc makes the places to mount at
     try:
-        files = Path(_podman("mount", lent).strip())
-        yield Image(files, dict(one.split("=", 1) for one in config["Env"]), config["WorkingDir"])
+        files = Path(run("podman", "mount", container).strip())
+        yield Image(files, dict(line.split("=", 1) for line in config["Env"]), config["WorkingDir"])
     finally:
-        _podman("rm", "--force", lent)
+        run("podman", "rm", "--force", container)
 
 
 def command(
-    of: Image, name: str, spec: Mapping[str, Any], line: list[str], env: Mapping[str, str], space: str, folder: Path
+    image: Image, name: str, spec: Mapping[str, Any], line: list[str], env: Mapping[str, str], space: str, folder: Path
 ) -> list[str]:
-    """What runs `line` as the first container of a pod's spec. Its bundle, and its Secrets' files, lie in `folder`."""
+    """Return the command that runs `line` in the first container of a pod's spec.
+
+    folder: for its bundle and its Secrets' files.
+    """
     container = spec["containers"][0]
-    user, may = spec["securityContext"], container["securityContext"]
+    user, security = spec["securityContext"], container["securityContext"]
     config = {
         "ociVersion": "1.0.2",
         "hostname": name,
         "process": {
             "user": {"uid": user["runAsUser"], "gid": user["runAsGroup"]},
             "args": line,
-            "cwd": of.folder,
-            "env": [f"{key}={value}" for key, value in {**of.env, **env}.items()],
-            "capabilities": {},  # may.capabilities.drop is ALL: `make k8s-check` holds it
-            "noNewPrivileges": not may["allowPrivilegeEscalation"],
+            "cwd": image.folder,
+            "env": [f"{key}={value}" for key, value in {**image.env, **env}.items()],
+            "capabilities": {},  # capabilities.drop is ALL: `make k8s-check` holds it
+            "noNewPrivileges": not security["allowPrivilegeEscalation"],
         },
-        "root": {"path": str(of.files), "readonly": may["readOnlyRootFilesystem"]},
+        "root": {"path": str(image.files), "readonly": security["readOnlyRootFilesystem"]},
         "mounts": [*_system(), *_volumes(spec, container, folder)],
         "linux": {
             "namespaces": [
-                *({"type": one} for one in NAMESPACES),
+                *({"type": kind} for kind in NAMESPACES),
                 {"type": "network", "path": f"/run/netns/{space}"},
             ],
             "resources": {"memory": {"limit": _bytes(container["resources"]["limits"]["memory"])}},
@@ -80,7 +85,7 @@ def command(
 
 
 def remove(name: str) -> None:
-    """What may be left of one, also of a run that was killed: without runc there was none."""
+    """Delete what may be left of a container, also of a run that was killed."""
     if shutil.which("runc") is not None:
         subprocess.run(["runc", "delete", "--force", name], capture_output=True)
 
@@ -88,7 +93,7 @@ def remove(name: str) -> None:
 def _system() -> Iterator[dict[str, Any]]:
     yield {"destination": "/proc", "type": "proc", "source": "proc"}
     yield {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}
-    yield _tmpfs("/dev/shm", "mode=1777", "size=64m")  # what a pod without a volume there has
+    yield _tmpfs("/dev/shm", "mode=1777", "size=64m")  # the default of a pod without a volume there
     yield {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "ro"]}
 
 
@@ -116,8 +121,9 @@ def _bytes(quantity: str) -> int:
     return int(quantity[:-2]) * UNITS[quantity[-2:]]
 
 
-def _podman(*words: str) -> str:
-    done = subprocess.run(["podman", *words], capture_output=True, text=True)
+def run(*words: str) -> str:
+    """Run a command and return its output. Raises Unable."""
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:
-        raise Unable(f"podman {' '.join(words)}: {done.stderr.strip()}")
+        raise Unable(f"{' '.join(words)}: {done.stderr.strip()}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""`make k8s-drill`: the overlay cpu-demo on a cluster of network namespaces, through what befalls a cluster.
+"""`make k8s-drill`: the overlay cpu-demo on a cluster of network namespaces, through changes and failures.
 
 The rendered serveConfigV2 is handed to Ray as KubeRay does. Then a fan-out through every gateway's pod, and under load:
 a changed config; a gateway's pod killed; the other one drained; the models' pod killed.
@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import yaml
 from cluster import containers
 from cluster.endpoints import Service
 from cluster.nodes import Cluster, Pod, cluster
-from cluster.prometheus import Prometheus, able, prometheus
+from cluster.prometheus import able, prometheus, query
 from k8s.checks import rendered
 from k8s.dashboards import expressions
 from serve.api.keys import new_key
@@ -32,14 +32,14 @@ from serve.toy import world
 
 SCENE = Path(__file__).parents[2] / "serve" / "toy" / "scenes" / "three.png"
 ORIGIN = "https://rolled.example.com"
-"""Let in by the changed config alone."""
+"""An origin that only the changed config allows."""
 START_S = 240.0
 WATCH_S = 90.0
-RATE, ASKERS = 4.0, 4
+RATE, CLIENTS, USERS = 4.0, 4, 4
 BOX = "".join(f"<loc{at:04}>" for at in (100, 100, 500, 500))
 MASK = BOX + "".join(f"<seg{at:03}>" for at in range(16))
 LABELS = [f"{color} {kind}" for color in world.COLORS for kind in world.SHAPES]
-"""All that locust can ask for: a label that was not asked for is no answer."""
+"""All labels that locust can ask for: a label that was not asked for is no answer."""
 REPLIES = {
     "": "three",
     "bounding box coordinate": "[0.10, 0.10, 0.50, 0.50]",
@@ -50,21 +50,20 @@ SIMULATED = {"replies": REPLIES, "first_delay_s": 0.05, "start_s": 3.0}
 
 
 class Missed(Exception):
-    """What did not come true, in one sentence."""
+    """An outcome other than the expected one, in a sentence."""
 
 
 @dataclass
 class Load:
-    """What those saw who asked all the while. late: how long after it began the last one failed, in seconds."""
+    """Requests sent during a step. late: the seconds from its beginning to the last failure."""
 
-    asked: int = 0
+    requests: int = 0
     failed: int = 0
-    partial: int = 0
     late: float | None = None
 
 
 class Drill:
-    """One cluster, and those who ask it."""
+    """A cluster and its clients."""
 
     def __init__(self, nodes: Cluster, service: rendered.Document, simulated: bool) -> None:
         self.nodes = nodes
@@ -74,7 +73,7 @@ class Drill:
         keys.write_text(entry + "\n")
         self.config = yaml.safe_load(service["spec"]["serveConfigV2"])
         args = self.config["applications"][0]["args"]
-        if not nodes.containers:  # there it is mounted where the manifest says
+        if not nodes.containers:  # in a container it is mounted at the manifest's path
             args["gateway"]["keys_file"] = str(keys)
         if simulated:
             args["gateway"]["leave_s"] = SIMULATED_LEAVE_S
@@ -95,14 +94,14 @@ class Drill:
         self.question = {"image": picture, "question": "how many shapes are there?", "deadline_s": 30}
 
     def deploy(self) -> None:
-        """Hand the config over, as KubeRay does."""
+        """Send the config to Ray, as KubeRay does."""
         wait(lambda: self._get("/api/serve/applications/") is not None, 60, "Ray's dashboard does not answer")
         self.ray.put("/api/serve/applications/", json=self.config).raise_for_status()
 
     def running(self) -> bool:
-        """Whether all of it is as the config says."""
-        told = self._get("/api/serve/applications/") or {}
-        application = told.get("applications", {}).get("diptych", {})
+        """Return whether the application runs with this config. Raises Missed where Serve could not deploy it."""
+        state = self._get("/api/serve/applications/") or {}
+        application = state.get("applications", {}).get("diptych", {})
         if application.get("status") == "DEPLOY_FAILED":
             raise Missed(f"Serve could not deploy it: {application.get('message')}")
         self.status = str(application.get("status")), str(application.get("message"))
@@ -116,24 +115,26 @@ class Drill:
         except httpx.HTTPError:
             return None
 
-    def ask(self, url: str, **headers: str) -> httpx.Response:
-        """One fan-out, over a connection of its own."""
+    def ask(self, url: str, **headers: str) -> httpx.Response | None:
+        """Ask for a fan-out over a new connection. Return None where the connection breaks."""
         with httpx.Client(trust_env=False, timeout=40) as client:
-            return client.post(f"{url}/v1/tasks/vqa", json=self.question, headers={**self.headers, **headers})
+            try:
+                return client.post(f"{url}/v1/tasks/vqa", json=self.question, headers={**self.headers, **headers})
+            except httpx.HTTPError:
+                return None
 
     def whole(self, url: str) -> bool:
-        """Whether every column answers there."""
-        try:
-            reply = self.ask(url)
-        except httpx.HTTPError:
+        """Return whether every column answers at this URL."""
+        reply = self.ask(url)
+        if reply is None or reply.status_code != 200:
             return False
-        return reply.status_code == 200 and all(bool(one["status"] == "ok") for one in reply.json()["replies"])
+        return all(bool(column["status"] == "ok") for column in reply.json()["replies"])
 
     def logged(self, pod: Pod) -> bool:
-        """Whether what its first process writes to, as `kubectl logs` shows it, has a line for a question."""
+        """Return whether the output of the pod's first process (`kubectl logs`) gets a line for a request."""
         name = f"drill-{time.monotonic_ns()}"
         self.ask(self.url(pod), **{"x-request-id": name})
-        for _ in range(20):  # the line is written when the reply has gone
+        for _ in range(20):  # the line is written after the reply
             lines = [line for line in pod.log.read_text(errors="replace").splitlines() if name in line]
             if lines:
                 return [json.loads(line)["route"] for line in lines] == ["/v1/tasks/vqa"]
@@ -143,82 +144,70 @@ class Drill:
     def url(self, pod: Pod) -> str:
         return f"http://{pod.address}:{self.service.port}"
 
-    @contextmanager
-    def troubled(self) -> Iterator[None]:
-        """Beside it, deadlines that no model keeps, and clients who leave, at every gateway."""
-        stop = threading.Event()
-
-        def one() -> None:
-            with httpx.Client(trust_env=False, headers=self.headers, timeout=10) as client:
-                while not stop.wait(1.0):
-                    for pod in self.nodes.of("gateway"):
-                        path = f"{self.url(pod)}/v1/tasks/vqa"
-                        client.post(path, json={**self.question, "deadline_s": 0.01})
-                        with client.stream("POST", path, json={**self.question, "stream": True}):
-                            pass
-
-        thread = threading.Thread(target=one)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+    def send_failing(self, stop: threading.Event) -> None:
+        """Send requests with deadlines that no model keeps, and streams that are left, to every gateway."""
+        with httpx.Client(trust_env=False, headers=self.headers, timeout=10) as client:
+            while not stop.wait(1.0):
+                for pod in self.nodes.of("gateway"):
+                    path = f"{self.url(pod)}/v1/tasks/vqa"
+                    client.post(path, json={**self.question, "deadline_s": 0.01})
+                    with client.stream("POST", path, json={**self.question, "stream": True}):
+                        pass
 
     @contextmanager
     def load(self) -> Iterator[Load]:
-        """Fan-outs to the service, while the block runs."""
-        load, stop, began = Load(), threading.Event(), time.monotonic()
-        lock = threading.Lock()
+        """Send fan-outs to the service until the block ends."""
+        load, began, lock = Load(), time.monotonic(), threading.Lock()
 
-        def one() -> None:
+        def send(stop: threading.Event) -> None:
             while not stop.is_set():
                 sent = time.monotonic()
-                try:
-                    reply = self.ask(self.service.url)
-                    good = reply.status_code == 200
-                    part = good and any(column["status"] != "ok" for column in reply.json()["replies"])
-                except httpx.HTTPError:
-                    good = part = False
+                reply = self.ask(self.service.url)
+                good = reply is not None and reply.status_code == 200
                 with lock:
-                    load.asked += 1
+                    load.requests += 1
                     load.failed += not good
-                    load.partial += part
                     if not good:
                         load.late = time.monotonic() - began
-                stop.wait(max(0.0, 1 / RATE * ASKERS - (time.monotonic() - sent)))
+                stop.wait(max(0.0, 1 / RATE * CLIENTS - (time.monotonic() - sent)))
 
-        threads = [threading.Thread(target=one) for _ in range(ASKERS)]
-        for thread in threads:
-            thread.start()
-        try:
+        with beside(*[send] * CLIENTS):
             yield load
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
+
+
+@contextmanager
+def beside(*functions: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run each function in a thread while the block runs; the event tells them to end."""
+    stop = threading.Event()
+    threads = [threading.Thread(target=function, args=(stop,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: all came true; 1: something did not; 2: there can be no such cluster here."""
+    """Return 0 where every step went as expected, 1 where one did not, 2 where there can be no such cluster here."""
     parser = argparse.ArgumentParser("cluster.drill", description=__doc__.partition("\n")[0])
     parser.add_argument("--simulated", action="store_true", help="models without weights: a minute instead of five")
-    names = [step.__name__ for step in STEPS]
-    parser.add_argument("--steps", type=lambda text: text.split(","), default=names, help=f"of {','.join(names)}")
     parser.add_argument("--image", help="of podman's: each pod a container of it, under the manifest's restrictions")
-    parser.add_argument("--users", type=int, default=4, help="of locust, while the config changes")
     options = parser.parse_args(argv)
-    if unknown := set(options.steps) - set(names):
-        parser.error(f"--steps: there is no {', '.join(sorted(unknown))}")
     service = rendered.of_kind(rendered.rendered(rendered.FOLDER / "overlays" / "cpu-demo"), "RayService")[0]
     try:
-        with _image(options.image) as image, cluster(service, image) as nodes:
+        with (
+            containers.image(options.image) if options.image else nullcontext() as image,
+            cluster(service, image) as nodes,
+        ):
             drill = Drill(nodes, service, options.simulated)
             with drill.service.running():
-                for step in (step for step in STEPS if step.__name__ in options.steps):
+                for step in STEPS:
                     began = time.monotonic()
-                    told = step(drill, options.users)
-                    print(f"ok    {step.__name__}: {told} ({time.monotonic() - began:.0f} s)", flush=True)
+                    outcome = step(drill)
+                    print(f"ok    {step.__name__}: {outcome} ({time.monotonic() - began:.0f} s)", flush=True)
     except containers.Unable as unable:
         print(f"SKIPPED  the cluster: {unable}", flush=True)
         return 2
@@ -228,12 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _image(name: str | None) -> AbstractContextManager[containers.Image | None]:
-    return nullcontext() if name is None else containers.image(name)
-
-
-def start(drill: Drill, _users: int) -> str:
-    """Deployed, and a fan-out through each gateway's pod has every column."""
+def start(drill: Drill) -> str:
+    """Deploy it: a fan-out through each gateway's pod has every column."""
     drill.deploy()
     wait(drill.running, START_S, lambda: f"the application is not RUNNING but {drill.status}")
     gateways = drill.nodes.of("gateway")
@@ -244,31 +229,36 @@ def start(drill: Drill, _users: int) -> str:
     return f"{len(drill.nodes.pods)} pods, a whole fan-out through each of {len(gateways)} gateways"
 
 
-def watch(drill: Drill, _users: int) -> str:
-    """Every panel of the dashboards, of a Prometheus that scrapes these pods, shows something."""
+def watch(drill: Drill) -> str:
+    """Query every panel of the dashboards from a Prometheus that scrapes these pods: each gives data."""
     if not able():
         return "SKIPPED: prometheus is not installed"
     gateways = [f"{pod.address}:{drill.service.port}" for pod in drill.nodes.of("gateway")]
     nodes = [f"{pod.address}:8080" for pod in drill.nodes.pods]
-    with drill.load(), drill.troubled(), prometheus(drill.nodes.folder, gateways, drill.key, nodes) as running:
-        asked = list(expressions(drill.simulated))
-        wait(lambda: all(running.query(one) for _, one in asked), WATCH_S, lambda: _dark(running, asked))
-        need(all(running.up().values()), f"not every target is reached: {running.up()}")
-    return f"{len(asked)} expressions of every panel gave data, from {len(gateways) + len(nodes)} targets"
+    with (
+        drill.load(),
+        beside(drill.send_failing),
+        prometheus(drill.nodes.folder, gateways, drill.key, nodes) as url,
+    ):
+        panels = list(expressions(drill.simulated))
+        wait(lambda: all(query(url, shown) for _, shown in panels), WATCH_S, lambda: _dark(url, panels))
+        targets = query(url, "up")
+        need(all(target["value"][1] == "1" for target in targets), f"not every target is reached: {targets}")
+    return f"{len(panels)} expressions of every panel gave data, from {len(gateways) + len(nodes)} targets"
 
 
-def _dark(running: Prometheus, asked: list[tuple[str, str]]) -> str:
-    dark = [f"{panel}: {expression}" for panel, expression in asked if not running.query(expression)]
+def _dark(url: str, panels: list[tuple[str, str]]) -> str:
+    dark = [f"{panel}: {expression}" for panel, expression in panels if not query(url, expression)]
     return f"without data: {'; '.join(dark)}"
 
 
-def roll(drill: Drill, users: int) -> str:
-    """A changed serveConfigV2 while locust asks: no request fails."""
+def roll(drill: Drill) -> str:
+    """Change serveConfigV2 while locust asks: no request fails."""
     drill.config["applications"][0]["args"]["gateway"]["cors"] = [ORIGIN]
     drill.config["applications"][0]["args"]["models"][0]["weight"] = 2
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "locust", "--config", "loadtest/locust.conf", "--host", drill.service.url]
-        command += ["--users", str(users), "--run-time", "600s", "--html", f"{folder}/r.html", "--csv", f"{folder}/s"]
+        command += ["--users", str(USERS), "--run-time", "600s", "--html", f"{folder}/r.html", "--csv", f"{folder}/s"]
         command += ["--json-file", f"{folder}/s", "--slo", "failures < 0.0001%"]
         env = {"DIPTYCH_API_KEY": drill.key, "PYTHONPATH": ".", "PATH": "/usr/bin:/bin", "HOME": folder}
         root = Path(__file__).parents[2]
@@ -280,36 +270,34 @@ def roll(drill: Drill, users: int) -> str:
             before = time.monotonic()
             drill.deploy()
             wait(drill.running, START_S, "the changed application is not RUNNING")
-            took = time.monotonic() - before
-            wait(
-                lambda: all(rolled(drill, pod) for pod in drill.nodes.of("gateway")), 60, "a gateway has the old config"
-            )
+            seconds = time.monotonic() - before
+            gateways = drill.nodes.of("gateway")
+            wait(lambda: all(rolled(drill, pod) for pod in gateways), 60, "a gateway has the old config")
             time.sleep(2)
         finally:
             locust.terminate()
-            said, _ = locust.communicate(timeout=90)
+            locust.communicate(timeout=90)
         stats = json.loads(Path(folder, "s.json").read_text())
         why = Path(folder, "s_failures.csv").read_text()
-    asked = sum(row["num_requests"] for row in stats)
+    requests = sum(row["num_requests"] for row in stats)
     failed = sum(row["num_failures"] for row in stats)
-    need(asked > 0 and failed == 0, f"{failed} of {asked} requests failed while the config changed:\n{why[:4000]}")
-    return f"{asked} requests by locust, 0 failed; the new config after {took:.0f} s"
+    need(
+        requests > 0 and failed == 0, f"{failed} of {requests} requests failed while the config changed:\n{why[:4000]}"
+    )
+    return f"{requests} requests by locust, 0 failed; the new config after {seconds:.0f} s"
 
 
 def rolled(drill: Drill, pod: Pod) -> bool:
-    try:
-        reply = drill.ask(drill.url(pod), origin=ORIGIN)
-    except httpx.HTTPError:
-        return False
-    return bool(reply.headers.get("access-control-allow-origin") == ORIGIN)
+    reply = drill.ask(drill.url(pod), origin=ORIGIN)
+    return reply is not None and bool(reply.headers.get("access-control-allow-origin") == ORIGIN)
 
 
-def kill_gateway(drill: Drill, _users: int) -> str:
-    """A gateway's pod ends at once: the other answers, until it is there again."""
+def kill_gateway(drill: Drill) -> str:
+    """Kill a gateway's pod: the other answers until it is back."""
     victim = drill.nodes.of("gateway")[1]
     with drill.load() as load:
         time.sleep(2)
-        killed = load.asked
+        killed = load.requests
         victim.kill()
         began = time.monotonic()
         time.sleep(6)
@@ -317,11 +305,13 @@ def kill_gateway(drill: Drill, _users: int) -> str:
         wait(lambda: victim in drill.service.ready(), 90, f"{victim.name} is not ready again")
         back = time.monotonic() - began
     need(load.late is None or load.late < 2 + 5, f"requests still fail {load.late} s after the load began")
-    return f"{load.failed} of {load.asked - killed} failed, none later than 5 s after; ready again after {back:.0f} s"
+    return (
+        f"{load.failed} of {load.requests - killed} failed, none later than 5 s after; ready again after {back:.0f} s"
+    )
 
 
-def drain_gateway(drill: Drill, _users: int) -> str:
-    """A gateway's pod is asked to end: nobody notices."""
+def drain_gateway(drill: Drill) -> str:
+    """Drain a gateway's pod: no request fails."""
     leaving = drill.nodes.of("gateway")[0]
     with drill.load() as load:
         time.sleep(2)
@@ -334,26 +324,27 @@ def drain_gateway(drill: Drill, _users: int) -> str:
         drill.service.leaving.discard(leaving.name)
         leaving.start()
         wait(lambda: leaving in drill.service.ready(), 90, f"{leaving.name} is not ready again")
-    need(load.failed == 0, f"{load.failed} of {load.asked} requests failed during a drain")
-    return f"0 of {load.asked} failed; it ended after {ended:.0f} s"
+    need(load.failed == 0, f"{load.failed} of {load.requests} requests failed during a drain")
+    return f"0 of {load.requests} failed; it ended after {ended:.0f} s"
 
 
-def kill_models(drill: Drill, _users: int) -> str:
-    """The models' pod ends at once: columns say so, and come back with the next pod."""
+def kill_models(drill: Drill) -> str:
+    """Kill the models' pod: columns fail with a code, and come back with the next pod."""
     victim = drill.nodes.of("models")[0]
     victim.kill()
     reply = drill.ask(drill.service.url)
+    assert reply is not None
     codes = sorted({column["error"]["code"] for column in reply.json().get("replies", []) if column["error"]})
-    told = f"HTTP {reply.status_code} {', '.join(codes) or reply.json()['error']['code']}"
+    outcome = f"HTTP {reply.status_code} {', '.join(codes) or reply.json()['error']['code']}"
     need(reply.status_code in (200, 503), f"a dead model's columns gave HTTP {reply.status_code}")
     began = time.monotonic()
     victim.start()
     wait(lambda: drill.whole(drill.service.url), START_S, "the models do not come back")
-    return f"{told} while it was away; whole again {time.monotonic() - began:.0f} s after its next start"
+    return f"{outcome} while it was away; whole again {time.monotonic() - began:.0f} s after its next start"
 
 
 def wait(condition: Callable[[], bool], seconds: float, otherwise: str | Callable[[], str]) -> None:
-    """Until it is true. Raises Missed."""
+    """Wait until the condition is true. Raises Missed."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:

@@ -1,21 +1,21 @@
-"""What stands before the gateways in a cluster: a service, whose endpoints are the pods that are ready by a probe."""
+"""A Kubernetes service before the gateways: its endpoints are the pods that are ready by their probe."""
 
 import asyncio
 import contextlib
 import itertools
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
+from anyio.from_thread import start_blocking_portal
 
 from cluster.nodes import Pod
 
 
 class Service:
-    """Takes connections on loopback and deals them out, as kube-proxy does; looks at each pod, as the kubelet does.
+    """Forwards connections from loopback to ready pods, as kube-proxy does; probes each pod, as the kubelet does.
 
-    probe: the container's readinessProbe. A pod that is being ended is none of its endpoints from then on.
+    probe: the container's readinessProbe. `leaving` names pods that are being ended: they are no endpoints any more.
     """
 
     def __init__(self, pods: list[Pod], port: int, probe: Mapping[str, Any]) -> None:
@@ -34,29 +34,17 @@ class Service:
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Service"]:
-        """In a thread of its own, at `url`."""
-        loops: list[asyncio.AbstractEventLoop] = []
-        started, stop = threading.Event(), asyncio.Event()
-
-        async def serve() -> None:
-            loops.append(asyncio.get_running_loop())
-            server = await asyncio.start_server(self._deal, "127.0.0.1", 0)
+        """Run in a thread, at `url`, until the block ends."""
+        with start_blocking_portal() as portal:
+            server = portal.call(asyncio.start_server, self._forward, "127.0.0.1", 0)
             self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            probes = [asyncio.ensure_future(self._probe(pod)) for pod in self.pods]
-            started.set()
-            await stop.wait()
-            server.close()
-            for probe in probes:
-                probe.cancel()
-
-        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)  # cancels what is still dealt out
-        thread.start()
-        started.wait()
-        try:
-            yield self
-        finally:
-            loops[0].call_soon_threadsafe(stop.set)
-            thread.join()
+            probes = [portal.start_task_soon(self._probe, pod) for pod in self.pods]
+            try:
+                yield self
+            finally:
+                portal.call(server.close)
+                for probe in probes:
+                    probe.cancel()
 
     async def _probe(self, pod: Pod) -> None:
         while True:
@@ -68,8 +56,8 @@ class Service:
                 self._ready[pod.name] = False
             await asyncio.sleep(self.period_s)
 
-    async def _deal(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection to the next pod that is ready; closed at once where there is none, or it does not take it."""
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward a connection to the next ready pod; close it where there is none, or the pod refuses it."""
         ready = self.ready()
         try:
             if not ready:

@@ -1,7 +1,7 @@
 """A cluster's pods on one machine: each a network namespace with its own address and its own Ray node.
 
-Needs root and iproute2. What a pod is started with is what the rendered RayService says: the group's start parameters
-and its container's environment, in the line that KubeRay makes of them (v1.7.0, common/pod.go). Without an image a pod
+Needs root and iproute2. A pod is started as the rendered RayService says: the group's start parameters and its
+container's environment, in the command that KubeRay makes of them (v1.7.0, common/pod.go). Without an image a pod
 runs the programs of this environment, as root; with one it is a container (containers.py).
 """
 
@@ -14,19 +14,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.containers import Image, Unable, command, remove
+from cluster.containers import Image, Unable, command, remove, run
 from deployments.logs import FILE as LOG
-from k8s.checks.rendered import Document, groups
+from k8s.checks.rendered import Document, environment, groups
 
 BRIDGE, NET = "diptych0", "10.213.77"
 OBJECTS = 80 * 2**20
 OWN_FOLDER = 'mount --bind "$0" "$1" && shift && exec "$@"'
-"""`ip netns exec` brings a mount namespace: a pod writes where no other sees it, as a container does. Nodes that start
-at once in one folder take each other's sockets."""
+"""`ip netns exec` brings a mount namespace: a pod has files of its own, as a container does. Nodes that start at once
+in one folder use each other's sockets."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -36,7 +36,7 @@ SHELL = ["/bin/bash", "-c", "--"]
 
 @dataclass
 class Pod:
-    """One node. component: what the pod's label says it is."""
+    """A pod with its Ray node. component: the value of its label."""
 
     name: str
     component: str
@@ -51,7 +51,7 @@ class Pod:
         return f"diptych-{self.name}"
 
     def start(self) -> None:
-        """As the kubelet starts its container."""
+        """Start its container, as the kubelet does."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command,
@@ -62,7 +62,7 @@ class Pod:
             )
 
     def terminate(self) -> None:
-        """As the kubelet ends it: a signal to its first process, which has its time."""
+        """Send SIGTERM to its first process, as the kubelet does."""
         if self.process is not None:
             self.process.terminate()
 
@@ -70,13 +70,11 @@ class Pod:
         return self.process is not None and self.process.poll() is None
 
     def kill(self) -> None:
-        """Everything in it, at once."""
+        """Kill all its processes at once."""
         pids = subprocess.run(["ip", "netns", "pids", self.space], capture_output=True, text=True).stdout
         for pid in map(int, pids.split()):
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         if self.process is not None:
             self.process.wait()
         remove(self.space)
@@ -84,7 +82,7 @@ class Pod:
 
 @dataclass
 class Cluster:
-    """The pods of a RayService. token: what Ray asks for at its ports; folder: with logs and Secrets' files."""
+    """The pods of a RayService. token: Ray's, for its ports; folder: with logs and Secrets' files."""
 
     pods: list[Pod]
     token: str
@@ -101,24 +99,24 @@ class Cluster:
 
 @contextmanager
 def cluster(service: Document, image: Image | None = None) -> Iterator[Cluster]:
-    """All pods started, the head first; nothing is left of them afterwards. Raises Unable."""
+    """Start all pods, the head first, and remove them after the block. Raises Unable."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         raise Unable("network namespaces need root and iproute2 (the program ip)")
     folder = Path(f"/tmp/diptych-{secrets.token_hex(3)}")  # its sockets' paths must stay short
     (folder / "ray").mkdir(parents=True)
     token = secrets.token_hex(32)
-    made = Cluster(list(_pods(service, folder, token, image)), token, folder, image is not None)
+    started = Cluster(list(_pods(service, folder, token, image)), token, folder, image is not None)
     try:
-        _network(made.pods)
-        for pod in made.pods:
+        _network(started.pods)
+        for pod in started.pods:
             pod.start()
             if pod.component == "head":
                 _wait_for(pod)
-        yield made
+        yield started
     finally:
-        for pod in made.pods:
+        for pod in started.pods:
             pod.kill()
-        _take_down(made.pods)
+        _take_down(started.pods)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -130,18 +128,18 @@ def _pods(service: Document, folder: Path, token: str, image: Image | None) -> I
             address = f"{NET}.{number}"
             number += 1
             template = group["template"]
-            called = name if name == "head" else f"{name}-{i}"
+            pod_name = name if name == "head" else f"{name}-{i}"
             component = template["metadata"]["labels"]["app.kubernetes.io/component"]
-            pod = Pod(called, component, address, [], {}, folder / f"{called}.log")
+            pod = Pod(pod_name, component, address, [], {}, folder / f"{pod_name}.log")
             words = ["--head", "--port=6379"] if name == "head" else [f"--address={head}:6379"]
             words += [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
             words += [f"--node-ip-address={address}", "--metrics-export-port=8080", "--disable-usage-stats", "--block"]
             words += [f"--object-store-memory={OBJECTS}"]
-            env = {one["name"]: one["value"] for one in template["spec"]["containers"][0]["env"] if "value" in one}
+            env = {key: value for key, value in environment(group).items() if value is not None}
             env |= {**QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
             if image is None:
                 words.append(f"--temp-dir={folder}/ray")
-                own = folder / called
+                own = folder / pod_name
                 own.mkdir()
                 programs = Path(sys.executable).parent
                 pod.env = {**env, LOG: str(pod.log), "PYTHONPATH": os.getcwd()}
@@ -149,7 +147,7 @@ def _pods(service: Document, folder: Path, token: str, image: Image | None) -> I
                 inside = ["sh", "-c", OWN_FOLDER, str(own), f"{folder}/ray", *SHELL, _line(words)]
                 pod.command = ["ip", "netns", "exec", pod.space, *inside]
             else:
-                pod.command = command(image, called, template["spec"], [*SHELL, _line(words)], env, pod.space, folder)
+                pod.command = command(image, pod_name, template["spec"], [*SHELL, _line(words)], env, pod.space, folder)
             yield pod
 
 
@@ -158,21 +156,21 @@ def _line(words: list[str]) -> str:
 
 
 def _network(pods: list[Pod]) -> None:
-    """A bridge, and a namespace behind it for each pod."""
+    """Add a bridge, and a namespace behind it for each pod."""
     for pod in pods:
         pod.kill()  # of a run that was killed
     _take_down(pods)
-    _run("ip", "link", "add", BRIDGE, "type", "bridge")
-    _run("ip", "address", "add", f"{NET}.1/24", "dev", BRIDGE)
-    _run("ip", "link", "set", BRIDGE, "up")
+    run("ip", "link", "add", BRIDGE, "type", "bridge")
+    run("ip", "address", "add", f"{NET}.1/24", "dev", BRIDGE)
+    run("ip", "link", "set", BRIDGE, "up")
     for i, pod in enumerate(pods):
         outside = f"{BRIDGE}-{i}"
-        _run("ip", "netns", "add", pod.space)
-        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", pod.space)
-        _run("ip", "link", "set", outside, "master", BRIDGE, "up")
+        run("ip", "netns", "add", pod.space)
+        run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", pod.space)
+        run("ip", "link", "set", outside, "master", BRIDGE, "up")
         for words in (["address", "add", f"{pod.address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
-            _run("ip", "-n", pod.space, *words)
-        _run("ip", "-n", pod.space, "link", "set", "lo", "up")
+            run("ip", "-n", pod.space, *words)
+        run("ip", "-n", pod.space, "link", "set", "lo", "up")
 
 
 def _take_down(pods: list[Pod]) -> None:
@@ -183,7 +181,7 @@ def _take_down(pods: list[Pod]) -> None:
 
 
 def _wait_for(head: Pod, seconds: float = 60.0) -> None:
-    """Until others can join it."""
+    """Wait until others can join the head."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
@@ -194,10 +192,3 @@ def _wait_for(head: Pod, seconds: float = 60.0) -> None:
         if not head.alive():
             raise Unable(f"the head ended: {head.log.read_text()[-500:]}")
     raise Unable(f"the head does not listen: {head.log.read_text()[-500:]}")
-
-
-def _run(*words: str) -> str:
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise Unable(f"{' '.join(words)}: {done.stderr.strip()}")
-    return done.stdout

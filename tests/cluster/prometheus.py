@@ -1,4 +1,4 @@
-"""A real Prometheus on loopback, for as long as it is needed to see whether expressions give data."""
+"""A real Prometheus on loopback, to see whether the dashboards' expressions give data."""
 
 import shutil
 import socket
@@ -15,20 +15,10 @@ import yaml
 EVERY_S = 2
 
 
-class Prometheus:
-    """url: where it answers."""
-
-    def __init__(self, url: str) -> None:
-        self.http = httpx.Client(base_url=url, trust_env=False, timeout=30)
-
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """The series that it gives now. Raises httpx.HTTPStatusError where it is no expression."""
-        reply = self.http.get("/api/v1/query", params={"query": expression}).raise_for_status()
-        return list(reply.json()["data"]["result"])
-
-    def up(self) -> dict[str, bool]:
-        """Which of its targets it reaches."""
-        return {one["metric"]["instance"]: one["value"][1] == "1" for one in self.query("up")}
+def query(url: str, expression: str) -> list[dict[str, Any]]:
+    """Return the series of an expression now. Raises httpx.HTTPStatusError where it is invalid."""
+    reply = httpx.get(f"{url}/api/v1/query", params={"query": expression}, trust_env=False, timeout=30)
+    return list(reply.raise_for_status().json()["data"]["result"])
 
 
 def able() -> bool:
@@ -36,8 +26,8 @@ def able() -> bool:
 
 
 @contextmanager
-def prometheus(folder: Path, gateways: Sequence[str], key: str, nodes: Sequence[str]) -> Iterator[Prometheus]:
-    """Scrapes the gateways (host:port) with a key, as the PodMonitor does, and Ray's nodes."""
+def prometheus(folder: Path, gateways: Sequence[str], key: str, nodes: Sequence[str]) -> Iterator[str]:
+    """Scrape the gateways (host:port) with a key, as the PodMonitor does, and Ray's nodes. Yield Prometheus' URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     authorization = {"type": "Bearer", "credentials": key}
@@ -50,15 +40,15 @@ def prometheus(folder: Path, gateways: Sequence[str], key: str, nodes: Sequence[
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/prometheus"]
     command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
     try:
-        running = Prometheus(f"http://127.0.0.1:{port}")
         for _ in range(100):
             try:
-                running.query("up")
+                query(url, "up")
                 break
             except httpx.HTTPError:
                 time.sleep(0.1)
-        yield running
+        yield url
     finally:
         process.terminate()
         process.wait()

@@ -1,4 +1,4 @@
-"""`make k8s-check`: the manifests pass it, and a slip in any of them does not."""
+"""Tests `make k8s-check`: the manifests pass it, and a slip in any of them does not."""
 
 import copy
 import os
@@ -24,15 +24,15 @@ needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"{CRDS} is no folder 
 
 
 def check(*words: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: Ray's schema warns when it is imported."""
+    """Run the check in a process of its own: Ray's schema warns when it is imported."""
     command = [sys.executable, "-m", "k8s.check", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_the_ingress_lets_the_largest_body_through() -> None:
+def test_ingress_allows_the_largest_body() -> None:
     text = (ROOT / "k8s" / "components" / "ingress" / "ingress.yaml").read_text()
-    found = re.search(r"proxy-body-size: (\d+)m", text)
-    assert found is not None and int(found[1]) > MAX_BODY_MB
+    limit = re.search(r"proxy-body-size: (\d+)m", text)
+    assert limit is not None and int(limit[1]) > MAX_BODY_MB
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,12 @@ def service(demo: list[rendered.Document]) -> rendered.Document:
 @pytest.mark.slow
 @needs_kubectl
 @needs_crds
-def test_every_overlay_is_without_fault() -> None:
+def test_overlays_have_no_fault() -> None:
     done = check("--crds", str(CRDS))
     assert done.returncode == 0 and "no fault" in done.stdout, done.stdout + done.stderr
     for overlay in rendered.overlays():
         assert f"ok    {overlay.name}: " in done.stdout
-    assert "SKIPPED  checkov" in done.stdout  # it says what it was not given
+    assert "SKIPPED  checkov" in done.stdout  # what it leaves out is printed
 
 
 PLANTED = [
@@ -71,15 +71,15 @@ EACH = """
 import sys
 from k8s.check import main
 for folder in sys.argv[2:]:
-    found = main(["--crds", sys.argv[1], "--folder", folder, "--only", "cpu-demo"])
-    print(f"==== {found}")
+    code = main(["--crds", sys.argv[1], "--folder", folder, "--only", "cpu-demo"])
+    print(f"==== {code}")
 """
 
 
 @pytest.mark.slow
 @needs_kubectl
 @needs_crds
-def test_a_slip_is_a_fault(tmp_path: Path) -> None:
+def test_planted_slip_is_a_fault(tmp_path: Path) -> None:
     folders = [tmp_path / str(i) for i in range(len(PLANTED))]
     for folder, (file, right, wrong, _) in zip(folders, PLANTED, strict=True):
         shutil.copytree(rendered.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -89,16 +89,16 @@ def test_a_slip_is_a_fault(tmp_path: Path) -> None:
     # in one process, as importing Ray takes longer than the checks
     command = [sys.executable, "-c", EACH, str(CRDS), *map(str, folders)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    *said, rest = done.stdout.split("====")
-    assert len(said) == len(PLANTED), done.stdout + done.stderr
-    for (file, _, wrong, told), before, after in zip(PLANTED, said, [*said[1:], rest], strict=True):
-        assert told in before and after.startswith(" 1\n"), (file, wrong, before)
+    *outputs, rest = done.stdout.split("====")
+    assert len(outputs) == len(PLANTED), done.stdout + done.stderr
+    for (file, _, wrong, fault), before, after in zip(PLANTED, outputs, [*outputs[1:], rest], strict=True):
+        assert fault in before and after.startswith(" 1\n"), (file, wrong, before)
 
 
 @pytest.mark.slow
 @needs_kubectl
 @needs_crds
-def test_traces_can_be_switched_on_for_every_group_of_pods(tmp_path: Path) -> None:
+def test_tracing_component_reaches_every_group_of_pods(tmp_path: Path) -> None:
     folder = tmp_path / "k8s"
     shutil.copytree(rendered.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
     file = folder / "overlays" / "multi-node" / "kustomization.yaml"
@@ -107,45 +107,51 @@ def test_traces_can_be_switched_on_for_every_group_of_pods(tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     (traced,) = rendered.of_kind(rendered.rendered(file.parent), "RayService")
     for name, group in rendered.groups(traced):
-        env = {one["name"]: one.get("value") for one in group["template"]["spec"]["containers"][0]["env"]}
+        env = rendered.environment(group)
         collector = "" if name == "head" else "http://otel-collector.monitoring:4318"
         assert env["OTEL_EXPORTER_OTLP_ENDPOINT"] == collector
 
 
 @needs_kubectl
-def test_a_kind_that_nobody_knows_is_a_fault(demo: list[rendered.Document]) -> None:
+def test_kind_without_crd_is_a_fault(demo: list[rendered.Document]) -> None:
     assert [fault for fault in schemas.custom(demo, {})] == ["RayService diptych: there is no CRD of ray.io/v1"]
 
 
-def _of(service: Any) -> Any:
+def cluster(service: Any) -> Any:
     return service["spec"]["rayClusterConfig"]
 
 
+def pod(service: Any) -> Any:
+    return cluster(service)["workerGroupSpecs"][1]["template"]["spec"]
+
+
 SLIPS: list[tuple[Callable[[Any], Any], str]] = [
-    (lambda one: one["metadata"].update(name="9lives"), "DNS-1035"),
-    (lambda one: _of(one).update(rayVersion="2.50.1"), "2.52.0"),
-    (lambda one: _of(one)["workerGroupSpecs"][0].update(maxReplicas=1), "out of order"),
-    (lambda one: _of(one)["workerGroupSpecs"][0].pop("maxReplicas"), "minReplicas and maxReplicas"),
-    (lambda one: _of(one)["workerGroupSpecs"][0].update(resources={"CPU": "1"}), "resources both"),
-    (lambda one: _of(one)["headGroupSpec"]["rayStartParams"].update({"redis-username": "x"}), "Redis' user"),
-    (lambda one: one["spec"].update(rayClusterDeletionDelaySeconds=60), "upgrades would cut"),
-    (lambda one: one["spec"]["upgradeStrategy"].update(type="NewClusterWithIncrementalUpgrade"), "enableInTree"),
-    (lambda one: one["spec"].pop("serveService"), "models serves nothing and would be an endpoint"),
-    (lambda one: _of(one)["workerGroupSpecs"][1]["template"]["spec"].update(terminationGracePeriodSeconds=30), "grace"),
+    (lambda ray: ray["metadata"].update(name="9lives"), "DNS-1035"),
+    (lambda ray: cluster(ray).update(rayVersion="2.50.1"), "2.52.0"),
+    (lambda ray: cluster(ray)["workerGroupSpecs"][0].update(maxReplicas=1), "out of order"),
+    (lambda ray: cluster(ray)["workerGroupSpecs"][0].pop("maxReplicas"), "minReplicas and maxReplicas"),
+    (lambda ray: cluster(ray)["workerGroupSpecs"][0].update(resources={"CPU": "1"}), "resources both"),
+    (lambda ray: cluster(ray)["headGroupSpec"]["rayStartParams"].update({"redis-username": "x"}), "Redis' user"),
+    (lambda ray: ray["spec"].update(rayClusterDeletionDelaySeconds=60), "upgrades would cut"),
+    (lambda ray: ray["spec"]["upgradeStrategy"].update(type="NewClusterWithIncrementalUpgrade"), "enableInTree"),
+    (lambda ray: ray["spec"].pop("serveService"), "models serves nothing and would be an endpoint"),
+    (lambda ray: pod(ray).update(terminationGracePeriodSeconds=30), "grace"),
 ]  # fmt: skip
 
 
 @needs_kubectl
-@pytest.mark.parametrize(("slip", "told"), SLIPS)
-def test_what_kuberay_refuses_is_a_fault(slip: Callable[[Any], Any], told: str, service: rendered.Document) -> None:
+@pytest.mark.parametrize(("slip", "fault"), SLIPS)
+def test_slip_that_kuberay_refuses_is_a_fault(
+    slip: Callable[[Any], Any], fault: str, service: rendered.Document
+) -> None:
     assert not list(kuberay(service))
     wrong = copy.deepcopy(service)
     slip(wrong)
-    assert told in " ".join(kuberay(wrong))
+    assert fault in " ".join(kuberay(wrong))
 
 
 @needs_kubectl
-def test_a_container_that_may_write_into_its_image_is_a_fault(demo: list[rendered.Document]) -> None:
+def test_container_that_may_write_into_its_image_is_a_fault(demo: list[rendered.Document]) -> None:
     pods = copy.deepcopy(rendered.pods(demo))
     assert not list(writable(pods))
     pods[0]["spec"]["containers"][0]["securityContext"]["readOnlyRootFilesystem"] = False

@@ -1,4 +1,4 @@
-"""The dashboards: as they are written, every name in them is counted, and every expression is one."""
+"""Tests the dashboards: the JSON files are current, every metric exists and is shown, every expression is valid."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from k8s.checks import rules
 
 
 @pytest.mark.parametrize("name", dashboards.DASHBOARDS)
-def test_what_is_checked_in_is_what_is_written(name: str) -> None:
+def test_dashboard_file_is_current(name: str) -> None:
     text = (dashboards.FOLDER / f"{name}.json").read_text()
     assert text == dashboards.text(name), "run python -m k8s.dashboards"
     panels = json.loads(text)["panels"]
@@ -23,33 +23,33 @@ def test_what_is_checked_in_is_what_is_written(name: str) -> None:
     assert len(set(places)) == len(places)
 
 
-def test_every_name_of_ours_is_counted() -> None:
-    asked = " ".join(expression for _, expression in dashboards.expressions())
-    assert "diptych_fan_outs_total" in asked and "$" not in asked
-    assert not set(rules.NAME.findall(asked)) - rules.counted()
+def test_shown_metrics_of_diptych_exist() -> None:
+    shown = " ".join(expression for _, expression in dashboards.expressions())
+    assert "diptych_fan_outs_total" in shown and "$" not in shown
+    assert not set(rules.NAME.findall(shown)) - rules.counted()
 
 
-def test_every_name_of_vllms_is_one_that_it_declares() -> None:
-    asked = " ".join(expression for _, expression in dashboards.expressions())
-    found = importlib.util.find_spec("vllm")  # vLLM is not imported: that takes seconds
-    assert found is not None and found.origin is not None
-    declared = (Path(found.origin).parent / "v1" / "metrics" / "loggers.py").read_text()
-    names = {re.sub(r"_(total|bucket)$", "", name) for name in re.findall(r"ray_vllm_(\w+)", asked)}
+def test_shown_metrics_of_vllm_exist() -> None:
+    shown = " ".join(expression for _, expression in dashboards.expressions())
+    spec = importlib.util.find_spec("vllm")  # vLLM is not imported: that takes seconds
+    assert spec is not None and spec.origin is not None
+    declared = (Path(spec.origin).parent / "v1" / "metrics" / "loggers.py").read_text()
+    names = {re.sub(r"_(total|bucket)$", "", name) for name in re.findall(r"ray_vllm_(\w+)", shown)}
     assert names and not [name for name in sorted(names) if f'"vllm:{name}"' not in declared]
 
 
-def test_every_count_of_ours_is_shown_or_watched() -> None:
+def test_every_metric_is_shown_or_in_an_alert() -> None:
     alerts = (dashboards.FOLDER.parent / "alerts.yaml").read_text()
     seen = " ".join(expression for _, expression in dashboards.expressions()) + alerts
-    counted, shown = (
+    counted, visible = (
         {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in names}
         for names in (rules.counted(), rules.NAME.findall(seen))
     )
-    assert counted - shown == set()
+    assert counted - visible == set()
 
 
 @pytest.mark.skipif(not rules.able(), reason="promtool is not installed: apt-get install prometheus")
-def test_promtool_can_read_every_expression(tmp_path: Path) -> None:
+def test_promtool_accepts_every_expression(tmp_path: Path) -> None:
     recorded = [
         {"record": f"panel_{i}", "expr": expression} for i, (_, expression) in enumerate(dashboards.expressions())
     ]

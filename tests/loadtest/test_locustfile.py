@@ -1,4 +1,4 @@
-"""Locust itself against a real server on loopback. In processes of its own: it patches sockets and threads."""
+"""Runs locust against a server on loopback, in processes of their own: it patches sockets and threads."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def mean(row: dict[str, Any]) -> float:
 
 
 @pytest.mark.slow
-def test_every_row_and_objective_of_a_good_run(tmp_path: Path) -> None:
+def test_good_run_has_every_row_and_meets_its_objectives(tmp_path: Path) -> None:
     words = [FakeEngine("red red red red", delay_s=NAP_S) for _ in range(2)]
     port = str(free_port())
     with listening(served(*words)) as url:
@@ -47,21 +47,21 @@ def test_every_row_and_objective_of_a_good_run(tmp_path: Path) -> None:
         )
     assert ran.returncode == 0, ran.stderr
     assert "All 3 SLOs met." in ran.stdout and "ResourceWarning" not in ran.stderr
-    found = rows(tmp_path / "rows.json")
-    kinds = {kind for kind, _ in found}
+    logged = rows(tmp_path / "rows.json")
+    kinds = {kind for kind, _ in logged}
     assert kinds == {"WHOLE", "STREAM", "TTFT", "ITL", "COLUMN", "MERGED"}
-    assert {name for kind, name in found if kind == "COLUMN"} == {LLAVA, PALIGEMMA}
-    assert {name.split()[0] for kind, name in found if kind in ("WHOLE", "STREAM")} == {"chat", "task", "fan-out"}
+    assert {name for kind, name in logged if kind == "COLUMN"} == {LLAVA, PALIGEMMA}
+    assert {name.split()[0] for kind, name in logged if kind in ("WHOLE", "STREAM")} == {"chat", "task", "fan-out"}
     # three naps lie between the first word and the last: a client that waits for 1 KiB gets both at once
-    for door in {"task", "fan-out"} & {name for kind, name in found if kind == "MERGED"}:
-        assert mean(found["MERGED", door]) - mean(found["TTFT", door]) > 1000 * NAP_S
-        assert mean(found["ITL", door]) > 1000 * NAP_S / 2
+    for door in {"task", "fan-out"} & {name for kind, name in logged if kind == "MERGED"}:
+        assert mean(logged["MERGED", door]) - mean(logged["TTFT", door]) > 1000 * NAP_S
+        assert mean(logged["ITL", door]) > 1000 * NAP_S / 2
     report = (tmp_path / "report.html").read_text()
     assert "all objectives met" in report and "COLUMN toy-llava p99 &lt; 60 s" in report
 
 
 @pytest.mark.slow
-def test_a_failed_model_fails_its_column_its_requests_and_the_run(tmp_path: Path) -> None:
+def test_failed_model_fails_its_column_its_requests_and_the_run(tmp_path: Path) -> None:
     engines = FakeEngine("red red", delay_s=0.02, fail_after=1), FakeEngine("red red", delay_s=0.02)
     with listening(served(*engines)) as url:
         ran = locust(
@@ -74,25 +74,25 @@ def test_a_failed_model_fails_its_column_its_requests_and_the_run(tmp_path: Path
     assert "MISSED  failures < 1%: 100.00%" in ran.stdout and "MISSED  rate > 100000" in ran.stdout
     assert "met     COLUMN toy-paligemma failures < 1%: 0.00%" in ran.stdout
     assert "2 of 3 SLOs MISSED." in ran.stdout
-    found = rows(tmp_path / "rows.json")
-    assert found["COLUMN", LLAVA]["num_failures"] == found["COLUMN", LLAVA]["num_requests"] > 0
-    assert found["COLUMN", PALIGEMMA]["num_failures"] == 0
-    assert not any(name.startswith("chat") for _, name in found)
+    logged = rows(tmp_path / "rows.json")
+    assert logged["COLUMN", LLAVA]["num_failures"] == logged["COLUMN", LLAVA]["num_requests"] > 0
+    assert logged["COLUMN", PALIGEMMA]["num_failures"] == 0
+    assert not any(name.startswith("chat") for _, name in logged)
     report = (tmp_path / "report.html").read_text()
     assert "2 of 3 objectives missed" in report and f"{LLAVA}: error (model_error)" in report
 
 
-def test_nobody_answers() -> None:
+def test_run_without_a_server_ends_with_a_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         url = f"http://127.0.0.1:{held.getsockname()[1]}"
     ran = locust(url)
     assert ran.returncode == 2 and f"loadtest: No Diptych answers at {url}." in ran.stderr
 
 
-def test_what_cannot_be_meant_is_refused_at_once() -> None:
+def test_invalid_objective_ends_the_run_at_once() -> None:
     ran = locust("http://127.0.0.1:9", "--slo", "be fast")
     assert ran.returncode == 2 and "loadtest: 'be fast' is no SLO." in ran.stderr
 
 
-def test_nothing_is_patched_here() -> None:
+def test_locust_is_not_imported_by_the_tests() -> None:
     assert not {"gevent", "locust"} & set(sys.modules)

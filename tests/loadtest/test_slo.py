@@ -1,62 +1,45 @@
-"""Objectives: what is understood, what is refused, and what is held against which rows."""
+"""Tests objectives: parsing, refusals, and the rows that each is held against."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.slo import KINDS, Slo, Wrong
+from loadtest.slo import KINDS, Invalid, Slo
 
 
-@dataclass
-class Row:
-    """A row with these times (ms), over ten seconds."""
-
-    method: str
-    name: str
-    times: Sequence[float] = field(default_factory=list)
-    num_failures: int = 0
-
-    @property
-    def num_requests(self) -> int:
-        return len(self.times)
-
-    @property
-    def max_response_time(self) -> float:
-        return max(self.times)
-
-    @property
-    def avg_response_time(self) -> float:
-        return sum(self.times) / len(self.times)
-
-    @property
-    def fail_ratio(self) -> float:
-        return self.num_failures / len(self.times)
-
-    @property
-    def total_rps(self) -> float:
-        return len(self.times) / 10
-
-    def get_response_time_percentile(self, percent: float) -> float:
-        return sorted(self.times)[min(len(self.times) - 1, int(percent * len(self.times)))]
+def row(method: str, name: str, times: Sequence[float] = (), failures: int = 0) -> Any:
+    """Return a row with these times (ms), over ten seconds."""
+    count = len(times)
+    return SimpleNamespace(
+        method=method,
+        name=name,
+        num_requests=count,
+        max_response_time=max(times, default=0),
+        avg_response_time=sum(times) / max(1, count),
+        fail_ratio=failures / max(1, count),
+        total_rps=count / 10,
+        get_response_time_percentile=lambda share: sorted(times)[min(count - 1, int(share * count))],
+    )
 
 
 ROWS = [
-    Row("TTFT", "chat toy-llava", range(100)),
-    Row("TTFT", "fan-out", range(0, 200, 2)),
-    Row("COLUMN", "toy-llava", [10] * 50, num_failures=1),
-    Row("COLUMN", "toy-llava-b", [3000] * 50),
-    Row("COLUMN", "never-asked"),
+    row("TTFT", "chat toy-llava", range(100)),
+    row("TTFT", "fan-out", range(0, 200, 2)),
+    row("COLUMN", "toy-llava", [10] * 50, failures=1),
+    row("COLUMN", "toy-llava-b", [3000] * 50),
+    row("COLUMN", "never-asked"),
 ]
-TOTAL = Row("", "Aggregated", range(200), num_failures=1)
+TOTAL = row("", "Aggregated", range(200), failures=1)
 
 
 @pytest.mark.parametrize(
     ("text", "met", "seen"),
     [
-        ("TTFT p95 < 500", True, "190 ms (fan-out)"),  # the worst row is told
+        ("TTFT p95 < 500", True, "190 ms (fan-out)"),  # the worst row is shown
         ("ttft p95<=189", False, "190 ms (fan-out)"),
         ("TTFT chat p95 < 100", True, "95 ms (chat toy-llava)"),
         ("TTFT p50 > 50", False, "50 ms (chat toy-llava)"),  # and the worst is the least here
@@ -71,14 +54,14 @@ TOTAL = Row("", "Aggregated", range(200), num_failures=1)
         ("MERGED p95 < 500", False, "nothing was measured"),
     ],
 )
-def test_what_is_seen(text: str, met: bool, seen: str) -> None:
+def test_objective_is_judged_by_its_worst_row(text: str, met: bool, seen: str) -> None:
     verdict = Slo.parse(text).judge(ROWS, TOTAL)
     assert (verdict.met, verdict.seen) == (met, seen)
     assert str(verdict) == f"{'met   ' if met else 'MISSED'}  {text}: {seen}"
 
 
-def test_a_run_that_asked_nothing_meets_nothing() -> None:
-    assert not Slo.parse("failures < 1%").judge([], Row("", "Aggregated")).met
+def test_run_without_requests_meets_no_objective() -> None:
+    assert not Slo.parse("failures < 1%").judge([], row("", "Aggregated")).met
 
 
 @pytest.mark.parametrize(
@@ -96,8 +79,8 @@ def test_a_run_that_asked_nothing_meets_nothing() -> None:
         ("rate > 5 s", "needs no unit or /s"),
     ],
 )
-def test_what_is_refused(text: str, why: str) -> None:
-    with pytest.raises(Wrong, match=why):
+def test_invalid_objective_is_refused_in_a_sentence(text: str, why: str) -> None:
+    with pytest.raises(Invalid, match=why):
         Slo.parse(text)
 
 
@@ -109,7 +92,7 @@ def test_what_is_refused(text: str, why: str) -> None:
     st.integers(0, 10**6),
     st.sampled_from(["", "ms", " ms", "s", " s"]),
 )
-def test_whatever_is_well_formed_means_what_it_says(
+def test_well_formed_objective_is_parsed(
     kind: str, name: list[str], percent: int, compared: str, limit: int, unit: str
 ) -> None:
     rows = [kind, *(name if kind else [])]
@@ -119,8 +102,8 @@ def test_whatever_is_well_formed_means_what_it_says(
 
 
 @given(st.text() | st.text("TFp95 <>=%ms/0.", max_size=20))
-def test_anything_else_is_refused_and_nothing_worse(text: str) -> None:
+def test_any_other_text_is_refused_as_invalid(text: str) -> None:
     try:
         Slo.parse(text)
-    except Wrong as wrong:
-        assert repr(text) in str(wrong)
+    except Invalid as invalid:
+        assert repr(text) in str(invalid)

@@ -11,7 +11,7 @@ expect.set_options(timeout=20_000)  # a busy machine is no failure
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One per module, not per session: while Playwright's own loop is alive no asynchronous test can have one."""
+    """Start a browser for each module: while Playwright's event loop is alive, asynchronous tests have none."""
     with sync_playwright() as playwright:
         running = chromium(playwright)
         yield running
@@ -20,7 +20,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A fresh visitor with a desk's screen and a clipboard."""
+    """Open a fresh context with a desktop's screen and a clipboard."""
     opened = browser.new_context(
         viewport={"width": 1280, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
     )
@@ -30,10 +30,10 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext) -> Iterator[Page]:
-    """A page whose scripts may not fail, and may not be refused anything by the page's own policy."""
+    """Open a page, and fail where its scripts do or its Content-Security-Policy refuses something."""
     opened = context.new_page()
-    wrong: list[str] = []
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("console", lambda said: wrong.append(said.text) if "Security Policy" in said.text else None)
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("console", lambda line: errors.append(line.text) if "Security Policy" in line.text else None)
     yield opened
-    assert not wrong
+    assert not errors

@@ -1,9 +1,10 @@
-"""Pictures of the page's main states over a running server: `python tests/pages/screenshots.py URL FOLDER`.
+"""Takes pictures of the page's main states over a running server: `python tests/pages/screenshots.py URL FOLDER`.
 
 The two of the READMEs come from here: `make screenshots` against `make serve`. Needs Chromium, as the tests do.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -12,11 +13,10 @@ from visiting import WAIT_MS, ask, chromium, pick, visit
 
 WIDTHS = {390: 844, 1024: 768, 1920: 1080}
 SHOWN = {"detect-1920-light": "page.png", "compare-1024-dark": "compare.png"}
-"""Which of them READMEs show, and under what name, 1200 pixels wide at most."""
+"""The pictures that READMEs show, with their names there. They are at most 1200 pixels wide."""
 
 
-def states(page: Page, url: str, take: object) -> None:
-    assert callable(take)
+def states(page: Page, url: str, take: Callable[[str], None]) -> None:
     visit(page, url)
     take("first")
     ask(page)

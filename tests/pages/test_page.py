@@ -1,4 +1,4 @@
-"""The page in a real browser over the real toys."""
+"""Tests the page in a real browser over the real toys."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def api(server: str, task: str, scene: str, **fields: str) -> dict:
     return httpx.post(f"{server}/v1/tasks/{task}", files=files, data=fields, timeout=60).json()
 
 
-def test_two_clicks_to_two_models_that_describe_a_scene(page: Page, server: str) -> None:
+def test_two_clicks_show_two_models_descriptions(page: Page, server: str) -> None:
     visit(page, server)
     expect(page.locator("#state")).to_have_text("toy-llava and toy-paligemma are ready.")
     expect(page.locator("#toys")).to_contain_text("diptych serve --models llava-1.5-7b,paligemma-3b-mix-448")
@@ -41,7 +41,7 @@ def test_two_clicks_to_two_models_that_describe_a_scene(page: Page, server: str)
     expect(page.locator("#merged .agreement")).to_contain_text("% agreement")
 
 
-def test_an_uploaded_picture_is_asked_about(page: Page, server: str, tmp_path: Path) -> None:
+def test_uploaded_picture_is_read(page: Page, server: str, tmp_path: Path) -> None:
     own = tmp_path / "mine.jpg"
     PIL.Image.open(SCENES / "number.png").convert("RGB").save(own, quality=95)
     visit(page, server)
@@ -55,12 +55,15 @@ def test_an_uploaded_picture_is_asked_about(page: Page, server: str, tmp_path: P
     expect(page.locator("#shared")).to_contain_text("your own picture does not travel")
 
 
-def test_boxes_lie_where_the_interface_says(page: Page, server: str) -> None:
+def test_drawn_boxes_are_those_of_the_api(page: Page, server: str) -> None:
     visit(page, f"{server}/?task=detect&scene=three")
     page.fill("#labels", "blue square; green triangle")
     ask(page)
-    told = api(server, "detect", "three", labels="blue square; green triangle")
-    layers = {**{reply["model"]: reply["result"] for reply in told["replies"]}, "merged": told["merged"]["result"]}
+    expected = api(server, "detect", "three", labels="blue square; green triangle")
+    layers = {
+        **{reply["model"]: reply["result"] for reply in expected["replies"]},
+        "merged": expected["merged"]["result"],
+    }
     assert layers["merged"]["boxes"]
     for layer, result in layers.items():
         drawn = frames(page, layer)
@@ -74,10 +77,10 @@ def test_boxes_lie_where_the_interface_says(page: Page, server: str) -> None:
     expect(page.locator('g[data-layer="toy-llava"]')).to_be_hidden()
 
 
-def test_masks_are_painted_over_what_they_show(page: Page, server: str) -> None:
+def test_painted_mask_is_that_of_the_api(page: Page, server: str) -> None:
     visit(page, f"{server}/?task=segment&scene=three&labels=blue+square")
     ask(page)
-    told = api(server, "segment", "three", labels="blue square")
+    expected = api(server, "segment", "three", labels="blue square")
     painted = page.evaluate(
         """async () => {
           const image = new Image();
@@ -92,12 +95,12 @@ def test_masks_are_painted_over_what_they_show(page: Page, server: str) -> None:
           return [image.width, image.height, alphas.map((alpha) => alpha > 0)];
         }"""
     )
-    (box,) = told["merged"]["result"]["boxes"]
+    (box,) = expected["merged"]["result"]["boxes"]
     true = decode(Rle(**box["mask"]))
     assert painted[:2] == [640, 480] and painted[2] == true.reshape(-1).tolist()
 
 
-def test_a_link_brings_the_same_question_back(page: Page, server: str) -> None:
+def test_copied_link_restores_the_question(page: Page, server: str) -> None:
     visit(page, server)
     page.locator('[data-scene="circles"]').click()
     pick(page, "vqa")
@@ -116,13 +119,13 @@ def test_a_link_brings_the_same_question_back(page: Page, server: str) -> None:
     assert other.url == link
 
 
-def test_curl_python_json_and_png_say_the_same(page: Page, server: str, tmp_path: Path) -> None:
+def test_curl_python_and_saved_files_have_the_same_answer(page: Page, server: str, tmp_path: Path) -> None:
     visit(page, f"{server}/?task=detect&scene=three&labels=blue+square%3B+it%27s")
     ask(page)
     page.click("#copy-curl")
     line = page.evaluate("navigator.clipboard.readText()")
-    said = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert said.returncode == 0 and "event: merged" in said.stdout and said.stdout.endswith("data: [DONE]\n\n")
+    shell = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert shell.returncode == 0 and "event: merged" in shell.stdout and shell.stdout.endswith("data: [DONE]\n\n")
     page.click("#copy-python")
     program = page.evaluate("navigator.clipboard.readText()")
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
@@ -130,17 +133,21 @@ def test_curl_python_json_and_png_say_the_same(page: Page, server: str, tmp_path
     assert re.findall(r"^(\S+): ", run.stdout, re.MULTILINE) == ["merged", *TOYS]
     with page.expect_download() as coming:
         page.click("#save-json")
-    found = json.loads(Path(coming.value.path()).read_text())
-    told = api(server, "detect", "three", labels="blue square; it's")
-    assert found["merged"] == told["merged"] and found["usage"] == told["usage"] and found["image"] == told["image"]
-    assert [reply["text"] for reply in found["replies"]] == [reply["text"] for reply in told["replies"]]
+    saved = json.loads(Path(coming.value.path()).read_text())
+    expected = api(server, "detect", "three", labels="blue square; it's")
+    assert (
+        saved["merged"] == expected["merged"]
+        and saved["usage"] == expected["usage"]
+        and saved["image"] == expected["image"]
+    )
+    assert [reply["text"] for reply in saved["replies"]] == [reply["text"] for reply in expected["replies"]]
     with page.expect_download() as coming:
         page.click("#save-png")
-    saved = PIL.Image.open(coming.value.path())
-    assert saved.width == 1600 and len(saved.convert("RGB").getcolors(2**24) or []) > 50
+    image = PIL.Image.open(coming.value.path())
+    assert image.width == 1600 and len(image.convert("RGB").getcolors(2**24) or []) > 50
 
 
-def test_it_can_be_asked_with_keys_alone(page: Page, server: str) -> None:
+def test_keyboard_alone_can_ask(page: Page, server: str) -> None:
     visit(page, server)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -159,7 +166,7 @@ def test_it_can_be_asked_with_keys_alone(page: Page, server: str) -> None:
     expect(page.locator("#heard")).to_contain_text("Merged, 100 % agreement: yes")
 
 
-def test_models_are_compared(page: Page, server: str) -> None:
+def test_compare_page_shows_models_side_by_side(page: Page, server: str) -> None:
     page.goto(f"{server}/compare/llava-1.5-vs-paligemma")
     expect(page.locator("#title")).to_have_text("llava-1.5-7b vs paligemma-3b-mix-448")
     table = page.locator("#table table")
@@ -185,7 +192,7 @@ def test_models_are_compared(page: Page, server: str) -> None:
     expect(page.locator(".column.done")).to_have_count(2)
 
 
-def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, server: str) -> None:
+def test_phone_needs_no_sideways_scrolling(browser: Browser, server: str) -> None:
     phone = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page = phone.new_page()
     visit(page, f"{server}/?task=detect&scene=three")
@@ -199,18 +206,18 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, s
     phone.close()
 
 
-def test_the_interface_is_described_without_any_other_server(page: Page, server: str) -> None:
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+def test_docs_page_loads_from_its_own_server_only(page: Page, server: str) -> None:
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
     page.goto(f"{server}/docs")
     expect(page.locator(".route").first).to_be_visible()
     page.locator("summary", has_text="POST /v1/tasks/vqa").click()
     expect(page.locator(".route[open]")).to_contain_text("question")
-    assert all(url.startswith(server) for url in asked)
+    assert all(url.startswith(server) for url in urls)
 
 
-def test_a_killed_engine_fails_its_own_column_and_comes_back(page: Page, serving: Running) -> None:
-    """Held still first, so that it is surely in the middle of its answer when it is killed."""
+def test_killed_engine_fails_its_own_column_and_recovers(page: Page, serving: Running) -> None:
+    """Stop the engine first, so that it is in the middle of its answer when it is killed."""
     visit(page, f"{serving.url}/?task=caption&scene=night")
     engine = serving.engine("toy-paligemma")
     os.kill(engine, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""The page over engines that say what they are told: streaming, failures, stopping, hostile words, speed, access."""
+"""Tests the page over fake engines: streaming, failures, stopping, hostile words, speed, access."""
 
 import contextlib
 import re
@@ -10,9 +10,9 @@ import PIL.Image
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
-from playwright.sync_api import Browser, Dialog, Page, Route, expect
+from playwright.sync_api import Browser, Dialog, Page, expect
 from served import LLAVA, PALIGEMMA, listening, router, served, until
-from visiting import answered, ask, column, pick, visit
+from visiting import WAIT_MS, answered, ask, column, pick
 
 from serve.api.app import create_app
 from serve.api.authentication import Access
@@ -25,24 +25,31 @@ from serve.worker import Worker
 pytestmark = pytest.mark.browser
 
 
-def four(**engine: Any) -> tuple[FastAPI, list[FakeEngine]]:
+def four(**settings: Any) -> tuple[FastAPI, list[FakeEngine]]:
     names = ["toy-llava", "toy-llava-b", "toy-paligemma", "toy-paligemma-b"]
-    engines = [FakeEngine(**engine) for _ in names]
-    workers = [Worker(MODELS[name], one) for name, one in zip(names, engines, strict=True)]
+    engines = [FakeEngine(**settings) for _ in names]
+    workers = [Worker(MODELS[name], engine) for name, engine in zip(names, engines, strict=True)]
     for worker in workers:
         worker.mark("ready", "ready")
     return create_app(Router(workers)), engines
 
 
 @contextlib.contextmanager
-def visiting(page: Page, app: FastAPI, path: str = "/") -> Iterator[str]:
+def opened(page: Page, app: FastAPI, path: str = "/") -> Iterator[str]:
     with listening(app) as url:
-        visit(page, url + path)
+        page.goto(url + path)
         yield url
-        page.goto("about:blank")  # the page asks /ready for ever: let go before the server does
+        page.goto("about:blank")  # the page polls /ready: it ends before the server does
 
 
-def test_words_are_seen_as_they_are_spoken_and_a_slow_column_holds_nobody(page: Page) -> None:
+@contextlib.contextmanager
+def visiting(page: Page, app: FastAPI, path: str = "/") -> Iterator[str]:
+    with opened(page, app, path) as url:
+        expect(page.locator("#go")).to_be_enabled(timeout=WAIT_MS)
+        yield url
+
+
+def test_words_stream_in_and_a_slow_column_delays_no_other(page: Page) -> None:
     slow = FakeEngine(" ".join(["slow"] * 60), delay_s=0.05)
     with visiting(page, served(FakeEngine("a red circle"), slow)):
         page.click("#go")
@@ -59,7 +66,7 @@ def test_words_are_seen_as_they_are_spoken_and_a_slow_column_holds_nobody(page: 
         expect(column(page, PALIGEMMA).locator(".facts")).to_contain_text("tokens/s")
 
 
-def test_stop_stops_the_engines(page: Page) -> None:
+def test_stop_button_stops_the_engines(page: Page) -> None:
     engines = [FakeEngine(" ".join(["on"] * 100_000), delay_s=0.01) for _ in range(2)]
     with visiting(page, served(*engines), "/?task=chat"):
         pick(page, "caption")
@@ -73,7 +80,7 @@ def test_stop_stops_the_engines(page: Page) -> None:
         expect(page.locator("#go")).to_be_enabled()
 
 
-def test_an_engine_that_dies_in_the_middle_fails_in_words_and_the_other_goes_on(page: Page) -> None:
+def test_dead_engine_fails_its_column_in_words_alone(page: Page) -> None:
     with visiting(page, served(FakeEngine("a red circle"), FakeEngine("a red circle", delay_s=0.1, die_after=2))):
         ask(page)
         failed = column(page, PALIGEMMA)
@@ -83,7 +90,7 @@ def test_an_engine_that_dies_in_the_middle_fails_in_words_and_the_other_goes_on(
         expect(page.locator("#merged .facts")).to_contain_text("of toy-llava")
 
 
-def test_what_a_model_says_is_never_html(page: Page) -> None:
+def test_html_in_a_reply_is_shown_as_text(page: Page) -> None:
     hostile = "<img src=x onerror=alert(1)><script>alert(2)</script><b>bold</b>"
     with visiting(page, served(FakeEngine(hostile), FakeEngine(hostile))):
         page.on("dialog", lambda dialog: pytest.fail(dialog.message))
@@ -95,7 +102,7 @@ def test_what_a_model_says_is_never_html(page: Page) -> None:
         assert page.locator("#sheet b, #sheet script").count() == 0
 
 
-def test_again_and_this_visits_questions(page: Page) -> None:
+def test_again_button_and_list_of_questions(page: Page) -> None:
     with visiting(page, served()):
         ask(page)
         page.click("#again")
@@ -109,7 +116,7 @@ def test_again_and_this_visits_questions(page: Page) -> None:
         expect(page.locator("#merged.done")).to_be_visible()
 
 
-def test_each_state_has_its_sentence(page: Page, tmp_path: Path) -> None:
+def test_server_states_have_their_sentences(page: Page, tmp_path: Path) -> None:
     state, trouble = page.locator("#state"), page.locator("#trouble")
     with listening(create_app(router(ready=False))) as url:
         page.goto(url)
@@ -119,21 +126,17 @@ def test_each_state_has_its_sentence(page: Page, tmp_path: Path) -> None:
     for name, worker in failing.routes.items():
         assert isinstance(worker, Worker)
         worker.mark("failed", f"no memory for {name}")
-    with listening(create_app(failing)) as url:
-        page.goto(url)
+    with opened(page, create_app(failing)):
         expect(state).to_have_text(
             "No model can answer. toy-llava: no memory for toy-llava; toy-paligemma: no memory for toy-paligemma"
         )
-        page.goto("about:blank")
     sleeping = router(ready=False)
     for worker, stands in zip(sleeping.routes.values(), ("ready", "asleep"), strict=True):
         assert isinstance(worker, Worker)
         worker.mark(stands, "it starts when it is asked")  # type: ignore[arg-type]
-    with listening(create_app(sleeping)) as url:
-        page.goto(url)
+    with opened(page, create_app(sleeping)):
         expect(state).to_have_text("1 of 2 models ready. Starts when it is asked: toy-paligemma")
         expect(page.locator("#models label[data-state=asleep]")).to_have_count(1)
-        page.goto("about:blank")
     words, large = tmp_path / "words.txt", tmp_path / "large.png"
     words.write_text("not a picture")
     large.write_bytes(b"\0" * (21 * 2**20))
@@ -145,7 +148,7 @@ def test_each_state_has_its_sentence(page: Page, tmp_path: Path) -> None:
         expect(trouble).to_have_text("large.png has 21.0 MB; a picture may have 20.")
 
 
-def test_a_refusal_is_shown_in_the_servers_words(page: Page, tmp_path: Path) -> None:
+def test_refusal_is_shown_in_the_servers_words(page: Page, tmp_path: Path) -> None:
     tiny = tmp_path / "odd.gif"
     PIL.Image.new("RGB", (4000, 4)).save(tiny)
     with visiting(page, served()):
@@ -157,28 +160,24 @@ def test_a_refusal_is_shown_in_the_servers_words(page: Page, tmp_path: Path) -> 
         expect(page.locator(".failure")).to_have_count(2)
 
 
-def test_a_server_that_goes_while_it_answers(page: Page) -> None:
+def test_broken_connection_is_shown_in_a_sentence(page: Page) -> None:
     with visiting(page, served(FakeEngine("a red circle"))):
-
-        def cut(route: Route) -> None:
-            route.abort()
-
-        page.route("**/v1/tasks/*", cut)
+        page.route("**/v1/tasks/*", lambda route: route.abort())
         page.click("#go")
         expect(page.locator("#trouble")).to_have_text("The server went away while it answered.")
         expect(page.locator("#go")).to_be_enabled()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nobody_is_kept_out(browser: Browser, scheme: Any) -> None:
+def test_states_have_no_accessibility_violation(browser: Browser, scheme: Any) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
     page = context.new_page()
-    found: list[str] = []
+    violations: list[str] = []
 
     def look(state: str) -> None:
         tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
         for violation in Axe().run(page, options={"runOnly": tags}).response["violations"]:
-            found.append(f"{state}: {violation['id']}: {[node['html'][:120] for node in violation['nodes']]}")
+            violations.append(f"{state}: {violation['id']}: {[node['html'][:120] for node in violation['nodes']]}")
 
     boxes = FakeEngine("red circle [0.1, 0.1, 0.5, 0.5]")
     with visiting(page, served(boxes, FakeEngine("<loc0100><loc0100><loc0500><loc0500> red circle"))) as url:
@@ -196,13 +195,12 @@ def test_nobody_is_kept_out(browser: Browser, scheme: Any) -> None:
         page.goto(f"{url}/docs")
         page.locator("summary").first.click()
         look("docs")
-        page.goto("about:blank")
     context.close()
-    assert not found
+    assert not violations
 
 
-def test_eight_hundred_pieces_a_second_leave_the_page_free(page: Page) -> None:
-    """Four columns of 200 deltas a second. A long task is one of 50 ms or more (W3C Long Tasks)."""
+def test_eight_hundred_pieces_a_second_cause_no_long_task(page: Page) -> None:
+    """Show four columns of 200 deltas a second. A long task is of 50 ms or more (W3C Long Tasks)."""
     app, engines = four(replies=" ".join(["word"] * 1000), delay_s=0.003)  # and two more of the machinery's own
     page.add_init_script(
         """window.long = []; window.shifts = 0;
@@ -215,7 +213,7 @@ def test_eight_hundred_pieces_a_second_leave_the_page_free(page: Page) -> None:
     with visiting(page, app):
         pick(page, "caption")
         page.evaluate("() => { window.long.length = 0; window.shifts = 0; }")
-        spoken = took = 0.0
+        pieces = seconds = 0.0
         for button in ("#go", *["#again"] * 4):  # a caption ends at its limit of words: five, for a longer measure
             page.click(button)
             expect(page.locator("#share")).to_be_hidden()
@@ -224,18 +222,18 @@ def test_eight_hundred_pieces_a_second_leave_the_page_free(page: Page) -> None:
                 re.search(r"(\d+) tokens/s . (\d+) tokens", facts)
                 for facts in page.locator(".column .facts").all_inner_texts()
             ]
-            spoken += sum(int(rate[2]) for rate in rates if rate)
-            took += max(int(rate[2]) / int(rate[1]) for rate in rates if rate)
+            pieces += sum(int(rate[2]) for rate in rates if rate)
+            seconds += max(int(rate[2]) / int(rate[1]) for rate in rates if rate)
         long, shifts = page.evaluate("[window.long, window.shifts]")
-    said = f"{spoken:.0f} pieces in {took:.1f} s, {spoken / took:.0f} a second in four columns: "
-    said += f"{len(long)} long tasks, {sum(long):.0f} ms in all; layout shift {shifts:.4f}"
-    print(said)
-    assert len(engines[0].prompts) == 5 and spoken > 1500
-    assert sum(long) < 0.1 * 1000 * took, said
-    assert shifts < 0.01, said
+    numbers = f"{pieces:.0f} pieces in {seconds:.1f} s, {pieces / seconds:.0f} a second in four columns: "
+    numbers += f"{len(long)} long tasks, {sum(long):.0f} ms in all; layout shift {shifts:.4f}"
+    print(numbers)
+    assert len(engines[0].prompts) == 5 and pieces > 1500
+    assert sum(long) < 0.1 * 1000 * seconds, numbers
+    assert shifts < 0.01, numbers
 
 
-def test_the_first_visit_weighs_under_100_kb_and_needs_no_model(page: Page) -> None:
+def test_first_visit_weighs_under_100_kb_without_a_model(page: Page) -> None:
     sizes: dict[str, int] = {}
 
     def weigh(response: Any) -> None:
@@ -251,12 +249,12 @@ def test_the_first_visit_weighs_under_100_kb_and_needs_no_model(page: Page) -> N
     print(f"first visit: {sum(sizes.values())} bytes in {len(sizes)} files, the scene it shows apart")
 
 
-def test_a_server_with_keys_asks_for_one_once(page: Page) -> None:
-    asked: list[str] = []
+def test_wrong_key_is_prompted_for_again(page: Page) -> None:
+    prompts: list[str] = []
     answers = ["wrong", "4lice"]
 
     def answer(dialog: Dialog) -> None:
-        asked.append(dialog.message)
+        prompts.append(dialog.message)
         dialog.accept(answers.pop(0))
 
     page.on("dialog", answer)
@@ -264,22 +262,20 @@ def test_a_server_with_keys_asks_for_one_once(page: Page) -> None:
     with visiting(page, app):
         ask(page)
         expect(page.locator("#merged.done")).to_be_visible()
-    assert len(asked) == 2 and "API key" in asked[0]
+    assert len(prompts) == 2 and "API key" in prompts[0]
 
 
-def test_who_declines_is_not_asked_again(page: Page) -> None:
-    asked: list[str] = []
+def test_declined_key_is_not_prompted_for_again(page: Page) -> None:
+    prompts: list[str] = []
 
     def decline(dialog: Dialog) -> None:
-        asked.append(dialog.message)
+        prompts.append(dialog.message)
         dialog.dismiss()
 
     page.on("dialog", decline)
-    with listening(create_app(router(), access=Access(keys=Keys(["alice:4lice"]), page="open"))) as url:
-        page.goto(url)
+    with opened(page, create_app(router(), access=Access(keys=Keys(["alice:4lice"]), page="open"))):
         expect(page.locator("#state")).to_contain_text("A valid API key is needed")
         for _ in range(2):  # the page goes on trying
             with page.expect_response("**/v1/models"):
                 pass
-        page.goto("about:blank")
-    assert len(asked) == 1
+    assert len(prompts) == 1

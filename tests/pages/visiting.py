@@ -1,4 +1,4 @@
-"""What a visitor of the page does, and what the page then shows."""
+"""Steps of a visitor of the page, and parts of it that tests look at."""
 
 import shutil
 from pathlib import Path
@@ -11,14 +11,14 @@ WAIT_MS = 60_000
 
 
 def chromium(playwright: Playwright) -> Browser:
-    """The machine's own, without its sandbox: CI runs as root, which that refuses."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    assert found, "apt-get install chromium"
-    return playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    """Launch the machine's own Chromium without its sandbox, which refuses to run as root, as in CI."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    assert program, "apt-get install chromium"
+    return playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
 
 
 def visit(page: Page, url: str) -> None:
-    """Open it, until it can be asked."""
+    """Open the page, and wait until its button is enabled."""
     page.goto(url)
     expect(page.locator("#go")).to_be_enabled(timeout=WAIT_MS)
 
@@ -28,7 +28,7 @@ def pick(page: Page, task: str) -> None:
 
 
 def ask(page: Page) -> None:
-    """Click, and wait for the whole answer."""
+    """Click the button, and wait for the whole answer."""
     page.click("#go")
     answered(page)
 
@@ -42,8 +42,7 @@ def column(page: Page, model: str) -> Any:
 
 
 def frames(page: Page, layer: str) -> list[tuple[str, list[float]]]:
-    """What is drawn of one layer: (label, [x0, y0, x1, y1] in the picture's pixels, from where it is on the screen)."""
-    found: list[tuple[str, list[float]]] = []
+    """Return the frames of a layer: (label, [x0, y0, x1, y1]), in pixels of the picture by their place on screen."""
     image = page.evaluate(
         """() => {
           const image = document.getElementById("picture"), at = image.getBoundingClientRect();
@@ -64,7 +63,8 @@ def frames(page: Page, layer: str) -> list[tuple[str, list[float]]]:
         })""",
         layer,
     )
-    for label, *screen in rects:
-        offset = [image["left"], image["top"]] * 2
-        found.append((label, [(at - start) / image["scale"] for at, start in zip(screen, offset, strict=True)]))
-    return found
+    offset = [image["left"], image["top"]] * 2
+    return [
+        (label, [(at - start) / image["scale"] for at, start in zip(screen, offset, strict=True)])
+        for label, *screen in rects
+    ]
