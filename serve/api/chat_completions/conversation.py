@@ -69,7 +69,7 @@ def read(messages: Sequence[Message]) -> Conversation:
         turn = _turn(message, tools)
         if medium is not None and medium.at == at:
             still = isinstance(medium.part, ImagePart)
-            turn = replace(turn, pictured=still, filmed=not still)
+            turn = replace(turn, has_image=still, has_video=not still)
         if message.role == "user":
             question = turn.text, f"messages[{at}].content"
         turns.append(turn)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serve.media import geometry
 from serve.models.base import Turn
-from serve.models.llava import converse
+from serve.models.llava import llava_prompt
 from serve.models.llava_tasks import READ, REGION, SENTENCE, SHORT
 from serve.toy.questions import Question
 from serve.toy.world import Box
@@ -49,7 +49,7 @@ def llava(question: Question, size: tuple[int, int]) -> tuple[str, str]:
 
 
 def turn(text: str) -> str:
-    return converse([Turn("user", text, pictured=True)])
+    return llava_prompt([Turn("user", text, has_image=True)])
 
 
 def padded(box: Box, size: tuple[int, int]) -> Box:
