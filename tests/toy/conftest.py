@@ -1,12 +1,12 @@
-"""One torch thread in the tests of the toys."""
+"""Fixtures of the toys' tests."""
 
 import pytest
 import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads wait for each other in a spin: on a busy machine 15 small steps then take 32 s in place of 3."""
+def single_thread():
+    """Limit torch to a thread: two spin while they wait, so that 15 small steps take 32 s, not 3, on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -8,13 +8,13 @@ from serve.toy.training.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
-def test_an_update_has_no_favourite_direction(shape):
+def test_update_has_similar_singular_values(shape):
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
     assert values.min() > 0.3 and values.max() < 1.4
 
 
-def test_it_goes_downhill():
+def test_loss_falls():
     torch.manual_seed(0)
     part, goal = torch.nn.Parameter(torch.zeros(8, 8)), torch.randn(8, 8)
     optimizer = Muon([{"params": [part], "lr": 0.05}])
