@@ -342,7 +342,9 @@ def test_the_saved_picture_has_the_boxes_where_they_belong(diptych: Any, server:
 
 def test_masks_are_drawn_as_veils(diptych: Any, tmp_path: Path, picture: Path) -> None:
     decoder = saved(tmp_path, weights())
-    model = dataclasses.replace(MODELS["toy-paligemma"], skills=paligemma_tasks.skills(["segment"], decoder=decoder))
+    model = dataclasses.replace(
+        MODELS["toy-paligemma"], skills=paligemma_tasks.paligemma_skills(["segment"], decoder=decoder)
+    )
     codes = "".join(f"<seg{code:03d}>" for code in range(16))
     segmenter = Worker(model, FakeEngine(f"<loc0256><loc0256><loc0767><loc0767>{codes} cat"))
     segmenter.mark("ready", "ready")

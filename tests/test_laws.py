@@ -115,7 +115,7 @@ def test_every_parser_takes_any_words(model: Model, task: str, said: str) -> Non
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
 def test_every_model_takes_one_question_about_one_picture(model: Model) -> None:
-    assert "hello" in model.converse([Turn("user", "hello", pictured=True)])
+    assert "hello" in model.converse([Turn("user", "hello", has_image=True)])
     assert set(model.skills) <= set(TASKS)
 
 

@@ -1,4 +1,4 @@
-"""Replies side by side in a terminal, filling up as the models speak, the merged one below."""
+"""Replies side by side in a terminal, filled while the models stream, with the merged reply below."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,43 +10,43 @@ from rich.text import Text
 from serve.client import legible
 
 Json = dict[str, Any]
-NARROW = 26  # with fewer characters a column, the models stand one under the other instead
+NARROW = 26  # characters: with narrower columns the models are stacked
 
 
 def plain(text: object, style: str = "") -> Text:
-    """Anything from outside as text: rich reads no markup in it."""
+    """Return text from a server for rich to print, without reading markup or control characters in it."""
     return Text(legible(text), style=style)
 
 
 class Board:
-    """One question's columns. order: the models' names as the server lists them; others follow as they come."""
+    """The columns of one request, a rich renderable. order: the models as the server lists them; others follow."""
 
     def __init__(self, order: Sequence[str] = ()) -> None:
         self.order = list(order)
-        self.heard: dict[str, str] = {}
+        self.texts: dict[str, str] = {}
         self.replies: dict[str, Json] = {}
         self.merged: Json | None = None
         self.over = False
 
     def take(self, event: str, body: Json) -> None:
-        """A streamed event."""
+        """Add a streamed event: `delta`, `reply` or `merged`, with its JSON."""
         if event == "delta":
-            self.heard[body["model"]] = self.heard.get(body["model"], "") + body["text"]
+            self.texts[body["model"]] = self.texts.get(body["model"], "") + body["text"]
         elif event == "reply":
-            self.heard.setdefault(body["model"], "")
+            self.texts.setdefault(body["model"], "")
             self.replies[body["model"]] = body
         elif event == "merged":
             self.merged = body
 
     def fill(self, response: Json) -> None:
-        """A whole response."""
+        """Add a whole response."""
         for reply in response["replies"]:
             self.take("reply", reply)
         self.merged = response["merged"]
 
     def columns(self) -> list[str]:
-        """The models heard so far, in order."""
-        return sorted(self.heard, key=lambda name: self.order.index(name) if name in self.order else len(self.order))
+        """Return the models with text or a reply so far, in order."""
+        return sorted(self.texts, key=lambda name: self.order.index(name) if name in self.order else len(self.order))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         names = self.columns()
@@ -62,7 +62,7 @@ class Board:
         table = Table(expand=True, show_footer=True)
         for name in names:
             table.add_column(plain(name), footer=_timing(self.replies.get(name)), ratio=1, overflow="fold")
-        table.add_row(*map(self._said, names))
+        table.add_row(*map(self._cell, names))
         return table
 
     def _stacked(self, names: Sequence[str]) -> Table:
@@ -70,13 +70,13 @@ class Board:
         table.add_column(ratio=1, overflow="fold")
         table.add_column(ratio=2, overflow="fold")
         for name in names:
-            table.add_row(Group(plain(name, "bold"), _timing(self.replies.get(name))), self._said(name))
+            table.add_row(Group(plain(name, "bold"), _timing(self.replies.get(name))), self._cell(name))
         return table
 
-    def _said(self, name: str) -> RenderableType:
+    def _cell(self, name: str) -> RenderableType:
         reply = self.replies.get(name)
         if reply is None:
-            return plain(self.heard[name] + " ...", "dim")
+            return plain(self.texts[name] + " ...", "dim")
         if reply["status"] == "ok":
             return plain("\n".join(words(reply["result"])))
         error = plain((reply.get("error") or {}).get("message", reply["status"]), "red")
@@ -84,14 +84,13 @@ class Board:
 
 
 def words(result: Mapping[str, Any] | None) -> list[str]:
-    """A result as lines: a task's one text, or a line for each box."""
+    """Format a result as lines: a task's text, or a line for each box."""
     if result is None:
         return ["(nothing)"]
     if "boxes" not in result:
         return [str(value) for value in result.values()]
     lines = [
-        f"{found['label']}  {' '.join(f'{v:.0f}' for v in found['box'])}  {found['score']:.2f}"
-        for found in result["boxes"]
+        f"{item['label']}  {' '.join(f'{v:.0f}' for v in item['box'])}  {item['score']:.2f}" for item in result["boxes"]
     ]
     return lines or ["nothing found"]
 
@@ -112,7 +111,7 @@ def _duration(milliseconds: float) -> str:
 
 
 def _merged(merged: Json) -> Table:
-    """The merged result, each box with those who saw it; how it was reached; who said the answer that was chosen."""
+    """Show the merged result, each box with the models that support it, and how it was merged."""
     lines, supporters = words(merged["result"]), merged["supporters"]
     boxed = "boxes" in (merged["result"] or {})
     if boxed and len(supporters) == len(lines):

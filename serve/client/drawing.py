@@ -1,4 +1,4 @@
-"""Boxes and masks drawn into the picture: a colour for each model, the merged ones bold and on top."""
+"""Boxes and masks drawn into an image: a colour for each model, the merged ones bold and on top."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ import PIL.ImageFont
 from serve.media.masks import Mask, Rle, Window, decode_in
 
 Rectangle = tuple[float, float, float, float]
-Found = Mapping[str, Any]  # {"label", "box": [x0, y0, x1, y1], "score"} as the server sends it; "mask" beside a mask
+Item = Mapping[str, Any]  # {"label", "box": [x0, y0, x1, y1], "score"} and maybe "mask", as the server sends it
 
-# Told apart also by people who see few colours (Okabe and Ito, 2008). Red is kept for what was merged.
+# Distinct for colour-blind people too (Okabe and Ito, 2008). Red is kept for merged boxes.
 COLOURS = {
     "blue": "#0072b2",
     "orange": "#e69f00",
@@ -25,45 +25,45 @@ COLOURS = {
     "yellow": "#f0e442",
 }
 MERGED = "#d5001c"
-VEIL, BOLD_VEIL = 64, 112  # how much of 255 a mask hides of the picture
+VEIL, BOLD_VEIL = 64, 112  # opacity of a mask, of 255
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The boxes of one model, with their masks where it cut its objects out, or the merged ones (bold)."""
+    """The boxes of one model, with masks if there are any, or the merged ones (bold)."""
 
     colour: str
-    boxes: Sequence[Found]
+    boxes: Sequence[Item]
     bold: bool = False
 
 
 def colour_of(column: int) -> tuple[str, str]:
-    """The name and the value of a column's colour."""
+    """Return the name and the hex value of a column's colour."""
     return list(COLOURS.items())[column % len(COLOURS)]
 
 
 def draw(picture: PIL.Image.Image, layers: Sequence[Layer]) -> PIL.Image.Image:
-    """A copy of the picture with every layer's boxes and masks, the later layers over the earlier.
+    """Return a copy of the image with every layer's boxes and masks, later layers over earlier ones.
 
-    Raises ValueError for a mask that is not one of this picture.
+    Raises ValueError for a mask that is malformed or has another size than the image.
     """
     drawn = picture.convert("RGB")
     pen = PIL.ImageDraw.Draw(drawn)
     thin = max(1, round(min(drawn.size) / 200))
     for layer in layers:
-        for found in layer.boxes:
-            if found.get("mask") is not None:
-                _veil(drawn, found, layer, thin)
-        for found in layer.boxes:
-            _frame(pen, found["box"], layer, thin, drawn.size)
-    for layer, found, place, font in reversed(_places(pen, layers, drawn.size)):
+        for item in layer.boxes:
+            if item.get("mask") is not None:
+                _veil(drawn, item, layer, thin)
+        for item in layer.boxes:
+            _frame(pen, item["box"], layer, thin, drawn.size)
+    for layer, item, place, font in reversed(_places(pen, layers, drawn.size)):
         pen.rectangle(place, fill=layer.colour)
-        pen.text((place[0] + thin, place[1]), _label(found), fill=_ink(layer.colour), font=font)
+        pen.text((place[0] + thin, place[1]), _label(item), fill=_ink(layer.colour), font=font)
     return drawn
 
 
 def _frame(pen: PIL.ImageDraw.ImageDraw, box: Rectangle, layer: Layer, thin: int, size: tuple[int, int]) -> None:
-    """A model's frame lies on the box's edge, the merged one around it: boxes that agree both stay visible."""
+    """Draw a box. A model's frame lies on its edge, a merged one around it, so that equal boxes stay visible."""
     grow = 2 * thin if layer.bold else 0
     left, top = max(0, round(box[0]) - grow), max(0, round(box[1]) - grow)
     right, bottom = min(size[0], round(box[2]) + grow) - 1, min(size[1], round(box[3]) + grow) - 1
@@ -71,24 +71,24 @@ def _frame(pen: PIL.ImageDraw.ImageDraw, box: Rectangle, layer: Layer, thin: int
     pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=layer.colour, width=grow or thin)
 
 
-def _veil(drawn: PIL.Image.Image, found: Found, layer: Layer, thin: int) -> None:
-    """A mask in its layer's colour: the picture shows through, but for the mask's edge."""
-    rle = Rle.model_validate(found["mask"])
+def _veil(drawn: PIL.Image.Image, item: Item, layer: Layer, thin: int) -> None:
+    """Draw a mask in its layer's colour, transparent but for its edge."""
+    rle = Rle.model_validate(item["mask"])
     if rle.size != (drawn.height, drawn.width):
         raise ValueError(f"a mask of {rle.size[1]} x {rle.size[0]} pixels is not of this picture")
-    window = Window.around(found["box"], drawn.width, drawn.height)
+    window = Window.around(item["box"], drawn.width, drawn.height)
     mask = decode_in(rle, window)
     if not mask.size:
         return
     veil = np.where(mask, BOLD_VEIL if layer.bold else VEIL, 0)
-    veil[mask & ~_shrunk(mask, thin * (2 if layer.bold else 1))] = 255
+    veil[mask & ~_shrink(mask, thin * (2 if layer.bold else 1))] = 255
     ink = PIL.Image.new("RGB", (mask.shape[1], mask.shape[0]), layer.colour)
     drawn.paste(ink, (window.left, window.top), PIL.Image.fromarray(veil.astype(np.uint8)))
 
 
-def _shrunk(mask: Mask, by: int) -> Mask:
-    """The mask without its outermost pixels, `by` of them deep."""
-    for _ in range(by):
+def _shrink(mask: Mask, pixels: int) -> Mask:
+    """Return the mask without its outermost pixels, to a depth of `pixels`."""
+    for _ in range(pixels):
         wide = np.pad(mask, 1)
         mask = mask & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
     return mask
@@ -96,21 +96,24 @@ def _shrunk(mask: Mask, by: int) -> Mask:
 
 def _places(
     pen: PIL.ImageDraw.ImageDraw, layers: Sequence[Layer], size: tuple[int, int]
-) -> list[tuple[Layer, Found, Rectangle, Any]]:
-    """Where each label goes. The merged ones choose first; none covers another while there is room beside its box."""
+) -> list[tuple[Layer, Item, Rectangle, Any]]:
+    """Place the labels, merged ones first, without overlap while there is room beside the box.
+
+    Returns (layer, item, rectangle, font) of each.
+    """
     font = PIL.ImageFont.load_default(size=max(12, round(min(size) / 45)))
-    placed: list[tuple[Layer, Found, Rectangle, Any]] = []
+    placed: list[tuple[Layer, Item, Rectangle, Any]] = []
     for layer in reversed(layers):
-        for found in layer.boxes:
-            _, _, width, height = pen.textbbox((0, 0), _label(found), font=font)
-            options = _options(found["box"], width + height / 3, height * 1.3, size)
+        for item in layer.boxes:
+            _, _, width, height = pen.textbbox((0, 0), _label(item), font=font)
+            options = _options(item["box"], width + height / 3, height * 1.3, size)
             free = (place for place in options if not any(_overlap(place, other[2]) for other in placed))
-            placed.append((layer, found, next(free, options[0]), font))
+            placed.append((layer, item, next(free, options[0]), font))
     return placed
 
 
 def _options(box: Rectangle, width: float, height: float, size: tuple[int, int]) -> list[Rectangle]:
-    """Above and below the box and inside it, at its left and at its right, then further and further down."""
+    """Return possible rectangles of a label, best first: above, below and inside the box, then lower."""
     x0, y0, x1, y1 = box
     tops = [y0 - height, y1, y0, y1 - height, *(y0 + height * step for step in range(1, 12))]
     corners = [(x, y) for y in tops for x in (x0, x1 - width)]
@@ -122,12 +125,12 @@ def _overlap(a: Rectangle, b: Rectangle) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _label(found: Found) -> str:
-    label = " ".join(str(found["label"]).split())
-    return f"{label[:39] + '…' if len(label) > 40 else label} {found['score']:.2f}"
+def _label(item: Item) -> str:
+    label = " ".join(str(item["label"]).split())
+    return f"{label[:39] + '…' if len(label) > 40 else label} {item['score']:.2f}"
 
 
 def _ink(colour: str) -> str:
-    """Black or white, whichever reads better on the colour."""
+    """Return black or white, whichever contrasts more with the colour."""
     red, green, blue = PIL.ImageColor.getrgb(colour)[:3]
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"

@@ -1,4 +1,4 @@
-"""A Diptych server seen from the command line: its replies as JSON, its errors as sentences."""
+"""A client of a Diptych server: replies as JSON, errors as sentences for a person."""
 
 import ipaddress
 import json
@@ -10,27 +10,27 @@ import httpx
 
 Json = dict[str, Any]
 CONNECT_S = 5.0
-GRACE_S = 30.0  # beyond the request's own deadline, for merging and for a long way home
+GRACE_S = 30.0  # beyond the request's own deadline, for merging and a slow network
 
 
 class Failure(Exception):
-    """What a person is told instead of an answer: one sentence. status: the command's exit status."""
+    """An error with a sentence for the user. status: the command's exit status."""
 
     status = 1
 
 
 class Misuse(Failure):
-    """The command was not given what it needs."""
+    """An error in the command's arguments."""
 
     status = 2
 
 
 class NoServer(Failure):
-    """Nothing listens at the address."""
+    """An address where no server listens."""
 
 
 class Server:
-    """One server by its URL, for a `with`. Raises Failure for whatever keeps it from answering. key: an API key."""
+    """A connection to a server, for `with`. Its methods raise Failure whenever there is no answer. key: an API key."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
@@ -42,7 +42,7 @@ class Server:
         try:
             self.port = httpx.URL(self.url).port
             self.local = _is_loopback(httpx.URL(self.url).host)
-            # A proxy named in the environment leads away from this machine.
+            # A proxy from the environment cannot reach a server on this machine.
             self._http = httpx.Client(
                 base_url=self.url, headers=self.headers, trust_env=not self.local, timeout=CONNECT_S
             )
@@ -56,35 +56,35 @@ class Server:
         self._http.close()
 
     def get(self, path: str) -> Json:
-        """The JSON at a path."""
+        """Return the JSON at a path."""
         with self._explained():
             return self._checked(self._http.get(path))
 
     def ready(self) -> Json:
-        """{"status", "models": {name: state}}, also while no model can answer yet."""
+        """Return {"status", "models": {name: state}, "details"}, also while no model can answer yet."""
         with self._explained():
             response = self._http.get("/ready")
             return self._json(response) if response.status_code == 503 else self._checked(response)
 
     def ask(self, task: str, picture: bytes | str, fields: Json, *, film: bool = False) -> Json:
-        """Every model's reply and the merged one, once all are there."""
+        """Return the response with every model's reply and the merged one. picture: the bytes of a file, or a URL."""
         with self._explained():
-            response = self._http.post(f"/v1/tasks/{task}", **_sent(picture, fields, film))
+            response = self._http.post(f"/v1/tasks/{task}", **_form(picture, fields, film))
             answer = self._checked(response)
         if answer.get("object") != "diptych.task":
-            raise self._stranger(response)
+            raise self._not_diptych(response)
         return answer
 
     def events(
         self, task: str, picture: bytes | str, fields: Json, *, film: bool = False
     ) -> Iterator[tuple[str, Json]]:
-        """(delta | reply | merged, its JSON) as they come. Raises Failure where the server breaks off."""
-        sent = _sent(picture, fields | {"stream": True}, film)
-        with self._explained(), self._http.stream("POST", f"/v1/tasks/{task}", **sent) as response:
+        """Stream (`delta`, `reply` or `merged`, its JSON). Raises Failure if the stream ends early."""
+        form = _form(picture, fields | {"stream": True}, film)
+        with self._explained(), self._http.stream("POST", f"/v1/tasks/{task}", **form) as response:
             if response.status_code != 200:
                 response.read()
                 self._checked(response)
-            for event, data in events(response.iter_bytes()):
+            for event, data in parse_events(response.iter_bytes()):
                 if data == "[DONE]":
                     return
                 body = json.loads(data)
@@ -97,15 +97,15 @@ class Server:
         body = self._json(response)
         if response.status_code == 200:
             return body
-        said = sentence(body)
-        if said is None:
-            raise self._stranger(response)
-        raise Failure((response.status_code == 503 and self._starting()) or said)
+        message = sentence(body)
+        if message is None:
+            raise self._not_diptych(response)
+        raise Failure((response.status_code == 503 and self._starting()) or message)
 
     def _starting(self) -> str | None:
-        """Which models are at what, while some are still starting."""
-        standing = self.ready()
-        states, details = standing.get("models", {}), standing.get("details", {})
+        """Return a sentence with the models' states while some are still starting, else None."""
+        status = self.ready()
+        states, details = status.get("models", {}), status.get("details", {})
         if "starting" not in states.values():
             return None
         steps = {name: f" ({detail['step']})" for name, detail in details.items()}
@@ -118,16 +118,16 @@ class Server:
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            raise self._stranger(response)
+            raise self._not_diptych(response)
         return body
 
-    def _stranger(self, response: httpx.Response) -> Failure:
-        said = f"{self.url} answered {response.status_code}, but not as Diptych does."
-        return Failure(f"{said} Is it another program, or still starting?")
+    def _not_diptych(self, response: httpx.Response) -> Failure:
+        message = f"{self.url} answered {response.status_code}, but not as Diptych does."
+        return Failure(f"{message} Is it another program, or still starting?")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What the network does as what a person can do about it."""
+        """Turn httpx's errors into a Failure that says what to do."""
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout):
@@ -148,7 +148,7 @@ class Server:
 
 
 def sentence(body: Json) -> str | None:
-    """An OpenAI-shaped error as one sentence that names the parameter; None for anything else."""
+    """Return an OpenAI-shaped error as a sentence that names the parameter; None for any other body."""
     error = body.get("error")
     if not isinstance(error, dict) or not isinstance(error.get("message"), str):
         return None
@@ -156,8 +156,8 @@ def sentence(body: Json) -> str | None:
     return f"{param}: {error['message']}" if param else str(error["message"])
 
 
-def events(chunks: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    """Server-sent events from bytes. Not httpx's iter_lines: it also breaks lines at U+2028, which JSON may hold."""
+def parse_events(chunks: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """Parse server-sent events into (event, data). httpx's iter_lines also splits at U+2028, which JSON may hold."""
     event, data, rest = "message", [], b""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
@@ -167,16 +167,16 @@ def events(chunks: Iterable[bytes]) -> Iterator[tuple[str, str]]:
                 event = value.strip()
             elif field == "data":
                 data.append(value.removeprefix(" "))
-            elif not colon and data:  # an empty line; one that begins with a colon only says that the server is there
+            elif not colon and data:  # an empty line ends the event; one that begins with a colon is a keep-alive
                 yield event, "\n".join(data)
                 event, data = "message", []
 
 
-def _sent(picture: bytes | str, fields: Json, film: bool) -> Json:
-    """The request as a form: the picture's or film's bytes as they are, fewer than in a data URL; or its URL."""
-    patience = httpx.Timeout(fields.get("deadline_s", 60.0) + GRACE_S, connect=CONNECT_S)
+def _form(picture: bytes | str, fields: Json, film: bool) -> Json:
+    """Return httpx's arguments for the request as a form, with the image's or video's bytes or its URL."""
+    timeout = httpx.Timeout(fields.get("deadline_s", 60.0) + GRACE_S, connect=CONNECT_S)
     part = (None, picture) if isinstance(picture, str) else ("file", picture)
-    return {"files": {"video" if film else "image": part}, "data": fields, "timeout": patience}
+    return {"files": {"video" if film else "image": part}, "data": fields, "timeout": timeout}
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""Models, the columns of the table: one file per family. Their order here is the order of everything returned."""
+"""The served models, one file per family. Responses, tables and pages list them in the order of `MODELS`."""
 
 from serve.models import llava, llava_next, llava_next_video, llava_onevision, paligemma, paligemma2
 from serve.models.base import Model

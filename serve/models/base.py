@@ -1,4 +1,4 @@
-"""What a model is: its card, how it is loaded, and what it can do."""
+"""A model: its card, its checkpoint, and the tasks that it can do."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,32 +23,37 @@ CHECKED = (
 
 @dataclass(frozen=True)
 class Skill:
-    """How one model does one task. `ask` may give several prompts (one phrase each): together they are one reply."""
+    """A model's prompts and parser for one task.
+
+    ask: a task's request -> its prompts; a family that takes one phrase per prompt gives several, whose generations
+    are one reply. Raises BadRequest for a request that the family was not trained for. parse: one generation per
+    prompt, in order -> the task's result. Raises ParseError for text that is no result.
+    """
 
     ask: Callable[[Any], list[Prompt]]
     parse: Callable[[Sequence[Spoken], Any], Result]
     slow: bool = False
-    """Whether asking or parsing takes more than a moment, so that it must not hold up the others' words."""
+    """Run `ask` and `parse` in a thread: they would block the event loop for more than a moment."""
     prompts: Callable[[Any], int] = lambda request: 1
-    """How many prompts `ask` gives for a request, told without making them."""
+    """The number of prompts that `ask` makes for a request, without making them."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation. Roles: system, user, assistant. `pictured`: the image stands in this turn,
-    `filmed`: the video does; never both."""
+    """A message of a conversation. role: system, user or assistant. has_image, has_video: whether the request's image
+    or video belongs to this message; never both."""
 
     role: str
     text: str
-    pictured: bool = False
-    filmed: bool = False
+    has_image: bool = False
+    has_video: bool = False
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the weights are. `hub` is a repository id or a local folder; `revision` pins it.
+    """A model's weights. hub: a repository id on the Hugging Face hub, or a local folder. revision: a commit of it.
 
-    expect: what its config.json must say, by dotted field (`text_config.vocab_size`): another value is another model.
+    expect: values that its config.json must have, by dotted field (`text_config.vocab_size`); loading fails otherwise.
     """
 
     hub: str
@@ -59,7 +64,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Card:
-    """A row of the comparison table; every field is a person's reading matter."""
+    """A model's row in the comparison table, for people to read."""
 
     organization: str
     category: str
@@ -74,18 +79,18 @@ class Card:
     about: str = ""
     toy: bool = False
     hardware: str = ""
-    """What it wants to run on, in words, and whether a laptop's CPU will do."""
+    """The hardware that it needs, as a sentence, and whether a laptop's CPU is enough."""
     checked: str = ""
-    """What this project has checked it on, and what not."""
+    """How this project has tested it, and what is untested."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A column of the table.
+    """A model that can be served.
 
-    family_args: keyword arguments for the vLLM engine that the model itself dictates (never how many or where).
-    converse: turns of a plain conversation -> the exact prompt text; raises BadRequest for what the family was
-    not trained for. prepare: what the picture needs before the processor sees it (LLaVA-1.5: padding to a square).
+    family_args: keyword arguments for the vLLM engine that the architecture needs (never number or place of replicas).
+    converse: the turns of a conversation -> the exact prompt text. Raises BadRequest for what the family was not
+    trained for. prepare: image -> the image for the checkpoint's processor (LLaVA-1.5: padded to a square).
     """
 
     name: str
@@ -99,19 +104,24 @@ class Model:
     """Image and prompt attend to each other fully; the reply is causal (arXiv 2407.07726)."""
     images: bool = True
     videos: bool = False
-    """What it takes: a picture, a film, or either."""
+    """Whether it takes images, videos, or either."""
     frames: int = 32
-    """Of a film at most so many frames, evenly spaced: what its training saw and its context holds."""
+    """The most frames that are sampled from a video, evenly spaced: as in its training, and as its context holds."""
     weight: float = 1.0
-    """How much its replies count in merging, where the request does not say."""
+    """The weight of its replies in merging, unless the request gives one."""
     ends: tuple[str, ...] = ()
-    """Texts at which its replies end, beside the checkpoint's end token."""
+    """Texts that end its replies, besides the checkpoint's end token."""
     adapter: str | None = None
-    """The name of the LoRA adapter that makes it out of its base's engine; None is a checkpoint of its own."""
+    """The name of its LoRA adapter in the engine of its base model; None for a model with its own checkpoint."""
 
 
-def sampling(request: Any, max_tokens: int, ends: Sequence[str] = ()) -> Sampling:
-    """The request's sampling, with the task's own length where the request names none. ends: the family's own."""
+def unchanged(image: Image) -> Image:
+    """Return the image itself: `prepare` of a family whose processor does everything."""
+    return image
+
+
+def task_sampling(request: Any, max_tokens: int, ends: Sequence[str] = ()) -> Sampling:
+    """Return a task request's sampling. max_tokens: used where the request gives none. ends: the family's `ends`."""
     return Sampling(
         max_tokens=request.max_tokens or max_tokens,
         temperature=request.temperature,
@@ -123,9 +133,9 @@ def sampling(request: Any, max_tokens: int, ends: Sequence[str] = ()) -> Samplin
 
 
 def stops(request: Any, ends: Sequence[str]) -> tuple[str, ...]:
-    """Return the texts at which a reply ends: the request's `stop` (one, several or none), then the family's ends.
+    """Return the texts that end a reply: the request's `stop` (a string, a list or None), then the family's `ends`.
 
-    `ignore_eos` speaks on past the latter, as past the checkpoint's end token.
+    With `ignore_eos` the family's are left out, as the checkpoint's end token is.
     """
     given = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     return given if request.ignore_eos else (*given, *ends)

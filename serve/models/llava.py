@@ -1,4 +1,4 @@
-"""LLaVA-1.5 (arXiv 2310.03744): CLIP-L 336 and Vicuna, prompts as in its training and evaluation scripts."""
+"""LLaVA-1.5 (arXiv 2310.03744): CLIP-L at 336 pixels and Vicuna. Prompts are those of its training and evaluation."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,41 +8,41 @@ from serve.errors import BadRequest
 from serve.media.geometry import pad_to_square
 from serve.media.image import Image
 from serve.models.base import CHECKED, TOY_CHECKED, TOY_HARDWARE, TOY_NOTE, Card, Checkpoint, Model, Turn
-from serve.models.hardware import Decoder, hardware
-from serve.models.llava_tasks import skills
-from serve.models.plain import parse_toy_ocr
-from serve.models.turns import marked, ordered
+from serve.models.hardware import CacheShape, hardware
+from serve.models.llava_tasks import llava_skills
+from serve.models.text_replies import parse_toy_ocr
+from serve.models.turns import split_system, with_marker
 
-# int(255 * CLIP mean): what the original pads with. The Hugging Face processor crops instead, so we pad before it.
+# int(255 * CLIP mean), as the original pads. The Hugging Face processor crops instead, so we pad before it.
 PAD_COLOUR = (122, 116, 104)
 
 
-def converse(turns: Sequence[Turn]) -> str:
-    """The published form: `USER: <image>\\nq ASSISTANT: a</s>USER: q ASSISTANT:`, a system text first."""
-    system, rest = ordered(turns)
-    said = (f"USER: {marked(t)} ASSISTANT:" if t.role == "user" else f" {t.text}</s>" for t in rest)
-    return ("" if system is None else f"{system} ") + "".join(said)
+def llava_prompt(turns: Sequence[Turn]) -> str:
+    """Return the published form `SYSTEM USER: <image>\\nq ASSISTANT: a</s>USER: q ASSISTANT:`; SYSTEM is optional."""
+    system, rest = split_system(turns)
+    parts = (f"USER: {with_marker(t)} ASSISTANT:" if t.role == "user" else f" {t.text}</s>" for t in rest)
+    return ("" if system is None else f"{system} ") + "".join(parts)
 
 
-def single_turn(turns: Sequence[Turn]) -> str:
-    """`converse` for a checkpoint that has only ever seen one question about one picture.
+def toy_prompt(turns: Sequence[Turn]) -> str:
+    """Return `llava_prompt` for a toy. Raises BadRequest for more or less than one question about one image.
 
-    A system text stands before it as in its family; of short ones the toys make nothing, and answer as without.
+    A system text is allowed; a short one does not change a toy's answers.
     """
-    _, rest = ordered(turns)
-    if len(rest) != 1 or not rest[0].pictured:
+    _, rest = split_system(turns)
+    if len(rest) != 1 or not rest[0].has_image:
         raise BadRequest(
             "This model answers one question about one image: no history, no text alone.", param="messages"
         )
-    return converse(turns)
+    return llava_prompt(turns)
 
 
-def prepare(image: Image) -> Image:
+def pad(image: Image) -> Image:
     return pad_to_square(image, PAD_COLOUR)
 
 
-VICUNA_7B = Decoder(layers=32, heads=32, width=128)
-VICUNA_13B = Decoder(layers=40, heads=40, width=128)
+VICUNA_7B = CacheShape(layers=32, heads=32, width=128)
+VICUNA_13B = CacheShape(layers=40, heads=40, width=128)
 _PAPER = "https://arxiv.org/abs/2310.03744"
 _CARD = Card(
     organization="University of Wisconsin-Madison and Microsoft Research",
@@ -89,9 +89,9 @@ def _toy(name: str, folder: str, parameters: int) -> Model:
             hardware=TOY_HARDWARE,
             checked=TOY_CHECKED,
         ),
-        skills=skills(converse, read=parse_toy_ocr),
-        converse=single_turn,
-        prepare=prepare,
+        skills=llava_skills(llava_prompt, parse_ocr=parse_toy_ocr),
+        converse=toy_prompt,
+        prepare=pad,
         family_args={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
     )
 
@@ -106,9 +106,9 @@ MODELS = [
             expect={**_EXPECT, "text_config.hidden_size": 4096},
         ),
         card=_CARD,
-        skills=skills(converse),
-        converse=converse,
-        prepare=prepare,
+        skills=llava_skills(llava_prompt),
+        converse=llava_prompt,
+        prepare=pad,
         family_args=_FAMILY_ARGS,
     ),
     Model(
@@ -124,9 +124,9 @@ MODELS = [
             links=(_PAPER, "https://huggingface.co/llava-hf/llava-1.5-13b-hf"),
             hardware=hardware(13_351_494_656, VICUNA_13B, 4096),
         ),
-        skills=skills(converse),
-        converse=converse,
-        prepare=prepare,
+        skills=llava_skills(llava_prompt),
+        converse=llava_prompt,
+        prepare=pad,
         family_args=_FAMILY_ARGS,
     ),
     _toy("toy-llava", "llava", 2_441_312),

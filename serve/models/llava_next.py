@@ -1,19 +1,17 @@
-"""LLaVA-NeXT, also called LLaVA-1.6 (llava-vl.github.io/blog/2024-01-30-llava-next): pictures cut into tiles.
+"""LLaVA-NeXT, also called LLaVA-1.6 (llava-vl.github.io/blog/2024-01-30-llava-next): LLaVA with images cut into tiles.
 
-An overview of 336 pixels and up to four tiles of the same size, chosen by the picture's shape: no padding is needed,
-but for detection (see llava_tasks). Each language model brings its own turns.
+An image becomes an overview of 336 pixels and up to four tiles of the same size, by its aspect ratio. It is padded to a
+square for detection only (see llava_tasks). Each language model has its own chat template.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from serve.media.image import Image
-from serve.models.base import CHECKED, Card, Checkpoint, Model, Turn
-from serve.models.hardware import Decoder, hardware
-from serve.models.llava import PAD_COLOUR, VICUNA_7B, VICUNA_13B
-from serve.models.llava import converse as converse_vicuna
-from serve.models.llava_tasks import skills
-from serve.models.turns import marked, ordered
+from serve.models.base import CHECKED, Card, Checkpoint, Model, Turn, unchanged
+from serve.models.hardware import CacheShape, hardware
+from serve.models.llava import PAD_COLOUR, VICUNA_7B, VICUNA_13B, llava_prompt
+from serve.models.llava_tasks import llava_skills
+from serve.models.turns import split_system, with_marker
 
 VICUNA_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -23,44 +21,39 @@ YI_SYSTEM = "Answer the questions."
 END = "<|im_end|>"
 
 
-def vicuna(turns: Sequence[Turn]) -> str:
-    """As LLaVA-1.5, always with a system text: the published one where none is given."""
-    system, rest = ordered(turns)
-    return converse_vicuna([Turn("system", VICUNA_SYSTEM if system is None else system), *rest])
+def vicuna_prompt(turns: Sequence[Turn]) -> str:
+    """Return LLaVA-1.5's prompt with a system text: the published one unless the conversation has its own."""
+    system, rest = split_system(turns)
+    return llava_prompt([Turn("system", VICUNA_SYSTEM if system is None else system), *rest])
 
 
-def mistral(turns: Sequence[Turn]) -> str:
-    """`[INST] <image>\\nq [/INST] a </s>[INST] q [/INST]`; a system text stands inside the first brackets."""
-    system, rest = ordered(turns)
+def mistral_prompt(turns: Sequence[Turn]) -> str:
+    """Return `[INST] <image>\\nq [/INST] a </s>[INST] q [/INST]`, a system text inside the first brackets."""
+    system, rest = split_system(turns)
     head = "" if system is None else f"<<SYS>>\n{system}\n<</SYS>>\n\n"
-    said = []
+    parts = []
     for turn in rest:
         if turn.role == "user":
-            said.append(f"[INST] {head}{marked(turn)} [/INST]")
+            parts.append(f"[INST] {head}{with_marker(turn)} [/INST]")
             head = ""
         else:
-            said.append(f" {turn.text} </s>")
-    return "".join(said)
+            parts.append(f" {turn.text} </s>")
+    return "".join(parts)
 
 
-def yi(turns: Sequence[Turn]) -> str:
-    """ChatML without line breaks between turns, as the 34B was trained."""
-    system, rest = ordered(turns)
-    said = [f"<|im_start|>system\n{YI_SYSTEM if system is None else system}{END}"]
-    said += [f"<|im_start|>{turn.role}\n{marked(turn)}{END}" for turn in rest]
-    return "".join(said) + "<|im_start|>assistant\n"
-
-
-def prepare(image: Image) -> Image:
-    """The processor cuts the tiles: nothing to do before it."""
-    return image
+def yi_prompt(turns: Sequence[Turn]) -> str:
+    """Return the turns in ChatML without line breaks between them, as the 34B was trained."""
+    system, rest = split_system(turns)
+    parts = [f"<|im_start|>system\n{YI_SYSTEM if system is None else system}{END}"]
+    parts += [f"<|im_start|>{turn.role}\n{with_marker(turn)}{END}" for turn in rest]
+    return "".join(parts) + "<|im_start|>assistant\n"
 
 
 def _model(
     name: str,
     language_model: str,
-    say: Callable[[Sequence[Turn]], str],
-    decoder: Decoder,
+    converse: Callable[[Sequence[Turn]], str],
+    cache_shape: CacheShape,
     *,
     parameters: int,
     licence: str,
@@ -87,13 +80,13 @@ def _model(
             features=("pictures in up to five tiles (2,880 tokens)", "multi-turn conversation", "system message"),
             links=("https://llava-vl.github.io/blog/2024-01-30-llava-next/", f"https://huggingface.co/{hub}"),
             about=f"LLaVA with four times the pixels: a CLIP ViT-L/14 at 336 pixels over tiles, and {language_model}.",
-            hardware=hardware(parameters, decoder, max_model_len),
+            hardware=hardware(parameters, cache_shape, max_model_len),
             checked=CHECKED,
         ),
-        skills=skills(say, pad=PAD_COLOUR, ends=ends),
+        skills=llava_skills(converse, pad=PAD_COLOUR, ends=ends),
         ends=ends,
-        converse=say,
-        prepare=prepare,
+        converse=converse,
+        prepare=unchanged,
         family_args={"max_model_len": max_model_len, "limit_mm_per_prompt": {"image": 1}},
     )
 
@@ -103,8 +96,8 @@ MODELS = [
     _model(
         "llava-v1.6-mistral-7b",
         "Mistral 7B Instruct v0.2",
-        mistral,
-        Decoder(layers=32, heads=8, width=128),
+        mistral_prompt,
+        CacheShape(layers=32, heads=8, width=128),
         parameters=7_566_747_648,
         licence="Apache-2.0",
         revision="52320fb52229c8d942b1dcb8b63b3dc8087bc83b",
@@ -115,7 +108,7 @@ MODELS = [
     _model(
         "llava-v1.6-vicuna-7b",
         "Vicuna 7B v1.5",
-        vicuna,
+        vicuna_prompt,
         VICUNA_7B,
         parameters=7_063_431_168,
         licence="Llama 2 Community License",
@@ -125,7 +118,7 @@ MODELS = [
     _model(
         "llava-v1.6-vicuna-13b",
         "Vicuna 13B v1.5",
-        vicuna,
+        vicuna_prompt,
         VICUNA_13B,
         parameters=13_351_499_776,
         licence="Llama 2 Community License",
@@ -135,8 +128,8 @@ MODELS = [
     _model(
         "llava-v1.6-34b",
         "Nous Hermes 2 Yi 34B",
-        yi,
-        Decoder(layers=60, heads=8, width=128),
+        yi_prompt,
+        CacheShape(layers=60, heads=8, width=128),
         parameters=34_752_083_968,
         licence="Apache-2.0",
         revision="66b6feb83d0249dc9f31a24bd3abfb63f90e41aa",

@@ -1,30 +1,23 @@
-"""LLaVA-NeXT-Video (llava-vl.github.io/blog/2024-04-30-llava-next-video): LLaVA-NeXT trained on, with films.
+"""LLaVA-NeXT-Video (llava-vl.github.io/blog/2024-04-30-llava-next-video): LLaVA-NeXT fine-tuned on videos.
 
-Films only. The reference also takes pictures, in LLaVA-NeXT's tiles; vLLM 0.32 refuses them for this architecture, and
-a picture given as a film of one frame would be pooled to 144 tokens: another answer than the reference's.
+It takes videos only. The reference also takes images, in LLaVA-NeXT's tiles; vLLM 0.32 refuses them for this
+architecture, and an image as a video of one frame would be pooled to 144 tokens, which changes the answer.
 """
 
-from serve.media.image import Image
-from serve.models.base import CHECKED, Card, Checkpoint, Model
+from serve.models.base import CHECKED, Card, Checkpoint, Model, unchanged
 from serve.models.hardware import hardware
-from serve.models.llava import VICUNA_7B, converse
-from serve.models.llava_tasks import skills
+from serve.models.llava import VICUNA_7B, llava_prompt
+from serve.models.llava_tasks import llava_skills
 
 FRAMES = 24  # of 144 tokens each: 32 would not fit into 4,096 tokens
 _HUB = "llava-hf/LLaVA-NeXT-Video-7B-hf"
-
-
-def prepare(image: Image) -> Image:
-    """No picture comes here."""
-    return image
-
 
 MODELS = [
     Model(
         name="llava-next-video-7b",
         checkpoint=Checkpoint(
             _HUB,
-            "e8502659e3d5a90124a1294331de3b1bc8a9d5d4",  # a commit of its page on the hub, with the mended config.json
+            "e8502659e3d5a90124a1294331de3b1bc8a9d5d4",  # a commit seen on its hub page, with the corrected config.json
             expect={
                 "architectures": ["LlavaNextVideoForConditionalGeneration"],
                 "text_config.model_type": "llama",
@@ -55,9 +48,9 @@ MODELS = [
             hardware=hardware(7_063_431_168, VICUNA_7B, 4096),
             checked=CHECKED,
         ),
-        skills=skills(converse, images=False, frames=FRAMES),
-        converse=converse,
-        prepare=prepare,
+        skills=llava_skills(llava_prompt, images=False, frames=FRAMES),
+        converse=llava_prompt,
+        prepare=unchanged,
         family_args={"max_model_len": 4096, "limit_mm_per_prompt": {"video": 1}},
         images=False,
         videos=True,

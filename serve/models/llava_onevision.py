@@ -1,34 +1,29 @@
-"""LLaVA-OneVision (arXiv 2408.03326): SigLIP at 384 pixels and Qwen2; pictures in up to ten tiles, and films."""
+"""LLaVA-OneVision (arXiv 2408.03326): SigLIP at 384 pixels and Qwen2; images in up to ten tiles, and videos."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serve.media.image import Image
-from serve.models.base import CHECKED, Card, Checkpoint, Model, Turn
-from serve.models.hardware import Decoder, hardware
-from serve.models.llava_tasks import skills
-from serve.models.turns import mark, ordered
+from serve.models.base import CHECKED, Card, Checkpoint, Model, Turn, unchanged
+from serve.models.hardware import CacheShape, hardware
+from serve.models.llava_tasks import llava_skills
+from serve.models.turns import media_marker, split_system
 
 CONTEXT = 32_768
-FRAMES = 32  # what it was trained with; 196 tokens each
+FRAMES = 32  # as in training; 196 tokens each
 PAD_COLOUR = (127, 127, 127)  # int(255 * SigLIP mean)
 END = "<|im_end|>"
 
 
-def converse(turns: Sequence[Turn]) -> str:
-    """The checkpoints' own chat template (and transformers' test of it): the picture on the line of the role."""
-    system, rest = ordered(turns)
-    said = [] if system is None else [f"<|im_start|>system \n{system}{END}"]
-    said += [f"<|im_start|>{turn.role} {mark(turn)}\n{turn.text}{END}" for turn in rest]
-    return "".join(said) + "<|im_start|>assistant\n"
+def onevision_prompt(turns: Sequence[Turn]) -> str:
+    """Return the turns in the checkpoints' chat template, as in transformers' test of it: ChatML with a space after the
+    role, where the image or video is marked."""
+    system, rest = split_system(turns)
+    parts = [] if system is None else [f"<|im_start|>system \n{system}{END}"]
+    parts += [f"<|im_start|>{turn.role} {media_marker(turn)}\n{turn.text}{END}" for turn in rest]
+    return "".join(parts) + "<|im_start|>assistant\n"
 
 
-def prepare(image: Image) -> Image:
-    """The processor cuts the tiles: nothing to do before it."""
-    return image
-
-
-def _model(size: str, decoder: Decoder, parameters: int, revision: str, expect: Mapping[str, Any]) -> Model:
+def _model(size: str, cache_shape: CacheShape, parameters: int, revision: str, expect: Mapping[str, Any]) -> Model:
     name = f"llava-onevision-qwen2-{size}-ov"
     hub = f"llava-hf/{name}-hf"
     return Model(
@@ -61,13 +56,13 @@ def _model(size: str, decoder: Decoder, parameters: int, revision: str, expect: 
             ),
             links=("https://arxiv.org/abs/2408.03326", f"https://huggingface.co/{hub}"),
             about=f"One model for pictures and films: SigLIP-So400m at 384 pixels and Qwen2 {size.upper()}.",
-            hardware=hardware(parameters, decoder, CONTEXT),
+            hardware=hardware(parameters, cache_shape, CONTEXT),
             checked=CHECKED,
         ),
-        skills=skills(converse, frames=FRAMES, pad=PAD_COLOUR, ends=(END,)),
+        skills=llava_skills(onevision_prompt, frames=FRAMES, pad=PAD_COLOUR, ends=(END,)),
         ends=(END,),
-        converse=converse,
-        prepare=prepare,
+        converse=onevision_prompt,
+        prepare=unchanged,
         family_args={"max_model_len": CONTEXT, "limit_mm_per_prompt": {"image": 1, "video": 1}},
         videos=True,
         frames=FRAMES,
@@ -78,21 +73,21 @@ def _model(size: str, decoder: Decoder, parameters: int, revision: str, expect: 
 MODELS = [
     _model(
         "0.5b",
-        Decoder(layers=24, heads=2, width=64),
+        CacheShape(layers=24, heads=2, width=64),
         893_675_552,
         "74dd0bf867a4cda7950c17663794267c60cf4b40",
         {"text_config.hidden_size": 896},
     ),
     _model(
         "7b",
-        Decoder(layers=28, heads=4, width=128),
+        CacheShape(layers=28, heads=4, width=128),
         8_030_807_584,
         "0d50680527681998e456c7b78950205bedd8a068",
         {"text_config.hidden_size": 3584},
     ),
     _model(
         "72b",
-        Decoder(layers=80, heads=8, width=128),
+        CacheShape(layers=80, heads=8, width=128),
         73_181_570_592,
         "7f872aec22af34da2b31b2b3efb6a6403a5bb6c7",
         {"text_config.hidden_size": 8192},

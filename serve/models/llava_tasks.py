@@ -1,6 +1,6 @@
-"""How LLaVA and its descendants are asked each task: the prompts of LLaVA's training and evaluation scripts.
+"""The prompts and parsers of LLaVA and its successors for each task, from LLaVA's training and evaluation scripts.
 
-What a family does in its own way (the turn around the words, the picture's geometry) comes in as an argument.
+The families differ in chat template, padding and video; these are arguments of `llava_skills`.
 """
 
 import re
@@ -10,8 +10,8 @@ from serve.engines.base import Prompt, Spoken
 from serve.errors import BadRequest, ParseError
 from serve.media.geometry import Colour, from_padded, pad_to_square
 from serve.media.image import Image
-from serve.models.base import Skill, Turn, sampling
-from serve.models.plain import parse_caption, parse_chat, parse_ocr, parse_vqa
+from serve.models.base import Skill, Turn, task_sampling
+from serve.models.text_replies import parse_caption, parse_chat, parse_text, parse_vqa
 from serve.tasks.base import Request, Result
 from serve.tasks.boxes import DetectResult, LabelledBox
 from serve.tasks.caption import CaptionRequest
@@ -30,27 +30,28 @@ _QUOTED = re.compile(r'"([^"]*)"')
 _QUOTE_CUT = re.compile(r'"([^"]*)')
 
 
-def skills(
-    say: Callable[[Sequence[Turn]], str],
+def llava_skills(
+    converse: Callable[[Sequence[Turn]], str],
     *,
     images: bool = True,
     frames: int = 0,
     pad: Colour | None = None,
     ends: tuple[str, ...] = (),
-    read: Callable[[Sequence[Spoken], OcrRequest], Result] | None = None,
+    parse_ocr: Callable[[Sequence[Spoken], OcrRequest], Result] | None = None,
 ) -> Mapping[str, Skill]:
-    """The tasks of one family.
+    """Return the skills of one family, by task.
 
-    say: its `converse`. images, frames: whether it takes pictures, and of how many frames a film. pad: the colour of
-    the square that a picture is set into for detection, where the engine does not do so anyway. ends: where a reply
-    ends, beside the checkpoint's end token. read: parses ocr.
+    converse: as in Model. images: whether it takes images. frames: the most frames of a video, 0 if it takes none. pad:
+    for detection, pad the image to a square of this colour; None where the family's `prepare` does so for every task.
+    ends: texts that end its replies, besides the checkpoint's end token. parse_ocr: `parse_unquoted` by default.
     """
 
-    def ask(request: Request, words: str, max_tokens: int, image: Image | None = None) -> list[Prompt]:
-        drawn = sampling(request, max_tokens, ends)
+    def ask(request: Request, text: str, max_tokens: int, image: Image | None = None) -> list[Prompt]:
+        sampling = task_sampling(request, max_tokens, ends)
         if request.video is not None:
-            return [Prompt(say([Turn("user", words, filmed=True)]), None, drawn, request.video.sample(frames))]
-        return [Prompt(say([Turn("user", words, pictured=True)]), image or request.image, drawn)]
+            turn = Turn("user", text, has_video=True)
+            return [Prompt(converse([turn]), None, sampling, request.video.sample(frames))]
+        return [Prompt(converse([Turn("user", text, has_image=True)]), image or request.image, sampling)]
 
     def ask_vqa(request: VqaRequest) -> list[Prompt]:
         return ask(request, request.question + SHORT, 32)
@@ -58,53 +59,55 @@ def skills(
     def ask_caption(request: CaptionRequest) -> list[Prompt]:
         if request.lang != "en":
             raise BadRequest("The LLaVA family was trained to caption in English only.", param="lang")
-        return ask(request, SENTENCE.format(_shown(request)), 96)
+        return ask(request, SENTENCE.format(_medium(request)), 96)
 
     def ask_ocr(request: OcrRequest) -> list[Prompt]:
-        return ask(request, READ.format(_shown(request)), 256)
+        return ask(request, READ.format(_medium(request)), 256)
 
     def ask_chat(request: ChatRequest) -> list[Prompt]:
         return ask(request, request.question, 512)
 
     def ask_detect(request: DetectRequest) -> list[Prompt]:
-        """One box for one phrase is what it was trained on (RefCOCO, Visual Genome): one prompt a phrase.
+        """Make one prompt per phrase: the training data (RefCOCO, Visual Genome) has one box for one phrase.
 
-        The coordinates of that data are fractions of the picture padded to a square, also where the family itself
-        cuts a picture into tiles (LLaVA-NeXT's training took them over as they were). So a tiled picture is padded
-        first: then the overview, the tiles and the data mean the same square. The engine
-        makes it, once for all phrases.
+        Its coordinates are fractions of the image padded to a square, also for families that cut an image into tiles
+        (LLaVA-NeXT was trained on the same data). A tiled image is therefore padded first, so that its overview and
+        tiles show the square that the coordinates refer to. The engine pads it, once for all phrases.
         """
         if request.video is not None:
             raise BadRequest("Detection takes an image: a box in a film would not say of which moment.", param="video")
         image = None if pad is None else pad_to_square(request.image, pad)
         return [prompt for phrase in request.phrases for prompt in ask(request, REGION + phrase, 48, image)]
 
-    still = {"detect": Skill(ask_detect, parse_detect, prompts=lambda request: len(request.labels))} if images else {}
+    detect = {"detect": Skill(ask_detect, parse_padded_boxes, prompts=lambda request: len(request.labels))}
     return {
         "vqa": Skill(ask_vqa, parse_vqa),
         "caption": Skill(ask_caption, parse_caption),
-        "ocr": Skill(ask_ocr, read or parse_unquoted),
-        **still,
+        "ocr": Skill(ask_ocr, parse_ocr or parse_unquoted),
+        **(detect if images else {}),
         "chat": Skill(ask_chat, parse_chat),
     }
 
 
-def _shown(request: Request) -> str:
+def _medium(request: Request) -> str:
     return "image" if request.video is None else "video"
 
 
-def parse_unquoted(spoken: Sequence[Spoken], request: OcrRequest) -> Result:
-    """The text, out of the quotation marks that LLaVA likes to set around all it reads."""
-    result = parse_ocr(spoken, request)
-    quoted = _QUOTED.fullmatch(result.text) or (spoken[0].cut and _QUOTE_CUT.fullmatch(result.text)) or None
+def parse_unquoted(generations: Sequence[Spoken], request: OcrRequest) -> Result:
+    """Return the text without the quotation marks that LLaVA often puts around it. Raises as `parse_text`."""
+    result = parse_text(generations, request)
+    quoted = _QUOTED.fullmatch(result.text) or (generations[0].cut and _QUOTE_CUT.fullmatch(result.text)) or None
     return result if quoted is None else result.model_copy(update={"text": quoted[1].strip()})
 
 
-def parse_detect(spoken: Sequence[Spoken], request: DetectRequest) -> DetectResult:
-    """`[x0, y0, x1, y1]` in fractions of the padded square -> pixels. Raises ParseError when no phrase got a box."""
+def parse_padded_boxes(generations: Sequence[Spoken], request: DetectRequest) -> DetectResult:
+    """Parse `[x0, y0, x1, y1]`, fractions of the padded square, into boxes in pixels of the image, one per label.
+
+    Raises ParseError when no label got a box inside the image.
+    """
     boxes = []
-    for label, said in zip(request.labels, spoken, strict=True):
-        match = _BOX.search(said.text)
+    for label, generation in zip(request.labels, generations, strict=True):
+        match = _BOX.search(generation.text)
         if match is None:
             continue
         x0, y0, x1, y1 = (float(number) for number in match.groups())
@@ -112,8 +115,8 @@ def parse_detect(spoken: Sequence[Spoken], request: DetectRequest) -> DetectResu
             continue
         box = from_padded((x0, y0, x1, y1), request.image.width, request.image.height)
         if box[2] > box[0] and box[3] > box[1]:
-            boxes.append(LabelledBox(label=label, box=box, score=said.confidence(*match.span())))
-    if not boxes and any(said.cut for said in spoken):
+            boxes.append(LabelledBox(label=label, box=box, score=generation.confidence(*match.span())))
+    if not boxes and any(generation.cut for generation in generations):
         raise ParseError("The reply was cut by max_tokens before its first whole box [x0, y0, x1, y1].")
     if not boxes:
         raise ParseError("The reply holds no box of the form [x0, y0, x1, y1] inside the image.")

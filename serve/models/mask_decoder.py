@@ -1,7 +1,7 @@
-"""PaliGemma's mask decoder in numpy: sixteen `<segNNN>` codes -> a mask (arXiv 2407.07726; VQ-VAE of arXiv 2301.02229).
+"""PaliGemma's mask decoder in numpy: sixteen `<segNNN>` codes -> mask (arXiv 2407.07726; VQ-VAE of arXiv 2301.02229).
 
-The weights are `vae-oid.npz` as published with big_vision, in PyTorch's layout. Widths are read from the arrays, so a
-smaller decoder in the same format works as well.
+The weights are `vae-oid.npz` as published with big_vision, in PyTorch's layout. Widths are those of the arrays, so
+a smaller decoder in the same format works as well.
 """
 
 import functools
@@ -34,9 +34,9 @@ _ON_HUB = re.compile(r"(?:(spaces|datasets)/)?([\w.-]+/[\w.-]+)/([^/].*\.npz)")
 
 @dataclass(frozen=True, eq=False)
 class MaskDecoder:
-    """The decoder's arrays. codebook: [128, d]; a layer: weight and bias.
+    """The decoder's arrays. codebook: [128, d]. A layer is (weight, bias).
 
-    blocks: two residual blocks of three convolutions each; ups: four transposed convolutions, each doubles the sides.
+    blocks: two residual blocks of three convolutions. ups: four transposed convolutions that double height and width.
     """
 
     codebook: Array
@@ -46,35 +46,39 @@ class MaskDecoder:
     last: Layer
 
     def __call__(self, codes: np.ndarray[Any, Any]) -> Array:
-        """codes: int [n, 16], each 0..127 -> masks float32 [n, 64, 64], about -1 (outside) to 1 (inside)."""
+        """Decode codes, int [n, 16] of 0..127, into masks, float32 [n, 64, 64], about -1 (outside) to 1 (inside)."""
         x = self.codebook[codes.reshape(-1, 4, 4)]  # channels last, so that a convolution is a matrix product
-        x = _relu(_convolved(x, self.first))
-        for one, two, three in self.blocks:
-            x = x + _convolved(_relu(_convolved(_relu(_convolved(x, one)), two)), three)
+        x = _relu(_convolve(x, self.first))
+        for first, second, third in self.blocks:
+            x = x + _convolve(_relu(_convolve(_relu(_convolve(x, first)), second)), third)
         for layer in self.ups:
-            x = _relu(_doubled(x, layer))
-        return _convolved(x, self.last)[..., 0]
+            x = _relu(_upsample(x, layer))
+        return _convolve(x, self.last)[..., 0]
 
 
 def paste(mask: Array, box: tuple[float, float, float, float], width: int, height: int) -> Mask | None:
-    """The decoder's [64, 64] as the mask [height, width] of the picture; None for a box of less than a pixel."""
-    window = pixels_of(box, width, height)
+    """Return the decoder's mask [64, 64] as the mask [height, width] of the image; None for a box below one pixel.
+
+    box: x0, y0, x1, y1 in fractions of the image.
+    """
+    window = pixel_window(box, width, height)
     if window is None:
         return None
     whole = np.zeros((height, width), np.bool_)
-    whole[window.top : window.bottom, window.left : window.right] = enlarged(mask, window)
+    whole[window.top : window.bottom, window.left : window.right] = enlarge(mask, window)
     return whole
 
 
-def pixels_of(box: tuple[float, float, float, float], width: int, height: int) -> Window | None:
-    """A box x0, y0, x1, y1 in fractions of the picture, cut to whole pixels as in big_vision's evaluator; None where
-    that leaves none."""
+def pixel_window(box: tuple[float, float, float, float], width: int, height: int) -> Window | None:
+    """Return a box x0, y0, x1, y1, in fractions of the image, in whole pixels, rounded down as in big_vision's
+    evaluator; None if that leaves no pixel."""
     x0, y0, x1, y1 = int(box[0] * width), int(box[1] * height), int(box[2] * width), int(box[3] * height)
     return Window(x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
 
-def enlarged(mask: Array, window: Window) -> Mask:
-    """The decoder's [64, 64] as large as the window: bilinear and thresholded at 0, as in big_vision's evaluator."""
+def enlarge(mask: Array, window: Window) -> Mask:
+    """Resize the decoder's mask [64, 64] to the window's size, bilinear with threshold 0 as in big_vision's evaluator.
+    Returns bool [height, width]."""
     rows, columns = window.shape
     small = PIL.Image.fromarray(np.ascontiguousarray(mask, np.float32))
     large: Mask = np.asarray(small.resize((columns, rows), PIL.Image.Resampling.BILINEAR)) > 0
@@ -82,10 +86,10 @@ def enlarged(mask: Array, window: Window) -> Mask:
 
 
 def find(where: str | None = None, fetch: Callable[..., str] | None = None) -> MaskDecoder:
-    """The decoder of a file, read once. Raises ModelError (decoder_missing, decoder_broken) that says what to do.
+    """Load a decoder from its file, once per version of the file. Raises ModelError (decoder_missing, decoder_broken).
 
-    where: a file, or `owner/repo/file.npz` on the hub (`spaces/owner/repo/file.npz` in a Space); the environment's
-    DIPTYCH_MASK_DECODER when left out. fetch: stands in for huggingface_hub.hf_hub_download.
+    where: a file, or `owner/repo/file.npz` on the hub (`spaces/owner/repo/file.npz` in a Space); by default the
+    environment's DIPTYCH_MASK_DECODER. fetch: replaces huggingface_hub.hf_hub_download.
     """
     chosen = where or os.environ.get(VARIABLE)
     if not chosen:
@@ -103,30 +107,30 @@ def find(where: str | None = None, fetch: Callable[..., str] | None = None) -> M
 
 @functools.lru_cache(maxsize=4)
 def _read(file: Path, changed: int, size: int) -> MaskDecoder:
-    """`changed` and `size` are there for the cache: a file that was replaced is read again."""
+    """Read a file. `changed` and `size` are keys of the cache: a file that was replaced is read again."""
     try:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is no whole npz archive")
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            return read(arrays)
+            return from_arrays(arrays)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        words = f"{file} is not a mask decoder in the format of vae-oid.npz: {error}."
-        raise ModelError(f"{words} {ADVICE}", code="decoder_broken") from None
+        problem = f"{file} is not a mask decoder in the format of vae-oid.npz: {error}."
+        raise ModelError(f"{problem} {ADVICE}", code="decoder_broken") from None
 
 
-def read(arrays: Mapping[str, Any]) -> MaskDecoder:
-    """The decoder of the arrays of `vae-oid.npz`; others (its encoder's) are left alone. Raises ValueError for an
-    array that is missing or does not fit the one before it."""
+def from_arrays(arrays: Mapping[str, Any]) -> MaskDecoder:
+    """Make the decoder from the arrays of `vae-oid.npz`, without the encoder's. Raises ValueError for an array that is
+    missing or whose shape does not fit the layer before it."""
 
     def array(name: str, *shape: int | None) -> Array:
         if name not in arrays:
             raise ValueError(f"it has no array {name}")
-        found = arrays[name]
-        fits = found.ndim == len(shape) and all(w in (None, h) for h, w in zip(found.shape, shape, strict=True))
-        if not fits or found.dtype.kind != "f":
+        value = arrays[name]
+        fits = value.ndim == len(shape) and all(w in (None, h) for h, w in zip(value.shape, shape, strict=True))
+        if not fits or value.dtype.kind != "f":
             wanted = " x ".join("any" if side is None else str(side) for side in shape)
-            raise ValueError(f"{name} is {found.dtype} {' x '.join(map(str, found.shape))} instead of float {wanted}")
-        return np.asarray(found, np.float32)
+            raise ValueError(f"{name} is {value.dtype} {' x '.join(map(str, value.shape))} instead of float {wanted}")
+        return np.asarray(value, np.float32)
 
     def convolution(name: str, into: int, out: int | None, side: int) -> Layer:
         weight = array(f"{name}.weight", out, into, side, side)
@@ -137,9 +141,9 @@ def read(arrays: Mapping[str, Any]) -> MaskDecoder:
         return weight.transpose(2, 3, 0, 1), array(f"{name}.bias", weight.shape[1])
 
     def block(name: str, width: int) -> tuple[Layer, Layer, Layer]:
-        one = convolution(f"{name}.0", width, None, 3)
-        two = convolution(f"{name}.2", one[1].size, None, 3)
-        return one, two, convolution(f"{name}.4", two[1].size, width, 1)
+        first = convolution(f"{name}.0", width, None, 3)
+        second = convolution(f"{name}.2", first[1].size, None, 3)
+        return first, second, convolution(f"{name}.4", second[1].size, width, 1)
 
     codebook = array("_vq_vae._embedding", CODES, None)
     first = convolution("decoder.0", codebook.shape[1], None, 1)
@@ -155,28 +159,28 @@ def _relu(x: Array) -> Array:
     return np.maximum(x, 0)
 
 
-def _convolved(x: Array, layer: Layer) -> Array:
-    """x [n, h, w, in] with a kernel [k, k, in, out], k odd, zeros around: [n, h, w, out]."""
+def _convolve(x: Array, layer: Layer) -> Array:
+    """Convolve x [n, h, w, in] with a kernel [k, k, in, out], k odd, zero padding: [n, h, w, out]."""
     weight, bias = layer
     side, (_, height, width, _) = weight.shape[0], x.shape
-    around = np.pad(x, ((0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0)))
+    padded = np.pad(x, ((0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0)))
     total: Array = bias + sum(
-        around[:, row : row + height, column : column + width] @ weight[row, column]
+        padded[:, row : row + height, column : column + width] @ weight[row, column]
         for row in range(side)
         for column in range(side)
     )
     return total
 
 
-def _doubled(x: Array, layer: Layer) -> Array:
-    """A transposed convolution, kernel [4, 4, in, out], stride 2, padding 1: [n, h, w, in] -> [n, 2h, 2w, out]."""
+def _upsample(x: Array, layer: Layer) -> Array:
+    """Convolve x [n, h, w, in], transposed: kernel [4, 4, in, out], stride 2, padding 1. Returns [n, 2h, 2w, out]."""
     weight, bias = layer
     count, height, width, _ = x.shape
-    spread = np.zeros((count, 2 * height + 2, 2 * width + 2, bias.size), np.float32)
+    total = np.zeros((count, 2 * height + 2, 2 * width + 2, bias.size), np.float32)
     for row in range(4):
         for column in range(4):
-            spread[:, row : row + 2 * height : 2, column : column + 2 * width : 2] += x @ weight[row, column]
-    return spread[:, 1:-1, 1:-1] + bias
+            total[:, row : row + 2 * height : 2, column : column + 2 * width : 2] += x @ weight[row, column]
+    return total[:, 1:-1, 1:-1] + bias
 
 
 def _download(where: str, kind: str | None, repository: str, name: str, fetch: Callable[..., str] | None) -> Path:
@@ -187,5 +191,5 @@ def _download(where: str, kind: str | None, repository: str, name: str, fetch: C
             (fetch or hf_hub_download)(repository, name, repo_type=kind.rstrip("s") if kind else None, etag_timeout=10)
         )
     except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
-        words = f"The mask decoder {where} could not be downloaded from the hub: {error}."
-        raise ModelError(f"{words} {ADVICE}", code="decoder_missing") from error
+        problem = f"The mask decoder {where} could not be downloaded from the hub: {error}."
+        raise ModelError(f"{problem} {ADVICE}", code="decoder_missing") from error

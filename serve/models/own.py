@@ -186,7 +186,7 @@ def _filled(words: str, request: Any, labels: str) -> str:
 def _turn(origin: Model, prompt: Prompt, words: str) -> str:
     """The family's turn around these words, with the picture or film where the family has it."""
     film = prompt.video is not None
-    return origin.converse([Turn("user", words, pictured=not film and prompt.image is not None, filmed=film)])
+    return origin.converse([Turn("user", words, has_image=not film and prompt.image is not None, has_video=film)])
 
 
 def _placeholders(task: str, origin: Model) -> Mapping[str, bool]:

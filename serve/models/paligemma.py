@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from serve.models.base import CHECKED, TOY_CHECKED, TOY_HARDWARE, TOY_NOTE, Card, Checkpoint, Model
-from serve.models.hardware import Decoder, hardware
-from serve.models.paligemma_tasks import READ, READ_MIX, converse, prepare, skills
-from serve.models.plain import parse_toy_ocr
+from serve.models.base import CHECKED, TOY_CHECKED, TOY_HARDWARE, TOY_NOTE, Card, Checkpoint, Model, unchanged
+from serve.models.hardware import CacheShape, hardware
+from serve.models.paligemma_tasks import READ, READ_MIX, paligemma_prompt, paligemma_skills
+from serve.models.text_replies import parse_toy_ocr
 
-# Context: the image's tokens (size / 14)^2 and the text it was trained with (128 at 224 pixels in pt, else 256 or 512),
-# rounded up. A prefix-LM prefills a prompt whole, so every token of context costs memory in each step.
+# The image's tokens, (size / 14)^2, and the text that it was trained with (128 at 224 pixels in pt, else 256 or 512),
+# rounded up. A prefix-LM prefills a prompt in one step, so every token of context costs memory in each step.
 MAX_MODEL_LEN = {224: 1024, 448: 2048, 896: 5120}
-GEMMA_2B = Decoder(layers=18, heads=1, width=256)
+GEMMA_2B = CacheShape(layers=18, heads=1, width=256)
 
 # Commits seen in public code that loads these files from a hub cache; None where none was found.
 REVISIONS = {
@@ -50,22 +50,22 @@ def _published(kind: str, size: int, parameters: int) -> Model:
         name=f"paligemma-3b-{kind}-{size}",
         checkpoint=Checkpoint(hub, REVISIONS.get(f"{kind}-{size}"), gated=True, expect=expect),
         card=card,
-        skills=skills(reading=READ_MIX if mix else READ),
-        converse=converse,
-        prepare=prepare,
+        skills=paligemma_skills(ocr_prompt=READ_MIX if mix else READ),
+        converse=paligemma_prompt,
+        prepare=unchanged,
         family_args={"max_model_len": MAX_MODEL_LEN[size], "limit_mm_per_prompt": {"image": 1}},
         prefix_lm=True,
     )
 
 
 def _toy(name: str, folder: str, parameters: int) -> Model:
-    """It segments where its mask decoder lies beside its weights."""
-    place = Path(__file__).parents[1] / "toy" / folder
-    decoder = place / "vae-oid.npz"
-    draws = decoder.is_file()
+    """Make a toy, which can segment if its mask decoder is in its folder."""
+    path = Path(__file__).parents[1] / "toy" / folder
+    decoder = path / "vae-oid.npz"
+    segments = decoder.is_file()
     return Model(
         name=name,
-        checkpoint=Checkpoint(str(place), expect={"architectures": ["PaliGemmaForConditionalGeneration"]}),
+        checkpoint=Checkpoint(str(path), expect={"architectures": ["PaliGemmaForConditionalGeneration"]}),
         card=Card(
             organization="Diptych",
             category="Toy: drawn shapes only",
@@ -74,11 +74,11 @@ def _toy(name: str, folder: str, parameters: int) -> Model:
             context_window=256,
             parameters=parameters,
             licence="Apache-2.0",
-            tasks=("vqa", "caption", "detect", *(["segment"] if draws else []), "ocr (listed words)"),
+            tasks=("vqa", "caption", "detect", *(["segment"] if segments else []), "ocr (listed words)"),
             features=(
                 "PaliGemma architecture",
                 "boxes as location tokens",
-                *(["masks as segmentation tokens"] if draws else []),
+                *(["masks as segmentation tokens"] if segments else []),
                 "runs on a laptop's CPU",
             ),
             about=TOY_NOTE,
@@ -86,13 +86,13 @@ def _toy(name: str, folder: str, parameters: int) -> Model:
             hardware=TOY_HARDWARE,
             checked=TOY_CHECKED,
         ),
-        skills=skills(
-            ("vqa", "caption", "ocr", "detect", *(["segment"] if draws else [])),
+        skills=paligemma_skills(
+            ("vqa", "caption", "ocr", "detect", *(["segment"] if segments else [])),
             decoder=str(decoder),
-            read=parse_toy_ocr,
+            parse_ocr=parse_toy_ocr,
         ),
-        converse=converse,
-        prepare=prepare,
+        converse=paligemma_prompt,
+        prepare=unchanged,
         family_args={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
         prefix_lm=True,
     )

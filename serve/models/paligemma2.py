@@ -1,16 +1,16 @@
 """PaliGemma 2 (arXiv 2412.03555): PaliGemma with Gemma 2, in three sizes; the same tokens and prompts."""
 
-from serve.models.base import CHECKED, Card, Checkpoint, Model
-from serve.models.hardware import Decoder, hardware
+from serve.models.base import CHECKED, Card, Checkpoint, Model, unchanged
+from serve.models.hardware import CacheShape, hardware
 from serve.models.paligemma import MAX_MODEL_LEN
-from serve.models.paligemma_tasks import converse, prepare, skills
+from serve.models.paligemma_tasks import paligemma_prompt, paligemma_skills
 
-# Gemma 2's decoder, its width and what it weighs with projector and a SigLIP of 224 pixels; larger pictures add a place
-# of 1,152 numbers for each of their patches. Summed from the shapes.
+# Gemma 2's cache shape, hidden size, and parameters with the projector and a SigLIP of 224 pixels; larger images add a
+# position embedding of 1,152 numbers per patch. Summed from the shapes.
 SIZES = {
-    "3b": (Decoder(layers=26, heads=4, width=256), 2304, 3_032_242_416),
-    "10b": (Decoder(layers=42, heads=8, width=256), 3584, 9_662_638_832),
-    "28b": (Decoder(layers=46, heads=16, width=128), 4608, 27_650_487_024),
+    "3b": (CacheShape(layers=26, heads=4, width=256), 2304, 3_032_242_416),
+    "10b": (CacheShape(layers=42, heads=8, width=256), 3584, 9_662_638_832),
+    "28b": (CacheShape(layers=46, heads=16, width=128), 4608, 27_650_487_024),
 }
 RELEASED = {"pt": "2024-12-05", "ft-docci": "2024-12-05", "mix": "2025-02-19"}
 KINDS = {
@@ -40,7 +40,7 @@ REVISIONS = {
 
 
 def _published(size: str, kind: str, pixels: int) -> Model:
-    decoder, width, smallest = SIZES[size]
+    cache_shape, width, smallest = SIZES[size]
     parameters = smallest + ((pixels // 14) ** 2 - (224 // 14) ** 2) * 1152
     variant = f"{size}-{kind}-{pixels}"
     hub = f"google/paligemma2-{variant}"
@@ -58,7 +58,7 @@ def _published(size: str, kind: str, pixels: int) -> Model:
         else ("boxes as location tokens", "masks as segmentation tokens", "captions in 34 languages"),
         links=("https://arxiv.org/abs/2412.03555", f"https://huggingface.co/{hub}"),
         about=f"SigLIP-So400m at {pixels} pixels and Gemma 2; image and prompt see each other fully.{NOTES[kind]}",
-        hardware=hardware(parameters, decoder, MAX_MODEL_LEN[pixels]),
+        hardware=hardware(parameters, cache_shape, MAX_MODEL_LEN[pixels]),
         checked=CHECKED,
     )
     expect = {
@@ -73,9 +73,9 @@ def _published(size: str, kind: str, pixels: int) -> Model:
         name=f"paligemma2-{variant}",
         checkpoint=Checkpoint(hub, REVISIONS.get(variant), gated=True, expect=expect),
         card=card,
-        skills=skills(("caption",), longest_caption=512) if kind == "ft-docci" else skills(),
-        converse=converse,
-        prepare=prepare,
+        skills=paligemma_skills(("caption",), caption_tokens=512) if kind == "ft-docci" else paligemma_skills(),
+        converse=paligemma_prompt,
+        prepare=unchanged,
         family_args={"max_model_len": MAX_MODEL_LEN[pixels], "limit_mm_per_prompt": {"image": 1}},
         prefix_lm=True,
     )

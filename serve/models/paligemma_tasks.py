@@ -1,4 +1,4 @@
-"""How PaliGemma, 1 and 2, is asked each task: the prompts of its training, and its location and segmentation tokens."""
+"""The prompts and parsers of PaliGemma 1 and 2 for each task, as trained: location and segmentation tokens are text."""
 
 import itertools
 import re
@@ -12,9 +12,9 @@ from serve.media.geometry import Box, clip
 from serve.media.image import Image
 from serve.media.masks import encode_in
 from serve.models import mask_decoder
-from serve.models.base import Skill, Turn, sampling
-from serve.models.plain import parse_caption, parse_ocr, parse_vqa
-from serve.models.words import plain
+from serve.models.base import Skill, Turn, task_sampling
+from serve.models.control_tokens import escape_control_tokens
+from serve.models.text_replies import parse_caption, parse_text, parse_vqa
 from serve.tasks.base import Request, Result
 from serve.tasks.boxes import AskedLabels, DetectResult, LabelledBox, bare_phrase, distinct
 from serve.tasks.caption import CaptionRequest
@@ -26,59 +26,59 @@ from serve.tasks.vqa import VqaRequest
 BINS = 1023  # training bins are round(v * 1023); the evaluators of big_vision divide by the same
 READ = "ocr"
 READ_MIX = "answer en What is written in the image?"
-"""PaliGemma 1 mix was not trained on the prefix `ocr`; it answers questions, text in pictures among them."""
+"""The prompt for ocr of PaliGemma 1 mix, which was trained on questions about text in images but not on `ocr`."""
 _LOCATIONS = r"<loc(\d{4})>\s*<loc(\d{4})>\s*<loc(\d{4})>\s*<loc(\d{4})>"
 _CODES = r"((?:\s*<seg\d{3}>)*)"
-_FOUND = re.compile(rf"{_LOCATIONS}{_CODES}\s*((?:[^;<]|<(?!loc|seg|eos>|pad>))*)")
-MOST_MASKED = 16
-"""A reply's masks are drawn until their boxes have so many times the picture's area together."""
+_OBJECT = re.compile(rf"{_LOCATIONS}{_CODES}\s*((?:[^;<]|<(?!loc|seg|eos>|pad>))*)")
+MAX_MASKED_AREA = 16
+"""The most area of boxes, in images, whose masks are drawn for one reply."""
 
 
-class Found(LabelledBox):
-    """One object of a reply. box: x0, y0, x1, y1 in fractions of the picture; codes: of its mask, as many as said."""
+class ParsedObject(LabelledBox):
+    """An object in a reply's text. box: x0, y0, x1, y1 in fractions of the image. codes: its mask's, of any number."""
 
     codes: tuple[int, ...]
 
 
-def skills(
-    only: Collection[str] = ("vqa", "caption", "ocr", "detect", "segment"),
+def paligemma_skills(
+    tasks: Collection[str] = ("vqa", "caption", "ocr", "detect", "segment"),
     *,
-    reading: str = READ,
+    ocr_prompt: str = READ,
     decoder: str | None = None,
-    longest_caption: int = 96,
-    read: Callable[[Sequence[Spoken], OcrRequest], Result] = parse_ocr,
+    caption_tokens: int = 96,
+    parse_ocr: Callable[[Sequence[Spoken], OcrRequest], Result] = parse_text,
 ) -> Mapping[str, Skill]:
-    """The tasks of one checkpoint.
+    """Return the skills of one checkpoint, by task.
 
-    reading: the prompt for ocr, `read` its parser. decoder: where the mask decoder is, as `mask_decoder.find` takes it.
+    caption_tokens: max_tokens of a caption. decoder: the mask decoder's place, as `mask_decoder.find` takes it.
     """
 
     def ask_caption(request: CaptionRequest) -> list[Prompt]:
-        return _ask(request, f"caption {request.lang}", longest_caption)
+        return _ask(request, f"caption {request.lang}", caption_tokens)
 
     def ask_ocr(request: OcrRequest) -> list[Prompt]:
-        return _ask(request, reading, 256)
+        return _ask(request, ocr_prompt, 256)
 
     def ask_segment(request: SegmentRequest) -> list[Prompt]:
-        mask_decoder.find(decoder)  # without it all that is said would be for nothing
+        mask_decoder.find(decoder)  # raises before the model generates codes that nothing could decode
         return _ask(request, f"segment {_names(request)}", 512)
 
-    def parse(spoken: Sequence[Spoken], request: SegmentRequest) -> SegmentResult:
-        return parse_segment(spoken, request, mask_decoder.find(decoder))
+    def parse(generations: Sequence[Spoken], request: SegmentRequest) -> SegmentResult:
+        return parse_segment(generations, request, mask_decoder.find(decoder))
 
-    able = {
+    skills = {
         "vqa": Skill(ask_vqa, parse_vqa),
         "caption": Skill(ask_caption, parse_caption),
-        "ocr": Skill(ask_ocr, read),
-        "detect": Skill(ask_detect, parse_detect),
+        "ocr": Skill(ask_ocr, parse_ocr),
+        "detect": Skill(ask_detect, parse_located_boxes),
         "segment": Skill(ask_segment, parse, slow=True),
     }
-    return {task: skill for task, skill in able.items() if task in only}
+    return {task: skill for task, skill in skills.items() if task in tasks}
 
 
 def _ask(request: Request, text: str, max_tokens: int) -> list[Prompt]:
-    """The bare text: the processor adds the image tokens, `<bos>` and the newline (parity notes)."""
-    return [Prompt(plain(text), request.image, sampling(request, max_tokens))]
+    # The bare text: the processor adds the image tokens, `<bos>` and the newline.
+    return [Prompt(escape_control_tokens(text), request.image, task_sampling(request, max_tokens))]
 
 
 def ask_vqa(request: VqaRequest) -> list[Prompt]:
@@ -93,77 +93,76 @@ def _names(request: DetectRequest) -> str:
     return " ; ".join(bare_phrase(label) for label in request.labels)
 
 
-def parse_detect(spoken: Sequence[Spoken], request: DetectRequest) -> DetectResult:
-    """`<locY0><locX0><locY1><locX1> label ; ...` -> boxes in pixels. An empty reply means that nothing was found.
+def parse_located_boxes(generations: Sequence[Spoken], request: DetectRequest) -> DetectResult:
+    """Parse `<locY0><locX0><locY1><locX1> label ; ...` into boxes in pixels of the image. An empty reply has no boxes.
 
-    What a broken-off reply ends with counts where it is a whole box and the beginning of one label that was asked for.
-    Raises ParseError when there is no whole box of what was asked for in a reply that says something or was broken off.
+    The last object of a reply cut by max_tokens counts if its box is whole and the text after it begins exactly one
+    requested label. Raises ParseError when a reply with text, or one that was cut, has no whole box with a requested
+    label.
     """
-    objects = _found(spoken[0], request.labels)
-    boxes = [
-        LabelledBox(label=found.label, box=_pixels(found.box, request.image), score=found.score) for found in objects
-    ]
+    objects = _objects(generations[0], request.labels)
+    boxes = [LabelledBox(label=item.label, box=_pixels(item.box, request.image), score=item.score) for item in objects]
     if not boxes:
-        _require_empty(spoken[0], "box of the form <locY0><locX0><locY1><locX1>, label")
+        _require_empty(generations[0], "box of the form <locY0><locX0><locY1><locX1>, label")
     return DetectResult(boxes=boxes)
 
 
 def parse_segment(
-    spoken: Sequence[Spoken], request: SegmentRequest, decoder: mask_decoder.MaskDecoder
+    generations: Sequence[Spoken], request: SegmentRequest, decoder: mask_decoder.MaskDecoder
 ) -> SegmentResult:
-    """The same with exactly sixteen `<segNNN>` before the label -> masks. An empty reply means that nothing was found.
+    """Parse boxes as `parse_located_boxes`, with sixteen `<segNNN>` before each label, into masks in COCO RLE.
 
-    What big_vision's evaluator calls invalid is left out: a box turned inside out or of less than a pixel, codes that
-    are not sixteen or above 127. Raises ParseError as `parse_detect` does.
+    Objects that big_vision's evaluator calls invalid are left out: an inverted box or one below a pixel, a number of
+    codes other than sixteen, a code above 127. Raises ParseError as `parse_located_boxes` does.
     """
     width, height = request.image.width, request.image.height
-    whole = [
-        found
-        for found in _found(spoken[0], request.labels)
-        if len(found.codes) == 16 and max(found.codes) < mask_decoder.CODES
+    objects = [
+        item
+        for item in _objects(generations[0], request.labels)
+        if len(item.codes) == 16 and max(item.codes) < mask_decoder.CODES
     ]
-    whole = _within_area(distinct(whole))
-    small = decoder(np.array([found.codes for found in whole], np.int64).reshape(-1, 16))
+    objects = _within_area(distinct(objects))
+    masks = decoder(np.array([item.codes for item in objects], np.int64).reshape(-1, 16))
     boxes = []
-    for found, mask in zip(whole, small, strict=True):
-        window = mask_decoder.pixels_of(found.box, width, height)
+    for item, mask in zip(objects, masks, strict=True):
+        window = mask_decoder.pixel_window(item.box, width, height)
         if window is not None:
-            box = _pixels(found.box, request.image)
-            rle = encode_in(mask_decoder.enlarged(mask, window), window, (height, width))
-            boxes.append(LabelledMask(label=found.label, box=box, score=found.score, mask=rle))
+            box = _pixels(item.box, request.image)
+            rle = encode_in(mask_decoder.enlarge(mask, window), window, (height, width))
+            boxes.append(LabelledMask(label=item.label, box=box, score=item.score, mask=rle))
     if not boxes:
-        _require_empty(spoken[0], "mask of the form <locY0><locX0><locY1><locX1>, sixteen <segNNN>, label")
+        _require_empty(generations[0], "mask of the form <locY0><locX0><locY1><locX1>, sixteen <segNNN>, label")
     return SegmentResult(boxes=boxes)
 
 
-def _require_empty(said: Spoken, form: str) -> None:
-    """Raises ParseError for a reply that says something, or might have."""
-    if said.cut:
+def _require_empty(generation: Spoken, form: str) -> None:
+    """Raise ParseError unless the generation is empty and was not cut. form: the missing object, for the message."""
+    if generation.cut:
         raise ParseError(f"The reply was cut by max_tokens before its first whole {form} that was asked for.")
-    if said.text.strip():
+    if generation.text.strip():
         raise ParseError(f"The reply holds no {form} that was asked for.")
 
 
-def _found(said: Spoken, labels: Sequence[str]) -> list[Found]:
-    """The objects whose box is not turned inside out and whose label was asked for, which is given back as asked."""
-    asked = AskedLabels(labels)
+def _objects(generation: Spoken, labels: Sequence[str]) -> list[ParsedObject]:
+    """Return the objects with a valid box and a requested label, which they carry in the request's spelling."""
+    requested = AskedLabels(labels)
     objects = []
-    for match in _FOUND.finditer(said.text):
+    for match in _OBJECT.finditer(generation.text):
         y0, x0, y1, x1 = (int(code) / BINS for code in match.groups()[:4])
         if y1 > y0 and x1 > x0 and max(y1, x1) <= 1:
-            last = not said.text[match.end() :].strip()
-            label = asked.find(match[6], last=last, cut=last and said.cut)
+            last = not generation.text[match.end() :].strip()
+            label = requested.find(match[6], last=last, cut=last and generation.cut)
             if label is not None:
                 codes = tuple(int(code) for code in re.findall(r"\d{3}", match[5]))
-                score = said.confidence(match.start(), match.start() + len(match[0].rstrip()))
-                objects.append(Found(label=label, box=(x0, y0, x1, y1), score=score, codes=codes))
+                score = generation.confidence(match.start(), match.start() + len(match[0].rstrip()))
+                objects.append(ParsedObject(label=label, box=(x0, y0, x1, y1), score=score, codes=codes))
     return objects
 
 
-def _within_area(objects: Sequence[Found]) -> list[Found]:
-    """The first of these objects whose boxes come to no more than MOST_MASKED pictures together."""
-    areas = itertools.accumulate((found.box[2] - found.box[0]) * (found.box[3] - found.box[1]) for found in objects)
-    return [found for found, area in zip(objects, areas, strict=True) if area <= MOST_MASKED]
+def _within_area(objects: Sequence[ParsedObject]) -> list[ParsedObject]:
+    """Return the first objects whose boxes have at most MAX_MASKED_AREA times the image's area together."""
+    areas = itertools.accumulate((item.box[2] - item.box[0]) * (item.box[3] - item.box[1]) for item in objects)
+    return [item for item, area in zip(objects, areas, strict=True) if area <= MAX_MASKED_AREA]
 
 
 def _pixels(box: Box, image: Image) -> Box:
@@ -171,18 +170,13 @@ def _pixels(box: Box, image: Image) -> Box:
     return clip((x0 * image.width, y0 * image.height, x1 * image.width, y1 * image.height), image.width, image.height)
 
 
-def converse(turns: Sequence[Turn]) -> str:
-    """The user's words are the prompt (`caption en`, `detect cat`); an image alone asks for its caption."""
+def paligemma_prompt(turns: Sequence[Turn]) -> str:
+    """Return the user's text, which is the prompt (`detect cat`), or `caption en` for an image without text."""
     if len(turns) != 1 or turns[0].role != "user":
         raise BadRequest(
             "PaliGemma was trained on single prompts: one user message, no system message, no history.",
             param="messages",
         )
-    if not turns[0].pictured:
+    if not turns[0].has_image:
         raise BadRequest("PaliGemma needs an image.", param="messages[0].content")
-    return plain(turns[0].text.strip()) or "caption en"
-
-
-def prepare(image: Image) -> Image:
-    """The processor stretches the whole picture to a square, as in training: nothing to do before it."""
-    return image
+    return escape_control_tokens(turns[0].text.strip()) or "caption en"

@@ -1,42 +1,42 @@
-"""What the families' conversations have in common: their order, and the marks where picture and film stand."""
+"""Steps that the families' chat templates share: the order of turns, and the markers of image and video."""
 
 from collections.abc import Sequence
 from itertools import groupby
 
 from serve.errors import BadRequest
 from serve.models.base import Turn
-from serve.models.words import plain
+from serve.models.control_tokens import escape_control_tokens
 
 
-def ordered(turns: Sequence[Turn]) -> tuple[str | None, Sequence[Turn]]:
-    """Return the system text, if any, and the turns after it, in plain words: user's and assistant's by turns.
+def split_system(turns: Sequence[Turn]) -> tuple[str | None, Sequence[Turn]]:
+    """Return the system text, if any, and the turns after it, alternating between user and assistant.
 
-    Messages of one side that follow each other are one turn, and a reply without words is none: no family was trained
-    on either. Raises BadRequest naming the message at fault.
+    Consecutive messages of one role are joined and empty replies dropped, since no family was trained on either.
+    Control tokens in their text are escaped. Raises BadRequest naming the message at fault.
     """
-    begun = False
-    for at, turn in enumerate(turns):
-        begun = begun or turn.role != "system"
-        if turn.role == "system" and begun:
-            raise BadRequest("A system message must come first.", param=f"messages[{at}]")
+    past_system = False
+    for index, turn in enumerate(turns):
+        past_system = past_system or turn.role != "system"
+        if turn.role == "system" and past_system:
+            raise BadRequest("A system message must come first.", param=f"messages[{index}]")
     if not turns or turns[-1].role != "user":
         raise BadRequest("The last message must be the user's.", param="messages")
-    spoken = (turn for turn in turns if turn.text or turn.role != "assistant")
-    joined = [_joined(list(same)) for _, same in groupby(spoken, key=lambda turn: turn.role)]
+    kept = (turn for turn in turns if turn.text or turn.role != "assistant")
+    joined = [_join(list(same_role)) for _, same_role in groupby(kept, key=lambda turn: turn.role)]
     return (joined[0].text, joined[1:]) if joined[0].role == "system" else (None, joined)
 
 
-def _joined(turns: Sequence[Turn]) -> Turn:
+def _join(turns: Sequence[Turn]) -> Turn:
     text = turns[0].text if len(turns) == 1 else "\n".join(turn.text for turn in turns if turn.text)
-    marks = any(turn.pictured for turn in turns), any(turn.filmed for turn in turns)
-    return Turn(turns[0].role, plain(text), *marks)
+    has_image, has_video = any(turn.has_image for turn in turns), any(turn.has_video for turn in turns)
+    return Turn(turns[0].role, escape_control_tokens(text), has_image, has_video)
 
 
-def mark(turn: Turn) -> str:
-    """What stands for the turn's picture or film; empty where it has none."""
-    return "<image>" if turn.pictured else "<video>" if turn.filmed else ""
+def media_marker(turn: Turn) -> str:
+    """Return `<image>` or `<video>`, the placeholder that the processor replaces by tokens, or an empty string."""
+    return "<image>" if turn.has_image else "<video>" if turn.has_video else ""
 
 
-def marked(turn: Turn) -> str:
-    """The turn's words, with the mark on a line of its own before them."""
-    return f"{mark(turn)}\n{turn.text}" if mark(turn) else turn.text
+def with_marker(turn: Turn) -> str:
+    """Return the turn's text after a line with its marker, if it has one."""
+    return f"{media_marker(turn)}\n{turn.text}" if media_marker(turn) else turn.text

@@ -1,12 +1,11 @@
-"""A small world of drawn shapes, and four small models trained on it: what Diptych serves where there is no GPU.
+"""Drawn scenes of simple shapes, and four small models trained on them, for a machine without a GPU.
 
 world.py      scenes, drawn from a seed
-questions.py  what can be asked of a scene, and the truth
-masks.py      which pixels a shape covers
-scenes/       pictures to show
-training/     how the checkpoints were made
+questions.py  questions about a scene, with their true answers
+masks.py      true masks of shapes
+scenes/       example images
+training/     the code that trained the checkpoints
 
-llava/, llava-b/, paligemma/ and paligemma-b/ are the checkpoints; README.md says how they were made and how they fare.
-
-The toys are real LLaVA and PaliGemma architectures and toys all the same: about photographs they know nothing.
+llava/, llava-b/, paligemma/ and paligemma-b/ are the checkpoints; README.md has their recipes and
+accuracy. They have the architectures of LLaVA and PaliGemma but know nothing about photographs.
 """

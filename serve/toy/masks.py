@@ -1,4 +1,4 @@
-"""Which pixels of a picture one shape's ink covers: the truth that masks are learnt from and measured against."""
+"""True masks of the shapes in a scene, to train on and to measure against."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -9,17 +9,17 @@ from serve.toy.world import Scene, Shape
 
 
 def mask(scene: Scene, shape: Shape, size: tuple[int, int]) -> Mask:
-    """The ink of `shape` in the picture of `scene` at this width and height: bool [height, width].
+    """Return the pixels that a shape covers in the image of its scene: bool [height, width]. size: width, height.
 
-    Shapes never overlap in a scene, so what is drawn is what is seen. Raises ValueError for a shape of another scene.
+    Shapes of a scene never overlap, so none hides a part of another. Raises ValueError for a shape of another scene.
     """
     if shape not in scene.shapes:
         raise ValueError(f"the scene of seed {scene.seed} has no {shape.name} there")
-    return drawn(shape, size)
+    return shape_mask(shape, size)
 
 
-def drawn(shape: Shape, size: tuple[int, int]) -> Mask:
-    """The same without its scene."""
+def shape_mask(shape: Shape, size: tuple[int, int]) -> Mask:
+    """Return the pixels that a shape covers, bool [height, width]. size: width, height."""
     canvas = Image.new("L", size)
     world.paint(ImageDraw.Draw(canvas), shape, size, 255)
     return np.asarray(canvas) > 0

@@ -1,4 +1,4 @@
-"""What can be asked about a scene, and the true answer."""
+"""Questions about a scene, with their true answers."""
 
 import random
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ KINDS = ("color", "shape", "count", "count_kind", "exists", "background", "where
 
 @dataclass(frozen=True)
 class Question:
-    """`text` is the question (vqa, chat) or the phrases (detect, segment); `answer` the words, or `boxes` where."""
+    """A question for one task. text: the question (vqa, chat) or phrases joined by ` ; ` (detect, segment).
+    answer: the true text. boxes: the true (phrase, box) pairs of detect and segment."""
 
     task: str
     kind: str
@@ -25,7 +26,7 @@ def article(name: str) -> str:
 
 
 def listing(scene: Scene) -> str:
-    """`a red circle, a blue star and an orange cross`, from left to right."""
+    """List the shapes from left to right: `a red circle, a blue star and an orange cross`."""
     names = [article(shape.name) for shape in scene.shapes]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
@@ -37,34 +38,34 @@ def caption(scene: Scene) -> str:
 
 
 def matching(scene: Scene, phrase: str) -> list[Shape]:
-    """The shapes a phrase (`circle`, `red circle`) means, from left to right."""
+    """Return the shapes that a phrase (`circle`, `red circle`) matches, from left to right."""
     return [shape for shape in scene.shapes if phrase in (shape.kind, shape.name)]
 
 
 def phrases(scene: Scene, unique: bool = False) -> list[str]:
-    """Phrases that mean at least one shape; `unique`: exactly one."""
-    named = dict.fromkeys(phrase for shape in scene.shapes for phrase in (shape.name, shape.kind))
-    return [phrase for phrase in named if not unique or len(matching(scene, phrase)) == 1]
+    """Return the phrases that match at least one shape; unique: exactly one."""
+    known = dict.fromkeys(phrase for shape in scene.shapes for phrase in (shape.name, shape.kind))
+    return [phrase for phrase in known if not unique or len(matching(scene, phrase)) == 1]
 
 
-def detect(scene: Scene, asked: list[str]) -> Question:
-    """Every place of every phrase, phrase by phrase, each from left to right."""
-    found = tuple((phrase, shape.box) for phrase in asked for shape in matching(scene, phrase))
-    return Question("detect", "boxes", " ; ".join(asked), boxes=found)
+def detect(scene: Scene, wanted: list[str]) -> Question:
+    """Ask for the boxes of these phrases. The answer has them phrase by phrase, each from left to right."""
+    boxes = tuple((phrase, shape.box) for phrase in wanted for shape in matching(scene, phrase))
+    return Question("detect", "boxes", " ; ".join(wanted), boxes=boxes)
 
 
-def segment(scene: Scene, asked: list[str]) -> Question:
-    """The same, with masks."""
-    return Question("segment", "masks", " ; ".join(asked), boxes=detect(scene, asked).boxes)
+def segment(scene: Scene, wanted: list[str]) -> Question:
+    """Ask for the masks of these phrases, in the order of `detect`."""
+    return Question("segment", "masks", " ; ".join(wanted), boxes=detect(scene, wanted).boxes)
 
 
 def absent(scene: Scene, rng: random.Random, task: str) -> Question:
-    """Detect or segment something that is not there: nothing to say."""
+    """Ask to detect or segment a thing that is not in the scene; the true answer is empty."""
     return Question(task, "absent", _absent(scene, rng))
 
 
 def quadrant(box: Box) -> str | None:
-    """`top left` and so on, or None for a box too near a middle line to say."""
+    """Return `top left`, `bottom right` and so on, or None for a box too near a middle line."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     if min(abs(x - 0.5), abs(y - 0.5)) < 0.08:
         return None
@@ -72,7 +73,7 @@ def quadrant(box: Box) -> str | None:
 
 
 def vqa(scene: Scene, kind: str, rng: random.Random) -> Question | None:
-    """A question of this type with one right answer, or None where the scene allows none."""
+    """Make a question of a type in KINDS with one right answer, or None if the scene allows none."""
     if kind == "count":
         return Question("vqa", kind, "How many shapes are there?", str(len(scene.shapes)))
     if kind == "background":
@@ -93,20 +94,20 @@ def vqa(scene: Scene, kind: str, rng: random.Random) -> Question | None:
         single = [shape for shape in scene.shapes if colors.count(shape.color) == 1]
         if not single:
             return None
-        shape_ = rng.choice(single)
-        return Question("vqa", kind, f"What shape is the {shape_.color} object?", shape_.kind)
+        shape = rng.choice(single)
+        return Question("vqa", kind, f"What shape is the {shape.color} object?", shape.kind)
     if kind == "where":
         places = [(phrase, quadrant(matching(scene, phrase)[0].box)) for phrase in phrases(scene, unique=True)]
-        sure = [(phrase, place) for phrase, place in places if place is not None]
-        if not sure:
+        clear = [(phrase, place) for phrase, place in places if place is not None]
+        if not clear:
             return None
-        phrase, place = rng.choice(sure)
+        phrase, place = rng.choice(clear)
         return Question("vqa", kind, f"Where is the {phrase}?", place)
     raise ValueError(f"unknown question type {kind!r}; known: {', '.join(KINDS)}")
 
 
 def repeats(scene: Scene, rng: random.Random) -> Question | None:
-    """How many there are of a shape that is there more than once, which is what counting is about; else None."""
+    """Ask for the number of a kind of shape that occurs more than once, or return None if there is no such kind."""
     kinds = [shape.kind for shape in scene.shapes]
     several = sorted({kind for kind in kinds if kinds.count(kind) > 1})
     return _count(scene, rng.choice(several)) if several else None
@@ -123,7 +124,7 @@ def _present(scene: Scene, rng: random.Random) -> str:
 
 
 def _absent(scene: Scene, rng: random.Random) -> str:
-    """A phrase nothing matches. Half are hard: a shape that is there, in the colour of another or of none."""
+    """Pick a phrase that matches no shape. Half are hard: a present kind or colour in a new combination."""
     while True:
         if rng.random() < 0.3:
             phrase = rng.choice(SHAPES)
@@ -140,21 +141,21 @@ def _absent(scene: Scene, rng: random.Random) -> str:
             return phrase
 
 
-ASK_ALL = ("Describe the picture.", "What do you see?", "What is in the picture?", "Describe this image.",
-           "What is in the image?", "What is shown in this picture?")  # fmt: skip
+OPEN_QUESTIONS = ("Describe the picture.", "What do you see?", "What is in the picture?", "Describe this image.",
+                  "What is in the image?", "What is shown in this picture?")  # fmt: skip
 
 
 def chat(scene: Scene, rng: random.Random) -> Question:
-    """An open question and a whole sentence for an answer."""
+    """Make an open question, or one of `vqa`, with a whole sentence as its answer."""
     if rng.random() < 0.35:
-        return Question("chat", "describe", rng.choice(ASK_ALL), f"I see {caption(scene)}.")
+        return Question("chat", "describe", rng.choice(OPEN_QUESTIONS), f"I see {caption(scene)}.")
     if scene.text and rng.random() < 0.3:
-        asked = rng.choice(("What does it say?", "What is written in the image?", "Read the text."))
-        return Question("chat", "sentence", asked, f"It says {scene.text}.")
-    asked_ = vqa(scene, rng.choice(KINDS), rng)
-    if asked_ is None:
-        return Question("chat", "describe", rng.choice(ASK_ALL), f"I see {caption(scene)}.")
-    words, answer = asked_.text.rstrip("?").split(), asked_.answer
+        text = rng.choice(("What does it say?", "What is written in the image?", "Read the text."))
+        return Question("chat", "sentence", text, f"It says {scene.text}.")
+    question = vqa(scene, rng.choice(KINDS), rng)
+    if question is None:
+        return Question("chat", "describe", rng.choice(OPEN_QUESTIONS), f"I see {caption(scene)}.")
+    words, answer = question.text.rstrip("?").split(), question.answer
     thing = " ".join(words[3:])
     sentence = {
         "color": f"The {thing[4:]} is {answer}.",
@@ -165,8 +166,8 @@ def chat(scene: Scene, rng: random.Random) -> Question:
         "count_kind": f"There {'is' if answer == '1' else 'are'} {answer} "
         + (_singular(words[2]) if answer == "1" else words[2]) + ".",
         "exists": f"Yes, there is {' '.join(words[2:])}." if answer == "yes" else f"No, there is no {thing}.",
-    }[asked_.kind]  # fmt: skip
-    return Question("chat", "sentence", asked_.text, sentence)
+    }[question.kind]  # fmt: skip
+    return Question("chat", "sentence", question.text, sentence)
 
 
 def _singular(plural: str) -> str:
@@ -174,7 +175,7 @@ def _singular(plural: str) -> str:
 
 
 def as_typed(text: str, rng: random.Random) -> str:
-    """The same question the way somebody else might type it."""
+    """Vary a question as people type it: lower case, `colour`, no question mark."""
     if rng.random() < 0.4:
         text = text[0].lower() + text[1:]
     ending = text[-1] if text[-1] in "?." else ""

@@ -1,7 +1,7 @@
-"""Scenes: a plain background, one to three coloured shapes and now and then a word, drawn with PIL from a seed.
+"""Scenes: a plain background, one to three coloured shapes and sometimes a word, drawn with PIL from a seed.
 
-A scene knows the truth about itself, so a question about it can be answered and an answer checked without a model.
-Nothing here needs torch; the command line and the page draw scenes too.
+A scene holds the truth about its image, so that answers about it can be checked without a model. Nothing here needs
+torch: the command line and the load test draw scenes too.
 """
 
 import functools
@@ -37,7 +37,7 @@ CANVASES = ((168, 224), (224, 224), (224, 168))
 
 @dataclass(frozen=True)
 class Shape:
-    """One drawn shape; `box` is where its ink is."""
+    """A drawn shape. box: the bounds of its pixels."""
 
     kind: str
     color: str
@@ -55,7 +55,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture. Shapes run from left to right; `font` is the text size in pixels at scale 1."""
+    """The contents of an image. size: width and height at scale 1. shapes: from left to right. font: text size in
+    pixels at scale 1."""
 
     seed: int
     size: tuple[int, int]
@@ -67,15 +68,15 @@ class Scene:
 
 
 def scene(seed: int, text: bool | None = None) -> Scene:
-    """The scene of this seed, the same on every machine. `text` forces or forbids writing (else 40 % have some)."""
+    """Return the scene of a seed, the same on every machine. text: whether it has a word; by default 40 % have one."""
     rng = random.Random(f"scene {seed} {text}")
-    while True:  # a crowded draw is thrown away whole, so that no size or place is favoured
-        drawn = _draw_lots(rng, seed, text)
-        if drawn is not None:
-            return drawn
+    while True:  # a draw that does not fit is rejected as a whole, so that no size or place is favoured
+        sample = _sample(rng, seed, text)
+        if sample is not None:
+            return sample
 
 
-def _draw_lots(rng: random.Random, seed: int, text: bool | None) -> Scene | None:
+def _sample(rng: random.Random, seed: int, text: bool | None) -> Scene | None:
     width, height = rng.choice(CANVASES)
     short = min(width, height)
     background = rng.choice(tuple(BACKGROUNDS))
@@ -110,13 +111,13 @@ def _draw_lots(rng: random.Random, seed: int, text: bool | None) -> Scene | None
     shapes = []
     for x0, y0, x1, y1 in boxes:
         kind, color = rng.choice(SHAPES), rng.choice(tuple(COLORS))
-        ink = outline(kind, (x0 / width, y0 / height, x1 / width, y1 / height))
-        shapes.append(Shape(kind, color, _bounds(ink)))
+        points = corners(kind, (x0 / width, y0 / height, x1 / width, y1 / height))
+        shapes.append(Shape(kind, color, _bounds(points)))
     return Scene(seed, (width, height), background, tuple(shapes), written, text_box, font)
 
 
-def outline(kind: str, box: Box) -> list[tuple[float, float]]:
-    """The corners of a shape within a box, in the box's own units. A circle is its box, as two corners."""
+def corners(kind: str, box: Box) -> list[tuple[float, float]]:
+    """Return the corners of a shape that fits a box, in the box's units; two opposite ones for circle and square."""
     x0, y0, x1, y1 = box
     if kind in ("circle", "square"):
         return [(x0, y0), (x1, y1)]
@@ -132,12 +133,12 @@ def outline(kind: str, box: Box) -> list[tuple[float, float]]:
 
 
 def draw(scene: Scene, scale: float = 1.0) -> Image.Image:
-    """The picture of a scene, RGB, `scale` times its nominal size. The seed also tints each colour a little."""
+    """Draw a scene in RGB at `scale` times its nominal size. The seed also varies each colour a little."""
     rng = random.Random(f"tint {scene.seed}")
     width, height = (round(side * scale) for side in scene.size)
 
-    def tint(color: tuple[int, int, int], by: int) -> tuple[int, int, int]:
-        red, green, blue = (min(255, max(0, part + rng.randint(-by, by))) for part in color)
+    def tint(color: tuple[int, int, int], most: int) -> tuple[int, int, int]:
+        red, green, blue = (min(255, max(0, part + rng.randint(-most, most))) for part in color)
         return red, green, blue
 
     picture = Image.new("RGB", (width, height), tint(BACKGROUNDS[scene.background], 9))
@@ -150,27 +151,27 @@ def draw(scene: Scene, scale: float = 1.0) -> Image.Image:
         at = ((x0 + x1) / 2 * width, (y0 + y1) / 2 * height)
         left, top, right, bottom = _font(size).getbbox(scene.text, anchor="mm", stroke_width=_stroke(size))
         ink = (255, 255, 255) if scene.background == "black" else (0, 0, 0)
-        # Centre the ink itself: the font's own middle leaves room for letters that hang below the line.
+        # Centre the drawn pixels: the font's own middle leaves room for letters that hang below the line.
         at = (at[0] - (left + right) / 2, at[1] - (top + bottom) / 2)
         pen.text(at, scene.text, fill=ink, font=_font(size), anchor="mm", stroke_width=_stroke(size), stroke_fill=ink)
     return picture
 
 
 def paint(pen: ImageDraw.ImageDraw, shape: Shape, size: tuple[int, int], fill: tuple[int, int, int] | int) -> None:
-    """Draw one shape on a picture of this width and height."""
+    """Draw a shape. size: the image's width and height."""
     width, height = size
-    corners = [(x * width, y * height) for x, y in _refit(shape)]
+    points = [(x * width, y * height) for x, y in _fit_to_box(shape)]
     if shape.kind == "circle":
-        pen.ellipse(corners, fill=fill)
+        pen.ellipse(points, fill=fill)
     elif shape.kind == "square":
-        pen.rectangle(corners, fill=fill)
+        pen.rectangle(points, fill=fill)
     else:
-        pen.polygon(corners, fill=fill)
+        pen.polygon(points, fill=fill)
 
 
-def _refit(shape: Shape) -> list[tuple[float, float]]:
-    """Corners whose bounds are the shape's box: a star's ink does not fill the square that it is drawn in."""
-    raw = outline(shape.kind, (0.0, 0.0, 1.0, 1.0))
+def _fit_to_box(shape: Shape) -> list[tuple[float, float]]:
+    """Return corners whose bounds are the shape's box; a star does not fill the square that it is drawn in."""
+    raw = corners(shape.kind, (0.0, 0.0, 1.0, 1.0))
     left, top, right, bottom = _bounds(raw)
     x0, y0, x1, y1 = shape.box
     return [(x0 + (x1 - x0) * (x - left) / (right - left), y0 + (y1 - y0) * (y - top) / (bottom - top)) for x, y in raw]
@@ -189,5 +190,5 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _stroke(size: int) -> int:
-    """The built-in font is thin; a stroke makes strokes wide enough to survive shrinking to 112 pixels."""
+    # The built-in font is thin: without a stroke its letters vanish when the image is scaled down to 112 pixels.
     return max(1, round(size / 20))

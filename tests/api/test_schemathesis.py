@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
-from later import Later
+from lazy_module import LazyModule
 from served import LLAVA, listening, message, router
 
 from serve.api.app import create_app
@@ -16,7 +16,7 @@ from serve.engines.fake import FakeEngine
 
 EXAMPLES = int(os.environ.get("DIPTYCH_SCHEMATHESIS", "10"))
 """Number of requests for each operation. A few hundred find more, in minutes."""
-schemathesis, checks = Later("schemathesis"), Later("schemathesis.checks")
+schemathesis, checks = LazyModule("schemathesis"), LazyModule("schemathesis.checks")
 
 
 def reply_text(prompt: Prompt) -> str:

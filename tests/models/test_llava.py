@@ -6,8 +6,8 @@ from serve.errors import BadRequest, ParseError
 from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.base import Turn
-from serve.models.llava import PAD_COLOUR, converse, prepare
-from serve.models.llava_tasks import parse_detect
+from serve.models.llava import PAD_COLOUR, llava_prompt, pad
+from serve.models.llava_tasks import parse_padded_boxes
 from serve.tasks import TASKS
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.chat import ChatRequest
@@ -23,7 +23,7 @@ def texts(task: str, request: object) -> list[str]:
     return [prompt.text for prompt in LLAVA.skills[task].ask(request)]
 
 
-def test_prompts_are_the_published_ones() -> None:
+def test_prompts_are_as_published() -> None:
     assert texts("vqa", VqaRequest(image=WIDE, question="What is it?")) == [
         "USER: <image>\nWhat is it?\nAnswer the question using a single word or phrase. ASSISTANT:"
     ]
@@ -41,95 +41,95 @@ def test_prompts_are_the_published_ones() -> None:
     ]
 
 
-def test_conversation() -> None:
+def test_conversation_prompt_is_as_published_and_bad_order_is_refused() -> None:
     turns = [
         Turn("system", "Be brief."),
-        Turn("user", "What is it?", pictured=True),
+        Turn("user", "What is it?", has_image=True),
         Turn("assistant", "A cat."),
         Turn("user", "Sure?"),
     ]
-    assert converse(turns) == "Be brief. USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT:"
+    assert llava_prompt(turns) == "Be brief. USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT:"
     with pytest.raises(BadRequest, match="last message"):
-        converse(turns[:-1])
+        llava_prompt(turns[:-1])
     with pytest.raises(BadRequest, match="must come first"):
-        converse([turns[1], turns[0], turns[3]])
+        llava_prompt([turns[1], turns[0], turns[3]])
 
 
-def test_the_toy_takes_one_question_only() -> None:
+def test_toy_refuses_history_and_text_without_an_image() -> None:
     toy = MODELS["toy-llava"]
     for turns in ([Turn("user", "hi")], [Turn("user", "a", True), Turn("assistant", "b"), Turn("user", "c")]):
-        with pytest.raises(BadRequest) as refused:
+        with pytest.raises(BadRequest) as error:
             toy.converse(turns)
-        assert refused.value.param == "messages"
+        assert error.value.param == "messages"
 
 
-def test_the_picture_is_padded_not_cropped() -> None:
-    square = prepare(WIDE)
+def test_image_is_padded_to_a_square_and_not_cropped() -> None:
+    square = pad(WIDE)
     assert (square.width, square.height) == (100, 100)
     assert tuple(square.pixels[0, 0]) == PAD_COLOUR
     assert (square.pixels[25:75] == 0).all()
 
 
-def test_boxes_map_back_from_the_padded_square_and_carry_their_tokens_confidence() -> None:
-    asked = DetectRequest(image=WIDE, labels=["cat", "dog"])
-    said = [
+def test_boxes_map_back_from_the_padded_square_and_score_by_their_tokens() -> None:
+    request = DetectRequest(image=WIDE, labels=["cat", "dog"])
+    generations = [
         Spoken(" [0.10, 0.25, 0.50, 0.75]", (Token(" ", -9.0), Token("[0.10, 0.25, 0.50, 0.75]", 0.0))),
         Spoken("[.5,.3,1.0,.9]"),
     ]
-    boxes = parse_detect(said, asked).boxes
+    boxes = parse_padded_boxes(generations, request).boxes
     assert [b.label for b in boxes] == ["cat", "dog"]
     assert boxes[0].box == (10, 0, 50, 50) and boxes[0].score == 1
     assert boxes[1].box == (50, 5, 100, 50)
 
 
-@pytest.mark.parametrize("words", ["no cat here", "[0.1, 0.2, 0.3]", "[10, 20, 30, 40]", "[0.5, 0.5, 0.1, 0.9]", ""])
-def test_a_reply_without_a_box_is_a_parse_error(words: str) -> None:
+@pytest.mark.parametrize("reply", ["no cat here", "[0.1, 0.2, 0.3]", "[10, 20, 30, 40]", "[0.5, 0.5, 0.1, 0.9]", ""])
+def test_reply_without_a_box_raises_parse_error(reply: str) -> None:
     with pytest.raises(ParseError):
-        parse_detect([Spoken(words)], DetectRequest(image=WIDE, labels=["cat"]))
+        parse_padded_boxes([Spoken(reply)], DetectRequest(image=WIDE, labels=["cat"]))
 
 
-def test_each_phrase_is_asked_plainly_and_its_box_bears_the_label_as_it_was_asked() -> None:
-    asked = DetectRequest(image=WIDE, labels=[" The Cat.", "cat", '"dog"', "a  cow; brown"])
-    assert asked.labels == [" The Cat.", '"dog"', "a  cow; brown"]
-    assert [line.split("describes: ")[1].split(" ASSISTANT")[0].strip() for line in texts("detect", asked)] == [
+def test_prompts_use_normalized_phrases_and_boxes_keep_the_requested_labels() -> None:
+    request = DetectRequest(image=WIDE, labels=[" The Cat.", "cat", '"dog"', "a  cow; brown"])
+    assert request.labels == [" The Cat.", '"dog"', "a  cow; brown"]
+    assert [line.split("describes: ")[1].split(" ASSISTANT")[0].strip() for line in texts("detect", request)] == [
         "The Cat",
         "dog",
         "a cow brown",
     ]
-    boxes = parse_detect([Spoken("[0.1, 0.3, 0.5, 0.7]")] * 3, asked).boxes
-    assert [found.label for found in boxes] == asked.labels  # the same box under two labels is two objects
+    boxes = parse_padded_boxes([Spoken("[0.1, 0.3, 0.5, 0.7]")] * 3, request).boxes
+    assert [item.label for item in boxes] == request.labels  # the same box under two labels is two objects
 
 
 @pytest.mark.parametrize("end", range(1, len("[0.10, 0.30, 0.50, 0.70]")))
-def test_a_box_that_is_cut_anywhere_is_left_out_and_the_others_stay(end: int) -> None:
-    whole, asked = "[0.10, 0.30, 0.50, 0.70]", DetectRequest(image=WIDE, labels=["cat", "dog"])
+def test_box_cut_at_any_character_is_left_out_and_others_stay(end: int) -> None:
+    whole, request = "[0.10, 0.30, 0.50, 0.70]", DetectRequest(image=WIDE, labels=["cat", "dog"])
     cut = Spoken(whole[:end], cut=True)
-    for spoken, label in (([Spoken(whole), cut], "cat"), ([cut, Spoken(whole)], "dog")):
-        assert [found.label for found in parse_detect(spoken, asked).boxes] == [label]
+    for generations, label in (([Spoken(whole), cut], "cat"), ([cut, Spoken(whole)], "dog")):
+        assert [item.label for item in parse_padded_boxes(generations, request).boxes] == [label]
     with pytest.raises(ParseError, match="cut by max_tokens"):
-        parse_detect([cut, cut], asked)
+        parse_padded_boxes([cut, cut], request)
 
 
-def test_captions_in_other_languages_are_refused_by_name() -> None:
-    with pytest.raises(BadRequest) as refused:
+def test_caption_in_another_language_is_refused_naming_the_field() -> None:
+    with pytest.raises(BadRequest) as error:
         texts("caption", CaptionRequest(image=WIDE, lang="de"))
-    assert refused.value.param == "lang"
+    assert error.value.param == "lang"
 
 
 @pytest.mark.parametrize(
-    "words, text",
+    "reply, text",
     [(' "STOP" ', "STOP"), ("STOP", "STOP"), ("", ""), ('"A" and "B"', '"A" and "B"'), ("nothing", "nothing")],
 )
-def test_text_is_read_as_it_stands_without_the_quotation_marks_around_it(words: str, text: str) -> None:
-    asked = OcrRequest(image=WIDE)
-    assert LLAVA.skills["ocr"].parse([Spoken(words)], asked).text == text
+def test_ocr_text_loses_quotation_marks_around_the_whole_text(reply: str, text: str) -> None:
+    request = OcrRequest(image=WIDE)
+    assert LLAVA.skills["ocr"].parse([Spoken(reply)], request).text == text
 
 
 @pytest.mark.parametrize(
-    ("words", "text"), [('"STOP', "STOP"), (' "STOP AND', "STOP AND"), ('"A" and "B', '"A" and "B'), ("A\nB", "A\nB")]
+    ("reply", "text"), [('"STOP', "STOP"), (' "STOP AND', "STOP AND"), ('"A" and "B', '"A" and "B'), ("A\nB", "A\nB")]
 )
-def test_text_that_is_cut_stays_as_far_as_it_goes(words: str, text: str) -> None:
-    assert LLAVA.skills["ocr"].parse([Spoken(words, cut=True)], OcrRequest(image=WIDE)).text == text
+def test_ocr_text_cut_by_max_tokens_is_kept(reply: str, text: str) -> None:
+    assert LLAVA.skills["ocr"].parse([Spoken(reply, cut=True)], OcrRequest(image=WIDE)).text == text
 
 
 @pytest.mark.parametrize(
@@ -141,30 +141,30 @@ def test_text_that_is_cut_stays_as_far_as_it_goes(words: str, text: str) -> None
         if task in MODELS[model].skills
     ],
 )
-def test_words_that_are_cut_are_kept_and_none_are_no_result(model: str, task: str) -> None:
-    """Nothing said before max_tokens is no reading of a picture without text."""
+def test_text_cut_by_max_tokens_is_kept_unless_empty(model: str, task: str) -> None:
+    """An empty reply that was cut does not mean that the image has no text."""
     fields = {"question": "q"} if task in ("vqa", "chat") else {}
-    asked = TASKS[task].request(image=WIDE, **fields)
+    request = TASKS[task].request(image=WIDE, **fields)
     parse = MODELS[model].skills[task].parse
-    for words in ("a red ci", "2", "no way"):
-        assert list(parse([Spoken(words, cut=True)], asked).model_dump().values()) == [words]
-    for words in ("", " \n"):
+    for reply in ("a red ci", "2", "no way"):
+        assert list(parse([Spoken(reply, cut=True)], request).model_dump().values()) == [reply]
+    for reply in ("", " \n"):
         with pytest.raises(ParseError, match="cut by max_tokens"):
-            parse([Spoken(words, cut=True)], asked)
+            parse([Spoken(reply, cut=True)], request)
 
 
 @pytest.mark.parametrize("name", ["toy-llava", "toy-paligemma"])
-def test_a_toy_that_was_cut_while_it_may_have_said_nothing_says_neither(name: str) -> None:
-    read = MODELS[name].skills["ocr"].parse
-    for words in ("n", "no", "nothin"):
-        assert read([Spoken(words)], OcrRequest(image=WIDE)).text == words
+def test_toy_ocr_cut_within_the_word_nothing_raises_parse_error(name: str) -> None:
+    parse = MODELS[name].skills["ocr"].parse
+    for reply in ("n", "no", "nothin"):
+        assert parse([Spoken(reply)], OcrRequest(image=WIDE)).text == reply
         with pytest.raises(ParseError, match="cut by max_tokens"):
-            read([Spoken(words, cut=True)], OcrRequest(image=WIDE))
-    assert read([Spoken("nothing", cut=True)], OcrRequest(image=WIDE)).text == ""
+            parse([Spoken(reply, cut=True)], OcrRequest(image=WIDE))
+    assert parse([Spoken("nothing", cut=True)], OcrRequest(image=WIDE)).text == ""
 
 
 @pytest.mark.parametrize("name", ["toy-llava", "toy-paligemma"])
-def test_the_toys_say_nothing_where_there_is_no_text(name: str) -> None:
-    read = MODELS[name].skills["ocr"].parse
-    assert read([Spoken("nothing")], OcrRequest(image=WIDE)).text == ""
-    assert read([Spoken("stop")], OcrRequest(image=WIDE)).text == "stop"
+def test_toy_ocr_reply_nothing_means_no_text(name: str) -> None:
+    parse = MODELS[name].skills["ocr"].parse
+    assert parse([Spoken("nothing")], OcrRequest(image=WIDE)).text == ""
+    assert parse([Spoken("stop")], OcrRequest(image=WIDE)).text == "stop"

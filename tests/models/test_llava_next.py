@@ -11,20 +11,20 @@ from serve.tasks.ocr import OcrRequest
 from serve.tasks.vqa import VqaRequest
 
 WIDE = Image(np.zeros((50, 100, 3), np.uint8))
-TALK = [
-    Turn("user", "What is it?", pictured=True),
+CONVERSATION = [
+    Turn("user", "What is it?", has_image=True),
     Turn("assistant", "A cat."),
     Turn("user", "Sure?"),
 ]
 NAMES = ["llava-v1.6-mistral-7b", "llava-v1.6-vicuna-7b", "llava-v1.6-vicuna-13b", "llava-v1.6-34b"]
 
 
-def test_the_four_are_there() -> None:
+def test_catalogue_has_the_four_checkpoints() -> None:
     assert [name for name in MODELS if name.startswith("llava-v1.6")] == NAMES
 
 
 @pytest.mark.parametrize(
-    "name, said",
+    "name, prompt",
     [
         ("llava-v1.6-mistral-7b", "[INST] <image>\nWhat is it? [/INST] A cat. </s>[INST] Sure? [/INST]"),
         (
@@ -38,12 +38,12 @@ def test_the_four_are_there() -> None:
         ),
     ],
 )
-def test_each_language_model_has_its_own_turns(name: str, said: str) -> None:
-    assert MODELS[name].converse(TALK) == said
+def test_conversation_prompt_follows_the_language_model(name: str, prompt: str) -> None:
+    assert MODELS[name].converse(CONVERSATION) == prompt
 
 
 @pytest.mark.parametrize(
-    "name, said",
+    "name, prompt",
     [
         ("llava-v1.6-mistral-7b", "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>\nWhy? [/INST]"),
         ("llava-v1.6-vicuna-13b", "Be brief. USER: <image>\nWhy? ASSISTANT:"),
@@ -53,11 +53,11 @@ def test_each_language_model_has_its_own_turns(name: str, said: str) -> None:
         ),
     ],
 )
-def test_a_system_message_takes_the_place_of_the_published_one(name: str, said: str) -> None:
-    assert MODELS[name].converse([Turn("system", "Be brief."), Turn("user", "Why?", pictured=True)]) == said
+def test_system_message_replaces_the_published_system_text(name: str, prompt: str) -> None:
+    assert MODELS[name].converse([Turn("system", "Be brief."), Turn("user", "Why?", has_image=True)]) == prompt
 
 
-def test_tasks_are_asked_in_the_familys_turns() -> None:
+def test_task_prompts_use_the_chat_template() -> None:
     (vqa,) = MODELS["llava-v1.6-34b"].skills["vqa"].ask(VqaRequest(image=WIDE, question="What is it?"))
     assert vqa.text.endswith(
         "<image>\nWhat is it?\nAnswer the question using a single word or phrase.<|im_end|><|im_start|>assistant\n"
@@ -67,13 +67,13 @@ def test_tasks_are_asked_in_the_familys_turns() -> None:
     assert ocr.text == "[INST] <image>\nWhat is written in the image? Answer with the text only. [/INST]"
 
 
-def test_only_detection_pads_the_picture() -> None:
-    """The tiles are the processor's business; a box is a fraction of the padded square, whatever the tiles."""
+def test_only_detection_pads_the_image() -> None:
+    """Boxes are fractions of the padded square, whatever tiles the processor cuts."""
     model = MODELS["llava-v1.6-vicuna-7b"]
     (vqa,) = model.skills["vqa"].ask(VqaRequest(image=WIDE, question="What is it?"))
     assert vqa.image is WIDE and model.prepare(WIDE) is WIDE
-    asked = DetectRequest(image=WIDE, labels=["cat"])
-    (prompt,) = model.skills["detect"].ask(asked)
+    request = DetectRequest(image=WIDE, labels=["cat"])
+    (prompt,) = model.skills["detect"].ask(request)
     assert prompt.image is not None and (prompt.image.width, prompt.image.height) == (100, 100)
-    (found,) = model.skills["detect"].parse([Spoken("[0.10, 0.25, 0.50, 0.75]")], asked).boxes
-    assert found.box == (10, 0, 50, 50)
+    (item,) = model.skills["detect"].parse([Spoken("[0.10, 0.25, 0.50, 0.75]")], request).boxes
+    assert item.box == (10, 0, 50, 50)

@@ -1,4 +1,4 @@
-"""The mask decoder in numpy against the same layers in torch, its file, and where a mask lands in the picture."""
+"""The numpy mask decoder against the same layers in torch, its file, and the place of a mask in the image."""
 
 import os
 from pathlib import Path
@@ -10,12 +10,12 @@ from decoders import saved, weights
 
 from serve.errors import ModelError
 from serve.models import mask_decoder
-from serve.models.mask_decoder import VARIABLE, find, paste, read
+from serve.models.mask_decoder import VARIABLE, find, from_arrays, paste
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("widths", [(12, 8, (8, 6, 4, 2)), (512, 128, (128, 64, 32, 16))])
-def test_it_is_the_published_network(widths: tuple[int, int, tuple[int, ...]]) -> None:
+def test_decoder_computes_the_published_network(widths: tuple[int, int, tuple[int, ...]]) -> None:
     import torch
     from torch.nn import functional as F
 
@@ -28,28 +28,28 @@ def test_it_is_the_published_network(widths: tuple[int, int, tuple[int, ...]]) -
         y = F.relu(F.conv2d(x, t[f"{net}.0.weight"], t[f"{net}.0.bias"], padding=1))
         y = F.relu(F.conv2d(y, t[f"{net}.2.weight"], t[f"{net}.2.bias"], padding=1))
         x = x + F.conv2d(y, t[f"{net}.4.weight"], t[f"{net}.4.bias"])
-    for at in (4, 6, 8, 10):
-        x = F.relu(F.conv_transpose2d(x, t[f"decoder.{at}.weight"], t[f"decoder.{at}.bias"], stride=2, padding=1))
+    for layer in (4, 6, 8, 10):
+        x = F.relu(F.conv_transpose2d(x, t[f"decoder.{layer}.weight"], t[f"decoder.{layer}.bias"], stride=2, padding=1))
     wanted = F.conv2d(x, t["decoder.12.weight"], t["decoder.12.bias"])[:, 0].numpy()
-    got = read(arrays)(codes)
+    got = from_arrays(arrays)(codes)
     assert got.shape == (3, 64, 64) and got.dtype == np.float32
     assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
-def test_codes_are_laid_out_row_by_row() -> None:
-    """Without its residual blocks, which mix all sixteen, the code of one corner moves that corner only."""
+def test_codes_are_laid_out_in_rows() -> None:
+    """Leave out the residual blocks, which mix all sixteen codes: a corner's code then changes that corner only."""
     arrays = weights()
     for block in (2, 3):
         arrays[f"decoder.{block}.net.4.weight"][:] = 0
-    decoder = read(arrays)
+    decoder = from_arrays(arrays)
     codes = np.zeros((2, 16), np.int64)
     codes[1, 3] = 7  # the top right
-    plain, other = decoder(codes)
-    changed = np.abs(plain - other) > 1e-6
+    first, second = decoder(codes)
+    changed = np.abs(first - second) > 1e-6
     assert changed[:16, 48:].any() and not changed[32:].any() and not changed[:, :32].any()
 
 
-def test_a_mask_lands_in_its_box_thresholded_at_zero() -> None:
+def test_mask_is_pasted_into_its_box_with_threshold_zero() -> None:
     half = np.full((64, 64), -1.0, np.float32)
     half[:, 32:] = 1
     mask = paste(half, (0.25, 0.5, 0.75, 1.0), 40, 20)
@@ -60,7 +60,7 @@ def test_a_mask_lands_in_its_box_thresholded_at_zero() -> None:
     assert paste(half, (0.5, 0.5, 0.51, 0.9), 40, 20) is None  # less than a pixel wide
 
 
-def test_a_file_is_read_once_and_again_when_it_is_replaced(tmp_path: Path) -> None:
+def test_replaced_file_is_read_again_and_unchanged_file_is_cached(tmp_path: Path) -> None:
     where = saved(tmp_path, weights())
     first = find(where)
     assert find(where) is first
@@ -69,19 +69,19 @@ def test_a_file_is_read_once_and_again_when_it_is_replaced(tmp_path: Path) -> No
     assert find(where) is not first
 
 
-def test_the_environment_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, saved(tmp_path, weights()))
     assert find().codebook.shape == (128, 12)
 
 
 @pytest.mark.parametrize("where", [None, "/nowhere/vae-oid.npz", "./vae-oid.npz", "vae-oid.npz"])
-def test_a_missing_file_is_said_with_what_to_do(where: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_file_raises_an_error_with_advice(where: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(ModelError) as refused:
+    with pytest.raises(ModelError) as error:
         find(where)
-    assert refused.value.code == "decoder_missing"
-    assert (where or "no mask decoder") in refused.value.message
-    assert VARIABLE in refused.value.message and "gs://big_vision/paligemma/vae-oid.npz" in refused.value.message
+    assert error.value.code == "decoder_missing"
+    assert (where or "no mask decoder") in error.value.message
+    assert VARIABLE in error.value.message and "gs://big_vision/paligemma/vae-oid.npz" in error.value.message
 
 
 @pytest.mark.parametrize(
@@ -91,27 +91,27 @@ def test_a_missing_file_is_said_with_what_to_do(where: str | None, monkeypatch: 
         ("spaces/google/paligemma-hf/vae-oid.npz", "google/paligemma-hf", "space"),
     ],
 )
-def test_it_comes_from_the_hub(tmp_path: Path, where: str, repository: str, kind: str | None) -> None:
-    asked: list[tuple[Any, ...]] = []
+def test_hub_path_is_downloaded(tmp_path: Path, where: str, repository: str, kind: str | None) -> None:
+    calls: list[tuple[Any, ...]] = []
 
     def fetch(repository: str, name: str, *, repo_type: str | None, etag_timeout: float) -> str:
-        asked.append((repository, name, repo_type))
+        calls.append((repository, name, repo_type))
         return saved(tmp_path, weights())
 
     assert find(where, fetch).codebook.shape == (128, 12)
-    assert asked == [(repository, "vae-oid.npz", kind)]
+    assert calls == [(repository, "vae-oid.npz", kind)]
 
 
-def test_an_unreachable_hub_is_said(tmp_path: Path) -> None:
+def test_unreachable_hub_raises_decoder_missing(tmp_path: Path) -> None:
     def fetch(*args: Any, **keywords: Any) -> str:
         raise OSError("no network")
 
-    with pytest.raises(ModelError, match="ours/decoder/vae-oid.npz could not be downloaded.*no network") as refused:
+    with pytest.raises(ModelError, match="ours/decoder/vae-oid.npz could not be downloaded.*no network") as error:
         find("ours/decoder/vae-oid.npz", fetch)
-    assert refused.value.code == "decoder_missing"
+    assert error.value.code == "decoder_missing"
 
 
-def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+def test_file_that_is_no_decoder_raises_decoder_broken(tmp_path: Path) -> None:
     arrays = weights()
     broken = {
         "it has no array decoder.6.bias": {k: v for k, v in arrays.items() if k != "decoder.6.bias"},
@@ -119,12 +119,12 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
         | {"decoder.4.weight": np.zeros((8, 8, 3, 3), np.float32)},
         "_vq_vae._embedding is int64 128 x 12": arrays | {"_vq_vae._embedding": np.zeros((128, 12), np.int64)},
     }
-    for at, (words, made) in enumerate(broken.items()):
-        (tmp_path / str(at)).mkdir()
-        where = saved(tmp_path / str(at), made)
-        with pytest.raises(ModelError, match=words) as refused:
+    for index, (problem, changed) in enumerate(broken.items()):
+        (tmp_path / str(index)).mkdir()
+        where = saved(tmp_path / str(index), changed)
+        with pytest.raises(ModelError, match=problem) as error:
             find(where)
-        assert refused.value.code == "decoder_broken" and where in refused.value.message
+        assert error.value.code == "decoder_broken" and where in error.value.message
     cut = tmp_path / "cut.npz"
     cut.write_bytes(Path(saved(tmp_path, arrays)).read_bytes()[:500])
     pickled = tmp_path / "pickled.npz"
@@ -133,15 +133,15 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     with single.open("wb") as opened:
         np.save(opened, np.zeros(3))
     for file in (cut, pickled, single):
-        with pytest.raises(ModelError, match=str(file)) as refused:
+        with pytest.raises(ModelError, match=str(file)) as error:
             find(str(file))
-        assert refused.value.code == "decoder_broken"
+        assert error.value.code == "decoder_broken"
 
 
-def test_published_widths_are_decoded_in_little_time() -> None:
+def test_published_widths_decode_within_two_seconds() -> None:
     import time
 
-    decoder = mask_decoder.read(weights(512, 128, (128, 64, 32, 16)))
+    decoder = mask_decoder.from_arrays(weights(512, 128, (128, 64, 32, 16)))
     began = time.perf_counter()
     decoder(np.zeros((4, 16), np.int64))
     assert time.perf_counter() - began < 2

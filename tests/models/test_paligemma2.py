@@ -13,10 +13,10 @@ GEMMA_2 = {
     "10b": (3584, 42, 8, 256, 14336, 16),
     "28b": (4608, 46, 16, 128, 36864, 32),
 }
-"""hidden size, layers, key-value heads, width of a head, intermediate size, query heads: google/gemma-2-*."""
+"""Hidden size, layers, key-value heads, width of a head, intermediate size and query heads of google/gemma-2-*."""
 
 
-def test_they_are_the_published_ones() -> None:
+def test_catalogue_has_the_published_checkpoints() -> None:
     names = [name.removeprefix("paligemma2-") for name in MODELS if name.startswith("paligemma2-")]
     assert names == [
         *(f"{size}-pt-{pixels}" for size in ("3b", "10b", "28b") for pixels in (224, 448, 896)),
@@ -28,7 +28,7 @@ def test_they_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("pixels", [224, 448, 896])
-def test_the_parameters_are_those_of_the_shapes(size: str, pixels: int) -> None:
+def test_parameters_on_the_card_are_the_sum_of_the_shapes(size: str, pixels: int) -> None:
     hidden, layers, kv, head, wide, heads = GEMMA_2[size]
     attention = 2 * hidden * heads * head + 2 * hidden * kv * head
     text = layers * (attention + 3 * hidden * wide + 4 * hidden) + hidden + 257_216 * hidden
@@ -38,13 +38,13 @@ def test_the_parameters_are_those_of_the_shapes(size: str, pixels: int) -> None:
     assert MODELS[f"paligemma2-{size}-pt-{pixels}"].card.parameters == total
 
 
-def test_all_that_it_reads_is_asked_by_its_own_prefix() -> None:
+def test_ocr_prompt_is_the_prefix_ocr() -> None:
     for name in ("paligemma2-3b-mix-448", "paligemma2-28b-pt-896"):
         (prompt,) = MODELS[name].skills["ocr"].ask(OcrRequest(image=WIDE))
         assert prompt.text == "ocr" and MODELS[name].prefix_lm
 
 
-def test_the_captioner_captions_at_length_and_nothing_else() -> None:
+def test_captioner_only_captions_with_512_tokens() -> None:
     docci = MODELS["paligemma2-3b-ft-docci-448"]
     assert set(docci.skills) == {"caption"}
     (prompt,) = docci.skills["caption"].ask(CaptionRequest(image=WIDE))

@@ -3,15 +3,15 @@ import pytest
 from serve.errors import BadRequest
 from serve.models import MODELS
 from serve.models.base import Model, Turn
-from serve.models.turns import marked, ordered
+from serve.models.turns import split_system, with_marker
 
 CONVERSING = [model for model in MODELS.values() if "chat" in model.skills and not model.card.toy]
 
 
-def test_the_system_text_comes_apart() -> None:
+def test_system_text_is_split_off() -> None:
     question = Turn("user", "Why?")
-    assert ordered([Turn("system", "Be brief."), question]) == ("Be brief.", [question])
-    assert ordered([question]) == (None, [question])
+    assert split_system([Turn("system", "Be brief."), question]) == ("Be brief.", [question])
+    assert split_system([question]) == (None, [question])
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,13 @@ def test_the_system_text_comes_apart() -> None:
     ],
 )
 @pytest.mark.parametrize("model", CONVERSING, ids=lambda model: model.name)
-def test_what_no_family_takes_is_refused_by_name(model: Model, turns: list[Turn], param: str) -> None:
-    with pytest.raises(BadRequest) as refused:
+def test_bad_order_is_refused_naming_the_message(model: Model, turns: list[Turn], param: str) -> None:
+    with pytest.raises(BadRequest) as error:
         model.converse(turns)
-    assert refused.value.param == param
+    assert error.value.param == param
 
 
-def test_a_picture_stands_before_the_words() -> None:
-    assert marked(Turn("user", "Why?", pictured=True)) == "<image>\nWhy?"
-    assert marked(Turn("user", "Why?", filmed=True)) == "<video>\nWhy?"
-    assert marked(Turn("user", "Why?")) == "Why?"
+def test_media_marker_precedes_the_text() -> None:
+    assert with_marker(Turn("user", "Why?", has_image=True)) == "<image>\nWhy?"
+    assert with_marker(Turn("user", "Why?", has_video=True)) == "<video>\nWhy?"
+    assert with_marker(Turn("user", "Why?")) == "Why?"

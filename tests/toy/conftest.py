@@ -6,8 +6,8 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Give torch one thread: two wait for each other in a spin, and on a busy machine 15 steps take 32 s, not 3."""
+def single_thread(monkeypatch):
+    """Limit torch to a thread: two spin while they wait, so that 15 small steps take 32 s, not 3, on a busy machine."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # where it is this test that imports torch
     if torch := sys.modules.get("torch"):
         before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The checkpoints as shipped: their layout, and that the lean nets compute what transformers does."""
+"""The shipped checkpoints: their layout, their accuracy, and the agreement of our nets with transformers."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from later import Later
+from lazy_module import LazyModule
 
 import serve.toy
 from serve.models import MODELS, mask_decoder
@@ -14,8 +14,8 @@ from serve.toy import masks
 from serve.toy.training import prompts
 from serve.toy.world import Shape
 
-torch, safetensors = Later("torch"), Later("safetensors")
-recipes = Later("serve.toy.training.recipes")
+torch, safetensors = LazyModule("torch"), LazyModule("safetensors")
+recipes = LazyModule("serve.toy.training.recipes")
 HERE = Path(serve.toy.__file__).parent
 TOYS = [name.removeprefix("toy-") for name, model in MODELS.items() if model.card.toy]
 PALIGEMMAS = [name for name in TOYS if MODELS[f"toy-{name}"].prefix_lm]
@@ -31,7 +31,7 @@ def test_every_toy_has_a_recipe():
 
 
 @pytest.mark.parametrize("toy", TOYS)
-def test_small_and_in_bfloat16(toy):
+def test_checkpoint_is_small_and_in_bfloat16(toy):
     assert sum(path.stat().st_size for path in (HERE / toy).iterdir()) < 8_000_000
     slices = header(toy)
     assert {part.get_dtype() for part in slices.values()} == {"BF16"}
@@ -42,7 +42,7 @@ def test_small_and_in_bfloat16(toy):
 
 
 @pytest.mark.parametrize("toy", TOYS)
-def test_published_weight_names(toy):
+def test_weights_have_the_published_names(toy):
     names = set(header(toy))
     assert "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight" in names
     assert "language_model.model.layers.0.self_attn.q_proj.weight" in names
@@ -59,7 +59,7 @@ def test_published_weight_names(toy):
 
 
 @pytest.mark.parametrize("toy", TOYS)
-def test_tokenizer_is_the_one_that_is_built(toy):
+def test_shipped_tokenizer_equals_a_new_build(toy):
     pytest.importorskip("tokenizers")
     from serve.toy.training import tokenizer
 
@@ -69,39 +69,39 @@ def test_tokenizer_is_the_one_that_is_built(toy):
 
 
 @pytest.mark.parametrize("toy", TOYS)
-def test_a_toy_says_that_it_is_one(toy):
+def test_model_card_names_a_toy(toy):
     assert "**A toy.**" in (HERE / toy / "README.md").read_text()
 
 
 @pytest.mark.parametrize("toy", PALIGEMMAS)
-def test_the_decoder_beside_a_paligemma_makes_the_shapes_of_its_codes(toy):
+def test_shipped_mask_decoder_decodes_the_codes_of_each_shape(toy):
     decoder = mask_decoder.find(str(HERE / toy / "vae-oid.npz"))
     assert (HERE / toy / "vae-oid.npz").stat().st_size < 200_000
     for kind, codes in prompts.CODES.items():
-        made = decoder(np.array([codes]))[0] > 0
-        true = masks.drawn(Shape(kind, "red", (0.0, 0.0, 1.0, 1.0)), (64, 64))
-        assert (made & true).sum() / (made | true).sum() > 0.93, kind
+        mask = decoder(np.array([codes]))[0] > 0
+        true = masks.shape_mask(Shape(kind, "red", (0.0, 0.0, 1.0, 1.0)), (64, 64))
+        assert (mask & true).sum() / (mask | true).sum() > 0.93, kind
 
 
 @pytest.mark.engine
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("toy", TOYS)
-def test_lean_nets_agree_with_transformers(toy):
+def test_nets_agree_with_transformers(toy):
     from serve.toy import world
     from serve.toy.questions import Question
     from serve.toy.training import corpus, evaluate, export
 
     evaluate.repair()
     family = recipes.RECIPES[toy].family
-    student = evaluate.Student(family, HERE / toy, "cpu")
+    reference = evaluate.Reference(family, HERE / toy, "cpu")
     net = export.load(HERE / toy)
     packer = corpus.Packer(family)
-    what = world.scene(1, text=True)
+    scene = world.scene(1, text=True)
     question = Question("vqa", "color", "What color is the circle?", "red")
-    inputs = student._input(what, question)
+    inputs = reference._input(scene, question)
     with torch.no_grad():
-        reference = student.model(**inputs).logits[0, -1]
-        asking = packer.pair(question, what.size)[0]
+        expected = reference.model(**inputs).logits[0, -1]
+        asking = packer.pair(question, scene.size)[0]
         parts = [
             net.embed(torch.tensor([packer.head], dtype=torch.long)),
             net.image(net.features(inputs["pixel_values"])),
@@ -111,26 +111,26 @@ def test_lean_nets_agree_with_transformers(toy):
         mask = torch.zeros(1, length, length)
         if family == "llava":
             mask = mask.masked_fill(torch.ones_like(mask).triu(1).bool(), -1e9)
-        lean = net.logits(net.text(x, torch.arange(length)[None], mask, torch.tensor([[length - 1]])))[0, 0]
+        logits = net.logits(net.text(x, torch.arange(length)[None], mask, torch.tensor([[length - 1]])))[0, 0]
     assert inputs["input_ids"].shape[1] == length
-    assert reference.std() > 0.5
-    torch.testing.assert_close(lean, reference, atol=1e-4, rtol=1e-4)
+    assert expected.std() > 0.5
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.engine
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("toy", TOYS)
 def test_accuracy_is_above_the_floors(toy):
-    """A quick form of `python -m serve.toy.training.evaluate`, with room for its smaller sample."""
+    """Run a short `python -m serve.toy.training.evaluate`, with lower floors for its smaller sample."""
     from serve.toy.training import evaluate
 
     evaluate.repair()
     family = recipes.RECIPES[toy].family
-    student = evaluate.Student(family, HERE / toy, "cpu")
-    asked = evaluate.exam(family, 20 if toy.endswith("-b") else 40, seed=1_000)
-    scores = evaluate.marked(family, asked, student.answers(asked))
+    reference = evaluate.Reference(family, HERE / toy, "cpu")
+    items = evaluate.fresh_items(family, 20 if toy.endswith("-b") else 40, seed=1_000)
+    scores = evaluate.score_replies(family, items, reference.answers(items))
     for task, floor in evaluate.FLOORS[toy].items():
         assert scores[task].percent >= floor - 10, (task, scores[task])
     if family == "paligemma":
-        causal = evaluate.marked(family, asked, student.answers(asked, causal=True))
+        causal = evaluate.score_replies(family, items, reference.answers(items, causal=True))
         assert causal["vqa"].percent < scores["vqa"].percent - 3, "a wrong mask must show"

@@ -21,53 +21,53 @@ SCENE = Scene(
 )
 
 
-def asked(kind):
+def answers(kind):
     rng = random.Random(0)
-    found = [questions.vqa(SCENE, kind, rng) for _ in range(40)]
-    return {one.text: one.answer for one in found if one is not None}
+    drawn = [questions.vqa(SCENE, kind, rng) for _ in range(40)]
+    return {question.text: question.answer for question in drawn if question is not None}
 
 
-def test_caption():
+def test_caption_lists_shapes_and_text():
     assert questions.caption(SCENE) == "a red circle, an orange star and a blue circle and the word STOP"
 
 
-def test_true_answers():
-    assert asked("color") == {"What color is the star?": "orange"}
-    assert asked("shape")["What shape is the orange object?"] == "star"
-    assert asked("count") == {"How many shapes are there?": "3"}
-    assert asked("count_kind")["How many circles are there?"] == "2"
-    assert asked("background") == {"What color is the background?": "gray"}
-    assert asked("where") == {"Where is the red circle?": "top left", "Where is the blue circle?": "bottom right"}
-    exists = asked("exists")
+def test_vqa_answers_are_true():
+    assert answers("color") == {"What color is the star?": "orange"}
+    assert answers("shape")["What shape is the orange object?"] == "star"
+    assert answers("count") == {"How many shapes are there?": "3"}
+    assert answers("count_kind")["How many circles are there?"] == "2"
+    assert answers("background") == {"What color is the background?": "gray"}
+    assert answers("where") == {"Where is the red circle?": "top left", "Where is the blue circle?": "bottom right"}
+    exists = answers("exists")
     assert exists["Is there a red circle?"] == "yes"
     assert exists.get("Is there an orange star?", "yes") == "yes"
     assert all((answer == "yes") == bool(questions.matching(SCENE, text[9:-1].split(" ", 1)[1]))
                for text, answer in exists.items())  # fmt: skip
 
 
-def test_yes_and_no_are_equally_frequent():
+def test_answers_yes_and_no_are_equally_frequent():
     rng = random.Random(1)
-    answers = Counter(questions.vqa(world.scene(seed), "exists", rng).answer for seed in range(400))
-    assert 160 < answers["yes"] < 240
+    counts = Counter(questions.vqa(world.scene(seed), "exists", rng).answer for seed in range(400))
+    assert 160 < counts["yes"] < 240
 
 
-def test_unknown_type_is_named():
+def test_unknown_question_type_is_refused_by_name():
     with pytest.raises(ValueError, match="unknown question type 'size'"):
         questions.vqa(SCENE, "size", random.Random(0))
 
 
-def test_detect_lists_places_phrase_by_phrase():
-    one = questions.detect(SCENE, ["circle", "orange star"])
-    assert one.text == "circle ; orange star"
-    assert [phrase for phrase, _ in one.boxes] == ["circle", "circle", "orange star"]
+def test_detect_lists_boxes_phrase_by_phrase():
+    question = questions.detect(SCENE, ["circle", "orange star"])
+    assert question.text == "circle ; orange star"
+    assert [phrase for phrase, _ in question.boxes] == ["circle", "circle", "orange star"]
     assert questions.phrases(SCENE, unique=True) == ["red circle", "orange star", "star", "blue circle"]
 
 
 def test_chat_answers_are_sentences():
     rng = random.Random(2)
-    said = {questions.chat(world.scene(seed), rng).answer for seed in range(500)}
-    assert all(answer.endswith(".") and answer[0].isupper() for answer in said)
-    assert not any("  " in answer or "the the" in answer or " a orange" in answer for answer in said)
+    replies = {questions.chat(world.scene(seed), rng).answer for seed in range(500)}
+    assert all(answer.endswith(".") and answer[0].isupper() for answer in replies)
+    assert not any("  " in answer or "the the" in answer or " a orange" in answer for answer in replies)
     starts = (
         "I see ",
         "It says ",
@@ -78,20 +78,20 @@ def test_chat_answers_are_sentences():
         "No, there is no ",
     )
     for start in starts:
-        assert any(answer.startswith(start) for answer in said), start
+        assert any(answer.startswith(start) for answer in replies), start
 
 
-def test_the_same_question_is_typed_in_many_ways():
+def test_question_is_varied_in_spelling():
     rng = random.Random(3)
     typed = {questions.as_typed("What color is the circle?", rng) for _ in range(200)}
     assert {"What color is the circle?", "what color is the circle", "What colour is the circle?"} <= typed
 
 
-def test_what_is_there_several_times_is_counted():
-    seen = [world.scene(seed) for seed in range(40)]
-    for scene in seen:
+def test_repeated_shapes_are_counted():
+    scenes = [world.scene(seed) for seed in range(40)]
+    for scene in scenes:
         kinds = [shape.kind for shape in scene.shapes]
-        one = questions.repeats(scene, random.Random(0))
-        assert (one is None) == (len(set(kinds)) == len(kinds))
-        assert one is None or int(one.answer) > 1
-    assert 5 < sum(questions.repeats(scene, random.Random(0)) is not None for scene in seen) < 40
+        question = questions.repeats(scene, random.Random(0))
+        assert (question is None) == (len(set(kinds)) == len(kinds))
+        assert question is None or int(question.answer) > 1
+    assert 5 < sum(questions.repeats(scene, random.Random(0)) is not None for scene in scenes) < 40

@@ -12,13 +12,13 @@ from serve.toy.training import album
 SEEDS = range(300)
 
 
-def test_a_seed_is_a_picture():
+def test_seed_determines_scene_and_image():
     assert world.scene(7) == world.scene(7)
     assert world.draw(world.scene(7)).tobytes() == world.draw(world.scene(7)).tobytes()
     assert world.scene(7) != world.scene(8)
 
 
-def test_scenes_are_what_they_say():
+def test_scenes_have_every_shape_colour_and_size():
     scenes = [world.scene(seed) for seed in SEEDS]
     assert {len(scene.shapes) for scene in scenes} == {1, 2, 3}
     assert {shape.kind for scene in scenes for shape in scene.shapes} == set(world.SHAPES)
@@ -29,12 +29,12 @@ def test_scenes_are_what_they_say():
 
 
 @pytest.mark.parametrize("text", [None, True, False])
-def test_text_can_be_forced_or_forbidden(text):
+def test_text_can_be_required_or_excluded(text):
     written = {bool(world.scene(seed, text=text).text) for seed in SEEDS}
     assert written == ({True, False} if text is None else {text})
 
 
-def test_everything_lies_on_the_canvas_and_apart():
+def test_boxes_lie_on_the_canvas_and_do_not_overlap():
     for scene in map(world.scene, SEEDS):
         boxes = [shape.box for shape in scene.shapes] + ([scene.text_box] if scene.text_box else [])
         for x0, y0, x1, y1 in boxes:
@@ -44,14 +44,14 @@ def test_everything_lies_on_the_canvas_and_apart():
                 assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
-def test_shapes_run_from_left_to_right():
+def test_shapes_are_sorted_from_left_to_right():
     for scene in map(world.scene, SEEDS):
         assert all(a.center[0] <= b.center[0] + 0.02 for a, b in zip(scene.shapes, scene.shapes[1:], strict=False))
 
 
 @pytest.mark.parametrize("scale", [1.0, pytest.param(2.5, marks=pytest.mark.slow)])
-def test_boxes_hold_the_ink(scale):
-    """Pixels that are not background lie within the boxes, and reach their edges."""
+def test_boxes_are_the_bounds_of_the_drawn_pixels(scale):
+    """Check that all pixels but the background lie within the boxes and reach their edges."""
     for seed in range(60):
         scene = world.scene(seed)
         picture = world.draw(scene, scale)
@@ -66,10 +66,10 @@ def test_boxes_hold_the_ink(scale):
                 columns = [any(inked[x :: inside.width]) for x in range(inside.width)]
                 assert columns.index(True) <= 2 * scale and columns[::-1].index(True) <= 2 * scale, seed
             picture.paste(ground, [crop[0] - 3, crop[1] - 3, crop[2] + 3, crop[3] + 3])
-        assert len(set(picture.get_flattened_data())) == 1, f"ink outside every box of scene {seed}"
+        assert len(set(picture.get_flattened_data())) == 1, f"pixels outside every box of scene {seed}"
 
 
-def test_colours_are_clear_on_every_background():
+def test_colours_contrast_with_every_background():
     for color in world.COLORS.values():
         for ground in world.BACKGROUNDS.values():
             assert sum(abs(a - b) for a, b in zip(color, ground, strict=True)) > 125
@@ -81,25 +81,25 @@ def test_words_name_no_shape_and_no_colour():
     assert len(set(world.WORDS)) == 24
 
 
-def test_the_world_needs_no_torch():
+def test_scenes_are_drawn_without_torch():
     code = (
         "import sys, serve.toy.world, serve.toy.questions, serve.toy.training.prompts; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_outlines_stay_in_their_box():
+def test_corners_stay_in_their_box():
     rng = random.Random(0)
     for kind in world.SHAPES:
         box = (rng.uniform(0, 0.3), rng.uniform(0, 0.3), rng.uniform(0.5, 1), rng.uniform(0.5, 1))
-        for x, y in world.outline(kind, box):
+        for x, y in world.corners(kind, box):
             assert box[0] - 1e-9 <= x <= box[2] + 1e-9 and box[1] - 1e-9 <= y <= box[3] + 1e-9
 
 
-def test_the_shipped_scenes_are_what_their_list_says():
-    told = json.loads((album.HERE / "scenes.json").read_text())
-    assert {path.name for path in album.HERE.glob("*.png")} == set(told) == {f"{name}.png" for name in album.SEEDS}
+def test_shipped_images_match_their_list():
+    listed = json.loads((album.HERE / "scenes.json").read_text())
+    assert {path.name for path in album.HERE.glob("*.png")} == set(listed) == {f"{name}.png" for name in album.SEEDS}
     for name, seed in album.SEEDS.items():
         with Image.open(album.HERE / f"{name}.png") as picture:
-            assert told[f"{name}.png"] == album.truth(world.scene(seed), picture.size)
+            assert listed[f"{name}.png"] == album.truth(world.scene(seed), picture.size)
             assert max(picture.size) == album.LONG_SIDE

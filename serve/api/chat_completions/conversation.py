@@ -68,7 +68,7 @@ def read_messages(messages: Sequence[Message]) -> Conversation:
         turn = _turn(message, tools)
         if media_part is not None and media_part.at == at:
             still = isinstance(media_part.part, ImagePart)
-            turn = replace(turn, pictured=still, filmed=not still)
+            turn = replace(turn, has_image=still, has_video=not still)
         if message.role == "user":
             question = turn.text, f"messages[{at}].content"
         turns.append(turn)

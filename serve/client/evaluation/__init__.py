@@ -1,4 +1,4 @@
-"""Many pictures at once: a folder through all models, and how good the models and their merged reply are.
+"""Many images at once: `diptych run` over a folder, and `diptych evaluate` on a labelled set.
 
-A client like any other: it asks a running server over HTTP and knows no engine.
+Both are ordinary clients of a running server over HTTP.
 """

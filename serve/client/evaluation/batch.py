@@ -1,4 +1,4 @@
-"""Many questions to one server: a bounded number under way, every answer a line the moment it is there."""
+"""Many requests to a server, a bounded number at once; each answer is written as a line when it arrives."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One question. line: what its line begins with, its name first. picture: reads or draws it; raises OSError."""
+    """A request. line: the first fields of its line, its name first. picture: returns the image; raises OSError."""
 
     line: Json
     task: str
@@ -27,7 +27,7 @@ class Job:
 
 
 class Tally:
-    """What came back, for the bar and the last sentence."""
+    """A count of the answers and errors, for the progress bar and the summary."""
 
     def __init__(self) -> None:
         self.answered = self.failed = 0
@@ -45,18 +45,18 @@ class Tally:
                 column[why] = column.get(why, 0) + 1
 
     def sentences(self) -> list[str]:
-        """The models that did not always answer, and why."""
-        said = []
+        """Return a sentence for each model that failed at times, with its error codes."""
+        sentences = []
         for model, column in self.columns.items():
             whys = ", ".join(f"{count} x {why}" for why, count in sorted(column.items()))
-            said.append(f"{model} did not answer every time: {whys}.")
-        return said
+            sentences.append(f"{model} did not answer every time: {whys}.")
+        return sentences
 
 
 def ask_all(jobs: Sequence[Job], asker: Asker, out: Lines, *, done: int = 0) -> Tally:
-    """Ask them all, with a progress bar on stderr; `done`: how many were answered by an earlier call.
+    """Send all requests, with a progress bar on stderr. done: the number that an earlier call has answered.
 
-    Lines come in the order of their answers. Raises Failure where it ends early; what was answered is kept.
+    Lines come in the order of the answers. Raises Failure where the run ends early; lines written so far are kept.
     """
     tally = Tally()
     console = Console(stderr=True)
@@ -71,23 +71,23 @@ def ask_all(jobs: Sequence[Job], asker: Asker, out: Lines, *, done: int = 0) -> 
         disable=not console.is_terminal,
     )
     with bar:
-        shown = bar.add_task("", total=len(jobs) + done, completed=done, rate="")
+        bar_id = bar.add_task("", total=len(jobs) + done, completed=done, rate="")
 
-        def tell(line: Json) -> None:
+        def write(line: Json) -> None:
             out.add(line)
             tally.add(line)
             speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
             failed = f" [red]{tally.failed} failed[/red]" if tally.failed else ""
             rate = f"{speed:.1f}/s{failed}" if speed else failed
-            bar.update(shown, advance=1, rate=rate, description=line["task"])
+            bar.update(bar_id, advance=1, rate=rate, description=line["task"])
 
-        asyncio.run(_ask_all(jobs, asker, tell))
+        asyncio.run(_ask_all(jobs, asker, write))
     for sentence in tally.sentences():
         console.print(plain(sentence), soft_wrap=True)
     return tally
 
 
-async def _ask_all(jobs: Iterable[Job], asker: Asker, tell: Callable[[Json], None]) -> None:
+async def _ask_all(jobs: Iterable[Job], asker: Asker, write: Callable[[Json], None]) -> None:
     waiting = iter(jobs)
 
     async def work() -> None:
@@ -98,7 +98,7 @@ async def _ask_all(jobs: Iterable[Job], asker: Asker, tell: Callable[[Json], Non
                 answer: Json = {"error": {"message": f"{error.strerror or error}.", "code": "unreadable"}}
             else:
                 answer = await asker.ask(job.task, picture, job.fields)
-            tell(job.line | answer)
+            write(job.line | answer)
 
     try:
         async with asker, asyncio.TaskGroup() as workers:
@@ -109,5 +109,5 @@ async def _ask_all(jobs: Iterable[Job], asker: Asker, tell: Callable[[Json], Non
 
 
 def _first(failures: BaseExceptionGroup[Failure]) -> Failure:
-    one = failures.exceptions[0]
-    return _first(one) if isinstance(one, BaseExceptionGroup) else one
+    error = failures.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,4 +1,4 @@
-"""The pictures of a folder."""
+"""The images of a folder."""
 
 import os
 from pathlib import Path
@@ -8,26 +8,26 @@ from serve.client.http_client import Failure, Misuse
 
 
 def pictures(folder: Path) -> list[str]:
-    """Relative paths of all pictures, subfolders included, sorted. A picture is what begins like one, whatever it is
-    called; what is hidden (a name that begins with a dot) is left out. Raises Misuse where there are none."""
+    """Return the relative paths of all images, sorted, with those of subfolders. Files count by their first bytes, not
+    by their names; hidden ones (.name) are left out. Raises Misuse if there are none."""
     if not folder.is_dir():
         raise Misuse(f"{folder}: there is no such folder.")
-    found = []
+    paths = []
     for here, folders, files in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(here, name)
             if not name.startswith(".") and is_picture(path):
-                found.append(path.relative_to(folder).as_posix())
-    if not found:
+                paths.append(path.relative_to(folder).as_posix())
+    if not paths:
         raise Misuse(f"{folder} holds no PNG, JPEG, WEBP or GIF picture.")
-    return sorted(found)
+    return sorted(paths)
 
 
 def is_picture(path: Path) -> bool:
-    """By its first bytes. What cannot be opened but is called like a picture counts too: its line says why not."""
+    """Check a file's first bytes. A file that cannot be opened counts by its name, so that its line holds the error."""
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would block
             return False
         with open(path, "rb") as file:
             head = file.read(12)
@@ -40,7 +40,7 @@ def is_picture(path: Path) -> bool:
 
 
 def content(path: Path) -> bytes:
-    """A picture's bytes; the server says what is too large."""
+    """Return an image's bytes, at most ENOUGH of them: the server refuses such a size."""
     with open(path, "rb") as file:
         return file.read(ENOUGH)
 

@@ -1,7 +1,7 @@
-"""Answers as JSON lines, one an item, in a file that a killed run can go on with, or on stdout.
+"""Answers as JSON lines, one per item, in a file that a killed run can continue, or on stdout.
 
-A line is written in one piece and handed to the system at once, so a killed process loses at most the line that it was
-writing; every few seconds the file is also forced to the disk, which is what a power cut can cost.
+A line is written and flushed in one piece, so that a killed process loses at most the line that it was writing. The
+file is synced to disk every SYNC_S seconds: a power cut costs no more than those.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ SYNC_S = 5.0
 
 
 class Lines(Protocol):
-    """Where answers go."""
+    """A destination of answers. done: the items that have an answer there already."""
 
     done: set[str]
 
@@ -31,7 +31,7 @@ class Lines(Protocol):
 
 
 class Kept:
-    """Lines in memory or on stdout: nothing to go on with after a kill."""
+    """Lines in memory or on stdout, which a later run cannot continue."""
 
     def __init__(self, out: IO[str] | None = None) -> None:
         self.done: set[str] = set()
@@ -50,18 +50,18 @@ class Kept:
 
 
 class Record:
-    """Lines in a file. `done`: the items that have an answer there already.
+    """Lines in a file, locked against other processes.
 
     key: the field that names a line's item, the first of every line. same: raises Failure or Misuse for a line that
-    answers another question than this run's. What a kill left half-written, and lines that hold an error in place of
-    an answer, are dropped here and asked again. Raises Failure for a file that is not such a record, or is in use.
+    answers another question than this run's. An incomplete last line, and lines with an error, are dropped, so that
+    their items are asked again. Raises Failure for a file that is not such a record, or is in use.
     """
 
     def __init__(self, path: Path, key: str, same: Callable[[Json], None]) -> None:
         self.path, self.key, self._same = path, key, same
         self.done: set[str] = set()
         with contextlib.ExitStack() as held:  # the locks last as long as the files are open
-            held.enter_context(self._locked())
+            held.enter_context(self._open_locked())
             kept, dropped = self._read()
             if dropped:
                 self._rewrite(kept, held)
@@ -70,7 +70,7 @@ class Record:
         self._synced = time.monotonic()
 
     def add(self, line: Json) -> None:
-        """One line more. Raises Failure where the disk does not take it."""
+        """Append a line. Raises Failure if it cannot be written."""
         try:
             self._file.write(written(line).encode())
             self._file.flush()
@@ -82,12 +82,12 @@ class Record:
         self.done.add(line[self.key])
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk was told by `add`; here is nothing left to lose
+        with contextlib.suppress(OSError):  # `add` has reported a full disk
             os.fsync(self._file.fileno())
         with contextlib.suppress(OSError):
             self._held.close()
 
-    def _locked(self) -> IO[bytes]:
+    def _open_locked(self) -> IO[bytes]:
         try:
             file = open(self.path, "ab")  # noqa: SIM115 (lives as long as the record)
         except OSError as error:
@@ -99,9 +99,9 @@ class Record:
             raise
 
     def _read(self) -> tuple[list[tuple[int, int]], bool]:
-        """Where the good lines are (begin, end), and whether there is anything else."""
+        """Return (begin, end) of the lines to keep, in bytes, and whether there are others."""
         kept, dropped, at = [], False, 0
-        for line, body in parsed(self.path, self.key):
+        for line, body in parse_lines(self.path, self.key):
             begin, at = at, at + len(line)
             if body is None or "error" in body or body[self.key] in self.done:
                 dropped = True
@@ -112,19 +112,19 @@ class Record:
         return kept, dropped
 
     def _rewrite(self, kept: list[tuple[int, int]], held: contextlib.ExitStack) -> None:
-        """Only these stretches of the file: written beside it and put in its place in one step."""
-        beside = self.path.with_name(f".{self.path.name}.new")  # one a record: its lock is held
+        """Keep these ranges of the file only: write them to a new file and move it into place."""
+        new_path = self.path.with_name(f".{self.path.name}.new")  # no other process writes it: the record is locked
         try:
             with open(self.path, "rb") as old:
-                made = held.enter_context(open(beside, "wb"))  # noqa: SIM115 (its lock lasts as long as the record)
-                _lock(made, self.path)
-                os.fchmod(made.fileno(), os.fstat(old.fileno()).st_mode & 0o777)
+                new = held.enter_context(open(new_path, "wb"))  # noqa: SIM115 (its lock lasts as long as the record)
+                _lock(new, self.path)
+                os.fchmod(new.fileno(), os.fstat(old.fileno()).st_mode & 0o777)
                 for begin, end in kept:
                     old.seek(begin)
-                    made.write(old.read(end - begin))
-                made.flush()
-                os.fsync(made.fileno())
-                os.replace(beside, self.path)
+                    new.write(old.read(end - begin))
+                new.flush()
+                os.fsync(new.fileno())
+                os.replace(new_path, self.path)
         except OSError as error:
             raise self._unwritten(error) from None
 
@@ -132,8 +132,8 @@ class Record:
         return Failure(f"{self.path} was not written: {error.strerror or error}.")
 
 
-def parsed(path: Path, key: str) -> Iterator[tuple[bytes, Json | None]]:
-    """Every line and what it says; None for a last one that was cut short. Raises Failure for any other text."""
+def parse_lines(path: Path, key: str) -> Iterator[tuple[bytes, Json | None]]:
+    """Yield each line and its JSON, None for an incomplete last line. Raises Failure for text that is no record."""
     start = f'{{"{key}": '.encode()
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -145,27 +145,27 @@ def parsed(path: Path, key: str) -> Iterator[tuple[bytes, Json | None]]:
 
 
 def read(path: Path, key: str) -> list[Json]:
-    """All whole lines of a record, those with errors too; of two about one item the later. Raises Failure."""
+    """Return the whole lines of a record, with errors too, and of two about one item the later. Raises Failure."""
     try:
-        found = {body[key]: body for _, body in parsed(path, key) if body is not None}
+        bodies = {body[key]: body for _, body in parse_lines(path, key) if body is not None}
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}.") from None
-    return list(found.values())
+    return list(bodies.values())
 
 
-def opened(path: Path | None, key: str, same: Callable[[Json], None]) -> Lines:
-    """The record at `path`, or stdout."""
+def open_lines(path: Path | None, key: str, same: Callable[[Json], None]) -> Lines:
+    """Open the record at `path`, or stdout for None."""
     return Kept(sys.stdout) if path is None else Record(path, key, same)
 
 
 def differs(path: Path, name: str, was: object, now: object) -> Misuse:
-    """What is said of a record that answers another question."""
-    there, here = (text if len(text := str(said)) <= 80 else f"{text[:79]}…" for said in (was, now))
+    """Return the error for a record that answers another question, whose `name` was `was` and is `now`."""
+    there, here = (text if len(text := str(value)) <= 80 else f"{text[:79]}…" for value in (was, now))
     return Misuse(f"{path} holds answers to another question ({name}: {there} there, {here} here): give another --out.")
 
 
 def written(line: Json) -> str:
-    """A line as text: ASCII, so that no file name and no model's words can break it."""
+    """Return a line as JSON text in ASCII, so that no file name and no reply can break it."""
     return json.dumps(line) + "\n"
 
 
@@ -177,7 +177,7 @@ def _json(line: bytes) -> Any:
 
 
 def _lock(file: IO[bytes], path: Path) -> IO[bytes]:
-    """The file, which nobody else can lock until it is closed."""
+    """Lock the file against other processes until it is closed, and return it. Raises Failure if it is locked."""
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,4 +1,4 @@
-"""`diptych run`: a folder's pictures through all models, one JSON line a picture."""
+"""`diptych run`: a folder's images through all models, one JSON line per image."""
 
 import argparse
 import functools
@@ -19,21 +19,21 @@ KEY = "file"
 
 
 def run(options: argparse.Namespace) -> int:
-    """0 when every picture has its answer, 1 when some lines hold an error. Raises Failure where it stops early."""
-    fields = asked(options)
+    """Return 0 when every image has its answer, 1 when some lines hold an error. Raises Failure if it stops early."""
+    fields = request_fields(options)
     here: Path = options.folder
     names = folder.pictures(here)
     console = Console(stderr=True)
     with Server(options.server, options.api_key) as server:
         wait_ready(server, options.patience_s)
         asker = Asker(server, concurrency=options.concurrency, patience_s=options.patience_s)
-    out = lines.opened(options.out, KEY, functools.partial(_check_same, options.out, options.task, fields))
+    out = lines.open_lines(options.out, KEY, functools.partial(_check_same, options.out, options.task, fields))
     try:
         jobs = [_job(here, name, options.task, fields) for name in names if name not in out.done]
         try:
             tally = ask_all(jobs, asker, out, done=len(names) - len(jobs))
         except (Failure, KeyboardInterrupt):
-            print(_how_to_go_on(options.out), file=sys.stderr)
+            print(_how_to_continue(options.out), file=sys.stderr)
             raise
     finally:
         out.close()
@@ -43,8 +43,8 @@ def run(options: argparse.Namespace) -> int:
     return 1 if tally.failed else 0
 
 
-def asked(options: argparse.Namespace) -> Json:
-    """The request's fields, the same for every picture. Raises Misuse where the task needs more."""
+def request_fields(options: argparse.Namespace) -> Json:
+    """Return the request's fields, the same for every image. Raises Misuse where the task needs more."""
     fields = given(options)
     question, labels = options.asked, options.labels
     if options.task in BOXED:
@@ -69,7 +69,7 @@ def _check_same(path: Path, task: str, fields: Json, line: Json) -> None:
             raise lines.differs(path, name, was, now)
 
 
-def _how_to_go_on(out: Path | None) -> str:
+def _how_to_continue(out: Path | None) -> str:
     if out is None:
         return "Stopped. With --out FILE in place of > FILE the same call would go on from here."
     return f"Stopped. What was answered is in {out}: the same call goes on from there."

@@ -1,4 +1,4 @@
-"""A task's scores as a person reads them."""
+"""A task's scores as a table, and as JSON."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from serve.client.evaluation.score import Gain, Interval, Report
 
 
 def rendered(report: Report) -> Iterator[RenderableType]:
-    """The table, and below it what merging gained."""
+    """Yield the table, and below it the gain or loss of merging."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=_title(report), title_justify="left")
     table.add_column("", min_width=max(len(word) for row in report.rows for word in row.name.split()))
     table.add_column("n", justify="right")
@@ -44,8 +44,8 @@ def _title(report: Report) -> Text:
 
 
 def _cell(value: Interval, best: bool) -> Text:
-    said = Text(f"{value.value:6.1f}", style="bold" if best else "")
-    return said.append(f" [{value.low:.1f}, {value.high:.1f}]{' *' if best else ''}", "dim")
+    cell = Text(f"{value.value:6.1f}", style="bold" if best else "")
+    return cell.append(f" [{value.low:.1f}, {value.high:.1f}]{' *' if best else ''}", "dim")
 
 
 def _sentence(gain: Gain) -> str:
@@ -56,5 +56,5 @@ def _sentence(gain: Gain) -> str:
 
 
 def _signed(value: float) -> str:
-    """+0.0 also for a hair below nothing."""
+    # Adding 0.0 turns -0.0 into +0.0.
     return f"{round(value, 1) + 0.0:+.1f}"

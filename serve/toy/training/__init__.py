@@ -1,9 +1,9 @@
-"""How the toys were made: about an hour of one CPU core each. Nothing that serves imports it.
+"""Training of the toys: about an hour of one CPU core each. No module that serves imports it.
 
-prompts.py    each family's exact words            tokenizer.py  every word of the world one token
-nets.py       LLaVA-1.5 and PaliGemma, small       corpus.py     labels for patches, packs of questions
-recipes.py    what each toy is                     train.py      the phases
+prompts.py    prompts and answers of each family   tokenizer.py  every word of the scenes is one token
+nets.py       LLaVA-1.5 and PaliGemma, small       corpus.py     labels for patches, packed questions
+recipes.py    size, seed and phases of each toy    train.py      the training loop
 muon.py       the optimizer                        codec.py      masks as sixteen codes, in PaliGemma's file format
 export.py     the published checkpoint layout      evaluate.py   accuracy on fresh scenes, with floors
-album.py      pictures to show, in scenes/
+album.py      example images, in scenes/
 """

@@ -1,6 +1,6 @@
 """The example scenes that the page and the README show: `python -m serve.toy.training.album` draws them again.
 
-Their seeds are beyond all that training sees. `scenes.json` beside the pictures says what is truly in each.
+Their seeds are outside the training set. `scenes.json` beside the images has the true contents of each.
 """
 
 import json
@@ -22,40 +22,40 @@ SEEDS = {
 LONG_SIDE, SMALL = 640, (168, 126)
 
 
-def picture(what: world.Scene) -> Image.Image:
-    """640 pixels on the long side, drawn three times as large first, for smooth edges."""
-    scale = LONG_SIDE / max(what.size)
-    size = round(what.size[0] * scale), round(what.size[1] * scale)
-    return world.draw(what, 3 * scale).resize(size, Image.Resampling.LANCZOS)
+def picture(scene: world.Scene) -> Image.Image:
+    """Draw a scene with 640 pixels on the long side, scaled down from three times that size for smooth edges."""
+    scale = LONG_SIDE / max(scene.size)
+    size = round(scene.size[0] * scale), round(scene.size[1] * scale)
+    return world.draw(scene, 3 * scale).resize(size, Image.Resampling.LANCZOS)
 
 
-def truth(what: world.Scene, size: tuple[int, int]) -> dict[str, object]:
-    """What is in a scene; boxes in pixels of a picture of this size."""
+def truth(scene: world.Scene, size: tuple[int, int]) -> dict[str, object]:
+    """Return the contents of a scene for scenes.json, with boxes in pixels of an image of this width and height."""
     width, height = size
     shapes = []
-    for shape in what.shapes:
+    for shape in scene.shapes:
         x0, y0, x1, y1 = shape.box
         box = [round(v, 1) for v in (x0 * width, y0 * height, x1 * width, y1 * height)]
         shapes.append({"label": shape.name, "box": box})
-    found = {"background": what.background, "text": what.text, "shapes": shapes}
-    return {"seed": what.seed, "width": width, "height": height, "caption": questions.caption(what), **found}
+    contents = {"background": scene.background, "text": scene.text, "shapes": shapes}
+    return {"seed": scene.seed, "width": width, "height": height, "caption": questions.caption(scene), **contents}
 
 
-def small(drawn: Image.Image) -> Image.Image:
-    """The picture as a button on the page shows it: 168 x 126 pixels, its middle, in 32 colours (two kilobytes)."""
-    return ImageOps.fit(drawn, SMALL, Image.Resampling.LANCZOS).quantize(32)
+def thumbnail(image: Image.Image) -> Image.Image:
+    """Return the image for a button on the page: its middle, 168 x 126 pixels in 32 colours (two kilobytes)."""
+    return ImageOps.fit(image, SMALL, Image.Resampling.LANCZOS).quantize(32)
 
 
 def main() -> None:
     (HERE / "small").mkdir(parents=True, exist_ok=True)
-    found = {}
+    contents = {}
     for name, seed in SEEDS.items():
-        what = world.scene(seed)
-        drawn = picture(what)
-        drawn.save(HERE / f"{name}.png", optimize=True)
-        small(drawn).save(HERE / "small" / f"{name}.png", optimize=True)
-        found[f"{name}.png"] = truth(what, drawn.size)
-    (HERE / "scenes.json").write_text(json.dumps(found, indent=1) + "\n")
+        scene = world.scene(seed)
+        image = picture(scene)
+        image.save(HERE / f"{name}.png", optimize=True)
+        thumbnail(image).save(HERE / "small" / f"{name}.png", optimize=True)
+        contents[f"{name}.png"] = truth(scene, image.size)
+    (HERE / "scenes.json").write_text(json.dumps(contents, indent=1) + "\n")
 
 
 if __name__ == "__main__":

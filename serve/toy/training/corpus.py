@@ -1,4 +1,4 @@
-"""What the toys are trained on: scenes as their family sees them, a label for every patch, and packs of questions."""
+"""Training data of the toys: scenes as each family sees them, a label for every patch, and packed questions."""
 
 import functools
 import random
@@ -19,30 +19,30 @@ from serve.toy.training import nets, prompts, tokenizer
 from serve.toy.world import Box, Scene
 
 HELD_OUT = 10_000_000
-"""Scenes of seeds from here on are never trained on."""
+"""The first seed of the scenes that are never trained on."""
 TEXT_TOKENS = 144
 KIND_SHARES = {
     "exists": 30, "color": 15, "shape": 14, "count_kind": 14, "where": 13, "count": 8, "background": 6,
 }  # fmt: skip
 CLASSES = {"shape": 6, "color": 7, "joint": 31, "background": 3, "text": len(world.WORDS) + 2, "tens": 11, "ones": 11}
-"""What one linear layer must read from a patch in vision training; 0 stands for none. Edges come on top."""
+"""Labels of a patch and their numbers of classes, 0 being none, for the linear probe of vision training."""
 
 
 def view(picture: PIL.Image.Image, family: str, side: int = nets.SIDE) -> PIL.Image.Image:
-    """The square picture the tower gets: stretched (PaliGemma), or padded to a square first (LLaVA)."""
+    """Return the square image that the vision tower gets: stretched (PaliGemma), or padded first (LLaVA)."""
     if family == "llava":
         picture = PIL.Image.fromarray(pad_to_square(Image.of(picture), PAD_COLOUR).pixels)
     return picture.resize((side, side), PIL.Image.Resampling.BICUBIC)
 
 
-def scene(seed: int) -> Scene:
-    """Training scenes: more text than the world has, since reading is learnt last."""
+def training_scene(seed: int) -> Scene:
+    """Return the training scene of a seed. More of them have text than in `world.scene`, as reading is learnt last."""
     return world.scene(seed, text=random.Random(f"text {seed}").random() < 0.6)
 
 
 @dataclass
 class Corpus:
-    """`images` (N, 3, side, side) and `labels` (N, patches, 7 as in CLASSES), both uint8; `edges` (N, patches, 4)."""
+    """Scenes as arrays: uint8 images (N, 3, side, side), uint8 labels (N, patches, 7), edges (N, patches, 4)."""
 
     family: str
     start: int
@@ -52,28 +52,28 @@ class Corpus:
 
     @classmethod
     def of(cls, family: str, start: int, count: int, work: Path, side: int = nets.SIDE) -> "Corpus":
-        """Scenes of seeds start .. start + count, from the cache in `work` or drawn now."""
+        """Load the scenes of seeds start .. start + count from the cache in `work`, or draw them."""
         stem = work / f"{family}-{start}-{count}{f'-{side}' * (side != nets.SIDE)}"
         paths = [stem.with_suffix(f".{name}.npy") for name in ("images", "labels", "edges")]
         if not all(path.exists() for path in paths):
             work.mkdir(parents=True, exist_ok=True)
-            corpus = cls._drawn(family, start, count, side)
+            corpus = cls._draw(family, start, count, side)
             for path, array in zip(paths, (corpus.images, corpus.labels, corpus.edges), strict=True):
                 np.save(path, array)
         images, labels, edges = (np.load(path, mmap_mode="r") for path in paths)
         return cls(family, start, images, labels, edges)
 
     @classmethod
-    def _drawn(cls, family: str, start: int, count: int, side: int) -> "Corpus":
+    def _draw(cls, family: str, start: int, count: int, side: int) -> "Corpus":
         patches = (side // nets.PATCH) ** 2
         images = np.empty((count, 3, side, side), np.uint8)
         labels = np.zeros((count, patches, len(CLASSES)), np.uint8)
         edges = np.zeros((count, patches, 4), np.float32)
         for i in range(count):
-            what = scene(start + i)
+            scene = training_scene(start + i)
             scale = random.Random(f"scale {start + i}").choice((0.8, 1.0, 1.0, 1.25, 1.5))
-            images[i] = np.asarray(view(world.draw(what, scale), family, side)).transpose(2, 0, 1)
-            labels[i], edges[i] = patch_labels(what, family, side // nets.PATCH)
+            images[i] = np.asarray(view(world.draw(scene, scale), family, side)).transpose(2, 0, 1)
+            labels[i], edges[i] = patch_labels(scene, family, side // nets.PATCH)
         return cls(family, start, images, labels, edges)
 
     def pixels(self, rows: np.ndarray) -> Tensor:
@@ -82,16 +82,16 @@ class Corpus:
         return (raw / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
-def patch_labels(what: Scene, family: str, grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (grid², 7) and edges (grid², 4) of the thing that covers most of each patch, a quarter of it or more."""
+def patch_labels(scene: Scene, family: str, grid: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels (grid², 7) and edges (grid², 4) of the object that covers most of a patch, at least a quarter."""
     labels = np.zeros((grid**2, len(CLASSES)), np.uint8)
     edges = np.zeros((grid**2, 4), np.float32)
-    labels[:, 3] = list(world.BACKGROUNDS).index(what.background)
-    boxes: list[Box] = [shape.box for shape in what.shapes]
-    if what.text_box is not None:
-        boxes.append(what.text_box)
+    labels[:, 3] = list(world.BACKGROUNDS).index(scene.background)
+    boxes: list[Box] = [shape.box for shape in scene.shapes]
+    if scene.text_box is not None:
+        boxes.append(scene.text_box)
     if family == "llava":
-        boxes = [prompts.padded(box, what.size) for box in boxes]
+        boxes = [prompts.padded(box, scene.size) for box in boxes]
     x0, y0, x1, y1 = np.array(boxes).T[:, :, None] * grid
     cell = np.arange(grid)
     wide = np.clip(np.minimum(x1, cell + 1) - np.maximum(x0, cell), 0, 1)
@@ -99,78 +99,83 @@ def patch_labels(what: Scene, family: str, grid: int) -> tuple[np.ndarray, np.nd
     cover = (high[:, :, None] * wide[:, None, :]).reshape(len(boxes), -1)
     owner, most = cover.argmax(0), cover.max(0)
     for index, box in enumerate(boxes):
-        mine = (owner == index) & (most > min(0.25, 0.9 * cover[index].max()))
-        if index < len(what.shapes):
+        covered = (owner == index) & (most > min(0.25, 0.9 * cover[index].max()))
+        if index < len(scene.shapes):
             kind, color = (
-                world.SHAPES.index(what.shapes[index].kind),
-                list(world.COLORS).index(what.shapes[index].color),
+                world.SHAPES.index(scene.shapes[index].kind),
+                list(world.COLORS).index(scene.shapes[index].color),
             )
-            labels[mine, 0], labels[mine, 1], labels[mine, 2] = kind + 1, color + 1, 1 + kind * 6 + color
-            edges[mine] = box
-        elif what.text.isdigit():
-            labels[mine, 4] = len(world.WORDS) + 1
-            labels[mine, 5], labels[mine, 6] = int(what.text[0]) + 1, int(what.text[1]) + 1
+            labels[covered, 0], labels[covered, 1], labels[covered, 2] = kind + 1, color + 1, 1 + kind * 6 + color
+            edges[covered] = box
+        elif scene.text.isdigit():
+            labels[covered, 4] = len(world.WORDS) + 1
+            labels[covered, 5], labels[covered, 6] = int(scene.text[0]) + 1, int(scene.text[1]) + 1
         else:
-            labels[mine, 4] = world.WORDS.index(what.text) + 1
+            labels[covered, 4] = world.WORDS.index(scene.text) + 1
     return labels, edges
 
 
-def asked(
-    what: Scene, family: str, rng: random.Random, segment: bool = False, absent: float = 0.0, counting: float = 0.0
+def training_questions(
+    scene: Scene, family: str, rng: random.Random, segment: bool = False, absent: float = 0.0, counting: float = 0.0
 ) -> list[Question]:
-    """Different questions about one scene in random order, each in a way somebody might ask it.
+    """Return different questions about a scene in random order, with varied spelling.
 
-    segment: masks too. absent: the share of detect and segment questions that ask for what is not there. counting: the
-    share of vqa questions made to count the things of one shape, half of them one that is there several times.
+    segment: whether to ask for masks. absent: the share of detect and segment questions about an absent thing.
+    counting: the share of vqa questions that count shapes of one kind, half of them a kind that occurs several times.
     """
-    found: dict[str, Question] = {}
-    found["caption"] = Question("caption", "caption", "", questions.caption(what))
-    if what.text or rng.random() < 0.1:
-        found["ocr"] = Question("ocr", "ocr", "", what.text or "nothing")
+    chosen: dict[str, Question] = {}
+    chosen["caption"] = Question("caption", "caption", "", questions.caption(scene))
+    if scene.text or rng.random() < 0.1:
+        chosen["ocr"] = Question("ocr", "ocr", "", scene.text or "nothing")
     for _ in range(6):
         kind = rng.choices(tuple(KIND_SHARES), weights=tuple(KIND_SHARES.values()))[0]
-        one = None
+        question = None
         if counting and rng.random() < counting:
             kind = "count_kind"
-            one = questions.repeats(what, rng) if rng.random() < 0.5 else None
-        one = one or questions.vqa(what, kind, rng)
-        if one is not None:
-            found[one.text] = Question("vqa", kind, questions.as_typed(one.text, rng), one.answer)
+            question = questions.repeats(scene, rng) if rng.random() < 0.5 else None
+        question = question or questions.vqa(scene, kind, rng)
+        if question is not None:
+            chosen[question.text] = Question("vqa", kind, questions.as_typed(question.text, rng), question.answer)
     for task in ("detect",) * 3 + ("segment",) * (3 * segment):
-        one = _located(task, what, family, rng, absent)
-        if one is not None:
-            found[task + one.text] = one
+        question = _locate(task, scene, family, rng, absent)
+        if question is not None:
+            chosen[task + question.text] = question
     if family == "llava":
-        said = questions.chat(what, rng)
-        found["chat"] = Question("chat", said.kind, questions.as_typed(said.text, rng), said.answer)
-    order = list(found.values())
+        question = questions.chat(scene, rng)
+        chosen["chat"] = Question("chat", question.kind, questions.as_typed(question.text, rng), question.answer)
+    order = list(chosen.values())
     rng.shuffle(order)
     return order
 
 
-def _located(task: str, what: Scene, family: str, rng: random.Random, absent: float) -> Question | None:
+def _locate(task: str, scene: Scene, family: str, rng: random.Random, absent: float) -> Question | None:
     if absent and rng.random() < absent:
-        return questions.absent(what, rng, task)
+        return questions.absent(scene, rng, task)
     single = family == "llava"
-    known = questions.phrases(what, unique=single)
+    known = questions.phrases(scene, unique=single)
     if not known:
         return None
     some = rng.sample(known, min(len(known), 1 if single else rng.choices((1, 2, 3), weights=(5, 4, 2))[0]))
-    one = (questions.detect if task == "detect" else questions.segment)(what, some)
-    if rng.random() < 0.1:  # "a red circle", "the red circle": the answer repeats what was asked
-        words = {phrase: rng.choice((questions.article(phrase), f"the {phrase}")) for phrase in some}
-        boxes = tuple((words[phrase], box) for phrase, box in one.boxes)
-        one = Question(task, one.kind, " ; ".join(words[phrase] for phrase in some), boxes=boxes)
-    return one
+    question = (questions.detect if task == "detect" else questions.segment)(scene, some)
+    if rng.random() < 0.1:  # "a red circle", "the red circle": the answer repeats the phrase as asked
+        renamed = {phrase: rng.choice((questions.article(phrase), f"the {phrase}")) for phrase in some}
+        boxes = tuple((renamed[phrase], box) for phrase, box in question.boxes)
+        question = Question(task, question.kind, " ; ".join(renamed[phrase] for phrase in some), boxes=boxes)
+    return question
 
 
 Row = tuple[int, list[tuple[Question, tuple[int, int]]]]
+"""The index of an image in the batch, and questions about it, each with the image's width and height."""
 
 
 @dataclass
 class Packed:
-    """B rows of questions, T tokens each. `picture` (B,) is what a row is about; of its tokens those of `keep` (B, A)
-    must say `target`; `weight` is how much that counts (0: padding), `group` which of `kinds` it belongs to."""
+    """A batch of B rows of questions, T tokens each.
+
+    ids (B, T) without the image tokens; positions (B, prefix + T); mask (B, prefix + T, prefix + T), added to attention
+    scores; picture (B,), the index of the row's image. keep (B, A): positions whose next token is trained, to be
+    `target` (B, A) with `weight` (B, A; 0 for padding); group (B, A): the question's index in `kinds`.
+    """
 
     ids: Tensor
     positions: Tensor
@@ -184,7 +189,7 @@ class Packed:
 
 
 class Packer:
-    """Packs questions behind the picture they share, or (`exact`) one question behind each picture."""
+    """A tokenizer of rows: an image with several questions, or (`exact`) with one question and its exact mask."""
 
     def __init__(self, family: str, first_loc: int = prompts.FIRST_LOC, side: int = nets.SIDE) -> None:
         self.family, self.first_loc = family, first_loc
@@ -197,7 +202,7 @@ class Packer:
         return tuple(self.tokens.encode(text, add_special_tokens=False).ids)
 
     def pair(self, question: Question, size: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Token ids of prompt and answer."""
+        """Return the token ids of prompt and answer. size: the image's width and height."""
         if self.family == "llava":
             asking, answer = prompts.llava(question, size)
             return self.encode(f"\n{asking} ASSISTANT:"), (*self.encode(f" {answer}"), *self.encode("</s>"))
@@ -208,11 +213,11 @@ class Packer:
         return sum(map(len, self.pair(question, size)))
 
     def pack(self, lists: list[Row], limit: int, exact: bool = False) -> Packed:
-        """`lists`: each row's picture, and its questions with that picture's size; those past `limit` are left out."""
+        """Tokenize rows. limit: the most tokens of a row's questions; those that do not fit are left out."""
         rows: list[list[tuple[str, tuple[int, ...], tuple[int, ...]]]] = []
-        for _, one in lists:
+        for _, row_questions in lists:
             row, used = [], 0
-            for question, size in one:
+            for question, size in row_questions:
                 asking, answer = self.pair(question, size)
                 if used + len(asking) + len(answer) - 1 <= limit:
                     used += len(asking) + len(answer) - 1
@@ -231,23 +236,23 @@ class Packer:
         weight = np.zeros((batch, most), np.float32)
         kinds: list[str] = []
         for b, row in enumerate(rows):
-            at, said = 0, 0
+            at, filled = 0, 0
             for number, (kind, asking, answer) in enumerate(row, start=1):
-                end = at + len(asking) + len(answer) - 1  # the end token is only said, never read
+                end = at + len(asking) + len(answer) - 1  # the end token is a target only, never an input
                 ids[b, at:end] = (*asking, *answer[:-1])
                 here = slice(self.prefix + at, self.prefix + end)
                 positions[b, here] = self.prefix + np.arange(end - at)
                 owner[b, here] = number
                 prompt[b, self.prefix + at : self.prefix + at + len(asking)] = True
-                spoken = slice(said, said + len(answer))
-                keep[b, spoken] = self.prefix + at + len(asking) - 1 + np.arange(len(answer))
-                target[b, spoken] = answer
-                # The first token decides the most; without its full weight short answers win over long ones.
-                weight[b, spoken] = len(answer) ** -0.5
-                weight[b, said] = 1.0
-                group[b, spoken] = len(kinds)
+                targets = slice(filled, filled + len(answer))
+                keep[b, targets] = self.prefix + at + len(asking) - 1 + np.arange(len(answer))
+                target[b, targets] = answer
+                # The first token decides the rest; without its full weight the model prefers short answers.
+                weight[b, targets] = len(answer) ** -0.5
+                weight[b, filled] = 1.0
+                group[b, targets] = len(kinds)
                 kinds.append(kind)
-                at, said = end, said + len(answer)
+                at, filled = end, filled + len(answer)
         return Packed(
             ids=torch.from_numpy(ids),
             positions=torch.from_numpy(positions),
@@ -261,8 +266,8 @@ class Packer:
         )
 
     def _mask(self, owner: np.ndarray, prompt: np.ndarray, exact: bool) -> np.ndarray:
-        """(B, T, T) to be added to scores: a question sees the picture and itself. PaliGemma's pictures and prompts are
-        read in both directions; in a pack the picture, being shared, cannot see the prompts, which `exact` mends."""
+        """Return the attention mask (B, T, T), added to scores: a question sees the image and itself. For PaliGemma
+        image and prompt attend in both directions; a shared image cannot see the prompts, unless `exact`."""
         query, key = owner[:, :, None], owner[:, None, :]
         past = np.tri(owner.shape[1], dtype=bool)[None]
         if self.family == "llava":

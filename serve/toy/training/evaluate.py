@@ -1,8 +1,7 @@
-"""Ask the toys about fresh scenes: `python -m serve.toy.training.evaluate`. Exits 1 below the floors.
+"""Measure the toys' accuracy on fresh scenes: `python -m serve.toy.training.evaluate`. Exits 1 below the floors.
 
-Asked end to end, as anyone would with transformers: picture, the checkpoint's own processor, greedy `generate`, words.
-PaliGemma is asked twice, the second time with plain causal attention over the prompt: an engine that masks it wrongly
-comes out like that second column.
+It uses transformers: an image, the checkpoint's own processor, greedy `generate`, the decoded text. PaliGemma runs
+twice, the second time with causal attention over the prompt: an engine with the wrong mask scores as in that column.
 """
 
 import argparse
@@ -36,7 +35,7 @@ from serve.toy.world import Box, Scene
 
 HERE = Path(__file__).parents[1]
 FRESH = 20_000_000
-"""Training uses seeds below ten million, its own held-out scenes those from there."""
+"""The first seed of the scenes. Training uses seeds below ten million, and those from there for its held-out scenes."""
 SCALE = 2.0
 FLOORS = {
     "llava": {"vqa": 90, "caption": 90, "ocr": 80, "detect": 75},
@@ -44,63 +43,64 @@ FLOORS = {
     "paligemma": {"vqa": 90, "caption": 90, "ocr": 80, "detect": 85, "segment": 75},
     "paligemma-b": {"vqa": 90, "caption": 85, "ocr": 80, "detect": 85, "segment": 75},
 }
-"""By toy and task; segment is the mean IoU of the masks."""
+"""The lowest accuracy in per cent by toy and task; for segment the mean IoU of the masks."""
 KIND_OF = {"llava": "LlavaForConditionalGeneration", "paligemma": "PaliGemmaForConditionalGeneration"}
 BATCH = 64
 
 
 @dataclass
 class Score:
-    """Right answers of all asked, and by question type."""
+    """A number of right answers out of a total, and the same by question type."""
 
     right: float = 0
-    asked: int = 0
+    total: int = 0
     kinds: dict[str, "Score"] = field(default_factory=dict)
 
-    def add(self, kind: str, right: float, asked: int = 1) -> None:
+    def add(self, kind: str, right: float, total: int = 1) -> None:
         self.right += right
-        self.asked += asked
+        self.total += total
         if kind:
-            self.kinds.setdefault(kind, Score()).add("", right, asked)
+            self.kinds.setdefault(kind, Score()).add("", right, total)
 
     @property
     def percent(self) -> float:
-        return 100 * self.right / max(1, self.asked)
+        return 100 * self.right / max(1, self.total)
 
 
-Asked = tuple[Scene, Question]
+Item = tuple[Scene, Question]
 
 
-def exam(family: str, count: int, seed: int) -> list[Asked]:
-    """Every type of question once per scene, wherever the scene allows it; reading on scenes that all have text."""
+def fresh_items(family: str, count: int, seed: int) -> list[Item]:
+    """Make every type of question once per scene that allows it; ocr is asked about scenes that all have text."""
     rng = random.Random(f"exam {seed}")
-    asked: list[Asked] = []
+    items: list[Item] = []
     for index in range(count):
-        what = world.scene(FRESH + seed + index)
-        asked += [(what, one) for kind in questions.KINDS if (one := questions.vqa(what, kind, rng)) is not None]
-        asked.append((what, Question("caption", "", "", questions.caption(what))))
-        phrases = questions.phrases(what, unique=family == "llava")
+        scene = world.scene(FRESH + seed + index)
+        vqa = (questions.vqa(scene, kind, rng) for kind in questions.KINDS)
+        items += [(scene, question) for question in vqa if question is not None]
+        items.append((scene, Question("caption", "", "", questions.caption(scene))))
+        phrases = questions.phrases(scene, unique=family == "llava")
         if phrases:
-            one = questions.detect(what, [rng.choice(phrases)])
-            asked.append((what, Question("detect", "one phrase", one.text, boxes=one.boxes)))
+            single = questions.detect(scene, [rng.choice(phrases)])
+            items.append((scene, Question("detect", "one phrase", single.text, boxes=single.boxes)))
         if family == "paligemma" and len(phrases) > 1:
-            two = questions.detect(what, rng.sample(phrases, 2))
-            asked.append((what, Question("detect", "two phrases", two.text, boxes=two.boxes)))
+            pair = questions.detect(scene, rng.sample(phrases, 2))
+            items.append((scene, Question("detect", "two phrases", pair.text, boxes=pair.boxes)))
         if family == "paligemma" and phrases:
-            # A generator of its own, so that the older questions stay those they were.
+            # A random generator of its own, so that the questions from before masks existed stay the same.
             own = random.Random(f"exam {seed} {index} masks")
-            asked.append((what, questions.segment(what, [own.choice(phrases)])))
-            asked.append((what, questions.absent(what, own, "detect")))
+            items.append((scene, questions.segment(scene, [own.choice(phrases)])))
+            items.append((scene, questions.absent(scene, own, "detect")))
         if family == "llava":
-            asked.append((what, questions.chat(what, rng)))
+            items.append((scene, questions.chat(scene, rng)))
         written = world.scene(FRESH + seed + index, text=True)
         kind = "number" if written.text.isdigit() else "word"
-        asked.append((written, Question("ocr", kind, "", written.text)))
-    return asked
+        items.append((written, Question("ocr", kind, "", written.text)))
+    return items
 
 
-class Student:
-    """A checkpoint in transformers, float32, answering in batches of prompts of one length, so that none is padded."""
+class Reference:
+    """A checkpoint in transformers, float32. A batch has prompts of one length, so that none is padded."""
 
     def __init__(self, family: str, folder: Path, device: str) -> None:
         self.family, self.device = family, device
@@ -108,90 +108,94 @@ class Student:
         kind: Any = getattr(transformers, KIND_OF[family])
         self.model = kind.from_pretrained(folder, dtype=torch.float32).to(device).eval()
 
-    def answers(self, asked: list[Asked], causal: bool = False) -> list[str]:
-        said = [""] * len(asked)
-        inputs = [self._input(*one) for one in asked]
-        order = sorted(range(len(asked)), key=lambda i: inputs[i]["input_ids"].shape[1])
+    def answers(self, items: list[Item], causal: bool = False) -> list[str]:
+        """Answer all items. causal: with causal attention over PaliGemma's prompt, which is wrong for it."""
+        replies = [""] * len(items)
+        inputs = [self._input(*item) for item in items]
+        order = sorted(range(len(items)), key=lambda i: inputs[i]["input_ids"].shape[1])
         for length, some in groupby(order, key=lambda i: int(inputs[i]["input_ids"].shape[1])):
             for rows in _batches(list(some)):
                 batch = {name: torch.cat([inputs[i][name] for i in rows]).to(self.device) for name in inputs[rows[0]]}
-                if causal:  # 1 marks what is answered: all of it, so that nothing looks ahead
+                if causal:  # 1 marks the answer, which is causal: here everything
                     batch["token_type_ids"] = torch.ones_like(batch["token_type_ids"])
                 tokens = self.model.generate(**batch, do_sample=False, max_new_tokens=80)[:, length:]
-                for i, words in zip(rows, self.processor.batch_decode(tokens, skip_special_tokens=True), strict=True):
-                    said[i] = words.strip()
-        return said
+                for i, reply in zip(rows, self.processor.batch_decode(tokens, skip_special_tokens=True), strict=True):
+                    replies[i] = reply.strip()
+        return replies
 
-    def _input(self, what: Scene, question: Question) -> dict[str, torch.Tensor]:
-        picture = world.draw(what, SCALE)
+    def _input(self, scene: Scene, question: Question) -> dict[str, torch.Tensor]:
+        picture = world.draw(scene, SCALE)
         if self.family == "llava":
-            text = prompts.turn(prompts.llava(question, what.size)[0])
+            text = prompts.turn(prompts.llava(question, scene.size)[0])
             picture = PIL.Image.fromarray(pad_to_square(Image.of(picture), PAD_COLOUR).pixels)
         else:
             text = "<image>" + prompts.paligemma(question)[0]
-        found = self.processor(images=picture, text=text, return_tensors="pt")
-        return {name: tensor for name, tensor in found.items() if name != "labels"}
+        inputs = self.processor(images=picture, text=text, return_tensors="pt")
+        return {name: tensor for name, tensor in inputs.items() if name != "labels"}
 
 
-def marked(family: str, asked: list[Asked], said: list[str]) -> dict[str, Score]:
-    """Scores per task. Detection counts true boxes found (IoU 0.5, right phrase) of all true boxes; segmentation adds
-    up the IoU of true masks; what is not there should bring no answer."""
+def score_replies(family: str, items: list[Item], replies: list[str]) -> dict[str, Score]:
+    """Return scores per task. Detection counts true boxes that a reply has (IoU 0.5, same phrase); segmentation sums
+    the IoU of true masks; for a thing that is not there the right reply is empty."""
     scores: dict[str, Score] = {}
-    for (what, question), words in zip(asked, said, strict=True):
+    for (scene, question), reply in zip(items, replies, strict=True):
         score = Score() if question.kind == "absent" else scores.setdefault(question.task, Score())
         if question.kind == "absent":
-            scores.setdefault(f"{question.task}, absent", Score()).add("", not words)
+            scores.setdefault(f"{question.task}, absent", Score()).add("", not reply)
         elif question.task == "segment":
-            score.add("", overlapped(what, question, words), len(question.boxes))
+            score.add("", summed_iou(scene, question, reply), len(question.boxes))
         elif question.task == "detect":
-            found = brackets(words, what, question) if family == "llava" else locs(words)
-            score.add(question.kind, recalled(question.boxes, found), len(question.boxes))
+            boxes = parse_brackets(reply, scene, question) if family == "llava" else parse_locs(reply)
+            score.add(question.kind, count_recalled(question.boxes, boxes), len(question.boxes))
         elif question.task == "caption":
-            score.add("", sorted(named(words)) == sorted(shape.name for shape in what.shapes))
-            scores.setdefault("caption, every word", Score()).add("", words == question.answer)
+            score.add("", sorted(shape_names(reply)) == sorted(shape.name for shape in scene.shapes))
+            scores.setdefault("caption, every word", Score()).add("", reply == question.answer)
         else:
-            score.add(question.kind, words.lower().rstrip(".") == question.answer.lower().rstrip("."))
+            score.add(question.kind, reply.lower().rstrip(".") == question.answer.lower().rstrip("."))
     return scores
 
 
-def named(words: str) -> list[str]:
-    return re.findall(rf"(?:{'|'.join(world.COLORS)}) (?:{'|'.join(world.SHAPES)})", words)
+def shape_names(reply: str) -> list[str]:
+    return re.findall(rf"(?:{'|'.join(world.COLORS)}) (?:{'|'.join(world.SHAPES)})", reply)
 
 
-def locs(words: str) -> list[tuple[str, Box]]:
-    """`<locY0><locX0><locY1><locX1> red circle ; ...`"""
-    found = []
-    for part in words.split(" ; "):
+def parse_locs(reply: str) -> list[tuple[str, Box]]:
+    """Parse `<locY0><locX0><locY1><locX1> red circle ; ...` into phrases and boxes."""
+    boxes = []
+    for part in reply.split(" ; "):
         match = re.fullmatch(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>\s*(.+)", part)
         if match:
             y0, x0, y1, x1 = (int(number) / (prompts.LOC_BINS - 1) for number in match.groups()[:4])
-            found.append((match[5], (x0, y0, x1, y1)))
-    return found
+            boxes.append((match[5], (x0, y0, x1, y1)))
+    return boxes
 
 
-def overlapped(what: Scene, question: Question, words: str) -> float:
-    """The IoU of each true mask of the phrase with a mask to itself, added up, in a picture of nominal size."""
-    true = [masks.mask(what, shape, what.size) for shape in questions.matching(what, question.text)]
-    left, total = spoken_masks(words, what.size), 0.0
-    for one in true:
-        ious = [float((one & other).sum() / (one | other).sum()) for other in left]
+def summed_iou(scene: Scene, question: Question, reply: str) -> float:
+    """Match each true mask of the phrase with the best remaining mask of the reply, and return the sum of their IoU."""
+    true = [masks.mask(scene, shape, scene.size) for shape in questions.matching(scene, question.text)]
+    left, total = parse_masks(reply, scene.size), 0.0
+    for mask in true:
+        ious = [float((mask & other).sum() / (mask | other).sum()) for other in left]
         if ious and max(ious) > 0:
             total += max(ious)
             left.pop(int(np.argmax(ious)))
     return total
 
 
-def spoken_masks(words: str, size: tuple[int, int]) -> list[Mask]:
-    """`<loc..>` four times, `<seg..>` sixteen times and a phrase, ` ; ` between them, as masks of a whole picture."""
-    found = []
-    for part in words.split(" ; "):
+def parse_masks(reply: str, size: tuple[int, int]) -> list[Mask]:
+    """Parse objects, four `<loc..>`, sixteen `<seg..>` and a phrase, joined by ` ; `, into masks of the whole image.
+
+    size: the image's width and height.
+    """
+    drawn = []
+    for part in reply.split(" ; "):
         match = re.fullmatch(r"((?:<loc\d{4}>){4})((?:<seg\d{3}>){16})\s*(.+)", part)
         if match:
             y0, x0, y1, x1 = (int(number) / (prompts.LOC_BINS - 1) for number in re.findall(r"\d{4}", match[1]))
             codes = np.array([int(number) for number in re.findall(r"\d{3}", match[2])])
-            drawn = mask_decoder.paste(decoder()(codes[None])[0], (x0, y0, x1, y1), *size)
-            found += [] if drawn is None else [drawn]
-    return found
+            mask = mask_decoder.paste(decoder()(codes[None])[0], (x0, y0, x1, y1), *size)
+            drawn += [] if mask is None else [mask]
+    return drawn
 
 
 @functools.cache
@@ -199,28 +203,29 @@ def decoder() -> MaskDecoder:
     return mask_decoder.find(str(HERE / "vae-oid.npz"))
 
 
-def brackets(words: str, what: Scene, question: Question) -> list[tuple[str, Box]]:
-    """`[0.12, 0.30, 0.44, 0.62]`, the place of the phrase that was asked."""
-    numbers = [float(number) for number in re.findall(r"\d\.\d+", words)]
+def parse_brackets(reply: str, scene: Scene, question: Question) -> list[tuple[str, Box]]:
+    """Parse `[0.12, 0.30, 0.44, 0.62]` into the box of the question's phrase; no box for any other number of values."""
+    numbers = [float(number) for number in re.findall(r"\d\.\d+", reply)]
     if len(numbers) != 4:
         return []
     x0, y0, x1, y1 = numbers
-    return [(question.text, prompts.unpadded((x0, y0, x1, y1), what.size))]
+    return [(question.text, prompts.unpadded((x0, y0, x1, y1), scene.size))]
 
 
-def recalled(true: tuple[tuple[str, Box], ...], found: list[tuple[str, Box]]) -> int:
-    """How many true boxes have a box of the same phrase to themselves that overlaps by half."""
-    left, count = list(found), 0
+def count_recalled(true: tuple[tuple[str, Box], ...], replied: list[tuple[str, Box]]) -> int:
+    """Count the true boxes that match a reply's box of the same phrase with IoU 0.5 or more, each of those once."""
+    left, count = list(replied), 0
     for phrase, box in true:
-        best = max((one for one in left if one[0] == phrase), key=lambda one: overlap(one[1], box), default=None)
-        if best is not None and overlap(best[1], box) >= 0.5:
+        same = [other for other in left if other[0] == phrase]
+        best = max(same, key=lambda other: box_iou(other[1], box), default=None)
+        if best is not None and box_iou(best[1], box) >= 0.5:
             left.remove(best)
             count += 1
     return count
 
 
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union; stretching both alike does not change it, so fractions will do."""
+def box_iou(a: Box, b: Box) -> float:
+    """Return the intersection over union of two boxes, which is the same in fractions as in pixels."""
     wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     both = max(0.0, wide) * max(0.0, high)
     areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
@@ -232,12 +237,12 @@ def table(toy: str, scores: dict[str, Score], causal: dict[str, Score] | None) -
     for task, score in scores.items():
         floor = FLOORS[toy].get(task)
         lines = [(task, score, causal[task] if causal else None, floor)]
-        for kind, one in score.kinds.items():
-            lines.append((f"  {kind}", one, causal[task].kinds[kind] if causal else None, None))
-        for name, one, other, least in lines:
-            line = f"{name:<28}{one.asked:>6}{one.percent:>7.1f}%"
+        for kind, part in score.kinds.items():
+            lines.append((f"  {kind}", part, causal[task].kinds[kind] if causal else None, None))
+        for name, measured, other, least in lines:
+            line = f"{name:<28}{measured.total:>6}{measured.percent:>7.1f}%"
             line += f"{other.percent:>7.1f}%" if other else ""
-            yield line + (f"{least:>7}%" + ("  BELOW" if one.percent < least else "") if least else "")
+            yield line + (f"{least:>7}%" + ("  BELOW" if measured.percent < least else "") if least else "")
 
 
 def _batches(rows: list[int]) -> Iterator[list[int]]:
@@ -262,10 +267,12 @@ def main() -> None:
     failed = False
     for toy in options.model or FLOORS:
         family = RECIPES[toy].family
-        student = Student(family, options.folder / toy, options.device)
-        asked = exam(family, options.n, options.seed)
-        scores = marked(family, asked, student.answers(asked))
-        causal = marked(family, asked, student.answers(asked, causal=True)) if family == "paligemma" else None
+        reference = Reference(family, options.folder / toy, options.device)
+        items = fresh_items(family, options.n, options.seed)
+        scores = score_replies(family, items, reference.answers(items))
+        causal = None
+        if family == "paligemma":
+            causal = score_replies(family, items, reference.answers(items, causal=True))
         print("\n".join(table(toy, scores, causal)) + "\n", flush=True)
         failed |= any(scores[task].percent < floor for task, floor in FLOORS[toy].items())
     sys.exit(failed)

@@ -1,7 +1,7 @@
 """Write a trained toy in the published layout: `python -m serve.toy.training.export llava-b serve/toy/llava-b`.
 
 Weight names, configuration files and their fields follow llava-hf/llava-1.5-7b-hf and google/paligemma-3b-mix-224, so
-that whatever loads those loads these.
+that programs which load those load these.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from serve.toy import world
 from serve.toy.training import nets, tokenizer
 from serve.toy.training.recipes import RECIPES, Recipe
-from serve.toy.training.train import WORK, structured
+from serve.toy.training.train import WORK, new_net
 
 HERE = Path(__file__).parents[1]
 CONTEXT = 512
 
-# One turn after the other as in the published template: pictures first, then the words.
+# As in the published template: in each turn the images come first, then the text.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'user' %}{{ 'USER: ' }}{% elif message.role == 'assistant' %}{{ 'ASSISTANT: ' }}{% endif %}"
@@ -35,10 +35,7 @@ CHAT_TEMPLATE = (
 
 
 def export(net: nets.Net, name: str, out: Path) -> None:
-    """The whole folder of the toy of this name: weights in bfloat16, configuration, processor, tokenizer, mask decoder.
-
-    The mask decoder is the file that PaliGemma's masks need and its own repository does not hold.
-    """
+    """Write a toy's folder: weights in bfloat16, configuration, processor, tokenizer, and PaliGemma's mask decoder."""
     recipe = RECIPES[name]
     family = recipe.family
     out.mkdir(parents=True, exist_ok=True)
@@ -49,7 +46,7 @@ def export(net: nets.Net, name: str, out: Path) -> None:
         weights["language_model.lm_head.weight"] = language.lm_head()
     stored = {name: tensor.detach().cpu().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
     save_file(stored, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone
+    (out / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
     tokens = tokenizer.build(family)
     tokens.save(str(out / "tokenizer.json"))
     files = _llava(recipe) if family == "llava" else _paligemma(recipe)
@@ -61,7 +58,7 @@ def export(net: nets.Net, name: str, out: Path) -> None:
 
 
 def load(folder: Path) -> nets.Net:
-    """An exported toy as a lean net, in float32: places are plain rows there."""
+    """Load an exported toy as a Net in float32; the embeddings of coordinates are ordinary rows there."""
     weights = load_file(folder / "model.safetensors")
     family = "llava" if "language_model.lm_head.weight" in weights else "paligemma"
     config = json.loads((folder / "config.json").read_text())
@@ -78,8 +75,8 @@ def load(folder: Path) -> nets.Net:
 def _ids(family: str) -> dict[str, int]:
     tokens = tokenizer.build(family)
     bos, eos = ("<s>", "</s>") if family == "llava" else ("<bos>", "<eos>")
-    named = {"bos": bos, "eos": eos, "pad": "<pad>", "image": "<image>"}
-    return {name: tokenizer.id_of(tokens, token) for name, token in named.items()}
+    special = {"bos": bos, "eos": eos, "pad": "<pad>", "image": "<image>"}
+    return {name: tokenizer.id_of(tokens, token) for name, token in special.items()}
 
 
 def _patches(recipe: Recipe) -> int:
@@ -149,7 +146,7 @@ def _llava(recipe: Recipe) -> dict[str, Any]:
         "vision_config": _vision(recipe),
     }
     square = {"height": recipe.side, "width": recipe.side}
-    pictures = {
+    image_processor = {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "LlavaProcessor",
         "do_convert_rgb": True,
@@ -174,7 +171,7 @@ def _llava(recipe: Recipe) -> dict[str, Any]:
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return {
         "config.json": config,
-        "preprocessor_config.json": pictures,
+        "preprocessor_config.json": image_processor,
         "processor_config.json": processor,
         "tokenizer_config.json": _tokenizer(special, "LlavaProcessor", add_bos=True),
         "special_tokens_map.json": {**special, "image_token": "<image>"},
@@ -207,7 +204,7 @@ def _paligemma(recipe: Recipe) -> dict[str, Any]:
         },
         "vision_config": {**_vision(recipe), "num_image_tokens": _patches(recipe), "vision_use_head": False},
     }
-    pictures = {
+    image_processor = {
         "image_processor_type": "SiglipImageProcessor",
         "processor_class": "PaliGemmaProcessor",
         "image_seq_length": _patches(recipe),
@@ -224,7 +221,7 @@ def _paligemma(recipe: Recipe) -> dict[str, Any]:
     special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return {
         "config.json": config,
-        "preprocessor_config.json": pictures,
+        "preprocessor_config.json": image_processor,
         "tokenizer_config.json": _tokenizer(special, "PaliGemmaProcessor", add_bos=False),
         "special_tokens_map.json": {**special, "image_token": "<image>"},
         **_shared(ids),
@@ -265,7 +262,7 @@ def main() -> None:
     parser.add_argument("--untrained", action="store_true", help="random weights, for tests of form alone")
     options = parser.parse_args()
     torch.manual_seed(0)
-    net = structured(RECIPES[options.toy], RECIPES[options.toy].side)
+    net = new_net(RECIPES[options.toy], RECIPES[options.toy].side)
     if not options.untrained:
         net.load_state_dict(torch.load(options.work / f"{options.toy}.pt", map_location="cpu")["net"])
     export(net, options.toy, options.out)

@@ -1,6 +1,6 @@
-"""Both architectures, as lean as training on a CPU wants them, under the weight names of the published checkpoints.
+"""Both architectures, written for fast training on a CPU, with the weight names of the published checkpoints.
 
-The same function as transformers computes (a test holds the logits together): CLIP tower, two-layer projector, Llama
+They compute what transformers does (a test compares the logits): CLIP tower, two-layer projector, Llama
 (LLaVA-1.5); SigLIP tower, one-layer projector, Gemma (PaliGemma). Attention is plain matmul and softmax, faster here
 than the fused kernels for pictures of 49 patches, and takes any mask, so that many questions share one picture.
 """
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 PATCH = 16
 SIDE = 112
-"""The side of the square picture that most of the toys see, in pixels: 7 x 7 patches."""
+"""The side of the square image that most toys take, in pixels: 7 x 7 patches."""
 VISION, VISION_MLP, VISION_HEADS, VISION_LAYERS = 128, 512, 4, 3
 HEAD = 32
-WAVES = 6
+FREQUENCIES = 6
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class TextSize:
-    """How wide and deep a text model is; its heads are 32 wide."""
+    """The size of a text model; each of its heads has width HEAD."""
 
     width: int = 160
     mlp: int = 448
@@ -31,9 +31,9 @@ class TextSize:
     layers: int = 4
 
 
-def waves(value: Tensor) -> Tensor:
-    """A place 0..1 as sines and cosines of 1, 2, 4, ... half turns: (...,) -> (..., 12)."""
-    angle = value[..., None] * (math.pi * 2.0 ** torch.arange(WAVES, device=value.device))
+def sinusoids(value: Tensor) -> Tensor:
+    """Encode coordinates 0..1 as sines and cosines of 1, 2, 4, ... half turns: (...,) -> (..., 12)."""
+    angle = value[..., None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES, device=value.device))
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
@@ -88,14 +88,14 @@ class VisionEmbeddings(nn.Module):
         return x + self.position_embedding.weight
 
     def grow(self, side: int) -> None:
-        """Read pictures of this side from now on: the places are stretched bicubically, the class token's stays."""
+        """Take images of this side from now on: stretch the position embeddings bicubically, but the class token's."""
         old = self.position_embedding.weight.detach()
         head = old[: len(old) - self.grid**2]
         square = old[len(head) :].T.view(1, VISION, self.grid, self.grid)
         self.grid = side // PATCH
         fine = F.interpolate(square, size=(self.grid, self.grid), mode="bicubic", align_corners=False)
-        places = torch.cat([head, fine[0].flatten(1).T])
-        self.position_embedding = nn.Embedding(len(places), VISION, _weight=places)
+        positions = torch.cat([head, fine[0].flatten(1).T])
+        self.position_embedding = nn.Embedding(len(positions), VISION, _weight=positions)
 
 
 class Layers(nn.Module):
@@ -111,7 +111,7 @@ class VisionModel(nn.Module):
         self.embeddings = VisionEmbeddings(clip, side)
         if clip:
             self.pre_layrnorm = nn.LayerNorm(VISION)  # the published spelling
-        # LLaVA reads the last layer but one: a fourth layer is there in the file, and never run.
+        # LLaVA uses the output of the last layer but one: a fourth layer is in the file, and never run.
         self.encoder = Layers([VisionLayer(clip) for _ in range(VISION_LAYERS + clip)])
         self.post_layernorm = nn.LayerNorm(VISION, eps=1e-5 if clip else 1e-6)
 
@@ -131,7 +131,7 @@ class VisionTower(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Llama's scales by the weight, Gemma's by one plus the weight."""
+    """An RMS norm that scales by its weight (Llama) or by one plus its weight (Gemma)."""
 
     def __init__(self, gemma: bool, width: int) -> None:
         super().__init__()
@@ -150,22 +150,22 @@ class TextAttention(nn.Module):
         self.k_proj, self.v_proj = (nn.Linear(width, kv_heads * HEAD, bias=False) for _ in range(2))
         self.o_proj = nn.Linear(heads * HEAD, width, bias=False)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor, keep: Tensor | None) -> Tensor:
         batch, length, _ = x.shape
         kv = F.linear(x, torch.cat([self.k_proj.weight, self.v_proj.weight]))
         k, v = kv.view(batch, length, 2, self.kv_heads, HEAD).permute(2, 0, 3, 1, 4)
-        cos, sin = turn
+        cos, sin = rotation
         k = _rotate(k, cos, sin)
         if keep is not None:
             x, cos, sin, mask = _rows(x, keep), _rows(cos, keep), _rows(sin, keep), _rows(mask, keep)
         q = self.q_proj(x).view(batch, -1, self.heads, HEAD).transpose(1, 2)
         q = _rotate(q, cos, sin)
         if self.kv_heads == 1:  # one key for all heads: fold the heads into the queries
-            asked = q.shape[2]
-            q = q.reshape(batch, 1, self.heads * asked, HEAD)
-            scores = (q @ k.transpose(-1, -2) / math.sqrt(HEAD)).view(batch, self.heads, asked, length)
-            weights = (scores + mask[:, None]).softmax(-1).view(batch, 1, self.heads * asked, length)
-            mixed = (weights @ v).view(batch, self.heads, asked, HEAD).transpose(1, 2).reshape(batch, asked, -1)
+            queries = q.shape[2]
+            q = q.reshape(batch, 1, self.heads * queries, HEAD)
+            scores = (q @ k.transpose(-1, -2) / math.sqrt(HEAD)).view(batch, self.heads, queries, length)
+            weights = (scores + mask[:, None]).softmax(-1).view(batch, 1, self.heads * queries, length)
+            mixed = (weights @ v).view(batch, self.heads, queries, HEAD).transpose(1, 2).reshape(batch, queries, -1)
         else:
             mixed = _attend(q, k, v, mask)
         out: Tensor = self.o_proj(mixed)
@@ -182,8 +182,8 @@ class TextLayer(nn.Module):
         sizes = {"gate_proj": (width, mlp), "up_proj": (width, mlp), "down_proj": (mlp, width)}
         self.mlp = nn.ModuleDict({name: nn.Linear(a, b, bias=False) for name, (a, b) in sizes.items()})
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, keep: Tensor | None) -> Tensor:
-        mixed = self.self_attn(self.input_layernorm(x), turn, mask, keep)
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor, keep: Tensor | None) -> Tensor:
+        mixed = self.self_attn(self.input_layernorm(x), rotation, mask, keep)
         x = (x if keep is None else _rows(x, keep)) + mixed
         inner = self.post_attention_layernorm(x)
         gate = self.mlp["gate_proj"](inner)
@@ -192,8 +192,9 @@ class TextLayer(nn.Module):
         return out
 
 
-class Table(nn.Module):
-    """Rows for tokens. Those of places are made from sines and cosines, so that near places have near rows."""
+class EmbeddingTable(nn.Module):
+    """A table of token embeddings. After `structure` those of coordinate tokens are a learnt linear map of sinusoids,
+    so that near coordinates have near embeddings."""
 
     places: Tensor
     phases: Tensor
@@ -205,11 +206,14 @@ class Table(nn.Module):
         self.wave: nn.Parameter | None = None
 
     def structure(self, places: dict[int, float], dead: list[int], std: float) -> None:
-        """Make the rows of `places` from waves from now on, and those of `dead` zero."""
-        self.wave = nn.Parameter(torch.randn(2 * WAVES, self.weight.shape[1]) * std)
+        """Make the rows of coordinate tokens from sinusoids from now on, and other rows zero.
+
+        places: token ids with their coordinates 0..1. dead: ids of the zero rows. std: of the initial linear map.
+        """
+        self.wave = nn.Parameter(torch.randn(2 * FREQUENCIES, self.weight.shape[1]) * std)
         device = self.weight.device
         self.register_buffer("places", torch.tensor(list(places), device=device), persistent=False)
-        self.register_buffer("phases", waves(torch.tensor(list(places.values()), device=device)), persistent=False)
+        self.register_buffer("phases", sinusoids(torch.tensor(list(places.values()), device=device)), persistent=False)
         self.register_buffer("dead", torch.tensor(dead, dtype=torch.long, device=device), persistent=False)
 
     def forward(self) -> Tensor:
@@ -219,25 +223,25 @@ class Table(nn.Module):
         return table.index_fill(0, self.dead, 0.0)
 
 
-class Decoder(nn.Module):
+class TextDecoder(nn.Module):
     def __init__(self, gemma: bool, vocab: int, size: TextSize) -> None:
         super().__init__()
-        self.embed_tokens = Table(vocab, size.width, size.width**-0.5 if gemma else 0.5)
+        self.embed_tokens = EmbeddingTable(vocab, size.width, size.width**-0.5 if gemma else 0.5)
         self.layers = nn.ModuleList([TextLayer(gemma, size) for _ in range(size.layers)])
         self.norm = RMSNorm(gemma, size.width)
 
 
 class Language(nn.Module):
-    """Gemma says words with the table that it reads them with; Llama has a second one."""
+    """A text model with its output embeddings: Gemma's are its input embeddings, Llama has a second table."""
 
     def __init__(self, gemma: bool, vocab: int, size: TextSize) -> None:
         super().__init__()
-        self.model = Decoder(gemma, vocab, size)
-        self.lm_head = None if gemma else Table(vocab, size.width, 0.02)
+        self.model = TextDecoder(gemma, vocab, size)
+        self.lm_head = None if gemma else EmbeddingTable(vocab, size.width, 0.02)
 
 
 class Net(nn.Module):
-    """One square picture of `side` pixels, P patches, and its questions to logits. `family`: `llava` or `paligemma`."""
+    """A vision-language model of a family, `llava` or `paligemma`, for square images of `side` pixels, P patches."""
 
     def __init__(self, family: str, vocab: int, size: TextSize | None = None, side: int = SIDE) -> None:
         super().__init__()
@@ -257,12 +261,12 @@ class Net(nn.Module):
                 nn.init.normal_(part.weight, std=0.1)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(B, 3, side, side) -> (B, P, 128)."""
+        """Run the vision tower: (B, 3, side, side) -> (B, P, 128)."""
         out: Tensor = self.vision_tower.vision_model(pixels)
         return out
 
     def image(self, features: Tensor) -> Tensor:
-        """(B, P, 128) -> (B, P, width), as the text model reads it."""
+        """Project to embeddings of the text model: (B, P, 128) -> (B, P, width)."""
         project = self.multi_modal_projector
         out: Tensor
         out = project["linear"](features) if self.gemma else project["linear_2"](F.gelu(project["linear_1"](features)))
@@ -273,35 +277,38 @@ class Net(nn.Module):
         return rows * self.size.width**0.5 if self.gemma else rows
 
     def text(self, x: Tensor, positions: Tensor, mask: Tensor, keep: Tensor | None = None) -> Tensor:
-        """x (B, T, width), positions (B, T), mask (B, T, T) added to scores -> last states of the rows of `keep`."""
+        """Run the text model: x (B, T, width), positions (B, T), mask (B, T, T) added to scores, keep (B, A).
+
+        Returns the last states of the positions in `keep`, (B, A, width), or of all.
+        """
         frequency = 10000.0 ** (-torch.arange(0, HEAD, 2, device=x.device) / HEAD)
         angle = (positions[..., None] * frequency).repeat(1, 1, 2)
-        turn = angle.cos(), angle.sin()
+        rotation = angle.cos(), angle.sin()
         model = self.language_model.model
         for index, layer in enumerate(model.layers):
-            # Only answers are read: in the last layer the rest gives keys and values, no more.
-            x = layer(x, turn, mask, keep if index == self.size.layers - 1 else None)
+            # Only answers are used: in the last layer other positions give keys and values alone.
+            x = layer(x, rotation, mask, keep if index == self.size.layers - 1 else None)
         out: Tensor = model.norm(x)
         return out
 
     def logits(self, states: Tensor) -> Tensor:
-        table: Table = self.language_model.lm_head or self.language_model.model.embed_tokens
+        table: EmbeddingTable = self.language_model.lm_head or self.language_model.model.embed_tokens
         return F.linear(states, table())
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q (B, H, Q, D), k and v (B, H, K, D), mask (B, Q, K) -> (B, Q, H * D)."""
+    """Attend: q (B, H, Q, D), k and v (B, H, K, D), mask (B, Q, K) -> (B, Q, H * D)."""
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     weights = (scores if mask is None else scores + mask[:, None]).softmax(-1)
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions, half against half: x (B, H, T, D), cos and sin (B, T, D)."""
+    """Apply rotary position embeddings, half against half: x (B, H, T, D), cos and sin (B, T, D)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
 
 
 def _rows(x: Tensor, keep: Tensor) -> Tensor:
-    """x (B, T, C), keep (B, A) -> (B, A, C)."""
+    """Select positions: x (B, T, C), keep (B, A) -> (B, A, C)."""
     return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))

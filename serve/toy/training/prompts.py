@@ -1,7 +1,7 @@
-"""How each of the two families is asked, word for word as the published checkpoints were trained, and how it answers.
+"""Prompts and answers of both families, in the exact form that the published checkpoints were trained on.
 
-PaliGemma gets the bare text: its processor adds the image tokens, `<bos>` and the newline.
-LLaVA gets a whole turn. Its boxes are fractions of the picture padded to a square.
+PaliGemma's prompt is the text alone: its processor adds the image tokens, `<bos>` and the newline.
+LLaVA's is a whole turn, and its boxes are fractions of the image padded to a square.
 """
 
 import json
@@ -10,34 +10,37 @@ from pathlib import Path
 
 from serve.media import geometry
 from serve.models.base import Turn
-from serve.models.llava import converse
+from serve.models.llava import llava_prompt
 from serve.models.llava_tasks import READ, REGION, SENTENCE, SHORT
 from serve.toy.questions import Question
 from serve.toy.world import Box
 
 LOC_BINS = 1024
 LOC_STEP, FIRST_LOC = 16, 8
-"""PaliGemma toys say only every 16th bin: 64 places are learnt sooner than 1024."""
+"""PaliGemma toys use every 16th bin only: 64 coordinates are learnt sooner than 1024."""
 CODES: dict[str, list[int]] = json.loads((Path(__file__).parents[1] / "codes.json").read_text())
-"""The sixteen mask codes of each shape in its box, as codec.py found them."""
+"""The sixteen mask codes of each shape in its box, written by codec.py."""
 BOX_STEP = 2
-"""LLaVA toys say only even hundredths."""
+"""LLaVA toys use even hundredths only."""
 
 
 def paligemma(question: Question, first: int = FIRST_LOC) -> tuple[str, str]:
-    """Prompt and answer; `first` is the lowest `<loc>` that is said."""
+    """Return prompt and answer. first: the toy's lowest `<loc>`."""
     if question.task == "vqa":
         return f"answer en {question.text}", question.answer
     if question.task == "detect":
         return f"detect {question.text}", " ; ".join(f"{locs(box, first)} {name}" for name, box in question.boxes)
     if question.task == "segment":
-        said = (f"{locs(box, first)}{segs(name.split()[-1])} {name}" for name, box in question.boxes)
-        return f"segment {question.text}", " ; ".join(said)
+        objects = (f"{locs(box, first)}{segs(name.split()[-1])} {name}" for name, box in question.boxes)
+        return f"segment {question.text}", " ; ".join(objects)
     return {"caption": "caption en", "ocr": "ocr"}[question.task], question.answer
 
 
 def llava(question: Question, size: tuple[int, int]) -> tuple[str, str]:
-    """What the user says and the answer; `turn` makes a prompt of it. Detect takes one phrase with one box."""
+    """Return the user's text and the answer; `turn` makes a prompt of the text. size: the image's width and height.
+
+    A detect question must have one phrase with one box.
+    """
     if question.task == "vqa":
         return question.text + SHORT, question.answer
     if question.task == "detect":
@@ -49,11 +52,11 @@ def llava(question: Question, size: tuple[int, int]) -> tuple[str, str]:
 
 
 def turn(text: str) -> str:
-    return converse([Turn("user", text, pictured=True)])
+    return llava_prompt([Turn("user", text, has_image=True)])
 
 
 def padded(box: Box, size: tuple[int, int]) -> Box:
-    """A box of the picture as a box of the square that the picture is centred in."""
+    """Map a box of the image to the square that the image is centred in, both in fractions."""
     width, height = size
     side, left, top = geometry.padding(width, height)
     x0, y0, x1, y1 = box
@@ -63,31 +66,31 @@ def padded(box: Box, size: tuple[int, int]) -> Box:
 
 
 def unpadded(box: Box, size: tuple[int, int]) -> Box:
-    """The inverse of `padded`, but for what lies outside the picture, which is cut off."""
+    """Map a box of the padded square back to the image, clipped to it."""
     width, height = size
     x0, y0, x1, y1 = geometry.from_padded(box, width, height)
     return x0 / width, y0 / height, x1 / width, y1 / height
 
 
 def locs(box: Box, first: int = FIRST_LOC) -> str:
-    """`<locY0><locX0><locY1><locX1>`."""
+    """Write a box as `<locY0><locX0><locY1><locX1>`."""
     x0, y0, x1, y1 = box
     return "".join(f"<loc{loc_bin(v, first):04d}>" for v in (y0, x0, y1, x1))
 
 
 def loc_bin(value: float, first: int = FIRST_LOC) -> int:
-    """The nearest bin that is said."""
+    """Return the nearest bin that the toy uses."""
     cell = math.floor((value * (LOC_BINS - 1) - first) / LOC_STEP + 0.5)
     return min(LOC_BINS // LOC_STEP - 1, max(0, cell)) * LOC_STEP + first
 
 
 def segs(kind: str) -> str:
-    """Sixteen `<segNNN>` for a shape that fills its box."""
+    """Write the mask of a shape that fills its box as sixteen `<segNNN>`."""
     return "".join(f"<seg{code:03d}>" for code in CODES[kind])
 
 
 def brackets(box: Box) -> str:
-    """`[0.12, 0.30, 0.44, 0.62]`: x0, y0, x1, y1."""
+    """Write a box as `[0.12, 0.30, 0.44, 0.62]`: x0, y0, x1, y1."""
     return "[" + ", ".join(f"0.{hundredths(v):02d}" for v in box) + "]"
 
 

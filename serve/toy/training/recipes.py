@@ -1,4 +1,4 @@
-"""What each toy is and how it was trained. Two of a family differ, so that they err apart and a vote has a point."""
+"""The size, seed and training phases of each toy. Two of a family differ, so that their errors do too."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,18 +10,18 @@ Family = Literal["llava", "paligemma"]
 
 @dataclass(frozen=True)
 class Phase:
-    """`pictures` per step, `questions` about each where they are not packed. Rates rise, then fall as a cosine.
+    """A part of the training with one kind of batch. Rates warm up, then fall as a cosine to `floor` times the peak.
 
-    segment: whether masks are asked for. absent: the share of detect and segment questions that name a thing which is
-    not there, in the second half of the phase: asked for sooner, empty answers crowd out the full ones.
-    counting: the share of the questions about a scene that are made to count the things of one shape.
-    side: of the square picture it is shown, in pixels. Where that grows, the tower's places are stretched, as those of
-    PaliGemma were between its stages (arXiv 2407.07726, section 3.2).
+    images: per step. questions: per image, one by one; 0 packs all questions of an image. segment: whether masks are
+    asked for. absent: the share of detect and segment questions about a thing that is not there, in the second half of
+    the phase (sooner, the model learns to answer nothing). counting: the share of vqa questions that count shapes of
+    one kind. side: of the square image in pixels; where it grows, the position embeddings are stretched, as PaliGemma's
+    were between its stages (arXiv 2407.07726, section 3.2).
     """
 
     name: str
     steps: int
-    pictures: int
+    images: int
     rate: float
     vision_rate: float
     questions: int = 0
@@ -34,7 +34,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """first_loc: the lowest of the 64 `<loc>` that PaliGemma says, 16 apart; another start rounds boxes another way."""
+    """A toy's training. first_loc: the lowest of the 64 `<loc>` tokens that a PaliGemma toy uses, 16 apart; toys with
+    different ones round boxes differently."""
 
     family: Family
     phases: tuple[Phase, ...]
@@ -44,7 +45,7 @@ class Recipe:
 
     @property
     def side(self) -> int:
-        """Of the picture that the finished toy sees, in pixels."""
+        """Return the side in pixels of the square image that the trained toy takes."""
         return self.phases[-1].side
 
 

@@ -1,7 +1,7 @@
-"""The toys' tokenizers: every word of the toy world is one token, anything else falls back to its bytes.
+"""The toys' tokenizers: every word of the scenes is one token, other text is split into bytes.
 
-A published tokenizer would be a hundred times larger than the models. This one is a byte-level vocabulary without
-merges (`ignore_merges`): a piece the split finds is looked up whole, and spelt in bytes where it is unknown.
+The vocabulary of a published tokenizer would need more parameters than the models have. This one is a byte-level
+vocabulary without merges (`ignore_merges`): a piece of the split is looked up whole, and becomes bytes if unknown.
 """
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -11,7 +11,7 @@ from serve.toy import world
 from serve.toy.training import prompts
 
 SENTENCES = tuple(text.strip().format("image") for text in (SHORT, SENTENCE, READ, REGION))
-"""LLaVA's fixed instructions are one token each: it halves its prompts, and with them the time to train."""
+"""LLaVA's fixed instructions, one token each, which halves its prompts and the time to train."""
 
 _SMALL = """a an and are at background black blue bottom caption circle circles colour color cross crosses describe
 detect do does en gray green how image in is it left many no nothing number object objects ocr of on orange picture
@@ -21,27 +21,27 @@ _CAPITAL = "What How Is Are Where Which Describe Read The There I It Yes No USER
 _MARKS = "? . , ; : [ ] ! \n"
 
 
-def words(family: str) -> list[str]:
-    """Every piece that is one token, in the order of the vocabulary."""
+def vocabulary(family: str) -> list[str]:
+    """Return the pieces that are one token, in the order of the vocabulary."""
     small = [*_SMALL.split(), *(str(digit) for digit in range(10))]
     listed = [*world.WORDS, *(str(number) for number in range(10, 100))]
-    plain = [*small, *_CAPITAL.split(), *listed]
-    pieces = [*plain, *(f" {word}" for word in plain), *_MARKS.replace("\n", "").split(), " ;", "'s"]
+    bare = [*small, *_CAPITAL.split(), *listed]
+    pieces = [*bare, *(f" {word}" for word in bare), *_MARKS.replace("\n", "").split(), " ;", "'s"]
     if family == "llava":
         pieces += [*(f"{n:02d}" for n in range(10)), " [0.", "[0.", ", 0.", *SENTENCES]
     return list(dict.fromkeys(piece for piece in pieces if len(piece.encode()) > 1))
 
 
 def build(family: str) -> Tokenizer:
-    """`family` is `llava` or `paligemma`."""
+    """Build the tokenizer of a family, `llava` or `paligemma`."""
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = (
         ["<unk>", "<s>", "</s>", "<pad>", "<image>"] if family == "llava" else ["<pad>", "<eos>", "<bos>", "<unk>"]
     )
-    spelt = [_bytes_of(piece) for piece in words(family)]
+    spelt = [_bytes_of(piece) for piece in vocabulary(family)]
     vocab = {token: index for index, token in enumerate([*special, *bytes_, *spelt])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
-    literal = "|".join(_escaped(sentence) for sentence in SENTENCES) + "|" if family == "llava" else ""
+    literal = "|".join(_escape(sentence) for sentence in SENTENCES) + "|" if family == "llava" else ""
     split = literal + r"'s| ?\[0\.|, 0\.| ?\p{L}+| ?[0-9]{1,2}| ;|\s|[^\s\p{L}0-9]"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -65,30 +65,30 @@ def build(family: str) -> Tokenizer:
 
 
 def size(family: str) -> int:
-    """Rows of the embedding table: the vocabulary, rounded up to 64."""
+    """Return the rows of the embedding table: the vocabulary, rounded up to a multiple of 64."""
     return -(-build(family).get_vocab_size() // 64) * 64
 
 
 def coordinates(family: str, first_loc: int = prompts.FIRST_LOC) -> dict[int, float]:
-    """Tokens that say a place, with the place as a fraction: 64 of PaliGemma's `<loc>`, 50 of LLaVA's hundredths."""
+    """Return coordinate tokens by id with their values 0..1: 64 of PaliGemma's `<loc>`, 50 of LLaVA's hundredths."""
     tokenizer = build(family)
     if family == "llava":
         return {id_of(tokenizer, f"{n:02d}"): n / 100 for n in range(0, 100, prompts.BOX_STEP)}
-    said = range(first_loc, prompts.LOC_BINS, prompts.LOC_STEP)
-    return {id_of(tokenizer, f"<loc{n:04d}>"): n / (prompts.LOC_BINS - 1) for n in said}
+    bins = range(first_loc, prompts.LOC_BINS, prompts.LOC_STEP)
+    return {id_of(tokenizer, f"<loc{n:04d}>"): n / (prompts.LOC_BINS - 1) for n in bins}
 
 
 def id_of(tokenizer: Tokenizer, token: str) -> int:
-    found = tokenizer.token_to_id(token)
-    assert isinstance(found, int), f"{token} is not one token"
-    return found
+    index = tokenizer.token_to_id(token)
+    assert isinstance(index, int), f"{token} is not one token"
+    return index
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace(".", r"\.").replace("?", r"\?")
 
 
 def _bytes_of(piece: str) -> str:
-    """The piece as the byte-level vocabulary writes it (a space is a visible letter there)."""
+    """Return the piece in the byte-level alphabet, which writes a space as a visible letter."""
     ((spelt, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(piece)
     return str(spelt)

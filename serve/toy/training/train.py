@@ -2,9 +2,9 @@
 
 About an hour on one CPU core.
 
-Phases, counted in steps, so that a busy machine changes the time and not the result: the tower learns to name what
-is in each patch; then come the questions, packed for LLaVA, one by one with the exact mask for PaliGemma. Stopped and
-started again it goes on where it was.
+Phases are counted in steps, so that a busy machine changes the time and not the result. First the vision tower learns
+to label each patch; then come questions, packed for LLaVA, one by one with the exact mask for PaliGemma. Training that
+was stopped continues where it was.
 """
 
 import argparse
@@ -39,10 +39,10 @@ class Trainer:
         self.phases = [replace(phase, steps=max(2, round(phase.steps * scale))) for phase in recipe.phases]
         places = tokenizer.coordinates(family, recipe.first_loc)
         self.first_loc = recipe.first_loc
-        self.net = structured(recipe, recipe.phases[0].side)
+        self.net = new_net(recipe, recipe.phases[0].side)
         self.net.to(device)
-        # Thrown away after training: what the tower has to be able to say about each patch.
-        self.probe = nn.Linear(nets.VISION, sum(CLASSES.values()) + 8 * nets.WAVES).to(device)
+        # Predicts the patch labels from the tower's features; not exported.
+        self.probe = nn.Linear(nets.VISION, sum(CLASSES.values()) + 8 * nets.FREQUENCIES).to(device)
         nn.init.normal_(self.probe.weight, std=0.02)
         self.near = torch.arange(tokenizer.size(family), device=device).repeat(2, 1)
         tokens = list(places)
@@ -51,12 +51,12 @@ class Trainer:
         self.places = torch.full((tokenizer.size(family),), -1.0, device=device)
         self.places[tokens] = torch.tensor(list(places.values()), device=device)
         self.count, self.work = max(200, round(SCENES * min(1.0, scale))), work
-        self._show(recipe.phases[0].side)
+        self._set_side(recipe.phases[0].side)
         self.state = work / f"{name}.pt"
         self.done = (0, 0)
 
-    def _show(self, side: int) -> None:
-        """Pictures of this side from now on; the optimizers start anew, since a tower that grew has other places."""
+    def _set_side(self, side: int) -> None:
+        """Train on images of this side from now on, with new optimizers: the position embeddings are new tensors."""
         embeddings = self.net.vision_tower.vision_model.embeddings
         if side != embeddings.grid * nets.PATCH:
             embeddings.grow(side)
@@ -68,7 +68,8 @@ class Trainer:
         self.test = Corpus.of(self.family, corpus.HELD_OUT, TEST_SCENES, self.work, side)
 
     def _groups(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The matrices inside layers, and everything else; each with the tower apart, which learns at its own rate."""
+        """Return parameter groups of the matrices inside layers, and of the rest. The vision tower has its own groups,
+        for its own learning rate."""
         parts: dict[tuple[bool, bool], list[nn.Parameter]] = {(m, v): [] for m in (True, False) for v in (True, False)}
         for name, part in [*self.net.named_parameters(), *self.probe.named_parameters(prefix="vision_probe")]:
             parts["layers" in name and part.ndim == 2, name.startswith("vision")].append(part)
@@ -86,14 +87,14 @@ class Trainer:
             if index < self.done[0]:
                 continue
             if phase.side != self.side:
-                self._show(phase.side)
+                self._set_side(phase.side)
             for step in range(self.done[1] if index == self.done[0] else 0, phase.steps):
-                said = self._step(index, phase, step)
+                losses = self._step(index, phase, step)
                 self.done = (index, step + 1)
                 if step % 25 == 0 or step == phase.steps - 1:
-                    print(f"{phase.name} {step}/{phase.steps} {time.monotonic() - began:.0f}s {said}", flush=True)
+                    print(f"{phase.name} {step}/{phase.steps} {time.monotonic() - began:.0f}s {losses}", flush=True)
                 if step % TEST_EVERY == TEST_EVERY - 1 or step == phase.steps - 1:
-                    print(f"  held out: {self.tested(phase)}", flush=True)
+                    print(f"  held out: {self.held_out_accuracy(phase)}", flush=True)
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     saved = time.monotonic()
                     self._save()
@@ -106,26 +107,28 @@ class Trainer:
         for group in groups:
             group["lr"] = (phase.vision_rate if group["vision"] else phase.rate) * rise * fall
         rng = random.Random(f"{self.seed} {index} {step}")
-        rows = np.array(sorted(rng.sample(range(len(self.train.images)), phase.pictures)))
+        rows = np.array(sorted(rng.sample(range(len(self.train.images)), phase.images)))
         features = self.net.features(self.train.pixels(rows).to(self.device))
-        side, said = self.patch_loss(features, self.train, rows)
-        loss = side
+        patch_loss, losses = self.patch_loss(features, self.train, rows)
+        loss = patch_loss
         if phase.name != "vision":
             packs = self.packs(self.train, rows, phase, step, rng)
-            spoken = self.spoken_loss(features, packs)
-            loss = spoken + 0.2 * side
-            said = f"answers {spoken.item():.3f} questions {sum(len(packed.kinds) for packed in packs)} {said}"
+            answer_loss = self.answer_loss(features, packs)
+            loss = answer_loss + 0.2 * patch_loss
+            count = sum(len(packed.kinds) for packed in packs)
+            losses = f"answers {answer_loss.item():.3f} questions {count} {losses}"
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([part for group in groups for part in group["params"]], 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
-        return said
+        return losses
 
-    def patch_loss(self, features: Tensor, from_: Corpus, rows: np.ndarray) -> tuple[Tensor, str]:
+    def patch_loss(self, features: Tensor, data: Corpus, rows: np.ndarray) -> tuple[Tensor, str]:
+        """Return the loss of the patch labels and edges, and its parts as text. features (B, P, 128) of these rows."""
         read = self.probe(features)
-        labels = torch.from_numpy(from_.labels[rows]).long().to(self.device)
+        labels = torch.from_numpy(data.labels[rows]).long().to(self.device)
         parts: dict[str, Tensor] = {}
         at = 0
         for index, (name, classes) in enumerate(CLASSES.items()):
@@ -133,56 +136,58 @@ class Trainer:
             losses = F.cross_entropy(read[..., at : at + classes].flatten(0, 1), true, reduction="none")
             at += classes
             there = (true > 0).float()
-            # Things cover a tenth of the patches; written words a twentieth: patches that have none count as one class.
+            # Shapes cover a tenth of the patches and text a twentieth: patches without any count as one class.
             parts[name] = losses.mean() if name == "background" else (
                 (losses * there).sum() / there.sum().clamp(min=1) + (losses * (1 - there)).mean()
             )  # fmt: skip
-        edges = torch.from_numpy(from_.edges[rows]).to(self.device)
+        edges = torch.from_numpy(data.edges[rows]).to(self.device)
         objects = labels[..., 0] > 0
-        parts["edges"] = F.mse_loss(read[..., at:][objects], nets.waves(edges[objects]).flatten(1))
+        parts["edges"] = F.mse_loss(read[..., at:][objects], nets.sinusoids(edges[objects]).flatten(1))
         scale = {"edges": 8.0, "background": 0.3, "text": 0.7, "tens": 0.4, "ones": 0.4, "joint": 0.6}
         total = torch.stack([scale.get(name, 0.5) * part for name, part in parts.items()]).sum()
         return total, " ".join(f"{name} {part.item():.3f}" for name, part in parts.items())
 
-    def packs(self, from_: Corpus, rows: np.ndarray, phase: Phase, step: int, rng: random.Random) -> list[Packed]:
-        """One pack of all, or, where each question stands alone, a short and a long one: less padding to compute."""
+    def packs(self, data: Corpus, rows: np.ndarray, phase: Phase, step: int, rng: random.Random) -> list[Packed]:
+        """Tokenize questions about these rows: in one batch, or, one question a row, in a short and a long one, which
+        need less padding."""
         lists: list[corpus.Row] = []
         single, absent = phase.questions, phase.absent if step >= phase.steps // 2 else 0.0
         for number, row in enumerate(rows):
-            what = corpus.scene(from_.start + int(row))
-            some = corpus.asked(what, self.family, rng, phase.segment, absent, phase.counting)
-            found = [(question, what.size) for question in some]
+            scene = corpus.training_scene(data.start + int(row))
+            chosen = corpus.training_questions(scene, self.family, rng, phase.segment, absent, phase.counting)
+            sized = [(question, scene.size) for question in chosen]
             if not single:
-                lists.append((number, found))
-            else:  # every picture fills its share of rows
-                lists += [(number, [found[i] if i < len(found) else rng.choice(found)]) for i in range(single)]
+                lists.append((number, sized))
+            else:  # every image has `single` rows
+                lists += [(number, [sized[i] if i < len(sized) else rng.choice(sized)]) for i in range(single)]
         if not single:
             return [self.packer.pack(lists, corpus.TEXT_TOKENS)]
         lists.sort(key=lambda row: self.packer.length(*row[1][0]))
         cut = 2 * len(lists) // 3
         return [self.packer.pack(some, corpus.TEXT_TOKENS, exact=True) for some in (lists[:cut], lists[cut:])]
 
-    def answers(self, features: Tensor, packed: Packed) -> Tensor:
-        """Logits (B, A, V) of the kept rows."""
+    def answer_logits(self, features: Tensor, packed: Packed) -> Tensor:
+        """Return the logits (B, A, V) of the positions in `packed.keep`."""
         image = self.net.image(features)[packed.picture.to(self.device)]
         head = torch.tensor(self.packer.head, dtype=torch.long, device=self.device).expand(len(image), -1)
         x = torch.cat([self.net.embed(head), image, self.net.embed(packed.ids.to(self.device))], dim=1)
         positions, mask, keep = (part.to(self.device) for part in (packed.positions, packed.mask, packed.keep))
         return self.net.logits(self.net.text(x, positions, mask, keep))
 
-    def spoken_loss(self, features: Tensor, packs: list[Packed]) -> Tensor:
+    def answer_loss(self, features: Tensor, packs: list[Packed]) -> Tensor:
+        """Return the weighted cross-entropy of the answers."""
         losses = []
         for packed in packs:
-            log = self.answers(features, packed).log_softmax(-1)
+            log = self.answer_logits(features, packed).log_softmax(-1)
             target, weight = packed.target.to(self.device), packed.weight.to(self.device)
             exact = log.gather(-1, target[..., None])[..., 0]
             near = log.gather(-1, self.near[:, target].movedim(0, -1)).mean(-1)
-            # A place one bin off is nearly right; for any other token `near` is the token itself.
+            # A coordinate one bin off is nearly right; for any other token `near` is the token itself.
             losses.append(-((0.78 * exact + 0.22 * near) * weight).sum())
         return torch.stack(losses).sum() / sum(packed.weight.sum().item() for packed in packs)
 
     @torch.no_grad()
-    def tested(self, phase: Phase) -> str:
+    def held_out_accuracy(self, phase: Phase) -> str:
         rows = np.arange(TEST_SCENES if phase.name == "vision" else 256)
         features = torch.cat([self.net.features(self.test.pixels(some).to(self.device)) for some in np.split(rows, 8)])
         text = self.patch_loss(features, self.test, rows)[1]
@@ -191,15 +196,15 @@ class Trainer:
         hits: dict[str, list[float]] = {}
         for index, some in enumerate(np.split(rows, 8)):
             for packed in self.packs(self.test, some, phase, phase.steps, random.Random(f"test {index}")):
-                best = self.answers(features[some], packed).argmax(-1).cpu()
-                where = self.places.cpu()[packed.target]
-                off = (self.places.cpu()[best] - where).abs()
-                right = (best == packed.target) | ((where >= 0) & (off < 0.04))
+                best = self.answer_logits(features[some], packed).argmax(-1).cpu()
+                true = self.places.cpu()[packed.target]
+                off = (self.places.cpu()[best] - true).abs()
+                right = (best == packed.target) | ((true >= 0) & (off < 0.04))
                 for group, kind in enumerate(packed.kinds):
-                    mine = (packed.group == group) & (packed.weight > 0)
-                    hits.setdefault(kind, []).append(right[mine].all().item())
-        found = " ".join(f"{kind} {100 * sum(some) / len(some):.0f}" for kind, some in sorted(hits.items()))
-        return f"{found} | {text}"
+                    answer = (packed.group == group) & (packed.weight > 0)
+                    hits.setdefault(kind, []).append(right[answer].all().item())
+        accuracy = " ".join(f"{kind} {100 * sum(some) / len(some):.0f}" for kind, some in sorted(hits.items()))
+        return f"{accuracy} | {text}"
 
     def _save(self) -> None:
         state = {"net": self.net.state_dict(), "probe": self.probe.state_dict(), "done": self.done, "side": self.side}
@@ -211,7 +216,7 @@ class Trainer:
         state = torch.load(self.state, map_location=self.device)
         side = state.get("side", nets.SIDE)
         if side != self.side:
-            self._show(side)
+            self._set_side(side)
         self.net.load_state_dict(state["net"])
         self.probe.load_state_dict(state["probe"])
         for optimizer, known in zip(self.optimizers, state["optimizers"], strict=True):
@@ -219,8 +224,8 @@ class Trainer:
         self.done = state["done"]
 
 
-def structured(recipe: Recipe, side: int) -> nets.Net:
-    """A new net whose place tokens are made of waves. Places never said and padding rows stay zero."""
+def new_net(recipe: Recipe, side: int) -> nets.Net:
+    """Make an untrained net with sinusoidal coordinate tokens. Unused `<loc>` tokens and padding rows stay zero."""
     family = recipe.family
     tokens = tokenizer.build(family)
     places = tokenizer.coordinates(family, recipe.first_loc)
@@ -230,7 +235,7 @@ def structured(recipe: Recipe, side: int) -> nets.Net:
         unused |= {index for token, index in vocabulary.items() if token.startswith("<loc")} - set(places)
     net = nets.Net(family, tokenizer.size(family), recipe.size, side)
     language = net.language_model
-    std = (2 * nets.WAVES) ** -0.5 * (0.08 if net.gemma else 0.5)
+    std = (2 * nets.FREQUENCIES) ** -0.5 * (0.08 if net.gemma else 0.5)
     language.model.embed_tokens.structure(places, sorted(unused), std)
     if language.lm_head is not None:
         language.lm_head.structure(places, sorted(unused), 0.02)

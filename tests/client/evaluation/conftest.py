@@ -1,4 +1,4 @@
-"""What the tests of `run` and `evaluate` share."""
+"""Fixtures of the tests of `run` and `evaluate`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from serve import cli
 
 @pytest.fixture
 def diptych(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the command in this process."""
+    """Return a function that runs the command in this process."""
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.delenv("DIPTYCH_URL", raising=False)
 

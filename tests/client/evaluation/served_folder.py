@@ -1,4 +1,4 @@
-"""A server with fake engines, a folder of pictures, and the command in this process or in one of its own."""
+"""A server with fake engines, a folder of images, and the command as a process."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def serving(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None) -> AbstractContextManager[str]:
-    """The URL of the two toys with fake engines, while they run."""
+    """Serve the two toys with fake engines; the context manager gives the URL."""
     workers = [
         Worker(MODELS[LLAVA], llava or FakeEngine("red")),
         Worker(MODELS[PALIGEMMA], paligemma or FakeEngine("red")),
@@ -32,8 +32,8 @@ def serving(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None
 
 
 def album(folder: Path, count: int) -> list[str]:
-    """So many pictures, some in a subfolder, some called otherwise than they are: their relative paths, sorted."""
-    names = [f"{'deep/' * (at % 3 == 0)}{at:03d}{('.png', '.jpg', '')[at % 3]}" for at in range(count)]
+    """Write `count` images, some in a subfolder, some with a wrong suffix, and return their relative paths, sorted."""
+    names = [f"{'deep/' * (index % 3 == 0)}{index:03d}{('.png', '.jpg', '')[index % 3]}" for index in range(count)]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.new("RGB", (32, 24), "red").save(folder / name, ("PNG", "JPEG", "GIF", "WEBP")[len(name) % 4])
@@ -55,10 +55,10 @@ HEEDING_SIGINT = (
     "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "runpy.run_module('serve', run_name='__main__')"
 )
-"""A shell has its background jobs ignore SIGINT; their children inherit that, and Python leaves it so."""
+"""A shell lets its background jobs ignore SIGINT; their children inherit that, and Python does not change it."""
 
 
 def started(*words: object) -> subprocess.Popen[str]:
-    """`diptych ...` as a process of its own, as a terminal starts it."""
+    """Start `diptych ...` as a process that heeds SIGINT, as one in a terminal does."""
     command = [sys.executable, "-c", HEEDING_SIGINT, *map(str, words)]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

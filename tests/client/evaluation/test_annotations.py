@@ -1,4 +1,4 @@
-"""Labelled folders: COCO's and VQA's JSON, labels.jsonl, and what is wrong with them."""
+"""Labelled folders: COCO's and VQA's JSON, labels.jsonl, and errors in them."""
 
 import json
 from pathlib import Path
@@ -34,30 +34,30 @@ def put(path: Path, body: Any) -> Path:
 
 def instances(**changes: Any) -> dict[str, Any]:
     image = {"file_name": "COCO_val_000000000042.png", "height": 48, "width": 64}
-    one = {"image_id": 42, "category_id": 3, "bbox": [8, 10, 20, 10], "iscrowd": 0, "area": 200}
-    one |= {"segmentation": [[8, 10, 28, 10, 28, 20, 8, 20]]} | changes
+    annotation = {"image_id": 42, "category_id": 3, "bbox": [8, 10, 20, 10], "iscrowd": 0, "area": 200}
+    annotation |= {"segmentation": [[8, 10, 28, 10, 28, 20, 8, 20]]} | changes
     images = [image | {"id": 42}, image | {"id": 43, "file_name": "COCO_val_000000000043.png"}]
     images.append(image | {"id": 44, "file_name": "elsewhere.png"})
-    return {"images": images, "categories": [{"id": 3, "name": "cat"}], "annotations": [one]}
+    return {"images": images, "categories": [{"id": 3, "name": "cat"}], "annotations": [annotation]}
 
 
-def test_coco_instances(here: Path) -> None:
+def test_coco_instances_are_items_of_detect_and_segment(here: Path) -> None:
     put(here / "annotations" / "instances_val.json", instances())
-    found = Labelled(here, None)
-    detect, segment = found.items
+    labelled = Labelled(here, None)
+    detect, segment = labelled.items
     assert (detect.task, segment.task) == ("detect", "segment")
     assert detect.fields == segment.fields == {"labels": ["cat"]}
     assert detect.picture == "val/COCO_val_000000000042.png" and detect.load().startswith(b"\x89PNG")
     assert detect.truth == {"boxes": [{"label": "cat", "box": [8, 10, 28, 20], "crowd": False}]}
     assert (masks.decode(masks.Rle(**segment.truth["boxes"][0]["mask"])) == SQUARE).all()
-    assert found.notes == [
+    assert labelled.notes == [
         f"1 pictures of instances_val.json are not in {here}.",
         "1 pictures of instances_val.json show nothing that is labelled: nothing to ask for.",
     ]
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_coco_masks_as_run_lengths(here: Path, compressed: bool) -> None:
+def test_coco_run_lengths_are_masks(here: Path, compressed: bool) -> None:
     flat = SQUARE.ravel(order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.concatenate(([0], edges, [flat.size]))).tolist()
@@ -68,7 +68,7 @@ def test_coco_masks_as_run_lengths(here: Path, compressed: bool) -> None:
     assert (masks.decode(masks.Rle(**segment.truth["boxes"][0]["mask"])) == SQUARE).all()
 
 
-def test_coco_captions(here: Path) -> None:
+def test_coco_captions_are_items_of_caption(here: Path) -> None:
     images = [{"id": 42, "file_name": "COCO_val_000000000042.png"}]
     notes = [{"image_id": 42, "caption": "a cat"}, {"image_id": 42, "caption": "one cat"}]
     put(here / "captions.json", {"images": images, "annotations": notes})
@@ -77,23 +77,23 @@ def test_coco_captions(here: Path) -> None:
 
 
 def vqa(folder: Path) -> None:
-    asked = [{"image_id": 42, "question": "what?", "question_id": 420}]
-    asked.append({"image_id": 99, "question": "who?", "question_id": 990})
-    put(folder / "questions.json", {"questions": asked})
+    items = [{"image_id": 42, "question": "what?", "question_id": 420}]
+    items.append({"image_id": 99, "question": "who?", "question_id": 990})
+    put(folder / "questions.json", {"questions": items})
     answers = [{"answer": "cat", "answer_id": at, "answer_confidence": "yes"} for at in range(10)]
     put(folder / "answers.json", {"annotations": [{"question_id": 420, "image_id": 42, "answers": answers}]})
 
 
-def test_vqa_pictures_are_found_by_number(here: Path) -> None:
+def test_vqa_images_match_by_number(here: Path) -> None:
     vqa(here)
-    found = Labelled(here, None)
-    (item,) = found.items
+    labelled = Labelled(here, None)
+    (item,) = labelled.items
     assert (item.task, item.fields, item.truth) == ("vqa", {"question": "what?"}, {"answers": ["cat"] * 10})
     assert item.picture.endswith("42.png")
-    assert found.notes == [f"1 questions are about pictures that are not in {here}."]
+    assert labelled.notes == [f"1 questions are about pictures that are not in {here}."]
 
 
-def test_labels_of_any_task(here: Path) -> None:
+def test_labels_jsonl_has_items_of_every_task(here: Path) -> None:
     mask = masks.encode(SQUARE).model_dump()
     some = [
         {"image": "val/COCO_val_000000000042.png", "question": "what?", "answer": "cat", "text": "STOP"},
@@ -103,8 +103,8 @@ def test_labels_of_any_task(here: Path) -> None:
         {"image": "COCO_val_000000000043.png", "boxes": [{"label": "cat", "box": [8, 10, 28, 20], "mask": mask}]},
     ]
     put(here / "labels.jsonl", "\n".join(map(json.dumps, some)) + "\n\n")
-    found = [(item.task, item.fields) for item in Labelled(here, None).items]
-    assert found == [
+    items = [(item.task, item.fields) for item in Labelled(here, None).items]
+    assert items == [
         ("vqa", {"question": "what?"}),
         ("ocr", {}),
         ("chat", {"question": "what?"}),
@@ -139,11 +139,11 @@ def test_labels_of_any_task(here: Path) -> None:
         ("labels.jsonl", "nonsense", "labels.jsonl, line 1: this is not JSON: "),
     ],
 )
-def test_what_is_wrong_is_named_by_file_and_field(here: Path, name: str, body: Any, says: str) -> None:
+def test_error_names_file_and_field(here: Path, name: str, body: Any, says: str) -> None:
     put(here / name, body)
-    with pytest.raises(Failure) as told:
+    with pytest.raises(Failure) as error:
         Labelled(here, None)
-    assert says in str(told.value)
+    assert says in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_is_wrong_is_named_by_file_and_field(here: Path, name: str, body: A
         "COCO_val_000000000042.PNG",
     ],
 )
-def test_a_picture_is_found_however_another_system_names_it(here: Path, name: str) -> None:
+def test_image_matches_under_names_of_other_systems(here: Path, name: str) -> None:
     put(here / "labels.jsonl", json.dumps({"image": name, "text": "a"}))
     body = instances()
     body["images"] = [body["images"][0] | {"file_name": name}]
@@ -169,13 +169,13 @@ def test_a_picture_is_found_however_another_system_names_it(here: Path, name: st
     assert all(item.load().startswith(b"\x89PNG") for item in items)
 
 
-def test_of_pictures_with_one_name_the_one_whose_folders_fit_is_meant(here: Path) -> None:
+def test_folders_choose_between_images_of_the_same_name(here: Path) -> None:
     for place in ("a/train", "b/train", "b/val"):
         (here / place).mkdir(parents=True)
         PIL.Image.new("RGB", (64, 48), "red").save(here / place / "1.png")
-    for name, found in (("X:\\b\\train\\1.png", "b/train/1.png"), ("/data/val/1.PNG", "b/val/1.png")):
+    for name, path in (("X:\\b\\train\\1.png", "b/train/1.png"), ("/data/val/1.PNG", "b/val/1.png")):
         put(here / "labels.jsonl", json.dumps({"image": name, "text": "a"}))
-        assert [item.picture for item in Labelled(here, None).items] == [found]
+        assert [item.picture for item in Labelled(here, None).items] == [path]
     for name in ("1.png", "X:\\train\\1.png"):
         put(here / "labels.jsonl", json.dumps({"image": name, "text": "a"}))
         with pytest.raises(Failure, match="there is no"):
@@ -185,7 +185,7 @@ def test_of_pictures_with_one_name_the_one_whose_folders_fit_is_meant(here: Path
 @pytest.mark.parametrize(
     "name", ["../secret.png", "{}/secret.png", "val/../../secret.png", "link.png", "out/secret.png"]
 )
-def test_a_file_outside_the_folder_is_never_named(tmp_path: Path, name: str) -> None:
+def test_file_outside_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     here = tmp_path / "set"
     (here / "val").mkdir(parents=True)
     for path in (tmp_path / "secret.png", here / "val" / "1.png"):
@@ -198,51 +198,51 @@ def test_a_file_outside_the_folder_is_never_named(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "\0", "val", "a" * 5000, "\\\\.\\pipe\\x", "C:", "/", "val/\0.png"])
-def test_a_name_that_no_file_can_have_is_a_sentence(here: Path, name: str) -> None:
+def test_impossible_file_name_is_refused(here: Path, name: str) -> None:
     put(here / "labels.jsonl", json.dumps({"image": name, "text": "a"}))
     with pytest.raises(Failure, match="line 1: image: there is no"):
         Labelled(here, None)
 
 
-def test_a_link_within_the_folder_is_a_file_of_it(here: Path) -> None:
+def test_link_within_the_folder_is_accepted(here: Path) -> None:
     (here / "same.png").symlink_to(here / "val" / "COCO_val_000000000042.png")
     put(here / "labels.jsonl", json.dumps({"image": "same.png", "text": "a"}))
     assert len(Labelled(here, None).items) == 1
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_files_that_other_systems_wrote_are_read(here: Path, encoding: str) -> None:
-    """Byte order marks, UTF-16 as PowerShell writes it, two letters at a line's end, large letters in names."""
+def test_encodings_and_line_ends_of_other_systems_are_read(here: Path, encoding: str) -> None:
+    """Read byte order marks, UTF-16 as PowerShell writes it, CRLF line ends, and upper-case file names."""
     line = {"image": "COCO_val_000000000043.png", "text": "façade"}
     text = "\r\n".join([json.dumps(line, ensure_ascii=False)] * 2) + "\r\n\r\n"
     (here / "LABELS.JSONL").write_bytes(text.encode(encoding))
     (here / "Instances.JSON").write_bytes(json.dumps(instances(), indent=1).replace("\n", "\r\n").encode(encoding))
     (here / "._Instances.json").write_bytes(b"\0\5\x16\7")
-    found = [(item.task, item.truth) for item in Labelled(here, None).items]
-    assert [task for task, _ in found] == ["detect", "segment", "ocr", "ocr"]
-    assert found[-1][1] == {"text": "façade"}
+    items = [(item.task, item.truth) for item in Labelled(here, None).items]
+    assert [task for task, _ in items] == ["detect", "segment", "ocr", "ocr"]
+    assert items[-1][1] == {"text": "façade"}
 
 
 @pytest.mark.parametrize("segmentation", [None, [], [[]], {}, [[1, 2], [3, 4, 5, 6]]])
-def test_objects_without_a_mask_are_detected_and_the_other_pictures_segmented(here: Path, segmentation: Any) -> None:
+def test_image_with_an_object_without_a_mask_is_not_segmented(here: Path, segmentation: Any) -> None:
     body = instances()
     body["annotations"].append(body["annotations"][0] | {"image_id": 43, "segmentation": segmentation})
     put(here / "a.json", body)
-    found = Labelled(here, None)
-    assert [(item.task, item.name.rsplit("/")[-1]) for item in found.items] == [
+    labelled = Labelled(here, None)
+    assert [(item.task, item.name.rsplit("/")[-1]) for item in labelled.items] == [
         ("detect", "42"),
         ("segment", "42"),
         ("detect", "43"),
     ]
-    assert any("1 pictures of a.json have objects without a mask" in note for note in found.notes)
+    assert any("1 pictures of a.json have objects without a mask" in note for note in labelled.notes)
     body["annotations"][0]["segmentation"] = segmentation
     put(here / "a.json", body)
-    found = Labelled(here, None)
-    assert [item.task for item in found.items] == ["detect", "detect"]
-    assert not any("objects without a mask" in note for note in found.notes)
+    labelled = Labelled(here, None)
+    assert [item.task for item in labelled.items] == ["detect", "detect"]
+    assert not any("objects without a mask" in note for note in labelled.notes)
 
 
-def test_optional_fields_may_be_missing_and_numbers_may_be_text(here: Path) -> None:
+def test_optional_fields_may_be_missing_and_ids_may_be_text(here: Path) -> None:
     body = instances()
     for image in body["images"]:
         del image["height"], image["width"]
@@ -250,18 +250,18 @@ def test_optional_fields_may_be_missing_and_numbers_may_be_text(here: Path) -> N
     body["categories"][0]["id"] = "3"
     del body["annotations"][0]["iscrowd"]
     put(here / "a.json", body)
-    found = Labelled(here, None)
-    assert [(item.task, item.truth["boxes"][0]["crowd"]) for item in found.items] == [("detect", False)]
+    labelled = Labelled(here, None)
+    assert [(item.task, item.truth["boxes"][0]["crowd"]) for item in labelled.items] == [("detect", False)]
 
 
-def test_an_unanswered_question_is_named(here: Path) -> None:
+def test_question_without_an_answer_is_refused(here: Path) -> None:
     vqa(here)
     put(here / "answers.json", {"annotations": [{"question_id": 7, "answers": [{"answer": "a"}]}]})
     with pytest.raises(Failure, match=r"questions\[0\].question_id: no annotations file here answers question 420"):
         Labelled(here, None)
 
 
-def test_files_that_are_named(here: Path, tmp_path: Path) -> None:
+def test_annotation_files_may_be_given(here: Path, tmp_path: Path) -> None:
     vqa(here / "elsewhere")
     files = [here / "elsewhere" / "questions.json", here / "elsewhere" / "answers.json"]
     assert len(Labelled(here, files).items) == 1
@@ -271,8 +271,8 @@ def test_files_that_are_named(here: Path, tmp_path: Path) -> None:
         Labelled(here, [here / "gone.json"])
 
 
-def test_a_folder_is_asked_and_scored(here: Path, diptych: Any) -> None:
-    """COCO boxes through the server: one model finds the cat, the other is beside it."""
+def test_folder_is_evaluated_end_to_end(here: Path, diptych: Any) -> None:
+    """Evaluate COCO boxes with a model whose box is right and another whose box is beside the cat."""
     put(here / "instances.json", instances())
     vqa(here)
     close = "[0.12, 0.33, 0.44, 0.44]"  # of the square that the picture is centred in
@@ -280,9 +280,9 @@ def test_a_folder_is_asked_and_scored(here: Path, diptych: Any) -> None:
     second = FakeEngine({"detect": "<loc0213><loc0128><loc0426><loc0447> cat", "segment": "", "": "cat"})
     with serving(first, second) as url:
         words = ("evaluate", here, "--task", "all", "--json", "--server", url, "--out", here / "out.jsonl")
-        ran, asked = diptych(*words), len(first.prompts)
+        ran, prompts = diptych(*words), len(first.prompts)
         assert ran.status == 0, ran.err
-        assert diptych(*words).out == ran.out and len(first.prompts) == asked  # all is recorded
+        assert diptych(*words).out == ran.out and len(first.prompts) == prompts  # all is recorded
     reports = {report["task"]: report for report in json.loads(ran.out)}
     detect = {row["name"]: row["measures"]["mAP@0.5"]["value"] for row in reports["detect"]["rows"]}
     assert detect["toy-paligemma"] == pytest.approx(100.0)

@@ -20,7 +20,7 @@ from serve.toy import questions, world
 
 
 def scene_of(prompt: Prompt, known: dict[bytes, world.Scene]) -> world.Scene:
-    """Which scene a picture shows, by its pixels (padded to a square for LLaVA: the middle row and column)."""
+    """Return the scene of a prompt's image, by the pixels of its middle square (LLaVA's images are padded)."""
     assert prompt.image is not None
     return known[signature(prompt.image.pil())]
 
@@ -31,8 +31,8 @@ def signature(picture: PIL.Image.Image) -> bytes:
     return picture.crop((left, top, left + side, top + side)).resize((16, 16)).tobytes()
 
 
-class Pupil:
-    """An engine's words about fresh scenes: the truth, or `wrong` for every scene whose seed `fails` says."""
+class CaptionScript:
+    """A reply of a FakeEngine: the true caption of a fresh scene, or `wrong` where `fails(seed)`."""
 
     def __init__(self, count: int, fails: Any) -> None:
         self.fails = fails
@@ -47,11 +47,11 @@ class Pupil:
         return "wrong" if what is None or self.fails(what.seed) else questions.caption(what)
 
 
-def test_items_are_the_same_in_every_run_and_fit_their_picture() -> None:
+def test_items_are_reproducible_and_true() -> None:
     for task in TASKS:
         first, again = list(toys.items(task, 6, 3)), list(toys.items(task, 6, 3))
-        assert [(one.name, one.fields, one.truth) for one in first] == [(o.name, o.fields, o.truth) for o in again]
-        assert [one.name for one in toys.items(task, 2, 5)] == [one.name for one in first[2:4]]
+        assert [(i.name, i.fields, i.truth) for i in first] == [(i.name, i.fields, i.truth) for i in again]
+        assert [item.name for item in toys.items(task, 2, 5)] == [item.name for item in first[2:4]]
         for item in first:
             picture = decode_image(item.load())
             for place in item.truth.get("boxes", []):
@@ -68,26 +68,26 @@ def test_items_are_the_same_in_every_run_and_fit_their_picture() -> None:
                 assert np.abs(np.array(bounds) - np.array(place["box"])).max() <= 2
                 background = picture.pixels[0, 0].astype(int)
                 covered = np.abs(picture.pixels[mask].astype(int) - background).max(axis=1)
-                assert (covered > 30).mean() > 0.95  # there is ink under the mask
+                assert (covered > 30).mean() > 0.95  # the mask covers drawn pixels
 
 
-def test_all_kinds_of_questions_take_turns() -> None:
+def test_all_kinds_of_questions_occur() -> None:
     kinds = [item.truth["kind"] for item in toys.items("vqa", 70, 0)]
     assert all(kinds.count(kind) >= 5 for kind in questions.KINDS)
 
 
 @pytest.fixture
-def school() -> Iterator[str]:
-    """Two models that caption scenes: one is wrong about every second, the other about every fourth."""
-    first, second = Pupil(24, lambda seed: seed % 2 == 0), Pupil(24, lambda seed: seed % 4 == 1)
+def captioners() -> Iterator[str]:
+    """Serve two models that caption scenes: the first is wrong at every second, the other at every fourth."""
+    first, second = CaptionScript(24, lambda seed: seed % 2 == 0), CaptionScript(24, lambda seed: seed % 4 == 1)
     with serving(FakeEngine(first), FakeEngine(second)) as url:
         yield url
 
 
-def test_scores_of_scenes(diptych: Any, school: str, tmp_path: Path) -> None:
+def test_scores_of_models_and_merge_are_reported(diptych: Any, captioners: str, tmp_path: Path) -> None:
     out = tmp_path / "toy.jsonl"
     words = ("evaluate", "toy", "--task", "caption", "--n", 24, "--out", out)
-    ran = diptych(*words, "--server", school)
+    ran = diptych(*words, "--server", captioners)
     assert ran.status == 0, ran.err
     header = next(line for line in ran.out.splitlines() if "CIDEr-D" in line)
     assert "every shape" in header
@@ -95,10 +95,13 @@ def test_scores_of_scenes(diptych: Any, school: str, tmp_path: Path) -> None:
     assert set(rows) == {"toy-llava", "toy-paligemma", "merged", "merged:"} - {"merged:"}
     assert " 50.0 [" in rows["toy-llava"] and " 75.0 [" in rows["toy-paligemma"]
     assert "merged - toy-paligemma (best single)" in ran.out
-    found = lines(out)
-    assert len(found) == 24 and {"item", "task", "picture", "asked", "truth", "merged", "replies"} <= found[0].keys()
+    recorded_lines = lines(out)
+    assert (
+        len(recorded_lines) == 24
+        and {"item", "task", "picture", "asked", "truth", "merged", "replies"} <= recorded_lines[0].keys()
+    )
 
-    again = diptych(*words, "--json", "--server", school)
+    again = diptych(*words, "--json", "--server", captioners)
     report = json.loads(again.out)[0]
     assert report["task"] == "caption" and report["items"] == 24
     by = {row["name"]: row["measures"]["every shape"] for row in report["rows"]}
@@ -109,7 +112,7 @@ def test_scores_of_scenes(diptych: Any, school: str, tmp_path: Path) -> None:
     assert json.loads(offline.out) == [report]
 
 
-def test_it_goes_on_where_it_stopped(diptych: Any, tmp_path: Path) -> None:
+def test_second_call_requests_missing_items_only(diptych: Any, tmp_path: Path) -> None:
     out = tmp_path / "toy.jsonl"
     engine = FakeEngine("yes")
     with serving(engine) as url:
@@ -125,7 +128,7 @@ def test_it_goes_on_where_it_stopped(diptych: Any, tmp_path: Path) -> None:
         assert other.status == 2 and "another question" in other.err
 
 
-def test_a_second_call_asks_nothing_again_of_any_task(diptych: Any, server: str, tmp_path: Path) -> None:
+def test_second_call_with_all_tasks_requests_no_answered_item(diptych: Any, server: str, tmp_path: Path) -> None:
     out = tmp_path / "toy.jsonl"
     words = ("evaluate", "toy", "--n", 3, "--out", out, "--server", server)
     assert diptych(*words).status == 0
@@ -135,9 +138,9 @@ def test_a_second_call_asks_nothing_again_of_any_task(diptych: Any, server: str,
     assert {line["task"] for line in lines(out)} == set(TASKS)
 
 
-def test_another_merge_over_the_same_replies(diptych: Any, school: str, tmp_path: Path) -> None:
+def test_recorded_replies_are_merged_by_other_rules(diptych: Any, captioners: str, tmp_path: Path) -> None:
     out = tmp_path / "toy.jsonl"
-    diptych("evaluate", "toy", "--task", "caption", "--n", 24, "--out", out, "--server", school)
+    diptych("evaluate", "toy", "--task", "caption", "--n", 24, "--out", out, "--server", captioners)
     every = json.loads(diptych("evaluate", "--from", out, "--merge", "all", "--json").out)[0]
     merged = [row["name"] for row in every["rows"] if row["merged"]]
     from serve.tasks import TASKS as KNOWN
@@ -146,25 +149,27 @@ def test_another_merge_over_the_same_replies(diptych: Any, school: str, tmp_path
     own = json.loads(diptych("evaluate", "--from", out, "--json").out)[0]["rows"][-1]["measures"]
     assert every["rows"][2]["measures"] == own  # merging again by the task's own method comes to what was recorded
     for model, at in (("toy-llava", 0), ("toy-paligemma", 1)):
-        said = diptych("evaluate", "--from", out, "--weights", f"{model}=9,toy-llava=1"[: 99 if at else 11], "--json")
-        rows = json.loads(said.out)[0]["rows"]
-        assert rows[2]["measures"] == rows[at]["measures"]  # a heavy model has its way
+        reweighted = diptych(
+            "evaluate", "--from", out, "--weights", f"{model}=9,toy-llava=1"[: 99 if at else 11], "--json"
+        )
+        rows = json.loads(reweighted.out)[0]["rows"]
+        assert rows[2]["measures"] == rows[at]["measures"]  # the merge is the heavy model's
     ran = diptych("evaluate", "--from", out, "--merge", "dice")
     assert ran.status == 2 and "caption merges again by" in ran.err
 
 
-def line(item: str, merged: str, **said: str) -> dict[str, Any]:
-    replies = [{"model": model, "status": "ok", "result": {"answer": answer}} for model, answer in said.items()]
-    found = {"item": item, "task": "vqa", "picture": item, "asked": {}, "truth": {"answers": ["yes"]}}
-    return found | {"image": {}, "merged": {"result": {"answer": merged}}, "replies": replies}
+def line(item: str, merged: str, **answers: str) -> dict[str, Any]:
+    replies = [{"model": model, "status": "ok", "result": {"answer": answer}} for model, answer in answers.items()]
+    head = {"item": item, "task": "vqa", "picture": item, "asked": {}, "truth": {"answers": ["yes"]}}
+    return head | {"image": {}, "merged": {"result": {"answer": merged}}, "replies": replies}
 
 
 def recorded(path: Path, *some: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(one) + "\n" for one in some))
+    path.write_text("".join(json.dumps(body) + "\n" for body in some))
     return path
 
 
-def test_a_merge_that_is_worse_than_the_best_fails_where_that_is_required(diptych: Any, tmp_path: Path) -> None:
+def test_require_merged_fails_for_a_merge_below_the_best_model(diptych: Any, tmp_path: Path) -> None:
     bad = [line(str(at), "no", a="yes", b="no") for at in range(5)]
     path = recorded(tmp_path / "r.jsonl", *bad)
     assert diptych("evaluate", "--from", path).status == 0
@@ -174,8 +179,8 @@ def test_a_merge_that_is_worse_than_the_best_fails_where_that_is_required(diptyc
     assert diptych("evaluate", "--from", good, "--require-merged").status == 0
 
 
-def test_the_gain_is_paired(tmp_path: Path) -> None:
-    """Where merged and best are right about the same pictures but one, the interval is that one picture's."""
+def test_gain_is_paired(tmp_path: Path) -> None:
+    """Let merge and best model differ in a single image: the interval is that of this image."""
     some = [line(str(at), "yes", a="yes", b="no") for at in range(50)] + [line("x", "yes", a="no", b="no")]
     some += [line(f"n{at}", "no", a="no", b="no") for at in range(49)]
     (report,) = score.reports(some)
@@ -185,7 +190,7 @@ def test_the_gain_is_paired(tmp_path: Path) -> None:
     assert not report.lost()
 
 
-def test_failures_of_requests_are_left_out_and_of_models_are_wrong() -> None:
+def test_failed_request_is_left_out_and_failed_model_is_wrong() -> None:
     base = {"task": "vqa", "asked": {}, "truth": {"answers": ["yes"]}}
     lost = base | {"item": "1", "picture": "1", "error": {"code": "connection_error", "message": "x"}}
     silent = base | {"item": "2", "picture": "2", "error": {"code": "parse_error", "message": "x"}}
@@ -200,7 +205,7 @@ def test_failures_of_requests_are_left_out_and_of_models_are_wrong() -> None:
     ]
 
 
-def test_words_that_are_no_box_are_wrong_and_asked_once(diptych: Any, tmp_path: Path) -> None:
+def test_unparsable_reply_is_wrong_and_not_retried(diptych: Any, tmp_path: Path) -> None:
     engine, out = FakeEngine("nonsense"), tmp_path / "out.jsonl"
     with serving(engine, FakeEngine("nonsense")) as url:
         words = ("evaluate", "toy", "--task", "detect", "--n", 2, "--models", "toy-paligemma")
@@ -210,7 +215,7 @@ def test_words_that_are_no_box_are_wrong_and_asked_once(diptych: Any, tmp_path: 
     assert (report["items"], report["left_out"]) == (2, 0)
 
 
-def test_replies_of_different_models_are_not_compared(diptych: Any, tmp_path: Path) -> None:
+def test_record_with_different_models_is_refused(diptych: Any, tmp_path: Path) -> None:
     path = recorded(tmp_path / "r.jsonl", line("1", "yes", a="yes"), line("2", "yes", b="yes"))
     ran = diptych("evaluate", "--from", path)
     assert ran.status == 1 and "not every question went to the same models (a; b)" in ran.err
@@ -226,12 +231,12 @@ def test_replies_of_different_models_are_not_compared(diptych: Any, tmp_path: Pa
         (("toy", "--n", "0"), "must be 1 or more"),
     ],
 )
-def test_misuse(diptych: Any, words: tuple[str, ...], says: str) -> None:
+def test_wrong_arguments_are_refused(diptych: Any, words: tuple[str, ...], says: str) -> None:
     ran = diptych("evaluate", *words)
     assert ran.status == 2 and says in ran.err
 
 
-def test_what_is_not_there(diptych: Any, server: str, tmp_path: Path) -> None:
+def test_missing_file_folder_or_model_is_reported(diptych: Any, server: str, tmp_path: Path) -> None:
     assert "No such file" in diptych("evaluate", "--from", tmp_path / "gone.jsonl").err
     assert "no such folder" in diptych("evaluate", tmp_path / "gone", "--server", server).err
     ran = diptych("evaluate", "toy", "--models", "toy-lava", "--server", server)

@@ -1,4 +1,4 @@
-"""Measures against values worked by hand, and against pycocotools."""
+"""Measures against values computed by hand, and against pycocotools."""
 
 import contextlib
 import io
@@ -25,12 +25,9 @@ def once(items: int) -> Counts:
 
 
 def measured(task: str, truths: list[Any], answers: list[Any], counts: Counts | None = None) -> dict[str, Measured]:
-    found = [
-        one
-        for measure in MEASURES[task]
-        for one in measure(truths, answers, once(len(truths)) if counts is None else counts)
-    ]
-    return {one.name: one for one in found}
+    drawn = once(len(truths)) if counts is None else counts
+    values = [value for measure in MEASURES[task] for value in measure(truths, answers, drawn)]
+    return {value.name: value for value in values}
 
 
 # --- VQA accuracy ---
@@ -51,11 +48,11 @@ def measured(task: str, truths: list[Any], answers: list[Any], counts: Counts | 
         (["crimson"], 0.0),
     ],
 )
-def test_vqa_accuracy(people: list[str], value: float) -> None:
+def test_vqa_accuracy_follows_the_official_rule(people: list[str], value: float) -> None:
     assert accuracy("The red", people) == pytest.approx(value)
 
 
-def test_no_answer_is_a_wrong_one() -> None:
+def test_missing_answer_counts_as_wrong() -> None:
     truths = [{"answers": ["two"]}, {"answers": ["no"]}]
     assert measured("vqa", truths, [{"answer": "2"}, None])["VQA accuracy"].value == 50.0
 
@@ -63,8 +60,8 @@ def test_no_answer_is_a_wrong_one() -> None:
 # --- CIDEr-D ---
 
 
-def test_cider_d_worked_by_hand() -> None:
-    """Two pictures, one reference each: "red cat" and "red dog". "red" is in both, so its idf is log(2/2) = 0;
+def test_cider_d_equals_values_computed_by_hand() -> None:
+    """Score two images with a reference each, "red cat" and "red dog". "red" is in both, so its idf is log(2/2) = 0;
     "cat", "dog" and the pairs are in one: log 2."""
     references = [["red cat"], ["red dog"]]
     # identical: cosine 1 for n = 1 and n = 2, and there are no runs of 3 and 4: 10 x (1 + 1 + 0 + 0) / 4
@@ -87,21 +84,21 @@ texts = st.text("ab c.", max_size=12)
 
 
 @given(st.lists(st.tuples(texts, st.lists(texts, min_size=1, max_size=3)), min_size=1, max_size=4))
-def test_cider_d_is_between_0_and_10_and_knows_no_order_of_references(pairs: list[tuple[str, list[str]]]) -> None:
-    said, references = [text for text, _ in pairs], [some for _, some in pairs]
-    found = cider.scores(said, references)
-    assert all(-1e-9 <= value <= 10 + 1e-9 for value in found)
-    assert found == pytest.approx(cider.scores(said, [some[::-1] for some in references]))
+def test_cider_d_is_between_0_and_10_for_references_in_any_order(pairs: list[tuple[str, list[str]]]) -> None:
+    captions, references = [text for text, _ in pairs], [some for _, some in pairs]
+    values = cider.scores(captions, references)
+    assert all(-1e-9 <= value <= 10 + 1e-9 for value in values)
+    assert values == pytest.approx(cider.scores(captions, [some[::-1] for some in references]))
 
 
-def test_captions_of_scenes_must_name_every_shape_once() -> None:
+def test_caption_of_a_scene_must_name_every_shape_once() -> None:
     true = {"captions": ["a red circle and a blue star"], "shapes": ["red circle", "blue star"]}
-    for said, value in (
+    for caption, value in (
         ("a blue star and a red circle", 100.0),
         ("a red circle", 0.0),
         ("a red circle, a blue star and a red circle", 0.0),
     ):
-        assert measured("caption", [true], [{"caption": said}])["every shape"].value == value
+        assert measured("caption", [true], [{"caption": caption}])["every shape"].value == value
     assert "every shape" not in measured("caption", [{"captions": ["a cat"]}], [{"caption": "a cat"}])
 
 
@@ -110,21 +107,21 @@ def test_captions_of_scenes_must_name_every_shape_once() -> None:
 
 def test_character_error_rate_is_of_the_whole_set() -> None:
     truths = [{"text": "STOP"}, {"text": "OPEN  NOW"}, {"text": "42"}]
-    found = measured("ocr", truths, [{"text": "STOP"}, {"text": "OPEN\nNAW!"}, None])
-    assert found["CER"].value == pytest.approx(100 * (0 + 2 + 2) / (4 + 8 + 2)) and found["CER"].lower_is_better
-    assert found["exact"].value == pytest.approx(100 / 3)
+    values = measured("ocr", truths, [{"text": "STOP"}, {"text": "OPEN\nNAW!"}, None])
+    assert values["CER"].value == pytest.approx(100 * (0 + 2 + 2) / (4 + 8 + 2)) and values["CER"].lower_is_better
+    assert values["exact"].value == pytest.approx(100 / 3)
 
 
-def test_text_where_there_is_none_is_an_error_too() -> None:
+def test_text_for_an_image_without_text_counts_as_wrong() -> None:
     assert measured("ocr", [{"text": ""}, {"text": "ab"}], [{"text": "x"}, {"text": "ab"}])["CER"].value == 50.0
 
 
 # --- chat ---
 
 
-def test_chat_is_exact_but_for_case_and_stop() -> None:
-    found = measured("chat", [{"answers": ["The background is red."]}] * 2, [{"text": "the background is red"}, None])
-    assert found["exact"].value == 50.0
+def test_chat_is_exact_but_for_case_and_full_stop() -> None:
+    values = measured("chat", [{"answers": ["The background is red."]}] * 2, [{"text": "the background is red"}, None])
+    assert values["exact"].value == 50.0
 
 
 # --- boxes ---
@@ -133,32 +130,32 @@ def test_chat_is_exact_but_for_case_and_stop() -> None:
 def box(label: str, x: float, y: float, side: float = 10.0, score: float | None = None, crowd: bool = False) -> Any:
     mask = np.zeros((60, 60), bool)
     mask[round(y) : round(y + side), round(x) : round(x + side)] = True
-    made = {"label": label, "box": [x, y, x + side, y + side], "mask": masks.encode(mask).model_dump(), "crowd": crowd}
-    return made if score is None else made | {"score": score}
+    item = {"label": label, "box": [x, y, x + side, y + side], "mask": masks.encode(mask).model_dump(), "crowd": crowd}
+    return item if score is None else item | {"score": score}
 
 
-def test_average_precision_worked_by_hand() -> None:
-    """Two cats, the surest box wrong: precision 1/2 at recall 1/2, and nothing beyond: 51 of 101 recalls x 1/2."""
+def test_average_precision_equals_a_value_computed_by_hand() -> None:
+    """Detect two cats, the surest box wrong: precision 1/2 up to recall 1/2, then 0: 51 of 101 recalls x 1/2."""
     truths = [{"boxes": [box("cat", 0, 0), box("cat", 40, 40)]}]
     answers = [{"boxes": [box("cat", 20, 20, score=0.9), box("cat", 0, 0, score=0.5)]}]
-    found = measured("detect", truths, answers)
-    assert found["mAP@0.5"].value == pytest.approx(100 * 51 / 101 * 0.5)
-    assert found["mAP@0.5:0.95"].value == pytest.approx(100 * 51 / 101 * 0.5)
+    values = measured("detect", truths, answers)
+    assert values["mAP@0.5"].value == pytest.approx(100 * 51 / 101 * 0.5)
+    assert values["mAP@0.5:0.95"].value == pytest.approx(100 * 51 / 101 * 0.5)
 
 
-def test_articles_and_case_do_not_make_another_label() -> None:
-    found = measured("detect", [{"boxes": [box("a Cat", 0, 0)]}], [{"boxes": [box("cat", 0, 0, score=0.5)]}])
-    assert found["mAP@0.5:0.95"].value == pytest.approx(100.0)
+def test_label_ignores_articles_and_case() -> None:
+    values = measured("detect", [{"boxes": [box("a Cat", 0, 0)]}], [{"boxes": [box("cat", 0, 0, score=0.5)]}])
+    assert values["mAP@0.5:0.95"].value == pytest.approx(100.0)
 
 
-def test_nothing_found_and_nothing_to_find() -> None:
+def test_precision_is_0_without_boxes_or_without_objects() -> None:
     for answers in ([None], [{"boxes": []}]):
         assert measured("detect", [{"boxes": [box("cat", 0, 0)]}], answers)["mAP@0.5"].value == 0.0
     assert measured("detect", [{"boxes": []}], [{"boxes": [box("cat", 0, 0, score=1.0)]}])["mAP@0.5"].value == 0.0
 
 
 def scattered(seed: int, items: int = 12) -> tuple[list[Any], list[Any]]:
-    """Pictures with boxes found more or less where they are, some missed, some invented, some crowds, tied scores."""
+    """Make random items with detections near the true boxes, some missing, some wrong, some crowds, tied scores."""
     rng = random.Random(seed)
     truths, answers = [], []
     for _ in range(items):
@@ -166,87 +163,87 @@ def scattered(seed: int, items: int = 12) -> tuple[list[Any], list[Any]]:
             box(rng.choice("abc"), rng.uniform(0, 40), rng.uniform(0, 40), rng.uniform(8, 18), crowd=rng.random() < 0.1)
             for _ in range(rng.randint(0, 4))
         ]
-        found = []
-        for one in true:
+        detected = []
+        for item in true:
             if rng.random() < 0.7:
-                x, y = (v + rng.uniform(-3, 3) for v in one["box"][:2])
-                label = one["label"] if rng.random() < 0.9 else rng.choice("abc")
-                side = one["box"][2] - one["box"][0]
-                found.append(box(label, max(0, x), max(0, y), side, score=round(rng.random(), 1)))
+                x, y = (v + rng.uniform(-3, 3) for v in item["box"][:2])
+                label = item["label"] if rng.random() < 0.9 else rng.choice("abc")
+                side = item["box"][2] - item["box"][0]
+                detected.append(box(label, max(0, x), max(0, y), side, score=round(rng.random(), 1)))
         truths.append({"boxes": true})
-        answers.append({"boxes": found} if rng.random() < 0.9 else None)
+        answers.append({"boxes": detected} if rng.random() < 0.9 else None)
     return truths, answers
 
 
 def coco(kind: str, truths: list[Any], answers: list[Any]) -> tuple[float, float]:
-    """pycocotools by its own front door: the first two of its twelve numbers."""
-    ids = {label: at for at, label in enumerate("abc", 1)}
+    """Compute mAP@0.5:0.95 and mAP@0.5 with COCOeval itself."""
+    ids = {label: index for index, label in enumerate("abc", 1)}
 
-    def annotation(image: int, one: Any) -> Any:
-        x0, y0, x1, y1 = one["box"]
-        made = {"image_id": image, "category_id": ids[one["label"]], "bbox": [x0, y0, x1 - x0, y1 - y0]}
-        return made | {"area": (x1 - x0) * (y1 - y0), "segmentation": one["mask"], "iscrowd": int(one["crowd"])}
+    def annotation(image: int, item: Any) -> Any:
+        x0, y0, x1, y1 = item["box"]
+        entry = {"image_id": image, "category_id": ids[item["label"]], "bbox": [x0, y0, x1 - x0, y1 - y0]}
+        return entry | {"area": (x1 - x0) * (y1 - y0), "segmentation": item["mask"], "iscrowd": int(item["crowd"])}
 
     with contextlib.redirect_stdout(io.StringIO()):
-        made = COCO()
+        dataset = COCO()
         images = [{"id": at, "height": 60, "width": 60} for at in range(1, len(truths) + 1)]
-        made.dataset = {"images": images, "categories": [{"id": at, "name": label} for label, at in ids.items()]}
-        wanted = [annotation(at, one) for at, true in enumerate(truths, 1) for one in true["boxes"]]
-        made.dataset["annotations"] = [one | {"id": at} for at, one in enumerate(wanted, 1)]
-        made.createIndex()
-        said = [
-            annotation(at, one) | {"score": one["score"]}
+        dataset.dataset = {"images": images, "categories": [{"id": at, "name": label} for label, at in ids.items()]}
+        wanted = [annotation(at, item) for at, true in enumerate(truths, 1) for item in true["boxes"]]
+        dataset.dataset["annotations"] = [entry | {"id": at} for at, entry in enumerate(wanted, 1)]
+        dataset.createIndex()
+        detections = [
+            annotation(at, item) | {"score": item["score"]}
             for at, answer in enumerate(answers, 1)
-            for one in (answer or {"boxes": []})["boxes"]
+            for item in (answer or {"boxes": []})["boxes"]
         ]
         if kind == "segm":
-            for one in said:
-                del one["bbox"]
-        judged = COCOeval(made, made.loadRes(said), kind)
-        judged.evaluate()
-        judged.accumulate()
-        judged.summarize()
-    return float(judged.stats[0]), float(judged.stats[1])
+            for detection in detections:
+                del detection["bbox"]
+        evaluation = COCOeval(dataset, dataset.loadRes(detections), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[0]), float(evaluation.stats[1])
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_average_precision_is_pycocotools_own(seed: int) -> None:
+def test_average_precision_equals_pycocotools(seed: int) -> None:
     truths, answers = scattered(seed)
     expected = coco("bbox", truths, answers)
-    found = measured("detect", truths, answers)
-    assert (found["mAP@0.5:0.95"].value, found["mAP@0.5"].value) == pytest.approx([100 * value for value in expected])
+    values = measured("detect", truths, answers)
+    assert (values["mAP@0.5:0.95"].value, values["mAP@0.5"].value) == pytest.approx([100 * value for value in expected])
     expected = coco("segm", truths, answers)
-    found = measured("segment", truths, answers)
-    numbers = (found["mask mAP@0.5:0.95"].value, found["mask mAP@0.5"].value)
+    values = measured("segment", truths, answers)
+    numbers = (values["mask mAP@0.5:0.95"].value, values["mask mAP@0.5"].value)
     assert numbers == pytest.approx([100 * value for value in expected])
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_resample_scores_what_pycocotools_gives_those_pictures(seed: int) -> None:
-    """Pictures drawn twice are twice in the set: the weighted precision must be that of the set written out."""
+def test_precision_of_a_resample_equals_that_of_its_items(seed: int) -> None:
+    """Compare the weighted precision with that of a set in which images drawn twice are there twice."""
     truths, answers = scattered(seed, items=10)
     counts = resamples([str(at) for at in range(10)])[:8]
-    found = instances.box_precision(truths, answers, counts)
+    values = instances.box_precision(truths, answers, counts)
     for at, drawn in enumerate(counts):
         order = [item for item, times in enumerate(drawn) for _ in range(times)]
         again = instances.box_precision([truths[i] for i in order], [answers[i] for i in order], once(len(order)))
-        for one, other in zip(found, again, strict=True):
-            assert one.resampled[at] == pytest.approx(other.value)
+        for weighted, other in zip(values, again, strict=True):
+            assert weighted.resampled[at] == pytest.approx(other.value)
 
 
 # --- masks ---
 
 
-def test_mask_overlap_is_over_true_instances() -> None:
+def test_mask_iou_is_the_mean_over_true_instances() -> None:
     truths = [{"boxes": [box("a", 0, 0), box("a", 30, 0), box("b", 0, 30), box("b", 40, 40, crowd=True)]}]
-    said = [box("a", 5, 0, score=0.9), box("a", 0, 0, score=0.1), box("b", 30, 0, score=0.9)]
-    # the first "a" is found whole, the second not at all, "b" is elsewhere: 1 / 3
-    assert measured("segment", truths, [{"boxes": said}])["mask IoU"].value == pytest.approx(100 / 3)
+    detected = [box("a", 5, 0, score=0.9), box("a", 0, 0, score=0.1), box("b", 30, 0, score=0.9)]
+    # the first "a" is matched whole, the second not at all, "b" is elsewhere: 1 / 3
+    assert measured("segment", truths, [{"boxes": detected}])["mask IoU"].value == pytest.approx(100 / 3)
     half = [box("a", 5, 0, score=0.9)]  # 50 pixels of both, 150 of either
     assert measured("segment", truths, [{"boxes": half}])["mask IoU"].value == pytest.approx(100 / 3 / 3)
 
 
-def test_a_mask_of_another_size_overlaps_nothing() -> None:
+def test_mask_of_another_size_has_iou_0() -> None:
     other = box("a", 0, 0, score=0.9) | {"mask": masks.encode(np.ones((9, 9), bool)).model_dump()}
     assert measured("segment", [{"boxes": [box("a", 0, 0)]}], [{"boxes": [other]}])["mask IoU"].value == 0.0
 
@@ -256,7 +253,7 @@ def test_a_mask_of_another_size_overlaps_nothing() -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=20))
-def test_questions_about_one_picture_are_drawn_together(pictures: list[str]) -> None:
+def test_items_of_the_same_image_are_drawn_together(pictures: list[str]) -> None:
     counts = resamples(pictures)
     for row in counts[:50]:
         of = dict(zip(pictures, row.tolist(), strict=True))
@@ -264,10 +261,10 @@ def test_questions_about_one_picture_are_drawn_together(pictures: list[str]) -> 
     assert (resamples(pictures) == counts).all()
 
 
-def test_the_interval_of_a_mean_is_what_theory_says() -> None:
-    """200 of 400 right: a standard error of 2.5 points, so 1.96 of them either side."""
+def test_interval_of_a_mean_agrees_with_its_standard_error() -> None:
+    """Score 200 right answers of 400: a standard error of 2.5 points, so 1.96 of them either side."""
     counts = resamples([str(at) for at in range(400)])
     truths = [{"answers": ["yes" if at % 2 else "no"]} for at in range(400)]
-    found = measured("vqa", truths, [{"answer": "yes"}] * 400, counts)["VQA accuracy"]
-    low, high = np.percentile(found.resampled, [2.5, 97.5])
+    values = measured("vqa", truths, [{"answer": "yes"}] * 400, counts)["VQA accuracy"]
+    low, high = np.percentile(values.resampled, [2.5, 97.5])
     assert low == pytest.approx(50 - 4.9, abs=0.6) and high == pytest.approx(50 + 4.9, abs=0.6)

@@ -35,4 +35,4 @@ def texts(count: int) -> list[str]:
 def prompts(family: str, count: int, *, filmed: bool = False) -> list[str]:
     """Return the texts as prompts with a question each, about an image or a video."""
     converse = published(family).converse
-    return [converse([Turn("user", text, pictured=not filmed, filmed=filmed)]) for text in texts(count)]
+    return [converse([Turn("user", text, has_image=not filmed, has_video=filmed)]) for text in texts(count)]

@@ -2,20 +2,20 @@ import random
 
 import numpy as np
 import pytest
-from later import Later
+from lazy_module import LazyModule
 
 from serve.toy import questions, world
 from serve.toy.questions import Question
 
-torch, tokenizer = Later("torch"), Later("serve.toy.training.tokenizer")
-corpus, nets = Later("serve.toy.training.corpus"), Later("serve.toy.training.nets")
-WHAT = world.scene(3)
-ASKED = [(Question("vqa", "color", "What color is the star?", "red"), WHAT.size),
-         (Question("caption", "caption", "", questions.caption(WHAT)), WHAT.size)]  # fmt: skip
+torch, tokenizer = LazyModule("torch"), LazyModule("serve.toy.training.tokenizer")
+corpus, nets = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.nets")
+SCENE = world.scene(3)
+QUESTIONS = [(Question("vqa", "color", "What color is the star?", "red"), SCENE.size),
+         (Question("caption", "caption", "", questions.caption(SCENE)), SCENE.size)]  # fmt: skip
 
 
-def said(net, packer, packed, image):
-    """Logits of the kept rows."""
+def logits(net, packer, packed, image):
+    """Return the logits of the kept positions."""
     head = torch.tensor([packer.head], dtype=torch.long).expand(len(packed.ids), -1)
     x = torch.cat([net.embed(head), image.expand(len(packed.ids), -1, -1), net.embed(packed.ids)], dim=1)
     return net.logits(net.text(x, packed.positions, packed.mask, packed.keep))
@@ -27,17 +27,17 @@ def test_packed_questions_do_not_see_each_other(family):
     net, packer = nets.Net(family, tokenizer.size(family)), corpus.Packer(family)
     image = torch.randn(1, 49, net.size.width)
     with torch.no_grad():
-        together = packer.pack([(0, ASKED)], 200)
-        alone = [packer.pack([(0, [one])], 200) for one in ASKED]
-        apart = torch.cat([said(net, packer, one, image)[0] for one in alone])
-        torch.testing.assert_close(said(net, packer, together, image)[0], apart, atol=1e-4, rtol=1e-4)
-    assert torch.equal(together.target[0], torch.cat([one.target[0] for one in alone]))
+        together = packer.pack([(0, QUESTIONS)], 200)
+        alone = [packer.pack([(0, [question])], 200) for question in QUESTIONS]
+        apart = torch.cat([logits(net, packer, packed, image)[0] for packed in alone])
+        torch.testing.assert_close(logits(net, packer, together, image)[0], apart, atol=1e-4, rtol=1e-4)
+    assert torch.equal(together.target[0], torch.cat([packed.target[0] for packed in alone]))
 
 
-def test_exact_packs_let_the_picture_see_the_prompt_and_nothing_see_the_answer_before_it():
+def test_exact_mask_is_full_over_image_and_prompt_and_causal_over_the_answer():
     packer = corpus.Packer("paligemma")
-    packed = packer.pack([(0, ASKED[1:])], 200, exact=True)
-    prefix = 49 + len(packer.pair(*ASKED[1])[0])
+    packed = packer.pack([(0, QUESTIONS[1:])], 200, exact=True)
+    prefix = 49 + len(packer.pair(*QUESTIONS[1])[0])
     seen = packed.mask[0] == 0
     assert seen[:prefix, :prefix].all() and not seen[:prefix, prefix:].any()
     answer = seen[prefix:, prefix:]
@@ -45,66 +45,67 @@ def test_exact_packs_let_the_picture_see_the_prompt_and_nothing_see_the_answer_b
     assert packed.keep[0, 0] == prefix - 1
 
 
-def test_the_first_word_weighs_in_full():
-    packed = corpus.Packer("llava").pack([(0, ASKED)], 200)
+def test_first_token_of_an_answer_has_full_weight():
+    packed = corpus.Packer("llava").pack([(0, QUESTIONS)], 200)
     first = [int((packed.group[0] == group).nonzero()[0]) for group in (0, 1)]
     assert packed.weight[0, first].tolist() == [1.0, 1.0]
     assert (packed.weight[0][first[1] + 1 :] < 1).all()
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
-def test_every_thing_has_a_patch_and_every_patch_a_truth(family):
+def test_every_object_has_a_patch_and_every_patch_valid_labels(family):
     for seed in range(200):
-        what = corpus.scene(seed)
-        labels, edges = corpus.patch_labels(what, family, nets.SIDE // nets.PATCH)
+        scene = corpus.training_scene(seed)
+        labels, edges = corpus.patch_labels(scene, family, nets.SIDE // nets.PATCH)
         assert (labels.max(0) < list(corpus.CLASSES.values())).all()
-        assert len({tuple(box) for box in edges if box.any()}) == len(what.shapes)
-        assert bool(labels[:, 4].any()) == bool(what.text)
+        assert len({tuple(box) for box in edges if box.any()}) == len(scene.shapes)
+        assert bool(labels[:, 4].any()) == bool(scene.text)
         assert ((labels[:, 0] > 0) == edges.any(1)).all()
 
 
-def test_masks_and_absent_things_are_asked_for_where_the_phase_says_so():
+def test_mask_and_absent_questions_follow_the_phase_settings():
     rng = random.Random(0)
     plain, more = [], []
     for seed in range(300):
-        what = corpus.scene(seed)
-        plain += [(what, one) for one in corpus.asked(what, "paligemma", rng)]
-        more += [(what, one) for one in corpus.asked(what, "paligemma", rng, segment=True, absent=0.1)]
-    assert not [one for _, one in plain if one.task == "segment" or one.kind == "absent"]
-    placed = [(what, one) for what, one in more if one.task in ("detect", "segment")]
-    missing = [(what, one) for what, one in placed if not one.boxes]
+        scene = corpus.training_scene(seed)
+        plain += [(scene, question) for question in corpus.training_questions(scene, "paligemma", rng)]
+        full = corpus.training_questions(scene, "paligemma", rng, segment=True, absent=0.1)
+        more += [(scene, question) for question in full]
+    assert not [question for _, question in plain if question.task == "segment" or question.kind == "absent"]
+    placed = [(scene, question) for scene, question in more if question.task in ("detect", "segment")]
+    missing = [(scene, question) for scene, question in placed if not question.boxes]
     assert 0.05 < len(missing) / len(placed) < 0.2
-    assert {one.task for _, one in missing} == {"detect", "segment"}
-    assert not [one for what, one in missing if questions.matching(what, one.text)]
+    assert {question.task for _, question in missing} == {"detect", "segment"}
+    assert not [question for scene, question in missing if questions.matching(scene, question.text)]
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
-def test_training_questions_are_true(family):
+def test_training_boxes_are_true(family):
     rng = random.Random(0)
     for seed in range(100):
-        what = corpus.scene(seed)
-        asked = corpus.asked(what, family, rng)
-        assert len({one.task for one in asked}) >= 3
-        for one in asked:
-            for _, box in one.boxes:
-                assert box in [shape.box for shape in what.shapes]
+        scene = corpus.training_scene(seed)
+        chosen = corpus.training_questions(scene, family, rng)
+        assert len({question.task for question in chosen}) >= 3
+        for question in chosen:
+            for _, box in question.boxes:
+                assert box in [shape.box for shape in scene.shapes]
 
 
-def test_a_view_is_square_and_small():
-    picture = world.draw(WHAT, 2.0)
+def test_view_is_square_and_small():
+    picture = world.draw(SCENE, 2.0)
     assert corpus.view(picture, "llava").size == corpus.view(picture, "paligemma").size == (nets.SIDE, nets.SIDE)
     corner = np.asarray(corpus.view(world.draw(world.scene(0)), "llava"))
     assert corner.shape == (nets.SIDE, nets.SIDE, 3)
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
-def test_a_tower_that_grows_keeps_its_places(family):
+def test_larger_tower_keeps_interpolated_positions(family):
     torch.manual_seed(0)
     net = nets.Net(family, tokenizer.size(family))
     embeddings = net.vision_tower.vision_model.embeddings
     places = embeddings.position_embedding.weight
     head, across = places[: len(places) - 49].clone(), torch.linspace(-1, 1, 7)
-    with torch.no_grad():  # a place that says how far right it is, as (row, column) of a 7 x 7 square
+    with torch.no_grad():  # each position holds its column, -1 to 1, in a 7 x 7 square
         places[len(head) :] = across.repeat(7)[:, None]
     embeddings.grow(144)
     grown = embeddings.position_embedding.weight.detach()
@@ -115,7 +116,7 @@ def test_a_tower_that_grows_keeps_its_places(family):
     assert embeddings(torch.zeros(2, 3, 144, 144)).shape == (2, len(head) + 81, nets.VISION)
 
 
-def test_a_finer_corpus_is_kept_apart(tmp_path):
+def test_corpus_of_larger_images_has_its_own_cache(tmp_path):
     coarse = corpus.Corpus.of("paligemma", 5, 3, tmp_path)
     fine = corpus.Corpus.of("paligemma", 5, 3, tmp_path, 144)
     assert coarse.images.shape == (3, 3, 112, 112) and fine.images.shape == (3, 3, 144, 144)
@@ -124,11 +125,14 @@ def test_a_finer_corpus_is_kept_apart(tmp_path):
     assert np.array_equal(again.images, fine.images) and np.array_equal(again.edges, fine.edges)
 
 
-def test_a_phase_may_ask_for_more_counting():
+def test_counting_setting_raises_the_share_of_counting_questions():
     def share(counting):
-        found = [
-            q for seed in range(60) for q in corpus.asked(WHAT, "paligemma", random.Random(seed), counting=counting)
+        chosen = [
+            question
+            for seed in range(60)
+            for question in corpus.training_questions(SCENE, "paligemma", random.Random(seed), counting=counting)
         ]
-        return sum(q.kind == "count_kind" for q in found) / sum(q.task == "vqa" for q in found)
+        counted = sum(question.kind == "count_kind" for question in chosen)
+        return counted / sum(question.task == "vqa" for question in chosen)
 
     assert share(0.0) < 0.25 < 0.45 < share(0.7)

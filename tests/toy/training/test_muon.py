@@ -1,17 +1,17 @@
 import pytest
-from later import Later
+from lazy_module import LazyModule
 
-torch, muon = Later("torch"), Later("serve.toy.training.muon")
+torch, muon = LazyModule("torch"), LazyModule("serve.toy.training.muon")
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
-def test_an_update_has_no_favourite_direction(shape):
+def test_update_has_similar_singular_values(shape):
     torch.manual_seed(0)
     values = torch.linalg.svdvals(muon.orthogonal(torch.randn(shape)))
     assert values.min() > 0.3 and values.max() < 1.4
 
 
-def test_it_goes_downhill():
+def test_loss_falls():
     torch.manual_seed(0)
     part, goal = torch.nn.Parameter(torch.zeros(8, 8)), torch.randn(8, 8)
     optimizer = muon.Muon([{"params": [part], "lr": 0.05}])

@@ -1,4 +1,4 @@
-"""How many prompts a request is: told in the gateway without making them, and as many as are then made."""
+"""`Skill.prompts`, by which the gateway counts a request's prompts, against the prompts that `ask` makes."""
 
 from collections.abc import AsyncGenerator, Callable, Hashable
 from typing import Any
@@ -23,31 +23,31 @@ DETECTING = [model for model in MODELS.values() if "detect" in model.skills]
 
 
 def detecting(count: int) -> DetectRequest:
-    return DetectRequest(image=PICTURE, labels=[f"thing {at}" for at in range(count)])
+    return DetectRequest(image=PICTURE, labels=[f"thing {number}" for number in range(count)])
 
 
 @pytest.mark.parametrize("count", [1, 2, 32])
 @pytest.mark.parametrize("model", DETECTING, ids=lambda model: model.name)
-def test_they_are_counted_as_they_are_made(model: Model, count: int) -> None:
+def test_detection_count_equals_the_prompts_of_ask(model: Model, count: int) -> None:
     skill = model.skills["detect"]
     assert skill.prompts(detecting(count)) == len(skill.ask(detecting(count)))
 
 
-def test_there_are_families_that_ask_one_for_each_phrase_and_one_for_all() -> None:
+def test_detection_takes_a_prompt_per_phrase_or_a_single_prompt() -> None:
     assert {model.skills["detect"].prompts(detecting(5)) for model in DETECTING} == {1, 5}
 
 
 @pytest.mark.parametrize("task", ["vqa", "chat", "ocr", "caption", "segment"])
-def test_anything_else_is_one(task: str) -> None:
-    about = {
+def test_other_tasks_take_a_single_prompt(task: str) -> None:
+    requests = {
         "vqa": VqaRequest(image=PICTURE, question="a?"),
         "chat": ChatRequest(image=PICTURE, question="a"),
         "ocr": OcrRequest(image=PICTURE),
         "caption": CaptionRequest(image=PICTURE),
         "segment": SegmentRequest(image=PICTURE, labels=["a", "b"]),
     }
-    asked = [model for model in MODELS.values() if task in model.skills]
-    assert asked and {model.skills[task].prompts(about[task]) for model in asked} == {1}
+    models = [model for model in MODELS.values() if task in model.skills]
+    assert models and {model.skills[task].prompts(requests[task]) for model in models} == {1}
 
 
 async def test_remote_routes_by_the_number_of_prompts() -> None:

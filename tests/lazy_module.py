@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 
-class Later:
+class LazyModule:
     """A stand-in for the module `name`, which is imported with the first attribute that is read."""
 
     def __init__(self, name: str) -> None:
