@@ -16,7 +16,7 @@ from serve.media.decoding import SMALL
 from serve.media.geometry import Padded, pad_to_square
 from serve.media.image import Image
 from serve.media.video import Video
-from serve.models.llava import PAD_COLOUR, prepare
+from serve.models.llava import PAD_COLOUR, pad
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -68,7 +68,7 @@ def test_a_padded_image_has_the_values_of_the_full_square_bit_by_bit(clip: Any, 
     assert resizer is not None and (resizer.height, resizer.width, resizer.stretches) == (size, size, False)
     for width, height in SHAPES:
         pixels = noise(width, height)
-        image = prepare(Image(pixels))
+        image = pad(Image(pixels))
         assert resizer.applies_to(image) and tuple(resizer(image).shape) == (3, size, size)
         assert (values(processor, resizer(image)) == values(processor, squared(pixels))).all(), (width, height)
 
@@ -146,6 +146,6 @@ def test_small_images_are_left_to_the_processor_and_large_ones_resized(clip: Any
     def shown(image: Image) -> tuple[int, ...]:
         return tuple(multimodal.multimodal_input(Prompt("a", image), resizer)["multi_modal_data"]["image"][0].shape)
 
-    assert shown(prepare(Image(noise(60, 40)))) == (3, 60, 60)
-    assert shown(prepare(Image(noise(1000, 40)))) == (3, 56, 56)
+    assert shown(pad(Image(noise(60, 40)))) == (3, 60, 60)
+    assert shown(pad(Image(noise(1000, 40)))) == (3, 56, 56)
     assert shown(Image(noise(1000, 600))) == (3, 600, 1000)  # not square: the processor would crop it
