@@ -53,7 +53,7 @@ class Ran:
 
 HEEDING_SIGINT = (
     "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "runpy.run_module('serve', run_name='__main__')"
+    "runpy.run_module('serve.cli', run_name='__main__')"
 )
 """A shell lets its background jobs ignore SIGINT; their children inherit that, and Python does not change it."""
 
