@@ -17,6 +17,7 @@ from serve.api.limits import MAX_BODY_MB, Limits
 from serve.api.origin_check import is_loopback
 from serve.engines.vllm.config_check import kind
 from serve.media.fetch.policy import Policy
+from serve.media.outline import MAX_MEGAPIXELS
 from serve.models import MODELS
 from serve.models.base import Checkpoint, Model
 from serve.models.own import Lora, Own, lora, own
@@ -157,6 +158,9 @@ class GatewayArgs(Placement):
         "memory, or an eighth of the machine's.",
     )
     max_body_mb: int = Field(default=MAX_BODY_MB, ge=1, description="The largest request that is read.")
+    max_image_megapixels: float = Field(
+        default=MAX_MEGAPIXELS, gt=0, le=MAX_MEGAPIXELS, description="The largest image that is decoded."
+    )
     body_timeout_s: float = Field(default=Limits.body_timeout_s, gt=0, description="For a request's body to arrive.")
     head_timeout_s: float = Field(default=Limits.head_timeout_s, gt=0, description="For its headers, with `listen`.")
     leave_s: float = Field(
@@ -204,6 +208,7 @@ class GatewayArgs(Placement):
         """Return the limits on each request."""
         return Limits(
             max_body_mb=self.max_body_mb,
+            max_image_megapixels=self.max_image_megapixels,
             body_timeout_s=self.body_timeout_s,
             head_timeout_s=self.head_timeout_s,
             write_timeout_s=self.write_timeout_s,

@@ -83,7 +83,7 @@ def create_app(
     budget = budget or Budget.of_this_process()
     metrics = metrics or Metrics()
     metrics.watch(budget)
-    media = MediaLoader(fetcher or Fetcher(), budget)
+    media = MediaLoader(fetcher or Fetcher(), budget, limits.max_image_megapixels)
     # the last middleware added is the outermost
     app.add_middleware(Authentication, access=access, cors=cors, rate_limiter=rate_limiter)
     if cors:

@@ -13,7 +13,7 @@ from pydantic_core import core_schema
 
 from serve.errors import BadRequest, ServeError, TooLarge
 from serve.media import pillow_decoder
-from serve.media.outline import MAX_PARTS, MAX_PIXELS, MAX_SIDE, QUICK_BYTES, Outline, RejectedFile, read_outline
+from serve.media.outline import MAX_MEGAPIXELS, MAX_PARTS, MAX_SIDE, QUICK_BYTES, Outline, RejectedFile, read_outline
 from serve.media.shared_pixels import Handle, SharedPixels, handles_travel
 
 MAX_BYTES = 20 * 1024 * 1024
@@ -184,8 +184,8 @@ def image_from_url(url: str, param: str = "image") -> Image:
     return undecoded_image(data_url_bytes(url, param, "image", MAX_BYTES), param)
 
 
-def image_error(refused: RejectedFile, param: str) -> ServeError:
-    """Return the client's error for a rejected image file."""
+def image_error(refused: RejectedFile, param: str, max_megapixels: float = MAX_MEGAPIXELS) -> ServeError:
+    """Return the client's error for a rejected image file. max_megapixels: the limit that it passed."""
     size = " ({} x {})".format(*refused.size) if refused.size else ""
     if refused.why in ("format", "damaged", "kind"):
         message = {
@@ -194,7 +194,7 @@ def image_error(refused: RejectedFile, param: str) -> ServeError:
         }.get(refused.why, "The image is damaged or cut short and cannot be decoded.")
         return BadRequest(message, param=param, code="invalid_image")
     message = {
-        "pixels": f"The image has too many pixels{size}: at most {MAX_PIXELS // 1_000_000} megapixels "
+        "pixels": f"The image has too many pixels{size}: at most {max_megapixels:g} megapixels "
         f"and {MAX_SIDE} pixels a side.",
         "scans": "The image is a JPEG of too many scans.",
         "parts": f"The image file has more than {MAX_PARTS:,} parts.",

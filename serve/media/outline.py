@@ -13,7 +13,8 @@ from typing import Literal
 
 Format = Literal["PNG", "JPEG", "WEBP", "GIF"]
 
-MAX_PIXELS = 40_000_000  # a 20 KB PNG can decompress to gigabytes
+MAX_MEGAPIXELS = 40  # a 20 KB PNG can decompress to gigabytes
+MAX_PIXELS = MAX_MEGAPIXELS * 1_000_000
 MAX_SIDE = 16_384
 MAX_SCANS = 32
 """Scans of a JPEG. A progressive one has about ten. Each, of ten bytes or more, passes over all pixels: 200 over

@@ -350,6 +350,22 @@ async def test_large_body_is_refused() -> None:
         assert (reply.status_code, error(reply)["code"]) == (413, "request_too_large")
 
 
+@pytest.mark.parametrize("path", ["/v1/tasks/vqa", "/v1/chat/completions"])
+async def test_image_above_the_configured_megapixels_is_refused(path: str) -> None:
+    app = create_app(router(), limits=Limits(max_image_megapixels=0.005))
+
+    async def ask(width: int) -> httpx.Response:
+        url = "data:image/png;base64," + base64.b64encode(picture(width, 50)).decode()
+        return await post(
+            path, {"model": LLAVA, "messages": [message(image=url)]} if "chat" in path else {**VQA, "image": url}, app
+        )
+
+    assert (await ask(100)).status_code == 200
+    reply = await ask(101)
+    assert (reply.status_code, error(reply)["code"]) == (413, "image_too_large")
+    assert "101 x 50" in error(reply)["message"] and "0.005 megapixels" in error(reply)["message"]
+
+
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=b"])
 async def test_endless_chunked_body_is_refused_at_the_limit(kind: str) -> None:
     read = 0

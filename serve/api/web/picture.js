@@ -4,7 +4,7 @@ import { byId, drawn, made } from "./dom.js";
 import { painted } from "./rle.js";
 import { MERGED, number, rgb, tone } from "./tones.js";
 
-const MAX_BYTES = 20 * 1024 * 1024; // what the server takes (serve/image.py)
+const MAX_BYTES = 20 * 1024 * 1024; // what the server takes (serve/media/image.py)
 const stage = byId("stage");
 const image = byId("picture");
 const overlay = byId("overlay");
