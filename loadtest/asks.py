@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 from loadtest.pictures import QUESTION, body, data_url, scenes
 from serve.client.http_client import Server
-
-ASKED = {"vqa": "question", "chat": "question", "detect": "labels", "segment": "labels"}
-"""What a task is told beside the picture; the others need nothing."""
+from serve.tasks import TASKS
 
 
 class Nothing(Exception):
@@ -51,7 +49,7 @@ class Served:
         able = {
             entry["id"]: tuple(name for name in entry["diptych"]["models"] if name in seeing)
             for entry in listed["data"]
-            if entry["diptych"]["kind"] == "task"
+            if entry["diptych"]["kind"] == "task" and entry["id"] in TASKS
         }
         wanted = [task.strip() for task in tasks.split(",") if task.strip()] or list(able)
         if missing := [task for task in wanted if not able.get(task)]:
@@ -81,15 +79,15 @@ class Asks:
         """All models that can, by the task's own door."""
         task, models = random.choice(list(self.served.tasks.items()))
         picture, labels = next(self.scenes)
-        words = {"question": QUESTION, "labels": labels}
-        told = {ASKED[task]: words[ASKED[task]]} if task in ASKED else {}
-        sent = json.dumps({"image": data_url(picture), "stream": stream, **told}).encode()
+        field = TASKS[task].text_field
+        text = {} if field is None else {field: labels if field == "labels" else QUESTION}
+        sent = json.dumps({"image": data_url(picture), "stream": stream, **text}).encode()
         return Ask(f"/v1/tasks/{task}", "task", f"task {task}", sent, models)
 
     def fan_out(self, stream: bool) -> Ask:
         """The same by OpenAI's door: choice 0 is the merged reply, the others are the models'."""
         task, models = random.choice(list(self.served.tasks.items()))
         picture, labels = next(self.scenes)
-        text = "; ".join(labels) if ASKED.get(task) == "labels" else QUESTION
+        text = "; ".join(labels) if TASKS[task].text_field == "labels" else QUESTION
         sent = body(f"{task}:*", picture, text=text, stream=stream)
         return Ask("/v1/chat/completions", "fan-out", f"fan-out {task}:*", sent, models)

@@ -127,9 +127,8 @@ def _run_options(run: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
-    tasks = ("vqa", "caption", "ocr", "detect", "segment", "chat", "all")
     evaluate.add_argument("target", nargs="?", metavar="FOLDER|toy", help="labelled pictures, or freshly drawn scenes")
-    evaluate.add_argument("--task", choices=tasks, default="all", help="default all")
+    evaluate.add_argument("--task", type=_measured_task, default="all", help="default all; see `diptych models`")
     evaluate.add_argument(
         "--n", type=_count, metavar="N", help="items a task; default 500 scenes, or all that there are"
     )
@@ -234,6 +233,18 @@ def _key(options: argparse.Namespace) -> int:
 def _text(word: str) -> str:
     """As it can be sent: bytes that are no UTF-8 arrive in argv as lone surrogates."""
     return word.encode("utf-8", "replace").decode()
+
+
+def _measured_task(word: str) -> str:
+    """Check the name of a task that `evaluate` can measure, or `all`."""
+    if word != "all":
+        from serve.client.evaluation.measures import MEASURES
+        from serve.tasks import TASKS
+
+        names = [*(name for name in TASKS if name in MEASURES), "all"]
+        if word not in names:
+            raise argparse.ArgumentTypeError(f"invalid choice: {word!r} (choose from {', '.join(map(repr, names))})")
+    return word
 
 
 def _names(word: str) -> list[str]:

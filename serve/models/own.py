@@ -7,10 +7,11 @@ the words of a task) replaces theirs. tests/models/test_own.py and deployments/R
 import dataclasses
 import string
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticKnownError
 
 from serve.engines.base import Prompt
 from serve.engines.vllm.config_check import kind
@@ -19,8 +20,17 @@ from serve.models import MODELS
 from serve.models.base import Card, Checkpoint, Model, Skill, Turn
 from serve.tasks import TASKS
 
-Tasks = Literal["vqa", "caption", "ocr", "detect", "segment", "chat"]
 Words = Annotated[str, Field(min_length=1, max_length=4000)]
+
+
+def _known_task(name: str) -> str:
+    if name not in TASKS:
+        *others, last = map(repr, TASKS)
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_known_task)]
 
 
 def _free(name: str) -> str:
@@ -67,8 +77,8 @@ class Tuned(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Name
-    tasks: Annotated[list[Tasks], Field(min_length=1)] | None = None
-    prompts: dict[Tasks, Words] = {}
+    tasks: Annotated[list[TaskName], Field(min_length=1)] | None = None
+    prompts: dict[TaskName, Words] = {}
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     weight: Annotated[float, Field(ge=0, le=1000)] = 1.0
     card: OwnCard = OwnCard()

@@ -1,7 +1,7 @@
 """What every task has: a request, a result, a rule that merges replies into one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
@@ -104,10 +104,6 @@ class Request(BaseModel):
         else:
             return {name: value for name, value in given.items() if name != "image"}
         return given
-
-    def texts(self) -> tuple[str, ...]:
-        """Return what the client wrote about the image: the question, or the labels. Empty where a task has neither."""
-        return ()
 
     @model_validator(mode="after")
     def _its_still(self) -> Self:
@@ -218,16 +214,35 @@ class Judging:
 
 @dataclass(frozen=True)
 class Task:
-    """A row of the table: what is asked, what comes back, how replies merge (the first method is the default)."""
+    """A task: its request, its result, and the rules that merge replies (the first method is the default).
+
+    All that other packages know of a task stands here: routes, command line, page, evaluation and load test read it.
+    """
 
     name: str
     title: str
     request: type[Request]
     result: type[Result]
     methods: Mapping[str, MergeRule]
-    words: Callable[[Any], str] = TextResult.as_text
-    """A result as a person would read it; also the text of a merged chat completion."""
+    text_field: Literal["question", "labels"] | None = None
+    """The request's field that holds what the client writes beside the image: a text, or a list of phrases."""
+    example: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of a typical request, without the image: the page shows it, the tests send it."""
+    as_text: Callable[[Any], str] = TextResult.as_text
+    """Write a result as a person reads it; also the text of a merged chat completion."""
     heavy: bool = False
-    """Whether merging takes long enough to hold others up, however short the replies are."""
+    """Merging takes long enough to hold others up, however short the replies are."""
     judging: Judging | None = None
-    """Where a served model may write the merged reply (`merge: judge`)."""
+    """Present where a served model may write the merged reply (`merge: judge`)."""
+
+    @property
+    def boxed(self) -> bool:
+        """Tell whether results are boxes, which can be drawn into the image."""
+        return "boxes" in self.result.model_fields
+
+    def texts(self, request: Request) -> tuple[str, ...]:
+        """Return what a request's client wrote beside the image: its question, or its labels, or nothing."""
+        if self.text_field is None:
+            return ()
+        value = getattr(request, self.text_field)
+        return (value,) if isinstance(value, str) else tuple(value)

@@ -9,9 +9,6 @@ class ChatRequest(Request):
     question: Question
     judge: JudgeName = None
 
-    def texts(self) -> tuple[str, ...]:
-        return (self.question,)
-
 
 class ChatResult(TextResult):
     text: str
@@ -27,5 +24,7 @@ CHAT = Task(
     request=ChatRequest,
     result=ChatResult,
     methods={"medoid": medoid()},
+    text_field="question",
+    example={"question": "Describe the picture."},
     judging=Judging(_asked, text_of, ChatResult.of),
 )

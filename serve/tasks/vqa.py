@@ -33,9 +33,6 @@ class VqaRequest(Request):
     question: Question
     lang: Language = "en"
 
-    def texts(self) -> tuple[str, ...]:
-        return (self.question,)
-
 
 class VqaResult(TextResult):
     answer: str
@@ -51,4 +48,6 @@ VQA = Task(
     request=VqaRequest,
     result=VqaResult,
     methods={"vote": majority(_key), "weighted_vote": majority(_key, by_confidence=True)},
+    text_field="question",
+    example={"question": "how many shapes are there?"},
 )

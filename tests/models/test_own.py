@@ -19,9 +19,9 @@ GIVEN = {"name": "receipts", "like": "paligemma-3b-pt-448", "checkpoint": "me/re
 
 
 def request(task: str, **fields: Any) -> Any:
-    asked = {"question": "how many?"} if task in ("vqa", "chat") else {}
-    asked |= {"labels": ["a cat", "a dog"]} if task in ("detect", "segment") else {}
-    return TASKS[task].request.model_validate({**asked, **fields, "image": PICTURE})
+    texts = {"question": "how many?", "labels": ["a cat", "a dog"]}
+    text = {name: value for name, value in texts.items() if name == TASKS[task].text_field}
+    return TASKS[task].request.model_validate({**text, **fields, "image": PICTURE})
 
 
 def spoken(model: Any, task: str, **fields: Any) -> list[str]:

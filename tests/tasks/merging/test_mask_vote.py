@@ -172,5 +172,5 @@ def test_masks_at_the_edge_stay_inside() -> None:
 
 def test_words_say_how_large_a_mask_is() -> None:
     result = SegmentResult(boxes=[cut((10, 10, 30, 30))])
-    assert TASKS["segment"].words(result) == f"cat [10, 10, 30, 30], {int(disc((10, 10, 30, 30)).sum())} pixels"
-    assert TASKS["segment"].words(SegmentResult(boxes=[])) == "nothing found"
+    assert TASKS["segment"].as_text(result) == f"cat [10, 10, 30, 30], {int(disc((10, 10, 30, 30)).sum())} pixels"
+    assert TASKS["segment"].as_text(SegmentResult(boxes=[])) == "nothing found"
