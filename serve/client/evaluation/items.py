@@ -11,7 +11,7 @@ Json = dict[str, Any]
 class Item:
     """A question about a picture and its true answer.
 
-    name: the same in every run. picture: its name; questions about one picture share it. fields: of the request, without
+    name: the same in every run. picture: its name; questions about one picture share it. fields: of the request but for
     the image. load: returns the picture's bytes.
 
     truth: `answers` (vqa, chat), `captions` and for drawn scenes `shapes` (caption), `text` (ocr), or `boxes`
