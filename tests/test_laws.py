@@ -174,7 +174,7 @@ def replies_and_weights(draw: st.DrawFn, task: str, least: int = 1) -> tuple[lis
 @BY_METHOD
 @given(data=st.data())
 @EXAMPLES
-def test_merging_one_reply_gives_that_reply(task: str, method: str, data: st.DataObject) -> None:
+def test_merge_of_a_single_reply_is_that_reply(task: str, method: str, data: st.DataObject) -> None:
     only, weight = data.draw(results(task)), data.draw(st.floats(0, 1000))
     merged = merge(task, method, [reply("a", only)], {"a": weight})
     assert _approx(merged.result, only)
@@ -257,7 +257,7 @@ def test_weights_that_are_all_zero_are_equal_weights(task: str, method: str, dat
 
 
 @pytest.mark.parametrize(("model", "task"), [(model, task) for model, task in PAIRS if TASKS[task].boxed])
-def test_prompts_hold_every_label_and_their_replies_make_one_result(model: Model, task: str) -> None:
+def test_prompts_hold_every_label_and_their_replies_make_a_result(model: Model, task: str) -> None:
     """A model that takes one phrase at a time has a prompt for each."""
     labels = ["red circle", "blue star"]
     detect = TASKS[task].request(image=IMAGE, labels=labels)
@@ -301,7 +301,7 @@ def _approx(a: Result | None, b: Result | None) -> bool:
 @given(
     st.lists(st.tuples(st.text("ab", max_size=3), st.floats(-9, 0)), max_size=8), st.integers(0, 20), st.integers(0, 20)
 )
-def test_confidence_of_a_span_is_the_mean_of_the_tokens_that_overlap_it(
+def test_confidence_of_a_span_is_the_mean_of_the_overlapping_tokens(
     tokens: list[tuple[str, float]], start: int, length: int
 ) -> None:
     spoken = Spoken("".join(text for text, _ in tokens), tuple(Token(text, sure) for text, sure in tokens))

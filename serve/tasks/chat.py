@@ -1,4 +1,4 @@
-"""Chat: a free question about the picture, answered in sentences."""
+"""Chat: a free question about the image, answered in sentences."""
 
 from serve.tasks.base import JudgeName, Judging, Request, Task, TextResult, text_of
 from serve.tasks.merging.medoid import medoid
@@ -14,7 +14,7 @@ class ChatResult(TextResult):
     text: str
 
 
-def _asked(request: ChatRequest) -> str:
+def _instruction(request: ChatRequest) -> str:
     return request.question
 
 
@@ -26,5 +26,5 @@ CHAT = Task(
     methods={"medoid": medoid()},
     text_field="question",
     example={"question": "Describe the picture."},
-    judging=Judging(_asked, text_of, ChatResult.of),
+    judging=Judging(_instruction, text_of, ChatResult.of),
 )

@@ -28,13 +28,13 @@ class DetectRequest(Request):
 
     @property
     def phrases(self) -> list[str]:
-        """The labels as a model is asked for them."""
+        """Return the labels in the form that models are asked for: one line each, without marks around them."""
         return [phrase(label) for label in self.labels]
 
 
 def _as_text(result: DetectResult) -> str:
-    found = (f"{found.label} [{', '.join(f'{v:.0f}' for v in found.box)}]" for found in result.boxes)
-    return "; ".join(found) or "nothing found"
+    lines = (f"{box.label} [{', '.join(f'{v:.0f}' for v in box.box)}]" for box in result.boxes)
+    return "; ".join(lines) or "nothing found"
 
 
 DETECT = Task(

@@ -1,4 +1,4 @@
-"""Reading: the text in the picture, as it stands there."""
+"""Reading (OCR): the text in the image, line by line."""
 
 from serve.tasks.base import Request, Task, TextResult
 from serve.tasks.merging.medoid import medoid

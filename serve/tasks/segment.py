@@ -15,11 +15,8 @@ class SegmentRequest(DetectRequest):
 
 
 def _as_text(result: SegmentResult) -> str:
-    found = (
-        f"{found.label} [{', '.join(f'{v:.0f}' for v in found.box)}], {area(found.mask)} pixels"
-        for found in result.boxes
-    )
-    return "; ".join(found) or "nothing found"
+    lines = (f"{box.label} [{', '.join(f'{v:.0f}' for v in box.box)}], {area(box.mask)} pixels" for box in result.boxes)
+    return "; ".join(lines) or "nothing found"
 
 
 SEGMENT = Task(
