@@ -32,7 +32,7 @@ def build(**fields: Any) -> Any:
     return own(Own.model_validate({**GIVEN, **fields}))
 
 
-def test_own_model_without_prompts_is_asked_as_its_origin() -> None:
+def test_own_model_without_prompts_prompts_as_its_origin() -> None:
     model, like = build(), MODELS["paligemma-3b-pt-448"]
     assert model.skills == like.skills and model.prefix_lm and model.family_args == like.family_args
     assert (model.checkpoint.hub, model.checkpoint.gated, model.adapter, model.weight) == (
