@@ -1,4 +1,4 @@
-"""What the users send, about whatever the server says that it serves. Knows no locust."""
+"""Requests of the load test's users, for the models and tasks that the server lists. Knows no locust."""
 
 import itertools
 import json
@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 from loadtest.pictures import QUESTION, body, data_url, scenes
 from serve.client.http_client import Server
-
-ASKED = {"vqa": "question", "chat": "question", "detect": "labels", "segment": "labels"}
-"""What a task is told beside the picture; the others need nothing."""
+from serve.tasks import TASKS
 
 
 class Nothing(Exception):
@@ -21,8 +19,10 @@ class Nothing(Exception):
 
 @dataclass(frozen=True)
 class Ask:
-    """One request. door: chat and which model, task, fan-out; name: the same with the task; models: whose columns must
-    be in the answer, none for a chat with one model."""
+    """A request to send. models: whose replies must be in the response; empty for a chat with one model.
+
+    door: the kind of request ("chat" with its model, "task", "fan-out"); name: the same with the task.
+    """
 
     path: str
     door: str
@@ -33,25 +33,28 @@ class Ask:
 
 @dataclass(frozen=True)
 class Served:
-    """What can be asked about a picture. models: alone; tasks: with the models that answer each."""
+    """A server's offer. models: those that can be asked about an image; tasks: with the models that can do each."""
 
     models: tuple[str, ...]
     tasks: Mapping[str, tuple[str, ...]]
 
     @classmethod
     def by(cls, url: str, tasks: str = "") -> "Served":
-        """Asks the server. tasks: the only ones wanted, by commas; all where empty. Raises Nothing, client.Failure."""
+        """Ask the server for its offer. tasks: the only ones wanted, by commas; all where empty.
+
+        Raises Nothing, and Failure where there is no server.
+        """
         with Server(url, os.environ.get("DIPTYCH_API_KEY")) as server:
             cards, listed, states = (server.get("/v1/catalog"), server.get("/v1/models"), server.ready()["models"])
         seeing = {card["id"] for card in cards["data"] if card["served"] and card["images"]}
         ready = tuple(name for name, state in states.items() if state == "ready" and name in seeing)
         if not ready:
-            told = ", ".join(f"{name} {state}" for name, state in states.items()) or "none is served"
-            raise Nothing(f"No model at {url} can answer about a picture now: {told}.")
+            listing = ", ".join(f"{name} {state}" for name, state in states.items()) or "none is served"
+            raise Nothing(f"No model at {url} can answer about a picture now: {listing}.")
         able = {
             entry["id"]: tuple(name for name in entry["diptych"]["models"] if name in seeing)
             for entry in listed["data"]
-            if entry["diptych"]["kind"] == "task"
+            if entry["diptych"]["kind"] == "task" and entry["id"] in TASKS
         }
         wanted = [task.strip() for task in tasks.split(",") if task.strip()] or list(able)
         if missing := [task for task in wanted if not able.get(task)]:
@@ -71,25 +74,25 @@ class Asks:
         self.tokens = tokens
 
     def chat(self, stream: bool) -> Ask:
-        """One model alone, by OpenAI's door. The reply is exactly as long as it was wished."""
+        """Ask one model by /v1/chat/completions for a reply of exactly `tokens` tokens."""
         model = random.choice(self.served.models)
         picture, _ = next(self.scenes)
         sent = body(model, picture, tokens=self.tokens, stream=stream)
         return Ask("/v1/chat/completions", f"chat {model}", f"chat {model}", sent)
 
     def task(self, stream: bool) -> Ask:
-        """All models that can, by the task's own door."""
+        """Ask all models that can by /v1/tasks/{task}."""
         task, models = random.choice(list(self.served.tasks.items()))
         picture, labels = next(self.scenes)
-        words = {"question": QUESTION, "labels": labels}
-        told = {ASKED[task]: words[ASKED[task]]} if task in ASKED else {}
-        sent = json.dumps({"image": data_url(picture), "stream": stream, **told}).encode()
+        field = TASKS[task].text_field
+        text = {} if field is None else {field: labels if field == "labels" else QUESTION}
+        sent = json.dumps({"image": data_url(picture), "stream": stream, **text}).encode()
         return Ask(f"/v1/tasks/{task}", "task", f"task {task}", sent, models)
 
     def fan_out(self, stream: bool) -> Ask:
-        """The same by OpenAI's door: choice 0 is the merged reply, the others are the models'."""
+        """Ask all models that can by /v1/chat/completions: choice 0 is the merged reply, the others are the models'."""
         task, models = random.choice(list(self.served.tasks.items()))
         picture, labels = next(self.scenes)
-        text = "; ".join(labels) if ASKED.get(task) == "labels" else QUESTION
+        text = "; ".join(labels) if TASKS[task].text_field == "labels" else QUESTION
         sent = body(f"{task}:*", picture, text=text, stream=stream)
         return Ask("/v1/chat/completions", "fan-out", f"fan-out {task}:*", sent, models)

@@ -14,14 +14,14 @@ LOCAL = "http://127.0.0.1:8000"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. 0: answered, also in part; 1: refused or failed, with a sentence on stderr; 2: misused."""
+    """Run a command. Returns 0 where it answered, at least in part, 1 where it failed, with a sentence on stderr."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")  # a terminal that lacks a character still gets the rest
     options = parsed(argv)
     try:
-        return _told(options.run, options)
+        return _run_or_explain(options.run, options)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `diptych models | head`: nobody reads on, also not what Python flushes at the end
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line. argparse alone takes no QUESTION after options (`ask x.png --task detect circle`)."""
+    """Parse the command line. argparse alone takes no QUESTION after options (`ask x.png --task detect circle`)."""
     known = parser()
     options, rest = known.parse_known_args(argv)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "question", "") is None:
@@ -40,7 +40,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def _told(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+def _run_or_explain(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     from serve.client import legible
     from serve.client.http_client import Failure
 
@@ -52,7 +52,6 @@ def _told(run: Callable[[argparse.Namespace], int], options: argparse.Namespace)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
     top = argparse.ArgumentParser("diptych", description="One picture, every model, side by side.", allow_abbrev=False)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _serve_options(commands.add_parser("serve", help="start a server (the embedded toy models, unless told otherwise)"))
@@ -101,7 +100,7 @@ def _ask_options(ask: argparse.ArgumentParser) -> None:
 
 
 def _request_options(command: argparse.ArgumentParser) -> None:
-    """The request's fields that ask and run have in common."""
+    """Add the options for the request's fields that ask and run have in common."""
     command.add_argument("--models", type=_names, metavar="A,B", help="default: all that can do the task")
     command.add_argument("--deadline", dest="deadline_s", type=_number, metavar="S", help="seconds a model may take")
     command.add_argument("--quorum", type=_count, metavar="N", help="merge as soon as so many models answered")
@@ -127,9 +126,8 @@ def _run_options(run: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
-    tasks = ("vqa", "caption", "ocr", "detect", "segment", "chat", "all")
     evaluate.add_argument("target", nargs="?", metavar="FOLDER|toy", help="labelled pictures, or freshly drawn scenes")
-    evaluate.add_argument("--task", choices=tasks, default="all", help="default all")
+    evaluate.add_argument("--task", type=_measured_task, default="all", help="default all; see `diptych models`")
     evaluate.add_argument(
         "--n", type=_count, metavar="N", help="items a task; default 500 scenes, or all that there are"
     )
@@ -174,7 +172,7 @@ def _server_option(command: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> NoReturn:
-    """Becomes the process that serves: signals and the exit status are its own. Raises Failure where it cannot be."""
+    """Replace this process by the one that serves, so that signals and the exit status are its own. Raises Failure."""
     from serve.client.http_client import Failure
 
     missing = [name for name in ("ray", "vllm") if importlib.util.find_spec(name) is None]
@@ -232,8 +230,20 @@ def _key(options: argparse.Namespace) -> int:
 
 
 def _text(word: str) -> str:
-    """As it can be sent: bytes that are no UTF-8 arrive in argv as lone surrogates."""
+    """Replace what cannot be sent: bytes that are no UTF-8 arrive in argv as lone surrogates."""
     return word.encode("utf-8", "replace").decode()
+
+
+def _measured_task(word: str) -> str:
+    """Check the name of a task that `evaluate` can measure, or `all`."""
+    if word != "all":
+        from serve.client.evaluation.measures import MEASURES
+        from serve.tasks import TASKS
+
+        names = [*(name for name in TASKS if name in MEASURES), "all"]
+        if word not in names:
+            raise argparse.ArgumentTypeError(f"invalid choice: {word!r} (choose from {', '.join(map(repr, names))})")
+    return word
 
 
 def _names(word: str) -> list[str]:

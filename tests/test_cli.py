@@ -42,9 +42,9 @@ def engine(box: str) -> FakeEngine:
 
 def worker(name: str, state: Any = "ready", step: str = "ready") -> Worker:
     box = "[0.25, 0.25, 0.75, 0.75]" if name == "toy-llava" else "<loc0256><loc0256><loc0767><loc0767>"
-    made = Worker(MODELS[name], engine(box))
-    made.mark(state, step)
-    return made
+    ready = Worker(MODELS[name], engine(box))
+    ready.mark(state, step)
+    return ready
 
 
 def serving(*workers: Worker) -> AbstractContextManager[str]:
@@ -103,7 +103,7 @@ def diptych(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 # --- ask ---
 
 
-def test_the_answers_stand_side_by_side_above_the_merged_one(diptych: Any, server: str, picture: Path) -> None:
+def test_replies_stand_side_by_side_above_the_merged_reply(diptych: Any, server: str, picture: Path) -> None:
     ran = diptych("ask", picture, "what colour?", "--server", server)
     assert (ran.status, ran.err) == (0, "")
     header = next(line for line in ran.out.splitlines() if "toy-llava" in line)
@@ -113,13 +113,13 @@ def test_the_answers_stand_side_by_side_above_the_merged_one(diptych: Any, serve
     assert ran.out.count("first word") == 2 and ran.out.count("2 tokens") == 2
 
 
-def test_toys_say_what_they_are(diptych: Any, server: str, picture: Path) -> None:
+def test_note_of_the_toys_is_printed(diptych: Any, server: str, picture: Path) -> None:
     for ran in (diptych("ask", picture, "--server", server), diptych("models", "--server", server)):
         assert "A toy, trained on drawn shapes" in ran.out
         assert "diptych serve --models llava-1.5-7b,paligemma-3b-mix-448" in ran.out
 
 
-def test_without_a_question_it_is_a_caption(diptych: Any, server: str, picture: Path) -> None:
+def test_ask_without_a_question_is_a_caption(diptych: Any, server: str, picture: Path) -> None:
     ran = diptych("ask", picture, "--server", server, "--json")
     assert json.loads(ran.out)["task"] == "caption"
 
@@ -154,15 +154,15 @@ def test_every_option_reaches_the_server(monkeypatch: pytest.MonkeyPatch, diptyc
 @pytest.mark.parametrize("given", [("cat; a dog",), ("cat, a dog",), ("--labels", "cat;a dog")])
 def test_phrases_to_find(diptych: Any, server: str, picture: Path, given: tuple[str, ...]) -> None:
     ran = diptych("ask", picture, *given, "--task", "detect", "--models", "toy-llava", "--json", "--server", server)
-    assert [found["label"] for found in json.loads(ran.out)["merged"]["result"]["boxes"]] == ["cat", "a dog"]
+    assert [box["label"] for box in json.loads(ran.out)["merged"]["result"]["boxes"]] == ["cat", "a dog"]
 
 
-def test_what_a_model_says_does_not_steer_the_terminal(diptych: Any, server: str, picture: Path) -> None:
+def test_escapes_in_a_reply_do_not_reach_the_terminal(diptych: Any, server: str, picture: Path) -> None:
     ran = diptych("ask", picture, "escape", "--server", server)
     assert "\x1b" not in ran.out and "[bold]red[/bold]�[2J" in ran.out
 
 
-def test_what_a_server_says_does_not_either(diptych: Any, picture: Path) -> None:
+def test_escapes_in_a_servers_error_do_not_reach_the_terminal(diptych: Any, picture: Path) -> None:
     with serving(worker("toy-llava", "failed", "\x1b[2J gone \u202e")) as url:
         ran = diptych("ask", picture, "q", "--server", url)
     assert ran.status == 1 and "�[2J gone �" in ran.err and "\x1b" not in ran.err
@@ -175,7 +175,7 @@ def test_a_model_that_failed_costs_its_column(diptych: Any, picture: Path) -> No
         assert "The weights are" in ran.out and "from toy-paligemma" in ran.out
 
 
-def test_many_models_on_a_narrow_terminal_stand_one_under_the_other(
+def test_replies_on_a_narrow_terminal_are_stacked(
     diptych: Any, server: str, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
@@ -260,7 +260,7 @@ def test_the_pictures_people_have(
     ],
     ids=["text", "empty", "30 MB", "too many pixels"],
 )
-def test_what_is_no_picture_is_refused_in_one_sentence(
+def test_file_that_is_no_image_is_refused_in_a_sentence(
     diptych: Any, server: str, tmp_path: Path, data: bytes, says: str
 ) -> None:
     (tmp_path / "picture.png").write_bytes(data)
@@ -297,7 +297,7 @@ def cinema() -> Iterator[str]:
     [(film(), (), 12), (film(12, "libvpx-vp9"), (), 12), (animation(), ("--video",), 12), (animation(), (), None)],
     ids=["mp4", "webm", "gif as film", "gif as picture"],
 )
-def test_a_film_is_sent_as_one(
+def test_film_is_sent_as_a_video(
     diptych: Any, cinema: str, tmp_path: Path, data: bytes, options: tuple[str, ...], frames: int | None
 ) -> None:
     (tmp_path / "film").write_bytes(data)  # by its content: names lie
@@ -308,7 +308,7 @@ def test_a_film_is_sent_as_one(
     assert [reply["model"] for reply in body["replies"]] == ["toy-llava", *["toy-paligemma"] * (frames is None)]
 
 
-def test_a_film_that_nobody_takes_is_refused_in_one_sentence(
+def test_film_without_a_model_for_films_is_refused_in_a_sentence(
     diptych: Any, server: str, cinema: str, tmp_path: Path
 ) -> None:
     (tmp_path / "film.mp4").write_bytes(film())
@@ -329,7 +329,7 @@ def test_a_picture_from_stdin(diptych: Any, server: str, picture: Path, monkeypa
 # --- save ---
 
 
-def test_the_saved_picture_has_the_boxes_where_they_belong(diptych: Any, server: str, picture: Path) -> None:
+def test_saved_picture_has_the_boxes_at_their_places(diptych: Any, server: str, picture: Path) -> None:
     out = picture.with_name("out.png")
     ran = diptych("ask", picture, "cat", "--task", "detect", "--server", server, "--save", out)
     assert f"Boxes drawn into {out}: toy-llava blue, toy-paligemma orange, merged red." in ran.out.replace("\n", " ")
@@ -421,7 +421,7 @@ def test_no_server(diptych: Any, nowhere: str, picture: Path) -> None:
         assert (ran.status, ran.out, ran.err) == (1, "", f"diptych: {expected}\n")
 
 
-def test_a_server_that_is_still_starting_says_what_it_is_doing(diptych: Any, picture: Path) -> None:
+def test_ask_of_a_starting_server_prints_its_steps(diptych: Any, picture: Path) -> None:
     with serving(worker("toy-llava", "starting", "loading"), worker("toy-paligemma", "failed", "no weights")) as url:
         ran = diptych("ask", picture, "q", "--server", url)
         assert ran.status == 1
@@ -480,7 +480,7 @@ def test_compare(diptych: Any) -> None:
     assert all(f"({task})" in shared for task in ("vqa", "caption", "ocr", "detect"))
 
 
-def test_compare_knows_what_was_meant(diptych: Any) -> None:
+def test_compare_of_an_unknown_name_suggests_a_near_name(diptych: Any) -> None:
     ran = diptych("compare", "llava-1.5-7b", "paligemma-3b-448")
     assert ran.status == 1 and "paligemma-3b-mix-448" in ran.err and "diptych models" in ran.err
 
@@ -523,7 +523,7 @@ def test_help_names_every_command(diptych: Any) -> None:
 
 
 def test_asking_starts_quickly() -> None:
-    """What `ask` imports before it asks holds neither numpy nor Pillow, let alone an engine."""
+    """Import what `ask` needs before it asks: neither numpy nor Pillow, let alone an engine."""
     code = "import sys, serve.cli, serve.client.asking; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
@@ -545,13 +545,13 @@ def test_the_question_may_come_after_the_options() -> None:
 
 
 @pytest.mark.parametrize("argv", [["ask", "x.png", "a", "b"], ["ask", "x.png", "--nonsense"], ["models", "x"]])
-def test_what_is_not_understood_is_misuse(argv: list[str]) -> None:
+def test_unknown_argument_is_misuse(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.parsed(argv)
     assert left.value.code == 2
 
 
-def test_serving_without_ray_is_one_sentence(
+def test_serve_without_ray_is_refused_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
@@ -565,12 +565,12 @@ def test_serving_without_ray_is_one_sentence(
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[str]:
     """A server that asks for alice's key."""
-    made = Router([worker("toy-llava"), worker("toy-paligemma")])
-    with listening(create_app(made, access=Access(keys=Keys(["alice:4lice"])))) as url:
+    router = Router([worker("toy-llava"), worker("toy-paligemma")])
+    with listening(create_app(router, access=Access(keys=Keys(["alice:4lice"])))) as url:
         yield url
 
 
-def test_a_key_is_sent_where_it_is_given(
+def test_key_of_option_or_environment_is_sent(
     diptych: Any, guarded: str, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for command in (("ask", picture), ("run", tmp_path, "--out", tmp_path / "out.jsonl"), ("models",)):
@@ -587,7 +587,7 @@ def test_a_key_that_no_header_can_hold_is_not_repeated(diptych: Any, guarded: st
         assert ran.status == 2 and "printable ASCII" in ran.err and key not in ran.err
 
 
-def test_a_made_key_lets_in(diptych: Any) -> None:
+def test_new_key_is_accepted(diptych: Any) -> None:
     ran = diptych("key", "alice")
     entry = ran.err.splitlines()[-1]
     assert Keys([entry]).owner([(b"authorization", f"Bearer {ran.out.strip()}".encode())]) == "alice"

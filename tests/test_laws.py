@@ -1,14 +1,20 @@
-"""What every model, skill and merge rule must hold, over all entries of the tables."""
+"""Holds every task, merge rule, model and skill to the same laws, over all entries of TASKS and MODELS.
+
+A new entry needs no line here. What it declares itself is drawn and sent: a task's `example`, a result by its fields'
+types. Only a result that random fields do not make well (boxes inside the image) has a strategy in RESULTS.
+"""
 
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
 from decoders import saved, weights
-from hypothesis import given, settings
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from serve.engines.base import Spoken, Token
 from serve.errors import ParseError
@@ -19,33 +25,23 @@ from serve.models import MODELS
 from serve.models.base import Model, Turn
 from serve.models.mask_decoder import VARIABLE
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply, Request, Result
+from serve.tasks.base import Merged, Reply, Request, Result, Task
 from serve.tasks.boxes import DetectResult, LabelledBox, label_key
-from serve.tasks.caption import CaptionResult
-from serve.tasks.chat import ChatResult
 from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrResult
 from serve.tasks.segment import LabelledMask, SegmentResult
-from serve.tasks.vqa import VqaResult
 
 WIDTH, HEIGHT = 40, 30
-PICTURE = Image(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
-FILM = Video(np.zeros((4, HEIGHT, WIDTH, 3), np.uint8), (0.0, 1.0, 2.0, 3.0), 4.0)
-FIELDS: dict[str, dict[str, object]] = {
-    "vqa": {"question": "what color is the circle?"},
-    "caption": {},
-    "ocr": {},
-    "detect": {"labels": ["red circle", "blue star"]},
-    "segment": {"labels": ["red circle", "blue star"]},
-    "chat": {"question": "What do you see?"},
-}
+IMAGE = Image(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+VIDEO = Video(np.zeros((4, HEIGHT, WIDTH, 3), np.uint8), (0.0, 1.0, 2.0, 3.0), 4.0)
+TEXT_FIELDS = ("question", "labels")
 EXAMPLES = settings(max_examples=settings.default.max_examples // 3, deadline=None)  # for each of hundreds of cases
 PAIRS = [(model, task) for model in MODELS.values() for task in model.skills]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Segmenting needs a mask decoder: any will do."""
+    """Provide a mask decoder, which segmenting needs: any will do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, saved(tmp_path_factory.mktemp("decoder"), weights()))
         yield
@@ -56,67 +52,106 @@ pages = st.lists(words, max_size=3).map("\n".join)
 left, top = st.floats(0, WIDTH - 8), st.floats(0, HEIGHT - 6)
 
 
-def box(x: float, y: float, label: str, score: float) -> LabelledBox:
+def make_box(x: float, y: float, label: str, score: float) -> LabelledBox:
     return LabelledBox(label=label, box=(x, y, x + 8, y + 6), score=score)
 
 
-def mask(found: LabelledBox, shape: str) -> LabelledMask:
-    """A mask inside a box of the picture: all of it, its left half, or nothing."""
-    x0, y0, x1, y1 = found.box
+def make_mask(box: LabelledBox, shape: str) -> LabelledMask:
+    """Return a mask inside a box: all of it, its left half, or nothing."""
+    x0, y0, x1, y1 = box.box
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     inside = (columns + 0.5 >= x0) & (columns + 0.5 < x1) & (rows + 0.5 >= y0) & (rows + 0.5 < y1)
     edge = {"whole": x1, "left": (x0 + x1) / 2, "none": x0}[shape]
-    return LabelledMask(**found.model_dump(), mask=encode(inside & (columns + 0.5 < edge)))
+    return LabelledMask(**box.model_dump(), mask=encode(inside & (columns + 0.5 < edge)))
 
 
-found = st.builds(box, left, top, st.sampled_from(["cat", "A cat", "dog"]), st.floats(0, 1))
-cut_out = st.builds(mask, found, st.sampled_from(["whole", "left", "none"]))
+boxes = st.builds(make_box, left, top, st.sampled_from(["cat", "A cat", "dog"]), st.floats(0, 1))
+masks = st.builds(make_mask, boxes, st.sampled_from(["whole", "left", "none"]))
 RESULTS: dict[str, st.SearchStrategy[Result]] = {
-    "vqa": st.builds(VqaResult, answer=words),
-    "caption": st.builds(CaptionResult, caption=words),
     "ocr": st.builds(OcrResult, text=pages),
-    "chat": st.builds(ChatResult, text=words),
-    "detect": st.builds(DetectResult, boxes=st.lists(found, max_size=4)),
-    "segment": st.builds(SegmentResult, boxes=st.lists(cut_out, max_size=4)),
+    "detect": st.builds(DetectResult, boxes=st.lists(boxes, max_size=4)),
+    "segment": st.builds(SegmentResult, boxes=st.lists(masks, max_size=4)),
 }
+"""By task, results whose fields depend on each other. Those of other tasks are drawn field by field."""
+
+
+def results(task: str) -> st.SearchStrategy[Result]:
+    """Draw results of a task. Texts come from a few words, so that some models agree; other fields by their types."""
+    if task in RESULTS:
+        return RESULTS[task]
+    kind = TASKS[task].result
+    fields: dict[str, st.SearchStrategy[Any]] = {}
+    for name, field in kind.model_fields.items():
+        hint: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        fields[name] = words if field.annotation is str else st.from_type(hint)
+    return st.builds(kind, **fields)
 
 
 def request(task: str, model: Model | None = None) -> Request:
-    """About the picture; about the film for a model that takes nothing else."""
-    shown = {"image": PICTURE} if model is None or model.images else {"video": FILM}
-    return TASKS[task].request(**shown, **FIELDS[task])
+    """Return the task's example about the image, or about the video for a model that takes nothing else."""
+    media = {"image": IMAGE} if model is None or model.images else {"video": VIDEO}
+    return TASKS[task].request(**media, **TASKS[task].example)
 
 
 def reply(model: str, result: Result, confidence: float | None = 0.5) -> Reply:
     return Reply(model=model, status="ok", result=result, confidence=confidence)
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_task_declares_its_text_field_and_an_example(task: Task) -> None:
+    place = f"The Task {task.name!r} in serve/tasks"
+    fields = [name for name in TEXT_FIELDS if name in task.request.model_fields]
+    wanted = fields[0] if fields else None
+    assert task.text_field == wanted, f"{place}: set text_field={wanted!r}, so that clients and the page can fill it"
+    assert set(fields) <= set(task.example), f"{place}: give example={{{wanted!r}: ...}}, which page and tests send"
+    try:
+        request(task.name)
+    except ValidationError as error:
+        pytest.fail(f"{place}: its example and an image do not make a request: {error}")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_task_has_a_merge_rule_and_results_to_draw(task: str) -> None:
+    assert TASKS[task].methods, f"The Task {task!r} in serve/tasks: methods needs a merge rule, the default first"
+    try:
+        find(results(task), lambda result: True, settings=settings(database=None))
+    except Exception as error:
+        pytest.fail(f"tests/test_laws.py cannot draw results of {task}; add a strategy to RESULTS there: {error!r}")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_task_is_a_skill_of_some_model(task: str) -> None:
+    able = [model.name for model in MODELS.values() if task in model.skills]
+    assert able, f"No model can do {task}: give a family a Skill for it, as serve/models/llava_tasks.py does"
+
+
 @pytest.mark.parametrize(("model", "task"), PAIRS, ids=lambda x: x if isinstance(x, str) else x.name)
-def test_every_skill_asks_prompts_that_hold_the_picture(model: Model, task: str) -> None:
+def test_prompt_of_every_skill_holds_the_image(model: Model, task: str) -> None:
     prompts = model.skills[task].ask(request(task, model))
     assert prompts and all(prompt.image or prompt.video for prompt in prompts)
     assert all(prompt.sampling.temperature == 0 for prompt in prompts)
 
 
 @pytest.mark.parametrize(("model", "task"), PAIRS, ids=lambda x: x if isinstance(x, str) else x.name)
-@given(said=st.text(max_size=80))
+@given(text=st.text(max_size=80))
 @EXAMPLES
-def test_every_parser_takes_any_words(model: Model, task: str, said: str) -> None:
-    asked = request(task, model)
-    prompts = model.skills[task].ask(asked)
+def test_parser_of_every_skill_takes_any_text(model: Model, task: str, text: str) -> None:
+    example = request(task, model)
+    prompts = model.skills[task].ask(example)
     try:
-        result = model.skills[task].parse([Spoken(said)] * len(prompts), asked)
+        result = model.skills[task].parse([Spoken(text)] * len(prompts), example)
     except ParseError as error:
         assert error.message
     else:
         assert isinstance(result, TASKS[task].result)
-        assert isinstance(TASKS[task].words(result), str)
+        assert isinstance(TASKS[task].as_text(result), str)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
-def test_every_model_takes_one_question_about_one_picture(model: Model) -> None:
+def test_every_model_takes_a_question_about_an_image(model: Model) -> None:
     assert "hello" in model.converse([Turn("user", "hello", has_image=True)])
-    assert set(model.skills) <= set(TASKS)
+    unknown = set(model.skills) - set(TASKS)
+    assert not unknown, f"{model.name} has skills that are no tasks: add them to TASKS in serve/tasks/__init__.py"
 
 
 METHODS = [(task, method) for task in TASKS for method in TASKS[task].methods]
@@ -128,9 +163,9 @@ def merge(task: str, method: str, replies: Sequence[Reply], weights: Mapping[str
 
 
 @st.composite
-def columns(draw: st.DrawFn, task: str, least: int = 1) -> tuple[list[Reply], dict[str, float]]:
-    """Up to four models' replies, and weights of some of them, 0 among them."""
-    drawn = draw(st.lists(RESULTS[task], min_size=least, max_size=4))
+def replies_and_weights(draw: st.DrawFn, task: str, least: int = 1) -> tuple[list[Reply], dict[str, float]]:
+    """Draw up to four models' replies, and weights of some of them, 0 among them."""
+    drawn = draw(st.lists(results(task), min_size=least, max_size=4))
     sure = draw(st.lists(st.floats(0, 1) | st.none(), min_size=4, max_size=4))
     weights = draw(st.dictionaries(st.sampled_from("abcd"), st.floats(0, 1000) | st.just(0.0)))
     return [reply("abcd"[i], result, sure[i]) for i, result in enumerate(drawn)], weights
@@ -139,8 +174,8 @@ def columns(draw: st.DrawFn, task: str, least: int = 1) -> tuple[list[Reply], di
 @BY_METHOD
 @given(data=st.data())
 @EXAMPLES
-def test_merging_one_reply_gives_that_reply(task: str, method: str, data: st.DataObject) -> None:
-    only, weight = data.draw(RESULTS[task]), data.draw(st.floats(0, 1000))
+def test_merge_of_a_single_reply_is_that_reply(task: str, method: str, data: st.DataObject) -> None:
+    only, weight = data.draw(results(task)), data.draw(st.floats(0, 1000))
     merged = merge(task, method, [reply("a", only)], {"a": weight})
     assert _approx(merged.result, only)
     assert merged.agreement == pytest.approx(1)
@@ -150,38 +185,35 @@ def test_merging_one_reply_gives_that_reply(task: str, method: str, data: st.Dat
 @BY_METHOD
 @given(data=st.data())
 @EXAMPLES
-def test_merging_is_sane_and_repeatable(task: str, method: str, data: st.DataObject) -> None:
-    replies, weights = data.draw(columns(task))
+def test_merged_reply_is_repeatable_and_in_bounds(task: str, method: str, data: st.DataObject) -> None:
+    replies, weights = data.draw(replies_and_weights(task))
     merged = merge(task, method, replies, weights)
     assert merged == merge(task, method, list(replies), dict(weights))
     assert isinstance(merged.result, TASKS[task].result)
     assert 0 <= merged.agreement <= 1
     assert list(merged.deviations) == merged.models == [r.model for r in replies]
     assert all(set(camp) <= set(merged.models) and camp for camp in merged.supporters)
-    boxes = getattr(merged.result, "boxes", None)
-    assert len(merged.supporters) == (1 if boxes is None else len(boxes))
-    for one in boxes or []:
-        x0, y0, x1, y1 = one.box
-        assert 0 <= one.score <= 1 and 0 <= x0 < x1 <= WIDTH and 0 <= y0 < y1 <= HEIGHT
-        if isinstance(one, LabelledMask):
-            rows, columns_ = np.nonzero(decode(one.mask))
-            assert one.mask.size == (HEIGHT, WIDTH)
-            assert not len(rows) or (x0 - 1 <= columns_.min() <= columns_.max() < x1 + 1)
+    merged_boxes = getattr(merged.result, "boxes", None)
+    assert len(merged.supporters) == (1 if merged_boxes is None else len(merged_boxes))
+    for box in merged_boxes or []:
+        x0, y0, x1, y1 = box.box
+        assert 0 <= box.score <= 1 and 0 <= x0 < x1 <= WIDTH and 0 <= y0 < y1 <= HEIGHT
+        if isinstance(box, LabelledMask):
+            rows, columns = np.nonzero(decode(box.mask))
+            assert box.mask.size == (HEIGHT, WIDTH)
+            assert not len(rows) or (x0 - 1 <= columns.min() <= columns.max() < x1 + 1)
             assert not len(rows) or (y0 - 1 <= rows.min() <= rows.max() < y1 + 1)
 
 
 @BY_METHOD
 @given(data=st.data())
 @EXAMPLES
-def test_the_order_of_replies_only_decides_ties(task: str, method: str, data: st.DataObject) -> None:
-    """The router hands replies on in catalogue order, whoever was first; a rule itself needs that order for ties only.
-
-    Confidences, scores and weights here make no two sides of a disagreement equal.
-    """
-    replies, _ = data.draw(columns(task, least=2))
-    for at, one in enumerate(replies):
-        one.confidence = (0.501, 0.603, 0.707, 0.809)[at]
-        for row, box in enumerate(getattr(one.result, "boxes", [])):
+def test_order_of_replies_decides_ties_only(task: str, method: str, data: st.DataObject) -> None:
+    """Draw confidences, scores and weights that make no two sides of a disagreement equal, so that nothing is a tie."""
+    replies, _ = data.draw(replies_and_weights(task, least=2))
+    for at, drawn in enumerate(replies):
+        drawn.confidence = (0.501, 0.603, 0.707, 0.809)[at]
+        for row, box in enumerate(getattr(drawn.result, "boxes", [])):
             box.score = (0.501, 0.603, 0.707, 0.809)[at] + 0.0137 * row
     weights = dict(zip("abcd", (1.0, 1.31, 1.73, 2.19), strict=True))
     merged = merge(task, method, replies, weights)
@@ -195,23 +227,21 @@ def test_the_order_of_replies_only_decides_ties(task: str, method: str, data: st
 @BY_METHOD
 @given(data=st.data())
 @EXAMPLES
-def test_another_model_that_says_the_merged_reply_does_not_lower_agreement(
-    task: str, method: str, data: st.DataObject
-) -> None:
-    replies, weights = data.draw(columns(task))
+def test_model_more_with_the_merged_reply_does_not_lower_agreement(task: str, method: str, data: st.DataObject) -> None:
+    replies, weights = data.draw(replies_and_weights(task))
     merged = merge(task, method, replies, weights)
-    for one in replies:
-        if merged.deviations[one.model] == 0 and all(_apart(other.result) for other in replies):
-            twin = one.model_copy(update={"model": "twin"})
-            more = merge(task, method, [*replies, twin], weights | {"twin": weights.get(one.model, 1.0)})
+    for supporter in replies:
+        if merged.deviations[supporter.model] == 0 and all(_apart(other.result) for other in replies):
+            twin = supporter.model_copy(update={"model": "twin"})
+            more = merge(task, method, [*replies, twin], weights | {"twin": weights.get(supporter.model, 1.0)})
             assert more.agreement >= merged.agreement - 1e-6
 
 
 @BY_METHOD
 @given(data=st.data())
 @EXAMPLES
-def test_models_that_say_the_same_agree(task: str, method: str, data: st.DataObject) -> None:
-    same = data.draw(RESULTS[task].filter(_apart))
+def test_models_with_equal_replies_agree(task: str, method: str, data: st.DataObject) -> None:
+    same = data.draw(results(task).filter(_apart))
     merged = merge(task, method, [reply(name, same) for name in "abc"])
     assert _approx(merged.result, same)
     assert merged.agreement == pytest.approx(1)
@@ -221,28 +251,29 @@ def test_models_that_say_the_same_agree(task: str, method: str, data: st.DataObj
 @BY_METHOD
 @given(data=st.data())
 @EXAMPLES
-def test_weights_of_nothing_but_zero_are_equal_weights(task: str, method: str, data: st.DataObject) -> None:
-    replies, _ = data.draw(columns(task))
+def test_weights_that_are_all_zero_are_equal_weights(task: str, method: str, data: st.DataObject) -> None:
+    replies, _ = data.draw(replies_and_weights(task))
     assert merge(task, method, replies, dict.fromkeys("abcd", 0.0)) == merge(task, method, replies)
 
 
-@pytest.mark.parametrize(("model", "task"), [pair for pair in PAIRS if "labels" in FIELDS[pair[1]]])
-def test_every_phrase_is_asked_and_all_are_one_reply(model: Model, task: str) -> None:
-    """A model that takes one phrase at a time is asked once for each; its answers are one result."""
-    asked = request(task)
-    assert isinstance(asked, DetectRequest)
-    prompts = model.skills[task].ask(asked)
-    assert len(prompts) in (1, len(asked.labels))
-    for at, label in enumerate(asked.labels):
+@pytest.mark.parametrize(("model", "task"), [(model, task) for model, task in PAIRS if TASKS[task].boxed])
+def test_prompts_hold_every_label_and_their_replies_make_a_result(model: Model, task: str) -> None:
+    """A model that takes one phrase at a time has a prompt for each."""
+    labels = ["red circle", "blue star"]
+    detect = TASKS[task].request(image=IMAGE, labels=labels)
+    assert isinstance(detect, DetectRequest)
+    prompts = model.skills[task].ask(detect)
+    assert len(prompts) in (1, len(labels))
+    for at, label in enumerate(labels):
         assert label in prompts[at % len(prompts)].text
     if len(prompts) > 1:
-        said = [Spoken("[0.1, 0.1, 0.5, 0.5]"), Spoken("[0.5, 0.5, 0.9, 0.9]")]
-        result = model.skills[task].parse(said, asked)
-        assert isinstance(result, DetectResult) and [found.label for found in result.boxes] == asked.labels
+        spoken = [Spoken("[0.1, 0.1, 0.5, 0.5]"), Spoken("[0.5, 0.5, 0.9, 0.9]")]
+        result = model.skills[task].parse(spoken, detect)
+        assert isinstance(result, DetectResult) and [box.label for box in result.boxes] == labels
 
 
 def _apart(result: Result | None) -> bool:
-    """Boxes that one model itself draws on top of each other cannot be told apart between models."""
+    """Return whether no box lies on top of another: such boxes cannot be told apart between models."""
     if not isinstance(result, DetectResult | SegmentResult):
         return True
     pairs = itertools.combinations(result.boxes, 2)
@@ -250,7 +281,7 @@ def _apart(result: Result | None) -> bool:
 
 
 def _approx(a: Result | None, b: Result | None) -> bool:
-    """Equal, but for the order of boxes and the last digits of their numbers."""
+    """Return whether results are equal, but for the order of boxes and the last digits of their numbers."""
     if not isinstance(a, DetectResult | SegmentResult) or not isinstance(b, DetectResult | SegmentResult):
         return a == b
 
@@ -258,19 +289,21 @@ def _approx(a: Result | None, b: Result | None) -> bool:
         near = p.box == pytest.approx(q.box, abs=0.02) and p.score == pytest.approx(q.score, abs=1e-6)
         return near and label_key(p.label) == label_key(q.label) and getattr(p, "mask", 0) == getattr(q, "mask", 0)
 
-    left = list(b.boxes)
-    for one in a.boxes:
-        twin = next((other for other in left if same(one, other)), None)
+    rest = list(b.boxes)
+    for box in a.boxes:
+        twin = next((other for other in rest if same(box, other)), None)
         if twin is None:
             return False
-        left.remove(twin)
-    return not left
+        rest.remove(twin)
+    return not rest
 
 
 @given(
     st.lists(st.tuples(st.text("ab", max_size=3), st.floats(-9, 0)), max_size=8), st.integers(0, 20), st.integers(0, 20)
 )
-def test_confidence_is_of_every_token_that_overlaps(tokens: list[tuple[str, float]], start: int, length: int) -> None:
+def test_confidence_of_a_span_is_the_mean_of_the_overlapping_tokens(
+    tokens: list[tuple[str, float]], start: int, length: int
+) -> None:
     spoken = Spoken("".join(text for text, _ in tokens), tuple(Token(text, sure) for text, sure in tokens))
     end, at, sure = start + length, 0, []
     for text, logprob in tokens:
@@ -281,7 +314,7 @@ def test_confidence_is_of_every_token_that_overlaps(tokens: list[tuple[str, floa
     assert spoken.confidence(start, end) == pytest.approx(expected)
 
 
-def test_confidence_reads_the_tokens_under_the_words() -> None:
+def test_confidence_of_a_word_is_that_of_its_token() -> None:
     spoken = Spoken("ab cd", (Token("ab", math.log(0.5)), Token(" cd", math.log(0.125))))
     assert spoken.confidence() == pytest.approx(0.25)
     assert spoken.confidence(0, 2) == pytest.approx(0.5)

@@ -19,10 +19,12 @@ from serve.media.fetch.policy import Policy
 from serve.models import MODELS
 from serve.models.own import Lora, Own, OwnCard, Tuned
 from serve.tasks import TASKS
+from serve.tasks.base import Task
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MODELS_README = "serve/models/README.md"
+TASKS_README = "serve/tasks/README.md"
 FOLDERS = ["deployments", "k8s", "loadtest", "serve", "tests"]
 PAGES = sorted(
     path.relative_to(ROOT)
@@ -44,6 +46,19 @@ def table() -> str:
 
 def test_models_readme_has_the_table_of_all_models() -> None:
     assert table() in (ROOT / MODELS_README).read_text(), f"Put this table into {MODELS_README}:\n{table()}"
+
+
+def methods(task: Task) -> str:
+    """Return a task's merge methods as the table of tasks lists them."""
+    return ", ".join(f"`{name}`" for name in (*task.methods, *(["judge"] if task.judging else [])))
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_tasks_readme_has_a_row_of_every_task(task: Task) -> None:
+    rows = re.findall(r"^\| ([\w, ]+) \| (`.*?) \|", (ROOT / TASKS_README).read_text(), re.MULTILINE)
+    listed = {name: cell for names, cell in rows for name in names.split(", ")}
+    row = f"| {task.name} | {methods(task)} | <what a reply strays by> |"
+    assert listed.get(task.name) == methods(task), f"Put this row into the table of {TASKS_README}:\n{row}"
 
 
 def test_root_readme_is_short() -> None:

@@ -10,6 +10,7 @@ from serve.engines.base import Piece, Prompt
 from serve.errors import ModelError
 from serve.models.base import Model
 from serve.router.route import Status
+from serve.tasks import TASKS
 from serve.tasks.base import Delta, Reply, Request
 
 PACE_S = 0.045
@@ -35,7 +36,7 @@ class Remote:
         def identify() -> tuple[RoutingKey, Hashable]:
             prompts = self.model.skills[task].prompts(request)
             key = RoutingKey(request.image.digest, request.priority == "batch", prompts)
-            return key, (key, task, *request.texts())
+            return key, (key, task, *TASKS[task].texts(request))
 
         pace_s = PACE_S if request.stream else SLOW_PACE_S
         return self.stream(identify, "answer", (task, request, self.model.name), pace_s)

@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,10 @@ class NameDetails(BaseModel):
     models: list[str] = Field(description="The served models behind this name.")
     state: State | None = None
     title: str | None = None
+    text_field: Literal["question", "labels"] | None = Field(
+        default=None, description="The field of a task's request for what is written beside the image."
+    )
+    example: Mapping[str, Any] | None = Field(default=None, description="A task's typical request, without the image.")
     about: str | None = Field(default=None, description="What to know about the model, for example that it is a toy.")
 
 
@@ -56,7 +60,14 @@ def model_list(served: Mapping[str, Model], states: Mapping[str, State]) -> Mode
     for task in TASKS.values():
         able = [name for name, model in served.items() if task.name in model.skills]
         if able and task.name not in served:
-            task_details = NameDetails(kind="task", tasks=[task.name], models=able, title=task.title)
+            task_details = NameDetails(
+                kind="task",
+                tasks=[task.name],
+                models=able,
+                title=task.title,
+                text_field=task.text_field,
+                example=task.example,
+            )
             entries.append(ModelEntry(id=task.name, created=0, owned_by="diptych", diptych=task_details))
     return ModelList(data=entries)
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ from serve.client.listing import toy_notes
 from serve.media.video_caps import sniff
 
 FIELDS = ("models", "deadline_s", "quorum", "merge", "judge", "temperature", "max_tokens", "seed", "lang")
-BOXED = ("detect", "segment")  # tasks that answer with boxes
 ENOUGH = 64 * 2**20  # the server says what is too large; this only makes `diptych ask /dev/zero` end
 
 
 def ask(options: argparse.Namespace) -> int:
-    """Ask, show, save. Raises Failure where there is nothing to show."""
+    """Ask, show and save the answer; return the exit status. Raises Failure where there is nothing to show."""
     task = options.task or ("vqa" if options.question else "caption")
     fields = _fields(task, options)
     if options.save is not None:
@@ -45,7 +45,7 @@ def ask(options: argparse.Namespace) -> int:
 
 
 def _show(server: Server, board: Board, question: tuple[str, bytes | str, dict[str, Any]], film: bool) -> None:
-    """Columns that fill on a terminal; into a file or a pipe the finished table."""
+    """Show the replies side by side as they stream on a terminal, as the finished table in a file or a pipe."""
     console, cards = Console(), server.get("/v1/catalog")["data"]
     board.order = [card["id"] for card in cards]
     if sys.stdout.isatty():
@@ -63,7 +63,7 @@ def _show(server: Server, board: Board, question: tuple[str, bytes | str, dict[s
 
 
 def read(name: str) -> bytes | str:
-    """A picture's or film's file as it is. A URL stays one: the server fetches it."""
+    """Return the bytes of an image or video file. A URL is returned as it is: the server fetches it."""
     if name.lower().startswith(("http://", "https://")):
         return name
     try:
@@ -76,12 +76,12 @@ def read(name: str) -> bytes | str:
 
 
 def phrases(text: str) -> list[str]:
-    """What stands between ; or , as a chat message to a detector is read."""
+    """Split a text at ; and , into phrases, as a chat message to a detector is split."""
     return [phrase for part in re.split("[;,]", text) if (phrase := part.strip())]
 
 
 def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str:
-    """Draw every model's boxes and masks into the picture as a person sees it. Returns which colour is whose."""
+    """Draw every model's boxes and masks into a copy of the picture. Return the legend: which colour is whose."""
     from serve.client.drawing import MERGED, Layer, colour_of, draw
     from serve.errors import ServeError
     from serve.media import image, video
@@ -101,41 +101,60 @@ def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str
         raise Failure(f"{path} was not written: {error.strerror or error}.") from None
     except ValueError:
         raise Failure(f"{path} was not written: the server sent a mask that is not one of this picture.") from None
-    drawn = "Boxes and masks" if any("mask" in found for layer in layers for found in layer.boxes) else "Boxes"
+    drawn = "Boxes and masks" if any("mask" in box for layer in layers for box in layer.boxes) else "Boxes"
     return f"{drawn} drawn into {path}: {', '.join(legend)}, merged red."
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
-    """What of a request does not depend on its task, as a form holds it: weights are JSON there."""
+    """Return the options that every task has as the fields of a form, where weights are JSON."""
     fields = {name: value for name in FIELDS if (value := getattr(options, name, None)) is not None}
     weights = getattr(options, "weights", None)
     return fields if weights is None else fields | {"weights": json.dumps(weights)}
 
 
 def _fields(task: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The request's fields, those that were given."""
-    fields = given(options)
-    if task in BOXED:
-        wanted = phrases(options.labels or options.question or "")
+    """Return the request's fields, those that were given."""
+    if options.task is None and options.labels is None:  # vqa with its question, or a caption
+        return given(options) | ({"question": options.question} if options.question else {})
+    usage = {
+        "labels": f"diptych ask {options.image} 'cat; dog' --task {task}",
+        "question": f"diptych ask {options.image} 'what is this?'" + f" --task {task}" * (task != "vqa"),
+    }
+    return given(options) | text_fields(task, options.question, options.labels, usage)
+
+
+def text_fields(task: str, question: str | None, labels: str | None, usage: Mapping[str, str]) -> dict[str, Any]:
+    """Return the field of a task's request that holds the question or the labels; empty for a task without.
+
+    usage: by field, a command line that gives it. Raises Misuse where the task needs a text and has none.
+    """
+    from serve.tasks import TASKS  # takes 0.2 s, so only where a task is named
+
+    field = TASKS[task].text_field if task in TASKS else None  # the server refuses a task that it does not know
+    if field == "labels":
+        wanted = phrases(labels or question or "")
         if not wanted:
-            raise Misuse(f"What to find? diptych ask {options.image} 'cat; dog' --task {task}")
-        return fields | {"labels": wanted}
-    if options.labels is not None:
-        raise Misuse(f"--labels are for {' and '.join(BOXED)}, not for {task}.")
-    if task == "vqa" and not options.question:
-        raise Misuse(f"Which question? diptych ask {options.image} 'what is this?'")
-    return fields | ({"question": options.question} if options.question else {})
+            raise Misuse(f"What to find? {usage[field]}")
+        return {"labels": wanted}
+    if labels is not None:
+        takers = [name for name, known in TASKS.items() if known.text_field == "labels"]
+        raise Misuse(f"--labels are for {' and '.join(takers)}, not for {task}.")
+    if field == "question" and not question:
+        raise Misuse(f"Which question? {usage[field]}")
+    return {"question": question} if question else {}
 
 
 def _check_target(task: str, path: Path) -> None:
-    if task not in BOXED:
+    from serve.tasks import TASKS
+
+    if task not in TASKS or not TASKS[task].boxed:
         raise Misuse(f"--save draws boxes and masks, and {task} has none: add --task detect.")
     if not path.parent.is_dir():
         raise Misuse(f"{path}: there is no folder {path.parent}.")
 
 
-def _boxes(said: dict[str, Any] | None) -> list[dict[str, Any]]:
-    boxes: list[dict[str, Any]] = ((said or {}).get("result") or {}).get("boxes", [])
+def _boxes(reply: dict[str, Any] | None) -> list[dict[str, Any]]:
+    boxes: list[dict[str, Any]] = ((reply or {}).get("result") or {}).get("boxes", [])
     return boxes
 
 

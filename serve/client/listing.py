@@ -16,29 +16,31 @@ Json = dict[str, Any]
 
 
 def models(url: str, key: str | None) -> int:
-    """Every known model and what it can do: as the server says, or from the catalogue where there is no server."""
+    """Print every known model and its tasks: from the server, or from the catalogue where there is no server."""
     console = Console()
     try:
         with Server(url, key) as server:
             cards, standing = server.get("/v1/catalog")["data"], server.ready()
-        said = f"Served at {url}: {standing['status']}."
+        source = f"Served at {url}: {standing['status']}."
     except NoServer as error:
         from serve import catalog
 
         cards, standing = catalog.catalogue({}).model_dump()["data"], {}
-        said = f"The catalogue. {error}"
+        source = f"The catalogue. {error}"
     console.print(_models(cards, standing.get("models", {}), "x" if console.options.ascii_only else "✓"))
     for name, detail in standing.get("details", {}).items():
         console.print(plain(f"{name}: {detail['step']} (for {detail['since_s']:.0f} s)"), soft_wrap=True)
     for line in toy_notes(cards, [card["id"] for card in cards]):
         console.print(line, soft_wrap=True)
-    console.print(plain(said), soft_wrap=True)
+    console.print(plain(source), soft_wrap=True)
     return 0
 
 
 def compare(names: Sequence[str]) -> int:
-    """The cards of some models, row by row. Takes the short names that the page takes (`llava-1.5`). Raises Failure
-    naming close matches for a model there is not."""
+    """Print the cards of some models, row by row. Takes the short names that the page takes (`llava-1.5`).
+
+    Raises Failure naming close matches for an unknown model.
+    """
     from serve import catalog
 
     try:
@@ -58,7 +60,7 @@ def compare(names: Sequence[str]) -> int:
 
 
 def toy_notes(cards: Sequence[Json], names: Sequence[str]) -> list[Text]:
-    """What the toys among these models say about themselves, each sentence once."""
+    """Return the notes of the toys among these models, each sentence once."""
     toys: dict[str, list[str]] = {}
     for card in cards:
         if card["toy"] and card["id"] in names:

@@ -7,10 +7,11 @@ the words of a task) replaces theirs. tests/models/test_own.py and deployments/R
 import dataclasses
 import string
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticKnownError
 
 from serve.engines.base import Prompt
 from serve.engines.vllm.config_check import kind
@@ -19,8 +20,17 @@ from serve.models import MODELS
 from serve.models.base import Card, Checkpoint, Model, Skill, Turn
 from serve.tasks import TASKS
 
-Tasks = Literal["vqa", "caption", "ocr", "detect", "segment", "chat"]
 Words = Annotated[str, Field(min_length=1, max_length=4000)]
+
+
+def _known_task(name: str) -> str:
+    if name not in TASKS:
+        *others, last = map(repr, TASKS)
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_known_task)]
 
 
 def _free(name: str) -> str:
@@ -41,7 +51,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"), After
 
 
 class OwnCard(BaseModel):
-    """What people read of it; whatever is left out is taken from the model that it is made of, or said so."""
+    """The card of a model of one's own. A field that is left out is taken from the model that it is made of."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,7 +66,7 @@ class OwnCard(BaseModel):
 
 
 class Tuned(BaseModel):
-    """What may be said of every model of one's own.
+    """The settings that every model of one's own has.
 
     tasks: of those that the model it is made of can do; all of them when left out. prompts: the words that it was
     tuned on, by task, in place of the family's; the turn around them stays. {question}, {lang} and {label} or {labels}
@@ -67,14 +77,14 @@ class Tuned(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Name
-    tasks: Annotated[list[Tasks], Field(min_length=1)] | None = None
-    prompts: dict[Tasks, Words] = {}
+    tasks: Annotated[list[TaskName], Field(min_length=1)] | None = None
+    prompts: dict[TaskName, Words] = {}
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     weight: Annotated[float, Field(ge=0, le=1000)] = 1.0
     card: OwnCard = OwnCard()
 
     def check(self, origin: Model) -> None:
-        """Raises ValueError naming what does not go with the model that it is made of."""
+        """Raise ValueError naming what does not go with the model that it is made of."""
         for task in self.tasks or ():
             if task not in origin.skills:
                 able = ", ".join(name for name in TASKS if name in origin.skills)
@@ -107,19 +117,19 @@ class Lora(Tuned):
 
 
 def own(spec: Own) -> Model:
-    """The Model of a fine-tune. What its config.json must share with `like`: architecture, and the picture's size."""
+    """Return the Model of a fine-tune. Its config.json must share architecture and image size with `like`."""
     origin = MODELS[spec.like]
     expected = origin.checkpoint.expect
     size = {field: expected[field] for field in ("vision_config.image_size",) if field in expected}
-    made = Checkpoint(spec.checkpoint, spec.revision, expect={**kind(expected), **size})
-    return _tuned(spec, origin, made, f"Fine-tune of {origin.name}", None)
+    checkpoint = Checkpoint(spec.checkpoint, spec.revision, expect={**kind(expected), **size})
+    return _tuned(spec, origin, checkpoint, f"Fine-tune of {origin.name}", None)
 
 
 def lora(spec: Lora, base: Model) -> Model:
-    """The Model of an adapter. Raises ValueError naming what does not go with its base."""
+    """Return the Model of an adapter. Raises ValueError naming what does not go with its base."""
     spec.check(base)
-    made = Checkpoint(spec.adapter, spec.revision)
-    return _tuned(spec, base, made, f"LoRA adapter on {base.name}", spec.name)
+    checkpoint = Checkpoint(spec.adapter, spec.revision)
+    return _tuned(spec, base, checkpoint, f"LoRA adapter on {base.name}", spec.name)
 
 
 def _tuned(spec: Tuned, origin: Model, checkpoint: Checkpoint, what: str, adapter: str | None) -> Model:
@@ -136,8 +146,8 @@ def _tuned(spec: Tuned, origin: Model, checkpoint: Checkpoint, what: str, adapte
 
 
 def _card(given: OwnCard, origin: Card, tasks: Sequence[str], what: str) -> Card:
-    """The origin's card with what was given, and with nothing of it that would be said of other weights."""
-    said = {field: value for field, value in given.model_dump().items() if value is not None}
+    """Return the origin's card with the given fields, and without what is true of the origin's weights alone."""
+    own_fields = {field: value for field, value in given.model_dump().items() if value is not None}
     derived: dict[str, Any] = {
         "organization": "Whoever runs this server",
         "category": what,
@@ -148,7 +158,7 @@ def _card(given: OwnCard, origin: Card, tasks: Sequence[str], what: str) -> Card
         "about": f"{what}: a model of this server's own.",
         "checked": "Its architecture was, these weights were not: they are its user's own.",
     }
-    return dataclasses.replace(origin, **{**derived, **said})
+    return dataclasses.replace(origin, **{**derived, **own_fields})
 
 
 def _skill(task: str, spec: Tuned, origin: Model) -> Skill:
@@ -161,12 +171,12 @@ def _skill(task: str, spec: Tuned, origin: Model) -> Skill:
         speaks_it = words is not None and "lang" in _fields(words)  # the family's own prompts may not
         prompts = known.ask(request.model_copy(update={"lang": "en"}) if speaks_it else request)
         if words is not None:
-            one_each = len(prompts) > 1 or "label" in _fields(words)
+            single = len(prompts) > 1 or "label" in _fields(words)
             labels = getattr(request, "labels", [])
-            asked = labels if one_each else [" ; ".join(labels)]
+            labels_by_prompt = labels if single else [" ; ".join(labels)]
             prompts = [
-                dataclasses.replace(prompt, text=_turn(origin, prompt, _filled(words, request, label)))
-                for prompt, label in zip(prompts, asked, strict=True)
+                dataclasses.replace(prompt, text=_turn(origin, prompt, _filled(words, request, text)))
+                for prompt, text in zip(prompts, labels_by_prompt, strict=True)
             ]
         if most is None or request.max_tokens:
             return prompts
@@ -179,25 +189,27 @@ def _skill(task: str, spec: Tuned, origin: Model) -> Skill:
 
 
 def _filled(words: str, request: Any, labels: str) -> str:
-    asked = {field: getattr(request, field, "") for field in ("question", "lang")}
-    return words.format(**asked, label=labels, labels=labels)
+    values = {field: getattr(request, field, "") for field in ("question", "lang")}
+    return words.format(**values, label=labels, labels=labels)
 
 
 def _turn(origin: Model, prompt: Prompt, words: str) -> str:
-    """The family's turn around these words, with the picture or film where the family has it."""
+    """Return the family's turn around these words, with the image or video where the family puts it."""
     film = prompt.video is not None
     return origin.converse([Turn("user", words, has_image=not film and prompt.image is not None, has_video=film)])
 
 
 def _placeholders(task: str, origin: Model) -> Mapping[str, bool]:
-    """What a task's own prompt may hold, and whether it must."""
+    """Return the placeholders that a task's own prompt may have, and whether it must have each."""
     fields = TASKS[task].request.model_fields
-    found: dict[str, bool] = {field: field == "question" for field in ("question", "lang") if field in fields}
-    return {**found, _phrases(origin): True} if "labels" in fields else found
+    plain: dict[str, bool] = {
+        field: field == TASKS[task].text_field for field in ("question", "lang") if field in fields
+    }
+    return {**plain, _phrases(origin): True} if TASKS[task].text_field == "labels" else plain
 
 
 def _phrases(origin: Model) -> str:
-    """`label` for a family that is asked one phrase at a time, `labels` for one that takes all at once."""
+    """Return `label` for a family that is asked one phrase at a time, `labels` for one that takes all at once."""
     if "detect" not in origin.skills:
         return "labels"
     image = Image(np.zeros((8, 8, 3), np.uint8))
@@ -210,7 +222,7 @@ def _fields(words: str) -> set[str]:
 
 
 def _check_words(task: str, words: str, allowed: Mapping[str, bool]) -> None:
-    """Raises ValueError naming a placeholder that means nothing in this task, or one that is missing."""
+    """Raise ValueError naming a placeholder that means nothing in this task, or one that is missing."""
     can = f"it can hold {', '.join(f'{{{field}}}' for field in allowed)}" if allowed else "it can hold none"
     try:
         parts = list(string.Formatter().parse(words))

@@ -26,7 +26,7 @@ _INNER_MARK = re.compile(_MARK + "+")
 
 
 def normalise(answer: str) -> str:
-    """Lower case, no articles, no idle punctuation, numbers as digits, contractions with their apostrophes.
+    """Write an answer in lower case, without articles and punctuation, numbers as digits, contractions spelled whole.
 
     A mark beside a space goes, one between letters becomes a space ("black-and-white" -> "black and white"). What
     consists of marks alone is kept as it is. Takes time in proportion to the answer's length.

@@ -1,7 +1,7 @@
-"""What every task has: a request, a result, a rule that merges replies into one."""
+"""The parts of a task: its request, its result, and the rules that merge several replies into one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
@@ -16,13 +16,13 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Priority = Literal["interactive", "batch"]
 
 MAX_MODELS = 64
-"""How wide one request may fan out."""
+"""Models that one request may ask."""
 
 MAX_STOP = 256
 """Characters of one stop sequence."""
 
 
-def _each_of_something(stop: str | list[str]) -> str | list[str]:
+def _refuse_empty(stop: str | list[str]) -> str | list[str]:
     if stop == "" or "" in (stop if isinstance(stop, list) else ()):
         raise ValueError("a stop sequence must not be empty")
     return stop
@@ -31,7 +31,7 @@ def _each_of_something(stop: str | list[str]) -> str | list[str]:
 Stop = Annotated[
     Annotated[str, Field(max_length=MAX_STOP)]
     | Annotated[list[Annotated[str, Field(max_length=MAX_STOP)]], Field(max_length=4)],
-    AfterValidator(_each_of_something),
+    AfterValidator(_refuse_empty),
 ]
 """One to four texts at which a reply ends; they are not part of it."""
 
@@ -41,12 +41,12 @@ JudgeName = Annotated[
 
 
 def _from_video() -> Any:
-    """No image was given: there is a video, and `Request._its_still` takes it from there."""
+    """Leave the image out: there is a video, and `Request._set_still` takes its first frame."""
     return None
 
 
 class Request(BaseModel):
-    """One picture or one film, one task. Unknown fields are refused by name."""
+    """A task to do with one image or one video. Unknown fields are refused by name."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -92,8 +92,8 @@ class Request(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_of_both(cls, given: Any) -> Any:
-        """Before anything is decoded: raises BadRequest for both and for neither."""
+    def _require_image_or_video(cls, given: Any) -> Any:
+        """Raise BadRequest for both and for neither, before anything is decoded."""
         if not isinstance(given, Mapping):
             return given
         if given.get("video") is None:
@@ -105,34 +105,28 @@ class Request(BaseModel):
             return {name: value for name, value in given.items() if name != "image"}
         return given
 
-    def texts(self) -> tuple[str, ...]:
-        """Return what the client wrote about the image: the question, or the labels. Empty where a task has neither."""
-        return ()
-
     @model_validator(mode="after")
-    def _its_still(self) -> Self:
+    def _set_still(self) -> Self:
         if self.video is not None and self.video.decoded:
             self.image = self.video.first_frame()
         return self
 
 
 class Result(BaseModel):
-    """What a model's words mean, in the task's own form."""
+    """A model's reply as the task's own fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class TextResult(Result):
-    """A result that is one text, in its only field, whatever the task calls it."""
+    """A result that has one field, a text."""
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """Return the result that has this text."""
         (field,) = cls.model_fields
         return cls(**{field: text})
 
     def as_text(self) -> str:
-        """Return its text."""
         (text,) = self.__dict__.values()
         return str(text)
 
@@ -150,14 +144,14 @@ class ReplyError(BaseModel):
 
 @dataclass(frozen=True)
 class Delta:
-    """The next words of one model."""
+    """A piece of a model's text, as it is generated."""
 
     model: str
     text: str
 
 
 class Reply(BaseModel):
-    """One model's column, whole."""
+    """A model's whole reply, or the error in its place."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -174,7 +168,10 @@ class Reply(BaseModel):
 
 
 class Judgement(BaseModel):
-    """The model that was to write the merged reply. error: why it did not, so that the task's own method stands in."""
+    """A judge's part in a merge. model: which was to write the merged reply; None where none was ready.
+
+    error: the reason why it did not, so that the task's own method stands in.
+    """
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -184,7 +181,10 @@ class Judgement(BaseModel):
 
 
 class Merged(BaseModel):
-    """All replies as one: how it was reached, how far they agreed (0..1), who stands behind it, who strayed (0..1)."""
+    """The merged reply. models: those whose replies were merged; agreement: 0..1.
+
+    supporters: the models behind the result, or behind each of its boxes. deviations: each model's distance, 0..1.
+    """
 
     result: SerializeAsAny[Result] | None = None
     method: str
@@ -208,26 +208,47 @@ MergeRule = Callable[[Sequence[Reply], Mapping[str, float]], Merged]
 
 @dataclass(frozen=True)
 class Judging:
-    """How a task that answers in sentences can be judged. asked: a request in words; text: a reply's; result: a
-    judge's words as the task's result."""
+    """The functions that a judge needs of a task that is answered in sentences.
 
-    asked: Callable[[Any], str]
+    instruction: a request -> the words that ask it. text: a reply -> its text. result: the judge's text -> a result.
+    """
+
+    instruction: Callable[[Any], str]
     text: Callable[[Reply], str]
     result: Callable[[str], Result]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A row of the table: what is asked, what comes back, how replies merge (the first method is the default)."""
+    """A task: its request, its result, and the rules that merge replies (the first method is the default).
+
+    All that other packages know of a task stands here: routes, command line, page, evaluation and load test read it.
+    """
 
     name: str
     title: str
     request: type[Request]
     result: type[Result]
     methods: Mapping[str, MergeRule]
-    words: Callable[[Any], str] = TextResult.as_text
-    """A result as a person would read it; also the text of a merged chat completion."""
+    text_field: Literal["question", "labels"] | None = None
+    """The request's field that holds what the client writes beside the image: a text, or a list of phrases."""
+    example: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of a typical request, without the image: the page shows it, the tests send it."""
+    as_text: Callable[[Any], str] = TextResult.as_text
+    """Write a result as a person reads it; also the text of a merged chat completion."""
     heavy: bool = False
-    """Whether merging takes long enough to hold others up, however short the replies are."""
+    """Merging takes long enough to hold others up, however short the replies are."""
     judging: Judging | None = None
-    """Where a served model may write the merged reply (`merge: judge`)."""
+    """Present where a served model may write the merged reply (`merge: judge`)."""
+
+    @property
+    def boxed(self) -> bool:
+        """Tell whether results are boxes, which can be drawn into the image."""
+        return "boxes" in self.result.model_fields
+
+    def texts(self, request: Request) -> tuple[str, ...]:
+        """Return what a request's client wrote beside the image: its question, or its labels, or nothing."""
+        if self.text_field is None:
+            return ()
+        value = getattr(request, self.text_field)
+        return (value,) if isinstance(value, str) else tuple(value)

@@ -23,7 +23,7 @@ class LabelledBox(BaseModel):
     score: Probability
 
 
-Found = TypeVar("Found", bound=LabelledBox)
+BoxT = TypeVar("BoxT", bound=LabelledBox)
 
 
 class DetectResult(Result):
@@ -44,7 +44,7 @@ def phrase(label: str) -> str:
 
 
 def bare_phrase(label: str) -> str:
-    """Return a label as it is asked of a model that was trained on names alone: plain, without its article."""
+    """Return a label without its article, for models that were trained on names alone."""
     text = phrase(label)
     article, _, rest = text.partition(" ")
     return rest.strip(MARKS) or rest if rest and article.casefold() in ("a", "an", "the") else text
@@ -56,7 +56,7 @@ def label_key(label: str) -> str:
 
 
 class AskedLabels:
-    """A request's labels, by what a model says for them."""
+    """A request's labels, to be looked up by a model's text for them."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = {label_key(label): label for label in reversed(labels)}
@@ -82,13 +82,13 @@ def _begins(label: str, text: str) -> bool:
     return phrase(label).casefold().startswith(phrase(text).casefold()) or label_key(label).startswith(label_key(text))
 
 
-def distinct(boxes: Sequence[Found]) -> list[Found]:
+def distinct(boxes: Sequence[BoxT]) -> list[BoxT]:
     """Return the boxes without those that repeat an earlier one of the same label."""
     if len(boxes) < 2:
         return list(boxes)
     rows: dict[str, list[int]] = {}
-    for at, found in enumerate(boxes):
-        rows.setdefault(label_key(found.label), []).append(at)
+    for at, box in enumerate(boxes):
+        rows.setdefault(label_key(box.label), []).append(at)
     kept: list[int] = []
     for same in rows.values():
         lead = leaders(np.array([boxes[at].box for at in same]), REPEATED) if len(same) > 1 else [0]
@@ -102,15 +102,15 @@ def leaders(boxes: Array, least: float, owners: Sequence[int] | None = None) -> 
     owners: [n]; boxes of the same owner are not compared.
     """
     of = np.arange(len(boxes)) if owners is None else np.array(owners)
-    found: list[int] = []
+    leading: list[int] = []
     for start in range(0, len(boxes), ROWS):
         block = np.arange(start, min(start + ROWS, len(boxes)))
-        earlier = np.array(found, int)
+        earlier = np.array(leading, int)
         covered = ((iou(boxes[block], boxes[earlier]) >= least) & (of[block, None] != of[None, earlier])).any(axis=1)
         inside = (iou(boxes[block], boxes[block]) >= least) & (of[block, None] != of[None, block])
         for at in range(len(block)):
             if not covered[at]:
-                found.append(start + at)
+                leading.append(start + at)
                 covered |= inside[at]
                 covered[at] = True
-    return found
+    return leading

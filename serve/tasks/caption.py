@@ -1,4 +1,4 @@
-"""Captioning: the picture in one sentence."""
+"""Captioning: the image described in one sentence."""
 
 from serve.tasks.base import JudgeName, Judging, Request, Task, TextResult, text_of
 from serve.tasks.merging.medoid import medoid
@@ -14,7 +14,7 @@ class CaptionResult(TextResult):
     caption: str
 
 
-def _asked(request: CaptionRequest) -> str:
+def _instruction(request: CaptionRequest) -> str:
     language = "" if request.lang == "en" else f" Language: {request.lang}."
     return f"Describe the image in one sentence.{language}"
 
@@ -25,5 +25,5 @@ CAPTION = Task(
     request=CaptionRequest,
     result=CaptionResult,
     methods={"medoid": medoid()},
-    judging=Judging(_asked, text_of, CaptionResult.of),
+    judging=Judging(_instruction, text_of, CaptionResult.of),
 )

@@ -1,4 +1,4 @@
-"""Chat: a free question about the picture, answered in sentences."""
+"""Chat: a free question about the image, answered in sentences."""
 
 from serve.tasks.base import JudgeName, Judging, Request, Task, TextResult, text_of
 from serve.tasks.merging.medoid import medoid
@@ -9,15 +9,12 @@ class ChatRequest(Request):
     question: Question
     judge: JudgeName = None
 
-    def texts(self) -> tuple[str, ...]:
-        return (self.question,)
-
 
 class ChatResult(TextResult):
     text: str
 
 
-def _asked(request: ChatRequest) -> str:
+def _instruction(request: ChatRequest) -> str:
     return request.question
 
 
@@ -27,5 +24,7 @@ CHAT = Task(
     request=ChatRequest,
     result=ChatResult,
     methods={"medoid": medoid()},
-    judging=Judging(_asked, text_of, ChatResult.of),
+    text_field="question",
+    example={"question": "Describe the picture."},
+    judging=Judging(_instruction, text_of, ChatResult.of),
 )

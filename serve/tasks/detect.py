@@ -8,11 +8,12 @@ from serve.tasks.base import Request, Task
 from serve.tasks.boxes import DetectResult, label_key, phrase
 from serve.tasks.merging.box_fusion import HALF, box_fusion
 
+MAX_LABELS = 32  # of one request
 Phrase = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class DetectRequest(Request):
-    labels: Annotated[list[Phrase], Field(min_length=1, max_length=32)]
+    labels: Annotated[list[Phrase], Field(min_length=1, max_length=MAX_LABELS)]
 
     @field_validator("labels")
     @classmethod
@@ -25,18 +26,15 @@ class DetectRequest(Request):
             first.setdefault(label_key(label), label)
         return list(first.values())
 
-    def texts(self) -> tuple[str, ...]:
-        return tuple(self.labels)
-
     @property
     def phrases(self) -> list[str]:
-        """The labels as a model is asked for them."""
+        """Return the labels in the form that models are asked for: one line each, without marks around them."""
         return [phrase(label) for label in self.labels]
 
 
-def _words(result: DetectResult) -> str:
-    found = (f"{found.label} [{', '.join(f'{v:.0f}' for v in found.box)}]" for found in result.boxes)
-    return "; ".join(found) or "nothing found"
+def _as_text(result: DetectResult) -> str:
+    lines = (f"{box.label} [{', '.join(f'{v:.0f}' for v in box.box)}]" for box in result.boxes)
+    return "; ".join(lines) or "nothing found"
 
 
 DETECT = Task(
@@ -48,5 +46,7 @@ DETECT = Task(
         "weighted_box_fusion": box_fusion("weighted_box_fusion"),
         "consensus": box_fusion("consensus", least=HALF),
     },
-    words=_words,
+    text_field="labels",
+    example={"labels": ["red circle", "blue square"]},
+    as_text=_as_text,
 )

@@ -1,4 +1,4 @@
-"""Reading: the text in the picture, as it stands there."""
+"""Reading (OCR): the text in the image, line by line."""
 
 from serve.tasks.base import Request, Task, TextResult
 from serve.tasks.merging.medoid import medoid
@@ -15,7 +15,7 @@ class OcrResult(TextResult):
     text: str
 
 
-def _words(result: OcrResult) -> str:
+def _as_text(result: OcrResult) -> str:
     return result.text or "no text"
 
 
@@ -25,5 +25,5 @@ OCR = Task(
     request=OcrRequest,
     result=OcrResult,
     methods={"rover": rover(OcrResult.of), "medoid": medoid(likeness)},
-    words=_words,
+    as_text=_as_text,
 )

@@ -14,12 +14,9 @@ class SegmentRequest(DetectRequest):
     pass
 
 
-def _words(result: SegmentResult) -> str:
-    found = (
-        f"{found.label} [{', '.join(f'{v:.0f}' for v in found.box)}], {area(found.mask)} pixels"
-        for found in result.boxes
-    )
-    return "; ".join(found) or "nothing found"
+def _as_text(result: SegmentResult) -> str:
+    lines = (f"{box.label} [{', '.join(f'{v:.0f}' for v in box.box)}], {area(box.mask)} pixels" for box in result.boxes)
+    return "; ".join(lines) or "nothing found"
 
 
 SEGMENT = Task(
@@ -28,6 +25,8 @@ SEGMENT = Task(
     request=SegmentRequest,
     result=SegmentResult,
     methods={"mask_vote": mask_vote("mask_vote"), "consensus": mask_vote("consensus", least=HALF)},
-    words=_words,
+    text_field="labels",
+    example={"labels": ["red circle"]},
+    as_text=_as_text,
     heavy=True,  # masks are drawn and voted on pixel by pixel
 )

@@ -1,4 +1,4 @@
-"""Visual question answering: a question about the picture, answered in a word or two."""
+"""Visual question answering: a question about the image, answered in a word or two."""
 
 from typing import Annotated
 
@@ -19,22 +19,19 @@ def stripped(text: str) -> str:
     return text.strip(_BLANKS)
 
 
-def _with_words(question: str) -> str:
+def _refuse_blank(question: str) -> str:
     if not (text := stripped(question)):
         raise ValueError("a question must have words")
     return text
 
 
-Question = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_with_words)]
+Question = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_refuse_blank)]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]{2,4})?$", description="ISO 639 code, such as en.")]
 
 
 class VqaRequest(Request):
     question: Question
     lang: Language = "en"
-
-    def texts(self) -> tuple[str, ...]:
-        return (self.question,)
 
 
 class VqaResult(TextResult):
@@ -51,4 +48,6 @@ VQA = Task(
     request=VqaRequest,
     result=VqaResult,
     methods={"vote": majority(_key), "weighted_vote": majority(_key, by_confidence=True)},
+    text_field="question",
+    example={"question": "how many shapes are there?"},
 )

@@ -19,21 +19,21 @@ GIVEN = {"name": "receipts", "like": "paligemma-3b-pt-448", "checkpoint": "me/re
 
 
 def request(task: str, **fields: Any) -> Any:
-    asked = {"question": "how many?"} if task in ("vqa", "chat") else {}
-    asked |= {"labels": ["a cat", "a dog"]} if task in ("detect", "segment") else {}
-    return TASKS[task].request.model_validate({**asked, **fields, "image": PICTURE})
+    texts = {"question": "how many?", "labels": ["a cat", "a dog"]}
+    text = {name: value for name, value in texts.items() if name == TASKS[task].text_field}
+    return TASKS[task].request.model_validate({**text, **fields, "image": PICTURE})
 
 
 def spoken(model: Any, task: str, **fields: Any) -> list[str]:
     return [prompt.text for prompt in model.skills[task].ask(request(task, **fields))]
 
 
-def made(**fields: Any) -> Any:
+def build(**fields: Any) -> Any:
     return own(Own.model_validate({**GIVEN, **fields}))
 
 
-def test_it_is_asked_as_the_model_it_is_like_unless_it_says_otherwise() -> None:
-    model, like = made(), MODELS["paligemma-3b-pt-448"]
+def test_own_model_without_prompts_prompts_as_its_origin() -> None:
+    model, like = build(), MODELS["paligemma-3b-pt-448"]
     assert model.skills == like.skills and model.prefix_lm and model.family_args == like.family_args
     assert (model.checkpoint.hub, model.checkpoint.gated, model.adapter, model.weight) == (
         "me/receipts",
@@ -43,41 +43,41 @@ def test_it_is_asked_as_the_model_it_is_like_unless_it_says_otherwise() -> None:
     )
 
 
-def test_its_weights_must_be_of_the_same_architecture_and_picture_size() -> None:
-    assert made().checkpoint.expect == {
+def test_checkpoint_must_have_the_architecture_and_image_size_of_its_origin() -> None:
+    assert build().checkpoint.expect == {
         "architectures": ["PaliGemmaForConditionalGeneration"],
         "text_config.model_type": "gemma",
         "vision_config.image_size": 448,
     }
 
 
-def test_its_own_words_replace_the_familys() -> None:
+def test_own_prompts_replace_the_familys() -> None:
     prompts = {"vqa": "ask {lang}: {question}", "ocr": "read receipt {{all}}", "detect": "find {labels}!"}
-    model = made(prompts=prompts, tasks=["detect", "ocr", "vqa"])
+    model = build(prompts=prompts, tasks=["detect", "ocr", "vqa"])
     assert list(model.skills) == ["vqa", "ocr", "detect"]
     assert spoken(model, "vqa", lang="de") == ["ask de: how many?"]
     assert spoken(model, "ocr") == ["read receipt {all}"]
     assert spoken(model, "detect") == ["find a cat ; a dog!"]
 
 
-def test_a_llavas_words_stand_in_its_turn_and_each_phrase_is_asked_by_itself() -> None:
+def test_own_prompts_of_a_llava_stand_in_its_turn_with_a_prompt_a_phrase() -> None:
     prompts = {"vqa": "{question} Briefly.", "detect": "Where is {label}?", "caption": "Beschreibe das Bild ({lang})."}
-    model = made(like="llava-1.5-7b", prompts=prompts)
+    model = build(like="llava-1.5-7b", prompts=prompts)
     assert spoken(model, "vqa") == ["USER: <image>\nhow many? Briefly. ASSISTANT:"]
     assert spoken(model, "detect") == [f"USER: <image>\nWhere is {it}? ASSISTANT:" for it in ("a cat", "a dog")]
     assert spoken(model, "caption", lang="de") == ["USER: <image>\nBeschreibe das Bild (de). ASSISTANT:"]
     with pytest.raises(BadRequest, match="English"):
-        spoken(made(like="llava-1.5-7b"), "caption", lang="de")
+        spoken(build(like="llava-1.5-7b"), "caption", lang="de")
 
 
-def test_what_a_caller_asks_is_never_read_as_a_placeholder() -> None:
-    model = made(prompts={"vqa": "answer {question}"})
+def test_braces_in_a_question_are_no_placeholders() -> None:
+    model = build(prompts={"vqa": "answer {question}"})
     assert spoken(model, "vqa", question="{lang} {0} {{x}}") == ["answer {lang} {0} {{x}}"]
 
 
 @pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.images and "vqa" in model.skills])
-def test_for_every_family_a_question_alone_makes_the_familys_own_turn(name: str) -> None:
-    model = made(like=name, prompts={"vqa": "{question}"})
+def test_prompt_of_the_question_alone_makes_the_turn_of_every_family(name: str) -> None:
+    model = build(like=name, prompts={"vqa": "{question}"})
     (prompt,) = model.skills["vqa"].ask(request("vqa"))
     (usual,) = MODELS[name].skills["vqa"].ask(request("vqa"))
     before, after = usual.text.split("how many?") if "<image>" in usual.text else ("", "")
@@ -87,22 +87,22 @@ def test_for_every_family_a_question_alone_makes_the_familys_own_turn(name: str)
         assert prompt.text.endswith(after.split("phrase.")[-1])
 
 
-def test_its_replies_may_be_longer_unless_the_request_says_how_long() -> None:
-    model = made(max_tokens=300)
+def test_max_tokens_holds_unless_the_request_gives_its_own() -> None:
+    model = build(max_tokens=300)
     assert [p.sampling.max_tokens for p in model.skills["vqa"].ask(request("vqa"))] == [300]
     assert [p.sampling.max_tokens for p in model.skills["vqa"].ask(request("vqa", max_tokens=5))] == [5]
 
 
-def test_its_card_has_no_blank_cell_and_says_whose_it_is() -> None:
-    model = made(tasks=["ocr"], weight=2, card={"licence": "internal", "parameters": 7})
+def test_card_of_an_own_model_has_no_blank_cell_and_names_its_origin() -> None:
+    model = build(tasks=["ocr"], weight=2, card={"licence": "internal", "parameters": 7})
     assert (model.card.licence, model.card.parameters, model.weight) == ("internal", 7, 2)
     assert model.card.tasks == ("ocr",) and model.card.category == "Fine-tune of paligemma-3b-pt-448"
     table = catalog.compare_models(["receipts", "llava-1.5-7b"], {"receipts": model})
     assert all(value not in ("", [], None) for row in table.rows for value in row.values)
 
 
-def test_an_adapter_is_its_base_with_another_name_and_other_words() -> None:
-    base = made()
+def test_adapter_is_its_base_with_another_name_and_other_prompts() -> None:
+    base = build()
     spec = {"name": "mine", "base": "receipts", "adapter": "/lora", "prompts": {"ocr": "read it"}, "weight": 0.5}
     model = lora(Lora.model_validate(spec), base)
     assert (model.adapter, model.checkpoint.hub, model.weight) == ("mine", "/lora", 0.5)
@@ -132,6 +132,6 @@ def test_an_adapter_is_its_base_with_another_name_and_other_words() -> None:
         ({"promts": {}}, "promts"),
     ],
 )
-def test_a_slip_is_refused_by_name(fields: dict[str, Any], words: str) -> None:
+def test_wrong_setting_is_refused_by_name(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Own.model_validate({**GIVEN, **fields})

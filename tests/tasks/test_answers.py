@@ -9,7 +9,7 @@ from serve.tasks.answers import normalise, without_edge_marks
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("answer", "normal"),
     [
         ("Yes.", "yes"),
         ("  The   Red\nCircle! ", "red circle"),
@@ -26,8 +26,8 @@ from serve.tasks.answers import normalise, without_edge_marks
         ("", ""),
     ],
 )
-def test_normalise(said: str, meant: str) -> None:
-    assert normalise(said) == meant
+def test_normalise(answer: str, normal: str) -> None:
+    assert normalise(answer) == normal
 
 
 @given(st.text(max_size=60))
@@ -41,7 +41,7 @@ EDGES = re.compile(r"(?:(?<=\s)|^)[^\w\s'.]+|[^\w\s'.]+(?=\s|$)")
 
 @given(st.text("a.,!'-_1 é", max_size=40) | st.text(max_size=20))
 def test_marks_beside_a_space_go_as_the_rule_says(text: str) -> None:
-    """The rule as one expression, which takes time in proportion to the square of a run of marks."""
+    """Normalise by one expression, which takes time in proportion to the square of a run of marks."""
     plain = re.sub(r"(?<=\d),(?=\d{3})", "", " ".join(text.lower().split()))
     assert " ".join(map(without_edge_marks, plain.split(" "))) == EDGES.sub("", plain)
 

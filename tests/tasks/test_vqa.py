@@ -14,7 +14,7 @@ ROUND = ["\n", "\r\n", " \t", "\u00a0", "\u2028\u2029", "\u3000", "\u200b", "\uf
 
 @pytest.mark.parametrize("task", ["vqa", "chat"])
 @pytest.mark.parametrize("blank", ROUND)
-def test_blanks_round_a_question_are_no_part_of_it(task: str, blank: str) -> None:
+def test_blanks_around_a_question_are_removed(task: str, blank: str) -> None:
     kind: Any = TASKS[task].request
     image = Image.__new__(Image)
     for text in (f"what is\nit?{blank}", f"{blank}what is\nit?", f"{blank}what is\nit?{blank}"):

@@ -61,7 +61,7 @@ class ChunkWriter:
             yield self.chunks.finish(index, finish_reason(event.finish_reason), diptych=about)
 
     def _merged_chunks(self, merged: Merged) -> Iterator[bytes]:
-        yield self.chunks.text(0, TASKS[self.target.task].words(merged.result))
+        yield self.chunks.text(0, TASKS[self.target.task].as_text(merged.result))
         yield self.chunks.finish(0, "stop", diptych=about_merged(self.target.task, merged))
 
     def _announce(self) -> Iterator[bytes]:

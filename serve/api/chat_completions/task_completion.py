@@ -89,7 +89,7 @@ class TaskCompletion:
         with _errors_at(self.path):
             async with self.media.with_pixels(plan.request, plan.deadline):
                 answer = await gather_answer(plan, self.router.run(plan), self.metrics)
-        text = TASKS[plan.task].words(answer.merged.result)
+        text = TASKS[plan.task].as_text(answer.merged.result)
         about = about_merged(plan.task, answer.merged)
         choices = [Choice(index=0, message=ResponseMessage(content=text), finish_reason="stop", diptych=about)]
         choices += [
@@ -119,7 +119,7 @@ class TaskCompletion:
 
 def task_request(target: FanOutTarget, request: ChatCompletionRequest, conversation: Conversation) -> Request:
     """Return the last question and the image as a request of the task. Earlier turns are left out."""
-    kind = TASKS[target.task].request
+    kind, text_field = TASKS[target.task].request, TASKS[target.task].text_field
     text, path = conversation.question()
     if conversation.image is None and conversation.video is None:
         raise BadRequest(f"{target.task} needs an image.", param=path, code="missing_image")
@@ -129,8 +129,7 @@ def task_request(target: FanOutTarget, request: ChatCompletionRequest, conversat
     fields["max_tokens"] = getattr(request, length)
     fields["priority"] = "batch" if request.service_tier == FLEX else None
     fields["stream"] = bool(request.stream and target.each)  # the models' text is needed as it comes
-    text_field = "labels" if "labels" in kind.model_fields else "question"
-    if text_field in kind.model_fields:
+    if text_field is not None:
         if not text:
             raise BadRequest(f"{target.task} needs words beside the image.", param=path, code="missing_text")
         fields[text_field] = split_phrases(text) if text_field == "labels" else text

@@ -8,16 +8,12 @@ import { clear, loaded, show, toggle } from "./picture.js";
 import { curl, fromUrl, json, png, python, save, toUrl } from "./share.js";
 import { MERGED, settle, toned } from "./tones.js";
 
-const NEEDS = { vqa: "question", chat: "question", detect: "labels", segment: "labels" };
-const EXAMPLES = {
-  vqa: "how many shapes are there?", chat: "Describe the picture.", detect: "red circle; blue square", segment: "red circle",
-};
 const MAX_HISTORY = 24;
 const LIST = new Intl.ListFormat("en");
 
 const merged = new MergedCard(byId("merged"));
 const typed = {}; // what was typed, per task
-let tasks = []; // {id, title, models} that can be asked here
+let tasks = []; // {id, title, models, field, example} that can be asked here; field: "question", "labels" or null
 let models = []; // names served here (on a comparison: those of it)
 let ready = null; // the last /ready
 let scenes = {};
@@ -66,7 +62,8 @@ async function offer({ only, shared }) {
       settle(entries.map((entry) => entry.id));
       models = entries.map((entry) => entry.id).filter((name) => !only || only.includes(name));
       tasks = list.filter((entry) => entry.diptych.kind === "task")
-        .map((entry) => ({ id: entry.id, title: entry.diptych.title, models: entry.diptych.models.filter((name) => models.includes(name)) }))
+        .map(({ id, diptych: { title, models: able, text_field: field, example } }) =>
+          ({ id, title, field, example: field && [example[field]].flat(), models: able.filter((name) => models.includes(name)) }))
         .filter((one) => one.models.length && (!shared || shared.includes(one.id)));
       break;
     } catch (error) {
@@ -126,11 +123,11 @@ function pick(id) {
   task = tasks.find((one) => one.id === id) ?? null;
   for (const radio of byId("tasks").querySelectorAll("input")) radio.checked = radio.value === task?.id;
   for (const name of ["question", "labels"]) {
-    const wanted = NEEDS[task?.id] === name;
+    const wanted = task?.field === name;
     byId(`${name}-field`).hidden = !wanted;
     byId(name).disabled = !wanted;
     if (wanted) {
-      byId(name).placeholder = EXAMPLES[task.id];
+      byId(name).placeholder = task.example.join("; ");
       byId(name).value = typed[task.id] ?? suggested();
     }
   }
@@ -142,12 +139,12 @@ function pick(id) {
   addressed();
 }
 
-/** The example's words; for phrases, what the shipped scene shows. */
+/** The example's words; for phrases, what the shipped scene shows: one of them where the example has one. */
 function suggested() {
   const shapes = scenes[`${picture?.scene}.png`]?.shapes ?? [];
-  if (NEEDS[task.id] !== "labels" || !shapes.length) return EXAMPLES[task.id];
+  if (task.field !== "labels" || !shapes.length) return task.example.join("; ");
   const labels = [...new Set(shapes.map((shape) => shape.label))];
-  return (task.id === "segment" ? labels.slice(0, 1) : labels).join("; ");
+  return (task.example.length === 1 ? labels.slice(0, 1) : labels).join("; ");
 }
 
 function rechosen() {
@@ -169,10 +166,10 @@ function addressed() {
 }
 
 function current() {
-  const needs = NEEDS[task.id];
-  const text = needs ? byId(needs).value.trim() : "";
+  const { field } = task;
+  const text = field ? byId(field).value.trim() : "";
   return {
-    task: task.id, title: task.title, question: needs === "question" ? text : "", labels: needs === "labels" ? text : "",
+    task: task.id, title: task.title, question: field === "question" ? text : "", labels: field === "labels" ? text : "",
     models: chosen?.filter((name) => task.models.includes(name)) ?? (named() ? task.models : null),
     scene: picture?.scene ?? null, name: picture?.name ?? "", type: picture?.blob.type ?? "",
   };
@@ -241,7 +238,7 @@ function put(next) {
   for (const button of byId("scenes").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(button.dataset.scene === picture.scene));
   }
-  if (task && !(task.id in typed) && NEEDS[task.id]) byId(NEEDS[task.id]).value = suggested();
+  if (task?.field && !(task.id in typed)) byId(task.field).value = suggested();
   usable();
   addressed();
 }
@@ -328,11 +325,11 @@ async function pose(asked, about) {
   asking = now;
   last = null;
   clear();
-  if (NEEDS[asked.task] === "labels") for (const layer of [...names, MERGED]) toggle(layer);
+  if (asked.labels) for (const layer of [...names, MERGED]) toggle(layer);
   byId("share").hidden = true;
   byId("shared").textContent = "";
   byId("columns").replaceChildren(...[...columns.values()].map((column) => column.element));
-  merged.wait(columns.size, NEEDS[asked.task] === "labels");
+  merged.wait(columns.size, Boolean(asked.labels));
   usable();
   announce(`Asking ${names.join(", ")}.`);
   tick(now);
@@ -414,7 +411,7 @@ function recall(one) {
     return column.element;
   });
   byId("columns").replaceChildren(...columns);
-  merged.wait(columns.length, NEEDS[asked.task] === "labels");
+  merged.wait(columns.length, Boolean(asked.labels));
   if (answer.merged) merged.show(answer.merged, { size: answer.size, aloud: false });
   else merged.cut("There is no merged answer.");
   last = one;

@@ -8,11 +8,11 @@ import { MERGED, toned } from "./tones.js";
 const seconds = (ms) => `${(ms / 1000).toFixed(ms < 9950 ? 2 : 1)} s`;
 const REASONS = { stop: "finished", length: "cut at its limit of words", abort: "stopped" };
 
-/** A reply's words, whatever the task: an answer, a caption, a text, or what was found where. */
+/** A reply's words: what was found where, or what the result's only field holds (answer, caption, text, ...). */
 export function words(result) {
   if (!result) return "";
   if (result.boxes) return result.boxes.length ? result.boxes.map((box) => box.label).join(", ") : "nothing found";
-  return result.answer ?? result.caption ?? result.text ?? "";
+  return String(Object.values(result)[0] ?? "");
 }
 
 export class Column {

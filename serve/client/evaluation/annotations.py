@@ -1,4 +1,4 @@
-"""Labels that people have: COCO's instances and captions, VQA's questions and answers, or one JSON line a picture."""
+"""Labelled folders: COCO's instances and captions, VQA's questions and answers, or one JSON line a picture."""
 
 import functools
 import itertools
@@ -13,9 +13,11 @@ from pycocotools import mask as coco_mask
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from serve.client.evaluation import folder
-from serve.client.evaluation.items import MOST_LABELS, Item, Json, labels
+from serve.client.evaluation.items import Item, Json, labels
 from serve.client.http_client import Failure, Misuse
 from serve.media import masks
+from serve.tasks import TASKS
+from serve.tasks.detect import MAX_LABELS
 
 M = TypeVar("M", bound=BaseModel)
 Positive = Field(default=None, gt=0)
@@ -31,7 +33,7 @@ class Picture(BaseModel):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height, width; None where the file does not say."""
+        """Return (height, width), or None where the file leaves them out."""
         return None if self.height is None or self.width is None else (self.height, self.width)
 
 
@@ -51,15 +53,15 @@ class Instance(BaseModel):
 
     @field_validator("segmentation")
     @classmethod
-    def _some(cls, given: Any) -> Any:
-        """None for a mask that is there by name only: no polygon, or only points and lines."""
-        if isinstance(given, list) and all(isinstance(part, list) for part in given):
-            return [part for part in given if len(part) not in (0, 2, 4)] or None
-        return given or None
+    def _drop_empty(cls, mask: Any) -> Any:
+        """Replace a mask without area (no polygon, or only points and lines) by None."""
+        if isinstance(mask, list) and all(isinstance(part, list) for part in mask):
+            return [part for part in mask if len(part) not in (0, 2, 4)] or None
+        return mask or None
 
 
 class _RunLengths(BaseModel):
-    """A mask as COCO writes crowds: counts as a list, or compressed into letters."""
+    """A mask as COCO writes crowds: run lengths as a list, or compressed into a string."""
 
     size: tuple[int, int]
     counts: str | list[int]
@@ -124,7 +126,7 @@ class Place(BaseModel):
     crowd: bool = False
 
     @model_validator(mode="after")
-    def _right_way_round(self) -> "Place":
+    def _check(self) -> "Place":
         if self.box[2] < self.box[0] or self.box[3] < self.box[1]:
             raise ValueError("box is x0, y0, x1, y1, with x1 and y1 the larger")
         if self.mask is not None:
@@ -133,7 +135,7 @@ class Place(BaseModel):
 
 
 class Line(BaseModel):
-    """One line of labels.jsonl. task: needed only for chat, which else looks like vqa."""
+    """A line of labels.jsonl. task: whose question it is; vqa's where left out."""
 
     image: str
     task: str | None = None
@@ -143,15 +145,15 @@ class Line(BaseModel):
     caption: str | None = None
     captions: list[str] | None = None
     text: str | None = None
-    labels: list[str] | None = Field(default=None, max_length=MOST_LABELS)
+    labels: list[str] | None = Field(default=None, max_length=MAX_LABELS)
     boxes: list[Place] | None = None
 
 
 class Labelled:
-    """The items of a folder. notes: what was left out, and why, in sentences."""
+    """The items of a labelled folder. notes: sentences that say what was left out and why."""
 
     def __init__(self, here: Path, files: Sequence[Path] | None) -> None:
-        """files: the annotations; what lies in the folder (or its `annotations/`) where left out. Raises Failure."""
+        """Read the annotations. files: all in the folder and its `annotations/` where left out. Raises Failure."""
         self.here = here
         self.notes: list[str] = []
         if not here.is_dir():
@@ -159,7 +161,7 @@ class Labelled:
         self.items: list[Item] = []
         questions: list[tuple[Path, Questions]] = []
         answers: list[tuple[Path, Answers]] = []
-        for path in files or _found(here):
+        for path in files or _annotation_files(here):
             if path.suffix.lower() == ".jsonl":
                 self.items += self._lines(path)
                 continue
@@ -185,26 +187,27 @@ class Labelled:
             )
 
     def _instances(self, path: Path, body: Instances) -> Iterator[Item]:
-        names = {one.id: one.name for one in body.categories}
-        of: dict[str, list[tuple[int, Instance]]] = defaultdict(list)
-        for at, one in enumerate(body.annotations):
-            if one.category_id not in names:
-                raise Failure(f"{path}: annotations[{at}].category_id: there is no category {one.category_id}.")
-            of[one.image_id].append((at, one))
-        masked = any(one.segmentation for one in body.annotations)
+        names = {category.id: category.name for category in body.categories}
+        by_picture: dict[str, list[tuple[int, Instance]]] = defaultdict(list)
+        for at, instance in enumerate(body.annotations):
+            if instance.category_id not in names:
+                raise Failure(f"{path}: annotations[{at}].category_id: there is no category {instance.category_id}.")
+            by_picture[instance.image_id].append((at, instance))
+        masked = any(instance.segmentation for instance in body.annotations)
         missing = empty = bare = 0
         for picture in body.images:
-            file, some = self._file(picture.file_name), of.get(picture.id, [])
-            if file is None or not some:
+            file, rows = self._file(picture.file_name), by_picture.get(picture.id, [])
+            if file is None or not rows:
                 missing, empty = missing + (file is None), empty + (file is not None)
                 continue
-            boxes = [_place(one, names[one.category_id]) for _, one in some]
+            boxes = [_box(instance, names[instance.category_id]) for _, instance in rows]
             yield self._item(path, str(picture.id), "detect", file, {"labels": labels(boxes)}, {"boxes": boxes})
-            if masked and (picture.size is None or not all(one.segmentation for _, one in some)):
+            if masked and (picture.size is None or not all(instance.segmentation for _, instance in rows)):
                 bare += 1
             elif masked:
                 masked_boxes = [
-                    box | {"mask": _rle(path, at, one, picture)} for (at, one), box in zip(some, boxes, strict=True)
+                    box | {"mask": _rle(path, at, instance, picture)}
+                    for (at, instance), box in zip(rows, boxes, strict=True)
                 ]
                 truth = {"boxes": masked_boxes}
                 yield self._item(path, str(picture.id), "segment", file, {"labels": labels(boxes)}, truth)
@@ -213,35 +216,35 @@ class Labelled:
         self._note(empty, f"pictures of {path.name} show nothing that is labelled: nothing to ask for")
 
     def _captions(self, path: Path, body: Captions) -> Iterator[Item]:
-        of: dict[str, list[str]] = defaultdict(list)
-        for one in body.annotations:
-            of[one.image_id].append(one.caption)
+        by_picture: dict[str, list[str]] = defaultdict(list)
+        for annotation in body.annotations:
+            by_picture[annotation.image_id].append(annotation.caption)
         missing = 0
         for picture in body.images:
             file = self._file(picture.file_name)
-            if file is None or picture.id not in of:
+            if file is None or picture.id not in by_picture:
                 missing += 1
                 continue
-            yield self._item(path, str(picture.id), "caption", file, {}, {"captions": of[picture.id]})
+            yield self._item(path, str(picture.id), "caption", file, {}, {"captions": by_picture[picture.id]})
         self._note(missing, f"pictures of {path.name} are not in {self.here} or have no caption")
 
     def _vqa(
         self, questions: Sequence[tuple[Path, Questions]], answers: Sequence[tuple[Path, Answers]]
     ) -> Iterator[Item]:
-        """VQA names pictures by number: the number at the end of a file's name."""
-        given = {one.question_id: one for _, body in answers for one in body.annotations}
+        """Yield VQA's questions. It names pictures by number: the number at the end of a file's name."""
+        answered = {annotation.question_id: annotation for _, body in answers for annotation in body.annotations}
         missing = 0
         for path, body in questions:
-            for at, asked in enumerate(body.questions):
-                file = self._numbered.get(asked.image_id)
+            for at, question in enumerate(body.questions):
+                file = self._numbered.get(question.image_id)
                 if file is None:
                     missing += 1
                     continue
-                if asked.question_id not in given:
+                if question.question_id not in answered:
                     where = f"{path}: questions[{at}].question_id"
-                    raise Failure(f"{where}: no annotations file here answers question {asked.question_id}.")
-                truth = {"answers": [one.answer for one in given[asked.question_id].answers]}
-                yield self._item(path, str(asked.question_id), "vqa", file, {"question": asked.question}, truth)
+                    raise Failure(f"{where}: no annotations file here answers question {question.question_id}.")
+                truth = {"answers": [words.answer for words in answered[question.question_id].answers]}
+                yield self._item(path, str(question.question_id), "vqa", file, {"question": question.question}, truth)
         self._note(missing, f"questions are about pictures that are not in {self.here}")
 
     def _lines(self, path: Path) -> Iterator[Item]:
@@ -250,31 +253,31 @@ class Labelled:
             text = data.decode(json.detect_encoding(data))  # what begins with a byte order mark, and UTF-16
         except (OSError, UnicodeDecodeError) as error:
             raise Failure(f"{path}: {error}.") from None
-        for number, words in enumerate(text.split("\n"), 1):
-            if not words.strip():
+        for number, row in enumerate(text.split("\n"), 1):
+            if not row.strip():
                 continue
             where = f"{path}, line {number}"
-            line = _checked(Line, _json(words, where), where)
+            line = _checked(Line, _json(row, where), where)
             file = self._file(line.image)
             if file is None:
                 raise Failure(f"{where}: image: there is no {line.image} in {self.here}.")
-            known = list(_tasks(line, where))
-            if not known:
+            labelled = list(_labelled(line, where))
+            if not labelled:
                 raise Failure(f"{where}: it says nothing about {line.image}: answer, caption, text or boxes.")
-            for task, fields, truth in known:
+            for task, fields, truth in labelled:
                 yield self._item(path, str(number), task, file, fields, truth)
 
     def _item(self, path: Path, name: str, task: str, file: str, fields: Json, truth: Json) -> Item:
-        if len(fields.get("labels", [])) > MOST_LABELS:
-            raise Failure(f"{path}: {file} has more than {MOST_LABELS} labels, the most that can be asked for at once.")
+        if len(fields.get("labels", [])) > MAX_LABELS:
+            raise Failure(f"{path}: {file} has more than {MAX_LABELS} labels, the most that can be asked for at once.")
         load = functools.partial(folder.content, self.here / file)
         return Item(f"{path.name}/{task}/{name}", file, task, fields, truth, load)
 
     def _file(self, name: str) -> str | None:
-        """The picture that an annotation names, relative to the folder; never one that is not in it.
+        """Find the picture that an annotation names, as a path inside the folder; None where there is no such picture.
 
-        As named; else the one picture of that name whose folders end like the name's own, which may be written for
-        another system or another place (COCO keeps pictures in a folder of their own).
+        It is the file of that path, else the only picture of that file name whose folders end like the path's: the path
+        may be written for another system or another place (COCO keeps pictures in a folder of their own).
         """
         if self._inside(name):
             return name
@@ -285,7 +288,7 @@ class Labelled:
         return best[0] if len(best) == 1 else None
 
     def _inside(self, name: str) -> bool:
-        """Whether a file of that name is in the folder, links followed."""
+        """Return whether a file of that name is in the folder, links followed."""
         try:
             path = (self.here / name).resolve(strict=True)
         except (OSError, ValueError, RuntimeError):  # no such file; a name that none can have; links in a circle
@@ -294,18 +297,18 @@ class Labelled:
 
     @functools.cached_property
     def _by_name(self) -> Mapping[str, Sequence[str]]:
-        """The folder's pictures by the ends of their names, large and small letters alike."""
-        named: dict[str, list[str]] = defaultdict(list)
+        """Return the paths of the folder's pictures by their file names in lower case."""
+        paths: dict[str, list[str]] = defaultdict(list)
         for file in folder.pictures(self.here):
             if self._inside(file):
-                named[Path(file).name.casefold()].append(file)
-        return named
+                paths[Path(file).name.casefold()].append(file)
+        return paths
 
     @functools.cached_property
     def _numbered(self) -> Mapping[int, str]:
         names = filter(self._inside, folder.pictures(self.here))
-        found = ((re.search(r"(\d+)$", Path(name).stem), name) for name in names)
-        return {int(match[1]): name for match, name in found if match}
+        matches = ((re.search(r"(\d+)$", Path(name).stem), name) for name in names)
+        return {int(match[1]): name for match, name in matches if match}
 
     def _note(self, count: int, why: str) -> None:
         if count:
@@ -313,23 +316,23 @@ class Labelled:
 
 
 def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
-    """How many parts both end with."""
+    """Return the number of parts that both end with."""
     pairs = zip(reversed(a), reversed(b), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _found(here: Path) -> list[Path]:
-    """All .json, and labels.jsonl by its name: other JSON lines may be what --out recorded."""
+def _annotation_files(here: Path) -> list[Path]:
+    """List all .json files, and labels.jsonl by its name: other JSON lines may be what --out recorded."""
     paths: list[Path] = []
-    for place in (here, here / "annotations"):
-        files = sorted(path for path in place.glob("[!.]*") if path.is_file())
+    for parent in (here, here / "annotations"):
+        files = sorted(path for path in parent.glob("[!.]*") if path.is_file())
         paths += [path for path in files if path.suffix.lower() == ".json"]
         paths += [path for path in files if path.name.lower() == "labels.jsonl"]
     return paths
 
 
 def _shape(body: Any) -> str:
-    """What a JSON file is, by what it holds."""
+    """Return the kind of a JSON file, by its content: questions, captions, instances, answers, or nothing known."""
     if not isinstance(body, dict):
         return ""
     notes = body.get("annotations")
@@ -343,44 +346,46 @@ def _shape(body: Any) -> str:
     return "answers" if "question_id" in first else ""
 
 
-def _tasks(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
-    """(task, fields, truth) of everything that a line labels."""
+def _labelled(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
+    """Yield (task, fields, truth) of everything that a line labels."""
     answers = line.answers if line.answers is not None else [line.answer] if line.answer is not None else []
     captions = line.captions if line.captions is not None else [line.caption] if line.caption is not None else []
-    if line.task not in (None, "vqa", "chat", "caption", "ocr", "detect", "segment"):
+    if line.task is not None and line.task not in TASKS:
         raise Failure(f"{where}: task: there is no task {line.task!r}.")
     if line.question is not None or answers:
         if line.question is None or not answers:
             raise Failure(f"{where}: question and answer (or answers) go together.")
-        yield ("chat" if line.task == "chat" else "vqa"), {"question": line.question}, {"answers": answers}
+        task = line.task if line.task and TASKS[line.task].text_field == "question" else "vqa"
+        yield task, {"question": line.question}, {"answers": answers}
     if captions:
         yield "caption", {}, {"captions": captions}
     if line.text is not None:
         yield "ocr", {}, {"text": line.text}
     if line.boxes is not None:
         boxes = [place.model_dump(mode="json", exclude_none=True) for place in line.boxes]
-        wanted = {"labels": line.labels or labels(boxes)}
-        if not wanted["labels"]:
+        fields = {"labels": line.labels or labels(boxes)}
+        if not fields["labels"]:
             raise Failure(f"{where}: boxes: with none of them, labels must say what to look for.")
-        yield "detect", wanted, {"boxes": boxes}
+        yield "detect", fields, {"boxes": boxes}
         if boxes and all("mask" in box for box in boxes):
-            yield "segment", wanted, {"boxes": boxes}
+            yield "segment", fields, {"boxes": boxes}
 
 
-def _place(one: Instance, label: str) -> Json:
-    x, y, width, height = one.bbox
-    return {"label": label, "box": [x, y, x + width, y + height], "crowd": one.iscrowd}
+def _box(instance: Instance, label: str) -> Json:
+    x, y, width, height = instance.bbox
+    return {"label": label, "box": [x, y, x + width, y + height], "crowd": instance.iscrowd}
 
 
-def _rle(path: Path, at: int, one: Instance, picture: Picture) -> Json:
-    """COCO's three ways to write a mask, as compressed run lengths. Raises Failure."""
+def _rle(path: Path, at: int, instance: Instance, picture: Picture) -> Json:
+    """Return a mask, written in any of COCO's three ways, as compressed run lengths. Raises Failure."""
     assert picture.size is not None
     try:
-        if isinstance(one.segmentation, dict):
-            made = _RunLengths.model_validate(one.segmentation).compressed()
+        if isinstance(instance.segmentation, dict):
+            lengths = _RunLengths.model_validate(instance.segmentation).compressed()
         else:
-            made = coco_mask.merge(coco_mask.frPyObjects(_POLYGONS.validate_python(one.segmentation), *picture.size))
-        rle = masks.Rle(size=made["size"], counts=made["counts"].decode())
+            polygons = _POLYGONS.validate_python(instance.segmentation)
+            lengths = coco_mask.merge(coco_mask.frPyObjects(polygons, *picture.size))
+        rle = masks.Rle(size=lengths["size"], counts=lengths["counts"].decode())
         if rle.size != picture.size:
             raise ValueError("another picture's size")
         masks.decode(rle)
@@ -399,15 +404,15 @@ def _load(path: Path) -> Any:
         raise Failure(f"{path}: this is not JSON: {error}.") from None
 
 
-def _json(words: str, where: str) -> Any:
+def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(words)
+        return json.loads(text)
     except ValueError as error:
         raise Failure(f"{where}: this is not JSON: {error}.") from None
 
 
 def _checked(kind: type[M], body: Any, where: object) -> M:
-    """The annotations as they should be. Raises Failure naming file and field."""
+    """Validate annotations. Raises Failure naming file and field."""
     try:
         return kind.model_validate(body)
     except ValidationError as error:

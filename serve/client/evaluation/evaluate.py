@@ -1,4 +1,4 @@
-"""`diptych evaluate`: a labelled set through all able models; each model's and the merged reply's score."""
+"""`diptych evaluate`: asks all able models about a labelled set, and scores each model and the merged replies."""
 
 import argparse
 import json
@@ -15,8 +15,10 @@ from serve.client.board import plain
 from serve.client.evaluation import annotations, lines, score, table, toys
 from serve.client.evaluation.asker import Asker, wait_ready
 from serve.client.evaluation.batch import Job, ask_all
-from serve.client.evaluation.items import TASKS, Item
+from serve.client.evaluation.items import Item
+from serve.client.evaluation.measures import MEASURES
 from serve.client.http_client import Failure, Misuse, Server
+from serve.tasks import TASKS
 
 Json = dict[str, Any]
 KEY = "item"
@@ -24,17 +26,18 @@ TOY_SCENES = 500
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """0, or 1 where --require-merged finds a merge that is worse than the best single model. Raises Failure."""
+    """Ask, score and print. Return 1 where --require-merged finds a merge worse than the best single model, else 0.
+
+    Raises Failure where there is nothing to score.
+    """
     if (options.target is None) == (options.recorded is None):
         raise Misuse("Evaluate what? diptych evaluate toy, diptych evaluate FOLDER, or --from FILE.")
     weights = options.weights or {}
     if options.recorded is not None:
-        answered = _recorded(options.recorded, options.task)
-        reports = score.reports(answered, options.merge, weights)
+        reports = score.reports(_recorded(options.recorded, options.task), options.merge, weights)
     else:
-        answered = _asked(options)
         again = options.merge if weights or options.merge == score.ALL else None
-        reports = score.reports(answered, again, weights)
+        reports = score.reports(_ask(options), again, weights)
     if not reports:
         raise Failure(f"There is no answer to {options.task} to score.")
     if options.json:
@@ -56,21 +59,21 @@ def _show(reports: Sequence[score.Report]) -> None:
 def _floor(reports: Sequence[score.Report]) -> int:
     lost = [(report, gain) for report in reports for gain in report.lost()]
     for report, gain in lost:
-        said = f"{report.task}: {gain.row} is {-gain.gain.value:.2f} worse than {gain.best} in {gain.measure}."
-        print(f"diptych: {said}", file=sys.stderr)
+        loss = f"{gain.row} is {-gain.gain.value:.2f} worse than {gain.best} in {gain.measure}"
+        print(f"diptych: {report.task}: {loss}.", file=sys.stderr)
     return 1 if lost else 0
 
 
 def _recorded(path: Path, task: str) -> list[Json]:
-    found = [line for line in lines.read(path, KEY) if task in ("all", line["task"])]
-    for line in found:
+    recorded = [line for line in lines.read(path, KEY) if task in ("all", line["task"])]
+    for line in recorded:
         if not {"truth", "picture"} <= line.keys():
             raise Failure(f"{path}: {line[KEY]} says nothing of what is true: it was not written by diptych evaluate.")
-    return found
+    return recorded
 
 
-def _asked(options: argparse.Namespace) -> list[Json]:
-    """The lines of this set's items, after asking what has no answer yet."""
+def _ask(options: argparse.Namespace) -> list[Json]:
+    """Ask what has no recorded answer yet, and return the lines of all items."""
     with Server(options.server, options.api_key) as server:
         wait_ready(server, options.patience_s)
         able = _able(server, options.models)
@@ -101,17 +104,20 @@ def _asked(options: argparse.Namespace) -> list[Json]:
         raise
     finally:
         out.close()
-    found = lines.read(options.out, KEY) if options.out else out.lines if isinstance(out, lines.Kept) else []
-    return [line for line in found if line[KEY] in jobs]
+    answers = lines.read(options.out, KEY) if options.out else out.lines if isinstance(out, lines.Kept) else []
+    return [line for line in answers if line[KEY] in jobs]
 
 
 def _items(options: argparse.Namespace, able: set[str]) -> list[Item]:
-    """What will be asked: the wanted tasks that a served model can do."""
+    """Return the items to ask: those of the wanted tasks that a served model can do."""
     console = Console(stderr=True)
-    wanted = list(TASKS) if options.task == "all" else [options.task]
+    wanted = [task for task in TASKS if task in MEASURES] if options.task == "all" else [options.task]
     if options.target == "toy":
         if options.annotations:
             raise Misuse("--annotations are for a folder; the toys' scenes know what is in them.")
+        wanted = [task for task in wanted if task in toys.QUESTIONS]
+        if not wanted:
+            raise Failure(f"The toys' scenes have no questions for {options.task}: add some to {toys.__name__}.")
         served = _served(wanted, able, options.task)
         items = toys.everything(served, options.n or TOY_SCENES, options.seed)
     else:
@@ -129,24 +135,24 @@ def _items(options: argparse.Namespace, able: set[str]) -> list[Item]:
     return items
 
 
-def _served(tasks: Sequence[str], able: set[str], asked: str) -> list[str]:
-    served = [task for task in tasks if task in able]
+def _served(wanted: Sequence[str], able: set[str], option: str) -> list[str]:
+    served = [task for task in wanted if task in able]
     if not served:
-        raise Failure(f"No served model can do {asked if asked != 'all' else ' or '.join(tasks)}.")
+        raise Failure(f"No served model can do {option if option != 'all' else ' or '.join(wanted)}.")
     return served
 
 
 def _drawn(items: Sequence[Item], task: str, options: argparse.Namespace) -> list[Item]:
-    """One task's items, in order; with --n so many of them, by lot."""
-    some = [item for item in items if item.task == task]
-    if options.n is None or options.n >= len(some):
-        return some
-    chosen = random.Random(f"draw {task} {options.seed}").sample(range(len(some)), options.n)
-    return [some[at] for at in sorted(chosen)]
+    """Return a task's items, in order; with --n so many of them, drawn at random."""
+    candidates = [item for item in items if item.task == task]
+    if options.n is None or options.n >= len(candidates):
+        return candidates
+    chosen = random.Random(f"draw {task} {options.seed}").sample(range(len(candidates)), options.n)
+    return [candidates[at] for at in sorted(chosen)]
 
 
 def _able(server: Server, names: Sequence[str] | None) -> set[str]:
-    """The tasks that all (where named) or some served model can do."""
+    """Return the tasks that all of these models can do; those that any served model can do where none is named."""
     entries = [entry for entry in server.get("/v1/models")["data"] if entry["diptych"]["kind"] == "model"]
     skills = {entry["id"]: set(entry["diptych"]["tasks"]) for entry in entries}
     missing = [name for name in names or () if name not in skills]

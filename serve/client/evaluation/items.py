@@ -1,17 +1,18 @@
-"""A labelled item: one question about one picture, and what is true."""
+"""A labelled item: one question about one picture, and its true answer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Json = dict[str, Any]
-TASKS = ("vqa", "caption", "ocr", "detect", "segment", "chat")
-MOST_LABELS = 32  # what one request may ask for
 
 
 @dataclass(frozen=True)
 class Item:
-    """name: the same in every run. picture: whose; questions about one picture share it. load: its bytes.
+    """A question about a picture and its true answer.
+
+    name: the same in every run. picture: its name; questions about one picture share it. fields: of the request but for
+    the image. load: returns the picture's bytes.
 
     truth: `answers` (vqa, chat), `captions` and for drawn scenes `shapes` (caption), `text` (ocr), or `boxes`
     (detect, segment), each {"label", "box": [x0, y0, x1, y1] in pixels} and where it applies "mask" (COCO's run
@@ -27,5 +28,5 @@ class Item:
 
 
 def labels(boxes: Sequence[Json]) -> list[str]:
-    """The labels to ask for: those that are there, each once."""
-    return list(dict.fromkeys(str(one["label"]) for one in boxes))
+    """Return the labels of these boxes, each once."""
+    return list(dict.fromkeys(str(box["label"]) for box in boxes))

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from serve.client.asking import BOXED, given, phrases
+from serve.client.asking import given, text_fields
 from serve.client.evaluation import folder, lines
 from serve.client.evaluation.asker import Asker, wait_ready
 from serve.client.evaluation.batch import Job, ask_all
-from serve.client.http_client import Failure, Misuse, Server
+from serve.client.http_client import Failure, Server
 
 Json = dict[str, Any]
 KEY = "file"
@@ -45,18 +45,9 @@ def run(options: argparse.Namespace) -> int:
 
 def request_fields(options: argparse.Namespace) -> Json:
     """Return the request's fields, the same for every image. Raises Misuse where the task needs more."""
-    fields = given(options)
-    question, labels = options.asked, options.labels
-    if options.task in BOXED:
-        wanted = phrases(labels or question or "")
-        if not wanted:
-            raise Misuse(f"What to find? diptych run {options.folder} --task {options.task} --labels 'cat; dog'")
-        return fields | {"labels": wanted}
-    if labels is not None:
-        raise Misuse(f"--labels are for {' and '.join(BOXED)}, not for {options.task}.")
-    if options.task in ("vqa", "chat") and not question:
-        raise Misuse(f"Which question? diptych run {options.folder} --task {options.task} --question 'what is this?'")
-    return fields | ({"question": question} if question else {})
+    command = f"diptych run {options.folder} --task {options.task}"
+    usage = {"labels": f"{command} --labels 'cat; dog'", "question": f"{command} --question 'what is this?'"}
+    return given(options) | text_fields(options.task, options.asked, options.labels, usage)
 
 
 def _job(here: Path, name: str, task: str, fields: Json) -> Job:

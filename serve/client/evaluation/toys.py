@@ -3,10 +3,11 @@
 import functools
 import io
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
-from serve.client.evaluation.items import TASKS, Item, Json
+from serve.client.evaluation.items import Item, Json
 from serve.media import masks
+from serve.tasks import TASKS
 from serve.toy import questions, world
 from serve.toy.masks import mask
 from serve.toy.questions import Question
@@ -18,66 +19,77 @@ SCALE = 2.0
 
 
 def items(task: str, count: int, seed: int) -> Iterator[Item]:
-    """One question of a task about each of `count` scenes, from `seed` on; always the same ones."""
+    """Yield a question of a task about each of `count` scenes; the same ones for the same seed."""
     for at in range(seed, seed + count):
-        what = world.scene(FRESH + at, text=True if task == "ocr" else None)
-        asked = _question(task, what, at)
-        fields: Json = {"vqa": {"question": asked.text}, "chat": {"question": asked.text}}.get(task, {})
-        if task in ("detect", "segment"):
-            fields = {"labels": asked.text.split(" ; ")}
+        scene = world.scene(FRESH + at, text=True if task == "ocr" else None)
+        fields, truth = QUESTIONS[task](scene, at, random.Random(f"evaluate {task} {at}"))
         yield Item(
             name=f"toy/{task}/{FRESH + at}",
             picture=f"toy/{'text/' * (task == 'ocr')}{FRESH + at}",
             task=task,
             fields=fields,
-            truth=_truth(task, what, asked),
-            load=functools.partial(_drawn, what),
+            truth=truth,
+            load=functools.partial(_png, scene),
         )
 
 
-def _question(task: str, what: Scene, at: int) -> Question:
-    """Kinds of questions take turns where the scene allows it; one or two phrases to find."""
-    rng = random.Random(f"evaluate {task} {at}")
-    if task == "chat":
-        return questions.chat(what, rng)
-    if task == "caption":
-        return Question(task, "", "", questions.caption(what))
-    if task == "ocr":
-        return Question(task, "", "", what.text)
-    if task in ("detect", "segment"):
-        there = questions.phrases(what)
-        return questions.detect(what, rng.sample(there, min(len(there), rng.choice((1, 2)))))
+def everything(names: Collection[str], count: int, seed: int) -> list[Item]:
+    """Return the items of these tasks, task by task, `count` of each."""
+    return [item for task in TASKS if task in names and task in QUESTIONS for item in items(task, count, seed)]
+
+
+def _vqa(scene: Scene, at: int, rng: random.Random) -> tuple[Json, Json]:
+    """Ask by kinds of questions in turn, where the scene allows the kind."""
     turn = at % len(questions.KINDS)
     for kind in questions.KINDS[turn:] + questions.KINDS[:turn]:
-        if (asked := questions.vqa(what, kind, rng)) is not None:
-            return asked
+        if (question := questions.vqa(scene, kind, rng)) is not None:
+            return _answered(question)
     raise AssertionError("how many shapes there are can always be asked")
 
 
-def _truth(task: str, what: Scene, asked: Question) -> Json:
-    if task == "caption":
-        return {"captions": [asked.answer], "shapes": [shape.name for shape in what.shapes]}
-    if task == "ocr":
-        return {"text": asked.answer}
-    if task in ("vqa", "chat"):
-        return {"answers": [asked.answer], "kind": asked.kind}
-    width, height = size = (round(what.size[0] * SCALE), round(what.size[1] * SCALE))
+def _chat(scene: Scene, at: int, rng: random.Random) -> tuple[Json, Json]:
+    return _answered(questions.chat(scene, rng))
+
+
+def _answered(question: Question) -> tuple[Json, Json]:
+    return {"question": question.text}, {"answers": [question.answer], "kind": question.kind}
+
+
+def _caption(scene: Scene, at: int, rng: random.Random) -> tuple[Json, Json]:
+    return {}, {"captions": [questions.caption(scene)], "shapes": [shape.name for shape in scene.shapes]}
+
+
+def _ocr(scene: Scene, at: int, rng: random.Random) -> tuple[Json, Json]:
+    return {}, {"text": scene.text}
+
+
+def _detect(scene: Scene, at: int, rng: random.Random, masked: bool = False) -> tuple[Json, Json]:
+    """Ask for one or two phrases. masked: the true boxes have masks."""
+    present = questions.phrases(scene)
+    phrases = rng.sample(present, min(len(present), rng.choice((1, 2))))
+    width, height = size = (round(scene.size[0] * SCALE), round(scene.size[1] * SCALE))
     boxes = []
-    for phrase in asked.text.split(" ; "):
-        for shape in questions.matching(what, phrase):
+    for phrase in phrases:
+        for shape in questions.matching(scene, phrase):
             x0, y0, x1, y1 = shape.box
             box = [round(v, 2) for v in (x0 * width, y0 * height, x1 * width, y1 * height)]
-            drawn = {"mask": masks.encode(mask(what, shape, size)).model_dump()} if task == "segment" else {}
+            drawn = {"mask": masks.encode(mask(scene, shape, size)).model_dump()} if masked else {}
             boxes.append({"label": phrase, "box": box, **drawn})
-    return {"boxes": boxes}
+    return {"labels": phrases}, {"boxes": boxes}
 
 
-def _drawn(what: Scene) -> bytes:
+QUESTIONS: Mapping[str, Callable[[Scene, int, random.Random], tuple[Json, Json]]] = {
+    "vqa": _vqa,
+    "caption": _caption,
+    "ocr": _ocr,
+    "detect": _detect,
+    "segment": functools.partial(_detect, masked=True),
+    "chat": _chat,
+}
+"""By task, (scene, its number, random numbers) -> (fields of the request, true answer). A task without is left out."""
+
+
+def _png(scene: Scene) -> bytes:
     out = io.BytesIO()
-    world.draw(what, SCALE).save(out, "PNG", compress_level=1)
+    world.draw(scene, SCALE).save(out, "PNG", compress_level=1)
     return out.getvalue()
-
-
-def everything(tasks: tuple[str, ...] | list[str], count: int, seed: int) -> list[Item]:
-    """All tasks' items, task by task."""
-    return [item for task in TASKS if task in tasks for item in items(task, count, seed)]

@@ -1,4 +1,4 @@
-"""What every merge rule shares: how much each model counts, and how far the models agreed with what came out."""
+"""Weights of models and their agreement with the merged reply, for all merge rules."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,10 @@ from serve.tasks.base import Merged, Reply, Result
 
 
 def weigh(replies: Sequence[Reply], weights: Mapping[str, float]) -> dict[str, float]:
-    """Each model's weight, 1 where none is given; all equal where every one of them is 0.
+    """Return each model's weight, 1 where none is given; all equal where every one of them is 0.
 
-    Halved or doubled together until the largest is between 1 and 2, so that nothing they are multiplied with is
-    lost, however small they are; by powers of two, so that what was equal stays equal.
+    They are scaled together by a power of two until the largest is between 1 and 2: so products with very small
+    weights do not underflow, and equal weights stay equal.
     """
     given = {reply.model: weights.get(reply.model, 1.0) for reply in replies}
     if not any(given.values()):
@@ -20,7 +20,7 @@ def weigh(replies: Sequence[Reply], weights: Mapping[str, float]) -> dict[str, f
 
 
 def standing(reply: Reply, weights: Mapping[str, float]) -> float:
-    """Weight x confidence: what decides between equals."""
+    """Return weight x confidence, which decides ties."""
     return weights[reply.model] * (1.0 if reply.confidence is None else reply.confidence)
 
 
@@ -31,7 +31,10 @@ def agreed(
     deviations: Mapping[str, float],
     supporters: Sequence[Sequence[str]],
 ) -> Merged:
-    """The merge, its agreement = 1 - the weighted mean deviation. deviations: per model, 0..1, in catalogue order."""
+    """Return the merged reply with its agreement, 1 - the weighted mean deviation.
+
+    deviations: each model's distance to the result, 0..1, in catalogue order.
+    """
     total = sum(weights.values())
     strayed = sum(weights[model] * deviations[model] for model in weights)
     return Merged(
@@ -45,5 +48,5 @@ def agreed(
 
 
 def _share(value: float) -> float:
-    """What rounding left a hair outside 0..1."""
+    """Clip to 0..1 what rounding left a little outside."""
     return min(1.0, max(0.0, value))

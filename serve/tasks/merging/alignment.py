@@ -1,4 +1,4 @@
-"""Sequences of lines, words or letters laid side by side: slots of what stands at the same place in each."""
+"""Alignment of several sequences of lines, words or letters into slots: the items at the same place in each."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from rapidfuzz.distance import Levenshtein
 Costs = np.ndarray[Any, np.dtype[np.float64]]
 
 Slot = dict[int, str]
-"""What stands at one place: sequence -> item; a sequence that has nothing there is absent."""
+"""The items at one place, by sequence; a sequence that has nothing there is absent."""
 
 GAP = 1.0
 LETTERS = 1000  # pairs of letters in long items take as long as one pair of words
@@ -20,9 +20,9 @@ MOST = 4_000_000
 
 
 class Work:
-    """How much may still be compared, in pairs of items: a merge stops aligning when it is used up.
+    """A budget of comparisons, in pairs of items: a merge stops aligning when it is used up.
 
-    The same texts always use as much, however fast the machine is.
+    It counts work and no time, so that the same texts are merged in the same way on every machine.
     """
 
     def __init__(self, pairs: int) -> None:
@@ -35,10 +35,10 @@ class Work:
 
 
 def network(sequences: Sequence[Sequence[str]], work: Work) -> list[Slot] | None:
-    """The slots of several sequences, taken in one after the other: ROVER's word transition network (Fiscus 1997).
+    """Align sequences into slots, one after the other: ROVER's word transition network (Fiscus 1997).
 
-    The first sequence is the skeleton. An item joins the slot of those it is like; two items that are nothing alike
-    share a slot rather than stand in two. None where the sequences are too long to align, or too many.
+    The first sequence is the skeleton. An item joins the slot whose items are most like it; two items that are nothing
+    alike share a slot rather than take two. Returns None where the sequences are too long to align, or too many.
     """
     slots: list[Slot] = [{0: item} for item in sequences[0]]
     seen = sum(map(len, sequences[0]))
@@ -57,7 +57,10 @@ def network(sequences: Sequence[Sequence[str]], work: Work) -> list[Slot] | None
 
 
 def _unlike(slots: Sequence[Slot], count: int, items: Sequence[str]) -> Costs:
-    """How unlike each slot's items are to each of `items`, in the mean: [slots, items] in 0..1, edits over length."""
+    """Return each slot's mean distance to each of `items`: [slots, items], edits over length, 0..1.
+
+    count: the sequences that are in the slots so far.
+    """
     total, members = np.zeros((len(slots), len(items))), np.zeros((len(slots), 1))
     names, column = np.unique(np.array(items, object), return_inverse=True)  # a word that comes often is compared once
     for sequence in range(count):
@@ -71,9 +74,9 @@ def _unlike(slots: Sequence[Slot], count: int, items: Sequence[str]) -> Costs:
 
 
 def _path(costs: Costs) -> list[tuple[int | None, int | None]]:
-    """The cheapest way through [n, m] costs, as pairs of row and column, one of them None where there is a gap.
+    """Return the cheapest path through [n, m] costs as pairs (row, column), one of them None at a gap.
 
-    Of ways that cost the same the one with fewer gaps, from the end. Dynamic programming, a row at a time.
+    Of paths that cost the same it is the one with fewer gaps, from the end. Dynamic programming, a row at a time.
     """
     n, m = costs.shape
     across = GAP * np.arange(m + 1)

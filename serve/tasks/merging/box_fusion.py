@@ -11,12 +11,12 @@ HALF = 0.5
 
 
 def box_fusion(method: str, least: float = 0.0) -> MergeRule:
-    """Per label, boxes of different models that show one object become their mean, weighted by score x weight.
+    """Make a rule that fuses boxes of one label and one object into their mean, weighted by score x weight.
 
-    A fused score is the supporters' scores over the weight of *all* models asked: what one of two models sees scores
-    half, sorts below what both see, and never more than 1. least: boxes behind which a smaller share of the weight
-    stands are left out. Agreement is the weighted mean over models of how well the fused boxes are theirs: mean IoU,
-    0 for one that a model did not see, and 0 for one of its own that was left out.
+    A fused score is the supporters' weighted scores over the weight of *all* models, at most 1: a box of one of two
+    models scores half and sorts below a box of both. least: the share of the weight that a box needs to be kept.
+    Agreement is the weighted mean over models of the mean IoU of their boxes with the fused ones, 0 for a fused box
+    that a model did not see, and 0 for a box of its own that was left out.
     """
 
     def fuse(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
@@ -25,7 +25,7 @@ def box_fusion(method: str, least: float = 0.0) -> MergeRule:
         total = sum(weights.values())
         kept, lost = settled(groups, total, least)
         result = DetectResult.model_construct(boxes=[_fuse(group, total) for group in kept])  # each once: no new look
-        close = [{seen.model: overlapping(seen.found.box, fused(group)) for seen in group} for group in kept]
+        close = [{seen.model: overlapping(seen.labelled.box, fused(group)) for seen in group} for group in kept]
         supporters = [[seen.model for seen in group] for group in kept]
         return agreed(result, method, weights, strayed(weights, close, lost), supporters)
 
@@ -33,9 +33,9 @@ def box_fusion(method: str, least: float = 0.0) -> MergeRule:
 
 
 def strayed(models: Iterable[str], close: Sequence[Mapping[str, float]], lost: Sequence[str]) -> dict[str, float]:
-    """Each model's deviation: 1 - its mean likeness to the fused objects, its own that were left out counting as 0.
+    """Return each model's deviation: 1 - its mean likeness to the fused objects, 0 for its own that were left out.
 
-    close: per object, the likeness of those who saw it; lost: whose object was left out, once for each.
+    close: per object, the likeness by model that saw it. lost: the models of objects that were left out, once for each.
     """
     deviations = {}
     for model in models:
@@ -50,4 +50,4 @@ def _boxes(reply: Reply) -> Sequence[LabelledBox]:
 
 
 def _fuse(group: Cluster[LabelledBox], total: float) -> LabelledBox:
-    return LabelledBox(label=group[0].found.label, box=fused(group), score=fused_score(group, total))
+    return LabelledBox(label=group[0].labelled.label, box=fused(group), score=fused_score(group, total))

@@ -25,7 +25,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class _Ballot:
-    """One model's mask as it lies in the fused box. weight: of its vote; says: weight x score, for ties."""
+    """A model's mask, stretched into the fused box. weight: of its vote. says: weight x score, for ties."""
 
     mask: Mask
     weight: float
@@ -33,14 +33,16 @@ class _Ballot:
 
 
 def mask_vote(method: str, least: float = 0.0) -> MergeRule:
-    """Masks of different models are one instance where their labels and boxes say so, as in weighted box fusion.
+    """Make a rule that groups masks of one object by label and box, as box fusion does, and votes on every pixel.
 
     Each mask is stretched from its own box to the fused one before the vote, so that two masks that differ only in
     where they lie reinforce each other. A pixel is in the merged mask when more than half of the instance's weight is
-    for it; half against half, weight x score decides. Scores, and `least`, are those of box fusion. Agreement is the
-    weighted mean over models of how well its instances are the merged ones: the IoU of the masks, or that of the boxes
-    where it is less, so that who agrees wholly draws the fused box nearer and not the vote away from its mask. It is 0
-    for an instance that a model did not see, and 0 for one of its own that was left out.
+    for it; half against half, weight x score decides. Scores, and `least`, are those of box fusion.
+
+    Agreement is the weighted mean over models of the likeness of their instances to the merged ones: the IoU of the
+    masks, or that of the boxes where it is less (a model that agrees wholly draws the fused box nearer, and must not
+    thereby draw the vote away from its mask). It is 0 for an instance that a model did not see, and 0 for one of its
+    own that was left out.
     """
 
     def fuse(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
@@ -51,7 +53,7 @@ def mask_vote(method: str, least: float = 0.0) -> MergeRule:
         step = _step(kept)
         instances = [_instance(group, total, step) for group in kept]
         close = [
-            {seen.model: _likeness(seen.found, instance) for seen in group}
+            {seen.model: _likeness(seen.labelled, instance) for seen in group}
             for group, instance in zip(kept, instances, strict=True)
         ]
         supporters = [[seen.model for seen in group] for group in kept]
@@ -67,24 +69,24 @@ def _masks(reply: Reply) -> Iterable[LabelledMask]:
 
 
 def _step(groups: Sequence[Cluster[LabelledMask]]) -> int:
-    """1 where the masks of these groups are voted on pixel by pixel, else how far apart the pixels are that are."""
+    """Return the distance of the pixels that are voted on: 1, or more where these masks have very many pixels."""
     pixels = 0
     for group in groups:
-        height, width = group[0].found.mask.size
+        height, width = group[0].labelled.mask.size
         for seen in group:
-            window = Window.around(seen.found.box, width, height)
+            window = Window.around(seen.labelled.box, width, height)
             pixels += height * window.shape[1]
     return 1 if pixels <= FULL else math.ceil(math.sqrt(pixels / SPARSE))
 
 
 def _instance(group: Cluster[LabelledMask], total: float, step: int) -> LabelledMask:
-    first, score = group[0].found, fused_score(group, total)
-    if all((seen.found.box, seen.found.mask) == (first.box, first.mask) for seen in group):
+    first, score = group[0].labelled, fused_score(group, total)
+    if all((seen.labelled.box, seen.labelled.mask) == (first.box, first.mask) for seen in group):
         return first.model_copy(update={"score": score})
     box = fused(group)
     height, width = first.mask.size
     window = Window.around(box, width, height)
-    ballots = [_Ballot(_stretched(seen.found, box, window, step), seen.weight, seen.says) for seen in group]
+    ballots = [_Ballot(_stretched(seen.labelled, box, window, step), seen.weight, seen.says) for seen in group]
     mask = _vote(ballots)
     if step > 1:
         rows, columns = window.shape
@@ -92,18 +94,21 @@ def _instance(group: Cluster[LabelledMask], total: float, step: int) -> Labelled
     return LabelledMask(label=first.label, box=box, score=score, mask=encode_in(mask, window, (height, width)))
 
 
-def _stretched(found: LabelledMask, box: Box, window: Window, step: int) -> Mask:
-    """The mask as if its own box were `box`: every step-th pixel of the window's rows and columns, each from where it
-    would lie in its own box."""
-    height, width = found.mask.size
-    own = Window.around(found.box, width, height)
-    x, there_x = _sources(window.left, window.right, step, (box[0], box[2]), (found.box[0], found.box[2]), own.columns)
-    y, there_y = _sources(window.top, window.bottom, step, (box[1], box[3]), (found.box[1], found.box[3]), own.rows)
+def _stretched(labelled: LabelledMask, box: Box, window: Window, step: int) -> Mask:
+    """Stretch a mask from its own box to `box`. Returns every step-th pixel of the window's rows and columns."""
+    height, width = labelled.mask.size
+    own = Window.around(labelled.box, width, height)
+    x, there_x = _sources(
+        window.left, window.right, step, (box[0], box[2]), (labelled.box[0], labelled.box[2]), own.columns
+    )
+    y, there_y = _sources(
+        window.top, window.bottom, step, (box[1], box[3]), (labelled.box[1], labelled.box[3]), own.rows
+    )
     stretched = np.zeros((len(y), len(x)), bool)
     if step > 1:
-        stretched[np.ix_(there_y, there_x)] = sample(found.mask, y[there_y], x[there_x])
+        stretched[np.ix_(there_y, there_x)] = sample(labelled.mask, y[there_y], x[there_x])
         return stretched
-    part = decode_in(found.mask, own).T  # as run lengths are: column by column
+    part = decode_in(labelled.mask, own).T  # as run lengths are: column by column
     some = part.take(x[there_x] - own.left, axis=0).take(y[there_y] - own.top, axis=1).T
     if some.shape == stretched.shape:
         return some
@@ -114,19 +119,21 @@ def _stretched(found: LabelledMask, box: Box, window: Window, step: int) -> Mask
 def _sources(
     begin: int, end: int, step: int, to: tuple[float, float], source: tuple[float, float], own: range
 ) -> tuple[Pixels, Mask]:
-    """For the pixels begin, begin + step ... of a span `to`, which pixel of the span `source` lies at the same place
-    in it, and whether that is one of its `own`."""
+    """Map the pixels begin, begin + step ... of the span `to` to those at the same place in the span `source`.
+
+    Returns them, and whether each is one of the pixels `own`.
+    """
     centres = (np.arange(begin, end, step) + 0.5 - to[0]) / max(to[1] - to[0], 1e-9)
     pixels: Pixels = np.floor(source[0] + centres * (source[1] - source[0])).astype(np.int64)
     return pixels, (pixels >= own.start) & (pixels < own.stop)
 
 
 def _vote(ballots: Sequence[_Ballot]) -> Mask:
-    """The pixels that more weight is for than against, or half of it and the surer half.
+    """Return the pixels with more weight for than against them; of those with equal weight, by weight x score.
 
-    Where no pixel is, those that most weight is for, then most weight x score, as the first model has them that has
-    any: an instance without a pixel would be none. Which masks a pixel is in makes a number, and what they say
-    together is looked up by it.
+    Where there are none, the pixels with the most weight, then the most weight x score, of the first model that has
+    any: an instance without a pixel would be none. The set of masks that a pixel is in makes a number, by which the sum
+    of their votes is looked up.
     """
     weights = np.array([ballot.weight for ballot in ballots])
     weights = weights if weights.any() else np.ones(len(ballots))  # nobody has a say: all count the same
@@ -152,7 +159,7 @@ def _vote(ballots: Sequence[_Ballot]) -> Mask:
 
 
 def _sums(ballots: Sequence[_Ballot], weights: Floats, says: Floats) -> tuple[Numbers, Floats, Floats]:
-    """The number of each pixel, and for each number what these masks weigh and say: for it less against it."""
+    """Return the number of each pixel, and for each number the sums of weights and of `says`, for less against."""
     numbers = np.arange(2 ** len(ballots), dtype=np.uint16)
     sides = np.where(numbers[:, None] >> np.arange(len(ballots)) & 1, 1.0, -1.0)
     number = np.zeros_like(ballots[0].mask, np.uint16)
@@ -166,9 +173,9 @@ def _verdicts(votes: Floats, sure: Floats, almost: float) -> Mask:
     return decided
 
 
-def _likeness(found: LabelledMask, merged: LabelledMask) -> float:
-    """The smaller of two intersections over union, of the masks and of the boxes; two empty masks are alike."""
-    boxes = overlapping(found.box, merged.box)
-    if found.mask == merged.mask:
+def _likeness(own: LabelledMask, merged: LabelledMask) -> float:
+    """Return the smaller of the IoU of the masks and that of the boxes; two empty masks are equal."""
+    boxes = overlapping(own.box, merged.box)
+    if own.mask == merged.mask:
         return boxes
-    return min(boxes, overlap(found.mask, merged.mask))
+    return min(boxes, overlap(own.mask, merged.mask))

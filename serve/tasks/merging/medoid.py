@@ -1,4 +1,4 @@
-"""Medoid: of several texts the one most like the others. Invents nothing: the merged text is some model's own."""
+"""Medoid: of several texts the one that is most like the others, so that the merged text is a model's own."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,22 +14,22 @@ ALIKE = 0.8  # texts this alike count as saying the same: their models support t
 
 
 def similarity(a: str, b: str) -> float:
-    """0..1: edit similarity of the words in sorted order, case and punctuation aside; two empty texts are equal."""
+    """Return the edit similarity of sorted words, 0..1, without case and punctuation; 1 for two empty texts."""
     x, y = utils.default_process(a), utils.default_process(b)
     return 1.0 if x == y else fuzz.token_sort_ratio(x, y) / 100
 
 
 def in_order(a: str, b: str) -> float:
-    """`similarity` of the words as they stand."""
+    """Return the edit similarity of the words in their own order, 0..1."""
     return fuzz.ratio(utils.default_process(a), utils.default_process(b)) / 100
 
 
 def medoid(alike: Likeness = similarity) -> MergeRule:
-    """The reply that all replies, itself among them, are most like in the weighted mean. Minimum Bayes risk in its
-    simplest form; no other choice among the replies has a higher agreement.
+    """Make a rule that takes the reply with the highest weighted mean similarity to all replies, its own among them.
 
-    Equals are decided by the order of their words, which `similarity` does not see: the reply that most name things in
-    the same order as. Then (always so with two models of one weight) by weight x confidence, then by catalogue order.
+    This is minimum Bayes risk in its simplest form: no other reply has a higher agreement. Ties go to the reply whose
+    word order, which `similarity` ignores, is most like that of the others; then (always with two models of equal
+    weight) to the higher weight x confidence, then to the earlier in the catalogue.
     """
 
     def choose(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
@@ -49,7 +49,7 @@ def medoid(alike: Likeness = similarity) -> MergeRule:
 def _most_alike(
     replies: Sequence[Reply], texts: Mapping[str, str], weights: Mapping[str, float], alike: Likeness
 ) -> list[Reply]:
-    """Those of the replies that all texts are most like, in the weighted mean."""
+    """Return the replies with the highest weighted mean likeness to all texts."""
     total = sum(weights.values())
     known: dict[frozenset[str], float] = {}  # every pair is compared once
 
@@ -69,16 +69,18 @@ def _most_alike(
 
 
 def comparable(texts: Sequence[str]) -> list[str]:
-    """The texts as far as they are compared: COMPARED letters over their number. Comparing two takes time in
-    proportion to the product of their lengths, and there are as many pairs as the square of their number."""
+    """Cut each text to COMPARED letters over the number of texts.
+
+    Comparing two takes time in proportion to the product of their lengths, for as many pairs as their number squared.
+    """
     return [text[: COMPARED // len(texts)] for text in texts]
 
 
 def strayed(texts: Mapping[str, str], merged: str, alike: Likeness = similarity) -> dict[str, float]:
-    """How unlike the merged text each model's is."""
-    return {model: 1.0 - alike(merged, said) for model, said in texts.items()}
+    """Return the distance of each model's text to the merged one, 0..1."""
+    return {model: 1.0 - alike(merged, text) for model, text in texts.items()}
 
 
 def backers(deviations: Mapping[str, float]) -> list[str]:
-    """The models that said as good as the merged text."""
+    """Return the models whose text is nearly the merged one."""
     return [model for model, value in deviations.items() if value <= 1.0 - ALIKE + 1e-9]

@@ -19,12 +19,12 @@ def likeness(a: str, b: str) -> float:
 
 
 def rover(result: Callable[[str], Result]) -> MergeRule:
-    """At every place the word with the most weight x confidence behind it, or nothing where that has more.
+    """Make a rule that takes at every place the word with the most weight x confidence, or none where none has more.
 
     Where no word has more than half and three models or more read one there, its letters are voted on in the same
-    way. With two models the surer one decides wherever they differ. The vote is held against the replies themselves:
-    one that all replies are more like than what the vote made is the merged text. Ties: the vote, the surer model,
-    the earlier in the catalogue. Deviations are edit distances in letters.
+    way. With two models the surer one decides wherever they differ. A reply that is more like all replies than the text
+    from the vote is the merged text in its place. Ties go to the vote, the surer model, the earlier in the catalogue.
+    Deviations are edit distances in letters. result: makes the task's result of a text.
     """
 
     def choose(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
@@ -45,7 +45,7 @@ def rover(result: Callable[[str], Result]) -> MergeRule:
 
 
 def vote(texts: Sequence[str], says: Sequence[float]) -> list[str]:
-    """The text that the vote makes, in a list; an empty list where the texts are too long to align.
+    """Return the text from the vote, in a list; an empty list where the texts are too long to align.
 
     says: how much each text's vote counts. Lines keep their breaks; other spaces become one.
     """
@@ -72,7 +72,7 @@ def _words(readings: Sequence[Sequence[str]], says: Sequence[float], work: Work)
 
 
 def _chosen(slot: Slot, says: Sequence[float], work: Work) -> str:
-    """One place's word; empty where nothing stands there. The most said one where there is no more time for letters."""
+    """Return a slot's word, "" for none: the majority's, else (while work is left) a vote on its letters."""
     word, backing = _plurality(slot, says)
     if 2 * backing > sum(says) or len(slot) < 3 or not word or max(map(len, slot.values())) > LONGEST_WORD:
         return word
@@ -84,24 +84,26 @@ def _chosen(slot: Slot, says: Sequence[float], work: Work) -> str:
 
 
 def _plurality(slot: Slot, says: Sequence[float]) -> tuple[str, float]:
-    """What most say stands there, and how much they say. A tie goes to the surest single reading, then to the first."""
+    """Return the item with the most votes ("" is none) and these. Ties go to the surest reading, then the first."""
     camps: dict[str, list[float]] = {}
     for at, count in enumerate(says):
         camps.setdefault(slot.get(at, ""), []).append(count)
-    word = max(camps, key=lambda said: (round(sum(camps[said]), 9), max(camps[said])))
+    word = max(camps, key=lambda item: (round(sum(camps[item]), 9), max(camps[item])))
     return word, sum(camps[word])
 
 
 def _aligned(sequences: Sequence[Sequence[str]], says: Sequence[float], work: Work) -> list[Slot] | None:
-    """The network's slots, each in the order of the sequences. The most central sequence is the skeleton, the others
-    follow from the most like it to the least, of equals the surest, so that it does not matter in which order they are
-    given. None where there is too much to compare."""
+    """Align sequences into slots, each in the order of the sequences; None where there is too much to compare.
+
+    The most central sequence is the skeleton; the others follow from the most like it to the least, of equals the
+    surest, so that their order does not matter.
+    """
     if all(items == sequences[0] for items in sequences):
         return [dict.fromkeys(range(len(sequences)), item) for item in sequences[0]]
     joined = comparable(["\n".join(items) for items in sequences])
     if not work.spend(sum(map(len, joined)) ** 2 // LETTERS):
         return None
-    near = [sum(s * likeness(one, other) for s, other in zip(says, joined, strict=True)) for one in joined]
+    near = [sum(s * likeness(text, other) for s, other in zip(says, joined, strict=True)) for text in joined]
     first = max(range(len(joined)), key=lambda at: (round(near[at], 9), says[at]))
     like = [round(likeness(joined[first], text), 9) for text in joined]
     order = sorted(range(len(joined)), key=lambda at: (at != first, -like[at], -says[at]))
@@ -110,11 +112,10 @@ def _aligned(sequences: Sequence[Sequence[str]], says: Sequence[float], work: Wo
 
 
 def _central(candidates: Sequence[str], texts: Sequence[str], says: Sequence[float]) -> str:
-    """The candidate that all texts are most like; the first of equals."""
-
+    """Return the candidate with the highest weighted likeness to all texts; the first of equals."""
     short = dict(zip([*candidates, *texts], comparable([*candidates, *texts]), strict=True))
 
     def near(candidate: str) -> float:
-        return round(sum(s * likeness(short[candidate], short[said]) for s, said in zip(says, texts, strict=True)), 9)
+        return round(sum(s * likeness(short[candidate], short[text]) for s, text in zip(says, texts, strict=True)), 9)
 
     return max(candidates, key=near)

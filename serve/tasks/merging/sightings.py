@@ -1,4 +1,4 @@
-"""Which boxes of different models show the same object."""
+"""Grouping of different models' boxes by the object that they show."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,73 +8,75 @@ import numpy as np
 
 from serve.media.geometry import Box, iou
 from serve.tasks.base import Reply
-from serve.tasks.boxes import REPEATED, ROWS, Found, label_key, leaders
+from serve.tasks.boxes import REPEATED, ROWS, BoxT, label_key, leaders
 
 SAME_BOX = 0.55  # weighted box fusion's threshold: boxes that overlap this much show one object
 MOST = 3200  # boxes that are compared with each other: fifty of each of 64 models, 800 of each of four
 
 
 @dataclass(frozen=True)
-class Sighting(Generic[Found]):
-    """One model's box, or mask with its box. order: its place in catalogue order, then in the model's own."""
+class Sighting(Generic[BoxT]):
+    """A model's box, or mask with its box. order: its place in catalogue order, then in the model's own."""
 
     model: str
     order: tuple[int, int]
-    found: Found
+    labelled: BoxT
     weight: float
 
     @property
     def says(self) -> float:
-        """Weight x score: how much it has to say about where its object is."""
-        return self.weight * self.found.score
+        """Return weight x score, the weight of its place in the fused box."""
+        return self.weight * self.labelled.score
 
 
-Cluster = list[Sighting[Found]]
+Cluster = list[Sighting[BoxT]]
 
 
 def clusters(
-    replies: Sequence[Reply], weights: Mapping[str, float], boxes: Callable[[Reply], Iterable[Found]]
-) -> list[Cluster[Found]]:
-    """Groups of at most one box a model, each in catalogue order; groups in the order of their first box.
+    replies: Sequence[Reply], weights: Mapping[str, float], boxes: Callable[[Reply], Iterable[BoxT]]
+) -> list[Cluster[BoxT]]:
+    """Group boxes by the object that they show: at most one box a model, each group in catalogue order.
 
     The boxes of a label are taken from the surest to the least sure, equally sure ones in catalogue order, so that
     nothing depends on who answered first. A box that overlaps no box of another model that leads a group by SAME_BOX
     leads a group itself; then each other box joins the leader that it overlaps most. Weighted box fusion
-    (arXiv 1910.13302) compares with a group's mean, which moves with every box that joins: then one model more that
-    says what another says could send a third model's box elsewhere. A leader's box stays where it is.
+    (arXiv 1910.13302) compares with a group's mean, which moves with every box that joins, so that another model with
+    the same box could send a third model's box elsewhere. A leader's box stays where it is.
 
-    Of more than MOST boxes each model's surest are looked at, as many of every model.
+    Groups are in the order of their first box. Of more than MOST boxes each model's surest are used, equally many.
     """
     sightings = [
-        Sighting(reply.model, (column, row), found, weights[reply.model])
-        for column, reply in enumerate(replies)
-        for row, found in _surest(boxes(reply), MOST // len(replies))
+        Sighting(reply.model, (at, row), box, weights[reply.model])
+        for at, reply in enumerate(replies)
+        for row, box in _surest(boxes(reply), MOST // len(replies))
     ]
-    same: dict[str, list[Sighting[Found]]] = {}
+    same: dict[str, list[Sighting[BoxT]]] = {}
     for seen in sorted(sightings, key=lambda s: (-s.says, s.order)):
-        same.setdefault(label_key(seen.found.label), []).append(seen)
+        same.setdefault(label_key(seen.labelled.label), []).append(seen)
     groups = [group for label in same.values() for group in _groups(label)]
     for group in groups:
         group.sort(key=lambda s: s.order)
     return sorted(groups, key=lambda group: group[0].order)
 
 
-def _surest(boxes: Iterable[Found], count: int) -> list[tuple[int, Found]]:
-    """At most `count` boxes with their rows, in the model's own order."""
+def _surest(boxes: Iterable[BoxT], count: int) -> list[tuple[int, BoxT]]:
+    """Return the `count` boxes of the highest score with their rows, in the model's own order."""
     rows = sorted(enumerate(boxes), key=lambda row: -row[1].score)[:count]
     return sorted(rows, key=lambda row: row[0])
 
 
-def _groups(sightings: Sequence[Sighting[Found]]) -> list[Cluster[Found]]:
-    """The groups of one label; sightings from the surest on. What finds its model in every group that it fits into
-    forms groups with others of that kind."""
-    groups: list[Cluster[Found]] = []
+def _groups(sightings: Sequence[Sighting[BoxT]]) -> list[Cluster[BoxT]]:
+    """Group the sightings of a label, given from the surest on.
+
+    A sighting whose model is already in every group that it fits into forms groups with others of that kind.
+    """
+    groups: list[Cluster[BoxT]] = []
     while sightings:
-        boxes = np.array([seen.found.box for seen in sightings])
+        boxes = np.array([seen.labelled.box for seen in sightings])
         lead = leaders(boxes, SAME_BOX, [seen.order[0] for seen in sightings])
         led = [[sightings[at]] for at in lead]
         models = [{sightings[at].order[0]} for at in lead]
-        homeless: list[Sighting[Found]] = []
+        homeless: list[Sighting[BoxT]] = []
         for start in range(0, len(boxes), ROWS):
             block = np.setdiff1d(np.arange(start, min(start + ROWS, len(boxes))), lead)
             near = iou(boxes[block], boxes[lead])
@@ -91,8 +93,8 @@ def _groups(sightings: Sequence[Sighting[Found]]) -> list[Cluster[Found]]:
     return _once(groups)
 
 
-def _once(groups: Sequence[Cluster[Found]]) -> list[Cluster[Found]]:
-    """The groups without those whose fused box repeats that of an earlier one: their models stand behind that."""
+def _once(groups: Sequence[Cluster[BoxT]]) -> list[Cluster[BoxT]]:
+    """Join groups whose fused box repeats that of an earlier group to that group."""
     boxes = np.array([fused(group) for group in groups])
     kept = leaders(boxes, REPEATED)
     for at in set(range(len(groups))).difference(kept):
@@ -102,36 +104,36 @@ def _once(groups: Sequence[Cluster[Found]]) -> list[Cluster[Found]]:
     return [groups[at] for at in kept]
 
 
-def fused(group: Cluster[Found]) -> Box:
-    """The mean of the group's boxes, weighted by weight x score, to a hundredth of a pixel; one box stays as it is."""
-    if len({seen.found.box for seen in group}) == 1:
-        return group[0].found.box
+def fused(group: Cluster[BoxT]) -> Box:
+    """Return the mean of the boxes by weight x score, rounded to 0.01 pixels; equal boxes stay as they are."""
+    if len({seen.labelled.box for seen in group}) == 1:
+        return group[0].labelled.box
     says = np.array([seen.says for seen in group])
     says = says / says.max() if says.any() else np.ones(len(group))
-    mean = np.average(np.array([seen.found.box for seen in group]), axis=0, weights=says)
+    mean = np.average(np.array([seen.labelled.box for seen in group]), axis=0, weights=says)
     x0, y0, x1, y1 = (round(float(value), 2) for value in mean)
     return (x0, y0, x1, y1)
 
 
-def fused_score(group: Cluster[Found], total: float) -> float:
-    """The group's scores over all the weight there is: 0..1."""
+def fused_score(group: Cluster[BoxT], total: float) -> float:
+    """Return the sum of weight x score over `total`, the weight of all models: 0..1."""
     return min(1.0, sum(seen.says for seen in group) / total)
 
 
 def overlapping(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes."""
+    """Return the intersection over union of two boxes."""
     return float(iou(np.array([a]), np.array([b]))[0, 0])
 
 
-def share(group: Cluster[Found], total: float) -> float:
-    """Which part of the whole weight, 0..1, stands behind a group."""
+def share(group: Cluster[BoxT], total: float) -> float:
+    """Return the weight of a group's models over `total`, the weight of all: 0..1."""
     return round(sum(seen.weight for seen in group) / total, 9)  # a half is a half, whatever the weights add up to
 
 
-def settled(groups: Sequence[Cluster[Found]], total: float, least: float) -> tuple[list[Cluster[Found]], list[str]]:
-    """The groups that are part of the merge, and the models of the others, once for each box of theirs.
+def settled(groups: Sequence[Cluster[BoxT]], total: float, least: float) -> tuple[list[Cluster[BoxT]], list[str]]:
+    """Return the groups that are part of the merge, and the models of the others, once for each of their boxes.
 
-    least: what share of the weight must stand behind a group. Left out as well is a second name of one place.
+    least: the share of the weight that a group needs. A second label of one place is left out as well.
     """
     twice = _named_twice(groups)
     kept = [at for at, group in enumerate(groups) if at not in twice and share(group, total) >= least]
@@ -139,27 +141,27 @@ def settled(groups: Sequence[Cluster[Found]], total: float, least: float) -> tup
     return [groups[at] for at in kept], lost
 
 
-def _named_twice(groups: Sequence[Cluster[Found]]) -> set[int]:
-    """The groups of a label that one model alone puts on a place, though it is surer of another label there.
+def _named_twice(groups: Sequence[Cluster[BoxT]]) -> set[int]:
+    """Return the groups of one model whose label it alone puts on a place where it is surer of another label.
 
-    Others see that label there, too, and one of them has seen this one elsewhere. Two labels of one object (`person`,
-    `man`) stay: who sees both puts both there.
+    Only where another model sees that other label there, too, and this label elsewhere. Two labels of one object
+    (`person`, `man`) stay: a model that sees both puts both there.
     """
-    labels = [label_key(group[0].found.label) for group in groups]
+    labels = [label_key(group[0].labelled.label) for group in groups]
     if len(set(labels)) == 1:
         return set()
     seeing: dict[str, set[str]] = {}
-    seen_by: dict[str, list[tuple[int, Found]]] = {}
+    seen_by: dict[str, list[tuple[int, BoxT]]] = {}
     for at, group in enumerate(groups):
         for seen in group:
             seeing.setdefault(labels[at], set()).add(seen.model)
-            seen_by.setdefault(seen.model, []).append((at, seen.found))
+            seen_by.setdefault(seen.model, []).append((at, seen.labelled))
     twice: set[int] = set()
     for model, own in seen_by.items():
-        places = np.array([found.box for _, found in own])
+        places = np.array([box.box for _, box in own])
         for row, other in np.argwhere(iou(places, places) >= REPEATED).tolist():
-            (at, found), (home, surer) = own[row], own[other]
+            (at, box), (home, surer) = own[row], own[other]
             others = {seen.model for seen in groups[home]} - {model}
-            if labels[at] != labels[home] and len(groups[at]) == 1 and found.score <= surer.score:
+            if labels[at] != labels[home] and len(groups[at]) == 1 and box.score <= surer.score:
                 twice.update({at} if others & seeing[labels[at]] else ())
     return twice

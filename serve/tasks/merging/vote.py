@@ -1,4 +1,4 @@
-"""Majority vote: the answer most weight stands behind, or the one that is said most surely."""
+"""Majority vote: the answer with the most weight, or with the most weight x confidence."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -7,9 +7,10 @@ from serve.tasks.merging.agreement import agreed, standing, weigh
 
 
 def majority(key: Callable[[Reply], str], by_confidence: bool = False) -> MergeRule:
-    """A vote over key(reply). Ties: the larger sum of weight x confidence, then the earlier in the catalogue.
+    """Make a rule that takes the answer with the most weight. Replies of one key(reply) are one answer.
 
-    by_confidence: that sum decides by itself, so that one model that is sure outvotes two that are guessing.
+    Ties go to the larger sum of weight x confidence, then to the earlier in the catalogue. by_confidence: that sum
+    alone decides, so that a model that is sure outvotes two that are guessing.
     """
 
     def vote(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:

@@ -11,11 +11,11 @@ import pytest
 from served_folder import lines, serving
 
 from serve.client.evaluation import score, toys
-from serve.client.evaluation.items import TASKS
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 from serve.media import masks
 from serve.media.image import decode_image
+from serve.tasks import TASKS
 from serve.toy import questions, world
 
 
@@ -48,7 +48,7 @@ class CaptionScript:
 
 
 def test_items_are_reproducible_and_true() -> None:
-    for task in TASKS:
+    for task in toys.QUESTIONS:
         first, again = list(toys.items(task, 6, 3)), list(toys.items(task, 6, 3))
         assert [(i.name, i.fields, i.truth) for i in first] == [(i.name, i.fields, i.truth) for i in again]
         assert [item.name for item in toys.items(task, 2, 5)] == [item.name for item in first[2:4]]
@@ -135,7 +135,7 @@ def test_second_call_with_all_tasks_requests_no_answered_item(diptych: Any, serv
     before = [line for line in lines(out) if "error" not in line]  # "red" is no box: the fakes fail at some
     assert diptych(*words).status == 0
     assert [line for line in lines(out) if "error" not in line] == before
-    assert {line["task"] for line in lines(out)} == set(TASKS)
+    assert {line["task"] for line in lines(out)} == set(toys.QUESTIONS)
 
 
 def test_recorded_replies_are_merged_by_other_rules(diptych: Any, captioners: str, tmp_path: Path) -> None:
@@ -143,9 +143,7 @@ def test_recorded_replies_are_merged_by_other_rules(diptych: Any, captioners: st
     diptych("evaluate", "toy", "--task", "caption", "--n", 24, "--out", out, "--server", captioners)
     every = json.loads(diptych("evaluate", "--from", out, "--merge", "all", "--json").out)[0]
     merged = [row["name"] for row in every["rows"] if row["merged"]]
-    from serve.tasks import TASKS as KNOWN
-
-    assert merged == [f"merged by {name}" for name in KNOWN["caption"].methods]
+    assert merged == [f"merged by {name}" for name in TASKS["caption"].methods]
     own = json.loads(diptych("evaluate", "--from", out, "--json").out)[0]["rows"][-1]["measures"]
     assert every["rows"][2]["measures"] == own  # merging again by the task's own method comes to what was recorded
     for model, at in (("toy-llava", 0), ("toy-paligemma", 1)):

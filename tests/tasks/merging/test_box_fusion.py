@@ -40,12 +40,12 @@ def test_labels_are_fused_apart() -> None:
     assert label_key(" The  Red cat ") == label_key("red cat") and label_key("a") == "a"
 
 
-def test_one_models_boxes_are_never_fused_with_each_other() -> None:
+def test_boxes_of_the_same_model_are_never_fused_with_each_other() -> None:
     merged = fuse([("cat", (0, 0, 10, 10), 0.9), ("cat", (1, 0, 11, 10), 0.8)], [("cat", (0, 0, 10, 10), 0.7)])
     assert merged.supporters == [["a", "b"], ["a"]]
 
 
-def test_the_same_box_said_forty_times_is_one() -> None:
+def test_box_that_a_model_repeats_forty_times_counts_once() -> None:
     cat: Row = ("cat", (0.0, 0.0, 10.0, 10.0), 0.5)
     near: Row = ("The cat.", (0.1, 0.0, 10.0, 10.0), 0.9)
     dog: Row = ("dog", (0.0, 0.0, 10.0, 10.0), 0.5)
@@ -56,8 +56,8 @@ def test_the_same_box_said_forty_times_is_one() -> None:
     assert len(boxes(fuse([cat, dog] * 40))) == 2  # two labels are two objects
 
 
-def test_groups_that_come_to_the_same_box_are_one_object() -> None:
-    """Two boxes of one model that overlap by 0.89 lead two groups, whose means overlap by 0.94."""
+def test_groups_with_the_same_fused_box_are_the_same_object() -> None:
+    """Draw two boxes of a model that overlap by 0.89: they lead two groups, whose means overlap by 0.94."""
 
     def at(x: float, score: float = 0.9) -> Row:
         return ("cat", (x, 0.0, x + 10.0, 10.0), score)
@@ -73,7 +73,7 @@ def test_a_place_that_a_model_names_twice_keeps_the_name_that_others_see_there()
     circle: Row = ("circle", (0.0, 0.0, 10.0, 10.0), 0.7)
     wrong: Row = ("circle", (50.0, 0.0, 60.0, 10.3), 0.7)
     merged = fuse([circle, cross], [wrong, cross])
-    assert [found.label for found in boxes(merged)] == ["circle", "cross"]
+    assert [box.label for box in boxes(merged)] == ["circle", "cross"]
     assert merged.supporters == [["a"], ["a", "b"]] and merged.deviations["b"] == pytest.approx(2 / 3)
     assert len(boxes(fuse([cross], [wrong, cross]))) == 2  # nobody has seen a circle elsewhere
     assert len(boxes(fuse([circle, cross], [wrong]))) == 3  # one name each
@@ -85,13 +85,13 @@ def test_a_place_that_a_model_names_twice_keeps_the_name_that_others_see_there()
     assert len(boxes(fuse([circle, cross], [far, cross]))) == 3  # another place
 
 
-def test_a_box_joins_the_first_of_groups_that_it_fits_as_well() -> None:
+def test_box_that_fits_two_groups_equally_joins_the_first() -> None:
     left, right = ("cat", (0.0, 0.0, 10.0, 10.0), 0.5), ("cat", (2.0, 0.0, 12.0, 10.0), 0.5)
     middle = ("cat", (1.0, 0.0, 11.0, 10.0), 0.4)
     assert fuse([left, right], [middle]).supporters == [["a", "b"], ["a"]]
 
 
-def test_what_fits_only_where_its_model_is_already_forms_groups_of_its_own() -> None:
+def test_boxes_that_fit_only_groups_with_their_model_form_new_groups() -> None:
     leader: Row = ("cat", (0.0, 0.0, 10.0, 10.0), 0.9)
     two: list[Row] = [("cat", (0.0, 0.0, 10.0, 9.0), 0.8), ("cat", (0.0, 2.0, 10.0, 10.0), 0.7)]
     assert fuse([leader], two, two).supporters == [["a", "b", "c"], ["b", "c"]]
@@ -101,20 +101,20 @@ def test_boxes_that_overlap_little_are_two_objects() -> None:
     assert len(boxes(fuse([("cat", (0, 0, 10, 10), 0.9)], [("cat", (6, 0, 16, 10), 0.9)]))) == 2
 
 
-def test_a_consensus_leaves_out_what_less_than_half_of_the_weight_saw() -> None:
+def test_consensus_leaves_out_boxes_with_less_than_half_of_the_weight() -> None:
     columns = ([("cat", (0, 0, 10, 10), 0.9)], [("cat", (1, 0, 11, 10), 0.9)], [("dog", (20, 0, 30, 10), 0.99)])
     merged = fuse(*columns, method="consensus")
-    assert [found.label for found in boxes(merged)] == ["cat"] and merged.supporters == [["a", "b"]]
+    assert [box.label for box in boxes(merged)] == ["cat"] and merged.supporters == [["a", "b"]]
     assert merged.deviations["c"] == 1
     heavy = fuse(*columns, method="consensus", weights={"c": 2})
-    assert [found.label for found in boxes(heavy)] == ["cat", "dog"]  # half is enough
-    assert [found.label for found in boxes(fuse(*columns, method="consensus", weights={"c": 3}))] == ["dog"]
+    assert [box.label for box in boxes(heavy)] == ["cat", "dog"]  # half is enough
+    assert [box.label for box in boxes(fuse(*columns, method="consensus", weights={"c": 3}))] == ["dog"]
 
 
-def test_nothing_found_by_anyone_is_full_agreement() -> None:
+def test_replies_without_boxes_agree_fully() -> None:
     merged = fuse([], [])
     assert boxes(merged) == [] and merged.agreement == 1 and merged.supporters == []
 
 
-def test_found_by_one_of_two_is_half_agreement() -> None:
+def test_box_of_a_single_model_of_two_is_half_agreement() -> None:
     assert fuse([("cat", (0, 0, 9, 9), 1)], []).agreement == 0.5

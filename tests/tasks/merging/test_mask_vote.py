@@ -14,7 +14,7 @@ Box = tuple[int, int, int, int]
 
 
 def disc(box: Box) -> Mask:
-    """The ellipse that fills a box."""
+    """Return the ellipse that fills a box."""
     x0, y0, x1, y1 = box
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     return ((x - (x0 + x1) / 2) / ((x1 - x0) / 2)) ** 2 + ((y - (y0 + y1) / 2) / ((y1 - y0) / 2)) ** 2 < 1
@@ -47,11 +47,11 @@ def test_masks_that_only_lie_differently_reinforce_each_other() -> None:
         return cut((x, y, x + 32, y + 32), mask=inside)
 
     shifted = [triangle(10, 12), triangle(16, 12), triangle(13, 18)]
-    (merged,) = instances(vote(*([one] for one in shifted)))
+    (merged,) = instances(vote(*([triangle] for triangle in shifted)))
     true = decode(triangle(13, 14).mask)
     assert merged.box == (13, 14, 45, 46)
     assert (decode(merged.mask) == true).all()
-    plain = sum(decode(one.mask).astype(int) for one in shifted) >= 2
+    plain = sum(decode(triangle.mask).astype(int) for triangle in shifted) >= 2
     assert iou(plain, true) < 0.95
     (two,) = instances(vote([cut((16, 16, 48, 48))], [cut((18, 18, 50, 50))]))
     assert iou(decode(two.mask), disc((17, 17, 49, 49))) > 0.95
@@ -74,7 +74,7 @@ def test_a_pixel_is_decided_by_the_greater_weight_and_a_tie_by_the_surer() -> No
     assert (merged((left, 0.9), (disc(box), 0.8), (disc(box), 0.7), (left, 0.9)) == left).all()
 
 
-def test_what_one_model_sees_stays_and_scores_by_its_share() -> None:
+def test_instance_of_a_single_model_stays_and_scores_by_its_weight() -> None:
     merged = vote([cut((10, 10, 30, 30))], [cut((12, 10, 32, 30)), cut((50, 20, 70, 50), 0.8, label="dog")])
     cat, dog = instances(merged)
     assert dog.mask == cut((50, 20, 70, 50)).mask and dog.score == pytest.approx(0.4)
@@ -85,7 +85,7 @@ def test_what_one_model_sees_stays_and_scores_by_its_share() -> None:
     assert alone.label == "cat"
 
 
-def test_deviation_is_what_a_models_mask_lacks_of_the_merged_one() -> None:
+def test_deviation_is_the_distance_of_a_models_mask_to_the_merged_mask() -> None:
     box = (10, 10, 30, 30)
     half = disc(box).copy()
     half[:, 20:] = False
@@ -105,13 +105,13 @@ def test_empty_masks_and_masks_of_another_image_are_no_stumbling_block() -> None
     assert instances(result)[0].mask.size == (HEIGHT, WIDTH) and result.deviations["b"] == 1
 
 
-def test_a_model_that_says_what_another_says_moves_no_boundary() -> None:
-    """The fused box lies half a row lower: that must not draw a mask out over a row that neither has."""
+def test_model_with_the_mask_of_another_moves_no_boundary() -> None:
+    """Shift the fused box by half a row: that must not draw a mask out over a row that neither model has."""
     body = disc((10, 10, 30, 30))
-    one, other = cut((10, 10, 30, 30), 0.0, body), cut((10, 10.5, 30, 30.5), 0.0, body)  # type: ignore[arg-type]
-    agreements = [vote([one], [other], *[[one]] * more).agreement for more in range(3)]
+    first, other = cut((10, 10, 30, 30), 0.0, body), cut((10, 10.5, 30, 30.5), 0.0, body)  # type: ignore[arg-type]
+    agreements = [vote([first], [other], *[[first]] * more).agreement for more in range(3)]
     assert agreements == sorted(agreements)
-    (merged,) = instances(vote([one], [other], [one], [one]))
+    (merged,) = instances(vote([first], [other], [first], [first]))
     assert (decode(merged.mask) == body).all()
 
 
@@ -133,7 +133,7 @@ def test_pixels_that_no_majority_is_for_go_to_those_that_most_say() -> None:
 
 
 def many(*masks: tuple[Mask, float]) -> Mask:
-    """The merged mask of so many models, all in one box."""
+    """Return the merged mask of so many models, all in one box."""
     box = (0, 0, WIDTH, HEIGHT)
     replies = [
         Reply(model=f"m{at:02}", status="ok", result=SegmentResult(boxes=[cut(box, score, mask)]))
@@ -144,7 +144,7 @@ def many(*masks: tuple[Mask, float]) -> Mask:
 
 
 @pytest.mark.parametrize("count", [11, 13, 25, 64])
-def test_every_model_has_its_vote_however_many_they_are(count: int) -> None:
+def test_every_model_has_a_vote_among_very_many(count: int) -> None:
     rng = np.random.default_rng(count)
     masks = [rng.random((HEIGHT, WIDTH)) < 0.5 for _ in range(count)]
     votes = sum(mask.astype(int) for mask in masks)
@@ -153,14 +153,14 @@ def test_every_model_has_its_vote_however_many_they_are(count: int) -> None:
 
 
 def test_large_masks_are_voted_on_coarsely(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more pixels than a merge may read it looks at a grid: the outcome is near, and stays inside."""
+    """Merge more pixels than a merge may read: it votes on a grid, and the outcome is near and stays inside."""
     columns = [[cut((16, 16, 48, 48))], [cut((18, 18, 50, 50))], [cut((17, 18, 49, 50))]]
     fine = vote(*columns)
     monkeypatch.setattr(mask_vote, "FULL", 1000)
     monkeypatch.setattr(mask_vote, "SPARSE", 600)
     coarse = vote(*columns)
-    (one,), (other,) = instances(fine), instances(coarse)
-    assert one.box == other.box and 0.7 < iou(decode(one.mask), decode(other.mask)) < 1
+    (fine_mask,), (coarse_mask,) = instances(fine), instances(coarse)
+    assert fine_mask.box == coarse_mask.box and 0.7 < iou(decode(fine_mask.mask), decode(coarse_mask.mask)) < 1
     assert coarse.agreement == pytest.approx(fine.agreement, abs=0.2)
     assert vote(*columns[:1] * 3).agreement == 1
 
@@ -172,5 +172,5 @@ def test_masks_at_the_edge_stay_inside() -> None:
 
 def test_words_say_how_large_a_mask_is() -> None:
     result = SegmentResult(boxes=[cut((10, 10, 30, 30))])
-    assert TASKS["segment"].words(result) == f"cat [10, 10, 30, 30], {int(disc((10, 10, 30, 30)).sum())} pixels"
-    assert TASKS["segment"].words(SegmentResult(boxes=[])) == "nothing found"
+    assert TASKS["segment"].as_text(result) == f"cat [10, 10, 30, 30], {int(disc((10, 10, 30, 30)).sum())} pixels"
+    assert TASKS["segment"].as_text(SegmentResult(boxes=[])) == "nothing found"

@@ -18,14 +18,14 @@ def choose(*texts: str, sure: tuple[float, ...] = (), weights: dict[str, float] 
     return TASKS["caption"].methods["medoid"](replies, weights or {})
 
 
-def test_it_is_the_text_most_like_the_others() -> None:
+def test_medoid_is_the_text_most_like_the_others() -> None:
     merged = choose(*TEXTS)
     assert merged.result in (CaptionResult(caption=TEXTS[0]), CaptionResult(caption=TEXTS[2]))
     assert merged.supporters == [["a", "c"]]
     assert merged.deviations["b"] > 0.5
 
 
-def test_of_two_the_surer_one_is_chosen() -> None:
+def test_medoid_of_two_texts_is_the_surer_models() -> None:
     assert choose("a cat", "a dog", sure=(0.4, 0.5)).result == CaptionResult(caption="a dog")
     assert choose("a cat", "a dog", sure=(0.5, 0.5)).result == CaptionResult(caption="a cat")
 

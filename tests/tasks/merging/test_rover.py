@@ -48,14 +48,14 @@ def test_three_readings(texts: tuple[str, ...], merged: str) -> None:
         assert text(read(*order)) == merged
 
 
-def test_of_two_the_surer_decides_wherever_they_differ() -> None:
+def test_surer_model_of_two_decides_every_difference() -> None:
     assert text(read("GRAND HOTEI", "GRANO HOTEL", sure=(0.8, 0.7))) == "GRAND HOTEI"
     assert text(read("GRAND HOTEI", "GRANO HOTEL", sure=(0.6, 0.7))) == "GRANO HOTEL"
     assert text(read("GRAND", "", sure=(0.6, 0.7))) == ""
     assert text(read("one", "two", sure=(0.9, 0.8), weights={"b": 2})) == "two"
 
 
-def test_who_read_it_so_supports_it_and_the_others_stray_by_letters() -> None:
+def test_supporters_have_the_merged_text_and_others_deviate_by_letters() -> None:
     merged = read("HOTEL", "HOTFL", "MOTOR")
     assert text(merged) == "HOTEL"
     assert merged.supporters == [["a", "b"]]
@@ -63,7 +63,7 @@ def test_who_read_it_so_supports_it_and_the_others_stray_by_letters() -> None:
     assert merged.agreement == pytest.approx(1 - 0.8 / 3)
 
 
-def test_when_nobody_is_near_the_nearest_stands_behind_it() -> None:
+def test_nearest_model_is_the_supporter_where_none_is_near() -> None:
     merged = read("abcd", "efgh", "ijkl", sure=(0.5, 0.6, 0.7))
     assert len(merged.supporters) == 1 and merged.supporters[0]
 
@@ -79,7 +79,7 @@ def test_noise_that_models_do_not_share_is_voted_out() -> None:
         return "\n".join(map(" ".join, lines))
 
     texts = [noisy() for _ in range(4)]
-    wrong = [Levenshtein.normalized_distance(true, said) for said in [*texts, text(read(*texts))]]
+    wrong = [Levenshtein.normalized_distance(true, reading) for reading in [*texts, text(read(*texts))]]
     assert wrong[-1] < min(wrong[:-1]) / 3
 
 
@@ -106,7 +106,7 @@ def test_like_stands_with_like() -> None:
 
 
 def test_too_many_texts_to_align_are_not_voted_on_and_the_most_central_stands() -> None:
-    """What is compared grows with the square of the number of texts, so that is counted, not each pair."""
+    """Count the work by the square of the number of texts, as comparisons grow, not by each pair."""
     rng = random.Random(7)
     long = [" ".join(rng.choices(["ab", "cd", "ef", "gh"], k=400)) for _ in range(24)]
     assert vote(long, [1.0] * 24) == [] and vote(long[:3], [1.0] * 3) != []

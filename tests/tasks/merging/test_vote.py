@@ -9,13 +9,13 @@ from serve.tasks.vqa import VqaResult
 
 def votes(*answers: tuple[str, float | None], method: str = "vote", weights: dict[str, float] | None = None) -> Merged:
     replies = [
-        Reply(model=f"m{i}", status="ok", result=VqaResult(answer=said), confidence=sure)
-        for i, (said, sure) in enumerate(answers)
+        Reply(model=f"m{i}", status="ok", result=VqaResult(answer=answer), confidence=sure)
+        for i, (answer, sure) in enumerate(answers)
     ]
     return TASKS["vqa"].methods[method](replies, weights or {})
 
 
-def test_the_surest_of_the_winners_speaks_for_them() -> None:
+def test_merged_answer_is_the_surest_winners() -> None:
     merged = votes(("blue", 0.99), ("Red.", 0.2), ("a red", 0.3))
     assert merged.result == VqaResult(answer="a red")
     assert merged.supporters == [["m1", "m2"]]
@@ -34,7 +34,7 @@ def test_weights_are_votes() -> None:
     assert votes(("blue", 0.9), ("red", 0.1), weights={"m0": 0}).result == VqaResult(answer="red")
 
 
-def test_a_weighted_vote_lets_the_sure_outvote_those_who_guess() -> None:
+def test_weighted_vote_lets_a_sure_model_outvote_two_guesses() -> None:
     answers = (("blue", 0.9), ("red", 0.3), ("red", 0.4))
     assert votes(*answers).result == VqaResult(answer="red")
     sure = votes(*answers, method="weighted_vote")

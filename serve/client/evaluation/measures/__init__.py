@@ -1,4 +1,4 @@
-"""What is measured of each task; the first number of a task decides which is best."""
+"""Measures by task; the first number of a task decides which model is best. A task without is not evaluated."""
 
 from serve.client.evaluation.measures.answers import exact, vqa_accuracy
 from serve.client.evaluation.measures.base import Measure, Measured
@@ -11,9 +11,9 @@ __all__ = ["MEASURES", "Measure", "Measured"]
 
 MEASURES: dict[str, tuple[Measure, ...]] = {
     "vqa": (vqa_accuracy,),
-    "caption": (cider_d(lambda true: true["captions"], lambda said: str(said["caption"])), every_shape),
+    "caption": (cider_d(lambda truth: truth["captions"], lambda result: str(result["caption"])), every_shape),
     "ocr": (character_errors,),
     "detect": (box_precision,),
     "segment": (mask_overlap, mask_precision),
-    "chat": (cider_d(lambda true: true["answers"], lambda said: str(said["text"])), exact),
+    "chat": (cider_d(lambda truth: truth["answers"], lambda result: str(result["text"])), exact),
 }

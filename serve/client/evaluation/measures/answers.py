@@ -10,30 +10,29 @@ ENOUGH = 4  # people: three who agree with the answer make it right, so leave-on
 
 def vqa_accuracy(truths: Sequence[Json], answers: Sequence[Json | None], counts: Counts) -> list[Measured]:
     values = [
-        accuracy(said["answer"], true["answers"]) if said is not None else 0.0
-        for true, said in zip(truths, answers, strict=True)
+        accuracy(result["answer"], truth["answers"]) if result is not None else 0.0
+        for truth, result in zip(truths, answers, strict=True)
     ]
     return [mean("VQA accuracy", values, counts)]
 
 
 def accuracy(answer: str, people: Sequence[str]) -> float:
-    """The official rule: min(people who said it / 3, 1), averaged over leaving each of the people out.
+    """Return the official accuracy: min(people who gave the answer / 3, 1), averaged over leaving out each person.
 
-    Both sides are normalised as in merging. Fewer than four answers are no crowd but a list of what is right: there
-    it is 1 for any of them.
+    Both sides are normalised as in merging. With fewer than four answers, any of them is right.
     """
-    said, wanted = normalise(answer), [normalise(one) for one in people]
-    same = wanted.count(said)
+    answer, wanted = normalise(answer), [normalise(other) for other in people]
+    same = wanted.count(answer)
     if len(wanted) < ENOUGH:
         return float(same > 0)
-    others = [same - (one == said) for one in wanted]
+    others = [same - (other == answer) for other in wanted]
     return sum(min(count / 3, 1.0) for count in others) / len(wanted)
 
 
 def exact(truths: Sequence[Json], answers: Sequence[Json | None], counts: Counts) -> list[Measured]:
-    """Any of the right answers, word for word: case, articles and a final stop aside."""
+    """Measure how many replies are one of the right answers, apart from case, articles and a final stop."""
     values = [
-        float(said is not None and normalise(said["text"]) in map(normalise, true["answers"]))
-        for true, said in zip(truths, answers, strict=True)
+        float(result is not None and normalise(result["text"]) in map(normalise, truth["answers"]))
+        for truth, result in zip(truths, answers, strict=True)
     ]
     return [mean("exact", values, counts)]

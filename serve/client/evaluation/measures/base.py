@@ -1,4 +1,4 @@
-"""A measured number and how it would have come out on other pictures of the same kind."""
+"""A measured number and its values on resampled pictures, for confidence intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ Measure = Callable[[Sequence[Json], Sequence[Json | None], Counts], list[Measure
 
 
 def ratio(name: str, parts: Sequence[float], of: Sequence[float], counts: Counts, *, lower: bool = False) -> Measured:
-    """100 x the sum of `parts` over the sum of `of`; a mean where `of` is 1 everywhere, 0 where it is nothing."""
+    """Measure 100 x the sum of `parts` over the sum of `of`; 0 where that is 0."""
     above, below = np.array(parts, dtype=np.float64), np.array(of, dtype=np.float64)
     resampled = _over(weighted(counts, above), weighted(counts, below))
     return Measured(name, float(_over(above.sum(), below.sum())), resampled, lower)
@@ -39,7 +39,7 @@ def mean(name: str, values: Sequence[float], counts: Counts) -> Measured:
 
 
 def weighted(counts: Counts, values: Floats) -> Floats:
-    """The sum of the values in each resample."""
+    """Return the sum of the values in each resample."""
     slabs = [counts[at : at + AT_ONCE].astype(np.float64) @ values for at in range(0, len(counts), AT_ONCE)]
     return np.concatenate(slabs) if slabs else np.zeros(0)
 

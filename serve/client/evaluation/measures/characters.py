@@ -1,4 +1,4 @@
-"""Character error rate: of all characters to be read, how many had to be put right."""
+"""Character error rate: edits over the characters of the true texts."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,19 @@ from serve.client.evaluation.measures.base import Counts, Json, Measured, mean, 
 
 
 def character_errors(truths: Sequence[Json], answers: Sequence[Json | None], counts: Counts) -> list[Measured]:
-    """Insertions, deletions and substitutions over characters, of the whole set; and how many texts are exact.
+    """Measure the character error rate over the whole set, and how many texts are exact.
 
-    Runs of white space are one space; case and punctuation count. Where nothing came, every character is an error.
+    Runs of white space are one space; case and punctuation count. Without a reply every character is an error.
     """
     pairs = [
-        (tidy(true["text"]), tidy(said["text"]) if said is not None else None)
-        for true, said in zip(truths, answers, strict=True)
+        (tidy(truth["text"]), tidy(result["text"]) if result is not None else None)
+        for truth, result in zip(truths, answers, strict=True)
     ]
-    errors = [float(Levenshtein.distance(true, said or "")) for true, said in pairs]
-    characters = [float(len(true)) for true, _ in pairs]
+    errors = [float(Levenshtein.distance(wanted, text or "")) for wanted, text in pairs]
+    characters = [float(len(wanted)) for wanted, _ in pairs]
     return [
         ratio("CER", errors, characters, counts, lower=True),
-        mean("exact", [float(true == said) for true, said in pairs], counts),
+        mean("exact", [float(wanted == text) for wanted, text in pairs], counts),
     ]
 
 

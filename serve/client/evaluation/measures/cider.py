@@ -1,4 +1,4 @@
-"""CIDEr-D (Vedantam, Zitnick and Parikh, arXiv 1411.5726): words that people use of this picture, and of few others."""
+"""CIDEr-D (Vedantam, Zitnick and Parikh, arXiv 1411.5726): similarity to references by tf-idf of word n-grams."""
 
 import functools
 import math
@@ -15,25 +15,25 @@ Gram = tuple[str, ...]
 
 
 def cider_d(
-    wanted: Callable[[Json], list[str]], said: Callable[[Json], str]
+    references_of: Callable[[Json], list[str]], text_of: Callable[[Json], str]
 ) -> Callable[[Sequence[Json], Sequence[Json | None], Counts], list[Measured]]:
-    """The measure over references `wanted` in what is true and the text `said` in a result.
+    """Make the measure: 100 x the mean over pictures, as papers give it, at most 1000. No reply scores 0.
 
-    100 x the mean over pictures, as papers give it: 1000 is the most. No reply scores 0.
+    references_of: the references of an item's truth. text_of: the text of a result.
     """
 
     def measured(truths: Sequence[Json], answers: Sequence[Json | None], counts: Counts) -> list[Measured]:
-        references = [wanted(true) for true in truths]
-        values = scores(["" if one is None else said(one) for one in answers], references)
+        references = [references_of(truth) for truth in truths]
+        values = scores(["" if result is None else text_of(result) for result in answers], references)
         return [mean("CIDEr-D", values, counts)]
 
     return measured
 
 
 def scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """One text per picture and its references -> 0..10 per picture.
+    """Score one text per picture against its references, 0..10 per picture.
 
-    In how many pictures a phrase occurs is counted over these references themselves, so a set of one picture scores 0.
+    Document frequencies are counted over these references themselves, so a set of one picture scores 0.
     """
     seen = Counter(gram for some in references for gram in {gram for text in some for gram in grams(text)})
     weigh = Weigher(seen, len(references))
@@ -41,29 +41,29 @@ def scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[fl
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without punctuation: near the Penn Treebank tokens of the original, without its Java."""
+    """Split into lower-case words without punctuation, which is near the Penn Treebank tokens of the original."""
     return _WORD.findall(text.lower())
 
 
 @functools.lru_cache(maxsize=65536)
 def grams(text: str) -> Counter[Gram]:
-    """How often each run of one to four words occurs."""
-    said = words(text)
-    return Counter(tuple(said[at : at + n]) for n in range(1, LONGEST + 1) for at in range(len(said) - n + 1))
+    """Count the n-grams of one to four words."""
+    tokens = words(text)
+    return Counter(tuple(tokens[at : at + n]) for n in range(1, LONGEST + 1) for at in range(len(tokens) - n + 1))
 
 
 class Weigher:
-    """tf-idf: how often a run of words is in a text, times the log of how few pictures' references have it."""
+    """A tf-idf weighting of n-grams. seen: in how many pictures' references each one is."""
 
     def __init__(self, seen: Counter[Gram], pictures: int) -> None:
         self._seen, self._log = seen, math.log(max(1, pictures))
 
     def vectors(self, text: str) -> list[dict[Gram, float]]:
-        """One vector for runs of each length."""
-        found: list[dict[Gram, float]] = [{} for _ in range(LONGEST)]
+        """Return a vector of weights for each length of n-gram, 1 to 4."""
+        vectors: list[dict[Gram, float]] = [{} for _ in range(LONGEST)]
         for gram, count in grams(text).items():
-            found[len(gram) - 1][gram] = count * (self._log - math.log(max(1, self._seen[gram])))
-        return found
+            vectors[len(gram) - 1][gram] = count * (self._log - math.log(max(1, self._seen[gram])))
+        return vectors
 
 
 def _score(weigh: Weigher, text: str, references: Sequence[str]) -> float:
@@ -73,7 +73,7 @@ def _score(weigh: Weigher, text: str, references: Sequence[str]) -> float:
 
 
 def _like(own: Sequence[dict[Gram, float]], other: Sequence[dict[Gram, float]]) -> float:
-    """The mean over lengths of the cosine; what a text repeats beyond the reference does not count."""
+    """Return the mean cosine over lengths; repetitions beyond the reference's do not count."""
     total = 0.0
     for mine, theirs in zip(own, other, strict=True):
         lengths = _norm(mine.values()) * _norm(theirs.values())

@@ -29,7 +29,7 @@ def mask_precision(truths: Sequence[Json], answers: Sequence[Json | None], count
 def _precision(
     name: str, kind: str, truths: Sequence[Json], answers: Sequence[Json | None], counts: Counts
 ) -> list[Measured]:
-    """Over IoU 0.5 to 0.95, and at 0.5. A label is a category; labels that nothing true carries are left out."""
+    """Measure precision over IoU 0.5 to 0.95, and at 0.5. A label is a category; those without truth are left out."""
     matched = _matched(kind, truths, answers)
     whole = matched.precision
     resampled = _resampled(matched.labels, counts)
@@ -41,9 +41,9 @@ def _precision(
 
 @dataclass(frozen=True)
 class _Label:
-    """One category's detections, surest first. hit, skipped: [thresholds, detections]; items: where each was found.
+    """A category's detections, surest first. hit, skipped: [thresholds, detections]; items: each detection's item.
 
-    true, where: how many countable instances there are in which items.
+    true: the number of true instances, crowds aside, in each of the items `where`.
     """
 
     hit: np.ndarray[Any, np.dtype[np.bool_]]
@@ -57,7 +57,7 @@ class _Label:
         """[thresholds, resamples]: interpolated over COCO's 101 recalls, NaN where nothing true was drawn."""
         drawn = counts[:, self.items].astype(np.float64)
         total = counts[:, self.where].astype(np.float64) @ self.true
-        found = np.full((len(self.hit), len(counts)), np.nan)
+        precision = np.full((len(self.hit), len(counts)), np.nan)
         some = total > 0
         for at, (hit, skipped) in enumerate(zip(self.hit, self.skipped, strict=True)):
             right = np.cumsum(drawn[some] * (hit & ~skipped), axis=1)
@@ -67,8 +67,8 @@ class _Label:
             envelope = np.maximum.accumulate(sure[:, ::-1], axis=1)[:, ::-1]
             reached = np.searchsorted(self.recalls, recall.ravel(), side="right").reshape(recall.shape)
             steps = np.diff(reached, axis=1, prepend=0)
-            found[at, some] = (steps * envelope).sum(axis=1) / len(self.recalls)
-        return found
+            precision[at, some] = (steps * envelope).sum(axis=1) / len(self.recalls)
+        return precision
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,18 @@ class _Matched:
 
 
 def _matched(kind: str, truths: Sequence[Json], answers: Sequence[Json | None]) -> _Matched:
-    keys = sorted({label_key(one["label"]) for true in truths for one in true["boxes"]})
+    keys = sorted({label_key(box["label"]) for truth in truths for box in truth["boxes"]})
     ids = {key: at for at, key in enumerate(keys, 1)}
-    images = [{"id": at, **_size(true)} for at, true in enumerate(truths, 1)]
-    wanted = [_annotation(at, one, ids) for at, true in enumerate(truths, 1) for one in true["boxes"]]
-    said = [
-        _annotation(at, one, ids) | {"score": one["score"]}
+    images = [{"id": at, **_size(truth)} for at, truth in enumerate(truths, 1)]
+    wanted = [_annotation(at, box, ids) for at, truth in enumerate(truths, 1) for box in truth["boxes"]]
+    detected = [
+        _annotation(at, box, ids) | {"score": box["score"]}
         for at, answer in enumerate(answers, 1)
-        for one in (answer or {"boxes": []})["boxes"]
-        if label_key(one["label"]) in ids
+        for box in (answer or {"boxes": []})["boxes"]
+        if label_key(box["label"]) in ids
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        judged = COCOeval(_coco(images, wanted, ids), _coco(images, said, ids), kind)
+        judged = COCOeval(_coco(images, wanted, ids), _coco(images, detected, ids), kind)
         judged.params.areaRng, judged.params.areaRngLbl, judged.params.maxDets = EVERY_SIZE, ["all"], [MOST]
         judged.evaluate()
         judged.accumulate()
@@ -105,18 +105,18 @@ def _matched(kind: str, truths: Sequence[Json], answers: Sequence[Json | None]) 
 def _labels(judged: Any, items: int) -> Iterator[_Label]:
     recalls = np.asarray(judged.params.recThrs)
     for at in range(len(judged.params.catIds)):
-        found = [(item, one) for item, one in enumerate(judged.evalImgs[at * items : (at + 1) * items]) if one]
-        true = np.array([np.count_nonzero(np.asarray(one["gtIgnore"]) == 0) for _, one in found], dtype=np.float64)
+        rows = [(item, row) for item, row in enumerate(judged.evalImgs[at * items : (at + 1) * items]) if row]
+        true = np.array([np.count_nonzero(np.asarray(row["gtIgnore"]) == 0) for _, row in rows], dtype=np.float64)
         if not true.sum():
             continue
-        order = np.argsort(-np.concatenate([one["dtScores"] for _, one in found]), kind="stable")
-        places = np.repeat([item for item, _ in found], [len(one["dtScores"]) for _, one in found])
+        order = np.argsort(-np.concatenate([row["dtScores"] for _, row in rows]), kind="stable")
+        places = np.repeat([item for item, _ in rows], [len(row["dtScores"]) for _, row in rows])
         yield _Label(
-            hit=np.concatenate([one["dtMatches"] for _, one in found], axis=1)[:, order] > 0,
-            skipped=np.concatenate([one["dtIgnore"] for _, one in found], axis=1)[:, order].astype(bool),
+            hit=np.concatenate([row["dtMatches"] for _, row in rows], axis=1)[:, order] > 0,
+            skipped=np.concatenate([row["dtIgnore"] for _, row in rows], axis=1)[:, order].astype(bool),
             items=places.astype(np.int64)[order],
             true=true,
-            where=np.array([item for item, _ in found], dtype=np.int64),
+            where=np.array([item for item, _ in rows], dtype=np.int64),
             recalls=recalls,
         )
 
@@ -128,60 +128,60 @@ def _resampled(labels: Sequence[_Label], counts: Counts) -> Floats:
         some = counts[at : at + AT_ONCE]
         total, known = np.zeros((10, len(some))), np.zeros((10, len(some)))
         for label in labels:
-            found = label.precision(some)
-            known += ~np.isnan(found)
-            total += np.nan_to_num(found)
+            precision = label.precision(some)
+            known += ~np.isnan(precision)
+            total += np.nan_to_num(precision)
         slabs.append(np.divide(total, known, out=np.zeros_like(total), where=known > 0))
     return np.concatenate(slabs, axis=1) if slabs else np.zeros((10, 0))
 
 
-def _annotation(image: int, one: Json, ids: dict[str, int]) -> Json:
-    x0, y0, x1, y1 = one["box"]
-    made = {"image_id": image, "category_id": ids[label_key(one["label"])], "bbox": [x0, y0, x1 - x0, y1 - y0]}
-    made |= {"area": (x1 - x0) * (y1 - y0), "iscrowd": int(one.get("crowd", False))}
-    if "mask" in one:
-        made["segmentation"] = {"size": list(one["mask"]["size"]), "counts": one["mask"]["counts"]}
-    return made
+def _annotation(image: int, box: Json, ids: dict[str, int]) -> Json:
+    x0, y0, x1, y1 = box["box"]
+    annotation = {"image_id": image, "category_id": ids[label_key(box["label"])], "bbox": [x0, y0, x1 - x0, y1 - y0]}
+    annotation |= {"area": (x1 - x0) * (y1 - y0), "iscrowd": int(box.get("crowd", False))}
+    if "mask" in box:
+        annotation["segmentation"] = {"size": list(box["mask"]["size"]), "counts": box["mask"]["counts"]}
+    return annotation
 
 
 def _coco(images: list[Json], annotations: list[Json], ids: dict[str, int]) -> Any:
-    made = COCO()
+    coco = COCO()
     categories = [{"id": at, "name": key} for key, at in ids.items()]
-    made.dataset = {"images": images, "categories": categories}
-    made.dataset["annotations"] = [{"id": at, **one} for at, one in enumerate(annotations, 1)]
-    made.createIndex()
-    return made
+    coco.dataset = {"images": images, "categories": categories}
+    coco.dataset["annotations"] = [{"id": at, **annotation} for at, annotation in enumerate(annotations, 1)]
+    coco.createIndex()
+    return coco
 
 
 def _size(true: Json) -> Json:
-    """annToRLE looks the picture's size up, also for masks that say their own."""
+    """Return the picture's size, which annToRLE looks up, also for masks that have their own."""
     height, width = true["boxes"][0]["mask"]["size"] if true["boxes"] and "mask" in true["boxes"][0] else (1, 1)
     return {"height": height, "width": width}
 
 
 def mask_overlap(truths: Sequence[Json], answers: Sequence[Json | None], counts: Counts) -> list[Measured]:
-    """The mean over true instances of the overlap (IoU) with the mask that was found for them, 0 where none was.
+    """Measure the mean IoU of true instances with the masks that were detected for them, 0 where there is none.
 
-    A found mask counts for one instance of its label, the pairs that overlap most first. Crowds are left out.
+    A detected mask counts for one instance of its label, the pairs that overlap most first. Crowds are left out.
     """
     sums, instances = [], []
-    for true, answer in zip(truths, answers, strict=True):
-        wanted = [one for one in true["boxes"] if not one.get("crowd", False)]
+    for truth, answer in zip(truths, answers, strict=True):
+        wanted = [box for box in truth["boxes"] if not box.get("crowd", False)]
         sums.append(sum(_overlaps(wanted, (answer or {"boxes": []})["boxes"])))
         instances.append(float(len(wanted)))
     return [ratio("mask IoU", sums, instances, counts)]
 
 
-def _overlaps(wanted: Sequence[Json], found: Sequence[Json]) -> list[float]:
-    if not wanted or not found:
+def _overlaps(wanted: Sequence[Json], detected: Sequence[Json]) -> list[float]:
+    if not wanted or not detected:
         return []
-    overlap = coco_mask.iou([_rle(one) for one in found], [_rle(one) for one in wanted], [0] * len(wanted))
+    overlap = coco_mask.iou([_rle(box) for box in detected], [_rle(box) for box in wanted], [0] * len(wanted))
     pairs = sorted(
         (
             (float(overlap[j, i]), i, j)
-            for i, one in enumerate(wanted)
-            for j, other in enumerate(found)
-            if _same(one, other)
+            for i, box in enumerate(wanted)
+            for j, other in enumerate(detected)
+            if _same_label(box, other)
         ),
         key=lambda pair: (-pair[0], pair[1:]),
     )
@@ -196,9 +196,9 @@ def _overlaps(wanted: Sequence[Json], found: Sequence[Json]) -> list[float]:
     return kept
 
 
-def _same(one: Json, other: Json) -> bool:
-    return label_key(one["label"]) == label_key(other["label"])
+def _same_label(box: Json, other: Json) -> bool:
+    return label_key(box["label"]) == label_key(other["label"])
 
 
-def _rle(one: Json) -> Json:
-    return {"size": list(one["mask"]["size"]), "counts": one["mask"]["counts"].encode()}
+def _rle(box: Json) -> Json:
+    return {"size": list(box["mask"]["size"]), "counts": box["mask"]["counts"].encode()}

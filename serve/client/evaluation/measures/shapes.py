@@ -1,4 +1,4 @@
-"""What a toy's caption must hold: every drawn shape with its colour, and no other."""
+"""Share of toy captions that name every drawn shape with its colour, and no other."""
 
 import re
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ _NAMED = re.compile(rf"(?:{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)})")
 
 
 def every_shape(truths: Sequence[Json], answers: Sequence[Json | None], counts: Counts) -> list[Measured]:
-    """Nothing for pictures that are no scenes: their truth names no shapes."""
+    """Measure captions of drawn scenes; returns nothing for pictures whose truth names no shapes."""
     if not all("shapes" in true for true in truths):
         return []
     values = [
-        float(said is not None and sorted(_NAMED.findall(said["caption"])) == sorted(true["shapes"]))
-        for true, said in zip(truths, answers, strict=True)
+        float(result is not None and sorted(_NAMED.findall(result["caption"])) == sorted(truth["shapes"]))
+        for truth, result in zip(truths, answers, strict=True)
     ]
     return [mean("every shape", values, counts)]
