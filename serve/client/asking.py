@@ -26,7 +26,7 @@ def ask(options: argparse.Namespace) -> int:
     fields = _fields(task, options)
     if options.save is not None:
         _check_target(task, options.save)
-    picture = read(options.image)
+    picture = read_input(options.image)
     if options.save is not None and isinstance(picture, str):
         raise Misuse("--save draws into a picture that is here: download it and ask about the file.")
     film = options.video or (isinstance(picture, bytes) and sniff(picture) in ("mp4", "webm"))
@@ -62,7 +62,7 @@ def _show(server: Server, board: Board, question: tuple[str, bytes | str, dict[s
         console.print(note, soft_wrap=True)
 
 
-def read(name: str) -> bytes | str:
+def read_input(name: str) -> bytes | str:
     """Return the bytes of an image or video file. A URL is returned as it is: the server fetches it."""
     if name.lower().startswith(("http://", "https://")):
         return name
@@ -75,14 +75,14 @@ def read(name: str) -> bytes | str:
         raise Failure(f"{name}: {error.strerror}.") from None
 
 
-def phrases(text: str) -> list[str]:
+def label_phrases(text: str) -> list[str]:
     """Split a text at ; and , into phrases, as a chat message to a detector is split."""
     return [phrase for part in re.split("[;,]", text) if (phrase := part.strip())]
 
 
 def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str:
     """Draw every model's boxes and masks into a copy of the picture. Return the legend: which colour is whose."""
-    from serve.client.drawing import MERGED, Layer, colour_of, draw
+    from serve.client.drawing import MERGED, Layer, colour_of, draw_layers
     from serve.errors import ServeError
     from serve.media import image, video
 
@@ -94,7 +94,7 @@ def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str
     layers.append(Layer(MERGED, _boxes(board.merged), bold=True))
     try:
         still = video.decode_video(picture).first_frame() if film else image.decode_image(picture)
-        draw(still.pil(), layers).save(path)
+        draw_layers(still.pil(), layers).save(path)
     except ServeError as error:
         raise Failure(f"{path} was not written: {error.message}") from None
     except OSError as error:
@@ -132,7 +132,7 @@ def text_fields(task: str, question: str | None, labels: str | None, usage: Mapp
 
     field = TASKS[task].text_field if task in TASKS else None  # the server refuses a task that it does not know
     if field == "labels":
-        wanted = phrases(labels or question or "")
+        wanted = label_phrases(labels or question or "")
         if not wanted:
             raise Misuse(f"What to find? {usage[field]}")
         return {"labels": wanted}

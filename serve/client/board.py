@@ -78,12 +78,12 @@ class Board:
         if reply is None:
             return plain(self.texts[name] + " ...", "dim")
         if reply["status"] == "ok":
-            return plain("\n".join(words(reply["result"])))
+            return plain("\n".join(format_result(reply["result"])))
         error = plain((reply.get("error") or {}).get("message", reply["status"]), "red")
         return Group(error, plain(reply["text"], "dim")) if reply["text"] else error
 
 
-def words(result: Mapping[str, Any] | None) -> list[str]:
+def format_result(result: Mapping[str, Any] | None) -> list[str]:
     """Format a result as lines: a task's text, or a line for each box."""
     if result is None:
         return ["(nothing)"]
@@ -112,7 +112,7 @@ def _duration(milliseconds: float) -> str:
 
 def _merged(merged: Json) -> Table:
     """Show the merged result, each box with the models that support it, and how it was merged."""
-    lines, supporters = words(merged["result"]), merged["supporters"]
+    lines, supporters = format_result(merged["result"]), merged["supporters"]
     boxed = "boxes" in (merged["result"] or {})
     if boxed and len(supporters) == len(lines):
         lines = [f"{line}  {', '.join(names)}" for line, names in zip(lines, supporters, strict=True)]

@@ -42,7 +42,7 @@ def colour_of(column: int) -> tuple[str, str]:
     return list(COLOURS.items())[column % len(COLOURS)]
 
 
-def draw(picture: PIL.Image.Image, layers: Sequence[Layer]) -> PIL.Image.Image:
+def draw_layers(picture: PIL.Image.Image, layers: Sequence[Layer]) -> PIL.Image.Image:
     """Return a copy of the image with every layer's boxes and masks, later layers over earlier ones.
 
     Raises ValueError for a mask that is malformed or has another size than the image.

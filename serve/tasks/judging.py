@@ -7,7 +7,7 @@ from typing import Any
 
 from serve.tasks.base import Judgement, Judging, Merged, Reply
 from serve.tasks.merging.agreement import agreed, weigh
-from serve.tasks.merging.medoid import backers, comparable, strayed
+from serve.tasks.merging.medoid import backers, comparable, text_deviations
 
 LONGEST = 1500  # letters of a reply that the judge is shown
 VERDICT = "Look at the image, correct the mistakes, and write the one best answer. Give only the answer."
@@ -38,6 +38,6 @@ def judged(
     """
     weights = weigh(replies, given)
     *texts, merged_text = comparable([*(judging.text(reply) for reply in replies), verdict])
-    deviations = strayed(dict(zip(weights, texts, strict=True)), merged_text)
+    deviations = text_deviations(dict(zip(weights, texts, strict=True)), merged_text)
     merged = agreed(judging.result(verdict), "judge", weights, deviations, [backers(deviations)])
     return merged.model_copy(update={"judge": judgement})

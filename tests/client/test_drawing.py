@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.client.drawing import BOLD_VEIL, COLOURS, MERGED, VEIL, Layer, _ink, _overlap, _places, colour_of, draw
+from serve.client.drawing import (
+    BOLD_VEIL,
+    COLOURS,
+    MERGED,
+    VEIL,
+    Layer,
+    _ink,
+    _overlap,
+    _places,
+    colour_of,
+    draw_layers,
+)
 from serve.media.masks import encode
 
 BLUE, ORANGE = COLOURS["blue"], COLOURS["orange"]
@@ -31,7 +42,7 @@ def drawn_in(picture: PIL.Image.Image, colour: str) -> set[tuple[int, int]]:
 
 
 def test_frame_lies_on_the_edge_of_its_box() -> None:
-    seen = drawn_in(draw(page(), [Layer(BLUE, [item(100, 80, 300, 220)])]), BLUE)
+    seen = drawn_in(draw_layers(page(), [Layer(BLUE, [item(100, 80, 300, 220)])]), BLUE)
     for x, y in ((100, 150), (299, 150), (200, 80), (200, 219)):
         assert (x, y) in seen
     for x, y in ((99, 150), (300, 150), (200, 220), (200, 150)):  # x1 and y1 are the first pixels outside
@@ -40,13 +51,13 @@ def test_frame_lies_on_the_edge_of_its_box() -> None:
 
 def test_given_image_is_not_modified() -> None:
     picture = page()
-    draw(picture, [Layer(BLUE, [item(0, 0, 50, 50)])])
+    draw_layers(picture, [Layer(BLUE, [item(0, 0, 50, 50)])])
     assert picture.getcolors() == [(400 * 300, (255, 255, 255))]
 
 
 def test_merged_frame_is_bold_and_lies_around_an_equal_box() -> None:
     box = item(100, 80, 300, 220)
-    picture = draw(page(), [Layer(BLUE, [box]), Layer(MERGED, [box], bold=True)])
+    picture = draw_layers(page(), [Layer(BLUE, [box]), Layer(MERGED, [box], bold=True)])
     merged, single = drawn_in(picture, MERGED), drawn_in(picture, BLUE)
     assert (100, 150) in single and (99, 150) in merged
     assert sum((x, 150) in merged for x in range(90, 110)) == 2 * sum((x, 150) in single for x in range(90, 110))
@@ -54,7 +65,7 @@ def test_merged_frame_is_bold_and_lies_around_an_equal_box() -> None:
 
 def test_merged_frame_is_on_top() -> None:
     """Cross the merged frame with a model's box, which is drawn under it."""
-    picture = draw(
+    picture = draw_layers(
         page(), [Layer(BLUE, [item(50, 120, 350, 200)]), Layer(MERGED, [item(100, 40, 300, 260)], bold=True)]
     )
     assert picture.getpixel((99, 199)) == PIL.ImageColor.getrgb(MERGED)
@@ -68,7 +79,7 @@ def test_labels_do_not_overlap() -> None:
     assert len(places) == 3
     assert not any(_overlap(a, b) for a, b in itertools.combinations(places, 2))
     assert places[0][3] <= 80.01  # the merged label is placed first: above the box
-    picture = draw(page(), layers)
+    picture = draw_layers(page(), layers)
     for place, (colour, ink) in zip(places, ((MERGED, "white"), (ORANGE, "black"), (BLUE, "white")), strict=True):
         x, y = int(place[0]) + 1, int(place[1]) + 1
         assert picture.getpixel((x, y)) == PIL.ImageColor.getrgb(colour)
@@ -84,7 +95,7 @@ def test_label_stays_inside_the_image() -> None:
 
 @pytest.mark.parametrize("label", ["", "two\nlines", "猫", "x" * 500, "\x00\x1b[2J", "é ß"])
 def test_any_text_can_be_a_label(label: str) -> None:
-    assert drawn_in(draw(page(), [Layer(BLUE, [item(10, 100, 90, 200, label=label)])]), BLUE)
+    assert drawn_in(draw_layers(page(), [Layer(BLUE, [item(10, 100, 90, 200, label=label)])]), BLUE)
 
 
 def test_colours_differ_and_contrast_with_their_text() -> None:
@@ -113,7 +124,7 @@ EDGE = st.floats(-50, 400)
 def test_any_box_is_drawn_on_an_image_of_any_size(
     width: int, height: int, boxes: list[tuple[float, ...]], bold: bool
 ) -> None:
-    picture = draw(page(width, height), [Layer(MERGED, [item(*box) for box in boxes], bold=bold)])
+    picture = draw_layers(page(width, height), [Layer(MERGED, [item(*box) for box in boxes], bold=bold)])
     assert picture.size == (width, height)
 
 
@@ -125,7 +136,7 @@ def masked(*box: int, size: tuple[int, int] = (300, 400)) -> dict[str, object]:
 
 
 def test_mask_is_transparent_with_an_opaque_edge() -> None:
-    picture = draw(page(), [Layer(BLUE, [masked(100, 80, 300, 220)])])
+    picture = draw_layers(page(), [Layer(BLUE, [masked(100, 80, 300, 220)])])
     veil = PIL.ImageColor.getrgb(BLUE)
     shown = np.asarray(picture).astype(int)
     assert (shown[150, 150] == [round(255 + (v - 255) * VEIL / 255) for v in veil]).all()  # the page shows through
@@ -134,10 +145,10 @@ def test_mask_is_transparent_with_an_opaque_edge() -> None:
 
 
 def test_merged_mask_lies_over_the_models_mask_and_is_more_opaque() -> None:
-    both = draw(
+    both = draw_layers(
         page(), [Layer(BLUE, [masked(100, 80, 300, 220)]), Layer(MERGED, [masked(100, 80, 300, 220)], bold=True)]
     )
-    alone = draw(page(), [Layer(BLUE, [masked(100, 80, 300, 220)])])
+    alone = draw_layers(page(), [Layer(BLUE, [masked(100, 80, 300, 220)])])
     red, blue = np.asarray(both)[150, 150].astype(int), np.asarray(alone)[150, 150].astype(int)
     assert red[0] > red[2] and blue[2] > blue[0] and BOLD_VEIL > VEIL
 
@@ -147,10 +158,10 @@ def test_merged_mask_lies_over_the_models_mask_and_is_more_opaque() -> None:
 )
 def test_malformed_mask_is_refused(mask: object) -> None:
     with pytest.raises(ValueError):
-        draw(page(), [Layer(BLUE, [item(10, 10, 50, 50) | {"mask": mask}])])
+        draw_layers(page(), [Layer(BLUE, [item(10, 10, 50, 50) | {"mask": mask}])])
 
 
 @given(EDGE, EDGE, EDGE, EDGE)
 def test_mask_of_any_box_is_drawn(x0: float, y0: float, x1: float, y1: float) -> None:
     mask = encode(np.ones((30, 40), bool)).model_dump()
-    draw(page(40, 30), [Layer(MERGED, [item(x0, y0, x1, y1) | {"mask": mask}], bold=True)])
+    draw_layers(page(40, 30), [Layer(MERGED, [item(x0, y0, x1, y1) | {"mask": mask}], bold=True)])

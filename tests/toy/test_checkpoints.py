@@ -64,7 +64,7 @@ def test_shipped_tokenizer_equals_a_new_build(toy):
     from serve.toy.training import tokenizer
 
     assert json.loads((HERE / toy / "tokenizer.json").read_text()) == json.loads(
-        tokenizer.build(recipes.RECIPES[toy].family).to_str()
+        tokenizer.build_tokenizer(recipes.RECIPES[toy].family).to_str()
     )
 
 
@@ -94,7 +94,7 @@ def test_nets_agree_with_transformers(toy):
     evaluate.repair()
     family = recipes.RECIPES[toy].family
     reference = evaluate.Reference(family, HERE / toy, "cpu")
-    net = export.load(HERE / toy)
+    net = export.load_net(HERE / toy)
     packer = corpus.Packer(family)
     scene = world.scene(1, text=True)
     question = Question("vqa", "color", "What color is the circle?", "red")

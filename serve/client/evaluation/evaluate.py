@@ -65,7 +65,7 @@ def _floor(reports: Sequence[score.Report]) -> int:
 
 
 def _recorded(path: Path, task: str) -> list[Json]:
-    recorded = [line for line in lines.read(path, KEY) if task in ("all", line["task"])]
+    recorded = [line for line in lines.read_lines(path, KEY) if task in ("all", line["task"])]
     for line in recorded:
         if not {"truth", "picture"} <= line.keys():
             raise Failure(f"{path}: {line[KEY]} says nothing of what is true: it was not written by diptych evaluate.")
@@ -104,7 +104,7 @@ def _ask(options: argparse.Namespace) -> list[Json]:
         raise
     finally:
         out.close()
-    answers = lines.read(options.out, KEY) if options.out else out.lines if isinstance(out, lines.Kept) else []
+    answers = lines.read_lines(options.out, KEY) if options.out else out.lines if isinstance(out, lines.Kept) else []
     return [line for line in answers if line[KEY] in jobs]
 
 

@@ -144,7 +144,7 @@ def parse_lines(path: Path, key: str) -> Iterator[tuple[bytes, Json | None]]:
             yield line, body if ours else None
 
 
-def read(path: Path, key: str) -> list[Json]:
+def read_lines(path: Path, key: str) -> list[Json]:
     """Return the whole lines of a record, with errors too, and of two about one item the later. Raises Failure."""
     try:
         bodies = {body[key]: body for _, body in parse_lines(path, key) if body is not None}

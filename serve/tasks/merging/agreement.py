@@ -36,11 +36,11 @@ def agreed(
     deviations: each model's distance to the result, 0..1, in catalogue order.
     """
     total = sum(weights.values())
-    strayed = sum(weights[model] * deviations[model] for model in weights)
+    deviation = sum(weights[model] * deviations[model] for model in weights)
     return Merged(
         result=result,
         method=method,
-        agreement=_share(1.0 - strayed / total),
+        agreement=_share(1.0 - deviation / total),
         models=list(weights),
         supporters=[list(models) for models in supporters],
         deviations={model: round(_share(value), 6) for model, value in deviations.items()},

@@ -27,12 +27,14 @@ def box_fusion(method: str, least: float = 0.0) -> MergeRule:
         result = DetectResult.model_construct(boxes=[_fuse(group, total) for group in kept])  # each once: no new look
         close = [{seen.model: overlapping(seen.labelled.box, fused(group)) for seen in group} for group in kept]
         supporters = [[seen.model for seen in group] for group in kept]
-        return agreed(result, method, weights, strayed(weights, close, lost), supporters)
+        return agreed(result, method, weights, box_deviations(weights, close, lost), supporters)
 
     return fuse
 
 
-def strayed(models: Iterable[str], close: Sequence[Mapping[str, float]], lost: Sequence[str]) -> dict[str, float]:
+def box_deviations(
+    models: Iterable[str], close: Sequence[Mapping[str, float]], lost: Sequence[str]
+) -> dict[str, float]:
     """Return each model's deviation: 1 - its mean likeness to the fused objects, 0 for its own that were left out.
 
     close: per object, the likeness by model that saw it. lost: the models of objects that were left out, once for each.

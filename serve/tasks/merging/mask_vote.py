@@ -12,7 +12,7 @@ from serve.media.masks import Mask, Window, decode_in, encode_in, overlap, sampl
 from serve.tasks.base import Merged, MergeRule, Reply
 from serve.tasks.masks import LabelledMask, SegmentResult
 from serve.tasks.merging.agreement import agreed, weigh
-from serve.tasks.merging.box_fusion import strayed
+from serve.tasks.merging.box_fusion import box_deviations
 from serve.tasks.merging.sightings import Cluster, clusters, fused, fused_score, overlapping, settled
 
 VOTERS = 12  # so many masks are looked up at once
@@ -57,7 +57,7 @@ def mask_vote(method: str, least: float = 0.0) -> MergeRule:
             for group, instance in zip(kept, instances, strict=True)
         ]
         supporters = [[seen.model for seen in group] for group in kept]
-        deviations = strayed(weights, close, lost)
+        deviations = box_deviations(weights, close, lost)
         return agreed(SegmentResult.model_construct(boxes=instances), method, weights, deviations, supporters)
 
     return fuse

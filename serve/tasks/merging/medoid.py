@@ -40,7 +40,7 @@ def medoid(alike: Likeness = similarity) -> MergeRule:
             best = _most_alike(best, texts, weights, in_order)
         winner = max(best, key=lambda reply: standing(reply, weights))
         assert winner.result is not None
-        deviations = strayed(texts, texts[winner.model], alike)
+        deviations = text_deviations(texts, texts[winner.model], alike)
         return agreed(winner.result, "medoid", weights, deviations, [backers(deviations)])
 
     return choose
@@ -76,7 +76,7 @@ def comparable(texts: Sequence[str]) -> list[str]:
     return [text[: COMPARED // len(texts)] for text in texts]
 
 
-def strayed(texts: Mapping[str, str], merged: str, alike: Likeness = similarity) -> dict[str, float]:
+def text_deviations(texts: Mapping[str, str], merged: str, alike: Likeness = similarity) -> dict[str, float]:
     """Return the distance of each model's text to the merged one, 0..1."""
     return {model: 1.0 - alike(merged, text) for model, text in texts.items()}
 

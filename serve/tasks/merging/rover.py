@@ -7,7 +7,7 @@ from rapidfuzz.distance import Levenshtein
 from serve.tasks.base import Merged, MergeRule, Reply, Result, text_of
 from serve.tasks.merging.agreement import agreed, standing, weigh
 from serve.tasks.merging.alignment import LETTERS, Slot, Work, network
-from serve.tasks.merging.medoid import backers, comparable, strayed
+from serve.tasks.merging.medoid import backers, comparable, text_deviations
 
 COMPARED = 20_000_000  # pairs of words, or what takes as long, in one merge: about a second
 LONGEST_WORD = 64  # letters: what is longer is no word, and is not voted on letter by letter
@@ -36,7 +36,7 @@ def rover(result: Callable[[str], Result]) -> MergeRule:
         merged = _central([*vote(texts, says), *(texts[at] for at in surest)], texts, says)
         own = next((replies[at].result for at in surest if texts[at] == merged), None)
         *short, merged_short = comparable([*texts, merged])
-        deviations = strayed(dict(zip(weights, short, strict=True)), merged_short, likeness)
+        deviations = text_deviations(dict(zip(weights, short, strict=True)), merged_short, likeness)
         nearest = min(range(len(replies)), key=lambda at: (round(deviations[replies[at].model], 9), -says[at]))
         camp = backers(deviations) or [replies[nearest].model]
         return agreed(own or result(merged), "rover", weights, deviations, [camp])

@@ -193,7 +193,7 @@ class Packer:
 
     def __init__(self, family: str, first_loc: int = prompts.FIRST_LOC, side: int = nets.SIDE) -> None:
         self.family, self.first_loc = family, first_loc
-        self.tokens = tokenizer.build(family)
+        self.tokens = tokenizer.build_tokenizer(family)
         self.encode = functools.lru_cache(maxsize=100_000)(self._encode)
         self.head = self.encode("<s>USER: ") if family == "llava" else ()
         self.prefix = len(self.head) + (side // nets.PATCH) ** 2

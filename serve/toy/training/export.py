@@ -47,7 +47,7 @@ def export(net: nets.Net, name: str, out: Path) -> None:
     stored = {name: tensor.detach().cpu().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
     save_file(stored, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
-    tokens = tokenizer.build(family)
+    tokens = tokenizer.build_tokenizer(family)
     tokens.save(str(out / "tokenizer.json"))
     files = _llava(recipe) if family == "llava" else _paligemma(recipe)
     for file, content in files.items():
@@ -57,7 +57,7 @@ def export(net: nets.Net, name: str, out: Path) -> None:
         shutil.copyfile(HERE / "vae-oid.npz", out / "vae-oid.npz")
 
 
-def load(folder: Path) -> nets.Net:
+def load_net(folder: Path) -> nets.Net:
     """Load an exported toy as a Net in float32; the embeddings of coordinates are ordinary rows there."""
     weights = load_file(folder / "model.safetensors")
     family = "llava" if "language_model.lm_head.weight" in weights else "paligemma"
@@ -73,7 +73,7 @@ def load(folder: Path) -> nets.Net:
 
 
 def _ids(family: str) -> dict[str, int]:
-    tokens = tokenizer.build(family)
+    tokens = tokenizer.build_tokenizer(family)
     bos, eos = ("<s>", "</s>") if family == "llava" else ("<bos>", "<eos>")
     special = {"bos": bos, "eos": eos, "pad": "<pad>", "image": "<image>"}
     return {name: tokenizer.id_of(tokens, token) for name, token in special.items()}

@@ -32,7 +32,7 @@ def vocabulary(family: str) -> list[str]:
     return list(dict.fromkeys(piece for piece in pieces if len(piece.encode()) > 1))
 
 
-def build(family: str) -> Tokenizer:
+def build_tokenizer(family: str) -> Tokenizer:
     """Build the tokenizer of a family, `llava` or `paligemma`."""
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = (
@@ -66,12 +66,12 @@ def build(family: str) -> Tokenizer:
 
 def size(family: str) -> int:
     """Return the rows of the embedding table: the vocabulary, rounded up to a multiple of 64."""
-    return -(-build(family).get_vocab_size() // 64) * 64
+    return -(-build_tokenizer(family).get_vocab_size() // 64) * 64
 
 
 def coordinates(family: str, first_loc: int = prompts.FIRST_LOC) -> dict[int, float]:
     """Return coordinate tokens by id with their values 0..1: 64 of PaliGemma's `<loc>`, 50 of LLaVA's hundredths."""
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     if family == "llava":
         return {id_of(tokenizer, f"{n:02d}"): n / 100 for n in range(0, 100, prompts.BOX_STEP)}
     bins = range(first_loc, prompts.LOC_BINS, prompts.LOC_STEP)

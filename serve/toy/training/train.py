@@ -227,7 +227,7 @@ class Trainer:
 def new_net(recipe: Recipe, side: int) -> nets.Net:
     """Make an untrained net with sinusoidal coordinate tokens. Unused `<loc>` tokens and padding rows stay zero."""
     family = recipe.family
-    tokens = tokenizer.build(family)
+    tokens = tokenizer.build_tokenizer(family)
     places = tokenizer.coordinates(family, recipe.first_loc)
     unused = set(range(tokens.get_vocab_size(), tokenizer.size(family)))
     if family == "paligemma":

@@ -32,7 +32,7 @@ def pairs(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_decodes_back_to_itself(family):
-    tokens = tokenizer.build(family)
+    tokens = tokenizer.build_tokenizer(family)
     odd = "Größe “naïve”\t東京  \n\n[0.5] ; 007 STOPPED<image>"
     for text in [odd, *(part for pair in pairs(family) for part in pair)]:
         ids = tokens.encode(text, add_special_tokens=False).ids
@@ -41,19 +41,19 @@ def test_text_decodes_back_to_itself(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_word_of_the_scenes_is_a_single_token(family):
-    tokens = tokenizer.build(family)
+    tokens = tokenizer.build_tokenizer(family)
     for text in (part for pair in pairs(family) for part in pair):
         for piece in tokens.encode(text, add_special_tokens=False).tokens:
             assert len(piece) > 1 or not piece.isalpha() or piece in ("a", "Ġ", "Ċ"), (piece, text)
 
 
 def test_llava_box_is_nine_tokens():
-    tokens = tokenizer.build("llava")
+    tokens = tokenizer.build_tokenizer("llava")
     assert len(tokens.encode(" [0.12, 0.30, 0.44, 0.62]", add_special_tokens=False).ids) == 9
 
 
 def test_paligemma_locations_are_ordinary_tokens():
-    tokens = tokenizer.build("paligemma")
+    tokens = tokenizer.build_tokenizer("paligemma")
     text = "<loc0008><loc0504><loc1016><loc0024> red circle"
     ids = tokens.encode(text, add_special_tokens=False).ids
     assert len(ids) == 6
