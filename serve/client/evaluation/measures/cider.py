@@ -40,7 +40,7 @@ def scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[fl
     return [_score(weigh, text, some) for text, some in zip(texts, references, strict=True)]
 
 
-def tokens(text: str) -> list[str]:
+def caption_words(text: str) -> list[str]:
     """Split into lower-case words without punctuation, which is near the Penn Treebank tokens of the original."""
     return _WORD.findall(text.lower())
 
@@ -48,7 +48,7 @@ def tokens(text: str) -> list[str]:
 @functools.lru_cache(maxsize=65536)
 def grams(text: str) -> Counter[Gram]:
     """Count the n-grams of one to four words."""
-    words = tokens(text)
+    words = caption_words(text)
     return Counter(tuple(words[at : at + n]) for n in range(1, LONGEST + 1) for at in range(len(words) - n + 1))
 
 
@@ -83,7 +83,7 @@ def _like(own: Sequence[dict[Gram, float]], other: Sequence[dict[Gram, float]]) 
 
 
 def _as_long(text: str, other: str) -> float:
-    return math.exp(-((len(tokens(text)) - len(tokens(other))) ** 2) / (2 * SIGMA**2))
+    return math.exp(-((len(caption_words(text)) - len(caption_words(other))) ** 2) / (2 * SIGMA**2))
 
 
 def _norm(values: Iterable[float]) -> float:
