@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from deployments.autoscaling import Scaling
 from serve.api.authentication import Access, Requires
 from serve.api.keys import Keys, parse_entries
-from serve.api.limits import MAX_BODY_MB, Limits
+from serve.api.limits import MAX_BODY_MB, UNLIMITED, KeyLimits, Limits
 from serve.api.origin_check import is_loopback
 from serve.engines.vllm.config_check import kind
 from serve.media.fetch.policy import Policy
@@ -206,13 +206,16 @@ class GatewayArgs(Placement):
 
     def limits(self) -> Limits:
         """Return the limits on each request."""
-        return Limits(
-            max_body_mb=self.max_body_mb,
-            max_image_megapixels=self.max_image_megapixels,
-            body_timeout_s=self.body_timeout_s,
-            head_timeout_s=self.head_timeout_s,
-            write_timeout_s=self.write_timeout_s,
-        )
+        return Limits(**self._fields_of(Limits))
+
+    def key_limits(self) -> KeyLimits:
+        """Return the limits on each key."""
+        return KeyLimits(**self._fields_of(KeyLimits))
+
+    def _fields_of(self, kind: type[Any]) -> dict[str, Any]:
+        """Return the settings that are fields of a dataclass by the same name."""
+        names = {field.name for field in dataclasses.fields(kind)}
+        return {name: getattr(self, name) for name in GatewayArgs.model_fields if name in names}
 
     def access(self) -> Access:
         """Read the keys and return who may ask. Raises ValueError or OSError where keys are configured but missing."""
@@ -224,17 +227,15 @@ class GatewayArgs(Placement):
             keys = Keys(entries, may_be_none=self.keys_file is not None)
             if not entries:
                 log.warning("There is no key in %s: nobody is let in, and only /health answers.", self.keys_file)
-        elif self.requests_per_minute or self.requests_at_once or self.salt_caches:
-            raise ValueError(
-                f"requests_per_minute, requests_at_once and salt_caches are each key's: set keys_file or {KEYS}."
-            )
+        elif self.key_limits() != UNLIMITED or self.salt_caches:
+            names = ", ".join(self._fields_of(KeyLimits))
+            raise ValueError(f"{names} and salt_caches are each key's: set keys_file or {KEYS}.")
         return Access(
             keys=keys,
             metrics=self.metrics,
             ready=self.ready,
             page=self.page,
-            requests_per_minute=self.requests_per_minute,
-            requests_at_once=self.requests_at_once,
+            key_limits=self.key_limits(),
             hosts=self._hosts(),
             salt_caches=self.salt_caches,
         )

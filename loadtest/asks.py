@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from loadtest.pictures import QUESTION, body, data_url, scenes
+from loadtest.pictures import body, data_url, scenes
 from serve.client.http_client import Server
 from serve.tasks import TASKS
 
@@ -85,7 +85,7 @@ class Asks:
         task, models = random.choice(list(self.served.tasks.items()))
         picture, labels = next(self.scenes)
         field = TASKS[task].text_field
-        text = {} if field is None else {field: labels if field == "labels" else QUESTION}
+        text = {} if field is None else {field: labels if field == "labels" else TASKS[task].example[field]}
         sent = json.dumps({"image": data_url(picture), "stream": stream, **text}).encode()
         return Ask(f"/v1/tasks/{task}", "task", f"task {task}", sent, models)
 
@@ -93,6 +93,7 @@ class Asks:
         """Ask all models that can by /v1/chat/completions: choice 0 is the merged reply, the others are the models'."""
         task, models = random.choice(list(self.served.tasks.items()))
         picture, labels = next(self.scenes)
-        text = "; ".join(labels) if TASKS[task].text_field == "labels" else QUESTION
+        entry = TASKS[task]
+        text = "; ".join(labels) if entry.text_field == "labels" else entry.example.get("question", "")
         sent = body(f"{task}:*", picture, text=text, stream=stream)
         return Ask("/v1/chat/completions", "fan-out", f"fan-out {task}:*", sent, models)

@@ -118,8 +118,8 @@ def _request_options(command: argparse.ArgumentParser) -> None:
 def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("folder", type=Path, metavar="FOLDER", help="its PNG, JPEG, WEBP and GIF files, subfolders too")
     run.add_argument("--task", type=_text, default="caption", help="default caption; see `diptych models`")
-    run.add_argument("--question", dest="asked", type=_text, metavar="TEXT", help="for vqa and chat")
-    run.add_argument("--labels", type=_text, metavar="PHRASES", help="for detect and segment, as in 'cat; dog'")
+    run.add_argument("--question", dest="asked", type=_text, metavar="TEXT", help="for tasks that take one, as vqa")
+    run.add_argument("--labels", type=_text, metavar="PHRASES", help="for tasks that take phrases, as in 'cat; dog'")
     _request_options(run)
     _batch_options(run)
     run.set_defaults(run=_run)

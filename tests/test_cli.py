@@ -343,7 +343,7 @@ def test_saved_picture_has_the_boxes_at_their_places(diptych: Any, server: str, 
 def test_masks_are_drawn_as_veils(diptych: Any, tmp_path: Path, picture: Path) -> None:
     decoder = saved(tmp_path, weights())
     model = dataclasses.replace(
-        MODELS["toy-paligemma"], skills=paligemma_tasks.paligemma_skills(["segment"], decoder=decoder)
+        MODELS["toy-paligemma"], skills=paligemma_tasks.paligemma_skills(only=["segment"], decoder=decoder)
     )
     codes = "".join(f"<seg{code:03d}>" for code in range(16))
     segmenter = Worker(model, FakeEngine(f"<loc0256><loc0256><loc0767><loc0767>{codes} cat"))

@@ -44,7 +44,7 @@ def docstring_faults(tree: ast.Module) -> Iterator[str]:
         first = text.split()[0].strip(",.:;`\"'()").lower()
         forbidden = NO_VERB if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else NO_BEGINNING
         if first in forbidden:
-            yield f"{line}: {text.splitlines()[0]}"
+            yield f"line {line}, a docstring begins with {first!r}: {text.splitlines()[0]}"
 
 
 def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -63,14 +63,16 @@ def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
 def name_faults(tree: ast.Module) -> Iterator[str]:
     for line, name in names(tree):
         words = set(name.split("_")) if name.startswith("test_") else set()
-        if words & NO_SUBJECT or name.strip("_").lower() in PRONOUNS:
-            yield f"{line}: {name}"
+        refused = words & NO_SUBJECT or {name.strip("_").lower()} & PRONOUNS
+        if refused:
+            yield f"line {line}, {name}: {', '.join(refused)} does not say what it is"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstrings_and_names_are_plain(path: Path) -> None:
     tree = ast.parse(path.read_text())
-    assert [*docstring_faults(tree), *name_faults(tree)] == [], f"{path.relative_to(ROOT)}: see CONTRIBUTING, Style"
+    faults = [*docstring_faults(tree), *name_faults(tree)]
+    assert not faults, f"{path.relative_to(ROOT)} (CONTRIBUTING, Style): " + "; ".join(faults)
 
 
 def test_public_names_have_one_definition_each() -> None:

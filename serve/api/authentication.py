@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.error_responses import error_response
 from serve.api.keys import Keys
+from serve.api.limits import UNLIMITED, KeyLimits
 from serve.api.origin_check import OriginCheck
 from serve.api.rate_limiter import RateLimiter
 from serve.errors import Forbidden, NotFound, ServeError, TooMany, Unauthorized
@@ -27,17 +28,15 @@ class Access:
     Every path needs a key, except /health and what is "open" here. Without `keys` everything is open.
 
     metrics: "closed" hides /metrics, with keys or without. page: the page's own files; its API requests still need a
-    key. requests_per_minute, requests_at_once: limits for each key on POST requests, which call models. hosts: host
-    names of the server, besides this machine's own; None for any. salt_caches: engine caches are not shared between
-    keys.
+    key. key_limits: of each key. hosts: host names of the server, besides this machine's own; None for any.
+    salt_caches: engine caches are not shared between keys.
     """
 
     keys: Keys | None = None
     metrics: Requires | Literal["closed"] = "key"
     page: Requires = "key"
     ready: Requires = "key"
-    requests_per_minute: int | None = None
-    requests_at_once: int | None = None
+    key_limits: KeyLimits = UNLIMITED
     hosts: frozenset[str] | None = None
     salt_caches: bool = False
 
@@ -66,7 +65,7 @@ class Authentication:
         self.folders = PAGE_FOLDERS if access.page == "open" else ()
         self.origin_check = OriginCheck(access.hosts, cors)
         self.rate_limiter = rate_limiter or RateLimiter()
-        self.rate_limiter.limit(access.requests_per_minute, access.requests_at_once)
+        self.rate_limiter.limits = access.key_limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -9,6 +9,21 @@ MAX_BODY_MB = 28
 
 
 @dataclass(frozen=True)
+class KeyLimits:
+    """Limits on each API key, in each gateway, named as in a config's `gateway`; None for no limit.
+
+    They count requests that ask models (POST). requests_per_minute: also how many may start in a row after a quiet
+    minute. requests_at_once: running requests.
+    """
+
+    requests_per_minute: int | None = None
+    requests_at_once: int | None = None
+
+
+UNLIMITED = KeyLimits()
+
+
+@dataclass(frozen=True)
 class Limits:
     """Limits on one request, named as in a config's `gateway`.
 

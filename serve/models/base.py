@@ -74,6 +74,7 @@ class Card:
     parameters: int
     licence: str
     tasks: tuple[str, ...]
+    """Tasks that it was trained for, in its card's words; `Model.skills` is what it can do here."""
     features: tuple[str, ...]
     links: tuple[str, ...] = ()
     about: str = ""

@@ -87,7 +87,7 @@ def _toy(name: str, folder: str, parameters: int) -> Model:
             checked=TOY_CHECKED,
         ),
         skills=paligemma_skills(
-            ("vqa", "caption", "ocr", "detect", *(["segment"] if segments else [])),
+            without=() if segments else ("segment",),
             decoder=str(decoder),
             parse_ocr=parse_toy_ocr,
         ),

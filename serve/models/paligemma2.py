@@ -73,7 +73,7 @@ def _published(size: str, kind: str, pixels: int) -> Model:
         name=f"paligemma2-{variant}",
         checkpoint=Checkpoint(hub, REVISIONS.get(variant), gated=True, expect=expect),
         card=card,
-        skills=paligemma_skills(("caption",), caption_tokens=512) if kind == "ft-docci" else paligemma_skills(),
+        skills=paligemma_skills(only=("caption",), caption_tokens=512) if kind == "ft-docci" else paligemma_skills(),
         converse=paligemma_prompt,
         prepare=unchanged,
         family_args={"max_model_len": MAX_MODEL_LEN[pixels], "limit_mm_per_prompt": {"image": 1}},

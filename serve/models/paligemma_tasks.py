@@ -41,8 +41,9 @@ class ParsedObject(LabelledBox):
 
 
 def paligemma_skills(
-    tasks: Collection[str] = ("vqa", "caption", "ocr", "detect", "segment"),
     *,
+    only: Collection[str] | None = None,
+    without: Collection[str] = (),
     ocr_prompt: str = READ,
     decoder: str | None = None,
     caption_tokens: int = 96,
@@ -50,7 +51,8 @@ def paligemma_skills(
 ) -> Mapping[str, Skill]:
     """Return the skills of one checkpoint, by task.
 
-    caption_tokens: max_tokens of a caption. decoder: the mask decoder's place, as `mask_decoder.find` takes it.
+    only: tasks that it was tuned for; None is all. without: tasks that it cannot do. caption_tokens: max_tokens of a
+    caption. decoder: the mask decoder's place, as `mask_decoder.find` takes it.
     """
 
     def ask_caption(request: CaptionRequest) -> list[Prompt]:
@@ -73,7 +75,7 @@ def paligemma_skills(
         "detect": Skill(ask_detect, parse_located_boxes),
         "segment": Skill(ask_segment, parse, slow=True),
     }
-    return {task: skill for task, skill in skills.items() if task in tasks}
+    return {task: skill for task, skill in skills.items() if task not in without and (only is None or task in only)}
 
 
 def _ask(request: Request, text: str, max_tokens: int) -> list[Prompt]:

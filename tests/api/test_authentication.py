@@ -14,6 +14,7 @@ from served import LLAVA, calling, listening, message, router
 from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.keys import Keys, new_key
+from serve.api.limits import KeyLimits
 from serve.api.rate_limiter import RateLimiter
 from serve.engines.fake import FakeEngine
 
@@ -149,7 +150,7 @@ async def test_path_is_checked_without_its_root_path() -> None:
 
 
 async def test_requests_beyond_the_minutes_limit_are_refused() -> None:
-    async with guarded(requests_per_minute=2) as client:
+    async with guarded(key_limits=KeyLimits(requests_per_minute=2)) as client:
         assert [
             (await client.post("/v1/chat/completions", json=CHAT, headers=ALICE)).status_code for _ in range(2)
         ] == [200] * 2
@@ -162,7 +163,7 @@ async def test_requests_beyond_the_minutes_limit_are_refused() -> None:
 
 async def test_concurrent_requests_beyond_the_limit_are_refused_until_a_request_ends() -> None:
     engine = FakeEngine("word " * 400, delay_s=0.01)
-    app = create_app(router(engine), access=Access(keys=KEYS, requests_at_once=1))
+    app = create_app(router(engine), access=Access(keys=KEYS, key_limits=KeyLimits(requests_at_once=1)))
     with listening(app) as address:
         async with httpx.AsyncClient(base_url=address, headers=ALICE) as client:
             async with client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as first:
@@ -238,7 +239,9 @@ async def test_server_without_any_key_answers_only_health() -> None:
 async def test_new_app_keeps_the_counts_of_the_rate_limiter() -> None:
     limiter = RateLimiter()
     for status in (200, 200, 429):
-        app = create_app(router(), access=Access(keys=KEYS, requests_per_minute=2), rate_limiter=limiter)
+        app = create_app(
+            router(), access=Access(keys=KEYS, key_limits=KeyLimits(requests_per_minute=2)), rate_limiter=limiter
+        )
         async with calling(app) as client:
             reply = await client.post("/v1/chat/completions", json=CHAT, headers=ALICE)
             assert reply.status_code == status

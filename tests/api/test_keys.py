@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.api.keys import Keys, new_key, parse_entries
+from serve.api.limits import KeyLimits
 from serve.api.rate_limiter import RateLimiter
 
 
@@ -61,7 +62,7 @@ def test_repeated_name_and_missing_keys_are_refused() -> None:
 
 def test_tokens_refill_with_time() -> None:
     now = [0.0]
-    limiter = RateLimiter(["a", "b"], requests_per_minute=2, clock=lambda: now[0])
+    limiter = RateLimiter(KeyLimits(2), clock=lambda: now[0])
     assert [limiter.start("a") for _ in range(3)] == [None, None, 30]
     assert limiter.start("b") is None
     now[0] = 29
@@ -73,7 +74,7 @@ def test_tokens_refill_with_time() -> None:
 
 
 def test_request_refused_for_the_limit_at_once_takes_no_token() -> None:
-    limiter = RateLimiter(["a"], requests_per_minute=2, requests_at_once=1, clock=lambda: 0.0)
+    limiter = RateLimiter(KeyLimits(2, 1), clock=lambda: 0.0)
     assert limiter.start("a") is None
     assert [limiter.start("a") for _ in range(5)] == [1] * 5
     limiter.finish("a")
@@ -83,7 +84,7 @@ def test_request_refused_for_the_limit_at_once_takes_no_token() -> None:
 @given(st.lists(st.floats(0, 100), max_size=50), st.integers(1, 30))
 def test_at_most_twice_the_minutes_limit_starts_in_a_minute(waits: list[float], most: int) -> None:
     now, taken = 0.0, []
-    limiter = RateLimiter(["a"], requests_per_minute=most, clock=lambda: now)
+    limiter = RateLimiter(KeyLimits(most), clock=lambda: now)
     for wait in waits:
         now += wait
         if limiter.start("a") is None:
@@ -108,12 +109,12 @@ def test_empty_keys_accept_no_key_where_allowed() -> None:
 
 def test_usage_stays_counted_when_limits_change() -> None:
     now = [0.0]
-    limiter = RateLimiter(requests_per_minute=3, requests_at_once=2, clock=lambda: now[0])
+    limiter = RateLimiter(KeyLimits(3, 2), clock=lambda: now[0])
     assert [limiter.start("a"), limiter.start("a")] == [None, None]
-    limiter.limit(requests_per_minute=2, requests_at_once=9)
+    limiter.limits = KeyLimits(2, 9)
     assert limiter.start("a") is None and limiter.start("a") == 30
     assert limiter.start("new") is None
-    limiter.limit(requests_per_minute=None, requests_at_once=2)
+    limiter.limits = KeyLimits(None, 2)
     assert limiter.start("a") == 1
     limiter.finish("a")
     limiter.finish("a")

@@ -150,7 +150,7 @@ def test_keys_are_read_from_a_file_and_the_environment(tmp_path: Path, monkeypat
     monkeypatch.setenv(KEYS, "bob:b0b,carol:car0l")
     access = gateway(keys_file=str(file), requests_per_minute=60, page="open").access()
     assert access.keys is not None and sorted(access.keys.names) == ["alice", "bob", "carol"]
-    assert (access.requests_per_minute, access.page, access.metrics) == (60, "open", "key")
+    assert (access.key_limits.requests_per_minute, access.page, access.metrics) == (60, "open", "key")
 
 
 @pytest.mark.parametrize("value", ["", " , ", "alice", "a:1,a:2"])

@@ -14,11 +14,11 @@ from serve.tasks.base import Delta, Event, Merged, Reply, Usage
 
 @dataclass(frozen=True)
 class FanOutTarget:
-    """A task, and its models in catalogue order. each: include every model's own reply."""
+    """A task, and its models in catalogue order. with_replies: include every model's own reply."""
 
     task: str
     routes: Sequence[Route]
-    each: bool
+    with_replies: bool
 
     @property
     def models(self) -> list[str]:
@@ -26,7 +26,7 @@ class FanOutTarget:
 
 
 class ChunkWriter:
-    """Writes the merged reply as choice 0 and, where target.each is set, the models' replies as choices 1..N."""
+    """Writes the merged reply as choice 0 and, with target.with_replies, the models' replies as choices 1..N."""
 
     def __init__(self, head: CompletionHead, options: StreamOptions | None, target: FanOutTarget) -> None:
         self.chunks = Chunks(head, options, lambda: total_usage(self.usages))
@@ -37,7 +37,8 @@ class ChunkWriter:
         self.usages: list[Usage] = []
 
     def write(self, event: Event) -> Iterator[bytes]:
-        if not self.announced and (self.target.each or not isinstance(event, Reply) or event.status == "ok"):
+        # A failed reply announces nothing where only the merged one was wanted: if all fail, the response is a 503.
+        if not self.announced and (self.target.with_replies or not isinstance(event, Reply) or event.status == "ok"):
             self.announced = True
             yield from self._announce()
         if isinstance(event, Reply):
@@ -45,7 +46,7 @@ class ChunkWriter:
         if isinstance(event, Merged):
             self.usages += judge_usage(event)
             yield from self._merged_chunks(event)
-        elif self.target.each:
+        elif self.target.with_replies:
             yield from self._model_chunks(event)
 
     def last(self) -> bytes:
@@ -65,8 +66,12 @@ class ChunkWriter:
         yield self.chunks.finish(0, "stop", diptych=about_merged(self.target.task, merged))
 
     def _announce(self) -> Iterator[bytes]:
-        """Open every choice in order of its index before any has text, as openai's stream helper requires."""
-        models = [None, *(self.target.models if self.target.each else [])]
+        """Open every choice in order of its index before any has text, as openai's stream helper requires.
+
+        A first chunk's `diptych` has the model (None for the merged reply), the task, and the status "speaking".
+        ModelCompletion.stream does the same for one model's `n` choices.
+        """
+        models = [None, *(self.target.models if self.target.with_replies else [])]
         for index, model in enumerate(models):
             yield self.chunks.role(index, diptych={"model": model, "task": self.target.task, "status": "speaking"})
 

@@ -57,7 +57,7 @@ def fan_out_target(router: Router, model: str, *, video: bool = False) -> FanOut
         routes = able_routes(router.routes, task, wanted, video=video)
     except (BadRequest, NotFound) as error:
         raise type(error)(error.message, param="model", code=error.code) from None
-    return FanOutTarget(task, routes, each=bool(colon))
+    return FanOutTarget(task, routes, with_replies=bool(colon))
 
 
 class TaskCompletion:
@@ -99,12 +99,12 @@ class TaskCompletion:
                 finish_reason=finish_reason(reply.finish_reason),
                 diptych=about_reply(plan.task, reply),
             )
-            for index, reply in enumerate(answer.replies if self.target.each else [], start=1)
+            for index, reply in enumerate(answer.replies if self.target.with_replies else [], start=1)
         ]
         return [head.completion(choices, answer.usage()).model_dump_json().encode()]
 
     async def stream(self, head: CompletionHead) -> AsyncGenerator[bytes, None]:
-        """Yield the chunks: each model's text as it comes, where target.each is set; choice 0 last."""
+        """Yield the chunks: each model's text as it comes, where target.with_replies is set; choice 0 last."""
         writer, plan = ChunkWriter(head, self.options, self.target), self.plan
         with _errors_at(self.path):
             async with (
@@ -128,7 +128,7 @@ def task_request(target: FanOutTarget, request: ChatCompletionRequest, conversat
     length = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
     fields["max_tokens"] = getattr(request, length)
     fields["priority"] = "batch" if request.service_tier == FLEX else None
-    fields["stream"] = bool(request.stream and target.each)  # the models' text is needed as it comes
+    fields["stream"] = bool(request.stream and target.with_replies)  # the models' text is needed as it comes
     if text_field is not None:
         if not text:
             raise BadRequest(f"{target.task} needs words beside the image.", param=path, code="missing_text")
