@@ -4,8 +4,10 @@ A new entry needs no line here. What it declares itself is drawn and sent: a tas
 types. Only a result that random fields do not make well (boxes inside the image) has a strategy in RESULTS.
 """
 
+import importlib
 import itertools
 import math
+import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import serve.tasks
 from serve.engines.base import Spoken, Token
 from serve.errors import ParseError
 from serve.media.image import Image
@@ -108,6 +111,13 @@ def test_task_declares_its_text_field_and_an_example(task: Task) -> None:
         request(task.name)
     except ValidationError as error:
         pytest.fail(f"{place}: its example and an image do not make a request: {error}")
+
+
+@pytest.mark.parametrize("module", [*pkgutil.iter_modules(serve.tasks.__path__)], ids=lambda module: module.name)
+def test_task_of_every_module_is_in_tasks(module: pkgutil.ModuleInfo) -> None:
+    contents = vars(importlib.import_module(f"serve.tasks.{module.name}")).values()
+    missing = [task.name for task in contents if isinstance(task, Task) and TASKS.get(task.name) is not task]
+    assert not missing, f"add {', '.join(missing)} of serve/tasks/{module.name}.py to TASKS in serve/tasks/__init__.py"
 
 
 @pytest.mark.parametrize("task", TASKS)
