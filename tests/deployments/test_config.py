@@ -21,7 +21,7 @@ from deployments.local import progress, start
 from deployments.local.progress import Progress
 from serve.api.app import create_app
 from serve.api.keys import new_key
-from serve.api.limits import Limits
+from serve.api.limits import KeyLimits, Limits
 from serve.models import MODELS
 
 HERE = Path(config.__file__).parent
@@ -179,8 +179,10 @@ def test_rate_limits_without_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_gateway_limits_have_the_names_and_defaults_of_limits() -> None:
     assert gateway().limits() == Limits()
-    settings = {name: 3 for name in Limits.__dataclass_fields__.keys() & GatewayArgs.model_fields.keys()}
-    assert gateway(**settings).limits() == Limits(**settings) and len(settings) >= 5
+    settings = dict.fromkeys(Limits.__dataclass_fields__.keys() - {"max_head"}, 3)
+    assert gateway(**settings).limits() == Limits(**settings)
+    settings = dict.fromkeys(KeyLimits.__dataclass_fields__, 3)
+    assert gateway(**settings).key_limits() == KeyLimits(**settings)
 
 
 @pytest.mark.parametrize("megabytes", [0, 64, 127, -1])
