@@ -93,16 +93,16 @@ async def test_vllms_span_is_under_ours(engine: VllmEngine, traces: Collector) -
 
     async def under_a_span() -> str:
         with tracing.begin("ours") as span:
-            span.enter()
+            span.make_current()
             await speak(engine, ask())
-            return tracing.header()
+            return tracing.traceparent()
 
     tracing.use(TracerProvider())
     try:
         above = await asyncio.create_task(under_a_span())  # in a context of its own
     finally:
         tracing.use(None)
-    spans = await asyncio.to_thread(traces.of, above[3:35], "llm_request")
+    spans = await asyncio.to_thread(traces.trace, above[3:35], "llm_request")
     assert spans["llm_request"].under == above[36:52]
 
 
