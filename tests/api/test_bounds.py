@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from served import LLAVA, URL, calling, message, plain
 
-from serve.api.json_body import MAX_VALUES, is_quick
+from serve.api.json_body import MAX_ESCAPES, MAX_VALUES, is_quick
 
 CHAT, TASK = "/v1/chat/completions", "/v1/tasks/vqa"
 VQA: dict[str, Any] = {"image": URL, "question": "what?"}
@@ -55,6 +55,13 @@ HOSTILE = {
 async def test_body_of_too_many_values_is_not_parsed(name: str) -> None:
     for path in (CHAT, TASK):
         assert "too many values" in error_of(await post(path, HOSTILE[name]))["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, TASK])
+@pytest.mark.parametrize("escape", [b"\\n", b"\\/", b"\\u0041"])
+async def test_body_of_too_many_escapes_is_not_parsed(path: str, escape: bytes) -> None:
+    body = b'{"image": "' + escape * (MAX_ESCAPES + 1) + b'"}'
+    assert "too many escaped characters" in error_of(await post(path, body))["message"]
 
 
 @pytest.mark.parametrize("path", [CHAT, TASK, "/v1/tasks/detect"])
