@@ -50,6 +50,11 @@ class Worker:
     def name(self) -> str:
         return self.model.name
 
+    @property
+    def full(self) -> bool:
+        """Return False: the limit on waiting requests is the pool's (deployments/routing)."""
+        return False
+
     async def start(self) -> None:
         """Load the engine. Where that fails, status and replies say why; no error is raised."""
         self.mark("starting", "loading")

@@ -112,6 +112,13 @@ class Pool:
         """Stop searching for replicas: no new request will come. Running requests go on."""
         self._replicas.close()
 
+    def full(self) -> bool:
+        """Return whether there are replicas and each has as many prompts as it may, so that `replica` would refuse."""
+        replicas = self._replicas.responsive()
+        return bool(replicas) and not any(
+            self._fits(1, replica, self.entry.max_ongoing_requests) for replica in replicas
+        )
+
     async def status(self, model: str) -> Status:
         """Return the best status of this model that a replica reported lately, with our own count of its requests."""
         available = await self._replicas.available()

@@ -30,6 +30,11 @@ class Remote:
         self._pool = pool
         self._quarantine = quarantine
 
+    @property
+    def full(self) -> bool:
+        """Return whether every replica has as many prompts as it may."""
+        return self._pool.full()
+
     def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """Return the replica's stream of a task's events."""
 

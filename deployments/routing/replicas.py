@@ -47,12 +47,12 @@ class Replicas:
         if not _runs(self._refreshing):
             self._refreshing = asyncio.get_running_loop().create_task(self._keep_refreshing())
         await self._searched.wait()
-        return self._available()
+        return self.responsive()
 
     async def refresh(self) -> list[Connection]:
         """Search now, for at most RETRY_S; return the replicas that are available then."""
         await asyncio.wait({self._search()}, timeout=RETRY_S)
-        return self._available()
+        return self.responsive()
 
     def wake(self) -> None:
         """Make Serve start a replica, unless one is being started."""
@@ -69,7 +69,8 @@ class Replicas:
             if task is not None:
                 task.cancel()
 
-    def _available(self) -> list[Connection]:
+    def responsive(self) -> list[Connection]:
+        """Return the replicas that are available, as far as they are known. Searches for none."""
         oldest = time.monotonic() - UNRESPONSIVE_S
         responsive = [c for c in self._connections.values() if not c.lost.is_set() and c.last_heard > oldest]
         return [connection for connection in responsive if not connection.draining] or responsive
@@ -78,9 +79,9 @@ class Replicas:
         while True:
             await asyncio.wait({self._search()}, timeout=RETRY_S)
             self._drop_lost()
-            if self._available():
+            if self.responsive():
                 self.none_since = time.monotonic()
-            await self._sleep_until_lost(REFRESH_S if self._available() else RETRY_S)
+            await self._sleep_until_lost(REFRESH_S if self.responsive() else RETRY_S)
 
     def _search(self) -> asyncio.Task[None]:
         """Return the search that runs, or a new one."""

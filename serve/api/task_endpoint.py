@@ -13,6 +13,7 @@ from serve.api.disconnect import cancel_on_disconnect
 from serve.api.events import delay_failures, gather_answer
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
+from serve.api.overload import refuse_overload
 from serve.api.piecewise_json import PiecewiseJson
 from serve.api.sse import open_stream, sse_event
 from serve.api.task_body import read_task_request
@@ -70,6 +71,7 @@ async def run_task(router: Router, metrics: Metrics, media: MediaLoader, task: s
     """Answer a request. Raises BadRequest, NotFound, TooLarge or Unavailable."""
     request = await read_task_request(http, TASKS[task].request)
     plan = router.plan(task, request, arrived=http.state.arrived)
+    refuse_overload(plan.routes, task, metrics)
     if request.stream:
         return await open_stream(http.receive, _stream(router, metrics, media, plan), error_event="error")
     whole = await cancel_on_disconnect(http.receive, _whole(router, metrics, media, plan, http.state.request_id))

@@ -30,6 +30,10 @@ class Route(Protocol):
     @property
     def model(self) -> Model: ...
 
+    @property
+    def full(self) -> bool:
+        """Return whether any request would be refused now, because as many as may wait are waiting."""
+
     def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """Yield a task's deltas, then its one Reply. Raises ServeError, but only while an item is awaited."""
 

@@ -60,6 +60,8 @@ class InProcessReplica(Replica):
 class InProcessRoute:
     """A route to a model in a replica of this process, as Remote is over Ray."""
 
+    full = False
+
     def __init__(self, model: Model, replica: Replica) -> None:
         self.model, self.replica = model, replica
 

@@ -21,6 +21,7 @@ from serve.api.chat_completions.response import (
 )
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
+from serve.api.overload import refuse_overload
 from serve.api.sse import LastEvents
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
 from serve.errors import BadRequest, ModelError
@@ -99,6 +100,7 @@ class ModelCompletion:
             for seed in seeds
         ]
         self.choices = [ChoiceState() for _ in self.prompts]
+        refuse_overload([route], TASK, metrics)
 
     async def whole(self, head: CompletionHead) -> list[bytes]:
         """Return the completion as JSON, in parts."""

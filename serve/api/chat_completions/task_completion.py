@@ -14,6 +14,7 @@ from serve.api.error_responses import validation_error
 from serve.api.events import delay_failures, gather_answer
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
+from serve.api.overload import refuse_overload
 from serve.api.sse import LastEvents
 from serve.api.task_body import split_phrases
 from serve.errors import BadRequest, NotFound
@@ -82,6 +83,7 @@ class TaskCompletion:
         self.plan = router.plan(
             target.task, task_request(target, request, conversation), routes=target.routes, arrived=arrived
         )
+        refuse_overload(target.routes, target.task, metrics)
 
     async def whole(self, head: CompletionHead) -> list[bytes]:
         """Return the completion as JSON, in parts."""

@@ -147,11 +147,13 @@ async def test_full_pool_refuses_at_once_and_answers_accepted_requests() -> None
     async with pooled() as (pool, replicas, _):
         taken = [asyncio.ensure_future(ask(pool, about(at))) for at in range(2 * ROOM)]
         await until(lambda: total_calls(replicas) == 2 * ROOM)
+        assert pool.full()
         with pytest.raises(Overloaded) as refused:
             await ask(pool, about(99))
         assert (refused.value.status, refused.value.type, refused.value.code) == (429, "rate_limit_error", "overloaded")
         release(replicas)
         assert len(await asyncio.gather(*taken)) == 2 * ROOM
+        assert not pool.full()
         assert await ask(pool, about(99))
 
 
