@@ -130,6 +130,11 @@ class Overloaded(ModelError):
     type = "rate_limit_error"
     code = "overloaded"
 
+    @classmethod
+    def of_model(cls, name: str) -> "Overloaded":
+        """Return the error of a model that takes no more requests now."""
+        return cls(f"{name} has too many requests waiting.")
+
 
 class ParseError(ModelError):
     """The model's text is not in the format of its task. The reply keeps the raw text."""

@@ -161,7 +161,7 @@ class Pool:
         if not free:
             if key.prompts > room:
                 raise Overloaded(f"{model} takes {key.prompts} prompts at once only while it answers nothing else.")
-            raise Overloaded(f"{model} has too many requests waiting.")
+            raise Overloaded.of_model(model)
         return pick_replica(free, key.image if self.entry.keeps_pictures else None, self._load)
 
     def _rests(self, replica: Connection) -> bool:

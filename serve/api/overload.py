@@ -17,13 +17,13 @@ def refuse_overload(routes: Sequence[Route], task: str, metrics: Metrics) -> Non
     """Raise Overloaded where every route is full, and count it in the metrics as each model's reply."""
     if not all(route.full for route in routes):
         return
-    messages = {route.model.name: f"{route.model.name} has too many requests waiting." for route in routes}
+    errors = {route.model.name: Overloaded.of_model(route.model.name) for route in routes}
     if task in TASKS:
         with metrics.fan_out(task) as meter:
-            for name, message in messages.items():
-                error = ReplyError(code=str(Overloaded.code), message=message)
-                meter.event(Reply(model=name, status="error", error=error))
+            for name, error in errors.items():
+                refusal = ReplyError(code=str(error.code), message=error.message)
+                meter.event(Reply(model=name, status="error", error=refusal))
     else:
-        for name in messages:
+        for name in errors:
             metrics.reply(name, task, "error", 0.0, code=Overloaded.code)
-    raise Overloaded(next(iter(messages.values())))
+    raise errors[routes[0].model.name]
