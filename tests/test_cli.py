@@ -17,6 +17,7 @@ from typing import Any
 
 import PIL.Image
 import pytest
+from command import runner
 from decoders import saved, weights
 from filmed import animation, film
 from served import listening
@@ -72,13 +73,6 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-@dataclasses.dataclass(frozen=True)
-class Ran:
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def diptych(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the command in this process."""
@@ -87,17 +81,7 @@ def diptych(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("DIPTYCH_API_KEY", raising=False)
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):  # loopback never goes through these
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-
-    def run(*words: object) -> Ran:
-        try:
-            status = cli.main([str(word) for word in words])
-        except SystemExit as left:
-            status = int(left.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Ran(status, out, err)
-
-    return run
+    return runner(capsys)
 
 
 # --- ask ---

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from served_folder import Ran, serving
-
-from serve import cli
+from command import runner
+from served_folder import serving
 
 
 @pytest.fixture
@@ -14,17 +13,7 @@ def diptych(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     """Return a function that runs the command in this process."""
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.delenv("DIPTYCH_URL", raising=False)
-
-    def run(*words: object) -> Ran:
-        try:
-            status = cli.main([str(word) for word in words])
-        except SystemExit as left:
-            status = int(left.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Ran(status, out, err)
-
-    return run
+    return runner(capsys)
 
 
 @pytest.fixture(scope="module")

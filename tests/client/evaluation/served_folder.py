@@ -1,6 +1,5 @@
 """A server with fake engines, a folder of images, and the command as a process."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -42,13 +41,6 @@ def album(folder: Path, count: int) -> list[str]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ran:
-    status: int
-    out: str
-    err: str
 
 
 HEEDING_SIGINT = (
