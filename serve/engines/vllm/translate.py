@@ -132,6 +132,6 @@ def bad_request(error: Exception, context: int) -> BadRequest:
     message = str(error.args[0] if error.args else error)
     if "context length" in message or "max_model_len" in message:
         return context_exceeded(context)
-    if "into a grammar" in message:  # xgrammar's message goes on with a line of its source and the schema
+    if "grammar" in message:  # xgrammar's messages name its features, or quote its source and the schema
         return BadRequest("This JSON schema cannot be followed.", param="response_format", code="invalid_schema")
     return BadRequest(message, param=getattr(error, "parameter", None))

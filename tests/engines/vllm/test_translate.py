@@ -3,7 +3,7 @@ import types
 import pytest
 
 from serve.engines.base import Sampling, Spoken
-from serve.engines.vllm.translate import TokenAligner, temperature_and_top_p, tokens
+from serve.engines.vllm.translate import TokenAligner, bad_request, temperature_and_top_p, tokens
 
 
 def delta(text: str, names: list[str], finish: str | None = None, stop: str | None = None) -> types.SimpleNamespace:
@@ -72,6 +72,20 @@ def test_top_p_of_zero_is_greedy() -> None:
     assert temperature_and_top_p(Sampling(temperature=0.9, top_p=0.0)) == (0.0, 1.0)
     assert temperature_and_top_p(Sampling(temperature=0.9, top_p=0.4)) == (0.9, 0.4)
     assert temperature_and_top_p(Sampling(temperature=0.0, top_p=1.0)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "The provided JSON schema contains features not supported by xgrammar.",
+        "Invalid JSON grammar specification.",
+        "Failed to transform json schema into a grammar: [12:01:02] json_schema_converter.cc:77: {'type': 'secret'}",
+    ],
+)
+def test_refused_schema_is_an_error_about_the_response_format(message: str) -> None:
+    error = bad_request(ValueError(message), 256)
+    assert (error.param, error.code) == ("response_format", "invalid_schema")
+    assert error.message == "This JSON schema cannot be followed."
 
 
 @pytest.mark.parametrize(
