@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from serve.errors import BadRequest, ServeError
+from serve.errors import BadRequest, ParseError, ServeError
 from serve.router.deadline import Deadline
 from serve.router.judge import SHARE
 from serve.router.merge_replies import is_answer, merge_replies
@@ -62,8 +62,8 @@ class Router:
     async def run(self, plan: Plan) -> AsyncGenerator[Event, None]:
         """Yield deltas and replies as they come, then the merged reply. Closing early stops every model.
 
-        Raises Unavailable when no model answered or the merge took too long, and the first model's error where every
-        model refused the request.
+        Raises Unavailable when no model answered or the merge took too long, and the first refusal where models refused
+        the request and the replies of all others could not be parsed.
         """
         deadline = plan.deadline if plan.judge is None else plan.deadline.earlier(SHARE)
         calls = [ModelCall(route.model.name, plan.task, deadline) for route in plan.routes]
@@ -97,9 +97,13 @@ def _enough(calls: Sequence[ModelCall], quorum: int) -> bool:
 
 async def _merged(plan: Plan, calls: Sequence[ModelCall]) -> Merged:
     refusals = [call.refusal for call in calls if call.refusal is not None]
-    if len(refusals) == len(calls):  # the request is at fault: a retry would not help
-        raise refusals[0]
     replies = [call.reply for call in calls if call.reply is not None]
+    unreadable = sum(reply.error is not None and reply.error.code == ParseError.code for reply in replies)
+    if refusals and len(refusals) + unreadable == len(calls):  # the request is at fault: a retry would not help
+        refusal = refusals[0]
+        if refusal.param == "question":  # an engine knows no task's fields
+            refusal.param = TASKS[plan.task].text_field
+        raise refusal
     merged = await merge_replies(plan.task, plan.request, replies, plan.weights, plan.deadline)
     if plan.judge is None:
         return merged

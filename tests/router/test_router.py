@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from serve.engines.base import Piece, Prompt
-from serve.errors import BadRequest, ModelError, NotFound, ServeError, Unavailable
+from serve.errors import BadRequest, ModelError, NotFound, ParseError, ServeError, Unavailable
 from serve.media.image import Image
 from serve.media.video import Video
 from serve.models import MODELS
 from serve.models.base import Model
 from serve.router import Router
 from serve.router.route import Status
+from serve.tasks import TASKS
 from serve.tasks.base import Delta, Event, Merged, Reply, Request
 from serve.tasks.chat import ChatRequest
 from serve.tasks.vqa import VqaRequest, VqaResult
@@ -125,6 +126,25 @@ async def test_request_refused_by_every_model_is_a_bad_request() -> None:
         await run([ScriptedRoute("a", refusals[0]), ScriptedRoute("b", ModelError("gone"))])
     merged = (await run([ScriptedRoute("a", refusals[0]), ScriptedRoute("b", "yes")]))[-1]
     assert isinstance(merged, Merged) and merged.models == ["b"]
+
+
+async def test_request_refused_beside_unreadable_replies_is_a_bad_request() -> None:
+    refusal, unreadable = BadRequest("too long", param="question"), ParseError("no answer")
+    with pytest.raises(BadRequest, match="too long"):
+        await run([ScriptedRoute("a", unreadable), ScriptedRoute("b", refusal)])
+    with pytest.raises(Unavailable):  # a retry may help where one model is away
+        await run([ScriptedRoute("a", unreadable), ScriptedRoute("b", refusal), ScriptedRoute("c", ModelError("gone"))])
+
+
+@pytest.mark.parametrize(("task", "param"), [("vqa", "question"), ("detect", "labels"), ("caption", None)])
+async def test_refusal_by_engines_names_the_field_of_the_task(task: str, param: str | None) -> None:
+    text = {"question": "x"} if task == "vqa" else {"labels": ["x"]} if task == "detect" else {}
+    request = TASKS[task].request(image=Image(np.zeros((8, 8, 3), np.uint8)), **text)
+    router = Router([ScriptedRoute("a", BadRequest("too long", param="question"))])
+    with pytest.raises(BadRequest) as refused:
+        async for _ in router.run(router.plan(task, request)):
+            pass
+    assert refused.value.param == param
 
 
 async def test_quorum_cuts_the_remaining_models() -> None:
