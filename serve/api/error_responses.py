@@ -106,6 +106,8 @@ def _first_problem(problems: Sequence[Mapping[str, Any]], given: Any) -> BadRequ
         return unknown_field(param)
     if kind == "unsupported_parameter":
         return BadRequest(f"{param} is not supported by this server.", param=param, code=kind)
+    if kind in ("model_type", "model_attributes_type", "dict_type"):  # pydantic's message names our classes
+        message = "Input should be an object"
     code = "invalid_type" if _about_type(kind) else "invalid_value"
     message = message.removeprefix("Value error, ")[:MAX_QUOTE]
     return BadRequest(f"{param or 'The body'}: {message}.", param=param or None, code=code)

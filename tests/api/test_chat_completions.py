@@ -289,6 +289,20 @@ async def test_invalid_message_is_named_by_its_path(messages: Any, param: str | 
     refused(reply, param or "messages[0].content[0].image_url.url", code)
 
 
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (["x"], "messages[0]"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": None}]}], "messages[0].content[0].image_url"),
+    ],
+)
+async def test_value_that_is_no_object_is_refused_without_class_names(messages: Any, param: str) -> None:
+    reply = await complete({"model": LLAVA, "messages": messages})
+    refused(reply, param, "invalid_type")
+    assert reply.json()["error"]["message"] == f"{param}: Input should be an object."
+
+
 # Fields
 
 
