@@ -134,8 +134,8 @@ class Metrics:
         finally:
             fan_out.end()
 
-    def text(self, statuses: Sequence[Status] = ()) -> bytes:
-        """Return all metrics in Prometheus' text format, with these states of models."""
+    def update(self, statuses: Sequence[Status]) -> None:
+        """Set the gauges: to these states of models, and to the present values of what is watched."""
         self.states.clear()  # a model may have been removed
         self.unanswered.clear()
         for status in statuses:
@@ -148,6 +148,9 @@ class Metrics:
             self.memory_refusals.inc(self._budget.refusals())
         if self._lag is not None:
             self.loop_lag.set(self._lag.worst())
+
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format. May be called in any thread."""
         return generate_latest(self.registry)
 
 

@@ -1,11 +1,14 @@
 """Completes the OpenAPI document: request bodies, which FastAPI does not parse here, and the format of errors."""
 
+import threading
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from serve.api.error_responses import ErrorBody
 
@@ -61,15 +64,23 @@ def serve_schema(app: FastAPI, bodies: Sequence[type[BaseModel]], open_paths: Co
     open_paths: paths that need no key; None where there are no keys.
     """
 
+    building = threading.Lock()
+
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            incomplete = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
-            )
-            app.openapi_schema = _complete(incomplete, bodies, open_paths)
+        with building:
+            if app.openapi_schema is None:
+                incomplete = get_openapi(
+                    title=app.title, version=app.version, description=app.description, routes=app.routes
+                )
+                app.openapi_schema = _complete(incomplete, bodies, open_paths)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def document(request: Request) -> JSONResponse:  # no coroutine, so it runs in a thread: the first call takes 0.3 s
+        root = request.scope.get("root_path", "").rstrip("/")
+        return JSONResponse({**app.openapi(), **({"servers": [{"url": root}]} if root else {})})
 
 
 def _complete(

@@ -667,5 +667,13 @@ async def test_openapi_document_is_valid_and_complete() -> None:
     assert chat == {"$ref": "#/components/schemas/ChatCompletionRequest"}
 
 
+async def test_openapi_document_behind_a_proxy_names_its_path() -> None:
+    app = served()
+    transport = httpx.ASGITransport(app=app, root_path="/vision")
+    async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
+        assert (await client.get("/vision/openapi.json")).json()["servers"] == [{"url": "/vision"}]
+    assert "servers" not in (await get("/openapi.json", app)).json()
+
+
 async def test_docs_page_is_served() -> None:
     assert (await get("/docs")).status_code == 200

@@ -1,13 +1,17 @@
 """Inputs that are expensive to parse do not block the event loop."""
 
+import asyncio
 import json
 import random
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 from asgi_calls import call
 from loop_work import loop_stays_free
 from served import LLAVA, URL, message, plain
+
+from serve.api.metrics import Metrics
 
 FREE_S = 0.15
 N = 60_000
@@ -42,6 +46,23 @@ async def test_hostile_heads_do_not_block_the_loop(name: str) -> None:
     async with loop_stays_free(FREE_S):
         reply = await call(app, path, method="GET", query=query, headers=headers)
     assert reply.status < 500 and len(reply.body) < 64 * 1024
+
+
+async def test_openapi_document_does_not_block_the_loop() -> None:
+    app = plain()
+    await call(app, "/health", method="GET")
+    async with loop_stays_free(FREE_S):
+        replies = await asyncio.gather(*(call(app, "/openapi.json", method="GET") for _ in range(3)))
+    assert [reply.status for reply in replies] == [200] * 3 and "paths" in json.loads(replies[0].body)
+
+
+async def test_metrics_are_written_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    text = Metrics.text
+    monkeypatch.setattr(Metrics, "text", lambda metrics: [threads.append(threading.get_ident()), text(metrics)][1])
+    replies = await asyncio.gather(*(call(plain(), "/metrics", method="GET") for _ in range(3)))
+    assert {reply.status for reply in replies} == {200} and b'state="ready"} 1.0' in replies[0].body
+    assert len(threads) == 3 and threading.get_ident() not in threads
 
 
 async def test_long_query_is_refused() -> None:
