@@ -1,5 +1,6 @@
 """Completes the OpenAPI document: request bodies, which FastAPI does not parse here, and the format of errors."""
 
+import json
 import threading
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from serve.api.error_responses import ErrorBody
 
@@ -65,22 +66,26 @@ def serve_schema(app: FastAPI, bodies: Sequence[type[BaseModel]], open_paths: Co
     """
 
     building = threading.Lock()
+    written: dict[str, bytes] = {}
 
     def openapi() -> dict[str, Any]:
-        with building:
-            if app.openapi_schema is None:
-                incomplete = get_openapi(
-                    title=app.title, version=app.version, description=app.description, routes=app.routes
-                )
-                app.openapi_schema = _complete(incomplete, bodies, open_paths)
+        if app.openapi_schema is None:
+            incomplete = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            app.openapi_schema = _complete(incomplete, bodies, open_paths)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
     @app.get("/openapi.json", include_in_schema=False)
-    def document(request: Request) -> JSONResponse:  # no coroutine, so it runs in a thread: the first call takes 0.3 s
+    def document(request: Request) -> Response:  # no coroutine, so it runs in a thread: the first call takes 0.3 s
         root = request.scope.get("root_path", "").rstrip("/")
-        return JSONResponse({**app.openapi(), **({"servers": [{"url": root}]} if root else {})})
+        with building:
+            if root not in written:
+                servers = {"servers": [{"url": root}]} if root else {}
+                written[root] = json.dumps({**app.openapi(), **servers}, separators=(",", ":")).encode()
+        return Response(written[root], media_type="application/json")
 
 
 def _complete(
