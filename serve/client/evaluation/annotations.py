@@ -10,17 +10,31 @@ from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, TypeVar
 
 from pycocotools import mask as coco_mask
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from serve.client.evaluation import folder
 from serve.client.evaluation.items import Item, Json, labels
 from serve.client.http_client import Failure, Misuse
 from serve.media import masks
+from serve.media.outline import MAX_SIDE
 from serve.tasks import TASKS
 from serve.tasks.detect import MAX_LABELS
 
 M = TypeVar("M", bound=BaseModel)
-Positive = Field(default=None, gt=0)
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
+Length = Annotated[FiniteFloat, Field(ge=0)]
+Coordinate = Annotated[FiniteFloat, Field(ge=-MAX_SIDE, le=2 * MAX_SIDE)]
+"""Of a polygon, which may reach over the edge. pycocotools takes memory for each pixel between two points."""
+Run = Annotated[int, Field(ge=0, lt=2**32)]
 Id = Annotated[str, BeforeValidator(str)]
 """COCO's are numbers, other tools write them as text; a file may mix the two."""
 
@@ -28,8 +42,8 @@ Id = Annotated[str, BeforeValidator(str)]
 class Picture(BaseModel):
     id: Id
     file_name: str
-    height: int | None = Positive
-    width: int | None = Positive
+    height: Side | None = None
+    width: Side | None = None
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -47,7 +61,7 @@ class Instance(BaseModel):
 
     image_id: Id
     category_id: Id
-    bbox: tuple[float, float, float, float]
+    bbox: tuple[FiniteFloat, FiniteFloat, Length, Length]
     segmentation: Any = None
     iscrowd: bool = False
 
@@ -63,8 +77,8 @@ class Instance(BaseModel):
 class _RunLengths(BaseModel):
     """A mask as COCO writes crowds: run lengths as a list, or compressed into a string."""
 
-    size: tuple[int, int]
-    counts: str | list[int]
+    size: tuple[Side, Side]
+    counts: str | list[Run]
 
     def compressed(self) -> Json:
         if isinstance(self.counts, str):
@@ -72,7 +86,7 @@ class _RunLengths(BaseModel):
         return dict(coco_mask.frPyObjects({"size": list(self.size), "counts": self.counts}, *self.size))
 
 
-_POLYGONS = TypeAdapter(Annotated[list[Annotated[list[float], Field(min_length=6)]], Field(min_length=1)])
+_POLYGONS = TypeAdapter(Annotated[list[Annotated[list[Coordinate], Field(min_length=6)]], Field(min_length=1)])
 
 
 class Instances(BaseModel):
@@ -400,14 +414,14 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Failure(f"{path}: this is not JSON: {error}.") from None
 
 
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Failure(f"{where}: this is not JSON: {error}.") from None
 
 
