@@ -178,6 +178,7 @@ def _engine(
         progress=progress,
         stat_loggers=_through_ray if args.engine_metrics else None,
         decoder=decoder,
+        share=args.num_gpus if 0 < args.num_gpus < 1 else 1.0,
     )
 
 

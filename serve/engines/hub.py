@@ -1,6 +1,7 @@
 """Locate a checkpoint's folder, downloading it from the Hugging Face hub where it is not on this machine."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from serve.errors import ModelError
 
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no second copy as .bin, .gguf, .npz
 EVERY = 32 * 2**20  # bytes between two progress messages
+REACH_S = 5.0
+"""Seconds for the hub to answer at all, where it is only asked about."""
 
 
 def locate(
@@ -27,12 +30,48 @@ def locate(
     """
     folder = Path(checkpoint).expanduser()
     if not folder.is_dir():
-        if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:
-            raise ModelError(f"There is no folder {checkpoint}.", code="checkpoint_missing")
+        _check_id(checkpoint)
         progress(f"looking for {checkpoint} on the hub")
         folder = _download(checkpoint, revision, gated, progress, fetch)
     (check or check_checkpoint)(folder)
     return folder
+
+
+def hub_url() -> str:
+    """Return the hub's URL: HF_ENDPOINT's, else huggingface.co."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def unreachable() -> str | None:
+    """Return why the hub cannot be asked now, as a phrase; None where it answers."""
+    import httpx
+
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+        return "HF_HUB_OFFLINE is set"
+    try:
+        httpx.head(hub_url(), timeout=REACH_S)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def cached(checkpoint: str, revision: str | None = None) -> Path | None:
+    """Return a checkpoint's folder on this machine, of which files may be missing; None where it has none.
+
+    Asks no network. Raises ModelError for what is neither a folder nor a hub id.
+    """
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return folder
+    _check_id(checkpoint)
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(checkpoint, revision=revision, local_files_only=True))
+    except errors.HFValidationError:
+        raise ModelError(f"{checkpoint} is neither a folder nor a hub id.", code="checkpoint_missing") from None
+    except OSError:  # LocalEntryNotFoundError is one
+        return None
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -66,7 +105,18 @@ def check_length(file: Path) -> None:
 
 def shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Return the tensors' shapes in an intact safetensors file, by name."""
-    return {name: tuple(entry["shape"]) for name, entry in _header(file)[1].items() if name != "__metadata__"}
+    return {name: shape for name, (_, shape) in tensors(file).items()}
+
+
+def tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the tensors' types (F32, BF16, ...) and shapes in an intact safetensors file, by name."""
+    entries = _header(file)[1].items()
+    return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries if name != "__metadata__"}
+
+
+def _check_id(checkpoint: str) -> None:
+    if checkpoint.startswith(("/", ".", "~")) or checkpoint.count("/") != 1:
+        raise ModelError(f"There is no folder {checkpoint}.", code="checkpoint_missing")
 
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:

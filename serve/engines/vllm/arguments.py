@@ -7,8 +7,10 @@ from typing import Any
 
 from serve.engines import adapters as loras
 from serve.engines import module_names
+from serve.engines.description import read
 from serve.engines.plugins import prefix_lm
-from serve.engines.vllm import memory
+from serve.engines.vllm import compilers, memory
+from serve.engines.vllm.footprint import UTILIZATION, footprint, settings
 from serve.engines.vllm.torchvision import repair
 from serve.errors import ModelError
 
@@ -16,6 +18,8 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are about choices that are made below on purpose
     "TRANSFORMERS_VERBOSITY": "error",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    # FlashInfer compiles its sampler with nvcc at first use, and ends the engine where there is none (vllm#49497).
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
     "VLLM_NO_USAGE_STATS": "1",  # no usage reports, which also wait for a network
     "TOKENIZERS_PARALLELISM": "false",  # its threads compete with the engine for the cores
     # Idle OpenMP threads spin by default: on two cores, two engines and a gateway starve each other.
@@ -54,10 +58,18 @@ CPU: dict[str, Any] = {
 def environment(is_prefix_lm: bool) -> None:
     """Set the variables that vLLM needs before it is imported. Values that the operator has set stay."""
     repair()
-    for name, value in ENVIRONMENT.items():
+    for name, value in {**ENVIRONMENT, **({} if compilers.nvcc() else compilers.NEEDS_NVCC)}.items():
         os.environ.setdefault(name, value)
     if is_prefix_lm:
         os.environ.update(prefix_lm.ENVIRONMENT)
+
+
+def planned(
+    family_args: Mapping[str, Any], engine_args: Mapping[str, Any], *, is_prefix_lm: bool, cpu: bool
+) -> dict[str, Any]:
+    """Return the engine arguments that a plan of the memory goes by, in the order of `arguments`."""
+    safe = prefix_lm.SAFE_ARGS if is_prefix_lm else {}
+    return {**COMMON, **(CPU if cpu else GPU), **family_args, **engine_args, **safe}
 
 
 def arguments(
@@ -68,16 +80,21 @@ def arguments(
     is_prefix_lm: bool,
     cpu: bool,
     adapters: Sequence[loras.CheckedAdapter] = (),
+    share: float = 1.0,
+    gpu_bytes: int = 0,
+    capability: int = 0,
 ) -> dict[str, Any]:
     """Return keyword arguments of AsyncEngineArgs: our defaults, then the family's, the deployment's, those for safety.
 
     Later ones override earlier ones. family_args: required by the model. engine_args: the deployment's `engine` in
-    YAML. adapters: those that the engine serves. Raises ModelError when one of them sets an argument that is unsafe for
-    a prefix LM, or when the free memory cannot hold the model.
+    YAML. adapters: those that the engine serves. share: its part of a GPU of `gpu_bytes`; an engine with a part gets
+    a computed key-value cache, since vLLM would measure what all engines of the GPU do just then. capability: the
+    major compute capability of the GPU. Raises ModelError when one of them sets an argument that is unsafe for a
+    prefix LM, or when the memory cannot hold the model.
     """
     chosen = {
         **COMMON,
-        **(CPU if cpu else GPU),
+        **(CPU if cpu else {**GPU, **compilers.attention(capability)}),
         **family_args,
         **engine_args,
         **loras.lora_arguments(adapters, cpu=cpu),
@@ -88,15 +105,34 @@ def arguments(
         chosen["distributed_executor_backend"] = "mp"
     if is_prefix_lm:
         safe = {**prefix_lm.SAFE_ARGS, **({} if cpu else prefix_lm.GPU_ARGS)}
+        given = {**COMMON, **family_args, **engine_args}
         for name, value in safe.items():
-            if name in chosen and chosen[name] != value:
+            if name in given and given[name] != value:
                 raise ModelError(
                     f"{name} must stay {value!r} for a prefix language model: its answers would be wrong.",
                     code="unsafe_argument",
                 )
         chosen.update(safe)
-    if cpu and "kv_cache_memory_bytes" not in chosen:
-        chosen["kv_cache_memory_bytes"] = memory.kv_bytes(folder, chosen)
-    if cpu:
-        memory.check_memory(folder, chosen)
+    if cpu or share < 1:
+        chosen.update(_memory(folder, chosen, cpu, share, gpu_bytes))
     return {**chosen, "model": str(folder)}
+
+
+def _memory(folder: Path, chosen: Mapping[str, Any], cpu: bool, share: float, gpu_bytes: int) -> dict[str, Any]:
+    """Return the arguments that size an engine on a CPU, or on a part of a GPU. Raises ModelError without room."""
+    description = read(folder)
+    given = settings(chosen, description, None if cpu else gpu_bytes)
+    held = footprint(description, given)
+    if cpu:
+        cache = int(chosen.get("kv_cache_memory_bytes") or memory.kv_bytes(held, given.requests))
+        memory.check_memory(folder.name, held, cache)
+        return {"kv_cache_memory_bytes": cache}
+    part = float(chosen.get("gpu_memory_utilization", round(UTILIZATION * share, 4)))
+    cache = int(chosen.get("kv_cache_memory_bytes") or part * gpu_bytes - held.fixed)
+    if cache < held.cache(held.context):
+        raise ModelError(
+            f"Too little of the GPU for {folder.name}: {part:.0%} of {gpu_bytes / 1e9:.1f} GB, and it needs "
+            f"{held.least / 1e9:.1f} GB ({held.weights / 1e9:.1f} of weights). `diptych plan` shows what fits.",
+            code="out_of_memory",
+        )
+    return {"gpu_memory_utilization": part, "kv_cache_memory_bytes": cache}

@@ -63,7 +63,7 @@ class VllmEngine:
     prepare: transforms an image before the processor gets it. progress: called from another thread with a short text
     for each step of the start. adapters: LoRA adapters to serve; one that cannot be used leaves the others and the
     checkpoint unaffected. stat_loggers: returns vLLM's StatLogger classes once vLLM is imported; without, vLLM keeps no
-    statistics. decoder: decodes undecoded images.
+    statistics. decoder: decodes undecoded images. share: the part of a GPU that is this engine's.
     """
 
     def __init__(
@@ -81,8 +81,10 @@ class VllmEngine:
         progress: Callable[[str], None] = lambda step: None,
         stat_loggers: Callable[[], list[Any]] | None = None,
         decoder: MediaDecoder | None = None,
+        share: float = 1.0,
     ) -> None:
         self.decoder = decoder or MediaDecoder()
+        self.share = share
         self.stat_loggers = stat_loggers
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
         self.expect = dict(expect or {})
@@ -175,6 +177,9 @@ class VllmEngine:
             is_prefix_lm=self.prefix_lm,
             cpu=cpu,
             adapters=checked,
+            share=self.share,
+            gpu_bytes=0 if cpu else current_platform.get_device_total_memory(),
+            capability=0 if cpu else _capability(current_platform),
         )
         with StderrTail() as stderr:
             try:
@@ -355,6 +360,12 @@ class VllmEngine:
         except (ValueError, TypeError) as error:  # raised by the processor for this text and image
             log.warning("request %s was refused by the processor: %s", REQUEST_ID.get(), type(error).__name__)
             raise BadRequest("The model's processor cannot read this prompt.", code="invalid_prompt") from error
+
+
+def _capability(platform: Any) -> int:
+    """Return the major compute capability of the GPU; 0 where vLLM cannot tell."""
+    capability = platform.get_device_capability()
+    return 0 if capability is None else int(capability.major)
 
 
 def _find_resizer(llm: Any) -> multimodal.Resizer | None:
