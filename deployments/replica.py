@@ -46,7 +46,7 @@ class Replica:
         self.drain_s = args.drain_s
         base = args.model()
         loras = [own.lora(adapter, base) for adapter in adapters]
-        engine = _engine(args, base, loras, self._progress, MediaDecoder(Budget.of_replica()))
+        self._engine = engine = _engine(args, base, loras, self._progress, MediaDecoder(Budget.of_replica()))
         self.worker = Worker(base, engine)
         self.adapters = {model.name: Worker(model, LoraView(engine, model.name)) for model in loras}
         on_abandoned = _count_abandoned(base.name)
@@ -135,6 +135,8 @@ class Replica:
     async def _start(self) -> None:
         await self.worker.start()
         status = await self.worker.status()
+        for worker in (self.worker, *self.adapters.values()):
+            worker.memory = self._engine.memory
         for worker in self.adapters.values():
             if status.state == "failed":
                 worker.mark("failed", f"Its base {status.model} could not be started: {status.step}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve import tracing
-from serve.engines.base import Engine, FinishReason, Piece, Prompt, Spoken, State, Token
+from serve.engines.base import Engine, FinishReason, Memory, Piece, Prompt, Spoken, State, Token
 from serve.errors import ModelError, ParseError
 from serve.models.base import Model
 from serve.router.merge_streams import Ended, merge_streams
@@ -45,6 +45,7 @@ class Worker:
         self._step = "waiting to start"
         self._since = clock()
         self._open_requests = 0
+        self.memory: Memory | None = None
 
     @property
     def name(self) -> str:
@@ -72,7 +73,7 @@ class Worker:
         self._state, self._step = state, step
 
     async def status(self) -> Status:
-        return Status(self.name, self._state, self._step, self.clock() - self._since, self._open_requests)
+        return Status(self.name, self._state, self._step, self.clock() - self._since, self._open_requests, self.memory)
 
     async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """Yield the generated text as deltas, then one Reply. Raises ModelError where there is no reply.

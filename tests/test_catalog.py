@@ -9,9 +9,11 @@ from served import LLAVA, PALIGEMMA, calling, router, served
 
 from serve import catalog
 from serve.api.model_list import model_list
+from serve.engines.base import Memory
 from serve.errors import NotFound
 from serve.models import MODELS
 from serve.models.base import Model
+from serve.router.route import Status
 from serve.tasks import TASKS
 
 SERVED = {name: MODELS[name] for name in (LLAVA, PALIGEMMA)}
@@ -86,12 +88,19 @@ def test_unknown_model_is_named_in_the_error() -> None:
 
 
 def test_model_list_has_models_before_tasks() -> None:
-    entries = model_list(SERVED, {LLAVA: "ready", PALIGEMMA: "starting"}).data
+    entries = model_list(
+        SERVED,
+        {
+            LLAVA: Status(LLAVA, "ready", "ready", 1.0, memory=Memory(14_000, 6_000, 12)),
+            PALIGEMMA: Status(PALIGEMMA, "starting", "loading", 1.0),
+        },
+    ).data
     names = [entry.id for entry in entries]
     able = [task for task in TASKS if any(task in model.skills for model in SERVED.values())]
     assert names == [LLAVA, PALIGEMMA, *able]
     first, second = entries[:2]
     assert (first.diptych.kind, first.diptych.state, second.diptych.state) == ("model", "ready", "starting")
+    assert first.diptych.memory == Memory(14_000, 6_000, 12) and second.diptych.memory is None
     assert first.created == 1795392000 and first.owned_by == "Diptych"
     assert first.diptych.about and "toy" in first.diptych.about
     vqa = entries[names.index("vqa")]

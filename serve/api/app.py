@@ -144,8 +144,7 @@ def _add_catalogue(app: FastAPI, router: Router) -> None:
         return {name: route.model for name, route in router.routes.items()}
 
     async def listed() -> ModelList:
-        states = {status.model: status.state for status in await router.statuses()}
-        return model_list(served(), states)
+        return model_list(served(), {status.model: status for status in await router.statuses()})
 
     @app.get("/v1/models", tags=["models"], summary="Names for the field `model`: models and tasks")
     async def models() -> ModelList:

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.catalog import task_names
-from serve.engines.base import State
+from serve.engines.base import Memory, State
 from serve.models.base import Model
+from serve.router.route import Status
 from serve.tasks import TASKS
 
 
@@ -24,6 +25,7 @@ class NameDetails(BaseModel):
         default=None, description="The field of a task's request for what is written beside the image."
     )
     example: Mapping[str, Any] | None = Field(default=None, description="A task's typical request, without the image.")
+    memory: Memory | None = Field(default=None, description="Of the model's engine, once it runs.")
     about: str | None = Field(default=None, description="What to know about the model, for example that it is a toy.")
 
 
@@ -44,7 +46,7 @@ class ModelList(BaseModel):
     data: list[ModelEntry]
 
 
-def model_list(served: Mapping[str, Model], states: Mapping[str, State]) -> ModelList:
+def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> ModelList:
     """List the served models, then the tasks that they can do."""
     entries = [
         ModelEntry(
@@ -52,7 +54,12 @@ def model_list(served: Mapping[str, Model], states: Mapping[str, State]) -> Mode
             created=_timestamp(model.card.released),
             owned_by=model.card.organization,
             diptych=NameDetails(
-                kind="model", tasks=task_names(model), models=[name], state=states.get(name), about=model.card.about
+                kind="model",
+                tasks=task_names(model),
+                models=[name],
+                state=statuses[name].state if name in statuses else None,
+                memory=statuses[name].memory if name in statuses else None,
+                about=model.card.about,
             ),
         )
         for name, model in served.items()

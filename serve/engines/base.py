@@ -19,6 +19,15 @@ State = Literal["starting", "ready", "asleep", "failed"]
 
 
 @dataclass(frozen=True)
+class Memory:
+    """The memory of a running engine, on each of its GPUs or in main memory. requests: with a picture, at a time."""
+
+    weights_bytes: int
+    cache_bytes: int
+    requests: int
+
+
+@dataclass(frozen=True)
 class Sampling:
     """Sampling parameters of a reply. Temperature 0 is greedy, and so is top_p 0."""
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 
-from serve.engines.base import FinishReason, Piece, Prompt, Token
+from serve.engines.base import FinishReason, Memory, Piece, Prompt, Token
 from serve.errors import BadRequest, ModelError
 from serve.media.decoding import MediaDecoder
 
@@ -32,6 +32,8 @@ class FakeEngine:
 
     prompts: the last `kept` prompts. speaking: requests being answered. aborted: requests that were closed early.
     """
+
+    memory: Memory | None = None
 
     def __init__(
         self,

@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from serve.engines.base import Engine, Piece, Prompt
+from serve.engines.base import Engine, Memory, Piece, Prompt
 
 
 class LoraEngine(Engine, Protocol):
-    """An engine that serves LoRA adapters beside its checkpoint."""
+    """An engine that serves LoRA adapters beside its checkpoint. memory: None until it runs, and for a fake one."""
+
+    memory: Memory | None
 
     async def check_adapter(self, adapter: str) -> None:
         """Raise ModelError when this adapter cannot be used. Call it once the engine has started."""

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from serve.engines.base import Piece, Prompt, State
+from serve.engines.base import Memory, Piece, Prompt, State
 from serve.models.base import Model
 from serve.tasks.base import Delta, Reply, Request
 
@@ -14,7 +14,7 @@ class Status:
     """The state of a model.
 
     step: its progress, or why it failed, as a sentence. since_s: seconds in this state. unanswered: requests of this
-    gateway that it has not answered, including waiting ones.
+    gateway that it has not answered, including waiting ones. memory: its engine's, once that runs.
     """
 
     model: str
@@ -22,6 +22,7 @@ class Status:
     step: str
     since_s: float
     unanswered: int = 0
+    memory: Memory | None = None
 
 
 class Route(Protocol):

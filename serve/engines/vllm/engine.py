@@ -17,10 +17,12 @@ import numpy as np
 
 from serve import tracing
 from serve.engines import adapters, hub
-from serve.engines.base import Piece, Prompt, Sampling
+from serve.engines.base import Memory, Piece, Prompt, Sampling
+from serve.engines.description import Description, read
 from serve.engines.shared_context import SharedContexts
 from serve.engines.vllm import config_check, multimodal, processes
 from serve.engines.vllm.arguments import arguments, environment
+from serve.engines.vllm.footprint import footprint, requests_at_once, settings
 from serve.engines.vllm.stderr_tail import StderrTail
 from serve.engines.vllm.translate import (
     FINISH,
@@ -91,6 +93,7 @@ class VllmEngine:
         self.family_args, self.engine_args = dict(family_args or {}), dict(engine_args or {})
         self.prefix_lm = prefix_lm
         self.adapters, self.prepare, self.progress = tuple(adapters), prepare, progress
+        self.memory: Memory | None = None
         self._llm: Any = None
         self._numbers = itertools.count()
         self._loras: dict[str, Any] = {}
@@ -170,6 +173,7 @@ class VllmEngine:
             message = "The installed vLLM is built for a GPU and finds none here: is its driver seen (nvidia-smi)?"
             raise ModelError(f"{message} `make serve DEVICE=cpu` sets up the other.", code="load_failed")
         cpu = current_platform.is_cpu()
+        gpu_bytes = None if cpu else int(current_platform.get_device_total_memory())
         chosen = arguments(
             folder,
             self.family_args,
@@ -178,7 +182,7 @@ class VllmEngine:
             cpu=cpu,
             adapters=checked,
             share=self.share,
-            gpu_bytes=0 if cpu else current_platform.get_device_total_memory(),
+            gpu_bytes=gpu_bytes or 0,
             capability=0 if cpu else _capability(current_platform),
         )
         with StderrTail() as stderr:
@@ -202,6 +206,7 @@ class VllmEngine:
         self._loras = {
             adapter.name: LoRARequest(adapter.name, i, str(adapter.folder)) for i, adapter in enumerate(checked, 1)
         }
+        self.memory = _memory(read(folder), chosen, gpu_bytes, config.cache_config)
         _patch_tokenizer(llm.renderer.tokenizer)
         self._placeholders = _placeholders(config.model_config.hf_config, llm.renderer.tokenizer)
         self._resizer = _find_resizer(llm)
@@ -360,6 +365,13 @@ class VllmEngine:
         except (ValueError, TypeError) as error:  # raised by the processor for this text and image
             log.warning("request %s was refused by the processor: %s", REQUEST_ID.get(), type(error).__name__)
             raise BadRequest("The model's processor cannot read this prompt.", code="invalid_prompt") from error
+
+
+def _memory(description: Description, chosen: Mapping[str, Any], gpu_bytes: int | None, cache: Any) -> Memory:
+    """Return the memory of an engine whose key-value cache vLLM has made (`cache`: its cache_config)."""
+    held = footprint(description, settings(chosen, description, gpu_bytes))
+    size = held.token * int(cache.num_gpu_blocks or 0) * int(cache.block_size or 0)
+    return Memory(held.weights, size, requests_at_once(held, size)[0])
 
 
 def _capability(platform: Any) -> int:
