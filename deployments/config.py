@@ -58,8 +58,7 @@ def parse_config(text: str, source: str) -> Config:
 
 def for_models(models: Sequence[str], gpus: float = 0) -> Config:
     """Return a config for these models. gpus: GPUs for each model; 0.5 is half a GPU. Raises ConfigError."""
-    engine = {"gpu_memory_utilization": round(0.9 * gpus, 3)} if 0 < gpus < 1 else {}
-    entries = [{"name": name, "num_gpus": gpus, "engine": engine} for name in models]
+    entries = [{"name": name, "num_gpus": gpus} for name in models]
     return _validated("--models", logging=QUIET, args={"models": entries})
 
 

@@ -35,6 +35,8 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options, rest = known.parse_known_args(argv)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "question", "") is None:
         options.question = rest.pop()
+    if options.run in (_plan, _doctor):  # the program that they become reads its own options
+        options.rest, rest = rest, []
     if rest:
         known.error(f"unrecognized arguments: {' '.join(rest)}")
     return options
@@ -55,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("diptych", description="One picture, every model, side by side.", allow_abbrev=False)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _serve_options(commands.add_parser("serve", help="start a server (the embedded toy models, unless told otherwise)"))
+    for name, run, text in (
+        ("doctor", _doctor, "whether this machine can serve them, and what to mend"),
+        ("plan", _plan, "which models fit on which GPUs together"),
+    ):
+        commands.add_parser(name, help=text, add_help=False).set_defaults(run=run)
     _ask_options(commands.add_parser("ask", help="ask every model about a picture or a film"))
     _run_options(commands.add_parser("run", help="every picture of a folder through all models, as JSON lines"))
     _evaluate_options(commands.add_parser("evaluate", help="how right the models are, and their merged reply"))
@@ -180,8 +187,21 @@ def _serve(options: argparse.Namespace) -> NoReturn:
         raise Failure(f"Serving needs {' and '.join(missing)}: install diptych[cpu] or diptych[gpu], or make serve.")
     given = {name: getattr(options, name) for name in ("config", "models", "host", "port")}
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    _become("deployments", flags)
+
+
+def _doctor(options: argparse.Namespace) -> NoReturn:
+    _become("deployments.doctor", options.rest)
+
+
+def _plan(options: argparse.Namespace) -> NoReturn:
+    _become("deployments.plan", options.rest)
+
+
+def _become(module: str, arguments: Sequence[str]) -> NoReturn:
+    """Replace this process by one that runs a module of deployments/, which serve/ does not import."""
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "deployments", *flags])
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 def _ask(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -16,8 +17,10 @@ from pathlib import Path
 
 from deployments.args import KEYS, Listen
 from deployments.config import HERE, Config, ConfigError, for_models, read_config
+from deployments.local.gpus import gpus
 from deployments.local.machine import RayEnded, check_ray, machine, reap
 from deployments.local.progress import Progress
+from deployments.plan import brief, make_plan, read_needs
 from serve.api.keys import new_key, parse_entries
 from serve.models import MODELS
 
@@ -40,28 +43,31 @@ class Stopped(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM. Return 0 when stopped, 1 when it could not start, with a sentence on stderr."""
-    options = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser("diptych serve", allow_abbrev=False)
+    add_options(parser)
+    options = parser.parse_args(argv)
     try:
-        config = _config(options)
-        _check_keys(config)
-        _check_free(config.host, config.port)
+        config, lines = _planned_config(options)
+        check_keys(config)
+        check_free(config.host, config.port)
     except ConfigError as refused:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
+    print("".join(f"{line}\n" for line in lines), end="", flush=True)
     return _serve(config, options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("diptych serve", allow_abbrev=False)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is served, and where it listens."""
     models = parser.add_mutually_exclusive_group()
     models.add_argument("--config", type=Path, help="a Serve config, as local.yaml (the default) and gpu.yaml")
     models.add_argument("--models", help="names from `diptych models`, separated by commas")
     parser.add_argument("--host", help="default: the config's, else 127.0.0.1")
     parser.add_argument("--port", type=int, help="default: the config's, else 8000")
-    return parser
 
 
-def _config(options: argparse.Namespace) -> Config:
+def chosen_config(options: argparse.Namespace) -> Config:
+    """Read the config that the options name. Raises ConfigError."""
     if options.models is not None:
         names = [name.strip() for name in options.models.split(",") if name.strip()]
         config = for_models(names, gpus=_share(names))
@@ -79,11 +85,44 @@ def _share(names: Sequence[str]) -> float:
     """Return the GPUs per model: one each where there are enough, else an equal share; 0 for toys."""
     if all(name in MODELS and MODELS[name].card.toy for name in names) or not names:
         return 0
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return min(1.0, gpus / len(names))
+    return min(1.0, len(gpus()) / len(names))
 
 
-def _check_keys(config: Config) -> None:
+def _planned_config(options: argparse.Namespace) -> tuple[Config, list[str]]:
+    """Read the config and plan its memory. Return it, with a line for each engine.
+
+    Models that were named by --models get the GPUs, or the parts of one, that the plan gives them. Raises ConfigError
+    where something does not fit, and says what would.
+    """
+    config = chosen_config(options)
+    entries, sizes = config.args.engines(), [gpu.total for gpu in gpus()]
+    ours = options.models is not None and any(entry.num_gpus for entry in entries.values())
+    needs, unread = read_needs(config.args, planned_by_us=ours)
+    on_gpu = [need for need in needs if entries[need.name].num_gpus]
+    on_cpu = [need for need in needs if not entries[need.name].num_gpus]
+    lines = [f"  {name}: not planned. {why}" for name, why in unread.items()]
+    for group, gpu_sizes in ((on_gpu, sizes), (on_cpu, [])):
+        if not group or (group is on_gpu and not sizes):
+            continue
+        plan = make_plan(group, gpu_sizes)
+        if plan.refused:
+            whys = " ".join(f"{name} does not fit: {why}" for name, why in plan.refused.items())
+            raise ConfigError(f"{whys}\n{_doctor(options)}")
+        lines = [*brief(plan), *lines]
+        if ours and group is on_gpu and not unread:
+            for place in plan.places:
+                entries[place.name].num_gpus = len(place.gpus) if place.share == 1 else place.share
+    return config, ["Memory, by diptych plan:", *lines] if lines else []
+
+
+def _doctor(options: argparse.Namespace) -> str:
+    """Return the line that names the command which says what is missing."""
+    given = {"config": options.config, "models": options.models, "port": options.port}
+    words = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
+    return " ".join(["What this machine lacks, and what mends it: diptych doctor", *words])
+
+
+def check_keys(config: Config) -> None:
     """Raise ConfigError where the keys cannot be used. The gateway reads them again, in its own process."""
     try:
         config.args.gateway.access()
@@ -105,7 +144,8 @@ def _check_port(port: int) -> None:
         raise ConfigError(f"{port} is not a port: it must be between 1 and 65535.")
 
 
-def _check_free(host: str, port: int) -> None:
+def check_free(host: str, port: int) -> None:
+    """Raise ConfigError where the port cannot be opened."""
     try:
         with socket.create_server((host, port)):
             pass
@@ -152,6 +192,8 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
             url = _run(config)
             states = progress.follow(url)
             _welcome(url, states, logs, toys=all(models[name].card.toy for name in names))
+            if "failed" in states.values():
+                print(_doctor(options), flush=True)
             try:
                 while True:
                     stop.wait(1.0)
@@ -172,6 +214,7 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
         return 1
     except (RuntimeError, ConnectionError, TimeoutError) as error:  # raised by Ray when it cannot start
         print(f"diptych: Ray could not start the models: {' '.join(str(error).split())[:1000]}", file=sys.stderr)
+        print(_doctor(options), file=sys.stderr)
         return 1
     except Stopped:
         with contextlib.suppress(OSError):  # the terminal may be closed
@@ -218,8 +261,8 @@ def _changed(options: argparse.Namespace, old: Config) -> Config:
     print("Reading the config again.", flush=True)
     began = time.monotonic()
     try:
-        new = _config(options)
-        _check_keys(new)
+        new, _ = _planned_config(options)
+        check_keys(new)
         update(old, new, lambda line: print(f"  {line}", flush=True))
     except ConfigError as refused:
         print(f"diptych: {refused}\nThe config from before serves on.", file=sys.stderr, flush=True)

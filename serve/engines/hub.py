@@ -55,6 +55,24 @@ def unreachable() -> str | None:
     return None
 
 
+def has_token() -> bool:
+    """Return whether there is a token for the hub: HF_TOKEN, or one that `hf auth login` saved."""
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
+def check_access(checkpoint: str) -> None:
+    """Raise ModelError where the hub refuses this token: its licence is not accepted, or there is none."""
+    from huggingface_hub import HfApi
+
+    def ask(name: str, **_: Any) -> str:
+        HfApi(endpoint=hub_url()).auth_check(name)
+        return ""
+
+    _download(checkpoint, None, True, lambda step: None, ask)
+
+
 def cached(checkpoint: str, revision: str | None = None) -> Path | None:
     """Return a checkpoint's folder on this machine, of which files may be missing; None where it has none.
 

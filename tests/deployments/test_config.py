@@ -43,8 +43,7 @@ def test_models_are_in_catalogue_order() -> None:
 
 def test_models_on_a_gpu_share_the_memory() -> None:
     loaded = config.for_models(["llava-1.5-7b", "paligemma-3b-mix-448"], gpus=0.5).args.models
-    assert [(model.num_gpus, model.engine_args) for model in loaded] == [(0.5, {"gpu_memory_utilization": 0.45})] * 2
-    assert config.for_models(["llava-1.5-7b"], gpus=1).args.models[0].engine_args == {}
+    assert [(model.num_gpus, model.engine_args) for model in loaded] == [(0.5, {})] * 2  # the engine sizes its part
 
 
 def test_model_entry_may_be_a_name() -> None:

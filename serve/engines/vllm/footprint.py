@@ -25,7 +25,7 @@ GRAPH = int(0.3 * (1 << 20))
 """Bytes of a recorded CUDA graph, for each layer."""
 SAMPLER = 16
 """Bytes for each logit of a step: as bfloat16 and float32, its probability and noise."""
-PROCESS = int(0.84 * GIB)
+PROCESS = int(0.95 * GIB)
 """Bytes of a replica and its engine on a CPU, two processes, before any weight (measured: deployments/NOTES.md)."""
 FLOATS = {"F64", "F32", "F16", "BF16"}
 STORED = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
