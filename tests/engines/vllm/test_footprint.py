@@ -1,11 +1,12 @@
 """Memory that is computed from headers, against what vLLM printed for published models, and against what it needs.
 
-Shapes: each checkpoint's public config.json; parameters: its safetensors metadata on the hub. Start-up logs of vLLM:
+Shapes and parameters are written from memory of the public files, the hub being out of reach; looked up were the
+parameters of LLaVA-v1.6 (its catalogue entry) and Qwen3-VL-8B (a copy of its index). Start-up logs of vLLM check them:
 - Qwen2.5-VL-7B on an L4, vLLM 0.9: a log in a published guide to serving it by KServe ("Bring-Your-Own-Model").
 - Qwen2.5-VL-3B, vLLM 0.11: the log of Ray Data's published example of batch inference with images.
 - LLaVA-v1.6-Mistral-7B on an A100 of 80 GB, vLLM 0.10.2: a log that its user published.
-- Qwen3-VL-8B on a gpu of 48 GB, a vLLM of April 2026: a log in a public repository of experiments.
-- Gemma 3 27B on four gpus: vllm-project/vllm#15676.
+- Qwen3-VL-8B, a vLLM of April 2026: a log in a public repository. Its GPU, not named, has 48 GB by its sums.
+- Gemma 3 27B on four GPUs: vllm-project/vllm#15676.
 
 The recipe: vllm-project/recipes, models/OpenGVLab/InternVL3_5-8B.yaml.
 """
