@@ -142,7 +142,7 @@ class Worker:
             model=self.name,
             status="ok",
             text="\n".join(each.text for each in spoken),
-            confidence=whole.confidence(),
+            confidence=whole.confidence() if whole.tokens else None,
             usage=Usage(
                 prompt_tokens=sum(piece.prompt_tokens for piece in last),
                 completion_tokens=sum(piece.completion_tokens for piece in last),
