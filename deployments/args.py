@@ -21,6 +21,7 @@ from serve.media.outline import MAX_MEGAPIXELS
 from serve.models import MODELS
 from serve.models.base import Checkpoint, Model
 from serve.models.own import Lora, Own, lora, own
+from serve.models.remote import RemoteModel, remote_model
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class ModelArgs(ModelPlacement):
         if name not in MODELS:
             raise ValueError(
                 f"There is no model {name!r}. Known: {', '.join(MODELS)}. A model of your own says what it is `like`, "
-                "or is a LoRA `adapter` on a `base`."
+                "or is a LoRA `adapter` on a `base`; one on another server names its `remote` URL."
             )
         return name
 
@@ -119,17 +120,22 @@ class LoraArgs(Lora):
     """A LoRA adapter. It runs in its base's replicas."""
 
 
-ENTRY_TAGS = ("known", "own", "adapter")
+ENTRY_TAGS = ("known", "own", "adapter", "remote")
 
 
 def _entry_tag(value: Any) -> str:
     """Return which of ENTRY_TAGS an entry has, by the field that only such an entry has."""
     fields = value if isinstance(value, Mapping) else vars(value) if isinstance(value, BaseModel) else {}
+    if "remote" in fields:
+        return "remote"
     return "adapter" if {"base", "adapter"} & fields.keys() else "own" if "like" in fields else "known"
 
 
 Entry = Annotated[
-    Annotated[ModelArgs, Tag("known")] | Annotated[OwnArgs, Tag("own")] | Annotated[LoraArgs, Tag("adapter")],
+    Annotated[ModelArgs, Tag("known")]
+    | Annotated[OwnArgs, Tag("own")]
+    | Annotated[LoraArgs, Tag("adapter")]
+    | Annotated[RemoteModel, Tag("remote")],
     Discriminator(_entry_tag),
 ]
 
@@ -292,7 +298,9 @@ class Args(BaseModel):
         bases = {name: entry.model() for name, entry in self.engines().items()}
         models = {}
         for entry in self.models:
-            if not isinstance(entry, LoraArgs):
+            if isinstance(entry, RemoteModel):
+                models[entry.name] = remote_model(entry)
+            elif not isinstance(entry, LoraArgs):
                 models[entry.name] = bases[entry.name]
             elif entry.base in bases:
                 try:
@@ -314,7 +322,11 @@ class Args(BaseModel):
 
     def engines(self) -> dict[str, "ModelArgs | OwnArgs"]:
         """Return the entries of models with an engine of their own, by name."""
-        return {entry.name: entry for entry in self.models if not isinstance(entry, LoraArgs)}
+        return {entry.name: entry for entry in self.models if isinstance(entry, ModelArgs | OwnArgs)}
+
+    def remotes(self) -> dict[str, RemoteModel]:
+        """Return the entries of models on other servers, by name."""
+        return {entry.name: entry for entry in self.models if isinstance(entry, RemoteModel)}
 
     def simulated_gpus(self) -> float | None:
         """Return the number of GPUs to simulate, where every engine is simulated; else None, for the real ones."""

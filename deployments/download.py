@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     loras = {entry.name for entry in args.models if isinstance(entry, LoraArgs)}
     missing = 0
     for name, model in args.models_by_name.items():
+        if model.card.remote:
+            continue
         checkpoint = model.checkpoint
         try:
             folder = locate(

@@ -17,6 +17,7 @@ from deployments.args import Args, LoraArgs, ModelPlacement
 from deployments.file_watch import watch_file
 from deployments.local.machine import bind_to_loopback
 from deployments.routing.discovery import ServeDiscovery
+from deployments.routing.endpoint import Endpoint
 from deployments.routing.pool import Pool
 from deployments.routing.quarantine import Quarantine
 from deployments.routing.remote import Remote
@@ -26,10 +27,15 @@ from serve import tracing
 from serve.api.app import create_app
 from serve.api.metrics import Metrics
 from serve.api.rate_limiter import RateLimiter
+from serve.engines.remote.engine import RemoteEngine
+from serve.engines.remote.image_files import ImageFiles
 from serve.loop_lag import LoopLag, freeze_heap
 from serve.media import processes
 from serve.media.budget import Budget, release_large_blocks
+from serve.media.decoding import MediaDecoder
 from serve.media.fetch.fetcher import Fetcher
+from serve.models.base import Model
+from serve.models.remote import RemoteModel
 from serve.router import Router
 
 log = logging.getLogger(__name__)
@@ -68,10 +74,12 @@ class Gateway:
         processes.warm()
         self._handles = handles
         self._pools: dict[str, Pool] = {}
+        self._endpoints: dict[str, Endpoint] = {}
         self._quarantines: defaultdict[str, Quarantine] = defaultdict(Quarantine)
         self._config: dict[str, Any] = {}
         release_large_blocks()
         self._budget = Budget.of_this_process(args.gateway.memory_mb)
+        self._files = ImageFiles(MediaDecoder(self._budget))
         self._lag = LoopLag()
         self._lag.start()
         self._metrics, self._rate_limiter = Metrics(), RateLimiter()
@@ -141,7 +149,13 @@ class Gateway:
         for name in self._pools.keys() - engines.keys():
             self._pools.pop(name).close()
             self._quarantines.pop(name, None)
-        pools = {name: self._pool(name, entry) for name, entry in engines.items()}
+        pools: dict[str, Pool | Endpoint] = {name: self._pool(name, entry) for name, entry in engines.items()}
+        remotes = args.remotes()
+        for name in [name for name, endpoint in self._endpoints.items() if endpoint.entry != remotes.get(name)]:
+            self._endpoints.pop(name).close()
+            self._quarantines.pop(name, None)
+        for name, remote in remotes.items():
+            pools[name] = self._endpoint(args.models_by_name[name], remote)
         routes = []
         for name, model in args.models_by_name.items():
             engine = bases.get(name, name)
@@ -161,6 +175,21 @@ class Gateway:
     def _read_keys(self) -> None:
         """Read the keys again. Raises ValueError or OSError where they cannot be used."""
         self._app.app = self._create_app(self._args)
+
+    def _endpoint(self, model: Model, entry: RemoteModel) -> Endpoint:
+        if model.name not in self._endpoints:
+            engine = RemoteEngine(
+                entry.name,
+                entry.model,
+                entry.url(),
+                self._files,
+                key_env=entry.key_env,
+                fields=entry.fields,
+                image_types=entry.image_types,
+                silence_s=entry.silence_s,
+            )
+            self._endpoints[model.name] = Endpoint(model, engine, entry)
+        return self._endpoints[model.name]
 
     def _pool(self, name: str, entry: ModelPlacement) -> Pool:
         if name not in self._pools:

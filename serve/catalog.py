@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from serve.errors import BadRequest, NotFound
 from serve.models import MODELS
-from serve.models.base import Model
+from serve.models.base import Model, Price
 from serve.tasks import TASKS
 from serve.tasks.base import Task
 
@@ -28,6 +28,7 @@ COLUMNS = {
 }
 """The rows of the comparison: a card's field and its title."""
 
+NOT_STATED = "not stated"
 MAX_COMPARED = 64
 MAX_NAME = 200
 """Longest name that is looked up, in characters; longer ones are cut."""
@@ -40,7 +41,8 @@ class Entry(BaseModel):
     """A model of the catalogue.
 
     tasks: those it was trained for. skills: those that it can do here. images, videos: whether it takes them here.
-    hardware: computed, as text. revision: the commit that is served.
+    hardware: computed, as text. revision: the commit that is served. remote: whether images and questions for it go to
+    another server.
     """
 
     id: str
@@ -50,8 +52,8 @@ class Entry(BaseModel):
     category: str
     modality: str
     released: str
-    context_window: int
-    parameters: int
+    context_window: int | None
+    parameters: int | None
     licence: str
     tasks: list[str]
     features: list[str]
@@ -63,6 +65,8 @@ class Entry(BaseModel):
     images: bool
     videos: bool
     toy: bool
+    remote: bool
+    price: Price | None
     checkpoint: str | None
     revision: str | None
     gated: bool
@@ -169,6 +173,7 @@ def _completed(name: str, models: Mapping[str, Model], served: Collection[str]) 
 
 def _entry(model: Model, served: bool) -> Entry:
     card, checkpoint = model.card, model.checkpoint
+    private = card.toy or card.remote or is_folder(checkpoint.hub)  # the path of a folder, the name at a server
     return Entry(
         id=model.name,
         served=served,
@@ -176,7 +181,7 @@ def _entry(model: Model, served: bool) -> Entry:
         skills=task_names(model),
         images=model.images,
         videos=model.videos,
-        checkpoint=None if card.toy or is_folder(checkpoint.hub) else checkpoint.hub,  # a folder's path is private
+        checkpoint=None if private else checkpoint.hub,
         revision=checkpoint.revision,
         gated=checkpoint.gated,
     )
@@ -192,7 +197,9 @@ def _row(field: str, title: str, models: Sequence[Model]) -> ComparisonRow:
     return ComparisonRow(
         name=field,
         title=title,
-        values=[list(value) if isinstance(value, tuple) else value for value in values],
+        values=[
+            list(value) if isinstance(value, tuple) else NOT_STATED if value is None else value for value in values
+        ],
         differs=len({_comparable(value) for value in values}) > 1,
     )
 

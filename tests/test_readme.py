@@ -18,6 +18,7 @@ from deployments.autoscaling import Scaling
 from serve.media.fetch.policy import Policy
 from serve.models import MODELS
 from serve.models.own import Lora, Own, OwnCard, Tuned
+from serve.models.remote import RemoteModel, RemotePrice
 from serve.tasks import TASKS
 from serve.tasks.base import Task
 
@@ -154,6 +155,8 @@ SETTINGS: dict[str, type[BaseModel]] = {
     "A model of your own": Tuned,
     "A fine-tune": Own,
     "A LoRA adapter": Lora,
+    "A remote model": RemoteModel,
+    "`price`": RemotePrice,
     "`card`": OwnCard,
     "`autoscaling`": Scaling,
     "`gateway`": GatewayArgs,

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Hashable
 from typing import Any
 
+from deployments.routing.endpoint import Endpoint
 from deployments.routing.pool import Pool, RoutingKey
 from deployments.routing.quarantine import Quarantine
 from serve.engines.base import Piece, Prompt
@@ -22,10 +23,11 @@ SLOW_PACE_S = 0.5
 class Remote:
     """A Route to one model. Closing a stream early stops the replica's work.
 
-    pool, quarantine: of the engine, shared by its model and its LoRA adapters.
+    pool, quarantine: of the engine, shared by its model and its LoRA adapters. An Endpoint is the pool of a model on
+    another server.
     """
 
-    def __init__(self, model: Model, pool: Pool, quarantine: Quarantine) -> None:
+    def __init__(self, model: Model, pool: Pool | Endpoint, quarantine: Quarantine) -> None:
         self.model = model
         self._pool = pool
         self._quarantine = quarantine

@@ -103,7 +103,7 @@ def _times(service: Document) -> Iterator[str]:
         args = parse_config(service["spec"]["serveConfigV2"], "serveConfigV2").args
     except ConfigError:
         return  # `serve_config` has the reason
-    slowest = max(args.gateway.drain_s + args.gateway.leave_s, *(model.drain_s for model in args.engines().values()))
+    slowest = max([args.gateway.drain_s + args.gateway.leave_s, *(model.drain_s for model in args.engines().values())])
     for name, group in groups(service):
         grace = group["template"]["spec"].get("terminationGracePeriodSeconds", 30)
         drain = float(environment(group).get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S") or 30)

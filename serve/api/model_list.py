@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve.catalog import task_names
 from serve.engines.base import Memory, State
-from serve.models.base import Model
+from serve.models.base import Model, Price
 from serve.router.route import Status
 from serve.tasks import TASKS
 
@@ -26,6 +26,8 @@ class NameDetails(BaseModel):
     )
     example: Mapping[str, Any] | None = Field(default=None, description="A task's typical request, without the image.")
     memory: Memory | None = Field(default=None, description="Of the model's engine, once it runs.")
+    remote: bool = Field(default=False, description="Whether images and questions for it go to another server.")
+    price: Price | None = Field(default=None, description="Of a million tokens, where the operator gave it.")
     about: str | None = Field(default=None, description="What to know about the model, for example that it is a toy.")
 
 
@@ -59,6 +61,8 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
                 models=[name],
                 state=statuses[name].state if name in statuses else None,
                 memory=statuses[name].memory if name in statuses else None,
+                remote=model.card.remote,
+                price=model.card.price,
                 about=model.card.about,
             ),
         )

@@ -107,8 +107,10 @@ def _value(field: str, value: object) -> Text:
     return plain(f"{value:,}" if isinstance(value, int) else value)
 
 
-def quantity(count: int) -> str:
-    """7063427072 -> 7.06 B."""
+def quantity(count: int | None) -> str:
+    """7063427072 -> 7.06 B; a dash for None."""
+    if count is None:
+        return "-"
     for size, letter in ((10**9, "B"), (10**6, "M")):
         if count >= size:
             return f"{count / size:.3g} {letter}"

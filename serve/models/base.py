@@ -63,6 +63,15 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Price:
+    """The price of a million tokens: of a prompt (input), and of a reply (output)."""
+
+    input: float
+    output: float
+    currency: str = "USD"
+
+
+@dataclass(frozen=True)
 class Card:
     """A model's row in the comparison table, for people to read."""
 
@@ -70,8 +79,9 @@ class Card:
     category: str
     modality: str
     released: str
-    context_window: int
-    parameters: int
+    context_window: int | None
+    parameters: int | None
+    """None: not known."""
     licence: str
     tasks: tuple[str, ...]
     """Tasks that it was trained for, in its card's words; `Model.skills` is what it can do here."""
@@ -83,6 +93,9 @@ class Card:
     """The hardware that it needs, as a sentence, and whether a laptop's CPU is enough."""
     checked: str = ""
     """How this project has tested it, and what is untested."""
+    remote: bool = False
+    """Whether it runs on another server, to which images and questions are sent."""
+    price: Price | None = None
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _tuned(spec: Tuned, origin: Model, checkpoint: Checkpoint, what: str, adapte
         name=spec.name,
         checkpoint=checkpoint,
         card=_card(spec.card, origin.card, tasks, what),
-        skills={task: _skill(task, spec, origin) for task in tasks},
+        skills={task: tuned_skill(task, spec, origin) for task in tasks},
         weight=spec.weight,
         adapter=adapter,
     )
@@ -147,7 +147,6 @@ def _tuned(spec: Tuned, origin: Model, checkpoint: Checkpoint, what: str, adapte
 
 def _card(given: OwnCard, origin: Card, tasks: Sequence[str], what: str) -> Card:
     """Return the origin's card with the given fields, and without what is true of the origin's weights alone."""
-    own_fields = {field: value for field, value in given.model_dump().items() if value is not None}
     derived: dict[str, Any] = {
         "organization": "Whoever runs this server",
         "category": what,
@@ -158,10 +157,16 @@ def _card(given: OwnCard, origin: Card, tasks: Sequence[str], what: str) -> Card
         "about": f"{what}: a model of this server's own.",
         "checked": "Its architecture was, these weights were not: they are its user's own.",
     }
-    return dataclasses.replace(origin, **{**derived, **own_fields})
+    return dataclasses.replace(origin, **{**derived, **given_fields(given)})
 
 
-def _skill(task: str, spec: Tuned, origin: Model) -> Skill:
+def given_fields(card: OwnCard) -> dict[str, Any]:
+    """Return the fields that the operator gave for a card."""
+    return {field: value for field, value in card.model_dump().items() if value is not None}
+
+
+def tuned_skill(task: str, spec: Tuned, origin: Model) -> Skill:
+    """Return the origin's skill with the prompt and the length of reply that the operator gave."""
     known, most = origin.skills[task], spec.max_tokens
     words = next((given for name, given in spec.prompts.items() if name == task), None)
     if words is None and most is None:

@@ -116,6 +116,20 @@ def test_no_request_is_lost_while_models_are_added_changed_and_removed(changing:
     assert set(outcomes) == {"ok"}, [outcome for outcome in outcomes if outcome != "ok"][:3]
 
 
+def test_model_on_another_server_is_added_without_a_restart(changing: Changing) -> None:
+    changing.write([LLAVA, PALIGEMMA])
+    changing.change()
+    before = changing.running.replica("toy-llava"), changing.running.replica("gateway")
+    changing.write([LLAVA, PALIGEMMA, {"remote": f"{changing.running.url}/v1", "model": "toy-llava", "name": "mirror"}])
+    changing.change()
+    assert changing.columns() == {"toy-llava": "red", "toy-paligemma": "red", "mirror": "red"}
+    assert until(lambda: changing.running.state("mirror") == "ready", 10)
+    assert (changing.running.replica("toy-llava"), changing.running.replica("gateway")) == before
+    changing.write([LLAVA, PALIGEMMA])
+    changing.change()
+    assert set(changing.columns()) == {"toy-llava", "toy-paligemma"}
+
+
 def test_unusable_config_changes_nothing(changing: Changing) -> None:
     broken = {**PALIGEMMA, "simulate": {"fail_start": "The weights are cut off."}}
     with asking(changing.ask, people=2) as outcomes:

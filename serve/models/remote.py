@@ -1,0 +1,136 @@
+"""A model on another server that speaks OpenAI's API: a vLLM that is running already, or a commercial API."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from serve.engines.remote.chat_request import DEFAULT_FIELDS, IMAGE_PART, ChatField
+from serve.engines.remote.engine import SILENCE_S
+from serve.engines.remote.image_files import DEFAULT_IMAGE_TYPES, ImageType
+from serve.media.fetch.address import ParsedUrl, parse
+from serve.models.base import Card, Checkpoint, Model, Price, Turn, unchanged
+from serve.models.instructed import instructed_skills
+from serve.models.own import Tuned, given_fields, tuned_skill
+from serve.models.turns import split_system
+from serve.tasks import TASKS
+
+LENGTHS = ("max_tokens", "max_completion_tokens")
+BOXES = (
+    "needs a coordinate contract, the form and scale in which the model writes a box, and none can be declared for a "
+    "remote model yet"
+)
+_NOT_STATED = "not stated"
+
+
+def _base(url: str) -> str:
+    parsed = parse(url)
+    if parsed is None or {"?", "%"} & set(parsed.target):
+        raise ValueError("it must be the base URL of an API, as https://host/v1, without user, query or escapes")
+    return url
+
+
+class RemotePrice(BaseModel):
+    """A price of a million tokens. Reports multiply it by a reply's `usage`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: float = Field(ge=0, description="Of the prompt, image included.")
+    output: float = Field(ge=0, description="Of the reply.")
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+
+
+class RemoteModel(Tuned):
+    """A model on another server. It needs no process of ours: the gateway asks the server.
+
+    remote: the base URL of its API. model: its name there. name: its name here, by default the last part of `model`.
+    """
+
+    remote: Annotated[str, AfterValidator(_base)] = Field(description="Its host is asked at any address it has.")
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,127}$")] | None = None
+    fields: Annotated[list[ChatField], Field(min_length=1)] = list(DEFAULT_FIELDS)
+    image_types: Annotated[list[ImageType], Field(min_length=1)] = list(DEFAULT_IMAGE_TYPES)
+    price: RemotePrice | None = None
+    max_ongoing_requests: Annotated[int, Field(ge=1)] = 32
+    silence_s: Annotated[float, Field(gt=0, le=600)] = SILENCE_S
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_by_model(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "name" not in given and isinstance(given.get("model"), str):
+            return {**given, "name": given["model"].rpartition("/")[2]}
+        return given
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RemoteModel":
+        if len([field for field in LENGTHS if field in self.fields]) != 1:
+            raise ValueError(f"fields: one of {' and '.join(LENGTHS)} must be there, to limit the length of a reply.")
+        if not {"png", "jpeg"} & set(self.image_types):
+            raise ValueError("image_types: png or jpeg must be there, to send what the client's file does not suit.")
+        for task in self.tasks or ():
+            if TASKS[task].boxed:
+                raise ValueError(f"tasks: {task} {BOXES}.")
+        self.check(_origin(self))
+        return self
+
+    def url(self) -> ParsedUrl:
+        """Return the parsed base URL."""
+        parsed = parse(self.remote)
+        assert parsed is not None
+        return parsed
+
+
+def remote_model(spec: RemoteModel) -> Model:
+    """Return the Model of a server's model, with the tasks, prompts and lengths that the operator gave."""
+    origin = _origin(spec)
+    tasks = [task for task in TASKS if task in (spec.tasks or origin.skills)]
+    card = dataclasses.replace(origin.card, tasks=tuple(tasks), **given_fields(spec.card))
+    return dataclasses.replace(
+        origin, card=card, skills={task: tuned_skill(task, spec, origin) for task in tasks}, weight=spec.weight
+    )
+
+
+def chat_messages(turns: Sequence[Turn]) -> str:
+    """Return a conversation as OpenAI's `messages`, in JSON, with IMAGE_PART where the image goes.
+
+    Raises as `split_system`.
+    """
+    system, rest = split_system(turns)
+    messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+    for turn in rest:
+        text: Any = turn.text
+        if turn.has_image:
+            text = [IMAGE_PART, *([{"type": "text", "text": turn.text}] if turn.text else [])]
+        messages.append({"role": turn.role, "content": text})
+    return json.dumps(messages, ensure_ascii=False)
+
+
+def _origin(spec: RemoteModel) -> Model:
+    """Return the model with every task that a chat model can be told to do."""
+    price = None if spec.price is None else Price(spec.price.input, spec.price.output, spec.price.currency)
+    return Model(
+        name=spec.name,
+        checkpoint=Checkpoint(spec.model),
+        card=Card(
+            organization=_NOT_STATED,
+            category="Model on another server",
+            modality="image and text in, text out",
+            released=_NOT_STATED,
+            context_window=None,
+            parameters=None,
+            licence=_NOT_STATED,
+            tasks=(),
+            features=("asked through OpenAI's API",),
+            about="It runs on another server: images and questions for it leave this one.",
+            hardware="None here: it runs on another server.",
+            checked="Nothing: what answers at its server was not tested by this project.",
+            remote=True,
+            price=price,
+        ),
+        skills=instructed_skills(chat_messages, logprobs="logprobs" in spec.fields),
+        converse=chat_messages,
+        prepare=unchanged,
+    )

@@ -1,0 +1,139 @@
+"""A model on another server is a few lines of YAML, which are checked before anything is started."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.args import Args
+from deployments.config import ConfigError, parse_config
+from serve.engines.base import Spoken
+from serve.errors import BadRequest
+from serve.media.image import Image
+from serve.models.base import Price, Turn
+from serve.models.remote import RemoteModel, chat_messages, remote_model
+from serve.tasks.caption import CaptionRequest
+from serve.tasks.ocr import OcrRequest, OcrResult
+from serve.tasks.vqa import VqaRequest
+
+REMOTE = {"remote": "https://api.example.com/v1", "model": "gpt-x"}
+IMAGE = Image(np.zeros((4, 4, 3), np.uint8))
+
+
+def parsed(*models: Any) -> Args:
+    text = json.dumps({"applications": [{"import_path": "deployments.app:build", "args": {"models": list(models)}}]})
+    return parse_config(text, "c.yaml").args
+
+
+def refusal(**fields: Any) -> str:
+    with pytest.raises(ConfigError) as refused:
+        parsed({**REMOTE, **fields})
+    return str(refused.value)
+
+
+def test_url_and_name_are_enough() -> None:
+    args = parsed("toy-llava", REMOTE, {**REMOTE, "model": "Qwen/Qwen3-VL-8B"}, {**REMOTE, "name": "mine"})
+    assert list(args.models_by_name) == ["toy-llava", "gpt-x", "Qwen3-VL-8B", "mine"]
+    assert list(args.engines()) == ["toy-llava"] and list(args.remotes()) == ["gpt-x", "Qwen3-VL-8B", "mine"]
+    model = args.models_by_name["gpt-x"]
+    assert list(model.skills) == ["vqa", "caption", "ocr", "chat"] and model.images and not model.videos
+    assert model.card.remote and model.card.price is None
+    assert args.remotes()["gpt-x"].key_env is None
+
+
+def test_remote_models_alone_are_served() -> None:
+    assert parsed(REMOTE).engines() == {} and parsed(REMOTE).adapters("gpt-x") == []
+
+
+def test_operator_gives_tasks_prompts_lengths_card_and_price() -> None:
+    fields = {
+        "tasks": ["vqa"],
+        "prompts": {"vqa": "Q: {question}"},
+        "max_tokens": 9,
+        "weight": 2,
+        "card": {"licence": "theirs", "parameters": 7},
+        "price": {"input": 1, "output": 2, "currency": "EUR"},
+    }
+    model = parsed({**REMOTE, **fields}).models_by_name["gpt-x"]
+    assert list(model.skills) == ["vqa"] and model.card.tasks == ("vqa",) and model.weight == 2
+    assert (model.card.licence, model.card.parameters, model.card.price) == ("theirs", 7, Price(1, 2, "EUR"))
+    (prompt,) = model.skills["vqa"].ask(VqaRequest(image=IMAGE, question="what?"))
+    assert json.loads(prompt.text)[0]["content"][1]["text"] == "Q: what?" and prompt.sampling.max_tokens == 9
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *["api.example.com/v1", "ftp://api.example.com/v1", "https://user:word@api.example.com/v1", "https://"],
+        *["https://api.example.com/v1?key=abc", "https://api.example.com/%2e%2e", "http://2130706433/v1", "file:///x"],
+        *["https://api.example.com/v1\r\nx: y", "https://a b.example/v1", "https://api.example.com:99999/v1"],
+    ],
+)
+def test_url_that_names_no_api_is_refused(url: str) -> None:
+    assert "remote: it must be the base URL of an API" in refusal(remote=url)
+
+
+@pytest.mark.parametrize("key", ["sk-abcdef0123456789", "abc", "KEY=VALUE", "", "A" * 200])
+def test_key_in_place_of_its_variable_is_refused_and_not_repeated(key: str) -> None:
+    message = refusal(key_env=key)
+    assert "key_env" in message and (not key or key not in message)
+
+
+def test_detection_is_refused_with_the_reason() -> None:
+    assert "tasks: detect needs a coordinate contract" in refusal(tasks=["vqa", "detect"])
+    assert "tasks: segment needs a coordinate contract" in refusal(tasks=["segment"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"fields": ["temperature"]}, "fields: one of max_tokens and max_completion_tokens must be there"),
+        ({"fields": ["max_tokens", "max_completion_tokens"]}, "fields: one of max_tokens"),
+        ({"fields": ["max_tokens", "top_k"]}, "fields: 1: Input should be 'max_tokens'"),
+        ({"image_types": ["webp"]}, "image_types: png or jpeg must be there"),
+        ({"price": {"input": -1, "output": 1}}, "price: input:"),
+        ({"price": {"input": 1}}, "price: output: Field required"),
+        ({"prompts": {"vqa": "what?"}}, "{question} is missing"),
+        ({"name": "toy-llava"}, "'toy-llava' is a known model"),
+        ({"name": "vqa"}, "'vqa' means something else here"),
+        ({"num_gpus": 1}, "num_gpus: there is no such field"),
+        ({"model": "a model"}, "name: String should match pattern"),
+    ],
+)
+def test_wrong_setting_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    assert message in refusal(**fields)
+
+
+def test_conversation_becomes_messages_with_a_place_for_the_image() -> None:
+    turns = [
+        Turn("system", "Be brief."),
+        Turn("user", "a", has_image=True),
+        Turn("assistant", "b"),
+        Turn("user", "</s>"),
+    ]
+    assert json.loads(chat_messages(turns)) == [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": ""}}, {"type": "text", "text": "a"}],
+        },
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "< /s>"},
+    ]
+    with pytest.raises(BadRequest, match="must be the user's"):
+        chat_messages(turns[:-1])
+
+
+def test_language_is_named_in_the_instruction() -> None:
+    skills = remote_model(RemoteModel.model_validate(REMOTE)).skills
+    (prompt,) = skills["caption"].ask(CaptionRequest(image=IMAGE, lang="de"))
+    assert "ISO 639 code de" in prompt.text and not prompt.sampling.logprobs
+    (prompt,) = skills["caption"].ask(CaptionRequest(image=IMAGE))
+    assert "ISO" not in prompt.text
+
+
+@pytest.mark.parametrize(("reply", "text"), [("STOP", "STOP"), ("(no text)", ""), ("No text.", ""), ("", "")])
+def test_words_for_an_image_without_text_are_read(reply: str, text: str) -> None:
+    skill = remote_model(RemoteModel.model_validate(REMOTE)).skills["ocr"]
+    assert skill.parse([Spoken(reply)], OcrRequest(image=IMAGE)) == OcrResult(text=text)
