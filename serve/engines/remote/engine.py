@@ -37,12 +37,14 @@ CLOSING_S = 0.1
 """Seconds to wait for the response's end, once its stream's was announced: then the connection can be used again."""
 IDLE_S = 20.0
 """Seconds that an unused connection is kept open."""
+STALE_S = 1.0
+"""Seconds within which a kept connection that the server has closed meanwhile is noticed."""
 MAX_ERROR_BYTES = 65_536
 MAX_WAIT_DIGITS = 9
 UNREACHABLE, FAILED, KEY_REFUSED = "remote_unreachable", "remote_failed", "remote_key"
 DEAD = "engine_dead"
 _KEY = re.compile(r"[\x21-\x7e]+")
-_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError)
+_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError)
 logging.getLogger("httpcore").setLevel(logging.WARNING)  # at DEBUG it logs headers' names and URLs
 
 
@@ -195,6 +197,7 @@ class RemoteEngine:
 
         A kept connection may be closed by the server just as it is used again: such a request is sent once more.
         """
+        stale_until = time.monotonic() + STALE_S
         for last in (False, True):
             fresh = False
 
@@ -218,7 +221,7 @@ class RemoteEngine:
             except (TimeoutError, httpcore.TimeoutException):
                 raise self._silent() from None
             except _BROKEN:
-                if fresh or last:
+                if fresh or last or time.monotonic() > stale_until:
                     raise self._died() from None
         raise AssertionError("the last try returns or raises")
 
