@@ -28,6 +28,7 @@ from serve.engines.vllm import compilers, memory
 from serve.engines.vllm.config_check import check_config
 from serve.errors import ModelError
 from serve.models.base import Model
+from serve.models.remote import RemoteModel
 
 State = Literal["ok", "note", "FAULT"]
 DRIVER = 580
@@ -278,7 +279,7 @@ def _disk(args: Args) -> Iterator[Finding]:
     coming = [
         m for n, m in args.models_by_name.items() if n in _real(args) and not _is_whole(args, n) and m.adapter is None
     ]
-    wanted = ROOM_GB + sum(model.card.parameters * 2 for model in coming) / GB
+    wanted = ROOM_GB + sum(2 * (model.card.parameters or 0) for model in coming) / GB
     text = f"{free:.1f} GB free in {folder}"
     if free < wanted:
         yield Finding("FAULT", "disk", f"{text}, and {wanted:.1f} GB are needed", "free some, or set HF_HOME elsewhere")
@@ -310,7 +311,7 @@ def _plan(args: Args, devices: Sequence[Gpu], *, by_us: bool) -> Iterator[Findin
 def _by_card(name: str, model: Model, devices: Sequence[Gpu]) -> Finding:
     """Compare a model whose headers cannot be read yet with the memory, by the parameters that its card states."""
     room = max((usable(device.total) for device in devices), default=memory.available())
-    weights, kind = model.card.parameters * (2 if devices else 4), "bfloat16" if devices else "float32"
+    weights, kind = (model.card.parameters or 0) * (2 if devices else 4), "bfloat16" if devices else "float32"
     text = f"its headers cannot be read yet; by its card {weights / GB:.1f} GB of weights in {kind}"
     if weights > room:
         where = "a GPU has" if devices else "of main memory are free"
@@ -343,7 +344,7 @@ def _real(args: Args) -> list[str]:
 
 
 def _entry(args: Args, name: str) -> ModelArgs | OwnArgs | LoraArgs:
-    return next(entry for entry in args.models if entry.name == name)
+    return next(entry for entry in args.models if entry.name == name and not isinstance(entry, RemoteModel))
 
 
 def _is_whole(args: Args, name: str) -> bool:

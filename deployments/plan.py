@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(plan.as_json(), indent=2))
     else:
-        print(shown(plan, measured([place.name for place in plan.places]) if options.measured else None))
+        print(plan_text(plan, measured([place.name for place in plan.places]) if options.measured else None))
     return 0 if plan.fits and not plan.unread else 1
 
 
@@ -162,7 +162,7 @@ def usable(gpu: int) -> int:
     return int(gpu * UTILIZATION)
 
 
-def shown(plan: MemoryPlan, seen: Mapping[str, int] | None = None) -> str:
+def plan_text(plan: MemoryPlan, seen: Mapping[str, int] | None = None) -> str:
     """Return the plan as a text. seen: the bytes that running engines have, by name, to compare."""
     if plan.gpus:
         lines = [f"{_number(plan.gpus)}: vLLM uses {UTILIZATION:.0%}, {_gb(usable(min(plan.gpus)))} GB of each."]

@@ -20,14 +20,14 @@ def draw(results: Sequence[Measurement], file: Path) -> None:
     if not plain:
         return
     matplotlib.use("agg")
-    shown: tuple[tuple[str, bool, Value], ...] = (
+    charts: tuple[tuple[str, bool, Value], ...] = (
         ("whole replies: replies a second", False, lambda result: result.rate),
         ("streamed: replies a second", True, lambda result: result.rate),
         ("streamed: first word, ms (median)", True, lambda result: result.first),
         ("CPU outside the engine, ms a streamed request", True, lambda result: result.outside),
     )
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    for axis, (title, stream, value) in zip(axes.flat, shown, strict=True):
+    for axis, (title, stream, value) in zip(axes.flat, charts, strict=True):
         for side, kind in KINDS.items():
             own = [result for result in plain if result.side == side and result.case.stream == stream]
             levels = sorted({result.case.level for result in own})

@@ -135,8 +135,8 @@ class ResponseReader:
         code = (column.get("error") or {}).get("code", "")
         self.columns.append(Column(column["model"], column["status"], column["latency_ms"], code))
 
-    def _words(self, column: str | int, words: str | None, now: float) -> None:
-        if not words:
+    def _words(self, column: str | int, text: str | None, now: float) -> None:
+        if not text:
             return
         self._has_words = True
         if self.first is None:

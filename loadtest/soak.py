@@ -118,8 +118,8 @@ class Soak:
             elif draw.random() < 0.5:
                 yield "200", "/v1/tasks/vqa", {**task, "models": list(MODELS)}, leaves
             else:
-                words = {"type": "text", "text": "what is it?"}
-                content = [{"type": "image_url", "image_url": {"url": image}}, words]
+                text = {"type": "text", "text": "what is it?"}
+                content = [{"type": "image_url", "image_url": {"url": image}}, text]
                 chat = {"model": draw.choice(MODELS), "stream": stream}
                 body = {**chat, "messages": [{"role": "user", "content": content}]}
                 yield "200", "/v1/chat/completions", body, leaves
@@ -187,6 +187,6 @@ def _report(soak: Soak) -> bool:
         f"{soak.left_running} requests are under way then, by the gateway's gauge": not soak.left_running,
         f"unexpected: {unexpected or 'nothing'}": not unexpected,
     }
-    for words, held in verdicts.items():
-        print(f"{'met   ' if held else 'MISSED'} {words}")
+    for text, held in verdicts.items():
+        print(f"{'met   ' if held else 'MISSED'} {text}")
     return all(verdicts.values())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve import tracing
-from serve.engines.base import Engine, FinishReason, Memory, Piece, Prompt, Spoken, State, Token
+from serve.engines.base import Engine, FinishReason, Generation, Memory, Piece, Prompt, State, Token
 from serve.errors import ModelError, ParseError
 from serve.models.base import Model
 from serve.router.merge_streams import Ended, merge_streams
@@ -17,7 +17,7 @@ from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
 
 
 @dataclass
-class Generation:
+class PartialGeneration:
     """The output of the engine for one prompt, as far as it has come."""
 
     texts: list[str] = field(default_factory=list)
@@ -30,8 +30,8 @@ class Generation:
         self.tokens.extend(piece.tokens)
         self.last = piece
 
-    def spoken(self) -> Spoken:
-        return Spoken("".join(self.texts), tuple(self.tokens), self.last.finish_reason == "length")
+    def whole(self) -> Generation:
+        return Generation("".join(self.texts), tuple(self.tokens), self.last.finish_reason == "length")
 
 
 class Worker:
@@ -87,7 +87,7 @@ class Worker:
             prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
             if request.priority == "batch":
                 prompts = [replace(prompt, batch=True) for prompt in prompts]
-            generations = [Generation() for _ in prompts]
+            generations = [PartialGeneration() for _ in prompts]
             current = 0
             # Closed when the caller leaves or a prompt fails, so that the engine stops.
             async with contextlib.aclosing(merge_streams([self.engine.generate(p) for p in prompts])) as streams:
@@ -134,15 +134,15 @@ class Worker:
         if self._state == "failed":
             raise ModelError(f"{self.name} cannot answer: {self._step}", code="model_failed")
 
-    def _reply(self, task: str, request: Request, generations: Sequence[Generation]) -> Reply:
-        spoken = [generation.spoken() for generation in generations]
+    def _reply(self, task: str, request: Request, generations: Sequence[PartialGeneration]) -> Reply:
+        wholes = [generation.whole() for generation in generations]
         last = [generation.last for generation in generations]
-        whole = Spoken("".join(each.text for each in spoken), tuple(token for each in spoken for token in each.tokens))
+        tokens = tuple(token for whole in wholes for token in whole.tokens)
         reply = Reply(
             model=self.name,
             status="ok",
-            text="\n".join(each.text for each in spoken),
-            confidence=whole.confidence() if whole.tokens else None,
+            text="\n".join(whole.text for whole in wholes),
+            confidence=Generation("".join(whole.text for whole in wholes), tokens).confidence() if tokens else None,
             usage=Usage(
                 prompt_tokens=sum(piece.prompt_tokens for piece in last),
                 completion_tokens=sum(piece.completion_tokens for piece in last),
@@ -150,7 +150,7 @@ class Worker:
             finish_reason=_finish([piece.finish_reason for piece in last]),
         )
         try:
-            reply.result = self.model.skills[task].parse(spoken, request)
+            reply.result = self.model.skills[task].parse(wholes, request)
         except ParseError as error:
             reply.status = "error"
             reply.error = ReplyError(code=error.code or "parse_error", message=error.message)

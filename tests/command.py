@@ -16,11 +16,11 @@ class Ran:
 
 
 def runner(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Return a function that runs `diptych` with the words that it is given."""
+    """Return a function that runs `diptych` with the arguments that it is given."""
 
-    def run(*words: object) -> Ran:
+    def run(*arguments: object) -> Ran:
         try:
-            status = cli.main([str(word) for word in words])
+            status = cli.main([str(argument) for argument in arguments])
         except SystemExit as left:
             status = int(left.code or 0)
         out, err = capsys.readouterr()

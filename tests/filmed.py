@@ -55,9 +55,9 @@ def animation(count: int = 12, kind: str = "GIF", width: int = 64, height: int =
 def blinking(count: int, width: int = 4096, height: int = 2304) -> bytes:
     """Encode a GIF of large frames with a few bytes each: every frame changes a single pixel."""
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(3) + b"\xff\xff\xff"
-    shown = b"\x21\xf9\x04\x08" + struct.pack("<HB", 5, 0) + b"\0"
+    control = b"\x21\xf9\x04\x08" + struct.pack("<HB", 5, 0) + b"\0"
     pixel = b"\x02\x02\x4c\x01\0"  # clear, 1, end
-    frames = [shown + b"\x2c" + struct.pack("<HHHHB", at % width, 0, 1, 1, 0) + pixel for at in range(count)]
+    frames = [control + b"\x2c" + struct.pack("<HHHHB", at % width, 0, 1, 1, 0) + pixel for at in range(count)]
     return head + b"".join(frames) + b"\x3b"
 
 

@@ -126,9 +126,9 @@ def test_every_option_reaches_the_server(monkeypatch: pytest.MonkeyPatch, diptyc
 
     monkeypatch.setattr(client.Server, "ask", ask)
     monkeypatch.setenv("DIPTYCH_URL", "http://127.0.0.1:81/")
-    words = "--models a,b --deadline 2.5 --quorum 1 --merge vote --judge a --temperature 0.5 --max-tokens 9 --seed -3"
-    words += " --lang de --weights a=2,b=0.5"
-    assert diptych("ask", picture, "q", "--json", *words.split()).status == 0
+    arguments = "--models a,b --deadline 2.5 --quorum 1 --merge vote --judge a --temperature 0.5 --max-tokens 9"
+    arguments += " --seed -3 --lang de --weights a=2,b=0.5"
+    assert diptych("ask", picture, "q", "--json", *arguments.split()).status == 0
     fields = {"models": ["a", "b"], "deadline_s": 2.5, "quorum": 1, "merge": "vote", "temperature": 0.5}
     fields |= {"max_tokens": 9, "seed": -3, "lang": "de", "question": "q", "judge": "a"}
     fields |= {"weights": '{"a": 2.0, "b": 0.5}'}
@@ -175,7 +175,7 @@ def test_on_a_terminal_the_columns_fill_as_the_models_speak(server: str, picture
     command = [sys.executable, "-m", "serve.cli", "ask", str(picture), "what?", "--server", server]
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=environment, cwd=ROOT) as process:
         os.close(theirs)
-        shown = b""
+        output = b""
         while True:
             try:
                 got = os.read(ours, 65536)
@@ -183,9 +183,9 @@ def test_on_a_terminal_the_columns_fill_as_the_models_speak(server: str, picture
                 break
             if not got:
                 break
-            shown += got
+            output += got
     os.close(ours)
-    text = shown.decode()
+    text = output.decode()
     assert process.returncode == 0 and "Traceback" not in text
     assert "waiting for the first word" in text and "\x1b[?25h" in text  # live, and the cursor is back
     assert "merged" in text and "by vote" in text and "first word" in text
@@ -347,7 +347,7 @@ def test_text_is_read(diptych: Any, server: str, picture: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("q", "--save", "out.png"),
         ("cat", "--task", "detect", "--save", "out.txt"),
@@ -366,8 +366,8 @@ def test_text_is_read(diptych: Any, server: str, picture: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_misuse(diptych: Any, picture: Path, words: tuple[str, ...]) -> None:
-    ran = diptych("ask", picture, *words)
+def test_misuse(diptych: Any, picture: Path, arguments: tuple[str, ...]) -> None:
+    ran = diptych("ask", picture, *arguments)
     assert ran.status == 2 and ran.out == "" and ran.err
 
 
@@ -375,7 +375,7 @@ def test_misuse(diptych: Any, picture: Path, words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (
             ("q", "--models", "toy-lava"),
@@ -390,9 +390,9 @@ def test_misuse(diptych: Any, picture: Path, words: tuple[str, ...]) -> None:
     ],
 )
 def test_a_refusal_names_the_parameter(
-    diptych: Any, server: str, picture: Path, words: tuple[str, ...], says: str
+    diptych: Any, server: str, picture: Path, arguments: tuple[str, ...], says: str
 ) -> None:
-    ran = diptych("ask", picture, *words, "--server", server)
+    ran = diptych("ask", picture, *arguments, "--server", server)
     assert (ran.status, ran.out) == (1, "")
     assert ran.err.startswith(f"diptych: {says}") and ran.err.count("\n") == 1
 
@@ -480,7 +480,7 @@ def test_compare_takes_the_short_names_that_the_page_takes(diptych: Any, short: 
 
 
 @pytest.mark.parametrize(
-    ("words", "flags"),
+    ("arguments", "flags"),
     [
         ((), []),
         (("--models", "a,b", "--port", "9000"), ["--models=a,b", "--port=9000"]),
@@ -488,7 +488,7 @@ def test_compare_takes_the_short_names_that_the_page_takes(diptych: Any, short: 
     ],
 )
 def test_serve_becomes_the_deployment(
-    diptych: Any, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], flags: list[str]
+    diptych: Any, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], flags: list[str]
 ) -> None:
     became: list[Any] = []
 
@@ -497,7 +497,7 @@ def test_serve_becomes_the_deployment(
         raise SystemExit(0)
 
     monkeypatch.setattr(os, "execv", execv)
-    diptych("serve", *words)
+    diptych("serve", *arguments)
     assert became == [(sys.executable, [sys.executable, "-m", "deployments", *flags])]
 
 
@@ -516,8 +516,8 @@ def test_asking_starts_quickly() -> None:
 
 def test_a_terminal_without_the_characters(server: str, picture: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
-    for words in (["models", "--server", server], ["ask", str(picture), "escape", "--server", server]):
-        command = [sys.executable, "-m", "serve.cli", *words]
+    for arguments in (["models", "--server", server], ["ask", str(picture), "escape", "--server", server]):
+        command = [sys.executable, "-m", "serve.cli", *arguments]
         ran = subprocess.run(command, capture_output=True, env=environment, check=True, cwd=ROOT)
         ran.stdout.decode("ascii")
         assert ran.stderr == b""

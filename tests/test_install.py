@@ -58,7 +58,7 @@ def test_versions_of_torch_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "words"),
+    ("output", "expected"),
     [
         (
             "WARNING: Retrying ... NewConnectionError(...)\nERROR: No matching distribution",
@@ -69,9 +69,9 @@ def test_versions_of_torch_agree() -> None:
         ("ERROR: something odd\nmore", "could not be installed: something odd"),
     ],
 )
-def test_output_of_pip_becomes_a_sentence(output: str, words: str, tmp_path: Path) -> None:
+def test_output_of_pip_becomes_a_sentence(output: str, expected: str, tmp_path: Path) -> None:
     sentence = install.reason("torch", output, tmp_path / "install.log")
-    assert words in sentence and "\n" not in sentence
+    assert expected in sentence and "\n" not in sentence
 
 
 def test_too_little_disk_is_refused_with_numbers(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_second_call_installs_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     installed: list[str] = []
     monkeypatch.setattr(install, "make", lambda venv: venv.mkdir(exist_ok=True))
     monkeypatch.setattr(install, "check_disk", lambda venv, gb: None)
-    monkeypatch.setattr(install.Pip, "try_install", lambda self, what, *words: installed.append(what) or True)
+    monkeypatch.setattr(install.Pip, "try_install", lambda self, what, *arguments: installed.append(what) or True)
     monkeypatch.setattr(install.Pip, "install_lock", lambda self, what, name: installed.append(what))
     install.install(tmp_path / ".venv", "cpu", False)
     assert installed == ["torch", "torchvision", "packages, hash by hash", "Diptych itself"]
@@ -137,12 +137,12 @@ def test_torch_comes_from_configured_sources_and_torchvision_falls_back(
 ) -> None:
     installed: list[tuple[str, ...]] = []
 
-    def tries(self: install.Pip, what: str, *words: str) -> bool:
-        installed.append(words)
-        return words[-1] != install.TORCHVISION
+    def tries(self: install.Pip, what: str, *arguments: str) -> bool:
+        installed.append(arguments)
+        return arguments[-1] != install.TORCHVISION
 
     monkeypatch.setattr(install.Pip, "try_install", tries)
-    monkeypatch.setattr(install.Pip, "_runs", lambda self, *words: False)
+    monkeypatch.setattr(install.Pip, "_runs", lambda self, *arguments: False)
     install.torch(install.Pip(tmp_path))
     assert installed == [
         ("--no-deps", install.TORCH),
@@ -155,14 +155,14 @@ def test_torch_comes_from_configured_sources_and_torchvision_falls_back(
 def test_torch_comes_from_its_own_index_as_a_last_resort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed: list[tuple[str, ...]] = []
 
-    def tries(self: install.Pip, what: str, *words: str) -> bool:
-        installed.append(words)
-        return "--index-url" in words
+    def tries(self: install.Pip, what: str, *arguments: str) -> bool:
+        installed.append(arguments)
+        return "--index-url" in arguments
 
     monkeypatch.setattr(install.Pip, "try_install", tries)
     install.torch(install.Pip(tmp_path))
-    assert [words[-1] for words in installed] == [install.TORCH, install.TORCH, install.TORCHVISION]
-    assert all(install.INDEX in words for words in installed[1:])
+    assert [arguments[-1] for arguments in installed] == [install.TORCH, install.TORCH, install.TORCHVISION]
+    assert all(install.INDEX in arguments for arguments in installed[1:])
 
 
 @pytest.mark.parametrize("uv_works", [True, False])
@@ -171,8 +171,8 @@ def test_lock_is_installed_by_uv_and_by_pip_where_uv_fails(
 ) -> None:
     commands: list[tuple[str, ...]] = []
 
-    def runs(self: install.Pip, module: str, *words: str) -> bool:
-        commands.append((module, words[-1]))
+    def runs(self: install.Pip, module: str, *arguments: str) -> bool:
+        commands.append((module, arguments[-1]))
         return module == "pip" or uv_works
 
     monkeypatch.setattr(install.Pip, "_runs", runs)

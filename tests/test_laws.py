@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import serve.tasks
-from serve.engines.base import Spoken, Token
+from serve.engines.base import Generation, Token
 from serve.errors import ParseError
 from serve.media.image import Image
 from serve.media.masks import decode, encode
@@ -50,8 +50,8 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-words = st.sampled_from(["yes", "No.", "red", "a red", "two", "2", "", "a blue circle and a star", "a star"])
-pages = st.lists(words, max_size=3).map("\n".join)
+texts = st.sampled_from(["yes", "No.", "red", "a red", "two", "2", "", "a blue circle and a star", "a star"])
+pages = st.lists(texts, max_size=3).map("\n".join)
 left, top = st.floats(0, WIDTH - 8), st.floats(0, HEIGHT - 6)
 
 
@@ -86,7 +86,7 @@ def results(task: str) -> st.SearchStrategy[Result]:
     fields: dict[str, st.SearchStrategy[Any]] = {}
     for name, field in kind.model_fields.items():
         hint: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-        fields[name] = words if field.annotation is str else st.from_type(hint)
+        fields[name] = texts if field.annotation is str else st.from_type(hint)
     return st.builds(kind, **fields)
 
 
@@ -149,7 +149,7 @@ def test_parser_of_every_skill_takes_any_text(model: Model, task: str, text: str
     example = request(task, model)
     prompts = model.skills[task].ask(example)
     try:
-        result = model.skills[task].parse([Spoken(text)] * len(prompts), example)
+        result = model.skills[task].parse([Generation(text)] * len(prompts), example)
     except ParseError as error:
         assert error.message
     else:
@@ -277,8 +277,8 @@ def test_prompts_hold_every_label_and_their_replies_make_a_result(model: Model, 
     for at, label in enumerate(labels):
         assert label in prompts[at % len(prompts)].text
     if len(prompts) > 1:
-        spoken = [Spoken("[0.1, 0.1, 0.5, 0.5]"), Spoken("[0.5, 0.5, 0.9, 0.9]")]
-        result = model.skills[task].parse(spoken, detect)
+        generations = [Generation("[0.1, 0.1, 0.5, 0.5]"), Generation("[0.5, 0.5, 0.9, 0.9]")]
+        result = model.skills[task].parse(generations, detect)
         assert isinstance(result, DetectResult) and [box.label for box in result.boxes] == labels
 
 
@@ -314,19 +314,19 @@ def _approx(a: Result | None, b: Result | None) -> bool:
 def test_confidence_of_a_span_is_the_mean_of_the_overlapping_tokens(
     tokens: list[tuple[str, float]], start: int, length: int
 ) -> None:
-    spoken = Spoken("".join(text for text, _ in tokens), tuple(Token(text, sure) for text, sure in tokens))
+    generation = Generation("".join(text for text, _ in tokens), tuple(Token(text, sure) for text, sure in tokens))
     end, at, sure = start + length, 0, []
     for text, logprob in tokens:
         if at < end and at + len(text) > start:
             sure.append(logprob)
         at += len(text)
     expected = math.exp(sum(sure) / len(sure)) if sure else 1.0
-    assert spoken.confidence(start, end) == pytest.approx(expected)
+    assert generation.confidence(start, end) == pytest.approx(expected)
 
 
 def test_confidence_of_a_word_is_that_of_its_token() -> None:
-    spoken = Spoken("ab cd", (Token("ab", math.log(0.5)), Token(" cd", math.log(0.125))))
-    assert spoken.confidence() == pytest.approx(0.25)
-    assert spoken.confidence(0, 2) == pytest.approx(0.5)
-    assert spoken.confidence(3, 5) == pytest.approx(0.125)
-    assert Spoken("ab").confidence() == 1
+    generation = Generation("ab cd", (Token("ab", math.log(0.5)), Token(" cd", math.log(0.125))))
+    assert generation.confidence() == pytest.approx(0.25)
+    assert generation.confidence(0, 2) == pytest.approx(0.5)
+    assert generation.confidence(3, 5) == pytest.approx(0.125)
+    assert Generation("ab").confidence() == 1

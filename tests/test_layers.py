@@ -60,9 +60,9 @@ def upward(path: Path) -> list[str]:
     if own is None:
         return []
     others = {name: entry(name) for name in imports(path)}
-    shown = path.relative_to(ROOT)
+    relative = path.relative_to(ROOT)
     return [
-        f"{shown} imports {name}"
+        f"{relative} imports {name}"
         for name, other in others.items()
         if other is not None and other != own and HEIGHT[other] >= HEIGHT[own]
     ]

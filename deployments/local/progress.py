@@ -22,7 +22,7 @@ class Progress:
     models: Sequence[str]
     out: TextIO = field(default_factory=lambda: sys.stdout)
     began: float = field(default_factory=time.monotonic)
-    shown: dict[str, tuple[str, float]] = field(default_factory=dict)
+    printed: dict[str, tuple[str, float]] = field(default_factory=dict)
     drawn: int = 0
     key: str | None = None
 
@@ -53,11 +53,11 @@ class Progress:
             self.drawn = 1 + sum(1 + (len(line) - 1) // _width() for line in lines)
         else:
             for name, step in steps.items():
-                last, at = self.shown.get(name, ("", 0.0))
+                last, at = self.printed.get(name, ("", 0.0))
                 changed = COUNTS.sub("", step) != COUNTS.sub("", last)
                 if changed or (states.get(name) == "starting" and now - at > REMIND_S):
                     self.log(f"{name}: {self.line(step, states.get(name))}")
-                    self.shown[name] = (step, now)
+                    self.printed[name] = (step, now)
         self.out.flush()
 
     @staticmethod

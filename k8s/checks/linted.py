@@ -30,9 +30,9 @@ def pods(checkov: Path, pods: list[Document], policies: list[Document], folder: 
     """Yield the faults of pods under the network policies beside them. folder: for a file that checkov reads."""
     file = folder / "pods.yaml"
     file.write_text(yaml.safe_dump_all(pods + policies))
-    for resource, check, words in _failed(checkov, "kubernetes", file, PODS):
+    for resource, check, description in _failed(checkov, "kubernetes", file, PODS):
         if not (check in HEADS and resource.endswith("-head")):
-            yield f"{resource}: {check} {words}"
+            yield f"{resource}: {check} {description}"
 
 
 def writable(pods: list[Document]) -> Iterator[str]:
@@ -45,8 +45,8 @@ def writable(pods: list[Document]) -> Iterator[str]:
 
 
 def dockerfile(checkov: Path, file: Path) -> Iterator[str]:
-    for resource, check, words in _failed(checkov, "dockerfile", file, FILES):
-        yield f"{resource}: {check} {words}"
+    for resource, check, description in _failed(checkov, "dockerfile", file, FILES):
+        yield f"{resource}: {check} {description}"
 
 
 def _failed(checkov: Path, framework: str, file: Path, skipped: dict[str, str]) -> Iterator[tuple[str, str, str]]:

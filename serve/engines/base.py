@@ -92,7 +92,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class Generation:
     """A whole generation: its text and tokens, whose texts joined give the text (special tokens included).
 
     cut: whether it was ended by max_tokens, so that its last answer, box or word may be incomplete.

@@ -150,15 +150,15 @@ class FakeEngine:
     def _pieces(self, prompt: Prompt) -> list[str]:
         replies = self.adapters.get(prompt.adapter or "", self.replies)
         if callable(replies):
-            words = replies(prompt)
+            reply = replies(prompt)
         elif isinstance(replies, Mapping):
             parts = [part for part in replies if part in prompt.text]
             if not parts:
                 raise ModelError(f"The fake engine was told nothing about {prompt.text!r}.", code="untold")
-            words = replies[max(parts, key=len)]
+            reply = replies[max(parts, key=len)]
         else:
-            words = replies
-        return re.findall(r"\S+\s*|\s+", words) if isinstance(words, str) else list(words)
+            reply = replies
+        return re.findall(r"\S+\s*|\s+", reply) if isinstance(reply, str) else list(reply)
 
     async def _wait(self, seconds: float) -> None:
         """Sleep, waking at `kill`. Raises ModelError where the engine is dead."""

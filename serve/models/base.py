@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.engines.base import Prompt, Sampling, Spoken
+from serve.engines.base import Generation, Prompt, Sampling
 from serve.media.image import Image
 from serve.tasks.base import Result
 
@@ -31,7 +31,7 @@ class Skill:
     """
 
     ask: Callable[[Any], list[Prompt]]
-    parse: Callable[[Sequence[Spoken], Any], Result]
+    parse: Callable[[Sequence[Generation], Any], Result]
     slow: bool = False
     """Run `ask` and `parse` in a thread: they would block the event loop for more than a moment."""
     prompts: Callable[[Any], int] = lambda request: 1

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from serve.engines.base import Prompt, Spoken
+from serve.engines.base import Generation, Prompt
 from serve.models.base import Skill, Turn, task_sampling
 from serve.models.text_replies import parse_caption, parse_chat, parse_text, parse_vqa
 from serve.tasks.base import Request
@@ -56,7 +56,7 @@ def instructed_skills(converse: Callable[[Sequence[Turn]], str], *, logprobs: bo
     }
 
 
-def parse_reading(generations: Sequence[Spoken], request: OcrRequest) -> OcrResult:
+def parse_reading(generations: Sequence[Generation], request: OcrRequest) -> OcrResult:
     """Return the text that was read; none where the reply is NO_TEXT. Raises as `parse_text`."""
     text = parse_text(generations, request).text
     return OcrResult(text="" if text.rstrip(".").casefold() in (NO_TEXT, NO_TEXT.strip("()")) else text)

@@ -6,7 +6,7 @@ The families differ in chat template, padding and video; these are arguments of 
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from serve.engines.base import Prompt, Spoken
+from serve.engines.base import Generation, Prompt
 from serve.errors import BadRequest, ParseError
 from serve.media.geometry import Colour, from_padded, pad_to_square
 from serve.media.image import Image
@@ -37,7 +37,7 @@ def llava_skills(
     frames: int = 0,
     pad: Colour | None = None,
     ends: tuple[str, ...] = (),
-    parse_ocr: Callable[[Sequence[Spoken], OcrRequest], Result] | None = None,
+    parse_ocr: Callable[[Sequence[Generation], OcrRequest], Result] | None = None,
 ) -> Mapping[str, Skill]:
     """Return the skills of one family, by task.
 
@@ -93,14 +93,14 @@ def _medium(request: Request) -> str:
     return "image" if request.video is None else "video"
 
 
-def parse_unquoted(generations: Sequence[Spoken], request: OcrRequest) -> Result:
+def parse_unquoted(generations: Sequence[Generation], request: OcrRequest) -> Result:
     """Return the text without the quotation marks that LLaVA often puts around it. Raises as `parse_text`."""
     result = parse_text(generations, request)
     quoted = _QUOTED.fullmatch(result.text) or (generations[0].cut and _QUOTE_CUT.fullmatch(result.text)) or None
     return result if quoted is None else result.model_copy(update={"text": quoted[1].strip()})
 
 
-def parse_padded_boxes(generations: Sequence[Spoken], request: DetectRequest) -> DetectResult:
+def parse_padded_boxes(generations: Sequence[Generation], request: DetectRequest) -> DetectResult:
     """Parse `[x0, y0, x1, y1]`, fractions of the padded square, into boxes in pixels of the image, one per label.
 
     Raises ParseError when no label got a box inside the image.

@@ -89,10 +89,10 @@ class Tuned(BaseModel):
             if task not in origin.skills:
                 able = ", ".join(name for name in TASKS if name in origin.skills)
                 raise ValueError(f"tasks: {origin.name} cannot do {task}, only {able}.")
-        for task, words in self.prompts.items():
+        for task, template in self.prompts.items():
             if task not in (self.tasks or origin.skills):
                 raise ValueError(f"prompts: {self.name} does not do {task}.")
-            _check_words(task, words, _placeholders(task, origin))
+            _check_template(task, template, _placeholders(task, origin))
 
 
 class Own(Tuned):
@@ -168,19 +168,19 @@ def given_fields(card: OwnCard) -> dict[str, Any]:
 def tuned_skill(task: str, spec: Tuned, origin: Model) -> Skill:
     """Return the origin's skill with the prompt and the length of reply that the operator gave."""
     known, most = origin.skills[task], spec.max_tokens
-    words = next((given for name, given in spec.prompts.items() if name == task), None)
-    if words is None and most is None:
+    template = next((given for name, given in spec.prompts.items() if name == task), None)
+    if template is None and most is None:
         return known
 
     def ask(request: Any) -> list[Prompt]:
-        speaks_it = words is not None and "lang" in _fields(words)  # the family's own prompts may not
+        speaks_it = template is not None and "lang" in _fields(template)  # the family's own prompts may not
         prompts = known.ask(request.model_copy(update={"lang": "en"}) if speaks_it else request)
-        if words is not None:
-            single = len(prompts) > 1 or "label" in _fields(words)
+        if template is not None:
+            single = len(prompts) > 1 or "label" in _fields(template)
             labels = getattr(request, "labels", [])
             labels_by_prompt = labels if single else [" ; ".join(labels)]
             prompts = [
-                dataclasses.replace(prompt, text=_turn(origin, prompt, _filled(words, request, text)))
+                dataclasses.replace(prompt, text=_turn(origin, prompt, _filled(template, request, text)))
                 for prompt, text in zip(prompts, labels_by_prompt, strict=True)
             ]
         if most is None or request.max_tokens:
@@ -193,15 +193,15 @@ def tuned_skill(task: str, spec: Tuned, origin: Model) -> Skill:
     return dataclasses.replace(known, ask=ask)
 
 
-def _filled(words: str, request: Any, labels: str) -> str:
+def _filled(template: str, request: Any, labels: str) -> str:
     values = {field: getattr(request, field, "") for field in ("question", "lang")}
-    return words.format(**values, label=labels, labels=labels)
+    return template.format(**values, label=labels, labels=labels)
 
 
-def _turn(origin: Model, prompt: Prompt, words: str) -> str:
-    """Return the family's turn around these words, with the image or video where the family puts it."""
+def _turn(origin: Model, prompt: Prompt, text: str) -> str:
+    """Return the family's turn around this text, with the image or video where the family puts it."""
     film = prompt.video is not None
-    return origin.converse([Turn("user", words, has_image=not film and prompt.image is not None, has_video=film)])
+    return origin.converse([Turn("user", text, has_image=not film and prompt.image is not None, has_video=film)])
 
 
 def _placeholders(task: str, origin: Model) -> Mapping[str, bool]:
@@ -222,21 +222,21 @@ def _phrases(origin: Model) -> str:
     return "label" if len(origin.skills["detect"].ask(request)) > 1 else "labels"
 
 
-def _fields(words: str) -> set[str]:
-    return {field for _, field, _, _ in string.Formatter().parse(words) if field is not None}
+def _fields(template: str) -> set[str]:
+    return {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
 
 
-def _check_words(task: str, words: str, allowed: Mapping[str, bool]) -> None:
+def _check_template(task: str, template: str, allowed: Mapping[str, bool]) -> None:
     """Raise ValueError naming a placeholder that means nothing in this task, or one that is missing."""
     can = f"it can hold {', '.join(f'{{{field}}}' for field in allowed)}" if allowed else "it can hold none"
     try:
-        parts = list(string.Formatter().parse(words))
+        parts = list(string.Formatter().parse(template))
     except ValueError:
         raise ValueError(f"prompts: {task}: a brace stands alone; a brace itself is written {{{{ or }}}}.") from None
     for _, field, spec, conversion in parts:
         if field is not None and (field not in allowed or spec or conversion):
-            shown = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-            raise ValueError(f"prompts: {task}: {{{shown}}} is no placeholder; {can}.")
+            placeholder = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            raise ValueError(f"prompts: {task}: {{{placeholder}}} is no placeholder; {can}.")
     for field, needed in allowed.items():
-        if needed and field not in _fields(words):
+        if needed and field not in _fields(template):
             raise ValueError(f"prompts: {task}: {{{field}}} is missing, so it would not be asked; {can}.")

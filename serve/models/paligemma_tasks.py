@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from serve.engines.base import Prompt, Spoken
+from serve.engines.base import Generation, Prompt
 from serve.errors import BadRequest, ParseError
 from serve.media.geometry import Box, clip
 from serve.media.image import Image
@@ -47,7 +47,7 @@ def paligemma_skills(
     ocr_prompt: str = READ,
     decoder: str | None = None,
     caption_tokens: int = 96,
-    parse_ocr: Callable[[Sequence[Spoken], OcrRequest], Result] = parse_text,
+    parse_ocr: Callable[[Sequence[Generation], OcrRequest], Result] = parse_text,
 ) -> Mapping[str, Skill]:
     """Return the skills of one checkpoint, by task.
 
@@ -65,7 +65,7 @@ def paligemma_skills(
         mask_decoder.find(decoder)  # raises before the model generates codes that nothing could decode
         return _ask(request, f"segment {_names(request)}", 512)
 
-    def parse(generations: Sequence[Spoken], request: SegmentRequest) -> SegmentResult:
+    def parse(generations: Sequence[Generation], request: SegmentRequest) -> SegmentResult:
         return parse_segment(generations, request, mask_decoder.find(decoder))
 
     skills = {
@@ -95,7 +95,7 @@ def _names(request: DetectRequest) -> str:
     return " ; ".join(bare_phrase(label) for label in request.labels)
 
 
-def parse_located_boxes(generations: Sequence[Spoken], request: DetectRequest) -> DetectResult:
+def parse_located_boxes(generations: Sequence[Generation], request: DetectRequest) -> DetectResult:
     """Parse `<locY0><locX0><locY1><locX1> label ; ...` into boxes in pixels of the image. An empty reply has no boxes.
 
     The last object of a reply cut by max_tokens counts if its box is whole and the text after it begins exactly one
@@ -110,7 +110,7 @@ def parse_located_boxes(generations: Sequence[Spoken], request: DetectRequest) -
 
 
 def parse_segment(
-    generations: Sequence[Spoken], request: SegmentRequest, decoder: mask_decoder.MaskDecoder
+    generations: Sequence[Generation], request: SegmentRequest, decoder: mask_decoder.MaskDecoder
 ) -> SegmentResult:
     """Parse boxes as `parse_located_boxes`, with sixteen `<segNNN>` before each label, into masks in COCO RLE.
 
@@ -137,7 +137,7 @@ def parse_segment(
     return SegmentResult(boxes=boxes)
 
 
-def _require_empty(generation: Spoken, form: str) -> None:
+def _require_empty(generation: Generation, form: str) -> None:
     """Raise ParseError unless the generation is empty and was not cut. form: the missing object, for the message."""
     if generation.cut:
         raise ParseError(f"The reply was cut by max_tokens before its first whole {form} that was asked for.")
@@ -145,7 +145,7 @@ def _require_empty(generation: Spoken, form: str) -> None:
         raise ParseError(f"The reply holds no {form} that was asked for.")
 
 
-def _objects(generation: Spoken, labels: Sequence[str]) -> list[ParsedObject]:
+def _objects(generation: Generation, labels: Sequence[str]) -> list[ParsedObject]:
     """Return the objects with a valid box and a requested label, which they carry in the request's spelling."""
     requested = AskedLabels(labels)
     objects = []

@@ -110,11 +110,11 @@ async def test_task_stream_has_deltas_replies_and_the_merged_reply() -> None:
     events = frames(reply.text)
     assert events[-1] == (None, "[DONE]") and events[-2][0] == "merged"
     parsed = [(event, json.loads(data)) for event, data in events[:-1]]
-    words = {
+    text_by_model = {
         name: "".join(data["text"] for event, data in parsed if event == "delta" and data["model"] == name)
         for name in (LLAVA, PALIGEMMA)
     }
-    assert words == {LLAVA: "a red square", PALIGEMMA: "red"}
+    assert text_by_model == {LLAVA: "a red square", PALIGEMMA: "red"}
     assert [data["model"] for event, data in parsed if event == "reply"] == [PALIGEMMA, LLAVA]  # the faster one first
     assert parsed[-1][1]["method"] == "vote"
 

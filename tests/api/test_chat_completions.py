@@ -477,9 +477,9 @@ async def test_replies_stream_interleaved_and_the_merged_reply_comes_last() -> N
     choices = [chunk["choices"][0] for chunk in sent[:-1]]
     indexes = [choice["index"] for choice in choices]
     assert indexes[:3] == [0, 1, 2]  # announced in order, before any text
-    spoken = indexes[3:-2]
-    assert indexes[-2:] == [0, 0] and set(spoken) == {1, 2}
-    assert spoken not in ([1] * 4 + [2] * 2, [2] * 2 + [1] * 4)  # interleaved
+    of_models = indexes[3:-2]
+    assert indexes[-2:] == [0, 0] and set(of_models) == {1, 2}
+    assert of_models not in ([1] * 4 + [2] * 2, [2] * 2 + [1] * 4)  # interleaved
     texts = {at: "".join(c["delta"].get("content", "") for c in choices if c["index"] == at) for at in (0, 1, 2)}
     assert texts == {0: "a red square", 1: "a red square", 2: "red"}
     for at in (0, 1, 2):
@@ -539,8 +539,8 @@ async def test_phrases_are_split_at_commas_and_semicolons() -> None:
 
 
 async def test_caption_needs_no_text() -> None:
-    for words in (None, "", "Describe it."):
-        reply = await complete({"model": "caption", "messages": [message(words)]}, FakeEngine("a red square"))
+    for text in (None, "", "Describe it."):
+        reply = await complete({"model": "caption", "messages": [message(text)]}, FakeEngine("a red square"))
         assert reply.json()["choices"][0]["message"]["content"] in ("a red square", "red")
 
 

@@ -138,10 +138,10 @@ def masked(*box: int, size: tuple[int, int] = (300, 400)) -> dict[str, object]:
 def test_mask_is_transparent_with_an_opaque_edge() -> None:
     picture = draw_layers(page(), [Layer(BLUE, [masked(100, 80, 300, 220)])])
     veil = PIL.ImageColor.getrgb(BLUE)
-    shown = np.asarray(picture).astype(int)
-    assert (shown[150, 150] == [round(255 + (v - 255) * VEIL / 255) for v in veil]).all()  # the page shows through
-    assert (shown[150, 199] == veil).all()  # the mask's last column
-    assert (shown[150, 250] == 255).all()  # in the box, not in the mask
+    drawn = np.asarray(picture).astype(int)
+    assert (drawn[150, 150] == [round(255 + (v - 255) * VEIL / 255) for v in veil]).all()  # the page shows through
+    assert (drawn[150, 199] == veil).all()  # the mask's last column
+    assert (drawn[150, 250] == 255).all()  # in the box, not in the mask
 
 
 def test_merged_mask_lies_over_the_models_mask_and_is_more_opaque() -> None:

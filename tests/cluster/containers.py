@@ -121,9 +121,9 @@ def _bytes(quantity: str) -> int:
     return int(quantity[:-2]) * UNITS[quantity[-2:]]
 
 
-def run(*words: str) -> str:
+def run(*command: str) -> str:
     """Run a command and return its output. Raises Unable."""
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise Unable(f"{' '.join(words)}: {done.stderr.strip()}")
+        raise Unable(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout

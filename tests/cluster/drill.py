@@ -241,7 +241,7 @@ def watch(drill: Drill) -> str:
         prometheus(drill.nodes.folder, gateways, drill.key, nodes) as url,
     ):
         panels = list(expressions(drill.simulated))
-        wait(lambda: all(query(url, shown) for _, shown in panels), WATCH_S, lambda: _dark(url, panels))
+        wait(lambda: all(query(url, expression) for _, expression in panels), WATCH_S, lambda: _dark(url, panels))
         targets = query(url, "up")
         need(all(target["value"][1] == "1" for target in targets), f"not every target is reached: {targets}")
     return f"{len(panels)} expressions of every panel gave data, from {len(gateways) + len(nodes)} targets"

@@ -131,28 +131,35 @@ def _pods(service: Document, folder: Path, token: str, image: Image | None) -> I
             pod_name = name if name == "head" else f"{name}-{i}"
             component = template["metadata"]["labels"]["app.kubernetes.io/component"]
             pod = Pod(pod_name, component, address, [], {}, folder / f"{pod_name}.log")
-            words = ["--head", "--port=6379"] if name == "head" else [f"--address={head}:6379"]
-            words += [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
-            words += [f"--node-ip-address={address}", "--metrics-export-port=8080", "--disable-usage-stats", "--block"]
-            words += [f"--object-store-memory={OBJECTS}"]
+            options = ["--head", "--port=6379"] if name == "head" else [f"--address={head}:6379"]
+            options += [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
+            options += [
+                f"--node-ip-address={address}",
+                "--metrics-export-port=8080",
+                "--disable-usage-stats",
+                "--block",
+            ]
+            options += [f"--object-store-memory={OBJECTS}"]
             env = {key: value for key, value in environment(group).items() if value is not None}
             env |= {**QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
             if image is None:
-                words.append(f"--temp-dir={folder}/ray")
+                options.append(f"--temp-dir={folder}/ray")
                 own = folder / pod_name
                 own.mkdir()
                 programs = Path(sys.executable).parent
                 pod.env = {**env, LOG: str(pod.log), "PYTHONPATH": os.getcwd()}
                 pod.env["PATH"] = f"{programs}:{os.environ['PATH']}"
-                inside = ["sh", "-c", OWN_FOLDER, str(own), f"{folder}/ray", *SHELL, _line(words)]
+                inside = ["sh", "-c", OWN_FOLDER, str(own), f"{folder}/ray", *SHELL, _line(options)]
                 pod.command = ["ip", "netns", "exec", pod.space, *inside]
             else:
-                pod.command = command(image, pod_name, template["spec"], [*SHELL, _line(words)], env, pod.space, folder)
+                pod.command = command(
+                    image, pod_name, template["spec"], [*SHELL, _line(options)], env, pod.space, folder
+                )
             yield pod
 
 
-def _line(words: list[str]) -> str:
-    return f"ulimit -n ${{RAY_START_ULIMIT_OPEN_FILES:-65536}}; ray start {' '.join(words)}"
+def _line(options: list[str]) -> str:
+    return f"ulimit -n ${{RAY_START_ULIMIT_OPEN_FILES:-65536}}; ray start {' '.join(options)}"
 
 
 def _network(pods: list[Pod]) -> None:
@@ -168,8 +175,8 @@ def _network(pods: list[Pod]) -> None:
         run("ip", "netns", "add", pod.space)
         run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", pod.space)
         run("ip", "link", "set", outside, "master", BRIDGE, "up")
-        for words in (["address", "add", f"{pod.address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
-            run("ip", "-n", pod.space, *words)
+        for options in (["address", "add", f"{pod.address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
+            run("ip", "-n", pod.space, *options)
         run("ip", "-n", pod.space, "link", "set", "lo", "up")
 
 

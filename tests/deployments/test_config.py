@@ -119,11 +119,11 @@ def test_suggested_command_names_an_image_that_exists(monkeypatch: pytest.Monkey
 
 def test_progress_prints_each_step_once_without_a_terminal() -> None:
     out = io.StringIO()
-    shown = Progress(["a", "b"], out)
+    progress = Progress(["a", "b"], out)
     for step in ("downloading 1 of 9 MiB", "downloading 2 of 9 MiB", "ready"):
-        shown.show({"a": step, "b": "no memory"}, {"a": "starting", "b": "failed"})
+        progress.show({"a": step, "b": "no memory"}, {"a": "starting", "b": "failed"})
     lines = [line.split("  ")[-1] for line in out.getvalue().splitlines()]
-    shown.show({"c": "it starts when it is asked"}, {"c": "asleep"})
+    progress.show({"c": "it starts when it is asked"}, {"c": "asleep"})
     assert lines == ["a: downloading 1 of 9 MiB", "b: FAILED: no memory", "a: ready"]
     assert out.getvalue().endswith("c: asleep: it starts when it is asked\n")
 

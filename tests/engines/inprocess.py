@@ -99,6 +99,6 @@ class InProcess:
 
 
 def _generated(output: Any) -> Generated:
-    spoken = output.outputs[0]
-    first = {token: choice.logprob for token, choice in spoken.logprobs[0].items()}
-    return Generated(list(output.prompt_token_ids), list(spoken.token_ids), first)
+    completion = output.outputs[0]
+    first = {token: choice.logprob for token, choice in completion.logprobs[0].items()}
+    return Generated(list(output.prompt_token_ids), list(completion.token_ids), first)

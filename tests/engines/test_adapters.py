@@ -92,7 +92,7 @@ def _pickled(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "message"),
     [
         (lambda folder: (folder / adapters.CONFIG).unlink(), "has no adapter_config.json"),
         (lambda folder: (folder / adapters.WEIGHTS).unlink(), "has no adapter_model.safetensors"),
@@ -106,16 +106,16 @@ def _pickled(folder: Path) -> None:
     ],
 )
 def test_broken_adapter_is_refused_with_its_fault(
-    base: Path, tmp_path: Path, spoil: Callable[[Path], object], words: str
+    base: Path, tmp_path: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     this = adapter(tmp_path / "a", {Q: (8, 16)})
     spoil(tmp_path / "a")
-    with pytest.raises(ModelError, match=f"The adapter mine cannot be used: .*{words}"):
+    with pytest.raises(ModelError, match=f"The adapter mine cannot be used: .*{message}"):
         fit(this, base)
 
 
 @pytest.mark.parametrize(
-    ("shapes", "config", "words"),
+    ("shapes", "config", "message"),
     [
         ({Q: (8, 24)}, {}, f"{Q} is made for a layer of 24 to 8, and its base's is of 16 to 8"),
         ({Q: (8, 16)}, {"r": 5}, "do not fit r = 5"),
@@ -128,9 +128,9 @@ def test_broken_adapter_is_refused_with_its_fault(
     ],
 )
 def test_an_adapter_that_its_base_cannot_take_is_refused(
-    base: Path, tmp_path: Path, shapes: dict[str, tuple[int, int]], config: dict[str, object], words: str
+    base: Path, tmp_path: Path, shapes: dict[str, tuple[int, int]], config: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ModelError, match=message):
         fit(adapter(tmp_path / "a", shapes, **config), base)
 
 
@@ -203,7 +203,7 @@ def test_a_layer_that_is_changed_under_two_names_is_refused(base: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "message"),
     [
         ({"r": 16, "rank_pattern": {"q_proj": 4}}, None),
         ({"r": 16, "rank_pattern": {r"layers\.0\.self_attn\.q_proj": 4}, "alpha_pattern": {"q_proj": 2.5}}, None),
@@ -219,13 +219,13 @@ def test_a_layer_that_is_changed_under_two_names_is_refused(base: Path, tmp_path
     ],
 )
 def test_ranks_by_module_are_checked_against_the_matrices(
-    base: Path, tmp_path: Path, config: dict[str, object], words: str | None
+    base: Path, tmp_path: Path, config: dict[str, object], message: str | None
 ) -> None:
     this = adapter(tmp_path / "a", {Q: (8, 16)}, **config)
-    if words is None:  # vLLM makes room for the largest rank that the file names
+    if message is None:  # vLLM makes room for the largest rank that the file names
         assert fit(this, base).rank == max(config["r"], *config["rank_pattern"].values())  # type: ignore[call-overload]
     else:
-        with pytest.raises(ModelError, match=words):
+        with pytest.raises(ModelError, match=message):
             fit(this, base)
 
 
@@ -235,17 +235,17 @@ def test_a_rank_beyond_the_engines_most_is_refused(base: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("architecture", "layer", "words"),
+    ("architecture", "layer", "message"),
     [
         ("LlavaForConditionalGeneration", EYE, "changes the vision tower .*LlavaForConditionalGeneration: train it"),
         ("LlavaOnevisionForConditionalGeneration", Q, "no LoRA for its base's architecture, LlavaOnevision"),
     ],
 )
 def test_adapter_that_vllm_cannot_load_for_a_family_is_refused(
-    base: Path, tmp_path: Path, architecture: str, layer: str, words: str
+    base: Path, tmp_path: Path, architecture: str, layer: str, message: str
 ) -> None:
     (base / "config.json").write_text(json.dumps({"architectures": [architecture]}))
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ModelError, match=message):
         fit(adapter(tmp_path / "a", {layer: (6, 6) if layer == EYE else (8, 16)}), base)
 
 

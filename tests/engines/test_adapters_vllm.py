@@ -130,14 +130,14 @@ async def test_failing_adapters_leave_their_base_and_other_adapters_working(
 
         texts = await asyncio.gather(*map(generate, [None, "good", "other", None]))
         assert texts[0] == texts[3] and len(set(texts)) == 3
-        for name, words in (
+        for name, message in (
             ("cut", "The adapter cut cannot be used"),
             ("missing", "There is no folder .*missing"),
             ("dora", "The adapter dora could not be loaded: .*DoRA"),
         ):
-            with pytest.raises(ModelError, match=words):
+            with pytest.raises(ModelError, match=message):
                 await vllm.check_adapter(name)
-            with pytest.raises(ModelError, match=words):
+            with pytest.raises(ModelError, match=message):
                 await generate(name)
         await vllm.check_adapter("good")
         assert await generate(None) == texts[0]

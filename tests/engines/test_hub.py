@@ -46,7 +46,7 @@ def broken(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("how", "message"),
     [
         ("no config", "no readable config.json"),
         ("no weights", "no weights"),
@@ -55,9 +55,9 @@ def broken(folder: Path, how: str) -> None:
         ("shard", "lacks its file model-00002.safetensors"),
     ],
 )
-def test_broken_checkpoint_is_refused_with_its_fault(tmp_path: Path, how: str, words: str) -> None:
+def test_broken_checkpoint_is_refused_with_its_fault(tmp_path: Path, how: str, message: str) -> None:
     broken(checkpoint(tmp_path, "model.safetensors"), how)
-    with pytest.raises(ModelError, match=words) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         hub.locate(str(tmp_path))
     assert caught.value.code == "checkpoint_broken"
 
@@ -87,7 +87,7 @@ def refused(kind: type[Exception], status: int) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "words", "code"),
+    ("error", "message", "code"),
     [
         (refused(errors.GatedRepoError, 403), "accept its licence at .*HF_TOKEN", "checkpoint_gated"),
         (refused(errors.RepositoryNotFoundError, 401), "is not on the hub", "checkpoint_missing"),
@@ -96,10 +96,10 @@ def refused(kind: type[Exception], status: int) -> Exception:
         (ConnectionError("no route"), "cannot be reached", "hub_unreachable"),
     ],
 )
-def test_failed_download_names_the_remedy(error: Exception, words: str, code: str) -> None:
+def test_failed_download_names_the_remedy(error: Exception, message: str, code: str) -> None:
     def fetch(*_: Any, **__: Any) -> str:
         raise error
 
-    with pytest.raises(ModelError, match=words) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         hub.locate("org/model", "abc123", fetch=fetch)
     assert caught.value.code == code

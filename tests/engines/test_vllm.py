@@ -122,8 +122,8 @@ async def test_vllm_knows_a_request_by_its_id(engine: VllmEngine, monkeypatch: p
 
 async def test_concurrent_replies_equal_replies_alone(engine: VllmEngine) -> None:
     prompts = [
-        Prompt(words, picture, Sampling(max_tokens=20, ignore_eos=True))
-        for words, picture in zip(checkpoints.prompts("llava", 12), checkpoints.pictures(12), strict=True)
+        Prompt(question, picture, Sampling(max_tokens=20, ignore_eos=True))
+        for question, picture in zip(checkpoints.prompts("llava", 12), checkpoints.pictures(12), strict=True)
     ]
     together = await asyncio.gather(*(speak(engine, prompt) for prompt in prompts))
     for prompt, pieces in list(zip(prompts, together, strict=True))[:3]:

@@ -51,8 +51,8 @@ async def speak(engine: VllmEngine, prompt: Prompt) -> list[Piece]:
 
 async def test_every_frame_of_a_video_counts(engine: VllmEngine) -> None:
     pieces = await speak(engine, ask(FILM.sample(FRAMES)))
-    words = "".join(piece.text for piece in pieces)
-    assert words and pieces[-1].completion_tokens == 16
+    text = "".join(piece.text for piece in pieces)
+    assert text and pieces[-1].completion_tokens == 16
     longer = await speak(engine, ask(FILM.sample(2 * FRAMES)))
     each = (longer[-1].prompt_tokens - pieces[-1].prompt_tokens) / FRAMES
     assert each == 16  # tokens a frame of this checkpoint: all frames are read, and none is picked again
@@ -61,7 +61,7 @@ async def test_every_frame_of_a_video_counts(engine: VllmEngine) -> None:
     first, last = pieces[0].tokens[0], other[0].tokens[0]
     assert (first.text, first.logprob) != (last.text, last.logprob)  # what is in them counts
     again = await speak(engine, ask(FILM.sample(FRAMES)))
-    assert "".join(piece.text for piece in again) == words
+    assert "".join(piece.text for piece in again) == text
 
 
 async def test_engine_was_warmed_up_with_a_video(engine: VllmEngine) -> None:

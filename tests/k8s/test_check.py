@@ -23,9 +23,9 @@ needs_kubectl = pytest.mark.skipif(not rendered.able(), reason="kubectl is not i
 needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"{CRDS} is no folder of CRDs: CRDS names one")
 
 
-def check(*words: str) -> subprocess.CompletedProcess[str]:
+def check(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the check in a process of its own: Ray's schema warns when it is imported."""
-    command = [sys.executable, "-m", "k8s.check", *words]
+    command = [sys.executable, "-m", "k8s.check", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 

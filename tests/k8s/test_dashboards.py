@@ -24,17 +24,17 @@ def test_dashboard_file_is_current(name: str) -> None:
 
 
 def test_shown_metrics_of_diptych_exist() -> None:
-    shown = " ".join(expression for _, expression in dashboards.expressions())
-    assert "diptych_fan_outs_total" in shown and "$" not in shown
-    assert not set(rules.NAME.findall(shown)) - rules.counted()
+    expressions = " ".join(expression for _, expression in dashboards.expressions())
+    assert "diptych_fan_outs_total" in expressions and "$" not in expressions
+    assert not set(rules.NAME.findall(expressions)) - rules.counted()
 
 
 def test_shown_metrics_of_vllm_exist() -> None:
-    shown = " ".join(expression for _, expression in dashboards.expressions())
+    expressions = " ".join(expression for _, expression in dashboards.expressions())
     spec = importlib.util.find_spec("vllm")  # vLLM is not imported: that takes seconds
     assert spec is not None and spec.origin is not None
     declared = (Path(spec.origin).parent / "v1" / "metrics" / "loggers.py").read_text()
-    names = {re.sub(r"_(total|bucket)$", "", name) for name in re.findall(r"ray_vllm_(\w+)", shown)}
+    names = {re.sub(r"_(total|bucket)$", "", name) for name in re.findall(r"ray_vllm_(\w+)", expressions)}
     assert names and not [name for name in sorted(names) if f'"vllm:{name}"' not in declared]
 
 

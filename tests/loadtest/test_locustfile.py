@@ -35,9 +35,9 @@ def mean(row: dict[str, Any]) -> float:
 
 @pytest.mark.slow
 def test_good_run_has_every_row_and_meets_its_objectives(tmp_path: Path) -> None:
-    words = [FakeEngine("red red red red", delay_s=NAP_S) for _ in range(2)]
+    engines = [FakeEngine("red red red red", delay_s=NAP_S) for _ in range(2)]
     port = str(free_port())
-    with listening(served(*words)) as url:
+    with listening(served(*engines)) as url:
         ran = locust(
             url,
             *"--users 6 --spawn-rate 6 --run-time 4 --stop-timeout 30 --repeat 4 --processes 1".split(),

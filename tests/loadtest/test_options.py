@@ -8,10 +8,10 @@ from loadtest import options
 from loadtest.slo import Invalid
 
 
-def parsed(*words: str, run_time: int = 60) -> Namespace:
+def parsed(*arguments: str, run_time: int = 60) -> Namespace:
     parser = ArgumentParser()
     options.add(parser)
-    return Namespace(**vars(parser.parse_args(words)), num_users=6, run_time=run_time, worker=False)
+    return Namespace(**vars(parser.parse_args(arguments)), num_users=6, run_time=run_time, worker=False)
 
 
 def test_default_mix_has_all_kinds_of_users() -> None:
@@ -24,7 +24,7 @@ def test_kind_left_out_of_the_mix_has_no_users() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "why"),
+    ("line", "why"),
     [
         ("--slo fast", "'fast' is no SLO"),
         ("--mix robots=1", "not of the form chat=1,task=1,fan-out=1"),
@@ -34,9 +34,9 @@ def test_kind_left_out_of_the_mix_has_no_users() -> None:
         ("--streamed 50", "not between 0 and 1"),
     ],
 )
-def test_invalid_option_is_refused_in_a_sentence(words: str, why: str) -> None:
+def test_invalid_option_is_refused_in_a_sentence(line: str, why: str) -> None:
     with pytest.raises(Invalid, match=why):
-        options.check(parsed(*words.split()))
+        options.check(parsed(*line.split()))
 
 
 def test_shape_without_run_time_is_refused() -> None:

@@ -59,8 +59,8 @@ async def test_first_token_has_words() -> None:
     body = await answered(ROUTES[1], True, FakeEngine("a b c"), LLAVA)
     lines = body.splitlines()
     role = next(at for at, line in enumerate(lines) if b'"role"' in line)
-    words = next(at for at, line in enumerate(lines) if b'"content":"a' in line)
-    assert read(body, ()).first == 10.0 * words > 10.0 * role
+    content = next(at for at, line in enumerate(lines) if b'"content":"a' in line)
+    assert read(body, ()).first == 10.0 * content > 10.0 * role
 
 
 async def test_lines_that_arrive_together_have_no_gaps() -> None:

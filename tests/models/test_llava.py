@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from serve.engines.base import Spoken, Token
+from serve.engines.base import Generation, Token
 from serve.errors import BadRequest, ParseError
 from serve.media.image import Image
 from serve.models import MODELS
@@ -73,8 +73,8 @@ def test_image_is_padded_to_a_square_and_not_cropped() -> None:
 def test_boxes_map_back_from_the_padded_square_and_score_by_their_tokens() -> None:
     request = DetectRequest(image=WIDE, labels=["cat", "dog"])
     generations = [
-        Spoken(" [0.10, 0.25, 0.50, 0.75]", (Token(" ", -9.0), Token("[0.10, 0.25, 0.50, 0.75]", 0.0))),
-        Spoken("[.5,.3,1.0,.9]"),
+        Generation(" [0.10, 0.25, 0.50, 0.75]", (Token(" ", -9.0), Token("[0.10, 0.25, 0.50, 0.75]", 0.0))),
+        Generation("[.5,.3,1.0,.9]"),
     ]
     boxes = parse_padded_boxes(generations, request).boxes
     assert [b.label for b in boxes] == ["cat", "dog"]
@@ -85,7 +85,7 @@ def test_boxes_map_back_from_the_padded_square_and_score_by_their_tokens() -> No
 @pytest.mark.parametrize("reply", ["no cat here", "[0.1, 0.2, 0.3]", "[10, 20, 30, 40]", "[0.5, 0.5, 0.1, 0.9]", ""])
 def test_reply_without_a_box_raises_parse_error(reply: str) -> None:
     with pytest.raises(ParseError):
-        parse_padded_boxes([Spoken(reply)], DetectRequest(image=WIDE, labels=["cat"]))
+        parse_padded_boxes([Generation(reply)], DetectRequest(image=WIDE, labels=["cat"]))
 
 
 def test_prompts_use_normalized_phrases_and_boxes_keep_the_requested_labels() -> None:
@@ -96,15 +96,15 @@ def test_prompts_use_normalized_phrases_and_boxes_keep_the_requested_labels() ->
         "dog",
         "a cow brown",
     ]
-    boxes = parse_padded_boxes([Spoken("[0.1, 0.3, 0.5, 0.7]")] * 3, request).boxes
+    boxes = parse_padded_boxes([Generation("[0.1, 0.3, 0.5, 0.7]")] * 3, request).boxes
     assert [item.label for item in boxes] == request.labels  # the same box under two labels is two objects
 
 
 @pytest.mark.parametrize("end", range(1, len("[0.10, 0.30, 0.50, 0.70]")))
 def test_box_cut_at_any_character_is_left_out_and_others_stay(end: int) -> None:
     whole, request = "[0.10, 0.30, 0.50, 0.70]", DetectRequest(image=WIDE, labels=["cat", "dog"])
-    cut = Spoken(whole[:end], cut=True)
-    for generations, label in (([Spoken(whole), cut], "cat"), ([cut, Spoken(whole)], "dog")):
+    cut = Generation(whole[:end], cut=True)
+    for generations, label in (([Generation(whole), cut], "cat"), ([cut, Generation(whole)], "dog")):
         assert [item.label for item in parse_padded_boxes(generations, request).boxes] == [label]
     with pytest.raises(ParseError, match="cut by max_tokens"):
         parse_padded_boxes([cut, cut], request)
@@ -122,14 +122,14 @@ def test_caption_in_another_language_is_refused_naming_the_field() -> None:
 )
 def test_ocr_text_loses_quotation_marks_around_the_whole_text(reply: str, text: str) -> None:
     request = OcrRequest(image=WIDE)
-    assert LLAVA.skills["ocr"].parse([Spoken(reply)], request).text == text
+    assert LLAVA.skills["ocr"].parse([Generation(reply)], request).text == text
 
 
 @pytest.mark.parametrize(
     ("reply", "text"), [('"STOP', "STOP"), (' "STOP AND', "STOP AND"), ('"A" and "B', '"A" and "B'), ("A\nB", "A\nB")]
 )
 def test_ocr_text_cut_by_max_tokens_is_kept(reply: str, text: str) -> None:
-    assert LLAVA.skills["ocr"].parse([Spoken(reply, cut=True)], OcrRequest(image=WIDE)).text == text
+    assert LLAVA.skills["ocr"].parse([Generation(reply, cut=True)], OcrRequest(image=WIDE)).text == text
 
 
 @pytest.mark.parametrize(
@@ -147,24 +147,24 @@ def test_text_cut_by_max_tokens_is_kept_unless_empty(model: str, task: str) -> N
     request = TASKS[task].request(image=WIDE, **fields)
     parse = MODELS[model].skills[task].parse
     for reply in ("a red ci", "2", "no way"):
-        assert list(parse([Spoken(reply, cut=True)], request).model_dump().values()) == [reply]
+        assert list(parse([Generation(reply, cut=True)], request).model_dump().values()) == [reply]
     for reply in ("", " \n"):
         with pytest.raises(ParseError, match="cut by max_tokens"):
-            parse([Spoken(reply, cut=True)], request)
+            parse([Generation(reply, cut=True)], request)
 
 
 @pytest.mark.parametrize("name", ["toy-llava", "toy-paligemma"])
 def test_toy_ocr_cut_within_the_word_nothing_raises_parse_error(name: str) -> None:
     parse = MODELS[name].skills["ocr"].parse
     for reply in ("n", "no", "nothin"):
-        assert parse([Spoken(reply)], OcrRequest(image=WIDE)).text == reply
+        assert parse([Generation(reply)], OcrRequest(image=WIDE)).text == reply
         with pytest.raises(ParseError, match="cut by max_tokens"):
-            parse([Spoken(reply, cut=True)], OcrRequest(image=WIDE))
-    assert parse([Spoken("nothing", cut=True)], OcrRequest(image=WIDE)).text == ""
+            parse([Generation(reply, cut=True)], OcrRequest(image=WIDE))
+    assert parse([Generation("nothing", cut=True)], OcrRequest(image=WIDE)).text == ""
 
 
 @pytest.mark.parametrize("name", ["toy-llava", "toy-paligemma"])
 def test_toy_ocr_reply_nothing_means_no_text(name: str) -> None:
     parse = MODELS[name].skills["ocr"].parse
-    assert parse([Spoken("nothing")], OcrRequest(image=WIDE)).text == ""
-    assert parse([Spoken("stop")], OcrRequest(image=WIDE)).text == "stop"
+    assert parse([Generation("nothing")], OcrRequest(image=WIDE)).text == ""
+    assert parse([Generation("stop")], OcrRequest(image=WIDE)).text == "stop"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from serve.engines.base import Spoken
+from serve.engines.base import Generation
 from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.base import Turn
@@ -75,5 +75,5 @@ def test_only_detection_pads_the_image() -> None:
     request = DetectRequest(image=WIDE, labels=["cat"])
     (prompt,) = model.skills["detect"].ask(request)
     assert prompt.image is not None and (prompt.image.width, prompt.image.height) == (100, 100)
-    (item,) = model.skills["detect"].parse([Spoken("[0.10, 0.25, 0.50, 0.75]")], request).boxes
+    (item,) = model.skills["detect"].parse([Generation("[0.10, 0.25, 0.50, 0.75]")], request).boxes
     assert item.box == (10, 0, 50, 50)

@@ -24,7 +24,7 @@ def request(task: str, **fields: Any) -> Any:
     return TASKS[task].request.model_validate({**text, **fields, "image": PICTURE})
 
 
-def spoken(model: Any, task: str, **fields: Any) -> list[str]:
+def prompt_texts(model: Any, task: str, **fields: Any) -> list[str]:
     return [prompt.text for prompt in model.skills[task].ask(request(task, **fields))]
 
 
@@ -55,24 +55,24 @@ def test_own_prompts_replace_the_familys() -> None:
     prompts = {"vqa": "ask {lang}: {question}", "ocr": "read receipt {{all}}", "detect": "find {labels}!"}
     model = build(prompts=prompts, tasks=["detect", "ocr", "vqa"])
     assert list(model.skills) == ["vqa", "ocr", "detect"]
-    assert spoken(model, "vqa", lang="de") == ["ask de: how many?"]
-    assert spoken(model, "ocr") == ["read receipt {all}"]
-    assert spoken(model, "detect") == ["find a cat ; a dog!"]
+    assert prompt_texts(model, "vqa", lang="de") == ["ask de: how many?"]
+    assert prompt_texts(model, "ocr") == ["read receipt {all}"]
+    assert prompt_texts(model, "detect") == ["find a cat ; a dog!"]
 
 
 def test_own_prompts_of_a_llava_stand_in_its_turn_with_a_prompt_a_phrase() -> None:
     prompts = {"vqa": "{question} Briefly.", "detect": "Where is {label}?", "caption": "Beschreibe das Bild ({lang})."}
     model = build(like="llava-1.5-7b", prompts=prompts)
-    assert spoken(model, "vqa") == ["USER: <image>\nhow many? Briefly. ASSISTANT:"]
-    assert spoken(model, "detect") == [f"USER: <image>\nWhere is {it}? ASSISTANT:" for it in ("a cat", "a dog")]
-    assert spoken(model, "caption", lang="de") == ["USER: <image>\nBeschreibe das Bild (de). ASSISTANT:"]
+    assert prompt_texts(model, "vqa") == ["USER: <image>\nhow many? Briefly. ASSISTANT:"]
+    assert prompt_texts(model, "detect") == [f"USER: <image>\nWhere is {it}? ASSISTANT:" for it in ("a cat", "a dog")]
+    assert prompt_texts(model, "caption", lang="de") == ["USER: <image>\nBeschreibe das Bild (de). ASSISTANT:"]
     with pytest.raises(BadRequest, match="English"):
-        spoken(build(like="llava-1.5-7b"), "caption", lang="de")
+        prompt_texts(build(like="llava-1.5-7b"), "caption", lang="de")
 
 
 def test_braces_in_a_question_are_no_placeholders() -> None:
     model = build(prompts={"vqa": "answer {question}"})
-    assert spoken(model, "vqa", question="{lang} {0} {{x}}") == ["answer {lang} {0} {{x}}"]
+    assert prompt_texts(model, "vqa", question="{lang} {0} {{x}}") == ["answer {lang} {0} {{x}}"]
 
 
 @pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.images and "vqa" in model.skills])
@@ -106,11 +106,11 @@ def test_adapter_is_its_base_with_another_name_and_other_prompts() -> None:
     spec = {"name": "mine", "base": "receipts", "adapter": "/lora", "prompts": {"ocr": "read it"}, "weight": 0.5}
     model = lora(Lora.model_validate(spec), base)
     assert (model.adapter, model.checkpoint.hub, model.weight) == ("mine", "/lora", 0.5)
-    assert model.card.category == "LoRA adapter on receipts" and spoken(model, "ocr") == ["read it"]
+    assert model.card.category == "LoRA adapter on receipts" and prompt_texts(model, "ocr") == ["read it"]
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [
         ({"like": "gpt"}, "There is no model 'gpt' to be like. Known: .*llava-1.5-7b"),
         ({"name": "llava-1.5-7b"}, "'llava-1.5-7b' is a known model"),
@@ -132,6 +132,6 @@ def test_adapter_is_its_base_with_another_name_and_other_prompts() -> None:
         ({"promts": {}}, "promts"),
     ],
 )
-def test_wrong_setting_is_refused_by_name(fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
+def test_wrong_setting_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Own.model_validate({**GIVEN, **fields})

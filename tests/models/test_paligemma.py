@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from decoders import saved, weights
 
-from serve.engines.base import Spoken
+from serve.engines.base import Generation
 from serve.errors import BadRequest, ModelError, ParseError
 from serve.media.image import Image
 from serve.media.masks import decode
@@ -39,33 +39,33 @@ def test_ocr_prompt_is_as_each_kind_was_trained() -> None:
     (mix,) = MIX.skills["ocr"].ask(OcrRequest(image=WIDE))
     (pt,) = MODELS["paligemma-3b-pt-448"].skills["ocr"].ask(OcrRequest(image=WIDE))
     assert (mix.text, pt.text) == ("answer en What is written in the image?", "ocr")
-    assert MIX.skills["ocr"].parse([Spoken(" \n")], OcrRequest(image=WIDE)).text == ""
+    assert MIX.skills["ocr"].parse([Generation(" \n")], OcrRequest(image=WIDE)).text == ""
 
 
 def test_boxes_are_y_first_in_1023_bins() -> None:
     request = DetectRequest(image=WIDE, labels=["Cat", "dog"])
     reply = "<loc0100><loc0200><loc0300><loc0400> cat ; <loc0000> <loc0000><loc1023><loc1023> dog ; "
-    boxes = parse_located_boxes([Spoken(reply)], request).boxes
+    boxes = parse_located_boxes([Generation(reply)], request).boxes
     assert [b.label for b in boxes] == ["Cat", "dog"]  # the label as it was asked
     assert boxes[0].box == (400, 100, 800, 300)
     assert boxes[1].box == (0, 0, 2046, 1023)
 
 
 def test_empty_reply_has_no_boxes() -> None:
-    assert parse_located_boxes([Spoken("")], DetectRequest(image=WIDE, labels=["cat"])).boxes == []
+    assert parse_located_boxes([Generation("")], DetectRequest(image=WIDE, labels=["cat"])).boxes == []
 
 
 @pytest.mark.parametrize(
-    "words", ["sorry", "<loc0300><loc0200><loc0100><loc0400> cat", "<loc0100><loc0200> cat", "<loc0001>" * 3]
+    "reply", ["sorry", "<loc0300><loc0200><loc0100><loc0400> cat", "<loc0100><loc0200> cat", "<loc0001>" * 3]
 )
-def test_text_without_a_whole_box_raises_parse_error(words: str) -> None:
+def test_text_without_a_whole_box_raises_parse_error(reply: str) -> None:
     with pytest.raises(ParseError):
-        parse_located_boxes([Spoken(words)], DetectRequest(image=WIDE, labels=["cat"]))
+        parse_located_boxes([Generation(reply)], DetectRequest(image=WIDE, labels=["cat"]))
 
 
 def test_box_cut_at_the_end_is_left_out() -> None:
     reply = "<loc0100><loc0200><loc0300><loc0400> cat ; <loc0000><loc00"
-    assert len(parse_located_boxes([Spoken(reply)], DetectRequest(image=WIDE, labels=["cat"])).boxes) == 1
+    assert len(parse_located_boxes([Generation(reply)], DetectRequest(image=WIDE, labels=["cat"])).boxes) == 1
 
 
 def test_conversation_other_than_a_user_message_with_an_image_is_refused() -> None:
@@ -91,11 +91,11 @@ PLACE = "<loc0{0}00><loc0{0}00><loc0{0}50><loc0{0}50>"
 
 def labels_in(reply: str, *, cut: bool = False, labels: list[str] = LABELS) -> list[str]:
     request = DetectRequest(image=WIDE, labels=labels)
-    return [item.label for item in parse_located_boxes([Spoken(reply, cut=cut)], request).boxes]
+    return [item.label for item in parse_located_boxes([Generation(reply, cut=cut)], request).boxes]
 
 
 @pytest.mark.parametrize(
-    ("words", "label"),
+    ("spelling", "label"),
     [
         ("red circle", "Red circle."),
         ("RED  CIRCLE.", "Red circle."),
@@ -107,9 +107,9 @@ def labels_in(reply: str, *, cut: bool = False, labels: list[str] = LABELS) -> l
         ("the cat sat!", "a cat; sat"),
     ],
 )
-def test_label_in_any_spelling_comes_back_as_requested(words: str, label: str) -> None:
-    assert labels_in(f"{PLACE.format(1)} {words}") == [label]
-    assert labels_in(f"{PLACE.format(1)} {words} ; {PLACE.format(2)} red circle ; ", cut=True) == [
+def test_label_in_any_spelling_comes_back_as_requested(spelling: str, label: str) -> None:
+    assert labels_in(f"{PLACE.format(1)} {spelling}") == [label]
+    assert labels_in(f"{PLACE.format(1)} {spelling} ; {PLACE.format(2)} red circle ; ", cut=True) == [
         label,
         "Red circle.",
     ]
@@ -164,8 +164,8 @@ def test_reply_cut_at_any_character_gives_whole_objects_only(masks: bool) -> Non
         reply = whole[:end]
         # An object is complete when its locations and codes are there and its label can be no other.
         complete = sum(
-            end >= whole.index(item) + len(item) - len(words) + least
-            for item, words, least in zip(
+            end >= whole.index(item) + len(item) - len(phrase) + least
+            for item, phrase, least in zip(
                 items, ("red circle", "orange cross", "red star"), (len("red c"), 1, len("red s")), strict=True
             )
         )
@@ -177,7 +177,7 @@ def test_reply_cut_at_any_character_gives_whole_objects_only(masks: bool) -> Non
 
 
 def parsed(reply: str, labels: list[str], masks: bool) -> list[tuple[str, tuple[float, ...]]]:
-    generations = [Spoken(reply, cut=True)]
+    generations = [Generation(reply, cut=True)]
     if masks:
         boxes: Sequence[LabelledBox] = parse_segment(
             generations, SegmentRequest(image=WIDE, labels=labels), Rows()
@@ -236,7 +236,7 @@ class Rows(MaskDecoder):
 
 def segmented(reply: str, *labels: str) -> list[tuple[str, tuple[float, ...], int]]:
     """Return label, box and area of the mask in pixels of each object."""
-    result = parse_segment([Spoken(reply)], SegmentRequest(image=WIDE, labels=list(labels)), Rows())
+    result = parse_segment([Generation(reply)], SegmentRequest(image=WIDE, labels=list(labels)), Rows())
     return [(item.label, item.box, int(decode(item.mask).sum())) for item in result.boxes]
 
 
@@ -248,17 +248,17 @@ def test_masks_are_pasted_into_their_boxes() -> None:
     objects = segmented(f"{BOX}{UPPER} cat ; <loc0000><loc0000><loc1023><loc1023>{seg(*[1] * 16)} Dog", "Cat", "dog")
     assert objects == [("Cat", (400, 100, 800, 300), 400 * 100), ("dog", (0, 0, 2046, 1023), 2046 * 1023)]
     request = SegmentRequest(image=WIDE, labels=["cat"])
-    (mask,) = parse_segment([Spoken(f"{BOX}{UPPER} cat")], request, Rows()).boxes
+    (mask,) = parse_segment([Generation(f"{BOX}{UPPER} cat")], request, Rows()).boxes
     assert decode(mask.mask)[100:200, 400:800].all()
 
 
-@pytest.mark.parametrize("words", [f"{BOX} {UPPER.replace('><', '> <')} cat", f"{BOX}{UPPER}", f"{BOX}{UPPER}cat ;"])
-def test_spaces_between_tokens_and_a_missing_label_are_accepted(words: str) -> None:
-    assert segmented(words, "cat") == [("cat", (400, 100, 800, 300), 400 * 100)]
+@pytest.mark.parametrize("reply", [f"{BOX} {UPPER.replace('><', '> <')} cat", f"{BOX}{UPPER}", f"{BOX}{UPPER}cat ;"])
+def test_spaces_between_tokens_and_a_missing_label_are_accepted(reply: str) -> None:
+    assert segmented(reply, "cat") == [("cat", (400, 100, 800, 300), 400 * 100)]
 
 
 @pytest.mark.parametrize(
-    "words",
+    "reply",
     [
         "sorry",
         f"{BOX} cat",
@@ -270,9 +270,9 @@ def test_spaces_between_tokens_and_a_missing_label_are_accepted(words: str) -> N
         f"<loc0100><loc0200><loc0300>{UPPER} cat",
     ],
 )
-def test_reply_that_the_official_evaluator_calls_invalid_raises_parse_error(words: str) -> None:
+def test_reply_that_the_official_evaluator_calls_invalid_raises_parse_error(reply: str) -> None:
     with pytest.raises(ParseError):
-        segmented(words, "cat")
+        segmented(reply, "cat")
 
 
 def test_invalid_mask_among_valid_masks_is_left_out() -> None:
@@ -291,5 +291,5 @@ def test_segment_without_a_decoder_is_refused_before_generation(
     monkeypatch.setenv(VARIABLE, saved(tmp_path, weights()))
     (prompt,) = MIX.skills["segment"].ask(request)
     assert prompt.text == "segment cat ; dog"
-    (item,) = MIX.skills["segment"].parse([Spoken(f"{BOX}{UPPER} dog")], request).boxes
+    (item,) = MIX.skills["segment"].parse([Generation(f"{BOX}{UPPER} dog")], request).boxes
     assert item.label == "dog" and item.mask.size == (1023, 2046)

@@ -8,7 +8,7 @@ import pytest
 
 from deployments.args import Args
 from deployments.config import ConfigError, parse_config
-from serve.engines.base import Spoken
+from serve.engines.base import Generation
 from serve.errors import BadRequest
 from serve.media.image import Image
 from serve.models.base import Price, Turn
@@ -136,4 +136,4 @@ def test_language_is_named_in_the_instruction() -> None:
 @pytest.mark.parametrize(("reply", "text"), [("STOP", "STOP"), ("(no text)", ""), ("No text.", ""), ("", "")])
 def test_words_for_an_image_without_text_are_read(reply: str, text: str) -> None:
     skill = remote_model(RemoteModel.model_validate(REMOTE)).skills["ocr"]
-    assert skill.parse([Spoken(reply)], OcrRequest(image=IMAGE)) == OcrResult(text=text)
+    assert skill.parse([Generation(reply)], OcrRequest(image=IMAGE)) == OcrResult(text=text)

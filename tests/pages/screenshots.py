@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from visiting import WAIT_MS, ask, chromium, pick, visit
 
 WIDTHS = {390: 844, 1024: 768, 1920: 1080}
-SHOWN = {"detect-1920-light": "page.png", "compare-1024-dark": "compare.png"}
+README_PICTURES = {"detect-1920-light": "page.png", "compare-1024-dark": "compare.png"}
 """The pictures that READMEs show, with their names there. They are at most 1200 pixels wide."""
 
 
@@ -57,8 +57,8 @@ def main(url: str, folder: Path) -> None:
                     page.wait_for_timeout(400)
                     path = folder / f"{state}-{end}.png"
                     page.screenshot(path=path, full_page=state not in ("first", "raw"))
-                    if path.stem in SHOWN:
-                        _small(path, Path(__file__).parent / "shown" / SHOWN[path.stem])
+                    if path.stem in README_PICTURES:
+                        _small(path, Path(__file__).parent / "shown" / README_PICTURES[path.stem])
 
                 states(page, url, take)
                 context.close()

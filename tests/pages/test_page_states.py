@@ -137,12 +137,12 @@ def test_server_states_have_their_sentences(page: Page, tmp_path: Path) -> None:
     with opened(page, create_app(sleeping)):
         expect(state).to_have_text("1 of 2 models ready. Starts when it is asked: toy-paligemma")
         expect(page.locator("#models label[data-state=asleep]")).to_have_count(1)
-    words, large = tmp_path / "words.txt", tmp_path / "large.png"
-    words.write_text("not a picture")
+    note, large = tmp_path / "words.txt", tmp_path / "large.png"
+    note.write_text("not a picture")
     large.write_bytes(b"\0" * (21 * 2**20))
     with visiting(page, served(), "/?task=fly&models=gpt-9"):
         expect(trouble).to_have_text("No model that is served here can do fly. Not served here: gpt-9.")
-        page.set_input_files("#file", words)
+        page.set_input_files("#file", note)
         expect(trouble).to_have_text("words.txt is not a picture that this browser can show.")
         page.set_input_files("#file", large)
         expect(trouble).to_have_text("large.png has 21.0 MB; a picture may have 20.")

@@ -181,8 +181,8 @@ class Generation:
         delta = self._new_text(text)
         best = logprobs.topk(self.sampling.top_logprobs)
         top = tuple((self.tokenizer.decode([i]), p) for p, i in zip(*map(torch.Tensor.tolist, best), strict=True))
-        spoken = () if ended and not delta else (Token(delta, float(logprobs[token]), top),)
-        return Piece(delta, spoken, finish, self.count, len(self.token_ids))
+        tokens = () if ended and not delta else (Token(delta, float(logprobs[token]), top),)
+        return Piece(delta, tokens, finish, self.count, len(self.token_ids))
 
     def _new_text(self, text: str) -> str:
         """Return the new part of `text` that can be sent: no incomplete character, and nothing that may become a stop

@@ -26,9 +26,9 @@ from serve.worker import Worker
 PICTURE = Image(np.zeros((4, 4, 3), np.uint8))
 
 
-def speaking(words: str, verdict: str = "I see a red circle and a blue star.", **options: Any) -> FakeEngine:
+def speaking(reply: str, verdict: str = "I see a red circle and a blue star.", **options: Any) -> FakeEngine:
     """Return an engine that answers with `words`, and as a judge with `verdict`."""
-    return FakeEngine({"": words, "quotations": verdict}, **options)
+    return FakeEngine({"": reply, "quotations": verdict}, **options)
 
 
 def worker(name: str, engine: FakeEngine, *, toy: bool = True, base: str = LLAVA, ready: bool = True) -> Worker:

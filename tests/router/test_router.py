@@ -66,8 +66,8 @@ def ask_video(**fields: object) -> VqaRequest:
     return VqaRequest(video=video, question="q", **fields)  # type: ignore[arg-type, call-arg]
 
 
-def route_that_takes(name: str, *, images: bool, videos: bool, words: str = "red") -> ScriptedRoute:
-    route = ScriptedRoute(name, words)
+def route_that_takes(name: str, *, images: bool, videos: bool, reply: str = "red") -> ScriptedRoute:
+    route = ScriptedRoute(name, reply)
     route.model = dataclasses.replace(route.model, images=images, videos=videos)
     return route
 

@@ -257,7 +257,7 @@ class Labelled:
                 if question.question_id not in answered:
                     where = f"{path}: questions[{at}].question_id"
                     raise Failure(f"{where}: no annotations file here answers question {question.question_id}.")
-                truth = {"answers": [words.answer for words in answered[question.question_id].answers]}
+                truth = {"answers": [given.answer for given in answered[question.question_id].answers]}
                 yield self._item(path, str(question.question_id), "vqa", file, {"question": question.question}, truth)
         self._note(missing, f"questions are about pictures that are not in {self.here}")
 

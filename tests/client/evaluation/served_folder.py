@@ -50,7 +50,7 @@ HEEDING_SIGINT = (
 """A shell lets its background jobs ignore SIGINT; their children inherit that, and Python does not change it."""
 
 
-def started(*words: object) -> subprocess.Popen[str]:
+def started(*arguments: object) -> subprocess.Popen[str]:
     """Start `diptych ...` as a process that heeds SIGINT, as one in a terminal does."""
-    command = [sys.executable, "-c", HEEDING_SIGINT, *map(str, words)]
+    command = [sys.executable, "-c", HEEDING_SIGINT, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -292,10 +292,10 @@ def test_folder_is_evaluated_end_to_end(here: Path, diptych: Any) -> None:
     first = FakeEngine({"bounding box": close, "": "dog"})
     second = FakeEngine({"detect": "<loc0213><loc0128><loc0426><loc0447> cat", "segment": "", "": "cat"})
     with serving(first, second) as url:
-        words = ("evaluate", here, "--task", "all", "--json", "--server", url, "--out", here / "out.jsonl")
-        ran, prompts = diptych(*words), len(first.prompts)
+        arguments = ("evaluate", here, "--task", "all", "--json", "--server", url, "--out", here / "out.jsonl")
+        ran, prompts = diptych(*arguments), len(first.prompts)
         assert ran.status == 0, ran.err
-        assert diptych(*words).out == ran.out and len(first.prompts) == prompts  # all is recorded
+        assert diptych(*arguments).out == ran.out and len(first.prompts) == prompts  # all is recorded
     reports = {report["task"]: report for report in json.loads(ran.out)}
     detect = {row["name"]: row["measures"]["mAP@0.5"]["value"] for row in reports["detect"]["rows"]}
     assert detect["toy-paligemma"] == pytest.approx(100.0)

@@ -86,8 +86,8 @@ def captioners() -> Iterator[str]:
 
 def test_scores_of_models_and_merge_are_reported(diptych: Any, captioners: str, tmp_path: Path) -> None:
     out = tmp_path / "toy.jsonl"
-    words = ("evaluate", "toy", "--task", "caption", "--n", 24, "--out", out)
-    ran = diptych(*words, "--server", captioners)
+    arguments = ("evaluate", "toy", "--task", "caption", "--n", 24, "--out", out)
+    ran = diptych(*arguments, "--server", captioners)
     assert ran.status == 0, ran.err
     header = next(line for line in ran.out.splitlines() if "CIDEr-D" in line)
     assert "every shape" in header
@@ -101,7 +101,7 @@ def test_scores_of_models_and_merge_are_reported(diptych: Any, captioners: str, 
         and {"item", "task", "picture", "asked", "truth", "merged", "replies"} <= recorded_lines[0].keys()
     )
 
-    again = diptych(*words, "--json", "--server", captioners)
+    again = diptych(*arguments, "--json", "--server", captioners)
     report = json.loads(again.out)[0]
     assert report["task"] == "caption" and report["items"] == 24
     by = {row["name"]: row["measures"]["every shape"] for row in report["rows"]}
@@ -116,24 +116,24 @@ def test_second_call_requests_missing_items_only(diptych: Any, tmp_path: Path) -
     out = tmp_path / "toy.jsonl"
     engine = FakeEngine("yes")
     with serving(engine) as url:
-        words = ("evaluate", "toy", "--task", "vqa", "--out", out, "--server", url)
-        assert diptych(*words, "--n", 10).status == 0
+        arguments = ("evaluate", "toy", "--task", "vqa", "--out", out, "--server", url)
+        assert diptych(*arguments, "--n", 10).status == 0
         out.write_bytes(out.read_bytes()[:-30])
-        assert diptych(*words, "--n", 15).status == 0
+        assert diptych(*arguments, "--n", 15).status == 0
         assert len(engine.prompts) == 10 + 6
         assert len({line["item"] for line in lines(out)}) == len(lines(out)) == 15
-        less = diptych(*words, "--n", 4, "--json")
+        less = diptych(*arguments, "--n", 4, "--json")
         assert json.loads(less.out)[0]["items"] == 4 and len(engine.prompts) == 16
-        other = diptych(*words, "--models", "toy-llava")
+        other = diptych(*arguments, "--models", "toy-llava")
         assert other.status == 2 and "another question" in other.err
 
 
 def test_second_call_with_all_tasks_requests_no_answered_item(diptych: Any, server: str, tmp_path: Path) -> None:
     out = tmp_path / "toy.jsonl"
-    words = ("evaluate", "toy", "--n", 3, "--out", out, "--server", server)
-    assert diptych(*words).status == 0
+    arguments = ("evaluate", "toy", "--n", 3, "--out", out, "--server", server)
+    assert diptych(*arguments).status == 0
     before = [line for line in lines(out) if "error" not in line]  # "red" is no box: the fakes fail at some
-    assert diptych(*words).status == 0
+    assert diptych(*arguments).status == 0
     assert [line for line in lines(out) if "error" not in line] == before
     assert {line["task"] for line in lines(out)} == set(toys.QUESTIONS)
 
@@ -206,8 +206,8 @@ def test_failed_request_is_left_out_and_failed_model_is_wrong() -> None:
 def test_unparsable_reply_is_wrong_and_not_retried(diptych: Any, tmp_path: Path) -> None:
     engine, out = FakeEngine("nonsense"), tmp_path / "out.jsonl"
     with serving(engine, FakeEngine("nonsense")) as url:
-        words = ("evaluate", "toy", "--task", "detect", "--n", 2, "--models", "toy-paligemma")
-        ran = diptych(*words, "--out", out, "--server", url, "--json")
+        arguments = ("evaluate", "toy", "--task", "detect", "--n", 2, "--models", "toy-paligemma")
+        ran = diptych(*arguments, "--out", out, "--server", url, "--json")
     assert [line["error"]["code"] for line in lines(out)] == ["parse_error"] * 2
     (report,) = json.loads(ran.out)
     assert (report["items"], report["left_out"]) == (2, 0)
@@ -220,7 +220,7 @@ def test_record_with_different_models_is_refused(diptych: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         ((), "Evaluate what?"),
         (("toy", "--from", "x"), "Evaluate what?"),
@@ -229,8 +229,8 @@ def test_record_with_different_models_is_refused(diptych: Any, tmp_path: Path) -
         (("toy", "--n", "0"), "must be 1 or more"),
     ],
 )
-def test_wrong_arguments_are_refused(diptych: Any, words: tuple[str, ...], says: str) -> None:
-    ran = diptych("evaluate", *words)
+def test_wrong_arguments_are_refused(diptych: Any, arguments: tuple[str, ...], says: str) -> None:
+    ran = diptych("evaluate", *arguments)
     assert ran.status == 2 and says in ran.err
 
 

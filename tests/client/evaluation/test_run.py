@@ -50,9 +50,9 @@ def test_without_out_lines_go_to_stdout(diptych: Any, server: str, tmp_path: Pat
 def test_options_of_the_request_reach_the_server(diptych: Any, tmp_path: Path) -> None:
     album(tmp_path, 1)
     with serving(FakeEngine("red"), FakeEngine("blue")) as url:
-        for heavy, words in (("toy-llava", "red"), ("toy-paligemma", "blue")):
+        for heavy, caption in (("toy-llava", "red"), ("toy-paligemma", "blue")):
             ran = diptych("run", tmp_path, "--server", url, "--weights", f"{heavy}=5", "--max-tokens", 4)
-            assert json.loads(ran.out)["merged"]["result"] == {"caption": words}
+            assert json.loads(ran.out)["merged"]["result"] == {"caption": caption}
 
 
 @pytest.mark.parametrize("labels", ["red, or blue", "cat; old dog"])
@@ -104,8 +104,8 @@ def test_record_of_another_question_is_not_modified(diptych: Any, server: str, t
     out = tmp_path / "out.jsonl"
     diptych("run", tmp_path / "in", "--out", out, "--server", server)
     before = out.read_bytes()
-    for words in (("--task", "vqa", "--question", "what?"), ("--models", "toy-llava")):
-        ran = diptych("run", tmp_path / "in", "--out", out, "--server", server, *words)
+    for arguments in (("--task", "vqa", "--question", "what?"), ("--models", "toy-llava")):
+        ran = diptych("run", tmp_path / "in", "--out", out, "--server", server, *arguments)
         assert ran.status == 2 and "another question" in ran.err
     assert out.read_bytes() == before
 
@@ -116,15 +116,15 @@ def test_killed_run_continues(tmp_path: Path) -> None:
     names, out = album(tmp_path / "in", 60), tmp_path / "out.jsonl"
     engine = FakeEngine("red", delay_s=0.05)
     with serving(engine) as url:
-        words = ("run", tmp_path / "in", "--out", out, "--server", url, "--concurrency", 4)
+        arguments = ("run", tmp_path / "in", "--out", out, "--server", url, "--concurrency", 4)
         for least in (5, 25):
-            process = started(*words)
+            process = started(*arguments)
             assert until(lambda enough=least: out.exists() and out.read_bytes().count(b"\n") >= enough, 30), least
             process.kill()
             process.communicate()
             assert least <= out.read_bytes().count(b"\n") < 60
         out.write_bytes(out.read_bytes()[:-7])  # as a power cut leaves it
-        process = started(*words)
+        process = started(*arguments)
         stdout, stderr = process.communicate(timeout=60)
         assert (process.returncode, stdout) == (0, ""), stderr
     assert sorted(line["file"] for line in lines(out)) == names
@@ -133,11 +133,11 @@ def test_killed_run_continues(tmp_path: Path) -> None:
 
 def test_record_in_use_is_refused(diptych: Any, server: str, tmp_path: Path) -> None:
     names, out = album(tmp_path / "in", 3), tmp_path / "out.jsonl"
-    words = ("run", tmp_path / "in", "--out", out, "--server", server)
+    arguments = ("run", tmp_path / "in", "--out", out, "--server", server)
     with contextlib.closing(Record(out, "file", lambda _: None)):
-        ran = diptych(*words)
+        ran = diptych(*arguments)
         assert ran.status == 1 and f"{out} is being written by another diptych" in ran.err and out.read_bytes() == b""
-    assert diptych(*words).status == 0
+    assert diptych(*arguments).status == 0
     assert sorted(line["file"] for line in lines(out)) == names
 
 
@@ -179,7 +179,7 @@ def test_wrong_parameter_stops_the_run(diptych: Any, server: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (("--task", "detect"), "What to find?"),
         (("--task", "vqa"), "Which question?"),
@@ -188,9 +188,9 @@ def test_wrong_parameter_stops_the_run(diptych: Any, server: str, tmp_path: Path
         (("--concurrency", "0"), "must be 1 or more"),
     ],
 )
-def test_wrong_arguments_are_refused(diptych: Any, tmp_path: Path, words: tuple[str, ...], says: str) -> None:
+def test_wrong_arguments_are_refused(diptych: Any, tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
     album(tmp_path, 1)
-    ran = diptych("run", tmp_path, *words)
+    ran = diptych("run", tmp_path, *arguments)
     assert ran.status == 2 and says in ran.err and ran.out == ""
 
 
@@ -211,8 +211,8 @@ def test_missing_server_is_reported(diptych: Any, tmp_path: Path) -> None:
 def test_run_ends_after_its_patience_when_the_server_stops(tmp_path: Path) -> None:
     names, out = album(tmp_path / "in", 30), tmp_path / "out.jsonl"
     with serving(FakeEngine("red", delay_s=0.1)) as url:
-        words = ("run", tmp_path / "in", "--out", out, "--server", url, "--concurrency", 2, "--patience", 1.5)
-        process = started(*words)
+        arguments = ("run", tmp_path / "in", "--out", out, "--server", url, "--concurrency", 2, "--patience", 1.5)
+        process = started(*arguments)
         assert until(lambda: out.exists() and out.read_bytes().count(b"\n") > 2, 30)
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and "Traceback" not in stderr

@@ -49,9 +49,9 @@ def test_start_prints_steps_then_url_and_a_command_to_try(serving: Running) -> N
 
 def test_ask_prints_both_replies_and_the_merged_reply(serving: Running) -> None:
     line = [sys.executable, "-m", "serve.cli", "ask", "--server", serving.url, str(SCENE), "how many shapes are there?"]
-    shown = subprocess.run(line, capture_output=True, text=True, timeout=120)
-    assert shown.returncode == 0, shown.stderr
-    assert all(name in shown.stdout for name in TOYS) and "merged" in shown.stdout
+    ran = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert all(name in ran.stdout for name in TOYS) and "merged" in ran.stdout
 
 
 def test_both_models_count_the_shapes(serving: Running) -> None:

@@ -501,9 +501,9 @@ async def test_other_file_is_sent_upright_in_a_type_that_the_server_takes(
         await pieces(engine, prompt(file))
         head, data = sent_image(server)
     assert head == f"data:image/{kind};base64"
-    with PIL.Image.open(io.BytesIO(data)) as shown:
-        assert shown.format == kind.upper() and not shown.getexif()
-        got = np.asarray(shown.convert("RGB")).astype(int)
+    with PIL.Image.open(io.BytesIO(data)) as picture:
+        assert picture.format == kind.upper() and not picture.getexif()
+        got = np.asarray(picture.convert("RGB")).astype(int)
     wanted = undecoded_image(file).pixels.astype(int)
     assert got.shape == wanted.shape and np.abs(got - wanted).max() <= (0 if kind == "png" else 12)
     assert files.decoder.budget.held == 0 and not files._encoded

@@ -143,9 +143,9 @@ def test_slowness_depends_on_the_number_of_pixels() -> None:
 def test_small_images_are_left_to_the_processor_and_large_ones_resized(clip: Any) -> None:
     resizer = multimodal.Resizer.of(clip(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}))
 
-    def shown(image: Image) -> tuple[int, ...]:
+    def shape(image: Image) -> tuple[int, ...]:
         return tuple(multimodal.multimodal_input(Prompt("a", image), resizer)["multi_modal_data"]["image"][0].shape)
 
-    assert shown(pad(Image(noise(60, 40)))) == (3, 60, 60)
-    assert shown(pad(Image(noise(1000, 40)))) == (3, 56, 56)
-    assert shown(Image(noise(1000, 600))) == (3, 600, 1000)  # not square: the processor would crop it
+    assert shape(pad(Image(noise(60, 40)))) == (3, 60, 60)
+    assert shape(pad(Image(noise(1000, 40)))) == (3, 56, 56)
+    assert shape(Image(noise(1000, 600))) == (3, 600, 1000)  # not square: the processor would crop it

@@ -14,9 +14,9 @@ print("RuntimeError: Engine core initialization failed. See root cause above.", 
 
 
 def test_reason_is_the_childs_first_logged_fault(capfd: pytest.CaptureFixture[str]) -> None:
-    with StderrTail() as words:
+    with StderrTail() as tail:
         subprocess.run([sys.executable, "-c", CHILD], check=True)
         error = RuntimeError("Engine core initialization failed. See root cause above.")
-        assert words.reason(error) == "wrong weights"
-        assert words.reason(ValueError("our own\n complaint")) == "our own complaint"
+        assert tail.reason(error) == "wrong weights"
+        assert tail.reason(ValueError("our own\n complaint")) == "our own complaint"
     assert "wrong weights" in capfd.readouterr().err  # it is passed on, too

@@ -2,7 +2,7 @@ import types
 
 import pytest
 
-from serve.engines.base import Sampling, Spoken
+from serve.engines.base import Generation, Sampling
 from serve.engines.vllm.translate import TokenAligner, bad_request, temperature_and_top_p, tokens
 
 
@@ -64,8 +64,8 @@ def test_a_token_keeps_its_rank_where_deltas_are_joined(top: int) -> None:
 
 
 def test_confidence_covers_the_tokens_of_a_part_of_the_text() -> None:
-    spoken = Spoken("a red dog", tokens(delta("a red dog", ["a", "red", "dog"]), top=0))
-    assert spoken.confidence(2, 5) == pytest.approx(2.718281828**-1)
+    generation = Generation("a red dog", tokens(delta("a red dog", ["a", "red", "dog"]), top=0))
+    assert generation.confidence(2, 5) == pytest.approx(2.718281828**-1)
 
 
 def test_top_p_of_zero_is_greedy() -> None:
@@ -120,8 +120,8 @@ def test_tokens_wait_for_text_that_is_held_back(
 
 def test_whole_output_is_aligned_at_once() -> None:
     aligner = TokenAligner(Sampling(stop=("stop",)), whole=True)
-    spoken = delta("a red", ["a", " red", "</s>"], "stop")
-    assert [token.text for token in aligner.tokens(spoken)] == ["a", " red"]
+    piece = delta("a red", ["a", " red", "</s>"], "stop")
+    assert [token.text for token in aligner.tokens(piece)] == ["a", " red"]
     ended = delta("a", ["a", "end"], "stop")
     ended.stop_reason = 7  # another end token, of the checkpoint's generation_config
     assert [token.text for token in tokens(ended, top=0)] == ["a"]

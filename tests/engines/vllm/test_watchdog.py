@@ -144,11 +144,11 @@ async def test_request_counts_only_while_its_next_output_is_awaited(running: Cal
 
     stalled: list[bool] = []
     assert not any(check_each_second(watchdog, clock))
-    words = watchdog.watched(speak())
-    assert await anext(words) == "a" and not stalled
+    pieces = watchdog.watched(speak())
+    assert await anext(pieces) == "a" and not stalled
     assert not any(check_each_second(watchdog, clock))
-    assert await anext(words) == "b" and any(stalled)
-    assert [word async for word in words] == [] and not any(check_each_second(watchdog, clock))
+    assert await anext(pieces) == "b" and any(stalled)
+    assert [piece async for piece in pieces] == [] and not any(check_each_second(watchdog, clock))
 
 
 def test_engine_without_known_processes_is_not_stalled() -> None:

@@ -52,10 +52,10 @@ def test_addresses_that_are_not_public(address: str) -> None:
 @pytest.mark.parametrize("inside", [*PRIVATE.split(), *METADATA.split()])
 def test_a_private_address_inside_another(tunnel: str, inside: str) -> None:
     number = int(IPv4Address(inside))
-    words = {"hex": f"{number >> 16:x}:{number & 0xFFFF:x}"}
+    parts = {"hex": f"{number >> 16:x}:{number & 0xFFFF:x}"}
     flipped = number ^ 0xFFFFFFFF
-    words |= {"flipped": f"{flipped >> 16:x}:{flipped & 0xFFFF:x}", "dotted": inside}
-    assert not public(IPv6Address(tunnel.format(**words)))
+    parts |= {"flipped": f"{flipped >> 16:x}:{flipped & 0xFFFF:x}", "dotted": inside}
+    assert not public(IPv6Address(tunnel.format(**parts)))
 
 
 @given(st.ip_addresses())

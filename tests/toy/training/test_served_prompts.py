@@ -5,7 +5,7 @@ import random
 import pytest
 from lazy_module import LazyModule
 
-from serve.engines.base import Spoken
+from serve.engines.base import Generation
 from serve.media.image import Image
 from serve.media.masks import decode
 from serve.models import MODELS
@@ -71,7 +71,7 @@ def test_trained_box_parses_as_the_drawn_box(toy: str) -> None:
                 if family == "llava"
                 else prompts.paligemma(question, recipes.RECIPES[toy].first_loc)[1]
             )
-            result = MODELS[f"toy-{toy}"].skills["detect"].parse([Spoken(answer)], request(question, picture))
+            result = MODELS[f"toy-{toy}"].skills["detect"].parse([Generation(answer)], request(question, picture))
             assert isinstance(result, DetectResult)
             (item,) = result.boxes
             true = question.boxes[0][1]
@@ -87,7 +87,7 @@ def test_trained_mask_parses_as_the_drawn_mask(toy: str) -> None:
         for shape in scene.shapes:
             question = questions.segment(scene, [shape.name])
             answer = prompts.paligemma(question, recipes.RECIPES[toy].first_loc)[1]
-            result = MODELS[f"toy-{toy}"].skills["segment"].parse([Spoken(answer)], request(question, picture))
+            result = MODELS[f"toy-{toy}"].skills["segment"].parse([Generation(answer)], request(question, picture))
             assert isinstance(result, SegmentResult)
             true = masks.mask(scene, shape, (picture.width, picture.height))
             parsed = [decode(item.mask) for item in result.boxes]
