@@ -85,8 +85,8 @@ class Worker:
         with self._counted():
             skill = self.model.skills[task]
             prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
-            if request.priority == "batch":
-                prompts = [replace(prompt, batch=True) for prompt in prompts]
+            batch, whole = request.priority == "batch", not request.stream
+            prompts = [replace(prompt, batch=batch, whole=whole) for prompt in prompts]
             generations = [PartialGeneration() for _ in prompts]
             current = 0
             # Closed when the caller leaves or a prompt fails, so that the engine stops.

@@ -62,7 +62,7 @@ class Prompt:
     adapter: str | None = None
     """The name of the LoRA adapter to use; None for the checkpoint alone."""
     whole: bool = False
-    """Whether the reply comes as one piece at its end, not streamed."""
+    """Whether the reply is not streamed: it may come in few pieces, with all tokens in the last."""
     batch: bool = False
     """Whether the request has batch priority: it waits for all requests that have not."""
 

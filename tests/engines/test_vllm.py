@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
+import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
@@ -19,6 +20,7 @@ from collected import Collector, collector
 
 from serve import tracing
 from serve.engines.base import Piece, Prompt, Sampling
+from serve.engines.vllm import multimodal
 from serve.engines.vllm.engine import VllmEngine
 from serve.errors import BadRequest, ModelError
 from serve.media.image import Image
@@ -86,6 +88,35 @@ async def test_reply_is_streamed_with_a_log_probability_for_every_token(engine: 
     assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
     assert (pieces[-1].finish_reason, pieces[-1].completion_tokens) == ("length", 24)
     assert pieces[-1].prompt_tokens > 16  # the picture's own
+
+
+async def test_reply_that_is_not_streamed_gives_its_text_so_far(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.engines.vllm.engine.PROGRESS_S", 0.02)
+    streamed, pieces = await speak(engine, ask()), await speak(engine, replace(ask(), whole=True))
+    assert 1 < len(pieces) <= len(streamed) and text(pieces) == text(streamed)
+    assert [len(piece.tokens) for piece in pieces] == [0] * (len(pieces) - 1) + [24]
+    generation = engine.generate(replace(ask(max_tokens=4000), whole=True))
+    assert (await anext(generation)).text
+    await generation.aclose()
+    assert not engine._llm.output_processor.request_states
+
+
+@pytest.mark.parametrize("side", [1, 5, 50, 224, 336, 700])
+async def test_images_of_a_fixed_size_are_processed_bit_by_bit_as_by_transformers(
+    engine: VllmEngine, side: int
+) -> None:
+    fixed, renderer = engine._fixed_images, engine._llm.renderer
+    assert fixed is not None
+    image = Image(np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8), f"drawn {side}")
+    prompt = Prompt(TEXT, image)
+    (expected,) = renderer.render_cmpl([{"prompt": TEXT, **multimodal.multimodal_input(prompt)}])
+    assert fixed.applies_to(prompt) and not fixed.applies_to(Prompt(TEXT + " a" * 2000, image))
+    inputs = fixed.inputs(TEXT, {**fixed.prepare(prompt), **multimodal.uuids(image)})
+    assert inputs["mm_kwargs"]["image"] == expected["mm_kwargs"]["image"]
+    for key in ("type", "prompt", "prompt_token_ids", "mm_placeholders"):
+        assert inputs[key] == expected[key]
 
 
 async def test_vllms_span_is_under_ours(engine: VllmEngine, traces: Collector) -> None:

@@ -22,6 +22,7 @@ from serve.engines.description import Description, read
 from serve.engines.shared_context import SharedContexts
 from serve.engines.vllm import config_check, multimodal, processes
 from serve.engines.vllm.arguments import arguments, environment
+from serve.engines.vllm.fixed_images import FixedImages
 from serve.engines.vllm.footprint import footprint, requests_at_once, settings
 from serve.engines.vllm.stderr_tail import StderrTail
 from serve.engines.vllm.translate import (
@@ -51,6 +52,8 @@ AT_ONCE = 2
 """Large images and videos prepared at a time: while vLLM processes one, in its single thread, the next is prepared.
 Each takes up to 120 MB until it is processed."""
 _PREPARING = ThreadPoolExecutor(AT_ONCE, "prepare")
+PROGRESS_S = 0.5
+"""Seconds between two pieces of a reply that is not streamed."""
 ALTERNATIVES_A_STEP = 400
 """Alternatives of tokens that one step of the engine may return, since the replica's event loop unpacks each of them.
 Further requests for alternatives wait for others to end."""
@@ -102,6 +105,9 @@ class VllmEngine:
         self._takes: frozenset[str] = frozenset()
         self._watchdog = Watchdog(self._processes)
         self._resizer: multimodal.Resizer | None = None
+        self._fixed_images: FixedImages | None = None
+        self._cache_turn = asyncio.Lock()
+        """Held while vLLM's cache of images is used: its threads and `FixedImages` must not use it at once."""
         self._images: SharedContexts[Mapping[str, Any]] = SharedContexts()
         self._preparing_slots = asyncio.Semaphore(AT_ONCE)
         self._alternatives = WeightedSemaphore(ALTERNATIVES_A_STEP)
@@ -210,6 +216,7 @@ class VllmEngine:
         _patch_tokenizer(llm.renderer.tokenizer)
         self._placeholders = _placeholders(config.model_config.hf_config, llm.renderer.tokenizer)
         self._resizer = _find_resizer(llm)
+        self._fixed_images = FixedImages.of(llm, self._resizer)
         limits = llm.renderer.mm_processor.info.allowed_mm_limits if llm.renderer.mm_processor is not None else {}
         self._takes = frozenset(kind for kind, limit in limits.items() if limit > 0)
         return llm
@@ -270,32 +277,46 @@ class VllmEngine:
         Concurrent prompts about one image (a phrase each, `n` replies) have it decoded and prepared once, and processed
         once where it fits vLLM's cache.
         """
-        image, text = prompt.image, {"prompt": prompt.text, **multimodal.cache_salt()}
+        image = prompt.image
         if image is None:
             async with self._multimodal_input(prompt) as video:
-                return await self._render({**text, **video})
+                return await self._render(prompt, video)
         await decoding.compute_digest(image)
-        if (inputs := await self._cached_inputs(text, image)) is not None:
+        if (inputs := await self._cached_inputs(prompt, image)) is not None:
             return inputs
-        async with (
-            self._images.share(
-                multimodal.cache_key(image) or id(image), lambda: self._multimodal_input(prompt)
-            ) as shared,
-            shared.turn,
-        ):
-            if (inputs := await self._cached_inputs(text, image)) is None:  # not processed in the meantime
-                inputs = await self._render({**text, **await shared.value(), **multimodal.uuids(image)})
-            return inputs
+        if self._fixed_images is not None and not image.undecoded_pixels:
+            quick = replace(prompt, image=self.prepare(image))
+            if self._fixed_images.applies_to(quick) and not multimodal.is_slow(quick):
+                # done at once, so that concurrent prompts find it in the cache
+                return await self._render(prompt, {**self._prepared(quick), **multimodal.uuids(image)})
+        key = multimodal.cache_key(image) or id(image)
+        async with self._images.share(key, lambda: self._multimodal_input(prompt)) as shared, shared.turn:
+            if (inputs := await self._cached_inputs(prompt, image)) is not None:  # processed in the meantime
+                return inputs
+            return await self._render(prompt, {**await shared.value(), **multimodal.uuids(image)})
 
-    async def _cached_inputs(self, text: Mapping[str, Any], image: Image) -> Any:
+    async def _cached_inputs(self, prompt: Prompt, image: Image) -> Any:
         """Return the engine input with an image from vLLM's cache; None where it is not there."""
         if self.has_cached(image):
             with contextlib.suppress(ValueError):  # it was evicted just now
-                return await self._render({**text, **multimodal.cached_input(image)})
+                return await self._render(prompt, multimodal.cached_input(image))
         return None
 
-    async def _render(self, prompt: Mapping[str, Any]) -> Any:
-        return (await self._llm.renderer.render_cmpl_async([prompt]))[0]
+    async def _render(self, prompt: Prompt, media: Mapping[str, Any]) -> Any:
+        """Return the engine input of a prompt's text with its image or video, in the form of `_prepared`."""
+        fixed = self._fixed_images
+        if fixed is None:
+            return await self._render_by_vllm(prompt, media)
+        async with self._cache_turn:
+            if fixed.takes(prompt.text, media):
+                return fixed.inputs(prompt.text, media)
+            inputs = await self._render_by_vllm(prompt, media)
+            fixed.learn(inputs)
+            return inputs
+
+    async def _render_by_vllm(self, prompt: Prompt, media: Mapping[str, Any]) -> Any:
+        text = {"prompt": prompt.text, **multimodal.cache_salt()}
+        return (await self._llm.renderer.render_cmpl_async([{**text, **media}]))[0]
 
     @contextlib.asynccontextmanager
     async def _multimodal_input(self, prompt: Prompt) -> AsyncIterator[Mapping[str, Any]]:
@@ -308,12 +329,18 @@ class VllmEngine:
             if multimodal.is_slow(prompt):
                 await stack.enter_async_context(self._preparing_slots)
                 loop = asyncio.get_running_loop()
-                prepared = await loop.run_in_executor(_PREPARING, multimodal.multimodal_input, prompt, self._resizer)
+                prepared = await loop.run_in_executor(_PREPARING, self._prepared, prompt)
                 if prompt.image is not None and self._resizer is not None and self._resizer.applies_to(prompt.image):
                     await stack.aclose()  # frees the pixels: the resized image is far smaller
                 yield prepared
             else:
-                yield multimodal.multimodal_input(prompt, self._resizer)
+                yield self._prepared(prompt)
+
+    def _prepared(self, prompt: Prompt) -> Mapping[str, Any]:
+        """Return a prompt's decoded image or video in the form for `_render`."""
+        if self._fixed_images is not None and self._fixed_images.applies_to(prompt):
+            return self._fixed_images.prepare(prompt)
+        return multimodal.multimodal_input(prompt, self._resizer)
 
     async def _stream(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         from vllm.exceptions import VLLMClientError
@@ -341,15 +368,21 @@ class VllmEngine:
                 trace_headers={"traceparent": trace} if trace else None,
             )
             watched = self._watchdog.watched(stream)
-            async with contextlib.aclosing(stream), contextlib.aclosing(watched) as outputs:
+            paced = self._with_progress(watched, name) if prompt.whole else watched
+            given = 0
+            async with contextlib.aclosing(stream), contextlib.aclosing(watched), contextlib.aclosing(paced) as outputs:
                 async for output in outputs:
+                    if isinstance(output, str):
+                        given += len(output)
+                        yield Piece(output, (), None, prompt_tokens, completion_tokens)
+                        continue
                     result = output.outputs[0]
                     completion_tokens += len(result.token_ids)
                     if result.finish_reason == "error":
                         log.error("request %s failed in the engine", REQUEST_ID.get())
                         raise ModelError("The model's engine failed on this request.", code="engine_error")
                     yield Piece(
-                        result.text,
+                        result.text[given:],
                         aligner.tokens(result),
                         FINISH[result.finish_reason] if result.finish_reason else None,
                         prompt_tokens,
@@ -365,6 +398,26 @@ class VllmEngine:
         except (ValueError, TypeError) as error:  # raised by the processor for this text and image
             log.warning("request %s was refused by the processor: %s", REQUEST_ID.get(), type(error).__name__)
             raise BadRequest("The model's processor cannot read this prompt.", code="invalid_prompt") from error
+
+    async def _with_progress(self, outputs: AsyncGenerator[Any, None], name: str) -> AsyncGenerator[Any, None]:
+        """Yield the one output of a request that is not streamed, and every PROGRESS_S before it the new text as a str.
+
+        A reply that is cut then has its text so far, and no step of the engine costs this process an output.
+        """
+        waiting = asyncio.ensure_future(anext(outputs))
+        try:
+            while True:
+                done, _ = await asyncio.wait((waiting,), timeout=PROGRESS_S)
+                if done:
+                    yield waiting.result()
+                    return
+                states = self._llm.output_processor
+                for state in map(states.request_states.get, states.external_req_ids.get(name, ())):
+                    if state is not None and (text := state.detokenizer.get_next_output_text(False, True)):
+                        yield text
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
 
 
 def _memory(description: Description, chosen: Mapping[str, Any], gpu_bytes: int | None, cache: Any) -> Memory:

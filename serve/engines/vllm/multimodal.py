@@ -68,6 +68,8 @@ class Resizer:
 
     def __call__(self, image: Image) -> Any:
         """Resize an image to uint8 [3, height, width], using at most a few megabytes beside the image."""
+        if image.width * image.height <= SMALL:
+            return _tensor(self._resize(image.pixels, self.height, self.width))
         if isinstance(image, Padded):
             rows = self._padded_rows(image.inner.pixels, image.colour)
         else:
