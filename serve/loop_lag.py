@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-EVERY_S = 0.025
+EVERY_S = 0.05
 WINDOW_S = 60.0
 REPORT_S = 5.0
 
