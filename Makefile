@@ -7,7 +7,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast slow install install-dev loadtest bench bench-others bench-fan-out
-.PHONY: bench-scale bench-repeats chaos hostile soak k8s-check k8s-drill
+.PHONY: bench-many-servers bench-scale bench-repeats chaos hostile soak k8s-check k8s-drill
 .PHONY: screenshots lock clean
 
 serve: install
@@ -40,6 +40,10 @@ install-dev:
 # beside vLLM's own server; loadtest/README.md says what it measures and what ARGS there are
 bench: install-dev
 	$(BIN)/python -m loadtest.bench $(ARGS)
+
+# one request to N models beside N requests to N servers of vLLM
+bench-many-servers: install-dev
+	$(BIN)/python -m loadtest.bench many-servers $(ARGS)
 
 # environments of their own for what the benchmark compares with: their requirements quarrel with ours
 OTHERS := build/others

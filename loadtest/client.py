@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
@@ -38,7 +39,7 @@ class Client:
     """
 
     def __init__(self, url: str, read: Callable[[bytes, Result], None] | None = None) -> None:
-        self.url, self._read = url, read or _read_completion
+        self.url, self._read = url, read or read_completion
 
     async def closed(self, bodies: Sequence[bytes], clients: int, *, stream: bool) -> tuple[float, list[Result]]:
         """Send from `clients` clients, each waiting for its answer. Return (seconds, results)."""
@@ -75,7 +76,7 @@ class Client:
                 if reply.status != 200:
                     result.error = f"{reply.status} {(await reply.text())[:200]}"
                 elif stream:
-                    await _read_stream(reply.content.iter_any(), result, began)
+                    await read_stream(reply.content.iter_any(), result, began)
                 else:
                     self._read(await reply.read(), result)
         except (aiohttp.ClientError, TimeoutError, ValueError, LookupError) as error:
@@ -104,12 +105,27 @@ def session(timeout_s: float = TIMEOUT_S) -> aiohttp.ClientSession:
     )
 
 
-def _read_completion(data: bytes, result: Result) -> None:
-    _count(json.loads(data)["usage"], result)
+def read_completion(data: bytes, result: Result) -> None:
+    count_tokens(json.loads(data)["usage"], result)
 
 
-async def _read_stream(chunks: AsyncIterator[bytes], result: Result, began: float) -> None:
-    """Read every event, as a real client would; pieces that arrive together count as one."""
+def read_chunk(event: dict[str, Any], result: Result) -> bool:
+    """Read a chunk of a chat completion. Return whether it has text."""
+    if event.get("usage"):
+        count_tokens(event["usage"], result)
+    return any(choice["delta"].get("content") for choice in event["choices"])
+
+
+async def read_stream(
+    chunks: AsyncIterator[bytes],
+    result: Result,
+    began: float,
+    read: Callable[[dict[str, Any], Result], bool] = read_chunk,
+) -> None:
+    """Read every event, as a real client would; pieces that arrive together count as one.
+
+    read: fills in the result from an event, and returns whether the event has text.
+    """
     rest, last, done = b"", 0.0, False
     async for chunk in chunks:
         now, has_words = time.perf_counter(), False
@@ -121,11 +137,9 @@ async def _read_stream(chunks: AsyncIterator[bytes], result: Result, began: floa
                 done = True
                 continue
             event = json.loads(line[6:])
-            if "error" in event:
+            if event.get("error"):
                 raise ValueError(f"an error in the stream: {event['error']}")
-            has_words |= any(choice["delta"].get("content") for choice in event["choices"])
-            if event.get("usage"):
-                _count(event["usage"], result)
+            has_words |= read(event, result)
         if has_words:
             if last:
                 result.gaps.append(now - last)
@@ -136,5 +150,5 @@ async def _read_stream(chunks: AsyncIterator[bytes], result: Result, began: floa
         raise ValueError("the stream ended without [DONE]")
 
 
-def _count(usage: dict[str, int], result: Result) -> None:
+def count_tokens(usage: dict[str, int], result: Result) -> None:
     result.prompt_tokens, result.tokens = usage["prompt_tokens"], usage["completion_tokens"]

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
             order = servers[at % len(servers) :] + servers[: at % len(servers)]
             for case in _cases(options):
                 for server in order:
-                    with only(server, servers):
+                    with only([server], servers):
                         results.append(uvloop.run(measure(server, case, at)))
                         print(tables.line(results[-1]), flush=True)
     met, checked = tables.targets(results)

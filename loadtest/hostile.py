@@ -10,14 +10,12 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,7 +23,7 @@ import uvloop
 
 from loadtest.hostile_inputs import LLAVA, PALIGEMMA, Hostile, inputs
 from loadtest.probes import EVERY_S, HEALTH, PICTURE, Probes
-from loadtest.processes import MemoryWatch
+from loadtest.processes import MemoryWatch, processor
 from loadtest.raw_http import Response, exchange
 from loadtest.servers import NotAnswering, diptych, fetch, metrics, running
 
@@ -168,7 +166,7 @@ class Bench:
         """Return the state before the first input, and the table's head."""
         budget = "none is stated" if self.budget is None else f"{self.budget / 2**20:.0f} MB"
         return (
-            f"{_processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}. Alone: /health at most "
+            f"{processor()}, load {os.getloadavg()[0]:.1f}. Alone: /health at most "
             f"{1000 * self.usual_health:.0f} ms, a small picture {1000 * self.usual:.0f} ms; gateway and media "
             f"processes {self.idle.gateway / 2**20:.0f} MB; budget: {budget}.\n"
             f"health: slowest answer, ms; later: the small picture's worst above its usual, ms; MB, replica: growth\n"
@@ -293,8 +291,3 @@ def _statuses(answers: Sequence[Response]) -> str:
     names = {None: "left", 0: "none"}
     counts = Counter(names.get(answer.status, str(answer.status)) for answer in answers)
     return ", ".join(f"{count} x {name}" for name, count in sorted(counts.items()))
-
-
-def _processor() -> str:
-    match = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return match[1] if match else "an unknown processor"

@@ -13,7 +13,7 @@ import PIL.Image
 from serve.toy import world
 
 QUESTION = "what is in the picture?"
-SIDES = {"1x": (224, 224), "12mp": (4000, 3000)}  # width, height; a phone's picture is the second
+SIDES = {"1x": (224, 224), "2mp": (1600, 1200), "12mp": (4000, 3000)}  # width, height; a phone's picture is the last
 QUALITY = 88
 
 

@@ -84,6 +84,16 @@ def command_line(process: int) -> str:
     return ""
 
 
+def processor() -> str:
+    """Return the processor's name, the number of cores and the vector instructions that it has."""
+    lines = Path("/proc/cpuinfo").read_text()
+    name = re.search(r"^model name\s*: (.+)$", lines, re.MULTILINE)
+    flags = re.search(r"^flags\s*: (.+)$", lines, re.MULTILINE)
+    have = set(flags[1].split()) if flags else set()
+    vectors = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if flag in have]
+    return ", ".join([name[1] if name else "an unknown processor", f"{os.cpu_count()} cores", *vectors])
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of the gateway with all media processes, shared memory too, and of the replica that holds most."""

@@ -34,9 +34,9 @@ def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     with running(_kind("K", True)) as kept, running(_kind("L", False)) as spread:
         for at in range(options.rounds):
             for size in COUNTS:
-                with only(kept, [kept, spread]):
+                with only([kept], [kept, spread]):
                     first = uvloop.run(_measure(kept, size, at))
-                with only(spread, [kept, spread]):
+                with only([spread], [kept, spread]):
                     second = uvloop.run(_measure(spread, size, at))
                 rounds.append({"size": size, "rate": first[0] / second[0], "cpu": (first[1], second[1])})
                 print(f"{at} {rounds[-1]}", flush=True)

@@ -89,16 +89,31 @@ class Server:
         return f"{self.url}/v1/chat/completions"
 
 
-def engine_arguments() -> dict[str, object]:
-    """Return the arguments with which Diptych starts the toy's engine; the other servers get the same."""
-    model = MODELS[MODEL]
-    chosen = arguments(Path(model.checkpoint.hub), model.family_args, {}, is_prefix_lm=False, cpu=True)
-    return {**chosen, "served_model_name": MODEL}
+def engine_arguments(name: str = MODEL) -> dict[str, object]:
+    """Return the arguments with which Diptych starts a toy's engine; the other servers get the same."""
+    model = MODELS[name]
+    chosen = arguments(Path(model.checkpoint.hub), model.family_args, {}, is_prefix_lm=model.prefix_lm, cpu=True)
+    return {**chosen, "served_model_name": name}
 
 
 def _vllm(port: int, folder: Path, upstream: str) -> list[str]:
+    return _vllm_command(port, MODEL)
+
+
+def vllm(key: str, model: str) -> ServerKind:
+    """Return vLLM's own server of a toy, which takes the message's text as the whole prompt."""
+
+    def command(port: int, folder: Path, upstream: str) -> list[str]:
+        (folder / "verbatim.jinja").write_text("{{ messages[0].content }}")
+        template = ["--chat-template", str(folder / "verbatim.jinja"), "--chat-template-content-format", "string"]
+        return [*_vllm_command(port, model), *template]
+
+    return ServerKind(key, "vLLM's own server", command, front="server", model=model)
+
+
+def _vllm_command(port: int, model: str) -> list[str]:
     flags = []
-    for name, value in engine_arguments().items():
+    for name, value in engine_arguments(model).items():
         flag = "--" + name.replace("_", "-")
         if value is True:
             flags.append(flag)
@@ -203,22 +218,24 @@ def failure(server: Server) -> str | None:
 
 
 @contextlib.contextmanager
-def only(server: Server, servers: Sequence[Server]) -> Iterator[None]:
+def only(chosen: Sequence[Server], servers: Sequence[Server]) -> Iterator[None]:
     """Stop the other servers where they stand (SIGSTOP) until the block ends, so that idling costs no CPU.
 
-    Raises NotAnswering where the remaining one, which was stopped itself, does not recover within SETTLE_S.
+    Raises NotAnswering where one of the chosen, which was stopped itself, does not recover within SETTLE_S.
     """
-    others = [other for other in servers if other not in (server, server.upstream)]
+    used = [*chosen, *(server.upstream for server in chosen)]
+    others = [other for other in servers if other not in used]
     for other in others:
         other.tree.hold(True)
-    until = time.monotonic() + SETTLE_S
-    good = 0
-    while good < 8:  # its parts have to find each other again
-        good = good + 1 if failure(server) is None else 0
-        if time.monotonic() > until:
-            raise NotAnswering(f"{server.kind.name} answers no more; its log: {server.log}")
-        if not good:
-            time.sleep(0.2)
+    for server in chosen:
+        until = time.monotonic() + SETTLE_S
+        good = 0
+        while good < 8:  # its parts have to find each other again
+            good = good + 1 if failure(server) is None else 0
+            if time.monotonic() > until:
+                raise NotAnswering(f"{server.kind.name} answers no more; its log: {server.log}")
+            if not good:
+                time.sleep(0.2)
     try:
         yield
     finally:

@@ -36,9 +36,9 @@ def summary(results: Sequence[Measurement]) -> str:
                     name,
                     side,
                     f"{_median(own, _rate):.1f}",
-                    _spread([] if side == BASE else _ratios(results, case, side, _rate)),
+                    spread([] if side == BASE else _ratios(results, case, side, _rate)),
                     f"{_median(own, _first):.0f}",
-                    _spread([] if side == BASE else _ratios(results, case, side, _first)),
+                    spread([] if side == BASE else _ratios(results, case, side, _first)),
                     f"{_median(own, lambda result: result.first_p95):.0f}",
                     f"{_median(own, _gap):.0f}" if case.stream else "",
                     f"{_median(own, lambda result: sum(result.cpu.values())):.1f}",
@@ -46,8 +46,7 @@ def summary(results: Sequence[Measurement]) -> str:
                 ]
             )
             name = ""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    table = columns(rows)
     letters = ", ".join(f"{key} {kind.name}" for key, kind in KINDS.items() if any(r.side == key for r in results))
     failed = sum(result.errors for result in results)
     return "\n".join(
@@ -84,11 +83,17 @@ def _checked(results: Sequence[Measurement]) -> Iterator[tuple[str, str, bool]]:
     for case in dict.fromkeys(result.case for result in results if result.side == "P"):
         least = 1.0 if case.size == "12mp" else 0.98
         if previous := _ratios(results, case, "B", _rate, "P"):
-            yield f"{case.name}, replies/s to P >= {least}", _spread(previous), statistics.median(previous) >= least
+            yield f"{case.name}, replies/s to P >= {least}", spread(previous), statistics.median(previous) >= least
     for case in _plain(results, 32, True):
         if own := _of(results, case, "B"):
             gap = _median(own, _gap)
             yield "gap between pieces, 32 clients, <= 50 ms", f"{gap:.0f} ms", gap <= 50
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def is_plain(case: Case) -> bool:
@@ -116,5 +121,6 @@ def _ratios(results: Sequence[Measurement], case: Case, side: str, value: Value,
     return [value(result) / bases[result.round] for result in _of(results, case, side) if bases.get(result.round)]
 
 
-def _spread(ratios: Sequence[float]) -> str:
+def spread(ratios: Sequence[float]) -> str:
+    """Return the median with the lowest and highest; empty where there are none."""
     return f"{statistics.median(ratios):.2f} [{min(ratios):.2f} to {max(ratios):.2f}]" if ratios else ""
