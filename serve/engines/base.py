@@ -4,7 +4,7 @@ import bisect
 import functools
 import itertools
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -104,9 +104,15 @@ class Generation:
 
     def confidence(self, start: int = 0, end: int | None = None) -> float:
         """Return the geometric mean probability (0..1) of the tokens that overlap text[start:end]; 1.0 without any."""
-        first = bisect.bisect_right(self._edges, start, 1) - 1
-        last = bisect.bisect_left(self._edges, len(self.text) if end is None else end, 0, len(self.tokens))
-        logprobs = [token.logprob for token in self.tokens[first:last]]
+        return self.confidence_of([(start, len(self.text) if end is None else end)])
+
+    def confidence_of(self, spans: Iterable[tuple[int, int]]) -> float:
+        """Return the same of the tokens that overlap any of the spans (start, end), each token once."""
+        rows: set[int] = set()
+        for start, end in spans:
+            first = bisect.bisect_right(self._edges, start, 1) - 1
+            rows.update(range(first, bisect.bisect_left(self._edges, end, 0, len(self.tokens))))
+        logprobs = [self.tokens[row].logprob for row in sorted(rows)]
         return math.exp(sum(logprobs) / len(logprobs)) if logprobs else 1.0
 
     @functools.cached_property

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from serve.engines.base import Generation, Prompt
 from serve.errors import BadRequest, ParseError
-from serve.media.geometry import Colour, from_padded, pad_to_square
+from serve.media.geometry import Colour, pad_to_square
 from serve.media.image import Image
 from serve.models.base import Skill, Turn, task_sampling
+from serve.models.contracts import LLAVA, Fault
 from serve.models.text_replies import parse_caption, parse_chat, parse_text, parse_vqa
 from serve.tasks.base import Request, Result
 from serve.tasks.boxes import DetectResult, LabelledBox
@@ -110,10 +111,10 @@ def parse_padded_boxes(generations: Sequence[Generation], request: DetectRequest
         match = _BOX.search(generation.text)
         if match is None:
             continue
-        x0, y0, x1, y1 = (float(number) for number in match.groups())
-        if max(x0, y0, x1, y1) > 1:
+        placed = LLAVA.place([float(number) for number in match.groups()], (request.image.width, request.image.height))
+        if isinstance(placed, Fault):
             continue
-        box = from_padded((x0, y0, x1, y1), request.image.width, request.image.height)
+        box = (placed[0], placed[1], placed[2], placed[3])
         if box[2] > box[0] and box[3] > box[1]:
             boxes.append(LabelledBox(label=label, box=box, score=generation.confidence(*match.span())))
     if not boxes and any(generation.cut for generation in generations):

@@ -13,6 +13,7 @@ from serve.media.image import Image
 from serve.media.masks import encode_in
 from serve.models import mask_decoder
 from serve.models.base import Skill, Turn, task_sampling
+from serve.models.contracts import PALIGEMMA, Fault
 from serve.models.control_tokens import escape_control_tokens
 from serve.models.text_replies import parse_caption, parse_text, parse_vqa
 from serve.tasks.base import Request, Result
@@ -23,7 +24,6 @@ from serve.tasks.ocr import OcrRequest
 from serve.tasks.segment import LabelledMask, SegmentRequest, SegmentResult
 from serve.tasks.vqa import VqaRequest
 
-BINS = 1023  # training bins are round(v * 1023); the evaluators of big_vision divide by the same
 READ = "ocr"
 READ_MIX = "answer en What is written in the image?"
 """The prompt for ocr of PaliGemma 1 mix, which was trained on questions about text in images but not on `ocr`."""
@@ -150,8 +150,11 @@ def _objects(generation: Generation, labels: Sequence[str]) -> list[ParsedObject
     requested = AskedLabels(labels)
     objects = []
     for match in _OBJECT.finditer(generation.text):
-        y0, x0, y1, x1 = (int(code) / BINS for code in match.groups()[:4])
-        if y1 > y0 and x1 > x0 and max(y1, x1) <= 1:
+        located = PALIGEMMA.locate([int(code) for code in match.groups()[:4]], (1, 1))
+        if isinstance(located, Fault):
+            continue
+        x0, y0, x1, y1 = located
+        if y1 > y0 and x1 > x0:
             last = not generation.text[match.end() :].strip()
             label = requested.find(match[6], last=last, cut=last and generation.cut)
             if label is not None:
