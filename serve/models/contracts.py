@@ -25,6 +25,8 @@ SLACK = 0.01
 fault is far beyond it (a mean y of 1074, vllm 36117)."""
 MAX_SHAPES = 1000
 """The most shapes that are read in one reply."""
+MAX_TEXT = 2**17
+"""The most characters of an answer that are read; the rest counts as cut off."""
 MAX_DEPTH = 16
 """The most lists and objects inside each other; of deeper ones the outermost are forgotten."""
 MAX_NUMBER = 32
@@ -35,7 +37,7 @@ Span = tuple[int, int]
 
 
 class Fault(StrEnum):
-    """What is wrong with a reply, or with one of its shapes."""
+    """A reason why a reply, or one of its shapes, cannot be read as it is written."""
 
     EMPTY_REPLY = "empty_reply"
     NO_SHAPE = "no_shape"
@@ -90,7 +92,7 @@ class Tags:
 
 
 @dataclass(frozen=True)
-class Shape:
+class PlacedShape:
     """A shape in pixels of the image. numbers: x0, y0, x1, y1 of a box; x, y of a point; x, y by turns of a polygon."""
 
     label: str
@@ -106,7 +108,7 @@ class Decoded:
     """
 
     contract: "Contract"
-    shapes: tuple[Shape, ...] = ()
+    shapes: tuple[PlacedShape, ...] = ()
     fault: Fault | None = None
     counts: Mapping[Fault, int] = field(default_factory=dict)
 
@@ -132,7 +134,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Contract:
-    """How a family writes coordinates.
+    """A family's way of writing coordinates.
 
     scale: the number of the image's far edge; None for pixels of the picture after `resized`. order: of each pair.
     style: JSON objects; numbers between tags; bare numbers in brackets; location tokens after or before their label;
@@ -181,8 +183,10 @@ class Contract:
         placed = self.locate(numbers, size)
         if isinstance(placed, Fault):
             return placed
-        pairs = (placed[at : at + 2] for at in range(0, len(placed), 2))
-        return tuple(value for pair in pairs for value in clip((*pair, *pair), *size)[:2])
+        clipped: list[float] = []
+        for x, y in zip(placed[::2], placed[1::2], strict=True):
+            clipped += clip((x, y, x, y), *size)[:2]
+        return tuple(clipped)
 
     def locate(self, numbers: Sequence[float], size: Size) -> tuple[float, ...] | Fault:
         """Convert as `place`, neither clipped nor rounded: to fractions of the image for a size of 1, 1."""
@@ -196,7 +200,7 @@ class Contract:
         for at, value in enumerate(numbers):
             if not -self.slack * edges[at % 2] <= value <= (1 + self.slack) * edges[at % 2]:
                 return Fault.OUTSIDE_CONTRACT
-        if not self.decimals and max(numbers) <= 1 and any(value % 1 for value in numbers):
+        if frame.across > 1 and not self.decimals and max(numbers) <= 1 and any(value % 1 for value in numbers):
             return Fault.OUTSIDE_CONTRACT  # fractions, where whole numbers are declared
         placed: list[float] = []
         for at in range(0, len(numbers), 2):
@@ -234,16 +238,18 @@ class Contract:
         start = _answer_start(spoken.text)
         if start is None:
             return Decoded(self, fault=Fault.UNFINISHED_REASONING)
-        reading = _read(self, spoken.text, start)
+        text = spoken.text[: start + MAX_TEXT]
+        reading = _read(self, text, start)
+        reading.truncated |= len(text) < len(spoken.text)
         counts: Counter[Fault] = Counter()
         if reading.truncated or spoken.cut:
             counts[Fault.TRUNCATED] = 1
         if reading.too_many:
             counts[Fault.TOO_MANY] = 1
-        asked = _Asked(labels)
-        shapes: dict[tuple[str, tuple[float, ...]], Shape] = {}
+        lookup = _Labels(labels)
+        shapes: dict[tuple[str, tuple[float, ...]], PlacedShape] = {}
         for item in reading.items:
-            label = asked.find(item.label)
+            label = lookup.find(item.label)
             placed = item.fault or (label if isinstance(label, Fault) else self.place(item.numbers, size))
             if isinstance(placed, Fault):
                 counts[placed] += 1
@@ -260,7 +266,7 @@ class Contract:
             if (label_key(label), placed) in shapes:
                 counts[Fault.REPEATED] += 1
             else:
-                shapes[label_key(label), placed] = Shape(label, placed, spoken.confidence_of(item.spans))
+                shapes[label_key(label), placed] = PlacedShape(label, placed, spoken.confidence_of(item.spans))
         fault = self._fault(spoken, start, reading, counts, bool(shapes))
         return Decoded(self, () if fault else tuple(shapes.values()), fault, counts)
 
@@ -283,12 +289,12 @@ class Contract:
         return Fault.NO_SHAPE
 
 
-class _Asked:
+class _Labels:
     """The labels that were asked for, to be looked up by a model's word for them: plural or singular, any case."""
 
     def __init__(self, labels: Sequence[str] | None) -> None:
         self._labels = labels
-        self._asked = AskedLabels(labels or ())
+        self._exact = AskedLabels(labels or ())
         self._forms = {_singular(label_key(label)): label for label in reversed(labels or ())}
 
     def find(self, text: str | None) -> str | Fault:
@@ -296,7 +302,7 @@ class _Asked:
             return text or ""
         if text is None or not text.strip():
             return self._labels[0] if len(self._labels) == 1 else Fault.MISSING_LABEL
-        return self._asked.find(text) or self._forms.get(_singular(label_key(text))) or Fault.UNKNOWN_LABEL
+        return self._exact.find(text) or self._forms.get(_singular(label_key(text))) or Fault.UNKNOWN_LABEL
 
 
 def _singular(key: str) -> str:
@@ -694,11 +700,15 @@ def _write_tags(contract: Contract, shapes: Written) -> str:
     assert contract.tags is not None
     opening, closing = contract.tags.label or ("", "")
     begin, end = contract.tags.numbers
-    name = (lambda label: f"{opening}{label}{closing}") if contract.tags.label else (lambda label: "")
-    if contract.nested:
-        return "".join(f"{name(label)}{begin}[[{', '.join(n)}]]{end}" for label, n in shapes) or "[]"
-    pairs = ((label, ",".join(f"({n[at]},{n[at + 1]})" for at in range(0, len(n), 2))) for label, n in shapes)
-    return "".join(f"{name(label)}{begin}{text}{end}" for label, text in pairs) or "[]"
+    texts = []
+    for label, numbers in shapes:
+        if contract.nested:
+            text = f"[[{', '.join(numbers)}]]"
+        else:
+            text = ",".join(f"({x},{y})" for x, y in zip(numbers[::2], numbers[1::2], strict=True))
+        name = f"{opening}{label}{closing}" if contract.tags.label else ""
+        texts.append(f"{name}{begin}{text}{end}")
+    return "".join(texts) or "[]"
 
 
 def _write_brackets(contract: Contract, shapes: Written) -> str:

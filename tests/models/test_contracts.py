@@ -193,7 +193,7 @@ def test_reply_that_cannot_be_read_has_its_fault_by_name(fault: Fault, contract:
         decoded.result()
 
 
-def test_label_that_is_missing_where_several_were_asked_is_a_fault() -> None:
+def test_missing_label_in_a_reply_to_several_is_a_fault() -> None:
     assert QWEN3_VL.parse("[[100, 200, 300, 400]]", SIZE, ["cat", "dog"]).fault == Fault.MISSING_LABEL
 
 
