@@ -35,6 +35,9 @@ K = (1000, 1000)
 WIDE = (2000, 1000)
 NAMED_FRACTIONS = Contract("named_fractions", 1, key="")
 GLM4V_ACTIONS = Contract("glm4v_actions", key="box_2d")
+FORM = "form only: "
+"""Begins the source of a row whose form is published there, as a format or by a prompt, and whose numbers are not a
+model's."""
 COOKBOOK = "QwenLM/Qwen3-VL cookbooks/"
 SUPERVISION = "roboflow/supervision test/detection/test_vlm.py"
 INFERENCE = "roboflow/inference tests/workflows, formatters"
@@ -96,28 +99,28 @@ ROWS: list[Row] = [
      [("van", (131.33, 78.85, 257.28, 196.1))]),
     ("QwenLM/Qwen3-VL issue 1616", QWEN2_VL, K, ["羊"], "<|box_start|>(493,169),(539,297)<|box_end|>",
      [("羊", (493, 169, 539, 297))]),
-    ("Qwen2-VL paper's format, arXiv 2409.12191", QWEN2_VL, WIDE, ["the eyes on a giraffe"],
+    (FORM + "Qwen2-VL paper's format, arXiv 2409.12191", QWEN2_VL, WIDE, ["the eyes on a giraffe"],
      "<|object_ref_start|>the eyes on a giraffe<|object_ref_end|><|box_start|>(176,106),(232,160)<|box_end|>",
      [("the eyes on a giraffe", (352, 106, 464, 160))]),
     ("Liuziyu77/Visual-RFT issue 29", QWEN2_5_VL, (1008, 1008), ["person"],
      "<think>There's a human in the image. </think>\n\n"
      "<answer> [{'bbox_2d': [608, 446, 636, 476], 'label': 'person'}]</answer>",
      [("person", (608, 446, 636, 476))]),
-    ("OpenGVLab/InternVL issue 1140", INTERNVL, K, ["car", "truck"],
+    (FORM + "OpenGVLab/InternVL issue 1140", INTERNVL, K, ["car", "truck"],
      '[\n{"bbox_2d": [139, 768, 315, 954], "label": "truck"},\n{"bbox_2d": [366, 679, 536, 849], "label": "car"}\n]',
      [("truck", (139, 768, 315, 954)), ("car", (366, 679, 536, 849))]),
-    ("OpenGVLab/InternVL issue 227", INTERNVL, WIDE, ["XXX"], "<ref>XXX</ref><box>[[253, 231, 733, 787]]</box>",
+    (FORM + "OpenGVLab/InternVL issue 227", INTERNVL, WIDE, ["XXX"], "<ref>XXX</ref><box>[[253, 231, 733, 787]]</box>",
      [("XXX", (506, 231, 1466, 787))]),
     ("zai-org/CogVLM issue 46", GLM4V, K, ["person"], "[[097, 514, 283, 996]]", [("person", (97, 514, 283, 996))]),
     ("zai-org/GLM-V issue 118", GLM4V, K, ["cat"],
      "<think>First, the tabby: bounding box大概是[[110,147,193,823]]。</think>"
      "<|begin_of_box|>[[110,147,193,823],[190,330,313,852]]<|end_of_box|>",
      [("cat", (110, 147, 193, 823)), ("cat", (190, 330, 313, 852))]),
-    ("zai-org/GLM-V README: brackets vary", GLM4V, K, ["cat"], "<|begin_of_box|>(299,346,427,901)<|end_of_box|>",
+    (FORM + "zai-org/GLM-V README: brackets vary", GLM4V, K, ["cat"], "<|begin_of_box|>(299,346,427,901)<|end_of_box|>",
      [("cat", (299, 346, 427, 901))]),
-    ("zai-org/GLM-V README: brackets vary", GLM4V, K, ["cat"], "<|begin_of_box|><420,522,517,914><|end_of_box|>",
+    (FORM + "zai-org/GLM-V README: brackets vary", GLM4V, K, ["cat"], "<|begin_of_box|><420,522,517,914><|end_of_box|>",
      [("cat", (420, 522, 517, 914))]),
-    ("zai-org/GLM-V README: brackets vary", GLM4V, K, ["cat"], "<|begin_of_box|>[507,257,612,852]<|end_of_box|>",
+    (FORM + "zai-org/GLM-V README: brackets vary", GLM4V, K, ["cat"], "<|begin_of_box|>[507,257,612,852]<|end_of_box|>",
      [("cat", (507, 257, 612, 852))]),
     (GLM_TESTS, GLM4V_ACTIONS, K, ["button"],
      'Action: <|begin_of_box|>{"action_type": "click", "box_2d": [[503,580,718,702]]}<|end_of_box|>',
@@ -139,7 +142,7 @@ ROWS: list[Row] = [
     (SUPERVISION, DEEPSEEK_VL2, K, ["cat"],
      "<|ref|>cat<|/ref|><|det|>[[100, 200, 300, 400]]<|/det|><|ref|>dog<|/ref|><|det|>[[500, 600, 700, 800]]<|/det|>",
      [("cat", (100.1, 200.2, 300.3, 400.4))]),
-    ("Gemma 4's card: y first, 0 to 1000; form of huggingface/blog gemma4.md", GEMMA4, (640, 480), ["bike"],
+    (FORM + "Gemma 4's card: y first, 0 to 1000; form of huggingface/blog gemma4.md", GEMMA4, (640, 480), ["bike"],
      fenced('[{"box_2d": [100, 200, 300, 400], "label": "bike"}]'), [("bike", (128, 48, 256, 144))]),
     ("gist vgrichina/54c0620c (Gemini 3 Flash)", GEMMA4, WIDE, ["Apple logo", "Search button"],
      '[\n{\n"box_2d": [6, 246, 386, 526],\n"label": "Apple logo"\n},\n{\n"box_2d": [234, 649, 650, 863],\n'
@@ -179,11 +182,11 @@ ROWS: list[Row] = [
     (INFERENCE + "/test_qwen_detection_parsing.py", QWEN3_VL, (640, 480), ["cat"],
      '{"detections": [{"box_2d": [0, 0, 1000, 1000], "label": "cat"}]}', [("cat", (0, 0, 640, 480))]),
     (INFERENCE + "/test_qwen_detection_parsing.py", QWEN3_VL, (640, 480), ["cat"], "[]", []),
-    (INFERENCE + "/muse_detection_parsing.py: objects without brackets", MUSE_GLIMMER, WIDE, ["cat", "dog"],
+    (FORM + INFERENCE + "/muse_detection_parsing.py: objects without brackets", MUSE_GLIMMER, WIDE, ["cat", "dog"],
      '{"x_min": 100, "y_min": 200, "x_max": 300, "y_max": 400, "label": "cat"},\n'
      '{"x_min": 500, "y_min": 600, "x_max": 700, "y_max": 800, "label": "dog"}',
      [("cat", (200, 200, 600, 400)), ("dog", (1000, 600, 1400, 800))]),
-    ("docs.mistral.ai cookbook: 0 to 999", MISTRAL, (999, 999), ["cat"],
+    (FORM + "docs.mistral.ai cookbook: 0 to 999", MISTRAL, (999, 999), ["cat"],
      '[{"label": "cat", "bbox": [0, 10, 999, 500]}]', [("cat", (0, 10, 999, 500))]),
     (SUPERVISION + ", Qwen2.5-VL", QWEN2_5_VL, (1008, 1008), ["cat", "dog"],
      fenced('[\n{"bbox_2d": [0, 0, 64, 64], "label": "dog"},\n{"bbox_2d": [100, 200, 300, 400], "label": "cat"}\n]'),
@@ -224,7 +227,7 @@ ROWS: list[Row] = [
      [("car", (524, 543, 920, 762))]),
     (SUPERVISION + ", Florence-2", FLORENCE2, (10, 10), None, "some object<loc_300><loc_400><loc_500><loc_600>",
      [("some object", (3, 4, 5.01, 6.01))]),
-    ("transformers florence2 post-processing: a polygon", FLORENCE2_POLYGONS, (999, 999), ["wheel"],
+    (FORM + "transformers florence2 post-processing: a polygon", FLORENCE2_POLYGONS, (999, 999), ["wheel"],
      "wheel<loc_10><loc_20><loc_30><loc_40><loc_50><loc_60>", [("wheel", (10, 20, 30, 40, 50, 60))]),
     (SUPERVISION + ", PaliGemma", PALIGEMMA, K, ["cat"], MIDDLE + " cat", [("cat", QUARTERS)]),
     (SUPERVISION + ", PaliGemma", PALIGEMMA, K, ["black cat"], MIDDLE + " black cat", [("black cat", QUARTERS)]),
@@ -233,7 +236,7 @@ ROWS: list[Row] = [
      [("cat", QUARTERS), ("dog", QUARTERS)]),
     (SUPERVISION + ", PaliGemma", PALIGEMMA, K, ["cat"], f"{MIDDLE} cat ; {loc(256, 256, 768)} cat",
      [("cat", QUARTERS)]),
-    ("LLaVA's training form, arXiv 2310.03744", LLAVA, (100, 50), ["cat"], "[0.10, 0.25, 0.50, 0.75]",
+    (FORM + "LLaVA's training form, arXiv 2310.03744", LLAVA, (100, 50), ["cat"], "[0.10, 0.25, 0.50, 0.75]",
      [("cat", (10, 0, 50, 50))]),
     (MOLMO_TESTS, MOLMO2, K, None, 'Counting the <points coords="1 1 990 800">label</points> shows a total of 1.',
      [("label", (990, 800))]),
@@ -247,5 +250,5 @@ ROWS: list[Row] = [
     (MOLMO_TESTS + ", Molmo 1", MOLMO, K, None,
      '<points x1="23.0" y1="17.7" x2="38.2" y2="24.1" alt="gun">gun</points>',
      [("gun", (230, 177)), ("gun", (382, 241))]),
-    ("allenai/molmo2 molmo_point_data_formatter.py", MOLMO2, K, ["cat"], "There are none.", []),
+    (FORM + "allenai/molmo2 molmo_point_data_formatter.py", MOLMO2, K, ["cat"], "There are none.", []),
 ]  # fmt: skip

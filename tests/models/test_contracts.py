@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transcripts import ROWS, Row
+from transcripts import FORM, ROWS, Row
 
 from serve.engines.base import Spoken, Token
 from serve.engines.vllm.torchvision import repair
@@ -45,7 +45,7 @@ def test_published_transcript_decodes_to_its_shapes(row: Row) -> None:
 
 
 def test_transcripts_are_at_least_sixty_different_ones() -> None:
-    assert len({(row[1].name, row[4]) for row in ROWS}) >= 60
+    assert len({(row[1].name, row[4]) for row in ROWS if not row[0].startswith(FORM)}) >= 60
 
 
 @st.composite
