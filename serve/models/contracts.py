@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from serve.engines.base import Spoken
+from serve.engines.base import Generation
 from serve.errors import ParseError
 from serve.media.geometry import clip
 from serve.tasks.boxes import AskedLabels, DetectResult, LabelledBox, label_key
@@ -227,9 +227,9 @@ class Contract:
         return [f"{value:.{self.decimals}f}" for value in self.unplace(numbers, size)]
 
     def parse(self, text: str, size: Size, labels: Sequence[str] | None = None) -> Decoded:
-        return self.decode(Spoken(text), size, labels)
+        return self.decode(Generation(text), size, labels)
 
-    def decode(self, spoken: Spoken, size: Size, labels: Sequence[str] | None = None) -> Decoded:
+    def decode(self, spoken: Generation, size: Size, labels: Sequence[str] | None = None) -> Decoded:
         """Read a reply. size: the image's width and height. labels: those that were asked for; None keeps every label.
 
         Scores are geometric mean probabilities of the tokens that hold a shape's digits. A number outside the contract
@@ -271,7 +271,7 @@ class Contract:
         return Decoded(self, () if fault else tuple(shapes.values()), fault, counts)
 
     def _fault(
-        self, spoken: Spoken, start: int, reading: "_Reading", counts: Counter[Fault], any_shape: bool
+        self, spoken: Generation, start: int, reading: "_Reading", counts: Counter[Fault], any_shape: bool
     ) -> Fault | None:
         """Return why the reply cannot be read, None if it can."""
         if counts[Fault.OUTSIDE_CONTRACT]:

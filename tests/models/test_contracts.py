@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transcripts import FORM, ROWS, Row
 
-from serve.engines.base import Spoken, Token
+from serve.engines.base import Generation, Token
 from serve.engines.vllm.torchvision import repair
 from serve.errors import ParseError
 from serve.models.contracts import (
@@ -221,7 +221,7 @@ def test_number_a_little_outside_is_moved_to_the_edge() -> None:
 def test_reply_cut_at_any_character_gives_whole_boxes_or_says_truncated() -> None:
     whole = f"[{CAT}, {CAT.replace('100', '120')}]"
     for end in range(1, len(whole)):
-        decoded = QWEN3_VL.decode(Spoken(whole[:end], cut=True), SIZE, ["cat"])
+        decoded = QWEN3_VL.decode(Generation(whole[:end], cut=True), SIZE, ["cat"])
         assert decoded.truncated
         assert decoded.fault in (None, Fault.TRUNCATED)
         assert [item.box[0] for item in decoded.boxes] == [100, 120][: len(decoded.boxes)]
@@ -231,7 +231,7 @@ def test_reply_cut_at_any_character_gives_whole_boxes_or_says_truncated() -> Non
 def test_score_is_that_of_the_tokens_of_a_boxs_digits() -> None:
     parts = [('[{"bbox_2d": [', -9), ("1", -0.2), ("00", -0.4), (", ", -9), ("200", 0), (", ", -9), ("300", 0)]
     parts += [(", ", -9), ("400", -0.4), ('], "label": "cat"}]', -9)]
-    spoken = Spoken("".join(text for text, _ in parts), tuple(Token(text, logprob) for text, logprob in parts))
+    spoken = Generation("".join(text for text, _ in parts), tuple(Token(text, logprob) for text, logprob in parts))
     (box,) = QWEN3_VL.decode(spoken, SIZE, ["cat"]).boxes
     assert box.score == pytest.approx(math.exp(-1.0 / 5))
 
