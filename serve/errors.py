@@ -76,6 +76,14 @@ class TooSlow(ServeError):
     code = "request_timeout"
 
 
+class Conflict(ServeError):
+    """What is there already speaks against the request."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
 class TooLarge(ServeError):
     status = 413
     type = "invalid_request_error"

@@ -22,7 +22,7 @@ LAYERS = [  # a package's entry applies to its modules without an entry of their
     {"tasks"},
     {"models"},
     {"router"},
-    {"worker", "catalog"},
+    {"worker", "catalog", "arena"},
     {"api"},
     {"api.chat_completions"},
     {"api.app", "toy"},
