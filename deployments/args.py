@@ -204,6 +204,10 @@ class GatewayArgs(Placement):
         description="Engines keep what they hold of one key's pictures and prompts apart from other keys', so that "
         "nobody can time what others have asked. Costs what sharing saves.",
     )
+    arena: Path | None = Field(
+        default=None,
+        description="Opens the arena: a file that keeps its votes, shared by the gateways of a machine.",
+    )
     cors: list[str] = Field(default=[], description="Origins whose pages may call: https://app.example.com, or *.")
 
     def asks_for_keys(self) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import ray.exceptions
@@ -27,6 +28,7 @@ from serve import tracing
 from serve.api.app import create_app
 from serve.api.metrics import Metrics
 from serve.api.rate_limiter import RateLimiter
+from serve.arena.store import VoteStore
 from serve.engines.remote.engine import RemoteEngine
 from serve.engines.remote.image_files import ImageFiles
 from serve.loop_lag import LoopLag, freeze_heap
@@ -84,6 +86,7 @@ class Gateway:
         self._lag.start()
         self._metrics, self._rate_limiter = Metrics(), RateLimiter()
         self._metrics.watch(lag=self._lag)
+        self._votes: VoteStore | None = None
         self._args = args
         self._app = SwappableApp(self._create_app(args))
         listen = args.gateway.listen
@@ -141,9 +144,10 @@ class Gateway:
     def _create_app(self, args: Args) -> FastAPI:
         """Create the app for these args, keeping the pools of engines that stay.
 
-        Raises ValueError or OSError where the keys cannot be used.
+        Raises ValueError or OSError where the keys or the file of votes cannot be used.
         """
         access = args.gateway.access()  # first: nothing is touched when it fails
+        votes = self._open_votes(args.gateway.arena)
         bases = {entry.name: entry.base for entry in args.models if isinstance(entry, LoraArgs)}
         engines = args.engines()
         for name in self._pools.keys() - engines.keys():
@@ -170,7 +174,19 @@ class Gateway:
             metrics=self._metrics,
             rate_limiter=self._rate_limiter,
             budget=self._budget,
+            votes=votes,
         )
+
+    def _open_votes(self, path: Path | None) -> VoteStore | None:
+        """Return the store of the arena's votes. Raises OSError where the file cannot be used.
+
+        One that another file has followed stays open: a request may still use it.
+        """
+        if path is None:
+            return None
+        if self._votes is None or self._votes.path != path:
+            self._votes = VoteStore(path)
+        return self._votes
 
     def _read_keys(self) -> None:
         """Read the keys again. Raises ValueError or OSError where they cannot be used."""

@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="two or more models in one table")
     compare.add_argument("names", nargs="+", metavar="MODEL")
     compare.set_defaults(run=_compare)
+    _arena_options(commands.add_parser("arena", help="two answers without names, votes, and a board of the models"))
     key = commands.add_parser("key", help="make an API key, and the line that lets it in")
     key.add_argument("name", metavar="NAME", help="whose key it is; it stands in refusals")
     key.add_argument("--only", choices=["metrics"], help="metrics: for a scraper; it reads /metrics and nothing else")
@@ -157,6 +158,43 @@ def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     )
     _batch_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+
+def _arena_options(arena: argparse.ArgumentParser) -> None:
+    from serve.client import arena as commands
+
+    verbs = arena.add_subparsers(required=True, metavar="COMMAND")
+    duel = verbs.add_parser("duel", help="two models' answers about a picture; choose one, then see the names")
+    duel.add_argument("image", metavar="IMAGE", help="a picture, or its https URL; - is stdin")
+    duel.add_argument(
+        "question", nargs="?", type=_text, metavar="QUESTION", help="for detect: phrases, as in 'cat; dog'"
+    )
+    duel.add_argument("--task", type=_text, help="default vqa with a question, else caption; see `diptych models`")
+    duel.add_argument("--judge", type=_text, metavar="MODEL", help="a model that votes as well")
+    duel.add_argument("--choice", choices=list(commands.CHOICES.values()), help="vote so, and ask nothing")
+    _server_option(duel)
+    duel.set_defaults(run=commands.duel)
+    board = verbs.add_parser("board", help="a task's ratings, with intervals and cautions")
+    board.add_argument("--task", type=_text, default="vqa", help="default vqa")
+    board.add_argument("--voters", choices=["all", "people", "judges"], default="all", help="default all")
+    board.add_argument("--votes", type=Path, metavar="FILE", help="of this file, SQLite or JSON lines; asks no server")
+    board.add_argument("--json", action="store_true", help="print the board as JSON")
+    _server_option(board)
+    board.set_defaults(run=commands.board)
+    judge = verbs.add_parser("judge", help="have a model vote on a duel about each picture of a folder")
+    judge.add_argument("folder", type=Path, metavar="FOLDER", help="its PNG, JPEG, WEBP and GIF files, subfolders too")
+    judge.add_argument("question", nargs="?", type=_text, metavar="QUESTION", help="for tasks that take one, as vqa")
+    judge.add_argument("--task", type=_text, default="caption", help="default caption; a task that is answered in text")
+    judge.add_argument("--judge", type=_text, metavar="MODEL", required=True, help="a served model that can chat")
+    _server_option(judge)
+    judge.set_defaults(run=commands.judge)
+    export = verbs.add_parser("export", help="print a file's votes as JSON lines")
+    export.add_argument("file", type=Path, metavar="FILE", help="the server's gateway.arena")
+    export.set_defaults(run=commands.export_votes)
+    add = verbs.add_parser("import", help="add votes of JSON lines to a file, each once")
+    add.add_argument("file", type=Path, metavar="FILE", help="the server's gateway.arena; made where there is none")
+    add.add_argument("votes", type=Path, metavar="VOTES", help="JSON lines, as export prints them")
+    add.set_defaults(run=commands.import_votes)
 
 
 def _batch_options(command: argparse.ArgumentParser) -> None:

@@ -77,7 +77,7 @@ class TooSlow(ServeError):
 
 
 class Conflict(ServeError):
-    """What is there already speaks against the request."""
+    """The request contradicts something that is stored already."""
 
     status = 409
     type = "invalid_request_error"

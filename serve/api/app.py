@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.middleware.cors import CORSMiddleware
 
 from serve import catalog
-from serve.api import chat_completions, error_responses, openapi_schema, pages, task_endpoint
+from serve.api import arena_endpoints, chat_completions, error_responses, openapi_schema, pages, task_endpoint
 from serve.api.authentication import Access, Authentication
 from serve.api.head_requests import HeadRequests
 from serve.api.limits import Limits
@@ -21,6 +21,7 @@ from serve.api.model_list import ModelEntry, ModelList, model_list
 from serve.api.rate_limiter import RateLimiter
 from serve.api.request_limits import RequestLimits
 from serve.api.task_body import split_phrases
+from serve.arena.store import VoteStore
 from serve.engines.base import State
 from serve.errors import BadRequest, NotFound
 from serve.media.budget import Budget
@@ -72,11 +73,12 @@ def create_app(
     metrics: Metrics | None = None,
     rate_limiter: RateLimiter | None = None,
     budget: Budget | None = None,
+    votes: VoteStore | None = None,
 ) -> FastAPI:
     """Create the HTTP app for a router.
 
     cors: other origins whose pages may call it from a browser. metrics, rate_limiter, budget: those of the app that it
-    replaces, to keep their counts; new ones by default.
+    replaces, to keep their counts; new ones by default. votes: of the arena; None where it is closed.
     """
     app = FastAPI(
         title="Diptych",
@@ -99,10 +101,15 @@ def create_app(
     error_responses.add_handlers(app)
     _add_chat(app, router, metrics, media)  # routes are tried in this order: the busiest first
     _add_tasks(app, router, metrics, media)
+    arena_endpoints.add_arena(app, router, media, votes)
     _add_catalogue(app, router)
     _add_service(app, router, metrics)
     pages.add_pages(app)
-    bodies: list[type[BaseModel]] = [chat_completions.ChatCompletionRequest, *(task.request for task in TASKS.values())]
+    bodies: list[type[BaseModel]] = [
+        chat_completions.ChatCompletionRequest,
+        arena_endpoints.VoteRequest,
+        *(task.request for task in TASKS.values()),
+    ]
     openapi_schema.serve_schema(app, bodies, None if access.keys is None else access.open_paths())
     return app
 

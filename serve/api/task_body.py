@@ -78,7 +78,7 @@ def _from_json(kind: type[Request], body: bytes) -> Request:
     try:
         return kind.model_validate_json(check_values(body), strict=True)
     except ValidationError as error:
-        raise validation_error(error, _json(body)) from None
+        raise validation_error(error, parsed_or_none(body)) from None
 
 
 def _from_form(kind: type[Request], fields: dict[str, Any]) -> Request:
@@ -88,7 +88,8 @@ def _from_form(kind: type[Request], fields: dict[str, Any]) -> Request:
         raise validation_error(error, fields) from None
 
 
-def _json(body: bytes) -> Any:
+def parsed_or_none(body: bytes) -> Any:
+    """Return the body's JSON; None where it is not valid."""
     try:
         return from_json(body)
     except ValueError:

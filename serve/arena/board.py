@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.arena.ratings import Array, Fit, Outcomes, chances, fit
+from serve.arena.ratings import Array, Fit, Outcomes, chances, fit_strengths
 from serve.arena.votes import Verdict
 
 CENTRE = 1000
@@ -141,7 +141,7 @@ def compute_board(
     every = [count for count in counts if voters == "all" or count.judge == (voters == "judges")]
     rated = [count for count in every if count.choice != "abstained"]
     tally = _Tally(rated)
-    fitted = fit(len(tally.names), tally.outcomes)
+    fitted = fit_strengths(len(tally.names), tally.outcomes)
     return ArenaBoard(
         task=task,
         voters=voters,
@@ -274,7 +274,9 @@ def _cautions(tally: _Tally, fitted: Fit, counts: Sequence[VoteCount]) -> Iterab
         message = f"{most} has had {int(tally.duels_each.max())} duels, {least} only {int(tally.duels_each.min())}."
         yield Caution(code="uneven", message=message)
     if circle := _circle(tally):
-        path = ", ".join(f"{names[one]} beats {names[other]}" for one, other in zip(circle, circle[1:], strict=False))
+        path = ", ".join(
+            f"{names[first]} beats {names[other]}" for first, other in zip(circle, circle[1:], strict=False)
+        )
         yield Caution(code="intransitive", message=f"No rating can say this: {path}.")
     yield from _voter_cautions(counts, total)
     if fitted.clustering > WIDER:
@@ -292,36 +294,40 @@ def _order_cautions(tally: _Tally, fitted: Fit) -> Iterable[Caution]:
     """Yield what is to be said about models that follow each other on the board."""
     order = sorted(range(len(tally.names)), key=lambda at: (fitted.groups[at], -fitted.strengths[at]))
     pairs = [
-        (one, other) for one, other in zip(order, order[1:], strict=False) if fitted.groups[one] == fitted.groups[other]
+        (first, other)
+        for first, other in zip(order, order[1:], strict=False)
+        if fitted.groups[first] == fitted.groups[other]
     ]
     if not pairs:
         return
     reach = NormalDist().inv_cdf(1 - (1 - LEVEL) / (2 * len(pairs)))
     unsettled = [
-        f"{tally.names[one]} and {tally.names[other]}" for one, other in pairs if _lead(fitted, one, other) < reach
+        f"{tally.names[first]} and {tally.names[other]}"
+        for first, other in pairs
+        if _lead(fitted, first, other) < reach
     ]
     if unsettled:
         yield Caution(code="unsettled", message=f"The order is not settled between {'; '.join(unsettled[:SHOWN])}.")
-    without = fit(len(tally.names), tally.decided())
+    without = fit_strengths(len(tally.names), tally.decided())
     if not without.bounded:
         return
     turned = [
-        f"{tally.names[one]} and {tally.names[other]}"
-        for one, other in itertools.combinations(order, 2)
-        if fitted.groups[one] == fitted.groups[other] == without.groups[one] == without.groups[other]
-        and _lead(fitted, one, other) > BEATS
-        and _lead(without, other, one) > BEATS
+        f"{tally.names[first]} and {tally.names[other]}"
+        for first, other in itertools.combinations(order, 2)
+        if fitted.groups[first] == fitted.groups[other] == without.groups[first] == without.groups[other]
+        and _lead(fitted, first, other) > BEATS
+        and _lead(without, other, first) > BEATS
     ]
     if turned:
         message = f"Ties as half a win decide the order of {'; '.join(turned[:SHOWN])}: without ties it is the reverse."
         yield Caution(code="ties_decide", message=message)
 
 
-def _lead(fitted: Fit, one: int, other: int) -> float:
+def _lead(fitted: Fit, first: int, other: int) -> float:
     """Return by how many standard errors one model is stronger than another."""
     covariance = fitted.covariance
-    variance = covariance[one, one] + covariance[other, other] - 2 * covariance[one, other]
-    return float((fitted.strengths[one] - fitted.strengths[other]) / math.sqrt(max(variance, 1e-12)))
+    variance = covariance[first, first] + covariance[other, other] - 2 * covariance[first, other]
+    return float((fitted.strengths[first] - fitted.strengths[other]) / math.sqrt(max(variance, 1e-12)))
 
 
 def _voter_cautions(counts: Sequence[VoteCount], total: int) -> Iterable[Caution]:

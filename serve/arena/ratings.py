@@ -56,7 +56,7 @@ class Fit:
     clustering: float
 
 
-def fit(size: int, outcomes: Outcomes) -> Fit:
+def fit_strengths(size: int, outcomes: Outcomes) -> Fit:
     """Return the strengths of maximum likelihood of `size` models."""
     scores = outcomes.scores(size)
     met = scores + scores.T > 0

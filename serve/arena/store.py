@@ -262,6 +262,15 @@ def _count(row: Sequence[object]) -> VoteCount:
     return VoteCount(left, right, choice, voter, bool(judge), family, own_family, votes, **pairs)  # type: ignore[arg-type]
 
 
+def is_database(path: Path) -> bool:
+    """Return whether a file begins as SQLite's do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(16) == b"SQLite format 3\0"
+    except OSError:
+        return False
+
+
 def read_votes(lines: Iterable[str]) -> Iterator[Vote]:
     """Parse votes, one a line. Raises ValueError naming the line that is none."""
     for number, line in enumerate(lines, start=1):

@@ -75,6 +75,18 @@ class Server:
             raise self._not_diptych(response)
         return answer
 
+    def duel(self, task: str, picture: bytes | str, fields: Json, judge: str | None = None) -> Json:
+        """Return two models' answers without names. judge: a model that votes as well."""
+        params = {} if judge is None else {"judge": judge}
+        with self._explained():
+            form = _form(picture, fields, False)
+            return self._checked(self._http.post(f"/v1/arena/duels/{task}", params=params, **form))
+
+    def post(self, path: str, body: Json) -> Json:
+        """Return the JSON of the response to a JSON body."""
+        with self._explained():
+            return self._checked(self._http.post(path, json=body))
+
     def events(
         self, task: str, picture: bytes | str, fields: Json, *, film: bool = False
     ) -> Iterator[tuple[str, Json]]:

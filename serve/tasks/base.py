@@ -238,6 +238,8 @@ class Task:
     """Write a result as a person reads it; also the text of a merged chat completion."""
     heavy: bool = False
     """Merging takes long enough to hold others up, however short the replies are."""
+    verbatim: bool = False
+    """Capitals and marks belong to the answer: it is a transcript."""
     judging: Judging | None = None
     """Present where a served model may write the merged reply (`merge: judge`)."""
 

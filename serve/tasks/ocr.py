@@ -24,6 +24,7 @@ OCR = Task(
     title="Reading (OCR)",
     request=OcrRequest,
     result=OcrResult,
+    verbatim=True,
     methods={"rover": rover(OcrResult.of), "medoid": medoid(likeness)},
     as_text=_as_text,
 )

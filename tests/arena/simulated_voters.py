@@ -25,19 +25,19 @@ def duels(
     draw = np.random.default_rng(seed)
     drawn = []
     for _ in range(votes):
-        one, other = (int(name) for name in draw.choice(len(strengths), 2, replace=False))
-        chance = 1 / (1 + np.exp(strengths[other] - strengths[one] - left))
+        first, other = (int(name) for name in draw.choice(len(strengths), 2, replace=False))
+        chance = 1 / (1 + np.exp(strengths[other] - strengths[first] - left))
         tied = min(ties, 2 * chance, 2 * (1 - chance))
         point = draw.random()
         win = chance - tied / 2
-        drawn.append((one, other, "left" if point < win else "tie" if point < win + tied else "right"))
+        drawn.append((first, other, "left" if point < win else "tie" if point < win + tied else "right"))
     return drawn
 
 
 def counts(drawn: Sequence[tuple[int, int, str]], names: Sequence[str], **same: object) -> list[VoteCount]:
     """Return the votes as counts of one."""
     given = {"voter": "", "judge": False, "family": "", "own_family": 0, "votes": 1} | same
-    return [VoteCount(names[one], names[other], choice, **given) for one, other, choice in drawn]  # type: ignore[arg-type]
+    return [VoteCount(names[first], names[other], choice, **given) for first, other, choice in drawn]  # type: ignore[arg-type]
 
 
 def letters(size: int) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from simulated_voters import STRENGTHS, counts, duels, holds, letters, simulated_board
 
 from serve.arena.board import VoteCount, compute_board
-from serve.arena.ratings import Outcomes, fit
+from serve.arena.ratings import Outcomes, fit_strengths
 
 CHOIX = {
     (1, 5, 400): [-0.033884456, 0.451292414, 0.135270543, -1.172724744, 0.620046242],
@@ -24,16 +24,16 @@ def drawn_outcomes(seed: int, models: int, votes: int) -> Outcomes:
     strengths = draw.normal(0, 1, models)
     rows = []
     for _ in range(votes):
-        one, other = draw.choice(models, 2, replace=False)
-        chance, point = 1 / (1 + np.exp(strengths[other] - strengths[one])), draw.random()
-        rows.append((one, other, 0.5 if draw.random() < 0.25 else float(point < chance)))
+        first, other = draw.choice(models, 2, replace=False)
+        chance, point = 1 / (1 + np.exp(strengths[other] - strengths[first])), draw.random()
+        rows.append((first, other, 0.5 if draw.random() < 0.25 else float(point < chance)))
     left, right, points = map(np.array, zip(*rows, strict=True))
     return Outcomes(left, right, points, np.ones(votes), np.full(votes, -1))
 
 
 @pytest.mark.parametrize(("seed", "models", "votes"), CHOIX)
 def test_strengths_equal_those_of_choix(seed: int, models: int, votes: int) -> None:
-    fitted = fit(models, drawn_outcomes(seed, models, votes))
+    fitted = fit_strengths(models, drawn_outcomes(seed, models, votes))
     assert fitted.bounded
     assert np.abs(fitted.strengths - CHOIX[seed, models, votes]).max() < 1e-6
 
@@ -59,7 +59,7 @@ def test_strengths_equal_those_of_torchs_optimiser(seed: int) -> None:
 
     optimiser.step(loss)
     other = strengths.detach().numpy()
-    assert np.abs(fit(8, outcomes).strengths - (other - other.mean())).max() < 1e-6
+    assert np.abs(fit_strengths(8, outcomes).strengths - (other - other.mean())).max() < 1e-6
 
 
 def test_intervals_hold_the_planted_strengths() -> None:
@@ -95,8 +95,8 @@ def test_thin_board_is_reported() -> None:
 
 
 def test_circle_is_reported_with_its_models() -> None:
-    votes = [VoteCount(one, other, choice, "", False, "", 0, number)  # type: ignore[arg-type]
-             for one, other in ("ab", "bc", "ca") for choice, number in (("left", 70), ("right", 30))]  # fmt: skip
+    votes = [VoteCount(first, other, choice, "", False, "", 0, number)  # type: ignore[arg-type]
+             for first, other in ("ab", "bc", "ca") for choice, number in (("left", 70), ("right", 30))]  # fmt: skip
     messages = {caution.code: caution.message for caution in compute_board("vqa", votes).cautions}
     assert messages["intransitive"] == "No rating can say this: a beats b, b beats c, c beats a."
 

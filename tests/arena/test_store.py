@@ -46,7 +46,7 @@ class Writer:
 
 @pytest.mark.slow
 def test_votes_outlive_killed_processes_once_each(tmp_path: Path) -> None:
-    """Two processes write at once; again and again one that writes is killed and followed by another."""
+    """Let two processes write at once; kill one that writes, and start another in its place, again and again."""
     path, chance = tmp_path / "votes.db", random.Random(1)
     VoteFile(path).close()
     counting = sqlite3.connect(path)

@@ -1,0 +1,237 @@
+"""The blind arena: POST /v1/arena/duels/{task}, POST /v1/arena/votes, GET /v1/arena/board."""
+
+import functools
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request as HttpRequest
+
+from serve.api import openapi_schema
+from serve.api.body import parse_body
+from serve.api.disconnect import cancel_on_disconnect
+from serve.api.error_responses import validation_error
+from serve.api.json_body import check_values
+from serve.api.limits import KeyLimits
+from serve.api.media_loader import MediaLoader
+from serve.api.rate_limiter import RateLimiter
+from serve.api.task_body import parsed_or_none, read_task_request
+from serve.api.task_endpoint import Size
+from serve.arena.board import ArenaBoard, Voters
+from serve.arena.duel import (
+    IncompleteDuel,
+    Pace,
+    answer_duel,
+    check_fields,
+    draw_pair,
+    family,
+    find_judge,
+    judge_duel,
+    related,
+)
+from serve.arena.store import EXPIRY_S, VoteFile, VoteStore
+from serve.arena.votes import Choice, Seat, Vote, VoteId
+from serve.errors import NotFound, TooMany
+from serve.router import Router
+from serve.tasks import TASKS
+
+OFF = "There is no arena here: the operator opens it by gateway.arena, a file for its votes."
+VOTES_A_MINUTE = 60
+"""Of each key, or of each address where there are no keys."""
+ADDRESSES = 4096
+"""Numbers that addresses are counted by, so that the counts stay few."""
+
+
+class HiddenAnswer(BaseModel):
+    """An answer without its model's name. Both of a duel have the same form."""
+
+    result: dict[str, Any]
+
+
+class Duel(BaseModel):
+    """Two answers to choose from, before the vote."""
+
+    id: str
+    object: Literal["diptych.duel"] = "diptych.duel"
+    task: str
+    image: Size
+    left: HiddenAnswer
+    right: HiddenAnswer
+    expires_s: float = Field(default=EXPIRY_S, description="Seconds in which the vote may come.")
+
+
+class VoteRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    duel: VoteId = Field(description="The duel's id. A vote that is sent again counts once.")
+    choice: Choice
+
+
+class JudgeChoice(BaseModel):
+    """A judge's choice. abstained: it contradicted itself with the seats swapped. own_family: seats of its family."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    family: str
+    choice: str
+    own_family: int
+
+
+class VoteAnswer(BaseModel):
+    """A vote that is stored, and who gave the answers."""
+
+    id: str
+    object: Literal["diptych.vote"] = "diptych.vote"
+    task: str
+    choice: Choice
+    left: Seat
+    right: Seat
+    judges: list[JudgeChoice]
+
+
+def add_arena(app: FastAPI, router: Router, media: MediaLoader, store: VoteStore | None) -> None:
+    """Add the arena's routes, which answer 404 where there is no store."""
+    limiter, pace = RateLimiter(KeyLimits(requests_per_minute=VOTES_A_MINUTE)), Pace()
+    conflict: dict[int | str, dict[str, Any]] = {409: {"description": "The duel has another vote already."}}
+
+    def opened() -> VoteStore:
+        if store is None:
+            raise NotFound(OFF, code="arena_off")
+        return store
+
+    for name, task in TASKS.items():
+        app.add_api_route(
+            f"/v1/arena/duels/{name}",
+            _duel_route(opened, router, media, pace, name),
+            methods=["POST"],
+            tags=["arena"],
+            operation_id=f"duel_{name}",
+            summary=f"{task.title}: two models' answers, without names",
+            openapi_extra=openapi_schema.task_body(task.request),
+        )
+
+    @app.post("/v1/arena/duels/{task}", include_in_schema=False)
+    async def unknown(task: str) -> Duel:
+        opened()
+        raise _no_task(task)
+
+    @app.post(
+        "/v1/arena/votes",
+        tags=["arena"],
+        summary="Choose an answer; then the names are told",
+        openapi_extra=openapi_schema.json_body(VoteRequest),
+        responses=conflict,
+    )
+    async def vote(http: HttpRequest) -> VoteAnswer:
+        votes = opened()
+        limit_votes(limiter, http)
+        given = await parse_body(http, _vote_request)
+        key = getattr(http.state, "key", None) or ""
+        stored = await votes.call(lambda file: file.vote(given.duel, given.choice, key))
+        judged = await votes.call(lambda file: file.judge_votes(given.duel))
+        judges = [
+            JudgeChoice(model=vote.voter, family=vote.family, choice=vote.choice, own_family=vote.own_family)
+            for vote in judged
+        ]
+        return VoteAnswer(
+            id=stored.id, task=stored.task, choice=given.choice, left=stored.left, right=stored.right, judges=judges
+        )
+
+    @app.get("/v1/arena/board", tags=["arena"], summary="The ratings of a task's models")
+    async def board(
+        task: Annotated[str, Query(max_length=200, examples=["vqa"])], voters: Voters = "all"
+    ) -> ArenaBoard:
+        votes = opened()
+        if task not in TASKS:
+            raise _no_task(task)
+        return await votes.call(lambda file: file.board(task, voters))
+
+
+def limit_votes(limiter: RateLimiter, http: HttpRequest) -> None:
+    """Raise TooMany where the key, or the address where there are no keys, has no votes left for now."""
+    address = http.client.host if http.client is not None else ""
+    name = getattr(http.state, "key", None) or f"address {hash(address) % ADDRESSES}"
+    if (wait_s := limiter.start(name)) is not None:
+        raise TooMany(
+            f"At most {VOTES_A_MINUTE} votes a minute; Retry-After says when to try again.", retry_after_s=wait_s
+        )
+    limiter.finish(name)
+
+
+def _duel_route(
+    opened: Callable[[], VoteStore], router: Router, media: MediaLoader, pace: Pace, task: str
+) -> Callable[..., Awaitable[Duel]]:
+    async def run(
+        request: HttpRequest,
+        judge: Annotated[str | None, Query(max_length=200, description="A model that votes, too.")] = None,
+    ) -> Duel:
+        return await run_duel(opened(), router, media, pace, task, judge, request)
+
+    return run
+
+
+async def run_duel(
+    store: VoteStore,
+    router: Router,
+    media: MediaLoader,
+    pace: Pace,
+    task: str,
+    judge_name: str | None,
+    http: HttpRequest,
+) -> Duel:
+    """Draw two models, ask both and store the duel. Raises BadRequest, NotFound, TooLarge or Unavailable.
+
+    The models' replies are counted in no metric, since whoever reads those would learn the names.
+    """
+    request = await read_task_request(http, TASKS[task].request)
+    check_fields(request)
+    judge = None if judge_name is None else find_judge(router, task, judge_name, request)
+    pair = await draw_pair(router, task, request)
+    plan = router.plan(task, request, routes=pair, arrived=http.state.arrived)
+
+    async def answered() -> Duel:
+        async with media.with_pixels(request, plan.deadline):
+            answers = await answer_duel(router, plan, pace)
+            duel = f"duel-{secrets.token_hex(16)}"
+            verdict = None if judge is None else await judge_duel(judge, plan, answers)
+        votes = []
+        if judge is not None and verdict is not None:
+            own = sum(related(judge.model, route.model) for route in pair)
+            votes = [
+                Vote(
+                    id=f"{duel}:{judge.model.name}", task=task, left=answers.seats[0], right=answers.seats[1],
+                    choice=verdict, voter=judge.model.name, judge=True, family=family(judge.model), own_family=own,
+                    at=time.time(),
+                )
+            ]  # fmt: skip
+        await store.call(lambda file: file.add_duel(duel, task, *answers.seats, votes))
+        size = Size(width=request.image.width, height=request.image.height)
+        left, right = (HiddenAnswer(result=result) for result in answers.results)
+        return Duel(id=duel, task=task, image=size, left=left, right=right)
+
+    try:
+        return await cancel_on_disconnect(http.receive, answered())
+    except IncompleteDuel as error:
+        if error.missing:
+            await store.call(functools.partial(_count_missing, task, tuple(error.missing)))
+        raise
+
+
+def _count_missing(task: str, models: tuple[str, ...], file: VoteFile) -> None:
+    file.add_unanswered(task, models)
+
+
+def _vote_request(body: bytes) -> VoteRequest:
+    try:
+        return VoteRequest.model_validate_json(check_values(body), strict=True)
+    except ValidationError as error:
+        raise validation_error(error, parsed_or_none(body)) from None
+
+
+def _no_task(task: str) -> NotFound:
+    known = ", ".join(TASKS)
+    return NotFound(f"There is no task {task[:200]!r}. Tasks: {known}.", param="task", code="task_not_found")

@@ -1,0 +1,96 @@
+"""`diptych arena` against a server on loopback, and its export and import of votes."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Ran, runner
+from served import listening, picture, router
+
+from serve.api.app import create_app
+from serve.arena.store import VoteStore
+from serve.engines.base import Prompt
+from serve.engines.fake import FakeEngine
+
+
+def words(prompt: Prompt) -> str:
+    return "A" if "Two answers" in prompt.text else "red"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    monkeypatch.setenv("COLUMNS", "160")
+    return runner(capsys)
+
+
+@pytest.fixture
+def votes(tmp_path: Path) -> Iterator[VoteStore]:
+    store = VoteStore(tmp_path / "votes.db")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def url(votes: VoteStore) -> Iterator[str]:
+    with listening(create_app(router(FakeEngine(words), FakeEngine(words)), votes=votes)) as address:
+        yield address
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "red.png"
+    path.write_bytes(picture())
+    return path
+
+
+def test_duel_tells_names_after_the_vote(run: Callable[..., Ran], url: str, image: Path, monkeypatch: Any) -> None:
+    answers = iter(["what?", "L"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
+    ran = run("arena", "duel", image, "which colour?", "--server", url)
+    assert ran.status == 0 and "toy-" not in ran.out.split("left: ")[0]
+    assert ran.out.count("Red") == 2 and "toy-llava," in ran.out and "toy-paligemma," in ran.out
+    board = json.loads(run("arena", "board", "--server", url, "--json").out)
+    assert board["duels"] == 1 and {row["wins"] for row in board["models"]} == {0, 1}
+
+
+def test_judge_that_prefers_a_seat_abstains(run: Callable[..., Ran], url: str, image: Path) -> None:
+    ran = run("arena", "judge", image.parent, "--judge", "toy-llava", "--server", url)
+    assert ran.status == 0 and "judge toy-llava (Llava): 0 votes, abstained 1" in ran.out
+
+
+def test_exported_votes_give_the_same_board(run: Callable[..., Ran], url: str, image: Path, tmp_path: Path) -> None:
+    for choice in ("left", "tie", "both_bad"):
+        assert run("arena", "duel", image, "--choice", choice, "--server", url).status == 0
+    exported = run("arena", "export", tmp_path / "votes.db").out
+    lines = tmp_path / "votes.jsonl"
+    lines.write_text(exported)
+    assert len(exported.splitlines()) == 3
+    other = tmp_path / "other.db"
+    assert "3 votes added, 0 were there" in run("arena", "import", other, lines).out
+    assert "0 votes added, 3 were there" in run("arena", "import", other, lines).out
+    boards = [
+        json.loads(run("arena", "board", "--task", "caption", "--json", *words).out)
+        for words in (("--server", url), ("--votes", other), ("--votes", lines))
+    ]
+    ratings = [
+        [(row["model"], row["rating"], row["ties"], row["both_bad"]) for row in board["models"]] for board in boards
+    ]
+    assert ratings[0] == ratings[1] == ratings[2] and boards[0]["duels"] == 3
+    table = run("arena", "board", "--task", "caption", "--votes", other).out
+    assert "thin: toy-llava, toy-paligemma have fewer than 30 duels." in table
+
+
+def test_wrong_lines_are_refused_by_their_number(run: Callable[..., Ran], tmp_path: Path) -> None:
+    lines = tmp_path / "votes.jsonl"
+    lines.write_text('{"id": "x"}\n')
+    ran = run("arena", "import", tmp_path / "votes.db", lines)
+    assert ran.status == 1 and "line 1 is not a vote" in ran.err
+    assert run("arena", "export", tmp_path / "missing.db").status == 1
+
+
+def test_closed_arena_is_explained(run: Callable[..., Ran], image: Path) -> None:
+    with listening(create_app(router())) as address:
+        ran = run("arena", "duel", image, "--server", address)
+        assert ran.status == 1 and "gateway.arena" in ran.err
