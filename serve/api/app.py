@@ -104,7 +104,7 @@ def create_app(
     arena_endpoints.add_arena(app, router, media, votes)
     _add_catalogue(app, router)
     _add_service(app, router, metrics)
-    pages.add_pages(app)
+    pages.add_pages(app, arena=votes is not None)
     bodies: list[type[BaseModel]] = [
         chat_completions.ChatCompletionRequest,
         arena_endpoints.VoteRequest,

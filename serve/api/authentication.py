@@ -15,7 +15,7 @@ from serve.errors import Forbidden, NotFound, ServeError, TooMany, Unauthorized
 from serve.request_id import CACHE_SALT
 
 HEALTH, METRICS = "/health", "/metrics"
-PAGE = ("/", "/docs", "/openapi.json", "/compare")
+PAGE = ("/", "/docs", "/openapi.json", "/compare", "/arena")
 PAGE_FOLDERS = ("/web/", "/scenes/", "/compare/")
 
 Requires = Literal["key", "open"]

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from serve.api.arena_endpoints import OFF
 from serve.errors import NotFound
 
 HERE = Path(__file__).parent
@@ -44,14 +45,20 @@ class Files(StaticFiles):
         await super().__call__(scope, receive, with_headers)
 
 
-def add_pages(app: FastAPI) -> None:
-    """Add `/`, `/compare/...`, `/docs` and the files that they need."""
+def add_pages(app: FastAPI, *, arena: bool = False) -> None:
+    """Add `/`, `/compare/...`, `/docs`, `/arena` where it is open, and the files that they need."""
     app.mount("/web", Files(directory=WEB))
     app.mount("/scenes", Files(directory=SCENES))
 
     @app.get("/", include_in_schema=False)
     async def ask() -> Response:
-        return _page("index.html", ".")
+        return _page("index.html", ".", arena=arena)
+
+    @app.get("/arena", include_in_schema=False)
+    async def show_arena() -> Response:
+        if not arena:
+            raise NotFound(OFF, code="arena_off")
+        return _page("arena.html", ".")
 
     @app.get("/compare", include_in_schema=False)
     async def pick() -> Response:
@@ -62,14 +69,16 @@ def add_pages(app: FastAPI) -> None:
         """Return the page. names: of models, with `-vs-` in between; the page itself parses them."""
         if len(names) > MAX_NAMES or names.count("/") > MAX_SLASHES:
             raise NotFound("There is no comparison of so many models.")
-        return _page("index.html", "/".join([".."] * (1 + names.count("/"))))
+        return _page("index.html", "/".join([".."] * (1 + names.count("/"))), arena=arena)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return _page("docs.html", ".")
 
 
-def _page(name: str, root: str) -> HTMLResponse:
-    """Return a page with its URLs relative to `root`, so that it works behind any prefix."""
+def _page(name: str, root: str, *, arena: bool = False) -> HTMLResponse:
+    """Return a page with its URLs relative to `root`, so that it works behind any prefix. arena: link to that page."""
     text = (WEB / name).read_text(encoding="utf-8")
+    if arena:
+        text = text.replace('id="to-arena" hidden', 'id="to-arena"')
     return HTMLResponse(text.replace('="./', f'="{root}/'), headers=PAGE_HEADERS)

@@ -229,6 +229,8 @@ async def test_closed_arena_answers_404_with_a_sentence() -> None:
         for method, path in (("POST", "duels/vqa"), ("POST", "votes"), ("GET", "board?task=vqa")):
             response = await client.request(method, f"/v1/arena/{path}", json=ASK if method == "POST" else None)
             assert response.status_code == 404 and "gateway.arena" in response.json()["error"]["message"]
+        assert "gateway.arena" in (await client.get("/arena")).text
+        assert 'id="to-arena" hidden' in (await client.get("/")).text
 
 
 async def test_votes_are_limited_for_each_address(store: VoteStore, monkeypatch: pytest.MonkeyPatch) -> None:

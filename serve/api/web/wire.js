@@ -36,6 +36,13 @@ export async function get(path, accepted = []) {
   throw await refusal(reply);
 }
 
+/** POST a form, or JSON text. */
+export async function post(path, body) {
+  const reply = await call(path, { method: "POST", body });
+  if (!reply.ok) throw await refusal(reply);
+  return reply.json();
+}
+
 async function refusal(reply) {
   const words = `The server answered with status ${reply.status}.`;
   const body = await reply.json().catch(() => ({}));

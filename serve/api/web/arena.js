@@ -1,0 +1,199 @@
+// The arena: a picture and a task, two answers without names, a vote, then the names and the board.
+
+import { Refusal, at, get, post } from "./wire.js";
+import { announce, byId, drawn, made } from "./dom.js";
+import { painted } from "./rle.js";
+
+const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "tie", ArrowDown: "both_bad" };
+const TRIES = 4; // duels that are asked for: one of them may have a model that gives no answer in time
+const SEATS = ["left", "right"];
+const ballot = [...document.querySelectorAll("[data-choice]")];
+let tasks = [];
+let task = null;
+let picture = null; // {blob, name, url, width, height}
+let duel = null; // the one that waits for its vote
+let busy = false;
+let wish = 0; // counts what was chosen: a slow picture must not replace a later one
+
+const trouble = (words) => (byId("trouble").textContent = words);
+const usable = () => (byId("go").disabled = busy || !task || !picture);
+
+async function start() {
+  try {
+    await get("v1/arena/board?task=vqa");
+    const { data } = await get("v1/models");
+    tasks = data.filter((entry) => entry.diptych.kind === "task" && entry.diptych.models.length > 1);
+  } catch (error) {
+    return stated(error instanceof Refusal ? error.message : "The server does not answer.", "failed");
+  }
+  if (!tasks.length) return stated("A duel takes two models that can do the same task.", "failed");
+  stated("Two models are drawn for each duel. Their names come after your vote.", "ready");
+  byId("tasks").replaceChildren(...tasks.map(({ id, diptych }) =>
+    made("label", { class: "chip" }, made("input", { type: "radio", name: "task", value: id, onchange: () => pick(id) }), diptych.title)));
+  pick((tasks.find((entry) => entry.id === "caption") ?? tasks[0]).id);
+  const scenes = await get("scenes/scenes.json").catch(() => ({}));
+  byId("scenes").replaceChildren(...Object.entries(scenes).map(([file, { caption }]) =>
+    made("li", {}, made("button", { type: "button", "data-scene": file, "aria-pressed": "false", onclick: () => choose(file, caption) },
+      made("img", { src: at(`scenes/small/${file}`).href, alt: `Drawn scene: ${caption}`, width: 96, height: 72, loading: "lazy" })))));
+  const first = Object.entries(scenes)[0];
+  if (first && !picture) await choose(first[0], first[1].caption);
+}
+
+function stated(words, kind) {
+  byId("state").textContent = words;
+  byId("state").dataset.kind = kind;
+}
+
+function pick(id) {
+  task = tasks.find((entry) => entry.id === id);
+  const { text_field: field, example } = task.diptych;
+  for (const radio of byId("tasks").querySelectorAll("input")) radio.checked = radio.value === id;
+  for (const name of ["question", "labels"]) {
+    byId(`${name}-field`).hidden = field !== name;
+    if (field === name) byId(name).value = [example[name]].flat().join("; ");
+  }
+  usable();
+  board();
+}
+
+async function choose(file, caption) {
+  const mine = ++wish;
+  const reply = await fetch(at(`scenes/${file}`));
+  if (reply.ok) await take(await reply.blob(), file, `Drawn scene: ${caption}`, mine);
+}
+
+async function take(blob, name, alt, mine = ++wish) {
+  const url = URL.createObjectURL(blob);
+  const probe = new Image();
+  probe.src = url;
+  try {
+    await probe.decode();
+  } catch {
+    return trouble(`${name} is not a picture that this browser can show.`);
+  }
+  if (mine !== wish) return;
+  picture = { blob, name, alt, url, width: probe.naturalWidth, height: probe.naturalHeight };
+  for (const button of byId("scenes").querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.dataset.scene === name));
+  Object.assign(byId("picture"), { src: url, alt });
+  clear();
+  trouble("");
+  usable();
+}
+
+function clear() {
+  duel = null;
+  for (const button of ballot) button.disabled = true;
+  for (const seat of SEATS) byId(seat).replaceChildren(made("header", {}, made("h2", {}, seat === "left" ? "Left" : "Right")));
+}
+
+async function begin() {
+  busy = true;
+  usable();
+  clear();
+  trouble("");
+  announce("Asking two models.");
+  const { blob, name, url, alt, width, height } = picture;
+  const form = new FormData();
+  form.set("image", blob, name);
+  const field = task.diptych.text_field;
+  if (field) form.set(field, byId(field).value);
+  for (const seat of SEATS) byId(seat).append(made("p", { class: "body quiet" }, "waits for both answers"));
+  try {
+    const given = await asked(form);
+    for (const seat of SEATS) {
+      byId(seat).lastChild.replaceWith(made("div", { class: "body", tabindex: 0, role: "region", "aria-label": `${seat} answer` },
+        ...shown(given[seat].result, { url, alt, width, height })));
+    }
+    duel = given;
+    for (const button of ballot) button.disabled = false;
+    announce("Both answers are here. Vote by the arrow keys: left, right, up for a tie, down for both bad.");
+  } catch (error) {
+    clear();
+    trouble(error instanceof Refusal ? error.message : "The server does not answer.");
+  }
+  busy = false;
+  usable();
+}
+
+async function asked(form) {
+  for (let left = TRIES - 1; ; left--) {
+    try {
+      return await post(`v1/arena/duels/${task.id}`, form);
+    } catch (error) {
+      if (error.code !== "duel_incomplete" || !left) throw error;
+    }
+  }
+}
+
+/** An answer as elements: its words, or its boxes and masks drawn over the picture, in the same colour for both seats. */
+function shown(result, { url, alt, width, height }) {
+  if (!result.boxes) return [made("p", { class: "said" }, String(Object.values(result)[0]) || "(nothing)")];
+  const canvas = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${alt}, with what was found`, class: "seen" },
+    drawn("image", { href: url, width, height }));
+  const unit = width / 320;
+  for (const { label, box: [x, y, right, bottom], mask } of result.boxes) {
+    if (mask) canvas.append(drawn("image", { href: painted(mask, [11, 111, 184], 70), width: mask.size[1], height: mask.size[0], preserveAspectRatio: "none" }));
+    const edge = { x, y, width: Math.max(0, right - x), height: Math.max(0, bottom - y) };
+    canvas.append(drawn("rect", { ...edge, class: "halo" }), drawn("rect", { ...edge, class: "frame" }),
+      drawn("text", { x: x + 3 * unit, y: Math.max(12 * unit, y - 3 * unit), "font-size": 11 * unit }, label));
+  }
+  const list = made("ul", { class: "found" }, ...result.boxes.map(({ label, box }) =>
+    made("li", {}, made("strong", {}, label), made("span", { class: "quiet" }, ` ${box.join(" ")}`))));
+  return [canvas, result.boxes.length ? list : made("p", { class: "said" }, "Nothing found.")];
+}
+
+async function vote(choice) {
+  if (!duel) return;
+  const { id } = duel;
+  duel = null;
+  for (const button of ballot) button.disabled = true;
+  try {
+    const told = await post("v1/arena/votes", JSON.stringify({ duel: id, choice }));
+    for (const seat of SEATS) {
+      const { model, latency_ms: ms, tokens } = told[seat];
+      byId(seat).querySelector("h2").textContent = model;
+      byId(seat).append(made("footer", {}, made("p", { class: "facts" }, `${Math.round(ms)} ms · ${tokens} tokens`)));
+      byId(seat).classList.toggle("chosen", choice === seat);
+    }
+    announce(`Voted. Left was ${told.left.model}, right was ${told.right.model}.`);
+    byId("go").focus();
+    board();
+  } catch (error) {
+    trouble(error instanceof Refusal ? error.message : "The vote did not arrive. Vote again: it counts once.");
+    duel = { id };
+    for (const button of ballot) button.disabled = false;
+  }
+}
+
+async function board() {
+  const id = task.id;
+  const given = await get(`v1/arena/board?task=${id}`).catch(() => null);
+  if (!given || task.id !== id) return;
+  const head = ["Rank", "Model", "Rating", "Interval", "Duels", "Won", "Lost", "Tied", "Bad", "Length", "ms"];
+  const rows = given.models.map((row) => [row.rank, row.model, Math.round(row.rating), `${Math.round(row.low)} to ${Math.round(row.high)}`,
+    row.duels, row.wins, row.losses, row.ties, row.both_bad, Math.round(row.length), Math.round(row.latency_ms)]);
+  byId("board").replaceChildren(rows.length
+    ? made("table", { class: "ratings" }, made("thead", {}, made("tr", {}, ...head.map((name) => made("th", { scope: "col" }, name)))),
+      made("tbody", {}, ...rows.map((row) => made("tr", {}, ...row.map((cell) => made("td", {}, String(cell)))))))
+    : made("p", { class: "body quiet" }, `Nobody has voted on ${task.diptych.title.toLowerCase()} yet.`));
+  byId("cautions").replaceChildren(...(rows.length ? given.cautions : []).map(({ message }) => made("li", {}, message)));
+}
+
+byId("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!byId("go").disabled) begin();
+});
+byId("choose").addEventListener("click", () => byId("file").click());
+byId("file").addEventListener("change", () => {
+  const [file] = byId("file").files;
+  if (file) take(file, file.name, `Your picture, ${file.name}`);
+  byId("file").value = "";
+});
+for (const button of ballot) button.addEventListener("click", () => vote(button.dataset.choice));
+addEventListener("keydown", (event) => {
+  if (!duel || event.altKey || event.ctrlKey || event.metaKey || event.target.matches?.("input, .scroll") || !(event.key in KEYS)) return;
+  event.preventDefault();
+  vote(KEYS[event.key]);
+});
+clear();
+start();

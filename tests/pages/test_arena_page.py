@@ -1,0 +1,113 @@
+"""The arena's page over fake engines: a duel without names, a vote by mouse or key, names, the board; access; sizes."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+from served import listening, router
+from visiting import pick
+
+from serve.api.app import create_app
+from serve.arena.store import VoteStore
+from serve.engines.fake import FakeEngine
+
+pytestmark = pytest.mark.browser
+
+WORDS = {
+    "": "a red circle",
+    "detect": "<loc0100><loc0100><loc0500><loc0500> blue circle",
+    "bounding": "[0.1, 0.2, 0.5, 0.6]",
+}
+TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+
+
+@pytest.fixture
+def arena(tmp_path: Path) -> Iterator[str]:
+    store = VoteStore(tmp_path / "votes.db")
+    with listening(create_app(router(FakeEngine(WORDS), FakeEngine(WORDS)), votes=store)) as url:
+        yield url
+    store.close()
+
+
+@contextlib.contextmanager
+def dueling(page: Page, url: str, task: str) -> Iterator[None]:
+    page.goto(f"{url}/arena")
+    expect(page.locator("#go")).to_be_enabled()
+    pick(page, task)
+    if task == "detect":
+        page.fill("#labels", "blue circle")
+    page.click("#go")
+    expect(page.locator("[data-choice=tie]")).to_be_enabled()
+    yield
+
+
+def shoot(page: Page, name: str) -> None:
+    """Save a picture where ARENA_SHOTS names a folder."""
+    if folder := os.environ.get("ARENA_SHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def test_names_come_after_the_vote_alone(page: Page, arena: str) -> None:
+    heard: list[str] = []
+    page.on("response", lambda response: heard.append(response.text()) if "duels" in response.url else None)
+    with dueling(page, arena, "caption"):
+        assert "toy-" not in page.locator("#duel").inner_text()
+        expect(page.locator("#left .said")).to_have_text("A red circle")
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#duel h2").first).to_contain_text("toy-")
+        assert {*page.locator("#duel h2").all_inner_texts()} == {"toy-llava", "toy-paligemma"}
+        expect(page.locator("#right.chosen")).to_be_visible()
+        expect(page.locator("#board tbody tr")).to_have_count(2)
+        expect(page.locator("#cautions")).to_contain_text("fewer than 30 duels")
+        page.click("#go")
+        expect(page.locator("[data-choice=tie]")).to_be_enabled()
+        page.click("[data-choice=both_bad]")
+        expect(page.locator("#board tbody tr").first).to_contain_text("2")
+    assert heard and not any("toy-" in text for text in heard)
+
+
+def test_boxes_are_drawn_into_both_pictures(page: Page, arena: str) -> None:
+    with dueling(page, arena, "detect"):
+        expect(page.locator("#left svg .frame")).to_have_count(page.locator("#left .found li").count())
+        expect(page.locator("#right svg")).to_be_visible()
+        shoot(page, "boxes")
+
+
+def test_refusal_is_shown_in_the_servers_words(page: Page, arena: str) -> None:
+    page.goto(f"{arena}/arena")
+    expect(page.locator("#go")).to_be_enabled()
+    pick(page, "vqa")
+    page.fill("#question", " ")
+    page.click("#go")
+    expect(page.locator("#trouble")).to_contain_text("question")
+
+
+def test_first_page_links_to_an_open_arena(page: Page, arena: str) -> None:
+    page.goto(arena)
+    page.click("#to-arena")
+    expect(page.locator("h1")).to_have_text("Two answers, no names. Which is better?")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_page_is_accessible_and_fits_its_screen(browser: Browser, arena: str, scheme: Any, width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    violations: list[str] = []
+    with dueling(page, arena, "detect" if width == 1280 else "caption"):
+        for state in ("duel", "voted"):
+            if state == "voted":
+                page.click("[data-choice=left]")
+                expect(page.locator("#board tbody tr")).to_have_count(2)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            for violation in Axe().run(page, options={"runOnly": TAGS}).response["violations"]:
+                nodes = [node["html"][:120] for node in violation["nodes"]]
+                violations.append(f"{state}: {violation['id']}: {nodes}")
+            shoot(page, f"{state}-{width}-{scheme}")
+    context.close()
+    assert not violations
