@@ -53,8 +53,8 @@ def shoot(page: Page, name: str) -> None:
 
 
 def test_names_come_after_the_vote_alone(page: Page, arena: str) -> None:
-    heard: list[str] = []
-    page.on("response", lambda response: heard.append(response.text()) if "duels" in response.url else None)
+    bodies: list[str] = []
+    page.on("response", lambda response: bodies.append(response.text()) if "duels" in response.url else None)
     with dueling(page, arena, "caption"):
         assert "toy-" not in page.locator("#duel").inner_text()
         expect(page.locator("#left .said")).to_have_text("A red circle")
@@ -68,7 +68,7 @@ def test_names_come_after_the_vote_alone(page: Page, arena: str) -> None:
         expect(page.locator("[data-choice=tie]")).to_be_enabled()
         page.click("[data-choice=both_bad]")
         expect(page.locator("#board tbody tr").first).to_contain_text("2")
-    assert heard and not any("toy-" in text for text in heard)
+    assert bodies and not any("toy-" in text for text in bodies)
 
 
 def test_boxes_are_drawn_into_both_pictures(page: Page, arena: str) -> None:
