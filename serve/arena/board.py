@@ -32,7 +32,7 @@ WIDER = 1.3
 """Factor on the intervals from which on a few voters, who vote alike, decide a board."""
 UNEVEN = 4
 """Times the duels of one model that another has, from which on a board is uneven."""
-SHOWN = 5
+MOST_NAMED = 5
 """Models that a sentence names."""
 
 PLACES = {"left": 1.0, "right": 0.0}
@@ -307,7 +307,9 @@ def _order_cautions(tally: _Tally, fitted: Fit) -> Iterable[Caution]:
         if _lead(fitted, first, other) < reach
     ]
     if unsettled:
-        yield Caution(code="unsettled", message=f"The order is not settled between {'; '.join(unsettled[:SHOWN])}.")
+        yield Caution(
+            code="unsettled", message=f"The order is not settled between {'; '.join(unsettled[:MOST_NAMED])}."
+        )
     without = fit_strengths(len(tally.names), tally.decided())
     if not without.bounded:
         return
@@ -319,7 +321,9 @@ def _order_cautions(tally: _Tally, fitted: Fit) -> Iterable[Caution]:
         and _lead(without, other, first) > BEATS
     ]
     if turned:
-        message = f"Ties as half a win decide the order of {'; '.join(turned[:SHOWN])}: without ties it is the reverse."
+        message = (
+            f"Ties as half a win decide the order of {'; '.join(turned[:MOST_NAMED])}: without ties it is the reverse."
+        )
         yield Caution(code="ties_decide", message=message)
 
 
@@ -376,6 +380,6 @@ def _path_back(edges: np.ndarray[tuple[int, int], np.dtype[np.bool_]], start: in
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Name models in a sentence, at most SHOWN of them."""
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    """Name models in a sentence, at most MOST_NAMED of them."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

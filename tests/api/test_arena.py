@@ -40,7 +40,7 @@ def quick_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.api.arena_endpoints.VOTES_A_MINUTE", 1_000_000)
 
 
-async def shown(client: httpx.AsyncClient, body: dict[str, Any] = ASK, task: str = "vqa") -> httpx.Response:
+async def seen_duel(client: httpx.AsyncClient, body: dict[str, Any] = ASK, task: str = "vqa") -> httpx.Response:
     """Ask for a duel until one is shown."""
     for _ in range(20):
         response = await client.post(f"/v1/arena/duels/{task}", json=body)
@@ -125,7 +125,7 @@ async def test_script_that_sees_all_before_the_vote_guesses_no_better_than_chanc
 
 async def test_vote_tells_names_and_a_repeated_one_counts_once(store: VoteStore) -> None:
     async with calling(create_app(router(), votes=store)) as client:
-        duel = (await shown(client)).json()
+        duel = (await seen_duel(client)).json()
         assert set(duel) == {"id", "object", "task", "image", "left", "right", "expires_s"}
         assert duel["left"] == duel["right"] == {"result": {"answer": "Red"}}
         body = {"duel": duel["id"], "choice": "left"}
@@ -143,7 +143,7 @@ async def test_other_gateway_takes_the_vote(store: VoteStore, tmp_path: Path) ->
         calling(create_app(router(), votes=store)) as first,
         calling(create_app(router(), votes=second)) as other,
     ):
-        duel = (await shown(first)).json()
+        duel = (await seen_duel(first)).json()
         vote = await other.post("/v1/arena/votes", json={"duel": duel["id"], "choice": "tie"})
         assert vote.status_code == 200
         assert (await first.get("/v1/arena/board?task=vqa")).json()["duels"] == 1
@@ -175,7 +175,7 @@ async def test_duel_takes_the_same_time_for_every_pair(store: VoteStore) -> None
 async def test_boxes_of_both_families_have_one_form(store: VoteStore) -> None:
     boxes = FakeEngine("[0.1, 0.1, 0.5, 0.5]"), FakeEngine("<loc0300><loc0400><loc0700><loc0900> cat")
     async with calling(create_app(router(*boxes), votes=store)) as client:
-        duel = (await shown(client, {"image": URL, "labels": ["cat"]}, "detect")).json()
+        duel = (await seen_duel(client, {"image": URL, "labels": ["cat"]}, "detect")).json()
     step = 64 / 100
     for seat in ("left", "right"):
         (box,) = duel[seat]["result"]["boxes"]

@@ -16,7 +16,7 @@ CHOIX = {
         -0.197305599, 0.619678858, 0.102514761, -0.495454245, 0.561421209, -0.222054819,
     ],
 }  # fmt: skip
-"""Strengths by choix 0.4.1, by (seed, models, duels); NOTES.md has the command."""
+"""Strengths by choix 0.4.1, by (seed, models, duels): `ilsr_pairwise`, alpha 0, of `drawn_outcomes`."""
 
 
 def drawn_outcomes(seed: int, models: int, votes: int) -> Outcomes:
