@@ -62,7 +62,7 @@ class Prompt:
     adapter: str | None = None
     """The name of the LoRA adapter to use; None for the checkpoint alone."""
     whole: bool = False
-    """Whether the reply is not streamed: it may come in few pieces, with all tokens in the last."""
+    """Whether the reply is not streamed: after its first token it may come in large pieces."""
     batch: bool = False
     """Whether the request has batch priority: it waits for all requests that have not."""
 

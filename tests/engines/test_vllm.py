@@ -90,17 +90,12 @@ async def test_reply_is_streamed_with_a_log_probability_for_every_token(engine: 
     assert pieces[-1].prompt_tokens > 16  # the picture's own
 
 
-async def test_reply_that_is_not_streamed_gives_its_text_so_far(
-    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("serve.engines.vllm.engine.PROGRESS_S", 0.02)
-    streamed, pieces = await speak(engine, ask()), await speak(engine, replace(ask(), whole=True))
-    assert 1 < len(pieces) <= len(streamed) and text(pieces) == text(streamed)
-    assert [len(piece.tokens) for piece in pieces] == [0] * (len(pieces) - 1) + [24]
-    generation = engine.generate(replace(ask(max_tokens=4000), whole=True))
-    assert (await anext(generation)).text
-    await generation.aclose()
-    assert not engine._llm.output_processor.request_states
+async def test_reply_that_is_not_streamed_comes_in_large_pieces(engine: VllmEngine) -> None:
+    streamed = await speak(engine, ask(max_tokens=80))
+    pieces = await speak(engine, replace(ask(max_tokens=80), whole=True))
+    assert [len(piece.tokens) for piece in pieces] == [1, 32, 32, 15]
+    assert [piece.completion_tokens for piece in pieces] == [1, 33, 65, 80]
+    assert text(pieces) == text(streamed) == "".join(token.text for piece in pieces for token in piece.tokens)
 
 
 @pytest.mark.parametrize("side", [1, 5, 50, 224, 336, 700])

@@ -52,8 +52,6 @@ AT_ONCE = 2
 """Large images and videos prepared at a time: while vLLM processes one, in its single thread, the next is prepared.
 Each takes up to 120 MB until it is processed."""
 _PREPARING = ThreadPoolExecutor(AT_ONCE, "prepare")
-PROGRESS_S = 0.5
-"""Seconds between two pieces of a reply that is not streamed."""
 ALTERNATIVES_A_STEP = 400
 """Alternatives of tokens that one step of the engine may return, since the replica's event loop unpacks each of them.
 Further requests for alternatives wait for others to end."""
@@ -355,7 +353,7 @@ class VllmEngine:
             if prompt_tokens >= context:
                 raise context_exceeded(context, prompt_tokens)
             completion_tokens = 0
-            aligner = TokenAligner(prompt.sampling, whole=prompt.whole)
+            aligner = TokenAligner(prompt.sampling)
             lora = None if prompt.adapter is None else self._loras[prompt.adapter]
             name = f"{REQUEST_ID.get() or 'diptych'}-{next(self._numbers)}"  # one request may have several prompts
             trace = tracing.traceparent()
@@ -368,21 +366,15 @@ class VllmEngine:
                 trace_headers={"traceparent": trace} if trace else None,
             )
             watched = self._watchdog.watched(stream)
-            paced = self._with_progress(watched, name) if prompt.whole else watched
-            given = 0
-            async with contextlib.aclosing(stream), contextlib.aclosing(watched), contextlib.aclosing(paced) as outputs:
+            async with contextlib.aclosing(stream), contextlib.aclosing(watched) as outputs:
                 async for output in outputs:
-                    if isinstance(output, str):
-                        given += len(output)
-                        yield Piece(output, (), None, prompt_tokens, completion_tokens)
-                        continue
                     result = output.outputs[0]
                     completion_tokens += len(result.token_ids)
                     if result.finish_reason == "error":
                         log.error("request %s failed in the engine", REQUEST_ID.get())
                         raise ModelError("The model's engine failed on this request.", code="engine_error")
                     yield Piece(
-                        result.text[given:],
+                        result.text,
                         aligner.tokens(result),
                         FINISH[result.finish_reason] if result.finish_reason else None,
                         prompt_tokens,
@@ -398,26 +390,6 @@ class VllmEngine:
         except (ValueError, TypeError) as error:  # raised by the processor for this text and image
             log.warning("request %s was refused by the processor: %s", REQUEST_ID.get(), type(error).__name__)
             raise BadRequest("The model's processor cannot read this prompt.", code="invalid_prompt") from error
-
-    async def _with_progress(self, outputs: AsyncGenerator[Any, None], name: str) -> AsyncGenerator[Any, None]:
-        """Yield the one output of a request that is not streamed, and every PROGRESS_S before it the new text as a str.
-
-        A reply that is cut then has its text so far, and no step of the engine costs this process an output.
-        """
-        waiting = asyncio.ensure_future(anext(outputs))
-        try:
-            while True:
-                done, _ = await asyncio.wait((waiting,), timeout=PROGRESS_S)
-                if done:
-                    yield waiting.result()
-                    return
-                states = self._llm.output_processor
-                for state in map(states.request_states.get, states.external_req_ids.get(name, ())):
-                    if state is not None and (text := state.detokenizer.get_next_output_text(False, True)):
-                        yield text
-        finally:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
 
 
 def _memory(description: Description, chosen: Mapping[str, Any], gpu_bytes: int | None, cache: Any) -> Memory:

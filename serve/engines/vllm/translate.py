@@ -7,11 +7,14 @@ from typing import Any
 from serve.engines.base import HALF, FinishReason, Sampling, Token
 from serve.errors import BadRequest, ModelError
 
+WHOLE_TOKENS = 32
+"""Tokens from one output to the next of a reply that is not streamed. Its first token comes at once, so that its time
+is known; the outputs that follow have its text so far, should it be cut."""
 FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
 
 
 def sampling_params(sampling: Sampling, *, whole: bool = False) -> Any:
-    """Convert Sampling to vLLM's SamplingParams. whole: one output at the end, not one for each step."""
+    """Convert Sampling to vLLM's SamplingParams. whole: one output for the first token and for each WHOLE_TOKENS."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema = sampling.json_schema
@@ -30,7 +33,8 @@ def sampling_params(sampling: Sampling, *, whole: bool = False) -> Any:
         skip_special_tokens=False,  # PaliGemma's <loc> tokens may be special, and are the answer
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         skip_clone=True,  # it is not shared; a deep copy took 2 % of the replica's time
-        output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
+        output_kind=RequestOutputKind.DELTA,
+        stream_interval=WHOLE_TOKENS if whole else None,
     )
 
 
@@ -46,9 +50,9 @@ class TokenAligner:
     holds back text that may become a stop text. Tokens whose text is held back wait here.
     """
 
-    def __init__(self, sampling: Sampling, *, whole: bool = False) -> None:
+    def __init__(self, sampling: Sampling) -> None:
         self.top = sampling.top_logprobs
-        self.text_is_late = bool(sampling.stop) and sampling.logprobs and not whole
+        self.text_is_late = bool(sampling.stop) and sampling.logprobs
         self.waiting: list[Token] = []
         self.text = ""
 
