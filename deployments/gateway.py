@@ -26,12 +26,12 @@ from deployments.routing.replicas import Replicas
 from deployments.server.http_server import HttpServer
 from serve import tracing
 from serve.api.app import create_app
+from serve.api.loop_lag import LoopLag, freeze_heap
 from serve.api.metrics import Metrics
 from serve.api.rate_limiter import RateLimiter
 from serve.arena.store import VoteStore
 from serve.engines.remote.engine import RemoteEngine
 from serve.engines.remote.image_files import ImageFiles
-from serve.loop_lag import LoopLag, freeze_heap
 from serve.media import processes
 from serve.media.budget import Budget, release_large_blocks
 from serve.media.decoding import MediaDecoder

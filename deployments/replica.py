@@ -11,11 +11,11 @@ from deployments.args import LoraArgs, ModelArgs, OwnArgs
 from deployments.local.machine import bind_to_loopback
 from deployments.routing.address import REFRESH_S, Address
 from serve import tracing
+from serve.api.loop_lag import LoopLag, freeze_heap
 from serve.engines.adapters import Adapter
 from serve.engines.base import Piece, Prompt, State
 from serve.engines.lora_view import LoraEngine, LoraView
 from serve.errors import ModelError
-from serve.loop_lag import LoopLag, freeze_heap
 from serve.media.budget import Budget
 from serve.media.decoding import MediaDecoder
 from serve.models import own

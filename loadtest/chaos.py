@@ -12,7 +12,7 @@ import uvloop
 
 from loadtest.chaos_server import ChaosServer, chaos_server
 from loadtest.faults import ELSEWHERE, FAULTS, Row
-from serve.loop_lag import freeze_heap
+from serve.api.loop_lag import freeze_heap
 
 
 def options(parser: argparse.ArgumentParser) -> None:

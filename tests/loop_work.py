@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
-from serve.loop_lag import EVERY_S, LoopLag
+from serve.api.loop_lag import EVERY_S, LoopLag
 
 
 @contextlib.asynccontextmanager

@@ -17,12 +17,12 @@ from deployments.server.timed_protocol import TimedHttpProtocol
 from loadtest.hostile import faults_in
 from loadtest.hostile_inputs import Hostile, inputs
 from loadtest.raw_http import Request, Response, exchange, form
-from serve import loop_lag
+from serve.api import loop_lag
 from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.limits import Limits
+from serve.api.loop_lag import LoopLag
 from serve.engines.fake import FakeEngine
-from serve.loop_lag import LoopLag
 
 HELD_S = 0.5
 """Limit on the processor time of one piece of work in the loop, in seconds: ten times what was measured."""

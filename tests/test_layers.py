@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # a package's entry applies to its modules without an entry of their own
-    {"errors", "request_id", "tracing", "loop_lag", "media.video_caps"},
+    {"errors", "request_id", "tracing", "media.video_caps"},
     {"media"},
     {"media.fetch", "media.image"},
     {"media.video", "media.geometry", "media.masks"},

@@ -7,8 +7,8 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from serve.api.loop_lag import LoopLag
 from serve.engines.base import State
-from serve.loop_lag import LoopLag
 from serve.media.budget import Budget
 from serve.router.route import Status
 from serve.tasks.base import Event, Merged, Reply, Usage

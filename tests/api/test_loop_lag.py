@@ -7,10 +7,10 @@ import time
 import pytest
 from served import calling, router
 
-from serve import loop_lag
+from serve.api import loop_lag
 from serve.api.app import create_app
+from serve.api.loop_lag import LoopLag
 from serve.api.metrics import Metrics
-from serve.loop_lag import LoopLag
 
 
 @pytest.mark.parametrize("held_s", [0.1, 0.2, 0.4])
