@@ -226,6 +226,14 @@ class Contract:
     def _texts(self, numbers: Sequence[float], size: Size) -> list[str]:
         return [f"{value:.{self.decimals}f}" for value in self.unplace(numbers, size)]
 
+    def written(self, text: str) -> list[tuple[str | None, tuple[float, ...]]]:
+        """Return the label and the numbers of each shape in a reply as they stand there, whatever the numbers mean."""
+        start = _answer_start(text)
+        if start is None:
+            return []
+        items = _read(self, text[: start + MAX_TEXT], start).items
+        return [(item.label, item.numbers) for item in items if item.fault is None]
+
     def parse(self, text: str, size: Size, labels: Sequence[str] | None = None) -> Decoded:
         return self.decode(Generation(text), size, labels)
 

@@ -2,6 +2,7 @@
 
 world.py      scenes, drawn from a seed
 questions.py  questions about a scene, with their true answers
+probe_scenes.py  scenes that tell coordinate contracts apart
 masks.py      true masks of shapes
 scenes/       example images
 training/     the code that trained the checkpoints
