@@ -65,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
     _ask_options(commands.add_parser("ask", help="ask every model about a picture or a film"))
     _run_options(commands.add_parser("run", help="every picture of a folder through all models, as JSON lines"))
     _evaluate_options(commands.add_parser("evaluate", help="how right the models are, and their merged reply"))
+    _check_options(
+        commands.add_parser("check", help="whether served models see: boxes, answers, words of drawn scenes")
+    )
     models = commands.add_parser("models", help="which models there are, and what they can do")
     _server_option(models)
     models.set_defaults(run=_models)
@@ -158,6 +161,14 @@ def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     )
     _batch_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+
+def _check_options(check: argparse.ArgumentParser) -> None:
+    check.add_argument("names", nargs="+", metavar="MODEL|all", help="served models; all: every one")
+    check.add_argument("--seed", type=int, default=0, metavar="N", help="which scenes are drawn")
+    check.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    _server_option(check)
+    check.set_defaults(run=_check)
 
 
 def _arena_options(arena: argparse.ArgumentParser) -> None:
@@ -258,6 +269,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     from serve.client.evaluation.evaluate import evaluate
 
     return evaluate(options)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from serve.client.check import check
+
+    return check(options)
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from serve.engines.base import Generation, Prompt, Sampling
 from serve.media.image import Image
+from serve.models.contracts import Contract
 from serve.tasks.base import Result
 
 TOY_NOTE = (
@@ -36,6 +37,8 @@ class Skill:
     """Run `ask` and `parse` in a thread: they would block the event loop for more than a moment."""
     prompts: Callable[[Any], int] = lambda request: 1
     """The number of prompts that `ask` makes for a request, without making them."""
+    contract: Contract | None = None
+    """How the family writes the coordinates that `parse` reads, where that is declared."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,9 @@ def llava_skills(
         image = None if pad is None else pad_to_square(request.image, pad)
         return [prompt for phrase in request.phrases for prompt in ask(request, REGION + phrase, 48, image)]
 
-    detect = {"detect": Skill(ask_detect, parse_padded_boxes, prompts=lambda request: len(request.labels))}
+    detect = {
+        "detect": Skill(ask_detect, parse_padded_boxes, prompts=lambda request: len(request.labels), contract=LLAVA)
+    }
     return {
         "vqa": Skill(ask_vqa, parse_vqa),
         "caption": Skill(ask_caption, parse_caption),

@@ -72,7 +72,7 @@ def paligemma_skills(
         "vqa": Skill(ask_vqa, parse_vqa),
         "caption": Skill(ask_caption, parse_caption),
         "ocr": Skill(ask_ocr, parse_ocr),
-        "detect": Skill(ask_detect, parse_located_boxes),
+        "detect": Skill(ask_detect, parse_located_boxes, contract=PALIGEMMA),
         "segment": Skill(ask_segment, parse, slow=True),
     }
     return {task: skill for task, skill in skills.items() if task not in without and (only is None or task in only)}

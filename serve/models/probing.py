@@ -163,12 +163,12 @@ def probe(replies: Sequence[ProbeAnswer], declared: Contract | None = None) -> P
         reason = f"No contract fits: by the best ({best.form}), boxes are off by {result.error:.0%} of the picture."
         return replace(result, reason=reason)
     if alike:
-        reason = f"{_sameness(boxes)} do not tell these apart: {'; '.join(map(_meaning, (best, *alike)))}."
+        reason = f"{_sameness(boxes)} do not tell these apart: {'; '.join(map(meaning, (best, *alike)))}."
         return replace(result, verdict=Verdict.UNDECIDED, reason=reason)
     if declared is None:
-        return replace(result, verdict=Verdict.FITS, reason=f"The replies fit {_meaning(best)}.")
+        return replace(result, verdict=Verdict.FITS, reason=f"The replies fit {meaning(best)}.")
     if best == declared:
-        return replace(result, verdict=Verdict.AGREES, reason=f"The replies fit the contract, {_meaning(best)}.")
+        return replace(result, verdict=Verdict.AGREES, reason=f"The replies fit the contract, {meaning(best)}.")
     return replace(result, verdict=Verdict.ANOTHER_FITS, reason=f"{', and '.join(_differences(declared, best))}.")
 
 
@@ -298,7 +298,7 @@ def _shifted(
     return None
 
 
-def _meaning(contract: Contract) -> str:
+def meaning(contract: Contract) -> str:
     """Describe a contract's order, scale and geometry."""
     return f"{'y before x' if contract.order == 'yx' else 'x before y'}, {_unit(contract)}{_across(contract)}"
 
