@@ -158,6 +158,7 @@ async def test_killed_zygote_is_replaced_and_its_file_decoded(zygote: Zygote) ->
     async with decoding(zygote) as work:
         first, child = zygote.pid, children(zygote)[0]
         assert first is not None
+        os.kill(child, signal.SIGSTOP)  # or it may be done before the zygote's end is known
         os.kill(first, signal.SIGKILL)
         shared = await asyncio.wait_for(work, PATIENCE_S)
         assert shared.width == 1500 and zygote.pid != first
