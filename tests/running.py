@@ -33,6 +33,8 @@ class Running:
             stdout=self._out,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
+            # vLLM, where a test has imported it here, makes every later process load torch's libgomp
+            env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
             start_new_session=True,
         )
         self.seen: set[int] = set()
