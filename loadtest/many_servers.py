@@ -137,10 +137,18 @@ def _sides(toys: Sequence[str], previous: str) -> Iterator[dict[str, list[Server
 def _wait_until_ready(server: Server, side: str, toys: Sequence[str]) -> None:
     """Wait until every model of a Diptych is ready; `running` has waited for the first."""
     until = time.monotonic() + START_S
-    while side != "A" and any(json.loads(fetch(f"{server.url}/ready"))["models"][toy] != "ready" for toy in toys):
+    while side != "A" and not _are_ready(server, toys):
         if time.monotonic() > until:
             raise NotAnswering(f"Not every model is ready; the server's log: {server.log}")
         time.sleep(0.5)
+
+
+def _are_ready(server: Server, toys: Sequence[str]) -> bool:
+    try:
+        states = json.loads(fetch(f"{server.url}/ready"))["models"]
+    except OSError:  # 503: no model is ready yet
+        return False
+    return all(states[toy] == "ready" for toy in toys)
 
 
 async def _measure(side: str, servers: Sequence[Server], case: Case, at: int) -> Block:
