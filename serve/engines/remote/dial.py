@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import httpcore
 
 from serve.media.fetch.address import literal, public
-from serve.media.fetch.dial import TRIES, Resolve, resolve
+from serve.media.fetch.dial import TRIES, Resolve, connect_to_first, resolve
 
 
 class UnprotectedKey(Exception):
@@ -39,22 +39,15 @@ class NamedHost(httpcore.AsyncNetworkBackend):
                 addresses = [address for name in names if (address := literal(name))][:TRIES]
                 if self._private and any(map(public, addresses)):
                     raise UnprotectedKey
-                return await self._connect([str(address) for address in addresses], port, socket_options)
+                stream = await connect_to_first(
+                    [str(address) for address in addresses],
+                    lambda address: self._network.connect_tcp(address, port, None, None, socket_options),
+                )
+                return _PlainStream(stream)
         except TimeoutError:
             raise httpcore.ConnectTimeout from None
         except OSError:
             raise httpcore.ConnectError from None
-
-    async def _connect(
-        self, addresses: list[str], port: int, socket_options: Iterable[httpcore.SOCKET_OPTION] | None
-    ) -> httpcore.AsyncNetworkStream:
-        failure: Exception = httpcore.ConnectError()
-        for address in addresses:
-            try:
-                return _PlainStream(await self._network.connect_tcp(address, port, None, None, socket_options))
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failure = error
-        raise failure
 
 
 class _PlainStream(httpcore.AsyncNetworkStream):

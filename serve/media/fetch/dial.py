@@ -27,6 +27,19 @@ def _addresses(host: str, port: int) -> list[str]:
     return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
+async def connect_to_first(
+    addresses: Sequence[str], connect: Callable[[str], Awaitable[httpcore.AsyncNetworkStream]]
+) -> httpcore.AsyncNetworkStream:
+    """Return a connection to the first of the addresses that takes one. Raises what the last of them raised."""
+    failure: Exception = httpcore.ConnectError()
+    for address in addresses:
+        try:
+            return await connect(address)
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            failure = error
+    raise failure
+
+
 class Pinned(httpcore.AsyncNetworkBackend):
     """A network backend that connects to given addresses whatever the host, since resolving its name again could return
     other ones. TLS still verifies the host.
@@ -54,13 +67,9 @@ class Pinned(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        failure: Exception = httpcore.ConnectError()
-        for address in self.addresses:
-            try:
-                stream = await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failure = error
-            else:
-                self._opened.append(stream)
-                return stream
-        raise failure
+        def connect(address: str) -> Awaitable[httpcore.AsyncNetworkStream]:
+            return self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+
+        stream = await connect_to_first(self.addresses, connect)
+        self._opened.append(stream)
+        return stream
