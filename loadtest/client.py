@@ -32,14 +32,31 @@ class Result:
     error: str = ""
 
 
+def read_completion(data: bytes, result: Result) -> None:
+    count_tokens(json.loads(data)["usage"], result)
+
+
+def read_chunk(event: dict[str, Any], result: Result) -> bool:
+    """Read a chunk of a chat completion. Return whether it has text."""
+    if event.get("usage"):
+        count_tokens(event["usage"], result)
+    return any(choice["delta"].get("content") for choice in event["choices"])
+
+
 class Client:
     """POSTs bodies to one URL over connections that stay open.
 
-    read: fills in a result from a whole reply's body; raises ValueError or LookupError where the body is wrong.
+    read: fills in a result from a whole reply's body; raises ValueError or LookupError where the body is wrong. event:
+    the same from an event of a stream; returns whether the event has text.
     """
 
-    def __init__(self, url: str, read: Callable[[bytes, Result], None] | None = None) -> None:
-        self.url, self._read = url, read or read_completion
+    def __init__(
+        self,
+        url: str,
+        read: Callable[[bytes, Result], None] = read_completion,
+        event: Callable[[dict[str, Any], Result], bool] = read_chunk,
+    ) -> None:
+        self.url, self._read, self._event = url, read, event
 
     async def closed(self, bodies: Sequence[bytes], clients: int, *, stream: bool) -> tuple[float, list[Result]]:
         """Send from `clients` clients, each waiting for its answer. Return (seconds, results)."""
@@ -48,7 +65,7 @@ class Client:
 
         async def client(http: aiohttp.ClientSession) -> None:
             for body in waiting:
-                results.append(await self._call(http, body, stream))
+                results.append(await self.call(http, body, stream))
 
         async with session() as http:
             began = time.perf_counter()
@@ -65,18 +82,19 @@ class Client:
             times = arrivals(rate, random.Random(seed))
             for body in bodies:
                 due = await anext(times) - began
-                jobs.append(asyncio.create_task(self._call(http, body, stream, due)))
+                jobs.append(asyncio.create_task(self.call(http, body, stream, due)))
             results = list(await asyncio.gather(*jobs))
             return time.perf_counter() - began, results
 
-    async def _call(self, http: aiohttp.ClientSession, body: bytes, stream: bool, due: float = 0.0) -> Result:
+    async def call(self, http: aiohttp.ClientSession, body: bytes, stream: bool, due: float = 0.0) -> Result:
+        """Send one request. Return its result, which has the error of one that failed."""
         result, began = Result(due), time.perf_counter()
         try:
             async with http.post(self.url, data=body) as reply:
                 if reply.status != 200:
                     result.error = f"{reply.status} {(await reply.text())[:200]}"
                 elif stream:
-                    await read_stream(reply.content.iter_any(), result, began)
+                    await read_stream(reply.content.iter_any(), result, began, self._event)
                 else:
                     self._read(await reply.read(), result)
         except (aiohttp.ClientError, TimeoutError, ValueError, LookupError) as error:
@@ -105,22 +123,11 @@ def session(timeout_s: float = TIMEOUT_S) -> aiohttp.ClientSession:
     )
 
 
-def read_completion(data: bytes, result: Result) -> None:
-    count_tokens(json.loads(data)["usage"], result)
-
-
-def read_chunk(event: dict[str, Any], result: Result) -> bool:
-    """Read a chunk of a chat completion. Return whether it has text."""
-    if event.get("usage"):
-        count_tokens(event["usage"], result)
-    return any(choice["delta"].get("content") for choice in event["choices"])
-
-
 async def read_stream(
     chunks: AsyncIterator[bytes],
     result: Result,
     began: float,
-    read: Callable[[dict[str, Any], Result], bool] = read_chunk,
+    read: Callable[[dict[str, Any], Result], bool],
 ) -> None:
     """Read every event, as a real client would; pieces that arrive together count as one.
 

@@ -14,7 +14,7 @@ import resource
 import statistics
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import aiohttp
 import uvloop
 
-from loadtest.client import Result, read_chunk, read_completion, read_stream, session
+from loadtest.client import Client, Result, read_chunk, session
 from loadtest.ledger import percentile
 from loadtest.pictures import data_url, pictures
 from loadtest.processes import processor
@@ -196,19 +196,17 @@ async def _measure(side: str, servers: Sequence[Server], case: Case, at: int) ->
 
 @dataclass(frozen=True)
 class Call:
-    """A request to one server. whole, event: read a whole response, or an event of a stream, as in loadtest/client."""
+    """A request to one server."""
 
-    url: str
+    client: Client
     body: bytes
     stream: bool
-    whole: Callable[[bytes, Result], None]
-    event: Callable[[dict[str, Any], Result], bool]
 
 
 async def _fan_out(http: aiohttp.ClientSession, calls: Sequence[Call]) -> Result:
     """Send all calls of a fan-out at once. The result ends with the last of them and begins with the first text."""
     began = time.perf_counter()
-    parts = await asyncio.gather(*(_call(http, call, began) for call in calls))
+    parts = await asyncio.gather(*(call.client.call(http, call.body, call.stream) for call in calls))
     firsts = [part.first for part in parts if part.first]
     return Result(
         seconds=time.perf_counter() - began,
@@ -216,22 +214,6 @@ async def _fan_out(http: aiohttp.ClientSession, calls: Sequence[Call]) -> Result
         prompt_tokens=sum(part.prompt_tokens for part in parts),
         error=next((part.error for part in parts if part.error), ""),
     )
-
-
-async def _call(http: aiohttp.ClientSession, call: Call, began: float) -> Result:
-    result = Result()
-    try:
-        async with http.post(call.url, data=call.body) as reply:
-            if reply.status != 200:
-                result.error = f"{reply.status} {(await reply.text())[:200]}"
-            elif call.stream:
-                await read_stream(reply.content.iter_any(), result, began, call.event)
-            else:
-                call.whole(await reply.read(), result)
-                result.first = time.perf_counter() - began
-    except (aiohttp.ClientError, TimeoutError, ValueError, LookupError) as error:
-        result.error = f"{type(error).__name__}: {error}"
-    return result
 
 
 def _asks_vllm(
@@ -260,7 +242,7 @@ def _asks_vllm(
             }
             if case.stream:
                 body["stream_options"] = {"include_usage": True}
-            calls.append(Call(server.chat, json.dumps(body).encode(), case.stream, read_completion, read_chunk))
+            calls.append(Call(Client(server.chat), json.dumps(body).encode(), case.stream))
         asks.append(tuple(calls))
     return asks
 
@@ -295,7 +277,7 @@ def _asks_diptych(server: Server, toys: Sequence[str], drawn: Iterator[bytes], c
             if case.stream:
                 body["stream_options"] = {"include_usage": True}
         sent = {**body, "temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "stream": case.stream}
-        asks.append((Call(url, json.dumps(sent).encode(), case.stream, whole, event),))
+        asks.append((Call(Client(url, whole, event), json.dumps(sent).encode(), case.stream),))
     return asks
 
 
