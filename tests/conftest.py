@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests use, and the skipping of tests that `pytest -m` did not ask for."""
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from hypothesis import settings
 from needs import reason_to_skip
 from running import Running
+
+# before anything imports torch: two threads on two cores spin while they wait for each other, and take twice as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("fast", max_examples=25)
 settings.load_profile("fast")  # `make test` runs the same laws again with --hypothesis-profile=default, 100 draws
