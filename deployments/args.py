@@ -13,11 +13,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from deployments.autoscaling import Scaling
 from serve.api.authentication import Access, Requires
 from serve.api.keys import Keys, parse_entries
-from serve.api.limits import MAX_BODY_MB, UNLIMITED, KeyLimits, Limits
 from serve.api.origin_check import is_loopback
 from serve.engines.vllm.config_check import kind
+from serve.limits import Limits, RateLimits
 from serve.media.fetch.policy import Policy
-from serve.media.outline import MAX_MEGAPIXELS
 from serve.models import MODELS
 from serve.models.base import Checkpoint, Model
 from serve.models.own import Lora, Own, lora, own
@@ -35,18 +34,20 @@ class Placement(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     replicas: int = Field(default=1, ge=1)
-    autoscaling: Scaling | None = Field(default=None, description="In place of `replicas`: as many as are needed.")
-    drain_s: float = Field(default=8, ge=0, description="Seconds to finish what it has begun, once stopped.")
+    autoscaling: Scaling | None = Field(
+        default=None, description="In place of `replicas`: a number that follows the load."
+    )
+    drain_s: float = Field(default=8, ge=0, description="Seconds to finish running requests when it is stopped.")
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     resources: dict[str, float] = {}
     surge: bool | None = Field(
         default=None,
         description="When it changes: start the new replica before the old one ends, which takes room for both. "
-        "Left out: where it takes no GPU.",
+        "Default: true where it uses no GPU.",
     )
     max_ongoing_requests: int = Field(
-        default=1000, ge=1, description="Prompts of one gateway in one replica, running and queued; beyond: refused."
+        default=1000, ge=1, description="Prompts of a gateway in a replica, running and queued; more are refused."
     )
 
     @property
@@ -86,7 +87,9 @@ class ModelArgs(ModelPlacement):
     name: str
     checkpoint: str | None = None
     revision: str | None = None
-    weight: float | None = Field(default=None, ge=0, le=1000, description="How much its replies count in merging.")
+    weight: float | None = Field(
+        default=None, ge=0, le=1000, description="Weight of its replies in merging; default: the catalogue's."
+    )
 
     @field_validator("name")
     @classmethod
@@ -149,83 +152,68 @@ class Listen(BaseModel):
     port: int = Field(ge=1, le=65535)
 
 
-class GatewayArgs(Placement):
-    """The gateway: HTTP, routing and merging, without torch or an engine. See README.md, "Security"."""
+class GatewayArgs(Limits, Placement):
+    """The gateway: HTTP, routing and merging, without torch or an engine. Its limits are in serve/limits.py."""
 
     num_cpus: float = Field(default=0.5, ge=0)
-    images: Policy = Field(default=Policy(), description="Which images it fetches by their URLs.")
+    images: Policy = Field(default=Policy(), description="Rules for images by URL.")
     listen: Listen | None = Field(
-        default=None, description="A port of its own: the proxy of Serve's ingress costs time."
+        default=None, description="Its own port, which is faster than the proxy of Serve's ingress."
     )
     memory_mb: int | None = Field(
         default=None,
         ge=128,
-        description="What its requests may hold together: bodies, files, pixels. Left out: 60 % of its container's "
-        "memory, or an eighth of the machine's.",
+        description="Memory for all its requests: bodies, files, pixels. Default: 60 % of its container's memory, or "
+        "an eighth of the machine's.",
     )
-    max_body_mb: int = Field(default=MAX_BODY_MB, ge=1, description="The largest request that is read.")
-    max_image_megapixels: float = Field(
-        default=MAX_MEGAPIXELS, gt=0, le=MAX_MEGAPIXELS, description="The largest image that is decoded."
-    )
-    body_timeout_s: float = Field(default=Limits.body_timeout_s, gt=0, description="For a request's body to arrive.")
-    head_timeout_s: float = Field(default=Limits.head_timeout_s, gt=0, description="For its headers, with `listen`.")
     leave_s: float = Field(
         default=0,
         ge=0,
-        description="Seconds in which a gateway that is stopped reports it at /health and still answers, so that load "
-        "balancers turn to others. A new one counts as started that long after it answers.",
-    )
-    write_timeout_s: float = Field(
-        default=Limits.write_timeout_s,
-        gt=0,
-        description="For a client to take what is written for it, with `listen`.",
+        description="Seconds in which a gateway that is being stopped fails /health and still answers, so that load "
+        "balancers use others. A new one counts as started this long after it answers.",
     )
     keys_file: Path | None = Field(
         default=None,
-        description="A file of the gateway's machine, name:sha256:HEX a line; read again when it changes. "
-        "Emptied: nobody is let in.",
+        description="A file on the gateway's machine with a line name:sha256:HEX for each key; read again when it "
+        "changes. When empty, every key is refused.",
     )
     access_log: bool = Field(
         default=False,
-        description="A line for each request in DIPTYCH_LOG: route, status, time, key; never its content.",
+        description="Log each request in DIPTYCH_LOG: route, status, time, key; never its content.",
     )
     metrics: Literal["key", "open", "closed"] = Field(default="key", description="Who may read /metrics.")
     ready: Requires = Field(default="key", description="Who may read /ready.")
-    page: Requires = Field(default="key", description="Who may load the page; what it asks needs a key all the same.")
-    requests_per_minute: int | None = Field(default=None, ge=1, description="Of each key, in each gateway.")
-    requests_at_once: int | None = Field(default=None, ge=1, description="Of each key, in each gateway.")
+    page: Requires = Field(default="key", description="Who may load the page; its API requests still need a key.")
     hosts: list[str] = Field(
         default=[],
-        description="Names by which it may be asked: vision.example.com, *.example.com. On loopback without keys it "
-        "answers to this machine's own and to these; elsewhere to any, unless some are named.",
+        description="Host names of the server: vision.example.com, *.example.com. On loopback without keys it answers "
+        "to these and the machine's own; elsewhere to any, unless this list has names.",
     )
     salt_caches: bool = Field(
         default=False,
-        description="Engines keep what they hold of one key's pictures and prompts apart from other keys', so that "
-        "nobody can time what others have asked. Costs what sharing saves.",
+        description="Share no engine cache entries between keys, so that response times reveal nothing about other "
+        "keys' requests. Costs what sharing saves.",
     )
     arena: Path | None = Field(
         default=None,
-        description="Opens the arena: a file that keeps its votes, shared by the gateways of a machine.",
+        description="Opens the blind arena: an SQLite file on the gateway's machine that keeps its votes. All gateways "
+        "of a machine share it.",
     )
-    cors: list[str] = Field(default=[], description="Origins whose pages may call: https://app.example.com, or *.")
+    cors: list[str] = Field(
+        default=[], description="Origins whose pages may call the API: https://app.example.com, or *."
+    )
 
     def asks_for_keys(self) -> bool:
         """Return whether keys are configured here, or in this process's environment."""
         return self.keys_file is not None or KEYS in os.environ
 
     def limits(self) -> Limits:
-        """Return the limits on each request."""
+        """Return the limits on requests."""
         return Limits(**self._fields_of(Limits))
 
-    def key_limits(self) -> KeyLimits:
-        """Return the limits on each key."""
-        return KeyLimits(**self._fields_of(KeyLimits))
-
-    def _fields_of(self, kind: type[Any]) -> dict[str, Any]:
-        """Return the settings that are fields of a dataclass by the same name."""
-        names = {field.name for field in dataclasses.fields(kind)}
-        return {name: getattr(self, name) for name in GatewayArgs.model_fields if name in names}
+    def _fields_of(self, kind: type[RateLimits]) -> dict[str, Any]:
+        """Return the settings that are fields of this kind of limits."""
+        return {name: getattr(self, name) for name in kind.model_fields}
 
     def access(self) -> Access:
         """Read the keys and return who may ask. Raises ValueError or OSError where keys are configured but missing."""
@@ -237,15 +225,14 @@ class GatewayArgs(Placement):
             keys = Keys(entries, may_be_none=self.keys_file is not None)
             if not entries:
                 log.warning("There is no key in %s: nobody is let in, and only /health answers.", self.keys_file)
-        elif self.key_limits() != UNLIMITED or self.salt_caches:
-            names = ", ".join(self._fields_of(KeyLimits))
+        elif RateLimits(**self._fields_of(RateLimits)) != RateLimits() or self.salt_caches:
+            names = ", ".join(RateLimits.model_fields)
             raise ValueError(f"{names} and salt_caches are each key's: set keys_file or {KEYS}.")
         return Access(
             keys=keys,
             metrics=self.metrics,
             ready=self.ready,
             page=self.page,
-            key_limits=self.key_limits(),
             hosts=self._hosts(),
             salt_caches=self.salt_caches,
         )

@@ -14,7 +14,7 @@ class Scaling(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     min_replicas: int = Field(
-        default=1, ge=0, description="0: a model that nobody asks costs nothing, and starts late."
+        default=1, ge=0, description="With 0 an unused model is stopped, and starts with the next request."
     )
     max_replicas: int = Field(ge=1)
     initial_replicas: int | None = Field(default=None, ge=0)

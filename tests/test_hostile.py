@@ -20,9 +20,9 @@ from loadtest.raw_http import Request, Response, exchange, form
 from serve.api import loop_lag
 from serve.api.app import create_app
 from serve.api.authentication import Access
-from serve.api.limits import Limits
 from serve.api.loop_lag import LoopLag
 from serve.engines.fake import FakeEngine
+from serve.limits import Limits
 
 HELD_S = 0.5
 """Limit on the processor time of one piece of work in the loop, in seconds: ten times what was measured."""

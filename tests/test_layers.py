@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # a package's entry applies to its modules without an entry of their own
     {"errors", "request_id", "tracing", "media.video_caps"},
     {"media"},
-    {"media.fetch", "media.image"},
+    {"media.fetch", "media.image", "limits"},
     {"media.video", "media.geometry", "media.masks"},
     {"media.decoding"},
     {"engines", "transport"},

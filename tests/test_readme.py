@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from deployments.args import Args, GatewayArgs, Listen, ModelArgs, ModelPlacement, Placement
 from deployments.autoscaling import Scaling
+from serve.limits import KeyLimits, Limits, RateLimits
 from serve.media.fetch.policy import Policy
 from serve.models import MODELS
 from serve.models.own import Lora, Own, OwnCard, Tuned
@@ -147,23 +148,25 @@ def test_function_that_is_named_with_its_file_exists(page: Path) -> None:
         assert name in defined(ROOT / path), f"{page}: {path}:{name}"
 
 
-SETTINGS: dict[str, type[BaseModel]] = {
-    "The whole": Args,
-    "Every process: models with an engine of their own, and `gateway`": Placement,
-    "A model with an engine of its own": ModelPlacement,
-    "A known model": ModelArgs,
-    "A model of your own": Tuned,
-    "A fine-tune": Own,
-    "A LoRA adapter": Lora,
-    "A remote model": RemoteModel,
-    "`price`": RemotePrice,
-    "`card`": OwnCard,
-    "`autoscaling`": Scaling,
-    "`gateway`": GatewayArgs,
-    "`gateway.listen`": Listen,
-    "`gateway.images`": Policy,
+SETTINGS: dict[str, list[type[BaseModel]]] = {
+    "The whole": [Args],
+    "Every process: models with an engine of their own, and `gateway`": [Placement],
+    "A model with an engine of its own": [ModelPlacement],
+    "A known model": [ModelArgs],
+    "A model of your own": [Tuned],
+    "A fine-tune": [Own],
+    "A LoRA adapter": [Lora],
+    "A remote model": [RemoteModel],
+    "`price`": [RemotePrice],
+    "`card`": [OwnCard],
+    "`autoscaling`": [Scaling],
+    "`gateway`": [GatewayArgs],
+    "`gateway`: limits that a key's entry may set for that key": [RateLimits, KeyLimits],
+    "`gateway`: limits on all requests": [Limits],
+    "`gateway.listen`": [Listen],
+    "`gateway.images`": [Policy],
 }
-"""The tables of deployments/README.md, "Every setting", and the class whose own keys, not its base's, each has."""
+"""The tables of deployments/README.md, "Every setting", and the classes whose own keys, not their bases', each has."""
 
 
 def default(field: FieldInfo) -> str:
@@ -181,13 +184,20 @@ def test_table_of_settings_has_every_key_and_default(title: str) -> None:
     page = (ROOT / "deployments" / "README.md").read_text()
     section = re.search(rf"^### {re.escape(title)}\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     assert section is not None, f'deployments/README.md, "Every setting", has no "### {title}"'
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\|", section[1], re.MULTILINE)
-    schema = SETTINGS[title]
-    fields = {
-        field.alias or name: field for name, field in schema.model_fields.items() if name in schema.__annotations__
-    }
-    assert dict(rows) == {key: default(field) for key, field in fields.items()}
-    assert len(rows) == len(fields)
+    rows = re.findall(r"^(\| `(\w+)` \|.*)$", section[1], re.MULTILINE)
+    written = {key: row for row, key in rows}
+    wanted = {}
+    for schema in SETTINGS[title]:
+        for name, field in schema.model_fields.items():
+            if name not in schema.__annotations__:
+                continue
+            key = field.alias or name
+            start = f"| `{key}` | {default(field)}".rstrip() + " | "
+            what = field.description or written.get(key, "").removeprefix(start).removesuffix(" |") or "<what it is>"
+            wanted[key] = f"{start}{what} |"
+    missing = "\n".join(row for key, row in wanted.items() if written.get(key) != row)
+    assert not missing, f'Put these rows into deployments/README.md, "### {title}":\n{missing}'
+    assert len(rows) == len(wanted), f'deployments/README.md, "### {title}", has rows of settings that are gone'
 
 
 def example(language: str, begins: str) -> tuple[list[str], str]:

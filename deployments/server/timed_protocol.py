@@ -23,8 +23,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serve.api.body import too_large
 from serve.api.error_responses import error_response
-from serve.api.limits import Limits
 from serve.errors import BadRequest, HeadTooLarge, ServeError
+from serve.limits import MAX_HEAD, Limits
 
 GRACE_S = 1.0
 """Seconds beyond body_timeout_s, in which the application can still send the client its error."""
@@ -171,9 +171,9 @@ class TimedHttpProtocol(HttpToolsProtocol):
         self._feed(data)
         if self._linger_timer is not None or self.transport.is_closing():
             return
-        if self._in_head and self._bytes_read > self._limits.max_head:
-            self._refuse(HeadTooLarge(f"The request's headers are larger than {self._limits.max_head // 1024} KB."))
-        elif self._in_body and self._bytes_read > MAX_FRAMING * self._limits.max_body + self._limits.max_head:
+        if self._in_head and self._bytes_read > MAX_HEAD:
+            self._refuse(HeadTooLarge(f"The request's headers are larger than {MAX_HEAD // 1024} KB."))
+        elif self._in_body and self._bytes_read > MAX_FRAMING * self._limits.max_body + MAX_HEAD:
             self._refuse(too_large(self._limits))
         elif self._answering():
             self._stop_arrival_timer()
@@ -294,7 +294,7 @@ class TimedHttpProtocol(HttpToolsProtocol):
 
     def _discard(self, size: int) -> None:
         self._discarded += size
-        if self._discarded > LINGER_BODIES * self._limits.max_body + self._limits.max_head:
+        if self._discarded > LINGER_BODIES * self._limits.max_body + MAX_HEAD:
             self.transport.abort()
 
     def _check_linger(self, before: int) -> None:

@@ -14,7 +14,6 @@ from serve import catalog
 from serve.api import arena_endpoints, chat_completions, error_responses, openapi_schema, pages, task_endpoint
 from serve.api.authentication import Access, Authentication
 from serve.api.head_requests import HeadRequests
-from serve.api.limits import Limits
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.model_list import ModelEntry, ModelList, model_list
@@ -24,13 +23,13 @@ from serve.api.task_body import split_phrases
 from serve.arena.store import VoteStore
 from serve.engines.base import State
 from serve.errors import BadRequest, NotFound
+from serve.limits import DEFAULT_LIMITS, Limits
 from serve.media.budget import Budget
 from serve.media.fetch.fetcher import Fetcher
 from serve.models.base import Model
 from serve.router import Router
 from serve.tasks import TASKS
 
-LIMITS = Limits()
 OPEN = Access()
 
 
@@ -66,7 +65,7 @@ class Readiness(BaseModel):
 def create_app(
     router: Router,
     *,
-    limits: Limits = LIMITS,
+    limits: Limits = DEFAULT_LIMITS,
     access: Access = OPEN,
     cors: Sequence[str] = (),
     fetcher: Fetcher | None = None,
@@ -91,9 +90,9 @@ def create_app(
     budget = budget or Budget.of_this_process()
     metrics = metrics or Metrics()
     metrics.watch(budget)
-    media = MediaLoader(fetcher or Fetcher(), budget, limits.max_image_megapixels)
+    media = MediaLoader(fetcher or Fetcher(), budget)
     # the last middleware added is the outermost
-    app.add_middleware(Authentication, access=access, cors=cors, rate_limiter=rate_limiter)
+    app.add_middleware(Authentication, access=access, limits=limits, cors=cors, rate_limiter=rate_limiter)
     if cors:
         _add_cors(app, cors)
     app.add_middleware(HeadRequests)

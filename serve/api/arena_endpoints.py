@@ -15,7 +15,6 @@ from serve.api.body import parse_body
 from serve.api.disconnect import cancel_on_disconnect
 from serve.api.error_responses import validation_error
 from serve.api.json_body import check_values
-from serve.api.limits import KeyLimits
 from serve.api.media_loader import MediaLoader
 from serve.api.rate_limiter import RateLimiter
 from serve.api.task_body import parsed_or_none, read_task_request
@@ -35,6 +34,7 @@ from serve.arena.duel import (
 from serve.arena.store import EXPIRY_S, VoteFile, VoteStore
 from serve.arena.votes import Choice, Seat, Vote, VoteId
 from serve.errors import NotFound, TooMany
+from serve.limits import RateLimits
 from serve.router import Router
 from serve.tasks import TASKS
 
@@ -95,7 +95,7 @@ class VoteAnswer(BaseModel):
 
 def add_arena(app: FastAPI, router: Router, media: MediaLoader, store: VoteStore | None) -> None:
     """Add the arena's routes, which answer 404 where there is no store."""
-    limiter, pace = RateLimiter(KeyLimits(requests_per_minute=VOTES_A_MINUTE)), Pace()
+    limiter, pace = RateLimiter(), Pace()
     conflict: dict[int | str, dict[str, Any]] = {409: {"description": "The duel has another vote already."}}
 
     def opened() -> VoteStore:
@@ -155,7 +155,7 @@ def limit_votes(limiter: RateLimiter, http: HttpRequest) -> None:
     """Raise TooMany where the key, or the address where there are no keys, has no votes left for now."""
     address = http.client.host if http.client is not None else ""
     name = getattr(http.state, "key", None) or f"address {hash(address) % ADDRESSES}"
-    if (wait_s := limiter.start(name)) is not None:
+    if (wait_s := limiter.start(name, RateLimits(requests_per_minute=VOTES_A_MINUTE))) is not None:
         raise TooMany(
             f"At most {VOTES_A_MINUTE} votes a minute; Retry-After says when to try again.", retry_after_s=wait_s
         )

@@ -1,4 +1,4 @@
-"""Authenticates requests by API key, checks their host and origin, and applies each key's rate limit."""
+"""Authenticates requests by API key, checks their host and origin, and applies their key's limits."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.error_responses import error_response
 from serve.api.keys import Keys
-from serve.api.limits import UNLIMITED, KeyLimits
 from serve.api.origin_check import OriginCheck
 from serve.api.rate_limiter import RateLimiter
 from serve.errors import Forbidden, NotFound, ServeError, TooMany, Unauthorized
+from serve.limits import LIMITS, Limits
 from serve.request_id import CACHE_SALT
 
 HEALTH, METRICS = "/health", "/metrics"
@@ -28,7 +28,7 @@ class Access:
     Every path needs a key, except /health and what is "open" here. Without `keys` everything is open.
 
     metrics: "closed" hides /metrics, with keys or without. page: the page's own files; its API requests still need a
-    key. key_limits: of each key. hosts: host names of the server, besides this machine's own; None for any.
+    key. hosts: host names of the server, besides this machine's own; None for any.
     salt_caches: engine caches are not shared between keys.
     """
 
@@ -36,7 +36,6 @@ class Access:
     metrics: Requires | Literal["closed"] = "key"
     page: Requires = "key"
     ready: Requires = "key"
-    key_limits: KeyLimits = UNLIMITED
     hosts: frozenset[str] | None = None
     salt_caches: bool = False
 
@@ -52,11 +51,17 @@ class Authentication:
 
     The Host header has no influence on that (CVE-2026-48710). Without keys, requests from pages of other sites are
     refused; with keys there is no need, since browsers do not send a key on their own. cors: origins whose pages are
-    allowed. rate_limiter: the previous app's, to keep its counts.
+    allowed. limits: of requests, where their key's entry sets none. rate_limiter: the previous app's, to keep its
+    counts.
     """
 
     def __init__(
-        self, app: ASGIApp, access: Access, cors: Collection[str] = (), rate_limiter: RateLimiter | None = None
+        self,
+        app: ASGIApp,
+        access: Access,
+        limits: Limits,
+        cors: Collection[str] = (),
+        rate_limiter: RateLimiter | None = None,
     ) -> None:
         self.app = app
         self.access = access
@@ -65,12 +70,15 @@ class Authentication:
         self.folders = PAGE_FOLDERS if access.page == "open" else ()
         self.origin_check = OriginCheck(access.hosts, cors)
         self.rate_limiter = rate_limiter or RateLimiter()
-        self.rate_limiter.limits = access.key_limits
+        self.limits = limits
+        own = {} if access.keys is None else access.keys.limits
+        self.limits_by_key = {name: limits.model_copy(update=values) for name, values in own.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        LIMITS.set(self.limits)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if (error := self._site_error(path, scope)) is not None:
             await error_response(error)(scope, receive, send)
@@ -81,8 +89,10 @@ class Authentication:
         else:
             name = self.keys.owner(scope["headers"])
             scope.setdefault("state", {})["key"] = name
-            if self.access.salt_caches and name is not None:
-                CACHE_SALT.set(name)
+            if name is not None:
+                LIMITS.set(self.limits_by_key[name])
+                if self.access.salt_caches:
+                    CACHE_SALT.set(name)
             if name in self.keys.only_metrics and path != METRICS:
                 error = Forbidden(f"The key {name} may read {METRICS} and nothing else.")
                 await error_response(error)(scope, receive, send)
@@ -102,7 +112,7 @@ class Authentication:
             await error_response(unknown, {"www-authenticate": "Bearer"})(scope, receive, send)
         elif scope.get("method") != "POST":  # only POST requests call models
             await self.app(scope, receive, send)
-        elif (wait_s := self.rate_limiter.start(name)) is not None:
+        elif (wait_s := self.rate_limiter.start(name, LIMITS.get())) is not None:
             used_up = f"The key {name} has no requests left for now; Retry-After says when to try again."
             await error_response(TooMany(used_up, retry_after_s=wait_s))(scope, receive, send)
         else:

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from serve.api.json_body import is_quick
-from serve.api.limits import Limits
 from serve.errors import TooLarge, TooSlow
+from serve.limits import Limits
 from serve.media.budget import Lease
 
 T = TypeVar("T")

@@ -4,23 +4,31 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from serve.limits import KeyLimits
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-HASHED = re.compile(r"sha256:([0-9a-f]{64})(:metrics)?")
+HASHED = re.compile(r"sha256:([0-9a-f]{64})((?::[^:]+)*)")
+ONLY_METRICS = "metrics"
 KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]+")  # fits in a header and in a list: ASCII, no blank, no comma
 
 
 class Keys:
     """Named keys. Raises ValueError naming an invalid entry, without its key.
 
-    entries: `name:key`, `name:sha256:HEX`, or `name:sha256:HEX:metrics` for a key that can only read /metrics.
-    may_be_none: accept an empty list, with which every request is refused.
+    entries: `name:key`, `name:sha256:HEX`, `name:sha256:HEX:metrics` for a key that can only read /metrics, or
+    `name:sha256:HEX:LIMIT=N:...` for one with limits of its own. may_be_none: accept an empty list, with which every
+    request is refused. limits: values of KeyLimits' fields that an entry sets, by the key's name.
     """
 
     def __init__(self, entries: Iterable[str], *, may_be_none: bool = False) -> None:
         self._digests: dict[str, bytes] = {}
         self.only_metrics: set[str] = set()
+        self.limits: dict[str, dict[str, Any]] = {}
         for at, entry in enumerate(entries, start=1):
             name, colon, key = entry.strip().partition(":")
             if not NAME.fullmatch(name) or not colon:
@@ -33,10 +41,13 @@ class Keys:
             if hashed is None and (key.startswith("sha256:") or not KEY.fullmatch(key)):
                 raise ValueError(
                     f"The API key of {name} must be ASCII without blanks or commas, or sha256:, 64 digits and perhaps "
-                    ":metrics."
+                    ":metrics or :LIMIT=N."
                 )
-            if hashed and hashed[2]:
+            suffixes = hashed[2].split(":")[1:] if hashed else []
+            if suffixes == [ONLY_METRICS]:
                 self.only_metrics.add(name)
+                suffixes = []
+            self.limits[name] = _limits(name, suffixes)
             self._digests[name] = bytes.fromhex(hashed[1]) if hashed else _digest(key.encode())
         if not self._digests and not may_be_none:
             raise ValueError("API keys are asked for, but there is none.")
@@ -70,7 +81,21 @@ def new_key(name: str, *, only_metrics: bool = False) -> tuple[str, str]:
     if not NAME.fullmatch(name):
         raise ValueError(f"{name[:200]!r} cannot be a key's name: letters, digits, dots, dashes, at most 64.")
     key = f"diptych-{secrets.token_urlsafe(32)}"
-    return key, f"{name}:sha256:{_digest(key.encode()).hex()}" + (":metrics" if only_metrics else "")
+    return key, f"{name}:sha256:{_digest(key.encode()).hex()}" + (f":{ONLY_METRICS}" if only_metrics else "")
+
+
+def _limits(name: str, suffixes: Sequence[str]) -> dict[str, Any]:
+    """Return the limits that a key's entry sets, as `requests_at_once=4`. Raises ValueError naming the wrong one."""
+    given = dict(suffix.partition("=")[::2] for suffix in suffixes)
+    unknown = len(given) < len(suffixes) or not given.keys() <= KeyLimits.model_fields.keys()
+    if unknown:
+        known = ", ".join(f"{limit}=N" for limit in KeyLimits.model_fields)
+        raise ValueError(f"The API key of {name} may be followed by :metrics alone, or once by each of: {known}.")
+    try:
+        return KeyLimits.model_validate(given).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ValueError(f"The API key of {name}: {wrong['loc'][0]}: {wrong['msg']}.") from None
 
 
 def _digest(key: bytes) -> bytes:

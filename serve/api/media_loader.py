@@ -3,27 +3,24 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from serve.limits import LIMITS
 from serve.media import decoding
 from serve.media.budget import Budget, Lease
 from serve.media.decoding import MediaDecoder
 from serve.media.fetch.fetcher import Fetcher
 from serve.media.image import MAX_BYTES, Image, image_error
-from serve.media.outline import MAX_MEGAPIXELS, RejectedFile
+from serve.media.outline import RejectedFile
 from serve.media.video import Video
 from serve.router.deadline import Deadline
 from serve.tasks.base import Request
 
 
 class MediaLoader:
-    """Fetches and decodes the images and videos of requests, within the gateway's memory budget.
+    """Fetches and decodes the images and videos of requests, within the gateway's memory budget."""
 
-    max_megapixels: the largest image. A file's own limits (serve/media/outline.py) hold beside it.
-    """
-
-    def __init__(self, fetcher: Fetcher, budget: Budget, max_megapixels: float = MAX_MEGAPIXELS) -> None:
+    def __init__(self, fetcher: Fetcher, budget: Budget) -> None:
         self.fetcher = fetcher
         self.budget = budget
-        self.max_megapixels = max_megapixels
         self.decoder = MediaDecoder(budget)
 
     async def fetch(self, image: Image, deadline: Deadline) -> Lease:
@@ -35,10 +32,10 @@ class MediaLoader:
         try:
             if image.url is not None:
                 image.set_file(await self.fetcher.fetch(image.url, image.param, MAX_BYTES, deadline.left(), lease))
-            outline = image.outline
-            if outline.area > self.max_megapixels * 1e6:
+            outline, megapixels = image.outline, LIMITS.get().max_image_megapixels
+            if outline.area > megapixels * 1e6:
                 too_large = RejectedFile("pixels", (outline.width, outline.height))
-                raise image_error(too_large, image.param, self.max_megapixels)
+                raise image_error(too_large, image.param, megapixels)
             await decoding.compute_digest(image)
         except BaseException:
             lease.release()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serve.api.limits import UNLIMITED, KeyLimits
+from serve.limits import RateLimits
 
 AT_ONCE_RETRY_S = 1
 
@@ -22,16 +22,16 @@ class _Usage:
 class RateLimiter:
     """A token bucket and a count of running requests for each key.
 
-    A limiter lives as long as its process: usage stays counted when the keys or the `limits` change.
+    A limiter lives as long as its process: usage stays counted when the keys or the limits change.
     """
 
-    def __init__(self, limits: KeyLimits = UNLIMITED, clock: Callable[[], float] = time.monotonic) -> None:
-        self.limits, self.clock = limits, clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._usage: dict[str, _Usage] = {}
 
-    def start(self, name: str) -> int | None:
+    def start(self, name: str, limits: RateLimits) -> int | None:
         """Start a request of this key; `finish` ends it. Return the seconds to wait where it may not start now."""
-        a_minute, at_once = self.limits.requests_per_minute, self.limits.requests_at_once
+        a_minute, at_once = limits.requests_per_minute, limits.requests_at_once
         usage = self._usage.setdefault(name, _Usage(a_minute or 0, self.clock()))
         if at_once is not None and usage.running >= at_once:
             return AT_ONCE_RETRY_S

@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve import tracing
 from serve.api.body import LimitedBody, too_large
 from serve.api.error_responses import CLIENT_LEFT, error_response
-from serve.api.limits import Limits
 from serve.api.metrics import Metrics
 from serve.errors import HeadTooLarge
+from serve.limits import MAX_HEAD, Limits
 from serve.media.budget import Budget, Lease
 from serve.request_id import REQUEST_ID
 
@@ -80,8 +80,8 @@ class RequestLimits:
 
         try:
             declared = _declared_length(headers)
-            if head_size > self.limits.max_head:
-                message = f"The request's headers are larger than {self.limits.max_head // 1024} KB."
+            if head_size > MAX_HEAD:
+                message = f"The request's headers are larger than {MAX_HEAD // 1024} KB."
                 await error_response(HeadTooLarge(message))(scope, receive, send_with_id)
             elif len(scope.get("query_string", b"")) > MAX_QUERY:
                 message = f"The request's query is longer than {MAX_QUERY // 1024} KB."

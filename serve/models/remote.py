@@ -37,8 +37,8 @@ class RemotePrice(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    input: float = Field(ge=0, description="Of the prompt, image included.")
-    output: float = Field(ge=0, description="Of the reply.")
+    input: float = Field(ge=0, description="Price of a million tokens of prompts, images included.")
+    output: float = Field(ge=0, description="Price of a million tokens of replies.")
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
 
 
@@ -48,7 +48,7 @@ class RemoteModel(Tuned):
     remote: the base URL of its API. model: its name there. name: its name here, by default the last part of `model`.
     """
 
-    remote: Annotated[str, AfterValidator(_base)] = Field(description="Its host is asked at any address it has.")
+    remote: Annotated[str, AfterValidator(_base)] = Field(description="The base URL of its API, as https://host/v1.")
     model: Annotated[str, Field(min_length=1, max_length=200)]
     key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,127}$")] | None = None
     fields: Annotated[list[ChatField], Field(min_length=1)] = list(DEFAULT_FIELDS)

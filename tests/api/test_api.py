@@ -21,10 +21,10 @@ from k8s.checks import rules
 from serve.api import pages, sse
 from serve.api.app import create_app
 from serve.api.chat_completions import task_completion
-from serve.api.limits import Limits
 from serve.api.metrics import Metrics
 from serve.engines.base import State
 from serve.engines.fake import FakeEngine
+from serve.limits import Limits
 from serve.media import decoding
 from serve.media.shared_pixels import SharedPixels
 from serve.router import Router, plan

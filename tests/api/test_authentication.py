@@ -14,9 +14,9 @@ from served import LLAVA, calling, listening, message, router
 from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.keys import Keys, new_key
-from serve.api.limits import KeyLimits
 from serve.api.rate_limiter import RateLimiter
 from serve.engines.fake import FakeEngine
+from serve.limits import DEFAULT_LIMITS, Limits
 
 SECRET = "s3cret-of-alice"
 KEYS = Keys([f"alice:{SECRET}", new_key("bob")[1]])
@@ -25,8 +25,8 @@ ALICE = {"authorization": f"Bearer {SECRET}"}
 
 
 @contextlib.asynccontextmanager
-async def guarded(engine: FakeEngine | None = None, **access: Any) -> AsyncIterator[httpx.AsyncClient]:
-    async with calling(create_app(router(engine), access=Access(keys=KEYS, **access))) as client:
+async def guarded(limits: Limits = DEFAULT_LIMITS, **access: Any) -> AsyncIterator[httpx.AsyncClient]:
+    async with calling(create_app(router(), limits=limits, access=Access(keys=KEYS, **access))) as client:
         yield client
 
 
@@ -150,7 +150,7 @@ async def test_path_is_checked_without_its_root_path() -> None:
 
 
 async def test_requests_beyond_the_minutes_limit_are_refused() -> None:
-    async with guarded(key_limits=KeyLimits(requests_per_minute=2)) as client:
+    async with guarded(Limits(requests_per_minute=2)) as client:
         assert [
             (await client.post("/v1/chat/completions", json=CHAT, headers=ALICE)).status_code for _ in range(2)
         ] == [200] * 2
@@ -163,7 +163,7 @@ async def test_requests_beyond_the_minutes_limit_are_refused() -> None:
 
 async def test_concurrent_requests_beyond_the_limit_are_refused_until_a_request_ends() -> None:
     engine = FakeEngine("word " * 400, delay_s=0.01)
-    app = create_app(router(engine), access=Access(keys=KEYS, key_limits=KeyLimits(requests_at_once=1)))
+    app = create_app(router(engine), limits=Limits(requests_at_once=1), access=Access(keys=KEYS))
     with listening(app) as address:
         async with httpx.AsyncClient(base_url=address, headers=ALICE) as client:
             async with client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as first:
@@ -176,6 +176,17 @@ async def test_concurrent_requests_beyond_the_limit_are_refused_until_a_request_
                     break
                 await asyncio.sleep(0.005)
             assert third.status_code == 200
+
+
+async def test_limit_of_a_keys_entry_holds_for_that_key_alone() -> None:
+    key, entry = new_key("carol")
+    keys = Keys([f"{entry}:max_image_megapixels=0.0001:requests_per_minute=3", f"alice:{SECRET}"])
+    app = create_app(router(), limits=Limits(requests_per_minute=2), access=Access(keys=keys))
+    async with calling(app) as client:
+        for headers, statuses in (({"authorization": f"Bearer {key}"}, [413] * 3), (ALICE, [200] * 2)):
+            for status in [*statuses, 429]:
+                reply = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+                assert reply.status_code == status
 
 
 async def test_browsers_may_call_from_configured_origins() -> None:
@@ -239,9 +250,7 @@ async def test_server_without_any_key_answers_only_health() -> None:
 async def test_new_app_keeps_the_counts_of_the_rate_limiter() -> None:
     limiter = RateLimiter()
     for status in (200, 200, 429):
-        app = create_app(
-            router(), access=Access(keys=KEYS, key_limits=KeyLimits(requests_per_minute=2)), rate_limiter=limiter
-        )
+        app = create_app(router(), limits=Limits(requests_per_minute=2), access=Access(keys=KEYS), rate_limiter=limiter)
         async with calling(app) as client:
             reply = await client.post("/v1/chat/completions", json=CHAT, headers=ALICE)
             assert reply.status_code == status

@@ -12,8 +12,8 @@ from served import Server, router
 
 from deployments.server.timed_protocol import TimedHttpProtocol
 from serve.api.app import create_app
-from serve.api.limits import Limits
 from serve.engines.fake import FakeEngine
+from serve.limits import Limits
 
 
 @pytest.fixture(scope="module")

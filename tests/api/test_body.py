@@ -22,8 +22,8 @@ from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.body import in_thread
 from serve.api.keys import Keys
-from serve.api.limits import Limits
 from serve.engines.fake import FakeEngine
+from serve.limits import Limits
 from serve.media.budget import Budget
 
 MB = 2**20

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.api.keys import Keys, new_key, parse_entries
-from serve.api.limits import KeyLimits
 from serve.api.rate_limiter import RateLimiter
+from serve.limits import RateLimits
 
 
 def bearer(key: bytes) -> list[tuple[bytes, bytes]]:
@@ -62,32 +62,32 @@ def test_repeated_name_and_missing_keys_are_refused() -> None:
 
 def test_tokens_refill_with_time() -> None:
     now = [0.0]
-    limiter = RateLimiter(KeyLimits(2), clock=lambda: now[0])
-    assert [limiter.start("a") for _ in range(3)] == [None, None, 30]
-    assert limiter.start("b") is None
+    limiter, two = RateLimiter(clock=lambda: now[0]), RateLimits(requests_per_minute=2)
+    assert [limiter.start("a", two) for _ in range(3)] == [None, None, 30]
+    assert limiter.start("b", two) is None
     now[0] = 29
-    assert limiter.start("a") == 1
+    assert limiter.start("a", two) == 1
     now[0] = 30
-    assert limiter.start("a") is None and limiter.start("a") == 30
+    assert limiter.start("a", two) is None and limiter.start("a", two) == 30
     now[0] = 10_000
-    assert [limiter.start("a") for _ in range(3)] == [None, None, 30]
+    assert [limiter.start("a", two) for _ in range(3)] == [None, None, 30]
 
 
 def test_request_refused_for_the_limit_at_once_takes_no_token() -> None:
-    limiter = RateLimiter(KeyLimits(2, 1), clock=lambda: 0.0)
-    assert limiter.start("a") is None
-    assert [limiter.start("a") for _ in range(5)] == [1] * 5
+    limiter, limits = RateLimiter(clock=lambda: 0.0), RateLimits(requests_per_minute=2, requests_at_once=1)
+    assert limiter.start("a", limits) is None
+    assert [limiter.start("a", limits) for _ in range(5)] == [1] * 5
     limiter.finish("a")
-    assert limiter.start("a") is None
+    assert limiter.start("a", limits) is None
 
 
 @given(st.lists(st.floats(0, 100), max_size=50), st.integers(1, 30))
 def test_at_most_twice_the_minutes_limit_starts_in_a_minute(waits: list[float], most: int) -> None:
     now, taken = 0.0, []
-    limiter = RateLimiter(KeyLimits(most), clock=lambda: now)
+    limiter, limits = RateLimiter(clock=lambda: now), RateLimits(requests_per_minute=most)
     for wait in waits:
         now += wait
-        if limiter.start("a") is None:
+        if limiter.start("a", limits) is None:
             taken.append(now)
     for start in taken:
         assert sum(start <= at < start + 60 for at in taken) <= 2 * most
@@ -102,6 +102,29 @@ def test_key_may_be_for_metrics_only() -> None:
             assert not Keys([wrong]).only_metrics
 
 
+def test_entry_sets_limits_of_its_key() -> None:
+    entry = new_key("alice")[1]
+    keys = Keys([f"{entry}:requests_per_minute=60:max_image_megapixels=2.5", "bob:plain:requests_per_minute=60"])
+    assert keys.limits == {"alice": {"requests_per_minute": 60, "max_image_megapixels": 2.5}, "bob": {}}
+    assert keys.owner(bearer(b"plain:requests_per_minute=60")) == "bob"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "message"),
+    [
+        (":requests_per_minute=0", "alice: requests_per_minute: Input should be greater than or equal to 1"),
+        (":requests_per_minute=many", "alice: requests_per_minute: Input should be a valid integer"),
+        (":requests_per_minute", "requests_per_minute: Input should be a valid integer"),
+        (":max_body_mb=3", "once by each of: requests_per_minute=N, "),  # it is checked before the key is known
+        (":requests_at_once=3:requests_at_once=4", "once by each of"),
+        (":metrics:requests_at_once=3", "metrics alone"),
+    ],
+)
+def test_wrong_limit_of_a_key_is_refused(suffix: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Keys([new_key("alice")[1] + suffix])
+
+
 def test_empty_keys_accept_no_key_where_allowed() -> None:
     nobody = Keys([], may_be_none=True)
     assert nobody.names == [] and nobody.owner(bearer(b"")) is None and nobody.owner([]) is None
@@ -109,13 +132,13 @@ def test_empty_keys_accept_no_key_where_allowed() -> None:
 
 def test_usage_stays_counted_when_limits_change() -> None:
     now = [0.0]
-    limiter = RateLimiter(KeyLimits(3, 2), clock=lambda: now[0])
-    assert [limiter.start("a"), limiter.start("a")] == [None, None]
-    limiter.limits = KeyLimits(2, 9)
-    assert limiter.start("a") is None and limiter.start("a") == 30
-    assert limiter.start("new") is None
-    limiter.limits = KeyLimits(None, 2)
-    assert limiter.start("a") == 1
+    limiter, limits = RateLimiter(clock=lambda: now[0]), RateLimits(requests_per_minute=3, requests_at_once=2)
+    assert [limiter.start("a", limits), limiter.start("a", limits)] == [None, None]
+    limits = RateLimits(requests_per_minute=2, requests_at_once=9)
+    assert limiter.start("a", limits) is None and limiter.start("a", limits) == 30
+    assert limiter.start("new", limits) is None
+    limits = RateLimits(requests_at_once=2)
+    assert limiter.start("a", limits) == 1
     limiter.finish("a")
     limiter.finish("a")
-    assert limiter.start("a") is None
+    assert limiter.start("a", limits) is None

@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 from served import LLAVA, PALIGEMMA, listening, message, picture, served, until
 
-from serve.api.limits import Limits
 from serve.engines.fake import FakeEngine
+from serve.limits import Limits
 
 LLAVA_TEXT, PALIGEMMA_TEXT = "a red square", "red"
 

@@ -9,9 +9,9 @@ import pytest
 from served import LLAVA, PALIGEMMA, URL, calling, frames, message, plain, router, served
 
 from serve.api.app import create_app
-from serve.api.limits import Limits
 from serve.api.request_limits import REMOVED_HEADERS
 from serve.engines.fake import FakeEngine
+from serve.limits import Limits
 from serve.request_id import REQUEST_ID
 
 VQA = {"image": URL, "question": "what colour?"}

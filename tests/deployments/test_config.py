@@ -21,7 +21,7 @@ from deployments.local import progress, start
 from deployments.local.progress import Progress
 from serve.api.app import create_app
 from serve.api.keys import new_key
-from serve.api.limits import KeyLimits, Limits
+from serve.limits import Limits
 from serve.models import MODELS
 
 HERE = Path(config.__file__).parent
@@ -147,9 +147,9 @@ def test_keys_are_read_from_a_file_and_the_environment(tmp_path: Path, monkeypat
     file = tmp_path / "keys"
     file.write_text(f"# ours\n{new_key('alice')[1]}\n")
     monkeypatch.setenv(KEYS, "bob:b0b,carol:car0l")
-    access = gateway(keys_file=str(file), requests_per_minute=60, page="open").access()
+    access = gateway(keys_file=str(file), page="open").access()
     assert access.keys is not None and sorted(access.keys.names) == ["alice", "bob", "carol"]
-    assert (access.key_limits.requests_per_minute, access.page, access.metrics) == (60, "open", "key")
+    assert (access.page, access.metrics) == ("open", "key")
 
 
 @pytest.mark.parametrize("value", ["", " , ", "alice", "a:1,a:2"])
@@ -176,12 +176,10 @@ def test_rate_limits_without_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -
         gateway(requests_at_once=4).access()
 
 
-def test_gateway_limits_have_the_names_and_defaults_of_limits() -> None:
+def test_gateway_has_every_limit_as_a_setting() -> None:
     assert gateway().limits() == Limits()
-    settings = dict.fromkeys(Limits.__dataclass_fields__.keys() - {"max_head"}, 3)
-    assert gateway(**settings).limits() == Limits(**settings)
-    settings = dict.fromkeys(KeyLimits.__dataclass_fields__, 3)
-    assert gateway(**settings).key_limits() == KeyLimits(**settings)
+    limits = dict.fromkeys(Limits.model_fields, 3)
+    assert gateway(**limits).limits() == Limits(**limits)
 
 
 @pytest.mark.parametrize("megabytes", [0, 64, 127, -1])

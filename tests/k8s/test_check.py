@@ -15,7 +15,7 @@ import pytest
 from k8s.checks import rendered, schemas
 from k8s.checks.kuberay import kuberay
 from k8s.checks.linted import writable
-from serve.api.limits import MAX_BODY_MB
+from serve.limits import Limits
 
 ROOT = Path(__file__).parents[2]
 CRDS = Path(os.environ.get("CRDS", ROOT.parent / "shared" / "kuberay"))
@@ -32,7 +32,7 @@ def check(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_ingress_allows_the_largest_body() -> None:
     text = (ROOT / "k8s" / "components" / "ingress" / "ingress.yaml").read_text()
     limit = re.search(r"proxy-body-size: (\d+)m", text)
-    assert limit is not None and int(limit[1]) > MAX_BODY_MB
+    assert limit is not None and int(limit[1]) > Limits().max_body_mb
 
 
 @pytest.fixture(scope="module")

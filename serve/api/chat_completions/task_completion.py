@@ -79,16 +79,20 @@ class TaskCompletion:
         self.router, self.metrics, self.media = router, metrics, media
         self.target = target
         self.options = request.stream_options
-        self.path = conversation.question()[1]
-        self.plan = router.plan(
-            target.task, task_request(target, request, conversation), routes=target.routes, arrived=arrived
-        )
+        length = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        self.chat_names = {"max_tokens": length}
+        if (text_field := TASKS[target.task].text_field) is not None:
+            self.chat_names[text_field] = conversation.question()[1]
+        with self._chat_errors():
+            self.plan = router.plan(
+                target.task, task_request(target, request, conversation), routes=target.routes, arrived=arrived
+            )
         refuse_overload(target.routes, target.task, metrics)
 
     async def whole(self, head: CompletionHead) -> list[bytes]:
         """Return the completion as JSON, in parts."""
         plan = self.plan
-        with _errors_at(self.path):
+        with self._chat_errors():
             async with self.media.with_pixels(plan.request, plan.deadline):
                 answer = await gather_answer(plan, self.router.run(plan), self.metrics)
         text = TASKS[plan.task].as_text(answer.merged.result)
@@ -108,7 +112,7 @@ class TaskCompletion:
     async def stream(self, head: CompletionHead) -> AsyncGenerator[bytes, None]:
         """Yield the chunks: each model's text as it comes, where target.with_replies is set; choice 0 last."""
         writer, plan = ChunkWriter(head, self.options, self.target), self.plan
-        with _errors_at(self.path):
+        with self._chat_errors():
             async with (
                 self.media.with_pixels(plan.request, plan.deadline),
                 aclosing(delay_failures(plan, self.router.run(plan), self.metrics)) as events,
@@ -117,6 +121,15 @@ class TaskCompletion:
                     if data := b"".join(writer.write(event)):
                         yield data
         yield LastEvents(writer.last())
+
+    @contextmanager
+    def _chat_errors(self) -> Iterator[None]:
+        """Name the chat's field in errors about the task's: for `labels[2]` the path of the last user message."""
+        try:
+            yield
+        except BadRequest as error:
+            error.param = self.chat_names.get((error.param or "").partition("[")[0], error.param)
+            raise
 
 
 def task_request(target: FanOutTarget, request: ChatCompletionRequest, conversation: Conversation) -> Request:
@@ -127,8 +140,8 @@ def task_request(target: FanOutTarget, request: ChatCompletionRequest, conversat
         raise BadRequest(f"{target.task} needs an image.", param=path, code="missing_image")
     fields: dict[str, Any] = {name: getattr(request, name) for name in PASSED_ON}
     fields |= {"image": conversation.image, "video": conversation.video, "models": target.models}
-    length = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
-    fields["max_tokens"] = getattr(request, length)
+    completion_tokens = request.max_completion_tokens
+    fields["max_tokens"] = request.max_tokens if completion_tokens is None else completion_tokens
     fields["priority"] = "batch" if request.service_tier == FLEX else None
     fields["stream"] = bool(request.stream and target.with_replies)  # the models' text is needed as it comes
     if text_field is not None:
@@ -139,20 +152,7 @@ def task_request(target: FanOutTarget, request: ChatCompletionRequest, conversat
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        refused = validation_error(error, given)
-        field = (refused.param or "").partition("[")[0]
-        param = {text_field: path, "max_tokens": length}.get(field, refused.param)
-        raise BadRequest(refused.message, param=param, code=refused.code) from None
-
-
-@contextmanager
-def _errors_at(path: str) -> Iterator[None]:
-    """Change `param` of errors about a task's text field to `path`, that of the last user message."""
-    try:
-        yield
-    except BadRequest as error:
-        param = path if error.param in ("question", "labels") else error.param
-        raise BadRequest(error.message, param=param, code=error.code) from None
+        raise validation_error(error, given) from None
 
 
 def _refuse_single_model_fields(request: ChatCompletionRequest) -> None:

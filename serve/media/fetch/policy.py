@@ -15,11 +15,13 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schemes: list[Literal["https", "http"]] = Field(default=["https"], description="None: nothing is fetched.")
+    schemes: list[Literal["https", "http"]] = Field(
+        default=["https"], description="Allowed schemes; with an empty list nothing is fetched."
+    )
     ports: list[Annotated[int, Field(ge=1, le=65535)]] = [443, 80]
-    allow: list[Host] = Field(default=[], description="The only hosts; any when empty.")
-    deny: list[Host] = Field(default=[], description="Not these, allowed or not.")
-    timeout_s: float = Field(default=5.0, gt=0, le=60, description="For the whole of it, redirects included.")
+    allow: list[Host] = Field(default=[], description="Allowed hosts; any when empty.")
+    deny: list[Host] = Field(default=[], description="Refused hosts, also where `allow` has them.")
+    timeout_s: float = Field(default=5.0, gt=0, le=60, description="Seconds for a fetch, including redirects.")
 
     def permits(self, url: ParsedUrl) -> bool:
         """Return whether the rules allow a URL. Its addresses are checked later, when they are resolved."""

@@ -21,10 +21,10 @@ from deployments.server.timed_protocol import TimedHttpProtocol
 from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.keys import Keys
-from serve.api.limits import Limits
 from serve.engines.fake import FakeEngine
+from serve.limits import MAX_HEAD, Limits
 
-SHORT = Limits(max_body_mb=200_000 / 2**20, max_head=20_000, body_timeout_s=0.3, head_timeout_s=0.3)
+SHORT = Limits(max_body_mb=200_000 / 2**20, body_timeout_s=0.3, head_timeout_s=0.3)
 START = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 PATIENCE_S = 15.0  # the machine may be busy
@@ -131,7 +131,7 @@ def test_endless_chunked_body_is_answered_with_413() -> None:
 
 @pytest.mark.parametrize("head", [START + b"x-a: " + b"y" * 100_000, START + b"x-a: b\r\n" * 10_000])
 def test_large_incomplete_head_is_refused(head: bytes) -> None:
-    with front(limits=Limits(max_head=20_000, head_timeout_s=60)) as address, caller(address) as client:
+    with front(limits=Limits(head_timeout_s=60)) as address, caller(address) as client:
         with contextlib.suppress(ConnectionError):
             client.sendall(head)
         data = read_all(client)
@@ -139,11 +139,11 @@ def test_large_incomplete_head_is_refused(head: bytes) -> None:
 
 
 def test_large_head_that_is_complete_is_answered_with_431() -> None:
-    with front(limits=Limits(max_head=1000)) as address, caller(address) as client:
-        client.sendall(START + b"x-a: " + b"y" * 1500)
+    with front(limits=Limits()) as address, caller(address) as client:
+        client.sendall(START + b"x-a: " + b"y" * MAX_HEAD)
         assert error_of(read_all(client)) == (431, "headers_too_large")
-    with front(limits=Limits(max_head=1000)) as address:
-        assert httpx.get(f"{address}/health", headers={"x-a": "y" * 1500}).status_code == 431
+    with front(limits=Limits()) as address:
+        assert httpx.get(f"{address}/health", headers={"x-a": "y" * MAX_HEAD}).status_code == 431
 
 
 def test_bytes_that_are_no_http_are_answered_with_400() -> None:

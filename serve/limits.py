@@ -1,0 +1,63 @@
+"""Declares every limit on requests: name, default, bounds and description. A config's `gateway` sets them by name.
+
+`LIMITS.get()` are those of the current request, wherever one is checked.
+"""
+
+from contextvars import ContextVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.media.outline import MAX_MEGAPIXELS
+
+MAX_HEAD = 64 * 1024
+"""Largest request line and headers, in bytes."""
+
+
+class RateLimits(BaseModel):
+    """Limits on all requests of a key together, for which keys must be configured. None: no limit.
+
+    They count requests that ask models (POST).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="Requests of each key, in each gateway; as many may start at once."
+    )
+    requests_at_once: int | None = Field(
+        default=None, ge=1, description="Requests of each key that run at the same time, in each gateway."
+    )
+
+
+class KeyLimits(RateLimits):
+    """Limits that are checked once the key is known. Its entry may set its own: `name:sha256:HEX:LIMIT=N`."""
+
+    max_image_megapixels: float = Field(
+        default=MAX_MEGAPIXELS,
+        gt=0,
+        le=MAX_MEGAPIXELS,
+        description=f"Largest image that is decoded; {MAX_MEGAPIXELS} is also the most that can be set.",
+    )
+
+
+class Limits(KeyLimits):
+    """All limits. Those declared here are checked before the key is known."""
+
+    max_body_mb: float = Field(
+        default=28, gt=0, description="Largest request body, in MiB; an image of 20 MB fits in base64."
+    )
+    body_timeout_s: float = Field(default=30, gt=0, description="Seconds for a request's body to arrive.")
+    head_timeout_s: float = Field(default=10, gt=0, description="Seconds for its headers to arrive, with `listen`.")
+    write_timeout_s: float = Field(
+        default=30, gt=0, description="Seconds for a client to read what was written, with `listen`."
+    )
+
+    @property
+    def max_body(self) -> int:
+        """Largest body, in bytes."""
+        return int(self.max_body_mb * 2**20)
+
+
+DEFAULT_LIMITS = Limits()
+LIMITS: ContextVar[Limits] = ContextVar("limits", default=DEFAULT_LIMITS)
+"""The limits of the current request: the server's, with what its key's entry sets (serve/api/authentication.py)."""
