@@ -169,9 +169,12 @@ def _add_catalogue(app: FastAPI, router: Router) -> None:
 
     @app.get("/v1/compare", tags=["models"], summary="Some models' cards as a table, row by row")
     async def compare(
-        models: Annotated[str, Query(description="Names, separated by commas.", examples=["toy-llava,toy-paligemma"])],
+        models: Annotated[
+            list[str],
+            Query(description="Names, separated by commas or each by itself.", examples=[["toy-llava,toy-paligemma"]]),
+        ],
     ) -> catalog.Comparison:
-        names = split_phrases(models)
+        names = split_phrases(",".join(models))
         if not names:
             raise BadRequest("models must name at least one model.", param="models")
         return catalog.compare_models(names, served())

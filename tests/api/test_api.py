@@ -279,6 +279,12 @@ async def test_body_that_is_not_json_is_refused(body: bytes) -> None:
         assert (reply.status_code, error(reply)["code"]) == (400, "invalid_json")
 
 
+async def test_models_to_compare_are_named_in_one_parameter_or_several() -> None:
+    together = (await get(f"/v1/compare?models={LLAVA},{PALIGEMMA}")).json()
+    assert (await get(f"/v1/compare?models={LLAVA}&models={PALIGEMMA}")).json() == together
+    assert together["models"] == [LLAVA, PALIGEMMA]
+
+
 async def test_error_quotes_little_of_a_long_request() -> None:
     long = "x" * 5000
     for path, body in {
