@@ -11,10 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request as HttpRequest
 
 from serve.api import openapi_schema
-from serve.api.body import parse_body
+from serve.api.body import check_values, parse_body
 from serve.api.disconnect import cancel_on_disconnect
 from serve.api.error_responses import validation_error
-from serve.api.json_body import check_values
 from serve.api.media_loader import MediaLoader
 from serve.api.rate_limiter import RateLimiter
 from serve.api.task_body import parsed_or_none, read_task_request

@@ -11,9 +11,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request as HttpRequest
 
-from serve.api.body import in_thread, parse_body
+from serve.api.body import check_values, in_thread, is_quick, parse_body
 from serve.api.error_responses import validation_error
-from serve.api.json_body import check_values, is_quick
 from serve.errors import BadRequest, TooLarge
 from serve.tasks.base import Request
 

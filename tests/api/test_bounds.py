@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from served import LLAVA, URL, calling, message, plain
 
-from serve.api.json_body import MAX_ESCAPES, MAX_VALUES, is_quick
+from serve.api.body import MAX_ESCAPES, MAX_VALUES, is_quick
 
 CHAT, TASK = "/v1/chat/completions", "/v1/tasks/vqa"
 VQA: dict[str, Any] = {"image": URL, "question": "what?"}

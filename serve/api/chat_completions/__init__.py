@@ -9,7 +9,7 @@ from pydantic_core import from_json
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from serve.api.body import parse_body
+from serve.api.body import check_values, parse_body
 from serve.api.chat_completions.conversation import Conversation, read_messages
 from serve.api.chat_completions.model_completion import ModelCompletion
 from serve.api.chat_completions.request import ChatCompletionRequest
@@ -17,7 +17,6 @@ from serve.api.chat_completions.response import ChatCompletion, CompletionHead
 from serve.api.chat_completions.task_completion import TaskCompletion, fan_out_target
 from serve.api.disconnect import cancel_on_disconnect
 from serve.api.error_responses import validation_error
-from serve.api.json_body import check_values
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.piecewise_json import PiecewiseJson
