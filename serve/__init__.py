@@ -10,7 +10,7 @@ The steps of a task request (`POST /v1/tasks/vqa`):
                                skill.ask(request) -> engine.generate(prompt) -> pieces -> skill.parse(spoken, request)
 6. router/model_call           each model's deltas, then its Reply with times, which may be a failure
 7. router/merge_replies        merge all replies, in catalogue order (or router/judge)
-8. api/events, api/sse         count events and return them as JSON or as server-sent events
+8. api/events, api/responses   count events and return them as JSON or as server-sent events
 
 A chat completion (api/chat_completions/) that names a task takes the same steps from 2 on (task_completion.py). One
 that names a model calls its Route directly (model_completion.py), with the same model_call and merge_streams.

@@ -12,10 +12,10 @@ from starlette.requests import Request as HttpRequest
 
 from serve.api import openapi_schema
 from serve.api.body import check_values, parse_body
-from serve.api.disconnect import cancel_on_disconnect
 from serve.api.error_responses import validation_error
 from serve.api.media_loader import MediaLoader
 from serve.api.rate_limiter import RateLimiter
+from serve.api.responses import cancel_on_disconnect
 from serve.api.task_body import parsed_or_none, read_task_request
 from serve.api.task_endpoint import Size
 from serve.arena.board import ArenaBoard, Voters

@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from serve.api.disconnect import ClientGone
 from serve.errors import BadRequest, NotFound, ServeError, TooSlow
 from serve.request_id import REQUEST_ID
 
@@ -51,7 +50,6 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ServeError, _serve_error)
     app.add_exception_handler(RequestValidationError, _query_error)
     app.add_exception_handler(HTTPException, _routing_error)
-    app.add_exception_handler(ClientGone, _client_left)
     app.add_exception_handler(ClientDisconnect, _client_left)
     app.add_exception_handler(Exception, _bug)
 

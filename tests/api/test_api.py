@@ -18,7 +18,7 @@ from served import LLAVA, PALIGEMMA, URL, calling, frames, listening, message, p
 from starlette.types import Message
 
 from k8s.checks import rules
-from serve.api import pages, sse
+from serve.api import pages, responses
 from serve.api.app import create_app
 from serve.api.chat_completions import task_completion
 from serve.api.metrics import Metrics
@@ -171,7 +171,7 @@ async def test_bug_during_a_stream_is_an_error_event_without_details(monkeypatch
 
 
 async def test_silent_stream_gets_keep_alive_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(responses, "KEEP_ALIVE_S", 0.02)
     app = served(FakeEngine("a b", delay_s=0.1), FakeEngine("a b", delay_s=0.1))
     reply = await post("/v1/tasks/vqa", VQA | {"stream": True}, app)
     assert ": still here\n\n" in reply.text and reply.text.endswith("data: [DONE]\n\n")
@@ -432,7 +432,7 @@ async def test_disconnect_during_a_blocked_send_closes_the_stream() -> None:
         if sent == 4:
             await asyncio.sleep(30)
 
-    stream = await sse.open_stream(receive, speaking())
+    stream = await responses.open_stream(receive, speaking())
     await stream({"type": "http"}, receive, send)
     assert closed == [True] and sent == 4
 

@@ -11,7 +11,7 @@ from served import LLAVA, PALIGEMMA, calling, frames, message, router, served
 
 from serve.api.app import create_app
 from serve.api.chat_completions.response import AT_ONCE, Choice, CompletionHead, ResponseMessage, slices, with_logprobs
-from serve.api.piecewise_json import PIECE, PiecewiseJson
+from serve.api.responses import PIECE, PiecewiseJson
 from serve.engines.base import Piece, Prompt, Token
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS

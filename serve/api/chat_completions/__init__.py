@@ -15,12 +15,10 @@ from serve.api.chat_completions.model_completion import ModelCompletion
 from serve.api.chat_completions.request import ChatCompletionRequest
 from serve.api.chat_completions.response import ChatCompletion, CompletionHead
 from serve.api.chat_completions.task_completion import TaskCompletion, fan_out_target
-from serve.api.disconnect import cancel_on_disconnect
 from serve.api.error_responses import validation_error
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
-from serve.api.piecewise_json import PiecewiseJson
-from serve.api.sse import open_stream
+from serve.api.responses import PiecewiseJson, cancel_on_disconnect, open_stream
 from serve.errors import BadRequest
 from serve.router import Router
 from serve.router.plan import find_route

@@ -22,7 +22,7 @@ from serve.api.chat_completions.response import (
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.overload import refuse_overload
-from serve.api.sse import LastEvents
+from serve.api.responses import LastEvents
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
 from serve.errors import BadRequest, ModelError
 from serve.models.base import stops

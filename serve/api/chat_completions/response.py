@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from serve.api.chat_completions.request import StreamOptions
-from serve.api.sse import encode_json, sse_event
+from serve.api.responses import encode_json, sse_event
 from serve.engines.base import HALF, Token
 from serve.tasks.base import Usage
 

@@ -15,7 +15,7 @@ from serve.api.events import delay_failures, gather_answer
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.overload import refuse_overload
-from serve.api.sse import LastEvents
+from serve.api.responses import LastEvents
 from serve.api.task_body import split_phrases
 from serve.errors import BadRequest, NotFound
 from serve.router import Router

@@ -1,18 +1,22 @@
-"""Server-sent events, and a streaming response that always ends with [DONE]."""
+"""Sends JSON in pieces or server-sent events that end with [DONE]; stops the work when the client leaves."""
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.api.disconnect import ClientGone, cancel_on_disconnect
 from serve.api.error_responses import error_body
 from serve.errors import ServeError
 
+T = TypeVar("T")
+
+PIECE = 64 * 1024
+"""Bytes written at once. The server waits until the client has read them before it takes the next."""
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": still here\n\n"  # a comment, which clients ignore and proxies take as activity
 KEEP_ALIVE_S = 15.0
@@ -62,7 +66,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await cancel_on_disconnect(receive, self._send(send))
-        except ClientGone:
+        except ClientDisconnect:
             pass
         finally:
             await self.events.aclose()
@@ -88,6 +92,42 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": ending, "more_body": False})
 
 
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`. When the client disconnects, cancel it and raise ClientDisconnect.
+
+    Call it after the request's body has been read: from then on `receive` only reports the disconnect. Starlette does
+    not cancel a plain route, so models would go on generating.
+    """
+    job = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            raise ClientDisconnect
+        return job.result()
+    finally:
+        for task in (job, gone):
+            task.cancel()
+        await asyncio.gather(job, gone, return_exceptions=True)
+
+
+class PiecewiseJson(Response):
+    """A JSON response of known length. body: its parts, in order."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: Sequence[bytes]) -> None:
+        super().__init__()
+        self.parts = body
+        self.headers["content-length"] = str(sum(map(len, body)))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        pieces = [part[at : at + PIECE] for part in self.parts for at in range(0, len(part), PIECE)]
+        for left, piece in zip(reversed(range(len(pieces))), pieces, strict=True):
+            await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
+
+
 async def open_stream(receive: Receive, events: EventBytes, error_event: str | None = None) -> EventStream:
     """Wait for the first event and return the response. Errors until then are raised, and get their own HTTP status.
 
@@ -109,3 +149,8 @@ async def _keep_alive(send: Send) -> None:
     while True:
         await asyncio.sleep(KEEP_ALIVE_S)
         await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
