@@ -21,7 +21,7 @@ from deployments.routing.discovery import ServeDiscovery
 from deployments.routing.endpoint import Endpoint
 from deployments.routing.pool import Pool
 from deployments.routing.quarantine import Quarantine
-from deployments.routing.remote import Remote
+from deployments.routing.replica_route import ReplicaRoute
 from deployments.routing.replicas import Replicas
 from deployments.server.http_server import HttpServer
 from serve import tracing
@@ -163,7 +163,7 @@ class Gateway:
         routes = []
         for name, model in args.models_by_name.items():
             engine = bases.get(name, name)
-            routes.append(Remote(model, pools[engine], self._quarantines[engine]))
+            routes.append(ReplicaRoute(model, pools[engine], self._quarantines[engine]))
         gateway = args.gateway
         return create_app(
             Router(routes),

@@ -58,7 +58,7 @@ class InProcessReplica(Replica):
 
 
 class InProcessRoute:
-    """A route to a model in a replica of this process, as Remote is over Ray."""
+    """A route to a model in a replica of this process, as ReplicaRoute is over Ray."""
 
     full = False
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deployments.routing.pool import RoutingKey
-from deployments.routing.remote import Remote
+from deployments.routing.replica_route import ReplicaRoute
 from serve.catalog import MODELS
 from serve.media.image import Image
 from serve.models.base import Model
@@ -50,10 +50,10 @@ def test_other_tasks_take_a_single_prompt(task: str) -> None:
     assert models and {model.skills[task].prompts(requests[task]) for model in models} == {1}
 
 
-async def test_remote_routes_by_the_number_of_prompts() -> None:
+async def test_replica_route_counts_the_prompts_of_a_request() -> None:
     keys: list[RoutingKey] = []
 
-    class Recording(Remote):
+    class Recording(ReplicaRoute):
         async def stream(
             self, identify: Callable[[], tuple[RoutingKey, Hashable]], *_: Any
         ) -> AsyncGenerator[str, None]:

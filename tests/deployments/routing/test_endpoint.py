@@ -28,7 +28,7 @@ from deployments.routing import endpoint as endpoints
 from deployments.routing.breaker import FAILURES
 from deployments.routing.endpoint import Endpoint
 from deployments.routing.quarantine import Quarantine
-from deployments.routing.remote import Remote
+from deployments.routing.replica_route import ReplicaRoute
 from serve.api.app import create_app
 from serve.engines.fake import FakeEngine
 from serve.engines.remote.engine import RemoteEngine
@@ -52,7 +52,7 @@ class Side:
     """The gateway's side of one model on another server."""
 
     endpoint: Endpoint
-    route: Remote
+    route: ReplicaRoute
     quarantine: Quarantine
 
     async def ask(self, question: str = "what?", **fields: Any) -> Reply:
@@ -93,7 +93,7 @@ async def side(server: ChatServer, **fields: Any) -> AsyncIterator[Side]:
     )
     endpoint, quarantine = Endpoint(remote_model(entry), engine, entry), Quarantine()
     try:
-        yield Side(endpoint, Remote(remote_model(entry), endpoint, quarantine), quarantine)
+        yield Side(endpoint, ReplicaRoute(remote_model(entry), endpoint, quarantine), quarantine)
     finally:
         endpoint.close()
         await asyncio.sleep(0.02)

@@ -15,7 +15,7 @@ from deployments.routing.breaker import FAILURES
 from deployments.routing.discovery import ServeDiscovery
 from deployments.routing.pool import EngineDied, Pool, RoutingKey
 from deployments.routing.quarantine import Quarantine
-from deployments.routing.remote import Remote
+from deployments.routing.replica_route import ReplicaRoute
 from deployments.routing.replicas import Replicas
 from serve.engines.fake import FakeEngine
 from serve.errors import BadRequest, ModelError, Overloaded
@@ -111,7 +111,7 @@ async def ask(
     method: str = "answer",
     quarantine: Quarantine | None = None,
 ) -> str:
-    route = Remote(dataclasses.replace(MODELS[NAME], name=model), pool, quarantine or Quarantine())
+    route = ReplicaRoute(dataclasses.replace(MODELS[NAME], name=model), pool, quarantine or Quarantine())
     async with contextlib.aclosing(route.stream(lambda: (key, text), method, (), pace_s=0)) as items:
         return "".join([item async for item in items])
 
@@ -546,7 +546,7 @@ async def test_family_that_cannot_count_its_prompts_fails_its_own_reply_alone() 
     well = Worker(MODELS["toy-paligemma"], FakeEngine("red"))
     well.mark("ready", "ready")
     async with pooled() as (pool, _, _):
-        router = Router([Remote(broken, pool, Quarantine()), well])
+        router = Router([ReplicaRoute(broken, pool, Quarantine()), well])
         request = VqaRequest(image=Image(np.zeros((8, 8, 3), np.uint8)), question="what?")
         events = [event async for event in router.run(router.plan("vqa", request))]
     replies = {event.model: event for event in events if isinstance(event, Reply)}

@@ -20,7 +20,7 @@ SLOW_PACE_S = 0.5
 """The same for a reply that is not streamed: its deltas are used only where the reply fails."""
 
 
-class Remote:
+class ReplicaRoute:
     """A Route to one model. Closing a stream early stops the replica's work.
 
     pool, quarantine: of the engine, shared by its model and its LoRA adapters. An Endpoint is the pool of a model on
