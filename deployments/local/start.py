@@ -118,8 +118,8 @@ def _planned_config(options: argparse.Namespace) -> tuple[Config, list[str]]:
 def _doctor(options: argparse.Namespace) -> str:
     """Return the line that names the command which says what is missing."""
     given = {"config": options.config, "models": options.models, "port": options.port}
-    words = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
-    return " ".join(["What this machine lacks, and what mends it: diptych doctor", *words])
+    flags = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
+    return " ".join(["What this machine lacks, and what mends it: diptych doctor", *flags])
 
 
 def check_keys(config: Config) -> None:

@@ -15,7 +15,7 @@ from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 
 
-def words(prompt: Prompt) -> str:
+def answer(prompt: Prompt) -> str:
     return "A" if "Two answers" in prompt.text else "red"
 
 
@@ -34,7 +34,7 @@ def votes(tmp_path: Path) -> Iterator[VoteStore]:
 
 @pytest.fixture
 def url(votes: VoteStore) -> Iterator[str]:
-    with listening(create_app(router(FakeEngine(words), FakeEngine(words)), votes=votes)) as address:
+    with listening(create_app(router(FakeEngine(answer), FakeEngine(answer)), votes=votes)) as address:
         yield address
 
 
@@ -71,8 +71,8 @@ def test_exported_votes_give_the_same_board(run: Callable[..., Ran], url: str, i
     assert "3 votes added, 0 were there" in run("arena", "import", other, lines).out
     assert "0 votes added, 3 were there" in run("arena", "import", other, lines).out
     boards = [
-        json.loads(run("arena", "board", "--task", "caption", "--json", *words).out)
-        for words in (("--server", url), ("--votes", other), ("--votes", lines))
+        json.loads(run("arena", "board", "--task", "caption", "--json", *source).out)
+        for source in (("--server", url), ("--votes", other), ("--votes", lines))
     ]
     ratings = [
         [(row["model"], row["rating"], row["ties"], row["both_bad"]) for row in board["models"]] for board in boards

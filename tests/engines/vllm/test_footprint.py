@@ -41,53 +41,34 @@ def tower(config: dict[str, Any], prefix: str = "vision_tower.") -> dict[str, tu
     return {f"{prefix}layers.0.mlp.fc1.weight": (config["intermediate_size"], config["hidden_size"])}
 
 
-def qwen2_5_vl_7b(folder: Path) -> Description:
+def qwen2_5_vl(folder: Path, total: int, inner: int, layers: int, heads: int, **sizes: Any) -> Description:
+    """Describe a Qwen2.5-VL of `total` parameters. sizes: the other arguments of `decoder`."""
     config = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
+        "hidden_size": heads * 128,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": sizes["kv_heads"],
+        "vocab_size": sizes["vocabulary"],
         "max_position_embeddings": 128000,
+        "tie_word_embeddings": sizes.get("tied", False),
         "vision_config": {"hidden_size": 1280, "intermediate_size": 3420, "patch_size": 14, "spatial_merge_size": 2},
     }
     shapes = decoder(
-        "model.", layers=28, hidden=3584, inner=18944, heads=28, kv_heads=4, width=128, vocabulary=152064, biases=True
+        "model.", layers=layers, hidden=heads * 128, inner=inner, heads=heads, width=128, biases=True, **sizes
     )
     shapes["visual.blocks.0.mlp.up_proj.weight"] = (3420, 1280)
-    whole = filled(shapes, "visual.merger.rest", 8_292_166_656)
+    whole = filled(shapes, "visual.merger.rest", total)
     return read(write_checkpoint(folder, config, whole, preprocessor_config={"max_pixels": 12845056}))
+
+
+def qwen2_5_vl_7b(folder: Path) -> Description:
+    return qwen2_5_vl(folder, 8_292_166_656, inner=18944, layers=28, heads=28, kv_heads=4, vocabulary=152064)
 
 
 def qwen2_5_vl_3b(folder: Path) -> Description:
-    config = {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "max_position_embeddings": 128000,
-        "tie_word_embeddings": True,
-        "vision_config": {"hidden_size": 1280, "intermediate_size": 3420, "patch_size": 14, "spatial_merge_size": 2},
-    }
-    shapes = decoder(
-        "model.",
-        layers=36,
-        hidden=2048,
-        inner=11008,
-        heads=16,
-        kv_heads=2,
-        width=128,
-        vocabulary=151936,
-        tied=True,
-        biases=True,
-    )
-    whole = filled(shapes, "visual.merger.rest", 3_754_622_976)
-    return read(write_checkpoint(folder, config, whole, preprocessor_config={"max_pixels": 12845056}))
+    return qwen2_5_vl(folder, 3_754_622_976, inner=11008, layers=36, heads=16, kv_heads=2, vocabulary=151936, tied=True)
 
 
 def qwen3_vl_8b(folder: Path) -> Description:
