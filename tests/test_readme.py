@@ -128,7 +128,8 @@ def test_list_of_files_is_whole(page: Path) -> None:
         folders += [(folder, names) for folder, names in listed(tree).items() if names]
     for folder, names in folders:
         assert [name for name in sorted(names) if not (ROOT / folder / name).exists()] == [], f"{page} lists them"
-        assert python_in(folder) - names - {"__main__.py"} == set(), f"{page}: its list of files lacks some"
+        missing = python_in(folder) - names - {"__main__.py"}
+        assert not missing, f"{page}: add {', '.join(sorted(missing))} to its list of files"
 
 
 def defined(path: Path) -> set[str]:
