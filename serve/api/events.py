@@ -1,13 +1,16 @@
-"""Turns the events of a fan-out into one answer or a stream, and counts them in the metrics."""
+"""Refuses a fan-out without room, or turns its events into one answer or a stream; counts both in the metrics."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from serve.api.metrics import Metrics
+from serve.errors import Overloaded
 from serve.router.plan import Plan
-from serve.tasks.base import Event, Merged, Reply, Usage
+from serve.router.route import Route
+from serve.tasks import TASKS
+from serve.tasks.base import Event, Merged, Reply, ReplyError, Usage
 
 GRACE_S = 0.1
 """Seconds for which failed replies at the start of a stream are delayed."""
@@ -23,6 +26,26 @@ class Answer:
     def usage(self) -> Usage:
         """Return the tokens of all replies and of the judge."""
         return total_usage([*(reply.usage for reply in self.replies), *judge_usage(self.merged)])
+
+
+def refuse_overload(routes: Sequence[Route], task: str, metrics: Metrics) -> None:
+    """Raise Overloaded where every route is full, and count it in the metrics as each model's reply.
+
+    Call it before the image is fetched and decoded: that took four fifths of a refused request's time. With ten times
+    the load that a model can take, the gateway did little else.
+    """
+    if not all(route.full for route in routes):
+        return
+    errors = {route.model.name: Overloaded.of_model(route.model.name) for route in routes}
+    if task in TASKS:
+        with metrics.fan_out(task) as meter:
+            for name, error in errors.items():
+                refusal = ReplyError(code=str(error.code), message=error.message)
+                meter.event(Reply(model=name, status="error", error=refusal))
+    else:
+        for name in errors:
+            metrics.reply(name, task, "error", 0.0, code=Overloaded.code)
+    raise errors[routes[0].model.name]
 
 
 async def gather_answer(plan: Plan, events: AsyncGenerator[Event, None], metrics: Metrics) -> Answer:

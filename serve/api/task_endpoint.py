@@ -9,10 +9,9 @@ from pydantic import BaseModel, Field, create_model
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from serve.api.events import delay_failures, gather_answer
+from serve.api.events import delay_failures, gather_answer, refuse_overload
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
-from serve.api.overload import refuse_overload
 from serve.api.responses import PiecewiseJson, cancel_on_disconnect, open_stream, sse_event
 from serve.api.task_body import read_task_request
 from serve.router import Router

@@ -19,9 +19,9 @@ from serve.api.chat_completions.response import (
     slices,
     with_logprobs,
 )
+from serve.api.events import refuse_overload
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
-from serve.api.overload import refuse_overload
 from serve.api.responses import LastEvents
 from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
 from serve.errors import BadRequest, ModelError

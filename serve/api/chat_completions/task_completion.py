@@ -11,10 +11,9 @@ from serve.api.chat_completions.conversation import Conversation
 from serve.api.chat_completions.request import FLEX, ChatCompletionRequest, TextFormat
 from serve.api.chat_completions.response import Choice, CompletionHead, ResponseMessage, finish_reason
 from serve.api.error_responses import validation_error
-from serve.api.events import delay_failures, gather_answer
+from serve.api.events import delay_failures, gather_answer, refuse_overload
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
-from serve.api.overload import refuse_overload
 from serve.api.responses import LastEvents
 from serve.api.task_body import split_phrases
 from serve.errors import BadRequest, NotFound
