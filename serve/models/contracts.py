@@ -133,6 +133,33 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class Multiples:
+    """The resizing of Qwen's processors: sides are multiples of `factor`, the area is least to most pixels.
+
+    As `smart_resize` of transformers' `qwen2_vl/image_processing_qwen2_vl.py`; both limits stand in the checkpoint's
+    preprocessor_config.json.
+    """
+
+    factor: int
+    least: int
+    most: int
+
+    def __call__(self, width: int, height: int) -> Size:
+        factor = self.factor
+        sides = max(factor, round(width / factor) * factor), max(factor, round(height / factor) * factor)
+        if sides[0] * sides[1] > self.most:
+            ratio = math.sqrt(width * height / self.most)
+            sides = (
+                max(factor, math.floor(width / ratio / factor) * factor),
+                max(factor, math.floor(height / ratio / factor) * factor),
+            )
+        elif sides[0] * sides[1] < self.least:
+            ratio = math.sqrt(self.least / (width * height))
+            sides = math.ceil(width * ratio / factor) * factor, math.ceil(height * ratio / factor) * factor
+        return sides
+
+
+@dataclass(frozen=True)
 class Contract:
     """A family's way of writing coordinates.
 
@@ -152,7 +179,7 @@ class Contract:
     key: str = "bbox_2d"
     nested: bool = False
     decimals: int = 0
-    resized: Callable[[int, int], Size] | None = None
+    resized: Multiples | None = None
     padded: bool = False
     tags: Tags | None = None
     location: str = "<loc_{}>"
@@ -162,10 +189,14 @@ class Contract:
     @property
     def form(self) -> str:
         """Return an example of the text, for messages."""
-        unit = "pixels" if self.scale is None else f"0 to {self.scale:g}"
         names = {"box": "x0, y0, x1, y1", "point": "x, y", "polygon": "x, y, ..."}[self.shape]
         names = re.sub(r"x(\d?), y(\d?)", r"y\1, x\2", names) if self.order == "yx" else names
-        return f"[{names}], {unit}"
+        return f"[{names}], {self.unit}"
+
+    @property
+    def unit(self) -> str:
+        """Return what the numbers count."""
+        return "pixels" if self.scale is None else f"0 to {self.scale:g}"
 
     def frame(self, size: Size) -> Frame:
         width, height = size
@@ -757,29 +788,6 @@ _WRITERS: Mapping[str, Callable[[Contract, Written], str]] = {
 }
 
 
-def multiples(factor: int, least: int, most: int) -> Callable[[int, int], Size]:
-    """Return the resizing of Qwen's processors: sides are multiples of `factor`, the area is least to most pixels.
-
-    As `smart_resize` of transformers' `qwen2_vl/image_processing_qwen2_vl.py`; both limits stand in the checkpoint's
-    preprocessor_config.json.
-    """
-
-    def resized(width: int, height: int) -> Size:
-        sides = max(factor, round(width / factor) * factor), max(factor, round(height / factor) * factor)
-        if sides[0] * sides[1] > most:
-            ratio = math.sqrt(width * height / most)
-            sides = (
-                max(factor, math.floor(width / ratio / factor) * factor),
-                max(factor, math.floor(height / ratio / factor) * factor),
-            )
-        elif sides[0] * sides[1] < least:
-            ratio = math.sqrt(least / (width * height))
-            sides = math.ceil(width * ratio / factor) * factor, math.ceil(height * ratio / factor) * factor
-        return sides
-
-    return resized
-
-
 _QWEN_TAGS = Tags(("<|object_ref_start|>", "<|object_ref_end|>"), ("<|box_start|>", "<|box_end|>"))
 _INTERN_TAGS = Tags(("<ref>", "</ref>"), ("<box>", "</box>"))
 _GLM_TAGS = Tags(None, ("<|begin_of_box|>", "<|end_of_box|>"))
@@ -789,7 +797,7 @@ LLAVA = Contract("llava", scale=1, style="brackets", decimals=2, padded=True, sl
 # training bins are round(v * 1023); the evaluators of big_vision divide by the same
 PALIGEMMA = Contract("paligemma", 1023, "yx", "locations_label", location="<loc{}>", empty=True, slack=0)
 QWEN2_VL = Contract("qwen2_vl", style="tags", tags=_QWEN_TAGS)
-QWEN2_5_VL = Contract("qwen2_5_vl", scale=None, resized=multiples(28, 56 * 56, 12_845_056))
+QWEN2_5_VL = Contract("qwen2_5_vl", scale=None, resized=Multiples(28, 56 * 56, 12_845_056))
 QWEN3_VL = Contract("qwen3_vl", tags=_QWEN_TAGS)
 QWEN3_VL_POINTS = Contract("qwen3_vl_points", shape="point", key="point_2d")
 GEMMA4 = Contract("gemma4", order="yx", key="box_2d")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from serve.media.geometry import Array
-from serve.models.contracts import CONTRACTS, Contract, Size, multiples
+from serve.models.contracts import CONTRACTS, Contract, Multiples, Size
 from serve.tasks.boxes import AskedLabels, label_key
 
 MAX_REPLIES = 64
@@ -36,6 +36,12 @@ CORRELATED = 0.6
 """The least correlation of true and read positions in an answer that depends on the picture."""
 SHIFTED = 0.02
 """The least part of the picture's side by which boxes must be off for a shift to be named."""
+STRETCHED = 0.08
+"""The least part by which a side must be too long or too short for that to be named."""
+APART = 0.1
+"""The least distance, as a part of the picture's side, of two edges that are compared for that."""
+
+WITHOUT_PICTURE = "The answers do not depend on the picture."
 
 Pixels = tuple[float, float, float, float]
 
@@ -49,6 +55,17 @@ class Verdict(StrEnum):
     UNDECIDED = "undecided"
     NONE_FITS = "none_fits"
     TOO_FEW = "too_few_replies"
+
+
+class ProbeFault(StrEnum):
+    """What is wrong with the boxes of replies."""
+
+    AXES_SWAPPED = "axes_swapped"
+    OTHER_SCALE = "other_scale"
+    OTHER_AREA = "other_area"
+    SHIFTED = "shifted"
+    STRETCHED = "stretched"
+    WITHOUT_PICTURE = "without_picture"
 
 
 @dataclass(frozen=True)
@@ -68,8 +85,8 @@ class ProbeResult:
     reason: one or more sentences for people. contract: the one that fits best, None where none was tried. error: the
     median error of its boxes: the mean distance of the four edges as a part of the picture's side. margin: the mean
     error of the runner-up less that of the contract; below 0 where the runner-up is better by no more than chance.
-    read, drawn: numbers of boxes. shift: by which every box is off to the right and down, in pixels. alike: contracts
-    that these pictures do not tell from it, though others would.
+    read, drawn: numbers of boxes. shift: by which every box is off to the right and down, in pixels. stretch: by which
+    every x and y is multiplied. alike: contracts that these pictures do not tell from it, though others would.
     """
 
     verdict: Verdict
@@ -81,6 +98,8 @@ class ProbeResult:
     runner_up: Contract | None = None
     margin: float | None = None
     shift: tuple[float, float] | None = None
+    stretch: tuple[float, float] | None = None
+    faults: tuple[ProbeFault, ...] = ()
     alike: tuple[Contract, ...] = ()
 
     @property
@@ -104,7 +123,7 @@ def candidates(declared: Contract) -> list[Contract]:
     base = replace(declared, resized=None, padded=False)
     others = [replace(base, scale=scale) for scale in (1.0, 100.0, thousand, 1023.0)]
     others += [replace(base, scale=scale, padded=True) for scale in (1.0, thousand)]
-    others += [replace(base, scale=None), replace(base, scale=None, resized=multiples(28, 56 * 56, 12_845_056))]
+    others += [replace(base, scale=None), replace(base, scale=None, resized=Multiples(28, 56 * 56, 12_845_056))]
     if declared.resized is not None:
         others = [other for other in others if other.resized is None]
     tried: dict[Any, Contract] = {}
@@ -151,13 +170,21 @@ def probe(replies: Sequence[ProbeAnswer], declared: Contract | None = None) -> P
         alike=alike,
     )
     if not _depends(list(placed.values()), boxes):
-        return replace(result, reason="The answers do not depend on the picture.")
+        return replace(result, reason=WITHOUT_PICTURE, faults=(ProbeFault.WITHOUT_PICTURE,))
     movable = placed if declared is None else {declared: placed[declared]}
     shifted = _shifted(movable, boxes, errors[best])
+    single = best if declared is None else declared  # stretched far enough, every contract fits
+    stretched = _stretched(single, placed[single], boxes, errors[best] if shifted is None else shifted[2])
+    if stretched is not None:
+        contract, (across, down), left = stretched
+        reason, error = f"Every box is stretched: x by {across:.2f}, y by {down:.2f}.", float(np.median(left))
+        faults = (ProbeFault.STRETCHED,)
+        return replace(result, contract=contract, error=error, reason=reason, stretch=(across, down), faults=faults)
     if shifted is not None:
-        contract, (dx, dy), error = shifted
-        reason = f"Every box is off by ({dx:.0f}, {dy:.0f}) pixels."
-        return replace(result, contract=contract, error=error, reason=reason, shift=(dx, dy))
+        contract, (dx, dy), left = shifted
+        reason, error = f"Every box is off by ({dx:.0f}, {dy:.0f}) pixels.", float(np.median(left))
+        faults = (ProbeFault.SHIFTED,)
+        return replace(result, contract=contract, error=error, reason=reason, shift=(dx, dy), faults=faults)
     assert result.error is not None
     if result.error > FITS:
         reason = f"No contract fits: by the best ({best.form}), boxes are off by {result.error:.0%} of the picture."
@@ -169,7 +196,9 @@ def probe(replies: Sequence[ProbeAnswer], declared: Contract | None = None) -> P
         return replace(result, verdict=Verdict.FITS, reason=f"The replies fit {meaning(best)}.")
     if best == declared:
         return replace(result, verdict=Verdict.AGREES, reason=f"The replies fit the contract, {meaning(best)}.")
-    return replace(result, verdict=Verdict.ANOTHER_FITS, reason=f"{', and '.join(_differences(declared, best))}.")
+    differences = _differences(declared, best)
+    reason = f"{', and '.join(differences.values())}."
+    return replace(result, verdict=Verdict.ANOTHER_FITS, reason=reason, faults=tuple(differences))
 
 
 def _read(replies: Sequence[ProbeAnswer], declared: Contract | None) -> tuple[Contract, _Boxes]:
@@ -276,9 +305,9 @@ def _correlation(a: Array, b: Array) -> float:
 
 def _shifted(
     readings: Mapping[Contract, Array], boxes: _Boxes, unmoved: Array
-) -> tuple[Contract, tuple[float, float], float] | None:
-    """Return a contract that fits once all boxes are moved by one distance, the distance in pixels, and the median
-    error that remains. None where no shift is better, by more than chance, than the errors `unmoved`.
+) -> tuple[Contract, tuple[float, float], Array] | None:
+    """Return a contract that fits once all boxes are moved by one distance, the distance in pixels, and the errors
+    that remain. None where no shift is better, by more than chance, than the errors `unmoved`.
 
     A shifted box may have been cut at the picture's edge: the distance is that of the edges inside.
     """
@@ -294,8 +323,36 @@ def _shifted(
         errors = _errors(np.clip(placed, 0, 1), expected)
         length = float(np.median(np.abs([dx, dy]).max() / boxes.sizes.min(axis=1)))
         if length > SHIFTED and np.median(errors) <= FITS and _worse(unmoved, errors):
-            return contract, (dx, dy), float(np.median(errors))
+            return contract, (dx, dy), errors
     return None
+
+
+def _stretched(
+    contract: Contract, placed: Array, boxes: _Boxes, unmoved: Array
+) -> tuple[Contract, tuple[float, float], Array] | None:
+    """Return the contract, where it fits once every x and every y is divided by one factor, and the errors that remain.
+
+    As `_shifted`; a difference below SAME is no stretch. A factor is the median slope between pairs of edges (Theil and
+    Sen), which a few boxes elsewhere do not change.
+    """
+    inside = (placed > SAME) & ((placed < 1 - SAME) | (placed > 1 + SAME))
+    slopes, starts = [], []
+    for axis in (0, 1):
+        read, true = (edges[:, axis::2][inside[:, axis::2]] for edges in (placed, boxes.true))
+        first, second = np.triu_indices(len(read), 1)
+        apart = np.abs(true[first] - true[second]) > APART
+        if len(read) < LEAST_BOXES or not apart.any():
+            return None
+        rises = read[first][apart] - read[second][apart]
+        slopes.append(float(np.median(rises / (true[first][apart] - true[second][apart]))))
+        starts.append(float(np.median(read - slopes[axis] * true)))
+    if min(slopes) <= 0 or max(abs(slope - 1) for slope in slopes) < STRETCHED:
+        return None
+    expected = np.clip(boxes.true * np.array(slopes * 2) + np.array(starts * 2), 0, 1)
+    errors = _errors(np.clip(placed, 0, 1), expected)
+    gain = float(np.minimum(unmoved, CAP).mean() - np.minimum(errors, CAP).mean())
+    fits = np.median(errors) <= FITS and gain > SAME and _worse(unmoved, errors)
+    return (contract, (slopes[0], slopes[1]), errors) if fits else None
 
 
 def meaning(contract: Contract) -> str:
@@ -313,16 +370,16 @@ def _across(contract: Contract) -> str:
     return " across the padded square" if contract.padded else ""
 
 
-def _differences(declared: Contract, fitting: Contract) -> list[str]:
-    """Name what the replies do other than declared."""
-    parts = []
+def _differences(declared: Contract, fitting: Contract) -> dict[ProbeFault, str]:
+    """Name and describe what the replies do other than declared."""
+    parts = {}
     if fitting.order != declared.order:
-        parts.append("x and y are swapped")
+        parts[ProbeFault.AXES_SWAPPED] = "x and y are swapped"
     if (fitting.scale, fitting.resized) != (declared.scale, declared.resized):
-        parts.append(f"{_unit(fitting)} taken for {_unit(declared)}")
+        parts[ProbeFault.OTHER_SCALE] = f"{_unit(fitting)} taken for {_unit(declared)}"
     if fitting.padded != declared.padded:
         area, other = ("padded square", "picture") if fitting.padded else ("picture", "padded square")
-        parts.append(f"numbers count across the {area}, not the {other}")
+        parts[ProbeFault.OTHER_AREA] = f"numbers count across the {area}, not the {other}"
     return parts
 
 

@@ -26,7 +26,7 @@ from serve.models.contracts import (
     QWEN3_VL,
     Contract,
     Fault,
-    multiples,
+    Multiples,
 )
 
 SIZE = (1000, 1000)
@@ -326,6 +326,6 @@ def test_resizing_is_that_of_transformers() -> None:
         least, most = 4 * factor**2, 1280 * factor**2
         if max(width, height) / min(width, height) < 200:
             high, wide = smart_resize(height, width, factor, least, most)
-            assert multiples(factor, least, most)(width, height) == (wide, high)
+            assert Multiples(factor, least, most)(width, height) == (wide, high)
 
     law()
