@@ -1,5 +1,8 @@
 """Errors that are sent to clients, each with a status, a type and a code (OpenAI's format)."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 RETRY_AFTER_S = 2
 """Default for 429 and 503: without Retry-After, clients such as openai-python retry at once."""
 
@@ -120,6 +123,13 @@ class Unavailable(ServeError):
     type = "service_unavailable_error"
     code = "unavailable"
     retry_after_s = RETRY_AFTER_S
+
+
+class NoAnswer(Unavailable):
+    """No model of a fan-out answered. replies: each model's, for /v1/tasks: {"model", "status", "text", "error"}, where
+    one that cannot be read has its text."""
+
+    replies: Sequence[Mapping[str, Any]] = ()
 
 
 class ModelError(ServeError):

@@ -54,14 +54,16 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
-def error_response(error: ServeError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return an error's HTTP response. headers: sent besides those of the error's status."""
+def error_response(
+    error: ServeError, headers: Mapping[str, str] | None = None, more_fields: Mapping[str, Any] | None = None
+) -> JSONResponse:
+    """Return an error's HTTP response. headers: sent besides those of the error's status. more_fields: of its JSON."""
     more = dict(headers or {})
     if error.retry_after_s is not None:
         more["retry-after"] = str(error.retry_after_s)
     if error.status == TooSlow.status:
         more["connection"] = "close"  # else the server would wait for the rest of the request
-    return JSONResponse(error_body(error), error.status, more)
+    return JSONResponse({**error_body(error), **(more_fields or {})}, error.status, more)
 
 
 def error_body(error: ServeError) -> dict[str, dict[str, str | None]]:

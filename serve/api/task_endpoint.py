@@ -9,11 +9,13 @@ from pydantic import BaseModel, Field, create_model
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from serve.api.error_responses import error_response
 from serve.api.events import delay_failures, gather_answer, refuse_overload
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.responses import PiecewiseJson, cancel_on_disconnect, open_stream, sse_event
 from serve.api.task_body import read_task_request
+from serve.errors import NoAnswer
 from serve.router import Router
 from serve.router.plan import Plan
 from serve.tasks import TASKS
@@ -71,7 +73,10 @@ async def run_task(router: Router, metrics: Metrics, media: MediaLoader, task: s
     refuse_overload(plan.routes, task, metrics)
     if request.stream:
         return await open_stream(http.receive, _stream(router, metrics, media, plan), error_event="error")
-    whole = await cancel_on_disconnect(http.receive, _whole(router, metrics, media, plan, http.state.request_id))
+    try:
+        whole = await cancel_on_disconnect(http.receive, _whole(router, metrics, media, plan, http.state.request_id))
+    except NoAnswer as error:
+        return error_response(error, more_fields={"replies": error.replies})
     return PiecewiseJson([whole.model_dump_json().encode()])
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from serve import tracing
-from serve.errors import ParseError, Unavailable
+from serve.errors import NoAnswer, ParseError
 from serve.router.deadline import Deadline
 from serve.tasks import TASKS
 from serve.tasks.base import Merged, Reply, Request
@@ -13,6 +13,8 @@ SHORT = 500
 FEW = 8
 """Up to FEW replies with up to SHORT characters together are merged on the event loop; a thread would take longer.
 Beyond that the cost grows with their length and with the square of their number."""
+MAX_UNREADABLE = 8192
+"""Characters that are sent of the text of a reply where no reply can be read."""
 MERGE_S = 1.0
 """Seconds that a merge may take after the deadline: where a model is late, the merge begins at the deadline."""
 
@@ -62,8 +64,13 @@ async def _merged_in_time(
         raise deadline.passed("The merge of the replies") from None
 
 
-def _no_answer(replies: Sequence[Reply]) -> Unavailable:
+def _no_answer(replies: Sequence[Reply]) -> NoAnswer:
     messages = [(reply.model, reply.error.message) for reply in replies if reply.error]
     why = " ".join(message if model in message else f"{model}: {message}" for model, message in messages)
     unreadable = all(reply.error is not None and reply.error.code == ParseError.code for reply in replies)
-    return Unavailable(f"No model answered. {why}", code=ParseError.code if unreadable else "no_model_answered")
+    error = NoAnswer(f"No model answered. {why}", code=ParseError.code if unreadable else "no_model_answered")
+    error.replies = [
+        {**reply.model_dump(mode="json", include={"model", "status", "error"}), "text": reply.text[:MAX_UNREADABLE]}
+        for reply in replies
+    ]
+    return error

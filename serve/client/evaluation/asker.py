@@ -53,9 +53,10 @@ class Asker:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
-    async def ask(self, task: str, picture: bytes, fields: Json) -> Json:
+    async def ask(self, task: str, picture: bytes, fields: Json, *, unreadable: bool = False) -> Json:
         """Return {"image", "merged", "replies"}, or {"error"} as in the server's response. Retries while it is busy.
 
+        unreadable: with {"error"} return the "replies" that cannot be read.
         Raises Failure for an error that every image would meet: a server that is gone, a wrong parameter.
         """
         began, tries = time.monotonic(), 0
@@ -81,7 +82,8 @@ class Asker:
                     return self._line(body)
             elif response.status_code in (429, 500, 502, 503, 504):
                 if over or _code(body) == ParseError.code or (response.status_code == 500 and tries > 1):
-                    return {"error": _error_of(response, body)}
+                    replies = {"replies": body["replies"]} if unreadable and "replies" in body else {}
+                    return {"error": _error_of(response, body), **replies}
             else:
                 return {"error": self._refusal(task, response, body)}
             await asyncio.sleep(_wait(response.headers, tries))
