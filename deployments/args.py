@@ -90,6 +90,7 @@ class ModelArgs(ModelPlacement):
     weight: float | None = Field(
         default=None, ge=0, le=1000, description="Weight of its replies in merging; default: the catalogue's."
     )
+    check: bool = Field(default=False, description="Ask it about drawn scenes before it counts as ready.")
 
     @field_validator("name")
     @classmethod

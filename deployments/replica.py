@@ -12,6 +12,7 @@ from deployments.local.machine import bind_to_loopback
 from deployments.routing.address import REFRESH_S, Address
 from serve import tracing
 from serve.api.loop_lag import LoopLag, freeze_heap
+from serve.checking.at_load import check_at_load
 from serve.engines.adapters import Adapter
 from serve.engines.base import Piece, Prompt, State
 from serve.engines.lora_view import LoraEngine, LoraView
@@ -47,8 +48,13 @@ class Replica:
         base = args.model()
         loras = [own.lora(adapter, base) for adapter in adapters]
         self._engine = engine = _engine(args, base, loras, self._progress, MediaDecoder(Budget.of_replica()))
-        self.worker = Worker(base, engine)
-        self.adapters = {model.name: Worker(model, LoraView(engine, model.name)) for model in loras}
+        self.worker = Worker(base, engine, check=check_at_load(args) if args.check else None)
+        self.adapters = {
+            model.name: Worker(
+                model, LoraView(engine, model.name), check=check_at_load(adapter, args) if adapter.check else None
+            )
+            for model, adapter in zip(loras, adapters, strict=True)
+        }
         on_abandoned = _count_abandoned(base.name)
         self._lag = LoopLag(_loop_lag(base.name))
         self._lag.start()

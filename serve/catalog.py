@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel
@@ -10,6 +11,8 @@ from pydantic import BaseModel
 from serve.errors import BadRequest, NotFound
 from serve.models import MODELS
 from serve.models.base import Model, Price
+from serve.models.check_report import CheckReport, contract_of, refusal
+from serve.models.contracts import Contract
 from serve.tasks import TASKS
 from serve.tasks.base import Task
 
@@ -42,7 +45,8 @@ class Entry(BaseModel):
 
     tasks: those it was trained for. skills: those that it can do here. images, videos: whether it takes them here.
     hardware: computed, as text. revision: the commit that is served. remote: whether images and questions for it go to
-    another server.
+    another server. contract: how it writes the coordinates of boxes, declared or found by its check. check: the report
+    of its check, where it was checked here when it started.
     """
 
     id: str
@@ -70,6 +74,8 @@ class Entry(BaseModel):
     checkpoint: str | None
     revision: str | None
     gated: bool
+    contract: Contract | None = None
+    check: CheckReport | None = None
 
 
 class Catalogue(BaseModel):
@@ -109,14 +115,19 @@ class Comparison(BaseModel):
     tasks: SkillTable
 
 
-def catalogue(served: Mapping[str, Model]) -> Catalogue:
-    """Return every known model's card; those of served models are marked."""
-    return Catalogue(data=[_entry(model, name in served) for name, model in known(served).items()])
+Reports = Mapping[str, CheckReport]
+NO_REPORTS: Reports = MappingProxyType({})
 
 
-def compare_models(names: Sequence[str], served: Mapping[str, Model]) -> Comparison:
+def catalogue(served: Mapping[str, Model], reports: Reports = NO_REPORTS) -> Catalogue:
+    """Return every known model's card; those of served models are marked. reports: of checks, by model."""
+    return Catalogue(data=[_entry(model, name in served, reports.get(name)) for name, model in known(served).items()])
+
+
+def compare_models(names: Sequence[str], served: Mapping[str, Model], reports: Reports = NO_REPORTS) -> Comparison:
     """Return the comparison of some models, in the order given; `llava-1.5` is short for `llava-1.5-7b`.
 
+    reports: of checks, by model; a row of the table has them where one of the models has one.
     Raises NotFound naming a model that is not in the catalogue, BadRequest for more than MAX_COMPARED names.
     """
     models = known(served)
@@ -135,11 +146,14 @@ def compare_models(names: Sequence[str], served: Mapping[str, Model]) -> Compari
                 code="model_not_found",
             )
     chosen = {name: models[name] for name in names}  # a name given twice is one column
-    table = [_skill_row(task, chosen) for task in TASKS.values()]
+    table = [_skill_row(task, chosen, reports) for task in TASKS.values()]
+    rows = [_row(field, title, list(chosen.values())) for field, title in COLUMNS.items()]
+    if any(name in reports for name in chosen):
+        rows.append(_check_row(list(chosen), reports))
     return Comparison(
         models=list(chosen),
         served=[name for name in chosen if name in served],
-        rows=[_row(field, title, list(chosen.values())) for field, title in COLUMNS.items()],
+        rows=rows,
         tasks=SkillTable(
             shared=[row for row in table if len(row.models) == len(chosen)],
             unshared=[row for row in table if 0 < len(row.models) < len(chosen)],
@@ -152,9 +166,10 @@ def known(served: Mapping[str, Model]) -> dict[str, Model]:
     return {**MODELS, **served}
 
 
-def task_names(model: Model) -> list[str]:
-    """Return the names of the tasks that a model can do, in the order of TASKS."""
-    return [name for name in TASKS if name in model.skills]
+def task_names(model: Model, report: CheckReport | None = None) -> list[str]:
+    """Return the names of the tasks that a model can do, in the order of TASKS; without those its check turned off."""
+    off = {name for name in model.skills if report is not None and refusal(model, name, report) is not None}
+    return [name for name in TASKS if name in model.skills and name not in off]
 
 
 def _completed(name: str, models: Mapping[str, Model], served: Collection[str]) -> str:
@@ -171,19 +186,21 @@ def _completed(name: str, models: Mapping[str, Model], served: Collection[str]) 
     return matches[0] if matches else name
 
 
-def _entry(model: Model, served: bool) -> Entry:
+def _entry(model: Model, served: bool, report: CheckReport | None) -> Entry:
     card, checkpoint = model.card, model.checkpoint
     private = card.toy or card.remote or is_folder(checkpoint.hub)  # the path of a folder, the name at a server
     return Entry(
         id=model.name,
         served=served,
         **dataclasses.asdict(card),
-        skills=task_names(model),
+        skills=task_names(model, report),
         images=model.images,
         videos=model.videos,
         checkpoint=None if private else checkpoint.hub,
         revision=checkpoint.revision,
         gated=checkpoint.gated,
+        contract=contract_of(model, report),
+        check=report,
     )
 
 
@@ -208,6 +225,14 @@ def _comparable(value: object) -> object:
     return frozenset(value) if isinstance(value, Collection) and not isinstance(value, str) else value
 
 
-def _skill_row(task: Task, models: Mapping[str, Model]) -> SkillRow:
-    able = [name for name, model in models.items() if task.name in model.skills]
+def _check_row(names: Sequence[str], reports: Reports) -> ComparisonRow:
+    values: list[str | int | list[str]] = [
+        reports[name].summary if name in reports else "not checked here" for name in names
+    ]
+    outcomes = {reports[name].outcome if name in reports else None for name in names}
+    return ComparisonRow(name="check", title="Check of its answers", values=values, differs=len(outcomes) > 1)
+
+
+def _skill_row(task: Task, models: Mapping[str, Model], reports: Reports) -> SkillRow:
+    able = [name for name, model in models.items() if task.name in task_names(model, reports.get(name))]
     return SkillRow(task=task.name, title=task.title, models=able)

@@ -272,9 +272,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from serve.client.check import check
+    from serve.client.check import check_command
 
-    return check(options)
+    return check_command(options)
 
 
 def _models(options: argparse.Namespace) -> int:

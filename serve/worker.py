@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from serve import tracing
 from serve.engines.base import Engine, FinishReason, Generation, Memory, Piece, Prompt, State, Token
 from serve.errors import ModelError, ParseError
 from serve.models.base import Model
+from serve.models.check_report import CheckReport, refusal, with_contract
 from serve.router.merge_streams import Ended, merge_streams
 from serve.router.route import Status
 from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
@@ -34,11 +35,26 @@ class PartialGeneration:
         return Generation("".join(self.texts), tuple(self.tokens), self.last.finish_reason == "length")
 
 
-class Worker:
-    """Answers tasks (`answer`) and plain conversations (`speak`) for one model."""
+Check = Callable[[Model, Engine, Callable[[str], None]], Awaitable[CheckReport]]
+"""(model, its engine, called with the progress as a sentence) -> the report."""
 
-    def __init__(self, model: Model, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+
+class Worker:
+    """Answers tasks (`answer`) and plain conversations (`speak`) for one model.
+
+    check: run once the engine is loaded; the model counts as ready when it is over.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        engine: Engine,
+        clock: Callable[[], float] = time.monotonic,
+        check: Check | None = None,
+    ) -> None:
         self.model = model
+        self.report: CheckReport | None = None
+        self._check = check
         self.engine = engine
         self.clock = clock
         self._state: State = "starting"
@@ -64,7 +80,14 @@ class Worker:
         except ModelError as error:
             self.mark("failed", error.message)
         else:
+            if self._check is not None:
+                self.adopt(await self._check(self.model, self.engine, lambda step: self.mark("starting", step)))
             self.mark("ready", "ready")
+
+    def adopt(self, report: CheckReport) -> None:
+        """Take a check's report: answer by the contract that it found, and no task that it refuses."""
+        self.report = report
+        self.model = with_contract(self.model, report)
 
     def mark(self, state: State, step: str) -> None:
         """Set the status; `since` counts from the last change of state."""
@@ -73,7 +96,8 @@ class Worker:
         self._state, self._step = state, step
 
     async def status(self) -> Status:
-        return Status(self.name, self._state, self._step, self.clock() - self._since, self._open_requests, self.memory)
+        since_s = self.clock() - self._since
+        return Status(self.name, self._state, self._step, since_s, self._open_requests, self.memory, report=self.report)
 
     async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """Yield the generated text as deltas, then one Reply. Raises ModelError where there is no reply.
@@ -81,6 +105,8 @@ class Worker:
         Prompts are generated concurrently; their texts are yielded in the order of the prompts.
         """
         self._require_ready()
+        if (why := refusal(self.model, task, self.report)) is not None:
+            raise ModelError(f"{self.name} does no {task} here. {why}", code="check_failed")
         tracing.current().set({"gen_ai.request.model": self.name, "diptych.task": task})
         with self._counted():
             skill = self.model.skills[task]

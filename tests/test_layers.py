@@ -26,6 +26,7 @@ LAYERS = [  # a package's entry applies to its modules without an entry of their
     {"api"},
     {"api.chat_completions"},
     {"api.app", "toy"},
+    {"checking"},
     {"client"},
     {"cli"},
 ]

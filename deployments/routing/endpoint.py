@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 from deployments.routing.breaker import Breaker
 from deployments.routing.pool import BATCH_SHARE, ENGINE_DEAD, EngineDied, RoutingKey
+from serve.checking.at_load import check_at_load
 from serve.engines.base import Engine, State
 from serve.engines.remote.engine import FAILED, KEY_REFUSED, UNREACHABLE, RemoteBusy
 from serve.errors import ModelError, Overloaded, ServeError
@@ -26,6 +28,8 @@ MAX_TRIES = 5
 """Times that a request is sent to a server that gives a time to try again."""
 MAX_WAIT_S = 60.0
 """Longest wait for that, for a request with a later deadline."""
+MAX_CHECKS = 3
+"""Checks of a model's answers, where its server does not reply to enough of the questions."""
 LEAST_WAIT_S = 0.2
 """Shortest wait for the first of these times; it doubles."""
 
@@ -42,7 +46,10 @@ class Endpoint:
         self.entry = entry
         self._engine = engine
         self._worker = Worker(model, engine)
-        self._worker.mark("ready", "ready")  # requests are tried whatever the last check said
+        self._examine = check_at_load(entry) if entry.check else None
+        if self._examine is None:
+            self._worker.mark("ready", "ready")  # requests are tried whatever the last check said
+        self._checks = 0
         self._breaker = Breaker()
         self._prompts = 0
         self._requests = 0
@@ -121,7 +128,8 @@ class Endpoint:
 
     async def status(self, model: str) -> Status:
         """Return what the last check or request showed."""
-        return Status(model, self._state, self._step, time.monotonic() - self._since, self._requests)
+        since_s = time.monotonic() - self._since
+        return Status(model, self._state, self._step, since_s, self._requests, report=self._worker.report)
 
     def close(self) -> None:
         """Stop checking: no new request will come. Running requests go on; connections are closed after the last."""
@@ -141,8 +149,19 @@ class Endpoint:
             except ServeError as error:
                 self._learn(error)
             else:
+                await self._examine_once()
                 self._mark("ready", "ready")
             await asyncio.sleep(CHECK_READY_S if self._state == "ready" else CHECK_FAILED_S)
+
+    async def _examine_once(self) -> None:
+        """Ask the model about drawn scenes where that is switched on, up to MAX_CHECKS times until it replies."""
+        report = self._worker.report
+        if self._examine is None or self._checks == MAX_CHECKS or (report and report.outcome != "not_asked"):
+            return
+        self._checks += 1
+        progress = functools.partial(self._mark, "starting") if report is None else lambda step: None
+        self._worker.adopt(await self._examine(self._worker.model, self._engine, progress))
+        self._worker.mark("ready", "ready")
 
     def _learn(self, error: ServeError) -> None:
         if error.code in FAULTS:

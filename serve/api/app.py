@@ -27,6 +27,7 @@ from serve.limits import DEFAULT_LIMITS, Limits
 from serve.media.budget import Budget
 from serve.media.fetch.fetcher import Fetcher
 from serve.models.base import Model
+from serve.models.check_report import CheckReport
 from serve.router import Router
 from serve.tasks import TASKS
 
@@ -149,6 +150,9 @@ def _add_catalogue(app: FastAPI, router: Router) -> None:
     def served() -> dict[str, Model]:
         return {name: route.model for name, route in router.routes.items()}
 
+    async def reports() -> dict[str, CheckReport]:
+        return {status.model: status.report for status in await router.statuses() if status.report is not None}
+
     async def listed() -> ModelList:
         return model_list(served(), {status.model: status for status in await router.statuses()})
 
@@ -165,7 +169,7 @@ def _add_catalogue(app: FastAPI, router: Router) -> None:
 
     @app.get("/v1/catalog", tags=["models"], summary="The cards of all known models, served or not")
     async def cards() -> catalog.Catalogue:
-        return catalog.catalogue(served())
+        return catalog.catalogue(served(), await reports())
 
     @app.get("/v1/compare", tags=["models"], summary="Some models' cards as a table, row by row")
     async def compare(
@@ -177,7 +181,7 @@ def _add_catalogue(app: FastAPI, router: Router) -> None:
         names = split_phrases(",".join(models))
         if not names:
             raise BadRequest("models must name at least one model.", param="models")
-        return catalog.compare_models(names, served())
+        return catalog.compare_models(names, served(), await reports())
 
 
 def _add_tasks(app: FastAPI, router: Router, metrics: Metrics, media: MediaLoader) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve.catalog import task_names
 from serve.engines.base import Memory, State
 from serve.models.base import Model, Price
+from serve.models.check_report import CheckReport
 from serve.router.route import Status
 from serve.tasks import TASKS
 
@@ -28,6 +29,7 @@ class NameDetails(BaseModel):
     memory: Memory | None = Field(default=None, description="Of the model's engine, once it runs.")
     remote: bool = Field(default=False, description="Whether images and questions for it go to another server.")
     price: Price | None = Field(default=None, description="Of a million tokens, where the operator gave it.")
+    check: CheckReport | None = Field(default=None, description="Of the model, where it was checked when it started.")
     about: str | None = Field(default=None, description="What to know about the model, for example that it is a toy.")
 
 
@@ -50,6 +52,7 @@ class ModelList(BaseModel):
 
 def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> ModelList:
     """List the served models, then the tasks that they can do."""
+    reports = {name: status.report for name, status in statuses.items() if status.report is not None}
     entries = [
         ModelEntry(
             id=name,
@@ -57,19 +60,20 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
             owned_by=model.card.organization,
             diptych=NameDetails(
                 kind="model",
-                tasks=task_names(model),
+                tasks=task_names(model, reports.get(name)),
                 models=[name],
                 state=statuses[name].state if name in statuses else None,
                 memory=statuses[name].memory if name in statuses else None,
                 remote=model.card.remote,
                 price=model.card.price,
+                check=reports.get(name),
                 about=model.card.about,
             ),
         )
         for name, model in served.items()
     ]
     for task in TASKS.values():
-        able = [name for name, model in served.items() if task.name in model.skills]
+        able = [name for name, model in served.items() if task.name in task_names(model, reports.get(name))]
         if able and task.name not in served:
             task_details = NameDetails(
                 kind="task",

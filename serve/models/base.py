@@ -39,6 +39,8 @@ class Skill:
     """The number of prompts that `ask` makes for a request, without making them."""
     contract: Contract | None = None
     """How the family writes the coordinates that `parse` reads, where that is declared."""
+    forms: tuple[Callable[[Contract | None], "Skill"], ...] = ()
+    """Ways to ask, where the contract is not known: a check finds it and which way is answered. None: not known yet."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from serve.engines.base import Generation, Prompt
+from serve.errors import ParseError
 from serve.models.base import Skill, Turn, task_sampling
+from serve.models.contracts import LLAVA, MESSAGES, QWEN3_VL, Contract, Fault
+from serve.models.llava_tasks import REGION
 from serve.models.text_replies import parse_caption, parse_chat, parse_text, parse_vqa
 from serve.tasks.base import Request
+from serve.tasks.boxes import DetectResult, LabelledBox
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.chat import ChatRequest
+from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrRequest, OcrResult
 from serve.tasks.vqa import VqaRequest
 
@@ -20,16 +26,27 @@ READ = (
     f"If there is none, write {NO_TEXT}"
 )
 LANGUAGE = " Write it in the language of the ISO 639 code {}."
-BY_CONFIDENCE = frozenset({"vqa", "ocr"})
+FIND = (
+    "Find {labels} in the image. Write a JSON list with an object for each that you see, and nothing else: "
+    '{{"{key}": [{numbers}], "label": "..."}}.{scale} If there is none, write [].'
+)
+INSTRUCTED = ("json", "tags", "brackets")
+"""Styles of contracts that a model can be told to write. Location tokens come only from models trained on them."""
+BY_CONFIDENCE = frozenset({"vqa", "ocr", "detect"})
 """Tasks with a merge method that weighs a reply by its confidence. In others confidence decides ties at most."""
 
 
-def instructed_skills(converse: Callable[[Sequence[Turn]], str], *, logprobs: bool = True) -> Mapping[str, Skill]:
+def instructed_skills(
+    converse: Callable[[Sequence[Turn]], str],
+    *,
+    logprobs: bool = True,
+    boxes: Contract | Literal["probe"] | None = None,
+) -> Mapping[str, Skill]:
     """Return the skills, by task.
 
     converse: as in Model. logprobs: whether the model's server gives log-probabilities; they are asked for where
-    merging weighs by them. Detection is missing: nothing says in which form and scale such a model writes a box. A
-    family that declares its coordinate contract adds it.
+    merging weighs by them. boxes: the coordinate contract of its boxes, probe: to be found by a check before it
+    detects, None: it does not detect.
     """
 
     def ask(task: str, request: Request, text: str, max_tokens: int) -> list[Prompt]:
@@ -48,12 +65,88 @@ def instructed_skills(converse: Callable[[Sequence[Turn]], str], *, logprobs: bo
     def ask_chat(request: ChatRequest) -> list[Prompt]:
         return ask("chat", request, request.question, 1024)
 
+    detect: dict[str, Skill] = {}
+    if boxes is not None:
+        detect["detect"] = _detect(converse, logprobs) if boxes == "probe" else detect_skill(converse, boxes, logprobs)
     return {
         "vqa": Skill(ask_vqa, parse_vqa),
         "caption": Skill(ask_caption, parse_caption),
         "ocr": Skill(ask_ocr, parse_reading),
+        **detect,
         "chat": Skill(ask_chat, parse_chat),
     }
+
+
+def _detect(converse: Callable[[Sequence[Turn]], str], logprobs: bool) -> Skill:
+    """Return the skill of a model whose contract is not known."""
+
+    def of_list(contract: Contract | None) -> Skill:
+        if contract is not None and contract.style == "brackets":  # it gives no labels: each is asked by itself
+            return _each(converse, contract, logprobs, lambda phrase: _find([phrase], QWEN3_VL, scaled=False))
+        return _listed(converse, contract or QWEN3_VL, logprobs, scaled=contract is not None)
+
+    def of_regions(contract: Contract | None) -> Skill:
+        return _each(converse, contract or LLAVA, logprobs, REGION.__add__)
+
+    return replace(of_list(None), contract=None, forms=(of_list, of_regions))
+
+
+def detect_skill(converse: Callable[[Sequence[Turn]], str], contract: Contract, logprobs: bool = True) -> Skill:
+    """Return the skill of detection by a known contract: JSON is asked for all labels at once, else for each one."""
+    in_json = contract.style == "json"
+    return _listed(converse, contract, logprobs) if in_json else _each(converse, contract, logprobs, REGION.__add__)
+
+
+def _listed(
+    converse: Callable[[Sequence[Turn]], str], contract: Contract, logprobs: bool, *, scaled: bool = True
+) -> Skill:
+    """Return a skill that asks for all labels at once. scaled: as in `_find`."""
+
+    def ask(request: DetectRequest) -> list[Prompt]:
+        return [_box_prompt(converse, request, _find(request.phrases, contract, scaled), logprobs)]
+
+    def parse(generations: Sequence[Generation], request: DetectRequest) -> DetectResult:
+        return contract.decode(generations[0], (request.image.width, request.image.height), request.labels).result()
+
+    return Skill(ask, parse, contract=contract)
+
+
+def _find(phrases: Sequence[str], contract: Contract, scaled: bool) -> str:
+    """Return the instruction to find things. scaled: whether it names the contract's scale."""
+    return FIND.format(
+        labels=", ".join(f'"{phrase}"' for phrase in phrases),
+        key=contract.key or "bbox_2d",
+        numbers=contract.form[1:].partition("]")[0],
+        scale=f" The numbers are {contract.unit}." if scaled else "",
+    )
+
+
+def _each(
+    converse: Callable[[Sequence[Turn]], str], contract: Contract, logprobs: bool, words: Callable[[str], str]
+) -> Skill:
+    """Return a skill that asks for each label by itself. words: label -> the instruction."""
+
+    def ask(request: DetectRequest) -> list[Prompt]:
+        return [_box_prompt(converse, request, words(phrase), logprobs) for phrase in request.phrases]
+
+    def parse(generations: Sequence[Generation], request: DetectRequest) -> DetectResult:
+        size = (request.image.width, request.image.height)
+        boxes: list[LabelledBox] = []
+        faults: list[Fault] = []
+        for label, generation in zip(request.labels, generations, strict=True):
+            decoded = contract.decode(generation, size, [label])
+            boxes += decoded.boxes
+            faults += [decoded.fault] if decoded.fault is not None else []
+        if faults and not boxes:
+            raise ParseError(MESSAGES[faults[0]].format(form=contract.form))
+        return DetectResult(boxes=boxes)
+
+    return Skill(ask, parse, prompts=lambda request: len(request.labels), contract=contract)
+
+
+def _box_prompt(converse: Callable[[Sequence[Turn]], str], request: DetectRequest, text: str, logprobs: bool) -> Prompt:
+    sampling = replace(task_sampling(request, 1024), logprobs=logprobs)
+    return Prompt(converse([Turn("user", text, has_image=True)]), request.image, sampling)
 
 
 def parse_reading(generations: Sequence[Generation], request: OcrRequest) -> OcrResult:

@@ -6,7 +6,7 @@ the words of a task) replaces theirs. tests/models/test_own.py and deployments/R
 
 import dataclasses
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from serve.engines.vllm.config_check import kind
 from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.base import Card, Checkpoint, Model, Skill, Turn
+from serve.models.contracts import Contract
 from serve.tasks import TASKS
 
 Words = Annotated[str, Field(min_length=1, max_length=4000)]
@@ -71,7 +72,7 @@ class Tuned(BaseModel):
     tasks: of those that the model it is made of can do; all of them when left out. prompts: the words that it was
     tuned on, by task, in place of the family's; the turn around them stays. {question}, {lang} and {label} or {labels}
     stand for what is asked; {{ and }} for braces. max_tokens: how long its replies may be, where the request names no
-    length. weight: how much its replies count in merging.
+    length. weight: how much its replies count in merging. check: ask it about drawn scenes before it counts as ready.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -81,9 +82,10 @@ class Tuned(BaseModel):
     prompts: dict[TaskName, Words] = {}
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     weight: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    check: bool = False
     card: OwnCard = OwnCard()
 
-    def check(self, origin: Model) -> None:
+    def verify(self, origin: Model) -> None:
         """Raise ValueError naming what does not go with the model that it is made of."""
         for task in self.tasks or ():
             if task not in origin.skills:
@@ -104,7 +106,7 @@ class Own(Tuned):
 
     @model_validator(mode="after")
     def _fits(self) -> "Own":
-        self.check(MODELS[self.like])
+        self.verify(MODELS[self.like])
         return self
 
 
@@ -127,7 +129,7 @@ def own(spec: Own) -> Model:
 
 def lora(spec: Lora, base: Model) -> Model:
     """Return the Model of an adapter. Raises ValueError naming what does not go with its base."""
-    spec.check(base)
+    spec.verify(base)
     checkpoint = Checkpoint(spec.adapter, spec.revision)
     return _tuned(spec, base, checkpoint, f"LoRA adapter on {base.name}", spec.name)
 
@@ -167,7 +169,11 @@ def given_fields(card: OwnCard) -> dict[str, Any]:
 
 def tuned_skill(task: str, spec: Tuned, origin: Model) -> Skill:
     """Return the origin's skill with the prompt and the length of reply that the operator gave."""
-    known, most = origin.skills[task], spec.max_tokens
+    return _tuned_skill(task, spec, origin, origin.skills[task])
+
+
+def _tuned_skill(task: str, spec: Tuned, origin: Model, known: Skill) -> Skill:
+    most = spec.max_tokens
     template = next((given for name, given in spec.prompts.items() if name == task), None)
     if template is None and most is None:
         return known
@@ -190,7 +196,10 @@ def tuned_skill(task: str, spec: Tuned, origin: Model) -> Skill:
             for prompt in prompts
         ]
 
-    return dataclasses.replace(known, ask=ask)
+    def of(form: Callable[[Contract | None], Skill]) -> Callable[[Contract | None], Skill]:
+        return lambda contract: _tuned_skill(task, spec, origin, form(contract))
+
+    return dataclasses.replace(known, ask=ask, forms=tuple(map(of, known.forms)))
 
 
 def _filled(template: str, request: Any, labels: str) -> str:

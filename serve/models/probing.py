@@ -8,6 +8,7 @@ Every candidate (order, scale, geometry) reads the same numbers; the one whose b
 which candidates remain.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -58,7 +59,7 @@ class Verdict(StrEnum):
 
 
 class ProbeFault(StrEnum):
-    """What is wrong with the boxes of replies."""
+    """A fault of the boxes in replies."""
 
     AXES_SWAPPED = "axes_swapped"
     OTHER_SCALE = "other_scale"
@@ -202,7 +203,7 @@ def probe(replies: Sequence[ProbeAnswer], declared: Contract | None = None) -> P
 
 
 def _read(replies: Sequence[ProbeAnswer], declared: Contract | None) -> tuple[Contract, _Boxes]:
-    """Return the boxes with the contract in whose style most of them can be read."""
+    """Return the boxes with the contract in whose style most of them can be read, by its own marks if several can."""
     if declared is not None:
         return declared, _labelled_boxes(replies, declared)
     styles: dict[Any, Contract] = {}
@@ -210,8 +211,17 @@ def _read(replies: Sequence[ProbeAnswer], declared: Contract | None) -> tuple[Co
         if contract.shape == "box":
             read_as = replace(contract, scale=1000, order="xy", resized=None, padded=False)
             styles.setdefault((contract.style, contract.tags, contract.location), read_as)
-    read = [(contract, _labelled_boxes(replies, contract)) for contract in styles.values()]
-    return max(read, key=lambda pair: len(pair[1].written))
+    last = sorted(styles.values(), key=lambda contract: contract.style == "brackets")  # others have brackets, too
+    read = [(contract, _labelled_boxes(replies, contract)) for contract in last]
+    texts = [reply.text for reply in replies if re.search(r"\d", reply.text)]
+    return max(read, key=lambda pair: (len(pair[1].written), sum(_mark(pair[0]) in text for text in texts)))
+
+
+def _mark(contract: Contract) -> str:
+    """Return a text that stands in each reply of a contract's style, where it holds a box."""
+    if contract.style == "tags" and contract.tags is not None:
+        return contract.tags.numbers[0]
+    return {"json": "{", "brackets": "["}.get(contract.style, contract.location.partition("{")[0])
 
 
 def _labelled_boxes(replies: Sequence[ProbeAnswer], contract: Contract) -> _Boxes:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -12,15 +12,19 @@ from serve.engines.remote.engine import SILENCE_S
 from serve.engines.remote.image_files import DEFAULT_IMAGE_TYPES, ImageType
 from serve.media.fetch.address import ParsedUrl, parse
 from serve.models.base import Card, Checkpoint, Model, Price, Turn, unchanged
-from serve.models.instructed import instructed_skills
+from serve.models.contracts import CONTRACTS, Contract
+from serve.models.instructed import INSTRUCTED, instructed_skills
 from serve.models.own import Tuned, given_fields, tuned_skill
 from serve.models.turns import split_system
 from serve.tasks import TASKS
 
 LENGTHS = ("max_tokens", "max_completion_tokens")
+PROBE = "probe"
+BOX_CONTRACTS = tuple(name for name, known in CONTRACTS.items() if known.shape == "box" and known.style in INSTRUCTED)
+"""The coordinate contracts that a model can be told to follow."""
 BOXES = (
-    "needs a coordinate contract, the form and scale in which the model writes a box, and none can be declared for a "
-    "remote model yet"
+    "needs `boxes`, its coordinate contract: the form and scale in which the model writes a box. `boxes: probe` finds "
+    "it when the server starts"
 )
 _NOT_STATED = "not stated"
 
@@ -30,6 +34,12 @@ def _base(url: str) -> str:
     if parsed is None or {"?", "%"} & set(parsed.target):
         raise ValueError("it must be the base URL of an API, as https://host/v1, without user, query or escapes")
     return url
+
+
+def _contract(name: str) -> str:
+    if name not in (*BOX_CONTRACTS, PROBE):
+        raise ValueError(f"it must be a coordinate contract, {', '.join(BOX_CONTRACTS)}, or {PROBE}")
+    return name
 
 
 class RemotePrice(BaseModel):
@@ -46,6 +56,7 @@ class RemoteModel(Tuned):
     """A model on another server. It needs no process of ours: the gateway asks the server.
 
     remote: the base URL of its API. model: its name there. name: its name here, by default the last part of `model`.
+    boxes: its coordinate contract, a name of BOX_CONTRACTS, or probe; without it does not detect.
     """
 
     remote: Annotated[str, AfterValidator(_base)] = Field(description="The base URL of its API, as https://host/v1.")
@@ -54,6 +65,7 @@ class RemoteModel(Tuned):
     fields: Annotated[list[ChatField], Field(min_length=1)] = list(DEFAULT_FIELDS)
     image_types: Annotated[list[ImageType], Field(min_length=1)] = list(DEFAULT_IMAGE_TYPES)
     price: RemotePrice | None = None
+    boxes: Annotated[str, AfterValidator(_contract)] | None = None
     max_ongoing_requests: Annotated[int, Field(ge=1)] = 32
     silence_s: Annotated[float, Field(gt=0, le=600)] = SILENCE_S
 
@@ -71,9 +83,10 @@ class RemoteModel(Tuned):
         if not {"png", "jpeg"} & set(self.image_types):
             raise ValueError("image_types: png or jpeg must be there, to send what the client's file does not suit.")
         for task in self.tasks or ():
-            if TASKS[task].boxed:
+            if TASKS[task].boxed and (self.boxes is None or task != "detect"):
                 raise ValueError(f"tasks: {task} {BOXES}.")
-        self.check(_origin(self))
+        self.verify(_origin(self))
+        self.check = self.check or self.boxes == PROBE
         return self
 
     def url(self) -> ParsedUrl:
@@ -108,6 +121,10 @@ def chat_messages(turns: Sequence[Turn]) -> str:
     return json.dumps(messages, ensure_ascii=False)
 
 
+def _boxes(name: str | None) -> Contract | Literal["probe"] | None:
+    return "probe" if name == PROBE else None if name is None else CONTRACTS[name]
+
+
 def _origin(spec: RemoteModel) -> Model:
     """Return the model with every task that a chat model can be told to do."""
     price = None if spec.price is None else Price(spec.price.input, spec.price.output, spec.price.currency)
@@ -130,7 +147,7 @@ def _origin(spec: RemoteModel) -> Model:
             remote=True,
             price=price,
         ),
-        skills=instructed_skills(chat_messages, logprobs="logprobs" in spec.fields),
+        skills=instructed_skills(chat_messages, logprobs="logprobs" in spec.fields, boxes=_boxes(spec.boxes)),
         converse=chat_messages,
         prepare=unchanged,
     )

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from serve.engines.base import Memory, Piece, Prompt, State
 from serve.models.base import Model
+from serve.models.check_report import CheckReport
 from serve.tasks.base import Delta, Reply, Request
 
 
@@ -14,7 +15,8 @@ class Status:
     """The state of a model.
 
     step: its progress, or why it failed, as a sentence. since_s: seconds in this state. unanswered: requests of this
-    gateway that it has not answered, including waiting ones. memory: its engine's, once that runs.
+    gateway that it has not answered, including waiting ones. memory: its engine's, once that runs. report: of the check
+    when it started, where that is switched on.
     """
 
     model: str
@@ -23,6 +25,7 @@ class Status:
     since_s: float
     unanswered: int = 0
     memory: Memory | None = None
+    report: CheckReport | None = None
 
 
 class Route(Protocol):

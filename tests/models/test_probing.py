@@ -1,3 +1,5 @@
+"""Probing finds which contract replies follow. Planted faults, each twenty times, are in tests/checking."""
+
 import functools
 import random
 from collections.abc import Callable
@@ -54,11 +56,6 @@ def cut(box: Pixels, size: Size) -> Pixels:
     return x0, y0, x1, y1
 
 
-def ninety_off(rng: random.Random, box: Pixels, size: Size) -> Pixels:
-    x0, y0, x1, y1 = noisy(rng, box, size)
-    return x0 + 90, y0 + 90, x1 + 90, y1 + 90
-
-
 def forty_down(rng: random.Random, box: Pixels, size: Size) -> Pixels:
     x0, y0, x1, y1 = noisy(rng, box, size)
     return x0, y0 + 40, x1, y1 + 40
@@ -69,11 +66,6 @@ def anywhere(rng: random.Random, box: Pixels, size: Size) -> Pixels:
     (width, height), side = size, rng.uniform(0.2, 0.4)
     x, y = rng.uniform(0, 1 - side), rng.uniform(0, 1 - side)
     return x * width, y * height, (x + side) * width, (y + side) * height
-
-
-def middle(rng: random.Random, box: Pixels, size: Size) -> Pixels:
-    del rng, box
-    return 0.3 * size[0], 0.3 * size[1], 0.7 * size[0], 0.7 * size[1]
 
 
 @functools.cache
@@ -104,51 +96,10 @@ def meaning(contract: Contract | None) -> tuple[object, ...]:
     return contract.order, contract.scale, contract.padded, contract.resized
 
 
-@pytest.mark.parametrize("contract", SOUND, ids=lambda contract: contract.name)
-def test_sound_replies_agree_with_their_contract(contract: Contract) -> None:
-    results = [probe(answers(contract, seed), contract) for seed in SEEDS]
-    assert [(result.verdict, result.contract) for result in results] == [(Verdict.AGREES, contract)] * 20
-    assert all(result.usable and (result.margin or 0) > 0 and (result.error or 1) < 0.03 for result in results)
-
-
-@pytest.mark.parametrize("contract", [QWEN3_VL, QWEN2_5_VL, GEMMA4, PALIGEMMA, LLAVA], ids=lambda item: item.name)
-def test_swapped_axes_are_named(contract: Contract) -> None:
-    written = replace(contract, order="yx" if contract.order == "xy" else "xy")
-    results = [probe(answers(written, seed), contract) for seed in SEEDS]
-    assert [result.reason for result in results] == ["x and y are swapped."] * 20
-    assert {result.verdict for result in results} == {Verdict.ANOTHER_FITS}
-
-
-def test_thousandths_in_place_of_pixels_are_named() -> None:
-    written = replace(QWEN2_5_VL, scale=999, resized=None)
-    results = [probe(answers(written, seed), QWEN2_5_VL) for seed in SEEDS]
-    reason = "0 to 999 taken for pixels of the resized picture."
-    assert [(result.verdict, result.reason) for result in results] == [(Verdict.ANOTHER_FITS, reason)] * 20
-    plain = replace(QWEN2_5_VL, resized=None)
-    results = [probe(answers(written, seed), plain) for seed in SEEDS]
-    assert [result.reason for result in results] == ["0 to 999 taken for pixels."] * 20
-
-
-@pytest.mark.parametrize("contract", [QWEN3_VL, QWEN2_5_VL, GEMMA4, PALIGEMMA, LLAVA], ids=lambda item: item.name)
-def test_boxes_ninety_pixels_off_are_named_with_their_distance(contract: Contract) -> None:
-    for seed in SEEDS:
-        result = probe(answers(contract, seed, ninety_off), contract)
-        assert result.verdict == Verdict.NONE_FITS and result.shift == pytest.approx((90, 90), abs=8), (seed, result)
-        assert result.reason.startswith("Every box is off by (") and not result.usable
-
-
 def test_small_shift_is_not_taken_for_another_scale() -> None:
     results = [probe(answers(QWEN3_VL, seed, forty_down), QWEN3_VL) for seed in SEEDS]
     assert [result.shift is not None for result in results] == [True] * 20
     assert all(result.shift == pytest.approx((0, 40), abs=8) for result in results)
-
-
-@pytest.mark.parametrize("move", [anywhere, middle])
-@pytest.mark.parametrize("contract", [QWEN3_VL, QWEN2_5_VL, PALIGEMMA], ids=lambda item: item.name)
-def test_answers_without_the_picture_are_named(contract: Contract, move: Move) -> None:
-    results = [probe(answers(contract, seed, move), contract) for seed in SEEDS]
-    reason = "The answers do not depend on the picture."
-    assert [(result.verdict, result.reason) for result in results] == [(Verdict.NONE_FITS, reason)] * 20
 
 
 @pytest.mark.parametrize("contract", SOUND, ids=lambda contract: contract.name)

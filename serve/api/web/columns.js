@@ -217,6 +217,7 @@ async function card(model) {
   for (const [field, title] of Object.entries(FIELDS)) {
     list.append(made("dt", {}, title), made("dd", {}, value(field, entry[field])));
   }
+  if (entry.check) list.append(made("dt", {}, "Check of its answers"), made("dd", {}, entry.check.summary));
   list.append(made("dt", {}, "Tasks here"), made("dd", {}, value("skills", entry.skills)));
   sheet(model, made("p", {}, entry.about), list, ...entry.links.map((link) =>
     made("p", {}, made("a", { href: link, rel: "noreferrer" }, link))));
