@@ -209,7 +209,7 @@ def _read(replies: Sequence[ProbeAnswer], declared: Contract | None) -> tuple[Co
     styles: dict[Any, Contract] = {}
     for contract in CONTRACTS.values():
         if contract.shape == "box":
-            read_as = replace(contract, scale=1000, order="xy", resized=None, padded=False)
+            read_as = replace(contract, name="probed", scale=1000, order="xy", resized=None, padded=False)
             styles.setdefault((contract.style, contract.tags, contract.location), read_as)
     last = sorted(styles.values(), key=lambda contract: contract.style == "brackets")  # others have brackets, too
     read = [(contract, _labelled_boxes(replies, contract)) for contract in last]

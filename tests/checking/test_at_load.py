@@ -22,6 +22,7 @@ from serve.engines.fake import FakeEngine
 from serve.errors import ModelError
 from serve.media.image import undecoded_image
 from serve.models import MODELS, contracts
+from serve.models.check_report import CheckReport
 from serve.models.instructed import FIND, detect_skill
 from serve.models.llava_tasks import REGION
 from serve.models.remote import RemoteModel, chat_messages, remote_model
@@ -244,3 +245,11 @@ def test_declared_contract_of_a_remote_model_is_in_its_prompt_and_parser() -> No
 def test_contract_that_cannot_be_declared_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RemoteModel(**{**REMOTE, **fields})
+
+
+def test_report_of_a_remote_model_is_kept_for_a_day(tmp_path: Path) -> None:
+    report = CheckReport.of("gpt-x", {}, {})
+    file = tmp_path / "report.json"
+    for at, kept in ((report.at, True), ("2026-11-01 00:00", False)):
+        file.write_text(report.model_copy(update={"at": at}).model_dump_json())
+        assert (at_load._kept(file, 1.0) is not None) == kept and at_load._kept(file, None) is not None
