@@ -73,7 +73,7 @@ async def check(
         async with asyncio.timeout(limit_s):
             for task in (name for name in CHECKED if name in set(tasks)):
                 checked[task] = TaskCheck(outcome="not_asked", reason=f"The check took longer than {limit_s:g} s.")
-                asker = _Asker(check_questions(task, seed), lambda done, task=task: progress(f"{task}: {done}"))
+                asker = _Asker(task, check_questions(task, seed), progress)
                 if task == "detect":
                     checked[task] = await _check_boxes(asker, ask, contract, forms)
                 else:
@@ -84,15 +84,15 @@ async def check(
 class _Asker:
     """The questions of one task. progress: called with how many were asked of how many."""
 
-    def __init__(self, questions: Sequence[CheckQuestion], progress: Callable[[str], None]) -> None:
-        self.questions = questions
+    def __init__(self, task: str, questions: Sequence[CheckQuestion], progress: Callable[[str], None]) -> None:
+        self.task, self.questions = task, questions
         self._progress = progress
 
     async def answers(self, ask: Ask) -> list[CheckAnswer]:
         """Return the answers in order, and stop early where no question gets a reply."""
         answers: list[CheckAnswer] = []
         for start in range(0, len(self.questions), AT_ONCE):
-            self._progress(f"{start} of {len(self.questions)} questions")
+            self._progress(f"{self.task}: {start} of {len(self.questions)} questions")
             answers += await asyncio.gather(*map(ask, self.questions[start : start + AT_ONCE]))
             if len(answers) >= GIVE_UP and not any(answer.replied for answer in answers):
                 break

@@ -37,7 +37,8 @@ class CheckQuestion:
 @functools.lru_cache(maxsize=64)
 def check_questions(task: str, seed: int) -> tuple[CheckQuestion, ...]:
     """Return the questions of a task, the same for a seed; none for a task that is not checked."""
-    return tuple({"detect": _boxes, "vqa": _facts, "ocr": _words}.get(task, lambda seed: [])(seed))
+    by_task = {"detect": _boxes, "vqa": _facts, "ocr": _words}
+    return tuple(by_task[task](seed)) if task in by_task else ()
 
 
 def _boxes(seed: int) -> list[CheckQuestion]:

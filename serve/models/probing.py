@@ -39,6 +39,8 @@ SHIFTED = 0.02
 """The least part of the picture's side by which boxes must be off for a shift to be named."""
 STRETCHED = 0.08
 """The least part by which a side must be too long or too short for that to be named."""
+MOST_STRETCHED = 3.0
+"""The largest factor of a stretch. With a larger one most boxes lie outside, where all are alike."""
 APART = 0.1
 """The least distance, as a part of the picture's side, of two edges that are compared for that."""
 
@@ -156,7 +158,7 @@ def probe(replies: Sequence[ProbeAnswer], declared: Contract | None = None) -> P
     best = ranked[0]
     if declared is not None:  # of those that fit alike but for chance, the one that differs least from it
         equals = [contract for contract in ranked if not _worse(errors[contract], errors[best])]
-        best = min(equals, key=lambda contract: len(_differences(declared, contract)))
+        best = min(equals, key=lambda contract: (len(_differences(declared, contract)), contract.resized is not None))
     alike = tuple(other for other in tried if other != best and _distance(best, other, boxes) < SAME)
     rival = next((other for other in ranked if other != best and other not in alike), None)
     result = ProbeResult(
@@ -356,7 +358,7 @@ def _stretched(
         rises = read[first][apart] - read[second][apart]
         slopes.append(float(np.median(rises / (true[first][apart] - true[second][apart]))))
         starts.append(float(np.median(read - slopes[axis] * true)))
-    if min(slopes) <= 0 or max(abs(slope - 1) for slope in slopes) < STRETCHED:
+    if min(slopes) <= 0 or max(slopes) > MOST_STRETCHED or max(abs(slope - 1) for slope in slopes) < STRETCHED:
         return None
     expected = np.clip(boxes.true * np.array(slopes * 2) + np.array(starts * 2), 0, 1)
     errors = _errors(np.clip(placed, 0, 1), expected)

@@ -82,9 +82,8 @@ class RemoteModel(Tuned):
             raise ValueError(f"fields: one of {' and '.join(LENGTHS)} must be there, to limit the length of a reply.")
         if not {"png", "jpeg"} & set(self.image_types):
             raise ValueError("image_types: png or jpeg must be there, to send what the client's file does not suit.")
-        for task in self.tasks or ():
-            if TASKS[task].boxed and (self.boxes is None or task != "detect"):
-                raise ValueError(f"tasks: {task} {BOXES}.")
+        if "detect" in (self.tasks or ()) and self.boxes is None:
+            raise ValueError(f"tasks: detect {BOXES}.")
         self.verify(_origin(self))
         self.check = self.check or self.boxes == PROBE
         return self

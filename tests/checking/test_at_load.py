@@ -239,7 +239,6 @@ def test_declared_contract_of_a_remote_model_is_in_its_prompt_and_parser() -> No
         ({"boxes": "qwen"}, "it must be a coordinate contract, llava, qwen2_vl"),
         ({"boxes": "paligemma"}, "it must be a coordinate contract"),
         ({"boxes": None, "tasks": ["detect"]}, "tasks: detect needs `boxes`, its coordinate contract"),
-        ({"tasks": ["segment"]}, "tasks: segment needs"),
     ],
 )
 def test_contract_that_cannot_be_declared_is_refused(fields: dict[str, Any], message: str) -> None:

@@ -178,11 +178,11 @@ def test_too_few_readable_replies_give_no_verdict() -> None:
 
 
 def test_boxes_that_follow_no_contract_are_refused() -> None:
-    def halved(rng: random.Random, box: Pixels, size: Size) -> Pixels:
+    def mirrored(rng: random.Random, box: Pixels, size: Size) -> Pixels:
         x0, y0, x1, y1 = noisy(rng, box, size)
-        return x0 / 2, y0 / 2, x1 / 2, y1 / 2
+        return size[0] - x1, y0, size[0] - x0, y1
 
-    result: ProbeResult = probe(answers(QWEN3_VL, 0, halved), QWEN3_VL)
+    result: ProbeResult = probe(answers(QWEN3_VL, 0, mirrored), QWEN3_VL)
     assert result.verdict == Verdict.NONE_FITS and result.reason.startswith("No contract fits: ")
 
 

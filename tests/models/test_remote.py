@@ -81,8 +81,8 @@ def test_key_in_place_of_its_variable_is_refused_and_not_repeated(key: str) -> N
 
 
 def test_detection_is_refused_with_the_reason() -> None:
-    assert "tasks: detect needs a coordinate contract" in refusal(tasks=["vqa", "detect"])
-    assert "tasks: segment needs a coordinate contract" in refusal(tasks=["segment"])
+    assert "tasks: detect needs `boxes`, its coordinate contract" in refusal(tasks=["vqa", "detect"])
+    assert "tasks: gpt-x cannot do segment, only vqa, caption, ocr" in refusal(tasks=["segment"])
 
 
 @pytest.mark.parametrize(
