@@ -126,8 +126,8 @@ class Unavailable(ServeError):
 
 
 class NoAnswer(Unavailable):
-    """No model of a fan-out answered. replies: each model's, for /v1/tasks: {"model", "status", "text", "error"}, where
-    one that cannot be read has its text."""
+    """No model of a fan-out answered. replies: for /v1/tasks, where none can be read: each model's, with its text, as
+    {"model", "status", "text", "error"}."""
 
     replies: Sequence[Mapping[str, Any]] = ()
 

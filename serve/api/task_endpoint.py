@@ -76,7 +76,7 @@ async def run_task(router: Router, metrics: Metrics, media: MediaLoader, task: s
     try:
         whole = await cancel_on_disconnect(http.receive, _whole(router, metrics, media, plan, http.state.request_id))
     except NoAnswer as error:
-        return error_response(error, more_fields={"replies": error.replies})
+        return error_response(error, more_fields={"replies": error.replies} if error.replies else None)
     return PiecewiseJson([whole.model_dump_json().encode()])
 
 

@@ -69,8 +69,9 @@ def _no_answer(replies: Sequence[Reply]) -> NoAnswer:
     why = " ".join(message if model in message else f"{model}: {message}" for model, message in messages)
     unreadable = all(reply.error is not None and reply.error.code == ParseError.code for reply in replies)
     error = NoAnswer(f"No model answered. {why}", code=ParseError.code if unreadable else "no_model_answered")
-    error.replies = [
-        {**reply.model_dump(mode="json", include={"model", "status", "error"}), "text": reply.text[:MAX_UNREADABLE]}
-        for reply in replies
-    ]
+    if unreadable:
+        error.replies = [
+            {**reply.model_dump(mode="json", include={"model", "status", "error"}), "text": reply.text[:MAX_UNREADABLE]}
+            for reply in replies
+        ]
     return error

@@ -110,6 +110,15 @@ def test_model_without_the_picture_is_refused_each_of_twenty_times(contract: Con
             assert reasons == ["The answers do not depend on the picture."] * 2, (seed, report)
 
 
+def test_missing_boxes_of_a_model_without_the_picture_have_that_cause() -> None:
+    async def ask(question: CheckQuestion) -> CheckAnswer:
+        return CheckAnswer("nothing", None if question.task == "detect" else "nothing")
+
+    report = asyncio.run(check("m", TASKS, ask, contract=LLAVA))
+    assert faults(report) == (ProbeFault.WITHOUT_PICTURE,)
+    assert str(report.refusal("detect")).startswith("The answers do not depend on the picture. Only 0 of 40 boxes ")
+
+
 BREAKAGES = {
     "vllm 36117, 30918: every y nearly doubled": (stretched(1, 1.87), ProbeFault.STRETCHED),
     "sglang 36762: off by 95 pixels": (shifted(67, -67), ProbeFault.SHIFTED),
