@@ -28,7 +28,7 @@ MAX_TRIES = 5
 """Times that a request is sent to a server that gives a time to try again."""
 MAX_WAIT_S = 60.0
 """Longest wait for that, for a request with a later deadline."""
-MAX_CHECKS = 3
+MAX_CHECKS = 10
 """Checks of a model's answers, where its server does not reply to enough of the questions."""
 LEAST_WAIT_S = 0.2
 """Shortest wait for the first of these times; it doubles."""
@@ -154,9 +154,9 @@ class Endpoint:
             await asyncio.sleep(CHECK_READY_S if self._state == "ready" else CHECK_FAILED_S)
 
     async def _examine_once(self) -> None:
-        """Ask the model about drawn scenes where that is switched on, up to MAX_CHECKS times until it replies."""
+        """Ask the model about drawn scenes where that is switched on, up to MAX_CHECKS times until all is answered."""
         report = self._worker.report
-        if self._examine is None or self._checks == MAX_CHECKS or (report and report.outcome != "not_asked"):
+        if self._examine is None or self._checks == MAX_CHECKS or (report is not None and report.complete):
             return
         self._checks += 1
         progress = functools.partial(self._mark, "starting") if report is None else lambda step: None

@@ -53,7 +53,7 @@ def check_at_load(
             return report.model_copy(update={"model": model.name})
         report = await check_engine(model, engine, limit_s, versions, lambda step: progress(f"being checked, {step}"))
         log.info("%s was checked: %s", model.name, report.summary)
-        if report.tasks and all(task.outcome != "not_asked" for task in report.tasks.values()):
+        if report.complete:
             _keep(file, report)
         return report
 

@@ -92,6 +92,11 @@ class CheckReport(BaseModel):
         return cls(model=model, outcome=outcome, at=at, versions=versions, tasks=tasks)
 
     @property
+    def complete(self) -> bool:
+        """Return whether every task was asked, so that the same check again would find the same."""
+        return all(task.outcome != "not_asked" for task in self.tasks.values())
+
+    @property
     def contract(self) -> Contract | None:
         """Return the coordinate contract that the boxes follow, where one wins."""
         boxes = self.tasks["detect"].boxes if "detect" in self.tasks else None

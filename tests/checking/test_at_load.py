@@ -10,6 +10,7 @@ from seeing_model import SeeingModel, ninety_off
 from served import LLAVA, PALIGEMMA, calling
 
 from deployments.args import Args, ModelArgs
+from deployments.routing import endpoint as endpoints
 from deployments.routing.endpoint import Endpoint
 from deployments.routing.quarantine import Quarantine
 from deployments.routing.remote import Remote
@@ -244,6 +245,31 @@ def test_declared_contract_of_a_remote_model_is_in_its_prompt_and_parser() -> No
 def test_contract_that_cannot_be_declared_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RemoteModel(**{**REMOTE, **fields})
+
+
+async def test_remote_model_is_checked_again_until_its_server_replies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(at_load.FOLDER, str(tmp_path))
+    monkeypatch.setattr(endpoints, "CHECK_READY_S", 0.01)
+    seer = SeeingModel(contracts.LLAVA, answers=by_region)
+
+    def starting(prompt: Prompt) -> str:
+        if len(engine.prompts) < 20:
+            raise ModelError("gpt-x's server takes no more requests for now (503).", code="remote_failed")
+        return seer(prompt)
+
+    entry = RemoteModel(**REMOTE, tasks=["detect"])
+    engine = FakeEngine(starting, kept=1000)
+    endpoint = Endpoint(remote_model(entry), engine, entry)
+    first = (await settled(endpoint)).report
+    assert first.tasks["detect"].outcome == "not_asked" and first.refusal("detect") is None
+    for _ in range(1000):
+        if (report := (await endpoint.status("gpt-x")).report) != first and report.complete:
+            break
+        await asyncio.sleep(0.01)
+    assert report.outcome == "passed" and await detect(Remote(remote_model(entry), endpoint, Quarantine()))
+    endpoint.close()
 
 
 def test_report_of_a_remote_model_is_kept_for_a_day(tmp_path: Path) -> None:
