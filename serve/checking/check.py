@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from serve.checking.questions import CheckQuestion, check_questions
 from serve.models.check_report import BoxCheck, CheckReport, TaskCheck
 from serve.models.contracts import Contract
-from serve.models.probing import WITHOUT_PICTURE, ProbeAnswer, ProbeFault, Verdict, probe
+from serve.models.probing import WITHOUT_PICTURE, ProbeAnswer, ProbeFault, probe
 from serve.tasks.answers import normalise
 
 CHECKED = ("detect", "vqa", "ocr")
@@ -82,11 +82,11 @@ async def check(
 
 
 def _without_picture(checked: Mapping[str, TaskCheck]) -> dict[str, TaskCheck]:
-    """Return the outcomes, where boxes that are missing have the cause that the facts show."""
+    """Return the outcomes, where boxes that are wrong for no known cause have the one that the facts show."""
     detect, facts = checked.get("detect"), checked.get("vqa")
     if detect is None or detect.boxes is None or facts is None or facts.reason != WITHOUT_PICTURE:
         return dict(checked)
-    if detect.boxes.verdict != Verdict.TOO_FEW:
+    if detect.outcome != "failed" or detect.boxes.faults:
         return dict(checked)
     boxes = detect.boxes.model_copy(update={"faults": (ProbeFault.WITHOUT_PICTURE,)})
     cause = detect.model_copy(update={"boxes": boxes, "reason": f"{WITHOUT_PICTURE} {detect.reason}"})

@@ -8,6 +8,7 @@ Every candidate (order, scale, geometry) reads the same numbers; the one whose b
 which candidates remain.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,9 @@ SAME = 0.005
 DEVIATIONS = 4.0
 """The standard errors by which a contract must be worse than the best one to be refused."""
 CORRELATED = 0.6
-"""The least correlation of true and read positions in an answer that depends on the picture."""
+BY_CHANCE = 2.6
+"""The least correlation of true and read positions in an answer that depends on the picture, and the standard errors
+by which it must be above none, since a few boxes agree by chance."""
 SHIFTED = 0.02
 """The least part of the picture's side by which boxes must be off for a shift to be named."""
 STRETCHED = 0.08
@@ -299,8 +302,9 @@ def _distance(contract: Contract, other: Contract, boxes: _Boxes) -> float:
 def _depends(readings: Sequence[Array], boxes: _Boxes) -> bool:
     """Return whether the boxes' centres, as any contract reads them, go with the true ones."""
     true = _centres(boxes.true)
+    least = max(CORRELATED, BY_CHANCE / math.sqrt(len(true) - 1))
     return any(
-        _correlation(_centres(placed)[:, axis], true[:, axis]) >= CORRELATED for placed in readings for axis in (0, 1)
+        _correlation(_centres(placed)[:, axis], true[:, axis]) >= least for placed in readings for axis in (0, 1)
     )
 
 
