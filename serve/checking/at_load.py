@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +139,9 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get(FOLDER) or Path.home() / ".cache" / "diptych" / "checks")
+    home = os.path.expanduser("~")  # unchanged for a user of a container who has none
+    default = Path(tempfile.gettempdir() if home == "~" else home) / ".cache" / "diptych" / "checks"
+    return Path(os.environ.get(FOLDER) or default)
 
 
 def _identity(entries: Sequence[BaseModel | None], model: Model, versions: Mapping[str, str]) -> str:
