@@ -13,7 +13,7 @@ from deployments.args import Args, ModelArgs
 from deployments.routing import endpoint as endpoints
 from deployments.routing.endpoint import Endpoint
 from deployments.routing.quarantine import Quarantine
-from deployments.routing.remote import Remote
+from deployments.routing.replica_route import ReplicaRoute
 from serve.api.app import create_app
 from serve.checking import at_load
 from serve.checking.at_load import check_at_load
@@ -195,7 +195,7 @@ async def test_remote_model_detects_by_the_contract_of_its_check(
     ]
     engine = FakeEngine(SeeingModel(writes, answers=answers), kept=1000)
     endpoint = Endpoint(model, engine, entry)
-    route = Remote(model, endpoint, Quarantine())
+    route = ReplicaRoute(model, endpoint, Quarantine())
     with pytest.raises(ModelError, match="still starting"):
         await detect(route)
     report = (await settled(endpoint)).report
@@ -218,7 +218,7 @@ async def test_remote_model_without_a_contract_does_not_detect(tmp_path: Path, m
     endpoint = Endpoint(remote_model(entry), FakeEngine(seer, kept=1000), entry)
     status = await settled(endpoint)
     with pytest.raises(ModelError, match=r"gpt-x does no detect here\. Only 0 of 40 boxes can be read in the replies"):
-        await detect(Remote(remote_model(entry), endpoint, Quarantine()))
+        await detect(ReplicaRoute(remote_model(entry), endpoint, Quarantine()))
     assert status.report.tasks["vqa"].outcome == "passed"
     endpoint.close()
 
@@ -268,7 +268,7 @@ async def test_remote_model_is_checked_again_until_its_server_replies(
         if (report := (await endpoint.status("gpt-x")).report) != first and report.complete:
             break
         await asyncio.sleep(0.01)
-    assert report.outcome == "passed" and await detect(Remote(remote_model(entry), endpoint, Quarantine()))
+    assert report.outcome == "passed" and await detect(ReplicaRoute(remote_model(entry), endpoint, Quarantine()))
     endpoint.close()
 
 
