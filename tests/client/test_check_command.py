@@ -77,7 +77,7 @@ def test_model_that_gives_no_reply_is_not_judged(run: Callable[..., Ran], monkey
         ran = run("check", "all", "--server", url)
     assert ran.status == check.NOT_ASKED == 3
     assert re.search(rf"{LLAVA} +not_asked +- ", ran.out) and re.search(rf"{PALIGEMMA} +passed +agrees ", ran.out)
-    assert "40 of 40 questions could not be asked: The model failed." in ran.out
+    assert re.search("40 of 40 questions could not be asked: .*The model failed", ran.out)
 
 
 def test_model_that_is_not_served_is_refused(run: Callable[..., Ran]) -> None:
