@@ -30,6 +30,7 @@ def main() -> int:
         installer = blocks(compiled("install", folder))
     write("cpu", {name: text for name, text in cpu.items() if name not in BESIDE | UNUSED})
     write("torchvision", {"torchvision": cpu["torchvision"]})
+    write("triton", {"triton": gpu["triton"]})
     write("gpu", gpu)
     write("uv", {"uv": installer["uv"]})
     write("dev", {name: text for name, text in dev.items() if name not in cpu or name not in gpu})

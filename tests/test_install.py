@@ -120,6 +120,8 @@ def test_unsupported_python_is_replaced_or_refused(
 
 def test_second_call_installs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed: list[str] = []
+    monkeypatch.setattr(install, "ASIDE", tmp_path / "triton")
+    monkeypatch.setattr(install, "show", lambda path: path.name)
     monkeypatch.setattr(install, "make", lambda venv: venv.mkdir(exist_ok=True))
     monkeypatch.setattr(install, "check_disk", lambda venv, gb: None)
     monkeypatch.setattr(install.Pip, "try_install", lambda self, what, *arguments: installed.append(what) or True)
@@ -127,9 +129,9 @@ def test_second_call_installs_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     install.install(tmp_path / ".venv", "cpu", False)
     assert installed == ["torch", "torchvision", "packages, hash by hash", "Diptych itself"]
     install.install(tmp_path / ".venv", "cpu", True)
-    assert installed[4:] == ["what the tests need"]
+    assert installed[4:] == ["what the tests need", "Triton, into triton, for a test"]
     install.install(tmp_path / ".venv", "cpu", True)
-    assert len(installed) == 5
+    assert len(installed) == 6
 
 
 def test_torch_comes_from_configured_sources_and_torchvision_falls_back(

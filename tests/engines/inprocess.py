@@ -1,4 +1,4 @@
-"""vLLM inside the test's process: it starts in seconds, and tests can patch its scheduler."""
+"""vLLM inside the test's process, on its GPU if it has one: it starts in seconds, and tests can patch its scheduler."""
 
 import contextlib
 import os
@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployments.local.gpus import gpus
 from serve.engines.adapters import CheckedAdapter
 from serve.engines.base import Prompt
 from serve.engines.plugins import onevision, prefix_lm
 from serve.engines.vllm import arguments
+
+DEVICE = "cuda" if gpus() else "cpu"
+DTYPES = ("float32", "bfloat16") if DEVICE == "cuda" else ("float32",)
+CLOSE = 1e-4 if DEVICE == "cpu" else 2e-2
+"""The largest error of a log-probability in float32. On a GPU kernels multiply in TF32, of 10 bits."""
+SLACK = 0.0 if DEVICE == "cpu" else 2 * CLOSE
+"""How much less likely than the likeliest token a greedy one may be by the reference."""
+ON_GPU = {"kv_cache_memory_bytes": 1 << 28, "enforce_eager": True} if DEVICE == "cuda" else {}
 
 
 @dataclass
@@ -37,6 +46,8 @@ def engine(
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # its handler keeps the standard error of the test that came first
+    for name in prefix_lm.ENVIRONMENT:  # which an engine before this one may have set
+        os.environ.pop(name, None)
     arguments.environment(is_prefix_lm)
     from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -47,7 +58,12 @@ def engine(
     onevision.register()
     registry._run_in_subprocess = lambda look: look()  # at the model's class, which is about to be imported anyway
     chosen = arguments.arguments(
-        folder, family or {}, deployment, is_prefix_lm=is_prefix_lm, cpu=True, adapters=adapters
+        folder,
+        family or {},
+        {**ON_GPU, **deployment},
+        is_prefix_lm=is_prefix_lm,
+        cpu=DEVICE == "cpu",
+        adapters=adapters,
     )
     chosen.pop("enable_log_requests")
     preempt, running = Scheduler._preempt_request, InProcess()
@@ -72,11 +88,22 @@ class InProcess:
     llm: Any = None
     preemptions: int = 0
 
-    def say(self, prompts: list[Prompt], *, tokens: int = 32, every: int = 0, salt: bool = False) -> list[Generated]:
-        """Greedy replies of exactly `tokens` tokens. every: steps between two arrivals; 0 is all at once."""
+    @property
+    def runner(self) -> str:
+        """Return which of vLLM's model runners it has."""
+        return "V2" if self.llm.llm_engine.vllm_config.use_v2_model_runner else "V1"
+
+    def say(
+        self, prompts: list[Prompt], *, tokens: int = 32, every: int = 0, salt: bool = False, top_p: float | None = None
+    ) -> list[Generated]:
+        """Greedy replies of exactly `tokens` tokens. every: steps between two arrivals; 0 is all at once.
+
+        top_p: draws replies in place of greedy ones, without a seed.
+        """
         from vllm import SamplingParams
 
-        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=20, detokenize=False)
+        drawn = {"temperature": 0} if top_p is None else {"temperature": 1, "top_p": top_p}
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True, logprobs=20, detokenize=False, **drawn)
         core, waiting, done, step = self.llm.llm_engine, list(enumerate(prompts)), {}, 0
         while waiting or core.has_unfinished_requests():
             while waiting and (every == 0 or step % every == 0):

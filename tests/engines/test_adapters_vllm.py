@@ -11,8 +11,9 @@ from typing import Any
 import checkpoints
 import loras
 import pytest
-from inprocess import Generated, _generated, engine
-from reference.transformers_engine import TransformersEngine
+from inprocess import CLOSE, DEVICE, SLACK, Generated, _generated, engine
+from parity_table import record
+from reference.transformers_engine import TransformersEngine, says
 
 from serve.engines import adapters
 from serve.engines.adapters import Adapter, fit
@@ -21,7 +22,7 @@ from serve.engines.vllm.engine import VllmEngine
 from serve.errors import ModelError
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
-CLOSE, MANY = 1e-4, 8
+MANY = 8
 
 
 def together(llm: Any, prompts: list[Prompt], lora: Any) -> tuple[list[Generated], list[Generated]]:
@@ -45,14 +46,14 @@ def agreement(folder: Path, prompts: list[Prompt], replies: list[Generated]) -> 
     Returns the number of prompts with equal ids, the largest error of the first token's top-20 log-probabilities, and
     the number of equal greedy replies.
     """
-    reference = TransformersEngine(str(folder))
+    reference = TransformersEngine(str(folder), device=DEVICE)
     reference.load()
     ids, worst, greedy = 0, 0.0, 0
     for prompt, reply in zip(prompts, replies, strict=True):
         logprobs = reference.logprobs(prompt, reply.reply[:-1])
         ids += reference.prompt_ids(prompt) == reply.prompt
         worst = max(worst, *(abs(float(logprobs[0, token]) - value) for token, value in reply.first.items()))
-        greedy += logprobs.argmax(-1).tolist() == reply.reply
+        greedy += says(logprobs, reply.reply, SLACK)
     return ids, worst, greedy
 
 
@@ -75,7 +76,7 @@ def test_adapter_equals_its_merged_weights(
     folder = loras.make(base, tmp_path / "lora", *parts, newer=newer)
     fitted = fit(Adapter("mine", str(folder)), base)
     prompts = list(map(Prompt, checkpoints.prompts(family, MANY), checkpoints.pictures(MANY)))
-    with engine(base, is_prefix_lm, adapters=[fitted], max_model_len=context) as vllm:
+    with engine(base, is_prefix_lm, adapters=[fitted], max_model_len=context, dtype="float32") as vllm:
         from vllm.lora.request import LoRARequest
 
         lora = LoRARequest("mine", 1, str(folder))
@@ -87,6 +88,8 @@ def test_adapter_equals_its_merged_weights(
         print(
             f"\n{family:18} base {of_base} adapter {of_lora} (ids, log-prob error, greedy of {MANY}); changed {changed}"
         )
+    for part, (ids, worst, greedy) in (("base", of_base), ("adapter", of_lora)):
+        record((f"{family}, LoRA, its {part}", "float32", "", f"{ids}/{MANY}", f"{worst:.1e}", f"{greedy}/{MANY}"))
     for ids, worst, greedy in (of_base, of_lora):
         assert (ids, greedy) == (MANY, MANY)
         assert worst < CLOSE

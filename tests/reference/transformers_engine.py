@@ -17,10 +17,10 @@ from serve.media.image import Image
 
 
 class TransformersEngine:
-    """An engine with a checkpoint in transformers, in float32.
+    """An engine with a checkpoint in transformers.
 
     checkpoint: a local folder or a hub id, with `revision`. prepare: transforms an image before the processor gets it.
-    device: of the weights. json_schema is not supported.
+    device, dtype: of the weights. json_schema is not supported.
     """
 
     def __init__(
@@ -32,9 +32,10 @@ class TransformersEngine:
         prepare: Callable[[Image], Image] = lambda image: image,
         progress: Callable[[str], None] = lambda step: None,
         device: str = "cpu",
+        dtype: str = "float32",
     ) -> None:
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
-        self.prepare, self.progress, self.device = prepare, progress, device
+        self.prepare, self.progress, self.device, self.dtype = prepare, progress, device, dtype
         self._model: Any = None
         self._processor: Any = None
         self._turn = asyncio.Lock()
@@ -54,7 +55,7 @@ class TransformersEngine:
         try:
             self._processor = AutoProcessor.from_pretrained(folder)
             model = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="eager"
+                folder, dtype=getattr(torch, self.dtype), attn_implementation="eager"
             )
         except (RuntimeError, ValueError, OSError, LookupError) as error:
             raise ModelError(f"{Path(folder).name} could not be loaded: {error}", code="load_failed") from error
@@ -95,7 +96,7 @@ class TransformersEngine:
             media["videos"] = [prompt.video.frames]
         if prompt.image is not None:
             media["images"] = self.prepare(prompt.image).pil()
-        return self._processor(text=prompt.text, **media, return_tensors="pt").to(self.device)
+        return self._processor(text=prompt.text, **media, return_tensors="pt").to(self.device, self._model.dtype)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Return the prompt's token ids, image tokens included."""
@@ -125,6 +126,16 @@ class TransformersEngine:
 
     def _capped(self, logits: Any) -> Any:
         return soft_capped(logits, self._model.config)
+
+
+def says(logprobs: Any, reply: list[int], slack: float) -> bool:
+    """Return whether each token of a reply is the likeliest after those before it, or less likely by at most `slack`.
+
+    logprobs: [len(reply), vocabulary], as `TransformersEngine.logprobs` returns.
+    """
+    if slack == 0:
+        return bool(logprobs.argmax(-1).tolist() == reply)
+    return all(float(row.max() - row[token]) <= slack for row, token in zip(logprobs, reply, strict=True))
 
 
 def soft_capped(logits: Any, config: Any) -> Any:

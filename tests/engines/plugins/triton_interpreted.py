@@ -1,7 +1,8 @@
-"""The Triton backend without a GPU: vLLM's kernel in Triton's interpreter, against a softmax under the mask itself.
+"""PaliGemma with the Triton backend of a GPU, without one: whole engines whose attention runs in Triton's interpreter.
 
-Run as a program of its own, as the interpreter must be chosen before Triton is imported. Prints the largest error of
-a global and of a sliding layer, with the plugin and with its second look left out.
+vLLM's kernels, the plugin's metadata and its scheduler are those of a GPU. There are too few
+blocks for all requests, so that steps are mixed and requests are preempted. Run as a program of its own, as the
+interpreter must be chosen before Triton is imported. Prints a line of JSON for each family.
 """
 
 # ruff: noqa: E402  (the interpreter is chosen before Triton is imported)
@@ -9,7 +10,9 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import types
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from serve.engines.vllm.torchvision import repair
@@ -22,81 +25,54 @@ import triton.language
 import vllm.triton_utils
 
 # vLLM for CPU takes no other Triton than one that compiles for CPU; the interpreter compiles nothing.
-vllm.triton_utils.triton, vllm.triton_utils.tl, vllm.triton_utils.HAS_TRITON = triton, triton.language, True
+vllm.triton_utils.triton, vllm.triton_utils.tl = triton, triton.language
+torch.cuda.get_device_capability = lambda *_: (9, 0)  # a kernel chooses its tiles by it
 
-from vllm.v1.attention.backend import CommonAttentionMetadata
-from vllm.v1.kv_cache_interface import KVQuantMode
+from inprocess import engine
+from test_parity import differences, tiny
+from vllm.platforms.cpu import CpuPlatform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from serve.engines.plugins import prefix_lm_vllm
 
-HEADS, SIZE, BLOCK, WINDOW, CAP, SCALE = 4, 32, 16, 8, 20.0, 0.3
-# Prompts longer and shorter than the window are read, a word is spoken, and a preempted reply is computed anew.
-QUERY, TOTAL, READS = [20, 1, 37, 6, 7], [20, 45, 37, 40, 7], [True, False, True, False, True]
-MODEL = types.SimpleNamespace(
-    architectures=["PaliGemmaForConditionalGeneration"], hf_text_config=types.SimpleNamespace(sliding_window=WINDOW)
-)
+CpuPlatform.get_attn_backend_cls = classmethod(lambda *_, **__: AttentionBackendEnum.TRITON_ATTN.get_path())
+
+BLOCK, CONTEXT, TOKENS = 16, 64, 6
+ROOM = {"paligemma": (10, 1), "paligemma2_window": (11, 0)}
+"""Blocks in all, and steps between two arrivals: a request is preempted where a reply takes a new block."""
+CHOSEN = (8, 11, 17)
+"""Of the case's prompts those whose length leaves room for fewer than TOKENS tokens in their last block."""
 
 
-def builder() -> Any:
-    """Return the metadata builder without the scratch memory of a GPU."""
-    result = prefix_lm_vllm.TritonBuilder.__new__(prefix_lm_vllm.TritonBuilder)
-    result.vllm_config = types.SimpleNamespace(model_config=MODEL)
-    result.max_seqs_64_segments = 0
-    result.seq_threshold_3D = result.num_par_softmax_segments = None
-    result.softmax_segm_output = result.softmax_segm_max = result.softmax_segm_expsum = None
-    result.rswa_window = None
-    return result
+class Counted(prefix_lm_vllm.TritonBuilder):
+    """Counts steps in which some requests are in prefill and some in decoding, and those with a second kernel call."""
+
+    mixed = parted = 0
+
+    def build(self, *args: Any, **keywords: Any) -> Any:
+        metadata = super().build(*args, **keywords)
+        Counted.parted += getattr(metadata, "parts", None) is not None
+        if isinstance(metadata.causal, torch.Tensor):
+            Counted.mixed += len(metadata.causal.unique()) == 2
+        return metadata
 
 
-def layer(window: int | None) -> Any:
-    """Return an attention layer with the kernel arguments that otherwise depend on the GPU."""
-    result = prefix_lm_vllm.TritonImpl.__new__(prefix_lm_vllm.TritonImpl)
-    result.__dict__.update(
-        head_size=SIZE, scale=SCALE, alibi_slopes=None, use_alibi_sqrt=False, logits_soft_cap=CAP, sinks=None,
-        sliding_window=(-1, -1) if window is None else (window - 1, 0), attn_type="decoder", kv_cache_dtype="auto",
-        _kv_quant_mode=KVQuantMode.NONE, _is_per_token_head_quant=False, chunk_lookback=-1, use_td=False,
-        fp8_dtype=torch.float8_e4m3fn,
-    )  # fmt: skip
-    return result
-
-
-def error(window: int | None, *, second_look: bool = True) -> float:
-    generator = torch.Generator().manual_seed(0)
-    blocks = [-(-total // BLOCK) for total in TOTAL]
-    query = torch.randn(sum(QUERY), HEADS, SIZE, generator=generator) * 2
-    cache = torch.randn(sum(blocks) + 1, 1, BLOCK, 2 * SIZE, generator=generator)
-    table = torch.zeros(len(QUERY), max(blocks), dtype=torch.int32)
-    for row, count in enumerate(blocks):
-        first = 1 + sum(blocks[:row])
-        table[row, :count] = torch.arange(first, first + count)
-    starts = torch.tensor([0, *QUERY]).cumsum(0).int()
-    lengths = torch.tensor(TOTAL, dtype=torch.int32)
-    metadata = builder().build(
-        0,
-        CommonAttentionMetadata(
-            query_start_loc=starts, query_start_loc_cpu=starts, seq_lens=lengths, seq_lens_cpu_upper_bound=lengths,
-            num_reqs=len(QUERY), num_actual_tokens=sum(QUERY), max_query_len=max(QUERY), max_seq_len=max(TOTAL),
-            block_table_tensor=table, slot_mapping=torch.arange(sum(QUERY)), is_prefilling=torch.tensor(READS),
-        ),
-    )  # fmt: skip
-    if not second_look:
-        metadata.parts = None
-    scale_one = torch.ones(1)
-    scales = types.SimpleNamespace(_q_scale=scale_one, _k_scale=scale_one, _v_scale=scale_one)
-    output = layer(window).forward(scales, query, None, None, cache, metadata, torch.zeros_like(query))
-    worst = 0.0
-    for row, (new, total, reads) in enumerate(zip(QUERY, TOTAL, READS, strict=True)):
-        keys, values = cache[table[row, : blocks[row]].long(), 0].reshape(-1, 2 * SIZE)[:total].split(SIZE, -1)
-        at, key = torch.arange(total - new, total)[:, None], torch.arange(total)[None]
-        visible = torch.ones(new, total, dtype=torch.bool) if reads else key <= at
-        if window is not None and not reads:
-            visible = visible & (at - key < window)
-        own_tokens = slice(int(starts[row]), int(starts[row + 1]))
-        scores = torch.tanh(torch.einsum("qhd,kd->hqk", query[own_tokens], keys) * SCALE / CAP) * CAP
-        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-        worst = max(worst, float((torch.einsum("hqk,kd->qhd", weights, values) - output[own_tokens]).abs().max()))
-    return worst
+def check(family: str, folder: Path) -> dict[str, Any]:
+    """Return what was counted, and the differences from transformers."""
+    Counted.mixed = Counted.parted = 0
+    case = tiny(family, folder)
+    prompts = [case.prompts[at] for at in CHOSEN]
+    blocks, every = ROOM[family]
+    room = {"max_model_len": CONTEXT, "block_size": BLOCK, "num_gpu_blocks_override": blocks}
+    with engine(folder, True, case.model.family_args, **room) as running:
+        replies = running.say(prompts, tokens=TOKENS, every=every)
+    ids, worst, greedy = differences(case, prompts, replies)
+    counted = {"preempted": running.preemptions, "mixed": Counted.mixed, "parted": Counted.parted}
+    return {"family": family, "of": len(prompts), "ids": ids, "error": worst, "greedy": greedy, **counted}
 
 
 if __name__ == "__main__":
-    print(error(None), error(WINDOW), error(WINDOW, second_look=False))
+    prefix_lm_vllm.TritonBackend.get_builder_cls = staticmethod(lambda: Counted)
+    for name in ROOM:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(check(name, Path(folder, name))), flush=True)
