@@ -22,7 +22,7 @@ from deployments.config import Config, ConfigError
 from deployments.local.gpus import Gpu, gpus
 from deployments.local.start import add_options, check_free, check_keys, chosen_config
 from deployments.plan import GB, brief, make_plan, read_needs, usable
-from serve.engines import adapters, hub
+from serve.engines import adapters, hub, object_store
 from serve.engines.adapters import Adapter
 from serve.engines.vllm import compilers, memory
 from serve.engines.vllm.config_check import check_config
@@ -188,7 +188,11 @@ def _hub(args: Args) -> Iterator[Finding]:
     absent = {
         name: model for name, model in args.models_by_name.items() if name in _real(args) and not _is_whole(args, name)
     }
-    absent = {name: model for name, model in absent.items() if not Path(model.checkpoint.hub).expanduser().is_dir()}
+    absent = {
+        name: model
+        for name, model in absent.items()
+        if not object_store.is_uri(model.checkpoint.hub) and not Path(model.checkpoint.hub).expanduser().is_dir()
+    }
     reason = hub.unreachable()
     if reason is not None:
         mend = "connect it, set HF_ENDPOINT to a mirror, or name folders as `checkpoint`"
@@ -228,7 +232,9 @@ def _checkpoint(args: Args, name: str, model: Model) -> Finding:
     source = model.checkpoint
     subject = f"{name}, files"
     try:
-        folder = hub.cached(source.hub, source.revision)
+        streamed = object_store.is_uri(source.hub)
+        check = adapters.check_files if isinstance(_entry(args, name), LoraArgs) else None
+        folder = hub.locate(source.hub, check=check) if streamed else hub.cached(source.hub, source.revision)
     except ModelError as error:
         return Finding("FAULT", subject, error.message.rstrip("."), "correct its `checkpoint`, or its `adapter`")
     if folder is None:
@@ -240,7 +246,7 @@ def _checkpoint(args: Args, name: str, model: Model) -> Finding:
             check_config(folder, source.expect)
     except ModelError as error:
         text = error.message.rstrip(".")
-        if folder == Path(source.hub).expanduser() or error.code == "config_mismatch":
+        if streamed or folder == Path(source.hub).expanduser() or error.code == "config_mismatch":
             return Finding("FAULT", subject, text, "copy it again, or name another checkpoint")
         if "lacks" in text or "has no" in text:
             return Finding(
@@ -277,7 +283,10 @@ def _disk(args: Args) -> Iterator[Finding]:
         folder = folder.parent
     free = shutil.disk_usage(folder).free / GB
     coming = [
-        m for n, m in args.models_by_name.items() if n in _real(args) and not _is_whole(args, n) and m.adapter is None
+        model
+        for name, model in args.models_by_name.items()
+        if name in _real(args) and not _is_whole(args, name) and model.adapter is None
+        if not object_store.is_uri(model.checkpoint.hub)  # whose weights never lie on the disk
     ]
     wanted = ROOM_GB + sum(2 * (model.card.parameters or 0) for model in coming) / GB
     text = f"{free:.1f} GB free in {folder}"

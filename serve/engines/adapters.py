@@ -230,7 +230,7 @@ def _matrices(folder: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
-    return {name: shape for file in sorted(base.glob("*.safetensors")) for name, shape in hub.shapes(file).items()}
+    return {name: shape for name, (_, shape) in hub.all_tensors(base).items()}
 
 
 def _broken(message: str) -> ModelError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve.engines import hub
+from serve.engines import hub, object_store
 from serve.errors import ModelError
 
 CONFIGURATION = ["config.json", "preprocessor_config.json"]
@@ -24,10 +24,13 @@ class Description:
 
 
 def describe(checkpoint: str, revision: str | None = None, *, gated: bool = False) -> Description:
-    """Describe a folder, a downloaded checkpoint, or one on the hub. Raises ModelError as `hub.locate`.
+    """Describe a folder, a downloaded checkpoint, or one elsewhere. Raises ModelError as `hub.locate`.
 
-    Of one on the hub some kilobytes are fetched: its configuration, and the headers of its safetensors files.
+    Of one on the hub or in an object store some kilobytes are fetched: its configuration, and the headers of its
+    safetensors files.
     """
+    if object_store.is_uri(checkpoint):
+        return read(hub.locate(checkpoint))
     folder = hub.cached(checkpoint, revision)
     if folder is not None and (folder == Path(checkpoint).expanduser() or _is_whole(folder)):
         return read(folder)
@@ -47,10 +50,7 @@ def describe(checkpoint: str, revision: str | None = None, *, gated: bool = Fals
 def read(folder: Path) -> Description:
     """Describe a folder whose files are whole. Raises ModelError where they are not."""
     hub.check_checkpoint(folder)
-    tensors = {
-        name: entry for file in sorted(folder.glob("*.safetensors")) for name, entry in hub.tensors(file).items()
-    }
-    return _described(folder, tensors, folder)
+    return _described(folder, hub.all_tensors(folder), folder)
 
 
 def _is_whole(folder: Path) -> bool:

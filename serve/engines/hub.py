@@ -1,4 +1,4 @@
-"""Locate a checkpoint's folder, downloading it from the Hugging Face hub where it is not on this machine."""
+"""Locate a checkpoint's folder: here, in an object store, or downloaded from the Hugging Face hub."""
 
 import json
 import os
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from serve.engines import object_store
 from serve.errors import ModelError
 
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no second copy as .bin, .gguf, .npz
@@ -25,11 +26,14 @@ def locate(
 ) -> Path:
     """Return the folder of a checkpoint, with all its files. Raises ModelError with a sentence that says what to do.
 
-    checkpoint: a folder, or a hub id such as `google/paligemma-3b-mix-448`; revision: the commit that pins it.
-    fetch: replaces huggingface_hub.snapshot_download. check: replaces `check_checkpoint`, for folders of another kind.
+    checkpoint: a folder, a hub id such as `google/paligemma-3b-mix-448`, with `revision`, the commit that pins it, or a
+    URI such as s3://bucket/path, whose weights stay there. fetch: replaces huggingface_hub.snapshot_download. check:
+    replaces `check_checkpoint`, for folders of another kind.
     """
     folder = Path(checkpoint).expanduser()
-    if not folder.is_dir():
+    if object_store.is_uri(checkpoint):
+        folder = object_store.fetch(checkpoint, PATTERNS, whole=check is not None, progress=progress)
+    elif not folder.is_dir():
         _check_id(checkpoint)
         progress(f"looking for {checkpoint} on the hub")
         folder = _download(checkpoint, revision, gated, progress, fetch)
@@ -78,6 +82,9 @@ def cached(checkpoint: str, revision: str | None = None) -> Path | None:
 
     Asks no network. Raises ModelError for what is neither a folder nor a hub id.
     """
+    if object_store.is_uri(checkpoint):
+        copy = object_store.folder_of(checkpoint)
+        return copy if copy.is_dir() else None
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         return folder
@@ -99,15 +106,18 @@ def check_checkpoint(folder: Path) -> None:
     except (OSError, ValueError):
         raise ModelError(f"{folder} has no readable config.json.", code="checkpoint_broken") from None
     index = folder / "model.safetensors.index.json"
-    shards = set(folder.glob("*.safetensors"))
+    shards = set(object_store.weight_files(folder))
+    headers = {shard.with_suffix("") for shard in shards if shard.suffix == object_store.HEADER}
     if index.exists():
-        shards |= {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+        named = {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+        shards |= named - headers
     if not shards:
         raise ModelError(f"{folder} has no weights (*.safetensors).", code="checkpoint_broken")
     for shard in sorted(shards):
         if not shard.exists():
             raise ModelError(f"{folder} lacks its file {shard.name}.", code="checkpoint_broken")
-        check_length(shard)
+        if shard.suffix != object_store.HEADER:  # its file's length was compared in the store
+            check_length(shard)
 
 
 def check_length(file: Path) -> None:
@@ -130,6 +140,11 @@ def tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return the tensors' types (F32, BF16, ...) and shapes in an intact safetensors file, by name."""
     entries = _header(file)[1].items()
     return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries if name != "__metadata__"}
+
+
+def all_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the tensors' types and shapes of a checkpoint whose files are whole, by name."""
+    return {name: entry for file in object_store.weight_files(folder) for name, entry in tensors(file).items()}
 
 
 def _check_id(checkpoint: str) -> None:

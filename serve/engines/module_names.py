@@ -34,4 +34,4 @@ def older(name: str) -> str:
 
 def any_newer(folder: Path) -> bool:
     """Return whether a checkpoint holds names for which `newer` is true. Reads only its files' headers."""
-    return any(newer(name) for file in folder.glob("*.safetensors") for name in hub.shapes(file))
+    return any(map(newer, hub.all_tensors(folder)))

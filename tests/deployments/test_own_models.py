@@ -1,6 +1,7 @@
 """A model of one's own in a Serve config answers, is compared and merged like any other, and fails alone."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from huggingface_hub import errors
 from served import URL
 
 from deployments import config
@@ -160,18 +162,31 @@ async def test_adapters_of_a_failed_base_fail_with_its_reason() -> None:
         ("cut", "model.safetensors is cut short or damaged"),
         ("other", "architectures should be PaliGemmaForConditionalGeneration and is LlavaForConditionalGeneration"),
         ("missing", "There is no folder"),
+        ("half", "lacks its file model-00002.safetensors"),
+        ("own/gated", "own/gated is gated: accept its licence at https://huggingface.co/own/gated and set HF_TOKEN"),
     ],
 )
-async def test_unusable_checkpoint_fails_only_its_own_model(tmp_path: Path, checkpoint: str, message: str) -> None:
+async def test_unusable_checkpoint_fails_only_its_own_model(
+    tmp_path: Path, checkpoint: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gated(*_: Any, **__: Any) -> str:
+        request = httpx.Request("GET", "https://huggingface.co/api")
+        raise errors.GatedRepoError("refused", response=httpx.Response(403, request=request))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", gated)
     toys = Path(config.HERE.parent / "serve" / "toy")
-    if checkpoint != "missing":
+    if checkpoint in ("cut", "other", "half"):
         (tmp_path / checkpoint).mkdir()
-        for file in (toys / ("paligemma" if checkpoint == "cut" else "llava")).iterdir():
+        for file in (toys / ("llava" if checkpoint == "other" else "paligemma")).iterdir():
             (tmp_path / checkpoint / file.name).write_bytes(file.read_bytes())
     if checkpoint == "cut":
         file = tmp_path / "cut" / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
-    entry = {"name": "own", "like": "toy-paligemma", "checkpoint": str(tmp_path / checkpoint)}
+    if checkpoint == "half":
+        index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+        (tmp_path / "half" / "model.safetensors.index.json").write_text(json.dumps(index))
+    place = checkpoint if "/" in checkpoint else str(tmp_path / checkpoint)
+    entry = {"name": "own", "like": "toy-paligemma", "checkpoint": place}
     client, _ = await served(args(BASE, entry))
     ready = (await client.get("/ready")).json()
     assert ready["models"] == {"toy-paligemma": "ready", "own": "failed"}

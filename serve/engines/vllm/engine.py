@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from serve import tracing
-from serve.engines import adapters, hub
+from serve.engines import adapters, hub, object_store
 from serve.engines.base import Memory, Piece, Prompt, Sampling
 from serve.engines.description import Description, read
 from serve.engines.shared_context import SharedContexts
@@ -60,13 +60,14 @@ Further requests for alternatives wait for others to end."""
 class VllmEngine:
     """A vLLM engine with one checkpoint.
 
-    checkpoint: a local folder or a hub id, with `revision`. gated: whether its licence must be accepted on the hub.
-    expect: required values of its config.json (config_check). family_args: vLLM arguments that the model family needs.
-    engine_args: the deployment's (tensor_parallel_size, gpu_memory_utilization, max_num_seqs ...), which override them.
-    prepare: transforms an image before the processor gets it. progress: called from another thread with a short text
-    for each step of the start. adapters: LoRA adapters to serve; one that cannot be used leaves the others and the
-    checkpoint unaffected. stat_loggers: returns vLLM's StatLogger classes once vLLM is imported; without, vLLM keeps no
-    statistics. decoder: decodes undecoded images. share: the part of a GPU that is this engine's.
+    checkpoint: a local folder, a hub id with `revision`, or a URI as s3://bucket/path. gated: whether its licence must
+    be accepted on the hub. expect: required values of its config.json (config_check). family_args: vLLM arguments that
+    the model family needs. engine_args: the deployment's (tensor_parallel_size, gpu_memory_utilization, max_num_seqs
+    ...), which override them. prepare: transforms an image before the processor gets it. progress: called from another
+    thread with a short text for each step of the start. adapters: LoRA adapters to serve; one that cannot be used
+    leaves the others and the checkpoint unaffected. stat_loggers: returns vLLM's StatLogger classes once vLLM is
+    imported; without, vLLM keeps no statistics. decoder: decodes undecoded images. share: the part of a GPU that is
+    this engine's.
     """
 
     def __init__(
@@ -176,12 +177,13 @@ class VllmEngine:
         if current_platform.is_unspecified():
             message = "The installed vLLM is built for a GPU and finds none here: is its driver seen (nvidia-smi)?"
             raise ModelError(f"{message} `make serve DEVICE=cpu` sets up the other.", code="load_failed")
+        streamed = object_store.engine_arguments(self.checkpoint) if object_store.is_uri(self.checkpoint) else {}
         cpu = current_platform.is_cpu()
         gpu_bytes = None if cpu else int(current_platform.get_device_total_memory())
         chosen = arguments(
             folder,
             self.family_args,
-            self.engine_args,
+            {**streamed, **self.engine_args},
             is_prefix_lm=self.prefix_lm,
             cpu=cpu,
             adapters=checked,
