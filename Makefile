@@ -7,7 +7,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast slow install install-dev loadtest bench bench-others bench-fan-out
-.PHONY: bench-many-servers bench-scale bench-repeats chaos hostile soak k8s-check k8s-drill
+.PHONY: bench-many-servers bench-scale bench-repeats chaos hostile soak gpu-check k8s-check k8s-drill
 .PHONY: screenshots lock clean
 
 serve: install
@@ -94,6 +94,10 @@ $(CHECKOV): # in an environment of its own: its requirements quarrel with ours
 # the same cluster with the toys: five minutes. ARGS="--image NAME": in containers of an image that podman has built
 k8s-drill: install-dev
 	PYTHONPATH=tests $(BIN)/python -m cluster.drill $(ARGS)
+
+# what only a GPU can show, in ten minutes and offline, into build/gpu/report.md; ARGS="--parts a,c", ARGS=--rehearse: on a CPU
+gpu-check: install-dev
+	$(BIN)/python -m loadtest.gpu_check $(ARGS)
 
 # users on a running server for a minute, into build/loadtest/report.html; ARGS: loadtest/README.md
 loadtest: install-dev

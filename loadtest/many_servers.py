@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
                 for case in _cases(width, options):
                     for side in sorted(sides, reverse=bool(at % 2)):
                         with only(sides[side], servers):
-                            blocks.append(uvloop.run(_measure(side, sides[side], case, at)))
+                            blocks.append(uvloop.run(measure(side, sides[side], case, at)))
                             print(_line(blocks[-1]), flush=True)
     met, checked = _targets(blocks)
     print(f"\n{_summary(blocks)}\n\n{checked}\n{processor()}")
@@ -129,33 +129,39 @@ def _sides(toys: Sequence[str], previous: str) -> Iterator[dict[str, list[Server
             for kind in group:
                 began = time.monotonic()
                 sides.setdefault(side, []).append(stack.enter_context(running(kind)))
-                _wait_until_ready(sides[side][-1], side, toys)
+                if side != "A":
+                    wait_until_ready(sides[side][-1], toys)
                 print(f"{side} {kind.name}: {kind.model} answers after {time.monotonic() - began:.0f} s", flush=True)
         yield sides
 
 
-def _wait_until_ready(server: Server, side: str, toys: Sequence[str]) -> None:
+def wait_until_ready(server: Server, models: Sequence[str]) -> None:
     """Wait until every model of a Diptych is ready; `running` has waited for the first."""
     until = time.monotonic() + START_S
-    while side != "A" and not _are_ready(server, toys):
+    while not _are_ready(server, models):
         if time.monotonic() > until:
             raise NotAnswering(f"Not every model is ready; the server's log: {server.log}")
         time.sleep(0.5)
 
 
-def _are_ready(server: Server, toys: Sequence[str]) -> bool:
+def _are_ready(server: Server, models: Sequence[str]) -> bool:
     try:
         states = json.loads(fetch(f"{server.url}/ready"))["models"]
     except OSError:  # 503: no model is ready yet
         return False
-    return all(states[toy] == "ready" for toy in toys)
+    return all(states[name] == "ready" for name in models)
 
 
-async def _measure(side: str, servers: Sequence[Server], case: Case, at: int) -> Block:
-    """Run a block. Both sides of a round get the same pictures, which no cache has seen."""
-    drawn = itertools.islice(pictures(case.size, zlib.crc32(repr((case, at)).encode())), case.count)
-    toys = TOYS[: case.models]
-    asks = _asks_vllm(servers, toys, drawn, case) if side == "A" else _asks_diptych(servers[0], toys, drawn, case)
+async def measure(
+    side: str, servers: Sequence[Server], case: Case, at: int, models: Sequence[str] | None = None
+) -> Block:
+    """Run a block. Both sides of a round get the same pictures, which no cache has seen. models: other than the toys.
+
+    Side A is a server of vLLM for each model, any other side one Diptych.
+    """
+    names = models or TOYS[: case.models]
+    drawn = itertools.islice(pictures(case.size, zlib.crc32(repr((case, at, names)).encode())), case.count)
+    asks = _asks_vllm(servers, names, drawn, case) if side == "A" else _asks_diptych(servers[0], names, drawn, case)
     waiting = iter(asks)
     results: list[Result] = []
 

@@ -15,15 +15,17 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from deployments.config import APP
+from deployments.local.gpus import gpus
 from loadtest.pictures import body, pictures
 from loadtest.processes import Tree
+from serve.engines.plugins import prefix_lm
 from serve.engines.vllm.arguments import ENVIRONMENT, arguments
 from serve.models import MODELS
 
@@ -43,7 +45,7 @@ class ServerKind:
 
     command: makes its command line from a port, a folder for its files and the URL of the server it forwards to ("" for
     none). front: the role of its first process. forwards_to: the key of the kind that it stands before. environment:
-    the folder of its own Python environment. checkout: the repository whose code it runs.
+    the folder of its own Python environment. checkout: the repository whose code it runs. variables: of its process.
     """
 
     key: str
@@ -54,6 +56,7 @@ class ServerKind:
     forwards_to: str = ""
     environment: Path | None = None
     checkout: Path = HERE.parent
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def missing(self) -> str | None:
         """Return why it cannot run on this machine; None where it can."""
@@ -89,31 +92,53 @@ class Server:
         return f"{self.url}/v1/chat/completions"
 
 
-def engine_arguments(name: str = MODEL) -> dict[str, object]:
-    """Return the arguments with which Diptych starts a toy's engine; the other servers get the same."""
+def engine_arguments(
+    name: str = MODEL, checkpoint: Path | None = None, engine: Mapping[str, Any] | None = None, share: float = 1.0
+) -> dict[str, object]:
+    """Return the arguments with which Diptych starts a model's engine on this machine; the other servers get the same.
+
+    checkpoint: a folder in place of the catalogue's. engine: the deployment's arguments. share: the part of a GPU.
+    """
     model = MODELS[name]
-    chosen = arguments(Path(model.checkpoint.hub), model.family_args, {}, is_prefix_lm=model.prefix_lm, cpu=True)
+    gpu = next(iter(gpus()), None)
+    chosen = arguments(
+        checkpoint or Path(model.checkpoint.hub),
+        model.family_args,
+        engine or {},
+        is_prefix_lm=model.prefix_lm,
+        cpu=gpu is None,
+        share=share,
+        gpu_bytes=gpu.total if gpu else 0,
+        capability=gpu.capability[0] if gpu else 0,
+    )
     return {**chosen, "served_model_name": name}
 
 
 def _vllm(port: int, folder: Path, upstream: str) -> list[str]:
-    return _vllm_command(port, MODEL)
+    return _vllm_command(port, engine_arguments())
 
 
-def vllm(key: str, model: str) -> ServerKind:
-    """Return vLLM's own server of a toy, which takes the message's text as the whole prompt."""
+def vllm(
+    key: str,
+    model: str,
+    checkpoint: Path | None = None,
+    engine: Mapping[str, Any] | None = None,
+    share: float = 1.0,
+) -> ServerKind:
+    """Return vLLM's own server of a model, which takes the message's text as the whole prompt."""
 
     def command(port: int, folder: Path, upstream: str) -> list[str]:
         (folder / "verbatim.jinja").write_text("{{ messages[0].content }}")
         template = ["--chat-template", str(folder / "verbatim.jinja"), "--chat-template-content-format", "string"]
-        return [*_vllm_command(port, model), *template]
+        return [*_vllm_command(port, engine_arguments(model, checkpoint, engine, share)), *template]
 
-    return ServerKind(key, "vLLM's own server", command, front="server", model=model)
+    variables = prefix_lm.ENVIRONMENT if MODELS[model].prefix_lm else {}
+    return ServerKind(key, "vLLM's own server", command, front="server", model=model, variables=variables)
 
 
-def _vllm_command(port: int, model: str) -> list[str]:
+def _vllm_command(port: int, engine: Mapping[str, object]) -> list[str]:
     flags = []
-    for name, value in engine_arguments(model).items():
+    for name, value in engine.items():
         flag = "--" + name.replace("_", "-")
         if value is True:
             flags.append(flag)
@@ -138,7 +163,7 @@ def diptych(key: str, name: str, models: Sequence[Mapping[str, Any]], **args: An
         config.write_text(yaml.dump({"applications": [application]}))
         return [sys.executable, "-m", "deployments", f"--config={config}", f"--port={port}"]
 
-    return ServerKind(key, name, command, model=models[0]["name"])
+    return ServerKind(key, name, command, model=models[0]["name"] if models else "")
 
 
 def simulated(name: str, engine: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
@@ -191,7 +216,13 @@ def running(kind: ServerKind, upstream: Server | None = None) -> Iterator[Server
             stdout=out,
             stderr=subprocess.STDOUT,
             # One thread for torch, as Ray gives its replicas: with two, vLLM's own server is a fifth slower here.
-            env={**ENVIRONMENT, "OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(kind.checkout)},
+            env={
+                **ENVIRONMENT,
+                "OMP_NUM_THREADS": "1",
+                **os.environ,
+                **kind.variables,
+                "PYTHONPATH": str(kind.checkout),
+            },
             cwd=kind.checkout,  # `-m deployments` is looked for here first
             start_new_session=True,
         )

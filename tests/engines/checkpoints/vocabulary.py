@@ -9,20 +9,23 @@ BYTES = [f"<0x{i:02X}>" for i in range(256)]
 LETTERS = [chr(i) for i in range(33, 127)]
 
 
-def llama(added: list[str]) -> Any:
-    """LLaVA's, on Vicuna and on Mistral: sentencepiece with a byte for each unknown letter, `<s>` in front."""
+def llama(added: list[str], words: int = 0) -> Any:
+    """LLaVA's, on Vicuna and on Mistral: sentencepiece with a byte for each unknown letter, `<s>` in front.
+
+    words: of its vocabulary before the added ones, filled up; 0: as few as there are.
+    """
     from transformers import LlamaTokenizer
 
-    vocab, merges = _sentencepiece(["<unk>", "<s>", "</s>"])
+    vocab, merges = _sentencepiece(["<unk>", "<s>", "</s>"], words)
     tokenizer = LlamaTokenizer(vocab=vocab, merges=merges, pad_token="<pad>", add_bos_token=True)
     return _with(tokenizer, added)
 
 
-def gemma(added: list[str]) -> Any:
+def gemma(added: list[str], words: int = 0) -> Any:
     """PaliGemma's: the same kind, no space in front, places and shapes as tokens of their own."""
     from transformers import GemmaTokenizer
 
-    vocab, merges = _sentencepiece(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"])
+    vocab, merges = _sentencepiece(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], words)
     return _with(GemmaTokenizer(vocab=vocab, merges=merges), added)
 
 
@@ -48,7 +51,7 @@ def room(tokenizer: Any) -> int:
     return (len(tokenizer) + 63) // 64 * 64
 
 
-def _sentencepiece(special: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _sentencepiece(special: list[str], words: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -59,7 +62,8 @@ def _sentencepiece(special: list[str]) -> tuple[dict[str, int], list[tuple[str, 
         vocab_size=600, special_tokens=pieces, initial_alphabet=[*LETTERS, "\u2581", "\n"], show_progress=False
     )
     core.train_from_iterator(TEXT, trainer)
-    return _learned(core)
+    vocab, merges = _learned(core)
+    return vocab | {f"w{number}": number for number in range(len(vocab), words)}, merges
 
 
 def _learned(core: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:

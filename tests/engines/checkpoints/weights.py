@@ -57,6 +57,11 @@ def publish(folder: Path) -> None:
         for name, tensor in load_file(path).items()
     }
     save_file(tensors, path, metadata={"format": "pt"})
+    publish_processors(folder)
+
+
+def publish_processors(folder: Path) -> None:
+    """Write a file for each processor, in place of the one that transformers 5 writes."""
     whole = json.loads((folder / "processor_config.json").read_text())
     for part, file in PARTS.items():
         if part in whole:

@@ -1,0 +1,97 @@
+"""The GPU check without a GPU: its reasons, its limits and its report; what it measures, on the shared server."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Running, alive
+
+from deployments.local.gpus import Gpu
+from loadtest import gpu_check, gpu_engines, gpu_serving
+from loadtest.gpu_check import Part
+from loadtest.processes import Tree
+from loadtest.servers import Server, diptych
+from serve.models import MODELS
+
+CARD = Gpu(0, "Some card", int(80e9), int(79e9), "580.1", (9, 0))
+TOYS = [gpu_serving.Served(name, Path(MODELS[name].checkpoint.hub), {}) for name in gpu_check.TOYS]
+
+
+def test_machine_without_a_large_gpu_gets_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "_version", lambda name: "" if name == "vllm" else "1")
+    assert "the build for CPUs" in (gpu_check.missing([CARD], False) or "")
+    assert gpu_check.missing([], True) is None
+    monkeypatch.setattr(gpu_check, "_version", lambda name: "1")
+    assert "no GPU is seen here" in (gpu_check.missing([], False) or "")
+    assert "Some card has 12.0 GB" in (gpu_check.missing([Gpu(0, "Some card", int(12e9), 0, "", (9, 0))], False) or "")
+    assert gpu_check.missing([CARD], False) is None
+
+
+def check(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
+    status = gpu_check.main(["--rehearse", "--out", str(tmp_path), *arguments])
+    return status, json.loads((tmp_path / "report.json").read_text())["parts"], (tmp_path / "report.md").read_text()
+
+
+def test_part_that_runs_again_leaves_the_others_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def well(folder: Path, rehearse: bool, limit_s: float) -> tuple[bool, dict[str, Any]]:
+        return True, {"table": [["model", "rate"], ["a | b", "1.0"]], "starts": {"a": [[1.25, "loading"]]}}
+
+    def ill(folder: Path, rehearse: bool, limit_s: float) -> tuple[bool, dict[str, Any]]:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(gpu_check, "PARTS", {"a": Part("First", 9, 9, well), "b": Part("Second", 9, 9, ill)})
+    status, parts, text = check(tmp_path)
+    assert status == 1 and (parts["a"]["state"], parts["b"]["state"]) == ("well", "NOT WELL")
+    assert "RuntimeError: broken" in text and "| a / b | 1.0 |" in text and "- a: 1.2 s loading" in text
+    status, again, _ = check(tmp_path, "--parts", "a")
+    assert status == 0 and again["b"] == parts["b"]
+    with pytest.raises(SystemExit):
+        check(tmp_path, "--parts", "z")
+
+
+def test_command_whose_time_is_over_ends_with_its_children(tmp_path: Path) -> None:
+    child = "import time; time.sleep(60)"
+    program = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True)"
+    began = time.monotonic()
+    done = gpu_check.run([sys.executable, "-c", f"{program}; {child}"], tmp_path / "log.txt", 1.0)
+    assert done.over == "its 1 s were over" and time.monotonic() - began < 20
+    assert not alive(int(done.text))
+
+
+@pytest.mark.parametrize(
+    ("line", "well"),
+    [
+        ("FAULT  hub: https://hub does not answer, and llava-1.5-7b must come from there -> connect it", True),
+        ("FAULT  plan, llava-1.5-7b: its headers cannot be read yet -> 1 GPU of 24 GB", True),
+        ("FAULT  driver: 550, and CUDA 13 needs 580 or newer -> install a newer driver", False),
+    ],
+)
+def test_doctor_part_is_well_where_only_checkpoints_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, well: bool
+) -> None:
+    done = gpu_check.Done(1, f"ok     Python: 3.11.7\n{line}\n1 of these would keep it from serving.\n")
+    monkeypatch.setattr(gpu_check, "run", lambda *_: done)
+    is_well, tables = gpu_check._doctor(tmp_path, False, 30)
+    assert is_well == well and tables["findings"][2] == ["FAULT", *line[7:].split(": ", 1)]
+
+
+@pytest.mark.ray
+def test_served_models_are_measured_alone_and_in_a_fan_out(serving: Running) -> None:
+    server = Server(diptych("B", "Diptych", []), serving.url, Tree(serving.process.pid, "driver"), Path())
+    block = gpu_serving._block("B", [server], TOYS, 2)
+    row = gpu_serving._row([toy.name for toy in TOYS], "Diptych", block)
+    assert len(row) == len(gpu_serving.HEAD) and float(row[3]) > 0
+    starts = gpu_serving.steps(serving.output())
+    for toy in TOYS:
+        seconds, words = zip(*starts[f"Diptych, {toy.name}"], strict=True)
+        assert list(seconds) == sorted(seconds) and "loading weights" in words
+
+
+@pytest.mark.engine
+def test_engine_that_has_slept_answers_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    results: list[dict[str, Any]] = []
+    assert gpu_engines.run(TOYS[:1], lambda tables: results.append(json.loads(json.dumps(tables))))
+    assert results[-1]["sleep"][1][-1] == "yes" and results[-1]["together"][1][-1] == "yes"
