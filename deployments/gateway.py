@@ -86,7 +86,7 @@ class Gateway:
         self._lag.start()
         self._metrics, self._rate_limiter = Metrics(), RateLimiter()
         self._metrics.watch(lag=self._lag)
-        self._votes: VoteStore | None = None
+        self._votes: dict[Path, VoteStore] = {}
         self._args = args
         self._app = SwappableApp(self._create_app(args))
         listen = args.gateway.listen
@@ -140,6 +140,8 @@ class Gateway:
         self._lag.stop()
         if self.server is not None:
             await self.server.stop()
+        for votes in self._votes.values():
+            votes.close()
 
     def _create_app(self, args: Args) -> FastAPI:
         """Create the app for these args, keeping the pools of engines that stay.
@@ -180,13 +182,13 @@ class Gateway:
     def _open_votes(self, path: Path | None) -> VoteStore | None:
         """Return the store of the arena's votes. Raises OSError where the file cannot be used.
 
-        One that another file has followed stays open: a request may still use it.
+        One that another file has followed stays open until the gateway stops: a request may still use it.
         """
         if path is None:
             return None
-        if self._votes is None or self._votes.path != path:
-            self._votes = VoteStore(path)
-        return self._votes
+        if path not in self._votes:
+            self._votes[path] = VoteStore(path)
+        return self._votes[path]
 
     def _read_keys(self) -> None:
         """Read the keys again. Raises ValueError or OSError where they cannot be used."""
