@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=text, add_help=False).set_defaults(run=run)
     _ask_options(commands.add_parser("ask", help="ask every model about a picture or a film"))
     _run_options(commands.add_parser("run", help="every picture of a folder through all models, as JSON lines"))
+    _report_options(commands.add_parser("report", help="a record of run or evaluate as one HTML file"))
     _evaluate_options(commands.add_parser("evaluate", help="how right the models are, and their merged reply"))
     _check_options(
         commands.add_parser("check", help="whether served models see: boxes, answers, words of drawn scenes")
@@ -133,7 +134,37 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--labels", type=_text, metavar="PHRASES", help="for tasks that take phrases, as in 'cat; dog'")
     _request_options(run)
     _batch_options(run)
+    run.add_argument(
+        "--format", type=_format, metavar="NAME", help="labels as coco, yolo, voc, label-studio, fiftyone or jsonl"
+    )
+    run.add_argument("--to", type=Path, metavar="FOLDER", help="where labels go; default beside --out")
+    run.add_argument(
+        "--review-below",
+        type=_below,
+        metavar="A|N%",
+        help="labels with less agreement, or the N %% with the least, apart",
+    )
+    run.add_argument(
+        "--corrected",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="what people made of them, in place of the merged answers",
+    )
+    run.add_argument("--pictures-at", metavar="URL", help="where Label Studio finds them; default its local files")
     run.set_defaults(run=_run)
+
+
+def _report_options(report: argparse.ArgumentParser) -> None:
+    report.add_argument("record", type=Path, metavar="RECORD", help="what --out of run or evaluate wrote")
+    report.add_argument(
+        "folder", type=Path, nargs="?", metavar="FOLDER", help="its pictures; the toys' are drawn again"
+    )
+    report.add_argument("--to", type=Path, metavar="FILE", help="default: RECORD's name, with .html")
+    report.add_argument(
+        "--side", type=_count, metavar="N", help="pixels of a picture's longer side; default by their number"
+    )
+    report.set_defaults(run=_report)
 
 
 def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
@@ -150,7 +181,7 @@ def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     )
     evaluate.add_argument("--weights", type=_weights, metavar="A=2,B=1", help="merge again, with these weights")
     evaluate.add_argument(
-        "--annotations", type=Path, nargs="+", metavar="FILE", help="COCO or VQA JSON, or labels.jsonl; default: found"
+        "--annotations", type=Path, nargs="+", metavar="FILE", help="labels of any kind that is read; default: found"
     )
     evaluate.add_argument(
         "--from", dest="recorded", type=Path, metavar="FILE", help="score what --out recorded; asks nothing"
@@ -271,6 +302,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     return evaluate(options)
 
 
+def _report(options: argparse.Namespace) -> int:
+    from serve.client.report import report
+
+    return report(options)
+
+
 def _check(options: argparse.Namespace) -> int:
     from serve.client.check import check_command
 
@@ -319,6 +356,23 @@ def _measured_task(word: str) -> str:
         if word not in names:
             raise argparse.ArgumentTypeError(f"invalid choice: {word!r} (choose from {', '.join(map(repr, names))})")
     return word
+
+
+def _format(word: str) -> str:
+    from serve.labels import FORMATS
+
+    if word not in FORMATS:
+        raise argparse.ArgumentTypeError(f"invalid choice: {word!r} (choose from {', '.join(FORMATS)})")
+    return word
+
+
+def _below(word: str) -> object:
+    from serve.client.evaluation.export import Below
+
+    try:
+        return Below.parse(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word} is neither from 0 to 1 nor from 0% to 100%") from None
 
 
 def _names(word: str) -> list[str]:

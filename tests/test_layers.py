@@ -21,7 +21,7 @@ LAYERS = [  # a package's entry applies to its modules without an entry of their
     {"tasks.merging"},
     {"tasks"},
     {"models"},
-    {"router"},
+    {"router", "labels"},
     {"worker", "catalog", "arena"},
     {"api"},
     {"api.chat_completions"},

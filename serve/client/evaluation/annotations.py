@@ -1,11 +1,11 @@
-"""Labelled folders: COCO's instances and captions, VQA's questions and answers, or one JSON line a picture."""
+"""Labelled folders: COCO, VQA, YOLO, Pascal VOC, Label Studio, FiftyOne, or one JSON line a picture."""
 
 import functools
 import itertools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, TypeVar
 
@@ -24,7 +24,11 @@ from pydantic import (
 from serve.client.evaluation import folder
 from serve.client.evaluation.items import Item, Json, labels
 from serve.client.http_client import Failure, Misuse
+from serve.errors import ServeError
+from serve.labels import fiftyone, label_studio, voc, yolo
+from serve.labels.picture import Truth
 from serve.media import masks
+from serve.media.image import undecoded_image
 from serve.media.outline import MAX_SIDE
 from serve.tasks import TASKS
 from serve.tasks.detect import MAX_LABELS
@@ -164,7 +168,10 @@ class Line(BaseModel):
 
 
 class Labelled:
-    """The items of a labelled folder. notes: sentences that say what was left out and why."""
+    """The items of a labelled folder. notes: sentences that say what was left out and why.
+
+    empty: pictures, by path and task, of which the labels say that nothing is in them: there is nothing to ask for.
+    """
 
     def __init__(self, here: Path, files: Sequence[Path] | None) -> None:
         """Read the annotations. files: all in the folder and its `annotations/` where left out. Raises Failure."""
@@ -173,11 +180,18 @@ class Labelled:
         if not here.is_dir():
             raise Misuse(f"{here}: there is no such folder.")
         self.items: list[Item] = []
+        self.empty: set[tuple[str, str]] = set()
         questions: list[tuple[Path, Questions]] = []
         answers: list[tuple[Path, Answers]] = []
         for path in files or _annotation_files(here):
             if path.suffix.lower() == ".jsonl":
                 self.items += self._lines(path)
+                continue
+            if path.is_dir():
+                self.items += self._truths(path, voc.read_voc(path))
+                continue
+            if path.suffix.lower() in (".yaml", ".yml"):
+                self.items += self._truths(path, yolo.read_yolo(path))
                 continue
             body = _load(path)
             match _shape(body):
@@ -189,15 +203,23 @@ class Labelled:
                     questions.append((path, _checked(Questions, body, path)))
                 case "answers":
                     answers.append((path, _checked(Answers, body, path)))
+                case "label-studio":
+                    self.items += self._truths(path, label_studio.read_label_studio(str(path), body))
+                case "fiftyone":
+                    self.items += self._truths(path, fiftyone.read_fiftyone(str(path), body, self._size))
                 case _ if files:
-                    raise Failure(f"{path}: these are neither COCO's nor VQA's annotations, nor JSON lines (.jsonl).")
+                    raise Failure(
+                        f"{path}: these are annotations of neither COCO, VQA, Label Studio nor FiftyOne, nor JSON "
+                        "lines (.jsonl), nor YOLO's data.yaml."
+                    )
                 case _:
                     self.notes.append(f"{path} holds no labels that are known here.")
         self.items += self._vqa(questions, answers)
-        if not self.items:
+        if not self.items and not self.empty:
             raise Failure(
-                f"{here} holds no labelled pictures: COCO or VQA annotations (.json) or labels.jsonl, there or "
-                f"by --annotations. {' '.join(self.notes)}".strip()
+                f"{here} holds no labelled pictures: annotations of COCO, VQA, Label Studio or FiftyOne (.json), "
+                "data.yaml (YOLO), Annotations/ (VOC) or labels.jsonl, there or by --annotations. "
+                + " ".join(self.notes)
             )
 
     def _instances(self, path: Path, body: Instances) -> Iterator[Item]:
@@ -213,6 +235,8 @@ class Labelled:
             file, rows = self._file(picture.file_name), by_picture.get(picture.id, [])
             if file is None or not rows:
                 missing, empty = missing + (file is None), empty + (file is not None)
+                if file is not None:
+                    self.empty |= {(file, "detect"), (file, "segment")}
                 continue
             boxes = [_box(instance, names[instance.category_id]) for _, instance in rows]
             yield self._item(path, str(picture.id), "detect", file, {"labels": labels(boxes)}, {"boxes": boxes})
@@ -228,6 +252,31 @@ class Labelled:
         self._note(missing, f"pictures of {path.name} are not in {self.here}")
         self._note(bare, f"pictures of {path.name} have objects without a mask, or no size: not asked to segment")
         self._note(empty, f"pictures of {path.name} show nothing that is labelled: nothing to ask for")
+
+    def _truths(self, path: Path, truths: Iterable[Truth]) -> Iterator[Item]:
+        """Yield the items of other tools' labels. Raises Failure naming the place that cannot be read."""
+        missing = empty = 0
+        try:
+            for at, truth in enumerate(truths):
+                file = self._file(truth.file)
+                if file is None or truth.fields.get("labels") == []:
+                    missing, empty = missing + (file is None), empty + (file is not None)
+                    if file is not None:
+                        self.empty.add((file, truth.task))
+                    continue
+                yield self._item(path, str(at), truth.task, file, truth.fields, truth.truth)
+        except (ValueError, ServeError, OSError) as error:
+            raise Failure(str(error)) from None
+        self._note(missing, f"labels of {path.name} are about pictures that are not in {self.here}")
+        self._note(empty, f"labels of {path.name} say that nothing is there: nothing to ask for")
+
+    def _size(self, name: str) -> tuple[int, int] | None:
+        """Return width and height of a picture, None where it is not in the folder. Raises OSError or ServeError."""
+        file = self._file(name)
+        if file is None:
+            return None
+        image = undecoded_image(folder.content(self.here / file))
+        return image.width, image.height
 
     def _captions(self, path: Path, body: Captions) -> Iterator[Item]:
         by_picture: dict[str, list[str]] = defaultdict(list)
@@ -336,19 +385,26 @@ def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def _annotation_files(here: Path) -> list[Path]:
-    """List all .json files, and labels.jsonl by its name: other JSON lines may be what --out recorded."""
+    """List all .json files, labels.jsonl and data.yaml by their names, and VOC's folder of XML files.
+
+    Other JSON lines may be what --out recorded.
+    """
     paths: list[Path] = []
     for parent in (here, here / "annotations"):
         files = sorted(path for path in parent.glob("[!.]*") if path.is_file())
         paths += [path for path in files if path.suffix.lower() == ".json"]
-        paths += [path for path in files if path.name.lower() == "labels.jsonl"]
-    return paths
+        paths += [path for path in files if path.name.lower() in ("labels.jsonl", "data.yaml")]
+    return paths + [path for path in (here / "Annotations",) if any(path.glob("**/*.xml"))]
 
 
 def _shape(body: Any) -> str:
     """Return the kind of a JSON file, by its content: questions, captions, instances, answers, or nothing known."""
+    if label_studio.is_export(body):
+        return "label-studio"
     if not isinstance(body, dict):
         return ""
+    if isinstance(body.get("samples"), list):
+        return "fiftyone"
     notes = body.get("annotations")
     first = notes[0] if isinstance(notes, list) and notes and isinstance(notes[0], dict) else {}
     if isinstance(body.get("questions"), list):
@@ -381,7 +437,7 @@ def _labelled(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
         if not fields["labels"]:
             raise Failure(f"{where}: boxes: with none of them, labels must say what to look for.")
         yield "detect", fields, {"boxes": boxes}
-        if boxes and all("mask" in box for box in boxes):
+        if (boxes or line.task == "segment") and all("mask" in box for box in boxes):
             yield "segment", fields, {"boxes": boxes}
 
 

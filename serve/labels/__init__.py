@@ -1,0 +1,31 @@
+"""Labels in the formats of other tools: written from models' answers, and read back once people corrected them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from serve.labels import coco, fiftyone, json_lines, label_studio, voc, yolo
+from serve.labels.picture import Answered
+from serve.tasks import TASKS
+
+Writer = Callable[[Path, Path, Sequence[Answered]], None]
+"""(the folder to write into, the pictures' folder, pictures of one task) -> None. Raises OSError."""
+
+FORMATS: Mapping[str, Writer] = {
+    "coco": coco.write_coco,
+    "yolo": yolo.write_yolo,
+    "voc": voc.write_voc,
+    "label-studio": label_studio.write_label_studio,
+    "fiftyone": fiftyone.write_fiftyone,
+    "jsonl": json_lines.write_json_lines,
+}
+HELD: Mapping[str, Sequence[str]] = {
+    "coco": ("detect", "segment", "caption"),
+    "yolo": ("detect", "segment"),
+    "voc": ("detect",),
+}
+"""The tasks whose results a format can hold; those that are not here hold every task's."""
+
+
+def holders(task: str) -> list[str]:
+    """Return the formats that can hold a task's results."""
+    return [name for name in FORMATS if task in HELD.get(name, TASKS)]

@@ -1,0 +1,114 @@
+"""FiftyOne: `samples.json` and the pictures in `data/`, a dataset of its type FiftyOneDataset.
+
+A sample has a field for the merged result and one for each model's, and the field `agreement`. Boxes and masks are
+detections, with parts of the picture's width and height; a text is a text.
+"""
+
+import base64
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.labels.picture import Answered, Json, Truth, answered, place
+from serve.media.masks import Rle, Window, decode_in, encode_in
+
+TRUTHS = ("ground_truth", "merged")
+"""Fields that labels are read from: the first that a sample has."""
+
+
+def write_fiftyone(folder: Path, pictures_in: Path, pictures: Sequence[Answered]) -> None:
+    """Write the samples and link the pictures beside them. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = answered(pictures)
+    samples = []
+    for picture in kept:
+        place(pictures_in / picture.file, folder / "data" / picture.file)
+        results = {"merged": picture.result or {}, **picture.answers}
+        fields = {_field(name): _label(result, picture.size) for name, result in results.items()}
+        question = {"question": picture.fields["question"]} if "question" in picture.fields else {}
+        sample = {"filepath": f"data/{picture.file}", "tags": [picture.task], "agreement": picture.agreement}
+        samples.append(sample | question | fields)
+    (folder / "samples.json").write_text(json.dumps({"samples": samples}), encoding="ascii")
+
+
+def read_fiftyone(where: str, body: Mapping[str, Any], sizes: Any) -> Iterator[Truth]:
+    """Yield the detections of an exported dataset's samples. sizes: a sample's path -> the picture's width and height.
+
+    They are read from the field `ground_truth`, else `merged`. Raises ValueError naming the place.
+    """
+    for at, sample in enumerate(body["samples"]):
+        try:
+            field = next((name for name in TRUTHS if isinstance(sample.get(name), dict)), None)
+            if field is None or sample[field].get("_cls") != "Detections":
+                continue
+            file = str(sample["filepath"])
+            size = sizes(file)
+            if size is None:
+                continue
+            boxes = [_box(detection, size) for detection in sample[field]["detections"]]
+        except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+            raise ValueError(f"{where}: samples[{at}]: its detections cannot be read ({error}).") from None
+        fields = {"labels": list(dict.fromkeys(box["label"] for box in boxes))}
+        plain = [{name: box[name] for name in box if name != "mask"} for box in boxes]
+        yield Truth(f"{where}: samples[{at}]", file, "detect", fields, {"boxes": plain})
+        if boxes and all("mask" in box for box in boxes):
+            yield Truth(f"{where}: samples[{at}]", file, "segment", fields, {"boxes": boxes})
+
+
+def _field(model: str) -> str:
+    """Return a field's name for a model's: letters, digits and underscores, a letter first."""
+    name = re.sub(r"\W", "_", model, flags=re.ASCII)
+    return name if name[:1].isalpha() else f"m_{name}"
+
+
+def _label(result: Json, size: tuple[int, int]) -> Any:
+    if "boxes" not in result:
+        return str(next(iter(result.values()), ""))
+    return {"_cls": "Detections", "detections": [_detection(box, size) for box in result["boxes"]]}
+
+
+def _detection(box: Json, size: tuple[int, int]) -> Json:
+    """Return a box as a detection; its mask is that of the box's pixels, packed as FiftyOne packs arrays."""
+    width, height = size
+    window = Window.around(box["box"], width, height)
+    x0, y0, x1, y1 = box["box"]
+    mask: Json = {}
+    if "mask" in box and window.shape[0] and window.shape[1]:
+        x0, y0, x1, y1 = window.left, window.top, window.right, window.bottom
+        out = io.BytesIO()
+        np.save(out, decode_in(Rle.model_validate(box["mask"]), window), allow_pickle=False)
+        packed = base64.b64encode(zlib.compress(out.getvalue())).decode()
+        mask = {"mask": {"$binary": {"base64": packed, "subType": "00"}}}
+    place = [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
+    return {
+        "_cls": "Detection",
+        "label": box["label"],
+        "bounding_box": place,
+        "confidence": box.get("score", 1.0),
+    } | mask
+
+
+def _box(detection: Mapping[str, Any], size: tuple[int, int]) -> Json:
+    width, height = size
+    x, y, wide, high = map(float, detection["bounding_box"])
+    corners = [x * width, y * height, (x + wide) * width, (y + high) * height]
+    box = {"label": str(detection["label"]), "box": corners, "crowd": bool(detection.get("iscrowd"))}
+    packed = detection.get("mask")
+    if not packed:
+        return box
+    text = packed["$binary"]["base64"] if isinstance(packed, dict) else packed
+    limit = 2 * width * height + 1024
+    unpacked = zlib.decompressobj()
+    data = unpacked.decompress(base64.b64decode(text), limit)
+    mask = np.load(io.BytesIO(data), allow_pickle=False).astype(bool)
+    left, top = round(corners[0]), round(corners[1])
+    window = Window(left, top, left + mask.shape[1], top + mask.shape[0])
+    if left < 0 or top < 0:
+        raise ValueError("a mask outside the picture")
+    return box | {"mask": encode_in(mask, window, (height, width)).model_dump(mode="json")}

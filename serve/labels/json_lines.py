@@ -1,0 +1,23 @@
+"""JSON lines, as `diptych evaluate` reads them: a line for each picture, in `labels.jsonl`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from serve.labels.picture import Answered, Json, answered
+
+
+def write_json_lines(folder: Path, pictures_in: Path, pictures: Sequence[Answered]) -> None:
+    """Write the lines, with each picture's agreement. Pictures stay where they are. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "labels.jsonl").open("w", encoding="ascii") as file:
+        for picture in answered(pictures):
+            file.write(json.dumps(_line(picture)) + "\n")
+
+
+def _line(picture: Answered) -> Json:
+    line: Json = {"image": picture.file, "task": picture.task, "agreement": picture.agreement}
+    result = picture.result or {}
+    if "question" in picture.fields:
+        return line | {"question": picture.fields["question"], "answer": picture.text}
+    return line | result | ({"labels": picture.fields["labels"]} if "labels" in picture.fields else {})

@@ -1,0 +1,271 @@
+"""Label Studio: tasks with predictions, the labelling config they need, and what people made of them.
+
+Its regions have their places in percent of the picture's width and height.
+"""
+
+import json
+import urllib.parse
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.labels.brush import decode_brush, encode_brush
+from serve.labels.picture import Answered, Json, Truth, names, writable
+from serve.labels.polygons import rings, signed_area
+from serve.labels.voc import parse_xml
+from serve.labels.yolo import polygon_mask
+from serve.media import masks
+from serve.media.outline import MAX_SIDE
+from serve.tasks import TASKS
+
+LOCAL_FILES = "/data/local-files/?d="
+"""The begin of a picture's address where Label Studio serves a folder of its own machine."""
+KINDS = {"RectangleLabels": "detect", "BrushLabels": "segment", "PolygonLabels": "segment"}
+"""By a control's tag, the task that fills it. A TextArea is filled by the task that it is named after."""
+MAX_CONTROLS = 8
+MAX_LABELS = 32
+IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class Control:
+    """A tag of a labelling config that people, or a model, fill in for a picture.
+
+    picture: the field of a task's data that holds the picture's address.
+    """
+
+    tag: str
+    name: str
+    to_name: str
+    picture: str
+    task: str
+    labels: tuple[str, ...] = ()
+
+
+def parse_labelling_config(text: str) -> list[Control]:
+    """Return the controls for pictures that models here can fill. Raises ValueError naming what is wrong."""
+    root = parse_xml(text)
+    pictures = {tag.get("name"): tag.get("value", "").removeprefix("$") for tag in root.iter("Image")}
+    controls = []
+    for tag in root.iter():
+        name, to_name = tag.get("name", ""), tag.get("toName", "")
+        task = KINDS.get(tag.tag) or (name if tag.tag == "TextArea" and name in _written() else None)
+        if task is None or to_name not in pictures:
+            continue
+        labels = tuple(dict.fromkeys(label.get("value", "") for label in tag.iter("Label") if label.get("value")))
+        if tag.tag in KINDS and not 0 < len(labels) <= MAX_LABELS:
+            raise ValueError(f"{tag.tag} {name} needs labels, {MAX_LABELS} at most.")
+        controls.append(Control(tag.tag, name, to_name, pictures[to_name], task, labels))
+    if not 0 < len(controls) <= MAX_CONTROLS:
+        raise ValueError(
+            f"It needs an Image and, for it, {', '.join(KINDS)} or a TextArea named {', '.join(_written())}; "
+            f"{MAX_CONTROLS} of them at most."
+        )
+    return controls
+
+
+def write_config(task: str, labels: Sequence[str]) -> str:
+    """Return a labelling config for a task's answers."""
+    view = ET.Element("View")
+    ET.SubElement(view, "Image", name=IMAGE, value="$image")
+    if TASKS[task].boxed:
+        tag = "BrushLabels" if task == "segment" else "RectangleLabels"
+        control = ET.SubElement(view, tag, name="label", toName=IMAGE)
+        for label in labels:
+            ET.SubElement(control, "Label", value=writable(label))
+    else:
+        if TASKS[task].text_field == "question":
+            ET.SubElement(view, "Text", name="question", value="$question")
+        ET.SubElement(view, "TextArea", name=task, toName=IMAGE, editable="true", maxSubmissions="1")
+    ET.indent(view)
+    return ET.tostring(view, encoding="unicode") + "\n"
+
+
+def regions(result: Mapping[str, Any], control: Control, size: tuple[int, int]) -> list[Json]:
+    """Return a result as regions of a control. size: width and height of the picture."""
+    width, height = size
+    common = {
+        "from_name": control.name, "to_name": control.to_name, "original_width": width, "original_height": height,
+        "image_rotation": 0,
+    }  # fmt: skip
+    if "boxes" not in result:
+        text = str(next(iter(result.values())))
+        place = {"from_name": control.name, "to_name": control.to_name}
+        return [{"id": "text", **place, "type": "textarea", "value": {"text": [text]}}]
+    found_regions = []
+    for at, box in enumerate(result["boxes"]):
+        for part, (kind, value) in enumerate(_values(box, control, size)):
+            region = {"id": f"{control.name}-{at}-{part}", **common, "type": kind, "score": box.get("score", 1.0)}
+            found_regions.append(region | {"value": value | {kind: [box["label"]]}})
+    return found_regions
+
+
+def write_label_studio(folder: Path, pictures_in: Path, pictures: Sequence[Answered], base: str = LOCAL_FILES) -> None:
+    """Write `tasks.json` and `config.xml`. Raises OSError.
+
+    Each model's own answer is a prediction beside the merged one. A picture without an answer is a task without
+    predictions. base: the begin of the pictures' addresses, before their paths.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    task, labels = pictures[0].task if pictures else "detect", names(pictures)
+    config = write_config(task, labels)
+    (folder / "config.xml").write_text(config, encoding="utf-8")
+    tag, name = (
+        ("TextArea", task)
+        if not TASKS[task].boxed
+        else ("BrushLabels" if task == "segment" else "RectangleLabels", "label")
+    )
+    control = Control(tag, name, IMAGE, IMAGE, task)
+    with (folder / "tasks.json").open("w", encoding="ascii") as file:
+        file.write("[\n")
+        for at, picture in enumerate(pictures):
+            file.write(",\n" * (at > 0) + json.dumps(_task(picture, control, base)))
+        file.write("\n]\n")
+
+
+def read_label_studio(where: str, tasks: Sequence[Any]) -> Iterator[Truth]:
+    """Yield what people said of each task of an export (JSON). Tasks without an annotation are left out.
+
+    Of several annotations the ground truth counts, else the last. Raises ValueError naming the place.
+    """
+    for at, task in enumerate(tasks):
+        place = f"{where}: [{at}]"
+        data = task.get("data") if isinstance(task, dict) else None
+        given = task.get("annotations") if isinstance(task, dict) else None
+        if not isinstance(data, dict) or not isinstance(given, list):
+            raise ValueError(f"{place}: a task has data and annotations.")
+        kept = [entry for entry in given if isinstance(entry, dict) and not entry.get("was_cancelled")]
+        if not kept:
+            continue
+        chosen = next((entry for entry in kept if entry.get("ground_truth")), kept[-1])
+        try:
+            yield from _truths(place, data, chosen.get("result") or [])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ValueError(f"{place}: an annotation's result cannot be read ({error}).") from None
+
+
+def is_export(body: Any) -> bool:
+    """Return whether a file's JSON is a list of tasks."""
+    return (
+        isinstance(body, list)
+        and bool(body)
+        and isinstance(body[0], dict)
+        and {"data", "annotations"} <= body[0].keys()
+    )
+
+
+def _written() -> list[str]:
+    return [name for name, task in TASKS.items() if not task.boxed]
+
+
+def _task(picture: Answered, control: Control, base: str) -> Json:
+    data = {
+        "image": base + urllib.parse.quote(picture.file, errors="replace"),
+        "file": picture.file,
+        "agreement": picture.agreement,
+    }
+    data |= {name: picture.fields[name] for name in ("question", "labels") if name in picture.fields}
+    if picture.result is None:
+        return {"data": data}
+    results = {"merged": picture.result, **picture.answers}
+    predictions = [
+        {
+            "model_version": name,
+            "score": picture.agreement,
+            "result": regions(result, control, picture.size),
+        }
+        for name, result in results.items()
+    ]
+    return {"data": data, "predictions": predictions}
+
+
+def _values(box: Json, control: Control, size: tuple[int, int]) -> Iterator[tuple[str, Json]]:
+    """Yield (type, value without labels) of each region of a box."""
+    width, height = size
+    if "mask" in box and control.tag != "RectangleLabels":
+        rle = masks.Rle.model_validate(box["mask"])
+        if control.tag == "BrushLabels":
+            yield "brushlabels", {"format": "rle", "rle": encode_brush(masks.decode(rle))}
+            return
+        window = masks.Window.around(box["box"], width, height)
+        for ring in rings(masks.decode_in(rle, window)):
+            if signed_area(ring) > 0:
+                points = [[100 * (x + window.left) / width, 100 * (y + window.top) / height] for x, y in ring]
+                yield "polygonlabels", {"points": points, "closed": True}
+        return
+    x0, y0, x1, y1 = box["box"]
+    place = {"x": 100 * x0 / width, "y": 100 * y0 / height, "width": 100 * (x1 - x0) / width}
+    yield "rectanglelabels", place | {"height": 100 * (y1 - y0) / height, "rotation": 0}
+
+
+def _truths(where: str, data: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Iterator[Truth]:
+    file = data.get("file") or _file(next(str(data[name]) for name in ("image", *data) if name in data))
+    boxes: list[Json] = []
+    texts: dict[str, str] = {}
+    drawn = False
+    for region in results:
+        kind, value = region.get("type"), region.get("value", {})
+        if kind == "textarea" and region["from_name"] in _written():
+            texts[region["from_name"]] = "\n".join(value["text"]) if isinstance(value["text"], list) else value["text"]
+        elif kind in ("rectanglelabels", "polygonlabels", "brushlabels"):
+            drawn = True
+            boxes.append({"label": str(value[kind][0]), "crowd": False} | _shape(kind, value, _size(region)))
+    wanted = data.get("labels")
+    if drawn or (not results and isinstance(wanted, list)):
+        labels = [str(label) for label in wanted] if isinstance(wanted, list) else []
+        fields = {"labels": list(dict.fromkeys([*labels, *(box["label"] for box in boxes)]))}
+        yield Truth(
+            where,
+            file,
+            "detect",
+            fields,
+            {"boxes": [{name: box[name] for name in box if name != "mask"} for box in boxes]},
+        )
+        if all("mask" in box for box in boxes):
+            yield Truth(where, file, "segment", fields, {"boxes": boxes})
+    for task, text in texts.items():
+        question = {"question": str(data["question"])} if TASKS[task].text_field == "question" else {}
+        key, answer = {"caption": ("captions", [text]), "ocr": ("text", text)}.get(task, ("answers", [text]))
+        yield Truth(where, file, task, question, {key: answer})
+
+
+def _size(region: Mapping[str, Any]) -> tuple[int, int]:
+    width, height = int(region["original_width"]), int(region["original_height"])
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        raise ValueError("original_width and original_height")
+    return width, height
+
+
+def _shape(kind: str, value: Mapping[str, Any], size: tuple[int, int]) -> Json:
+    """Return the box of a region, with a mask where it is a polygon or brush strokes."""
+    width, height = size
+    if kind == "rectanglelabels":
+        x, y, wide, high = (float(value[name]) / 100 for name in ("x", "y", "width", "height"))
+        turn = np.deg2rad(float(value.get("rotation") or 0))
+        across, down = np.array([wide * width, 0.0]), np.array([0.0, high * height])
+        around = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        corners = np.array([x * width, y * height]) + np.array([0 * across, across, down, across + down]) @ around
+        return {"box": [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()]}
+    if kind == "polygonlabels":
+        points = [float(part) / 100 * side for point in value["points"] for part, side in zip(point, size, strict=True)]
+        if len(points) < 6 or not all(-width - height <= point <= 2 * (width + height) for point in points):
+            raise ValueError("a polygon has three points or more, in percent of the picture")
+        box = [min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])]
+        return {"box": box, "mask": polygon_mask([points], size)}
+    mask = decode_brush(value["rle"], (height, width))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        raise ValueError("a brush region without pixels")
+    box = [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+    return {"box": box, "mask": masks.encode(mask).model_dump(mode="json")}
+
+
+def _file(url: str) -> str:
+    """Return the path of a picture in its address: after `?d=` of a local file, else the address' own."""
+    parts = urllib.parse.urlsplit(url)
+    local = urllib.parse.parse_qs(parts.query).get("d")
+    return urllib.parse.unquote(local[0] if local else parts.path).lstrip("/")

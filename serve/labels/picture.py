@@ -1,0 +1,77 @@
+"""A picture with models' answers, and a picture with labels that people gave."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+NO_TEXT = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), "\ufffd")
+"""Characters that XML cannot hold, and lone surrogates, which no UTF-8 can."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A picture with its merged result.
+
+    file: its path in the folder. size: width, height. fields: of the request, but for the image. result: as the server
+    sends it; None where there is no answer. agreement: 0 to 1, the score of the result. answers: each model's own
+    result, by name.
+    """
+
+    file: str
+    task: str
+    fields: Json
+    size: tuple[int, int] = (0, 0)
+    result: Json | None = None
+    agreement: float = 0.0
+    answers: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def boxes(self) -> Sequence[Json]:
+        """Return the result's boxes; none where it is a text."""
+        boxes: Sequence[Json] = (self.result or {}).get("boxes", ())
+        return boxes
+
+    @property
+    def text(self) -> str:
+        """Return the result's text, of a task that is answered in one."""
+        return str(next(iter((self.result or {}).values()), ""))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Labels that a file gives a picture. where: the file and the place in it. Else as evaluation's Item."""
+
+    where: str
+    file: str
+    task: str
+    fields: Json
+    truth: Json
+
+
+def answered(pictures: Sequence[Answered]) -> list[Answered]:
+    """Return the pictures that have a result."""
+    return [picture for picture in pictures if picture.result is not None]
+
+
+def names(pictures: Sequence[Answered]) -> list[str]:
+    """Return all labels, those that were asked for first, each once."""
+    wanted = [str(label) for picture in pictures for label in picture.fields.get("labels", ())]
+    return list(dict.fromkeys([*wanted, *(str(box["label"]) for picture in pictures for box in picture.boxes)]))
+
+
+def place(source: Path, target: Path) -> None:
+    """Link a picture into a folder of labels, or copy it where the disk is another. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def writable(text: str) -> str:
+    """Return a text without the characters that XML cannot hold."""
+    return text.translate(NO_TEXT)

@@ -1,0 +1,105 @@
+"""`diptych run --format`: labels from a record, what to review apart, corrections back in."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served_folder import album, serving
+
+from serve.client.evaluation.export import Below
+from serve.engines.fake import FakeEngine
+from serve.labels.picture import Answered
+
+LLAVA, PALIGEMMA = "[0.25, 0.25, 0.75, 0.75]", "<loc0256><loc0256><loc0767><loc0767> cat"
+RUN = ("--task", "detect", "--labels", "cat")
+
+
+@pytest.fixture
+def recorded(diptych: Any, tmp_path: Path) -> Path:
+    """Ask about four pictures, and lower the agreement of the first two."""
+    names, out = album(tmp_path / "in", 4), tmp_path / "out.jsonl"
+    with serving(FakeEngine(LLAVA), FakeEngine(PALIGEMMA)) as url:
+        assert diptych("run", tmp_path / "in", *RUN, "--out", out, "--server", url).status == 0
+    lines = sorted(map(json.loads, out.read_text().splitlines()), key=lambda line: line["file"])
+    for at, line in enumerate(lines):
+        line["merged"]["agreement"] = (0.1, 0.5, 0.9, 1.0)[at]
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [line["file"] for line in lines] == names
+    return out
+
+
+def listed(folder: Path) -> dict[str, str]:
+    with (folder / "agreement.csv").open(newline="") as file:
+        return {row["file"]: row["part"] for row in csv.DictReader(file)}
+
+
+def test_least_agreement_is_reviewed_and_its_correction_comes_back(
+    diptych: Any, recorded: Path, tmp_path: Path
+) -> None:
+    folder, names = tmp_path / "in", list(json.loads(line)["file"] for line in recorded.read_text().splitlines())
+    call = ("run", folder, *RUN, "--out", recorded, "--server", "http://127.0.0.1:9")  # where nobody answers
+    ran = diptych(*call, "--format", "label-studio", "--review-below", "50%", "--pictures-at", "https://a.b/")
+    assert ran.status == 0 and "2 accepted, 2 review pictures as label-studio" in ran.err
+    labels = tmp_path / "out-label-studio"
+    tasks = json.loads((labels / "review" / "tasks.json").read_text())
+    assert [task["data"]["file"] for task in tasks] == names[:2]
+    assert tasks[0]["data"]["image"] == f"https://a.b/{names[0]}"
+    assert [entry["model_version"] for entry in tasks[0]["predictions"]] == ["merged", "toy-llava", "toy-paligemma"]
+    assert tasks[0]["predictions"][0]["score"] == 0.1
+    assert '<Label value="cat" />' in (labels / "review" / "config.xml").read_text()
+
+    region = tasks[0]["predictions"][0]["result"][0]
+    region["value"] |= {"x": 50.0, "y": 0.0, "width": 25.0, "height": 50.0}
+    back = tmp_path / "back.json"
+    nothing = {"data": tasks[1]["data"], "annotations": [{"result": []}]}
+    back.write_text(json.dumps([{"data": tasks[0]["data"], "annotations": [{"result": [region]}]}, nothing]))
+    ran = diptych(*call, "--format", "coco", "--corrected", back, "--to", tmp_path / "coco")
+    assert ran.status == 0 and "4 pictures as coco" in ran.err
+    body = json.loads((tmp_path / "coco" / "annotations" / "instances.json").read_text())
+    boxes = {image["file_name"]: [] for image in body["images"]}
+    for annotation in body["annotations"]:
+        boxes[body["images"][annotation["image_id"] - 1]["file_name"]].append(annotation["bbox"])
+    assert boxes[names[0]] == [[16.0, 0.0, 8.0, 12.0]] and boxes[names[1]] == [] and len(boxes[names[2]]) == 1
+    assert listed(tmp_path / "coco") == dict(
+        zip(names, ["corrected", "corrected", "accepted", "accepted"], strict=True)
+    )
+
+
+def test_unanswered_pictures_are_reviewed_and_never_labelled_empty(
+    diptych: Any, recorded: Path, tmp_path: Path
+) -> None:
+    lines = list(map(json.loads, recorded.read_text().splitlines()))
+    (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with serving(FakeEngine(LLAVA), FakeEngine(PALIGEMMA)) as url:
+        ran = diptych("run", tmp_path / "in", *RUN, "--out", recorded, "--server", url, "--format", "coco",
+                      "--review-below", "0.2")  # fmt: skip
+    assert ran.status == 1 and "1 have no answer" in ran.err
+    out = tmp_path / "out-coco"
+    images = json.loads((out / "review" / "annotations" / "instances.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == [lines[0]["file"]]
+    assert listed(out)["broken.png"] == "review" and listed(out)[lines[1]["file"]] == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--format", "coco"), "--format goes with --out"),
+        (("--review-below", "0.7"), "--review-below goes with --format"),
+        (("--format", "voc", "--task", "segment", "--out", "x"), "coco, yolo, label-studio, fiftyone, jsonl do"),
+        (("--format", "coco", "--pictures-at", "https://a/", "--out", "x"), "--pictures-at is for label-studio"),
+        (("--format", "coco", "--out", "x", "--to", "."), "not empty"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    diptych: Any, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    ran = diptych("run", tmp_path, *RUN, *options, "--server", "http://127.0.0.1:9")
+    assert ran.status == 2 and words in ran.err
+
+
+def test_share_counts_pictures_and_keeps_ties_in_order_of_name() -> None:
+    pictures = [Answered(name, "vqa", {}, (1, 1), {"answer": "x"}, 0.5) for name in "dcba"]
+    assert Below.parse("50%").chosen(pictures) == {"a", "b"} and Below.parse("1%").chosen(pictures) == {"a"}
+    assert Below.parse("0.5").chosen(pictures) == set() and Below.parse("0%").chosen(pictures) == set()

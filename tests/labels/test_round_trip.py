@@ -1,0 +1,176 @@
+"""Every format: what is written is read back equal within its rounding, through the reader of labelled folders."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from pycocotools.coco import COCO
+
+from serve.client.evaluation.annotations import Labelled
+from serve.client.http_client import Failure
+from serve.labels import FORMATS, holders
+from serve.labels.brush import decode_brush, encode_brush
+from serve.labels.picture import Answered
+from serve.labels.polygons import join_rings, rings, signed_area
+from serve.labels.yolo import polygon_mask
+from serve.media.masks import Rle, decode, encode, overlap
+from serve.tasks import TASKS
+
+SIZE = (64, 48)
+NAMES = ["a.png", "deep/b c.png", "é<&>'.png"]
+PIXELS = {"yolo": 1e-4, "voc": 0.5, "label-studio": 1e-9, "fiftyone": 1e-9, "coco": 1e-9, "jsonl": 0}
+TEXTS = {"vqa": "a <b>cat</b>", "caption": "two\nlines", "ocr": "STOP & go", "chat": "Yes."}
+
+
+def disc(x: int, y: int, radius: int) -> Any:
+    rows, columns = np.mgrid[: SIZE[1], : SIZE[0]]
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+def box(label: str, mask: Any, *, masked: bool) -> dict[str, Any]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    corners = [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+    if not masked:
+        corners = [corner + 0.25 for corner in corners]
+    return {"label": label, "box": corners, "score": 0.5} | (
+        {"mask": encode(mask).model_dump(mode="json")} if masked else {}
+    )
+
+
+def pictures(task: str) -> list[Answered]:
+    """Return answered pictures: one object, several with a hole and two parts, none."""
+    if not TASKS[task].boxed:
+        (field,) = TASKS[task].result.model_fields
+        fields = {"question": "what?"} if TASKS[task].text_field else {}
+        result = {field: TEXTS[task]}
+        return [Answered(name, task, fields, SIZE, result, 0.9, {"toy-llava": result}) for name in NAMES]
+    ring = disc(20, 20, 9) & ~disc(20, 20, 4)
+    parts = disc(45, 10, 5) | disc(45, 40, 4)
+    masked = task == "segment"
+    single = [box("old dog", disc(30, 30, 6), masked=masked)]
+    several = [box("cat", ring, masked=masked), box("cat", parts, masked=masked), *single]
+    fields = {"labels": ["cat", "old dog", "never seen"]}
+    return [
+        Answered(name, task, fields, SIZE, {"boxes": boxes}, 0.4 + at / 10, {"toy-llava": {"boxes": boxes}})
+        for at, (name, boxes) in enumerate(zip(NAMES, (single, several, []), strict=True))
+    ]
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    folder = tmp_path / "album"
+    for name in NAMES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", SIZE, "red").save(folder / name)
+    return folder
+
+
+def read_back(folder: Path, album: Path) -> Labelled:
+    """Read a folder of labels about the album: on its own where pictures came along, as files else."""
+    files = [*folder.glob("annotations/*.json"), *folder.glob("labels.jsonl")]
+    return Labelled(album, files) if files else Labelled(folder, None)
+
+
+def as_reviewed(path: Path) -> list[Path]:
+    """Turn Label Studio's tasks with predictions into what it exports once people accepted the merged answers."""
+    tasks = json.loads(path.read_text())
+    export = [
+        {"id": at, "data": task["data"], "annotations": [{"result": task["predictions"][0]["result"]}]}
+        for at, task in enumerate(tasks)
+    ]
+    path.write_text(json.dumps(export))
+    return [path]
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for task in TASKS for name in holders(task)])
+def test_labels_are_read_back_as_written(name: str, task: str, album: Path, tmp_path: Path) -> None:
+    written, out = pictures(task), tmp_path / "out"
+    FORMATS[name](out, album, written)
+    if name == "fiftyone" and not TASKS[task].boxed:
+        sample = json.loads((out / "samples.json").read_text())["samples"][0]
+        assert sample["merged"] == sample["toy_llava"] == TEXTS[task] and (out / sample["filepath"]).is_file()
+        return
+    labelled = Labelled(album, as_reviewed(out / "tasks.json")) if name == "label-studio" else read_back(out, album)
+    assert not [note for note in labelled.notes if "not in" in note]
+    read = {Path(item.picture).name: item for item in labelled.items if item.task == task}
+    for picture in written:
+        key = Path(picture.file).name
+        if TASKS[task].boxed and not picture.boxes:
+            assert (key in read and read[key].truth == {"boxes": []}) or any(key in file for file, _ in labelled.empty)
+        elif TASKS[task].boxed:
+            compare(picture.boxes, read[key].truth["boxes"], PIXELS[name])
+        else:
+            assert read[key].fields.get("question") == picture.fields.get("question")
+            value = next(iter(read[key].truth.values()))
+            assert (value if isinstance(value, str) else value[0]) == picture.text
+
+
+def compare(before: Any, after: Any, pixels: float) -> None:
+    assert [item["label"] for item in before] == [item["label"] for item in after]
+    for was, now in zip(before, after, strict=True):
+        assert np.abs(np.subtract(was["box"], now["box"])).max() <= pixels
+        if "mask" in was:
+            assert overlap(Rle.model_validate(was["mask"]), Rle.model_validate(now["mask"])) > 0.999
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools with NumPy 2
+def test_pycocotools_loads_coco_with_masks_and_scores(album: Path, tmp_path: Path) -> None:
+    FORMATS["coco"](tmp_path, album, pictures("segment"))
+    loaded = COCO(str(tmp_path / "annotations" / "instances.json"))
+    (dog,) = loaded.loadAnns(loaded.getAnnIds(imgIds=[1]))
+    assert (loaded.annToMask(dog) == disc(30, 30, 6)).all() and dog["area"] == disc(30, 30, 6).sum()
+    assert dog["score"] == 0.5 and loaded.loadImgs([2])[0]["agreement"] == 0.5
+
+
+def test_outline_of_any_mask_fills_to_the_mask_again() -> None:
+    draw = np.random.default_rng(1)
+    for density in (0.1, 0.5, 0.9):
+        mask = draw.random((12, 15)) < density
+        points = [float(value) for point in join_rings(rings(mask)) for value in point]
+        assert (decode(Rle.model_validate(polygon_mask([points], (15, 12)))) == mask).all()
+
+
+def test_hole_runs_the_other_way_round() -> None:
+    areas = sorted(signed_area(ring) for ring in rings(disc(20, 20, 9) & ~disc(20, 20, 4)))
+    assert areas == [-disc(20, 20, 4).sum(), disc(20, 20, 9).sum()]
+
+
+def test_brush_of_any_mask_is_read_back() -> None:
+    draw = np.random.default_rng(2)
+    for shape in ((1, 1), (7, 9), (300, 400)):  # the last has runs longer than one count holds
+        for density in (0.0, 0.001, 0.5, 1.0):
+            mask = draw.random(shape) < density
+            assert (decode_brush(encode_brush(mask), shape) == mask).all()
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-3], lambda data: [300, *data], lambda data: data[4:]])
+def test_malformed_brush_is_refused(change: Any) -> None:
+    with pytest.raises(ValueError):
+        decode_brush(change(encode_brush(disc(20, 20, 9))), SIZE[::-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("data.yaml", "names: 7", "names: a list of the classes"),
+        ("data.yaml", "names: [cat]", "line 1: this is not a known class"),
+        ("Annotations/a.xml", "<annotation><object/></annotation>", "object 1 has no name"),
+        ("Annotations/a.xml", '<!DOCTYPE x [<!ENTITY y "z">]><annotation/>', "document type"),
+        ("t.json", '[{"data": {"image": "a"}, "annotations": [{"result": [{"type": "brushlabels"}]}]}]', "[0]"),
+        ("samples.json", '{"samples": [{"filepath": "a.png", "merged": {"_cls": "Detections"}}]}', "samples[0]"),
+    ],
+)  # fmt: skip
+def test_malformed_labels_are_refused_by_place(name: str, content: str, words: str, album: Path) -> None:
+    (album / name).parent.mkdir(exist_ok=True)
+    (album / name).write_text(content)
+    if name == "data.yaml":
+        (album / "images").mkdir()
+        shutil.copy(album / "a.png", album / "images" / "a.png")
+        (album / "labels").mkdir()
+        (album / "labels" / "a.txt").write_text("3 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(Failure, match="(?s)" + words.replace("[", r"\[").replace("]", r"\]")):
+        Labelled(album, None)
