@@ -11,7 +11,15 @@ from pydantic import BaseModel, Field
 from starlette.middleware.cors import CORSMiddleware
 
 from serve import catalog
-from serve.api import arena_endpoints, chat_completions, error_responses, openapi_schema, pages, task_endpoint
+from serve.api import (
+    arena_endpoints,
+    chat_completions,
+    error_responses,
+    label_studio_endpoints,
+    openapi_schema,
+    pages,
+    task_endpoint,
+)
 from serve.api.authentication import Access, Authentication
 from serve.api.head_requests import HeadRequests
 from serve.api.media_loader import MediaLoader
@@ -102,12 +110,15 @@ def create_app(
     _add_chat(app, router, metrics, media)  # routes are tried in this order: the busiest first
     _add_tasks(app, router, metrics, media)
     arena_endpoints.add_arena(app, router, media, votes)
+    label_studio_endpoints.add_label_studio(app, router, metrics, media)
     _add_catalogue(app, router)
     _add_service(app, router, metrics)
     pages.add_pages(app, arena=votes is not None)
     bodies: list[type[BaseModel]] = [
         chat_completions.ChatCompletionRequest,
         arena_endpoints.VoteRequest,
+        label_studio_endpoints.PredictRequest,
+        label_studio_endpoints.SetupRequest,
         *(task.request for task in TASKS.values()),
     ]
     openapi_schema.serve_schema(app, bodies, None if access.keys is None else access.open_paths())

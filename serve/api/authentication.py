@@ -15,7 +15,9 @@ from serve.limits import LIMITS, Limits
 from serve.request_id import CACHE_SALT
 
 HEALTH, METRICS = "/health", "/metrics"
-PAGE = ("/", "/docs", "/openapi.json", "/compare", "/arena")
+PAGE = ("/", "/docs", "/openapi.json", "/compare", "/arena", "/report")
+LABEL_STUDIO = "/label-studio/"
+"""The paths that take the key as HTTP Basic's password too: Label Studio sends nothing else."""
 PAGE_FOLDERS = ("/web/", "/scenes/", "/compare/")
 
 Requires = Literal["key", "open"]
@@ -87,7 +89,7 @@ class Authentication:
         elif self.keys is None or path in self.open or path.startswith(self.folders):
             await self.app(scope, receive, send)
         else:
-            name = self.keys.owner(scope["headers"])
+            name = self.keys.owner(scope["headers"], basic=path.startswith(LABEL_STUDIO))
             scope.setdefault("state", {})["key"] = name
             if name is not None:
                 LIMITS.set(self.limits_by_key[name])

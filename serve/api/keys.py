@@ -1,5 +1,7 @@
 """API keys, stored as SHA-256 digests. A key itself is in memory only when it is made or presented."""
 
+import base64
+import contextlib
 import hashlib
 import hmac
 import re
@@ -56,13 +58,17 @@ class Keys:
     def names(self) -> list[str]:
         return list(self._digests)
 
-    def owner(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    def owner(self, headers: Iterable[tuple[bytes, bytes]], *, basic: bool = False) -> str | None:
         """Return the name of the key in `Authorization: Bearer KEY`; None for no key, an unknown one, or two at once.
 
-        Every digest is compared in constant time, so that the time reveals nothing.
+        basic: take HTTP's Basic too, with the key as password. Every digest is compared in constant time, so that the
+        time reveals nothing.
         """
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, key = (given[0] if len(given) == 1 else b"").partition(b" ")
+        if basic and scheme.lower() == b"basic":
+            with contextlib.suppress(ValueError):
+                scheme, key = b"bearer", base64.b64decode(key.strip(), validate=True).partition(b":")[2]
         presented, owner = _digest(key.strip()), None
         for name, digest in self._digests.items():
             if hmac.compare_digest(presented, digest):
