@@ -46,7 +46,7 @@ class Files(StaticFiles):
 
 
 def add_pages(app: FastAPI, *, arena: bool = False) -> None:
-    """Add `/`, `/compare/...`, `/docs`, `/arena` where it is open, and the files that they need."""
+    """Add `/`, `/compare/...`, `/report`, `/docs`, `/arena` where it is open, and the files that they need."""
     app.mount("/web", Files(directory=WEB))
     app.mount("/scenes", Files(directory=SCENES))
 
@@ -59,6 +59,10 @@ def add_pages(app: FastAPI, *, arena: bool = False) -> None:
         if not arena:
             raise NotFound(OFF, code="arena_off")
         return _page("arena.html", ".")
+
+    @app.get("/report", include_in_schema=False)
+    async def show_report() -> Response:
+        return _page("report.html", ".")
 
     @app.get("/compare", include_in_schema=False)
     async def pick() -> Response:

@@ -1,0 +1,143 @@
+"""`diptych report`: one file, all that came from outside as data, the most disagreement first."""
+
+import base64
+import hashlib
+import html.parser
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+from command import runner
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+def line(file: str, agreement: float | None, text: str = "red", **more: Any) -> dict[str, Any]:
+    """Return a line of `run`; without an agreement, one with an error."""
+    first = {"file": file, "task": "caption", "asked": {}}
+    if agreement is None:
+        return first | {"error": {"message": text, "code": "engine_error"}}
+    reply = {
+        "model": "toy-llava", "status": "ok", "result": {"caption": text}, "text": text, "error": None,
+        "latency_ms": 4.0, "usage": {"completion_tokens": 1}, "confidence": 0.5,
+    }  # fmt: skip
+    merged = {"result": {"caption": text}, "method": "medoid", "agreement": agreement, "deviations": {"toy-llava": 0.5}}
+    return first | {"image": {"width": 32, "height": 24}, "merged": merged, "replies": [reply]} | more
+
+
+@pytest.fixture
+def diptych(capsys: pytest.CaptureFixture[str]) -> Any:
+    return runner(capsys)
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(body) + "\n" for body in lines))
+    return path
+
+
+class Parts(html.parser.HTMLParser):
+    """The scripts and styles of a page as (attributes, text), and every tag."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.styles: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag == "script":
+            self.scripts.append((dict(attributes), ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script" and self.cdata_elem == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+        elif self.cdata_elem == "style":
+            self.styles.append(data)
+
+
+def data(parts: Parts, kind: str) -> list[Any]:
+    blocks = [json.loads(text) for attributes, text in parts.scripts if attributes.get("class") == kind]
+    return [value for block in blocks for value in block]
+
+
+def shown_lines(parts: Parts) -> list[Any]:
+    return [line for line, _ in data(parts, "block")]
+
+
+def previews(parts: Parts) -> list[str]:
+    return [preview for _, preview in data(parts, "block")]
+
+
+def test_report_holds_every_line_in_order_of_disagreement_with_its_picture(diptych: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    PIL.Image.new("RGB", (900, 600), "red").save(folder / "a.jpg")
+    PIL.Image.new("RGB", (9, 6), "red").save(tmp_path / "outside.png")
+    (folder / "b.png").write_text("no picture")
+    names = ["a.jpg", "b.png", "c.png", "../outside.png"]
+    lines = [line(name, agreement) for name, agreement in zip(names, (0.9, 0.2, None, 1.0), strict=True)]
+    ran = diptych("report", write(tmp_path / "out.jsonl", lines), folder)
+    assert ran.status == 0 and "4 answers, 3 without a picture" in ran.err
+    parts = Parts((tmp_path / "out.html").read_text())
+    assert [entry["file"] for entry in shown_lines(parts)] == ["c.png", "b.png", "a.jpg", "../outside.png"]
+    rows = data(parts, "index")
+    assert [row[0] for row in rows] == ["c.png", "b.png", "a.jpg", "../outside.png"]
+    assert rows[1][1:] == ["caption", 0.2, [], "red", {"toy-llava": "ok"}, {"toy-llava": 0.5}] and rows[0][2] == -1
+    assert "usage" not in shown_lines(parts)[1]["replies"][0]
+    pictures = previews(parts)
+    assert [bool(preview) for preview in pictures] == [False, False, True, False]
+    picture = PIL.Image.open(io.BytesIO(base64.b64decode(pictures[2].removeprefix("data:image/webp;base64,"))))
+    assert picture.size == (640, 427)
+
+
+def test_nothing_from_outside_is_markup_and_only_own_scripts_may_run(diptych: Any, tmp_path: Path) -> None:
+    record = write(tmp_path / f"{'<b>'}out.jsonl", [line(EVIL + ".png", 0.5, EVIL), line("c", None, EVIL)])
+    assert diptych("report", record, "--to", tmp_path / "r.html").status == 0
+    text = (tmp_path / "r.html").read_text()
+    parts = Parts(text)
+    assert not [tag for tag, attributes in parts.tags if "onerror" in attributes or tag in ("b", "img", "link")]
+    assert not [attributes for tag, attributes in parts.tags if "src" in attributes]
+    own = [text for attributes, text in parts.scripts if attributes.get("type") != "application/json"]
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    digests = re.findall(r"'sha256-([^']*)'", policy)
+    assert digests == [
+        base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (*own, *parts.styles)
+    ]
+    assert "unsafe" not in policy and policy.startswith("default-src 'none'") and len(own) == 2
+    assert shown_lines(parts)[1]["replies"][0]["result"]["caption"] == EVIL
+    assert not re.search(r"^(import|export) ", own[1], re.MULTILINE)
+    names = re.findall(r"^(?:async )?(?:const|let|function) (\w+)", own[1], re.MULTILINE)
+    assert len(names) > 40 and len(set(names)) == len(names)  # they share one scope
+
+
+def test_scenes_of_an_evaluation_are_drawn_again_with_their_truth(diptych: Any, tmp_path: Path) -> None:
+    lines = []
+    for name in ("toy/20000000", "toy/text/20000001", "toy/x"):
+        body = line(name, 0.5, picture=name, truth={"captions": ["red"]})
+        lines.append({"item": f"toy/caption/{name}", **{key: body[key] for key in body if key != "file"}})
+    ran = diptych("report", write(tmp_path / "out.jsonl", lines), "--side", 64)
+    assert ran.status == 0 and "3 answers, 1 without" in ran.err
+    parts = Parts((tmp_path / "out.html").read_text())
+    assert [bool(preview) for preview in previews(parts)] == [True, True, False]
+    assert shown_lines(parts)[0]["truth"] == {"captions": ["red"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("missing.jsonl",), "No such file"),
+        (("out.jsonl", "nowhere"), "no such folder"),
+        (("empty.jsonl",), "no answers"),
+    ],
+)
+def test_unusable_record_is_refused(diptych: Any, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    write(tmp_path / "out.jsonl", [line("a", 0.5)])
+    write(tmp_path / "empty.jsonl", [])
+    ran = diptych("report", *(tmp_path / argument for argument in arguments))
+    assert ran.status in (1, 2) and words in ran.err
