@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve import tracing
-from serve.engines.base import Engine, FinishReason, Generation, Memory, Piece, Prompt, State, Token
+from serve.engines.base import Engine, FinishReason, Generation, Memory, Piece, Prompt, State, Token, Wakes
 from serve.errors import ModelError, ParseError
 from serve.models.base import Model
 from serve.models.check_report import CheckReport, refusal, with_contract
@@ -62,6 +62,7 @@ class Worker:
         self._since = clock()
         self._open_requests = 0
         self.memory: Memory | None = None
+        self.wakes: Wakes | None = None
 
     @property
     def name(self) -> str:
@@ -71,6 +72,10 @@ class Worker:
     def full(self) -> bool:
         """Return False: the limit on waiting requests is the pool's (deployments/routing)."""
         return False
+
+    @property
+    def failed(self) -> bool:
+        return self._state == "failed"
 
     async def start(self) -> None:
         """Load the engine. Where that fails, status and replies say why; no error is raised."""
@@ -97,7 +102,16 @@ class Worker:
 
     async def status(self) -> Status:
         since_s = self.clock() - self._since
-        return Status(self.name, self._state, self._step, since_s, self._open_requests, self.memory, report=self.report)
+        return Status(
+            self.name,
+            self._state,
+            self._step,
+            since_s,
+            self._open_requests,
+            self.memory,
+            report=self.report,
+            wakes=self.wakes,
+        )
 
     async def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
         """Yield the generated text as deltas, then one Reply. Raises ModelError where there is no reply.

@@ -7,7 +7,7 @@ import functools
 import io
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -16,9 +16,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from serve.api.app import create_app
+from serve.engines.base import Wakes
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
 from serve.router import Router
+from serve.tasks.base import Delta, Reply, Request, Waiting
 from serve.worker import Worker
 
 LLAVA, PALIGEMMA = "toy-llava", "toy-paligemma"
@@ -45,6 +47,28 @@ def router(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None,
 def served(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None, **options: Any) -> FastAPI:
     """Return an app for `router(...)`."""
     return create_app(router(llava, paligemma, **options))
+
+
+class WaitingWorker(Worker):
+    """A worker that says twice what it waits for before it answers, as a sleeping model of a group does."""
+
+    async def answer(self, task: str, request: Request) -> AsyncGenerator[Waiting | Delta | Reply, None]:
+        for notice in ("it waits for the place of b", "it is being woken"):
+            yield Waiting(self.name, notice)
+            await asyncio.sleep(0.01)
+        async with contextlib.aclosing(super().answer(task, request)) as events:
+            async for event in events:
+                yield event
+
+
+def half_asleep() -> FastAPI:
+    """Return an app with a model that sleeps first, and one that is awake."""
+    asleep = WaitingWorker(MODELS[LLAVA], FakeEngine("red"))
+    asleep.mark("asleep", "it wakes when it is asked")
+    asleep.wakes = Wakes(3, 1.25)
+    awake = Worker(MODELS[PALIGEMMA], FakeEngine("red"))
+    awake.mark("ready", "ready")
+    return create_app(Router([asleep, awake]))
 
 
 @functools.cache

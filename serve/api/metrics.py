@@ -67,6 +67,18 @@ class Metrics:
             ["model"],
             registry=self.registry,
         )
+        self.wakes = Gauge(
+            "diptych_model_wakes",
+            "How often a model of a group woke since its process started.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.wake_seconds = Gauge(
+            "diptych_model_wake_seconds",
+            "Time that a model of a group took to wake, the last time.",
+            ["model"],
+            registry=self.registry,
+        )
 
         self.budget_bytes = Gauge(
             "diptych_memory_budget_bytes", "Memory that all requests of this gateway may use.", registry=self.registry
@@ -138,10 +150,15 @@ class Metrics:
         """Set the gauges: to these states of models, and to the present values of what is watched."""
         self.states.clear()  # a model may have been removed
         self.unanswered.clear()
+        self.wakes.clear()
+        self.wake_seconds.clear()
         for status in statuses:
             self.unanswered.labels(status.model).set(status.unanswered)
             for state in STATES:
                 self.states.labels(status.model, state).set(state == status.state)
+            if status.wakes is not None:
+                self.wakes.labels(status.model).set(status.wakes.count)
+                self.wake_seconds.labels(status.model).set(status.wakes.last_s)
         if self._budget is not None:
             self.budget_bytes.set(self._budget.total)
             self.held_bytes.set(self._budget.held)

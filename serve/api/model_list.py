@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.catalog import task_names
-from serve.engines.base import Memory, State
+from serve.engines.base import Memory, State, Wakes
 from serve.models.base import Model, Price
 from serve.models.check_report import CheckReport
 from serve.router.route import Status
@@ -27,6 +27,10 @@ class NameDetails(BaseModel):
     )
     example: Mapping[str, Any] | None = Field(default=None, description="A task's typical request, without the image.")
     memory: Memory | None = Field(default=None, description="Of the model's engine, once it runs.")
+    wakes: Wakes | None = Field(
+        default=None,
+        description="How often a model woke that shares memory with others, and how long the last time took.",
+    )
     remote: bool = Field(default=False, description="Whether images and questions for it go to another server.")
     price: Price | None = Field(default=None, description="Of a million tokens, where the operator gave it.")
     check: CheckReport | None = Field(default=None, description="Of the model, where it was checked when it started.")
@@ -64,6 +68,7 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
                 models=[name],
                 state=statuses[name].state if name in statuses else None,
                 memory=statuses[name].memory if name in statuses else None,
+                wakes=statuses[name].wakes if name in statuses else None,
                 remote=model.card.remote,
                 price=model.card.price,
                 check=reports.get(name),

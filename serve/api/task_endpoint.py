@@ -19,7 +19,7 @@ from serve.errors import NoAnswer
 from serve.router import Router
 from serve.router.plan import Plan
 from serve.tasks import TASKS
-from serve.tasks.base import Delta, Merged, Reply, Usage
+from serve.tasks.base import Delta, Merged, Reply, Usage, Waiting
 
 
 class Size(BaseModel):
@@ -103,6 +103,8 @@ async def _stream(router: Router, metrics: Metrics, media: MediaLoader, plan: Pl
         async for event in events:
             if isinstance(event, Delta):
                 yield sse_event({"model": event.model, "text": event.text}, "delta")
+            elif isinstance(event, Waiting):
+                yield sse_event({"model": event.model, "message": event.message}, "waiting")
             elif isinstance(event, Reply):
                 yield sse_event(event.model_dump_json(), "reply")
             else:

@@ -24,13 +24,17 @@ class Board:
     def __init__(self, order: Sequence[str] = ()) -> None:
         self.order = list(order)
         self.texts: dict[str, str] = {}
+        self.waits: dict[str, str] = {}
         self.replies: dict[str, Json] = {}
         self.merged: Json | None = None
         self.over = False
 
     def take(self, event: str, body: Json) -> None:
-        """Add a streamed event: `delta`, `reply` or `merged`, with its JSON."""
-        if event == "delta":
+        """Add a streamed event: `waiting`, `delta`, `reply` or `merged`, with its JSON."""
+        if event == "waiting":
+            self.texts.setdefault(body["model"], "")
+            self.waits[body["model"]] = body["message"]
+        elif event == "delta":
             self.texts[body["model"]] = self.texts.get(body["model"], "") + body["text"]
         elif event == "reply":
             self.texts.setdefault(body["model"], "")
@@ -61,7 +65,7 @@ class Board:
     def _side_by_side(self, names: Sequence[str]) -> Table:
         table = Table(expand=True, show_footer=True)
         for name in names:
-            table.add_column(plain(name), footer=_timing(self.replies.get(name)), ratio=1, overflow="fold")
+            table.add_column(plain(name), footer=self._footer(name), ratio=1, overflow="fold")
         table.add_row(*map(self._cell, names))
         return table
 
@@ -70,13 +74,19 @@ class Board:
         table.add_column(ratio=1, overflow="fold")
         table.add_column(ratio=2, overflow="fold")
         for name in names:
-            table.add_row(Group(plain(name, "bold"), _timing(self.replies.get(name))), self._cell(name))
+            table.add_row(Group(plain(name, "bold"), self._footer(name)), self._cell(name))
         return table
+
+    def _footer(self, name: str) -> Text:
+        reply = self.replies.get(name)
+        if reply is None:
+            return Text("speaking" if self.texts[name] else "waiting", style="dim")
+        return _timing(reply)
 
     def _cell(self, name: str) -> RenderableType:
         reply = self.replies.get(name)
         if reply is None:
-            return plain(self.texts[name] + " ...", "dim")
+            return plain(f"{self.texts[name] or self.waits.get(name, '')} ...", "dim")
         if reply["status"] == "ok":
             return plain("\n".join(format_result(reply["result"])))
         error = plain((reply.get("error") or {}).get("message", reply["status"]), "red")
@@ -95,9 +105,7 @@ def format_result(result: Mapping[str, Any] | None) -> list[str]:
     return lines or ["nothing found"]
 
 
-def _timing(reply: Json | None) -> Text:
-    if reply is None:
-        return Text("speaking", style="dim")
+def _timing(reply: Json) -> Text:
     if reply["status"] != "ok" and not reply["text"]:
         return Text(f"{reply['status']} after {_duration(reply['latency_ms'])}", style="dim")
     parts = [f"{_duration(reply['latency_ms'])} in all", f"{reply['usage']['completion_tokens']} tokens"]

@@ -90,7 +90,7 @@ class Server:
     def events(
         self, task: str, picture: bytes | str, fields: Json, *, film: bool = False
     ) -> Iterator[tuple[str, Json]]:
-        """Stream (`delta`, `reply` or `merged`, its JSON). Raises Failure if the stream ends early."""
+        """Stream (`waiting`, `delta`, `reply` or `merged`, its JSON). Raises Failure if the stream ends early."""
         form = _form(picture, fields | {"stream": True}, film)
         with self._explained(), self._http.stream("POST", f"/v1/tasks/{task}", **form) as response:
             if response.status_code != 200:

@@ -15,7 +15,7 @@ FinishReason = Literal["stop", "length", "abort"]
 HALF = "\ufffd"
 """The text of a token that is a part of a character."""
 State = Literal["starting", "ready", "asleep", "failed"]
-"""A model's state. asleep: no process of it runs; the first request starts one."""
+"""A model's state. asleep: it uses no GPU, or no process of it runs; a request wakes it, or starts one."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,14 @@ class Memory:
     weights_bytes: int
     cache_bytes: int
     requests: int
+
+
+@dataclass(frozen=True)
+class Wakes:
+    """The wakings of a model of a group since its process started, and the seconds that the last one took."""
+
+    count: int
+    last_s: float
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ class FakeEngine:
     longer prompts are refused. finish: the finish reason where max_tokens is not reached. image_tokens: counted for
     each image. slots: requests answered at a time; others wait. tally: a folder with one file for each request being
     answered, its name beginning with the pid. adapters: replies by adapter, in place of `replies`. fail_adapters: error
-    messages by adapter. decoder: decodes undecoded images.
+    messages by adapter. decoder: decodes undecoded images. sleep_s, wake_s: seconds
+    that `sleep` and `wake` take. fail_wake: the message that `wake` fails with.
 
     prompts: the last `kept` prompts. speaking: requests being answered. aborted: requests that were closed early.
     """
@@ -55,7 +56,12 @@ class FakeEngine:
         adapters: Mapping[str, Replies] | None = None,
         fail_adapters: Mapping[str, str] | None = None,
         decoder: MediaDecoder | None = None,
+        sleep_s: float = 0.0,
+        wake_s: float = 0.0,
+        fail_wake: str | None = None,
     ) -> None:
+        self.sleep_s, self.wake_s, self.fail_wake = sleep_s, wake_s, fail_wake
+        self.sleeps = False
         self.replies = replies
         self.delay_s, self.first_delay_s, self.start_s = delay_s, first_delay_s, start_s
         self.fail_start, self.fail_after, self.die_after = fail_start, fail_after, die_after
@@ -95,6 +101,18 @@ class FakeEngine:
     async def stop(self) -> None:
         self.started = False
 
+    async def sleep(self) -> None:
+        """Sleep: until `wake` no request is answered."""
+        self.sleeps = True
+        await asyncio.sleep(self.sleep_s)
+
+    async def wake(self) -> None:
+        """Wake up. Raises ModelError where `fail_wake` is given."""
+        await asyncio.sleep(self.wake_s)
+        if self.fail_wake is not None:
+            raise ModelError(self.fail_wake, code="load_failed")
+        self.sleeps = False
+
     def kill(self) -> None:
         """Fail all running requests at once, and all later ones until `revive`."""
         self.dead = True
@@ -106,6 +124,8 @@ class FakeEngine:
 
     async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         await self.check()
+        if self.sleeps:
+            raise ModelError("The model's engine is asleep.", code="internal_error")
         if prompt.image is not None:
             async with self.decoder.decode_image(
                 prompt.image

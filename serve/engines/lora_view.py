@@ -15,6 +15,12 @@ class LoraEngine(Engine, Protocol):
     async def check_adapter(self, adapter: str) -> None:
         """Raise ModelError when this adapter cannot be used. Call it once the engine has started."""
 
+    async def sleep(self) -> None:
+        """Free the memory that other engines need, until `wake`. No request may run. Raises ModelError."""
+
+    async def wake(self) -> None:
+        """Make the engine usable again after `sleep`. Raises ModelError."""
+
 
 class LoraView:
     """An engine that generates with one adapter. The base's worker starts and stops the shared engine."""

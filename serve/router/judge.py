@@ -17,7 +17,7 @@ STATUS_S = 2.0
 
 
 class Judge:
-    """Asks the first ready model of `routes`, at temperature 0. Where that fails, the fallback is returned."""
+    """Asks the first ready model of `routes`, or the first that sleeps. Where that fails, the fallback is returned."""
 
     def __init__(self, judging: Judging, routes: Sequence[Route]) -> None:
         self.judging = judging
@@ -59,6 +59,8 @@ class Judge:
         )
 
     async def _ready(self, deadline: Deadline) -> Route | None:
+        """Return the first route that is ready; where none is, the first that sleeps."""
+        asleep: Route | None = None
         for route in self.routes:
             try:
                 status = await asyncio.wait_for(route.status(), min(STATUS_S, deadline.left()))
@@ -66,7 +68,9 @@ class Judge:
                 continue
             if status.state == "ready":
                 return route
-        return None
+            if status.state == "asleep":
+                asleep = asleep or route
+        return asleep
 
 
 def _with_judgement(merged: Merged, judgement: Judgement) -> Merged:

@@ -12,7 +12,7 @@ from serve.request_id import REQUEST_ID
 from serve.router.deadline import Deadline
 from serve.router.merge_streams import Ended, merge_streams
 from serve.router.route import Route
-from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
+from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +32,18 @@ class ModelCall:
         self.first_s: float | None = None
         self._began = time.monotonic()
         self._texts: list[str] = []
+        self._waits_for = ""
         self.span = tracing.begin_model_call(model, task)
         self._closed = False
 
-    def event(self, item: Delta | Reply | Ended) -> Delta | Reply:
+    def event(self, item: Waiting | Delta | Reply | Ended) -> Waiting | Delta | Reply:
         """Take the stream's next item. Return the event for the client: the item, or a failed reply at its end."""
+        if isinstance(item, Waiting):
+            self._waits_for = item.message
+            return item
         if isinstance(item, Delta):
             self.record_text()
+            self._waits_for = ""
             self._texts.append(item.text)
             return item
         if isinstance(item, Ended):
@@ -61,6 +66,8 @@ class ModelCall:
     def timeout(self) -> ModelError:
         """Return the error of a model that was cut at the deadline."""
         message = f"{self.model} had not finished after {self.deadline.seconds:g} s."
+        if self._waits_for:
+            message = f"{self.model} was still waiting after {self.deadline.seconds:g} s: {self._waits_for}."
         return ModelError(message, code="deadline_exceeded")
 
     def close(self, usage: Usage | None = None, reasons: Sequence[str] = (), code: str | None = None) -> None:

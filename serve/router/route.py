@@ -4,10 +4,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from serve.engines.base import Memory, Piece, Prompt, State
+from serve.engines.base import Memory, Piece, Prompt, State, Wakes
 from serve.models.base import Model
 from serve.models.check_report import CheckReport
-from serve.tasks.base import Delta, Reply, Request
+from serve.tasks.base import Delta, Reply, Request, Waiting
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Status:
 
     step: its progress, or why it failed, as a sentence. since_s: seconds in this state. unanswered: requests of this
     gateway that it has not answered, including waiting ones. memory: its engine's, once that runs. report: of the check
-    when it started, where that is switched on.
+    when it started, where that is switched on. wakes: where it shares memory with others and has slept.
     """
 
     model: str
@@ -26,6 +26,7 @@ class Status:
     unanswered: int = 0
     memory: Memory | None = None
     report: CheckReport | None = None
+    wakes: Wakes | None = None
 
 
 class Route(Protocol):
@@ -38,8 +39,9 @@ class Route(Protocol):
     def full(self) -> bool:
         """Return whether any request would be refused now, because as many as may wait are waiting."""
 
-    def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
-        """Yield a task's deltas, then its one Reply. Raises ServeError, but only while an item is awaited."""
+    def answer(self, task: str, request: Request) -> AsyncGenerator[Waiting | Delta | Reply, None]:
+        """Yield what a sleeping model waits for, its deltas, then its one Reply. Raises ServeError while one is
+        awaited."""
 
     def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Yield the engine's pieces of one prompt. Raises as `answer`."""

@@ -150,6 +150,14 @@ class Delta:
     text: str
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A notice that a model does not work on a request yet, and what it waits for, as a clause."""
+
+    model: str
+    message: str
+
+
 class Reply(BaseModel):
     """A model's whole reply, or the error in its place."""
 
@@ -201,7 +209,7 @@ def text_of(reply: Reply) -> str:
     return reply.result.as_text()
 
 
-Event = Delta | Reply | Merged
+Event = Waiting | Delta | Reply | Merged
 MergeRule = Callable[[Sequence[Reply], Mapping[str, float]], Merged]
 """(replies that are ok, in catalogue order, at least one; weight per model, 1.0 where absent) -> Merged."""
 

@@ -319,3 +319,15 @@ async def test_batch_requests_wait_for_others(engine: VllmEngine) -> None:
     # In turn it would come with the last eight. It is prepared after all of them, while the first waves run.
     assert ended.index("now") < 150
     await asyncio.gather(*crowd)
+
+
+async def test_engine_that_slept_answers_as_before(engine: VllmEngine) -> None:
+    """Sleep and wake on a CPU: the engine ends and starts again, as those of a group do."""
+    before = text(await speak(engine, ask()))
+    processes = engine._processes()
+    await engine.sleep()
+    assert processes and not any(psutil.pid_exists(process) for process in processes)
+    with pytest.raises(ModelError, match="not running"):
+        await speak(engine, ask())
+    await engine.wake()
+    assert text(await speak(engine, ask())) == before

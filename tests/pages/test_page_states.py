@@ -135,7 +135,7 @@ def test_server_states_have_their_sentences(page: Page, tmp_path: Path) -> None:
         assert isinstance(worker, Worker)
         worker.mark(stands, "it starts when it is asked")  # type: ignore[arg-type]
     with opened(page, create_app(sleeping)):
-        expect(state).to_have_text("1 of 2 models ready. Starts when it is asked: toy-paligemma")
+        expect(state).to_have_text("1 of 2 models ready. Wakes when it is asked: toy-paligemma")
         expect(page.locator("#models label[data-state=asleep]")).to_have_count(1)
     note, large = tmp_path / "words.txt", tmp_path / "large.png"
     note.write_text("not a picture")

@@ -9,7 +9,7 @@ from serve.api.chat_completions.response import Chunks, CompletionHead, finish_r
 from serve.api.events import judge_usage, total_usage
 from serve.router.route import Route
 from serve.tasks import TASKS
-from serve.tasks.base import Delta, Event, Merged, Reply, Usage
+from serve.tasks.base import Delta, Event, Merged, Reply, Usage, Waiting
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class ChunkWriter:
         self.usages: list[Usage] = []
 
     def write(self, event: Event) -> Iterator[bytes]:
-        # A failed reply announces nothing where only the merged one was wanted: if all fail, the response is a 503.
-        if not self.announced and (self.target.with_replies or not isinstance(event, Reply) or event.status == "ok"):
+        # Where only the merged reply was wanted, failures and waits announce nothing: if all fail, it is a 503.
+        good = isinstance(event, Delta | Merged) or (isinstance(event, Reply) and event.status == "ok")
+        if not self.announced and (self.target.with_replies or good):
             self.announced = True
             yield from self._announce()
         if isinstance(event, Reply):
@@ -52,8 +53,12 @@ class ChunkWriter:
     def last(self) -> bytes:
         return self.chunks.last()
 
-    def _model_chunks(self, event: Delta | Reply) -> Iterator[bytes]:
+    def _model_chunks(self, event: Waiting | Delta | Reply) -> Iterator[bytes]:
         index = self.index[event.model]
+        if isinstance(event, Waiting):
+            about = {"model": event.model, "task": self.target.task, "status": "waiting", "message": event.message}
+            yield self.chunks.text(index, "", diptych=about)
+            return
         if event.text and (isinstance(event, Delta) or event.model not in self.with_text):
             yield self.chunks.text(index, event.text)
         self.with_text.add(event.model)

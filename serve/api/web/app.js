@@ -106,7 +106,7 @@ function standing() {
   else if (starting.length) stated(`${count ? open : "Models are loading"}. Starting: ${starting.map(step).join("; ")}.`, "starting");
   else if (!count && !asleep.length) stated(`No model can answer. ${failed.map(why).join("; ")}`, "failed");
   else if (failed.length) stated(`${open}. Failed: ${failed.map(why).join("; ")}`, "failed");
-  else if (asleep.length) stated(`${open}. Starts when it is asked: ${asleep.join(", ")}`, "ready");
+  else if (asleep.length) stated(`${open}. Wakes when it is asked: ${asleep.join(", ")}`, "ready");
   else stated(`${LIST.format(able)} ${count === 1 ? "is" : "are"} ready.`, "ready");
 }
 
@@ -340,6 +340,7 @@ async function pose(asked, about) {
   try {
     for await (const { event, data } of ask(asked.task, form, controller.signal)) {
       if (event === "opened") answer.id = data.id;
+      else if (event === "waiting") columns.get(data.model)?.waits(data.message);
       else if (event === "delta") columns.get(data.model)?.says(data.text);
       else if (event === "reply") {
         answer.replies.push(data);

@@ -50,6 +50,11 @@ export class Column {
     soon(this.paint);
   }
 
+  /** What it waits for, until it speaks. */
+  waits(message) {
+    if (this.first === null && !this.reply) this.facts.textContent = message;
+  }
+
   tick(now) {
     if (!this.reply) this.clock.textContent = `${((now - this.began) / 1000).toFixed(1)} s`;
   }

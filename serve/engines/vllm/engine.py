@@ -23,7 +23,7 @@ from serve.engines.shared_context import SharedContexts
 from serve.engines.vllm import config_check, multimodal, processes
 from serve.engines.vllm.arguments import arguments, environment
 from serve.engines.vllm.fixed_images import FixedImages
-from serve.engines.vllm.footprint import footprint, requests_at_once, settings
+from serve.engines.vllm.footprint import awake_part, footprint, requests_at_once, settings
 from serve.engines.vllm.stderr_tail import StderrTail
 from serve.engines.vllm.translate import (
     FINISH,
@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 # Raised by vLLM, transformers and torch for a checkpoint or an argument that they cannot use.
 FAULTS = (RuntimeError, ValueError, OSError, ImportError, LookupError, TypeError, AttributeError, AssertionError)
 
+SLEEP = {"enable_sleep_mode": True, "sleep_mode_offload_cudagraph": True}
+"""vLLM arguments of an engine that sleeps on a GPU: its CUDA graphs, too, leave it."""
 AT_ONCE = 2
 """Large images and videos prepared at a time: while vLLM processes one, in its single thread, the next is prepared.
 Each takes up to 120 MB until it is processed."""
@@ -67,7 +69,9 @@ class VllmEngine:
     thread with a short text for each step of the start. adapters: LoRA adapters to serve; one that cannot be used
     leaves the others and the checkpoint unaffected. stat_loggers: returns vLLM's StatLogger classes once vLLM is
     imported; without, vLLM keeps no statistics. decoder: decodes undecoded images. share: the part of a GPU that is
-    this engine's.
+    this engine's. sleep_level: of
+    `sleep`, vLLM's 1 or 2; None for an engine that never sleeps. sleepers: engines that sleep on its GPU while it is
+    awake.
     """
 
     def __init__(
@@ -86,9 +90,11 @@ class VllmEngine:
         stat_loggers: Callable[[], list[Any]] | None = None,
         decoder: MediaDecoder | None = None,
         share: float = 1.0,
+        sleep_level: int | None = None,
+        sleepers: int = 0,
     ) -> None:
         self.decoder = decoder or MediaDecoder()
-        self.share = share
+        self.share, self.sleep_level, self.sleepers = share, sleep_level, sleepers
         self.stat_loggers = stat_loggers
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
         self.expect = dict(expect or {})
@@ -161,6 +167,37 @@ class VllmEngine:
             await asyncio.to_thread(llm.shutdown)
             llm.shutdown = lambda: None  # __del__ calls it again, and raises while the interpreter is ending
 
+    async def sleep(self) -> None:
+        """Free the GPU until `wake`, by vLLM's sleep mode; where there is none, end the engine. No request may run.
+
+        Raises ModelError where that failed.
+        """
+        if self._llm is None or not self._has_sleep_mode():
+            await self.stop()
+            return
+        try:
+            await self._llm.sleep(self.sleep_level, mode="wait")
+        except Exception as error:  # any fault of vLLM's process comes as a plain one
+            raise ModelError(f"The engine could not be put to sleep: {error}", code="engine_dead") from error
+
+    async def wake(self) -> None:
+        """Bring back what `sleep` freed, or start the engine again. Raises ModelError where that failed."""
+        if self._llm is None:
+            await self.start()
+            return
+        try:
+            if self.sleep_level == 1:
+                await self._llm.wake_up()
+            else:  # the weights are read into their place before memory is given to keys and values
+                await self._llm.wake_up(["weights"])
+                await self._llm.collective_rpc("reload_weights")
+                await self._llm.wake_up(["kv_cache"])
+        except Exception as error:
+            raise ModelError(f"The engine could not be woken: {error}", code="engine_dead") from error
+
+    def _has_sleep_mode(self) -> bool:
+        return bool(self._llm.vllm_config.model_config.enable_sleep_mode)
+
     def _start(self) -> Any:
         folder = hub.locate(self.checkpoint, self.revision, gated=self.gated, progress=self.progress)
         checked = self._check_adapters(folder)
@@ -180,14 +217,15 @@ class VllmEngine:
         streamed = object_store.engine_arguments(self.checkpoint) if object_store.is_uri(self.checkpoint) else {}
         cpu = current_platform.is_cpu()
         gpu_bytes = None if cpu else int(current_platform.get_device_total_memory())
+        sleeps = self.sleep_level is not None and current_platform.is_sleep_mode_available()
         chosen = arguments(
             folder,
             self.family_args,
-            {**streamed, **self.engine_args},
+            {**streamed, **(SLEEP if sleeps else {}), **self.engine_args},
             is_prefix_lm=self.prefix_lm,
             cpu=cpu,
             adapters=checked,
-            share=self.share,
+            share=self.share * awake_part(gpu_bytes, self.sleepers),
             gpu_bytes=gpu_bytes or 0,
             capability=0 if cpu else _capability(current_platform),
         )

@@ -143,6 +143,11 @@ def footprint(description: Description, given: Settings) -> Footprint:
     )
 
 
+def awake_part(gpu_bytes: int | None, sleepers: int) -> float:
+    """Return the part of a GPU's usable bytes that sleeping engines leave: each keeps its CUDA context. 1 on a CPU."""
+    return 1.0 if gpu_bytes is None else max(0.0, 1 - sleepers * CONTEXT / (UTILIZATION * gpu_bytes))
+
+
 def requests_at_once(held: Footprint, cache: int) -> tuple[int, int]:
     """Return how many requests with a picture a cache of so many bytes holds at a time, and how many of full length."""
     return cache // max(1, held.request), cache // max(1, held.cache(held.context))
