@@ -72,13 +72,40 @@ class ModelPlacement(Placement):
     engine_args (`engine` in YAML): vLLM arguments of this deployment, which win over the family's. keeps_pictures: of
     several replicas, the same one gets all questions about an image, unless it is crowded. simulate: FakeEngine's
     arguments; the model then answers without weights, for rehearsing a cluster. engine_metrics: export vLLM's own
-    metrics through Ray, as ray_vllm_*.
+    metrics through Ray, as ray_vllm_*. group: the group whose memory it shares.
     """
 
     engine_args: dict[str, Any] = Field(default={}, alias="engine")
     keeps_pictures: bool = True
     simulate: dict[str, Any] | None = None
     engine_metrics: bool = False
+    group: str | None = Field(default=None, description="The group that it takes turns in; see `groups`.")
+
+
+class GroupArgs(BaseModel):
+    """Models that share one GPU, or the main memory, and of which a few are awake at a time (deployments/groups)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    awake: int = Field(ge=1, description="Models awake at a time. The GPU must hold the largest of them together.")
+    sleep_level: Literal[1, 2] = Field(
+        default=1,
+        description="1: a sleeping model's weights are in main memory. 2: they are dropped, and read from disk again. "
+        "Without a GPU its engine is stopped.",
+    )
+    min_awake_s: float = Field(default=5, ge=0, description="Seconds that a model stays awake at least.")
+    max_wait_s: float = Field(
+        default=20,
+        ge=0,
+        description="Seconds that a request waits for the place of an idle model; then a busy one has to give up its "
+        "own. Batch requests: five times as long.",
+    )
+    switches_per_minute: int = Field(default=20, ge=1, description="Models woken in any minute, at most.")
+    max_running: int = Field(
+        default=128,
+        ge=1,
+        description="Requests in a model's engine at a time; others wait before it. It sleeps once these have ended.",
+    )
 
 
 class ModelArgs(ModelPlacement):
@@ -260,6 +287,7 @@ class Args(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: list[Entry] = Field(min_length=1)
+    groups: dict[str, GroupArgs] = {}
     gateway: GatewayArgs = GatewayArgs()
 
     @model_validator(mode="before")
@@ -279,7 +307,30 @@ class Args(BaseModel):
         order = list(MODELS)
         self.models.sort(key=lambda entry: order.index(entry.name) if entry.name in MODELS else len(order))
         _ = self.models_by_name  # raises where an adapter does not go with its base
+        for entry in self.engines().values():
+            self._check_group(entry)
+        for name in self.groups:
+            if not self.members(name):
+                raise ValueError(f"groups: {name} has no models: give some `group: {name}`.")
         return self
+
+    def _check_group(self, entry: "ModelArgs | OwnArgs") -> None:
+        """Raise ValueError where a model cannot take turns in its group."""
+        if entry.group is None:
+            return
+        if entry.group not in self.groups:
+            raise ValueError(
+                f"{entry.name}: group: there is no {entry.group!r}. Groups: {', '.join(self.groups) or 'none'}."
+            )
+        if entry.replicas > 1 or entry.autoscaling is not None:
+            raise ValueError(f"{entry.name}: a model of a group has one replica: leave out replicas and autoscaling.")
+        if self.groups[entry.group].sleep_level == 2 and self.adapters(entry.name):
+            raise ValueError(f"{entry.name}: sleep_level 2 would lose its LoRA adapters; take 1.")
+        if self.group_gpus(entry.group) > 1:
+            awake = self.groups[entry.group].awake
+            raise ValueError(
+                f"{entry.name}: a group shares one GPU, and the {awake} largest num_gpus of {entry.group} are more."
+            )
 
     @functools.cached_property
     def models_by_name(self) -> dict[str, Model]:
@@ -316,16 +367,36 @@ class Args(BaseModel):
         """Return the entries of models with an engine of their own, by name."""
         return {entry.name: entry for entry in self.models if isinstance(entry, ModelArgs | OwnArgs)}
 
+    def members(self, group: str) -> list["ModelArgs | OwnArgs"]:
+        """Return the entries of a group's models."""
+        return [entry for entry in self.engines().values() if entry.group == group]
+
+    def group_gpus(self, group: str) -> float:
+        """Return the part of a GPU that a group needs: what the largest of it take that may be awake together."""
+        largest = sorted((entry.num_gpus for entry in self.members(group)), reverse=True)
+        return round(sum(largest[: self.groups[group].awake]), 4)
+
+    def reserved_gpus(self, name: str) -> float:
+        """Return what Ray reserves for a replica of a model: in a group an equal part of what the group needs."""
+        entry = self.engines()[name]
+        if entry.group is None or not entry.num_gpus:
+            return entry.num_gpus
+        sharing = sum(member.num_gpus > 0 for member in self.members(entry.group))
+        return int(1e4 * self.group_gpus(entry.group) / sharing) / 1e4
+
+    def needed_gpus(self) -> dict[str, float]:
+        """Return what Ray reserves for all replicas of each model."""
+        return {name: self.reserved_gpus(name) * entry.max_replicas for name, entry in self.engines().items()}
+
     def remotes(self) -> dict[str, RemoteModel]:
         """Return the entries of models on other servers, by name."""
         return {entry.name: entry for entry in self.models if isinstance(entry, RemoteModel)}
 
     def simulated_gpus(self) -> float | None:
         """Return the number of GPUs to simulate, where every engine is simulated; else None, for the real ones."""
-        entries = list(self.engines().values())
-        if any(entry.simulate is None for entry in entries):
+        if any(entry.simulate is None for entry in self.engines().values()):
             return None
-        return sum(entry.num_gpus * entry.max_replicas for entry in entries)
+        return sum(self.needed_gpus().values())
 
     def adapters(self, base: str) -> list[LoraArgs]:
         """Return the LoRA adapters that share this base's engine."""

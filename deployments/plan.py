@@ -2,6 +2,7 @@
 
 Nothing is loaded. serve/engines/vllm/footprint.py computes the memory of an engine; here engines are laid out on GPUs.
 Those that share a GPU get what is left of it in proportion to what a request costs them, so that each holds as many.
+A group counts as the largest of its models that may be awake together, and as what those that sleep keep.
 """
 
 import argparse
@@ -21,7 +22,14 @@ from serve.engines.adapters import RANKS
 from serve.engines.description import Description, describe
 from serve.engines.vllm import memory
 from serve.engines.vllm.arguments import planned
-from serve.engines.vllm.footprint import UTILIZATION, Footprint, footprint, requests_at_once, settings
+from serve.engines.vllm.footprint import (
+    UTILIZATION,
+    Footprint,
+    awake_part,
+    footprint,
+    requests_at_once,
+    settings,
+)
 from serve.errors import ModelError
 from serve.models import MODELS
 
@@ -34,13 +42,18 @@ PARTS = (2, 4, 8)
 
 @dataclass(frozen=True)
 class Need:
-    """An engine to place. reserved: the GPUs that its configuration reserves; None where the plan decides."""
+    """An engine to place. reserved: the GPUs that its configuration reserves; None where the plan decides.
+
+    group: the group whose turns it takes; awake: how many of that are awake at a time.
+    """
 
     name: str
     description: Description
     chosen: Mapping[str, Any]
     reserved: float | None = None
     replicas: int = 1
+    group: str | None = None
+    awake: int = 1
 
     @property
     def split(self) -> int:
@@ -55,13 +68,17 @@ class Need:
 
 @dataclass(frozen=True)
 class PlacedEngine:
-    """An engine's place: on these GPUs (none: in main memory), with a share of each and bytes for keys and values."""
+    """An engine's place: on these GPUs (none: in main memory), with a share of each and bytes for keys and values.
+
+    turns: how many of its group are awake, in words; "" for an engine that never sleeps.
+    """
 
     name: str
     gpus: tuple[int, ...]
     share: float
     held: Footprint
     cache: int
+    turns: str = ""
 
     @property
     def bytes(self) -> int:
@@ -211,10 +228,11 @@ def _place_lines(place: PlacedEngine, gpu: bool) -> list[str]:
 
 
 def _where(place: PlacedEngine) -> str:
+    turns = f", {place.turns}" if place.turns else ""
     if not place.gpus:
-        return "main memory"
+        return f"main memory{turns}"
     numbers = " and ".join(map(str, place.gpus))
-    return f"GPU{'s' * (len(place.gpus) > 1)} {numbers}" + (f" ({place.share:.0%})" if place.share < 1 else "")
+    return f"GPU{'s' * (len(place.gpus) > 1)} {numbers}" + (f" ({place.share:.0%})" if place.share < 1 else "") + turns
 
 
 def _need(args: Args | None, name: str, entry: ModelArgs | OwnArgs, planned_by_us: bool) -> Need:
@@ -225,28 +243,83 @@ def _need(args: Args | None, name: str, entry: ModelArgs | OwnArgs, planned_by_u
     adapters = {"enable_lora": True, "max_loras": len(loras), "max_lora_rank": RANKS[2]} if loras else {}
     chosen = planned(model.family_args, entry.engine_args, is_prefix_lm=model.prefix_lm, cpu=False)
     reserved = None if planned_by_us else entry.num_gpus
-    return Need(name, description, {**adapters, **chosen}, reserved, entry.max_replicas)
+    awake = args.groups[entry.group].awake if args is not None and entry.group is not None else 1
+    return Need(name, description, {**adapters, **chosen}, reserved, entry.max_replicas, entry.group, awake)
 
 
 def _on_cpu(needs: Sequence[Need], unread: Mapping[str, str]) -> MemoryPlan:
-    places, refused, free = [], {}, memory.available()
-    for need in needs:
-        chosen = planned({}, dict(need.chosen), is_prefix_lm=False, cpu=True)
-        given = settings(chosen, need.description, None)
-        held = footprint(need.description, given)
-        place = PlacedEngine(
-            need.name, (), 1.0, held, int(chosen.get("kv_cache_memory_bytes") or memory.kv_bytes(held, given.requests))
-        )
-        free -= place.bytes
-        if free < 0:
+    places: list[PlacedEngine] = []
+    refused, free = {}, memory.available()
+    for unit in _units(needs):
+        engines = [_engine_on_cpu(need) for need in unit]
+        engines.sort(key=lambda engine: -engine.bytes)
+        awake = max(1, unit[0].awake)
+        needed = sum(engine.bytes for engine in engines[:awake]) + sum(e.held.process for e in engines[awake:])
+        if needed <= free:
+            free -= needed
+            places += engines
+            continue
+        for need, engine in zip(unit, map(_engine_on_cpu, unit), strict=True):
+            beside = f", with {awake} of group {need.group} awake {_gb(needed)}" if need.group else ""
             refused[need.name] = (
-                f"it needs {_gb(place.bytes)} GB of main memory in float32 ({_gb(held.weights)} of weights), and "
-                f"{_gb(max(0, free + place.bytes))} GB are left. It would fit on {_smallest_gpu(need)}."
+                f"it needs {_gb(engine.bytes)} GB of main memory in float32 ({_gb(engine.held.weights)} of weights)"
+                f"{beside}, and {_gb(max(0, free))} GB are left. It would fit on {_smallest_gpu(need)}."
             )
-            free += place.bytes
-        else:
-            places.append(place)
-    return MemoryPlan((), tuple(places), refused, unread)
+    order = [need.name for need in needs]
+    return MemoryPlan((), tuple(sorted(places, key=lambda place: order.index(place.name))), refused, unread)
+
+
+def _engine_on_cpu(need: Need) -> PlacedEngine:
+    chosen = planned({}, dict(need.chosen), is_prefix_lm=False, cpu=True)
+    given = settings(chosen, need.description, None)
+    held = footprint(need.description, given)
+    cache = int(chosen.get("kv_cache_memory_bytes") or memory.kv_bytes(held, given.requests))
+    return PlacedEngine(need.name, (), 1.0, held, cache, _turns(need))
+
+
+def _units(needs: Sequence[Need]) -> list[list[Need]]:
+    """Return the needs in lists: the members of a group together, any other alone."""
+    units: dict[str, list[Need]] = {}
+    for need in needs:
+        units.setdefault(f"group {need.group}" if need.group else need.name, []).append(need)
+    return list(units.values())
+
+
+def _turns(need: Need) -> str:
+    return f"{need.awake} of group {need.group} awake at a time" if need.group else ""
+
+
+def _take_turns(
+    members: Sequence[Need], gpus: Sequence[int], room: dict[int, float]
+) -> tuple[list[PlacedEngine], list[Need]]:
+    """Place a group on one GPU, and take its part from `room`. Return the places, and the members that do not fit.
+
+    A member has its part of what the contexts of those that sleep leave.
+    """
+    awake = members[0].awake
+    parts = {need.name: need.reserved or 1 / awake for need in members}
+    part = sum(sorted(parts.values(), reverse=True)[:awake])
+    for number in sorted(room, key=lambda number: -room[number]):
+        if room[number] < int(part * usable(gpus[number])):
+            continue
+        left = usable(gpus[number]) * awake_part(gpus[number], max(0, len(members) - awake))
+        held = {need.name: need.held(gpus[number]) for need in members}
+        left_over = [need for need in members if need.split > 1 or held[need.name].least > parts[need.name] * left]
+        places = [
+            PlacedEngine(
+                need.name,
+                (number,),
+                parts[need.name],
+                held[need.name],
+                int(parts[need.name] * left) - held[need.name].fixed,
+                _turns(need),
+            )
+            for need in members
+            if need not in left_over
+        ]
+        room[number] -= part * usable(gpus[number])
+        return places, left_over
+    return [], list(members)
 
 
 def _arranged(needs: Sequence[Need], gpus: Sequence[int], spread: bool) -> tuple[list[PlacedEngine], list[Need]]:
@@ -255,7 +328,12 @@ def _arranged(needs: Sequence[Need], gpus: Sequence[int], spread: bool) -> tuple
     on: dict[int, list[tuple[Need, Footprint]]] = {number: [] for number in room}
     places: list[PlacedEngine] = []
     left_over: list[Need] = []
-    waiting = [need for need in needs for _ in range(need.replicas)]
+    for unit in _units(needs):
+        if unit[0].group is not None:
+            placed, unplaced = _take_turns(unit, gpus, room)
+            places += placed
+            left_over += unplaced
+    waiting = [need for need in needs if need.group is None for _ in range(need.replicas)]
     for need in sorted(waiting, key=lambda need: (-_whole_gpus(need), -need.held(gpus[0]).least)):
         count = _whole_gpus(need)
         least = {number: _least(need, gpus[number]) for number in room}

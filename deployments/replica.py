@@ -1,15 +1,19 @@
 """A replica: a process with one engine, and the workers of its model and its LoRA adapters."""
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from deployments import autoscaling, logs
 from deployments.args import LoraArgs, ModelArgs, OwnArgs
+from deployments.groups.member import Link, Member
 from deployments.local.machine import bind_to_loopback
 from deployments.routing.address import REFRESH_S, Address
+from deployments.routing.discovery import ServeDiscovery
+from deployments.routing.replicas import Replicas
 from serve import tracing
 from serve.api.loop_lag import LoopLag, freeze_heap
 from serve.checking.at_load import check_at_load
@@ -22,7 +26,7 @@ from serve.media.decoding import MediaDecoder
 from serve.models import own
 from serve.models.base import Model
 from serve.router.route import Status
-from serve.tasks.base import Delta, Reply, Request
+from serve.tasks.base import Delta, Reply, Request, Waiting
 from serve.transport.server import Method, StreamServer
 from serve.worker import Worker, joined
 
@@ -32,22 +36,39 @@ LEAVE_S = REFRESH_S + 1.0
 """Seconds within which every gateway searches again and finds the replica that replaces this one."""
 
 
+class GroupPlace(NamedTuple):
+    """The facts about its group that a replica needs. sleepers: models that sleep while as many as may are awake."""
+
+    name: str
+    sleep_level: int
+    max_running: int
+    sleepers: int
+
+
 class Replica:
     """A process that loads its engine in the background, and reports its progress or why it failed.
 
     Where a model cannot start, the process stays up to report why; other models are not affected. An engine that dies
     after it was ready fails the health check: Serve then replaces this process, which brings the engine back. LoRA
-    adapters generate with the same engine, each with a status of its own.
+    adapters generate with the same engine, each with a status of its own. A model of a group loads when it has its
+    turn, and then sleeps and wakes with the others (deployments/groups); its requests wait here.
     """
 
-    def __init__(self, args: ModelArgs | OwnArgs, adapters: Sequence[LoraArgs] = ()) -> None:
+    def __init__(
+        self,
+        args: ModelArgs | OwnArgs,
+        adapters: Sequence[LoraArgs] = (),
+        place: GroupPlace | None = None,
+        scheduler: Any = None,
+    ) -> None:
+        """scheduler: Serve's handle of the group's."""
         bind_to_loopback()
         logs.configure(args.name)
         tracing.start("diptych-model")
         self.drain_s = args.drain_s
         base = args.model()
         loras = [own.lora(adapter, base) for adapter in adapters]
-        self._engine = engine = _engine(args, base, loras, self._progress, MediaDecoder(Budget.of_replica()))
+        self._engine = engine = _engine(args, base, loras, self._progress, MediaDecoder(Budget.of_replica()), place)
         self.worker = Worker(base, engine, check=check_at_load(args) if args.check else None)
         self.adapters = {
             model.name: Worker(
@@ -59,9 +80,22 @@ class Replica:
         self._lag = LoopLag(_loop_lag(base.name))
         self._lag.start()
         methods: dict[str, Method] = {"answer": self.answer, "speak": self.speak}
-        self.server = StreamServer(methods, self.statuses, joined, on_abandoned, simple=(Delta, Piece))
+        self.server = StreamServer(methods, self.statuses, joined, on_abandoned, simple=(Delta, Piece, Waiting))
         self._listening: asyncio.Task[Address] | None = None
-        self._starting = asyncio.get_running_loop().create_task(self._start())
+        self._member: Member | None = None
+        if place is not None:
+            self._schedulers = Replicas(ServeDiscovery(scheduler, _unreachable()).find, _wake_nobody)
+            self._member = Member(
+                base.name,
+                engine,
+                at_once=place.max_running,
+                start=self._start_in_turn,
+                connect=self._scheduler,
+                mark=self._mark,
+            )
+            self._mark("starting", f"waiting for its turn to load in group {place.name}")
+        starting = self._start() if self._member is None else self._until_started(self._member)
+        self._starting = asyncio.get_running_loop().create_task(starting)
         self._starting.add_done_callback(self._started)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
@@ -81,17 +115,26 @@ class Replica:
             self._listening = asyncio.get_running_loop().create_task(self._listen())
         return await asyncio.shield(self._listening)
 
-    def answer(self, task: str, request: Request, model: str) -> AsyncGenerator[Delta | Reply, None]:
-        """Return `Worker.answer` of the base or an adapter."""
-        return self._worker(model).answer(task, request)
+    def answer(self, task: str, request: Request, model: str) -> AsyncGenerator[Waiting | Delta | Reply, None]:
+        """Return `Worker.answer` of the base or an adapter, once the engine is awake."""
+        stream = self._worker(model).answer(task, request)
+        if self._member is None:
+            return stream
+        return self._member.in_turn(stream, "batch" if request.priority == "batch" else "interactive", model)
 
     def speak(self, prompt: Prompt, model: str) -> AsyncGenerator[Piece, None]:
-        """Return `Worker.speak` of the base or an adapter."""
-        return self._worker(model).speak(prompt)
+        """Return `Worker.speak` of the base or an adapter, once the engine is awake."""
+        stream = self._worker(model).speak(prompt)
+        if self._member is None:
+            return stream
+        return _pieces(self._member.in_turn(stream, "batch" if prompt.batch else "interactive", model))
 
     async def statuses(self) -> dict[str, Status]:
         """Return the status of the base and of each adapter, by name; also while the engine starts."""
         workers = [self.worker, *self.adapters.values()]
+        if self._member is not None:
+            for worker in workers:
+                worker.wakes = self._member.wakes
         return {worker.name: await worker.status() for worker in workers}
 
     async def busy(self) -> int:
@@ -105,6 +148,10 @@ class Replica:
     async def check_health(self) -> None:
         """Raise ModelError where an engine that was ready is dead. Called by Serve."""
         status = await self.worker.status()
+        if self._member is not None and self._member.broken is not None:
+            raise self._member.broken
+        if self._member is not None and not self._member.loaded:
+            return
         if self._starting.done() and status.state != "failed":
             try:
                 await self.worker.engine.check()
@@ -117,6 +164,9 @@ class Replica:
         self._starting.cancel()
         self._lag.stop()
         await self.server.drain(self.drain_s, LEAVE_S)
+        if self._member is not None:
+            self._member.stop()
+            self._schedulers.close()
         await self.server.stop()
         await self.worker.engine.stop()
 
@@ -134,9 +184,28 @@ class Replica:
         return self.adapters[model]
 
     def _mark(self, state: State, step: str) -> None:
-        """Set the status of every model: they share the engine."""
-        for worker in (self.worker, *self.adapters.values()):
-            worker.mark(state, step)
+        """Set the status of every model, since they share the engine; an adapter that cannot be used stays failed."""
+        self.worker.mark(state, step)
+        for worker in self.adapters.values():
+            if not worker.failed:
+                worker.mark(state, step)
+
+    async def _scheduler(self) -> Link | None:
+        """Return a connection to the group's scheduler; None where there is none now."""
+        available = await self._schedulers.available()
+        return available[0] if available else None
+
+    async def _start_in_turn(self) -> str | None:
+        """Load the model. Return why that failed."""
+        try:
+            await self._start()
+        except Exception as error:  # any: the others of the group must get their turns
+            self._report_bug(error)
+        status = await self.worker.status()
+        return status.step if status.state == "failed" else None
+
+    async def _until_started(self, member: Member) -> None:
+        await member.started.wait()
 
     async def _start(self) -> None:
         await self.worker.start()
@@ -151,13 +220,20 @@ class Replica:
         freeze_heap()
 
     def _progress(self, step: str) -> None:
-        if step != "ready":  # the worker sets that itself, once it is true
+        if step == "ready":  # the worker sets that itself, once it is true
+            return
+        if self._member is not None and self._member.started.is_set():
+            self._mark("asleep", f"waking: {step}")
+        else:
             self._mark("starting", step)
 
     def _started(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s did not start", self.worker.name, exc_info=error)
-            self._mark("failed", f"It could not be started, by a fault of Diptych: {error!r}")
+            self._report_bug(error)
+
+    def _report_bug(self, error: BaseException) -> None:
+        log.error("%s did not start", self.worker.name, exc_info=error)
+        self._mark("failed", f"It could not be started, by a fault of Diptych: {error!r}")
 
 
 def _engine(
@@ -166,6 +242,7 @@ def _engine(
     loras: Sequence[Model],
     progress: Callable[[str], None],
     decoder: MediaDecoder,
+    place: GroupPlace | None,
 ) -> LoraEngine:
     if args.simulate is not None:
         from serve.engines.fake import FakeEngine
@@ -187,7 +264,29 @@ def _engine(
         stat_loggers=_through_ray if args.engine_metrics else None,
         decoder=decoder,
         share=args.num_gpus if 0 < args.num_gpus < 1 else 1.0,
+        sleep_level=None if place is None else place.sleep_level,
+        sleepers=0 if place is None else place.sleepers,
     )
+
+
+async def _pieces(stream: AsyncGenerator[Piece | Waiting, None]) -> AsyncGenerator[Piece, None]:
+    """Yield the pieces alone: a plain completion has no place for notices."""
+    async with contextlib.aclosing(stream):
+        async for item in stream:
+            if isinstance(item, Piece):
+                yield item
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """Return what Serve's handle raises where a deployment has no replica that answers."""
+    import ray.exceptions
+    import ray.serve.exceptions
+
+    return (ray.exceptions.RayError, ray.serve.exceptions.RayServeException)
+
+
+async def _wake_nobody() -> None:
+    """Do nothing: a group's scheduler never sleeps."""
 
 
 def _observability_args(args: ModelArgs | OwnArgs) -> dict[str, Any]:

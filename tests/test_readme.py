@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from deployments.args import Args, GatewayArgs, Listen, ModelArgs, ModelPlacement, Placement
+from deployments.args import Args, GatewayArgs, GroupArgs, Listen, ModelArgs, ModelPlacement, Placement
 from deployments.autoscaling import Scaling
 from serve.limits import KeyLimits, Limits, RateLimits
 from serve.media.fetch.policy import Policy
@@ -153,6 +153,7 @@ SETTINGS: dict[str, list[type[BaseModel]]] = {
     "The whole": [Args],
     "Every process: models with an engine of their own, and `gateway`": [Placement],
     "A model with an engine of its own": [ModelPlacement],
+    "A group": [GroupArgs],
     "A known model": [ModelArgs],
     "A model of your own": [Tuned],
     "A fine-tune": [Own],

@@ -241,7 +241,7 @@ def _run(config: Config) -> str:
     from deployments.local.update import deploy
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    needed = sum(entry.num_gpus * entry.max_replicas for entry in config.args.engines().values())
+    needed = sum(config.args.needed_gpus().values())
     have = ray.cluster_resources().get("GPU", 0)
     if needed > have:
         raise ConfigError(

@@ -52,10 +52,10 @@ def _fits(old: Args, new: Args, started: list[str]) -> bool:
     import ray
 
     have = ray.cluster_resources().get("GPU", 0)
-    needed = {name: entry.num_gpus * entry.max_replicas for name, entry in new.engines().items()}
+    needed = new.needed_gpus()
     if sum(needed.values()) > have:
         raise ConfigError(f"The config asks for {sum(needed.values()):g} GPUs and this machine has {have:g}.")
-    left = sum(entry.num_gpus * entry.max_replicas for name, entry in old.engines().items() if name not in needed)
+    left = sum(gpus for name, gpus in old.needed_gpus().items() if name not in needed)
     twice = sum(needed[name] for name in started if name in old.engines() and new.engines()[name].surges)
     return bool(sum(needed.values()) + left + twice <= have)
 

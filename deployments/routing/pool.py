@@ -135,7 +135,7 @@ class Pool:
                 return Status(model, "asleep", "it starts when it is asked", since_s, self._unanswered[model])
             step = "starting again: its process ended" if self._replicas.ever_connected else "starting its process"
             return Status(model, "starting", step, since_s, self._unanswered[model])
-        order = ("ready", "starting", "failed")
+        order = ("ready", "asleep", "starting", "failed")
         at, status = min(reports, key=lambda report: order.index(report[1].state))
         return replace(status, since_s=status.since_s + time.monotonic() - at, unanswered=self._unanswered[model])
 

@@ -12,7 +12,7 @@ from serve.errors import ModelError
 from serve.models.base import Model
 from serve.router.route import Status
 from serve.tasks import TASKS
-from serve.tasks.base import Delta, Reply, Request
+from serve.tasks.base import Delta, Reply, Request, Waiting
 
 PACE_S = 0.045
 """Seconds between two messages with deltas of one stream: 22 updates a second reach the client."""
@@ -37,7 +37,7 @@ class ReplicaRoute:
         """Return whether every replica has as many prompts as it may."""
         return self._pool.full()
 
-    def answer(self, task: str, request: Request) -> AsyncGenerator[Delta | Reply, None]:
+    def answer(self, task: str, request: Request) -> AsyncGenerator[Waiting | Delta | Reply, None]:
         """Return the replica's stream of a task's events."""
 
         def identify() -> tuple[RoutingKey, Hashable]:

@@ -47,7 +47,8 @@ def room(service: Document, args: Any) -> Iterator[str]:
             available += pod
     wanted: Counter[str] = Counter()
     for name, placed in {"gateway": args.gateway, **args.engines()}.items():
-        for what, amount in {"CPU": placed.num_cpus, "GPU": placed.num_gpus, **placed.resources}.items():
+        gpus = placed.num_gpus if name == "gateway" else args.reserved_gpus(name)
+        for what, amount in {"CPU": placed.num_cpus, "GPU": gpus, **placed.resources}.items():
             wanted[what] += placed.max_replicas * amount
             if amount > largest[what]:
                 yield f"{name} asks for {amount:g} {what}, and no pod has more than {largest[what]:g}"

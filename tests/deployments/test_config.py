@@ -137,6 +137,38 @@ def test_models_are_built_once_and_left_out_of_a_pickle() -> None:
     assert Args.model_validate(args.model_dump(mode="json", by_alias=True, exclude_unset=True)) == args
 
 
+@pytest.mark.parametrize(
+    ("models", "groups", "message"),
+    [
+        ([{"name": "toy-llava", "group": "card"}], {}, r"toy-llava: group: there is no 'card'\. Groups: none"),
+        (["toy-llava"], {"card": {"awake": 1}}, "groups: card has no models: give some `group: card`"),
+        ([{"name": "toy-llava", "group": "card", "replicas": 2}], {"card": {"awake": 1}}, "has one replica"),
+        (
+            [{"name": name, "group": "card", "num_gpus": 0.6} for name in ("toy-llava", "toy-paligemma")],
+            {"card": {"awake": 2}},
+            "shares one GPU, and the 2 largest num_gpus of card are more",
+        ),
+        (
+            [{"name": "toy-llava", "group": "card"}, {"name": "mine", "base": "toy-llava", "adapter": "/models/mine"}],
+            {"card": {"awake": 1, "sleep_level": 2}},
+            "sleep_level 2 would lose its LoRA adapters",
+        ),
+        ([{"name": "toy-llava", "group": "card"}], {"card": {"awake": 0}}, "greater than or equal to 1"),
+    ],
+)
+def test_impossible_group_is_refused(models: list[Any], groups: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Args.model_validate({"models": models, "groups": groups})
+
+
+def test_group_reserves_the_sum_of_its_largest_models() -> None:
+    sizes = {"toy-llava": 0.5, "toy-llava-b": 0.5, "toy-paligemma": 0.25, "toy-paligemma-b": 0}
+    models = [{"name": name, "group": "card", "num_gpus": size} for name, size in sizes.items()]
+    args = Args.model_validate({"models": models, "groups": {"card": {"awake": 2}}})
+    assert args.group_gpus("card") == 1 and [entry.name for entry in args.members("card")] == list(sizes)
+    assert args.needed_gpus() == {**dict.fromkeys(sizes, 0.3333), "toy-paligemma-b": 0}
+
+
 def gateway(**given: Any) -> GatewayArgs:
     return GatewayArgs.model_validate(given)
 

@@ -20,6 +20,7 @@ from deployments.local.measured import measured
 from deployments.plan import MemoryPlan, Need, _arranged, in_equal_parts, make_plan, read_needs, usable
 from serve.engines.description import read
 from serve.engines.vllm import memory
+from serve.engines.vllm.footprint import CONTEXT
 
 GB = 10**9
 LLAVA = {"architectures": ["LlavaForConditionalGeneration"]}
@@ -240,3 +241,33 @@ def test_measured_memory_on_a_gpu_is_the_drivers(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert measured(["pretended"]) == {"pretended": 2048 << 20}
+
+
+def test_group_needs_the_largest_of_its_models_that_are_awake_together(tmp_path: Path) -> None:
+    """Six models of 7B on a GPU of 48 GB: two at a time fit, each beside the contexts of the four that sleep."""
+    members = [need(tmp_path, name, reserved=0.5, group="card", awake=2) for name in "abcdef"]
+    planned = make_plan(members, [48 * GB])
+    assert planned.fits and set(where(planned).values()) == {(0,)}
+    most = sum(sorted(place.bytes for place in planned.places)[-2:])
+    assert most + 4 * CONTEXT == pytest.approx(usable(48 * GB), rel=1e-6)
+    assert "a: GPU 0 (50%), 2 of group card awake at a time" in plan.plan_text(planned)
+    alone = [need(tmp_path, name, reserved=0.5) for name in "abcdef"]
+    assert not make_plan(alone, [48 * GB]).fits
+
+
+def test_group_member_that_does_not_fit_is_refused_and_others_are_not(tmp_path: Path) -> None:
+    members = [need(tmp_path, "a", "2b", reserved=0.5, group="card", awake=2)]
+    members += [need(tmp_path, "b", "34b", reserved=0.5, group="card", awake=2)]
+    planned = make_plan(members, [48 * GB])
+    assert list(planned.refused) == ["b"] and list(where(planned)) == ["a"]
+
+
+def test_group_on_a_processor_needs_memory_for_those_awake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fits(awake: int, free: float) -> bool:
+        monkeypatch.setattr(memory, "available", lambda: int(free))
+        members = [need(tmp_path, name, "2b", group="all", awake=awake) for name in "abc"]
+        return make_plan(members, []).fits
+
+    monkeypatch.setattr(memory, "available", lambda: 1000 * GB)
+    size = make_plan([need(tmp_path, "a", "2b")], []).places[0].bytes
+    assert fits(1, size + 2.2 * GB) and not fits(2, size + 2.2 * GB) and fits(2, 2 * size + 1.1 * GB)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -15,14 +16,18 @@ import httpx
 import pytest
 import yaml
 from running import Running, alive, command, free_port, until
-from served import URL
+from served import URL, frames
 
 pytestmark = pytest.mark.ray
 
 
-def config(folder: Path, models: list[dict[str, Any]], **gateway: Any) -> str:
+PAIR = ("left", "right")
+TURNS = {"group": "pair", "simulate": {"replies": "word", "wake_s": 0.2}}
+
+
+def config(folder: Path, models: list[dict[str, Any]], groups: dict[str, Any] | None = None, **gateway: Any) -> str:
     file = folder / "config.yaml"
-    arguments = {"models": models, "gateway": gateway}
+    arguments = {"models": models, "groups": groups or {}, "gateway": gateway}
     application = {"name": "diptych", "import_path": "deployments.app:build", "args": arguments}
     file.write_text(yaml.dump({"applications": [application]}))
     return str(file)
@@ -42,8 +47,11 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             "simulate": {"replies": "word " * 100, "delay_s": 0.05},
             "autoscaling": {"min_replicas": 0, "max_replicas": 2, "target_ongoing_requests": 2, "upscale_delay_s": 0},
         },
+        *({"name": name, "like": "toy-llava", "checkpoint": ".", "tasks": ["vqa"], **TURNS} for name in PAIR),
     ]
-    running = Running("--config", config(tmp_path_factory.mktemp("rehearsal"), models, replicas=2))
+    groups = {"pair": {"awake": 1, "min_awake_s": 0}}
+    file = config(tmp_path_factory.mktemp("rehearsal"), models, groups, replicas=2)
+    running = Running("--config", file)
     try:
         yield running.wait_for("Diptych is ready")
     finally:
@@ -56,7 +64,7 @@ def test_model_that_cannot_start_reports_why_and_others_serve_on(rehearsal: Runn
     assert "Traceback" not in rehearsal.output()
     ready = rehearsal.ready()
     states = {"toy-llava": "ready", "toy-paligemma": "failed", "toy-paligemma-b": "asleep", "mine": "ready"}
-    assert ready["status"] == "degraded" and ready["models"] == states
+    assert ready["status"] == "degraded" and {name: ready["models"][name] for name in states} == states
     assert ready["details"]["toy-paligemma-b"]["step"] == "it starts when it is asked"
 
 
@@ -90,6 +98,29 @@ def test_sleeping_model_wakes_for_a_request_and_scales(rehearsal: Running) -> No
             concurrent.futures.wait(asking)
         answers = [future.result() for future in asking]
     assert not [reply for reply in answers if "replies" not in reply or reply["replies"][0]["status"] != "ok"]
+
+
+def test_models_of_a_group_take_turns_also_after_their_scheduler_was_killed(rehearsal: Running) -> None:
+    def fan_out() -> list[str]:
+        """Ask both. Return the names of those that waited, in the order of their first notices."""
+        body = {"image": URL, "question": "what?", "models": list(PAIR), "deadline_s": 60, "stream": True}
+        with httpx.stream("POST", f"{rehearsal.url}/v1/tasks/vqa", json=body, timeout=90) as reply:
+            events = frames(reply.read().decode())
+        replies = [json.loads(data) for event, data in events if event == "reply"]
+        assert sorted((each["model"], each["status"]) for each in replies) == [(name, "ok") for name in PAIR]
+        waiting = [json.loads(data)["model"] for event, data in events if event == "waiting"]
+        return list(dict.fromkeys(waiting))
+
+    assert sorted(rehearsal.state(name) for name in PAIR) == ["asleep", "ready"]
+    (first,) = fan_out()  # the other one was awake
+    assert until(lambda: rehearsal.state(first) == "ready", 10)
+    scheduler = rehearsal.replica("scheduler of pair")
+    os.kill(scheduler, signal.SIGKILL)
+    (second,) = fan_out()
+    assert {first, second} == set(PAIR)
+    assert until(lambda: rehearsal.state(second) == "ready", 10)
+    entry = httpx.get(f"{rehearsal.url}/v1/models/{second}", timeout=30).json()["diptych"]
+    assert entry["wakes"]["count"] >= 1 and entry["wakes"]["last_s"] >= 0.2
 
 
 def test_two_gateways_share_a_port_and_either_is_enough(rehearsal: Running) -> None:

@@ -17,6 +17,7 @@ from deployments.routing.pool import EngineDied, Pool, RoutingKey
 from deployments.routing.quarantine import Quarantine
 from deployments.routing.replica_route import ReplicaRoute
 from deployments.routing.replicas import Replicas
+from serve.engines.base import State
 from serve.engines.fake import FakeEngine
 from serve.errors import BadRequest, ModelError, Overloaded
 from serve.media.image import Image
@@ -41,6 +42,7 @@ class Replica:
         self.fault: ModelError | None = None
         self.calls = 0
         self.models = [NAME]
+        self.state: State = "ready"
         self.server = StreamServer({"answer": self.answer, "begin": self.begin}, self.statuses)
 
     async def start(self) -> Address:
@@ -59,7 +61,7 @@ class Replica:
         await self.go.wait()
 
     async def statuses(self) -> dict[str, Status]:
-        return {name: Status(name, "ready", "ready", 0.0) for name in self.models}
+        return {name: Status(name, self.state, self.state, 0.0) for name in self.models}
 
     async def crash(self) -> None:
         """End like a killed process."""
@@ -278,6 +280,19 @@ async def test_model_woken_by_another_gateway_answers_at_once() -> None:
         discovery.addresses.append(await woken.start())
         woken.go.set()
         assert await asyncio.gather(*(ask(pool, about(at)) for at in range(3))) == ["woken"] * 3
+
+
+async def test_sleeping_replica_of_a_group_gets_requests_to_keep() -> None:
+    async with pooled(1) as (pool, replicas, _):
+        replicas[0].state = "asleep"
+        await replicas[0].server.send_heartbeat()
+        asking = [asyncio.create_task(ask(pool, about(at))) for at in range(ROOM)]
+        await until(lambda: total_calls(replicas) == ROOM)
+        assert (await pool.status(NAME)).state == "asleep"
+        with pytest.raises(Overloaded):  # those that wait count
+            await ask(pool, about(9))
+        replicas[0].go.set()
+        assert await asyncio.gather(*asking) == ["0"] * ROOM
 
 
 # --- a replica that hangs ---
