@@ -7,7 +7,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast slow install install-dev loadtest bench bench-others bench-fan-out
-.PHONY: bench-many-servers bench-scale bench-repeats chaos hostile soak gpu-check k8s-check k8s-drill
+.PHONY: bench-many-servers bench-scale bench-turns bench-repeats chaos hostile soak gpu-check k8s-check k8s-drill
 .PHONY: screenshots lock clean
 
 serve: install
@@ -62,6 +62,10 @@ bench-fan-out: install-dev
 # many simulated models with many replicas on pretended GPUs
 bench-scale: install-dev
 	$(BIN)/python -m loadtest.bench scale $(ARGS)
+
+# eight simulated models on a GPU that holds three: one hot, the others asked now and then
+bench-turns: install-dev
+	$(BIN)/python -m loadtest.bench turns $(ARGS)
 
 # several questions about each picture to two replicas: kept to the one that knows it, or spread
 bench-repeats: install-dev
