@@ -117,7 +117,7 @@ def _words(result: Json) -> str:
 
 def _trimmed(line: Json) -> Json:
     """Return what the page shows of a line."""
-    kept = {
+    kept: Json = {
         name: line[name]
         for name in ("file", "item", "picture", "task", "asked", "image", "truth", "error")
         if name in line

@@ -28,7 +28,7 @@ def rings(mask: Mask) -> list[list[Point]]:
     ):
         for y, x in np.argwhere(core & ~around).tolist():
             ends[(x + begin[0], y + begin[1])].append((x + end[0], y + end[1]))
-    outlines = []
+    outlines: list[list[Point]] = []
     while ends:
         start = min(ends, key=lambda point: (point[1], point[0])) if not outlines else next(iter(ends))
         outlines.append(_corners(_walk(ends, start)))

@@ -69,9 +69,8 @@ class VllmEngine:
     thread with a short text for each step of the start. adapters: LoRA adapters to serve; one that cannot be used
     leaves the others and the checkpoint unaffected. stat_loggers: returns vLLM's StatLogger classes once vLLM is
     imported; without, vLLM keeps no statistics. decoder: decodes undecoded images. share: the part of a GPU that is
-    this engine's. sleep_level: of
-    `sleep`, vLLM's 1 or 2; None for an engine that never sleeps. sleepers: engines that sleep on its GPU while it is
-    awake.
+    this engine's. sleep_level: of `sleep`, vLLM's 1 or 2; None for an engine that never sleeps. sleepers: engines that
+    sleep on its GPU while it is awake.
     """
 
     def __init__(
