@@ -48,6 +48,11 @@ def engine_rate(counter: str, beside: str) -> str:
     return f"({own} or 0 * {other})"
 
 
+def or_none(gauge: str) -> str:
+    """Return the greatest value of a gauge by model, 0 for a model that has none."""
+    return f"max by (model) ({gauge}{MODEL}) or 0 * max by (model) (diptych_model_state{MODEL})"
+
+
 def hits(cache: str) -> str:
     queries = f"{cache}_queries"
     return f"{engine_rate(f'{cache}_hits', queries)} / {rate(f'ray_vllm_{queries}_total', 'model_name', ENGINE)}"
@@ -97,6 +102,8 @@ A_MODEL = [
     Panel("Event loop, longest lag", "s", {"{{ReplicaId}}": LAG}),
     Panel("Tokens", "short", {"{{kind}} a second": rate("diptych_tokens_total", "kind", MODEL)}),
     Panel("State", "short", {"{{state}}": f"max by (state) (diptych_model_state{MODEL})"}),
+    Panel("Wakings of models that take turns", "short", {"{{model}}": or_none("diptych_model_wakes")}),
+    Panel("Waking, the last", "s", {"{{model}}": or_none("diptych_model_wake_seconds")}),
     Panel(
         "vLLM: requests",
         "short",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import Running, alive
+from running import Running, alive, until
 
 from deployments.local.gpus import Gpu
 from loadtest import gpu_check, gpu_engines, gpu_serving
@@ -58,7 +58,7 @@ def test_command_whose_time_is_over_ends_with_its_children(tmp_path: Path) -> No
     began = time.monotonic()
     done = gpu_check.run([sys.executable, "-c", f"{program}; {child}"], tmp_path / "log.txt", 1.0)
     assert done.over == "its 1 s were over" and time.monotonic() - began < 20
-    assert not alive(int(done.text))
+    assert until(lambda: not alive(int(done.text)), 20)  # the machine may be busy
 
 
 @pytest.mark.parametrize(

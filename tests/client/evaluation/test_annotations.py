@@ -278,7 +278,7 @@ def test_annotation_files_may_be_given(here: Path, tmp_path: Path) -> None:
     vqa(here / "elsewhere")
     files = [here / "elsewhere" / "questions.json", here / "elsewhere" / "answers.json"]
     assert len(Labelled(here, files).items) == 1
-    with pytest.raises(Failure, match="neither COCO's nor VQA's"):
+    with pytest.raises(Failure, match="neither COCO, VQA, Label Studio nor FiftyOne"):
         Labelled(here, [put(here / "x.json", {"a": 1})])
     with pytest.raises(Failure, match="No such file"):
         Labelled(here, [here / "gone.json"])
