@@ -5,11 +5,11 @@ import { announce, byId, drawn, made } from "./dom.js";
 import { painted } from "./rle.js";
 import { rgb, settle, toned } from "./tones.js";
 
-const SLICE_MS = 12; // work in one go, before the page may answer
+const SLICE_MS = 8; // work in one go, before the page may answer
 const NARROWEST = 210; // pixels of a tile
 const GAP = 12;
-const BELOW = 92; // pixels of a tile under its picture
-const BEYOND = 500; // pixels above and below the screen that have tiles
+const BELOW = 98; // pixels of a tile under its picture
+const BEYOND = 300; // pixels above and below the screen that have tiles
 const LINES = 50; // in a block of the file, as diptych report writes them
 const KEPT_BLOCKS = 60;
 const KEPT_URLS = 300;
@@ -22,7 +22,7 @@ const hidden = new Set(); // layers that are not drawn
 const tiles = new Map(); // by place in `listed`
 const texts = [...document.querySelectorAll("script.block")]; // of lines and their pictures, parsed when they are shown
 const blocks = new Map(); // parsed
-const wanted = []; // {entry, use}: lines that tiles wait for
+const wanted = []; // {canvas, entry}: tiles that wait for their pictures
 const files = new Map(); // of the folder that was chosen, by path
 const urls = new Map();
 let listed = [];
@@ -207,7 +207,7 @@ function soonPaint() {
 
 function tiled(entry, place) {
   const canvas = drawn("svg", { class: "overlay", "aria-hidden": "true" });
-  whenRead(entry, (line, url) => fill(canvas, line, url, false));
+  fillSoon(canvas, entry);
   const button = made("button", { type: "button", tabindex: place === current ? 0 : -1, onclick: () => show(place), onfocus: () => settleOn(place) },
     canvas,
     made("span", { class: "tile-name" }, entry.file),
@@ -259,18 +259,24 @@ function layersOf(line) {
 const classed = (name, more = "") => (name === TRUTH ? `tone-truth ${more}`.trim() : toned(name, more));
 const inkOf = (name) => (name === TRUTH ? [33, 106, 64] : rgb(name));
 
-function layer(name, boxes, masked) {
+function layer(name, boxes, large) {
   const group = drawn("g", { class: classed(name, "layer"), "data-layer": name });
   if (hidden.has(name)) group.setAttribute("class", `${group.getAttribute("class")} off`);
+  if (!large) { // one element for all boxes
+    const outline = boxes.map(({ box: [x, y, right, bottom] }) => `M${x} ${y}H${right}V${bottom}H${x}Z`).join("");
+    if (name === "merged") group.append(drawn("path", { d: outline, class: "halo" }));
+    group.append(drawn("path", { d: outline, class: "frame" }));
+    return group;
+  }
   for (const { box, mask, label } of boxes) {
     const [x, y, right, bottom] = box;
     const edge = { x, y, width: Math.max(0, right - x), height: Math.max(0, bottom - y) };
-    if (masked && mask) {
+    if (mask) {
       const image = drawn("image", { width: mask.size[1], height: mask.size[0], preserveAspectRatio: "none" });
       group.append(image);
       setTimeout(() => image.isConnected && image.setAttribute("href", painted(mask, inkOf(name), 70))); // each takes its time
     }
-    group.append(drawn("rect", { ...edge, class: "halo" }), drawn("rect", { ...edge, class: "frame" }, masked ? drawn("title", {}, label) : null));
+    group.append(drawn("rect", { ...edge, class: "halo" }), drawn("rect", { ...edge, class: "frame" }, drawn("title", {}, label)));
   }
   return group;
 }
@@ -285,18 +291,17 @@ function lineOf(entry) {
   return [line, fileUrl(entry.file) ?? (preview || null)];
 }
 
-/** Call `use` with a line and its picture's URL: now where they are at hand, else one block after the other. */
-function whenRead(entry, use) {
-  if (entry.line || blocks.has(Math.floor(entry.at / LINES))) return use(...lineOf(entry));
+/** Draw an entry's picture and boxes into a tile's canvas, a few tiles in one go, unless it has scrolled by till then. */
+function fillSoon(canvas, entry) {
   if (!wanted.length) setTimeout(readNext);
-  wanted.push({ entry, use });
+  wanted.push({ canvas, entry });
 }
 
 function readNext() {
   const began = performance.now();
   while (wanted.length && performance.now() - began < SLICE_MS) {
-    const { entry, use } = wanted.pop(); // the latest: what has scrolled by can wait
-    use(...lineOf(entry));
+    const { canvas, entry } = wanted.shift();
+    if (canvas.isConnected) fill(canvas, ...lineOf(entry), false);
   }
   if (wanted.length) setTimeout(readNext);
 }
