@@ -134,14 +134,14 @@ class Gateway:
         """Refuse new requests and finish running ones within drain_s. Called before all gateways stop."""
         if self.server is not None:
             await self.server.drain()
+        self._close_votes()  # Ray's processes are ended next, without __del__
 
     async def __del__(self) -> None:
         """Stop. Called by Serve when it stops this gateway; others on the same port take new requests."""
         self._lag.stop()
         if self.server is not None:
             await self.server.stop()
-        for votes in self._votes.values():
-            votes.close()
+        self._close_votes()
 
     def _create_app(self, args: Args) -> FastAPI:
         """Create the app for these args, keeping the pools of engines that stay.
@@ -178,6 +178,10 @@ class Gateway:
             budget=self._budget,
             votes=votes,
         )
+
+    def _close_votes(self) -> None:
+        while self._votes:
+            self._votes.popitem()[1].close()
 
     def _open_votes(self, path: Path | None) -> VoteStore | None:
         """Return the store of the arena's votes. Raises OSError where the file cannot be used.
