@@ -57,12 +57,14 @@ class EngineProcess:
         return self.answer()
 
     def end(self) -> None:
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
 
 
 def run(chosen: Sequence[Served], save: Any) -> bool:
