@@ -53,6 +53,26 @@ class Sampling:
     """The number of alternatives that each Token carries, at most 20."""
     json_schema: str | None = None
     """A JSON schema (as JSON text) that the reply must satisfy."""
+    thinking_token_budget: int | None = None
+    """Tokens of reasoning after which the engine ends it, so that the answer begins. None: no limit."""
+
+
+@dataclass(frozen=True)
+class ReasoningOptions:
+    """A request's wishes for a model's reasoning, by the names of OpenAI's and vLLM's parameters.
+
+    effort: `reasoning_effort`; "none" is off. enabled: `chat_template_kwargs.enable_thinking`. budget:
+    `thinking_token_budget`, in tokens. None: as the model does by itself.
+    """
+
+    effort: str | None = None
+    enabled: bool | None = None
+    budget: int | None = None
+
+    @property
+    def on(self) -> bool | None:
+        """Return whether the model is to reason; None where that is not said."""
+        return self.enabled if self.effort is None else self.effort != "none"
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,8 @@ class Prompt:
     """The name of the LoRA adapter to use; None for the checkpoint alone."""
     whole: bool = False
     """Whether the reply is not streamed: after its first token it may come in large pieces."""
+    reasoning: ReasoningOptions = ReasoningOptions()
+    """What is asked of a model that reasons; its budget is in `sampling`."""
     batch: bool = False
     """Whether the request has batch priority: it waits for all requests that have not."""
 
@@ -86,17 +108,27 @@ class Token:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a reply. The last piece of a generation has a finish_reason and the final counts."""
+    """A part of a reply. The last piece of a generation has a finish_reason and the final counts.
+
+    reasoning: what the model thought, where that has been told apart from its answer (serve/models/reasoning.py). It
+    comes before `text`, and its tokens are left out of `tokens`.
+    """
 
     text: str
     tokens: tuple[Token, ...] = ()
     finish_reason: FinishReason | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning: str = ""
 
     def then(self, later: "Piece") -> "Piece":
         """Return this piece followed by `later`. finish_reason and counts are those of `later`."""
-        return replace(later, text=self.text + later.text, tokens=self.tokens + later.tokens)
+        return replace(
+            later,
+            text=self.text + later.text,
+            tokens=self.tokens + later.tokens,
+            reasoning=self.reasoning + later.reasoning,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 from serve.engines.base import Generation, Prompt, Sampling
 from serve.media.image import Image
 from serve.models.contracts import Contract
+from serve.models.reasoning import Reasoning
 from serve.tasks.base import Result
 
 TOY_NOTE = (
@@ -130,6 +131,8 @@ class Model:
     """The weight of its replies in merging, unless the request gives one."""
     ends: tuple[str, ...] = ()
     """Texts that end its replies, besides the checkpoint's end token."""
+    reasoning: Reasoning | None = None
+    """How it reasons before it answers; None for a model that does not."""
     adapter: str | None = None
     """The name of its LoRA adapter in the engine of its base model; None for a model with its own checkpoint."""
 

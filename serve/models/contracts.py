@@ -18,6 +18,7 @@ from typing import Any, Literal
 from serve.engines.base import Generation
 from serve.errors import ParseError
 from serve.media.geometry import clip
+from serve.models.reasoning import answer_start
 from serve.tasks.boxes import AskedLabels, DetectResult, LabelledBox, label_key
 
 SLACK = 0.01
@@ -259,7 +260,7 @@ class Contract:
 
     def written(self, text: str) -> list[tuple[str | None, tuple[float, ...]]]:
         """Return the label and the numbers of each shape in a reply as they stand there, whatever the numbers mean."""
-        start = _answer_start(text)
+        start = answer_start(text)
         if start is None:
             return []
         items = _read(self, text[: start + MAX_TEXT], start).items
@@ -274,7 +275,7 @@ class Contract:
         Scores are geometric mean probabilities of the tokens that hold a shape's digits. A number outside the contract
         makes the meaning of all numbers doubtful: then the reply cannot be read at all.
         """
-        start = _answer_start(spoken.text)
+        start = answer_start(spoken.text)
         if start is None:
             return Decoded(self, fault=Fault.UNFINISHED_REASONING)
         text = spoken.text[: start + MAX_TEXT]
@@ -376,24 +377,6 @@ class _Reading:
             self.items.append(item)
         else:
             self.too_many = True
-
-
-_REASONING = [
-    ("<think>", "</think>"),
-    ("<|channel>thought", "<channel|>"),
-    ("<|channel|>analysis", "<|channel|>final<|message|>"),
-    ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
-]
-
-
-def _answer_start(text: str) -> int | None:
-    """Return where the answer begins, after the reasoning, whose opening may be missing; None if it never ends."""
-    start = 0
-    for _, close in _REASONING:
-        at = text.rfind(close)
-        start = max(start, at + len(close) if at >= 0 else 0)
-    return None if any(text.find(begin, start) >= 0 for begin, _ in _REASONING) else start
 
 
 _NOTHING = re.compile(
