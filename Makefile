@@ -1,5 +1,5 @@
 # make serve: set up .venv, serve the embedded models.  make test: every check and test.  make check: the fast ones.
-# PYTHON=python3.12 chooses the interpreter, DEVICE=cpu|gpu what is installed (default: gpu where nvidia-smi answers).
+# OCR=1 also installs the reader of text. PYTHON=python3.12 chooses the interpreter, DEVICE=cpu|gpu what is installed (default: gpu where nvidia-smi answers).
 PYTHON ?= python3
 BIN := .venv/bin
 # pytest keeps the modules whose asserts it rewrote, 6 s for each worker, and every child process what it compiled

@@ -7,10 +7,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deployments.args import ENTRY_TAGS, Args
+from deployments.args import ENTRY_TAGS, Args, ModelArgs
+from serve.engines.ocr.reader import is_installed
+from serve.models import MODELS
 
 HERE = Path(__file__).parent
 APP = "deployments.app:build"
+READER = "rapidocr"
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
@@ -56,10 +59,24 @@ def parse_config(text: str, source: str) -> Config:
     )
 
 
+def default_config() -> Config:
+    """Return the config of the embedded toys, and of the reader of text where that is installed."""
+    config = read_config(HERE / "local.yaml")
+    if not is_installed():
+        return config
+    args = Args(models=[*config.args.models, ModelArgs(name=READER)], gateway=config.args.gateway)
+    return config.model_copy(update={"args": args})
+
+
 def for_models(models: Sequence[str], gpus: float = 0) -> Config:
     """Return a config for these models. gpus: GPUs for each model; 0.5 is half a GPU. Raises ConfigError."""
-    entries = [{"name": name, "num_gpus": gpus} for name in models]
+    entries = [{"name": name, "num_gpus": gpus if takes_gpus(name) else 0} for name in models]
     return _validated("--models", logging=QUIET, args={"models": entries})
+
+
+def takes_gpus(name: str) -> bool:
+    """Return whether a model's engine runs on GPUs where there are some."""
+    return name not in MODELS or MODELS[name].engine == "vllm"
 
 
 def _validated(source: str, **values: Any) -> Config:

@@ -21,9 +21,10 @@ from deployments.args import Args, LoraArgs, ModelArgs, OwnArgs
 from deployments.config import Config, ConfigError
 from deployments.local.gpus import Gpu, gpus
 from deployments.local.start import add_options, check_free, check_keys, chosen_config
-from deployments.plan import GB, brief, make_plan, read_needs, usable
+from deployments.plan import GB, brief, make_plan, read_needs, readers, usable
 from serve.engines import adapters, hub, object_store
 from serve.engines.adapters import Adapter
+from serve.engines.ocr.reader import PACKAGES
 from serve.engines.vllm import compilers, memory
 from serve.engines.vllm.config_check import check_config
 from serve.errors import ModelError
@@ -81,6 +82,7 @@ def examine(options: argparse.Namespace) -> Iterator[Finding]:
         yield Finding("FAULT", "config", str(refused), "see deployments/README.md, Every setting")
         return
     yield from _port_and_keys(config)
+    yield from _readers(config.args)
     on_gpu = [name for name, entry in _engines(config.args).items() if entry.num_gpus]
     yield from _driver(devices, gpu_build, bool(on_gpu))
     yield from (_gpu(device, bool(on_gpu)) for device in devices)
@@ -144,6 +146,18 @@ def _port_and_keys(config: Config) -> Iterator[Finding]:
         check_keys(config)
     except ConfigError as error:
         yield Finding("FAULT", "API keys", str(error), "see deployments/README.md, Security")
+
+
+def _readers(args: Args) -> Iterator[Finding]:
+    """Check the models whose engine is a package of its own."""
+    for name, size in readers(args).items():
+        if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
+            mend = "pip install 'diptych[ocr]'"
+            yield Finding("FAULT", name, f"{', '.join(missing)} missing, which it runs on", mend)
+        else:
+            versions = ", ".join(f"{package} {_version(package)}" for package in PACKAGES)
+            text = f"{versions}, with its weights; {size / GB:.1f} GB of main memory and no GPU"
+            yield Finding("ok", name, text)
 
 
 def _driver(devices: Sequence[Gpu], gpu_build: bool, wanted: bool) -> Iterator[Finding]:
@@ -301,14 +315,15 @@ def _disk(args: Args) -> Iterator[Finding]:
 def _plan(args: Args, devices: Sequence[Gpu], *, by_us: bool) -> Iterator[Finding]:
     needs, unread = read_needs(args, planned_by_us=by_us)
     engines = _engines(args)
-    if devices and by_us and not all(model.card.toy for model in args.models_by_name.values()):
+    native = [model for model in args.models_by_name.values() if model.engine == "vllm"]
+    if devices and by_us and not all(model.card.toy for model in native):
         on_gpus, on_cpu = needs, []
     else:
         on_gpus = [need for need in needs if engines[need.name].num_gpus]
         on_cpu = [need for need in needs if not engines[need.name].num_gpus]
     for group, sizes in ((on_gpus, [device.total for device in devices]), (on_cpu, [])):
         if group and (sizes or group is on_cpu):
-            plan = make_plan(group, sizes)
+            plan = make_plan(group, sizes, beside=sum(readers(args).values()))
             yield from (Finding("ok", "plan", line.strip()) for line in brief(plan))
             for name, why in plan.refused.items():
                 problem, _, mend = why.partition(". It would fit ")
@@ -341,7 +356,12 @@ def _version(package: str) -> str:
 
 
 def _engines(args: Args) -> dict[str, ModelArgs | OwnArgs]:
-    return {name: entry for name, entry in args.engines().items() if entry.simulate is None}
+    """Return the entries of models that vLLM serves."""
+    return {
+        name: entry
+        for name, entry in args.engines().items()
+        if entry.simulate is None and entry.model().engine == "vllm"
+    }
 
 
 def _real(args: Args) -> list[str]:

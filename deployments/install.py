@@ -50,6 +50,7 @@ def main() -> int:
     """Install what is missing. Return 0, or 1 where that is impossible, with a sentence on stderr."""
     parser = argparse.ArgumentParser("install.py")
     parser.add_argument("--dev", action="store_true", help="also what the tests and checks need")
+    parser.add_argument("--ocr", action="store_true", default=bool(os.environ.get("OCR")), help="also RapidOCR")
     parser.add_argument("--device", choices=("cpu", "gpu"), default=os.environ.get("DEVICE") or found_device())
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
     options = parser.parse_args()
@@ -57,19 +58,21 @@ def main() -> int:
         again = other_python()
         if again is not None:
             return subprocess.call([again, *sys.argv])
-        install(options.venv, options.device, options.dev)
+        install(options.venv, options.device, options.dev, options.ocr)
     except InstallError as refused:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
     return 0
 
 
-def install(venv: Path, device: str, dev: bool) -> None:
+def install(venv: Path, device: str, dev: bool, ocr: bool = False) -> None:
     """Install the locked packages into `venv`. Raises InstallError."""
     program, tests = Stamp(venv, device, LOCKS / f"{device}.txt"), Stamp(venv, "dev", LOCKS / "dev.txt")
+    reader = Stamp(venv, "ocr", LOCKS / "ocr.txt")
     aside = Stamp(ASIDE, "triton", LOCKS / "triton.txt")
     wants_triton = dev and device == "cpu" and not aside.holds()
-    if program.holds() and (tests.holds() or not dev) and not wants_triton:
+    wants_reader = ocr and not reader.holds()
+    if program.holds() and (tests.holds() or not dev) and not wants_triton and not wants_reader:
         return
     began = time.monotonic()
     if platform.system() != "Linux":
@@ -94,6 +97,9 @@ def install(venv: Path, device: str, dev: bool) -> None:
     if wants_triton:
         triton_aside(pip)
         aside.set()
+    if wants_reader:
+        pip.install_lock("RapidOCR", "ocr")
+        reader.set()
     print(f"Installed in {time.monotonic() - began:.0f} s.", flush=True)
 
 

@@ -21,12 +21,13 @@ UNUSED = {"torchaudio", "torchcodec", "triton"}
 
 
 def main() -> int:
-    """Write all of them. dev.txt has only what neither cpu.txt nor gpu.txt has."""
+    """Write all of them. dev.txt and ocr.txt have only what cpu.txt or gpu.txt has not."""
     with tempfile.TemporaryDirectory() as folder:
         cpu, gpu = blocks(compiled("cpu", folder)), blocks(compiled("gpu", folder))
         pins = Path(folder, "pins.txt")
         pins.write_text("\n".join(text.split(" ")[0] for text in cpu.values()))
         dev = blocks(compiled("dev", folder, "--constraint", str(pins)))
+        ocr = blocks(compiled("ocr", folder, "--constraint", str(pins)))
         installer = blocks(compiled("install", folder))
     write("cpu", {name: text for name, text in cpu.items() if name not in BESIDE | UNUSED})
     write("torchvision", {"torchvision": cpu["torchvision"]})
@@ -34,6 +35,7 @@ def main() -> int:
     write("gpu", gpu)
     write("uv", {"uv": installer["uv"]})
     write("dev", {name: text for name, text in dev.items() if name not in cpu or name not in gpu})
+    write("ocr", {name: text for name, text in ocr.items() if name not in cpu or name not in gpu})
     return 0
 
 

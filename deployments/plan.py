@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.args import Args, ModelArgs, OwnArgs
-from deployments.config import HERE, ConfigError, for_models, read_config
+from deployments.config import ConfigError, default_config, for_models, read_config
 from deployments.local.gpus import gpus as local_gpus
 from deployments.local.measured import measured
 from serve.engines.adapters import RANKS
@@ -36,6 +36,8 @@ from serve.models import MODELS
 GB = 1e9
 SIZES = (16, 24, 32, 40, 48, 80, 96, 141, 192)
 """GPUs that are sold, in GB."""
+READER_BYTES = 1_000_000_000
+"""A replica that reads text, at its largest image (measured: serve/engines/NOTES.md)."""
 PARTS = (2, 4, 8)
 """Numbers of GPUs over which a model may be split."""
 
@@ -119,11 +121,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
     needs, unread = read_needs(args, others, planned_by_us=options.config is None)
-    plan = make_plan(needs, sizes, unread)
+    beside = readers(args)
+    plan = make_plan(needs, sizes, unread, beside=sum(beside.values()))
     if options.json:
-        print(json.dumps(plan.as_json(), indent=2))
+        print(json.dumps({**plan.as_json(), "readers": beside}, indent=2))
     else:
         print(plan_text(plan, measured([place.name for place in plan.places]) if options.measured else None))
+        print("".join(f"{line}\n" for line in brief_readers(beside)), end="")
     return 0 if plan.fits and not plan.unread else 1
 
 
@@ -136,7 +140,7 @@ def read_needs(
     """
     needs, unread = [], {}
     for name, entry in ({} if args is None else args.engines()).items():
-        if entry.simulate is None:
+        if entry.simulate is None and entry.model().engine == "vllm":
             try:
                 needs.append(_need(args, name, entry, planned_by_us))
             except ModelError as error:
@@ -149,10 +153,25 @@ def read_needs(
     return needs, unread
 
 
-def make_plan(needs: Sequence[Need], gpus: Sequence[int], unread: Mapping[str, str] | None = None) -> MemoryPlan:
-    """Return the plan for GPUs of these bytes; on this machine's processor and main memory without any of these."""
+def readers(args: Args | None) -> dict[str, int]:
+    """Return the bytes of main memory that each reader of text takes, by name: they never run on GPUs."""
+    entries = {} if args is None else args.engines()
+    return {
+        name: READER_BYTES * entry.max_replicas
+        for name, entry in entries.items()
+        if entry.simulate is None and entry.model().engine == "ocr"
+    }
+
+
+def make_plan(
+    needs: Sequence[Need], gpus: Sequence[int], unread: Mapping[str, str] | None = None, *, beside: int = 0
+) -> MemoryPlan:
+    """Return the plan for GPUs of these bytes; on this machine's processor and main memory without any of these.
+
+    beside: bytes of main memory that readers of text take.
+    """
     if not gpus:
-        return _on_cpu(needs, unread or {})
+        return _on_cpu(needs, unread or {}, beside)
     if all(need.reserved is None for need in needs):
         needs = in_equal_parts(needs, gpus)
     places, left_over = min(
@@ -205,6 +224,11 @@ def brief(plan: MemoryPlan) -> list[str]:
     ]
 
 
+def brief_readers(beside: Mapping[str, int]) -> list[str]:
+    """Return a line for each reader of text."""
+    return [f"  {name}: main memory, {_size(size)} (measured), and no GPU" for name, size in beside.items()]
+
+
 def _place_lines(place: PlacedEngine, gpu: bool) -> list[str]:
     held = place.held
     pictures, whole = requests_at_once(held, place.cache)
@@ -247,9 +271,9 @@ def _need(args: Args | None, name: str, entry: ModelArgs | OwnArgs, planned_by_u
     return Need(name, description, {**adapters, **chosen}, reserved, entry.max_replicas, entry.group, awake)
 
 
-def _on_cpu(needs: Sequence[Need], unread: Mapping[str, str]) -> MemoryPlan:
+def _on_cpu(needs: Sequence[Need], unread: Mapping[str, str], beside: int) -> MemoryPlan:
     places: list[PlacedEngine] = []
-    refused, free = {}, memory.available()
+    refused, free = {}, memory.available() - beside
     for unit in _units(needs):
         engines = [_engine_on_cpu(need) for need in unit]
         engines.sort(key=lambda engine: -engine.bytes)
@@ -260,10 +284,10 @@ def _on_cpu(needs: Sequence[Need], unread: Mapping[str, str]) -> MemoryPlan:
             places += engines
             continue
         for need, engine in zip(unit, map(_engine_on_cpu, unit), strict=True):
-            beside = f", with {awake} of group {need.group} awake {_gb(needed)}" if need.group else ""
+            turns = f", with {awake} of group {need.group} awake {_gb(needed)}" if need.group else ""
             refused[need.name] = (
                 f"it needs {_gb(engine.bytes)} GB of main memory in float32 ({_gb(engine.held.weights)} of weights)"
-                f"{beside}, and {_gb(max(0, free))} GB are left. It would fit on {_smallest_gpu(need)}."
+                f"{turns}, and {_gb(max(0, free))} GB are left. It would fit on {_smallest_gpu(need)}."
             )
     order = [need.name for need in needs]
     return MemoryPlan((), tuple(sorted(places, key=lambda place: order.index(place.name))), refused, unread)
@@ -434,7 +458,7 @@ def _smallest_gpu(need: Need) -> str:
 def _served(options: argparse.Namespace) -> tuple[Args | None, list[str]]:
     """Return the configuration to plan, and further checkpoints that are folders or hub ids."""
     if options.models is None:
-        return read_config(options.config or HERE / "local.yaml").args, []
+        return (default_config() if options.config is None else read_config(options.config)).args, []
     names = [name.strip() for name in options.models.split(",") if name.strip()]
     others = [name for name in names if name not in MODELS and ("/" in name or Path(name).is_dir())]
     known = [name for name in names if name not in others]

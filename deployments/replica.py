@@ -248,6 +248,10 @@ def _engine(
         from serve.engines.fake import FakeEngine
 
         return FakeEngine(**{"kept": 0, **args.simulate}, decoder=decoder)
+    if model.engine == "ocr":
+        from serve.engines.ocr.engine import OcrEngine
+
+        return OcrEngine(args.engine_args, progress=progress, decoder=decoder)
     from serve.engines.vllm.engine import VllmEngine
 
     return VllmEngine(

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deployments.args import KEYS, Listen
-from deployments.config import HERE, Config, ConfigError, for_models, read_config
+from deployments.config import HERE, Config, ConfigError, default_config, for_models, read_config, takes_gpus
 from deployments.local.gpus import gpus
 from deployments.local.machine import RayEnded, check_ray, machine, reap
 from deployments.local.progress import Progress
-from deployments.plan import brief, make_plan, read_needs
+from deployments.plan import brief, brief_readers, make_plan, read_needs, readers
 from serve.api.keys import new_key, parse_entries
 from serve.models import MODELS
+from serve.models.base import Model
 
 SCENES = HERE.parent / "serve" / "toy" / "scenes"
 QUESTION = "how many shapes are there?"
@@ -72,7 +73,7 @@ def chosen_config(options: argparse.Namespace) -> Config:
         names = [name.strip() for name in options.models.split(",") if name.strip()]
         config = for_models(names, gpus=_share(names))
     else:
-        config = read_config(options.config or HERE / "local.yaml")
+        config = default_config() if options.config is None else read_config(options.config)
     given = {"host": options.host, "port": options.port}
     config = config.model_copy(update={key: value for key, value in given.items() if value is not None})
     _check_port(config.port)
@@ -83,7 +84,8 @@ def chosen_config(options: argparse.Namespace) -> Config:
 
 def _share(names: Sequence[str]) -> float:
     """Return the GPUs per model: one each where there are enough, else an equal share; 0 for toys."""
-    if all(name in MODELS and MODELS[name].card.toy for name in names) or not names:
+    names = [name for name in names if takes_gpus(name)]
+    if all(name in MODELS and MODELS[name].card.toy for name in names):
         return 0
     return min(1.0, len(gpus()) / len(names))
 
@@ -100,11 +102,12 @@ def _planned_config(options: argparse.Namespace) -> tuple[Config, list[str]]:
     needs, unread = read_needs(config.args, planned_by_us=ours)
     on_gpu = [need for need in needs if entries[need.name].num_gpus]
     on_cpu = [need for need in needs if not entries[need.name].num_gpus]
-    lines = [f"  {name}: not planned. {why}" for name, why in unread.items()]
+    beside = readers(config.args)
+    lines = [*brief_readers(beside), *(f"  {name}: not planned. {why}" for name, why in unread.items())]
     for group, gpu_sizes in ((on_gpu, sizes), (on_cpu, [])):
         if not group or (group is on_gpu and not sizes):
             continue
-        plan = make_plan(group, gpu_sizes)
+        plan = make_plan(group, gpu_sizes, beside=sum(beside.values()))
         if plan.refused:
             whys = " ".join(f"{name} does not fit: {why}" for name, why in plan.refused.items())
             raise ConfigError(f"{whys}\n{_doctor(options)}")
@@ -191,7 +194,7 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
             progress.log("Ray is up; starting a process for the front and one for each model")
             url = _run(config)
             states = progress.follow(url)
-            _welcome(url, states, logs, toys=all(models[name].card.toy for name in names))
+            _welcome(url, states, logs, [models[name] for name in names])
             if "failed" in states.values():
                 print(_doctor(options), flush=True)
             try:
@@ -290,26 +293,28 @@ def _drain(seconds: float) -> None:
     draining.join(seconds + DRAIN_MARGIN_S)
 
 
-def _welcome(url: str, states: dict[str, str], logs: Path, *, toys: bool) -> None:
+def _welcome(url: str, states: dict[str, str], logs: Path, models: Sequence[Model]) -> None:
     answering = [name for name, state in states.items() if state in ("ready", "asleep")]
     if len(answering) < len(states):
         print(f"Logs: {logs}")
     if not answering:
         print("No model can answer. Ctrl-C stops.", flush=True)
         return
-    print(f"\nDiptych is ready: {url}\n\nTry, in another terminal:\n  {_command(url)}")
-    if toys:
+    print(f"\nDiptych is ready: {url}\n\nTry, in another terminal:\n  {_command(url, models)}")
+    native = [model for model in models if model.engine == "vllm"]
+    if native and all(model.card.toy for model in native):
         print(
-            "\nThese are toys: they know drawn shapes only. The published models, on a GPU:\n"
+            "\nThe toys know drawn shapes only. The published models, on a GPU:\n"
             "  diptych serve --models llava-1.5-7b,paligemma-3b-mix-448"
         )
     sys.stdout.flush()
 
 
-def _command(url: str) -> str:
+def _command(url: str, models: Sequence[Model]) -> str:
     scenes = sorted(SCENES.glob("*.png"))
     image = os.path.relpath(scenes[0]) if scenes else "PICTURE.png"
     beside = Path(sys.executable).with_name("diptych")
     program = "diptych" if shutil.which("diptych") else os.path.relpath(beside)
     server = "" if url.endswith("127.0.0.1:8000") else f" --server {url}"
-    return f'{program} ask{server} {image} "{QUESTION}"'
+    words = f'"{QUESTION}"' if any("vqa" in model.skills for model in models) else "--task ocr"
+    return f"{program} ask{server} {image} {words}"

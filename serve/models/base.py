@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from serve.engines.base import Generation, Prompt, Sampling
 from serve.media.image import Image
@@ -38,6 +38,8 @@ class Skill:
     """Run `ask` and `parse` in a thread: they would block the event loop for more than a moment."""
     prompts: Callable[[Any], int] = lambda request: 1
     """The number of prompts that `ask` makes for a request, without making them."""
+    suits: Callable[[Any], bool] = lambda request: True
+    """Whether the model is asked a request that names no models; False where it does that part of a task badly."""
     contract: Contract | None = None
     """How the family writes the coordinates that `parse` reads, where that is declared."""
     forms: tuple[Callable[[Contract | None], "Skill"], ...] = ()
@@ -120,6 +122,7 @@ class Model:
     converse: Callable[[Sequence[Turn]], str]
     prepare: Callable[[Image], Image]
     family_args: Mapping[str, Any] = field(default_factory=dict)
+    engine: Literal["vllm", "ocr"] = "vllm"
     prefix_lm: bool = False
     """Image and prompt attend to each other fully; the reply is causal (arXiv 2407.07726)."""
     images: bool = True

@@ -43,8 +43,9 @@ def _free(name: str) -> str:
 
 
 def _known(name: str) -> str:
-    if name not in MODELS:
-        raise ValueError(f"There is no model {name!r} to be like. Known: {', '.join(MODELS)}.")
+    families = [known for known, model in MODELS.items() if model.engine == "vllm"]
+    if name not in families:
+        raise ValueError(f"There is no model {name!r} to be like. Known: {', '.join(families)}.")
     return name
 
 
@@ -129,6 +130,8 @@ def own(spec: Own) -> Model:
 
 def lora(spec: Lora, base: Model) -> Model:
     """Return the Model of an adapter. Raises ValueError naming what does not go with its base."""
+    if base.engine != "vllm":
+        raise ValueError(f"base: {base.name} takes no adapters.")
     spec.verify(base)
     checkpoint = Checkpoint(spec.adapter, spec.revision)
     return _tuned(spec, base, checkpoint, f"LoRA adapter on {base.name}", spec.name)

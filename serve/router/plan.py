@@ -64,6 +64,11 @@ def able_routes(
     return [route for name, route in routes.items() if name in chosen]
 
 
+def suited(routes: Sequence[Route], task: str, request: Request) -> Sequence[Route]:
+    """Return the routes of models that a request which names none is for; all of them where it is for none."""
+    return [route for route in routes if route.model.skills[task].suits(request)] or routes
+
+
 def choose_judge(routes: Mapping[str, Route], task: str, request: Request) -> Judge | None:
     """Return the judge, or None where the client wants none. Raises BadRequest or NotFound naming `judge` or `merge`.
 

@@ -26,6 +26,8 @@ from serve.models import MODELS
 
 HERE = Path(config.__file__).parent
 
+TOYS = [MODELS["toy-llava"]]
+
 
 @pytest.mark.parametrize("name", ["local.yaml", "gpu.yaml", "own.yaml"])
 def test_shipped_configs_listen_on_loopback_and_name_known_models(name: str) -> None:
@@ -112,9 +114,9 @@ def test_impossible_port_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_suggested_command_names_an_image_that_exists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    command = start._command("http://127.0.0.1:8000").split()
+    command = start._command("http://127.0.0.1:8000", TOYS).split()
     assert command[1] == "ask" and (tmp_path / command[2]).resolve().is_file()
-    assert "--server http://127.0.0.1:9" in start._command("http://127.0.0.1:9")
+    assert "--server http://127.0.0.1:9" in start._command("http://127.0.0.1:9", TOYS)
 
 
 def test_progress_prints_each_step_once_without_a_terminal() -> None:

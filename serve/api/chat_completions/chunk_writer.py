@@ -14,11 +14,13 @@ from serve.tasks.base import Delta, Event, Merged, Reply, Usage, Waiting
 
 @dataclass(frozen=True)
 class FanOutTarget:
-    """A task, and its models in catalogue order. with_replies: include every model's own reply."""
+    """A task, and its models in catalogue order. with_replies: include every model's own reply. named: the request
+    names the models."""
 
     task: str
     routes: Sequence[Route]
     with_replies: bool
+    named: bool = False
 
     @property
     def models(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,7 +19,7 @@ from serve.api.responses import LastEvents
 from serve.api.task_body import split_phrases
 from serve.errors import BadRequest, NotFound
 from serve.router import Router
-from serve.router.plan import able_routes
+from serve.router.plan import able_routes, suited
 from serve.tasks import TASKS
 from serve.tasks.base import Request
 
@@ -57,7 +58,7 @@ def fan_out_target(router: Router, model: str, *, video: bool = False) -> FanOut
         routes = able_routes(router.routes, task, wanted, video=video)
     except (BadRequest, NotFound) as error:
         raise type(error)(error.message, param="model", code=error.code) from None
-    return FanOutTarget(task, routes, with_replies=bool(colon))
+    return FanOutTarget(task, routes, with_replies=bool(colon), named=wanted is not None)
 
 
 class TaskCompletion:
@@ -76,16 +77,17 @@ class TaskCompletion:
         """arrived: time of the request's head by the event loop's clock."""
         _refuse_single_model_fields(request)
         self.router, self.metrics, self.media = router, metrics, media
-        self.target = target
         self.options = request.stream_options
         length = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         self.chat_names = {"max_tokens": length}
         if (text_field := TASKS[target.task].text_field) is not None:
             self.chat_names[text_field] = conversation.question()[1]
         with self._chat_errors():
-            self.plan = router.plan(
-                target.task, task_request(target, request, conversation), routes=target.routes, arrived=arrived
-            )
+            task_wanted = task_request(target, request, conversation)
+            if not target.named:
+                target = replace(target, routes=suited(target.routes, target.task, task_wanted))
+            self.plan = router.plan(target.task, task_wanted, routes=target.routes, arrived=arrived)
+        self.target = target
         refuse_overload(target.routes, target.task, metrics)
 
     async def whole(self, head: CompletionHead) -> list[bytes]:

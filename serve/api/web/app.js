@@ -357,7 +357,10 @@ async function pose(asked, about) {
     else why = error instanceof TypeError ? "The server went away while it answered." : error.message;
   }
   if (why && !controller.signal.aborted) trouble(why);
-  for (const column of columns.values()) column.cut(why ?? "It gave no reply.");
+  for (const column of columns.values()) {
+    if (answer.merged && !column.reply) column.element.remove(); // it was not asked: the question is not for it
+    else column.cut(why ?? "It gave no reply.");
+  }
   merged.cut(why ?? "There is no merged answer.");
   if (asking !== now) return; // another question was asked meanwhile
   asking = null;
