@@ -259,7 +259,7 @@ def _engine(
         revision=model.checkpoint.revision,
         gated=model.checkpoint.gated,
         expect=model.checkpoint.expect,
-        family_args=model.family_args,
+        family_args={**model.family_args, **(model.reasoning.engine_args() if model.reasoning else {})},
         engine_args={**_observability_args(args), **args.engine_args},
         prefix_lm=model.prefix_lm,
         adapters=[Adapter(lora.name, lora.checkpoint.hub, lora.checkpoint.revision) for lora in loras],

@@ -124,6 +124,8 @@ def _request_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--temperature", type=_number, metavar="T", help="default 0: the likeliest words")
     command.add_argument("--max-tokens", type=_count, metavar="N", help="at most so many tokens a reply")
     command.add_argument("--seed", type=int, metavar="N", help="for a temperature above 0")
+    command.add_argument("--reasoning-effort", type=_text, metavar="LEVEL", help="of models that reason; none: off")
+    command.add_argument("--thinking-token-budget", type=int, metavar="N", help="end their reasoning after N tokens")
     command.add_argument("--lang", type=_text, metavar="CODE", help="the language of the answer, such as en")
 
 

@@ -12,24 +12,38 @@ from serve.engines.base import Engine, FinishReason, Generation, Memory, Piece, 
 from serve.errors import ModelError, ParseError
 from serve.models.base import Model
 from serve.models.check_report import CheckReport, refusal, with_contract
+from serve.models.reasoning import PieceSplitter
 from serve.router.merge_streams import Ended, merge_streams
 from serve.router.route import Status
-from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage
+from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage, reasoning_options
+
+UNANSWERED = (
+    "The reply ended within its reasoning, before an answer: give it more max_tokens, a thinking_token_budget, or "
+    'reasoning_effort "none".'
+)
 
 
 @dataclass
 class PartialGeneration:
-    """The output of the engine for one prompt, as far as it has come."""
+    """The output of the engine for one prompt, as far as it has come. splitter: of a model that reasons."""
 
+    splitter: PieceSplitter | None = None
     texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     last: Piece = Piece("")
     ended: bool = False
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Piece) -> Piece:
+        """Keep the engine's next piece. Return it with its reasoning split off."""
+        if self.splitter is not None:
+            piece = self.splitter.feed(piece)
         self.texts.append(piece.text)
+        if piece.reasoning:
+            self.reasoning.append(piece.reasoning)
         self.tokens.extend(piece.tokens)
         self.last = piece
+        return piece
 
     def whole(self) -> Generation:
         return Generation("".join(self.texts), tuple(self.tokens), self.last.finish_reason == "length")
@@ -127,38 +141,49 @@ class Worker:
             prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
             batch, whole = request.priority == "batch", not request.stream
             prompts = [replace(prompt, batch=batch, whole=whole) for prompt in prompts]
-            generations = [PartialGeneration() for _ in prompts]
+            if (reasoning := self.model.reasoning) is not None:
+                options, extend = reasoning_options(request), request.max_tokens is None
+                prompts = [reasoning.prompt(prompt, options, extend=extend) for prompt in prompts]
+            generations = [PartialGeneration(self._splitter(prompt)) for prompt in prompts]
             current = 0
             # Closed when the caller leaves or a prompt fails, so that the engine stops.
             async with contextlib.aclosing(merge_streams([self.engine.generate(p) for p in prompts])) as streams:
                 async for index, item in streams:
                     generation = generations[index]
                     if not isinstance(item, Ended):
-                        generation.add(item)
-                        if index == current and item.text:
-                            yield Delta(self.name, item.text)
+                        piece = generation.add(item)
+                        if index == current and (piece.text or piece.reasoning):
+                            yield Delta(self.name, piece.text, piece.reasoning)
                         continue
                     if item.error is not None:
                         raise item.error
                     generation.ended = True
                     while generations[current].ended and current + 1 < len(generations):
                         current += 1
-                        yield Delta(self.name, "\n" + "".join(generations[current].texts))
+                        later = generations[current]
+                        yield Delta(self.name, "\n" + "".join(later.texts), "".join(later.reasoning))
             if skill.slow:
                 yield await asyncio.to_thread(self._reply, task, request, generations)
             else:
                 yield self._reply(task, request, generations)
 
     async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
-        """Yield the engine's pieces unchanged, with log-probabilities. A video is reduced to the model's frames."""
+        """Yield the engine's pieces, with log-probabilities; of a model that reasons, split.
+
+        prompt: as `Reasoning.prompt` returns it. A video is reduced to the model's frames.
+        """
         self._require_ready()
         tracing.current().set({"gen_ai.request.model": self.name})
         if prompt.video is not None:
             prompt = replace(prompt, video=prompt.video.sample(self.model.frames))
+        splitter = self._splitter(prompt)
         with self._counted():
             async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
                 async for piece in pieces:
-                    yield piece
+                    yield piece if splitter is None else splitter.feed(piece)
+
+    def _splitter(self, prompt: Prompt) -> PieceSplitter | None:
+        return None if self.model.reasoning is None else self.model.reasoning.splitter(prompt)
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -182,6 +207,7 @@ class Worker:
             model=self.name,
             status="ok",
             text="\n".join(whole.text for whole in wholes),
+            reasoning="\n".join("".join(each.reasoning) for each in generations if each.reasoning) or None,
             confidence=Generation("".join(whole.text for whole in wholes), tokens).confidence() if tokens else None,
             usage=Usage(
                 prompt_tokens=sum(piece.prompt_tokens for piece in last),
@@ -190,6 +216,8 @@ class Worker:
             finish_reason=_finish([piece.finish_reason for piece in last]),
         )
         try:
+            if any(generation.splitter is not None and generation.splitter.unanswered for generation in generations):
+                raise ParseError(UNANSWERED)
             reply.result = self.model.skills[task].parse(wholes, request)
         except ParseError as error:
             reply.status = "error"
@@ -210,7 +238,7 @@ def joined(events: Sequence[Any]) -> list[Any]:
         if isinstance(last, Piece) and isinstance(event, Piece):
             result[-1] = last.then(event)
         elif isinstance(last, Delta) and isinstance(event, Delta):
-            result[-1] = Delta(last.model, last.text + event.text)
+            result[-1] = Delta(last.model, last.text + event.text, last.reasoning + event.reasoning)
         else:
             result.append(event)
     return result

@@ -18,7 +18,7 @@ from deployments.autoscaling import Scaling
 from serve.limits import KeyLimits, Limits, RateLimits
 from serve.media.fetch.policy import Policy
 from serve.models import MODELS
-from serve.models.own import Lora, Own, OwnCard, Tuned
+from serve.models.own import Lora, Own, OwnCard, ReasoningSettings, Tuned
 from serve.models.remote import RemoteModel, RemotePrice
 from serve.tasks import TASKS
 from serve.tasks.base import Task
@@ -161,6 +161,7 @@ SETTINGS: dict[str, list[type[BaseModel]]] = {
     "A remote model": [RemoteModel],
     "`price`": [RemotePrice],
     "`card`": [OwnCard],
+    "`reasoning`": [ReasoningSettings],
     "`autoscaling`": [Scaling],
     "`gateway`": [GatewayArgs],
     "`gateway`: limits that a key's entry may set for that key": [RateLimits, KeyLimits],

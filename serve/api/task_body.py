@@ -22,6 +22,7 @@ MAX_TEXT = 2**20
 MAX_LIST = MAX_WEIGHTS = 16_384  # characters
 MAX_TYPE = 512
 LISTS = ("labels", "models")
+OBJECTS = {"weights": '{"toy-llava": 2}', "chat_template_kwargs": '{"enable_thinking": false}'}
 FILES = ("image", "video")
 CHARSETS = {b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1", b"latin1"}
 """Charsets that a form may have. Other names are never looked up: Python caches each unknown one, and some known ones
@@ -112,8 +113,8 @@ async def _fields(form: FormData) -> dict[str, Any]:
             if sum(map(len, texts)) > MAX_LIST:
                 raise BadRequest(f"{name} is longer than {MAX_LIST:,} characters.", param=name)
             fields[name] = _parse_list(name, texts[0]) if len(texts) == 1 else texts
-        elif name == "weights":
-            fields[name] = _weights(first)
+        elif name in OBJECTS:
+            fields[name] = _parse_object(name, first)
         else:
             fields[name] = first
     return fields
@@ -147,8 +148,8 @@ async def _upload(name: str, upload: UploadFile) -> bytes:
     return await upload.read()
 
 
-def _weights(text: str) -> Any:
+def _parse_object(name: str, text: str) -> Any:
     try:
         return json.loads(text[:MAX_WEIGHTS])
     except (ValueError, RecursionError):
-        raise BadRequest('weights must be JSON, such as {"toy-llava": 2}.', param="weights") from None
+        raise BadRequest(f"{name} must be JSON, such as {OBJECTS[name]}.", param=name) from None

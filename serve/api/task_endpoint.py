@@ -102,7 +102,8 @@ async def _stream(router: Router, metrics: Metrics, media: MediaLoader, plan: Pl
     ):
         async for event in events:
             if isinstance(event, Delta):
-                yield sse_event({"model": event.model, "text": event.text}, "delta")
+                reasoning = {"reasoning": event.reasoning} if event.reasoning else {}
+                yield sse_event({"model": event.model, "text": event.text, **reasoning}, "delta")
             elif isinstance(event, Waiting):
                 yield sse_event({"model": event.model, "message": event.message}, "waiting")
             elif isinstance(event, Reply):

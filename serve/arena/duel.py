@@ -160,7 +160,9 @@ def _question(plan: Plan, texts: Sequence[str]) -> ChatRequest:
         f"A: {quote(texts[0])}\nB: {quote(texts[1])}\n"
         "Which answer is right for the image? Answer with a letter: A, B, or T for a tie."
     )
-    return ChatRequest.model_construct(image=request.image, video=request.video, question=text, max_tokens=8)
+    return ChatRequest.model_construct(
+        image=request.image, video=request.video, question=text, max_tokens=8, reasoning_effort="none"
+    )
 
 
 def _verdict(reply: Reply) -> Verdict | None:

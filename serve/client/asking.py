@@ -16,7 +16,10 @@ from serve.client.http_client import Failure, Misuse, Server
 from serve.client.listing import toy_notes
 from serve.media.video_caps import sniff
 
-FIELDS = ("models", "deadline_s", "quorum", "merge", "judge", "temperature", "max_tokens", "seed", "lang")
+FIELDS = (
+    *("models", "deadline_s", "quorum", "merge", "judge", "temperature", "max_tokens", "seed", "lang"),
+    *("reasoning_effort", "thinking_token_budget"),
+)
 ENOUGH = 64 * 2**20  # the server says what is too large; this only makes `diptych ask /dev/zero` end
 
 

@@ -7,7 +7,7 @@ the words of a task) replaces theirs. tests/models/test_own.py and deployments/R
 import dataclasses
 import string
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +19,7 @@ from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.base import Card, Checkpoint, Model, Skill, Turn
 from serve.models.contracts import Contract
+from serve.models.reasoning import STYLES, Reasoning
 from serve.tasks import TASKS
 
 Words = Annotated[str, Field(min_length=1, max_length=4000)]
@@ -67,6 +68,36 @@ class OwnCard(BaseModel):
     links: tuple[Words, ...] | None = None
 
 
+class ReasoningSettings(BaseModel):
+    """The reasoning of a model, where a request does not say.
+
+    style: the marks around it, of a fine-tune that reasons although the model it is made of does not, or of a server
+    that sends it within the text. on, budget: as a request's `reasoning_effort` and `thinking_token_budget`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    style: Literal["think", "channel", "harmony", "brackets", "seed", "kimi", "cohere", "minimax"] | None = None
+    on: bool | None = None
+    budget: Annotated[int, Field(ge=0, le=32_768)] | None = None
+
+    def applied(self, origin: Reasoning | None) -> Reasoning:
+        """Return the origin's reasoning with these settings. Raises ValueError naming one that does not go with it."""
+        if origin is None and self.style is None:
+            raise ValueError("reasoning: style: say between which marks it reasons.")
+        known = origin or Reasoning(on=True)
+        if self.on is not None and self.on is not known.on and not known.switchable:
+            raise ValueError("reasoning: on: nothing is known that turns its reasoning on or off.")
+        if self.budget is not None and not known.bounded:
+            raise ValueError("reasoning: budget: nothing is known that limits its reasoning.")
+        return dataclasses.replace(
+            known,
+            styles=(STYLES[self.style],) if self.style else known.styles,
+            on=known.on if self.on is None else self.on,
+            budget=known.budget if self.budget is None else self.budget,
+        )
+
+
 class Tuned(BaseModel):
     """The settings that every model of one's own has.
 
@@ -74,6 +105,7 @@ class Tuned(BaseModel):
     tuned on, by task, in place of the family's; the turn around them stays. {question}, {lang} and {label} or {labels}
     stand for what is asked; {{ and }} for braces. max_tokens: how long its replies may be, where the request names no
     length. weight: how much its replies count in merging. check: ask it about drawn scenes before it counts as ready.
+    reasoning: how it reasons before it answers.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -84,6 +116,7 @@ class Tuned(BaseModel):
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     weight: Annotated[float, Field(ge=0, le=1000)] = 1.0
     check: bool = False
+    reasoning: ReasoningSettings | None = None
     card: OwnCard = OwnCard()
 
     def verify(self, origin: Model) -> None:
@@ -96,6 +129,11 @@ class Tuned(BaseModel):
             if task not in (self.tasks or origin.skills):
                 raise ValueError(f"prompts: {self.name} does not do {task}.")
             _check_template(task, template, _placeholders(task, origin))
+        self.reasoning_like(origin)
+
+    def reasoning_like(self, origin: Model) -> Reasoning | None:
+        """Return how it reasons, made of a model. Raises ValueError naming a setting that does not go with that."""
+        return origin.reasoning if self.reasoning is None else self.reasoning.applied(origin.reasoning)
 
 
 class Own(Tuned):
@@ -146,6 +184,7 @@ def _tuned(spec: Tuned, origin: Model, checkpoint: Checkpoint, what: str, adapte
         card=_card(spec.card, origin.card, tasks, what),
         skills={task: tuned_skill(task, spec, origin) for task in tasks},
         weight=spec.weight,
+        reasoning=spec.reasoning_like(origin),
         adapter=adapter,
     )
 

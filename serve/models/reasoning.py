@@ -4,7 +4,7 @@ A family declares `Model.reasoning`; everything else follows from it:
 
     Reasoning((THINK,), switchable=True, switch=suffix_switch("<think>\n", "<think>\n\n</think>\n\n"), on=False)
 
-`Worker` and the chat route call, in this order: `refusal(model.reasoning, options)` once a request is planned;
+`Worker` and the chat route call, in this order: `reasoning_refusal(model.reasoning, options)` once a request is planned;
 `model.reasoning.prompt(prompt, options, extend=...)` for each prompt; `model.reasoning.splitter(prompt)` for each
 generation, whose `feed(piece)` takes the engine's pieces and gives the same with `text` and `tokens` of the answer
 alone and the rest in `reasoning`. `answer_start(text)` is for whole transcripts of unknown origin.
@@ -17,7 +17,7 @@ reasoning parsers and of the models' templates.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from serve.engines.base import Piece, Prompt, ReasoningOptions, Token
 
@@ -162,28 +162,29 @@ class ReasoningSplitter:
 class PieceSplitter:
     """A ReasoningSplitter for an engine's pieces, whose tokens it keeps beside the text that they are part of.
 
-    open: whether the reply has ended within its reasoning.
+    Reasoning that a server has split off itself is kept.
     """
 
     def __init__(self, styles: Sequence[ReasoningStyle], *, opened: bool = False) -> None:
         self._splitter = ReasoningSplitter(styles, opened=opened)
         self._tokens: list[Token] = []
-        self._answered = False
-        self._reasoned = opened
+        self._answered = self._reasoned = self._cut = False
 
     @property
-    def open(self) -> bool:
-        return self._reasoned and not self._answered
+    def unanswered(self) -> bool:
+        """Return whether the reply, which has ended, did so within its reasoning."""
+        return self._splitter.inside or (self._cut and self._reasoned and not self._answered)
 
     def feed(self, piece: Piece) -> Piece:
         """Return the piece with the text that is certain: that of the answer, and that of the reasoning.
 
-        Reasoning that a piece has already is kept. The last piece gets what was held back.
+        The last piece gets what was held back.
         """
         self._tokens += piece.tokens
         parts = self._splitter.feed(piece.text)
         if piece.finish_reason is not None:
-            parts += self._splitter.end(cut=piece.finish_reason != "stop")
+            self._cut = piece.finish_reason != "stop"
+            parts += self._splitter.end(cut=self._cut)
         text, reasoning = "", piece.reasoning
         tokens: list[Token] = []
         for part in parts:
@@ -213,7 +214,7 @@ class PieceSplitter:
 
 @dataclass(frozen=True)
 class Reasoning:
-    """How a model reasons.
+    """A model's way of reasoning.
 
     styles: its own, or all that it may have where that is not known. switchable: it can be turned on and off: by
     `switch`, which takes a prompt's text and whether reasoning is on and returns the prompt's text, or without one by
@@ -231,7 +232,7 @@ class Reasoning:
     opened: bool | None = None
 
     def prompt(self, prompt: Prompt, options: ReasoningOptions, *, extend: bool) -> Prompt:
-        """Return the prompt as a request wants it; what this model cannot do is left out (`refusal` names it).
+        """Return the prompt as a request wants it; what this model cannot do is left out (`reasoning_refusal` names it).
 
         extend: the request gives no length, so that the reply may be longer by its reasoning.
         """
@@ -254,8 +255,14 @@ class Reasoning:
             opened = prompt.text.rstrip().endswith(tuple(mark.rstrip() for mark in begins))
         return PieceSplitter(self.styles, opened=opened and prompt.reasoning.on is not False)
 
+    def engine_args(self) -> dict[str, Any]:
+        """Return vLLM's arguments for the limit on reasoning: the marks between which it counts tokens."""
+        style = self.styles[0]
+        marks = {"reasoning_start_str": style.begins[-1], "reasoning_end_str": style.ends[0]}
+        return {"reasoning_config": marks} if self.bounded else {}
 
-def refusal(reasoning: Reasoning | None, options: ReasoningOptions) -> tuple[str, str] | None:
+
+def reasoning_refusal(reasoning: Reasoning | None, options: ReasoningOptions) -> tuple[str, str] | None:
     """Return the parameter that a model cannot follow, and why as the end of a sentence; None where it can."""
     param = "reasoning_effort" if options.effort is not None else "chat_template_kwargs.enable_thinking"
     if reasoning is None:

@@ -15,6 +15,7 @@ from serve.models.base import Card, Checkpoint, Model, Price, Turn, unchanged
 from serve.models.contracts import CONTRACTS, Contract
 from serve.models.instructed import INSTRUCTED, instructed_skills
 from serve.models.own import Tuned, given_fields, tuned_skill
+from serve.models.reasoning import Reasoning
 from serve.models.turns import split_system
 from serve.tasks import TASKS
 
@@ -101,7 +102,11 @@ def remote_model(spec: RemoteModel) -> Model:
     tasks = [task for task in TASKS if task in (spec.tasks or origin.skills)]
     card = dataclasses.replace(origin.card, tasks=tuple(tasks), **given_fields(spec.card))
     return dataclasses.replace(
-        origin, card=card, skills={task: tuned_skill(task, spec, origin) for task in tasks}, weight=spec.weight
+        origin,
+        card=card,
+        skills={task: tuned_skill(task, spec, origin) for task in tasks},
+        weight=spec.weight,
+        reasoning=spec.reasoning_like(origin),
     )
 
 
@@ -149,4 +154,9 @@ def _origin(spec: RemoteModel) -> Model:
         skills=instructed_skills(chat_messages, logprobs="logprobs" in spec.fields, boxes=_boxes(spec.boxes)),
         converse=chat_messages,
         prepare=unchanged,
+        reasoning=Reasoning(
+            switchable=bool({"reasoning_effort", "chat_template_kwargs"} & set(spec.fields)),
+            bounded="thinking_token_budget" in spec.fields,
+            opened=False,
+        ),
     )

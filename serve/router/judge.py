@@ -55,7 +55,11 @@ class Judge:
         """Return the request to the judge. It is not validated: with the replies it may exceed a question's limit."""
         text = question(self.judging, request, replies)
         return ChatRequest.model_construct(
-            image=request.image, video=request.video, question=text, max_tokens=request.max_tokens
+            image=request.image,
+            video=request.video,
+            question=text,
+            max_tokens=request.max_tokens,
+            reasoning_effort="none",
         )
 
     async def _ready(self, deadline: Deadline) -> Route | None:

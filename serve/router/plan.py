@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from serve.engines.base import ReasoningOptions
 from serve.errors import BadRequest, NotFound
 from serve.models.base import Model
+from serve.models.reasoning import reasoning_refusal
 from serve.router.deadline import Deadline
 from serve.router.judge import Judge
 from serve.router.route import Route
@@ -95,6 +97,15 @@ def choose_judge(routes: Mapping[str, Route], task: str, request: Request) -> Ju
         about = " about a video" if video else ""
         raise BadRequest(f"No served model can chat{about}, so none can judge.", param="merge")
     return Judge(judging, sorted(able, key=lambda route: route.model.card.toy))
+
+
+def check_reasoning(models: Sequence[Model], options: ReasoningOptions) -> None:
+    """Raise BadRequest naming the parameter where none of the models can follow it: of several, some answer as ever."""
+    refused = [reasoning_refusal(model.reasoning, options) for model in models]
+    if refused[0] is not None and None not in refused:
+        param, why = refused[0]
+        message = f"{models[0].name} {why}." if len(models) == 1 else f"Of these models each {why}."
+        raise BadRequest(message, param=param, code="unsupported_parameter")
 
 
 def takes_media(model: Model, video: bool) -> bool:

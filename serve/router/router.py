@@ -10,10 +10,10 @@ from serve.router.judge import SHARE
 from serve.router.merge_replies import is_answer, merge_replies
 from serve.router.merge_streams import merge_streams
 from serve.router.model_call import ModelCall
-from serve.router.plan import JUDGE, Plan, able_routes, choose_judge, find_route, suited
+from serve.router.plan import JUDGE, Plan, able_routes, check_reasoning, choose_judge, find_route, suited
 from serve.router.route import Route, Status
 from serve.tasks import TASKS
-from serve.tasks.base import Event, Merged, Reply, Request
+from serve.tasks.base import Event, Merged, Reply, Request, reasoning_options
 
 
 class Router:
@@ -47,6 +47,7 @@ class Router:
         if routes is None:
             routes = able_routes(self.routes, task, request.models, video=request.video is not None)
             routes = routes if request.models else suited(routes, task, request)
+        check_reasoning([route.model for route in routes], reasoning_options(request))
         methods = [*TASKS[task].methods, *([JUDGE] if TASKS[task].judging else [])]
         if request.merge is not None and request.merge not in methods:
             raise BadRequest(f"{task} merges by {', '.join(methods)}.", param="merge")

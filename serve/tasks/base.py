@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
+from serve.engines.base import ReasoningOptions
 from serve.errors import BadRequest
 from serve.media.image import ImageField
 from serve.media.video import VideoField
@@ -38,6 +39,46 @@ Stop = Annotated[
 JudgeName = Annotated[
     Name | None, Field(description='Which model judges where "merge" is "judge"; the first that can when left out.')
 ]
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class TemplateArgs(BaseModel):
+    """The variables of a model's chat template that a request may set."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enable_thinking: bool | None = None
+
+
+EffortField = Annotated[
+    Effort | None,
+    Field(description="Of models that reason: none turns it off, everything else on, as a level where they have some."),
+]
+TemplateArgsField = Annotated[
+    TemplateArgs | None, Field(description="vLLM's: `enable_thinking` turns reasoning on or off.")
+]
+BudgetField = Annotated[
+    int | None,
+    Field(ge=0, le=32_768, description="vLLM's: tokens after which reasoning is ended, so that the answer begins."),
+]
+
+
+def reasoning_options(request: Any) -> ReasoningOptions:
+    """Return what a request of a task, or of a chat completion, asks of models that reason.
+
+    Raises BadRequest where it turns reasoning both on and off.
+    """
+    arguments = request.chat_template_kwargs
+    enabled = None if arguments is None else arguments.enable_thinking
+    options = ReasoningOptions(request.reasoning_effort, enabled, request.thinking_token_budget)
+    if enabled is not None and options.on is not enabled:
+        raise BadRequest(
+            f"reasoning_effort {request.reasoning_effort!r} contradicts it.",
+            param="chat_template_kwargs.enable_thinking",
+        )
+    return options
 
 
 def _from_video() -> Any:
@@ -85,6 +126,9 @@ class Request(BaseModel):
     ignore_eos: bool = Field(
         default=False, description="Speak on to max_tokens, past the model's own end: for measuring."
     )
+    reasoning_effort: EffortField = None
+    chat_template_kwargs: TemplateArgsField = None
+    thinking_token_budget: BudgetField = None
     priority: Priority = Field(
         default="interactive", description="batch: behind everybody who waits for an answer, and refused sooner."
     )
@@ -144,10 +188,11 @@ class ReplyError(BaseModel):
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of a model's text, as it is generated."""
+    """A piece of a model's text, as it is generated. reasoning: a piece of what it writes before its answer."""
 
     model: str
     text: str
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,7 +204,10 @@ class Waiting:
 
 
 class Reply(BaseModel):
-    """A model's whole reply, or the error in its place."""
+    """A model's whole reply, or the error in its place.
+
+    text: its answer as it was written. reasoning: what a model that reasons wrote before; it is not parsed or merged.
+    """
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -167,6 +215,7 @@ class Reply(BaseModel):
     status: Literal["ok", "error", "timeout"]
     result: SerializeAsAny[Result] | None = None
     text: str = ""
+    reasoning: str | None = None
     error: ReplyError | None = None
     confidence: Probability | None = None
     latency_ms: float = 0.0

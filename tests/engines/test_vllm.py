@@ -25,6 +25,7 @@ from serve.engines.vllm.engine import VllmEngine
 from serve.errors import BadRequest, ModelError
 from serve.media.image import Image
 from serve.media.outline import Outline
+from serve.models.reasoning import Reasoning, ReasoningStyle
 from serve.request_id import REQUEST_ID
 
 pytestmark = [
@@ -34,6 +35,8 @@ pytestmark = [
 ]
 PICTURE = checkpoints.pictures(1)[0]
 TEXT = checkpoints.prompts("llava", 1)[0]
+MARKS = ReasoningStyle("test", ("<pad>",), ("</s>",))
+"""Tokens that this tokenizer has."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,8 @@ def traces() -> Iterator[Collector]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(folder: Path, traces: Collector) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(str(folder), engine_args={"otlp_traces_endpoint": f"{traces.url}/v1/traces"})
+    arguments = {"otlp_traces_endpoint": f"{traces.url}/v1/traces"}
+    engine = VllmEngine(str(folder), family_args=Reasoning((MARKS,)).engine_args(), engine_args=arguments)
     await engine.start()
     yield engine
     await engine.stop()
@@ -88,6 +92,19 @@ async def test_reply_is_streamed_with_a_log_probability_for_every_token(engine: 
     assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
     assert (pieces[-1].finish_reason, pieces[-1].completion_tokens) == ("length", 24)
     assert pieces[-1].prompt_tokens > 16  # the picture's own
+
+
+@pytest.mark.parametrize("budget", [0, 5])
+async def test_reasoning_is_ended_after_its_budget_of_tokens(engine: VllmEngine, budget: int) -> None:
+    reasoning = Reasoning((MARKS,))
+    prompt = replace(ask(TEXT + "<pad>"), sampling=Sampling(24, ignore_eos=True, thinking_token_budget=budget))
+    pieces = await speak(engine, prompt)
+    tokens = [token.text for piece in pieces for token in piece.tokens]
+    assert tokens.index("</s>") == budget
+    splitter = reasoning.splitter(prompt)
+    split = [splitter.feed(piece) for piece in pieces]
+    assert "".join(piece.reasoning for piece in split) == "".join(tokens[:budget]).lstrip()
+    assert text(split) == "".join(tokens[budget + 1 :]).lstrip() != ""
 
 
 async def test_reply_that_is_not_streamed_comes_in_large_pieces(engine: VllmEngine) -> None:

@@ -15,7 +15,7 @@ from serve.models.reasoning import (
     ReasoningSplitter,
     ReasoningStyle,
     answer_start,
-    refusal,
+    reasoning_refusal,
     suffix_switch,
 )
 
@@ -165,5 +165,5 @@ def test_prompt_follows_the_request(
     ],
 )
 def test_refusal_names_the_parameter(reasoning: Reasoning | None, options: ReasoningOptions, param: str | None) -> None:
-    refused = refusal(reasoning, options)
+    refused = reasoning_refusal(reasoning, options)
     assert (refused and refused[0]) == param

@@ -12,6 +12,7 @@ from serve.engines.base import Generation
 from serve.errors import BadRequest
 from serve.media.image import Image
 from serve.models.base import Price, Turn
+from serve.models.reasoning import KIMI, THINK
 from serve.models.remote import RemoteModel, chat_messages, remote_model
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.ocr import OcrRequest, OcrResult
@@ -137,3 +138,27 @@ def test_language_is_named_in_the_instruction() -> None:
 def test_words_for_an_image_without_text_are_read(reply: str, text: str) -> None:
     skill = remote_model(RemoteModel.model_validate(REMOTE)).skills["ocr"]
     assert skill.parse([Generation(reply)], OcrRequest(image=IMAGE)) == OcrResult(text=text)
+
+
+def test_reasoning_follows_the_fields_and_the_settings() -> None:
+    fields = ["max_tokens", "reasoning_effort", "thinking_token_budget"]
+    plain = parsed(REMOTE).models_by_name["gpt-x"].reasoning
+    assert plain is not None and not plain.switchable and not plain.bounded and plain.on is None
+    settings = {"on": False, "budget": 64, "style": "kimi"}
+    chosen = parsed({**REMOTE, "fields": fields, "reasoning": settings}).models_by_name["gpt-x"].reasoning
+    assert chosen is not None and chosen.switchable and (chosen.on, chosen.budget) == (False, 64)
+    assert chosen.styles == (KIMI,)
+
+
+@pytest.mark.parametrize(("setting", "words"), [({"on": False}, "reasoning: on"), ({"budget": 9}, "reasoning: budget")])
+def test_reasoning_beyond_the_servers_fields_is_refused(setting: dict[str, Any], words: str) -> None:
+    assert words in refusal(reasoning=setting)
+    fine_tune = {"name": "mine", "like": "toy-llava", "checkpoint": "/x", "reasoning": setting}
+    with pytest.raises(ConfigError, match="style"):
+        parsed(fine_tune)
+
+
+def test_fine_tune_that_reasons_says_between_which_marks() -> None:
+    fine_tune = {"name": "mine", "like": "toy-llava", "checkpoint": "/x", "reasoning": {"style": "think", "budget": 9}}
+    reasoning = parsed(fine_tune).models_by_name["mine"].reasoning
+    assert reasoning is not None and (reasoning.styles, reasoning.on, reasoning.budget) == ((THINK,), True, 9)

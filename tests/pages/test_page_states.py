@@ -1,6 +1,7 @@
 """Tests the page over fake engines: streaming, failures, stopping, hostile words, speed, access."""
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from serve.api.authentication import Access
 from serve.api.keys import Keys
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
+from serve.models.reasoning import THINK, Reasoning
 from serve.router import Router
 from serve.worker import Worker
 
@@ -279,3 +281,25 @@ def test_declined_key_is_not_prompted_for_again(page: Page) -> None:
             with page.expect_response("**/v1/models"):
                 pass
     assert len(prompts) == 1
+
+
+def test_reasoning_is_folded_and_opened_by_the_keyboard(page: Page) -> None:
+    slow = FakeEngine(["<think>", "Round", " and", " red.", "</think>", "a red", " circle"], delay_s=0.15)
+    thinking = dataclasses.replace(MODELS[LLAVA], reasoning=Reasoning((THINK,)))
+    workers = [Worker(thinking, slow), Worker(MODELS[PALIGEMMA], FakeEngine("a red circle"))]
+    for worker in workers:
+        worker.mark("ready", "ready")
+    with visiting(page, create_app(Router(workers))):
+        page.click("#go")
+        fold = column(page, LLAVA).locator("details")
+        expect(fold.locator("p")).to_contain_text("Round and")
+        expect(fold.locator("p")).to_be_hidden()
+        answered(page)
+        expect(column(page, LLAVA).locator(".said")).to_have_text("a red circle")
+        expect(column(page, PALIGEMMA).locator("details")).to_have_count(0)
+        fold.locator("summary").focus()
+        page.keyboard.press("Enter")
+        expect(fold.locator("p")).to_be_visible()
+        expect(fold.locator("p")).to_have_text("Round and red.")
+        violations = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa"]}).response["violations"]
+        assert not violations, violations

@@ -61,8 +61,11 @@ class ChunkWriter:
             about = {"model": event.model, "task": self.target.task, "status": "waiting", "message": event.message}
             yield self.chunks.text(index, "", diptych=about)
             return
-        if event.text and (isinstance(event, Delta) or event.model not in self.with_text):
-            yield self.chunks.text(index, event.text)
+        if isinstance(event, Delta) or event.model not in self.with_text:
+            if event.reasoning:
+                yield self.chunks.reasoning(index, event.reasoning)
+            if event.text:
+                yield self.chunks.text(index, event.text)
         self.with_text.add(event.model)
         if isinstance(event, Reply):
             about = about_reply(self.target.task, event)
@@ -84,8 +87,9 @@ class ChunkWriter:
 
 
 def about_reply(task: str, reply: Reply) -> dict[str, Any]:
-    """Return a choice's `diptych` field: the reply without its text, which is the choice's content."""
-    return {"model": reply.model, "task": task, **reply.model_dump(mode="json", exclude={"model", "text"})}
+    """Return a choice's `diptych` field: the reply without its text and reasoning, which are the choice's message."""
+    exclude = {"model", "text", "reasoning"}
+    return {"model": reply.model, "task": task, **reply.model_dump(mode="json", exclude=exclude)}
 
 
 def about_merged(task: str, merged: Merged) -> dict[str, Any]:

@@ -23,15 +23,15 @@ from serve.api.events import refuse_overload
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.responses import LastEvents
-from serve.engines.base import FinishReason, Piece, Prompt, Sampling, Token
+from serve.engines.base import FinishReason, Piece, Prompt, ReasoningOptions, Sampling, Token
 from serve.errors import BadRequest, ModelError
-from serve.models.base import stops
+from serve.models.base import Model, stops
 from serve.router.deadline import Deadline
 from serve.router.merge_streams import Ended, merge_streams
 from serve.router.model_call import ModelCall
-from serve.router.plan import takes_media, unsupported_media
+from serve.router.plan import check_reasoning, takes_media, unsupported_media
 from serve.router.route import Route
-from serve.tasks.base import Usage
+from serve.tasks.base import Usage, reasoning_options
 
 DEADLINE_S = 600.0
 MAX_LOGPROBS = 100_000
@@ -45,6 +45,7 @@ class ChoiceState:
     """The output of one choice, as far as it has come."""
 
     texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     finish: FinishReason | None = None
     prompt_tokens: int = 0
@@ -52,6 +53,7 @@ class ChoiceState:
 
     def add(self, piece: Piece) -> None:
         self.texts.append(piece.text)
+        self.reasoning.append(piece.reasoning)
         self.tokens += piece.tokens
         self.finish = piece.finish_reason or self.finish
         self.prompt_tokens = piece.prompt_tokens or self.prompt_tokens
@@ -87,6 +89,7 @@ class ModelCompletion:
         if not (question or video or conversation.image):
             raise BadRequest("The last message has no words.", param=path, code="missing_text")
         text = model.converse(conversation.turns)
+        options, extend = _reasoning(model, request), not (request.max_tokens or request.max_completion_tokens)
         seeds = [None if sampling.seed is None else sampling.seed + index for index in range(request.n or 1)]
         self.prompts = [
             Prompt(
@@ -99,6 +102,8 @@ class ModelCompletion:
             )
             for seed in seeds
         ]
+        if model.reasoning is not None:
+            self.prompts = [model.reasoning.prompt(prompt, options, extend=extend) for prompt in self.prompts]
         self.choices = [ChoiceState() for _ in self.prompts]
         refuse_overload([route], TASK, metrics)
 
@@ -110,7 +115,7 @@ class ModelCompletion:
         choices = [
             Choice(
                 index=index,
-                message=ResponseMessage(content="".join(choice.texts)),
+                message=ResponseMessage(content="".join(choice.texts), reasoning="".join(choice.reasoning) or None),
                 finish_reason=finish_reason(choice.finish),
             )
             for index, choice in enumerate(self.choices)
@@ -132,6 +137,8 @@ class ModelCompletion:
                 if not announced:  # all choices in order before any has text, as clients require
                     announced = True
                     data += b"".join(map(chunks.role, range(len(self.choices))))
+                if piece.reasoning:
+                    data += chunks.reasoning(index, piece.reasoning)
                 if self.request.logprobs and piece.tokens:
                     for chunk in self._with_logprobs(chunks, index, piece):
                         if data:
@@ -217,6 +224,24 @@ class ModelCompletion:
         prompt = max(choice.prompt_tokens for choice in self.choices)
         completion = sum(choice.completion_tokens for choice in self.choices)
         return Usage(prompt_tokens=prompt, completion_tokens=completion)
+
+
+def _reasoning(model: Model, request: ChatCompletionRequest) -> ReasoningOptions:
+    """Return what the request asks of a model that reasons. Raises BadRequest naming what the model cannot do.
+
+    A grammar holds from the first token on, so with a response format the model cannot reason.
+    """
+    options = reasoning_options(request)
+    check_reasoning([model], options)
+    if model.reasoning is None or json_schema(request.response_format) is None:
+        return options
+    if options.on or not model.reasoning.switchable and model.reasoning.on is not False:
+        raise BadRequest(
+            f"{model.name} cannot reason and keep to a response format.",
+            param="response_format",
+            code="unsupported_parameter",
+        )
+    return ReasoningOptions(effort="none")
 
 
 def sampling_for(request: ChatCompletionRequest, ends: Sequence[str]) -> Sampling:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from serve.api.chat_completions.messages import Message, Note, StrictModel, refused_field
-from serve.tasks.base import MAX_MODELS, Name, Stop
+from serve.tasks.base import MAX_MODELS, BudgetField, EffortField, Name, Stop, TemplateArgsField
 
 MAX_TOKENS = 512
 """Default of max_tokens. Only the engine knows how much room the model's context leaves."""
@@ -78,6 +78,11 @@ class ChatCompletionRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
+    reasoning_effort: EffortField = None
+    chat_template_kwargs: TemplateArgsField = None
+    thinking_token_budget: BudgetField = None
+    include_reasoning: refused_field(True) = None  # type: ignore[valid-type]
+
     service_tier: Literal["auto", "default", "flex"] | None = Field(
         default=None, description="flex: behind everybody who waits for an answer, and refused sooner."
     )
@@ -109,7 +114,6 @@ class ChatCompletionRequest(BaseModel):
     moderation: refused_field() = None  # type: ignore[valid-type]
     logit_bias: refused_field({}) = None  # type: ignore[valid-type]
     prediction: refused_field() = None  # type: ignore[valid-type]
-    reasoning_effort: refused_field("none") = None  # type: ignore[valid-type]
     verbosity: refused_field("medium") = None  # type: ignore[valid-type]
     web_search_options: refused_field() = None  # type: ignore[valid-type]
     # Fields of vLLM's own server, at the values that mean "off".

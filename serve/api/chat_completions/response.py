@@ -45,6 +45,11 @@ class ResponseMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
+    reasoning: str | None = Field(
+        default=None,
+        exclude_if=lambda reasoning: reasoning is None,
+        description="What a model that reasons wrote before its answer; vLLM's field.",
+    )
 
 
 class Choice(BaseModel):
@@ -109,6 +114,10 @@ class Chunks:
 
     def text(self, index: int, text: str, **more: Any) -> bytes:
         return self._chunk(index, {"content": text}, None, more)
+
+    def reasoning(self, index: int, text: str) -> bytes:
+        """Return a chunk of what the model writes before its answer, in the field that vLLM has for it."""
+        return self._chunk(index, {"reasoning": text}, None, {})
 
     def finish(self, index: int, reason: FinishReason, **more: Any) -> bytes:
         """Return the chunk that closes a choice."""

@@ -32,7 +32,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
 }
 PASSED_ON = (
-    "temperature", "top_p", "seed", "stop", "ignore_eos", "deadline_s", "quorum", "merge", "weights", "judge"
+    "temperature", "top_p", "seed", "stop", "ignore_eos", "deadline_s", "quorum", "merge", "weights", "judge",
+    "reasoning_effort", "chat_template_kwargs", "thinking_token_budget",
 )  # fmt: skip
 
 
@@ -102,7 +103,7 @@ class TaskCompletion:
         choices += [
             Choice(
                 index=index,
-                message=ResponseMessage(content=reply.text),
+                message=ResponseMessage(content=reply.text, reasoning=reply.reasoning),
                 finish_reason=finish_reason(reply.finish_reason),
                 diptych=about_reply(plan.task, reply),
             )

@@ -341,7 +341,7 @@ async function pose(asked, about) {
     for await (const { event, data } of ask(asked.task, form, controller.signal)) {
       if (event === "opened") answer.id = data.id;
       else if (event === "waiting") columns.get(data.model)?.waits(data.message);
-      else if (event === "delta") columns.get(data.model)?.says(data.text);
+      else if (event === "delta") columns.get(data.model)?.says(data.text, data.reasoning);
       else if (event === "reply") {
         answer.replies.push(data);
         columns.get(data.model)?.ends(data, answer);

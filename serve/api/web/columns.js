@@ -22,6 +22,8 @@ export class Column {
     this.reply = null;
     this.first = null;
     this.waiting = "";
+    this.thinking = "";
+    this.thought = null;
     this.speech = document.createTextNode("");
     this.clock = made("span", { class: "clock" }, "0.0 s");
     this.facts = made("p", { class: "facts" }, "waiting for its first word");
@@ -36,17 +38,22 @@ export class Column {
       made("footer", {}, this.facts, this.raw));
     this.paint = () => {
       if (this.reply?.status === "ok") return;
+      this.thought?.lastChild.append(this.thinking);
       this.speech.appendData(this.waiting);
-      this.waiting = "";
+      this.thinking = this.waiting = "";
       this.body.scrollTop = this.body.scrollHeight;
       if (this.first !== null && !this.reply) this.facts.textContent = `first word after ${seconds(this.first)}`;
     };
   }
 
   /** The next words, painted in the next frame together with all others that came by then. */
-  says(text) {
+  says(text, reasoning = "") {
     this.first ??= performance.now() - this.began;
     this.waiting += text;
+    if (reasoning) {
+      this.thinking += reasoning;
+      if (!this.thought) this.body.prepend(this.thought = folded("Reasoning", ""));
+    }
     soon(this.paint);
   }
 
@@ -68,9 +75,11 @@ export class Column {
     this.clock.textContent = seconds(reply.latency_ms);
     this.facts.textContent = facts(reply);
     if (reply.status === "ok") {
-      this.body.replaceChildren(...shown(this.model, reply.result).filter(Boolean));
+      const thought = reply.reasoning ? folded("Reasoning", reply.reasoning, this.thought?.open) : null;
+      this.body.replaceChildren(...[thought, ...shown(this.model, reply.result)].filter(Boolean));
       overlaid(this.model, reply.result.boxes, size);
     } else {
+      if (reply.reasoning && !this.thought) this.body.prepend(this.thought = folded("Reasoning", reply.reasoning));
       this.paint();
       this.body.append(made("p", { class: "failure" }, reply.error.message));
     }
@@ -92,6 +101,11 @@ export class Column {
   strayed(share) {
     if (share > 0.005) this.facts.append(` · ${Math.round(100 * share)} % off the merged answer`);
   }
+}
+
+/** A text behind its title, which opens it. */
+function folded(title, text, open = false) {
+  return made("details", { class: "folded", open }, made("summary", {}, title), made("p", { class: "speech" }, text));
 }
 
 function facts(reply) {
@@ -175,6 +189,8 @@ export class MergedCard {
 
 function raw(title, reply) {
   sheet(title,
+    reply.reasoning ? made("h3", {}, "Its reasoning") : null,
+    reply.reasoning ? made("pre", {}, reply.reasoning) : null,
     reply.text ? made("h3", {}, "Its words") : null,
     reply.text ? made("pre", {}, reply.text) : null,
     made("h3", {}, "JSON"), made("pre", {}, JSON.stringify(reply, null, 2)));

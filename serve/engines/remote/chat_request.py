@@ -24,6 +24,9 @@ ChatField = Literal[
     "logprobs",
     "ignore_eos",
     "stream_options",
+    "reasoning_effort",
+    "chat_template_kwargs",
+    "thinking_token_budget",
 ]
 """Fields that not every server takes. `model`, `messages` and `stream` are always sent."""
 DEFAULT_FIELDS: tuple[ChatField, ...] = (
@@ -32,6 +35,7 @@ DEFAULT_FIELDS: tuple[ChatField, ...] = (
 )
 IMAGE_PART: dict[str, Any] = {"type": "image_url", "image_url": {"url": ""}}
 """Stands in a prompt's messages where the image goes."""
+DEFAULT_EFFORT = "medium"
 ANY_OBJECT = '{"type":"object"}'
 PIECE = 3 * 2**18
 """Bytes of an image that are encoded and sent at once: a multiple of three, so that base64 has no padding between."""
@@ -70,6 +74,7 @@ def chat_body(name: str, model: str, fields: Collection[ChatField], prompt: Prom
             if part == IMAGE_PART:
                 part["image_url"] = {"url": f"data:{media_type};base64,{place}"}
     whole = {"model": model, "messages": messages, "stream": True, **sampling_fields(name, fields, prompt.sampling)}
+    whole |= reasoning_fields(fields, prompt)
     before, _, after = json.dumps(whole, ensure_ascii=False).partition(place)
     return Body(before.encode(), file, after.encode())
 
@@ -102,6 +107,18 @@ def sampling_fields(name: str, fields: Collection[ChatField], sampling: Sampling
     sent: dict[str, Any] = {field: value for field, value in wanted.items() if field in fields}
     if sampling.logprobs and sampling.top_logprobs:
         sent["top_logprobs"] = sampling.top_logprobs
+    return sent
+
+
+def reasoning_fields(fields: Collection[ChatField], prompt: Prompt) -> dict[str, Any]:
+    """Return the fields that turn a model's reasoning on or off and limit it, of those that the server takes."""
+    on, effort, sent = prompt.reasoning.on, prompt.reasoning.effort, dict[str, Any]()
+    if on is not None and "chat_template_kwargs" in fields:
+        sent["chat_template_kwargs"] = {"enable_thinking": on}
+    if "reasoning_effort" in fields and (effort is not None or (on is not None and not sent)):
+        sent["reasoning_effort"] = effort or (DEFAULT_EFFORT if on else "none")
+    if "thinking_token_budget" in fields and prompt.sampling.thinking_token_budget is not None:
+        sent["thinking_token_budget"] = prompt.sampling.thinking_token_budget
     return sent
 
 

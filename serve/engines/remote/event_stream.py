@@ -18,7 +18,11 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
 class _Delta(msgspec.Struct):
+    """A piece of a reply. Servers differ in the name of what a model thought: vLLM's, or DeepSeek's."""
+
     content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
 
 
 class _Alternative(msgspec.Struct):
@@ -84,17 +88,18 @@ class EventReader:
         if len(self._rest) > MAX_LINE:
             raise self._failed("sent an event that is too long")
         texts: list[str] = []
+        reasoning: list[str] = []
         tokens: list[Token] = []
         for line in lines:
             if line.startswith(b"data:") and not self.done:  # other lines are comments, events' names, blank
-                self._take(line[5:].strip(), texts, tokens)
-        if not (texts or tokens):
+                self._take(line[5:].strip(), texts, reasoning, tokens)
+        if not (texts or reasoning or tokens):
             return None
-        text = "".join(texts)
-        self._characters += len(text)
+        text, thought = "".join(texts), "".join(reasoning)
+        self._characters += len(text) + len(thought)
         if self._characters > MAX_TEXT:
             raise self._failed(f"sent more than {MAX_TEXT:,} characters for one reply")
-        return Piece(text, tuple(tokens))
+        return Piece(text, tuple(tokens), reasoning=thought)
 
     def end(self) -> Piece:
         """Return the last piece, with finish reason and counts, which are 0 where the server gave none."""
@@ -102,7 +107,7 @@ class EventReader:
         counts = usage.prompt_tokens or 0, usage.completion_tokens or 0
         return Piece("", (), self.finish or "stop", *counts)
 
-    def _take(self, data: bytes, texts: list[str], tokens: list[Token]) -> None:
+    def _take(self, data: bytes, texts: list[str], reasoning: list[str], tokens: list[Token]) -> None:
         if data == b"[DONE]":
             self.done = True
             return
@@ -114,8 +119,11 @@ class EventReader:
             raise self._failed("reported an error in the middle of its reply")
         self._usage = chunk.usage or self._usage
         for choice in (chunk.choices or [])[:1]:
-            if choice.delta is not None and choice.delta.content:
-                texts.append(choice.delta.content)
+            if choice.delta is not None:
+                if thought := choice.delta.reasoning or choice.delta.reasoning_content:
+                    reasoning.append(thought)
+                if choice.delta.content:
+                    texts.append(choice.delta.content)
             if choice.logprobs is not None:
                 tokens += map(_token, choice.logprobs.content or [])
             if choice.finish_reason == "content_filter":

@@ -204,6 +204,7 @@ class VllmEngine:
         fork = processes.may_fork()
         environment(self.prefix_lm)
         config_check.check_config(folder, self.expect)
+        from vllm.config.reasoning import ReasoningConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
@@ -228,6 +229,8 @@ class VllmEngine:
             gpu_bytes=gpu_bytes or 0,
             capability=0 if cpu else _capability(current_platform),
         )
+        if "reasoning_config" in chosen:
+            chosen["reasoning_config"] = ReasoningConfig(**chosen["reasoning_config"])
         with StderrTail() as stderr:
             try:
                 # With this context vLLM chooses defaults by the GPU as its own server does; without it all GPUs get the

@@ -28,6 +28,7 @@ def sampling_params(sampling: Sampling, *, whole: bool = False) -> Any:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         ignore_eos=sampling.ignore_eos,
+        thinking_token_budget=sampling.thinking_token_budget,
         logprobs=sampling.top_logprobs if sampling.logprobs else None,
         flat_logprobs=sampling.logprobs,  # a few long lists in place of an object for each alternative
         skip_special_tokens=False,  # PaliGemma's <loc> tokens may be special, and are the answer

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from chat_server import (
     wait,
 )
 
-from serve.engines.base import Piece, Prompt, Sampling
+from serve.engines.base import Piece, Prompt, ReasoningOptions, Sampling
 from serve.engines.remote import engine as remote_engine
 from serve.engines.remote import image_files
 from serve.engines.remote.engine import RemoteBusy, RemoteEngine, _retry_after
@@ -586,3 +587,45 @@ async def test_handshake_that_is_cancelled_leaves_no_connection(
         async with asyncio.timeout(2):
             await closed.wait()
     listener.close()
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+async def test_reasoning_in_a_field_of_its_own_is_no_text(field: str) -> None:
+    thought = {"choices": [{"index": 0, "delta": {field: "hm"}}]}
+    script = streams(event(thought), *events(["red"]))
+    async with chat_server.chat_server(script) as server, connected(server) as engine:
+        got = await pieces(engine)
+    assert ["".join(texts) for texts in zip(*((piece.reasoning, piece.text) for piece in got), strict=True)] == [
+        "hm",
+        "red",
+    ]
+
+
+BOTH = ["reasoning_effort", "chat_template_kwargs"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "sent"),
+    [
+        (BOTH, ReasoningOptions(), {}),
+        ([], ReasoningOptions("high", True), {}),
+        (BOTH, ReasoningOptions(None, False), {"chat_template_kwargs": {"enable_thinking": False}}),
+        (BOTH, ReasoningOptions("low", True), {BOTH[1]: {"enable_thinking": True}, "reasoning_effort": "low"}),
+        (BOTH[:1], ReasoningOptions(None, True), {"reasoning_effort": "medium"}),
+        (BOTH[:1], ReasoningOptions(None, False), {"reasoning_effort": "none"}),
+    ],
+)  # fmt: skip
+async def test_reasoning_is_turned_on_or_off_by_a_field_that_the_server_takes(
+    fields: list[Any], options: ReasoningOptions, sent: dict[str, Any]
+) -> None:
+    sampling = Sampling(logprobs=False, thinking_token_budget=9)
+    wanted = replace(prompt(sampling=sampling), reasoning=options)
+    budget = {"thinking_token_budget": 9}
+    for more, extra in (([], {}), (["thinking_token_budget"], budget)):
+        async with (
+            chat_server.chat_server(speaks("red")) as server,
+            connected(server, fields=[*FIELDS, *fields, *more]) as engine,
+        ):
+            await pieces(engine, wanted)
+            (body,) = server.bodies
+        assert {name: body[name] for name in (*BOTH, "thinking_token_budget") if name in body} == sent | extra
