@@ -4,7 +4,7 @@ A family declares `Model.reasoning`; everything else follows from it:
 
     Reasoning((THINK,), switchable=True, switch=suffix_switch("<think>\n", "<think>\n\n</think>\n\n"), on=False)
 
-`Worker` and the chat route call, in this order: `reasoning_refusal(model.reasoning, options)` once a request is planned;
+`Worker` and the chat route call, in this order: `reasoning_refusal(model.reasoning, options)` for the request,
 `model.reasoning.prompt(prompt, options, extend=...)` for each prompt; `model.reasoning.splitter(prompt)` for each
 generation, whose `feed(piece)` takes the engine's pieces and gives the same with `text` and `tokens` of the answer
 alone and the rest in `reasoning`. `answer_start(text)` is for whole transcripts of unknown origin.
@@ -232,7 +232,7 @@ class Reasoning:
     opened: bool | None = None
 
     def prompt(self, prompt: Prompt, options: ReasoningOptions, *, extend: bool) -> Prompt:
-        """Return the prompt as a request wants it; what this model cannot do is left out (`reasoning_refusal` names it).
+        """Return the prompt as a request wants it; what this model cannot do is left out.
 
         extend: the request gives no length, so that the reply may be longer by its reasoning.
         """
