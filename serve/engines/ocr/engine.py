@@ -89,6 +89,13 @@ class OcrEngine:
         self._reader = None
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    async def sleep(self) -> None:
+        """Free the memory of the models, until `wake`."""
+        self._reader = None
+
+    async def wake(self) -> None:
+        await self.start()
+
     async def _generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         await self.check()
         if prompt.image is None:
