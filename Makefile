@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast slow install install-dev loadtest bench bench-others bench-fan-out
 .PHONY: bench-many-servers bench-scale bench-turns bench-repeats chaos hostile soak gpu-check k8s-check k8s-drill
-.PHONY: screenshots lock clean
+.PHONY: screenshots lock clean parity-generic
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -110,6 +110,10 @@ loadtest: install-dev
 # every state of the page at three widths, light and dark, into build/screenshots; the README's pictures too
 screenshots: install-dev
 	$(BIN)/python tests/pages/screenshots.py $(or $(URL),http://127.0.0.1:8000) build/screenshots
+
+# every architecture that a folder's name alone serves, beside transformers: two minutes, and a table
+parity-generic: install-dev
+	PARITY=all $(BIN)/pytest -m engine tests/engines/test_named.py -k transformers
 
 lock: install-dev
 	$(BIN)/pip install --quiet uv

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray.serve
 
-from deployments.args import Args, GatewayArgs, LoraArgs, ModelArgs, ModelPlacement, OwnArgs, Placement
+from deployments.args import Args, EngineArgs, GatewayArgs, LoraArgs, ModelPlacement, Placement
 from deployments.gateway import Gateway
 from deployments.group_scheduler import GroupScheduler
 from deployments.replica import GroupPlace, Replica
@@ -69,13 +69,13 @@ def changed(old: Args, new: Args) -> list[str]:
     return [name for name, entry in new.engines().items() if before.get(name) != _version(new, entry)]
 
 
-def _version(args: Args, entry: ModelArgs | OwnArgs) -> str:
+def _version(args: Args, entry: EngineArgs) -> str:
     placed = entry.num_cpus, entry.num_gpus, args.reserved_gpus(entry.name), entry.resources, _place(args, entry)
     parts: list[ModelPlacement | LoraArgs] = [entry, *args.adapters(entry.name)]
     return _digest([placed, *(part.model_dump(mode="json", exclude=GATEWAY_ONLY_FIELDS) for part in parts)])
 
 
-def _place(args: Args, entry: ModelArgs | OwnArgs) -> GroupPlace | None:
+def _place(args: Args, entry: EngineArgs) -> GroupPlace | None:
     """Return what a replica has to know of its group."""
     if entry.group is None:
         return None

@@ -14,11 +14,13 @@ from deployments.autoscaling import Scaling
 from serve.api.authentication import Access, Requires
 from serve.api.keys import Keys, parse_entries
 from serve.api.origin_check import is_loopback
+from serve.catalog import is_folder
 from serve.engines.vllm.config_check import kind
 from serve.limits import Limits, RateLimits
 from serve.media.fetch.policy import Policy
 from serve.models import MODELS
 from serve.models.base import Checkpoint, Model
+from serve.models.generic import NamedCheckpoint, generic_model
 from serve.models.own import Lora, Own, lora, own
 from serve.models.remote import RemoteModel, remote_model
 
@@ -125,7 +127,8 @@ class ModelArgs(ModelPlacement):
         if name not in MODELS:
             raise ValueError(
                 f"There is no model {name!r}. Known: {', '.join(MODELS)}. A model of your own says what it is `like`, "
-                "or is a LoRA `adapter` on a `base`; one on another server names its `remote` URL."
+                "or is a LoRA `adapter` on a `base`; any other checkpoint is a `hub` id or a `folder`; one on "
+                "another server names its `remote` URL."
             )
         return name
 
@@ -147,11 +150,22 @@ class OwnArgs(Own, ModelPlacement):
         return own(self)
 
 
+class NamedArgs(NamedCheckpoint, ModelPlacement):
+    """A checkpoint of any architecture (serve/models/generic.py)."""
+
+    def model(self) -> Model:
+        return generic_model(self)
+
+
+EngineArgs = ModelArgs | OwnArgs | NamedArgs
+"""An entry of a model with an engine of its own."""
+
+
 class LoraArgs(Lora):
     """A LoRA adapter. It runs in its base's replicas."""
 
 
-ENTRY_TAGS = ("known", "own", "adapter", "remote")
+ENTRY_TAGS = ("known", "own", "named", "adapter", "remote")
 
 
 def _entry_tag(value: Any) -> str:
@@ -159,12 +173,15 @@ def _entry_tag(value: Any) -> str:
     fields = value if isinstance(value, Mapping) else vars(value) if isinstance(value, BaseModel) else {}
     if "remote" in fields:
         return "remote"
+    if {"hub", "folder"} & fields.keys():
+        return "named"
     return "adapter" if {"base", "adapter"} & fields.keys() else "own" if "like" in fields else "known"
 
 
 Entry = Annotated[
     Annotated[ModelArgs, Tag("known")]
     | Annotated[OwnArgs, Tag("own")]
+    | Annotated[NamedArgs, Tag("named")]
     | Annotated[LoraArgs, Tag("adapter")]
     | Annotated[RemoteModel, Tag("remote")],
     Discriminator(_entry_tag),
@@ -281,6 +298,13 @@ class GatewayArgs(Limits, Placement):
         return frozenset(self.hosts) if self.hosts or local else None
 
 
+def named_entry(name: str) -> dict[str, str]:
+    """Return the entry that a name alone stands for: a folder's, a hub id's, or a model's of the catalogue."""
+    if "/" not in name:
+        return {"name": name}
+    return {"folder": name} if is_folder(name) or Path(name).is_dir() else {"hub": name}
+
+
 class Args(BaseModel):
     """The application's `args` in a Serve config."""
 
@@ -294,7 +318,7 @@ class Args(BaseModel):
     @classmethod
     def _names_alone(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and isinstance(value.get("models"), list):
-            models = [{"name": model} if isinstance(model, str) else model for model in value["models"]]
+            models = [named_entry(model) if isinstance(model, str) else model for model in value["models"]]
             return {**value, "models": models}
         return value
 
@@ -314,7 +338,7 @@ class Args(BaseModel):
                 raise ValueError(f"groups: {name} has no models: give some `group: {name}`.")
         return self
 
-    def _check_group(self, entry: "ModelArgs | OwnArgs") -> None:
+    def _check_group(self, entry: EngineArgs) -> None:
         """Raise ValueError where a model cannot take turns in its group."""
         if entry.group is None:
             return
@@ -363,11 +387,11 @@ class Args(BaseModel):
         fields = {name: value for name, value in state["__dict__"].items() if name != "models_by_name"}
         return {**state, "__dict__": fields}
 
-    def engines(self) -> dict[str, "ModelArgs | OwnArgs"]:
+    def engines(self) -> dict[str, EngineArgs]:
         """Return the entries of models with an engine of their own, by name."""
-        return {entry.name: entry for entry in self.models if isinstance(entry, ModelArgs | OwnArgs)}
+        return {entry.name: entry for entry in self.models if isinstance(entry, EngineArgs)}
 
-    def members(self, group: str) -> list["ModelArgs | OwnArgs"]:
+    def members(self, group: str) -> list[EngineArgs]:
         """Return the entries of a group's models."""
         return [entry for entry in self.engines().values() if entry.group == group]
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deployments.args import ENTRY_TAGS, Args, ModelArgs
+from deployments.args import ENTRY_TAGS, Args, ModelArgs, named_entry
 from serve.engines.ocr.reader import is_installed
 from serve.models import MODELS
 
@@ -70,7 +70,7 @@ def default_config() -> Config:
 
 def for_models(models: Sequence[str], gpus: float = 0) -> Config:
     """Return a config for these models. gpus: GPUs for each model; 0.5 is half a GPU. Raises ConfigError."""
-    entries = [{"name": name, "num_gpus": gpus if takes_gpus(name) else 0} for name in models]
+    entries = [{**named_entry(name), "num_gpus": gpus if takes_gpus(name) else 0} for name in models]
     return _validated("--models", logging=QUIET, args={"models": entries})
 
 

@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Literal
 
 from deployments import install
-from deployments.args import Args, LoraArgs, ModelArgs, OwnArgs
+from deployments.args import Args, EngineArgs, LoraArgs
 from deployments.config import Config, ConfigError
 from deployments.local.gpus import Gpu, gpus
 from deployments.local.start import add_options, check_free, check_keys, chosen_config
 from deployments.plan import GB, brief, make_plan, read_needs, readers, usable
 from serve.engines import adapters, hub, object_store
 from serve.engines.adapters import Adapter
+from serve.engines.checkpoint_facts import read_facts
 from serve.engines.ocr.reader import PACKAGES
 from serve.engines.vllm import compilers, memory
 from serve.engines.vllm.config_check import check_config
+from serve.engines.vllm.refusals import why_refused
 from serve.errors import ModelError
 from serve.models.base import Model
 from serve.models.remote import RemoteModel
@@ -258,8 +260,12 @@ def _checkpoint(args: Args, name: str, model: Model) -> Finding:
         (adapters.check_files if is_lora else hub.check_checkpoint)(folder)
         if not is_lora:
             check_config(folder, source.expect)
+        if model.chat is not None:
+            _refuse(args, name, model, folder)
     except ModelError as error:
         text = error.message.rstrip(".")
+        if error.code == "checkpoint_refused":
+            return Finding("FAULT", subject, text, "see serve/models/README.md, Any model by name")
         if streamed or folder == Path(source.hub).expanduser() or error.code == "config_mismatch":
             return Finding("FAULT", subject, text, "copy it again, or name another checkpoint")
         if "lacks" in text or "has no" in text:
@@ -268,6 +274,18 @@ def _checkpoint(args: Args, name: str, model: Model) -> Finding:
             )
         return Finding("FAULT", subject, f"a damaged download: {text}", "delete that file, and start again")
     return Finding("ok", subject, f"whole, in {folder}")
+
+
+def _refuse(args: Args, name: str, model: Model, folder: Path) -> None:
+    """Raise ModelError where a checkpoint that is served by its name says that it would be served wrongly.
+
+    Whether it needs code of its own is left to the start, which imports transformers anyway.
+    """
+    entry = args.engines()[name]
+    template = model.chat is not None and model.chat.template is not None
+    why = why_refused(read_facts(folder), entry.engine_args, cpu=not entry.num_gpus, template=template, native=True)
+    if why is not None:
+        raise ModelError(why, code="checkpoint_refused")
 
 
 def _loras(args: Args) -> Iterator[Finding]:
@@ -355,7 +373,7 @@ def _version(package: str) -> str:
         return ""
 
 
-def _engines(args: Args) -> dict[str, ModelArgs | OwnArgs]:
+def _engines(args: Args) -> dict[str, EngineArgs]:
     """Return the entries of models that vLLM serves."""
     return {
         name: entry
@@ -372,7 +390,7 @@ def _real(args: Args) -> list[str]:
     ]
 
 
-def _entry(args: Args, name: str) -> ModelArgs | OwnArgs | LoraArgs:
+def _entry(args: Args, name: str) -> EngineArgs | LoraArgs:
     return next(entry for entry in args.models if entry.name == name and not isinstance(entry, RemoteModel))
 
 

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.args import Args, ModelArgs, OwnArgs
+from deployments.args import Args, EngineArgs
 from deployments.config import ConfigError, default_config, for_models, read_config
 from deployments.local.gpus import gpus as local_gpus
 from deployments.local.measured import measured
 from serve.engines.adapters import RANKS
+from serve.engines.checkpoint_facts import text_config
 from serve.engines.description import Description, describe
 from serve.engines.vllm import memory
-from serve.engines.vllm.arguments import planned
+from serve.engines.vllm.arguments import LONGEST, planned
 from serve.engines.vllm.footprint import (
     UTILIZATION,
     Footprint,
@@ -147,7 +148,9 @@ def read_needs(
                 unread[name] = error.message
     for checkpoint in others:
         try:
-            needs.append(Need(checkpoint, describe(checkpoint), {}))
+            description = describe(checkpoint)
+            context = text_config(description.config).get("max_position_embeddings", LONGEST)
+            needs.append(Need(checkpoint, description, {"max_model_len": min(context, LONGEST)}))
         except ModelError as error:
             unread[checkpoint] = error.message
     return needs, unread
@@ -259,7 +262,7 @@ def _where(place: PlacedEngine) -> str:
     return f"GPU{'s' * (len(place.gpus) > 1)} {numbers}" + (f" ({place.share:.0%})" if place.share < 1 else "") + turns
 
 
-def _need(args: Args | None, name: str, entry: ModelArgs | OwnArgs, planned_by_us: bool) -> Need:
+def _need(args: Args | None, name: str, entry: EngineArgs, planned_by_us: bool) -> Need:
     model = entry.model()
     source = model.checkpoint
     description = describe(source.hub, source.revision, gated=source.gated)

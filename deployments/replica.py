@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, NamedTuple
 
 from deployments import autoscaling, logs
-from deployments.args import LoraArgs, ModelArgs, OwnArgs
+from deployments.args import EngineArgs, LoraArgs
 from deployments.groups.member import Link, Member
 from deployments.local.machine import bind_to_loopback
 from deployments.routing.address import REFRESH_S, Address
@@ -56,7 +56,7 @@ class Replica:
 
     def __init__(
         self,
-        args: ModelArgs | OwnArgs,
+        args: EngineArgs,
         adapters: Sequence[LoraArgs] = (),
         place: GroupPlace | None = None,
         scheduler: Any = None,
@@ -237,7 +237,7 @@ class Replica:
 
 
 def _engine(
-    args: ModelArgs | OwnArgs,
+    args: EngineArgs,
     model: Model,
     loras: Sequence[Model],
     progress: Callable[[str], None],
@@ -270,6 +270,7 @@ def _engine(
         share=args.num_gpus if 0 < args.num_gpus < 1 else 1.0,
         sleep_level=None if place is None else place.sleep_level,
         sleepers=0 if place is None else place.sleepers,
+        chat=model.chat,
     )
 
 
@@ -293,7 +294,7 @@ async def _wake_nobody() -> None:
     """Do nothing: a group's scheduler never sleeps."""
 
 
-def _observability_args(args: ModelArgs | OwnArgs) -> dict[str, Any]:
+def _observability_args(args: EngineArgs) -> dict[str, Any]:
     """Return vLLM's arguments for metrics under the model's name and for our tracing endpoint."""
     arguments: dict[str, Any] = {"served_model_name": args.name} if args.engine_metrics else {}
     if (endpoint := tracing.endpoint()) is not None:

@@ -18,6 +18,7 @@ from deployments.autoscaling import Scaling
 from serve.limits import KeyLimits, Limits, RateLimits
 from serve.media.fetch.policy import Policy
 from serve.models import MODELS
+from serve.models.generic import NamedCheckpoint
 from serve.models.own import Lora, Own, OwnCard, ReasoningSettings, Tuned
 from serve.models.remote import RemoteModel, RemotePrice
 from serve.tasks import TASKS
@@ -157,6 +158,7 @@ SETTINGS: dict[str, list[type[BaseModel]]] = {
     "A known model": [ModelArgs],
     "A model of your own": [Tuned],
     "A fine-tune": [Own],
+    "A checkpoint by its name": [NamedCheckpoint],
     "A LoRA adapter": [Lora],
     "A remote model": [RemoteModel],
     "`price`": [RemotePrice],

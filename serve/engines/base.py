@@ -51,6 +51,8 @@ class Sampling:
     """Whether pieces carry Tokens with log-probabilities, which merging weighs by. Without, pieces have no tokens."""
     top_logprobs: int = 0
     """The number of alternatives that each Token carries, at most 20."""
+    special_tokens: bool = False
+    """Whether a chat engine's reply keeps its special tokens, which may be the answer (`<|box_start|>`)."""
     json_schema: str | None = None
     """A JSON schema (as JSON text) that the reply must satisfy."""
     thinking_token_budget: int | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve.engines import hub, object_store
+from serve.engines import checkpoint_facts, hub, object_store
 from serve.errors import ModelError
 
 CONFIGURATION = ["config.json", "preprocessor_config.json"]
@@ -81,4 +81,7 @@ def _headers(name: str, revision: str | None) -> dict[str, tuple[str, tuple[int,
 def _configuration(name: str, revision: str | None) -> str:
     from huggingface_hub import snapshot_download
 
-    return str(snapshot_download(name, revision=revision, allow_patterns=CONFIGURATION, endpoint=hub.hub_url()))
+    # with the files of a model's card
+    return str(
+        snapshot_download(name, revision=revision, allow_patterns=checkpoint_facts.FILES, endpoint=hub.hub_url())
+    )

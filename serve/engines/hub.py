@@ -9,7 +9,14 @@ from typing import Any
 from serve.engines import object_store
 from serve.errors import ModelError
 
-PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no second copy as .bin, .gguf, .npz
+PATTERNS = [
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "README.md",
+]  # no second copy as .bin, .gguf, .npz
 EVERY = 32 * 2**20  # bytes between two progress messages
 REACH_S = 5.0
 """Seconds for the hub to answer at all, where it is only asked about."""
@@ -99,6 +106,21 @@ def cached(checkpoint: str, revision: str | None = None) -> Path | None:
         return None
 
 
+def config_folder(checkpoint: str, revision: str | None = None) -> Path | None:
+    """Return the folder of this machine with a checkpoint's config.json, and maybe nothing else; None where it has
+    none. Asks no network."""
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        file = try_to_load_from_cache(checkpoint, "config.json", revision=revision)
+    except errors.HFValidationError:
+        return None
+    return Path(file).parent if isinstance(file, str) else None
+
+
 def check_checkpoint(folder: Path) -> None:
     """Raise ModelError when files of a checkpoint are missing or truncated. Reads only their headers."""
     try:
@@ -112,7 +134,8 @@ def check_checkpoint(folder: Path) -> None:
         named = {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
         shards |= named - headers
     if not shards:
-        raise ModelError(f"{folder} has no weights (*.safetensors).", code="checkpoint_broken")
+        gguf = " vLLM 0.32 reads no GGUF: take the same model's safetensors." if any(folder.glob("*.gguf")) else ""
+        raise ModelError(f"{folder} has no weights (*.safetensors).{gguf}", code="checkpoint_broken")
     for shard in sorted(shards):
         if not shard.exists():
             raise ModelError(f"{folder} lacks its file {shard.name}.", code="checkpoint_broken")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from serve.engines.base import Generation, Prompt, Sampling
+from serve.engines.chat_settings import ChatSettings
 from serve.media.image import Image
 from serve.models.contracts import Contract
 from serve.models.reasoning import Reasoning
@@ -136,6 +137,8 @@ class Model:
     """Texts that end its replies, besides the checkpoint's end token."""
     reasoning: Reasoning | None = None
     """How it reasons before it answers; None for a model that does not."""
+    chat: ChatSettings | None = None
+    """For a checkpoint that was named: `converse` writes messages as JSON, and its engine their prompt."""
     adapter: str | None = None
     """The name of its LoRA adapter in the engine of its base model; None for a model with its own checkpoint."""
 

@@ -1,15 +1,18 @@
 """Prompts and parsers for models that do a task because they are told to: today's instruction-tuned chat models."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from serve.engines.base import Generation, Prompt
+from serve.engines.remote.chat_request import IMAGE_PART
 from serve.errors import ParseError
 from serve.models.base import Skill, Turn, task_sampling
 from serve.models.contracts import LLAVA, MESSAGES, QWEN3_VL, Contract, Fault
 from serve.models.llava_tasks import REGION
 from serve.models.text_replies import parse_caption, parse_chat, parse_text, parse_vqa
+from serve.models.turns import split_system
 from serve.tasks.base import Request
 from serve.tasks.boxes import DetectResult, LabelledBox
 from serve.tasks.caption import CaptionRequest
@@ -145,8 +148,23 @@ def _each(
 
 
 def _box_prompt(converse: Callable[[Sequence[Turn]], str], request: DetectRequest, text: str, logprobs: bool) -> Prompt:
-    sampling = replace(task_sampling(request, 1024), logprobs=logprobs)
+    sampling = replace(task_sampling(request, 1024), logprobs=logprobs, special_tokens=True)
     return Prompt(converse([Turn("user", text, has_image=True)]), request.image, sampling)
+
+
+def chat_messages(turns: Sequence[Turn]) -> str:
+    """Return a conversation as OpenAI's `messages`, in JSON, with IMAGE_PART where the image goes.
+
+    Raises as `split_system`.
+    """
+    system, rest = split_system(turns)
+    messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+    for turn in rest:
+        text: Any = turn.text
+        if turn.has_image:
+            text = [IMAGE_PART, *([{"type": "text", "text": turn.text}] if turn.text else [])]
+        messages.append({"role": turn.role, "content": text})
+    return json.dumps(messages, ensure_ascii=False)
 
 
 def parse_reading(generations: Sequence[Generation], request: OcrRequest) -> OcrResult:

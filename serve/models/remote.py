@@ -1,22 +1,20 @@
 """A model on another server that speaks OpenAI's API: a vLLM that is running already, or a commercial API."""
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from serve.engines.remote.chat_request import DEFAULT_FIELDS, IMAGE_PART, ChatField
+from serve.engines.remote.chat_request import DEFAULT_FIELDS, ChatField
 from serve.engines.remote.engine import SILENCE_S
 from serve.engines.remote.image_files import DEFAULT_IMAGE_TYPES, ImageType
 from serve.media.fetch.address import ParsedUrl, parse
-from serve.models.base import Card, Checkpoint, Model, Price, Turn, unchanged
+from serve.models.base import Card, Checkpoint, Model, Price, unchanged
 from serve.models.contracts import CONTRACTS, Contract
-from serve.models.instructed import INSTRUCTED, instructed_skills
+from serve.models.instructed import INSTRUCTED, chat_messages, instructed_skills
 from serve.models.own import Tuned, given_fields, tuned_skill
 from serve.models.reasoning import Reasoning
-from serve.models.turns import split_system
 from serve.tasks import TASKS
 
 LENGTHS = ("max_tokens", "max_completion_tokens")
@@ -43,6 +41,10 @@ def _contract(name: str) -> str:
     return name
 
 
+Boxes = Annotated[str, AfterValidator(_contract)]
+"""A coordinate contract's name, or PROBE."""
+
+
 class RemotePrice(BaseModel):
     """A price of a million tokens. Reports multiply it by a reply's `usage`."""
 
@@ -66,7 +68,7 @@ class RemoteModel(Tuned):
     fields: Annotated[list[ChatField], Field(min_length=1)] = list(DEFAULT_FIELDS)
     image_types: Annotated[list[ImageType], Field(min_length=1)] = list(DEFAULT_IMAGE_TYPES)
     price: RemotePrice | None = None
-    boxes: Annotated[str, AfterValidator(_contract)] | None = None
+    boxes: Boxes | None = None
     max_ongoing_requests: Annotated[int, Field(ge=1)] = 32
     silence_s: Annotated[float, Field(gt=0, le=600)] = SILENCE_S
 
@@ -108,21 +110,6 @@ def remote_model(spec: RemoteModel) -> Model:
         weight=spec.weight,
         reasoning=spec.reasoning_like(origin),
     )
-
-
-def chat_messages(turns: Sequence[Turn]) -> str:
-    """Return a conversation as OpenAI's `messages`, in JSON, with IMAGE_PART where the image goes.
-
-    Raises as `split_system`.
-    """
-    system, rest = split_system(turns)
-    messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
-    for turn in rest:
-        text: Any = turn.text
-        if turn.has_image:
-            text = [IMAGE_PART, *([{"type": "text", "text": turn.text}] if turn.text else [])]
-        messages.append({"role": turn.role, "content": text})
-    return json.dumps(messages, ensure_ascii=False)
 
 
 def _boxes(name: str | None) -> Contract | Literal["probe"] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from checkpoint_files import write_tensors
+from checkpoint_files import write_checkpoint, write_tensors
 from loopback_hub import COMMIT, serving_hub
 from test_plan import checkpoint, nvidia_smi
 
@@ -185,3 +185,12 @@ def test_published_pair_lacks_memory_here_by_its_card(examine: Any, monkeypatch:
     state, text = examine("llava-1.5-7b").finding("plan, llava-1.5-7b")
     assert state == "FAULT" and "by its card 28.3 GB of weights in float32, and 16.0 GB" in text
     assert "1 GPU of 24 GB" in text
+
+
+def test_named_checkpoint_that_would_be_served_wrongly_is_a_fault(examine: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "gemma"
+    write_checkpoint(folder, {"model_type": "gemma3", "vision_config": {"patch_size": 14}}, {"w": (2,)})
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    examined = examine({"folder": str(folder)})
+    state, text = examined.finding("gemma, files")
+    assert (examined.status, state) == (1, "FAULT") and "its pictures attend both ways" in text

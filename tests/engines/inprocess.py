@@ -1,5 +1,6 @@
 """vLLM inside the test's process, on its GPU if it has one: it starts in seconds, and tests can patch its scheduler."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,8 +11,11 @@ from typing import Any
 from deployments.local.gpus import gpus
 from serve.engines.adapters import CheckedAdapter
 from serve.engines.base import Prompt
+from serve.engines.chat_settings import ChatSettings
+from serve.engines.checkpoint_facts import read_facts
 from serve.engines.plugins import onevision, prefix_lm
 from serve.engines.vllm import arguments
+from serve.engines.vllm.chat_renderer import ChatRenderer
 
 DEVICE = "cuda" if gpus() else "cpu"
 DTYPES = ("float32", "bfloat16") if DEVICE == "cuda" else ("float32",)
@@ -37,12 +41,13 @@ def engine(
     is_prefix_lm: bool,
     family: Mapping[str, Any] | None = None,
     adapters: Sequence[CheckedAdapter] = (),
+    chat: bool = False,
     **deployment: Any,
 ) -> Iterator["InProcess"]:
     """Start vLLM with VllmEngine's arguments, but with the worker and the scheduler in this process.
 
     family: arguments that the model needs (`limit_mm_per_prompt`). deployment: arguments of the test, which override
-    them.
+    them. chat: prompts are messages.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # its handler keeps the standard error of the test that came first
@@ -64,6 +69,7 @@ def engine(
         is_prefix_lm=is_prefix_lm,
         cpu=DEVICE == "cpu",
         adapters=adapters,
+        chat=chat,
     )
     chosen.pop("enable_log_requests")
     preempt, running = Scheduler._preempt_request, InProcess()
@@ -75,6 +81,8 @@ def engine(
     Scheduler._preempt_request = counted
     try:
         running.llm = LLM(**{**chosen, "distributed_executor_backend": "uni", "disable_log_stats": True})
+        if chat:
+            running.chat = ChatRenderer(running.llm.llm_engine.renderer, ChatSettings(), read_facts(folder))
         yield running
     finally:
         Scheduler._preempt_request = preempt
@@ -86,6 +94,7 @@ def engine(
 
 class InProcess:
     llm: Any = None
+    chat: ChatRenderer | None = None
     preemptions: int = 0
 
     @property
@@ -109,7 +118,10 @@ class InProcess:
             while waiting and (every == 0 or step % every == 0):
                 i, prompt = waiting.pop(0)
                 request: dict[str, Any] = {"prompt": prompt.text}
-                if prompt.image is not None:
+                if self.chat is not None:
+                    media = {} if prompt.image is None else {"multi_modal_data": {"image": [prompt.image.pil()]}}
+                    request = asyncio.run(self.chat.inputs(prompt.text, media))
+                elif prompt.image is not None:
                     request["multi_modal_data"] = {"image": prompt.image.pil()}
                 if prompt.video is not None:
                     request["multi_modal_data"] = {"video": prompt.video.frames}

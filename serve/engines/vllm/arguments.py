@@ -7,8 +7,9 @@ from typing import Any
 
 from serve.engines import adapters as loras
 from serve.engines import module_names
+from serve.engines.checkpoint_facts import read_facts
 from serve.engines.description import read
-from serve.engines.plugins import prefix_lm
+from serve.engines.plugins import prefix_lm, weight_reads
 from serve.engines.vllm import compilers, memory
 from serve.engines.vllm.footprint import UTILIZATION, footprint, settings
 from serve.engines.vllm.torchvision import repair
@@ -55,6 +56,22 @@ CPU: dict[str, Any] = {
 }
 
 
+LONGEST = 16_384
+"""The longest sequence of a chat model, in tokens, where the deployment sets no `max_model_len`: models are made for
+262,144 today, and vLLM reserves room for a whole one."""
+CHAT: dict[str, Any] = {
+    "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
+    "worker_extension_cls": weight_reads.EXTENSION,
+}
+"""Arguments for checkpoints of any architecture."""
+CLIP_LIKE = (None, "clip_vision_model", "siglip_vision_model")
+"""Vision towers whose tensors have `vision_model.` in their names; Pixtral's, in the same class of vLLM's, have not."""
+CHAT_CPU: dict[str, Any] = {
+    # vLLM's kernel rotates q and k of three dimensions wrongly, as LFM2 has them: log-probabilities off by 2.9.
+    "compilation_config": {"custom_ops": ["all", "-rotary_embedding"]},
+}
+
+
 def environment(is_prefix_lm: bool) -> None:
     """Set the variables that vLLM needs before it is imported. Values that the operator has set stay."""
     repair()
@@ -83,24 +100,29 @@ def arguments(
     share: float = 1.0,
     gpu_bytes: int = 0,
     capability: int = 0,
+    chat: bool = False,
 ) -> dict[str, Any]:
     """Return keyword arguments of AsyncEngineArgs: our defaults, then the family's, the deployment's, those for safety.
 
     Later ones override earlier ones. family_args: required by the model. engine_args: the deployment's `engine` in
     YAML. adapters: those that the engine serves. share: its part of a GPU of `gpu_bytes`; an engine with a part gets
     a computed key-value cache, since vLLM would measure what all engines of the GPU do just then. capability: the
-    major compute capability of the GPU. Raises ModelError when one of them sets an argument that is unsafe for a
-    prefix LM, or when the memory cannot hold the model.
+    major compute capability of the GPU. chat: for an engine of any architecture. Raises ModelError when one of them
+    sets an argument that is unsafe for a prefix LM, or when the memory cannot hold the model.
     """
     chosen = {
         **COMMON,
         **(CPU if cpu else {**GPU, **compilers.attention(capability)}),
+        **(_by_files(folder) if chat else {}),
+        **(CHAT_CPU if chat and cpu else {}),
         **family_args,
         **engine_args,
         **loras.lora_arguments(adapters, cpu=cpu),
     }
     if any(adapter.newer for adapter in adapters) or module_names.any_newer(folder):
         chosen.setdefault("worker_extension_cls", module_names.EXTENSION)
+    if chat and module_names.any_newer(folder) and read_facts(folder).vision in CLIP_LIKE:
+        chosen["worker_extension_cls"] = weight_reads.WITH_NEWER_NAMES
     if cpu and chosen.get("tensor_parallel_size", 1) > 1 and "distributed_executor_backend" not in engine_args:
         chosen["distributed_executor_backend"] = "mp"
     if is_prefix_lm:
@@ -116,6 +138,28 @@ def arguments(
     if cpu or share < 1:
         chosen.update(_memory(folder, chosen, cpu, share, gpu_bytes))
     return {**chosen, "model": str(folder)}
+
+
+def _by_files(folder: Path) -> dict[str, Any]:
+    """Return arguments for a checkpoint of any architecture, by its files."""
+    facts = read_facts(folder)
+    context = facts.context or _default_context(folder)
+    return {
+        **CHAT,
+        **({} if context is None else {"max_model_len": min(context, LONGEST)}),
+        # vLLM reads this scaling by another key, and would leave it out: off by 0.31 beyond the original context
+        **({"hf_overrides": {"text_config": {"llama_4_scaling": facts.scaling}}} if facts.scaling else {}),
+    }
+
+
+def _default_context(folder: Path) -> int | None:
+    """Return the longest sequence of a checkpoint whose files leave it to transformers' defaults."""
+    from transformers import AutoConfig
+
+    try:
+        return int(AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # vLLM will say what is wrong with it
+        return None
 
 
 def _memory(folder: Path, chosen: Mapping[str, Any], cpu: bool, share: float, gpu_bytes: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Only a model's process imports this module. vLLM itself is imported in `start`, 
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,15 @@ import numpy as np
 from serve import tracing
 from serve.engines import adapters, hub, object_store
 from serve.engines.base import Memory, Piece, Prompt, Sampling
+from serve.engines.chat_settings import ChatSettings
+from serve.engines.checkpoint_facts import CheckpointFacts, read_facts
 from serve.engines.description import Description, read
+from serve.engines.plugins import weight_reads
+from serve.engines.remote.chat_request import IMAGE_PART
 from serve.engines.shared_context import SharedContexts
-from serve.engines.vllm import config_check, multimodal, processes
+from serve.engines.vllm import config_check, multimodal, processes, refusals
 from serve.engines.vllm.arguments import arguments, environment
+from serve.engines.vllm.chat_renderer import ChatRenderer
 from serve.engines.vllm.fixed_images import FixedImages
 from serve.engines.vllm.footprint import awake_part, footprint, requests_at_once, settings
 from serve.engines.vllm.stderr_tail import StderrTail
@@ -70,7 +76,9 @@ class VllmEngine:
     leaves the others and the checkpoint unaffected. stat_loggers: returns vLLM's StatLogger classes once vLLM is
     imported; without, vLLM keeps no statistics. decoder: decodes undecoded images. share: the part of a GPU that is
     this engine's. sleep_level: of `sleep`, vLLM's 1 or 2; None for an engine that never sleeps. sleepers: engines that
-    sleep on its GPU while it is awake.
+    sleep on its GPU while it is awake. chat: prompts are messages as JSON, for the checkpoint's
+    chat template; such an engine serves any architecture, and so it looks at more before it counts as started: what its
+    files say (refusals), which tensors vLLM read, and a first picture.
     """
 
     def __init__(
@@ -91,9 +99,11 @@ class VllmEngine:
         share: float = 1.0,
         sleep_level: int | None = None,
         sleepers: int = 0,
+        chat: ChatSettings | None = None,
     ) -> None:
         self.decoder = decoder or MediaDecoder()
         self.share, self.sleep_level, self.sleepers = share, sleep_level, sleepers
+        self.chat = chat
         self.stat_loggers = stat_loggers
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
         self.expect = dict(expect or {})
@@ -110,6 +120,7 @@ class VllmEngine:
         self._watchdog = Watchdog(self._processes)
         self._resizer: multimodal.Resizer | None = None
         self._fixed_images: FixedImages | None = None
+        self._chat_renderer: ChatRenderer | None = None
         self._cache_turn = asyncio.Lock()
         """Held while vLLM's cache of images is used: its threads and `FixedImages` must not use it at once."""
         self._images: SharedContexts[Mapping[str, Any]] = SharedContexts()
@@ -122,9 +133,11 @@ class VllmEngine:
         Raises ModelError with one clear sentence.
         """
         self._llm = await asyncio.to_thread(self._start)
-        self.progress("warming up")
         try:
-            await self._warm_up()
+            if self.chat is not None:
+                await self._check_weights(self.chat)
+            self.progress("warming up")
+            await (self._warm_up() if self.chat is None else self._ask_a_picture())
         except ModelError:
             await self.stop()
             raise
@@ -218,6 +231,9 @@ class VllmEngine:
         cpu = current_platform.is_cpu()
         gpu_bytes = None if cpu else int(current_platform.get_device_total_memory())
         sleeps = self.sleep_level is not None and current_platform.is_sleep_mode_available()
+        facts = read_facts(folder)
+        if self.chat is not None:
+            self._refuse(facts, cpu)
         chosen = arguments(
             folder,
             self.family_args,
@@ -228,6 +244,7 @@ class VllmEngine:
             share=self.share * awake_part(gpu_bytes, self.sleepers),
             gpu_bytes=gpu_bytes or 0,
             capability=0 if cpu else _capability(current_platform),
+            chat=self.chat is not None,
         )
         if "reasoning_config" in chosen:
             chosen["reasoning_config"] = ReasoningConfig(**chosen["reasoning_config"])
@@ -255,11 +272,52 @@ class VllmEngine:
         self.memory = _memory(read(folder), chosen, gpu_bytes, config.cache_config)
         _patch_tokenizer(llm.renderer.tokenizer)
         self._placeholders = _placeholders(config.model_config.hf_config, llm.renderer.tokenizer)
-        self._resizer = _find_resizer(llm)
-        self._fixed_images = FixedImages.of(llm, self._resizer)
+        self._resizer = None if self.chat is not None else _find_resizer(llm)
         limits = llm.renderer.mm_processor.info.allowed_mm_limits if llm.renderer.mm_processor is not None else {}
         self._takes = frozenset(kind for kind, limit in limits.items() if limit > 0)
+        if self.chat is None:
+            self._fixed_images = FixedImages.of(llm, self._resizer)
+        else:
+            self._chat_renderer = ChatRenderer(llm.renderer, self.chat, facts)
         return llm
+
+    def _refuse(self, facts: CheckpointFacts, cpu: bool) -> None:
+        """Raise ModelError where the checkpoint's files say that it would be served wrongly."""
+        assert self.chat is not None
+        why = refusals.why_refused(
+            facts,
+            self.engine_args,
+            cpu=cpu,
+            template=self.chat.template is not None,
+            native=refusals.is_native(facts.model_type),
+        )
+        if why is not None:
+            raise ModelError(why, code="checkpoint_refused")
+
+    async def _check_weights(self, chat: ChatSettings) -> None:
+        """Log the class that vLLM chose. Raises ModelError where it takes no pictures, or did not read every tensor."""
+        reports = await self._llm.collective_rpc(weight_reads.METHOD)
+        weights = weight_reads.account(reports, chat.unused)
+        if "image" not in self._takes:
+            why = f"vLLM's {weights.model_class} takes no pictures, so it would read questions alone."
+            raise ModelError(why, code="checkpoint_refused")
+        if (fault := weights.fault()) is not None:
+            raise ModelError(fault, code="weights_not_read")
+        origin = ": transformers' own code, as vLLM has no class for it" if weights.by_transformers else ""
+        log.info("%s is served by vLLM's %s%s", self.checkpoint, weights.model_class, origin)
+        self.progress(f"served by vLLM's {weights.model_class}{origin}")
+
+    async def _ask_a_picture(self) -> None:
+        """Ask about a grey picture. Raises ModelError where the engine cannot answer: then it never could."""
+        grey = Image(np.full((96, 128, 3), 128, np.uint8))
+        content = [IMAGE_PART, {"type": "text", "text": "Describe the image."}]
+        messages = json.dumps([{"role": "user", "content": content}])
+        try:
+            async for _ in self._generate(Prompt(messages, grey, Sampling(max_tokens=2))):
+                pass
+        except (BadRequest, ModelError) as error:
+            why = f"It was loaded and cannot answer about a picture: {error.message}"
+            raise ModelError(why, code="first_picture_failed") from error
 
     def _check_adapters(self, folder: Path) -> list[adapters.CheckedAdapter]:
         """Return the adapters that fit the checkpoint; the errors of the others are kept for `check_adapter`."""
@@ -296,7 +354,7 @@ class VllmEngine:
         if prompt.adapter is not None:
             await self.check_adapter(prompt.adapter)
         given = None if prompt.image is None and prompt.video is None else "image" if prompt.video is None else "video"
-        for kind, placeholder in self._placeholders.items():
+        for kind, placeholder in self._placeholders.items() if self.chat is None else ():
             allowed = 1 if kind == given and not self.prefix_lm else 0  # a prefix LM's processor adds its own
             if prompt.text.count(placeholder) > allowed:
                 raise BadRequest(f"The text must not contain {placeholder}.", param="question")
@@ -355,6 +413,8 @@ class VllmEngine:
             return inputs
 
     async def _render_by_vllm(self, prompt: Prompt, media: Mapping[str, Any]) -> Any:
+        if self._chat_renderer is not None:
+            return await self._chat_renderer.inputs(prompt.text, media)
         text = {"prompt": prompt.text, **multimodal.cache_salt()}
         return (await self._llm.renderer.render_cmpl_async([{**text, **media}]))[0]
 
@@ -380,6 +440,8 @@ class VllmEngine:
         """Return a prompt's decoded image or video in the form for `_render`."""
         if self._fixed_images is not None and self._fixed_images.applies_to(prompt):
             return self._fixed_images.prepare(prompt)
+        if self.chat is not None and prompt.image is not None:
+            return {"multi_modal_data": {"image": [prompt.image.pil()]}}  # what every processor takes
         return multimodal.multimodal_input(prompt, self._resizer)
 
     async def _stream(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
@@ -388,7 +450,7 @@ class VllmEngine:
 
         llm = self._llm
         try:
-            params = sampling_params(prompt.sampling, whole=prompt.whole)
+            params = sampling_params(prompt.sampling, whole=prompt.whole, clean=self.chat is not None)
             inputs = await self._inputs(prompt)
             prompt_tokens = len(inputs["prompt_token_ids"])
             context = llm.model_config.max_model_len

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.engines.adapters import DECODER
+from serve.engines.checkpoint_facts import side_of
 from serve.engines.description import Description
 
 GIB = 1 << 30
@@ -220,12 +221,13 @@ def picture_tokens(description: Description) -> int:
     for fixed in ("mm_tokens_per_image", "vision_soft_tokens_per_image"):
         if isinstance(config.get(fixed), int):
             return int(config[fixed])
-    patch = int(vision.get("patch_size", 14))
+    patch = side_of(vision.get("patch_size")) or 14
     if "spatial_merge_size" in vision:
         return _most_pixels(description.processor) // (patch * int(vision["spatial_merge_size"])) ** 2
-    side = int(vision.get("image_size", 336)) // patch
+    side = (side_of(vision.get("image_size")) or 336) // patch
     if "downsample_ratio" in config:  # InternVL: up to twelve tiles and an overview
-        tiles = int(config.get("max_dynamic_patch", 12)) + bool(config.get("use_thumbnail", True))
+        most = config.get("max_dynamic_patch") or description.processor.get("max_patches") or 12
+        tiles = int(most) + bool(config.get("use_thumbnail", True))
         return int(side * side * float(config["downsample_ratio"]) ** 2) * tiles
     if config.get("image_grid_pinpoints"):
         return _tiled(side, config["image_grid_pinpoints"], str(config.get("vision_aspect_ratio", "")), side * patch)

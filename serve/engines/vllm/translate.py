@@ -13,8 +13,11 @@ is known; the outputs that follow have its text so far, should it be cut."""
 FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
 
 
-def sampling_params(sampling: Sampling, *, whole: bool = False) -> Any:
-    """Convert Sampling to vLLM's SamplingParams. whole: one output for the first token and for each WHOLE_TOKENS."""
+def sampling_params(sampling: Sampling, *, whole: bool = False, clean: bool = False) -> Any:
+    """Convert Sampling to vLLM's SamplingParams. whole: one output for the first token and for each WHOLE_TOKENS.
+
+    clean: leave special tokens out of the text, unless the prompt asks for them.
+    """
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema = sampling.json_schema
@@ -31,7 +34,8 @@ def sampling_params(sampling: Sampling, *, whole: bool = False) -> Any:
         thinking_token_budget=sampling.thinking_token_budget,
         logprobs=sampling.top_logprobs if sampling.logprobs else None,
         flat_logprobs=sampling.logprobs,  # a few long lists in place of an object for each alternative
-        skip_special_tokens=False,  # PaliGemma's <loc> tokens may be special, and are the answer
+        # PaliGemma's <loc> tokens may be special, and are the answer
+        skip_special_tokens=clean and not sampling.special_tokens,
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         skip_clone=True,  # it is not shared; a deep copy took 2 % of the replica's time
         output_kind=RequestOutputKind.DELTA,

@@ -91,3 +91,16 @@ def test_attention_avoids_flashinfer_where_vllm_prefers_that_and_no_compiler_is_
     assert prefix["attention_backend"] == "TRITON_ATTN"
     toolkit(bare)
     assert backend(10) is None
+
+
+def test_engine_of_any_architecture_is_set_up_by_the_checkpoints_files(tmp_path: Path) -> None:
+    rope = {"original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.1}
+    text = {"max_position_embeddings": 262144, "rope_parameters": rope, "hidden_size": 64, "num_attention_heads": 2}
+    write_checkpoint(tmp_path, {"text_config": text}, {"w": (2,)})
+    chosen = arguments(tmp_path, {}, {}, is_prefix_lm=False, cpu=True, chat=True)
+    assert chosen["max_model_len"] == 16384 and chosen["limit_mm_per_prompt"] == {"image": 1, "video": 0, "audio": 0}
+    assert chosen["compilation_config"] == {"custom_ops": ["all", "-rotary_embedding"]}
+    scaling = {"original_max_position_embeddings": 64, "beta": 0.1}
+    assert chosen["hf_overrides"] == {"text_config": {"llama_4_scaling": scaling}}
+    plain = arguments(tmp_path, {}, {"max_model_len": 512}, is_prefix_lm=False, cpu=True)
+    assert plain["max_model_len"] == 512 and not {"compilation_config", "hf_overrides"} & plain.keys()

@@ -1,0 +1,186 @@
+"""Any checkpoint by its name: a repository of the hub, or a folder, of whatever architecture vLLM serves.
+
+Its prompts are told to a chat model (`instructed`) and written with its own chat template; its card and its limits are
+read from its own files. Which form its boxes have is declared (`boxes`), never guessed; without, it cannot detect.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from serve.engines import hub
+from serve.engines.chat_settings import ChatSettings
+from serve.engines.checkpoint_facts import CheckpointFacts, read_facts
+from serve.engines.vllm.arguments import LONGEST
+from serve.models import MODELS
+from serve.models.base import Card, Checkpoint, Model, unchanged
+from serve.models.contracts import CONTRACTS, Contract, Multiples
+from serve.models.instructed import chat_messages, instructed_skills
+from serve.models.own import Tuned, Words, given_fields, tuned_skill
+from serve.models.remote import PROBE, Boxes
+from serve.tasks import TASKS
+
+NOT_STATED = "not stated"
+CHECKED = (
+    "Nothing of these weights. When it starts, its engine must read every tensor and answer about a picture. Whether "
+    "it sees, `diptych check` says."
+)
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _hub_id(name: str) -> str:
+    if HUB_ID.fullmatch(name) is None:
+        raise ValueError(f"{name[:200]!r} is not the name of a repository, as Qwen/Qwen3-VL-8B-Instruct")
+    known = [model.name for model in MODELS.values() if model.checkpoint.hub == name]
+    if known:
+        raise ValueError(f"{name} is the catalogue's {known[0]}: name that, which knows its own prompts.")
+    return name
+
+
+def _absolute(folder: str) -> str:
+    """Return the folder's whole path: replicas run in other folders than the one where it was named."""
+    return str(Path(folder).expanduser().absolute())
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
+class NamedCheckpoint(Tuned):
+    """A checkpoint of any architecture.
+
+    hub: a repository, with `revision`; or folder: one of this machine. name: by default the last part of either. boxes:
+    the coordinate contract that it writes boxes by, or probe. chat_template: a file, in place of the
+    checkpoint's. template_args: values of the template's variables, as {enable_thinking: true}. unused: regular
+    expressions for tensors that are known to be unused.
+    """
+
+    hub: Annotated[str, AfterValidator(_hub_id)] | None = None
+    folder: Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_absolute)] | None = None
+    revision: str | None = None
+    boxes: Boxes | None = None
+    chat_template: Words | None = None
+    template_args: dict[str, Any] = {}
+    unused: list[Annotated[str, AfterValidator(_pattern)]] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_by_checkpoint(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "name" not in given:
+            source = given.get("hub") or given.get("folder")
+            if isinstance(source, str) and source.strip("/"):
+                return {**given, "name": Path(source.rstrip("/")).expanduser().absolute().name}
+        return given
+
+    @model_validator(mode="after")
+    def _fits(self) -> "NamedCheckpoint":
+        if (self.hub is None) == (self.folder is None):
+            raise ValueError("one of hub and folder must be there, and not both.")
+        if self.boxes is None and "detect" in (self.tasks or ()):
+            raise ValueError(
+                "tasks: detect needs `boxes`, the coordinate contract by which the model writes a box; `boxes: probe` "
+                "finds it when the server starts."
+            )
+        self.verify(_origin(self, CheckpointFacts()))
+        self.check = self.check or self.boxes == PROBE
+        return self
+
+    @property
+    def checkpoint(self) -> str:
+        """Return the repository or the folder."""
+        return str(self.hub or self.folder)
+
+
+def generic_model(spec: NamedCheckpoint) -> Model:
+    """Return the Model of a checkpoint. Its card is read from the files that are on this machine; asks no network."""
+    origin = _origin(spec, facts_of(spec))
+    tasks = [task for task in TASKS if task in (spec.tasks or origin.skills)]
+    card = dataclasses.replace(origin.card, tasks=tuple(tasks), **given_fields(spec.card))
+    skills = {task: tuned_skill(task, spec, origin) for task in tasks}
+    return dataclasses.replace(origin, card=card, skills=skills, weight=spec.weight)
+
+
+def facts_of(spec: NamedCheckpoint) -> CheckpointFacts:
+    """Return what a checkpoint's files on this machine say; nothing where it has none yet."""
+    folder = hub.config_folder(spec.checkpoint, spec.revision)
+    return CheckpointFacts() if folder is None else read_facts(folder)
+
+
+def _origin(spec: NamedCheckpoint, facts: CheckpointFacts) -> Model:
+    boxes: Contract | Literal["probe"] | None = None
+    if spec.boxes is not None:
+        boxes = "probe" if spec.boxes == PROBE else _resizing(CONTRACTS[spec.boxes], facts)
+    skills = instructed_skills(chat_messages, boxes=boxes)
+    chat = ChatSettings(spec.chat_template, spec.template_args, tuple(spec.unused))
+    limits = {} if facts.context is None else {"max_model_len": min(facts.context, LONGEST)}
+    checkpoint = Checkpoint(spec.checkpoint, spec.revision)
+    return Model(
+        name=spec.name,
+        checkpoint=checkpoint,
+        card=_card(spec, facts),
+        skills={task: skills[task] for task in TASKS if task in skills},
+        converse=chat_messages,
+        prepare=unchanged,
+        family_args=limits,
+        chat=chat,
+    )
+
+
+def _resizing(contract: Contract, facts: CheckpointFacts) -> Contract:
+    """Return a contract whose pixels are those of the resized picture, with the limits of its files."""
+    if contract.resized is None or facts.picture_pixels is None or facts.picture_unit is None:
+        return contract
+    return dataclasses.replace(contract, resized=Multiples(facts.picture_unit, *facts.picture_pixels))
+
+
+def _card(spec: NamedCheckpoint, facts: CheckpointFacts) -> Card:
+    name = spec.hub or Path(str(spec.folder)).name
+    return Card(
+        organization=spec.hub.partition("/")[0] if spec.hub else "Whoever runs this server",
+        category="Vision-language model, served by its name",
+        modality="image and text in, text out",
+        released=NOT_STATED,
+        context_window=facts.context,
+        parameters=facts.parameters,
+        licence=facts.licence or NOT_STATED,
+        tasks=(),
+        features=tuple(_features(facts)),
+        links=(f"{hub.hub_url()}/{spec.hub}",) if spec.hub else (),
+        about=f"{name}: it does its tasks because it is told to in plain words. This card was read from its files.",
+        hardware=_hardware(facts),
+        checked=CHECKED,
+    )
+
+
+def _features(facts: CheckpointFacts) -> list[str]:
+    languages = ", ".join(facts.languages[:12]) + (" ..." if len(facts.languages) > 12 else "")
+    pixels = facts.picture_pixels
+    stated = {
+        "architecture {}": facts.architecture,
+        "stored as {}": facts.dtype,
+        "quantised: {}": facts.quantization,
+        "fine-tuned from {}": facts.base_model,
+        "languages {}": languages or None,
+        "pictures of {} pixels": f"{pixels[0]:,} to {pixels[1]:,}" if pixels else None,
+        "pictures of {0} x {0} pixels, or tiles of it": None if pixels else facts.picture_size,
+        "reasoning, off unless its template is told otherwise ({})": facts.switch,
+    }
+    return [text.format(value) for text, value in stated.items() if value is not None] or ["told in plain words"]
+
+
+def _hardware(facts: CheckpointFacts) -> str:
+    if facts.parameters is None:
+        return "Not known before it is downloaded: `diptych plan` reads the headers of its weights."
+    size = facts.parameters / 1e9
+    return (
+        f"{2 * size:.1f} GB of weights in bfloat16 on a GPU, {4 * size:.1f} GB in float32 on a processor (computed); "
+        "`diptych plan` adds its cache."
+    )

@@ -1,0 +1,200 @@
+"""Checkpoints of today's architectures, by their folder alone: vLLM's prompts and probabilities are transformers'.
+
+A few architectures of different kinds are run with every test; `make parity-generic` runs all and prints a table.
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoint_files import write_checkpoint
+from checkpoints import named, texts
+from inprocess import engine
+
+from deployments.args import Args
+from serve.client.evaluation.toys import items
+from serve.engines.base import Prompt, Sampling
+from serve.engines.chat_settings import ChatSettings
+from serve.engines.plugins import weight_reads
+from serve.engines.vllm.engine import VllmEngine
+from serve.errors import ModelError
+from serve.media.image import Image, undecoded_image
+from serve.models import MODELS
+from serve.models.base import Turn
+from serve.models.instructed import chat_messages
+from serve.tasks.base import Reply
+from serve.tasks.vqa import VqaRequest, VqaResult
+from serve.worker import Worker
+
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+
+CLOSE = 1e-4
+SIZES = [(56, 84), (300, 40), (90, 61), (64, 42)]
+CHOSEN = ["qwen3_vl", "lfm2_vl", "mistral3", "glm46v"]
+"""Positions in three dimensions and deep features; a rotary kernel that is wrong on a processor, and state layers;
+a template with `<s>`; a class that vLLM lacks."""
+BROKEN = {
+    "glm4v_without_bias_key": "Glm4vForConditionalGeneration does not read .*_proj.bias",
+    "glm_ocr_narrow": "GlmOcrForConditionalGeneration reads only a part of .*merger",
+}
+WHOLE = os.environ.get("PARITY") == "all"
+
+
+@pytest.fixture(scope="module")
+def parity(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, ...]]]:
+    """Rows of the table, which is printed after the last test."""
+    rows: list[tuple[str, ...]] = [("architecture", "class in vLLM", "token ids", "top-20 log-prob error")]
+    yield rows
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n\nvLLM against transformers, float32, by the folder alone")
+        for row in rows:
+            print(" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def references(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, list[tuple[list[int], Any]]]]:
+    """Make all checkpoints and transformers' answers before any engine: vLLM changes classes of transformers'."""
+    root, made_by_name = tmp_path_factory.mktemp("named"), {}
+    selected = [item for item in request.session.items if "references" in getattr(item, "fixturenames", ())]
+    for name in [item.callspec.params["name"] for item in selected]:
+        if name == "smolvlm" and importlib.util.find_spec("num2words") is None:
+            continue
+        folder = named.make_named(name, root / name)
+        made_by_name[name] = folder, reference(folder, texts(len(SIZES)), pictures()) if name not in BROKEN else []
+    return made_by_name
+
+
+def pictures() -> list[Image]:
+    rng = np.random.default_rng(3)
+    return [Image(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in SIZES]
+
+
+def reference(folder: Path, questions: list[str], images: list[Image]) -> list[tuple[list[int], Any]]:
+    """Return the token ids of each question by the checkpoint's own template, and the next token's log-probabilities.
+
+    Cohere's scale of the logits, which transformers leaves out, is applied.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    scale = getattr(model.eval().config.get_text_config(), "logit_scale", None) or 1.0
+    answers = []
+    for question, image in zip(questions, images, strict=True):
+        content = [{"type": "image", "image": image.pil()}, {"type": "text", "text": question}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        )  # fmt: skip
+        with torch.no_grad():
+            logits = model(**inputs).logits[0, -1].float() * scale
+        answers.append((inputs["input_ids"][0].tolist(), torch.log_softmax(logits, -1)))
+    return answers
+
+
+# first: it starts a process, which is best done before this one has run an engine
+async def test_trained_toy_joins_by_its_folder_alone() -> None:
+    folder = MODELS["toy-llava"].checkpoint.hub
+    (model,) = Args.model_validate({"models": [{"folder": folder}]}).models_by_name.values()
+    steps: list[str] = []
+    toy = VllmEngine(folder, family_args=model.family_args, chat=model.chat, progress=steps.append)
+    worker = Worker(model, toy)
+    await worker.start()
+    try:
+        assert (await worker.status()).state == "ready", await worker.status()
+        assert "served by vLLM's LlavaForConditionalGeneration" in steps
+        right = []
+        for item in items("vqa", 12, seed=1):
+            request = VqaRequest(image=undecoded_image(item.load()), **item.fields)
+            reply = [event async for event in worker.answer("vqa", request)][-1]
+            assert isinstance(reply, Reply) and isinstance(reply.result, VqaResult), reply
+            right.append(reply.result.answer in item.truth["answers"])
+        assert sum(right) >= 8, right  # its processor crops what is not square, as transformers' does
+        words = chat_messages([Turn("user", "</s><image>" * 3 + "what is it?", has_image=True)])
+        pieces = [piece async for piece in worker.speak(Prompt(words, pictures()[0], Sampling(max_tokens=2)))]
+        assert pieces[-1].finish_reason is not None
+    finally:
+        await toy.stop()
+
+
+def control_tokens(tokenizer: Any) -> dict[str, int]:
+    """Return the ids of the tokens that no text of a user's may become."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return {text: tokenizer.convert_tokens_to_ids(text) for text in sorted(special | set(tokenizer.all_special_tokens))}
+
+
+def counts(ids: list[int], control: dict[str, int]) -> dict[str, int]:
+    return {text: ids.count(token) for text, token in control.items()}
+
+
+@pytest.mark.parametrize("name", named.SERVED if WHOLE else CHOSEN)
+def test_checkpoint_by_its_folder_equals_transformers(
+    name: str, references: dict[str, Any], parity: list[tuple[str, ...]]
+) -> None:
+    if name not in references:
+        pytest.skip("SmolVLM's processor in transformers needs num2words")
+    folder, expected = references[name]
+    questions, images = texts(len(SIZES)), pictures()
+    prompts = [
+        Prompt(chat_messages([Turn("user", question, has_image=True)]), image)
+        for question, image in zip(questions, images, strict=True)
+    ]
+    with engine(folder, False, chat=True, max_model_len=2048) as vllm:
+        account = weight_reads.account(vllm.llm.collective_rpc(weight_reads.METHOD))
+        replies = vllm.say(prompts, tokens=2)
+        control = control_tokens(vllm.llm.get_tokenizer())
+        hostile = Prompt(chat_messages([Turn("user", " ".join([*control][:40]), has_image=True)]), images[0])
+        (hostile_reply,) = vllm.say([hostile], tokens=2)
+    same = sum(reply.prompt == ids for reply, (ids, _) in zip(replies, expected, strict=True))
+    errors = [
+        abs(float(logprobs[token]) - value)
+        for reply, (_, logprobs) in zip(replies, expected, strict=True)
+        for token, value in reply.first.items()
+    ]
+    parity.append((name, account.model_class, f"{same}/{len(SIZES)}", f"{max(errors):.1e}"))
+    assert counts(hostile_reply.prompt, control) == counts(replies[0].prompt, control)
+    assert same == len(SIZES)
+    assert max(errors) < CLOSE
+    assert account.fault() is None
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_tensor_that_vllm_leaves_out_or_cuts_is_named(name: str, references: dict[str, Any]) -> None:
+    with engine(references[name][0], False, chat=True, max_model_len=2048) as vllm:
+        account = weight_reads.account(vllm.llm.collective_rpc(weight_reads.METHOD))
+    assert re.search(BROKEN[name], str(account.fault()))
+
+
+CAUSAL = {"use_bidirectional_attention": "vision"}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "gemma3": ({"model_type": "gemma3"}, "its pictures attend both ways"),
+    "gemma4": ({"model_type": "gemma4", "text_config": CAUSAL}, "its pictures attend both ways"),
+    "paddleocr_vl": ({"model_type": "paddleocr_vl"}, "otherwise than transformers"),
+    "ovis2": ({"model_type": "ovis2"}, "has no class for it"),
+    "deepseek_ocr2": ({"model_type": "deepseek_ocr2"}, "cannot read it in transformers' layout"),
+    "kimi_k25": ({"model_type": "kimi_k25"}, "cannot read it in transformers' layout"),
+    "phi4_multimodal": ({"model_type": "phi4_multimodal"}, "without pictures"),
+    "qwen3_5": ({"model_type": "qwen3_5", "text_config": {"linear_num_key_heads": 2}}, "in bfloat16 alone"),
+    "its own code": ({"model_type": "molmo_of_mine", "auto_map": {}}, "trust_remote_code"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_refused_checkpoint_is_not_loaded(name: str, tmp_path: Path) -> None:
+    config, message = REFUSED[name]
+    write_checkpoint(tmp_path, {"vision_config": {"patch_size": 14}, **config}, {"w": (2,)})
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    steps: list[str] = []
+    started = VllmEngine(str(tmp_path), chat=ChatSettings(), progress=steps.append)
+    with pytest.raises(ModelError, match=message) as refused:
+        await started.start()
+    assert refused.value.code == "checkpoint_refused" and "loading weights" not in steps

@@ -1,0 +1,218 @@
+"""Any checkpoint is a line of YAML: tasks, prompts, card and limits follow from the line and the files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoint_files import write_checkpoint
+from loopback_hub import serving_hub
+
+from deployments.args import Args
+from deployments.config import ConfigError, for_models, parse_config
+from deployments.plan import read_needs
+from serve.catalog import catalogue, compare_models
+from serve.engines.base import Generation
+from serve.engines.vllm.chat_renderer import ControlTokens
+from serve.errors import ParseError
+from serve.media.image import Image
+from serve.models.base import Model
+from serve.models.remote import BOX_CONTRACTS
+from serve.tasks.detect import DetectRequest
+from serve.tasks.vqa import VqaRequest
+
+IMAGE = Image(np.zeros((480, 640, 3), np.uint8))
+CONFIG = {
+    "architectures": ["SomeVLForConditionalGeneration"],
+    "model_type": "some_vl",
+    "text_config": {"max_position_embeddings": 131072, "dtype": "bfloat16", "hidden_size": 64},
+    "vision_config": {"image_size": 448, "patch_size": 14},
+}
+README = "---\nlicense: mit\nlanguage: [en, fr]\nbase_model: some/base\n---\n"
+
+
+def parsed(*models: Any) -> Args:
+    text = json.dumps({"applications": [{"import_path": "deployments.app:build", "args": {"models": list(models)}}]})
+    return parse_config(text, "c.yaml").args
+
+
+def refusal(**entry: Any) -> str:
+    with pytest.raises(ConfigError) as refused:
+        parsed(entry)
+    return str(refused.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "Some-VL-2B"
+    write_checkpoint(path, CONFIG, {"model.embed_tokens.weight": (100, 64)}, chat_template={"chat_template": "x"})
+    (path / "README.md").write_text(README)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def by_folder(folder: Path, **fields: Any) -> Model:
+    (model,) = parsed({"folder": str(folder), **fields}).models_by_name.values()
+    return model
+
+
+def test_line_of_yaml_is_enough(folder: Path) -> None:
+    args = parsed("toy-llava", {"hub": "Qwen/Qwen3-VL-8B-Instruct"}, {"folder": str(folder)}, "other/Model-1B")
+    assert list(args.models_by_name) == ["toy-llava", "Qwen3-VL-8B-Instruct", "Some-VL-2B", "Model-1B"]
+    assert list(args.engines()) == list(args.models_by_name)
+    for model in list(args.models_by_name.values())[1:]:
+        assert list(model.skills) == ["vqa", "caption", "ocr", "chat"]
+        assert model.images and not model.videos and model.chat is not None and not model.prefix_lm
+
+
+def test_names_of_the_command_line_are_hub_ids_and_folders(folder: Path) -> None:
+    args = for_models(["toy-llava", "Qwen/Qwen3-VL-8B-Instruct", str(folder)], gpus=0.5).args
+    assert list(args.models_by_name) == ["toy-llava", "Qwen3-VL-8B-Instruct", "Some-VL-2B"]
+    assert [entry.num_gpus for entry in args.engines().values()] == [0.5, 0.5, 0.5]
+    hubs = [model.checkpoint.hub for model in args.models_by_name.values()][1:]
+    assert hubs == ["Qwen/Qwen3-VL-8B-Instruct", str(folder)]
+
+
+def test_card_is_read_from_the_checkpoints_own_files(folder: Path) -> None:
+    card = by_folder(folder).card
+    assert (card.context_window, card.parameters, card.licence) == (131072, 6400, "mit")
+    assert card.features == (
+        "architecture SomeVLForConditionalGeneration",
+        "stored as bfloat16",
+        "fine-tuned from some/base",
+        "languages en, fr",
+        "pictures of 448 x 448 pixels, or tiles of it",
+    )
+    assert card.tasks == ("vqa", "caption", "ocr", "chat")
+    assert by_folder(folder, card={"licence": "internal", "parameters": 7}).card.licence == "internal"
+
+
+def test_checkpoint_that_is_not_here_yet_has_a_card_without_gaps() -> None:
+    served = parsed({"hub": "Qwen/Qwen3-VL-8B-Instruct"}).models_by_name
+    table = compare_models(["Qwen3-VL-8B-Instruct", "toy-llava"], served)
+    assert all(value not in ("", [], None) for row in table.rows for value in row.values)
+    (entry,) = [entry for entry in catalogue(served).data if entry.id == "Qwen3-VL-8B-Instruct"]
+    assert (entry.served, entry.checkpoint, entry.organization) == (True, "Qwen/Qwen3-VL-8B-Instruct", "Qwen")
+    assert entry.links == ["https://huggingface.co/Qwen/Qwen3-VL-8B-Instruct"]
+
+
+def test_repository_has_its_card_once_the_plan_has_read_its_small_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving_hub({"some/Some-VL-2B": folder}) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        args = parsed({"hub": "some/Some-VL-2B"})
+        assert args.models_by_name["Some-VL-2B"].card.context_window is None
+        assert read_needs(args)[1] == {}
+    card = parsed({"hub": "some/Some-VL-2B"}).models_by_name["Some-VL-2B"].card
+    assert (card.context_window, card.licence, card.organization) == (131072, "mit", "some")
+    assert "architecture SomeVLForConditionalGeneration" in card.features
+
+
+def test_folder_of_this_machine_is_hidden_from_clients(folder: Path) -> None:
+    entries = catalogue(parsed({"folder": str(folder)}).models_by_name).data
+    assert str(folder) not in "".join(entry.model_dump_json() for entry in entries)
+
+
+def test_longest_sequence_is_the_models_own_up_to_a_limit(folder: Path) -> None:
+    assert by_folder(folder).family_args == {"max_model_len": 16384}
+    short = {**CONFIG, "text_config": {"max_position_embeddings": 2048}}
+    (folder / "config.json").write_text(json.dumps(short))
+    assert by_folder(folder).family_args == {"max_model_len": 2048}
+
+
+def test_plan_reads_its_headers(folder: Path) -> None:
+    needs, unread = read_needs(parsed({"folder": str(folder), "num_gpus": 1}))
+    assert unread == {} and needs[0].chosen["max_model_len"] == 16384
+
+
+def test_prompt_is_messages_and_can_be_replaced(folder: Path) -> None:
+    model = by_folder(folder, prompts={"vqa": "Q: {question}"}, max_tokens=9)
+    (prompt,) = model.skills["vqa"].ask(VqaRequest(image=IMAGE, question="what?"))
+    content = json.loads(prompt.text)[0]["content"]
+    assert [part["type"] for part in content] == ["image_url", "text"] and content[1]["text"] == "Q: what?"
+    assert prompt.sampling.max_tokens == 9 and not prompt.sampling.special_tokens
+
+
+@pytest.mark.parametrize("name", BOX_CONTRACTS)
+def test_declared_contract_is_written_into_prompts_and_read_from_replies(name: str, folder: Path) -> None:
+    skill = by_folder(folder, boxes=name).skills["detect"]
+    request = DetectRequest(image=IMAGE, labels=["cat", "dog"])
+    prompts = skill.ask(request)
+    assert len(prompts) == skill.prompts(request) and all(prompt.sampling.special_tokens for prompt in prompts)
+    text = json.loads(prompts[0].text)[0]["content"][1]["text"]
+    contract = skill.contract
+    assert contract is not None and "cat" in text
+    boxes = {"cat": (64.0, 48.0, 320.0, 240.0), "dog": (320.0, 240.0, 600.0, 440.0)}
+    shapes = list(boxes.items())
+    spoken = [[shape] for shape in shapes] if len(prompts) > 1 else [shapes]
+    result = skill.parse([Generation(contract.format(each, (640, 480))) for each in spoken], request)
+    for labelled in result.boxes:  # type: ignore[attr-defined]
+        assert labelled.box == pytest.approx(boxes[labelled.label], abs=4)
+    assert len(result.boxes) == 2  # type: ignore[attr-defined]
+    with pytest.raises(ParseError):
+        skill.parse([Generation("I cannot say.")] * len(prompts), request)
+
+
+def test_pixels_are_those_of_the_picture_that_the_files_limits_make(folder: Path) -> None:
+    size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 64}
+    pictures = {"size": size, "patch_size": 14, "merge_size": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    contract = by_folder(folder, boxes="qwen2_5_vl").skills["detect"].contract
+    assert contract is not None and contract.resized is not None
+    assert contract.resized(640, 480) == (252, 168)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"hub": "a/b", "folder": "/c"}, "one of hub and folder must be there"),
+        ({"hub": "noid"}, "is not the name of a repository"),
+        ({"hub": "a/b/c"}, "is not the name of a repository"),
+        ({"hub": "llava-hf/llava-1.5-7b-hf"}, "is the catalogue's llava-1.5-7b"),
+        ({"hub": "a/b", "tasks": ["detect"]}, "detect needs `boxes`"),
+        ({"hub": "a/b", "tasks": ["segment"]}, "cannot do segment"),
+        ({"hub": "a/b", "boxes": "mine"}, "it must be a coordinate contract"),
+        ({"hub": "a/b", "boxes": "molmo2"}, "it must be a coordinate contract"),
+        ({"hub": "a/b", "unused": ["("]}, "is no regular expression"),
+        ({"hub": "a/b", "prompts": {"vqa": "what?"}}, "{question} is missing"),
+        ({"hub": "a/toy-llava"}, "'toy-llava' is a known model"),
+        ({"hub": "a/b", "like": "toy-llava"}, "like: there is no such field"),
+    ],
+)
+def test_wrong_line_is_refused_by_name(entry: dict[str, Any], message: str) -> None:
+    assert message in refusal(**entry)
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("what is [IMG] and <image>?", "what is [ IMG] and < image>?"),
+        ("<|im_end|>", "< |im_end|>"),
+        ("<<image>>", "<< image>>"),
+        ("a < b and [0, 1]", "a < b and [0, 1]"),
+        ("", ""),
+    ],
+)
+def test_control_token_in_a_text_gets_a_space_inside(text: str, escaped: str) -> None:
+    tokens = ControlTokens(["[IMG]", "<image>", "<|im_end|>", "</s>", "\n\n", "a"])
+    assert tokens.escape(text) == escaped
+    assert tokens.escape(escaped) == escaped
+
+
+def test_long_text_of_beginnings_is_escaped_in_bounded_time() -> None:
+    tokens = ControlTokens([f"<|reserved_special_token_{number}|>" for number in range(1000)])
+    assert tokens.escape("<" * 100_000) == "<" * 100_000
+
+
+def test_model_whose_contract_is_probed_is_checked(folder: Path) -> None:
+    args = parsed({"folder": str(folder), "boxes": "probe"})
+    (entry,) = args.engines().values()
+    skill = args.models_by_name["Some-VL-2B"].skills["detect"]
+    assert entry.check and skill.contract is None and len(skill.forms) == 2
+    assert not parsed({"folder": str(folder)}).engines()["Some-VL-2B"].check
