@@ -35,6 +35,7 @@ from serve.toy import world
 
 Json = dict[str, Any]
 WEB = Path(__file__).parents[1] / "api" / "web"
+STYLES = ("style.css", "report.css")
 SCRIPTS = ("dom.js", "rle.js", "tones.js", "report.js")
 """Modules that become one, each after those that it imports."""
 SIDES = ((300, 640), (2000, 320))
@@ -189,7 +190,7 @@ def _write(write: Callable[[str], object], kind: str, values: list[Any]) -> None
 
 def _page(title: str) -> tuple[str, str]:
     """Return the page up to its data, and the rest."""
-    theme, style = (WEB / "theme.js").read_text(), (WEB / "style.css").read_text()
+    theme, style = (WEB / "theme.js").read_text(), "".join((WEB / name).read_text() for name in STYLES)
     script = "\n".join(map(_joined, SCRIPTS))
     policy = (
         f"default-src 'none'; script-src {_digest(theme)} {_digest(script)}; style-src {_digest(style)}; "

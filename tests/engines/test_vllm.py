@@ -17,6 +17,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from collected import Collector, collector
+from running import alive
 
 from serve import tracing
 from serve.engines.base import Piece, Prompt, Sampling
@@ -343,7 +344,7 @@ async def test_engine_that_slept_answers_as_before(engine: VllmEngine) -> None:
     before = text(await speak(engine, ask()))
     processes = engine._processes()
     await engine.sleep()
-    assert processes and not any(psutil.pid_exists(process) for process in processes)
+    assert processes and not any(alive(process) for process in processes)
     with pytest.raises(ModelError, match="not running"):
         await speak(engine, ask())
     await engine.wake()

@@ -334,7 +334,10 @@ function words(result) {
   return Array.isArray(value) ? value.join(" · ") : String(value ?? "");
 }
 
+let shown = 0; // closing gives the focus back to the tile that opened, which settles there
+
 function show(place) {
+  shown = place;
   settleOn(place);
   const entry = listed[place];
   const [line, url] = lineOf(entry);
@@ -360,6 +363,8 @@ function show(place) {
   byId("before").disabled = place === 0;
   byId("after").disabled = place === listed.length - 1;
   if (!byId("item").open) byId("item").showModal();
+  const focused = document.activeElement;  // its element may be gone, or be a button that is off now: keys would be lost
+  if (!byId("item").contains(focused) || focused.disabled) byId("item-body").focus();
   byId("item-body").scrollTop = 0;
 }
 
@@ -415,7 +420,7 @@ byId("folder").addEventListener("change", () => {
 byId("before").addEventListener("click", () => walk(-1));
 byId("after").addEventListener("click", () => walk(1));
 byId("close").addEventListener("click", () => byId("item").close());
-byId("item").addEventListener("close", () => go(current));
+byId("item").addEventListener("close", () => go(shown));
 byId("item").addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -1, k: -1, ArrowRight: 1, j: 1 }[event.key];
   if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
