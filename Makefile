@@ -16,9 +16,10 @@ serve: install
 # what tests need, by their markers: pyproject.toml
 NEEDS := ray or engine or browser or cluster
 
-# a file's tests stay together, as they share servers and engines; in the order of names, which begins with the longest
+# a file's tests stay together, as they share servers and engines; the drill on pods of its own runs alone
 test: fast slow
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(NEEDS)"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "($(NEEDS)) and not cluster"
+	$(BIN)/pytest -m cluster
 
 # and the random laws again, with Hypothesis' own hundred draws in place of 25
 slow: install-dev

@@ -120,7 +120,7 @@ def test_models_of_a_group_take_turns_also_after_their_scheduler_was_killed(rehe
     assert {first, second} == set(PAIR)
     assert until(lambda: rehearsal.state(second) == "ready", 10)
     entry = httpx.get(f"{rehearsal.url}/v1/models/{second}", timeout=30).json()["diptych"]
-    assert entry["wakes"]["count"] >= 1 and entry["wakes"]["last_s"] >= 0.2
+    assert entry["wakes"]["count"] >= 1 and entry["wakes"]["last_s"] >= 0.19
 
 
 def test_two_gateways_share_a_port_and_either_is_enough(rehearsal: Running) -> None:
