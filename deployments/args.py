@@ -84,6 +84,10 @@ class ModelPlacement(Placement):
     group: str | None = Field(default=None, description="The group that it takes turns in; see `groups`.")
 
 
+GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""A part of a deployment's name, in which # has a meaning to Ray."""
+
+
 class GroupArgs(BaseModel):
     """Models that share one GPU, or the main memory, and of which a few are awake at a time (deployments/groups)."""
 
@@ -311,7 +315,7 @@ class Args(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: list[Entry] = Field(min_length=1)
-    groups: dict[str, GroupArgs] = {}
+    groups: dict[GroupName, GroupArgs] = {}
     gateway: GatewayArgs = GatewayArgs()
 
     @model_validator(mode="before")

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from deployments.groups.gate import Gate
@@ -20,6 +20,8 @@ REPORT_S = 0.1
 """Shortest time between two reports: a busy model's requests come and go more often."""
 RETRY_S = 0.5
 """Seconds between two tries to reach the scheduler."""
+SWITCH_S = 300.0
+"""The longest time that an engine takes to wake, or to fall asleep; its process is replaced then."""
 
 Item = TypeVar("Item")
 
@@ -27,9 +29,9 @@ Item = TypeVar("Item")
 class Sleeper(Protocol):
     """An engine that can sleep. Both raise ModelError where that fails, which leaves the engine unusable."""
 
-    async def sleep(self) -> None: ...
+    def sleep(self) -> Coroutine[Any, Any, None]: ...
 
-    async def wake(self) -> None: ...
+    def wake(self) -> Coroutine[Any, Any, None]: ...
 
 
 class Link(Protocol):
@@ -188,7 +190,7 @@ class Member:
                     return
             else:
                 self._mark("asleep", f"waking{self._last()}")
-                await self._engine.wake()
+                await _in_time(self._engine.wake(), "woken")
         except ModelError as error:
             self._break(error)
             return
@@ -206,7 +208,7 @@ class Member:
         await self._gate.close()
         self.loaded = False
         try:
-            await self._engine.sleep()
+            await _in_time(self._engine.sleep(), "fallen asleep")
         except ModelError as error:
             self._break(error)
             return
@@ -226,3 +228,17 @@ class Member:
 
     def _last(self) -> str:
         return f"; that took {self.wakes.last_s:.1f} s the last time" if self.wakes else ""
+
+
+async def _in_time(switch: Coroutine[Any, Any, None], done: str) -> None:
+    """Wait until an engine has woken, or fallen asleep. Raises ModelError where it has not within SWITCH_S."""
+    try:
+        async with asyncio.timeout(SWITCH_S):
+            await switch
+    except ModelError:
+        raise
+    except TimeoutError:
+        raise ModelError(f"its engine has not {done} within {SWITCH_S:g} s.", code="engine_dead") from None
+    except Exception as error:  # any: the others of the group must get their turns
+        log.exception("an engine has not %s", done)
+        raise ModelError(f"its engine has not {done}: {type(error).__name__}.", code="engine_dead") from error

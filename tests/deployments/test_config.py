@@ -156,6 +156,7 @@ def test_models_are_built_once_and_left_out_of_a_pickle() -> None:
             "sleep_level 2 would lose its LoRA adapters",
         ),
         ([{"name": "toy-llava", "group": "card"}], {"card": {"awake": 0}}, "greater than or equal to 1"),
+        ([{"name": "toy-llava", "group": "a#b"}], {"a#b": {"awake": 1}}, "should match pattern"),
     ],
 )
 def test_impossible_group_is_refused(models: list[Any], groups: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,10 @@ from serve.tasks.base import Waiting
 
 
 class Engine:
-    """An engine that sleeps and wakes in these times, and notes when it does. fault: raised by `wake`."""
+    """An engine that sleeps and wakes in these times, and notes when it does. fault: raised by `wake`.
+
+    hangs: it never wakes, or never falls asleep.
+    """
 
     def __init__(self, group: "Group", name: str, wake_s: float, sleep_s: float) -> None:
         self.group, self.name, self.wake_s, self.sleep_s = group, name, wake_s, sleep_s
@@ -24,7 +28,8 @@ class Engine:
         self.step = ""
         self.usable = False
         self.running = 0
-        self.fault: ModelError | None = None
+        self.fault: Exception | None = None
+        self.hangs = False
         self.failure: str | None = None
 
     async def start(self) -> str | None:
@@ -43,13 +48,13 @@ class Engine:
         assert not self.group.members[self.name].loaded, "it would be checked, and found dead, while it stops"
         self.usable = False
         self.group.awake_times.append(self.group.now() - self.awake_since)
-        await asyncio.sleep(self.sleep_s)
+        await asyncio.sleep(math.inf if self.hangs else self.sleep_s)
         self.group.loaded.discard(self)
 
     async def _load(self) -> None:
         self.group.loaded.add(self)
         assert len(self.group.loaded) <= self.group.args.awake, "more engines than the memory holds"
-        await asyncio.sleep(self.wake_s)
+        await asyncio.sleep(math.inf if self.hangs else self.wake_s)
         self.usable = True
         self.awake_since = self.group.now()
 

@@ -15,6 +15,7 @@ from simulated_clock import run_simulated
 from simulated_group import Answer, Group, grouped
 
 from deployments.args import GroupArgs
+from deployments.groups.member import SWITCH_S
 from deployments.groups.policy import GATHER_S, IDLE_S, LOST_S, MemberReport, TurnPolicy, longest_wait_s
 from serve.errors import ModelError
 
@@ -220,6 +221,35 @@ def test_model_that_cannot_be_woken_is_broken_and_others_go_on_once_its_process_
         assert broken is not None and broken.message == "no memory"
         group.engines["b"].fault = None
         group.kill("b")
+        assert not (await group.ask("c")).error
+
+    in_group(run, 3, 1, start="a")
+
+
+@pytest.mark.parametrize(
+    ("hanging", "message"),
+    [
+        ("b", "b is being started again: its engine has not woken within 300 s."),
+        ("a", "a is being started again: its engine has not fallen asleep within 300 s."),
+        (None, "b is being started again: its engine has not woken: RuntimeError."),
+    ],
+)
+def test_switch_that_never_ends_is_given_up_and_others_go_on(hanging: str | None, message: str) -> None:
+    """Wake b, for which a goes to sleep."""
+
+    async def run(group: Group) -> None:
+        if hanging is None:
+            group.engines["b"].fault = RuntimeError("a fault of the engine's library")
+        else:
+            group.engines[hanging].hangs = True
+        stuck = hanging or "b"
+        waiting = asyncio.create_task(group.ask("b"))
+        while group.members[stuck].broken is None:
+            await asyncio.sleep(1)
+            assert group.now() < SWITCH_S + 60
+        assert (await group.ask(stuck)).error == message
+        group.kill(stuck)  # as Serve does, by its health
+        assert (await waiting).error == ("" if hanging == "a" else message)
         assert not (await group.ask("c")).error
 
     in_group(run, 3, 1, start="a")
