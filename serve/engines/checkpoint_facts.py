@@ -25,6 +25,8 @@ FILES = [
     "README.md",
 ]
 """All that is read here: some kilobytes."""
+LARGEST = 2**63
+"""Numbers from here on are not counts, lengths or token ids."""
 MOST = 16 * 2**20
 """The most bytes of a file that are read: the tokenizer_config.json of some checkpoints has megabytes of tokens."""
 HEAD = 64 * 2**10
@@ -95,7 +97,7 @@ def read_facts(folder: Path) -> CheckpointFacts:
         takes_images=bool(vision) or bool(pictures),
         vision=_word(vision.get("model_type")),
         attention=_attention(config, text),
-        linear_attention="linear_attention" in (text.get("layer_types") or ()) or "linear_num_key_heads" in text,
+        linear_attention="linear_attention" in _words(text.get("layer_types")) or "linear_num_key_heads" in text,
         scaling=_scaling(_mapping(text.get("rope_parameters") or text.get("rope_scaling"))),
         picture_pixels=_pixels(pictures),
         picture_unit=_unit(pictures, vision),
@@ -140,8 +142,8 @@ def _template(folder: Path, tokenizer: Mapping[str, Any], processor: Mapping[str
     for given in (_json(folder / "chat_template.json"), processor, tokenizer):
         template = given.get("chat_template")
         if isinstance(template, list):  # several by name
-            named = {each.get("name"): each.get("template") for each in template if isinstance(each, Mapping)}
-            template = named.get("default")
+            named = (each for each in template if isinstance(each, Mapping) and each.get("name") == "default")
+            template = next(named, {}).get("template")
         if isinstance(template, str) and template:
             return template
     return None
@@ -158,7 +160,7 @@ def _parameters(folder: Path, *, quantized: bool) -> int | None:
             count += sum(_product(shape) for shape in hub.shapes(file).values())
         except (OSError, ValueError, KeyError, TypeError):
             return None
-    return count or None
+    return _count(count) or None
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -204,7 +206,8 @@ def _readme(file: Path) -> Mapping[str, Any]:
         return {}
     head, closing, _ = text[3:].partition("\n---")
     try:
-        return _mapping(yaml.safe_load(head)) if closing else {}
+        # of texts alone: SafeLoader raises errors of any kind, and joins mappings into ones that fill the memory
+        return _mapping(yaml.load(head, yaml.BaseLoader)) if closing else {}
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
 
@@ -218,7 +221,7 @@ def _json(file: Path) -> Mapping[str, Any]:
 
 def _text(file: Path) -> str | None:
     try:
-        if file.stat().st_size > MOST:
+        if not file.is_file() or file.stat().st_size > MOST:  # a device has no size and no end
             return None
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -241,4 +244,4 @@ def _word(value: Any) -> str | None:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST else None

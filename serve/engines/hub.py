@@ -125,13 +125,16 @@ def check_checkpoint(folder: Path) -> None:
     """Raise ModelError when files of a checkpoint are missing or truncated. Reads only their headers."""
     try:
         json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise ModelError(f"{folder} has no readable config.json.", code="checkpoint_broken") from None
     index = folder / "model.safetensors.index.json"
     shards = set(object_store.weight_files(folder))
     headers = {shard.with_suffix("") for shard in shards if shard.suffix == object_store.HEADER}
     if index.exists():
-        named = {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+        try:
+            named = {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise ModelError(f"{index} names no files with weights.", code="checkpoint_broken") from None
         shards |= named - headers
     if not shards:
         gguf = " vLLM 0.32 reads no GGUF: take the same model's safetensors." if any(folder.glob("*.gguf")) else ""
@@ -181,7 +184,10 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
         length = int.from_bytes(opened.read(8), "little")
         if length > 100 * 2**20:  # the format's own limit
             raise ValueError
-        return length, dict(json.loads(opened.read(length)))
+        try:
+            return length, dict(json.loads(opened.read(length)))
+        except RecursionError:
+            raise ValueError from None
 
 
 def _length(file: Path) -> int | None:
@@ -190,7 +196,7 @@ def _length(file: Path) -> int | None:
         header, entries = _header(file)
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
         return 8 + header + max(ends, default=0)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 

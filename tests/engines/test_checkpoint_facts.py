@@ -16,6 +16,8 @@ QWEN3: dict[str, Any] = {
     "vision_config": {"patch_size": 16, "spatial_merge_size": 2},
 }
 PICTURES = {"size": {"shortest_edge": 65536, "longest_edge": 16777216}, "patch_size": 16, "merge_size": 2}
+MERGES = "".join(f"a{at}: &a{at} {{<<: [{', '.join(9 * [f'*a{at - 1}'])}]}}\n" for at in range(1, 13))
+"""Mappings that grow nine times with each, where they are joined."""
 README = """---
 license: apache-2.0
 language:
@@ -78,6 +80,9 @@ def test_empty_folder_gives_no_fact(tmp_path: Path) -> None:
         ("---\nlicense: mit\n", None),
         ("license: mit\n", None),
         ("---\n" + "[" * 50_000 + "\n---\n", None),
+        ("---\nlicense: !!timestamp mit\n---\n", "mit"),
+        ("---\na: !!int ''\nlicense: mit\n---\n", "mit"),
+        (f"---\na0: &a0 {{k: v}}\n{MERGES}license: mit\n---\n", "mit"),
     ],
 )
 def test_readme_head_in_yaml_gives_the_licence(tmp_path: Path, readme: str, licence: str | None) -> None:
@@ -122,6 +127,26 @@ def test_quantised_numbers_are_not_counted_as_parameters(tmp_path: Path) -> None
 def test_size_in_tokens_of_a_side_is_no_budget_of_pixels(tmp_path: Path) -> None:
     read = facts(tmp_path, {}, preprocessor_config={"size": {"shortest_edge": 336}, "patch_size": 14})
     assert read.picture_pixels is None and read.takes_images
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config": {"text_config": {"layer_types": 5}}},
+        {"config": {"text_config": {"max_position_embeddings": 10**400}}},
+        {"tokenizer_config": {"chat_template": [{"name": [1], "template": "a"}]}},
+        {"model.safetensors.index": {"metadata": {"total_parameters": 10**400}}},
+    ],
+)
+def test_value_of_a_wrong_kind_is_as_a_missing_value(tmp_path: Path, files: dict[str, Any]) -> None:
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert read_facts(tmp_path) == CheckpointFacts()
+
+
+def test_file_without_an_end_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "README.md").symlink_to("/dev/zero")
+    assert read_facts(tmp_path) == CheckpointFacts()
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '"text"', "null", "[" * 100_000, "\udcff"])

@@ -41,6 +41,11 @@ def broken(folder: Path, how: str) -> None:
         shard.write_bytes(shard.read_bytes()[:-10])
     elif how == "garbage":
         shard.write_bytes(b"\xff" * 40)
+    elif how == "index":
+        (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": 5}}')
+    elif how in ("deep", "offsets"):
+        header = b"[" * 100_000 if how == "deep" else b'{"a": {"data_offsets": []}}'
+        shard.write_bytes(len(header).to_bytes(8, "little") + header)
     else:
         (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "model-00002.safetensors"}}')
 
@@ -52,6 +57,9 @@ def broken(folder: Path, how: str) -> None:
         ("no weights", "no weights"),
         ("cut", "cut short"),
         ("garbage", "no readable header"),
+        ("deep", "no readable header"),
+        ("offsets", "no readable header"),
+        ("index", "index.json names no files"),
         ("shard", "lacks its file model-00002.safetensors"),
     ],
 )
