@@ -8,6 +8,7 @@ import fnmatch
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,17 @@ def fetch(
     store, folder = _Store(uri), folder_of(uri)
     wanted = {name: size for name, size in store.sizes().items() if any(fnmatch.fnmatch(name, p) for p in patterns)}
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():  # what the store has no more is not to be found here either
-        old.unlink()
-    for name, size in wanted.items():
-        if name.endswith(".safetensors") and not whole:
-            (folder / f"{name}{HEADER}").write_bytes(store.header(name, size))
-        else:
-            (folder / name).write_bytes(store.read(name))
+    headers = {name for name in wanted if name.endswith(".safetensors") and not whole}
+    copies = {name: folder / (f"{name}{HEADER}" if name in headers else name) for name in wanted}
+    for old in set(folder.iterdir()) - set(copies.values()):  # what the store has no more is not here either
+        old.unlink(missing_ok=True)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        for name, copy in copies.items():
+            part.write_bytes(store.header(name, wanted[name]) if name in headers else store.read(name))
+            part.replace(copy)  # whole at any time: other replicas read it while this one starts
+    finally:
+        part.unlink(missing_ok=True)
     return folder
 
 
@@ -106,9 +111,10 @@ class _Store:
         header = self.read(name, 0, 8 + length)
         try:
             ends = [entry["data_offsets"][1] for key, entry in json.loads(header[8:]).items() if key != "__metadata__"]
-        except (ValueError, LookupError, TypeError, AttributeError):
+            states = 8 + length + max(ends, default=0)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise self._broken(name, "it has no readable header") from None
-        if size != (states := 8 + length + max(ends, default=0)):
+        if size != states:
             raise self._broken(name, f"it has {size} bytes of {states}")
         return header
 

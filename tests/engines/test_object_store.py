@@ -72,6 +72,7 @@ def test_configuration_and_headers_are_read_and_no_weight(bucket: Path, reads: l
             "broken",
         ),
         ("shard", r"lacks its file model-00002\.safetensors", "broken"),
+        ("header", r"model\.safetensors is cut short or damaged: it has no readable header", "broken"),
         ("no config", r"has no readable config\.json", "broken"),
         ("no weights", "has no weights", "broken"),
         ("nothing", "There is nothing at s3://models/toys/llava", "missing"),
@@ -86,6 +87,9 @@ def test_fault_is_named_before_anything_is_loaded(
     elif how == "shard":
         names = {"a": shard.name, "b": "model-00002.safetensors"}
         (bucket / "model.safetensors.index.json").write_text(f'{{"weight_map": {names}}}'.replace("'", '"'))
+    elif how == "header":
+        header = b'{"a": {"data_offsets": [0, "1"]}}'
+        shard.write_bytes(len(header).to_bytes(8, "little") + header)
     elif how == "no config":
         (bucket / "config.json").unlink()
     elif how == "no weights":
@@ -95,6 +99,25 @@ def test_fault_is_named_before_anything_is_loaded(
     with pytest.raises(ModelError, match=message) as caught:
         hub.locate(URI)
     assert caught.value.code == f"checkpoint_{code}"
+
+
+def test_copied_files_are_whole_while_another_replica_copies_the_checkpoint(
+    bucket: Path, reads: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hub.locate(URI)
+    names = sorted(path.name for path in folder.iterdir())
+    seen = []
+    header = object_store._Store.header
+
+    def look(store: object_store._Store, name: str, size: int) -> bytes:
+        seen.append(sorted(path.name for path in folder.iterdir()))
+        return header(store, name, size)
+
+    monkeypatch.setattr(object_store._Store, "header", look)
+    (folder / "gone.json").write_text("{}")
+    hub.locate(URI)
+    assert seen == [names] and sorted(path.name for path in folder.iterdir()) == names
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_bucket_that_may_not_be_read_is_named(reads: list[tuple[str, int]]) -> None:
