@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from serve.checking.check import CHECKED, LIMIT_S, PIXELS, Ask, CheckAnswer, check
 from serve.checking.questions import CheckQuestion
+from serve.engines import object_store
 from serve.engines.base import Engine
 from serve.engines.remote.engine import RemoteBusy
 from serve.errors import ParseError, ServeError
@@ -155,9 +156,14 @@ def _identity(entries: Sequence[BaseModel | None], model: Model, versions: Mappi
 
 
 def _files(checkpoint: Checkpoint) -> list[Any]:
-    """Return name, size and time of change of a folder's files; the cached commit of a hub id."""
+    """Return name, size and time of change of a folder's files; the cached commit of a hub id.
+
+    Those of an object store were copied by this start: what it holds may have changed, so it is checked again.
+    """
     folder = Path(checkpoint.hub).expanduser()
-    if not folder.is_dir():
+    if object_store.is_uri(checkpoint.hub):
+        folder = object_store.folder_of(checkpoint.hub)
+    elif not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
         for name in ("config.json", "adapter_config.json"):

@@ -1,6 +1,7 @@
 """A model whose config says so is checked before it is ready; its report is kept, shown, and turns boxes off."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from serve.api.app import create_app
 from serve.checking import at_load
 from serve.checking.at_load import check_at_load
 from serve.checking.questions import check_questions
+from serve.engines import object_store
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 from serve.errors import ModelError
@@ -87,6 +89,24 @@ async def test_report_is_kept_for_the_same_model_and_versions(tmp_path: Path, mo
         file.write_text("{")
     await (damaged := worker(seer, tmp_path)).start()
     assert len(damaged.engine.prompts) == 8  # type: ignore[attr-defined]
+
+
+async def test_checkpoint_of_an_object_store_is_checked_again_at_each_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_load, "CHECKED", ("ocr",))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    entry = ModelArgs(name=LLAVA, check=True, checkpoint="s3://models/toys/llava")
+    copy = object_store.folder_of("s3://models/toys/llava")
+    copy.mkdir(parents=True)
+    seer = SeeingModel(contracts.LLAVA)
+    for start in (1, 2):
+        (copy / "config.json").write_text("{}")
+        os.utime(copy / "config.json", (start, start))
+        engine = FakeEngine(seer, kept=1000)
+        checked = Worker(entry.model(), engine, check=check_at_load(entry, folder=tmp_path / "kept"))
+        await checked.start()
+        assert len(engine.prompts) == 8 and (await checked.status()).state == "ready"
 
 
 async def test_check_that_could_not_ask_is_not_kept_and_turns_nothing_off(tmp_path: Path) -> None:
