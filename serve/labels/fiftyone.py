@@ -52,7 +52,7 @@ def read_fiftyone(where: str, body: Mapping[str, Any], sizes: Any) -> Iterator[T
             if size is None:
                 continue
             boxes = [_box(detection, size) for detection in sample[field]["detections"]]
-        except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MemoryError, zlib.error) as error:
             raise ValueError(f"{where}: samples[{at}]: its detections cannot be read ({error}).") from None
         fields = {"labels": list(dict.fromkeys(box["label"] for box in boxes))}
         plain = [{name: box[name] for name in box if name != "mask"} for box in boxes]
@@ -106,7 +106,8 @@ def _box(detection: Mapping[str, Any], size: tuple[int, int]) -> Json:
     limit = 2 * width * height + 1024
     unpacked = zlib.decompressobj()
     data = unpacked.decompress(base64.b64decode(text), limit)
-    mask = np.load(io.BytesIO(data), allow_pickle=False).astype(bool)
+    array: Any = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-untyped-call]
+    mask = array.astype(bool)
     left, top = round(corners[0]), round(corners[1])
     window = Window(left, top, left + mask.shape[1], top + mask.shape[0])
     if left < 0 or top < 0:

@@ -4,6 +4,7 @@ Its regions have their places in percent of the picture's width and height.
 """
 
 import json
+import math
 import urllib.parse
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ KINDS = {"RectangleLabels": "detect", "BrushLabels": "segment", "PolygonLabels":
 """By a control's tag, the task that fills it. A TextArea is filled by the task that it is named after."""
 MAX_CONTROLS = 8
 MAX_LABELS = 32
+MAX_NAME = 200
+"""Characters of a control's name, and of a field's."""
 IMAGE = "image"
 
 
@@ -56,6 +59,10 @@ def parse_labelling_config(text: str) -> list[Control]:
         task = KINDS.get(tag.tag) or (name if tag.tag == "TextArea" and name in _written() else None)
         if task is None or to_name not in pictures:
             continue
+        if not name or len(name) > MAX_NAME or not 0 < len(pictures[to_name]) <= MAX_NAME:
+            raise ValueError(
+                f'{tag.tag} needs a name, and its Image a value as "$image", of {MAX_NAME} characters at most.'
+            )
         labels = tuple(dict.fromkeys(label.get("value", "") for label in tag.iter("Label") if label.get("value")))
         if tag.tag in KINDS and not 0 < len(labels) <= MAX_LABELS:
             raise ValueError(f"{tag.tag} {name} needs labels, {MAX_LABELS} at most.")
@@ -144,7 +151,7 @@ def read_label_studio(where: str, tasks: Sequence[Any]) -> Iterator[Truth]:
         chosen = next((entry for entry in kept if entry.get("ground_truth")), kept[-1])
         try:
             yield from _truths(place, data, chosen.get("result") or [])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise ValueError(f"{place}: an annotation's result cannot be read ({error}).") from None
 
 
@@ -203,14 +210,16 @@ def _values(box: Json, control: Control, size: tuple[int, int]) -> Iterator[tupl
 
 
 def _truths(where: str, data: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Iterator[Truth]:
-    file = data.get("file") or _file(next(str(data[name]) for name in ("image", *data) if name in data))
+    address = next((str(data[name]) for name in ("image", *data) if name in data), "")
+    file = str(data.get("file") or _file(address))
     boxes: list[Json] = []
     texts: dict[str, str] = {}
     drawn = False
     for region in results:
         kind, value = region.get("type"), region.get("value", {})
         if kind == "textarea" and region["from_name"] in _written():
-            texts[region["from_name"]] = "\n".join(value["text"]) if isinstance(value["text"], list) else value["text"]
+            text = value["text"]
+            texts[region["from_name"]] = "\n".join(text) if isinstance(text, list) else str(text)
         elif kind in ("rectanglelabels", "polygonlabels", "brushlabels"):
             drawn = True
             boxes.append({"label": str(value[kind][0]), "crowd": False} | _shape(kind, value, _size(region)))
@@ -245,9 +254,9 @@ def _shape(kind: str, value: Mapping[str, Any], size: tuple[int, int]) -> Json:
     width, height = size
     if kind == "rectanglelabels":
         x, y, wide, high = (float(value[name]) / 100 for name in ("x", "y", "width", "height"))
-        turn = np.deg2rad(float(value.get("rotation") or 0))
+        turn = math.radians(float(value.get("rotation") or 0))
         across, down = np.array([wide * width, 0.0]), np.array([0.0, high * height])
-        around = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        around = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
         corners = np.array([x * width, y * height]) + np.array([0 * across, across, down, across + down]) @ around
         return {"box": [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()]}
     if kind == "polygonlabels":

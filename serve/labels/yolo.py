@@ -7,7 +7,6 @@ that goes from part to part.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import yaml
 from pycocotools import mask as coco_mask
@@ -39,10 +38,12 @@ def read_yolo(where: Path) -> Iterator[Truth]:
     """Yield the labels of the pictures below the folder of a `data.yaml`. Raises ValueError naming the place."""
     folder = where.parent
     try:
-        body = yaml.safe_load(where.read_text(encoding="utf-8"))
+        body = yaml.load(where.read_text(encoding="utf-8"), yaml.BaseLoader)  # of texts alone: a class may be named no
         given = body["names"]
         classes = dict(enumerate(given)) if isinstance(given, list) else {int(key): name for key, name in given.items()}
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError, ValueError):
+        if not all(isinstance(name, str) for name in classes.values()):
+            raise ValueError
+    except (yaml.YAMLError, TypeError, LookupError, AttributeError, ValueError, RecursionError):
         raise ValueError(f"{where}: names: a list of the classes, or their numbers with their names.") from None
     for path in sorted(folder.rglob("*.txt")):
         parts = path.relative_to(folder).parts
@@ -84,7 +85,7 @@ def _size(path: Path) -> tuple[int, int]:
     return image.width, image.height
 
 
-def _truths(path: Path, file: str, size: tuple[int, int], classes: dict[int, Any]) -> Iterator[Truth]:
+def _truths(path: Path, file: str, size: tuple[int, int], classes: dict[int, str]) -> Iterator[Truth]:
     boxes: list[Json] = []
     masked: list[Json] = []
     for row, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines(), 1):
@@ -92,7 +93,7 @@ def _truths(path: Path, file: str, size: tuple[int, int], classes: dict[int, Any
             continue
         try:
             number, *values = map(float, line.split())
-            label = str(classes[int(number)])
+            label = classes[int(number)]
             box, mask = _shape(values, size)
         except (ValueError, KeyError, OverflowError):
             raise ValueError(

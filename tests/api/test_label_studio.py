@@ -126,12 +126,17 @@ async def test_failed_task_among_others_has_an_error_and_the_least_score() -> No
         (CONFIG.replace("</Rect", "".join(f'<Label value="{n}"/>' for n in range(40)) + "</Rect"), "32 at most"),
         ("<V>" * 14_000 + "</V>" * 14_000, "It needs an Image"),
         ("x" * 100_001, "label_config"),
+        (CONFIG.replace(' value="$picture"', ""), "its Image a value"),
+        (CONFIG.replace("$picture", "$" + "p" * 50_000), "200 characters at most"),
+        (CONFIG.replace('"kind"', f'"{"k" * 50_000}"'), "200 characters at most"),
+        (CONFIG.replace(' name="kind"', ""), "RectangleLabels needs a name"),
     ],
 )  # fmt: skip
 async def test_unusable_config_is_refused_by_name(config: str, words: str, client: httpx.AsyncClient) -> None:
     response = await client.post("/label-studio/predict", json=prediction_request(URL, config=config))
     error = response.json()["error"]
     assert response.status_code == 400 and error["param"] == "label_config" and words in error["message"], error
+    assert len(error["message"]) < 500
     if "toName" in config:
         response = await client.post("/label-studio/setup", json={"schema": config})
         assert response.status_code == 400 and response.json()["error"]["param"] == "schema"

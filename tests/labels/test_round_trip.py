@@ -1,7 +1,10 @@
 """Every format: what is written is read back equal within its rounding, through the reader of labelled folders."""
 
+import argparse
+import base64
 import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from serve.client.evaluation.annotations import Labelled
+from serve.client.evaluation.export import export_labels
 from serve.client.http_client import Failure
 from serve.labels import FORMATS, holders
 from serve.labels.brush import decode_brush, encode_brush
@@ -153,6 +157,39 @@ def test_malformed_brush_is_refused(change: Any) -> None:
         decode_brush(change(encode_brush(disc(20, 20, 9))), SIZE[::-1])
 
 
+def region(name: str, value: str) -> str:
+    """Return an export of Label Studio with one box, of which one value is given."""
+    box = {"x": "1", "y": "1", "width": "5", "height": "5", name: value}
+    values = ", ".join(f'"{key}": {text}' for key, text in box.items())
+    return (
+        '[{"data": {"image": "a.png"}, "annotations": [{"result": [{"type": "rectanglelabels", "original_width": 10, '
+        f'"original_height": 10, "value": {{"rectanglelabels": ["a"], {values}}}}}]}}]}}]'
+    )
+
+
+def sample(left: str, mask: str) -> str:
+    """Return samples of FiftyOne with one detection. mask: packed."""
+    detection = f'{{"label": "a", "bounding_box": [{left}, 0, 0.5, 0.5], "mask": "{mask}"}}'
+    labels = f'{{"_cls": "Detections", "detections": [{detection}]}}'
+    return f'{{"samples": [{{"filepath": "a.png", "merged": {labels}}}]}}'
+
+
+def packed(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data)).decode()
+
+
+def npy_header(shape: str) -> bytes:
+    header = f"{{'descr': '|b1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+EMPTY = packed(b"")
+VOC_BOX = (
+    "<annotation><filename>a.png</filename><object><name>a</name><bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>9</xmax>"
+    "<ymax>9</ymax></bndbox></object></annotation>"
+)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -162,6 +199,19 @@ def test_malformed_brush_is_refused(change: Any) -> None:
         ("Annotations/a.xml", '<!DOCTYPE x [<!ENTITY y "z">]><annotation/>', "document type"),
         ("t.json", '[{"data": {"image": "a"}, "annotations": [{"result": [{"type": "brushlabels"}]}]}]', "[0]"),
         ("samples.json", '{"samples": [{"filepath": "a.png", "merged": {"_cls": "Detections"}}]}', "samples[0]"),
+        ("data.yaml", "names: !!int ''", "names: a list of the classes"),
+        ("data.yaml", "names: " + 600 * "[", "names: a list of the classes"),
+        ("data.yaml", "names: {3: [a]}", "names: a list of the classes"),
+        ("Annotations/a.xml", VOC_BOX.format("nan"), "not finite"),
+        ("labels.jsonl", '{"image": "a.png", "boxes": [{"label": "a", "box": [0, 0, NaN, 9]}]}', "finite"),
+        ("t.json", region("x", "NaN"), "not finite"),
+        ("t.json", region("rotation", "Infinity"), "[0]"),
+        ("t.json", region("x", "1").replace("10,", "Infinity,"), "[0]"),
+        ("samples.json", sample("Infinity", EMPTY), "samples[0]"),
+        ("samples.json", sample("NaN", ""), "not finite"),
+        ("samples.json", sample("0", EMPTY), "samples[0]"),
+        ("samples.json", sample("0", packed(npy_header("()") + b"1")), "samples[0]"),
+        ("samples.json", sample("0", packed(npy_header("(100000000000000, 2)"))), "samples[0]"),
     ],
 )  # fmt: skip
 def test_malformed_labels_are_refused_by_place(name: str, content: str, words: str, album: Path) -> None:
@@ -174,3 +224,16 @@ def test_malformed_labels_are_refused_by_place(name: str, content: str, words: s
         (album / "labels" / "a.txt").write_text("3 0.5 0.5 0.1 0.1\n")
     with pytest.raises(Failure, match="(?s)" + words.replace("[", r"\[").replace("]", r"\]")):
         Labelled(album, None)
+
+
+def test_corrected_mask_of_another_size_than_the_picture_is_refused(album: Path, tmp_path: Path) -> None:
+    rle = str(encode_brush(disc(10, 10, 5)[:24, :32]))
+    mask = (
+        region("rle", rle).replace("rectanglelabels", "brushlabels").replace("10,", "32,", 1).replace("10,", "24,", 1)
+    )
+    (tmp_path / "corrected.json").write_text(mask)
+    given = {"folder": album, "task": "segment", "asked": None, "format": "coco", "review_below": None}
+    options = argparse.Namespace(**given, corrected=[tmp_path / "corrected.json"], pictures_at=None)
+    line = {"file": "a.png", "task": "segment", "image": {"width": SIZE[0], "height": SIZE[1]}}
+    with pytest.raises(Failure, match=r"a\.png: the labels have a mask of another size"):
+        export_labels([line], options, tmp_path / "out")

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -139,7 +140,7 @@ class Answers(BaseModel):
 
 class Place(BaseModel):
     label: str = Field(min_length=1)
-    box: tuple[float, float, float, float]
+    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
     mask: masks.Rle | None = None
     crowd: bool = False
 
@@ -258,6 +259,8 @@ class Labelled:
         missing = empty = 0
         try:
             for at, truth in enumerate(truths):
+                if not all(math.isfinite(edge) for box in truth.truth.get("boxes", ()) for edge in box["box"]):
+                    raise ValueError(f"{truth.where}: a box has numbers that are not finite.")
                 file = self._file(truth.file)
                 if file is None or truth.fields.get("labels") == []:
                     missing, empty = missing + (file is None), empty + (file is not None)

@@ -127,6 +127,10 @@ def _corrected(pictures: Sequence[Answered], options: argparse.Namespace) -> tup
         print(note, file=sys.stderr)
     if not truths:
         raise Failure(f"{', '.join(map(str, options.corrected))} says nothing for {options.task}.")
+    for picture in pictures:
+        for box in truths.get(picture.file, {}).get("boxes", ()):
+            if "mask" in box and tuple(box["mask"]["size"]) != picture.size[::-1]:
+                raise Failure(f"{picture.file}: the labels have a mask of another size than the picture's.")
     changed = [
         replace(picture, result=_result(picture.task, truths[picture.file]), agreement=1.0)
         if picture.file in truths and picture.size[0]
