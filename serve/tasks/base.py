@@ -47,7 +47,7 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 class TemplateArgs(BaseModel):
     """The variables of a model's chat template that a request may set."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     enable_thinking: bool | None = None
 

@@ -131,6 +131,7 @@ async def test_models_own_default_holds_where_a_request_says_nothing() -> None:
          "chat_template_kwargs.enable_thinking"),
         (TASK, task(thinking_token_budget=-1), "thinking_token_budget"),
         (TASK, task(chat_template_kwargs={"other": 1}), "chat_template_kwargs.other"),
+        (CHAT, chat(chat_template_kwargs={"enable_thinking": "yes"}), "chat_template_kwargs.enable_thinking"),
         (CHAT, chat(reasoning_effort="high", response_format={"type": "json_object"}), "response_format"),
     ],
 )  # fmt: skip
