@@ -29,7 +29,6 @@ from rich.progress import track
 from serve.client.evaluation import folder as folders
 from serve.client.evaluation import lines, toys
 from serve.client.http_client import Failure, Misuse
-from serve.errors import ServeError
 from serve.media.image import undecoded_image
 from serve.toy import world
 
@@ -55,20 +54,21 @@ def report(options: argparse.Namespace) -> int:
     """Write the report; return 0. Raises Failure."""
     record: Path = options.record
     target: Path = options.to or record.with_suffix(".html")
-    answers = sorted(_read(record), key=_agreement)
+    rows = sorted(((_row(line), line) for line in _read(record)), key=lambda pair: pair[0][2])
+    answers = [line for _, line in rows]
     if not answers:
         raise Failure(f"{record} holds no answers.")
     if options.folder is not None and not options.folder.is_dir():
         raise Misuse(f"{options.folder}: there is no such folder.")
     side = options.side or next((side for most, side in SIDES if len(answers) <= most), SMALLEST_SIDE)
-    names = [str(line.get("picture") or line.get("file") or line.get("item")) for line in answers]
+    names = [row[0] for row, _ in rows]
     missing = 0
     try:
-        with target.open("w", encoding="utf-8") as out:
+        with target.open("w", encoding="utf-8", errors="replace") as out:  # a file's name may be no text
             head, tail = _page(f"{record.name}: where they disagree")
             out.write(head)
-            for rows in _blocks(map(_row, names, answers), INDEX):
-                _write(out.write, "index", rows)
+            for index in _blocks((row for row, _ in rows), INDEX):
+                _write(out.write, "index", index)
             previews = _previews(names, options.folder, side)
             for block in _blocks(zip(map(_trimmed, answers), previews, strict=True), LINES):
                 missing += sum(not preview for _, preview in block)
@@ -92,19 +92,23 @@ def _read(record: Path) -> list[Json]:
     return lines.read_lines(record, key)
 
 
-def _agreement(line: Json) -> float:
-    merged = line.get("merged") or {}
-    return float(merged["agreement"]) if merged.get("result") is not None else -1.0
+def _row(line: Json) -> list[Any]:
+    """Return what the page sorts and filters by: `add` in report.js makes the same of a line. Raises Failure."""
+    name = str(line.get("picture") or line.get("file") or line.get("item"))
+    try:
+        return _fields(name, line)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise Failure(f"The line of {name[:200]!r} is no answer that `run` or `evaluate` has recorded.") from None
 
 
-def _row(name: str, line: Json) -> list[Any]:
-    """Return what the page sorts and filters by: `add` in report.js makes the same of a line."""
+def _fields(name: str, line: Json) -> list[Any]:
     merged, replies = line.get("merged") or {}, line.get("replies") or []
     results = [merged.get("result"), line.get("truth"), *(reply.get("result") for reply in replies)]
     labels = dict.fromkeys(str(box["label"]) for result in results for box in (result or {}).get("boxes") or ())
     words = str(line["error"].get("message")) if "error" in line else _words(merged.get("result") or {})
     states = {reply["model"]: reply["status"] for reply in replies}
-    return [name, line["task"], _agreement(line), list(labels), words, states, merged.get("deviations") or {}]
+    agreement = float(merged["agreement"]) if merged.get("result") is not None else -1.0
+    return [name, line["task"], agreement, list(labels), words, states, merged.get("deviations") or {}]
 
 
 def _words(result: Json) -> str:
@@ -164,14 +168,14 @@ def _file(name: str, folder: Path | None, side: int) -> PIL.Image.Image | None:
         picture = PIL.Image.open(io.BytesIO(data))
         picture.draft("RGB", (2 * side, 2 * side))  # of a JPEG as many pixels as are needed
         return PIL.ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, ValueError, ServeError, SyntaxError):
+    except Exception:  # Pillow raises errors of any kind for a broken picture
         return None
 
 
 def _scene(name: str) -> PIL.Image.Image | None:
     """Draw the scene that `evaluate toy` asked about."""
     *_, number = name.split("/")
-    if not number.isdecimal():
+    if not number.isdecimal() or len(number) > 9:
         return None
     return world.draw(world.scene(int(number), text=True if "/text/" in name else None), toys.SCALE)
 
@@ -183,8 +187,11 @@ def _blocks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _write(write: Callable[[str], object], kind: str, values: list[Any]) -> None:
-    """Write values as JSON in an element that holds data: no letter of it ends the element."""
-    text = json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")
+    """Write values as JSON in an element that holds data: no letter of it ends the element. Raises Failure."""
+    try:
+        text = json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    except ValueError:
+        raise Failure("The record has numbers that are not finite.") from None
     write(f'<script type="application/json" class="{kind}">{text}</script>\n')
 
 

@@ -5,6 +5,7 @@ import hashlib
 import html.parser
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,20 @@ def test_nothing_from_outside_is_markup_and_only_own_scripts_may_run(diptych: An
     assert len(names) > 40 and len(set(names)) == len(names)  # they share one scope
 
 
+def test_odd_names_and_a_picture_with_a_broken_head_leave_the_report_whole(diptych: Any, tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    PIL.Image.new("RGB", (9, 6)).save(tmp_path / "a.jpg", exif=exif)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    broken = whole.replace(b"\x01\x0e\x00\x02", b"\x01\x00\x00\x02")  # the description is in place of the width
+    assert broken != whole
+    (tmp_path / "a.jpg").write_bytes(broken)
+    names = ["a.jpg", "a\0.png", "\udcff.png", f"toy/{'9' * 5000}"]
+    record = write(tmp_path / os.fsdecode(b"\xff.jsonl"), [line(name, 0.5) for name in names])
+    ran = diptych("report", record, tmp_path)
+    assert ran.status == 0 and "4 answers, 4 without" in ran.err
+
+
 def test_scenes_of_an_evaluation_are_drawn_again_with_their_truth(diptych: Any, tmp_path: Path) -> None:
     lines = []
     for name in ("toy/20000000", "toy/text/20000001", "toy/x"):
@@ -134,10 +149,16 @@ def test_scenes_of_an_evaluation_are_drawn_again_with_their_truth(diptych: Any, 
         (("missing.jsonl",), "No such file"),
         (("out.jsonl", "nowhere"), "no such folder"),
         (("empty.jsonl",), "no answers"),
+        (("half.jsonl",), "The line of 'a' is no answer"),
+        (("nan.jsonl",), "numbers that are not finite"),
+        (("deep.jsonl",), "line 1: this is not a record"),
     ],
 )
 def test_unusable_record_is_refused(diptych: Any, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     write(tmp_path / "out.jsonl", [line("a", 0.5)])
     write(tmp_path / "empty.jsonl", [])
+    write(tmp_path / "half.jsonl", [line("a", 0.5, merged={"result": {"boxes": [{"box": [0, 0, 1, 1]}]}})])
+    write(tmp_path / "nan.jsonl", [line("a", float("nan"))])
+    (tmp_path / "deep.jsonl").write_text('{"file": "a", "task": ' + 100_000 * "[" + "\n")
     ran = diptych("report", *(tmp_path / argument for argument in arguments))
     assert ran.status in (1, 2) and words in ran.err
