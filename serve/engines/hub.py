@@ -102,6 +102,8 @@ def cached(checkpoint: str, revision: str | None = None) -> Path | None:
         return Path(snapshot_download(checkpoint, revision=revision, local_files_only=True))
     except errors.HFValidationError:
         raise ModelError(f"{checkpoint} is neither a folder nor a hub id.", code="checkpoint_missing") from None
+    except errors.IncompleteSnapshotError as error:  # always so where PATTERNS leave files of the repository out
+        return Path(error.snapshot_path)
     except OSError:  # LocalEntryNotFoundError is one
         return None
 

@@ -1,10 +1,12 @@
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import errors, snapshot_download
+from loopback_hub import serving_hub
 
 from serve.engines import hub
 from serve.errors import ModelError
@@ -111,3 +113,24 @@ def test_failed_download_names_the_remedy(error: Exception, message: str, code: 
     with pytest.raises(ModelError, match=message) as caught:
         hub.locate("org/model", "abc123", fetch=fetch)
     assert caught.value.code == code
+
+
+def test_download_without_files_that_are_never_fetched_is_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = checkpoint(tmp_path / "source", "model.safetensors")
+    for name in ("pytorch_model.bin", "picture.png"):
+        (source / name).write_bytes(b"x")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert hub.cached("some/model") is None
+    with serving_hub({"some/model": source}) as url:
+        folder = hub.locate("some/model", fetch=functools.partial(snapshot_download, endpoint=url))
+    assert hub.cached("some/model") == folder
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert hub.locate("some/model") == folder
+    (folder / "model.safetensors").unlink()
+    assert hub.cached("some/model") == folder
+    with pytest.raises(ModelError) as caught:
+        hub.locate("some/model")
+    assert caught.value.code == "hub_unreachable"
