@@ -53,6 +53,8 @@ class Sampling:
     """The number of alternatives that each Token carries, at most 20."""
     special_tokens: bool = False
     """Whether a chat engine's reply keeps its special tokens, which may be the answer (`<|box_start|>`)."""
+    marks: tuple[str, ...] = ()
+    """Texts whose special tokens a chat engine's reply keeps, while it leaves out all others."""
     json_schema: str | None = None
     """A JSON schema (as JSON text) that the reply must satisfy."""
     thinking_token_budget: int | None = None
@@ -113,7 +115,8 @@ class Piece:
     """A part of a reply. The last piece of a generation has a finish_reason and the final counts.
 
     reasoning: what the model thought, where that has been told apart from its answer (serve/models/reasoning.py). It
-    comes before `text`, and its tokens are left out of `tokens`.
+    comes before `text`, and its tokens are left out of `tokens`. prompt_end: in a first piece, the end of the prompt
+    that a chat engine wrote, which may begin the reasoning.
     """
 
     text: str
@@ -122,6 +125,7 @@ class Piece:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning: str = ""
+    prompt_end: str = ""
 
     def then(self, later: "Piece") -> "Piece":
         """Return this piece followed by `later`. finish_reason and counts are those of `later`."""

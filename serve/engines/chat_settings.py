@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from serve.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -17,3 +20,14 @@ class ChatSettings:
     template: str | None = None
     template_args: Mapping[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+
+    def read_template(self) -> str | None:
+        """Return the template that was given; None for the checkpoint's own. Raises ModelError where it is missing."""
+        if self.template is None:
+            return None
+        try:
+            return Path(self.template).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            raise ModelError(
+                f"The chat template {self.template} cannot be read.", code="chat_template_missing"
+            ) from None

@@ -31,8 +31,6 @@ MOST = 16 * 2**20
 """The most bytes of a file that are read: the tokenizer_config.json of some checkpoints has megabytes of tokens."""
 HEAD = 64 * 2**10
 """The most characters of a README whose YAML head is read."""
-SWITCHES = ("enable_thinking", "thinking")
-"""Variables by which chat templates turn reasoning on and off."""
 PICTURE_LM = ("bagel", "gemma3", "molmo2", "moondream3")
 """Model types whose pictures attend both ways (vLLM's list) and whose configuration does not say so."""
 
@@ -46,8 +44,8 @@ class CheckpointFacts:
 
     architecture: as `architectures` of config.json names it. context: the longest sequence it was made for, in tokens.
     vision: the model type of its vision tower. quantization: `quant_method`, as awq, gptq or fp8. scaling: Llama 4's,
-    of attention beyond the original context. chat_template: its text. switch: the template's variable for reasoning.
-    stop_token_ids: those that end a reply. picture_pixels: least and most pixels that a picture is resized to.
+    of attention beyond the original context. chat_template: its text. added_tokens: those that its tokenizer takes
+    whole. stop_token_ids: those that end a reply. picture_pixels: least and most pixels that a picture is resized to.
     picture_unit: pixels of the side of a token's square. remote_code: whether it brings Python code of its own.
     licence, languages, base_model and pipeline: of the README's head.
     """
@@ -67,7 +65,7 @@ class CheckpointFacts:
     picture_unit: int | None = None
     picture_size: int | None = None
     chat_template: str | None = None
-    switch: str | None = None
+    added_tokens: frozenset[str] = frozenset()
     stop_token_ids: tuple[int, ...] = ()
     remote_code: bool = False
     licence: str | None = None
@@ -103,7 +101,7 @@ def read_facts(folder: Path) -> CheckpointFacts:
         picture_unit=_unit(pictures, vision),
         picture_size=side_of(vision.get("image_size")),
         chat_template=template,
-        switch=next((name for name in SWITCHES if template and name in template), None),
+        added_tokens=frozenset(_added_tokens(tokenizer)),
         stop_token_ids=tuple(end for end in (ends if isinstance(ends, list) else [ends]) if _count(end) is not None),
         remote_code="auto_map" in config,
         licence=_licence(readme),
@@ -147,6 +145,12 @@ def _template(folder: Path, tokenizer: Mapping[str, Any], processor: Mapping[str
         if isinstance(template, str) and template:
             return template
     return None
+
+
+def _added_tokens(tokenizer: Mapping[str, Any]) -> Iterator[str]:
+    for token in _mapping(tokenizer.get("added_tokens_decoder")).values():
+        if isinstance(text := _mapping(token).get("content"), str):
+            yield text
 
 
 def _parameters(folder: Path, *, quantized: bool) -> int | None:

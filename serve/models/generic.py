@@ -4,9 +4,10 @@ Its prompts are told to a chat model (`instructed`) and written with its own cha
 read from its own files. Which form its boxes have is declared (`boxes`), never guessed; without, it cannot detect.
 """
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,20 +16,25 @@ from pydantic import AfterValidator, Field, model_validator
 from serve.engines import hub
 from serve.engines.chat_settings import ChatSettings
 from serve.engines.checkpoint_facts import CheckpointFacts, read_facts
+from serve.engines.reasoning_switch import EFFORT, NONE, SWITCHES, ReasoningSwitch, reasoning_switch
 from serve.engines.vllm.arguments import LONGEST
+from serve.errors import ModelError
 from serve.models import MODELS
 from serve.models.base import Card, Checkpoint, Model, unchanged
 from serve.models.contracts import CONTRACTS, Contract, Multiples
 from serve.models.instructed import chat_messages, instructed_skills
 from serve.models.own import Tuned, Words, given_fields, tuned_skill
+from serve.models.reasoning import STYLES, Reasoning, ReasoningStyle
 from serve.models.remote import PROBE, Boxes
 from serve.tasks import TASKS
 
+NO_FILES = CheckpointFacts()
 NOT_STATED = "not stated"
 CHECKED = (
     "Nothing of these weights. When it starts, its engine must read every tensor and answer about a picture. Whether "
     "it sees, `diptych check` says."
 )
+DRAWN = " Before that it is asked about drawn scenes: its report is in the catalogue, with the contract of its boxes."
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -89,7 +95,7 @@ class NamedCheckpoint(Tuned):
                 "tasks: detect needs `boxes`, the coordinate contract by which the model writes a box; `boxes: probe` "
                 "finds it when the server starts."
             )
-        self.verify(_origin(self, CheckpointFacts()))
+        self.verify(_origin(self, facts_of(self)))
         self.check = self.check or self.boxes == PROBE
         return self
 
@@ -105,7 +111,8 @@ def generic_model(spec: NamedCheckpoint) -> Model:
     tasks = [task for task in TASKS if task in (spec.tasks or origin.skills)]
     card = dataclasses.replace(origin.card, tasks=tuple(tasks), **given_fields(spec.card))
     skills = {task: tuned_skill(task, spec, origin) for task in tasks}
-    return dataclasses.replace(origin, card=card, skills=skills, weight=spec.weight)
+    reasoning = spec.reasoning_like(origin)
+    return dataclasses.replace(origin, card=card, skills=skills, weight=spec.weight, reasoning=reasoning)
 
 
 def facts_of(spec: NamedCheckpoint) -> CheckpointFacts:
@@ -122,16 +129,52 @@ def _origin(spec: NamedCheckpoint, facts: CheckpointFacts) -> Model:
     chat = ChatSettings(spec.chat_template, spec.template_args, tuple(spec.unused))
     limits = {} if facts.context is None else {"max_model_len": min(facts.context, LONGEST)}
     checkpoint = Checkpoint(spec.checkpoint, spec.revision)
+    reasoning = _reasoning(spec, facts, chat)
     return Model(
         name=spec.name,
         checkpoint=checkpoint,
-        card=_card(spec, facts),
+        card=_card(spec, facts, reasoning),
         skills={task: skills[task] for task in TASKS if task in skills},
         converse=chat_messages,
         prepare=unchanged,
         family_args=limits,
+        reasoning=reasoning,
         chat=chat,
     )
+
+
+def _reasoning(spec: NamedCheckpoint, facts: CheckpointFacts, chat: ChatSettings) -> Reasoning | None:
+    """Return how a checkpoint reasons, by its template and its tokens; None where they show nothing of it."""
+    template = facts.chat_template
+    with contextlib.suppress(ModelError):  # the file may be on the engine's machine alone
+        template = chat.read_template() or template
+    switch, given = reasoning_switch(template), spec.reasoning
+    in_template = _styles(template or "")
+    styles = in_template or _styles(facts.added_tokens)
+    if given is not None and given.style is not None:
+        styles = (STYLES[given.style],)
+    if switch.name is not None or (template is None and facts == NO_FILES):
+        # of files that are not here yet the engine will find the switch
+        any_style = tuple(STYLES.values())
+        return Reasoning(styles or any_style, switchable=True, on=_is_on(switch, spec), bounded=bool(styles))
+    if not styles:
+        return None
+    # nothing follows from tokens alone: models that never reason have those of their family
+    on = bool(in_template) or (given is not None and given.style is not None)
+    if given is not None and given.on is not None:
+        on = given.on
+    return Reasoning(styles, on=on, bounded=on)
+
+
+def _styles(text: Container[str]) -> tuple[ReasoningStyle, ...]:
+    """Return the styles of which a template, or a set of tokens, holds a mark."""
+    return tuple(style for style in STYLES.values() if any(mark in text for mark in style.begins + style.ends))
+
+
+def _is_on(switch: ReasoningSwitch, spec: NamedCheckpoint) -> bool:
+    """Return whether reasoning is on where a request does not say: by the template's values, else off."""
+    names = (*SWITCHES, EFFORT) if switch.name is None else (switch.name,)
+    return any(spec.template_args.get(name, False) not in (False, None, NONE) for name in names)
 
 
 def _resizing(contract: Contract, facts: CheckpointFacts) -> Contract:
@@ -141,7 +184,7 @@ def _resizing(contract: Contract, facts: CheckpointFacts) -> Contract:
     return dataclasses.replace(contract, resized=Multiples(facts.picture_unit, *facts.picture_pixels))
 
 
-def _card(spec: NamedCheckpoint, facts: CheckpointFacts) -> Card:
+def _card(spec: NamedCheckpoint, facts: CheckpointFacts, reasoning: Reasoning | None) -> Card:
     name = spec.hub or Path(str(spec.folder)).name
     return Card(
         organization=spec.hub.partition("/")[0] if spec.hub else "Whoever runs this server",
@@ -152,15 +195,15 @@ def _card(spec: NamedCheckpoint, facts: CheckpointFacts) -> Card:
         parameters=facts.parameters,
         licence=facts.licence or NOT_STATED,
         tasks=(),
-        features=tuple(_features(facts)),
+        features=tuple(_features(facts, reasoning)),
         links=(f"{hub.hub_url()}/{spec.hub}",) if spec.hub else (),
         about=f"{name}: it does its tasks because it is told to in plain words. This card was read from its files.",
         hardware=_hardware(facts),
-        checked=CHECKED,
+        checked=CHECKED + (DRAWN if spec.check or spec.boxes == PROBE else ""),
     )
 
 
-def _features(facts: CheckpointFacts) -> list[str]:
+def _features(facts: CheckpointFacts, reasoning: Reasoning | None) -> list[str]:
     languages = ", ".join(facts.languages[:12]) + (" ..." if len(facts.languages) > 12 else "")
     pixels = facts.picture_pixels
     stated = {
@@ -171,9 +214,18 @@ def _features(facts: CheckpointFacts) -> list[str]:
         "languages {}": languages or None,
         "pictures of {} pixels": f"{pixels[0]:,} to {pixels[1]:,}" if pixels else None,
         "pictures of {0} x {0} pixels, or tiles of it": None if pixels else facts.picture_size,
-        "reasoning, off unless its template is told otherwise ({})": facts.switch,
+        "reasoning{}": _reasoning_words(facts, reasoning),
     }
     return [text.format(value) for text, value in stated.items() if value is not None] or ["told in plain words"]
+
+
+def _reasoning_words(facts: CheckpointFacts, reasoning: Reasoning | None) -> str | None:
+    """Return how it reasons, for a card; None where its files, or their absence, do not say that it does."""
+    if reasoning is None or facts == NO_FILES or not (reasoning.switchable or reasoning.on):
+        return None
+    if not reasoning.switchable:
+        return " before each answer"
+    return f", {'on' if reasoning.on else 'off'} unless a request says otherwise"
 
 
 def _hardware(facts: CheckpointFacts) -> str:

@@ -9,9 +9,9 @@ A family declares `Model.reasoning`; everything else follows from it:
 generation, whose `feed(piece)` takes the engine's pieces and gives the same with `text` and `tokens` of the answer
 alone and the rest in `reasoning`. `answer_start(text)` is for whole transcripts of unknown origin.
 
-A family whose engine renders the chat template says `opened` where the template ends with a mark, passes
-`Prompt.reasoning` on to it, and keeps special tokens in the text: some marks are such. The marks are those of vLLM's
-reasoning parsers and of the models' templates.
+An engine that writes prompts with a chat template passes `Prompt.reasoning` on to it, tells the prompt's end with its
+first piece (`Piece.prompt_end`), and keeps the special tokens of `Sampling.marks` in the text. The marks are those of
+vLLM's reasoning parsers and of the models' templates.
 """
 
 import re
@@ -167,6 +167,7 @@ class PieceSplitter:
 
     def __init__(self, styles: Sequence[ReasoningStyle], *, opened: bool = False) -> None:
         self._splitter = ReasoningSplitter(styles, opened=opened)
+        self._styles = styles
         self._tokens: list[Token] = []
         self._answered = self._reasoned = self._cut = False
 
@@ -180,6 +181,8 @@ class PieceSplitter:
 
         The last piece gets what was held back.
         """
+        if piece.prompt_end:
+            self._splitter.inside = is_opened(piece.prompt_end, self._styles)
         self._tokens += piece.tokens
         parts = self._splitter.feed(piece.text)
         if piece.finish_reason is not None:
@@ -196,7 +199,7 @@ class PieceSplitter:
                 reasoning += part.text
         self._answered |= bool(text.strip())
         self._reasoned |= bool(reasoning)
-        return replace(piece, text=text, reasoning=reasoning, tokens=tuple(tokens))
+        return replace(piece, text=text, reasoning=reasoning, tokens=tuple(tokens), prompt_end="")
 
     def _take(self, length: int) -> list[Token]:
         """Remove the tokens of the next `length` characters, and return them. One that goes on is cut in two."""
@@ -220,7 +223,7 @@ class Reasoning:
     `switch`, which takes a prompt's text and whether reasoning is on and returns the prompt's text, or without one by
     whoever answers, from `Prompt.reasoning`. on: where a request does not say; None: not known. bounded: the engine can
     end it after a number of tokens. budget: that number, where a request gives none. opened: the reply begins inside;
-    None: where the prompt's text ends with a mark that begins it.
+    None: where the prompt ends with a mark that begins it.
     """
 
     styles: tuple[ReasoningStyle, ...] = tuple(STYLES.values())
@@ -243,16 +246,17 @@ class Reasoning:
             sampling = replace(sampling, thinking_token_budget=budget)
         if on and extend:
             sampling = replace(sampling, max_tokens=sampling.max_tokens + (ROOM if budget is None else budget))
+        marks = tuple(mark for style in self.styles for mark in style.begins + style.ends)
+        sampling = replace(sampling, marks=marks)
         text = prompt.text if self.switch is None or on is None else self.switch(prompt.text, on)
-        effort = options.effort if self.switchable else None
+        effort = options.effort if self.switchable or options.on else None
         return replace(prompt, text=text, sampling=sampling, reasoning=ReasoningOptions(effort, on))
 
     def splitter(self, prompt: Prompt) -> PieceSplitter:
         """Return a splitter for the generation of a prompt."""
         opened = self.opened
         if opened is None:
-            begins = tuple(mark for style in self.styles for mark in style.begins)
-            opened = prompt.text.rstrip().endswith(tuple(mark.rstrip() for mark in begins))
+            opened = is_opened(prompt.text, self.styles)
         return PieceSplitter(self.styles, opened=opened and prompt.reasoning.on is not False)
 
     def engine_args(self) -> dict[str, Any]:
@@ -276,6 +280,11 @@ def reasoning_refusal(reasoning: Reasoning | None, options: ReasoningOptions) ->
     if options.budget is not None and not reasoning.bounded:
         return "thinking_token_budget", "has no limit on its reasoning"
     return None
+
+
+def is_opened(prompt: str, styles: Iterable[ReasoningStyle]) -> bool:
+    """Return whether a prompt ends with a mark that begins reasoning, so that the reply begins inside."""
+    return prompt.rstrip().endswith(tuple(mark.rstrip() for style in styles for mark in style.begins))
 
 
 def suffix_switch(on: str, off: str) -> Callable[[str, bool], str]:

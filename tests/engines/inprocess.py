@@ -120,7 +120,7 @@ class InProcess:
                 request: dict[str, Any] = {"prompt": prompt.text}
                 if self.chat is not None:
                     media = {} if prompt.image is None else {"multi_modal_data": {"image": [prompt.image.pil()]}}
-                    request = asyncio.run(self.chat.inputs(prompt.text, media))
+                    request = asyncio.run(self.chat.inputs(prompt.text, media, prompt.reasoning))
                 elif prompt.image is not None:
                     request["multi_modal_data"] = {"image": prompt.image.pil()}
                 if prompt.video is not None:

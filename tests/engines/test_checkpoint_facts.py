@@ -46,6 +46,7 @@ def test_published_files_give_every_fact(tmp_path: Path) -> None:
         preprocessor_config=PICTURES,
         chat_template={"chat_template": "{% if enable_thinking %}<think>{% endif %}"},
         generation_config={"eos_token_id": [151645, 151643]},
+        tokenizer_config={"added_tokens_decoder": {"151667": {"content": "<think>"}, "1": {}, "2": "x"}},
     )
     assert read == CheckpointFacts(
         architecture="Qwen3VLForConditionalGeneration",
@@ -57,7 +58,7 @@ def test_published_files_give_every_fact(tmp_path: Path) -> None:
         picture_pixels=(65536, 16777216),
         picture_unit=32,
         chat_template="{% if enable_thinking %}<think>{% endif %}",
-        switch="enable_thinking",
+        added_tokens=frozenset({"<think>"}),
         stop_token_ids=(151645, 151643),
         licence="apache-2.0",
         languages=("en", "de"),

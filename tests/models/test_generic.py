@@ -18,6 +18,7 @@ from serve.engines.vllm.chat_renderer import ControlTokens
 from serve.errors import ParseError
 from serve.media.image import Image
 from serve.models.base import Model
+from serve.models.reasoning import KIMI, STYLES, THINK, Reasoning, ReasoningStyle
 from serve.models.remote import BOX_CONTRACTS
 from serve.tasks.detect import DetectRequest
 from serve.tasks.vqa import VqaRequest
@@ -208,6 +209,83 @@ def test_control_token_in_a_text_gets_a_space_inside(text: str, escaped: str) ->
 def test_long_text_of_beginnings_is_escaped_in_bounded_time() -> None:
     tokens = ControlTokens([f"<|reserved_special_token_{number}|>" for number in range(1000)])
     assert tokens.escape("<" * 100_000) == "<" * 100_000
+
+
+SWITCH = "{{% if enable_thinking %}}{begin}{{% else %}}{end}{{% endif %}}"
+
+
+def with_template(folder: Path, template: str, *tokens: str, **fields: Any) -> Model:
+    (folder / "chat_template.jinja").write_text(template)
+    added = {str(number): {"content": token} for number, token in enumerate(tokens)}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    return by_folder(folder, **fields)
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+def test_template_with_a_switch_makes_a_model_that_reasons_on_request(style: ReasoningStyle, folder: Path) -> None:
+    template = SWITCH.format(begin=style.begins[0], end=style.ends[0])
+    model = with_template(folder, template)
+    assert model.reasoning == Reasoning((style,), switchable=True, on=False)
+    assert model.card.features[-1] == "reasoning, off unless a request says otherwise"
+    on = with_template(folder, template, template_args={"enable_thinking": True})
+    assert on.reasoning == Reasoning((style,), switchable=True, on=True)
+    assert on.card.features[-1] == "reasoning, on unless a request says otherwise"
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+def test_template_with_marks_and_no_switch_makes_a_model_that_always_reasons(
+    style: ReasoningStyle, folder: Path
+) -> None:
+    model = with_template(folder, f"a {style.begins[0]}")
+    assert model.reasoning == Reasoning((style,), on=True)
+    assert model.card.features[-1] == "reasoning before each answer"
+    off = with_template(folder, f"a {style.begins[0]}", reasoning={"on": False})
+    assert off.reasoning == Reasoning((style,), on=False, bounded=False)
+
+
+def test_tokens_alone_do_not_make_a_model_that_reasons(folder: Path) -> None:
+    model = with_template(folder, "a", "<think>", "</think>")
+    assert model.reasoning == Reasoning((THINK,), on=False, bounded=False)
+    assert not any("reasoning" in feature for feature in model.card.features)
+    stated = with_template(folder, "a", "<think>", reasoning={"on": True, "budget": 9})
+    assert stated.reasoning == Reasoning((THINK,), on=True, budget=9)
+    assert with_template(folder, "a").reasoning is None
+
+
+def test_switch_whose_marks_are_not_known_looks_for_those_of_every_style(folder: Path) -> None:
+    template = "{% if thinking %}Think first.{% endif %}"
+    assert with_template(folder, template).reasoning == Reasoning(switchable=True, on=False, bounded=False)
+    named = with_template(folder, template, reasoning={"style": "kimi", "on": True, "budget": 9})
+    assert named.reasoning == Reasoning((KIMI,), switchable=True, on=True, budget=9)
+    with pytest.raises(ConfigError, match="reasoning: budget"):
+        with_template(folder, template, reasoning={"budget": 9})
+
+
+def test_template_in_place_of_the_checkpoints_decides(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("plain")
+    model = with_template(folder, SWITCH.format(begin="<think>", end=""), chat_template=str(tmp_path / "mine.jinja"))
+    assert model.reasoning is None
+
+
+def test_checkpoint_that_is_not_here_yet_leaves_its_switch_to_its_engine() -> None:
+    fields: list[dict[str, Any]] = [
+        {},
+        {"template_args": {"thinking": True}},
+        {"reasoning": {"style": "kimi", "budget": 9}},
+    ]
+    models = [parsed({"hub": "a/b", **each}).models_by_name["b"] for each in fields]
+    assert [model.reasoning for model in models] == [
+        Reasoning(switchable=True, on=False, bounded=False),
+        Reasoning(switchable=True, on=True, bounded=False),
+        Reasoning((KIMI,), switchable=True, on=False, budget=9),
+    ]
+    assert models[0].card.features == ("told in plain words",)
+
+
+def test_card_of_a_model_that_is_checked_says_so(folder: Path) -> None:
+    assert "drawn scenes" in by_folder(folder, boxes="probe").card.checked
+    assert "drawn scenes" in by_folder(folder, check=True).card.checked
+    assert "drawn scenes" not in by_folder(folder).card.checked
 
 
 def test_model_whose_contract_is_probed_is_checked(folder: Path) -> None:

@@ -150,6 +150,28 @@ def test_prompt_follows_the_request(
     assert SWITCHED.prompt(PROMPT, options, extend=False).sampling.max_tokens == 64
 
 
+@pytest.mark.parametrize("style", ALL, ids=lambda style: style.name)
+def test_prompt_that_a_chat_engine_wrote_tells_whether_the_reply_begins_inside(style: ReasoningStyle) -> None:
+    reasoning = Reasoning((style,), switchable=True, on=False)
+    prompt = reasoning.prompt(Prompt('[{"role": "user"}]', None), ReasoningOptions(enabled=True), extend=False)
+    assert set(prompt.sampling.marks) == {*style.begins, *style.ends}
+    for end, inside in ((f"user: hi{style.begins[-1]}\n", True), (f"{style.begins[0]}\n{style.ends[0]}\n", False)):
+        splitter = reasoning.splitter(prompt)
+        pieces = [splitter.feed(Piece("", prompt_end=end)), splitter.feed(Piece(f"a{style.ends[0]}b"))]
+        assert pieces[0].prompt_end == ""
+        assert "".join(piece.reasoning for piece in pieces) == ("a" if inside else "")
+
+
+def test_effort_reaches_a_model_that_cannot_be_turned_off() -> None:
+    wishes = [ReasoningOptions(effort=effort) for effort in ("high", "none", None)]
+    prompts = [Reasoning(on=True).prompt(PROMPT, wish, extend=False) for wish in wishes]
+    assert [prompt.reasoning for prompt in prompts] == [
+        ReasoningOptions("high", True),
+        ReasoningOptions(None, True),
+        ReasoningOptions(None, True),
+    ]
+
+
 @pytest.mark.parametrize(
     ("reasoning", "options", "param"),
     [

@@ -6,18 +6,19 @@ the picture to the first one, wherever it stands. They get a space inside, and a
 """
 
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
+from serve.engines.base import ReasoningOptions, Sampling
 from serve.engines.chat_settings import ChatSettings
 from serve.engines.checkpoint_facts import CheckpointFacts
+from serve.engines.reasoning_switch import EFFORT, NONE, reasoning_switch
 from serve.engines.remote.chat_request import IMAGE_PART
 from serve.engines.vllm.multimodal import cache_salt
-from serve.errors import ModelError
 
 PLACE = {"type": "image_pil", "image_pil": PIL.Image.new("RGB", (1, 1))}
 """An image in vLLM's form of messages. Only its place counts: the prompt's own image replaces it."""
@@ -27,28 +28,40 @@ class ChatRenderer:
     """A renderer of messages for one engine. renderer: vLLM's."""
 
     def __init__(self, renderer: Any, settings: ChatSettings, facts: CheckpointFacts) -> None:
-        from vllm.renderers.params import ChatParams
-
-        text = _template(settings)
-        switch = {facts.switch: False} if facts.switch and text is None else {}
         self._renderer = renderer
-        self._params = ChatParams(
-            chat_template=text,
-            chat_template_kwargs={"add_generation_prompt": True, "tokenize": False, **switch, **settings.template_args},
-        )
+        self._template = settings.read_template()
+        self._switch = reasoning_switch(self._template or facts.chat_template)
+        self._template_args = {**self._switch.values(ReasoningOptions(enabled=False)), **settings.template_args}
         self._tokenization = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
         self._control_tokens = ControlTokens(_control_tokens(renderer))
 
-    async def inputs(self, text: str, media: Mapping[str, Any]) -> Any:
+    async def inputs(self, text: str, media: Mapping[str, Any], reasoning: ReasoningOptions) -> Any:
         """Return vLLM's engine input. text: messages as JSON, with IMAGE_PART where the image goes. media: the image
-        in the form of `multimodal_input`, or {}.
+        in the form of `multimodal_input`, or {}. reasoning: what the template is told about it.
 
         Raises VLLMClientError where the template refuses the messages, or where they are too long.
         """
-        _, prompt = await self._renderer.render_messages_async(self._messages(text), self._params)
+        from vllm.renderers.params import ChatParams
+
+        params = ChatParams(chat_template=self._template, chat_template_kwargs=self.template_args(reasoning))
+        _, prompt = await self._renderer.render_messages_async(self._messages(text), params)
         prompt = {**prompt, **media, **cache_salt()}
         (tokenized,) = await self._renderer.tokenize_prompts_async([prompt], self._tokenization)
         return await self._renderer.process_for_engine_async(tokenized, time.time())
+
+    def template_args(self, reasoning: ReasoningOptions) -> dict[str, Any]:
+        """Return the values of the template's variables: reasoning is off unless the deployment or the prompt says."""
+        wanted = self._switch.values(reasoning)
+        if reasoning.on and reasoning.effort is None and self._template_args.get(EFFORT) not in (None, NONE):
+            wanted.pop(EFFORT, None)  # the deployment has chosen one
+        return {"add_generation_prompt": True, "tokenize": False, **self._template_args, **wanted}
+
+    def hidden(self, sampling: Sampling) -> re.Pattern[str] | None:
+        """Return what matches the control tokens to leave out of a reply that keeps those of its marks.
+
+        None for a reply that keeps all of them, or none.
+        """
+        return None if sampling.special_tokens else self._control_tokens.others(sampling.marks)
 
     def _messages(self, text: str) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = json.loads(text)
@@ -71,6 +84,18 @@ class ControlTokens:
         self._tokens = {token for token in tokens if len(token) > 1 and not token.isspace()}
         self._firsts = {token[0] for token in self._tokens}
         self._lengths = sorted({len(token) for token in self._tokens}, reverse=True)
+        self._others: dict[tuple[str, ...], re.Pattern[str] | None] = {}
+
+    def others(self, marks: tuple[str, ...]) -> re.Pattern[str] | None:
+        """Return what matches the control tokens that are no part of a mark; None where no mark holds any."""
+        if marks not in self._others:
+            self._others[marks] = self._match_others(marks)
+        return self._others[marks]
+
+    def _match_others(self, marks: tuple[str, ...]) -> re.Pattern[str] | None:
+        kept = {token for token in self._tokens if any(token in mark for mark in marks)}
+        others = sorted(self._tokens - kept, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, others)) or "(?!)") if kept else None
 
     def escape(self, text: str) -> str:
         """Return the text with a space after the first character of each control token in it.
@@ -99,14 +124,3 @@ def _control_tokens(renderer: Any) -> set[str]:
         if isinstance(token, str):
             tokens.add(token)
     return tokens
-
-
-def _template(settings: ChatSettings) -> str | None:
-    if settings.template is None:
-        return None
-    try:
-        return Path(settings.template).expanduser().read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        raise ModelError(
-            f"The chat template {settings.template} cannot be read.", code="chat_template_missing"
-        ) from None

@@ -59,6 +59,8 @@ SLEEP = {"enable_sleep_mode": True, "sleep_mode_offload_cudagraph": True}
 AT_ONCE = 2
 """Large images and videos prepared at a time: while vLLM processes one, in its single thread, the next is prepared.
 Each takes up to 120 MB until it is processed."""
+PROMPT_END = 80
+"""Characters of a written prompt that pieces carry: more than any mark that begins reasoning has."""
 _PREPARING = ThreadPoolExecutor(AT_ONCE, "prepare")
 ALTERNATIVES_A_STEP = 400
 """Alternatives of tokens that one step of the engine may return, since the replica's event loop unpacks each of them.
@@ -414,7 +416,7 @@ class VllmEngine:
 
     async def _render_by_vllm(self, prompt: Prompt, media: Mapping[str, Any]) -> Any:
         if self._chat_renderer is not None:
-            return await self._chat_renderer.inputs(prompt.text, media)
+            return await self._chat_renderer.inputs(prompt.text, media, prompt.reasoning)
         text = {"prompt": prompt.text, **multimodal.cache_salt()}
         return (await self._llm.renderer.render_cmpl_async([{**text, **media}]))[0]
 
@@ -450,8 +452,12 @@ class VllmEngine:
 
         llm = self._llm
         try:
-            params = sampling_params(prompt.sampling, whole=prompt.whole, clean=self.chat is not None)
+            hidden = None if self._chat_renderer is None else self._chat_renderer.hidden(prompt.sampling)
+            params = sampling_params(
+                prompt.sampling, whole=prompt.whole, clean=self.chat is not None and hidden is None
+            )
             inputs = await self._inputs(prompt)
+            prompt_end = "" if self.chat is None else str(inputs.get("prompt", ""))[-PROMPT_END:]
             prompt_tokens = len(inputs["prompt_token_ids"])
             context = llm.model_config.max_model_len
             if prompt_tokens >= context:
@@ -477,13 +483,17 @@ class VllmEngine:
                     if result.finish_reason == "error":
                         log.error("request %s failed in the engine", REQUEST_ID.get())
                         raise ModelError("The model's engine failed on this request.", code="engine_error")
+                    if hidden is not None:
+                        result.text = hidden.sub("", result.text)
                     yield Piece(
                         result.text,
                         aligner.tokens(result),
                         FINISH[result.finish_reason] if result.finish_reason else None,
                         prompt_tokens,
                         completion_tokens,
+                        prompt_end=prompt_end,
                     )
+                    prompt_end = ""
         except VLLMClientError as error:
             raise bad_request(error, llm.model_config.max_model_len) from error
         except EngineDeadError as error:
