@@ -492,15 +492,21 @@ async def test_replies_stream_interleaved_and_the_merged_reply_comes_last() -> N
 
 async def test_choices_are_announced_in_order_before_any_text() -> None:
     quick, slow = FakeEngine("red"), FakeEngine("a red square", first_delay_s=0.05)
-    for given, engines, count in (
-        (body("vqa:*"), (slow, quick), 3),  # the second model answers first
-        (body("caption:*"), (FakeEngine("a", first_delay_s=0.05), FakeEngine("b", fail_after=0)), 3),
-        (body("vqa"), (slow, quick), 1),
-        (body(n=3), (quick, quick), 3),
+    every = [None, LLAVA, PALIGEMMA]
+    for given, engines, models in (
+        (body("vqa:*"), (slow, quick), every),  # the second model answers first
+        (body("caption:*"), (slow, quick), every),
+        (body(f"caption:{PALIGEMMA},{LLAVA}"), (slow, quick), every),  # catalogue order, not the request's
+        (body("caption:*"), (FakeEngine("a", first_delay_s=0.05), FakeEngine("b", fail_after=0)), every),
+        (body("vqa"), (slow, quick), [None]),
+        (body(n=3), (quick, quick), [None] * 3),
     ):
-        opening = [chunk["choices"][0] for chunk in await chunks(given, *engines)][:count]
-        assert [choice["index"] for choice in opening] == list(range(count))
+        choices = [chunk["choices"][0] for chunk in await chunks(given, *engines)]
+        opening, later = choices[: len(models)], choices[len(models) :]
+        assert [choice["index"] for choice in opening] == list(range(len(models)))
         assert all(choice["delta"] == {"role": "assistant", "content": ""} for choice in opening)
+        assert [choice.get("diptych", {}).get("model") for choice in opening] == models
+        assert not any("role" in choice["delta"] for choice in later)  # none is announced twice
 
 
 async def test_failed_choice_is_closed_and_others_continue() -> None:
