@@ -7,10 +7,12 @@ import random
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from loadtest.pictures import body, data_url, scenes
 from serve.client.http_client import Server
 from serve.tasks import TASKS
+from serve.tasks.base import Task
 
 
 class Nothing(Exception):
@@ -84,9 +86,7 @@ class Asks:
         """Ask all models that can by /v1/tasks/{task}."""
         task, models = random.choice(list(self.served.tasks.items()))
         picture, labels = next(self.scenes)
-        field = TASKS[task].text_field
-        text = {} if field is None else {field: labels if field == "labels" else TASKS[task].example[field]}
-        sent = json.dumps({"image": data_url(picture), "stream": stream, **text}).encode()
+        sent = json.dumps({"image": data_url(picture), "stream": stream, **_fields(TASKS[task], labels)}).encode()
         return Ask(f"/v1/tasks/{task}", "task", f"task {task}", sent, models)
 
     def fan_out(self, stream: bool) -> Ask:
@@ -94,6 +94,11 @@ class Asks:
         task, models = random.choice(list(self.served.tasks.items()))
         picture, labels = next(self.scenes)
         entry = TASKS[task]
-        text = "; ".join(labels) if entry.text_field == "labels" else entry.example.get("question", "")
+        text = "; ".join(_fields(entry, labels)["labels"]) if entry.text_field == "labels" else entry.example_text()
         sent = body(f"{task}:*", picture, text=text, stream=stream)
         return Ask("/v1/chat/completions", "fan-out", f"fan-out {task}:*", sent, models)
+
+
+def _fields(task: Task, labels: list[str]) -> Mapping[str, Any]:
+    """Return the request's fields without the image: the example's, with as many of the labels as the task takes."""
+    return {**task.example, "labels": labels[: task.max_labels]} if task.text_field == "labels" else task.example

@@ -1,14 +1,18 @@
 """Holds every task, merge rule, model and skill to the same laws, over all entries of TASKS and MODELS.
 
 A new entry needs no line here. What it declares itself is drawn and sent: a task's `example`, a result by its fields'
-types. Only a result that random fields do not make well (boxes inside the image) has a strategy in RESULTS.
+types. Only a result that random fields do not make well (boxes inside the image) has a strategy in RESULTS. A task that
+is declared here alone, TALLY, goes through every place that knows tasks, to hold that none of them needs a line either.
 """
 
+import dataclasses
 import importlib
 import itertools
 import math
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,30 +20,45 @@ import pytest
 from decoders import saved, weights
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
+from served import LLAVA, URL, calling, message, picture
 
 import serve.tasks
+from loadtest.asks import Asks, Served
+from serve.api.app import create_app
+from serve.api.model_list import model_list
+from serve.arena.presentation import length, present
+from serve.client.asking import text_fields
+from serve.client.evaluation.annotations import Labelled
+from serve.client.evaluation.asker import form
+from serve.client.http_client import Failure, Misuse
 from serve.engines.base import Generation, Token
+from serve.engines.fake import FakeEngine
 from serve.errors import ParseError
 from serve.media.image import Image
 from serve.media.masks import decode, encode
 from serve.media.video import Video
 from serve.models import MODELS
 from serve.models.base import Model, Turn
+from serve.models.instructed import chat_messages, instructed_skills
 from serve.models.mask_decoder import VARIABLE
+from serve.router import Router
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply, Request, Result, Task
+from serve.tasks.base import Instruction, Merged, Reply, Request, Result, Task
 from serve.tasks.boxes import DetectResult, LabelledBox, label_key
 from serve.tasks.detect import DetectRequest
+from serve.tasks.merging.vote import majority
 from serve.tasks.ocr import OcrResult
 from serve.tasks.segment import LabelledMask, SegmentResult
+from serve.worker import Worker
 
 WIDTH, HEIGHT = 40, 30
 IMAGE = Image(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
 VIDEO = Video(np.zeros((4, HEIGHT, WIDTH, 3), np.uint8), (0.0, 1.0, 2.0, 3.0), 4.0)
 TEXT_FIELDS = ("question", "labels")
 EXAMPLES = settings(max_examples=settings.default.max_examples // 3, deadline=None)  # for each of hundreds of cases
-PAIRS = [(model, task) for model in MODELS.values() for task in model.skills]
+INSTRUCTED = dataclasses.replace(MODELS[LLAVA], name="instructed", skills=instructed_skills(chat_messages))
+PAIRS = [(model, task) for model in [*MODELS.values(), INSTRUCTED] for task in model.skills]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -106,6 +125,11 @@ def test_task_declares_its_text_field_and_an_example(task: Task) -> None:
     fields = [name for name in TEXT_FIELDS if name in task.request.model_fields]
     wanted = fields[0] if fields else None
     assert task.text_field == wanted, f"{place}: set text_field={wanted!r}, so that clients and the page can fill it"
+    required = {name for name, field in task.request.model_fields.items() if field.is_required()} - {"image"}
+    assert required <= set(fields), (
+        f"{place}: clients fill no field {', '.join(required - set(fields))}. Give such fields defaults, and take "
+        "what clients write in `question`, a text, or `labels`, a list of phrases: Field(max_length=1) for a single one"
+    )
     assert set(fields) <= set(task.example), f"{place}: give example={{{wanted!r}: ...}}, which page and tests send"
     try:
         request(task.name)
@@ -122,7 +146,10 @@ def test_task_of_every_module_is_in_tasks(module: pkgutil.ModuleInfo) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_task_has_a_merge_rule_and_results_to_draw(task: str) -> None:
-    assert TASKS[task].methods, f"The Task {task!r} in serve/tasks: methods needs a merge rule, the default first"
+    place = f"The Task {task!r} in serve/tasks"
+    assert TASKS[task].methods, f"{place}: methods needs a merge rule, the default first"
+    alone = len(TASKS[task].result.model_fields) == 1 or TASKS[task].as_text is not Result.as_text
+    assert alone, f"{place}: give as_text, which writes a result of several fields as a person reads it"
     try:
         find(results(task), lambda result: True, settings=settings(database=None))
     except Exception as error:
@@ -131,8 +158,11 @@ def test_task_has_a_merge_rule_and_results_to_draw(task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_task_is_a_skill_of_some_model(task: str) -> None:
-    able = [model.name for model in MODELS.values() if task in model.skills]
-    assert able, f"No model can do {task}: give a family a Skill for it, as serve/models/llava_tasks.py does"
+    able = [model.name for model, skill in PAIRS if task == skill]
+    assert able, (
+        f"No model can do {task}: give its Task an `instruction`, which tells models that follow instructions what to "
+        "do, as serve/tasks/vqa.py does, or a family a Skill for it, as serve/models/paligemma_tasks.py does"
+    )
 
 
 @pytest.mark.parametrize(("model", "task"), PAIRS, ids=lambda x: x if isinstance(x, str) else x.name)
@@ -235,6 +265,27 @@ def test_order_of_replies_decides_ties_only(task: str, method: str, data: st.Dat
     assert sorted(map(sorted, turned.supporters)) == sorted(map(sorted, merged.supporters))
 
 
+@pytest.mark.parametrize(("task", "method"), [pair for pair in METHODS if not TASKS[pair[0]].by_confidence])
+@given(data=st.data())
+@EXAMPLES
+def test_confidence_decides_ties_only_without_by_confidence(task: str, method: str, data: st.DataObject) -> None:
+    assert _ignores_confidence(TASKS[task], method, data.draw(replies_and_weights(task, least=2))[0]), (
+        f"The Task {task!r} in serve/tasks: {method} weighs replies by their confidence: set by_confidence=True, so "
+        "that models are asked for the log-probabilities that it is made from"
+    )
+
+
+def _ignores_confidence(task: Task, method: str, replies: list[Reply]) -> bool:
+    """Return whether the merged result is the same for confidences turned around, where no two weights make a tie."""
+    weights, sure = dict(zip("abcd", (1.0, 1.31, 1.73, 2.19), strict=True)), (0.1, 0.3, 0.7, 0.9)[: len(replies)]
+    turned = [
+        [reply.model_copy(update={"confidence": value}) for reply, value in zip(replies, order, strict=True)]
+        for order in (sure, sure[::-1])
+    ]
+    first, second = (task.methods[method](drawn, weights).result for drawn in turned)
+    return _approx(first, second)
+
+
 @BY_METHOD
 @given(data=st.data())
 @EXAMPLES
@@ -307,6 +358,109 @@ def _approx(a: Result | None, b: Result | None) -> bool:
             return False
         rest.remove(twin)
     return not rest
+
+
+# --- a task that no other file names ---
+
+
+class TallyRequest(Request):
+    labels: Annotated[list[str], Field(min_length=1, max_length=1)]
+
+
+class TallyResult(Result):
+    tally: Annotated[int, Field(ge=0)]
+
+
+def read_tally(generation: Generation) -> TallyResult:
+    if not re.fullmatch("[0-9]{1,9}", generation.text):
+        raise ParseError("The reply is no number.")
+    return TallyResult(tally=int(generation.text))
+
+
+def tally_of(reply: Reply) -> str:
+    return str(reply.result)
+
+
+TALLY = Task(
+    name="tally",
+    title="Tallying",
+    request=TallyRequest,
+    result=TallyResult,
+    methods={"vote": majority(tally_of), "weighted_vote": majority(tally_of, by_confidence=True)},
+    text_field="labels",
+    example={"labels": ["red circle"]},
+    instruction=Instruction(lambda request: f"How many times {request.labels[0]}?", read_tally, max_tokens=8),
+    by_confidence=True,
+)
+
+
+@pytest.fixture
+def tally(monkeypatch: pytest.MonkeyPatch) -> Model:
+    """Add TALLY to the tasks; return a model that is told to do them."""
+    monkeypatch.setitem(TASKS, "tally", TALLY)
+    return dataclasses.replace(MODELS[LLAVA], skills=instructed_skills(MODELS[LLAVA].converse))
+
+
+def test_new_task_is_a_skill_of_instructed_models_with_log_probabilities(tally: Model) -> None:
+    (prompt,) = tally.skills["tally"].ask(TallyRequest(image=IMAGE, labels=["cat"]))
+    assert "How many times cat?" in prompt.text and prompt.sampling.max_tokens == 8 and prompt.sampling.logprobs
+    silent = instructed_skills(chat_messages, logprobs=False)["tally"]
+    assert not silent.ask(TallyRequest(image=IMAGE, labels=["cat"]))[0].sampling.logprobs
+    replies = [reply("a", TallyResult(tally=1)), reply("b", TallyResult(tally=2))]
+    assert not _ignores_confidence(TALLY, "weighted_vote", replies) and _ignores_confidence(TALLY, "vote", replies)
+
+
+@pytest.mark.usefixtures("tally")
+def test_new_task_is_shown_in_a_duel() -> None:
+    answer = present(TALLY, reply("a", TallyResult(tally=12)), IMAGE)
+    assert answer == {"tally": "12"} and length(answer) == 2
+
+
+def test_new_task_is_listed_with_the_details_that_a_page_needs(tally: Model) -> None:
+    details = {entry.id: entry.diptych for entry in model_list({tally.name: tally}, {}).data}
+    assert details["tally"].models == [tally.name] and details["tally"].text_field == "labels"
+    assert details["tally"].boxed is False and details["tally"].example == {"labels": ["red circle"]}
+
+
+@pytest.mark.usefixtures("tally")
+def test_load_test_sends_a_new_task_no_more_labels_than_its_request_takes() -> None:
+    asks = Asks(Served(("m",), {"tally": ("m",)}), size="1x", repeat=8, tokens=1)
+    for _ in range(8):
+        TallyRequest.model_validate_json(asks.task(stream=False).body)
+        assert b";" not in asks.fan_out(stream=False).body.partition(b'"text"')[2]
+
+
+@pytest.mark.usefixtures("tally")
+def test_command_line_explains_a_new_task_by_its_own_example() -> None:
+    assert text_fields("tally", "cat", None, lambda *given: "") == {"labels": ["cat"]}
+    with pytest.raises(Misuse, match="--labels 'red circle'"):
+        text_fields("tally", None, None, lambda field, words: f"--{field} {words}")
+
+
+@pytest.mark.usefixtures("tally")
+def test_new_task_is_labelled_by_its_results_own_fields(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text('{"image": "a.png", "task": "tally", "labels": ["cat"], "tally": 2}')
+    (item,) = Labelled(tmp_path, None).items
+    assert (item.task, item.fields, item.truth) == ("tally", {"labels": ["cat"]}, {"tally": 2})
+    for wrong, why in (('"tally": 2', "labels: tally needs it"), ('"labels": ["cat"], "tally": -1', "tally: Input")):
+        labels.write_text(f'{{"image": "a.png", "task": "tally", {wrong}}}')
+        with pytest.raises(Failure, match=why):
+            Labelled(tmp_path, None)
+
+
+async def test_new_task_has_an_endpoint_and_chat_completions(tally: Model) -> None:
+    worker = Worker(tally, FakeEngine("2"))
+    worker.mark("ready", "ready")
+    async with calling(create_app(Router([worker]))) as client:
+        json = await client.post("/v1/tasks/tally", json={"image": URL, "labels": ["cat"]})
+        sent = form(picture(), {"labels": ["cat, or dog"]})
+        by_form = await client.post("/v1/tasks/tally", files=sent["files"], data=sent["data"])
+        body = {"model": "tally:*", "messages": [message("cat")]}
+        choices = (await client.post("/v1/chat/completions", json=body)).json()["choices"]
+    assert json.json()["merged"]["result"] == by_form.json()["merged"]["result"] == {"tally": 2}
+    assert [choice["message"]["content"] for choice in choices] == ["2", "2"]
 
 
 @given(

@@ -12,6 +12,7 @@ from serve.models.base import Model, Price
 from serve.models.check_report import CheckReport
 from serve.router.route import Status
 from serve.tasks import TASKS
+from serve.tasks.base import TextField
 
 
 class NameDetails(BaseModel):
@@ -22,9 +23,10 @@ class NameDetails(BaseModel):
     models: list[str] = Field(description="The served models behind this name.")
     state: State | None = None
     title: str | None = None
-    text_field: Literal["question", "labels"] | None = Field(
+    text_field: TextField | None = Field(
         default=None, description="The field of a task's request for what is written beside the image."
     )
+    boxed: bool | None = Field(default=None, description="Whether a task's results are boxes in the image.")
     example: Mapping[str, Any] | None = Field(default=None, description="A task's typical request, without the image.")
     memory: Memory | None = Field(default=None, description="Of the model's engine, once it runs.")
     wakes: Wakes | None = Field(
@@ -86,6 +88,7 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
                 models=able,
                 title=task.title,
                 text_field=task.text_field,
+                boxed=task.boxed,
                 example=task.example,
             )
             entries.append(ModelEntry(id=task.name, created=0, owned_by="diptych", diptych=task_details))

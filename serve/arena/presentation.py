@@ -8,19 +8,21 @@ import unicodedata
 from typing import Any
 
 from serve.media.image import Image
-from serve.tasks.base import Reply, Task, TextResult
+from serve.tasks.base import Reply, Task
 
 GRID = 100
 """Steps of the longer side that all boxes are rounded to, LLaVA's own."""
 
 
 def present(task: Task, reply: Reply, image: Image) -> dict[str, Any]:
-    """Return the result of a reply that is ok as JSON: texts in one form, boxes without scores and in one order."""
-    if isinstance(reply.result, TextResult):
-        (field,) = type(reply.result).model_fields
-        return {field: _text(reply.result.as_text(), verbatim=task.verbatim)}
+    """Return the result of a reply that is ok as JSON: texts in one form, boxes without scores and in one order.
+
+    Numbers and other values are texts too: judges read them.
+    """
     assert reply.result is not None
     result = reply.result.model_dump(mode="json")
+    if not task.boxed:
+        return {field: _text(str(value), verbatim=task.verbatim) for field, value in result.items()}
     step = max(image.width, image.height) / GRID
     limits = (image.width, image.height) * 2
     boxes = []

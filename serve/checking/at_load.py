@@ -25,7 +25,7 @@ from serve.media.image import undecoded_image
 from serve.models.base import Checkpoint, Model, Skill
 from serve.models.check_report import CheckReport
 from serve.tasks import TASKS
-from serve.tasks.base import Reply, Request, TextResult
+from serve.tasks.base import Reply, Request
 from serve.tasks.boxes import DetectResult
 from serve.worker import Check, Worker
 
@@ -103,7 +103,7 @@ def ask_worker(model: Model, engine: Engine) -> Ask:
         if isinstance(reply.result, DetectResult):
             shapes = [(box.label, box.box) for box in reply.result.boxes]
             return CheckAnswer(reply.text, PIXELS.format(shapes, question.size))
-        assert isinstance(reply.result, TextResult)
+        assert reply.result is not None
         return CheckAnswer(reply.text, reply.result.as_text())
 
     return ask

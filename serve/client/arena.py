@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +119,8 @@ def _duel(server: Server, task: str, picture: bytes | str, fields: Json, judge_n
     raise AssertionError("the last try returns or raises")
 
 
-def _usage(task: str, image: str) -> dict[str, str]:
-    return {
-        "labels": f"diptych arena duel {image} 'cat; dog' --task {task}",
-        "question": f"diptych arena duel {image} 'what is this?' --task {task}",
-    }
+def _usage(task: str, image: str) -> Callable[[str, str], str]:
+    return lambda field, words: f"diptych arena duel {image} {words} --task {task}"
 
 
 def _lines(result: Json) -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +119,20 @@ def _fields(task: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return the request's fields, those that were given."""
     if options.task is None and options.labels is None:  # vqa with its question, or a caption
         return given(options) | ({"question": options.question} if options.question else {})
-    usage = {
-        "labels": f"diptych ask {options.image} 'cat; dog' --task {task}",
-        "question": f"diptych ask {options.image} 'what is this?'" + f" --task {task}" * (task != "vqa"),
-    }
+
+    def usage(field: str, words: str) -> str:
+        return f"diptych ask {options.image} {words}" + f" --task {task}" * (task != "vqa")
+
     return given(options) | text_fields(task, options.question, options.labels, usage)
 
 
-def text_fields(task: str, question: str | None, labels: str | None, usage: Mapping[str, str]) -> dict[str, Any]:
+def text_fields(
+    task: str, question: str | None, labels: str | None, usage: Callable[[str, str], str]
+) -> dict[str, Any]:
     """Return the field of a task's request that holds the question or the labels; empty for a task without.
 
-    usage: by field, a command line that gives it. Raises Misuse where the task needs a text and has none.
+    usage: (field, the example's words for it in quotes) -> a command line that gives it. Raises Misuse where the task
+    needs a text and has none.
     """
     from serve.tasks import TASKS  # takes 0.2 s, so only where a task is named
 
@@ -137,13 +140,13 @@ def text_fields(task: str, question: str | None, labels: str | None, usage: Mapp
     if field == "labels":
         wanted = label_phrases(labels or question or "")
         if not wanted:
-            raise Misuse(f"What to find? {usage[field]}")
+            raise Misuse(f"What to find? {usage(field, repr(TASKS[task].example_text()))}")
         return {"labels": wanted}
     if labels is not None:
         takers = [name for name, known in TASKS.items() if known.text_field == "labels"]
         raise Misuse(f"--labels are for {' and '.join(takers)}, not for {task}.")
     if field == "question" and not question:
-        raise Misuse(f"Which question? {usage[field]}")
+        raise Misuse(f"Which question? {usage(field, repr(TASKS[task].example_text()))}")
     return {"question": question} if question else {}
 
 

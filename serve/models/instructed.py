@@ -1,4 +1,4 @@
-"""Prompts and parsers for models that do a task because they are told to: today's instruction-tuned chat models."""
+"""Skills of models that do a task because they are told to: today's instruction-tuned chat models."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,32 +11,18 @@ from serve.errors import ParseError
 from serve.models.base import Skill, Turn, task_sampling
 from serve.models.contracts import LLAVA, MESSAGES, QWEN3_VL, Contract, Fault
 from serve.models.llava_tasks import REGION
-from serve.models.text_replies import parse_caption, parse_chat, parse_text, parse_vqa
 from serve.models.turns import split_system
-from serve.tasks.base import Request
+from serve.tasks import TASKS
+from serve.tasks.base import Instruction, Request, Result
 from serve.tasks.boxes import DetectResult, LabelledBox
-from serve.tasks.caption import CaptionRequest
-from serve.tasks.chat import ChatRequest
 from serve.tasks.detect import DetectRequest
-from serve.tasks.ocr import OcrRequest, OcrResult
-from serve.tasks.vqa import VqaRequest
 
-SHORT = "\nAnswer the question using a single word or phrase."
-SENTENCE = "Describe the image in one sentence. Write that sentence only."
-NO_TEXT = "(no text)"
-READ = (
-    "Read all text in the image, from top to bottom, with a line for each line of the image. Write that text only. "
-    f"If there is none, write {NO_TEXT}"
-)
-LANGUAGE = " Write it in the language of the ISO 639 code {}."
 FIND = (
     "Find {labels} in the image. Write a JSON list with an object for each that you see, and nothing else: "
     '{{"{key}": [{numbers}], "label": "..."}}.{scale} If there is none, write [].'
 )
 INSTRUCTED = ("json", "tags", "brackets")
 """Styles of contracts that a model can be told to write. Location tokens come only from models trained on them."""
-BY_CONFIDENCE = frozenset({"vqa", "ocr", "detect"})
-"""Tasks with a merge method that weighs a reply by its confidence. In others confidence decides ties at most."""
 
 
 def instructed_skills(
@@ -45,39 +31,34 @@ def instructed_skills(
     logprobs: bool = True,
     boxes: Contract | Literal["probe"] | None = None,
 ) -> Mapping[str, Skill]:
-    """Return the skills, by task.
+    """Return the skills, by task: every one with an `Instruction`, and detection.
 
     converse: as in Model. logprobs: whether the model's server gives log-probabilities; they are asked for where
     merging weighs by them. boxes: the coordinate contract of its boxes, probe: to be found by a check before it
     detects, None: it does not detect.
     """
+    skills = {
+        task.name: _instructed(converse, task.instruction, logprobs and task.by_confidence)
+        for task in TASKS.values()
+        if task.instruction is not None
+    }
+    if boxes is not None:
+        skills["detect"] = _detect(converse, logprobs) if boxes == "probe" else detect_skill(converse, boxes, logprobs)
+    return skills
 
-    def ask(task: str, request: Request, text: str, max_tokens: int) -> list[Prompt]:
-        sampling = replace(task_sampling(request, max_tokens), logprobs=logprobs and task in BY_CONFIDENCE)
+
+def _instructed(converse: Callable[[Sequence[Turn]], str], instruction: Instruction, logprobs: bool) -> Skill:
+    """Return the skill of one task."""
+
+    def ask(request: Request) -> list[Prompt]:
+        sampling = replace(task_sampling(request, instruction.max_tokens), logprobs=logprobs)
+        text = instruction.words(request)
         return [Prompt(converse([Turn("user", text, has_image=True)]), request.image, sampling)]
 
-    def ask_vqa(request: VqaRequest) -> list[Prompt]:
-        return ask("vqa", request, request.question + SHORT + _language(request.lang), 64)
+    def parse(generations: Sequence[Generation], request: Request) -> Result:
+        return instruction.read(generations[0])
 
-    def ask_caption(request: CaptionRequest) -> list[Prompt]:
-        return ask("caption", request, SENTENCE + _language(request.lang), 128)
-
-    def ask_ocr(request: OcrRequest) -> list[Prompt]:
-        return ask("ocr", request, READ, 1024)
-
-    def ask_chat(request: ChatRequest) -> list[Prompt]:
-        return ask("chat", request, request.question, 1024)
-
-    detect: dict[str, Skill] = {}
-    if boxes is not None:
-        detect["detect"] = _detect(converse, logprobs) if boxes == "probe" else detect_skill(converse, boxes, logprobs)
-    return {
-        "vqa": Skill(ask_vqa, parse_vqa),
-        "caption": Skill(ask_caption, parse_caption),
-        "ocr": Skill(ask_ocr, parse_reading),
-        **detect,
-        "chat": Skill(ask_chat, parse_chat),
-    }
+    return Skill(ask, parse)
 
 
 def _detect(converse: Callable[[Sequence[Turn]], str], logprobs: bool) -> Skill:
@@ -165,13 +146,3 @@ def chat_messages(turns: Sequence[Turn]) -> str:
             text = [IMAGE_PART, *([{"type": "text", "text": turn.text}] if turn.text else [])]
         messages.append({"role": turn.role, "content": text})
     return json.dumps(messages, ensure_ascii=False)
-
-
-def parse_reading(generations: Sequence[Generation], request: OcrRequest) -> OcrResult:
-    """Return the text that was read; none where the reply is NO_TEXT. Raises as `parse_text`."""
-    text = parse_text(generations, request).text
-    return OcrResult(text="" if text.rstrip(".").casefold() in (NO_TEXT, NO_TEXT.strip("()")) else text)
-
-
-def _language(code: str) -> str:
-    return "" if code == "en" else LANGUAGE.format(code)

@@ -4,34 +4,29 @@ from collections.abc import Sequence
 
 from serve.engines.base import Generation
 from serve.errors import ParseError
+from serve.tasks.base import CUT
 from serve.tasks.caption import CaptionRequest, CaptionResult
 from serve.tasks.chat import ChatRequest, ChatResult
 from serve.tasks.ocr import OcrRequest, OcrResult
 from serve.tasks.vqa import VqaRequest, VqaResult
 
-CUT = "The reply was cut by max_tokens before its first whole word."
 NOTHING = "nothing"
 
 
 def parse_vqa(generations: Sequence[Generation], request: VqaRequest) -> VqaResult:
-    return VqaResult(answer=_text(generations))
+    return VqaResult.read(generations[0])
 
 
 def parse_caption(generations: Sequence[Generation], request: CaptionRequest) -> CaptionResult:
-    return CaptionResult(caption=_text(generations))
+    return CaptionResult.read(generations[0])
 
 
 def parse_chat(generations: Sequence[Generation], request: ChatRequest) -> ChatResult:
-    return ChatResult(text=_text(generations))
+    return ChatResult.read(generations[0])
 
 
 def parse_text(generations: Sequence[Generation], request: OcrRequest) -> OcrResult:
-    """Return the reply as the image's text; an empty reply means that there is none. Raises ParseError for a reply that
-    was cut before its first word."""
-    text = generations[0].text.strip()
-    if not text and generations[0].cut:
-        raise ParseError(CUT)
-    return OcrResult(text=text)
+    return OcrResult.read(generations[0])
 
 
 def parse_toy_ocr(generations: Sequence[Generation], request: OcrRequest) -> OcrResult:
@@ -41,10 +36,3 @@ def parse_toy_ocr(generations: Sequence[Generation], request: OcrRequest) -> Ocr
     if generations[0].cut and NOTHING.startswith(text) and text != NOTHING:
         raise ParseError(CUT)
     return OcrResult(text="" if text == NOTHING else text)
-
-
-def _text(generations: Sequence[Generation]) -> str:
-    text = generations[0].text.strip()
-    if not text:
-        raise ParseError(CUT if generations[0].cut else "The reply is empty.")
-    return text

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
-from serve.engines.base import ReasoningOptions
-from serve.errors import BadRequest
+from serve.engines.base import Generation, ReasoningOptions
+from serve.errors import BadRequest, ParseError
 from serve.media.image import ImageField
 from serve.media.video import VideoField
 
@@ -15,6 +15,11 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 Priority = Literal["interactive", "batch"]
+
+TextField = Literal["question", "labels"]
+"""The field of a task's request for what the client writes beside the image: a text, or a list of phrases."""
+
+CUT = "The reply was cut by max_tokens before its first whole word."
 
 MAX_MODELS = 64
 """Models that one request may ask."""
@@ -161,6 +166,11 @@ class Result(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    def as_text(self) -> str:
+        """Write the value of the only field, such as a text or a number."""
+        (value,) = self.__dict__.values()
+        return str(value)
+
 
 class TextResult(Result):
     """A result that has one field, a text."""
@@ -170,9 +180,13 @@ class TextResult(Result):
         (field,) = cls.model_fields
         return cls(**{field: text})
 
-    def as_text(self) -> str:
-        (text,) = self.__dict__.values()
-        return str(text)
+    @classmethod
+    def read(cls, generation: Generation) -> Self:
+        """Return what a model wrote as the result. Raises ParseError where it wrote nothing."""
+        text = generation.text.strip()
+        if not text:
+            raise ParseError(CUT if generation.cut else "The reply is empty.")
+        return cls.of(text)
 
 
 class Usage(BaseModel):
@@ -276,6 +290,19 @@ class Judging:
 
 
 @dataclass(frozen=True)
+class Instruction:
+    """The prompt and the parser of a task for models that follow instructions, those on other servers among them.
+
+    words: a request -> the prompt beside the image. read: the reply -> the result; raises ParseError for text that is
+    none, and where `Generation.cut` says that it may miss its end. max_tokens: where the request gives none.
+    """
+
+    words: Callable[[Any], str]
+    read: Callable[[Generation], Result]
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class Task:
     """A task: its request, its result, and the rules that merge replies (the first method is the default).
 
@@ -287,11 +314,15 @@ class Task:
     request: type[Request]
     result: type[Result]
     methods: Mapping[str, MergeRule]
-    text_field: Literal["question", "labels"] | None = None
-    """The request's field that holds what the client writes beside the image: a text, or a list of phrases."""
+    text_field: TextField | None = None
+    """The request's field for what the client writes beside the image."""
     example: Mapping[str, Any] = field(default_factory=dict)
     """The fields of a typical request, without the image: the page shows it, the tests send it."""
-    as_text: Callable[[Any], str] = TextResult.as_text
+    instruction: Instruction | None = None
+    """Present where a model can be told in words to do it."""
+    by_confidence: bool = False
+    """A merge method weighs replies by their confidence, beyond ties: models are asked for log-probabilities."""
+    as_text: Callable[[Any], str] = Result.as_text
     """Write a result as a person reads it; also the text of a merged chat completion."""
     heavy: bool = False
     """Merging takes long enough to hold others up, however short the replies are."""
@@ -304,6 +335,20 @@ class Task:
     def boxed(self) -> bool:
         """Tell whether results are boxes, which can be drawn into the image."""
         return "boxes" in self.result.model_fields
+
+    @property
+    def max_labels(self) -> int | None:
+        """Return how many labels a request may have; None for a task without, and where its field sets no bound."""
+        field = self.request.model_fields.get("labels")
+        bounds = (
+            [] if field is None else [bound for item in field.metadata if (bound := getattr(item, "max_length", 0))]
+        )
+        return min(bounds, default=None)
+
+    def example_text(self) -> str:
+        """Return what a client would write for the example: its question, or its labels with semicolons."""
+        value = () if self.text_field is None else self.example[self.text_field]
+        return value if isinstance(value, str) else "; ".join(value)
 
     def texts(self, request: Request) -> tuple[str, ...]:
         """Return what a request's client wrote beside the image: its question, or its labels, or nothing."""

@@ -1,8 +1,8 @@
 """Captioning: the image described in one sentence."""
 
-from serve.tasks.base import JudgeName, Judging, Request, Task, TextResult, text_of
+from serve.tasks.base import Instruction, JudgeName, Judging, Request, Task, TextResult, text_of
 from serve.tasks.merging.medoid import medoid
-from serve.tasks.vqa import Language
+from serve.tasks.vqa import Language, language_clause
 
 
 class CaptionRequest(Request):
@@ -19,11 +19,16 @@ def _instruction(request: CaptionRequest) -> str:
     return f"Describe the image in one sentence.{language}"
 
 
+def _words(request: CaptionRequest) -> str:
+    return "Describe the image in one sentence. Write that sentence only." + language_clause(request.lang)
+
+
 CAPTION = Task(
     name="caption",
     title="Captioning",
     request=CaptionRequest,
     result=CaptionResult,
     methods={"medoid": medoid()},
+    instruction=Instruction(_words, CaptionResult.read, max_tokens=128),
     judging=Judging(_instruction, text_of, CaptionResult.of),
 )

@@ -1,8 +1,18 @@
 """Reading (OCR): the text in the image, line by line."""
 
-from serve.tasks.base import Request, Task, TextResult
+from typing import Self
+
+from serve.engines.base import Generation
+from serve.errors import ParseError
+from serve.tasks.base import CUT, Instruction, Request, Task, TextResult
 from serve.tasks.merging.medoid import medoid
 from serve.tasks.merging.rover import likeness, rover
+
+NO_TEXT = "(no text)"
+READ = (
+    "Read all text in the image, from top to bottom, with a line for each line of the image. Write that text only. "
+    f"If there is none, write {NO_TEXT}"
+)
 
 
 class OcrRequest(Request):
@@ -13,6 +23,24 @@ class OcrResult(TextResult):
     """The text, its lines separated by newlines; empty where there is none."""
 
     text: str
+
+    @classmethod
+    def read(cls, generation: Generation) -> Self:
+        """Return what a model wrote as the image's text. Raises ParseError for a reply cut before its first word."""
+        text = generation.text.strip()
+        if not text and generation.cut:
+            raise ParseError(CUT)
+        return cls(text=text)
+
+
+def _words(request: OcrRequest) -> str:
+    return READ
+
+
+def _read(generation: Generation) -> OcrResult:
+    """Read a reply, NO_TEXT as none. Raises as `OcrResult.read`."""
+    result = OcrResult.read(generation)
+    return OcrResult(text="") if result.text.rstrip(".").casefold() in (NO_TEXT, NO_TEXT.strip("()")) else result
 
 
 def _as_text(result: OcrResult) -> str:
@@ -26,5 +54,7 @@ OCR = Task(
     result=OcrResult,
     verbatim=True,
     methods={"rover": rover(OcrResult.of), "medoid": medoid(likeness)},
+    instruction=Instruction(_words, _read, max_tokens=1024),
+    by_confidence=True,
     as_text=_as_text,
 )

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from serve.tasks.answers import normalise
-from serve.tasks.base import Reply, Request, Task, TextResult, text_of
+from serve.tasks.base import Instruction, Reply, Request, Task, TextResult, text_of
 from serve.tasks.merging.vote import majority
 
 _UNSEEN = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\u2800\u3164\ufeff"
@@ -28,6 +28,13 @@ def _refuse_blank(question: str) -> str:
 Question = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_refuse_blank)]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z]{2,4})?$", description="ISO 639 code, such as en.")]
 
+SHORT = "\nAnswer the question using a single word or phrase."
+
+
+def language_clause(code: str) -> str:
+    """Return the sentence of an instruction that names the language; empty for English."""
+    return "" if code == "en" else f" Write it in the language of the ISO 639 code {code}."
+
 
 class VqaRequest(Request):
     question: Question
@@ -36,6 +43,10 @@ class VqaRequest(Request):
 
 class VqaResult(TextResult):
     answer: str
+
+
+def _words(request: VqaRequest) -> str:
+    return request.question + SHORT + language_clause(request.lang)
 
 
 def _key(reply: Reply) -> str:
@@ -50,4 +61,6 @@ VQA = Task(
     methods={"vote": majority(_key), "weighted_vote": majority(_key, by_confidence=True)},
     text_field="question",
     example={"question": "how many shapes are there?"},
+    instruction=Instruction(_words, VqaResult.read, max_tokens=64),
+    by_confidence=True,
 )

@@ -20,6 +20,7 @@ from serve.media.image import Image
 from serve.models.base import Model
 from serve.models.reasoning import KIMI, STYLES, THINK, Reasoning, ReasoningStyle
 from serve.models.remote import BOX_CONTRACTS
+from serve.tasks import TASKS
 from serve.tasks.detect import DetectRequest
 from serve.tasks.vqa import VqaRequest
 
@@ -67,7 +68,7 @@ def test_line_of_yaml_is_enough(folder: Path) -> None:
     assert list(args.models_by_name) == ["toy-llava", "Qwen3-VL-8B-Instruct", "Some-VL-2B", "Model-1B"]
     assert list(args.engines()) == list(args.models_by_name)
     for model in list(args.models_by_name.values())[1:]:
-        assert list(model.skills) == ["vqa", "caption", "ocr", "chat"]
+        assert list(model.skills) == [name for name, task in TASKS.items() if task.instruction]
         assert model.images and not model.videos and model.chat is not None and not model.prefix_lm
 
 

@@ -14,6 +14,7 @@ from serve.media.image import Image
 from serve.models.base import Price, Turn
 from serve.models.reasoning import KIMI, THINK
 from serve.models.remote import RemoteModel, chat_messages, remote_model
+from serve.tasks import TASKS
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.ocr import OcrRequest, OcrResult
 from serve.tasks.vqa import VqaRequest
@@ -38,7 +39,11 @@ def test_url_and_name_are_enough() -> None:
     assert list(args.models_by_name) == ["toy-llava", "gpt-x", "Qwen3-VL-8B", "mine"]
     assert list(args.engines()) == ["toy-llava"] and list(args.remotes()) == ["gpt-x", "Qwen3-VL-8B", "mine"]
     model = args.models_by_name["gpt-x"]
-    assert list(model.skills) == ["vqa", "caption", "ocr", "chat"] and model.images and not model.videos
+    assert (
+        list(model.skills) == [name for name, task in TASKS.items() if task.instruction]
+        and model.images
+        and not model.videos
+    )
     assert model.card.remote and model.card.price is None
     assert args.remotes()["gpt-x"].key_env is None
 

@@ -13,7 +13,7 @@ const LIST = new Intl.ListFormat("en");
 
 const merged = new MergedCard(byId("merged"));
 const typed = {}; // what was typed, per task
-let tasks = []; // {id, title, models, field, example} that can be asked here; field: "question", "labels" or null
+let tasks = []; // {id, title, models, field, boxed, example} that can be asked here; field: "question", "labels" or null
 let models = []; // names served here (on a comparison: those of it)
 let ready = null; // the last /ready
 let scenes = {};
@@ -62,8 +62,8 @@ async function offer({ only, shared }) {
       settle(entries.map((entry) => entry.id));
       models = entries.map((entry) => entry.id).filter((name) => !only || only.includes(name));
       tasks = list.filter((entry) => entry.diptych.kind === "task")
-        .map(({ id, diptych: { title, models: able, text_field: field, example } }) =>
-          ({ id, title, field, example: field && [example[field]].flat(), models: able.filter((name) => models.includes(name)) }))
+        .map(({ id, diptych: { title, models: able, text_field: field, boxed, example } }) =>
+          ({ id, title, field, boxed, example: field && [example[field]].flat(), models: able.filter((name) => models.includes(name)) }))
         .filter((one) => one.models.length && (!shared || shared.includes(one.id)));
       break;
     } catch (error) {
@@ -325,11 +325,12 @@ async function pose(asked, about) {
   asking = now;
   last = null;
   clear();
-  if (asked.labels) for (const layer of [...names, MERGED]) toggle(layer);
+  const { boxed } = tasks.find((one) => one.id === asked.task);
+  if (boxed) for (const layer of [...names, MERGED]) toggle(layer);
   byId("share").hidden = true;
   byId("shared").textContent = "";
   byId("columns").replaceChildren(...[...columns.values()].map((column) => column.element));
-  merged.wait(columns.size, Boolean(asked.labels));
+  merged.wait(columns.size, boxed);
   usable();
   announce(`Asking ${names.join(", ")}.`);
   tick(now);
@@ -415,7 +416,7 @@ function recall(one) {
     return column.element;
   });
   byId("columns").replaceChildren(...columns);
-  merged.wait(columns.length, Boolean(asked.labels));
+  merged.wait(columns.length, Boolean(answer.merged?.result?.boxes));
   if (answer.merged) merged.show(answer.merged, { size: answer.size, aloud: false });
   else merged.cut("There is no merged answer.");
   last = one;

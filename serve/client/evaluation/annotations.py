@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     FiniteFloat,
     TypeAdapter,
@@ -32,6 +33,7 @@ from serve.media import masks
 from serve.media.image import undecoded_image
 from serve.media.outline import MAX_SIDE
 from serve.tasks import TASKS
+from serve.tasks.base import Task
 from serve.tasks.detect import MAX_LABELS
 
 M = TypeVar("M", bound=BaseModel)
@@ -154,7 +156,12 @@ class Place(BaseModel):
 
 
 class Line(BaseModel):
-    """A line of labels.jsonl. task: whose question it is; vqa's where left out."""
+    """A line of labels.jsonl. task: whose question or result it is; vqa's question where left out.
+
+    Fields without a place here are those of that task's result.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     image: str
     task: str | None = None
@@ -442,6 +449,18 @@ def _labelled(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
         yield "detect", fields, {"boxes": boxes}
         if (boxes or line.task == "segment") and all("mask" in box for box in boxes):
             yield "segment", fields, {"boxes": boxes}
+    if line.task is not None and (truth := _own_truth(TASKS[line.task], line, where)):
+        field = TASKS[line.task].text_field
+        yield line.task, {} if field is None else {field: getattr(line, field)}, truth
+
+
+def _own_truth(task: Task, line: Line, where: str) -> Json:
+    """Return the true result that a line gives in fields of the task's own; empty where it gives none."""
+    extra = line.model_extra or {}
+    truth = {name: extra[name] for name in task.result.model_fields if name in extra}
+    if truth and task.text_field is not None and getattr(line, task.text_field) is None:
+        raise Failure(f"{where}: {task.text_field}: {task.name} needs it.")
+    return _checked(task.result, truth, where).model_dump(mode="json") if truth else {}
 
 
 def _box(instance: Instance, label: str) -> Json:

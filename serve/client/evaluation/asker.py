@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import email.utils
+import json
 import random
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -133,8 +134,8 @@ def _wait_ready(server: Server, patience_s: float, show: Callable[[str], None]) 
 def form(picture: bytes, fields: Json) -> Json:
     """Return httpx's arguments for the request as a form, with the image's bytes."""
     labels = fields.get("labels", [])
-    # The server splits a single label at its commas, but not several ones; the same label twice counts once.
-    data = fields | ({"labels": labels * 2} if len(labels) == 1 else {})
+    # The server splits a single label at its commas, but neither several ones nor a JSON list.
+    data = fields | ({"labels": json.dumps(labels, ensure_ascii=False)} if len(labels) == 1 else {})
     timeout = httpx.Timeout(fields.get("deadline_s", 60.0) + GRACE_S, connect=CONNECT_S, pool=None)
     return {"files": {"image": ("picture", picture)}, "data": data, "timeout": timeout}
 

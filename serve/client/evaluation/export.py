@@ -151,7 +151,7 @@ def _result(task: str, truth: Mapping[str, Any]) -> Json:
         }
     (field,) = TASKS[task].result.model_fields
     value = next(iter(truth.values()))
-    return {field: value if isinstance(value, str) else value[0]}
+    return {field: value[0] if isinstance(value, list) else value}
 
 
 def _check_names(pictures: Sequence[Answered], name: str) -> None:

@@ -16,7 +16,7 @@ class Item:
 
     truth: `answers` (vqa, chat), `captions` and for drawn scenes `shapes` (caption), `text` (ocr), or `boxes`
     (detect, segment), each {"label", "box": [x0, y0, x1, y1] in pixels} and where it applies "mask" (COCO's run
-    lengths) and "crowd".
+    lengths) and "crowd"; of other tasks the fields of their result.
     """
 
     name: str

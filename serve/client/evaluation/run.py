@@ -55,8 +55,10 @@ def run(options: argparse.Namespace) -> int:
 
 def request_fields(options: argparse.Namespace) -> Json:
     """Return the request's fields, the same for every image. Raises Misuse where the task needs more."""
-    command = f"diptych run {options.folder} --task {options.task}"
-    usage = {"labels": f"{command} --labels 'cat; dog'", "question": f"{command} --question 'what is this?'"}
+
+    def usage(field: str, words: str) -> str:
+        return f"diptych run {options.folder} --task {options.task} --{field} {words}"
+
     return given(options) | text_fields(options.task, options.asked, options.labels, usage)
 
 
