@@ -55,6 +55,7 @@ def named(contract: Any) -> str:
     return getattr(contract, "name", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contract", SOUND, ids=named)
 def test_sound_model_passes_each_of_twenty_times(contract: Contract) -> None:
     for seed in SEEDS:
@@ -63,6 +64,7 @@ def test_sound_model_passes_each_of_twenty_times(contract: Contract) -> None:
         assert report.contract == contract and report.tasks["detect"].boxes.verdict == Verdict.AGREES  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contract", FAULTY, ids=named)
 def test_model_with_swapped_axes_is_refused_each_of_twenty_times(contract: Contract) -> None:
     reports = [checked(SimulatedModel(swapped(contract)), contract, seed) for seed in SEEDS]
@@ -71,6 +73,7 @@ def test_model_with_swapped_axes_is_refused_each_of_twenty_times(contract: Contr
     assert {report.tasks["vqa"].outcome for report in reports} == {"passed"} and reports[0].refusal("vqa") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("contract", "writes", "reason"),
     [
@@ -90,6 +93,7 @@ def test_model_of_another_scale_is_refused_each_of_twenty_times(
         assert (faults(report), report.refusal("detect")) == ((ProbeFault.OTHER_SCALE,), reason), seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contract", FAULTY, ids=named)
 def test_model_ninety_pixels_off_is_refused_each_of_twenty_times(contract: Contract) -> None:
     for seed in SEEDS:
@@ -99,6 +103,7 @@ def test_model_ninety_pixels_off_is_refused_each_of_twenty_times(contract: Contr
         assert boxes.shift == pytest.approx((90, 90), abs=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("contract", "move"), [(QWEN3_VL, middle), (PALIGEMMA, anywhere)], ids=named)
 def test_model_without_the_picture_is_refused_each_of_twenty_times(contract: Contract, move: Move) -> None:
     for seed in SEEDS:

@@ -15,6 +15,8 @@ from serve.client import check
 from serve.engines.fake import FakeEngine
 from serve.models import contracts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:

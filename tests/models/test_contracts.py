@@ -302,6 +302,7 @@ def test_hostile_reply_costs_steps_in_proportion_to_its_length(name: str) -> Non
         assert many <= 5 * few + 2000, contract.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_megabyte_is_decoded_to_a_bounded_number_of_shapes(name: str) -> None:
     text = HOSTILE[name](2**20)
