@@ -1,23 +1,20 @@
-"""The GPU check without a GPU: its reasons, its limits and its report; what it measures, on the shared server."""
+"""The GPU check without a GPU: its reasons, its limits, its report and its rehearsal."""
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import Running, alive, until
+from running import alive, until
 
 from deployments.local.gpus import Gpu
-from loadtest import gpu_check, gpu_engines, gpu_serving
+from loadtest import gpu_check
 from loadtest.gpu_check import Part
-from loadtest.processes import Tree
-from loadtest.servers import Server, diptych
-from serve.models import MODELS
 
 CARD = Gpu(0, "Some card", int(80e9), int(79e9), "580.1", (9, 0))
-TOYS = [gpu_serving.Served(name, Path(MODELS[name].checkpoint.hub), {}) for name in gpu_check.TOYS]
 
 
 def test_machine_without_a_large_gpu_gets_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,19 +76,9 @@ def test_doctor_part_is_well_where_only_checkpoints_are_missing(
 
 
 @pytest.mark.ray
-def test_served_models_are_measured_alone_and_in_a_fan_out(serving: Running) -> None:
-    server = Server(diptych("B", "Diptych", []), serving.url, Tree(serving.process.pid, "driver"), Path())
-    block = gpu_serving._block("B", [server], TOYS, 2)
-    row = gpu_serving._row([toy.name for toy in TOYS], "Diptych", block)
-    assert len(row) == len(gpu_serving.HEAD) and float(row[3]) > 0
-    starts = gpu_serving.steps(serving.output())
-    for toy in TOYS:
-        seconds, words = zip(*starts[f"Diptych, {toy.name}"], strict=True)
-        assert list(seconds) == sorted(seconds) and "loading weights" in words
-
-
 @pytest.mark.engine
-def test_engine_that_has_slept_answers_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    results: list[dict[str, Any]] = []
-    assert gpu_engines.run(TOYS[:1], lambda tables: results.append(json.loads(json.dumps(tables))))
-    assert results[-1]["sleep"][1][-1] == "yes" and results[-1]["together"][1][-1] == "yes"
+def test_rehearsal_ends_well_in_every_part(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loadtest.gpu_check", "--rehearse", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=gpu_check.ROOT, capture_output=True, text=True, timeout=1200)
+    parts = json.loads((tmp_path / "report.json").read_text())["parts"]
+    assert {name: part["state"] for name, part in parts.items()} == dict.fromkeys(gpu_check.PARTS, "well"), done.stdout
