@@ -378,7 +378,7 @@ def _engines(args: Args) -> dict[str, EngineArgs]:
     return {
         name: entry
         for name, entry in args.engines().items()
-        if entry.simulate is None and entry.model().engine == "vllm"
+        if entry.simulate is None and args.models_by_name[name].engine == "vllm"
     }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.args import Args, EngineArgs
+from deployments.args import Args
 from deployments.config import ConfigError, default_config, for_models, read_config
 from deployments.local.gpus import gpus as local_gpus
 from deployments.local.measured import measured
@@ -140,10 +140,10 @@ def read_needs(
     others: folders or hub ids. planned_by_us: the plan decides on which GPUs they run, not `num_gpus`.
     """
     needs, unread = [], {}
-    for name, entry in ({} if args is None else args.engines()).items():
-        if entry.simulate is None and entry.model().engine == "vllm":
+    if args is not None:
+        for name in _served_by(args, "vllm"):
             try:
-                needs.append(_need(args, name, entry, planned_by_us))
+                needs.append(_need(args, name, planned_by_us))
             except ModelError as error:
                 unread[name] = error.message
     for checkpoint in others:
@@ -158,12 +158,18 @@ def read_needs(
 
 def readers(args: Args | None) -> dict[str, int]:
     """Return the bytes of main memory that each reader of text takes, by name: they never run on GPUs."""
-    entries = {} if args is None else args.engines()
-    return {
-        name: READER_BYTES * entry.max_replicas
-        for name, entry in entries.items()
-        if entry.simulate is None and entry.model().engine == "ocr"
-    }
+    if args is None:
+        return {}
+    return {name: READER_BYTES * args.engines()[name].max_replicas for name in _served_by(args, "ocr")}
+
+
+def _served_by(args: Args, engine: str) -> list[str]:
+    """Return the models that this kind of engine serves, but for simulated ones."""
+    return [
+        name
+        for name, entry in args.engines().items()
+        if entry.simulate is None and args.models_by_name[name].engine == engine
+    ]
 
 
 def make_plan(
@@ -262,15 +268,15 @@ def _where(place: PlacedEngine) -> str:
     return f"GPU{'s' * (len(place.gpus) > 1)} {numbers}" + (f" ({place.share:.0%})" if place.share < 1 else "") + turns
 
 
-def _need(args: Args | None, name: str, entry: EngineArgs, planned_by_us: bool) -> Need:
-    model = entry.model()
+def _need(args: Args, name: str, planned_by_us: bool) -> Need:
+    entry, model = args.engines()[name], args.models_by_name[name]
     source = model.checkpoint
     description = describe(source.hub, source.revision, gated=source.gated)
-    loras = [] if args is None else args.adapters(name)
+    loras = args.adapters(name)
     adapters = {"enable_lora": True, "max_loras": len(loras), "max_lora_rank": RANKS[2]} if loras else {}
     chosen = planned(model.family_args, entry.engine_args, is_prefix_lm=model.prefix_lm, cpu=False)
     reserved = None if planned_by_us else entry.num_gpus
-    awake = args.groups[entry.group].awake if args is not None and entry.group is not None else 1
+    awake = 1 if entry.group is None else args.groups[entry.group].awake
     return Need(name, description, {**adapters, **chosen}, reserved, entry.max_replicas, entry.group, awake)
 
 

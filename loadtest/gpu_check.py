@@ -280,8 +280,8 @@ def _markdown(value: Any) -> list[str]:
     if isinstance(value, dict):
         lines = []
         for name, steps in value.items():
-            words = ", ".join(f"{at:.1f} s {step}" for at, step in steps) if isinstance(steps, list) else str(steps)
-            lines.append(f"- {name}: {words}")
+            text = ", ".join(f"{at:.1f} s {step}" for at, step in steps) if isinstance(steps, list) else str(steps)
+            lines.append(f"- {name}: {text}")
         return lines or ["none"]
     return ["```", *("\n".join(value) if isinstance(value, list) else str(value)).splitlines(), "```"]
 

@@ -122,10 +122,11 @@ async def obey(name: str, checkpoint: Path, engine_args: dict[str, Any], share: 
     engine = VllmEngine(
         str(checkpoint),
         family_args=model.family_args,
-        engine_args={**engine_args, **({"enable_sleep_mode": True} if sleeps else {})},
+        engine_args=engine_args,
         prefix_lm=model.prefix_lm,
         prepare=model.prepare,
         share=share,
+        sleep_level=1,
     )
     try:
         await engine.start()
@@ -139,10 +140,7 @@ async def obey(name: str, checkpoint: Path, engine_args: dict[str, Any], share: 
         if command == "ask":
             _say(text=await _reply(engine, name))
             continue
-        if sleeps:
-            await (engine._llm.sleep(level=1) if command == "sleep" else engine._llm.wake_up())
-        else:
-            await (engine.stop() if command == "sleep" else engine.start())
+        await (engine.sleep() if command == "sleep" else engine.wake())
         how = "level 1" if sleeps else "no sleep mode in the CPU build: stopped and started"
         _say(seconds=time.monotonic() - began, how=how)
     await engine.stop()

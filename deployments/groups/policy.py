@@ -83,10 +83,14 @@ class MemberState:
     def leaving(self) -> bool:
         return self.holds and not self.order.awake
 
+    @property
+    def requested(self) -> bool:
+        """Return whether a request waits for it."""
+        return self.interactive_since is not None or self.batch_since is not None
+
     def idle_s(self, now: float) -> float:
         """Return the seconds without a request; 0 while it has one."""
-        busy = self.report.running is not None or self.interactive_since is not None or self.batch_since is not None
-        return 0.0 if busy else self.report.idle_s + now - self.at
+        return 0.0 if self.requested or self.report.running is not None else self.report.idle_s + now - self.at
 
     def awake_s(self, now: float) -> float:
         return self.report.awake_s + now - self.at
@@ -166,13 +170,7 @@ class TurnPolicy:
             for place in self.places.values()
             if not place.holds
             and place.lost_at is None
-            and (
-                place.report.phase == "new"
-                or (
-                    place.report.phase == "asleep"
-                    and (place.interactive_since is not None or place.batch_since is not None)
-                )
-            )
+            and (place.report.phase == "new" or (place.report.phase == "asleep" and place.requested))
         ]
         return sorted(waiting, key=self.due)
 

@@ -316,5 +316,5 @@ def _command(url: str, models: Sequence[Model]) -> str:
     beside = Path(sys.executable).with_name("diptych")
     program = "diptych" if shutil.which("diptych") else os.path.relpath(beside)
     server = "" if url.endswith("127.0.0.1:8000") else f" --server {url}"
-    words = f'"{QUESTION}"' if any("vqa" in model.skills for model in models) else "--task ocr"
-    return f"{program} ask{server} {image} {words}"
+    request = f'"{QUESTION}"' if any("vqa" in model.skills for model in models) else "--task ocr"
+    return f"{program} ask{server} {image} {request}"

@@ -105,13 +105,13 @@ def _fields(name: str, line: Json) -> list[Any]:
     merged, replies = line.get("merged") or {}, line.get("replies") or []
     results = [merged.get("result"), line.get("truth"), *(reply.get("result") for reply in replies)]
     labels = dict.fromkeys(str(box["label"]) for result in results for box in (result or {}).get("boxes") or ())
-    words = str(line["error"].get("message")) if "error" in line else _words(merged.get("result") or {})
+    summary = str(line["error"].get("message")) if "error" in line else _summary(merged.get("result") or {})
     states = {reply["model"]: reply["status"] for reply in replies}
     agreement = float(merged["agreement"]) if merged.get("result") is not None else -1.0
-    return [name, line["task"], agreement, list(labels), words, states, merged.get("deviations") or {}]
+    return [name, line["task"], agreement, list(labels), summary, states, merged.get("deviations") or {}]
 
 
-def _words(result: Json) -> str:
+def _summary(result: Json) -> str:
     """Return a result as the page words it: a text, or how many boxes of each label."""
     if "boxes" not in result:
         return str(next(iter(result.values()), ""))[:MAX_WORDS]

@@ -184,7 +184,7 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
     """Read a safetensors header. Returns its length in bytes and its entries. Raises ValueError where it is invalid."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        if length > 100 * 2**20:  # the format's own limit
+        if length > object_store.LONGEST:
             raise ValueError
         try:
             return length, dict(json.loads(opened.read(length)))
@@ -195,9 +195,7 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
 def _length(file: Path) -> int | None:
     """Return the bytes that a safetensors file should have: 8 of header length, the header, and the tensors."""
     try:
-        header, entries = _header(file)
-        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-        return 8 + header + max(ends, default=0)
+        return object_store.stated_length(*_header(file))
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

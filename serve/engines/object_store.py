@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,12 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.safetensors"), *folder.glob(f"*.safetensors{HEADER}")])
 
 
+def stated_length(header: int, entries: Mapping[str, Any]) -> int:
+    """Return the length of a safetensors file by its header, of so many bytes. Raises as what is no header does."""
+    ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+    return 8 + header + max(ends, default=0)
+
+
 class _Store:
     """The files at a URI, by fsspec. All methods raise ModelError."""
 
@@ -110,8 +116,7 @@ class _Store:
             raise self._broken(name, "it has no readable header")
         header = self.read(name, 0, 8 + length)
         try:
-            ends = [entry["data_offsets"][1] for key, entry in json.loads(header[8:]).items() if key != "__metadata__"]
-            states = 8 + length + max(ends, default=0)
+            states = stated_length(length, json.loads(header[8:]))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise self._broken(name, "it has no readable header") from None
         if size != states:

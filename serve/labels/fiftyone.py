@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.labels.picture import Answered, Json, Truth, answered, place
+from serve.labels.picture import Answered, Json, Truth, answered, box_truths, place, result_text
 from serve.media.masks import Rle, Window, decode_in, encode_in
 
 TRUTHS = ("ground_truth", "merged")
@@ -54,11 +54,7 @@ def read_fiftyone(where: str, body: Mapping[str, Any], sizes: Any) -> Iterator[T
             boxes = [_box(detection, size) for detection in sample[field]["detections"]]
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MemoryError, zlib.error) as error:
             raise ValueError(f"{where}: samples[{at}]: its detections cannot be read ({error}).") from None
-        fields = {"labels": list(dict.fromkeys(box["label"] for box in boxes))}
-        plain = [{name: box[name] for name in box if name != "mask"} for box in boxes]
-        yield Truth(f"{where}: samples[{at}]", file, "detect", fields, {"boxes": plain})
-        if boxes and all("mask" in box for box in boxes):
-            yield Truth(f"{where}: samples[{at}]", file, "segment", fields, {"boxes": boxes})
+        yield from box_truths(f"{where}: samples[{at}]", file, boxes)
 
 
 def _field(model: str) -> str:
@@ -69,7 +65,7 @@ def _field(model: str) -> str:
 
 def _label(result: Json, size: tuple[int, int]) -> Any:
     if "boxes" not in result:
-        return str(next(iter(result.values()), ""))
+        return result_text(result)
     return {"_cls": "Detections", "detections": [_detection(box, size) for box in result["boxes"]]}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from serve.labels.brush import decode_brush, encode_brush
-from serve.labels.picture import Answered, Json, Truth, names, writable
+from serve.labels.picture import Answered, Json, Truth, box_truths, names, result_text, writable
 from serve.labels.polygons import rings, signed_area
 from serve.labels.voc import parse_xml
 from serve.labels.yolo import polygon_mask
@@ -79,15 +79,16 @@ def write_config(task: str, labels: Sequence[str]) -> str:
     """Return a labelling config for a task's answers."""
     view = ET.Element("View")
     ET.SubElement(view, "Image", name=IMAGE, value="$image")
+    control = _control(task)
     if TASKS[task].boxed:
-        tag = "BrushLabels" if task == "segment" else "RectangleLabels"
-        control = ET.SubElement(view, tag, name="label", toName=IMAGE)
+        element = ET.SubElement(view, control.tag, name=control.name, toName=control.to_name)
         for label in labels:
-            ET.SubElement(control, "Label", value=writable(label))
+            ET.SubElement(element, "Label", value=writable(label))
     else:
         if TASKS[task].text_field == "question":
             ET.SubElement(view, "Text", name="question", value="$question")
-        ET.SubElement(view, "TextArea", name=task, toName=IMAGE, editable="true", maxSubmissions="1")
+        more = {"name": control.name, "toName": control.to_name, "editable": "true", "maxSubmissions": "1"}
+        ET.SubElement(view, control.tag, more)
     ET.indent(view)
     return ET.tostring(view, encoding="unicode") + "\n"
 
@@ -100,9 +101,8 @@ def regions(result: Mapping[str, Any], control: Control, size: tuple[int, int]) 
         "image_rotation": 0,
     }  # fmt: skip
     if "boxes" not in result:
-        text = str(next(iter(result.values())))
         place = {"from_name": control.name, "to_name": control.to_name}
-        return [{"id": "text", **place, "type": "textarea", "value": {"text": [text]}}]
+        return [{"id": "text", **place, "type": "textarea", "value": {"text": [result_text(result)]}}]
     found_regions = []
     for at, box in enumerate(result["boxes"]):
         for part, (kind, value) in enumerate(_values(box, control, size)):
@@ -121,12 +121,7 @@ def write_label_studio(folder: Path, pictures_in: Path, pictures: Sequence[Answe
     task, labels = pictures[0].task if pictures else "detect", names(pictures)
     config = write_config(task, labels)
     (folder / "config.xml").write_text(config, encoding="utf-8")
-    tag, name = (
-        ("TextArea", task)
-        if not TASKS[task].boxed
-        else ("BrushLabels" if task == "segment" else "RectangleLabels", "label")
-    )
-    control = Control(tag, name, IMAGE, IMAGE, task)
+    control = _control(task)
     with (folder / "tasks.json").open("w", encoding="ascii") as file:
         file.write("[\n")
         for at, picture in enumerate(pictures):
@@ -163,6 +158,13 @@ def is_export(body: Any) -> bool:
         and isinstance(body[0], dict)
         and {"data", "annotations"} <= body[0].keys()
     )
+
+
+def _control(task: str) -> Control:
+    """Return the control that `write_config` writes for a task."""
+    if not TASKS[task].boxed:
+        return Control("TextArea", task, IMAGE, IMAGE, task)
+    return Control("BrushLabels" if task == "segment" else "RectangleLabels", "label", IMAGE, IMAGE, task)
 
 
 def _written() -> list[str]:
@@ -225,17 +227,7 @@ def _truths(where: str, data: Mapping[str, Any], results: Sequence[Mapping[str, 
             boxes.append({"label": str(value[kind][0]), "crowd": False} | _shape(kind, value, _size(region)))
     wanted = data.get("labels")
     if drawn or (not results and isinstance(wanted, list)):
-        labels = [str(label) for label in wanted] if isinstance(wanted, list) else []
-        fields = {"labels": list(dict.fromkeys([*labels, *(box["label"] for box in boxes)]))}
-        yield Truth(
-            where,
-            file,
-            "detect",
-            fields,
-            {"boxes": [{name: box[name] for name in box if name != "mask"} for box in boxes]},
-        )
-        if all("mask" in box for box in boxes):
-            yield Truth(where, file, "segment", fields, {"boxes": boxes})
+        yield from box_truths(where, file, boxes, list(map(str, wanted)) if isinstance(wanted, list) else ())
     for task, text in texts.items():
         question = {"question": str(data["question"])} if TASKS[task].text_field == "question" else {}
         key, answer = {"caption": ("captions", [text]), "ocr": ("text", text)}.get(task, ("answers", [text]))

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Answered:
     @property
     def text(self) -> str:
         """Return the result's text, of a task that is answered in one."""
-        return str(next(iter((self.result or {}).values()), ""))
+        return result_text(self.result or {})
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,23 @@ class Truth:
     task: str
     fields: Json
     truth: Json
+
+
+def result_text(result: Mapping[str, Any]) -> str:
+    """Return the text of a result with one field; empty for one without."""
+    return str(next(iter(result.values()), ""))
+
+
+def box_truths(where: str, file: str, boxes: Sequence[Json], labels: Sequence[str] | None = None) -> Iterator[Truth]:
+    """Yield what boxes are the truth of: detect, and segment where all of them have masks.
+
+    labels: those that were asked for, where the file says so, beside those of the boxes: then there may be no box.
+    """
+    fields = {"labels": list(dict.fromkeys([*(labels or ()), *(box["label"] for box in boxes)]))}
+    plain = [{name: box[name] for name in box if name != "mask"} for box in boxes]
+    yield Truth(where, file, "detect", fields, {"boxes": plain})
+    if (boxes or labels is not None) and all("mask" in box for box in boxes):
+        yield Truth(where, file, "segment", fields, {"boxes": boxes})
 
 
 def answered(pictures: Sequence[Answered]) -> list[Answered]:

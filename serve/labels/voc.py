@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from serve.labels.picture import Answered, Truth, answered, place, writable
+from serve.labels.picture import Answered, Json, Truth, answered, box_truths, place, writable
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -37,7 +37,7 @@ def read_voc(folder: Path) -> Iterator[Truth]:
             raise ValueError(f"{path}: {error}") from None
         if root.tag != "annotation":
             continue
-        boxes = []
+        boxes: list[Json] = []
         try:
             for thing in root.iter("object"):
                 x0, y0, x1, y1 = (float(thing.findtext(f"bndbox/{corner}", "")) for corner in CORNERS)
@@ -48,8 +48,7 @@ def read_voc(folder: Path) -> Iterator[Truth]:
         except ValueError:
             raise ValueError(f"{path}: object {len(boxes) + 1} has no name, or no bndbox of four numbers.") from None
         name = root.findtext("filename") or f"{path.stem}.jpg"
-        fields = {"labels": list(dict.fromkeys(box["label"] for box in boxes))}
-        yield Truth(str(path), name, "detect", fields, {"boxes": boxes})
+        yield from box_truths(str(path), name, boxes)
 
 
 def parse_xml(text: str) -> ET.Element:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 from pycocotools import mask as coco_mask
 
-from serve.labels.picture import Answered, Json, Truth, answered, names, place
+from serve.labels.picture import Answered, Json, Truth, answered, box_truths, names, place
 from serve.labels.polygons import join_rings, rings
 from serve.media.image import undecoded_image
 from serve.media.masks import Rle, Window, decode_in
@@ -87,7 +87,6 @@ def _size(path: Path) -> tuple[int, int]:
 
 def _truths(path: Path, file: str, size: tuple[int, int], classes: dict[int, str]) -> Iterator[Truth]:
     boxes: list[Json] = []
-    masked: list[Json] = []
     for row, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
@@ -99,12 +98,8 @@ def _truths(path: Path, file: str, size: tuple[int, int], classes: dict[int, str
             raise ValueError(
                 f"{path}, line {row}: this is not a known class with its box or outline, from 0 to 1."
             ) from None
-        boxes.append({"label": label, "box": box, "crowd": False})
-        masked += [{**boxes[-1], "mask": mask}] if mask else []
-    fields = {"labels": list(dict.fromkeys(box["label"] for box in boxes))}
-    yield Truth(str(path), file, "detect", fields, {"boxes": boxes})
-    if masked and len(masked) == len(boxes):
-        yield Truth(str(path), file, "segment", fields, {"boxes": masked})
+        boxes.append({"label": label, "box": box, "crowd": False} | ({"mask": mask} if mask else {}))
+    yield from box_truths(str(path), file, boxes)
 
 
 def _shape(values: Sequence[float], size: tuple[int, int]) -> tuple[list[float], Json | None]:

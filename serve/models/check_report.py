@@ -121,9 +121,9 @@ class CheckReport(BaseModel):
             else:
                 margin = "" if task.boxes.margin is None else f", {task.boxes.margin:.1%} better than any other"
                 parts.append(f"{name}: {task.boxes.meaning}, {task.boxes.error:.1%} off{margin}.")
-        words = {"passed": "passed", "failed": "failed", "not_asked": "could not be checked"}[self.outcome]
+        outcome = {"passed": "passed", "failed": "failed", "not_asked": "could not be checked"}[self.outcome]
         packages = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return " ".join([f"{words} at {self.at}{f' on {packages}' if packages else ''}.", *parts])
+        return " ".join([f"{outcome} at {self.at}{f' on {packages}' if packages else ''}.", *parts])
 
 
 def contract_of(model: Model, report: CheckReport | None = None) -> Contract | None:

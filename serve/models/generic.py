@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -21,11 +21,11 @@ from serve.engines.vllm.arguments import LONGEST
 from serve.errors import ModelError
 from serve.models import MODELS
 from serve.models.base import Card, Checkpoint, Model, unchanged
-from serve.models.contracts import CONTRACTS, Contract, Multiples
+from serve.models.contracts import Contract, Multiples
 from serve.models.instructed import chat_messages, instructed_skills
-from serve.models.own import Tuned, Words, given_fields, tuned_skill
+from serve.models.own import Tuned, Words, tuned_model
 from serve.models.reasoning import STYLES, Reasoning, ReasoningStyle
-from serve.models.remote import PROBE, Boxes
+from serve.models.remote import PROBE, Boxes, box_contract
 from serve.tasks import TASKS
 
 NO_FILES = CheckpointFacts()
@@ -107,24 +107,19 @@ class NamedCheckpoint(Tuned):
 
 def generic_model(spec: NamedCheckpoint) -> Model:
     """Return the Model of a checkpoint. Its card is read from the files that are on this machine; asks no network."""
-    origin = _origin(spec, facts_of(spec))
-    tasks = [task for task in TASKS if task in (spec.tasks or origin.skills)]
-    card = dataclasses.replace(origin.card, tasks=tuple(tasks), **given_fields(spec.card))
-    skills = {task: tuned_skill(task, spec, origin) for task in tasks}
-    reasoning = spec.reasoning_like(origin)
-    return dataclasses.replace(origin, card=card, skills=skills, weight=spec.weight, reasoning=reasoning)
+    return tuned_model(spec, _origin(spec, facts_of(spec)))
 
 
 def facts_of(spec: NamedCheckpoint) -> CheckpointFacts:
     """Return what a checkpoint's files on this machine say; nothing where it has none yet."""
     folder = hub.config_folder(spec.checkpoint, spec.revision)
-    return CheckpointFacts() if folder is None else read_facts(folder)
+    return NO_FILES if folder is None else read_facts(folder)
 
 
 def _origin(spec: NamedCheckpoint, facts: CheckpointFacts) -> Model:
-    boxes: Contract | Literal["probe"] | None = None
-    if spec.boxes is not None:
-        boxes = "probe" if spec.boxes == PROBE else _resizing(CONTRACTS[spec.boxes], facts)
+    boxes = box_contract(spec.boxes)
+    if isinstance(boxes, Contract):
+        boxes = _resizing(boxes, facts)
     skills = instructed_skills(chat_messages, boxes=boxes)
     chat = ChatSettings(spec.chat_template, spec.template_args, tuple(spec.unused))
     limits = {} if facts.context is None else {"max_model_len": min(facts.context, LONGEST)}

@@ -52,7 +52,7 @@ def _instructed(converse: Callable[[Sequence[Turn]], str], instruction: Instruct
 
     def ask(request: Request) -> list[Prompt]:
         sampling = replace(task_sampling(request, instruction.max_tokens), logprobs=logprobs)
-        text = instruction.words(request)
+        text = instruction.prompt(request)
         return [Prompt(converse([Turn("user", text, has_image=True)]), request.image, sampling)]
 
     def parse(generations: Sequence[Generation], request: Request) -> Result:

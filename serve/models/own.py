@@ -209,6 +209,18 @@ def given_fields(card: OwnCard) -> dict[str, Any]:
     return {field: value for field, value in card.model_dump().items() if value is not None}
 
 
+def tuned_model(spec: Tuned, origin: Model) -> Model:
+    """Return a model that is made of nothing but its entry, with the tasks, words and card that the operator gave."""
+    tasks = [task for task in TASKS if task in (spec.tasks or origin.skills)]
+    return dataclasses.replace(
+        origin,
+        card=dataclasses.replace(origin.card, tasks=tuple(tasks), **given_fields(spec.card)),
+        skills={task: tuned_skill(task, spec, origin) for task in tasks},
+        weight=spec.weight,
+        reasoning=spec.reasoning_like(origin),
+    )
+
+
 def tuned_skill(task: str, spec: Tuned, origin: Model) -> Skill:
     """Return the origin's skill with the prompt and the length of reply that the operator gave."""
     return _tuned_skill(task, spec, origin, origin.skills[task])

@@ -272,9 +272,9 @@ def reasoning_refusal(reasoning: Reasoning | None, options: ReasoningOptions) ->
     if reasoning is None:
         if options.on:
             return param, "does not reason"
-        return (
-            ("thinking_token_budget", "does not reason") if options.budget is not None and options.on is None else None
-        )
+        if options.on is None and options.budget is not None:
+            return "thinking_token_budget", "does not reason"
+        return None
     if options.on is not None and not reasoning.switchable and options.on is not reasoning.on:
         return param, "cannot turn its reasoning on or off"
     if options.budget is not None and not reasoning.bounded:

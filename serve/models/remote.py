@@ -1,6 +1,5 @@
 """A model on another server that speaks OpenAI's API: a vLLM that is running already, or a commercial API."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,9 +12,8 @@ from serve.media.fetch.address import ParsedUrl, parse
 from serve.models.base import Card, Checkpoint, Model, Price, unchanged
 from serve.models.contracts import CONTRACTS, Contract
 from serve.models.instructed import INSTRUCTED, chat_messages, instructed_skills
-from serve.models.own import Tuned, given_fields, tuned_skill
+from serve.models.own import Tuned, tuned_model
 from serve.models.reasoning import Reasoning
-from serve.tasks import TASKS
 
 LENGTHS = ("max_tokens", "max_completion_tokens")
 PROBE = "probe"
@@ -100,19 +98,11 @@ class RemoteModel(Tuned):
 
 def remote_model(spec: RemoteModel) -> Model:
     """Return the Model of a server's model, with the tasks, prompts and lengths that the operator gave."""
-    origin = _origin(spec)
-    tasks = [task for task in TASKS if task in (spec.tasks or origin.skills)]
-    card = dataclasses.replace(origin.card, tasks=tuple(tasks), **given_fields(spec.card))
-    return dataclasses.replace(
-        origin,
-        card=card,
-        skills={task: tuned_skill(task, spec, origin) for task in tasks},
-        weight=spec.weight,
-        reasoning=spec.reasoning_like(origin),
-    )
+    return tuned_model(spec, _origin(spec))
 
 
-def _boxes(name: str | None) -> Contract | Literal["probe"] | None:
+def box_contract(name: str | None) -> Contract | Literal["probe"] | None:
+    """Return what an entry's `boxes` names, as `instructed_skills` takes it."""
     return "probe" if name == PROBE else None if name is None else CONTRACTS[name]
 
 
@@ -138,7 +128,7 @@ def _origin(spec: RemoteModel) -> Model:
             remote=True,
             price=price,
         ),
-        skills=instructed_skills(chat_messages, logprobs="logprobs" in spec.fields, boxes=_boxes(spec.boxes)),
+        skills=instructed_skills(chat_messages, logprobs="logprobs" in spec.fields, boxes=box_contract(spec.boxes)),
         converse=chat_messages,
         prepare=unchanged,
         reasoning=Reasoning(

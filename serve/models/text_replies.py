@@ -1,38 +1,38 @@
 """Parsers for tasks whose result is the reply's text: vqa, caption, chat, ocr. Each takes one generation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from serve.engines.base import Generation
 from serve.errors import ParseError
-from serve.tasks.base import CUT
-from serve.tasks.caption import CaptionRequest, CaptionResult
-from serve.tasks.chat import ChatRequest, ChatResult
+from serve.tasks.base import CUT, TextResult
+from serve.tasks.caption import CaptionResult
+from serve.tasks.chat import ChatResult
 from serve.tasks.ocr import OcrRequest, OcrResult
-from serve.tasks.vqa import VqaRequest, VqaResult
+from serve.tasks.vqa import VqaResult
 
 NOTHING = "nothing"
 
-
-def parse_vqa(generations: Sequence[Generation], request: VqaRequest) -> VqaResult:
-    return VqaResult.read(generations[0])
+R = TypeVar("R", bound=TextResult)
 
 
-def parse_caption(generations: Sequence[Generation], request: CaptionRequest) -> CaptionResult:
-    return CaptionResult.read(generations[0])
+def parse_as(result: type[R]) -> Callable[[Sequence[Generation], Any], R]:
+    """Return a parser of a single generation: it raises ParseError where `result.read` does."""
+
+    def parse(generations: Sequence[Generation], request: Any) -> R:
+        return result.read(generations[0])
+
+    return parse
 
 
-def parse_chat(generations: Sequence[Generation], request: ChatRequest) -> ChatResult:
-    return ChatResult.read(generations[0])
-
-
-def parse_text(generations: Sequence[Generation], request: OcrRequest) -> OcrResult:
-    return OcrResult.read(generations[0])
+parse_vqa, parse_caption = parse_as(VqaResult), parse_as(CaptionResult)
+parse_chat, parse_text = parse_as(ChatResult), parse_as(OcrResult)
 
 
 def parse_toy_ocr(generations: Sequence[Generation], request: OcrRequest) -> OcrResult:
     """Parse a toy's reply, which is `nothing` for an image without text. Raises ParseError for a reply that was cut
     while it could still become `nothing`."""
-    text = parse_text(generations, request).text
+    text = OcrResult.read(generations[0]).text
     if generations[0].cut and NOTHING.startswith(text) and text != NOTHING:
         raise ParseError(CUT)
     return OcrResult(text="" if text == NOTHING else text)

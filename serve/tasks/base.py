@@ -293,11 +293,11 @@ class Judging:
 class Instruction:
     """The prompt and the parser of a task for models that follow instructions, those on other servers among them.
 
-    words: a request -> the prompt beside the image. read: the reply -> the result; raises ParseError for text that is
+    prompt: a request -> the text beside the image. read: the reply -> the result; raises ParseError for text that is
     none, and where `Generation.cut` says that it may miss its end. max_tokens: where the request gives none.
     """
 
-    words: Callable[[Any], str]
+    prompt: Callable[[Any], str]
     read: Callable[[Generation], Result]
     max_tokens: int
 

@@ -19,7 +19,7 @@ def _instruction(request: CaptionRequest) -> str:
     return f"Describe the image in one sentence.{language}"
 
 
-def _words(request: CaptionRequest) -> str:
+def _prompt(request: CaptionRequest) -> str:
     return "Describe the image in one sentence. Write that sentence only." + language_clause(request.lang)
 
 
@@ -29,6 +29,6 @@ CAPTION = Task(
     request=CaptionRequest,
     result=CaptionResult,
     methods={"medoid": medoid()},
-    instruction=Instruction(_words, CaptionResult.read, max_tokens=128),
+    instruction=Instruction(_prompt, CaptionResult.read, max_tokens=128),
     judging=Judging(_instruction, text_of, CaptionResult.of),
 )

@@ -33,7 +33,7 @@ class OcrResult(TextResult):
         return cls(text=text)
 
 
-def _words(request: OcrRequest) -> str:
+def _prompt(request: OcrRequest) -> str:
     return READ
 
 
@@ -54,7 +54,7 @@ OCR = Task(
     result=OcrResult,
     verbatim=True,
     methods={"rover": rover(OcrResult.of), "medoid": medoid(likeness)},
-    instruction=Instruction(_words, _read, max_tokens=1024),
+    instruction=Instruction(_prompt, _read, max_tokens=1024),
     by_confidence=True,
     as_text=_as_text,
 )

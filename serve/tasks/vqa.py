@@ -45,7 +45,7 @@ class VqaResult(TextResult):
     answer: str
 
 
-def _words(request: VqaRequest) -> str:
+def _prompt(request: VqaRequest) -> str:
     return request.question + SHORT + language_clause(request.lang)
 
 
@@ -61,6 +61,6 @@ VQA = Task(
     methods={"vote": majority(_key), "weighted_vote": majority(_key, by_confidence=True)},
     text_field="question",
     example={"question": "how many shapes are there?"},
-    instruction=Instruction(_words, VqaResult.read, max_tokens=64),
+    instruction=Instruction(_prompt, VqaResult.read, max_tokens=64),
     by_confidence=True,
 )

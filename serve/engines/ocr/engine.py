@@ -159,10 +159,10 @@ class OcrEngine:
             while len(read) < len(row):
                 batch, waiting = waiting[:BATCH], waiting[BATCH:]
                 read += await self._run(reader.read, batch)
-            words = [line for line in read[: len(row)] if line is not None]
+            legible = [line for line in read[: len(row)] if line is not None]
             del read[: len(row)]
-            if words:
-                yield words
+            if legible:
+                yield legible
 
     async def _run(self, function: Callable[..., T], *arguments: Any, to_its_end: bool = False) -> T:
         """Call a function in the thread. to_its_end: also where the request is closed meanwhile."""
