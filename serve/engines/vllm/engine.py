@@ -255,7 +255,7 @@ class VllmEngine:
                 # With this context vLLM chooses defaults by the GPU as its own server does; without it all GPUs get the
                 # same ones, a quarter of an H100's.
                 config = AsyncEngineArgs(**chosen).create_engine_config(UsageContext.OPENAI_API_SERVER)
-                processes.set_start_method(fork and cpu)
+                processes.set_start_method(fork and cpu, processes.ENGINE_NICENESS if cpu else 0)
                 self.progress("loading weights")
                 # vLLM makes its spans from its statistics
                 counts = self.stat_loggers is not None or bool(chosen.get("otlp_traces_endpoint"))

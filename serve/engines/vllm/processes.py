@@ -20,14 +20,20 @@ import time
 from typing import Any
 
 WATCH_S = 1.0
+ENGINE_NICENESS = 15
+"""Niceness of an engine that computes on the CPU: above the decoders' (serve/media/decoder_process.py). A step of the
+engine takes nearly as long for one prompt as for many, so the pictures that it waits for are decoded first."""
+_niceness = 0
 
 
 class WatchedForkProcess(multiprocessing.context.ForkProcess):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.expected_parent = os.getpid()  # taken here: the parent may be gone when the child starts
+        self.niceness = _niceness
 
     def run(self) -> None:
+        os.nice(self.niceness)  # before any thread, as each has its own
         forget_sockets()
         end_with_parent(self.expected_parent)
         super().run()
@@ -37,8 +43,10 @@ class WatchedSpawnProcess(multiprocessing.context.SpawnProcess):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.expected_parent = os.getpid()
+        self.niceness = _niceness
 
     def run(self) -> None:
+        os.nice(self.niceness)
         end_with_parent(self.expected_parent)
         super().run()
 
@@ -59,8 +67,13 @@ def may_fork() -> bool:
     return "torch" not in sys.modules and os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") != "spawn"
 
 
-def set_start_method(fork: bool) -> None:
-    """Make vLLM start EngineCore by fork, or by the method that vLLM chooses; both end with their parent."""
+def set_start_method(fork: bool, niceness: int = 0) -> None:
+    """Make vLLM start EngineCore by fork, or by the method that vLLM chooses; both end with their parent.
+
+    niceness: added to EngineCore's.
+    """
+    global _niceness
+    _niceness = niceness
     import vllm.v1.engine.utils
     from vllm.utils.system_utils import get_mp_context
 
