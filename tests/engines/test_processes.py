@@ -52,6 +52,21 @@ def test_a_process_that_has_torch_does_not_fork(monkeypatch: pytest.MonkeyPatch)
     assert not processes.may_fork()
 
 
+def _niceness(answers: "multiprocessing.Queue[int]") -> None:
+    answers.put(os.nice(0))
+
+
+@pytest.mark.parametrize("niceness", [0, 3])
+def test_an_engine_process_is_as_nice_as_its_start_method_says(niceness: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_niceness", niceness)
+    context = processes.WatchedForkContext()
+    answers = context.Queue()
+    child = context.Process(target=_niceness, args=(answers,))
+    child.start()
+    assert answers.get(timeout=10) == min(19, os.nice(0) + niceness)
+    child.join()
+
+
 def _look(answers: "multiprocessing.Queue[bool]", number: int) -> None:
     answers.put(os.readlink(f"/proc/self/fd/{number}").startswith("socket:"))
 
