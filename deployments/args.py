@@ -14,12 +14,12 @@ from deployments.autoscaling import Scaling
 from serve.api.authentication import Access, Requires
 from serve.api.keys import Keys, parse_entries
 from serve.api.origin_check import is_loopback
-from serve.catalog import is_folder
 from serve.engines.vllm.config_check import kind
 from serve.limits import Limits, RateLimits
 from serve.media.fetch.policy import Policy
 from serve.models import MODELS
 from serve.models.base import Checkpoint, Model
+from serve.models.catalog import is_folder
 from serve.models.generic import NamedCheckpoint, generic_model
 from serve.models.own import Lora, Own, lora, own
 from serve.models.remote import RemoteModel, remote_model

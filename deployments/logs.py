@@ -19,7 +19,7 @@ from typing import Any
 
 from serve import tracing
 from serve.api.request_limits import ACCESS
-from serve.request_id import REQUEST_ID
+from serve.tracing import REQUEST_ID
 
 FILE, WORDS = "DIPTYCH_LOG", "DIPTYCH_LOG_WORDS"
 OURS = ("serve", "deployments")

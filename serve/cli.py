@@ -361,7 +361,7 @@ def _measured_task(word: str) -> str:
 
 
 def _format(word: str) -> str:
-    from serve.labels import FORMATS
+    from serve.tasks.labels import FORMATS
 
     if word not in FORMATS:
         raise argparse.ArgumentTypeError(f"invalid choice: {word!r} (choose from {', '.join(FORMATS)})")

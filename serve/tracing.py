@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, one for a whole fan-out; off by default.
+"""The current request's id and cache salt; OpenTelemetry traces, one for a whole fan-out, off by default.
 
 `OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) turns them on in each process that calls `start`; it needs the
 extra `otel`. Names of spans and attributes follow the conventions for generative AI (opentelemetry.io, "Gen AI").
@@ -11,11 +11,20 @@ async generator could not be reset where another task closes the generator.
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from opentelemetry import context, trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""The request's id, the same in headers, bodies, logs and engines. Set where a request enters a process; its tasks and
+threads inherit it."""
+
+CACHE_SALT: ContextVar[str] = ContextVar("cache_salt", default="")
+"""Requests with different salts share no engine cache entries, so that a client cannot learn from response times what
+another has sent. Empty where that is not configured."""
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 W3C = TraceContextTextMapPropagator()

@@ -10,7 +10,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from starlette.middleware.cors import CORSMiddleware
 
-from serve import catalog
 from serve.api import (
     arena_endpoints,
     chat_completions,
@@ -34,6 +33,7 @@ from serve.errors import BadRequest, NotFound
 from serve.limits import DEFAULT_LIMITS, Limits
 from serve.media.budget import Budget
 from serve.media.fetch.fetcher import Fetcher
+from serve.models import catalog
 from serve.models.base import Model
 from serve.models.check_report import CheckReport
 from serve.router import Router

@@ -12,7 +12,7 @@ from serve.api.origin_check import OriginCheck
 from serve.api.rate_limiter import RateLimiter
 from serve.errors import Forbidden, NotFound, ServeError, TooMany, Unauthorized
 from serve.limits import LIMITS, Limits
-from serve.request_id import CACHE_SALT
+from serve.tracing import CACHE_SALT
 
 HEALTH, METRICS = "/health", "/metrics"
 PAGE = ("/", "/docs", "/openapi.json", "/compare", "/arena", "/report")

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from serve.errors import BadRequest, NotFound, ServeError, TooSlow
-from serve.request_id import REQUEST_ID
+from serve.tracing import REQUEST_ID
 
 log = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from serve.api.metrics import Metrics
 from serve.api.responses import PiecewiseJson, cancel_on_disconnect
 from serve.api.task_body import parsed_or_none
 from serve.errors import BadRequest, ServeError
-from serve.labels.label_studio import Control, parse_labelling_config, regions
 from serve.media.image import Image, image_from_url
 from serve.router import Router
 from serve.router.plan import Plan
 from serve.tasks import TASKS
 from serve.tasks.base import Request
+from serve.tasks.labels.label_studio import Control, parse_labelling_config, regions
 
 FOLDER = "/label-studio/"
 MAX_TASKS = 100

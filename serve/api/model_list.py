@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.catalog import task_names
 from serve.engines.base import Memory, State, Wakes
 from serve.models.base import Model, Price
+from serve.models.catalog import task_names
 from serve.models.check_report import CheckReport
 from serve.router.route import Status
 from serve.tasks import TASKS

@@ -16,7 +16,7 @@ from serve.api.metrics import Metrics
 from serve.errors import HeadTooLarge
 from serve.limits import MAX_HEAD, Limits
 from serve.media.budget import Budget, Lease
-from serve.request_id import REQUEST_ID
+from serve.tracing import REQUEST_ID
 
 ACCESS = logging.getLogger("serve.access")
 """The access log, with a line for each request where its level is INFO."""

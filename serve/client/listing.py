@@ -23,7 +23,7 @@ def models(url: str, key: str | None) -> int:
             cards, standing = server.get("/v1/catalog")["data"], server.ready()
         source = f"Served at {url}: {standing['status']}."
     except NoServer as error:
-        from serve import catalog
+        from serve.models import catalog
 
         cards, standing = catalog.catalogue({}).model_dump()["data"], {}
         source = f"The catalogue. {error}"
@@ -41,7 +41,7 @@ def compare(names: Sequence[str]) -> int:
 
     Raises Failure naming close matches for an unknown model.
     """
-    from serve import catalog
+    from serve.models import catalog
 
     try:
         table = catalog.compare_models(names, {}).model_dump()

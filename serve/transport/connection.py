@@ -14,7 +14,7 @@ import numpy as np
 from serve import tracing
 from serve.errors import ModelError
 from serve.media.shared_pixels import SharedPixels
-from serve.request_id import CACHE_SALT, REQUEST_ID
+from serve.tracing import CACHE_SALT, REQUEST_ID
 from serve.transport.frames import Unreadable, encode_frame
 from serve.transport.messages import (
     KEEP_ALIVE_S,

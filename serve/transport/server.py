@@ -12,7 +12,7 @@ from typing import Any
 from serve import tracing
 from serve.errors import ModelError, ServeError
 from serve.media.shared_pixels import SharedPixels
-from serve.request_id import CACHE_SALT, REQUEST_ID
+from serve.tracing import CACHE_SALT, REQUEST_ID
 from serve.transport.frames import Unreadable
 from serve.transport.messages import (
     LEASE_S,

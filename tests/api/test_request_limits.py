@@ -12,7 +12,7 @@ from serve.api.app import create_app
 from serve.api.request_limits import REMOVED_HEADERS
 from serve.engines.fake import FakeEngine
 from serve.limits import Limits
-from serve.request_id import REQUEST_ID
+from serve.tracing import REQUEST_ID
 
 VQA = {"image": URL, "question": "what colour?"}
 

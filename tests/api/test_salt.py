@@ -12,7 +12,7 @@ from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 from serve.engines.vllm import multimodal
 from serve.media.image import decode_image
-from serve.request_id import CACHE_SALT
+from serve.tracing import CACHE_SALT
 from serve.transport.connection import Connection
 from serve.transport.server import StreamServer
 

@@ -24,7 +24,7 @@ from serve.api.request_limits import ACCESS
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 from serve.errors import ModelError
-from serve.request_id import REQUEST_ID
+from serve.tracing import REQUEST_ID
 from serve.transport.connection import Connection
 from serve.transport.server import StreamServer
 

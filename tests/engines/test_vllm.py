@@ -27,7 +27,7 @@ from serve.errors import BadRequest, ModelError
 from serve.media.image import Image
 from serve.media.outline import Outline
 from serve.models.reasoning import Reasoning, ReasoningStyle
-from serve.request_id import REQUEST_ID
+from serve.tracing import REQUEST_ID
 
 pytestmark = [
     pytest.mark.engine,

@@ -12,12 +12,12 @@ from loopback_hub import serving_hub
 from deployments.args import Args
 from deployments.config import ConfigError, for_models, parse_config
 from deployments.plan import read_needs
-from serve.catalog import catalogue, compare_models
 from serve.engines.base import Generation
 from serve.engines.vllm.chat_renderer import ControlTokens
 from serve.errors import ParseError
 from serve.media.image import Image
 from serve.models.base import Model
+from serve.models.catalog import catalogue, compare_models
 from serve.models.reasoning import KIMI, STYLES, THINK, Reasoning, ReasoningStyle
 from serve.models.remote import BOX_CONTRACTS
 from serve.tasks import TASKS

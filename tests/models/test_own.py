@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distinct_models import distinct
 from pydantic import ValidationError
 
-from serve import catalog
 from serve.errors import BadRequest
 from serve.media.image import Image
-from serve.models import MODELS
+from serve.models import MODELS, catalog
 from serve.models.own import Lora, Own, lora, own
 from serve.tasks import TASKS
 
@@ -75,7 +75,7 @@ def test_braces_in_a_question_are_no_placeholders() -> None:
     assert prompt_texts(model, "vqa", question="{lang} {0} {{x}}") == ["answer {lang} {0} {{x}}"]
 
 
-@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.images and "vqa" in model.skills])
+@pytest.mark.parametrize("name", [model.name for model in distinct() if model.images and "vqa" in model.skills])
 def test_prompt_of_the_question_alone_makes_the_turn_of_every_family(name: str) -> None:
     model = build(like=name, prompts={"vqa": "{question}"})
     (prompt,) = model.skills["vqa"].ask(request("vqa"))

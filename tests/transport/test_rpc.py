@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serve.errors import BadRequest, ModelError
-from serve.request_id import REQUEST_ID
+from serve.tracing import REQUEST_ID
 from serve.transport.connection import Connection
 from serve.transport.frames import BadFrame, Reader, encode_frame
 from serve.transport.messages import Call

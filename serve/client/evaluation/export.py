@@ -12,9 +12,9 @@ from typing import Any
 
 from serve.client.evaluation.annotations import Labelled
 from serve.client.http_client import Failure, Misuse
-from serve.labels import FORMATS, holders
-from serve.labels.picture import Answered
 from serve.tasks import TASKS
+from serve.tasks.labels import FORMATS, holders
+from serve.tasks.labels.picture import Answered
 
 Json = dict[str, Any]
 ACCEPTED, REVIEW = "accepted", "review"
@@ -79,7 +79,7 @@ def export_labels(lines: Sequence[Json], options: argparse.Namespace, folder: Pa
     try:
         for part, chosen in parts.items():
             if options.pictures_at is not None:
-                from serve.labels import label_studio
+                from serve.tasks.labels import label_studio
 
                 label_studio.write_label_studio(folder / part, options.folder, chosen, options.pictures_at)
             else:

@@ -47,7 +47,7 @@ from serve.media.decoding import MediaDecoder
 from serve.media.geometry import Padded
 from serve.media.image import Image
 from serve.media.video import Video
-from serve.request_id import REQUEST_ID
+from serve.tracing import REQUEST_ID
 
 log = logging.getLogger(__name__)
 

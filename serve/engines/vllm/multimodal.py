@@ -10,7 +10,7 @@ from serve.engines.base import Prompt
 from serve.media.decoding import SMALL
 from serve.media.geometry import Colour, Padded
 from serve.media.image import Image, Pixels
-from serve.request_id import CACHE_SALT
+from serve.tracing import CACHE_SALT
 
 CHANNELS = 4
 """An array with a side of at most this length may be taken for one with its channels first."""

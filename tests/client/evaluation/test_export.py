@@ -10,7 +10,7 @@ from served_folder import album, serving
 
 from serve.client.evaluation.export import Below
 from serve.engines.fake import FakeEngine
-from serve.labels.picture import Answered
+from serve.tasks.labels.picture import Answered
 
 LLAVA, PALIGEMMA = "[0.25, 0.25, 0.75, 0.75]", "<loc0256><loc0256><loc0767><loc0767> cat"
 RUN = ("--task", "detect", "--labels", "cat")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve.labels.picture import Answered, Json, answered
+from serve.tasks.labels.picture import Answered, Json, answered
 
 
 def write_json_lines(folder: Path, pictures_in: Path, pictures: Sequence[Answered]) -> None:

@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve.labels.picture import Answered, Json, answered, names
 from serve.media.masks import Rle, area
+from serve.tasks.labels.picture import Answered, Json, answered, names
 
 
 def write_coco(folder: Path, pictures_in: Path, pictures: Sequence[Answered]) -> None:

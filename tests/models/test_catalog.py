@@ -7,12 +7,10 @@ import re
 import pytest
 from served import LLAVA, PALIGEMMA, calling, router, served
 
-from serve import catalog
 from serve.api.model_list import model_list
 from serve.engines.base import Memory
 from serve.errors import NotFound
-from serve.models import MODELS
-from serve.models.base import Model
+from serve.models import MODELS, catalog
 from serve.router.route import Status
 from serve.tasks import TASKS
 
@@ -130,21 +128,21 @@ def test_comparison_of_llava_and_paligemma_has_no_blank_cell() -> None:
     assert unshared["segment"] == ["paligemma-3b-mix-448"] and unshared["chat"] == ["llava-1.5-7b"]
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
-def test_card_is_complete(model: Model) -> None:
-    (entry,) = [entry for entry in catalog.catalogue({}).data if entry.id == model.name]
-    filled = entry.model_dump(
-        exclude={"object", "served", "toy", "remote", "price", "gated", "images", "videos", "check"}
-    )
-    may_lack = {"links", "checkpoint", "revision"} if model.card.toy else {"revision"}
-    may_lack |= set() if "detect" in model.skills else {"contract"}
-    if model.engine != "vllm":
-        may_lack |= {"checkpoint", "context_window"}  # a package
-    assert {name for name, value in filled.items() if not value} <= may_lack
-    assert datetime.date.fromisoformat(entry.released) <= datetime.date(2026, 11, 23)
-    assert entry.images or entry.videos
-    assert model.engine != "vllm" or model.family_args["max_model_len"] <= entry.context_window
-    assert model.checkpoint.revision is None or re.fullmatch("[0-9a-f]{40}", model.checkpoint.revision)
+def test_card_is_complete() -> None:
+    entries = {entry.id: entry for entry in catalog.catalogue({}).data}
+    optional = {"object", "served", "toy", "remote", "price", "gated", "images", "videos", "check"}
+    for name, model in MODELS.items():
+        entry = entries[name]
+        may_lack = {"links", "checkpoint", "revision"} if model.card.toy else {"revision"}
+        may_lack |= set() if "detect" in model.skills else {"contract"}
+        if model.engine != "vllm":
+            may_lack |= {"checkpoint", "context_window"}  # a package
+        empty = {field for field, value in entry.model_dump(exclude=optional).items() if not value}
+        assert empty <= may_lack, name
+        assert datetime.date.fromisoformat(entry.released) <= datetime.date(2026, 11, 23), name
+        assert entry.images or entry.videos, name
+        assert model.engine != "vllm" or model.family_args["max_model_len"] <= entry.context_window, name
+        assert model.checkpoint.revision is None or re.fullmatch("[0-9a-f]{40}", model.checkpoint.revision), name
 
 
 @pytest.mark.parametrize(

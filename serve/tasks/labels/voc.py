@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from serve.labels.picture import Answered, Json, Truth, answered, box_truths, place, writable
+from serve.tasks.labels.picture import Answered, Json, Truth, answered, box_truths, place, writable
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 

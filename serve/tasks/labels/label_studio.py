@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from serve.labels.brush import decode_brush, encode_brush
-from serve.labels.picture import Answered, Json, Truth, box_truths, names, result_text, writable
-from serve.labels.polygons import rings, signed_area
-from serve.labels.voc import parse_xml
-from serve.labels.yolo import polygon_mask
 from serve.media import masks
 from serve.media.outline import MAX_SIDE
 from serve.tasks import TASKS
+from serve.tasks.labels.brush import decode_brush, encode_brush
+from serve.tasks.labels.picture import Answered, Json, Truth, box_truths, names, result_text, writable
+from serve.tasks.labels.polygons import rings, signed_area
+from serve.tasks.labels.voc import parse_xml
+from serve.tasks.labels.yolo import polygon_mask
 
 LOCAL_FILES = "/data/local-files/?d="
 """The begin of a picture's address where Label Studio serves a folder of its own machine."""

@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 import yaml
 from pycocotools import mask as coco_mask
 
-from serve.labels.picture import Answered, Json, Truth, answered, box_truths, names, place
-from serve.labels.polygons import join_rings, rings
 from serve.media.image import undecoded_image
 from serve.media.masks import Rle, Window, decode_in
+from serve.tasks.labels.picture import Answered, Json, Truth, answered, box_truths, names, place
+from serve.tasks.labels.polygons import join_rings, rings
 
 MOST = 20 * 2**20
 """Bytes of a picture that is read for its size; the server refuses larger ones."""

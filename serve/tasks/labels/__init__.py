@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from serve.labels import coco, fiftyone, json_lines, label_studio, voc, yolo
-from serve.labels.picture import Answered
 from serve.tasks import TASKS
+from serve.tasks.labels import coco, fiftyone, json_lines, label_studio, voc, yolo
+from serve.tasks.labels.picture import Answered
 
 Writer = Callable[[Path, Path, Sequence[Answered]], None]
 """(the folder to write into, the pictures' folder, pictures of one task) -> None. Raises OSError."""

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from serve.labels.picture import Answered, Json, Truth, answered, box_truths, place, result_text
 from serve.media.masks import Rle, Window, decode_in, encode_in
+from serve.tasks.labels.picture import Answered, Json, Truth, answered, box_truths, place, result_text
 
 TRUTHS = ("ground_truth", "merged")
 """Fields that labels are read from: the first that a sample has."""

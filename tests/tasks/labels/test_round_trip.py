@@ -16,13 +16,13 @@ from pycocotools.coco import COCO
 from serve.client.evaluation.annotations import Labelled
 from serve.client.evaluation.export import export_labels
 from serve.client.http_client import Failure
-from serve.labels import FORMATS, holders
-from serve.labels.brush import decode_brush, encode_brush
-from serve.labels.picture import Answered
-from serve.labels.polygons import join_rings, rings, signed_area
-from serve.labels.yolo import polygon_mask
 from serve.media.masks import Rle, decode, encode, overlap
 from serve.tasks import TASKS
+from serve.tasks.labels import FORMATS, holders
+from serve.tasks.labels.brush import decode_brush, encode_brush
+from serve.tasks.labels.picture import Answered
+from serve.tasks.labels.polygons import join_rings, rings, signed_area
+from serve.tasks.labels.yolo import polygon_mask
 
 SIZE = (64, 48)
 NAMES = ["a.png", "deep/b c.png", "é<&>'.png"]
