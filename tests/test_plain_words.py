@@ -1,6 +1,7 @@
 """Names and docstrings use the field's words: docstrings say what is done, names say what a thing is (CONTRIBUTING)."""
 
 import ast
+import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,18 +80,25 @@ def name_faults(tree: ast.Module) -> Iterator[str]:
             yield f"line {line}, {name}: {', '.join(refused)} does not say what it is"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_docstrings_and_names_are_plain(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    faults = [*docstring_faults(tree), *name_faults(tree)]
-    assert not faults, f"{path.relative_to(ROOT)} (CONTRIBUTING, Style): " + "; ".join(faults)
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def test_docstrings_and_names_are_plain() -> None:
+    faults = [
+        f"{path.relative_to(ROOT)}, {fault}"
+        for path in FILES
+        for fault in (*docstring_faults(parsed(path)), *name_faults(parsed(path)))
+    ]
+    assert not faults, "\n".join(["CONTRIBUTING, Style:", *faults])
 
 
 def test_public_names_have_one_definition_each() -> None:
     where = defaultdict(list)
     for path in FILES:
         if path.is_relative_to(ROOT / "serve") or path.is_relative_to(ROOT / "deployments"):
-            for node in ast.parse(path.read_text()).body:
+            for node in parsed(path).body:
                 if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
                     where[node.name].append(str(path.relative_to(ROOT)))
     assert {name: paths for name, paths in where.items() if len(paths) > 1 and name not in SHARED} == {}

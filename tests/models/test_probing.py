@@ -104,8 +104,8 @@ def test_small_shift_is_not_taken_for_another_scale() -> None:
 
 @pytest.mark.parametrize("contract", SOUND, ids=lambda contract: contract.name)
 def test_undeclared_contract_is_determined_from_replies(contract: Contract) -> None:
-    results = [probe(answers(contract, seed, lambda rng, box, size: box)) for seed in range(5)]
-    assert [result.verdict for result in results] == [Verdict.FITS] * 5
+    results = [probe(answers(contract, seed, lambda rng, box, size: box)) for seed in range(2)]
+    assert [result.verdict for result in results] == [Verdict.FITS] * 2
     for result in results:
         assert result.contract is not None
         placed = result.contract.parse(contract.format([("cat", (60, 80, 160, 200))], (300, 420)), (300, 420), ["cat"])
@@ -141,6 +141,7 @@ def test_pictures_of_one_size_leave_pixels_and_thousandths_undecided() -> None:
 
 
 @pytest.mark.parametrize("contract", SOUND, ids=lambda contract: contract.name)
+@pytest.mark.slow
 def test_probe_scenes_tell_all_candidates_apart(contract: Contract) -> None:
     for seed in range(3):
         scenes = scenes_of(seed)

@@ -1,11 +1,11 @@
 import pytest
+from distinct_models import distinct
 
 from serve.errors import BadRequest
-from serve.models import MODELS
 from serve.models.base import Model, Turn
 from serve.models.turns import split_system, with_marker
 
-CONVERSING = [model for model in MODELS.values() if "chat" in model.skills and not model.card.toy]
+CONVERSING = [model for model in distinct() if "chat" in model.skills and not model.card.toy]
 
 
 def test_system_text_is_split_off() -> None:
