@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import httpx
-import openapi_spec_validator
 import pytest
 from served import LLAVA, PALIGEMMA, URL, calling, frames, listening, message, picture, plain, router, served, until
 from starlette.types import Message
@@ -640,9 +639,9 @@ async def test_decoding_does_not_block_other_requests(path: str, model: str, mon
 # The document
 
 
-async def test_openapi_document_is_valid_and_complete() -> None:
+async def test_openapi_document_is_complete() -> None:
+    """Look at its parts. The whole is validated in tests/api/test_authentication.py, with keys, where it has most."""
     document = (await get("/openapi.json")).json()
-    openapi_spec_validator.validate(document)
     paths = document["paths"]
     assert set(paths) == {
         "/health",
@@ -680,7 +679,7 @@ async def test_openapi_document_is_valid_and_complete() -> None:
 
 
 async def test_openapi_document_behind_a_proxy_names_its_path() -> None:
-    app = served()
+    app = plain()
     transport = httpx.ASGITransport(app=app, root_path="/vision")
     async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
         assert (await client.get("/vision/openapi.json")).json()["servers"] == [{"url": "/vision"}]

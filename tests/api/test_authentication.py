@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import openapi_spec_validator
 import pytest
-from served import LLAVA, calling, listening, message, router
+from served import LLAVA, calling, listening, message, plain, router
 
 from serve.api.app import create_app
 from serve.api.authentication import Access
@@ -218,7 +218,7 @@ async def test_openapi_schema_says_where_a_key_is_needed() -> None:
     assert chat["security"] == [{"key": []}] and {"401", "408", "429", "431"} <= chat["responses"].keys()
     assert "security" not in paths["/health"]["get"] and "401" not in paths["/health"]["get"]["responses"]
     assert "429" not in paths["/v1/models"]["get"]["responses"]
-    async with calling(create_app(router())) as client:
+    async with calling(plain()) as client:
         document = (await client.get("/openapi.json")).json()
     assert "securitySchemes" not in document["components"]
     assert "401" not in document["paths"]["/v1/chat/completions"]["post"]["responses"]

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from served import LLAVA, URL, calling, listening, message, picture, router
+from served import LLAVA, URL, calling, listening, message, picture, plain, router
 
 from serve.api.app import create_app
 from serve.engines.fake import FakeEngine
@@ -158,7 +158,7 @@ async def test_disconnect_cancels_the_fetch(origin: Origin) -> None:
 
 
 async def test_openapi_document_mentions_image_urls() -> None:
-    async with calling(create_app(router())) as client:
+    async with calling(plain()) as client:
         schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
     assert "https URL" in json.dumps(schemas["VqaRequest"]["properties"]["image"])
     assert "https URL" in json.dumps(schemas["ImageUrl"])

@@ -5,11 +5,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import openapi_spec_validator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from served import URL, calling, picture, router
+from served import URL, calling, picture, plain, router
 
 from serve.api.app import create_app
 from serve.api.authentication import Access
@@ -185,9 +184,8 @@ async def test_page_of_another_site_with_a_key_is_allowed() -> None:
 
 
 async def test_openapi_schema_lists_403_and_421() -> None:
-    async with local() as client:
-        document = (await client.get("/openapi.json", headers={"host": "localhost"})).json()
-    openapi_spec_validator.validate(document)
+    async with calling(plain()) as client:
+        document = (await client.get("/openapi.json")).json()
     assert {"403", "421"} <= document["paths"]["/v1/chat/completions"]["post"]["responses"].keys()
 
 

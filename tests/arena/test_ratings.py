@@ -62,6 +62,7 @@ def test_strengths_equal_those_of_torchs_optimiser(seed: int) -> None:
     assert np.abs(fit_strengths(8, outcomes).strengths - (other - other.mean())).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_planted_strengths() -> None:
     """Twenty boards; NOTES.md has a thousand."""
     assert sum(holds(simulated_board(STRENGTHS, 2000, seed), STRENGTHS) for seed in range(20)) >= 18

@@ -82,6 +82,7 @@ def test_failed_model_fails_its_column_its_requests_and_the_run(tmp_path: Path) 
     assert "2 of 3 objectives missed" in report and f"{LLAVA}: error (model_error)" in report
 
 
+@pytest.mark.slow
 def test_run_without_a_server_ends_with_a_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         url = f"http://127.0.0.1:{held.getsockname()[1]}"
@@ -89,6 +90,7 @@ def test_run_without_a_server_ends_with_a_sentence() -> None:
     assert ran.returncode == 2 and f"loadtest: No Diptych answers at {url}." in ran.stderr
 
 
+@pytest.mark.slow
 def test_invalid_objective_ends_the_run_at_once() -> None:
     ran = locust("http://127.0.0.1:9", "--slo", "be fast")
     assert ran.returncode == 2 and "loadtest: 'be fast' is no SLO." in ran.stderr

@@ -109,6 +109,7 @@ async def test_a_file_that_cannot_be_decoded_is_refused_with_the_reason(zygote: 
         assert caught.value.why == why
 
 
+@pytest.mark.slow
 async def test_file_over_its_time_limit_is_rejected_as_slow(zygote: Zygote) -> None:
     with pytest.raises(RejectedFile) as caught:
         await processes.run_job(replace(videos.decode_job(LONG), cpu_s=1), LONG.file)
