@@ -141,7 +141,7 @@ def _parity(folder: Path, rehearse: bool, limit_s: float) -> tuple[bool, Results
     table = folder / "table.json"
     table.unlink(missing_ok=True)
     equal = f"{PARITY}::test_vllm_equals_transformers"
-    tests = [NO_PLUGIN, *([f"{equal}[toy-paligemma-float32]"] if rehearse else [LORA, equal])]
+    tests = [f"{equal}[toy-paligemma-float32]"] if rehearse else [NO_PLUGIN, LORA, equal]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "engine", "-p", "no:cacheprovider", *tests]
     done = run(command, folder / "log.txt", limit_s, {"DIPTYCH_PARITY_TABLE": str(table)})
     rows = json.loads(table.read_text()) if table.exists() else []
