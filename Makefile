@@ -6,24 +6,29 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast slow install install-dev loadtest bench bench-others bench-fan-out
+.PHONY: serve test check fast slow drill install install-dev loadtest bench bench-others bench-fan-out
 .PHONY: bench-many-servers bench-scale bench-turns bench-repeats chaos hostile soak gpu-check k8s-check k8s-drill
 .PHONY: screenshots lock clean parity-generic
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
 
+# processes of tests: more than the two cores of CI, as many tests wait for time to pass
+WORKERS ?= 3
 # what tests need, by their markers: pyproject.toml
 NEEDS := ray or engine or browser or cluster
 
-# a file's tests stay together, as they share servers and engines; the drill on pods of its own runs alone
-test: fast slow
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "($(NEEDS)) and not cluster"
-	$(BIN)/pytest -m cluster
+# the drill's pods leave one of two cores to the slow tests; tests that share a server or an engine stay together
+test: fast
+	$(MAKE) --jobs=2 --output-sync=target WORKERS=1 slow drill
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "($(NEEDS)) and not cluster"
 
 # and the random laws again, with Hypothesis' own hundred draws in place of 25
 slow: install-dev
-	$(BIN)/pytest -n 2 --dist worksteal -m "(slow or hypothesis) and not ($(NEEDS))" --hypothesis-profile=default
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "(slow or hypothesis) and not ($(NEEDS))" --hypothesis-profile=default
+
+drill: install-dev
+	$(BIN)/pytest -m cluster
 
 check: fast
 
@@ -31,7 +36,7 @@ fast: install-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict
-	$(BIN)/pytest -n 2 --dist worksteal -m "not (slow or $(NEEDS))"
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not (slow or $(NEEDS))"
 
 install:
 	@$(PYTHON) deployments/install.py

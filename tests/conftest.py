@@ -18,11 +18,16 @@ settings.register_profile("fast", max_examples=25)
 settings.load_profile("fast")  # `make test` runs the same laws again with --hypothesis-profile=default, 100 draws
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         if reason := reason_to_skip(marks, config.option.markexpr):
             item.add_marker(pytest.mark.skip(reason))
+        # a file's tests stay in one process, and so do all that use the session's server: it starts once
+        file = item.nodeid.partition("::")[0]
+        server = "serving" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("serving" if server else file))
 
 
 def pytest_collection_finish() -> None:
