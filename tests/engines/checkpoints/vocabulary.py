@@ -51,7 +51,7 @@ def room(tokenizer: Any) -> int:
     return (len(tokenizer) + 63) // 64 * 64
 
 
-def _sentencepiece(special: list[str], words: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _sentencepiece(special: list[str], words: int = 0) -> tuple[dict[str, int], list[tuple[str, str]]]:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
