@@ -104,8 +104,8 @@ def check_reasoning(models: Sequence[Model], options: ReasoningOptions) -> None:
     refused = [reasoning_refusal(model.reasoning, options) for model in models]
     if refused[0] is not None and None not in refused:
         param, why = refused[0]
-        message = f"{models[0].name} {why}." if len(models) == 1 else f"Of these models each {why}."
-        raise BadRequest(message, param=param, code="unsupported_parameter")
+        of_many = "" if len(models) == 1 else "No model that is asked can follow it: "
+        raise BadRequest(f"{of_many}{models[0].name} {why}.", param=param, code="unsupported_parameter")
 
 
 def takes_media(model: Model, video: bool) -> bool:

@@ -43,6 +43,11 @@ MAX_ERROR_BYTES = 65_536
 MAX_WAIT_DIGITS = 9
 UNREACHABLE, FAILED, KEY_REFUSED = "remote_unreachable", "remote_failed", "remote_key"
 DEAD = "engine_dead"
+PROMPTS = ("input_tokens", "input_text")
+"""What vLLM's server names where a prompt is too long."""
+LENGTHS: tuple[ChatField, ...] = ("max_tokens", "max_completion_tokens")
+NOT_TAKEN = ("unsupported_parameter", "unknown_parameter", None)
+"""Codes of an error about a parameter that no value of it would mend; any other is about its value."""
 _KEY = re.compile(r"[\x21-\x7e]+")
 _BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError)
 logging.getLogger("httpcore").setLevel(logging.WARNING)  # at DEBUG it logs headers' names and URLs
@@ -278,11 +283,14 @@ class RemoteEngine:
             return self._error(FAILED, "redirects to another place, which is not followed", status)
         if status >= 500 or status < 400 or status == 408:
             return self._error(FAILED, "failed", status)
-        if error is not None and error.param in self.fields:
-            return self._error("remote_field", f"does not take {error.param}: change its `fields`", status)
-        if error is not None and error.code == "context_length_exceeded":
+        if error is not None and (error.code == "context_length_exceeded" or error.param in PROMPTS):
             message = f"The request is longer than {self.name}'s context."
             return BadRequest(message, param="question", code="context_length_exceeded")
+        if error is not None and error.param in LENGTHS and error.code not in NOT_TAKEN:
+            why = f"refuses a reply as long as {error.param} allows, which may be longer than its context: set a smaller"
+            return self._error("remote_length", f"{why} `max_tokens`", status)
+        if error is not None and error.param in self.fields:
+            return self._error("remote_field", f"does not take {error.param}: change its `fields`", status)
         if status == 413:
             return BadRequest(f"The image is larger than {self.name}'s server takes.", param="image", code="too_large")
         return BadRequest(f"{self.name}'s server refuses this request ({status}).", code="remote_refused")

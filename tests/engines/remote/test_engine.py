@@ -262,11 +262,23 @@ FAILURES: dict[str, tuple[Script, type[ServeError], str, str]] = {
         "context_length_exceeded",
         "longer than gpt's context",
     ),
+    "context of vLLM": (
+        replies_with(400, {"error": {"message": KEY, "param": "input_tokens", "code": 400}}),
+        BadRequest,
+        "context_length_exceeded",
+        "longer than gpt's context",
+    ),
     "field": (
         replies_with(400, {"error": {"message": KEY, "param": "max_tokens", "code": "unsupported_parameter"}}),
         ModelError,
         "remote_field",
         "does not take max_tokens",
+    ),
+    "length": (
+        replies_with(400, {"error": {"message": KEY, "param": "max_tokens", "code": 400}}),
+        ModelError,
+        "remote_length",
+        "refuses a reply as long as max_tokens allows, which may be longer than its context: set a smaller `max_tokens`",
     ),
     "param of its own": (
         replies_with(400, {"error": {"message": KEY, "param": KEY, "code": KEY}}),
