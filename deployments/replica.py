@@ -226,6 +226,8 @@ class Replica:
             self._mark("asleep", f"waking: {step}")
         else:
             self._mark("starting", step)
+            if self._member is not None:
+                self._member.progressed()
 
     def _started(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -23,6 +23,10 @@ RETRY_S = 0.5
 SWITCH_S = 300.0
 """The longest time that an engine takes to wake, or to fall asleep; its process is replaced then."""
 
+START_S = 900.0
+"""The longest time that a first start goes on without a step of progress: steps are small, but for loading weights and
+compiling."""
+
 Item = TypeVar("Item")
 
 
@@ -76,9 +80,13 @@ class Member:
         self._order = Order(0, awake=False)
         self._followed = 0
         self._ordered = asyncio.Event()
-        self._woke_at = self._clock()
+        self._woke_at = self._progressed_at = self._clock()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._listen()), loop.create_task(self._follow())]
+
+    def progressed(self) -> None:
+        """Note that the first start goes on. May be called from any thread."""
+        self._progressed_at = self._clock()
 
     async def in_turn(
         self, stream: AsyncGenerator[Item, None], kind: Kind, model: str
@@ -182,8 +190,10 @@ class Member:
         began = self._clock()
         try:
             if first:
-                failure = await self._start()
-                self.started.set()
+                try:
+                    failure = await self._start_in_time()
+                finally:
+                    self.started.set()
                 if failure is not None:
                     self._enter("failed")
                     self._gate.fail(ModelError(f"{self.name} cannot answer: {failure}", code="model_failed"))
@@ -201,6 +211,16 @@ class Member:
         self._mark("ready", "ready")
         self._enter("awake")
         self._gate.open()
+
+    async def _start_in_time(self) -> str | None:
+        """Return why the first start failed. Raises ModelError where it stood still for START_S."""
+        starting = asyncio.ensure_future(self._start())
+        self.progressed()
+        while (left := self._progressed_at + START_S - self._clock()) > 0:
+            if (await asyncio.wait({starting}, timeout=left))[0]:
+                return starting.result()
+        starting.cancel()
+        raise ModelError(f"its start made no progress for {START_S:g} s.", code="engine_dead")
 
     async def _sleep(self) -> None:
         self._enter("leaving")

@@ -15,7 +15,7 @@ from simulated_clock import run_simulated
 from simulated_group import Answer, Group, grouped
 
 from deployments.args import GroupArgs
-from deployments.groups.member import SWITCH_S
+from deployments.groups.member import START_S, SWITCH_S
 from deployments.groups.policy import GATHER_S, IDLE_S, LOST_S, MemberReport, TurnPolicy, longest_wait_s
 from serve.errors import ModelError
 
@@ -262,6 +262,25 @@ def test_model_that_cannot_be_started_takes_no_place() -> None:
         await group.started()
         assert (await group.ask("a")).error == "a cannot answer: no such file"
         assert not (await group.ask("b")).error and not (await group.ask("c")).error
+        group.stop()
+
+    run_simulated(run())
+
+
+def test_first_start_that_stands_still_is_given_up_and_others_go_on() -> None:
+    async def run() -> None:
+        group = Group(["a", "b"], GroupArgs(awake=1))
+        group.engines["a"].hangs = True
+        while group.members["a"].phase != "waking":
+            await asyncio.sleep(1)
+        await asyncio.sleep(START_S - 10)
+        group.members["a"].progressed()
+        await asyncio.sleep(START_S - 10)
+        assert group.members["a"].broken is None
+        await asyncio.sleep(20)
+        assert (await group.ask("a")).error == "a is being started again: its start made no progress for 900 s."
+        group.kill("a")  # as Serve does, by its health
+        assert not (await group.ask("b")).error
         group.stop()
 
     run_simulated(run())
