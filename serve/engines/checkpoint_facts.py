@@ -31,6 +31,8 @@ MOST = 16 * 2**20
 """The most bytes of a file that are read: the tokenizer_config.json of some checkpoints has megabytes of tokens."""
 HEAD = 64 * 2**10
 """The most characters of a README whose YAML head is read."""
+BRACKETS = 500
+"""The most opening brackets in it: the parser's time grows with the square of those that stay open."""
 PICTURE_LM = ("bagel", "gemma3", "molmo2", "moondream3")
 """Model types whose pictures attend both ways (vLLM's list) and whose configuration does not say so."""
 
@@ -209,6 +211,8 @@ def _readme(file: Path) -> Mapping[str, Any]:
     if not text.startswith("---"):
         return {}
     head, closing, _ = text[3:].partition("\n---")
+    if head.count("[") + head.count("{") > BRACKETS:
+        return {}
     try:
         # of texts alone: SafeLoader raises errors of any kind, and joins mappings into ones that fill the memory
         return _mapping(yaml.load(head, yaml.BaseLoader)) if closing else {}

@@ -11,7 +11,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from serve.engines import hub
 from serve.engines.chat_settings import ChatSettings
@@ -76,6 +76,7 @@ class NamedCheckpoint(Tuned):
     chat_template: Words | None = None
     template_args: dict[str, Any] = {}
     unused: list[Annotated[str, AfterValidator(_pattern)]] = []
+    _facts: CheckpointFacts | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -95,9 +96,23 @@ class NamedCheckpoint(Tuned):
                 "tasks: detect needs `boxes`, the coordinate contract by which the model writes a box; `boxes: probe` "
                 "finds it when the server starts."
             )
-        self.verify(_origin(self, facts_of(self)))
+        self.verify(_origin(self))
         self.check = self.check or self.boxes == PROBE
         return self
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leave the facts out of a pickle: another process may have newer files."""
+        return {**super().__getstate__(), "__pydantic_private__": {"_facts": None}}
+
+    @property
+    def facts(self) -> CheckpointFacts:
+        """Return what the checkpoint's files on this machine say, read once; nothing where it has none yet."""
+        folder = hub.config_folder(self.checkpoint, self.revision)
+        if folder is None:
+            return NO_FILES
+        if self._facts is None:
+            self._facts = read_facts(folder)
+        return self._facts
 
     @property
     def checkpoint(self) -> str:
@@ -107,17 +122,11 @@ class NamedCheckpoint(Tuned):
 
 def generic_model(spec: NamedCheckpoint) -> Model:
     """Return the Model of a checkpoint. Its card is read from the files that are on this machine; asks no network."""
-    return tuned_model(spec, _origin(spec, facts_of(spec)))
+    return tuned_model(spec, _origin(spec))
 
 
-def facts_of(spec: NamedCheckpoint) -> CheckpointFacts:
-    """Return what a checkpoint's files on this machine say; nothing where it has none yet."""
-    folder = hub.config_folder(spec.checkpoint, spec.revision)
-    return NO_FILES if folder is None else read_facts(folder)
-
-
-def _origin(spec: NamedCheckpoint, facts: CheckpointFacts) -> Model:
-    boxes = box_contract(spec.boxes)
+def _origin(spec: NamedCheckpoint) -> Model:
+    facts, boxes = spec.facts, box_contract(spec.boxes)
     if isinstance(boxes, Contract):
         boxes = _resizing(boxes, facts)
     skills = instructed_skills(chat_messages, boxes=boxes)

@@ -81,6 +81,7 @@ def test_empty_folder_gives_no_fact(tmp_path: Path) -> None:
         ("---\nlicense: mit\n", None),
         ("license: mit\n", None),
         ("---\n" + "[" * 50_000 + "\n---\n", None),
+        ("---\nlicense: mit\na: " + "[" * 600 + "]" * 600 + "\n---\n", None),
         ("---\nlicense: !!timestamp mit\n---\n", "mit"),
         ("---\na: !!int ''\nlicense: mit\n---\n", "mit"),
         (f"---\na0: &a0 {{k: v}}\n{MERGES}license: mit\n---\n", "mit"),
