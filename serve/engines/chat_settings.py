@@ -7,6 +7,10 @@ from typing import Any
 
 from serve.errors import ModelError
 
+MOST = 2**20
+"""Bytes of a chat template; published ones have some thousand. A device has no size and no end."""
+REFUSED = "chat_template_refused"
+
 
 @dataclass(frozen=True)
 class ChatSettings:
@@ -22,11 +26,15 @@ class ChatSettings:
     unused: tuple[str, ...] = ()
 
     def read_template(self) -> str | None:
-        """Return the template that was given; None for the checkpoint's own. Raises ModelError where it is missing."""
+        """Return the template that was given; None for the checkpoint's own. Raises ModelError where there is none."""
         if self.template is None:
             return None
+        file = Path(self.template).expanduser()
         try:
-            return Path(self.template).expanduser().read_text(encoding="utf-8")
+            if file.exists() and not (file.is_file() and file.stat().st_size <= MOST):
+                message = f"The chat template {self.template} is no file of at most {MOST >> 20} MB."
+                raise ModelError(message, code=REFUSED)
+            return file.read_text(encoding="utf-8")
         except (OSError, ValueError):
             raise ModelError(
                 f"The chat template {self.template} cannot be read.", code="chat_template_missing"

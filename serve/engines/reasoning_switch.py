@@ -1,21 +1,20 @@
 """Find how a chat template turns reasoning on and off: by what it writes with each value of its variables."""
 
 import functools
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from serve.engines.base import ReasoningOptions
+from serve.engines.chat_templates import CHAT_TEMPLATES, TemplateFault
+from serve.errors import ModelError
 
 SWITCHES = ("enable_thinking", "thinking", "reasoning")
 """Variables that are true or false: of most templates; of DeepSeek's and Granite's; of Cohere's."""
 EFFORT = "reasoning_effort"
 EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")
 NONE = "none"
-GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-"""A tag of transformers' for training, which writes nothing."""
 QUOTED_NONE = re.compile("['\"]none['\"]")
 
 
@@ -45,13 +44,15 @@ class ReasoningSwitch:
 
 @functools.lru_cache(32)
 def reasoning_switch(template: str | None) -> ReasoningSwitch:
-    """Return the switch of a chat template. One that cannot be parsed here has none."""
-    from jinja2 import TemplateError
-
+    """Return the switch of a chat template. One that cannot be parsed, or takes too much, has none."""
     try:
-        variables, write = _compiled(template or "")
-    except (TemplateError, RecursionError):
+        return _find_switch(template or "")
+    except (TemplateFault, ModelError):
         return ReasoningSwitch()
+
+
+def _find_switch(template: str) -> ReasoningSwitch:
+    variables, write = CHAT_TEMPLATES.variables(template), functools.partial(_write, template)
     name = None
     for each in SWITCHES:
         if each in variables:
@@ -66,44 +67,17 @@ def reasoning_switch(template: str | None) -> ReasoningSwitch:
         efforts = tuple(effort for effort, text in written.items() if text is not None)
         without = write({**base, EFFORT: NONE})
         # others write any word that they are given
-        if (
-            name is None
-            and efforts
-            and QUOTED_NONE.search(template or "")
-            and without not in (None, written[efforts[-1]])
-        ):
+        if name is None and efforts and QUOTED_NONE.search(template) and without not in (None, written[efforts[-1]]):
             name = EFFORT
     return ReasoningSwitch(name, efforts)
 
 
-def _compiled(template: str) -> tuple[set[str], Callable[[Mapping[str, Any]], str | None]]:
-    """Return the variables that a template takes, and a function that writes a short conversation with values of them.
-
-    It returns None where the template fails. Raises TemplateError for one that cannot be parsed.
-    """
-    from jinja2 import TemplateError, meta
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value)
-    environment.globals.update(raise_exception=refuse, strftime_now=lambda form: form)
-    text = GENERATION.sub("", template)
-    variables = meta.find_undeclared_variables(environment.parse(text))
-    compiled = environment.from_string(text)
-    content = [{"type": "image"}, {"type": "text", "text": "a"}]
-
-    def write(values: Mapping[str, Any]) -> str | None:
-        for shape in (content, "a"):
-            try:
-                messages = [{"role": "user", "content": shape}]
-                return str(compiled.render(messages=messages, add_generation_prompt=True, **values))
-            except (TemplateError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):
-                continue
-        return None
-
-    return variables, write
+def _write(template: str, values: Mapping[str, Any]) -> str | None:
+    """Return a short conversation with values of a template's variables; None where the template fails."""
+    for shape in ([{"type": "image"}, {"type": "text", "text": "a"}], "a"):
+        messages = [{"role": "user", "content": shape}]
+        try:
+            return CHAT_TEMPLATES.write(template, {"messages": messages, "add_generation_prompt": True, **values})
+        except TemplateFault:
+            continue
+    return None

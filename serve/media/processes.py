@@ -129,7 +129,7 @@ class Zygote:
                     [sys.executable, "-m", "serve.media.decoder_process", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    env=_environment(),
+                    env=child_environment(),
                     pass_fds=[theirs.fileno()],
                     process_group=0,
                 )
@@ -158,7 +158,7 @@ def warm() -> None:
     THREADS.submit(ZYGOTE.start)
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Return the variables that Python needs to find its packages and ours, and no secrets.
 
     glibc gets one arena, since more would use up address space, and huge pages without a mapping for each large block:

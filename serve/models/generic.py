@@ -11,10 +11,10 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, JsonValue, PrivateAttr, model_validator
 
 from serve.engines import hub
-from serve.engines.chat_settings import ChatSettings
+from serve.engines.chat_settings import REFUSED, ChatSettings
 from serve.engines.checkpoint_facts import CheckpointFacts, read_facts
 from serve.engines.reasoning_switch import EFFORT, NONE, SWITCHES, ReasoningSwitch, reasoning_switch
 from serve.engines.vllm.arguments import LONGEST
@@ -52,6 +52,15 @@ def _absolute(folder: str) -> str:
     return str(Path(folder).expanduser().absolute())
 
 
+def _template(file: str) -> str:
+    try:
+        ChatSettings(file).read_template()
+    except ModelError as error:
+        if error.code == REFUSED:  # one that is missing may be on the engine's machine
+            raise ValueError(error.message) from None
+    return file
+
+
 def _pattern(text: str) -> str:
     try:
         re.compile(text)
@@ -73,8 +82,8 @@ class NamedCheckpoint(Tuned):
     folder: Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_absolute)] | None = None
     revision: str | None = None
     boxes: Boxes | None = None
-    chat_template: Words | None = None
-    template_args: dict[str, Any] = {}
+    chat_template: Annotated[Words, AfterValidator(_template)] | None = None
+    template_args: dict[str, JsonValue] = {}
     unused: list[Annotated[str, AfterValidator(_pattern)]] = []
     _facts: CheckpointFacts | None = PrivateAttr(None)
 

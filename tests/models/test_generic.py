@@ -13,6 +13,7 @@ from deployments.args import Args
 from deployments.config import ConfigError, for_models, parse_config
 from deployments.plan import read_needs
 from serve.engines.base import Generation
+from serve.engines.checkpoint_facts import CheckpointFacts
 from serve.engines.vllm.chat_renderer import ControlTokens
 from serve.errors import ParseError
 from serve.media.image import Image
@@ -260,6 +261,20 @@ def test_switch_whose_marks_are_not_known_looks_for_those_of_every_style(folder:
     assert named.reasoning == Reasoning((KIMI,), switchable=True, on=True, budget=9)
     with pytest.raises(ConfigError, match="reasoning: budget"):
         with_template(folder, template, reasoning={"budget": 9})
+
+
+@pytest.mark.parametrize("file", ["/dev/zero", "/", "large"])
+def test_template_that_is_no_file_or_too_large_is_refused(file: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"a" * (2**20 + 1))
+    assert "is no file of at most 1 MB." in refusal(folder=str(folder), chat_template=str(tmp_path / file))
+    by_folder(folder, chat_template="/on/the/engines/machine.jinja")
+
+
+def test_files_are_read_once_while_an_entry_is_parsed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("serve.models.generic.read_facts", lambda path: read.append(path) or CheckpointFacts())
+    by_folder(folder)
+    assert read == [folder]
 
 
 def test_template_in_place_of_the_checkpoints_decides(folder: Path, tmp_path: Path) -> None:

@@ -287,7 +287,9 @@ class RemoteEngine:
             message = f"The request is longer than {self.name}'s context."
             return BadRequest(message, param="question", code="context_length_exceeded")
         if error is not None and error.param in LENGTHS and error.code not in NOT_TAKEN:
-            why = f"refuses a reply as long as {error.param} allows, which may be longer than its context: set a smaller"
+            why = (
+                f"refuses a reply as long as {error.param} allows, which may be longer than its context: set a smaller"
+            )
             return self._error("remote_length", f"{why} `max_tokens`", status)
         if error is not None and error.param in self.fields:
             return self._error("remote_field", f"does not take {error.param}: change its `fields`", status)

@@ -5,20 +5,25 @@ for Mistral and Gemma). A text of the user's could hold control tokens and the p
 the picture to the first one, wherever it stands. They get a space inside, and are then ordinary text.
 """
 
+import asyncio
 import json
 import re
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import PIL.Image
 
 from serve.engines.base import ReasoningOptions, Sampling
 from serve.engines.chat_settings import ChatSettings
+from serve.engines.chat_templates import CHAT_TEMPLATES, TemplateFault, takes_parts
 from serve.engines.checkpoint_facts import CheckpointFacts
 from serve.engines.reasoning_switch import EFFORT, NONE, reasoning_switch
 from serve.engines.remote.chat_request import IMAGE_PART
 from serve.engines.vllm.multimodal import cache_salt
+
+_WRITING = ThreadPoolExecutor(1, "template")
 
 PLACE = {"type": "image_pil", "image_pil": PIL.Image.new("RGB", (1, 1))}
 """An image in vLLM's form of messages. Only its place counts: the prompt's own image replaces it."""
@@ -29,8 +34,8 @@ class ChatRenderer:
 
     def __init__(self, renderer: Any, settings: ChatSettings, facts: CheckpointFacts) -> None:
         self._renderer = renderer
-        self._template = settings.read_template()
-        self._switch = reasoning_switch(self._template or facts.chat_template)
+        self._template = settings.read_template() or facts.chat_template
+        self._switch = reasoning_switch(self._template)
         self._template_args = {**self._switch.values(ReasoningOptions(enabled=False)), **settings.template_args}
         self._tokenization = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
         self._control_tokens = ControlTokens(_control_tokens(renderer))
@@ -39,15 +44,40 @@ class ChatRenderer:
         """Return vLLM's engine input. text: messages as JSON, with IMAGE_PART where the image goes. media: the image
         in the form of `multimodal_input`, or {}. reasoning: what the template is told about it.
 
-        Raises VLLMClientError where the template refuses the messages, or where they are too long.
+        Raises VLLMClientError where the template refuses the messages, or where they are too long; ModelError where it
+        takes too much.
         """
+        from vllm.exceptions import VLLMValidationError
+        from vllm.renderers.hf import HfRenderer
         from vllm.renderers.params import ChatParams
 
-        params = ChatParams(chat_template=self._template, chat_template_kwargs=self.template_args(reasoning))
-        _, prompt = await self._renderer.render_messages_async(self._messages(text), params)
+        messages, values = self._messages(text), self.template_args(reasoning)
+        if isinstance(self._renderer, HfRenderer):
+            try:
+                written = await asyncio.get_running_loop().run_in_executor(_WRITING, self._write, messages, values)
+            except TemplateFault as error:
+                raise VLLMValidationError(str(error)) from None
+            prompt = {"prompt": written}
+        else:  # code of vLLM's writes the prompt
+            params = ChatParams(chat_template=self._template, chat_template_kwargs=values)
+            _, prompt = await self._renderer.render_messages_async(messages, params)
         prompt = {**prompt, **media, **cache_salt()}
         (tokenized,) = await self._renderer.tokenize_prompts_async([prompt], self._tokenization)
         return await self._renderer.process_for_engine_async(tokenized, time.time())
+
+    def _write(self, messages: list[Any], values: Mapping[str, Any]) -> str:
+        """Return what the template writes, with the values that transformers gives it. Blocks.
+
+        vLLM would compile and write it in this process, without a limit on its memory.
+        """
+        from vllm.renderers.chat_utils import parse_chat_messages
+        from vllm.renderers.hf import resolve_chat_template
+
+        config, tokenizer = self._renderer.model_config, self._renderer.get_tokenizer()
+        template = self._template or resolve_chat_template(tokenizer, None, None, model_config=config)
+        conversation, _, _ = parse_chat_messages(messages, config, "openai" if takes_parts(template) else "string")
+        known = {"tools": None, "documents": None, **tokenizer.special_tokens_map, "messages": conversation}
+        return CHAT_TEMPLATES.write(template, {**known, **values})
 
     def template_args(self, reasoning: ReasoningOptions) -> dict[str, Any]:
         """Return the values of the template's variables: reasoning is off unless the deployment or the prompt says."""
