@@ -49,13 +49,14 @@ def compare(names: Sequence[str]) -> int:
         raise Failure(error.message) from None
     console = Console()
     console.print(_comparison(table))
+    for name in table["models"]:
+        if overview := catalog.MODELS[name].card.overview:
+            console.print(plain(name, "bold"))
+            console.print(*map(plain, overview), sep="\n", end="\n\n")
     shared = [f"{row['title'].lower()} ({row['task']})" for row in table["tasks"]["shared"]]
     console.print(plain(f"Tasks they share: {', '.join(shared) or 'none'}."), soft_wrap=True)
     for row in table["tasks"]["unshared"]:
         console.print(plain(f"{row['title']} ({row['task']}): only {', '.join(row['models'])}."), soft_wrap=True)
-    cards = catalog.catalogue({}).model_dump()["data"]
-    for line in toy_notes(cards, table["models"]):
-        console.print(line, soft_wrap=True)
     return 0
 
 

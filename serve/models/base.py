@@ -16,6 +16,10 @@ TOY_NOTE = (
     "For real pictures serve the published models: diptych serve --models llava-1.5-7b,paligemma-3b-mix-448"
 )
 
+TOY_MADE = (
+    "{like}'s architecture and format of prompts and answers, with a few million parameters and weights of this "
+    "project's own, so that everything here runs on any machine without a download."
+)
 TOY_HARDWARE = "A laptop's CPU will do: it was trained on one core of one."
 TOY_CHECKED = "The checkpoint itself: on CPU, against transformers and on fresh scenes (serve/toy/README.md)."
 CHECKED = (
@@ -97,6 +101,8 @@ class Card:
     features: tuple[str, ...]
     links: tuple[str, ...] = ()
     about: str = ""
+    overview: tuple[str, ...] = ()
+    """Two paragraphs: what it is made of and trained for; what it is good and bad at, and what came after it."""
     toy: bool = False
     hardware: str = ""
     """The hardware that it needs, as a sentence, and whether a laptop's CPU is enough."""

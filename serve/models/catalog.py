@@ -64,6 +64,7 @@ class Entry(BaseModel):
     skills: list[str]
     links: list[str]
     about: str
+    overview: list[str]
     hardware: str
     checked: str
     images: bool

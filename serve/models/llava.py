@@ -7,7 +7,7 @@ from pathlib import Path
 from serve.errors import BadRequest
 from serve.media.geometry import pad_to_square
 from serve.media.image import Image
-from serve.models.base import CHECKED, TOY_CHECKED, TOY_HARDWARE, TOY_NOTE, Card, Checkpoint, Model, Turn
+from serve.models.base import CHECKED, TOY_CHECKED, TOY_HARDWARE, TOY_MADE, TOY_NOTE, Card, Checkpoint, Model, Turn
 from serve.models.hardware import CacheShape, hardware
 from serve.models.llava_tasks import llava_skills
 from serve.models.text_replies import parse_toy_ocr
@@ -44,6 +44,16 @@ def pad(image: Image) -> Image:
 VICUNA_7B = CacheShape(layers=32, heads=32, width=128)
 VICUNA_13B = CacheShape(layers=40, heads=40, width=128)
 _PAPER = "https://arxiv.org/abs/2310.03744"
+_OVERVIEW = (
+    "LLaVA-1.5 joins CLIP's image encoder to the language model Vicuna by a projector of two layers. It sees a "
+    "picture as one square of 336 pixels, padded and made smaller, which becomes 576 tokens before the question. It "
+    "was trained on conversations about pictures and on public sets of questions, where a suffix asks for a single "
+    "word or phrase, and on regions of pictures, whose coordinates it writes as text.",
+    "It talks about a photograph over several turns and answers short questions in plain language, and it is the "
+    "model that many later ones are compared with. Small text is lost in its 336 pixels, it may name things that are "
+    "not there, it gives one box a phrase, and no masks. LLaVA-NeXT came after it, with more pixels, and "
+    "LLaVA-OneVision, with films.",
+)
 _CARD = Card(
     organization="University of Wisconsin-Madison and Microsoft Research",
     category="General vision-language assistant",
@@ -56,6 +66,7 @@ _CARD = Card(
     features=("multi-turn conversation", "system message", "region coordinates in text"),
     links=(_PAPER, "https://huggingface.co/llava-hf/llava-1.5-7b-hf"),
     about="Visual instruction tuning: a CLIP ViT-L/14 at 336 pixels, a two-layer projector and Vicuna v1.5.",
+    overview=_OVERVIEW,
     hardware=hardware(7_063_427_072, VICUNA_7B, 4096),
     checked=CHECKED,
 )
@@ -85,6 +96,7 @@ def _toy(name: str, folder: str, parameters: int) -> Model:
             tasks=("vqa", "caption", "chat", "ocr (listed words)", "detect (one box a phrase)"),
             features=("LLaVA-1.5 architecture", "runs on a laptop's CPU"),
             about=TOY_NOTE,
+            overview=(TOY_MADE.format(like="LLaVA-1.5"), TOY_NOTE),
             toy=True,
             hardware=TOY_HARDWARE,
             checked=TOY_CHECKED,

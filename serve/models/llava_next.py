@@ -49,6 +49,19 @@ def yi_prompt(turns: Sequence[Turn]) -> str:
     return "".join(parts) + "<|im_start|>assistant\n"
 
 
+def _overview(language_model: str) -> tuple[str, str]:
+    return (
+        "LLaVA-NeXT, whose checkpoints are named v1.6, is LLaVA-1.5's recipe with more pixels: CLIP's image encoder "
+        "sees the whole picture at 336 pixels and up to four tiles of it, chosen by its aspect ratio, up to 2,880 "
+        f"tokens in all. The language model is {language_model}. More of its training was about text in pictures, "
+        "documents and charts.",
+        "It reads text and sees small things that LLaVA-1.5 misses, and still converses. The price is in the tokens: "
+        "a picture costs up to five times as many, and as much more time and memory. Boxes come one a phrase and only "
+        "when asked for in LLaVA-1.5's words; masks never. LLaVA-OneVision came after it, with a newer encoder, "
+        "newer language models and films; LLaVA-NeXT-Video is the branch for films alone.",
+    )
+
+
 def _model(
     name: str,
     language_model: str,
@@ -80,6 +93,7 @@ def _model(
             features=("pictures in up to five tiles (2,880 tokens)", "multi-turn conversation", "system message"),
             links=("https://llava-vl.github.io/blog/2024-01-30-llava-next/", f"https://huggingface.co/{hub}"),
             about=f"LLaVA with four times the pixels: a CLIP ViT-L/14 at 336 pixels over tiles, and {language_model}.",
+            overview=_overview(language_model),
             hardware=hardware(parameters, cache_shape, max_model_len),
             checked=CHECKED,
         ),

@@ -45,6 +45,14 @@ MODELS = [
                 f"https://huggingface.co/{_HUB}",
             ),
             about="LLaVA-NeXT with Vicuna 7B, trained further on films; each frame is pooled to 144 tokens.",
+            overview=(
+                "LLaVA-NeXT-Video is LLaVA-NeXT with Vicuna 7B, trained further on films with instructions. CLIP's "
+                f"image encoder sees each frame at 336 pixels; a frame is pooled to 144 tokens, so that {FRAMES} "
+                "frames, evenly spaced, fit into its context beside the question.",
+                "It tells what happens in a short film and answers questions about it. What falls between two frames "
+                "it never sees, text in a frame is mostly too small for it, and here it takes films alone. "
+                "LLaVA-OneVision came after it: one model for pictures and films, with a longer context.",
+            ),
             hardware=hardware(7_063_431_168, VICUNA_7B, 4096),
             checked=CHECKED,
         ),

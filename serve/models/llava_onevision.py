@@ -56,6 +56,16 @@ def _model(size: str, cache_shape: CacheShape, parameters: int, revision: str, e
             ),
             links=("https://arxiv.org/abs/2408.03326", f"https://huggingface.co/{hub}"),
             about=f"One model for pictures and films: SigLIP-So400m at 384 pixels and Qwen2 {size.upper()}.",
+            overview=(
+                f"LLaVA-OneVision joins SigLIP's image encoder at 384 pixels to Qwen2 {size.upper()} by a projector "
+                "of two layers. It was trained on single pictures first, then on several pictures and on films as "
+                "well (the `ov` checkpoints are those), so that what it learned from pictures serves for films. A "
+                f"picture is seen whole and in up to nine tiles; a film as {FRAMES} frames.",
+                "It reads documents and charts, describes, converses, and answers about films, with Qwen2's longer "
+                "context. A large picture costs up to 7,290 tokens, so it is slower on those than its size suggests. "
+                "Boxes are not what it was trained for: it gives one a phrase when asked in LLaVA-1.5's words, and no "
+                "masks. Qwen's own vision-language models, which write boxes by themselves, are more used today.",
+            ),
             hardware=hardware(parameters, cache_shape, CONTEXT),
             checked=CHECKED,
         ),

@@ -62,6 +62,15 @@ MODELS = [
             "not told apart. In a conversation it answers with the image's text, whatever is asked. For detection it "
             'finds words and phrases within a line, and no objects: put them in quotation marks, as "TOTAL", or ask it '
             "by its name. Scores are how probable the letters are.",
+            overview=(
+                "RapidOCR runs PaddlePaddle's small text models, one that finds lines of text and one that reads "
+                "them, on any processor. It is no vision-language model: it was trained to read, and understands "
+                "nothing that it reads.",
+                "It is quick, small and exact on printed Latin, Chinese and Japanese letters, and says where each "
+                "word stands. It cannot answer questions, errs in handwriting, and knows no columns. Vision-language "
+                "models made for documents came after such readers: they write whole pages with tables, at a hundred "
+                "times the size.",
+            ),
             hardware="Any processor and no GPU: one thread, up to 1 GB of memory (measured), some seconds an image.",
             checked="The package itself: on drawn, tilted and noisy words (tests/engines/ocr).",
         ),

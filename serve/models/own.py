@@ -199,6 +199,7 @@ def _card(given: OwnCard, origin: Card, tasks: Sequence[str], what: str) -> Card
         "tasks": tuple(tasks),
         "features": (*origin.features, "fine-tuned by its user"),
         "about": f"{what}: a model of this server's own.",
+        "overview": (),
         "checked": "Its architecture was, these weights were not: they are its user's own.",
     }
     return dataclasses.replace(origin, **{**derived, **given_fields(given)})

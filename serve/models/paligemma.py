@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from serve.models.base import CHECKED, TOY_CHECKED, TOY_HARDWARE, TOY_NOTE, Card, Checkpoint, Model, unchanged
+from serve.models.base import CHECKED, TOY_CHECKED, TOY_HARDWARE, TOY_MADE, TOY_NOTE, Card, Checkpoint, Model, unchanged
 from serve.models.hardware import CacheShape, hardware
 from serve.models.paligemma_tasks import READ, READ_MIX, paligemma_prompt, paligemma_skills
 from serve.models.text_replies import parse_toy_ocr
@@ -18,6 +18,30 @@ REVISIONS = {
     "mix-224": "d1d8734c9c3ad0ccfeea4afc270faa356c2ba515",
     "mix-448": "ead2d9a35598cb89119af004f5d023b311d1c4a1",
 }
+
+
+def _overview(mix: bool) -> tuple[str, str]:
+    kind = (
+        "The `mix` checkpoints are fine-tuned on many tasks at once, to be asked as they are."
+        if mix
+        else "The `pt` checkpoints are what comes out of pretraining: a base for fine-tuning on one task."
+    )
+    best = (
+        "It is terse and good at naming, short answers, boxes of named things and their outlines as masks; at 448 "
+        "pixels it also reads larger text."
+        if mix
+        else "Fine-tuned, it is good at captions, short answers, text, boxes and masks; as it is, its answers are weak "
+        "and may be empty."
+    )
+    return (
+        "PaliGemma joins the SigLIP-So400m image encoder to the language model Gemma 2B. Picture and prompt attend "
+        "to each other fully and only the answer is causal: a prefix-LM, which most servers do not run as such. "
+        "Prompts are short commands, as `caption en` or `detect cat ; dog`; places are written as location tokens, "
+        f"and masks as segmentation tokens for a small decoder. {kind}",
+        f"{best} It does not converse, takes no system message and explains nothing at length. The picture is "
+        "stretched to a square, so very wide ones suffer. PaliGemma 2 came after it: the same tokens with Gemma 2, "
+        "in three sizes.",
+    )
 
 
 def _published(kind: str, size: int, parameters: int) -> Model:
@@ -36,6 +60,7 @@ def _published(kind: str, size: int, parameters: int) -> Model:
         links=("https://arxiv.org/abs/2407.07726", f"https://huggingface.co/{hub}"),
         about=f"SigLIP-So400m at {size} pixels and Gemma 2B; image and prompt attend to each other fully."
         + (" Published for research purposes." if mix else " Made to be fine-tuned: weak when asked as it is."),
+        overview=_overview(mix),
         hardware=hardware(parameters, GEMMA_2B, MAX_MODEL_LEN[size]),
         checked=CHECKED,
     )
@@ -82,6 +107,7 @@ def _toy(name: str, folder: str, parameters: int) -> Model:
                 "runs on a laptop's CPU",
             ),
             about=TOY_NOTE,
+            overview=(TOY_MADE.format(like="PaliGemma"), TOY_NOTE),
             toy=True,
             hardware=TOY_HARDWARE,
             checked=TOY_CHECKED,

@@ -39,6 +39,28 @@ REVISIONS = {
 }
 
 
+_GOOD = {
+    "pt": "These `pt` checkpoints are a base for fine-tuning: as they are, their answers are weak and may be empty. "
+    "Fine-tuned on one task they do well at captions, short answers, reading, boxes and masks.",
+    "mix": "These `mix` checkpoints are fine-tuned on many tasks at once: good at captions, short answers, reading, "
+    "boxes of named things and their masks; plain requests work as well as the short commands.",
+    "ft-docci": "These `ft-docci` checkpoints are fine-tuned on DOCCI, pictures with long descriptions: they write a "
+    "paragraph about what is where in a picture, and do nothing else.",
+}
+
+
+def _overview(kind: str, size: str) -> tuple[str, str]:
+    return (
+        "PaliGemma 2 keeps PaliGemma's image encoder (SigLIP-So400m), tokens and prompts, and replaces the language "
+        f"model by Gemma 2, in three sizes: 3B, 10B and 28B with the encoder; this is the {size.upper()}. Picture and "
+        "prompt attend to each other fully, as in a prefix-LM. Places are location tokens, masks are segmentation "
+        "tokens.",
+        f"{_GOOD[kind]} A larger model answers better, a larger picture shows smaller letters; both cost "
+        "time. It does not converse. After it Google put pictures into Gemma itself: Gemma 3 converses about them "
+        "but was not trained for boxes; Gemma 4 writes boxes as JSON, and neither writes masks.",
+    )
+
+
 def _published(size: str, kind: str, pixels: int) -> Model:
     cache_shape, width, smallest = SIZES[size]
     parameters = smallest + ((pixels // 14) ** 2 - (224 // 14) ** 2) * 1152
@@ -58,6 +80,7 @@ def _published(size: str, kind: str, pixels: int) -> Model:
         else ("boxes as location tokens", "masks as segmentation tokens", "captions in 34 languages"),
         links=("https://arxiv.org/abs/2412.03555", f"https://huggingface.co/{hub}"),
         about=f"SigLIP-So400m at {pixels} pixels and Gemma 2; image and prompt see each other fully.{NOTES[kind]}",
+        overview=_overview(kind, size),
         hardware=hardware(parameters, cache_shape, MAX_MODEL_LEN[pixels]),
         checked=CHECKED,
     )

@@ -141,6 +141,7 @@ def test_card_is_complete() -> None:
         assert empty <= may_lack, name
         assert datetime.date.fromisoformat(entry.released) <= datetime.date(2026, 11, 23), name
         assert entry.images or entry.videos, name
+        assert len(entry.overview) == 2 and all(15 <= len(text.split()) <= 90 for text in entry.overview), name
         assert model.engine != "vllm" or model.family_args["max_model_len"] <= entry.context_window, name
         assert model.checkpoint.revision is None or re.fullmatch("[0-9a-f]{40}", model.checkpoint.revision), name
 

@@ -36,7 +36,7 @@ function overview(entry, served) {
   return made("li", { class: "panel" },
     made("h2", {}, entry.id),
     made("p", { class: served ? "standing ready" : "standing" }, served ? "served here" : "not served here"),
-    made("p", {}, entry.about),
+    ...(entry.overview.length ? entry.overview : [entry.about]).map((paragraph) => made("p", {}, paragraph)),
     made("p", { class: "quiet" }, `${entry.organization} · ${value("parameters", entry.parameters)} parameters · ${value("released", entry.released)}`),
     made("p", { class: "quiet" }, `Tasks: ${value("skills", entry.skills)}`));
 }
