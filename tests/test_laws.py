@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 from served import LLAVA, URL, calling, message, picture
 
+import serve.models
 import serve.tasks
 from loadtest.asks import Asks, Served
 from serve.api.app import create_app
@@ -40,7 +41,7 @@ from serve.errors import ParseError
 from serve.media.image import Image
 from serve.media.masks import decode, encode
 from serve.media.video import Video
-from serve.models import MODELS
+from serve.models import FAMILIES, MODELS
 from serve.models.base import Model, Turn
 from serve.models.instructed import chat_messages, instructed_skills
 from serve.models.mask_decoder import VARIABLE
@@ -195,6 +196,22 @@ def test_every_model_takes_a_question_about_an_image() -> None:
         assert "hello" in prompt or model.engine != "vllm", model.name
         unknown = set(model.skills) - set(TASKS)
         assert not unknown, f"{model.name} has skills that are no tasks: add them to TASKS in serve/tasks/__init__.py"
+
+
+def test_card_of_every_model_names_its_tasks_and_how_each_is_done() -> None:
+    for model in MODELS.values():
+        words = dict(entry.partition(" (")[::2] for entry in model.card.tasks)
+        assert {task for task in words if task in TASKS} == set(model.skills), model.name
+        if model.chat is not None:
+            stated = {task: skill.basis for task, skill in model.skills.items()}
+            assert {task: words[task].rstrip(")") or "native" for task in stated} == stated, model.name
+
+
+def test_models_of_every_module_are_in_the_catalogue() -> None:
+    for module in pkgutil.iter_modules(serve.models.__path__):
+        listed = vars(importlib.import_module(f"serve.models.{module.name}")).get("MODELS")
+        missing = isinstance(listed, list) and module.name not in FAMILIES
+        assert not missing, f"add {module.name!r} to FAMILIES in serve/models/__init__.py"
 
 
 METHODS = [(task, method) for task in TASKS for method in TASKS[task].methods]

@@ -10,6 +10,9 @@ from serve.errors import ModelError
 MOST = 2**20
 """Bytes of a chat template; published ones have some thousand. A device has no size and no end."""
 REFUSED = "chat_template_refused"
+LONGEST = 16_384
+"""The longest sequence of a chat model, in tokens, where the deployment sets no `max_model_len`: models are made for
+262,144 today, and vLLM reserves room for a whole one."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,22 @@
 """The served models, one file per family. Responses, tables and pages list them in the order of `MODELS`."""
 
-from serve.models import llava, llava_next, llava_next_video, llava_onevision, ocr, paligemma, paligemma2
+import importlib
+
 from serve.models.base import Model
 
-_ALL = [
-    *llava.MODELS,
-    *llava_next.MODELS,
-    *llava_onevision.MODELS,
-    *llava_next_video.MODELS,
-    *paligemma.MODELS,
-    *paligemma2.MODELS,
-    *ocr.MODELS,
-]
+FAMILIES = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "llava_next_video",
+    "paligemma",
+    "paligemma2",
+    "qwen2_5_vl",
+    "ocr",
+)
+"""The files with `MODELS`, in order."""
+
+_ALL: list[Model] = [model for name in FAMILIES for model in importlib.import_module(f"serve.models.{name}").MODELS]
 MODELS: dict[str, Model] = {model.name: model for model in _ALL}
 if len(MODELS) != len(_ALL):
     raise ValueError("Two models share a name.")

@@ -28,6 +28,10 @@ CHECKED = (
 )
 
 
+Basis = Literal["native", "prompted", "derived"]
+"""How a model does a task: it was trained to; it is told to, in words; or its results of another task are used."""
+
+
 @dataclass(frozen=True)
 class Skill:
     """A model's prompts and parser for one task.
@@ -49,6 +53,7 @@ class Skill:
     """How the family writes the coordinates that `parse` reads, where that is declared."""
     forms: tuple[Callable[[Contract | None], "Skill"], ...] = ()
     """Ways to ask, where the contract is not known: a check finds it and which way is answered. None: not known yet."""
+    basis: Basis = "native"
 
 
 @dataclass(frozen=True)

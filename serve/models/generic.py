@@ -14,10 +14,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, JsonValue, PrivateAttr, model_validator
 
 from serve.engines import hub
-from serve.engines.chat_settings import REFUSED, ChatSettings
+from serve.engines.chat_settings import LONGEST, REFUSED, ChatSettings
 from serve.engines.checkpoint_facts import CheckpointFacts, read_facts
 from serve.engines.reasoning_switch import EFFORT, NONE, SWITCHES, ReasoningSwitch, reasoning_switch
-from serve.engines.vllm.arguments import LONGEST
 from serve.errors import ModelError
 from serve.models import MODELS
 from serve.models.base import Card, Checkpoint, Model, unchanged
@@ -40,7 +39,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 def _hub_id(name: str) -> str:
     if HUB_ID.fullmatch(name) is None:
-        raise ValueError(f"{name[:200]!r} is not the name of a repository, as Qwen/Qwen3-VL-8B-Instruct")
+        raise ValueError(f"{name[:200]!r} is not the name of a repository, as Qwen/Qwen2-VL-7B-Instruct")
     known = [model.name for model in MODELS.values() if model.checkpoint.hub == name]
     if known:
         raise ValueError(f"{name} is the catalogue's {known[0]}: name that, which knows its own prompts.")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-GPUS = ((1, 16), (1, 24), (1, 48), (1, 80), (2, 80), (4, 80), (8, 80))
+GPUS = ((1, 16), (1, 24), (1, 48), (1, 80), (2, 80), (4, 80), (8, 80), (8, 141))
 """Sets of GPUs as (number, GB each), smallest first. Each number divides the attention heads of every model here."""
 USABLE = 0.9  # vLLM's gpu_memory_utilization
 OVERHEAD = 2.0  # GB for activations and CUDA itself

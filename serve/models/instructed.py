@@ -58,7 +58,17 @@ def _instructed(converse: Callable[[Sequence[Turn]], str], instruction: Instruct
     def parse(generations: Sequence[Generation], request: Request) -> Result:
         return instruction.read(generations[0])
 
-    return Skill(ask, parse)
+    return Skill(ask, parse, basis="prompted")
+
+
+def worded_skill(task: str, prompt: Callable[[Any], str], logprobs: bool = True) -> Skill:
+    """Return the skill of a chat model that was trained on other words for a task than its instruction's.
+
+    prompt: a request -> the text beside the image. The reply is read as the instruction says.
+    """
+    instruction = TASKS[task].instruction
+    assert instruction is not None
+    return _instructed(chat_messages, replace(instruction, prompt=prompt), logprobs and TASKS[task].by_confidence)
 
 
 def _detect(converse: Callable[[Sequence[Turn]], str], logprobs: bool) -> Skill:
@@ -66,33 +76,38 @@ def _detect(converse: Callable[[Sequence[Turn]], str], logprobs: bool) -> Skill:
 
     def of_list(contract: Contract | None) -> Skill:
         if contract is not None and contract.style == "brackets":  # it gives no labels: each is asked by itself
-            return _each(converse, contract, logprobs, lambda phrase: _find([phrase], QWEN3_VL, scaled=False))
-        return _listed(converse, contract or QWEN3_VL, logprobs, scaled=contract is not None)
+            return detect_each(converse, contract, lambda phrase: _find([phrase], QWEN3_VL, scaled=False), logprobs)
+        scaled, known = contract is not None, contract or QWEN3_VL
+        return detect_all(converse, known, lambda phrases: _find(phrases, known, scaled), logprobs)
 
     def of_regions(contract: Contract | None) -> Skill:
-        return _each(converse, contract or LLAVA, logprobs, REGION.__add__)
+        return detect_each(converse, contract or LLAVA, REGION.__add__, logprobs)
 
     return replace(of_list(None), contract=None, forms=(of_list, of_regions))
 
 
 def detect_skill(converse: Callable[[Sequence[Turn]], str], contract: Contract, logprobs: bool = True) -> Skill:
     """Return the skill of detection by a known contract: JSON is asked for all labels at once, else for each one."""
-    in_json = contract.style == "json"
-    return _listed(converse, contract, logprobs) if in_json else _each(converse, contract, logprobs, REGION.__add__)
+    if contract.style == "json":
+        return detect_all(converse, contract, lambda phrases: _find(phrases, contract, scaled=True), logprobs)
+    return detect_each(converse, contract, REGION.__add__, logprobs)
 
 
-def _listed(
-    converse: Callable[[Sequence[Turn]], str], contract: Contract, logprobs: bool, *, scaled: bool = True
+def detect_all(
+    converse: Callable[[Sequence[Turn]], str],
+    contract: Contract,
+    words: Callable[[Sequence[str]], str],
+    logprobs: bool = True,
 ) -> Skill:
-    """Return a skill that asks for all labels at once. scaled: as in `_find`."""
+    """Return a skill that asks for all labels at once. words: the labels -> the instruction."""
 
     def ask(request: DetectRequest) -> list[Prompt]:
-        return [_box_prompt(converse, request, _find(request.phrases, contract, scaled), logprobs)]
+        return [_box_prompt(converse, request, words(request.phrases), logprobs)]
 
     def parse(generations: Sequence[Generation], request: DetectRequest) -> DetectResult:
         return contract.decode(generations[0], (request.image.width, request.image.height), request.labels).result()
 
-    return Skill(ask, parse, contract=contract)
+    return Skill(ask, parse, contract=contract, basis="prompted")
 
 
 def _find(phrases: Sequence[str], contract: Contract, scaled: bool) -> str:
@@ -105,8 +120,11 @@ def _find(phrases: Sequence[str], contract: Contract, scaled: bool) -> str:
     )
 
 
-def _each(
-    converse: Callable[[Sequence[Turn]], str], contract: Contract, logprobs: bool, words: Callable[[str], str]
+def detect_each(
+    converse: Callable[[Sequence[Turn]], str],
+    contract: Contract,
+    words: Callable[[str], str],
+    logprobs: bool = True,
 ) -> Skill:
     """Return a skill that asks for each label by itself. words: label -> the instruction."""
 
@@ -125,7 +143,7 @@ def _each(
             raise ParseError(MESSAGES[faults[0]].format(form=contract.form))
         return DetectResult(boxes=boxes)
 
-    return Skill(ask, parse, prompts=lambda request: len(request.labels), contract=contract)
+    return Skill(ask, parse, prompts=lambda request: len(request.labels), contract=contract, basis="prompted")
 
 
 def _box_prompt(converse: Callable[[Sequence[Turn]], str], request: DetectRequest, text: str, logprobs: bool) -> Prompt:

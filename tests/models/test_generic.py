@@ -65,8 +65,8 @@ def by_folder(folder: Path, **fields: Any) -> Model:
 
 
 def test_line_of_yaml_is_enough(folder: Path) -> None:
-    args = parsed("toy-llava", {"hub": "Qwen/Qwen3-VL-8B-Instruct"}, {"folder": str(folder)}, "other/Model-1B")
-    assert list(args.models_by_name) == ["toy-llava", "Qwen3-VL-8B-Instruct", "Some-VL-2B", "Model-1B"]
+    args = parsed("toy-llava", {"hub": "Qwen/Qwen2-VL-7B-Instruct"}, {"folder": str(folder)}, "other/Model-1B")
+    assert list(args.models_by_name) == ["toy-llava", "Qwen2-VL-7B-Instruct", "Some-VL-2B", "Model-1B"]
     assert list(args.engines()) == list(args.models_by_name)
     for model in list(args.models_by_name.values())[1:]:
         assert list(model.skills) == [name for name, task in TASKS.items() if task.instruction]
@@ -74,11 +74,11 @@ def test_line_of_yaml_is_enough(folder: Path) -> None:
 
 
 def test_names_of_the_command_line_are_hub_ids_and_folders(folder: Path) -> None:
-    args = for_models(["toy-llava", "Qwen/Qwen3-VL-8B-Instruct", str(folder)], gpus=0.5).args
-    assert list(args.models_by_name) == ["toy-llava", "Qwen3-VL-8B-Instruct", "Some-VL-2B"]
+    args = for_models(["toy-llava", "Qwen/Qwen2-VL-7B-Instruct", str(folder)], gpus=0.5).args
+    assert list(args.models_by_name) == ["toy-llava", "Qwen2-VL-7B-Instruct", "Some-VL-2B"]
     assert [entry.num_gpus for entry in args.engines().values()] == [0.5, 0.5, 0.5]
     hubs = [model.checkpoint.hub for model in args.models_by_name.values()][1:]
-    assert hubs == ["Qwen/Qwen3-VL-8B-Instruct", str(folder)]
+    assert hubs == ["Qwen/Qwen2-VL-7B-Instruct", str(folder)]
 
 
 def test_card_is_read_from_the_checkpoints_own_files(folder: Path) -> None:
@@ -96,12 +96,12 @@ def test_card_is_read_from_the_checkpoints_own_files(folder: Path) -> None:
 
 
 def test_checkpoint_that_is_not_here_yet_has_a_card_without_gaps() -> None:
-    served = parsed({"hub": "Qwen/Qwen3-VL-8B-Instruct"}).models_by_name
-    table = compare_models(["Qwen3-VL-8B-Instruct", "toy-llava"], served)
+    served = parsed({"hub": "Qwen/Qwen2-VL-7B-Instruct"}).models_by_name
+    table = compare_models(["Qwen2-VL-7B-Instruct", "toy-llava"], served)
     assert all(value not in ("", [], None) for row in table.rows for value in row.values)
-    (entry,) = [entry for entry in catalogue(served).data if entry.id == "Qwen3-VL-8B-Instruct"]
-    assert (entry.served, entry.checkpoint, entry.organization) == (True, "Qwen/Qwen3-VL-8B-Instruct", "Qwen")
-    assert entry.links == ["https://huggingface.co/Qwen/Qwen3-VL-8B-Instruct"]
+    (entry,) = [entry for entry in catalogue(served).data if entry.id == "Qwen2-VL-7B-Instruct"]
+    assert (entry.served, entry.checkpoint, entry.organization) == (True, "Qwen/Qwen2-VL-7B-Instruct", "Qwen")
+    assert entry.links == ["https://huggingface.co/Qwen/Qwen2-VL-7B-Instruct"]
 
 
 def test_repository_has_its_card_once_the_plan_has_read_its_small_files(

@@ -7,6 +7,7 @@ from typing import Any
 
 from serve.engines import adapters as loras
 from serve.engines import module_names
+from serve.engines.chat_settings import LONGEST
 from serve.engines.checkpoint_facts import read_facts
 from serve.engines.description import read
 from serve.engines.plugins import prefix_lm, weight_reads
@@ -56,9 +57,6 @@ CPU: dict[str, Any] = {
 }
 
 
-LONGEST = 16_384
-"""The longest sequence of a chat model, in tokens, where the deployment sets no `max_model_len`: models are made for
-262,144 today, and vLLM reserves room for a whole one."""
 CHAT: dict[str, Any] = {
     "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
     "worker_extension_cls": weight_reads.EXTENSION,

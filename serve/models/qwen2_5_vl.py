@@ -1,0 +1,50 @@
+"""Qwen2.5-VL (arXiv 2502.13923): boxes in pixels of the picture as it was resized, sides in multiples of 28."""
+
+from serve.models.base import Card
+from serve.models.contracts import QWEN2_5_VL
+from serve.models.family import Size, family
+from serve.models.hardware import CacheShape
+from serve.models.qwen_tasks import NATIVE, qwen_skills
+
+
+def _size(name: str, parameters: int, cache_shape: CacheShape, hidden_size: int, licence: str = "Apache-2.0") -> Size:
+    return Size(
+        f"qwen2.5-vl-{name.lower()}",
+        f"Qwen/Qwen2.5-VL-{name}-Instruct",
+        parameters,
+        cache_shape,
+        expect={"text_config.hidden_size": hidden_size},
+        card={"licence": licence, "released": "2025-03-24" if name == "32B" else "2025-01-26"},
+    )
+
+
+MODELS = family(
+    Card(
+        organization="Alibaba Cloud (Qwen)",
+        category="General vision-language assistant",
+        modality="image and text in, text out",
+        released="2025-01-26",
+        context_window=128_000,
+        parameters=None,
+        licence="Apache-2.0",
+        tasks=(),
+        features=(
+            "pictures in their own size and shape",
+            "boxes and points in pixels",
+            "multi-turn conversation",
+            "system message",
+            "many languages",
+        ),
+        links=("https://arxiv.org/abs/2502.13923",),
+        about="A vision transformer with attention in windows, trained on pictures of any size, and Qwen2.5.",
+    ),
+    [
+        _size("3B", 3_754_622_976, CacheShape(layers=36, heads=2, width=128), 2048, "Qwen Research License"),
+        _size("7B", 8_292_166_656, CacheShape(layers=28, heads=4, width=128), 3584),
+        _size("32B", 33_452_718_336, CacheShape(layers=64, heads=8, width=128), 5120),
+        _size("72B", 73_410_777_344, CacheShape(layers=80, heads=8, width=128), 8192, "Qwen License"),
+    ],
+    native=NATIVE,
+    skills=qwen_skills(QWEN2_5_VL),
+    expect={"architectures": ["Qwen2_5_VLForConditionalGeneration"]},
+)
