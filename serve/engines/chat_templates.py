@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import functools
+import io
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 from serve.errors import ModelError
 from serve.media.processes import child_environment
@@ -44,7 +45,7 @@ class ChatTemplates:
         self.cpu_s, self.memory = cpu_s, memory
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._stream: BinaryIO | None = None
+        self._stream: io.BufferedRWPair | None = None
 
     @property
     def pid(self) -> int | None:
@@ -98,7 +99,7 @@ class ChatTemplates:
             pass
         return TOO_MUCH if self._end() == -signal.SIGPROF else None
 
-    def _started(self) -> BinaryIO:
+    def _started(self) -> io.BufferedRWPair:
         if self._stream is None:
             ours, theirs = socket.socketpair()
             ours.settimeout(SILENCE_S)

@@ -1,4 +1,4 @@
-"""Chat templates are written in a process of their own: what a hostile one takes is bounded, and the next is written."""
+"""Chat templates are written in a process of their own: what a hostile one takes is bounded, the next is written."""
 
 import os
 import signal
