@@ -17,7 +17,7 @@ from serve.api.media_loader import MediaLoader
 from serve.api.rate_limiter import RateLimiter
 from serve.api.responses import cancel_on_disconnect
 from serve.api.task_body import parsed_or_none, read_task_request
-from serve.api.task_endpoint import Size
+from serve.api.task_endpoint import ImageSize
 from serve.arena.board import ArenaBoard, Voters
 from serve.arena.duel import (
     IncompleteDuel,
@@ -25,7 +25,7 @@ from serve.arena.duel import (
     answer_duel,
     check_fields,
     draw_pair,
-    family,
+    family_name,
     find_judge,
     judge_duel,
     related,
@@ -56,7 +56,7 @@ class Duel(BaseModel):
     id: str
     object: Literal["diptych.duel"] = "diptych.duel"
     task: str
-    image: Size
+    image: ImageSize
     left: HiddenAnswer
     right: HiddenAnswer
     expires_s: float = Field(default=EXPIRY_S, description="Seconds in which the vote may come.")
@@ -203,12 +203,12 @@ async def run_duel(
             votes = [
                 Vote(
                     id=f"{duel}:{judge.model.name}", task=task, left=answers.seats[0], right=answers.seats[1],
-                    choice=verdict, voter=judge.model.name, judge=True, family=family(judge.model), own_family=own,
+                    choice=verdict, voter=judge.model.name, judge=True, family=family_name(judge.model), own_family=own,
                     at=time.time(),
                 )
             ]  # fmt: skip
         await store.call(lambda file: file.add_duel(duel, task, *answers.seats, votes))
-        size = Size(width=request.image.width, height=request.image.height)
+        size = ImageSize(width=request.image.width, height=request.image.height)
         left, right = (HiddenAnswer(result=result) for result in answers.results)
         return Duel(id=duel, task=task, image=size, left=left, right=right)
 

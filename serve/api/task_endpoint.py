@@ -22,7 +22,7 @@ from serve.tasks import TASKS
 from serve.tasks.base import Delta, Merged, Reply, Usage, Waiting
 
 
-class Size(BaseModel):
+class ImageSize(BaseModel):
     """The size of the image after EXIF orientation. All coordinates are in its pixels."""
 
     width: int
@@ -42,7 +42,7 @@ class TaskAnswer(BaseModel):
     id: str
     object: Literal["diptych.task"] = "diptych.task"
     task: str
-    image: Size
+    image: ImageSize
     video: Length | None = Field(default=None, exclude_if=lambda video: video is None)
     merged: Merged
     replies: list[Reply]
@@ -87,7 +87,7 @@ async def _whole(router: Router, metrics: Metrics, media: MediaLoader, plan: Pla
     return TaskAnswer(
         id=f"task-{request_id}",
         task=plan.task,
-        image=Size(width=image.width, height=image.height),
+        image=ImageSize(width=image.width, height=image.height),
         video=None if video is None else Length(frames=len(video.frames), seconds=video.seconds),
         merged=whole.merged,
         replies=whole.replies,

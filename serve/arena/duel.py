@@ -171,7 +171,7 @@ def _verdict(reply: Reply) -> Verdict | None:
     return VERDICTS[letter[1]] if letter else None
 
 
-def family(model: Model) -> str:
+def family_name(model: Model) -> str:
     """Return the name of a model's family: its architecture, or its maker where that is not known."""
     names = model.checkpoint.expect.get("architectures") or [model.card.organization]
     return str(names[0]).removesuffix("ForConditionalGeneration")
@@ -179,5 +179,5 @@ def family(model: Model) -> str:
 
 def related(first: Model, other: Model) -> bool:
     """Return whether two models are of one family, as LlavaNext and Llava are."""
-    names = family(first), family(other)
+    names = family_name(first), family_name(other)
     return names[0].startswith(names[1]) or names[1].startswith(names[0])
