@@ -10,7 +10,7 @@ from typing import Any
 from serve import tracing
 from serve.engines.base import Engine, FinishReason, Generation, Memory, Piece, Prompt, State, Token, Wakes
 from serve.errors import ModelError, ParseError
-from serve.models.base import Model
+from serve.models.base import Model, with_limits
 from serve.models.check_report import CheckReport, refusal, with_contract
 from serve.models.reasoning import PieceSplitter
 from serve.router.merge_streams import Ended, merge_streams
@@ -99,6 +99,7 @@ class Worker:
         except ModelError as error:
             self.mark("failed", error.message)
         else:
+            self.model = with_limits(self.model, getattr(self.engine, "picture_limits", None))
             if self._check is not None:
                 self.adopt(await self._check(self.model, self.engine, lambda step: self.mark("starting", step)))
             self.mark("ready", "ready")

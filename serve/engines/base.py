@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from serve.media.image import Image
 from serve.media.video import Video
@@ -99,6 +99,15 @@ class Prompt:
     """What is asked of a model that reasons; its budget is in `sampling`."""
     batch: bool = False
     """Whether the request has batch priority: it waits for all requests that have not."""
+
+
+class PictureLimits(NamedTuple):
+    """The limits to which an engine resizes a picture in its own shape: sides in multiples of `unit` pixels, an area of
+    least to most pixels."""
+
+    unit: int
+    least: int
+    most: int
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ FAMILIES = (
     "paligemma",
     "paligemma2",
     "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_5",
     "ocr",
 )
 """The files with `MODELS`, in order."""

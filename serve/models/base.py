@@ -1,13 +1,13 @@
 """A model: its card, its checkpoint, and the tasks that it can do."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from serve.engines.base import Generation, Prompt, Sampling
+from serve.engines.base import Generation, PictureLimits, Prompt, Sampling
 from serve.engines.chat_settings import ChatSettings
 from serve.media.image import Image
-from serve.models.contracts import Contract
+from serve.models.contracts import Contract, Multiples
 from serve.models.reasoning import Reasoning
 from serve.tasks.base import Result
 
@@ -54,6 +54,8 @@ class Skill:
     forms: tuple[Callable[[Contract | None], "Skill"], ...] = ()
     """Ways to ask, where the contract is not known: a check finds it and which way is answered. None: not known yet."""
     basis: Basis = "native"
+    by: Callable[[Contract], "Skill"] | None = None
+    """The same skill by another contract, where its contract follows from the engine's files (`with_limits`)."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,18 @@ class Model:
     """For a checkpoint that was named: `converse` writes messages as JSON, and its engine their prompt."""
     adapter: str | None = None
     """The name of its LoRA adapter in the engine of its base model; None for a model with its own checkpoint."""
+
+
+def with_limits(model: Model, limits: PictureLimits | None) -> Model:
+    """Return the model with contracts that count the pixels of a picture as its engine resizes it."""
+    if limits is None:
+        return model
+    by_engine = {
+        task: skill.by(replace(skill.contract, resized=Multiples(*limits)))
+        for task, skill in model.skills.items()
+        if skill.by is not None and skill.contract is not None and skill.contract.resized is not None
+    }
+    return replace(model, skills={**model.skills, **by_engine})
 
 
 def unchanged(image: Image) -> Image:

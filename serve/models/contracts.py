@@ -24,6 +24,8 @@ from serve.tasks.boxes import AskedLabels, DetectResult, LabelledBox, label_key
 SLACK = 0.01
 """The slack of most contracts: Qwen's own pages disagree on 0-999 or 0-1000 (QwenLM/Qwen3-VL 1741). An engine's
 fault is far beyond it (a mean y of 1074, vllm 36117)."""
+MOST_OBLONG = 200
+"""The most that Qwen's processors take of a picture's longer side over its shorter one."""
 MAX_SHAPES = 1000
 """The most shapes that are read in one reply."""
 MAX_TEXT = 2**17
@@ -138,7 +140,7 @@ class Multiples:
     """The resizing of Qwen's processors: sides are multiples of `factor`, the area is least to most pixels.
 
     As `smart_resize` of transformers' `qwen2_vl/image_processing_qwen2_vl.py`; both limits stand in the checkpoint's
-    preprocessor_config.json.
+    preprocessor_config.json. A picture that is more than MOST_OBLONG times as long as it is wide is refused there.
     """
 
     factor: int
@@ -147,7 +149,7 @@ class Multiples:
 
     def __call__(self, width: int, height: int) -> Size:
         factor = self.factor
-        sides = max(factor, round(width / factor) * factor), max(factor, round(height / factor) * factor)
+        sides = round(width / factor) * factor, round(height / factor) * factor
         if sides[0] * sides[1] > self.most:
             ratio = math.sqrt(width * height / self.most)
             sides = (
@@ -781,6 +783,7 @@ LLAVA = Contract("llava", scale=1, style="brackets", decimals=2, padded=True, sl
 PALIGEMMA = Contract("paligemma", 1023, "yx", "locations_label", location="<loc{}>", empty=True, slack=0)
 QWEN2_VL = Contract("qwen2_vl", style="tags", tags=_QWEN_TAGS)
 QWEN2_5_VL = Contract("qwen2_5_vl", scale=None, resized=Multiples(28, 56 * 56, 12_845_056))
+QWEN2_5_VL_POINTS = Contract("qwen2_5_vl_points", scale=None, shape="point", key="point_2d", resized=QWEN2_5_VL.resized)
 QWEN3_VL = Contract("qwen3_vl", tags=_QWEN_TAGS)
 QWEN3_VL_POINTS = Contract("qwen3_vl_points", shape="point", key="point_2d")
 GEMMA4 = Contract("gemma4", order="yx", key="box_2d")
@@ -800,7 +803,7 @@ MUSE_GLIMMER = Contract("muse_glimmer", key="")
 CONTRACTS = {
     contract.name: contract
     for contract in (
-        LLAVA, PALIGEMMA, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_POINTS, GEMMA4, INTERNVL, GLM4V, MOLMO2, MOLMO,
-        LFM2_VL, LFM2_VL_3B, SMOLVLM, DEEPSEEK_VL2, FLORENCE2, FLORENCE2_POLYGONS, MISTRAL, MUSE_GLIMMER,
+        LLAVA, PALIGEMMA, QWEN2_VL, QWEN2_5_VL, QWEN2_5_VL_POINTS, QWEN3_VL, QWEN3_VL_POINTS, GEMMA4, INTERNVL, GLM4V,
+        MOLMO2, MOLMO, LFM2_VL, LFM2_VL_3B, SMOLVLM, DEEPSEEK_VL2, FLORENCE2, FLORENCE2_POLYGONS, MISTRAL, MUSE_GLIMMER,
     )
 }  # fmt: skip

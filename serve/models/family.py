@@ -13,13 +13,15 @@ is done as it says (`instructed_skills`), where the family has no skill of its o
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from serve.engines.chat_settings import LONGEST, ChatSettings
+from serve.errors import BadRequest
+from serve.media.image import Image
 from serve.models.base import CHECKED, Card, Checkpoint, Model, Skill, unchanged
-from serve.models.contracts import Contract
+from serve.models.contracts import MOST_OBLONG, Contract
 from serve.models.hardware import CacheShape, hardware
 from serve.models.instructed import chat_messages, instructed_skills
 from serve.models.reasoning import Reasoning
@@ -56,6 +58,7 @@ def family(
     boxes: Contract | None = None,
     expect: Mapping[str, Any] | None = None,
     family_args: Mapping[str, Any] | None = None,
+    prepare: Callable[[Image], Image] = unchanged,
     reasoning: Reasoning | None = None,
     chat: ChatSettings | None = None,
 ) -> list[Model]:
@@ -65,7 +68,7 @@ def family(
     CHECKED where it is empty. native: the tasks that the family was trained for; it is told to do all others.
     prompted: of those, the ones that it does; None: all. skills: its own prompts and parsers, by task. boxes: the
     contract for boxes that it is told to write, where `skills` has no detection. expect: as in Checkpoint. family_args:
-    further ones, as in Model.
+    further ones, as in Model. prepare, reasoning, chat: as in Model.
     """
     known = {**instructed_skills(chat_messages, boxes=boxes), **(skills or {})}
     done = {
@@ -80,13 +83,25 @@ def family(
             card=_card(card, size, done),
             skills=done,
             converse=chat_messages,
-            prepare=unchanged,
+            prepare=prepare,
             family_args={"max_model_len": _longest(card, size), **(family_args or {})},
             reasoning=reasoning,
             chat=chat or ChatSettings(),
         )
         for size in sizes
     ]
+
+
+def refuse_oblong(image: Image) -> Image:
+    """Return the image: `prepare` of a family whose processor takes none that is too oblong. Raises BadRequest."""
+    if max(image.width, image.height) > MOST_OBLONG * min(image.width, image.height):
+        raise BadRequest(
+            f"An image of {image.width} x {image.height} pixels is too oblong for this model: one side may be at most "
+            f"{MOST_OBLONG} times as long as the other.",
+            param="image",
+            code="image_too_oblong",
+        )
+    return image
 
 
 def _card(card: Card, size: Size, skills: Mapping[str, Skill]) -> Card:

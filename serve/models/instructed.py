@@ -107,7 +107,10 @@ def detect_all(
     def parse(generations: Sequence[Generation], request: DetectRequest) -> DetectResult:
         return contract.decode(generations[0], (request.image.width, request.image.height), request.labels).result()
 
-    return Skill(ask, parse, contract=contract, basis="prompted")
+    def by(other: Contract) -> Skill:
+        return detect_all(converse, other, words, logprobs)
+
+    return Skill(ask, parse, contract=contract, basis="prompted", by=by)
 
 
 def _find(phrases: Sequence[str], contract: Contract, scaled: bool) -> str:

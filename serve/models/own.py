@@ -18,7 +18,6 @@ from serve.engines.vllm.config_check import kind
 from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.base import Card, Checkpoint, Model, Skill, Turn
-from serve.models.contracts import Contract
 from serve.models.reasoning import STYLES, Reasoning
 from serve.tasks import TASKS
 
@@ -251,10 +250,11 @@ def _tuned_skill(task: str, spec: Tuned, origin: Model, known: Skill) -> Skill:
             for prompt in prompts
         ]
 
-    def of(form: Callable[[Contract | None], Skill]) -> Callable[[Contract | None], Skill]:
+    def of(form: Callable[[Any], Skill]) -> Callable[[Any], Skill]:
         return lambda contract: _tuned_skill(task, spec, origin, form(contract))
 
-    return dataclasses.replace(known, ask=ask, forms=tuple(map(of, known.forms)))
+    by = None if known.by is None else of(known.by)
+    return dataclasses.replace(known, ask=ask, forms=tuple(map(of, known.forms)), by=by)
 
 
 def _filled(template: str, request: Any, labels: str) -> str:

@@ -2,7 +2,7 @@
 
 from serve.models.base import Card
 from serve.models.contracts import QWEN2_5_VL
-from serve.models.family import Size, family
+from serve.models.family import Size, family, refuse_oblong
 from serve.models.hardware import CacheShape
 from serve.models.qwen_tasks import NATIVE, qwen_skills
 
@@ -37,6 +37,16 @@ MODELS = family(
         ),
         links=("https://arxiv.org/abs/2502.13923",),
         about="A vision transformer with attention in windows, trained on pictures of any size, and Qwen2.5.",
+        overview=(
+            "Qwen2.5-VL joins a vision transformer of its own to the language model Qwen2.5. It takes a picture in "
+            "its own size and shape, rounded to multiples of 28 pixels, with a token for each square of 28. It was "
+            "trained on captions, documents, charts, screens, films and places: it writes boxes and points as JSON, "
+            "in pixels of the picture as it was resized.",
+            "It reads small text, tables and forms well, follows instructions in many languages, and finds many "
+            "objects at once by their names. Very large pictures cost many tokens, very oblong ones it refuses, and "
+            "what has few pixels is counted badly. Its larger sizes have licences of their own. Qwen3-VL came after "
+            "it, and counts in thousandths of the picture.",
+        ),
     ),
     [
         _size("3B", 3_754_622_976, CacheShape(layers=36, heads=2, width=128), 2048, "Qwen Research License"),
@@ -47,4 +57,5 @@ MODELS = family(
     native=NATIVE,
     skills=qwen_skills(QWEN2_5_VL),
     expect={"architectures": ["Qwen2_5_VLForConditionalGeneration"]},
+    prepare=refuse_oblong,
 )

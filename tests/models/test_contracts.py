@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from transcripts import FORM, ROWS, Row
 
 from serve.engines.base import Generation, Token
-from serve.engines.vllm.torchvision import repair
 from serve.errors import ParseError
 from serve.models.contracts import (
     CONTRACTS,
@@ -26,7 +25,6 @@ from serve.models.contracts import (
     QWEN3_VL,
     Contract,
     Fault,
-    Multiples,
 )
 
 SIZE = (1000, 1000)
@@ -315,18 +313,3 @@ def test_any_text_is_decoded_without_an_error(text: str) -> None:
     for contract in CONTRACTS.values():
         decoded = contract.parse(text, SIZE, ["cat"])
         assert decoded.fault is None or not decoded.shapes
-
-
-@pytest.mark.engine
-def test_resizing_is_that_of_transformers() -> None:
-    repair()
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    @given(width=st.integers(28, 5000), height=st.integers(28, 5000), factor=st.sampled_from([28, 32]))
-    def law(width: int, height: int, factor: int) -> None:
-        least, most = 4 * factor**2, 1280 * factor**2
-        if max(width, height) / min(width, height) < 200:
-            high, wide = smart_resize(height, width, factor, least, most)
-            assert Multiples(factor, least, most)(width, height) == (wide, high)
-
-    law()

@@ -18,7 +18,7 @@ import numpy as np
 
 from serve import tracing
 from serve.engines import adapters, hub, object_store
-from serve.engines.base import Memory, Piece, Prompt, Sampling
+from serve.engines.base import Memory, PictureLimits, Piece, Prompt, Sampling
 from serve.engines.chat_settings import ChatSettings
 from serve.engines.checkpoint_facts import CheckpointFacts, read_facts
 from serve.engines.description import Description, read
@@ -113,6 +113,7 @@ class VllmEngine:
         self.prefix_lm = prefix_lm
         self.adapters, self.prepare, self.progress = tuple(adapters), prepare, progress
         self.memory: Memory | None = None
+        self.picture_limits: PictureLimits | None = None
         self._llm: Any = None
         self._numbers = itertools.count()
         self._loras: dict[str, Any] = {}
@@ -236,6 +237,7 @@ class VllmEngine:
         facts = read_facts(folder)
         if self.chat is not None:
             self._refuse(facts, cpu)
+            self.picture_limits = multimodal.picture_limits(facts, self.engine_args.get("mm_processor_kwargs"))
         chosen = arguments(
             folder,
             self.family_args,

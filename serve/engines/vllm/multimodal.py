@@ -1,12 +1,14 @@
 """Convert a prompt's image or video to vLLM's input, in the form that is cheapest to process."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from serve.engines.base import Prompt
+from serve.engines.base import PictureLimits, Prompt
+from serve.engines.checkpoint_facts import CheckpointFacts
 from serve.media.decoding import SMALL
 from serve.media.geometry import Colour, Padded
 from serve.media.image import Image, Pixels
@@ -161,3 +163,17 @@ def _tensor(pixels: Pixels) -> Any:
     import torch
 
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def picture_limits(facts: CheckpointFacts, given: Mapping[str, Any] | None) -> PictureLimits | None:
+    """Return the limits of resized pictures: those of the checkpoint's files, or the deployment's in their place.
+
+    given: its `mm_processor_kwargs`, which vLLM reads in this order. None where pictures do not keep their shape.
+    """
+    if facts.picture_pixels is None or facts.picture_unit is None:
+        return None
+    given, (least, most) = given or {}, facts.picture_pixels
+    size = given.get("size") or {}
+    least = given.get("min_pixels") or size.get("shortest_edge") or least
+    most = given.get("max_pixels") or size.get("longest_edge") or most
+    return PictureLimits(facts.picture_unit, int(least), int(most))

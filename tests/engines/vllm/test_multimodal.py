@@ -12,10 +12,13 @@ import pytest
 from serve.engines.base import Prompt
 from serve.engines.vllm import multimodal
 from serve.engines.vllm.torchvision import repair
+from serve.errors import BadRequest
 from serve.media.decoding import SMALL
 from serve.media.geometry import Padded, pad_to_square
 from serve.media.image import Image
 from serve.media.video import Video
+from serve.models.contracts import QWEN2_5_VL, Multiples
+from serve.models.family import refuse_oblong
 from serve.models.llava import PAD_COLOUR, pad
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -149,3 +152,28 @@ def test_small_images_are_left_to_the_processor_and_large_ones_resized(clip: Any
     assert shape(pad(Image(noise(60, 40)))) == (3, 60, 60)
     assert shape(pad(Image(noise(1000, 40)))) == (3, 56, 56)
     assert shape(Image(noise(1000, 600))) == (3, 600, 1000)  # not square: the processor would crop it
+
+
+def test_sizes_that_pixels_of_a_resized_picture_count_are_the_processors() -> None:
+    """Qwen2.5-VL's limits, Qwen3-VL's, and narrow ones; sides from a pixel on."""
+    repair()
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    rng = np.random.default_rng(1)
+    sides = np.exp(rng.uniform(0, np.log(9000), (10_000, 2))).astype(int).tolist()
+    limits = [QWEN2_5_VL.resized, Multiples(32, 65_536, 16_777_216), Multiples(28, 4 * 28**2, 1280 * 28**2)]
+    refused = 0
+    for at, (width, height) in enumerate(sides):
+        resized = limits[at % len(limits)]
+        assert resized is not None
+        image = Image(np.broadcast_to(np.uint8(0), (height, width, 3)))
+        try:
+            high, wide = smart_resize(height, width, resized.factor, resized.least, resized.most)
+        except ValueError:
+            refused += 1
+            with pytest.raises(BadRequest, match="too oblong"):
+                refuse_oblong(image)
+        else:
+            assert resized(width, height) == (wide, high), (width, height)
+            assert refuse_oblong(image) is image
+    assert refused > 500

@@ -1,0 +1,81 @@
+"""Qwen3.5, and Qwen3.6 and 3.8 of the same architecture: most layers keep a state of fixed size, a gated delta net.
+
+They reason before they answer where a request asks for it. Boxes and points as Qwen3-VL's.
+"""
+
+from serve.models.base import Card
+from serve.models.contracts import QWEN3_VL
+from serve.models.family import Size, family, refuse_oblong
+from serve.models.hardware import CacheShape
+from serve.models.qwen_tasks import NATIVE, qwen_skills
+from serve.models.reasoning import THINK, Reasoning
+
+
+def _size(version: str, name: str, released: str, parameters: int, hidden: int, layers: int, heads: int) -> Size:
+    """Return a size. layers: of all kinds; every fourth keeps keys and values, of `heads` heads."""
+    experts = "Moe" if "-A" in name else ""
+    return Size(
+        f"qwen{version}-{name.lower()}",
+        f"Qwen/Qwen{version}-{name}",
+        parameters,
+        CacheShape(layers=layers // 4, heads=heads, width=256),
+        expect={
+            "architectures": [f"Qwen3_5{experts}ForConditionalGeneration"],
+            "text_config.hidden_size": hidden,
+            "text_config.num_hidden_layers": layers,
+        },
+        card={"released": released},
+    )
+
+
+MODELS = family(
+    Card(
+        organization="Alibaba Cloud (Qwen)",
+        category="General vision-language assistant",
+        modality="image and text in, text out",
+        released="2026-02-16",
+        context_window=262_144,
+        parameters=None,
+        licence="Apache-2.0",
+        tasks=(),
+        features=(
+            "pictures in their own size and shape",
+            "boxes and points in thousandths of the picture",
+            "reasoning, off unless a request says otherwise",
+            "201 languages",
+            "multi-turn conversation",
+            "system message",
+        ),
+        links=("https://qwen.ai/blog?id=qwen3.5",),
+        about="Trained on text and pictures together from the start: Qwen3-VL's tower, and a language model of which "
+        "three layers in four are gated delta nets, whose memory does not grow with the text.",
+        overview=(
+            "Qwen3.5 is one model for text, pictures and films, trained on all of them from the start. Three of four "
+            "of its layers are gated delta nets, which keep a state of fixed size in place of keys and values, so "
+            "that long contexts cost little; the larger ones choose a few of several hundred experts. Qwen3.6 and "
+            "Qwen3.8 are later weights of the same architecture.",
+            "Its small sizes run on a laptop, and its large ones lead many comparisons of open models. It reasons at "
+            "length before it answers where it is asked to, and answers at once here unless it is. Boxes and points "
+            "are in thousandths of the picture, as Qwen3-VL's. vLLM computes it on a processor in bfloat16 alone; "
+            "this project does so in float32, exactly and slowly.",
+        ),
+    ),
+    # without the layers that guess several tokens ahead, which are not loaded
+    [
+        _size("3.5", "0.8B", "2026-03-02", 852_985_920, 1024, layers=24, heads=2),
+        _size("3.5", "2B", "2026-03-02", 2_213_241_664, 2048, layers=24, heads=2),
+        _size("3.5", "4B", "2026-03-02", 4_539_265_536, 2560, layers=32, heads=4),
+        _size("3.5", "9B", "2026-03-02", 9_409_813_744, 4096, layers=32, heads=4),
+        _size("3.5", "27B", "2026-02-24", 27_356_728_560, 5120, layers=64, heads=4),
+        _size("3.5", "35B-A3B", "2026-02-24", 35_107_181_936, 2048, layers=40, heads=2),
+        _size("3.5", "122B-A10B", "2026-02-24", 122_562_817_776, 3072, layers=48, heads=2),
+        _size("3.5", "397B-A17B", "2026-02-16", 396_802_360_816, 4096, layers=60, heads=2),
+        _size("3.6", "27B", "2026-04-22", 27_356_728_560, 5120, layers=64, heads=4),
+        _size("3.6", "35B-A3B", "2026-04-16", 35_107_181_936, 2048, layers=40, heads=2),
+        _size("3.8", "27B", "2026-08-14", 27_356_728_560, 5120, layers=64, heads=4),
+    ],
+    native=NATIVE,
+    skills=qwen_skills(QWEN3_VL),
+    prepare=refuse_oblong,
+    reasoning=Reasoning((THINK,), switchable=True, on=False),
+)
