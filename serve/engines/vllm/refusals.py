@@ -9,10 +9,6 @@ from typing import Any
 from serve.engines.checkpoint_facts import CheckpointFacts
 
 WRONG_IN_VLLM = {
-    "paddleocr_vl": (
-        "vLLM 0.32 stretches its table of positions otherwise than transformers does, so that replies about pictures "
-        "differ"
-    ),
     "ovis2": "vLLM 0.32 has no class for it, and transformers' own code in vLLM leaves out its picture markers",
     "deepseek_ocr2": "vLLM 0.32 cannot read it in transformers' layout: take the repository with the maker's own files",
     "kimi_k25": "vLLM 0.32 cannot read it in transformers' layout: take the repository with the maker's own files",

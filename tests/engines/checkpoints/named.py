@@ -292,16 +292,15 @@ def gemma4() -> Any:
 # --- InternVL
 
 
-@architecture
-def internvl() -> Any:
+def _internvl(text: Mapping[str, Any], **vision: Any) -> Any:
     import transformers
 
     names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
              "video_token": "<video>"}  # fmt: skip
     tokenizer = _tokenizer([*names.values(), "<ref>", "</ref>", "<box>", "</box>"], names=names)
     config = transformers.InternVLConfig(
-        vision_config=_vision(image_size=[SIDE, SIDE], patch_size=[PATCH, PATCH], attention_bias=True),
-        text_config=dict(model_type="qwen2", tie_word_embeddings=False, **_text(tokenizer)),
+        vision_config=_vision(image_size=[SIDE, SIDE], patch_size=[PATCH, PATCH], attention_bias=True, **vision),
+        text_config=dict(tie_word_embeddings=False, **_text(tokenizer), **text),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
         downsample_ratio=0.5,
@@ -316,6 +315,17 @@ def internvl() -> Any:
         chat_template=_chatml("<IMG_CONTEXT>\\n"),
     )
     return transformers.InternVLForConditionalGeneration(config), processor
+
+
+@architecture
+def internvl() -> Any:
+    return _internvl({"model_type": "qwen2"})
+
+
+@architecture
+def internvl3_5() -> Any:
+    """Build it with Qwen3 and the vision tower of the largest size, which has other norms."""
+    return _internvl({"model_type": "qwen3", "head_dim": 32}, norm_type="rms_norm", use_qk_norm=True)
 
 
 # --- GLM
@@ -360,6 +370,16 @@ def glm4v() -> Any:
 def glm4v_without_bias_key() -> Any:
     """Build it without the key `attention_bias`, as transformers alone writes it: vLLM then leaves the biases out."""
     return _glm("Glm4vConfig", "Glm4vForConditionalGeneration", "Glm4v")
+
+
+@architecture
+def glm4v_moe() -> Any:
+    experts = dict(
+        attention_bias=True, head_dim=32, moe_intermediate_size=64, n_routed_experts=4, n_shared_experts=1,
+        num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1, norm_topk_prob=True,
+        use_qk_norm=False,
+    )  # fmt: skip
+    return _glm("Glm4vMoeConfig", "Glm4vMoeForConditionalGeneration", "Glm4v", **experts)
 
 
 @architecture
@@ -622,6 +642,139 @@ def granite4_vision() -> Any:
         chat_template=template,
     )  # fmt: skip
     return transformers.Granite4VisionForConditionalGeneration(config), processor
+
+
+# --- MiniCPM, Llama 4, PaddleOCR, Hunyuan
+
+
+@architecture
+def minicpmv4_6() -> Any:
+    import transformers
+
+    names = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "image_start_token": "<image>",
+             "image_end_token": "</image>", "slice_start_token": "<slice>", "slice_end_token": "</slice>",
+             "image_id_start_token": "<image_id>", "image_id_end_token": "</image_id>"}  # fmt: skip
+    tokenizer = _tokenizer([*names.values(), "<think>", "</think>"], names=names)
+    token = tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [4, 2, 2],
+            "mrope_interleaved": True}  # fmt: skip
+    text = _text(
+        tokenizer, layers=4, head_dim=32, linear_key_head_dim=128, linear_value_head_dim=128, linear_num_key_heads=2,
+        linear_num_value_heads=4, layer_types=["linear_attention"] * 3 + ["full_attention"], tie_word_embeddings=False,
+        rope_parameters=rope,
+    )  # fmt: skip
+    config = transformers.MiniCPMV4_6Config(
+        text_config=dict(model_type="qwen3_5_text", **text),
+        vision_config=_vision(num_hidden_layers=4, image_size=112),
+        insert_layer_id=1,
+        image_size=SIDE,
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+    )
+    sizes = {"scale_resolution": 112, "patch_size": PATCH}
+    processor = transformers.MiniCPMV4_6Processor(
+        image_processor=transformers.MiniCPMV4_6ImageProcessor(max_slice_nums=4, **sizes),
+        video_processor=transformers.MiniCPMV4_6VideoProcessor(max_slice_nums=1, **sizes),
+        tokenizer=tokenizer,
+        chat_template=_chatml("<|image_pad|>"),
+    )
+    return transformers.MiniCPMV4_6ForConditionalGeneration(config), processor
+
+
+@architecture
+def llama4() -> Any:
+    import transformers
+
+    kinds = ["begin_of_text", "eot", "header_start", "header_end", "image", "image_start", "image_end", "patch",
+             "tile_x_separator", "tile_y_separator"]  # fmt: skip
+    tokenizer = _tokenizer([f"<|{kind}|>" for kind in kinds], end="<|eot|>", begin="<|begin_of_text|>")
+    token = tokenizer.convert_tokens_to_ids
+    text = _text(
+        tokenizer, layers=4, head_dim=32, intermediate_size_mlp=128, num_local_experts=4, num_experts_per_tok=1,
+        interleave_moe_layer_step=2, attention_chunk_size=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+    )  # fmt: skip
+    vision = _vision(intermediate_size=256, vision_output_dim=64, projector_input_dim=64, projector_output_dim=64,
+                     pixel_shuffle_ratio=0.5)  # fmt: skip
+    config = transformers.Llama4Config(
+        text_config=text,
+        vision_config=vision,
+        boi_token_index=token("<|image_start|>"),
+        eoi_token_index=token("<|image_end|>"),
+        image_token_index=token("<|patch|>"),
+    )
+    template = _loop(
+        "<|image|>",
+        user="{{ '<|header_start|>' + message['role'] + '<|header_end|>\\n\\n' }}",
+        close="<|eot|>",
+        reply="<|header_start|>assistant<|header_end|>\\n\\n",
+        begin="<|begin_of_text|>",
+    )
+    images = transformers.Llama4ImageProcessor(size=_square(), max_patches=4)
+    processor = transformers.Llama4Processor(
+        images, tokenizer, patch_size=PATCH, pixel_shuffle_ratio=0.5, chat_template=template
+    )
+    return transformers.Llama4ForConditionalGeneration(config), processor
+
+
+@architecture
+def paddleocr_vl() -> Any:
+    """Build it with a table of 4 x 4 positions, which is stretched for most pictures."""
+    import transformers
+
+    names = {"image_token": "<|IMAGE_PLACEHOLDER|>", "video_token": "<|video_pad|>"}
+    begin = "<|begin_of_sentence|>"
+    tokenizer = _tokenizer([*names.values(), "<|IMAGE_START|>", "<|IMAGE_END|>", begin], names=names, begin=begin)
+    token = tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [4, 6, 6]}
+    config = transformers.PaddleOCRVLConfig(
+        text_config=_text(tokenizer, head_dim=32, tie_word_embeddings=False, rope_parameters=rope),
+        vision_config=_vision(),
+        image_token_id=token("<|IMAGE_PLACEHOLDER|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|IMAGE_START|>"),
+        vision_end_token_id=token("<|IMAGE_END|>"),
+        tie_word_embeddings=False,
+    )
+    images = transformers.PaddleOCRVLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 400})
+    template = _loop(
+        "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",
+        user="User: ",
+        close="\n",
+        reply="Assistant:\\n",
+        begin=begin,
+    )
+    processor = transformers.PaddleOCRVLProcessor(images, tokenizer, chat_template=template)
+    return transformers.PaddleOCRVLForConditionalGeneration(config), processor
+
+
+@architecture
+def hunyuan_vl() -> Any:
+    import transformers
+
+    kinds = {"image_token": 102, "image_start_token": 100, "image_end_token": 101, "im_newline_token": 103}
+    names = {name: f"<\uff5chy_place\u2581holder\u2581no\u2581{number}\uff5c>" for name, number in kinds.items()}
+    begin, user = "<\uff5chy_begin\u2581of\u2581sentence\uff5c>", "<\uff5chy_User\uff5c>"
+    tokenizer = _tokenizer([*names.values(), begin, user], names=names, begin=begin)
+    token = tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 4, 4, 4]}
+    config = transformers.HunYuanVLConfig(
+        text_config=_text(tokenizer, head_dim=32, tie_word_embeddings=True, rope_parameters=rope),
+        vision_config=dict(
+            hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+            out_hidden_size=128, text_hidden_size=128, patch_size=16, max_image_size=128, min_image_size=32,
+            img_max_token_num=64,
+        ),
+        image_token_id=token(names["image_token"]),
+        im_start_id=token(names["image_start_token"]),
+        im_end_id=token(names["image_end_token"]),
+        im_newline_id=token(names["im_newline_token"]),
+    )  # fmt: skip
+    images = transformers.HunYuanVLImageProcessor(size={"shortest_edge": 32 * 32, "longest_edge": 256 * 256})
+    place = names["image_start_token"] + names["image_token"] + names["image_end_token"]
+    template = _loop(place, close=user, begin=begin)
+    processor = transformers.HunYuanVLProcessor(images, tokenizer, chat_template=template)
+    return transformers.HunYuanVLForConditionalGeneration(config), processor
 
 
 SERVED = [name for name in ARCHITECTURES if name not in ("glm4v_without_bias_key", "glm_ocr_narrow")]
