@@ -348,7 +348,10 @@ def test_prompts_hold_every_label_and_their_replies_make_a_result(model: Model, 
     for at, label in enumerate(labels):
         assert label in prompts[at % len(prompts)].text
     if len(prompts) > 1:
-        generations = [Generation("[0.1, 0.1, 0.5, 0.5]"), Generation("[0.5, 0.5, 0.9, 0.9]")]
+        contract, boxes = model.skills[task].contract, [(4, 3, 20, 15), (20, 15, 36, 27)]
+        assert contract is not None
+        shapes = zip(labels, boxes, strict=True)
+        generations = [Generation(contract.format([shape], (WIDTH, HEIGHT))) for shape in shapes]
         result = model.skills[task].parse(generations, detect)
         assert isinstance(result, DetectResult) and [box.label for box in result.boxes] == labels
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from serve.engines.base import Generation, Prompt
-from serve.engines.remote.chat_request import IMAGE_PART
+from serve.engines.remote.chat_request import IMAGE_PART, OWN_WORDS
 from serve.errors import ParseError
 from serve.models.base import Skill, Turn, task_sampling
 from serve.models.contracts import LLAVA, MESSAGES, QWEN3_VL, Contract, Fault
@@ -61,14 +61,43 @@ def _instructed(converse: Callable[[Sequence[Turn]], str], instruction: Instruct
     return Skill(ask, parse, basis="prompted")
 
 
-def worded_skill(task: str, prompt: Callable[[Any], str], logprobs: bool = True) -> Skill:
+def worded_skill(
+    task: str,
+    prompt: Callable[[Any], str] | None = None,
+    logprobs: bool = True,
+    *,
+    clean: Callable[[str], str] = str,
+    special_tokens: bool = False,
+    max_tokens: int | None = None,
+    system: str | None = None,
+) -> Skill:
     """Return the skill of a chat model that was trained on other words for a task than its instruction's.
 
-    prompt: a request -> the text beside the image. The reply is read as the instruction says.
+    prompt: a request -> the text beside the image. clean: takes what is no part of the answer out of a reply's text.
+    special_tokens: whether that text has special tokens. max_tokens: where the request gives none. Without one of them
+    it is the instruction's; the reply is read as that says. system: a system message before the question; may be "".
     """
     instruction = TASKS[task].instruction
     assert instruction is not None
-    return _instructed(chat_messages, replace(instruction, prompt=prompt), logprobs and TASKS[task].by_confidence)
+    instruction = replace(
+        instruction, prompt=prompt or instruction.prompt, max_tokens=max_tokens or instruction.max_tokens
+    )
+    before = [] if system is None else [Turn("system", system)]
+    skill = _instructed(
+        lambda turns: chat_messages([*before, *turns]), instruction, logprobs and TASKS[task].by_confidence
+    )
+
+    def ask(request: Request) -> list[Prompt]:
+        prompts = skill.ask(request)
+        return [replace(each, sampling=replace(each.sampling, special_tokens=special_tokens)) for each in prompts]
+
+    def parse(generations: Sequence[Generation], request: Request) -> Result:
+        cleaned = [(each, clean(each.text)) for each in generations]
+        return skill.parse(
+            [each if text == each.text else Generation(text, cut=each.cut) for each, text in cleaned], request
+        )
+
+    return replace(skill, ask=ask, parse=parse)
 
 
 def _detect(converse: Callable[[Sequence[Turn]], str], logprobs: bool) -> Skill:
@@ -167,3 +196,18 @@ def chat_messages(turns: Sequence[Turn]) -> str:
             text = [IMAGE_PART, *([{"type": "text", "text": turn.text}] if turn.text else [])]
         messages.append({"role": turn.role, "content": text})
     return json.dumps(messages, ensure_ascii=False)
+
+
+def messages_around(before: str, after: str) -> Callable[[Sequence[Turn]], str]:
+    """Return a `converse` for one question that stands between words of the family's own, which may be control tokens.
+
+    Those in the question get a space inside all the same.
+    """
+
+    def converse(turns: Sequence[Turn]) -> str:
+        _, (turn,) = split_system(turns)
+        own = [{"type": "text", "text": text, OWN_WORDS: True} for text in (before, after)]
+        content = [IMAGE_PART, own[0], {"type": "text", "text": turn.text}, own[1]]
+        return json.dumps([{"role": "user", "content": content}], ensure_ascii=False)
+
+    return converse

@@ -35,6 +35,8 @@ DEFAULT_FIELDS: tuple[ChatField, ...] = (
 )
 IMAGE_PART: dict[str, Any] = {"type": "image_url", "image_url": {"url": ""}}
 """Stands in a prompt's messages where the image goes."""
+OWN_WORDS = "own_words"
+"""Marks a text in a prompt's messages as the family's own: control tokens in it are meant."""
 DEFAULT_EFFORT = "medium"
 ANY_OBJECT = '{"type":"object"}'
 PIECE = 3 * 2**18

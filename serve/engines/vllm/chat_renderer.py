@@ -20,7 +20,7 @@ from serve.engines.chat_settings import ChatSettings
 from serve.engines.chat_templates import CHAT_TEMPLATES, TemplateFault, takes_parts
 from serve.engines.checkpoint_facts import CheckpointFacts
 from serve.engines.reasoning_switch import EFFORT, NONE, reasoning_switch
-from serve.engines.remote.chat_request import IMAGE_PART
+from serve.engines.remote.chat_request import IMAGE_PART, OWN_WORDS
 from serve.engines.vllm.multimodal import cache_salt
 
 _WRITING = ThreadPoolExecutor(1, "template")
@@ -100,11 +100,21 @@ class ChatRenderer:
             if isinstance(content, str):
                 message["content"] = self._control_tokens.escape(content)
                 continue
-            message["content"] = [
-                PLACE if part == IMAGE_PART else {**part, "text": self._control_tokens.escape(part["text"])}
-                for part in content
-            ]
+            message["content"] = self._parts(content)
         return messages
+
+    def _parts(self, content: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the image's place and the texts, those that follow each other as one, as templates may part them."""
+        parts: list[dict[str, Any]] = []
+        for part in content:
+            if part == IMAGE_PART:
+                parts.append(PLACE)
+                continue
+            text = part["text"] if part.get(OWN_WORDS) else self._control_tokens.escape(part["text"])
+            if parts and parts[-1] is not PLACE:
+                text = parts.pop()["text"] + text
+            parts.append({"type": "text", "text": text})
+        return parts
 
 
 class ControlTokens:
