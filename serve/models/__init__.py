@@ -14,6 +14,11 @@ FAMILIES = (
     "qwen2_5_vl",
     "qwen3_vl",
     "qwen3_5",
+    "internvl",
+    "glm4v",
+    "smolvlm2",
+    "lfm2_vl",
+    "mistral",
     "ocr",
 )
 """The files with `MODELS`, in order."""

@@ -1,0 +1,61 @@
+"""InternVL3.5 (arXiv 2508.18265) in transformers' layout: InternViT and Qwen3; boxes in thousandths, between tags."""
+
+from serve.models.base import Card
+from serve.models.contracts import INTERNVL
+from serve.models.family import Size, family
+from serve.models.hardware import CacheShape
+from serve.models.instructed import detect_each, messages_around
+
+# of internvl_chat/eval/refcoco in the makers' repository
+LOCATE = messages_around(
+    "Please provide the bounding box coordinate of the region this sentence describes: <ref>", "</ref>"
+)
+
+
+def _size(name: str, parameters: int, cache_shape: CacheShape, hidden_size: int) -> Size:
+    return Size(
+        f"internvl3.5-{name.lower()}",
+        f"OpenGVLab/InternVL3_5-{name}-HF",
+        parameters,
+        cache_shape,
+        expect={"text_config.hidden_size": hidden_size},
+    )
+
+
+MODELS = family(
+    Card(
+        organization="OpenGVLab (Shanghai AI Laboratory)",
+        category="General vision-language assistant",
+        modality="image and text in, text out",
+        released="2025-08-25",
+        context_window=40_960,
+        parameters=None,
+        licence="Apache-2.0",
+        tasks=(),
+        features=("tiles of 448 pixels and a thumbnail", "boxes in thousandths", "multi-turn conversation"),
+        links=("https://arxiv.org/abs/2508.18265",),
+        about="InternViT, a two-layer projector and Qwen3, tuned in stages that end in reinforcement learning.",
+        overview=(
+            "InternVL3.5 joins the image encoder InternViT, by a small projector, to Qwen3. It is trained in "
+            "stages: on pictures and text together, on instructions, then by reinforcement learning, first on "
+            "stored comparisons of replies and then on its own. A picture is cut into tiles, with a thumbnail of "
+            "the whole beside them.",
+            "It is a generalist that converses, reads documents and charts, and finds what a sentence describes, "
+            "in boxes between tags. Many tiles cost many tokens, and the smallest sizes know and see less. It "
+            "reasons only where a system message tells it to. A variant called Flash spends fewer tokens on tiles "
+            "with little in them; it is not served here.",
+        ),
+    ),
+    # parameters: summed from the shapes; they round to those of the makers' table
+    [
+        _size("1B", 1_060_897_792, CacheShape(layers=28, heads=8, width=128), 1024),
+        _size("2B", 2_348_347_392, CacheShape(layers=28, heads=8, width=128), 2048),
+        _size("4B", 4_732_489_216, CacheShape(layers=36, heads=8, width=128), 2560),
+        _size("8B", 8_528_318_464, CacheShape(layers=36, heads=8, width=128), 4096),
+        _size("14B", 15_119_523_840, CacheShape(layers=40, heads=8, width=128), 5120),
+        _size("38B", 38_390_405_504, CacheShape(layers=64, heads=8, width=128), 5120),
+    ],
+    native=("vqa", "caption", "ocr", "chat", "detect"),
+    skills={"detect": detect_each(LOCATE, INTERNVL, str)},
+    expect={"architectures": ["InternVLForConditionalGeneration"], "text_config.model_type": "qwen3"},
+)
