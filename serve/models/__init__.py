@@ -19,6 +19,10 @@ FAMILIES = (
     "smolvlm2",
     "lfm2_vl",
     "mistral",
+    "glm_ocr",
+    "lighton_ocr",
+    "paddleocr_vl",
+    "hunyuan_ocr",
     "ocr",
 )
 """The files with `MODELS`, in order."""

@@ -1,5 +1,6 @@
 """What families of chat models have of their own: words, control tokens around them, and how their answers are read."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from serve.engines.base import Generation, Prompt
 from serve.engines.chat_settings import ChatSettings
 from serve.engines.checkpoint_facts import CheckpointFacts
+from serve.engines.remote.chat_request import IMAGE_PART
 from serve.engines.vllm.chat_renderer import PLACE, ChatRenderer
 from serve.media.image import Image
 from serve.models import MODELS
@@ -74,3 +76,23 @@ def test_sizes_of_a_family_write_boxes_in_two_ways() -> None:
     assert MODELS["lfm2.5-vl-3b"].skills["detect"].contract is LFM2_VL_3B
     assert "0 to 1." in ask("lfm2.5-vl-450m", "detect", labels=["cat"])[0].text
     assert "0 to 1000." in ask("lfm2.5-vl-3b", "detect", labels=["cat"])[0].text
+
+
+@pytest.mark.parametrize(
+    ("model", "contents"),
+    [
+        ("lighton-ocr-2-1b", [[IMAGE_PART]]),
+        ("glm-ocr", [[IMAGE_PART, {"type": "text", "text": "Text Recognition:"}]]),
+        ("hunyuan-ocr", ["", [IMAGE_PART, {"type": "text", "text": "提取图中的文字。"}]]),
+    ],
+)
+def test_reader_of_documents_is_asked_in_its_own_words(model: str, contents: list[Any]) -> None:
+    (prompt,) = ask(model, "ocr")
+    assert [message["content"] for message in json.loads(prompt.text)] == contents
+    assert prompt.sampling.max_tokens == 4096
+    assert set(MODELS[model].skills) == {"ocr"}
+
+
+def test_reader_of_documents_gives_text_without_markup() -> None:
+    page = "# Bill\n<table><tr><td>Tea</td><td>**2**</td></tr></table>"
+    assert read("paddleocr-vl", "ocr", page).as_text() == "Bill\nTea 2"
