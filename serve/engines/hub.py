@@ -17,6 +17,8 @@ PATTERNS = [
     "*.jinja",
     "README.md",
 ]  # no second copy as .bin, .gguf, .npz
+SECOND_COPY = "consolidated*"
+"""The weights once more, in Mistral's own layout, beside those in transformers' in its repositories."""
 EVERY = 32 * 2**20  # bytes between two progress messages
 REACH_S = 5.0
 """Seconds for the hub to answer at all, where it is only asked about."""
@@ -213,7 +215,11 @@ def _download(
     try:
         return Path(
             (fetch or snapshot_download)(
-                checkpoint, revision=revision, allow_patterns=PATTERNS, tqdm_class=_bar(progress)
+                checkpoint,
+                revision=revision,
+                allow_patterns=PATTERNS,
+                ignore_patterns=SECOND_COPY,
+                tqdm_class=_bar(progress),
             )
         )
     except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:

@@ -119,7 +119,7 @@ def test_download_without_files_that_are_never_fetched_is_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = checkpoint(tmp_path / "source", "model.safetensors")
-    for name in ("pytorch_model.bin", "picture.png"):
+    for name in ("pytorch_model.bin", "picture.png", "consolidated.safetensors"):
         (source / name).write_bytes(b"x")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     assert hub.cached("some/model") is None

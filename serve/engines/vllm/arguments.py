@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.engines import adapters as loras
-from serve.engines import module_names
+from serve.engines import hub, module_names
 from serve.engines.chat_settings import LONGEST
 from serve.engines.checkpoint_facts import read_facts
 from serve.engines.description import read
@@ -64,6 +64,7 @@ CHAT: dict[str, Any] = {
 """Arguments for checkpoints of any architecture."""
 CLIP_LIKE = (None, "clip_vision_model", "siglip_vision_model")
 """Vision towers whose tensors have `vision_model.` in their names; Pixtral's, in the same class of vLLM's, have not."""
+TRANSFORMERS_LAYOUT: dict[str, Any] = {"config_format": "hf", "load_format": "hf", "tokenizer_mode": "hf"}
 CHAT_CPU: dict[str, Any] = {
     # vLLM's kernel rotates q and k of three dimensions wrongly, as LFM2 has them: log-probabilities off by 2.9.
     "compilation_config": {"custom_ops": ["all", "-rotary_embedding"]},
@@ -145,6 +146,8 @@ def _by_files(folder: Path) -> dict[str, Any]:
     return {
         **CHAT,
         **({} if context is None else {"max_model_len": min(context, LONGEST)}),
+        # vLLM would take it in Mistral's own layout, of which nothing here was read
+        **(TRANSFORMERS_LAYOUT if any(folder.glob(hub.SECOND_COPY)) else {}),
         # vLLM reads this scaling by another key, and would leave it out: off by 0.31 beyond the original context
         **({"hf_overrides": {"text_config": {"llama_4_scaling": facts.scaling}}} if facts.scaling else {}),
     }

@@ -104,3 +104,13 @@ def test_engine_of_any_architecture_is_set_up_by_the_checkpoints_files(tmp_path:
     assert chosen["hf_overrides"] == {"text_config": {"llama_4_scaling": scaling}}
     plain = arguments(tmp_path, {}, {"max_model_len": 512}, is_prefix_lm=False, cpu=True)
     assert plain["max_model_len"] == 512 and not {"compilation_config", "hf_overrides"} & plain.keys()
+
+
+def test_checkpoint_in_two_layouts_is_loaded_in_that_of_transformers(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, {"text_config": {"hidden_size": 64}}, {"w": (2,)})
+    chosen = {"max_model_len": 64}
+    before = arguments(tmp_path, chosen, {}, is_prefix_lm=False, cpu=False, chat=True)
+    (tmp_path / "consolidated.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+    both = arguments(tmp_path, chosen, {}, is_prefix_lm=False, cpu=False, chat=True)
+    added = {"config_format": "hf", "load_format": "hf", "tokenizer_mode": "hf"}
+    assert both == {**before, **added} and not added.keys() & before.keys()
