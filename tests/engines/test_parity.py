@@ -123,12 +123,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 def printed_table(request: pytest.FixtureRequest) -> Iterator[None]:
     """Print the table after the last test."""
     yield
-    rows = parity_table.rows
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\n\nvLLM against transformers on {DEVICE}")
-        for row in rows:
-            print(" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    parity_table.show(request, f"vLLM against transformers on {DEVICE}", parity_table.rows)
 
 
 def differences(
@@ -226,20 +221,29 @@ UNSAFE: dict[str, dict[str, Any]] = {
 }
 
 
+def make_unsafe(monkeypatch: pytest.MonkeyPatch, unsafe: str) -> None:
+    """Take unsafe arguments for safe ones."""
+    prompt = {**prefix_lm.SAFE_ARGS["prompt"], **UNSAFE.get(unsafe, {})}
+    monkeypatch.setattr(prefix_lm, "SAFE_ARGS", {**prefix_lm.SAFE_ARGS, "prompt": prompt})
+
+
 @pytest.mark.parametrize("unsafe", ["no plugin", "no second look", *UNSAFE])
 def test_replies_differ_without_the_plugin_or_with_an_unsafe_argument(
     unsafe: str, case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     this = case("paligemma2_window" if unsafe == "no second look" else "paligemma")
     if unsafe == "no plugin":
-        monkeypatch.setattr(prefix_lm, "concerns", lambda config: False)
+        monkeypatch.setattr(prefix_lm, "kind", lambda config: "causal")
     if unsafe == "no second look":  # of the sliding layers, whose window the prompts are longer than
         monkeypatch.setattr(prefix_lm, "window", lambda config: None)
     # The guards are what is left out here.
-    monkeypatch.setattr(prefix_lm, "refuse", lambda config: None)
+    monkeypatch.setattr(prefix_lm, "refuse", lambda config, cpu: None)
     monkeypatch.setattr(prefix_lm, "within_prompt", lambda prompt, computed, new: new)
-    monkeypatch.setattr(prefix_lm, "flags", lambda prefilling, query_lens, seq_lens: (~prefilling).int())
-    monkeypatch.setattr(prefix_lm, "SAFE_ARGS", {**prefix_lm.SAFE_ARGS, **UNSAFE.get(unsafe, {})})
+    spans = lambda prefilling, query_lens, seq_lens: [  # noqa: E731
+        [(0, end)] if new else [] for new, end in zip(prefilling, seq_lens, strict=True)
+    ]
+    monkeypatch.setattr(prefix_lm, "prompt_spans", spans)
+    make_unsafe(monkeypatch, unsafe)
     prompts = this.prompts[:16]
     if unsafe == "enable_prefix_caching":  # one picture, two texts that start alike
         start = " ".join(sorted(checkpoints.WORDS.split()))  # in an order that the tokenizer does not know
@@ -258,6 +262,6 @@ def test_an_unsafe_argument_is_refused_by_name(
     unsafe: str, case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     this = case("paligemma")
-    monkeypatch.setattr(prefix_lm, "SAFE_ARGS", prefix_lm.SAFE_ARGS | UNSAFE[unsafe])
+    make_unsafe(monkeypatch, unsafe)
     with pytest.raises(ValueError, match=unsafe), engine(this.folder, True, **UNSAFE[unsafe]):
         pass

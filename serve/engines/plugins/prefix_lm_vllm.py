@@ -1,10 +1,13 @@
 """The parts of the prefix-LM plugin that run inside vLLM 0.32: two attention backends and a scheduler.
 
-Only vLLM imports this module, in the processes that run a model. The backends differ from the stock ones in the flags
-of their metadata, and in a second kernel call in sliding layers; for other models they behave as the stock ones.
+Only vLLM imports this module, in the processes that run a model. The backends differ from the stock ones in their
+metadata, which has a request for each piece, and in a second kernel call in sliding layers; for other models they
+behave as the stock ones.
 """
 
 import copy
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,6 +25,7 @@ from vllm.v1.attention.backends.triton_attn import (
 )
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
+from serve.engines.checkpoint_facts import Attention
 from serve.engines.plugins import prefix_lm
 
 
@@ -43,25 +47,41 @@ class Builder:
     """Used by the CPU's builder only, which schedules its work by it."""
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
-        common, stock = common_attn_metadata, cast(Any, super())
-        if not prefix_lm.concerns(self.vllm_config):
+        common, stock, attention = common_attn_metadata, cast(Any, super()), prefix_lm.kind(self.vllm_config)
+        if attention == "prompt":
+            common = common.replace(mm_req_doc_ranges=None)  # vLLM's mask for the image, a subset of ours
+        rows = self.rows(common, attention)
+        if rows is None:
             return stock.build(common_prefix_len, common, fast_build)
-        common = common.replace(mm_req_doc_ranges=None)  # vLLM's mask for the image, a subset of ours
-        # All on the CPU, which avoids a synchronisation with the GPU. The upper bound is exact for requests in prefill.
-        starts = common.query_start_loc_cpu
-        causal = prefix_lm.flags(common.is_prefilling, starts.diff(), common.seq_lens_cpu_upper_bound)
-        if causal is None:
-            return stock.build(common_prefix_len, common, fast_build)
-        flagged = common.replace(causal=causal.to(common.seq_lens.device, non_blocking=True))
-        metadata = stock.build(common_prefix_len, flagged, fast_build)
+        common = cut(common, rows)
+        metadata = stock.build(common_prefix_len, common, fast_build)
         window = prefix_lm.window(self.vllm_config)
-        if window is not None and common.max_query_len > window:
+        if attention == "prompt" and window is not None and common.max_query_len > window:
+            causal = torch.tensor([row.causal for row in rows])
             unbounded = copy.copy(self)
             unbounded.window_size = -1
-            metadata.parts = [unbounded.part(common, causal == 0, prefill=True)]
+            metadata.parts = [unbounded.part(common, ~causal, prefill=True)]
             if causal.any():
-                metadata.parts.append(self.part(common, causal == 1, prefill=False))
+                metadata.parts.append(self.part(common, causal, prefill=False))
         return metadata
+
+    def opens_pictures(self) -> bool:
+        """Return whether pictures are cut out as spans; where not, vLLM's own mask opens them."""
+        return False
+
+    def rows(self, common: Any, attention: Attention) -> list[prefix_lm.Row] | None:
+        """Return the step's requests, cut at their spans; None where it computes no token of a span."""
+        prompts = attention == "prompt" and common.is_prefilling is not None and bool(common.is_prefilling.any())
+        pictures = attention == "picture" and common.max_query_len > 1 and self.opens_pictures()
+        if not (prompts or pictures):
+            return None
+        # All on the CPU, which avoids a synchronisation with the GPU. The upper bound is exact for requests in prefill.
+        lengths = common.query_start_loc_cpu.diff().tolist(), common.seq_lens_cpu_upper_bound.tolist()
+        if prompts:
+            return prefix_lm.rows(prefix_lm.prompt_spans(common.is_prefilling.tolist(), *lengths), *lengths)
+        ranges = common.mm_req_doc_ranges or {}
+        spans = [[(first, last + 1) for first, last in ranges.get(at, ())] for at in range(common.num_reqs)]
+        return prefix_lm.rows(spans, *lengths)
 
     def part(self, common: Any, chosen: Any, *, prefill: bool) -> AttentionPart:
         """Build the metadata of the chosen requests (bool [requests]) as if they were alone in the step."""
@@ -82,6 +102,26 @@ class Builder:
             causal=not prefill,
         )
         return AttentionPart(tokens, cast(Any, super()).build(0, alone), prefill)
+
+
+def cut(common: Any, rows: list[prefix_lm.Row]) -> Any:
+    """Return a step's metadata with each row as a request of its own. Tokens, and their slots, keep their order."""
+
+    def tensor(values: Iterable[int]) -> Any:
+        return torch.tensor(list(values), dtype=torch.int32)
+
+    device = common.seq_lens.device
+    requests = tensor(row.request for row in rows).to(device, non_blocking=True)
+    starts = tensor(itertools.accumulate((row.tokens for row in rows), initial=0))
+    return common.replace(
+        query_start_loc=starts.to(device, non_blocking=True),
+        query_start_loc_cpu=starts,
+        seq_lens=common.seq_lens[requests] - tensor(row.after for row in rows).to(device, non_blocking=True),
+        num_reqs=len(rows),
+        max_query_len=max(row.tokens for row in rows),
+        block_table_tensor=common.block_table_tensor[requests],
+        causal=tensor(row.causal for row in rows).to(device, non_blocking=True),
+    )
 
 
 class Impl:
@@ -124,7 +164,9 @@ class Impl:
 
 
 class CpuBuilder(Builder, CPUAttentionMetadataBuilder):  # type: ignore[misc]
-    pass
+    def opens_pictures(self) -> bool:
+        """Return whether it builds for layers that open pictures: of Gemma 4's those with a window."""
+        return self.window_size > 0 or not self.vllm_config.model_config.hf_config.model_type.startswith("gemma4")
 
 
 class CpuImpl(Impl, CPUAttentionBackendImpl):  # type: ignore[misc]
@@ -145,7 +187,7 @@ class TritonBuilder(Builder, TritonAttentionMetadataBuilder):  # type: ignore[mi
     @classmethod
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
         """Allow whole graphs only for steps that are all decoding, since a captured graph would freeze `causal`."""
-        if prefix_lm.concerns(vllm_config):
+        if prefix_lm.kind(vllm_config) == "prompt":
             return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
         return super().get_cudagraph_support(vllm_config, kv_cache_spec)
 
@@ -164,10 +206,16 @@ class TritonBackend(TritonAttentionBackend):  # type: ignore[misc]
         return TritonImpl
 
 
-class PromptFirstScheduler(AsyncScheduler):  # type: ignore[misc]
-    """A scheduler that recomputes a preempted request's prompt in one step and its generated tokens in the next."""
+class PrefixLmScheduler(AsyncScheduler):  # type: ignore[misc]
+    """A scheduler that computes each span in one step, and PaliGemma's prompt in a step without generated tokens."""
 
     def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
         # vLLM calls this last for new, resumed and running requests, to decide how many tokens they get.
-        new = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        return prefix_lm.within_prompt(request.num_prompt_tokens, num_computed_tokens, new)
+        new = int(super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens))
+        if num_computed_tokens >= request.num_prompt_tokens:
+            return new
+        if prefix_lm.kind(self.vllm_config) == "prompt":
+            return prefix_lm.within_prompt(request.num_prompt_tokens, num_computed_tokens, new)
+        seen = (feature.mm_position for feature in request.mm_features if feature.modality != "audio")
+        spans = ((first, last + 1) for position in seen for first, last in position.extract_embeds_range())
+        return prefix_lm.before_cut(spans, num_computed_tokens, new)

@@ -84,7 +84,7 @@ def planned(
     family_args: Mapping[str, Any], engine_args: Mapping[str, Any], *, is_prefix_lm: bool, cpu: bool
 ) -> dict[str, Any]:
     """Return the engine arguments that a plan of the memory goes by, in the order of `arguments`."""
-    safe = prefix_lm.SAFE_ARGS if is_prefix_lm else {}
+    safe = prefix_lm.SAFE_ARGS["prompt" if is_prefix_lm else "causal"]
     return {**COMMON, **(CPU if cpu else GPU), **family_args, **engine_args, **safe}
 
 
@@ -124,19 +124,25 @@ def arguments(
         chosen["worker_extension_cls"] = weight_reads.WITH_NEWER_NAMES
     if cpu and chosen.get("tensor_parallel_size", 1) > 1 and "distributed_executor_backend" not in engine_args:
         chosen["distributed_executor_backend"] = "mp"
-    if is_prefix_lm:
-        safe = {**prefix_lm.SAFE_ARGS, **({} if cpu else prefix_lm.GPU_ARGS)}
-        given = {**COMMON, **family_args, **engine_args}
-        for name, value in safe.items():
-            if name in given and given[name] != value:
-                raise ModelError(
-                    f"{name} must stay {value!r} for a prefix language model: its answers would be wrong.",
-                    code="unsafe_argument",
-                )
-        chosen.update(safe)
+    safe = _safe(folder, is_prefix_lm=is_prefix_lm, cpu=cpu)
+    given = {**COMMON, **family_args, **engine_args}
+    for name, value in safe.items():
+        if name in given and given[name] != value:
+            raise ModelError(
+                f"{name} must stay {value!r} for a prefix language model: its answers would be wrong.",
+                code="unsafe_argument",
+            )
+    chosen.update(safe)
     if cpu or share < 1:
         chosen.update(_memory(folder, chosen, cpu, share, gpu_bytes))
     return {**chosen, "model": str(folder)}
+
+
+def _safe(folder: Path, *, is_prefix_lm: bool, cpu: bool) -> dict[str, Any]:
+    """Return the arguments without which its answers would be wrong, by which of its tokens see later ones."""
+    if is_prefix_lm:
+        return {**prefix_lm.SAFE_ARGS["prompt"], **({} if cpu else prefix_lm.GPU_ARGS)}
+    return dict(prefix_lm.SAFE_ARGS["picture" if read_facts(folder).attention == "picture" else "causal"])
 
 
 def _by_files(folder: Path) -> dict[str, Any]:

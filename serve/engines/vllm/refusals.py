@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve.engines.checkpoint_facts import CheckpointFacts
+from serve.engines.plugins import prefix_lm
 
 WRONG_IN_VLLM = {
     "ovis2": "vLLM 0.32 has no class for it, and transformers' own code in vLLM leaves out its picture markers",
     "deepseek_ocr2": "vLLM 0.32 cannot read it in transformers' layout: take the repository with the maker's own files",
     "kimi_k25": "vLLM 0.32 cannot read it in transformers' layout: take the repository with the maker's own files",
+    "gemma4_unified": (
+        "vLLM 0.32 lets the tokens of a picture see each other in sliding layers alone, and transformers 5.19 in all "
+        "or in those, by the way it is called: which of both its weights were trained with is open"
+    ),
     "phi4_multimodal": "vLLM 0.32 reads it as a model without pictures in transformers' layout: take the maker's own",
 }
 """Model types that start and answer wrongly, or die at their first picture, measured against transformers."""
@@ -49,9 +54,9 @@ def why_refused(
             f"{kind}: its prompt attends both ways, which is done for PaliGemma alone: say what it is `like`.",
         ),
         (
-            facts.attention == "picture" and cpu,
-            f"{kind}: its pictures attend both ways, and vLLM 0.32 reads them causally on a processor, without a word: "
-            "serve it on a GPU.",
+            facts.attention == "picture" and cpu and facts.model_type not in prefix_lm.PICTURES,
+            f"{kind}: its pictures attend both ways, and vLLM 0.32 reads them causally on a processor, without a word, "
+            f"which is mended for {' and '.join(prefix_lm.PICTURES)} alone: serve it on a GPU.",
         ),
         (
             facts.chat_template is None and not template and facts.model_type not in FALLBACKS,

@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 PREFIX = re.compile(r"^(\(\w+ pid=\d+\)\s*)?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]+\]\s*)?")
-FAULT = re.compile(r"^([\w.]*(?:Error|Exception|RejectedFile|PromptCut)): (.+)$")
+FAULT = re.compile(r"^([\w.]*(?:Error|Exception|RejectedFile|SpanCut)): (.+)$")
 
 
 class StderrTail:

@@ -18,7 +18,7 @@ SIDE, PATCH = 56, 14
 BASE = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 ARCHITECTURES: dict[str, Callable[[], tuple[Any, Any]]] = {}
 """An architecture's model and processor, as transformers makes them, by the name of its kind."""
-SIGLIP = ("lfm2_vl", "cohere2_vision", "aya_vision", "granite4_vision")
+SIGLIP = ("gemma3", "gemma3_window", "lfm2_vl", "cohere2_vision", "aya_vision", "granite4_vision")
 """Those whose vision tower's tensors have `vision_model.` in their names on the hub."""
 
 
@@ -55,7 +55,7 @@ def _publish(folder: Path, name: str) -> None:
         tensors = {k: v.transpose(1, 2).contiguous() if ".experts." in k else v for k, v in tensors.items()}
     save_file(tensors, path, metadata={"format": "pt"})
     whole = json.loads((folder / "processor_config.json").read_text())
-    if name != "gemma4":
+    if not name.startswith("gemma4"):
         for part, file in weights.PARTS.items():
             if part in whole:
                 values = {"processor_class": whole.get("processor_class"), **whole.pop(part)}
@@ -69,21 +69,23 @@ def _draw(model: Any) -> None:
 
     out, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
     tied = out is not None and out.weight is embedding
-    gemma = model.config.get_text_config().model_type.startswith("gemma")
+    kind = model.config.get_text_config().model_type
+    gemma, gemma3 = kind.startswith("gemma"), kind.startswith("gemma3")
     for name, weight in model.named_parameters():
         vision = "vis" in name
         if weight is embedding:
             weight.normal_(0, 0.03 if tied else 1)
-        elif name.endswith("layer_scalar") or name.endswith("per_expert_scale"):
+        elif name.endswith(("layer_scalar", "per_expert_scale", "router.scale")):
             weight.fill_(1)
         elif weight.ndim <= 1:
             norm = name.endswith("weight") and ("norm" in name or ".ln" in name) or "gamma" in name or "lambda" in name
-            centre = 1.0 if norm else 0.0
+            centre = 1.0 if norm and (vision or not gemma3) else 0.0  # Gemma 3's norms scale by 1 + weight
             if tied and name.endswith("norm.weight") and "layers" not in name and not vision:
                 centre += 8
             if tied and gemma and ".post_" in name and not vision:
                 centre += 2
-            if gemma and ("q_norm" in name or "k_norm" in name):  # it multiplies attention by 1, not by width ** -0.5
+            if gemma and not gemma3 and ("q_norm" in name or "k_norm" in name):
+                # Gemma 4 multiplies attention by 1, not by width ** -0.5
                 centre = weight.shape[-1] ** -0.25
             weight.normal_(centre, 0.1)
         elif out is not None and weight is out.weight:
@@ -102,7 +104,7 @@ def _draw(model: Any) -> None:
             buffer.fill_(1)
     for field in ("image_token_id", "video_token_id", "image_token_index", "audio_token_id"):
         token = getattr(model.config, field, None)  # a reply with such a token could not be read by transformers again
-        if token is not None and out is not None and not tied:
+        if token is not None and out is not None and (gemma or not tied):
             with torch.no_grad():
                 out.weight[token] = 0
 
@@ -237,56 +239,133 @@ def qwen3_vl_moe() -> Any:
 
 # --- Gemma
 
+GEMMA3_NAMES = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 GEMMA4_NAMES = {
     "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>",
     "boa_token": "<|audio>", "eoa_token": "<audio|>",
 }  # fmt: skip
 
 
-@architecture
-def gemma4() -> Any:
-    """Build the smaller kind, whose pictures are causal."""
-    import transformers
+def _gemma_tokenizer(names: Mapping[str, str], added: list[str]) -> Any:
     from tokenizers import AddedToken
+    from transformers import GemmaTokenizer
 
-    vocab, merges = vocabulary._sentencepiece(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"])
-    for newlines in ("\n\n", "\n\n\n", "\n\n\n\n"):
+    vocab, merges = vocabulary._sentencepiece(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], 0)
+    for newlines in ("\n\n", "\n\n\n", "\n\n\n\n"):  # vLLM looks them up
         vocab[newlines] = len(vocab)
     merges = [("\n", "\n"), ("\n\n", "\n\n"), ("\n\n", "\n"), *merges]
-    tokenizer = transformers.GemmaTokenizer(vocab=vocab, merges=merges, extra_special_tokens=GEMMA4_NAMES)
-    added = ["<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|video|>"]
+    tokenizer = GemmaTokenizer(vocab=vocab, merges=merges, extra_special_tokens=dict(names))
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in added])
+    return tokenizer
+
+
+def _gemma_template(image: str, begin: str, end: str) -> str:
+    role = "{{ 'model' if message['role'] == 'assistant' else message['role'] }}"
+    return _loop(image, user=f"{begin}{role}\n", close=f"{end}\n", reply=f"{begin}model\\n", begin="{{ bos_token }}")
+
+
+def _gemma3(window: int) -> Any:
+    """Build it with pictures of 64 tokens. window: of its sliding layers."""
+    import transformers
+
+    tokenizer = _gemma_tokenizer(GEMMA3_NAMES, ["<start_of_turn>", "<end_of_turn>"])
+    token = tokenizer.convert_tokens_to_ids
+    text = dict(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, query_pre_attn_scalar=32, vocab_size=vocabulary.room(tokenizer), max_position_embeddings=2048,
+        sliding_window=window, layer_types=["sliding_attention"] * 3 + ["full_attention"], pad_token_id=0,
+        eos_token_id=1, bos_token_id=2,
+    )  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=text,
+        vision_config=_vision(image_size=224, vision_use_head=False),
+        mm_tokens_per_image=64,
+        **{name.replace("_token", "_token_index"): token(text) for name, text in GEMMA3_NAMES.items()},
+        eos_token_id=[1, token("<end_of_turn>")],
+    )
+    half = [0.5] * 3
+    images = transformers.Gemma3ImageProcessor(size={"height": 224, "width": 224}, image_mean=half, image_std=half)
+    template = _gemma_template("<start_of_image>", "<start_of_turn>", "<end_of_turn>")
+    processor = transformers.Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=64)
+    return transformers.Gemma3ForConditionalGeneration(config), processor
+
+
+@architecture
+def gemma3() -> Any:
+    return _gemma3(512)
+
+
+@architecture
+def gemma3_window() -> Any:
+    """Build it with a window that holds a picture, and no prompt."""
+    return _gemma3(72)
+
+
+def _gemma4(*, vision: bool, window: int = 512, **text: Any) -> Any:
+    """Build it with pictures of up to 70 tokens, the fewest that it takes. vision: they attend both ways."""
+    import transformers
+
+    added = ["<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|video|>"]
+    tokenizer = _gemma_tokenizer(GEMMA4_NAMES, added)
     token = tokenizer.convert_tokens_to_ids
     ids = {name.replace("_token", "_token_id"): token(text) for name, text in GEMMA4_NAMES.items()}
     ids["eoa_token_index"] = ids.pop("eoa_token_id")
     room = vocabulary.room(tokenizer)
-    text = dict(
+    language = dict(
         hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
         head_dim=32, global_head_dim=64, vocab_size=room, vocab_size_per_layer_input=room,
-        hidden_size_per_layer_input=16, num_kv_shared_layers=0, max_position_embeddings=2048, sliding_window=512,
-        layer_types=["sliding_attention", "full_attention"] * 2, final_logit_softcapping=30.0,
-        use_bidirectional_attention=None, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+        hidden_size_per_layer_input=0 if vision else 16, num_kv_shared_layers=0, max_position_embeddings=2048,
+        sliding_window=window, layer_types=["sliding_attention", "full_attention"] * 2, final_logit_softcapping=30.0,
+        use_bidirectional_attention="vision" if vision else None, attention_k_eq_v=vision,
+        num_global_key_value_heads=1 if vision else None, pad_token_id=0, eos_token_id=1, bos_token_id=2,
     )  # fmt: skip
-    vision = dict(
+    tower = dict(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        head_dim=32, patch_size=16, pooling_kernel_size=3, position_embedding_size=1024, standardize=False,
+        head_dim=32, patch_size=16, pooling_kernel_size=3, position_embedding_size=1024, standardize=vision,
         default_output_length=70,
     )  # fmt: skip
     ends = [1, token("<turn|>")]
     config = transformers.Gemma4Config(
-        text_config=text, vision_config=vision, video_token_id=token("<|video|>"), eos_token_id=ends, **ids
-    )
-    user = "<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
-    template = _loop("<|image|>", user=user, close="<turn|>\n", reply="<|turn>model\\n", begin="{{ bos_token }}")
+        text_config={**language, **text}, vision_config=tower, video_token_id=token("<|video|>"), eos_token_id=ends,
+        **ids,
+    )  # fmt: skip
     processor = transformers.Gemma4Processor(
         transformers.Gemma4AudioFeatureExtractor(),
         transformers.Gemma4ImageProcessor(max_soft_tokens=70),
         tokenizer,
         transformers.Gemma4VideoProcessor(max_soft_tokens=70),
-        chat_template=template,
+        chat_template=_gemma_template("<|image|>", "<|turn>", "<turn|>"),
         image_seq_length=70,
     )
     return transformers.Gemma4ForConditionalGeneration(config), processor
+
+
+@architecture
+def gemma4() -> Any:
+    """Build the smaller kind, whose pictures are causal."""
+    return _gemma4(vision=False)
+
+
+@architecture
+def gemma4_shared() -> Any:
+    """Build the smaller kind as published: its last layers take the keys and values of earlier ones."""
+    return _gemma4(vision=False, num_kv_shared_layers=2)
+
+
+@architecture
+def gemma4_vision() -> Any:
+    return _gemma4(vision=True)
+
+
+@architecture
+def gemma4_vision_window() -> Any:
+    """Build it with a window that holds a picture, and no prompt."""
+    return _gemma4(vision=True, window=72)
+
+
+@architecture
+def gemma4_experts() -> Any:
+    return _gemma4(vision=True, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32)
 
 
 # --- InternVL

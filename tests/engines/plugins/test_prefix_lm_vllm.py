@@ -21,7 +21,9 @@ PALIGEMMA = types.SimpleNamespace(
         architectures=["PaliGemmaForConditionalGeneration"], hf_text_config=types.SimpleNamespace(sliding_window=25)
     )
 )
-LLAVA = types.SimpleNamespace(model_config=types.SimpleNamespace(architectures=["LlavaForConditionalGeneration"]))
+LLAVA = types.SimpleNamespace(
+    model_config=types.SimpleNamespace(architectures=["LlavaForConditionalGeneration"], is_mm_prefix_lm=False)
+)
 
 
 def step(prefilling: list[bool], query: list[int], total: list[int]):
@@ -107,7 +109,7 @@ def test_decoding_steps_and_other_models_are_unchanged() -> None:
 
 
 def test_prompt_from_a_cache_raises() -> None:
-    with pytest.raises(prefix_lm.PromptCut):
+    with pytest.raises(prefix_lm.SpanCut):
         triton(PALIGEMMA).build(0, step([True], [8], [24]))
 
 

@@ -27,10 +27,11 @@ def test_kind_that_vllm_serves_wrongly_is_refused_everywhere(kind: str) -> None:
     assert why(facts).startswith(f"{kind}: vLLM 0.32") and why(facts, cpu=False) == why(facts)
 
 
-def test_pictures_that_attend_both_ways_are_refused_on_a_processor() -> None:
-    facts = replace(GOOD, attention="picture", model_type="gemma3")
-    assert "gemma3: its pictures attend both ways" in why(facts)
+def test_pictures_that_attend_both_ways_are_refused_on_a_processor_but_gemmas() -> None:
+    facts = replace(GOOD, attention="picture", model_type="molmo2")
+    assert "molmo2: its pictures attend both ways" in why(facts)
     assert why(facts, cpu=False) == "None"
+    assert why(replace(facts, model_type="gemma3")) == why(replace(facts, model_type="gemma4")) == "None"
 
 
 def test_prompt_that_attends_both_ways_is_refused() -> None:
