@@ -21,7 +21,7 @@ NEEDS := ray or engine or browser or cluster
 # the drill's pods leave one of two cores to the slow tests; tests that share a server or an engine stay together
 test: fast
 	$(MAKE) --jobs=2 --output-sync=target WORKERS=1 slow drill
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "($(NEEDS)) and not cluster"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "($(NEEDS)) and not cluster"
 
 # and the random laws again, with Hypothesis' own hundred draws in place of 25
 slow: install-dev

@@ -4,30 +4,42 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import certifi
 import pytest
 from hypothesis import settings
 from needs import reason_to_skip
 from running import Running
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 # before anything imports torch: two threads on two cores spin while they wait for each other, and take twice as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+SERVED = ("tests/deployments/local/test_server.py", "tests/pages/test_page.py", "tests/test_readme.py")
+"""The files whose tests use `serving`."""
 
 settings.register_profile("fast", max_examples=25)
 settings.load_profile("fast")  # `make test` runs the same laws again with --hypothesis-profile=default, 100 draws
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
+class SharedServer(LoadFileScheduling):
+    """Keep a file's tests in one process, and in one also the files that use the session's server: it starts once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "serving" if file in SERVED else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedServer | None:
+    return SharedServer(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         if reason := reason_to_skip(marks, config.option.markexpr):
             item.add_marker(pytest.mark.skip(reason))
-        # a file's tests stay in one process, and so do all that use the session's server: it starts once
-        file = item.nodeid.partition("::")[0]
-        server = "serving" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("serving" if server else file))
 
 
 def pytest_collection_finish() -> None:
@@ -48,8 +60,10 @@ def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def serving() -> Iterator[Running]:
+def serving(request: pytest.FixtureRequest) -> Iterator[Running]:
     """Run `make serve`'s server with the embedded models, once for all tests. It must leave no process behind."""
+    using = [item.nodeid for item in request.session.items if "serving" in getattr(item, "fixturenames", ())]
+    assert all(nodeid.startswith(SERVED) for nodeid in using), f"add their files to SERVED: {using}"
     running = Running()
     try:
         yield running.wait_for("Diptych is ready")
