@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -33,9 +33,10 @@ def behaviour(value: Any) -> Hashable:
     return value if isinstance(value, Hashable) else id(value)
 
 
-def distinct(models: Iterable[Model] = MODELS.values()) -> list[Model]:
+@functools.cache
+def distinct() -> list[Model]:
     """Return the first of each group of models that differ in their card, checkpoint or engine arguments alone."""
     firsts: dict[Hashable, Model] = {}
-    for model in models:
+    for model in MODELS.values():
         firsts.setdefault(tuple(behaviour(getattr(model, field)) for field in BEHAVIOUR), model)
     return list(firsts.values())

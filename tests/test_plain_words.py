@@ -42,9 +42,14 @@ SHARED = {"main": "runs a module as a program", "register": "the entry point tha
 """Public names that several modules define, and why."""
 
 
+@functools.cache
+def nodes(tree: ast.Module) -> list[ast.AST]:
+    return list(ast.walk(tree))
+
+
 def docstrings(tree: ast.Module) -> Iterator[tuple[ast.AST, int, str]]:
     """Yield each documented module, class and function with its line and its docstring."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text:
@@ -61,7 +66,7 @@ def docstring_faults(tree: ast.Module) -> Iterator[str]:
 
 def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield every name that a module gives, with its line."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.id
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):

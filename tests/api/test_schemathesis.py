@@ -8,7 +8,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from lazy_module import LazyModule
-from served import LLAVA, listening, message, router
+from served import LLAVA, listening, message, plain, router
 
 from serve.api.app import create_app
 from serve.engines.base import Prompt
@@ -32,7 +32,7 @@ def address() -> Iterator[str]:
         yield url
 
 
-DOCUMENT = create_app(router()).openapi()
+DOCUMENT = plain().openapi()
 OPERATIONS = [
     (method.upper(), path)
     for path, operations in DOCUMENT["paths"].items()
