@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast slow drill install install-dev loadtest bench bench-others bench-fan-out
+.PHONY: serve test check fast types unit slow drill install install-dev loadtest bench bench-others bench-fan-out
 .PHONY: bench-many-servers bench-scale bench-turns bench-repeats chaos hostile soak gpu-check k8s-check k8s-drill
 .PHONY: screenshots lock clean parity-generic
 
@@ -35,7 +35,12 @@ check: fast
 fast: install-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	$(MAKE) --jobs=2 types unit
+
+types: install-dev # mypy has one thread
 	$(BIN)/mypy --strict
+
+unit: install-dev
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not (slow or $(NEEDS))"
 
 install:
