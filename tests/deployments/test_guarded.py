@@ -88,7 +88,7 @@ def test_changed_keys_file_is_read_while_serving(guarded: Running, folder: Path)
     assert status("/v1/models", SCRAPER) == 403 and status("/v1/models", KEY) == 401
     (folder / "keys").write_text("no key\n")  # an unusable file changes nothing
     (folder / "keys").unlink()
-    assert not until(lambda: status("/v1/models") != 200, 12)
+    assert not until(lambda: status("/v1/models") != 200, 7)  # it is looked at every 5 s
     (folder / "keys").write_text("")
     assert until(lambda: status("/v1/models") == 401, 60)
     assert status("/metrics", SCRAPER) == 401 and status("/health") == 200

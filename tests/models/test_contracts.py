@@ -291,6 +291,7 @@ def steps(read: Callable[[], Any]) -> int:
 DECODERS = [QWEN2_VL, QWEN2_5_VL, GLM4V, INTERNVL, FLORENCE2, PALIGEMMA, CONTRACTS["molmo2"], CONTRACTS["llava"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_reply_costs_steps_in_proportion_to_its_length(name: str) -> None:
     for contract in DECODERS:

@@ -153,6 +153,7 @@ async def test_killed_replica_leaves_no_memory_in_the_gateway() -> None:
     await until(lambda: descriptors() <= before + 2 and shmem() < memory + 1_000_000)  # asyncio keeps two for children
 
 
+@pytest.mark.slow
 async def test_killed_gateway_leaves_no_memory_in_the_replica() -> None:
     async with process("-m", "tests.transport.test_sharing") as child:
         port, token = (await line(child)).split()
