@@ -1,38 +1,49 @@
 """Outlines of masks as polygons, which run along the edges of pixels."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from serve.media.masks import Mask
 
 Point = tuple[int, int]
-RIGHT_TURN = {(1, 0): (0, 1), (0, 1): (-1, 0), (-1, 0): (0, -1), (0, -1): (1, 0)}
-"""The direction after a turn to the right, in pixels (x, y) with y down."""
+Numbers = npt.NDArray[np.int64]
+MAX_CORNERS = 200_000
+"""Most corners of a mask's outlines; one with more, which is noise, is outlined at half its resolution."""
 
 
 def rings(mask: Mask) -> list[list[Point]]:
     """Return the outlines of a mask [height, width]: its parts clockwise, its holes the other way round.
 
-    The corners are (x, y) of pixels' corners. Pixels that touch in a corner alone are different parts.
+    The corners are (x, y) of pixels' corners. Pixels that touch in a corner alone are different parts. It costs less
+    than a microsecond a corner, whatever the number of pixels along an edge.
     """
+    height, width = mask.shape
     inside = np.pad(mask, 1)
-    ends: dict[Point, list[Point]] = defaultdict(list)
-    core = inside[1:-1, 1:-1]
-    for around, begin, end in (
-        (inside[:-2, 1:-1], (0, 0), (1, 0)),  # the pixel above is outside: an edge to the right
-        (inside[1:-1, 2:], (1, 0), (1, 1)),
-        (inside[2:, 1:-1], (1, 1), (0, 1)),
-        (inside[1:-1, :-2], (0, 1), (0, 0)),
-    ):
-        for y, x in np.argwhere(core & ~around).tolist():
-            ends[(x + begin[0], y + begin[1])].append((x + end[0], y + end[1]))
-    outlines: list[list[Point]] = []
-    while ends:
-        start = min(ends, key=lambda point: (point[1], point[0])) if not outlines else next(iter(ends))
-        outlines.append(_corners(_walk(ends, start)))
-    return outlines
+    above, below, left, right = inside[:-1], inside[1:], inside[:, :-1], inside[:, 1:]
+    # A point has a horizontal edge at its left where the pixels above and below that edge differ, and so on.
+    across, upright = above != below, left != right
+    touching = (across[:, :-1] & across[:, 1:]).astype(np.int8)  # edges on both sides: straight on, or two corners
+    corners = (across[:, :-1] != across[:, 1:]) + 2 * (touching & upright[:-1] & upright[1:])
+    if int(corners.sum()) > MAX_CORNERS:
+        small = rings(mask[::2, ::2])
+        return [[(min(2 * x, width), min(2 * y, height)) for x, y in ring] for ring in small]
+    ys, xs = np.nonzero(corners)
+    times = corners[ys, xs]
+    rows_y, rows_x = np.repeat(ys, times), np.repeat(xs, times)
+    order = np.lexsort((rows_y, rows_x))
+    columns_y, columns_x = rows_y[order], rows_x[order]
+    # Corners of a row are the two ends of an edge in turn, and so are those of a column.
+    rightwards = inside[rows_y[::2] + 1, rows_x[::2] + 1]  # the pixel below is inside: an upper edge
+    downwards = inside[columns_y[::2] + 1, columns_x[::2]]  # the pixel at the left is inside: a right edge
+    number = rows_y * (width + 1) + rows_x
+    from_row, to_row = _directed(number, rightwards)
+    from_column, to_column = _directed(columns_y * (width + 1) + columns_x, downwards)
+    # At a point with two corners the way turns right, so it stays with its pixel.
+    after_row = _following(from_column, downwards, to_row, rightwards)
+    after_column = _following(from_row, rightwards, to_column, ~downwards)
+    return _cycles(from_row, from_column, after_row, after_column, width + 1)
 
 
 def signed_area(ring: Sequence[Point]) -> float:
@@ -50,31 +61,45 @@ def join_rings(outlines: Sequence[Sequence[Point]]) -> list[Point]:
     return points
 
 
-def _walk(ends: dict[Point, list[Point]], start: Point) -> list[Point]:
-    """Return the points of the ring that begins at `start`, and take its edges out of `ends`."""
-    points, at, direction = [start], start, (0, 0)
-    while True:
-        choices = ends[at]
-        right = (
-            (at[0] + RIGHT_TURN[direction][0], at[1] + RIGHT_TURN[direction][1])
-            if len(choices) > 1 and any(direction)
-            else None
-        )
-        following = choices.pop(choices.index(right) if right in choices else -1)
-        if not choices:
-            del ends[at]
-        direction = (following[0] - at[0], following[1] - at[1])
-        at = following
-        if at == start:
-            return points
-        points.append(at)
+def _directed(points: Numbers, forwards: Mask) -> tuple[Numbers, Numbers]:
+    """Return where edges begin and where they end; points: both ends of each in turn."""
+    first, second = points[::2], points[1::2]
+    return np.where(forwards, first, second), np.where(forwards, second, first)
 
 
-def _corners(points: Sequence[Point]) -> list[Point]:
-    """Return the points at which a ring turns."""
-    before, after = [points[-1], *points[:-1]], [*points[1:], points[0]]
-    return [
-        point
-        for last, point, following in zip(before, points, after, strict=True)
-        if (point[0] - last[0], point[1] - last[1]) != (following[0] - point[0], following[1] - point[1])
-    ]
+def _following(begin: Numbers, forwards: Mask, end: Numbers, wanted: Mask) -> Numbers:
+    """Return for each edge that ends at `end` the one that begins there; of two, that with the `wanted` direction."""
+    key = 2 * begin + forwards
+    order = np.argsort(key)
+    ordered = key[order]
+    at = np.searchsorted(ordered, 2 * end)
+    other = np.minimum(at + 1, len(ordered) - 1)
+    two = (ordered[at] // 2 == ordered[other] // 2) & (at != other)
+    chosen: Numbers = order[np.where(two & wanted, other, at)]
+    return chosen
+
+
+def _cycles(
+    from_row: Numbers, from_column: Numbers, after_row: Numbers, after_column: Numbers, stride: int
+) -> list[list[Point]]:
+    rows, columns = _points(from_row, stride), _points(from_column, stride)
+    next_column, next_row = after_row.tolist(), after_column.tolist()
+    seen = bytearray(len(rows))
+    outlines: list[list[Point]] = []
+    for start in range(len(rows)):
+        if seen[start]:
+            continue
+        ring: list[Point] = []
+        at = start
+        while not seen[at]:
+            seen[at] = 1
+            column = next_column[at]
+            ring += (rows[at], columns[column])
+            at = next_row[column]
+        outlines.append(ring)
+    return outlines
+
+
+def _points(numbers: Numbers, stride: int) -> list[Point]:
+    y, x = np.divmod(numbers, stride)
+    return list(zip(x.tolist(), y.tolist(), strict=True))

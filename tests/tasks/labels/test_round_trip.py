@@ -18,7 +18,7 @@ from serve.client.evaluation.export import export_labels
 from serve.client.http_client import Failure
 from serve.media.masks import Rle, decode, encode, overlap
 from serve.tasks import TASKS
-from serve.tasks.labels import FORMATS, holders
+from serve.tasks.labels import FORMATS, holders, polygons
 from serve.tasks.labels.brush import decode_brush, encode_brush
 from serve.tasks.labels.picture import Answered
 from serve.tasks.labels.polygons import join_rings, rings, signed_area
@@ -136,6 +136,14 @@ def test_outline_of_any_mask_fills_to_the_mask_again() -> None:
         mask = draw.random((12, 15)) < density
         points = [float(value) for point in join_rings(rings(mask)) for value in point]
         assert (decode(Rle.model_validate(polygon_mask([points], (15, 12)))) == mask).all()
+
+
+def test_mask_with_too_many_corners_is_outlined_more_coarsely(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(1).random((61, 63)) < 0.5
+    assert sum(map(len, rings(noise))) > 500
+    monkeypatch.setattr(polygons, "MAX_CORNERS", 500)
+    corners = np.array([point for ring in rings(noise) for point in ring])
+    assert 0 < len(corners) <= 500 and (corners <= (63, 61)).all()
 
 
 def test_hole_runs_the_other_way_round() -> None:
