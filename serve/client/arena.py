@@ -19,6 +19,8 @@ from serve.client.http_client import Failure, Misuse, Server
 Json = dict[str, Any]
 CHOICES = {"l": "left", "r": "right", "t": "tie", "b": "both_bad"}
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
+MODEL_WIDTH = 12
+"""Columns of the terminal that a model's name has at least; longer ones are folded."""
 TRIES = 3
 """Duels that are asked for before a picture is given up: one may have a model that gives no answer."""
 
@@ -142,13 +144,19 @@ def _read_choice() -> str:
 
 def _print_board(given: Json) -> None:
     console = Console()
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    names = ("rank", "model", "rating", "interval", "duels", "won", "lost", "tied", "bad", "silent", "length", "ms")
-    for name in names:
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name != "model", overflow="fold")
+    table = Table(box=SIMPLE_HEAD, padding=0)
+    counts = {"duels": "duels", "won": "wins", "lost": "losses", "tied": "ties", "bad": "both_bad"}
+    if any(row["unanswered"] for row in given["models"]):
+        counts["silent"] = "unanswered"
+    narrowest = min(MODEL_WIDTH, max((len(row["model"]) for row in given["models"]), default=0))
+    for name in ("rank", "model", "rating", "interval", *counts, "length", "ms"):
+        if name == "model":
+            table.add_column(name, overflow="fold", min_width=narrowest)
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
     for row in given["models"]:
-        figures = [row[name] for name in ("duels", "wins", "losses", "ties", "both_bad", "unanswered")]
-        interval = f"{row['low']:.0f} to {row['high']:.0f}"
+        figures = [row[name] for name in counts.values()]
+        interval = f"{row['low']:.0f}..{row['high']:.0f}"
         table.add_row(
             str(row["rank"]), plain(row["model"]), f"{row['rating']:.0f}", interval, *map(str, figures),
             f"{row['length']:.0f}", f"{row['latency_ms']:.0f}",

@@ -80,6 +80,9 @@ def test_exported_votes_give_the_same_board(run: Callable[..., Ran], url: str, i
     assert ratings[0] == ratings[1] == ratings[2] and boards[0]["duels"] == 3
     table = run("arena", "board", "--task", "caption", "--votes", other).out
     assert "thin: toy-llava, toy-paligemma have fewer than 30 duels." in table
+    assert all(
+        max(map(len, table.splitlines()[:5])) <= 80 and f" {name} " in table for name in ("toy-llava", "toy-paligemma")
+    )
 
 
 def test_wrong_lines_are_refused_by_their_number(run: Callable[..., Ran], tmp_path: Path) -> None:
