@@ -35,6 +35,14 @@ SCROLL = """async ([from, to, steps]) => {
 }"""
 
 
+BY_HAND = """async ([pixels, steps]) => {
+  for (let step = 0; step <= steps; step++) {
+    scrollTo({ top: step * pixels, behavior: "instant" });
+    await new Promise(requestAnimationFrame);
+  }
+}"""
+
+
 def write_record(path: Path, count: int) -> None:
     """Write the lines of a run of `detect` over scenes, each model's boxes a little apart."""
     draw = random.Random(1)
@@ -93,6 +101,8 @@ def measure(page: Page, path: Path) -> None:
     expect(page.locator(".tile image[href]").first).to_be_attached()
     print(f"open, with the first pictures drawn: {time.perf_counter() - began:.2f} s")
     _longest(page, "while it opened")
+    page.evaluate(BY_HAND, [150, 400])
+    _longest(page, "while it scrolled 400 times by 150 pixels")
     for name, steps in (("scrolled through", 600), ("scrolled through fast", 100), ("jumped", 20)):
         page.evaluate(SCROLL, [0, 1, steps])
         _longest(page, f"while it {name} in {steps} steps")

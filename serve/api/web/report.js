@@ -11,6 +11,7 @@ const GAP = 12;
 const BELOW = 98; // pixels of a tile under its picture
 const BEYOND = 300; // pixels above and below the screen that have tiles
 const LINES = 50; // in a block of the file, as diptych report writes them
+const MAX_LINE = 32e6; // characters; one with more is none of a record, and would stand still while it is read
 const KEPT_BLOCKS = 60;
 const KEPT_URLS = 300;
 const TRUTH = "truth";
@@ -30,6 +31,7 @@ let current = 0;
 let columns = 1;
 let rowHeight = 1;
 let frame = 0; // that will paint
+let lastTop = 0; // where the screen was in the last frame
 
 const turn = () => new Promise((done) => setTimeout(done));
 const percent = (part) => `${Math.round(100 * part)} %`;
@@ -54,11 +56,13 @@ async function start() {
 
 async function read(file) {
   entries.length = models.length = 0;
-  let rest = "";
+  let parts = []; // of a line that is not whole yet
+  let size = 0; // of them, in characters
   let bad = 0;
   let began = performance.now();
   const take = (text) => {
     try {
+      if (size > MAX_LINE) throw new RangeError();
       const line = JSON.parse(text);
       if (typeof line.task === "string" && typeof (line.file ?? line.item) === "string") return add(line);
     } catch {
@@ -66,13 +70,20 @@ async function read(file) {
     }
     bad += 1;
   };
+  const end = () => {
+    const text = parts.join("");
+    if (size > MAX_LINE || text.trim()) take(text);
+    parts = [];
+    size = 0;
+  };
   const reader = file.stream().pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
     const { done, value } = await reader.read();
-    const lines = (rest + (value ?? "")).split("\n");
-    rest = done ? "" : lines.pop();
-    for (const text of lines) {
-      if (text.trim()) take(text);
+    for (const [at, text] of (value ?? "").split("\n").entries()) {
+      if (at) end();
+      size += text.length;
+      if (size <= MAX_LINE) parts.push(text);
+      else parts.length = 0;
       if (performance.now() - began > SLICE_MS) {
         stated(`Reading … ${entries.length.toLocaleString("en")} lines`, "starting");
         await turn();
@@ -81,6 +92,7 @@ async function read(file) {
     }
     if (done) break;
   }
+  end();
   ready(bad);
 }
 
@@ -178,12 +190,15 @@ function lay() {
   gallery.style.height = `${Math.ceil(listed.length / columns) * rowHeight}px`;
   gallery.style.setProperty("--tile", `${tileWidth}px`);
   clear();
+  lastTop = -gallery.getBoundingClientRect().top;
   paint();
 }
 
 function paint() {
   frame = 0;
   const top = -gallery.getBoundingClientRect().top;
+  const flying = Math.abs(top - lastTop) > innerHeight / 2; // nobody sees these pictures: wait for those that stay
+  lastTop = top;
   const first = Math.max(0, Math.floor((top - BEYOND) / rowHeight)) * columns;
   const last = Math.min(listed.length, Math.ceil((top + innerHeight + BEYOND) / rowHeight) * columns);
   for (const [place, tile] of tiles) {
@@ -192,6 +207,7 @@ function paint() {
       tiles.delete(place);
     }
   }
+  if (flying) return soonPaint();
   const began = performance.now();
   for (let place = last - 1; place >= first; place--) { // from the end: each goes before the one that is there
     if (tiles.has(place)) continue;
