@@ -106,7 +106,9 @@ def _ask_options(ask: argparse.ArgumentParser) -> None:
     ask.add_argument("--labels", type=_text, metavar="PHRASES", help="the phrases to find, instead of QUESTION")
     _request_options(ask)
     ask.add_argument("--json", action="store_true", help="print the server's JSON and nothing else")
-    ask.add_argument("--save", type=_picture_file, metavar="FILE", help="draw the boxes into a copy of the picture")
+    ask.add_argument(
+        "--save", type=_picture_file, metavar="FILE", help="draw boxes or points into a copy of the picture"
+    )
     _server_option(ask)
     ask.set_defaults(run=_ask)
 

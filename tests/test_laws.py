@@ -52,6 +52,7 @@ from serve.tasks.boxes import DetectResult, LabelledBox, label_key
 from serve.tasks.detect import DetectRequest
 from serve.tasks.merging.vote import majority
 from serve.tasks.ocr import OcrResult
+from serve.tasks.points import LabelledPoint, PointResult
 from serve.tasks.segment import LabelledMask, SegmentResult
 from serve.worker import Worker
 
@@ -92,10 +93,17 @@ def make_mask(box: LabelledBox, shape: str) -> LabelledMask:
 
 boxes = st.builds(make_box, left, top, st.sampled_from(["cat", "A cat", "dog"]), st.floats(0, 1))
 masks = st.builds(make_mask, boxes, st.sampled_from(["whole", "left", "none"]))
+points = st.builds(
+    LabelledPoint,
+    label=st.sampled_from(["cat", "A cat", "dog"]),
+    point=st.tuples(st.floats(0, WIDTH), st.floats(0, HEIGHT)),
+    score=st.floats(0, 1),
+)
 RESULTS: dict[str, st.SearchStrategy[Result]] = {
     "ocr": st.builds(OcrResult, text=pages),
     "detect": st.builds(DetectResult, boxes=st.lists(boxes, max_size=4)),
     "segment": st.builds(SegmentResult, boxes=st.lists(masks, max_size=4)),
+    "point": st.builds(PointResult, points=st.lists(points, max_size=4), size=st.just((HEIGHT, WIDTH))),
 }
 """By task, results whose fields depend on each other. Those of other tasks are drawn field by field."""
 
@@ -253,11 +261,16 @@ def test_merged_reply_is_repeatable_and_in_bounds(task: str, method: str, data: 
     assert 0 <= merged.agreement <= 1
     assert list(merged.deviations) == merged.models == [r.model for r in replies]
     assert all(set(camp) <= set(merged.models) and camp for camp in merged.supporters)
-    merged_boxes = getattr(merged.result, "boxes", None)
-    assert len(merged.supporters) == (1 if merged_boxes is None else len(merged_boxes))
-    for box in merged_boxes or []:
+    places = TASKS[task].places
+    merged_items = [] if places is None else getattr(merged.result, places)
+    assert len(merged.supporters) == (1 if places is None else len(merged_items))
+    for box in merged_items:
+        assert 0 <= box.score <= 1
+        if isinstance(box, LabelledPoint):
+            assert 0 <= box.point[0] <= WIDTH and 0 <= box.point[1] <= HEIGHT
+            continue
         x0, y0, x1, y1 = box.box
-        assert 0 <= box.score <= 1 and 0 <= x0 < x1 <= WIDTH and 0 <= y0 < y1 <= HEIGHT
+        assert 0 <= x0 < x1 <= WIDTH and 0 <= y0 < y1 <= HEIGHT
         if isinstance(box, LabelledMask):
             rows, columns = np.nonzero(decode(box.mask))
             assert box.mask.size == (HEIGHT, WIDTH)
@@ -273,7 +286,7 @@ def test_order_of_replies_decides_ties_only(task: str, method: str, data: st.Dat
     replies, _ = data.draw(replies_and_weights(task, least=2))
     for at, drawn in enumerate(replies):
         drawn.confidence = (0.501, 0.603, 0.707, 0.809)[at]
-        for row, box in enumerate(getattr(drawn.result, "boxes", [])):
+        for row, box in enumerate(items(drawn.result)):
             box.score = (0.501, 0.603, 0.707, 0.809)[at] + 0.0137 * row
     weights = dict(zip("abcd", (1.0, 1.31, 1.73, 2.19), strict=True))
     merged = merge(task, method, replies, weights)
@@ -337,7 +350,7 @@ def test_weights_that_are_all_zero_are_equal_weights(task: str, method: str, dat
     assert merge(task, method, replies, dict.fromkeys("abcd", 0.0)) == merge(task, method, replies)
 
 
-@pytest.mark.parametrize(("model", "task"), [(model, task) for model, task in PAIRS if TASKS[task].boxed])
+@pytest.mark.parametrize(("model", "task"), [(model, task) for model, task in PAIRS if TASKS[task].places])
 def test_prompts_hold_every_label_and_their_replies_make_a_result(model: Model, task: str) -> None:
     """A model that takes one phrase at a time has a prompt for each."""
     labels = ["red circle", "blue star"]
@@ -353,11 +366,19 @@ def test_prompts_hold_every_label_and_their_replies_make_a_result(model: Model, 
         shapes = zip(labels, boxes, strict=True)
         generations = [Generation(contract.format([shape], (WIDTH, HEIGHT))) for shape in shapes]
         result = model.skills[task].parse(generations, detect)
-        assert isinstance(result, DetectResult) and [box.label for box in result.boxes] == labels
+        assert [item.label for item in items(result)] == labels
+
+
+def items(result: Result | None) -> Sequence[Any]:
+    """Return a result's boxes or points."""
+    return next((getattr(result, name) for name in ("boxes", "points") if hasattr(result, name)), [])
 
 
 def _apart(result: Result | None) -> bool:
-    """Return whether no box lies on top of another: such boxes cannot be told apart between models."""
+    """Return whether no box or point lies on top of another: such cannot be told apart between models."""
+    if isinstance(result, PointResult):
+        near = itertools.combinations([point.point for point in result.points], 2)
+        return all(math.dist(p, q) > 2 * result.reach for p, q in near)
     if not isinstance(result, DetectResult | SegmentResult):
         return True
     pairs = itertools.combinations(result.boxes, 2)
@@ -366,15 +387,17 @@ def _apart(result: Result | None) -> bool:
 
 def _approx(a: Result | None, b: Result | None) -> bool:
     """Return whether results are equal, but for the order of boxes and the last digits of their numbers."""
-    if not isinstance(a, DetectResult | SegmentResult) or not isinstance(b, DetectResult | SegmentResult):
+    placed = DetectResult | SegmentResult | PointResult
+    if not isinstance(a, placed) or not isinstance(b, placed):
         return a == b
 
-    def same(p: LabelledBox, q: LabelledBox) -> bool:
-        near = p.box == pytest.approx(q.box, abs=0.02) and p.score == pytest.approx(q.score, abs=1e-6)
+    def same(p: Any, q: Any) -> bool:
+        there, here = (item.point if isinstance(item, LabelledPoint) else item.box for item in (p, q))
+        near = there == pytest.approx(here, abs=0.02) and p.score == pytest.approx(q.score, abs=1e-6)
         return near and label_key(p.label) == label_key(q.label) and getattr(p, "mask", 0) == getattr(q, "mask", 0)
 
-    rest = list(b.boxes)
-    for box in a.boxes:
+    rest = list(items(b))
+    for box in items(a):
         twin = next((other for other in rest if same(box, other)), None)
         if twin is None:
             return False

@@ -36,10 +36,13 @@ PAGES = sorted(
 )
 
 
+BASES = {"native": "yes", "prompted": "prompted", "derived": "derived"}
+
+
 def table() -> str:
     lines = [f"| model | {' | '.join(TASKS)} | shown | parameters | licence |", f"|---|{'---|' * (len(TASKS) + 3)}"]
     for model in MODELS.values():
-        can = " | ".join("yes" if task in model.skills else "" for task in TASKS)
+        can = " | ".join(BASES[model.skills[task].basis] if task in model.skills else "" for task in TASKS)
         media = " or ".join(["image"] * model.images + ["video"] * model.videos)
         lines.append(
             f"| `{model.name}` | {can} | {media} | {model.card.parameters / 1e9:.3g}B | {model.card.licence} |"

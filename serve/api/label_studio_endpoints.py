@@ -162,13 +162,14 @@ def _ask(param: str, data: dict[str, Any], field: str, controls: Sequence[Contro
         fields: dict[str, Any] = {"image": image, "deadline_s": DEADLINE_S, "priority": "batch"}
         if control.labels:
             fields["labels"] = list(control.labels)
-        if TASKS[control.task].text_field == "question":
-            fields["question"] = data.get("question")
+        elif (text_field := TASKS[control.task].text_field) is not None:
+            fields[text_field] = data.get(text_field)
         try:
             requests.append((control, TASKS[control.task].request.model_validate(fields)))
         except ValidationError as error:
             problem = validation_error(error, fields)
-            place = "label_config" if (problem.param or "").startswith("labels") else f"{param}.{problem.param}"
+            of_config = bool(control.labels) and (problem.param or "").startswith("labels")
+            place = "label_config" if of_config else f"{param}.{problem.param}"
             raise BadRequest(problem.message, param=place, code=problem.code) from None
     return PictureQuestions(param, image, requests)
 

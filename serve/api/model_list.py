@@ -27,6 +27,9 @@ class NameDetails(BaseModel):
         default=None, description="The field of a task's request for what is written beside the image."
     )
     boxed: bool | None = Field(default=None, description="Whether a task's results are boxes in the image.")
+    places: Literal["boxes", "points"] | None = Field(
+        default=None, description="The field of a task's result that holds objects with their places in the image."
+    )
     example: Mapping[str, Any] | None = Field(default=None, description="A task's typical request, without the image.")
     memory: Memory | None = Field(default=None, description="Of the model's engine, once it runs.")
     wakes: Wakes | None = Field(
@@ -89,6 +92,7 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
                 title=task.title,
                 text_field=task.text_field,
                 boxed=task.boxed,
+                places=task.places,
                 example=task.example,
             )
             entries.append(ModelEntry(id=task.name, created=0, owned_by="diptych", diptych=task_details))

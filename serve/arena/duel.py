@@ -132,7 +132,7 @@ def find_judge(router: Router, task: str, name: str, request: Request) -> Route:
         raise BadRequest(
             f"{name} cannot chat about this, so it cannot judge.", param="judge", code="task_not_supported"
         )
-    if TASKS[task].boxed:
+    if TASKS[task].places is not None:
         raise BadRequest(f"{task} is judged by eye: a judge reads texts.", param="judge", code="task_not_supported")
     return route
 

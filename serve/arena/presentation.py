@@ -11,29 +11,31 @@ from serve.media.image import Image
 from serve.tasks.base import Reply, Task
 
 GRID = 100
-"""Steps of the longer side that all boxes are rounded to, LLaVA's own."""
+"""Steps of the longer side that all boxes and points are rounded to, LLaVA's own."""
 
 
 def present(task: Task, reply: Reply, image: Image) -> dict[str, Any]:
-    """Return the result of a reply that is ok as JSON: texts in one form, boxes without scores and in one order.
+    """Return the result of a reply that is ok as JSON: texts in one form, places without scores and in one order.
 
-    Numbers and other values are texts too: judges read them.
+    Numbers and other values are texts too: judges read them. Of several fields the first is the answer.
     """
     assert reply.result is not None
     result = reply.result.model_dump(mode="json")
-    if not task.boxed:
-        return {field: _text(str(value), verbatim=task.verbatim) for field, value in result.items()}
+    field, answer = next(iter(result.items()))
+    if task.places is None:
+        return {field: _text(str(answer), verbatim=task.verbatim)}
+    name = "box" if task.boxed else "point"
     step = max(image.width, image.height) / GRID
     limits = (image.width, image.height) * 2
-    boxes = []
-    for box in result["boxes"]:
-        edges = [min(limit, round(round(edge / step) * step)) for edge, limit in zip(box["box"], limits, strict=True)]
-        boxes.append({name: value for name, value in box.items() if name not in ("box", "score")} | {"box": edges})
-    return {"boxes": sorted(boxes, key=lambda box: (box["label"], box["box"]))}
+    items = []
+    for item in answer:
+        place = [min(most, round(round(edge / step) * step)) for edge, most in zip(item[name], limits, strict=False)]
+        items.append({key: value for key, value in item.items() if key not in (name, "score")} | {name: place})
+    return {field: sorted(items, key=lambda item: (item["label"], item[name]))}
 
 
 def length(result: dict[str, Any]) -> int:
-    """Return a presented result's characters, or its number of boxes."""
+    """Return a presented result's characters, or its number of boxes or points."""
     return sum(len(value) for value in result.values())
 
 

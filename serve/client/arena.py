@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serve.client.asking import read_input, text_fields
-from serve.client.board import format_result, plain
+from serve.client.board import PLACES, format_result, pixels_of, placed_items, plain
 from serve.client.http_client import Failure, Misuse, Server
 
 Json = dict[str, Any]
@@ -126,10 +126,12 @@ def _usage(task: str, image: str) -> Callable[[str, str], str]:
 
 
 def _lines(result: Json) -> list[str]:
-    """Format an answer as lines; the boxes of a duel have no score."""
-    if "boxes" not in result:
+    """Format an answer as lines; the boxes and points of a duel have no score."""
+    if PLACES.isdisjoint(result):
         return format_result(result)
-    return [f"{box['label']}  {' '.join(map(str, box['box']))}" for box in result["boxes"]] or ["nothing found"]
+    return [f"{item['label']}  {' '.join(map(str, pixels_of(item)))}" for item in placed_items(result)] or [
+        "nothing found"
+    ]
 
 
 def _read_choice() -> str:

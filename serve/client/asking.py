@@ -4,14 +4,14 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
-from serve.client.board import Board
+from serve.client.board import Board, placed_items
 from serve.client.http_client import Failure, Misuse, Server
 from serve.client.listing import toy_notes
 from serve.media.video_caps import sniff
@@ -84,7 +84,7 @@ def label_phrases(text: str) -> list[str]:
 
 
 def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str:
-    """Draw every model's boxes and masks into a copy of the picture. Return the legend: which colour is whose."""
+    """Draw all boxes, masks or points into a copy of the picture. Return the legend: which colour is whose."""
     from serve.client.drawing import MERGED, Layer, colour_of, draw_layers
     from serve.errors import ServeError
     from serve.media import image, video
@@ -93,8 +93,8 @@ def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str
     for column, name in enumerate(board.columns()):
         colour, value = colour_of(column)
         legend.append(f"{name} {colour}")
-        layers.append(Layer(value, _boxes(board.replies.get(name))))
-    layers.append(Layer(MERGED, _boxes(board.merged), bold=True))
+        layers.append(Layer(value, _places(board.replies.get(name))))
+    layers.append(Layer(MERGED, _places(board.merged), bold=True))
     try:
         still = video.decode_video(picture).first_frame() if film else image.decode_image(picture)
         draw_layers(still.pil(), layers).save(path)
@@ -104,7 +104,8 @@ def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str
         raise Failure(f"{path} was not written: {error.strerror or error}.") from None
     except ValueError:
         raise Failure(f"{path} was not written: the server sent a mask that is not one of this picture.") from None
-    drawn = "Boxes and masks" if any("mask" in box for layer in layers for box in layer.boxes) else "Boxes"
+    kinds = {kind for layer in layers for item in layer.items for kind in ("mask", "point") if kind in item}
+    drawn = "Boxes and masks" if "mask" in kinds else "Points" if "point" in kinds else "Boxes"
     return f"{drawn} drawn into {path}: {', '.join(legend)}, merged red."
 
 
@@ -153,15 +154,14 @@ def text_fields(
 def _check_target(task: str, path: Path) -> None:
     from serve.tasks import TASKS
 
-    if task not in TASKS or not TASKS[task].boxed:
-        raise Misuse(f"--save draws boxes and masks, and {task} has none: add --task detect.")
+    if task not in TASKS or TASKS[task].places is None:
+        raise Misuse(f"--save draws boxes, masks and points, and {task} has none: add --task detect.")
     if not path.parent.is_dir():
         raise Misuse(f"{path}: there is no folder {path.parent}.")
 
 
-def _boxes(reply: dict[str, Any] | None) -> list[dict[str, Any]]:
-    boxes: list[dict[str, Any]] = ((reply or {}).get("result") or {}).get("boxes", [])
-    return boxes
+def _places(reply: dict[str, Any] | None) -> Sequence[dict[str, Any]]:
+    return placed_items((reply or {}).get("result"))
 
 
 def _dumped(response: dict[str, Any]) -> str:

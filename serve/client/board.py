@@ -10,6 +10,8 @@ from rich.text import Text
 from serve.client import legible
 
 Json = dict[str, Any]
+PLACES = frozenset({"boxes", "points"})
+"""Fields of results that hold objects with their places in the image."""
 NARROW = 26  # characters: with narrower columns the models are stacked
 
 
@@ -93,14 +95,28 @@ class Board:
         return Group(error, plain(reply["text"], "dim")) if reply["text"] else error
 
 
+def placed_items(result: Mapping[str, Any] | None) -> Sequence[Json]:
+    """Return a result's boxes or points; empty for one without."""
+    items: Sequence[Json] = next((value for name, value in (result or {}).items() if name in PLACES), ())
+    return items
+
+
+def pixels_of(item: Json) -> Sequence[float]:
+    """Return the pixels of a box, x0, y0, x1, y1, or of a point, x, y."""
+    pixels: Sequence[float] = item["box"] if "box" in item else item["point"]
+    return pixels
+
+
 def format_result(result: Mapping[str, Any] | None) -> list[str]:
-    """Format a result as lines: a task's text, or a line for each box."""
+    """Format a result as lines: a task's text, or a line for each box or point."""
     if result is None:
         return ["(nothing)"]
-    if "boxes" not in result:
-        return [str(value) for value in result.values()]
+    field, answer = next(iter(result.items()), ("", ""))
+    if field not in PLACES:
+        by = f"by {result['by']}" if "by" in result else ""
+        return [f"{answer}  {by}".rstrip()]
     lines = [
-        f"{item['label']}  {' '.join(f'{v:.0f}' for v in item['box'])}  {item['score']:.2f}" for item in result["boxes"]
+        f"{item['label']}  {' '.join(f'{v:.0f}' for v in pixels_of(item))}  {item['score']:.2f}" for item in answer
     ]
     return lines or ["nothing found"]
 
@@ -121,8 +137,8 @@ def _duration(milliseconds: float) -> str:
 def _merged(merged: Json) -> Table:
     """Show the merged result, each box with the models that support it, and how it was merged."""
     lines, supporters = format_result(merged["result"]), merged["supporters"]
-    boxed = "boxes" in (merged["result"] or {})
-    if boxed and len(supporters) == len(lines):
+    placed = next(iter(merged["result"] or {}), "") in PLACES
+    if placed and len(supporters) == len(lines):
         lines = [f"{line}  {', '.join(names)}" for line, names in zip(lines, supporters, strict=True)]
     how = f"by {merged['method']}, {merged['agreement']:.0%} agreement, from {', '.join(merged['models'])}"
     judge = merged.get("judge") or {}
@@ -130,7 +146,7 @@ def _merged(merged: Json) -> Table:
         how += f"; no judgement: {judge['error']['message']}"
     elif judge:
         how += f"; {judge['model']} judged"
-    elif not boxed and len(supporters) == 1 and supporters[0] != merged["models"]:
+    elif not placed and len(supporters) == 1 and supporters[0] != merged["models"]:
         how += f"; it is what {', '.join(supporters[0])} said"
     table = Table.grid(padding=(0, 2))
     table.add_row(Text("merged", "bold"), Group(plain("\n".join(lines), "bold"), plain(how, "dim")))

@@ -1,4 +1,4 @@
-"""Boxes and masks drawn into an image: a colour for each model, the merged ones bold and on top."""
+"""Boxes, masks and points drawn into an image: a colour for each model, the merged ones bold and on top."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ import PIL.ImageFont
 from serve.media.masks import Mask, Rle, Window, decode_in
 
 Rectangle = tuple[float, float, float, float]
-Item = Mapping[str, Any]  # {"label", "box": [x0, y0, x1, y1], "score"} and maybe "mask", as the server sends it
+Item = Mapping[str, Any]
+"""{"label", "box": [x0, y0, x1, y1], "score"} and maybe "mask", or "point": [x, y], as the server sends it."""
 
 # Distinct for colour-blind people too (Okabe and Ito, 2008). Red is kept for merged boxes.
 COLOURS = {
@@ -25,15 +26,16 @@ COLOURS = {
     "yellow": "#f0e442",
 }
 MERGED = "#d5001c"
+AROUND = 12  # pixels from a point to its label
 VEIL, BOLD_VEIL = 64, 112  # opacity of a mask, of 255
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The boxes of one model, with masks if there are any, or the merged ones (bold)."""
+    """The boxes of one model, with masks if there are any, or its points, or the merged ones (bold)."""
 
     colour: str
-    boxes: Sequence[Item]
+    items: Sequence[Item]
     bold: bool = False
 
 
@@ -43,7 +45,7 @@ def colour_of(column: int) -> tuple[str, str]:
 
 
 def draw_layers(picture: PIL.Image.Image, layers: Sequence[Layer]) -> PIL.Image.Image:
-    """Return a copy of the image with every layer's boxes and masks, later layers over earlier ones.
+    """Return a copy of the image with every layer's boxes, masks and points, later layers over earlier ones.
 
     Raises ValueError for a mask that is malformed or has another size than the image.
     """
@@ -51,11 +53,14 @@ def draw_layers(picture: PIL.Image.Image, layers: Sequence[Layer]) -> PIL.Image.
     pen = PIL.ImageDraw.Draw(drawn)
     thin = max(1, round(min(drawn.size) / 200))
     for layer in layers:
-        for item in layer.boxes:
+        for item in layer.items:
             if item.get("mask") is not None:
                 _veil(drawn, item, layer, thin)
-        for item in layer.boxes:
-            _frame(pen, item["box"], layer, thin, drawn.size)
+        for item in layer.items:
+            if "point" in item:
+                _dot(pen, item["point"], layer, thin)
+            else:
+                _frame(pen, item["box"], layer, thin, drawn.size)
     for layer, item, place, font in reversed(_places(pen, layers, drawn.size)):
         pen.rectangle(place, fill=layer.colour)
         pen.text((place[0] + thin, place[1]), _label(item), fill=_ink(layer.colour), font=font)
@@ -69,6 +74,17 @@ def _frame(pen: PIL.ImageDraw.ImageDraw, box: Rectangle, layer: Layer, thin: int
     right, bottom = min(size[0], round(box[2]) + grow) - 1, min(size[1], round(box[3]) + grow) - 1
     left, top = min(left, size[0] - 1), min(top, size[1] - 1)
     pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=layer.colour, width=grow or thin)
+
+
+def _dot(pen: PIL.ImageDraw.ImageDraw, point: tuple[float, float], layer: Layer, thin: int) -> None:
+    """Draw a point as a disc with a white edge. A merged one is a ring around those of its models."""
+    x, y = point
+    radius = (5 if layer.bold else 3) * thin
+    around = (x - radius, y - radius, x + radius, y + radius)
+    if layer.bold:
+        pen.ellipse(around, outline=layer.colour, width=2 * thin)
+    else:
+        pen.ellipse(around, fill=layer.colour, outline="white", width=max(1, thin // 2))
 
 
 def _veil(drawn: PIL.Image.Image, item: Item, layer: Layer, thin: int) -> None:
@@ -104,12 +120,21 @@ def _places(
     font = PIL.ImageFont.load_default(size=max(12, round(min(size) / 45)))
     placed: list[tuple[Layer, Item, Rectangle, Any]] = []
     for layer in reversed(layers):
-        for item in layer.boxes:
+        for item in layer.items:
             _, _, width, height = pen.textbbox((0, 0), _label(item), font=font)
-            options = _options(item["box"], width + height / 3, height * 1.3, size)
+            options = _options(_edges(item), width + height / 3, height * 1.3, size)
             free = (place for place in options if not any(_overlap(place, other[2]) for other in placed))
             placed.append((layer, item, next(free, options[0]), font))
     return placed
+
+
+def _edges(item: Item) -> Rectangle:
+    """Return the edges of what is drawn, about: a point has some around it."""
+    if "point" not in item:
+        x0, y0, x1, y1 = item["box"]
+        return (x0, y0, x1, y1)
+    x, y = item["point"]
+    return (x - AROUND, y - AROUND, x + AROUND, y + AROUND)
 
 
 def _options(box: Rectangle, width: float, height: float, size: tuple[int, int]) -> list[Rectangle]:

@@ -26,6 +26,7 @@ import PIL.ImageOps
 from rich.console import Console
 from rich.progress import track
 
+from serve.client.board import PLACES, placed_items
 from serve.client.evaluation import folder as folders
 from serve.client.evaluation import lines, toys
 from serve.client.http_client import Failure, Misuse
@@ -35,7 +36,7 @@ from serve.toy import world
 Json = dict[str, Any]
 WEB = Path(__file__).parents[1] / "api" / "web"
 STYLES = ("style.css", "report.css")
-SCRIPTS = ("dom.js", "rle.js", "tones.js", "report.js")
+SCRIPTS = ("dom.js", "rle.js", "tones.js", "places.js", "report.js")
 """Modules that become one, each after those that it imports."""
 SIDES = ((300, 640), (2000, 320))
 """Up to so many pictures, the longest side of a preview in pixels."""
@@ -104,7 +105,7 @@ def _row(line: Json) -> list[Any]:
 def _fields(name: str, line: Json) -> list[Any]:
     merged, replies = line.get("merged") or {}, line.get("replies") or []
     results = [merged.get("result"), line.get("truth"), *(reply.get("result") for reply in replies)]
-    labels = dict.fromkeys(str(box["label"]) for result in results for box in (result or {}).get("boxes") or ())
+    labels = dict.fromkeys(str(item["label"]) for result in results for item in placed_items(result))
     summary = str(line["error"].get("message")) if "error" in line else _summary(merged.get("result") or {})
     states = {reply["model"]: reply["status"] for reply in replies}
     agreement = float(merged["agreement"]) if merged.get("result") is not None else -1.0
@@ -112,10 +113,11 @@ def _fields(name: str, line: Json) -> list[Any]:
 
 
 def _summary(result: Json) -> str:
-    """Return a result as the page words it: a text, or how many boxes of each label."""
-    if "boxes" not in result:
-        return str(next(iter(result.values()), ""))[:MAX_WORDS]
-    counts = collections.Counter(str(box["label"]) for box in result["boxes"])
+    """Return a result as the page words it: a text, or how many boxes or points of each label."""
+    field, answer = next(iter(result.items()), ("", ""))
+    if field not in PLACES:
+        return str(answer)[:MAX_WORDS]
+    counts = collections.Counter(str(item["label"]) for item in answer)
     parts = (f"{count} × {label}" if count > 1 else label for label, count in counts.items())
     return ", ".join(parts)[:MAX_WORDS] or "nothing found"
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from serve.errors import BadRequest, NotFound
 from serve.models import MODELS
-from serve.models.base import Model, Price
+from serve.models.base import Basis, Model, Price
 from serve.models.check_report import CheckReport, contract_of, refusal
 from serve.models.contracts import Contract
 from serve.tasks import TASKS
@@ -43,7 +43,9 @@ OLDER_NAMES = {"llava-next": "llava-v1-6", "llava-1-6": "llava-v1-6"}
 class Entry(BaseModel):
     """A model of the catalogue.
 
-    tasks: those it was trained for. skills: those that it can do here. images, videos: whether it takes them here.
+    tasks: those it was trained for. skills: those that it can do here. bases: how it does each of them: native, it was
+    trained to; prompted, it is told to in words; derived, from its results of another task. images, videos: whether it
+    takes them here.
     hardware: computed, as text. revision: the commit that is served. remote: whether images and questions for it go to
     another server. contract: how it writes the coordinates of boxes, declared or found by its check. check: the report
     of its check, where it was checked here when it started.
@@ -62,6 +64,7 @@ class Entry(BaseModel):
     tasks: list[str]
     features: list[str]
     skills: list[str]
+    bases: dict[str, Basis]
     links: list[str]
     about: str
     overview: list[str]
@@ -94,11 +97,12 @@ class ComparisonRow(BaseModel):
 
 
 class SkillRow(BaseModel):
-    """A task, and those of the compared models that can do it."""
+    """A task, and those of the compared models that can do it. bases: how each of them does."""
 
     task: str
     title: str
     models: list[str]
+    bases: list[Basis]
 
 
 class SkillTable(BaseModel):
@@ -194,7 +198,8 @@ def _entry(model: Model, served: bool, report: CheckReport | None) -> Entry:
         id=model.name,
         served=served,
         **dataclasses.asdict(card),
-        skills=task_names(model, report),
+        skills=(skills := task_names(model, report)),
+        bases={task: model.skills[task].basis for task in skills},
         images=model.images,
         videos=model.videos,
         checkpoint=None if private else checkpoint.hub,
@@ -236,4 +241,5 @@ def _check_row(names: Sequence[str], reports: Reports) -> ComparisonRow:
 
 def _skill_row(task: Task, models: Mapping[str, Model], reports: Reports) -> SkillRow:
     able = [name for name, model in models.items() if task.name in task_names(model, reports.get(name))]
-    return SkillRow(task=task.name, title=task.title, models=able)
+    bases = [models[name].skills[task.name].basis for name in able]
+    return SkillRow(task=task.name, title=task.title, models=able, bases=bases)

@@ -102,10 +102,13 @@ class CheckReport(BaseModel):
         boxes = self.tasks["detect"].boxes if "detect" in self.tasks else None
         return boxes.contract if boxes is not None and self.tasks["detect"].outcome == "passed" else None
 
-    def refusal(self, task: str) -> str | None:
-        """Return why a task is off: its results are boxes, and the model's boxes are wrong. Else None."""
+    def refusal(self, task: str, located: bool = False) -> str | None:
+        """Return why a task is off: its results are boxes, or made of them, and the model's boxes are wrong. Else None.
+
+        located: whether the model's replies to the task hold coordinates.
+        """
         detect = self.tasks.get("detect")
-        wrong = detect is not None and detect.outcome == "failed" and TASKS[task].boxed
+        wrong = detect is not None and detect.outcome == "failed" and (located or TASKS[task].boxed)
         return detect.reason if wrong and detect is not None else None
 
     @computed_field  # type: ignore[prop-decorator]
@@ -136,16 +139,17 @@ def contract_of(model: Model, report: CheckReport | None = None) -> Contract | N
 
 def with_contract(model: Model, report: CheckReport) -> Model:
     """Return the model with the contract that a check found, where its own was not known."""
-    skill, contract = model.skills.get("detect"), report.contract
+    contract = report.contract
     boxes = report.tasks["detect"].boxes if "detect" in report.tasks else None
-    if skill is None or not skill.forms or contract is None or boxes is None:
+    if contract is None or boxes is None:
         return model
-    return dataclasses.replace(model, skills={**model.skills, "detect": skill.forms[boxes.form](contract)})
+    known = {name: skill.forms[boxes.form](contract) for name, skill in model.skills.items() if skill.forms}
+    return dataclasses.replace(model, skills={**model.skills, **known})
 
 
 def refusal(model: Model, task: str, report: CheckReport | None) -> str | None:
     """Return why a model does not do a task that it has a skill for, in one sentence; None where it does."""
-    why = None if report is None else report.refusal(task)
+    why = None if report is None else report.refusal(task, located=model.skills[task].contract is not None)
     if why is None and model.skills[task].forms:
         detect = None if report is None else report.tasks.get("detect")
         if detect is None or detect.outcome != "passed":

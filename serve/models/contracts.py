@@ -20,6 +20,7 @@ from serve.errors import ParseError
 from serve.media.geometry import clip
 from serve.models.reasoning import answer_start
 from serve.tasks.boxes import AskedLabels, DetectResult, LabelledBox, label_key
+from serve.tasks.points import LabelledPoint
 
 SLACK = 0.01
 """The slack of most contracts: Qwen's own pages disagree on 0-999 or 0-1000 (QwenLM/Qwen3-VL 1741). An engine's
@@ -128,10 +129,23 @@ class Decoded:
             for x0, y0, x1, y1 in [shape.numbers]
         ]
 
-    def result(self) -> DetectResult:
-        """Return the boxes. Raises ParseError for a reply that cannot be read."""
+    @property
+    def points(self) -> list[LabelledPoint]:
+        """Return the shapes of a contract for points."""
+        return [
+            LabelledPoint(label=shape.label, point=(x, y), score=shape.score)
+            for shape in self.shapes
+            for x, y in [shape.numbers]
+        ]
+
+    def require(self) -> None:
+        """Raise ParseError for a reply that cannot be read."""
         if self.fault is not None:
             raise ParseError(MESSAGES[self.fault].format(form=self.contract.form))
+
+    def result(self) -> DetectResult:
+        """Return the boxes. Raises as `require`."""
+        self.require()
         return DetectResult(boxes=self.boxes)
 
 

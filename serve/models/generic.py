@@ -25,7 +25,6 @@ from serve.models.instructed import chat_messages, instructed_skills
 from serve.models.own import Tuned, Words, tuned_model
 from serve.models.reasoning import STYLES, Reasoning, ReasoningStyle
 from serve.models.remote import PROBE, Boxes, box_contract
-from serve.tasks import TASKS
 
 NO_FILES = CheckpointFacts()
 NOT_STATED = "not stated"
@@ -146,7 +145,7 @@ def _origin(spec: NamedCheckpoint) -> Model:
         name=spec.name,
         checkpoint=checkpoint,
         card=_card(spec, facts, reasoning),
-        skills={task: skills[task] for task in TASKS if task in skills},
+        skills=skills,
         converse=chat_messages,
         prepare=unchanged,
         family_args=limits,

@@ -10,17 +10,26 @@ from serve.engines.remote.chat_request import IMAGE_PART, OWN_WORDS
 from serve.errors import ParseError
 from serve.models.base import Skill, Turn, task_sampling
 from serve.models.contracts import LLAVA, MESSAGES, QWEN3_VL, Contract, Fault
+from serve.models.derived import count_of_points, points_of_boxes
 from serve.models.llava_tasks import REGION
 from serve.models.turns import split_system
 from serve.tasks import TASKS
 from serve.tasks.base import Instruction, Request, Result
 from serve.tasks.boxes import DetectResult, LabelledBox
 from serve.tasks.detect import DetectRequest
+from serve.tasks.point import PointRequest
+from serve.tasks.points import LabelledPoint, PointResult
 
 FIND = (
     "Find {labels} in the image. Write a JSON list with an object for each that you see, and nothing else: "
     '{{"{key}": [{numbers}], "label": "..."}}.{scale} If there is none, write [].'
 )
+POINT = (
+    "Point to {labels} in the image, to the middle of each that you see. Write a JSON list with an object for each, "
+    'and nothing else: {{"{key}": [{numbers}], "label": "..."}}. The numbers are {unit}. If there is none, write [].'
+)
+POINT_TO = "Point to {}\nPlease say 'There are none.' if it is not in the image."
+"""Molmo 2's own words, for one phrase."""
 INSTRUCTED = ("json", "tags", "brackets")
 """Styles of contracts that a model can be told to write. Location tokens come only from models trained on them."""
 
@@ -30,12 +39,14 @@ def instructed_skills(
     *,
     logprobs: bool = True,
     boxes: Contract | Literal["probe"] | None = None,
+    points: Contract | None = None,
 ) -> Mapping[str, Skill]:
-    """Return the skills, by task: every one with an `Instruction`, and detection.
+    """Return the skills, by task: every one with an `Instruction`, detection and pointing.
 
     converse: as in Model. logprobs: whether the model's server gives log-probabilities; they are asked for where
     merging weighs by them. boxes: the coordinate contract of its boxes, probe: to be found by a check before it
-    detects, None: it does not detect.
+    detects, None: it does not detect. points: the contract of its points, by which it also counts; without, it points
+    to the centres of its boxes.
     """
     skills = {
         task.name: _instructed(converse, task.instruction, logprobs and task.by_confidence)
@@ -44,7 +55,11 @@ def instructed_skills(
     }
     if boxes is not None:
         skills["detect"] = _detect(converse, logprobs) if boxes == "probe" else detect_skill(converse, boxes, logprobs)
-    return skills
+        skills["point"] = points_of_boxes(skills["detect"])
+    if points is not None:
+        skills["point"] = point_skill(converse, points, logprobs)
+        skills["count"] = count_of_points(skills["point"])
+    return {task: skills[task] for task in TASKS if task in skills}
 
 
 def _instructed(converse: Callable[[Sequence[Turn]], str], instruction: Instruction, logprobs: bool) -> Skill:
@@ -176,6 +191,37 @@ def detect_each(
         return DetectResult(boxes=boxes)
 
     return Skill(ask, parse, prompts=lambda request: len(request.labels), contract=contract, basis="prompted")
+
+
+def point_skill(converse: Callable[[Sequence[Turn]], str], contract: Contract, logprobs: bool = True) -> Skill:
+    """Return the skill of pointing by a contract: JSON is asked for all labels at once, Molmo's points for each one."""
+    at_once = contract.style == "json"
+
+    def words(labels: Sequence[str]) -> str:
+        if not at_once:
+            return POINT_TO.format(*labels)
+        listed = ", ".join(f'"{label}"' for label in labels)
+        numbers = contract.form[1:].partition("]")[0]
+        return POINT.format(labels=listed, key=contract.key, numbers=numbers, unit=contract.unit)
+
+    def ask(request: PointRequest) -> list[Prompt]:
+        groups = [request.phrases] if at_once else [[phrase] for phrase in request.phrases]
+        return [_box_prompt(converse, request, words(group), logprobs) for group in groups]
+
+    def parse(generations: Sequence[Generation], request: PointRequest) -> PointResult:
+        size = (request.image.width, request.image.height)
+        points: list[LabelledPoint] = []
+        groups = [request.labels] if at_once else [[label] for label in request.labels]
+        for labels, generation in zip(groups, generations, strict=True):
+            decoded = contract.decode(generation, size, labels)
+            decoded.require()
+            points += decoded.points
+        return PointResult(points=points, size=size[::-1])
+
+    def prompts(request: PointRequest) -> int:
+        return 1 if at_once else len(request.labels)
+
+    return Skill(ask, parse, prompts=prompts, contract=contract, basis="prompted")
 
 
 def _box_prompt(converse: Callable[[Sequence[Turn]], str], request: DetectRequest, text: str, logprobs: bool) -> Prompt:

@@ -34,7 +34,13 @@ MODELS = [
             context_window=4096,
             parameters=7_063_431_168,
             licence="Llama 2 Community License",
-            tasks=("vqa (video)", "caption (video)", "chat (video)", "ocr (video, prompted)"),
+            tasks=(
+                "vqa (video)",
+                "caption (video)",
+                "chat (video)",
+                "ocr (video, prompted)",
+                "count (video, prompted)",
+            ),
             features=(
                 f"films of {FRAMES} frames (144 tokens each)",
                 "multi-turn conversation",

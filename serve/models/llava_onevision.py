@@ -46,7 +46,16 @@ def _model(size: str, cache_shape: CacheShape, parameters: int, revision: str, e
             context_window=CONTEXT,
             parameters=parameters,
             licence="Tongyi Qianwen (Qwen2 72B's), Apache-2.0 on the model page" if size == "72b" else "Apache-2.0",
-            tasks=("vqa", "caption", "ocr", "chat", "video", "detect (prompted, one box a phrase)"),
+            tasks=(
+                "vqa",
+                "caption",
+                "ocr",
+                "chat",
+                "video",
+                "detect (prompted, one box a phrase)",
+                "point (derived)",
+                "count (prompted)",
+            ),
             features=(
                 "pictures in up to ten tiles (7,290 tokens)",
                 f"films of {FRAMES} frames (196 tokens each)",

@@ -12,6 +12,7 @@ from serve.media.geometry import Colour, pad_to_square
 from serve.media.image import Image
 from serve.models.base import Skill, Turn, task_sampling
 from serve.models.contracts import LLAVA, Fault
+from serve.models.derived import count_in_words, points_of_boxes
 from serve.models.text_replies import parse_caption, parse_chat, parse_text, parse_vqa
 from serve.tasks.base import Request, Result
 from serve.tasks.boxes import DetectResult, LabelledBox
@@ -80,14 +81,21 @@ def llava_skills(
         image = None if pad is None else pad_to_square(request.image, pad)
         return [prompt for phrase in request.phrases for prompt in ask(request, REGION + phrase, 48, image)]
 
-    detect = {
-        "detect": Skill(ask_detect, parse_padded_boxes, prompts=lambda request: len(request.labels), contract=LLAVA)
-    }
+    detect = Skill(
+        ask_detect,
+        parse_padded_boxes,
+        prompts=lambda request: len(request.labels),
+        contract=LLAVA,
+        basis="native" if pad is None else "prompted",
+    )
+    reads = pad is not None or parse_ocr is not None  # LLaVA-1.5 was not trained to
     return {
         "vqa": Skill(ask_vqa, parse_vqa),
         "caption": Skill(ask_caption, parse_caption),
-        "ocr": Skill(ask_ocr, parse_ocr or parse_unquoted),
-        **(detect if images else {}),
+        "ocr": Skill(ask_ocr, parse_ocr or parse_unquoted, basis="native" if reads else "prompted"),
+        **({"detect": detect, "point": points_of_boxes(detect)} if images else {}),
+        # not by boxes: it was trained on one box for a phrase
+        "count": count_in_words(lambda request, question: ask(request, question + SHORT, 16)),
         "chat": Skill(ask_chat, parse_chat),
     }
 

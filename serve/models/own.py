@@ -274,16 +274,16 @@ def _placeholders(task: str, origin: Model) -> Mapping[str, bool]:
     plain: dict[str, bool] = {
         field: field == TASKS[task].text_field for field in ("question", "lang") if field in fields
     }
-    return {**plain, _phrases(origin): True} if TASKS[task].text_field == "labels" else plain
+    return {**plain, _phrases(task, origin): True} if TASKS[task].text_field == "labels" else plain
 
 
-def _phrases(origin: Model) -> str:
-    """Return `label` for a family that is asked one phrase at a time, `labels` for one that takes all at once."""
-    if "detect" not in origin.skills:
-        return "labels"
+def _phrases(task: str, origin: Model) -> str:
+    """Return `label` for a task of one phrase and where a family is asked one at a time, `labels` for all at once."""
+    if task not in origin.skills or TASKS[task].max_labels == 1:
+        return "labels" if task not in origin.skills else "label"
     image = Image(np.zeros((8, 8, 3), np.uint8))
-    request = TASKS["detect"].request.model_construct(image=image, labels=["a", "b"])
-    return "label" if len(origin.skills["detect"].ask(request)) > 1 else "labels"
+    request = TASKS[task].request.model_construct(image=image, labels=["a", "b"])
+    return "label" if len(origin.skills[task].ask(request)) > 1 else "labels"
 
 
 def _fields(template: str) -> set[str]:

@@ -55,7 +55,15 @@ def _published(kind: str, size: int, parameters: int) -> Model:
         context_window=8192,
         parameters=parameters,
         licence="Gemma Terms of Use (gated)",
-        tasks=("vqa", "caption", "detect", "segment", "ocr (prompted)" if mix else "ocr"),
+        tasks=(
+            "vqa",
+            "caption",
+            "detect",
+            "segment",
+            "ocr (prompted)" if mix else "ocr",
+            "point (derived)",
+            "count (derived)",
+        ),
         features=("boxes as location tokens", "masks as segmentation tokens", "captions in 34 languages"),
         links=("https://arxiv.org/abs/2407.07726", f"https://huggingface.co/{hub}"),
         about=f"SigLIP-So400m at {size} pixels and Gemma 2B; image and prompt attend to each other fully."
@@ -99,7 +107,15 @@ def _toy(name: str, folder: str, parameters: int) -> Model:
             context_window=256,
             parameters=parameters,
             licence="Apache-2.0",
-            tasks=("vqa", "caption", "detect", *(["segment"] if segments else []), "ocr (listed words)"),
+            tasks=(
+                "vqa",
+                "caption",
+                "detect",
+                *(["segment"] if segments else []),
+                "ocr (listed words)",
+                "point (derived)",
+                "count (derived)",
+            ),
             features=(
                 "PaliGemma architecture",
                 "boxes as location tokens",

@@ -19,8 +19,8 @@ KINDS = {
     "ft-docci": "Captioner",
 }
 TASKS = {
-    "pt": ("vqa", "caption", "ocr", "detect", "segment"),
-    "mix": ("vqa", "caption", "ocr", "detect", "segment"),
+    "pt": ("vqa", "caption", "ocr", "detect", "segment", "point (derived)", "count (derived)"),
+    "mix": ("vqa", "caption", "ocr", "detect", "segment", "point (derived)", "count (derived)"),
     "ft-docci": ("caption (a detailed paragraph)",),
 }
 NOTES = {

@@ -15,6 +15,7 @@ from serve.models import mask_decoder
 from serve.models.base import Skill, Turn, task_sampling
 from serve.models.contracts import PALIGEMMA, Fault
 from serve.models.control_tokens import escape_control_tokens
+from serve.models.derived import count_of_boxes, points_of_boxes
 from serve.models.text_replies import parse_caption, parse_text, parse_vqa
 from serve.tasks.base import Request, Result
 from serve.tasks.boxes import AskedLabels, DetectResult, LabelledBox, bare_phrase, distinct
@@ -68,12 +69,15 @@ def paligemma_skills(
     def parse(generations: Sequence[Generation], request: SegmentRequest) -> SegmentResult:
         return parse_segment(generations, request, mask_decoder.find(decoder))
 
+    detect = Skill(ask_detect, parse_located_boxes, contract=PALIGEMMA)
     skills = {
         "vqa": Skill(ask_vqa, parse_vqa),
         "caption": Skill(ask_caption, parse_caption),
-        "ocr": Skill(ask_ocr, parse_ocr),
-        "detect": Skill(ask_detect, parse_located_boxes, contract=PALIGEMMA),
+        "ocr": Skill(ask_ocr, parse_ocr, basis="native" if ocr_prompt == READ else "prompted"),
+        "detect": detect,
         "segment": Skill(ask_segment, parse, slow=True),
+        "point": points_of_boxes(detect),
+        "count": count_of_boxes(detect),
     }
     return {task: skill for task, skill in skills.items() if task not in without and (only is None or task in only)}
 

@@ -332,9 +332,14 @@ class Task:
     """Present where a served model may write the merged reply (`merge: judge`)."""
 
     @property
+    def places(self) -> Literal["boxes", "points"] | None:
+        """Return the field that holds objects with their places in the image, where results are such; else None."""
+        first = next(iter(self.result.model_fields))
+        return first if first in ("boxes", "points") else None  # type: ignore[return-value]
+
+    @property
     def boxed(self) -> bool:
-        """Tell whether results are boxes, which can be drawn into the image."""
-        return "boxes" in self.result.model_fields
+        return self.places == "boxes"
 
     @property
     def max_labels(self) -> int | None:

@@ -1,7 +1,7 @@
 """Labelled boxes, when two labels mean the same, and when two boxes show the same object."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ class LabelledBox(BaseModel):
 
 
 BoxT = TypeVar("BoxT", bound=LabelledBox)
+Likeness = Callable[[Array, Array], Array]  # of boxes [n, 4] and [m, 4]: [n, m] in 0..1
 
 
 class DetectResult(Result):
@@ -96,8 +97,8 @@ def distinct(boxes: Sequence[BoxT]) -> list[BoxT]:
     return [boxes[at] for at in sorted(kept)]
 
 
-def leaders(boxes: Array, least: float, owners: Sequence[int] | None = None) -> list[int]:
-    """Return the rows of boxes [n, 4] that overlap no earlier such row by `least` (IoU).
+def leaders(boxes: Array, least: float, owners: Sequence[int] | None = None, likeness: Likeness = iou) -> list[int]:
+    """Return the rows of boxes [n, 4] that are alike no earlier such row by `least`.
 
     owners: [n]; boxes of the same owner are not compared.
     """
@@ -106,8 +107,9 @@ def leaders(boxes: Array, least: float, owners: Sequence[int] | None = None) -> 
     for start in range(0, len(boxes), ROWS):
         block = np.arange(start, min(start + ROWS, len(boxes)))
         earlier = np.array(leading, int)
-        covered = ((iou(boxes[block], boxes[earlier]) >= least) & (of[block, None] != of[None, earlier])).any(axis=1)
-        inside = (iou(boxes[block], boxes[block]) >= least) & (of[block, None] != of[None, block])
+        apart = of[block, None] != of[None, earlier]
+        covered = ((likeness(boxes[block], boxes[earlier]) >= least) & apart).any(axis=1)
+        inside = (likeness(boxes[block], boxes[block]) >= least) & (of[block, None] != of[None, block])
         for at in range(len(block)):
             if not covered[at]:
                 leading.append(start + at)

@@ -211,6 +211,8 @@ async def test_remote_model_detects_by_the_contract_of_its_check(
         "caption",
         "ocr",
         "detect",
+        "point",
+        "count",
         "chat",
     ]
     engine = FakeEngine(SeeingModel(writes, answers=answers), kept=1000)

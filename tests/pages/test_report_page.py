@@ -108,7 +108,7 @@ def test_picture_shows_every_layer_and_keys_walk_on(page: Page, record: Path) ->
     expect(page.locator("#item-title")).to_have_text("deep/119.png")
     expect(page.locator("#item-place")).to_contain_text("2 of 120")
     for layer in ("merged", "truth", "toy-llava", "toy-paligemma"):
-        expect(page.locator(f'#item-stage g[data-layer="{layer}"] rect.frame')).to_have_count(1)
+        expect(page.locator(f'#item-stage g[data-layer="{layer}"] path.frame')).to_have_count(1)
         expect(page.locator(f'#item-stage g[data-layer="{layer}"] image[href^="data:image/png"]')).to_have_count(1)
         expect(page.locator(f'#answers [data-model="{layer}"]')).to_contain_text(EVIL)
     page.locator("#layers .chip", has_text="toy-llava").click()

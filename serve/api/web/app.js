@@ -4,6 +4,7 @@ import { Refusal, ask, at, get } from "./wire.js";
 import { Column, MergedCard, catalogue, words } from "./columns.js";
 import { compared, link, named } from "./compare.js";
 import { announce, byId, made, sheet } from "./dom.js";
+import { listsPlaces } from "./places.js";
 import { clear, loaded, show, toggle } from "./picture.js";
 import { curl, fromUrl, json, png, python, save, toUrl } from "./share.js";
 import { MERGED, settle, toned } from "./tones.js";
@@ -13,7 +14,7 @@ const LIST = new Intl.ListFormat("en");
 
 const merged = new MergedCard(byId("merged"));
 const typed = {}; // what was typed, per task
-let tasks = []; // {id, title, models, field, boxed, example} that can be asked here; field: "question", "labels" or null
+let tasks = []; // {id, title, models, field, places, example} that can be asked here; field: "question", "labels" or null
 let models = []; // names served here (on a comparison: those of it)
 let ready = null; // the last /ready
 let scenes = {};
@@ -62,8 +63,8 @@ async function offer({ only, shared }) {
       settle(entries.map((entry) => entry.id));
       models = entries.map((entry) => entry.id).filter((name) => !only || only.includes(name));
       tasks = list.filter((entry) => entry.diptych.kind === "task")
-        .map(({ id, diptych: { title, models: able, text_field: field, boxed, example } }) =>
-          ({ id, title, field, boxed, example: field && [example[field]].flat(), models: able.filter((name) => models.includes(name)) }))
+        .map(({ id, diptych: { title, models: able, text_field: field, places, example } }) =>
+          ({ id, title, field, places, example: field && [example[field]].flat(), models: able.filter((name) => models.includes(name)) }))
         .filter((one) => one.models.length && (!shared || shared.includes(one.id)));
       break;
     } catch (error) {
@@ -325,12 +326,12 @@ async function pose(asked, about) {
   asking = now;
   last = null;
   clear();
-  const { boxed } = tasks.find((one) => one.id === asked.task);
-  if (boxed) for (const layer of [...names, MERGED]) toggle(layer);
+  const placed = Boolean(tasks.find((one) => one.id === asked.task).places);
+  if (placed) for (const layer of [...names, MERGED]) toggle(layer);
   byId("share").hidden = true;
   byId("shared").textContent = "";
   byId("columns").replaceChildren(...[...columns.values()].map((column) => column.element));
-  merged.wait(columns.size, boxed);
+  merged.wait(columns.size, placed);
   usable();
   announce(`Asking ${names.join(", ")}.`);
   tick(now);
@@ -416,7 +417,7 @@ function recall(one) {
     return column.element;
   });
   byId("columns").replaceChildren(...columns);
-  merged.wait(columns.length, Boolean(answer.merged?.result?.boxes));
+  merged.wait(columns.length, listsPlaces(answer.merged?.result));
   if (answer.merged) merged.show(answer.merged, { size: answer.size, aloud: false });
   else merged.cut("There is no merged answer.");
   last = one;

@@ -2,6 +2,7 @@
 
 import { Refusal, at, get, post } from "./wire.js";
 import { announce, byId, drawn, made } from "./dom.js";
+import { edges, listsPlaces, outline, pixels, placesOf } from "./places.js";
 import { painted } from "./rle.js";
 
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "tie", ArrowDown: "both_bad" };
@@ -125,21 +126,23 @@ async function asked(form) {
   }
 }
 
-/** An answer as elements: its words, or its boxes and masks drawn over the picture, in the same colour for both seats. */
+/** An answer as elements: its words, or its boxes, masks and points drawn over the picture, in the same colour for both seats. */
 function shown(result, { url, alt, width, height }) {
-  if (!result.boxes) return [made("p", { class: "said" }, String(Object.values(result)[0]) || "(nothing)")];
+  if (!listsPlaces(result)) return [made("p", { class: "said" }, String(Object.values(result)[0]) || "(nothing)")];
   const canvas = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${alt}, with what was found`, class: "seen" },
     drawn("image", { href: url, width, height }));
   const unit = width / 320;
-  for (const { label, box: [x, y, right, bottom], mask } of result.boxes) {
+  for (const place of placesOf(result)) {
+    const { label, mask, point } = place;
+    const [x, y] = edges(place);
     if (mask) canvas.append(drawn("image", { href: painted(mask, [11, 111, 184], 70), width: mask.size[1], height: mask.size[0], preserveAspectRatio: "none" }));
-    const edge = { x, y, width: Math.max(0, right - x), height: Math.max(0, bottom - y) };
-    canvas.append(drawn("rect", { ...edge, class: "halo" }), drawn("rect", { ...edge, class: "frame" }),
-      drawn("text", { x: x + 3 * unit, y: Math.max(12 * unit, y - 3 * unit), "font-size": 11 * unit }, label));
+    const [d, more] = [outline(place), point ? " point" : ""];
+    canvas.append(drawn("path", { d, class: `halo${more}` }), drawn("path", { d, class: `frame${more}` }),
+      drawn("text", { x: x + 3 * unit, y: Math.max(12 * unit, y - (point ? 9 : 3) * unit), "font-size": 11 * unit }, label));
   }
-  const list = made("ul", { class: "found" }, ...result.boxes.map(({ label, box }) =>
-    made("li", {}, made("strong", {}, label), made("span", { class: "quiet" }, ` ${box.join(" ")}`))));
-  return [canvas, result.boxes.length ? list : made("p", { class: "said" }, "Nothing found.")];
+  const list = made("ul", { class: "found" }, ...placesOf(result).map((place) =>
+    made("li", {}, made("strong", {}, place.label), made("span", { class: "quiet" }, ` ${pixels(place)}`))));
+  return [canvas, placesOf(result).length ? list : made("p", { class: "said" }, "Nothing found.")];
 }
 
 async function vote(choice) {

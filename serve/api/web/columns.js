@@ -3,15 +3,16 @@
 import { get } from "./wire.js";
 import { announce, byId, made, sheet, soon } from "./dom.js";
 import { lit, overlaid } from "./picture.js";
+import { listsPlaces, pixels, placesOf } from "./places.js";
 import { MERGED, toned } from "./tones.js";
 
 const seconds = (ms) => `${(ms / 1000).toFixed(ms < 9950 ? 2 : 1)} s`;
 const REASONS = { stop: "finished", length: "cut at its limit of words", abort: "stopped" };
 
-/** A reply's words: what was found where, or what the result's only field holds (answer, caption, text, ...). */
+/** A reply's words: what was found where, or what the result's first field holds (answer, caption, count, ...). */
 export function words(result) {
   if (!result) return "";
-  if (result.boxes) return result.boxes.length ? result.boxes.map((box) => box.label).join(", ") : "nothing found";
+  if (listsPlaces(result)) return placesOf(result).map((place) => place.label).join(", ") || "nothing found";
   return String(Object.values(result)[0] ?? "");
 }
 
@@ -77,7 +78,7 @@ export class Column {
     if (reply.status === "ok") {
       const thought = reply.reasoning ? folded("Reasoning", reply.reasoning, this.thought?.open) : null;
       this.body.replaceChildren(...[thought, ...shown(this.model, reply.result)].filter(Boolean));
-      overlaid(this.model, reply.result.boxes, size);
+      overlaid(this.model, placesOf(reply.result), size);
     } else {
       if (reply.reasoning && !this.thought) this.body.prepend(this.thought = folded("Reasoning", reply.reasoning));
       this.paint();
@@ -122,18 +123,22 @@ function facts(reply) {
 
 /** A result as elements: a sentence, or a list of what was found, each linked with its place in the picture. */
 function shown(layer, result, supporters = []) {
-  if (!result.boxes) return [made("p", { class: "said" }, words(result) || "(nothing)"), supported(supporters[0])];
-  if (!result.boxes.length) return [made("p", { class: "said" }, "Nothing found.")];
+  if (!listsPlaces(result)) {
+    const by = result.by ? made("span", { class: "quiet" }, ` by ${result.by}`) : null;
+    return [made("p", { class: "said" }, words(result) || "(nothing)", by), supported(supporters[0])];
+  }
+  const places = placesOf(result);
+  if (!places.length) return [made("p", { class: "said" }, "Nothing found.")];
   const list = made("ul", { class: "found" });
-  result.boxes.forEach((box, index) => {
+  places.forEach((place, index) => {
     const id = `${layer}/${index}`;
     const on = () => lit(id, true);
     const off = () => lit(id, false);
     list.append(
       made("li", { "data-item": id, tabindex: 0, onpointerenter: on, onpointerleave: off, onfocus: on, onblur: off },
-        made("strong", {}, box.label),
-        made("span", { class: "quiet" }, ` ${box.box.map((value) => Math.round(value)).join(" ")}`),
-        box.score == null ? null : made("span", { class: "quiet" }, ` · ${Math.round(100 * box.score)}\u00a0%`),
+        made("strong", {}, place.label),
+        made("span", { class: "quiet" }, ` ${pixels(place)}`),
+        place.score == null ? null : made("span", { class: "quiet" }, ` · ${Math.round(100 * place.score)}\u00a0%`),
         supported(supporters[index])));
   });
   return [list];
@@ -182,7 +187,7 @@ export class MergedCard {
         made("p", { class: "facts" }, `by ${merged.method.replaceAll("_", " ")}, of ${merged.models.join(", ")}`,
           merged.judge?.model ? `, judged by ${merged.judge.model}` : ""),
         made("button", { type: "button", class: "plain", onclick: () => raw("Merged", merged) }, "Raw")));
-    overlaid(MERGED, merged.result?.boxes, size);
+    overlaid(MERGED, placesOf(merged.result), size);
     if (aloud) announce(`Merged, ${share} % agreement: ${words(merged.result)}`);
   }
 }

@@ -69,8 +69,9 @@ function rows(table) {
     made("th", { scope: "row" }, title, differs ? made("span", { class: "mark" }, "differs") : null),
     ...cells.map((cell) => made("td", {}, cell))));
   for (const { name, title, values, differs } of table.rows) row(title, differs, values.map((one) => value(name, one)));
-  for (const { title, models } of [...table.tasks.shared, ...table.tasks.unshared]) {
-    row(title, models.length < table.models.length, table.models.map((name) => (models.includes(name) ? "yes" : "no")));
+  for (const { title, models, bases } of [...table.tasks.shared, ...table.tasks.unshared]) {
+    const how = Object.fromEntries(models.map((name, at) => [name, bases[at]]));
+    row(title, new Set(table.models.map((name) => how[name])).size > 1, table.models.map((name) => how[name] ?? "no"));
   }
   const whole = made("table", {}, made("thead", {}, head), body);
   whole.style.setProperty("--models", table.models.length);

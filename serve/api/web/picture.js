@@ -1,6 +1,7 @@
 // The picture, and what was found drawn over it. Overlays live in the picture's own pixels (the SVG's viewBox).
 
 import { byId, drawn, made } from "./dom.js";
+import { edges, outline } from "./places.js";
 import { painted } from "./rle.js";
 import { MERGED, number, rgb, tone } from "./tones.js";
 
@@ -41,16 +42,16 @@ export function clear() {
   byId("layers").replaceChildren(made("legend", {}, "Drawn over the picture"));
 }
 
-/** Draw one reply's boxes and masks; merged ones lie on top of all. */
-export function overlaid(model, boxes, size) {
-  if (!boxes?.length) return;
+/** Draw one reply's boxes, masks or points; merged ones lie on top of all. */
+export function overlaid(model, places, size) {
+  if (!places.length) return;
   if (size) overlay.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`);
   overlay.querySelector(`g[data-layer="${CSS.escape(model)}"]`)?.remove();
   const layer = drawn("g", { class: `layer tone-${number(model)}`, "data-layer": model });
   const halos = drawn("g", { "data-halos": model });
-  boxes.forEach((box, index) => {
-    halos.append(drawn("rect", { ...frame(box), class: "halo" }));
-    layer.append(item(model, box, index));
+  places.forEach((place, index) => {
+    halos.append(drawn("path", { d: outline(place), class: place.point ? "halo point" : "halo" }));
+    layer.append(item(model, place, index));
   });
   overlay.querySelector(`g[data-halos="${CSS.escape(model)}"]`)?.remove();
   overlay.prepend(halos); // all halos lie below all frames: none may wash out another's colour
@@ -62,18 +63,17 @@ export function overlaid(model, boxes, size) {
   fit();
 }
 
-const frame = ({ box: [x, y, x1, y1] }) => ({ x, y, width: Math.max(0, x1 - x), height: Math.max(0, y1 - y) });
-
 function item(model, found, index) {
-  const { label, box: [x0, y0, x1, y1], mask } = found;
+  const { label, mask, point } = found;
+  const [x0, y0, x1, y1] = edges(found);
   const group = drawn("g", { class: "item", "data-item": `${model}/${index}` });
   if (mask) {
     const [height, width] = mask.size;
     group.append(drawn("image", { href: painted(mask, rgb(model), model === MERGED ? 20 : 55), width, height, preserveAspectRatio: "none" }));
   }
   group.append(
-    drawn("rect", { ...frame(found), class: "frame", stroke: tone(model), "data-model": model, "data-label": label }),
-    drawn("g", { class: "tag", "data-x0": x0, "data-y0": y0, "data-x1": x1, "data-y1": y1, "data-corner": number(model) },
+    drawn("path", { d: outline(found), class: point ? "frame point" : "frame", stroke: tone(model), "data-model": model, "data-label": label }),
+    drawn("g", { class: "tag", "data-x0": x0, "data-y0": y0, "data-x1": x1, "data-y1": y1, "data-corner": number(model), "data-around": point ? 9 : 0 },
       drawn("rect", { fill: tone(model) }), drawn("text", {}, label)),
   );
   group.addEventListener("pointerenter", () => lit(`${model}/${index}`, true));
@@ -118,10 +118,12 @@ function fit() {
     text.setAttribute("font-size", 13 * unit);
     const wide = text.getComputedTextLength() + 10 * unit;
     const high = 19 * unit;
-    const { x0, y0, x1, y1, corner } = tag.dataset;
-    const left = corner === MERGED || corner % 4 < 2 ? Number(x0) : Number(x1) - wide;
+    const { corner } = tag.dataset;
+    const [x0, y0, x1, y1, around] = ["x0", "y0", "x1", "y1", "around"].map((name) => Number(tag.dataset[name]));
+    const left = corner === MERGED || corner % 4 < 2 ? x0 : x1 - wide;
     const above = corner === MERGED || corner % 2 === 0;
-    const top = above ? (Number(y0) - high < view.y ? Number(y0) : Number(y0) - high) : Math.min(Number(y1), view.height - high);
+    const [over, under] = [y0 - around * unit - high, y1 + around * unit];
+    const top = above ? (over < view.y ? (around ? under : y0) : over) : Math.min(under, view.height - high);
     const x = Math.max(0, Math.min(left, view.width - wide));
     for (const [name, value] of Object.entries({ x, y: top, width: wide, height: high, rx: 3 * unit })) plate.setAttribute(name, value);
     text.setAttribute("x", x + 5 * unit);
@@ -131,7 +133,7 @@ function fit() {
 
 new ResizeObserver(fit).observe(stage);
 
-/** Everything drawn now, for a picture of the page: [{model, label, box, on}] and masks as images. */
+/** Everything drawn now, for a picture of the page. */
 export function layersShown() {
   return [...overlay.querySelectorAll("g[data-layer]:not(.off)")];
 }

@@ -2,6 +2,7 @@
 // It holds ten thousand pictures: only the tiles on the screen are elements, and no step of work is long.
 
 import { announce, byId, drawn, made } from "./dom.js";
+import { listsPlaces, outline, pixels, placesOf } from "./places.js";
 import { painted } from "./rle.js";
 import { rgb, settle, toned } from "./tones.js";
 
@@ -96,8 +97,6 @@ async function read(file) {
   ready(bad);
 }
 
-const boxesOf = (result) => (Array.isArray(result?.boxes) ? result.boxes : []);
-
 /** What the lists need of a line; `diptych report` writes the same into a file's index. */
 function add(line) {
   const replies = (line.replies = Array.isArray(line.replies) ? line.replies : []);
@@ -107,7 +106,7 @@ function add(line) {
     file: String(line.picture ?? line.file ?? line.item),
     task: line.task,
     agreement: result ? line.merged.agreement : -1,
-    labels: [...new Set(results.flatMap(boxesOf).map((box) => box.label))],
+    labels: [...new Set(results.flatMap(placesOf).map((place) => place.label))],
     said: line.error ? String(line.error.message) : words(result),
     states: Object.fromEntries(replies.map(({ model, status }) => [model, status])),
     deviations: line.merged?.deviations ?? {},
@@ -254,15 +253,15 @@ function go(place) {
   tiles.get(place).firstChild.focus({ preventScroll: true });
 }
 
-// Pictures, boxes, masks
+// Pictures, boxes, masks, points
 
-/** Draw a line's picture and boxes into an SVG, with masks and titles where `large`. */
+/** Draw a line's picture and boxes or points into an SVG, with masks and titles where `large`. */
 function fill(canvas, line, url, large) {
   const { width = 4, height = 3 } = line.image ?? {};
   canvas.setAttribute("viewBox", `0 0 ${width} ${height}`);
   if (large) canvas.style.aspectRatio = `${width} / ${height}`;
   canvas.append(drawn("image", { width, height, preserveAspectRatio: "none", href: url }));
-  for (const { name, result } of layersOf(line)) canvas.append(layer(name, boxesOf(result), large));
+  for (const { name, result } of layersOf(line)) canvas.append(layer(name, placesOf(result), large));
 }
 
 function layersOf(line) {
@@ -275,24 +274,25 @@ function layersOf(line) {
 const classed = (name, more = "") => (name === TRUTH ? `tone-truth ${more}`.trim() : toned(name, more));
 const inkOf = (name) => (name === TRUTH ? [33, 106, 64] : rgb(name));
 
-function layer(name, boxes, large) {
+function layer(name, places, large) {
   const group = drawn("g", { class: classed(name, "layer"), "data-layer": name });
   if (hidden.has(name)) group.setAttribute("class", `${group.getAttribute("class")} off`);
-  if (!large) { // one element for all boxes
-    const outline = boxes.map(({ box: [x, y, right, bottom] }) => `M${x} ${y}H${right}V${bottom}H${x}Z`).join("");
-    if (name === "merged") group.append(drawn("path", { d: outline, class: "halo" }));
-    group.append(drawn("path", { d: outline, class: "frame" }));
+  const kind = (place) => (place?.point ? " point" : "");
+  if (!large) { // one element for all of them
+    const d = places.map(outline).join("");
+    if (name === "merged") group.append(drawn("path", { d, class: `halo${kind(places[0])}` }));
+    group.append(drawn("path", { d, class: `frame${kind(places[0])}` }));
     return group;
   }
-  for (const { box, mask, label } of boxes) {
-    const [x, y, right, bottom] = box;
-    const edge = { x, y, width: Math.max(0, right - x), height: Math.max(0, bottom - y) };
+  for (const place of places) {
+    const { mask, label } = place;
+    const d = outline(place);
     if (mask) {
       const image = drawn("image", { width: mask.size[1], height: mask.size[0], preserveAspectRatio: "none" });
       group.append(image);
       setTimeout(() => image.isConnected && image.setAttribute("href", painted(mask, inkOf(name), 70))); // each takes its time
     }
-    group.append(drawn("rect", { ...edge, class: "halo" }), drawn("rect", { ...edge, class: "frame" }, drawn("title", {}, label)));
+    group.append(drawn("path", { d, class: `halo${kind(place)}` }), drawn("path", { d, class: `frame${kind(place)}` }, drawn("title", {}, label)));
   }
   return group;
 }
@@ -307,7 +307,7 @@ function lineOf(entry) {
   return [line, fileUrl(entry.file) ?? (preview || null)];
 }
 
-/** Draw an entry's picture and boxes into a tile's canvas, a few tiles in one go, unless it has scrolled by till then. */
+/** Draw an entry's picture and boxes or points into a tile's canvas, a few tiles in one go, unless it has scrolled by till then. */
 function fillSoon(canvas, entry) {
   if (!wanted.length) setTimeout(readNext);
   wanted.push({ canvas, entry });
@@ -340,10 +340,9 @@ function fileUrl(name) {
 
 function words(result) {
   if (result == null) return "";
-  const boxes = boxesOf(result);
-  if (Array.isArray(result.boxes)) {
+  if (listsPlaces(result)) {
     const counts = new Map();
-    for (const { label } of boxes) counts.set(label, (counts.get(label) ?? 0) + 1);
+    for (const { label } of placesOf(result)) counts.set(label, (counts.get(label) ?? 0) + 1);
     return [...counts].map(([label, count]) => (count > 1 ? `${count} × ${label}` : label)).join(", ") || "nothing found";
   }
   const [value] = Object.values(result);
@@ -363,9 +362,9 @@ function show(place) {
   const canvas = drawn("svg", { class: "overlay", role: "img", "aria-label": `${entry.file}, with what was found` });
   fill(canvas, line, url, true);
   byId("item-stage").replaceChildren(canvas);
-  const boxed = layersOf(line).filter(({ result }) => boxesOf(result).length);
-  byId("layers").closest("fieldset").hidden = !boxed.length;
-  byId("layers").replaceChildren(...boxed.map(({ name }) => made("label", { class: classed(name, "chip") },
+  const placed = layersOf(line).filter(({ result }) => placesOf(result).length);
+  byId("layers").closest("fieldset").hidden = !placed.length;
+  byId("layers").replaceChildren(...placed.map(({ name }) => made("label", { class: classed(name, "chip") },
     made("input", { type: "checkbox", checked: !hidden.has(name), onchange: (event) => toggle(name, event.target.checked) }),
     made("span", { class: "dot" }), name)));
   const columnsOf = [
@@ -392,12 +391,12 @@ function facts(line, reply) {
 }
 
 function answer(name, result, about, failure = null, text = "") {
-  const boxes = boxesOf(result);
+  const places = listsPlaces(result) ? placesOf(result) : [];
   const body = failure !== null
     ? [made("p", { class: "failure" }, String(failure)), text ? made("p", { class: "speech" }, text) : null]
-    : boxes.length
-      ? [made("ul", { class: "found" }, ...boxes.map(({ label, box, score }) =>
-        made("li", {}, made("strong", {}, label), made("span", { class: "quiet" }, ` ${box.map((edge) => Math.round(edge)).join(" ")}${score == null ? "" : ` · ${Number(score).toFixed(2)}`}`))))]
+    : places.length
+      ? [made("ul", { class: "found" }, ...places.map((place) =>
+        made("li", {}, made("strong", {}, place.label), made("span", { class: "quiet" }, ` ${pixels(place)}${place.score == null ? "" : ` · ${Number(place.score).toFixed(2)}`}`))))]
       : [made("p", { class: "said" }, words(result) || "(nothing)")];
   return made("article", { class: classed(name, "column"), "data-model": name },
     made("header", {}, made("h3", {}, made("span", { class: "dot" }), name), made("span", { class: "clock" }, about)),

@@ -3,6 +3,7 @@
 import { address } from "./wire.js";
 import { words } from "./columns.js";
 import { layersShown } from "./picture.js";
+import { listsPlaces, pixels, placesOf } from "./places.js";
 import { MERGED, tone } from "./tones.js";
 
 /** What the address bar says: {task, question, labels, models: [..] or null, scene}. */
@@ -149,8 +150,8 @@ export async function png(asked, answer, picture) {
 }
 
 function listed(result) {
-  if (!result?.boxes?.length) return words(result) || "(nothing)";
-  return result.boxes.map((box) => `${box.label} [${box.box.map((value) => Math.round(value)).join(" ")}]`).join("\n");
+  if (!listsPlaces(result) || !placesOf(result).length) return words(result) || "(nothing)";
+  return placesOf(result).map((place) => `${place.label} [${pixels(place)}]`).join("\n");
 }
 
 async function drawLayers(context, unit, sans) {
@@ -158,28 +159,30 @@ async function drawLayers(context, unit, sans) {
   const labelled = layers.some((layer) => layer.dataset.layer === MERGED) ? MERGED : null;
   const items = layers.flatMap((layer) => [...layer.querySelectorAll(".item")].map((item) => {
     const frame = item.querySelector(".frame");
-    const box = ["x", "y", "width", "height"].map((key) => frame[key].baseVal.value);
-    return { name: layer.dataset.layer, box, label: frame.dataset.label, mask: item.querySelector("image") };
+    const { x, y } = frame.getBBox();
+    const point = frame.classList.contains("point");
+    return { name: layer.dataset.layer, x, y, point, path: new Path2D(frame.getAttribute("d")), label: frame.dataset.label, mask: item.querySelector("image") };
   }));
-  const stroked = (width, stroke, box) => {
+  context.lineCap = "round";
+  const stroked = (width, stroke, path) => {
     context.lineWidth = width * unit;
     context.strokeStyle = stroke;
-    context.strokeRect(...box);
+    context.stroke(path);
   };
-  for (const { box } of items) stroked(5, "#ffffffbf", box); // all halos below all frames, as on the page
-  for (const { name, box, mask } of items) {
+  for (const { point, path } of items) stroked(point ? 18 : 5, "#ffffffbf", path); // all halos below all frames, as on the page
+  for (const { name, point, path, mask } of items) {
     if (mask) {
       const painted = new Image();
       painted.src = mask.getAttribute("href");
       await painted.decode();
       context.drawImage(painted, 0, 0, mask.width.baseVal.value, mask.height.baseVal.value);
     }
-    stroked(name === MERGED ? 3 : 2.5, tone(name), box);
+    stroked(point ? (name === MERGED ? 7 : 13) : name === MERGED ? 3 : 2.5, tone(name), path);
   }
   context.font = `600 ${18 * unit}px ${sans}`;
-  for (const { name, label, box: [x, y] } of items) {
+  for (const { name, label, point, x, y } of items) {
     if (labelled && name !== labelled) continue;
-    const top = Math.max(0, y - 26 * unit);
+    const top = Math.max(0, y - (point ? 36 : 26) * unit);
     context.fillStyle = tone(name);
     context.fillRect(x, top, context.measureText(label).width + 12 * unit, 26 * unit);
     context.fillStyle = "#ffffff";

@@ -7,6 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, TypeVar
 
@@ -32,6 +33,7 @@ from serve.media.image import undecoded_image
 from serve.media.outline import MAX_SIDE
 from serve.tasks import TASKS
 from serve.tasks.base import Task
+from serve.tasks.boxes import label_key
 from serve.tasks.detect import MAX_LABELS
 from serve.tasks.labels import fiftyone, label_studio, voc, yolo
 from serve.tasks.labels.picture import Truth
@@ -230,6 +232,17 @@ class Labelled:
                 + " ".join(self.notes)
             )
 
+    def of(self, task: str) -> list[Item]:
+        """Return a task's items. For pointing and counting, of which nothing is labelled, they are made of boxes."""
+        own = [item for item in self.items if item.task == task]
+        if own or task not in ("point", "count"):
+            return own
+        masked = {item.picture: item for item in self.items if item.task == "segment"}
+        boxed = [masked.get(item.picture, item) for item in self.items if item.task == "detect"]
+        if task == "point":
+            return [replace(item, name=f"{item.name}/point", task=task) for item in boxed]
+        return [counted for item in boxed for counted in _counted(item)]
+
     def _instances(self, path: Path, body: Instances) -> Iterator[Item]:
         names = {category.id: category.name for category in body.categories}
         by_picture: dict[str, list[tuple[int, Instance]]] = defaultdict(list)
@@ -388,6 +401,15 @@ class Labelled:
             self.notes.append(f"{count} {why}.")
 
 
+def _counted(item: Item) -> Iterator[Item]:
+    """Yield an item for each label of an item with boxes: how many there are. A crowd cannot be counted."""
+    for label in item.fields["labels"]:
+        same = [box for box in item.truth["boxes"] if label_key(box["label"]) == label_key(label)]
+        if not any(box.get("crowd", False) for box in same):
+            fields, truth = {"labels": [label]}, {"count": len(same)}
+            yield replace(item, name=f"{item.name}/count/{label}", task="count", fields=fields, truth=truth)
+
+
 def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
     """Return the number of parts that both end with."""
     pairs = zip(reversed(a), reversed(b), strict=False)
@@ -446,6 +468,9 @@ def _labelled(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
         fields = {"labels": line.labels or labels(boxes)}
         if not fields["labels"]:
             raise Failure(f"{where}: boxes: with none of them, labels must say what to look for.")
+        if line.task == "point":
+            yield "point", fields, {"boxes": boxes}
+            return
         yield "detect", fields, {"boxes": boxes}
         if (boxes or line.task == "segment") and all("mask" in box for box in boxes):
             yield "segment", fields, {"boxes": boxes}

@@ -125,10 +125,12 @@ def _items(options: argparse.Namespace, able: set[str]) -> list[Item]:
         for note in labelled.notes:
             console.print(plain(note), soft_wrap=True)
         known = {item.task for item in labelled.items}
+        if labelled.of(options.task):
+            known.add(options.task)
         if options.task != "all" and options.task not in known:
             raise Failure(f"{options.target} has no labels for {options.task}, only for {', '.join(sorted(known))}.")
         served = _served([task for task in wanted if task in known], able, options.task)
-        items = [item for task in served for item in _drawn(labelled.items, task, options)]
+        items = [item for task in served for item in _drawn(labelled.of(task), task, options)]
     for task in wanted:
         if options.target == "toy" and task not in served:
             console.print(plain(f"No served model can do {task}: left out."), soft_wrap=True)
@@ -144,11 +146,10 @@ def _served(wanted: Sequence[str], able: set[str], option: str) -> list[str]:
 
 def _drawn(items: Sequence[Item], task: str, options: argparse.Namespace) -> list[Item]:
     """Return a task's items, in order; with --n so many of them, drawn at random."""
-    candidates = [item for item in items if item.task == task]
-    if options.n is None or options.n >= len(candidates):
-        return candidates
-    chosen = random.Random(f"draw {task} {options.seed}").sample(range(len(candidates)), options.n)
-    return [candidates[at] for at in sorted(chosen)]
+    if options.n is None or options.n >= len(items):
+        return list(items)
+    chosen = random.Random(f"draw {task} {options.seed}").sample(range(len(items)), options.n)
+    return [items[at] for at in sorted(chosen)]
 
 
 def _able(server: Server, names: Sequence[str] | None) -> set[str]:

@@ -11,7 +11,7 @@ from serve.tasks import TASKS
 from serve.toy import questions, world
 from serve.toy.masks import mask
 from serve.toy.questions import Question
-from serve.toy.world import Scene
+from serve.toy.world import SHAPES, Scene
 
 FRESH = 20_000_000
 """Seeds below ten million are trained on, those from there are the training's own held-out scenes."""
@@ -78,12 +78,20 @@ def _detect(scene: Scene, at: int, rng: random.Random, masked: bool = False) -> 
     return {"labels": phrases}, {"boxes": boxes}
 
 
+def _count(scene: Scene, at: int, rng: random.Random) -> tuple[Json, Json]:
+    """Ask for a kind of shape, as the toys were trained to count: one that is there, or any."""
+    kind = rng.choice(SHAPES if rng.random() < 0.3 else [shape.kind for shape in scene.shapes])
+    return {"labels": [kind]}, {"count": len(questions.matching(scene, kind))}
+
+
 QUESTIONS: Mapping[str, Callable[[Scene, int, random.Random], tuple[Json, Json]]] = {
     "vqa": _vqa,
     "caption": _caption,
     "ocr": _ocr,
     "detect": _detect,
     "segment": functools.partial(_detect, masked=True),
+    "point": _detect,
+    "count": _count,
     "chat": _chat,
 }
 """By task, (scene, its number, random numbers) -> (fields of the request, true answer). A task without is left out."""

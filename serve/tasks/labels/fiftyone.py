@@ -64,9 +64,16 @@ def _field(model: str) -> str:
 
 
 def _label(result: Json, size: tuple[int, int]) -> Any:
+    if next(iter(result), "") == "points":
+        return {"_cls": "Keypoints", "keypoints": [_keypoint(point, size) for point in result["points"]]}
     if "boxes" not in result:
         return result_text(result)
     return {"_cls": "Detections", "detections": [_detection(box, size) for box in result["boxes"]]}
+
+
+def _keypoint(point: Json, size: tuple[int, int]) -> Json:
+    place = [value / side for value, side in zip(point["point"], size, strict=True)]
+    return {"_cls": "Keypoint", "label": point["label"], "points": [place], "confidence": [point.get("score", 1.0)]}
 
 
 def _detection(box: Json, size: tuple[int, int]) -> Json:

@@ -25,8 +25,15 @@ from serve.tasks.labels.yolo import polygon_mask
 
 LOCAL_FILES = "/data/local-files/?d="
 """The begin of a picture's address where Label Studio serves a folder of its own machine."""
-KINDS = {"RectangleLabels": "detect", "BrushLabels": "segment", "PolygonLabels": "segment"}
+KINDS = {
+    "RectangleLabels": "detect",
+    "BrushLabels": "segment",
+    "PolygonLabels": "segment",
+    "KeyPointLabels": "point",
+}
 """By a control's tag, the task that fills it. A TextArea is filled by the task that it is named after."""
+DOT = 0.6
+"""The size of a point on Label Studio's page, in percent of the picture's width."""
 MAX_CONTROLS = 8
 MAX_LABELS = 32
 MAX_NAME = 200
@@ -80,13 +87,15 @@ def write_config(task: str, labels: Sequence[str]) -> str:
     view = ET.Element("View")
     ET.SubElement(view, "Image", name=IMAGE, value="$image")
     control = _control(task)
-    if TASKS[task].boxed:
+    if TASKS[task].places is not None:
         element = ET.SubElement(view, control.tag, name=control.name, toName=control.to_name)
         for label in labels:
             ET.SubElement(element, "Label", value=writable(label))
     else:
         if TASKS[task].text_field == "question":
             ET.SubElement(view, "Text", name="question", value="$question")
+        elif labels:
+            ET.SubElement(view, "Header", value=writable("; ".join(labels)))
         more = {"name": control.name, "toName": control.to_name, "editable": "true", "maxSubmissions": "1"}
         ET.SubElement(view, control.tag, more)
     ET.indent(view)
@@ -100,11 +109,12 @@ def regions(result: Mapping[str, Any], control: Control, size: tuple[int, int]) 
         "from_name": control.name, "to_name": control.to_name, "original_width": width, "original_height": height,
         "image_rotation": 0,
     }  # fmt: skip
-    if "boxes" not in result:
+    places = TASKS[control.task].places
+    if places is None:
         place = {"from_name": control.name, "to_name": control.to_name}
         return [{"id": "text", **place, "type": "textarea", "value": {"text": [result_text(result)]}}]
     found_regions = []
-    for at, box in enumerate(result["boxes"]):
+    for at, box in enumerate(result[places]):
         for part, (kind, value) in enumerate(_values(box, control, size)):
             region = {"id": f"{control.name}-{at}-{part}", **common, "type": kind, "score": box.get("score", 1.0)}
             found_regions.append(region | {"value": value | {kind: [box["label"]]}})
@@ -162,13 +172,14 @@ def is_export(body: Any) -> bool:
 
 def _control(task: str) -> Control:
     """Return the control that `write_config` writes for a task."""
-    if not TASKS[task].boxed:
+    if TASKS[task].places is None:
         return Control("TextArea", task, IMAGE, IMAGE, task)
-    return Control("BrushLabels" if task == "segment" else "RectangleLabels", "label", IMAGE, IMAGE, task)
+    tag = {"segment": "BrushLabels", "point": "KeyPointLabels"}.get(task, "RectangleLabels")
+    return Control(tag, "label", IMAGE, IMAGE, task)
 
 
 def _written() -> list[str]:
-    return [name for name, task in TASKS.items() if not task.boxed]
+    return [name for name, task in TASKS.items() if task.places is None]
 
 
 def _task(picture: Answered, control: Control, base: str) -> Json:
@@ -193,8 +204,12 @@ def _task(picture: Answered, control: Control, base: str) -> Json:
 
 
 def _values(box: Json, control: Control, size: tuple[int, int]) -> Iterator[tuple[str, Json]]:
-    """Yield (type, value without labels) of each region of a box."""
+    """Yield (type, value without labels) of each region of a box or a point."""
     width, height = size
+    if "point" in box:
+        x, y = box["point"]
+        yield "keypointlabels", {"x": 100 * x / width, "y": 100 * y / height, "width": DOT}
+        return
     if "mask" in box and control.tag != "RectangleLabels":
         rle = masks.Rle.model_validate(box["mask"])
         if control.tag == "BrushLabels":
@@ -215,6 +230,7 @@ def _truths(where: str, data: Mapping[str, Any], results: Sequence[Mapping[str, 
     address = next((str(data[name]) for name in ("image", *data) if name in data), "")
     file = str(data.get("file") or _file(address))
     boxes: list[Json] = []
+    points: list[Json] = []
     texts: dict[str, str] = {}
     drawn = False
     for region in results:
@@ -222,16 +238,30 @@ def _truths(where: str, data: Mapping[str, Any], results: Sequence[Mapping[str, 
         if kind == "textarea" and region["from_name"] in _written():
             text = value["text"]
             texts[region["from_name"]] = "\n".join(text) if isinstance(text, list) else str(text)
+        elif kind == "keypointlabels":
+            width, height = _size(region)
+            place = [float(value["x"]) * width / 100, float(value["y"]) * height / 100]
+            points.append({"label": str(value[kind][0]), "point": place, "score": 1.0})
         elif kind in ("rectanglelabels", "polygonlabels", "brushlabels"):
             drawn = True
             boxes.append({"label": str(value[kind][0]), "crowd": False} | _shape(kind, value, _size(region)))
     wanted = data.get("labels")
     if drawn or (not results and isinstance(wanted, list)):
         yield from box_truths(where, file, boxes, list(map(str, wanted)) if isinstance(wanted, list) else ())
+    if points:
+        labels = [*(wanted if isinstance(wanted, list) else ()), *(point["label"] for point in points)]
+        fields = {"labels": list(dict.fromkeys(map(str, labels)))}
+        yield Truth(where, file, "point", fields, {"points": points, "size": [height, width]})
     for task, text in texts.items():
-        question = {"question": str(data["question"])} if TASKS[task].text_field == "question" else {}
-        key, answer = {"caption": ("captions", [text]), "ocr": ("text", text)}.get(task, ("answers", [text]))
-        yield Truth(where, file, task, question, {key: answer})
+        field = TASKS[task].text_field
+        fields = {} if field is None else {field: str(data[field]) if field == "question" else data[field]}
+        yield Truth(where, file, task, fields, _text_truth(task, text))
+
+
+def _text_truth(task: str, text: str) -> Json:
+    if task == "count":
+        return {"count": int(text)}
+    return {"caption": {"captions": [text]}, "ocr": {"text": text}}.get(task, {"answers": [text]})
 
 
 def _size(region: Mapping[str, Any]) -> tuple[int, int]:

@@ -31,9 +31,15 @@ class Answered:
 
     @property
     def boxes(self) -> Sequence[Json]:
-        """Return the result's boxes; none where it is a text."""
+        """Return the result's boxes; none where it is something else."""
         boxes: Sequence[Json] = (self.result or {}).get("boxes", ())
         return boxes
+
+    @property
+    def points(self) -> Sequence[Json]:
+        """Return the result's points; none where it is something else."""
+        points: Sequence[Json] = (self.result or {}).get("points", ())
+        return points
 
     @property
     def text(self) -> str:
@@ -53,7 +59,7 @@ class Truth:
 
 
 def result_text(result: Mapping[str, Any]) -> str:
-    """Return the text of a result with one field; empty for one without."""
+    """Return the text, or the number, of a result's first field; empty for one without."""
     return str(next(iter(result.values()), ""))
 
 
@@ -77,7 +83,8 @@ def answered(pictures: Sequence[Answered]) -> list[Answered]:
 def names(pictures: Sequence[Answered]) -> list[str]:
     """Return all labels, those that were asked for first, each once."""
     wanted = [str(label) for picture in pictures for label in picture.fields.get("labels", ())]
-    return list(dict.fromkeys([*wanted, *(str(box["label"]) for picture in pictures for box in picture.boxes)]))
+    others = (str(item["label"]) for picture in pictures for item in (*picture.boxes, *picture.points))
+    return list(dict.fromkeys([*wanted, *others]))
 
 
 def place(source: Path, target: Path) -> None:

@@ -27,7 +27,7 @@ from serve.tasks.labels.yolo import polygon_mask
 SIZE = (64, 48)
 NAMES = ["a.png", "deep/b c.png", "é<&>'.png"]
 PIXELS = {"yolo": 1e-4, "voc": 0.5, "label-studio": 1e-9, "fiftyone": 1e-9, "coco": 1e-9, "jsonl": 0}
-TEXTS = {"vqa": "a <b>cat</b>", "caption": "two\nlines", "ocr": "STOP & go", "chat": "Yes."}
+TEXTS = {"vqa": "a <b>cat</b>", "caption": "two\nlines", "ocr": "STOP & go", "chat": "Yes.", "count": 3}
 
 
 def disc(x: int, y: int, radius: int) -> Any:
@@ -47,9 +47,15 @@ def box(label: str, mask: Any, *, masked: bool) -> dict[str, Any]:
 
 def pictures(task: str) -> list[Answered]:
     """Return answered pictures: one object, several with a hole and two parts, none."""
-    if not TASKS[task].boxed:
-        (field,) = TASKS[task].result.model_fields
-        fields = {"question": "what?"} if TASKS[task].text_field else {}
+    if TASKS[task].places == "points":
+        points = [{"label": label, "point": [x, 20.5], "score": 0.5} for label, x in (("cat", 3.25), ("old dog", 40.0))]
+        labels: dict[str, Any] = {"labels": ["cat", "old dog", "never seen"]}
+        several = {"points": points, "size": [SIZE[1], SIZE[0]]}
+        return [Answered(name, task, labels, SIZE, several, 0.9, {"toy-llava": several}) for name in NAMES]
+    if TASKS[task].places is None:
+        field = next(iter(TASKS[task].result.model_fields))
+        words = {"question": "what?", "labels": ["cat"]}
+        fields = {name: words[name] for name in (TASKS[task].text_field,) if name}
         result = {field: TEXTS[task]}
         return [Answered(name, task, fields, SIZE, result, 0.9, {"toy-llava": result}) for name in NAMES]
     ring = disc(20, 20, 9) & ~disc(20, 20, 4)
@@ -96,7 +102,10 @@ def test_labels_are_read_back_as_written(name: str, task: str, album: Path, tmp_
     FORMATS[name](out, album, written)
     if name == "fiftyone" and not TASKS[task].boxed:
         sample = json.loads((out / "samples.json").read_text())["samples"][0]
-        assert sample["merged"] == sample["toy_llava"] == TEXTS[task] and (out / sample["filepath"]).is_file()
+        if TASKS[task].places == "points":
+            assert sample["merged"]["keypoints"][0]["points"] == [[3.25 / SIZE[0], 20.5 / SIZE[1]]]
+            return
+        assert sample["merged"] == sample["toy_llava"] == str(TEXTS[task]) and (out / sample["filepath"]).is_file()
         return
     labelled = Labelled(album, as_reviewed(out / "tasks.json")) if name == "label-studio" else read_back(out, album)
     assert not [note for note in labelled.notes if "not in" in note]
@@ -107,10 +116,14 @@ def test_labels_are_read_back_as_written(name: str, task: str, album: Path, tmp_
             assert (key in read and read[key].truth == {"boxes": []}) or any(key in file for file, _ in labelled.empty)
         elif TASKS[task].boxed:
             compare(picture.boxes, read[key].truth["boxes"], PIXELS[name])
+        elif TASKS[task].places == "points":
+            places = [(point["label"], pytest.approx(point["point"])) for point in picture.points]
+            assert [(point["label"], point["point"]) for point in read[key].truth["points"]] == places
+            assert read[key].fields == picture.fields
         else:
-            assert read[key].fields.get("question") == picture.fields.get("question")
+            assert read[key].fields == picture.fields
             value = next(iter(read[key].truth.values()))
-            assert (value if isinstance(value, str) else value[0]) == picture.text
+            assert str(value[0] if isinstance(value, list) else value) == picture.text
 
 
 def compare(before: Any, after: Any, pixels: float) -> None:

@@ -4,7 +4,9 @@ from serve.client.evaluation.measures.answers import exact, vqa_accuracy
 from serve.client.evaluation.measures.base import Measure, Measured
 from serve.client.evaluation.measures.characters import character_errors
 from serve.client.evaluation.measures.cider import cider_d
+from serve.client.evaluation.measures.counts import count_errors
 from serve.client.evaluation.measures.instances import box_precision, mask_overlap, mask_precision
+from serve.client.evaluation.measures.points import points_inside
 from serve.client.evaluation.measures.shapes import every_shape
 
 __all__ = ["MEASURES", "Measure", "Measured"]
@@ -15,5 +17,7 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
     "ocr": (character_errors,),
     "detect": (box_precision,),
     "segment": (mask_overlap, mask_precision),
+    "point": (points_inside,),
+    "count": (count_errors,),
     "chat": (cider_d(lambda truth: truth["answers"], lambda result: str(result["text"])), exact),
 }

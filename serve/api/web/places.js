@@ -1,0 +1,22 @@
+// Objects with their places in the picture: boxes, some with masks, and points.
+
+const FIELDS = ["boxes", "points"];
+
+/** The objects of a result, to be drawn; none of one that has no places. */
+export const placesOf = (result) => FIELDS.map((name) => result?.[name]).find(Array.isArray) ?? [];
+
+/** Whether a result is a list of places, and not a text or a number. */
+export const listsPlaces = (result) => FIELDS.includes(Object.keys(result ?? {})[0]);
+
+/** x0 y0 x1 y1 of a box, x y of a point, in whole pixels. */
+export const pixels = ({ box, point }) => (box ?? point).map((value) => Math.round(value)).join(" ");
+
+/** The outline of a place as an SVG path: a point is a line without length, which its round ends make a dot. */
+export function outline({ box, point }) {
+  if (point) return `M${point[0]} ${point[1]}h0.01`;
+  const [x0, y0, x1, y1] = box;
+  return `M${x0} ${y0}H${Math.max(x0, x1)}V${Math.max(y0, y1)}H${x0}Z`;
+}
+
+/** left, top, right, bottom. */
+export const edges = ({ box, point }) => box ?? [...point, ...point];

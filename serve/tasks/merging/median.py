@@ -1,0 +1,48 @@
+"""Weighted median: the number with half of the weight, or less, on either side."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+
+from serve.tasks.base import Merged, MergeRule, Reply
+from serve.tasks.merging.agreement import agreed, standing, weigh
+
+
+def weighted_median(number: Callable[[Reply], int], by_confidence: bool = False) -> MergeRule:
+    """Make a rule that takes the weighted median of number(reply), so that one wild number moves nothing.
+
+    Of the two numbers in the middle, where the halves are equal, it is the one with the larger sum of weight x
+    confidence, then the earlier in the catalogue. by_confidence: that product is the weight itself. A model deviates by
+    its distance to the median over the larger of the two numbers.
+    """
+
+    def choose(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
+        weights = weigh(replies, given)
+        says = {reply.model: standing(reply, weights) for reply in replies}
+        votes = says if by_confidence and any(says.values()) else weights
+        camps: dict[int, list[Reply]] = {}
+        for reply in replies:
+            camps.setdefault(number(reply), []).append(reply)
+        middle = _middle({value: sum(votes[reply.model] for reply in camp) for value, camp in camps.items()})
+        # max keeps the first of equals: catalogue order
+        median = max(middle, key=lambda value: sum(says[reply.model] for reply in camps[value]))
+        spokesman = max(camps[median], key=lambda reply: says[reply.model])
+        deviations = {reply.model: _apart(number(reply), median) for reply in replies}
+        assert spokesman.result is not None
+        method = "weighted_median" if by_confidence else "median"
+        return agreed(spokesman.result, method, weights, deviations, [[reply.model for reply in camps[median]]])
+
+    return choose
+
+
+def _middle(votes: Mapping[int, float]) -> list[int]:
+    """Return the one or two medians of numbers by their votes, in the order of `votes`."""
+    numbers = sorted(votes)
+    total = sum(votes[value] for value in numbers)
+    below = dict(zip(numbers, accumulate((votes[value] for value in numbers), initial=0.0), strict=False))
+    half = total / 2 * (1 + 1e-9)
+    return [value for value in votes if below[value] <= half and total - below[value] - votes[value] <= half]
+
+
+def _apart(value: int, median: int) -> float:
+    """Return the distance of two counts over the larger of them: 0 for equal ones, 1 where one is 0."""
+    return 0.0 if value == median else abs(value - median) / max(value, median)
