@@ -104,6 +104,7 @@ def _ask_options(ask: argparse.ArgumentParser) -> None:
     )
     ask.add_argument("--task", type=_text, help="default vqa with a question, else caption; see `diptych models`")
     ask.add_argument("--labels", type=_text, metavar="PHRASES", help="the phrases to find, instead of QUESTION")
+    ask.add_argument("--multiple", action="store_true", default=None, help="for classify: several labels may be right")
     _request_options(ask)
     ask.add_argument("--json", action="store_true", help="print the server's JSON and nothing else")
     ask.add_argument(
@@ -136,6 +137,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--task", type=_text, default="caption", help="default caption; see `diptych models`")
     run.add_argument("--question", dest="asked", type=_text, metavar="TEXT", help="for tasks that take one, as vqa")
     run.add_argument("--labels", type=_text, metavar="PHRASES", help="for tasks that take phrases, as in 'cat; dog'")
+    run.add_argument("--multiple", action="store_true", default=None, help="for classify: several labels may be right")
     _request_options(run)
     _batch_options(run)
     run.add_argument(

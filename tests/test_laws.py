@@ -53,6 +53,7 @@ from serve.tasks.detect import DetectRequest
 from serve.tasks.merging.vote import majority
 from serve.tasks.ocr import OcrResult
 from serve.tasks.points import LabelledPoint, PointResult
+from serve.tasks.scored_labels import ClassifyResult, ScoredLabel
 from serve.tasks.segment import LabelledMask, SegmentResult
 from serve.worker import Worker
 
@@ -99,10 +100,13 @@ points = st.builds(
     point=st.tuples(st.floats(0, WIDTH), st.floats(0, HEIGHT)),
     score=st.floats(0, 1),
 )
+scored = st.builds(ScoredLabel, label=st.sampled_from(["cat", "A cat", "dog", "bird"]), score=st.floats(0, 1))
 RESULTS: dict[str, st.SearchStrategy[Result]] = {
     "ocr": st.builds(OcrResult, text=pages),
     "detect": st.builds(DetectResult, boxes=st.lists(boxes, max_size=4)),
     "segment": st.builds(SegmentResult, boxes=st.lists(masks, max_size=4)),
+    "classify": st.builds(ClassifyResult, labels=st.lists(scored, min_size=1, max_size=1))
+    | st.builds(ClassifyResult, labels=st.lists(scored, max_size=3), multiple=st.just(True)),
     "point": st.builds(PointResult, points=st.lists(points, max_size=4), size=st.just((HEIGHT, WIDTH))),
 }
 """By task, results whose fields depend on each other. Those of other tasks are drawn field by field."""
@@ -370,8 +374,8 @@ def test_prompts_hold_every_label_and_their_replies_make_a_result(model: Model, 
 
 
 def items(result: Result | None) -> Sequence[Any]:
-    """Return a result's boxes or points."""
-    return next((getattr(result, name) for name in ("boxes", "points") if hasattr(result, name)), [])
+    """Return a result's boxes, points or labels."""
+    return next((getattr(result, name) for name in ("boxes", "points", "labels") if hasattr(result, name)), [])
 
 
 def _apart(result: Result | None) -> bool:
@@ -387,12 +391,12 @@ def _apart(result: Result | None) -> bool:
 
 def _approx(a: Result | None, b: Result | None) -> bool:
     """Return whether results are equal, but for the order of boxes and the last digits of their numbers."""
-    placed = DetectResult | SegmentResult | PointResult
+    placed = DetectResult | SegmentResult | PointResult | ClassifyResult
     if not isinstance(a, placed) or not isinstance(b, placed):
         return a == b
 
     def same(p: Any, q: Any) -> bool:
-        there, here = (item.point if isinstance(item, LabelledPoint) else item.box for item in (p, q))
+        there, here = (getattr(item, "point", getattr(item, "box", ())) for item in (p, q))
         near = there == pytest.approx(here, abs=0.02) and p.score == pytest.approx(q.score, abs=1e-6)
         return near and label_key(p.label) == label_key(q.label) and getattr(p, "mask", 0) == getattr(q, "mask", 0)
 
@@ -416,7 +420,7 @@ class TallyResult(Result):
     tally: Annotated[int, Field(ge=0)]
 
 
-def read_tally(generation: Generation) -> TallyResult:
+def read_tally(generation: Generation, request: TallyRequest) -> TallyResult:
     if not re.fullmatch("[0-9]{1,9}", generation.text):
         raise ParseError("The reply is no number.")
     return TallyResult(tally=int(generation.text))

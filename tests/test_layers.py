@@ -18,7 +18,7 @@ LAYERS = [  # a package's entry applies to its modules without an entry of their
     {"engines.vllm"},
     {"tasks.base"},
     {"tasks.boxes"},
-    {"tasks.masks", "tasks.points"},
+    {"tasks.masks", "tasks.points", "tasks.scored_labels"},
     {"tasks.merging"},
     {"tasks"},
     {"models"},

@@ -27,6 +27,7 @@ class NameDetails(BaseModel):
         default=None, description="The field of a task's request for what is written beside the image."
     )
     boxed: bool | None = Field(default=None, description="Whether a task's results are boxes in the image.")
+    multiple: bool | None = Field(default=None, description="Whether a task's request has `multiple`.")
     places: Literal["boxes", "points"] | None = Field(
         default=None, description="The field of a task's result that holds objects with their places in the image."
     )
@@ -92,6 +93,7 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
                 title=task.title,
                 text_field=task.text_field,
                 boxed=task.boxed,
+                multiple="multiple" in task.request.model_fields,
                 places=task.places,
                 example=task.example,
             )

@@ -23,7 +23,8 @@ def present(task: Task, reply: Reply, image: Image) -> dict[str, Any]:
     result = reply.result.model_dump(mode="json")
     field, answer = next(iter(result.items()))
     if task.places is None:
-        return {field: _text(str(answer), verbatim=task.verbatim)}
+        text = answer if isinstance(answer, str) else task.as_text(reply.result)
+        return {field: _text(text, verbatim=task.verbatim)}
     name = "box" if task.boxed else "point"
     step = max(image.width, image.height) / GRID
     limits = (image.width, image.height) * 2

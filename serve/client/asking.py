@@ -17,7 +17,7 @@ from serve.client.listing import toy_notes
 from serve.media.video_caps import sniff
 
 FIELDS = (
-    *("models", "deadline_s", "quorum", "merge", "judge", "temperature", "max_tokens", "seed", "lang"),
+    *("models", "deadline_s", "quorum", "merge", "judge", "temperature", "max_tokens", "seed", "lang", "multiple"),
     *("reasoning_effort", "thinking_token_budget"),
 )
 ENOUGH = 64 * 2**20  # the server says what is too large; this only makes `diptych ask /dev/zero` end

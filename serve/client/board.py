@@ -1,5 +1,6 @@
 """Replies side by side in a terminal, filled while the models stream, with the merged reply below."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -107,14 +108,23 @@ def pixels_of(item: Json) -> Sequence[float]:
     return pixels
 
 
+def answer_text(answer: Any) -> str:
+    """Return the value of a result's first field as a person reads it: a text, a number, labels, an object."""
+    if isinstance(answer, list):
+        return ", ".join(str(item["label"] if isinstance(item, dict) and "label" in item else item) for item in answer)
+    return json.dumps(answer, ensure_ascii=False) if isinstance(answer, dict) else str(answer)
+
+
 def format_result(result: Mapping[str, Any] | None) -> list[str]:
     """Format a result as lines: a task's text, or a line for each box or point."""
     if result is None:
         return ["(nothing)"]
     field, answer = next(iter(result.items()), ("", ""))
     if field not in PLACES:
+        if field == "labels":
+            return [f"{item['label']}  {item['score']:.2f}" for item in answer] or ["none of them"]
         by = f"by {result['by']}" if "by" in result else ""
-        return [f"{answer}  {by}".rstrip()]
+        return [f"{answer_text(answer)}  {by}".rstrip()]
     lines = [
         f"{item['label']}  {' '.join(f'{v:.0f}' for v in pixels_of(item))}  {item['score']:.2f}" for item in answer
     ]

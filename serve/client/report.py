@@ -26,7 +26,7 @@ import PIL.ImageOps
 from rich.console import Console
 from rich.progress import track
 
-from serve.client.board import PLACES, placed_items
+from serve.client.board import PLACES, answer_text, placed_items
 from serve.client.evaluation import folder as folders
 from serve.client.evaluation import lines, toys
 from serve.client.http_client import Failure, Misuse
@@ -116,7 +116,7 @@ def _summary(result: Json) -> str:
     """Return a result as the page words it: a text, or how many boxes or points of each label."""
     field, answer = next(iter(result.items()), ("", ""))
     if field not in PLACES:
-        return str(answer)[:MAX_WORDS]
+        return answer_text(answer)[:MAX_WORDS]
     counts = collections.Counter(str(item["label"]) for item in answer)
     parts = (f"{count} × {label}" if count > 1 else label for label, count in counts.items())
     return ", ".join(parts)[:MAX_WORDS] or "nothing found"

@@ -38,18 +38,19 @@ def instructed_skills(
     converse: Callable[[Sequence[Turn]], str],
     *,
     logprobs: bool = True,
+    schemas: bool = True,
     boxes: Contract | Literal["probe"] | None = None,
     points: Contract | None = None,
 ) -> Mapping[str, Skill]:
     """Return the skills, by task: every one with an `Instruction`, detection and pointing.
 
     converse: as in Model. logprobs: whether the model's server gives log-probabilities; they are asked for where
-    merging weighs by them. boxes: the coordinate contract of its boxes, probe: to be found by a check before it
-    detects, None: it does not detect. points: the contract of its points, by which it also counts; without, it points
-    to the centres of its boxes.
+    merging weighs by them. schemas: whether it can be held to a JSON schema. boxes: the coordinate contract of its
+    boxes, probe: to be found by a check before it detects, None: it does not detect. points: the contract of its
+    points, by which it also counts; without, it points to the centres of its boxes.
     """
     skills = {
-        task.name: _instructed(converse, task.instruction, logprobs and task.by_confidence)
+        task.name: _instructed(converse, task.instruction, logprobs and task.by_confidence, schemas)
         for task in TASKS.values()
         if task.instruction is not None
     }
@@ -62,16 +63,19 @@ def instructed_skills(
     return {task: skills[task] for task in TASKS if task in skills}
 
 
-def _instructed(converse: Callable[[Sequence[Turn]], str], instruction: Instruction, logprobs: bool) -> Skill:
+def _instructed(
+    converse: Callable[[Sequence[Turn]], str], instruction: Instruction, logprobs: bool, schemas: bool = True
+) -> Skill:
     """Return the skill of one task."""
 
     def ask(request: Request) -> list[Prompt]:
-        sampling = replace(task_sampling(request, instruction.max_tokens), logprobs=logprobs)
+        schema = instruction.schema(request) if schemas and instruction.schema is not None else None
+        sampling = replace(task_sampling(request, instruction.max_tokens), logprobs=logprobs, json_schema=schema)
         text = instruction.prompt(request)
         return [Prompt(converse([Turn("user", text, has_image=True)]), request.image, sampling)]
 
     def parse(generations: Sequence[Generation], request: Request) -> Result:
-        return instruction.read(generations[0])
+        return instruction.read(generations[0], request)
 
     return Skill(ask, parse, basis="prompted")
 

@@ -97,6 +97,7 @@ def _model(
                 "detect (prompted, one box a phrase)",
                 "point (derived)",
                 "count (prompted)",
+                "classify (prompted)",
             ),
             features=("pictures in up to five tiles (2,880 tokens)", "multi-turn conversation", "system message"),
             links=("https://llava-vl.github.io/blog/2024-01-30-llava-next/", f"https://huggingface.co/{hub}"),

@@ -40,6 +40,7 @@ MODELS = [
                 "chat (video)",
                 "ocr (video, prompted)",
                 "count (video, prompted)",
+                "classify (prompted)",
             ),
             features=(
                 f"films of {FRAMES} frames (144 tokens each)",

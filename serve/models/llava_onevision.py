@@ -55,6 +55,7 @@ def _model(size: str, cache_shape: CacheShape, parameters: int, revision: str, e
                 "detect (prompted, one box a phrase)",
                 "point (derived)",
                 "count (prompted)",
+                "classify (prompted)",
             ),
             features=(
                 "pictures in up to ten tiles (7,290 tokens)",

@@ -14,6 +14,7 @@ from serve.models.base import Skill, Turn, task_sampling
 from serve.models.contracts import LLAVA, Fault
 from serve.models.derived import count_in_words, points_of_boxes
 from serve.models.text_replies import parse_caption, parse_chat, parse_text, parse_vqa
+from serve.models.yes_no import classify_by_questions
 from serve.tasks.base import Request, Result
 from serve.tasks.boxes import DetectResult, LabelledBox
 from serve.tasks.caption import CaptionRequest
@@ -96,6 +97,7 @@ def llava_skills(
         **({"detect": detect, "point": points_of_boxes(detect)} if images else {}),
         # not by boxes: it was trained on one box for a phrase
         "count": count_in_words(lambda request, question: ask(request, question + SHORT, 16)),
+        "classify": classify_by_questions(lambda request, question: ask(request, question + SHORT, 8)),
         "chat": Skill(ask_chat, parse_chat),
     }
 

@@ -63,6 +63,7 @@ def _published(kind: str, size: int, parameters: int) -> Model:
             "ocr (prompted)" if mix else "ocr",
             "point (derived)",
             "count (derived)",
+            "classify (prompted)",
         ),
         features=("boxes as location tokens", "masks as segmentation tokens", "captions in 34 languages"),
         links=("https://arxiv.org/abs/2407.07726", f"https://huggingface.co/{hub}"),
@@ -115,6 +116,7 @@ def _toy(name: str, folder: str, parameters: int) -> Model:
                 "ocr (listed words)",
                 "point (derived)",
                 "count (derived)",
+                "classify (prompted)",
             ),
             features=(
                 "PaliGemma architecture",

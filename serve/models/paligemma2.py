@@ -19,8 +19,8 @@ KINDS = {
     "ft-docci": "Captioner",
 }
 TASKS = {
-    "pt": ("vqa", "caption", "ocr", "detect", "segment", "point (derived)", "count (derived)"),
-    "mix": ("vqa", "caption", "ocr", "detect", "segment", "point (derived)", "count (derived)"),
+    "pt": ("vqa", "caption", "ocr", "detect", "segment", "point (derived)", "count (derived)", "classify (prompted)"),
+    "mix": ("vqa", "caption", "ocr", "detect", "segment", "point (derived)", "count (derived)", "classify (prompted)"),
     "ft-docci": ("caption (a detailed paragraph)",),
 }
 NOTES = {

@@ -17,6 +17,7 @@ from serve.models.contracts import PALIGEMMA, Fault
 from serve.models.control_tokens import escape_control_tokens
 from serve.models.derived import count_of_boxes, points_of_boxes
 from serve.models.text_replies import parse_caption, parse_text, parse_vqa
+from serve.models.yes_no import classify_by_questions
 from serve.tasks.base import Request, Result
 from serve.tasks.boxes import AskedLabels, DetectResult, LabelledBox, bare_phrase, distinct
 from serve.tasks.caption import CaptionRequest
@@ -78,6 +79,7 @@ def paligemma_skills(
         "segment": Skill(ask_segment, parse, slow=True),
         "point": points_of_boxes(detect),
         "count": count_of_boxes(detect),
+        "classify": classify_by_questions(lambda request, question: _ask(request, f"answer en {question}", 8)),
     }
     return {task: skill for task, skill in skills.items() if task not in without and (only is None or task in only)}
 

@@ -242,8 +242,8 @@ class Reasoning:
         on = self.on if options.on is None or not self.switchable else options.on
         budget = self.budget if options.budget is None or not self.bounded else options.budget
         sampling = prompt.sampling
-        if on is not False:
-            sampling = replace(sampling, thinking_token_budget=budget)
+        if on is not False:  # a grammar would hold from the first token on, and leave no room to reason
+            sampling = replace(sampling, thinking_token_budget=budget, json_schema=None)
         if on and extend:
             sampling = replace(sampling, max_tokens=sampling.max_tokens + (ROOM if budget is None else budget))
         marks = tuple(mark for style in self.styles for mark in style.begins + style.ends)

@@ -128,7 +128,12 @@ def _origin(spec: RemoteModel) -> Model:
             remote=True,
             price=price,
         ),
-        skills=instructed_skills(chat_messages, logprobs="logprobs" in spec.fields, boxes=box_contract(spec.boxes)),
+        skills=instructed_skills(
+            chat_messages,
+            logprobs="logprobs" in spec.fields,
+            schemas="response_format" in spec.fields,
+            boxes=box_contract(spec.boxes),
+        ),
         converse=chat_messages,
         prepare=unchanged,
         reasoning=Reasoning(

@@ -3,6 +3,7 @@
 from serve.tasks.base import Task
 from serve.tasks.caption import CAPTION
 from serve.tasks.chat import CHAT
+from serve.tasks.classify import CLASSIFY
 from serve.tasks.count import COUNT
 from serve.tasks.detect import DETECT
 from serve.tasks.ocr import OCR
@@ -10,4 +11,6 @@ from serve.tasks.point import POINT
 from serve.tasks.segment import SEGMENT
 from serve.tasks.vqa import VQA
 
-TASKS: dict[str, Task] = {task.name: task for task in (VQA, CAPTION, OCR, DETECT, SEGMENT, POINT, COUNT, CHAT)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (VQA, CAPTION, OCR, DETECT, SEGMENT, POINT, COUNT, CLASSIFY, CHAT)
+}

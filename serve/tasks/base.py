@@ -181,7 +181,7 @@ class TextResult(Result):
         return cls(**{field: text})
 
     @classmethod
-    def read(cls, generation: Generation) -> Self:
+    def read(cls, generation: Generation, request: Any = None) -> Self:
         """Return what a model wrote as the result. Raises ParseError where it wrote nothing."""
         text = generation.text.strip()
         if not text:
@@ -293,13 +293,15 @@ class Judging:
 class Instruction:
     """The prompt and the parser of a task for models that follow instructions, those on other servers among them.
 
-    prompt: a request -> the text beside the image. read: the reply -> the result; raises ParseError for text that is
-    none, and where `Generation.cut` says that it may miss its end. max_tokens: where the request gives none.
+    prompt: a request -> the text beside the image. read: the reply and the request -> the result; raises ParseError for
+    text that is none, and where `Generation.cut` says that it may miss its end. max_tokens: where the request gives
+    none. schema: a request -> a JSON schema that the reply must satisfy, where the engine takes one.
     """
 
     prompt: Callable[[Any], str]
-    read: Callable[[Generation], Result]
+    read: Callable[[Generation, Any], Result]
     max_tokens: int
+    schema: Callable[[Any], str] | None = None
 
 
 @dataclass(frozen=True)

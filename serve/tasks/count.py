@@ -1,7 +1,7 @@
 """Counting: a phrase in, a number out."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -35,7 +35,7 @@ class CountResult(Result):
     points: list[LabelledPoint] = []
 
     @classmethod
-    def read(cls, generation: Generation) -> Self:
+    def read(cls, generation: Generation, request: Any = None) -> Self:
         """Return the number that a model wrote, in digits or up to ten as a word.
 
         Raises ParseError for a reply without a number, or with several different ones.

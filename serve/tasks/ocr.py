@@ -1,6 +1,6 @@
 """Reading (OCR): the text in the image, line by line."""
 
-from typing import Self
+from typing import Any, Self
 
 from serve.engines.base import Generation
 from serve.errors import ParseError
@@ -25,7 +25,7 @@ class OcrResult(TextResult):
     text: str
 
     @classmethod
-    def read(cls, generation: Generation) -> Self:
+    def read(cls, generation: Generation, request: Any = None) -> Self:
         """Return what a model wrote as the image's text. Raises ParseError for a reply cut before its first word."""
         text = generation.text.strip()
         if not text and generation.cut:
@@ -37,7 +37,7 @@ def _prompt(request: OcrRequest) -> str:
     return READ
 
 
-def _read(generation: Generation) -> OcrResult:
+def _read(generation: Generation, request: OcrRequest) -> OcrResult:
     """Read a reply, NO_TEXT as none. Raises as `OcrResult.read`."""
     result = OcrResult.read(generation)
     return OcrResult(text="") if result.text.rstrip(".").casefold() in (NO_TEXT, NO_TEXT.strip("()")) else result

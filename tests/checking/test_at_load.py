@@ -213,6 +213,7 @@ async def test_remote_model_detects_by_the_contract_of_its_check(
         "detect",
         "point",
         "count",
+        "classify",
         "chat",
     ]
     engine = FakeEngine(SeeingModel(writes, answers=answers), kept=1000)

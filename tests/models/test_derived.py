@@ -36,7 +36,7 @@ def test_point_of_a_detecting_model_is_its_boxes_centre() -> None:
     assert [prompt.text for prompt in skill.ask(request)] == ["detect Cat"] and skill.basis == "derived"
     result = skill.parse([Generation(BOXES)], request)
     assert isinstance(result, PointResult) and result.size == (100, 200)
-    assert [(point.label, point.point) for point in result.points] == [("Cat", (50.05, 50)), ("Cat", (150.05, 75.02))]
+    assert [(point.label, point.point) for point in result.points] == [("Cat", (50.05, 50)), ("Cat", (150.05, 75.03))]
 
 
 def test_count_of_a_detecting_model_is_the_number_of_its_boxes_and_none_where_the_reply_is_cut() -> None:
@@ -57,7 +57,7 @@ def test_count_of_llava_is_its_answer_to_how_many() -> None:
     assert isinstance(result, CountResult) and (result.count, result.by) == (2, "words")
 
 
-def test_told_model_points_and_counts_by_its_contract() -> None:
+def test_instructed_model_points_and_counts_by_its_contract() -> None:
     skills = instructed_skills(chat_messages, boxes=QWEN3_VL, points=QWEN3_VL_POINTS)
     request = PointRequest(image=IMAGE, labels=["cat", "dog"])
     (prompt,) = skills["point"].ask(request)
@@ -75,7 +75,7 @@ def test_told_model_points_and_counts_by_its_contract() -> None:
         skills["count"].parse([Generation('[{"point_2d": [5000, 500]}]')], single)
 
 
-def test_points_of_molmo_are_asked_for_each_label() -> None:
+def test_points_of_molmo_have_a_prompt_for_each_label() -> None:
     skill = instructed_skills(chat_messages, points=MOLMO2)["point"]
     request = PointRequest(image=IMAGE, labels=["cat", "dog"])
     prompts = skill.ask(request)

@@ -14,7 +14,7 @@ const LIST = new Intl.ListFormat("en");
 
 const merged = new MergedCard(byId("merged"));
 const typed = {}; // what was typed, per task
-let tasks = []; // {id, title, models, field, places, example} that can be asked here; field: "question", "labels" or null
+let tasks = []; // {id, title, models, field, multiple, places, example} that can be asked here; field: "question", "labels" or null
 let models = []; // names served here (on a comparison: those of it)
 let ready = null; // the last /ready
 let scenes = {};
@@ -63,8 +63,8 @@ async function offer({ only, shared }) {
       settle(entries.map((entry) => entry.id));
       models = entries.map((entry) => entry.id).filter((name) => !only || only.includes(name));
       tasks = list.filter((entry) => entry.diptych.kind === "task")
-        .map(({ id, diptych: { title, models: able, text_field: field, places, example } }) =>
-          ({ id, title, field, places, example: field && [example[field]].flat(), models: able.filter((name) => models.includes(name)) }))
+        .map(({ id, diptych: { title, models: able, text_field: field, multiple, places, example } }) =>
+          ({ id, title, field, multiple, places, example: field && [example[field]].flat(), models: able.filter((name) => models.includes(name)) }))
         .filter((one) => one.models.length && (!shared || shared.includes(one.id)));
       break;
     } catch (error) {
@@ -132,6 +132,7 @@ function pick(id) {
       byId(name).value = typed[task.id] ?? suggested();
     }
   }
+  byId("multiple-field").hidden = !task?.multiple;
   byId("models").replaceChildren(...(task?.models ?? []).map((name) =>
     made("label", { class: toned(name, "chip"), "data-model": name, "data-state": ready?.models[name] ?? "" },
       made("input", { type: "checkbox", value: name, checked: !chosen || chosen.includes(name), onchange: rechosen }),
@@ -171,6 +172,7 @@ function current() {
   const text = field ? byId(field).value.trim() : "";
   return {
     task: task.id, title: task.title, question: field === "question" ? text : "", labels: field === "labels" ? text : "",
+    multiple: Boolean(task.multiple) && byId("multiple").checked,
     models: chosen?.filter((name) => task.models.includes(name)) ?? (named() ? task.models : null),
     scene: picture?.scene ?? null, name: picture?.name ?? "", type: picture?.blob.type ?? "",
   };
@@ -189,6 +191,7 @@ async function applied(given) {
   const id = tasks.some((one) => one.id === given.task) ? given.task : tasks.find((one) => one.id === "caption")?.id ?? tasks[0]?.id;
   if (given.question) typed[id] = given.question;
   if (given.labels) typed[id] = given.labels;
+  byId("multiple").checked = given.multiple;
   if (id) pick(id); // before the scene has come: whoever is quick to pick another task keeps it
   if (wanted && (!picture || picture.scene)) await choose(wanted);
   if (wrong.length) trouble(wrong.join(" "));
@@ -278,6 +281,7 @@ function listen() {
       byId("ask").requestSubmit();
     }
   });
+  byId("multiple").addEventListener("change", addressed);
   for (const name of ["question", "labels"]) {
     byId(name).addEventListener("input", () => {
       if (task) typed[task.id] = byId(name).value;
@@ -316,6 +320,7 @@ async function pose(asked, about) {
   form.set("image", about.blob, about.name);
   if (asked.question) form.set("question", asked.question);
   if (asked.labels) form.set("labels", asked.labels);
+  if (asked.multiple) form.set("multiple", "true");
   if (asked.models) form.set("models", asked.models.join(","));
   form.set("stream", "true");
   const names = asked.models ?? tasks.find((one) => one.id === asked.task).models;
@@ -409,6 +414,7 @@ function recall(one) {
   put(one.picture);
   chosen = asked.models;
   typed[asked.task] = asked.question || asked.labels;
+  byId("multiple").checked = asked.multiple;
   if (tasks.some((entry) => entry.id === asked.task)) pick(asked.task);
   const columns = answer.replies.map((reply) => {
     const column = new Column(reply.model);

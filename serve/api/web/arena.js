@@ -2,7 +2,7 @@
 
 import { Refusal, at, get, post } from "./wire.js";
 import { announce, byId, drawn, made } from "./dom.js";
-import { edges, listsPlaces, outline, pixels, placesOf } from "./places.js";
+import { answerText, edges, listsPlaces, outline, pixels, placesOf } from "./places.js";
 import { painted } from "./rle.js";
 
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "tie", ArrowDown: "both_bad" };
@@ -128,7 +128,7 @@ async function asked(form) {
 
 /** An answer as elements: its words, or its boxes, masks and points drawn over the picture, in the same colour for both seats. */
 function shown(result, { url, alt, width, height }) {
-  if (!listsPlaces(result)) return [made("p", { class: "said" }, String(Object.values(result)[0]) || "(nothing)")];
+  if (!listsPlaces(result)) return [made("p", { class: "said" }, answerText(result) || "(nothing)")];
   const canvas = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${alt}, with what was found`, class: "seen" },
     drawn("image", { href: url, width, height }));
   const unit = width / 320;

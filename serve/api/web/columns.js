@@ -3,7 +3,7 @@
 import { get } from "./wire.js";
 import { announce, byId, made, sheet, soon } from "./dom.js";
 import { lit, overlaid } from "./picture.js";
-import { listsPlaces, pixels, placesOf } from "./places.js";
+import { answerText, listsPlaces, pixels, placesOf } from "./places.js";
 import { MERGED, toned } from "./tones.js";
 
 const seconds = (ms) => `${(ms / 1000).toFixed(ms < 9950 ? 2 : 1)} s`;
@@ -13,7 +13,7 @@ const REASONS = { stop: "finished", length: "cut at its limit of words", abort: 
 export function words(result) {
   if (!result) return "";
   if (listsPlaces(result)) return placesOf(result).map((place) => place.label).join(", ") || "nothing found";
-  return String(Object.values(result)[0] ?? "");
+  return answerText(result);
 }
 
 export class Column {
@@ -124,6 +124,7 @@ function facts(reply) {
 /** A result as elements: a sentence, or a list of what was found, each linked with its place in the picture. */
 function shown(layer, result, supporters = []) {
   if (!listsPlaces(result)) {
+    if (result.labels) return [classified(result.labels), supported(supporters[0])];
     const by = result.by ? made("span", { class: "quiet" }, ` by ${result.by}`) : null;
     return [made("p", { class: "said" }, words(result) || "(nothing)", by), supported(supporters[0])];
   }
@@ -142,6 +143,12 @@ function shown(layer, result, supporters = []) {
         supported(supporters[index])));
   });
   return [list];
+}
+
+function classified(labels) {
+  if (!labels.length) return made("p", { class: "said" }, "None of them.");
+  return made("ul", { class: "found" }, ...labels.map(({ label, score }) =>
+    made("li", {}, made("strong", {}, label), made("span", { class: "quiet" }, ` · ${Math.round(100 * score)}\u00a0%`))));
 }
 
 function supported(models) {

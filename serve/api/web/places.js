@@ -1,4 +1,4 @@
-// Objects with their places in the picture: boxes, some with masks, and points.
+// What a result holds: objects with their places in the picture (boxes, some with masks, and points), or an answer.
 
 const FIELDS = ["boxes", "points"];
 
@@ -7,6 +7,13 @@ export const placesOf = (result) => FIELDS.map((name) => result?.[name]).find(Ar
 
 /** Whether a result is a list of places, and not a text or a number. */
 export const listsPlaces = (result) => FIELDS.includes(Object.keys(result ?? {})[0]);
+
+/** What the first field of a result holds, in words: a text, a number, labels, an object. */
+export function answerText(result) {
+  const [answer] = Object.values(result ?? {});
+  if (Array.isArray(answer)) return answer.map((item) => item?.label ?? item).join(" · ");
+  return answer !== null && typeof answer === "object" ? JSON.stringify(answer, null, 2) : String(answer ?? "");
+}
 
 /** x0 y0 x1 y1 of a box, x y of a point, in whole pixels. */
 export const pixels = ({ box, point }) => (box ?? point).map((value) => Math.round(value)).join(" ");

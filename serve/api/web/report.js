@@ -2,7 +2,7 @@
 // It holds ten thousand pictures: only the tiles on the screen are elements, and no step of work is long.
 
 import { announce, byId, drawn, made } from "./dom.js";
-import { listsPlaces, outline, pixels, placesOf } from "./places.js";
+import { answerText, listsPlaces, outline, pixels, placesOf } from "./places.js";
 import { painted } from "./rle.js";
 import { rgb, settle, toned } from "./tones.js";
 
@@ -345,8 +345,7 @@ function words(result) {
     for (const { label } of placesOf(result)) counts.set(label, (counts.get(label) ?? 0) + 1);
     return [...counts].map(([label, count]) => (count > 1 ? `${count} × ${label}` : label)).join(", ") || "nothing found";
   }
-  const [value] = Object.values(result);
-  return Array.isArray(value) ? value.join(" · ") : String(value ?? "");
+  return answerText(result);
 }
 
 let shown = 0; // closing gives the focus back to the tile that opened, which settles there

@@ -6,18 +6,19 @@ import { layersShown } from "./picture.js";
 import { listsPlaces, pixels, placesOf } from "./places.js";
 import { MERGED, tone } from "./tones.js";
 
-/** What the address bar says: {task, question, labels, models: [..] or null, scene}. */
+/** What the address bar says: {task, question, labels, multiple, models: [..] or null, scene}. */
 export function fromUrl(search = location.search) {
   const given = new URLSearchParams(search);
   return {
     task: given.get("task"), question: given.get("question"), labels: given.get("labels"), scene: given.get("scene"),
-    models: given.get("models")?.split(",").filter(Boolean) ?? null,
+    multiple: given.has("multiple"), models: given.get("models")?.split(",").filter(Boolean) ?? null,
   };
 }
 
 export function toUrl(asked) {
   const said = new URLSearchParams();
   for (const name of ["task", "question", "labels", "scene"]) if (asked[name]) said.set(name, asked[name]);
+  if (asked.multiple) said.set("multiple", "");
   if (asked.models) said.set("models", asked.models.join(","));
   const url = new URL(location.href);
   url.search = said;
@@ -36,6 +37,7 @@ export function curl(asked) {
   const lines = [`curl --no-buffer -F ${shell(`image=@${file(asked)}`)}`];
   if (asked.question) lines.push(field("question", asked.question));
   if (asked.labels) lines.push(field("labels", asked.labels));
+  if (asked.multiple) lines.push(field("multiple", "true"));
   if (asked.models) lines.push(field("models", asked.models.join(",")));
   lines.push(field("stream", "true"), shell(address(`v1/tasks/${asked.task}`)));
   const fetched = asked.scene ? `curl --remote-name ${shell(address(`scenes/${file(asked)}`))}\n` : "";
@@ -76,9 +78,9 @@ export function save(blob, name) {
 export function json(asked, answer) {
   const usage = { prompt_tokens: 0, completion_tokens: 0, total_tokens: 0 };
   for (const { usage: one } of answer.replies) for (const name in usage) usage[name] += one?.[name] ?? 0;
-  const { question, labels, models } = asked;
+  const { question, labels, multiple, models } = asked;
   const whole = {
-    id: answer.id, object: "diptych.task", task: asked.task, asked: { question, labels, models },
+    id: answer.id, object: "diptych.task", task: asked.task, asked: { question, labels, multiple, models },
     image: answer.size, merged: answer.merged, replies: answer.replies, usage,
   };
   return new Blob([`${JSON.stringify(whole, null, 2)}\n`], { type: "application/json" });

@@ -454,6 +454,12 @@ def _labelled(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
     captions = line.captions if line.captions is not None else [line.caption] if line.caption is not None else []
     if line.task is not None and line.task not in TASKS:
         raise Failure(f"{where}: task: there is no task {line.task!r}.")
+    if line.task == "classify":
+        if line.labels is None or (line.answers is None and line.answer is None):
+            raise Failure(f"{where}: classify needs labels, and answer, or answers where several may be right.")
+        multiple = bool((line.model_extra or {}).get("multiple", line.answers is not None))
+        yield "classify", {"labels": line.labels, "multiple": multiple}, {"labels": answers}
+        return
     if line.question is not None or answers:
         if line.question is None or not answers:
             raise Failure(f"{where}: question and answer (or answers) go together.")

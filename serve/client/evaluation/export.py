@@ -149,6 +149,8 @@ def _result(task: str, truth: Mapping[str, Any]) -> Json:
                 for box in truth["boxes"]
             ]
         }
+    if task == "classify":
+        return {"labels": [{"label": label, "score": 1.0} for label in truth["labels"]], "multiple": True}
     if len(TASKS[task].result.model_fields) > 1:  # of such a task the truth is its result
         return dict(truth)
     (field,) = TASKS[task].result.model_fields

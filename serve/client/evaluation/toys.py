@@ -84,6 +84,19 @@ def _count(scene: Scene, at: int, rng: random.Random) -> tuple[Json, Json]:
     return {"labels": [kind]}, {"count": len(questions.matching(scene, kind))}
 
 
+def _classify(scene: Scene, at: int, rng: random.Random) -> tuple[Json, Json]:
+    """Ask which of four things is there; for every second scene which are, of up to two that are and others."""
+    multiple = at % 2 == 1
+    present = questions.phrases(scene)
+    right = rng.sample(present, min(len(present), 2 if multiple else 1))
+    others: list[str] = []
+    while len(others) + len(right) < 4:
+        phrase = questions.absent(scene, rng, "classify").text
+        others += [phrase] if phrase not in others else []
+    labels = rng.sample([*right, *others], 4)
+    return {"labels": labels, "multiple": multiple}, {"labels": right}
+
+
 QUESTIONS: Mapping[str, Callable[[Scene, int, random.Random], tuple[Json, Json]]] = {
     "vqa": _vqa,
     "caption": _caption,
@@ -92,6 +105,7 @@ QUESTIONS: Mapping[str, Callable[[Scene, int, random.Random], tuple[Json, Json]]
     "segment": functools.partial(_detect, masked=True),
     "point": _detect,
     "count": _count,
+    "classify": _classify,
     "chat": _chat,
 }
 """By task, (scene, its number, random numbers) -> (fields of the request, true answer). A task without is left out."""

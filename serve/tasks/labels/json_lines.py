@@ -18,6 +18,9 @@ def write_json_lines(folder: Path, pictures_in: Path, pictures: Sequence[Answere
 def _line(picture: Answered) -> Json:
     line: Json = {"image": picture.file, "task": picture.task, "agreement": picture.agreement}
     result = picture.result or {}
+    if picture.task == "classify":
+        answers = [label["label"] for label in result["labels"]]
+        return line | {"labels": picture.fields["labels"], "answers": answers, "multiple": result["multiple"]}
     if "question" in picture.fields:
         return line | {"question": picture.fields["question"], "answer": picture.text}
     return line | result | ({"labels": picture.fields["labels"]} if "labels" in picture.fields else {})

@@ -261,6 +261,8 @@ def _truths(where: str, data: Mapping[str, Any], results: Sequence[Mapping[str, 
 def _text_truth(task: str, text: str) -> Json:
     if task == "count":
         return {"count": int(text)}
+    if task == "classify":
+        return {"labels": [label.strip() for label in text.split(";") if label.strip()]}
     return {"caption": {"captions": [text]}, "ocr": {"text": text}}.get(task, {"answers": [text]})
 
 

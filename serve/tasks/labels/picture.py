@@ -59,8 +59,9 @@ class Truth:
 
 
 def result_text(result: Mapping[str, Any]) -> str:
-    """Return the text, or the number, of a result's first field; empty for one without."""
-    return str(next(iter(result.values()), ""))
+    """Return the text, the number or the labels of a result's first field; empty for one without."""
+    answer = next(iter(result.values()), "")
+    return "; ".join(str(item["label"]) for item in answer) if isinstance(answer, list) else str(answer)
 
 
 def box_truths(where: str, file: str, boxes: Sequence[Json], labels: Sequence[str] | None = None) -> Iterator[Truth]:

@@ -268,3 +268,49 @@ def test_interval_of_a_mean_agrees_with_its_standard_error() -> None:
     values = measured("vqa", truths, [{"answer": "yes"}] * 400, counts)["VQA accuracy"]
     low, high = np.percentile(values.resampled, [2.5, 97.5])
     assert low == pytest.approx(50 - 4.9, abs=0.6) and high == pytest.approx(50 + 4.9, abs=0.6)
+
+
+# --- points, counts, labels ---
+
+
+def test_point_is_right_in_an_object_of_its_label_that_no_surer_point_took() -> None:
+    boxes = [
+        {"label": "cat", "box": [0, 0, 10, 10]},
+        {"label": "cat", "box": [2, 2, 6, 6]},
+        {"label": "dog", "box": [20, 0, 30, 9]},
+    ]
+    points = [
+        {"label": "A cat", "point": [4, 4], "score": 0.9},  # in the smaller
+        {"label": "cat", "point": [5, 5], "score": 0.8},  # in the larger, as the smaller is taken
+        {"label": "cat", "point": [9, 9], "score": 0.7},  # too many
+        {"label": "cat", "point": [25, 5], "score": 0.6},  # another label's
+    ]
+    scores = measured("point", [{"boxes": boxes}, {"boxes": boxes[2:]}], [{"points": points}, None])
+    assert scores["precision"].value == 50 and scores["recall"].value == 50 and scores["F1"].value == 50
+
+
+def test_point_is_right_inside_a_mask_and_near_a_true_point() -> None:
+    mask = np.zeros((10, 10), bool)
+    mask[:5] = True
+    boxes = [{"label": "cat", "box": [0, 0, 10, 10], "mask": masks.encode(mask).model_dump()}]
+    for y, right in ((4, 100), (6, 0)):
+        answer = {"points": [{"label": "cat", "point": [3, y], "score": 1}]}
+        assert measured("point", [{"boxes": boxes}], [answer])["F1"].value == right
+    truth = {"points": [{"label": "cat", "point": [50, 50], "score": 1}], "size": [100, 100]}
+    for x, right in ((59, 100), (61, 0)):
+        answer = {"points": [{"label": "cat", "point": [x, 50], "score": 1}]}
+        assert measured("point", [truth], [answer])["F1"].value == right
+
+
+def test_count_without_an_answer_is_wrong_by_the_whole_count() -> None:
+    scores = measured("count", [{"count": 3}, {"count": 0}, {"count": 2}], [{"count": 5}, None, {"count": 2}])
+    assert scores["exact"].value == pytest.approx(100 / 3)
+    assert scores["absolute error"].value == pytest.approx(200 / 3) and scores["absolute error"].lower_is_better
+
+
+def test_labels_are_right_as_a_set() -> None:
+    answers = [{"labels": [{"label": "A cat"}]}, {"labels": [{"label": "cat"}, {"label": "dog"}]}, {"labels": []}, None]
+    scores = measured(
+        "classify", [{"labels": ["cat"]}, {"labels": ["dog"]}, {"labels": []}, {"labels": ["cat"]}], answers
+    )
+    assert scores["accuracy"].value == 50 and scores["F1"].value == pytest.approx(100 * 4 / 6)

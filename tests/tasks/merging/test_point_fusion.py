@@ -52,7 +52,7 @@ def test_points_of_a_crowd_join_the_nearest_and_each_model_has_one_in_a_group() 
     )
 
 
-def test_consensus_leaves_out_what_less_than_half_of_the_weight_saw() -> None:
+def test_consensus_leaves_out_a_point_that_less_than_half_of_the_weight_saw() -> None:
     rows: list[Row] = [("cat", (50, 50), 0.5)]
     merged = fuse(rows, rows, [*rows, ("cat", (200, 50), 0.9)], method="consensus")
     assert len(points(merged)) == 1 and merged.deviations["c"] == pytest.approx(0.5)

@@ -6,6 +6,7 @@ from serve.client.evaluation.measures.characters import character_errors
 from serve.client.evaluation.measures.cider import cider_d
 from serve.client.evaluation.measures.counts import count_errors
 from serve.client.evaluation.measures.instances import box_precision, mask_overlap, mask_precision
+from serve.client.evaluation.measures.labels import label_accuracy
 from serve.client.evaluation.measures.points import points_inside
 from serve.client.evaluation.measures.shapes import every_shape
 
@@ -19,5 +20,6 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
     "segment": (mask_overlap, mask_precision),
     "point": (points_inside,),
     "count": (count_errors,),
+    "classify": (label_accuracy,),
     "chat": (cider_d(lambda truth: truth["answers"], lambda result: str(result["text"])), exact),
 }

@@ -1,0 +1,48 @@
+"""The vote on labels: of one that fits best, and of any number that are right."""
+
+import pytest
+
+from serve.tasks import TASKS
+from serve.tasks.base import Merged, Reply
+from serve.tasks.scored_labels import ClassifyResult, ScoredLabel
+
+
+def vote(*columns: dict[str, float], multiple: bool = False, method: str = "vote", **weights: float) -> Merged:
+    replies = [
+        Reply(
+            model="abcd"[at],
+            status="ok",
+            result=ClassifyResult(
+                labels=[ScoredLabel(label=label, score=score) for label, score in column.items()], multiple=multiple
+            ),
+            confidence=next(iter(column.values()), 0.5),
+        )
+        for at, column in enumerate(columns)
+    ]
+    return TASKS["classify"].methods[method](replies, weights)
+
+
+def labels(merged: Merged) -> dict[str, float]:
+    assert isinstance(merged.result, ClassifyResult)
+    return {label.label: label.score for label in merged.result.labels}
+
+
+def test_label_with_the_most_weight_wins_and_scores_by_its_share() -> None:
+    merged = vote({"cat": 0.9}, {"dog": 0.6}, {"A cat": 0.6})
+    assert labels(merged) == {"cat": pytest.approx(0.5)} and merged.supporters == [["a", "c"]]
+    assert merged.deviations == {"a": 0, "b": 1, "c": 0}
+    assert list(labels(vote({"cat": 0.9}, {"dog": 0.6}, {"A cat": 0.6}, b=3))) == ["dog"]
+
+
+def test_surer_model_decides_a_tie_and_confidence_outweighs_in_the_weighted_vote_alone() -> None:
+    assert list(labels(vote({"cat": 0.4}, {"dog": 0.6}))) == ["dog"]
+    sure = ({"cat": 0.2}, {"cat": 0.3}, {"dog": 0.9})
+    assert list(labels(vote(*sure))) == ["cat"] and list(labels(vote(*sure, method="weighted_vote"))) == ["dog"]
+
+
+def test_each_label_with_half_of_the_weight_is_right_where_several_may_be() -> None:
+    merged = vote({"cat": 1, "dog": 1}, {"dog": 1, "bird": 1}, {"dog": 1, "cat": 1}, {}, multiple=True)
+    assert labels(merged) == {"cat": 0.5, "dog": 0.75} and merged.supporters == [["a", "c"]]
+    assert merged.deviations["b"] == pytest.approx(2 / 3, abs=1e-6) and merged.deviations["d"] == 1
+    nothing = vote({"cat": 1}, {"dog": 1}, {}, multiple=True)
+    assert labels(nothing) == {} and nothing.supporters == [["c"]]
