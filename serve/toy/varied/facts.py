@@ -1,0 +1,995 @@
+"""Facts about a varied scene that one can ask for: the pieces of a question, its right answers, and a whole sentence.
+
+A fact is computed from the scene alone; a grammar (grammar.py, exam.py) puts it into words. Where the scene leaves the
+answer open (two things of one size, a place between left and middle), the fact is None and nothing is asked.
+"""
+
+import itertools
+import math
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from serve.toy.varied.names import (
+    COLOR_NAMES,
+    GROUNDS,
+    NOUNS,
+    PALETTE,
+    SHAPE_NAMES,
+    SHAPE_OTHERS,
+    STYLE_OTHERS,
+    WRITTEN,
+    enumerated,
+    plural,
+    with_article,
+)  # fmt: skip
+from serve.toy.varied.scenes import Thing, VariedScene
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A question's content. kind: which of KINDS. slots: the pieces that a template of this kind names. answers: the
+    right short answers, the first being the one that is trained. sentence: the right answer as a sentence.
+    parts: the names that a list must hold, in any order; empty where the answer is no list."""
+
+    kind: str
+    slots: Mapping[str, str]
+    answers: tuple[str, ...]
+    sentence: str
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A way to speak. Texts hold slots `{thing}` and alternatives `[a|b|]`, one of which is said.
+
+    templates: by kind of fact. nouns: words for any thing, with their plurals. references: by what they name (`color`,
+    `kind`, `style`, with blanks between) noun phrases without an article. extremes: by `left`, `right`, `top`,
+    `bottom`, `biggest`, `smallest` phrases for the thing that is so, with {noun}. relations: by `left`, `right`, `above`,
+    `below`. places: by the corners and the middle. openings, endings: what may stand before or after a question.
+    phrases: what detect and segment take for all {things}. written: names of the word or number. strangers: names
+    of things that are never there.
+    """
+
+    templates: Mapping[str, tuple[str, ...]]
+    nouns: Mapping[str, str]
+    references: Mapping[str, tuple[str, ...]]
+    extremes: Mapping[str, tuple[str, ...]]
+    relations: Mapping[str, tuple[str, ...]]
+    places: Mapping[str, tuple[str, ...]]
+    openings: tuple[str, ...]
+    endings: tuple[str, ...]
+    phrases: tuple[str, ...]
+    written: tuple[str, ...]
+    strangers: tuple[str, ...] = tuple(NOUNS)
+
+
+PLACES = tuple(
+    f"{high} {wide}".strip() for high in ("top", "", "bottom") for wide in ("left", "", "right") if high or wide
+) + ("middle",)
+RELATION_AXES = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}
+OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
+
+
+def expansions(text: str) -> list[str]:
+    """Return every way to read a text with alternatives `[a|b|]`."""
+    match = re.search(r"\[([^\[\]]*)\]", text)
+    if match is None:
+        return [" ".join(text.split())]
+    return [
+        whole
+        for part in match[1].split("|")
+        for whole in expansions(text[: match.start()] + part + text[match.end() :])
+    ]
+
+
+def chosen(text: str, rng: random.Random) -> str:
+    """Return a text with one of each group of alternatives."""
+    while match := re.search(r"\[([^\[\]]*)\]", text):
+        text = text[: match.start()] + rng.choice(match[1].split("|")) + text[match.end() :]
+    return " ".join(text.split())
+
+
+class Phraser:
+    """A speaker with a wording who describes things of one scene."""
+
+    def __init__(self, scene: VariedScene, rng: random.Random, wording: Wording) -> None:
+        self.scene, self.rng, self.wording = scene, rng, wording
+        self.things = scene.things
+
+    def pick(self, texts: Sequence[str]) -> str:
+        return chosen(self.rng.choice(texts), self.rng)
+
+    def color(self, name: str) -> str:
+        """Return a name of a colour, now and then another than that of the answers."""
+        others = PALETTE[name].others
+        return self.rng.choice(others) if others and self.rng.random() < 0.3 else name
+
+    def kind(self, name: str) -> str:
+        others = SHAPE_OTHERS[name]
+        return self.rng.choice(others) if others and self.rng.random() < 0.25 else name
+
+    def style(self, name: str) -> str:
+        return self.rng.choice((name, *STYLE_OTHERS[name]))
+
+    def named(self, attributes: Mapping[str, str], many: bool = False) -> str:
+        """Return a noun phrase without an article for things with these attributes, as `red circle`, `hollow ones`."""
+        keys = " ".join(key for key in ("style", "color", "kind") if key in attributes)
+        text = self.pick(self.wording.references[keys])
+        noun = self.rng.choice(tuple(self.wording.nouns))
+        words = {"noun": self.wording.nouns[noun] if many else noun}
+        for key, render in (("color", self.color), ("kind", self.kind), ("style", self.style)):
+            if key in attributes:
+                words[key] = render(attributes[key])
+        if many and "kind" in words:
+            words["kind"] = plural(words["kind"])
+        text = text.format(**words)
+        if not many:
+            return text
+        return re.sub(r"\bone$", "ones", text).replace(" that is ", " that are ")
+
+    def matching(self, attributes: Mapping[str, str]) -> list[Thing]:
+        return [thing for thing in self.things if all(getattr(thing, key) == v for key, v in attributes.items())]
+
+    def reference(self, thing: Thing, without: Iterable[str] = (), extremes: bool = True) -> str | None:
+        """Return a phrase with `the` that means this thing alone and does not name these attributes; None where there
+        is none. without: of `color`, `kind`, `style`."""
+        usable = [key for key in ("style", "color", "kind") if key not in set(without)]
+        sets = [
+            {key: getattr(thing, key) for key in usable if key in keys}
+            for keys in (
+                {"kind"},
+                {"color"},
+                {"color", "kind"},
+                {"style"},
+                {"style", "kind"},
+                {"style", "color", "kind"},
+            )
+        ]
+        unique = [attributes for attributes in sets if attributes and self.matching(attributes) == [thing]]
+        ends = [name for name in self.wording.extremes if extremes and self.extreme(name) == thing]
+        if ends and (not unique or self.rng.random() < 0.25):
+            return "the " + self.pick(self.wording.extremes[self.rng.choice(ends)]).format(noun=self.noun())
+        if not unique:
+            return None
+        fewest = min(map(len, unique))
+        short = [attributes for attributes in unique if len(attributes) == fewest]
+        return "the " + self.named(self.rng.choice(short if self.rng.random() < 0.7 else unique))
+
+    def noun(self, many: bool = False) -> str:
+        noun = self.rng.choice(tuple(self.wording.nouns))
+        return self.wording.nouns[noun] if many else noun
+
+    def extreme(self, name: str) -> Thing | None:
+        """Return the thing that is clearly the leftmost, biggest and so on (a key of `Wording.extremes`), or None."""
+        if len(self.things) < 2:
+            return None
+        if name in ("biggest", "smallest"):
+            for thing in self.things:
+                if all(is_larger(thing, other) == (name == "biggest") for other in self.things if other != thing):
+                    return thing
+            return None
+        axis, sign = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}[name]
+        row = sorted(self.things, key=lambda thing: sign * thing.center[axis])
+        return row[0] if abs(row[0].center[axis] - row[1].center[axis]) > 0.1 else None
+
+    def referable(self, without: Iterable[str] = ()) -> tuple[Thing, str] | None:
+        """Return a thing and a phrase that means it alone, or None."""
+        return next(self._references(without), None)
+
+    def pair(self) -> tuple[tuple[Thing, str], tuple[Thing, str]] | None:
+        """Return two things with phrases by their attributes that mean them alone, or None."""
+        both = list(itertools.islice(self._references(extremes=False), 2))
+        return (both[0], both[1]) if len(both) == 2 else None
+
+    def _references(self, without: Iterable[str] = (), extremes: bool = True) -> Iterator[tuple[Thing, str]]:
+        """Yield things in random order with phrases that mean them alone, those that have one."""
+        for thing in self.rng.sample(self.things, len(self.things)):
+            text = self.reference(thing, without, extremes)
+            if text is not None:
+                yield thing, text
+
+    def attributes(self, thing: Thing) -> dict[str, str]:
+        """Return some attributes of a thing, as one names things by."""
+        keys = self.rng.choice((("kind",), ("kind",), ("color",), ("color", "kind"), ("style", "kind"), ("style",)))
+        return {key: getattr(thing, key) for key in keys}
+
+    def some(self) -> dict[str, str]:
+        """Return attributes that things may have: of one that is there, or, as often, such as none has."""
+        thing = self.rng.choice(self.things)
+        if self.rng.random() < 0.5:
+            return self.attributes(thing)
+        for _ in range(20):
+            traits = self.attributes(thing)
+            if self.rng.random() < 0.75:  # near: one attribute of a thing that is there is changed
+                key = self.rng.choice(tuple(traits))
+                traits[key] = self.any(key)
+            else:
+                traits = {key: self.any(key) for key in traits}
+            if not self.matching(traits):
+                return traits
+        return self.attributes(thing)
+
+    def any(self, key: str) -> str:
+        names: Mapping[str, tuple[str, ...]] = {
+            "color": tuple(PALETTE), "kind": tuple(SHAPE_OTHERS), "style": tuple(STYLE_OTHERS),
+        }  # fmt: skip
+        return self.rng.choice(names[key])
+
+    def stranger(self) -> str:
+        """Return a name of a thing that is not there, nor spelt out in the picture."""
+        written = self.scene.writing.text.lower() if self.scene.writing is not None else ""
+        return self.rng.choice([noun for noun in self.wording.strangers if not written.startswith(noun)])
+
+
+def frame_area(thing: Thing) -> float:
+    x0, y0, x1, y1 = thing.frame
+    return (x1 - x0) * (y1 - y0)
+
+
+FULLNESS = {"square": 1.0, "rectangle": 1.0, "circle": 0.785, "ellipse": 0.785, "cross": 0.56, "star": 0.35,
+            "triangle": 0.5, "diamond": 0.5, "heart": 0.63, "moon": 0.61}  # fmt: skip
+"""The part of its frame that a shape fills."""
+
+
+def is_larger(first: Thing, second: Thing) -> bool | None:
+    """Return whether the first is larger than the second, or None where it is not clear: its frame must be larger by
+    four tenths, and what is painted not smaller."""
+    frames = frame_area(first) / frame_area(second)
+    painted = frames * FULLNESS[first.kind] / FULLNESS[second.kind]
+    if min(frames, painted) > 1 and frames > 1.4:
+        return True
+    return False if max(frames, painted) < 1 and frames < 1 / 1.4 else None
+
+
+def place_of(box: tuple[float, float, float, float]) -> str | None:
+    """Return `top left`, `left`, `middle` and so on, by thirds; None for a box between two of them."""
+    names = []
+    for at, words in (((box[1] + box[3]) / 2, ("top", "", "bottom")), ((box[0] + box[2]) / 2, ("left", "", "right"))):
+        if 0.34 < at < 0.42 or 0.58 < at < 0.66:
+            return None
+        names.append(words[0] if at < 0.38 else words[2] if at > 0.62 else words[1])
+    return " ".join(filter(None, names)) or "middle"
+
+
+def is_related(first: Thing, second: Thing, relation: str) -> bool | None:
+    """Return whether the first is left of the second, or `right`, `above`, `below`; None where it is not clear."""
+    axis, sign = RELATION_AXES[relation]
+    gap = sign * (first.center[axis] - second.center[axis])
+    return None if abs(gap) < 0.09 else gap > 0
+
+
+def caption_of(scene: VariedScene) -> str:
+    """List the things from left to right and what is written: `a red circle and an outlined blue star`."""
+    text = enumerated([with_article(described(thing)) for thing in scene.things])
+    if scene.writing is None:
+        return text
+    return f"{text} and the {'number' if scene.writing.text.isdigit() else 'word'} {scene.writing.text}"
+
+
+def described(thing: Thing) -> str:
+    return f"outlined {thing.name}" if thing.style == "outlined" else thing.name
+
+
+def names_of(thing: Thing) -> tuple[str, ...]:
+    """Return every right short name of a thing, the fullest first."""
+    kinds = (thing.kind, *SHAPE_OTHERS[thing.kind])
+    colors = (thing.color, *PALETTE[thing.color].others)
+    styles = ("", f"{thing.style} ", *(f"{other} " for other in STYLE_OTHERS[thing.style]))
+    pairs = [f"{style}{color} {kind}" for style in styles for color in colors for kind in kinds]
+    return (*pairs, *(f"{style}{kind}" for style in styles for kind in kinds))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _yes(kind: str, true: bool, claim: str, denial: str, /, **slots: str) -> Fact:
+    """Return a yes/no fact. claim, denial: what is so if the answer is yes, or no."""
+    return Fact(kind, slots, ("yes",) if true else ("no",), f"Yes, {claim}." if true else f"No, {denial}.")
+
+
+def _number(kind: str, number: int, counted: tuple[str, str], /, **slots: str) -> Fact:
+    """Return a fact whose answer is a number. counted: what is counted, singular and plural."""
+    verb, word = ("is", counted[0]) if number == 1 else ("are", counted[1])
+    words = (NUMBERS[number],) if number < len(NUMBERS) else ()
+    none = ("none",) if number == 0 else ()
+    return Fact(kind, slots, (str(number), *words, *none), f"There {verb} {number or 'no'} {word}.")
+
+
+def _color_of(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("color",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    return Fact("color_of", {"thing": text}, _color_words(thing.color), _sentence(f"{text} is {thing.color}"))
+
+
+def _color_words(name: str) -> tuple[str, ...]:
+    return (name, *PALETTE[name].others)
+
+
+def _kind_words(name: str) -> tuple[str, ...]:
+    return (name, *SHAPE_OTHERS[name])
+
+
+def _shape_of(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("kind",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    return Fact(
+        "shape_of", {"thing": text}, (*_kind_words(thing.kind), *names_of(thing)),
+        _sentence(f"{text} is {with_article(thing.kind)}"),
+    )  # fmt: skip
+
+
+def _style_of(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("style",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    return Fact(
+        "style_of", {"thing": text}, (thing.style, *STYLE_OTHERS[thing.style]), _sentence(f"{text} is {thing.style}")
+    )
+
+
+def _attributes_of(p: Phraser) -> Fact | None:
+    """Ask for colour and shape at once of a thing that is named by where or how big it is."""
+    ends = [(name, thing) for name in p.wording.extremes if (thing := p.extreme(name)) is not None]
+    if not ends:
+        return None
+    name, thing = p.rng.choice(ends)
+    text = "the " + p.pick(p.wording.extremes[name]).format(noun=p.noun())
+    return Fact(
+        "attributes_of", {"thing": text}, tuple(name for name in names_of(thing) if " " in name),
+        _sentence(f"{text} is {with_article(thing.name)}"),
+    )  # fmt: skip
+
+
+def _extreme(p: Phraser) -> Fact | None:
+    ends = [(name, thing) for name in p.wording.extremes if (thing := p.extreme(name)) is not None]
+    if not ends:
+        return None
+    name, thing = p.rng.choice(ends)
+    text = "the " + p.pick(p.wording.extremes[name]).format(noun=p.noun())
+    return Fact("extreme", {"thing": text}, names_of(thing), _sentence(f"the {thing.name} is {text}"))
+
+
+def _count_all(p: Phraser) -> Fact:
+    return _number("count_all", len(p.things), ("shape", "shapes"), things=p.noun(many=True))
+
+
+def _count(p: Phraser) -> Fact:
+    """Ask for the number of things with some attributes, half the time such as more than one thing has."""
+    traits = p.some()
+    several = [some for thing in p.things for some in [p.attributes(thing)] if len(p.matching(some)) > 1]
+    if several and p.rng.random() < 0.5:
+        traits = p.rng.choice(several)
+    words = p.named(traits, many=True)
+    return _number("count", len(p.matching(traits)), (_singular_of(traits), words), things=words)
+
+
+def _singular_of(attributes: Mapping[str, str]) -> str:
+    return " ".join([*attributes.values()] + ([] if "kind" in attributes else ["shape"]))
+
+
+def _count_other(p: Phraser) -> Fact:
+    """Ask how many things do not have an attribute."""
+    key = p.rng.choice(("color", "kind"))
+    value = getattr(p.rng.choice(p.things), key)
+    number = len(p.things) - len(p.matching({key: value}))
+    word = p.color(value) if key == "color" else plural(p.kind(value))
+    verb = "is" if number == 1 else "are"
+    fact = _number("count_other", number, ("", ""), things=p.noun(many=True), other=word)
+    return Fact(fact.kind, fact.slots, fact.answers, f"{number} {verb} not {word}.")
+
+
+def _count_colors(p: Phraser) -> Fact:
+    colors = {thing.color for thing in p.things}
+    return _number("count_colors", len(colors), ("color", "colors"), things=p.noun(many=True))
+
+
+def _count_kinds(p: Phraser) -> Fact:
+    kinds = {thing.kind for thing in p.things}
+    return _number("count_kinds", len(kinds), ("kind of shape", "kinds of shapes"))
+
+
+def _is_count(p: Phraser) -> Fact:
+    traits = p.attributes(p.rng.choice(p.things))
+    true = len(p.matching(traits))
+    number = true + p.rng.choice((0, 0, 1, 1, 2))
+    word, many = p.named(traits), p.named(traits, many=True)
+    text = f"{p.rng.choice((str(number), NUMBERS[number]))} {many if number != 1 else word}"
+    verb = "is" if true == 1 else "are"
+    return _yes(
+        "is_count", number == true, f"there {verb} {true}", f"there {verb} {true}",
+        be="is there" if number == 1 else "are there", number=text,
+    )  # fmt: skip
+
+
+def _more(p: Phraser) -> Fact | None:
+    first, second = p.some(), p.some()
+    if first.keys() != second.keys() or first == second or not (p.matching(first) or p.matching(second)):
+        return None
+    a, b = (p.named(traits, many=True) for traits in (first, second))
+    left, right = len(p.matching(first)), len(p.matching(second))
+    claim = f"there are {left} {a} and {right} {b}"
+    return _yes("more", left > right, claim, claim, first=a, second=b)
+
+
+def _which_more(p: Phraser) -> Fact | None:
+    first, second = p.some(), p.some()
+    left, right = len(p.matching(first)), len(p.matching(second))
+    if first.keys() != second.keys() or left == right:
+        return None
+    a, b = (p.named(traits, many=True) for traits in (first, second))
+    best = a if left > right else b
+    return Fact("which_more", {"first": a, "second": b}, (best,), f"There are more {best}.")
+
+
+def _exists(p: Phraser) -> Fact:
+    traits = p.some()
+    text = with_article(p.named(traits))
+    return _yes(
+        "exists", bool(p.matching(traits)), f"there is {text}", f"there is no {text.split(' ', 1)[1]}", thing=text
+    )
+
+
+def _exists_any(p: Phraser) -> Fact:
+    traits = p.some()
+    text = p.named(traits, many=True)
+    return _yes("exists_any", bool(p.matching(traits)), f"there are {text}", f"there are no {text}", things=text)
+
+
+def _exists_no(p: Phraser) -> Fact:
+    """Ask whether something is missing: `is there no red circle?` is yes where there is none."""
+    traits = p.some()
+    text = p.named(traits)
+    there = bool(p.matching(traits))
+    if p.rng.random() < 0.2:
+        text, there = p.stranger(), False
+    return _yes("exists_no", not there, f"there is no {text}", f"there is {with_article(text)}",
+                thing=text, things=_plural_of(text))  # fmt: skip
+
+
+def _plural_of(text: str) -> str:
+    head, _, last = text.rpartition(" ")
+    if text.endswith("plus sign"):
+        return f"{text}s"
+    return f"{head} {plural(last)}".strip()
+
+
+def _exists_beside(p: Phraser) -> Fact | None:
+    """Ask whether there is a thing of a kind on one side of another."""
+    chosen_thing = p.referable()
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    relation = p.rng.choice(tuple(RELATION_AXES))
+    traits = p.some()
+    clear = [is_related(other, thing, relation) for other in p.matching(traits) if other != thing]
+    if None in clear:
+        return None
+    side = p.pick(p.wording.relations[relation])
+    words = p.named(traits)
+    return _yes(
+        "exists_beside", any(clear), f"there is {with_article(words)} {side} {text}",
+        f"there is no {words} {side} {text}",
+        other=with_article(words), relation=side, thing=text,
+    )  # fmt: skip
+
+
+def _absent(p: Phraser) -> Fact:
+    noun = p.stranger()
+    return _yes("absent", False, "", f"there is no {noun}", thing=with_article(noun), things=plural(noun))
+
+
+def _absent_count(p: Phraser) -> Fact:
+    noun = p.stranger()
+    return _number("absent_count", 0, (noun, plural(noun)), things=plural(noun))
+
+
+def _absent_what(p: Phraser) -> Fact:
+    """Ask about a thing that is not there as if it were; the right answer says so."""
+    noun = p.stranger()
+    if p.rng.random() < 0.3:
+        kinds = [kind for kind in SHAPE_OTHERS if not p.matching({"kind": kind})]
+        noun = p.kind(p.rng.choice(kinds))
+    return Fact(
+        "absent_what", {"thing": f"the {noun}"},
+        (f"there is no {noun}", f"no {noun}", "nothing", "none", "there is none", "there isn't one"),
+        f"There is no {noun} in the picture.",
+    )  # fmt: skip
+
+
+def _is_color(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("color",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    value = thing.color if p.rng.random() < 0.5 else p.any("color")
+    word = p.color(value)
+    return _yes(
+        "is_color", value == thing.color, f"{text} is {word}", f"{text} is {thing.color}", thing=text, color=word
+    )
+
+
+def _is_not_color(p: Phraser) -> Fact | None:
+    fact = _is_color(p)
+    if fact is None:
+        return None
+    true = fact.answers == ("no",)
+    claim = fact.sentence.split(", ", 1)[1].rstrip(".")
+    return _yes("is_not_color", true, claim, claim, **fact.slots)
+
+
+def _is_kind(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("kind",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    value = thing.kind if p.rng.random() < 0.5 else p.any("kind")
+    word = with_article(p.kind(value))
+    return _yes(
+        "is_kind", value == thing.kind, f"{text} is {word}", f"{text} is {with_article(thing.kind)}",
+        thing=text, kind=word,
+    )  # fmt: skip
+
+
+def _is_style(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("style",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    value = p.any("style")
+    word = p.style(value)
+    return _yes(
+        "is_style", value == thing.style, f"{text} is {word}", f"{text} is {thing.style}", thing=text, style=word
+    )
+
+
+def _either_color(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("color",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    both = [thing.color, p.rng.choice([name for name in PALETTE if name != thing.color])]
+    p.rng.shuffle(both)
+    return Fact(
+        "either_color", {"thing": text, "first": both[0], "second": both[1]}, _color_words(thing.color),
+        _sentence(f"{text} is {thing.color}"),
+    )  # fmt: skip
+
+
+def _either_kind(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("kind",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    both = [thing.kind, p.rng.choice([name for name in SHAPE_OTHERS if name != thing.kind])]
+    p.rng.shuffle(both)
+    return Fact(
+        "either_kind", {"thing": text, "first": with_article(both[0]), "second": with_article(both[1])},
+        _kind_words(thing.kind), _sentence(f"{text} is {with_article(thing.kind)}"),
+    )  # fmt: skip
+
+
+def _all_same(p: Phraser) -> Fact:
+    """Ask whether all things have a colour or are of a kind."""
+    key = p.rng.choice(("color", "kind"))
+    value = getattr(p.rng.choice(p.things), key)
+    word = p.color(value) if key == "color" else plural(p.kind(value))
+    true = len(p.matching({key: value})) == len(p.things)
+    noun = p.noun(many=True)
+    return _yes("all_same", true, f"all {noun} are {word}", f"not all {noun} are {word}", things=noun, value=word)
+
+
+def _same_color(p: Phraser) -> Fact | None:
+    both = p.pair()
+    if both is None:
+        return None
+    (a, first), (b, second) = both
+    claim = f"{first} is {a.color} and {second} is {b.color}"
+    return _yes("same_color", a.color == b.color, claim, claim, first=first, second=second)
+
+
+def _same_kind(p: Phraser) -> Fact | None:
+    both = p.pair()
+    if both is None:
+        return None
+    (a, first), (b, second) = both
+    claim = f"{first} is {with_article(a.kind)} and {second} is {with_article(b.kind)}"
+    return _yes("same_kind", a.kind == b.kind, claim, claim, first=first, second=second)
+
+
+def _which_bigger(p: Phraser) -> Fact | None:
+    return _compared(p, "which_bigger", larger=True)
+
+
+def _which_smaller(p: Phraser) -> Fact | None:
+    return _compared(p, "which_smaller", larger=False)
+
+
+def _compared(p: Phraser, kind: str, larger: bool) -> Fact | None:
+    both = p.pair()
+    if both is None or (first_larger := is_larger(both[0][0], both[1][0])) is None:
+        return None
+    (a, first), (b, second) = both
+    thing, text = (a, first) if first_larger == larger else (b, second)
+    short = text.removeprefix("the ")
+    other = b if thing == a else a
+    known = tuple(name for name in names_of(thing) if name not in names_of(other))
+    claim = f"{text} is {'bigger' if larger else 'smaller'}"
+    return Fact(kind, {"first": first, "second": second}, (short, *known), _sentence(claim))
+
+
+def _is_bigger(p: Phraser) -> Fact | None:
+    return _is_compared(p, "is_bigger", larger=True)
+
+
+def _is_smaller(p: Phraser) -> Fact | None:
+    return _is_compared(p, "is_smaller", larger=False)
+
+
+def _is_compared(p: Phraser, kind: str, larger: bool) -> Fact | None:
+    both = p.pair()
+    if both is None or (bigger := is_larger(both[0][0], both[1][0])) is None:
+        return None
+    (_, first), (_, second) = both
+    claim = f"{first} is {'bigger' if bigger else 'smaller'} than {second}"
+    return _yes(kind, bigger == larger, claim, claim, first=first, second=second)
+
+
+def _size_of(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable()
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    side = math.sqrt(frame_area(thing))
+    for name, others, least, most in (
+        ("small", ("little", "tiny"), 0.0, 0.19), ("medium", ("medium sized",), 0.23, 0.29),
+        ("big", ("large",), 0.34, 1.0),
+    ):  # fmt: skip
+        if least <= side <= most:
+            return Fact("size_of", {"thing": text}, (name, *others), _sentence(f"{text} is {name}"))
+    return None
+
+
+def _where(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable()
+    if chosen_thing is None or (place := place_of(chosen_thing[0].box)) is None:
+        return None
+    text = chosen_thing[1]
+    return Fact("where", {"thing": text}, _place_answers(place), _sentence(f"{text} is {_at(place)}"))
+
+
+def _place_answers(place: str) -> tuple[str, ...]:
+    others = {"middle": ("center", "centre", "in the middle", "in the center"), "top": ("top middle", "top center"),
+              "bottom": ("bottom middle", "bottom center"), "left": ("middle left", "left middle", "center left"),
+              "right": ("middle right", "right middle", "center right")}  # fmt: skip
+    words = (place, *others.get(place, ()), f"{place} corner" if " " in place else place)
+    return tuple(dict.fromkeys((*words, _at(place), *(f"{at} {word}" for word in words for at in ("at", "in", "on")))))
+
+
+def _at(place: str) -> str:
+    return {"middle": "in the middle", "left": "on the left", "right": "on the right"}.get(place, f"at the {place}")
+
+
+def _where_written(p: Phraser) -> Fact | None:
+    if p.scene.writing is None or (place := place_of(p.scene.writing.box)) is None:
+        return None
+    text = _written(p)
+    return Fact("where_written", {"text": text}, _place_answers(place), _sentence(f"{text} is {_at(place)}"))
+
+
+def _written(p: Phraser) -> str:
+    assert p.scene.writing is not None
+    return "the " + p.pick((*p.wording.written, "number" if p.scene.writing.text.isdigit() else "word"))
+
+
+def _side(p: Phraser) -> Fact | None:
+    both = p.pair()
+    relation = p.rng.choice(tuple(RELATION_AXES))
+    if both is None or (true := is_related(both[0][0], both[1][0], relation)) is None:
+        return None
+    (_, first), (_, second) = both
+    words = p.pick(p.wording.relations[relation])
+    other = p.pick(p.wording.relations[OPPOSITES[relation]])
+    return _yes(
+        "side", true, f"{first} is {words} {second}", f"{first} is {other} {second}",
+        first=first, relation=words, second=second,
+    )  # fmt: skip
+
+
+def _which_side(p: Phraser) -> Fact | None:
+    """Ask whether a thing is left or right of another, or above or below."""
+    both = p.pair()
+    relation = p.rng.choice(("left", "above"))
+    if both is None or (true := is_related(both[0][0], both[1][0], relation)) is None:
+        return None
+    (_, first), (_, second) = both
+    answer = relation if true else OPPOSITES[relation]
+    ways = [
+        p.rng.choice(("left or right of", "to the left or right of")),
+        p.rng.choice(("above or below", "over or under")),
+    ]
+    others = {
+        "above": ("over", "higher"),
+        "below": ("under", "lower"),
+        "left": ("to the left",),
+        "right": ("to the right",),
+    }
+    claim = f"{first} is {answer} {'of ' if relation == 'left' else ''}{second}"
+    return Fact(
+        "which_side", {"first": first, "second": second, "sides": ways[relation == "above"]},
+        (answer, *others[answer], f"{answer} of"), _sentence(claim),
+    )  # fmt: skip
+
+
+def _beside(p: Phraser) -> Fact | None:
+    """Ask what is on one side of a thing; any thing there is right, the nearest is trained."""
+    chosen_thing = p.referable()
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    relation = p.rng.choice(tuple(RELATION_AXES))
+    others = [(other, is_related(other, thing, relation)) for other in p.things if other != thing]
+    written = p.scene.writing
+    if any(clear is None for _, clear in others) or written is not None:
+        return None
+    there = sorted((other for other, clear in others if clear), key=lambda other: math.dist(other.center, thing.center))
+    words = p.pick(p.wording.relations[relation])
+    slots = {"relation": words, "thing": text}
+    if not there:
+        return Fact("beside", slots, ("nothing", "none", "no shape"), f"There is nothing {words} {text}.")
+    answers = tuple(name for other in there for name in names_of(other))
+    answers += tuple(enumerated([with_article(other.name) for other in some]) for some in (there, there[::-1]))
+    return Fact("beside", slots, answers, f"{with_article(there[0].name).capitalize()} is {words} {text}.")
+
+
+def _nearest(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable()
+    if chosen_thing is None or len(p.things) < 2 or p.scene.writing is not None:
+        return None
+    thing, text = chosen_thing
+    width, height = p.scene.size
+
+    def away(other: Thing) -> float:
+        (x0, y0), (x1, y1) = other.center, thing.center
+        return math.hypot((x0 - x1) * width, (y0 - y1) * height)
+
+    row = sorted((other for other in p.things if other != thing), key=away)
+    if len(row) > 1 and away(row[1]) < 1.35 * away(row[0]):
+        return None
+    return Fact(
+        "nearest", {"thing": text}, names_of(row[0]), f"{with_article(row[0].name).capitalize()} is next to {text}."
+    )
+
+
+def _between(p: Phraser) -> Fact | None:
+    """Ask for the only thing between two others: near the middle of the line from one to the other."""
+    both = p.pair()
+    if both is None or len(p.things) < 3 or p.scene.writing is not None:
+        return None
+    (a, first), (b, second) = both
+    (ax, ay), (bx, by) = a.center, b.center
+    length = math.hypot(bx - ax, by - ay)
+    if length < 0.3:
+        return None
+    inside = []
+    for other in p.things:
+        if other in (a, b):
+            continue
+        x, y = other.center
+        along = ((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / length**2
+        off = abs((x - ax) * (by - ay) - (y - ay) * (bx - ax)) / length
+        if 0 < along < 1 and off < 0.25:
+            if not (0.25 < along < 0.75 and off < 0.12):
+                return None
+            inside.append(other)
+    if len(inside) != 1:
+        return None
+    claim = f"{with_article(inside[0].name).capitalize()} is between {first} and {second}."
+    return Fact("between", {"first": first, "second": second}, names_of(inside[0]), claim)
+
+
+def _place(p: Phraser) -> Fact | None:
+    """Ask what is at a place, where at most one thing is and every other clearly is not."""
+    spots = [place_of(thing.box) for thing in p.things]
+    if None in spots or p.scene.writing is not None:
+        return None
+    spot = p.rng.choice(PLACES) if p.rng.random() < 0.25 else str(p.rng.choice(spots))
+    if spot in ("left", "right", "top", "bottom"):  # these words may mean a whole side
+        return None
+    there = [thing for thing, other in zip(p.things, spots, strict=True) if other == spot]
+    if len(there) > 1:
+        return None
+    slots = {"place": p.pick(p.wording.places[spot])}
+    if not there:
+        return Fact("place", slots, ("nothing", "none", "no shape"), f"There is nothing {_at(spot)}.")
+    return Fact("place", slots, names_of(there[0]), f"{with_article(there[0].name).capitalize()} is {_at(spot)}.")
+
+
+def _background(p: Phraser) -> Fact:
+    name = p.scene.background
+    shades = tuple(f"{shade} {other}" for shade in ("light", "dark", "pale") for other in _color_words(name))
+    return Fact("background", {}, (*_color_words(name), *shades), f"The background is {name}.")
+
+
+def _is_background(p: Phraser) -> Fact:
+    name = p.scene.background
+    value = name if p.rng.random() < 0.5 else p.rng.choice(tuple(GROUNDS))
+    word = p.color(value)
+    claim = f"the background is {name}"
+    return _yes("is_background", value == name, claim, claim, color=word)
+
+
+def _texture(p: Phraser) -> Fact:
+    name = p.scene.texture
+    others = {"plain": ("uniform",), "graded": ("gradient",), "noisy": ("grainy",)}[name]
+    return Fact("texture", {}, (name, *others), f"The background is {name}.")
+
+
+def _read(p: Phraser) -> Fact:
+    if p.scene.writing is None:
+        return Fact("read", {}, ("nothing", "no text", "there is no text", "none"), "There is no text.")
+    text = p.scene.writing.text
+    return Fact("read", {}, (text,), f"It says {text}.")
+
+
+def _has_text(p: Phraser) -> Fact:
+    return _yes("has_text", p.scene.writing is not None, "there is text", "there is no text")
+
+
+def _is_written(p: Phraser) -> Fact | None:
+    if p.scene.writing is None:
+        return None
+    text = p.scene.writing.text
+    other = p.rng.choice(WRITTEN) if not text.isdigit() else str(p.rng.randint(0, 99))
+    word = text if p.rng.random() < 0.5 else other
+    return _yes("is_written", word.lower() == text.lower(), f"it says {text}", f"it says {text}", word=word)
+
+
+def _word_or_number(p: Phraser) -> Fact | None:
+    if p.scene.writing is None:
+        return None
+    name = "number" if p.scene.writing.text.isdigit() else "word"
+    return Fact("word_or_number", {}, (name,), f"It is a {name}.")
+
+
+def _color_written(p: Phraser) -> Fact | None:
+    if p.scene.writing is None:
+        return None
+    text, color = _written(p), p.scene.writing.color
+    return Fact("color_written", {"text": text}, _color_words(color), _sentence(f"{text} is {color}"))
+
+
+def _everything(p: Phraser) -> Fact:
+    """Ask what is there; the right answer names every thing."""
+    claim = caption_of(p.scene)
+    return Fact("everything", {}, (claim,), f"I see {claim}.", tuple(thing.name for thing in p.things))
+
+
+def _kinds(p: Phraser) -> Fact:
+    names = list(dict.fromkeys(thing.kind for thing in p.things))
+    return Fact(
+        "kinds",
+        {"things": p.noun(many=True)},
+        (enumerated(names),),
+        f"The shapes are {enumerated(names)}.",
+        tuple(names),
+    )
+
+
+def _colors(p: Phraser) -> Fact:
+    names = list(dict.fromkeys(thing.color for thing in p.things))
+    return Fact(
+        "colors",
+        {"things": p.noun(many=True)},
+        (enumerated(names),),
+        f"The colors are {enumerated(names)}.",
+        tuple(names),
+    )
+
+
+def _kinds_of_color(p: Phraser) -> Fact:
+    """Ask which shapes have a colour."""
+    color = p.rng.choice(p.things).color
+    names = list(dict.fromkeys(thing.kind for thing in p.matching({"color": color})))
+    return Fact(
+        "kinds_of_color", {"things": p.noun(many=True), "color": p.color(color)}, (enumerated(names),),
+        f"The {enumerated(names)} {'is' if len(p.matching({'color': color})) == 1 else 'are'} {color}.", tuple(names),
+    )  # fmt: skip
+
+
+def _colors_of_kind(p: Phraser) -> Fact | None:
+    several = [thing.kind for thing in p.things if len(p.matching({"kind": thing.kind})) > 1]
+    if not several:
+        return None
+    kind = p.rng.choice(several)
+    names = list(dict.fromkeys(thing.color for thing in p.matching({"kind": kind})))
+    words = plural(p.kind(kind))
+    return Fact(
+        "colors_of_kind", {"things": words}, (enumerated(names),), f"The {words} are {enumerated(names)}.", tuple(names)
+    )
+
+
+def _medium(p: Phraser) -> Fact:
+    """Ask whether this is a photograph or a drawing."""
+    word, true = p.rng.choice(
+        (("a photo", False), ("a photograph", False), ("a drawing", True), ("an illustration", True))
+    )
+    return _yes("medium", true, "it is a drawing", "it is a drawing", medium=word)
+
+
+KINDS: Mapping[str, tuple[int, Callable[[Phraser], Fact | None]]] = {
+    "color_of": (8, _color_of), "shape_of": (7, _shape_of), "style_of": (3, _style_of),
+    "attributes_of": (3, _attributes_of), "extreme": (5, _extreme), "count_all": (4, _count_all), "count": (9, _count),
+    "count_other": (2, _count_other), "count_colors": (2, _count_colors), "count_kinds": (1, _count_kinds),
+    "is_count": (2, _is_count), "more": (2, _more), "which_more": (1, _which_more), "exists": (8, _exists),
+    "exists_any": (4, _exists_any), "exists_no": (5, _exists_no), "exists_beside": (2, _exists_beside),
+    "absent": (4, _absent), "absent_count": (2, _absent_count), "absent_what": (3, _absent_what),
+    "is_color": (4, _is_color), "is_not_color": (3, _is_not_color), "is_kind": (4, _is_kind),
+    "is_style": (2, _is_style),
+    "either_color": (2, _either_color), "either_kind": (2, _either_kind), "all_same": (2, _all_same),
+    "same_color": (3, _same_color), "same_kind": (1, _same_kind), "which_bigger": (5, _which_bigger),
+    "which_smaller": (3, _which_smaller), "is_bigger": (3, _is_bigger), "is_smaller": (2, _is_smaller),
+    "size_of": (3, _size_of), "where": (7, _where), "where_written": (2, _where_written), "side": (6, _side),
+    "which_side": (3, _which_side), "beside": (6, _beside), "nearest": (3, _nearest), "between": (2, _between),
+    "place": (4, _place), "background": (4, _background), "is_background": (2, _is_background),
+    "texture": (1, _texture),
+    "read": (6, _read), "has_text": (2, _has_text), "is_written": (2, _is_written),
+    "word_or_number": (1, _word_or_number),
+    "color_written": (2, _color_written), "everything": (6, _everything), "kinds": (2, _kinds), "colors": (3, _colors),
+    "kinds_of_color": (2, _kinds_of_color), "colors_of_kind": (1, _colors_of_kind), "medium": (1, _medium),
+}  # fmt: skip
+"""Kinds of facts: how often each is asked in training, and what computes it."""
+
+_WORDS = {word: str(number) for number, word in enumerate(NUMBERS)}
+_SPELLING = {"colour": "color", "colours": "colors", "centre": "center", "grey": "gray"}
+_DROPPED = frozenset("a an the it is its i see there are and of".split())
+
+
+def is_right(fact: Fact, reply: str) -> bool:
+    """Return whether a short reply or a sentence answers the question. Case, articles, marks and spelling are free; a
+    list may have any order."""
+    if fact.parts:
+        return _listed(fact, reply)
+    key = _key(reply)
+    if any(key == _key(answer) for answer in (*fact.answers, fact.sentence)):
+        return True
+    return fact.answers[0] in ("yes", "no") and key.split(" ")[:1] == [fact.answers[0]]
+
+
+def _key(text: str) -> str:
+    words = re.findall(r"[a-z0-9']+", text.lower())
+    return " ".join(_WORDS.get(word, _SPELLING.get(word, word)) for word in words if word not in _DROPPED)
+
+
+def _listed(fact: Fact, reply: str) -> bool:
+    """Return whether a reply names exactly the parts: things as `red circle`, else shapes or colours."""
+    words = [_SPELLING.get(word, word) for word in re.findall(r"[a-z]+", reply.lower())]
+    names: list[str] = []
+    color = ""
+    text = " ".join(words)
+    for match in re.finditer(_NAME, text):
+        word = match[0]
+        if word in COLOR_NAMES:
+            color = COLOR_NAMES[word]
+            if fact.kind in ("colors", "colors_of_kind"):
+                names.append(color)
+        else:
+            kind = _SHAPES[word]
+            if fact.kind == "everything":
+                names.append(f"{color} {kind}")
+            elif fact.kind in ("kinds", "kinds_of_color"):
+                names.append(kind)
+    return sorted(names) == sorted(fact.parts)
+
+
+_SHAPES = {form: name for word, name in SHAPE_NAMES.items() for form in (word, plural(word))}
+_NAME = r"\b(?:" + "|".join(sorted((*COLOR_NAMES, *_SHAPES), key=len, reverse=True)) + r")\b"

@@ -1,0 +1,251 @@
+"""Both languages: their answers agree with the scene, every kind is asked, and no sentence is in both."""
+
+import functools
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from serve.toy.varied import exam, facts, grammar, scenes
+from serve.toy.varied.facts import KINDS, Phraser, is_right
+from serve.toy.varied.names import COLOR_NAMES, NOUNS, SHAPE_NAMES, plural
+from serve.toy.varied.scenes import Thing, VariedScene, Writing
+
+
+def thing(kind, color, box, style="filled"):
+    return Thing(kind, color, style, box, (0, 0, 0), box)
+
+
+SCENE = VariedScene(
+    seed=0,
+    size=(300, 200),
+    background="white",
+    texture="plain",
+    grounds=((250, 250, 250), (250, 250, 250)),
+    things=(
+        thing("circle", "red", (0.05, 0.05, 0.35, 0.45)),
+        thing("star", "gray", (0.4, 0.7, 0.55, 0.95)),
+        thing("circle", "blue", (0.7, 0.6, 0.95, 0.95), "outlined"),
+    ),
+    order=(0, 1, 2),
+    writing=Writing("STOP", "black", (0, 0, 0), "aileron", 20, (0.6, 0.1, 0.9, 0.25)),
+)
+SCENES = [scenes.varied_scene(seed) for seed in range(120)]
+WITHOUT = VariedScene(**{**vars(SCENE), "writing": None})
+
+
+@functools.cache
+def answers(kind, scene=SCENE, draws=300):
+    """Return the first answers of a kind by their slots, over many draws."""
+    rng = random.Random(0)
+    drawn = [KINDS[kind][1](Phraser(scene, rng, grammar.TRAINING)) for _ in range(draws)]
+    return {tuple(fact.slots.values()): fact for fact in drawn if fact is not None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "slots", "answer"),
+    [
+        ("color_of", ("the star",), "gray"),
+        ("shape_of", ("the red one",), "circle"),
+        ("style_of", ("the star",), "filled"),
+        ("count_all", ("shapes",), "3"),
+        ("count", ("circles",), "2"),
+        ("count_colors", ("things",), "3"),
+        ("exists_any", ("stars",), "yes"),
+        ("where", ("the red one",), "top left"),
+        ("where", ("the star",), "bottom"),
+        ("where_written", ("the word",), "top right"),
+        ("which_bigger", ("the star", "the red one"), "red one"),
+        ("is_smaller", ("the star", "the red one"), "yes"),
+        ("side", ("the star", "left of", "the blue one"), "yes"),
+        ("side", ("the star", "above", "the red one"), "no"),
+        ("read", (), "STOP"),
+        ("background", (), "white"),
+        ("colors_of_kind", ("circles",), "red and blue"),
+    ],
+)
+def test_fact_of_a_known_scene_is_true(kind, slots, answer):
+    assert answers(kind)[slots].answers[0] == answer
+
+
+@pytest.mark.parametrize(
+    ("kind", "slots", "answer"),
+    [
+        ("beside", ("right of", "the star"), "blue circle"),
+        ("beside", ("below", "the star"), "nothing"),
+        ("place", ("at the top left",), "red circle"),
+        ("read", (), "nothing"),
+    ],
+)
+def test_fact_of_a_scene_without_text_is_true(kind, slots, answer):
+    known = answers(kind, WITHOUT, draws=400)
+    if slots == ("below", "the star"):  # the blue circle is neither clearly below nor clearly not
+        assert slots not in known
+    else:
+        assert known[slots].answers[0] == answer
+
+
+def test_unclear_relations_give_no_question():
+    level = VariedScene(**{**vars(WITHOUT), "things": (
+        thing("star", "red", (0.1, 0.4, 0.3, 0.6)), thing("moon", "blue", (0.6, 0.42, 0.8, 0.62)),
+    ), "order": (0, 1)})  # fmt: skip
+    sides = {slots[1] for slots in answers("side", level)}
+    assert not sides & {text for name in ("above", "below") for text in grammar.TRAINING.relations[name]}
+    assert not answers("which_bigger", level) and not answers("is_bigger", level)
+
+
+def independent_count(scene, words):
+    """Count the things that a plain phrase of colour and kind means, from its words alone."""
+    known = [word for word in words.split() if word in COLOR_NAMES]
+    kinds = [name for form, name in facts._SHAPES.items() if re.search(rf"\b{form}$", words)]
+    return sum(
+        all(COLOR_NAMES[word] == item.color for word in known) and (not kinds or item.kind in kinds)
+        for item in scene.things
+    )
+
+
+def test_counts_and_yes_or_no_agree_with_a_second_reading_of_the_phrase():
+    rng, checked = random.Random(1), 0
+    for seed in range(120):
+        scene = SCENES[seed]
+        for kind, slot in (("count", "things"), ("exists_any", "things"), ("exists_no", "things")):
+            fact = KINDS[kind][1](Phraser(scene, rng, grammar.TRAINING))
+            words = fact.slots[slot]
+            if re.search("filled|solid|outlined|hollow|empty", words) or words in NOUNS.values():
+                continue
+            count = independent_count(scene, words)
+            checked += 1
+            expected = {"count": str(count), "exists_any": "yes" if count else "no",
+                        "exists_no": "no" if count else "yes"}  # fmt: skip
+            assert fact.answers[0] == expected[kind], (seed, words, fact)
+    assert checked > 150
+
+
+def test_yes_and_no_are_balanced_in_every_kind():
+    counts = {}
+    for seed in range(120):
+        scene, rng = SCENES[seed], random.Random(seed)
+        for kind in KINDS:
+            fact = KINDS[kind][1](Phraser(scene, rng, grammar.TRAINING))
+            if fact is not None and fact.answers[0] in ("yes", "no"):
+                counts.setdefault(kind, Counter())[fact.answers[0]] += 1
+    del counts["absent"]  # always no: `exists` has the other half
+    for kind, both in counts.items():
+        assert 0.08 < both["yes"] / both.total() < 0.92, (kind, both)
+    total = sum(counts.values(), Counter())
+    assert 0.35 < total["yes"] / total.total() < 0.6
+
+
+@pytest.mark.parametrize("wording", [grammar.TRAINING, exam.EXAM], ids=["grammar", "exam"])
+def test_every_kind_has_templates_whose_slots_exist(wording):
+    assert set(wording.templates) == set(KINDS)
+    asked_kinds = set()
+    for seed in range(50):
+        scene, rng = SCENES[seed], random.Random(seed)
+        for kind in KINDS:
+            phraser = Phraser(scene, rng, wording)
+            fact = KINDS[kind][1](phraser)
+            if fact is None:
+                continue
+            asked_kinds.add(kind)
+            for text in wording.templates[kind]:
+                filled = text.format(**{"relation": "left of", **fact.slots})
+                assert "{" not in filled
+            assert is_right(fact, fact.answers[0]) and is_right(fact, fact.sentence)
+            assert fact.sentence[0].isupper() or fact.sentence[0].isdigit()
+            assert fact.sentence.endswith(".") and " a a" not in fact.sentence and "  " not in fact.sentence
+    assert asked_kinds == set(KINDS)
+
+
+def test_grammar_has_hundreds_of_templates_and_a_bounded_vocabulary():
+    written_out = [
+        text for some in grammar.TEMPLATES.values() for template in some for text in facts.expansions(template)
+    ]
+    assert len(written_out) > 450
+    words = {word for text in [*grammar.texts(), *grammar.slot_names()] for word in re.findall(r"[a-z']+", text)}
+    assert 300 < len(words) < 700
+
+
+def forms(wording):
+    """Return the templates and set phrases of a wording, without what stands in their slots."""
+    some = [*(text for texts in wording.templates.values() for text in texts), *wording.openings, *wording.endings,
+            *wording.phrases, *wording.written,
+            *(text for table in (wording.extremes, wording.relations, wording.places)
+              for texts in table.values() for text in texts)]  # fmt: skip
+    return {re.sub(r"{\w+}", "{}", text.rstrip(".")) for template in some for text in facts.expansions(template)}
+
+
+def test_second_language_shares_no_template_with_the_first():
+    assert forms(grammar.TRAINING) & forms(exam.EXAM) == set()
+
+
+def test_second_language_shares_no_sentence_with_the_first():
+    trained = set()
+    for seed, scene in enumerate(SCENES[:60]):
+        trained |= {text.lower().strip("?. ") for text, _ in grammar.some_questions(scene, random.Random(seed), 30)}
+    assert len(trained) > 1200
+    assert not trained & {question.text.lower().strip("?. ") for question in exam.exam_questions(200)}
+
+
+def test_exam_asks_every_kind_equally_about_scenes_outside_training():
+    drawn = list(exam.exam_questions(2 * len(KINDS)))
+    assert Counter(question.fact.kind for question in drawn) == {kind: 2 for kind in KINDS}
+    assert all(question.scene.seed >= exam.FRESH for question in drawn)
+    assert [question.text for question in exam.exam_questions(20)] == [question.text for question in drawn[:20]]
+
+
+def test_located_phrases_mean_the_things_with_true_boxes():
+    rng, single, several = random.Random(2), 0, 0
+    for seed in range(120):
+        scene = SCENES[seed]
+        pair = grammar.located(scene, rng, single=False)
+        if pair is None:
+            continue
+        phrase, things = pair
+        assert phrase and things and all(item in scene.things for item in things)
+        single += len(things) == 1
+        several += len(things) > 1
+    assert single > 30 and several > 15
+
+
+def test_questions_are_typed_in_several_ways():
+    rng = random.Random(3)
+    typed = {grammar.typed("what is the color of the star", rng) for _ in range(600)}
+    assert {"What is the color of the star?", "what's the colour of the star"} <= typed
+    assert any(text.endswith("please?") for text in typed) and any(text.startswith("whats") for text in typed)
+    assert len({grammar.mistyped("where is the circle", rng) for _ in range(50)}) > 8
+    assert grammar.mistyped("is it STOP", rng) == "is it STOP"
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"),
+    [("red and blue", True), ("Blue, red.", True), ("red", False), ("red, blue and green", False)],
+)
+def test_list_is_right_in_any_order_and_only_whole(reply, right):
+    assert is_right(answers("colors_of_kind")[("circles",)], reply) is right
+
+
+@pytest.mark.parametrize(
+    ("kind", "slots", "reply", "right"),
+    [
+        ("color_of", ("the star",), "Grey.", True),
+        ("color_of", ("the star",), "blue", False),
+        ("count", ("circles",), "two", True),
+        ("count", ("circles",), "3", False),
+        ("where", ("the red one",), "in the top left corner", True),
+        ("where", ("the red one",), "left", False),
+        ("exists_any", ("stars",), "Yes, there are stars.", True),
+        ("exists_any", ("stars",), "No, there are no stars.", False),
+        ("shape_of", ("the red one",), "a red circle", True),
+    ],
+)
+def test_reply_is_judged_by_its_meaning(kind, slots, reply, right):
+    assert is_right(answers(kind)[slots], reply) is right
+
+
+def test_plurals_are_english():
+    assert [plural(name) for name in ("star", "cross", "plus sign", "person", "rhombus", "sheep")] == [
+        "stars", "crosses", "plus signs", "people", "rhombuses", "sheep",
+    ]  # fmt: skip
+    assert set(SHAPE_NAMES) & set(NOUNS) == set() == set(COLOR_NAMES) & set(NOUNS)
