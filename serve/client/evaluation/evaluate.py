@@ -4,7 +4,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from serve.client.board import plain
-from serve.client.evaluation import annotations, lines, score, table, toys
+from serve.client.evaluation import annotations, lines, score, table, toys, varied
 from serve.client.evaluation.asker import Asker, wait_ready
 from serve.client.evaluation.batch import Job, ask_all
 from serve.client.evaluation.items import Item
@@ -23,6 +23,11 @@ from serve.tasks import TASKS
 Json = dict[str, Any]
 KEY = "item"
 TOY_SCENES = 500
+DRAWN: Mapping[str, tuple[Collection[str], Callable[[Collection[str], int, int], list[Item]]]] = {
+    "toy": (toys.QUESTIONS, toys.everything),
+    "varied": (varied.QUESTIONS, varied.all_varied_items),
+}
+"""Named sets that are drawn: their tasks, and (tasks, items of each, seed) -> items."""
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -31,7 +36,9 @@ def evaluate(options: argparse.Namespace) -> int:
     Raises Failure where there is nothing to score.
     """
     if (options.target is None) == (options.recorded is None):
-        raise Misuse("Evaluate what? diptych evaluate toy, diptych evaluate FOLDER, or --from FILE.")
+        raise Misuse(
+            "Evaluate what? diptych evaluate toy, diptych evaluate varied, diptych evaluate FOLDER, or --from FILE."
+        )
     weights = options.weights or {}
     if options.recorded is not None:
         reports = score.reports(_recorded(options.recorded, options.task), options.merge, weights)
@@ -112,14 +119,15 @@ def _items(options: argparse.Namespace, able: set[str]) -> list[Item]:
     """Return the items to ask: those of the wanted tasks that a served model can do."""
     console = Console(stderr=True)
     wanted = [task for task in TASKS if task in MEASURES] if options.task == "all" else [options.task]
-    if options.target == "toy":
+    if options.target in DRAWN:
+        tasks, draw = DRAWN[options.target]
         if options.annotations:
             raise Misuse("--annotations are for a folder; the toys' scenes know what is in them.")
-        wanted = [task for task in wanted if task in toys.QUESTIONS]
+        wanted = [task for task in wanted if task in tasks]
         if not wanted:
-            raise Failure(f"The toys' scenes have no questions for {options.task}: add some to {toys.__name__}.")
+            raise Failure(f"The toys' scenes have no questions for {options.task}: add some to {draw.__module__}.")
         served = _served(wanted, able, options.task)
-        items = toys.everything(served, options.n or TOY_SCENES, options.seed)
+        items = draw(served, options.n or TOY_SCENES, options.seed)
     else:
         labelled = annotations.Labelled(Path(options.target), options.annotations)
         for note in labelled.notes:
@@ -132,7 +140,7 @@ def _items(options: argparse.Namespace, able: set[str]) -> list[Item]:
         served = _served([task for task in wanted if task in known], able, options.task)
         items = [item for task in served for item in _drawn(labelled.of(task), task, options)]
     for task in wanted:
-        if options.target == "toy" and task not in served:
+        if options.target in DRAWN and task not in served:
             console.print(plain(f"No served model can do {task}: left out."), soft_wrap=True)
     return items
 

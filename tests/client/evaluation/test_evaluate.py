@@ -10,7 +10,8 @@ import PIL.Image
 import pytest
 from served_folder import lines, serving
 
-from serve.client.evaluation import score, toys
+from serve.client.evaluation import score, toys, varied
+from serve.client.evaluation.measures.answers import vqa_accuracy
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 from serve.media import masks
@@ -74,6 +75,21 @@ def test_items_are_reproducible_and_true() -> None:
 def test_all_kinds_of_questions_occur() -> None:
     kinds = [item.truth["kind"] for item in toys.items("vqa", 70, 0)]
     assert all(kinds.count(kind) >= 5 for kind in questions.KINDS)
+
+
+def test_varied_items_are_the_same_each_time_and_their_answers_are_accepted() -> None:
+    for task in varied.QUESTIONS:
+        first = list(varied.varied_items(task, 6, 3))
+        assert [item.truth for item in first] == [item.truth for item in varied.varied_items(task, 6, 3)]
+        assert len({item.name for item in first}) == 6
+        assert decode_image(first[0].load()).width >= 48
+        truths = [item.truth for item in first]
+        if task == "vqa":
+            right = [{"answer": truth["accepted"][-1]} for truth in truths]
+            assert vqa_accuracy(truths, right, np.ones((1, 6), np.uint8))[0].value == 100.0
+            assert vqa_accuracy(truths, [{"answer": "a cow"}] * 6, np.ones((1, 6), np.uint8))[0].value == 0.0
+        if task in ("detect", "segment"):
+            assert all(item.truth["boxes"] for item in first)
 
 
 @pytest.fixture

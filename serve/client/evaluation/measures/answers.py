@@ -10,7 +10,11 @@ ENOUGH = 4  # people: three who agree with the answer make it right, so leave-on
 
 def vqa_accuracy(truths: Sequence[Json], answers: Sequence[Json | None], counts: Counts) -> list[Measured]:
     values = [
-        accuracy(result["answer"], truth["answers"]) if result is not None else 0.0
+        0.0
+        if result is None
+        else accuracy(result["answer"], truth["answers"])
+        if "answers" in truth
+        else float(normalise(result["answer"]) in map(normalise, truth["accepted"]))
         for truth, result in zip(truths, answers, strict=True)
     ]
     return [mean("VQA accuracy", values, counts)]

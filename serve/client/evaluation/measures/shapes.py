@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 
 from serve.client.evaluation.measures.base import Counts, Json, Measured, mean
-from serve.toy.world import COLORS, SHAPES
+from serve.toy.varied.names import PALETTE, SHAPE_OTHERS
 
-_NAMED = re.compile(rf"(?:{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)})")
+_NAMED = re.compile(rf"(?:{'|'.join(PALETTE)}) (?:{'|'.join(SHAPE_OTHERS)})")
 
 
 def every_shape(truths: Sequence[Json], answers: Sequence[Json | None], counts: Counts) -> list[Measured]:
