@@ -174,7 +174,9 @@ def _report_options(report: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument("target", nargs="?", metavar="FOLDER|toy", help="labelled pictures, or freshly drawn scenes")
+    evaluate.add_argument(
+        "target", nargs="?", metavar="FOLDER|toy|varied|emoji", help="labelled pictures, or freshly drawn scenes"
+    )
     evaluate.add_argument("--task", type=_measured_task, default="all", help="default all; see `diptych models`")
     evaluate.add_argument(
         "--n", type=_count, metavar="N", help="items a task; default 500 scenes, or all that there are"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from serve.client.board import plain
-from serve.client.evaluation import annotations, lines, score, table, toys, varied
+from serve.client.evaluation import annotations, emoji, lines, score, table, toys, varied
 from serve.client.evaluation.asker import Asker, wait_ready
 from serve.client.evaluation.batch import Job, ask_all
 from serve.client.evaluation.items import Item
@@ -26,6 +26,7 @@ TOY_SCENES = 500
 DRAWN: Mapping[str, tuple[Collection[str], Callable[[Collection[str], int, int], list[Item]]]] = {
     "toy": (toys.QUESTIONS, toys.everything),
     "varied": (varied.QUESTIONS, varied.all_varied_items),
+    "emoji": (emoji.TASK_NAMES, emoji.all_emoji_items),
 }
 """Named sets that are drawn: their tasks, and (tasks, items of each, seed) -> items."""
 
@@ -36,9 +37,7 @@ def evaluate(options: argparse.Namespace) -> int:
     Raises Failure where there is nothing to score.
     """
     if (options.target is None) == (options.recorded is None):
-        raise Misuse(
-            "Evaluate what? diptych evaluate toy, diptych evaluate varied, diptych evaluate FOLDER, or --from FILE."
-        )
+        raise Misuse("Evaluate what? diptych evaluate toy, varied or emoji, diptych evaluate FOLDER, or --from FILE.")
     weights = options.weights or {}
     if options.recorded is not None:
         reports = score.reports(_recorded(options.recorded, options.task), options.merge, weights)
