@@ -12,13 +12,15 @@ KINDS = ("color", "shape", "count", "count_kind", "exists", "background", "where
 @dataclass(frozen=True)
 class Question:
     """A question for one task. text: the question (vqa, chat) or phrases joined by ` ; ` (detect, segment).
-    answer: the true text. boxes: the true (phrase, box) pairs of detect and segment."""
+    answer: the true text. boxes: the true (phrase, box) pairs of detect and segment. codes: of each box's mask; without
+    them each mask is its phrase's whole shape."""
 
     task: str
     kind: str
     text: str
     answer: str = ""
     boxes: tuple[tuple[str, Box], ...] = ()
+    codes: tuple[tuple[int, ...], ...] = ()
 
 
 def article(name: str) -> str:

@@ -5,5 +5,5 @@ nets.py       LLaVA-1.5 and PaliGemma, small       corpus.py     labels for patc
 recipes.py    size, seed and phases of each toy    train.py      the training loop
 muon.py       the optimizer                        codec.py      masks as sixteen codes, in PaliGemma's file format
 export.py     the published checkpoint layout      evaluate.py   accuracy on fresh scenes, with floors
-album.py      example images, in scenes/
+album.py      example images, in scenes/          varied_lessons.py, varied_exam.py   the same for varied scenes
 """

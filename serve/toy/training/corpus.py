@@ -2,8 +2,10 @@
 
 import functools
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -16,6 +18,8 @@ from serve.models.llava import PAD_COLOUR
 from serve.toy import questions, world
 from serve.toy.questions import Question
 from serve.toy.training import nets, prompts, tokenizer
+from serve.toy.training import varied_lessons as varied
+from serve.toy.training.tokenizer import World
 from serve.toy.world import Box, Scene
 
 HELD_OUT = 10_000_000
@@ -42,39 +46,46 @@ def training_scene(seed: int) -> Scene:
 
 @dataclass
 class Corpus:
-    """Scenes as arrays: uint8 images (N, 3, side, side), uint8 labels (N, patches, 7), edges (N, patches, 4)."""
+    """Scenes as arrays: uint8 images (N, 3, side, side), uint8 labels (N, patches, the world's classes), edges (N,
+    patches, 4)."""
 
     family: str
     start: int
+    lessons: "Lessons"
     images: np.ndarray
     labels: np.ndarray
     edges: np.ndarray
 
     @classmethod
-    def of(cls, family: str, start: int, count: int, work: Path, side: int = nets.SIDE) -> "Corpus":
+    def of(
+        cls, family: str, start: int, count: int, work: Path, side: int = nets.SIDE, world_name: World = "first"
+    ) -> "Corpus":
         """Load the scenes of seeds start .. start + count from the cache in `work`, or draw them."""
-        stem = work / f"{family}-{start}-{count}{f'-{side}' * (side != nets.SIDE)}"
-        paths = [stem.with_suffix(f".{name}.npy") for name in ("images", "labels", "edges")]
+        name = f"{'varied-' * (world_name == 'varied')}{family}-{start}-{count}{f'-{side}' * (side != nets.SIDE)}"
+        paths = [work / f"{name}.{part}.npy" for part in ("images", "labels", "edges")]
+        lessons = LESSONS[world_name]
         if not all(path.exists() for path in paths):
             work.mkdir(parents=True, exist_ok=True)
-            corpus = cls._draw(family, start, count, side)
+            corpus = cls._draw(family, start, count, side, lessons)
             for path, array in zip(paths, (corpus.images, corpus.labels, corpus.edges), strict=True):
-                np.save(path, array)
+                partial = path.with_suffix(".new.npy")  # a run that is stopped here leaves no half file behind
+                np.save(partial, array)
+                partial.replace(path)
         images, labels, edges = (np.load(path, mmap_mode="r") for path in paths)
-        return cls(family, start, images, labels, edges)
+        return cls(family, start, lessons, images, labels, edges)
 
     @classmethod
-    def _draw(cls, family: str, start: int, count: int, side: int) -> "Corpus":
+    def _draw(cls, family: str, start: int, count: int, side: int, lessons: "Lessons") -> "Corpus":
         patches = (side // nets.PATCH) ** 2
         images = np.empty((count, 3, side, side), np.uint8)
-        labels = np.zeros((count, patches, len(CLASSES)), np.uint8)
+        labels = np.zeros((count, patches, len(lessons.classes)), np.uint8)
         edges = np.zeros((count, patches, 4), np.float32)
         for i in range(count):
-            scene = training_scene(start + i)
-            scale = random.Random(f"scale {start + i}").choice((0.8, 1.0, 1.0, 1.25, 1.5))
-            images[i] = np.asarray(view(world.draw(scene, scale), family, side)).transpose(2, 0, 1)
-            labels[i], edges[i] = patch_labels(scene, family, side // nets.PATCH)
-        return cls(family, start, images, labels, edges)
+            scene = lessons.scene(start + i)
+            picture = lessons.draw(scene, random.Random(f"scale {start + i}"))
+            images[i] = np.asarray(view(picture, family, side)).transpose(2, 0, 1)
+            labels[i], edges[i] = lessons.labels(scene, family, side // nets.PATCH)
+        return cls(family, start, lessons, images, labels, edges)
 
     def pixels(self, rows: np.ndarray) -> Tensor:
         mean, std = (nets.CLIP_MEAN, nets.CLIP_STD) if self.family == "llava" else ((0.5,) * 3, (0.5,) * 3)
@@ -148,6 +159,37 @@ def training_questions(
     return order
 
 
+def draw_scaled(scene: Scene, rng: random.Random) -> PIL.Image.Image:
+    return world.draw(scene, rng.choice((0.8, 1.0, 1.0, 1.25, 1.5)))
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """A world as training data. classes: the labels of a patch, 0 being none where `dense` does not name them; scene:
+    of a seed; draw: its picture; labels: of its patches (family, grid); questions: about it (family, rng, phase
+    settings), each with the size that boxes of it are padded from."""
+
+    classes: Mapping[str, int]
+    dense: frozenset[str]
+    scene: Callable[[int], Any]
+    draw: Callable[[Any, random.Random], PIL.Image.Image]
+    labels: Callable[[Any, str, int], tuple[np.ndarray, np.ndarray]]
+    questions: Callable[..., list[Question]]
+    text_tokens: int
+
+
+LESSONS: Mapping[str, Lessons] = {
+    "first": Lessons(
+        CLASSES, frozenset({"background"}), training_scene, draw_scaled, patch_labels, training_questions, TEXT_TOKENS
+    ),
+    "varied": Lessons(
+        varied.CLASSES, varied.DENSE, varied.varied_training_scene, varied.draw_softened, varied.varied_patch_labels,
+        varied.varied_questions, varied.TEXT_TOKENS,
+    ),
+}  # fmt: skip
+"""Both worlds by name."""
+
+
 def _locate(task: str, scene: Scene, family: str, rng: random.Random, absent: float) -> Question | None:
     if absent and rng.random() < absent:
         return questions.absent(scene, rng, task)
@@ -191,9 +233,16 @@ class Packed:
 class Packer:
     """A tokenizer of rows: an image with several questions, or (`exact`) with one question and its exact mask."""
 
-    def __init__(self, family: str, first_loc: int = prompts.FIRST_LOC, side: int = nets.SIDE) -> None:
-        self.family, self.first_loc = family, first_loc
-        self.tokens = tokenizer.build_tokenizer(family)
+    def __init__(
+        self,
+        family: str,
+        first_loc: int = prompts.FIRST_LOC,
+        side: int = nets.SIDE,
+        world_name: World = "first",
+        step: int = prompts.LOC_STEP,
+    ) -> None:
+        self.family, self.first_loc, self.step = family, first_loc, step
+        self.tokens = tokenizer.build_tokenizer(family, world_name)
         self.encode = functools.lru_cache(maxsize=100_000)(self._encode)
         self.head = self.encode("<s>USER: ") if family == "llava" else ()
         self.prefix = len(self.head) + (side // nets.PATCH) ** 2
@@ -206,7 +255,7 @@ class Packer:
         if self.family == "llava":
             asking, answer = prompts.llava(question, size)
             return self.encode(f"\n{asking} ASSISTANT:"), (*self.encode(f" {answer}"), *self.encode("</s>"))
-        asking, answer = prompts.paligemma(question, self.first_loc)
+        asking, answer = prompts.paligemma(question, self.first_loc, self.step)
         return self.encode(f"<bos>{asking}\n"), (*self.encode(answer), *self.encode("<eos>"))
 
     def length(self, question: Question, size: tuple[int, int]) -> int:

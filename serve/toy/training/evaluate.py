@@ -9,7 +9,7 @@ import functools
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -99,16 +99,24 @@ def fresh_items(family: str, count: int, seed: int) -> list[Item]:
     return items
 
 
-class Reference:
-    """A checkpoint in transformers, float32. A batch has prompts of one length, so that none is padded."""
+def enlarged(scene: Scene) -> PIL.Image.Image:
+    return world.draw(scene, SCALE)
 
-    def __init__(self, family: str, folder: Path, device: str) -> None:
-        self.family, self.device = family, device
+
+class Reference:
+    """A checkpoint in transformers, float32. A batch has prompts of one length, so that none is padded. draw: makes
+    the picture of an item's scene."""
+
+    def __init__(
+        self, family: str, folder: Path, device: str, draw: Callable[[Any], PIL.Image.Image] = enlarged
+    ) -> None:
+        self.family, self.device, self.draw = family, device, draw
+        self.most = 80 if draw is enlarged else 220
         self.processor = transformers.AutoProcessor.from_pretrained(folder)
         kind: Any = getattr(transformers, KIND_OF[family])
         self.model = kind.from_pretrained(folder, dtype=torch.float32).to(device).eval()
 
-    def answers(self, items: list[Item], causal: bool = False) -> list[str]:
+    def answers(self, items: Sequence[tuple[Any, Question]], causal: bool = False) -> list[str]:
         """Answer all items. causal: with causal attention over PaliGemma's prompt, which is wrong for it."""
         replies = [""] * len(items)
         inputs = [self._input(*item) for item in items]
@@ -118,13 +126,13 @@ class Reference:
                 batch = {name: torch.cat([inputs[i][name] for i in rows]).to(self.device) for name in inputs[rows[0]]}
                 if causal:  # 1 marks the answer, which is causal: here everything
                     batch["token_type_ids"] = torch.ones_like(batch["token_type_ids"])
-                tokens = self.model.generate(**batch, do_sample=False, max_new_tokens=80)[:, length:]
+                tokens = self.model.generate(**batch, do_sample=False, max_new_tokens=self.most)[:, length:]
                 for i, reply in zip(rows, self.processor.batch_decode(tokens, skip_special_tokens=True), strict=True):
                     replies[i] = reply.strip()
         return replies
 
-    def _input(self, scene: Scene, question: Question) -> dict[str, torch.Tensor]:
-        picture = world.draw(scene, SCALE)
+    def _input(self, scene: Any, question: Question) -> dict[str, torch.Tensor]:
+        picture = self.draw(scene)
         if self.family == "llava":
             text = prompts.turn(prompts.llava(question, scene.size)[0])
             picture = PIL.Image.fromarray(pad_to_square(Image.of(picture), PAD_COLOUR).pixels)
@@ -173,7 +181,12 @@ def parse_locs(reply: str) -> list[tuple[str, Box]]:
 def summed_iou(scene: Scene, question: Question, reply: str) -> float:
     """Match each true mask of the phrase with the best remaining mask of the reply, and return the sum of their IoU."""
     true = [masks.mask(scene, shape, scene.size) for shape in questions.matching(scene, question.text)]
-    left, total = parse_masks(reply, scene.size), 0.0
+    return matched_iou(true, parse_masks(reply, scene.size))
+
+
+def matched_iou(true: list[Mask], replied: list[Mask]) -> float:
+    """Match each true mask with the best remaining one of the reply, and return the sum of their IoU."""
+    left, total = list(replied), 0.0
     for mask in true:
         ious = [float((mask & other).sum() / (mask | other).sum()) for other in left]
         if ious and max(ious) > 0:
@@ -182,10 +195,10 @@ def summed_iou(scene: Scene, question: Question, reply: str) -> float:
     return total
 
 
-def parse_masks(reply: str, size: tuple[int, int]) -> list[Mask]:
+def parse_masks(reply: str, size: tuple[int, int], folder: Path = HERE) -> list[Mask]:
     """Parse objects, four `<loc..>`, sixteen `<seg..>` and a phrase, joined by ` ; `, into masks of the whole image.
 
-    size: the image's width and height.
+    size: the image's width and height. folder: where the mask decoder is.
     """
     drawn = []
     for part in reply.split(" ; "):
@@ -193,17 +206,17 @@ def parse_masks(reply: str, size: tuple[int, int]) -> list[Mask]:
         if match:
             y0, x0, y1, x1 = (int(number) / (prompts.LOC_BINS - 1) for number in re.findall(r"\d{4}", match[1]))
             codes = np.array([int(number) for number in re.findall(r"\d{3}", match[2])])
-            mask = mask_decoder.paste(decoder()(codes[None])[0], (x0, y0, x1, y1), *size)
+            mask = mask_decoder.paste(decoder(folder)(codes[None])[0], (x0, y0, x1, y1), *size)
             drawn += [] if mask is None else [mask]
     return drawn
 
 
 @functools.cache
-def decoder() -> MaskDecoder:
-    return mask_decoder.find(str(HERE / "vae-oid.npz"))
+def decoder(folder: Path) -> MaskDecoder:
+    return mask_decoder.find(str(folder / "vae-oid.npz"))
 
 
-def parse_brackets(reply: str, scene: Scene, question: Question) -> list[tuple[str, Box]]:
+def parse_brackets(reply: str, scene: Any, question: Question) -> list[tuple[str, Box]]:
     """Parse `[0.12, 0.30, 0.44, 0.62]` into the box of the question's phrase; no box for any other number of values."""
     numbers = [float(number) for number in re.findall(r"\d\.\d+", reply)]
     if len(numbers) != 4:

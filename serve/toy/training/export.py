@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from serve.toy import world
 from serve.toy.training import nets, tokenizer
-from serve.toy.training.recipes import RECIPES, Recipe
-from serve.toy.training.train import WORK, new_net
+from serve.toy.training.recipes import ALL, Recipe
+from serve.toy.training.train import new_net
+from serve.toy.training.varied_lessons import WORK
+from serve.toy.varied.names import LARGEST_NUMBER, WRITTEN
 
 HERE = Path(__file__).parents[1]
 CONTEXT = 512
@@ -36,7 +38,7 @@ CHAT_TEMPLATE = (
 
 def export(net: nets.Net, name: str, out: Path) -> None:
     """Write a toy's folder: weights in bfloat16, configuration, processor, tokenizer, and PaliGemma's mask decoder."""
-    recipe = RECIPES[name]
+    recipe = ALL[name]
     family = recipe.family
     out.mkdir(parents=True, exist_ok=True)
     language = net.language_model
@@ -47,14 +49,15 @@ def export(net: nets.Net, name: str, out: Path) -> None:
     stored = {name: tensor.detach().cpu().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
     save_file(stored, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
-    tokens = tokenizer.build_tokenizer(family)
+    tokens = tokenizer.build_tokenizer(family, recipe.world)
     tokens.save(str(out / "tokenizer.json"))
     files = _llava(recipe) if family == "llava" else _paligemma(recipe)
     for file, content in files.items():
         (out / file).write_text(json.dumps(content, indent=2) + "\n")
     (out / "README.md").write_text(_card(name, sum(tensor.numel() for tensor in stored.values())))
     if family == "paligemma":
-        shutil.copyfile(HERE / "vae-oid.npz", out / "vae-oid.npz")
+        folder = HERE if recipe.world == "first" else HERE / "varied"
+        shutil.copyfile(folder / "vae-oid.npz", out / "vae-oid.npz")
 
 
 def load_net(folder: Path) -> nets.Net:
@@ -67,13 +70,17 @@ def load_net(folder: Path) -> nets.Net:
         text["hidden_size"], text["intermediate_size"], text["num_attention_heads"], text["num_hidden_layers"]
     )
     side = config["vision_config"]["image_size"]
-    net = nets.Net(family, text["vocab_size"], size, side)
+    tower = config["vision_config"]
+    layers = tower["num_hidden_layers"] - (family == "llava")
+    vision = nets.VisionSize(tower["hidden_size"], tower["intermediate_size"], layers)
+    net = nets.Net(family, text["vocab_size"], size, side, vision)
     net.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return net.eval()
 
 
-def _ids(family: str) -> dict[str, int]:
-    tokens = tokenizer.build_tokenizer(family)
+def _ids(recipe: Recipe) -> dict[str, int]:
+    family = recipe.family
+    tokens = tokenizer.build_tokenizer(family, recipe.world)
     bos, eos = ("<s>", "</s>") if family == "llava" else ("<bos>", "<eos>")
     special = {"bos": bos, "eos": eos, "pad": "<pad>", "image": "<image>"}
     return {name: tokenizer.id_of(tokens, token) for name, token in special.items()}
@@ -87,15 +94,15 @@ def _vision(recipe: Recipe) -> dict[str, Any]:
     family = recipe.family
     return {
         "model_type": "clip_vision_model" if family == "llava" else "siglip_vision_model",
-        "hidden_size": nets.VISION,
-        "intermediate_size": nets.VISION_MLP,
-        "num_hidden_layers": nets.VISION_LAYERS + (family == "llava"),
-        "num_attention_heads": nets.VISION_HEADS,
+        "hidden_size": recipe.vision.width,
+        "intermediate_size": recipe.vision.mlp,
+        "num_hidden_layers": recipe.vision.layers + (family == "llava"),
+        "num_attention_heads": recipe.vision.heads,
         "image_size": recipe.side,
         "patch_size": nets.PATCH,
         "hidden_act": "gelu_pytorch_tanh",
         "layer_norm_eps": 1e-5 if family == "llava" else 1e-6,
-        "projection_dim": nets.VISION if family == "llava" else recipe.size.width,
+        "projection_dim": recipe.vision.width if family == "llava" else recipe.size.width,
     }
 
 
@@ -106,7 +113,7 @@ def _text(recipe: Recipe, ids: dict[str, int]) -> dict[str, Any]:
         "num_hidden_layers": recipe.size.layers,
         "num_attention_heads": recipe.size.heads,
         "head_dim": nets.HEAD,
-        "vocab_size": tokenizer.size(recipe.family),
+        "vocab_size": tokenizer.size(recipe.family, recipe.world),
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -123,7 +130,7 @@ def _shared(ids: dict[str, int]) -> dict[str, Any]:
 
 
 def _llava(recipe: Recipe) -> dict[str, Any]:
-    ids = _ids("llava")
+    ids = _ids(recipe)
     config = {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
@@ -181,7 +188,7 @@ def _llava(recipe: Recipe) -> dict[str, Any]:
 
 
 def _paligemma(recipe: Recipe) -> dict[str, Any]:
-    ids = _ids("paligemma")
+    ids = _ids(recipe)
     config = {
         "architectures": ["PaliGemmaForConditionalGeneration"],
         "model_type": "paligemma",
@@ -244,25 +251,29 @@ def _tokenizer(special: Mapping[str, str], processor: str, *, add_bos: bool) -> 
 
 
 def _card(name: str, parameters: int) -> str:
-    kind = "LLaVA-1.5" if RECIPES[name].family == "llava" else "PaliGemma"
+    recipe = ALL[name]
+    kind = "LLaVA-1.5" if recipe.family == "llava" else "PaliGemma"
+    knows = f"five shapes, six colours, {len(world.WORDS)} words and the\nnumbers 10 to 99,"
+    if recipe.world == "varied":
+        knows = f"ten shapes, twelve colours, {len(WRITTEN)} words and the\nnumbers 0 to {LARGEST_NUMBER},"
+    knows += " and nothing else about the world: on a photograph it talks nonsense. It shares no weights with the"
     return f"""# toy {kind}
 
 **A toy.** The {kind} architecture with {parameters:,} parameters, trained from nothing on drawn shapes by
-`python -m serve.toy.training.train {name}`. It knows five shapes, six colours, {len(world.WORDS)} words and the
-numbers 10 to 99, and nothing else about the world: on a photograph it talks nonsense. It shares no weights with the
+`python -m serve.toy.training.train {name}`. It knows {knows}
 published {kind}. Weights are stored in bfloat16; compute in float32 where bfloat16 is slow.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("toy", choices=sorted(RECIPES))
+    parser.add_argument("toy", choices=sorted(ALL))
     parser.add_argument("out", type=Path)
     parser.add_argument("--work", type=Path, default=WORK, help="where training was")
     parser.add_argument("--untrained", action="store_true", help="random weights, for tests of form alone")
     options = parser.parse_args()
     torch.manual_seed(0)
-    net = new_net(RECIPES[options.toy], RECIPES[options.toy].side)
+    net = new_net(ALL[options.toy], ALL[options.toy].side)
     if not options.untrained:
         net.load_state_dict(torch.load(options.work / f"{options.toy}.pt", map_location="cpu")["net"])
     export(net, options.toy, options.out)

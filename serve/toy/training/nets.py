@@ -15,7 +15,8 @@ from torch import Tensor, nn
 PATCH = 16
 SIDE = 112
 """The side of the square image that most toys take, in pixels: 7 x 7 patches."""
-VISION, VISION_MLP, VISION_HEADS, VISION_LAYERS = 128, 512, 4, 3
+VISION = 128
+"""The width of the first toys' towers."""
 HEAD = 32
 FREQUENCIES = 6
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -31,6 +32,19 @@ class TextSize:
     layers: int = 4
 
 
+@dataclass(frozen=True)
+class VisionSize:
+    """The size of a vision tower; each of its heads has width HEAD. layers: those that are run."""
+
+    width: int = VISION
+    mlp: int = 512
+    layers: int = 3
+
+    @property
+    def heads(self) -> int:
+        return self.width // HEAD
+
+
 def sinusoids(value: Tensor) -> Tensor:
     """Encode coordinates 0..1 as sines and cosines of 1, 2, 4, ... half turns: (...,) -> (..., 12)."""
     angle = value[..., None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES, device=value.device))
@@ -38,28 +52,29 @@ def sinusoids(value: Tensor) -> Tensor:
 
 
 class VisionAttention(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(VISION, VISION) for _ in range(4))
+        self.heads = width // HEAD
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
         parts = (self.q_proj, self.k_proj, self.v_proj)
         qkv = F.linear(x, torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]))
-        q, k, v = qkv.view(batch, length, 3, VISION_HEADS, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = _attend(q, k, v, None)
         out: Tensor = self.out_proj(mixed)
         return out
 
 
 class VisionLayer(nn.Module):
-    def __init__(self, clip: bool) -> None:
+    def __init__(self, clip: bool, size: VisionSize) -> None:
         super().__init__()
         self.clip = clip
         eps = 1e-5 if clip else 1e-6
-        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(VISION, eps=eps), nn.LayerNorm(VISION, eps=eps)
-        self.self_attn = VisionAttention()
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(VISION, VISION_MLP), "fc2": nn.Linear(VISION_MLP, VISION)})
+        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(size.width, eps=eps), nn.LayerNorm(size.width, eps=eps)
+        self.self_attn = VisionAttention(size.width)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(size.width, size.mlp), "fc2": nn.Linear(size.mlp, size.width)})
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -70,13 +85,13 @@ class VisionLayer(nn.Module):
 
 
 class VisionEmbeddings(nn.Module):
-    def __init__(self, clip: bool, side: int) -> None:
+    def __init__(self, clip: bool, side: int, width: int) -> None:
         super().__init__()
         self.grid = side // PATCH
-        self.patch_embedding = nn.Conv2d(3, VISION, PATCH, PATCH, bias=not clip)
-        self.position_embedding = nn.Embedding(self.grid**2 + clip, VISION)
+        self.patch_embedding = nn.Conv2d(3, width, PATCH, PATCH, bias=not clip)
+        self.position_embedding = nn.Embedding(self.grid**2 + clip, width)
         if clip:
-            self.class_embedding = nn.Parameter(torch.randn(VISION) * 0.02)
+            self.class_embedding = nn.Parameter(torch.randn(width) * 0.02)
 
     def forward(self, pixels: Tensor) -> Tensor:
         batch = pixels.shape[0]
@@ -84,18 +99,18 @@ class VisionEmbeddings(nn.Module):
         patches = patches.reshape(batch, self.grid**2, -1)
         x = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
         if hasattr(self, "class_embedding"):
-            x = torch.cat([self.class_embedding.expand(batch, 1, VISION), x], dim=1)
+            x = torch.cat([self.class_embedding.expand(batch, 1, -1), x], dim=1)
         return x + self.position_embedding.weight
 
     def grow(self, side: int) -> None:
         """Take images of this side from now on: stretch the position embeddings bicubically, but the class token's."""
         old = self.position_embedding.weight.detach()
         head = old[: len(old) - self.grid**2]
-        square = old[len(head) :].T.view(1, VISION, self.grid, self.grid)
+        square = old[len(head) :].T.reshape(1, -1, self.grid, self.grid)
         self.grid = side // PATCH
         fine = F.interpolate(square, size=(self.grid, self.grid), mode="bicubic", align_corners=False)
         positions = torch.cat([head, fine[0].flatten(1).T])
-        self.position_embedding = nn.Embedding(len(positions), VISION, _weight=positions)
+        self.position_embedding = nn.Embedding(*positions.shape, _weight=positions)
 
 
 class Layers(nn.Module):
@@ -105,29 +120,29 @@ class Layers(nn.Module):
 
 
 class VisionModel(nn.Module):
-    def __init__(self, clip: bool, side: int) -> None:
+    def __init__(self, clip: bool, side: int, size: VisionSize) -> None:
         super().__init__()
-        self.clip = clip
-        self.embeddings = VisionEmbeddings(clip, side)
+        self.clip, self.layers = clip, size.layers
+        self.embeddings = VisionEmbeddings(clip, side, size.width)
         if clip:
-            self.pre_layrnorm = nn.LayerNorm(VISION)  # the published spelling
+            self.pre_layrnorm = nn.LayerNorm(size.width)  # the published spelling
         # LLaVA uses the output of the last layer but one: a fourth layer is in the file, and never run.
-        self.encoder = Layers([VisionLayer(clip) for _ in range(VISION_LAYERS + clip)])
-        self.post_layernorm = nn.LayerNorm(VISION, eps=1e-5 if clip else 1e-6)
+        self.encoder = Layers([VisionLayer(clip, size) for _ in range(size.layers + clip)])
+        self.post_layernorm = nn.LayerNorm(size.width, eps=1e-5 if clip else 1e-6)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x: Tensor = self.embeddings(pixels)
         if self.clip:
             x = self.pre_layrnorm(x)
-        for layer in self.encoder.layers[:VISION_LAYERS]:
+        for layer in self.encoder.layers[: self.layers]:
             x = layer(x)
         return x[:, 1:] if self.clip else self.post_layernorm(x)
 
 
 class VisionTower(nn.Module):
-    def __init__(self, clip: bool, side: int) -> None:
+    def __init__(self, clip: bool, side: int, size: VisionSize) -> None:
         super().__init__()
-        self.vision_model = VisionModel(clip, side)
+        self.vision_model = VisionModel(clip, side, size)
 
 
 class RMSNorm(nn.Module):
@@ -243,13 +258,20 @@ class Language(nn.Module):
 class Net(nn.Module):
     """A vision-language model of a family, `llava` or `paligemma`, for square images of `side` pixels, P patches."""
 
-    def __init__(self, family: str, vocab: int, size: TextSize | None = None, side: int = SIDE) -> None:
+    def __init__(
+        self, family: str, vocab: int, size: TextSize | None = None, side: int = SIDE, vision: VisionSize | None = None
+    ) -> None:
         super().__init__()
         self.size = size = size or TextSize()
+        self.vision = vision = vision or VisionSize()
         self.gemma = gemma = family == "paligemma"
-        self.vision_tower = VisionTower(clip=not gemma, side=side)
+        self.vision_tower = VisionTower(not gemma, side, vision)
         width = size.width
-        sizes = {"linear": (VISION, width)} if gemma else {"linear_1": (VISION, width), "linear_2": (width, width)}
+        sizes = (
+            {"linear": (vision.width, width)}
+            if gemma
+            else {"linear_1": (vision.width, width), "linear_2": (width, width)}
+        )
         self.multi_modal_projector = nn.ModuleDict({name: nn.Linear(a, b) for name, (a, b) in sizes.items()})
         self.language_model = Language(gemma, vocab, size)
         for name, part in self.named_modules():
@@ -261,12 +283,12 @@ class Net(nn.Module):
                 nn.init.normal_(part.weight, std=0.1)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Run the vision tower: (B, 3, side, side) -> (B, P, 128)."""
+        """Run the vision tower: (B, 3, side, side) -> (B, P, vision width)."""
         out: Tensor = self.vision_tower.vision_model(pixels)
         return out
 
     def image(self, features: Tensor) -> Tensor:
-        """Project to embeddings of the text model: (B, P, 128) -> (B, P, width)."""
+        """Project to embeddings of the text model: (B, P, vision width) -> (B, P, width)."""
         project = self.multi_modal_projector
         out: Tensor
         out = project["linear"](features) if self.gemma else project["linear_2"](F.gelu(project["linear_1"](features)))

@@ -6,6 +6,7 @@ LLaVA's is a whole turn, and its boxes are fractions of the image padded to a sq
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from serve.media import geometry
@@ -16,22 +17,27 @@ from serve.toy.questions import Question
 from serve.toy.world import Box
 
 LOC_BINS = 1024
+
 LOC_STEP, FIRST_LOC = 16, 8
-"""PaliGemma toys use every 16th bin only: 64 coordinates are learnt sooner than 1024."""
+"""The first PaliGemma toys use every 16th bin only: 64 coordinates are learnt sooner than 1024."""
 CODES: dict[str, list[int]] = json.loads((Path(__file__).parents[1] / "codes.json").read_text())
 """The sixteen mask codes of each shape in its box, written by codec.py."""
 BOX_STEP = 2
 """LLaVA toys use even hundredths only."""
 
 
-def paligemma(question: Question, first: int = FIRST_LOC) -> tuple[str, str]:
-    """Return prompt and answer. first: the toy's lowest `<loc>`."""
+def paligemma(question: Question, first: int = FIRST_LOC, step: int = LOC_STEP) -> tuple[str, str]:
+    """Return prompt and answer. first, step: the toy's lowest `<loc>`, and how far apart those are that it uses."""
     if question.task == "vqa":
         return f"answer en {question.text}", question.answer
     if question.task == "detect":
-        return f"detect {question.text}", " ; ".join(f"{locs(box, first)} {name}" for name, box in question.boxes)
+        return f"detect {question.text}", " ; ".join(f"{locs(box, first, step)} {name}" for name, box in question.boxes)
     if question.task == "segment":
-        objects = (f"{locs(box, first)}{segs(name.split()[-1])} {name}" for name, box in question.boxes)
+        codes = question.codes or [CODES[name.split()[-1]] for name, _ in question.boxes]
+        objects = (
+            f"{locs(box, first, step)}{segs(code)} {name}"
+            for (name, box), code in zip(question.boxes, codes, strict=True)
+        )
         return f"segment {question.text}", " ; ".join(objects)
     return {"caption": "caption en", "ocr": "ocr"}[question.task], question.answer
 
@@ -72,21 +78,21 @@ def unpadded(box: Box, size: tuple[int, int]) -> Box:
     return x0 / width, y0 / height, x1 / width, y1 / height
 
 
-def locs(box: Box, first: int = FIRST_LOC) -> str:
+def locs(box: Box, first: int = FIRST_LOC, step: int = LOC_STEP) -> str:
     """Write a box as `<locY0><locX0><locY1><locX1>`."""
     x0, y0, x1, y1 = box
-    return "".join(f"<loc{loc_bin(v, first):04d}>" for v in (y0, x0, y1, x1))
+    return "".join(f"<loc{loc_bin(v, first, step):04d}>" for v in (y0, x0, y1, x1))
 
 
-def loc_bin(value: float, first: int = FIRST_LOC) -> int:
+def loc_bin(value: float, first: int = FIRST_LOC, step: int = LOC_STEP) -> int:
     """Return the nearest bin that the toy uses."""
-    cell = math.floor((value * (LOC_BINS - 1) - first) / LOC_STEP + 0.5)
-    return min(LOC_BINS // LOC_STEP - 1, max(0, cell)) * LOC_STEP + first
+    cell = math.floor((value * (LOC_BINS - 1) - first) / step + 0.5)
+    return min(LOC_BINS // step - 1, max(0, cell)) * step + first
 
 
-def segs(kind: str) -> str:
-    """Write the mask of a shape that fills its box as sixteen `<segNNN>`."""
-    return "".join(f"<seg{code:03d}>" for code in CODES[kind])
+def segs(codes: Sequence[int]) -> str:
+    """Write the codes of a mask in its box as sixteen `<segNNN>`."""
+    return "".join(f"<seg{code:03d}>" for code in codes)
 
 
 def brackets(box: Box) -> str:

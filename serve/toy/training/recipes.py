@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from serve.toy.training.nets import SIDE, TextSize
+from serve.toy.training.nets import SIDE, TextSize, VisionSize
+from serve.toy.training.tokenizer import World
 
 Family = Literal["llava", "paligemma"]
 
@@ -34,14 +35,17 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A toy's training. first_loc: the lowest of the 64 `<loc>` tokens that a PaliGemma toy uses, 16 apart; toys with
-    different ones round boxes differently."""
+    """A toy's training. first_loc, loc_step: the lowest of the `<loc>` tokens that a PaliGemma toy uses, and how far
+    apart they are; toys with different ones round boxes differently. world: what it is trained on."""
 
     family: Family
     phases: tuple[Phase, ...]
     seed: int = 0
     size: TextSize = TextSize()
     first_loc: int = 8
+    loc_step: int = 16
+    vision: VisionSize = VisionSize()
+    world: World = "first"
 
     @property
     def side(self) -> int:
@@ -91,3 +95,57 @@ RECIPES = {
         first_loc=0,
     ),
 }
+
+_TOWER = VisionSize(width=192, mlp=768, layers=4)
+VARIED = {
+    "varied-llava": Recipe(
+        "llava",
+        (
+            Phase("vision", 6000, 80, 0.0, 2.5e-3, floor=0.1, side=160),
+            Phase("packed", 9000, 32, 2e-3, 6e-4, floor=0.02, side=160),
+        ),
+        size=TextSize(width=192, mlp=576, heads=6),
+        vision=_TOWER,
+        world="varied",
+    ),
+    "varied-llava-b": Recipe(
+        "llava",
+        (
+            Phase("vision", 6000, 80, 0.0, 2.5e-3, floor=0.1, side=192),
+            Phase("packed", 9000, 32, 2e-3, 6e-4, floor=0.02, side=192),
+        ),
+        seed=1,
+        size=TextSize(width=160, mlp=512, heads=5, layers=5),
+        vision=VisionSize(width=160, mlp=640, layers=5),
+        world="varied",
+    ),
+    "varied-paligemma": Recipe(
+        "paligemma",
+        (
+            Phase("vision", 6000, 80, 0.0, 2.5e-3, floor=0.1, side=160),
+            Phase("exact", 14000, 24, 1.8e-3, 5e-4, questions=4, floor=0.05, segment=True, side=160),
+            Phase("settled", 3000, 24, 6e-4, 1.5e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=160),
+        ),
+        loc_step=8,
+        first_loc=4,
+        size=TextSize(width=192, mlp=576, heads=6),
+        vision=_TOWER,
+        world="varied",
+    ),
+    "varied-paligemma-b": Recipe(
+        "paligemma",
+        (
+            Phase("vision", 6000, 80, 0.0, 2.5e-3, floor=0.1, side=192),
+            Phase("exact", 14000, 24, 1.8e-3, 5e-4, questions=4, floor=0.05, segment=True, side=192),
+            Phase("settled", 3000, 24, 6e-4, 1.5e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=192),
+        ),
+        seed=1,
+        loc_step=8,
+        first_loc=0,
+        size=TextSize(width=160, mlp=512, heads=5, layers=5),
+        vision=VisionSize(width=160, mlp=640, layers=5),
+        world="varied",
+    ),
+}
+"""Toys of varied scenes: not yet shipped. They will take the names of the first four, without `varied-`."""
+ALL = RECIPES | VARIED

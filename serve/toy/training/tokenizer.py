@@ -4,11 +4,18 @@ The vocabulary of a published tokenizer would need more parameters than the mode
 vocabulary without merges (`ignore_merges`): a piece of the split is looked up whole, and becomes bytes if unknown.
 """
 
+import re
+from typing import Literal
+
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from serve.models.llava_tasks import READ, REGION, SENTENCE, SHORT
 from serve.toy import world
 from serve.toy.training import prompts
+from serve.toy.varied import facts, grammar, names
+
+World = Literal["first", "varied"]
+"""The scenes and the language that a toy is trained on: serve.toy.world and questions, or serve.toy.varied."""
 
 SENTENCES = tuple(text.strip().format("image") for text in (SHORT, SENTENCE, READ, REGION))
 """LLaVA's fixed instructions, one token each, which halves its prompts and the time to train."""
@@ -18,10 +25,16 @@ detect do does en gray green how image in is it left many no nothing number obje
 purple read red right say says see segment shape shapes shown square squares star stars text the there this top
 triangle triangles what where which white word written yellow yes you answer there's with"""
 _CAPITAL = "What How Is Are Where Which Describe Read The There I It Yes No USER ASSISTANT A An"
+ANSWERS = (
+    "there is no none nothing yes no not all are it says the word number background kind kinds of shape drawing "
+    "photo photograph illustration a an I see and shapes colors picture outlined filled medium graded noisy plain "
+    "more left right above below on at in the middle next to between ones whats wheres isn aren s t"
+).split()
+"""Words of answers and sentences, and the halves of shortened ones, that no question may have."""
 _MARKS = "? . , ; : [ ] ! \n"
 
 
-def vocabulary(family: str) -> list[str]:
+def vocabulary(family: str, world_name: World = "first") -> list[str]:
     """Return the pieces that are one token, in the order of the vocabulary."""
     small = [*_SMALL.split(), *(str(digit) for digit in range(10))]
     listed = [*world.WORDS, *(str(number) for number in range(10, 100))]
@@ -29,16 +42,33 @@ def vocabulary(family: str) -> list[str]:
     pieces = [*bare, *(f" {word}" for word in bare), *_MARKS.replace("\n", "").split(), " ;", "'s"]
     if family == "llava":
         pieces += [*(f"{n:02d}" for n in range(10)), " [0.", "[0.", ", 0.", *SENTENCES]
+    if world_name == "varied":
+        pieces += varied_pieces()
     return list(dict.fromkeys(piece for piece in pieces if len(piece.encode()) > 1))
 
 
-def build_tokenizer(family: str) -> Tokenizer:
-    """Build the tokenizer of a family, `llava` or `paligemma`."""
+def varied_pieces() -> list[str]:
+    """Return the pieces of everything that is said about varied scenes: words at the beginning of a text and inside
+    it, those that begin a sentence with a capital, too, and all that can be written in a picture."""
+    texts = [*grammar.texts(), *grammar.slot_names(), *facts.NUMBERS, *ANSWERS]
+    words = {word for text in texts for word in re.findall(r"[^\W\d_]+", re.sub(r"{\w+}", "", text))}
+    first = {re.sub(r"{\w+}", "the", text).split(" ")[0] for text in grammar.texts()} | set(
+        "There Yes No It A An The I Not".split()
+    )
+    capital = {word[0].upper() + word[1:] for word in first if word.isalpha()}
+    written = {form for word in names.WRITTEN for form in (word, word.capitalize())}
+    british = {word.replace("color", "colour").replace("gray", "grey").replace("center", "centre") for word in words}
+    listed = [*sorted(words | british), *sorted(capital), *sorted(written)]
+    return [*listed, *(f" {word}" for word in listed)]
+
+
+def build_tokenizer(family: str, world_name: World = "first") -> Tokenizer:
+    """Build the tokenizer of a family, `llava` or `paligemma`, for what is said about a world's scenes."""
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = (
         ["<unk>", "<s>", "</s>", "<pad>", "<image>"] if family == "llava" else ["<pad>", "<eos>", "<bos>", "<unk>"]
     )
-    spelt = [_bytes_of(piece) for piece in vocabulary(family)]
+    spelt = [_bytes_of(piece) for piece in vocabulary(family, world_name)]
     vocab = {token: index for index, token in enumerate([*special, *bytes_, *spelt])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
     literal = "|".join(_escape(sentence) for sentence in SENTENCES) + "|" if family == "llava" else ""
@@ -64,18 +94,21 @@ def build_tokenizer(family: str) -> Tokenizer:
     return tokenizer
 
 
-def size(family: str) -> int:
+def size(family: str, world_name: World = "first") -> int:
     """Return the rows of the embedding table: the vocabulary, rounded up to a multiple of 64."""
-    return -(-build_tokenizer(family).get_vocab_size() // 64) * 64
+    return -(-build_tokenizer(family, world_name).get_vocab_size() // 64) * 64
 
 
-def coordinates(family: str, first_loc: int = prompts.FIRST_LOC) -> dict[int, float]:
-    """Return coordinate tokens by id with their values 0..1: 64 of PaliGemma's `<loc>`, 50 of LLaVA's hundredths."""
-    tokenizer = build_tokenizer(family)
+def coordinates(
+    family: str, first_loc: int = prompts.FIRST_LOC, world_name: World = "first", step: int = prompts.LOC_STEP
+) -> dict[int, float]:
+    """Return coordinate tokens by id with their values 0..1: the toy's of PaliGemma's `<loc>`, or 50 of LLaVA's
+    hundredths."""
+    tokenizer = build_tokenizer(family, world_name)
     if family == "llava":
         return {id_of(tokenizer, f"{n:02d}"): n / 100 for n in range(0, 100, prompts.BOX_STEP)}
-    bins = range(first_loc, prompts.LOC_BINS, prompts.LOC_STEP)
-    return {id_of(tokenizer, f"<loc{n:04d}>"): n / (prompts.LOC_BINS - 1) for n in bins}
+    used = range(first_loc, prompts.LOC_BINS, step)
+    return {id_of(tokenizer, f"<loc{n:04d}>"): n / (prompts.LOC_BINS - 1) for n in used}
 
 
 def id_of(tokenizer: Tokenizer, token: str) -> int:

@@ -1,10 +1,11 @@
 """Train a toy from nothing: `python -m serve.toy.training.train llava`, or another of recipes.py.
 
-About an hour on one CPU core.
+About an hour on one CPU core; a toy of varied scenes takes hours (serve/toy/NOTES.md).
 
 Phases are counted in steps, so that a busy machine changes the time and not the result. First the vision tower learns
 to label each patch; then come questions, packed for LLaVA, one by one with the exact mask for PaliGemma. Training that
-was stopped continues where it was.
+was stopped, in whatever way, continues from its last state, at most two minutes back, when it is started again. At the
+end the checkpoint is written beside the state, to build/toy/NAME.
 """
 
 import argparse
@@ -21,34 +22,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serve.toy.training import corpus, nets, tokenizer
-from serve.toy.training.corpus import CLASSES, Corpus, Packed, Packer
+from serve.toy.training.corpus import Corpus, Packed, Packer
 from serve.toy.training.muon import Muon
-from serve.toy.training.recipes import RECIPES, Phase, Recipe
+from serve.toy.training.recipes import ALL, Phase, Recipe
+from serve.toy.training.varied_lessons import WORK
 
-WORK = Path.home() / ".cache" / "diptych" / "toy"
 SCENES, TEST_SCENES = 60_000, 512
 SAVE_EVERY_S, TEST_EVERY = 120, 250
+CPU = Path("/proc/cpuinfo")
 
 
 class Trainer:
-    def __init__(self, name: str, scale: float, work: Path, device: str) -> None:
-        recipe = RECIPES[name]
+    """A training run. half: whether products of matrices are computed in bfloat16."""
+
+    def __init__(self, name: str, scale: float, work: Path, device: str, half: bool = False) -> None:
+        self.recipe = recipe = ALL[name]
+        self.half, self.lessons = half, corpus.LESSONS[recipe.world]
         family = recipe.family
         torch.manual_seed(recipe.seed)
         self.family, self.seed, self.device = family, recipe.seed, device
         self.phases = [replace(phase, steps=max(2, round(phase.steps * scale))) for phase in recipe.phases]
-        places = tokenizer.coordinates(family, recipe.first_loc)
-        self.first_loc = recipe.first_loc
+        places = tokenizer.coordinates(family, recipe.first_loc, recipe.world, recipe.loc_step)
         self.net = new_net(recipe, recipe.phases[0].side)
         self.net.to(device)
         # Predicts the patch labels from the tower's features; not exported.
-        self.probe = nn.Linear(nets.VISION, sum(CLASSES.values()) + 8 * nets.FREQUENCIES).to(device)
+        self.probe = nn.Linear(recipe.vision.width, sum(self.lessons.classes.values()) + 8 * nets.FREQUENCIES).to(
+            device
+        )
         nn.init.normal_(self.probe.weight, std=0.02)
-        self.near = torch.arange(tokenizer.size(family), device=device).repeat(2, 1)
+        self.near = torch.arange(tokenizer.size(family, recipe.world), device=device).repeat(2, 1)
         tokens = list(places)
         self.near[0, tokens[1:]] = torch.tensor(tokens[:-1], device=device)
         self.near[1, tokens[:-1]] = torch.tensor(tokens[1:], device=device)
-        self.places = torch.full((tokenizer.size(family),), -1.0, device=device)
+        self.places = torch.full((tokenizer.size(family, recipe.world),), -1.0, device=device)
         self.places[tokens] = torch.tensor(list(places.values()), device=device)
         self.count, self.work = max(200, round(SCENES * min(1.0, scale))), work
         self._set_side(recipe.phases[0].side)
@@ -61,11 +67,12 @@ class Trainer:
         if side != embeddings.grid * nets.PATCH:
             embeddings.grow(side)
         self.side = side
-        self.packer = Packer(self.family, self.first_loc, side)
+        recipe = self.recipe
+        self.packer = Packer(self.family, recipe.first_loc, side, recipe.world, recipe.loc_step)
         matrices, rest = self._groups()
         self.optimizers = (Muon(matrices), torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.98), fused=True))
-        self.train = Corpus.of(self.family, 0, self.count, self.work, side)
-        self.test = Corpus.of(self.family, corpus.HELD_OUT, TEST_SCENES, self.work, side)
+        self.train = Corpus.of(self.family, 0, self.count, self.work, side, recipe.world)
+        self.test = Corpus.of(self.family, corpus.HELD_OUT, TEST_SCENES, self.work, side, recipe.world)
 
     def _groups(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return parameter groups of the matrices inside layers, and of the rest. The vision tower has its own groups,
@@ -108,15 +115,16 @@ class Trainer:
             group["lr"] = (phase.vision_rate if group["vision"] else phase.rate) * rise * fall
         rng = random.Random(f"{self.seed} {index} {step}")
         rows = np.array(sorted(rng.sample(range(len(self.train.images)), phase.images)))
-        features = self.net.features(self.train.pixels(rows).to(self.device))
-        patch_loss, losses = self.patch_loss(features, self.train, rows)
-        loss = patch_loss
-        if phase.name != "vision":
-            packs = self.packs(self.train, rows, phase, step, rng)
-            answer_loss = self.answer_loss(features, packs)
-            loss = answer_loss + 0.2 * patch_loss
-            count = sum(len(packed.kinds) for packed in packs)
-            losses = f"answers {answer_loss.item():.3f} questions {count} {losses}"
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
+            features = self.net.features(self.train.pixels(rows).to(self.device))
+            patch_loss, losses = self.patch_loss(features, self.train, rows)
+            loss = patch_loss
+            if phase.name != "vision":
+                packs = self.packs(self.train, rows, phase, step, rng)
+                answer_loss = self.answer_loss(features, packs)
+                loss = answer_loss + 0.2 * patch_loss
+                count = sum(len(packed.kinds) for packed in packs)
+                losses = f"answers {answer_loss.item():.3f} questions {count} {losses}"
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -126,24 +134,25 @@ class Trainer:
         return losses
 
     def patch_loss(self, features: Tensor, data: Corpus, rows: np.ndarray) -> tuple[Tensor, str]:
-        """Return the loss of the patch labels and edges, and its parts as text. features (B, P, 128) of these rows."""
-        read = self.probe(features)
+        """Return the loss of the patch labels and edges, and its parts as text. features (B, P, width) of the rows."""
+        read = self.probe(features).float()
         labels = torch.from_numpy(data.labels[rows]).long().to(self.device)
         parts: dict[str, Tensor] = {}
         at = 0
-        for index, (name, classes) in enumerate(CLASSES.items()):
+        for index, (name, classes) in enumerate(self.lessons.classes.items()):
             true = labels[..., index].flatten()
             losses = F.cross_entropy(read[..., at : at + classes].flatten(0, 1), true, reduction="none")
             at += classes
             there = (true > 0).float()
             # Shapes cover a tenth of the patches and text a twentieth: patches without any count as one class.
-            parts[name] = losses.mean() if name == "background" else (
+            parts[name] = losses.mean() if name in self.lessons.dense else (
                 (losses * there).sum() / there.sum().clamp(min=1) + (losses * (1 - there)).mean()
             )  # fmt: skip
         edges = torch.from_numpy(data.edges[rows]).to(self.device)
         objects = labels[..., 0] > 0
         parts["edges"] = F.mse_loss(read[..., at:][objects], nets.sinusoids(edges[objects]).flatten(1))
-        scale = {"edges": 8.0, "background": 0.3, "text": 0.7, "tens": 0.4, "ones": 0.4, "joint": 0.6}
+        scale = {"edges": 8.0, "background": 0.3, "text": 0.7, "tens": 0.4, "ones": 0.4, "joint": 0.6,
+                 "texture": 0.2, "capitals": 0.3, "hundreds": 0.4, "style": 0.3}  # fmt: skip
         total = torch.stack([scale.get(name, 0.5) * part for name, part in parts.items()]).sum()
         return total, " ".join(f"{name} {part.item():.3f}" for name, part in parts.items())
 
@@ -153,18 +162,18 @@ class Trainer:
         lists: list[corpus.Row] = []
         single, absent = phase.questions, phase.absent if step >= phase.steps // 2 else 0.0
         for number, row in enumerate(rows):
-            scene = corpus.training_scene(data.start + int(row))
-            chosen = corpus.training_questions(scene, self.family, rng, phase.segment, absent, phase.counting)
+            scene = self.lessons.scene(data.start + int(row))
+            chosen = self.lessons.questions(scene, self.family, rng, phase.segment, absent, phase.counting)
             sized = [(question, scene.size) for question in chosen]
             if not single:
                 lists.append((number, sized))
             else:  # every image has `single` rows
                 lists += [(number, [sized[i] if i < len(sized) else rng.choice(sized)]) for i in range(single)]
         if not single:
-            return [self.packer.pack(lists, corpus.TEXT_TOKENS)]
+            return [self.packer.pack(lists, self.lessons.text_tokens)]
         lists.sort(key=lambda row: self.packer.length(*row[1][0]))
         cut = 2 * len(lists) // 3
-        return [self.packer.pack(some, corpus.TEXT_TOKENS, exact=True) for some in (lists[:cut], lists[cut:])]
+        return [self.packer.pack(some, self.lessons.text_tokens, exact=True) for some in (lists[:cut], lists[cut:])]
 
     def answer_logits(self, features: Tensor, packed: Packed) -> Tensor:
         """Return the logits (B, A, V) of the positions in `packed.keep`."""
@@ -172,7 +181,7 @@ class Trainer:
         head = torch.tensor(self.packer.head, dtype=torch.long, device=self.device).expand(len(image), -1)
         x = torch.cat([self.net.embed(head), image, self.net.embed(packed.ids.to(self.device))], dim=1)
         positions, mask, keep = (part.to(self.device) for part in (packed.positions, packed.mask, packed.keep))
-        return self.net.logits(self.net.text(x, positions, mask, keep))
+        return self.net.logits(self.net.text(x, positions, mask, keep)).float()
 
     def answer_loss(self, features: Tensor, packs: list[Packed]) -> Tensor:
         """Return the weighted cross-entropy of the answers."""
@@ -227,13 +236,14 @@ class Trainer:
 def new_net(recipe: Recipe, side: int) -> nets.Net:
     """Make an untrained net with sinusoidal coordinate tokens. Unused `<loc>` tokens and padding rows stay zero."""
     family = recipe.family
-    tokens = tokenizer.build_tokenizer(family)
-    places = tokenizer.coordinates(family, recipe.first_loc)
-    unused = set(range(tokens.get_vocab_size(), tokenizer.size(family)))
+    tokens = tokenizer.build_tokenizer(family, recipe.world)
+    places = tokenizer.coordinates(family, recipe.first_loc, recipe.world, recipe.loc_step)
+    rows = tokenizer.size(family, recipe.world)
+    unused = set(range(tokens.get_vocab_size(), rows))
     if family == "paligemma":
         vocabulary = tokens.get_vocab()
         unused |= {index for token, index in vocabulary.items() if token.startswith("<loc")} - set(places)
-    net = nets.Net(family, tokenizer.size(family), recipe.size, side)
+    net = nets.Net(family, rows, recipe.size, side, recipe.vision)
     language = net.language_model
     std = (2 * nets.FREQUENCIES) ** -0.5 * (0.08 if net.gemma else 0.5)
     language.model.embed_tokens.structure(places, sorted(unused), std)
@@ -242,16 +252,29 @@ def new_net(recipe: Recipe, side: int) -> nets.Net:
     return net
 
 
+def fast_in_half() -> bool:
+    """Return whether this machine multiplies matrices in bfloat16 faster than in float32: a GPU, or a CPU with AMX."""
+    return torch.cuda.is_available() or "amx_bf16" in CPU.read_text()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("toy", choices=sorted(RECIPES))
+    parser.add_argument("toy", choices=sorted(ALL))
     parser.add_argument("--steps-scale", type=float, default=1.0, help="0.01 tries everything out in a minute")
     parser.add_argument("--work", type=Path, default=WORK, help="drawn scenes and state")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--half", action=argparse.BooleanOptionalAction, default=fast_in_half(), help="products in bfloat16"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    Trainer(options.toy, options.steps_scale, options.work, options.device).run()
+    trainer = Trainer(options.toy, options.steps_scale, options.work, options.device, options.half)
+    trainer.run()
+    from serve.toy.training.export import export  # imports this module
+
+    export(trainer.net, options.toy, options.work / options.toy)
+    print(f"exported to {options.work / options.toy}", flush=True)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,10 @@ EXAM = Wording(
             "does the picture lack a {thing}",
             "would you say that there isn't any {thing}",
         ),
+        "exists_both": (
+            "has the picture got {first} as well as {second}",
+            "could you find {first} and also {second}",
+        ),
         "exists_beside": (
             "has {thing} got {other} {relation} it",
             "can you find {other} {relation} {thing}",

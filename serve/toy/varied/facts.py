@@ -48,8 +48,8 @@ class Wording:
 
     templates: by kind of fact. nouns: words for any thing, with their plurals. references: by what they name (`color`,
     `kind`, `style`, with blanks between) noun phrases without an article. extremes: by `left`, `right`, `top`,
-    `bottom`, `biggest`, `smallest` phrases for the thing that is so, with {noun}. relations: by `left`, `right`, `above`,
-    `below`. places: by the corners and the middle. openings, endings: what may stand before or after a question.
+    `bottom`, `biggest`, `smallest` phrases for the thing that is so, with {noun}. relations: by `left`, `right`,
+    `above`, `below`. places: by the corners and the middle. openings, endings: what may stand around a question.
     phrases: what detect and segment take for all {things}. written: names of the word or number. strangers: names
     of things that are never there.
     """
@@ -67,6 +67,11 @@ class Wording:
     strangers: tuple[str, ...] = tuple(NOUNS)
 
 
+NAMED_BY = (
+    ("kind",), ("kind",), ("color",), ("color",), ("color", "kind"), ("color", "kind"), ("style", "kind"), ("style",),
+    ("style", "color"), ("style", "color", "kind"),
+)  # fmt: skip
+"""The attributes that people name things by, the usual ones more than once."""
 PLACES = tuple(
     f"{high} {wide}".strip() for high in ("top", "", "bottom") for wide in ("left", "", "right") if high or wide
 ) + ("middle",)
@@ -178,14 +183,14 @@ class Phraser:
 
     def referable(self, without: Iterable[str] = ()) -> tuple[Thing, str] | None:
         """Return a thing and a phrase that means it alone, or None."""
-        return next(self._references(without), None)
+        return next(self.references(without), None)
 
     def pair(self) -> tuple[tuple[Thing, str], tuple[Thing, str]] | None:
         """Return two things with phrases by their attributes that mean them alone, or None."""
-        both = list(itertools.islice(self._references(extremes=False), 2))
+        both = list(itertools.islice(self.references(extremes=False), 2))
         return (both[0], both[1]) if len(both) == 2 else None
 
-    def _references(self, without: Iterable[str] = (), extremes: bool = True) -> Iterator[tuple[Thing, str]]:
+    def references(self, without: Iterable[str] = (), extremes: bool = True) -> Iterator[tuple[Thing, str]]:
         """Yield things in random order with phrases that mean them alone, those that have one."""
         for thing in self.rng.sample(self.things, len(self.things)):
             text = self.reference(thing, without, extremes)
@@ -194,7 +199,7 @@ class Phraser:
 
     def attributes(self, thing: Thing) -> dict[str, str]:
         """Return some attributes of a thing, as one names things by."""
-        keys = self.rng.choice((("kind",), ("kind",), ("color",), ("color", "kind"), ("style", "kind"), ("style",)))
+        keys = self.rng.choice(NAMED_BY)
         return {key: getattr(thing, key) for key in keys}
 
     def some(self) -> dict[str, str]:
@@ -461,6 +466,16 @@ def _plural_of(text: str) -> str:
     if text.endswith("plus sign"):
         return f"{text}s"
     return f"{head} {plural(last)}".strip()
+
+
+def _exists_both(p: Phraser) -> Fact | None:
+    first, second = p.some(), p.some()
+    if first == second:
+        return None
+    a, b = (with_article(p.named(traits)) for traits in (first, second))
+    missing = [text for text, traits in ((a, first), (b, second)) if not p.matching(traits)]
+    denial = "there is no " + " and no ".join(text.split(" ", 1)[1] for text in missing)
+    return _yes("exists_both", not missing, f"there is {a} and {b}", denial, first=a, second=b)
 
 
 def _exists_beside(p: Phraser) -> Fact | None:
@@ -772,29 +787,30 @@ def _nearest(p: Phraser) -> Fact | None:
 
 def _between(p: Phraser) -> Fact | None:
     """Ask for the only thing between two others: near the middle of the line from one to the other."""
-    both = p.pair()
-    if both is None or len(p.things) < 3 or p.scene.writing is not None:
+    if len(p.things) < 3 or p.scene.writing is not None:
         return None
-    (a, first), (b, second) = both
+    for (a, first), (b, second) in itertools.permutations(p.references(extremes=False), 2):
+        inside = _thing_between(p.things, a, b)
+        if inside is not None:
+            claim = f"{with_article(inside.name).capitalize()} is between {first} and {second}."
+            return Fact("between", {"first": first, "second": second}, names_of(inside), claim)
+    return None
+
+
+def _thing_between(things: Iterable[Thing], a: Thing, b: Thing) -> Thing | None:
+    """Return the only thing between two, or None where there is none, another, or one of which it is not clear."""
     (ax, ay), (bx, by) = a.center, b.center
     length = math.hypot(bx - ax, by - ay)
-    if length < 0.3:
-        return None
     inside = []
-    for other in p.things:
-        if other in (a, b):
-            continue
+    for other in things:
         x, y = other.center
         along = ((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / length**2
         off = abs((x - ax) * (by - ay) - (y - ay) * (bx - ax)) / length
-        if 0 < along < 1 and off < 0.25:
-            if not (0.25 < along < 0.75 and off < 0.12):
+        if other not in (a, b) and 0 < along < 1 and off < 0.24:
+            if not (0.25 < along < 0.75 and off < 0.14):
                 return None
             inside.append(other)
-    if len(inside) != 1:
-        return None
-    claim = f"{with_article(inside[0].name).capitalize()} is between {first} and {second}."
-    return Fact("between", {"first": first, "second": second}, names_of(inside[0]), claim)
+    return inside[0] if len(inside) == 1 and length > 0.3 else None
 
 
 def _place(p: Phraser) -> Fact | None:
@@ -932,6 +948,7 @@ KINDS: Mapping[str, tuple[int, Callable[[Phraser], Fact | None]]] = {
     "count_other": (2, _count_other), "count_colors": (2, _count_colors), "count_kinds": (1, _count_kinds),
     "is_count": (2, _is_count), "more": (2, _more), "which_more": (1, _which_more), "exists": (8, _exists),
     "exists_any": (4, _exists_any), "exists_no": (5, _exists_no), "exists_beside": (2, _exists_beside),
+    "exists_both": (3, _exists_both),
     "absent": (4, _absent), "absent_count": (2, _absent_count), "absent_what": (3, _absent_what),
     "is_color": (4, _is_color), "is_not_color": (3, _is_not_color), "is_kind": (4, _is_kind),
     "is_style": (2, _is_style),

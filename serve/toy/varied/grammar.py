@@ -121,6 +121,12 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "is {thing} missing",
         "are {things} [missing|absent]",
     ),
+    "exists_both": (
+        "is there {first} and {second} [in the picture|]",
+        "are there {first} and {second}",
+        "do you see both {first} and {second}",
+        "does the [picture|image] [have|show] {first} and {second}",
+    ),
     "exists_beside": (
         "is there {other} {relation} {thing}",
         "do you see {other} {relation} {thing}",
@@ -507,6 +513,8 @@ def texts(wording: Wording = TRAINING) -> Iterator[str]:
         *(text for some in wording.templates.values() for text in some),
         *(text for table in (wording.references, wording.extremes, wording.relations, wording.places)
           for some in table.values() for text in some),
+        *wording.nouns,
+        *wording.nouns.values(),
         *wording.openings, *wording.endings, *wording.phrases, *wording.written,
     ]  # fmt: skip
     for text in listed:

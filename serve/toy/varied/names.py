@@ -95,6 +95,8 @@ def plural(name: str) -> str:
     if name in NOUNS:
         return NOUNS[name]
     irregular = {"cross": "crosses", "box": "boxes", "plus": "plus signs", "rhombus": "rhombuses", "oblong": "oblongs"}
+    if name[-1] == "y" and name[-2] not in "aeiou":
+        return f"{name[:-1]}ies"
     return irregular.get(name, f"{name}s")
 
 

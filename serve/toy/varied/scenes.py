@@ -17,9 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from serve.media.masks import Mask
 from serve.toy.varied.names import FONT_FILES, GROUNDS, LARGEST_NUMBER, PALETTE, SHAPE_OTHERS, WRITTEN, Rgb
-
-Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 as fractions of the picture."""
+from serve.toy.world import BACKGROUNDS, COLORS, Box, Scene
 
 BUILT_IN = ("aileron",)
 SIDES = (48, 560)
@@ -92,6 +90,20 @@ def varied_scene(seed: int, *, writing: bool | None = None, fonts: Sequence[str]
         scene = _sample(rng, seed, writing, fonts)
         if scene is not None:
             return scene
+
+
+def as_varied(scene: Scene) -> VariedScene:
+    """Return a scene of the first world as a varied one, so that the same can be asked about it."""
+    ground = BACKGROUNDS[scene.background]
+    things = tuple(
+        Thing(shape.kind, shape.color, "filled", shape.box, COLORS[shape.color], shape.box) for shape in scene.shapes
+    )
+    written = None
+    if scene.text_box is not None:
+        color, tone = ("white", (255, 255, 255)) if scene.background == "black" else ("black", (0, 0, 0))
+        written = Writing(scene.text, color, tone, BUILT_IN[0], scene.font, scene.text_box)
+    order = tuple(range(len(things)))
+    return VariedScene(scene.seed, scene.size, scene.background, "plain", (ground, ground), things, order, written)
 
 
 def _sample(rng: random.Random, seed: int, writing: bool | None, fonts: Sequence[str]) -> VariedScene | None:

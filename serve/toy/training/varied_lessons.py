@@ -1,0 +1,166 @@
+"""Varied scenes as training data: their pictures, a label for every patch, and questions in all tasks."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from serve.media import geometry
+from serve.toy.questions import Question
+from serve.toy.training import prompts
+from serve.toy.varied import grammar
+from serve.toy.varied.facts import Fact, caption_of
+from serve.toy.varied.names import GROUNDS, PALETTE, SHAPE_OTHERS, STYLE_OTHERS, WRITTEN
+from serve.toy.varied.scenes import VariedScene, installed_fonts, owner_map, render, varied_scene
+
+CLASSES = {
+    "shape": len(SHAPE_OTHERS) + 1,
+    "color": len(PALETTE) + 1,
+    "joint": len(SHAPE_OTHERS) * len(PALETTE) + 1,
+    "style": len(STYLE_OTHERS) + 1,
+    "background": len(GROUNDS),
+    "texture": 3,
+    "text": len(WRITTEN) + 2,
+    "capitals": 3,
+    "hundreds": 11,
+    "tens": 11,
+    "ones": 11,
+}
+"""Labels of a patch and their numbers of classes. Those that are not dense have 0 where nothing is."""
+DENSE = frozenset({"background", "texture"})
+TEXTURES = ("plain", "graded", "noisy")
+TEXT_TOKENS = 200
+MOST_MASKS = 4
+"""The most masks asked for at once: each is twenty tokens."""
+FINE = 8
+"""Pixels of a patch's side where it is found out what covers most of it."""
+SHORT_QUESTIONS, SENTENCES, PLACES = 6, 2, 3
+"""Questions of vqa, of chat, and of detect (and segment, in phases with masks) about each scene."""
+HERE = Path(__file__).parents[1] / "varied"
+WORK = Path(__file__).parents[3] / "build" / "toy"
+"""Where drawn scenes and the state of training are, unless --work says otherwise."""
+
+
+CODES: dict[str, tuple[int, ...]] = {
+    kind: tuple(row) for kind, row in json.loads((HERE / "codes.json").read_text()).items()
+}
+"""The mask codes of each whole shape in its box, which `codec --world varied` writes."""
+
+
+def varied_training_scene(seed: int) -> VariedScene:
+    """Return the training scene of a seed; half of them have text, as reading is learnt last."""
+    return varied_scene(seed, writing=random.Random(f"text {seed}").random() < 0.5, fonts=installed_fonts())
+
+
+def draw_softened(scene: VariedScene, rng: random.Random) -> PIL.Image.Image:
+    """Draw a scene with hard edges, or, half the time, larger and scaled down, which makes them soft."""
+    if rng.random() < 0.5:
+        return render(scene)
+    scale = rng.uniform(1.5, 2.5)
+    return render(scene, scale).resize(scene.size, PIL.Image.Resampling.LANCZOS)
+
+
+def varied_patch_labels(scene: VariedScene, family: str, grid: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels (grid², classes) and edges (grid², 4) of what is seen in most of a patch, at least a fifth."""
+    names = list(CLASSES)
+    labels = np.zeros((grid**2, len(CLASSES)), np.uint8)
+    edges = np.zeros((grid**2, 4), np.float32)
+    labels[:, names.index("background")] = list(GROUNDS).index(scene.background)
+    labels[:, names.index("texture")] = TEXTURES.index(scene.texture)
+    boxes = [thing.box for thing in scene.things]
+    if scene.writing is not None:
+        boxes.append(scene.writing.box)
+    owners = _square_map(scene, family, grid * FINE)
+    cover = np.stack([
+        (owners == index + 1).reshape(grid, FINE, grid, FINE).mean((1, 3)).ravel() for index in range(len(boxes))
+    ])  # fmt: skip
+    if family == "llava":
+        boxes = [prompts.padded(box, scene.size) for box in boxes]
+    owner, most = cover.argmax(0), cover.max(0)
+    for index, box in enumerate(boxes):
+        covered = (owner == index) & (most > min(0.2, 0.9 * cover[index].max()))
+        if index < len(scene.things):
+            thing = scene.things[index]
+            kind, color = list(SHAPE_OTHERS).index(thing.kind), list(PALETTE).index(thing.color)
+            style = list(STYLE_OTHERS).index(thing.style)
+            labels[covered, :4] = kind + 1, color + 1, 1 + kind * len(PALETTE) + color, style + 1
+            edges[covered] = box
+        elif scene.writing is not None:
+            labels[covered, names.index("text") :] = _written_labels(scene.writing.text)
+    return labels, edges
+
+
+def _written_labels(text: str) -> tuple[int, ...]:
+    """Return the classes of text, capitals, hundreds, tens and ones."""
+    if not text.isdigit():
+        return WRITTEN.index(text.upper()) + 1, 1 + (text != text.upper()), 0, 0, 0
+    digits = [int(digit) + 1 for digit in text]
+    hundreds, tens, ones = [0] * (3 - len(digits)) + digits
+    return len(WRITTEN) + 1, 0, hundreds, tens, ones
+
+
+def _square_map(scene: VariedScene, family: str, side: int) -> np.ndarray:
+    """Return which thing (or, last, text) is seen at each pixel of the square that the tower gets."""
+    width, height = (side, side)
+    left = top = 0
+    if family == "llava":
+        full, x, y = geometry.padding(*scene.size)
+        scale = side / full
+        width, height = max(1, round(scene.size[0] * scale)), max(1, round(scene.size[1] * scale))
+        left, top = min(round(x * scale), side - width), min(round(y * scale), side - height)
+    square = np.zeros((side, side), np.uint8)
+    inside = owner_map(scene, (width, height)).copy()
+    if scene.writing is not None:
+        x0, y0, x1, y1 = scene.writing.box
+        inside[int(y0 * height) : int(y1 * height) + 1, int(x0 * width) : int(x1 * width) + 1] = len(scene.things) + 1
+    square[top : top + height, left : left + width] = inside
+    return square
+
+
+def varied_questions(
+    scene: VariedScene,
+    family: str,
+    rng: random.Random,
+    segment: bool = False,
+    absent: float = 0.0,
+    counting: float = 0.0,
+) -> list[Question]:
+    """Return different questions about a scene in random order. segment, absent, counting: as for the first world."""
+    listed = [Question("caption", "caption", "", caption_of(scene))]
+    if scene.writing is not None or rng.random() < 0.1:
+        listed.append(Question("ocr", "ocr", "", scene.writing.text if scene.writing is not None else "nothing"))
+    for text, fact in grammar.some_questions(scene, rng, SHORT_QUESTIONS):
+        listed.append(short(text, fact))
+    if counting and rng.random() < counting:
+        pair = grammar.phrased(scene, "count", rng)
+        listed += [] if pair is None else [short(*pair)]
+    for task in ("detect",) * PLACES + ("segment",) * (PLACES * segment):
+        question = _locate(task, scene, family, rng, absent)
+        listed += [] if question is None else [question]
+    if family == "llava":
+        for kind in ("everything", None):
+            pairs = grammar.some_questions(scene, rng, 1) if kind is None else [grammar.phrased(scene, kind, rng)]
+            listed += [Question("chat", "chat", pair[0], pair[1].sentence) for pair in pairs if pair is not None]
+    chosen = list({(question.task, question.text): question for question in listed}.values())
+    rng.shuffle(chosen)
+    return chosen
+
+
+def short(text: str, fact: Fact) -> Question:
+    return Question("vqa", fact.kind, text, fact.answers[0])
+
+
+def _locate(task: str, scene: VariedScene, family: str, rng: random.Random, absent: float) -> Question | None:
+    if absent and rng.random() < absent:
+        return Question(task, "absent", rng.choice(grammar.TRAINING.strangers))
+    if task == "detect" and scene.writing is not None and rng.random() < 0.1:
+        phrase = rng.choice(("text", "the text", "word", "number" if scene.writing.text.isdigit() else "the word"))
+        return Question(task, "text", phrase, boxes=((phrase, scene.writing.box),))
+    pair = grammar.located(scene, rng, single=family == "llava" or rng.random() < 0.5)
+    if pair is None or (task == "segment" and len(pair[1]) > MOST_MASKS):
+        return None
+    phrase, things = pair
+    masks = tuple(CODES[thing.kind] for thing in things) if task == "segment" else ()
+    return Question(task, task, phrase, boxes=tuple((phrase, thing.box) for thing in things), codes=masks)

@@ -1,0 +1,154 @@
+"""Varied scenes as training data."""
+
+import random
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from lazy_module import LazyModule
+
+from serve.engines.base import Generation
+from serve.media.image import Image
+from serve.models import MODELS, mask_decoder
+from serve.tasks import TASKS
+from serve.toy.questions import Question
+from serve.toy.training import prompts
+from serve.toy.varied import scenes
+from serve.toy.varied.names import SHAPE_OTHERS
+
+corpus, tokenizer = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.tokenizer")
+lessons, recipes = LazyModule("serve.toy.training.varied_lessons"), LazyModule("serve.toy.training.recipes")
+train, torch = LazyModule("serve.toy.training.train"), LazyModule("torch")
+SCENES = [scenes.varied_scene(seed) for seed in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def built_in_font(monkeypatch):
+    monkeypatch.setattr(lessons, "installed_fonts", lambda: scenes.BUILT_IN)
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_every_thing_has_a_patch_with_valid_labels(family):
+    for scene in SCENES:
+        labels, edges = lessons.varied_patch_labels(scene, family, 10)
+        assert (labels.max(0) < list(lessons.CLASSES.values())).all()
+        assert len({tuple(box) for box in edges if box.any()}) == len(scene.things)
+        assert bool(labels[:, 6].any()) == bool(scene.writing)
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_questions_cover_the_tasks_and_fit_the_context(family):
+    rng, tasks = random.Random(0), set()
+    packer = corpus.Packer(family, 4, 160, "varied", 8)
+    for scene in SCENES:
+        for question in lessons.varied_questions(
+            scene, family, rng, family == "paligemma", 0.1 * (family == "paligemma")
+        ):
+            tasks.add(question.task)
+            assert packer.prefix + packer.length(question, scene.size) < 384
+            for _, box in question.boxes:
+                assert box in [thing.box for thing in scene.things] + [scene.writing and scene.writing.box]
+    assert tasks == {"vqa", "caption", "ocr", "detect"} | ({"segment"} if family == "paligemma" else {"chat"})
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_words_of_questions_and_answers_are_tokens(family):
+    tokens, rng = tokenizer.build_tokenizer(family, "varied"), random.Random(1)
+    assert tokenizer.size(family, "varied") < 3200
+    split, words = Counter(), 0
+    for scene in SCENES:
+        for question in lessons.varied_questions(scene, family, rng):
+            text = f" {question.text}\n{question.answer}"
+            encoded = tokens.encode(text, add_special_tokens=False)
+            assert tokens.decode(encoded.ids, skip_special_tokens=False) == text
+            for word in re.findall(r" [a-z]+", text):
+                words += 1
+                split[word] += len(tokens.encode(word, add_special_tokens=False).ids) > 1
+    assert sum(split.values()) < 0.02 * words and max(split.values()) < 3  # typos alone are spelt out
+
+
+@pytest.mark.parametrize("name", ["llava", "paligemma"])
+def test_served_parser_reads_trained_boxes(name):
+    rng, recipe = random.Random(2), recipes.VARIED[f"varied-{name}"]
+    for scene in SCENES:
+        picture = Image.of(scenes.render(scene))
+        question = lessons._locate("detect", scene, "llava", rng, 0.0)
+        if question is None:
+            continue
+        if name == "llava":
+            answer = prompts.llava(question, scene.size)[1]
+        else:
+            answer = prompts.paligemma(question, recipe.first_loc, recipe.loc_step)[1]
+        request = TASKS["detect"].request(image=picture, labels=[question.text])
+        (item,) = MODELS[f"toy-{name}"].skills["detect"].parse([Generation(answer)], request).boxes
+        width, height = scene.size
+        x0, y0, x1, y1 = question.boxes[0][1]
+        true = (x0 * width, y0 * height, x1 * width, y1 * height)
+        assert item.label == question.text
+        assert item.box == pytest.approx(true, abs=(0.011 if name == "llava" else 0.005) * max(scene.size) + 1)
+
+
+def test_shipped_mask_decoder_decodes_the_codes_of_each_shape():
+    decoder = mask_decoder.find(str(lessons.HERE / "vae-oid.npz"))
+    assert set(lessons.CODES) == set(SHAPE_OTHERS)
+    for kind, codes in lessons.CODES.items():
+        mask, box = decoder(np.array([codes]))[0] > 0, (0.0, 0.0, 1.0, 1.0)
+        true = scenes.silhouette(scenes.Thing(kind, "red", "filled", box, (255, 0, 0), box), (64, 64))
+        assert (mask & true).sum() / (mask | true).sum() > 0.93, kind
+
+
+def test_finer_bins_halve_the_rounding():
+    for value in (0.0, 0.2, 0.305, 0.5, 0.77, 1.0):
+        bin_ = prompts.loc_bin(value, 4, 8)
+        assert bin_ % 8 == 4 and abs(bin_ - value * 1023) <= 4.01
+    question = Question(
+        "segment", "", "the big one", boxes=(("the big one", (0.0, 0.0, 1.0, 1.0)),), codes=((7,) * 16,)
+    )
+    assert prompts.paligemma(question, 4, 8)[1].count("<seg007>") == 16
+
+
+def test_corpus_of_varied_scenes_has_its_own_cache(tmp_path):
+    first = corpus.Corpus.of("llava", 5, 3, tmp_path, 160, "varied")
+    assert first.images.shape == (3, 3, 160, 160) and first.labels.shape == (3, 100, len(lessons.CLASSES))
+    assert np.array_equal(corpus.Corpus.of("llava", 5, 3, tmp_path, 160, "varied").images, first.images)
+    assert all(path.name.startswith("varied-llava-5-3-160.") for path in tmp_path.iterdir())
+
+
+def test_varied_toys_fit_twelve_megabytes():
+    for recipe in recipes.VARIED.values():
+        net = train.new_net(recipe, recipe.side)
+        assert 2 * sum(part.numel() for part in net.parameters()) < 12_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["varied-llava", "varied-paligemma"])
+def test_stopped_training_continues_to_the_same_weights(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SCENES", 40)
+    monkeypatch.setattr(train, "TEST_SCENES", 16)
+    monkeypatch.setattr(train.Trainer, "held_out_accuracy", lambda self, phase: "")
+
+    def trainer():
+        run = train.Trainer(name, 1e-9, tmp_path, "cpu")
+        run.phases = [train.replace(phase, images=6) for phase in run.phases[:2]]
+        return run
+
+    whole = trainer()
+    whole.run()
+    whole.state.unlink()
+    stopped, step = trainer(), train.Trainer._step
+
+    def fail_in_the_second_phase(self, index, phase, at):
+        if (index, at) == (1, 1):
+            self._save()
+            raise KeyboardInterrupt
+        return step(self, index, phase, at)
+
+    monkeypatch.setattr(train.Trainer, "_step", fail_in_the_second_phase)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    monkeypatch.setattr(train.Trainer, "_step", step)
+    again = trainer()
+    again.run()
+    for key, part in whole.net.state_dict().items():
+        assert torch.equal(part, again.net.state_dict()[key]), key
