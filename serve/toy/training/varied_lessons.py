@@ -12,8 +12,8 @@ from serve.toy.questions import Question
 from serve.toy.training import prompts
 from serve.toy.varied import grammar
 from serve.toy.varied.facts import Fact, caption_of
-from serve.toy.varied.names import GROUNDS, PALETTE, SHAPE_OTHERS, STYLE_OTHERS, WRITTEN
-from serve.toy.varied.scenes import VariedScene, installed_fonts, owner_map, render, varied_scene
+from serve.toy.varied.names import FONT_FILES, GROUNDS, PALETTE, SHAPE_OTHERS, STYLE_OTHERS, WRITTEN
+from serve.toy.varied.scenes import VariedScene, owner_map, render, varied_scene
 
 CLASSES = {
     "shape": len(SHAPE_OTHERS) + 1,
@@ -31,6 +31,8 @@ CLASSES = {
 """Labels of a patch and their numbers of classes. Those that are not dense have 0 where nothing is."""
 DENSE = frozenset({"background", "texture"})
 TEXTURES = ("plain", "graded", "noisy")
+FONTS = tuple(FONT_FILES)
+"""All of them: a toy that is trained without some would be another."""
 TEXT_TOKENS = 200
 MOST_MASKS = 4
 """The most masks asked for at once: each is twenty tokens."""
@@ -51,7 +53,7 @@ CODES: dict[str, tuple[int, ...]] = {
 
 def varied_training_scene(seed: int) -> VariedScene:
     """Return the training scene of a seed; half of them have text, as reading is learnt last."""
-    return varied_scene(seed, writing=random.Random(f"text {seed}").random() < 0.5, fonts=installed_fonts())
+    return varied_scene(seed, writing=random.Random(f"text {seed}").random() < 0.5, fonts=FONTS)
 
 
 def draw_softened(scene: VariedScene, rng: random.Random) -> PIL.Image.Image:

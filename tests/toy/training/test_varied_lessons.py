@@ -25,7 +25,7 @@ SCENES = [scenes.varied_scene(seed) for seed in range(40)]
 
 @pytest.fixture(autouse=True)
 def built_in_font(monkeypatch):
-    monkeypatch.setattr(lessons, "installed_fonts", lambda: scenes.BUILT_IN)
+    monkeypatch.setattr(lessons, "FONTS", scenes.BUILT_IN)
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
