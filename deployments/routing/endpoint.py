@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 from deployments.routing.breaker import Breaker
-from deployments.routing.pool import BATCH_SHARE, ENGINE_DEAD, EngineDied, RoutingKey
+from deployments.routing.pool import ENGINE_DEAD, EngineDied, RoutingKey
 from serve.checking.at_load import check_at_load
 from serve.engines.base import Engine, State
 from serve.engines.remote.engine import FAILED, KEY_REFUSED, UNREACHABLE, RemoteBusy
@@ -18,6 +18,7 @@ from serve.models.base import Model
 from serve.models.remote import RemoteModel
 from serve.router.route import Status
 from serve.tasks.base import Request
+from serve.transport.messages import Room
 from serve.worker import Worker
 
 FAULTS = (ENGINE_DEAD, UNREACHABLE, FAILED)
@@ -76,8 +77,7 @@ class Endpoint:
         Raises Overloaded where there is no room, ModelError where the server is left alone, and EngineDied where it
         broke off in the middle of its reply. What else the block raises is passed on.
         """
-        room = self.entry.max_ongoing_requests * (BATCH_SHARE if key.batch else 1)
-        if self._prompts and self._prompts + key.prompts > room:
+        if not key.room(self.entry.max_ongoing_requests).fits(self._prompts):
             raise Overloaded.of_model(model)
         if self._breaker.open:
             raise ModelError(f"{model} failed several times in a row and is left alone.", code="model_resting")
@@ -98,10 +98,10 @@ class Endpoint:
             self._prompts -= key.prompts
             await self._stop_when_closed()
 
-    async def stream(self, method: str, *arguments: Any, pace_s: float) -> AsyncGenerator[Any, None]:
+    async def stream(self, method: str, *arguments: Any, pace_s: float, room: Room) -> AsyncGenerator[Any, None]:
         """Yield what the worker's method yields. A refused request is sent again when the server says, if in time.
 
-        The last of `arguments`, the model's name, is for replicas with several models, and so is pace_s for another
+        The last of `arguments`, the model's name, is for replicas with several models; pace_s and room are for another
         process.
         """
         *arguments_of_worker, _ = arguments

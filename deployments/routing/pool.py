@@ -16,9 +16,12 @@ from deployments.routing.replicas import Replicas
 from serve.errors import ModelError, Overloaded
 from serve.router.route import Status
 from serve.transport.connection import Connection
+from serve.transport.messages import Refused, Room
 
 BATCH_SHARE = 0.5
 """Share of max_ongoing_requests that batch requests may use; the rest is for interactive ones."""
+REFUSED_S = 0.1
+"""Seconds for which a replica that was full, with other gateways' prompts, is asked no more."""
 ENGINE_DEAD = "engine_dead"
 FAULTS = ("engine_error", "internal_error")
 """Codes of failures that count against a replica that still runs."""
@@ -44,6 +47,10 @@ class RoutingKey(NamedTuple):
     batch: bool
     prompts: int = 1
 
+    def room(self, max_ongoing_requests: int) -> Room:
+        """Return the part that it takes of a replica."""
+        return Room(self.prompts, max_ongoing_requests * (BATCH_SHARE if self.batch else 1))
+
 
 class Pool:
     """The replicas of one engine, which serve its model and its LoRA adapters.
@@ -59,6 +66,8 @@ class Pool:
         """Monotonic time at which a replica's engine died. Serve replaces the process, and with it the connection."""
         self._prompts: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
         """Number of our prompts in each replica."""
+        self._refused: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
+        """Monotonic time at which a replica had no room, because of other gateways' prompts."""
         self._unanswered: Counter[str] = Counter()
 
     @contextlib.contextmanager
@@ -75,7 +84,8 @@ class Pool:
         """Pick a replica for the request that runs in the block, and learn from how it ends.
 
         Raises Overloaded where there is no room, ModelError where there is no replica or it was stopped on purpose, and
-        EngineDied where it died. What else the block raises is passed on.
+        EngineDied where it died. What else the block raises is passed on: after Refused, picking again gives another
+        replica, or Overloaded.
         """
         connection = await self._pick(model, key)
         breaker = self._breakers.setdefault(connection, Breaker())
@@ -91,6 +101,9 @@ class Pool:
                 raise ModelError(stopped, code="model_starting") from error
             ended = f"The process of {model} ended while it was answering; it is started again."
             raise EngineDied(ended, connection.server_id) from error
+        except Refused:
+            self._refused[connection] = time.monotonic()
+            raise
         except ModelError as error:
             if error.code in FAULTS:
                 breaker.failed()
@@ -115,9 +128,8 @@ class Pool:
     def full(self) -> bool:
         """Return whether there are replicas and each has as many prompts as it may, so that `replica` would refuse."""
         replicas = self._replicas.responsive()
-        return bool(replicas) and not any(
-            self._fits(1, replica, self.entry.max_ongoing_requests) for replica in replicas
-        )
+        room = Room(1, self.entry.max_ongoing_requests)
+        return bool(replicas) and not any(self._fits(room, replica) for replica in replicas)
 
     async def status(self, model: str) -> Status:
         """Return the best status of this model that a replica reported lately, with our own count of its requests."""
@@ -156,13 +168,14 @@ class Pool:
         if not healthy:
             raise ModelError(f"{model} failed several times in a row and is left alone.", code="model_resting")
         ready = [replica for replica in healthy if replica.statuses[model].state == "ready"]
-        room = self.entry.max_ongoing_requests * (BATCH_SHARE if key.batch else 1)
-        free = [replica for replica in ready or healthy if self._fits(key.prompts, replica, room)]
+        room = key.room(self.entry.max_ongoing_requests)
+        free = [replica for replica in ready or healthy if self._fits(room, replica)]
         if not free:
-            if key.prompts > room:
+            if room.prompts > room.most:
                 raise Overloaded(f"{model} takes {key.prompts} prompts at once only while it answers nothing else.")
             raise Overloaded.of_model(model)
-        return pick_replica(free, key.image if self.entry.keeps_pictures else None, self._load)
+        image = key.image if self.entry.keeps_pictures else None
+        return pick_replica(free, image, lambda replica: self._load(replica) + replica.others)
 
     def _rests(self, replica: Connection) -> bool:
         return replica in self._breakers and self._breakers[replica].open
@@ -170,7 +183,7 @@ class Pool:
     def _load(self, replica: Connection) -> int:
         return self._prompts.get(replica, 0)
 
-    def _fits(self, prompts: int, replica: Connection, room: float) -> bool:
-        """Return whether the replica has room for this number of prompts. An idle replica takes any number."""
-        load = self._load(replica)
-        return load == 0 or load + prompts <= room
+    def _fits(self, room: Room, replica: Connection) -> bool:
+        """Return whether the replica may have the room; with other gateways' prompts, it decides itself."""
+        refused = time.monotonic() - self._refused.get(replica, 0.0) < REFUSED_S
+        return room.fits(self._load(replica)) and not refused

@@ -13,6 +13,7 @@ from serve.models.base import Model
 from serve.router.route import Status
 from serve.tasks import TASKS
 from serve.tasks.base import Delta, Reply, Request, Waiting
+from serve.transport.messages import Refused
 
 PACE_S = 0.045
 """Seconds between two messages with deltas of one stream: 22 updates a second reach the client."""
@@ -76,14 +77,17 @@ class ReplicaRoute:
         """
         name, empty = self.model.name, True
         key, request = identify()
+        room = key.room(self._pool.entry.max_ongoing_requests)
         with self._pool.counted(name):
-            async with (
-                self._quarantine.watch(name, request),
-                self._pool.replica(name, key) as replica,
-                contextlib.aclosing(replica.stream(method, *arguments, pace_s=pace_s)) as items,
-            ):
-                async for item in items:
-                    empty = False
-                    yield item
-                if empty:
-                    raise ModelError(f"{name} ended without a word.", code="engine_error")
+            while empty:
+                with contextlib.suppress(Refused):  # then it has another replica's turn, or is Overloaded
+                    async with (
+                        self._quarantine.watch(name, request),
+                        self._pool.replica(name, key) as replica,
+                        contextlib.aclosing(replica.stream(method, *arguments, pace_s=pace_s, room=room)) as items,
+                    ):
+                        async for item in items:
+                            empty = False
+                            yield item
+                        if empty:
+                            raise ModelError(f"{name} ended without a word.", code="engine_error")

@@ -28,6 +28,7 @@ from serve.transport.messages import (
     KeepAlive,
     Probe,
     ProbeReply,
+    Room,
 )
 from serve.transport.peer import Peer
 
@@ -37,7 +38,8 @@ CONNECT_S = 5.0
 class Connection(Peer):
     """A connection to one StreamServer.
 
-    statuses: from the last Heartbeat. draining: the connection ends on purpose, now or soon: the server announced it,
+    statuses: from the last Heartbeat. others: the prompts of other callers that the server was answering then.
+    draining: the connection ends on purpose, now or soon: the server announced it,
     or we gave the server up. shares_memory: the server can open our shared pixels. server_id: the same number for every
     caller of this server, below 2^64.
     """
@@ -45,6 +47,7 @@ class Connection(Peer):
     def __init__(self, token: bytes) -> None:
         super().__init__()
         self.statuses: Any = None
+        self.others = 0
         self.draining = False
         self.shares_memory = False
         self.lost = asyncio.Event()
@@ -87,15 +90,18 @@ class Connection(Peer):
             self._transport.abort()
             self.connection_lost(None)
 
-    async def stream(self, method: str, *arguments: Any, pace_s: float = 0.0) -> AsyncGenerator[Any, None]:
+    async def stream(
+        self, method: str, *arguments: Any, pace_s: float = 0.0, room: Room | None = None
+    ) -> AsyncGenerator[Any, None]:
         """Call a method of the server and yield its items. Closing early cancels the call there.
 
-        Raises what the method raised (ServeError), and ConnectionError where the connection is lost.
+        Raises what the method raised (ServeError), Refused where the server has no `room` for it, and ConnectionError
+        where the connection is lost.
         """
-        number, stream = next(self._numbers), _Stream()
+        number, stream = next(self._numbers), _Stream(0 if room is None else room.prompts)
         if self.lost.is_set():
             raise ConnectionError("The connection is lost.")
-        call = Call(number, method, arguments, pace_s, REQUEST_ID.get(), tracing.traceparent(), CACHE_SALT.get())
+        call = Call(number, method, arguments, pace_s, REQUEST_ID.get(), tracing.traceparent(), CACHE_SALT.get(), room)
         frame = encode_frame(call, number, peer_opens_handles=self.shares_memory)
         self._streams[number] = stream
         self.send_large(frame, number)
@@ -138,6 +144,7 @@ class Connection(Peer):
     def on_message(self, message: Any) -> None:
         if isinstance(message, Heartbeat):
             self.statuses, self.draining = message.statuses, message.draining or self.draining
+            self.others = max(0, message.prompts - sum(stream.prompts for stream in self._streams.values()))
             self._greeted.set()
         elif isinstance(message, Goodbye):
             self.draining = True
@@ -192,9 +199,10 @@ class Connection(Peer):
 
 
 class _Stream:
-    """A stream's received items that were not yet yielded."""
+    """A stream's received items that were not yet yielded. prompts: what the server counts it as."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompts: int) -> None:
+        self.prompts = prompts
         self.items: deque[Any] = deque()
         self.over = False
         self.error: Exception | None = None

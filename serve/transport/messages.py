@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from serve.errors import ServeError
+from serve.errors import Overloaded, ServeError
 from serve.media.shared_pixels import Handle
 
 TOKEN_BYTES = 32
@@ -11,11 +11,29 @@ TOKEN_S = 5.0
 """Seconds in which a caller must send them."""
 
 
+class Room(NamedTuple):
+    """The part of a server that a call takes. prompts: what it adds to the server's; most: what it may add them up to.
+
+    A server that answers nothing takes any number.
+    """
+
+    prompts: int
+    most: float
+
+    def fits(self, load: int) -> bool:
+        """Return whether a server with `load` prompts takes the call."""
+        return load == 0 or load + self.prompts <= self.most
+
+
+class Refused(Overloaded):
+    """A server that has no room for a call. Another one may have."""
+
+
 class Call(NamedTuple):
     """Caller to server: begin a stream.
 
-    pace_s: items within this time may be joined. request_id, salt: of the client's request. trace: the parent span as a
-    traceparent; "" for none.
+    room: what it takes of the server, where that is limited. pace_s: items within this time may be joined. request_id,
+    salt: of the client's request. trace: the parent span as a traceparent; "" for none.
     """
 
     number: int
@@ -25,6 +43,7 @@ class Call(NamedTuple):
     request_id: str = ""
     trace: str = ""
     salt: str = ""
+    room: Room | None = None
 
 
 class Cancel(NamedTuple):
@@ -70,10 +89,12 @@ class End(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """Server to caller, every second: it is alive. statuses: of its models. draining: it takes no new calls."""
+    """Server to caller, every second: it is alive. statuses: of its models. draining: it takes no new calls. prompts:
+    those that it answers, of all its callers."""
 
     statuses: Any
     draining: bool = False
+    prompts: int = 0
 
 
 class Goodbye(NamedTuple):

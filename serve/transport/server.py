@@ -26,6 +26,7 @@ from serve.transport.messages import (
     Items,
     Probe,
     ProbeReply,
+    Refused,
 )
 from serve.transport.peer import Peer
 
@@ -60,6 +61,8 @@ class StreamServer:
         self.simple = frozenset(simple)
         self.token = secrets.token_bytes(TOKEN_BYTES)
         self.sessions: set[Session] = set()
+        self.prompts = 0
+        """Number of prompts that are being answered, as all callers count them."""
         self.draining = False
         self._listening: asyncio.Server | None = None
         self._stopped = False
@@ -106,7 +109,7 @@ class StreamServer:
 
     async def send_heartbeat(self) -> None:
         """Send a Heartbeat to every caller now."""
-        heartbeat = Heartbeat(await self.statuses(), self.draining)
+        heartbeat = Heartbeat(await self.statuses(), self.draining, self.prompts)
         for session in self.sessions:
             if not session.congested:  # a caller that does not read gets the next one once it does
                 session.send(heartbeat)
@@ -169,6 +172,10 @@ class Session(Peer):
 
     def on_message(self, message: Any) -> None:
         if isinstance(message, Call):
+            if message.room is not None:
+                if not message.room.fits(self.server.prompts):
+                    return self.send(End(message.number, Refused("The model's process has no room left.")))
+                self.server.prompts += message.room.prompts
             job = asyncio.get_running_loop().create_task(self._answer(message))
             self.jobs[message.number] = job
             job.add_done_callback(lambda done: self._done(message, done))
@@ -201,6 +208,8 @@ class Session(Peer):
 
     def _done(self, call: Call, job: asyncio.Task[None]) -> None:
         del self.jobs[call.number]
+        if call.room is not None:
+            self.server.prompts -= call.room.prompts
         if job.cancelled():
             return
         error = job.exception()

@@ -170,6 +170,48 @@ async def test_batch_requests_leave_room_for_interactive_ones() -> None:
         assert await asyncio.gather(interactive, *batch) == ["0"] * (ROOM // 2 + 1)
 
 
+def another_gateway(discovery: ScriptedDiscovery, replicas: slice = slice(None)) -> Pool:
+    """Return the pool of another gateway, which knows these of the replicas."""
+    known = ScriptedDiscovery(discovery.addresses[replicas])
+    return Pool(Replicas(known.find, known.wake), ModelArgs(name=NAME, max_ongoing_requests=ROOM))
+
+
+async def test_gateways_together_fill_a_replica_only_once() -> None:
+    async with pooled() as (pool, replicas, discovery):
+        pools = [pool, another_gateway(discovery), another_gateway(discovery)]
+        asking = [asyncio.ensure_future(ask(pools[at % 3], about(at))) for at in range(6 * ROOM)]
+        await until(lambda: sum(task.done() for task in asking) == 4 * ROOM)
+        assert [replica.server.prompts for replica in replicas] == [ROOM, ROOM]
+        assert {str(task.exception()) for task in asking if task.done()} == {f"{NAME} has too many requests waiting."}
+        release(replicas)
+        answers = await asyncio.gather(*asking, return_exceptions=True)
+        assert sum(isinstance(answer, str) for answer in answers) == total_calls(replicas) == 2 * ROOM
+        assert [replica.server.prompts for replica in replicas] == [0, 0]
+
+
+async def test_request_that_a_full_replica_refuses_goes_to_another() -> None:
+    async with pooled() as (pool, replicas, discovery):
+        taken = [asyncio.ensure_future(ask(another_gateway(discovery, slice(1)), about(at))) for at in range(ROOM)]
+        await until(lambda: replicas[0].server.prompts == ROOM)
+        replicas[1].go.set()
+        assert [await ask(pool, about(at)) for at in range(20)] == ["1"] * 20
+        replicas[0].go.set()
+        assert await asyncio.gather(*taken) == ["0"] * ROOM
+
+
+async def test_requests_without_a_picture_go_where_other_gateways_have_none() -> None:
+    async with pooled(2, keeps_pictures=False) as (pool, replicas, discovery):
+        taken = [asyncio.ensure_future(ask(another_gateway(discovery, slice(1)), about(at))) for at in range(2)]
+        await until(lambda: replicas[0].server.prompts == 2)
+        await pool.wait_for_replica(1)
+        await replicas[0].server.send_heartbeat()
+        await until(lambda: any(replica.others == 2 for replica in pool._replicas.responsive()))
+        replicas[1].go.set()
+        assert [await ask(pool, about(at)) for at in range(20)] == ["1"] * 20
+        replicas[0].go.set()
+        await asyncio.gather(*taken)
+
+
 async def test_replica_that_fails_every_request_gets_no_more() -> None:
     async with pooled(2, keeps_pictures=False) as (pool, replicas, _):
         release(replicas)
