@@ -49,7 +49,9 @@ class Placement(BaseModel):
         "Default: true where it uses no GPU.",
     )
     max_ongoing_requests: int = Field(
-        default=1000, ge=1, description="Prompts in a replica, running and queued, of all gateways together; more are refused."
+        default=1000,
+        ge=1,
+        description="Prompts in a replica, running and queued, of all gateways together; more are refused.",
     )
 
     @property
