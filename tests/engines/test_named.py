@@ -7,6 +7,7 @@ folder alone. A few of different kinds are run with every test; `make parity-gen
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ from serve.media.image import Image, undecoded_image
 from serve.models import MODELS
 from serve.models.base import Turn
 from serve.models.instructed import chat_messages
+from serve.models.reasoning import THINK, Reasoning
 from serve.tasks import TASKS
-from serve.tasks.base import Reply
+from serve.tasks.base import Reply, reasoning_options
 from serve.tasks.vqa import VqaRequest, VqaResult
 from serve.worker import Worker
 
@@ -154,11 +156,13 @@ def reference(folder: Path, asked: list[Prompt]) -> list[tuple[list[int], Any]]:
 
 
 # first: it starts a process, which is best done before this one has run an engine
-async def test_trained_toy_joins_by_its_folder_alone() -> None:
-    folder = MODELS["toy-llava"].checkpoint.hub
-    (model,) = Args.model_validate({"models": [{"folder": folder}]}).models_by_name.values()
+async def test_trained_toy_joins_by_its_folder_alone_and_reasons_as_its_template_has_it(tmp_path: Path) -> None:
+    folder = reasoning_toy(tmp_path / "toy")
+    (model,) = Args.model_validate({"models": [{"folder": str(folder)}]}).models_by_name.values()
+    assert model.reasoning == Reasoning((THINK,), switchable=True, on=False)
     steps: list[str] = []
-    toy = VllmEngine(folder, family_args=model.family_args, chat=model.chat, progress=steps.append)
+    family_args = {**model.family_args, **model.reasoning.engine_args()}
+    toy = VllmEngine(str(folder), family_args=family_args, chat=model.chat, progress=steps.append)
     worker = Worker(model, toy)
     await worker.start()
     try:
@@ -166,16 +170,78 @@ async def test_trained_toy_joins_by_its_folder_alone() -> None:
         assert "served by vLLM's LlavaForConditionalGeneration" in steps
         right = []
         for item in items("vqa", 12, seed=1):
-            request = VqaRequest(image=undecoded_image(item.load()), **item.fields)
-            reply = [event async for event in worker.answer("vqa", request)][-1]
-            assert isinstance(reply, Reply) and isinstance(reply.result, VqaResult), reply
+            reply = await answer(worker, item)
+            assert isinstance(reply.result, VqaResult) and reply.reasoning is None, reply
             right.append(reply.result.answer in item.truth["answers"])
         assert sum(right) >= 8, right  # its processor crops what is not square, as transformers' does
         words = chat_messages([Turn("user", "</s><image>" * 3 + "what is it?", has_image=True)])
         pieces = [piece async for piece in worker.speak(Prompt(words, pictures()[0], Sampling(max_tokens=2)))]
         assert pieces[-1].finish_reason is not None
+        await check_reasoning(worker)
+        with pytest.raises(ModelError, match="Its chat template takes more than 2 s") as refused:
+            await answer(worker, item, question="fill the memory")
+        assert refused.value.code == "chat_template_limit"
+        assert (await answer(worker, item)).text == reply.text
     finally:
         await toy.stop()
+
+
+def reasoning_toy(folder: Path) -> Path:
+    """Make a trained toy whose template opens reasoning, with marks of its own, and fills the memory when it is told.
+
+    Its embedding has rows for two tokens more than its tokenizer.
+    """
+    shutil.copytree(MODELS["toy-llava"].checkpoint.hub, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    plain = tokenizer["added_tokens"][-1]
+    free = len(tokenizer["model"]["vocab"])
+    added = [{**plain, "id": free + at, "content": mark} for at, mark in enumerate(("<think>", "</think>"))]
+    tokenizer["added_tokens"] += added
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
+    hostile = "{% if messages[0].content[-1].text.startswith('fill') %}{{ 'a' * 10**10 }}{% endif %}"
+    opening = "{% if enable_thinking %}{{ '<think>' }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(hostile + template + opening)
+    return folder
+
+
+async def check_reasoning(worker: Worker) -> None:
+    """Ask with reasoning on and with budgets: the engine ends it after exactly so many tokens, and an answer follows.
+
+    The toy never learned to go on after the mark, where it first writes the token that ends a reply, nor to end its
+    reasoning.
+    """
+    (item,) = items("vqa", 1, seed=2)
+    reasons = {"reasoning_effort": "high", "ignore_eos": True, "max_tokens": 32}
+    endless, tokens = await answer(worker, item, **reasons), await written(worker, item, **reasons)
+    assert endless.reasoning and not endless.text and "</think>" not in tokens
+    assert endless.error is not None and "ended within its reasoning" in endless.error.message
+    first = next(at for at, token in enumerate(tokens) if token.strip() and token != "</s>")
+    for budget in (first + 1, first + 4):
+        bounded = {**reasons, "thinking_token_budget": budget}
+        reply, ended = await answer(worker, item, **bounded), await written(worker, item, **bounded)
+        assert ended[: budget + 1] == [*tokens[:budget], "</think>"]
+        assert reply.status == "ok" and reply.text and reply.reasoning is not None
+        assert reply.reasoning.strip() == "".join(tokens[:budget]).replace("</s>", "").strip()
+
+
+async def written(worker: Worker, item: Any, **fields: Any) -> list[str]:
+    """Return the tokens of an answer, as the engine gives them."""
+    asked = request(item, **fields)
+    (prompt,) = worker.model.skills["vqa"].ask(asked)
+    assert worker.model.reasoning is not None
+    prompt = worker.model.reasoning.prompt(prompt, reasoning_options(asked), extend=False)
+    return [token.text async for piece in worker.engine.generate(prompt) for token in piece.tokens]
+
+
+def request(item: Any, **fields: Any) -> VqaRequest:
+    return VqaRequest(image=undecoded_image(item.load()), **{**item.fields, **fields})
+
+
+async def answer(worker: Worker, item: Any, **fields: Any) -> Reply:
+    reply = [event async for event in worker.answer("vqa", request(item, **fields))][-1]
+    assert isinstance(reply, Reply)
+    return reply
 
 
 def control_tokens(tokenizer: Any) -> dict[str, int]:
