@@ -7,8 +7,8 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast types unit slow drill install install-dev loadtest bench bench-others bench-fan-out
-.PHONY: bench-many-servers bench-scale bench-turns bench-repeats chaos hostile soak gpu-check k8s-check k8s-drill
-.PHONY: screenshots lock clean parity-generic
+.PHONY: bench-many-servers bench-scale bench-turns bench-repeats bench-columns chaos hostile soak gpu-check k8s-check
+.PHONY: k8s-drill screenshots lock clean parity-generic
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -81,6 +81,10 @@ bench-turns: install-dev
 # several questions about each picture to two replicas: kept to the one that knows it, or spread
 bench-repeats: install-dev
 	$(BIN)/python -m loadtest.bench repeats $(ARGS)
+
+# four kinds of columns in one fan-out, each killed in turn; ARGS="--ocr FOLDER": RapidOCR installed there
+bench-columns: install-dev
+	$(BIN)/python -m loadtest.bench columns $(ARGS)
 
 # faults done to a server of simulated models, and what its clients saw
 chaos: install-dev

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +18,6 @@ import psutil
 from loadtest.client import arrivals, session
 from loadtest.ledger import Entry, Ledger
 from loadtest.pictures import data_url, pictures
-from loadtest.processes import command_line
 from loadtest.response_reader import ResponseReader
 from loadtest.servers import Server, diptych, running, simulated
 
@@ -37,7 +35,6 @@ BROKEN: dict[str, dict[str, Any]] = {
     "breaking": {"replies": "one two three four", "fail_after": 2},
 }
 DEADLINE_S, TIMEOUT_S = 5.0, 60.0
-ROLE = re.compile(r"ray::ServeReplica:[^:]*:(\S+)|ray::(ServeController)|(?:\S*/)?(gcs_server|raylet)(?:\s|$)")
 
 
 @contextlib.contextmanager
@@ -67,12 +64,8 @@ class ChaosServer:
         self.random = random.Random(1)
 
     def process(self, role: str) -> int:
-        """Return the process of a model's replica, "gateway", "ServeController" or "gcs_server". Raises LookupError."""
-        for process in self.tree.all():
-            match = ROLE.match(command_line(process))
-            if match and role in match.groups():
-                return process
-        raise LookupError(role)
+        """Return the process of a role, as `Tree.process`."""
+        return self.tree.process(role)
 
     def speaking(self) -> int:
         """Return how many answers simulated engines are giving now: files of the tally whose process lives."""

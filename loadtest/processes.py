@@ -22,6 +22,7 @@ ROLES = (  # the first that is found in the command line names the process
     ("controller", re.compile(r"ServeController")),
     ("ray", re.compile(r"ray::|gcs_server|raylet|/ray/|ray/_private|multiprocessing.resource_tracker")),
 )
+NAMES = re.compile(r"ray::ServeReplica:[^:]*:(\S+)|ray::(ServeController)|(?:\S*/)?(gcs_server|raylet)(?:\s|$)")
 MEDIA = "serve.media.decoder_process"
 EVERY_S = 0.1
 
@@ -35,6 +36,14 @@ class Tree:
 
     def all(self) -> list[int]:
         return descendants([self.root])
+
+    def process(self, name: str) -> int:
+        """Return the process of a model's replica, "gateway", "ServeController" or "gcs_server". Raises LookupError."""
+        for process in self.all():
+            match = NAMES.match(command_line(process))
+            if match and name in match.groups():
+                return process
+        raise LookupError(name)
 
     def command_lines(self) -> list[str]:
         return [line for process in self.all() if (line := command_line(process))]

@@ -46,6 +46,7 @@ class ServerKind:
     command: makes its command line from a port, a folder for its files and the URL of the server it forwards to ("" for
     none). front: the role of its first process. forwards_to: the key of the kind that it stands before. environment:
     the folder of its own Python environment. checkout: the repository whose code it runs. variables: of its process.
+    packages: folders with Python packages beside its environment's.
     """
 
     key: str
@@ -57,6 +58,7 @@ class ServerKind:
     environment: Path | None = None
     checkout: Path = HERE.parent
     variables: Mapping[str, str] = field(default_factory=dict)
+    packages: Sequence[Path] = ()
 
     def missing(self) -> str | None:
         """Return why it cannot run on this machine; None where it can."""
@@ -124,10 +126,14 @@ def vllm(
     checkpoint: Path | None = None,
     engine: Mapping[str, Any] | None = None,
     share: float = 1.0,
+    *,
+    verbatim: bool = True,
 ) -> ServerKind:
-    """Return vLLM's own server of a model, which takes the message's text as the whole prompt."""
+    """Return vLLM's own server of a model. verbatim: it takes the message's text as the whole prompt."""
 
     def command(port: int, folder: Path, upstream: str) -> list[str]:
+        if not verbatim:
+            return _vllm_command(port, engine_arguments(model, checkpoint, engine, share))
         (folder / "verbatim.jinja").write_text("{{ messages[0].content }}")
         template = ["--chat-template", str(folder / "verbatim.jinja"), "--chat-template-content-format", "string"]
         return [*_vllm_command(port, engine_arguments(model, checkpoint, engine, share)), *template]
@@ -221,7 +227,7 @@ def running(kind: ServerKind, upstream: Server | None = None) -> Iterator[Server
                 "OMP_NUM_THREADS": "1",
                 **os.environ,
                 **kind.variables,
-                "PYTHONPATH": str(kind.checkout),
+                "PYTHONPATH": os.pathsep.join(map(str, (kind.checkout, *kind.packages))),
             },
             cwd=kind.checkout,  # `-m deployments` is looked for here first
             start_new_session=True,
