@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast types unit slow drill install install-dev loadtest bench bench-others bench-fan-out
 .PHONY: bench-many-servers bench-scale bench-turns bench-repeats bench-columns chaos hostile soak gpu-check k8s-check
-.PHONY: k8s-drill screenshots lock clean parity-generic
+.PHONY: k8s-drill screenshots lock clean parity parity-generic
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -125,6 +125,10 @@ loadtest: install-dev
 # every state of the page at three widths, light and dark, into build/screenshots; the README's pictures too
 screenshots: install-dev
 	$(BIN)/python tests/pages/screenshots.py $(or $(URL),http://127.0.0.1:8000) build/screenshots
+
+# families of chat models by their catalogue entries, and the others, beside transformers: minutes, and a table
+parity: install-dev
+	PARITY=all $(BIN)/pytest -m engine tests/engines/test_parity.py -k equals
 
 # every architecture that a folder's name alone serves, beside transformers: two minutes, and a table
 parity-generic: install-dev

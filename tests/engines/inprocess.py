@@ -13,7 +13,7 @@ from serve.engines.adapters import CheckedAdapter
 from serve.engines.base import Prompt
 from serve.engines.chat_settings import ChatSettings
 from serve.engines.checkpoint_facts import read_facts
-from serve.engines.plugins import contiguous_inputs, hunyuan_vl, onevision, prefix_lm, smolvlm
+from serve.engines.plugins import contiguous_inputs, gated_delta_net, hunyuan_vl, onevision, prefix_lm, smolvlm
 from serve.engines.vllm import arguments
 from serve.engines.vllm.chat_renderer import ChatRenderer
 
@@ -60,7 +60,7 @@ def engine(
     from vllm.v1.core.sched.scheduler import Scheduler
 
     prefix_lm.register()
-    for plugin in (onevision, contiguous_inputs, hunyuan_vl, smolvlm):
+    for plugin in (onevision, contiguous_inputs, hunyuan_vl, smolvlm, gated_delta_net):
         plugin.register()
     registry._run_in_subprocess = lambda look: look()  # at the model's class, which is about to be imported anyway
     chosen = arguments.arguments(

@@ -46,6 +46,11 @@ CHOSEN = ["qwen3_vl", "lfm2_vl", "mistral3", "hunyuan_vl"]
 """Positions in three dimensions and deep features; a rotary kernel that is wrong on a processor, and state layers;
 a template with `<s>`; a class that vLLM lacks, and that needs two plugins."""
 ENTRIES = {
+    "qwen2_5_vl": "qwen2.5-vl-7b",
+    "qwen3_vl": "qwen3-vl-8b",
+    "qwen3_vl_moe": "qwen3-vl-30b-a3b",
+    "qwen3_5": "qwen3.5-9b",
+    "qwen3_5_moe": "qwen3.5-35b-a3b",
     "internvl3_5": "internvl3.5-8b",
     "glm4v": "glm-4.1v-9b-thinking",
     "glm46v": "glm-4.6v-flash",
@@ -144,7 +149,12 @@ def reference(folder: Path, asked: list[Prompt]) -> list[tuple[list[int], Any]]:
     answers = []
     for prompt in asked:
         inputs = processor.apply_chat_template(
-            messages(prompt), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            messages(prompt),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            enable_thinking=False,
         )
         floats = {
             key: value.float() for key, value in inputs.items() if value.is_floating_point()
@@ -295,7 +305,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "deepseek_ocr2": ({"model_type": "deepseek_ocr2"}, "cannot read it in transformers' layout"),
     "kimi_k25": ({"model_type": "kimi_k25"}, "cannot read it in transformers' layout"),
     "phi4_multimodal": ({"model_type": "phi4_multimodal"}, "without pictures"),
-    "qwen3_5": ({"model_type": "qwen3_5", "text_config": {"linear_num_key_heads": 2}}, "in bfloat16 alone"),
+    "qwen4_exp": ({"model_type": "qwen4_exp", "text_config": {"linear_num_key_heads": 2}}, "in bfloat16 alone"),
     "its own code": ({"model_type": "molmo_of_mine", "auto_map": {}}, "trust_remote_code"),
 }
 

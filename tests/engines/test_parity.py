@@ -7,6 +7,7 @@ that the plugin refuses. A table is printed at the end.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,26 @@ NAMES = {
     "paligemma2": "PaliGemma 2",
     "paligemma2_window": "PaliGemma 2, prompt > window",
 }
+CHATS = {
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "qwen3_vl_moe": "Qwen3-VL with experts",
+    "qwen3_5": "Qwen3.5",
+    "qwen3_5_moe": "Qwen3.5 with experts",
+}
+"""Families whose prompts are messages. `make parity` runs them all."""
+CHOSEN = ("qwen2_5_vl", "qwen3_5")
+"""Those of every test run: of each family one that test_named.py does not run; a plugin of ours."""
+WHOLE = os.environ.get("PARITY") == "all"
 TOYS = ["toy-llava", "toy-paligemma"]
 CASES = [(name, dtype) for dtype in DTYPES for name in (*NAMES, *(TOYS if DEVICE == "cpu" else []))]
+CASES += [(name, "float32") for name in CHATS if WHOLE or (name in CHOSEN and DEVICE == "cpu")]
 GRAPHS = ("paligemma", "bfloat16")
 """On a GPU the one case with compiled layers and CUDA graphs, as served: they take most of a minute."""
 CROWDED = [
     *(name for name in NAMES if "paligemma" in name),
     "llava",
+    "qwen3_5",
     *TOYS,
 ]  # what is causal needs no scheduler of ours
 
@@ -73,7 +87,13 @@ class Case:
     def loaded(self, dtype: str) -> Any:
         from reference.transformers_engine import TransformersEngine
 
-        reference = TransformersEngine(str(self.folder), prepare=self.model.prepare, device=DEVICE, dtype=dtype)
+        reference = TransformersEngine(
+            str(self.folder),
+            prepare=self.model.prepare,
+            device=DEVICE,
+            dtype=dtype,
+            chat=self.model.chat is not None,
+        )
         reference.load()
         return reference
 
@@ -98,8 +118,8 @@ def tiny(family: str, folder: Path) -> Case:
         texts = checkpoints.prompts(family, 8, filmed=True)
         films = checkpoints.films(8)
         by_kind["video"] = [Prompt(text, None, video=film) for text, film in zip(texts, films, strict=True)]
-    context = 128 if model.prefix_lm or family == "llava" else 256
-    return Case(NAMES[family], checkpoints.make(family, folder, context), model, by_kind, context)
+    context = 512 if model.chat else 128 if model.prefix_lm or family == "llava" else 256
+    return Case({**NAMES, **CHATS}[family], checkpoints.make(family, folder, context), model, by_kind, context)
 
 
 def toy(name: str) -> Case:
@@ -177,7 +197,8 @@ def test_vllm_equals_transformers(name: str, dtype: str, case: Callable[[str], C
     room = {"block_size": 32, "num_gpu_blocks_override": few} if crowded else {}
     graphs = DEVICE == "cuda" and (name, dtype) == GRAPHS
     given = {"max_model_len": this.context, "dtype": dtype, **room, **({"enforce_eager": False} if graphs else {})}
-    with engine(this.folder, this.model.prefix_lm, this.model.family_args, **given) as vllm:
+    chat = this.model.chat is not None
+    with engine(this.folder, this.model.prefix_lm, this.model.family_args, chat=chat, **given) as vllm:
         runner = vllm.runner
         plain = [reply for at in range(0, len(prompts), 4) for reply in vllm.say(prompts[at : at + 4])]
         assert vllm.preemptions == 0

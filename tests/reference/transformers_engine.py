@@ -5,12 +5,14 @@ Gemma 2's soft cap (measured 7.6e-3 on log-probabilities).
 """
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 from serve.engines import hub
 from serve.engines.base import FinishReason, Piece, Prompt, Token
+from serve.engines.remote.chat_request import IMAGE_PART
 from serve.engines.vllm.torchvision import repair
 from serve.errors import BadRequest, ModelError
 from serve.media.image import Image
@@ -20,7 +22,8 @@ class TransformersEngine:
     """An engine with a checkpoint in transformers.
 
     checkpoint: a local folder or a hub id, with `revision`. prepare: transforms an image before the processor gets it.
-    device, dtype: of the weights. json_schema is not supported.
+    device, dtype: of the weights. chat: prompts are messages, which are written by the checkpoint's chat template, with
+    reasoning off. json_schema is not supported.
     """
 
     def __init__(
@@ -33,7 +36,9 @@ class TransformersEngine:
         progress: Callable[[str], None] = lambda step: None,
         device: str = "cpu",
         dtype: str = "float32",
+        chat: bool = False,
     ) -> None:
+        self.chat = chat
         self.checkpoint, self.revision, self.gated = checkpoint, revision, gated
         self.prepare, self.progress, self.device, self.dtype = prepare, progress, device, dtype
         self._model: Any = None
@@ -89,6 +94,8 @@ class TransformersEngine:
 
         Raises BadRequest for a video where the model's processor takes none.
         """
+        if self.chat:
+            return self._chat_inputs(prompt).to(self.device, self._model.dtype)
         media: dict[str, Any] = {}
         if prompt.video is not None:
             if getattr(self._processor, "video_processor", None) is None:
@@ -97,6 +104,22 @@ class TransformersEngine:
         if prompt.image is not None:
             media["images"] = self.prepare(prompt.image).pil()
         return self._processor(text=prompt.text, **media, return_tensors="pt").to(self.device, self._model.dtype)
+
+    def _chat_inputs(self, prompt: Prompt) -> Any:
+        messages = json.loads(prompt.text)
+        for message in messages:
+            for at, part in enumerate(message["content"] if isinstance(message["content"], list) else []):
+                if part == IMAGE_PART:
+                    assert prompt.image is not None
+                    message["content"][at] = {"type": "image", "image": self.prepare(prompt.image).pil()}
+        return self._processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            enable_thinking=False,
+        )
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Return the prompt's token ids, image tokens included."""
@@ -109,15 +132,13 @@ class TransformersEngine:
         """
         import torch
 
-        inputs = self.inputs(prompt)
-        count = inputs["input_ids"].shape[1]
         with torch.no_grad():
-            out = self._model(**inputs, use_cache=True)
+            out = self._model(**self.inputs(prompt), use_cache=True)
             rows = [self._capped(out.logits[0, -1])]
-            for i, token in enumerate(reply or []):
+            for token in reply or []:
+                # without a mask, of whose length Qwen's positions would be
                 out = self._model(
                     input_ids=torch.tensor([[token]], device=self.device),
-                    attention_mask=torch.ones(1, count + i + 1, dtype=torch.long, device=self.device),
                     past_key_values=out.past_key_values,
                     use_cache=True,
                 )
@@ -176,10 +197,7 @@ class Generation:
         token = self._draw(logits)
         self.token_ids.append(token)
         length = self.count + len(self.token_ids)
-        self.inputs = {
-            "input_ids": torch.tensor([[token]], device=logits.device),
-            "attention_mask": torch.ones(1, length, dtype=torch.long, device=logits.device),
-        }
+        self.inputs = {"input_ids": torch.tensor([[token]], device=logits.device)}
         ended = token in self._end_ids() and not self.sampling.ignore_eos
         context = self.model.config.get_text_config().max_position_embeddings
         full = len(self.token_ids) >= self.sampling.max_tokens or length >= context

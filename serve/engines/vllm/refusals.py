@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve.engines.checkpoint_facts import CheckpointFacts
-from serve.engines.plugins import prefix_lm
+from serve.engines.plugins import gated_delta_net, prefix_lm
 
 WRONG_IN_VLLM = {
     "ovis2": "vLLM 0.32 has no class for it, and transformers' own code in vLLM leaves out its picture markers",
@@ -63,7 +63,10 @@ def why_refused(
             "It has no chat template, so nobody can tell how its prompts are written: give one, `chat_template: FILE`.",
         ),
         (
-            facts.linear_attention and cpu and str(chosen.get("dtype", "float32")) in FLOAT32,
+            facts.linear_attention
+            and facts.model_type not in gated_delta_net.MODEL_TYPES
+            and cpu
+            and str(chosen.get("dtype", "float32")) in FLOAT32,
             f"{kind}: vLLM 0.32 computes its linear attention on a processor in bfloat16 alone: "
             "`engine: {dtype: bfloat16}`.",
         ),

@@ -6,7 +6,7 @@ from typing import Any
 
 from serve.engines.vllm.torchvision import repair
 
-from . import llava, llava_next, llava_next_video, llava_onevision, paligemma, weights
+from . import llava, llava_next, llava_next_video, llava_onevision, named, paligemma, weights
 from .pictures import films, odd_pictures, pictures
 from .prompts import prompts, published, texts
 from .vocabulary import WORDS
@@ -28,7 +28,12 @@ FAMILIES: dict[str, Callable[[int], tuple[Any, Any]]] = {
 
 
 def make(family: str, folder: Path, context: int = 128) -> Path:
-    """Write one of FAMILIES as the hub's files are written. context: the longest sequence, in tokens."""
+    """Write one of FAMILIES as the hub's files are written, or one of named.ARCHITECTURES.
+
+    context: the longest sequence of one of FAMILIES, in tokens.
+    """
+    if family not in FAMILIES:
+        return named.make_named(family, folder)
     repair()
     import torch
 

@@ -77,9 +77,15 @@ def _draw(model: Any) -> None:
             weight.normal_(0, 0.03 if tied else 1)
         elif name.endswith(("layer_scalar", "per_expert_scale", "router.scale")):
             weight.fill_(1)
+        elif name.endswith("A_log"):  # else its state forgets the picture
+            weight.uniform_(0.02, 0.5).log_()
+        elif name.endswith("dt_bias"):
+            weight.normal_(-2, 0.5)
         elif weight.ndim <= 1:
             norm = name.endswith("weight") and ("norm" in name or ".ln" in name) or "gamma" in name or "lambda" in name
             centre = 1.0 if norm and (vision or not gemma3) else 0.0  # Gemma 3's norms scale by 1 + weight
+            if kind.startswith("qwen3_5") and not vision and ".linear_attn." not in name:  # scaled by 1 + weight, too
+                centre = 0.0
             if tied and name.endswith("norm.weight") and "layers" not in name and not vision:
                 centre += 8
             if tied and gemma and ".post_" in name and not vision:
@@ -110,17 +116,24 @@ def _draw(model: Any) -> None:
 
 
 def _tokenizer(
-    added: list[str], *, names: Mapping[str, str] | None = None, end: str = "<|im_end|>", begin: str | None = None
+    added: list[str],
+    *,
+    names: Mapping[str, str] | None = None,
+    end: str = "<|im_end|>",
+    begin: str | None = None,
+    kind: str = "Qwen2Tokenizer",
+    marks: tuple[str, ...] = (),
 ) -> Any:
-    """Return Qwen's kind of tokenizer with these special tokens. names: attributes by which the processor asks."""
+    """Return Qwen's kind of tokenizer with these special tokens, and marks that are none. names: attributes by which
+    the processor asks."""
+    import transformers
     from tokenizers import AddedToken
-    from transformers import Qwen2Tokenizer
 
     plain = vocabulary.qwen([])
     core = json.loads(plain.backend_tokenizer.to_str())["model"]
     extra = {"extra_special_tokens": dict(names)} if names else {}
     begins = {"bos_token": begin} if begin else {}
-    tokenizer = Qwen2Tokenizer(
+    tokenizer = getattr(transformers, kind)(
         vocab=core["vocab"],
         merges=[tuple(merge) for merge in core["merges"]],
         eos_token=end,
@@ -129,6 +142,7 @@ def _tokenizer(
         **begins,
     )
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in [*BASE, *added]])
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in marks])
     return tokenizer
 
 
@@ -179,10 +193,19 @@ QWEN = ["object_ref_start", "object_ref_end", "box_start", "box_end", "quad_star
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-def _qwen(config: str, model: str, processor: str, text: Mapping[str, Any], vision: Mapping[str, Any]) -> Any:
+def _qwen(
+    config: str,
+    model: str,
+    processor: str,
+    text: Mapping[str, Any],
+    vision: Mapping[str, Any],
+    template: str | None = None,
+    **tokens_of: Any,
+) -> Any:
+    """Build one of Qwen's. tokens_of: arguments of _tokenizer."""
     import transformers
 
-    tokenizer = _tokenizer([f"<|{name}|>" for name in QWEN])
+    tokenizer = _tokenizer([f"<|{name}|>" for name in QWEN], **tokens_of)
     token = tokenizer.convert_tokens_to_ids
     kinds = ("image_pad", "video_pad", "vision_start", "vision_end")
     tokens = {f"{kind.removesuffix('_pad')}_token_id": token(f"<|{kind}|>") for kind in kinds}
@@ -197,8 +220,8 @@ def _qwen(config: str, model: str, processor: str, text: Mapping[str, Any], visi
         text_config=_text(tokenizer, **text), vision_config=dict(vision), **tokens, tie_word_embeddings=False
     )
     kind = getattr(transformers, processor)
-    template = _chatml(QWEN_IMAGE)
-    return getattr(transformers, model)(made_config), kind(images, tokenizer, videos, chat_template=template)
+    whole = kind(images, tokenizer, videos, chat_template=template or _chatml(QWEN_IMAGE))
+    return getattr(transformers, model)(made_config), whole
 
 
 MROPE = {"rope_type": "default", "type": "mrope", "mrope_section": [4, 6, 6], "rope_theta": 1e6}
@@ -235,6 +258,41 @@ def qwen3_vl_moe() -> Any:
     text = dict(head_dim=32, rope_parameters=MROPE3, moe_intermediate_size=96, num_experts=4, num_experts_per_tok=2,
                 decoder_sparse_step=1, norm_topk_prob=True, mlp_only_layers=[])  # fmt: skip
     return _qwen("Qwen3VLMoeConfig", "Qwen3VLMoeForConditionalGeneration", "Qwen3VLProcessor", text, QWEN3_VISION)
+
+
+THINKING = (
+    _chatml(QWEN_IMAGE)
+    + "{% if add_generation_prompt %}{% if enable_thinking is defined and enable_thinking is false %}"
+    + "{{ '<think>\\n\\n</think>\\n\\n' }}{% else %}{{ '<think>\\n' }}{% endif %}{% endif %}"
+)
+
+
+def _qwen3_5(experts: str, **text: Any) -> Any:
+    """Build one whose layers are three gated delta nets and an attention, as published."""
+    rope = {"rope_type": "default", "mrope_section": [3, 3, 2], "mrope_interleaved": True, "rope_theta": 1e7,
+            "partial_rotary_factor": 0.25}  # fmt: skip
+    fields = dict(
+        head_dim=64, layers=4, layer_types=["linear_attention"] * 3 + ["full_attention"], rope_parameters=rope,
+        linear_conv_kernel_dim=4, linear_key_head_dim=64, linear_value_head_dim=64, linear_num_key_heads=2,
+        linear_num_value_heads=4, **text,
+    )  # fmt: skip
+    vision = {key: value for key, value in QWEN3_VISION.items() if key != "deepstack_visual_indexes"}
+    kind = f"Qwen3_5{experts}"
+    return _qwen(
+        f"{kind}Config", f"{kind}ForConditionalGeneration", "Qwen3VLProcessor", fields, vision, THINKING,
+        kind="Qwen3_5Tokenizer", marks=("<think>", "</think>"),
+    )  # fmt: skip
+
+
+@architecture
+def qwen3_5() -> Any:
+    return _qwen3_5("")
+
+
+@architecture
+def qwen3_5_moe() -> Any:
+    return _qwen3_5("Moe", moe_intermediate_size=64, shared_expert_intermediate_size=64, num_experts=4,
+                    num_experts_per_tok=2)  # fmt: skip
 
 
 # --- Gemma

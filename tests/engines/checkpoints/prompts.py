@@ -17,6 +17,11 @@ PUBLISHED = {
     "paligemma": "paligemma-3b-mix-224",
     "paligemma2": "paligemma2-3b-mix-224",
     "paligemma2_window": "paligemma2-3b-pt-896",
+    "qwen2_5_vl": "qwen2.5-vl-7b",
+    "qwen3_vl": "qwen3-vl-8b",
+    "qwen3_vl_moe": "qwen3-vl-30b-a3b",
+    "qwen3_5": "qwen3.5-9b",
+    "qwen3_5_moe": "qwen3.5-35b-a3b",
 }
 
 
