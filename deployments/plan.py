@@ -19,10 +19,11 @@ from deployments.config import ConfigError, default_config, for_models, read_con
 from deployments.local.gpus import gpus as local_gpus
 from deployments.local.measured import measured
 from serve.engines.adapters import RANKS
+from serve.engines.chat_settings import LONGEST
 from serve.engines.checkpoint_facts import text_config
 from serve.engines.description import Description, describe
 from serve.engines.vllm import memory
-from serve.engines.vllm.arguments import LONGEST, planned
+from serve.engines.vllm.arguments import planned
 from serve.engines.vllm.footprint import (
     UTILIZATION,
     Footprint,

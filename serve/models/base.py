@@ -161,7 +161,7 @@ def with_limits(model: Model, limits: PictureLimits | None) -> Model:
     if limits is None:
         return model
     by_engine = {
-        task: skill.by(replace(skill.contract, resized=Multiples(*limits)))
+        task: replace(skill.by(replace(skill.contract, resized=Multiples(*limits))), basis=skill.basis)
         for task, skill in model.skills.items()
         if skill.by is not None and skill.contract is not None and skill.contract.resized is not None
     }

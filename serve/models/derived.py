@@ -7,7 +7,6 @@ from typing import Any, Literal
 from serve.engines.base import Generation, Prompt
 from serve.errors import ParseError
 from serve.models.base import Skill
-from serve.models.contracts import Contract
 from serve.tasks.boxes import DetectResult
 from serve.tasks.count import MOST, CountRequest, CountResult
 from serve.tasks.points import PointResult, middles
@@ -71,10 +70,11 @@ def _counted(places: Skill, by: Literal["boxes", "points"], make: Callable[[Skil
 def _derived(source: Skill, parse: Callable[[Sequence[Generation], Any], Any], make: Callable[[Skill], Skill]) -> Skill:
     """Return a skill that asks as `source` does. make: makes it again of each way that `source` may be asked in."""
 
-    def of(form: Callable[[Contract | None], Skill]) -> Callable[[Contract | None], Skill]:
+    def of(form: Callable[[Any], Skill]) -> Callable[[Any], Skill]:
         return lambda contract: make(form(contract))
 
-    return replace(source, parse=parse, forms=tuple(map(of, source.forms)), basis="derived")
+    by = None if source.by is None else of(source.by)
+    return replace(source, parse=parse, forms=tuple(map(of, source.forms)), by=by, basis="derived")
 
 
 def plural(phrase: str) -> str:

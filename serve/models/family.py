@@ -9,7 +9,8 @@
     )
 
 Prompts are messages, which the engine writes with the checkpoint's own chat template. Every task with an instruction
-is done as it says (`instructed_skills`), where the family has no skill of its own for it.
+is done as it says (`instructed_skills`), where the family has no skill of its own for it; a family that detects points
+to the centres of its boxes.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from serve.errors import BadRequest
 from serve.media.image import Image
 from serve.models.base import CHECKED, Card, Checkpoint, Model, Skill, unchanged
 from serve.models.contracts import MOST_OBLONG, Contract
+from serve.models.derived import points_of_boxes
 from serve.models.hardware import CacheShape, hardware
 from serve.models.instructed import chat_messages, instructed_skills
 from serve.models.reasoning import Reasoning
@@ -71,6 +73,8 @@ def family(
     further ones, as in Model. prepare, reasoning, chat: as in Model.
     """
     known = {**instructed_skills(chat_messages, boxes=boxes), **(skills or {})}
+    if "detect" in known and "point" not in (skills or {}):
+        known["point"] = points_of_boxes(known["detect"])
     done = {
         task: dataclasses.replace(known[task], basis="native") if task in native else known[task]
         for task in TASKS

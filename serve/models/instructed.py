@@ -197,11 +197,21 @@ def detect_each(
     return Skill(ask, parse, prompts=lambda request: len(request.labels), contract=contract, basis="prompted")
 
 
-def point_skill(converse: Callable[[Sequence[Turn]], str], contract: Contract, logprobs: bool = True) -> Skill:
-    """Return the skill of pointing by a contract: JSON is asked for all labels at once, Molmo's points for each one."""
+def point_skill(
+    converse: Callable[[Sequence[Turn]], str],
+    contract: Contract,
+    logprobs: bool = True,
+    own: Callable[[Sequence[str]], str] | None = None,
+) -> Skill:
+    """Return the skill of pointing by a contract: JSON is asked for all labels at once, Molmo's points for each one.
+
+    own: labels -> the instruction, of a family with words of its own.
+    """
     at_once = contract.style == "json"
 
     def words(labels: Sequence[str]) -> str:
+        if own is not None:
+            return own(labels)
         if not at_once:
             return POINT_TO.format(*labels)
         listed = ", ".join(f'"{label}"' for label in labels)
@@ -225,7 +235,10 @@ def point_skill(converse: Callable[[Sequence[Turn]], str], contract: Contract, l
     def prompts(request: PointRequest) -> int:
         return 1 if at_once else len(request.labels)
 
-    return Skill(ask, parse, prompts=prompts, contract=contract, basis="prompted")
+    def by(other: Contract) -> Skill:
+        return point_skill(converse, other, logprobs, own)
+
+    return Skill(ask, parse, prompts=prompts, contract=contract, basis="prompted", by=by)
 
 
 def _box_prompt(converse: Callable[[Sequence[Turn]], str], request: DetectRequest, text: str, logprobs: bool) -> Prompt:

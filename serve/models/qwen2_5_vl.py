@@ -1,7 +1,7 @@
 """Qwen2.5-VL (arXiv 2502.13923): boxes in pixels of the picture as it was resized, sides in multiples of 28."""
 
 from serve.models.base import Card
-from serve.models.contracts import QWEN2_5_VL
+from serve.models.contracts import QWEN2_5_VL, QWEN2_5_VL_POINTS
 from serve.models.family import Size, family, refuse_oblong
 from serve.models.hardware import CacheShape
 from serve.models.qwen_tasks import NATIVE, qwen_skills
@@ -13,10 +13,16 @@ def _size(name: str, parameters: int, cache_shape: CacheShape, hidden_size: int,
         f"Qwen/Qwen2.5-VL-{name}-Instruct",
         parameters,
         cache_shape,
+        REVISIONS.get(name),
         expect={"text_config.hidden_size": hidden_size},
         card={"licence": licence, "released": "2025-03-24" if name == "32B" else "2025-01-26"},
     )
 
+
+REVISIONS = {
+    "3B": "66285546d2b821cf421d4f5eb2576359d3770cd3",
+    "7B": "cc594898137f460bfe9f0759e9844b3ce807cfb5",
+}
 
 MODELS = family(
     Card(
@@ -55,7 +61,7 @@ MODELS = family(
         _size("72B", 73_410_777_344, CacheShape(layers=80, heads=8, width=128), 8192, "Qwen License"),
     ],
     native=NATIVE,
-    skills=qwen_skills(QWEN2_5_VL),
+    skills=qwen_skills(QWEN2_5_VL, QWEN2_5_VL_POINTS),
     expect={"architectures": ["Qwen2_5_VLForConditionalGeneration"]},
     prepare=refuse_oblong,
 )

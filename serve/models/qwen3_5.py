@@ -4,7 +4,7 @@ They reason before they answer where a request asks for it. Boxes and points as 
 """
 
 from serve.models.base import Card
-from serve.models.contracts import QWEN3_VL
+from serve.models.contracts import QWEN3_VL, QWEN3_VL_POINTS
 from serve.models.family import Size, family, refuse_oblong
 from serve.models.hardware import CacheShape
 from serve.models.qwen_tasks import NATIVE, qwen_skills
@@ -13,12 +13,13 @@ from serve.models.reasoning import THINK, Reasoning
 
 def _size(version: str, name: str, released: str, parameters: int, hidden: int, layers: int, heads: int) -> Size:
     """Return a size. layers: of all kinds; every fourth keeps keys and values, of `heads` heads."""
-    experts = "Moe" if "-A" in name else ""
+    experts, known_as = "Moe" if "-A" in name else "", f"qwen{version}-{name.lower()}"
     return Size(
-        f"qwen{version}-{name.lower()}",
+        known_as,
         f"Qwen/Qwen{version}-{name}",
         parameters,
         CacheShape(layers=layers // 4, heads=heads, width=256),
+        REVISIONS.get(known_as),
         expect={
             "architectures": [f"Qwen3_5{experts}ForConditionalGeneration"],
             "text_config.hidden_size": hidden,
@@ -27,6 +28,13 @@ def _size(version: str, name: str, released: str, parameters: int, hidden: int, 
         card={"released": released},
     )
 
+
+REVISIONS = {
+    "qwen3.5-0.8b": "2fc06364715b967f1860aea9cf38778875588b17",
+    "qwen3.5-4b": "851bf6e806efd8d0a36b00ddf55e13ccb7b8cd0a",
+    "qwen3.5-9b": "c202236235762e1c871ad0ccb60c8ee5ba337b9a",
+    "qwen3.8-27b": "1d4bf0f2ff6012fd82039f2fa52739d0dd7c60c0",
+}
 
 MODELS = family(
     Card(
@@ -75,7 +83,7 @@ MODELS = family(
         _size("3.8", "27B", "2026-08-14", 27_356_728_560, 5120, layers=64, heads=4),
     ],
     native=NATIVE,
-    skills=qwen_skills(QWEN3_VL),
+    skills=qwen_skills(QWEN3_VL, QWEN3_VL_POINTS),
     prepare=refuse_oblong,
     reasoning=Reasoning((THINK,), switchable=True, on=False),
 )

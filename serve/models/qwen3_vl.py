@@ -1,7 +1,7 @@
 """Qwen3-VL (arXiv 2511.21631): boxes and points in thousandths of the picture, dense and with experts."""
 
 from serve.models.base import Card
-from serve.models.contracts import QWEN3_VL
+from serve.models.contracts import QWEN3_VL, QWEN3_VL_POINTS
 from serve.models.family import Size, family, refuse_oblong
 from serve.models.hardware import CacheShape
 from serve.models.qwen_tasks import NATIVE, qwen_skills
@@ -14,6 +14,7 @@ def _size(name: str, released: str, parameters: int, cache_shape: CacheShape, hi
         f"Qwen/Qwen3-VL-{name}-Instruct",
         parameters,
         cache_shape,
+        REVISIONS.get(name),
         expect={
             "architectures": [f"Qwen3VL{experts}ForConditionalGeneration"],
             "text_config.hidden_size": hidden_size,
@@ -22,6 +23,11 @@ def _size(name: str, released: str, parameters: int, cache_shape: CacheShape, hi
         card={"released": released},
     )
 
+
+REVISIONS = {
+    "4B": "ebb281ec70b05090aa6165b016eac8ec08e71b17",
+    "8B": "0c351dd01ed87e9c1b53cbc748cba10e6187ff3b",
+}
 
 MODELS = family(
     Card(
@@ -63,6 +69,6 @@ MODELS = family(
         _size("235B-A22B", "2025-09-23", 235_670_022_896, CacheShape(layers=94, heads=4, width=128), 4096),
     ],
     native=NATIVE,
-    skills=qwen_skills(QWEN3_VL),
+    skills=qwen_skills(QWEN3_VL, QWEN3_VL_POINTS),
     prepare=refuse_oblong,
 )

@@ -4,22 +4,33 @@ from collections.abc import Mapping, Sequence
 
 from serve.models.base import Skill
 from serve.models.contracts import Contract
-from serve.models.instructed import chat_messages, detect_all, worded_skill
+from serve.models.derived import count_of_points
+from serve.models.instructed import chat_messages, detect_all, point_skill, worded_skill
 from serve.tasks.ocr import OcrRequest
 from serve.tasks.vqa import VqaRequest, language_clause
 
-NATIVE = ("vqa", "caption", "ocr", "chat", "detect")
+NATIVE = ("vqa", "caption", "ocr", "chat", "detect", "point")
 SHORT = "\nPlease try to answer the question with short words or phrases if possible."
 READ = "Read all texts in the image, output in lines."
 LOCATE = "Locate every instance that belongs to the following categories: '{}'. Report bbox coordinates in JSON format."
+POINT = (
+    "Locate every instance that belongs to the following categories with points: '{}'. Report their point coordinates "
+    'in JSON format like this: {{"point_2d": [x, y], "label": "..."}}'
+)
 
 
-def qwen_skills(boxes: Contract) -> Mapping[str, Skill]:
-    """Return the skills that have words of their own, by task. boxes: the contract of a generation's boxes."""
+def qwen_skills(boxes: Contract, points: Contract) -> Mapping[str, Skill]:
+    """Return the skills that have words of their own, by task. boxes, points: the contracts of a generation's.
+
+    They count by their points, as the cookbook has it.
+    """
+    point = point_skill(chat_messages, points, own=_point)
     return {
         "vqa": worded_skill("vqa", _question),
         "ocr": worded_skill("ocr", _read),
         "detect": detect_all(chat_messages, boxes, _locate),
+        "point": point,
+        "count": count_of_points(point),
     }
 
 
@@ -33,3 +44,7 @@ def _read(request: OcrRequest) -> str:
 
 def _locate(phrases: Sequence[str]) -> str:
     return LOCATE.format(", ".join(phrases))
+
+
+def _point(phrases: Sequence[str]) -> str:
+    return POINT.format(", ".join(phrases))

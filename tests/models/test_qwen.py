@@ -17,8 +17,11 @@ from serve.models.contracts import Multiples
 from serve.models.own import Own, own
 from serve.tasks.base import Reply
 from serve.tasks.boxes import DetectResult
+from serve.tasks.count import CountRequest, CountResult
 from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrRequest
+from serve.tasks.point import PointRequest
+from serve.tasks.points import PointResult
 from serve.tasks.vqa import VqaRequest
 from serve.worker import Worker
 
@@ -49,6 +52,25 @@ def test_prompts_are_those_of_qwens_evaluations_and_cookbooks(name: str) -> None
     assert words(model, "ocr", OcrRequest(image=image)) == "Read all texts in the image, output in lines."
     question = words(model, "vqa", VqaRequest(image=image, question="how many?"))
     assert question == "how many?\nPlease try to answer the question with short words or phrases if possible."
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_points_are_asked_for_in_the_cookbooks_words_and_counted(name: str) -> None:
+    model, image = MODELS[name], picture(300, 200)
+    located = words(model, "point", PointRequest(image=image, labels=["dog", "cat"]))
+    assert located.startswith("Locate every instance that belongs to the following categories with points: 'dog, cat'.")
+    assert located.endswith('{"point_2d": [x, y], "label": "..."}')
+    contract = model.skills["point"].contract
+    assert contract is not None
+    spoken = Generation(contract.format([("dog", (30, 40)), ("dog", (210, 160))], image_size := (300, 200)))
+    result = model.skills["point"].parse([spoken], PointRequest(image=image, labels=["dog"]))
+    assert isinstance(result, PointResult)
+    frame = contract.frame(image_size)
+    for point, true in zip(result.points, [(30, 40), (210, 160)], strict=True):
+        assert abs(point.point[0] - true[0]) <= frame.width / frame.across
+        assert abs(point.point[1] - true[1]) <= frame.height / frame.down
+    counted = model.skills["count"].parse([spoken], CountRequest(image=image, labels=["dog"]))
+    assert isinstance(counted, CountResult) and (counted.count, counted.by) == (2, "points")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -110,8 +132,10 @@ def test_limits_are_those_of_the_files_unless_the_deployment_sets_some(
 def test_thousandths_do_not_depend_on_the_limits_of_an_engine() -> None:
     model = MODELS["qwen3-vl-8b"]
     assert with_limits(model, LIMITS).skills["detect"] is model.skills["detect"]
-    pixels = with_limits(MODELS["qwen2.5-vl-3b"], LIMITS).skills["detect"].contract
-    assert pixels is not None and pixels.resized == Multiples(*LIMITS)
+    for task in ("detect", "point", "count"):
+        skill = with_limits(MODELS["qwen2.5-vl-3b"], LIMITS).skills[task]
+        assert skill.contract is not None and skill.contract.resized == Multiples(*LIMITS)
+        assert skill.basis == MODELS["qwen2.5-vl-3b"].skills[task].basis
 
 
 def test_reasoning_is_off_without_a_request_for_reasoning() -> None:
