@@ -1,4 +1,4 @@
-"""What families of chat models have of their own: words, control tokens around them, and how their answers are read."""
+"""Families of chat models: words of their own, control tokens around a label, and answers between tags."""
 
 import json
 from types import SimpleNamespace
@@ -86,7 +86,7 @@ def test_sizes_of_a_family_write_boxes_in_two_ways() -> None:
         ("hunyuan-ocr", ["", [IMAGE_PART, {"type": "text", "text": "提取图中的文字。"}]]),
     ],
 )
-def test_reader_of_documents_is_asked_in_its_own_words(model: str, contents: list[Any]) -> None:
+def test_reader_of_documents_gets_its_makers_words(model: str, contents: list[Any]) -> None:
     (prompt,) = ask(model, "ocr")
     assert [message["content"] for message in json.loads(prompt.text)] == contents
     assert prompt.sampling.max_tokens == 4096
