@@ -2,7 +2,7 @@
 
 import functools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,26 +66,33 @@ class Corpus:
         lessons = LESSONS[world_name]
         if not all(path.exists() for path in paths):
             work.mkdir(parents=True, exist_ok=True)
-            corpus = cls._draw(family, start, count, side, lessons)
-            for path, array in zip(paths, (corpus.images, corpus.labels, corpus.edges), strict=True):
-                partial = path.with_suffix(".new.npy")  # a run that is stopped here leaves no half file behind
-                np.save(partial, array)
-                partial.replace(path)
+            cls._draw(family, start, count, side, lessons, paths)
         images, labels, edges = (np.load(path, mmap_mode="r") for path in paths)
         return cls(family, start, lessons, images, labels, edges)
 
     @classmethod
-    def _draw(cls, family: str, start: int, count: int, side: int, lessons: "Lessons") -> "Corpus":
+    def _draw(cls, family: str, start: int, count: int, side: int, lessons: "Lessons", paths: Sequence[Path]) -> None:
+        """Draw scenes straight into files: images, labels and edges. Sixty thousand do not fit into memory twice."""
         patches = (side // nets.PATCH) ** 2
-        images = np.empty((count, 3, side, side), np.uint8)
-        labels = np.zeros((count, patches, len(lessons.classes)), np.uint8)
-        edges = np.zeros((count, patches, 4), np.float32)
+        kinds: tuple[tuple[tuple[int, ...], type], ...] = (
+            ((3, side, side), np.uint8),
+            ((patches, len(lessons.classes)), np.uint8),
+            ((patches, 4), np.float32),
+        )
+        drawn = [path.with_suffix(".new") for path in paths]  # a run that is stopped leaves no half file behind
+        images, labels, edges = (
+            np.lib.format.open_memmap(path, "w+", dtype, (count, *shape))
+            for path, (shape, dtype) in zip(drawn, kinds, strict=True)
+        )
         for i in range(count):
             scene = lessons.scene(start + i)
             picture = lessons.draw(scene, random.Random(f"scale {start + i}"))
             images[i] = np.asarray(view(picture, family, side)).transpose(2, 0, 1)
             labels[i], edges[i] = lessons.labels(scene, family, side // nets.PATCH)
-        return cls(family, start, lessons, images, labels, edges)
+        for array in (images, labels, edges):
+            array.flush()
+        for new, path in zip(drawn, paths, strict=True):
+            new.replace(path)
 
     def pixels(self, rows: np.ndarray) -> Tensor:
         mean, std = (nets.CLIP_MEAN, nets.CLIP_STD) if self.family == "llava" else ((0.5,) * 3, (0.5,) * 3)

@@ -36,7 +36,7 @@ COLOR_NAMES = {other: name for name, color in PALETTE.items() for other in (name
 """Every colour word, with the name that is answered."""
 
 SHAPE_OTHERS = {
-    "circle": ("disc", "round shape"),
+    "circle": ("disc",),
     "square": ("box",),
     "rectangle": ("oblong",),
     "triangle": (),

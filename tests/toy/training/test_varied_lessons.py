@@ -122,14 +122,13 @@ def test_varied_toys_fit_twelve_megabytes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["varied-llava", "varied-paligemma"])
-def test_stopped_training_continues_to_the_same_weights(name, tmp_path, monkeypatch):
+def test_stopped_training_continues_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SCENES", 40)
     monkeypatch.setattr(train, "TEST_SCENES", 16)
     monkeypatch.setattr(train.Trainer, "held_out_accuracy", lambda self, phase: "")
 
     def trainer():
-        run = train.Trainer(name, 1e-9, tmp_path, "cpu")
+        run = train.Trainer("varied-llava", 1e-9, tmp_path, "cpu")
         run.phases = [train.replace(phase, images=6) for phase in run.phases[:2]]
         return run
 
