@@ -40,16 +40,29 @@ def evaluate(options: argparse.Namespace) -> int:
         raise Misuse("Evaluate what? diptych evaluate toy, varied or emoji, diptych evaluate FOLDER, or --from FILE.")
     weights = options.weights or {}
     if options.recorded is not None:
-        reports = score.reports(_recorded(options.recorded, options.task), options.merge, weights)
+        answers, again = _recorded(options.recorded, options.task), options.merge
     else:
+        answers = _ask(options)
         again = options.merge if weights or options.merge == score.ALL else None
-        reports = score.reports(_ask(options), again, weights)
+    reports = score.reports(answers, again, weights)
     if not reports:
         raise Failure(f"There is no answer to {options.task} to score.")
+    kinds = score.reports_by_kind(answers, again, weights) if options.by_kind else {}
     if options.json:
-        print(json.dumps([table.as_json(report) for report in reports], indent=2))
+        entries = [
+            table.as_json(report)
+            | (
+                {"kinds": {kind: table.as_json(part) for kind, part in kinds[report.task].items()}}
+                if report.task in kinds
+                else {}
+            )
+            for report in reports
+        ]
+        print(json.dumps(entries, indent=2))
     else:
         _show(reports)
+        for parts in kinds.values():
+            Console().print(table.kinds_table(parts))
     return _floor(reports) if options.require_merged else 0
 
 

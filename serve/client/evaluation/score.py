@@ -91,6 +91,21 @@ def reports(
     return [_report(task, [line for line in lines if line["task"] == task], merge, weights or {}) for task in tasks]
 
 
+def reports_by_kind(
+    lines: Sequence[Json], merge: str | None = None, weights: Mapping[str, float] | None = None
+) -> dict[str, dict[str, Report]]:
+    """Return by task and kind of question, where the truth names kinds, a report as `reports` does."""
+    kinds: dict[str, dict[str, list[Json]]] = {}
+    for line in lines:
+        if "kind" in line["truth"]:
+            kinds.setdefault(line["task"], {}).setdefault(line["truth"]["kind"], []).append(line)
+    return {
+        task: {kind: reports(some, merge, weights)[0] for kind, some in sorted(by_kind.items())}
+        for task, by_kind in kinds.items()
+        if task in MEASURES
+    }
+
+
 def _report(task: str, lines: Sequence[Json], merge: str | None, weights: Mapping[str, float]) -> Report:
     kept = [line for line in lines if not _request_failed(line)]
     names = _models(task, kept)

@@ -1,7 +1,7 @@
 """A task's scores as a table, and as JSON."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -32,6 +32,19 @@ def rendered(report: Report) -> Iterator[RenderableType]:
     if report.left_out:
         yield plain(f"  {report.left_out} items left out: their request failed. The same call asks them again.", "red")
     yield Text("")
+
+
+def kinds_table(reports: Mapping[str, Report]) -> Table:
+    """Return a table of the first measure by kind of question. reports: by kind, of one task."""
+    first = next(iter(reports.values()))
+    measure = next(iter(first.measures))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=plain(f"{first.task}: {measure} by kind", "bold"))
+    for name in ("kind", "n", *(row.name for row in first.rows)):
+        table.add_column(plain(name), justify="left" if name == "kind" else "right")
+    for kind, report in reports.items():
+        cells = [plain(f"{row.measures[measure].value:.1f}", "bold" if row.merged else "") for row in report.rows]
+        table.add_row(plain(kind), str(report.items), *cells)
+    return table
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -111,8 +111,8 @@ VARIED = {
     "varied-llava-b": Recipe(
         "llava",
         (
-            Phase("vision", 6000, 80, 0.0, 2.5e-3, floor=0.1, side=192),
-            Phase("packed", 9000, 32, 2e-3, 6e-4, floor=0.02, side=192),
+            Phase("vision", 6000, 80, 0.0, 2.5e-3, floor=0.1, side=176),
+            Phase("packed", 9000, 32, 2e-3, 6e-4, floor=0.02, side=176),
         ),
         seed=1,
         size=TextSize(width=160, mlp=512, heads=5, layers=5),
@@ -135,9 +135,9 @@ VARIED = {
     "varied-paligemma-b": Recipe(
         "paligemma",
         (
-            Phase("vision", 6000, 80, 0.0, 2.5e-3, floor=0.1, side=192),
-            Phase("exact", 14000, 24, 1.8e-3, 5e-4, questions=4, floor=0.05, segment=True, side=192),
-            Phase("settled", 3000, 24, 6e-4, 1.5e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=192),
+            Phase("vision", 6000, 80, 0.0, 2.5e-3, floor=0.1, side=176),
+            Phase("exact", 14000, 24, 1.8e-3, 5e-4, questions=4, floor=0.05, segment=True, side=176),
+            Phase("settled", 3000, 24, 6e-4, 1.5e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=176),
         ),
         seed=1,
         loc_step=8,

@@ -93,6 +93,24 @@ def test_varied_items_are_the_same_each_time_and_their_answers_are_accepted() ->
             assert all(item.truth["boxes"] for item in first)
 
 
+def test_scores_by_kind_are_those_of_its_questions(diptych: Any, tmp_path: Path) -> None:
+    out = tmp_path / "vqa.jsonl"
+    merged = {"result": {"answer": "red"}}
+    with out.open("w") as file:
+        for at, kind in enumerate(("color_of", "color_of", "shape_of")):
+            reply = {"model": "a", "status": "ok", "result": {"answer": "red" if at else "blue"}, "text": ""}
+            truth = {"accepted": ["red"] if kind == "color_of" else ["star"], "kind": kind}
+            line = {"item": str(at), "task": "vqa", "picture": str(at), "asked": {}, "truth": truth}
+            file.write(json.dumps(line | {"replies": [reply], "merged": merged}) + "\n")
+    (report,) = json.loads(diptych("evaluate", "--from", out, "--json", "--by-kind").out)
+    values = {
+        kind: [row["measures"]["VQA accuracy"]["value"] for row in part["rows"]]
+        for kind, part in report["kinds"].items()
+    }
+    assert values == {"color_of": [50.0, 100.0], "shape_of": [0.0, 0.0]}
+    assert "shape_of" in diptych("evaluate", "--from", out, "--by-kind").out
+
+
 def test_missing_emoji_font_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(emoji, "FONT", tmp_path / "none.ttf")
     emoji._glyph.cache_clear()
