@@ -250,6 +250,20 @@ class GatewayArgs(Limits, Placement):
         description="Opens the blind arena: an SQLite file on the gateway's machine that keeps its votes. All gateways "
         "of a machine share it.",
     )
+    evaluations: Path | None = Field(
+        default=None,
+        description="A folder on the gateway's machine; the page /evaluations shows the runs that `diptych evaluate "
+        "--keep` wrote there.",
+    )
+    results: Path | None = Field(
+        default=None,
+        description="Lets people share results: an SQLite file on the gateway's machine that keeps them. Whoever has "
+        "the address of a result sees it, without a key.",
+    )
+    results_days: float = Field(default=30, gt=0, le=3650, description="Days after which a shared result is removed.")
+    results_mb: float = Field(
+        default=200, gt=0, description="Size of all shared results, in MiB; beyond it the oldest are removed."
+    )
     cors: list[str] = Field(
         default=[], description="Origins whose pages may call the API: https://app.example.com, or *."
     )
@@ -284,6 +298,7 @@ class GatewayArgs(Limits, Placement):
             metrics=self.metrics,
             ready=self.ready,
             page=self.page,
+            results=self.results is not None,
             hosts=self._hosts(),
             salt_caches=self.salt_caches,
         )

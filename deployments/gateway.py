@@ -26,9 +26,11 @@ from deployments.routing.replicas import Replicas
 from deployments.server.http_server import HttpServer
 from serve import tracing
 from serve.api.app import create_app
+from serve.api.evaluation_runs import RunFolder
 from serve.api.loop_lag import LoopLag, freeze_heap
 from serve.api.metrics import Metrics
 from serve.api.rate_limiter import RateLimiter
+from serve.api.shared_results import ResultFile
 from serve.arena.store import VoteStore
 from serve.engines.remote.engine import RemoteEngine
 from serve.engines.remote.image_files import ImageFiles
@@ -146,10 +148,12 @@ class Gateway:
     def _create_app(self, args: Args) -> FastAPI:
         """Create the app for these args, keeping the pools of engines that stay.
 
-        Raises ValueError or OSError where the keys or the file of votes cannot be used.
+        Raises ValueError or OSError where the keys, or the file of votes or of results, cannot be used.
         """
         access = args.gateway.access()  # first: nothing is touched when it fails
         votes = self._open_votes(args.gateway.arena)
+        kept = args.gateway
+        results = None if kept.results is None else ResultFile(kept.results, kept.results_days, kept.results_mb)
         bases = {entry.name: entry.base for entry in args.models if isinstance(entry, LoraArgs)}
         engines = args.engines()
         for name in self._pools.keys() - engines.keys():
@@ -177,6 +181,8 @@ class Gateway:
             rate_limiter=self._rate_limiter,
             budget=self._budget,
             votes=votes,
+            evaluations=None if gateway.evaluations is None else RunFolder(gateway.evaluations),
+            results=results,
         )
 
     def _close_votes(self) -> None:

@@ -195,6 +195,9 @@ def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
         "--from", dest="recorded", type=Path, metavar="FILE", help="score what --out recorded; asks nothing"
     )
     evaluate.add_argument("--by-kind", action="store_true", help="also by kind of question, of the drawn sets")
+    evaluate.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep the run for the page /evaluations (gateway.evaluations)"
+    )
     evaluate.add_argument("--json", action="store_true", help="print the scores as JSON")
     evaluate.add_argument(
         "--require-merged", action="store_true", help="exit 1 where the merged reply is worse than the best single one"

@@ -12,7 +12,7 @@ LAYERS = [  # a package's entry applies to its modules without an entry of their
     {"media"},
     {"media.fetch", "media.image", "limits"},
     {"media.video", "media.geometry", "media.masks"},
-    {"media.decoding"},
+    {"media.decoding", "media.drawing"},
     {"engines", "transport"},
     {"engines.plugins"},
     {"engines.vllm"},

@@ -14,18 +14,22 @@ from serve.api import (
     arena_endpoints,
     chat_completions,
     error_responses,
+    evaluation_endpoints,
     label_studio_endpoints,
     openapi_schema,
     pages,
+    result_endpoints,
     task_endpoint,
 )
 from serve.api.authentication import Access, Authentication
+from serve.api.evaluation_runs import RunFolder
 from serve.api.head_requests import HeadRequests
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.model_list import ModelEntry, ModelList, model_list
 from serve.api.rate_limiter import RateLimiter
 from serve.api.request_limits import RequestLimits
+from serve.api.shared_results import ResultFile
 from serve.api.task_body import split_phrases
 from serve.arena.store import VoteStore
 from serve.engines.base import State
@@ -82,11 +86,14 @@ def create_app(
     rate_limiter: RateLimiter | None = None,
     budget: Budget | None = None,
     votes: VoteStore | None = None,
+    evaluations: RunFolder | None = None,
+    results: ResultFile | None = None,
 ) -> FastAPI:
     """Create the HTTP app for a router.
 
     cors: other origins whose pages may call it from a browser. metrics, rate_limiter, budget: those of the app that it
     replaces, to keep their counts; new ones by default. votes: of the arena; None where it is closed.
+    evaluations: of the page /evaluations; results: those that people share; None where the operator set none.
     """
     app = FastAPI(
         title="Diptych",
@@ -113,12 +120,15 @@ def create_app(
     label_studio_endpoints.add_label_studio(app, router, metrics, media)
     _add_catalogue(app, router)
     _add_service(app, router, metrics)
-    pages.add_pages(app, arena=votes is not None)
+    evaluation_endpoints.add_evaluations(app, evaluations)
+    result_endpoints.add_results(app, media, results)
+    pages.add_pages(app, arena=votes is not None, evaluations=evaluations is not None, results=results is not None)
     bodies: list[type[BaseModel]] = [
         chat_completions.ChatCompletionRequest,
         arena_endpoints.VoteRequest,
         label_studio_endpoints.PredictRequest,
         label_studio_endpoints.SetupRequest,
+        result_endpoints.ShareRequest,
         *(task.request for task in TASKS.values()),
     ]
     openapi_schema.serve_schema(app, bodies, None if access.keys is None else access.open_paths())

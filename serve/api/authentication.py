@@ -10,15 +10,18 @@ from serve.api.error_responses import error_response
 from serve.api.keys import Keys
 from serve.api.origin_check import OriginCheck
 from serve.api.rate_limiter import RateLimiter
+from serve.api.task_addresses import ADDRESSES
 from serve.errors import Forbidden, NotFound, ServeError, TooMany, Unauthorized
 from serve.limits import LIMITS, Limits
 from serve.tracing import CACHE_SALT
 
 HEALTH, METRICS = "/health", "/metrics"
-PAGE = ("/", "/docs", "/openapi.json", "/compare", "/arena", "/report")
+PAGE = ("/", "/docs", "/openapi.json", "/compare", "/arena", "/report", "/evaluations")
 LABEL_STUDIO = "/label-studio/"
 """The paths that take the key as HTTP Basic's password too: Label Studio sends nothing else."""
-PAGE_FOLDERS = ("/web/", "/scenes/", "/compare/")
+PAGE_FOLDERS = ("/web/", "/scenes/", "/compare/", *(f"/{name}/" for name in ADDRESSES))
+RESULT_FOLDERS = ("/r/", "/v1/results/", "/web/")
+"""Shared results, which need their address and no key, and the files of their page."""
 
 Requires = Literal["key", "open"]
 
@@ -30,7 +33,8 @@ class Access:
     Every path needs a key, except /health and what is "open" here. Without `keys` everything is open.
 
     metrics: "closed" hides /metrics, with keys or without. page: the page's own files; its API requests still need a
-    key. hosts: host names of the server, besides this machine's own; None for any.
+    key. results: whether results are shared, which need no key.
+    hosts: host names of the server, besides this machine's own; None for any.
     salt_caches: engine caches are not shared between keys.
     """
 
@@ -38,6 +42,7 @@ class Access:
     metrics: Requires | Literal["closed"] = "key"
     page: Requires = "key"
     ready: Requires = "key"
+    results: bool = False
     hosts: frozenset[str] | None = None
     salt_caches: bool = False
 
@@ -69,7 +74,7 @@ class Authentication:
         self.access = access
         self.keys = access.keys
         self.open = access.open_paths()
-        self.folders = PAGE_FOLDERS if access.page == "open" else ()
+        self.folders = (*PAGE_FOLDERS * (access.page == "open"), *RESULT_FOLDERS * access.results)
         self.origin_check = OriginCheck(access.hosts, cors)
         self.rate_limiter = rate_limiter or RateLimiter()
         self.limits = limits

@@ -1,16 +1,24 @@
 """Serves the web pages: static files of `web/` and the sample scenes."""
 
+import urllib.parse
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from serve.api.arena_endpoints import OFF
+from serve.api.evaluation_endpoints import OFF as EVALUATIONS_OFF
+from serve.api.result_endpoints import OFF as RESULTS_OFF
+from serve.api.task_addresses import ADDRESSES
 from serve.errors import NotFound
 
 HERE = Path(__file__).parent
@@ -31,6 +39,14 @@ PAGE_HEADERS = {
 """Only our own files may be scripts or styles, so that a model's text cannot become one."""
 
 
+CARD_HEADERS = PAGE_HEADERS | {
+    "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors *"
+}
+"""Other sites may frame a shared result's card, which runs no script."""
+NOTHING: Mapping[str, bool] = MappingProxyType({})
+
+
 class Files(StaticFiles):
     """A folder of static files, sent with PAGE_HEADERS. Paths longer than MAX_PATH are not looked up."""
 
@@ -45,14 +61,39 @@ class Files(StaticFiles):
         await super().__call__(scope, receive, with_headers)
 
 
-def add_pages(app: FastAPI, *, arena: bool = False) -> None:
-    """Add `/`, `/compare/...`, `/report`, `/docs`, `/arena` where it is open, and the files that they need."""
-    app.mount("/web", Files(directory=WEB))
+def add_pages(app: FastAPI, *, arena: bool = False, evaluations: bool = False, results: bool = False) -> None:
+    """Add `/`, `/compare/...`, `/report`, `/docs`, and the files that they need.
+
+    arena, evaluations, results: whether there are `/arena`, `/evaluations`, and shared results at `/r/...`.
+    """
+    shown = {"to-arena": arena, "to-evaluations": evaluations, "publish": results}
+    app.mount("/web", GZipMiddleware(Files(directory=WEB), minimum_size=1000))
     app.mount("/scenes", Files(directory=SCENES))
 
     @app.get("/", include_in_schema=False)
     async def ask() -> Response:
-        return _page("index.html", ".", arena=arena)
+        return _page("index.html", ".", shown)
+
+    @app.get("/evaluations", include_in_schema=False)
+    async def show_evaluations() -> Response:
+        if not evaluations:
+            raise NotFound(EVALUATIONS_OFF, code="evaluations_off")
+        return _page("evaluations.html", ".")
+
+    @app.get("/r/{result}", include_in_schema=False)
+    async def show_result(result: str) -> Response:
+        if not results:
+            raise NotFound(RESULTS_OFF, code="results_off")
+        return _page("result.html", "..")
+
+    @app.get("/r/{result}/card", include_in_schema=False)
+    async def show_card(result: str) -> Response:
+        """Return a result as a page for other sites' frames: its picture with the answers, linked with its page."""
+        if not results:
+            raise NotFound(RESULTS_OFF, code="results_off")
+        page = _page("card.html", "../..")
+        text = bytes(page.body).decode().replace("RESULT", urllib.parse.quote(result[:100], safe=""))
+        return HTMLResponse(text, headers=CARD_HEADERS)
 
     @app.get("/arena", include_in_schema=False)
     async def show_arena() -> Response:
@@ -73,16 +114,33 @@ def add_pages(app: FastAPI, *, arena: bool = False) -> None:
         """Return the page. names: of models, with `-vs-` in between; the page itself parses them."""
         if len(names) > MAX_NAMES or names.count("/") > MAX_SLASHES:
             raise NotFound("There is no comparison of so many models.")
-        return _page("index.html", "/".join([".."] * (1 + names.count("/"))), arena=arena)
+        return _page("index.html", "/".join([".."] * (1 + names.count("/"))), shown)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return _page("docs.html", ".")
 
+    for known_as, task in ADDRESSES.items():
+        app.add_api_route(f"/{known_as}/{{names:path}}", _comparison_of(task), include_in_schema=False)
 
-def _page(name: str, root: str, *, arena: bool = False) -> HTMLResponse:
-    """Return a page with its URLs relative to `root`, so that it works behind any prefix. arena: link to that page."""
+
+def _comparison_of(task: str) -> Callable[[str, HttpRequest], Awaitable[Response]]:
+    async def compare(names: str, http: HttpRequest) -> Response:
+        """Send to the comparison of these models, with the task chosen."""
+        if len(names) > MAX_NAMES or names.count("/") > MAX_SLASHES:
+            raise NotFound("There is no comparison of so many models.")
+        up, query = "../" * (1 + names.count("/")), http.url.query[:MAX_NAMES]
+        return RedirectResponse(f"{up}compare/{urllib.parse.quote(names)}?task={task}{'&' if query else ''}{query}")
+
+    return compare
+
+
+def _page(name: str, root: str, shown: Mapping[str, bool] = NOTHING) -> HTMLResponse:
+    """Return a page with its URLs relative to `root`, so that it works behind any prefix.
+
+    shown: the ids of what is hidden unless it is set up.
+    """
     text = (WEB / name).read_text(encoding="utf-8")
-    if arena:
-        text = text.replace('id="to-arena" hidden', 'id="to-arena"')
+    for element in (element for element, is_there in shown.items() if is_there):
+        text = text.replace(f'id="{element}" hidden', f'id="{element}"')
     return HTMLResponse(text.replace('="./', f'="{root}/'), headers=PAGE_HEADERS)

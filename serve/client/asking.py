@@ -85,9 +85,9 @@ def label_phrases(text: str) -> list[str]:
 
 def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str:
     """Draw all boxes, masks or points into a copy of the picture. Return the legend: which colour is whose."""
-    from serve.client.drawing import MERGED, Layer, colour_of, draw_layers
     from serve.errors import ServeError
     from serve.media import image, video
+    from serve.media.drawing import MERGED, Layer, colour_of, draw_layers
 
     layers, legend = [], []
     for column, name in enumerate(board.columns()):

@@ -70,8 +70,8 @@ def report(options: argparse.Namespace) -> int:
             out.write(head)
             for index in _blocks((row for row, _ in rows), INDEX):
                 _write(out.write, "index", index)
-            previews = _previews(names, options.folder, side)
-            for block in _blocks(zip(map(_trimmed, answers), previews, strict=True), LINES):
+            previews = previews_of(names, options.folder, side)
+            for block in _blocks(zip(map(trimmed, answers), previews, strict=True), LINES):
                 missing += sum(not preview for _, preview in block)
                 _write(out.write, "block", block)
             out.write(tail)
@@ -122,7 +122,7 @@ def _summary(result: Json) -> str:
     return ", ".join(parts)[:MAX_WORDS] or "nothing found"
 
 
-def _trimmed(line: Json) -> Json:
+def trimmed(line: Json) -> Json:
     """Return what the page shows of a line."""
     kept: Json = {
         name: line[name]
@@ -139,7 +139,7 @@ def _trimmed(line: Json) -> Json:
     return kept
 
 
-def _previews(names: Sequence[str], folder: Path | None, side: int) -> Iterator[str]:
+def previews_of(names: Sequence[str], folder: Path | None, side: int) -> Iterator[str]:
     """Yield a data URL of each picture made small, in order; an empty text where there is no such picture."""
     console = Console(stderr=True)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -2,11 +2,12 @@
 
 import { Refusal, ask, at, get } from "./wire.js";
 import { Column, MergedCard, catalogue, words } from "./columns.js";
+import { costs } from "./cost.js";
 import { compared, link, named } from "./compare.js";
 import { announce, byId, made, sheet } from "./dom.js";
 import { listsPlaces } from "./places.js";
 import { clear, loaded, show, toggle } from "./picture.js";
-import { curl, fromUrl, json, png, python, save, toUrl } from "./share.js";
+import { curl, fromUrl, json, png, publish, python, save, toUrl } from "./share.js";
 import { MERGED, settle, toned } from "./tones.js";
 
 const MAX_HISTORY = 24;
@@ -294,6 +295,15 @@ function listen() {
     pose(last.asked, last.picture);
   });
   byId("sheet-close").addEventListener("click", () => byId("sheet").close());
+  byId("publish").addEventListener("click", async () => {
+    byId("publish").disabled = true;
+    try {
+      await copy(await publish(last.asked, last.answer, last.picture), "Kept here for everybody with its address, which is copied.");
+    } catch (error) {
+      trouble(error.message);
+    }
+    byId("publish").disabled = false;
+  });
   byId("copy-link").addEventListener("click", () => copy(toUrl(last.asked), last.asked.scene ? "Link copied." : "Link copied; your own picture does not travel with it."));
   byId("copy-curl").addEventListener("click", () => copy(curl(last.asked), "curl command copied."));
   byId("copy-python").addEventListener("click", () => copy(python(last.asked), "Python copied."));
@@ -334,7 +344,7 @@ async function pose(asked, about) {
   const placed = Boolean(tasks.find((one) => one.id === asked.task).places);
   if (placed) for (const layer of [...names, MERGED]) toggle(layer);
   byId("share").hidden = true;
-  byId("shared").textContent = "";
+  byId("cost").replaceChildren();
   byId("columns").replaceChildren(...[...columns.values()].map((column) => column.element));
   merged.wait(columns.size, placed);
   usable();
@@ -373,9 +383,16 @@ async function pose(asked, about) {
   asking = null;
   answer.replies.sort((one, other) => names.indexOf(one.model) - names.indexOf(other.model));
   last = { asked, answer, picture: about };
-  byId("share").hidden = false;
+  finished(last);
   if (answer.replies.length) remember(last);
   usable();
+}
+
+async function finished({ answer }) {
+  byId("share").hidden = false;
+  byId("publish").disabled = !answer.merged;
+  byId("shared").textContent = "";
+  byId("cost").replaceChildren(...costs(answer.replies, await catalogue().catch(() => new Map())));
 }
 
 function refused(error) {
@@ -427,7 +444,7 @@ function recall(one) {
   if (answer.merged) merged.show(answer.merged, { size: answer.size, aloud: false });
   else merged.cut("There is no merged answer.");
   last = one;
-  byId("share").hidden = false;
+  finished(one);
   usable();
 }
 

@@ -42,6 +42,17 @@ const compare = new Intl.Collator(undefined, { numeric: true }).compare;
 
 async function start() {
   const given = document.querySelectorAll("script.index");
+  const asked = new URLSearchParams(location.search);
+  if (!given.length && asked.get("run")) {
+    const { bytes } = await import("./wire.js");
+    try {
+      await read(await bytes(`v1/evaluations/${encodeURIComponent(asked.get("run"))}`));
+    } catch (error) {
+      return stated(error.message, "failed");
+    }
+    for (const id of ["task", "model", "how"]) if (asked.has(id)) byId(id).value = asked.get(id);
+    return list();
+  }
   if (!given.length) {
     byId("open").hidden = false;
     return stated("No record is open.", "starting");
@@ -55,7 +66,8 @@ async function start() {
   ready(0);
 }
 
-async function read(file) {
+/** Read a record of JSON lines from a stream of bytes. */
+async function read(stream) {
   entries.length = models.length = 0;
   let parts = []; // of a line that is not whole yet
   let size = 0; // of them, in characters
@@ -77,7 +89,7 @@ async function read(file) {
     parts = [];
     size = 0;
   };
-  const reader = file.stream().pipeThrough(new TextDecoderStream()).getReader();
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
     const { done, value } = await reader.read();
     for (const [at, text] of (value ?? "").split("\n").entries()) {
@@ -299,7 +311,7 @@ function layer(name, places, large) {
 
 /** Return a line and the URL of its picture: of the chosen folder, else of the one in the file, null where there is none. */
 function lineOf(entry) {
-  if (entry.line) return [entry.line, fileUrl(entry.file)];
+  if (entry.line) return [entry.line, fileUrl(entry.file) ?? (entry.line.preview || null)];
   const number = Math.floor(entry.at / LINES);
   if (!blocks.has(number)) blocks.set(number, JSON.parse(texts[number].textContent));
   const [line, preview] = blocks.get(number)[entry.at % LINES];
@@ -424,7 +436,7 @@ byId("words").addEventListener("input", () => {
 });
 byId("filters").addEventListener("submit", (event) => event.preventDefault());
 byId("choose-record").addEventListener("click", () => byId("record").click());
-byId("record").addEventListener("change", () => byId("record").files[0] && read(byId("record").files[0]));
+byId("record").addEventListener("change", () => byId("record").files[0] && read(byId("record").files[0].stream()));
 byId("choose-folder").addEventListener("click", () => byId("folder").click());
 byId("folder").addEventListener("change", () => {
   for (const file of byId("folder").files) files.set(file.webkitRelativePath.split("/").slice(1).join("/"), file);

@@ -1,6 +1,6 @@
 // The same question elsewhere: as a link, as curl, as Python, as JSON, as one picture.
 
-import { address } from "./wire.js";
+import { address, post } from "./wire.js";
 import { words } from "./columns.js";
 import { layersShown } from "./picture.js";
 import { listsPlaces, pixels, placesOf } from "./places.js";
@@ -74,16 +74,30 @@ export function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-/** The whole answer as the HTTP interface would have given it unstreamed, and what was asked. */
+/** Keep the answer and its picture at the server; gives the address of its page. */
+export async function publish(asked, answer, { blob }) {
+  const image = await new Promise((done) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.readAsDataURL(blob);
+  });
+  const { path } = await post("v1/results", JSON.stringify({ answer: whole(asked, answer), image, question: asked.question || asked.labels }));
+  return address(path);
+}
+
 export function json(asked, answer) {
+  return new Blob([`${JSON.stringify(whole(asked, answer), null, 2)}\n`], { type: "application/json" });
+}
+
+/** The whole answer as the HTTP interface would have given it unstreamed, and what was asked. */
+function whole(asked, answer) {
   const usage = { prompt_tokens: 0, completion_tokens: 0, total_tokens: 0 };
   for (const { usage: one } of answer.replies) for (const name in usage) usage[name] += one?.[name] ?? 0;
   const { question, labels, multiple, models } = asked;
-  const whole = {
+  return {
     id: answer.id, object: "diptych.task", task: asked.task, asked: { question, labels, multiple, models },
     image: answer.size, merged: answer.merged, replies: answer.replies, usage,
   };
-  return new Blob([`${JSON.stringify(whole, null, 2)}\n`], { type: "application/json" });
 }
 
 const WIDE = 1600;

@@ -36,6 +36,13 @@ export async function get(path, accepted = []) {
   throw await refusal(reply);
 }
 
+/** The bytes of a large file, as a stream. */
+export async function bytes(path) {
+  const reply = await call(path);
+  if (!reply.ok) throw await refusal(reply);
+  return reply.body;
+}
+
 /** POST a form, or JSON text. */
 export async function post(path, body) {
   const reply = await call(path, { method: "POST", body });

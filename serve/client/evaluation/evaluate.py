@@ -16,8 +16,10 @@ from serve.client.evaluation import annotations, emoji, lines, score, table, toy
 from serve.client.evaluation.asker import Asker, wait_ready
 from serve.client.evaluation.batch import Job, ask_all
 from serve.client.evaluation.items import Item
+from serve.client.evaluation.keep import keep_run
 from serve.client.evaluation.measures import MEASURES
 from serve.client.http_client import Failure, Misuse, Server
+from serve.models.base import Price
 from serve.tasks import TASKS
 
 Json = dict[str, Any]
@@ -48,6 +50,8 @@ def evaluate(options: argparse.Namespace) -> int:
     if not reports:
         raise Failure(f"There is no answer to {options.task} to score.")
     kinds = score.reports_by_kind(answers, again, weights) if options.by_kind else {}
+    if options.keep is not None:
+        print(f"Kept as {_keep(options, reports, answers)}.", file=sys.stderr)
     if options.json:
         entries = [
             table.as_json(report)
@@ -64,6 +68,17 @@ def evaluate(options: argparse.Namespace) -> int:
         for parts in kinds.values():
             Console().print(table.kinds_table(parts))
     return _floor(reports) if options.require_merged else 0
+
+
+def _keep(options: argparse.Namespace, reports: Sequence[score.Report], answers: Sequence[Json]) -> str:
+    """Keep the run for the page /evaluations; return its name. A recorded one has no prices and draws no folder."""
+    prices: dict[str, Price] = {}
+    if options.recorded is None:
+        with Server(options.server, options.api_key) as server:
+            known = {entry["id"]: entry["diptych"].get("price") for entry in server.get("/v1/models")["data"]}
+        prices = {name: Price(**price) for name, price in known.items() if price is not None}
+    folder = None if options.target is None or options.target in DRAWN else Path(options.target)
+    return keep_run(options.keep, options.target or options.recorded.stem, reports, answers, prices, folder)
 
 
 def _show(reports: Sequence[score.Report]) -> None:

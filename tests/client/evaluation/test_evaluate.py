@@ -10,13 +10,15 @@ import PIL.Image
 import pytest
 from served_folder import lines, serving
 
-from serve.client.evaluation import emoji, score, toys, varied
+from serve.api.evaluation_runs import RunFolder
+from serve.client.evaluation import emoji, keep, score, toys, varied
 from serve.client.evaluation.measures.answers import vqa_accuracy
 from serve.client.http_client import Failure
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 from serve.media import masks
 from serve.media.image import decode_image
+from serve.models.base import Price
 from serve.tasks import TASKS
 from serve.toy import questions, world
 
@@ -300,3 +302,35 @@ def test_missing_file_folder_or_model_is_reported(diptych: Any, server: str, tmp
     assert ran.status == 1 and "toy-lava is not served here" in ran.err
     ran = diptych("evaluate", "toy", "--task", "chat", "--models", "toy-paligemma", "--server", server)
     assert ran.status == 1 and "No served model can do chat." in ran.err
+
+
+def test_kept_run_has_scores_costs_answers_and_small_pictures(diptych: Any, server: str, tmp_path: Path) -> None:
+    ask = ("evaluate", "toy", "--task", "vqa", "--n", "3", "--server", server, "--keep", tmp_path)
+    ran = diptych(*ask)
+    assert ran.status == 0 and "Kept as" in ran.err
+    (run,) = RunFolder(tmp_path).runs()
+    (task,) = run.tasks
+    assert (task.task, task.items, [row.name for row in task.rows]) == (
+        "vqa",
+        3,
+        ["toy-llava", "toy-paligemma", "merged"],
+    )
+    costs = [row.cost for row in task.rows if row.cost is not None]
+    assert len(costs) == 3 and costs[2].completion_tokens == costs[0].completion_tokens + costs[1].completion_tokens
+    assert costs[0].seconds > 0 and costs[0].price_per_1000 is None
+    answers = lines(RunFolder(tmp_path).record(run.name))
+    assert len(answers) == 3 and all(line["preview"].startswith("data:image/webp") for line in answers)
+
+
+def test_price_of_a_thousand_pictures_is_of_the_tokens_that_were_counted() -> None:
+    def reply(model: str, prompt: int, completion: int, ms: float) -> dict[str, Any]:
+        usage = {"prompt_tokens": prompt, "completion_tokens": completion}
+        return {"model": model, "status": "ok", "latency_ms": ms, "ttft_ms": None, "usage": usage}
+
+    answers = [{"replies": [reply("a", 100, 10, 500), reply("b", 300, 20, 200)]}]
+    prices = {"a": Price(2, 4), "b": Price(1, 1)}
+    one, merged = keep._cost(answers, "a", prices), keep._merged_cost(answers, prices)
+    assert one is not None and one.price_per_1000 == pytest.approx(0.24) and one.seconds == 0.5
+    assert merged is not None and merged.price_per_1000 == pytest.approx(0.24 + 0.32) and merged.seconds == 0.5
+    unpriced = keep._merged_cost(answers, {"a": Price(2, 4)})
+    assert unpriced is not None and unpriced.price_per_1000 is None

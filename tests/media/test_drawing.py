@@ -1,4 +1,4 @@
-"""serve.client.drawing: places and colours of boxes, masks and labels."""
+"""serve.media.drawing: places and colours of boxes, masks and labels."""
 
 import itertools
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.client.drawing import (
+from serve.media.drawing import (
     BOLD_VEIL,
     COLOURS,
     MERGED,

@@ -1,0 +1,112 @@
+"""The folder of evaluated runs: `diptych evaluate --keep` writes them, and the page /evaluations shows them.
+
+A run NAME is two files: NAME.json with its scores, and NAME.jsonl with its answers and small pictures.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serve.errors import NotFound
+from serve.models.base import Price
+
+MAX_RUNS = 200
+"""Runs that are listed, the newest first."""
+MAX_SCORES = 2**20
+"""Bytes of a run's scores; a larger file is left out."""
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+class Measure(BaseModel):
+    """A value and its 95 % interval over bootstrap resamples of the pictures; of two rows the resamples are paired."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Cost(BaseModel):
+    """What a row's answers took on average. seconds: to the whole answer; of a merged row, to the slowest model's.
+
+    first_word_s: None where it is not known. price: of a million tokens, where the operator gave it; price_per_1000:
+    of 1,000 pictures, by it.
+    """
+
+    seconds: float
+    first_word_s: float | None
+    prompt_tokens: float
+    completion_tokens: float
+    price: Price | None = None
+    price_per_1000: float | None = None
+
+
+class Row(BaseModel):
+    """A model, or a merge. failed: the number of items without its answer."""
+
+    name: str
+    merged: bool
+    failed: int
+    measures: dict[str, Measure]
+    cost: Cost | None = None
+
+
+class Gain(BaseModel):
+    """How much better a merge is than the best single model, by one measure, on the same resamples."""
+
+    row: str
+    measure: str
+    best: str
+    gain: Measure
+
+
+class TaskScores(BaseModel):
+    """A task's table. measures: whether lower is better, by name; the first decides. best: of each measure."""
+
+    task: str
+    items: int
+    pictures: int
+    left_out: int
+    measures: dict[str, bool]
+    rows: list[Row]
+    gains: list[Gain]
+    best: dict[str, list[str]]
+
+
+class Run(BaseModel):
+    """A run's scores. labelled_set: a digest of its questions and true answers; runs with the same are repeats."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Annotated[str, Field(pattern=NAME)]
+    object: Literal["diptych.evaluation"] = "diptych.evaluation"
+    at: float
+    target: str
+    labelled_set: str
+    tasks: list[TaskScores]
+
+
+class RunFolder:
+    """The runs of a folder. Its methods read files: call them in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def runs(self) -> list[Run]:
+        """Return the newest runs that can be read, newest first."""
+        found = []
+        for path in self.path.glob("*.json"):
+            try:
+                if path.stat().st_size <= MAX_SCORES and path.with_suffix(".jsonl").is_file():
+                    found.append(Run.model_validate_json(path.read_bytes()))
+            except (OSError, ValidationError):
+                continue
+        return sorted(found, key=lambda run: -run.at)[:MAX_RUNS]
+
+    def record(self, name: str) -> Path:
+        """Return the path of a run's answers. Raises NotFound."""
+        path = self.path / f"{name}.jsonl"
+        if re.fullmatch(NAME, name) is None or not path.is_file():
+            raise NotFound(f"There is no run {name[:200]!r}.", param="name", code="run_not_found")
+        return path

@@ -1,0 +1,157 @@
+"""Shared results: POST /v1/results keeps one, GET /v1/results/{id} returns it; its pictures are beside it."""
+
+import asyncio
+import io
+import json
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from serve.api import openapi_schema
+from serve.api.body import check_values, parse_body
+from serve.api.error_responses import validation_error
+from serve.api.media_loader import MediaLoader
+from serve.api.result_card import draw_card
+from serve.api.shared_results import ResultFile, SharedResult
+from serve.api.task_body import parsed_or_none
+from serve.api.task_endpoint import TaskAnswer, answer_schema
+from serve.errors import BadRequest, NotFound, Overloaded, TooLarge, Unavailable
+from serve.media.image import image_from_url
+from serve.tasks import TASKS
+
+OFF = "Results are not shared here: the operator allows it by gateway.results, a file for them."
+MAX_ANSWER = 2 * 2**20
+"""Bytes of a result's answers."""
+SIDE = 1600
+"""Longest side of the picture that is kept, in pixels."""
+AT_ONCE = 8
+"""Results that may wait to be drawn; more are refused."""
+
+
+class ShareRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    answer: dict[str, Any] = Field(description="As POST /v1/tasks/{task} returned it.")
+    image: str = Field(description="The image that was asked about, as a data URL.")
+    question: str = Field(default="", max_length=2000, description="What was asked: a question, or phrases.")
+
+
+class Shared(BaseModel):
+    """A result that is kept. path: of its page, beside which `.png` is the picture with the answers."""
+
+    id: str
+    object: str = "diptych.shared"
+    path: str
+    expires: float = Field(description="Unix time in seconds.")
+
+
+class SharedAnswer(BaseModel):
+    """A shared result, without its image."""
+
+    id: str
+    object: str = "diptych.result"
+    question: str
+    answer: TaskAnswer
+    expires: float
+
+
+def add_results(app: FastAPI, media: MediaLoader, results: ResultFile | None) -> None:
+    """Add the routes, which answer 404 where there is no file."""
+    drawing, waiting = asyncio.Lock(), [0]
+
+    def opened() -> ResultFile:
+        if results is None:
+            raise NotFound(OFF, code="results_off")
+        return results
+
+    async def found(result: str) -> SharedResult:
+        try:
+            return await asyncio.to_thread(opened().find, result[:100])
+        except OSError as error:
+            raise Unavailable(str(error), code="results_unavailable") from None
+
+    @app.post(
+        "/v1/results",
+        tags=["results"],
+        summary="Share a result by an address of its own",
+        openapi_extra=openapi_schema.json_body(ShareRequest),
+    )
+    async def share(http: HttpRequest) -> Shared:
+        file = opened()
+        given = await parse_body(http, _share_request)
+        answer = _checked_answer(given.answer)
+        image = image_from_url(given.image, "image")
+        if image.url is not None:
+            raise BadRequest("image must be a data URL.", param="image")
+        if waiting[0] >= AT_ONCE:
+            raise Overloaded("Too many results are being shared: try again.")
+        waiting[0] += 1
+        try:
+            async with drawing, media.decoder.decode_image(image, 30):
+                if (image.width, image.height) != (answer.image.width, answer.image.height):
+                    raise BadRequest("The answer is about an image of another size.", param="answer.image")
+                picture, card = await asyncio.to_thread(_drawn, image.pil(), given.question, answer)
+            body = f'{{"question":{json.dumps(given.question)},"answer":{answer.model_dump_json()}}}'.encode()
+            result, expires = await asyncio.to_thread(file.add, body, picture, card)
+        except OSError as error:
+            raise Unavailable(str(error), code="results_unavailable") from None
+        finally:
+            waiting[0] -= 1
+        return Shared(id=result, path=f"r/{result}", expires=expires)
+
+    @app.get(
+        "/v1/results/{result}",
+        tags=["results"],
+        summary="A shared result, without its image",
+        response_class=Response,
+        responses={200: {"model": SharedAnswer}},
+    )
+    async def read(result: str) -> Response:
+        kept = await found(result)
+        head = json.dumps({"id": result, "object": "diptych.result", "expires": kept.expires})
+        return Response(head[:-1].encode() + b"," + kept.answer[1:], media_type="application/json")
+
+    @app.get("/v1/results/{result}/image", tags=["results"], summary="Its image", response_class=Response)
+    async def picture(result: str) -> Response:
+        return _file((await found(result)).picture, "image/webp")
+
+    @app.get("/r/{result}.png", tags=["results"], summary="Its image with all answers", response_class=Response)
+    async def card(result: str) -> Response:
+        return _file((await found(result)).card, "image/png")
+
+
+def _file(data: bytes, kind: str) -> Response:
+    headers = {"x-content-type-options": "nosniff", "cache-control": "public, max-age=3600"}
+    return Response(data, media_type=kind, headers=headers)
+
+
+def _checked_answer(answer: dict[str, Any]) -> TaskAnswer:
+    task = answer.get("task")
+    if not isinstance(task, str) or task not in TASKS:
+        raise BadRequest("answer.task is no task of this server.", param="answer.task")
+    try:
+        checked = answer_schema(task).model_validate({name: answer[name] for name in answer if name != "asked"})
+    except ValidationError as error:
+        raise validation_error(error, answer) from None
+    if len(checked.model_dump_json()) > MAX_ANSWER:
+        raise TooLarge(f"The answer is larger than {MAX_ANSWER >> 20} MiB.", param="answer")
+    return checked
+
+
+def _drawn(picture: Any, question: str, answer: TaskAnswer) -> tuple[bytes, bytes]:
+    """Return the picture made small, as WEBP, and the card. Called in a thread, one at a time."""
+    card = draw_card(picture, question, answer.model_dump(mode="json"))
+    picture.thumbnail((SIDE, SIDE))
+    out = io.BytesIO()
+    picture.save(out, "WEBP", quality=80, method=2)
+    return out.getvalue(), card
+
+
+def _share_request(body: bytes) -> ShareRequest:
+    try:
+        return ShareRequest.model_validate_json(check_values(body), strict=True)
+    except ValidationError as error:
+        raise validation_error(error, parsed_or_none(body)) from None

@@ -1,0 +1,84 @@
+"""Results that people share by an address, in one SQLite file: bounded in size, and gone after some days."""
+
+import contextlib
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.errors import NotFound
+
+LOCK_S = 5.0
+"""Seconds to wait for another process that writes."""
+FORMAT = 1
+"""The file's `user_version`."""
+_TABLE = """
+CREATE TABLE IF NOT EXISTS results (
+    id TEXT PRIMARY KEY, at REAL NOT NULL, expires REAL NOT NULL, size INTEGER NOT NULL,
+    answer BLOB NOT NULL, picture BLOB NOT NULL, card BLOB NOT NULL
+)
+"""
+
+
+@dataclass(frozen=True)
+class SharedResult:
+    """A result as it is kept. answer: JSON. picture: WEBP. card: PNG, with the picture and the answers. expires: s."""
+
+    answer: bytes
+    picture: bytes
+    card: bytes
+    expires: float
+
+
+class ResultFile:
+    """The file. Each call opens it, so that calls may come from any thread. Raises OSError where it is not ours."""
+
+    def __init__(self, path: Path, days: float, max_mb: float) -> None:
+        self.path, self.days, self.max_bytes = path, days, int(max_mb * 2**20)
+        with self._opened() as file:
+            (version,) = file.execute("PRAGMA user_version").fetchone()
+            (tables,) = file.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if version != FORMAT and (version or tables):
+                raise OSError(f"{path} is another program's, or another version's: give a file of its own.")
+            file.execute("PRAGMA journal_mode = WAL")
+            file.execute(_TABLE)
+            file.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def add(self, answer: bytes, picture: bytes, card: bytes) -> tuple[str, float]:
+        """Keep a result; return its id, which nobody can guess, and when it expires. The oldest make room."""
+        now, result = time.time(), secrets.token_urlsafe(16)
+        expires = now + self.days * 86_400
+        size = len(answer) + len(picture) + len(card)
+        with self._opened() as file:
+            file.execute("BEGIN IMMEDIATE")
+            file.execute("DELETE FROM results WHERE expires < ?", (now,))
+            values = (result, now, expires, size, answer, picture, card)
+            file.execute("INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            file.execute(
+                "DELETE FROM results WHERE id IN (SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY at DESC, id) AS "
+                "total FROM results) WHERE total > ?)",
+                (self.max_bytes,),
+            )
+            file.execute("COMMIT")
+        return result, expires
+
+    def find(self, result: str) -> SharedResult:
+        """Return a result. Raises NotFound."""
+        with self._opened() as file:
+            row = file.execute(
+                "SELECT answer, picture, card, expires FROM results WHERE id = ? AND expires >= ?",
+                (result, time.time()),
+            ).fetchone()
+        if row is None:
+            raise NotFound("There is no such result, or it was removed after its time.", code="result_not_found")
+        return SharedResult(*row)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with contextlib.closing(sqlite3.connect(self.path, timeout=LOCK_S, isolation_level=None)) as file:
+                yield file
+        except sqlite3.Error as error:
+            raise OSError(f"{self.path} cannot be used for results: {error}.") from None

@@ -1,0 +1,49 @@
+"""The folder of evaluated runs over HTTP."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import calling, router, served
+
+from serve.api.app import create_app
+from serve.api.evaluation_runs import MAX_SCORES, RunFolder
+
+
+def write_run(folder: Path, name: str, at: float = 1.0) -> None:
+    run: dict[str, Any] = {"name": name, "at": at, "target": "toy", "labelled_set": "abc", "tasks": []}
+    (folder / f"{name}.json").write_text(json.dumps(run))
+    (folder / f"{name}.jsonl").write_text('{"item": "a", "task": "vqa"}\n')
+
+
+async def test_runs_are_listed_newest_first_and_unreadable_ones_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path, "old", 1.0)
+    write_run(tmp_path, "new", 2.0)
+    write_run(tmp_path, "unfinished", 3.0)
+    (tmp_path / "unfinished.jsonl").unlink()
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "large.json").write_text(" " * (MAX_SCORES + 1))
+    async with calling(create_app(router(), evaluations=RunFolder(tmp_path))) as client:
+        assert [run["name"] for run in (await client.get("/v1/evaluations")).json()["data"]] == ["new", "old"]
+        record = await client.get("/v1/evaluations/old")
+        assert record.json() == {"item": "a", "task": "vqa"} and "ndjson" in record.headers["content-type"]
+        page = await client.get("/evaluations")
+        assert page.status_code == 200 and "frame-ancestors 'none'" in page.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("name", ["none", "..%2Fsecret", ".hidden", "x" * 300])
+async def test_name_that_is_no_run_is_not_found(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    (tmp_path / "secret.jsonl").write_text("secret")
+    (folder / ".hidden.jsonl").write_text("secret")
+    async with calling(create_app(router(), evaluations=RunFolder(folder))) as client:
+        assert (await client.get(f"/v1/evaluations/{name}")).status_code == 404
+
+
+async def test_there_are_no_evaluations_without_a_folder() -> None:
+    async with calling(served()) as client:
+        for path in ("/evaluations", "/v1/evaluations", "/v1/evaluations/a"):
+            assert (await client.get(path)).json()["error"]["code"] == "evaluations_off"
+        assert 'id="to-evaluations" hidden' in (await client.get("/")).text

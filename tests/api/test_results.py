@@ -1,0 +1,133 @@
+"""Shared results: kept where the operator allows it, read by their address alone, bounded in number and size."""
+
+import base64
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import PIL.Image
+import pytest
+from served import URL, calling, picture, router, served
+
+from serve.api.app import create_app
+from serve.api.authentication import Access
+from serve.api.keys import Keys
+from serve.api.shared_results import ResultFile
+from serve.engines.fake import FakeEngine
+from serve.errors import NotFound
+
+BOXES = FakeEngine("<loc0100><loc0100><loc0500><loc0500> red cat")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> ResultFile:
+    return ResultFile(tmp_path / "results.db", days=30, max_mb=1)
+
+
+async def answered(client: httpx.AsyncClient, task: str = "vqa", **fields: Any) -> dict[str, Any]:
+    response = await client.post(f"/v1/tasks/{task}", json={"image": URL, **(fields or {"question": "which colour?"})})
+    return dict(response.json())
+
+
+async def shared(client: httpx.AsyncClient, **changes: Any) -> httpx.Response:
+    body = {"answer": await answered(client), "image": URL, "question": "which colour?"} | changes
+    return await client.post("/v1/results", json=body)
+
+
+async def test_shared_result_has_a_page_a_picture_and_a_card_for_other_sites(file: ResultFile) -> None:
+    app = create_app(router(paligemma=BOXES), results=file)
+    async with calling(app) as client:
+        answer = await answered(client, "detect", labels=["red cat"])
+        posted = await shared(client, answer=answer, question="red cat <b>")
+        assert posted.status_code == 200 and posted.json()["expires"] > time.time() + 29 * 86_400
+        path, name = posted.json()["path"], posted.json()["id"]
+        assert len(name) >= 22 and path == f"r/{name}"
+        read = (await client.get(f"/v1/results/{name}")).json()
+        assert read["answer"] == answer and read["question"] == "red cat <b>"
+        image = await client.get(f"/v1/results/{name}/image")
+        assert image.headers["content-type"] == "image/webp"
+        assert PIL.Image.open(io.BytesIO(image.content)).size == (64, 48)
+        card = await client.get(f"/{path}.png")
+        assert PIL.Image.open(io.BytesIO(card.content)).width == 1200
+        page, frame = await client.get(f"/{path}"), await client.get(f"/{path}/card")
+        assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+        policy = frame.headers["content-security-policy"]
+        assert "frame-ancestors *" in policy and "script-src" not in policy and f"{name}.png" in frame.text
+
+
+async def test_card_page_has_no_markup_of_its_address(file: ResultFile) -> None:
+    async with calling(create_app(router(), results=file)) as client:
+        assert "<b>" not in (await client.get("/r/%3Cb%3E/card")).text
+
+
+async def test_nothing_is_shared_where_the_operator_did_not_allow_it() -> None:
+    async with calling(served()) as client:
+        for path in ("/r/abc", "/r/abc.png", "/r/abc/card", "/v1/results/abc"):
+            response = await client.get(path)
+            assert (response.status_code, response.json()["error"]["code"]) == (404, "results_off")
+        assert (await shared(client)).json()["error"]["code"] == "results_off"
+        assert 'id="publish" hidden' in (await client.get("/")).text
+
+
+async def test_results_are_read_without_a_key_and_kept_with_one(file: ResultFile) -> None:
+    access = Access(keys=Keys(["alice:4lice"]), results=True)
+    async with calling(create_app(router(), access=access, results=file)) as client:
+        assert (await client.post("/v1/results", json={})).status_code == 401
+        client.headers["authorization"] = "Bearer 4lice"
+        path = (await shared(client)).json()["path"]
+        del client.headers["authorization"]
+        for open_path in (f"/{path}", f"/{path}.png", f"/{path}/card", f"/v1/results/{path[2:]}", "/web/result.js"):
+            assert (await client.get(open_path)).status_code == 200
+        assert (await client.get("/")).status_code == (await client.get("/v1/evaluations")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"image": "https://example.com/a.png"}, "image"),
+        ({"image": "data:image/png;base64,AAAA"}, "image"),
+        ({"image": "data:image/png;base64," + base64.b64encode(picture(8, 8)).decode()}, "answer.image"),
+        ({"answer": {"task": "paint"}}, "answer.task"),
+        ({"answer": {"task": "vqa", "merged": 1}}, "merged"),
+        ({"question": "x" * 2001}, "question"),
+        ({"more": 1}, "more"),
+    ],
+)
+async def test_wrong_result_is_refused_by_its_field(changes: dict[str, Any], param: str, file: ResultFile) -> None:
+    async with calling(create_app(router(), results=file)) as client:
+        response = await shared(client, **changes)
+        assert response.status_code == 400 and param in response.json()["error"]["param"]
+
+
+def test_oldest_results_make_room_and_old_ones_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ResultFile(tmp_path / "results.db", days=1, max_mb=1)
+    names = [file.add(b"{}", b"x" * 400_000, b"")[0] for _ in range(3)]
+    with pytest.raises(NotFound):
+        file.find(names[0])
+    assert len(file.find(names[2]).picture) == 400_000
+    late = time.time() + 86_401
+    monkeypatch.setattr(time, "time", lambda: late)
+    with pytest.raises(NotFound):
+        file.find(names[2])
+
+
+def test_file_of_another_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("no database, but longer than its header is: " * 100)
+    with pytest.raises(OSError, match="cannot be used"):
+        ResultFile(tmp_path / "notes", days=1, max_mb=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "to"),
+    [
+        ("/object-detection/a-vs-b", "../compare/a-vs-b?task=detect"),
+        ("/ocr/a-vs-b?models=a", "../compare/a-vs-b?task=ocr&models=a"),
+        ("/vqa/org/a-vs-b", "../../compare/org/a-vs-b?task=vqa"),
+    ],
+)
+async def test_task_and_models_in_an_address_lead_to_their_comparison(path: str, to: str) -> None:
+    async with calling(served()) as client:
+        response = await client.get(path)
+        assert (response.status_code, response.headers["location"]) == (307, to)

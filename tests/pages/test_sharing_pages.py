@@ -1,0 +1,128 @@
+"""Shared results and evaluations in a browser: from an answer to its page, from a number to its items; access."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+from served import listening, router
+from visiting import ask, pick, visit
+
+from serve.api.app import create_app
+from serve.api.evaluation_runs import RunFolder
+from serve.api.shared_results import ResultFile
+from serve.engines.fake import FakeEngine
+
+pytestmark = pytest.mark.browser
+
+TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+PIXEL = "data:image/webp;base64,UklGRiQAAABXRUJQVlA4IBgAAAAwAQCdASoBAAEAAwA0JaQAA3AA/vuUAAA="
+
+
+def write_runs(folder: Path) -> None:
+    """Write two runs of one labelled set of four pictures: one model is right, one has no answer to one."""
+    folder.mkdir()
+    score = {"value": 75.0, "low": 25.0, "high": 100.0}
+    cost = {"seconds": 0.5, "first_word_s": 0.1, "prompt_tokens": 60, "completion_tokens": 2,
+            "price": {"input": 1.0, "output": 2.0, "currency": "EUR"}, "price_per_1000": 0.064}  # fmt: skip
+    for at in (1, 2):
+        row: dict[str, Any] = {"merged": False, "failed": 0, "cost": cost, "measures": {"accuracy": score}}
+        first = row | {"name": "toy-llava", "measures": {"accuracy": score | {"value": 70.0 + at}}}
+        second = row | {"name": "toy-paligemma", "failed": 1, "cost": cost | {"price_per_1000": None, "price": None}}
+        gain = {"value": 3.0, "low": -1.0, "high": 5.0}
+        task = {
+            "task": "vqa", "items": 4, "pictures": 4, "left_out": 0, "measures": {"accuracy": False},
+            "rows": [first, second, row | {"name": "merged", "merged": True}],
+            "gains": [{"row": "merged", "measure": "accuracy", "best": "toy-llava", "gain": gain}],
+            "best": {"accuracy": ["merged"]},
+        }  # fmt: skip
+        run = {"name": f"run-{at}", "at": 1.8e9 + at, "target": "toy", "labelled_set": "abc", "tasks": [task]}
+        (folder / f"run-{at}.json").write_text(json.dumps(run))
+        (folder / f"run-{at}.jsonl").write_text("".join(json.dumps(line(number)) + "\n" for number in range(4)))
+
+
+def line(number: int) -> dict[str, Any]:
+    answer = {"model": "toy-llava", "status": "ok", "result": {"answer": "a <b>cat</b>"}, "latency_ms": 20.0}
+    silent = {"model": "toy-paligemma", "status": "error", "error": {"message": "Gone."}, "latency_ms": 5.0}
+    other = silent if number == 1 else answer | {"model": "toy-paligemma"}
+    merged = {"result": {"answer": "a cat"}, "method": "vote", "agreement": 1 - number / 4, "deviations": {}}
+    size = {"width": 64, "height": 48}
+    return {"item": f"toy/vqa/{number}", "task": "vqa", "image": size, "merged": merged, "replies": [answer, other],
+            "truth": {"answers": ["a cat"]}, "preview": PIXEL}  # fmt: skip
+
+
+@pytest.fixture
+def sharing(tmp_path: Path) -> Iterator[str]:
+    write_runs(tmp_path / "runs")
+    results = ResultFile(tmp_path / "results.db", days=30, max_mb=20)
+    engines = FakeEngine("a red circle"), FakeEngine("<loc0100><loc0100><loc0500><loc0500> red circle")
+    with listening(create_app(router(*engines), results=results, evaluations=RunFolder(tmp_path / "runs"))) as url:
+        yield url
+
+
+def shoot(page: Page, name: str) -> None:
+    """Save a picture where SHARING_SHOTS names a folder."""
+    if folder := os.environ.get("SHARING_SHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light"), (1920, "dark")])
+def test_answer_is_shared_and_a_number_leads_to_its_items(
+    browser: Browser, sharing: str, width: int, scheme: Any
+) -> None:
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme=scheme,
+        permissions=["clipboard-read", "clipboard-write"],
+    )
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda said: problems.append(said.text) if "Security Policy" in said.text else None)
+
+    def look(state: str) -> None:
+        shoot(page, f"{state}-{width}-{scheme}")
+        if page.evaluate("document.documentElement.scrollWidth") > width:
+            problems.append(f"{state} is wider than the screen")
+        for violation in Axe().run(page, options={"runOnly": TAGS}).response["violations"]:
+            problems.append(f"{state}: {violation['id']}: {[node['html'][:120] for node in violation['nodes']]}")
+
+    visit(page, sharing)
+    pick(page, "vqa")
+    ask(page)
+    page.locator("#cost summary").click()
+    expect(page.locator("#cost tbody tr")).to_have_count(2)
+    look("answered")
+    page.click("#publish")
+    expect(page.locator("#shared")).to_contain_text("copied")
+    address = page.evaluate("navigator.clipboard.readText()")
+    page.goto(address)
+    expect(page.locator("#merged.done")).to_be_visible()
+    expect(page.locator(".column.done")).to_have_count(2)
+    assert page.evaluate("document.getElementById('picture').naturalWidth") > 0
+    look("result")
+    page.click("#embed")
+    expect(page.locator("#sheet-body pre")).to_contain_text(f'<iframe src="{address}/card"')
+    page.goto(f"{address}/card")
+    assert page.evaluate("document.querySelector('img').naturalWidth") == 1200
+    look("card")
+    page.goto(f"{sharing}/evaluations")
+    expect(page.locator("#runs table")).to_have_count(1)
+    expect(page.locator("#runs")).to_contain_text("2 runs: 71.0 to 72.0")
+    expect(page.locator("#runs")).to_contain_text("0.06 EUR")
+    look("evaluations")
+    page.locator("#runs a[href*=silent]").nth(1).click()
+    expect(page.locator("#count")).to_have_text("1 of 4")
+    expect(page.locator(".tile image[href^='data:image/webp']")).to_have_count(1)
+    expect(page.locator(".tile-name")).to_have_text("toy/vqa/1")
+    context.close()
+    assert not problems
+
+
+def test_missing_result_is_explained(page: Page, sharing: str) -> None:
+    page.goto(f"{sharing}/r/none")
+    expect(page.locator("#state[data-kind=failed]")).to_contain_text("There is no such result")
