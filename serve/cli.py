@@ -196,6 +196,9 @@ def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     )
     evaluate.add_argument("--by-kind", action="store_true", help="also by kind of question, of the drawn sets")
     evaluate.add_argument(
+        "--judged-by", type=_text, metavar="MODEL", help="who says which answers in other words are right, too"
+    )
+    evaluate.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="keep the run for the page /evaluations (gateway.evaluations)"
     )
     evaluate.add_argument("--json", action="store_true", help="print the scores as JSON")

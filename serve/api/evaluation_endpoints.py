@@ -29,9 +29,9 @@ def add_evaluations(app: FastAPI, folder: RunFolder | None) -> None:
 
     @app.get("/v1/evaluations", tags=["evaluations"], summary="Scores and costs of evaluated runs, newest first")
     async def runs() -> RunList:
-        found = opened()
+        runs_kept = opened()
         async with reading:
-            return RunList(data=await asyncio.to_thread(found.runs))
+            return RunList(data=await asyncio.to_thread(runs_kept.runs))
 
     @app.get(
         "/v1/evaluations/{name}",

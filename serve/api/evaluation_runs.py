@@ -28,7 +28,7 @@ class Measure(BaseModel):
 
 
 class Cost(BaseModel):
-    """What a row's answers took on average. seconds: to the whole answer; of a merged row, to the slowest model's.
+    """A row's cost, on average of its answers. seconds: to the whole answer; of a merged row, to the slowest model's.
 
     first_word_s: None where it is not known. price: of a million tokens, where the operator gave it; price_per_1000:
     of 1,000 pictures, by it.
@@ -42,7 +42,7 @@ class Cost(BaseModel):
     price_per_1000: float | None = None
 
 
-class Row(BaseModel):
+class RunRow(BaseModel):
     """A model, or a merge. failed: the number of items without its answer."""
 
     name: str
@@ -52,8 +52,8 @@ class Row(BaseModel):
     cost: Cost | None = None
 
 
-class Gain(BaseModel):
-    """How much better a merge is than the best single model, by one measure, on the same resamples."""
+class RunGain(BaseModel):
+    """The difference of a merge and the best single model by a measure, on the same resamples; positive: better."""
 
     row: str
     measure: str
@@ -69,8 +69,8 @@ class TaskScores(BaseModel):
     pictures: int
     left_out: int
     measures: dict[str, bool]
-    rows: list[Row]
-    gains: list[Gain]
+    rows: list[RunRow]
+    gains: list[RunGain]
     best: dict[str, list[str]]
 
 
@@ -95,14 +95,14 @@ class RunFolder:
 
     def runs(self) -> list[Run]:
         """Return the newest runs that can be read, newest first."""
-        found = []
+        kept = []
         for path in self.path.glob("*.json"):
             try:
                 if path.stat().st_size <= MAX_SCORES and path.with_suffix(".jsonl").is_file():
-                    found.append(Run.model_validate_json(path.read_bytes()))
+                    kept.append(Run.model_validate_json(path.read_bytes()))
             except (OSError, ValidationError):
                 continue
-        return sorted(found, key=lambda run: -run.at)[:MAX_RUNS]
+        return sorted(kept, key=lambda run: -run.at)[:MAX_RUNS]
 
     def record(self, name: str) -> Path:
         """Return the path of a run's answers. Raises NotFound."""

@@ -66,13 +66,13 @@ def add_pages(app: FastAPI, *, arena: bool = False, evaluations: bool = False, r
 
     arena, evaluations, results: whether there are `/arena`, `/evaluations`, and shared results at `/r/...`.
     """
-    shown = {"to-arena": arena, "to-evaluations": evaluations, "publish": results}
+    revealed = {"to-arena": arena, "to-evaluations": evaluations, "publish": results}
     app.mount("/web", GZipMiddleware(Files(directory=WEB), minimum_size=1000))
     app.mount("/scenes", Files(directory=SCENES))
 
     @app.get("/", include_in_schema=False)
     async def ask() -> Response:
-        return _page("index.html", ".", shown)
+        return _page("index.html", ".", revealed)
 
     @app.get("/evaluations", include_in_schema=False)
     async def show_evaluations() -> Response:
@@ -114,7 +114,7 @@ def add_pages(app: FastAPI, *, arena: bool = False, evaluations: bool = False, r
         """Return the page. names: of models, with `-vs-` in between; the page itself parses them."""
         if len(names) > MAX_NAMES or names.count("/") > MAX_SLASHES:
             raise NotFound("There is no comparison of so many models.")
-        return _page("index.html", "/".join([".."] * (1 + names.count("/"))), shown)
+        return _page("index.html", "/".join([".."] * (1 + names.count("/"))), revealed)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -135,12 +135,12 @@ def _comparison_of(task: str) -> Callable[[str, HttpRequest], Awaitable[Response
     return compare
 
 
-def _page(name: str, root: str, shown: Mapping[str, bool] = NOTHING) -> HTMLResponse:
+def _page(name: str, root: str, revealed: Mapping[str, bool] = NOTHING) -> HTMLResponse:
     """Return a page with its URLs relative to `root`, so that it works behind any prefix.
 
-    shown: the ids of what is hidden unless it is set up.
+    revealed: the ids of what is hidden unless it is set up.
     """
     text = (WEB / name).read_text(encoding="utf-8")
-    for element in (element for element, is_there in shown.items() if is_there):
+    for element in (element for element, is_there in revealed.items() if is_there):
         text = text.replace(f'id="{element}" hidden', f'id="{element}"')
     return HTMLResponse(text.replace('="./', f'="{root}/'), headers=PAGE_HEADERS)

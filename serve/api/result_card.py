@@ -69,8 +69,8 @@ def _places(result: Json | None) -> list[Json]:
 
 def _blocks(question: str, answer: Json) -> list[tuple[str, str, int]]:
     merged, replies = answer["merged"], answer["replies"]
-    said = f"{answer['task']}: {question}" if question else answer["task"]
-    blocks = [(said, INK, 26)]
+    heading = f"{answer['task']}: {question}" if question else answer["task"]
+    blocks = [(heading, INK, 26)]
     if merged.get("result"):
         agreement = f"merged by {merged['method'].replace('_', ' ')}, {merged['agreement']:.0%} agreement"
         blocks += [(agreement, QUIET, 15), (_words(merged["result"]), INK, 23)]

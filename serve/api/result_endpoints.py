@@ -67,7 +67,7 @@ def add_results(app: FastAPI, media: MediaLoader, results: ResultFile | None) ->
             raise NotFound(OFF, code="results_off")
         return results
 
-    async def found(result: str) -> SharedResult:
+    async def read_result(result: str) -> SharedResult:
         try:
             return await asyncio.to_thread(opened().find, result[:100])
         except OSError as error:
@@ -110,17 +110,17 @@ def add_results(app: FastAPI, media: MediaLoader, results: ResultFile | None) ->
         responses={200: {"model": SharedAnswer}},
     )
     async def read(result: str) -> Response:
-        kept = await found(result)
+        kept = await read_result(result)
         head = json.dumps({"id": result, "object": "diptych.result", "expires": kept.expires})
         return Response(head[:-1].encode() + b"," + kept.answer[1:], media_type="application/json")
 
     @app.get("/v1/results/{result}/image", tags=["results"], summary="Its image", response_class=Response)
     async def picture(result: str) -> Response:
-        return _file((await found(result)).picture, "image/webp")
+        return _file((await read_result(result)).picture, "image/webp")
 
     @app.get("/r/{result}.png", tags=["results"], summary="Its image with all answers", response_class=Response)
     async def card(result: str) -> Response:
-        return _file((await found(result)).card, "image/png")
+        return _file((await read_result(result)).card, "image/png")
 
 
 def _file(data: bytes, kind: str) -> Response:

@@ -70,7 +70,7 @@ def report(options: argparse.Namespace) -> int:
             out.write(head)
             for index in _blocks((row for row, _ in rows), INDEX):
                 _write(out.write, "index", index)
-            previews = previews_of(names, options.folder, side)
+            previews = _previews(names, options.folder, side)
             for block in _blocks(zip(map(trimmed, answers), previews, strict=True), LINES):
                 missing += sum(not preview for _, preview in block)
                 _write(out.write, "block", block)
@@ -139,7 +139,7 @@ def trimmed(line: Json) -> Json:
     return kept
 
 
-def previews_of(names: Sequence[str], folder: Path | None, side: int) -> Iterator[str]:
+def _previews(names: Sequence[str], folder: Path | None, side: int) -> Iterator[str]:
     """Yield a data URL of each picture made small, in order; an empty text where there is no such picture."""
     console = Console(stderr=True)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -148,7 +148,18 @@ def previews_of(names: Sequence[str], folder: Path | None, side: int) -> Iterato
 
 
 def _preview(name: str, folder: Path | None, side: int) -> str:
-    picture = _scene(name) if name.startswith("toy/") else _file(name, folder, side)
+    return _data_url(_scene(name) if name.startswith("toy/") else _file(name, folder, side), side)
+
+
+def preview_of(data: bytes, side: int) -> str:
+    """Return a data URL of a picture made small; an empty text where it cannot be read."""
+    try:
+        return _data_url(_upright(data, side), side)
+    except Exception:  # Pillow raises errors of any kind for a broken picture
+        return ""
+
+
+def _data_url(picture: PIL.Image.Image | None, side: int) -> str:
     if picture is None:
         return ""
     picture.thumbnail((side, side), PIL.Image.Resampling.BILINEAR)
@@ -165,13 +176,16 @@ def _file(name: str, folder: Path | None, side: int) -> PIL.Image.Image | None:
         path = (folder / name).resolve(strict=True)
         if not path.is_relative_to(folder.resolve()):
             return None
-        data = folders.content(path)
-        undecoded_image(data)  # its size and structure, before Pillow decodes it
-        picture = PIL.Image.open(io.BytesIO(data))
-        picture.draft("RGB", (2 * side, 2 * side))  # of a JPEG as many pixels as are needed
-        return PIL.ImageOps.exif_transpose(picture).convert("RGB")
+        return _upright(folders.content(path), side)
     except Exception:  # Pillow raises errors of any kind for a broken picture
         return None
+
+
+def _upright(data: bytes, side: int) -> PIL.Image.Image:
+    undecoded_image(data)  # its size and structure, before Pillow decodes it
+    picture = PIL.Image.open(io.BytesIO(data))
+    picture.draft("RGB", (2 * side, 2 * side))  # of a JPEG as many pixels as are needed
+    return PIL.ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def _scene(name: str) -> PIL.Image.Image | None:

@@ -33,7 +33,7 @@ async def test_runs_are_listed_newest_first_and_unreadable_ones_left_out(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["none", "..%2Fsecret", ".hidden", "x" * 300])
-async def test_name_that_is_no_run_is_not_found(name: str, tmp_path: Path) -> None:
+async def test_name_without_a_run_is_answered_404(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     folder.mkdir()
     (tmp_path / "secret.jsonl").write_text("secret")

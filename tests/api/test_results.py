@@ -62,7 +62,7 @@ async def test_card_page_has_no_markup_of_its_address(file: ResultFile) -> None:
         assert "<b>" not in (await client.get("/r/%3Cb%3E/card")).text
 
 
-async def test_nothing_is_shared_where_the_operator_did_not_allow_it() -> None:
+async def test_results_are_not_shared_without_a_file() -> None:
     async with calling(served()) as client:
         for path in ("/r/abc", "/r/abc.png", "/r/abc/card", "/v1/results/abc"):
             response = await client.get(path)
@@ -90,7 +90,7 @@ async def test_results_are_read_without_a_key_and_kept_with_one(file: ResultFile
         ({"image": "data:image/png;base64,AAAA"}, "image"),
         ({"image": "data:image/png;base64," + base64.b64encode(picture(8, 8)).decode()}, "answer.image"),
         ({"answer": {"task": "paint"}}, "answer.task"),
-        ({"answer": {"task": "vqa", "merged": 1}}, "merged"),
+        ({"answer": {"task": "vqa"}}, "id"),
         ({"question": "x" * 2001}, "question"),
         ({"more": 1}, "more"),
     ],

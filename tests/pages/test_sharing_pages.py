@@ -82,7 +82,7 @@ def test_answer_is_shared_and_a_number_leads_to_its_items(
     page = context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda said: problems.append(said.text) if "Security Policy" in said.text else None)
+    page.on("console", lambda line: problems.append(line.text) if "Security Policy" in line.text else None)
 
     def look(state: str) -> None:
         shoot(page, f"{state}-{width}-{scheme}")

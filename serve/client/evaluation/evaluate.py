@@ -16,6 +16,7 @@ from serve.client.evaluation import annotations, emoji, lines, score, table, toy
 from serve.client.evaluation.asker import Asker, wait_ready
 from serve.client.evaluation.batch import Job, ask_all
 from serve.client.evaluation.items import Item
+from serve.client.evaluation.judged import judge_answers
 from serve.client.evaluation.keep import keep_run
 from serve.client.evaluation.measures import MEASURES
 from serve.client.http_client import Failure, Misuse, Server
@@ -42,16 +43,18 @@ def evaluate(options: argparse.Namespace) -> int:
         raise Misuse("Evaluate what? diptych evaluate toy, varied or emoji, diptych evaluate FOLDER, or --from FILE.")
     weights = options.weights or {}
     if options.recorded is not None:
-        answers, again = _recorded(options.recorded, options.task), options.merge
+        if options.judged_by is not None:
+            raise Misuse("--judged-by asks the server about pictures: not together with --from.")
+        answers, jobs, again = _recorded(options.recorded, options.task), {}, options.merge
     else:
-        answers = _ask(options)
+        answers, jobs = _ask(options)
         again = options.merge if weights or options.merge == score.ALL else None
     reports = score.reports(answers, again, weights)
     if not reports:
         raise Failure(f"There is no answer to {options.task} to score.")
     kinds = score.reports_by_kind(answers, again, weights) if options.by_kind else {}
     if options.keep is not None:
-        print(f"Kept as {_keep(options, reports, answers)}.", file=sys.stderr)
+        print(f"Kept as {_keep(options, reports, answers, jobs)}.", file=sys.stderr)
     if options.json:
         entries = [
             table.as_json(report)
@@ -70,15 +73,17 @@ def evaluate(options: argparse.Namespace) -> int:
     return _floor(reports) if options.require_merged else 0
 
 
-def _keep(options: argparse.Namespace, reports: Sequence[score.Report], answers: Sequence[Json]) -> str:
-    """Keep the run for the page /evaluations; return its name. A recorded one has no prices and draws no folder."""
+def _keep(
+    options: argparse.Namespace, reports: Sequence[score.Report], answers: Sequence[Json], jobs: Mapping[str, Job]
+) -> str:
+    """Keep the run for the page /evaluations; return its name. A recorded one has neither prices nor pictures."""
     prices: dict[str, Price] = {}
     if options.recorded is None:
         with Server(options.server, options.api_key) as server:
             known = {entry["id"]: entry["diptych"].get("price") for entry in server.get("/v1/models")["data"]}
         prices = {name: Price(**price) for name, price in known.items() if price is not None}
-    folder = None if options.target is None or options.target in DRAWN else Path(options.target)
-    return keep_run(options.keep, options.target or options.recorded.stem, reports, answers, prices, folder)
+    pictures = {name: job.picture for name, job in jobs.items()}
+    return keep_run(options.keep, options.target or options.recorded.stem, reports, answers, prices, pictures)
 
 
 def _show(reports: Sequence[score.Report]) -> None:
@@ -106,8 +111,8 @@ def _recorded(path: Path, task: str) -> list[Json]:
     return recorded
 
 
-def _ask(options: argparse.Namespace) -> list[Json]:
-    """Ask what has no recorded answer yet, and return the lines of all items."""
+def _ask(options: argparse.Namespace) -> tuple[list[Json], dict[str, Job]]:
+    """Ask what has no recorded answer yet, and return the lines of all items, and each item's job."""
     with Server(options.server, options.api_key) as server:
         wait_ready(server, options.patience_s)
         able = _able(server, options.models)
@@ -139,7 +144,12 @@ def _ask(options: argparse.Namespace) -> list[Json]:
     finally:
         out.close()
     answers = lines.read_lines(options.out, KEY) if options.out else out.lines if isinstance(out, lines.Kept) else []
-    return [line for line in answers if line[KEY] in jobs]
+    answers = [line for line in answers if line[KEY] in jobs]
+    if options.judged_by is not None:
+        with Server(options.server, options.api_key) as server:
+            asker = Asker(server, concurrency=options.concurrency, patience_s=options.patience_s)
+        judge_answers(answers, {name: job.picture for name, job in jobs.items()}, asker, options.judged_by)
+    return answers, jobs
 
 
 def _items(options: argparse.Namespace, able: set[str]) -> list[Item]:

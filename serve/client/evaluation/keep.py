@@ -4,7 +4,7 @@ import datetime
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,9 +24,9 @@ def keep_run(
     scored: Sequence[score.Report],
     lines: Sequence[Json],
     prices: Mapping[str, Price],
-    pictures: Path | None,
+    pictures: Mapping[str, Callable[[], bytes]],
 ) -> str:
-    """Write a run's two files and return its name. pictures: the folder of its pictures. Raises Failure."""
+    """Write a run's two files and return its name. pictures: by item, what returns its bytes. Raises Failure."""
     began = datetime.datetime.now(datetime.UTC)
     name = f"{began:%Y-%m-%d-%H%M%S}-{''.join(c if c.isalnum() else '-' for c in Path(target).name) or 'run'}"[:100]
     digest = hashlib.sha256()
@@ -43,9 +43,10 @@ def keep_run(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}.jsonl").open("w") as out:
-            names = [str(line["picture"]) for line in lines]
-            for line, preview in zip(lines, reports.previews_of(names, pictures, side), strict=True):
-                out.write(json.dumps(reports.trimmed(line) | {"preview": preview}) + "\n")
+            for line in lines:
+                load = pictures.get(line["item"])
+                preview = {} if load is None else {"preview": reports.preview_of(load(), side)}
+                out.write(json.dumps(reports.trimmed(line) | preview) + "\n")
         (folder / f"{name}.json").write_text(run.model_dump_json())  # last: a run counts once it is whole
     except OSError as error:
         raise Failure(f"The run was not kept in {folder}: {error.strerror or error}.") from None

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from serve.client.evaluation.judged import judged_right
 from serve.client.evaluation.measures import MEASURES, Measured
-from serve.client.evaluation.measures.base import Counts
+from serve.client.evaluation.measures.base import Counts, mean
 from serve.client.http_client import Failure, Misuse
 from serve.errors import ParseError
 from serve.models import MODELS
@@ -115,6 +116,9 @@ def _report(task: str, lines: Sequence[Json], merge: str | None, weights: Mappin
     measured_by_row: dict[str, list[Measured]] = {}
     for name, merged, answers in _columns(task, kept, names, merge, weights):
         measured = [item for measure in MEASURES[task] for item in measure(truths, answers, counts)] if kept else []
+        if kept and all("judged" in line for line in kept):
+            values = [judged_right(line, answer) for line, answer in zip(kept, answers, strict=True)]
+            measured.append(mean(f"judged by {kept[0]['judged']['by']}", values, counts))
         measured_by_row[name] = measured
         report.measures |= {item.name: item.lower_is_better for item in measured}
         intervals = {item.name: _interval(item.value, item.resampled) for item in measured}

@@ -322,6 +322,19 @@ def test_kept_run_has_scores_costs_answers_and_small_pictures(diptych: Any, serv
     assert len(answers) == 3 and all(line["preview"].startswith("data:image/webp") for line in answers)
 
 
+def test_judge_accepts_an_answer_in_other_words(diptych: Any, tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (32, 24), "red").save(tmp_path / "a.png")
+    labels = '{"image": "a.png", "question": "what is this?", "answer": "a cat"}\n'
+    (tmp_path / "labels.jsonl").write_text(labels)
+    replies = {"": "a kitten", "The answer given was: 'a kitten'": "Yes", "The answer given was: 'a dog'": "No"}
+    with serving(FakeEngine(replies), FakeEngine("a dog")) as url:
+        ran = diptych("evaluate", tmp_path, "--task", "vqa", "--json", "--judged-by", "toy-llava", "--server", url)
+    rows = {row["name"]: row["measures"] for row in json.loads(ran.out)[0]["rows"]}
+    judged = {name: measures["judged by toy-llava"]["value"] for name, measures in rows.items()}
+    assert judged["toy-llava"] == 100.0 and judged["toy-paligemma"] == 0.0
+    assert all(measures["VQA accuracy"]["value"] == 0.0 for measures in rows.values())
+
+
 def test_price_of_a_thousand_pictures_is_of_the_tokens_that_were_counted() -> None:
     def reply(model: str, prompt: int, completion: int, ms: float) -> dict[str, Any]:
         usage = {"prompt_tokens": prompt, "completion_tokens": completion}
@@ -329,8 +342,8 @@ def test_price_of_a_thousand_pictures_is_of_the_tokens_that_were_counted() -> No
 
     answers = [{"replies": [reply("a", 100, 10, 500), reply("b", 300, 20, 200)]}]
     prices = {"a": Price(2, 4), "b": Price(1, 1)}
-    one, merged = keep._cost(answers, "a", prices), keep._merged_cost(answers, prices)
-    assert one is not None and one.price_per_1000 == pytest.approx(0.24) and one.seconds == 0.5
+    single, merged = keep._cost(answers, "a", prices), keep._merged_cost(answers, prices)
+    assert single is not None and single.price_per_1000 == pytest.approx(0.24) and single.seconds == 0.5
     assert merged is not None and merged.price_per_1000 == pytest.approx(0.24 + 0.32) and merged.seconds == 0.5
     unpriced = keep._merged_cost(answers, {"a": Price(2, 4)})
     assert unpriced is not None and unpriced.price_per_1000 is None
