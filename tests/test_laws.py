@@ -468,7 +468,8 @@ def test_new_task_is_shown_in_a_duel() -> None:
 def test_new_task_is_listed_with_the_details_that_a_page_needs(tally: Model) -> None:
     details = {entry.id: entry.diptych for entry in model_list({tally.name: tally}, {}).data}
     assert details["tally"].models == [tally.name] and details["tally"].text_field == "labels"
-    assert details["tally"].boxed is False and details["tally"].example == {"labels": ["red circle"]}
+    assert details["tally"].boxed is False and details["tally"].places is None
+    assert details["tally"].example == {"labels": ["red circle"]}
 
 
 @pytest.mark.usefixtures("tally")

@@ -108,6 +108,11 @@ def pixels_of(item: Json) -> Sequence[float]:
     return pixels
 
 
+def first_field(result: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the name and the value of a result's first field, which is the answer."""
+    return next(iter(result.items()), ("", ""))
+
+
 def answer_text(answer: Any) -> str:
     """Return the value of a result's first field as a person reads it: a text, a number, labels, an object."""
     if isinstance(answer, list):
@@ -119,12 +124,12 @@ def format_result(result: Mapping[str, Any] | None) -> list[str]:
     """Format a result as lines: a task's text, or a line for each box or point."""
     if result is None:
         return ["(nothing)"]
-    field, answer = next(iter(result.items()), ("", ""))
+    field, answer = first_field(result)
     if field not in PLACES:
         if field == "labels":
             return [f"{item['label']}  {item['score']:.2f}" for item in answer] or ["none of them"]
-        by = f"by {result['by']}" if "by" in result else ""
-        return [f"{answer_text(answer)}  {by}".rstrip()]
+        by = f"  by {result['by']}" if "by" in result else ""
+        return [answer_text(answer) + by]
     lines = [
         f"{item['label']}  {' '.join(f'{v:.0f}' for v in pixels_of(item))}  {item['score']:.2f}" for item in answer
     ]
@@ -146,7 +151,9 @@ def _duration(milliseconds: float) -> str:
 
 def _merged(merged: Json) -> Table:
     """Show the merged result, each box with the models that support it, and how it was merged."""
-    lines, supporters = format_result(merged["result"]), merged["supporters"]
+    # how one of several models counted says nothing of the merged count
+    result = {name: value for name, value in (merged["result"] or {}).items() if name != "by"} or None
+    lines, supporters = format_result(result), merged["supporters"]
     placed = next(iter(merged["result"] or {}), "") in PLACES
     if placed and len(supporters) == len(lines):
         lines = [f"{line}  {', '.join(names)}" for line, names in zip(lines, supporters, strict=True)]

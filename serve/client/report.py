@@ -26,7 +26,7 @@ import PIL.ImageOps
 from rich.console import Console
 from rich.progress import track
 
-from serve.client.board import PLACES, answer_text, placed_items
+from serve.client.board import PLACES, answer_text, first_field, placed_items
 from serve.client.evaluation import folder as folders
 from serve.client.evaluation import lines, toys
 from serve.client.http_client import Failure, Misuse
@@ -114,7 +114,7 @@ def _fields(name: str, line: Json) -> list[Any]:
 
 def _summary(result: Json) -> str:
     """Return a result as the page words it: a text, or how many boxes or points of each label."""
-    field, answer = next(iter(result.items()), ("", ""))
+    field, answer = first_field(result)
     if field not in PLACES:
         return answer_text(answer)[:MAX_WORDS]
     counts = collections.Counter(str(item["label"]) for item in answer)

@@ -1,5 +1,6 @@
 """Labelled points, and how near two of them must be to show the same object."""
 
+import math
 from collections.abc import Sequence
 
 from pydantic import BaseModel, Field, field_validator
@@ -41,7 +42,7 @@ class PointResult(Result):
     def reach(self) -> float:
         """Return the distance in pixels within which points of two models show the same object."""
         height, width = self.size
-        return REACH * (float(height) * width) ** 0.5
+        return REACH * math.sqrt(float(height) * width)
 
 
 def middle(box: Box) -> tuple[float, float]:

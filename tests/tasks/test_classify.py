@@ -4,11 +4,12 @@ import math
 import numpy as np
 import pytest
 
-from serve.engines.base import Generation, Token
+from serve.engines.base import Generation, ReasoningOptions, Token
 from serve.errors import ParseError
 from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.instructed import chat_messages, instructed_skills
+from serve.models.reasoning import Reasoning
 from serve.tasks.classify import ClassifyRequest
 from serve.tasks.scored_labels import ClassifyResult
 
@@ -41,6 +42,13 @@ def test_instructed_model_is_held_to_the_labels_by_a_schema_where_its_engine_tak
 @pytest.mark.parametrize("text", ['{"label": "cat"}', '```json\n{"label": "A cat."}\n```', "cat", "A cat."])
 def test_label_is_read_in_the_spelling_of_the_request(text: str) -> None:
     assert read(text, SINGLE) == ["A cat"]
+
+
+def test_model_that_reasons_is_not_held_to_a_schema() -> None:
+    (prompt,) = INSTRUCTED.ask(SINGLE)
+    reasoning = Reasoning(switchable=True)
+    assert reasoning.prompt(prompt, ReasoningOptions("high"), extend=True).sampling.json_schema is None
+    assert reasoning.prompt(prompt, ReasoningOptions("none"), extend=True).sampling.json_schema
 
 
 def test_several_labels_are_read_or_none() -> None:

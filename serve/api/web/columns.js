@@ -125,7 +125,7 @@ function facts(reply) {
 function shown(layer, result, supporters = []) {
   if (!listsPlaces(result)) {
     if (result.labels) return [classified(result.labels), supported(supporters[0])];
-    const by = result.by ? made("span", { class: "quiet" }, ` by ${result.by}`) : null;
+    const by = result.by && layer !== MERGED ? made("span", { class: "quiet" }, ` by ${result.by}`) : null;
     return [made("p", { class: "said" }, words(result) || "(nothing)", by), supported(supporters[0])];
   }
   const places = placesOf(result);

@@ -111,7 +111,7 @@ export function toggle(model) {
 /** Labels keep their size on the screen whatever the picture's: 13 px, at a corner of their own per model. */
 function fit() {
   const view = overlay.viewBox.baseVal;
-  if (!view || !view.width || !overlay.clientWidth) return;
+  if (!view || !view.width || !overlay.clientWidth || !overlay.clientHeight) return;
   const unit = Math.max(view.width / overlay.clientWidth, view.height / overlay.clientHeight);
   for (const tag of overlay.querySelectorAll(".tag")) {
     const [plate, text] = tag.children;

@@ -254,8 +254,8 @@ def _truths(where: str, data: Mapping[str, Any], results: Sequence[Mapping[str, 
         yield Truth(where, file, "point", fields, {"points": points, "size": [height, width]})
     for task, text in texts.items():
         field = TASKS[task].text_field
-        fields = {} if field is None else {field: str(data[field]) if field == "question" else data[field]}
-        yield Truth(where, file, task, fields, _text_truth(task, text))
+        request: Json = {} if field is None else {field: str(data[field]) if field == "question" else data[field]}
+        yield Truth(where, file, task, request, _text_truth(task, text))
 
 
 def _text_truth(task: str, text: str) -> Json:
@@ -263,7 +263,8 @@ def _text_truth(task: str, text: str) -> Json:
         return {"count": int(text)}
     if task == "classify":
         return {"labels": [label.strip() for label in text.split(";") if label.strip()]}
-    return {"caption": {"captions": [text]}, "ocr": {"text": text}}.get(task, {"answers": [text]})
+    truths: dict[str, Json] = {"caption": {"captions": [text]}, "ocr": {"text": text}}
+    return truths.get(task, {"answers": [text]})
 
 
 def _size(region: Mapping[str, Any]) -> tuple[int, int]:
