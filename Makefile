@@ -7,7 +7,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast types unit slow drill install install-dev loadtest bench bench-others bench-fan-out
-.PHONY: bench-many-servers bench-scale bench-turns bench-repeats bench-columns chaos hostile soak gpu-check k8s-check
+.PHONY: bench-many-servers bench-scale bench-gateways bench-turns bench-repeats bench-columns chaos hostile soak gpu-check k8s-check
 .PHONY: k8s-drill screenshots lock clean parity parity-generic
 
 serve: install
@@ -73,6 +73,10 @@ bench-fan-out: install-dev
 # many simulated models with many replicas on pretended GPUs
 bench-scale: install-dev
 	$(BIN)/python -m loadtest.bench scale $(ARGS)
+
+# many replicas and several gateways, without Ray
+bench-gateways: install-dev
+	$(BIN)/python -m loadtest.bench gateways $(ARGS)
 
 # eight simulated models on a GPU that holds three: one hot, the others asked now and then
 bench-turns: install-dev

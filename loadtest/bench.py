@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loadtest.servers import NotAnswering
 
-KINDS = ("many-servers", "fan-out", "scale", "turns", "repeats", "columns", "chaos", "hostile", "soak")
+KINDS = ("many-servers", "fan-out", "scale", "gateways", "turns", "repeats", "columns", "chaos", "hostile", "soak")
 
 
 def main(argv: list[str]) -> int:
