@@ -7,8 +7,8 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast types unit slow drill install install-dev loadtest bench bench-others bench-fan-out
-.PHONY: bench-many-servers bench-scale bench-gateways bench-turns bench-repeats bench-columns chaos hostile soak gpu-check k8s-check
-.PHONY: k8s-drill screenshots lock clean parity parity-generic
+.PHONY: bench-many-servers bench-scale bench-gateways bench-turns bench-repeats bench-columns chaos hostile soak gpu-check
+.PHONY: k8s-check k8s-drill screenshots lock clean parity parity-generic
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
