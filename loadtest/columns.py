@@ -30,7 +30,7 @@ from serve.models import MODELS
 NATIVE, BY_FOLDER, FAR, ORIGIN = "toy-llava", "folder-toy", "far-toy", "toy-llava-b"
 KINDS = {NATIVE: "in the catalogue", BY_FOLDER: "by its folder", FAR: "on another server", READER: "a package"}
 PICTURE = Path(__file__).parent.parent / "serve/toy/scenes/circles.png"
-ASKED: dict[str, dict[str, Any]] = {
+FIELDS: dict[str, dict[str, Any]] = {
     "vqa": {"question": "how many shapes are there?"},
     "ocr": {},
     "detect": {"labels": ["green circle", "blue circle", "red cross"]},
@@ -92,7 +92,7 @@ def _measure(
     """Return each column's row, and the models whose replies each task's merged one was made of. Prints them."""
     if not _wait(lambda: set(server.ready()["models"].values()) == {"ready"}, READY_S):
         raise NotAnswering(f"After {READY_S:g} s not every column is ready: {server.ready()['models']}")
-    answers = {task: _ask(server, task) for task in ASKED}
+    answers = {task: _ask(server, task) for task in FIELDS}
     merged = {task: list(answer["merged"]["models"]) for task, answer in answers.items() if answer["merged"]}
     for task, models in merged.items():
         print(f"{task}: {json.dumps(answers[task]['merged']['result'])}, merged of {', '.join(models)}", flush=True)
@@ -120,7 +120,7 @@ def _measure(
 
 
 def _ask(server: Server, task: str) -> Any:
-    return server.ask(task, PICTURE.read_bytes(), {**ASKED[task], "deadline_s": 10})
+    return server.ask(task, PICTURE.read_bytes(), {**FIELDS[task], "deadline_s": 10})
 
 
 def _failures(answer: Any) -> dict[str, str]:

@@ -166,7 +166,7 @@ def reference(folder: Path, asked: list[Prompt]) -> list[tuple[list[int], Any]]:
 
 
 # first: it starts a process, which is best done before this one has run an engine
-async def test_trained_toy_joins_by_its_folder_alone_and_reasons_as_its_template_has_it(tmp_path: Path) -> None:
+async def test_trained_toy_joins_by_its_folder_alone_and_reasons_by_its_template(tmp_path: Path) -> None:
     folder = reasoning_toy(tmp_path / "toy")
     (model,) = Args.model_validate({"models": [{"folder": str(folder)}]}).models_by_name.values()
     assert model.reasoning == Reasoning((THINK,), switchable=True, on=False)
@@ -237,10 +237,10 @@ async def check_reasoning(worker: Worker) -> None:
 
 async def written(worker: Worker, item: Any, **fields: Any) -> list[str]:
     """Return the tokens of an answer, as the engine gives them."""
-    asked = request(item, **fields)
-    (prompt,) = worker.model.skills["vqa"].ask(asked)
+    question = request(item, **fields)
+    (prompt,) = worker.model.skills["vqa"].ask(question)
     assert worker.model.reasoning is not None
-    prompt = worker.model.reasoning.prompt(prompt, reasoning_options(asked), extend=False)
+    prompt = worker.model.reasoning.prompt(prompt, reasoning_options(question), extend=False)
     return [token.text async for piece in worker.engine.generate(prompt) for token in piece.tokens]
 
 
