@@ -14,6 +14,8 @@ FAMILIES = (
     "qwen2_5_vl",
     "qwen3_vl",
     "qwen3_5",
+    "gemma3",
+    "gemma4",
     "internvl",
     "glm4v",
     "smolvlm2",
