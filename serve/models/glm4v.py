@@ -4,6 +4,7 @@ import re
 
 from serve.models.base import Card
 from serve.models.contracts import GLM4V
+from serve.models.derived import points_of_boxes
 from serve.models.family import Size, family
 from serve.models.hardware import CacheShape
 from serve.models.instructed import chat_messages, detect_each, worded_skill
@@ -29,10 +30,12 @@ def without_tags(text: str) -> str:
     return _TAG.sub("", text)
 
 
+DETECT = detect_each(chat_messages, GLM4V, LOCATE.format)
 SKILLS = {
-    "vqa": worded_skill("vqa", clean=answer, special_tokens=True),
+    **{task: worded_skill(task, clean=answer, special_tokens=True) for task in ("vqa", "count")},
     **{task: worded_skill(task, clean=without_tags) for task in ("caption", "ocr", "chat")},
-    "detect": detect_each(chat_messages, GLM4V, LOCATE.format),
+    "detect": DETECT,
+    "point": points_of_boxes(DETECT),
 }
 
 

@@ -2,6 +2,7 @@
 
 from serve.models.base import Card
 from serve.models.contracts import INTERNVL
+from serve.models.derived import points_of_boxes
 from serve.models.family import Size, family
 from serve.models.hardware import CacheShape
 from serve.models.instructed import detect_each, messages_around
@@ -10,6 +11,7 @@ from serve.models.instructed import detect_each, messages_around
 LOCATE = messages_around(
     "Please provide the bounding box coordinate of the region this sentence describes: <ref>", "</ref>"
 )
+DETECT = detect_each(LOCATE, INTERNVL, str)
 
 
 def _size(name: str, parameters: int, cache_shape: CacheShape, hidden_size: int) -> Size:
@@ -56,6 +58,6 @@ MODELS = family(
         _size("38B", 38_390_405_504, CacheShape(layers=64, heads=8, width=128), 5120),
     ],
     native=("vqa", "caption", "ocr", "chat", "detect"),
-    skills={"detect": detect_each(LOCATE, INTERNVL, str)},
+    skills={"detect": DETECT, "point": points_of_boxes(DETECT)},
     expect={"architectures": ["InternVLForConditionalGeneration"], "text_config.model_type": "qwen3"},
 )
