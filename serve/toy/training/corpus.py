@@ -81,7 +81,7 @@ class Corpus:
         )
         drawn = [path.with_suffix(".new") for path in paths]  # a run that is stopped leaves no half file behind
         images, labels, edges = (
-            np.lib.format.open_memmap(path, "w+", dtype, (count, *shape))
+            np.lib.format.open_memmap(path, "w+", dtype, (count, *shape))  # type: ignore[no-untyped-call]
             for path, (shape, dtype) in zip(drawn, kinds, strict=True)
         )
         for i in range(count):

@@ -114,7 +114,8 @@ def _sample(rng: random.Random, seed: int, writing: bool | None, fonts: Sequence
     step = rng.choice((-34, -24, 24, 34)) if texture == "graded" else 0
     red, green, blue = (min(255, max(0, part + step)) for part in first)
     grounds = first, (red, green, blue)
-    written, taken = None, []
+    written: Writing | None = None
+    taken: list[Box] = []
     if writing if writing is not None else rng.random() < 0.35:
         written = _write(rng, size, grounds, fonts)
         if written is None:
@@ -138,7 +139,7 @@ def _size(rng: random.Random) -> tuple[int, int]:
 
 
 def _place(
-    rng: random.Random, size: tuple[int, int], grounds: tuple[Rgb, Rgb], taken: list[tuple[float, ...]]
+    rng: random.Random, size: tuple[int, int], grounds: tuple[Rgb, Rgb], taken: Sequence[Box]
 ) -> list[Thing] | None:
     """Return things from left to right that fit beside each other and the writing, or None."""
     width, height = size
@@ -257,13 +258,13 @@ def _with_seen_boxes(scene: VariedScene) -> VariedScene | None:
         x0, y0, x1, y1 = things[index].frame
         whole = np.nonzero(alone)
         # An edge that nothing hides keeps its exact place.
-        box = (
-            x0 if xs.min() == whole[1].min() else xs.min() / size[0],
-            y0 if ys.min() == whole[0].min() else ys.min() / size[1],
-            x1 if xs.max() == whole[1].max() else (xs.max() + 1) / size[0],
-            y1 if ys.max() == whole[0].max() else (ys.max() + 1) / size[1],
+        box: Box = (
+            x0 if xs.min() == whole[1].min() else float(xs.min() / size[0]),
+            y0 if ys.min() == whole[0].min() else float(ys.min() / size[1]),
+            x1 if xs.max() == whole[1].max() else float((xs.max() + 1) / size[0]),
+            y1 if ys.max() == whole[0].max() else float((ys.max() + 1) / size[1]),
         )
-        things[index] = replace(things[index], box=tuple(map(float, box)))
+        things[index] = replace(things[index], box=box)
     return replace(scene, things=tuple(things))
 
 
