@@ -189,14 +189,17 @@ def test_second_call_requests_missing_items_only(diptych: Any, tmp_path: Path) -
         assert other.status == 2 and "another question" in other.err
 
 
-def test_second_call_with_all_tasks_requests_no_answered_item(diptych: Any, server: str, tmp_path: Path) -> None:
-    out = tmp_path / "toy.jsonl"
-    arguments = ("evaluate", "toy", "--n", 3, "--out", out, "--server", server)
+@pytest.mark.parametrize(("drawn", "tasks"), [("toy", toys.QUESTIONS), ("varied", varied.QUESTIONS)])
+def test_second_call_with_all_tasks_requests_no_answered_item(
+    diptych: Any, server: str, tmp_path: Path, drawn: str, tasks: Any
+) -> None:
+    out = tmp_path / "drawn.jsonl"
+    arguments = ("evaluate", drawn, "--n", 3, "--out", out, "--server", server)
     assert diptych(*arguments).status == 0
     before = [line for line in lines(out) if "error" not in line]  # "red" is no box: the fakes fail at some
     assert diptych(*arguments).status == 0
     assert [line for line in lines(out) if "error" not in line] == before
-    assert {line["task"] for line in lines(out)} == set(toys.QUESTIONS)
+    assert {line["task"] for line in lines(out)} == set(tasks)
 
 
 def test_recorded_replies_are_merged_by_other_rules(diptych: Any, captioners: str, tmp_path: Path) -> None:
