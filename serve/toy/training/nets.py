@@ -113,7 +113,7 @@ class VisionEmbeddings(nn.Module):
         self.grid = side // PATCH
         fine = F.interpolate(square, size=(self.grid, self.grid), mode="bicubic", align_corners=False)
         positions = torch.cat([head, fine[0].flatten(1).T])
-        self.position_embedding = nn.Embedding.from_pretrained(positions, freeze=False)
+        self.position_embedding = nn.Embedding.from_pretrained(positions, freeze=False)  # type: ignore[no-untyped-call]
 
 
 class Layers(nn.Module):

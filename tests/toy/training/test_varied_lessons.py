@@ -137,11 +137,11 @@ def test_stopped_training_continues_to_the_same_weights(tmp_path, monkeypatch):
     whole.state.unlink()
     stopped, step = trainer(), train.Trainer._step
 
-    def fail_in_the_second_phase(self, index, phase, at):
-        if (index, at) == (1, 1):
+    def fail_in_the_second_phase(self, phase, at, batch):
+        if (phase.name, at) == ("packed", 1):
             self._save()
             raise KeyboardInterrupt
-        return step(self, index, phase, at)
+        return step(self, phase, at, batch)
 
     monkeypatch.setattr(train.Trainer, "_step", fail_in_the_second_phase)
     with pytest.raises(KeyboardInterrupt):
