@@ -17,7 +17,7 @@ from serve.client.evaluation.items import Item, Json
 from serve.client.http_client import Failure
 from serve.media import masks
 from serve.tasks import TASKS
-from serve.toy.varied.names import enumerated, plural, with_article
+from serve.toy.varied.names import enumerated, plural_name, with_article
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 PIXELS = 109
@@ -123,7 +123,7 @@ def _question(task: str, scene: EmojiScene, rng: random.Random) -> tuple[Json, J
     if task == "vqa":
         if rng.random() < 0.5:
             return {"question": f"Is there {with_article(name)}?"}, {"answers": ["yes" if name in names else "no"]}
-        return {"question": f"How many {plural(name)} are there?"}, {"answers": [str(names.count(name))]}
+        return {"question": f"How many {plural_name(name)} are there?"}, {"answers": [str(names.count(name))]}
     _, shown = emoji_picture(scene)
     boxes: list[Json] = []
     for thing, mask in zip(scene.things, shown, strict=True):

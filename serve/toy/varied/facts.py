@@ -21,7 +21,7 @@ from serve.toy.varied.names import (
     STYLE_OTHERS,
     WRITTEN,
     enumerated,
-    plural,
+    plural_name,
     with_article,
 )  # fmt: skip
 from serve.toy.varied.scenes import Thing, VariedScene
@@ -130,7 +130,7 @@ class Phraser:
             if key in attributes:
                 words[key] = render(attributes[key])
         if many and "kind" in words:
-            words["kind"] = plural(words["kind"])
+            words["kind"] = plural_name(words["kind"])
         text = text.format(**words)
         if not many:
             return text
@@ -387,7 +387,7 @@ def _count_other(p: Phraser) -> Fact:
     key = p.rng.choice(("color", "kind"))
     value = getattr(p.rng.choice(p.things), key)
     number = len(p.things) - len(p.matching({key: value}))
-    word = p.color(value) if key == "color" else plural(p.kind(value))
+    word = p.color(value) if key == "color" else plural_name(p.kind(value))
     verb = "is" if number == 1 else "are"
     fact = _number("count_other", number, ("", ""), things=p.noun(many=True), other=word)
     return Fact(fact.kind, fact.slots, fact.answers, f"{number} {verb} not {word}.")
@@ -465,7 +465,7 @@ def _plural_of(text: str) -> str:
     head, _, last = text.rpartition(" ")
     if text.endswith("plus sign"):
         return f"{text}s"
-    return f"{head} {plural(last)}".strip()
+    return f"{head} {plural_name(last)}".strip()
 
 
 def _exists_both(p: Phraser) -> Fact | None:
@@ -500,12 +500,12 @@ def _exists_beside(p: Phraser) -> Fact | None:
 
 def _absent(p: Phraser) -> Fact:
     noun = p.stranger()
-    return _yes("absent", False, "", f"there is no {noun}", thing=with_article(noun), things=plural(noun))
+    return _yes("absent", False, "", f"there is no {noun}", thing=with_article(noun), things=plural_name(noun))
 
 
 def _absent_count(p: Phraser) -> Fact:
     noun = p.stranger()
-    return _number("absent_count", 0, (noun, plural(noun)), things=plural(noun))
+    return _number("absent_count", 0, (noun, plural_name(noun)), things=plural_name(noun))
 
 
 def _absent_what(p: Phraser) -> Fact:
@@ -597,7 +597,7 @@ def _all_same(p: Phraser) -> Fact:
     """Ask whether all things have a colour or are of a kind."""
     key = p.rng.choice(("color", "kind"))
     value = getattr(p.rng.choice(p.things), key)
-    word = p.color(value) if key == "color" else plural(p.kind(value))
+    word = p.color(value) if key == "color" else plural_name(p.kind(value))
     true = len(p.matching({key: value})) == len(p.things)
     noun = p.noun(many=True)
     return _yes("all_same", true, f"all {noun} are {word}", f"not all {noun} are {word}", things=noun, value=word)
@@ -928,7 +928,7 @@ def _colors_of_kind(p: Phraser) -> Fact | None:
         return None
     kind = p.rng.choice(several)
     names = list(dict.fromkeys(thing.color for thing in p.matching({"kind": kind})))
-    words = plural(p.kind(kind))
+    words = plural_name(p.kind(kind))
     return Fact(
         "colors_of_kind", {"things": words}, (enumerated(names),), f"The {words} are {enumerated(names)}.", tuple(names)
     )
@@ -1008,5 +1008,5 @@ def _listed(fact: Fact, reply: str) -> bool:
     return sorted(names) == sorted(fact.parts)
 
 
-_SHAPES = {form: name for word, name in SHAPE_NAMES.items() for form in (word, plural(word))}
+_SHAPES = {form: name for word, name in SHAPE_NAMES.items() for form in (word, plural_name(word))}
 _NAME = r"\b(?:" + "|".join(sorted((*COLOR_NAMES, *_SHAPES), key=len, reverse=True)) + r")\b"

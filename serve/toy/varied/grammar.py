@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 
 from serve.toy.varied.facts import KINDS, Fact, Phraser, Wording, expansions
-from serve.toy.varied.names import COLOR_NAMES, NOUNS, SHAPE_NAMES, STYLE_OTHERS, plural
+from serve.toy.varied.names import COLOR_NAMES, NOUNS, SHAPE_NAMES, STYLE_OTHERS, plural_name
 from serve.toy.varied.scenes import Thing, VariedScene
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -524,4 +524,4 @@ def texts(wording: Wording = TRAINING) -> Iterator[str]:
 def slot_names() -> list[str]:
     """Return every name that may stand in a slot or an answer, with its plural."""
     single = [*COLOR_NAMES, *SHAPE_NAMES, *STYLE_OTHERS, *(other for some in STYLE_OTHERS.values() for other in some)]
-    return [*single, *map(plural, SHAPE_NAMES), *NOUNS, *NOUNS.values()]
+    return [*single, *map(plural_name, SHAPE_NAMES), *NOUNS, *NOUNS.values()]

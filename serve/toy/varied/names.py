@@ -91,7 +91,7 @@ FONT_FILES = {
 """Fonts. Files are those that matplotlib ships, which the tests need anyway; the first is always there."""
 
 
-def plural(name: str) -> str:
+def plural_name(name: str) -> str:
     if name in NOUNS:
         return NOUNS[name]
     irregular = {"cross": "crosses", "box": "boxes", "plus": "plus signs", "rhombus": "rhombuses", "oblong": "oblongs"}

@@ -151,3 +151,31 @@ def test_stopped_training_continues_to_the_same_weights(tmp_path, monkeypatch):
     again.run()
     for key, part in whole.net.state_dict().items():
         assert torch.equal(part, again.net.state_dict()[key]), key
+
+
+@pytest.mark.engine
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["varied-llava", "varied-paligemma"])
+def test_exported_varied_toy_agrees_with_transformers(name, tmp_path):
+    from serve.toy.training import evaluate, export
+
+    evaluate.repair()
+    torch.manual_seed(0)
+    recipe, scene = recipes.VARIED[name], SCENES[3]
+    export.export(train.new_net(recipe, recipe.side), name, tmp_path)
+    reference = evaluate.Reference(recipe.family, tmp_path, "cpu", scenes.render)
+    net, packer = export.load_net(tmp_path), corpus.Packer(recipe.family, 4, recipe.side, "varied", 8)
+    question = Question("vqa", "where", "whats left of the hollow star?", "red circle")
+    inputs = reference._input(scene, question)
+    with torch.no_grad():
+        expected = reference.model(**inputs).logits[0, -1]
+        asking = packer.pair(question, scene.size)[0]
+        head, image = torch.tensor([packer.head], dtype=torch.long), net.image(net.features(inputs["pixel_values"]))
+        x = torch.cat([net.embed(head), image, net.embed(torch.tensor([asking]))], dim=1)
+        length = x.shape[1]
+        mask = torch.zeros(1, length, length)
+        if recipe.family == "llava":
+            mask = mask.masked_fill(torch.ones_like(mask).triu(1).bool(), -1e9)
+        logits = net.logits(net.text(x, torch.arange(length)[None], mask, torch.tensor([[length - 1]])))[0, 0]
+    assert inputs["input_ids"].shape[1] == length
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)

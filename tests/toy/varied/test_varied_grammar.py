@@ -12,7 +12,7 @@ from serve.toy import world
 from serve.toy.training import album
 from serve.toy.varied import exam, facts, grammar, scenes
 from serve.toy.varied.facts import KINDS, Phraser, is_right
-from serve.toy.varied.names import COLOR_NAMES, NOUNS, SHAPE_NAMES, plural
+from serve.toy.varied.names import COLOR_NAMES, NOUNS, SHAPE_NAMES, plural_name
 from serve.toy.varied.scenes import Thing, VariedScene, Writing
 
 
@@ -248,7 +248,7 @@ def test_reply_is_judged_by_its_meaning(kind, slots, reply, right):
 
 
 def test_plurals_are_english():
-    assert [plural(name) for name in ("star", "cross", "plus sign", "person", "rhombus", "sheep")] == [
+    assert [plural_name(name) for name in ("star", "cross", "plus sign", "person", "rhombus", "sheep")] == [
         "stars", "crosses", "plus signs", "people", "rhombuses", "sheep",
     ]  # fmt: skip
     assert set(SHAPE_NAMES) & set(NOUNS) == set() == set(COLOR_NAMES) & set(NOUNS)
