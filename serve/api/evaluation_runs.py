@@ -92,17 +92,23 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._read: dict[Path, tuple[int, Run]] = {}
 
     def runs(self) -> list[Run]:
         """Return the newest runs that can be read, newest first."""
-        kept = []
+        kept: dict[Path, tuple[int, Run]] = {}
         for path in self.path.glob("*.json"):
             try:
-                if path.stat().st_size <= MAX_SCORES and path.with_suffix(".jsonl").is_file():
-                    kept.append(Run.model_validate_json(path.read_bytes()))
+                state = path.stat()
+                known = self._read.get(path)
+                if known is not None and known[0] == state.st_mtime_ns:
+                    kept[path] = known
+                elif state.st_size <= MAX_SCORES and path.with_suffix(".jsonl").is_file():
+                    kept[path] = state.st_mtime_ns, Run.model_validate_json(path.read_bytes())
             except (OSError, ValidationError):
                 continue
-        return sorted(kept, key=lambda run: -run.at)[:MAX_RUNS]
+        self._read = kept
+        return sorted((run for _, run in kept.values()), key=lambda run: -run.at)[:MAX_RUNS]
 
     def record(self, name: str) -> Path:
         """Return the path of a run's answers. Raises NotFound."""

@@ -7,6 +7,7 @@ from typing import Any
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+import PIL.ImageOps
 
 from serve.media.drawing import MERGED, Layer, colour_of, draw_layers
 
@@ -22,8 +23,7 @@ FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf")
 
 def draw_card(picture: PIL.Image.Image, question: str, answer: Json) -> bytes:
     """Return the PNG. picture: at any size; boxes are in the pixels of `answer["image"]`."""
-    small = picture.copy()
-    small.thumbnail((PICTURE_WIDE, MOST_HIGH // 2), PIL.Image.Resampling.LANCZOS)
+    small = PIL.ImageOps.contain(picture, (PICTURE_WIDE, MOST_HIGH // 2), PIL.Image.Resampling.LANCZOS)
     small = draw_layers(small, _layers(answer, small.width / answer["image"]["width"]))
     blocks = _blocks(question, answer)
     left, width = 2 * EDGE + PICTURE_WIDE, WIDE - 3 * EDGE - PICTURE_WIDE

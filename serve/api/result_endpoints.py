@@ -5,6 +5,8 @@ import io
 import json
 from typing import Any
 
+import PIL.Image
+import PIL.ImageOps
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request as HttpRequest
@@ -141,12 +143,12 @@ def _checked_answer(answer: dict[str, Any]) -> TaskAnswer:
     return checked
 
 
-def _drawn(picture: Any, question: str, answer: TaskAnswer) -> tuple[bytes, bytes]:
+def _drawn(picture: PIL.Image.Image, question: str, answer: TaskAnswer) -> tuple[bytes, bytes]:
     """Return the picture made small, as WEBP, and the card. Called in a thread, one at a time."""
     card = draw_card(picture, question, answer.model_dump(mode="json"))
-    picture.thumbnail((SIDE, SIDE))
+    kept = PIL.ImageOps.contain(picture, (SIDE, SIDE)) if max(picture.size) > SIDE else picture
     out = io.BytesIO()
-    picture.save(out, "WEBP", quality=80, method=2)
+    kept.save(out, "WEBP", quality=80, method=2)
     return out.getvalue(), card
 
 

@@ -7,6 +7,7 @@ from serve.client.evaluation.asker import Asker
 from serve.client.evaluation.batch import Job, ask_all
 from serve.client.evaluation.lines import Kept
 from serve.tasks.answers import normalise
+from serve.tasks.labels.picture import result_text
 
 Json = dict[str, Any]
 TASKS = ("vqa", "caption", "ocr", "chat")
@@ -30,7 +31,7 @@ def judge_answers(lines: Sequence[Json], pictures: Mapping[str, Callable[[], byt
         if line["task"] not in TASKS or "replies" not in line:
             continue
         right = true_texts(line["truth"])
-        answers = dict.fromkeys(answer for answer in map(result_text, _results(line)) if answer)
+        answers = dict.fromkeys(answer for answer in (result_text(result or {}) for result in _results(line)) if answer)
         same = {normalise(text) for text in right}
         line["judged"] = {"by": model, "answers": {answer: normalise(answer) in same for answer in answers}}
         for answer in answers if right else ():
@@ -59,11 +60,7 @@ def says_yes(line: Json) -> bool:
 
 def judged_right(line: Json, result: Json | None) -> float:
     """Return 1 where the judge held the result right, else 0."""
-    return float(bool(result) and bool(line["judged"]["answers"].get(result_text(result))))
-
-
-def result_text(result: Json | None) -> str:
-    return str(next(iter((result or {}).values()), ""))
+    return float(bool(result) and bool(line["judged"]["answers"].get(result_text(result or {}))))
 
 
 def true_texts(truth: Json) -> list[str]:
