@@ -41,7 +41,7 @@ def compare(names: Sequence[str]) -> int:
 
     Raises Failure naming close matches for an unknown model.
     """
-    from serve.models import catalog
+    from serve.models import MODELS, catalog
 
     try:
         table = catalog.compare_models(names, {}).model_dump()
@@ -50,7 +50,7 @@ def compare(names: Sequence[str]) -> int:
     console = Console()
     console.print(_comparison(table))
     for name in table["models"]:
-        if overview := catalog.MODELS[name].card.overview:
+        if overview := MODELS[name].card.overview:
             console.print(plain(name, "bold"))
             console.print(*map(plain, overview), sep="\n", end="\n\n")
     shared = [f"{row['title'].lower()} ({row['task']})" for row in table["tasks"]["shared"]]

@@ -42,10 +42,11 @@ def evaluate(options: argparse.Namespace) -> int:
     if (options.target is None) == (options.recorded is None):
         raise Misuse("Evaluate what? diptych evaluate toy, varied or emoji, diptych evaluate FOLDER, or --from FILE.")
     weights = options.weights or {}
+    jobs: dict[str, Job] = {}
     if options.recorded is not None:
         if options.judged_by is not None:
             raise Misuse("--judged-by asks the server about pictures: not together with --from.")
-        answers, jobs, again = _recorded(options.recorded, options.task), {}, options.merge
+        answers, again = _recorded(options.recorded, options.task), options.merge
     else:
         answers, jobs = _ask(options)
         again = options.merge if weights or options.merge == score.ALL else None
