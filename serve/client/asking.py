@@ -145,7 +145,8 @@ def text_fields(
         return {"labels": wanted}
     if labels is not None:
         takers = [name for name, known in TASKS.items() if known.text_field == "labels"]
-        raise Misuse(f"--labels are for {' and '.join(takers)}, not for {task}.")
+        *others, last = takers
+        raise Misuse(f"--labels are for {', '.join(others)} and {last}, not for {task}.")
     if field == "question" and not question:
         raise Misuse(f"Which question? {usage(field, repr(TASKS[task].example_text()))}")
     return {"question": question} if question else {}

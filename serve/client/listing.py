@@ -27,11 +27,12 @@ def models(url: str, key: str | None) -> int:
 
         cards, standing = catalog.catalogue({}).model_dump()["data"], {}
         source = f"The catalogue. {error}"
-    console.print(_models(cards, standing.get("models", {}), "x" if console.options.ascii_only else "✓"))
+    console.print(_models(cards, standing.get("models", {})))
     for name, detail in standing.get("details", {}).items():
         console.print(plain(f"{name}: {detail['step']} (for {detail['since_s']:.0f} s)"), soft_wrap=True)
     for line in toy_notes(cards, [card["id"] for card in cards]):
         console.print(line, soft_wrap=True)
+    source += " Tasks in brackets: not trained for, but told in words or made of others."
     console.print(plain(source), soft_wrap=True)
     return 0
 
@@ -69,21 +70,21 @@ def toy_notes(cards: Sequence[Json], names: Sequence[str]) -> list[Text]:
     return [plain(f"{', '.join(ids)}: {about}", "yellow") for about, ids in toys.items()]
 
 
-def _models(cards: Sequence[Json], states: Mapping[str, str], mark: str) -> Table:
-    tasks = list(dict.fromkeys(task for card in cards for task in card["skills"]))
+def _models(cards: Sequence[Json], states: Mapping[str, str]) -> Table:
+    """Return a row for each card. A task in brackets is one that the model was not trained for."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
     if states:
         table.add_column("served", no_wrap=True)
-    for task in tasks:
-        table.add_column(plain(task), justify="center", no_wrap=True)
+    table.add_column("tasks", ratio=3)
     table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("licence", overflow="fold")
+    table.add_column("licence", ratio=2, overflow="fold")
     for card in cards:
         state = [plain(states.get(card["id"], "-"))] if states else []
-        marks = [mark if task in card["skills"] else "" for task in tasks]
+        bases = card["bases"]
+        tasks = " ".join(task if bases[task] == "native" else f"({task})" for task in card["skills"])
         licence = card["licence"] + " (gated)" * (card["gated"] and "gated" not in card["licence"])
-        table.add_row(plain(card["id"]), *state, *marks, quantity(card["parameters"]), plain(licence))
+        table.add_row(plain(card["id"]), *state, plain(tasks), quantity(card["parameters"]), plain(licence))
     return table
 
 
