@@ -48,7 +48,7 @@ def count_in_words(ask: Callable[[CountRequest, str], list[Prompt]]) -> Skill:
 
     def ask_count(request: CountRequest) -> list[Prompt]:
         (label,) = request.phrases
-        return ask(request, HOW_MANY.format(plural(label)))
+        return ask(request, HOW_MANY.format(plural_phrase(label)))
 
     def parse(generations: Sequence[Generation], request: CountRequest) -> CountResult:
         return CountResult.read(generations[0])
@@ -77,7 +77,7 @@ def _derived(source: Skill, parse: Callable[[Sequence[Generation], Any], Any], m
     return replace(source, parse=parse, forms=tuple(map(of, source.forms)), by=by, basis="derived")
 
 
-def plural(phrase: str) -> str:
+def plural_phrase(phrase: str) -> str:
     """Return an English phrase in the plural, good for asking how many: `red bus` -> `red buses`.
 
     What seems to be a plural stays.

@@ -1,5 +1,8 @@
 """Points made of boxes, counts made of boxes, points and answers."""
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,8 +10,9 @@ from serve.engines.base import Generation
 from serve.errors import ParseError
 from serve.media.image import Image
 from serve.models import MODELS
+from serve.models.base import with_limits
 from serve.models.contracts import MOLMO2, QWEN3_VL, QWEN3_VL_POINTS
-from serve.models.derived import plural
+from serve.models.derived import plural_phrase
 from serve.models.instructed import chat_messages, instructed_skills
 from serve.tasks.count import CountRequest, CountResult
 from serve.tasks.point import PointRequest
@@ -27,7 +31,7 @@ BOXES = "<loc0000><loc0000><loc1023><loc0512> cat ; <loc0512><loc0512><loc1023><
     ],
 )  # fmt: skip
 def test_phrase_becomes_the_plural_of_its_thing(phrase: str, plurals: str) -> None:
-    assert plural(phrase) == plurals
+    assert plural_phrase(phrase) == plurals
 
 
 def test_point_of_a_detecting_model_is_its_boxes_centre() -> None:
@@ -73,6 +77,15 @@ def test_instructed_model_points_and_counts_by_its_contract() -> None:
     assert isinstance(nothing, CountResult) and nothing.count == 0
     with pytest.raises(ParseError, match="not those of the model's coordinate contract"):
         skills["count"].parse([Generation('[{"point_2d": [5000, 500]}]')], single)
+
+
+@pytest.mark.parametrize(("limits", "middle"), [(None, [98, 56]), ((28, 784, 1600), [28, 14])])
+def test_points_and_counts_in_pixels_follow_the_limits_of_the_engine(limits: Any, middle: list[int]) -> None:
+    model = with_limits(MODELS["qwen2.5-vl-3b"], limits)  # the picture of 200 by 100 becomes 196 by 112, or 56 by 28
+    text = json.dumps([{"point_2d": middle, "label": "cat"}])
+    request = CountRequest(image=IMAGE, labels=["cat"])
+    count = model.skills["count"].parse([Generation(text)], request)
+    assert isinstance(count, CountResult) and (count.by, count.points[0].point) == ("points", (100, 50))
 
 
 def test_points_of_molmo_have_a_prompt_for_each_label() -> None:
