@@ -5,6 +5,7 @@ import { Column, MergedCard } from "./columns.js";
 import { costs } from "./cost.js";
 import { byId, made, sheet } from "./dom.js";
 import { show } from "./picture.js";
+import { listsPlaces } from "./places.js";
 import { settle } from "./tones.js";
 
 const id = location.pathname.split("/").at(-1);
@@ -34,7 +35,7 @@ async function start() {
   });
   byId("columns").replaceChildren(...columns);
   const merged = new MergedCard(byId("merged"));
-  merged.wait(columns.length, Boolean(answer.merged.result?.boxes));
+  merged.wait(columns.length, listsPlaces(answer.merged.result));
   merged.show(answer.merged, { size: answer.image, aloud: false });
   byId("cost").replaceChildren(...costs(answer.replies, new Map()));
   byId("as-png").href = address(`r/${id}.png`);
