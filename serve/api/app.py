@@ -1,14 +1,16 @@
 """Creates the FastAPI app: page, health, catalogue, tasks, chat completions. Imports no Ray and no engine."""
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Literal
 
-from fastapi import FastAPI, Query, Request
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 
 from serve.api import (
     arena_endpoints,
@@ -29,6 +31,7 @@ from serve.api.metrics import Metrics
 from serve.api.model_list import ModelEntry, ModelList, model_list
 from serve.api.rate_limiter import RateLimiter
 from serve.api.request_limits import RequestLimits
+from serve.api.services import Services, services
 from serve.api.shared_results import ResultFile
 from serve.api.task_body import split_phrases
 from serve.arena.store import VoteStore
@@ -107,6 +110,7 @@ def create_app(
     metrics = metrics or Metrics()
     metrics.watch(budget)
     media = MediaLoader(fetcher or Fetcher(), budget)
+    app.state.services = Services(router, metrics, media, votes, evaluations, results)
     # the last middleware added is the outermost
     app.add_middleware(Authentication, access=access, limits=limits, cors=cors, rate_limiter=rate_limiter)
     if cors:
@@ -114,15 +118,7 @@ def create_app(
     app.add_middleware(HeadRequests)
     app.add_middleware(RequestLimits, metrics=metrics, limits=limits, budget=budget)
     error_responses.add_handlers(app)
-    _add_chat(app, router, metrics, media)  # routes are tried in this order: the busiest first
-    _add_tasks(app, router, metrics, media)
-    arena_endpoints.add_arena(app, router, media, votes)
-    label_studio_endpoints.add_label_studio(app, router, metrics, media)
-    _add_catalogue(app, router)
-    _add_service(app, router, metrics)
-    evaluation_endpoints.add_evaluations(app, evaluations)
-    result_endpoints.add_results(app, media, results)
-    pages.add_pages(app, arena=votes is not None, evaluations=evaluations is not None, results=results is not None)
+    app.router.routes += _routes(tuple(TASKS))
     bodies: list[type[BaseModel]] = [
         chat_completions.ChatCompletionRequest,
         arena_endpoints.VoteRequest,
@@ -133,6 +129,22 @@ def create_app(
     ]
     openapi_schema.serve_schema(app, bodies, None if access.keys is None else access.open_paths())
     return app
+
+
+@functools.cache
+def _routes(tasks: tuple[str, ...]) -> list[BaseRoute]:
+    """Return the routes of every app with these tasks: FastAPI takes 35 ms to make them, and apps are made anew."""
+    api = APIRouter()
+    _add_chat(api)  # routes are tried in this order: the busiest first
+    _add_tasks(api, tasks)
+    arena_endpoints.add_arena(api, tasks)
+    label_studio_endpoints.add_label_studio(api)
+    _add_catalogue(api)
+    _add_service(api)
+    evaluation_endpoints.add_evaluations(api)
+    result_endpoints.add_results(api)
+    pages.add_pages(api)
+    return api.routes
 
 
 def _add_cors(app: FastAPI, cors: Sequence[str]) -> None:
@@ -146,54 +158,56 @@ def _add_cors(app: FastAPI, cors: Sequence[str]) -> None:
     )
 
 
-def _add_service(app: FastAPI, router: Router, metrics: Metrics) -> None:
-    scraping = asyncio.Lock()  # each sets the models' gauges anew; the text then takes a thread 20 ms
-
-    @app.get("/health", tags=["service"], summary="The process is alive")
+def _add_service(api: APIRouter) -> None:
+    @api.get("/health", tags=["service"], summary="The process is alive")
     async def health() -> Health:
         return Health()
 
-    @app.get("/ready", tags=["service"], summary="Which models can answer", responses={503: {"model": Readiness}})
-    async def ready(response: Response) -> Readiness:
-        state = await readiness(router)
+    @api.get("/ready", tags=["service"], summary="Which models can answer", responses={503: {"model": Readiness}})
+    async def ready(request: Request, response: Response) -> Readiness:
+        state = await readiness(services(request).router)
         response.status_code = 200 if state.able() else 503
         return state
 
-    @app.get("/metrics", tags=["service"], summary="Counters and times for Prometheus", response_class=Response)
-    async def read_metrics() -> Response:
-        async with scraping:
-            metrics.update(await router.statuses())
-            text = await asyncio.to_thread(metrics.text)
+    @api.get("/metrics", tags=["service"], summary="Counters and times for Prometheus", response_class=Response)
+    async def read_metrics(request: Request) -> Response:
+        shared = services(request)
+        async with shared.scraping:
+            shared.metrics.update(await shared.router.statuses())
+            text = await asyncio.to_thread(shared.metrics.text)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_catalogue(app: FastAPI, router: Router) -> None:
-    def served() -> dict[str, Model]:
-        return {name: route.model for name, route in router.routes.items()}
+def _add_catalogue(api: APIRouter) -> None:
+    def served(request: Request) -> dict[str, Model]:
+        return {name: route.model for name, route in services(request).router.routes.items()}
 
-    async def reports() -> dict[str, CheckReport]:
-        return {status.model: status.report for status in await router.statuses() if status.report is not None}
+    async def reports(request: Request) -> dict[str, CheckReport]:
+        statuses = await services(request).router.statuses()
+        return {status.model: status.report for status in statuses if status.report is not None}
 
-    async def listed() -> ModelList:
-        return model_list(served(), {status.model: status for status in await router.statuses()})
+    async def listed(request: Request) -> ModelList:
+        statuses = await services(request).router.statuses()
+        return model_list(served(request), {status.model: status for status in statuses})
 
-    @app.get("/v1/models", tags=["models"], summary="Names for the field `model`: models and tasks")
-    async def models() -> ModelList:
-        return await listed()
+    @api.get("/v1/models", tags=["models"], summary="Names for the field `model`: models and tasks")
+    async def models(request: Request) -> ModelList:
+        return await listed(request)
 
-    @app.get("/v1/models/{name:path}", tags=["models"], summary="A model or task by its name")
-    async def model(name: str) -> ModelEntry:
-        for entry in (await listed()).data:
+    @api.get("/v1/models/{name:path}", tags=["models"], summary="A model or task by its name")
+    async def model(request: Request, name: str) -> ModelEntry:
+        for entry in (await listed(request)).data:
             if entry.id == name:
                 return entry
         raise NotFound(f"The model {name[:200]!r} is not served here.", param="model", code="model_not_found")
 
-    @app.get("/v1/catalog", tags=["models"], summary="The cards of all known models, served or not")
-    async def cards() -> catalog.Catalogue:
-        return catalog.catalogue(served(), await reports())
+    @api.get("/v1/catalog", tags=["models"], summary="The cards of all known models, served or not")
+    async def cards(request: Request) -> catalog.Catalogue:
+        return catalog.catalogue(served(request), await reports(request))
 
-    @app.get("/v1/compare", tags=["models"], summary="Some models' cards as a table, row by row")
+    @api.get("/v1/compare", tags=["models"], summary="Some models' cards as a table, row by row")
     async def compare(
+        request: Request,
         models: Annotated[
             list[str],
             Query(description="Names, separated by commas or each by itself.", examples=[["toy-llava,toy-paligemma"]]),
@@ -202,14 +216,15 @@ def _add_catalogue(app: FastAPI, router: Router) -> None:
         names = split_phrases(",".join(models))
         if not names:
             raise BadRequest("models must name at least one model.", param="models")
-        return catalog.compare_models(names, served(), await reports())
+        return catalog.compare_models(names, served(request), await reports(request))
 
 
-def _add_tasks(app: FastAPI, router: Router, metrics: Metrics, media: MediaLoader) -> None:
-    for name, task in TASKS.items():
-        app.add_api_route(
+def _add_tasks(api: APIRouter, tasks: Sequence[str]) -> None:
+    for name in tasks:
+        task = TASKS[name]
+        api.add_api_route(
             f"/v1/tasks/{name}",
-            _task_route(router, metrics, media, name),
+            _task_route(name),
             methods=["POST"],
             tags=["tasks"],
             operation_id=f"task_{name}",
@@ -218,23 +233,21 @@ def _add_tasks(app: FastAPI, router: Router, metrics: Metrics, media: MediaLoade
             openapi_extra=openapi_schema.task_body(task.request),
         )
 
-    @app.post("/v1/tasks/{task}", include_in_schema=False)
+    @api.post("/v1/tasks/{task}", include_in_schema=False)
     async def unknown(task: str) -> JSONResponse:
         known = ", ".join(TASKS)
         raise NotFound(f"There is no task {task[:200]!r}. Tasks: {known}.", param="task", code="task_not_found")
 
 
-def _task_route(
-    router: Router, metrics: Metrics, media: MediaLoader, name: str
-) -> Callable[[Request], Awaitable[Response]]:
+def _task_route(name: str) -> Callable[[Request], Awaitable[Response]]:
     async def run(request: Request) -> Response:
-        return await task_endpoint.run_task(router, metrics, media, name, request)
+        return await task_endpoint.run_task(services(request), name, request)
 
     return run
 
 
-def _add_chat(app: FastAPI, router: Router, metrics: Metrics, media: MediaLoader) -> None:
-    @app.post(
+def _add_chat(api: APIRouter) -> None:
+    @api.post(
         "/v1/chat/completions",
         tags=["chat"],
         operation_id="chat_completions",
@@ -243,7 +256,8 @@ def _add_chat(app: FastAPI, router: Router, metrics: Metrics, media: MediaLoader
         openapi_extra=openapi_schema.json_body(chat_completions.ChatCompletionRequest),
     )
     async def chat(request: Request) -> Response:
-        return await chat_completions.complete_chat(router, metrics, media, request)
+        shared = services(request)
+        return await chat_completions.complete_chat(shared.router, shared.metrics, shared.media, request)
 
 
 async def readiness(router: Router) -> Readiness:

@@ -3,25 +3,24 @@
 import functools
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request as HttpRequest
 
 from serve.api import openapi_schema
 from serve.api.body import check_values, parse_body
 from serve.api.error_responses import validation_error
-from serve.api.media_loader import MediaLoader
 from serve.api.rate_limiter import RateLimiter
 from serve.api.responses import cancel_on_disconnect
+from serve.api.services import services
 from serve.api.task_body import parsed_or_none, read_task_request
 from serve.api.task_endpoint import ImageSize
 from serve.arena.board import ArenaBoard, Voters
 from serve.arena.duel import (
     IncompleteDuel,
-    Pace,
     answer_duel,
     check_fields,
     draw_pair,
@@ -34,7 +33,6 @@ from serve.arena.store import EXPIRY_S, VoteFile, VoteStore
 from serve.arena.votes import Choice, Seat, Vote, VoteId
 from serve.errors import NotFound, TooMany
 from serve.limits import RateLimits
-from serve.router import Router
 from serve.tasks import TASKS
 
 OFF = "There is no arena here: the operator opens it by gateway.arena, a file for its votes."
@@ -92,20 +90,15 @@ class VoteAnswer(BaseModel):
     judges: list[JudgeChoice]
 
 
-def add_arena(app: FastAPI, router: Router, media: MediaLoader, store: VoteStore | None) -> None:
-    """Add the arena's routes, which answer 404 where there is no store."""
-    limiter, pace = RateLimiter(), Pace()
+def add_arena(api: APIRouter, tasks: Sequence[str]) -> None:
+    """Add the arena's routes, which answer 404 where it is closed."""
     conflict: dict[int | str, dict[str, Any]] = {409: {"description": "The duel has another vote already."}}
 
-    def opened() -> VoteStore:
-        if store is None:
-            raise NotFound(OFF, code="arena_off")
-        return store
-
-    for name, task in TASKS.items():
-        app.add_api_route(
+    for name in tasks:
+        task = TASKS[name]
+        api.add_api_route(
             f"/v1/arena/duels/{name}",
-            _duel_route(opened, router, media, pace, name),
+            _duel_route(name),
             methods=["POST"],
             tags=["arena"],
             operation_id=f"duel_{name}",
@@ -113,12 +106,12 @@ def add_arena(app: FastAPI, router: Router, media: MediaLoader, store: VoteStore
             openapi_extra=openapi_schema.task_body(task.request),
         )
 
-    @app.post("/v1/arena/duels/{task}", include_in_schema=False)
-    async def unknown(task: str) -> Duel:
-        opened()
+    @api.post("/v1/arena/duels/{task}", include_in_schema=False)
+    async def unknown(http: HttpRequest, task: str) -> Duel:
+        opened(http)
         raise _no_task(task)
 
-    @app.post(
+    @api.post(
         "/v1/arena/votes",
         tags=["arena"],
         summary="Choose an answer; then the names are told",
@@ -126,8 +119,8 @@ def add_arena(app: FastAPI, router: Router, media: MediaLoader, store: VoteStore
         responses=conflict,
     )
     async def vote(http: HttpRequest) -> VoteAnswer:
-        votes = opened()
-        limit_votes(limiter, http)
+        votes = opened(http)
+        limit_votes(services(http).vote_limiter, http)
         given = await parse_body(http, _vote_request)
         key = getattr(http.state, "key", None) or ""
         stored = await votes.call(lambda file: file.vote(given.duel, given.choice, key))
@@ -140,14 +133,22 @@ def add_arena(app: FastAPI, router: Router, media: MediaLoader, store: VoteStore
             id=stored.id, task=stored.task, choice=given.choice, left=stored.left, right=stored.right, judges=judges
         )
 
-    @app.get("/v1/arena/board", tags=["arena"], summary="The ratings of a task's models")
+    @api.get("/v1/arena/board", tags=["arena"], summary="The ratings of a task's models")
     async def board(
-        task: Annotated[str, Query(max_length=200, examples=["vqa"])], voters: Voters = "all"
+        http: HttpRequest, task: Annotated[str, Query(max_length=200, examples=["vqa"])], voters: Voters = "all"
     ) -> ArenaBoard:
-        votes = opened()
+        votes = opened(http)
         if task not in TASKS:
             raise _no_task(task)
         return await votes.call(lambda file: file.board(task, voters))
+
+
+def opened(http: HttpRequest) -> VoteStore:
+    """Return the arena's votes. Raises NotFound where it is closed."""
+    votes = services(http).votes
+    if votes is None:
+        raise NotFound(OFF, code="arena_off")
+    return votes
 
 
 def limit_votes(limiter: RateLimiter, http: HttpRequest) -> None:
@@ -161,31 +162,23 @@ def limit_votes(limiter: RateLimiter, http: HttpRequest) -> None:
     limiter.finish(name)
 
 
-def _duel_route(
-    opened: Callable[[], VoteStore], router: Router, media: MediaLoader, pace: Pace, task: str
-) -> Callable[..., Awaitable[Duel]]:
+def _duel_route(task: str) -> Callable[..., Awaitable[Duel]]:
     async def run(
         request: HttpRequest,
         judge: Annotated[str | None, Query(max_length=200, description="A model that votes, too.")] = None,
     ) -> Duel:
-        return await run_duel(opened(), router, media, pace, task, judge, request)
+        return await run_duel(task, judge, request)
 
     return run
 
 
-async def run_duel(
-    store: VoteStore,
-    router: Router,
-    media: MediaLoader,
-    pace: Pace,
-    task: str,
-    judge_name: str | None,
-    http: HttpRequest,
-) -> Duel:
+async def run_duel(task: str, judge_name: str | None, http: HttpRequest) -> Duel:
     """Draw two models, ask both and store the duel. Raises BadRequest, NotFound, TooLarge or Unavailable.
 
     The models' replies are counted in no metric, since whoever reads those would learn the names.
     """
+    store, shared = opened(http), services(http)
+    router = shared.router
     request = await read_task_request(http, TASKS[task].request)
     check_fields(request)
     judge = None if judge_name is None else find_judge(router, task, judge_name, request)
@@ -193,8 +186,8 @@ async def run_duel(
     plan = router.plan(task, request, routes=pair, arrived=http.state.arrived)
 
     async def answered() -> Duel:
-        async with media.with_pixels(request, plan.deadline):
-            answers = await answer_duel(router, plan, pace)
+        async with shared.media.with_pixels(request, plan.deadline):
+            answers = await answer_duel(router, plan, shared.pace)
             duel = f"duel-{secrets.token_hex(16)}"
             verdict = None if judge is None else await judge_duel(judge, plan, answers)
         votes = []

@@ -3,11 +3,13 @@
 import asyncio
 from typing import Literal
 
-from fastapi import FastAPI
+from fastapi import APIRouter
 from pydantic import BaseModel
+from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
 
 from serve.api.evaluation_runs import Run, RunFolder
+from serve.api.services import services
 from serve.errors import NotFound
 
 OFF = "There are no evaluations here: the operator names a folder for them by gateway.evaluations."
@@ -18,26 +20,26 @@ class RunList(BaseModel):
     data: list[Run]
 
 
-def add_evaluations(app: FastAPI, folder: RunFolder | None) -> None:
+def add_evaluations(api: APIRouter) -> None:
     """Add the routes, which answer 404 where there is no folder."""
-    reading = asyncio.Lock()  # one reads the folder at a time, however many ask
 
-    def opened() -> RunFolder:
+    def opened(http: HttpRequest) -> RunFolder:
+        folder = services(http).evaluations
         if folder is None:
             raise NotFound(OFF, code="evaluations_off")
         return folder
 
-    @app.get("/v1/evaluations", tags=["evaluations"], summary="Scores and costs of evaluated runs, newest first")
-    async def runs() -> RunList:
-        runs_kept = opened()
-        async with reading:
+    @api.get("/v1/evaluations", tags=["evaluations"], summary="Scores and costs of evaluated runs, newest first")
+    async def runs(http: HttpRequest) -> RunList:
+        runs_kept = opened(http)
+        async with services(http).reading_runs:
             return RunList(data=await asyncio.to_thread(runs_kept.runs))
 
-    @app.get(
+    @api.get(
         "/v1/evaluations/{name}",
         tags=["evaluations"],
         summary="A run's answers with small pictures, as JSON lines",
         response_class=Response,
     )
-    async def record(name: str) -> Response:
-        return FileResponse(await asyncio.to_thread(opened().record, name), media_type="application/x-ndjson")
+    async def record(http: HttpRequest, name: str) -> Response:
+        return FileResponse(await asyncio.to_thread(opened(http).record, name), media_type="application/x-ndjson")

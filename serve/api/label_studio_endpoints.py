@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastapi import FastAPI
+from fastapi import APIRouter
 from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -22,6 +22,7 @@ from serve.api.events import gather_answer, refuse_overload
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.responses import PiecewiseJson, cancel_on_disconnect
+from serve.api.services import services
 from serve.api.task_body import parsed_or_none
 from serve.errors import BadRequest, ServeError
 from serve.media.image import Image, image_from_url
@@ -94,14 +95,14 @@ class PictureQuestions:
     requests: Sequence[tuple[Control, Request]]
 
 
-def add_label_studio(app: FastAPI, router: Router, metrics: Metrics, media: MediaLoader) -> None:
+def add_label_studio(api: APIRouter) -> None:
     """Add the routes of the ML backend."""
 
-    @app.get(f"{FOLDER}health", tags=["label-studio"], summary="Label Studio's ML backend is alive")
+    @api.get(f"{FOLDER}health", tags=["label-studio"], summary="Label Studio's ML backend is alive")
     async def backend_health() -> BackendHealth:
         return BackendHealth()
 
-    @app.post(
+    @api.post(
         f"{FOLDER}setup",
         tags=["label-studio"],
         summary="Whether a project's labelling config can be filled",
@@ -111,9 +112,9 @@ def add_label_studio(app: FastAPI, router: Router, metrics: Metrics, media: Medi
         config = (await parse_body(http, functools.partial(_parse, SetupRequest))).label_config
         if "toName" in config:  # a new project has none yet
             _controls(config, "schema")
-        return Setup(model_version=_version(router))
+        return Setup(model_version=_version(services(http).router))
 
-    @app.post(
+    @api.post(
         f"{FOLDER}predict",
         tags=["label-studio"],
         summary="Predictions for Label Studio's tasks, merged from every model's answers",
@@ -121,9 +122,9 @@ def add_label_studio(app: FastAPI, router: Router, metrics: Metrics, media: Medi
         responses={200: {"model": Predictions}},
     )
     async def predict(http: HttpRequest) -> Response:
-        pictures = await parse_body(http, _read)
-        plans = [_plans(router, metrics, questions, http.state.arrived) for questions in pictures]
-        answers = _answer_all(router, metrics, media, pictures, plans)
+        pictures, shared = await parse_body(http, _read), services(http)
+        plans = [_plans(shared.router, shared.metrics, questions, http.state.arrived) for questions in pictures]
+        answers = _answer_all(shared.router, shared.metrics, shared.media, pictures, plans)
         predictions = await cancel_on_disconnect(http.receive, answers)
         return PiecewiseJson([Predictions(results=predictions).model_dump_json().encode()])
 

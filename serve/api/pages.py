@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from fastapi import FastAPI
+from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from serve.api.arena_endpoints import OFF
 from serve.api.evaluation_endpoints import OFF as EVALUATIONS_OFF
 from serve.api.result_endpoints import OFF as RESULTS_OFF
+from serve.api.services import services
 from serve.api.task_addresses import ADDRESSES
 from serve.errors import NotFound
 
@@ -61,67 +62,76 @@ class Files(StaticFiles):
         await super().__call__(scope, receive, with_headers)
 
 
-def add_pages(app: FastAPI, *, arena: bool = False, evaluations: bool = False, results: bool = False) -> None:
+def add_pages(api: APIRouter) -> None:
     """Add `/`, `/compare/...`, `/report`, `/docs`, and the files that they need.
 
-    arena, evaluations, results: whether there are `/arena`, `/evaluations`, and shared results at `/r/...`.
+    `/arena`, `/evaluations` and shared results at `/r/...` answer 404 where the operator has not set them up.
     """
-    revealed = {"to-arena": arena, "to-evaluations": evaluations, "publish": results}
-    app.mount("/web", GZipMiddleware(Files(directory=WEB), minimum_size=1000))
-    app.mount("/scenes", Files(directory=SCENES))
+    api.mount("/web", GZipMiddleware(Files(directory=WEB), minimum_size=1000))
+    api.mount("/scenes", Files(directory=SCENES))
 
-    @app.get("/", include_in_schema=False)
-    async def ask() -> Response:
-        return _page("index.html", ".", revealed)
+    @api.get("/", include_in_schema=False)
+    async def ask(http: HttpRequest) -> Response:
+        return _page("index.html", ".", _revealed(http))
 
-    @app.get("/evaluations", include_in_schema=False)
-    async def show_evaluations() -> Response:
-        if not evaluations:
+    @api.get("/evaluations", include_in_schema=False)
+    async def show_evaluations(http: HttpRequest) -> Response:
+        if services(http).evaluations is None:
             raise NotFound(EVALUATIONS_OFF, code="evaluations_off")
         return _page("evaluations.html", ".")
 
-    @app.get("/r/{result}", include_in_schema=False)
-    async def show_result(result: str) -> Response:
-        if not results:
+    @api.get("/r/{result}", include_in_schema=False)
+    async def show_result(http: HttpRequest, result: str) -> Response:
+        if services(http).results is None:
             raise NotFound(RESULTS_OFF, code="results_off")
         return _page("result.html", "..")
 
-    @app.get("/r/{result}/card", include_in_schema=False)
-    async def show_card(result: str) -> Response:
+    @api.get("/r/{result}/card", include_in_schema=False)
+    async def show_card(http: HttpRequest, result: str) -> Response:
         """Return a result as a page for other sites' frames: its picture with the answers, linked with its page."""
-        if not results:
+        if services(http).results is None:
             raise NotFound(RESULTS_OFF, code="results_off")
         page = _page("card.html", "../..")
         text = bytes(page.body).decode().replace("RESULT", urllib.parse.quote(result[:100], safe=""))
         return HTMLResponse(text, headers=CARD_HEADERS)
 
-    @app.get("/arena", include_in_schema=False)
-    async def show_arena() -> Response:
-        if not arena:
+    @api.get("/arena", include_in_schema=False)
+    async def show_arena(http: HttpRequest) -> Response:
+        if services(http).votes is None:
             raise NotFound(OFF, code="arena_off")
         return _page("arena.html", ".")
 
-    @app.get("/report", include_in_schema=False)
+    @api.get("/report", include_in_schema=False)
     async def show_report() -> Response:
         return _page("report.html", ".")
 
-    @app.get("/compare", include_in_schema=False)
+    @api.get("/compare", include_in_schema=False)
     async def pick() -> Response:
         return RedirectResponse("compare/")
 
-    @app.get("/compare/{names:path}", include_in_schema=False)
-    async def compare(names: str) -> Response:
+    @api.get("/compare/{names:path}", include_in_schema=False)
+    async def compare(http: HttpRequest, names: str) -> Response:
         """Return the page. names: of models, with `-vs-` in between; the page itself parses them."""
         if len(names) > MAX_NAMES or names.count("/") > MAX_SLASHES:
             raise NotFound("There is no comparison of so many models.")
-        return _page("index.html", "/".join([".."] * (1 + names.count("/"))), revealed)
+        return _page("index.html", "/".join([".."] * (1 + names.count("/"))), _revealed(http))
 
-    @app.get("/docs", include_in_schema=False)
+    @api.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return _page("docs.html", ".")
 
     for known_as, task in ADDRESSES.items():
-        app.add_api_route(f"/{known_as}/{{names:path}}", _comparison_of(task), include_in_schema=False)
+        api.add_api_route(f"/{known_as}/{{names:path}}", _comparison_of(task), include_in_schema=False)
+
+
+def _revealed(http: HttpRequest) -> dict[str, bool]:
+    """Return, by its id in a page, whether what is hidden unless it is set up is there."""
+    app = services(http)
+    return {
+        "to-arena": app.votes is not None,
+        "to-evaluations": app.evaluations is not None,
+        "publish": app.results is not None,
+    }
 
 
 def _comparison_of(task: str) -> Callable[[str, HttpRequest], Awaitable[Response]]:

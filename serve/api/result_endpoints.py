@@ -7,7 +7,7 @@ from typing import Any
 
 import PIL.Image
 import PIL.ImageOps
-from fastapi import FastAPI
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -15,8 +15,8 @@ from starlette.responses import Response
 from serve.api import openapi_schema
 from serve.api.body import check_values, parse_body
 from serve.api.error_responses import validation_error
-from serve.api.media_loader import MediaLoader
 from serve.api.result_card import draw_card
+from serve.api.services import services
 from serve.api.shared_results import ResultFile, SharedResult
 from serve.api.task_body import parsed_or_none
 from serve.api.task_endpoint import TaskAnswer, answer_schema
@@ -60,39 +60,39 @@ class SharedAnswer(BaseModel):
     expires: float
 
 
-def add_results(app: FastAPI, media: MediaLoader, results: ResultFile | None) -> None:
+def add_results(api: APIRouter) -> None:
     """Add the routes, which answer 404 where there is no file."""
-    drawing, waiting = asyncio.Lock(), [0]
 
-    def opened() -> ResultFile:
+    def opened(http: HttpRequest) -> ResultFile:
+        results = services(http).results
         if results is None:
             raise NotFound(OFF, code="results_off")
         return results
 
-    async def read_result(result: str) -> SharedResult:
+    async def read_result(http: HttpRequest, result: str) -> SharedResult:
         try:
-            return await asyncio.to_thread(opened().find, result[:100])
+            return await asyncio.to_thread(opened(http).find, result[:100])
         except OSError as error:
             raise Unavailable(str(error), code="results_unavailable") from None
 
-    @app.post(
+    @api.post(
         "/v1/results",
         tags=["results"],
         summary="Share a result by an address of its own",
         openapi_extra=openapi_schema.json_body(ShareRequest),
     )
     async def share(http: HttpRequest) -> Shared:
-        file = opened()
+        file, shared = opened(http), services(http)
         given = await parse_body(http, _share_request)
         answer = _checked_answer(given.answer)
         image = image_from_url(given.image, "image")
         if image.url is not None:
             raise BadRequest("image must be a data URL.", param="image")
-        if waiting[0] >= AT_ONCE:
+        if shared.drawings >= AT_ONCE:
             raise Overloaded("Too many results are being shared: try again.")
-        waiting[0] += 1
+        shared.drawings += 1
         try:
-            async with drawing, media.decoder.decode_image(image, 30):
+            async with shared.drawing, shared.media.decoder.decode_image(image, 30):
                 if (image.width, image.height) != (answer.image.width, answer.image.height):
                     raise BadRequest("The answer is about an image of another size.", param="answer.image")
                 picture, card = await asyncio.to_thread(_drawn, image.pil(), given.question, answer)
@@ -101,28 +101,28 @@ def add_results(app: FastAPI, media: MediaLoader, results: ResultFile | None) ->
         except OSError as error:
             raise Unavailable(str(error), code="results_unavailable") from None
         finally:
-            waiting[0] -= 1
+            shared.drawings -= 1
         return Shared(id=result, path=f"r/{result}", expires=expires)
 
-    @app.get(
+    @api.get(
         "/v1/results/{result}",
         tags=["results"],
         summary="A shared result, without its image",
         response_class=Response,
         responses={200: {"model": SharedAnswer}},
     )
-    async def read(result: str) -> Response:
-        kept = await read_result(result)
+    async def read(http: HttpRequest, result: str) -> Response:
+        kept = await read_result(http, result)
         head = json.dumps({"id": result, "object": "diptych.result", "expires": kept.expires})
         return Response(head[:-1].encode() + b"," + kept.answer[1:], media_type="application/json")
 
-    @app.get("/v1/results/{result}/image", tags=["results"], summary="Its image", response_class=Response)
-    async def picture(result: str) -> Response:
-        return _file((await read_result(result)).picture, "image/webp")
+    @api.get("/v1/results/{result}/image", tags=["results"], summary="Its image", response_class=Response)
+    async def picture(http: HttpRequest, result: str) -> Response:
+        return _file((await read_result(http, result)).picture, "image/webp")
 
-    @app.get("/r/{result}.png", tags=["results"], summary="Its image with all answers", response_class=Response)
-    async def card(result: str) -> Response:
-        return _file((await read_result(result)).card, "image/png")
+    @api.get("/r/{result}.png", tags=["results"], summary="Its image with all answers", response_class=Response)
+    async def card(http: HttpRequest, result: str) -> Response:
+        return _file((await read_result(http, result)).card, "image/png")
 
 
 def _file(data: bytes, kind: str) -> Response:

@@ -11,12 +11,10 @@ from starlette.responses import Response
 
 from serve.api.error_responses import error_response
 from serve.api.events import delay_failures, gather_answer, refuse_overload
-from serve.api.media_loader import MediaLoader
-from serve.api.metrics import Metrics
 from serve.api.responses import PiecewiseJson, cancel_on_disconnect, open_stream, sse_event
+from serve.api.services import Services
 from serve.api.task_body import read_task_request
 from serve.errors import NoAnswer
-from serve.router import Router
 from serve.router.plan import Plan
 from serve.tasks import TASKS
 from serve.tasks.base import Delta, Merged, Reply, Usage, Waiting
@@ -66,23 +64,23 @@ def answer_schema(task: str) -> type[TaskAnswer]:
     )
 
 
-async def run_task(router: Router, metrics: Metrics, media: MediaLoader, task: str, http: HttpRequest) -> Response:
+async def run_task(services: Services, task: str, http: HttpRequest) -> Response:
     """Answer a request. Raises BadRequest, NotFound, TooLarge or Unavailable."""
     request = await read_task_request(http, TASKS[task].request)
-    plan = router.plan(task, request, arrived=http.state.arrived)
-    refuse_overload(plan.routes, task, metrics)
+    plan = services.router.plan(task, request, arrived=http.state.arrived)
+    refuse_overload(plan.routes, task, services.metrics)
     if request.stream:
-        return await open_stream(http.receive, _stream(router, metrics, media, plan), error_event="error")
+        return await open_stream(http.receive, _stream(services, plan), error_event="error")
     try:
-        whole = await cancel_on_disconnect(http.receive, _whole(router, metrics, media, plan, http.state.request_id))
+        whole = await cancel_on_disconnect(http.receive, _whole(services, plan, http.state.request_id))
     except NoAnswer as error:
         return error_response(error, more_fields={"replies": error.replies} if error.replies else None)
     return PiecewiseJson([whole.model_dump_json().encode()])
 
 
-async def _whole(router: Router, metrics: Metrics, media: MediaLoader, plan: Plan, request_id: str) -> TaskAnswer:
-    async with media.with_pixels(plan.request, plan.deadline):
-        whole = await gather_answer(plan, router.run(plan), metrics)
+async def _whole(services: Services, plan: Plan, request_id: str) -> TaskAnswer:
+    async with services.media.with_pixels(plan.request, plan.deadline):
+        whole = await gather_answer(plan, services.router.run(plan), services.metrics)
     image, video = plan.request.image, plan.request.video
     return TaskAnswer(
         id=f"task-{request_id}",
@@ -95,10 +93,10 @@ async def _whole(router: Router, metrics: Metrics, media: MediaLoader, plan: Pla
     )
 
 
-async def _stream(router: Router, metrics: Metrics, media: MediaLoader, plan: Plan) -> AsyncGenerator[bytes, None]:
+async def _stream(services: Services, plan: Plan) -> AsyncGenerator[bytes, None]:
     async with (
-        media.with_pixels(plan.request, plan.deadline),
-        aclosing(delay_failures(plan, router.run(plan), metrics)) as events,
+        services.media.with_pixels(plan.request, plan.deadline),
+        aclosing(delay_failures(plan, services.router.run(plan), services.metrics)) as events,
     ):
         async for event in events:
             if isinstance(event, Delta):

@@ -1,0 +1,43 @@
+"""Services that the routes of an app share: the router, metrics, the loader of media, and what the operator set up."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from serve.api.evaluation_runs import RunFolder
+from serve.api.media_loader import MediaLoader
+from serve.api.metrics import Metrics
+from serve.api.rate_limiter import RateLimiter
+from serve.api.shared_results import ResultFile
+from serve.arena.duel import Pace
+from serve.arena.store import VoteStore
+from serve.router import Router
+
+
+@dataclass
+class Services:
+    """The services of an app. votes (of the arena), evaluations, results: None where the operator set none up."""
+
+    router: Router
+    metrics: Metrics
+    media: MediaLoader
+    votes: VoteStore | None
+    evaluations: RunFolder | None
+    results: ResultFile | None
+    vote_limiter: RateLimiter = field(default_factory=RateLimiter)
+    pace: Pace = field(default_factory=Pace)
+    scraping: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the models' gauges are set anew and written, which takes a thread 20 ms."""
+    reading_runs: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the folder of evaluations is read, however many ask."""
+    drawing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a shared result is drawn."""
+    drawings: int = 0
+    """Results that are drawn or wait to be."""
+
+
+def services(request: Request) -> Services:
+    """Return the services of the app that got this request."""
+    own: Services = request.app.state.services
+    return own
