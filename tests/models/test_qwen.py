@@ -55,7 +55,7 @@ def test_prompts_are_those_of_qwens_evaluations_and_cookbooks(name: str) -> None
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_points_are_asked_for_in_the_cookbooks_words_and_counted(name: str) -> None:
+def test_prompt_for_points_has_the_cookbooks_words_and_points_are_counted(name: str) -> None:
     model, image = MODELS[name], picture(300, 200)
     located = words(model, "point", PointRequest(image=image, labels=["dog", "cat"]))
     assert located.startswith("Locate every instance that belongs to the following categories with points: 'dog, cat'.")
