@@ -5,11 +5,6 @@ from serve.models.contracts import QWEN3_VL
 from serve.models.family import Size, family
 from serve.models.hardware import CacheShape
 
-CHECKED = (
-    "Its architecture, by a tiny random checkpoint: on CPU, in bfloat16, against transformers, whose own bfloat16 is "
-    "as far from its float32 (serve/engines/NOTES.md). The published weights were never run by this project."
-)
-
 MODELS = family(
     Card(
         organization="OpenBMB",
@@ -30,7 +25,6 @@ MODELS = family(
             "than a billion parameters knows. A checkpoint of its own reasons before it answers; this one does "
             "not. MiniCPM-V 4.7 came after it.",
         ),
-        checked=CHECKED,
     ),
     # parameters: summed from the shapes; cache shape: of the layers with full attention
     [

@@ -58,6 +58,7 @@ ENTRIES = {
     "smolvlm": "smolvlm2-256m",
     "lfm2_vl": "lfm2.5-vl-450m",
     "mistral3": "mistral-small-3.1-24b",
+    "mistral3_tekken": "mistral-small-3.1-24b",
     "ministral3": "ministral-3-3b",
     "pixtral": "pixtral-12b",
     "minicpmv4_6": "minicpm-v-4.6",
@@ -110,14 +111,14 @@ def prompts(name: str) -> list[Prompt]:
     """Return questions about pictures of several sizes, then what the catalogue's entry asks to read and to detect."""
     images, entry = pictures(), MODELS.get(ENTRIES.get(name, ""))
     converse = chat_messages if entry is None else entry.converse
-    asked = [
+    batch = [
         Prompt(converse([Turn("user", question, has_image=True)]), image)
         for question, image in zip(texts(len(SIZES)), images, strict=True)
     ]
     for task, labels in ({} if entry is None else {"ocr": {}, "detect": {"labels": ["red circle"]}}).items():
         if entry is not None and task in entry.skills:
-            asked += entry.skills[task].ask(TASKS[task].request(image=images[0], **labels))
-    return asked
+            batch += entry.skills[task].ask(TASKS[task].request(image=images[0], **labels))
+    return batch
 
 
 def messages(prompt: Prompt) -> list[dict[str, Any]]:
@@ -131,7 +132,7 @@ def messages(prompt: Prompt) -> list[dict[str, Any]]:
     return parsed
 
 
-def reference(folder: Path, asked: list[Prompt]) -> list[tuple[list[int], Any]]:
+def reference(folder: Path, batch: list[Prompt]) -> list[tuple[list[int], Any]]:
     """Return the token ids of each prompt by the checkpoint's own template, and the next token's log-probabilities.
 
     Where transformers is known to be wrong it is mended: it leaves out Cohere's scale of the logits, and stretches
@@ -147,7 +148,7 @@ def reference(folder: Path, asked: list[Prompt]) -> list[tuple[list[int], Any]]:
         if type(module).__name__ == "PaddleOCRVisionEmbeddings":
             module.interpolation_align_corners = False
     answers = []
-    for prompt in asked:
+    for prompt in batch:
         inputs = processor.apply_chat_template(
             messages(prompt),
             add_generation_prompt=True,
@@ -269,11 +270,11 @@ def test_checkpoint_of_an_architecture_equals_transformers(
     name: str, references: dict[str, Any], parity: list[tuple[str, ...]]
 ) -> None:
     folder, expected = references[name]
-    entry, asked = MODELS.get(ENTRIES.get(name, "")), prompts(name)
+    entry, batch = MODELS.get(ENTRIES.get(name, "")), prompts(name)
     family_args = None if entry is None else entry.family_args
     with engine(folder, False, family_args, chat=True, max_model_len=2048) as vllm:
         account = weight_reads.account(vllm.llm.collective_rpc(weight_reads.METHOD))
-        replies = vllm.say(asked, tokens=2)
+        replies = vllm.say(batch, tokens=2)
         control = control_tokens(vllm.llm.get_tokenizer())
         hostile = Prompt(chat_messages([Turn("user", " ".join([*control][:40]), has_image=True)]), pictures()[0])
         (hostile_reply,) = vllm.say([hostile], tokens=2)
@@ -284,9 +285,9 @@ def test_checkpoint_of_an_architecture_equals_transformers(
         for token, value in reply.first.items()
     ]
     origin = "by its folder" if entry is None else entry.name
-    parity.append((name, origin, account.model_class, f"{same}/{len(asked)}", f"{max(errors):.1e}"))
+    parity.append((name, origin, account.model_class, f"{same}/{len(batch)}", f"{max(errors):.1e}"))
     assert counts(hostile_reply.prompt, control) == counts(replies[0].prompt, control)
-    assert same == len(asked)
+    assert same == len(batch)
     assert max(errors) < CLOSE
     assert account.fault() is None
 

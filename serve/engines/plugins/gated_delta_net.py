@@ -7,7 +7,7 @@ Nothing changes on a GPU, nor in bfloat16.
 
 import importlib
 
-MODEL_TYPES = ("qwen3_5", "qwen3_5_moe")
+MODEL_TYPES = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6")
 """Model types whose replies were compared with transformers'. Others with such layers are refused in float32."""
 
 
