@@ -6,6 +6,8 @@ prompt has tens of tokens. What each needs was measured (serve/engines/NOTES.md)
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -623,10 +625,10 @@ def lfm2_vl() -> Any:
 # --- Mistral, LightOnOCR
 
 
-def _mistral(kind: str, *, merge: int, **text: Any) -> Any:
+def _mistral(kind: str, *, merge: int, tokenizer: Any = None, **text: Any) -> Any:
     import transformers
 
-    tokenizer = vocabulary.llama(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
+    tokenizer = tokenizer or vocabulary.llama(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
     language = dict(head_dim=32, sliding_window=None, tie_word_embeddings=False, **_text(tokenizer))
     image = tokenizer.convert_tokens_to_ids("[IMG]")
     vision = _vision(image_size=336)
@@ -654,6 +656,18 @@ def _mistral(kind: str, *, merge: int, **text: Any) -> Any:
 @architecture
 def mistral3() -> Any:
     return _mistral("mistral", merge=2)
+
+
+@architecture
+def mistral3_tekken() -> Any:
+    """Build it with Pixtral's real tokenizer, of 131,072 words, which vLLM's mistral-common ships."""
+    import mistral_common
+    from transformers import AutoTokenizer
+
+    data, folder = Path(mistral_common.__file__).parent / "data", Path(tempfile.mkdtemp())
+    shutil.copy(data / "tekken_240911.json", folder / "tekken.json")  # which stays until the processor is saved
+    (folder / "config.json").write_text(json.dumps({"model_type": "mistral3"}))
+    return _mistral("mistral", merge=2, tokenizer=AutoTokenizer.from_pretrained(folder), vocab_size=131_072)
 
 
 @architecture
