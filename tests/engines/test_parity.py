@@ -254,7 +254,7 @@ def test_replies_differ_without_the_plugin_or_with_an_unsafe_argument(
 ) -> None:
     this = case("paligemma2_window" if unsafe == "no second look" else "paligemma")
     if unsafe == "no plugin":
-        monkeypatch.setattr(prefix_lm, "kind", lambda config: "causal")
+        monkeypatch.setattr(prefix_lm, "attention_of", lambda config: "causal")
     if unsafe == "no second look":  # of the sliding layers, whose window the prompts are longer than
         monkeypatch.setattr(prefix_lm, "window", lambda config: None)
     # The guards are what is left out here.

@@ -88,20 +88,22 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Reference]]:
-    """The checkpoints of the selected tests, made before any engine."""
-    selected = [item for item in request.session.items if "made" in getattr(item, "fixturenames", ())]
+def families(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, Reference]]:
+    """Make the checkpoints of the selected tests, before any engine."""
+    selected = [item for item in request.session.items if "families" in getattr(item, "fixturenames", ())]
     names = dict.fromkeys(item.callspec.params["name"] for item in selected)
     folders = {name: named.make_named(name, tmp_path_factory.mktemp("gemma") / name) for name in names}
     return {name: (folder, Reference(folder)) for name, folder in folders.items()}
 
 
 def differences(
-    reference: Reference, asked: Sequence[Sequence[Image | str]], replies: Sequence[Generated]
+    reference: Reference, contents: Sequence[Sequence[Image | str]], replies: Sequence[Generated]
 ) -> tuple[int, float, int]:
     """Count equal token ids and equal greedy replies; between them the largest error of the first tokens."""
     same, worst, greedy = 0, 0.0, 0
-    for content, reply in zip(asked, replies, strict=True):
+    for content, reply in zip(contents, replies, strict=True):
         ids, logprobs = reference.logprobs(content, reply.reply)
         same += ids == reply.prompt
         worst = max(worst, *(abs(float(logprobs[0, token]) - value) for token, value in reply.first.items()))
@@ -130,12 +132,12 @@ def prompts_of(images: Sequence[Image]) -> list[Prompt]:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_pictures_see_themselves_whole(
-    name: str, made: dict[str, tuple[Path, Reference]], monkeypatch: pytest.MonkeyPatch
+    name: str, families: dict[str, tuple[Path, Reference]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, reference = made[name]
+    folder, reference = families[name]
     images, steps = pictures(), {"cut": 0, "mixed": 0}
     count_steps(monkeypatch, steps)
-    asked = [[image, question] for image, question in zip(images, QUESTIONS, strict=True)]
+    contents = [[image, question] for image, question in zip(images, QUESTIONS, strict=True)]
     blocks = 36 if "gemma3" in name else 18  # the fewest that vLLM takes for a context of 256
     room = {"block_size": BLOCK, "num_gpu_blocks_override": blocks, "max_num_batched_tokens": STEP, "max_num_seqs": 8}
     with engine(folder, False, chat=True, max_model_len=256, limit_mm_per_prompt=IMAGES, **room) as vllm:
@@ -152,8 +154,8 @@ def test_pictures_see_themselves_whole(
         ask_raw(vllm, reference, [images[3], QUESTIONS[1]])
         (out_of_cache, cached) = ask_raw(vllm, reference, again)
     compared = [
-        differences(reference, contents, replies)
-        for contents, replies in ((asked, plain), (asked, staggered), (asked, preempted), ([two], [about_two]),
+        differences(reference, some, replies)
+        for some, replies in ((contents, plain), (contents, staggered), (contents, preempted), ([two], [about_two]),
                                   ([again], [out_of_cache]))
     ]  # fmt: skip
     of = [6, 6, 6, 1, 1]
@@ -172,14 +174,14 @@ def test_pictures_see_themselves_whole(
 @pytest.mark.skipif(not WHOLE, reason="PARITY=all shows how far off stock vLLM is")
 @pytest.mark.parametrize("name", ["gemma3", "gemma4_vision", "gemma4_experts"])
 def test_stock_vllm_reads_pictures_causally(
-    name: str, made: dict[str, tuple[Path, Reference]], monkeypatch: pytest.MonkeyPatch
+    name: str, families: dict[str, tuple[Path, Reference]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, reference = made[name]
-    monkeypatch.setattr(prefix_lm, "kind", lambda config: "causal")
-    asked = [[image, question] for image, question in zip(pictures(), QUESTIONS, strict=True)]
+    folder, reference = families[name]
+    monkeypatch.setattr(prefix_lm, "attention_of", lambda config: "causal")
+    contents = [[image, question] for image, question in zip(pictures(), QUESTIONS, strict=True)]
     with engine(folder, False, chat=True, max_model_len=256) as vllm:
         replies = vllm.say(prompts_of(pictures()), tokens=TOKENS)
-    same, worst, greedy = differences(reference, asked, replies)
+    same, worst, greedy = differences(reference, contents, replies)
     rows.append((f"{name}, stock", f"{same}/6", f"{worst:.1e}", f"{greedy}/6", "", "", "", ""))
     assert same == 6 and worst > 0.1 and greedy < 6
 
@@ -187,11 +189,11 @@ def test_stock_vllm_reads_pictures_causally(
 @pytest.mark.skipif(not WHOLE, reason="PARITY=all shows what vLLM's own argument leaves")
 @pytest.mark.parametrize("name", ["gemma4_vision"])
 def test_vllms_own_argument_still_cuts_a_picture(
-    name: str, made: dict[str, tuple[Path, Reference]], monkeypatch: pytest.MonkeyPatch
+    name: str, families: dict[str, tuple[Path, Reference]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prefix_lm, "before_cut", lambda spans, computed, new: new)
     room = {"max_model_len": 256, "max_num_batched_tokens": STEP}
-    with engine(made[name][0], False, chat=True, **room) as vllm, pytest.raises(prefix_lm.SpanCut):
+    with engine(families[name][0], False, chat=True, **room) as vllm, pytest.raises(prefix_lm.SpanCut):
         vllm.say(prompts_of(pictures()), tokens=TOKENS)
 
 

@@ -15,16 +15,16 @@ REQUEST = DetectRequest(image=PICTURE, labels=["cat", "red ball"])
 REPLY = '```json\n[{"box_2d": [100, 250, 500, 750], "label": "cat"}]\n```'
 
 
-def asked(name: str) -> str:
+def instruction(name: str) -> str:
     (prompt,) = MODELS[name].skills["detect"].ask(REQUEST)
     (message,) = json.loads(prompt.text)
     return str(message["content"][1]["text"])
 
 
-def test_gemma4_is_asked_in_its_makers_words_and_gemma3_is_told_the_form() -> None:
-    assert asked("gemma-4-e2b") == "detect cat and red ball, output only ```json"
-    told = asked("gemma-3-4b")
-    assert '"box_2d": [y0, x0, y1, x1]' in told and "0 to 1000" in told
+def test_gemma4_gets_its_makers_words_and_gemma3_the_form() -> None:
+    assert instruction("gemma-4-e2b") == "detect cat and red ball, output only ```json"
+    words = instruction("gemma-3-4b")
+    assert '"box_2d": [y0, x0, y1, x1]' in words and "0 to 1000" in words
     assert "detect" in MODELS["gemma-4-31b"].card.tasks and "detect (prompted)" in MODELS["gemma-3-4b"].card.tasks
 
 
@@ -36,7 +36,7 @@ def test_boxes_have_y_first_in_thousandths_of_the_picture(name: str) -> None:
     assert nothing.boxes == []
 
 
-def test_gemma4_without_a_vision_tower_says_that_it_is_not_served() -> None:
+def test_card_of_gemma4_without_a_vision_tower_says_not_served() -> None:
     unified = [model for model in MODELS.values() if "Unified" in str(model.checkpoint.expect)]
     assert [model.name for model in unified] == ["gemma-4-12b"] and unified[0].card.checked.startswith("Not served")
     assert unified[0].reasoning is not None and unified[0].reasoning.on is False

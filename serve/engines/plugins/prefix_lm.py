@@ -4,8 +4,8 @@ Such a part is a span: its tokens all attend to each other, and to all before it
 
 - PaliGemma (arXiv 2407.07726, section 3.1) has one, from the prompt's start to its end. vLLM makes it causal on a CPU,
   and on a GPU opens the image alone.
-- Gemma 3 has one for each picture, in every layer; Gemma 4 where its configuration says so (`kind`), and in sliding
-  layers alone. transformers 5.19 takes the sliding window off their left side only, so that a picture no longer than
+- Gemma 3 has one for each picture, in every layer; Gemma 4 where its configuration says so (`attention_of`), and in
+  sliding layers alone. transformers 5.19 takes the sliding window off their left side only, so that a picture no longer than
   the window is seen whole. vLLM does the same on a GPU, and makes pictures causal on a CPU, without a word.
 
 The plugin hands the stock kernels each request cut at its spans, every piece as a request of its own with a flag of its
@@ -19,8 +19,8 @@ own: a span is not causal, what stands between spans is. That is exact where a s
   (Gemma 2's) have no window within the prompt: where one is longer, the kernel is called twice.
 
 A configuration that breaks one of these is refused with a message that names it (`refuse`), and every step is checked
-again (`rows`, `prompt_spans`). On a GPU the pictures of Gemma are vLLM's own work, but for the scheduler: vLLM's
-`disable_chunked_mm_input` still cuts a picture with which a step begins. vLLM calls `register` in each of its
+again (`cut_at_spans`, `prompt_spans`). On a GPU the pictures of Gemma are vLLM's own work, but for the scheduler, since
+vLLM's `disable_chunked_mm_input` still cuts a picture with which a step begins. vLLM calls `register` in each of its
 processes, by the entry point `vllm.general_plugins`. Other models are unchanged. The measurements are in NOTES.md.
 """
 
@@ -97,7 +97,7 @@ def register() -> None:
             MODELS_CONFIG_MAP[architecture] = refusing(stock)
 
 
-def kind(vllm_config: Any) -> Attention:
+def attention_of(vllm_config: Any) -> Attention:
     """Return which tokens of this vLLM configuration's model see later ones."""
     model = vllm_config.model_config
     if any(name in PROMPTS for name in model.architectures):
@@ -108,7 +108,7 @@ def kind(vllm_config: Any) -> Attention:
 def refuse(vllm_config: Any, *, cpu: bool) -> None:
     """Raise ValueError naming every argument with which a prefix language model would answer wrongly."""
     scheduler, cache, model = vllm_config.scheduler_config, vllm_config.cache_config, vllm_config.model_config
-    attention, wrong = kind(vllm_config), []
+    attention, wrong = attention_of(vllm_config), []
     if attention == "causal" or (attention == "picture" and not cpu):
         return
     if scheduler.long_prefill_token_threshold:
@@ -118,7 +118,7 @@ def refuse(vllm_config: Any, *, cpu: bool) -> None:
     if attention == "picture":
         if not scheduler.disable_chunked_mm_input:
             wrong.append("disable_chunked_mm_input must be True (a picture might not fit a step)")
-        if (sliding := window(vllm_config)) is not None and (longest := picture_tokens(model)) > sliding:
+        if (sliding := window(vllm_config)) is not None and (longest := longest_picture(model)) > sliding:
             wrong.append(
                 f"a picture must have at most {sliding} tokens, the window of its sliding layers, and has {longest}: "
                 "lower max_soft_tokens in mm_processor_kwargs"
@@ -141,7 +141,7 @@ def window(vllm_config: Any) -> int | None:
     return getattr(vllm_config.model_config.hf_text_config, "sliding_window", None)
 
 
-def picture_tokens(model_config: Any) -> int:
+def longest_picture(model_config: Any) -> int:
     """Return the most tokens of a picture: Gemma 3 has as many for each, Gemma 4 as an argument or its files say."""
     config, given = model_config.hf_config, model_config.multimodal_config.mm_processor_kwargs or {}
     chosen = given.get("max_soft_tokens") or given.get("images_kwargs", {}).get("max_soft_tokens")
@@ -164,7 +164,7 @@ def prompt_spans(prefilling: Sequence[bool], query_lens: Sequence[int], seq_lens
     return [[(0, end)] if new else [] for new, end in zip(prefilling, seq_lens, strict=True)]
 
 
-def rows(spans: Sequence[Spans], query_lens: Sequence[int], seq_lens: Sequence[int]) -> list[Row] | None:
+def cut_at_spans(spans: Sequence[Spans], query_lens: Sequence[int], seq_lens: Sequence[int]) -> list[Row] | None:
     """Cut each request of a step at its spans; return None where the step computes no token of a span.
 
     A span that an earlier step or a cache has in part is computed to its end. Raises SpanCut where a span would go on

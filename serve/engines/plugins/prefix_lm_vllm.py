@@ -47,7 +47,7 @@ class Builder:
     """Used by the CPU's builder only, which schedules its work by it."""
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
-        common, stock, attention = common_attn_metadata, cast(Any, super()), prefix_lm.kind(self.vllm_config)
+        common, stock, attention = common_attn_metadata, cast(Any, super()), prefix_lm.attention_of(self.vllm_config)
         if attention == "prompt":
             common = common.replace(mm_req_doc_ranges=None)  # vLLM's mask for the image, a subset of ours
         rows = self.rows(common, attention)
@@ -78,10 +78,10 @@ class Builder:
         # All on the CPU, which avoids a synchronisation with the GPU. The upper bound is exact for requests in prefill.
         lengths = common.query_start_loc_cpu.diff().tolist(), common.seq_lens_cpu_upper_bound.tolist()
         if prompts:
-            return prefix_lm.rows(prefix_lm.prompt_spans(common.is_prefilling.tolist(), *lengths), *lengths)
+            return prefix_lm.cut_at_spans(prefix_lm.prompt_spans(common.is_prefilling.tolist(), *lengths), *lengths)
         ranges = common.mm_req_doc_ranges or {}
         spans = [[(first, last + 1) for first, last in ranges.get(at, ())] for at in range(common.num_reqs)]
-        return prefix_lm.rows(spans, *lengths)
+        return prefix_lm.cut_at_spans(spans, *lengths)
 
     def part(self, common: Any, chosen: Any, *, prefill: bool) -> AttentionPart:
         """Build the metadata of the chosen requests (bool [requests]) as if they were alone in the step."""
@@ -187,7 +187,7 @@ class TritonBuilder(Builder, TritonAttentionMetadataBuilder):  # type: ignore[mi
     @classmethod
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
         """Allow whole graphs only for steps that are all decoding, since a captured graph would freeze `causal`."""
-        if prefix_lm.kind(vllm_config) == "prompt":
+        if prefix_lm.attention_of(vllm_config) == "prompt":
             return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
         return super().get_cudagraph_support(vllm_config, kv_cache_spec)
 
@@ -214,7 +214,7 @@ class PrefixLmScheduler(AsyncScheduler):  # type: ignore[misc]
         new = int(super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens))
         if num_computed_tokens >= request.num_prompt_tokens:
             return new
-        if prefix_lm.kind(self.vllm_config) == "prompt":
+        if prefix_lm.attention_of(self.vllm_config) == "prompt":
             return prefix_lm.within_prompt(request.num_prompt_tokens, num_computed_tokens, new)
         seen = (feature.mm_position for feature in request.mm_features if feature.modality != "audio")
         spans = ((first, last + 1) for position in seen for first, last in position.extract_embeds_range())

@@ -19,7 +19,7 @@ def test_a_prompt_begun_elsewhere_is_refused() -> None:
 
 def pieces(spans: list[tuple[int, int]], query: int, end: int) -> list[tuple[int, int, bool]] | None:
     """Return the tokens of each piece of one request's step, those after it, and whether it is causal."""
-    cut = prefix_lm.rows([spans], [query], [end])
+    cut = prefix_lm.cut_at_spans([spans], [query], [end])
     return None if cut is None else [row[1:] for row in cut]
 
 
@@ -32,7 +32,7 @@ def test_request_is_cut_at_its_pictures() -> None:
     assert pieces([(0, 30)], 30, 30) == [(30, 0, span)]  # PaliGemma's prompt
     assert pieces([(0, 30)], 42, 42) == [(30, 12, span), (12, 0, text)]
     assert pieces(two, 5, 25) is None and pieces(two, 4, 4) is None and pieces([], 25, 25) is None
-    assert prefix_lm.rows([[], two, []], [1, 20, 3], [57, 20, 3]) == [
+    assert prefix_lm.cut_at_spans([[], two, []], [1, 20, 3], [57, 20, 3]) == [
         (0, 1, 0, text), (1, 4, 16, text), (1, 6, 10, span), (1, 2, 8, text), (1, 8, 0, span), (2, 3, 0, text)
     ]  # fmt: skip
 
@@ -40,10 +40,10 @@ def test_request_is_cut_at_its_pictures() -> None:
 @pytest.mark.parametrize(("query", "end"), [(6, 6), (15, 15), (1, 5)])
 def test_half_a_picture_is_refused(query: int, end: int) -> None:
     with pytest.raises(prefix_lm.SpanCut, match="computed alone"):
-        prefix_lm.rows([[(4, 10), (12, 20)]], [query], [end])
+        prefix_lm.cut_at_spans([[(4, 10), (12, 20)]], [query], [end])
 
 
-def test_step_ends_before_a_picture_that_it_has_no_room_for() -> None:
+def test_step_ends_before_a_picture_too_long_for_the_rest() -> None:
     two = [(4, 10), (12, 20)]
     ends = [prefix_lm.before_cut(two, 0, new) for new in range(26)]
     assert ends == [0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 10, 11, 12, 12, 12, 12, 12, 12, 12, 12, 20, 21, 22, 23, 24, 25]
@@ -93,7 +93,7 @@ def test_the_safe_arguments_pass() -> None:
     prefix_lm.refuse(config("picture", window=256), cpu=True)
     prefix_lm.refuse(config("picture", gemma4=True), cpu=True)
     prefix_lm.refuse(config("causal", enable_chunked_prefill=True), cpu=True)
-    assert [prefix_lm.kind(config(kind)) for kind in prefix_lm.SAFE_ARGS] == list(prefix_lm.SAFE_ARGS)
+    assert [prefix_lm.attention_of(config(kind)) for kind in prefix_lm.SAFE_ARGS] == list(prefix_lm.SAFE_ARGS)
 
 
 @pytest.mark.parametrize(
