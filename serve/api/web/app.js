@@ -1,9 +1,7 @@
 // The page: asks, shows the columns as they fill, keeps the address in step. Its parts are in the files beside it.
 
-import { Refusal, ask, at, get } from "./wire.js";
+import { Refusal, ask, at, get, link, named } from "./wire.js";
 import { Column, MergedCard, catalogue, words } from "./columns.js";
-import { costs } from "./cost.js";
-import { compared, link, named } from "./compare.js";
 import { announce, byId, made, sheet } from "./dom.js";
 import { listsPlaces } from "./places.js";
 import { clear, loaded, show, toggle } from "./picture.js";
@@ -32,6 +30,7 @@ async function start() {
   if (names) {
     byId("to-compare").setAttribute("aria-current", "page");
     try {
+      const { compared } = await import("./compare.js"); // no part of a first visit
       const table = await compared(names);
       if (table) {
         await offer({ only: table.served, shared: table.tasks.shared.map((row) => row.task) });
@@ -392,7 +391,8 @@ async function finished({ answer }) {
   byId("share").hidden = false;
   byId("publish").disabled = !answer.merged;
   byId("shared").textContent = "";
-  byId("cost").replaceChildren(...costs(answer.replies, await catalogue().catch(() => new Map())));
+  const [{ costs }, cards] = await Promise.all([import("./cost.js"), catalogue().catch(() => new Map())]);
+  if (last?.answer === answer) byId("cost").replaceChildren(...costs(answer.replies, cards));
 }
 
 function refused(error) {

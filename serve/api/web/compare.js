@@ -1,18 +1,8 @@
 // /compare/a-vs-b: what the catalogue knows of some models, side by side, before anything is asked of them.
 
-import { at, get } from "./wire.js";
+import { get, link } from "./wire.js";
 import { catalogue, value } from "./columns.js";
 import { byId, made } from "./dom.js";
-
-const PATH = at("compare/").pathname;
-
-/** The names in the address, as written; null where this is not a comparison page. */
-export function named() {
-  if (!location.pathname.startsWith(PATH)) return null;
-  return decodeURIComponent(location.pathname.slice(PATH.length)).split("-vs-").map((name) => name.trim()).filter(Boolean);
-}
-
-export const link = (names) => at(`compare/${names.map(encodeURIComponent).join("-vs-")}`).href;
 
 /** Show the comparison of these names. Gives the models and which of them are served, or null where a name is unknown. */
 export async function compared(names) {

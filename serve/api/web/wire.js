@@ -13,6 +13,16 @@ export class Refusal extends Error {
   }
 }
 
+const COMPARE = at("compare/").pathname;
+
+/** The names in the address, as written; null where this is not a comparison page. */
+export function named() {
+  if (!location.pathname.startsWith(COMPARE)) return null;
+  return decodeURIComponent(location.pathname.slice(COMPARE.length)).split("-vs-").map((name) => name.trim()).filter(Boolean);
+}
+
+export const link = (names) => at(`compare/${names.map(encodeURIComponent).join("-vs-")}`).href;
+
 const KEY = "diptych-api-key";
 let declined = false;
 
