@@ -170,7 +170,7 @@ def test_compare_page_shows_models_side_by_side(page: Page, server: str) -> None
     page.goto(f"{server}/compare/llava-1.5-vs-paligemma")
     expect(page.locator("#title")).to_have_text("llava-1.5-7b vs paligemma-3b-mix-448")
     table = page.locator("#table table")
-    expect(table.locator("tbody tr")).to_have_count(11 + 6)
+    expect(table.locator("tbody tr")).to_have_count(11 + 9)
     expect(table.locator("tr.differs th", has_text="Organization")).to_contain_text("differs")
     assert not [cell for cell in table.locator("td").all_inner_texts() if not cell.strip()]
     expect(page.locator("#skills")).to_contain_text(
