@@ -114,7 +114,7 @@ class Trainer:
             first = self.done[1] if index == self.done[0] else 0
             batches = DataLoader(
                 Batches(self, index), batch_size=None, sampler=range(first, phase.steps), num_workers=self.workers,
-                collate_fn=Batch.unchanged,
+                collate_fn=Batch.unchanged,  # type: ignore[arg-type]  # without batch_size it gets one item
             )  # fmt: skip
             for step, batch in enumerate(batches, start=first):
                 losses = self._step(phase, step, batch)
