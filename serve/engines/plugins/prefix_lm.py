@@ -5,8 +5,8 @@ Such a part is a span: its tokens all attend to each other, and to all before it
 - PaliGemma (arXiv 2407.07726, section 3.1) has one, from the prompt's start to its end. vLLM makes it causal on a CPU,
   and on a GPU opens the image alone.
 - Gemma 3 has one for each picture, in every layer; Gemma 4 where its configuration says so (`attention_of`), and in
-  sliding layers alone. transformers 5.19 takes the sliding window off their left side only, so that a picture no longer than
-  the window is seen whole. vLLM does the same on a GPU, and makes pictures causal on a CPU, without a word.
+  sliding layers alone. transformers 5.19 takes the sliding window off their left side only, so that a picture no longer
+  than the window is seen whole. vLLM does the same on a GPU, and makes pictures causal on a CPU, without a word.
 
 The plugin hands the stock kernels each request cut at its spans, every piece as a request of its own with a flag of its
 own: a span is not causal, what stands between spans is. That is exact where a step holds a whole span:
