@@ -1,4 +1,4 @@
-"""How gateways bear many replicas: real pools and connections between processes of this machine, without Ray.
+"""Measure gateways that have many replicas: real pools and connections between processes of this machine, without Ray.
 
 `make bench-gateways`. All replicas are servers of one process with simulated engines; each gateway is a process with
 the pool of one model. Measured: the time until all replicas are connected, a gateway's processor time and bytes while
@@ -109,7 +109,7 @@ def _measure(gateways: int, replicas: int, rate: float, seconds: float) -> Row:
         with _processes([["gateway"]] * gateways) as asking:
             for process in asking:
                 _write(process, share)
-            found = [_read(process) for process in asking]
+            seconds_to_all = [_read(process) for process in asking]
             sent = psutil.net_io_counters(pernic=True)["lo"].bytes_sent
             for process in asking:
                 _write(process, "idle")
@@ -117,20 +117,20 @@ def _measure(gateways: int, replicas: int, rate: float, seconds: float) -> Row:
             sent = psutil.net_io_counters(pernic=True)["lo"].bytes_sent - sent
             for process in asking:
                 _write(process, "ask")
-            asked = [_read(process) for process in asking]
-    added = [1000 * (latency - REPLY_S) for each in asked for latency in each["latencies"]]
+            results = [_read(process) for process in asking]
+    added = [1000 * (latency - REPLY_S) for each in results for latency in each["latencies"]]
     return Row(
         gateways,
         replicas,
-        found_ms=1000 * max(found),
+        found_ms=1000 * max(seconds_to_all),
         idle_cpu_ms=1000 * sum(idle) / gateways / seconds,
         idle_kb=sent / gateways / seconds / 1000,
-        answered=len(added) / max(each["seconds"] for each in asked),
+        answered=len(added) / max(each["seconds"] for each in results),
         added_p50_ms=percentile(added, 0.5),
         added_p99_ms=percentile(added, 0.99),
-        request_cpu_ms=1000 * sum(each["cpu"] for each in asked) / max(1, len(added)),
-        worst_lag_ms=1000 * max(each["lag"] for each in asked),
-        failed=sum(each["failed"] for each in asked),
+        request_cpu_ms=1000 * sum(each["cpu"] for each in results) / max(1, len(added)),
+        worst_lag_ms=1000 * max(each["lag"] for each in results),
+        failed=sum(each["failed"] for each in results),
     )
 
 
@@ -208,7 +208,7 @@ async def _ask(read: Callable[[], str]) -> None:
     asking = []
     for number in range(int(given["rate"] * given["seconds"])):
         await asyncio.sleep(began + number / given["rate"] - loop.time())
-        asking.append(loop.create_task(_one(route, number, latencies)))
+        asking.append(loop.create_task(_ask_about_a_picture(route, number, latencies)))
     failed = sum(not good for good in await asyncio.gather(*asking))
     print(
         json.dumps(
@@ -224,7 +224,7 @@ async def _ask(read: Callable[[], str]) -> None:
     )
 
 
-async def _one(route: ReplicaRoute, number: int, latencies: list[float]) -> bool:
+async def _ask_about_a_picture(route: ReplicaRoute, number: int, latencies: list[float]) -> bool:
     """Ask about a picture of 224 x 224. Return whether it was answered."""
     pixels = np.full((224, 224, 3), number % 256, np.uint8)
     request = VqaRequest(image=Image(pixels, digest=f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"), question="what?")

@@ -20,10 +20,12 @@ schemathesis, checks = LazyModule("schemathesis"), LazyModule("schemathesis.chec
 
 
 def reply_text(prompt: Prompt) -> str:
-    """Return a reply that the task can parse: boxes or masks in the family's format, else a word."""
+    """Return a reply that the task can parse: boxes in the family's format, a number, or else a word, as of labels."""
     if "bounding box" in prompt.text:
         return "[0.1, 0.1, 0.5, 0.5]"
-    return "<loc0100><loc0100><loc0500><loc0500> cat" if "detect" in prompt.text else "red"
+    if "detect" in prompt.text:
+        return "<loc0100><loc0100><loc0500><loc0500> cat"
+    return "2" if "How many" in prompt.text else "yes"
 
 
 @pytest.fixture(scope="module")

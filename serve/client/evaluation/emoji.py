@@ -48,7 +48,7 @@ class Emoji:
 
 @dataclass(frozen=True)
 class EmojiScene:
-    """One to five things beside each other, from left to right, on a ground that runs from one colour to another."""
+    """A row of one to five things, from left to right, on a ground that runs from one colour to another."""
 
     seed: int
     things: tuple[Emoji, ...]
@@ -81,14 +81,14 @@ def emoji_picture(scene: EmojiScene) -> tuple[Image.Image, list[masks.Mask]]:
     picture = Image.composite(
         Image.new("RGB", CANVAS, scene.grounds[1]), Image.new("RGB", CANVAS, scene.grounds[0]), ramp
     )
-    shown: list[masks.Mask] = []
+    outlines: list[masks.Mask] = []
     for thing in scene.things:
         glyph = ImageOps.contain(_glyph(thing.name), (thing.side, thing.side), Image.Resampling.LANCZOS)
         layer = Image.new("RGBA", CANVAS)
         layer.paste(glyph, thing.at)
         picture.paste(layer, mask=layer.getchannel("A"))
-        shown.append(np.asarray(layer.getchannel("A")) >= 128)
-    return picture, shown
+        outlines.append(np.asarray(layer.getchannel("A")) >= 128)
+    return picture, outlines
 
 
 @functools.cache
@@ -124,9 +124,9 @@ def _question(task: str, scene: EmojiScene, rng: random.Random) -> tuple[Json, J
         if rng.random() < 0.5:
             return {"question": f"Is there {with_article(name)}?"}, {"answers": ["yes" if name in names else "no"]}
         return {"question": f"How many {plural_name(name)} are there?"}, {"answers": [str(names.count(name))]}
-    _, shown = emoji_picture(scene)
+    _, outlines = emoji_picture(scene)
     boxes: list[Json] = []
-    for thing, mask in zip(scene.things, shown, strict=True):
+    for thing, mask in zip(scene.things, outlines, strict=True):
         rows, columns = np.nonzero(mask)
         bounds = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         box: Json = {"label": thing.name, "box": [float(edge) for edge in bounds]}
