@@ -38,6 +38,12 @@ class KeyLimits(RateLimits):
         le=MAX_MEGAPIXELS,
         description=f"Largest image that is decoded; {MAX_MEGAPIXELS} is also the most that can be set.",
     )
+    max_values: int = Field(
+        default=150_000,
+        ge=1,
+        description="Largest number of values in a JSON body, counted by commas and opening brackets. An ordinary "
+        "request has a few thousand; while a body is parsed, other requests wait.",
+    )
 
 
 class Limits(KeyLimits):

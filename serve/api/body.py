@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from serve.errors import BadRequest, TooLarge, TooSlow
-from serve.limits import Limits
+from serve.limits import LIMITS, Limits
 from serve.media.budget import Lease
 
 T = TypeVar("T")
@@ -21,8 +22,6 @@ LARGE = 4 * 2**20
 """Bytes from which on a body is parsed in the thread for large bodies."""
 PARSING_FACTOR = 3
 """Memory that a body takes while it is parsed, including its text and base64, as a multiple of its size."""
-MAX_VALUES = 150_000
-"""Largest number of commas and opening brackets; an ordinary request has a few thousand."""
 MAX_ESCAPES = 2_000_000
 """Largest number of backslashes. An image of 20 MB has 0.8 million, where line breaks and every slash are escaped."""
 SMALL = 100_000
@@ -97,19 +96,23 @@ def _parse_chunks(parse: Callable[[bytes], T], chunks: list[bytes]) -> T:
 
 
 async def in_thread(size: int, work: Callable[..., T], *args: object) -> T:
-    """Return `work(*args)`, run in the thread for bodies of `size` bytes."""
-    return await asyncio.get_running_loop().run_in_executor(_THREADS[size > LARGE], work, *args)
+    """Return `work(*args)`, run in the thread for bodies of `size` bytes, with the limits of the current request."""
+    run = copy_context().run  # a thread has none of the request's context variables on its own
+    return await asyncio.get_running_loop().run_in_executor(_THREADS[size > LARGE], run, work, *args)
 
 
 def check_values(body: bytes) -> bytes:
-    """Return the body unchanged. Raises BadRequest where it has more than MAX_VALUES values or MAX_ESCAPES backslashes.
+    """Return the body unchanged. Raises BadRequest where it has too many values, or more than MAX_ESCAPES backslashes.
 
     28 MB of `[{},{},...` become gigabytes of Python objects, and pydantic writes a complaint about each, while it holds
     the GIL. Every value follows a comma or a bracket; base64 has neither. A string with 14 million escapes is parsed in
     200 ms, in which the event loop waits for the GIL as well.
     """
-    if len(body) > MAX_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
-        raise BadRequest("The body holds too many values.", code="invalid_value")
+    most = LIMITS.get().max_values
+    if len(body) > most and sum(map(body.count, (b",", b"[", b"{"))) > most:
+        raise BadRequest(
+            f"The body holds too many values: send at most {most:,} commas and opening brackets.", code="invalid_value"
+        )
     if len(body) > MAX_ESCAPES and body.count(b"\\") > MAX_ESCAPES:
         raise BadRequest("The body holds too many escaped characters.", code="invalid_value")
     return body

@@ -189,6 +189,22 @@ async def test_limit_of_a_keys_entry_holds_for_that_key_alone() -> None:
                 assert reply.status_code == status
 
 
+@pytest.mark.parametrize("size", [10_000, 200_000, 5_000_000])  # on the event loop, and in either thread
+@pytest.mark.parametrize("path", ["/v1/tasks/vqa", "/v1/chat/completions"])
+async def test_limit_of_values_is_the_keys_own_for_a_body_of_any_size(path: str, size: int) -> None:
+    key, entry = new_key("carol")
+    keys = Keys([f"{entry}:max_values=2000", f"alice:{SECRET}"])
+    app = create_app(router(), limits=Limits(max_values=1000), access=Access(keys=keys))
+    body = b'{"a":[' + b"0," * 1500 + b'0],"b":"' + b"x" * size + b'"}'
+    async with calling(app) as client:
+        for headers, many in ((ALICE, True), ({"authorization": f"Bearer {key}"}, False)):
+            headers = headers | {"content-type": "application/json"}
+            reply = await client.post(path, content=body, headers=headers)
+            message = reply.json()["error"]["message"]
+            assert reply.status_code == 400 and ("too many values" in message) == many
+            assert ("1,000" in message) == many
+
+
 async def test_browsers_may_call_from_configured_origins() -> None:
     app = create_app(router(), access=Access(keys=KEYS), cors=["https://a.example"])
     asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}

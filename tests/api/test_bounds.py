@@ -9,8 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from served import LLAVA, URL, calling, message, plain
 
-from serve.api.body import MAX_ESCAPES, MAX_VALUES, is_quick
+from serve.api.body import MAX_ESCAPES, is_quick
+from serve.limits import DEFAULT_LIMITS
 
+MAX_VALUES = DEFAULT_LIMITS.max_values
 CHAT, TASK = "/v1/chat/completions", "/v1/tasks/vqa"
 VQA: dict[str, Any] = {"image": URL, "question": "what?"}
 COMPLETION: dict[str, Any] = {"model": LLAVA, "messages": [message()]}
