@@ -38,6 +38,12 @@ class KeyLimits(RateLimits):
         le=MAX_MEGAPIXELS,
         description=f"Largest image that is decoded; {MAX_MEGAPIXELS} is also the most that can be set.",
     )
+    max_models: int | None = Field(
+        default=None,
+        ge=1,
+        description="Largest number of models that a request may ask, its judge not counted; one that names none asks "
+        "all that can do its task.",
+    )
     max_values: int = Field(
         default=150_000,
         ge=1,

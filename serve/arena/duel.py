@@ -11,6 +11,7 @@ from typing import Any
 from serve.arena.presentation import length, present
 from serve.arena.votes import Seat, Verdict
 from serve.errors import BadRequest, NotFound, Unavailable
+from serve.limits import LIMITS
 from serve.models.base import Model
 from serve.router import Router
 from serve.router.merge_replies import is_answer
@@ -77,7 +78,9 @@ def check_fields(request: Request) -> None:
 
 
 async def draw_pair(router: Router, task: str, request: Request) -> list[Route]:
-    """Draw two models that are ready for the task, in a random order. Raises NotFound or Unavailable."""
+    """Draw two models that are ready for the task, in a random order. Raises BadRequest, NotFound or Unavailable."""
+    if LIMITS.get().max_models == 1:  # Router.plan would name `models`, which a duel does not take
+        raise BadRequest("A duel asks two models; a request may ask at most 1.", code="too_many_models")
     able = able_routes(router.routes, task, None, video=request.video is not None)
     if len(able) < 2:
         raise NotFound(f"A duel takes two models that can do {task}; {len(able)} is served here.", code="no_pair")

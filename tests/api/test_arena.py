@@ -17,6 +17,7 @@ from serve.arena.duel import Pace
 from serve.arena.store import VoteStore
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
+from serve.limits import Limits
 from serve.models import MODELS
 from serve.router import Router
 from serve.worker import Worker
@@ -222,6 +223,14 @@ async def test_bad_input_is_refused_by_name(
     async with calling(create_app(router(), votes=store)) as client:
         response = await client.request(method, path, json=body)
         assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
+
+
+async def test_duel_where_a_request_may_ask_one_model_is_refused(store: VoteStore) -> None:
+    async with calling(create_app(router(), votes=store, limits=Limits(max_models=1))) as client:
+        response = await client.post("/v1/arena/duels/vqa", json=ASK)
+        error = response.json()["error"]
+        assert (response.status_code, error["param"], error["code"]) == (400, None, "too_many_models")
+        assert "toy" not in response.text
 
 
 async def test_closed_arena_answers_404_with_a_sentence() -> None:

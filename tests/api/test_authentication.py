@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import openapi_spec_validator
 import pytest
-from served import LLAVA, calling, listening, message, plain, router
+from served import LLAVA, PALIGEMMA, URL, calling, listening, message, plain, router
 
 from serve.api.app import create_app
 from serve.api.authentication import Access
@@ -21,6 +21,7 @@ from serve.limits import DEFAULT_LIMITS, Limits
 SECRET = "s3cret-of-alice"
 KEYS = Keys([f"alice:{SECRET}", new_key("bob")[1]])
 CHAT = {"model": LLAVA, "messages": [message()]}
+VQA: dict[str, Any] = {"image": URL, "question": "what?"}
 ALICE = {"authorization": f"Bearer {SECRET}"}
 
 
@@ -187,6 +188,45 @@ async def test_limit_of_a_keys_entry_holds_for_that_key_alone() -> None:
             for status in [*statuses, 429]:
                 reply = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
                 assert reply.status_code == status
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/tasks/vqa", VQA, "models"),
+        ("/v1/tasks/vqa", VQA | {"models": [PALIGEMMA, LLAVA], "stream": True}, "models"),
+        ("/v1/chat/completions", CHAT | {"model": "vqa"}, "model"),
+        ("/v1/chat/completions", CHAT | {"model": "vqa:*", "stream": True}, "model"),
+        ("/v1/chat/completions", CHAT | {"model": f"vqa:{LLAVA},{PALIGEMMA}"}, "model"),
+    ],
+)
+async def test_request_of_more_models_than_its_key_may_ask_is_refused(
+    path: str, body: dict[str, Any], param: str
+) -> None:
+    key, entry = new_key("carol")
+    carol = {"authorization": f"Bearer {key}"}
+    for own, limits in (("max_models=1", DEFAULT_LIMITS), ("max_models=2", Limits(max_models=1))):
+        keys = Keys([f"{entry}:{own}", f"alice:{SECRET}"])
+        llava, paligemma = FakeEngine("red"), FakeEngine("red")
+        app = create_app(router(llava, paligemma), limits=limits, access=Access(keys=keys))
+        refused, let_in = (carol, ALICE) if own == "max_models=1" else (ALICE, carol)
+        async with calling(app) as client:
+            reply = await client.post(path, json=body, headers=refused)
+            error = reply.json()["error"]
+            assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
+            assert (error["param"], error["code"]) == (param, "too_many_models")
+            assert "asks 2 models" in error["message"] and "at most 1" in error["message"]
+            assert not llava.prompts and not paligemma.prompts
+            assert (await client.post(path, json=body, headers=let_in)).status_code == 200
+
+
+async def test_request_of_as_many_models_as_the_limit_is_answered() -> None:
+    async with guarded(Limits(max_models=1)) as client:
+        named = VQA | {"models": [LLAVA, LLAVA]}
+        assert (await client.post("/v1/tasks/vqa", json=named, headers=ALICE)).status_code == 200
+        for model in (LLAVA, f"vqa:{PALIGEMMA}"):
+            body = CHAT | {"model": model}
+            assert (await client.post("/v1/chat/completions", json=body, headers=ALICE)).status_code == 200
 
 
 @pytest.mark.parametrize("size", [10_000, 200_000, 5_000_000])  # on the event loop, and in either thread

@@ -104,8 +104,13 @@ def test_key_may_be_for_metrics_only() -> None:
 
 def test_entry_sets_limits_of_its_key() -> None:
     entry = new_key("alice")[1]
-    keys = Keys([f"{entry}:requests_per_minute=60:max_image_megapixels=2.5", "bob:plain:requests_per_minute=60"])
-    assert keys.limits == {"alice": {"requests_per_minute": 60, "max_image_megapixels": 2.5}, "bob": {}}
+    keys = Keys(
+        [f"{entry}:requests_per_minute=60:max_image_megapixels=2.5:max_models=2", "bob:plain:requests_per_minute=60"]
+    )
+    assert keys.limits == {
+        "alice": {"requests_per_minute": 60, "max_image_megapixels": 2.5, "max_models": 2},
+        "bob": {},
+    }
     assert keys.owner(bearer(b"plain:requests_per_minute=60")) == "bob"
 
 

@@ -80,7 +80,7 @@ class TaskCompletion:
         self.router, self.metrics, self.media = router, metrics, media
         self.options = request.stream_options
         length = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
-        self.chat_names = {"max_tokens": length}
+        self.chat_names = {"max_tokens": length, "models": "model"}
         if (text_field := TASKS[target.task].text_field) is not None:
             self.chat_names[text_field] = conversation.question()[1]
         with self._chat_errors():
