@@ -20,6 +20,7 @@ from serve.toy.questions import Question
 from serve.toy.training import evaluate
 from serve.toy.training.evaluate import Reference, Score
 from serve.toy.training.recipes import VARIED
+from serve.toy.training.varied_lessons import CODES
 from serve.toy.varied import exam, grammar
 from serve.toy.varied.facts import Fact, caption_of, is_right
 from serve.toy.varied.scenes import VariedScene, installed_fonts, render, seen_mask, varied_scene
@@ -57,7 +58,8 @@ def other_items(family: str, count: int, seed: int) -> Iterator[VariedItem]:
             yield VariedItem(scene, Question("detect", kind, phrase, boxes=boxes))
             if family == "paligemma":
                 masks = tuple(seen_mask(scene, scene.things.index(thing), scene.size) for thing in things)
-                yield VariedItem(scene, Question("segment", kind, phrase, boxes=boxes), masks=masks)
+                codes = tuple(CODES[thing.kind] for thing in things)
+                yield VariedItem(scene, Question("segment", kind, phrase, boxes=boxes, codes=codes), masks=masks)
         written = varied_scene(at, writing=True, fonts=installed_fonts())
         text = written.writing.text if written.writing is not None else ""
         yield VariedItem(written, Question("ocr", "number" if text.isdigit() else "word", "", text))

@@ -86,8 +86,10 @@ def varied_scene(seed: int, *, writing: bool | None = None, fonts: Sequence[str]
     writing: whether it has a word or number; by default 35 % have one.
     """
     rng = random.Random(f"varied {seed} {writing}")
+    count = rng.choices(tuple(COUNTS), tuple(COUNTS.values()))[0]
+    overlapping = count > 1 and rng.random() < 0.3
     while True:  # a draw that does not fit is rejected as a whole, so that no size or place is favoured
-        scene = _sample(rng, seed, writing, fonts)
+        scene = _sample(rng, seed, writing, fonts, count, overlapping)
         if scene is not None:
             return scene
 
@@ -106,7 +108,9 @@ def as_varied(scene: Scene) -> VariedScene:
     return VariedScene(scene.seed, scene.size, scene.background, "plain", (ground, ground), things, order, written)
 
 
-def _sample(rng: random.Random, seed: int, writing: bool | None, fonts: Sequence[str]) -> VariedScene | None:
+def _sample(
+    rng: random.Random, seed: int, writing: bool | None, fonts: Sequence[str], count: int, overlapping: bool
+) -> VariedScene | None:
     width, height = size = _size(rng)
     background = rng.choice(("white", "white", "black", "gray", *GROUNDS))
     first = rng.choice(GROUNDS[background])
@@ -121,13 +125,16 @@ def _sample(rng: random.Random, seed: int, writing: bool | None, fonts: Sequence
         if written is None:
             return None
         taken.append(_pixels(written.box, size))
-    things = _place(rng, size, grounds, taken)
+    things = _place(rng, size, grounds, taken, count, overlapping)
     if things is None:
         return None
     order = list(range(len(things)))
     rng.shuffle(order)
     scene = VariedScene(seed, size, background, texture, grounds, tuple(things), tuple(order), written)
-    return _with_seen_boxes(scene)
+    seen = _with_seen_boxes(scene)
+    if overlapping and seen is not None and all(thing.box == thing.frame for thing in seen.things):
+        return None
+    return seen
 
 
 def _size(rng: random.Random) -> tuple[int, int]:
@@ -139,15 +146,19 @@ def _size(rng: random.Random) -> tuple[int, int]:
 
 
 def _place(
-    rng: random.Random, size: tuple[int, int], grounds: tuple[Rgb, Rgb], taken: Sequence[Box]
+    rng: random.Random,
+    size: tuple[int, int],
+    grounds: tuple[Rgb, Rgb],
+    taken: Sequence[Box],
+    count: int,
+    overlapping: bool,
 ) -> list[Thing] | None:
-    """Return things from left to right that fit beside each other and the writing, or None."""
+    """Return things from left to right that fit beside each other and the writing, or None. overlapping: whether they
+    may hide parts of each other."""
     width, height = size
     mean, long, short = math.sqrt(width * height), max(size), min(size)
-    count = rng.choices(tuple(COUNTS), tuple(COUNTS.values()))[0]
-    overlapping = count > 1 and rng.random() < 0.3
     least = max(0.13 * mean, 0.085 * long, 11.0)
-    most = max(least, min(0.8 * short, mean * min(0.45, 0.95 / math.sqrt(count))))
+    most = max(least, min(0.8 * short, mean * min(0.45, 0.8 / math.sqrt(count))))
     few = (
         rng.sample(tuple(PALETTE), rng.randint(2, len(PALETTE))),
         rng.sample(tuple(SHAPE_OTHERS), rng.randint(2, len(SHAPE_OTHERS))),
@@ -163,6 +174,10 @@ def _place(
             if wide + 4 > width or high + 4 > height:
                 return None
             x, y = rng.uniform(2, width - 2 - wide), rng.uniform(2, height - 2 - high)
+            if overlapping and things and rng.random() < 0.5:
+                near = _pixels(rng.choice(things).frame, size)
+                x = min(max(2, rng.uniform(near[0] - wide, near[2])), width - 2 - wide)
+                y = min(max(2, rng.uniform(near[1] - high, near[3])), height - 2 - high)
             frame = (x, y, x + wide, y + high)
             if all(_apart(frame, other, 0.02 * short) for other in taken) and all(
                 _apart(frame, _pixels(other.frame, size), 0.02 * short)
