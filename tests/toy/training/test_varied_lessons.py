@@ -169,7 +169,7 @@ def test_true_answers_pass_the_exam(family):
             replies.append(prompts.paligemma(item.question, 4, 8)[1])
     scores = varied_exam.scored(family, items, replies, lessons.HERE)
     assert all(scores[task].percent == 100 for task in ("vqa", "caption", "detect", "ocr"))
-    assert family == "llava" or scores["segment"].percent > 85
+    assert family == "llava" or scores["segment"].percent > 80
 
 
 @pytest.mark.engine
