@@ -19,7 +19,7 @@ OPEN = (
     "of both is right is open (serve/engines/README.md)."
 )
 _EACH_OTHER = "picture tokens that see each other"
-_PARTS = (
+_BUILD = (
     "A vision tower of {tower} parameters keeps a picture's shape and gives at most 280 tokens, which can be raised to "
     "1,120. {text} Most layers look back {window} tokens only. It was trained to answer, read, point out with boxes "
     "and, if asked, to reason first."
@@ -56,7 +56,7 @@ def _size(
 
 
 def _overview(tower: str, window: str, text: str, own: str) -> tuple[str, str]:
-    return _PARTS.format(tower=tower, window=window, text=text), _GOOD.format(own=own)
+    return _BUILD.format(tower=tower, window=window, text=text), _GOOD.format(own=own)
 
 
 _SMALL = "Each layer also looks its tokens up in a table of its own, so that fewer parameters compute than are stored."
