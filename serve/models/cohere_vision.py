@@ -31,14 +31,14 @@ MODELS = [
             released="2025-03-04",
             context_window=16_384,
             links=("https://arxiv.org/abs/2505.08751",),
-            about="Aya Expanse, a model of 23 languages, with SigLIP2; merged with its text model so as not to forget.",
+            about="Command R7B or Aya Expanse 32B with SigLIP2; merged with its text model so as not to forget.",
             overview=(
                 "Aya Vision joins SigLIP2 to Cohere's language models and is trained to talk about pictures in 23 "
                 "languages, on captions and questions that other models rewrote and translated. Its weights are "
                 "then merged with those of its text model, so that it keeps what that knew.",
-                "It describes, answers and reads in languages that most models neglect. It is for research and not "
-                "for commerce, and reads less than models made for documents. No form in which it writes boxes was "
-                "found. Command A Vision, which came after it, is its maker's large model for business.",
+                "It describes, answers, reads and translates in these languages. It is for research and not for "
+                "commerce. No form in which it writes boxes was found. Command A Vision, which came after it, is its "
+                "maker's large model for business.",
             ),
         ),
         [
@@ -65,15 +65,17 @@ MODELS = [
     *family(
         _card(
             "tiles of 512 pixels",
+            "six languages",
             released="2025-07-31",
-            context_window=131_072,
+            context_window=128_000,
+            links=("https://docs.cohere.com/docs/command-a-vision",),
             about="Command A with SigLIP2, tuned for documents, charts and tables.",
             overview=(
                 "Command A Vision joins SigLIP2 to Command A, Cohere's large language model. It is tuned for what "
-                "companies have: documents, charts, tables and pictures of many kinds.",
-                "It reads and explains dense pages and diagrams, and writes at length. It needs several large "
-                "GPUs, and its open weights are not for commerce. No form in which it writes boxes was found, so "
-                "it does not detect.",
+                "companies have: documents, charts, diagrams and tables, in six languages of Europe.",
+                "It reads and explains pages, diagrams and tables, and calls no tools. It needs several large "
+                "GPUs, and its open weights are not for commerce. Its makers name detection among its uses, but no "
+                "form in which it writes boxes was found. Command A+ came after it, a mixture of experts.",
             ),
         ),
         [

@@ -42,9 +42,9 @@ MODELS = family(
             "tokens. Gemma 3 reads them with attention both ways inside the picture; five of six layers look back "
             "1,024 tokens only. It was distilled from a larger model and tuned to follow instructions in many "
             "languages.",
-            "It talks well and knows much for its size, and reads large print. Small print and long thin pictures "
-            "suffer from the square, and places are guesses, as it was not trained to point. Gemma 4 came after it, "
-            "with pictures in their own shape, boxes and reasoning.",
+            "It converses in many languages, answers questions and reads large print. Small print and long thin "
+            "pictures suffer from the square, and places are guesses, as it was not trained to point. Gemma 4 came "
+            "after it, with pictures in their own shape, boxes and reasoning.",
         ),
     ),
     [

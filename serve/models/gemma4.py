@@ -30,8 +30,8 @@ _UNIFIED = (
     "first."
 )
 _GOOD = (
-    "It is strong at questions, charts and screenshots, writes boxes in one form, and may be used by anyone. Small "
-    "print needs more tokens a picture than it gets by default. {own} It followed Gemma 3; nothing has followed it yet."
+    "It answers questions, reads charts and screenshots, and writes boxes in one form. Small print needs more tokens a "
+    "picture than it gets by default. {own} It followed Gemma 3."
 )
 
 
@@ -84,17 +84,18 @@ MODELS = family(
               _overview("170 million", "512", _SMALL, "The smallest of the family, for telephones and laptops."),
               context_window=131_072, features=_FEATURES),
         _size("E4B", 7_941_100_832, CacheShape(5, 2, 512), 2560,
-              _overview("170 million", "512", _SMALL, "Made for laptops, and better than its smaller sibling."),
+              _overview("170 million", "512", _SMALL, "Made for laptops, and about twice as large as E2B."),
               context_window=131_072, features=_FEATURES),
         _size("12B", 11_959_730_176, CacheShape(18, 1, 512), 3840,
               (_UNIFIED, _GOOD.format(own="It was added two months after the others.")),
-              released="2026-06-03", checked=OPEN, about="Gemma 4 without a vision tower, which can reason."),
+              released="2026-06-03", context_window=131_072,  # its config.json; Google's card says 256K
+              checked=OPEN, about="Gemma 4 without a vision tower, which can reason."),
         _size("26B-A4B", 25_805_933_872, CacheShape(9, 2, 512), 2816,
               _overview("570 million", "1,024", "Of its 128 experts eight compute each token, 4 billion parameters in "
                         "all.", "It answers about as fast as a model of 4 billion parameters.")),
         _size("31B", 31_273_086_512, CacheShape(17, 4, 512), 5376,
               _overview("570 million", "1,024", "All of its 31 billion parameters compute each token.",
-                        "The best of the family, and the slowest.")),
+                        "The largest of the family, and the slowest.")),
     ],
     native=("vqa", "caption", "ocr", "chat", "detect"),
     skills={"detect": detect_all(chat_messages, GEMMA4, _detect)},

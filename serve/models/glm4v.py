@@ -57,8 +57,8 @@ def _card(reasoning: str, released: str, about: str) -> Card:
             "mixture of experts GLM-4.5-Air. They are trained to reason before they answer, by reinforcement "
             "learning whose examples are chosen by what the model can do so far: science, charts, documents, "
             "screens, finding things.",
-            "They are good at problems of several steps, at long documents and at pointing a box at what is "
-            "described. Reasoning takes time: GLM-4.1V always does it, the others where a request asks. Their "
+            "They are made for problems of several steps, for long documents and for finding what is described, in "
+            "boxes. Reasoning takes time: GLM-4.1V always does it, the others where a request asks. Their "
             "answers stand between tags, which are taken out here. GLM-4.6V brought longer contexts and tools; "
             "GLM-5V-Turbo, after it, is a service.",
         ),
@@ -75,7 +75,7 @@ MODELS = [
         reasoning=Reasoning((THINK,), on=True),
     ),
     *family(
-        _card("reasoning, off unless a request says otherwise", "2025-12", ""),
+        _card("reasoning, off unless a request says otherwise", "2025-12-08", ""),
         [
             Size(
                 "glm-4.6v-flash",
@@ -90,7 +90,10 @@ MODELS = [
                 107_744_743_936,
                 GLM_AIR,
                 expect={"architectures": ["Glm4vMoeForConditionalGeneration"]},
-                card={"released": "2025-08-11", "about": "GLM-4.5-Air, a mixture of 128 experts, and GLM-4.1V's eyes."},
+                card={
+                    "released": "2025-08-11",
+                    "about": "GLM-4.5-Air, a mixture of 128 experts, and GLM-4.1V's encoder.",
+                },
             ),
             Size(
                 "glm-4.6v",

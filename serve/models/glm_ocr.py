@@ -8,7 +8,7 @@ MODELS = document_reader(
     "Text Recognition:",
     reader_card(
         organization="Z.ai (Zhipu AI) and Tsinghua University",
-        released="2026",
+        released="2026-02",
         context_window=131_072,
         licence="MIT",
         links=("https://arxiv.org/abs/2603.10910",),
@@ -17,9 +17,9 @@ MODELS = document_reader(
             "GLM-OCR joins CogViT, an image encoder, to a small GLM by a connector that makes few tokens of a "
             "page. It is trained to transcribe text, tables and formulas, to guess several tokens ahead, and by "
             "reinforcement learning on all of its tasks.",
-            "It reads print, tables and formulas well for its size, in several languages. Its makers put a finder "
-            "of a page's parts before it, which is not used here, so that whole pages are harder for it. It does "
-            "not converse, and answers no questions about what it reads.",
+            "It reads print, tables and formulas, in several languages. Its makers put a finder "
+            "of a page's parts before it, which is not used here, so that whole pages are harder for it. It "
+            "also fills in a JSON schema, which is not asked of it here, and is not made to converse.",
         ),
     ),
     # parameters: summed from the shapes, without those layers

@@ -21,8 +21,8 @@ MODELS = family(
             "patches to a quarter, and features from several depths of the encoder are added to several layers of "
             "the language model. It is trained to take data out of documents.",
             "It turns charts into CSV, summaries or code and tables into HTML or JSON, where its own tags ask for "
-            "them, and fills in a JSON schema. Of pictures that are no documents it knows less, and it was not "
-            "trained to write boxes. It came after Granite 4.0 3B Vision.",
+            "them, and fills in a JSON schema. It is made for documents more than for photographs, and no form in "
+            "which it writes boxes was found. It came after Granite 4.0 3B Vision.",
         ),
     ),
     # parameters: summed from the shapes

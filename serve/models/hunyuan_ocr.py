@@ -12,15 +12,16 @@ MODELS = document_reader(
         organization="Tencent (Hunyuan)",
         released="2025-11-25",
         context_window=32_768,
-        licence="Tencent Hunyuan Community License",
+        licence="Tencent Hunyuan Community License (not in the EU, the UK or South Korea)",
+        links=("https://arxiv.org/abs/2511.19575",),
         about="Reads in one pass what others split into finding lines and reading them.",
         overview=(
             "HunyuanOCR joins a vision transformer to a small Hunyuan language model, and is trained from end to "
             "end: it finds and reads text in one pass. Besides text it was trained on layouts, tables, charts, "
             "translation and questions about documents.",
-            "It reads documents, signs and old prints. Here it is asked for text alone, in the words that its "
-            "makers trained it on, since others make it worse. Version 1.5 came after it in the same repository of "
-            "code.",
+            "It reads documents, signs and old prints, its makers say in more than 100 languages. Here it is asked "
+            "for text alone, in words that they prescribe, since others may make it worse. By now its repository "
+            "holds version 1.5, and the first in the folder v1.0: a deployment's revision says which is served.",
         ),
     ),
     # parameters: as the makers round them

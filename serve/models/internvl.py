@@ -29,7 +29,7 @@ MODELS = family(
         organization="OpenGVLab (Shanghai AI Laboratory)",
         category="General vision-language assistant",
         modality="image and text in, text out",
-        released="2025-08-25",
+        released="2025-08-26",
         context_window=40_960,
         parameters=None,
         licence="Apache-2.0",
@@ -43,9 +43,9 @@ MODELS = family(
             "stored comparisons of replies and then on its own. A picture is cut into tiles, with a thumbnail of "
             "the whole beside them.",
             "It is a generalist that converses, reads documents and charts, and finds what a sentence describes, "
-            "in boxes between tags. Many tiles cost many tokens, and the smallest sizes know and see less. It "
-            "reasons only where a system message tells it to. A variant called Flash spends fewer tokens on tiles "
-            "with little in them; it is not served here.",
+            "in boxes between tags. Many tiles cost many tokens. The image encoder of the 38B size has 5.5 billion "
+            "parameters, that of the others 0.3 billion. It reasons only where a system message tells it to. A "
+            "variant called Flash spends fewer tokens on tiles with little in them; it is not served here.",
         ),
     ),
     # parameters: summed from the shapes; they round to those of the makers' table

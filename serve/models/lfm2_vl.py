@@ -29,10 +29,10 @@ def _models(boxes: Contract, sizes: Sequence[Size]) -> list[Model]:
                 "LFM2.5-VL joins SigLIP2, which takes pictures in their own shape, to LFM2.5, a language model "
                 "whose layers are mostly short convolutions and only partly attention, so that its cache stays "
                 "small. Larger pictures are cut into tiles, with a thumbnail beside them.",
-                "It is made for phones and small boards: quick, in several languages, and trained to follow "
-                "instructions about pictures. Its makers advise to fine-tune such small models for a narrow use. "
-                "Its sizes write boxes in different units, which are told apart here. The largest was trained for "
-                "screens and tools as well; LFM3-VL came after it.",
+                "It is made for small devices, telephones among them, and reads several languages, the largest 16. "
+                "Its sizes write boxes in different units, which are told apart here. Its makers recommend the "
+                "largest for short tasks, such as finding objects and reading pages, and not for long reasoning. "
+                "LFM3-VL came after it.",
             ),
         ),
         sizes,

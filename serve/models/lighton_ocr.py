@@ -8,8 +8,8 @@ MODELS = document_reader(
     "",
     reader_card(
         organization="LightOn",
-        released="2026-01",
-        context_window=40_960,
+        released="2026-01-19",
+        context_window=16_384,
         licence="Apache-2.0",
         links=("https://arxiv.org/abs/2601.14251",),
         about="Pixtral's kind of vision transformer and a small Qwen3.",
@@ -17,8 +17,9 @@ MODELS = document_reader(
             "LightOnOCR-2 joins an image encoder of Pixtral's kind to a small Qwen3. It is trained from end to end "
             "to write the text of a page, in the order in which it is read, as Markdown. It is shown the page and "
             "told nothing.",
-            "It reads whole pages without a finder of their parts, with tables and formulas, and does nothing "
-            "else: it takes no questions and says nothing of where a word stands. It came after LightOnOCR-1B.",
+            "It reads whole pages without a finder of their parts, with tables and formulas, and takes no "
+            "questions. It does not say where a word stands; other checkpoints of it write boxes of the pictures in "
+            "a page. It came after LightOnOCR-1B.",
         ),
     ),
     # parameters: summed from the shapes

@@ -22,7 +22,7 @@ MODELS = family(
             "Llama 4 is a mixture of experts trained on text, pictures and frames of films together from the "
             "start; a vision transformer gives it patches as if they were words. Each token takes one expert "
             "beside one that all share, so that it is quick for its size.",
-            "It converses about pictures in many languages, and is made for contexts far longer than are served "
+            "It converses about pictures in 12 languages, and is made for contexts far longer than are served "
             "here unless a deployment says so. It needs several large GPUs. No form in which it writes boxes was "
             "found, so it does not detect. Muse Glimmer is its maker's later open model.",
         ),

@@ -16,14 +16,15 @@ MODELS = family(
         licence="Apache-2.0",
         tasks=(),
         features=("tiles whose tokens are compressed 4 or 16 times", "multi-turn conversation", "system message"),
+        links=("https://github.com/OpenBMB/MiniCPM-V",),
         about="SigLIP2 and Qwen3.5-0.8B, most of whose layers have linear attention.",
         overview=(
             "MiniCPM-V 4.6 joins SigLIP2 to Qwen3.5-0.8B, most of whose layers have linear attention in place of "
-            "ordinary one. Pictures are cut into slices, and the tokens of each are compressed four or sixteen "
+            "the ordinary kind. Pictures are cut into slices, and the tokens of each are compressed four or sixteen "
             "times before the language model gets them.",
-            "It is made for phones: quick, and a good reader for its size. It knows what a language model of less "
-            "than a billion parameters knows. A checkpoint of its own reasons before it answers; this one does "
-            "not. MiniCPM-V 4.7 came after it.",
+            "It is made for telephones. Its makers report that it reads and answers about as well as Qwen3.5-2B, "
+            "with fewer tokens. A checkpoint of its own reasons before it answers; this one does not. MiniCPM-V "
+            "4.7, which knows where in a picture each slice lies, came after it.",
         ),
     ),
     # parameters: summed from the shapes; cache shape: of the layers with full attention

@@ -37,9 +37,9 @@ MODELS = [
                 "Pixtral 12B joins a vision transformer of its own, trained for pictures of any shape, to Mistral "
                 "NeMo. A token ends each row of patches, so that the model knows a picture's shape. It is trained "
                 "on documents in which pictures and text alternate.",
-                "It follows instructions about documents, charts and photographs, and remains a good text model. "
-                "It was not trained to write boxes; those that it is told to write are rough. Mistral Small 3.1 "
-                "and Ministral 3 came after it, with the same kind of encoder.",
+                "It follows instructions about documents, charts and photographs, and its makers report that it "
+                "answers text as well as other models of its size. No form of boxes of its own was found; it is "
+                "told to write them. Mistral Small 3.1 and Ministral 3 came after it, with the same kind of encoder.",
             ),
         ),
         [
@@ -63,9 +63,9 @@ MODELS = [
             overview=(
                 "Mistral Small 3.1 gives Mistral Small 3 a vision transformer of Pixtral's kind, four patches of "
                 "which become one token. It is an assistant for text in many languages that also takes pictures.",
-                "It converses, follows instructions, reads documents and calls tools. It was not trained to write "
-                "boxes; those that it is told to write are rough. Mistral Small 3.2 follows instructions better; "
-                "Mistral Small 4, a mixture of experts that reasons where it is asked to, came after both.",
+                "It converses, follows instructions, reads documents and calls tools. No form of boxes of its own "
+                "was found; it is told to write them. Mistral Small 3.2 follows instructions better; Mistral Small "
+                "4, a mixture of experts that reasons where it is asked to, came after both.",
             ),
         ),
         [
@@ -85,13 +85,14 @@ MODELS = [
             1540,
             released="2025-12-02",
             context_window=262_144,
+            links=("https://arxiv.org/abs/2601.08584",),
             about="Small models cut from Mistral Small 3.1 and taught by it; here in bfloat16, as FP8 needs a GPU.",
             overview=(
-                "Ministral 3 is a family of small models that were pruned from Mistral Small 3.1 and taught by a "
-                "larger one; they keep its kind of vision transformer. They are assistants for text in many "
-                "languages that also take pictures, with a very long context.",
-                "They do on one small GPU what larger assistants do: conversations, documents, tools. The smallest "
-                "knows less, and none was trained to write boxes. Beyond the length of their first training "
+                "Ministral 3 is a family of small models that were pruned from Mistral Small 3.1 and taught by it, "
+                "then by Mistral Medium 3; they keep its kind of vision transformer. They are assistants for text in "
+                "many languages that also take pictures, with a very long context.",
+                "They are made for machines with little memory: conversations, documents, tools. No form of boxes "
+                "of their own was found; they are told to write them. Beyond the length of their first training "
                 "attention is scaled, which vLLM leaves out; it is set here from the checkpoint's file.",
             ),
         ),

@@ -31,17 +31,21 @@ MODELS = document_reader(
         overview=(
             "PaddleOCR-VL joins a vision transformer that takes pictures of any shape to ERNIE-4.5-0.3B. It is "
             "trained to transcribe the parts of documents: text, tables, formulas and charts, in 109 languages.",
-            "It is small and good at single parts. Its makers put a finder of such parts before it, which is not "
+            "It reads one part of a page at a time: its makers put a finder of such parts before it, which is not "
             "used here, so that whole pages are harder for it. Version 1.5 added stamps and the places of texts, "
-            "and 1.6 was trained on where 1.5 was weak. It answers no questions.",
+            "and 1.6 was trained on where 1.5 was weak. It is not made to answer questions.",
         ),
     ),
     [
         _size(
             "paddleocr-vl", "PaddleOCR-VL", "2025-10-16", "Reads parts of pages, in 109 languages, with ERNIE-4.5-0.3B."
         ),
-        _size("paddleocr-vl-1.5", "PaddleOCR-VL-1.5", "2026-01", "PaddleOCR-VL's shape; reads stamps and scenes too."),
-        _size("paddleocr-vl-1.6", "PaddleOCR-VL-1.6", "2026-06", "The shape of 1.5, trained on where that was weak."),
+        _size(
+            "paddleocr-vl-1.5", "PaddleOCR-VL-1.5", "2026-01-29", "PaddleOCR-VL's shape; reads stamps and scenes too."
+        ),
+        _size(
+            "paddleocr-vl-1.6", "PaddleOCR-VL-1.6", "2026-05-28", "The shape of 1.5, trained on where that was weak."
+        ),
     ],
     expect={"architectures": ["PaddleOCRVLForConditionalGeneration"]},
 )

@@ -48,10 +48,10 @@ MODELS = family(
             "its own size and shape, rounded to multiples of 28 pixels, with a token for each square of 28. It was "
             "trained on captions, documents, charts, screens, films and places: it writes boxes and points as JSON, "
             "in pixels of the picture as it was resized.",
-            "It reads small text, tables and forms well, follows instructions in many languages, and finds many "
-            "objects at once by their names. Very large pictures cost many tokens, very oblong ones it refuses, and "
-            "what has few pixels is counted badly. Its larger sizes have licences of their own. Qwen3-VL came after "
-            "it, and counts in thousandths of the picture.",
+            "It reads text, tables and forms, follows instructions in many languages, and finds many objects at once "
+            "by their names. Very large pictures cost many tokens, and very oblong ones it refuses. Its 3B and 72B "
+            "sizes have licences of their own. Qwen3-VL came after it, and writes places in thousandths of the "
+            "picture.",
         ),
     ),
     [

@@ -62,7 +62,7 @@ MODELS = family(
             "of its layers are gated delta nets, which keep a state of fixed size in place of keys and values, so "
             "that long contexts cost little; the larger ones choose a few of several hundred experts. Qwen3.6 and "
             "Qwen3.8 are later weights of the same architecture.",
-            "Its small sizes run on a laptop, and its large ones lead many comparisons of open models. It reasons at "
+            "Its smallest sizes run on a laptop, and are meant for trials and for fine-tuning. It reasons at "
             "length before it answers where it is asked to, and answers at once here unless it is. Boxes and points "
             "are in thousandths of the picture, as Qwen3-VL's. vLLM computes it on a processor in bfloat16 alone; "
             "this project does so in float32, exactly and slowly.",

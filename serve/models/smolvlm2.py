@@ -15,16 +15,16 @@ MODELS = family(
         parameters=None,
         licence="Apache-2.0",
         tasks=(),
-        features=("tiles and an overview, a thousand tokens a picture and more", "multi-turn conversation"),
+        features=("tiles and an overview, about a thousand tokens for a square picture", "multi-turn conversation"),
         links=("https://arxiv.org/abs/2504.05299",),
         about="Idefics3's way of cutting pictures with SmolLM2; trained on films too, which are not sent to it here.",
         overview=(
             "SmolVLM2 joins a SigLIP encoder to SmolLM2, in sizes for a laptop. As in Idefics3 a picture is scaled "
             "up, cut into tiles and shown once more as a whole, and neighbouring patches become one token. It is "
             "trained on pictures, documents and films.",
-            "It runs where larger models do not, and describes and answers about ordinary pictures. It knows "
-            "little and follows long instructions weakly. It was not trained to write boxes, so those that it is "
-            "told to write are poor. Films are not sent to it here.",
+            "Its makers run its 500M size on a telephone. It describes pictures, answers questions about them "
+            "and reads text in photographs. No form of boxes of its own was found; it is told to write them, and "
+            "follows such instructions weakly. Films are not sent to it here.",
         ),
     ),
     # parameters: summed from the shapes
