@@ -172,7 +172,7 @@ async def test_boxes_of_a_model_that_fails_are_off_with_the_reason_everywhere(tm
 
 async def settled(endpoint: Endpoint) -> Any:
     """Return the status of an endpoint once it is ready."""
-    for _ in range(500):
+    for _ in range(3000):
         status = await endpoint.status("gpt-x")
         if status.state == "ready":
             return status
@@ -188,6 +188,7 @@ def by_region(text: str) -> bool:
     return REGION in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("writes", "answers", "meaning"),
     [
@@ -234,6 +235,7 @@ async def test_remote_model_detects_by_the_contract_of_its_check(
     again.close()
 
 
+@pytest.mark.slow
 async def test_remote_model_without_a_contract_does_not_detect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(at_load.FOLDER, str(tmp_path))
     entry = RemoteModel(**REMOTE)

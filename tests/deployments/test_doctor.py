@@ -188,9 +188,9 @@ def test_published_pair_lacks_memory_here_by_its_card(examine: Any, monkeypatch:
 
 
 def test_named_checkpoint_that_would_be_served_wrongly_is_a_fault(examine: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "gemma"
-    write_checkpoint(folder, {"model_type": "gemma3", "vision_config": {"patch_size": 14}}, {"w": (2,)})
+    folder = tmp_path / "molmo"
+    write_checkpoint(folder, {"model_type": "molmo2", "vision_config": {"patch_size": 14}}, {"w": (2,)})
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     examined = examine({"folder": str(folder)})
-    state, text = examined.finding("gemma, files")
+    state, text = examined.finding("molmo, files")
     assert (examined.status, state) == (1, "FAULT") and "its pictures attend both ways" in text
