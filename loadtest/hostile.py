@@ -25,6 +25,7 @@ from loadtest.hostile_inputs import LLAVA, PALIGEMMA, Hostile, inputs
 from loadtest.probes import EVERY_S, HEALTH, PICTURE, Probes
 from loadtest.processes import MemoryWatch, processor
 from loadtest.raw_http import Response, exchange
+from loadtest.response_reader import UNREAD
 from loadtest.servers import NotAnswering, diptych, fetch, metrics, running
 
 HEALTH_S = 0.15
@@ -34,8 +35,6 @@ REPLICA_GROWS = 600 * 2**20
 """Bytes that one replica may grow by for one input; a square of 16,384 is 805 MB."""
 QUIET_S, BEFORE_S, AFTER_S, SETTLES_S = 6.0, 0.2, 0.4, 8.0
 """How long the two clients are measured before the first input, before each, after it; how long leftovers may stay."""
-UNREAD = "parse_error"
-"""The code where all models answered in words that are not the task's form: 503, and no fault of the server."""
 MEMORY_MB = 1228
 """The memory budget of a gateway in its pod of 2 GiB (k8s/): 60 % of it."""
 NICENESS = 10

@@ -18,7 +18,7 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest import options, report
 from loadtest.asks import Ask, Asks, Nothing, Served
-from loadtest.response_reader import ResponseReader
+from loadtest.response_reader import UNREAD, ResponseReader
 from loadtest.slo import Invalid
 from serve.client.http_client import Failure, sentence
 
@@ -68,7 +68,12 @@ class Visitor(FastHttpUser):
             if reply.status_code == 0:
                 return  # no connection: locust says why
             if reply.status_code != 200:
-                reply.failure(f"HTTP {reply.status_code}: {reason(reply)}")
+                reader.body(reply.content, now())
+                if reader.code != UNREAD:
+                    reply.failure(f"HTTP {reply.status_code}: {reason(reply)}")
+                    return
+                reply.success()
+                self.environment.stats.entries[ask.name, "UNREAD"].log(now(), 0)
                 return
             try:
                 if stream:

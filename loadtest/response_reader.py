@@ -12,6 +12,8 @@ from serve.client.http_client import sentence
 
 TOGETHER_MS = 0.5
 """Lines of one packet are read this close to each other: they count as one piece."""
+UNREAD = "parse_error"
+"""Code of a reply whose words are not in the task's form, which is no fault of the server; also where all are so."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Column:
 
     @property
     def unread(self) -> bool:
-        """Return whether the model's words are not in the task's form, which is no fault of the server."""
-        return self.code == "parse_error"
+        """Return whether the model's words are not in the task's form."""
+        return self.code == UNREAD
 
     @property
     def fault(self) -> str:
@@ -81,6 +83,8 @@ class ResponseReader:
         faults = list(self._faults)
         if self._streamed and not self.whole:
             faults.append("the stream ended without [DONE]")
+        if self.code == UNREAD:
+            return faults
         if not self.models and not self._has_words:
             faults.append("no words")
         if self.models and self.merged is None:
@@ -107,7 +111,8 @@ class ResponseReader:
             self.merged = now
         elif body.get("error"):
             self.code = body["error"].get("code") or ""
-            self._faults.append(f"an error: {sentence(body)}")
+            if self.code != UNREAD:
+                self._faults.append(f"an error: {sentence(body)}")
         elif "replies" in body:
             for reply in body["replies"]:
                 self._reply(reply, now)

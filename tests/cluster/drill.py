@@ -42,6 +42,8 @@ LABELS = [f"{color} {kind}" for color in world.COLORS for kind in world.SHAPES]
 """All labels that locust can ask for: a label that was not asked for is no answer."""
 REPLIES = {
     "": "three",
+    "Is there": "no",
+    **{f"Is there a {label}": "yes" for label in LABELS[::3]},
     "bounding box coordinate": "[0.10, 0.10, 0.50, 0.50]",
     **{f"{task} {label}": f"{form} {label}" for label in LABELS for task, form in (("detect", BOX), ("segment", MASK))},
 }

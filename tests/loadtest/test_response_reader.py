@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from served import LLAVA, PALIGEMMA, URL, calling, message, served
 
-from loadtest.response_reader import ResponseReader
+from loadtest.response_reader import UNREAD, ResponseReader
 from serve.engines.fake import FakeEngine
 
 BOTH = (LLAVA, PALIGEMMA)
@@ -89,6 +89,16 @@ def test_unread_column_is_no_fault() -> None:
     reply = {"model": LLAVA, "status": "error", "latency_ms": 5, "text": "?", "error": {"code": "parse_error"}}
     reader = read(json.dumps({"replies": [reply], "merged": {"method": "vote"}}).encode(), (LLAVA,), stream=False)
     assert reader.faults() == [] and reader.columns[0].unread
+
+
+@pytest.mark.parametrize(
+    ("code", "faults"), [(UNREAD, []), ("no_model_answered", ["an error: No model answered.", "no words"])]
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_answer_of_which_no_reply_could_be_read_is_no_fault(stream: bool, code: str, faults: list[str]) -> None:
+    body = json.dumps({"error": {"message": "No model answered.", "code": code}}).encode()
+    reader = read(b"event: error\ndata: " + body + b"\n\ndata: [DONE]\n" if stream else body, (), stream)
+    assert reader.faults() == faults and reader.code == code
 
 
 @pytest.mark.parametrize("path", ROUTES)
