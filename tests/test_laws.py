@@ -50,6 +50,7 @@ from serve.tasks import TASKS
 from serve.tasks.base import Instruction, Merged, Reply, Request, Result, Task
 from serve.tasks.boxes import DetectResult, LabelledBox, label_key
 from serve.tasks.detect import DetectRequest
+from serve.tasks.extracted import ExtractResult, field_likeness
 from serve.tasks.merging.vote import majority
 from serve.tasks.ocr import OcrResult
 from serve.tasks.points import LabelledPoint, PointResult
@@ -60,7 +61,7 @@ from serve.worker import Worker
 WIDTH, HEIGHT = 40, 30
 IMAGE = Image(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
 VIDEO = Video(np.zeros((4, HEIGHT, WIDTH, 3), np.uint8), (0.0, 1.0, 2.0, 3.0), 4.0)
-TEXT_FIELDS = ("question", "labels")
+TEXT_FIELDS = ("question", "labels", "schema")
 EXAMPLES = settings(max_examples=settings.default.max_examples // 3, deadline=None)  # for each of hundreds of cases
 INSTRUCTED = dataclasses.replace(MODELS[LLAVA], name="instructed", skills=instructed_skills(chat_messages))
 PAIRS = [(model, task) for model in [*distinct(), INSTRUCTED] for task in model.skills]
@@ -101,12 +102,22 @@ points = st.builds(
     score=st.floats(0, 1),
 )
 scored = st.builds(ScoredLabel, label=st.sampled_from(["cat", "A cat", "dog", "bird"]), score=st.floats(0, 1))
+scalars = st.sampled_from(["Red", " red", "blue", 1, 1.0, 2.5, True, False, None])
+objects = st.recursive(
+    st.dictionaries(st.sampled_from(["a", "b/c", ""]), scalars, max_size=3),
+    lambda inner: st.dictionaries(
+        st.sampled_from(["a", "b/c", "d"]),
+        scalars | inner | st.lists(inner, max_size=2) | st.lists(scalars, max_size=3),
+    ),
+    max_leaves=4,
+)
 RESULTS: dict[str, st.SearchStrategy[Result]] = {
     "ocr": st.builds(OcrResult, text=pages),
     "detect": st.builds(DetectResult, boxes=st.lists(boxes, max_size=4)),
     "segment": st.builds(SegmentResult, boxes=st.lists(masks, max_size=4)),
     "classify": st.builds(ClassifyResult, labels=st.lists(scored, min_size=1, max_size=1))
     | st.builds(ClassifyResult, labels=st.lists(scored, max_size=3), multiple=st.just(True)),
+    "extract": st.builds(ExtractResult, value=objects),
     "point": st.builds(PointResult, points=st.lists(points, max_size=4), size=st.just((HEIGHT, WIDTH))),
 }
 """By task, results whose fields depend on each other. Those of other tasks are drawn field by field."""
@@ -137,13 +148,15 @@ def reply(model: str, result: Result, confidence: float | None = 0.5) -> Reply:
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_task_declares_its_text_field_and_an_example(task: Task) -> None:
     place = f"The Task {task.name!r} in serve/tasks"
-    fields = [name for name in TEXT_FIELDS if name in task.request.model_fields]
+    names = {field.alias or name: field for name, field in task.request.model_fields.items()}
+    fields = [name for name in TEXT_FIELDS if name in names]
     wanted = fields[0] if fields else None
     assert task.text_field == wanted, f"{place}: set text_field={wanted!r}, so that clients and the page can fill it"
-    required = {name for name, field in task.request.model_fields.items() if field.is_required()} - {"image"}
+    required = {name for name, field in names.items() if field.is_required()} - {"image"}
     assert required <= set(fields), (
         f"{place}: clients fill no field {', '.join(required - set(fields))}. Give such fields defaults, and take "
-        "what clients write in `question`, a text, or `labels`, a list of phrases: Field(max_length=1) for a single one"
+        "what clients write in `question`, a text, `labels`, a list of phrases, or `schema`, a JSON schema: "
+        "Field(max_length=1) for a single label"
     )
     assert set(fields) <= set(task.example), f"{place}: give example={{{wanted!r}: ...}}, which page and tests send"
     try:
@@ -391,6 +404,8 @@ def _apart(result: Result | None) -> bool:
 
 def _approx(a: Result | None, b: Result | None) -> bool:
     """Return whether results are equal, but for the order of boxes and the last digits of their numbers."""
+    if isinstance(a, ExtractResult) and isinstance(b, ExtractResult):
+        return field_likeness(a.value, b.value) == 1  # of equal spellings each may stand
     placed = DetectResult | SegmentResult | PointResult | ClassifyResult
     if not isinstance(a, placed) or not isinstance(b, placed):
         return a == b

@@ -118,20 +118,27 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
 
 def _fields(task: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return the request's fields, those that were given."""
-    if options.task is None and options.labels is None:  # vqa with its question, or a caption
+    if (
+        options.task is None and options.labels is None and options.schema is None
+    ):  # vqa with its question, or a caption
         return given(options) | ({"question": options.question} if options.question else {})
 
     def usage(field: str, words: str) -> str:
         return f"diptych ask {options.image} {words}" + f" --task {task}" * (task != "vqa")
 
-    return given(options) | text_fields(task, options.question, options.labels, usage)
+    return given(options) | text_fields(task, options.question, options.labels, usage, options.schema)
 
 
 def text_fields(
-    task: str, question: str | None, labels: str | None, usage: Callable[[str, str], str]
+    task: str,
+    question: str | None,
+    labels: str | None,
+    usage: Callable[[str, str], str],
+    schema: str | None = None,
 ) -> dict[str, Any]:
-    """Return the field of a task's request that holds the question or the labels; empty for a task without.
+    """Return the field of a task's request that holds the question, labels or schema; empty for a task without.
 
+    schema: JSON, or the name of a file with it.
     usage: (field, the example's words for it in quotes) -> a command line that gives it. Raises Misuse where the task
     needs a text and has none.
     """
@@ -147,9 +154,23 @@ def text_fields(
         takers = [name for name, known in TASKS.items() if known.text_field == "labels"]
         *others, last = takers
         raise Misuse(f"--labels are for {', '.join(others)} and {last}, not for {task}.")
+    if field == "schema":
+        if not (written := schema or question):
+            raise Misuse(f"Which fields? {usage(field, repr(TASKS[task].example_text()))}")
+        return {"schema": written if written.lstrip().startswith("{") else _schema_file(written)}
+    if schema is not None:
+        raise Misuse(f"--schema is for extract, not for {task}.")
     if field == "question" and not question:
         raise Misuse(f"Which question? {usage(field, repr(TASKS[task].example_text()))}")
     return {"question": question} if question else {}
+
+
+def _schema_file(name: str) -> str:
+    given = read_input(name)
+    try:
+        return given.decode() if isinstance(given, bytes) else given
+    except UnicodeDecodeError:
+        raise Failure(f"{name} is no JSON schema: it is not UTF-8.") from None
 
 
 def _check_target(task: str, path: Path) -> None:

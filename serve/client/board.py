@@ -117,7 +117,7 @@ def answer_text(answer: Any) -> str:
     """Return the value of a result's first field as a person reads it: a text, a number, labels, an object."""
     if isinstance(answer, list):
         return ", ".join(str(item["label"] if isinstance(item, dict) and "label" in item else item) for item in answer)
-    return json.dumps(answer, ensure_ascii=False) if isinstance(answer, dict) else str(answer)
+    return json.dumps(answer, ensure_ascii=False, indent=2) if isinstance(answer, dict) else str(answer)
 
 
 def format_result(result: Mapping[str, Any] | None) -> list[str]:

@@ -111,7 +111,7 @@ async def _merged(plan: Plan, calls: Sequence[ModelCall]) -> Merged:
     unreadable = sum(reply.error is not None and reply.error.code == ParseError.code for reply in replies)
     if refusals and len(refusals) + unreadable == len(calls):  # the request is at fault: a retry would not help
         refusal = refusals[0]
-        if refusal.param == "question":  # an engine knows no task's fields
+        if refusal.param in ("question", "response_format"):  # an engine knows no task's fields
             refusal.param = TASKS[plan.task].text_field
         raise refusal
     merged = await merge_replies(plan.task, plan.request, replies, plan.weights, plan.deadline)

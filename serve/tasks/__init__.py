@@ -6,11 +6,12 @@ from serve.tasks.chat import CHAT
 from serve.tasks.classify import CLASSIFY
 from serve.tasks.count import COUNT
 from serve.tasks.detect import DETECT
+from serve.tasks.extract import EXTRACT
 from serve.tasks.ocr import OCR
 from serve.tasks.point import POINT
 from serve.tasks.segment import SEGMENT
 from serve.tasks.vqa import VQA
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (VQA, CAPTION, OCR, DETECT, SEGMENT, POINT, COUNT, CLASSIFY, CHAT)
+    task.name: task for task in (VQA, CAPTION, OCR, DETECT, SEGMENT, POINT, COUNT, CLASSIFY, EXTRACT, CHAT)
 }

@@ -16,8 +16,8 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 Priority = Literal["interactive", "batch"]
 
-TextField = Literal["question", "labels"]
-"""The field of a task's request for what the client writes beside the image: a text, or a list of phrases."""
+TextField = Literal["question", "labels", "schema"]
+"""The field of a task's request for what the client writes beside the image: a text, phrases, or a JSON schema."""
 
 CUT = "The reply was cut by max_tokens before its first whole word."
 
@@ -358,8 +358,9 @@ class Task:
         return value if isinstance(value, str) else "; ".join(value)
 
     def texts(self, request: Request) -> tuple[str, ...]:
-        """Return what a request's client wrote beside the image: its question, or its labels, or nothing."""
+        """Return what a request's client wrote beside the image: its question, labels or schema, or nothing."""
+        names = (name for name, field in self.request.model_fields.items() if self.text_field in (name, field.alias))
         if self.text_field is None:
             return ()
-        value = getattr(request, self.text_field)
+        value = getattr(request, next(names))
         return (value,) if isinstance(value, str) else tuple(value)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from serve.api.chat_completions import grammar
-from serve.api.chat_completions.grammar import MAX_CHAIN, MAX_DEPTH, PARAM, json_schema
+from serve.api.chat_completions.grammar import PARAM, json_schema
 from serve.api.chat_completions.request import JsonSchema, SchemaFormat
+from serve.engines import json_schema as checks
+from serve.engines.json_schema import MAX_CHAIN, MAX_DEPTH
 from serve.errors import BadRequest
 
 
@@ -115,10 +116,10 @@ def test_large_schema_is_refused_before_encoding(
             written.append(len(text := json.dumps(value, **options)))
             return text
 
-    monkeypatch.setattr(grammar, "json", CountingJson)
+    monkeypatch.setattr(checks, "json", CountingJson)
     with pytest.raises(BadRequest, match="larger"):
         read(make())
-    assert sum(written) <= 8 * grammar.MAX_BYTES
+    assert sum(written) <= 8 * checks.MAX_BYTES
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])

@@ -8,12 +8,13 @@ import { clear, loaded, show, toggle } from "./picture.js";
 import { curl, fromUrl, json, png, publish, python, save, toUrl } from "./share.js";
 import { MERGED, settle, toned } from "./tones.js";
 
+const FIELDS = ["question", "labels", "schema"];
 const MAX_HISTORY = 24;
 const LIST = new Intl.ListFormat("en");
 
 const merged = new MergedCard(byId("merged"));
 const typed = {}; // what was typed, per task
-let tasks = []; // {id, title, models, field, multiple, places, example} that can be asked here; field: "question", "labels" or null
+let tasks = []; // {id, title, models, field, multiple, places, example} that can be asked here; field: one of FIELDS or null
 let models = []; // names served here (on a comparison: those of it)
 let ready = null; // the last /ready
 let scenes = {};
@@ -123,7 +124,7 @@ function stated(text, kind) {
 function pick(id) {
   task = tasks.find((one) => one.id === id) ?? null;
   for (const radio of byId("tasks").querySelectorAll("input")) radio.checked = radio.value === task?.id;
-  for (const name of ["question", "labels"]) {
+  for (const name of FIELDS) {
     const wanted = task?.field === name;
     byId(`${name}-field`).hidden = !wanted;
     byId(name).disabled = !wanted;
@@ -171,7 +172,7 @@ function current() {
   const { field } = task;
   const text = field ? byId(field).value.trim() : "";
   return {
-    task: task.id, title: task.title, question: field === "question" ? text : "", labels: field === "labels" ? text : "",
+    task: task.id, title: task.title, ...Object.fromEntries(FIELDS.map((name) => [name, name === field ? text : ""])),
     multiple: Boolean(task.multiple) && byId("multiple").checked,
     models: chosen?.filter((name) => task.models.includes(name)) ?? (named() ? task.models : null),
     scene: picture?.scene ?? null, name: picture?.name ?? "", type: picture?.blob.type ?? "",
@@ -189,8 +190,7 @@ async function applied(given) {
   const names = Object.keys(scenes).map((file) => file.replace(/\.png$/, ""));
   const wanted = names.includes(given.scene) ? given.scene : names[0];
   const id = tasks.some((one) => one.id === given.task) ? given.task : tasks.find((one) => one.id === "caption")?.id ?? tasks[0]?.id;
-  if (given.question) typed[id] = given.question;
-  if (given.labels) typed[id] = given.labels;
+  for (const name of FIELDS) if (given[name]) typed[id] = given[name];
   byId("multiple").checked = given.multiple;
   if (id) pick(id); // before the scene has come: whoever is quick to pick another task keeps it
   if (wanted && (!picture || picture.scene)) await choose(wanted);
@@ -282,7 +282,7 @@ function listen() {
     }
   });
   byId("multiple").addEventListener("change", addressed);
-  for (const name of ["question", "labels"]) {
+  for (const name of FIELDS) {
     byId(name).addEventListener("input", () => {
       if (task) typed[task.id] = byId(name).value;
       addressed();
@@ -327,8 +327,7 @@ async function pose(asked, about) {
   asking?.controller.abort();
   const form = new FormData();
   form.set("image", about.blob, about.name);
-  if (asked.question) form.set("question", asked.question);
-  if (asked.labels) form.set("labels", asked.labels);
+  for (const name of FIELDS) if (asked[name]) form.set(name, asked[name]);
   if (asked.multiple) form.set("multiple", "true");
   if (asked.models) form.set("models", asked.models.join(","));
   form.set("stream", "true");
@@ -430,7 +429,7 @@ function recall(one) {
   const { asked, answer } = one;
   put(one.picture);
   chosen = asked.models;
-  typed[asked.task] = asked.question || asked.labels;
+  typed[asked.task] = asked.question || asked.labels || asked.schema;
   byId("multiple").checked = asked.multiple;
   if (tasks.some((entry) => entry.id === asked.task)) pick(asked.task);
   const columns = answer.replies.map((reply) => {

@@ -6,18 +6,18 @@ import { layersShown } from "./picture.js";
 import { listsPlaces, pixels, placesOf } from "./places.js";
 import { MERGED, tone } from "./tones.js";
 
-/** What the address bar says: {task, question, labels, multiple, models: [..] or null, scene}. */
+/** What the address bar says: {task, question, labels, schema, multiple, models: [..] or null, scene}. */
 export function fromUrl(search = location.search) {
   const given = new URLSearchParams(search);
   return {
-    task: given.get("task"), question: given.get("question"), labels: given.get("labels"), scene: given.get("scene"),
+    task: given.get("task"), question: given.get("question"), labels: given.get("labels"), schema: given.get("schema"), scene: given.get("scene"),
     multiple: given.has("multiple"), models: given.get("models")?.split(",").filter(Boolean) ?? null,
   };
 }
 
 export function toUrl(asked) {
   const said = new URLSearchParams();
-  for (const name of ["task", "question", "labels", "scene"]) if (asked[name]) said.set(name, asked[name]);
+  for (const name of ["task", "question", "labels", "schema", "scene"]) if (asked[name]) said.set(name, asked[name]);
   if (asked.multiple) said.set("multiple", "");
   if (asked.models) said.set("models", asked.models.join(","));
   const url = new URL(location.href);
@@ -35,8 +35,7 @@ function file(asked) {
 
 export function curl(asked) {
   const lines = [`curl --no-buffer -F ${shell(`image=@${file(asked)}`)}`];
-  if (asked.question) lines.push(field("question", asked.question));
-  if (asked.labels) lines.push(field("labels", asked.labels));
+  for (const name of ["question", "labels", "schema"]) if (asked[name]) lines.push(field(name, asked[name]));
   if (asked.multiple) lines.push(field("multiple", "true"));
   if (asked.models) lines.push(field("models", asked.models.join(",")));
   lines.push(field("stream", "true"), shell(address(`v1/tasks/${asked.task}`)));
@@ -45,7 +44,7 @@ export function curl(asked) {
 }
 
 export function python(asked) {
-  const text = asked.question || asked.labels || "";
+  const text = asked.question || asked.labels || asked.schema || "";
   const model = `${asked.task}:${asked.models ? asked.models.join(",") : "*"}`;
   const name = file(asked);
   const from = asked.scene
@@ -93,9 +92,9 @@ export function json(asked, answer) {
 function whole(asked, answer) {
   const usage = { prompt_tokens: 0, completion_tokens: 0, total_tokens: 0 };
   for (const { usage: one } of answer.replies) for (const name in usage) usage[name] += one?.[name] ?? 0;
-  const { question, labels, multiple, models } = asked;
+  const { question, labels, schema, multiple, models } = asked;
   return {
-    id: answer.id, object: "diptych.task", task: asked.task, asked: { question, labels, multiple, models },
+    id: answer.id, object: "diptych.task", task: asked.task, asked: { question, labels, schema, multiple, models },
     image: answer.size, merged: answer.merged, replies: answer.replies, usage,
   };
 }

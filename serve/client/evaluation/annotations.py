@@ -27,7 +27,7 @@ from pydantic import (
 from serve.client.evaluation import folder
 from serve.client.evaluation.items import Item, Json, labels
 from serve.client.http_client import Failure, Misuse
-from serve.errors import ServeError
+from serve.errors import BadRequest, ServeError
 from serve.media import masks
 from serve.media.image import undecoded_image
 from serve.media.outline import MAX_SIDE
@@ -37,6 +37,7 @@ from serve.tasks.boxes import label_key
 from serve.tasks.detect import MAX_LABELS
 from serve.tasks.labels import fiftyone, label_studio, voc, yolo
 from serve.tasks.labels.picture import Truth
+from serve.tasks.object_schema import fault_of, object_schema
 
 M = TypeVar("M", bound=BaseModel)
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
@@ -482,16 +483,36 @@ def _labelled(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
             yield "segment", fields, {"boxes": boxes}
     if line.task is not None and (truth := _own_truth(TASKS[line.task], line, where)):
         field = TASKS[line.task].text_field
-        yield line.task, {} if field is None else {field: getattr(line, field)}, truth
+        yield line.task, {} if field is None else {field: _written(line, field)}, truth
 
 
 def _own_truth(task: Task, line: Line, where: str) -> Json:
     """Return the true result that a line gives in fields of the task's own; empty where it gives none."""
     extra = line.model_extra or {}
     truth = {name: extra[name] for name in task.result.model_fields if name in extra}
-    if truth and task.text_field is not None and getattr(line, task.text_field) is None:
+    written = None if task.text_field is None else _written(line, task.text_field)
+    if truth and task.text_field is not None and written is None:
         raise Failure(f"{where}: {task.text_field}: {task.name} needs it.")
-    return _checked(task.result, truth, where).model_dump(mode="json") if truth else {}
+    checked = _checked(task.result, truth, where).model_dump(mode="json") if truth else {}
+    if checked and task.text_field == "schema":
+        _check_object(checked["value"], written, where)
+    return checked
+
+
+def _check_object(value: Json, schema: Any, where: str) -> None:
+    """Raise Failure for an object that does not satisfy its schema, and for a schema that no request may have."""
+    try:
+        fault = fault_of(value, object_schema(schema))
+    except (BadRequest, ValueError) as error:
+        raise Failure(f"{where}: schema: {error}") from None
+    if fault is not None:
+        raise Failure(f"{where}: value: {fault}")
+
+
+def _written(line: Line, field: str) -> Any:
+    """Return what a line gives in the field for what is written beside the image: a schema as text; None without."""
+    given = getattr(line, field) if field in Line.model_fields else (line.model_extra or {}).get(field)
+    return json.dumps(given) if isinstance(given, dict) else given
 
 
 def _box(instance: Instance, label: str) -> Json:

@@ -59,7 +59,7 @@ def request_fields(options: argparse.Namespace) -> Json:
     def usage(field: str, words: str) -> str:
         return f"diptych run {options.folder} --task {options.task} --{field} {words}"
 
-    return given(options) | text_fields(options.task, options.asked, options.labels, usage)
+    return given(options) | text_fields(options.task, options.asked, options.labels, usage, options.schema)
 
 
 def _answered(out: Path, names: Sequence[str]) -> bool:

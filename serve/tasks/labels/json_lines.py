@@ -23,4 +23,6 @@ def _line(picture: Answered) -> Json:
         return line | {"labels": picture.fields["labels"], "answers": answers, "multiple": result["multiple"]}
     if "question" in picture.fields:
         return line | {"question": picture.fields["question"], "answer": picture.text}
+    if "schema" in picture.fields:
+        return line | {"schema": picture.fields["schema"], "value": result["value"]}
     return line | result | ({"labels": picture.fields["labels"]} if "labels" in picture.fields else {})

@@ -7,6 +7,7 @@ from serve.client.evaluation.measures.cider import cider_d
 from serve.client.evaluation.measures.counts import count_errors
 from serve.client.evaluation.measures.instances import box_precision, mask_overlap, mask_precision
 from serve.client.evaluation.measures.labels import label_accuracy
+from serve.client.evaluation.measures.objects import field_accuracy
 from serve.client.evaluation.measures.points import points_inside
 from serve.client.evaluation.measures.shapes import every_shape
 
@@ -21,5 +22,6 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
     "point": (points_inside,),
     "count": (count_errors,),
     "classify": (label_accuracy,),
+    "extract": (field_accuracy,),
     "chat": (cider_d(lambda truth: truth["answers"], lambda result: str(result["text"])), exact),
 }
