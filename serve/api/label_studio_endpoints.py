@@ -172,6 +172,8 @@ def _ask(param: str, data: dict[str, Any], field: str, controls: Sequence[Contro
             of_config = bool(control.labels) and (problem.param or "").startswith("labels")
             place = "label_config" if of_config else f"{param}.{problem.param}"
             raise BadRequest(problem.message, param=place, code=problem.code) from None
+        except BadRequest as error:
+            raise BadRequest(error.message, param=f"{param}.{error.param}", code=error.code) from None
     return PictureQuestions(param, image, requests)
 
 

@@ -20,6 +20,7 @@ from serve.api.authentication import Access
 from serve.api.keys import Keys
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
+from serve.models.instructed import instructed_skills
 from serve.models.reasoning import THINK, Reasoning
 from serve.router import Router
 from serve.worker import Worker
@@ -303,3 +304,20 @@ def test_reasoning_is_folded_and_opened_by_the_keyboard(page: Page) -> None:
         expect(fold.locator("p")).to_have_text("Round and red.")
         violations = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa"]}).response["violations"]
         assert not violations, violations
+
+
+def test_schema_is_written_on_lines_and_its_object_is_drawn_as_text(page: Page) -> None:
+    skills = instructed_skills(MODELS[LLAVA].converse)
+    worker = Worker(dataclasses.replace(MODELS[LLAVA], skills=skills), FakeEngine('{"shop": "<b>Roll</b>"}'))
+    worker.mark("ready", "ready")
+    with visiting(page, create_app(Router([worker]))):
+        pick(page, "extract")
+        expect(page.locator("#schema")).to_have_value(re.compile('"background"'))
+        page.fill("#schema", '{"type": "object",\n "properties": {"shop": {"type": "string"}}}')
+        page.click("#go")
+        expect(page.locator("#merged pre")).to_have_text('{\n  "shop": "<b>Roll</b>"\n}')
+        expect(column(page, LLAVA).locator("pre")).to_have_text('{\n  "shop": "<b>Roll</b>"\n}')
+        assert "schema=" in page.url
+        page.fill("#schema", '{"type": "object", "properties": {"shop": {"not": {}}}}')
+        page.click("#go")
+        expect(page.locator("#trouble")).to_contain_text("not is not supported in a schema")

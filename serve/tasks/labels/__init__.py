@@ -22,6 +22,7 @@ HELD: Mapping[str, Sequence[str]] = {
     "coco": ("detect", "segment", "caption"),
     "yolo": ("detect", "segment"),
     "voc": ("detect",),
+    "label-studio": tuple(task for task in TASKS if task != "extract"),
 }
 """The tasks whose results a format can hold; those that are not here hold every task's."""
 

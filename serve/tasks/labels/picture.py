@@ -1,5 +1,6 @@
 """A picture with models' answers, and a picture with labels that people gave."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,8 +60,10 @@ class Truth:
 
 
 def result_text(result: Mapping[str, Any]) -> str:
-    """Return the text, the number or the labels of a result's first field; empty for one without."""
+    """Return the text, number, labels or object (JSON) of a result's first field; empty for one without."""
     answer = next(iter(result.values()), "")
+    if isinstance(answer, dict):
+        return json.dumps(answer, ensure_ascii=False)
     return "; ".join(str(item["label"]) for item in answer) if isinstance(answer, list) else str(answer)
 
 
