@@ -17,9 +17,11 @@ MAX_TEXT = 20_000
 MAX_DEPTH = 8
 """Objects and lists of a value inside each other, the outermost counted."""
 MAX_PROPERTIES = 200
-MAX_ALTERNATIVES = 32
-"""Alternatives of a schema, and CHOICES of its enums, counted again at every $ref: each may be tried for each value."""
+MAX_ALTERNATIVES = 8
+"""Alternatives of a value, also by those of the objects around it, and MAX_CHOICES of their enums. Each may be tried
+for each value of a list: all of them for 4,000 values take a second."""
 MAX_CHOICES = 500
+MAX_OBJECTS = 1000
 MAX_STEPS = 200
 """Schemas on the way from the outermost one to an inner one, references among them."""
 KINDS = Literal["object", "array", "string", "number", "integer", "boolean", "null"]
@@ -88,6 +90,8 @@ def object_schema(given: Any) -> str:
     if not isinstance(given, dict):
         raise BadRequest("The schema must be a JSON object.", param=PARAM, code="invalid_schema")
     text = schema_text(given, PARAM, MAX_TEXT)
+    if text.count("{") > MAX_OBJECTS:
+        raise BadRequest(f"The schema has more than {MAX_OBJECTS:,} objects.", param=PARAM)
     try:
         schema = Schema.model_validate(given)
     except ValidationError as error:
@@ -115,7 +119,7 @@ def _invalid(message: str) -> BadRequest:
 
 
 class _Walk:
-    """Counts a schema's properties, and of each part, with what it refers to, the depth, alternatives and choices."""
+    """Counts a schema's properties, and of each part the depth, and the most alternatives and choices for one value."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
@@ -129,9 +133,9 @@ class _Walk:
             if depth > MAX_DEPTH:
                 raise BadRequest(f"The object is nested deeper than {MAX_DEPTH} levels.", param=PARAM)
             if alternatives > MAX_ALTERNATIVES:
-                raise BadRequest(f"The schema has more than {MAX_ALTERNATIVES} alternatives in anyOf.", param=PARAM)
+                raise BadRequest(f"A value has more than {MAX_ALTERNATIVES} alternatives in anyOf.", param=PARAM)
             if choices > MAX_CHOICES:
-                raise BadRequest(f"The schema has more than {MAX_CHOICES} choices in enum.", param=PARAM)
+                raise BadRequest(f"A value has more than {MAX_CHOICES} choices in enum.", param=PARAM)
         if self.properties > MAX_PROPERTIES:
             raise BadRequest(f"The schema has more than {MAX_PROPERTIES} properties.", param=PARAM)
 
@@ -152,9 +156,9 @@ class _Walk:
         kinds = part.type if isinstance(part.type, list) else [part.type]
         own = 1 if "object" in kinds or "array" in kinds else 0
         depth = max([own, *(size[0] + 1 for size in within), *(size[0] for size in beside)])
-        below = [*within, *beside]
-        alternatives = len(part.anyOf) + sum(size[1] for size in below)
-        sizes = (depth, alternatives, len(part.enum) + sum(size[2] for size in below))
+        alternatives = sum(size[1] for size in beside) or max([1, *(size[1] for size in within)])
+        choices = sum(size[2] for size in beside) or max([len(part.enum), *(size[2] for size in within)])
+        sizes = (depth, alternatives, choices)
         self.sizes[id(part)] = sizes
         return sizes
 

@@ -215,6 +215,7 @@ async def test_remote_model_detects_by_the_contract_of_its_check(
         "point",
         "count",
         "classify",
+        "extract",
         "chat",
     ]
     engine = FakeEngine(SeeingModel(writes, answers=answers), kept=1000)

@@ -83,7 +83,8 @@ REFUSED = {
         {"type": "object", "properties": {"a": {"$ref": "#/$defs/0"}}, "$defs": BLOWN},
         "deeper",
     ),
-    "many alternatives": (of({"$ref": "#/$defs/0"}, **{"$defs": MANY}), "more than 32 alternatives"),
+    "many alternatives": (of({"$ref": "#/$defs/0"}, **{"$defs": MANY}), "more than 8 alternatives"),
+    "many objects": ({"type": "object", "$defs": {str(at): {} for at in range(1001)}}, "more than 1,000"),
     "many choices": (of({"enum": list(range(501))}), "more than 500 choices"),
     "many properties": (
         of(
