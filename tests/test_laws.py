@@ -405,7 +405,7 @@ def _apart(result: Result | None) -> bool:
 def _approx(a: Result | None, b: Result | None) -> bool:
     """Return whether results are equal, but for the order of boxes and the last digits of their numbers."""
     if isinstance(a, ExtractResult) and isinstance(b, ExtractResult):
-        return field_likeness(a.value, b.value) == 1  # of equal spellings each may stand
+        return field_likeness(a.data, b.data) == 1  # of equal spellings each may stand
     placed = DetectResult | SegmentResult | PointResult | ClassifyResult
     if not isinstance(a, placed) or not isinstance(b, placed):
         return a == b

@@ -71,7 +71,7 @@ def _read(generation: Generation, request: ExtractRequest) -> ExtractResult:
 
 
 def _as_text(result: ExtractResult) -> str:
-    return json.dumps(result.value, ensure_ascii=False)
+    return json.dumps(result.data, ensure_ascii=False)
 
 
 EXTRACT = Task(

@@ -18,14 +18,14 @@ class ExtractResult(Result):
     field_agreement: of a merged one, by field (`/total`, `/items/0/price`), the share of the weight that gives it.
     """
 
-    value: dict[str, Any]
+    data: dict[str, Any]
     field_agreement: dict[str, Probability] = Field(default={}, exclude_if=lambda fields: not fields)
     _schema: str = PrivateAttr("")
 
     @classmethod
     def of(cls, value: dict[str, Any], schema: str, field_agreement: dict[str, float] | None = None) -> Self:
         """Return the result with its schema as JSON text, which the merge holds the merged object to."""
-        result = cls(value=value, field_agreement=field_agreement or {})
+        result = cls(data=value, field_agreement=field_agreement or {})
         result._schema = schema
         return result
 

@@ -129,7 +129,7 @@ def test_schema_that_cannot_be_held_is_refused_by_name(name: str) -> None:
 @pytest.mark.parametrize("around", ["{}", "```json\n{}\n```", "Here it is: {} Done."])
 def test_object_is_read_from_words_around(around: str) -> None:
     result = _read(Generation(around.replace("{}", json.dumps(WHOLE))), request())
-    assert result.value == WHOLE and result.model_dump() == {"value": WHOLE}
+    assert result.data == WHOLE and result.model_dump() == {"data": WHOLE}
     assert EXTRACT.as_text(result) == json.dumps(WHOLE, ensure_ascii=False)
     assert pickle.loads(pickle.dumps(result)).schema_text == request().schema_
 
@@ -180,7 +180,7 @@ async def test_schema_reaches_models_by_json_form_and_chat_alike() -> None:
         listed = (await client.get("/v1/models/extract")).json()["diptych"]
     for answer in (by_object, by_text, by_form):
         merged = answer.json()["merged"]
-        assert merged["result"]["value"] == WHOLE and merged["method"] == "field_vote"
+        assert merged["result"]["data"] == WHOLE and merged["method"] == "field_vote"
         assert merged["result"]["field_agreement"]["/lines/0/item"] == 1
     assert [json.loads(choice["message"]["content"]) for choice in by_chat.json()["choices"]] == [WHOLE, WHOLE]
     assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "schema"
@@ -212,11 +212,11 @@ def test_command_line_takes_the_schema_as_json_or_from_a_file(tmp_path: Any) -> 
 def test_labels_line_gives_the_schema_and_an_object_that_satisfies_the_schema(tmp_path: Any) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     lines = tmp_path / "labels.jsonl"
-    whole = {"image": "a.png", "task": "extract", "schema": RECEIPT, "value": WHOLE}
+    whole = {"image": "a.png", "task": "extract", "schema": RECEIPT, "data": WHOLE}
     lines.write_text(json.dumps(whole))
     (item,) = Labelled(tmp_path, None).items
-    assert json.loads(item.fields["schema"]) == RECEIPT and item.truth == {"value": WHOLE}
-    for wrong, why in (({"value": {}}, "value: "), ({"schema": {}}, "schema: "), ({"schema": None}, "needs it")):
+    assert json.loads(item.fields["schema"]) == RECEIPT and item.truth == {"data": WHOLE}
+    for wrong, why in (({"data": {}}, "data: "), ({"schema": {}}, "schema: "), ({"schema": None}, "needs it")):
         lines.write_text(json.dumps(whole | wrong))
         with pytest.raises(Failure, match=why):
             Labelled(tmp_path, None)

@@ -124,7 +124,7 @@ function facts(reply) {
 /** A result as elements: a sentence, or a list of what was found, each linked with its place in the picture. */
 function shown(layer, result, supporters = []) {
   if (!listsPlaces(result)) {
-    if (result.value) return [made("pre", {}, words(result)), supported(supporters[0])];
+    if (result.data) return [made("pre", {}, words(result)), supported(supporters[0])];
     if (result.labels) return [classified(result.labels), supported(supporters[0])];
     const by = result.by && layer !== MERGED ? made("span", { class: "quiet" }, ` by ${result.by}`) : null;
     return [made("p", { class: "said" }, words(result) || "(nothing)", by), supported(supporters[0])];

@@ -495,7 +495,7 @@ def _own_truth(task: Task, line: Line, where: str) -> Json:
         raise Failure(f"{where}: {task.text_field}: {task.name} needs it.")
     checked = _checked(task.result, truth, where).model_dump(mode="json") if truth else {}
     if checked and task.text_field == "schema":
-        _check_object(checked["value"], written, where)
+        _check_object(checked["data"], written, where)
     return checked
 
 
@@ -506,7 +506,7 @@ def _check_object(value: Json, schema: Any, where: str) -> None:
     except (BadRequest, ValueError) as error:
         raise Failure(f"{where}: schema: {error}") from None
     if fault is not None:
-        raise Failure(f"{where}: value: {fault}")
+        raise Failure(f"{where}: data: {fault}")
 
 
 def _written(line: Line, field: str) -> Any:

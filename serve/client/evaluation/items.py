@@ -17,7 +17,7 @@ class Item:
     truth: `answers` (vqa: of people; chat) or `accepted` (vqa: every way to write the right one), `captions` and for
     drawn scenes `shapes` (caption), `text` (ocr), or `boxes` (detect, segment, point), each {"label", "box": [x0, y0,
     x1, y1] in pixels} and where it applies "mask" (COCO's run lengths) and "crowd"; `labels` (classify), those that are
-    right; `value` (extract); of other tasks the fields of their result.
+    right; `data` (extract); of other tasks the fields of their result.
     """
 
     name: str

@@ -24,5 +24,5 @@ def _line(picture: Answered) -> Json:
     if "question" in picture.fields:
         return line | {"question": picture.fields["question"], "answer": picture.text}
     if "schema" in picture.fields:
-        return line | {"schema": picture.fields["schema"], "value": result["value"]}
+        return line | {"schema": picture.fields["schema"], "data": result["data"]}
     return line | result | ({"labels": picture.fields["labels"]} if "labels" in picture.fields else {})

@@ -27,7 +27,7 @@ def field_vote(method: str, by_confidence: bool = False) -> MergeRule:
         says = {reply.model: standing(reply, weights) for reply in replies}
         votes = says if by_confidence and any(says.values()) else weights
         results = {reply.model: _result(reply) for reply in replies}
-        values = {model: result.value for model, result in results.items()}
+        values = {model: result.data for model, result in results.items()}
 
         def strength(camp: Sequence[str]) -> tuple[float, float]:
             return round(sum(votes[model] for model in camp), 9), round(sum(says[model] for model in camp), 9)

@@ -30,7 +30,7 @@ def merge(
 
 def value(merged: Merged) -> Any:
     assert isinstance(merged.result, ExtractResult)
-    return merged.result.value
+    return merged.result.data
 
 
 def test_merged_object_may_be_no_models_own() -> None:
@@ -79,7 +79,7 @@ def test_object_that_the_vote_would_break_gives_way_to_the_reply_that_most_is_li
 
 
 def test_accuracy_counts_fields_of_truth_and_answer() -> None:
-    truth = {"value": {"a": "Red", "b": [1, 2]}}
-    answers = [{"value": {"a": "red ", "b": [1, 3], "c": 1}}, {"value": {"a": "red", "b": [1, 2]}}, None]
+    truth = {"data": {"a": "Red", "b": [1, 2]}}
+    answers = [{"data": {"a": "red ", "b": [1, 3], "c": 1}}, {"data": {"a": "red", "b": [1, 2]}}, None]
     accuracy, exact = field_accuracy([truth] * 3, answers, resamples("abc"))
     assert accuracy.value == pytest.approx(100 * 5 / 10) and exact.value == pytest.approx(100 / 3)

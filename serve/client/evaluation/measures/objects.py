@@ -12,7 +12,7 @@ def field_accuracy(truths: Sequence[Json], answers: Sequence[Json | None], count
     Numbers are equal nearly, texts but for case and surrounding space. Without an answer every field is missed.
     """
     pairs = [
-        (0, len([*leaves(truth["value"])])) if answer is None else equal_leaves(truth["value"], answer["value"])
+        (0, len([*leaves(truth["data"])])) if answer is None else equal_leaves(truth["data"], answer["data"])
         for truth, answer in zip(truths, answers, strict=True)
     ]
     alike, total = [float(alike) for alike, _ in pairs], [float(total) for _, total in pairs]
