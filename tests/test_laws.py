@@ -117,7 +117,7 @@ RESULTS: dict[str, st.SearchStrategy[Result]] = {
     "segment": st.builds(SegmentResult, boxes=st.lists(masks, max_size=4)),
     "classify": st.builds(ClassifyResult, labels=st.lists(scored, min_size=1, max_size=1))
     | st.builds(ClassifyResult, labels=st.lists(scored, max_size=3), multiple=st.just(True)),
-    "extract": st.builds(ExtractResult, value=objects),
+    "extract": st.builds(ExtractResult, data=objects),
     "point": st.builds(PointResult, points=st.lists(points, max_size=4), size=st.just((HEIGHT, WIDTH))),
 }
 """By task, results whose fields depend on each other. Those of other tasks are drawn field by field."""

@@ -681,7 +681,8 @@ async def test_openapi_document_is_complete() -> None:
         operation = paths[f"/v1/tasks/{name}"]["post"]
         kind = task.request.__name__
         assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{kind}")
-        assert set(schemas[kind]["properties"]) == set(task.request.model_fields)
+        names = {field.alias or name for name, field in task.request.model_fields.items()}
+        assert set(schemas[kind]["properties"]) == names
         assert {"multipart/form-data"} < set(operation["requestBody"]["content"])
         assert {"text/event-stream", "application/json"} == set(operation["responses"]["200"]["content"])
     chat = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
