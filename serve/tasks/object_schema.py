@@ -178,7 +178,8 @@ class _Walk:
         root, _, name = reference.partition("/")
         where, _, name = name.partition("/")
         target: Schema | None = None
-        if root == "#" and where in ("$defs", "definitions"):
+        # The validator also follows a path into a definition, and decodes %. Neither may lead past this walk.
+        if root == "#" and where in ("$defs", "definitions") and not {"/", "%"} & set(name):
             parts = self.schema.defs if where == "$defs" else self.schema.definitions
             target = parts.get(name.replace("~1", "/").replace("~0", "~"))
         if reference == "#":

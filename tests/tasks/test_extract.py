@@ -71,6 +71,7 @@ def test_schema_is_taken_as_an_object_or_as_text(schema: dict[str, Any]) -> None
 
 BLOWN = {str(at): of({"$ref": f"#/$defs/{at + 1}"}, required=["a"]) for at in range(8)} | {"8": {"type": "string"}}
 MANY = {str(at): {"anyOf": [{"$ref": f"#/$defs/{at + 1}"}] * 2} for at in range(8)} | {"8": {"type": "string"}}
+TREE = {"type": "array", "items": {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/a/items"}}] * 8}}
 REFUSED = {
     "not JSON": ("{", "not JSON"),
     "no object": ("[]", "must be a JSON object"),
@@ -99,6 +100,14 @@ REFUSED = {
     "recursion": (of({"type": "array", "items": {"$ref": "#"}}), "circle"),
     "foreign reference": (of({"$ref": "https://example.org/a"}), "only point into the schema"),
     "unknown reference": (of({"$ref": "#/$defs/x"}), "no part of"),
+    "recursion behind a path": (
+        of({"$ref": "#/$defs/a"}, **{"$defs": {"a": TREE, "a/items": {"type": "integer"}}}),
+        "no part of",
+    ),
+    "recursion behind an escape": (
+        of({"$ref": "#/$defs/xy"}, **{"$defs": {"xy": {"$ref": "#/$defs/x%79"}, "x%79": {"type": "integer"}}}),
+        "no part of",
+    ),
     "reference into properties": (of({"$ref": "#/properties/a"}), "circle"),
     "pattern": (of({"type": "string", "pattern": "a+"}), "pattern is not supported"),
     "not": (of({"not": {"type": "string"}}), "not is not supported in a schema at properties/a"),
