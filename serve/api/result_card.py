@@ -22,14 +22,17 @@ FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf")
 
 
 def draw_card(picture: PIL.Image.Image, question: str, answer: Json) -> bytes:
-    """Return the PNG. picture: at any size; boxes are in the pixels of `answer["image"]`."""
+    """Return the PNG. picture: at any size; boxes are in the pixels of `answer["image"]`.
+
+    Raises ValueError or OverflowError for a place that no picture has.
+    """
     small = PIL.ImageOps.contain(picture, (PICTURE_WIDE, MOST_HIGH // 2), PIL.Image.Resampling.LANCZOS)
     small = draw_layers(small, _layers(answer, small.width / answer["image"]["width"]))
     blocks = _blocks(question, answer)
     left, width = 2 * EDGE + PICTURE_WIDE, WIDE - 3 * EDGE - PICTURE_WIDE
     lines: list[tuple[str, str, int]] = []
     for text, colour, size in blocks:
-        lines += [(line, colour, size) for line in _wrapped(text, _font(size), width)]
+        lines += [(line, colour, size) for line in _wrapped(_short(text), _font(size), width)]
         lines.append(("", INK, 12))
     high = sum(round(1.35 * size) for _, _, size in lines)
     card = PIL.Image.new("RGB", (WIDE, min(MOST_HIGH, max(small.height, high) + 2 * EDGE + 24)), GROUND)
@@ -88,10 +91,13 @@ def _words(result: Json) -> str:
     first = next(iter(result.values()), "")
     if isinstance(first, list):
         named = (item["label"] if isinstance(item, dict) and "label" in item else item for item in first)
-        text = ", ".join(map(str, named)) or "nothing found"
-    else:
-        text = (json.dumps(first) if isinstance(first, dict) else str(first)) or "(nothing)"
-    text = " ".join(text.split())
+        return ", ".join(map(str, named)) or "nothing found"
+    return (json.dumps(first) if isinstance(first, dict) else str(first)) or "(nothing)"
+
+
+def _short(text: str) -> str:
+    """Return the beginning of a text, without line breaks: to wrap a word takes the square of its length."""
+    text = " ".join(text[: 4 * MAX_WORDS].split())
     return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]}…"
 
 

@@ -145,7 +145,10 @@ def _checked_answer(answer: dict[str, Any]) -> TaskAnswer:
 
 def _drawn(picture: PIL.Image.Image, question: str, answer: TaskAnswer) -> tuple[bytes, bytes]:
     """Return the picture made small, as WEBP, and the card. Called in a thread, one at a time."""
-    card = draw_card(picture, question, answer.model_dump(mode="json"))
+    try:
+        card = draw_card(picture, question, answer.model_dump(mode="json"))
+    except (ValueError, OverflowError):
+        raise BadRequest("The answer has a place that cannot be drawn.", param="answer") from None
     kept = PIL.ImageOps.contain(picture, (SIDE, SIDE)) if max(picture.size) > SIDE else picture
     out = io.BytesIO()
     kept.save(out, "WEBP", quality=80, method=2)

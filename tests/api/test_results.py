@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,25 @@ async def test_shared_result_has_a_page_a_picture_and_a_card_for_other_sites(fil
         assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
         policy = frame.headers["content-security-policy"]
         assert "frame-ancestors *" in policy and "script-src" not in policy and f"{name}.png" in frame.text
+
+
+async def test_result_with_line_breaks_and_a_name_without_end_is_drawn(file: ResultFile) -> None:
+    async with calling(create_app(router(), results=file)) as client:
+        answer = await answered(client)
+        answer["replies"][0]["model"] = "m" * 100_000
+        answer["replies"][1] |= {"status": "error", "result": None, "error": {"message": "one\ntwo", "code": "a"}}
+        posted = await shared(client, answer=answer, question="one\ntwo")
+        assert posted.status_code == 200, posted.text
+
+
+@pytest.mark.parametrize("edge", [1e308, -1e308, float("nan")])
+async def test_result_whose_boxes_no_picture_has_is_refused(edge: float, file: ResultFile) -> None:
+    async with calling(create_app(router(paligemma=BOXES), results=file)) as client:
+        answer = await answered(client, "detect", labels=["red cat"])
+        answer["merged"]["result"]["boxes"][0]["box"] = [edge] * 4
+        body = json.dumps({"answer": answer, "image": URL})
+        refused = await client.post("/v1/results", content=body, headers={"content-type": "application/json"})
+        assert refused.status_code == 400 and "answer" in refused.json()["error"]["param"]
 
 
 async def test_card_page_has_no_markup_of_its_address(file: ResultFile) -> None:
