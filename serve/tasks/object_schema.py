@@ -21,6 +21,10 @@ MAX_ALTERNATIVES = 8
 """Alternatives of a value, also by those of the objects around it, and MAX_CHOICES of their enums. Each may be tried
 for each value of a list: all of them for 4,000 values take a second."""
 MAX_CHOICES = 500
+MAX_REFERENCES = 16
+"""References to follow for a value, counted like the alternatives: 16 of them for 4,000 values take a second."""
+MAX_VALUES = 4000
+"""Values of an object, all those inside it counted."""
 MAX_OBJECTS = 1000
 MAX_STEPS = 200
 """Schemas on the way from the outermost one to an inner one, references among them."""
@@ -119,27 +123,29 @@ def _invalid(message: str) -> BadRequest:
 
 
 class _Walk:
-    """Counts a schema's properties, and of each part the depth, and the most alternatives and choices for one value."""
+    """Counts a schema's properties, and of each part the depth, and the most of each kind of step for one value."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self.properties = 0
-        self.sizes: dict[int, tuple[int, int, int]] = {}
+        self.sizes: dict[int, tuple[int, int, int, int]] = {}
         self.open: set[int] = set()
 
     def check(self) -> None:
         for part in (self.schema, *self.schema.defs.values(), *self.schema.definitions.values()):
-            depth, alternatives, choices = self._size(part, 0)
+            depth, alternatives, choices, references = self._size(part, 0)
             if depth > MAX_DEPTH:
                 raise BadRequest(f"The object is nested deeper than {MAX_DEPTH} levels.", param=PARAM)
             if alternatives > MAX_ALTERNATIVES:
                 raise BadRequest(f"A value has more than {MAX_ALTERNATIVES} alternatives in anyOf.", param=PARAM)
             if choices > MAX_CHOICES:
                 raise BadRequest(f"A value has more than {MAX_CHOICES} choices in enum.", param=PARAM)
+            if references > MAX_REFERENCES:
+                raise BadRequest(f"A value has more than {MAX_REFERENCES} references to follow.", param=PARAM)
         if self.properties > MAX_PROPERTIES:
             raise BadRequest(f"The schema has more than {MAX_PROPERTIES} properties.", param=PARAM)
 
-    def _size(self, part: Schema, steps: int) -> tuple[int, int, int]:
+    def _size(self, part: Schema, steps: int) -> tuple[int, int, int, int]:
         if id(part) in self.open:
             raise _invalid("$ref leads round in a circle: recursion is not supported in a schema.")
         if id(part) in self.sizes:
@@ -158,7 +164,8 @@ class _Walk:
         depth = max([own, *(size[0] + 1 for size in within), *(size[0] for size in beside)])
         alternatives = sum(size[1] for size in beside) or max([1, *(size[1] for size in within)])
         choices = sum(size[2] for size in beside) or max([len(part.enum), *(size[2] for size in within)])
-        sizes = (depth, alternatives, choices)
+        references = sum(size[3] for size in beside) or max([0, *(size[3] for size in within)])
+        sizes = (depth, alternatives, choices, references + (part.ref is not None))
         self.sizes[id(part)] = sizes
         return sizes
 
@@ -191,7 +198,9 @@ class _Walk:
 
 def fault_of(value: Any, schema: str) -> str | None:
     """Return why a JSON value does not satisfy a schema of `object_schema`, as a sentence; None where it does."""
-    depth = _depth(value)
+    depth, count = _size(value)
+    if count > MAX_VALUES:
+        return f"It has more than {MAX_VALUES:,} values."
     if depth > MAX_DEPTH:
         return f"It is nested deeper than {MAX_DEPTH} levels."
     error = next(_validator(schema).iter_errors(value), None)
@@ -201,17 +210,21 @@ def fault_of(value: Any, schema: str) -> str | None:
     return f"{place or 'The object'}: {error.message[:200]}."
 
 
-def _depth(value: Any) -> int:
-    """Return how many objects and lists lie inside each other. Raises ValueError for a number too large for a float."""
-    deepest, left = 0, [(value, 0)]
+def _size(value: Any) -> tuple[int, int]:
+    """Return how many objects and lists lie inside each other, and how many values there are.
+
+    Raises ValueError for a number too large for a float.
+    """
+    deepest, count, left = 0, 0, [(value, 0)]
     while left:
         part, depth = left.pop()
+        count += 1
         if isinstance(part, int | float) and not abs(part) <= sys.float_info.max:
             raise ValueError("a number is too large")
         if isinstance(part, dict | list):
             deepest = max(deepest, depth + 1)
             left += [(inner, depth + 1) for inner in (part.values() if isinstance(part, dict) else part)]
-    return deepest
+    return deepest, count
 
 
 @functools.lru_cache(maxsize=32)

@@ -72,6 +72,7 @@ def test_schema_is_taken_as_an_object_or_as_text(schema: dict[str, Any]) -> None
 BLOWN = {str(at): of({"$ref": f"#/$defs/{at + 1}"}, required=["a"]) for at in range(8)} | {"8": {"type": "string"}}
 MANY = {str(at): {"anyOf": [{"$ref": f"#/$defs/{at + 1}"}] * 2} for at in range(8)} | {"8": {"type": "string"}}
 TREE = {"type": "array", "items": {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/a/items"}}] * 8}}
+CHAIN = {str(at): {"$ref": f"#/$defs/{at + 1}"} for at in range(17)} | {"17": {"type": "string"}}
 REFUSED = {
     "not JSON": ("{", "not JSON"),
     "no object": ("[]", "must be a JSON object"),
@@ -100,6 +101,7 @@ REFUSED = {
     "recursion": (of({"type": "array", "items": {"$ref": "#"}}), "circle"),
     "foreign reference": (of({"$ref": "https://example.org/a"}), "only point into the schema"),
     "unknown reference": (of({"$ref": "#/$defs/x"}), "no part of"),
+    "many references": (of({"$ref": "#/$defs/1"}, **{"$defs": CHAIN}), "more than 16 references"),
     "recursion behind a path": (
         of({"$ref": "#/$defs/a"}, **{"$defs": {"a": TREE, "a/items": {"type": "integer"}}}),
         "no part of",
@@ -155,6 +157,7 @@ def test_object_is_read_from_words_around(around: str) -> None:
         ('{"shop": "a", "total": 1, "day": "soon"}', False, "day: "),
         ('{"shop": "a", "total": 1, "lines": [{"item": "x", "price": 2}]}', False, "lines/0: "),
         ('{"shop": "a", "total": 1e400}', False, "too large"),
+        ('{"shop": "a", "total": 1, "more": [' + "1," * 4000 + "1]}", False, "more than 4,000 values"),
         ('{"shop": "a", "total": NaN}', False, "not JSON"),
         ('{"shop": "\\ud800", "total": 1}', False, "not JSON"),
         ('{"shop": "a", "total": 1, "more": ' + "[" * 9 + "]" * 9 + "}", False, "nested deeper"),
