@@ -3,7 +3,7 @@
 import html
 import re
 
-_ATTRIBUTES = r"(?:\s+[\w-]+\s*=[^<>]*)?\s*/?>"
+_ATTRIBUTES = r"(?:\s+[\w-]+\s*=[^<>]*|\s*/?)>"
 _BREAK = re.compile(rf"</?(?:table|thead|tbody|tr|caption|p|div|ul|ol|li|h[1-6]|center|pre|br){_ATTRIBUTES}", re.I)
 _CELL = re.compile(rf"</?(?:td|th){_ATTRIBUTES}", re.I)
 _INLINE = re.compile(rf"</?(?:b|i|u|s|em|strong|span|sup|sub|code|a|img|html|body|header|footer){_ATTRIBUTES}", re.I)

@@ -29,6 +29,8 @@ def test_text_that_only_looks_like_markup_stays(text: str) -> None:
     assert plain_text(text) == text
 
 
-@pytest.mark.parametrize("part", ["<", "**a", "[", "![", "|", "`", "*a ", "<td ", "\\", "- ", "&#1"])
+@pytest.mark.parametrize("part", ["<", " ", "**a", "[", "![", "|", "`", "*a ", "<td ", "\\", "- ", "&#1"])
 def test_long_unclosed_marks_cost_little(part: str) -> None:
-    plain_text(part * (2**15 // len(part)))
+    long = part * (2**15 // len(part))
+    plain_text(long)
+    plain_text(f"<td a={long}")  # an attribute without its end
