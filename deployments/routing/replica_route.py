@@ -8,7 +8,7 @@ from deployments.routing.endpoint import Endpoint
 from deployments.routing.pool import Pool, RoutingKey
 from deployments.routing.quarantine import Quarantine
 from serve.engines.base import Piece, Prompt
-from serve.errors import ModelError
+from serve.errors import ModelError, Overloaded
 from serve.models.base import Model
 from serve.router.route import Status
 from serve.tasks import TASKS
@@ -76,11 +76,12 @@ class ReplicaRoute:
         (ServeError), what `Pool.replica` raises, and BadRequest for a request that has killed the engine before.
         """
         name, empty = self.model.name, True
+        refused_by: set[object] = set()
         key, request = identify()
         room = key.room(self._pool.entry.max_ongoing_requests)
         with self._pool.counted(name):
             while empty:
-                with contextlib.suppress(Refused):  # then it has another replica's turn, or is Overloaded
+                try:
                     async with (
                         self._quarantine.watch(name, request),
                         self._pool.replica(name, key) as replica,
@@ -91,3 +92,7 @@ class ReplicaRoute:
                             yield item
                         if empty:
                             raise ModelError(f"{name} ended without a word.", code="engine_error")
+                except Refused:  # then it has another replica's turn, or is Overloaded
+                    if replica in refused_by:  # all may be full, and too slow to be full at once
+                        raise Overloaded.of_model(name) from None
+                    refused_by.add(replica)

@@ -199,6 +199,19 @@ async def test_request_that_a_full_replica_refuses_goes_to_another() -> None:
         assert await asyncio.gather(*taken) == ["0"] * ROOM
 
 
+async def test_request_ends_where_slow_replicas_refuse_it_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.routing.pool.REFUSED_S", 0.0)  # each refusal takes longer than it is remembered
+    async with pooled() as (pool, replicas, discovery):
+        other = another_gateway(discovery)
+        taken = [asyncio.ensure_future(ask(other, about(at))) for at in range(2 * ROOM)]
+        await until(lambda: [replica.server.prompts for replica in replicas] == [ROOM, ROOM])
+        async with asyncio.timeout(5):
+            with pytest.raises(Overloaded, match="too many requests waiting"):
+                await ask(pool, about(99))
+        release(replicas)
+        await asyncio.gather(*taken)
+
+
 async def test_requests_without_a_picture_go_where_other_gateways_have_none() -> None:
     async with pooled(2, keeps_pictures=False) as (pool, replicas, discovery):
         taken = [asyncio.ensure_future(ask(another_gateway(discovery, slice(1)), about(at))) for at in range(2)]
