@@ -9,7 +9,7 @@ _CELL = re.compile(rf"</?(?:td|th){_ATTRIBUTES}", re.I)
 _INLINE = re.compile(rf"</?(?:b|i|u|s|em|strong|span|sup|sub|code|a|img|html|body|header|footer){_ATTRIBUTES}", re.I)
 _CONTROL = re.compile(r"<\|[^|<>\n]{1,40}\|>")
 _LINK = re.compile(r"!?\[([^\[\]\n]{0,300})\]\([^()\s]{0,300}\)")
-_RULE = re.compile(r"\s*(?:```\w*|[-*_=]{3,}|\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?)?)\s*")
+_RULE = re.compile(r"```\w*|[-*_=]{3,}|\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?)?")
 _LINE_START = re.compile(r"(?:#{1,6}|>|[-*+])\s+")
 _STRONG = re.compile(r"(\*\*|__|~~|`)(?=[^\s*_`])([^*_`\n]{1,300}?)(?<=\S)\1")
 _EMPHASIS = re.compile(r"(?<![\w*\\])\*(?=[^\s*])([^*\n]{1,300})(?<=[^\s\\])\*(?![\w*])")
@@ -23,7 +23,7 @@ def plain_text(text: str) -> str:
     """
     text = _BREAK.sub("\n", _CONTROL.sub("", text))
     text = html.unescape(_INLINE.sub("", _CELL.sub(" ", text)))
-    lines = (_plain_line(line.strip()) for line in text.splitlines() if not _RULE.fullmatch(line))
+    lines = (_plain_line(line) for line in map(str.strip, text.splitlines()) if not _RULE.fullmatch(line))
     return "\n".join(line for line in lines if line)
 
 
