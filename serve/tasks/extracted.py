@@ -1,7 +1,7 @@
 """An object that a model read from an image, and how alike two of them are."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from pydantic import Field, PrivateAttr
@@ -64,12 +64,20 @@ def same_leaf(a: Any, b: Any) -> bool:
 
 def equal_leaves(a: Any, b: Any) -> tuple[int, int]:
     """Return how many leaves two values have alike, and how many either of them has."""
-    ours, theirs = dict(leaves(a)), dict(leaves(b))
+    return _equal_among(dict(leaves(a)), dict(leaves(b)))
+
+
+def _equal_among(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[int, int]:
     alike = sum(path in theirs and same_leaf(leaf, theirs[path]) for path, leaf in ours.items())
     return alike, len(ours.keys() | theirs.keys())
 
 
 def field_likeness(a: Any, b: Any) -> float:
     """Return the share of the leaves of either that are equal, 0..1."""
-    alike, total = equal_leaves(a, b)
+    return likeness_of_leaves(dict(leaves(a)), dict(leaves(b)))
+
+
+def likeness_of_leaves(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
+    """Return the same for leaves by their paths."""
+    alike, total = _equal_among(ours, theirs)
     return alike / total

@@ -1,11 +1,21 @@
 """A vote on each field of an object, so that the merged one may be right where no model is right throughout."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from serve.tasks.base import Merged, MergeRule, Reply
-from serve.tasks.extracted import NEAR, ExtractResult, field_likeness, folded, is_number, leaves, same_leaf
+from serve.tasks.extracted import (
+    NEAR,
+    ExtractResult,
+    field_likeness,
+    folded,
+    is_number,
+    leaves,
+    likeness_of_leaves,
+    same_leaf,
+)
 from serve.tasks.merging.agreement import agreed, standing, weigh
 from serve.tasks.object_schema import fault_of
 
@@ -111,9 +121,12 @@ def _key(values: Mapping[str, Any]) -> Callable[[Any], Any]:
 
 def _most_like(values: Mapping[str, Any], votes: Mapping[str, float], says: Mapping[str, float]) -> Any:
     """Return the value of the model that all others are most like, by their votes."""
+    likeness = {(model, model): 1.0 for model in values}
+    fields = {model: dict(leaves(value)) for model, value in values.items()}
+    for one, other in itertools.combinations(values, 2):
+        likeness[one, other] = likeness[other, one] = likeness_of_leaves(fields[one], fields[other])
 
     def support(model: str) -> tuple[float, float]:
-        shares = (votes[other] * field_likeness(values[model], value) for other, value in values.items())
-        return round(sum(shares), 9), says[model]
+        return round(sum(votes[other] * likeness[model, other] for other in values), 9), says[model]
 
     return values[max(values, key=support)]
