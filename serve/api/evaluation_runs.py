@@ -4,6 +4,7 @@ A run NAME is two files: NAME.json with its scores, and NAME.jsonl with its answ
 """
 
 import re
+import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +20,11 @@ MAX_SCORES = 2**20
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
-class Measure(BaseModel):
+class Scores(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)  # a page would show NaN as nothing, or as 0
+
+
+class Measure(Scores):
     """A value and its 95 % interval over bootstrap resamples of the pictures; of two rows the resamples are paired."""
 
     value: float
@@ -27,7 +32,7 @@ class Measure(BaseModel):
     high: float
 
 
-class Cost(BaseModel):
+class Cost(Scores):
     """A row's cost, on average of its answers. seconds: to the whole answer; of a merged row, to the slowest model's.
 
     first_word_s: None where it is not known. price: of a million tokens, where the operator gave it; price_per_1000:
@@ -42,7 +47,7 @@ class Cost(BaseModel):
     price_per_1000: float | None = None
 
 
-class RunRow(BaseModel):
+class RunRow(Scores):
     """A model, or a merge. failed: the number of items without its answer."""
 
     name: str
@@ -52,7 +57,7 @@ class RunRow(BaseModel):
     cost: Cost | None = None
 
 
-class RunGain(BaseModel):
+class RunGain(Scores):
     """The difference of a merge and the best single model by a measure, on the same resamples; positive: better."""
 
     row: str
@@ -61,7 +66,7 @@ class RunGain(BaseModel):
     gain: Measure
 
 
-class TaskScores(BaseModel):
+class TaskScores(Scores):
     """A task's table. measures: whether lower is better, by name; the first decides. best: of each measure."""
 
     task: str
@@ -74,10 +79,8 @@ class TaskScores(BaseModel):
     best: dict[str, list[str]]
 
 
-class Run(BaseModel):
+class Run(Scores):
     """A run's scores. labelled_set: a digest of its questions and true answers; runs with the same are repeats."""
-
-    model_config = ConfigDict(extra="ignore")
 
     name: Annotated[str, Field(pattern=NAME)]
     object: Literal["diptych.evaluation"] = "diptych.evaluation"
@@ -103,7 +106,9 @@ class RunFolder:
                 known = self._read.get(path)
                 if known is not None and known[0] == state.st_mtime_ns:
                     kept[path] = known
-                elif state.st_size <= MAX_SCORES and path.with_suffix(".jsonl").is_file():
+                elif (
+                    stat.S_ISREG(state.st_mode) and state.st_size <= MAX_SCORES and path.with_suffix(".jsonl").is_file()
+                ):
                     kept[path] = state.st_mtime_ns, Run.model_validate_json(path.read_bytes())
             except (OSError, ValidationError):
                 continue

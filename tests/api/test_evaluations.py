@@ -1,6 +1,8 @@
 """The folder of evaluated runs over HTTP."""
 
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ async def test_runs_are_listed_newest_first_and_unreadable_ones_left_out(tmp_pat
     write_run(tmp_path, "unfinished", 3.0)
     (tmp_path / "unfinished.jsonl").unlink()
     (tmp_path / "bad.json").write_text("{")
+    write_run(tmp_path, "endless", math.inf)
+    write_run(tmp_path, "pipe")
+    (tmp_path / "pipe.json").unlink()
+    os.mkfifo(tmp_path / "pipe.json")  # to read it would wait for a writer
     (tmp_path / "large.json").write_text(" " * (MAX_SCORES + 1))
     async with calling(create_app(router(), evaluations=RunFolder(tmp_path))) as client:
         assert [run["name"] for run in (await client.get("/v1/evaluations")).json()["data"]] == ["new", "old"]
