@@ -123,8 +123,8 @@ def _most_like(values: Mapping[str, Any], votes: Mapping[str, float], says: Mapp
     """Return the value of the model that all others are most like, by their votes."""
     likeness = {(model, model): 1.0 for model in values}
     fields = {model: dict(leaves(value)) for model, value in values.items()}
-    for one, other in itertools.combinations(values, 2):
-        likeness[one, other] = likeness[other, one] = likeness_of_leaves(fields[one], fields[other])
+    for model, other in itertools.combinations(values, 2):
+        likeness[model, other] = likeness[other, model] = likeness_of_leaves(fields[model], fields[other])
 
     def support(model: str) -> tuple[float, float]:
         return round(sum(votes[other] * likeness[model, other] for other in values), 9), says[model]

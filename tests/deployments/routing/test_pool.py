@@ -199,7 +199,7 @@ async def test_request_that_a_full_replica_refuses_goes_to_another() -> None:
         assert await asyncio.gather(*taken) == ["0"] * ROOM
 
 
-async def test_request_ends_where_slow_replicas_refuse_it_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_that_slow_full_replicas_refuse_is_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployments.routing.pool.REFUSED_S", 0.0)  # each refusal takes longer than it is remembered
     async with pooled() as (pool, replicas, discovery):
         other = another_gateway(discovery)
