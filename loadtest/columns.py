@@ -37,7 +37,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 HEAD = f"{'column':<11} {'kind':<17} {'answers':<15} {'boxes':<10} others  back  its own error"
 """others: columns beside it that failed when it was killed."""
-READY_S, BACK_S = 240.0, 90.0
+READY_S, BACK_S = 240.0, 240.0
 
 
 @dataclasses.dataclass
