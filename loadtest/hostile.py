@@ -37,7 +37,7 @@ QUIET_S, BEFORE_S, AFTER_S, SETTLES_S = 6.0, 0.2, 0.4, 8.0
 """How long the two clients are measured before the first input, before each, after it; how long leftovers may stay."""
 MEMORY_MB = 1228
 """The memory budget of a gateway in its pod of 2 GiB (k8s/): 60 % of it."""
-NICENESS = 10
+NICENESS = 19
 """The nice value of the hostile client, which would really run on a machine of its own."""
 BUDGET, HELD = "diptych_memory_budget_bytes", "diptych_memory_held_bytes"
 RUNNING, OWED = "diptych_requests_running", "diptych_model_requests"

@@ -20,9 +20,10 @@ import time
 from typing import Any
 
 WATCH_S = 1.0
-ENGINE_NICENESS = 15
+ENGINE_NICENESS = 12
 """Niceness of an engine that computes on the CPU: above the decoders' (serve/media/decoder_process.py). A step of the
-engine takes nearly as long for one prompt as for many, so the pictures that it waits for are decoded first."""
+engine takes nearly as long for one prompt as for many, so the pictures that it waits for are decoded first. At 15
+hostile pictures held up others for longer (loadtest/NOTES.md)."""
 _niceness = 0
 
 
