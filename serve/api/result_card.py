@@ -80,8 +80,8 @@ def _blocks(question: str, answer: Json) -> list[tuple[str, str, int]]:
     for at, reply in enumerate(replies[:MAX_REPLIES]):
         drawn = bool(_places(reply.get("result")))
         name = f"{reply['model']}{f' ({colour_of(at)[0]})' if drawn else ''}, {reply['latency_ms'] / 1000:.2f} s"
-        words = _words(reply["result"]) if reply.get("result") else (reply.get("error") or {}).get("message", "")
-        blocks += [(name, QUIET, 15), (words, INK, 18)]
+        text = _words(reply["result"]) if reply.get("result") else (reply.get("error") or {}).get("message", "")
+        blocks += [(name, QUIET, 15), (text, INK, 18)]
     if len(replies) > MAX_REPLIES:
         blocks.append((f"and {len(replies) - MAX_REPLIES} more", QUIET, 15))
     return blocks

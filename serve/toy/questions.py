@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 
+from serve.toy.varied.names import enumerated, with_article
 from serve.toy.world import COLORS, SHAPES, Box, Scene, Shape
 
 KINDS = ("color", "shape", "count", "count_kind", "exists", "background", "where")
@@ -23,14 +24,9 @@ class Question:
     codes: tuple[tuple[int, ...], ...] = ()
 
 
-def article(name: str) -> str:
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
-
-
 def listing(scene: Scene) -> str:
     """List the shapes from left to right: `a red circle, a blue star and an orange cross`."""
-    names = [article(shape.name) for shape in scene.shapes]
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    return enumerated([with_article(shape.name) for shape in scene.shapes])
 
 
 def caption(scene: Scene) -> str:
@@ -84,7 +80,7 @@ def vqa(scene: Scene, kind: str, rng: random.Random) -> Question | None:
         return _count(scene, rng.choice(SHAPES if rng.random() < 0.3 else [shape.kind for shape in scene.shapes]))
     if kind == "exists":
         phrase = _present(scene, rng) if rng.random() < 0.5 else _absent(scene, rng)
-        return Question("vqa", kind, f"Is there {article(phrase)}?", "yes" if matching(scene, phrase) else "no")
+        return Question("vqa", kind, f"Is there {with_article(phrase)}?", "yes" if matching(scene, phrase) else "no")
     if kind == "color":
         kinds = [shape.kind for shape in scene.shapes if len(matching(scene, shape.kind)) == 1]
         if not kinds:
@@ -162,7 +158,7 @@ def chat(scene: Scene, rng: random.Random) -> Question:
     sentence = {
         "color": f"The {thing[4:]} is {answer}.",
         "background": f"The background is {answer}.",
-        "shape": f"The {thing[4:]} is {article(answer)}.",
+        "shape": f"The {thing[4:]} is {with_article(answer)}.",
         "where": f"The {' '.join(words[3:])} is at the {answer}.",
         "count": f"There {'is' if answer == '1' else 'are'} {answer} {'shape' if answer == '1' else 'shapes'}.",
         "count_kind": f"There {'is' if answer == '1' else 'are'} {answer} "

@@ -21,6 +21,7 @@ from serve.toy.questions import Question
 from serve.toy.training import nets, prompts, tokenizer
 from serve.toy.training import varied_lessons as varied
 from serve.toy.training.tokenizer import World
+from serve.toy.varied.names import with_article
 from serve.toy.world import Box, Scene
 
 HELD_OUT = 10_000_000
@@ -211,7 +212,7 @@ def _locate(task: str, scene: Scene, family: str, rng: random.Random, absent: fl
     some = rng.sample(known, min(len(known), 1 if single else rng.choices((1, 2, 3), weights=(5, 4, 2))[0]))
     question = (questions.detect if task == "detect" else questions.segment)(scene, some)
     if rng.random() < 0.1:  # "a red circle", "the red circle": the answer repeats the phrase as asked
-        renamed = {phrase: rng.choice((questions.article(phrase), f"the {phrase}")) for phrase in some}
+        renamed = {phrase: rng.choice((with_article(phrase), f"the {phrase}")) for phrase in some}
         boxes = tuple((renamed[phrase], box) for phrase, box in question.boxes)
         question = Question(task, question.kind, " ; ".join(renamed[phrase] for phrase in some), boxes=boxes)
     return question
