@@ -12,7 +12,19 @@ from pathlib import Path
 
 from loadtest.servers import NotAnswering
 
-KINDS = ("many-servers", "fan-out", "scale", "gateways", "turns", "repeats", "columns", "chaos", "hostile", "soak")
+KINDS = (
+    "many-servers",
+    "fan-out",
+    "scale",
+    "gateways",
+    "turns",
+    "repeats",
+    "columns",
+    "same-answers",
+    "chaos",
+    "hostile",
+    "soak",
+)
 
 
 def main(argv: list[str]) -> int:
