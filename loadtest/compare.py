@@ -24,7 +24,7 @@ COUNTS = {1: 40, 8: 160, 32: 320, 128: 512}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sides", default="A,B,C,D")
+    parser.add_argument("--sides", default="A,B,C,D,E")
     parser.add_argument("--previous", default="", help="another checkout, measured as side P beside this one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", default="1,8,32,128", help="closed loop: how many wait for an answer at any time")

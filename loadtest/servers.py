@@ -193,6 +193,11 @@ def _litellm(port: int, folder: Path, upstream: str) -> list[str]:
     return [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
 
 
+THROUGHPUT = dict.fromkeys(
+    ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED", "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING"), "1"
+)
+"""The settings of KubeRay's sample for ray.serve.llm at high throughput."""
+
 KINDS = {
     kind.key: kind
     for kind in (
@@ -200,6 +205,7 @@ KINDS = {
         ServerKind("B", "Diptych", _diptych),
         ServerKind("P", "Diptych of another checkout", _diptych, checkout=Path("no-checkout")),
         ServerKind("C", "ray.serve.llm", _ray_llm, environment=OTHERS / "rayllm"),
+        ServerKind("E", "ray.serve.llm, tuned", _ray_llm, environment=OTHERS / "rayllm", variables=THROUGHPUT),
         ServerKind("D", "LiteLLM before A", _litellm, "litellm", forwards_to="A", environment=OTHERS / "litellm"),
     )
 }
