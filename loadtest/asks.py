@@ -94,11 +94,11 @@ class Asks:
         task, models = random.choice(list(self.served.tasks.items()))
         picture, labels = next(self.scenes)
         entry = TASKS[task]
-        text = "; ".join(_fields(entry, labels)["labels"]) if entry.text_field == "labels" else entry.example_text()
-        sent = body(f"{task}:*", picture, text=text, stream=stream)
+        sent = body(f"{task}:*", picture, text=entry.written(_fields(entry, labels)), stream=stream)
         return Ask("/v1/chat/completions", "fan-out", f"fan-out {task}:*", sent, models)
 
 
 def _fields(task: Task, labels: list[str]) -> Mapping[str, Any]:
-    """Return the request's fields without the image: the example's, with as many of the labels as the task takes."""
-    return {**task.example, "labels": labels[: task.max_labels]} if task.text_field == "labels" else task.example
+    """Return the request's fields without the image: the example's, of phrases as many labels as the task takes."""
+    phrases = {task.text_field.name: labels[: task.max_phrases]} if task.text_field and task.takes_phrases else {}
+    return {**task.example, **phrases}

@@ -47,21 +47,23 @@ from serve.models.instructed import chat_messages, instructed_skills
 from serve.models.mask_decoder import VARIABLE
 from serve.router import Router
 from serve.tasks import TASKS
-from serve.tasks.base import Instruction, Merged, Reply, Request, Result, Task
+from serve.tasks.base import Instruction, Merged, Reply, Request, Result, Task, TextField
 from serve.tasks.boxes import DetectResult, LabelledBox, label_key
 from serve.tasks.detect import DetectRequest
 from serve.tasks.extracted import ExtractResult, field_likeness
+from serve.tasks.labels.json_lines import write_json_lines
+from serve.tasks.labels.picture import Answered
 from serve.tasks.merging.vote import majority
 from serve.tasks.ocr import OcrResult
 from serve.tasks.points import LabelledPoint, PointResult
 from serve.tasks.scored_labels import ClassifyResult, ScoredLabel
 from serve.tasks.segment import LabelledMask, SegmentResult
+from serve.tasks.vqa import Question
 from serve.worker import Worker
 
 WIDTH, HEIGHT = 40, 30
 IMAGE = Image(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
 VIDEO = Video(np.zeros((4, HEIGHT, WIDTH, 3), np.uint8), (0.0, 1.0, 2.0, 3.0), 4.0)
-TEXT_FIELDS = ("question", "labels", "schema")
 EXAMPLES = settings(max_examples=settings.default.max_examples // 3, deadline=None)  # for each of hundreds of cases
 INSTRUCTED = dataclasses.replace(MODELS[LLAVA], name="instructed", skills=instructed_skills(chat_messages))
 PAIRS = [(model, task) for model in [*distinct(), INSTRUCTED] for task in model.skills]
@@ -149,20 +151,20 @@ def reply(model: str, result: Result, confidence: float | None = 0.5) -> Reply:
 def test_task_declares_its_text_field_and_an_example(task: Task) -> None:
     place = f"The Task {task.name!r} in serve/tasks"
     names = {field.alias or name: field for name, field in task.request.model_fields.items()}
-    fields = [name for name in TEXT_FIELDS if name in names]
-    wanted = fields[0] if fields else None
-    assert task.text_field == wanted, f"{place}: set text_field={wanted!r}, so that clients and the page can fill it"
-    required = {name for name, field in names.items() if field.is_required()} - {"image"}
-    assert required <= set(fields), (
-        f"{place}: clients fill no field {', '.join(required - set(fields))}. Give such fields defaults, and take "
-        "what clients write in `question`, a text, `labels`, a list of phrases, or `schema`, a JSON schema: "
-        "Field(max_length=1) for a single label"
+    text = task.text_field
+    required = {name for name, field in names.items() if field.is_required()} - {"image", text.name if text else ""}
+    assert not required, (
+        f"{place}: clients fill no field {', '.join(required)}. Give it a default, or declare it as what clients "
+        "write: text_field=QUESTION, LABELS or TextField(...), of serve/tasks/base.py"
     )
-    assert set(fields) <= set(task.example), f"{place}: give example={{{wanted!r}: ...}}, which page and tests send"
+    if text is not None:
+        assert text.name in names.keys() - Request.model_fields.keys(), f"{place}: its request has no field {text.name}"
+        assert text.name in task.example, f"{place}: give example={{{text.name!r}: ...}}, which page and tests send"
     try:
         request(task.name)
+        task.request(image=IMAGE, **({text.name: text.parse(task.written(task.example))} if text else {}))
     except ValidationError as error:
-        pytest.fail(f"{place}: its example and an image do not make a request: {error}")
+        pytest.fail(f"{place}: its example, and the text of it, do not make a request with an image: {error}")
 
 
 @pytest.mark.parametrize("module", [*pkgutil.iter_modules(serve.tasks.__path__)], ids=lambda module: module.name)
@@ -428,7 +430,7 @@ def _approx(a: Result | None, b: Result | None) -> bool:
 
 
 class TallyRequest(Request):
-    labels: Annotated[list[str], Field(min_length=1, max_length=1)]
+    things: Annotated[list[str], Field(min_length=1, max_length=1)]
 
 
 class TallyResult(Result):
@@ -451,9 +453,9 @@ TALLY = Task(
     request=TallyRequest,
     result=TallyResult,
     methods={"vote": majority(tally_of), "weighted_vote": majority(tally_of, by_confidence=True)},
-    text_field="labels",
-    example={"labels": ["red circle"]},
-    instruction=Instruction(lambda request: f"How many times {request.labels[0]}?", read_tally, max_tokens=8),
+    text_field=TextField("things", "Things to tally", "Tally what?", "phrases"),
+    example={"things": ["red circle"]},
+    instruction=Instruction(lambda request: f"How many times {request.things[0]}?", read_tally, max_tokens=8),
     by_confidence=True,
 )
 
@@ -466,10 +468,10 @@ def tally(monkeypatch: pytest.MonkeyPatch) -> Model:
 
 
 def test_new_task_is_a_skill_of_instructed_models_with_log_probabilities(tally: Model) -> None:
-    (prompt,) = tally.skills["tally"].ask(TallyRequest(image=IMAGE, labels=["cat"]))
+    (prompt,) = tally.skills["tally"].ask(TallyRequest(image=IMAGE, things=["cat"]))
     assert "How many times cat?" in prompt.text and prompt.sampling.max_tokens == 8 and prompt.sampling.logprobs
     silent = instructed_skills(chat_messages, logprobs=False)["tally"]
-    assert not silent.ask(TallyRequest(image=IMAGE, labels=["cat"]))[0].sampling.logprobs
+    assert not silent.ask(TallyRequest(image=IMAGE, things=["cat"]))[0].sampling.logprobs
     replies = [reply("a", TallyResult(tally=1)), reply("b", TallyResult(tally=2))]
     assert not _ignores_confidence(TALLY, "weighted_vote", replies) and _ignores_confidence(TALLY, "vote", replies)
 
@@ -482,9 +484,9 @@ def test_new_task_is_shown_in_a_duel() -> None:
 
 def test_new_task_is_listed_with_the_details_that_a_page_needs(tally: Model) -> None:
     details = {entry.id: entry.diptych for entry in model_list({tally.name: tally}, {}).data}
-    assert details["tally"].models == [tally.name] and details["tally"].text_field == "labels"
+    assert details["tally"].models == [tally.name] and details["tally"].text_field == "things"
     assert details["tally"].boxed is False and details["tally"].places is None
-    assert details["tally"].example == {"labels": ["red circle"]}
+    assert details["tally"].example == {"things": ["red circle"]}
 
 
 @pytest.mark.usefixtures("tally")
@@ -497,7 +499,7 @@ def test_load_test_sends_a_new_task_no_more_labels_than_its_request_takes() -> N
 
 @pytest.mark.usefixtures("tally")
 def test_command_line_explains_a_new_task_by_its_own_example() -> None:
-    assert text_fields("tally", "cat", None, lambda *given: "") == {"labels": ["cat"]}
+    assert text_fields("tally", "cat", None, lambda *given: "") == {"things": ["cat"]}
     with pytest.raises(Misuse, match="--labels 'red circle'"):
         text_fields("tally", None, None, lambda field, words: f"--{field} {words}")
 
@@ -506,21 +508,51 @@ def test_command_line_explains_a_new_task_by_its_own_example() -> None:
 def test_new_task_is_labelled_by_its_results_own_fields(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     labels = tmp_path / "labels.jsonl"
-    labels.write_text('{"image": "a.png", "task": "tally", "labels": ["cat"], "tally": 2}')
+    labels.write_text('{"image": "a.png", "task": "tally", "things": ["cat"], "tally": 2}')
     (item,) = Labelled(tmp_path, None).items
-    assert (item.task, item.fields, item.truth) == ("tally", {"labels": ["cat"]}, {"tally": 2})
-    for wrong, why in (('"tally": 2', "labels: tally needs it"), ('"labels": ["cat"], "tally": -1', "tally: Input")):
+    assert (item.task, item.fields, item.truth) == ("tally", {"things": ["cat"]}, {"tally": 2})
+    for wrong, why in (('"tally": 2', "things: tally needs it"), ('"things": ["cat"], "tally": -1', "tally: Input")):
         labels.write_text(f'{{"image": "a.png", "task": "tally", {wrong}}}')
         with pytest.raises(Failure, match=why):
             Labelled(tmp_path, None)
+
+
+class SumRequest(Request):
+    expression: Question
+
+
+@pytest.mark.usefixtures("tally")
+def test_text_of_a_new_task_keeps_its_own_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    field = TextField("expression", "Expression", "Which sum?")
+    example = {"expression": "1 + 2"}
+    monkeypatch.setitem(
+        TASKS, "sum", dataclasses.replace(TALLY, name="sum", request=SumRequest, text_field=field, example=example)
+    )
+    assert text_fields("sum", "1 + 2", None, lambda *given: "") == example
+    (tmp_path / "a.png").write_bytes(picture())
+    write_json_lines(tmp_path, tmp_path, [Answered("a.png", "sum", example, result={"tally": 3})])
+    (item,) = Labelled(tmp_path, None).items
+    assert (item.task, item.fields, item.truth) == ("sum", example, {"tally": 3})
+    details = {
+        entry.id: entry.diptych
+        for entry in model_list(
+            {"m": dataclasses.replace(MODELS[LLAVA], skills=instructed_skills(chat_messages))}, {}
+        ).data
+    }
+    assert (details["sum"].text_field, details["sum"].text_title, details["sum"].text_kind) == (
+        "expression",
+        "Expression",
+        "text",
+    )
+    assert TASKS["sum"].texts(SumRequest(image=IMAGE, expression="1 + 2")) == ("1 + 2",)
 
 
 async def test_new_task_has_an_endpoint_and_chat_completions(tally: Model) -> None:
     worker = Worker(tally, FakeEngine("2"))
     worker.mark("ready", "ready")
     async with calling(create_app(Router([worker]))) as client:
-        json = await client.post("/v1/tasks/tally", json={"image": URL, "labels": ["cat"]})
-        sent = form(picture(), {"labels": ["cat, or dog"]})
+        json = await client.post("/v1/tasks/tally", json={"image": URL, "things": ["cat"]})
+        sent = form(picture(), {"things": ["cat, or dog"]})
         by_form = await client.post("/v1/tasks/tally", files=sent["files"], data=sent["data"])
         body = {"model": "tally:*", "messages": [message("cat")]}
         choices = (await client.post("/v1/chat/completions", json=body)).json()["choices"]

@@ -33,7 +33,6 @@ from serve.api.rate_limiter import RateLimiter
 from serve.api.request_limits import RequestLimits
 from serve.api.services import Services, services
 from serve.api.shared_results import ResultFile
-from serve.api.task_body import split_phrases
 from serve.arena.store import VoteStore
 from serve.engines.base import State
 from serve.errors import BadRequest, NotFound
@@ -45,6 +44,7 @@ from serve.models.base import Model
 from serve.models.check_report import CheckReport
 from serve.router import Router
 from serve.tasks import TASKS
+from serve.tasks.base import split_phrases
 
 OPEN = Access()
 

@@ -161,15 +161,14 @@ def _ask(param: str, data: dict[str, Any], field: str, controls: Sequence[Contro
     requests = []
     for control in controls:
         fields: dict[str, Any] = {"image": image, "deadline_s": DEADLINE_S, "priority": "batch"}
-        if control.labels:
-            fields["labels"] = list(control.labels)
-        elif (text_field := TASKS[control.task].text_field) is not None:
-            fields[text_field] = data.get(text_field)
+        if (text_field := TASKS[control.task].text_field) is not None:
+            fields[text_field.name] = list(control.labels) or data.get(text_field.name)
         try:
             requests.append((control, TASKS[control.task].request.model_validate(fields)))
         except ValidationError as error:
             problem = validation_error(error, fields)
-            of_config = bool(control.labels) and (problem.param or "").startswith("labels")
+            name = "" if text_field is None else text_field.name
+            of_config = bool(control.labels) and (problem.param or "").startswith(name)
             place = "label_config" if of_config else f"{param}.{problem.param}"
             raise BadRequest(problem.message, param=place, code=problem.code) from None
         except BadRequest as error:

@@ -12,7 +12,6 @@ from serve.models.catalog import task_names
 from serve.models.check_report import CheckReport
 from serve.router.route import Status
 from serve.tasks import TASKS
-from serve.tasks.base import TextField
 
 
 class NameDetails(BaseModel):
@@ -23,8 +22,12 @@ class NameDetails(BaseModel):
     models: list[str] = Field(description="The served models behind this name.")
     state: State | None = None
     title: str | None = None
-    text_field: TextField | None = Field(
+    text_field: str | None = Field(
         default=None, description="The field of a task's request for what is written beside the image."
+    )
+    text_title: str | None = Field(default=None, description="A title for an input of that field.")
+    text_kind: Literal["text", "phrases", "json"] | None = Field(
+        default=None, description="Whether that field is one text, a list of them, or JSON."
     )
     boxed: bool | None = Field(default=None, description="Whether a task's results are boxes in the image.")
     multiple: bool | None = Field(default=None, description="Whether a task's request has `multiple`.")
@@ -86,12 +89,15 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
     for task in TASKS.values():
         able = [name for name, model in served.items() if task.name in task_names(model, reports.get(name))]
         if able and task.name not in served:
+            text = task.text_field
             task_details = NameDetails(
                 kind="task",
                 tasks=[task.name],
                 models=able,
                 title=task.title,
-                text_field=task.text_field,
+                text_field=text and text.name,
+                text_title=text and text.title,
+                text_kind=text and text.kind,
                 boxed=task.boxed,
                 multiple="multiple" in task.request.model_fields,
                 places=task.places,

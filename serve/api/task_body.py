@@ -14,14 +14,14 @@ from starlette.requests import Request as HttpRequest
 from serve.api.body import check_values, in_thread, is_quick, parse_body
 from serve.api.error_responses import validation_error
 from serve.errors import BadRequest, TooLarge
-from serve.tasks.base import Request
+from serve.tasks import TASKS
+from serve.tasks.base import Request, split_phrases
 
 MAX_FIELDS = 64
 MAX_TEXT = 2**20
 """Largest form field that is not a file, in bytes; an image as a data URL may be this large."""
 MAX_LIST = MAX_WEIGHTS = 16_384  # characters
 MAX_TYPE = 512
-LISTS = ("labels", "models")
 OBJECTS = {"weights": '{"toy-llava": 2}', "chat_template_kwargs": '{"enable_thinking": false}'}
 FILES = ("image", "video")
 CHARSETS = {b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1", b"latin1"}
@@ -35,11 +35,6 @@ async def read_task_request(http: HttpRequest, kind: type[Request]) -> Request:
         fields, size = await _form(http), http.state.lease.size
         return _from_form(kind, fields) if is_quick(size) else await in_thread(size, _from_form, kind, fields)
     return await parse_body(http, functools.partial(_from_json, kind))
-
-
-def split_phrases(text: str) -> list[str]:
-    """Split a text at commas and semicolons: "a cat; a dog" -> ["a cat", "a dog"]."""
-    return [phrase.strip() for phrase in text.replace(";", ",").split(",") if phrase.strip()]
 
 
 class _InMemory(MultiPartParser):
@@ -99,16 +94,17 @@ def parsed_or_none(body: bytes) -> Any:
 async def _fields(form: FormData) -> dict[str, Any]:
     """Return a form's fields as in a JSON body. Empty fields are left out."""
     fields: dict[str, Any] = {}
+    lists = {"models", *(task.text_field.name for task in TASKS.values() if task.text_field and task.takes_phrases)}
     for name in dict.fromkeys(form.keys()):
         values = [value for value in form.getlist(name) if value != ""]
         if not values:
             continue
-        if name not in LISTS and len(values) > 1:
+        if name not in lists and len(values) > 1:
             raise BadRequest(f"{name[:200]} is given more than once.", param=name[:200])
         first = values[0]
         if isinstance(first, UploadFile):
             fields[name] = await _upload(name, first)
-        elif name in LISTS:
+        elif name in lists:
             texts = [value for value in values if isinstance(value, str)]
             if sum(map(len, texts)) > MAX_LIST:
                 raise BadRequest(f"{name} is longer than {MAX_LIST:,} characters.", param=name)

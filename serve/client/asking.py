@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ FIELDS = (
     *("models", "deadline_s", "quorum", "merge", "judge", "temperature", "max_tokens", "seed", "lang", "multiple"),
     *("reasoning_effort", "thinking_token_budget"),
 )
+OPTIONS = {"text": "question", "phrases": "labels", "json": "schema"}
+"""The option for a task's text, by its kind."""
 ENOUGH = 64 * 2**20  # the server says what is too large; this only makes `diptych ask /dev/zero` end
 
 
@@ -78,11 +79,6 @@ def read_input(name: str) -> bytes | str:
         raise Failure(f"{name}: {error.strerror}.") from None
 
 
-def label_phrases(text: str) -> list[str]:
-    """Split a text at ; and , into phrases, as a chat message to a detector is split."""
-    return [phrase for part in re.split("[;,]", text) if (phrase := part.strip())]
-
-
 def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str:
     """Draw all boxes, masks or points into a copy of the picture. Return the legend: which colour is whose."""
     from serve.errors import ServeError
@@ -131,38 +127,37 @@ def _fields(task: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def text_fields(
     task: str,
-    question: str | None,
-    labels: str | None,
+    text: str | None,
+    phrases: str | None,
     usage: Callable[[str, str], str],
     schema: str | None = None,
 ) -> dict[str, Any]:
-    """Return the field of a task's request that holds the question, labels or schema; empty for a task without.
+    """Return the field of a task's request for what the client writes; empty for a task without.
 
-    schema: JSON, or the name of a file with it.
-    usage: (field, the example's words for it in quotes) -> a command line that gives it. Raises Misuse where the task
+    text: what stands on the command line without an option, or after --question; phrases: after --labels; schema: after
+    --schema, JSON or the name of a file with it.
+    usage: (option, the example's words for it in quotes) -> a command line that gives it. Raises Misuse where the task
     needs a text and has none.
     """
     from serve.tasks import TASKS  # takes 0.2 s, so only where a task is named
 
     field = TASKS[task].text_field if task in TASKS else None  # the server refuses a task that it does not know
-    if field == "labels":
-        wanted = label_phrases(labels or question or "")
-        if not wanted:
-            raise Misuse(f"What to find? {usage(field, repr(TASKS[task].example_text()))}")
-        return {"labels": wanted}
-    if labels is not None:
-        takers = [name for name, known in TASKS.items() if known.text_field == "labels"]
-        *others, last = takers
-        raise Misuse(f"--labels are for {', '.join(others)} and {last}, not for {task}.")
-    if field == "schema":
-        if not (written := schema or question):
-            raise Misuse(f"Which fields? {usage(field, repr(TASKS[task].example_text()))}")
-        return {"schema": written if written.lstrip().startswith("{") else _schema_file(written)}
-    if schema is not None:
-        raise Misuse(f"--schema is for extract, not for {task}.")
-    if field == "question" and not question:
-        raise Misuse(f"Which question? {usage(field, repr(TASKS[task].example_text()))}")
-    return {"question": question} if question else {}
+    kind = None if field is None else field.kind
+    for option, given, only in (("--labels are", phrases, "phrases"), ("--schema is", schema, "json")):
+        if given is not None and kind != only:
+            *others, last = (
+                name for name, known in TASKS.items() if known.text_field and known.text_field.kind == only
+            )
+            takers = f"{', '.join(others)} and {last}" if others else last
+            raise Misuse(f"{option} for {takers}, not for {task}.")
+    if field is None:
+        return {"question": text} if text else {}  # the server says that the task has none
+    written = (phrases if kind == "phrases" else schema) or text or ""
+    if kind == "json" and written and not written.lstrip().startswith("{"):
+        written = _schema_file(written)
+    if not (value := field.parse(written)):
+        raise Misuse(f"{field.missing} {usage(OPTIONS[field.kind], repr(TASKS[task].written(TASKS[task].example)))}")
+    return {field.name: value}
 
 
 def _schema_file(name: str) -> str:

@@ -237,11 +237,11 @@ def _tuned_skill(task: str, spec: Tuned, origin: Model, known: Skill) -> Skill:
         prompts = known.ask(request.model_copy(update={"lang": "en"}) if speaks_it else request)
         if template is not None:
             single = len(prompts) > 1 or "label" in _fields(template)
-            labels = getattr(request, "labels", [])
-            labels_by_prompt = labels if single else [" ; ".join(labels)]
+            phrases = TASKS[task].texts(request) if TASKS[task].takes_phrases else ()
+            phrases_by_prompt = phrases if single else [" ; ".join(phrases)]
             prompts = [
                 dataclasses.replace(prompt, text=_turn(origin, prompt, _filled(template, request, text)))
-                for prompt, text in zip(prompts, labels_by_prompt, strict=True)
+                for prompt, text in zip(prompts, phrases_by_prompt, strict=True)
             ]
         if most is None or request.max_tokens:
             return prompts
@@ -258,8 +258,8 @@ def _tuned_skill(task: str, spec: Tuned, origin: Model, known: Skill) -> Skill:
 
 
 def _filled(template: str, request: Any, labels: str) -> str:
-    values = {field: getattr(request, field, "") for field in ("question", "lang")}
-    return template.format(**values, label=labels, labels=labels)
+    values = {field: getattr(request, field, "") for field in _fields(template)}
+    return template.format(**values | {"label": labels, "labels": labels})
 
 
 def _turn(origin: Model, prompt: Prompt, text: str) -> str:
@@ -270,19 +270,19 @@ def _turn(origin: Model, prompt: Prompt, text: str) -> str:
 
 def _placeholders(task: str, origin: Model) -> Mapping[str, bool]:
     """Return the placeholders that a task's own prompt may have, and whether it must have each."""
-    fields = TASKS[task].request.model_fields
-    plain: dict[str, bool] = {
-        field: field == TASKS[task].text_field for field in ("question", "lang") if field in fields
-    }
-    return {**plain, _phrases(task, origin): True} if TASKS[task].text_field == "labels" else plain
+    text_field = TASKS[task].text_field
+    plain = {"lang": False} if "lang" in TASKS[task].request.model_fields else {}
+    if text_field is None or text_field.kind == "json":
+        return plain
+    return {_phrases(task, text_field.name, origin) if TASKS[task].takes_phrases else text_field.name: True, **plain}
 
 
-def _phrases(task: str, origin: Model) -> str:
+def _phrases(task: str, name: str, origin: Model) -> str:
     """Return `label` for a task of one phrase and where a family is asked one at a time, `labels` for all at once."""
-    if task not in origin.skills or TASKS[task].max_labels == 1:
+    if task not in origin.skills or TASKS[task].max_phrases == 1:
         return "labels" if task not in origin.skills else "label"
     image = Image(np.zeros((8, 8, 3), np.uint8))
-    request = TASKS[task].request.model_construct(image=image, labels=["a", "b"])
+    request = TASKS[task].request.model_construct(image=image, **{name: ["a", "b"]})
     return "label" if len(origin.skills[task].ask(request)) > 1 else "labels"
 
 

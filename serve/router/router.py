@@ -112,7 +112,8 @@ async def _merged(plan: Plan, calls: Sequence[ModelCall]) -> Merged:
     if refusals and len(refusals) + unreadable == len(calls):  # the request is at fault: a retry would not help
         refusal = refusals[0]
         if refusal.param in ("question", "response_format"):  # an engine knows no task's fields
-            refusal.param = TASKS[plan.task].text_field
+            text_field = TASKS[plan.task].text_field
+            refusal.param = text_field and text_field.name
         raise refusal
     merged = await merge_replies(plan.task, plan.request, replies, plan.weights, plan.deadline)
     if plan.judge is None:

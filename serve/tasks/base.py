@@ -16,9 +16,6 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 Priority = Literal["interactive", "batch"]
 
-TextField = Literal["question", "labels", "schema"]
-"""The field of a task's request for what the client writes beside the image: a text, phrases, or a JSON schema."""
-
 CUT = "The reply was cut by max_tokens before its first whole word."
 
 MAX_MODELS = 64
@@ -272,6 +269,36 @@ def text_of(reply: Reply) -> str:
     return reply.result.as_text()
 
 
+def split_phrases(text: str) -> list[str]:
+    """Split a text at commas and semicolons: "a cat; a dog" -> ["a cat", "a dog"]."""
+    return [phrase.strip() for phrase in text.replace(";", ",").split(",") if phrase.strip()]
+
+
+@dataclass(frozen=True)
+class TextField:
+    """The field of a task's request for what the client writes beside the image: one text, phrases, or JSON.
+
+    Forms, chats, pages, command line, annotation files, load test and models of one's own know it from here alone.
+    name: in the request. title: of its input on a page. missing: the command line's question where it is missing.
+    """
+
+    name: str
+    title: str
+    missing: str
+    kind: Literal["text", "phrases", "json"] = "text"
+
+    def parse(self, text: str) -> str | list[str]:
+        """Return the field's value of a text: of phrases, those between commas and semicolons."""
+        return split_phrases(text) if self.kind == "phrases" else text
+
+    def write(self, value: str | Sequence[str]) -> str:
+        """Return the text of a value: phrases with semicolons between them."""
+        return value if isinstance(value, str) else "; ".join(value)
+
+
+QUESTION = TextField("question", "Question", "Which question?")
+LABELS = TextField("labels", "Phrases, separated by semicolons", "What to find?", "phrases")
+
 Event = Waiting | Delta | Reply | Merged
 MergeRule = Callable[[Sequence[Reply], Mapping[str, float]], Merged]
 """(replies that are ok, in catalogue order, at least one; weight per model, 1.0 where absent) -> Merged."""
@@ -317,7 +344,7 @@ class Task:
     result: type[Result]
     methods: Mapping[str, MergeRule]
     text_field: TextField | None = None
-    """The request's field for what the client writes beside the image."""
+    """Present where the client writes something beside the image."""
     example: Mapping[str, Any] = field(default_factory=dict)
     """The fields of a typical request, without the image: the page shows it, the tests send it."""
     instruction: Instruction | None = None
@@ -344,23 +371,31 @@ class Task:
         return self.places == "boxes"
 
     @property
-    def max_labels(self) -> int | None:
-        """Return how many labels a request may have; None for a task without, and where its field sets no bound."""
-        field = self.request.model_fields.get("labels")
-        bounds = (
-            [] if field is None else [bound for item in field.metadata if (bound := getattr(item, "max_length", 0))]
-        )
-        return min(bounds, default=None)
+    def takes_phrases(self) -> bool:
+        return self.text_field is not None and self.text_field.kind == "phrases"
 
-    def example_text(self) -> str:
-        """Return what a client would write for the example: its question, or its labels with semicolons."""
-        value = () if self.text_field is None else self.example[self.text_field]
-        return value if isinstance(value, str) else "; ".join(value)
+    @property
+    def max_phrases(self) -> int | None:
+        """Return how many phrases a request may have; None for a task without, and where its field sets no bound."""
+        if self.text_field is None or not self.takes_phrases:
+            return None
+        metadata = self.request.model_fields[self.text_field.name].metadata
+        return min((bound for item in metadata if (bound := getattr(item, "max_length", 0))), default=None)
+
+    def written(self, fields: Mapping[str, Any]) -> str:
+        """Return what a client writes for these fields of a request, as one text; empty where it writes nothing."""
+        return "".join(map(self.text_field.write, self.text_in(fields).values())) if self.text_field else ""
+
+    def text_in(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return of a request's fields the one for what the client writes; empty without it."""
+        return {name: fields[name] for name in fields if self.text_field is not None and name == self.text_field.name}
 
     def texts(self, request: Request) -> tuple[str, ...]:
-        """Return what a request's client wrote beside the image: its question, labels or schema, or nothing."""
-        names = (name for name, field in self.request.model_fields.items() if self.text_field in (name, field.alias))
+        """Return what a request's client wrote beside the image, as texts: one, or phrases, or nothing."""
         if self.text_field is None:
             return ()
+        names = (
+            name for name, field in self.request.model_fields.items() if self.text_field.name in (name, field.alias)
+        )
         value = getattr(request, next(names))
         return (value,) if isinstance(value, str) else tuple(value)

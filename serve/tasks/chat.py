@@ -1,6 +1,6 @@
 """Chat: a free question about the image, answered in sentences."""
 
-from serve.tasks.base import Instruction, JudgeName, Judging, Request, Task, TextResult, text_of
+from serve.tasks.base import QUESTION, Instruction, JudgeName, Judging, Request, Task, TextResult, text_of
 from serve.tasks.merging.medoid import medoid
 from serve.tasks.vqa import Question
 
@@ -24,7 +24,7 @@ CHAT = Task(
     request=ChatRequest,
     result=ChatResult,
     methods={"medoid": medoid()},
-    text_field="question",
+    text_field=QUESTION,
     example={"question": "Describe the picture."},
     instruction=Instruction(_instruction, ChatResult.read, max_tokens=1024),
     judging=Judging(_instruction, text_of, ChatResult.of),

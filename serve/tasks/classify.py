@@ -7,7 +7,7 @@ from pydantic import Field
 
 from serve.engines.base import Generation
 from serve.errors import ParseError
-from serve.tasks.base import CUT, Instruction, Task
+from serve.tasks.base import CUT, LABELS, Instruction, Task
 from serve.tasks.boxes import AskedLabels
 from serve.tasks.detect import DetectRequest
 from serve.tasks.merging.label_vote import label_vote
@@ -80,7 +80,7 @@ CLASSIFY = Task(
     request=ClassifyRequest,
     result=ClassifyResult,
     methods={"vote": label_vote("vote"), "weighted_vote": label_vote("weighted_vote", by_confidence=True)},
-    text_field="labels",
+    text_field=LABELS,
     example={"labels": ["circle", "star", "triangle"]},
     instruction=Instruction(_prompt, _read, max_tokens=256, schema=_schema),
     by_confidence=True,

@@ -8,7 +8,7 @@ from pydantic import Field
 from serve.engines.base import Generation
 from serve.errors import ParseError
 from serve.tasks.answers import normalise
-from serve.tasks.base import CUT, Instruction, Reply, Result, Task
+from serve.tasks.base import CUT, LABELS, Instruction, Reply, Result, Task
 from serve.tasks.detect import DetectRequest, Phrase
 from serve.tasks.merging.median import weighted_median
 from serve.tasks.merging.vote import majority
@@ -79,7 +79,7 @@ COUNT = Task(
         "vote": majority(_key),
         "weighted_vote": majority(_key, by_confidence=True),
     },
-    text_field="labels",
+    text_field=LABELS,
     example={"labels": ["circle"]},
     instruction=Instruction(_prompt, CountResult.read, max_tokens=64),
     by_confidence=True,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from serve.tasks.base import Request, Task
+from serve.tasks.base import LABELS, Request, Task
 from serve.tasks.boxes import DetectResult, label_key, phrase
 from serve.tasks.merging.box_fusion import HALF, box_fusion
 
@@ -46,7 +46,7 @@ DETECT = Task(
         "weighted_box_fusion": box_fusion("weighted_box_fusion"),
         "consensus": box_fusion("consensus", least=HALF),
     },
-    text_field="labels",
+    text_field=LABELS,
     example={"labels": ["red circle", "blue square"]},
     as_text=_as_text,
 )

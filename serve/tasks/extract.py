@@ -8,7 +8,7 @@ from pydantic_core import from_json
 
 from serve.engines.base import Generation
 from serve.errors import ParseError
-from serve.tasks.base import Instruction, Request, Task
+from serve.tasks.base import Instruction, Request, Task, TextField
 from serve.tasks.extracted import ExtractResult
 from serve.tasks.merging.field_vote import field_vote
 from serve.tasks.object_schema import MAX_TEXT, fault_of, object_schema
@@ -83,7 +83,7 @@ EXTRACT = Task(
         "field_vote": field_vote("field_vote"),
         "weighted_field_vote": field_vote("weighted_field_vote", by_confidence=True),
     },
-    text_field="schema",
+    text_field=TextField("schema", "JSON schema of the object to write", "Which fields?", "json"),
     example={"schema": json.dumps(EXAMPLE)},
     instruction=Instruction(_prompt, _read, max_tokens=1024, schema=_schema),
     by_confidence=True,

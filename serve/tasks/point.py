@@ -1,6 +1,6 @@
 """Pointing: phrases in, a point on each object out."""
 
-from serve.tasks.base import Task
+from serve.tasks.base import LABELS, Task
 from serve.tasks.detect import DetectRequest
 from serve.tasks.merging.box_fusion import HALF
 from serve.tasks.merging.point_fusion import point_fusion
@@ -22,7 +22,7 @@ POINT = Task(
     request=PointRequest,
     result=PointResult,
     methods={"consensus": point_fusion("consensus", least=HALF), "point_fusion": point_fusion("point_fusion")},
-    text_field="labels",
+    text_field=LABELS,
     example={"labels": ["red circle", "blue square"]},
     as_text=_as_text,
 )

@@ -1,7 +1,7 @@
 """Segmentation: phrases in, masks out."""
 
 from serve.media.masks import area
-from serve.tasks.base import Task
+from serve.tasks.base import LABELS, Task
 from serve.tasks.detect import DetectRequest
 from serve.tasks.masks import LabelledMask, SegmentResult
 from serve.tasks.merging.box_fusion import HALF
@@ -25,7 +25,7 @@ SEGMENT = Task(
     request=SegmentRequest,
     result=SegmentResult,
     methods={"mask_vote": mask_vote("mask_vote"), "consensus": mask_vote("consensus", least=HALF)},
-    text_field="labels",
+    text_field=LABELS,
     example={"labels": ["red circle"]},
     as_text=_as_text,
     heavy=True,  # masks are drawn and voted on pixel by pixel

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from serve.tasks.answers import normalise
-from serve.tasks.base import Instruction, Reply, Request, Task, TextResult, text_of
+from serve.tasks.base import QUESTION, Instruction, Reply, Request, Task, TextResult, text_of
 from serve.tasks.merging.vote import majority
 
 _UNSEEN = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\u2800\u3164\ufeff"
@@ -59,7 +59,7 @@ VQA = Task(
     request=VqaRequest,
     result=VqaResult,
     methods={"vote": majority(_key), "weighted_vote": majority(_key, by_confidence=True)},
-    text_field="question",
+    text_field=QUESTION,
     example={"question": "how many shapes are there?"},
     instruction=Instruction(_prompt, VqaResult.read, max_tokens=64),
     by_confidence=True,

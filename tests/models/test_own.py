@@ -20,8 +20,7 @@ GIVEN = {"name": "receipts", "like": "paligemma-3b-pt-448", "checkpoint": "me/re
 
 def request(task: str, **fields: Any) -> Any:
     texts = {"question": "how many?", "labels": ["a cat", "a dog"]}
-    text = {name: value for name, value in texts.items() if name == TASKS[task].text_field}
-    return TASKS[task].request.model_validate({**text, **fields, "image": PICTURE})
+    return TASKS[task].request.model_validate({**TASKS[task].text_in(texts), **fields, "image": PICTURE})
 
 
 def prompt_texts(model: Any, task: str, **fields: Any) -> list[str]:

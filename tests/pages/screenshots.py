@@ -25,7 +25,7 @@ def states(page: Page, url: str, take: Callable[[str], None]) -> None:
     ask(page)
     take("detect")
     pick(page, "segment")
-    page.fill("#labels", "green triangle")
+    page.fill("#text", "green triangle")
     ask(page)
     take("segment")
     page.locator("#merged button", has_text="Raw").click()

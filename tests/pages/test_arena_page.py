@@ -40,7 +40,7 @@ def dueling(page: Page, url: str, task: str) -> Iterator[None]:
     expect(page.locator("#go")).to_be_enabled()
     pick(page, task)
     if task == "detect":
-        page.fill("#labels", "blue circle")
+        page.fill("#text", "blue circle")
     page.click("#go")
     expect(page.locator("[data-choice=tie]")).to_be_enabled()
     yield
@@ -82,7 +82,7 @@ def test_refusal_is_shown_in_the_servers_words(page: Page, arena: str) -> None:
     page.goto(f"{arena}/arena")
     expect(page.locator("#go")).to_be_enabled()
     pick(page, "vqa")
-    page.fill("#question", " ")
+    page.fill("#text", " ")
     page.click("#go")
     expect(page.locator("#trouble")).to_contain_text("question")
 

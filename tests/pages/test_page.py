@@ -57,7 +57,7 @@ def test_uploaded_picture_is_read(page: Page, server: str, tmp_path: Path) -> No
 
 def test_drawn_boxes_are_those_of_the_api(page: Page, server: str) -> None:
     visit(page, f"{server}/?task=detect&scene=three")
-    page.fill("#labels", "blue square; green triangle")
+    page.fill("#text", "blue square; green triangle")
     ask(page)
     expected = api(server, "detect", "three", labels="blue square; green triangle")
     layers = {
@@ -104,7 +104,7 @@ def test_copied_link_restores_the_question(page: Page, server: str) -> None:
     visit(page, server)
     page.locator('[data-scene="circles"]').click()
     pick(page, "vqa")
-    page.fill("#question", "how many circles are there?")
+    page.fill("#text", "how many circles are there?")
     page.locator('#models input[value="toy-llava"]').uncheck()
     ask(page)
     expect(page.locator(".column")).to_have_count(1)
@@ -112,7 +112,7 @@ def test_copied_link_restores_the_question(page: Page, server: str) -> None:
     link = page.evaluate("navigator.clipboard.readText()")
     other = page.context.new_page()
     visit(other, link)
-    expect(other.locator("#question")).to_have_value("how many circles are there?")
+    expect(other.locator("#text")).to_have_value("how many circles are there?")
     expect(other.locator('#tasks input[value="vqa"]')).to_be_checked()
     expect(other.locator('#models input[value="toy-llava"]')).not_to_be_checked()
     expect(other.locator('[data-scene="circles"]')).to_have_attribute("aria-pressed", "true")

@@ -16,7 +16,6 @@ from serve.api.events import delay_failures, gather_answer, refuse_overload
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.responses import LastEvents
-from serve.api.task_body import split_phrases
 from serve.errors import BadRequest, NotFound
 from serve.router import Router
 from serve.router.plan import able_routes, suited
@@ -82,7 +81,7 @@ class TaskCompletion:
         length = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         self.chat_names = {"max_tokens": length, "models": "model"}
         if (text_field := TASKS[target.task].text_field) is not None:
-            self.chat_names[text_field] = conversation.question()[1]
+            self.chat_names[text_field.name] = conversation.question()[1]
         with self._chat_errors():
             task_wanted = task_request(target, request, conversation)
             if not target.named:
@@ -149,7 +148,7 @@ def task_request(target: FanOutTarget, request: ChatCompletionRequest, conversat
     if text_field is not None:
         if not text:
             raise BadRequest(f"{target.task} needs words beside the image.", param=path, code="missing_text")
-        fields[text_field] = split_phrases(text) if text_field == "labels" else text
+        fields[text_field.name] = text_field.parse(text)
     given = {name: value for name, value in fields.items() if value is not None}
     try:
         return kind.model_validate(given)

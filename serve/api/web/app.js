@@ -2,19 +2,18 @@
 
 import { Refusal, ask, at, get, link, named } from "./wire.js";
 import { Column, MergedCard, catalogue, words } from "./columns.js";
-import { announce, byId, made, sheet } from "./dom.js";
+import { announce, byId, made, offerText, sheet } from "./dom.js";
 import { listsPlaces } from "./places.js";
 import { clear, loaded, show, toggle } from "./picture.js";
 import { curl, fromUrl, json, png, publish, python, save, toUrl } from "./share.js";
 import { MERGED, settle, toned } from "./tones.js";
 
-const FIELDS = ["question", "labels", "schema"];
 const MAX_HISTORY = 24;
 const LIST = new Intl.ListFormat("en");
 
 const merged = new MergedCard(byId("merged"));
 const typed = {}; // what was typed, per task
-let tasks = []; // {id, title, models, field, multiple, places, example} that can be asked here; field: one of FIELDS or null
+let tasks = []; // those that can be asked here, each as /v1/models describes it; example: its phrases, or its text as the only one
 let models = []; // names served here (on a comparison: those of it)
 let ready = null; // the last /ready
 let scenes = {};
@@ -64,8 +63,8 @@ async function offer({ only, shared }) {
       settle(entries.map((entry) => entry.id));
       models = entries.map((entry) => entry.id).filter((name) => !only || only.includes(name));
       tasks = list.filter((entry) => entry.diptych.kind === "task")
-        .map(({ id, diptych: { title, models: able, text_field: field, multiple, places, example } }) =>
-          ({ id, title, field, multiple, places, example: field && [example[field]].flat(), models: able.filter((name) => models.includes(name)) }))
+        .map(({ id, diptych: { text_field: field, example, models: able, ...about } }) =>
+          ({ ...about, id, text_field: field, example: field && [example[field]].flat(), models: able.filter((name) => models.includes(name)) }))
         .filter((one) => one.models.length && (!shared || shared.includes(one.id)));
       break;
     } catch (error) {
@@ -124,15 +123,8 @@ function stated(text, kind) {
 function pick(id) {
   task = tasks.find((one) => one.id === id) ?? null;
   for (const radio of byId("tasks").querySelectorAll("input")) radio.checked = radio.value === task?.id;
-  for (const name of FIELDS) {
-    const wanted = task?.field === name;
-    byId(`${name}-field`).hidden = !wanted;
-    byId(name).disabled = !wanted;
-    if (wanted) {
-      byId(name).placeholder = task.example.join("; ");
-      byId(name).value = typed[task.id] ?? suggested();
-    }
-  }
+  offerText(byId("text-field"), task ?? {}, { placeholder: task?.example?.join("; "), oninput: written });
+  if (task?.text_field) byId("text").value = typed[task.id] ?? suggested();
   byId("multiple-field").hidden = !task?.multiple;
   byId("models").replaceChildren(...(task?.models ?? []).map((name) =>
     made("label", { class: toned(name, "chip"), "data-model": name, "data-state": ready?.models[name] ?? "" },
@@ -142,10 +134,15 @@ function pick(id) {
   addressed();
 }
 
+function written() {
+  typed[task.id] = byId("text").value;
+  addressed();
+}
+
 /** The example's words; for phrases, what the shipped scene shows: one of them where the example has one. */
 function suggested() {
   const shapes = scenes[`${picture?.scene}.png`]?.shapes ?? [];
-  if (task.field !== "labels" || !shapes.length) return task.example.join("; ");
+  if (task.text_kind !== "phrases" || !shapes.length) return task.example.join("; ");
   const labels = [...new Set(shapes.map((shape) => shape.label))];
   return (task.example.length === 1 ? labels.slice(0, 1) : labels).join("; ");
 }
@@ -169,10 +166,9 @@ function addressed() {
 }
 
 function current() {
-  const { field } = task;
-  const text = field ? byId(field).value.trim() : "";
+  const text = task.text_field ? byId("text").value.trim() : "";
   return {
-    task: task.id, title: task.title, ...Object.fromEntries(FIELDS.map((name) => [name, name === field ? text : ""])),
+    task: task.id, title: task.title, field: task.text_field, text, heading: task.text_kind === "json" ? "" : text,
     multiple: Boolean(task.multiple) && byId("multiple").checked,
     models: chosen?.filter((name) => task.models.includes(name)) ?? (named() ? task.models : null),
     scene: picture?.scene ?? null, name: picture?.name ?? "", type: picture?.blob.type ?? "",
@@ -190,7 +186,8 @@ async function applied(given) {
   const names = Object.keys(scenes).map((file) => file.replace(/\.png$/, ""));
   const wanted = names.includes(given.scene) ? given.scene : names[0];
   const id = tasks.some((one) => one.id === given.task) ? given.task : tasks.find((one) => one.id === "caption")?.id ?? tasks[0]?.id;
-  for (const name of FIELDS) if (given[name]) typed[id] = given[name];
+  const text = given.written.get(tasks.find((one) => one.id === id)?.text_field);
+  if (text) typed[id] = text;
   byId("multiple").checked = given.multiple;
   if (id) pick(id); // before the scene has come: whoever is quick to pick another task keeps it
   if (wanted && (!picture || picture.scene)) await choose(wanted);
@@ -242,7 +239,7 @@ function put(next) {
   for (const button of byId("scenes").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(button.dataset.scene === picture.scene));
   }
-  if (task?.field && !(task.id in typed)) byId(task.field).value = suggested();
+  if (task?.text_field && !(task.id in typed)) byId("text").value = suggested();
   usable();
   addressed();
 }
@@ -282,12 +279,6 @@ function listen() {
     }
   });
   byId("multiple").addEventListener("change", addressed);
-  for (const name of FIELDS) {
-    byId(name).addEventListener("input", () => {
-      if (task) typed[task.id] = byId(name).value;
-      addressed();
-    });
-  }
   byId("stop").addEventListener("click", () => asking?.controller.abort());
   byId("again").addEventListener("click", () => {
     if (last.picture !== picture) put(last.picture);
@@ -327,7 +318,7 @@ async function pose(asked, about) {
   asking?.controller.abort();
   const form = new FormData();
   form.set("image", about.blob, about.name);
-  for (const name of FIELDS) if (asked[name]) form.set(name, asked[name]);
+  if (asked.text) form.set(asked.field, asked.text);
   if (asked.multiple) form.set("multiple", "true");
   if (asked.models) form.set("models", asked.models.join(","));
   form.set("stream", "true");
@@ -419,7 +410,7 @@ function remember(one) {
   const list = byId("asked");
   list.prepend(made("li", {}, made("button", { type: "button", onclick: () => recall(one) },
     made("img", { src: about.url, alt: "", width: 56, height: 42 }),
-    made("span", {}, made("strong", {}, asked.title), ` ${asked.question || asked.labels} `, made("span", { class: "quiet" }, said)))));
+    made("span", {}, made("strong", {}, asked.title), ` ${asked.heading} `, made("span", { class: "quiet" }, said)))));
   while (list.children.length > MAX_HISTORY) list.lastElementChild.remove();
 }
 
@@ -429,7 +420,7 @@ function recall(one) {
   const { asked, answer } = one;
   put(one.picture);
   chosen = asked.models;
-  typed[asked.task] = asked.question || asked.labels || asked.schema;
+  typed[asked.task] = asked.text;
   byId("multiple").checked = asked.multiple;
   if (tasks.some((entry) => entry.id === asked.task)) pick(asked.task);
   const columns = answer.replies.map((reply) => {

@@ -1,7 +1,7 @@
 // The arena: a picture and a task, two answers without names, a vote, then the names and the board.
 
 import { Refusal, at, get, post } from "./wire.js";
-import { announce, byId, drawn, made } from "./dom.js";
+import { announce, byId, drawn, made, offerText } from "./dom.js";
 import { answerText, edges, listsPlaces, outline, pixels, placesOf } from "./places.js";
 import { painted } from "./rle.js";
 
@@ -49,10 +49,8 @@ function pick(id) {
   task = tasks.find((entry) => entry.id === id);
   const { text_field: field, example } = task.diptych;
   for (const radio of byId("tasks").querySelectorAll("input")) radio.checked = radio.value === id;
-  for (const name of ["question", "labels"]) {
-    byId(`${name}-field`).hidden = field !== name;
-    if (field === name) byId(name).value = [example[name]].flat().join("; ");
-  }
+  offerText(byId("text-field"), task.diptych, {});
+  if (field) byId("text").value = [example[field]].flat().join("; ");
   usable();
   board();
 }
@@ -97,7 +95,7 @@ async function begin() {
   const form = new FormData();
   form.set("image", blob, name);
   const field = task.diptych.text_field;
-  if (field) form.set(field, byId(field).value);
+  if (field) form.set(field, byId("text").value);
   for (const seat of SEATS) byId(seat).append(made("p", { class: "body quiet" }, "waits for both answers"));
   try {
     const given = await asked(form);

@@ -23,6 +23,15 @@ function filled(element, attributes, children) {
   return element;
 }
 
+/** Fill a label with the input for what a task takes beside the picture, #text; hide it where the task takes nothing. */
+export function offerText(label, { text_field: field, text_title: title, text_kind: kind }, attributes) {
+  label.hidden = !field;
+  const input = kind === "json"
+    ? made("textarea", { id: "text", rows: 8, maxlength: 20000, spellcheck: "false", ...attributes })
+    : made("input", { id: "text", type: "text", maxlength: 2000, ...attributes });
+  label.replaceChildren(...(field ? [`${title} `, input] : []));
+}
+
 /** Say it to screen readers, once. */
 export function announce(words) {
   byId("heard").textContent = words;

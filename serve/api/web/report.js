@@ -16,6 +16,7 @@ const MAX_LINE = 32e6; // characters; one with more is none of a record, and wou
 const KEPT_BLOCKS = 60;
 const KEPT_URLS = 300;
 const TRUTH = "truth";
+const OPTIONS = ["models", "merge", "judge", "weights", "lang", "reasoning_effort", "schema"]; // of a request, which are no part of a title
 
 const gallery = byId("gallery");
 const entries = [];
@@ -368,7 +369,8 @@ function show(place) {
   const entry = listed[place];
   const [line, url] = lineOf(entry);
   byId("item-title").textContent = entry.file;
-  const question = [line.asked?.question, line.asked?.labels?.join?.("; ")].filter(Boolean).join("; ");
+  const written = Object.entries(line.asked ?? {}).filter(([name, value]) => !OPTIONS.includes(name) && (Array.isArray(value) || typeof value === "string"));
+  const question = written.map(([, value]) => [value].flat().join("; ")).filter(Boolean).join("; ");
   byId("item-place").textContent = `${place + 1} of ${listed.length} · ${entry.task}${question ? `: ${question}` : ""}`;
   const canvas = drawn("svg", { class: "overlay", role: "img", "aria-label": `${entry.file}, with what was found` });
   fill(canvas, line, url, true);

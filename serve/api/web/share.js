@@ -6,18 +6,20 @@ import { layersShown } from "./picture.js";
 import { listsPlaces, pixels, placesOf } from "./places.js";
 import { MERGED, tone } from "./tones.js";
 
-/** What the address bar says: {task, question, labels, schema, multiple, models: [..] or null, scene}. */
+/** What the address bar says: {task, written: by the name of a field, multiple, models: [..] or null, scene}. */
 export function fromUrl(search = location.search) {
   const given = new URLSearchParams(search);
   return {
-    task: given.get("task"), question: given.get("question"), labels: given.get("labels"), schema: given.get("schema"), scene: given.get("scene"),
+    task: given.get("task"), written: given, scene: given.get("scene"),
     multiple: given.has("multiple"), models: given.get("models")?.split(",").filter(Boolean) ?? null,
   };
 }
 
 export function toUrl(asked) {
   const said = new URLSearchParams();
-  for (const name of ["task", "question", "labels", "schema", "scene"]) if (asked[name]) said.set(name, asked[name]);
+  said.set("task", asked.task);
+  if (asked.text) said.set(asked.field, asked.text);
+  if (asked.scene) said.set("scene", asked.scene);
   if (asked.multiple) said.set("multiple", "");
   if (asked.models) said.set("models", asked.models.join(","));
   const url = new URL(location.href);
@@ -35,7 +37,7 @@ function file(asked) {
 
 export function curl(asked) {
   const lines = [`curl --no-buffer -F ${shell(`image=@${file(asked)}`)}`];
-  for (const name of ["question", "labels", "schema"]) if (asked[name]) lines.push(field(name, asked[name]));
+  if (asked.text) lines.push(field(asked.field, asked.text));
   if (asked.multiple) lines.push(field("multiple", "true"));
   if (asked.models) lines.push(field("models", asked.models.join(",")));
   lines.push(field("stream", "true"), shell(address(`v1/tasks/${asked.task}`)));
@@ -44,7 +46,7 @@ export function curl(asked) {
 }
 
 export function python(asked) {
-  const text = asked.question || asked.labels || asked.schema || "";
+  const { text } = asked;
   const model = `${asked.task}:${asked.models ? asked.models.join(",") : "*"}`;
   const name = file(asked);
   const from = asked.scene
@@ -80,7 +82,7 @@ export async function publish(asked, answer, { blob }) {
     reader.onload = () => done(reader.result);
     reader.readAsDataURL(blob);
   });
-  const { path } = await post("v1/results", JSON.stringify({ answer: whole(asked, answer), image, question: asked.question || asked.labels }));
+  const { path } = await post("v1/results", JSON.stringify({ answer: whole(asked, answer), image, question: asked.heading }));
   return address(path);
 }
 
@@ -92,9 +94,9 @@ export function json(asked, answer) {
 function whole(asked, answer) {
   const usage = { prompt_tokens: 0, completion_tokens: 0, total_tokens: 0 };
   for (const { usage: one } of answer.replies) for (const name in usage) usage[name] += one?.[name] ?? 0;
-  const { question, labels, schema, multiple, models } = asked;
+  const { field: name, text, multiple, models } = asked;
   return {
-    id: answer.id, object: "diptych.task", task: asked.task, asked: { question, labels, schema, multiple, models },
+    id: answer.id, object: "diptych.task", task: asked.task, asked: { ...(name && { [name]: text }), multiple, models },
     image: answer.size, merged: answer.merged, replies: answer.replies, usage,
   };
 }
@@ -120,7 +122,7 @@ export async function png(asked, answer, picture) {
   const left = EDGE + shownWide + EDGE;
   const textWide = WIDE - left - EDGE;
 
-  const blocks = [[`${asked.title}${asked.question || asked.labels ? `: ${asked.question || asked.labels}` : ""}`, `500 34px ${serif}`, ink, 44, 26]];
+  const blocks = [[`${asked.title}${asked.heading ? `: ${asked.heading}` : ""}`, `500 34px ${serif}`, ink, 44, 26]];
   const { merged } = answer;
   if (merged) {
     blocks.push([`merged by ${merged.method.replaceAll("_", " ")} · ${Math.round(100 * merged.agreement)} % agreement`, `600 18px ${sans}`, quiet, 28, 2]);

@@ -32,9 +32,10 @@ from serve.media import masks
 from serve.media.image import undecoded_image
 from serve.media.outline import MAX_SIDE
 from serve.tasks import TASKS
-from serve.tasks.base import Task
+from serve.tasks.base import QUESTION, Task
 from serve.tasks.boxes import label_key
 from serve.tasks.detect import MAX_LABELS
+from serve.tasks.extracted import ExtractResult
 from serve.tasks.labels import fiftyone, label_studio, voc, yolo
 from serve.tasks.labels.picture import Truth
 from serve.tasks.object_schema import fault_of, object_schema
@@ -464,7 +465,7 @@ def _labelled(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
     if line.question is not None or answers:
         if line.question is None or not answers:
             raise Failure(f"{where}: question and answer (or answers) go together.")
-        task = line.task if line.task and TASKS[line.task].text_field == "question" else "vqa"
+        task = line.task if line.task and TASKS[line.task].text_field == QUESTION else "vqa"
         yield task, {"question": line.question}, {"answers": answers}
     if captions:
         yield "caption", {}, {"captions": captions}
@@ -483,18 +484,18 @@ def _labelled(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
             yield "segment", fields, {"boxes": boxes}
     if line.task is not None and (truth := _own_truth(TASKS[line.task], line, where)):
         field = TASKS[line.task].text_field
-        yield line.task, {} if field is None else {field: _written(line, field)}, truth
+        yield line.task, {} if field is None else {field.name: _written(line, field.name)}, truth
 
 
 def _own_truth(task: Task, line: Line, where: str) -> Json:
     """Return the true result that a line gives in fields of the task's own; empty where it gives none."""
     extra = line.model_extra or {}
     truth = {name: extra[name] for name in task.result.model_fields if name in extra}
-    written = None if task.text_field is None else _written(line, task.text_field)
+    written = None if task.text_field is None else _written(line, task.text_field.name)
     if truth and task.text_field is not None and written is None:
-        raise Failure(f"{where}: {task.text_field}: {task.name} needs it.")
+        raise Failure(f"{where}: {task.text_field.name}: {task.name} needs it.")
     checked = _checked(task.result, truth, where).model_dump(mode="json") if truth else {}
-    if checked and task.text_field == "schema":
+    if checked and task.result is ExtractResult:
         _check_object(checked["data"], written, where)
     return checked
 

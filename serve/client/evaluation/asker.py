@@ -133,9 +133,9 @@ def _wait_ready(server: Server, patience_s: float, show: Callable[[str], None]) 
 
 def form(picture: bytes, fields: Json) -> Json:
     """Return httpx's arguments for the request as a form, with the image's bytes."""
-    labels = fields.get("labels", [])
-    # The server splits a single label at its commas, but neither several ones nor a JSON list.
-    data = fields | ({"labels": json.dumps(labels, ensure_ascii=False)} if len(labels) == 1 else {})
+    # The server splits a single phrase at its commas, but neither several ones nor a JSON list.
+    single = {name: value for name, value in fields.items() if isinstance(value, list) and len(value) == 1}
+    data = fields | {name: json.dumps(value, ensure_ascii=False) for name, value in single.items()}
     timeout = httpx.Timeout(fields.get("deadline_s", 60.0) + GRACE_S, connect=CONNECT_S, pool=None)
     return {"files": {"image": ("picture", picture)}, "data": data, "timeout": timeout}
 

@@ -120,7 +120,8 @@ def _corrected(pictures: Sequence[Answered], options: argparse.Namespace) -> tup
     truths: dict[str, Json] = {
         item.picture: item.truth
         for item in labelled.items
-        if item.task == options.task and item.fields.get("question") == options.asked
+        if item.task == options.task
+        and (options.asked is None or TASKS[item.task].written(item.fields) == options.asked)
     }
     truths |= {file: {"boxes": []} for file, task in labelled.empty if task == options.task}
     for note in labelled.notes:

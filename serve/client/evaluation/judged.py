@@ -36,7 +36,7 @@ def judge_answers(lines: Sequence[Json], pictures: Mapping[str, Callable[[], byt
         line["judged"] = {"by": model, "answers": {answer: normalise(answer) in same for answer in answers}}
         for answer in answers if right else ():
             if not line["judged"]["answers"][answer]:
-                wanted = line["asked"].get("question") or f"({line['task']})"
+                wanted = TASKS[line["task"]].written(line["asked"]) or f"({line['task']})"
                 texts = (text[:MAX_TEXT] for text in (wanted, right[0], answer))
                 question = QUESTION.format(**dict(zip(("asked", "truth", "answer"), map(repr, texts), strict=True)))
                 about = {"item": line["item"], "task": "vqa", "answer": answer}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from serve.media.masks import Rle, Window, decode_in, encode_in
+from serve.tasks import TASKS
 from serve.tasks.labels.picture import Answered, Json, Truth, answered, box_truths, place, result_text
 
 TRUTHS = ("ground_truth", "merged")
@@ -31,7 +32,8 @@ def write_fiftyone(folder: Path, pictures_in: Path, pictures: Sequence[Answered]
         place(pictures_in / picture.file, folder / "data" / picture.file)
         results = {"merged": picture.result or {}, **picture.answers}
         fields = {_field(name): _label(result, picture.size) for name, result in results.items()}
-        question = {"question": picture.fields["question"]} if "question" in picture.fields else {}
+        field = TASKS[picture.task].text_field
+        question = TASKS[picture.task].text_in(picture.fields) if field and field.kind == "text" else {}
         sample = {"filepath": f"data/{picture.file}", "tags": [picture.task], "agreement": picture.agreement}
         samples.append(sample | question | fields)
     (folder / "samples.json").write_text(json.dumps({"samples": samples}), encoding="ascii")

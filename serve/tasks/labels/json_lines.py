@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from serve.tasks import TASKS
 from serve.tasks.labels.picture import Answered, Json, answered
 
 
@@ -23,6 +24,6 @@ def _line(picture: Answered) -> Json:
         return line | {"labels": picture.fields["labels"], "answers": answers, "multiple": result["multiple"]}
     if "question" in picture.fields:
         return line | {"question": picture.fields["question"], "answer": picture.text}
-    if "schema" in picture.fields:
-        return line | {"schema": picture.fields["schema"], "data": result["data"]}
-    return line | result | ({"labels": picture.fields["labels"]} if "labels" in picture.fields else {})
+    if picture.task == "extract":
+        result = {"data": result["data"]}
+    return line | result | TASKS[picture.task].text_in(picture.fields)

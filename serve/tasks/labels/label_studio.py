@@ -92,8 +92,9 @@ def write_config(task: str, labels: Sequence[str]) -> str:
         for label in labels:
             ET.SubElement(element, "Label", value=writable(label))
     else:
-        if TASKS[task].text_field == "question":
-            ET.SubElement(view, "Text", name="question", value="$question")
+        field = TASKS[task].text_field
+        if field is not None and field.kind == "text":
+            ET.SubElement(view, "Text", name=field.name, value=f"${field.name}")
         elif labels:
             ET.SubElement(view, "Header", value=writable("; ".join(labels)))
         more = {"name": control.name, "toName": control.to_name, "editable": "true", "maxSubmissions": "1"}
@@ -188,7 +189,7 @@ def _task(picture: Answered, control: Control, base: str) -> Json:
         "file": picture.file,
         "agreement": picture.agreement,
     }
-    data |= {name: picture.fields[name] for name in ("question", "labels") if name in picture.fields}
+    data |= TASKS[picture.task].text_in(picture.fields)
     if picture.result is None:
         return {"data": data}
     results = {"merged": picture.result, **picture.answers}
@@ -254,7 +255,8 @@ def _truths(where: str, data: Mapping[str, Any], results: Sequence[Mapping[str, 
         yield Truth(where, file, "point", fields, {"points": points, "size": [height, width]})
     for task, text in texts.items():
         field = TASKS[task].text_field
-        request: Json = {} if field is None else {field: str(data[field]) if field == "question" else data[field]}
+        written = None if field is None else data[field.name]
+        request = {} if field is None else {field.name: str(written) if field.kind == "text" else written}
         yield Truth(where, file, task, request, _text_truth(task, text))
 
 

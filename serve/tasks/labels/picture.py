@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serve.tasks import TASKS
+
 Json = dict[str, Any]
 NO_TEXT = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), "\ufffd")
 """Characters that XML cannot hold, and lone surrogates, which no UTF-8 can."""
@@ -86,7 +88,8 @@ def answered(pictures: Sequence[Answered]) -> list[Answered]:
 
 def names(pictures: Sequence[Answered]) -> list[str]:
     """Return all labels, those that were asked for first, each once."""
-    wanted = [str(label) for picture in pictures for label in picture.fields.get("labels", ())]
+    phrases = (TASKS[picture.task].text_in(picture.fields) for picture in pictures if TASKS[picture.task].takes_phrases)
+    wanted = [str(label) for fields in phrases for labels in fields.values() for label in labels]
     others = (str(item["label"]) for picture in pictures for item in (*picture.boxes, *picture.points))
     return list(dict.fromkeys([*wanted, *others]))
 

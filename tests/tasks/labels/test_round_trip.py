@@ -63,7 +63,7 @@ def pictures(task: str) -> list[Answered]:
     if TASKS[task].places is None:
         field = next(iter(TASKS[task].result.model_fields))
         words = {"question": "what?", "labels": ["cat"], "schema": '{"type":"object"}'}
-        fields = {name: words[name] for name in (TASKS[task].text_field,) if name}
+        fields = TASKS[task].text_in(words)
         result = {field: TEXTS[task], **({"multiple": True} if task == "classify" else {})}
         return [Answered(name, task, fields, SIZE, result, 0.9, {"toy-llava": result}) for name in NAMES]
     ring = disc(20, 20, 9) & ~disc(20, 20, 4)
