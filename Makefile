@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast types unit slow drill install install-dev loadtest bench bench-others bench-fan-out
 .PHONY: bench-many-servers bench-scale bench-gateways bench-turns bench-repeats bench-columns chaos hostile soak gpu-check
-.PHONY: k8s-check k8s-drill screenshots lock clean parity parity-generic
+.PHONY: k8s-check k8s-drill screenshots tables lock clean parity parity-generic
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -137,6 +137,10 @@ parity: install-dev
 # every architecture that a folder's name alone serves, beside transformers: two minutes, and a table
 parity-generic: install-dev
 	PARITY=all $(BIN)/pytest -m engine tests/engines/test_named.py -k transformers
+
+# the tables of READMEs that follow from the program: models, tasks, settings
+tables: install-dev
+	$(BIN)/python tests/test_readme.py
 
 lock: install-dev
 	$(BIN)/pip install --quiet uv

@@ -1,6 +1,7 @@
-"""Holds READMEs to the program: the table of models, the examples, the links, the lists of files."""
+"""Holds READMEs to the program: tables, examples, links, lists of files. Run as a program it writes the tables."""
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -28,6 +29,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MODELS_README = "serve/models/README.md"
 TASKS_README = "serve/tasks/README.md"
+SETTINGS_README = "deployments/README.md"
+TO_WRITE = "<to write>"
+"""What `write_tables` puts where a person has to write: what a setting is, what a reply to a task strays by."""
 FOLDERS = ["deployments", "k8s", "loadtest", "serve", "tests"]
 PAGES = sorted(
     path.relative_to(ROOT)
@@ -51,7 +55,7 @@ def table() -> str:
 
 
 def test_models_readme_has_the_table_of_all_models() -> None:
-    assert table() in (ROOT / MODELS_README).read_text(), f"Put this table into {MODELS_README}:\n{table()}"
+    assert table() in (ROOT / MODELS_README).read_text(), f"Run make tables: {MODELS_README} lacks\n{table()}"
 
 
 def methods(task: Task) -> str:
@@ -59,12 +63,20 @@ def methods(task: Task) -> str:
     return ", ".join(f"`{name}`" for name in (*task.methods, *(["judge"] if task.judging else [])))
 
 
+def task_row(task: Task) -> str:
+    return f"| {task.name} | {methods(task)} | {TO_WRITE} |"
+
+
+def listed_methods(page: str) -> dict[str, str]:
+    """Return the cell of merge methods of each task in the table of tasks."""
+    rows = re.findall(r"^\| ([\w, ]+) \| (`.*?) \|", page, re.MULTILINE)
+    return {name: cell for names, cell in rows for name in names.split(", ")}
+
+
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_tasks_readme_has_a_row_of_every_task(task: Task) -> None:
-    rows = re.findall(r"^\| ([\w, ]+) \| (`.*?) \|", (ROOT / TASKS_README).read_text(), re.MULTILINE)
-    listed = {name: cell for names, cell in rows for name in names.split(", ")}
-    row = f"| {task.name} | {methods(task)} | <what a reply strays by> |"
-    assert listed.get(task.name) == methods(task), f"Put this row into the table of {TASKS_README}:\n{row}"
+    listed = listed_methods((ROOT / TASKS_README).read_text())
+    assert listed.get(task.name) == methods(task), f"Run make tables: {TASKS_README} lacks\n{task_row(task)}"
 
 
 def test_root_readme_is_short() -> None:
@@ -133,7 +145,7 @@ def test_list_of_files_is_whole(page: Path) -> None:
     for folder, names in folders:
         assert [name for name in sorted(names) if not (ROOT / folder / name).exists()] == [], f"{page} lists them"
         missing = python_in(folder) - names - {"__main__.py"}
-        assert not missing, f"{page}: add {', '.join(sorted(missing))} to its list of files"
+        assert not missing, f"{page}: run make tables, or add {', '.join(sorted(missing))} to its list of files"
 
 
 def defined(path: Path) -> set[str]:
@@ -187,25 +199,66 @@ def default(field: FieldInfo) -> str:
     return f"`{value:g}`" if isinstance(value, float) else f"`{json.dumps(value)}`"
 
 
-@pytest.mark.parametrize("title", SETTINGS)
-def test_table_of_settings_has_every_key_and_default(title: str) -> None:
-    page = (ROOT / "deployments" / "README.md").read_text()
-    section = re.search(rf"^### {re.escape(title)}\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
-    assert section is not None, f'deployments/README.md, "Every setting", has no "### {title}"'
-    rows = re.findall(r"^(\| `(\w+)` \|.*)$", section[1], re.MULTILINE)
-    written = {key: row for row, key in rows}
-    wanted = {}
+def section(page: str, title: str) -> str:
+    """Return the text below a heading of the third level, up to the next heading."""
+    text = re.search(rf"^### {re.escape(title)}\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
+    assert text is not None, f'{SETTINGS_README}, "Every setting", has no "### {title}"'
+    return text[1]
+
+
+def settings_rows(title: str, written: str) -> list[str]:
+    """Return the rows of a table of settings. written: as it is, for descriptions that no field has."""
+    by_hand = {key: row for row, key in re.findall(r"^(\| `(\w+)` \|.*)$", written, re.MULTILINE)}
+    rows = []
     for schema in SETTINGS[title]:
         for name, field in schema.model_fields.items():
-            if name not in schema.__annotations__:
-                continue
-            key = field.alias or name
-            start = f"| `{key}` | {default(field)}".rstrip() + " | "
-            what = field.description or written.get(key, "").removeprefix(start).removesuffix(" |") or "<what it is>"
-            wanted[key] = f"{start}{what} |"
-    missing = "\n".join(row for key, row in wanted.items() if written.get(key) != row)
-    assert not missing, f'Put these rows into deployments/README.md, "### {title}":\n{missing}'
-    assert len(rows) == len(wanted), f'deployments/README.md, "### {title}", has rows of settings that are gone'
+            if name in schema.__annotations__:
+                key = field.alias or name
+                start = f"| `{key}` | {default(field)}".rstrip() + " | "
+                what = field.description or by_hand.get(key, "").removeprefix(start).removesuffix(" |")
+                rows.append(f"{start}{what or TO_WRITE} |")
+    return rows
+
+
+@pytest.mark.parametrize("title", SETTINGS)
+def test_table_of_settings_has_every_key_and_default(title: str) -> None:
+    written = section((ROOT / SETTINGS_README).read_text(), title)
+    rows = re.findall(r"^\| `\w+` \|.*$", written, re.MULTILINE)
+    assert sorted(rows) == sorted(settings_rows(title, written)), f'{SETTINGS_README}, "### {title}": run make tables'
+
+
+@pytest.mark.parametrize("page", [SETTINGS_README, TASKS_README])
+def test_table_is_written_to_the_end(page: str) -> None:
+    assert TO_WRITE not in (ROOT / page).read_text(), f"{page}: write what stands for {TO_WRITE}"
+
+
+def write_tables() -> None:
+    """Bring the tables of READMEs up to date: models, tasks, settings. Other text stays as it is."""
+    page = (ROOT / SETTINGS_README).read_text()
+    for title in SETTINGS:
+        written = section(page, title)
+        rows = "\n".join(settings_rows(title, written))
+        page = page.replace(
+            written,
+            re.sub(r"(?:^\| `\w+` \|.*\n)+", lambda _, rows=rows: rows + "\n", written, count=1, flags=re.MULTILINE),
+        )
+    (ROOT / SETTINGS_README).write_text(page)
+    page = (ROOT / MODELS_README).read_text()
+    (ROOT / MODELS_README).write_text(
+        re.sub(r"^\| model \| .*\n(?:\|.*\n)+", lambda _: table() + "\n", page, count=1, flags=re.MULTILINE)
+    )
+    page = (ROOT / TASKS_README).read_text()
+    new = [task_row(task) for task in TASKS.values() if listed_methods(page).get(task.name) != methods(task)]
+    page = re.sub(
+        r"^\| task \| .*\n(?:\|.*\n)+",
+        lambda rows: "\n".join([rows[0].rstrip(), *new, ""]),
+        page,
+        count=1,
+        flags=re.MULTILINE,
+    )
+    files = ", ".join(dict.fromkeys(f"`{Path(inspect.getfile(task.request)).name}`" for task in TASKS.values()))
+    page = re.sub(r"^\| .* \| the tasks \|$", f"| {files} | the tasks |", page, count=1, flags=re.MULTILINE)
+    (ROOT / TASKS_README).write_text(page)
 
 
 def example(language: str, begins: str) -> tuple[list[str], str]:
@@ -244,3 +297,7 @@ def test_table_in_readme_equals_the_output_of_ask(server: str, tmp_path: Path) -
         return re.findall(r"[a-z_-]*[a-z]", text)
 
     assert plain_words(ran.stdout)[: len(plain_words(printed))] == plain_words(printed)
+
+
+if __name__ == "__main__":
+    write_tables()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from serve.engines.base import ReasoningOptions
 from serve.errors import BadRequest, NotFound
+from serve.limits import LIMITS
 from serve.models.base import Model
 from serve.models.reasoning import reasoning_refusal
 from serve.router.deadline import Deadline
@@ -64,6 +65,20 @@ def able_routes(
         about = " about a video" if video else " about an image" if len(unable) < len(wanted) else ""
         raise NotFound(f"No served model can do {task}{about}.", param="models", code="no_able_model")
     return [route for name, route in routes.items() if name in chosen]
+
+
+def check_limits(request: Request, routes: Sequence[Route]) -> None:
+    """Raise BadRequest naming the field of a request that exceeds a limit of its key (serve/limits.py).
+
+    All requests of tasks come here. A chat's client reads the chat's name of the field in its place.
+    """
+    limits = LIMITS.get()
+    if limits.max_models is not None and len(routes) > limits.max_models:
+        raise BadRequest(
+            f"The request asks {len(routes)} models; it may ask at most {limits.max_models}: name fewer.",
+            param="models",
+            code="too_many_models",
+        )
 
 
 def suited(routes: Sequence[Route], task: str, request: Request) -> Sequence[Route]:

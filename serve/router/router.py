@@ -5,13 +5,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from serve.errors import BadRequest, ParseError, ServeError
-from serve.limits import LIMITS
 from serve.router.deadline import Deadline
 from serve.router.judge import SHARE
 from serve.router.merge_replies import is_answer, merge_replies
 from serve.router.merge_streams import merge_streams
 from serve.router.model_call import ModelCall
-from serve.router.plan import JUDGE, Plan, able_routes, check_reasoning, choose_judge, find_route, suited
+from serve.router.plan import JUDGE, Plan, able_routes, check_limits, check_reasoning, choose_judge, find_route, suited
 from serve.router.route import Route, Status
 from serve.tasks import TASKS
 from serve.tasks.base import Event, Merged, Reply, Request, reasoning_options
@@ -48,13 +47,7 @@ class Router:
         if routes is None:
             routes = able_routes(self.routes, task, request.models, video=request.video is not None)
             routes = routes if request.models else suited(routes, task, request)
-        most = LIMITS.get().max_models
-        if most is not None and len(routes) > most:
-            raise BadRequest(
-                f"The request asks {len(routes)} models; it may ask at most {most}: name fewer.",
-                param="models",
-                code="too_many_models",
-            )
+        check_limits(request, routes)
         check_reasoning([route.model for route in routes], reasoning_options(request))
         methods = [*TASKS[task].methods, *([JUDGE] if TASKS[task].judging else [])]
         if request.merge is not None and request.merge not in methods:
