@@ -20,8 +20,7 @@ from deployments.local.machine import bind_to_loopback
 from deployments.routing.discovery import ServeDiscovery
 from deployments.routing.endpoint import Endpoint
 from deployments.routing.pool import Pool
-from deployments.routing.quarantine import Quarantine
-from deployments.routing.replica_route import ReplicaRoute
+from deployments.routing.replica_route import Quarantine, ReplicaRoute
 from deployments.routing.replicas import Replicas
 from deployments.server.http_server import HttpServer
 from serve import tracing

@@ -5,7 +5,7 @@ from deployments.args import GroupArgs
 from deployments.groups.policy import Order
 from deployments.groups.scheduler import Scheduler
 from deployments.local.machine import bind_to_loopback
-from deployments.routing.address import Address
+from deployments.routing.replicas import Address
 from serve.transport.server import Method, StreamServer
 
 

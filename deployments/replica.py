@@ -11,9 +11,8 @@ from deployments import autoscaling, logs
 from deployments.args import EngineArgs, LoraArgs
 from deployments.groups.member import Link, Member
 from deployments.local.machine import bind_to_loopback
-from deployments.routing.address import REFRESH_S, Address
 from deployments.routing.discovery import ServeDiscovery
-from deployments.routing.replicas import Replicas
+from deployments.routing.replicas import REFRESH_S, Address, Replicas
 from serve import tracing
 from serve.api.loop_lag import LoopLag, freeze_heap
 from serve.checking.at_load import check_at_load

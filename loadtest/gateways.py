@@ -23,11 +23,9 @@ import psutil
 import uvloop
 
 from deployments.args import ModelArgs
-from deployments.routing.address import Address
 from deployments.routing.pool import Pool
-from deployments.routing.quarantine import Quarantine
-from deployments.routing.replica_route import ReplicaRoute
-from deployments.routing.replicas import Replicas
+from deployments.routing.replica_route import Quarantine, ReplicaRoute
+from deployments.routing.replicas import Address, Replicas
 from loadtest.ledger import percentile
 from loadtest.processes import processor
 from serve.api.loop_lag import LoopLag

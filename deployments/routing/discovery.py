@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-from deployments.routing.address import Address
+from deployments.routing.replicas import Address
 
 
 class ServeDiscovery:

@@ -8,8 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
-from deployments.routing.breaker import Breaker
-from deployments.routing.pool import ENGINE_DEAD, EngineDied, RoutingKey
+from deployments.routing.pool import ENGINE_DEAD, Breaker, EngineDied, RoutingKey
 from serve.checking.at_load import check_at_load
 from serve.engines.base import Engine, State
 from serve.engines.remote.engine import FAILED, KEY_REFUSED, UNREACHABLE, RemoteBusy

@@ -2,16 +2,15 @@
 
 import asyncio
 import contextlib
+import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from deployments.args import ModelPlacement
-from deployments.routing.breaker import Breaker
-from deployments.routing.pick import pick_replica
 from deployments.routing.replicas import Replicas
 from serve.errors import ModelError, Overloaded
 from serve.router.route import Status
@@ -25,6 +24,12 @@ REFUSED_S = 0.1
 ENGINE_DEAD = "engine_dead"
 FAULTS = ("engine_error", "internal_error")
 """Codes of failures that count against a replica that still runs."""
+FAILURES, REST_S = 5, 5.0
+CROWDED = 1.25
+"""Load, relative to the average, from which on a replica's images go to another one (bounded loads, arXiv 1608.01350,
+section 1: with a quarter above the average nearly every request stays in its place)."""
+_WORD = (1 << 64) - 1
+_ODD = 0x9E3779B97F4A7C15  # 2^64 by the golden ratio: multiplying by it spreads neighbours over the whole word
 
 
 class EngineDied(ModelError):
@@ -187,3 +192,66 @@ class Pool:
         """Return whether the replica may have the room; with other gateways' prompts, it decides itself."""
         refused = time.monotonic() - self._refused.get(replica, 0.0) < REFUSED_S
         return room.fits(self._load(replica)) and not refused
+
+
+class Breaker:
+    """A circuit breaker, which keeps requests away from a replica that fails all of them.
+
+    It opens after FAILURES in a row, for REST_S seconds; then one request is let through as a trial.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._until = 0.0
+
+    @property
+    def open(self) -> bool:
+        """True while the replica should get no requests."""
+        return self._failures >= FAILURES and self._clock() < self._until
+
+    def started(self) -> None:
+        """Record that a request was sent. After a rest it is a trial, and no other request is sent meanwhile."""
+        self._until = self._clock() + REST_S
+
+    def failed(self) -> None:
+        """Record a failure that was the replica's own fault."""
+        self._failures += 1
+        self._until = self._clock() + REST_S
+
+    def succeeded(self) -> None:
+        """Record a request that was answered."""
+        self._failures = 0
+
+
+class HasLoad(Protocol):
+    """A replica. load: number of our requests in it. server_id: the same number for every gateway, below 2^64."""
+
+    @property
+    def load(self) -> int: ...
+
+    @property
+    def server_id(self) -> int: ...
+
+
+ReplicaT = TypeVar("ReplicaT", bound=HasLoad)
+
+
+def _load(replica: HasLoad) -> int:
+    return replica.load
+
+
+def pick_replica(replicas: Sequence[ReplicaT], image: str | None, load: Callable[[ReplicaT], int] = _load) -> ReplicaT:
+    """Return the replica that every gateway prefers for this image, unless it is crowded; without one the least loaded.
+
+    Rendezvous hashing (highest random weight): a replica that comes or goes moves only its own share of the images.
+    replicas: at least one. image: the hex digest of its file.
+    """
+    if len(replicas) == 1:
+        return replicas[0]
+    if image is None:
+        return min(replicas, key=lambda replica: (load(replica), random.random()))
+    digest = int(image[:16], 16)
+    room = CROWDED * (1 + sum(map(load, replicas))) / len(replicas)
+    free = [replica for replica in replicas if load(replica) < room]  # never empty: the least loaded is below average
+    return max(free, key=lambda replica: ((digest ^ replica.server_id) * _ODD & _WORD) >> 16)

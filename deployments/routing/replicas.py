@@ -8,16 +8,28 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
-from deployments.routing.address import REFRESH_S, Address
 from serve.transport.connection import Connection
+
+
+@dataclass(frozen=True)
+class Address:
+    """A replica's port, which a gateway learns through Ray. token: the secret that a connection must send first."""
+
+    host: str
+    port: int
+    token: bytes
+
 
 Find = Callable[[Callable[[Address], None]], Awaitable[None]]
 """Searches for replicas: calls its argument with each address as it is learned; not at all where there is none."""
 Wake = Callable[[], Coroutine[Any, Any, None]]
 """Makes Serve start a replica of a model that has none, and returns once there is one."""
 
+REFRESH_S = 3.0
+"""Seconds between a gateway's searches for more replicas, while it has at least one."""
 RETRY_S = 0.5
 """Seconds between searches while there is no replica."""
 UNRESPONSIVE_S, GIVE_UP_S = 5.0, 10.0

@@ -13,8 +13,7 @@ from served import LLAVA, PALIGEMMA, calling
 from deployments.args import Args, ModelArgs
 from deployments.routing import endpoint as endpoints
 from deployments.routing.endpoint import Endpoint
-from deployments.routing.quarantine import Quarantine
-from deployments.routing.replica_route import ReplicaRoute
+from deployments.routing.replica_route import Quarantine, ReplicaRoute
 from serve.api.app import create_app
 from serve.checking import at_load
 from serve.checking.at_load import check_at_load

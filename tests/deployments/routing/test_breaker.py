@@ -1,6 +1,6 @@
 """The circuit breaker of a replica that fails every request."""
 
-from deployments.routing.breaker import FAILURES, REST_S, Breaker
+from deployments.routing.pool import FAILURES, REST_S, Breaker
 
 
 class Clock:

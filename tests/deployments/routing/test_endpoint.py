@@ -25,10 +25,9 @@ from chat_server import (
 from served import LLAVA, PALIGEMMA, URL, frames, message, picture
 
 from deployments.routing import endpoint as endpoints
-from deployments.routing.breaker import FAILURES
 from deployments.routing.endpoint import Endpoint
-from deployments.routing.quarantine import Quarantine
-from deployments.routing.replica_route import ReplicaRoute
+from deployments.routing.pool import FAILURES
+from deployments.routing.replica_route import Quarantine, ReplicaRoute
 from serve.api.app import create_app
 from serve.engines.fake import FakeEngine
 from serve.engines.remote.engine import RemoteEngine

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from deployments.routing.pick import CROWDED, pick_replica
+from deployments.routing.pool import CROWDED, pick_replica
 
 COUNT = 2000
 

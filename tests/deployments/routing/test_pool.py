@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 
 from deployments.args import ModelArgs
-from deployments.routing.address import Address
-from deployments.routing.breaker import FAILURES
 from deployments.routing.discovery import ServeDiscovery
-from deployments.routing.pool import EngineDied, Pool, RoutingKey
-from deployments.routing.quarantine import Quarantine
-from deployments.routing.replica_route import ReplicaRoute
-from deployments.routing.replicas import Replicas
+from deployments.routing.pool import FAILURES, EngineDied, Pool, RoutingKey
+from deployments.routing.replica_route import Quarantine, ReplicaRoute
+from deployments.routing.replicas import Address, Replicas
 from serve.engines.base import State
 from serve.engines.fake import FakeEngine
 from serve.errors import BadRequest, ModelError, Overloaded

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from deployments.routing.pool import EngineDied
-from deployments.routing.quarantine import KEPT_S, MAX_SUSPECTS, Quarantine
+from deployments.routing.replica_route import KEPT_S, MAX_SUSPECTS, Quarantine
 from serve.errors import BadRequest
 
 
