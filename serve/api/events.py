@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from serve.api.metrics import Metrics
 from serve.errors import Overloaded
-from serve.router.plan import Plan
 from serve.router.route import Route
+from serve.router.router import Plan
 from serve.tasks import TASKS
 from serve.tasks.base import Event, Merged, Reply, ReplyError, Usage
 

@@ -27,7 +27,7 @@ from serve.api.task_body import parsed_or_none
 from serve.errors import BadRequest, ServeError
 from serve.media.image import Image, image_from_url
 from serve.router import Router
-from serve.router.plan import Plan
+from serve.router.router import Plan
 from serve.tasks import TASKS
 from serve.tasks.base import Request
 from serve.tasks.labels.label_studio import Control, parse_labelling_config, regions

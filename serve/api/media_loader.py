@@ -11,7 +11,7 @@ from serve.media.fetch.fetcher import Fetcher
 from serve.media.image import MAX_BYTES, Image, image_error
 from serve.media.outline import RejectedFile
 from serve.media.video import Video
-from serve.router.deadline import Deadline
+from serve.router.route import Deadline
 from serve.tasks.base import Request
 
 

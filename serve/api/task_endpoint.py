@@ -15,7 +15,7 @@ from serve.api.responses import PiecewiseJson, cancel_on_disconnect, open_stream
 from serve.api.services import Services
 from serve.api.task_body import read_task_request
 from serve.errors import NoAnswer
-from serve.router.plan import Plan
+from serve.router.router import Plan
 from serve.tasks import TASKS
 from serve.tasks.base import Delta, Merged, Reply, Usage, Waiting
 

@@ -16,8 +16,8 @@ from serve.models.base import Model
 from serve.router import Router
 from serve.router.merge_replies import is_answer
 from serve.router.model_call import whole_reply
-from serve.router.plan import CHAT, Plan, able_routes, find_route, takes_media
 from serve.router.route import Route
+from serve.router.router import CHAT, Plan, able_routes, find_route, takes_media
 from serve.tasks import TASKS
 from serve.tasks.base import Reply, Request
 from serve.tasks.chat import ChatRequest, ChatResult

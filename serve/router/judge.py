@@ -4,9 +4,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from serve.errors import ServeError
-from serve.router.deadline import Deadline
 from serve.router.model_call import whole_reply
-from serve.router.route import Route
+from serve.router.route import Deadline, Route
 from serve.tasks.base import Judgement, Judging, Merged, Reply, ReplyError, Request
 from serve.tasks.chat import ChatRequest, ChatResult
 from serve.tasks.judging import judged, question

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from serve import tracing
 from serve.errors import NoAnswer, ParseError
-from serve.router.deadline import Deadline
+from serve.router.route import Deadline
 from serve.tasks import TASKS
 from serve.tasks.base import Merged, Reply, Request
 

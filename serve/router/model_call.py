@@ -8,9 +8,8 @@ from typing import Literal
 
 from serve import tracing
 from serve.errors import ModelError, ServeError
-from serve.router.deadline import Deadline
 from serve.router.merge_streams import Ended, merge_streams
-from serve.router.route import Route
+from serve.router.route import Deadline, Route
 from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage, Waiting
 from serve.tracing import REQUEST_ID
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from served import LLAVA, PALIGEMMA, URL, calling, frames, half_asleep, message
 
 from serve.client.board import Board
-from serve.router.deadline import Deadline
 from serve.router.merge_streams import Ended
 from serve.router.model_call import ModelCall
+from serve.router.route import Deadline
 from serve.tasks.base import Reply, Waiting
 
 NOTICES = ["it waits for the place of b", "it is being woken"]

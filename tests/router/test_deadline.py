@@ -13,7 +13,7 @@ from served import LLAVA, URL, calling, message, served
 from serve.engines.fake import FakeEngine
 from serve.errors import Unavailable
 from serve.router import merge_replies
-from serve.router.deadline import Deadline
+from serve.router.route import Deadline
 
 QUESTION = {"question": "what?", "image": URL}
 

@@ -21,7 +21,7 @@ from serve.api.metrics import Metrics
 from serve.api.responses import PiecewiseJson, cancel_on_disconnect, open_stream
 from serve.errors import BadRequest
 from serve.router import Router
-from serve.router.plan import find_route
+from serve.router.router import find_route
 
 __all__ = ["ChatCompletion", "ChatCompletionRequest", "complete_chat"]
 

@@ -26,11 +26,10 @@ from serve.api.responses import LastEvents
 from serve.engines.base import FinishReason, Piece, Prompt, ReasoningOptions, Sampling, Token
 from serve.errors import BadRequest, ModelError
 from serve.models.base import Model, stops
-from serve.router.deadline import Deadline
 from serve.router.merge_streams import Ended, merge_streams
 from serve.router.model_call import ModelCall
-from serve.router.plan import check_reasoning, takes_media, unsupported_media
-from serve.router.route import Route
+from serve.router.route import Deadline, Route
+from serve.router.router import check_reasoning, takes_media, unsupported_media
 from serve.tasks.base import Usage, reasoning_options
 
 DEADLINE_S = 600.0

@@ -18,7 +18,7 @@ from serve.api.metrics import Metrics
 from serve.api.responses import LastEvents
 from serve.errors import BadRequest, NotFound
 from serve.router import Router
-from serve.router.plan import able_routes, suited
+from serve.router.router import able_routes, suited
 from serve.tasks import TASKS
 from serve.tasks.base import Request
 

@@ -10,7 +10,7 @@ from serve.api.media_loader import MediaLoader
 from serve.errors import BadRequest, Overloaded, ServeError, TooLarge
 from serve.media.budget import Budget, Lease
 from serve.media.image import MAX_BYTES, Image
-from serve.router.deadline import Deadline
+from serve.router.route import Deadline
 from tests.media.fetch import origin as origins
 from tests.media.fetch.origin import Origin, Script, says, serving
 
