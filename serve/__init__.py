@@ -2,7 +2,7 @@
 
 The steps of a task request (`POST /v1/tasks/vqa`):
 
-1. api/app, api/task_endpoint  parse the body (api/task_body) into the task's Request
+1. api/app, api/task_endpoint  parse the body (api/body) into the task's Request
 2. router.plan                 choose models, judge and quorum; refuse what is wrong, once
 3. api/media_loader            fetch the image or video and decode it, once
 4. router.run                  call every model's Route at once; router/merge_streams joins their streams

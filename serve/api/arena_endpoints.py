@@ -11,12 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request as HttpRequest
 
 from serve.api import openapi_schema
-from serve.api.body import check_values, parse_body
+from serve.api.body import check_values, parse_body, parsed_or_none, read_task_request
 from serve.api.error_responses import validation_error
 from serve.api.rate_limiter import RateLimiter
 from serve.api.responses import cancel_on_disconnect
 from serve.api.services import services
-from serve.api.task_body import parsed_or_none, read_task_request
 from serve.api.task_endpoint import ImageSize
 from serve.arena.board import ArenaBoard, Voters
 from serve.arena.duel import (

@@ -16,14 +16,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from serve.api import openapi_schema
-from serve.api.body import check_values, parse_body
+from serve.api.body import check_values, parse_body, parsed_or_none
 from serve.api.error_responses import validation_error
 from serve.api.events import gather_answer, refuse_overload
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.responses import PiecewiseJson, cancel_on_disconnect
 from serve.api.services import services
-from serve.api.task_body import parsed_or_none
 from serve.errors import BadRequest, ServeError
 from serve.media.image import Image, image_from_url
 from serve.router import Router

@@ -13,12 +13,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from serve.api import openapi_schema
-from serve.api.body import check_values, parse_body
+from serve.api.body import check_values, parse_body, parsed_or_none
 from serve.api.error_responses import validation_error
 from serve.api.result_card import draw_card
 from serve.api.services import services
 from serve.api.shared_results import ResultFile, SharedResult
-from serve.api.task_body import parsed_or_none
 from serve.api.task_endpoint import TaskAnswer, answer_schema
 from serve.errors import BadRequest, NotFound, Overloaded, TooLarge, Unavailable
 from serve.media.image import image_from_url

@@ -9,11 +9,11 @@ from pydantic import BaseModel, Field, create_model
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from serve.api.body import read_task_request
 from serve.api.error_responses import error_response
 from serve.api.events import delay_failures, gather_answer, refuse_overload
 from serve.api.responses import PiecewiseJson, cancel_on_disconnect, open_stream, sse_event
 from serve.api.services import Services
-from serve.api.task_body import read_task_request
 from serve.errors import NoAnswer
 from serve.router.router import Plan
 from serve.tasks import TASKS

@@ -15,7 +15,6 @@ from serve import tracing
 from serve.errors import ModelError
 from serve.media.shared_pixels import SharedPixels
 from serve.tracing import CACHE_SALT, REQUEST_ID
-from serve.transport.frames import Unreadable, encode_frame
 from serve.transport.messages import (
     KEEP_ALIVE_S,
     LEASE_S,
@@ -30,7 +29,7 @@ from serve.transport.messages import (
     ProbeReply,
     Room,
 )
-from serve.transport.peer import Peer
+from serve.transport.peer import Peer, Unreadable, encode_frame
 
 CONNECT_S = 5.0
 

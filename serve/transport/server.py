@@ -13,7 +13,6 @@ from serve import tracing
 from serve.errors import ModelError, ServeError
 from serve.media.shared_pixels import SharedPixels
 from serve.tracing import CACHE_SALT, REQUEST_ID
-from serve.transport.frames import Unreadable
 from serve.transport.messages import (
     LEASE_S,
     TOKEN_BYTES,
@@ -28,7 +27,7 @@ from serve.transport.messages import (
     ProbeReply,
     Refused,
 )
-from serve.transport.peer import Peer
+from serve.transport.peer import Peer, Unreadable
 
 log = logging.getLogger(__name__)
 

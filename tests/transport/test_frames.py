@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import ModelError, TooLarge
-from serve.transport.frames import (
+from serve.transport.peer import (
     HEAD,
     LENGTH,
     MAX_PARTS,
@@ -146,6 +146,6 @@ def test_bytes_that_are_no_frame_are_refused(data: bytes) -> None:
 
 
 def test_frame_beyond_the_limit_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.transport.frames.MAX_BYTES", 10_000)
+    monkeypatch.setattr("serve.transport.peer.MAX_BYTES", 10_000)
     with pytest.raises(TooLarge):
         encode_frame([np.zeros(6_000, np.uint8), np.ones(6_000, np.uint8)])

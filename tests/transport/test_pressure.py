@@ -11,9 +11,8 @@ import pytest
 
 from serve.errors import BadRequest, ModelError
 from serve.transport.connection import Connection
-from serve.transport.frames import PIECE_BYTES, encode_frame, pieces
 from serve.transport.messages import Call
-from serve.transport.peer import MAX_UNSENT_BYTES
+from serve.transport.peer import MAX_UNSENT_BYTES, PIECE_BYTES, encode_frame, pieces
 from serve.transport.server import Session, StreamServer
 
 LARGE = 40 * 2**20

@@ -12,8 +12,8 @@ import pytest
 from serve.errors import BadRequest, ModelError
 from serve.tracing import REQUEST_ID
 from serve.transport.connection import Connection
-from serve.transport.frames import BadFrame, Reader, encode_frame
 from serve.transport.messages import Call
+from serve.transport.peer import BadFrame, Reader, encode_frame
 from serve.transport.server import StreamServer
 
 exploded: list[int] = []
