@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from deployments.autoscaling import Scaling
-from serve.api.authentication import Access, Requires
+from serve.api.authentication import Access, Requires, is_loopback
 from serve.api.keys import Keys, parse_entries
-from serve.api.origin_check import is_loopback
 from serve.engines.vllm.config_check import kind
 from serve.limits import Limits, RateLimits
 from serve.media.fetch.policy import Policy

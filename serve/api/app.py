@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api import (
     arena_endpoints,
@@ -25,7 +26,6 @@ from serve.api import (
 )
 from serve.api.authentication import Access, Authentication
 from serve.api.evaluation_runs import RunFolder
-from serve.api.head_requests import HeadRequests
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.model_list import ModelEntry, ModelList, model_list
@@ -258,6 +258,33 @@ def _add_chat(api: APIRouter) -> None:
     async def chat(request: Request) -> Response:
         shared = services(request)
         return await chat_completions.complete_chat(shared.router, shared.metrics, shared.media, request)
+
+
+class HeadRequests:
+    """Middleware that answers HEAD like GET, with the same status and headers but no body (RFC 9110, 9.1).
+
+    The outer scope keeps its method, which the server, metrics and logs need.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        routed = {**scope, "method": "GET"}
+        try:
+            await self.app(routed, receive, send_without_body)
+        finally:
+            if "route" in routed:
+                scope["route"] = routed["route"]
 
 
 async def readiness(router: Router) -> Readiness:

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from served import URL, calling, picture, plain, router
 
 from serve.api.app import create_app
-from serve.api.authentication import Access
+from serve.api.authentication import Access, OriginCheck, is_loopback
 from serve.api.keys import Keys
-from serve.api.origin_check import OriginCheck, is_loopback
 
 VQA = {"image": URL, "question": "what?"}
 OURS = ["localhost", "localhost:8000", "LocalHost:1", "127.0.0.1", "127.0.0.1:8000", "127.1.2.3", "[::1]", "[::1]:8000"]
