@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve.api.error_responses import error_response
 from serve.api.keys import Keys
 from serve.api.rate_limiter import RateLimiter
-from serve.api.task_addresses import ADDRESSES
 from serve.errors import Forbidden, Misdirected, NotFound, ServeError, TooMany, Unauthorized
 from serve.limits import LIMITS, Limits
+from serve.tasks import ADDRESSES
 from serve.tracing import CACHE_SALT
 
 HEALTH, METRICS = "/health", "/metrics"

@@ -19,8 +19,8 @@ from serve.api.arena_endpoints import OFF
 from serve.api.evaluation_endpoints import OFF as EVALUATIONS_OFF
 from serve.api.result_endpoints import OFF as RESULTS_OFF
 from serve.api.services import services
-from serve.api.task_addresses import ADDRESSES
 from serve.errors import NotFound
+from serve.tasks import ADDRESSES
 
 HERE = Path(__file__).parent
 WEB = HERE / "web"

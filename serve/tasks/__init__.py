@@ -15,3 +15,5 @@ from serve.tasks.vqa import VQA
 TASKS: dict[str, Task] = {
     task.name: task for task in (VQA, CAPTION, OCR, DETECT, SEGMENT, POINT, COUNT, CLASSIFY, EXTRACT, CHAT)
 }
+ADDRESSES: dict[str, str] = {name: task.name for task in TASKS.values() for name in (task.name, *task.known_as)}
+"""First part of a comparison's address -> task."""

@@ -343,6 +343,8 @@ class Task:
     request: type[Request]
     result: type[Result]
     methods: Mapping[str, MergeRule]
+    known_as: tuple[str, ...] = ()
+    """Other names that people know it by, in addresses of comparisons: /object-detection/A-vs-B."""
     text_field: TextField | None = None
     """Present where the client writes something beside the image."""
     example: Mapping[str, Any] = field(default_factory=dict)

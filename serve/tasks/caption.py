@@ -26,6 +26,7 @@ def _prompt(request: CaptionRequest) -> str:
 CAPTION = Task(
     name="caption",
     title="Captioning",
+    known_as=("image-captioning",),
     request=CaptionRequest,
     result=CaptionResult,
     methods={"medoid": medoid()},

@@ -21,6 +21,7 @@ def _instruction(request: ChatRequest) -> str:
 CHAT = Task(
     name="chat",
     title="Chat",
+    known_as=("multimodal-chat",),
     request=ChatRequest,
     result=ChatResult,
     methods={"medoid": medoid()},

@@ -77,6 +77,7 @@ def _as_text(result: ClassifyResult) -> str:
 CLASSIFY = Task(
     name="classify",
     title="Classification",
+    known_as=("image-classification",),
     request=ClassifyRequest,
     result=ClassifyResult,
     methods={"vote": label_vote("vote"), "weighted_vote": label_vote("weighted_vote", by_confidence=True)},

@@ -71,6 +71,7 @@ def _as_text(result: CountResult) -> str:
 COUNT = Task(
     name="count",
     title="Counting",
+    known_as=("object-counting",),
     request=CountRequest,
     result=CountResult,
     methods={

@@ -40,6 +40,7 @@ def _as_text(result: DetectResult) -> str:
 DETECT = Task(
     name="detect",
     title="Detection",
+    known_as=("object-detection",),
     request=DetectRequest,
     result=DetectResult,
     methods={

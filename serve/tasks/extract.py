@@ -77,6 +77,7 @@ def _as_text(result: ExtractResult) -> str:
 EXTRACT = Task(
     name="extract",
     title="Extraction",
+    known_as=("data-extraction",),
     request=ExtractRequest,
     result=ExtractResult,
     methods={

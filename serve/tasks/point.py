@@ -19,6 +19,7 @@ def _as_text(result: PointResult) -> str:
 POINT = Task(
     name="point",
     title="Pointing",
+    known_as=("pointing",),
     request=PointRequest,
     result=PointResult,
     methods={"consensus": point_fusion("consensus", least=HALF), "point_fusion": point_fusion("point_fusion")},

@@ -22,6 +22,7 @@ def _as_text(result: SegmentResult) -> str:
 SEGMENT = Task(
     name="segment",
     title="Segmentation",
+    known_as=("segmentation", "image-segmentation"),
     request=SegmentRequest,
     result=SegmentResult,
     methods={"mask_vote": mask_vote("mask_vote"), "consensus": mask_vote("consensus", least=HALF)},

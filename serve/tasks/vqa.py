@@ -56,6 +56,7 @@ def _key(reply: Reply) -> str:
 VQA = Task(
     name="vqa",
     title="Question answering",
+    known_as=("visual-question-answering",),
     request=VqaRequest,
     result=VqaResult,
     methods={"vote": majority(_key), "weighted_vote": majority(_key, by_confidence=True)},
