@@ -229,7 +229,7 @@ async def _merged(plan: Plan, calls: Sequence[ModelCall]) -> Merged:
         refusal = refusals[0]
         if refusal.param in ("question", "response_format"):  # an engine knows no task's fields
             text_field = TASKS[plan.task].text_field
-            refusal.param = text_field and text_field.name
+            refusal.param = text_field.name if text_field else None
         raise refusal
     merged = await merge_replies(plan.task, plan.request, replies, plan.weights, plan.deadline)
     if plan.judge is None:
