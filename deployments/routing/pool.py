@@ -224,28 +224,21 @@ class Breaker:
         self._failures = 0
 
 
-class HasLoad(Protocol):
-    """A replica. load: number of our requests in it. server_id: the same number for every gateway, below 2^64."""
-
-    @property
-    def load(self) -> int: ...
+class HasServerId(Protocol):
+    """A replica. server_id: the same number for every gateway, below 2^64."""
 
     @property
     def server_id(self) -> int: ...
 
 
-ReplicaT = TypeVar("ReplicaT", bound=HasLoad)
+ReplicaT = TypeVar("ReplicaT", bound=HasServerId)
 
 
-def _load(replica: HasLoad) -> int:
-    return replica.load
-
-
-def pick_replica(replicas: Sequence[ReplicaT], image: str | None, load: Callable[[ReplicaT], int] = _load) -> ReplicaT:
+def pick_replica(replicas: Sequence[ReplicaT], image: str | None, load: Callable[[ReplicaT], int]) -> ReplicaT:
     """Return the replica that every gateway prefers for this image, unless it is crowded; without one the least loaded.
 
     Rendezvous hashing (highest random weight): a replica that comes or goes moves only its own share of the images.
-    replicas: at least one. image: the hex digest of its file.
+    replicas: at least one. image: the hex digest of its file. load: the number of requests in a replica.
     """
     if len(replicas) == 1:
         return replicas[0]
