@@ -14,9 +14,9 @@ from serve.media.masks import encode_in
 from serve.models import mask_decoder
 from serve.models.base import Skill, Turn, task_sampling
 from serve.models.contracts import PALIGEMMA, Fault
-from serve.models.control_tokens import escape_control_tokens
 from serve.models.derived import count_of_boxes, points_of_boxes
 from serve.models.text_replies import parse_caption, parse_text, parse_vqa
+from serve.models.turns import escape_control_tokens
 from serve.models.yes_no import classify_by_questions
 from serve.tasks.base import Request, Result
 from serve.tasks.boxes import AskedLabels, DetectResult, LabelledBox, bare_phrase, distinct

@@ -1,11 +1,24 @@
-"""Steps that the families' chat templates share: the order of turns, and the markers of image and video."""
+"""Steps that the families' chat templates share: the order of turns, markers of image and video, escaped text."""
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
 from serve.errors import BadRequest
 from serve.models.base import Turn
-from serve.models.control_tokens import escape_control_tokens
+
+_NAMES = r"/?s|unk|pad|bos|eos|mask|2mass|image|video|start_of_turn|end_of_turn|unused\d+|loc\d{4}|seg\d{3}|\|[^|<>]*\|"
+_SPELLED = re.compile(rf"<(?=(?:{_NAMES})>)|\[(?=@BOS@\])")
+"""Matches the first character of each control token of a served family's tokenizer: Llama, Mistral, Yi, Qwen 2, Gemma,
+and PaliGemma's <locNNNN> and <segNNN>. Gemma's HTML tags (<table>) are ordinary vocabulary and do not match."""
+
+
+def escape_control_tokens(text: str) -> str:
+    """Return a user's text with a space inside each control token: `</s>` becomes `< /s>`, which is read as text.
+
+    Tokenizers look for control tokens first, in the whole prompt, and cannot leave out the user's part of it.
+    """
+    return _SPELLED.sub(r"\g<0> ", text) if "<" in text or "[@" in text else text
 
 
 def split_system(turns: Sequence[Turn]) -> tuple[str | None, Sequence[Turn]]:

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from serve import toy
 from serve.media.image import Image
 from serve.models.base import Model, Turn
-from serve.models.control_tokens import escape_control_tokens
 from serve.models.own import Own, own
+from serve.models.turns import escape_control_tokens
 from serve.tasks import TASKS
 
 CONTROL_TOKENS = (
