@@ -256,7 +256,7 @@ def _truths(where: str, data: Mapping[str, Any], results: Sequence[Mapping[str, 
     for task, text in texts.items():
         field = TASKS[task].text_field
         written = None if field is None else data[field.name]
-        request = {} if field is None else {field.name: str(written) if field.kind == "text" else written}
+        request: Json = {} if field is None else {field.name: str(written) if field.kind == "text" else written}
         yield Truth(where, file, task, request, _text_truth(task, text))
 
 
