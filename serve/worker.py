@@ -154,7 +154,7 @@ class Worker:
                     if not isinstance(item, Ended):
                         piece = generation.add(item)
                         if index == current and (piece.text or piece.reasoning):
-                            yield Delta(self.name, piece.text, piece.reasoning)
+                            yield Delta(self.name, piece.text, piece.reasoning, *_token_counts(generations))
                         continue
                     if item.error is not None:
                         raise item.error
@@ -162,7 +162,8 @@ class Worker:
                     while generations[current].ended and current + 1 < len(generations):
                         current += 1
                         later = generations[current]
-                        yield Delta(self.name, "\n" + "".join(later.texts), "".join(later.reasoning))
+                        text, thought = "\n" + "".join(later.texts), "".join(later.reasoning)
+                        yield Delta(self.name, text, thought, *_token_counts(generations))
             if skill.slow:
                 yield await asyncio.to_thread(self._reply, task, request, generations)
             else:
@@ -202,7 +203,7 @@ class Worker:
 
     def _reply(self, task: str, request: Request, generations: Sequence[PartialGeneration]) -> Reply:
         wholes = [generation.whole() for generation in generations]
-        last = [generation.last for generation in generations]
+        prompt_tokens, completion_tokens = _token_counts(generations)
         tokens = tuple(token for whole in wholes for token in whole.tokens)
         reply = Reply(
             model=self.name,
@@ -210,11 +211,8 @@ class Worker:
             text="\n".join(whole.text for whole in wholes),
             reasoning="\n".join("".join(each.reasoning) for each in generations if each.reasoning) or None,
             confidence=Generation("".join(whole.text for whole in wholes), tokens).confidence() if tokens else None,
-            usage=Usage(
-                prompt_tokens=sum(piece.prompt_tokens for piece in last),
-                completion_tokens=sum(piece.completion_tokens for piece in last),
-            ),
-            finish_reason=_finish([piece.finish_reason for piece in last]),
+            usage=Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens),
+            finish_reason=_finish([generation.last.finish_reason for generation in generations]),
         )
         try:
             if any(generation.splitter is not None and generation.splitter.unanswered for generation in generations):
@@ -224,6 +222,12 @@ class Worker:
             reply.status = "error"
             reply.error = ReplyError(code=error.code or "parse_error", message=error.message)
         return reply
+
+
+def _token_counts(generations: Sequence[PartialGeneration]) -> tuple[int, int]:
+    """Return the tokens read and generated until now, as each generation's last piece has them."""
+    last = [generation.last for generation in generations]
+    return sum(piece.prompt_tokens for piece in last), sum(piece.completion_tokens for piece in last)
 
 
 def _finish(reasons: list[FinishReason | None]) -> FinishReason | None:
@@ -239,7 +243,8 @@ def joined(events: Sequence[Any]) -> list[Any]:
         if isinstance(last, Piece) and isinstance(event, Piece):
             result[-1] = last.then(event)
         elif isinstance(last, Delta) and isinstance(event, Delta):
-            result[-1] = Delta(last.model, last.text + event.text, last.reasoning + event.reasoning)
+            text, reasoning = last.text + event.text, last.reasoning + event.reasoning
+            result[-1] = Delta(last.model, text, reasoning, event.prompt_tokens, event.completion_tokens)
         else:
             result.append(event)
     return result

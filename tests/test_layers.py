@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # a package's entry applies to its modules without an entry of their own
-    {"errors", "tracing", "media.video_caps"},
+    {"accounting", "errors", "tracing", "media.video_caps"},
     {"media"},
     {"media.fetch", "media.image", "limits"},
     {"media.video", "media.geometry", "media.masks"},

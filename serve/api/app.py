@@ -109,7 +109,7 @@ def create_app(
     budget = budget or Budget.of_this_process()
     metrics = metrics or Metrics()
     metrics.watch(budget)
-    media = MediaLoader(fetcher or Fetcher(), budget)
+    media = MediaLoader(fetcher or Fetcher(), budget, metrics)
     app.state.services = Services(router, metrics, media, votes, evaluations, results)
     # the last middleware added is the outermost
     app.add_middleware(Authentication, access=access, limits=limits, cors=cors, rate_limiter=rate_limiter)

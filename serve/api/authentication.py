@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve.accounting import current_account
 from serve.api.error_responses import error_response
 from serve.api.keys import Keys
 from serve.api.rate_limiter import RateLimiter
@@ -185,6 +186,7 @@ class Authentication:
             name = self.keys.owner(scope["headers"], basic=path.startswith(LABEL_STUDIO))
             scope.setdefault("state", {})["key"] = name
             if name is not None:
+                current_account().key = name
                 LIMITS.set(self.limits_by_key[name])
                 if self.access.salt_caches:
                     CACHE_SALT.set(name)

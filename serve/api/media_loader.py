@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from serve.api.metrics import Metrics
 from serve.limits import LIMITS
 from serve.media import decoding
 from serve.media.budget import Budget, Lease
@@ -16,11 +17,12 @@ from serve.tasks.base import Request
 
 
 class MediaLoader:
-    """Fetches and decodes the images and videos of requests, within the gateway's memory budget."""
+    """Fetches and decodes the images and videos of requests, within the gateway's memory budget, and counts them."""
 
-    def __init__(self, fetcher: Fetcher, budget: Budget) -> None:
+    def __init__(self, fetcher: Fetcher, budget: Budget, metrics: Metrics | None = None) -> None:
         self.fetcher = fetcher
         self.budget = budget
+        self.metrics = metrics or Metrics()
         self.decoder = MediaDecoder(budget)
 
     async def fetch(self, image: Image, deadline: Deadline) -> Lease:
@@ -30,6 +32,7 @@ class MediaLoader:
         """
         lease = Lease(self.budget)
         try:
+            self.metrics.count_picture()
             if image.url is not None:
                 image.set_file(await self.fetcher.fetch(image.url, image.param, MAX_BYTES, deadline.left(), lease))
             outline, megapixels = image.outline, LIMITS.get().max_image_megapixels
@@ -45,6 +48,7 @@ class MediaLoader:
     @asynccontextmanager
     async def decoded_video(self, video: Video, deadline: Deadline) -> AsyncIterator[None]:
         """Decode a video for use in the block. Raises as `decode_video`, and Unavailable past the deadline."""
+        self.metrics.count_picture()
         async with self.decoder.decode_video(video, deadline.left()):
             deadline.check()
             yield

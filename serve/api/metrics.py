@@ -1,4 +1,7 @@
-"""Exports metrics to Prometheus. Labels are our own routes, models, tasks and codes, never client input."""
+"""Exports metrics to Prometheus. Labels are our own routes, models, tasks, codes and names of keys, never client input.
+
+A key's name is the operator's, from the keys file; the key itself is nowhere here.
+"""
 
 import contextlib
 import time
@@ -7,11 +10,12 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from serve.accounting import current_account
 from serve.api.loop_lag import LoopLag
 from serve.engines.base import State
 from serve.media.budget import Budget
 from serve.router.route import Status
-from serve.tasks.base import Event, Merged, Reply, Usage
+from serve.tasks.base import Delta, Event, Merged, Reply, Usage
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 # OpenTelemetry's buckets for generative AI: time to the first token, and of an operation
@@ -44,6 +48,11 @@ class Metrics:
             "first_word_seconds", "Time from calling a model to its first token.", FIRST, "model", "task"
         )
         self.tokens = self._counter("tokens", "Tokens read (input) and generated (output) by models.", "model", "kind")
+        self.key_tokens = self._counter(
+            "key_tokens", "Tokens read (input) and generated (output) by models for a key.", "key", "kind"
+        )
+        self.key_pictures = self._counter("key_pictures", "Pictures and videos of a key's requests.", "key")
+        self.key_widths = self._times("key_fan_out_models", "Models called by a fan-out of a key.", WIDTHS, "key")
         self.fan_outs = self._counter(
             "fan_outs",
             "Fan-outs by outcome: all models ok, some, none, or the client left.",
@@ -134,8 +143,23 @@ class Metrics:
         if first_s is not None:
             self.first_word_seconds.labels(model, task).observe(first_s)
         if usage is not None:
-            self.tokens.labels(model, "input").inc(usage.prompt_tokens)
-            self.tokens.labels(model, "output").inc(usage.completion_tokens)
+            self.count_tokens(model, usage)
+
+    def count_tokens(self, model: str, usage: Usage) -> None:
+        """Count a model's tokens, for it, for the current request and for its key: so both sums are the same."""
+        account = current_account()
+        account.add_tokens(usage.prompt_tokens, usage.completion_tokens)
+        for kind, count in (("input", usage.prompt_tokens), ("output", usage.completion_tokens)):
+            self.tokens.labels(model, kind).inc(count)
+            if account.key:
+                self.key_tokens.labels(account.key, kind).inc(count)
+
+    def count_picture(self) -> None:
+        """Count a picture of the current request."""
+        account = current_account()
+        account.pictures += 1
+        if account.key:
+            self.key_pictures.labels(account.key).inc()
 
     @contextlib.contextmanager
     def fan_out(self, task: str) -> Iterator["FanOutMetrics"]:
@@ -172,7 +196,7 @@ class Metrics:
 
 
 class FanOutMetrics:
-    """Counts the events and the outcome of a fan-out."""
+    """Counts the events and the outcome of a fan-out, and the tokens of columns that were cut."""
 
     def __init__(self, metrics: Metrics, task: str) -> None:
         self._metrics = metrics
@@ -180,10 +204,14 @@ class FanOutMetrics:
         self._good = self._bad = 0
         self._last = time.monotonic()
         self._merged = False
+        self._unended: dict[str, Delta] = {}
 
     def event(self, event: Event) -> None:
-        """Count a reply or the merged reply."""
-        if isinstance(event, Reply):
+        """Count a reply or the merged reply; remember the tokens until now of one that is still written."""
+        if isinstance(event, Delta):
+            self._unended[event.model] = event
+        elif isinstance(event, Reply):
+            self._unended.pop(event.model, None)
             good = event.status == "ok"
             self._good, self._bad, self._last = self._good + good, self._bad + (not good), time.monotonic()
             self._metrics.reply(
@@ -199,12 +227,18 @@ class FanOutMetrics:
             self._merged = True
             self._metrics.merge_seconds.labels(self._task).observe(time.monotonic() - self._last)
             self._metrics.agreement.labels(self._task).observe(event.agreement)
+            if event.judge is not None and event.judge.model is not None:
+                self._metrics.count_tokens(event.judge.model, event.judge.usage)
 
     def end(self) -> None:
-        """Count the outcome: "left" where a model answered but there was no merge."""
+        """Count the outcome ("left": a model answered, but there was no merge), and tokens of columns that were cut."""
+        for model, delta in self._unended.items():
+            self._metrics.count_tokens(model, delta.usage())
         if not self._good and not self._bad:
             return  # refused before a model was called
         merged = "partial" if self._bad else "whole"
         outcome = merged if self._merged else "left" if self._good else "failed"
         self._metrics.fan_outs.labels(self._task, outcome).inc()
         self._metrics.widths.labels(self._task).observe(self._good + self._bad)
+        if key := current_account().key:
+            self._metrics.key_widths.labels(key).observe(self._good + self._bad)

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import tracing
+from serve.accounting import Account, open_account
 from serve.api.body import LimitedBody, too_large
 from serve.api.error_responses import CLIENT_LEFT, error_response
 from serve.api.metrics import Metrics
@@ -68,6 +69,7 @@ class RequestLimits:
         state = {"request_id": request_id, "arrived": arrived, "body_until": until, "lease": lease}
         scope.setdefault("state", {}).update(state)
         REQUEST_ID.set(request_id)
+        account = open_account()
         span = self._span(scope, headers, request_id)
 
         async def send_with_id(message: Message) -> None:
@@ -99,7 +101,7 @@ class RequestLimits:
             left, seconds = not whole or status == CLIENT_LEFT, time.perf_counter() - began
             route = getattr(scope.get("route"), "path", UNMATCHED)
             self.metrics.request(route, None if left else status, seconds)
-            self._report(scope, route, span, CLIENT_LEFT if left else status, seconds)
+            self._report(scope, route, span, CLIENT_LEFT if left else status, seconds, account)
 
     def _span(self, scope: Scope, headers: Headers, request_id: str) -> tracing.Span:
         """Start a span for an API request, as a child of the client's traceparent. Health checks and pages get none."""
@@ -111,7 +113,9 @@ class RequestLimits:
         span.make_current()
         return span
 
-    def _report(self, scope: Scope, route: str, span: tracing.Span, status: int, seconds: float) -> None:
+    def _report(
+        self, scope: Scope, route: str, span: tracing.Span, status: int, seconds: float, account: Account
+    ) -> None:
         """End the span and write the access-log line."""
         span.name(f"{scope['method']} {route}")
         span.set({"http.route": route, "http.response.status_code": status})
@@ -120,8 +124,9 @@ class RequestLimits:
         span.end()
         if ACCESS.isEnabledFor(logging.INFO) and route not in QUIET:
             fields = {"method": scope["method"], "route": route, "status": status, "ms": round(seconds * 1000, 1)}
-            if key := scope["state"].get("key"):
-                fields["key"] = key
+            fields |= account.counts()
+            if account.key:
+                fields["key"] = account.key
             ACCESS.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
 
     def _remove_headers(self, scope: Scope) -> int:

@@ -8,12 +8,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from serve.accounting import current_account
 from serve.arena.presentation import length, present
 from serve.arena.votes import Seat, Verdict
 from serve.errors import BadRequest, NotFound, Unavailable
 from serve.limits import LIMITS
 from serve.models.base import Model
 from serve.router import Router
+from serve.router.deadline import Deadline
 from serve.router.merge_replies import is_answer
 from serve.router.model_call import whole_reply
 from serve.router.route import Route
@@ -115,8 +117,15 @@ async def answer_duel(router: Router, plan: Plan, pace: Pace) -> DuelAnswers:
 
 async def _both(plan: Plan) -> list[Reply]:
     async with asyncio.TaskGroup() as group:
-        calls = [group.create_task(whole_reply(route, plan.task, plan.request, plan.deadline)) for route in plan.routes]
+        calls = [group.create_task(_reply(route, plan.task, plan.request, plan.deadline)) for route in plan.routes]
     return [call.result() for call in calls]
+
+
+async def _reply(route: Route, task: str, request: Request, deadline: Deadline) -> Reply:
+    """Return one model's reply. Its tokens count for the request and its key, and in no metric of models."""
+    reply = await whole_reply(route, task, request, deadline)
+    current_account().add_tokens(reply.usage.prompt_tokens, reply.usage.completion_tokens)
+    return reply
 
 
 def _seat(reply: Reply, result: dict[str, Any]) -> Seat:
@@ -148,7 +157,7 @@ async def judge_duel(judge: Route, plan: Plan, answers: DuelAnswers) -> Verdict 
     texts = [next(iter(result.values())) for result in answers.results]
     questions = [_question(plan, texts), _question(plan, texts[::-1])]
     async with asyncio.TaskGroup() as group:
-        calls = [group.create_task(whole_reply(judge, CHAT, question, plan.deadline)) for question in questions]
+        calls = [group.create_task(_reply(judge, CHAT, question, plan.deadline)) for question in questions]
     first, second = (_verdict(call.result()) for call in calls)
     if first is None or second is None:
         return None

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Literal
 
 from serve import tracing
+from serve.accounting import current_account
 from serve.errors import ModelError, ServeError
 from serve.router.merge_streams import Ended, merge_streams
 from serve.router.route import Deadline, Route
@@ -31,9 +32,11 @@ class ModelCall:
         self.first_s: float | None = None
         self._began = time.monotonic()
         self._texts: list[str] = []
+        self._last: Delta | None = None
         self._waits_for = ""
         self.span = tracing.begin_model_call(model, task)
         self._closed = False
+        current_account().model_calls += 1
 
     def event(self, item: Waiting | Delta | Reply | Ended) -> Waiting | Delta | Reply:
         """Take the stream's next item. Return the event for the client: the item, or a failed reply at its end."""
@@ -44,6 +47,7 @@ class ModelCall:
             self.record_text()
             self._waits_for = ""
             self._texts.append(item.text)
+            self._last = item
             return item
         if isinstance(item, Ended):
             return self._failed(item.error or ModelError(f"{self.model} stopped without a reply.", code="engine_dead"))
@@ -97,7 +101,9 @@ class ModelCall:
 
     def _failure(self, status: Literal["error", "timeout"], code: str | None, message: str) -> Reply:
         error = ReplyError(code=code or "model_error", message=message)
-        return self._replied(Reply(model=self.model, status=status, text="".join(self._texts), error=error))
+        usage = Usage() if self._last is None else self._last.usage()
+        reply = Reply(model=self.model, status=status, text="".join(self._texts), error=error, usage=usage)
+        return self._replied(reply)
 
     def _replied(self, reply: Reply) -> Reply:
         self.reply = reply

@@ -199,11 +199,20 @@ class ReplyError(BaseModel):
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of a model's text, as it is generated. reasoning: a piece of what it writes before its answer."""
+    """A piece of a model's text, as it is generated. reasoning: a piece of what it writes before its answer.
+
+    prompt_tokens, completion_tokens: read and generated until now, as far as its engine says.
+    """
 
     model: str
     text: str
     reasoning: str = ""
+    prompt_tokens: int = field(default=0, compare=False)
+    completion_tokens: int = field(default=0, compare=False)
+
+    def usage(self) -> Usage:
+        """Return the tokens until now."""
+        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
 
 
 @dataclass(frozen=True)
