@@ -224,12 +224,17 @@ class GatewayArgs(Limits, Placement):
     )
     keys_file: Path | None = Field(
         default=None,
-        description="A file on the gateway's machine with a line name:sha256:HEX for each key; read again when it "
-        "changes. When empty, every key is refused.",
+        description="A file on the gateway's machine with a line name:sha256:HEX:SETTING=VALUE for each key, which "
+        "`diptych keys` writes; read again when it changes. When empty, every key is refused.",
+    )
+    usage_file: Path | None = Field(
+        default=None,
+        description="Keeps the tokens that keys have used over a restart: an SQLite file on the gateway's machine. All "
+        "gateways of a machine share it.",
     )
     access_log: bool = Field(
         default=False,
-        description="Log each request in DIPTYCH_LOG: route, status, time, key; never its content.",
+        description="Log each request in DIPTYCH_LOG: route, status, time, key, tokens; never its content.",
     )
     metrics: Literal["key", "open", "closed"] = Field(default="key", description="Who may read /metrics.")
     ready: Requires = Field(default="key", description="Who may read /ready.")
@@ -287,6 +292,11 @@ class GatewayArgs(Limits, Placement):
             if self.keys_file is not None:
                 entries += parse_entries(self.keys_file.read_text(encoding="utf-8"))
             keys = Keys(entries, may_be_none=self.keys_file is not None)
+            if keys.plain:
+                log.warning(
+                    "Keys in plain text: %s. Put the lines in their place that `diptych keys hash NAME` prints.",
+                    ", ".join(keys.plain),
+                )
             if not entries:
                 log.warning("There is no key in %s: nobody is let in, and only /health answers.", self.keys_file)
         elif RateLimits(**self._fields_of(RateLimits)) != RateLimits() or self.salt_caches:
@@ -308,7 +318,7 @@ class GatewayArgs(Limits, Placement):
             return None
         return (
             f"WARNING: nobody is asked for a key, and {self.listen.host} is open to other machines: whoever reaches "
-            f"port {self.listen.port} may use the models. Make a key for each user (`diptych key NAME`) or "
+            f"port {self.listen.port} may use the models. Make a key for each user (`diptych keys add NAME`) or "
             "listen on 127.0.0.1."
         )
 

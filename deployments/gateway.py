@@ -14,9 +14,10 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
 from deployments import autoscaling, logs
-from deployments.args import Args, LoraArgs, ModelPlacement
+from deployments.args import Args, GatewayArgs, LoraArgs, ModelPlacement
 from deployments.file_watch import watch_file
 from deployments.local.machine import bind_to_loopback
+from deployments.quotas import QuotaActor
 from deployments.routing.discovery import ServeDiscovery
 from deployments.routing.endpoint import Endpoint
 from deployments.routing.pool import Pool
@@ -28,8 +29,10 @@ from serve.api.app import create_app
 from serve.api.evaluation_runs import RunFolder
 from serve.api.loop_lag import LoopLag, freeze_heap
 from serve.api.metrics import Metrics
+from serve.api.quotas import OwnQuotas, SharedQuotas
 from serve.api.rate_limiter import RateLimiter
 from serve.api.shared_results import ResultFile
+from serve.api.usage_file import UsageFile
 from serve.arena.store import VoteStore
 from serve.engines.remote.engine import RemoteEngine
 from serve.engines.remote.image_files import ImageFiles
@@ -86,8 +89,10 @@ class Gateway:
         self._lag = LoopLag()
         self._lag.start()
         self._metrics, self._rate_limiter = Metrics(), RateLimiter()
+        self._quota_actor = QuotaActor()
         self._metrics.watch(lag=self._lag)
         self._votes: dict[Path, VoteStore] = {}
+        self._usage: dict[Path, UsageFile] = {}
         self._args = args
         self._app = SwappableApp(self._create_app(args))
         listen = args.gateway.listen
@@ -95,7 +100,9 @@ class Gateway:
         if (warning := args.gateway.warning()) is not None:
             log.warning(warning)
         watching = watch_file(lambda: self._args.gateway.keys_file, self._read_keys, KEYS_FILE_CHECK_S)
-        self._watching = asyncio.get_running_loop().create_task(watching)
+        loop = asyncio.get_running_loop()
+        self._watching = loop.create_task(watching)
+        self._reporting = loop.create_task(self._rate_limiter.keep_reporting())
         freeze_heap()
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
@@ -135,14 +142,14 @@ class Gateway:
         """Refuse new requests and finish running ones within drain_s. Called before all gateways stop."""
         if self.server is not None:
             await self.server.drain()
-        self._close_votes()  # Ray's processes are ended next, without __del__
+        await self._close_files()  # Ray's processes are ended next, without __del__
 
     async def __del__(self) -> None:
         """Stop. Called by Serve when it stops this gateway; others on the same port take new requests."""
         self._lag.stop()
         if self.server is not None:
             await self.server.stop()
-        self._close_votes()
+        await self._close_files()
 
     def _create_app(self, args: Args) -> FastAPI:
         """Create the app for these args, keeping the pools of engines that stay.
@@ -151,6 +158,7 @@ class Gateway:
         """
         access = args.gateway.access()  # first: nothing is touched when it fails
         votes = self._open_votes(args.gateway.arena)
+        self._share_quotas(args.gateway)
         kept = args.gateway
         results = None if kept.results is None else ResultFile(kept.results, kept.results_days, kept.results_mb)
         bases = {entry.name: entry.base for entry in args.models if isinstance(entry, LoraArgs)}
@@ -184,9 +192,11 @@ class Gateway:
             results=results,
         )
 
-    def _close_votes(self) -> None:
-        while self._votes:
-            self._votes.popitem()[1].close()
+    async def _close_files(self) -> None:
+        await self._rate_limiter.report()
+        for file in (*self._votes.values(), *self._usage.values()):
+            file.close()
+        self._votes, self._usage = {}, {}
 
     def _open_votes(self, path: Path | None) -> VoteStore | None:
         """Return the store of the arena's votes. Raises OSError where the file cannot be used.
@@ -198,6 +208,24 @@ class Gateway:
         if path not in self._votes:
             self._votes[path] = VoteStore(path)
         return self._votes[path]
+
+    def _share_quotas(self, args: GatewayArgs) -> None:
+        """Count keys' requests and tokens for all gateways, where there may be several; else here.
+
+        Raises OSError where the file of tokens cannot be used.
+        """
+        quotas, path = self._rate_limiter.quotas, args.usage_file
+        if args.asks_for_keys() and args.max_replicas > 1:
+            if not isinstance(quotas, SharedQuotas):
+                quotas = SharedQuotas(self._quota_actor.ask, args.max_replicas)
+            self._quota_actor.path, quotas.gateways = path, args.max_replicas
+        else:
+            if path is not None and path not in self._usage:
+                self._usage[path] = UsageFile(path)
+            if not isinstance(quotas, OwnQuotas):
+                quotas = OwnQuotas()
+            quotas.file = None if path is None else self._usage[path]
+        self._rate_limiter.quotas = quotas
 
     def _read_keys(self) -> None:
         """Read the keys again. Raises ValueError or OSError where they cannot be used."""

@@ -76,10 +76,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("names", nargs="+", metavar="MODEL")
     compare.set_defaults(run=_compare)
     _arena_options(commands.add_parser("arena", help="two answers without names, votes, and a board of the models"))
-    key = commands.add_parser("key", help="make an API key, and the line that lets it in")
-    key.add_argument("name", metavar="NAME", help="whose key it is; it stands in refusals")
-    key.add_argument("--only", choices=["metrics"], help="metrics: for a scraper; it reads /metrics and nothing else")
-    key.set_defaults(run=_key)
+    _keys_options(commands.add_parser("keys", help="make API keys, and keep the file that lets them in"))
     return top
 
 
@@ -256,6 +253,32 @@ def _arena_options(arena: argparse.ArgumentParser) -> None:
     add.set_defaults(run=commands.import_votes)
 
 
+def _keys_options(keys: argparse.ArgumentParser) -> None:
+    verbs = keys.add_subparsers(required=True, metavar="COMMAND")
+    add = verbs.add_parser("add", help="make a key; without --file print the line that lets it in")
+    digest = verbs.add_parser("hash", help="print the line of a key that is read from standard input")
+    for verb in (add, digest):
+        verb.add_argument("name", metavar="NAME", help="whose key it is; it stands in refusals, logs and metrics")
+        verb.add_argument(
+            "--scopes", type=_names, default=["ask"], metavar="A,B", help="of ask, scrape, admin; default ask"
+        )
+        verb.add_argument("--models", type=_names, metavar="A,B", help="models that it may use; default all")
+        verb.add_argument("--tasks", type=_names, metavar="A,B", help="tasks that it may ask; default all")
+        verb.add_argument("--expires", metavar="DAY", help="the last day on which it is let in, as 2027-01-31")
+        verb.add_argument(
+            "--limit", dest="limits", action="append", default=[], metavar="NAME=N", help="as requests_per_minute=60"
+        )
+    show = verbs.add_parser("list", help="print the keys of a file, without their digests")
+    revoke = verbs.add_parser("revoke", help="remove a key from a file; servers refuse it within five seconds")
+    revoke.add_argument("name", metavar="NAME")
+    for verb in (add, show, revoke):
+        verb.add_argument(
+            "--file", type=Path, required=verb is not add, metavar="FILE", help="the server's gateway.keys_file"
+        )
+    for name, verb in verbs.choices.items():
+        verb.set_defaults(run=_keys, verb=name)
+
+
 def _batch_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out", type=Path, metavar="FILE", help="JSON lines; the same call again goes on after a kill"
@@ -343,19 +366,11 @@ def _compare(options: argparse.Namespace) -> int:
     return compare(options.names)
 
 
-def _key(options: argparse.Namespace) -> int:
-    from serve.api.keys import new_key
-    from serve.client.http_client import Misuse
+def _keys(options: argparse.Namespace) -> int:
+    from serve.client import keys
 
-    try:
-        key, entry = new_key(options.name, only_metrics=options.only == "metrics")
-    except ValueError as error:
-        raise Misuse(str(error)) from None
-    print(key)
-    print(
-        f"This key is shown once. The server's line for it, in keys_file or DIPTYCH_API_KEYS:\n{entry}", file=sys.stderr
-    )
-    return 0
+    run = {"add": keys.add, "hash": keys.print_entry, "list": keys.list_keys, "revoke": keys.revoke}[options.verb]
+    return run(options)
 
 
 def _text(word: str) -> str:

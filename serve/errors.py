@@ -110,6 +110,14 @@ class TooMany(ServeError):
     retry_after_s = RETRY_AFTER_S
 
 
+class QuotaUsedUp(ServeError):
+    """A key has used its tokens of a day or month, as OpenAI says it. Clients do not try again by themselves."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
 class HeadTooLarge(ServeError):
     status = 431
     type = "invalid_request_error"

@@ -22,8 +22,20 @@ class RateLimits(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     requests_per_minute: int | None = Field(
-        default=None, ge=1, description="Requests of each key, in each gateway; as many may start at once."
+        default=None, ge=1, description="Requests of each key, of all gateways together; as many may start at once."
     )
+    pictures_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Pictures, and videos, of each key, of all gateways together; as many may come at once.",
+    )
+    tokens_per_day: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens of each key, read and generated, of all gateways together, on a day of UTC. What runs when "
+        "they are used up is finished. `usage_file` keeps them over a restart.",
+    )
+    tokens_per_month: int | None = Field(default=None, ge=1, description="The same in a month of UTC.")
     requests_at_once: int | None = Field(
         default=None, ge=1, description="Requests of each key that run at the same time, in each gateway."
     )

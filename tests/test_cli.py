@@ -577,7 +577,7 @@ def test_a_key_that_no_header_can_hold_is_not_repeated(diptych: Any, guarded: st
 
 
 def test_new_key_is_accepted(diptych: Any) -> None:
-    ran = diptych("key", "alice")
+    ran = diptych("keys", "add", "alice")
     entry = ran.err.splitlines()[-1]
     assert Keys([entry]).owner([(b"authorization", f"Bearer {ran.out.strip()}".encode())]) == "alice"
-    assert diptych("key", "no name").status == 2
+    assert diptych("keys", "add", "no name").status == 2

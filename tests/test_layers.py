@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # a package's entry applies to its modules without an entry of their own
     {"accounting", "errors", "tracing", "media.video_caps"},
     {"media"},
-    {"media.fetch", "media.image", "limits"},
+    {"media.fetch", "media.image", "limits", "rights"},
     {"media.video", "media.geometry", "media.masks"},
     {"media.decoding", "media.drawing"},
     {"engines", "transport"},

@@ -22,6 +22,7 @@ from serve.models import MODELS
 from serve.models.generic import NamedCheckpoint
 from serve.models.own import Lora, Own, OwnCard, ReasoningSettings, Tuned
 from serve.models.remote import RemoteModel, RemotePrice
+from serve.rights import KeyRights
 from serve.tasks import TASKS
 from serve.tasks.base import Task
 
@@ -181,6 +182,7 @@ SETTINGS: dict[str, list[type[BaseModel]]] = {
     "`reasoning`": [ReasoningSettings],
     "`autoscaling`": [Scaling],
     "`gateway`": [GatewayArgs],
+    "A key's entry: rights": [KeyRights],
     "`gateway`: limits that a key's entry may set for that key": [RateLimits, KeyLimits],
     "`gateway`: limits on all requests": [Limits],
     "`gateway.listen`": [Listen],

@@ -109,7 +109,8 @@ def create_app(
     budget = budget or Budget.of_this_process()
     metrics = metrics or Metrics()
     metrics.watch(budget)
-    media = MediaLoader(fetcher or Fetcher(), budget, metrics)
+    rate_limiter = rate_limiter or RateLimiter()
+    media = MediaLoader(fetcher or Fetcher(), budget, metrics, rate_limiter)
     app.state.services = Services(router, metrics, media, votes, evaluations, results)
     # the last middleware added is the outermost
     app.add_middleware(Authentication, access=access, limits=limits, cors=cors, rate_limiter=rate_limiter)
@@ -173,7 +174,7 @@ def _add_service(api: APIRouter) -> None:
     async def read_metrics(request: Request) -> Response:
         shared = services(request)
         async with shared.scraping:
-            shared.metrics.update(await shared.router.statuses())
+            shared.metrics.update(await shared.whole_router.statuses())
             text = await asyncio.to_thread(shared.metrics.text)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 

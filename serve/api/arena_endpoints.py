@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from serve.api import openapi_schema
 from serve.api.body import check_values, parse_body, parsed_or_none, read_task_request
 from serve.api.error_responses import validation_error
-from serve.api.rate_limiter import RateLimiter
+from serve.api.quotas import Buckets
 from serve.api.responses import cancel_on_disconnect
 from serve.api.services import services
 from serve.api.task_endpoint import ImageSize
@@ -31,7 +31,6 @@ from serve.arena.duel import (
 from serve.arena.store import EXPIRY_S, VoteFile, VoteStore
 from serve.arena.votes import Choice, Seat, Vote, VoteId
 from serve.errors import NotFound, TooMany
-from serve.limits import RateLimits
 from serve.tasks import TASKS
 
 OFF = "There is no arena here: the operator opens it by gateway.arena, a file for its votes."
@@ -150,15 +149,14 @@ def opened(http: HttpRequest) -> VoteStore:
     return votes
 
 
-def limit_votes(limiter: RateLimiter, http: HttpRequest) -> None:
+def limit_votes(limiter: Buckets, http: HttpRequest) -> None:
     """Raise TooMany where the key, or the address where there are no keys, has no votes left for now."""
     address = http.client.host if http.client is not None else ""
     name = getattr(http.state, "key", None) or f"address {hash(address) % ADDRESSES}"
-    if (wait_s := limiter.start(name, RateLimits(requests_per_minute=VOTES_A_MINUTE))) is not None:
+    if wait_s := limiter.take(name, VOTES_A_MINUTE):
         raise TooMany(
             f"At most {VOTES_A_MINUTE} votes a minute; Retry-After says when to try again.", retry_after_s=wait_s
         )
-    limiter.finish(name)
 
 
 def _duel_route(task: str) -> Callable[..., Awaitable[Duel]]:

@@ -13,16 +13,20 @@ from serve.accounting import current_account
 from serve.api.error_responses import error_response
 from serve.api.keys import Keys
 from serve.api.rate_limiter import RateLimiter
-from serve.errors import Forbidden, Misdirected, NotFound, ServeError, TooMany, Unauthorized
+from serve.errors import Forbidden, Misdirected, NotFound, ServeError, Unauthorized
 from serve.limits import LIMITS, Limits
+from serve.rights import ALL_RIGHTS, RIGHTS, KeyRights
 from serve.tasks import ADDRESSES
 from serve.tracing import CACHE_SALT
 
 HEALTH, METRICS = "/health", "/metrics"
+ADMIN = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+"""Paths that change the server, by vLLM's names, whether it has them or not."""
 PAGE = ("/", "/docs", "/openapi.json", "/compare", "/arena", "/report", "/evaluations")
 LABEL_STUDIO = "/label-studio/"
 """The paths that take the key as HTTP Basic's password too: Label Studio sends nothing else."""
 PAGE_FOLDERS = ("/web/", "/scenes/", "/compare/", *(f"/{name}/" for name in ADDRESSES))
+BEARER = {"www-authenticate": "Bearer"}
 RESULT_FOLDERS = ("/r/", "/v1/results/", "/web/")
 """Shared results, which need their address and no key, and the files of their page."""
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]*)(?::\d{0,5})?")
@@ -147,8 +151,8 @@ class Authentication:
 
     The Host header has no influence on that (CVE-2026-48710). Without keys, requests from pages of other sites are
     refused; with keys there is no need, since browsers do not send a key on their own. cors: origins whose pages are
-    allowed. limits: of requests, where their key's entry sets none. rate_limiter: the previous app's, to keep its
-    counts.
+    allowed. limits: of requests, where their key's entry sets none. rate_limiter: one that outlives this app, to keep
+    its counts.
     """
 
     def __init__(
@@ -175,6 +179,7 @@ class Authentication:
             await self.app(scope, receive, send)
             return
         LIMITS.set(self.limits)
+        RIGHTS.set(ALL_RIGHTS)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if (error := self._site_error(path, scope)) is not None:
             await error_response(error)(scope, receive, send)
@@ -186,13 +191,15 @@ class Authentication:
             name = self.keys.owner(scope["headers"], basic=path.startswith(LABEL_STUDIO))
             scope.setdefault("state", {})["key"] = name
             if name is not None:
+                rights = self.keys.rights[name]
                 current_account().key = name
                 LIMITS.set(self.limits_by_key[name])
+                RIGHTS.set(rights)
                 if self.access.salt_caches:
                     CACHE_SALT.set(name)
-            if name in self.keys.only_metrics and path != METRICS:
-                error = Forbidden(f"The key {name} may read {METRICS} and nothing else.")
-                await error_response(error)(scope, receive, send)
+                error = _rights_error(name, rights, path)
+            if error is not None:
+                await error_response(error, BEARER if error.status == 401 else None)(scope, receive, send)
             else:
                 await self._let_in(name, scope, receive, send)
 
@@ -206,14 +213,30 @@ class Authentication:
     async def _let_in(self, name: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         if name is None:
             unknown = Unauthorized("A valid API key is needed, as Authorization: Bearer KEY.")
-            await error_response(unknown, {"www-authenticate": "Bearer"})(scope, receive, send)
+            await error_response(unknown, BEARER)(scope, receive, send)
         elif scope.get("method") != "POST":  # only POST requests call models
             await self.app(scope, receive, send)
-        elif (wait_s := self.rate_limiter.start(name, LIMITS.get())) is not None:
-            used_up = f"The key {name} has no requests left for now; Retry-After says when to try again."
-            await error_response(TooMany(used_up, retry_after_s=wait_s))(scope, receive, send)
         else:
-            try:
-                await self.app(scope, receive, send)
-            finally:
-                self.rate_limiter.finish(name)
+            await self._limited(name, scope, receive, send)
+
+    async def _limited(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.rate_limiter.start(name, LIMITS.get())
+        except ServeError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        account = current_account()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.rate_limiter.finish(name, account.input_tokens + account.output_tokens)
+
+
+def _rights_error(name: str, rights: KeyRights, path: str) -> ServeError | None:
+    """Return the error for a path that the key may not use, or not any more."""
+    if rights.expired():
+        return Unauthorized(f"The key {name} expired on {rights.expires}.")
+    needed = "scrape" if path == METRICS else "admin" if path in ADMIN else "ask"
+    if needed in rights.scopes:
+        return None
+    return Forbidden(f"The key {name} has the scope {', '.join(rights.scopes)}; this path needs {needed}.")

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from serve.errors import BadRequest, NotFound, ServeError, TooSlow
+from serve.errors import BadRequest, NotFound, QuotaUsedUp, ServeError, TooSlow
 from serve.tracing import REQUEST_ID
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ def error_response(
     more = dict(headers or {})
     if error.retry_after_s is not None:
         more["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, QuotaUsedUp):
+        more["x-should-retry"] = "false"  # openai's clients obey it
     if error.status == TooSlow.status:
         more["connection"] = "close"  # else the server would wait for the rest of the request
     return JSONResponse({**error_body(error), **(more_fields or {})}, error.status, more)

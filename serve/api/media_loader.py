@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from serve.accounting import current_account
 from serve.api.metrics import Metrics
+from serve.api.rate_limiter import RateLimiter
 from serve.limits import LIMITS
 from serve.media import decoding
 from serve.media.budget import Budget, Lease
@@ -17,22 +19,33 @@ from serve.tasks.base import Request
 
 
 class MediaLoader:
-    """Fetches and decodes the images and videos of requests, within the gateway's memory budget, and counts them."""
+    """Fetches and decodes the images and videos of requests, within the gateway's memory budget.
 
-    def __init__(self, fetcher: Fetcher, budget: Budget, metrics: Metrics | None = None) -> None:
+    It counts them in the metrics, and against the limit of their key.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        budget: Budget,
+        metrics: Metrics | None = None,
+        rate_limiter: RateLimiter | None = None,
+    ) -> None:
         self.fetcher = fetcher
         self.budget = budget
         self.metrics = metrics or Metrics()
+        self.rate_limiter = rate_limiter or RateLimiter()
         self.decoder = MediaDecoder(budget)
 
     async def fetch(self, image: Image, deadline: Deadline) -> Lease:
         """Fetch the image's file and compute its digest. Return the lease on the file's memory.
 
-        Raises BadRequest or TooLarge naming the field, Unavailable, and Overloaded where the budget has no room.
+        Raises BadRequest or TooLarge naming the field, Unavailable, Overloaded where the budget has no room, and
+        TooMany where the key has no pictures left.
         """
+        await self._count_picture()
         lease = Lease(self.budget)
         try:
-            self.metrics.count_picture()
             if image.url is not None:
                 image.set_file(await self.fetcher.fetch(image.url, image.param, MAX_BYTES, deadline.left(), lease))
             outline, megapixels = image.outline, LIMITS.get().max_image_megapixels
@@ -47,8 +60,8 @@ class MediaLoader:
 
     @asynccontextmanager
     async def decoded_video(self, video: Video, deadline: Deadline) -> AsyncIterator[None]:
-        """Decode a video for use in the block. Raises as `decode_video`, and Unavailable past the deadline."""
-        self.metrics.count_picture()
+        """Decode a video for use in the block. Raises as `decode_video`, Unavailable past the deadline, and TooMany."""
+        await self._count_picture()
         async with self.decoder.decode_video(video, deadline.left()):
             deadline.check()
             yield
@@ -67,6 +80,11 @@ class MediaLoader:
             return
         async with self.decoded_image(request.image, deadline):
             yield
+
+    async def _count_picture(self) -> None:
+        if key := current_account().key:
+            await self.rate_limiter.take_picture(key, LIMITS.get())
+        self.metrics.count_picture()
 
     @asynccontextmanager
     async def decoded_image(self, image: Image, deadline: Deadline) -> AsyncIterator[None]:

@@ -10,6 +10,7 @@ from serve.engines.base import Memory, State, Wakes
 from serve.models.base import Model, Price
 from serve.models.catalog import task_names
 from serve.models.check_report import CheckReport
+from serve.rights import RIGHTS
 from serve.router.route import Status
 from serve.tasks import TASKS
 
@@ -64,7 +65,7 @@ class ModelList(BaseModel):
 
 
 def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> ModelList:
-    """List the served models, then the tasks that they can do."""
+    """List the served models, then the tasks that they can do and the current request's key may ask."""
     reports = {name: status.report for name, status in statuses.items() if status.report is not None}
     entries = [
         ModelEntry(
@@ -73,7 +74,7 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
             owned_by=model.card.organization,
             diptych=NameDetails(
                 kind="model",
-                tasks=task_names(model, reports.get(name)),
+                tasks=RIGHTS.get().allowed_tasks(task_names(model, reports.get(name))),
                 models=[name],
                 state=statuses[name].state if name in statuses else None,
                 memory=statuses[name].memory if name in statuses else None,
@@ -88,7 +89,7 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
     ]
     for task in TASKS.values():
         able = [name for name, model in served.items() if task.name in task_names(model, reports.get(name))]
-        if able and task.name not in served:
+        if able and task.name not in served and RIGHTS.get().allowed_tasks([task.name]):
             text = task.text_field
             task_details = NameDetails(
                 kind="task",

@@ -1,50 +1,138 @@
-"""Limits the requests of each key, per minute and at once. Each process counts on its own."""
+"""Limits what each key asks: requests and pictures a minute, requests at once, tokens a day and a month."""
 
+import asyncio
+import datetime
 import math
+import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from serve.api.quotas import OwnQuotas, Quotas, TokenUse, utc_day
+from serve.errors import QuotaUsedUp, TooMany
 from serve.limits import RateLimits
 
 AT_ONCE_RETRY_S = 1
+REFRESH_S = 1.0
+"""Seconds for which a key's use of tokens, of all gateways, is taken as known; and between two reports of its own."""
 
 
 @dataclass
-class _Usage:
-    """A key's usage. tokens: requests that may start. counted_at: when tokens were updated (s). running: requests."""
+class _Budget:
+    """A key's use of tokens in all gateways at a time, of which `own` were this one's. at: when it was learned."""
 
-    tokens: float
-    counted_at: float
-    running: int = 0
+    use: TokenUse
+    own: int
+    at: float
 
 
 class RateLimiter:
-    """A token bucket and a count of running requests for each key.
+    """The limits of this gateway's keys. It lives as long as its process: use stays counted when keys or limits change.
 
-    A limiter lives as long as its process: usage stays counted when the keys or the limits change.
+    quotas: where requests and tokens of all gateways are counted; this process alone by default. Requests at once are
+    counted here.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self._usage: dict[str, _Usage] = {}
+    def __init__(self, quotas: Quotas | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.quotas: Quotas = quotas or OwnQuotas(clock=clock)
+        self._clock = clock
+        self._gateway = secrets.token_hex(8)
+        self._running: defaultdict[str, int] = defaultdict(int)
+        self._tokens: defaultdict[tuple[str, str], int] = defaultdict(int)
+        """The tokens of this process, by day and key."""
+        self._unreported = False
+        self._budgets: dict[str, _Budget] = {}
 
-    def start(self, name: str, limits: RateLimits) -> int | None:
-        """Start a request of this key; `finish` ends it. Return the seconds to wait where it may not start now."""
-        a_minute, at_once = limits.requests_per_minute, limits.requests_at_once
-        usage = self._usage.setdefault(name, _Usage(a_minute or 0, self.clock()))
-        if at_once is not None and usage.running >= at_once:
-            return AT_ONCE_RETRY_S
-        if a_minute is not None:
-            now, interval_s = self.clock(), 60 / a_minute
-            tokens = usage.tokens + (now - usage.counted_at) / interval_s
-            usage.tokens, usage.counted_at = min(a_minute, tokens), now
-            if usage.tokens < 1:
-                return math.ceil((1 - usage.tokens) * interval_s)
-            usage.tokens -= 1
-        usage.running += 1
-        return None
+    async def start(self, name: str, limits: RateLimits) -> None:
+        """Start a request of this key; `finish` ends it. Raises TooMany or QuotaUsedUp where it may not start now."""
+        at_once = limits.requests_at_once
+        if at_once is not None and self._running[name] >= at_once:
+            raise TooMany(f"The key {name} may have {at_once} requests running at once.", retry_after_s=AT_ONCE_RETRY_S)
+        self._running[name] += 1
+        try:
+            await self._check_budget(name, limits)
+            await self._take(name, "requests", limits.requests_per_minute)
+        except BaseException:
+            self._running[name] -= 1
+            raise
 
-    def finish(self, name: str) -> None:
-        """End a request of this key."""
-        self._usage[name].running -= 1
+    async def take_picture(self, name: str, limits: RateLimits) -> None:
+        """Count a picture of this key. Raises TooMany where it has none left for now."""
+        await self._take(name, "pictures", limits.pictures_per_minute)
+
+    def finish(self, name: str, tokens: int = 0) -> None:
+        """End a request of this key, which has used so many tokens."""
+        self._running[name] -= 1
+        if tokens:
+            self._tokens[utc_day(), name] += tokens
+            self._unreported = True
+
+    async def report(self) -> None:
+        """Report all tokens of this process: who counts them may have been started anew."""
+        self._unreported, tokens = False, dict(self._tokens)
+        if await self.quotas.report(self._gateway, tokens, ()) is None:
+            self._unreported = True
+            return
+        for entry, count in tokens.items():
+            if entry[0] < utc_day() and self._tokens[entry] == count:
+                del self._tokens[entry]
+
+    async def keep_reporting(self) -> None:
+        """Report every REFRESH_S where there is something new; never return."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            if self._unreported:
+                await self.report()
+
+    async def _take(self, name: str, what: str, per_minute: int | None) -> None:
+        if per_minute is None:
+            return
+        wait_s = await self.quotas.take(f"{what} of {name}", per_minute)
+        if wait_s:
+            raise TooMany(
+                f"The key {name} has no {what} left for now, of {per_minute} a minute; Retry-After says when to try "
+                "again.",
+                retry_after_s=wait_s,
+            )
+
+    async def _check_budget(self, name: str, limits: RateLimits) -> None:
+        """Raise QuotaUsedUp where the key has used its tokens of today or of this month."""
+        if limits.tokens_per_day is None and limits.tokens_per_month is None:
+            return
+        today = utc_day()
+        budget = self._budgets.get(name)
+        if budget is None or budget.use.day != today or self._clock() - budget.at > REFRESH_S:
+            await self._learn(name, today)
+        budget = self._budgets[name]
+        since = self._tokens[today, name] - budget.own
+        for most, used, period in (
+            (limits.tokens_per_day, budget.use.today, "day"),
+            (limits.tokens_per_month, budget.use.month, "month"),
+        ):
+            if most is not None and used + since >= most:
+                raise QuotaUsedUp(
+                    f"The key {name} has used its {most:,} tokens of this {period} (UTC).",
+                    retry_after_s=_seconds_to_next(period),
+                )
+
+    async def _learn(self, name: str, today: str) -> None:
+        """Learn the key's use in all gateways, this one's reported before. Where that is lost, its own counts go on."""
+        entry = today, name
+        own = self._tokens[entry]
+        uses = await self.quotas.report(self._gateway, {entry: own}, [name])
+        if uses is not None:
+            self._budgets[name] = _Budget(uses[name], own, self._clock())
+        elif name not in self._budgets or self._budgets[name].use.day != today:
+            self._budgets[name] = _Budget(TokenUse(today, own, own), own, self._clock())
+
+
+def _seconds_to_next(period: str) -> int:
+    """Return the seconds until the next day or month begins, in UTC."""
+    now = datetime.datetime.now(datetime.UTC)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    if period == "day":
+        begins = midnight + datetime.timedelta(days=1)
+    else:
+        begins = (midnight.replace(day=1) + datetime.timedelta(days=32)).replace(day=1)
+    return math.ceil((begins - now).total_seconds())

@@ -8,10 +8,11 @@ from starlette.requests import Request
 from serve.api.evaluation_runs import RunFolder
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
-from serve.api.rate_limiter import RateLimiter
+from serve.api.quotas import Buckets
 from serve.api.shared_results import ResultFile
 from serve.arena.duel import Pace
 from serve.arena.store import VoteStore
+from serve.rights import RIGHTS
 from serve.router import Router
 
 
@@ -19,13 +20,13 @@ from serve.router import Router
 class Services:
     """The services of an app. votes (of the arena), evaluations, results: None where the operator set none up."""
 
-    router: Router
+    whole_router: Router
     metrics: Metrics
     media: MediaLoader
     votes: VoteStore | None
     evaluations: RunFolder | None
     results: ResultFile | None
-    vote_limiter: RateLimiter = field(default_factory=RateLimiter)
+    vote_limiter: Buckets = field(default_factory=Buckets)
     pace: Pace = field(default_factory=Pace)
     scraping: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the models' gauges are set anew and written, which takes a thread 20 ms."""
@@ -35,6 +36,11 @@ class Services:
     """Held while a shared result is drawn."""
     drawings: int = 0
     """Results that are drawn or wait to be."""
+
+    @property
+    def router(self) -> Router:
+        """Return the router of the models that the current request's key may use."""
+        return self.whole_router.restricted(RIGHTS.get().models)
 
 
 def services(request: Request) -> Services:

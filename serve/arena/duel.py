@@ -15,10 +15,9 @@ from serve.errors import BadRequest, NotFound, Unavailable
 from serve.limits import LIMITS
 from serve.models.base import Model
 from serve.router import Router
-from serve.router.deadline import Deadline
 from serve.router.merge_replies import is_answer
 from serve.router.model_call import whole_reply
-from serve.router.route import Route
+from serve.router.route import Deadline, Route
 from serve.router.router import CHAT, Plan, able_routes, find_route, takes_media
 from serve.tasks import TASKS
 from serve.tasks.base import Reply, Request

@@ -1,7 +1,7 @@
 """Plans a request, calls all its models concurrently and merges their replies. Imports neither torch nor an engine."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from serve.errors import BadRequest, NotFound, ParseError, ServeError
 from serve.limits import LIMITS
 from serve.models.base import Model
 from serve.models.reasoning import reasoning_refusal
+from serve.rights import RIGHTS
 from serve.router.judge import SHARE, Judge
 from serve.router.merge_replies import is_answer, merge_replies
 from serve.router.merge_streams import merge_streams
@@ -40,8 +41,9 @@ class Plan:
 
 
 def find_route(routes: Mapping[str, Route], name: str, param: str = "model") -> Route:
-    """Return the route of one served model. Raises NotFound naming the served ones."""
+    """Return the route of one served model. Raises NotFound naming the served ones, Forbidden as the key's rights."""
     if name not in routes:
+        RIGHTS.get().check_model(name, param)
         raise NotFound(
             f"The model {name[:200]!r} is not served here. Served: {', '.join(routes)}.",
             param=param,
@@ -148,6 +150,10 @@ class Router:
     def __init__(self, routes: Sequence[Route]) -> None:
         self.routes = {route.model.name: route for route in routes}
 
+    def restricted(self, names: Collection[str] | None) -> "Router":
+        """Return a router of these models alone; None: of all."""
+        return self if names is None else Router([route for name, route in self.routes.items() if name in names])
+
     async def statuses(self, timeout_s: float = 2.0) -> list[Status]:
         """Return every model's status; a model that does not answer within `timeout_s` counts as starting."""
 
@@ -162,11 +168,12 @@ class Router:
     def plan(
         self, task: str, request: Request, *, routes: Sequence[Route] | None = None, arrived: float | None = None
     ) -> Plan:
-        """Check a request and return its plan. Raises BadRequest or NotFound naming the field.
+        """Check a request and return its plan. Raises BadRequest, NotFound or Forbidden naming the field.
 
         routes: from `able_routes`, where they are known. arrived: time of the request's head by the event loop's clock;
         default: now.
         """
+        RIGHTS.get().check_task(task, "task")
         if routes is None:
             routes = able_routes(self.routes, task, request.models, video=request.video is not None)
             routes = routes if request.models else suited(routes, task, request)

@@ -281,7 +281,7 @@ async def test_openapi_schema_says_where_a_key_is_needed() -> None:
 
 
 async def test_metrics_key_opens_no_other_path() -> None:
-    key, entry = new_key("prometheus", only_metrics=True)
+    key, entry = new_key("prometheus", "scopes=scrape")
     headers = {"authorization": f"Bearer {key}"}
     async with calling(create_app(router(), access=Access(keys=Keys([entry, f"alice:{SECRET}"])))) as client:
         assert (await client.get("/metrics", headers=headers)).status_code == 200

@@ -1,15 +1,14 @@
-"""Keys are read from their entries, and their requests are counted by a rate limiter."""
+"""Keys are read from their entries, with rights and limits."""
 
-import contextlib
+import datetime
 import hashlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.api.keys import Keys, new_key, parse_entries
-from serve.api.rate_limiter import RateLimiter
-from serve.limits import RateLimits
+from serve.api.keys import Keys, entry_of, new_key, parse_entries
+from serve.rights import KeyRights
 
 
 def bearer(key: bytes) -> list[tuple[bytes, bytes]]:
@@ -60,46 +59,33 @@ def test_repeated_name_and_missing_keys_are_refused() -> None:
         Keys([])
 
 
-def test_tokens_refill_with_time() -> None:
-    now = [0.0]
-    limiter, two = RateLimiter(clock=lambda: now[0]), RateLimits(requests_per_minute=2)
-    assert [limiter.start("a", two) for _ in range(3)] == [None, None, 30]
-    assert limiter.start("b", two) is None
-    now[0] = 29
-    assert limiter.start("a", two) == 1
-    now[0] = 30
-    assert limiter.start("a", two) is None and limiter.start("a", two) == 30
-    now[0] = 10_000
-    assert [limiter.start("a", two) for _ in range(3)] == [None, None, 30]
+def test_entry_sets_rights_of_its_key() -> None:
+    _, entry = new_key("carol", "scopes=ask+admin", "models=toy-llava+toy-paligemma", "tasks=vqa", "expires=2027-01-31")
+    keys = Keys([entry, new_key("alice")[1]])
+    assert keys.rights["alice"] == KeyRights() and keys.rights["alice"].scopes == ("ask", "scrape")
+    assert keys.rights["carol"] == KeyRights(
+        scopes=("ask", "admin"),
+        models=("toy-llava", "toy-paligemma"),
+        tasks=("vqa",),
+        expires=datetime.date(2027, 1, 31),
+    )
 
 
-def test_request_refused_for_the_limit_at_once_takes_no_token() -> None:
-    limiter, limits = RateLimiter(clock=lambda: 0.0), RateLimits(requests_per_minute=2, requests_at_once=1)
-    assert limiter.start("a", limits) is None
-    assert [limiter.start("a", limits) for _ in range(5)] == [1] * 5
-    limiter.finish("a")
-    assert limiter.start("a", limits) is None
+def test_entries_from_before_settings_are_still_read() -> None:
+    key, entry = new_key("prometheus")
+    keys = Keys([f"{entry}:metrics", "alice:4lice"])
+    assert keys.owner(bearer(key.encode())) == "prometheus" and keys.rights["prometheus"].scopes == ("scrape",)
+    assert keys.plain == ["alice"] and keys.rights["alice"] == KeyRights()
 
 
-@given(st.lists(st.floats(0, 100), max_size=50), st.integers(1, 30))
-def test_at_most_twice_the_minutes_limit_starts_in_a_minute(waits: list[float], most: int) -> None:
-    now, taken = 0.0, []
-    limiter, limits = RateLimiter(clock=lambda: now), RateLimits(requests_per_minute=most)
-    for wait in waits:
-        now += wait
-        if limiter.start("a", limits) is None:
-            taken.append(now)
-    for start in taken:
-        assert sum(start <= at < start + 60 for at in taken) <= 2 * most
-
-
-def test_key_may_be_for_metrics_only() -> None:
-    key, entry = new_key("prometheus", only_metrics=True)
-    keys = Keys([entry, "alice:4lice"])
-    assert keys.owner(bearer(key.encode())) == "prometheus" and keys.only_metrics == {"prometheus"}
-    for wrong in (entry + ":metrics", entry.replace(":metrics", ":admin"), entry + "x", "prometheus:metrics:" + key):
-        with contextlib.suppress(ValueError):
-            assert not Keys([wrong]).only_metrics
+def test_entry_of_a_foreign_key_is_refused_where_that_is_short() -> None:
+    entry = entry_of("alice", "0123456789abcdefghijklmn", "tasks=vqa")
+    assert Keys([entry]).owner(bearer(b"0123456789abcdefghijklmn")) == "alice"
+    for key in ("short", "0123456789 abcdefghijklmn", "0123456789,abcdefghijklmn"):
+        with pytest.raises(ValueError, match="at least 24 random characters"):
+            entry_of("alice", key)
+    with pytest.raises(ValueError, match="joined by"):
+        new_key("alice", "models=a,b:x")
 
 
 def test_entry_sets_limits_of_its_key() -> None:
@@ -120,9 +106,13 @@ def test_entry_sets_limits_of_its_key() -> None:
         (":requests_per_minute=0", "alice: requests_per_minute: Input should be greater than or equal to 1"),
         (":requests_per_minute=many", "alice: requests_per_minute: Input should be a valid integer"),
         (":requests_per_minute", "requests_per_minute: Input should be a valid integer"),
-        (":max_body_mb=3", "once by each of: requests_per_minute=N, "),  # it is checked before the key is known
+        (":max_body_mb=3", "once by each of: scopes, models, "),  # it is checked before the key is known
         (":requests_at_once=3:requests_at_once=4", "once by each of"),
-        (":metrics:requests_at_once=3", "metrics alone"),
+        (":metrics:requests_at_once=3", "once by each of"),
+        (":scopes=root", "alice: scopes: Input should be 'ask', 'scrape' or 'admin'"),
+        (":tasks=vqa+paint", "alice: tasks: there is no 'paint'. Tasks: "),
+        (":expires=soon", "alice: expires: Input should be a valid date"),
+        (":models=", "alice: models: "),
     ],
 )
 def test_wrong_limit_of_a_key_is_refused(suffix: str, message: str) -> None:
@@ -133,17 +123,3 @@ def test_wrong_limit_of_a_key_is_refused(suffix: str, message: str) -> None:
 def test_empty_keys_accept_no_key_where_allowed() -> None:
     nobody = Keys([], may_be_none=True)
     assert nobody.names == [] and nobody.owner(bearer(b"")) is None and nobody.owner([]) is None
-
-
-def test_usage_stays_counted_when_limits_change() -> None:
-    now = [0.0]
-    limiter, limits = RateLimiter(clock=lambda: now[0]), RateLimits(requests_per_minute=3, requests_at_once=2)
-    assert [limiter.start("a", limits), limiter.start("a", limits)] == [None, None]
-    limits = RateLimits(requests_per_minute=2, requests_at_once=9)
-    assert limiter.start("a", limits) is None and limiter.start("a", limits) == 30
-    assert limiter.start("new", limits) is None
-    limits = RateLimits(requests_at_once=2)
-    assert limiter.start("a", limits) == 1
-    limiter.finish("a")
-    limiter.finish("a")
-    assert limiter.start("a", limits) is None

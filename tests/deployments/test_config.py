@@ -330,4 +330,4 @@ def test_open_server_without_keys_is_warned_of(
         monkeypatch.setenv(KEYS, keys)
     warning = gateway(listen=None if host is None else {"host": host, "port": 8123}).warning()
     assert (warning is not None) == warned
-    assert warning is None or ("8123" in warning and "diptych key" in warning)
+    assert warning is None or ("8123" in warning and "diptych keys add" in warning)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 
 KEY, ENTRY = new_key("alice")
 ANOTHER, ENTRY_OF_ANOTHER = new_key("bob")
-SCRAPER, ENTRY_OF_SCRAPER = new_key("prometheus", only_metrics=True)
+SCRAPER, ENTRY_OF_SCRAPER = new_key("prometheus", "scopes=scrape")
 
 
 @pytest.fixture(scope="module")

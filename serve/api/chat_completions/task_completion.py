@@ -16,9 +16,10 @@ from serve.api.events import delay_failures, gather_answer, refuse_overload
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.responses import LastEvents
-from serve.errors import BadRequest, NotFound
+from serve.errors import BadRequest, Forbidden, NotFound
+from serve.rights import RIGHTS
 from serve.router import Router
-from serve.router.router import able_routes, suited
+from serve.router.router import CHAT, able_routes, suited
 from serve.tasks import TASKS
 from serve.tasks.base import Request
 
@@ -39,24 +40,29 @@ PASSED_ON = (
 def fan_out_target(router: Router, model: str, *, video: bool = False) -> FanOutTarget | None:
     """Return the task and models that `model` names; None where it names a served model.
 
-    video: the request has a video and not an image. Raises NotFound for an unknown name, and as `able_routes`.
+    video: the request has a video and not an image. Raises NotFound for an unknown name, Forbidden for one that the key
+    may not use, and as `able_routes`.
     """
+    rights = RIGHTS.get()
     if model in router.routes:
+        rights.check_task(CHAT, "model")
         return None
     task, colon, names = model.partition(":")
     if task not in TASKS:
-        known = ", ".join([*router.routes, *TASKS])
+        rights.check_model(model, "model")
+        known = ", ".join([*router.routes, *rights.allowed_tasks(TASKS)])
         raise NotFound(
             f"The model {model[:200]!r} is not served here. Models and tasks: {known}.",
             param="model",
             code="model_not_found",
         )
+    rights.check_task(task, "model")
     wanted = None if not colon or names == "*" else [name.strip() for name in names.split(",") if name.strip()]
     if wanted == []:
         raise BadRequest(f"{task}: names no model; {task}:* asks all that can.", param="model")
     try:
         routes = able_routes(router.routes, task, wanted, video=video)
-    except (BadRequest, NotFound) as error:
+    except (BadRequest, Forbidden, NotFound) as error:
         raise type(error)(error.message, param="model", code=error.code) from None
     return FanOutTarget(task, routes, with_replies=bool(colon), named=wanted is not None)
 
