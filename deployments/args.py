@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from deployments.autoscaling import Scaling
 from serve.api.authentication import Access, Requires, is_loopback
 from serve.api.keys import Keys, parse_entries
+from serve.api.request_log import RequestLogArgs
 from serve.engines.vllm.config_check import kind
 from serve.limits import Limits, RateLimits
 from serve.media.fetch.policy import Policy
@@ -235,6 +236,9 @@ class GatewayArgs(Limits, Placement):
     access_log: bool = Field(
         default=False,
         description="Log each request in DIPTYCH_LOG: route, status, time, key, tokens; never its content.",
+    )
+    request_log: RequestLogArgs | None = Field(
+        default=None, description="Writes a line of JSON for each POST request to a file."
     )
     metrics: Literal["key", "open", "closed"] = Field(default="key", description="Who may read /metrics.")
     ready: Requires = Field(default="key", description="Who may read /ready.")

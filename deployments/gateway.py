@@ -31,6 +31,7 @@ from serve.api.loop_lag import LoopLag, freeze_heap
 from serve.api.metrics import Metrics
 from serve.api.quotas import OwnQuotas, SharedQuotas
 from serve.api.rate_limiter import RateLimiter
+from serve.api.request_log import RequestLog, RequestLogArgs
 from serve.api.shared_results import ResultFile
 from serve.api.usage_file import UsageFile
 from serve.arena.store import VoteStore
@@ -93,6 +94,7 @@ class Gateway:
         self._metrics.watch(lag=self._lag)
         self._votes: dict[Path, VoteStore] = {}
         self._usage: dict[Path, UsageFile] = {}
+        self._request_log: RequestLog | None = None
         self._args = args
         self._app = SwappableApp(self._create_app(args))
         listen = args.gateway.listen
@@ -121,13 +123,16 @@ class Gateway:
                 return
             new = [pool for name, pool in self._pools.items() if name not in known]
             await asyncio.gather(*(pool.wait_for_replica(WAIT_FOR_REPLICA_S) for pool in new))
+            await self._wait_for_quotas()
             self._app.app, self._args = app, args
             self._budget.resize(Budget.of_this_process(args.gateway.memory_mb).total)
             logs.set_access_log(args.gateway.access_log)
             if self.server is not None:
                 self.server.limit(args.gateway)
-        elif self.server is not None:  # in a rollout the next gateway is stopped once this one counts as started
-            await asyncio.sleep(self._args.gateway.leave_s)
+        else:
+            await self._wait_for_quotas()
+            if self.server is not None:  # in a rollout the next gateway is stopped once this one counts as started
+                await asyncio.sleep(self._args.gateway.leave_s)
         self._config = config
 
     def __serve_build_asgi_app__(self) -> SwappableApp:
@@ -157,8 +162,12 @@ class Gateway:
         Raises ValueError or OSError where the keys, or the file of votes or of results, cannot be used.
         """
         access = args.gateway.access()  # first: nothing is touched when it fails
+        for key, rights in () if access.keys is None else access.keys.rights.items():
+            if unknown := [model for model in rights.models or () if model not in args.models_by_name]:
+                log.warning("the key %s may use models that are not served here: %s", key, ", ".join(unknown))
         votes = self._open_votes(args.gateway.arena)
         self._share_quotas(args.gateway)
+        request_log = self._open_request_log(args.gateway.request_log)
         kept = args.gateway
         results = None if kept.results is None else ResultFile(kept.results, kept.results_days, kept.results_mb)
         bases = {entry.name: entry.base for entry in args.models if isinstance(entry, LoraArgs)}
@@ -190,13 +199,21 @@ class Gateway:
             votes=votes,
             evaluations=None if gateway.evaluations is None else RunFolder(gateway.evaluations),
             results=results,
+            request_log=request_log,
         )
 
     async def _close_files(self) -> None:
+        self._reporting.cancel()
         await self._rate_limiter.report()
-        for file in (*self._votes.values(), *self._usage.values()):
-            file.close()
+        if isinstance(quotas := self._rate_limiter.quotas, OwnQuotas):
+            quotas.file = None  # this may be called twice
+        for votes in self._votes.values():
+            votes.close()
+        for usage in self._usage.values():
+            usage.close()
         self._votes, self._usage = {}, {}
+        if self._request_log is not None:
+            await asyncio.to_thread(self._request_log.close)
 
     def _open_votes(self, path: Path | None) -> VoteStore | None:
         """Return the store of the arena's votes. Raises OSError where the file cannot be used.
@@ -208,6 +225,15 @@ class Gateway:
         if path not in self._votes:
             self._votes[path] = VoteStore(path)
         return self._votes[path]
+
+    def _open_request_log(self, args: RequestLogArgs | None) -> RequestLog | None:
+        """Return the request log. Raises OSError where its file cannot be written."""
+        former = self._request_log
+        if args != (None if former is None else former.args):
+            self._request_log = None if args is None else RequestLog(args)
+            if former is not None:
+                former.close()  # requests that began with it are logged no more
+        return self._request_log
 
     def _share_quotas(self, args: GatewayArgs) -> None:
         """Count keys' requests and tokens for all gateways, where there may be several; else here.
@@ -226,6 +252,11 @@ class Gateway:
                 quotas = OwnQuotas()
             quotas.file = None if path is None else self._usage[path]
         self._rate_limiter.quotas = quotas
+
+    async def _wait_for_quotas(self) -> None:
+        """Wait for what counts for all gateways: until then each would let in its share alone."""
+        if isinstance(self._rate_limiter.quotas, SharedQuotas):
+            await self._quota_actor.wait()
 
     def _read_keys(self) -> None:
         """Read the keys again. Raises ValueError or OSError where they cannot be used."""

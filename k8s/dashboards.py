@@ -84,6 +84,11 @@ FAN_OUT = [
     Panel("Keys: tokens a second", "short", {"{{key}} {{kind}}": rate("diptych_key_tokens_total", "key, kind")}),
     Panel("Keys: pictures", "reqps", {"{{key}}": rate("diptych_key_pictures_total", "key")}),
     Panel("Keys: models asked by a fan-out, mean", "short", {"{{key}}": mean("diptych_key_fan_out_models", "key")}),
+    Panel(
+        "Request log: lines dropped",
+        "reqps",
+        {"{{instance}}": rate("diptych_request_log_lines_dropped_total", "instance")},
+    ),
     Panel("Refused for memory", "reqps", {"{{instance}}": rate("diptych_memory_refusals_total", "instance")}),
     Panel("Event loop, longest lag", "s", {"{{instance}}": "max by (instance) (diptych_event_loop_lag_seconds)"}),
 ]

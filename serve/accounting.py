@@ -1,22 +1,79 @@
-"""Counts what a request uses: tokens, pictures, calls of models. Access log, metrics and budgets of keys read it."""
+"""Counts what a request uses: tokens, pictures, calls of models. Access log, metrics and budgets of keys read it.
 
+Where the operator switched that on, it also collects what was asked and answered, for the request log.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_CHARACTERS = 64 * 1024
+"""Characters of a request's contents that are collected; what exceeds them is cut."""
+MAX_PARTS = 256
+"""Texts and pictures of a request that are collected."""
+
+
+class Contents:
+    """The texts of a request and its replies, up to MAX_CHARACTERS, and its pictures by the SHA-256 of their file."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.pictures: list[str] = []
+        self.replies: list[dict[str, str]] = []
+        self.cut = False
+        self._left = MAX_CHARACTERS
+
+    def add_texts(self, texts: Iterable[str]) -> None:
+        """Add what the client wrote."""
+        for text in texts:
+            if self._room(self.texts):
+                self.texts.append(self._fitting(text))
+
+    def add_picture(self, digest: str | None) -> None:
+        """Add a picture by its digest."""
+        if digest is not None and self._room(self.pictures):
+            self.pictures.append(digest)
+
+    def add_reply(self, model: str, text: str) -> None:
+        """Add what a model wrote."""
+        if self._room(self.replies):
+            self.replies.append({"model": model, "text": self._fitting(text)})
+
+    def record(self) -> dict[str, Any]:
+        """Return all as fields of a log's line."""
+        return {"texts": self.texts, "pictures_sha256": self.pictures, "replies": self.replies, "cut": self.cut}
+
+    def _room(self, parts: list[Any]) -> bool:
+        room = len(parts) < MAX_PARTS
+        self.cut |= not room
+        return room
+
+    def _fitting(self, text: str) -> str:
+        kept = text[: self._left]
+        self._left -= len(kept)
+        self.cut |= len(kept) < len(text)
+        return kept
 
 
 @dataclass
 class Account:
     """A request's use so far. key: the name of its API key; "" where the server asks for none.
 
-    input_tokens, output_tokens: of every model that was called, cut and failed ones too. pictures: a
-    video is one. model_calls: models that were called, a judge included.
+    input_tokens, output_tokens: of every model that was called, cut and failed ones too. pictures: a video is one.
+    calls: of each model, as a judge too. task: the last one that it asked. error: the code of its error. contents: None
+    where they are not collected.
     """
 
     key: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
     pictures: int = 0
-    model_calls: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+    task: str = ""
+    error: str = ""
+    contents: Contents | None = None
 
     def add_tokens(self, read: int, generated: int) -> None:
         """Add a model's tokens: those that it read, and those that it generated."""
@@ -29,7 +86,7 @@ class Account:
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
             "pictures": self.pictures,
-            "model_calls": self.model_calls,
+            "model_calls": self.calls.total(),
         }
         return {name: count for name, count in used.items() if count}
 
@@ -37,9 +94,12 @@ class Account:
 _ACCOUNT: ContextVar[Account | None] = ContextVar("account", default=None)
 
 
-def open_account() -> Account:
-    """Return a new account, which is the current one in this task and in those that it starts."""
-    account = Account()
+def open_account(*, contents: bool = False) -> Account:
+    """Return a new account, which is the current one in this task and in those that it starts.
+
+    contents: collect them as well.
+    """
+    account = Account(contents=Contents() if contents else None)
     _ACCOUNT.set(account)
     return account
 

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from deployments.args import Args, GatewayArgs, GroupArgs, Listen, ModelArgs, ModelPlacement, Placement
 from deployments.autoscaling import Scaling
+from serve.api.request_log import RequestLogArgs
 from serve.limits import KeyLimits, Limits, RateLimits
 from serve.media.fetch.policy import Policy
 from serve.models import MODELS
@@ -186,6 +187,7 @@ SETTINGS: dict[str, list[type[BaseModel]]] = {
     "`gateway`: limits that a key's entry may set for that key": [RateLimits, KeyLimits],
     "`gateway`: limits on all requests": [Limits],
     "`gateway.listen`": [Listen],
+    "`gateway.request_log`": [RequestLogArgs],
     "`gateway.images`": [Policy],
 }
 """The tables of deployments/README.md, "Every setting", and the classes whose own keys, not their bases', each has."""

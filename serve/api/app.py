@@ -31,6 +31,7 @@ from serve.api.metrics import Metrics
 from serve.api.model_list import ModelEntry, ModelList, model_list
 from serve.api.rate_limiter import RateLimiter
 from serve.api.request_limits import RequestLimits
+from serve.api.request_log import RequestLog
 from serve.api.services import Services, services
 from serve.api.shared_results import ResultFile
 from serve.arena.store import VoteStore
@@ -91,12 +92,14 @@ def create_app(
     votes: VoteStore | None = None,
     evaluations: RunFolder | None = None,
     results: ResultFile | None = None,
+    request_log: RequestLog | None = None,
 ) -> FastAPI:
     """Create the HTTP app for a router.
 
     cors: other origins whose pages may call it from a browser. metrics, rate_limiter, budget: those of the app that it
     replaces, to keep their counts; new ones by default. votes: of the arena; None where it is closed.
-    evaluations: of the page /evaluations; results: those that people share; None where the operator set none.
+    evaluations: of the page /evaluations; results: those that people share; request_log: of POST requests; None where
+    the operator set none.
     """
     app = FastAPI(
         title="Diptych",
@@ -108,7 +111,7 @@ def create_app(
     )
     budget = budget or Budget.of_this_process()
     metrics = metrics or Metrics()
-    metrics.watch(budget)
+    metrics.watch(budget, request_log=request_log)
     rate_limiter = rate_limiter or RateLimiter()
     media = MediaLoader(fetcher or Fetcher(), budget, metrics, rate_limiter)
     app.state.services = Services(router, metrics, media, votes, evaluations, results)
@@ -117,7 +120,7 @@ def create_app(
     if cors:
         _add_cors(app, cors)
     app.add_middleware(HeadRequests)
-    app.add_middleware(RequestLimits, metrics=metrics, limits=limits, budget=budget)
+    app.add_middleware(RequestLimits, metrics=metrics, limits=limits, budget=budget, request_log=request_log)
     error_responses.add_handlers(app)
     app.router.routes += _routes(tuple(TASKS))
     bodies: list[type[BaseModel]] = [

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from serve.accounting import current_account
 from serve.errors import BadRequest, NotFound, QuotaUsedUp, ServeError, TooSlow
 from serve.tracing import REQUEST_ID
 
@@ -74,6 +75,7 @@ def error_body(error: ServeError) -> dict[str, dict[str, str | None]]:
     OpenAI's format has no field for the request's id. For server errors, which may have to be looked up in the log,
     it is part of the message.
     """
+    current_account().error = error.code or error.type
     content, request_id = error.body(), REQUEST_ID.get()
     suffix = f" (request {request_id})" if error.status >= 500 and request_id else ""
     content["error"]["message"] = error.message[:MAX_MESSAGE] + suffix

@@ -53,6 +53,8 @@ class MediaLoader:
                 too_large = RejectedFile("pixels", (outline.width, outline.height))
                 raise image_error(too_large, image.param, megapixels)
             await decoding.compute_digest(image)
+            if (contents := current_account().contents) is not None:
+                contents.add_picture(image.digest)
         except BaseException:
             lease.release()
             raise

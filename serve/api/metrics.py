@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from serve.accounting import current_account
 from serve.api.loop_lag import LoopLag
+from serve.api.request_log import RequestLog
 from serve.engines.base import State
 from serve.media.budget import Budget
 from serve.router.route import Status
@@ -103,12 +104,19 @@ class Metrics:
             "Longest time, in the last minute, for which this process's event loop was blocked.",
             registry=self.registry,
         )
+        self.lines_dropped = self._counter(
+            "request_log_lines_dropped", "Lines of the request log that were dropped: its disk was too slow or full."
+        )
         self._budget: Budget | None = None
         self._lag: LoopLag | None = None
+        self._request_log: RequestLog | None = None
 
-    def watch(self, budget: Budget | None = None, lag: LoopLag | None = None) -> None:
-        """Export the numbers of this budget, or this event loop's lag, from now on."""
+    def watch(
+        self, budget: Budget | None = None, lag: LoopLag | None = None, request_log: RequestLog | None = None
+    ) -> None:
+        """Export the numbers of this budget, this event loop's lag, or this request log, from now on."""
         self._budget, self._lag = budget or self._budget, lag or self._lag
+        self._request_log = request_log or self._request_log
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"diptych_{name}", about, labels, registry=self.registry)
@@ -189,6 +197,8 @@ class Metrics:
             self.memory_refusals.inc(self._budget.refusals())
         if self._lag is not None:
             self.loop_lag.set(self._lag.worst())
+        if self._request_log is not None:
+            self.lines_dropped.inc(self._request_log.dropped())
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format. May be called in any thread."""
@@ -212,6 +222,8 @@ class FanOutMetrics:
             self._unended[event.model] = event
         elif isinstance(event, Reply):
             self._unended.pop(event.model, None)
+            if (contents := current_account().contents) is not None:
+                contents.add_reply(event.model, event.text)
             good = event.status == "ok"
             self._good, self._bad, self._last = self._good + good, self._bad + (not good), time.monotonic()
             self._metrics.reply(

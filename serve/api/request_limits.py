@@ -1,6 +1,7 @@
 """The outermost middleware: limits a request's size and its time to arrive, and gives it an id."""
 
 import asyncio
+import datetime
 import logging
 import random
 import re
@@ -14,6 +15,7 @@ from serve.accounting import Account, open_account
 from serve.api.body import LimitedBody, too_large
 from serve.api.error_responses import CLIENT_LEFT, error_response
 from serve.api.metrics import Metrics
+from serve.api.request_log import RequestLog
 from serve.errors import HeadTooLarge
 from serve.limits import MAX_HEAD, Limits
 from serve.media.budget import Budget, Lease
@@ -49,8 +51,16 @@ class RequestLimits:
     and plain, so that all logs have the same id.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits, budget: Budget) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        limits: Limits,
+        budget: Budget,
+        request_log: RequestLog | None = None,
+    ) -> None:
         self.app = app
+        self.request_log = request_log
         self.metrics = metrics
         self.limits = limits
         self.budget = budget
@@ -69,7 +79,7 @@ class RequestLimits:
         state = {"request_id": request_id, "arrived": arrived, "body_until": until, "lease": lease}
         scope.setdefault("state", {}).update(state)
         REQUEST_ID.set(request_id)
-        account = open_account()
+        account = open_account(contents=self.request_log is not None and self.request_log.args.contents)
         span = self._span(scope, headers, request_id)
 
         async def send_with_id(message: Message) -> None:
@@ -122,12 +132,21 @@ class RequestLimits:
         if status >= 500:
             span.fail(str(status))
         span.end()
-        if ACCESS.isEnabledFor(logging.INFO) and route not in QUIET:
-            fields = {"method": scope["method"], "route": route, "status": status, "ms": round(seconds * 1000, 1)}
-            fields |= account.counts()
-            if account.key:
-                fields["key"] = account.key
+        accessed = ACCESS.isEnabledFor(logging.INFO) and route not in QUIET
+        logged = self.request_log is not None and scope["method"] == "POST"
+        if not accessed and not logged:
+            return
+        fields = {"method": scope["method"], "route": route, "status": status, "ms": round(seconds * 1000, 1)}
+        fields |= account.counts()
+        if account.key:
+            fields["key"] = account.key
+        if accessed:
             ACCESS.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
+        if self.request_log is not None and logged:
+            record = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")}
+            more = {"request_id": scope["state"]["request_id"], "task": account.task, "models": dict(account.calls)}
+            contents = {} if account.contents is None else account.contents.record()
+            self.request_log.write(record | fields | more | {"error": account.error or None} | contents)
 
     def _remove_headers(self, scope: Scope) -> int:
         """Remove REMOVED_HEADERS from the scope; return the size of the whole head in bytes."""

@@ -123,7 +123,10 @@ async def _both(plan: Plan) -> list[Reply]:
 async def _reply(route: Route, task: str, request: Request, deadline: Deadline) -> Reply:
     """Return one model's reply. Its tokens count for the request and its key, and in no metric of models."""
     reply = await whole_reply(route, task, request, deadline)
-    current_account().add_tokens(reply.usage.prompt_tokens, reply.usage.completion_tokens)
+    account = current_account()
+    account.add_tokens(reply.usage.prompt_tokens, reply.usage.completion_tokens)
+    if account.contents is not None:
+        account.contents.add_reply(reply.model, reply.text)
     return reply
 
 

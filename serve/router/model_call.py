@@ -36,7 +36,7 @@ class ModelCall:
         self._waits_for = ""
         self.span = tracing.begin_model_call(model, task)
         self._closed = False
-        current_account().model_calls += 1
+        current_account().calls[model] += 1
 
     def event(self, item: Waiting | Delta | Reply | Ended) -> Waiting | Delta | Reply:
         """Take the stream's next item. Return the event for the client: the item, or a failed reply at its end."""

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from serve.accounting import current_account
 from serve.engines.base import ReasoningOptions
 from serve.errors import BadRequest, NotFound, ParseError, ServeError
 from serve.limits import LIMITS
@@ -190,6 +191,10 @@ class Router:
             find_route(self.routes, name, "weights")
         weights = {name: route.model.weight for name, route in self.routes.items()} | (request.weights or {})
         deadline = Deadline.after(request.deadline_s, arrived)
+        account = current_account()
+        account.task = task
+        if account.contents is not None:
+            account.contents.add_texts(TASKS[task].texts(request))
         return Plan(task, request, routes, judge, quorum, weights, deadline)
 
     async def run(self, plan: Plan) -> AsyncGenerator[Event, None]:

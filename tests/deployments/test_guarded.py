@@ -1,5 +1,7 @@
 """A server with keys and traces under a real Ray, with simulated engines."""
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import httpx
 import pytest
 import yaml
 from collected import Collector, collector
-from running import Running, until
+from running import Running, command, until
 from served import LLAVA, URL, message
 
 from deployments import config
@@ -36,7 +38,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def guarded(folder: Path, traces: Collector) -> Iterator[Running]:
     (folder / "keys").write_text(f"{ENTRY}\n{ENTRY_OF_ANOTHER}\n")
-    gateway = {"keys_file": str(folder / "keys"), "requests_per_minute": 3, "salt_caches": True}
+    gateway = {
+        "keys_file": str(folder / "keys"),
+        "requests_per_minute": 3,
+        "salt_caches": True,
+        "replicas": 2,
+        "usage_file": str(folder / "usage"),
+        "request_log": {"file": str(folder / "requests")},
+    }
     args = {"models": [{"name": LLAVA, "simulate": {"replies": "red"}}], "gateway": gateway}
     file = folder / "config.yaml"
     file.write_text(yaml.dump({"applications": [{"import_path": config.APP, "args": args}]}))
@@ -57,10 +66,30 @@ def test_server_with_keys_lets_in_known_keys_within_their_rate(guarded: Running)
         body = {"model": LLAVA, "messages": [message()]}
         client.headers["authorization"] = f"Bearer {KEY}"
         name = {"x-request-id": "mine", "x-request-timeout-seconds": "0"}
-        replies = [client.post("/v1/chat/completions", json=body, headers=name) for _ in range(4)]
-        assert [reply.status_code for reply in replies] == [200, 200, 200, 429]
+        replies = [client.post("/v1/chat/completions", json=body, headers=name) for _ in range(3)]
+        assert [reply.status_code for reply in replies] == [200, 200, 200]
         assert replies[0].json()["id"] == "chatcmpl-mine" and replies[0].headers["x-request-id"] == "mine"
         assert client.get("/ready").json()["models"] == {LLAVA: "ready"}
+
+
+def test_two_gateways_share_the_rate_and_the_files_of_a_key(guarded: Running, folder: Path) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}  # it has used its three requests of this minute in the test before
+    body = {"model": LLAVA, "messages": [message()]}
+    replies = [  # each on a connection of its own: the kernel spreads them over both gateways
+        httpx.post(f"{guarded.url}/v1/chat/completions", json=body, headers=headers, timeout=30) for _ in range(12)
+    ]
+    statuses = [reply.status_code for reply in replies]
+    assert statuses.count(429) >= 11, statuses
+    counters = [command(process) for process in guarded.processes() if "QuotaCounter" in command(process)]
+    assert len(counters) == 1
+    assert until(lambda: (folder / "requests").read_text().count("alice") == 15, 10)
+
+    def used() -> list[tuple[str, int]]:
+        with contextlib.closing(sqlite3.connect(folder / "usage")) as file:
+            return list(file.execute("SELECT key, sum(tokens) FROM tokens GROUP BY key"))
+
+    tokens = sum(reply["usage"]["total_tokens"] for reply in map(httpx.Response.json, replies) if "usage" in reply)
+    assert until(lambda: dict(used()).get("alice", 0) > max(50, tokens), 10)
 
 
 def test_request_is_a_single_trace_from_gateway_to_model(guarded: Running, traces: Collector) -> None:
@@ -78,9 +107,16 @@ def test_request_is_a_single_trace_from_gateway_to_model(guarded: Running, trace
     assert (spans[model_span].service, spans[call_span].service) == ("diptych-gateway", "diptych-model")
 
 
-def test_changed_keys_file_is_read_while_serving(guarded: Running, folder: Path) -> None:
+@pytest.fixture
+def gateway(guarded: Running) -> Iterator[httpx.Client]:
+    """Yield a client of one gateway: its connection stays with that."""
+    with httpx.Client(base_url=guarded.url, timeout=30) as client:
+        yield client
+
+
+def test_changed_keys_file_is_read_while_serving(gateway: httpx.Client, folder: Path) -> None:
     def status(path: str, key: str = ANOTHER) -> int:
-        return httpx.get(f"{guarded.url}{path}", headers={"authorization": f"Bearer {key}"}, timeout=30).status_code
+        return gateway.get(path, headers={"authorization": f"Bearer {key}"}).status_code
 
     assert status("/v1/models") == 200
     (folder / "keys").write_text(f"{ENTRY_OF_ANOTHER}\n{ENTRY_OF_SCRAPER}\n")

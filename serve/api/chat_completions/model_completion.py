@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
+from serve.accounting import current_account
 from serve.api.chat_completions.conversation import Conversation
 from serve.api.chat_completions.grammar import json_schema
 from serve.api.chat_completions.request import FLEX, MAX_TOKENS, ChatCompletionRequest
@@ -104,6 +105,10 @@ class ModelCompletion:
         if model.reasoning is not None:
             self.prompts = [model.reasoning.prompt(prompt, options, extend=extend) for prompt in self.prompts]
         self.choices = [ChoiceState() for _ in self.prompts]
+        account = current_account()
+        account.task = TASK
+        if account.contents is not None:
+            account.contents.add_texts(turn.text for turn in conversation.turns)
         refuse_overload([route], TASK, metrics)
 
     async def whole(self, head: CompletionHead) -> list[bytes]:
@@ -199,6 +204,9 @@ class ModelCompletion:
                 self.metrics.reply(
                     call.model, TASK, status, call.seconds(), code=code, first_s=call.first_s, usage=usage
                 )
+                if (contents := current_account().contents) is not None:
+                    for choice in self.choices:
+                        contents.add_reply(call.model, "".join(choice.texts))
                 call.close(usage, [choice.finish for choice in self.choices if choice.finish is not None], code)
 
     async def _prompts(self, stack: contextlib.AsyncExitStack) -> list[Prompt]:
