@@ -113,6 +113,7 @@ def _options(name: str, placement: Placement, version: str, num_gpus: float) -> 
         # (`serve deploy`, RayService) it puts its own in this place: a hash of the whole args.
         "version": version,
         "_internal": True,
+        "max_replicas_per_node": placement.max_replicas_per_node,
         "ray_actor_options": {
             "num_cpus": placement.num_cpus,
             "num_gpus": num_gpus,

@@ -43,6 +43,12 @@ class Placement(BaseModel):
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     resources: dict[str, float] = {}
+    max_replicas_per_node: int | None = Field(
+        default=None,
+        ge=1,
+        description="Replicas on one node, at most: 1 keeps a node's end from taking all. "
+        "With `surge` a node must be free.",
+    )
     surge: bool | None = Field(
         default=None,
         description="When it changes: start the new replica before the old one ends, which takes room for both. "

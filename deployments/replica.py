@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from deployments import autoscaling, logs
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 LEAVE_S = REFRESH_S + 1.0
 """Seconds within which every gateway searches again and finds the replica that replaces this one."""
 
+LOADING = "DIPTYCH_LOADING"
+"""Environment variable: a folder with a file for each process that loads a model, named by its id (k8s/base)."""
+
 
 class GroupPlace(NamedTuple):
     """The facts about its group that a replica needs. sleepers: models that sleep while as many as may are awake."""
@@ -61,6 +65,7 @@ class Replica:
         scheduler: Any = None,
     ) -> None:
         """scheduler: Serve's handle of the group's."""
+        self._loading_file = loading_file()
         bind_to_loopback()
         logs.configure(args.name)
         tracing.start("diptych-model")
@@ -147,6 +152,8 @@ class Replica:
     async def check_health(self) -> None:
         """Raise ModelError where an engine that was ready is dead. Called by Serve."""
         status = await self.worker.status()
+        if self._loading_file is not None and status.state != "starting":
+            self._loading_file.unlink(missing_ok=True)
         if self._member is not None and self._member.broken is not None:
             raise self._member.broken
         if self._member is not None and not self._member.loaded:
@@ -235,6 +242,16 @@ class Replica:
     def _report_bug(self, error: BaseException) -> None:
         log.error("%s did not start", self.worker.name, exc_info=error)
         self._mark("failed", f"It could not be started, by a fault of Diptych: {error!r}")
+
+
+def loading_file() -> Path | None:
+    """Create this process's file in the folder LOADING, where that is set, and return it."""
+    if not (folder := os.environ.get(LOADING)):
+        return None
+    file = Path(folder, str(os.getpid()))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    return file
 
 
 def _engine(

@@ -123,6 +123,20 @@ async def test_own_models_answer_beside_the_others() -> None:
     assert completion["choices"][0]["message"]["content"] == "blue"
 
 
+async def test_loading_file_goes_when_the_model_is_loaded_or_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIPTYCH_LOADING", str(tmp_path / "loading"))
+    broken = {**OWN, "simulate": {"fail_start": "Broken."}}
+    for entry in args(BASE, broken).engines().values():
+        replica = InProcessReplica(entry)
+        await replica.check_health()
+        assert list((tmp_path / "loading").iterdir())
+        await replica._starting
+        await replica.check_health()
+        assert not list((tmp_path / "loading").iterdir())
+
+
 async def test_own_models_have_no_blank_cell_in_catalogue_and_comparison() -> None:
     large = {"name": "large", "like": "llava-1.5-7b", "checkpoint": "/models/large", "simulate": {"replies": "no"}}
     client, _ = await served(args(BASE, OWN, MINE, large))
