@@ -1,11 +1,11 @@
 """Makes .venv and fills it once: `make serve` and `make test` call this first. Plain Python, no package needed.
 
-torch comes first: its CPU build (2.13.0+cpu) from wherever pip is told to look, else from PyTorch's own CPU index,
-which also has the matching torchvision. The files of those two differ between sources, so their hashes are not
-checked. Where only a GPU build of torchvision is available, serve/engines/vllm/torchvision.py makes it work with a CPU
-torch. Everything else is installed from locks/*.txt, with hashes: by uv where it can reach the packages, else by pip,
-which supports more ways (mirrors in its configuration, proxies). A stamp in .venv records what was installed, so that a
-second call does nothing.
+DEVICE=front is a machine of gateways alone, without torch and engines. On a CPU torch comes first: its CPU build
+(2.13.0+cpu) from wherever pip is told to look, else from PyTorch's own CPU index, which also has the matching
+torchvision. The files of those two differ between sources, so their hashes are not checked. Where only a GPU build of
+torchvision is available, serve/engines/vllm/torchvision.py makes it work with a CPU torch. Everything else is installed
+from locks/*.txt, with hashes: by uv where it can reach the packages, else by pip, which supports more ways (mirrors in
+its configuration, proxies). A stamp in .venv records what was installed, so that a second call does nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ASIDE = ROOT / "build" / "triton"
 TORCH, TORCHVISION = "torch==2.13.0+cpu", "torchvision==0.28.0+cpu"
 INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST, NEWEST = (3, 11), (3, 13)
-DISK_GB = {"cpu": 5, "gpu": 20}
+DISK_GB = {"cpu": 5, "gpu": 20, "front": 2}
 OUT_OF_REACH = (
     "NewConnectionError",
     "ConnectTimeoutError",
@@ -51,22 +51,23 @@ def main() -> int:
     parser = argparse.ArgumentParser("install.py")
     parser.add_argument("--dev", action="store_true", help="also what the tests and checks need")
     parser.add_argument("--ocr", action="store_true", default=bool(os.environ.get("OCR")), help="also RapidOCR")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default=os.environ.get("DEVICE") or found_device())
+    parser.add_argument("--device", choices=tuple(DISK_GB), default=os.environ.get("DEVICE") or found_device())
+    parser.add_argument("--packages", action="store_true", help="without Diptych itself, as a layer of an image")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
     options = parser.parse_args()
     try:
         again = other_python()
         if again is not None:
             return subprocess.call([again, *sys.argv])
-        install(options.venv, options.device, options.dev, options.ocr)
+        install(options.venv, options.device, options.dev, options.ocr, options.packages)
     except InstallError as refused:
         print(f"diptych: {refused}", file=sys.stderr)
         return 1
     return 0
 
 
-def install(venv: Path, device: str, dev: bool, ocr: bool = False) -> None:
-    """Install the locked packages into `venv`. Raises InstallError."""
+def install(venv: Path, device: str, dev: bool, ocr: bool = False, packages: bool = False) -> None:
+    """Install the locked packages into `venv`, and Diptych unless `packages` is set. Raises InstallError."""
     program, tests = Stamp(venv, device, LOCKS / f"{device}.txt"), Stamp(venv, "dev", LOCKS / "dev.txt")
     reader = Stamp(venv, "ocr", LOCKS / "ocr.txt")
     aside = Stamp(ASIDE, "triton", LOCKS / "triton.txt")
@@ -79,7 +80,8 @@ def install(venv: Path, device: str, dev: bool, ocr: bool = False) -> None:
         raise InstallError(f"vLLM runs on Linux only, and this is {platform.system()}. On Windows use WSL 2.")
     pip = Pip(venv)
     if not program.holds():
-        check_machine(device)
+        if device != "front":
+            check_machine(device)
         again = pip.log.exists()
         if not again:
             check_disk(venv, DISK_GB[device])
@@ -89,6 +91,8 @@ def install(venv: Path, device: str, dev: bool, ocr: bool = False) -> None:
         if device == "cpu":
             torch(pip)
         pip.install_lock("packages, hash by hash", device)
+        if packages:
+            return
         pip.install("Diptych itself", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
         program.set()
     if dev and not tests.holds():
@@ -162,7 +166,10 @@ class Stamp:
 
     def __init__(self, venv: Path, name: str, lock: Path) -> None:
         self.file = venv / f"installed-{name}"
-        self.digest = hashlib.sha256(lock.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+        project = ROOT / "pyproject.toml"  # not in an image's layer of packages
+        self.digest = hashlib.sha256(
+            lock.read_bytes() + (project.read_bytes() if project.exists() else b"")
+        ).hexdigest()
 
     def holds(self) -> bool:
         return self.file.exists() and self.file.read_text() == self.digest
