@@ -5,6 +5,7 @@ checked in, and a test holds them to this file.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,9 @@ from typing import Any, NamedTuple
 FOLDER = Path(__file__).parent / "components" / "monitoring" / "dashboards"
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 WIDTH, HEIGHT = 8, 8
+
+
+METRIC = re.compile(r"\b((?:ray_)?(?:diptych|serve)_\w+|vllm:\w+)(\{)?")
 
 
 class Panel(NamedTuple):
@@ -35,6 +39,11 @@ def mean(histogram: str, by: str, where: str = "") -> str:
     return f"{total} / {count}"
 
 
+def within(expression: str) -> str:
+    """Return an expression with every metric in the dashboard's namespace: others may be watched beside it."""
+    return METRIC.sub(lambda at: f'{at[1]}{{namespace=~"$namespace"{"," if at[2] else "}"}', expression)
+
+
 def rate(counter: str, by: str, where: str = "") -> str:
     return f"sum by ({by}) (rate({counter}{where}[$__rate_interval]))"
 
@@ -44,7 +53,7 @@ def engine_rate(counter: str, beside: str) -> str:
 
     beside: a counter that counts from the first request on.
     """
-    own, other = (rate(f"ray_vllm_{name}_total", "model_name", ENGINE) for name in (counter, beside))
+    own, other = (rate(f"vllm:{name}_total", "model_name", ENGINE) for name in (counter, beside))
     return f"({own} or 0 * {other})"
 
 
@@ -55,7 +64,7 @@ def or_none(gauge: str) -> str:
 
 def hits(cache: str) -> str:
     queries = f"{cache}_queries"
-    return f"{engine_rate(f'{cache}_hits', queries)} / {rate(f'ray_vllm_{queries}_total', 'model_name', ENGINE)}"
+    return f"{engine_rate(f'{cache}_hits', queries)} / {rate(f'vllm:{queries}_total', 'model_name', ENGINE)}"
 
 
 TASK, MODEL = '{task=~"$task"}', '{model=~"$model"}'
@@ -97,8 +106,9 @@ FAN_OUT = [
 ORPHANS = f"{rate('ray_diptych_orphans_total', 'model', MODEL)} or 0 * max by (model) (diptych_model_state{MODEL})"
 """Ray exports a counter from its first count on; till then it is 0."""
 LAG = f"max by (ReplicaId) (ray_diptych_event_loop_lag_seconds{MODEL})"
-CACHE = f"max by (ReplicaId) (ray_vllm_kv_cache_usage_perc{ENGINE})"
+CACHE = f"max by (ReplicaId) (vllm:kv_cache_usage_perc{ENGINE})"
 HEALTHY = 'sum by (deployment) (ray_serve_deployment_replica_healthy{deployment=~"$model"})'
+SERVE_STATE = 'min by (deployment) (ray_serve_deployment_status{deployment=~"$model"})'
 
 A_MODEL = [
     Panel("Replies by status", "reqps", {"{{status}}": rate("diptych_replies_total", "status", MODEL)}),
@@ -115,14 +125,15 @@ A_MODEL = [
     Panel(
         "vLLM: requests",
         "short",
-        {state: f"sum(ray_vllm_num_requests_{state}{ENGINE})" for state in ("running", "waiting")},
+        {state: f"sum(vllm:num_requests_{state}{ENGINE})" for state in ("running", "waiting")},
     ),
     Panel("vLLM: key-value cache", "percentunit", {"{{ReplicaId}}": CACHE}),
     Panel("vLLM: found in its caches", "percentunit", {"prefix": hits("prefix_cache"), "pictures": hits("mm_cache")}),
-    Panel("vLLM: first token", "s", percentiles("ray_vllm_time_to_first_token_seconds", "model_name", ENGINE)),
-    Panel("vLLM: between tokens", "s", percentiles("ray_vllm_inter_token_latency_seconds", "model_name", ENGINE)),
+    Panel("vLLM: first token", "s", percentiles("vllm:time_to_first_token_seconds", "model_name", ENGINE)),
+    Panel("vLLM: between tokens", "s", percentiles("vllm:inter_token_latency_seconds", "model_name", ENGINE)),
     Panel("vLLM: preempted", "reqps", {"{{model_name}}": engine_rate("num_preemptions", "request_success")}),
     Panel("Serve: replicas that are healthy", "short", {"{{deployment}}": HEALTHY}),
+    Panel("Serve: state (6: as wanted)", "short", {"{{deployment}}": SERVE_STATE}),
 ]
 """The panels about a model and its engine. `model_name` is vLLM's label for it: engines are started with our names."""
 
@@ -146,20 +157,25 @@ def dashboard(name: str) -> dict[str, Any]:
         "templating": {
             "list": [
                 {"name": "source", "label": "Data source", "type": "datasource", "query": "prometheus"},
-                {
-                    "name": variable,
-                    "type": "query",
-                    "datasource": SOURCE,
-                    "query": values,
-                    "includeAll": True,
-                    "allValue": ".*",
-                    "current": {"text": "All", "value": "$__all"},
-                    "refresh": 2,
-                    "sort": 1,
-                },
+                _variable("namespace", "label_values(diptych_requests_running, namespace)"),
+                _variable(variable, within(values)),
             ]
         },
         "panels": list(_panels(panels)),
+    }
+
+
+def _variable(name: str, values: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": "query",
+        "datasource": SOURCE,
+        "query": values,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"text": "All", "value": "$__all"},
+        "refresh": 2,
+        "sort": 1,
     }
 
 
@@ -174,7 +190,7 @@ def _panels(panels: Sequence[Panel]) -> Iterator[dict[str, Any]]:
             "gridPos": {"x": i % a_row * WIDTH, "y": i // a_row * HEIGHT, "w": WIDTH, "h": HEIGHT},
             "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
             "targets": [
-                {"refId": chr(ord("A") + j), "datasource": SOURCE, "expr": expression, "legendFormat": legend}
+                {"refId": chr(ord("A") + j), "datasource": SOURCE, "expr": within(expression), "legendFormat": legend}
                 for j, (legend, expression) in enumerate(panel.series.items())
             ],
         }
@@ -185,8 +201,9 @@ def expressions(simulated: bool = False, window: str = "1m") -> Iterator[tuple[s
     for name, (_, variable, _, panels) in DASHBOARDS.items():
         for panel in panels:
             for expression in panel.series.values():
-                if not (simulated and "ray_vllm" in expression):
-                    filled = expression.replace(f"${variable}", ".*").replace("$__rate_interval", window)
+                if not (simulated and "vllm:" in expression):
+                    filled = within(expression).replace("$namespace", ".*")
+                    filled = filled.replace(f"${variable}", ".*").replace("$__rate_interval", window)
                     yield f"{name}: {panel.title}", filled
 
 

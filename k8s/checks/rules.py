@@ -13,6 +13,7 @@ from k8s.checks.rendered import Document
 from serve.api.metrics import Metrics
 
 NAME = re.compile(r"\b(?:ray_)?diptych_\w+")
+RECORDED = re.compile(r"\bdiptych:[\w:]+")
 BY_REPLICAS = {"ray_diptych_orphans_total", "ray_diptych_event_loop_lag_seconds"}
 """The metrics of deployments/replica.py, which Ray exports."""
 
@@ -31,12 +32,25 @@ def counted() -> set[str]:
 
 
 def names(rules: Document) -> Iterator[str]:
-    """Yield the names in a PrometheusRule's expressions that no metric has."""
-    known = counted()
+    """Yield the names in a PrometheusRule's expressions that no metric and no rule has, and alerts that add up
+    namespaces."""
+    every = [rule for group in rules["spec"]["groups"] for rule in group["rules"]]
+    known = counted() | {rule["record"] for rule in every if "record" in rule}
+    for rule in every:
+        expression = rule["expr"]
+        name = rule.get("alert") or rule["record"]
+        for unknown in sorted({*NAME.findall(expression), *RECORDED.findall(expression)} - known):
+            yield f"{name}: nothing counts {unknown}"
+        if "(namespace" not in expression and not RECORDED.search(expression):
+            yield f"{name}: it adds up all namespaces: by (namespace, ...)"
+
+
+def recorded(rules: Document) -> Iterator[tuple[str, str]]:
+    """Yield the name and the expression of each rule that records."""
     for group in rules["spec"]["groups"]:
         for rule in group["rules"]:
-            for name in sorted(set(NAME.findall(rule["expr"])) - known):
-                yield f"{rule['alert']}: nothing counts {name}"
+            if "record" in rule:
+                yield rule["record"], rule["expr"]
 
 
 def promtool(rules: Document, tests: Path) -> Iterator[str]:

@@ -25,7 +25,7 @@ from cluster import containers
 from cluster.endpoints import Service
 from cluster.nodes import Cluster, Pod, cluster
 from cluster.prometheus import able, prometheus, query
-from k8s.checks import rendered
+from k8s.checks import rendered, rules
 from k8s.dashboards import expressions
 from serve.api.keys import new_key
 from serve.toy import world
@@ -232,7 +232,7 @@ def start(drill: Drill) -> str:
 
 
 def watch(drill: Drill) -> str:
-    """Query every panel of the dashboards from a Prometheus that scrapes these pods: each gives data."""
+    """Query every panel, and every rule that records, from a Prometheus that scrapes these pods: each gives data."""
     if not able():
         return "SKIPPED: prometheus is not installed"
     gateways = [f"{pod.address}:{drill.service.port}" for pod in drill.nodes.of("gateway")]
@@ -242,11 +242,12 @@ def watch(drill: Drill) -> str:
         beside(drill.send_failing),
         prometheus(drill.nodes.folder, gateways, drill.key, nodes) as url,
     ):
-        panels = list(expressions(drill.simulated))
+        alerts = rendered.FOLDER / "components" / "monitoring" / "alerts.yaml"
+        panels = [*expressions(drill.simulated), *rules.recorded(yaml.safe_load(alerts.read_text()))]
         wait(lambda: all(query(url, expression) for _, expression in panels), WATCH_S, lambda: _dark(url, panels))
         targets = query(url, "up")
         need(all(target["value"][1] == "1" for target in targets), f"not every target is reached: {targets}")
-    return f"{len(panels)} expressions of every panel gave data, from {len(gateways) + len(nodes)} targets"
+    return f"{len(panels)} expressions of panels and rules gave data, from {len(gateways) + len(nodes)} targets"
 
 
 def _dark(url: str, panels: list[tuple[str, str]]) -> str:

@@ -13,6 +13,8 @@ import httpx
 import yaml
 
 EVERY_S = 2
+VLLM = {"source_labels": ["__name__"], "regex": "ray_vllm_(.+)", "target_label": "__name__", "replacement": "vllm:$1"}
+"""The PodMonitor's relabelling."""
 
 
 def query(url: str, expression: str) -> list[dict[str, Any]]:
@@ -33,7 +35,7 @@ def prometheus(folder: Path, gateways: Sequence[str], key: str, nodes: Sequence[
     authorization = {"type": "Bearer", "credentials": key}
     jobs = [
         {"job_name": "gateways", "authorization": authorization, "static_configs": [{"targets": list(gateways)}]},
-        {"job_name": "ray", "static_configs": [{"targets": list(nodes)}]},
+        {"job_name": "ray", "static_configs": [{"targets": list(nodes)}], "metric_relabel_configs": [VLLM]},
     ]
     config = {"global": {"scrape_interval": f"{EVERY_S}s"}, "scrape_configs": jobs}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))

@@ -30,11 +30,12 @@ def test_shown_metrics_of_diptych_exist() -> None:
 
 
 def test_shown_metrics_of_vllm_exist() -> None:
-    expressions = " ".join(expression for _, expression in dashboards.expressions())
+    alerts = (dashboards.FOLDER.parent / "alerts.yaml").read_text()
+    expressions = " ".join(expression for _, expression in dashboards.expressions()) + alerts
     spec = importlib.util.find_spec("vllm")  # vLLM is not imported: that takes seconds
     assert spec is not None and spec.origin is not None
     declared = (Path(spec.origin).parent / "v1" / "metrics" / "loggers.py").read_text()
-    names = {re.sub(r"_(total|bucket)$", "", name) for name in re.findall(r"ray_vllm_(\w+)", expressions)}
+    names = {re.sub(r"_(total|bucket)$", "", name) for name in re.findall(r"vllm:(\w+)", expressions)}
     assert names and not [name for name in sorted(names) if f'"vllm:{name}"' not in declared]
 
 
