@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from k8s.checks.rendered import Document
+from k8s.checks.rendered import GPU, Document
 
 PODS = {
     "CKV_K8S_8": "KubeRay gives Ray's pods their liveness probes; jobs need none",
@@ -39,7 +39,7 @@ def writable(pods: list[Document]) -> Iterator[str]:
     """Yield the containers that may write into their image though no GPU's runtime has to."""
     for pod in pods:
         for container in pod["spec"]["containers"]:
-            gpus = container["resources"]["limits"].get("nvidia.com/gpu")
+            gpus = any(map(GPU.fullmatch, container["resources"]["limits"]))
             if not gpus and not container["securityContext"].get("readOnlyRootFilesystem"):
                 yield f"{pod['metadata']['name']}: its root file system can be written"
 

@@ -1,5 +1,6 @@
 """Overlays as kustomize renders them, and their parts."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import yaml
 
 FOLDER = Path(__file__).parents[1]
 Document = dict[str, Any]
+GPU = re.compile(r"nvidia\.com/(gpu|mig-.+)")
+"""The resources of a container that KubeRay counts as GPUs."""
 
 
 class Broken(Exception):

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from deployments.config import read_config
+from deployments.replica import loading_file
 from k8s.checks import rendered, schemas
 from k8s.checks.kuberay import kuberay
 from k8s.checks.linted import writable
+from k8s.checks.operations import operations
+from k8s.checks.serve_config import room
 from serve.limits import Limits
 
 ROOT = Path(__file__).parents[2]
@@ -156,3 +161,143 @@ def test_container_that_may_write_into_its_image_is_a_fault(demo: list[rendered.
     assert not list(writable(pods))
     pods[0]["spec"]["containers"][0]["securityContext"]["readOnlyRootFilesystem"] = False
     assert list(writable(pods)) == ["diptych-head: its root file system can be written"]
+
+
+def ray(documents: list[rendered.Document]) -> Any:
+    return rendered.of_kind(documents, "RayService")[0]
+
+
+def models(documents: list[rendered.Document]) -> Any:
+    return cluster(ray(documents))["workerGroupSpecs"][1]["template"]
+
+
+def named(documents: list[rendered.Document], kind: str, name: str = "diptych") -> Any:
+    return next(each for each in rendered.of_kind(documents, kind) if each["metadata"]["name"] == name)
+
+
+def job(documents: list[rendered.Document]) -> None:
+    spec = {"template": {"spec": models(documents)["spec"]}}
+    documents.append({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "download"}, "spec": spec})
+
+
+def two_pods_on_one_volume(documents: list[rendered.Document]) -> None:
+    cluster(ray(documents))["workerGroupSpecs"][1]["maxReplicas"] = 2
+
+
+def claimed_by_many(documents: list[rendered.Document]) -> None:
+    named(documents, "PersistentVolumeClaim", "diptych-models")["spec"]["accessModes"] = ["ReadWriteMany"]
+
+
+def selector(documents: list[rendered.Document]) -> Any:
+    return named(documents, "PodDisruptionBudget", "diptych-models")["spec"]["selector"]["matchLabels"]
+
+
+OLD_PROBE = {"httpGet": {"path": "/api/local_raylet_healthz", "port": 52365}}
+SPREAD = "topologySpreadConstraints"
+DAY_TWO: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda docs: ray(docs)["metadata"].update(annotations={"ray.io/initializing-timeout": "60m"}), "for good"),
+    (lambda docs: models(docs)["spec"]["containers"][0].update(readinessProbe=OLD_PROBE), "before its models"),
+    (lambda docs: models(docs)["spec"]["containers"][0].pop("readinessProbe"), "its budget holds nothing"),
+    (lambda docs: selector(docs).update(x="y"), "selects no pods"),
+    (job, "Job download: a Job cannot be changed"),
+    (two_pods_on_one_volume, "can be mounted on one node, and up to 2 pods want it"),
+    (claimed_by_many, "the usual default class cannot do ReadWriteMany"),
+    (lambda docs: models(docs)["spec"].update(nodeSelector={"nvidia.com/gpu.present": "true"}), "feature discovery"),
+    (lambda docs: models(docs)["metadata"]["labels"].update({"app.kubernetes.io/name": "diptych"}), "is KubeRay's"),
+    (lambda docs: models(docs)["spec"][SPREAD][0].pop("matchLabelKeys"), "both clusters of an upgrade"),
+    (lambda docs: models(docs)["spec"][SPREAD][1].pop("nodeTaintsPolicy"), "nodeTaintsPolicy: Honor"),
+    (lambda docs: models(docs)["metadata"].pop("annotations"), "autoscalers of nodes may move it"),
+    (lambda docs: models(docs)["spec"].pop("imagePullSecrets"), "a private registry refuses it"),
+    (lambda docs: named(docs, "PrometheusRule")["metadata"].pop("labels"), "Prometheus selects by the label release"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gpu_node() -> list[rendered.Document]:
+    return rendered.rendered(rendered.FOLDER / "overlays" / "gpu-node")
+
+
+@needs_kubectl
+@pytest.mark.parametrize(("slip", "fault"), DAY_TWO)
+def test_slip_that_only_a_second_day_shows_is_a_fault(
+    slip: Callable[[Any], Any], fault: str, gpu_node: list[rendered.Document]
+) -> None:
+    assert not list(operations(gpu_node))
+    wrong = copy.deepcopy(gpu_node)
+    slip(wrong)
+    assert fault in " ".join(operations(wrong))
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    ("overlay", "slip", "fault"),
+    [
+        (
+            "multi-node",
+            lambda args: [entry.resources.pop("small", None) for entry in args.engines().values()],
+            "llava-onevision-qwen2-72b-ov may find no pod with room where the others are placed first",
+        ),
+        (
+            "ha",
+            lambda args: setattr(args.engines()["llava-1.5-7b"], "max_replicas_per_node", None),
+            "all 2 replicas of llava-1.5-7b may be in one pod: set its max_replicas_per_node",
+        ),
+        ("ha", lambda args: setattr(args.engines()["llava-1.5-7b"], "replicas", 3), "asks for 5 GPU together"),
+    ],
+)
+def test_placing_that_fails_in_the_worst_order_is_a_fault(overlay: str, slip: Callable[[Any], Any], fault: str) -> None:
+    folder = rendered.FOLDER / "overlays" / overlay
+    service = ray(rendered.rendered(folder))
+    args = read_config(folder / "serve.yaml").args
+    assert not list(room(service, args))
+    slip(args)
+    assert fault in " ".join(room(service, args))
+
+
+@needs_kubectl
+@pytest.mark.parametrize("component", ["openshift", "model-cache-shared"])
+def test_component_beside_an_overlay_leaves_no_fault(component: str, tmp_path: Path) -> None:
+    folder = tmp_path / "k8s"
+    shutil.copytree(rendered.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    file = folder / "overlays" / "ha" / "kustomization.yaml"
+    file.write_text(re.sub(r"(components:\n(  - .*\n)+)", rf"\1  - ../../components/{component}\n", file.read_text()))
+    documents = rendered.rendered(file.parent)
+    assert not [*operations(documents), *schemas.core(documents + rendered.pods(documents))]
+    if component == "openshift":
+        ids = {"runAsUser", "runAsGroup", "fsGroup"}
+        assert not [
+            name
+            for name, group in rendered.groups(ray(documents))
+            if ids & group["template"]["spec"]["securityContext"].keys()
+        ]
+
+
+@needs_kubectl
+def test_models_on_spot_nodes_need_a_drain_within_the_notice(tmp_path: Path) -> None:
+    folder = tmp_path / "k8s"
+    shutil.copytree(rendered.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    file = folder / "overlays" / "gpu-node" / "kustomization.yaml"
+    file.write_text(re.sub(r"(components:\n(  - .*\n)+)", r"\1  - ../../components/spot\n", file.read_text()))
+    spot = ray(rendered.rendered(file.parent))
+    assert "grace (25 s) must exceed Ray's drain (20 s), and that drain_s" in " ".join(kuberay(spot))
+
+
+def test_probe_of_models_fails_while_a_process_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = yaml.safe_load((ROOT / "k8s" / "base" / "rayservice.yaml").read_text())
+    command = pod(base)["containers"][0]["readinessProbe"]["exec"]["command"]
+    loading, wget = tmp_path / "loading", tmp_path / "wget"
+    wget.write_text("#!/bin/sh\n")
+    wget.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "DIPTYCH_LOADING": str(loading)}
+
+    def ready() -> bool:
+        return subprocess.run(command, env=env, timeout=10).returncode == 0
+
+    assert ready()
+    monkeypatch.setenv("DIPTYCH_LOADING", str(loading))
+    file = loading_file()
+    assert file is not None and not ready()
+    file.rename(loading / "4194305")  # of a process that was killed: no id is so high
+    assert ready()
+    wget.write_text("#!/bin/sh\nexit 4\n")
+    assert not ready()
