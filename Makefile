@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast types unit slow drill install install-dev loadtest bench bench-others bench-fan-out
 .PHONY: bench-many-servers bench-scale bench-gateways bench-turns bench-repeats bench-columns chaos hostile soak gpu-check
-.PHONY: k8s-check k8s-drill screenshots tables lock clean parity parity-generic
+.PHONY: k8s-check k8s-drill audit screenshots tables lock clean parity parity-generic
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -106,13 +106,30 @@ soak: install-dev
 # (root, iproute2). CRDS: a folder of KubeRay's and others' definitions
 CRDS ?= ../shared/kuberay
 CHECKOV := build/checkov/bin/checkov
-k8s-check: install-dev $(CHECKOV)
-	$(BIN)/python -m k8s.check --crds $(CRDS) --checkov $(CHECKOV) $(ARGS)
+HELM := build/helm
+k8s-check: install-dev $(CHECKOV) $(HELM)
+	$(BIN)/python -m k8s.check --crds $(CRDS) --checkov $(CHECKOV) --helm $(HELM) $(ARGS)
 	PYTHONPATH=tests $(BIN)/python -m cluster.drill --simulated || [ $$? -eq 2 ]
 
 $(CHECKOV): # in an environment of its own: its requirements quarrel with ours
 	$(PYTHON) -m venv build/checkov
 	build/checkov/bin/pip install --quiet checkov==3.3.30
+
+$(HELM): install-dev # Helm's engine as a library, 250 MB: apart, as nothing else needs it
+	[ -d $@ ] || $(BIN)/pip install --quiet --no-deps --target $@ helm-python-sdk==0.2.2
+
+# what images hold, as CycloneDX into build/sbom, and what is known against it
+AUDIT := build/audit/bin
+audit: $(AUDIT)/pip-audit
+	mkdir -p build/sbom
+	for lock in front cpu gpu; do \
+	  $(AUDIT)/cyclonedx-py requirements deployments/locks/$$lock.txt --validate -o build/sbom/$$lock.json && \
+	  $(AUDIT)/pip-audit --no-deps --disable-pip --strict -r deployments/locks/$$lock.txt || exit 1; \
+	done
+
+$(AUDIT)/pip-audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
 
 # the same cluster with the toys: five minutes. ARGS="--image NAME": in containers of an image that podman has built
 k8s-drill: install-dev

@@ -1,7 +1,7 @@
 """`make k8s-check`: renders every overlay and holds it to everything that can be known of it without a cluster.
 
 It prints what it has to leave out: without kubectl all of it, without --crds the custom kinds, without checkov its
-rules, without promtool the alerts' tests.
+rules, without --helm the chart, without promtool the alerts' tests.
 """
 
 import argparse
@@ -9,10 +9,11 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from k8s.checks import kuberay, linted, rendered, rules, schemas
+from k8s.checks import chart, image, kuberay, linted, operations, rendered, rules, schemas
 from k8s.checks.serve_config import serve_config
 
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--crds", type=Path, help="a folder of CRDs: KubeRay's, the operator's of Prometheus, Gateway API's"
     )
     parser.add_argument("--checkov", type=Path, help="the program")
+    parser.add_argument("--helm", type=Path, help="a folder with helm-python-sdk")
     options = parser.parse_args(argv)
     report = Report()
     if not rendered.able():
@@ -53,23 +55,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.leave_out("checkov", "no --checkov")
     if not rules.able():
         report.leave_out("the alerts' tests", "promtool is not installed (Debian: prometheus)")
+    helm = chart.engine(options.helm) if options.helm is not None else None
+    if helm is None:
+        report.leave_out("the chart", "no --helm")
+    else:
+        report.check("chart: helm lint", chart.linted(helm, options.folder / "chart"))
     for overlay in rendered.overlays(options.folder):
         if options.only in (None, overlay.name):
-            _overlay(report, overlay, crds, options.checkov)
+            _overlay(report, overlay, crds, options.checkov, helm)
     monitoring = options.folder / "components" / "monitoring"
     alerts = yaml.safe_load((monitoring / "alerts.yaml").read_text())
     report.check("alerts: every name is counted", rules.names(alerts))
     if rules.able():
         tested = rules.promtool(alerts, monitoring / "alerts_test.yaml")
         report.check("alerts: promtool, each in its case and in no other", tested)
+    dockerfile = options.folder / "Dockerfile"
+    root = rendered.FOLDER.parent
+    written = image.rewritten_mb(dockerfile, root)
+    report.check(
+        f"Dockerfile: a change of the code writes {written:.0f} MB of an image anew", image.layers(dockerfile, root)
+    )
     if options.checkov is not None:
-        for file in (options.folder / "Dockerfile", options.folder / "loadtest" / "Dockerfile"):
+        for file in (dockerfile, options.folder / "loadtest" / "Dockerfile"):
             report.check(f"{file.relative_to(options.folder)}: checkov", linted.dockerfile(options.checkov, file))
     print(f"{report.faults} faults" if report.faults else "no fault", flush=True)
     return 1 if report.faults else 0
 
 
-def _overlay(report: Report, overlay: Path, crds: schemas.Definitions | None, checkov: Path | None) -> None:
+def _overlay(report: Report, overlay: Path, crds: schemas.Definitions | None, checkov: Path | None, helm: Any) -> None:
     name = overlay.name
     try:
         documents = rendered.rendered(overlay)
@@ -81,7 +94,13 @@ def _overlay(report: Report, overlay: Path, crds: schemas.Definitions | None, ch
     counts = f"{len(documents)} documents, {len(pods)} pods, Kubernetes {schemas.VERSION}"
     report.check(f"{name}: {counts}", schemas.core(documents + pods))
     valid = crds is None or report.check(f"{name}: custom kinds", schemas.custom(documents, crds))
-    for service in rendered.of_kind(documents, "RayService"):
+    services = rendered.of_kind(documents, "RayService")
+    if helm is not None and services:
+        same = chart.differences(helm, overlay.parents[1] / "chart", name, documents)
+        report.check(f"{name}: the chart gives the same", same)
+    if services and valid:
+        report.check(f"{name}: scheduling, drains, changes, alerts", operations.operations(documents))
+    for service in services:
         report.check(f"{name}: serveConfigV2", serve_config(service))
         if valid:  # the rules read numbers where the schema has some
             report.check(f"{name}: what KubeRay refuses, and times", kuberay.kuberay(service))
