@@ -1,12 +1,15 @@
 """Tests the alerts: every metric in them exists, each has a runbook and a test, and promtool accepts them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 from k8s.checks import rules
+from serve.api.metrics import Metrics
 
 FOLDER = Path(__file__).parents[2] / "k8s" / "components" / "monitoring"
 
@@ -37,6 +40,14 @@ def test_every_alert_has_a_runbook_and_a_test() -> None:
         assert (FOLDER.parents[2] / page).is_file() and anchor == rule["alert"].lower()
         assert f"\n## {rule['alert']}\n" in pages
         assert rule["alert"] in tested
+
+
+def test_objective_for_first_words_is_a_bucket_of_its_histogram() -> None:
+    metrics = Metrics()
+    metrics.first_word_seconds.labels("a", "vqa").observe(1)
+    (bound,) = set(re.findall(r"first_word_seconds_bucket\{le=~\"([^\"]+)\"", str(dict(rules.recorded(alerts())))))
+    buckets = re.findall(r'first_word_seconds_bucket\{le="([^"]+)"', generate_latest(metrics.registry).decode())
+    assert [bucket for bucket in buckets if re.fullmatch(bound, bucket)] == ["5.0"]
 
 
 @pytest.mark.skipif(not rules.able(), reason="promtool is not installed: apt-get install prometheus")
