@@ -9,17 +9,11 @@ from serve.errors import ParseError
 from serve.models.base import Skill
 from serve.tasks.boxes import DetectResult
 from serve.tasks.count import MOST, CountRequest, CountResult
+from serve.tasks.plurals import plural_phrase
 from serve.tasks.points import PointResult, middles
 
 CUT = "The reply was cut by max_tokens before all were counted."
 HOW_MANY = "How many {} are there?"
-_IRREGULAR = dict(
-    pair.split(":")
-    for pair in "person:people man:men woman:women child:children foot:feet tooth:teeth goose:geese mouse:mice "
-    "sheep:sheep fish:fish deer:deer aircraft:aircraft knife:knives leaf:leaves shelf:shelves wolf:wolves".split()
-)
-_AFTER = frozenset("with in on at of to by from under over near behind between that which who wearing holding".split())
-"""Words that end the name of a thing in a phrase: `person with a hat`."""
 
 
 def points_of_boxes(detect: Skill) -> Skill:
@@ -47,8 +41,7 @@ def count_in_words(ask: Callable[[CountRequest, str], list[Prompt]]) -> Skill:
     """Return the skill of counting of a model that answers questions. ask: a request and its question -> the prompt."""
 
     def ask_count(request: CountRequest) -> list[Prompt]:
-        (label,) = request.phrases
-        return ask(request, HOW_MANY.format(plural_phrase(label)))
+        return ask(request, HOW_MANY.format(plural_phrase(request.thing)))
 
     def parse(generations: Sequence[Generation], request: CountRequest) -> CountResult:
         return CountResult.read(generations[0])
@@ -75,25 +68,3 @@ def _derived(source: Skill, parse: Callable[[Sequence[Generation], Any], Any], m
 
     by = None if source.by is None else of(source.by)
     return replace(source, parse=parse, forms=tuple(map(of, source.forms)), by=by, basis="derived")
-
-
-def plural_phrase(phrase: str) -> str:
-    """Return an English phrase in the plural, good for asking how many: `red bus` -> `red buses`.
-
-    What seems to be a plural stays.
-    """
-    words = phrase.split()
-    end = next((at for at, word in enumerate(words) if at and word.casefold() in _AFTER), len(words))
-    words[end - 1] = _plural_word(words[end - 1])
-    return " ".join(words)
-
-
-def _plural_word(word: str) -> str:
-    low = word.casefold()
-    if low in _IRREGULAR:
-        return word[:1] + _IRREGULAR[low][1:]
-    if low in _IRREGULAR.values() or (low.endswith("s") and not low.endswith(("ss", "us"))):
-        return word
-    if low.endswith(("s", "x", "z", "ch", "sh")):
-        return f"{word}es"
-    return f"{word[:-1]}ies" if low.endswith("y") and low[-2:-1] not in "aeiou" else f"{word}s"

@@ -20,6 +20,7 @@ from serve.models import MODELS
 from serve.models.base import Card, Checkpoint, Model, Skill, Turn
 from serve.models.reasoning import STYLES, Reasoning
 from serve.tasks import TASKS
+from serve.tasks.count import CountRequest
 
 Words = Annotated[str, Field(min_length=1, max_length=4000)]
 
@@ -237,7 +238,8 @@ def _tuned_skill(task: str, spec: Tuned, origin: Model, known: Skill) -> Skill:
         prompts = known.ask(request.model_copy(update={"lang": "en"}) if speaks_it else request)
         if template is not None:
             single = len(prompts) > 1 or "label" in _fields(template)
-            phrases = TASKS[task].texts(request) if TASKS[task].takes_phrases else ()
+            takes_phrases = TASKS[task].takes_phrases
+            phrases = TASKS[task].texts(request) if takes_phrases else getattr(request, "labels", [])  # a count's thing
             phrases_by_prompt = phrases if single else [" ; ".join(phrases)]
             prompts = [
                 dataclasses.replace(prompt, text=_turn(origin, prompt, _filled(template, request, text)))
@@ -274,6 +276,8 @@ def _placeholders(task: str, origin: Model) -> Mapping[str, bool]:
     plain = {"lang": False} if "lang" in TASKS[task].request.model_fields else {}
     if text_field is None or text_field.kind == "json":
         return plain
+    if issubclass(TASKS[task].request, CountRequest):
+        return {**plain, "question": False, "label": True}
     return {_phrases(task, text_field.name, origin) if TASKS[task].takes_phrases else text_field.name: True, **plain}
 
 

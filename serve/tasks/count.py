@@ -1,27 +1,98 @@
-"""Counting: a phrase in, a number out."""
+"""Counting: a question about how many in, a number out."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from serve.engines.base import Generation
-from serve.errors import ParseError
+from serve.errors import BadRequest, ParseError
 from serve.tasks.answers import normalise
-from serve.tasks.base import CUT, LABELS, Instruction, Reply, Result, Task
-from serve.tasks.detect import DetectRequest, Phrase
+from serve.tasks.base import CUT, Instruction, Reply, Request, Result, Task, TextField
+from serve.tasks.boxes import phrase
 from serve.tasks.merging.median import weighted_median
 from serve.tasks.merging.vote import majority
+from serve.tasks.plurals import singular_phrase
 from serve.tasks.points import LabelledPoint
+from serve.tasks.vqa import Question, stripped
 
 MOST = 1_000_000
+MAX_PHRASE = 200  # characters of the thing to count
 MAX_TEXT = 4096  # characters of a reply that are read
 _DIGITS = re.compile(r"(?<![\w.,-])(?:\d{1,3}(?:,\d{3})+|\d+)(?![\w%]|[.,]\d)")
+_HOW_MANY = re.compile(
+    r"(?:how many|(?:please )?(?:(?:count|tell me|say) how many|count)(?: all)?"
+    r"|(?:(?:what is |what's )?the )?number of)"
+    r"(?: of)?(?: the| these| those)? (.+)",
+    re.IGNORECASE,
+)
+_THERE = re.compile(
+    r"(?: (?:there )?(?:are|is)(?: there)?(?: visible| shown| present| seen)?"
+    r"| (?:do|can) (?:you|we|i) (?:see|count|find)| can be seen)?(?: here| in total| altogether)?"
+    r"(?: (?:are |is )?(?:there )?(?:in|on) (?:the|this) (?:image|picture|photo|photograph|scene|drawing))?$",
+    re.IGNORECASE,
+)
+_UNREAD = re.compile(r"^(?:are|is|there)\b|\b(?:do|does|did|can|could|will|would|has|have)\b", re.IGNORECASE)
 CountedBy = Literal["words", "points", "boxes"]
 
 
-class CountRequest(DetectRequest):
-    labels: Annotated[list[Phrase], Field(min_length=1, max_length=1, description="What to count: a single phrase.")]
+def counted_thing(question: str) -> str | None:
+    """Return what a question asks to count, in the singular: `How many red buses are there?` -> `red bus`.
+
+    Words that say which of them are counted stay: `How many cars are red?` -> `cars that are red`. What is no question
+    is such a phrase itself and stays as it is. None: a question that cannot be read so.
+    """
+    text = " ".join(stripped(question).split())
+    asked = _HOW_MANY.match(text.rstrip("?.! "))
+    if asked is None:
+        return None if text.endswith("?") else phrase(text)
+    things = _THERE.sub("", asked[1])
+    if not phrase(things) or _UNREAD.search(things):
+        return None
+    which = re.sub(r" are ", " that are ", things, count=1)  # `people are wearing hats`
+    return singular_phrase(phrase(things)) if which == things else phrase(which)
+
+
+class CountRequest(Request):
+    question: Annotated[
+        Question,
+        Field(description="What to count, one thing: `red circle`, or `How many red circles are there?`, in English."),
+    ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_labels(cls, given: Any) -> Any:
+        """Name the field that replaced `labels`."""
+        if isinstance(given, Mapping) and "labels" in given:
+            raise BadRequest("What to count is written in question, not in labels.", param="labels")
+        return given
+
+    @field_validator("question")
+    @classmethod
+    def _require_thing(cls, question: str) -> str:
+        thing = counted_thing(question)
+        if thing is None or len(thing) > MAX_PHRASE:
+            raise ValueError(
+                "name one thing to count, in a few words: 'red circle', or 'How many red circles are there?'"
+            )
+        return question
+
+    @property
+    def thing(self) -> str:
+        """Return what is to be counted, as a phrase in the singular."""
+        thing = counted_thing(self.question)
+        assert thing is not None
+        return thing
+
+    @property
+    def labels(self) -> list[str]:
+        """Return the labels that a request for detecting or pointing would have: models may count what they find."""
+        return [self.thing]
+
+    @property
+    def phrases(self) -> list[str]:
+        return self.labels
 
 
 class CountResult(Result):
@@ -51,8 +122,10 @@ class CountResult(Result):
 
 
 def _prompt(request: CountRequest) -> str:
-    (label,) = request.phrases
-    return f'How many of "{label}" are there in the image? Count all of them. Write one whole number and nothing else.'
+    return (
+        f'How many of "{request.thing}" are there in the image? Count all of them. Write one whole number and nothing '
+        "else."
+    )
 
 
 def _key(reply: Reply) -> str:
@@ -80,8 +153,8 @@ COUNT = Task(
         "vote": majority(_key),
         "weighted_vote": majority(_key, by_confidence=True),
     },
-    text_field=LABELS,
-    example={"labels": ["circle"]},
+    text_field=TextField("question", "What to count", "What to count?"),
+    example={"question": "How many circles are there?"},
     instruction=Instruction(_prompt, CountResult.read, max_tokens=64),
     by_confidence=True,
     as_text=_as_text,

@@ -77,7 +77,7 @@ def vqa(scene: Scene, kind: str, rng: random.Random) -> Question | None:
     if kind == "background":
         return Question("vqa", kind, "What color is the background?", scene.background)
     if kind == "count_kind":
-        return _count(scene, rng.choice(SHAPES if rng.random() < 0.3 else [shape.kind for shape in scene.shapes]))
+        return how_many(scene, rng.choice(SHAPES if rng.random() < 0.3 else [shape.kind for shape in scene.shapes]))
     if kind == "exists":
         phrase = _present(scene, rng) if rng.random() < 0.5 else _absent(scene, rng)
         return Question("vqa", kind, f"Is there {with_article(phrase)}?", "yes" if matching(scene, phrase) else "no")
@@ -108,10 +108,11 @@ def repeats(scene: Scene, rng: random.Random) -> Question | None:
     """Ask for the number of a kind of shape that occurs more than once, or return None if there is no such kind."""
     kinds = [shape.kind for shape in scene.shapes]
     several = sorted({kind for kind in kinds if kinds.count(kind) > 1})
-    return _count(scene, rng.choice(several)) if several else None
+    return how_many(scene, rng.choice(several)) if several else None
 
 
-def _count(scene: Scene, shape: str) -> Question:
+def how_many(scene: Scene, shape: str) -> Question:
+    """Ask how many shapes of a kind there are."""
     plural = "crosses" if shape == "cross" else f"{shape}s"
     return Question("vqa", "count_kind", f"How many {plural} are there?", str(len(matching(scene, shape))))
 

@@ -12,7 +12,6 @@ from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.base import with_limits
 from serve.models.contracts import MOLMO2, QWEN3_VL, QWEN3_VL_POINTS
-from serve.models.derived import plural_phrase
 from serve.models.instructed import chat_messages, instructed_skills
 from serve.tasks.count import CountRequest, CountResult
 from serve.tasks.point import PointRequest
@@ -20,18 +19,6 @@ from serve.tasks.points import PointResult
 
 IMAGE = Image(np.zeros((100, 200, 3), np.uint8))
 BOXES = "<loc0000><loc0000><loc1023><loc0512> cat ; <loc0512><loc0512><loc1023><loc1023> cat"
-
-
-@pytest.mark.parametrize(
-    ("phrase", "plurals"),
-    [
-        ("circle", "circles"), ("red cross", "red crosses"), ("bus", "buses"), ("box", "boxes"), ("city", "cities"),
-        ("boy", "boys"), ("person with a hat", "people with a hat"), ("man in red", "men in red"), ("people", "people"),
-        ("cats", "cats"), ("glass", "glasses"), ("sheep", "sheep"), ("in", "ins"),
-    ],
-)  # fmt: skip
-def test_phrase_becomes_the_plural_of_its_thing(phrase: str, plurals: str) -> None:
-    assert plural_phrase(phrase) == plurals
 
 
 def test_point_of_a_detecting_model_is_its_boxes_centre() -> None:
@@ -45,7 +32,7 @@ def test_point_of_a_detecting_model_is_its_boxes_centre() -> None:
 
 def test_count_of_a_detecting_model_is_the_number_of_its_boxes_and_none_where_the_reply_is_cut() -> None:
     skill = MODELS["toy-paligemma"].skills["count"]
-    request = CountRequest(image=IMAGE, labels=["cat"])
+    request = CountRequest(image=IMAGE, question="How many cats are there?")
     result = skill.parse([Generation(BOXES)], request)
     assert isinstance(result, CountResult) and (result.count, result.by, len(result.points)) == (2, "boxes", 2)
     with pytest.raises(ParseError, match="before all were counted"):
@@ -54,7 +41,7 @@ def test_count_of_a_detecting_model_is_the_number_of_its_boxes_and_none_where_th
 
 def test_count_of_llava_is_its_answer_to_how_many() -> None:
     skill = MODELS["toy-llava"].skills["count"]
-    request = CountRequest(image=IMAGE, labels=["red cross"])
+    request = CountRequest(image=IMAGE, question="red cross")
     (prompt,) = skill.ask(request)
     assert "How many red crosses are there?\nAnswer the question" in prompt.text
     result = skill.parse([Generation(" 2")], request)
@@ -70,7 +57,7 @@ def test_instructed_model_points_and_counts_by_its_contract() -> None:
     result = skills["point"].parse([Generation(reply)], request)
     assert isinstance(result, PointResult)
     assert [(point.label, point.point) for point in result.points] == [("cat", (100, 50)), ("dog", (20, 20))]
-    single = CountRequest(image=IMAGE, labels=["cat"])
+    single = CountRequest(image=IMAGE, question="How many cats are there?")
     count = skills["count"].parse([Generation('[{"point_2d": [500, 500]}, {"point_2d": [9, 9]}]')], single)
     assert isinstance(count, CountResult) and (count.count, count.by) == (2, "points")
     nothing = skills["count"].parse([Generation("[]")], single)
@@ -83,7 +70,7 @@ def test_instructed_model_points_and_counts_by_its_contract() -> None:
 def test_points_and_counts_in_pixels_follow_the_limits_of_the_engine(limits: Any, middle: list[int]) -> None:
     model = with_limits(MODELS["qwen2.5-vl-3b"], limits)  # the picture of 200 by 100 becomes 196 by 112, or 56 by 28
     text = json.dumps([{"point_2d": middle, "label": "cat"}])
-    request = CountRequest(image=IMAGE, labels=["cat"])
+    request = CountRequest(image=IMAGE, question="How many cats are there?")
     count = model.skills["count"].parse([Generation(text)], request)
     assert isinstance(count, CountResult) and (count.by, count.points[0].point) == ("points", (100, 50))
 

@@ -61,7 +61,7 @@ def test_reply_between_tags_is_the_answer() -> None:
     boxed = "The dog sits left, so <|begin_of_box|>left<|end_of_box|>"
     assert read("glm-4.5v", "vqa", boxed, question="where?").as_text() == "left"
     assert read("glm-4.5v", "vqa", "<answer>left</answer>", question="where?").as_text() == "left"
-    assert read("glm-4.5v", "count", "<|begin_of_box|>3<|end_of_box|>", labels=["dog"]).model_dump()["count"] == 3
+    assert read("glm-4.5v", "count", "<|begin_of_box|>3<|end_of_box|>", question="dog").model_dump()["count"] == 3
     assert read("glm-4.5v", "caption", "A <|begin_of_box|>dog<|end_of_box|>.").as_text() == "A dog."
     (prompt,) = ask("glm-4.5v", "vqa", question="where?")
     assert prompt.sampling.special_tokens

@@ -69,7 +69,7 @@ def test_prompt_for_points_has_the_cookbooks_words_and_points_are_counted(name: 
     for point, true in zip(result.points, [(30, 40), (210, 160)], strict=True):
         assert abs(point.point[0] - true[0]) <= frame.width / frame.across
         assert abs(point.point[1] - true[1]) <= frame.height / frame.down
-    counted = model.skills["count"].parse([spoken], CountRequest(image=image, labels=["dog"]))
+    counted = model.skills["count"].parse([spoken], CountRequest(image=image, question="dogs"))
     assert isinstance(counted, CountResult) and (counted.count, counted.by) == (2, "points")
 
 

@@ -1,8 +1,50 @@
+import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from serve.engines.base import Generation
-from serve.errors import ParseError
-from serve.tasks.count import CountResult
+from serve.errors import BadRequest, ParseError
+from serve.media.image import Image
+from serve.tasks.count import COUNT, CountRequest, CountResult
+
+IMAGE = Image(np.zeros((30, 40, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("question", "thing"),
+    [
+        ("red circle", "red circle"),
+        (" The Cats. ", "The Cats"),
+        ("rote Kreise", "rote Kreise"),
+        ("How many red buses are there?", "red bus"),
+        ("how many boys do you see in the photo", "boy"),
+        ("How many people are in this picture?", "person"),
+        ("How many people are wearing hats?", "people that are wearing hats"),
+        ("How many people with hats can be seen?", "person with hats"),
+        ("Please count all the dogs in the image.", "dog"),
+        ("Count how many houses there are.", "house"),
+        ("What is the number of cats and dogs?", "cats and dogs"),
+    ],
+)
+def test_question_names_the_thing_that_is_counted(question: str, thing: str) -> None:
+    request = CountRequest(image=IMAGE, question=question)
+    assert (request.thing, request.labels) == (thing, [thing])
+    assert COUNT.instruction is not None and f'How many of "{thing}" are there' in COUNT.instruction.prompt(request)
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["Is there a cat?", "How many?", "How many are there?", "How many legs does it have?", "Wie viele?", "x" * 201],
+)
+def test_question_that_names_no_thing_is_refused(question: str) -> None:
+    with pytest.raises(ValidationError, match="name one thing to count"):
+        CountRequest(image=IMAGE, question=question)
+
+
+def test_labels_of_a_count_are_refused_with_the_name_of_the_field_to_use() -> None:
+    with pytest.raises(BadRequest, match="written in question, not in labels") as refusal:
+        CountRequest.model_validate({"image": IMAGE, "labels": ["cat"]})
+    assert refusal.value.param == "labels"
 
 
 @pytest.mark.parametrize(

@@ -408,7 +408,7 @@ def _counted(item: Item) -> Iterator[Item]:
     for label in item.fields["labels"]:
         same = [box for box in item.truth["boxes"] if label_key(box["label"]) == label_key(label)]
         if not any(box.get("crowd", False) for box in same):
-            fields, truth = {"labels": [label]}, {"count": len(same)}
+            fields, truth = {"question": label}, {"count": len(same)}
             yield replace(item, name=f"{item.name}/count/{label}", task="count", fields=fields, truth=truth)
 
 

@@ -81,7 +81,8 @@ def _detect(scene: Scene, at: int, rng: random.Random, masked: bool = False) -> 
 def _count(scene: Scene, at: int, rng: random.Random) -> tuple[Json, Json]:
     """Ask for a kind of shape, as the toys were trained to count: one that is there, or any."""
     kind = rng.choice(SHAPES if rng.random() < 0.3 else [shape.kind for shape in scene.shapes])
-    return {"labels": [kind]}, {"count": len(questions.matching(scene, kind))}
+    question = questions.how_many(scene, kind)
+    return {"question": question.text}, {"count": int(question.answer)}
 
 
 def _classify(scene: Scene, at: int, rng: random.Random) -> tuple[Json, Json]:
