@@ -1,27 +1,30 @@
-"""HunyuanOCR: a vision transformer and a small Hunyuan, asked in Chinese after an empty system message."""
+"""HunyuanOCR 1.5: a vision transformer and a small Hunyuan, asked in Chinese after an empty system message."""
 
 from serve.models.document_reader import document_reader, reader_card
 from serve.models.family import Size
 from serve.models.hardware import CacheShape
 
-READ = "提取图中的文字。"  # "Extract the text in the image.": inference/utils/tasks.py in the makers' repository
+READ = (
+    "提取图中的文字。"  # "Extract the text in the image.": inference/utils/tasks.py in the makers' repository, of 1.5
+)
 
 MODELS = document_reader(
     READ,
     reader_card(
         organization="Tencent (Hunyuan)",
-        released="2025-11-25",
-        context_window=32_768,
+        released="2026-07-07",
+        context_window=131_072,
         licence="Tencent Hunyuan Community License (not in the EU, the UK or South Korea)",
-        links=("https://arxiv.org/abs/2511.19575",),
-        about="Reads in one pass what others split into finding lines and reading them.",
+        links=("https://arxiv.org/abs/2607.04884",),
+        about="Version 1.5. Reads in one pass what others split into finding lines and reading them.",
         overview=(
             "HunyuanOCR joins a vision transformer to a small Hunyuan language model, and is trained from end to "
-            "end: it finds and reads text in one pass. Besides text it was trained on layouts, tables, charts, "
-            "translation and questions about documents.",
-            "It reads documents, signs and old prints, its makers say in more than 100 languages. Here it is asked "
-            "for text alone, in words that they prescribe, since others may make it worse. By now its repository "
-            "holds version 1.5, and the first in the folder v1.0: a deployment's revision says which is served.",
+            "end: it finds and reads text in one pass. Version 1.5 has the architecture of 1.0 (arXiv 2511.19575), "
+            "pictures of up to 4K in place of 2K, a longer context, and a last stage of training of its own: rare "
+            "languages, old forms of Chinese writing, rewards against invented and repeated text.",
+            "It reads documents, signs and old prints, in many languages. Here it is asked for text alone, in words "
+            "that its makers prescribe, since others may make it worse. This is what the head of its repository "
+            "holds since July 2026; version 1.0, in that repository's folder v1.0, is not served here.",
         ),
     ),
     # parameters: as the makers round them
