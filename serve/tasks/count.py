@@ -44,10 +44,10 @@ def counted_thing(question: str) -> str | None:
     is such a phrase itself and stays as it is. None: a question that cannot be read so.
     """
     text = " ".join(stripped(question).split())
-    asked = _HOW_MANY.match(text.rstrip("?.! "))
-    if asked is None:
+    match = _HOW_MANY.match(text.rstrip("?.! "))
+    if match is None:
         return None if text.endswith("?") else phrase(text)
-    things = _THERE.sub("", asked[1])
+    things = _THERE.sub("", match[1])
     if not phrase(things) or _UNREAD.search(things):
         return None
     which = re.sub(r" are ", " that are ", things, count=1)  # `people are wearing hats`

@@ -17,5 +17,5 @@ def test_phrase_becomes_the_plural_of_its_thing_and_back(single: str, plural: st
     assert (plural_phrase(plural), singular_phrase(single)) == (plural, single)
 
 
-def test_things_joined_by_and_stay_as_they_are() -> None:
+def test_things_joined_by_and_stay_unchanged() -> None:
     assert singular_phrase("cats and dogs") == plural_phrase("cats and dogs") == "cats and dogs"
