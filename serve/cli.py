@@ -103,6 +103,7 @@ def _ask_options(ask: argparse.ArgumentParser) -> None:
     ask.add_argument("--labels", type=_text, metavar="PHRASES", help="the phrases to find, instead of QUESTION")
     ask.add_argument("--schema", type=_text, metavar="FILE|JSON", help="for extract: the JSON schema of its object")
     ask.add_argument("--multiple", action="store_true", default=None, help="for classify: several labels may be right")
+    ask.add_argument("--boxes", action="store_true", default=None, help="for ocr: also where each line stands")
     _request_options(ask)
     ask.add_argument("--json", action="store_true", help="print the server's JSON and nothing else")
     ask.add_argument(

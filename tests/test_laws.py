@@ -390,7 +390,7 @@ def test_prompts_hold_every_label_and_their_replies_make_a_result(model: Model, 
 
 def items(result: Result | None) -> Sequence[Any]:
     """Return a result's boxes, points or labels."""
-    return next((getattr(result, name) for name in ("boxes", "points", "labels") if hasattr(result, name)), [])
+    return next((getattr(result, name) for name in ("boxes", "points", "labels") if hasattr(result, name)), []) or []
 
 
 def _apart(result: Result | None) -> bool:

@@ -18,7 +18,7 @@ LAYERS = [  # a package's entry applies to its modules without an entry of their
     {"engines.vllm"},
     {"tasks.base"},
     {"tasks.boxes", "tasks.object_schema"},
-    {"tasks.masks", "tasks.points", "tasks.scored_labels", "tasks.extracted"},
+    {"tasks.masks", "tasks.points", "tasks.scored_labels", "tasks.extracted", "tasks.ocr_result"},
     {"tasks.merging"},
     {"tasks"},
     {"models"},

@@ -16,8 +16,8 @@ from serve.client.listing import toy_notes
 from serve.media.video_caps import sniff
 
 FIELDS = (
-    *("models", "deadline_s", "quorum", "merge", "judge", "temperature", "max_tokens", "seed", "lang", "multiple"),
-    *("reasoning_effort", "thinking_token_budget"),
+    *("models", "deadline_s", "quorum", "merge", "judge", "temperature", "max_tokens", "seed", "lang"),
+    *("multiple", "boxes", "reasoning_effort", "thinking_token_budget"),
 )
 OPTIONS = {"text": "question", "phrases": "labels", "json": "schema"}
 """The option for a task's text, by its kind."""
@@ -29,7 +29,7 @@ def ask(options: argparse.Namespace) -> int:
     task = options.task or ("vqa" if options.question else "caption")
     fields = _fields(task, options)
     if options.save is not None:
-        _check_target(task, options.save)
+        _check_target(task, options.save, bool(options.boxes))
     picture = read_input(options.image)
     if options.save is not None and isinstance(picture, str):
         raise Misuse("--save draws into a picture that is here: download it and ask about the file.")
@@ -168,10 +168,11 @@ def _schema_file(name: str) -> str:
         raise Failure(f"{name} is no JSON schema: it is not UTF-8.") from None
 
 
-def _check_target(task: str, path: Path) -> None:
+def _check_target(task: str, path: Path, boxes: bool) -> None:
+    """Raise Misuse where nothing could be drawn, or the folder is missing. boxes: they are asked for."""
     from serve.tasks import TASKS
 
-    if task not in TASKS or TASKS[task].places is None:
+    if task not in TASKS or (TASKS[task].places is None and not boxes):
         raise Misuse(f"--save draws boxes, masks and points, and {task} has none: add --task detect.")
     if not path.parent.is_dir():
         raise Misuse(f"{path}: there is no folder {path.parent}.")

@@ -53,6 +53,8 @@ class Skill:
     """How the family writes the coordinates that `parse` reads, where that is declared."""
     forms: tuple[Callable[[Contract | None], "Skill"], ...] = ()
     """Ways to ask, where the contract is not known: a check finds it and which way is answered. None: not known yet."""
+    spots: bool = False
+    """Of reading: whether it can also say where each line of the text stands."""
     basis: Basis = "native"
     by: Callable[[Contract], "Skill"] | None = None
     """The same skill by another contract, where its contract follows from the engine's files (`with_limits`)."""

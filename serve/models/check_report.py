@@ -149,8 +149,10 @@ def with_contract(model: Model, report: CheckReport) -> Model:
 
 def refusal(model: Model, task: str, report: CheckReport | None) -> str | None:
     """Return why a model does not do a task that it has a skill for, in one sentence; None where it does."""
-    why = None if report is None else report.refusal(task, located=model.skills[task].contract is not None)
-    if why is None and model.skills[task].forms:
+    skill = model.skills[task]
+    located = skill.contract is not None and not skill.spots  # who misplaces things may still read
+    why = None if report is None else report.refusal(task, located=located)
+    if why is None and skill.forms:
         detect = None if report is None else report.tasks.get("detect")
         if detect is None or detect.outcome != "passed":
             missing = "Its coordinate contract is not known yet"

@@ -412,7 +412,7 @@ _KEYS = {
     "point": "point_2d point points coordinates".split(),
     "polygon": "polygon polygons segmentation".split(),
 }
-_LABELS = "label class class_name category description text_content name object ref name_en".split()
+_LABELS = "label class class_name category description text_content name object ref name_en text".split()
 _NAMED = [
     ("x_min", "y_min", "x_max", "y_max"),
     ("xmin", "ymin", "xmax", "ymax"),

@@ -4,10 +4,12 @@ import json
 from collections.abc import Sequence
 
 from serve.engines.base import Generation, Prompt
-from serve.engines.ocr.engine import READ
+from serve.engines.ocr.engine import LINES, READ
 from serve.models.base import Card, Checkpoint, Model, Skill, Turn, task_sampling, unchanged
 from serve.models.contracts import Contract
+from serve.models.spotting import lines_result
 from serve.models.text_replies import parse_text
+from serve.tasks.base import Result
 from serve.tasks.boxes import DetectResult
 from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrRequest
@@ -19,7 +21,13 @@ BOXES = Contract("rapidocr", scale=None)
 
 
 def _ask_ocr(request: OcrRequest) -> list[Prompt]:
-    return [Prompt(READ, request.image, task_sampling(request, MAX_ROWS))]
+    return [Prompt(LINES if request.boxes else READ, request.image, task_sampling(request, MAX_ROWS))]
+
+
+def _parse_ocr(generations: Sequence[Generation], request: OcrRequest) -> Result:
+    if not request.boxes:
+        return parse_text(generations, request)
+    return lines_result(BOXES.decode(generations[0], (request.image.width, request.image.height)).result().boxes)
 
 
 def _ask_detect(request: DetectRequest) -> list[Prompt]:
@@ -75,7 +83,7 @@ MODELS = [
             checked="The package itself: on drawn, tilted and noisy words (tests/engines/ocr).",
         ),
         skills={
-            "ocr": Skill(_ask_ocr, parse_text),
+            "ocr": Skill(_ask_ocr, _parse_ocr, spots=True),
             "detect": Skill(_ask_detect, _parse_detect, suits=_quoted, contract=BOXES),
         },
         converse=_converse,

@@ -6,12 +6,14 @@ from serve.models.base import Skill
 from serve.models.contracts import Contract
 from serve.models.derived import count_of_points
 from serve.models.instructed import chat_messages, detect_all, point_skill, worded_skill
+from serve.models.spotting import spotting_skill
 from serve.tasks.ocr import OcrRequest
 from serve.tasks.vqa import VqaRequest, language_clause
 
 NATIVE = ("vqa", "caption", "ocr", "chat", "detect", "point")
 SHORT = "\nPlease try to answer the question with short words or phrases if possible."
 READ = "Read all texts in the image, output in lines."
+SPOT = "Spotting all the text in the image with line-level, and output in JSON format."
 LOCATE = "Locate every instance that belongs to the following categories: '{}'. Report bbox coordinates in JSON format."
 POINT = (
     "Locate every instance that belongs to the following categories with points: '{}'. Report their point coordinates "
@@ -27,7 +29,7 @@ def qwen_skills(boxes: Contract, points: Contract) -> Mapping[str, Skill]:
     point = point_skill(chat_messages, points, own=_point)
     return {
         "vqa": worded_skill("vqa", _question),
-        "ocr": worded_skill("ocr", _read),
+        "ocr": spotting_skill(worded_skill("ocr", _read), boxes, SPOT),
         "detect": detect_all(chat_messages, boxes, _locate),
         "point": point,
         "count": count_of_points(point),

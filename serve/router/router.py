@@ -93,6 +93,23 @@ def suited(routes: Sequence[Route], task: str, request: Request) -> Sequence[Rou
     return [route for route in routes if route.model.skills[task].suits(request)] or routes
 
 
+def spotting(routes: Sequence[Route], task: str, request: Request) -> Sequence[Route]:
+    """Return the routes of models that do what the request asks of its text: all, or where it has `boxes`, those that
+    spot it. Raises BadRequest naming `models` or `boxes` where a named model does not, or none does."""
+    if not getattr(request, "boxes", False):
+        return routes
+    able = [route for route in routes if route.model.skills[task].spots]
+    unable = [route.model.name for route in routes if not route.model.skills[task].spots]
+    if unable and (request.models or not able):
+        verb = "read" if len(unable) > 1 else "reads"
+        raise BadRequest(
+            f"{', '.join(unable)} {verb} text and cannot say where it stands.",
+            param="models" if request.models else "boxes",
+            code="task_not_supported",
+        )
+    return able
+
+
 def choose_judge(routes: Mapping[str, Route], task: str, request: Request) -> Judge | None:
     """Return the judge, or None where the client wants none. Raises BadRequest or NotFound naming `judge` or `merge`.
 
@@ -178,6 +195,7 @@ class Router:
         if routes is None:
             routes = able_routes(self.routes, task, request.models, video=request.video is not None)
             routes = routes if request.models else suited(routes, task, request)
+        routes = spotting(routes, task, request)
         check_limits(request, routes)
         check_reasoning([route.model for route in routes], reasoning_options(request))
         methods = [*TASKS[task].methods, *([JUDGE] if TASKS[task].judging else [])]

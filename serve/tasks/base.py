@@ -164,18 +164,16 @@ class Result(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     def as_text(self) -> str:
-        """Write the value of the only field, such as a text or a number."""
-        (value,) = self.__dict__.values()
-        return str(value)
+        """Write the value of the first field, such as a text or a number."""
+        return str(next(iter(self.__dict__.values())))
 
 
 class TextResult(Result):
-    """A result that has one field, a text."""
+    """A result whose first field is a text, and that needs no other."""
 
     @classmethod
     def of(cls, text: str) -> Self:
-        (field,) = cls.model_fields
-        return cls(**{field: text})
+        return cls(**{next(iter(cls.model_fields)): text})
 
     @classmethod
     def read(cls, generation: Generation, request: Any = None) -> Self:

@@ -1,12 +1,13 @@
 """Reading (OCR): the text in the image, line by line."""
 
-from typing import Any, Self
+from pydantic import Field
 
 from serve.engines.base import Generation
-from serve.errors import ParseError
-from serve.tasks.base import CUT, Instruction, Request, Task, TextResult
+from serve.tasks.base import Instruction, Request, Task
+from serve.tasks.merging.line_fusion import with_boxes
 from serve.tasks.merging.medoid import medoid
 from serve.tasks.merging.rover import likeness, rover
+from serve.tasks.ocr_result import OcrResult
 
 NO_TEXT = "(no text)"
 READ = (
@@ -16,21 +17,10 @@ READ = (
 
 
 class OcrRequest(Request):
-    pass
-
-
-class OcrResult(TextResult):
-    """The text, its lines separated by newlines; empty where there is none."""
-
-    text: str
-
-    @classmethod
-    def read(cls, generation: Generation, request: Any = None) -> Self:
-        """Return what a model wrote as the image's text. Raises ParseError for a reply cut before its first word."""
-        text = generation.text.strip()
-        if not text and generation.cut:
-            raise ParseError(CUT)
-        return cls(text=text)
+    boxes: bool = Field(
+        default=False,
+        description="Also say where each line of the text stands: asked of models that were trained to spot text.",
+    )
 
 
 def _prompt(request: OcrRequest) -> str:
@@ -53,7 +43,7 @@ OCR = Task(
     request=OcrRequest,
     result=OcrResult,
     verbatim=True,
-    methods={"rover": rover(OcrResult.of), "medoid": medoid(likeness)},
+    methods={"rover": with_boxes(rover(OcrResult.of)), "medoid": medoid(likeness)},
     instruction=Instruction(_prompt, _read, max_tokens=1024),
     by_confidence=True,
     as_text=_as_text,

@@ -4,21 +4,23 @@ import asyncio
 import contextlib
 import json
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 
 from serve.engines.base import FinishReason, Memory, Piece, Prompt, Token
-from serve.engines.ocr.lines import TextLine, places, rows
+from serve.engines.ocr.lines import PhraseBox, TextLine, places, rows
 from serve.engines.ocr.reader import BATCH, FoundLine, TextReader, fit_image, is_installed
 from serve.errors import BadRequest, ModelError
 from serve.media.decoding import MediaDecoder
 from serve.media.image import Image
 
 READ = ""
-"""A prompt's text that asks for all text in the image. Another one is a list of phrases to find, as JSON."""
+"""A prompt's text that asks for all text in the image."""
+LINES = "lines"
+"""One that asks for its lines with their places. Any other is a list of phrases to find, as JSON."""
 THREADS = 1
 AT_ONCE = 4
 """Images whose lines are in memory at a time, up to 25 MB each; they are read by turns. Others wait, not decoded."""
@@ -138,16 +140,14 @@ class OcrEngine:
                     yield ("" if first else "\n") + text, math.prod(line.score for line in row) ** (1 / len(row))
                     first = False
             return
-        phrases, before = json.loads(prompt.text), "["
+        phrases = None if prompt.text == LINES else json.loads(prompt.text)
+        before = "["
         async with contextlib.aclosing(self._rows(reader, lines)) as read_rows:
             async for row in read_rows:
-                for line in row:
-                    for phrase in phrases:
-                        for place in places(line, phrase):
-                            box = [_edge(edge / factor, size[at % 2]) for at, edge in enumerate(place.box)]
-                            item = json.dumps({"bbox_2d": box, "label": phrase}, ensure_ascii=False)
-                            yield before + item, place.score
-                            before = ", "
+                for label, place in (each for line in row for each in _places(line, phrases)):
+                    box = [_edge(edge / factor, size[at % 2]) for at, edge in enumerate(place.box)]
+                    yield before + json.dumps({"bbox_2d": box, "label": label}, ensure_ascii=False), place.score
+                    before = ", "
         yield ("[]" if before == "[" else "]"), 1.0
 
     async def _rows(self, reader: TextReader, lines: Sequence[FoundLine]) -> AsyncGenerator[list[TextLine], None]:
@@ -174,6 +174,17 @@ class OcrEngine:
             if not job.cancel() and to_its_end:
                 await asyncio.wait([result])
             raise
+
+
+def _places(line: TextLine, phrases: Sequence[str] | None) -> Iterator[tuple[str, PhraseBox]]:
+    """Yield each phrase in a line with its place; where there are no phrases the whole line."""
+    if phrases is None:
+        xs, ys = zip(*line.quad, strict=True)
+        yield line.text, PhraseBox((min(xs), min(ys), max(xs), max(ys)), line.score)
+        return
+    for phrase in phrases:
+        for place in places(line, phrase):
+            yield phrase, place
 
 
 def _stopped(text: str, stops: Sequence[str]) -> int | None:

@@ -163,6 +163,15 @@ async def test_text_is_merged_with_the_other_models() -> None:
     assert answer["merged"]["models"] == [LLAVA, "rapidocr"] and answer["merged"]["agreement"] == 1
 
 
+async def test_request_for_boxes_gets_lines_with_their_places_from_the_reader_alone() -> None:
+    async with calling(await app(Reader("EXIT", "12"), FakeEngine("EXIT\n12"))) as client:
+        answer = (await client.post("/v1/tasks/ocr", json={"image": URL, "boxes": True})).json()
+    (reply,) = answer["replies"]
+    assert (reply["model"], reply["result"]["text"]) == ("rapidocr", "EXIT\n12")
+    assert [line["label"] for line in reply["result"]["boxes"]] == ["EXIT", "12"]
+    assert answer["merged"]["result"] == reply["result"]
+
+
 async def test_quoted_phrase_has_boxes_and_objects_are_left_to_others() -> None:
     async with calling(await app(Reader("EXIT", "12"), FakeEngine("[0.1, 0.1, 0.5, 0.5]"))) as client:
         quoted = (await client.post("/v1/tasks/detect", json={"image": URL, "labels": ['"exit"']})).json()
