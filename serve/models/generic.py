@@ -36,9 +36,24 @@ DRAWN = " Before that it is asked about drawn scenes: its report is in the catal
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+UNCHECKED = {
+    "allenai/Molmo2-": "its configuration and its processor are code in its repository alone",
+    "allenai/MolmoPoint-": "it points by tokens and code of its own, which vLLM 0.32 does not have",
+    "moondream/moondream3": "transformers has no code for it, and vLLM 0.32 none for its boxes and points",
+    "deepseek-ai/DeepSeek-OCR-2": "vLLM 0.32 reads its maker's layout alone, and transformers 5.19 another one alone",
+}
+"""Checkpoints by the begin of their names: why nothing here could hold what vLLM does with them against a reference."""
+
+
 def _hub_id(name: str) -> str:
     if HUB_ID.fullmatch(name) is None:
         raise ValueError(f"{name[:200]!r} is not the name of a repository, as Qwen/Qwen2-VL-7B-Instruct")
+    for begin, why in UNCHECKED.items():
+        if name.casefold().startswith(begin.casefold()):
+            raise ValueError(
+                f"{name} is not served by its name, as nothing could be checked here ({why}): to serve it unchecked, "
+                "download it and give its `folder`."
+            )
     known = [model.name for model in MODELS.values() if model.checkpoint.hub == name]
     if known:
         raise ValueError(f"{name} is the catalogue's {known[0]}: name that, which knows its own prompts.")

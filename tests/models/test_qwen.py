@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.engines.base import Generation, PictureLimits
+from serve.engines.base import Generation, PictureLimits, ReasoningOptions
 from serve.engines.checkpoint_facts import CheckpointFacts
 from serve.engines.fake import FakeEngine
 from serve.engines.vllm.multimodal import picture_limits
@@ -15,6 +15,7 @@ from serve.models import MODELS
 from serve.models.base import Model, with_limits
 from serve.models.contracts import Multiples
 from serve.models.own import Own, own
+from serve.models.reasoning import reasoning_refusal
 from serve.tasks.base import Reply
 from serve.tasks.boxes import DetectResult
 from serve.tasks.count import CountRequest, CountResult
@@ -144,3 +145,16 @@ def test_reasoning_is_off_without_a_request_for_reasoning() -> None:
     ]
     assert len(reasoning) == 11
     assert all(each is not None and each.switchable and each.on is False for each in reasoning)
+
+
+def test_thinking_edition_reasons_before_each_answer_and_takes_a_budget() -> None:
+    thinking, instruct = MODELS["qwen3-vl-8b-thinking"], MODELS["qwen3-vl-8b"]
+    assert thinking.checkpoint.hub == "Qwen/Qwen3-VL-8B-Thinking" and instruct.reasoning is None
+    assert thinking.checkpoint.expect == instruct.checkpoint.expect
+    refused = reasoning_refusal(thinking.reasoning, ReasoningOptions("none"))
+    assert refused == ("reasoning_effort", "cannot turn its reasoning on or off")
+    assert reasoning_refusal(thinking.reasoning, ReasoningOptions("high", budget=64)) is None
+    reply = '<think>\nLeft of it.\n</think>\n\n[{"bbox_2d": [0, 0, 500, 500], "label": "dog"}]'
+    request = DetectRequest(image=picture(200, 100), labels=["dog"])
+    result = thinking.skills["detect"].parse([Generation(reply)], request)
+    assert isinstance(result, DetectResult) and result.boxes[0].box == (0, 0, 100, 50)
