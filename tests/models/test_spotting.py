@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from served import LLAVA, URL, calling, plain
 
+from serve.client.board import placed_items
 from serve.engines.base import Generation
 from serve.errors import ParseError
 from serve.media.image import Image
@@ -46,6 +47,7 @@ def test_line_has_its_text_and_its_place_and_one_without_text_is_left_out() -> N
         ('say "EXIT"', (20, 10, 100, 30)),
         ("12", (20, 50, 100, 70)),
     ]
+    assert [line["label"] for line in placed_items(result.model_dump())] == ['say "EXIT"', "12"]  # which are drawn
 
 
 def test_places_in_pixels_follow_the_limits_of_the_engine() -> None:
