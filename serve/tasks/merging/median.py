@@ -10,9 +10,9 @@ from serve.tasks.merging.agreement import agreed, standing, weigh
 def weighted_median(number: Callable[[Reply], int], by_confidence: bool = False) -> MergeRule:
     """Make a rule that takes the weighted median of number(reply), so that one wild number moves nothing.
 
-    Of the two numbers in the middle, where the halves are equal, it is the one with the larger sum of weight x
-    confidence, then the earlier in the catalogue. by_confidence: that product is the weight itself. A model deviates by
-    its distance to the median over the larger of the two numbers.
+    Of the two numbers in the middle, where the halves are equal, it is the larger: models miss what is there more often
+    than they see what is not. by_confidence: a reply's weight is multiplied by its confidence. The surest model that
+    says the median speaks for it. A model deviates by its distance to the median over the larger of the two numbers.
     """
 
     def choose(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
@@ -22,10 +22,8 @@ def weighted_median(number: Callable[[Reply], int], by_confidence: bool = False)
         camps: dict[int, list[Reply]] = {}
         for reply in replies:
             camps.setdefault(number(reply), []).append(reply)
-        middle = _middle({value: sum(votes[reply.model] for reply in camp) for value, camp in camps.items()})
-        # max keeps the first of equals: catalogue order
-        median = max(middle, key=lambda value: sum(says[reply.model] for reply in camps[value]))
-        spokesman = max(camps[median], key=lambda reply: says[reply.model])
+        median = max(_middle({value: sum(votes[reply.model] for reply in camp) for value, camp in camps.items()}))
+        spokesman = max(camps[median], key=lambda reply: says[reply.model])  # of equals the first in the catalogue
         deviations = {reply.model: _apart(number(reply), median) for reply in replies}
         assert spokesman.result is not None
         method = "weighted_median" if by_confidence else "median"
@@ -35,7 +33,7 @@ def weighted_median(number: Callable[[Reply], int], by_confidence: bool = False)
 
 
 def _middle(votes: Mapping[int, float]) -> list[int]:
-    """Return the one or two medians of numbers by their votes, in the order of `votes`."""
+    """Return the one or two medians of numbers by their votes."""
     numbers = sorted(votes)
     total = sum(votes[value] for value in numbers)
     below = dict(zip(numbers, accumulate((votes[value] for value in numbers), initial=0.0), strict=False))

@@ -26,7 +26,7 @@ def count(merged: Merged) -> int:
         ((3, 4, 900), {}, 4),
         ((5, 1, 2, 2, 9), {}, 2),
         ((3, 4, 900), {"c": 2.5}, 900),
-        ((7, 2, 3), {"a": 0.0}, 2),  # of two in the middle the first
+        ((7, 2, 3), {"a": 0.0}, 3),  # of two in the middle the larger
         ((3, 3, 8, 9), {}, 3),
     ],
 )
@@ -36,8 +36,8 @@ def test_median_has_half_of_the_weight_on_either_side(
     assert count(merge("median", *counts, **weights)) == median
 
 
-def test_surer_model_decides_between_two_counts_in_the_middle() -> None:
-    merged = merge("median", 4, 6, sure=(0.4, 0.6))
+def test_larger_of_two_counts_in_the_middle_is_the_median_however_sure() -> None:
+    merged = merge("median", 4, 6, sure=(0.6, 0.4))
     assert count(merged) == 6 and merged.supporters == [["b"]]
     assert merged.deviations == {"a": pytest.approx(1 / 3, abs=1e-6), "b": 0} and merged.agreement == pytest.approx(
         5 / 6
