@@ -21,7 +21,7 @@ UNUSED = {"torchaudio", "torchcodec", "triton"}
 
 
 def main() -> int:
-    """Write all of them. dev.txt and ocr.txt have only what cpu.txt or gpu.txt has not."""
+    """Write all of them. dev.txt, ocr.txt and cloud.txt have only what cpu.txt or gpu.txt has not."""
     with tempfile.TemporaryDirectory() as folder:
         cpu, gpu = blocks(compiled("cpu", folder)), blocks(compiled("gpu", folder))
         pins = Path(folder, "pins.txt")
@@ -29,6 +29,7 @@ def main() -> int:
         front = blocks(compiled("front", folder, "--constraint", str(pins)))
         dev = blocks(compiled("dev", folder, "--constraint", str(pins)))
         ocr = blocks(compiled("ocr", folder, "--constraint", str(pins)))
+        cloud = blocks(compiled("cloud", folder, "--constraint", str(pins)))
         installer = blocks(compiled("install", folder))
     write("cpu", {name: text for name, text in cpu.items() if name not in BESIDE | UNUSED})
     write("torchvision", {"torchvision": cpu["torchvision"]})
@@ -37,6 +38,7 @@ def main() -> int:
     write("front", front)
     write("uv", {"uv": installer["uv"]})
     write("dev", {name: text for name, text in dev.items() if name not in cpu or name not in gpu})
+    write("cloud", {name: text for name, text in cloud.items() if name not in cpu or name not in gpu})
     write("ocr", {name: text for name, text in ocr.items() if name not in cpu or name not in gpu})
     return 0
 

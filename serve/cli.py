@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         commands.add_parser(name, help=text, add_help=False).set_defaults(run=run)
     _ask_options(commands.add_parser("ask", help="ask every model about a picture or a film"))
-    _run_options(commands.add_parser("run", help="every picture of a folder through all models, as JSON lines"))
+    _run_options(commands.add_parser("run", help="every picture of a folder or a URI through all models"))
     _report_options(commands.add_parser("report", help="a record of run or evaluate as one HTML file"))
     _evaluate_options(commands.add_parser("evaluate", help="how right the models are, and their merged reply"))
     _check_options(
@@ -131,15 +131,32 @@ def _request_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--lang", type=_text, metavar="CODE", help="the language of the answer, such as en")
 
 
+def add_question_options(command: argparse.ArgumentParser) -> None:
+    """Add where pictures come from, and what is asked about each."""
+    command.add_argument(
+        "source",
+        metavar="FOLDER|FILES|URI",
+        help="pictures of a folder, or in tar, parquet or JSON lines files, as 'a-*.tar'; here, or at s3:// or gs://",
+    )
+    command.add_argument("--task", type=_text, default="caption", help="default caption; see `diptych models`")
+    command.add_argument("--question", dest="asked", type=_text, metavar="TEXT", help="for tasks that take one, as vqa")
+    command.add_argument("--labels", type=_text, metavar="PHRASES", help="for tasks that take phrases: 'cat; dog'")
+    command.add_argument("--schema", type=_text, metavar="FILE|JSON", help="for extract: the JSON schema of its object")
+    command.add_argument(
+        "--multiple", action="store_true", default=None, help="for classify: several labels may be right"
+    )
+    _request_options(command)
+    command.add_argument(
+        "--may-fail", type=_share, default=0.0, metavar="N%", help="of the pictures, and the exit status is still 0"
+    )
+
+
 def _run_options(run: argparse.ArgumentParser) -> None:
-    run.add_argument("folder", type=Path, metavar="FOLDER", help="its PNG, JPEG, WEBP and GIF files, subfolders too")
-    run.add_argument("--task", type=_text, default="caption", help="default caption; see `diptych models`")
-    run.add_argument("--question", dest="asked", type=_text, metavar="TEXT", help="for tasks that take one, as vqa")
-    run.add_argument("--labels", type=_text, metavar="PHRASES", help="for tasks that take phrases, as in 'cat; dog'")
-    run.add_argument("--schema", type=_text, metavar="FILE|JSON", help="for extract: the JSON schema of its object")
-    run.add_argument("--multiple", action="store_true", default=None, help="for classify: several labels may be right")
-    _request_options(run)
-    _batch_options(run)
+    add_question_options(run)
+    _batch_options(run, str, "FILE|FOLDER/|URI")
+    run.add_argument(
+        "--shard", type=_shard, default="0/1", metavar="I/N", help="the I-th of N parts, from 0, chosen by the names"
+    )
     run.add_argument(
         "--format", type=_format, metavar="NAME", help="labels as coco, yolo, voc, label-studio, fiftyone or jsonl"
     )
@@ -280,10 +297,10 @@ def _keys_options(keys: argparse.ArgumentParser) -> None:
         verb.set_defaults(run=_keys, verb=name)
 
 
-def _batch_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--out", type=Path, metavar="FILE", help="JSON lines; the same call again goes on after a kill"
-    )
+def _batch_options(
+    command: argparse.ArgumentParser, out: Callable[[str], object] = Path, metavar: str = "FILE"
+) -> None:
+    command.add_argument("--out", type=out, metavar=metavar, help="where the answers go; the same call again goes on")
     command.add_argument("--concurrency", type=_count, default=32, metavar="N", help="pictures at once, default 32")
     command.add_argument(
         "--patience", dest="patience_s", type=_number, default=120.0, metavar="S",
@@ -406,6 +423,22 @@ def _below(word: str) -> object:
         return Below.parse(word)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{word} is neither from 0 to 1 nor from 0% to 100%") from None
+
+
+def _share(word: str) -> float:
+    value = _number(word.removesuffix("%"))
+    if not word.endswith("%") or not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{word} is not from 0% to 100%")
+    return value / 100
+
+
+def _shard(word: str) -> object:
+    from serve.client.storage.sources import Shard
+
+    try:
+        return Shard.parse(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word} is not of the form 3/16, from 0/16 to 15/16") from None
 
 
 def _names(word: str) -> list[str]:

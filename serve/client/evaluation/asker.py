@@ -54,7 +54,7 @@ class Asker:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
-    async def ask(self, task: str, picture: bytes, fields: Json, *, unreadable: bool = False) -> Json:
+    async def ask(self, task: str, picture: bytes | str, fields: Json, *, unreadable: bool = False) -> Json:
         """Return {"image", "merged", "replies"}, or {"error"} as in the server's response. Retries while it is busy.
 
         unreadable: with {"error"} return the "replies" that cannot be read.
@@ -131,13 +131,17 @@ def _wait_ready(server: Server, patience_s: float, show: Callable[[str], None]) 
         time.sleep(0.5)
 
 
-def form(picture: bytes, fields: Json) -> Json:
-    """Return httpx's arguments for the request as a form, with the image's bytes."""
+def form(picture: bytes | str, fields: Json) -> Json:
+    """Return httpx's arguments for the request as a form, with the image's bytes or its URL."""
     # The server splits a single phrase at its commas, but neither several ones nor a JSON list.
     single = {name: value for name, value in fields.items() if isinstance(value, list) and len(value) == 1}
     data = fields | {name: json.dumps(value, ensure_ascii=False) for name, value in single.items()}
     timeout = httpx.Timeout(fields.get("deadline_s", 60.0) + GRACE_S, connect=CONNECT_S, pool=None)
-    return {"files": {"image": ("picture", picture)}, "data": data, "timeout": timeout}
+    return {
+        "files": {"image": (None, picture) if isinstance(picture, str) else ("picture", picture)},
+        "data": data,
+        "timeout": timeout,
+    }
 
 
 def _failed_models(body: Json, codes: Collection[str]) -> set[str]:

@@ -1,7 +1,7 @@
 """Many requests to a server, a bounded number at once; each answer is written as a line when it arrives."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,13 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """A request. line: the first fields of its line, its name first. picture: returns the image; raises OSError."""
+    """A request. line: the first fields of its line, its name first. picture: returns the image, or a URL that the
+    server fetches; raises OSError."""
 
     line: Json
     task: str
     fields: Json
-    picture: Callable[[], bytes]
+    picture: Callable[[], bytes | str]
 
 
 class Tally:
@@ -53,10 +54,11 @@ class Tally:
         return sentences
 
 
-def ask_all(jobs: Sequence[Job], asker: Asker, out: Lines, *, done: int = 0) -> Tally:
-    """Send all requests, with a progress bar on stderr. done: the number that an earlier call has answered.
+def ask_all(jobs: Iterable[Job], asker: Asker, out: Lines, *, total: int | None = None, done: int = 0) -> Tally:
+    """Send all requests, with a progress bar on stderr. Jobs are taken when they are sent, and in a thread.
 
-    Lines come in the order of the answers. Raises Failure where the run ends early; lines written so far are kept.
+    total: their number, where it is known. done: the number that an earlier call has answered. Lines come in the order
+    of the answers. Raises Failure where the run ends early; lines written so far are kept.
     """
     tally = Tally()
     console = Console(stderr=True)
@@ -71,10 +73,10 @@ def ask_all(jobs: Sequence[Job], asker: Asker, out: Lines, *, done: int = 0) -> 
         disable=not console.is_terminal,
     )
     with bar:
-        bar_id = bar.add_task("", total=len(jobs) + done, completed=done, rate="")
+        bar_id = bar.add_task("", total=None if total is None else total + done, completed=done, rate="")
 
-        def write(line: Json) -> None:
-            out.add(line)
+        def write(line: Json, picture: bytes | str | None) -> None:
+            out.add(line, picture)
             tally.add(line)
             speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
             failed = f" [red]{tally.failed} failed[/red]" if tally.failed else ""
@@ -87,18 +89,24 @@ def ask_all(jobs: Sequence[Job], asker: Asker, out: Lines, *, done: int = 0) -> 
     return tally
 
 
-async def _ask_all(jobs: Iterable[Job], asker: Asker, write: Callable[[Json], None]) -> None:
-    waiting = iter(jobs)
+async def _ask_all(jobs: Iterable[Job], asker: Asker, write: Callable[[Json, bytes | str | None], None]) -> None:
+    waiting, taking, writing = iter(jobs), asyncio.Lock(), asyncio.Lock()
 
     async def work() -> None:
-        for job in waiting:
+        while True:
+            async with taking:
+                job = await asyncio.to_thread(next, waiting, None)
+            if job is None:
+                return
+            picture: bytes | str | None = None
             try:
                 picture = await asyncio.to_thread(job.picture)
             except OSError as error:
                 answer: Json = {"error": {"message": f"{error.strerror or error}.", "code": "unreadable"}}
             else:
                 answer = await asker.ask(job.task, picture, job.fields)
-            write(job.line | answer)
+            async with writing:  # a disk or an object store may take its time
+                await asyncio.to_thread(write, job.line | answer, picture)
 
     try:
         async with asker, asyncio.TaskGroup() as workers:

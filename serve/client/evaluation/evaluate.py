@@ -135,7 +135,7 @@ def _ask(options: argparse.Namespace) -> tuple[list[Json], dict[str, Job]]:
     out = lines.Record(options.out, KEY, same) if options.out else lines.Kept()
     try:
         todo = [job for name, job in jobs.items() if name not in out.done]
-        ask_all(todo, asker, out, done=len(jobs) - len(todo))
+        ask_all(todo, asker, out, total=len(todo), done=len(jobs) - len(todo))
     except (Failure, KeyboardInterrupt):
         kept = (
             f"is in {options.out}: the same call goes on from there" if options.out else "is lost: --out FILE keeps it"

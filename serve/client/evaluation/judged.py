@@ -20,7 +20,9 @@ MAX_TEXT = 400
 """Characters of each text in the question."""
 
 
-def judge_answers(lines: Sequence[Json], pictures: Mapping[str, Callable[[], bytes]], asker: Asker, model: str) -> None:
+def judge_answers(
+    lines: Sequence[Json], pictures: Mapping[str, Callable[[], bytes | str]], asker: Asker, model: str
+) -> None:
     """Put into each line of a task with texts `judged`: the judge and, by answer, whether it is right.
 
     An answer that is worded as the true one is right without a question. One that the judge answers by neither yes
@@ -42,7 +44,7 @@ def judge_answers(lines: Sequence[Json], pictures: Mapping[str, Callable[[], byt
                 about = {"item": line["item"], "task": "vqa", "answer": answer}
                 jobs.append(Job(about, "vqa", {"question": question, "models": [model]}, pictures[line["item"]]))
     kept = Kept()
-    ask_all(jobs, asker, kept)
+    ask_all(jobs, asker, kept, total=len(jobs))
     verdicts = {(line["item"], line["answer"]): says_yes(line) for line in kept.lines}
     for line in lines:
         if "judged" in line:

@@ -24,7 +24,7 @@ def keep_run(
     scored: Sequence[score.Report],
     lines: Sequence[Json],
     prices: Mapping[str, Price],
-    pictures: Mapping[str, Callable[[], bytes]],
+    pictures: Mapping[str, Callable[[], bytes | str]],
 ) -> str:
     """Write a run's two files and return its name. pictures: by item, what returns its bytes. Raises Failure."""
     began = datetime.datetime.now(datetime.UTC)
@@ -45,7 +45,8 @@ def keep_run(
         with (folder / f"{name}.jsonl").open("w") as out:
             for line in lines:
                 load = pictures.get(line["item"])
-                preview = {} if load is None else {"preview": reports.preview_of(load(), side)}
+                picture = None if load is None else load()
+                preview = {"preview": reports.preview_of(picture, side)} if isinstance(picture, bytes) else {}
                 out.write(json.dumps(reports.trimmed(line) | preview) + "\n")
         (folder / f"{name}.json").write_text(run.model_dump_json())  # last: a run counts once it is whole
     except OSError as error:

@@ -8,44 +8,47 @@ import contextlib
 import fcntl
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from serve.client.http_client import Failure, Misuse
+from serve.client.storage.names import NameSet
 
 Json = dict[str, Any]
 SYNC_S = 5.0
+COPIED = 2**20
 
 
 class Lines(Protocol):
     """A destination of answers. done: the items that have an answer there already."""
 
-    done: set[str]
+    done: NameSet
 
-    def add(self, line: Json) -> None: ...
+    def add(self, line: Json, picture: bytes | str | None = None) -> None:
+        """Keep a line. picture: what it is about, for a destination that keeps pictures, too."""
 
-    def close(self) -> None: ...
+    def close(self, *, whole: bool = False) -> None:
+        """Write what is still held. whole: every item was asked about."""
 
 
 class Kept:
     """Lines in memory or on stdout, which a later run cannot continue."""
 
     def __init__(self, out: IO[str] | None = None) -> None:
-        self.done: set[str] = set()
+        self.done = NameSet()
         self.lines: list[Json] = []
         self._out = out
 
-    def add(self, line: Json) -> None:
+    def add(self, line: Json, picture: bytes | str | None = None) -> None:
         if self._out is None:
             self.lines.append(line)
         else:
             self._out.write(written(line))
             self._out.flush()
 
-    def close(self) -> None:
+    def close(self, *, whole: bool = False) -> None:
         pass
 
 
@@ -59,7 +62,7 @@ class Record:
 
     def __init__(self, path: Path, key: str, same: Callable[[Json], None]) -> None:
         self.path, self.key, self._same = path, key, same
-        self.done: set[str] = set()
+        self.done = NameSet()
         with contextlib.ExitStack() as held:  # the locks last as long as the files are open
             held.enter_context(self._open_locked())
             kept, dropped = self._read()
@@ -69,7 +72,7 @@ class Record:
             self._held = held.pop_all()
         self._synced = time.monotonic()
 
-    def add(self, line: Json) -> None:
+    def add(self, line: Json, picture: bytes | str | None = None) -> None:
         """Append a line. Raises Failure if it cannot be written."""
         try:
             self._file.write(written(line).encode())
@@ -81,7 +84,7 @@ class Record:
             raise self._unwritten(error) from None
         self.done.add(line[self.key])
 
-    def close(self) -> None:
+    def close(self, *, whole: bool = False) -> None:
         with contextlib.suppress(OSError):  # `add` has reported a full disk
             os.fsync(self._file.fileno())
         with contextlib.suppress(OSError):
@@ -99,8 +102,9 @@ class Record:
             raise
 
     def _read(self) -> tuple[list[tuple[int, int]], bool]:
-        """Return (begin, end) of the lines to keep, in bytes, and whether there are others."""
-        kept, dropped, at = [], False, 0
+        """Return (begin, end) of the runs of lines to keep, in bytes, and whether there are others."""
+        kept: list[tuple[int, int]] = []
+        dropped, at = False, 0
         for line, body in parse_lines(self.path, self.key):
             begin, at = at, at + len(line)
             if body is None or "error" in body or body[self.key] in self.done:
@@ -108,6 +112,8 @@ class Record:
                 continue
             self._same(body)
             self.done.add(body[self.key])
+            if kept and kept[-1][1] == begin:
+                begin = kept.pop()[0]
             kept.append((begin, at))
         return kept, dropped
 
@@ -121,7 +127,8 @@ class Record:
                 os.fchmod(new.fileno(), os.fstat(old.fileno()).st_mode & 0o777)
                 for begin, end in kept:
                     old.seek(begin)
-                    new.write(old.read(end - begin))
+                    while begin < end:
+                        begin += new.write(old.read(min(COPIED, end - begin)))
                 new.flush()
                 os.fsync(new.fileno())
                 os.replace(new_path, self.path)
@@ -151,11 +158,6 @@ def read_lines(path: Path, key: str) -> list[Json]:
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}.") from None
     return list(bodies.values())
-
-
-def open_lines(path: Path | None, key: str, same: Callable[[Json], None]) -> Lines:
-    """Open the record at `path`, or stdout for None."""
-    return Kept(sys.stdout) if path is None else Record(path, key, same)
 
 
 def differs(path: Path, name: str, was: object, now: object) -> Misuse:
