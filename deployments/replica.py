@@ -72,7 +72,9 @@ class Replica:
         self.drain_s = args.drain_s
         base = args.model()
         loras = [own.lora(adapter, base) for adapter in adapters]
-        self._engine = engine = _engine(args, base, loras, self._progress, MediaDecoder(Budget.of_replica()), place)
+        self._engine = engine = create_engine(
+            args, base, loras, self._progress, MediaDecoder(Budget.of_replica()), place
+        )
         self.worker = Worker(base, engine, check=check_at_load(args) if args.check else None)
         self.adapters = {
             model.name: Worker(
@@ -254,14 +256,15 @@ def loading_file() -> Path | None:
     return file
 
 
-def _engine(
+def create_engine(
     args: EngineArgs,
     model: Model,
     loras: Sequence[Model],
     progress: Callable[[str], None],
     decoder: MediaDecoder,
-    place: GroupPlace | None,
+    place: GroupPlace | None = None,
 ) -> LoraEngine:
+    """Return an entry's engine, not started yet. loras: the adapters on it. progress: called with its steps."""
     if args.simulate is not None:
         from serve.engines.fake import FakeEngine
 

@@ -35,7 +35,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options, rest = known.parse_known_args(argv)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "question", "") is None:
         options.question = rest.pop()
-    if options.run in (_plan, _doctor):  # the program that they become reads its own options
+    if options.run in (_plan, _doctor, _batch):  # the program that they become reads its own options
         options.rest, rest = rest, []
     if rest:
         known.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     for name, run, text in (
         ("doctor", _doctor, "whether this machine can serve them, and what to mend"),
         ("plan", _plan, "which models fit on which GPUs together"),
+        ("batch", _batch, "pictures by the million through the models of a Ray cluster, without a server"),
     ):
         commands.add_parser(name, help=text, add_help=False).set_defaults(run=run)
     _ask_options(commands.add_parser("ask", help="ask every model about a picture or a film"))
@@ -157,6 +158,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--shard", type=_shard, default="0/1", metavar="I/N", help="the I-th of N parts, from 0, chosen by the names"
     )
+    run.add_argument("--part", type=_count, metavar="N", help="lines of a part where --out has parts, default 1000")
     run.add_argument(
         "--format", type=_format, metavar="NAME", help="labels as coco, yolo, voc, label-studio, fiftyone or jsonl"
     )
@@ -334,6 +336,15 @@ def _doctor(options: argparse.Namespace) -> NoReturn:
 
 def _plan(options: argparse.Namespace) -> NoReturn:
     _become("deployments.plan", options.rest)
+
+
+def _batch(options: argparse.Namespace) -> NoReturn:
+    from serve.client.http_client import Failure
+
+    missing = [name for name in ("ray", "vllm", "pyarrow", "pandas") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Failure(f"diptych batch needs {' and '.join(missing)}: install diptych[cpu,cloud] or diptych[gpu,cloud].")
+    _become("deployments.batch", options.rest)
 
 
 def _become(module: str, arguments: Sequence[str]) -> NoReturn:

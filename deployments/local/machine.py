@@ -59,11 +59,17 @@ class RayEnded(Exception):
 
 
 @contextlib.contextmanager
-def machine(num_cpus: float, num_gpus: float | None = None) -> Iterator[Path]:
+def machine(
+    num_cpus: float,
+    num_gpus: float | None = None,
+    *,
+    spare_cpus: int = SPARE_CPUS,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
+) -> Iterator[Path]:
     """Run Ray while the block runs. Yields the folder of its logs.
 
     num_cpus: sum over all deployments. They are logical, so that a small machine can place them all. num_gpus: GPUs to
-    simulate, for simulated engines; left out, Ray counts the real ones.
+    simulate, for simulated engines; left out, Ray counts the real ones. spare_cpus: logical ones beside them.
     """
     os.environ.update(ENVIRONMENT)
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # no other user of this machine gets in
@@ -71,7 +77,7 @@ def machine(num_cpus: float, num_gpus: float | None = None) -> Iterator[Path]:
     earlier = own_descendants()
     folder = Path(tempfile.mkdtemp(prefix="diptych-", dir="/tmp"))  # paths of sockets must stay short
     try:
-        _start(folder, num_cpus, num_gpus)
+        _start(folder, math.ceil(num_cpus) + spare_cpus, num_gpus, object_store_bytes)
         yield folder / "session_latest" / "logs"
     except RayEnded:
         _kill(earlier)  # `ray.shutdown` would wait for processes that are gone
@@ -105,7 +111,7 @@ def bind_to_loopback() -> None:
         replica.add_port_to_grpc_server = lambda server, at: offer(server, at.replace("[::]", LOOPBACK))
 
 
-def _start(folder: Path, num_cpus: float, num_gpus: float | None) -> None:
+def _start(folder: Path, num_cpus: int, num_gpus: float | None, object_store_bytes: int) -> None:
     import ray
     import ray._private.node
 
@@ -123,9 +129,9 @@ def _start(folder: Path, num_cpus: float, num_gpus: float | None) -> None:
     with patch.object(ray._private.node, "Node", _Node):
         ray.init(
             address="local",
-            num_cpus=math.ceil(num_cpus) + SPARE_CPUS,
+            num_cpus=num_cpus,
             num_gpus=None if num_gpus is None else math.ceil(num_gpus),
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=object_store_bytes,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="error",

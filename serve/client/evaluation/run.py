@@ -91,7 +91,9 @@ def open_answers(options: argparse.Namespace, fields: Json) -> lines.Lines:
     if not in_parts(str(options.out)):
         path = Path(options.out)
         return lines.Record(path, KEY, functools.partial(_check_same, path, options.task, fields))
-    return Parts(options.out, {"task": options.task, "asked": fields}, options.shard, form_of(options.out))
+    return Parts(
+        options.out, {"task": options.task, "asked": fields}, options.shard, form_of(options.out), options.part
+    )
 
 
 def in_parts(out: str) -> bool:

@@ -49,13 +49,14 @@ class Form(NamedTuple):
 class Parts:
     """The answers of one shard. Raises Misuse where the folder holds answers to another question, or Failure.
 
-    question: fields of the manifest, equal in every call. form: one of FORMS.
+    question: fields of the manifest, equal in every call. form: one of FORMS. most_lines: of a part.
     """
 
-    def __init__(self, address: str, question: Json, shard: Shard, form: str) -> None:
+    def __init__(self, address: str, question: Json, shard: Shard, form: str, most_lines: int | None = None) -> None:
         if form == "parquet":
             require_package("pyarrow", address)
         self.address, self.form = address, FORMS[form]
+        self._most_lines = most_lines or MOST_LINES
         self.done = NameSet()
         self._store: Store = open_store(address)
         stem = f"{shard.index:05d}-of-{shard.count:05d}"
@@ -84,7 +85,7 @@ class Parts:
         self._waiting.append(AnsweredPicture(line, kept))
         self._bytes += len(json.dumps(line)) + len(kept or b"")
         late = time.monotonic() - self._since > MOST_S
-        if late or len(self._waiting) >= MOST_LINES or self._bytes >= MOST_BYTES:
+        if late or len(self._waiting) >= self._most_lines or self._bytes >= MOST_BYTES:
             self._write()
 
     def close(self, *, whole: bool = False) -> None:
