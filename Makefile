@@ -8,6 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := serve
 .PHONY: serve test check fast types unit slow drill install install-dev loadtest bench bench-others bench-fan-out
 .PHONY: bench-many-servers bench-scale bench-gateways bench-turns bench-repeats bench-columns chaos hostile soak gpu-check
+.PHONY: bench-store bench-batch
 .PHONY: k8s-check k8s-drill audit screenshots tables lock clean parity parity-generic
 
 serve: install
@@ -89,6 +90,14 @@ bench-repeats: install-dev
 # four kinds of columns in one fan-out, each killed in turn; ARGS="--ocr FOLDER": RapidOCR installed there
 bench-columns: install-dev
 	$(BIN)/python -m loadtest.bench columns $(ARGS)
+
+# diptych run over an object store (moto, in build/others/moto), killed again and again
+bench-store: install-dev
+	$(BIN)/python -m loadtest.bench store $(ARGS)
+
+# diptych batch on two raylets beside diptych run, on the same cores
+bench-batch: install-dev
+	$(BIN)/python -m loadtest.bench batch $(ARGS)
 
 # faults done to a server of simulated models, and what its clients saw
 chaos: install-dev

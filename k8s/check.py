@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from k8s.checks import chart, image, kuberay, linted, operations, rendered, rules, schemas
+from k8s.checks import batches, chart, image, kuberay, linted, operations, rendered, rules, schemas
 from k8s.checks.serve_config import serve_config
 
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Dockerfile: a change of the code writes {written:.0f} MB of an image anew", image.layers(dockerfile, root)
     )
     if options.checkov is not None:
-        for file in (dockerfile, options.folder / "loadtest" / "Dockerfile"):
+        for file in (options.folder / path / "Dockerfile" for path in ("", "loadtest", "batch")):
             report.check(f"{file.relative_to(options.folder)}: checkov", linted.dockerfile(options.checkov, file))
     print(f"{report.faults} faults" if report.faults else "no fault", flush=True)
     return 1 if report.faults else 0
@@ -104,6 +104,11 @@ def _overlay(report: Report, overlay: Path, crds: schemas.Definitions | None, ch
         report.check(f"{name}: serveConfigV2", serve_config(service))
         if valid:  # the rules read numbers where the schema has some
             report.check(f"{name}: what KubeRay refuses, and times", kuberay.kuberay(service))
+    for job in rendered.of_kind(documents, "RayJob"):
+        report.check(f"{name}: what KubeRay refuses of a job", kuberay.ray_job(job))
+        report.check(f"{name}: room for the models", batches.ray_batch(documents))
+    for job in rendered.of_kind(documents, "Job"):
+        report.check(f"{name}: shards of a Job", batches.indexed_job(job))
     if checkov is not None:
         with tempfile.TemporaryDirectory() as folder:
             policies = rendered.of_kind(documents, "NetworkPolicy")

@@ -24,6 +24,8 @@ KINDS = (
     "chaos",
     "hostile",
     "soak",
+    "store",
+    "batch",
 )
 
 

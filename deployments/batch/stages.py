@@ -17,6 +17,7 @@ import ray.data
 import ray.exceptions
 from ray.data.block import BlockMetadata
 from ray.data.exceptions import UserCodeException
+from serve.router.deadline import Deadline
 
 from deployments.batch.question import BatchQuestion
 from deployments.replica import create_engine
@@ -33,7 +34,6 @@ from serve.media.decoding import MediaDecoder
 from serve.media.fetch.fetcher import Fetcher
 from serve.media.image import Image, undecoded_image
 from serve.models import own
-from serve.router.deadline import Deadline
 from serve.router.merge_replies import merge
 from serve.router.model_call import whole_reply
 from serve.tasks.base import Reply, Request

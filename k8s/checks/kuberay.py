@@ -37,6 +37,22 @@ def kuberay(service: Document) -> Iterator[str]:
     yield from _times(service)
 
 
+def ray_job(job: Document) -> Iterator[str]:
+    """Yield every fault of a RayJob as a sentence."""
+    spec = job["spec"]
+    if len(job["metadata"]["name"]) > 47 or not NAME.fullmatch(job["metadata"]["name"]):
+        yield f"the name {job['metadata']['name']!r} is no DNS-1035 label of at most 47 characters"
+    for name, group in groups(job):
+        yield from _group(name, group, spec["rayClusterSpec"].get("enableInTreeAutoscaling", False))
+    submitter = spec.get("submitterPodTemplate")
+    if spec.get("submissionMode", "K8sJobMode") == "SidecarMode" and submitter is not None:
+        yield "SidecarMode has no submitterPodTemplate"
+    if submitter is not None and submitter["spec"].get("restartPolicy") not in ("Never", "OnFailure"):
+        yield "the submitter's restartPolicy must be Never or OnFailure: it is a Job's pod"
+    if spec.get("backoffLimit", 0) < 0 or spec.get("ttlSecondsAfterFinished", 0) < 0:
+        yield "backoffLimit and ttlSecondsAfterFinished must not be negative"
+
+
 def _group(name: str, group: Document, autoscaled: bool) -> Iterator[str]:
     start, pod = group["rayStartParams"], group["template"]["spec"]
     if name != "head":

@@ -20,8 +20,8 @@ class Broken(Exception):
 
 
 def overlays(folder: Path = FOLDER) -> list[Path]:
-    """Return all folders to apply: the overlays, and the load test."""
-    return [*sorted((folder / "overlays").iterdir()), folder / "loadtest"]
+    """Return all folders to apply: the overlays, the load test and the batches."""
+    return [*sorted((folder / "overlays").iterdir()), *(folder / name for name in ("loadtest", "batch", "ray-batch"))]
 
 
 def able() -> bool:
@@ -41,8 +41,9 @@ def of_kind(documents: list[Document], kind: str) -> list[Document]:
 
 
 def groups(service: Document) -> Iterator[tuple[str, Document]]:
-    """Yield the head and the worker groups of a RayService, with their names."""
-    cluster = service["spec"]["rayClusterConfig"]
+    """Yield the head and the worker groups of a RayService or a RayJob, with their names."""
+    spec = service["spec"]
+    cluster = spec["rayClusterSpec" if service["kind"] == "RayJob" else "rayClusterConfig"]
     yield "head", cluster["headGroupSpec"]
     for group in cluster["workerGroupSpecs"]:
         yield group["groupName"], group
@@ -60,8 +61,10 @@ def pods(documents: list[Document]) -> list[Document]:
     for document in documents:
         name, namespace = document["metadata"]["name"], document["metadata"].get("namespace", "default")
         templates = {}
-        if document["kind"] == "RayService":
+        if document["kind"] in ("RayService", "RayJob"):
             templates = {f"{name}-{group}": spec["template"] for group, spec in groups(document)}
+            if (submitter := document["spec"].get("submitterPodTemplate")) is not None:
+                templates[f"{name}-submitter"] = submitter
         elif document["kind"] in ("Job", "StatefulSet", "Deployment"):
             templates = {name: document["spec"]["template"]}
         for pod, template in templates.items():

@@ -53,6 +53,10 @@ def custom(documents: list[Document], crds: Definitions) -> Iterator[str]:
         if not isinstance(_validate(document), kubernetes_validate.SchemaNotFoundError):
             continue
         validator = crds.get((document["apiVersion"], document["kind"]))
+        if validator is None and document["kind"] == "RayJob":  # the largest part of its definition is a cluster's
+            cluster = {**document, "kind": "RayCluster", "spec": document["spec"]["rayClusterSpec"]}
+            yield from custom([cluster], crds)
+            continue
         if validator is None:
             yield f"{named(document)}: there is no CRD of {document['apiVersion']}"
             continue
