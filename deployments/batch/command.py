@@ -18,7 +18,7 @@ from deployments.local.machine import machine
 from serve.cli import add_question_options
 from serve.client import legible
 from serve.client.evaluation.batch import Tally
-from serve.client.evaluation.run import in_parts, require_pictures
+from serve.client.evaluation.run import in_parts, interrupted_by_sigterm, require_pictures
 from serve.client.http_client import Failure, Misuse
 from serve.client.storage.parts import Parts, form_of
 from serve.client.storage.sources import WHOLE, PictureSource, open_source
@@ -67,7 +67,7 @@ def run_batch(options: argparse.Namespace) -> int:
     tally, earlier = Tally(), len(out.done)
     began = time.monotonic()
     try:
-        with _ray(question, options.address):
+        with _ray(question, options.address), interrupted_by_sigterm():  # Ray has put its own handler there
             seconds = _write(_answers(source, question, out), out, tally)
     except BaseException:
         out.close()

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         if asker is not None:
             total = None if expected is None else max(0, expected - done)
-            with _interrupted_by_sigterm():
+            with interrupted_by_sigterm():
                 tally = ask_all(jobs, asker, out, total=total, done=done)
     except BaseException as error:
         out.close()
@@ -121,7 +121,7 @@ def _asker(options: argparse.Namespace) -> Asker:
 
 
 @contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
+def interrupted_by_sigterm() -> Iterator[None]:
     """End by SIGTERM, which a pod gets, as by Ctrl-C: what was answered is still written."""
     if threading.current_thread() is not threading.main_thread():
         yield
