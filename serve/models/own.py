@@ -286,7 +286,8 @@ def _phrases(task: str, name: str, origin: Model) -> str:
     if task not in origin.skills or TASKS[task].max_phrases == 1:
         return "labels" if task not in origin.skills else "label"
     image = Image(np.zeros((8, 8, 3), np.uint8))
-    request = TASKS[task].request.model_construct(image=image, **{name: ["a", "b"]})
+    fields: dict[str, Any] = {"image": image, name: ["a", "b"]}
+    request = TASKS[task].request.model_construct(**fields)
     return "label" if len(origin.skills[task].ask(request)) > 1 else "labels"
 
 

@@ -6,12 +6,12 @@ from typing import Any
 from serve.client.evaluation.asker import Asker
 from serve.client.evaluation.batch import Job, ask_all
 from serve.client.evaluation.lines import Kept
+from serve.tasks import TASKS
 from serve.tasks.answers import normalise
+from serve.tasks.base import TextResult
 from serve.tasks.labels.picture import result_text
 
 Json = dict[str, Any]
-TASKS = ("vqa", "caption", "ocr", "chat")
-"""Tasks whose answers are texts."""
 QUESTION = (
     "Somebody was asked about this picture: {asked} A right answer is: {truth} The answer given was: {answer} "
     "Is the given answer right, too? Answer yes or no."
@@ -30,7 +30,8 @@ def judge_answers(
     """
     jobs: list[Job] = []
     for line in lines:
-        if line["task"] not in TASKS or "replies" not in line:
+        task = TASKS.get(line["task"])
+        if task is None or not issubclass(task.result, TextResult) or "replies" not in line:
             continue
         right = true_texts(line["truth"])
         answers = dict.fromkeys(answer for answer in (result_text(result or {}) for result in _results(line)) if answer)
@@ -38,7 +39,7 @@ def judge_answers(
         line["judged"] = {"by": model, "answers": {answer: normalise(answer) in same for answer in answers}}
         for answer in answers if right else ():
             if not line["judged"]["answers"][answer]:
-                wanted = TASKS[line["task"]].written(line["asked"]) or f"({line['task']})"
+                wanted = task.written(line["asked"]) or f"({task.name})"
                 texts = (text[:MAX_TEXT] for text in (wanted, right[0], answer))
                 question = QUESTION.format(**dict(zip(("asked", "truth", "answer"), map(repr, texts), strict=True)))
                 about = {"item": line["item"], "task": "vqa", "answer": answer}

@@ -32,8 +32,8 @@ def write_fiftyone(folder: Path, pictures_in: Path, pictures: Sequence[Answered]
         place(pictures_in / picture.file, folder / "data" / picture.file)
         results = {"merged": picture.result or {}, **picture.answers}
         fields = {_field(name): _label(result, picture.size) for name, result in results.items()}
-        field = TASKS[picture.task].text_field
-        question = TASKS[picture.task].text_in(picture.fields) if field and field.kind == "text" else {}
+        task = TASKS.get(picture.task)
+        question = picture.written if task and task.text_field and task.text_field.kind == "text" else {}
         sample = {"filepath": f"data/{picture.file}", "tags": [picture.task], "agreement": picture.agreement}
         samples.append(sample | question | fields)
     (folder / "samples.json").write_text(json.dumps({"samples": samples}), encoding="ascii")

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve.tasks import TASKS
 from serve.tasks.labels.picture import Answered, Json, answered
 
 
@@ -26,4 +25,4 @@ def _line(picture: Answered) -> Json:
         return line | {"question": picture.fields["question"], "answer": picture.text}
     if picture.task == "extract":
         result = {"data": result["data"]}
-    return line | result | TASKS[picture.task].text_in(picture.fields)
+    return line | result | picture.written

@@ -189,7 +189,7 @@ def _task(picture: Answered, control: Control, base: str) -> Json:
         "file": picture.file,
         "agreement": picture.agreement,
     }
-    data |= TASKS[picture.task].text_in(picture.fields)
+    data |= picture.written
     if picture.result is None:
         return {"data": data}
     results = {"merged": picture.result, **picture.answers}

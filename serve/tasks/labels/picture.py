@@ -45,6 +45,11 @@ class Answered:
         return points
 
     @property
+    def written(self) -> Json:
+        """Return the field of the request for what the client wrote; empty without, and of a task unknown here."""
+        return TASKS[self.task].text_in(self.fields) if self.task in TASKS else {}
+
+    @property
     def text(self) -> str:
         """Return the result's text, of a task that is answered in one."""
         return result_text(self.result or {})
@@ -88,8 +93,8 @@ def answered(pictures: Sequence[Answered]) -> list[Answered]:
 
 def names(pictures: Sequence[Answered]) -> list[str]:
     """Return all labels, those that were asked for first, each once."""
-    phrases = (TASKS[picture.task].text_in(picture.fields) for picture in pictures if TASKS[picture.task].takes_phrases)
-    wanted = [str(label) for fields in phrases for labels in fields.values() for label in labels]
+    fields = (value for picture in pictures for value in picture.written.values() if isinstance(value, list))
+    wanted = [str(label) for labels in fields for label in labels]
     others = (str(item["label"]) for picture in pictures for item in (*picture.boxes, *picture.points))
     return list(dict.fromkeys([*wanted, *others]))
 
