@@ -17,7 +17,6 @@ import ray.data
 import ray.exceptions
 from ray.data.block import BlockMetadata
 from ray.data.exceptions import UserCodeException
-from serve.router.deadline import Deadline
 
 from deployments.batch.question import BatchQuestion
 from deployments.replica import create_engine
@@ -36,6 +35,7 @@ from serve.media.image import Image, undecoded_image
 from serve.models import own
 from serve.router.merge_replies import merge
 from serve.router.model_call import whole_reply
+from serve.router.route import Deadline
 from serve.tasks.base import Reply, Request
 from serve.worker import Worker
 
