@@ -32,7 +32,7 @@ from serve.media import masks
 from serve.media.image import undecoded_image
 from serve.media.outline import MAX_SIDE
 from serve.tasks import TASKS
-from serve.tasks.base import QUESTION, Task
+from serve.tasks.base import Task
 from serve.tasks.boxes import label_key
 from serve.tasks.detect import MAX_LABELS
 from serve.tasks.extracted import ExtractResult
@@ -462,10 +462,12 @@ def _labelled(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
         multiple = bool((line.model_extra or {}).get("multiple", line.answers is not None))
         yield "classify", {"labels": line.labels, "multiple": multiple}, {"labels": answers}
         return
-    if line.question is not None or answers:
+    field = TASKS[line.task].text_field if line.task is not None else None
+    own = answers == [] and field is not None and field.name == "question" and _gives_result(line)
+    if (line.question is not None or answers) and not own:
         if line.question is None or not answers:
             raise Failure(f"{where}: question and answer (or answers) go together.")
-        task = line.task if line.task and TASKS[line.task].text_field == QUESTION else "vqa"
+        task = line.task if line.task and field is not None and field.name == "question" else "vqa"
         yield task, {"question": line.question}, {"answers": answers}
     if captions:
         yield "caption", {}, {"captions": captions}
@@ -485,6 +487,11 @@ def _labelled(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
     if line.task is not None and (truth := _own_truth(TASKS[line.task], line, where)):
         field = TASKS[line.task].text_field
         yield line.task, {} if field is None else {field.name: _written(line, field.name)}, truth
+
+
+def _gives_result(line: Line) -> bool:
+    """Return whether a line has fields of its task's result."""
+    return line.task is not None and not TASKS[line.task].result.model_fields.keys().isdisjoint(line.model_extra or {})
 
 
 def _own_truth(task: Task, line: Line, where: str) -> Json:

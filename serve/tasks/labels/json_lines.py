@@ -21,7 +21,7 @@ def _line(picture: Answered) -> Json:
     if picture.task == "classify":
         answers = [label["label"] for label in result["labels"]]
         return line | {"labels": picture.fields["labels"], "answers": answers, "multiple": result["multiple"]}
-    if "question" in picture.fields:
+    if "question" in picture.fields and len(result) == 1:
         return line | {"question": picture.fields["question"], "answer": picture.text}
     if picture.task == "extract":
         result = {"data": result["data"]}
