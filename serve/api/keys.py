@@ -117,7 +117,7 @@ def _settings(name: str, suffixes: Sequence[str]) -> tuple[KeyRights, dict[str, 
     known = [*KeyRights.model_fields, *KeyLimits.model_fields]
     if len(given) < len(suffixes) or not given.keys() <= set(known):
         raise ValueError(
-            f"The API key of {name} may be followed once by each of: {', '.join(known)}, as {known[0]}=..."
+            f"The API key of {name} may be followed by each of these once: {', '.join(known)}, as {known[0]}=..."
         )
     rights, limits = (
         _validated(name, kind, {field: value for field, value in given.items() if field in kind.model_fields})

@@ -106,9 +106,9 @@ def test_entry_sets_limits_of_its_key() -> None:
         (":requests_per_minute=0", "alice: requests_per_minute: Input should be greater than or equal to 1"),
         (":requests_per_minute=many", "alice: requests_per_minute: Input should be a valid integer"),
         (":requests_per_minute", "requests_per_minute: Input should be a valid integer"),
-        (":max_body_mb=3", "once by each of: scopes, models, "),  # it is checked before the key is known
-        (":requests_at_once=3:requests_at_once=4", "once by each of"),
-        (":metrics:requests_at_once=3", "once by each of"),
+        (":max_body_mb=3", "followed by each of these once: scopes, models, "),  # it is checked before the key is known
+        (":requests_at_once=3:requests_at_once=4", "followed by each of"),
+        (":metrics:requests_at_once=3", "followed by each of"),
         (":scopes=root", "alice: scopes: Input should be 'ask', 'scrape' or 'admin'"),
         (":tasks=vqa+paint", "alice: tasks: there is no 'paint'. Tasks: "),
         (":expires=soon", "alice: expires: Input should be a valid date"),

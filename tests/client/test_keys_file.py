@@ -46,7 +46,7 @@ def test_added_key_is_in_the_file_which_its_owner_alone_may_read(
         (["alice"], "two API keys of the name alice"),
         (["no name"], "cannot be a key's name"),
         (["bob", "--tasks", "paint"], "there is no 'paint'"),
-        (["bob", "--limit", "requests=3"], "once by each of"),
+        (["bob", "--limit", "requests=3"], "followed by each of"),
     ],
 )
 def test_wrong_key_is_refused_and_the_file_is_left(
