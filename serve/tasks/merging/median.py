@@ -10,9 +10,10 @@ from serve.tasks.merging.agreement import agreed, standing, weigh
 def weighted_median(number: Callable[[Reply], int], by_confidence: bool = False) -> MergeRule:
     """Make a rule that takes the weighted median of number(reply), so that one wild number moves nothing.
 
-    Of the two numbers in the middle, where the halves are equal, it is the larger: models miss what is there more often
-    than they see what is not. by_confidence: a reply's weight is multiplied by its confidence. The surest model that
-    says the median speaks for it. A model deviates by its distance to the median over the larger of the two numbers.
+    Of the two numbers in the middle, where the halves are equal, it is the one with more weight, then the larger:
+    models miss what is there more often than they see what is not. by_confidence: a reply's weight is multiplied by its
+    confidence. The surest model that says the median speaks for it. A model deviates by its distance to the median over
+    the larger of the two numbers.
     """
 
     def choose(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
@@ -22,7 +23,8 @@ def weighted_median(number: Callable[[Reply], int], by_confidence: bool = False)
         camps: dict[int, list[Reply]] = {}
         for reply in replies:
             camps.setdefault(number(reply), []).append(reply)
-        median = max(_middle({value: sum(votes[reply.model] for reply in camp) for value, camp in camps.items()}))
+        tally = {value: sum(votes[reply.model] for reply in camp) for value, camp in camps.items()}
+        median = max(_middle(tally), key=lambda value: (tally[value], value))
         spokesman = max(camps[median], key=lambda reply: says[reply.model])  # of equals the first in the catalogue
         deviations = {reply.model: _apart(number(reply), median) for reply in replies}
         assert spokesman.result is not None
