@@ -173,6 +173,14 @@ EngineArgs = ModelArgs | OwnArgs | NamedArgs
 """An entry of a model with an engine of its own."""
 
 
+def _with_length(entry: EngineArgs) -> Model:
+    """Return an entry's model, with the length of context that the deployment gives it."""
+    model, length = entry.model(), entry.engine_args.get("max_model_len")
+    if not isinstance(length, int):
+        return model
+    return dataclasses.replace(model, family_args={**model.family_args, "max_model_len": length})
+
+
 class LoraArgs(Lora):
     """A LoRA adapter. It runs in its base's replicas."""
 
@@ -402,7 +410,7 @@ class Args(BaseModel):
 
         Built once in a process. Raises ValueError naming an adapter that does not go with its base.
         """
-        bases = {name: entry.model() for name, entry in self.engines().items()}
+        bases = {name: _with_length(entry) for name, entry in self.engines().items()}
         models = {}
         for entry in self.models:
             if isinstance(entry, RemoteModel):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve import tracing
-from serve.engines.base import Engine, FinishReason, Generation, Memory, Piece, Prompt, State, Token, Wakes
+from serve.engines.base import Engine, FinishReason, Generation, Memory, Piece, Prompt, State, Token, ToolReader, Wakes
 from serve.errors import ModelError, ParseError
 from serve.models.base import Model, with_limits
 from serve.models.check_report import CheckReport, refusal, with_contract
@@ -178,14 +178,22 @@ class Worker:
         tracing.current().set({"gen_ai.request.model": self.name})
         if prompt.video is not None:
             prompt = replace(prompt, video=prompt.video.sample(self.model.frames))
-        splitter = self._splitter(prompt)
+        splitter, reader = self._splitter(prompt), self._tool_reader(prompt)
         with self._counted():
             async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
                 async for piece in pieces:
-                    yield piece if splitter is None else splitter.feed(piece)
+                    answered = piece if splitter is None else splitter.feed(piece)
+                    yield answered if reader is None else reader.feed(answered)
 
     def _splitter(self, prompt: Prompt) -> PieceSplitter | None:
         return None if self.model.reasoning is None else self.model.reasoning.splitter(prompt)
+
+    def _tool_reader(self, prompt: Prompt) -> ToolReader | None:
+        """Return what reads the calls of functions in the reply's text; None where they are not in it."""
+        if prompt.tools is None or prompt.tools.parser is None:
+            return None
+        reader: ToolReader = self.engine.tool_reader(prompt.tools, prompt.whole)  # type: ignore[attr-defined]
+        return reader
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:

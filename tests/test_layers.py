@@ -26,6 +26,7 @@ LAYERS = [  # a package's entry applies to its modules without an entry of their
     {"worker", "arena"},
     {"api"},
     {"api.chat_completions"},
+    {"api.model_responses"},
     {"api.app", "toy"},
     {"checking"},
     {"client"},

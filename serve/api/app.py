@@ -19,6 +19,7 @@ from serve.api import (
     error_responses,
     evaluation_endpoints,
     label_studio_endpoints,
+    model_responses,
     openapi_schema,
     pages,
     result_endpoints,
@@ -125,6 +126,7 @@ def create_app(
     app.router.routes += _routes(tuple(TASKS))
     bodies: list[type[BaseModel]] = [
         chat_completions.ChatCompletionRequest,
+        model_responses.ResponseRequest,
         arena_endpoints.VoteRequest,
         label_studio_endpoints.PredictRequest,
         label_studio_endpoints.SetupRequest,
@@ -262,6 +264,18 @@ def _add_chat(api: APIRouter) -> None:
     async def chat(request: Request) -> Response:
         shared = services(request)
         return await chat_completions.complete_chat(shared.router, shared.metrics, shared.media, request)
+
+    @api.post(
+        "/v1/responses",
+        tags=["chat"],
+        operation_id="create_response",
+        summary="OpenAI's responses: the same in its newer format",
+        responses={200: openapi_schema.json_or_events(model_responses.Response)},
+        openapi_extra=openapi_schema.json_body(model_responses.ResponseRequest),
+    )
+    async def respond(request: Request) -> Response:
+        shared = services(request)
+        return await model_responses.create_response(shared.router, shared.metrics, shared.media, request)
 
 
 class HeadRequests:

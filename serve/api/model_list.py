@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.engines.base import Memory, State, Wakes
-from serve.models.base import Model, Price
+from serve.models.base import HUB_ID, Model, Price
 from serve.models.catalog import task_names
 from serve.models.check_report import CheckReport
 from serve.rights import RIGHTS
@@ -41,6 +41,7 @@ class NameDetails(BaseModel):
         default=None,
         description="How often a model woke that shares memory with others, and how long the last time took.",
     )
+    tools: bool = Field(default=False, description="Whether the model calls functions (`tools`).")
     remote: bool = Field(default=False, description="Whether images and questions for it go to another server.")
     price: Price | None = Field(default=None, description="Of a million tokens, where the operator gave it.")
     check: CheckReport | None = Field(default=None, description="Of the model, where it was checked when it started.")
@@ -56,6 +57,11 @@ class ModelEntry(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    root: str = Field(description="The checkpoint's repository, or the name itself.")
+    parent: str | None = Field(default=None, description="The model whose LoRA adapter it is.")
+    max_model_len: int | None = Field(
+        description="Tokens of a prompt and its reply together, of a task the least of its models'; null: not known."
+    )
     diptych: NameDetails
 
 
@@ -72,6 +78,9 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
             id=name,
             created=_timestamp(model.card.released),
             owned_by=model.card.organization,
+            root=_repository(model) or name,
+            parent=model.base if model.base in served else None,
+            max_model_len=max_model_len(model),
             diptych=NameDetails(
                 kind="model",
                 tasks=RIGHTS.get().allowed_tasks(task_names(model, reports.get(name))),
@@ -79,6 +88,7 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
                 state=statuses[name].state if name in statuses else None,
                 memory=statuses[name].memory if name in statuses else None,
                 wakes=statuses[name].wakes if name in statuses else None,
+                tools=model.tools is not None,
                 remote=model.card.remote,
                 price=model.card.price,
                 check=reports.get(name),
@@ -104,8 +114,29 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
                 places=task.places,
                 example=task.example,
             )
-            entries.append(ModelEntry(id=task.name, created=0, owned_by="diptych", diptych=task_details))
+            lengths = [length for name in able if (length := max_model_len(served[name])) is not None]
+            entries.append(
+                ModelEntry(
+                    id=task.name,
+                    created=0,
+                    owned_by="diptych",
+                    root=task.name,
+                    max_model_len=min(lengths, default=None),
+                    diptych=task_details,
+                )
+            )
     return ModelList(data=entries)
+
+
+def max_model_len(model: Model) -> int | None:
+    """Return the length of a model's context as it is served, in tokens; None where that is not known."""
+    length = model.family_args.get("max_model_len", model.card.context_window)
+    return length if isinstance(length, int) else None
+
+
+def _repository(model: Model) -> str | None:
+    """Return the checkpoint's repository; None for a folder or another place, which are the operator's own."""
+    return model.checkpoint.hub if HUB_ID.fullmatch(model.checkpoint.hub) and not model.card.remote else None
 
 
 def _timestamp(released: str) -> int:

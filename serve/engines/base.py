@@ -80,6 +80,15 @@ class ReasoningOptions:
 
 
 @dataclass(frozen=True)
+class Tools:
+    """Functions that a reply may call. schemas: OpenAI's `tools`, as JSON text. parser: the name of vLLM's parser that
+    reads the calls in the reply's text; None where a grammar holds the reply to what is read."""
+
+    schemas: str
+    parser: str | None = None
+
+
+@dataclass(frozen=True)
 class Prompt:
     """The exact text and image that a model gets.
 
@@ -99,6 +108,8 @@ class Prompt:
     """What is asked of a model that reasons; its budget is in `sampling`."""
     batch: bool = False
     """Whether the request has batch priority: it waits for all requests that have not."""
+    tools: Tools | None = None
+    """What the chat template is told of functions; None: nothing."""
 
 
 class PictureLimits(NamedTuple):
@@ -120,6 +131,24 @@ class Token:
 
 
 @dataclass(frozen=True)
+class ToolCallPart:
+    """A part of a function's call. index: of the call in the reply. id, name: with its first part. arguments: a part of
+    the JSON text of its arguments."""
+
+    index: int
+    arguments: str = ""
+    id: str = ""
+    name: str = ""
+
+
+class ToolReader(Protocol):
+    """Reads the calls in one reply."""
+
+    def feed(self, piece: "Piece") -> "Piece":
+        """Return the next piece with its calls in `tool_calls`, and without their text."""
+
+
+@dataclass(frozen=True)
 class Piece:
     """A part of a reply. The last piece of a generation has a finish_reason and the final counts.
 
@@ -135,6 +164,7 @@ class Piece:
     completion_tokens: int = 0
     reasoning: str = ""
     prompt_end: str = ""
+    tool_calls: tuple[ToolCallPart, ...] = ()
 
     def then(self, later: "Piece") -> "Piece":
         """Return this piece followed by `later`. finish_reason and counts are those of `later`."""
@@ -143,6 +173,7 @@ class Piece:
             text=self.text + later.text,
             tokens=self.tokens + later.tokens,
             reasoning=self.reasoning + later.reasoning,
+            tool_calls=self.tool_calls + later.tool_calls,
         )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from serve.engines.base import Engine, Memory, Piece, Prompt
+from serve.engines.base import Engine, Memory, Piece, Prompt, ToolReader, Tools
 
 
 class LoraEngine(Engine, Protocol):
@@ -35,6 +35,11 @@ class LoraView:
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Generate a reply with this adapter on the shared engine."""
         return self.engine.generate(dataclasses.replace(prompt, adapter=self.adapter))
+
+    def tool_reader(self, tools: Tools, whole: bool) -> ToolReader:
+        """Return the shared engine's reader of calls in a reply."""
+        reader: ToolReader = self.engine.tool_reader(tools, whole)  # type: ignore[attr-defined]
+        return reader
 
     async def check(self) -> None:
         """Raise ModelError when the shared engine is dead."""

@@ -1,5 +1,6 @@
 """A model: its card, its checkpoint, and the tasks that it can do."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from serve.models.contracts import Contract, Multiples
 from serve.models.reasoning import Reasoning
 from serve.tasks.base import Result
 
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+"""The form of a repository's name on the hub."""
 TOY_NOTE = (
     "A toy, trained on drawn shapes: it knows shapes, colours, counts, places and a few short words, nothing else. "
     "For real pictures serve the published models: diptych serve --models llava-1.5-7b,paligemma-3b-mix-448"
@@ -62,13 +65,18 @@ class Skill:
 
 @dataclass(frozen=True)
 class Turn:
-    """A message of a conversation. role: system, user or assistant. has_image, has_video: whether the request's image
-    or video belongs to this message; never both."""
+    """A message of a conversation. role: system, user or assistant; tool, for a model that calls functions. has_image,
+    has_video: whether the request's image or video belongs to this message; never both. calls: an assistant's calls of
+    functions, as OpenAI's JSON. call: the id of the call whose result this is. function: its name, where it is known.
+    """
 
     role: str
     text: str
     has_image: bool = False
     has_video: bool = False
+    calls: str = ""
+    call: str = ""
+    function: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,8 +162,12 @@ class Model:
     """How it reasons before it answers; None for a model that does not."""
     chat: ChatSettings | None = None
     """For a checkpoint that was named: `converse` writes messages as JSON, and its engine their prompt."""
+    tools: str | None = None
+    """The name of vLLM's parser for its calls of functions; None for a model that calls none."""
     adapter: str | None = None
     """The name of its LoRA adapter in the engine of its base model; None for a model with its own checkpoint."""
+    base: str | None = None
+    """The name of that base model."""
 
 
 def with_limits(model: Model, limits: PictureLimits | None) -> Model:

@@ -63,6 +63,7 @@ def family(
     prepare: Callable[[Image], Image] = unchanged,
     reasoning: Reasoning | None = None,
     chat: ChatSettings | None = None,
+    tools: str | None = None,
 ) -> list[Model]:
     """Return the models of a family, which share their skills.
 
@@ -70,7 +71,7 @@ def family(
     CHECKED where it is empty. native: the tasks that the family was trained for; it is told to do all others.
     prompted: of those, the ones that it does; None: all. skills: its own prompts and parsers, by task. boxes: the
     contract for boxes that it is told to write, where `skills` has no detection. expect: as in Checkpoint. family_args:
-    further ones, as in Model. prepare, reasoning, chat: as in Model.
+    further ones, as in Model. prepare, reasoning, chat, tools: as in Model.
     """
     known = {**instructed_skills(chat_messages, boxes=boxes), **(skills or {})}
     if "detect" in known and "point" not in (skills or {}):
@@ -91,6 +92,7 @@ def family(
             family_args={"max_model_len": _longest(card, size), **(family_args or {})},
             reasoning=reasoning,
             chat=chat or ChatSettings(),
+            tools=tools,
         )
         for size in sizes
     ]

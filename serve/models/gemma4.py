@@ -13,6 +13,7 @@ from serve.models.family import Size, family
 from serve.models.hardware import CacheShape
 from serve.models.instructed import chat_messages, detect_all
 from serve.models.reasoning import CHANNEL, Reasoning
+from serve.models.tool_calls import GEMMA4 as GEMMA4_CALLS
 
 OPEN = (
     "Not served: transformers and vLLM disagree on the layers in which its pictures' tokens see each other, and which "
@@ -101,4 +102,5 @@ MODELS = family(
     skills={"detect": detect_all(chat_messages, GEMMA4, _detect)},
     expect={"architectures": ["Gemma4ForConditionalGeneration"]},
     reasoning=Reasoning((CHANNEL,), switchable=True, on=False),
+    tools=GEMMA4_CALLS,
 )  # fmt: skip

@@ -19,12 +19,13 @@ from serve.engines.checkpoint_facts import CheckpointFacts, read_facts
 from serve.engines.reasoning_switch import EFFORT, NONE, SWITCHES, ReasoningSwitch, reasoning_switch
 from serve.errors import ModelError
 from serve.models import MODELS
-from serve.models.base import Card, Checkpoint, Model, unchanged
+from serve.models.base import HUB_ID, Card, Checkpoint, Model, unchanged
 from serve.models.contracts import Contract, Multiples
 from serve.models.instructed import chat_messages, instructed_skills
 from serve.models.own import Tuned, Words, tuned_model
 from serve.models.reasoning import STYLES, Reasoning, ReasoningStyle
 from serve.models.remote import PROBE, Boxes, box_contract
+from serve.models.tool_calls import template_format
 
 NO_FILES = CheckpointFacts()
 NOT_STATED = "not stated"
@@ -33,7 +34,6 @@ CHECKED = (
     "it sees, `diptych check` says."
 )
 DRAWN = " Before that it is asked about drawn scenes: its report is in the catalogue, with the contract of its boxes."
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 UNCHECKED = {
@@ -166,7 +166,15 @@ def _origin(spec: NamedCheckpoint) -> Model:
         family_args=limits,
         reasoning=reasoning,
         chat=chat,
+        tools=_tools(facts, chat),
     )
+
+
+def _tools(facts: CheckpointFacts, chat: ChatSettings) -> str | None:
+    """Return the format of its calls of functions, as its template shows it."""
+    with contextlib.suppress(ModelError):  # the file may be on the engine's machine alone
+        return template_format(chat.read_template() or facts.chat_template)
+    return None
 
 
 def _reasoning(spec: NamedCheckpoint, facts: CheckpointFacts, chat: ChatSettings) -> Reasoning | None:

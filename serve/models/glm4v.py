@@ -9,6 +9,7 @@ from serve.models.family import Size, family
 from serve.models.hardware import CacheShape
 from serve.models.instructed import chat_messages, detect_each, worded_skill
 from serve.models.reasoning import THINK, Reasoning
+from serve.models.tool_calls import GLM
 
 LOCATE = (
     "Please pinpoint the bounding box [[x1,y1,x2,y2], …] in the image as per the given description. {}"  # the README's
@@ -107,5 +108,6 @@ MODELS = [
         native=NATIVE,
         skills=SKILLS,
         reasoning=Reasoning((THINK,), switchable=True, on=False),
+        tools=GLM,
     ),
 ]

@@ -6,6 +6,7 @@ from serve.models.base import Card
 from serve.models.contracts import MISTRAL
 from serve.models.family import Size, family
 from serve.models.hardware import CacheShape
+from serve.models.tool_calls import MISTRAL as MISTRAL_CALLS
 
 NATIVE = ("vqa", "caption", "ocr", "chat")
 ANY_SIZE = "pictures in their own shape, up to {} pixels a side"
@@ -78,6 +79,7 @@ MODELS = [
         ],
         native=NATIVE,
         boxes=MISTRAL,
+        tools=MISTRAL_CALLS,
         expect={"architectures": ["Mistral3ForConditionalGeneration"], "text_config.model_type": "mistral"},
     ),
     *family(
@@ -112,6 +114,7 @@ MODELS = [
         ],
         native=NATIVE,
         boxes=MISTRAL,
+        tools=MISTRAL_CALLS,
         expect={"architectures": ["Mistral3ForConditionalGeneration"], "text_config.model_type": "ministral3"},
     ),
 ]

@@ -172,7 +172,8 @@ def lora(spec: Lora, base: Model) -> Model:
         raise ValueError(f"base: {base.name} takes no adapters.")
     spec.verify(base)
     checkpoint = Checkpoint(spec.adapter, spec.revision)
-    return _tuned(spec, base, checkpoint, f"LoRA adapter on {base.name}", spec.name)
+    adapted = _tuned(spec, base, checkpoint, f"LoRA adapter on {base.name}", spec.name)
+    return dataclasses.replace(adapted, base=base.name)
 
 
 def _tuned(spec: Tuned, origin: Model, checkpoint: Checkpoint, what: str, adapter: str | None) -> Model:

@@ -9,6 +9,7 @@ from serve.models.family import Size, family, refuse_oblong
 from serve.models.hardware import CacheShape
 from serve.models.qwen_tasks import NATIVE, qwen_skills
 from serve.models.reasoning import THINK, Reasoning
+from serve.models.tool_calls import QWEN3_CODER
 
 
 def _size(version: str, name: str, released: str, parameters: int, hidden: int, layers: int, heads: int) -> Size:
@@ -86,4 +87,5 @@ MODELS = family(
     skills=qwen_skills(QWEN3_VL, QWEN3_VL_POINTS),
     prepare=refuse_oblong,
     reasoning=Reasoning((THINK,), switchable=True, on=False),
+    tools=QWEN3_CODER,
 )

@@ -9,6 +9,7 @@ from serve.models.family import Size, family, refuse_oblong
 from serve.models.hardware import CacheShape
 from serve.models.qwen_tasks import NATIVE, qwen_skills
 from serve.models.reasoning import THINK, Reasoning
+from serve.models.tool_calls import HERMES
 
 SIZES = {  # release, parameters, layers, key-value heads, width
     "2B": ("2025-10-21", 2_127_532_032, 28, 8, 2048),
@@ -98,6 +99,7 @@ MODELS = [
         native=NATIVE,
         skills=qwen_skills(QWEN3_VL, QWEN3_VL_POINTS),
         prepare=refuse_oblong,
+        tools=HERMES,
     ),
     *family(
         THINKING,
@@ -105,6 +107,7 @@ MODELS = [
         native=NATIVE,
         skills=qwen_skills(QWEN3_VL, QWEN3_VL_POINTS),
         prepare=refuse_oblong,
+        tools=HERMES,
         reasoning=Reasoning((THINK,), on=True),
     ),
 ]

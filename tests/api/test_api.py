@@ -669,6 +669,7 @@ async def test_openapi_document_is_complete() -> None:
         "/v1/catalog",
         "/v1/compare",
         "/v1/chat/completions",
+        "/v1/responses",
         *(f"/v1/tasks/{task}" for task in TASKS),
     }
     for path in paths.values():

@@ -109,7 +109,7 @@ async def test_tool_result_is_read_as_text(call: dict[str, Any], result: dict[st
 async def test_tools_are_accepted_only_with_tool_choice_none(model: str) -> None:
     for more in (
         {"tools": TOOLS, "tool_choice": "none"},
-        {"tool_choice": "none", "tools": TOOLS * 200, "parallel_tool_calls": False},
+        {"tool_choice": "none", "tools": TOOLS * 100, "parallel_tool_calls": False},
         {"functions": [{"name": "f"}], "function_call": "none"},
         {"tools": [], "tool_choice": "auto"},
         {"store": True, "metadata": {"a": "b"}},

@@ -4,6 +4,8 @@ The field `model` names a model (plain OpenAI behaviour), a task (`vqa`: the mer
 (`vqa:*`, `vqa:a,b`: the merged reply and each model's own).
 """
 
+from typing import Any
+
 from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.requests import Request as HttpRequest
@@ -23,18 +25,13 @@ from serve.errors import BadRequest
 from serve.router import Router
 from serve.router.router import find_route
 
-__all__ = ["ChatCompletion", "ChatCompletionRequest", "complete_chat"]
+__all__ = ["ChatCompletion", "ChatCompletionRequest", "complete_chat", "new_completion", "parsed_json"]
 
 
 async def complete_chat(router: Router, metrics: Metrics, media: MediaLoader, http: HttpRequest) -> Response:
     """Answer a request, as JSON or as a stream. Raises ServeError."""
     request, conversation = await parse_body(http, _read)
-    target, arrived = fan_out_target(router, request.model, video=conversation.video is not None), http.state.arrived
-    completion = (
-        TaskCompletion(router, metrics, media, target, request, conversation, arrived)
-        if target is not None
-        else ModelCompletion(find_route(router.routes, request.model), metrics, media, request, conversation, arrived)
-    )
+    completion = new_completion(router, metrics, media, request, conversation, http.state.arrived)
     head = CompletionHead(http.state.request_id, request.model)
     if request.stream:
         return await open_stream(http.receive, completion.stream(head))
@@ -42,11 +39,35 @@ async def complete_chat(router: Router, metrics: Metrics, media: MediaLoader, ht
     return PiecewiseJson(whole)
 
 
-def _read(body: bytes) -> tuple[ChatCompletionRequest, Conversation]:
+def new_completion(
+    router: Router,
+    metrics: Metrics,
+    media: MediaLoader,
+    request: ChatCompletionRequest,
+    conversation: Conversation,
+    arrived: float,
+) -> ModelCompletion | TaskCompletion:
+    """Return the completion by the models that `request.model` names. Raises ServeError.
+
+    arrived: time of the request's head by the event loop's clock.
+    """
+    target = fan_out_target(router, request.model, video=conversation.video is not None)
+    if target is not None:
+        return TaskCompletion(router, metrics, media, target, request, conversation, arrived)
+    route = find_route(router.routes, request.model)
+    return ModelCompletion(route, metrics, media, request, conversation, arrived)
+
+
+def parsed_json(body: bytes) -> Any:
+    """Return a body's JSON. Raises BadRequest."""
     try:
-        given = from_json(check_values(body))
+        return from_json(check_values(body))
     except ValueError:
         raise BadRequest("The body is not valid JSON.", code="invalid_json") from None
+
+
+def _read(body: bytes) -> tuple[ChatCompletionRequest, Conversation]:
+    given = parsed_json(body)
     try:
         request = ChatCompletionRequest.model_validate(given)
     except ValidationError as error:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.api.chat_completions.request import StreamOptions
-from serve.api.chat_completions.response import Chunks, CompletionHead, finish_reason
+from serve.api.chat_completions.response import CompletionHead, finish_reason
 from serve.api.events import judge_usage, total_usage
 from serve.router.route import Route
 from serve.tasks import TASKS
@@ -31,7 +31,7 @@ class ChunkWriter:
     """Writes the merged reply as choice 0 and, with target.with_replies, the models' replies as choices 1..N."""
 
     def __init__(self, head: CompletionHead, options: StreamOptions | None, target: FanOutTarget) -> None:
-        self.chunks = Chunks(head, options, lambda: total_usage(self.usages))
+        self.chunks = head.events(options, lambda: total_usage(self.usages))
         self.target = target
         self.index = {name: index for index, name in enumerate(target.models, start=1)}
         self.announced = False

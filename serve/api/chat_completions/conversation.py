@@ -1,7 +1,9 @@
 """Converts OpenAI's messages to turns with at most one image or video."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from serve.api.chat_completions.messages import (
     AssistantMessage,
@@ -72,7 +74,7 @@ def read_messages(messages: Sequence[Message]) -> Conversation:
         if message.role == "user":
             question = turn.text, f"messages[{at}].content"
         turns.append(turn)
-    if sum(len(turn.text) for turn in turns) > MAX_TEXT:
+    if sum(len(turn.text) + len(turn.calls) for turn in turns) > MAX_TEXT:
         raise BadRequest(
             f"The messages have more than {MAX_TEXT:,} characters together.",
             param="messages",
@@ -113,16 +115,27 @@ def _turn(message: Message, tools: dict[str, str]) -> Turn:
     """Return the message as a turn. tools: names of called tools by call id; names in this message are added."""
     text = _text(message.content)
     if isinstance(message, AssistantMessage):
+        calls: list[Any] = []
         for call in message.tool_calls or []:
             match call:
-                case {"id": str(call_id), "function": {"name": str(called)}}:
+                case {"id": str(call_id), "function": {"name": str(called), **more}}:
                     tools[call_id] = called[:LONGEST_NAME]
-        return Turn("assistant", text or message.refusal or "")
+                    function = {"name": called[:LONGEST_NAME], "arguments": _arguments(more.get("arguments"))}
+                    calls.append({"id": call_id[:LONGEST_NAME], "type": "function", "function": function})
+        return Turn("assistant", text or message.refusal or "", calls=json.dumps(calls) if calls else "")
     if isinstance(message, ToolMessage):
-        name = message.name or tools.get(message.tool_call_id or "")
-        return Turn("user", f"Result of {name or 'a tool'}: {text}")
+        call_id = message.tool_call_id or ""
+        return Turn("tool", text, call=call_id, function=message.name or tools.get(call_id, ""))
     role = ROLES.get(message.role, message.role)
     return Turn(role, stripped(text) if role == "user" else text)
+
+
+def _arguments(given: Any) -> str:
+    """Return a call's arguments as the text of a JSON object; an empty one where they are none, as a model may err."""
+    try:
+        return given if isinstance(given, str) and isinstance(json.loads(given), dict) else "{}"
+    except (ValueError, RecursionError):
+        return "{}"
 
 
 def _decoded(part: ImagePart | VideoPart, path: str) -> Image | Video:

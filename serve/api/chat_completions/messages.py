@@ -109,14 +109,14 @@ class InstructingMessage(AnyMessage):
 class AssistantMessage(AnyMessage):
     """An assistant message, as client libraries serialise it. Its content or refusal is used.
 
-    Tool calls are not used, but the tools' results are, where they follow.
+    A model that calls functions is told of its calls; to others only the results are, where they follow.
     """
 
     role: Literal["assistant"]
     content: Content | None = None  # type: ignore[assignment]
     refusal: Text | None = None
     tool_calls: list[Any] | None = Field(
-        default=None, max_length=128, description="Read for the names of the tools whose results follow."
+        default=None, max_length=128, description="Calls of functions whose results follow."
     )
     function_call: dict[str, Any] | None = Field(default=None, description="Accepted, not read.")
     annotations: Any = ignored_field("Accepted, not read.")
@@ -129,7 +129,7 @@ class AssistantMessage(AnyMessage):
 
 
 class ToolMessage(AnyMessage):
-    """A tool's result. It becomes a user turn: `Result of NAME: ...`."""
+    """A tool's result. For a model that calls no functions it becomes a user turn: `Result of NAME: ...`."""
 
     role: Literal["tool", "function"]
     tool_call_id: Note | None = None

@@ -12,21 +12,25 @@ from serve.api.chat_completions.grammar import json_schema
 from serve.api.chat_completions.request import FLEX, MAX_TOKENS, ChatCompletionRequest
 from serve.api.chat_completions.response import (
     Choice,
-    Chunks,
+    CompletionEvents,
     CompletionHead,
     ResponseMessage,
     finish_reason,
     logprobs,
     slices,
+    whole_calls,
     with_logprobs,
 )
+from serve.api.chat_completions.response import FinishReason as CompletionFinish
+from serve.api.chat_completions.tools import CallReader, ToolUse, tool_use
 from serve.api.events import refuse_overload
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.responses import LastEvents
-from serve.engines.base import FinishReason, Piece, Prompt, ReasoningOptions, Sampling, Token
+from serve.engines.base import FinishReason, Piece, Prompt, ReasoningOptions, Sampling, Token, ToolCallPart
 from serve.errors import BadRequest, ModelError
 from serve.models.base import Model, stops
+from serve.models.tool_calls import MARKS, plain_turns, tool_messages
 from serve.router.merge_streams import Ended, merge_streams
 from serve.router.model_call import ModelCall
 from serve.router.route import Deadline, Route
@@ -47,17 +51,26 @@ class ChoiceState:
     texts: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
+    tool_calls: list[ToolCallPart] = field(default_factory=list)
+    reader: CallReader | None = None
     finish: FinishReason | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Piece, *, single: bool = False) -> Piece:
+        """Keep the next piece, and return it with its calls of functions read. single: only the first call counts."""
+        if self.reader is not None:
+            piece = self.reader.feed(piece)
+        if single and piece.tool_calls:
+            piece = replace(piece, tool_calls=tuple(part for part in piece.tool_calls if part.index == 0))
+        self.tool_calls += piece.tool_calls
         self.texts.append(piece.text)
         self.reasoning.append(piece.reasoning)
         self.tokens += piece.tokens
         self.finish = piece.finish_reason or self.finish
         self.prompt_tokens = piece.prompt_tokens or self.prompt_tokens
         self.completion_tokens = piece.completion_tokens or max(self.completion_tokens, len(self.tokens))
+        return piece
 
 
 class ModelCompletion:
@@ -80,7 +93,8 @@ class ModelCompletion:
         self.image, self.video = conversation.image, conversation.video
         self.request = request
         self.deadline = Deadline.after(request.deadline_s or DEADLINE_S, arrived)
-        sampling = sampling_for(request, route.model.ends)
+        self.use = use = tool_use(request, route.model)
+        sampling = sampling_for(request, route.model.ends, use)
         check_logprobs(request, sampling, route.model.family_args.get("max_model_len"))
         model, video = route.model, conversation.video
         if (video or conversation.image) and not takes_media(model, video is not None):
@@ -88,7 +102,8 @@ class ModelCompletion:
         question, path = conversation.question()
         if not (question or video or conversation.image):
             raise BadRequest("The last message has no words.", param=path, code="missing_text")
-        text = model.converse(conversation.turns)
+        calling = model.tools is not None and (use or any(turn.calls or turn.call for turn in conversation.turns))
+        text = tool_messages(conversation.turns) if calling else model.converse(plain_turns(conversation.turns))
         options, extend = _reasoning(model, request), not (request.max_tokens or request.max_completion_tokens)
         seeds = [None if sampling.seed is None else sampling.seed + index for index in range(request.n or 1)]
         self.prompts = [
@@ -99,16 +114,19 @@ class ModelCompletion:
                 video,
                 whole=not (request.stream or request.logprobs),  # log-probabilities come in small pieces
                 batch=request.service_tier == FLEX,
+                tools=None if use is None else use.tools,
             )
             for seed in seeds
         ]
         if model.reasoning is not None:
             self.prompts = [model.reasoning.prompt(prompt, options, extend=extend) for prompt in self.prompts]
-        self.choices = [ChoiceState() for _ in self.prompts]
         account = current_account()
         account.task = TASK
         if account.contents is not None:
             account.contents.add_texts(turn.text for turn in conversation.turns)
+        if use is not None and use.tools.parser is not None:
+            self.prompts = [_with_marks(prompt, MARKS[use.tools.parser]) for prompt in self.prompts]
+        self.choices = [ChoiceState(reader=None if use is None else use.reader()) for _ in self.prompts]
         refuse_overload([route], TASK, metrics)
 
     async def whole(self, head: CompletionHead) -> list[bytes]:
@@ -119,8 +137,12 @@ class ModelCompletion:
         choices = [
             Choice(
                 index=index,
-                message=ResponseMessage(content="".join(choice.texts), reasoning="".join(choice.reasoning) or None),
-                finish_reason=finish_reason(choice.finish),
+                message=ResponseMessage(
+                    content="".join(choice.texts) or (None if choice.tool_calls else ""),
+                    reasoning="".join(choice.reasoning) or None,
+                    tool_calls=whole_calls(choice.tool_calls) or None,
+                ),
+                finish_reason=self._finish_reason(choice),
             )
             for index, choice in enumerate(self.choices)
         ]
@@ -128,11 +150,11 @@ class ModelCompletion:
         if not self.request.logprobs:
             return [completion.model_dump_json().encode()]
         tokens = [choice.tokens for choice in self.choices]
-        return await with_logprobs(completion, tokens, self.request.top_logprobs or 0)
+        return await with_logprobs(completion, choices, tokens, self.request.top_logprobs or 0)
 
     async def stream(self, head: CompletionHead) -> AsyncGenerator[bytes, None]:
         """Yield chunks as the engine's pieces arrive."""
-        chunks = Chunks(head, self.request.stream_options, self._usage)
+        chunks = head.events(self.request.stream_options, self._usage)
         announced = False
         ended, closing = 0, b""
         async with aclosing(self._pieces()) as pieces:
@@ -151,16 +173,23 @@ class ModelCompletion:
                         data = chunk
                 elif piece.text:
                     data += chunks.text(index, piece.text)
+                if piece.tool_calls:
+                    data += chunks.tool_calls(index, piece.tool_calls)
                 if piece.finish_reason is not None:
                     ended += 1
-                    data += chunks.finish(index, finish_reason(piece.finish_reason))
+                    data += chunks.finish(index, self._finish_reason(self.choices[index]))
                 if ended == len(self.choices):
                     closing = data  # sent together with the end of the stream
                 elif data:
                     yield data
         yield LastEvents(closing + chunks.last())
 
-    def _with_logprobs(self, chunks: Chunks, index: int, piece: Piece) -> Iterator[bytes]:
+    def _finish_reason(self, choice: ChoiceState) -> CompletionFinish:
+        """Return why a choice ended. A reply that was held to one function's arguments has stopped, as OpenAI says."""
+        named = self.use is not None and self.use.function is not None
+        return finish_reason(choice.finish, called=bool(choice.tool_calls) and not named)
+
+    def _with_logprobs(self, chunks: CompletionEvents, index: int, piece: Piece) -> Iterator[bytes]:
         """Yield the piece as chunks of bounded size; there are several where pieces were joined for a slow client."""
         top = self.request.top_logprobs or 0
         for i, part in enumerate(slices(piece.tokens, top)):
@@ -179,8 +208,7 @@ class ModelCompletion:
                     async for index, item in streams:
                         if not isinstance(item, Ended):
                             call.record_text()
-                            self.choices[index].add(item)
-                            yield index, item
+                            yield index, self.choices[index].add(item, single=self.use is not None and self.use.single)
                         elif item.error is not None:
                             raise item.error
                 if any(choice.finish is None for choice in self.choices):
@@ -236,23 +264,31 @@ class ModelCompletion:
 def _reasoning(model: Model, request: ChatCompletionRequest) -> ReasoningOptions:
     """Return what the request asks of a model that reasons. Raises BadRequest naming what the model cannot do.
 
-    A grammar holds from the first token on, so with a response format the model cannot reason.
+    A grammar holds from the first token on, so with a response format, or a call that it must make, the model cannot
+    reason.
     """
     options = reasoning_options(request)
     check_reasoning([model], options)
-    if model.reasoning is None or json_schema(request.response_format) is None:
+    must_call = bool(request.tools) and request.tool_choice not in (None, "none", "auto")
+    if model.reasoning is None or not must_call and json_schema(request.response_format) is None:
         return options
     if options.on or not model.reasoning.switchable and model.reasoning.on is not False:
         raise BadRequest(
-            f"{model.name} cannot reason and keep to a response format.",
-            param="response_format",
+            f"{model.name} cannot reason and keep to a {'tool choice' if must_call else 'response format'}.",
+            param="tool_choice" if must_call else "response_format",
             code="unsupported_parameter",
         )
     return ReasoningOptions(effort="none")
 
 
-def sampling_for(request: ChatCompletionRequest, ends: Sequence[str]) -> Sampling:
-    """Return the sampling parameters, with OpenAI's defaults. ends: stop strings of the model's family.
+def _with_marks(prompt: Prompt, marks: tuple[str, ...]) -> Prompt:
+    """Return a prompt whose reply keeps the special tokens of these texts."""
+    return replace(prompt, sampling=replace(prompt.sampling, marks=(*prompt.sampling.marks, *marks)))
+
+
+def sampling_for(request: ChatCompletionRequest, ends: Sequence[str], use: ToolUse | None = None) -> Sampling:
+    """Return the sampling parameters, with OpenAI's defaults. ends: stop strings of the model's family. use: how the
+    reply may call functions.
 
     Raises BadRequest for fields that contradict each other.
     """
@@ -261,6 +297,11 @@ def sampling_for(request: ChatCompletionRequest, ends: Sequence[str]) -> Samplin
         raise BadRequest("max_tokens and max_completion_tokens differ.", param="max_tokens")
     if request.top_logprobs and not request.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
+    wanted = json_schema(request.response_format)
+    if use is not None and wanted is not None:
+        raise BadRequest("A reply that may call tools has no response format.", param="response_format")
+    if use is not None and request.logprobs:
+        raise BadRequest("A reply that may call tools has no logprobs.", param="logprobs")
     return Sampling(
         max_tokens=lengths.pop() or MAX_TOKENS if lengths else MAX_TOKENS,
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -272,7 +313,7 @@ def sampling_for(request: ChatCompletionRequest, ends: Sequence[str]) -> Samplin
         ignore_eos=bool(request.ignore_eos),
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
-        json_schema=json_schema(request.response_format),
+        json_schema=wanted if use is None else use.json_schema,
     )
 
 

@@ -6,10 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from serve.api.chat_completions.messages import Message, Note, StrictModel, refused_field
+from serve.api.chat_completions.tools import MAX_TOOLS, FunctionTool, ToolChoice
 from serve.tasks.base import MAX_MODELS, BudgetField, EffortField, Name, Stop, TemplateArgsField
 
 MAX_TOKENS = 512
 """Default of max_tokens. Only the engine knows how much room the model's context leaves."""
+MOST_TOKENS = 32_768
 MAX_CHOICES = 8
 FLEX = "flex"
 """OpenAI's service tier for requests that may wait: our `priority: batch`."""
@@ -49,39 +51,23 @@ class SchemaFormat(StrictModel):
     json_schema: JsonSchema
 
 
-class ChatCompletionRequest(BaseModel):
-    """OpenAI's chat completion request, with the fields of a task."""
+class SharedFields(BaseModel):
+    """The fields that a chat completion's request and a response's have in common, with the fields of a task."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: Name = Field(description="A model, a task (vqa), or a task with models (vqa:*, vqa:toy-llava).")
-    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=32_768)
-    max_tokens: int | None = Field(
-        default=None, ge=1, le=32_768, description=f"The same; {MAX_TOKENS} for a model, the task's own length else."
-    )
     temperature: float | None = Field(
         default=None, ge=0, le=2, description="1 for a model, as OpenAI has it; 0 for a task, as tasks have it."
     )
     top_p: float | None = Field(default=None, ge=0, le=1, description="0 is greedy, as temperature 0 is.")
-    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="Choices of one model; seeds count up.")
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1 - MAX_CHOICES)
     stop: Stop | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    logprobs: bool | None = Field(
-        default=None, description="Of one model: n x max_tokens x (1 + top_logprobs) may be 100,000."
-    )
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    response_format: Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
 
-    reasoning_effort: EffortField = None
     chat_template_kwargs: TemplateArgsField = None
     thinking_token_budget: BudgetField = None
-    include_reasoning: refused_field(True) = None  # type: ignore[valid-type]
 
     service_tier: Literal["auto", "default", "flex"] | None = Field(
         default=None, description="flex: behind everybody who waits for an answer, and refused sooner."
@@ -103,19 +89,7 @@ class ChatCompletionRequest(BaseModel):
 
     store: bool | None = Field(default=None, description="Accepted; nothing is kept.")
 
-    tool_choice: refused_field("none", "auto") = None  # type: ignore[valid-type]
-    tools: list[Any] | None = Field(
-        default=None, description='No model here calls tools: accepted where `tool_choice` is "none", refused else.'
-    )
-    function_call: refused_field("none", "auto") = None  # type: ignore[valid-type]
-    functions: list[Any] | None = Field(default=None, description='The same, with `function_call` "none".')
-    modalities: refused_field(["text"]) = None  # type: ignore[valid-type]
-    audio: refused_field() = None  # type: ignore[valid-type]
     moderation: refused_field() = None  # type: ignore[valid-type]
-    logit_bias: refused_field({}) = None  # type: ignore[valid-type]
-    prediction: refused_field() = None  # type: ignore[valid-type]
-    verbosity: refused_field("medium") = None  # type: ignore[valid-type]
-    web_search_options: refused_field() = None  # type: ignore[valid-type]
     # Fields of vLLM's own server, at the values that mean "off".
     top_k: refused_field(-1, 0) = None  # type: ignore[valid-type]
     min_p: refused_field(0) = None  # type: ignore[valid-type]
@@ -125,6 +99,48 @@ class ChatCompletionRequest(BaseModel):
     use_beam_search: refused_field(False) = None  # type: ignore[valid-type]
     skip_special_tokens: refused_field(True) = None  # type: ignore[valid-type]
     echo: refused_field(False) = None  # type: ignore[valid-type]
+
+
+class ChatCompletionRequest(SharedFields):
+    """OpenAI's chat completion request, with the fields of a task."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_TOKENS,
+        description=f"The same; {MAX_TOKENS} for a model, the task's own length else.",
+    )
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="Choices of one model; seeds count up.")
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logprobs: bool | None = Field(
+        default=None, description="Of one model: n x max_tokens x (1 + top_logprobs) may be 100,000."
+    )
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    stream_options: StreamOptions | None = None
+
+    reasoning_effort: EffortField = None
+    include_reasoning: refused_field(True) = None  # type: ignore[valid-type]
+
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = Field(
+        default=None, description='Of a model that calls functions; others take them with `tool_choice` "none" alone.'
+    )
+    tool_choice: ToolChoice | None = Field(
+        default=None, description="required and a function's name hold the reply to a call."
+    )
+    function_call: refused_field("none", "auto") = None  # type: ignore[valid-type]
+    functions: list[Any] | None = Field(
+        default=None, description='Not supported: accepted where `function_call` is "none".'
+    )
+    modalities: refused_field(["text"]) = None  # type: ignore[valid-type]
+    audio: refused_field() = None  # type: ignore[valid-type]
+    logit_bias: refused_field({}) = None  # type: ignore[valid-type]
+    prediction: refused_field() = None  # type: ignore[valid-type]
+    verbosity: refused_field("medium") = None  # type: ignore[valid-type]
+    web_search_options: refused_field() = None  # type: ignore[valid-type]
 
     @field_validator("messages", mode="before")
     @classmethod
@@ -139,10 +155,9 @@ class ChatCompletionRequest(BaseModel):
             raise ValueError(f"at most {MAX_ALL_PARTS:,} content parts together")
         return messages
 
-    @field_validator("tools", "functions")
+    @field_validator("functions")
     @classmethod
-    def _not_wanted(cls, tools: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
-        choice = info.data.get({"tools": "tool_choice", "functions": "function_call"}[info.field_name or ""])
-        if tools and choice != "none":
+    def _not_wanted(cls, functions: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
+        if functions and info.data.get("function_call") != "none":
             raise PydanticCustomError("unsupported_parameter", "is not supported")
-        return tools
+        return functions

@@ -4,16 +4,16 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from serve.api.chat_completions.request import StreamOptions
 from serve.api.responses import encode_json, sse_event
-from serve.engines.base import HALF, Token
+from serve.engines.base import HALF, Token, ToolCallPart
 from serve.tasks.base import Usage
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 LEAST = -9999.0  # JSON has no minus infinity, and nothing that is no number
 AT_ONCE = 1000
 """Log-probabilities encoded in one turn of the event loop: about 3 ms of work."""
@@ -41,10 +41,22 @@ class Logprobs(BaseModel):
     refusal: None = None
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str = Field(description="JSON text, as the model wrote it.")
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ResponseMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = Field(default=None, exclude_if=lambda calls: calls is None)
     reasoning: str | None = Field(
         default=None,
         exclude_if=lambda reasoning: reasoning is None,
@@ -94,8 +106,34 @@ class CompletionHead:
     def id(self) -> str:
         return f"chatcmpl-{self.request_id}"
 
-    def completion(self, choices: list[Choice], usage: Usage) -> ChatCompletion:
+    def completion(self, choices: list[Choice], usage: Usage) -> BaseModel:
+        """Return the whole object."""
         return ChatCompletion(id=self.id, created=self.created, model=self.model, choices=choices, usage=usage)
+
+    def events(self, options: StreamOptions | None, usage: Callable[[], Usage]) -> "CompletionEvents":
+        """Return the writer of a stream's events. usage: called only where the client wants it."""
+        return Chunks(self, options, usage)
+
+
+class CompletionEvents(Protocol):
+    """A writer of a stream's events as server-sent events. more: fields of the choice, as `diptych`."""
+
+    def role(self, index: int, **more: Any) -> bytes:
+        """Open a choice."""
+
+    def text(self, index: int, text: str, **more: Any) -> bytes: ...
+
+    def reasoning(self, index: int, text: str) -> bytes:
+        """Write what the model writes before its answer."""
+
+    def tool_calls(self, index: int, parts: Sequence[ToolCallPart]) -> bytes:
+        """Write parts of calls of functions."""
+
+    def finish(self, index: int, reason: FinishReason, **more: Any) -> bytes:
+        """Close a choice."""
+
+    def last(self) -> bytes:
+        """End the stream; empty where nothing is left to send."""
 
 
 class Chunks:
@@ -119,6 +157,16 @@ class Chunks:
         """Return a chunk of what the model writes before its answer, in the field that vLLM has for it."""
         return self._chunk(index, {"reasoning": text}, None, {})
 
+    def tool_calls(self, index: int, parts: Sequence[ToolCallPart]) -> bytes:
+        calls = [
+            {"index": part.index, "id": part.id, "type": "function",
+             "function": {"name": part.name, "arguments": part.arguments}}
+            if part.id
+            else {"index": part.index, "function": {"arguments": part.arguments}}
+            for part in parts
+        ]  # fmt: skip
+        return self._chunk(index, {"tool_calls": calls}, None, {})
+
     def finish(self, index: int, reason: FinishReason, **more: Any) -> bytes:
         """Return the chunk that closes a choice."""
         return self._chunk(index, {}, reason, more)
@@ -127,7 +175,7 @@ class Chunks:
         """Return the last chunk, with usage and no choice; empty where the client did not ask for usage."""
         return self._event("", self.usage()) if self.at_the_end else b""
 
-    def _chunk(self, index: int, delta: dict[str, str], reason: FinishReason | None, more: dict[str, Any]) -> bytes:
+    def _chunk(self, index: int, delta: dict[str, Any], reason: FinishReason | None, more: dict[str, Any]) -> bytes:
         choice = encode_json({"index": index, "delta": delta, "logprobs": None, "finish_reason": reason, **more})
         return self._event(choice, self.usage() if self.all_along else None)
 
@@ -157,15 +205,15 @@ def slices(tokens: Sequence[Token], top: int) -> Iterator[Sequence[Token]]:
 
 
 async def with_logprobs(
-    completion: ChatCompletion, tokens_by_choice: Sequence[Sequence[Token]], top: int
+    completion: BaseModel, choices: Sequence[Choice], tokens_by_choice: Sequence[Sequence[Token]], top: int
 ) -> list[bytes]:
-    """Return the completion as JSON, in parts, with the log-probabilities of each choice's tokens.
+    """Return a chat completion as JSON, in parts, with the log-probabilities of each choice's tokens.
 
     They are encoded slice by slice, and the event loop does other work in between.
     """
     head = completion.model_dump_json(exclude={"choices"}).removesuffix("}")
     parts = [f'{head},"choices":['.encode()]
-    for at, (choice, tokens) in enumerate(zip(completion.choices, tokens_by_choice, strict=True)):
+    for at, (choice, tokens) in enumerate(zip(choices, tokens_by_choice, strict=True)):
         opening = choice.model_dump_json(exclude={"logprobs"}).removesuffix("}")
         parts.append(f'{"," if at else ""}{opening},"logprobs":{{"content":['.encode())
         for i, part in enumerate(slices(tokens, top)):
@@ -176,9 +224,23 @@ async def with_logprobs(
     return [*parts, b"]}"]
 
 
-def finish_reason(reason: str | None) -> FinishReason:
-    """Return the reason as one of OpenAI's; "abort", which it lacks, becomes "stop"."""
-    return "length" if reason == "length" else "stop"
+def finish_reason(reason: str | None, *, called: bool = False) -> FinishReason:
+    """Return the reason as one of OpenAI's; "abort", which it lacks, becomes "stop". called: the model called tools."""
+    return "length" if reason == "length" else "tool_calls" if called else "stop"
+
+
+def whole_calls(parts: Sequence[ToolCallPart]) -> list[ToolCall]:
+    """Return the calls of a reply, made whole of their parts."""
+    calls: dict[int, list[ToolCallPart]] = {}
+    for part in parts:
+        calls.setdefault(part.index, []).append(part)
+    return [
+        ToolCall(
+            id=of_call[0].id,
+            function=CalledFunction(name=of_call[0].name, arguments="".join(part.arguments for part in of_call)),
+        )
+        for of_call in calls.values()
+    ]
 
 
 def _likely(text: str, logprob: float) -> dict[str, Any]:

@@ -166,6 +166,10 @@ def _refuse_single_model_fields(request: ChatCompletionRequest) -> None:
     refused = [name for name, accepted in NEUTRAL.items() if getattr(request, name) not in accepted]
     if not isinstance(request.response_format, TextFormat | None):
         refused.append("response_format")
+    if request.tools and request.tool_choice != "none":
+        refused.append("tools")
+    elif request.tool_choice not in (None, "none", "auto"):
+        refused.append("tool_choice")
     if refused:
         raise BadRequest(
             f"{refused[0]} can be asked of one model, not of a task.", param=refused[0], code="unsupported_parameter"

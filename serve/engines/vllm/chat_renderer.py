@@ -15,13 +15,14 @@ from typing import Any
 
 import PIL.Image
 
-from serve.engines.base import ReasoningOptions, Sampling
+from serve.engines.base import ReasoningOptions, Sampling, Tools
 from serve.engines.chat_settings import ChatSettings
 from serve.engines.chat_templates import CHAT_TEMPLATES, TemplateFault, takes_parts
 from serve.engines.checkpoint_facts import CheckpointFacts
 from serve.engines.reasoning_switch import EFFORT, NONE, reasoning_switch
 from serve.engines.remote.chat_request import IMAGE_PART, OWN_WORDS
 from serve.engines.vllm.multimodal import cache_salt
+from serve.errors import BadRequest
 
 _WRITING = ThreadPoolExecutor(1, "template")
 
@@ -40,18 +41,25 @@ class ChatRenderer:
         self._tokenization = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
         self._control_tokens = ControlTokens(_control_tokens(renderer))
 
-    async def inputs(self, text: str, media: Mapping[str, Any], reasoning: ReasoningOptions) -> Any:
+    async def inputs(
+        self, text: str, media: Mapping[str, Any], reasoning: ReasoningOptions, tools: Tools | None = None
+    ) -> Any:
         """Return vLLM's engine input. text: messages as JSON, with IMAGE_PART where the image goes. media: the image
-        in the form of `multimodal_input`, or {}. reasoning: what the template is told about it.
+        in the form of `multimodal_input`, or {}. reasoning, tools: what the template is told about them.
 
-        Raises VLLMClientError where the template refuses the messages, or where they are too long; ModelError where it
-        takes too much.
+        Raises VLLMClientError where the template refuses the messages, or where they are too long; BadRequest where it
+        has no tools; ModelError where it takes too much.
         """
         from vllm.exceptions import VLLMValidationError
         from vllm.renderers.hf import HfRenderer
         from vllm.renderers.params import ChatParams
 
         messages, values = self._messages(text), self.template_args(reasoning)
+        if tools is not None:
+            if self._template is not None and not self._takes_tools(self._template):
+                message = "The model's chat template has no tools."
+                raise BadRequest(message, param="tools", code="unsupported_parameter")
+            values["tools"] = self._escaped(json.loads(tools.schemas))
         if isinstance(self._renderer, HfRenderer):
             try:
                 written = await asyncio.get_running_loop().run_in_executor(_WRITING, self._write, messages, values)
@@ -93,10 +101,28 @@ class ChatRenderer:
         """
         return None if sampling.special_tokens else self._control_tokens.others(sampling.marks)
 
+    def _takes_tools(self, template: str) -> bool:
+        try:
+            return "tools" in CHAT_TEMPLATES.variables(template)
+        except TemplateFault:
+            return False
+
+    def _escaped(self, value: Any) -> Any:
+        """Return a value of JSON with the control tokens in its texts escaped."""
+        if isinstance(value, str):
+            return self._control_tokens.escape(value)
+        if isinstance(value, list):
+            return [self._escaped(item) for item in value]
+        if isinstance(value, dict):
+            return {self._control_tokens.escape(name): self._escaped(item) for name, item in value.items()}
+        return value
+
     def _messages(self, text: str) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = json.loads(text)
         for message in messages:
             content = message["content"]
+            if "tool_calls" in message:
+                message["tool_calls"] = self._escaped(message["tool_calls"])
             if isinstance(content, str):
                 message["content"] = self._control_tokens.escape(content)
                 continue

@@ -18,7 +18,7 @@ import numpy as np
 
 from serve import tracing
 from serve.engines import adapters, hub, object_store
-from serve.engines.base import Memory, PictureLimits, Piece, Prompt, Sampling
+from serve.engines.base import Memory, PictureLimits, Piece, Prompt, Sampling, Tools
 from serve.engines.chat_settings import ChatSettings
 from serve.engines.checkpoint_facts import CheckpointFacts, read_facts
 from serve.engines.description import Description, read
@@ -31,6 +31,7 @@ from serve.engines.vllm.chat_renderer import ChatRenderer
 from serve.engines.vllm.fixed_images import FixedImages
 from serve.engines.vllm.footprint import awake_part, footprint, requests_at_once, settings
 from serve.engines.vllm.stderr_tail import StderrTail
+from serve.engines.vllm.tool_calls import VllmToolReader
 from serve.engines.vllm.translate import (
     FINISH,
     TokenAligner,
@@ -157,6 +158,10 @@ class VllmEngine:
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Generate a reply. Closing or cancelling the generator aborts the request in vLLM."""
         return self._generate(prompt)
+
+    def tool_reader(self, tools: Tools, whole: bool) -> VllmToolReader:
+        """Return a reader of the calls in a reply. whole: the reply is not streamed."""
+        return VllmToolReader(self._llm.renderer.tokenizer, tools, whole)
 
     def has_cached(self, image: Image) -> bool:
         """Return whether vLLM's cache holds the processed image of the same file."""
@@ -418,7 +423,7 @@ class VllmEngine:
 
     async def _render_by_vllm(self, prompt: Prompt, media: Mapping[str, Any]) -> Any:
         if self._chat_renderer is not None:
-            return await self._chat_renderer.inputs(prompt.text, media, prompt.reasoning)
+            return await self._chat_renderer.inputs(prompt.text, media, prompt.reasoning, prompt.tools)
         text = {"prompt": prompt.text, **multimodal.cache_salt()}
         return (await self._llm.renderer.render_cmpl_async([{**text, **media}]))[0]
 
