@@ -286,6 +286,17 @@ class GatewayArgs(Limits, Placement):
     results_mb: float = Field(
         default=200, gt=0, description="Size of all shared results, in MiB; beyond it the oldest are removed."
     )
+    batches: Path | None = Field(
+        default=None,
+        description="Opens /v1/files and /v1/batches: a folder on the gateway's machine that keeps each key's files. "
+        "All gateways of a machine share it.",
+    )
+    batches_days: float = Field(
+        default=30, ge=2, le=3650, description="Days after which a file is removed, and a batch that has ended."
+    )
+    batches_mb: float = Field(default=1000, gt=0, description="Size of all files of a key, in MiB.")
+    batch_lines: int = Field(default=50_000, ge=1, description="Requests of a batch.")
+    batch_requests_at_once: int = Field(default=16, ge=1, description="Requests of a batch that run at a time.")
     cors: list[str] = Field(
         default=[], description="Origins whose pages may call the API: https://app.example.com, or *."
     )

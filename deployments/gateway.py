@@ -26,6 +26,8 @@ from deployments.routing.replicas import Replicas
 from deployments.server.http_server import HttpServer
 from serve import tracing
 from serve.api.app import create_app
+from serve.api.batches.runner import BatchRunner
+from serve.api.batches.store import BatchStore
 from serve.api.evaluation_runs import RunFolder
 from serve.api.loop_lag import LoopLag, freeze_heap
 from serve.api.metrics import Metrics
@@ -95,6 +97,7 @@ class Gateway:
         self._votes: dict[Path, VoteStore] = {}
         self._usage: dict[Path, UsageFile] = {}
         self._request_log: RequestLog | None = None
+        self._batches: BatchRunner | None = None
         self._args = args
         self._app = SwappableApp(self._create_app(args))
         listen = args.gateway.listen
@@ -145,6 +148,8 @@ class Gateway:
 
     async def drain(self) -> None:
         """Refuse new requests and finish running ones within drain_s. Called before all gateways stop."""
+        if self._batches is not None:
+            await self._batches.stop()
         if self.server is not None:
             await self.server.drain()
         await self._close_files()  # Ray's processes are ended next, without __del__
@@ -152,6 +157,8 @@ class Gateway:
     async def __del__(self) -> None:
         """Stop. Called by Serve when it stops this gateway; others on the same port take new requests."""
         self._lag.stop()
+        if self._batches is not None:
+            await self._batches.stop()
         if self.server is not None:
             await self.server.stop()
         await self._close_files()
@@ -187,6 +194,7 @@ class Gateway:
             engine = bases.get(name, name)
             routes.append(ReplicaRoute(model, pools[engine], self._quarantines[engine]))
         gateway = args.gateway
+        batches = self._open_batches(gateway)
         return create_app(
             Router(routes),
             limits=gateway.limits(),
@@ -200,6 +208,7 @@ class Gateway:
             evaluations=None if gateway.evaluations is None else RunFolder(gateway.evaluations),
             results=results,
             request_log=request_log,
+            batches=batches,
         )
 
     async def _close_files(self) -> None:
@@ -214,6 +223,20 @@ class Gateway:
         self._votes, self._usage = {}, {}
         if self._request_log is not None:
             await asyncio.to_thread(self._request_log.close)
+
+    def _open_batches(self, gateway: GatewayArgs) -> BatchRunner | None:
+        """Return what runs the batches; None where there is no folder. Raises OSError where it cannot be used."""
+        folder, runner = gateway.batches, self._batches
+        if runner is not None and folder != runner.store.folder:
+            self._stopping = asyncio.get_running_loop().create_task(runner.stop())
+            runner = None
+        if folder is not None:
+            store = BatchStore(folder, gateway.batches_days, gateway.batches_mb, gateway.batch_lines)
+            runner = runner or BatchRunner(store, gateway.batch_requests_at_once)
+            runner.store, runner.at_once = store, gateway.batch_requests_at_once
+            runner.start()
+        self._batches = runner
+        return runner
 
     def _open_votes(self, path: Path | None) -> VoteStore | None:
         """Return the store of the arena's votes. Raises OSError where the file cannot be used.

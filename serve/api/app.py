@@ -26,6 +26,8 @@ from serve.api import (
     task_endpoint,
 )
 from serve.api.authentication import Access, Authentication
+from serve.api.batches import endpoints as batch_endpoints
+from serve.api.batches.runner import BatchRunner
 from serve.api.evaluation_runs import RunFolder
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
@@ -94,13 +96,14 @@ def create_app(
     evaluations: RunFolder | None = None,
     results: ResultFile | None = None,
     request_log: RequestLog | None = None,
+    batches: BatchRunner | None = None,
 ) -> FastAPI:
     """Create the HTTP app for a router.
 
     cors: other origins whose pages may call it from a browser. metrics, rate_limiter, budget: those of the app that it
     replaces, to keep their counts; new ones by default. votes: of the arena; None where it is closed.
-    evaluations: of the page /evaluations; results: those that people share; request_log: of POST requests; None where
-    the operator set none.
+    evaluations: of the page /evaluations; results: those that people share; request_log: of POST requests; batches:
+    asks this app from now on; None where the operator set none.
     """
     app = FastAPI(
         title="Diptych",
@@ -115,7 +118,7 @@ def create_app(
     metrics.watch(budget, request_log=request_log)
     rate_limiter = rate_limiter or RateLimiter()
     media = MediaLoader(fetcher or Fetcher(), budget, metrics, rate_limiter)
-    app.state.services = Services(router, metrics, media, votes, evaluations, results)
+    app.state.services = Services(router, metrics, media, votes, evaluations, results, batches)
     # the last middleware added is the outermost
     app.add_middleware(Authentication, access=access, limits=limits, cors=cors, rate_limiter=rate_limiter)
     if cors:
@@ -131,9 +134,13 @@ def create_app(
         label_studio_endpoints.PredictRequest,
         label_studio_endpoints.SetupRequest,
         result_endpoints.ShareRequest,
+        batch_endpoints.BatchRequest,
+        batch_endpoints.FileForm,
         *(task.request for task in TASKS.values()),
     ]
     openapi_schema.serve_schema(app, bodies, None if access.keys is None else access.open_paths())
+    if batches is not None:
+        batches.app = app
     return app
 
 
@@ -149,6 +156,7 @@ def _routes(tasks: tuple[str, ...]) -> list[BaseRoute]:
     _add_service(api)
     evaluation_endpoints.add_evaluations(api)
     result_endpoints.add_results(api)
+    batch_endpoints.add_batches(api)
     pages.add_pages(api)
     return api.routes
 

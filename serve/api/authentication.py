@@ -36,6 +36,10 @@ OWN_FETCH_SITES = {"same-origin", "none"}
 """Values of Sec-Fetch-Site for our own page, and for a URL that a person typed."""
 ANY = "*"
 
+ON_BEHALF = "on_behalf"
+"""The state of a request that the server itself makes for a key, as a line of a batch: the key's name. No client can
+set it."""
+
 Requires = Literal["key", "open"]
 
 
@@ -188,7 +192,7 @@ class Authentication:
         elif self.keys is None or path in self.open or path.startswith(self.folders):
             await self.app(scope, receive, send)
         else:
-            name = self.keys.owner(scope["headers"], basic=path.startswith(LABEL_STUDIO))
+            name = self._owner(path, scope)
             scope.setdefault("state", {})["key"] = name
             if name is not None:
                 rights = self.keys.rights[name]
@@ -202,6 +206,14 @@ class Authentication:
                 await error_response(error, BEARER if error.status == 401 else None)(scope, receive, send)
             else:
                 await self._let_in(name, scope, receive, send)
+
+    def _owner(self, path: str, scope: Scope) -> str | None:
+        """Return the name of the request's key; None where it has none that is known."""
+        assert self.keys is not None
+        behalf: str | None = scope.get("state", {}).get(ON_BEHALF)
+        if behalf is not None:
+            return behalf if behalf in self.limits_by_key else None  # its key may have been removed
+        return self.keys.owner(scope["headers"], basic=path.startswith(LABEL_STUDIO))
 
     def _site_error(self, path: str, scope: Scope) -> ServeError | None:
         """Return the error for a request to another host, or from a page of another site."""

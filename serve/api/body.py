@@ -3,8 +3,9 @@
 import asyncio
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -166,7 +167,17 @@ class _InMemory(MultiPartParser):
 
 
 async def _form(http: HttpRequest) -> dict[str, Any]:
-    """Parse a form. Raises BadRequest or TooLarge naming the field, Overloaded where the budget has no room."""
+    """Parse a form. Raises as `parsed_form`."""
+    async with parsed_form(http) as form:
+        return await _fields(form)
+
+
+@asynccontextmanager
+async def parsed_form(http: HttpRequest) -> AsyncIterator[FormData]:
+    """Parse a form for use in the block, in memory.
+
+    Raises BadRequest or TooLarge naming the field, Overloaded where the budget has no room.
+    """
     _check_type(http.headers["content-type"])
     parser = _InMemory(http.headers, http.stream(), max_files=len(FILES), max_fields=MAX_FIELDS, max_part_size=MAX_TEXT)
     try:
@@ -177,7 +188,7 @@ async def _form(http: HttpRequest) -> dict[str, Any]:
     size = lease.size
     try:
         await lease.grow(2 * size, http.state.body_until)  # each file is copied out of the form
-        return await _fields(form)
+        yield form
     finally:
         await form.close()
         lease.shrink(size)

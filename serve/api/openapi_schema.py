@@ -41,6 +41,11 @@ def json_body(kind: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _reference(kind)}}}}
 
 
+def form_body(kind: type[BaseModel]) -> dict[str, Any]:
+    """Describe an operation with a form of this class."""
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _reference(kind)}}}}
+
+
 def task_body(kind: type[BaseModel]) -> dict[str, Any]:
     """Describe an operation with a body of this class, as JSON or as a form with the image or video as a file."""
     operation = json_body(kind)

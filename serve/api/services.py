@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from serve.api.batches.runner import BatchRunner
 from serve.api.evaluation_runs import RunFolder
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
@@ -18,7 +19,7 @@ from serve.router import Router
 
 @dataclass
 class Services:
-    """The services of an app. votes (of the arena), evaluations, results: None where the operator set none up."""
+    """The services of an app. votes (of the arena), evaluations, results, batches: None where none were set up."""
 
     whole_router: Router
     metrics: Metrics
@@ -26,6 +27,7 @@ class Services:
     votes: VoteStore | None
     evaluations: RunFolder | None
     results: ResultFile | None
+    batches: BatchRunner | None = None
     vote_limiter: Buckets = field(default_factory=Buckets)
     pace: Pace = field(default_factory=Pace)
     scraping: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -670,6 +670,12 @@ async def test_openapi_document_is_complete() -> None:
         "/v1/compare",
         "/v1/chat/completions",
         "/v1/responses",
+        "/v1/files",
+        "/v1/files/{file_id}",
+        "/v1/files/{file_id}/content",
+        "/v1/batches",
+        "/v1/batches/{batch_id}",
+        "/v1/batches/{batch_id}/cancel",
         *(f"/v1/tasks/{task}" for task in TASKS),
     }
     for path in paths.values():
