@@ -26,6 +26,7 @@ import PIL.ImageOps
 from rich.console import Console
 from rich.progress import track
 
+from serve.api.page_files import WEB, whole_page
 from serve.client.board import PLACES, answer_text, first_field, placed_items
 from serve.client.evaluation import folder as folders
 from serve.client.evaluation import lines, toys
@@ -34,7 +35,6 @@ from serve.media.image import undecoded_image
 from serve.toy import world
 
 Json = dict[str, Any]
-WEB = Path(__file__).parents[1] / "api" / "web"
 STYLES = ("style.css", "report.css")
 SCRIPTS = ("dom.js", "rle.js", "tones.js", "places.js", "report.js")
 """Modules that become one, each after those that it imports."""
@@ -219,9 +219,8 @@ def _page(title: str) -> tuple[str, str]:
         f"default-src 'none'; script-src {_digest(theme)} {_digest(script)}; style-src {_digest(style)}; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    page = (WEB / "report.html").read_text(encoding="utf-8")
     own = f"<style>{style}</style>\n<script>{theme}</script>"
-    page = re.sub(r"<!--page-->.*?<!--/page-->", lambda _: "", page, flags=re.DOTALL)
+    page = re.sub(r"<!--page-->.*?<!--/page-->", lambda _: "", whole_page("report.html"), flags=re.DOTALL)
     page = re.sub(r"<title>.*?</title>", lambda _: f"<title>{html.escape(title)}</title>\n{own}", page)
     policy_tag = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     page = page.replace('<meta charset="utf-8">', f'<meta charset="utf-8">\n  {policy_tag}')

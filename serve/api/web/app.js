@@ -1,11 +1,11 @@
 // The page: asks, shows the columns as they fill, keeps the address in step. Its parts are in the files beside it.
 
-import { Refusal, ask, at, get, link, named } from "./wire.js";
-import { Column, MergedCard, catalogue, words } from "./columns.js";
-import { announce, byId, made, offerText, sheet } from "./dom.js";
-import { listsPlaces } from "./places.js";
-import { clear, loaded, show, toggle } from "./picture.js";
-import { curl, fromUrl, json, png, publish, python, save, toUrl } from "./share.js";
+import { fieldsOf, fromUrl, toUrl } from "./asked.js";
+import { Refusal, ask, explained, get, link, named } from "./wire.js";
+import { Column, MergedCard, catalogue, recalled, words } from "./columns.js";
+import { announce, byId, made, offerText, stated } from "./dom.js";
+import { clear, show, toggle } from "./picture.js";
+import { drawnScene, loaded, marked, opens, shipped, take } from "./pictures.js";
 import { MERGED, settle, toned } from "./tones.js";
 
 const MAX_HISTORY = 24;
@@ -23,12 +23,11 @@ let picture = null;
 let asking = null; // {controller, columns, ...} while an answer comes
 let last = null; // the last answer: {asked, answer, picture}
 
-// ---- what is served ------------------------------------------------------------------------------------------------
+// What is served
 
 async function start() {
   const names = named();
   if (names) {
-    byId("to-compare").setAttribute("aria-current", "page");
     try {
       const { compared } = await import("./compare.js"); // no part of a first visit
       const table = await compared(names);
@@ -39,13 +38,12 @@ async function start() {
     } catch (error) {
       byId("bench").hidden = true;
       byId("toys").hidden = true;
-      return stated(error instanceof Refusal ? error.message : GONE, "failed");
+      return stated(explained(error), "failed");
     }
   } else {
-    byId("to-ask").setAttribute("aria-current", "page");
     await offer({});
   }
-  await shipped();
+  scenes = await shipped(choose);
   applied(fromUrl());
   window.addEventListener("popstate", () => applied(fromUrl()));
 }
@@ -111,14 +109,7 @@ function standing() {
   else stated(`${LIST.format(able)} ${count === 1 ? "is" : "are"} ready.`, "ready");
 }
 
-function stated(text, kind) {
-  const line = byId("state");
-  if (line.textContent === text) return; // a live region says what changes
-  line.textContent = text;
-  line.dataset.kind = kind;
-}
-
-// ---- the question --------------------------------------------------------------------------------------------------
+// The question
 
 function pick(id) {
   task = tasks.find((one) => one.id === id) ?? null;
@@ -141,7 +132,7 @@ function written() {
 
 /** The example's words; for phrases, what the shipped scene shows: one of them where the example has one. */
 function suggested() {
-  const shapes = scenes[`${picture?.scene}.png`]?.shapes ?? [];
+  const shapes = scenes[picture?.scene]?.shapes ?? [];
   if (task.text_kind !== "phrases" || !shapes.length) return task.example.join("; ");
   const labels = [...new Set(shapes.map((shape) => shape.label))];
   return (task.example.length === 1 ? labels.slice(0, 1) : labels).join("; ");
@@ -183,7 +174,7 @@ async function applied(given) {
   if (unknown.length) wrong.push(`Not served here: ${unknown.join(", ")}.`);
   chosen = given.models?.filter((name) => models.includes(name)) ?? null;
   if (!chosen?.length) chosen = null;
-  const names = Object.keys(scenes).map((file) => file.replace(/\.png$/, ""));
+  const names = Object.keys(scenes);
   const wanted = names.includes(given.scene) ? given.scene : names[0];
   const id = tasks.some((one) => one.id === given.task) ? given.task : tasks.find((one) => one.id === "caption")?.id ?? tasks[0]?.id;
   const text = given.written.get(tasks.find((one) => one.id === id)?.text_field);
@@ -194,69 +185,27 @@ async function applied(given) {
   if (wrong.length) trouble(wrong.join(" "));
 }
 
-// ---- the picture ---------------------------------------------------------------------------------------------------
+// The picture
 
-async function shipped() {
-  scenes = await get("scenes/scenes.json").catch(() => ({}));
-  byId("scenes").replaceChildren(...Object.entries(scenes).map(([file, { caption, background }]) => {
-    const name = file.replace(/\.png$/, "");
-    return made("li", {}, made("button", { type: "button", "data-scene": name, "aria-pressed": "false", onclick: () => choose(name) },
-      made("img", { src: at(`scenes/small/${file}`).href, alt: `Drawn scene: ${caption}, ${background} background`, width: 96, height: 72, loading: "lazy" })));
-  }));
-}
-
-let wish = 0; // counts what was chosen: a slow picture must not replace a later one
-
-async function choose(name) {
-  const file = `${name}.png`;
-  const { caption, background } = scenes[file];
-  const mine = ++wish;
-  try {
-    const reply = await fetch(at(`scenes/${file}`));
-    if (!reply.ok) throw new Error(`The scene ${name} could not be read.`);
-    const blob = await reply.blob();
-    if (mine === wish) await take(blob, { name: file, alt: `Drawn scene: ${caption}, ${background} background`, scene: name });
-  } catch (error) {
-    trouble(error instanceof TypeError ? GONE : error.message);
-  }
-}
-
-async function take(blob, about) {
-  const mine = ++wish;
-  try {
-    const next = await loaded(blob, about);
-    if (mine !== wish) return;
-    trouble("");
-    put(next);
-  } catch (error) {
-    trouble(error.message);
-  }
-}
+const choose = (name) => take(drawnScene(name), put, trouble);
 
 function put(next) {
   picture = next;
   show(picture);
-  for (const button of byId("scenes").querySelectorAll("button")) {
-    button.setAttribute("aria-pressed", String(button.dataset.scene === picture.scene));
-  }
+  marked(picture);
   if (task?.text_field && !(task.id in typed)) byId("text").value = suggested();
   usable();
   addressed();
 }
 
 function given(files) {
-  const file = [...(files ?? [])][0];
-  if (file) take(file, { name: file.name || "pasted picture" });
+  const file = files?.[0];
+  if (file) take(loaded(file, { name: file.name || "pasted picture" }), put, trouble);
 }
 
 function listen() {
-  for (const [button, input] of [["choose", "file"], ["photograph", "camera"]]) {
-    byId(button).addEventListener("click", () => byId(input).click());
-    byId(input).addEventListener("change", () => {
-      given(byId(input).files);
-      byId(input).value = "";
-    });
-  }
+  opens("choose", "file", given);
+  opens("photograph", "camera", given);
   addEventListener("paste", (event) => event.clipboardData.files.length && given(event.clipboardData.files));
   addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -273,7 +222,7 @@ function listen() {
     if (!byId("go").disabled) pose(current(), picture);
   });
   addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !byId("sheet").open) {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) {
       event.preventDefault();
       byId("ask").requestSubmit();
     }
@@ -284,43 +233,16 @@ function listen() {
     if (last.picture !== picture) put(last.picture);
     pose(last.asked, last.picture);
   });
-  byId("sheet-close").addEventListener("click", () => byId("sheet").close());
-  byId("publish").addEventListener("click", async () => {
-    byId("publish").disabled = true;
-    try {
-      await copy(await publish(last.asked, last.answer, last.picture), "Kept here for everybody with its address, which is copied.");
-    } catch (error) {
-      trouble(error.message);
-    }
-    byId("publish").disabled = false;
-  });
-  byId("copy-link").addEventListener("click", () => copy(toUrl(last.asked), last.asked.scene ? "Link copied." : "Link copied; your own picture does not travel with it."));
-  byId("copy-curl").addEventListener("click", () => copy(curl(last.asked), "curl command copied."));
-  byId("copy-python").addEventListener("click", () => copy(python(last.asked), "Python copied."));
-  byId("save-json").addEventListener("click", () => save(json(last.asked, last.answer), `diptych-${last.asked.task}.json`));
-  byId("save-png").addEventListener("click", async () => save(await png(last.asked, last.answer, last.picture), `diptych-${last.asked.task}.png`));
 }
 
-async function copy(text, said) {
-  try {
-    await navigator.clipboard.writeText(text);
-    byId("shared").textContent = said;
-  } catch {
-    // without https a browser may have no clipboard: the text can still be marked and copied by hand
-    sheet("Copy", made("pre", {}, text));
-  }
-}
-
-// ---- the answer ----------------------------------------------------------------------------------------------------
+// The answer
 
 async function pose(asked, about) {
   trouble("");
   asking?.controller.abort();
   const form = new FormData();
   form.set("image", about.blob, about.name);
-  if (asked.text) form.set(asked.field, asked.text);
-  if (asked.multiple) form.set("multiple", "true");
-  if (asked.models) form.set("models", asked.models.join(","));
+  for (const [name, value] of fieldsOf(asked)) form.set(name, value);
   form.set("stream", "true");
   const names = asked.models ?? tasks.find((one) => one.id === asked.task).models;
   const columns = new Map(names.map((name) => [name, new Column(name)]));
@@ -340,7 +262,7 @@ async function pose(asked, about) {
   announce(`Asking ${names.join(", ")}.`);
   tick(now);
   if (byId("answers").getBoundingClientRect().top > innerHeight - 120) {
-    byId("answers").scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    byId("answers").scrollIntoView();
   }
   let why = null;
   try {
@@ -378,11 +300,11 @@ async function pose(asked, about) {
 }
 
 async function finished({ answer }) {
-  byId("share").hidden = false;
-  byId("publish").disabled = !answer.merged;
-  byId("shared").textContent = "";
-  const [{ costs }, cards] = await Promise.all([import("./cost.js"), catalogue().catch(() => new Map())]);
-  if (last?.answer === answer) byId("cost").replaceChildren(...costs(answer.replies, cards));
+  const parts = [import("./share.js"), import("./cost.js"), catalogue().catch(() => new Map())]; // no part of a first visit
+  const [{ offerSharing }, { costs }, cards] = await Promise.all(parts);
+  if (last?.answer !== answer) return;
+  offerSharing(last);
+  byId("cost").replaceChildren(...costs(answer.replies, cards));
 }
 
 function refused(error) {
@@ -401,7 +323,7 @@ function trouble(text) {
   byId("trouble").textContent = text;
 }
 
-// ---- this visit's questions ----------------------------------------------------------------------------------------
+// This visit's questions
 
 function remember(one) {
   const { asked, answer, picture: about } = one;
@@ -423,16 +345,7 @@ function recall(one) {
   typed[asked.task] = asked.text;
   byId("multiple").checked = asked.multiple;
   if (tasks.some((entry) => entry.id === asked.task)) pick(asked.task);
-  const columns = answer.replies.map((reply) => {
-    const column = new Column(reply.model);
-    column.ends(reply, { size: answer.size, aloud: false });
-    column.strayed(answer.merged?.deviations[reply.model] ?? 0);
-    return column.element;
-  });
-  byId("columns").replaceChildren(...columns);
-  merged.wait(columns.length, listsPlaces(answer.merged?.result));
-  if (answer.merged) merged.show(answer.merged, { size: answer.size, aloud: false });
-  else merged.cut("There is no merged answer.");
+  recalled(answer, answer.size, merged);
   last = one;
   finished(one);
   usable();

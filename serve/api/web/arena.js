@@ -1,9 +1,9 @@
 // The arena: a picture and a task, two answers without names, a vote, then the names and the board.
 
-import { Refusal, at, get, post } from "./wire.js";
-import { announce, byId, drawn, made, offerText } from "./dom.js";
-import { answerText, edges, listsPlaces, outline, pixels, placesOf } from "./places.js";
-import { painted } from "./rle.js";
+import { Refusal, explained, get, post } from "./wire.js";
+import { announce, byId, drawn, made, offerText, stated, tabled } from "./dom.js";
+import { drawnScene, loaded, marked, opens, shipped, take } from "./pictures.js";
+import { answerText, edges, found, framed, listsPlaces, placesOf, veil } from "./places.js";
 
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "tie", ArrowDown: "both_bad" };
 const TRIES = 4; // duels that are asked for: one of them may have a model that gives no answer in time
@@ -11,10 +11,9 @@ const SEATS = ["left", "right"];
 const ballot = [...document.querySelectorAll("[data-choice]")];
 let tasks = [];
 let task = null;
-let picture = null; // {blob, name, url, width, height}
+let picture = null; // as pictures.js loads one
 let duel = null; // the one that waits for its vote
 let busy = false;
-let wish = 0; // counts what was chosen: a slow picture must not replace a later one
 
 const trouble = (words) => (byId("trouble").textContent = words);
 const usable = () => (byId("go").disabled = busy || !task || !picture);
@@ -25,24 +24,15 @@ async function start() {
     const { data } = await get("v1/models");
     tasks = data.filter((entry) => entry.diptych.kind === "task" && entry.diptych.models.length > 1);
   } catch (error) {
-    return stated(error instanceof Refusal ? error.message : "The server does not answer.", "failed");
+    return stated(explained(error), "failed");
   }
   if (!tasks.length) return stated("A duel takes two models that can do the same task.", "failed");
   stated("Two models are drawn for each duel. Their names come after your vote.", "ready");
   byId("tasks").replaceChildren(...tasks.map(({ id, diptych }) =>
     made("label", { class: "chip" }, made("input", { type: "radio", name: "task", value: id, onchange: () => pick(id) }), diptych.title)));
   pick((tasks.find((entry) => entry.id === "caption") ?? tasks[0]).id);
-  const scenes = await get("scenes/scenes.json").catch(() => ({}));
-  byId("scenes").replaceChildren(...Object.entries(scenes).map(([file, { caption }]) =>
-    made("li", {}, made("button", { type: "button", "data-scene": file, "aria-pressed": "false", onclick: () => choose(file, caption) },
-      made("img", { src: at(`scenes/small/${file}`).href, alt: `Drawn scene: ${caption}`, width: 96, height: 72, loading: "lazy" })))));
-  const first = Object.entries(scenes)[0];
-  if (first && !picture) await choose(first[0], first[1].caption);
-}
-
-function stated(words, kind) {
-  byId("state").textContent = words;
-  byId("state").dataset.kind = kind;
+  const [first] = Object.keys(await shipped(choose));
+  if (first && !picture) await choose(first);
 }
 
 function pick(id) {
@@ -55,27 +45,13 @@ function pick(id) {
   board();
 }
 
-async function choose(file, caption) {
-  const mine = ++wish;
-  const reply = await fetch(at(`scenes/${file}`));
-  if (reply.ok) await take(await reply.blob(), file, `Drawn scene: ${caption}`, mine);
-}
+const choose = (name) => take(drawnScene(name), put, trouble);
 
-async function take(blob, name, alt, mine = ++wish) {
-  const url = URL.createObjectURL(blob);
-  const probe = new Image();
-  probe.src = url;
-  try {
-    await probe.decode();
-  } catch {
-    return trouble(`${name} is not a picture that this browser can show.`);
-  }
-  if (mine !== wish) return;
-  picture = { blob, name, alt, url, width: probe.naturalWidth, height: probe.naturalHeight };
-  for (const button of byId("scenes").querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.dataset.scene === name));
-  Object.assign(byId("picture"), { src: url, alt });
+function put(next) {
+  picture = next;
+  marked(picture);
+  Object.assign(byId("picture"), { src: picture.url, alt: picture.alt });
   clear();
-  trouble("");
   usable();
 }
 
@@ -108,7 +84,7 @@ async function begin() {
     announce("Both answers are here. Vote by the arrow keys: left, right, up for a tie, down for both bad.");
   } catch (error) {
     clear();
-    trouble(error instanceof Refusal ? error.message : "The server does not answer.");
+    trouble(explained(error));
   }
   busy = false;
   usable();
@@ -133,13 +109,11 @@ function shown(result, { url, alt, width, height }) {
   for (const place of placesOf(result)) {
     const { label, mask, point } = place;
     const [x, y] = edges(place);
-    if (mask) canvas.append(drawn("image", { href: painted(mask, [11, 111, 184], 70), width: mask.size[1], height: mask.size[0], preserveAspectRatio: "none" }));
-    const [d, more] = [outline(place), point ? " point" : ""];
-    canvas.append(drawn("path", { d, class: `halo${more}` }), drawn("path", { d, class: `frame${more}` }),
+    if (mask) canvas.append(veil(mask, [11, 111, 184], 70));
+    canvas.append(...framed(place),
       drawn("text", { x: x + 3 * unit, y: Math.max(12 * unit, y - (point ? 9 : 3) * unit), "font-size": 11 * unit }, label));
   }
-  const list = made("ul", { class: "found" }, ...placesOf(result).map((place) =>
-    made("li", {}, made("strong", {}, place.label), made("span", { class: "quiet" }, ` ${pixels(place)}`))));
+  const list = made("ul", { class: "found" }, ...placesOf(result).map((place) => found(place)));
   return [canvas, placesOf(result).length ? list : made("p", { class: "said" }, "Nothing found.")];
 }
 
@@ -170,12 +144,10 @@ async function board() {
   const id = task.id;
   const given = await get(`v1/arena/board?task=${id}`).catch(() => null);
   if (!given || task.id !== id) return;
-  const head = ["Rank", "Model", "Rating", "Interval", "Duels", "Won", "Lost", "Tied", "Bad", "Length", "ms"];
-  const rows = given.models.map((row) => [row.rank, row.model, Math.round(row.rating), `${Math.round(row.low)} to ${Math.round(row.high)}`,
+  const head = ["Model", "Rank", "Rating", "Interval", "Duels", "Won", "Lost", "Tied", "Bad", "Length", "ms"];
+  const rows = given.models.map((row) => [row.model, row.rank, Math.round(row.rating), `${Math.round(row.low)} to ${Math.round(row.high)}`,
     row.duels, row.wins, row.losses, row.ties, row.both_bad, Math.round(row.length), Math.round(row.latency_ms)]);
-  byId("board").replaceChildren(rows.length
-    ? made("table", { class: "ratings" }, made("thead", {}, made("tr", {}, ...head.map((name) => made("th", { scope: "col" }, name)))),
-      made("tbody", {}, ...rows.map((row) => made("tr", {}, ...row.map((cell) => made("td", {}, String(cell)))))))
+  byId("board").replaceChildren(rows.length ? tabled("Board", head, rows)
     : made("p", { class: "body quiet" }, `Nobody has voted on ${task.diptych.title.toLowerCase()} yet.`));
   byId("cautions").replaceChildren(...(rows.length ? given.cautions : []).map(({ message }) => made("li", {}, message)));
 }
@@ -184,12 +156,7 @@ byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!byId("go").disabled) begin();
 });
-byId("choose").addEventListener("click", () => byId("file").click());
-byId("file").addEventListener("change", () => {
-  const [file] = byId("file").files;
-  if (file) take(file, file.name, `Your picture, ${file.name}`);
-  byId("file").value = "";
-});
+opens("choose", "file", ([file]) => take(loaded(file, { name: file.name }), put, trouble));
 for (const button of ballot) button.addEventListener("click", () => vote(button.dataset.choice));
 addEventListener("keydown", (event) => {
   if (!duel || event.altKey || event.ctrlKey || event.metaKey || event.target.matches?.("input, .scroll") || !(event.key in KEYS)) return;

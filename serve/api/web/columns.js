@@ -3,7 +3,7 @@
 import { get } from "./wire.js";
 import { announce, byId, made, sheet, soon } from "./dom.js";
 import { lit, overlaid } from "./picture.js";
-import { answerText, listsPlaces, pixels, placesOf } from "./places.js";
+import { answerText, found, listsPlaces, placesOf } from "./places.js";
 import { MERGED, toned } from "./tones.js";
 
 const seconds = (ms) => `${(ms / 1000).toFixed(ms < 9950 ? 2 : 1)} s`;
@@ -137,9 +137,7 @@ function shown(layer, result, supporters = []) {
     const on = () => lit(id, true);
     const off = () => lit(id, false);
     list.append(
-      made("li", { "data-item": id, tabindex: 0, onpointerenter: on, onpointerleave: off, onfocus: on, onblur: off },
-        made("strong", {}, place.label),
-        made("span", { class: "quiet" }, ` ${pixels(place)}`),
+      found(place, { "data-item": id, tabindex: 0, onpointerenter: on, onpointerleave: off, onfocus: on, onblur: off },
         place.score == null ? null : made("span", { class: "quiet" }, ` · ${Math.round(100 * place.score)}\u00a0%`),
         supported(supporters[index])));
   });
@@ -200,13 +198,22 @@ export class MergedCard {
   }
 }
 
+/** An answer of before, as it was, in the columns and the merged card. */
+export function recalled({ replies, merged }, size, card) {
+  byId("columns").replaceChildren(...replies.map((reply) => {
+    const column = new Column(reply.model);
+    column.ends(reply, { size, aloud: false });
+    column.strayed(merged?.deviations[reply.model] ?? 0);
+    return column.element;
+  }));
+  card.wait(replies.length, listsPlaces(merged?.result));
+  if (merged) card.show(merged, { size, aloud: false });
+  else card.cut("There is no merged answer.");
+}
+
 function raw(title, reply) {
-  sheet(title,
-    reply.reasoning ? made("h3", {}, "Its reasoning") : null,
-    reply.reasoning ? made("pre", {}, reply.reasoning) : null,
-    reply.text ? made("h3", {}, "Its words") : null,
-    reply.text ? made("pre", {}, reply.text) : null,
-    made("h3", {}, "JSON"), made("pre", {}, JSON.stringify(reply, null, 2)));
+  const parts = { "Its reasoning": reply.reasoning, "Its words": reply.text, JSON: JSON.stringify(reply, null, 2) };
+  sheet(title, ...Object.entries(parts).flatMap(([name, text]) => (text ? [made("h3", {}, name), made("pre", {}, text)] : [])));
 }
 
 let cards = null;

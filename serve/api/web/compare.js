@@ -63,7 +63,7 @@ function rows(table) {
     const how = Object.fromEntries(models.map((name, at) => [name, bases[at]]));
     row(title, new Set(table.models.map((name) => how[name])).size > 1, table.models.map((name) => how[name] ?? "no"));
   }
-  const whole = made("table", {}, made("thead", {}, head), body);
+  const whole = made("table", { class: "compared" }, made("thead", {}, head), body);
   whole.style.setProperty("--models", table.models.length);
   return made("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Comparison table" },
     whole);

@@ -1,6 +1,6 @@
-// What each model's answer took: first word, seconds, tokens, and the price of 1,000 pictures like this one.
+// What each model's answer took: first word, seconds, tokens, price and energy of 1,000 pictures like this one.
 
-import { made } from "./dom.js";
+import { made, tabled } from "./dom.js";
 
 const seconds = (ms) => (ms == null ? "–" : `${(ms / 1000).toFixed(2)} s`);
 const whole = (count) => (count == null ? "–" : count.toLocaleString("en"));
@@ -10,14 +10,12 @@ export function costs(replies, cards) {
   const asked = replies.filter((reply) => reply.usage);
   if (!asked.length) return [];
   const priced = asked.some((reply) => cards.get(reply.model)?.price);
-  const head = ["Model", "First word", "Whole answer", "Tokens in", "Tokens out", priced && "Price per 1,000"].filter(Boolean);
-  const rows = asked.map(({ model, ttft_ms: first, latency_ms: all, usage }) => [
+  const metered = asked.some((reply) => reply.energy_j != null);
+  const head = ["Model", "First word", "Whole answer", "Tokens in", "Tokens out", priced && "Price per 1,000", metered && "Energy per 1,000"].filter(Boolean);
+  const rows = asked.map(({ model, ttft_ms: first, latency_ms: all, usage, energy_j: joules }) => [
     model, seconds(first), seconds(all), whole(usage.prompt_tokens), whole(usage.completion_tokens),
-    priced && price(usage, cards.get(model)?.price)].filter((cell) => cell !== false));
-  return [made("details", { class: "cost" }, made("summary", {}, "Cost and speed"),
-    made("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Cost and speed" },
-      made("table", { class: "ratings" }, made("thead", {}, made("tr", {}, ...head.map((name) => made("th", { scope: "col" }, name)))),
-        made("tbody", {}, ...rows.map(([name, ...cells]) => made("tr", {}, made("th", { scope: "row" }, name), ...cells.map((cell) => made("td", {}, cell))))))))];
+    priced && price(usage, cards.get(model)?.price), metered && (joules == null ? "–" : `${(joules / 3.6).toFixed(1)} Wh`)].filter((cell) => cell !== false));
+  return [made("details", { class: "cost" }, made("summary", {}, "Cost and speed"), tabled("Cost and speed", head, rows))];
 }
 
 /** Of a thousand such answers; a price is of a million tokens. */

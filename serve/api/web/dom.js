@@ -37,12 +37,32 @@ export function announce(words) {
   byId("heard").textContent = words;
 }
 
+/** A table that scrolls sideways. head, and each row: cells, texts or elements; the first cell of a row is its title. */
+export function tabled(title, head, rows) {
+  const cell = (tag, scope) => (content) => made(tag, { scope }, content);
+  return made("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title },
+    made("table", { class: "ratings" }, made("thead", {}, made("tr", {}, ...head.map(cell("th", "col")))),
+      made("tbody", {}, ...rows.map(([first, ...others]) => made("tr", {}, cell("th", "row")(first), ...others.map(cell("td")))))));
+}
+
 /** A panel over the page: a card, raw text. */
 export function sheet(title, ...body) {
-  byId("sheet-title").textContent = title;
-  byId("sheet-body").replaceChildren(...body.filter(Boolean));
-  byId("sheet-body").scrollTop = 0;
-  byId("sheet").showModal();
+  byId("sheet")?.remove();
+  const panel = made("dialog", { id: "sheet", "aria-labelledby": "sheet-title", onclose: () => panel.remove() },
+    made("div", { class: "sheet-head" }, made("h2", { id: "sheet-title" }, title),
+      made("button", { type: "button", id: "sheet-close", class: "plain", onclick: () => panel.close() }, "Close")),
+    made("div", { id: "sheet-body", class: "sheet-body", tabindex: 0, role: "region", "aria-labelledby": "sheet-title" },
+      ...body.filter(Boolean)));
+  document.body.append(panel);
+  panel.showModal();
+}
+
+/** Say in the line below the title how it stands. kind: ready, starting or failed. */
+export function stated(text, kind) {
+  const line = byId("state");
+  if (line.textContent === text) return; // a live region says what changes
+  line.textContent = text;
+  line.dataset.kind = kind;
 }
 
 const dirty = new Set();

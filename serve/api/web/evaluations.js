@@ -1,20 +1,31 @@
 // Evaluated runs: a table for each task, of the newest run of a labelled set by the same models; older ones are its repeats.
 
-import { Refusal, at, get } from "./wire.js";
-import { byId, made } from "./dom.js";
+import { at, explained, get } from "./wire.js";
+import { byId, made, stated, tabled } from "./dom.js";
 
 const number = (value, digits = 1) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const signed = (value) => `${value > 0 ? "+" : ""}${number(value)}`;
 const whole = (value) => (value < 0.05 && value > -0.05 ? 0 : value); // no -0.0
 const models = (run) => [...new Set(run.tasks.flatMap((task) => task.rows.map((row) => row.name)))].join(", ");
 
-async function start() {
-  let runs;
+let again = 0;
+let shownNames = null;
+let begun = null; // begin.js, where evaluations may be started
+
+/** Show the runs; again each second while one that was started here is under way. */
+async function show() {
+  let runs, started, bounds;
   try {
-    ({ data: runs } = await get("v1/evaluations"));
+    ({ data: runs, started, bounds } = await get("v1/evaluations"));
+    if (bounds && !begun) {
+      begun = await import("./begin.js");
+      await begun.allow(bounds, show);
+    }
   } catch (error) {
-    return stated(error instanceof Refusal ? error.message : "The server does not answer.", "failed");
+    return stated(explained(error), "failed");
   }
+  clearTimeout(again);
+  if (begun?.list(started, show)) again = setTimeout(show, 1000);
   if (!runs.length) return stated("No run is kept yet: diptych evaluate toy --keep FOLDER, with the folder of gateway.evaluations.", "starting");
   const groups = new Map(); // by labelled set and models, the newest run first
   for (const run of runs) {
@@ -22,12 +33,10 @@ async function start() {
     groups.set(key, [...(groups.get(key) ?? []), run]);
   }
   stated(`${runs.length} ${runs.length === 1 ? "run" : "runs"} of ${groups.size} ${groups.size === 1 ? "comparison" : "comparisons"}.`, "ready");
+  const names = runs.map(({ name }) => name).join();
+  if (names === shownNames) return; // what a person reads stays as it is
+  shownNames = names;
   byId("runs").replaceChildren(...[...groups.values()].map(shown));
-}
-
-function stated(words, kind) {
-  byId("state").textContent = words;
-  byId("state").dataset.kind = kind;
 }
 
 function shown(repeats) {
@@ -47,10 +56,10 @@ function table(run, task, repeats) {
     return url.href;
   };
   const costs = task.rows.map((row) => row.cost).filter(Boolean);
-  const has = { word: costs.some((cost) => cost.first_word_s != null), price: costs.some((cost) => cost.price_per_1000 != null) };
+  const has = { word: costs.some((cost) => cost.first_word_s != null), price: costs.some((cost) => cost.price_per_1000 != null), energy: costs.some((cost) => cost.energy_wh_per_1000 != null) };
   const failed = task.rows.some((row) => row.failed);
-  const head = ["", ...measures.map(([name, lower]) => `${name} ${lower ? "↓" : "↑"}`), failed && "no answer", has.word && "first word",
-    "seconds", "tokens in", "tokens out", has.price && "price per 1,000"].filter((title) => title !== false);
+  const head = ["Model", ...measures.map(([name, lower]) => `${name} ${lower ? "↓" : "↑"}`), failed && "no answer", has.word && "first word",
+    "seconds", "tokens in", "tokens out", has.price && "price per 1,000", has.energy && "energy per 1,000"].filter((title) => title !== false);
   const body = task.rows.map((row) => {
     const { cost } = row;
     const cells = measures.map(([name]) => score(row, name, task, repeats, to(row)));
@@ -59,15 +68,13 @@ function table(run, task, repeats) {
     if (has.word) cells.push(linked(cost?.first_word_s == null ? null : `${number(cost.first_word_s, 2)} s`));
     for (const text of [cost && `${number(cost.seconds, 2)} s`, cost && number(cost.prompt_tokens, 0), cost && number(cost.completion_tokens, 1)]) cells.push(linked(text));
     if (has.price) cells.push(linked(cost?.price_per_1000 == null ? null : `${number(cost.price_per_1000, 2)} ${cost.price.currency}`));
-    return made("tr", {}, made("th", { scope: "row" }, row.name), ...cells.map((cell) => made("td", {}, cell)));
+    if (has.energy) cells.push(linked(cost?.energy_wh_per_1000 == null ? null : `${number(cost.energy_wh_per_1000, 1)} Wh`));
+    return [row.name, ...cells];
   });
   const title = `${task.task}: ${task.items} items${task.items === task.pictures ? "" : ` in ${task.pictures} pictures`}`;
   return [
     made("h3", {}, title),
-    made("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title },
-      made("table", { class: "numbers" }, made("thead", {}, made("tr", {}, ...head.map((name) =>
-        (name ? made("th", { scope: "col" }, name) : made("th", { scope: "col" }, made("span", { class: "sr" }, "Model")))))),
-      made("tbody", {}, ...body))),
+    tabled(title, head, body),
     ...task.gains.map(({ row, measure, best, gain }) => made("p", { class: gain.value < -1e-9 ? "trouble" : "quiet" },
       `${measure}: ${row} − ${best} (best single) = ${signed(whole(gain.value))} [${signed(whole(gain.low))}, ${signed(whole(gain.high))}]`)),
     task.left_out ? made("p", { class: "trouble" }, `${task.left_out} items are left out: their request failed.`) : null,
@@ -86,4 +93,4 @@ function score(row, name, task, repeats, href) {
     made("span", { class: "interval" }, `[${number(low)}, ${number(high)}]`), range);
 }
 
-start();
+show();

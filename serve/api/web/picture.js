@@ -1,32 +1,13 @@
 // The picture, and what was found drawn over it. Overlays live in the picture's own pixels (the SVG's viewBox).
 
 import { byId, drawn, made } from "./dom.js";
-import { edges, outline } from "./places.js";
-import { painted } from "./rle.js";
+import { edges, framed, veil } from "./places.js";
 import { MERGED, number, rgb, tone } from "./tones.js";
 
-const MAX_BYTES = 20 * 1024 * 1024; // what the server takes (serve/media/image.py)
 const stage = byId("stage");
 const image = byId("picture");
 const overlay = byId("overlay");
 const hidden = new Set();
-
-/** A picture that can be asked about: {blob, name, alt, scene, url, width, height}. Throws Error in words. */
-export async function loaded(blob, { name = "picture", alt = "", scene = null } = {}) {
-  if (blob.size > MAX_BYTES) {
-    throw new Error(`${name} has ${(blob.size / 2 ** 20).toFixed(1)} MB; a picture may have 20.`);
-  }
-  const url = URL.createObjectURL(blob);
-  const probe = new Image();
-  probe.src = url;
-  try {
-    await probe.decode();
-  } catch {
-    URL.revokeObjectURL(url);
-    throw new Error(`${name} is not a picture that this browser can show.`);
-  }
-  return { blob, name, alt: alt || `Your picture, ${name}`, scene, url, width: probe.naturalWidth, height: probe.naturalHeight };
-}
 
 export function show(picture) {
   image.src = picture.url;
@@ -50,8 +31,9 @@ export function overlaid(model, places, size) {
   const layer = drawn("g", { class: `layer tone-${number(model)}`, "data-layer": model });
   const halos = drawn("g", { "data-halos": model });
   places.forEach((place, index) => {
-    halos.append(drawn("path", { d: outline(place), class: place.point ? "halo point" : "halo" }));
-    layer.append(item(model, place, index));
+    const [halo, group] = item(model, place, index);
+    halos.append(halo);
+    layer.append(group);
   });
   overlay.querySelector(`g[data-halos="${CSS.escape(model)}"]`)?.remove();
   overlay.prepend(halos); // all halos lie below all frames: none may wash out another's colour
@@ -63,22 +45,19 @@ export function overlaid(model, places, size) {
   fit();
 }
 
-function item(model, found, index) {
-  const { label, mask, point } = found;
-  const [x0, y0, x1, y1] = edges(found);
+function item(model, place, index) {
+  const { label, mask, point } = place;
+  const [x0, y0, x1, y1] = edges(place);
+  const [halo, frame] = framed(place, { stroke: tone(model), "data-model": model, "data-label": label });
   const group = drawn("g", { class: "item", "data-item": `${model}/${index}` });
-  if (mask) {
-    const [height, width] = mask.size;
-    group.append(drawn("image", { href: painted(mask, rgb(model), model === MERGED ? 20 : 55), width, height, preserveAspectRatio: "none" }));
-  }
-  group.append(
-    drawn("path", { d: outline(found), class: point ? "frame point" : "frame", stroke: tone(model), "data-model": model, "data-label": label }),
+  if (mask) group.append(veil(mask, rgb(model), model === MERGED ? 20 : 55));
+  group.append(frame,
     drawn("g", { class: "tag", "data-x0": x0, "data-y0": y0, "data-x1": x1, "data-y1": y1, "data-corner": number(model), "data-around": point ? 9 : 0 },
       drawn("rect", { fill: tone(model) }), drawn("text", {}, label)),
   );
   group.addEventListener("pointerenter", () => lit(`${model}/${index}`, true));
   group.addEventListener("pointerleave", () => lit(`${model}/${index}`, false));
-  return group;
+  return [halo, group];
 }
 
 /** Light up one item, in the picture and in its column. */
@@ -132,8 +111,3 @@ function fit() {
 }
 
 new ResizeObserver(fit).observe(stage);
-
-/** Everything drawn now, for a picture of the page. */
-export function layersShown() {
-  return [...overlay.querySelectorAll("g[data-layer]:not(.off)")];
-}

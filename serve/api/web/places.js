@@ -1,5 +1,8 @@
 // What a result holds: objects with their places in the picture (boxes, some with masks, and points), or an answer.
 
+import { drawn, made } from "./dom.js";
+import { painted } from "./rle.js";
+
 const FIELDS = ["boxes", "points"];
 
 /** The objects of a result, to be drawn; none of one that has no places. */
@@ -24,6 +27,20 @@ export function outline({ box, point }) {
   const [x0, y0, x1, y1] = box;
   return `M${x0} ${y0}H${Math.max(x0, x1)}V${Math.max(y0, y1)}H${x0}Z`;
 }
+
+/** A place's halo, and the frame over it, as SVG. more: the frame's attributes. */
+export function framed(place, more = {}) {
+  const [d, kind] = [outline(place), place.point ? " point" : ""];
+  return [drawn("path", { d, class: `halo${kind}` }), drawn("path", { d, class: `frame${kind}`, ...more })];
+}
+
+/** A mask as an SVG image in a colour, [r, g, b]. */
+export const veil = (mask, ...colour) =>
+  drawn("image", { href: painted(mask, ...colour), width: mask.size[1], height: mask.size[0], preserveAspectRatio: "none" });
+
+/** A place in a list of what was found. */
+export const found = (place, attributes = {}, ...more) =>
+  made("li", attributes, made("strong", {}, place.label), made("span", { class: "quiet" }, ` ${pixels(place)}`), ...more);
 
 /** left, top, right, bottom. */
 export const edges = ({ box, point }) => box ?? [...point, ...point];

@@ -1,9 +1,8 @@
 // The report: every picture of a record, the most disagreement first; filters, and a picture's answers side by side.
 // It holds ten thousand pictures: only the tiles on the screen are elements, and no step of work is long.
 
-import { announce, byId, drawn, made } from "./dom.js";
-import { answerText, listsPlaces, outline, pixels, placesOf } from "./places.js";
-import { painted } from "./rle.js";
+import { announce, byId, drawn, made, stated } from "./dom.js";
+import { answerText, found, framed, listsPlaces, outline, placesOf, veil } from "./places.js";
 import { rgb, settle, toned } from "./tones.js";
 
 const SLICE_MS = 8; // work in one go, before the page may answer
@@ -154,11 +153,6 @@ function ready(bad) {
   list();
 }
 
-function stated(text, kind) {
-  byId("state").textContent = text;
-  byId("state").dataset.kind = kind;
-}
-
 // Which pictures, in which order
 
 function list() {
@@ -290,22 +284,18 @@ const inkOf = (name) => (name === TRUTH ? [33, 106, 64] : rgb(name));
 function layer(name, places, large) {
   const group = drawn("g", { class: classed(name, "layer"), "data-layer": name });
   if (hidden.has(name)) group.setAttribute("class", `${group.getAttribute("class")} off`);
-  const kind = (place) => (place?.point ? " point" : "");
   if (!large) { // one element for all of them
+    const kind = places[0]?.point ? " point" : "";
     const d = places.map(outline).join("");
-    if (name === "merged") group.append(drawn("path", { d, class: `halo${kind(places[0])}` }));
-    group.append(drawn("path", { d, class: `frame${kind(places[0])}` }));
+    if (name === "merged") group.append(drawn("path", { d, class: `halo${kind}` }));
+    group.append(drawn("path", { d, class: `frame${kind}` }));
     return group;
   }
   for (const place of places) {
-    const { mask, label } = place;
-    const d = outline(place);
-    if (mask) {
-      const image = drawn("image", { width: mask.size[1], height: mask.size[0], preserveAspectRatio: "none" });
-      group.append(image);
-      setTimeout(() => image.isConnected && image.setAttribute("href", painted(mask, inkOf(name), 70))); // each takes its time
-    }
-    group.append(drawn("path", { d, class: `halo${kind(place)}` }), drawn("path", { d, class: `frame${kind(place)}` }, drawn("title", {}, label)));
+    const [halo, frame] = framed(place);
+    frame.append(drawn("title", {}, place.label));
+    group.append(halo, frame);
+    if (place.mask) setTimeout(() => halo.isConnected && halo.before(veil(place.mask, inkOf(name), 70))); // each takes its time
   }
   return group;
 }
@@ -409,7 +399,7 @@ function answer(name, result, about, failure = null, text = "") {
     ? [made("p", { class: "failure" }, String(failure)), text ? made("p", { class: "speech" }, text) : null]
     : places.length
       ? [made("ul", { class: "found" }, ...places.map((place) =>
-        made("li", {}, made("strong", {}, place.label), made("span", { class: "quiet" }, ` ${pixels(place)}${place.score == null ? "" : ` · ${Number(place.score).toFixed(2)}`}`))))]
+        found(place, {}, place.score != null && made("span", { class: "quiet" }, ` · ${Number(place.score).toFixed(2)}`))))]
       : [made("p", { class: "said" }, words(result) || "(nothing)")];
   return made("article", { class: classed(name, "column"), "data-model": name },
     made("header", {}, made("h3", {}, made("span", { class: "dot" }), name), made("span", { class: "clock" }, about)),

@@ -1,31 +1,20 @@
 // The same question elsewhere: as a link, as curl, as Python, as JSON, as one picture.
 
-import { address, post } from "./wire.js";
+import { fieldsOf, remembered, toUrl } from "./asked.js";
+import { address, explained, post } from "./wire.js";
 import { words } from "./columns.js";
-import { layersShown } from "./picture.js";
+import { byId, made, sheet } from "./dom.js";
 import { listsPlaces, pixels, placesOf } from "./places.js";
-import { MERGED, tone } from "./tones.js";
+import { tone } from "./tones.js";
 
-/** What the address bar says: {task, written: by the name of a field, multiple, models: [..] or null, scene}. */
-export function fromUrl(search = location.search) {
-  const given = new URLSearchParams(search);
-  return {
-    task: given.get("task"), written: given, scene: given.get("scene"),
-    multiple: given.has("multiple"), models: given.get("models")?.split(",").filter(Boolean) ?? null,
-  };
-}
+let last = null; // {asked, answer, picture}
 
-export function toUrl(asked) {
-  const said = new URLSearchParams();
-  said.set("task", asked.task);
-  if (asked.text) said.set(asked.field, asked.text);
-  if (asked.scene) said.set("scene", asked.scene);
-  if (asked.multiple) said.set("multiple", "");
-  if (asked.models) said.set("models", asked.models.join(","));
-  const url = new URL(location.href);
-  url.search = said;
-  url.hash = "";
-  return url.href;
+/** Offer to share an answer: {asked, answer, picture}. */
+export function offerSharing(one) {
+  last = one;
+  byId("share").hidden = false;
+  byId("publish").disabled = !one.answer.merged;
+  byId("shared").textContent = "";
 }
 
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
@@ -35,17 +24,14 @@ function file(asked) {
   return asked.scene ? `${asked.scene}.png` : asked.name.replaceAll(/[^\w.-]/g, "_");
 }
 
-export function curl(asked) {
+function curl(asked) {
   const lines = [`curl --no-buffer -F ${shell(`image=@${file(asked)}`)}`];
-  if (asked.text) lines.push(field(asked.field, asked.text));
-  if (asked.multiple) lines.push(field("multiple", "true"));
-  if (asked.models) lines.push(field("models", asked.models.join(",")));
-  lines.push(field("stream", "true"), shell(address(`v1/tasks/${asked.task}`)));
+  lines.push(...[...fieldsOf(asked), ["stream", "true"]].map(([name, text]) => field(name, text)), shell(address(`v1/tasks/${asked.task}`)));
   const fetched = asked.scene ? `curl --remote-name ${shell(address(`scenes/${file(asked)}`))}\n` : "";
   return `${fetched}${lines.join(" \\\n  ")}\n`;
 }
 
-export function python(asked) {
+function python(asked) {
   const { text } = asked;
   const model = `${asked.task}:${asked.models ? asked.models.join(",") : "*"}`;
   const name = file(asked);
@@ -67,7 +53,7 @@ for choice in reply.choices:  # the merged answer, then each model's own
 `;
 }
 
-export function save(blob, name) {
+function save(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;
@@ -76,17 +62,18 @@ export function save(blob, name) {
 }
 
 /** Keep the answer and its picture at the server; gives the address of its page. */
-export async function publish(asked, answer, { blob }) {
+async function publish(asked, answer, { blob }) {
   const image = await new Promise((done) => {
     const reader = new FileReader();
     reader.onload = () => done(reader.result);
     reader.readAsDataURL(blob);
   });
-  const { path } = await post("v1/results", JSON.stringify({ answer: whole(asked, answer), image, question: asked.heading }));
+  const { id, path, delete_token: token } = await post("v1/results", JSON.stringify({ answer: whole(asked, answer), image, question: asked.heading }));
+  remembered(id, token);
   return address(path);
 }
 
-export function json(asked, answer) {
+function json(asked, answer) {
   return new Blob([`${JSON.stringify(whole(asked, answer), null, 2)}\n`], { type: "application/json" });
 }
 
@@ -105,7 +92,7 @@ const WIDE = 1600;
 const EDGE = 48;
 
 /** One PNG, 1600 wide: the picture with what is drawn over it, the question, the merged answer, every model's. */
-export async function png(asked, answer, picture) {
+async function png(asked, answer, picture) {
   const styles = getComputedStyle(document.documentElement);
   const colour = (name) => styles.getPropertyValue(name).trim();
   const ink = getComputedStyle(document.body).color;
@@ -158,7 +145,7 @@ export async function png(asked, answer, picture) {
   image.src = picture.url;
   await image.decode();
   context.drawImage(image, 0, 0);
-  await drawLayers(context, 1 / fitted, sans);
+  await paintOverlay(context, 1 / fitted, sans);
   context.restore();
   context.font = `16px ${sans}`;
   context.fillStyle = quiet;
@@ -171,39 +158,28 @@ function listed(result) {
   return placesOf(result).map((place) => `${place.label} [${pixels(place)}]`).join("\n");
 }
 
-async function drawLayers(context, unit, sans) {
-  const layers = layersShown();
-  const labelled = layers.some((layer) => layer.dataset.layer === MERGED) ? MERGED : null;
-  const items = layers.flatMap((layer) => [...layer.querySelectorAll(".item")].map((item) => {
-    const frame = item.querySelector(".frame");
-    const { x, y } = frame.getBBox();
-    const point = frame.classList.contains("point");
-    return { name: layer.dataset.layer, x, y, point, path: new Path2D(frame.getAttribute("d")), label: frame.dataset.label, mask: item.querySelector("image") };
-  }));
+/** Paint what the overlay shows, as it is on the screen. unit: the picture's pixels for one of the PNG. */
+async function paintOverlay(context, unit, sans) {
   context.lineCap = "round";
-  const stroked = (width, stroke, path) => {
-    context.lineWidth = width * unit;
-    context.strokeStyle = stroke;
-    context.stroke(path);
-  };
-  for (const { point, path } of items) stroked(point ? 18 : 5, "#ffffffbf", path); // all halos below all frames, as on the page
-  for (const { name, point, path, mask } of items) {
-    if (mask) {
-      const painted = new Image();
-      painted.src = mask.getAttribute("href");
-      await painted.decode();
-      context.drawImage(painted, 0, 0, mask.width.baseVal.value, mask.height.baseVal.value);
+  for (const element of byId("overlay").querySelectorAll("path, image, rect, text")) {
+    if (!element.checkVisibility()) continue;
+    const { fill, stroke, strokeWidth } = getComputedStyle(element);
+    const [x, y, width, height, size] = ["x", "y", "width", "height", "font-size"].map((name) => Number(element.getAttribute(name)));
+    context.fillStyle = fill;
+    if (element.matches("path")) {
+      Object.assign(context, { lineWidth: parseFloat(strokeWidth) * unit, strokeStyle: stroke });
+      context.stroke(new Path2D(element.getAttribute("d")));
+    } else if (element.matches("image")) {
+      const mask = new Image();
+      mask.src = element.getAttribute("href");
+      await mask.decode();
+      context.drawImage(mask, 0, 0, width, height);
+    } else if (element.matches("rect")) {
+      context.fillRect(x, y, width, height);
+    } else {
+      context.font = `600 ${size}px ${sans}`;
+      context.fillText(element.textContent, x, y);
     }
-    stroked(point ? (name === MERGED ? 7 : 13) : name === MERGED ? 3 : 2.5, tone(name), path);
-  }
-  context.font = `600 ${18 * unit}px ${sans}`;
-  for (const { name, label, point, x, y } of items) {
-    if (labelled && name !== labelled) continue;
-    const top = Math.max(0, y - (point ? 36 : 26) * unit);
-    context.fillStyle = tone(name);
-    context.fillRect(x, top, context.measureText(label).width + 12 * unit, 26 * unit);
-    context.fillStyle = "#ffffff";
-    context.fillText(label, x + 6 * unit, top + 19 * unit);
   }
 }
 
@@ -222,3 +198,31 @@ function wrapped(context, text, wide) {
   }
   return lines;
 }
+
+async function copy(text, said) {
+  try {
+    await navigator.clipboard.writeText(text);
+    byId("shared").textContent = said;
+  } catch {
+    // without https a browser may have no clipboard: the text can still be marked and copied by hand
+    sheet("Copy", made("pre", {}, text));
+  }
+}
+
+const ACTIONS = {
+  publish: async ({ asked, answer, picture }) => {
+    byId("publish").disabled = true;
+    try {
+      await copy(await publish(asked, answer, picture), "Kept here for everybody with its address, which is copied.");
+    } catch (error) {
+      byId("trouble").textContent = explained(error);
+    }
+    byId("publish").disabled = false;
+  },
+  "copy-link": ({ asked }) => copy(toUrl(asked), asked.scene ? "Link copied." : "Link copied; your own picture does not travel with it."),
+  "copy-curl": ({ asked }) => copy(curl(asked), "curl command copied."),
+  "copy-python": ({ asked }) => copy(python(asked), "Python copied."),
+  "save-json": ({ asked, answer }) => save(json(asked, answer), `diptych-${asked.task}.json`),
+  "save-png": async ({ asked, answer, picture }) => save(await png(asked, answer, picture), `diptych-${asked.task}.png`),
+};
+for (const [id, act] of Object.entries(ACTIONS)) byId(id).addEventListener("click", () => act(last));

@@ -13,6 +13,9 @@ export class Refusal extends Error {
   }
 }
 
+/** Why a request failed, in words. */
+export const explained = (error) => (error instanceof TypeError ? "The server does not answer." : error.message);
+
 const COMPARE = at("compare/").pathname;
 
 /** The names in the address, as written; null where this is not a comparison page. */
@@ -30,7 +33,7 @@ let declined = false;
 async function call(path, options = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
-    const reply = await fetch(at(path), { ...options, headers: key ? { authorization: `Bearer ${key}` } : {} });
+    const reply = await fetch(at(path), { ...options, headers: { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) } });
     if (reply.status !== 401 || declined) return reply;
     if (sessionStorage.getItem(KEY) !== key) continue; // given meanwhile, to another request
     const given = window.prompt("This server asks for an API key. It is kept until this tab is closed.");
@@ -40,36 +43,28 @@ async function call(path, options = {}) {
   }
 }
 
-export async function get(path, accepted = []) {
-  const reply = await call(path);
-  if (reply.ok || accepted.includes(reply.status)) return reply.json();
-  throw await refusal(reply);
+/** The reply, where its status is one of success, or accepted. */
+async function accepted(path, options, statuses = []) {
+  const reply = await call(path, options);
+  if (reply.ok || statuses.includes(reply.status)) return reply;
+  const body = await reply.json().catch(() => ({}));
+  throw new Refusal(body.error ?? { message: `The server answered with status ${reply.status}.` }, reply.status);
 }
+
+export const get = async (path, statuses) => (await accepted(path, {}, statuses)).json();
 
 /** The bytes of a large file, as a stream. */
-export async function bytes(path) {
-  const reply = await call(path);
-  if (!reply.ok) throw await refusal(reply);
-  return reply.body;
-}
+export const bytes = async (path) => (await accepted(path)).body;
 
-/** POST a form, or JSON text. */
-export async function post(path, body) {
-  const reply = await call(path, { method: "POST", body });
-  if (!reply.ok) throw await refusal(reply);
-  return reply.json();
-}
+/** POST a form, or JSON text; or another method. */
+export const post = async (path, body, options) => (await accepted(path, { method: "POST", body, ...options })).json();
 
-async function refusal(reply) {
-  const words = `The server answered with status ${reply.status}.`;
-  const body = await reply.json().catch(() => ({}));
-  return new Refusal(body.error ?? { message: words }, reply.status);
-}
+/** Whether this tab has an API key. */
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
 /** Ask a task; yields {event, data} as they come. Aborting `signal` closes the request, and with it the engines' work. */
 export async function* ask(task, form, signal) {
-  const reply = await call(`v1/tasks/${task}`, { method: "POST", body: form, signal });
-  if (!reply.ok) throw await refusal(reply);
+  const reply = await accepted(`v1/tasks/${task}`, { method: "POST", body: form, signal });
   yield { event: "opened", data: { id: `task-${reply.headers.get("x-request-id")}` } };
   yield* events(reply.body);
 }

@@ -1,0 +1,33 @@
+// What is asked: in the address bar, and as the fields of a request.
+
+/** What the address bar says: {task, written: by the name of a field, multiple, models: [..] or null, scene}. */
+export function fromUrl(search = location.search) {
+  const given = new URLSearchParams(search);
+  return {
+    task: given.get("task"), written: given, scene: given.get("scene"),
+    multiple: given.has("multiple"), models: given.get("models")?.split(",").filter(Boolean) ?? null,
+  };
+}
+
+export function toUrl(asked) {
+  const url = new URL(location.href);
+  url.search = new URLSearchParams([["task", asked.task], ...fieldsOf(asked), ["scene", asked.scene]].filter(([, value]) => value));
+  url.hash = "";
+  return url.href;
+}
+
+/** [name, value] of each field that is given beside the image. */
+export function fieldsOf({ field, text, multiple, models }) {
+  return [[field, text], ["multiple", multiple && "true"], ["models", models?.join(",")]].filter(([, value]) => value);
+}
+
+/** The token by which this browser may delete a result that it shared; kept where one is given. */
+export function remembered(result, token) {
+  const name = `diptych-result-${result}`;
+  try {
+    if (token) localStorage.setItem(name, token);
+    return localStorage.getItem(name);
+  } catch {
+    return null; // storage may be switched off
+  }
+}
