@@ -46,7 +46,14 @@ class Shared(BaseModel):
     id: str
     object: str = "diptych.shared"
     path: str
+    delete_token: str = Field(description="Deletes it: DELETE /r/{id} with this as the header x-delete-token.")
     expires: float = Field(description="Unix time in seconds.")
+
+
+class Deleted(BaseModel):
+    id: str
+    object: str = "diptych.shared.deleted"
+    deleted: bool = True
 
 
 class SharedAnswer(BaseModel):
@@ -96,12 +103,12 @@ def add_results(api: APIRouter) -> None:
                     raise BadRequest("The answer is about an image of another size.", param="answer.image")
                 picture, card = await asyncio.to_thread(_drawn, image.pil(), given.question, answer)
             body = f'{{"question":{json.dumps(given.question)},"answer":{answer.model_dump_json()}}}'.encode()
-            result, expires = await asyncio.to_thread(file.add, body, picture, card)
+            ticket = await asyncio.to_thread(file.add, body, picture, card, http.scope["state"].get("key"))
         except OSError as error:
             raise Unavailable(str(error), code="results_unavailable") from None
         finally:
             shared.drawings -= 1
-        return Shared(id=result, path=f"r/{result}", expires=expires)
+        return Shared(id=ticket.id, path=f"r/{ticket.id}", delete_token=ticket.token, expires=ticket.expires)
 
     @api.get(
         "/v1/results/{result}",
@@ -122,6 +129,16 @@ def add_results(api: APIRouter) -> None:
     @api.get("/r/{result}.png", tags=["results"], summary="Its image with all answers", response_class=Response)
     async def card(http: HttpRequest, result: str) -> Response:
         return _file((await read_result(http, result)).card, "image/png")
+
+    @api.delete("/r/{result}", tags=["results"], summary="Delete a shared result")
+    async def delete(http: HttpRequest, result: str) -> Deleted:
+        """Delete a result, for the key that shared it or with the header `x-delete-token`."""
+        key, token = http.scope["state"].get("key"), http.headers.get("x-delete-token")
+        try:
+            await asyncio.to_thread(opened(http).delete, result[:100], key, token)
+        except OSError as error:
+            raise Unavailable(str(error), code="results_unavailable") from None
+        return Deleted(id=result)
 
 
 def _file(data: bytes, kind: str) -> Response:

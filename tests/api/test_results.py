@@ -1,8 +1,10 @@
 """Shared results: kept where the operator allows it, read by their address alone, bounded in number and size."""
 
 import base64
+import contextlib
 import io
 import json
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from serve.api.authentication import Access
 from serve.api.keys import Keys
 from serve.api.shared_results import ResultFile
 from serve.engines.fake import FakeEngine
-from serve.errors import NotFound
+from serve.errors import Forbidden, NotFound
 
 BOXES = FakeEngine("<loc0100><loc0100><loc0500><loc0500> red cat")
 
@@ -103,6 +105,49 @@ async def test_results_are_read_without_a_key_and_kept_with_one(file: ResultFile
         assert (await client.get("/")).status_code == (await client.get("/v1/evaluations")).status_code == 401
 
 
+async def test_result_is_deleted_by_its_token_or_by_its_sharers_key(file: ResultFile) -> None:
+    access = Access(keys=Keys(["alice:4lice", "bob:b0b"]), results=True)
+    async with calling(create_app(router(), access=access, results=file)) as client:
+        alice, bob = ({"authorization": f"Bearer {key}"} for key in ("4lice", "b0b"))
+        client.headers.update(alice)
+        first, second = [(await shared(client)).json() for _ in range(2)]
+        del client.headers["authorization"]
+        path = f"/{first['path']}"
+        for headers in ({}, bob, {"x-delete-token": second["delete_token"]}, {"authorization": "Bearer x"}):
+            refused = await client.delete(path, headers=headers)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (403, "x-delete-token")
+        deleted = await client.delete(path, headers={"x-delete-token": first["delete_token"]})
+        assert deleted.json() == {"id": first["id"], "object": "diptych.shared.deleted", "deleted": True}
+        assert (await client.get(f"/v1/results/{first['id']}")).status_code == 404
+        assert (await client.delete(path, headers=alice)).status_code == 404
+        assert (await client.delete(f"/{second['path']}", headers=alice)).status_code == 200
+
+
+async def test_result_without_keys_is_deleted_by_its_token_alone(file: ResultFile) -> None:
+    async with calling(create_app(router(), results=file)) as client:
+        posted = (await shared(client)).json()
+        assert (await client.delete(f"/{posted['path']}")).status_code == 403
+        headers = {"x-delete-token": posted["delete_token"]}
+        assert (await client.delete(f"/{posted['path']}", headers=headers)).status_code == 200
+
+
+def test_file_of_the_version_before_is_read_and_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "results.db"
+    with contextlib.closing(sqlite3.connect(path)) as old, old:
+        old.execute(
+            "CREATE TABLE results (id TEXT PRIMARY KEY, at REAL NOT NULL, expires REAL NOT NULL, size INTEGER NOT NULL,"
+            " answer BLOB NOT NULL, picture BLOB NOT NULL, card BLOB NOT NULL)"
+        )
+        old.execute("INSERT INTO results VALUES ('a', 1, 1e12, 2, '{}', '', '')")
+        old.execute("PRAGMA user_version = 1")
+    file = ResultFile(path, days=1, max_mb=1)
+    assert file.find("a").expires == 1e12
+    with pytest.raises(Forbidden):
+        file.delete("a", None, None)
+    ticket = file.add(b"{}", b"", b"")
+    file.delete(ticket.id, None, ticket.token)
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
@@ -123,7 +168,7 @@ async def test_wrong_result_is_refused_by_its_field(changes: dict[str, Any], par
 
 def test_oldest_results_make_room_and_old_ones_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = ResultFile(tmp_path / "results.db", days=1, max_mb=1)
-    names = [file.add(b"{}", b"x" * 400_000, b"")[0] for _ in range(3)]
+    names = [file.add(b"{}", b"x" * 400_000, b"").id for _ in range(3)]
     with pytest.raises(NotFound):
         file.find(names[0])
     assert len(file.find(names[2]).picture) == 400_000
