@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # a package's entry applies to its modules without an entry of their own
-    {"accounting", "errors", "tracing", "media.video_caps"},
+    {"accounting", "errors", "tracing", "media.video_caps", "media.lettering"},
     {"media"},
     {"media.fetch", "media.image", "limits", "rights"},
     {"media.video", "media.geometry", "media.masks"},
@@ -31,6 +31,7 @@ LAYERS = [  # a package's entry applies to its modules without an entry of their
     {"checking"},
     {"client"},
     {"cli"},
+    {"client.evaluation.uploaded"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 FORBIDDEN = {"utils", "common", "helpers", "types", "http", "openai"}

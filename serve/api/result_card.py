@@ -1,15 +1,16 @@
 """Draws a shared result as one picture: the image with the boxes, the question, the merged answer, each model's."""
 
+import bisect
 import io
 import json
 from typing import Any
 
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 import PIL.ImageOps
 
 from serve.media.drawing import MERGED, Layer, colour_of, draw_layers
+from serve.media.lettering import Lettering
 
 Json = dict[str, Any]
 WIDE, EDGE, PICTURE_WIDE, MOST_HIGH = 1200, 36, 560, 1600
@@ -19,6 +20,7 @@ MAX_WORDS = 280
 MAX_REPLIES = 6
 INK, QUIET, GROUND = "#22252a", "#5b616a", "#f7f4ee"
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf")
+"""Fonts of its texts, each where the ones before lack a letter."""
 
 
 def draw_card(picture: PIL.Image.Image, question: str, answer: Json) -> bytes:
@@ -27,21 +29,23 @@ def draw_card(picture: PIL.Image.Image, question: str, answer: Json) -> bytes:
     Raises ValueError or OverflowError for a place that no picture has.
     """
     small = PIL.ImageOps.contain(picture, (PICTURE_WIDE, MOST_HIGH // 2), PIL.Image.Resampling.LANCZOS)
-    small = draw_layers(small, _layers(answer, small.width / answer["image"]["width"]))
+    lettering = Lettering(FONTS)
+    small = draw_layers(small, _layers(answer, small.width / answer["image"]["width"]), lettering)
     blocks = _blocks(question, answer)
     left, width = 2 * EDGE + PICTURE_WIDE, WIDE - 3 * EDGE - PICTURE_WIDE
     lines: list[tuple[str, str, int]] = []
     for text, colour, size in blocks:
-        lines += [(line, colour, size) for line in _wrapped(_short(text), _font(size), width)]
+        lines += [(line, colour, size) for line in _wrapped(_short(text), lettering, size, width)]
         lines.append(("", INK, 12))
     high = sum(round(1.35 * size) for _, _, size in lines)
     card = PIL.Image.new("RGB", (WIDE, min(MOST_HIGH, max(small.height, high) + 2 * EDGE + 24)), GROUND)
     card.paste(small, (EDGE + (PICTURE_WIDE - small.width) // 2, EDGE))
     pen, y = PIL.ImageDraw.Draw(card), EDGE
     for text, colour, size in lines:
-        pen.text((left, y), text, fill=colour, font=_font(size))
+        lettering.draw(pen, (left, y), text, size, colour)
         y += round(1.35 * size)
-    pen.text((EDGE, card.height - 30), "Diptych: one picture, every model, side by side", fill=QUIET, font=_font(15))
+    foot = lettering.note() or "Diptych: one picture, every model, side by side"
+    lettering.draw(pen, (EDGE, card.height - 30), foot, 15, QUIET)
     out = io.BytesIO()
     card.save(out, "PNG", optimize=True)
     return out.getvalue()
@@ -101,15 +105,15 @@ def _short(text: str) -> str:
     return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]}…"
 
 
-def _wrapped(text: str, font: Any, width: int) -> list[str]:
+def _wrapped(text: str, lettering: Lettering, size: int, width: int) -> list[str]:
     lines, line = [], ""
     for word in text.split(" "):
-        while font.getlength(word) > width:  # an address, or a script without spaces
-            cut = next(at for at in range(len(word) - 1, 0, -1) if at == 1 or font.getlength(word[:at]) <= width)
+        while lettering.length(word, size) > width:  # an address, or a script without spaces
+            cut = _fitting(word, lettering, size, width)
             lines += [line, word[:cut]] if line else [word[:cut]]
             line, word = "", word[cut:]
         longer = f"{line} {word}" if line else word
-        if line and font.getlength(longer) > width:
+        if line and lettering.length(longer, size) > width:
             lines.append(line)
             line = word
         else:
@@ -117,10 +121,10 @@ def _wrapped(text: str, font: Any, width: int) -> list[str]:
     return [*lines, line]
 
 
-def _font(size: int) -> Any:
-    for name in FONTS:
-        try:
-            return PIL.ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    return PIL.ImageFont.load_default(size=size)
+def _fitting(word: str, lettering: Lettering, size: int, width: float) -> int:
+    """Return how many letters of a word that is too wide fit; at least one."""
+
+    def prefix_width(letters: int) -> float:
+        return lettering.length(word[:letters], size)
+
+    return max(1, bisect.bisect_right(range(1, len(word)), float(width), key=prefix_width))

@@ -84,6 +84,7 @@ def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str
     from serve.errors import ServeError
     from serve.media import image, video
     from serve.media.drawing import MERGED, Layer, colour_of, draw_layers
+    from serve.media.lettering import Lettering
 
     layers, legend = [], []
     for column, name in enumerate(board.columns()):
@@ -93,7 +94,8 @@ def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str
     layers.append(Layer(MERGED, _places(board.merged), bold=True))
     try:
         still = video.decode_video(picture).first_frame() if film else image.decode_image(picture)
-        draw_layers(still.pil(), layers).save(path)
+        lettering = Lettering()
+        draw_layers(still.pil(), layers, lettering).save(path)
     except ServeError as error:
         raise Failure(f"{path} was not written: {error.message}") from None
     except OSError as error:
@@ -102,7 +104,7 @@ def save(path: Path, picture: bytes, board: Board, *, film: bool = False) -> str
         raise Failure(f"{path} was not written: the server sent a mask that is not one of this picture.") from None
     kinds = {kind for layer in layers for item in layer.items for kind in ("mask", "point") if kind in item}
     drawn = "Boxes and masks" if "mask" in kinds else "Points" if "point" in kinds else "Boxes"
-    return f"{drawn} drawn into {path}: {', '.join(legend)}, merged red."
+    return f"{drawn} drawn into {path}: {', '.join(legend)}, merged red. {lettering.note()}".rstrip()
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageColor
 import PIL.ImageDraw
-import PIL.ImageFont
 
+from serve.media.lettering import Lettering
 from serve.media.masks import Mask, Rle, Window, decode_in
 
 Rectangle = tuple[float, float, float, float]
@@ -44,12 +44,16 @@ def colour_of(column: int) -> tuple[str, str]:
     return list(COLOURS.items())[column % len(COLOURS)]
 
 
-def draw_layers(picture: PIL.Image.Image, layers: Sequence[Layer]) -> PIL.Image.Image:
+def draw_layers(
+    picture: PIL.Image.Image, layers: Sequence[Layer], lettering: Lettering | None = None
+) -> PIL.Image.Image:
     """Return a copy of the image with every layer's boxes, masks and points, later layers over earlier ones.
+
+    lettering: draws the labels, and tells which letters have no font.
 
     Raises ValueError for a mask that is malformed or has another size than the image.
     """
-    drawn = picture.convert("RGB")
+    drawn, lettering = picture.convert("RGB"), lettering or Lettering()
     pen = PIL.ImageDraw.Draw(drawn)
     thin = max(1, round(min(drawn.size) / 200))
     for layer in layers:
@@ -61,9 +65,10 @@ def draw_layers(picture: PIL.Image.Image, layers: Sequence[Layer]) -> PIL.Image.
                 _dot(pen, item["point"], layer, thin)
             else:
                 _frame(pen, item["box"], layer, thin, drawn.size)
-    for layer, item, place, font in reversed(_places(pen, layers, drawn.size)):
+    size = max(12, round(min(drawn.size) / 45))
+    for layer, item, place in reversed(_places(lettering, size, layers, drawn.size)):
         pen.rectangle(place, fill=layer.colour)
-        pen.text((place[0] + thin, place[1]), _label(item), fill=_ink(layer.colour), font=font)
+        lettering.draw(pen, (place[0] + thin, place[1]), _label(item), size, _ink(layer.colour))
     return drawn
 
 
@@ -111,20 +116,19 @@ def _shrink(mask: Mask, pixels: int) -> Mask:
 
 
 def _places(
-    pen: PIL.ImageDraw.ImageDraw, layers: Sequence[Layer], size: tuple[int, int]
-) -> list[tuple[Layer, Item, Rectangle, Any]]:
+    lettering: Lettering, size: int, layers: Sequence[Layer], within: tuple[int, int]
+) -> list[tuple[Layer, Item, Rectangle]]:
     """Place the labels, merged ones first, without overlap while there is room beside the box.
 
-    Returns (layer, item, rectangle, font) of each.
+    size: of the letters, in pixels. Returns (layer, item, rectangle) of each.
     """
-    font = PIL.ImageFont.load_default(size=max(12, round(min(size) / 45)))
-    placed: list[tuple[Layer, Item, Rectangle, Any]] = []
+    placed: list[tuple[Layer, Item, Rectangle]] = []
     for layer in reversed(layers):
         for item in layer.items:
-            _, _, width, height = pen.textbbox((0, 0), _label(item), font=font)
-            options = _options(_edges(item), width + height / 3, height * 1.3, size)
+            width, height = lettering.box(_label(item), size)
+            options = _options(_edges(item), width + height / 3, height * 1.3, within)
             free = (place for place in options if not any(_overlap(place, other[2]) for other in placed))
-            placed.append((layer, item, next(free, options[0]), font))
+            placed.append((layer, item, next(free, options[0])))
     return placed
 
 

@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import PIL.Image
 import PIL.ImageColor
-import PIL.ImageDraw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +21,7 @@ from serve.media.drawing import (
     colour_of,
     draw_layers,
 )
+from serve.media.lettering import Lettering
 from serve.media.masks import encode
 
 BLUE, ORANGE = COLOURS["blue"], COLOURS["orange"]
@@ -75,7 +75,7 @@ def test_merged_frame_is_on_top() -> None:
 def test_labels_do_not_overlap() -> None:
     box = item(100, 80, 300, 220)
     layers = [Layer(BLUE, [box]), Layer(ORANGE, [box]), Layer(MERGED, [box], bold=True)]
-    places = [place for _, _, place, _ in _places(PIL.ImageDraw.Draw(page()), layers, (400, 300))]
+    places = [place for _, _, place in _places(Lettering(), 12, layers, (400, 300))]
     assert len(places) == 3
     assert not any(_overlap(a, b) for a, b in itertools.combinations(places, 2))
     assert places[0][3] <= 80.01  # the merged label is placed first: above the box
@@ -89,7 +89,7 @@ def test_labels_do_not_overlap() -> None:
 
 def test_label_stays_inside_the_image() -> None:
     boxes = [item(0, 0, 20, 20), item(380, 280, 400, 300), item(390, 0, 400, 300)]
-    for _, _, place, _ in _places(PIL.ImageDraw.Draw(page()), [Layer(BLUE, boxes)], (400, 300)):
+    for _, _, place in _places(Lettering(), 12, [Layer(BLUE, boxes)], (400, 300)):
         assert place[0] >= 0 and place[1] >= 0 and place[2] <= 400.01 and place[3] <= 300.01
 
 
