@@ -19,6 +19,7 @@ from serve.api.loop_lag import LoopLag, freeze_heap
 from serve.checking.at_load import check_at_load
 from serve.engines.adapters import Adapter
 from serve.engines.base import Piece, Prompt, State
+from serve.engines.energy import meter_of_own_gpus
 from serve.engines.lora_view import LoraEngine, LoraView
 from serve.errors import ModelError
 from serve.media.budget import Budget
@@ -75,10 +76,15 @@ class Replica:
         self._engine = engine = create_engine(
             args, base, loras, self._progress, MediaDecoder(Budget.of_replica()), place
         )
-        self.worker = Worker(base, engine, check=check_at_load(args) if args.check else None)
+        meter = meter_of_own_gpus(args.num_gpus, shared=place is not None) if args.simulate is None else None
+        self._metering = None if meter is None else asyncio.get_running_loop().create_task(meter.watch())
+        self.worker = Worker(base, engine, check=check_at_load(args) if args.check else None, meter=meter)
         self.adapters = {
             model.name: Worker(
-                model, LoraView(engine, model.name), check=check_at_load(adapter, args) if adapter.check else None
+                model,
+                LoraView(engine, model.name),
+                check=check_at_load(adapter, args) if adapter.check else None,
+                meter=meter,
             )
             for model, adapter in zip(loras, adapters, strict=True)
         }
@@ -170,6 +176,8 @@ class Replica:
     async def __del__(self) -> None:
         """Drain and stop, with every process of the engine. Called by Serve when it stops this replica."""
         self._starting.cancel()
+        if self._metering is not None:
+            self._metering.cancel()
         self._lag.stop()
         await self.server.drain(self.drain_s, LEAVE_S)
         if self._member is not None:

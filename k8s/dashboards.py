@@ -119,6 +119,7 @@ A_MODEL = [
     Panel("Broken off for a gateway that is gone", "reqps", {"{{model}}": ORPHANS}),
     Panel("Event loop, longest lag", "s", {"{{ReplicaId}}": LAG}),
     Panel("Tokens", "short", {"{{kind}} a second": rate("diptych_tokens_total", "kind", MODEL)}),
+    Panel("Power of GPUs for replies", "watt", {"{{model}}": rate("diptych_energy_joules_total", "model", MODEL)}),
     Panel("State", "short", {"{{state}}": f"max by (state) (diptych_model_state{MODEL})"}),
     Panel("Wakings of models that take turns", "short", {"{{model}}": or_none("diptych_model_wakes")}),
     Panel("Waking, the last", "s", {"{{model}}": or_none("diptych_model_wake_seconds")}),

@@ -9,6 +9,7 @@ from typing import Any
 
 from serve import tracing
 from serve.engines.base import Engine, FinishReason, Generation, Memory, Piece, Prompt, State, Token, ToolReader, Wakes
+from serve.engines.energy import EnergyMeter
 from serve.errors import ModelError, ParseError
 from serve.models.base import Model, with_limits
 from serve.models.check_report import CheckReport, refusal, with_contract
@@ -56,7 +57,7 @@ Check = Callable[[Model, Engine, Callable[[str], None]], Awaitable[CheckReport]]
 class Worker:
     """Answers tasks (`answer`) and plain conversations (`speak`) for one model.
 
-    check: run once the engine is loaded; the model counts as ready when it is over.
+    check: run once the engine is loaded; the model counts as ready when it is over. meter: of its GPUs' energy.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Worker:
         engine: Engine,
         clock: Callable[[], float] = time.monotonic,
         check: Check | None = None,
+        meter: EnergyMeter | None = None,
     ) -> None:
         self.model = model
         self.report: CheckReport | None = None
         self._check = check
+        self._meter = meter
         self.engine = engine
         self.clock = clock
         self._state: State = "starting"
@@ -137,7 +140,7 @@ class Worker:
         if (why := refusal(self.model, task, self.report)) is not None:
             raise ModelError(f"{self.name} does no {task} here. {why}", code="check_failed")
         tracing.current().set({"gen_ai.request.model": self.name, "diptych.task": task})
-        with self._counted():
+        with self._counted() as used:
             skill = self.model.skills[task]
             prompts = await asyncio.to_thread(skill.ask, request) if skill.slow else skill.ask(request)
             batch, whole = request.priority == "batch", not request.stream
@@ -165,9 +168,11 @@ class Worker:
                         text, thought = "\n" + "".join(later.texts), "".join(later.reasoning)
                         yield Delta(self.name, text, thought, *_token_counts(generations))
             if skill.slow:
-                yield await asyncio.to_thread(self._reply, task, request, generations)
+                reply = await asyncio.to_thread(self._reply, task, request, generations)
             else:
-                yield self._reply(task, request, generations)
+                reply = self._reply(task, request, generations)
+            reply.energy_j = used()
+            yield reply
 
     async def speak(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Yield the engine's pieces, with log-probabilities; of a model that reasons, split.
@@ -196,10 +201,12 @@ class Worker:
         return reader
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self) -> Iterator[Callable[[], float | None]]:
+        """Count a request. Yields what returns the joules that it has used; None where they are not known."""
         self._open_requests += 1
         try:
-            yield
+            with contextlib.nullcontext(_unknown) if self._meter is None else self._meter.request() as used:
+                yield used
         finally:
             self._open_requests -= 1
 
@@ -236,6 +243,10 @@ def _token_counts(generations: Sequence[PartialGeneration]) -> tuple[int, int]:
     """Return the tokens read and generated until now, as each generation's last piece has them."""
     last = [generation.last for generation in generations]
     return sum(piece.prompt_tokens for piece in last), sum(piece.completion_tokens for piece in last)
+
+
+def _unknown() -> None:
+    return None
 
 
 def _finish(reasons: list[FinishReason | None]) -> FinishReason | None:

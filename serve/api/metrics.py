@@ -54,6 +54,12 @@ class Metrics:
         )
         self.key_pictures = self._counter("key_pictures", "Pictures and videos of a key's requests.", "key")
         self.key_widths = self._times("key_fan_out_models", "Models called by a fan-out of a key.", WIDTHS, "key")
+        self.energy = self._counter(
+            "energy_joules",
+            "Energy that GPUs used for replies, of models whose engine has its GPUs to itself.",
+            "model",
+            "task",
+        )
         self.fan_outs = self._counter(
             "fan_outs",
             "Fan-outs by outcome: all models ok, some, none, or the client left.",
@@ -142,8 +148,9 @@ class Metrics:
         code: str | None = None,
         first_s: float | None = None,
         usage: Usage | None = None,
+        energy_j: float | None = None,
     ) -> None:
-        """Count a model's reply. code: of its error. first_s: seconds to its first token."""
+        """Count a model's reply. code: of its error. first_s: seconds to its first token. energy_j: joules."""
         self.replies.labels(model, task, status).inc()
         self.reply_seconds.labels(model, task).observe(seconds)
         if code is not None:
@@ -152,6 +159,8 @@ class Metrics:
             self.first_word_seconds.labels(model, task).observe(first_s)
         if usage is not None:
             self.count_tokens(model, usage)
+        if energy_j is not None:
+            self.energy.labels(model, task).inc(energy_j)
 
     def count_tokens(self, model: str, usage: Usage) -> None:
         """Count a model's tokens, for it, for the current request and for its key: so both sums are the same."""
@@ -234,6 +243,7 @@ class FanOutMetrics:
                 code=event.error.code if event.error is not None else None,
                 first_s=event.ttft_ms / 1000 if event.ttft_ms is not None else None,
                 usage=event.usage,
+                energy_j=event.energy_j,
             )
         elif isinstance(event, Merged):
             self._merged = True

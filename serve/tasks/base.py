@@ -225,6 +225,7 @@ class Reply(BaseModel):
     """A model's whole reply, or the error in its place.
 
     text: its answer as it was written. reasoning: what a model that reasons wrote before; it is not parsed or merged.
+    energy_j: what its GPUs used for it, in joules, where its engine has them to itself; left out elsewhere.
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -240,6 +241,7 @@ class Reply(BaseModel):
     ttft_ms: float | None = None
     usage: Usage = Field(default_factory=Usage)
     finish_reason: Literal["stop", "length", "abort"] | None = None
+    energy_j: float | None = Field(default=None, exclude_if=lambda joules: joules is None)
 
 
 class Judgement(BaseModel):

@@ -16,6 +16,7 @@ from serve.client.http_client import Failure
 from serve.models.base import Price
 
 Json = dict[str, Any]
+JOULES_PER_WH = 3600
 
 
 def keep_run(
@@ -71,6 +72,7 @@ def _cost(lines: Sequence[Json], model: str, prices: Mapping[str, Price]) -> Cos
         fmean(reply["usage"][name] for reply in replies) for name in ("prompt_tokens", "completion_tokens")
     )
     price = prices.get(model)
+    joules = [reply["energy_j"] for reply in replies if reply.get("energy_j") is not None]
     return Cost(
         seconds=fmean(reply["latency_ms"] for reply in replies) / 1000,
         first_word_s=fmean(first) if first else None,
@@ -78,6 +80,7 @@ def _cost(lines: Sequence[Json], model: str, prices: Mapping[str, Price]) -> Cos
         completion_tokens=completion,
         price=price,
         price_per_1000=None if price is None else 1000 * (prompt * price.input + completion * price.output) / 1e6,
+        energy_wh_per_1000=1000 * fmean(joules) / JOULES_PER_WH if joules else None,
     )
 
 
@@ -91,6 +94,7 @@ def _merged_cost(lines: Sequence[Json], prices: Mapping[str, Price]) -> Cost | N
     known = [cost.price_per_1000 for cost in costs if cost.price_per_1000 is not None]
     currencies = {cost.price.currency for cost in costs if cost.price is not None}
     whole = len(known) == len(costs) and len(currencies) == 1
+    energy = [cost.energy_wh_per_1000 for cost in costs if cost.energy_wh_per_1000 is not None]
     return Cost(
         seconds=fmean(max(reply["latency_ms"] for reply in replies) for replies in answered) / 1000,
         first_word_s=None,
@@ -98,4 +102,5 @@ def _merged_cost(lines: Sequence[Json], prices: Mapping[str, Price]) -> Cost | N
         completion_tokens=sum(cost.completion_tokens for cost in costs),
         price=Price(0, 0, currencies.pop()) if whole else None,
         price_per_1000=sum(known) if whole else None,
+        energy_wh_per_1000=sum(energy) if len(energy) == len(costs) else None,
     )
