@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 from deployments.autoscaling import Scaling
 from serve.api.authentication import Access, Requires, is_loopback
+from serve.api.evaluation_runs import RunFolder
+from serve.api.evaluation_starts import Bounds
 from serve.api.keys import Keys, parse_entries
 from serve.api.request_log import RequestLogArgs
 from serve.engines.vllm.config_check import kind
@@ -277,6 +279,15 @@ class GatewayArgs(Limits, Placement):
         description="A folder on the gateway's machine; the page /evaluations shows the runs that `diptych evaluate "
         "--keep` wrote there.",
     )
+    evaluations_mb: float = Field(
+        default=0,
+        ge=0,
+        le=2000,
+        description="Lets people start evaluations on that page: of labelled folders of at most so many MiB, packed "
+        "and unpacked. One runs at a time. 0: nobody may.",
+    )
+    evaluations_pictures: int = Field(default=1000, ge=1, description="Pictures of such a folder.")
+    evaluations_minutes: float = Field(default=60, gt=0, description="Minutes after which such an evaluation is ended.")
     results: Path | None = Field(
         default=None,
         description="Lets people share results: an SQLite file on the gateway's machine that keeps them. Whoever has "
@@ -308,6 +319,13 @@ class GatewayArgs(Limits, Placement):
     def limits(self) -> Limits:
         """Return the limits on requests."""
         return Limits(**self._fields_of(Limits))
+
+    def runs(self) -> RunFolder | None:
+        """Return the folder of evaluated runs, and whether evaluations may be started."""
+        if self.evaluations is None:
+            return None
+        allowed = Bounds(self.evaluations_mb, self.evaluations_pictures, self.evaluations_minutes)
+        return RunFolder(self.evaluations, allowed if self.evaluations_mb else None)
 
     def _fields_of(self, kind: type[RateLimits]) -> dict[str, Any]:
         """Return the settings that are fields of this kind of limits."""

@@ -28,7 +28,6 @@ from serve import tracing
 from serve.api.app import create_app
 from serve.api.batches.runner import BatchRunner
 from serve.api.batches.store import BatchStore
-from serve.api.evaluation_runs import RunFolder
 from serve.api.loop_lag import LoopLag, freeze_heap
 from serve.api.metrics import Metrics
 from serve.api.quotas import OwnQuotas, SharedQuotas
@@ -205,7 +204,7 @@ class Gateway:
             rate_limiter=self._rate_limiter,
             budget=self._budget,
             votes=votes,
-            evaluations=None if gateway.evaluations is None else RunFolder(gateway.evaluations),
+            evaluations=gateway.runs(),
             results=results,
             request_log=request_log,
             batches=batches,

@@ -136,6 +136,7 @@ def create_app(
         result_endpoints.ShareRequest,
         batch_endpoints.BatchRequest,
         batch_endpoints.FileForm,
+        evaluation_endpoints.StartRequest,
         *(task.request for task in TASKS.values()),
     ]
     openapi_schema.serve_schema(app, bodies, None if access.keys is None else access.open_paths())
@@ -166,8 +167,8 @@ def _add_cors(app: FastAPI, cors: Sequence[str]) -> None:
     app.add_middleware(
         CORSMiddleware,
         allow_origins=cors,
-        allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "x-request-id"],
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
+        allow_headers=["authorization", "content-type", "x-delete-token", "x-request-id"],
         expose_headers=["x-request-id", "retry-after"],
     )
 

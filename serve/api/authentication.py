@@ -190,9 +190,7 @@ class Authentication:
         elif path == METRICS and self.access.metrics == "closed":
             await error_response(NotFound(f"There is nothing at {path}."))(scope, receive, send)
         elif self.keys is None or path in self.open or path.startswith(self.folders):
-            if (
-                self.keys is not None and scope.get("method") == "DELETE"
-            ):  # of a shared result: by its key, or its token
+            if self.keys is not None and scope.get("method") == "DELETE":  # a shared result, by its key or token
                 scope.setdefault("state", {})["key"] = self.keys.owner(scope["headers"])
             await self.app(scope, receive, send)
         else:

@@ -1,23 +1,39 @@
-"""Evaluated runs for the page /evaluations: GET /v1/evaluations, GET /v1/evaluations/{name}."""
+"""Evaluated runs for the page /evaluations, and evaluations that are started there, where the operator allows it."""
 
 import asyncio
 from typing import Literal
 
-from fastapi import APIRouter
-from pydantic import BaseModel
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
 
+from serve.api import openapi_schema
+from serve.api.body import check_values, parse_body, parsed_or_none
+from serve.api.error_responses import validation_error
 from serve.api.evaluation_runs import Run, RunFolder
+from serve.api.evaluation_starts import Bounds, Caller, StartedRun, StartRequest, Starts
 from serve.api.services import services
-from serve.errors import NotFound
+from serve.errors import BadRequest, NotFound
+from serve.tasks import TASKS
 
 OFF = "There are no evaluations here: the operator names a folder for them by gateway.evaluations."
+STARTS_OFF = "Evaluations are not started here: the operator allows it by gateway.evaluations_mb."
+UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 
 
 class RunList(BaseModel):
+    """The kept runs, those that were started here, and what such a one may take; null where none may be started."""
+
     object: Literal["list"] = "list"
     data: list[Run]
+    started: list[StartedRun] = []
+    bounds: Bounds | None = Field(default=None)
 
 
 def add_evaluations(api: APIRouter) -> None:
@@ -29,11 +45,60 @@ def add_evaluations(api: APIRouter) -> None:
             raise NotFound(OFF, code="evaluations_off")
         return folder
 
+    def starts(http: HttpRequest) -> Starts:
+        given = opened(http).starts
+        if given is None:
+            raise NotFound(STARTS_OFF, code="evaluations_not_started")
+        return given
+
     @api.get("/v1/evaluations", tags=["evaluations"], summary="Scores and costs of evaluated runs, newest first")
     async def runs(http: HttpRequest) -> RunList:
-        runs_kept = opened(http)
+        folder = opened(http)
         async with services(http).reading_runs:
-            return RunList(data=await asyncio.to_thread(runs_kept.runs))
+            kept = await asyncio.to_thread(folder.runs)
+            if folder.starts is None:
+                return RunList(data=kept)
+            started = await asyncio.to_thread(folder.starts.started)
+        return RunList(data=kept, started=started, bounds=folder.starts.bounds)
+
+    @api.post(
+        "/v1/evaluations",
+        tags=["evaluations"],
+        summary="Begin an evaluation, whose labelled folder is sent next",
+        openapi_extra=openapi_schema.json_body(StartRequest),
+    )
+    async def start(http: HttpRequest) -> StartedRun:
+        allowed = starts(http)
+        given = await parse_body(http, _start_request)
+        if given.task not in (*TASKS, "all"):
+            raise BadRequest(
+                f"There is no task {given.task[:100]!r}: take one of {', '.join(TASKS)}, or all.", param="task"
+            )
+        served = services(http).router.routes
+        if unknown := [name for name in given.models or () if name not in served]:
+            raise BadRequest(f"Not served here: {', '.join(unknown)[:200]}.", param="models", code="model_not_found")
+        return await asyncio.to_thread(allowed.create, given, _key(http))
+
+    @api.put(
+        "/v1/evaluations/{name}",
+        tags=["evaluations"],
+        summary="Send the next piece of its zip file; the last one starts it",
+        openapi_extra=UPLOAD,
+    )
+    async def receive(http: HttpRequest, name: str, offset: int = Query(ge=0)) -> StartedRun:
+        allowed = starts(http)
+        run = await asyncio.to_thread(allowed.find, name, _key(http))
+        piece = await http.body()
+        if not piece:
+            raise BadRequest("The piece is empty.", param="offset")
+        run = await asyncio.to_thread(allowed.append, run, offset, piece)
+        return run if run.received < run.size else await allowed.begin(run, _caller(http))
+
+    @api.delete("/v1/evaluations/{name}", tags=["evaluations"], summary="Cancel a started evaluation")
+    async def cancel(http: HttpRequest, name: str) -> StartedRun:
+        allowed = starts(http)
+        run = await asyncio.to_thread(allowed.find, name, _key(http))
+        return await asyncio.to_thread(allowed.cancel, run)
 
     @api.get(
         "/v1/evaluations/{name}",
@@ -43,3 +108,27 @@ def add_evaluations(api: APIRouter) -> None:
     )
     async def record(http: HttpRequest, name: str) -> Response:
         return FileResponse(await asyncio.to_thread(opened(http).record, name), media_type="application/x-ndjson")
+
+
+def _key(http: HttpRequest) -> str | None:
+    name: str | None = http.scope["state"].get("key")
+    return name
+
+
+def _caller(http: HttpRequest) -> Caller:
+    """Return how the evaluation reaches this server: as the request did, with the same key."""
+    host, port = http.scope["server"]
+    address = f"[{host}]" if ":" in host else host
+    scheme, _, key = http.headers.get("authorization", "").partition(" ")
+    return Caller(
+        server=f"http://{address}:{port}{http.scope.get('root_path', '')}",
+        host=http.headers.get("host"),
+        api_key=key if scheme.lower() == "bearer" else None,
+    )
+
+
+def _start_request(body: bytes) -> StartRequest:
+    try:
+        return StartRequest.model_validate_json(check_values(body), strict=True)
+    except ValidationError as error:
+        raise validation_error(error, parsed_or_none(body)) from None

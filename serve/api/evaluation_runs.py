@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serve.api.evaluation_starts import Bounds, Starts
 from serve.errors import NotFound
 from serve.models.base import Price
 
@@ -36,7 +37,7 @@ class Cost(Scores):
     """A row's cost, on average of its answers. seconds: to the whole answer; of a merged row, to the slowest model's.
 
     first_word_s: None where it is not known. price: of a million tokens, where the operator gave it; price_per_1000:
-    of 1,000 pictures, by it.
+    of 1,000 pictures, by it. energy_wh_per_1000: watt-hours, where GPUs tell them (serve/engines/energy.py).
     """
 
     seconds: float
@@ -45,6 +46,7 @@ class Cost(Scores):
     completion_tokens: float
     price: Price | None = None
     price_per_1000: float | None = None
+    energy_wh_per_1000: float | None = None
 
 
 class RunRow(Scores):
@@ -91,10 +93,14 @@ class Run(Scores):
 
 
 class RunFolder:
-    """The runs of a folder. Its methods read files: call them in a thread."""
+    """The runs of a folder. Its methods read files: call them in a thread.
 
-    def __init__(self, path: Path) -> None:
+    bounds: of evaluations that people start over HTTP; None where they may not.
+    """
+
+    def __init__(self, path: Path, bounds: Bounds | None = None) -> None:
         self.path = path
+        self.starts = None if bounds is None else Starts(path, bounds)
         self._read: dict[Path, tuple[int, Run]] = {}
 
     def runs(self) -> list[Run]:

@@ -30,13 +30,18 @@ class NoServer(Failure):
 
 
 class Server:
-    """A connection to a server, for `with`. Its methods raise Failure whenever there is no answer. key: an API key."""
+    """A connection to a server, for `with`. Its methods raise Failure whenever there is no answer.
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    key: an API key. host: the Host header, where it is not the address's.
+    """
+
+    def __init__(self, url: str, key: str | None = None, host: str | None = None) -> None:
         self.url = url.rstrip("/")
         if key and not (key.isascii() and key.isprintable()):
             raise Misuse("--api-key: a key is made of printable ASCII characters.")
         self.headers = {"authorization": f"Bearer {key}"} if key else {}
+        if host is not None:
+            self.headers["host"] = host
         if not self.url.startswith(("http://", "https://")):
             raise Misuse(f"--server: {url!r} is not an address such as http://127.0.0.1:8000.")
         try:

@@ -22,13 +22,16 @@ from serve.api.app import create_app
 from serve.api.chat_completions import task_completion
 from serve.api.metrics import Metrics
 from serve.engines.base import State
+from serve.engines.energy import EnergyMeter
 from serve.engines.fake import FakeEngine
 from serve.limits import Limits
 from serve.media import decoding
 from serve.media.shared_pixels import SharedPixels
+from serve.models import MODELS
 from serve.router import Router
 from serve.router import router as routers
 from serve.tasks import TASKS
+from serve.worker import Worker
 
 VQA = {"image": URL, "question": "what colour?"}
 
@@ -518,6 +521,22 @@ async def test_metrics_count_requests_and_replies() -> None:
     assert f'diptych_model_state{{model="{LLAVA}",state="failed"}} 0.0' in text
 
 
+async def test_energy_is_in_replies_and_metrics_of_a_metered_model_alone() -> None:
+    now = iter(range(1000))
+    meter = EnergyMeter(lambda: 0.0, lambda: float(next(now)))  # a second at each look
+    meter.sample(0.0)
+    meter.sample(50.0)
+    workers = [Worker(MODELS[LLAVA], FakeEngine("red"), meter=meter), Worker(MODELS[PALIGEMMA], FakeEngine("red"))]
+    for worker in workers:
+        worker.mark("ready", "ready")
+    async with calling(create_app(Router(workers))) as client:
+        metered, other = (await client.post("/v1/tasks/vqa", json=VQA)).json()["replies"]
+        text = (await client.get("/metrics")).text
+    assert metered["energy_j"] == 50.0 and "energy_j" not in other
+    assert f'diptych_energy_joules_total{{model="{LLAVA}",task="vqa"}} 50.0' in text
+    assert f'diptych_energy_joules_total{{model="{PALIGEMMA}"' not in text
+
+
 @pytest.mark.skipif(not rules.able(), reason="promtool is not installed: apt-get install prometheus")
 async def test_promtool_finds_no_fault_in_the_metrics() -> None:
     app = served(FakeEngine("red"), FakeEngine("red", fail_after=0))
@@ -609,14 +628,15 @@ async def test_compare_without_names_redirects() -> None:
     assert answer.status_code == 307 and answer.headers["location"] == "compare/"
 
 
-async def test_all_pages_together_are_sent_in_less_than_75_kb() -> None:
-    """Count the compressed bytes of all files; tests/pages holds what a first visit unpacks to 100 KB."""
+async def test_all_pages_together_are_under_150_kb_and_sent_in_less_than_75() -> None:
+    """Count the bytes of all files; tests/pages holds what a first visit unpacks to 100 KB."""
     folders = {"web": pages.WEB, "scenes/small": pages.SCENES / "small"}
     paths = [f"/{name}/{file.name}" for name, folder in folders.items() for file in folder.iterdir() if file.is_file()]
     async with calling(plain()) as client:
         answers = [await client.get(path) for path in paths]
     assert all(answer.status_code == 200 for answer in answers)
     assert sum(answer.num_bytes_downloaded for answer in answers) < 75_000
+    assert sum(len(answer.content) for answer in answers) < 150_000
 
 
 @pytest.mark.parametrize(
@@ -655,6 +675,7 @@ async def test_openapi_document_is_complete() -> None:
         "/label-studio/health",
         "/label-studio/predict",
         "/label-studio/setup",
+        "/r/{result}",
         "/r/{result}.png",
         "/v1/arena/board",
         "/v1/arena/votes",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
-from served import listening, router
+from served import listening, picture, router
 from visiting import ask, pick, visit
 
 from serve.api.app import create_app
 from serve.api.evaluation_runs import RunFolder
+from serve.api.evaluation_starts import Bounds
 from serve.api.shared_results import ResultFile
 from serve.engines.fake import FakeEngine
 
@@ -28,7 +30,8 @@ def write_runs(folder: Path) -> None:
     folder.mkdir()
     score = {"value": 75.0, "low": 25.0, "high": 100.0}
     cost = {"seconds": 0.5, "first_word_s": 0.1, "prompt_tokens": 60, "completion_tokens": 2,
-            "price": {"input": 1.0, "output": 2.0, "currency": "EUR"}, "price_per_1000": 0.064}  # fmt: skip
+            "price": {"input": 1.0, "output": 2.0, "currency": "EUR"}, "price_per_1000": 0.064,
+            "energy_wh_per_1000": 12.34}  # fmt: skip
     for at in (1, 2):
         row: dict[str, Any] = {"merged": False, "failed": 0, "cost": cost, "measures": {"accuracy": score}}
         first = row | {"name": "toy-llava", "measures": {"accuracy": score | {"value": 70.0 + at}}}
@@ -110,10 +113,16 @@ def test_answer_is_shared_and_a_number_leads_to_its_items(
     page.goto(f"{address}/card")
     assert page.evaluate("document.querySelector('img').naturalWidth") == 1200
     look("card")
+    page.goto(address)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#delete")
+    expect(page.locator("#state")).to_have_text("The result is deleted.")
+    expect(page.locator("#bench")).to_be_hidden()
     page.goto(f"{sharing}/evaluations")
     expect(page.locator("#runs table")).to_have_count(1)
     expect(page.locator("#runs")).to_contain_text("2 runs: 71.0 to 72.0")
     expect(page.locator("#runs")).to_contain_text("0.06 EUR")
+    expect(page.locator("#runs")).to_contain_text("12.3 Wh")
     look("evaluations")
     page.locator("#runs a[href*=silent]").nth(1).click()
     expect(page.locator("#count")).to_have_text("1 of 4")
@@ -121,6 +130,38 @@ def test_answer_is_shared_and_a_number_leads_to_its_items(
     expect(page.locator(".tile-name")).to_have_text("toy/vqa/1")
     context.close()
     assert not problems
+
+
+def test_labelled_folder_is_evaluated_from_the_page_and_a_wrong_one_explained(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "colours" / "sub").mkdir(parents=True)
+    (tmp_path / "colours" / "sub" / "ä.png").write_bytes(picture())
+    labels = {"image": "sub/ä.png", "question": "which colour?", "answer": "red"}
+    (tmp_path / "colours" / "labels.jsonl").write_text(json.dumps(labels))
+    (tmp_path / "runs").mkdir()
+    with zipfile.ZipFile(tmp_path / "outside.zip", "w") as archive:
+        archive.writestr("../labels.jsonl", "{}")
+    runs = RunFolder(tmp_path / "runs", Bounds(mb=1, pictures=10, minutes=1))
+    with listening(create_app(router(), evaluations=runs)) as url:
+        page.goto(f"{url}/evaluations")
+        expect(page.locator("#bounds")).to_contain_text("At most 1 MiB, 10 pictures")
+        expect(page.locator("#go")).to_be_disabled()
+        page.set_input_files("#zip", tmp_path / "outside.zip")
+        page.click("#go")
+        expect(page.locator("#trouble")).to_contain_text("a path that is not one inside a folder")
+        page.set_input_files("#folder", tmp_path / "colours")
+        expect(page.locator("#chosen")).to_contain_text("colours, 0.0 MiB")
+        page.select_option("#task", "vqa")
+        page.click("#go")
+        expect(page.locator("#started li").first).to_contain_text("done, 1 of 1")
+        expect(page.locator("#trouble")).to_be_hidden()
+        expect(page.locator("#runs table")).to_have_count(1)
+        expect(page.locator("#runs")).to_contain_text("100.0")
+        shoot(page, "begin")
+        violations = Axe().run(page, options={"runOnly": TAGS}).response["violations"]
+        assert not violations and page.evaluate("document.documentElement.scrollWidth") <= 1280
+        page.set_viewport_size({"width": 390, "height": 800})
+        shoot(page, "begin-390")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_missing_result_is_explained(page: Page, sharing: str) -> None:

@@ -54,13 +54,23 @@ class Tally:
         return sentences
 
 
-def ask_all(jobs: Iterable[Job], asker: Asker, out: Lines, *, total: int | None = None, done: int = 0) -> Tally:
+def ask_all(
+    jobs: Iterable[Job],
+    asker: Asker,
+    out: Lines,
+    *,
+    total: int | None = None,
+    done: int = 0,
+    answered: Callable[[int, int], None] | None = None,
+) -> Tally:
     """Send all requests, with a progress bar on stderr. Jobs are taken when they are sent, and in a thread.
 
-    total: their number, where it is known. done: the number that an earlier call has answered. Lines come in the order
-    of the answers. Raises Failure where the run ends early; lines written so far are kept.
+    total: their number, where it is known. done: the number that an earlier call has answered. answered: called with
+    the number of answers so far, and of all, at the beginning and after each. Lines come in the order of the answers.
+    Raises Failure where the run ends early; lines written so far are kept.
     """
-    tally = Tally()
+    tally, report = Tally(), answered or _nothing
+    report(done, done + (total or 0))
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -82,11 +92,16 @@ def ask_all(jobs: Iterable[Job], asker: Asker, out: Lines, *, total: int | None 
             failed = f" [red]{tally.failed} failed[/red]" if tally.failed else ""
             rate = f"{speed:.1f}/s{failed}" if speed else failed
             bar.update(bar_id, advance=1, rate=rate, description=line["task"])
+            report(done + tally.answered + tally.failed, done + (total or 0))
 
         asyncio.run(_ask_all(jobs, asker, write))
     for sentence in tally.sentences():
         console.print(plain(sentence), soft_wrap=True)
     return tally
+
+
+def _nothing(done: int, total: int) -> None:
+    pass
 
 
 async def _ask_all(jobs: Iterable[Job], asker: Asker, write: Callable[[Json, bytes | str | None], None]) -> None:

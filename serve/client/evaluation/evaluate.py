@@ -5,6 +5,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,15 @@ DRAWN: Mapping[str, tuple[Collection[str], Callable[[Collection[str], int, int],
 """Named sets that are drawn: their tasks, and (tasks, items of each, seed) -> items."""
 
 
-def evaluate(options: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Listener:
+    """Functions that `evaluate` calls. answered: (items with an answer, all items). kept: (the run's name)."""
+
+    answered: Callable[[int, int], None] | None = None
+    kept: Callable[[str], None] = lambda name: print(f"Kept as {name}.", file=sys.stderr)
+
+
+def evaluate(options: argparse.Namespace, listener: Listener = Listener()) -> int:
     """Ask, score and print. Return 1 where --require-merged finds a merge worse than the best single model, else 0.
 
     Raises Failure where there is nothing to score.
@@ -48,14 +57,14 @@ def evaluate(options: argparse.Namespace) -> int:
             raise Misuse("--judged-by asks the server about pictures: not together with --from.")
         answers, again = _recorded(options.recorded, options.task), options.merge
     else:
-        answers, jobs = _ask(options)
+        answers, jobs = _ask(options, listener)
         again = options.merge if weights or options.merge == score.ALL else None
     reports = score.reports(answers, again, weights)
     if not reports:
         raise Failure(f"There is no answer to {options.task} to score.")
     kinds = score.reports_by_kind(answers, again, weights) if options.by_kind else {}
     if options.keep is not None:
-        print(f"Kept as {_keep(options, reports, answers, jobs)}.", file=sys.stderr)
+        listener.kept(_keep(options, reports, answers, jobs))
     if options.json:
         entries = [
             table.as_json(report)
@@ -80,7 +89,7 @@ def _keep(
     """Keep the run for the page /evaluations; return its name. A recorded one has neither prices nor pictures."""
     prices: dict[str, Price] = {}
     if options.recorded is None:
-        with Server(options.server, options.api_key) as server:
+        with _server(options) as server:
             known = {entry["id"]: entry["diptych"].get("price") for entry in server.get("/v1/models")["data"]}
         prices = {name: Price(**price) for name, price in known.items() if price is not None}
     pictures = {name: job.picture for name, job in jobs.items()}
@@ -112,9 +121,14 @@ def _recorded(path: Path, task: str) -> list[Json]:
     return recorded
 
 
-def _ask(options: argparse.Namespace) -> tuple[list[Json], dict[str, Job]]:
+def _server(options: argparse.Namespace) -> Server:
+    """Return the connection. options.host: the name by which the server knows itself, where its address is another."""
+    return Server(options.server, options.api_key, getattr(options, "host", None))
+
+
+def _ask(options: argparse.Namespace, listener: Listener) -> tuple[list[Json], dict[str, Job]]:
     """Ask what has no recorded answer yet, and return the lines of all items, and each item's job."""
-    with Server(options.server, options.api_key) as server:
+    with _server(options) as server:
         wait_ready(server, options.patience_s)
         able = _able(server, options.models)
         asker = Asker(server, concurrency=options.concurrency, patience_s=options.patience_s)
@@ -135,7 +149,7 @@ def _ask(options: argparse.Namespace) -> tuple[list[Json], dict[str, Job]]:
     out = lines.Record(options.out, KEY, same) if options.out else lines.Kept()
     try:
         todo = [job for name, job in jobs.items() if name not in out.done]
-        ask_all(todo, asker, out, total=len(todo), done=len(jobs) - len(todo))
+        ask_all(todo, asker, out, total=len(todo), done=len(jobs) - len(todo), answered=listener.answered)
     except (Failure, KeyboardInterrupt):
         kept = (
             f"is in {options.out}: the same call goes on from there" if options.out else "is lost: --out FILE keeps it"
@@ -147,7 +161,7 @@ def _ask(options: argparse.Namespace) -> tuple[list[Json], dict[str, Job]]:
     answers = lines.read_lines(options.out, KEY) if options.out else out.lines if isinstance(out, lines.Kept) else []
     answers = [line for line in answers if line[KEY] in jobs]
     if options.judged_by is not None:
-        with Server(options.server, options.api_key) as server:
+        with _server(options) as server:
             asker = Asker(server, concurrency=options.concurrency, patience_s=options.patience_s)
         judge_answers(answers, {name: job.picture for name, job in jobs.items()}, asker, options.judged_by)
     return answers, jobs

@@ -338,7 +338,7 @@ def test_judge_accepts_an_answer_in_other_words(diptych: Any, tmp_path: Path) ->
     assert all(measures["VQA accuracy"]["value"] == 0.0 for measures in rows.values())
 
 
-def test_price_of_a_thousand_pictures_is_of_the_tokens_that_were_counted() -> None:
+def test_price_and_energy_of_a_thousand_pictures_follow_from_the_replies() -> None:
     def reply(model: str, prompt: int, completion: int, ms: float) -> dict[str, Any]:
         usage = {"prompt_tokens": prompt, "completion_tokens": completion}
         return {"model": model, "status": "ok", "latency_ms": ms, "ttft_ms": None, "usage": usage}
@@ -348,5 +348,11 @@ def test_price_of_a_thousand_pictures_is_of_the_tokens_that_were_counted() -> No
     single, merged = keep._cost(answers, "a", prices), keep._merged_cost(answers, prices)
     assert single is not None and single.price_per_1000 == pytest.approx(0.24) and single.seconds == 0.5
     assert merged is not None and merged.price_per_1000 == pytest.approx(0.24 + 0.32) and merged.seconds == 0.5
+    assert single.energy_wh_per_1000 is None
+    for metered, joules in zip(answers[0]["replies"], (3.6, 7.2), strict=True):
+        metered["energy_j"] = joules
+    single, merged = keep._cost(answers, "a", prices), keep._merged_cost(answers, prices)
+    assert single is not None and single.energy_wh_per_1000 == pytest.approx(1.0)
+    assert merged is not None and merged.energy_wh_per_1000 == pytest.approx(3.0)
     unpriced = keep._merged_cost(answers, {"a": Price(2, 4)})
     assert unpriced is not None and unpriced.price_per_1000 is None
