@@ -68,7 +68,7 @@ def run_batch(options: argparse.Namespace) -> int:
     began = time.monotonic()
     try:
         with _ray(question, options.address), interrupted_by_sigterm():  # Ray has put its own handler there
-            seconds = _write(_answers(source, question, out), out, tally)
+            _write(_answers(source, question, out), out, tally)
     except BaseException:
         out.close()
         raise
@@ -77,8 +77,7 @@ def run_batch(options: argparse.Namespace) -> int:
     for sentence in tally.sentences():
         console.print(sentence, soft_wrap=True, markup=False)
     count = tally.answered + tally.failed
-    rate = f", {(count - 1) / seconds:.1f} a second from the first to the last" if seconds else ""
-    console.print(f"{count} pictures in {time.monotonic() - began:.0f} s{rate}.", soft_wrap=True)
+    console.print(f"{count} pictures in {time.monotonic() - began:.0f} s, with the models' start.", soft_wrap=True)
     if tally.failed:
         console.print(f"{tally.failed} have no answer: the same call asks about them again.", soft_wrap=True)
     return 1 if tally.failed > options.may_fail * (count + earlier) else 0
@@ -90,21 +89,17 @@ def _answers(source: PictureSource, question: BatchQuestion, out: Parts) -> Iter
     return answers(source, question, out.done)
 
 
-def _write(lines: Iterable[Json], out: Parts, tally: Tally) -> float:
-    """Write all lines. Return the seconds from the first to the last. Raises Failure."""
-    first = last = 0.0
+def _write(lines: Iterable[Json], out: Parts, tally: Tally) -> None:
+    """Write all lines. Raises Failure."""
     with Console(stderr=True).status("starting") as status:
         for line in lines:
             if line["file"] in out.done:  # a block that was made twice, as its actor was lost
                 continue
             out.add(line)
             tally.add(line)
-            last = time.monotonic()
-            first = first or last
             if tally.failed == FIRST and not tally.answered:
                 raise Failure(f"None of the first {FIRST} pictures has an answer. {line['error']['message']}")
             status.update(f"{tally.answered} answers, {tally.failed} failed")
-    return last - first
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -56,7 +57,8 @@ def answers(source: PictureSource, question: BatchQuestion, done: NameSet) -> It
 
     Raises Failure where a model cannot be started, or an actor is lost too often.
     """
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # nothing else takes max_restarts
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_BYTES
