@@ -155,7 +155,7 @@ def _call(command: list[str], target: int | None, count: Callable[[], int], stor
         watched = psutil.Process(process.pid)
         while process.poll() is None and (target is None or count() < target):
             with contextlib.suppress(psutil.Error):
-                late = watched.memory_info().rss / 2**20
+                late = watched.memory_info().rss / 2**20 or late  # 0 once it has ended
                 if early == 0 and count() > first + 50:
                     early = late
             time.sleep(EVERY_S)
