@@ -70,6 +70,13 @@ PLANTED = [
     ("overlays/cpu-demo/serve.yaml", "import_path:", "max_ongoing: 5\n    import_path:", "0.max_ongoing:"),
     ("overlays/cpu-demo/serve.yaml", "drain_s: 120", "drain: 120", "there is no such field"),
     ("overlays/cpu-demo/serve.yaml", "resources: {model: 1}", "resources: {modl: 1}", "no pod has more than 0"),
+    ("base/rayservice.yaml", "[ray.io/cluster]", "[ray.io/group]", "both clusters of an upgrade"),
+    (
+        "Dockerfile",
+        "COPY deployments/locks",
+        "COPY serve serve\nCOPY deployments/locks",
+        "before packages are installed",
+    ),
     ("components/monitoring/alerts.yaml", "diptych_replies_total", "diptych_reply_total", "nothing counts"),
 ]
 EACH = """
