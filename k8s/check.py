@@ -98,7 +98,7 @@ def _overlay(report: Report, overlay: Path, crds: schemas.Definitions | None, ch
     if helm is not None and services:
         same = chart.differences(helm, overlay.parents[1] / "chart", name, documents)
         report.check(f"{name}: the chart gives the same", same)
-    if services and valid:
+    if valid:
         report.check(f"{name}: scheduling, drains, changes, alerts", operations.operations(documents))
     for service in services:
         report.check(f"{name}: serveConfigV2", serve_config(service))

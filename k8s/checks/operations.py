@@ -13,8 +13,9 @@ LOADING = "DIPTYCH_LOADING"
 
 
 def operations(documents: list[Document]) -> Iterator[str]:
-    """Yield the faults of an overlay that has a RayService, as sentences."""
-    for service in of_kind(documents, "RayService"):
+    """Yield the faults of an overlay as sentences. A Job is one only beside a RayService, which is upgraded."""
+    services = of_kind(documents, "RayService")
+    for service in services:
         if "ray.io/initializing-timeout" in service["metadata"].get("annotations", {}):
             yield "ray.io/initializing-timeout: KubeRay gives the service up for good where GPUs come later than that"
         for name, group in groups(service):
@@ -26,7 +27,7 @@ def operations(documents: list[Document]) -> Iterator[str]:
             yield f"{name} has no imagePullSecrets: a private registry refuses it"
         if "nvidia.com/gpu.present" in spec.get("nodeSelector", {}):
             yield f"{name}: nvidia.com/gpu.present is a label of GPU feature discovery; asking for GPUs is enough"
-    for job in of_kind(documents, "Job"):
+    for job in of_kind(documents, "Job") if services else []:
         yield f"Job {job['metadata']['name']}: a Job cannot be changed, so `apply` of the next image would be refused"
     for claim in of_kind(documents, "PersistentVolumeClaim"):
         if "ReadWriteMany" in claim["spec"]["accessModes"] and not claim["spec"].get("storageClassName"):
