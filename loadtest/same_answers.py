@@ -25,7 +25,7 @@ from serve.client.evaluation.items import Item
 from serve.client.evaluation.toys import everything
 
 CLIENTS = 8
-SHOWN = 5
+PRINTED = 5
 """Differences that are printed."""
 
 Answers = Mapping[str, dict[str, Any]]
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
             answers.append(uvloop.run(_ask(server, items)))
     equal, differences = compare(items, *answers)
     print("\n".join(columns([("task", "result of", "items", "equal"), *equal])))
-    for line in differences[:SHOWN]:
+    for line in differences[:PRINTED]:
         print(line)
     return (
         "same_answers",

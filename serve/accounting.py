@@ -16,7 +16,7 @@ MAX_PARTS = 256
 
 
 class Contents:
-    """The texts of a request and its replies, up to MAX_CHARACTERS, and its pictures by the SHA-256 of their file."""
+    """The texts of a request and its replies, up to MAX_CHARACTERS, and digests of its pictures (BLAKE2b)."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -43,7 +43,7 @@ class Contents:
 
     def record(self) -> dict[str, Any]:
         """Return all as fields of a log's line."""
-        return {"texts": self.texts, "pictures_sha256": self.pictures, "replies": self.replies, "cut": self.cut}
+        return {"texts": self.texts, "pictures_blake2b": self.pictures, "replies": self.replies, "cut": self.cut}
 
     def _room(self, parts: list[Any]) -> bool:
         room = len(parts) < MAX_PARTS

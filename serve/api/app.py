@@ -29,6 +29,7 @@ from serve.api.authentication import Access, Authentication
 from serve.api.batches import endpoints as batch_endpoints
 from serve.api.batches.runner import BatchRunner
 from serve.api.evaluation_runs import RunFolder
+from serve.api.evaluation_starts import StartRequest
 from serve.api.media_loader import MediaLoader
 from serve.api.metrics import Metrics
 from serve.api.model_list import ModelEntry, ModelList, model_list
@@ -136,7 +137,7 @@ def create_app(
         result_endpoints.ShareRequest,
         batch_endpoints.BatchRequest,
         batch_endpoints.FileForm,
-        evaluation_endpoints.StartRequest,
+        StartRequest,
         *(task.request for task in TASKS.values()),
     ]
     openapi_schema.serve_schema(app, bodies, None if access.keys is None else access.open_paths())

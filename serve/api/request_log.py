@@ -35,7 +35,7 @@ class RequestLogArgs(BaseModel):
     )
     contents: bool = Field(
         default=False,
-        description="Log what was asked and what each model wrote, too; pictures by the SHA-256 of their file.",
+        description="Log what was asked and what each model wrote, too, and of pictures `b2sum -l 160`.",
     )
     max_mb: float = Field(default=100, gt=0, description="MiB after which a new file is begun: FILE becomes FILE.1.")
     files: int = Field(default=5, ge=1, le=1000, description="Files that are kept; older ones are removed.")

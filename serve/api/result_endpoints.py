@@ -50,7 +50,7 @@ class Shared(BaseModel):
     expires: float = Field(description="Unix time in seconds.")
 
 
-class Deleted(BaseModel):
+class DeletedResult(BaseModel):
     id: str
     object: str = "diptych.shared.deleted"
     deleted: bool = True
@@ -131,14 +131,14 @@ def add_results(api: APIRouter) -> None:
         return _file((await read_result(http, result)).card, "image/png")
 
     @api.delete("/r/{result}", tags=["results"], summary="Delete a shared result")
-    async def delete(http: HttpRequest, result: str) -> Deleted:
+    async def delete(http: HttpRequest, result: str) -> DeletedResult:
         """Delete a result, for the key that shared it or with the header `x-delete-token`."""
         key, token = http.scope["state"].get("key"), http.headers.get("x-delete-token")
         try:
             await asyncio.to_thread(opened(http).delete, result[:100], key, token)
         except OSError as error:
             raise Unavailable(str(error), code="results_unavailable") from None
-        return Deleted(id=result)
+        return DeletedResult(id=result)
 
 
 def _file(data: bytes, kind: str) -> Response:

@@ -185,7 +185,8 @@ class Contract:
     Molmo's points. key: in JSON, the coordinates'; "" for x_min and so on. decimals: as the family writes numbers.
     resized: width and height -> those of the picture that the model gets. padded: numbers count across the image
     padded to a square. tags: in any style, as models fall back on them. empty: an empty reply says that nothing was
-    found. slack: the part of the scale by which a number may lie outside and is moved to the edge.
+    found. label: in JSON, the labels' key where it is none of the usual ones. slack: the part of the scale by which a
+    number may lie outside and is moved to the edge.
     """
 
     name: str
@@ -201,6 +202,7 @@ class Contract:
     tags: Tags | None = None
     location: str = "<loc_{}>"
     empty: bool = False
+    label: str = ""
     slack: float = SLACK
 
     @property
@@ -412,7 +414,7 @@ _KEYS = {
     "point": "point_2d point points coordinates".split(),
     "polygon": "polygon polygons segmentation".split(),
 }
-_LABELS = "label class class_name category description text_content name object ref name_en text".split()
+_LABELS = "label class class_name category description text_content name object ref name_en".split()
 _NAMED = [
     ("x_min", "y_min", "x_max", "y_max"),
     ("xmin", "ymin", "xmax", "ymax"),
@@ -490,7 +492,7 @@ def _read_json(contract: Contract, text: str, start: int, reading: _Reading) -> 
     if stack:
         reading.truncated = True
         for level in reversed(stack):
-            if isinstance(level, _Object) and any(key in level.pairs for key in _LABELS):
+            if isinstance(level, _Object) and any(key in level.pairs for key in (contract.label, *_LABELS)):
                 _close(contract, level, [], text, len(text), reading)
 
 
@@ -516,7 +518,9 @@ def _close(
     if isinstance(parent, _Object) and parent.key in _KEYS[contract.shape]:
         _put(parent, values)
         return
-    label = next((level.pairs[key] for key in _LABELS if isinstance(level.pairs.get(key), str)), None)
+    label = next(
+        (level.pairs[key] for key in (contract.label, *_LABELS) if isinstance(level.pairs.get(key), str)), None
+    )
     for numbers in _each(contract, values):
         reading.add(_item(label, numbers))
 

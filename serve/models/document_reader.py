@@ -13,7 +13,7 @@ from serve.models.spotting import spotting_skill
 
 MAX_TOKENS = 4096
 """A page of small print."""
-LINES = Contract("lines", key="box")
+LINES = Contract("lines", key="box", label="text")
 """Lines as JSON: `{"box": [x0, y0, x1, y1], "text": "..."}`."""
 
 

@@ -9,7 +9,8 @@ from serve.models.base import Skill, Turn, task_sampling
 from serve.models.contracts import Contract
 from serve.models.instructed import chat_messages
 from serve.tasks.boxes import LabelledBox
-from serve.tasks.ocr import OcrRequest, OcrResult
+from serve.tasks.ocr import OcrRequest
+from serve.tasks.ocr_result import OcrResult
 
 MAX_TOKENS = 4096
 """A page of small print, with four numbers for each line."""

@@ -8,7 +8,8 @@ from serve.errors import ParseError
 from serve.tasks.base import CUT, TextResult
 from serve.tasks.caption import CaptionResult
 from serve.tasks.chat import ChatResult
-from serve.tasks.ocr import OcrRequest, OcrResult
+from serve.tasks.ocr import OcrRequest
+from serve.tasks.ocr_result import OcrResult
 from serve.tasks.vqa import VqaResult
 
 NOTHING = "nothing"

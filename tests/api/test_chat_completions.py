@@ -345,8 +345,8 @@ async def test_fields_without_effect_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "code"),
     [
-        ("tools", [{"type": "function"}], "unsupported_parameter"),
-        ("tool_choice", "required", "unsupported_parameter"),
+        ("tools", [{"type": "function", "function": {"name": "look"}}], "unsupported_parameter"),
+        ("tool_choice", "required", "invalid_value"),
         ("functions", [{}], "unsupported_parameter"),
         ("modalities", ["text", "audio"], "unsupported_parameter"),
         ("audio", {"voice": "x"}, "unsupported_parameter"),

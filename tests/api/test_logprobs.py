@@ -121,9 +121,8 @@ async def test_engine_sends_log_probabilities_in_small_pieces() -> None:
 @pytest.mark.parametrize(("count", "top"), [(40_000, 0), (4000, 20), (1, 20), (0, 5)])
 async def test_event_loop_runs_while_log_probabilities_are_encoded(count: int, top: int) -> None:
     tokens = [Token("word", -0.5, (("x", -1.0),) * top)] * count
-    completion = CompletionHead("id", "model").completion(
-        [Choice(index=at, message=ResponseMessage(content="w"), finish_reason="stop") for at in range(2)], Usage()
-    )
+    choices = [Choice(index=at, message=ResponseMessage(content="w"), finish_reason="stop") for at in range(2)]
+    completion = CompletionHead("id", "model").completion(choices, Usage())
     turns = 0
 
     async def count_turns() -> None:
@@ -133,7 +132,7 @@ async def test_event_loop_runs_while_log_probabilities_are_encoded(count: int, t
             await asyncio.sleep(0)
 
     beside = asyncio.create_task(count_turns())
-    parts = await with_logprobs(completion, [tokens, tokens], top)
+    parts = await with_logprobs(completion, choices, [tokens, tokens], top)
     beside.cancel()
     assert turns >= 2 * count * (1 + top) // (2 * AT_ONCE)
     whole = json.loads(b"".join(parts))

@@ -114,7 +114,9 @@ def text(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """Collect what a handler that is not ours writes, without `DIPTYCH_LOG`."""
     monkeypatch.delenv(logs.FILE, raising=False)
     monkeypatch.delenv(logs.WORDS, raising=False)
-    for logger in map(logging.getLogger, ("uvicorn", "uvicorn.error")):  # other tests silence their servers
+    for logger in map(
+        logging.getLogger, ("uvicorn", "uvicorn.error", "ray.serve")
+    ):  # other tests silence their servers, and Ray Serve sets up its own
         monkeypatch.setattr(logger, "disabled", False)
         monkeypatch.setattr(logger, "propagate", True)
         monkeypatch.setattr(logger, "handlers", [])

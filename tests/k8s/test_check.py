@@ -263,7 +263,7 @@ def test_placing_that_fails_in_the_worst_order_is_a_fault(overlay: str, slip: Ca
 
 @needs_kubectl
 @pytest.mark.parametrize("folder", ["loadtest", "batch"])
-def test_policy_of_a_job_lets_it_reach_the_gateways(folder: str, demo: list[rendered.Document]) -> None:
+def test_policy_of_a_job_opens_the_way_to_the_gateways(folder: str, demo: list[rendered.Document]) -> None:
     (policy,) = rendered.of_kind(rendered.rendered(rendered.FOLDER / folder), "NetworkPolicy")
     gateways = next(pod for pod in rendered.pods(demo) if pod["metadata"]["name"] == "diptych-gateways")
     peers = [peer for rule in policy["spec"]["egress"] for peer in rule["to"] if "podSelector" in peer]

@@ -4,7 +4,7 @@ from loadtest.same_answers import compare
 from serve.client.evaluation.items import Item
 
 
-def test_results_that_differ_are_counted_and_told() -> None:
+def test_results_that_differ_are_counted_and_printed() -> None:
     items = [Item(name, name, "vqa", {}, {}, lambda: b"") for name in ("first", "second")]
     now = {"first": {"a": {"text": "red"}, "merged": {"text": "red"}}, "second": {"merged": {"text": "two"}}}
     before = {"first": now["first"], "second": {"a": None, "merged": {"text": "three"}}}

@@ -62,7 +62,7 @@ class BatchList(BaseModel):
     has_more: bool
 
 
-class Deleted(BaseModel):
+class DeletedFile(BaseModel):
     id: str
     object: Literal["file"] = "file"
     deleted: Literal[True] = True
@@ -113,9 +113,9 @@ def add_batches(api: APIRouter) -> None:
     @api.delete(
         "/v1/files/{file_id}", tags=["batches"], summary="Remove a file", responses=_conflict("A batch reads it.")
     )
-    async def delete_file(http: HttpRequest, file_id: str) -> Deleted:
+    async def delete_file(http: HttpRequest, file_id: str) -> DeletedFile:
         await _stored(_opened(http).store.delete_file, _owner(http), file_id)
-        return Deleted(id=file_id)
+        return DeletedFile(id=file_id)
 
     @api.get("/v1/files/{file_id}/content", tags=["batches"], summary="A file's JSON lines", response_class=Response)
     async def content(http: HttpRequest, file_id: str) -> Response:

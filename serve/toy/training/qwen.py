@@ -28,6 +28,7 @@ from serve.engines.vllm.torchvision import repair
 from serve.errors import ParseError
 from serve.models import MODELS
 from serve.models.base import Checkpoint, Model, with_limits
+from serve.models.qwen_tasks import LOCATE
 from serve.tasks.boxes import DetectResult
 from serve.tasks.detect import DetectRequest
 from serve.toy import world
@@ -235,7 +236,7 @@ def measure(name: str, folder: Path, count: int) -> str:
     hits = true = boxes = unread = 0
     for item in lessons.detect_items(count):
         request = DetectRequest(image=item.image, labels=list(item.labels))
-        prompt = lessons.LOCATE.format(", ".join(item.labels))
+        prompt = LOCATE.format(", ".join(item.labels))
         inputs = processor(
             text=f"<|im_start|>user\n{IMAGE}{prompt}<|im_end|>\n<|im_start|>assistant\n", images=item.image.pil(),
             return_tensors="pt",

@@ -88,7 +88,7 @@ def questions(drawn: world.Scene, rng: random.Random, count: int) -> list[tuple[
     """Draw the labels of some requests to detect: names and kinds that are there or not, sometimes two together."""
     names = [shape.name for shape in drawn.shapes]
     present = sorted({*names, *(shape.kind for shape in drawn.shapes)})
-    requests = []
+    requests: list[tuple[str, ...]] = []
     for _ in range(count):
         chance = rng.random()
         if chance < 0.15:
@@ -256,7 +256,7 @@ class Maker:
             y, x = (part.ravel() + start for part in np.mgrid[:down, :across])
             ids = [*self.head, *[self.picture] * count]
             positions = np.concatenate([np.arange(start)[None].repeat(3, 0), [np.full(count, start), y, x]], axis=1)
-            groups, targets = [0] * len(ids), [-100] * len(ids)
+            groups, answer = [0] * len(ids), [-100] * len(ids)
             for group, labels in enumerate(questions(each, rng, QUESTIONS), start=1):
                 text = LOCATE.format(", ".join(labels))
                 prompt = self._encode(f"<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n")
@@ -265,15 +265,15 @@ class Maker:
                 places = start + max(down, across) + np.arange(len(prompt) + len(reply) - 1)
                 positions = np.concatenate([positions, places[None].repeat(3, 0)], axis=1)
                 groups += [group] * len(places)
-                targets += [*[-100] * (len(prompt) - 1), *reply]
-            rows.append((ids, positions, groups, targets))
+                answer += [*[-100] * (len(prompt) - 1), *reply]
+            rows.append((ids, positions, groups, answer))
         longest = max(len(row[0]) for row in rows)
-        ids, targets, groups = (torch.full((len(rows), longest), value) for value in (self.pad, -100, -1))
-        positions = torch.zeros(3, len(rows), longest, dtype=torch.long)
+        all_ids, targets, group_of = (torch.full((len(rows), longest), value) for value in (self.pad, -100, -1))
+        all_positions = torch.zeros(3, len(rows), longest, dtype=torch.long)
         for at, row in enumerate(rows):
             size = len(row[0])
-            ids[at, :size], groups[at, :size] = torch.tensor(row[0]), torch.tensor(row[2])
+            all_ids[at, :size], group_of[at, :size] = torch.tensor(row[0]), torch.tensor(row[2])
             targets[at, :size] = torch.tensor(row[3])
-            positions[:, at, :size] = torch.from_numpy(row[1])
-        seen = (groups[:, None, :] == 0) | (groups[:, None, :] == groups[:, :, None])
-        return ids, positions, (seen & torch.ones(longest, longest, dtype=torch.bool).tril())[:, None], targets
+            all_positions[:, at, :size] = torch.from_numpy(row[1])
+        seen = (group_of[:, None, :] == 0) | (group_of[:, None, :] == group_of[:, :, None])
+        return all_ids, all_positions, (seen & torch.ones(longest, longest, dtype=torch.bool).tril())[:, None], targets
