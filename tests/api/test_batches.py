@@ -338,6 +338,8 @@ async def test_wrong_batch_is_refused_by_its_field(kept: Callable[..., Kept]) ->
             ({"endpoint": "vqa"}, 400, "endpoint"),
             ({"completion_window": "1h"}, 400, "completion_window"),
             ({"metadata": dict.fromkeys(map(str, range(17)), "x")}, 400, "metadata"),
+            ({"metadata": {"a": "x" * 513}}, 400, "metadata.a"),
+            ({"metadata": {"a": {"b": 1}}}, 400, "metadata.a"),
             ({"more": 1}, 400, "more"),
         ):
             response = await http.post("/v1/batches", json={**good, **wrong})

@@ -36,7 +36,9 @@ class BatchRequest(BaseModel):
         max_length=200, description="/v1/chat/completions, /v1/responses or /v1/tasks/{task}: the url of every line."
     )
     completion_window: Literal["24h"]
-    metadata: dict[str, Any] | None = Field(default=None, max_length=16)
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
+        default=None, max_length=16
+    )
 
 
 class FileForm(BaseModel):
