@@ -63,7 +63,9 @@ class StartRequest(BaseModel, extra="forbid"):
     size: int = Field(gt=0, description="Bytes of the zip file.")
     task: str = Field(default="all", description="Which of the labelled tasks.")
     n: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Items of each task; all when left out.")
-    models: list[str] | None = Field(default=None, min_length=1, description="All that can do the task when left out.")
+    models: list[str] | None = Field(
+        default=None, min_length=1, max_length=100, description="All that can do the task when left out."
+    )
 
 
 class StartedRun(BaseModel):

@@ -64,6 +64,7 @@ async def test_evaluations_are_not_started_unless_the_operator_allows(tmp_path: 
         ({"name": "../runs"}, "name"),
         ({"task": "dance"}, "task"),
         ({"models": ["nobody"]}, "models"),
+        ({"models": ["toy-llava"] * 101}, "models"),
         ({"n": 0}, "n"),
         ({"more": 1}, "more"),
     ],
