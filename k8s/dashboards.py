@@ -198,11 +198,11 @@ def _panels(panels: Sequence[Panel]) -> Iterator[dict[str, Any]]:
 
 
 def expressions(simulated: bool = False, window: str = "1m") -> Iterator[tuple[str, str]]:
-    """Yield (panel, expression) with all variables filled in. simulated: without vLLM's metrics."""
+    """Yield (panel, expression) with all variables filled in. simulated: without the metrics of vLLM and of GPUs."""
     for name, (_, variable, _, panels) in DASHBOARDS.items():
         for panel in panels:
             for expression in panel.series.values():
-                if not (simulated and "vllm:" in expression):
+                if not (simulated and any(part in expression for part in ("vllm:", "_energy_joules_"))):
                     filled = within(expression).replace("$namespace", ".*")
                     filled = filled.replace(f"${variable}", ".*").replace("$__rate_interval", window)
                     yield f"{name}: {panel.title}", filled

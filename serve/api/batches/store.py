@@ -23,6 +23,8 @@ LOCK_S = 5.0
 """Seconds to wait for another process that writes."""
 FORMAT = 1
 """The file's `user_version`."""
+BLOCK = 4096
+"""Bytes that a file takes at least of what a key may keep: an empty one has a row."""
 MAX_UNFINISHED = 100
 """Batches of a key that have not ended; more are refused."""
 ORPHAN_S = 86_400.0
@@ -154,8 +156,10 @@ class BatchStore:
         file_id = f"file-{secrets.token_hex(12)}"
         path = self.path(file_id)
         with self._writing() as file:
-            (used,) = file.execute("SELECT coalesce(sum(size), 0) FROM files WHERE owner = ?", (owner,)).fetchone()
-            if used + len(content) > self.max_bytes:
+            (used,) = file.execute(
+                "SELECT coalesce(sum(max(size, ?)), 0) FROM files WHERE owner = ?", (BLOCK, owner)
+            ).fetchone()
+            if used + max(len(content), BLOCK) > self.max_bytes:
                 raise TooLarge(
                     f"The key's files would be larger than {self.max_bytes >> 20:,} MiB together: delete some.",
                     param="file",
