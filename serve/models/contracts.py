@@ -213,6 +213,11 @@ class Contract:
         return f"[{names}], {self.unit}"
 
     @property
+    def label_keys(self) -> Sequence[str]:
+        """Return the keys of labels in JSON, its own first."""
+        return [self.label, *_LABELS] if self.label else _LABELS
+
+    @property
     def unit(self) -> str:
         """Return what the numbers count."""
         return "pixels" if self.scale is None else f"0 to {self.scale:g}"
@@ -492,7 +497,7 @@ def _read_json(contract: Contract, text: str, start: int, reading: _Reading) -> 
     if stack:
         reading.truncated = True
         for level in reversed(stack):
-            if isinstance(level, _Object) and any(key in level.pairs for key in (contract.label, *_LABELS)):
+            if isinstance(level, _Object) and any(key in level.pairs for key in contract.label_keys):
                 _close(contract, level, [], text, len(text), reading)
 
 
@@ -518,9 +523,7 @@ def _close(
     if isinstance(parent, _Object) and parent.key in _KEYS[contract.shape]:
         _put(parent, values)
         return
-    label = next(
-        (level.pairs[key] for key in (contract.label, *_LABELS) if isinstance(level.pairs.get(key), str)), None
-    )
+    label = next((level.pairs[key] for key in contract.label_keys if isinstance(level.pairs.get(key), str)), None)
     for numbers in _each(contract, values):
         reading.add(_item(label, numbers))
 

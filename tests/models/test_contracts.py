@@ -314,3 +314,8 @@ def test_any_text_is_decoded_without_an_error(text: str) -> None:
     for contract in CONTRACTS.values():
         decoded = contract.parse(text, SIZE, ["cat"])
         assert decoded.fault is None or not decoded.shapes
+
+
+def test_empty_key_is_a_label_in_no_contract() -> None:
+    boxes = Contract("plain").parse('[{"": "cat", "bbox_2d": [10, 20, 300, 400]}]', (100, 100)).boxes
+    assert [box.label for box in boxes] == [""]
