@@ -13,9 +13,9 @@ def indexed_job(job: Document) -> Iterator[str]:
     """Yield the faults of a Job whose pods have a shard each. One without shards has none."""
     spec = job["spec"]
     (container,) = spec["template"]["spec"]["containers"]
-    words = [*container.get("command", []), *container.get("args", [])]
-    counts = [int(match[1]) for word in words if (match := SHARD.fullmatch(word))]
-    if "--shard" in words and not counts:
+    arguments = [*container.get("command", []), *container.get("args", [])]
+    counts = [int(match[1]) for argument in arguments if (match := SHARD.fullmatch(argument))]
+    if "--shard" in arguments and not counts:
         yield "--shard is not $(JOB_COMPLETION_INDEX)/N, so that every pod has the same"
     for count in counts:
         if spec.get("completionMode") != "Indexed":

@@ -15,7 +15,7 @@ class Step(NamedTuple):
 
     stage: str
     name: str
-    words: list[str]
+    arguments: list[str]
 
 
 def layers(file: Path, root: Path) -> Iterator[str]:
@@ -23,7 +23,9 @@ def layers(file: Path, root: Path) -> Iterator[str]:
     steps = list(_steps(file.read_text()))
     for stage in dict.fromkeys(step.stage for step in steps):
         own = [step for step in steps if step.stage == stage]
-        if any(step.name == "RUN" and any(word.endswith("install.py") for word in step.words) for step in own):
+        if any(
+            step.name == "RUN" and any(argument.endswith("install.py") for argument in step.arguments) for step in own
+        ):
             for path in sorted(set(_sources(own)) - PACKAGES):
                 yield f"{stage}: {path} is copied before packages are installed: a change of it installs them anew"
         first = next((at for at, step in enumerate(own) if _is_packages(step)), None)
@@ -57,19 +59,19 @@ def _steps(text: str) -> Iterator[Step]:
     stage = ""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     for number, line in enumerate(re.sub(r"\\\n", " ", "\n".join(lines)).splitlines()):
-        name, *words = line.split() or [""]
+        name, *arguments = line.split() or [""]
         if name == "FROM":
-            stage = words[-1] if "AS" in words else str(number)
+            stage = arguments[-1] if "AS" in arguments else str(number)
         if name:
-            yield Step(stage, name, words)
+            yield Step(stage, name, arguments)
 
 
 def _sources(steps: list[Step]) -> Iterator[str]:
     """Yield what these steps copy out of the build's folder."""
     for step in steps:
-        if step.name == "COPY" and not any(word.startswith("--from") for word in step.words):
-            yield from (word for word in step.words[:-1] if not word.startswith("--"))
+        if step.name == "COPY" and not any(argument.startswith("--from") for argument in step.arguments):
+            yield from (argument for argument in step.arguments[:-1] if not argument.startswith("--"))
 
 
 def _is_packages(step: Step) -> bool:
-    return step.name == "COPY" and any(re.match(r"--from=.*packages", word) for word in step.words)
+    return step.name == "COPY" and any(re.match(r"--from=.*packages", argument) for argument in step.arguments)

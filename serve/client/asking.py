@@ -145,8 +145,8 @@ def text_fields(
 
     field = TASKS[task].text_field if task in TASKS else None  # the server refuses a task that it does not know
     kind = None if field is None else field.kind
-    for option, only, words in (("--labels are", "phrases", phrases), ("--schema is", "json", schema)):
-        if words is not None and kind != only:
+    for option, only, content in (("--labels are", "phrases", phrases), ("--schema is", "json", schema)):
+        if content is not None and kind != only:
             *others, last = (
                 name for name, known in TASKS.items() if known.text_field and known.text_field.kind == only
             )

@@ -107,10 +107,15 @@ def run_order(order: UploadOrder, tell: Callable[..., None]) -> None:
     order.archive.unlink()
     check_pictures(here, order.max_pictures)
     os.chdir(order.here)  # errors and the page name files as the uploader knows them
-    words = [f"--task={order.task}", f"--server={order.server}", f"--keep={order.keep}", f"--concurrency={CONCURRENCY}"]
-    words += [f"--n={order.n}"] * (order.n is not None)
-    words += [f"--models={','.join(order.models)}"] if order.models else []
-    options = cli.parsed(["evaluate", order.name, *words])
+    arguments = [
+        f"--task={order.task}",
+        f"--server={order.server}",
+        f"--keep={order.keep}",
+        f"--concurrency={CONCURRENCY}",
+    ]
+    arguments += [f"--n={order.n}"] * (order.n is not None)
+    arguments += [f"--models={','.join(order.models)}"] if order.models else []
+    options = cli.parsed(["evaluate", order.name, *arguments])
     options.api_key, options.host = order.api_key, order.host
     last = 0.0
 
