@@ -14,7 +14,7 @@ from rich.console import Console
 
 from deployments.batch.question import BatchQuestion, checked_question
 from deployments.config import ConfigError
-from deployments.local.machine import machine
+from deployments.local.machine import PrivateRay
 from serve.cli import add_question_options
 from serve.client import legible
 from serve.client.evaluation.batch import Tally
@@ -118,5 +118,5 @@ def _ray(question: BatchQuestion, address: str | None) -> Iterator[None]:
     entries = [args.engines()[name] for name in question.engines()]
     num_cpus = sum(entry.num_cpus * entry.max_replicas for entry in entries)
     spare = len(os.sched_getaffinity(0))  # tasks of lists, of decoding and of merging
-    with machine(num_cpus, args.simulated_gpus(), spare_cpus=spare, object_store_bytes=OBJECT_STORE_BYTES):
+    with PrivateRay(num_cpus, args.simulated_gpus(), spare_cpus=spare, object_store_bytes=OBJECT_STORE_BYTES):
         yield

@@ -13,8 +13,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -51,6 +52,8 @@ ENVIRONMENT = {
 }
 SPARE_CPUS = 64
 """Logical CPUs kept free for models that a changed config adds."""
+SHUTDOWN_S = 10.0
+"""Seconds that `ray.shutdown` may take before its processes are killed."""
 OBJECT_STORE_BYTES = 80 * 2**20  # requests do not go through the object store; Ray's minimum is 75 MiB
 
 
@@ -58,33 +61,57 @@ class RayEnded(Exception):
     """Ray itself has ended, so replicas are no longer placed, checked or replaced."""
 
 
-@contextlib.contextmanager
-def machine(
-    num_cpus: float,
-    num_gpus: float | None = None,
-    *,
-    spare_cpus: int = SPARE_CPUS,
-    object_store_bytes: int = OBJECT_STORE_BYTES,
-) -> Iterator[Path]:
-    """Run Ray while the block runs. Yields the folder of its logs.
+class PrivateRay:
+    """A Ray of our own, as long as a `with` block runs, which gets the folder of its logs.
 
     num_cpus: sum over all deployments. They are logical, so that a small machine can place them all. num_gpus: GPUs to
     simulate, for simulated engines; left out, Ray counts the real ones. spare_cpus: logical ones beside them.
     """
-    os.environ.update(ENVIRONMENT)
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # no other user of this machine gets in
-    _adopt_orphans()
-    earlier = own_descendants()
-    folder = Path(tempfile.mkdtemp(prefix="diptych-", dir="/tmp"))  # paths of sockets must stay short
-    try:
-        _start(folder, math.ceil(num_cpus) + spare_cpus, num_gpus, object_store_bytes)
-        yield folder / "session_latest" / "logs"
-    except RayEnded:
-        _kill(earlier)  # `ray.shutdown` would wait for processes that are gone
-        raise
-    finally:
-        _stop(earlier)
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def __init__(
+        self,
+        num_cpus: float,
+        num_gpus: float | None = None,
+        *,
+        spare_cpus: int = SPARE_CPUS,
+        object_store_bytes: int = OBJECT_STORE_BYTES,
+    ) -> None:
+        self._num_cpus, self._num_gpus = math.ceil(num_cpus) + spare_cpus, num_gpus
+        self._object_store_bytes = object_store_bytes
+        self._folder = Path(tempfile.mkdtemp(prefix="diptych-", dir="/tmp"))  # paths of sockets must stay short
+        self._stopping = threading.Lock()
+        _adopt_orphans()
+        self._earlier = own_descendants()
+
+    def __enter__(self) -> Path:
+        os.environ.update(ENVIRONMENT)
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # no other user of this machine gets in
+        try:
+            _start(self._folder, self._num_cpus, self._num_gpus, self._object_store_bytes)
+        except BaseException:
+            self.stop()
+            raise
+        return self._folder / "session_latest" / "logs"
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, RayEnded):
+            _kill(self._earlier)  # `ray.shutdown` would wait for processes that are gone
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop Ray and all its processes at once. Engines end with their replicas.
+
+        Any thread may call it, whatever another does with Ray at that moment.
+        """
+        with self._stopping:
+            if own_descendants(self._earlier):
+                import ray
+
+                down = threading.Thread(target=ray.shutdown, daemon=True)  # Ray may be in any state, even half imported
+                down.start()
+                down.join(SHUTDOWN_S)
+                _kill(self._earlier)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def check_ray() -> None:
@@ -138,16 +165,6 @@ def _start(folder: Path, num_cpus: int, num_gpus: float | None, object_store_byt
             _node_ip_address=LOOPBACK,
             _temp_dir=str(folder),
         )
-
-
-def _stop(earlier: Sequence[int]) -> None:
-    """Stop Ray and all its processes at once, without waiting for any. Engines end with their replicas."""
-    import ray
-
-    if own_descendants(earlier):
-        with contextlib.suppress(RuntimeError, OSError):  # it may be in any state: what is left is killed below
-            ray.shutdown()
-        _kill(earlier)
 
 
 def _kill(earlier: Sequence[int]) -> None:

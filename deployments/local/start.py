@@ -7,10 +7,8 @@ import logging
 import os
 import shlex
 import shutil
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +16,9 @@ from pathlib import Path
 from deployments.args import KEYS, Listen
 from deployments.config import HERE, Config, ConfigError, default_config, for_models, read_config, takes_gpus
 from deployments.local.gpus import gpus
-from deployments.local.machine import RayEnded, check_ray, machine, reap
+from deployments.local.machine import PrivateRay, RayEnded, check_ray, reap
 from deployments.local.progress import Progress
+from deployments.local.stopping import Stopper
 from deployments.plan import brief, brief_readers, make_plan, read_needs, readers
 from serve.api.keys import new_key, parse_entries
 from serve.models import MODELS
@@ -30,16 +29,6 @@ QUESTION = "how many shapes are there?"
 RESTARTS = "DIPTYCH_STARTED_AGAIN"
 MAX_RESTARTS, STEADY_S = 3, 300.0
 """Restarts in a row after Ray ended; one after STEADY_S seconds of service does not count."""
-DRAIN_MARGIN_S = 1.0
-"""Seconds beyond drain_s for which a drain is waited for."""
-
-
-class Stopped(Exception):
-    """A signal arrived. gently: finish running requests first (SIGTERM); else stop at once (Ctrl-C)."""
-
-    def __init__(self, gently: bool) -> None:
-        super().__init__()
-        self.gently = gently
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,55 +150,35 @@ def check_free(host: str, port: int) -> None:
 
 
 def _serve(config: Config, options: argparse.Namespace) -> int:
-    stop, draining, changing = threading.Event(), threading.Event(), threading.Event()
-
-    def on_stop(number: int, _frame: object) -> None:
-        if not stop.is_set() or draining.is_set():
-            stop.set()
-            draining.clear()
-            raise Stopped(gently=number == signal.SIGTERM)
-
-    def on_hangup(number: int, frame: object) -> None:
-        if terminal and not os.isatty(0):
-            on_stop(number, frame)  # its window was closed
-        else:
-            changing.set()
-
-    began, terminal = time.monotonic(), os.isatty(0)
+    began = time.monotonic()
     models = config.args.models_by_name
     names = list(models)
     if (warning := config.args.gateway.warning()) is not None:
         print(f"\n{warning}\n", file=sys.stderr, flush=True)
     progress = Progress(names, key=_own_key(config))
     print(f"Starting {' and '.join(names)}. Ctrl-C stops everything.", flush=True)
+    placements = [config.args.gateway, *config.args.engines().values()]
+    num_cpus = sum(placement.num_cpus * placement.max_replicas for placement in placements)
+    ray = PrivateRay(num_cpus, config.args.simulated_gpus())
+    stopper = Stopper(ray.stop, _drain, config.args.gateway.drain_s)
     try:
-        placements = [config.args.gateway, *config.args.engines().values()]
-        num_cpus = sum(placement.num_cpus * placement.max_replicas for placement in placements)
-        signal.signal(signal.SIGTERM, on_stop)
-        signal.signal(signal.SIGINT, on_stop)
-        signal.signal(signal.SIGHUP, on_hangup)
-        with machine(num_cpus, config.args.simulated_gpus()) as logs:
-            signal.signal(signal.SIGTERM, on_stop)  # ray.init put its own in this place
-            signal.signal(signal.SIGINT, on_stop)
+        with stopper, ray as logs:
+            stopper.take_signals()  # ray.init has set a handler of its own for SIGTERM
             progress.log("Ray is up; starting a process for the front and one for each model")
             url = _run(config)
+            stopper.serving.set()
             states = progress.follow(url)
             _welcome(url, states, logs, [models[name] for name in names])
             if "failed" in states.values():
                 print(_doctor(options), flush=True)
-            try:
-                while True:
-                    stop.wait(1.0)
-                    reap()
-                    check_ray()
-                    if changing.is_set():
-                        changing.clear()
-                        config = _changed(options, config)
-            except Stopped as stopped:
-                if stopped.gently:
-                    draining.set()
-                    _drain(config.args.gateway.drain_s)
-                raise
+            while True:
+                changing = stopper.reload.wait(1.0)
+                reap()
+                check_ray()
+                if changing:
+                    stopper.reload.clear()
+                    config = _changed(options, config)
+                    stopper.drain_s = config.args.gateway.drain_s
     except RayEnded as ended:
         return _restart(str(ended), time.monotonic() - began)
     except ConfigError as refused:
@@ -219,10 +188,6 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
         print(f"diptych: Ray could not start the models: {' '.join(str(error).split())[:1000]}", file=sys.stderr)
         print(_doctor(options), file=sys.stderr)
         return 1
-    except Stopped:
-        with contextlib.suppress(OSError):  # the terminal may be closed
-            print("\nStopped.", flush=True)
-        return 0
 
 
 def _restart(why: str, served_s: float) -> int:
@@ -275,22 +240,14 @@ def _changed(options: argparse.Namespace, old: Config) -> Config:
 
 
 def _drain(seconds: float) -> None:
-    """Let every gateway finish its requests, for at most `seconds`. A second signal ends the wait."""
+    """Let every gateway finish its requests, for at most `seconds`."""
     import ray.exceptions
     import ray.serve.exceptions
 
     print(f"\nFinishing what was begun, for at most {seconds:g} s.", flush=True)
-
-    def drain_gateways() -> None:
-        # The signal may have been sent to Ray as well.
-        with contextlib.suppress(
-            ray.exceptions.RayError, ray.serve.exceptions.RayServeException, OSError, RuntimeError
-        ):
-            ray.serve.get_deployment_handle("gateway", "diptych").broadcast("drain").results(timeout_s=seconds)
-
-    draining = threading.Thread(target=drain_gateways, daemon=True)  # it may wait a minute for a Ray that is gone
-    draining.start()
-    draining.join(seconds + DRAIN_MARGIN_S)
+    # The signal may have been sent to Ray as well.
+    with contextlib.suppress(ray.exceptions.RayError, ray.serve.exceptions.RayServeException, OSError, RuntimeError):
+        ray.serve.get_deployment_handle("gateway", "diptych").broadcast("drain").results(timeout_s=seconds)
 
 
 def _welcome(url: str, states: dict[str, str], logs: Path, models: Sequence[Model]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 
 from deployments.args import Args
-from deployments.local.machine import machine
+from deployments.local.machine import PrivateRay
 
 SCENE = Path(__file__).parents[3] / "serve" / "toy" / "scenes" / "circles.png"
 IMAGE = "data:image/png;base64," + base64.b64encode(SCENE.read_bytes()).decode()
@@ -18,7 +18,7 @@ MODEL = {"name": "toy-llava", "simulate": {"replies": "word " * 2000, "delay_s":
 
 def main(port: int) -> None:
     """Print a word for each way to leave, then the answers in progress before it (where known) and after it."""
-    with machine(2):
+    with PrivateRay(2):
         import ray.serve
 
         from deployments.app import build
