@@ -87,18 +87,15 @@ def add_evaluations(api: APIRouter) -> None:
     )
     async def receive(http: HttpRequest, name: str, offset: int = Query(ge=0)) -> StartedRun:
         allowed = starts(http)
-        run = await asyncio.to_thread(allowed.find, name, _key(http))
         piece = await http.body()
         if not piece:
             raise BadRequest("The piece is empty.", param="offset")
-        run = await asyncio.to_thread(allowed.append, run, offset, piece)
+        run = await asyncio.to_thread(allowed.append, name, _key(http), offset, piece)
         return run if run.received < run.size else await allowed.begin(run, _caller(http))
 
     @api.delete("/v1/evaluations/{name}", tags=["evaluations"], summary="Cancel a started evaluation")
     async def cancel(http: HttpRequest, name: str) -> StartedRun:
-        allowed = starts(http)
-        run = await asyncio.to_thread(allowed.find, name, _key(http))
-        return await asyncio.to_thread(allowed.cancel, run)
+        return await asyncio.to_thread(starts(http).cancel, name, _key(http))
 
     @api.get(
         "/v1/evaluations/{name}",

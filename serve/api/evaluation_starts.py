@@ -133,43 +133,32 @@ class Starts:
                 (here / "key").write_text(key or "")
                 self._write(run)
         except OSError as error:
+            shutil.rmtree(self.folder / run.id, ignore_errors=True)
             raise self._unavailable(error) from None
         return run
 
-    def find(self, name: str, key: str | None) -> StartedRun:
-        """Return a run that may be changed with this key. Raises NotFound or Forbidden."""
-        run = self._settled(self.folder / name) if re.fullmatch(ID, name) else None
-        if run is None:
-            raise NotFound(f"There is no started evaluation {name[:50]!r}.", param="name", code="run_not_found")
-        if (self.folder / run.id / "key").read_text() != (key or ""):
-            raise Forbidden("Another key started this evaluation.", param="name")
-        return run
-
-    def append(self, run: StartedRun, offset: int, piece: bytes) -> StartedRun:
-        """Add the next piece of the zip file. Raises BadRequest or Unavailable."""
-        if run.state != "receiving":
-            raise BadRequest(f"This evaluation is {run.state}: it takes nothing more.", param="name")
-        path = self.folder / run.id / "folder.zip"
-        try:
-            with self._locked(path) as held, path.open("ab") as file:
-                assert held
-                there = file.tell()
+    def append(self, name: str, key: str | None, offset: int, piece: bytes) -> StartedRun:
+        """Add the next piece of a run's zip file. Raises NotFound, Forbidden, BadRequest or Unavailable."""
+        with self._changing(name, key) as run:
+            if run.state != "receiving":
+                raise BadRequest(f"This evaluation is {run.state}: it takes nothing more.", param="name")
+            with (self.folder / run.id / "folder.zip").open("r+b") as file:
+                there = file.seek(0, os.SEEK_END)
                 if offset != there:
                     raise BadRequest(f"The next piece begins at {there}, not at {offset}.", param="offset")
                 if there + len(piece) > run.size:
                     raise BadRequest(f"The zip file was to have {run.size} bytes.", param="size")
                 file.write(piece)
-        except OSError as error:
-            raise self._unavailable(error) from None
-        return run.model_copy(update={"received": there + len(piece)})
+            return run.model_copy(update={"received": there + len(piece)})
 
-    def cancel(self, run: StartedRun) -> StartedRun:
-        """Stop a run, whichever gateway it belongs to; return it as it is now."""
-        if run.state == "receiving":
-            return self._ended(run, "cancelled")
-        if run.state in ALIVE:
-            (self.folder / run.id / "cancel").touch()
-        return run
+    def cancel(self, name: str, key: str | None) -> StartedRun:
+        """Stop a run, whichever gateway it belongs to; return it as it is now. Raises as `append`."""
+        with self._changing(name, key) as run:
+            if run.state == "receiving":
+                return self._ended(run, "cancelled")
+            if run.state in ALIVE:
+                (self.folder / run.id / "cancel").touch()
+            return run
 
     async def begin(self, run: StartedRun, caller: Caller) -> StartedRun:
         """Evaluate a run whose zip file is whole; return it once its labels are read.
@@ -193,10 +182,11 @@ class Starts:
             if not held:  # the last piece came twice
                 labels_read.set_result(run)
                 return
-            run = run.model_copy(update={"state": "reading"})
             process = None
             try:
-                await asyncio.to_thread(self._write, run)
+                run = await asyncio.to_thread(self._begun, run)
+                if run.state != "reading":  # it was cancelled before it began
+                    return
                 process = await self._program(run, caller)
                 assert process.stdout is not None
                 watching = asyncio.create_task(_kill_when(here / "cancel", process))
@@ -221,6 +211,8 @@ class Starts:
                 run = run.model_copy(update={"state": "failed", "message": why})
             except OSError as error:
                 run = run.model_copy(update={"state": "failed", "message": f"{error.strerror or error}."})
+            except ValueError as error:  # a line that is no event, or longer than any
+                run = run.model_copy(update={"state": "failed", "message": f"It ended unexpectedly: {error}."})
             except asyncio.CancelledError:
                 run = run.model_copy(update={"state": "cut", "message": CUT})
                 raise
@@ -255,6 +247,35 @@ class Starts:
         process.stdin.write(json.dumps(order).encode() + b"\n")  # stays open: the program ends with this process
         return process
 
+    @contextlib.contextmanager
+    def _changing(self, name: str, key: str | None) -> Iterator[StartedRun]:
+        """Yield a run that may be changed with this key, while nobody else changes it. Raises as `append`."""
+        here = self.folder / name
+        if re.fullmatch(ID, name) is None or not here.is_dir():
+            raise self._unknown(name)
+        try:
+            with self._locked(self.folder / ".lock"):
+                run = self._settled(here)
+                if run is None:
+                    raise self._unknown(name)
+                if (here / "key").read_text() != (key or ""):
+                    raise Forbidden("Another key started this evaluation.", param="name")
+                yield run
+        except OSError as error:
+            raise self._unavailable(error) from None
+
+    def _unknown(self, name: str) -> NotFound:
+        return NotFound(f"There is no started evaluation {name[:50]!r}.", param="name", code="run_not_found")
+
+    def _begun(self, run: StartedRun) -> StartedRun:
+        """Note that a run whose zip file is whole is read now; return it as it is, which may be cancelled."""
+        with self._locked(self.folder / ".lock"):
+            now = StartedRun.model_validate_json((self.folder / run.id / "state.json").read_bytes())
+            if now.state == "receiving":
+                now = run.model_copy(update={"state": "reading"})
+                self._write(now)
+            return now
+
     def _settled(self, here: Path) -> StartedRun | None:
         """Return a run as it stands now: one whose gateway is gone is cut. None where there is none."""
         try:
@@ -262,9 +283,11 @@ class Starts:
             if run.state == "receiving":
                 arrived = (here / "folder.zip").stat()
                 run.received = arrived.st_size
-                if run.received < run.size and time.time() - arrived.st_mtime > ARRIVAL_S:
+                now = time.time()
+                late = now - arrived.st_mtime > ARRIVAL_S or now - run.at > 60 * self.bounds.minutes
+                if run.received < run.size and late:
                     return self._ended(run, "cut", "Its folder did not arrive.")
-                if run.received < run.size or time.time() - arrived.st_mtime < READING_S:
+                if run.received < run.size or now - arrived.st_mtime < READING_S:
                     return run
             if run.state in ALIVE:
                 with self._locked(here / "alive", wait=False) as held:

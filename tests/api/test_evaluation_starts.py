@@ -1,12 +1,13 @@
 """Evaluations that are started over HTTP: bounds, pieces, keys, cancelling, what a stopped server leaves."""
 
 import asyncio
+import errno
 import io
 import json
 import os
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from serve.api import evaluation_starts
 from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.evaluation_runs import RunFolder
-from serve.api.evaluation_starts import ARRIVAL_S, Bounds
+from serve.api.evaluation_starts import ARRIVAL_S, Bounds, Caller
 from serve.api.keys import Keys
 
 BOUNDS = Bounds(mb=1, pictures=10, minutes=1)
@@ -123,6 +124,31 @@ async def test_upload_without_pieces_for_long_is_given_up(tmp_path: Path, monkey
         assert (await begun(client))["id"] != run["id"]
 
 
+async def test_upload_in_small_pieces_ends_with_the_time_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with calling(app(tmp_path)) as client:
+        run = await begun(client)
+        late = time.time() + 61
+        monkeypatch.setattr(time, "time", lambda: late)
+        refused = await client.put(f"/v1/evaluations/{run['id']}?offset=0", content=b"x")
+        assert "it takes nothing more" in refused.json()["error"]["message"]
+        assert (await state(client))["state"] == "cut"
+
+
+async def test_start_on_a_full_disk_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    async with calling(app(tmp_path)) as client:
+        refused = await client.post("/v1/evaluations", json=SET)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "evaluations_unavailable")
+    assert os.listdir(tmp_path / "started") == [".lock"]
+
+
 async def test_run_of_a_server_that_was_stopped_is_cut_and_its_folder_removed(tmp_path: Path) -> None:
     async with calling(app(tmp_path)) as client:
         run = await begun(client)
@@ -161,6 +187,51 @@ async def test_running_evaluation_shows_its_progress_and_is_cancelled(tmp_path: 
             await asyncio.sleep(0.02)
         assert (await state(client))["state"] == "cancelled"
         assert "folder.zip" not in os.listdir(tmp_path / "started" / run["id"])
+
+
+async def test_evaluation_cancelled_while_its_last_piece_arrives_is_not_begun(tmp_path: Path, scripted: Any) -> None:
+    arriving, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def piece() -> AsyncIterator[bytes]:
+        yield b"01234"
+        arriving.set()
+        await cancelled.wait()
+        yield b"56789"
+
+    async with calling(app(tmp_path)) as client:
+        run = await begun(client)
+        scripted(tmp_path, run["id"], '{"answered": 0, "items": 9}')
+        path = f"/v1/evaluations/{run['id']}"
+        sending = asyncio.create_task(client.put(f"{path}?offset=0", content=piece()))
+        await arriving.wait()
+        await client.delete(path)
+        cancelled.set()
+        assert (await sending).json()["error"]["param"] == "name"
+        assert (await state(client))["state"] == "cancelled"
+        assert "folder.zip" not in os.listdir(tmp_path / "started" / run["id"])
+
+
+async def test_evaluation_cancelled_before_its_program_is_started_is_not_begun(tmp_path: Path, scripted: Any) -> None:
+    given = app(tmp_path)
+    starts = given.state.services.evaluations.starts
+    async with calling(given) as client:
+        run = await begun(client)
+        scripted(tmp_path, run["id"], '{"answered": 0, "items": 9}')
+        whole = starts.append(run["id"], None, 0, b"0123456789")
+        await client.delete(f"/v1/evaluations/{run['id']}")
+        caller = Caller(server="http://127.0.0.1:9", host=None, api_key=None)
+        assert (await starts.begin(whole, caller)).state == "cancelled"
+        assert (await state(client))["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("line", ['{"failed": "' + 70_000 * "x" + '"}', "no event"])
+async def test_program_that_tells_no_event_fails_the_evaluation(line: str, tmp_path: Path, scripted: Any) -> None:
+    async with calling(app(tmp_path)) as client:
+        run = await begun(client)
+        scripted(tmp_path, run["id"], line)
+        refused = await client.put(f"/v1/evaluations/{run['id']}?offset=0", content=b"0123456789")
+        assert refused.status_code == 400 and "unexpectedly" in refused.json()["error"]["message"]
+        assert (await state(client))["state"] == "failed"
 
 
 async def test_evaluation_that_takes_too_long_is_ended(tmp_path: Path, scripted: Any) -> None:
