@@ -25,7 +25,7 @@ from serve.api.media_loader import MediaLoader
 from serve.checking.at_load import check_at_load
 from serve.client.evaluation.run import Taken
 from serve.client.http_client import Failure
-from serve.client.storage.names import NameSet
+from serve.client.storage.names import NameSet, encoded_name
 from serve.client.storage.sources import PictureSource, Shard
 from serve.engines.lora_view import LoraView
 from serve.errors import ModelError, ServeError
@@ -112,7 +112,7 @@ def _list(source: PictureSource, shard: Shard, done: Any) -> Iterator[pyarrow.Ta
     names: list[str] = []
     loads: list[bytes] = []
     for picture in source.pictures(shard, Taken(ray.get(done))):
-        names.append(picture.name)
+        names.append(encoded_name(picture.name).decode())  # Arrow's texts are UTF-8
         loads.append(pickle.dumps(picture.load))
         if len(names) >= ROWS:
             yield pyarrow.table({"file": names, "load": loads})

@@ -40,6 +40,11 @@ class NameSet:
         return at < len(self._sorted) and bool(self._sorted[at] == key)
 
 
+def encoded_name(name: str) -> bytes:
+    """Return a name in UTF-8, with \\udcff in place of a byte of a file's name that is none."""
+    return name.encode("utf-8", "backslashreplace")
+
+
 def _key(name: str) -> bytes:
-    """Return a name's digest, without zeros at its end, which NumPy drops. A file's name may be no UTF-8."""
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).digest().rstrip(b"\0")
+    """Return a name's digest, without zeros at its end, which NumPy drops."""
+    return hashlib.blake2b(encoded_name(name), digest_size=16).digest().rstrip(b"\0")

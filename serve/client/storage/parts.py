@@ -20,7 +20,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from serve.client.http_client import Failure, Misuse
-from serve.client.storage.names import NameSet
+from serve.client.storage.names import NameSet, encoded_name
 from serve.client.storage.sources import Shard
 from serve.client.storage.store import LocalStore, Store, open_store, require_package
 
@@ -109,7 +109,7 @@ class Parts:
                 raise Failure(f"{self.address} was not written: {error.strerror}.") from None
         paths = sorted(path for path in self._store.walk() if "/" not in path)
         for path in paths:
-            other = re.fullmatch(r"manifest-\d{5}-of-(\d{5})\.json", path)
+            other = re.fullmatch(r"manifest-\d{5,}-of-(\d{5,})\.json", path)
             if other and int(other[1]) != shard.count:
                 raise Misuse(f"{self.address} holds answers of {int(other[1])} shards, not {shard.count}.")
         if self._manifest_path in paths or not self._store.create(self._manifest_path, self._body(False)):
@@ -123,7 +123,7 @@ class Parts:
         try:
             manifest = json.loads(self._store.read(self._manifest_path))
             there = {name: manifest.get(name) for name in self._manifest}
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             raise Failure(f"{self.address}/{self._manifest_path} is no manifest; nothing was changed.") from None
         for name, value in self._manifest.items():
             if there[name] != value:
@@ -143,7 +143,7 @@ class Parts:
                 for line in self.form.lines(file):
                     self.done.add(line["file"])
                     count += 1
-        except (OSError, ValueError, LookupError, TypeError, tarfile.TarError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, tarfile.TarError) as error:
             raise Failure(f"{self.address}/{path} cannot be read; nothing was changed: {error}.") from None
         self._parts.append({"name": path, "lines": count})
 
@@ -173,7 +173,7 @@ def _json_lines(file: IO[bytes]) -> Iterator[Json]:
 def row_of(line: Json) -> Json:
     """Return an answer's row of a parquet file: what differs between tasks is JSON."""
     return {
-        "file": line["file"],
+        "file": encoded_name(line["file"]).decode(),
         "task": line["task"],
         "asked": json.dumps(line["asked"]),
         "width": line["image"]["width"],

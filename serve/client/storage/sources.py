@@ -12,11 +12,12 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from serve.client.asking import ENOUGH
 from serve.client.http_client import Failure, Misuse
+from serve.client.storage.names import encoded_name
 from serve.client.storage.store import LocalStore, Store, has_picture_suffix, is_address, open_store, require_package
 
 COLUMN = "image"
@@ -25,6 +26,8 @@ NAME = "file"
 """The column, or field, that holds its name, as in what `diptych run` writes."""
 ROWS = 16
 """Rows of a parquet file that are in memory at a time."""
+LONGEST_LINE = 2 * ENOUGH
+"""Bytes of a list's line that are read: a picture in a data URL fits."""
 MOST_SPLITS = 256
 Skip = Callable[[str], bool]
 
@@ -60,7 +63,7 @@ class Shard:
     def has(self, name: str) -> bool:
         if self.count == 1:
             return True
-        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        digest = hashlib.blake2b(encoded_name(name), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.count == self.index
 
     def __str__(self) -> str:
@@ -166,7 +169,7 @@ class _Tars(_Files):
                         name = f"{path}/{member.name}"
                         if member.isfile() and has_picture_suffix(name) and not skip(name):
                             yield NamedPicture(name, functools.partial(bytes, _content(tar, member)))
-            except (tarfile.TarError, EOFError) as error:
+            except (tarfile.TarError, EOFError, OSError, ValueError) as error:  # ValueError: a wrong map of holes
                 raise Failure(f"{self.store}/{path} is cut short or damaged: {error}.") from None
 
 
@@ -190,9 +193,10 @@ class _Parquets(_Files):
                         if shard.has(f"{path}#{group}"):
                             for at, values in enumerate(_rows(table, group, columns), first):
                                 name = values.get(NAME) or f"{path}/{at}"
+                                _check_name(name, f"{self.store}/{path}, row {at}")
                                 if not skip(name):
                                     yield NamedPicture(name, _loader(self.store, values[COLUMN]))
-            except ArrowException as error:
+            except (ArrowException, OSError, UnicodeDecodeError) as error:
                 raise Failure(f"{self.store}/{path} cannot be read: {' '.join(str(error).split())[:200]}.") from None
 
 
@@ -202,7 +206,7 @@ class _Lists(_Files):
     def pictures(self, shard: Shard = WHOLE, skip: Skip = lambda name: False) -> Iterator[NamedPicture]:
         for path in self.paths():
             with self.open(path) as file:
-                for number, line in enumerate(file, 1):
+                for number, line in enumerate(iter(functools.partial(file.readline, LONGEST_LINE), b""), 1):
                     if not line.strip():
                         continue
                     image, name = _entry(line, f"{self.store}/{path}, line {number}")
@@ -241,11 +245,18 @@ def _entry(line: bytes, where: str) -> tuple[str, str]:
         name = entry.get(NAME, image)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise Failure(f'{where}: this is not of the form {{"image": "a/b.jpg"}}.') from None
-    if not isinstance(image, str) or not isinstance(name, str):
-        raise Failure(f"{where}: image and file are texts.")
+    if not isinstance(image, str):
+        raise Failure(f"{where}: image is a text.")
+    _check_name(name, where)
     if name.startswith("data:"):
         raise Failure(f"{where}: a picture in the list itself needs a name, in file.")
     return image, name
+
+
+def _check_name(name: object, where: str) -> None:
+    """Raise Failure for what is no text, or cannot be the name of a file in a tar file."""
+    if not isinstance(name, str) or not PurePosixPath(name).name or "\0" in name:
+        raise Failure(f"{where}: the picture's name, in {NAME} or {COLUMN}, is no text that can name a file.")
 
 
 def _loader(store: Store, value: Any) -> Callable[[], bytes | str]:
@@ -257,9 +268,9 @@ def _loader(store: Store, value: Any) -> Callable[[], bytes | str]:
     return functools.partial(_load, store, value)
 
 
-def _load(store: Store, where: str | None) -> bytes | str:
+def _load(store: Store, where: Any) -> bytes | str:
     """Load the picture at a path beside a list, at an address, or in a data URL. Raises OSError."""
-    if not where:
+    if not where or not isinstance(where, str):
         raise OSError("There is no picture here")
     if where.lower().startswith(("http://", "https://")):
         return where
@@ -269,7 +280,10 @@ def _load(store: Store, where: str | None) -> bytes | str:
         except ValueError:
             raise OSError("The data URL is not valid base64") from None
     if not is_address(where):
-        return store.read(where.removeprefix("file://"))
+        try:
+            return store.read(where.removeprefix("file://"))
+        except ValueError as error:  # no path has a zero byte, or a half of a surrogate pair
+            raise OSError(f"There cannot be such a file ({error})") from None
     bucket, _, key = where.partition("://")[2].partition("/")
     return _bucket(f"{where.partition('://')[0]}://{bucket}").read(key)
 

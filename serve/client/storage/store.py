@@ -95,7 +95,10 @@ class LocalStore:
         return folder.is_picture(self.root / path)
 
     def read(self, path: str) -> bytes:
-        return folder.content(self.root / path)
+        full = self.root / path
+        if full.exists() and not full.is_file():  # reading a pipe would block
+            raise OSError("This is no file")
+        return folder.content(full)
 
     def open(self, path: str) -> IO[bytes]:
         return open(self.root / path, "rb")

@@ -118,6 +118,28 @@ def test_part_that_is_damaged_is_named(tmp_path: Path, cut: int) -> None:
         open_parts(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b'{"file": 5}\n', b"[" * 100_000 + b"\n"])
+def test_part_of_another_form_is_named(tmp_path: Path, content: bytes) -> None:
+    open_parts(tmp_path).close()
+    (tmp_path / "part-00000-of-00001-000000.jsonl").write_bytes(content)
+    with pytest.raises(Failure, match="cannot be read; nothing was changed"):
+        open_parts(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "tar"])
+def test_name_that_is_no_utf8_is_written_and_known_to_the_next_call(tmp_path: Path, form: str) -> None:
+    out = open_parts(tmp_path, form)
+    out.add(line("\udcff.png"))
+    out.close()
+    assert "\udcff.png" in open_parts(tmp_path, form).done
+
+
+def test_folder_of_as_many_shards_as_need_six_digits_is_refused_for_fewer(tmp_path: Path) -> None:
+    open_parts(tmp_path, shard=Shard(0, 100_000)).close()
+    with pytest.raises(Misuse, match="holds answers of 100000 shards"):
+        open_parts(tmp_path)
+
+
 def test_old_or_large_part_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(parts.time, "monotonic", lambda: now[0])

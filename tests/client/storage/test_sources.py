@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import PIL.Image
 import pytest
 
 from serve.client.http_client import Failure, Misuse
+from serve.client.storage import sources
 from serve.client.storage.sources import WHOLE, PictureSource, Shard, open_source
 from serve.client.storage.store import LocalStore
 
@@ -115,11 +117,73 @@ def test_list_names_pictures_in_every_way(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "a.jpg", '{"image": 3}', '{"image": "data:image/png;base64,AAAA"}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("{}", "[]", "a.jpg", '{"image": 3}', '{"image": "data:image/png;base64,AAAA"}', '{"image": ""}'),
+        *('{"image": "a.png", "file": "/"}', '{"image": "a.png", "file": "a\\u0000"}'),
+    ],
+)
 def test_line_of_another_form_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "list.jsonl").write_text('{"image": "a.png"}\n' + line + "\n")
     with pytest.raises(Failure, match=r"list\.jsonl, line 2: "):
         names(open_source(f"{tmp_path}/list.jsonl"))
+
+
+def test_line_is_read_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "LONGEST_LINE", 100)
+    (tmp_path / "list.jsonl").write_text('{"image": "a.png"}\n{"image": "' + 200 * "a" + '"}\n')
+    with pytest.raises(Failure, match=r"list\.jsonl, line 2: "):
+        names(open_source(f"{tmp_path}/list.jsonl"))
+
+
+@pytest.mark.parametrize("image", ["\ud800.png", "a\0.png", "pipe.png"])
+def test_image_that_no_file_can_be_is_unreadable(tmp_path: Path, image: str) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": image, "file": "a.png"}))
+    (named,) = open_source(f"{tmp_path}/list.jsonl").pictures()
+    with pytest.raises(OSError):
+        named.load()
+
+
+def test_tar_file_with_a_wrong_map_of_holes_is_named(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("a.png")
+    member.pax_headers = {"GNU.sparse.map": "x"}
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        file.addfile(member)
+    with pytest.raises(Failure, match=r"a\.tar is cut short or damaged"):
+        names(open_source(f"{tmp_path}/a.tar"))
+
+
+@pytest.mark.parametrize("name", [5, b"\xff"])
+def test_parquet_without_texts_as_names_is_named(tmp_path: Path, name: object) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: make install-dev")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"image": [png()], "file": [name]}), tmp_path / "a.parquet")
+    with pytest.raises(Failure, match=r"a\.parquet, row 0: the picture's name"):
+        names(open_source(f"{tmp_path}/a.parquet"))
+
+
+def test_parquet_whose_images_are_neither_bytes_nor_texts_is_unreadable(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: make install-dev")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"image": [[1, 2]]}), tmp_path / "a.parquet")
+    (named,) = open_source(f"{tmp_path}/a.parquet").pictures()
+    with pytest.raises(OSError, match="no picture here"):
+        named.load()
+
+
+def test_parquet_whose_texts_or_pages_are_damaged_is_named(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: make install-dev")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    broken = pyarrow.array([b"\xff"], pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"image": [png()], "file": broken}), tmp_path / "text.parquet")
+    parquet.write_table(pyarrow.table({"image": [png()]}), tmp_path / "page.parquet")
+    whole = (tmp_path / "page.parquet").read_bytes()
+    (tmp_path / "page.parquet").write_bytes(whole[:4] + bytes(40) + whole[44:])
+    for file in ("text", "page"):
+        with pytest.raises(Failure, match="cannot be read"):
+            names(open_source(f"{tmp_path}/{file}.parquet"))
 
 
 def test_parquet_has_bytes_or_addresses_of_pictures(tmp_path: Path) -> None:
