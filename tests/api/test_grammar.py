@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve.api.chat_completions.grammar import PARAM, json_schema
-from serve.api.chat_completions.request import JsonSchema, SchemaFormat
+from serve.api.chat_completions.request import SCHEMA_PARAM, JsonSchema, SchemaFormat, json_schema
 from serve.engines import json_schema as checks
 from serve.engines.json_schema import MAX_CHAIN, MAX_DEPTH
 from serve.errors import BadRequest
@@ -42,7 +41,7 @@ CIRCLES = {
 def test_circular_schema_is_refused(name: str) -> None:
     with pytest.raises(BadRequest) as refused:
         read(CIRCLES[name])
-    assert (refused.value.param, refused.value.code) == (PARAM, "invalid_schema")
+    assert (refused.value.param, refused.value.code) == (SCHEMA_PARAM, "invalid_schema")
 
 
 @pytest.mark.parametrize("length", [MAX_CHAIN + 1, 150, 290])
@@ -126,4 +125,4 @@ def test_large_schema_is_refused_before_encoding(
 def test_numbers_that_json_lacks_are_refused(number: float) -> None:
     with pytest.raises(BadRequest) as refused:
         read({"properties": {"a": {"const": [number]}}})
-    assert refused.value.param == PARAM
+    assert refused.value.param == SCHEMA_PARAM

@@ -43,7 +43,7 @@ class ChunkWriter:
         good = isinstance(event, Delta | Merged) or (isinstance(event, Reply) and event.status == "ok")
         if not self.announced and (self.target.with_replies or good):
             self.announced = True
-            yield from self._announce()
+            yield self._announce()
         if isinstance(event, Reply):
             self.usages.append(event.usage)
         if isinstance(event, Merged):
@@ -75,15 +75,12 @@ class ChunkWriter:
         yield self.chunks.text(0, TASKS[self.target.task].as_text(merged.result))
         yield self.chunks.finish(0, "stop", diptych=about_merged(self.target.task, merged))
 
-    def _announce(self) -> Iterator[bytes]:
-        """Open every choice in order of its index before any has text, as openai's stream helper requires.
-
-        A first chunk's `diptych` has the model (None for the merged reply), the task, and the status "speaking".
-        ModelCompletion.stream does the same for one model's `n` choices.
-        """
+    def _announce(self) -> bytes:
+        """Open every choice. Its `diptych` has the model (None for the merged reply), the task, and the status
+        "speaking"."""
         models = [None, *(self.target.models if self.target.with_replies else [])]
-        for index, model in enumerate(models):
-            yield self.chunks.role(index, diptych={"model": model, "task": self.target.task, "status": "speaking"})
+        about = [{"model": model, "task": self.target.task, "status": "speaking"} for model in models]
+        return self.chunks.open([{"diptych": fields} for fields in about])
 
 
 def about_reply(task: str, reply: Reply) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from serve.accounting import current_account
 from serve.api.chat_completions.conversation import Conversation
-from serve.api.chat_completions.grammar import json_schema
-from serve.api.chat_completions.request import FLEX, MAX_TOKENS, ChatCompletionRequest
+from serve.api.chat_completions.request import FLEX, MAX_TOKENS, ChatCompletionRequest, json_schema
 from serve.api.chat_completions.response import (
     Choice,
     CompletionEvents,
@@ -160,9 +159,9 @@ class ModelCompletion:
         async with aclosing(self._pieces()) as pieces:
             async for index, piece in pieces:
                 data = b""
-                if not announced:  # all choices in order before any has text, as clients require
+                if not announced:
                     announced = True
-                    data += b"".join(map(chunks.role, range(len(self.choices))))
+                    data += chunks.open([{} for _ in self.choices])
                 if piece.reasoning:
                     data += chunks.reasoning(index, piece.reasoning)
                 if self.request.logprobs and piece.tokens:

@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from serve.api.chat_completions.messages import Message, Note, StrictModel, refused_field
 from serve.api.chat_completions.tools import MAX_TOOLS, FunctionTool, ToolChoice
+from serve.engines.json_schema import schema_text
 from serve.tasks.base import MAX_MODELS, BudgetField, EffortField, Name, Stop, TemplateArgsField
 
 MAX_TOKENS = 512
@@ -19,6 +20,8 @@ MAX_ALL_PARTS = 1024
 """Largest number of content parts in all messages."""
 MAX_TEXT = 200_000
 """Largest number of characters in all messages; no served model has a longer context."""
+
+SCHEMA_PARAM = "response_format.json_schema.schema"
 
 Notes = Annotated[dict[str, Any], Field(max_length=16)]
 """Accepted and not used."""
@@ -49,6 +52,14 @@ class JsonSchema(StrictModel):
 class SchemaFormat(StrictModel):
     type: Literal["json_schema"]
     json_schema: JsonSchema
+
+
+def json_schema(wanted: TextFormat | JsonFormat | SchemaFormat | None) -> str | None:
+    """Return a response format's schema as JSON text, for the engine; None for plain text. Raises BadRequest for an
+    unsafe one."""
+    if isinstance(wanted, JsonFormat):
+        return '{"type":"object"}'
+    return schema_text(wanted.json_schema.schema_, SCHEMA_PARAM) if isinstance(wanted, SchemaFormat) else None
 
 
 class SharedFields(BaseModel):

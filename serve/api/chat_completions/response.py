@@ -118,8 +118,9 @@ class CompletionHead:
 class CompletionEvents(Protocol):
     """A writer of a stream's events as server-sent events. more: fields of the choice, as `diptych`."""
 
-    def role(self, index: int, **more: Any) -> bytes:
-        """Open a choice."""
+    def open(self, choices: Sequence[dict[str, Any]]) -> bytes:
+        """Open all choices, in order and before any has text, as openai's stream helper requires. choices: of each,
+        further fields."""
 
     def text(self, index: int, text: str, **more: Any) -> bytes: ...
 
@@ -146,9 +147,10 @@ class Chunks:
         same = {"id": head.id, "object": "chat.completion.chunk", "created": head.created, "model": head.model}
         self._same = encode_json(same).removesuffix("}")  # written once, repeated in every chunk
 
-    def role(self, index: int, **more: Any) -> bytes:
-        """Return the chunk that opens a choice."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, more)
+    def open(self, choices: Sequence[dict[str, Any]]) -> bytes:
+        """Return a chunk for each choice, with its role."""
+        role = {"role": "assistant", "content": ""}
+        return b"".join(self._chunk(index, role, None, more) for index, more in enumerate(choices))
 
     def text(self, index: int, text: str, **more: Any) -> bytes:
         return self._chunk(index, {"content": text}, None, more)

@@ -169,11 +169,9 @@ class ResponseEvents:
         self._replies: dict[int, tuple[list[str], list[str]]] = {}
         self._replied: dict[int, dict[str, Any]] = {}
 
-    def role(self, index: int, **more: Any) -> bytes:
+    def open(self, choices: Sequence[dict[str, Any]]) -> bytes:
         """Open the response."""
-        if index:
-            self._replies[index] = [], []
-            return b""
+        self._replies = {index: ([], []) for index in range(1, len(choices))}
         begun = self.head.response([], "in_progress").model_dump(mode="json")
         return self._event("response.created", response=begun) + self._event("response.in_progress", response=begun)
 
