@@ -11,6 +11,6 @@ class LazyModule:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)  # pytest looks for some in every name of a test's module
+        if attribute.startswith("__") or attribute == "_mock_name":
+            raise AttributeError(attribute)  # pytest looks for these in every name of a test's module
         return getattr(importlib.import_module(self._name), attribute)

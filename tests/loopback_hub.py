@@ -73,7 +73,7 @@ def serving_hub(folders: Mapping[str, Path], refused: Collection[str] = ()) -> I
             """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # it ends within as much
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:

@@ -600,21 +600,21 @@ async def test_metrics_count_outcomes_of_fan_outs() -> None:
 
 @pytest.mark.parametrize(("path", "root"), [("/", "."), ("/docs", "."), ("/compare/", ".."), ("/compare/a-vs-b", "..")])
 async def test_pages_link_their_files_by_relative_urls(path: str, root: str) -> None:
-    page = await get(path, served())
+    page = await get(path)
     assert page.status_code == 200
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page.text)
     assert addresses and all(address.startswith((f"{root}/", "#")) for address in addresses)
     here = "/" if root == "." else "/compare/"
     for address in addresses:
         if "/web/" in address:
-            assert (await get(str(httpx.URL(f"http://diptych{here}").join(address).path), served())).status_code == 200
+            assert (await get(str(httpx.URL(f"http://diptych{here}").join(address).path))).status_code == 200
 
 
 @pytest.mark.parametrize(
     "path", ["/", "/docs", "/compare/a-vs-b", "/web/app.js", "/web/style.css", "/scenes/three.png"]
 )
 async def test_pages_forbid_foreign_scripts_and_styles(path: str) -> None:
-    headers = (await get(path, served())).headers
+    headers = (await get(path)).headers
     policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
     assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
     assert (

@@ -180,7 +180,7 @@ FIELDS = (
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4), st.sampled_from([CHAT, TASK]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 async def test_any_field_value_gives_no_server_error(fields: dict[str, Any], path: str) -> None:
     given = (COMPLETION if path == CHAT else VQA) | fields
     async with calling(plain()) as client:
@@ -200,7 +200,7 @@ def test_only_small_bodies_are_parsed_on_the_event_loop(body: bytes, quick: bool
     assert is_quick(len(body)) == quick
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(

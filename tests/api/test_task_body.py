@@ -140,7 +140,7 @@ async def test_any_content_type_gives_no_server_error(kind: str) -> None:
     st.text(st.characters(min_codepoint=33, max_codepoint=255), max_size=30),
     st.sampled_from(["charset", "boundary", "charset*", "boundary*0", "charset*0*", "filename"]),
 )
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 async def test_no_parameter_of_a_form_gives_a_500(value: str, name: str) -> None:
     kind = f"multipart/form-data; boundary=b; {name}={value}".encode("latin-1")
     async with calling(plain()) as client:

@@ -263,7 +263,7 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(st.fixed_dictionaries({"models": ANYTHING, "gateway": ANYTHING}), ANYTHING)
 def test_any_config_is_accepted_or_refused_in_a_sentence(arguments: object, other: object) -> None:
     for args in (arguments, other):

@@ -53,7 +53,7 @@ class Renderer:
 
     async def render_cmpl_async(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         (prompt,) = prompts
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.001)
         (picture,) = prompt["multi_modal_data"]["image"]
         (digest,) = prompt.get("multi_modal_uuids", {"image": [None]})["image"]
         if picture is not None:

@@ -17,7 +17,7 @@ from tests.media.test_image import mutated, png, quarters, saved
 FORM = {"question": "what?"}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(mutated())
 def test_mutated_file_is_answered_or_refused_and_the_next_request_answered(data: bytes) -> None:
     async def ask() -> None:

@@ -438,7 +438,11 @@ def mended(data: bytes) -> bytes:
     return bytes(whole)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=3 * settings.default.max_examples,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(mutated())
 def test_mutated_files_are_read_or_refused(data: bytes) -> None:
     try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -30,16 +31,18 @@ from tests.media.test_image import quarters, saved
 
 PATIENCE_S = 120.0  # media processes stand behind whatever else this machine has to do
 ROOT = Path(__file__).parents[2]
-PICTURE = saved(quarters(400, 300), "PNG")
-SLOW = saved(  # a quarter of a second of work
-    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 1500, 4), dtype=np.uint8)),
-    "WEBP",
-    lossless=True,
-    quality=0,
-    method=0,
-)
 
-LONG = videos.undecoded_video(blinking(75))
+
+@functools.cache
+def small_picture() -> bytes:
+    return saved(quarters(400, 300), "PNG")
+
+
+@functools.cache
+def slow_picture() -> bytes:
+    """Return a file that is decoded in a quarter of a second."""
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 4), dtype=np.uint8)
+    return saved(PIL.Image.fromarray(noise), "WEBP", lossless=True, quality=0, method=0)
 
 
 def job(data: bytes, **limits: Any) -> DecodeJob:
@@ -77,9 +80,9 @@ async def decoded(data: bytes, **limits: Any) -> SharedPixels:
 
 
 @contextlib.asynccontextmanager
-async def decoding(zygote: Zygote, data: bytes = SLOW) -> AsyncIterator[asyncio.Task[SharedPixels]]:
+async def decoding(zygote: Zygote) -> AsyncIterator[asyncio.Task[SharedPixels]]:
     """A context in which a file is being decoded by a child."""
-    work = asyncio.create_task(decoded(data, cpu_s=60))
+    work = asyncio.create_task(decoded(slow_picture(), cpu_s=60))
     await until(lambda: zygote.pid is not None and children(zygote))
     yield work
     work.cancel()
@@ -88,7 +91,7 @@ async def decoding(zygote: Zygote, data: bytes = SLOW) -> AsyncIterator[asyncio.
 
 async def test_pixels_come_back_in_shared_memory(zygote: Zygote) -> None:
     for _ in range(20):
-        shared = await decoded(PICTURE)
+        shared = await decoded(small_picture())
         assert (shared.pixels == np.asarray(quarters(400, 300))).all()
         shared.close()
     await until(lambda: not children(zygote))
@@ -103,16 +106,17 @@ async def test_concurrent_jobs_get_their_own_pixels(zygote: Zygote) -> None:
 
 
 async def test_a_file_that_cannot_be_decoded_is_refused_with_the_reason(zygote: Zygote) -> None:
-    for data, why in ((PICTURE[:-60], "damaged"), (b"no picture" * 10, "format")):
+    for data, why in ((small_picture()[:-60], "damaged"), (b"no picture" * 10, "format")):
         with pytest.raises(RejectedFile) as caught:
-            await processes.run_job(job(PICTURE), data)
+            await processes.run_job(job(small_picture()), data)
         assert caught.value.why == why
 
 
 @pytest.mark.slow
 async def test_file_over_its_time_limit_is_rejected_as_slow(zygote: Zygote) -> None:
+    long = videos.undecoded_video(blinking(75))
     with pytest.raises(RejectedFile) as caught:
-        await processes.run_job(replace(videos.decode_job(LONG), cpu_s=1), LONG.file)
+        await processes.run_job(replace(videos.decode_job(long), cpu_s=1), long.file)
     assert caught.value.why == "slow"
 
 
@@ -124,7 +128,7 @@ async def test_file_over_its_memory_limit_is_rejected_for_memory(zygote: Zygote)
 
 async def test_file_over_its_output_limit_is_rejected(zygote: Zygote) -> None:
     with pytest.raises(RejectedFile):
-        await decoded(PICTURE, output=1000)
+        await decoded(small_picture(), output=1000)
 
 
 async def test_a_child_that_is_killed_is_tried_again_once(zygote: Zygote) -> None:
@@ -152,7 +156,7 @@ async def test_crash_of_a_child_rejects_only_its_file(zygote: Zygote) -> None:
         with pytest.raises(RejectedFile) as caught:
             await asyncio.wait_for(work, PATIENCE_S)
         assert caught.value.why == "damaged"
-    (await decoded(PICTURE)).close()
+    (await decoded(small_picture())).close()
 
 
 async def test_killed_zygote_is_replaced_and_its_file_decoded(zygote: Zygote) -> None:
@@ -165,7 +169,7 @@ async def test_killed_zygote_is_replaced_and_its_file_decoded(zygote: Zygote) ->
         assert shared.width == 1500 and zygote.pid != first
         shared.close()
         await until(lambda: not alive(child))
-    (await decoded(PICTURE)).close()
+    (await decoded(small_picture())).close()
 
 
 async def test_cancelling_a_job_ends_its_process(zygote: Zygote) -> None:
@@ -177,12 +181,12 @@ async def test_cancelling_a_job_ends_its_process(zygote: Zygote) -> None:
 
 async def test_job_cancelled_before_its_submission_leaves_no_process(zygote: Zygote) -> None:
     for at in range(30):
-        work = asyncio.create_task(decoded(PICTURE))
+        work = asyncio.create_task(decoded(small_picture()))
         for _ in range(at % 4):
             await asyncio.sleep(0)
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
-    (await decoded(PICTURE)).close()
+    (await decoded(small_picture())).close()
     await until(lambda: not children(zygote))
 
 

@@ -1,10 +1,12 @@
 """serve.media.outline: what a file's structure says of it, in bounded steps, before a decoder sees it."""
 
+import functools
 import io
 import json
 import struct
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,35 +53,44 @@ BARE = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 0x0112, 3, 1, 6)
 TIFF = BARE + bytes(4)  # no further directory
 RAW = b"\nexif\n      42\n" + (b"Exif\0\0" + TIFF).hex().encode()  # as ImageMagick writes it
 XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-GRAPH = json.dumps({str(at): {"class_type": "KSampler", "inputs": {"seed": at}} for at in range(40_000)}).encode()
-PROFILE = np.random.default_rng(7).integers(0, 64, 3_000_000, dtype=np.uint8).tobytes()
-PACKED = zlib.compress(PROFILE, 1)
+
+
+@functools.cache
+def graph() -> bytes:
+    return json.dumps({str(at): {"class_type": "KSampler", "inputs": {"seed": at}} for at in range(40_000)}).encode()
+
+
+@functools.cache
+def profile(packed: bool = False) -> bytes:
+    plain = np.random.default_rng(7).integers(0, 64, 3_000_000, dtype=np.uint8).tobytes()
+    return zlib.compress(plain, 1) if packed else plain
 
 
 # What is read although it carries a lot
 
 
 @pytest.mark.parametrize(
-    "data",
+    "make",
     [
-        early(saved(quarters(), "PNG"), chunk(b"iCCP", b"Display\0\0" + PACKED)),
-        early(saved(quarters(), "PNG"), chunk(b"iCCP", b"Display\0\0" + PACKED[:-9])),
-        early(saved(quarters(), "PNG"), chunk(b"tEXt", b"prompt\0" + GRAPH)),
-        late(saved(quarters(), "PNG"), chunk(b"zTXt", b"workflow\0\0" + zlib.compress(GRAPH))),
-        early(saved(quarters(), "PNG"), *[chunk(b"iTXt", b"part\0\0\0\0\0" + GRAPH[:200_000])] * 60),
-        early(saved(quarters(), "PNG"), *[chunk(b"prVt", b"")] * 2_000),
-        early(saved(quarters(), "PNG"), chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + bytes(9_000_000))),
-        saved(quarters(), "JPEG", icc_profile=PROFILE),
-        saved(quarters(), "JPEG", comment=b"c" * 65_000),
-        saved(quarters(), "WEBP", lossless=True, icc_profile=PROFILE, xmp=GRAPH),
-        saved(quarters(), "GIF", comment=b"c" * 500_000),
+        lambda: early(saved(quarters(), "PNG"), chunk(b"iCCP", b"Display\0\0" + profile(packed=True))),
+        lambda: early(saved(quarters(), "PNG"), chunk(b"iCCP", b"Display\0\0" + profile(packed=True)[:-9])),
+        lambda: early(saved(quarters(), "PNG"), chunk(b"tEXt", b"prompt\0" + graph())),
+        lambda: late(saved(quarters(), "PNG"), chunk(b"zTXt", b"workflow\0\0" + zlib.compress(graph()))),
+        lambda: early(saved(quarters(), "PNG"), *[chunk(b"iTXt", b"part\0\0\0\0\0" + graph()[:200_000])] * 60),
+        lambda: early(saved(quarters(), "PNG"), *[chunk(b"prVt", b"")] * 2_000),
+        lambda: early(saved(quarters(), "PNG"), chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + bytes(9_000_000))),
+        lambda: saved(quarters(), "JPEG", icc_profile=profile()),
+        lambda: saved(quarters(), "JPEG", comment=b"c" * 65_000),
+        lambda: saved(quarters(), "WEBP", lossless=True, icc_profile=profile(), xmp=graph()),
+        lambda: saved(quarters(), "GIF", comment=b"c" * 500_000),
     ],
     ids=[
         *("png profile", "png broken profile", "png tEXt", "png zTXt behind", "png 60 iTXt", "png private", "png exif"),
         *("jpeg profile", "jpeg comment", "webp profile", "gif comment"),
     ],
 )
-def test_metadata_of_any_size_is_left_out_and_not_rejected(data: bytes) -> None:
+def test_metadata_of_any_size_is_left_out_and_not_rejected(make: Callable[[], bytes]) -> None:
+    data = make()
     assert corners(decode_image(data)) == corners(decode_image(saved(quarters(), "PNG")))
     assert len(pixel_file(data, read_outline(data))) < 20_000
 
@@ -153,18 +164,19 @@ def test_an_orientation_that_cannot_be_used_is_ignored(tiff: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
+    "make",
     [
-        baseline(MAX_SCANS + 1),
-        baseline(20_000),
-        baseline(500, between=b"\xff" * 200),
-        baseline(60, between=segment(0xFE, b"\xff\xd9")),
-        baseline(60, between=b"\xff\xd0\xff\x00"),
-        baseline(60, first=segment(0xE1, b"Exif\0\0" + TIFF)),
+        lambda: baseline(MAX_SCANS + 1),
+        lambda: baseline(20_000),
+        lambda: baseline(500, between=b"\xff" * 200),
+        lambda: baseline(60, between=segment(0xFE, b"\xff\xd9")),
+        lambda: baseline(60, between=b"\xff\xd0\xff\x00"),
+        lambda: baseline(60, first=segment(0xE1, b"Exif\0\0" + TIFF)),
     ],
     ids=["33", "20,000", "filled", "an end that is none", "restarts", "behind EXIF"],
 )
-def test_a_jpeg_of_too_many_scans_is_refused_whatever_its_kind(data: bytes) -> None:
+def test_a_jpeg_of_too_many_scans_is_refused_whatever_its_kind(make: Callable[[], bytes]) -> None:
+    data = make()
     assert refused(data) == "scans"
     with pytest.raises(ServeError, match="too many scans") as caught:
         decode_image(data)
@@ -177,19 +189,20 @@ def test_second_image_behind_a_jpeg_is_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
+    "make",
     [
-        early(saved(quarters(), "PNG"), *[chunk(b"tEXt", b"a\0b")] * MAX_PARTS),
-        b"\x89PNG\r\n\x1a\n" + saved(quarters(), "PNG")[8:33] + chunk(b"IDAT", b"") * (MAX_PARTS + 1),
-        b"\xff\xd8" + segment(0xEC) * (MAX_PARTS + 1) + saved(quarters(), "JPEG")[2:],
-        b"\xff\xd8" + segment(0xE1, b"Exif\0\0a") * (MAX_PARTS + 1) + saved(quarters(), "JPEG")[2:],
-        saved(quarters(), "WEBP")[:12] + b"junk\0\0\0\0" * (MAX_PARTS + 1),
-        b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"!\xfe\x01a\0" * (MAX_PARTS + 1),
-        b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"!\xfe" + b"\x01a" * (MAX_PARTS + 1) + b"\0",
+        lambda: early(saved(quarters(), "PNG"), *[chunk(b"tEXt", b"a\0b")] * MAX_PARTS),
+        lambda: b"\x89PNG\r\n\x1a\n" + saved(quarters(), "PNG")[8:33] + chunk(b"IDAT", b"") * (MAX_PARTS + 1),
+        lambda: b"\xff\xd8" + segment(0xEC) * (MAX_PARTS + 1) + saved(quarters(), "JPEG")[2:],
+        lambda: b"\xff\xd8" + segment(0xE1, b"Exif\0\0a") * (MAX_PARTS + 1) + saved(quarters(), "JPEG")[2:],
+        lambda: saved(quarters(), "WEBP")[:12] + b"junk\0\0\0\0" * (MAX_PARTS + 1),
+        lambda: b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"!\xfe\x01a\0" * (MAX_PARTS + 1),
+        lambda: b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"!\xfe" + b"\x01a" * (MAX_PARTS + 1) + b"\0",
     ],
     ids=["png texts", "png empty", "jpeg empty", "jpeg exif", "webp", "gif comments", "gif comment"],
 )
-def test_a_file_of_too_many_parts_is_refused_in_time(data: bytes) -> None:
+def test_a_file_of_too_many_parts_is_refused_in_time(make: Callable[[], bytes]) -> None:
+    data = make()
     began = time.process_time()
     assert refused(data) in ("parts", "damaged")
     assert time.process_time() - began < 0.5
@@ -222,17 +235,18 @@ def test_ordinary_image_is_quick(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
+    "make",
     [
-        saved(quarters(1000, 600), "PNG"),
-        early(saved(quarters(), "PNG"), chunk(b"tEXt", b"a\0" + bytes(QUICK_BYTES))),
-        b"\x89PNG\r\n\x1a\n" + saved(quarters(), "PNG")[8:33] + chunk(b"IDAT", b"") * 300,
-        baseline(QUICK_SCANS + 1),
-        baseline(3, 800, 700),
+        lambda: saved(quarters(1000, 600), "PNG"),
+        lambda: early(saved(quarters(), "PNG"), chunk(b"tEXt", b"a\0" + bytes(QUICK_BYTES))),
+        lambda: b"\x89PNG\r\n\x1a\n" + saved(quarters(), "PNG")[8:33] + chunk(b"IDAT", b"") * 300,
+        lambda: baseline(QUICK_SCANS + 1),
+        lambda: baseline(3, 800, 700),
     ],
     ids=["pixels", "bytes", "chunks", "scans", "pixels in scans"],
 )
-def test_expensive_file_is_not_quick(data: bytes) -> None:
+def test_expensive_file_is_not_quick(make: Callable[[], bytes]) -> None:
+    data = make()
     assert not read_outline(data).quick
 
 

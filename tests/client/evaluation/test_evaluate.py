@@ -137,7 +137,7 @@ def test_emoji_have_the_boxes_and_masks_of_their_pixels(task: str, monkeypatch: 
             assert task == "detect" or masks.decode(masks.Rle(**place["mask"])).sum() == (x1 - x0) * (y1 - y0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def captioners() -> Iterator[str]:
     """Serve two models that caption scenes: the first is wrong at every second, the other at every fourth."""
     first, second = CaptionScript(24, lambda seed: seed % 2 == 0), CaptionScript(24, lambda seed: seed % 4 == 1)
@@ -194,7 +194,7 @@ def test_second_call_with_all_tasks_requests_no_answered_item(
     diptych: Any, server: str, tmp_path: Path, drawn: str, tasks: Any
 ) -> None:
     out = tmp_path / "drawn.jsonl"
-    arguments = ("evaluate", drawn, "--n", 3, "--out", out, "--server", server)
+    arguments = ("evaluate", drawn, "--n", 1, "--out", out, "--server", server)
     assert diptych(*arguments).status == 0
     before = [line for line in lines(out) if "error" not in line]  # "red" is no box: the fakes fail at some
     assert diptych(*arguments).status == 0

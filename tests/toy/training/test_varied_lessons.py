@@ -1,5 +1,6 @@
 """Varied scenes as training data."""
 
+import functools
 import random
 import re
 from collections import Counter
@@ -20,7 +21,11 @@ from serve.toy.varied.names import SHAPE_OTHERS
 corpus, tokenizer = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.tokenizer")
 lessons, recipes = LazyModule("serve.toy.training.varied_lessons"), LazyModule("serve.toy.training.recipes")
 train, torch = LazyModule("serve.toy.training.train"), LazyModule("torch")
-SCENES = [scenes.varied_scene(seed) for seed in range(40)]
+
+
+@functools.cache
+def drawn_scenes():
+    return [scenes.varied_scene(seed) for seed in range(40)]
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +35,7 @@ def built_in_font(monkeypatch):
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
 def test_every_thing_has_a_patch_with_valid_labels(family):
-    for scene in SCENES:
+    for scene in drawn_scenes():
         labels, edges = lessons.varied_patch_labels(scene, family, 10)
         assert (labels.max(0) < list(lessons.CLASSES.values())).all()
         assert len({tuple(box) for box in edges if box.any()}) == len(scene.things)
@@ -41,7 +46,7 @@ def test_every_thing_has_a_patch_with_valid_labels(family):
 def test_questions_cover_the_tasks_and_fit_the_context(family):
     rng, tasks = random.Random(0), set()
     packer = corpus.Packer(family, 4, 160, "varied", 8)
-    for scene in SCENES:
+    for scene in drawn_scenes():
         for question in lessons.varied_questions(
             scene, family, rng, family == "paligemma", 0.1 * (family == "paligemma")
         ):
@@ -57,7 +62,7 @@ def test_words_of_questions_and_answers_are_tokens(family):
     tokens, rng = tokenizer.build_tokenizer(family, "varied"), random.Random(1)
     assert tokenizer.size(family, "varied") < 3200
     split, words = Counter(), 0
-    for scene in SCENES:
+    for scene in drawn_scenes():
         for question in lessons.varied_questions(scene, family, rng):
             text = f" {question.text}\n{question.answer}"
             encoded = tokens.encode(text, add_special_tokens=False)
@@ -71,7 +76,7 @@ def test_words_of_questions_and_answers_are_tokens(family):
 @pytest.mark.parametrize("name", ["llava", "paligemma"])
 def test_served_parser_reads_trained_boxes(name):
     rng, recipe = random.Random(2), recipes.VARIED[f"varied-{name}"]
-    for scene in SCENES:
+    for scene in drawn_scenes():
         picture = Image.of(scenes.render(scene))
         question = lessons._locate("detect", scene, "llava", rng, 0.0)
         if question is None:
@@ -180,7 +185,7 @@ def test_exported_varied_toy_agrees_with_transformers(name, tmp_path):
 
     evaluate.repair()
     torch.manual_seed(0)
-    recipe, scene = recipes.VARIED[name], SCENES[3]
+    recipe, scene = recipes.VARIED[name], drawn_scenes()[3]
     export.export(train.new_net(recipe, recipe.side), name, tmp_path)
     reference = evaluate.Reference(recipe.family, tmp_path, "cpu", scenes.render)
     net, packer = export.load_net(tmp_path), corpus.Packer(recipe.family, 4, recipe.side, "varied", 8)

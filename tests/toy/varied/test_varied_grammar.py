@@ -34,7 +34,13 @@ SCENE = VariedScene(
     order=(0, 1, 2),
     writing=Writing("STOP", "black", (0, 0, 0), "aileron", 20, (0.6, 0.1, 0.9, 0.25)),
 )
-SCENES = [scenes.varied_scene(seed) for seed in range(120)]
+
+
+@functools.cache
+def drawn_scenes():
+    return [scenes.varied_scene(seed) for seed in range(120)]
+
+
 WITHOUT = VariedScene(**{**vars(SCENE), "writing": None})
 
 
@@ -111,7 +117,7 @@ def independent_count(scene, words):
 def test_counts_and_yes_or_no_agree_with_a_second_reading_of_the_phrase():
     rng, checked = random.Random(1), 0
     for seed in range(120):
-        scene = SCENES[seed]
+        scene = drawn_scenes()[seed]
         for kind, slot in (("count", "things"), ("exists_any", "things"), ("exists_no", "things")):
             fact = KINDS[kind][1](Phraser(scene, rng, grammar.TRAINING))
             words = fact.slots[slot]
@@ -128,7 +134,7 @@ def test_counts_and_yes_or_no_agree_with_a_second_reading_of_the_phrase():
 def test_yes_and_no_are_balanced_in_every_kind():
     counts = {}
     for seed in range(120):
-        scene, rng = SCENES[seed], random.Random(seed)
+        scene, rng = drawn_scenes()[seed], random.Random(seed)
         for kind in KINDS:
             fact = KINDS[kind][1](Phraser(scene, rng, grammar.TRAINING))
             if fact is not None and fact.answers[0] in ("yes", "no"):
@@ -145,7 +151,7 @@ def test_every_kind_has_templates_whose_slots_exist(wording):
     assert set(wording.templates) == set(KINDS)
     asked_kinds = set()
     for seed in range(90):
-        scene, rng = SCENES[seed], random.Random(seed)
+        scene, rng = drawn_scenes()[seed], random.Random(seed)
         for kind in KINDS:
             phraser = Phraser(scene, rng, wording)
             fact = KINDS[kind][1](phraser)
@@ -185,7 +191,7 @@ def test_second_language_shares_no_template_with_the_first():
 
 def test_second_language_shares_no_sentence_with_the_first():
     trained = set()
-    for seed, scene in enumerate(SCENES[:40]):
+    for seed, scene in enumerate(drawn_scenes()[:40]):
         trained |= {text.lower().strip("?. ") for text, _ in grammar.some_questions(scene, random.Random(seed), 30)}
     assert len(trained) > 800
     assert not trained & {question.text.lower().strip("?. ") for question in exam.exam_questions(114)}
@@ -201,7 +207,7 @@ def test_exam_asks_every_kind_equally_about_scenes_outside_training():
 def test_located_phrases_mean_the_things_with_true_boxes():
     rng, single, several = random.Random(2), 0, 0
     for seed in range(120):
-        scene = SCENES[seed]
+        scene = drawn_scenes()[seed]
         pair = grammar.located(scene, rng, single=False)
         if pair is None:
             continue

@@ -1,5 +1,6 @@
 """Varied scenes: what they hold, and that boxes and masks are those of the drawn pixels."""
 
+import functools
 from collections import Counter
 
 import numpy as np
@@ -8,33 +9,38 @@ import pytest
 from serve.toy.varied import scenes
 from serve.toy.varied.names import GROUNDS, PALETTE, SHAPE_OTHERS, STYLE_OTHERS, WRITTEN
 
-SCENES = [scenes.varied_scene(seed) for seed in range(250)]
+
+@functools.cache
+def drawn_scenes():
+    return [scenes.varied_scene(seed) for seed in range(250)]
 
 
 def test_seed_determines_scene_and_picture():
-    assert scenes.varied_scene(7) == SCENES[7] != SCENES[8]
-    assert scenes.render(SCENES[7]).tobytes() == scenes.render(scenes.varied_scene(7)).tobytes()
+    assert scenes.varied_scene(7) == drawn_scenes()[7] != drawn_scenes()[8]
+    assert scenes.render(drawn_scenes()[7]).tobytes() == scenes.render(scenes.varied_scene(7)).tobytes()
 
 
 def test_scenes_have_every_colour_shape_style_background_and_number_of_things():
-    things = [thing for scene in SCENES for thing in scene.things]
+    things = [thing for scene in drawn_scenes() for thing in scene.things]
     assert {thing.color for thing in things} == set(PALETTE) and len(PALETTE) >= 12
     assert {thing.kind for thing in things} == set(SHAPE_OTHERS) and len(SHAPE_OTHERS) >= 10
     assert {thing.style for thing in things} == set(STYLE_OTHERS)
-    assert {scene.background for scene in SCENES} == set(GROUNDS)
-    assert {scene.texture for scene in SCENES} == {"plain", "graded", "noisy"}
-    assert set(Counter(len(scene.things) for scene in SCENES)) == set(range(1, 9))
+    assert {scene.background for scene in drawn_scenes()} == set(GROUNDS)
+    assert {scene.texture for scene in drawn_scenes()} == {"plain", "graded", "noisy"}
+    assert set(Counter(len(scene.things) for scene in drawn_scenes())) == set(range(1, 9))
 
 
 def test_pictures_are_small_and_large_wide_and_high():
-    assert min(min(scene.size) for scene in SCENES) < 64 and max(max(scene.size) for scene in SCENES) > 400
-    assert all(scenes.SIDES[0] <= min(scene.size) and max(scene.size) <= scenes.SIDES[1] for scene in SCENES)
-    ratios = [scene.size[0] / scene.size[1] for scene in SCENES]
+    assert (
+        min(min(scene.size) for scene in drawn_scenes()) < 64 and max(max(scene.size) for scene in drawn_scenes()) > 400
+    )
+    assert all(scenes.SIDES[0] <= min(scene.size) and max(scene.size) <= scenes.SIDES[1] for scene in drawn_scenes())
+    ratios = [scene.size[0] / scene.size[1] for scene in drawn_scenes()]
     assert min(ratios) < 0.5 and max(ratios) > 2
 
 
 def test_boxes_lie_inside_and_things_are_sorted():
-    for scene in SCENES:
+    for scene in drawn_scenes():
         boxes = [thing.box for thing in scene.things] + ([scene.writing.box] if scene.writing else [])
         for x0, y0, x1, y1 in boxes:
             assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
@@ -43,7 +49,7 @@ def test_boxes_lie_inside_and_things_are_sorted():
 
 def test_masks_are_the_drawn_pixels_and_fill_their_boxes():
     overlapping = 0
-    for scene in SCENES[:80]:
+    for scene in drawn_scenes()[:80]:
         if scene.texture != "plain" or scene.writing:
             continue
         picture = np.asarray(scenes.render(scene)).astype(int)
@@ -69,7 +75,7 @@ def test_masks_are_the_drawn_pixels_and_fill_their_boxes():
 
 
 def test_hidden_part_of_a_thing_is_bounded():
-    for scene in [scene for scene in SCENES if any(thing.box != thing.frame for thing in scene.things)][:20]:
+    for scene in [scene for scene in drawn_scenes() if any(thing.box != thing.frame for thing in scene.things)][:20]:
         for index, thing in enumerate(scene.things):
             seen, alone = scenes.seen_mask(scene, index, (300, 300)), scenes.silhouette(thing, (300, 300))
             assert seen.sum() > (scenes.LEAST_SEEN - 0.05) * alone.sum()
