@@ -92,6 +92,16 @@ class ModelPlacement(Placement):
     simulate: dict[str, Any] | None = None
     engine_metrics: bool = False
     group: str | None = Field(default=None, description="The group that it takes turns in; see `groups`.")
+    max_loras: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="LoRA adapters that may be loaded while it runs, beside those of the config; see "
+        "`gateway.adapters`. It holds memory for so many.",
+    )
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(
+        default=16, description="The largest rank of these."
+    )
 
 
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -219,6 +229,29 @@ class Listen(BaseModel):
     port: int = Field(ge=1, le=65535)
 
 
+class AdapterArgs(BaseModel):
+    """LoRA adapters that are loaded while the server runs: from where, and the file that keeps which."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: Path = Field(
+        description="The folder on the machines of the models' processes from which adapters may be loaded; what leads "
+        "out of it, as a link, is refused."
+    )
+    file: Path = Field(
+        description="A JSON file that keeps which are loaded, on the gateway's machine or on a volume of all gateways: "
+        "they share it."
+    )
+    max_mb: float = Field(default=500, gt=0, description="Size of an adapter, in MiB.")
+
+    @field_validator("folder")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        if not folder.is_absolute():
+            raise ValueError("give its absolute path, which every machine knows.")
+        return Path(os.path.normpath(folder))
+
+
 class GatewayArgs(Limits, Placement):
     """The gateway: HTTP, routing and merging, without torch or an engine. Its limits are in serve/limits.py."""
 
@@ -308,6 +341,10 @@ class GatewayArgs(Limits, Placement):
     batches_mb: float = Field(default=1000, gt=0, description="Size of all files of a key, in MiB.")
     batch_lines: int = Field(default=50_000, ge=1, description="Requests of a batch.")
     batch_requests_at_once: int = Field(default=16, ge=1, description="Requests of a batch that run at a time.")
+    adapters: AdapterArgs | None = Field(
+        default=None,
+        description="Opens /v1/load_lora_adapter and /v1/unload_lora_adapter to keys with the scope admin.",
+    )
     cors: list[str] = Field(
         default=[], description="Origins whose pages may call the API: https://app.example.com, or *."
     )
@@ -410,6 +447,8 @@ class Args(BaseModel):
         _ = self.models_by_name  # raises where an adapter does not go with its base
         for entry in self.engines().values():
             self._check_group(entry)
+            if entry.max_loras and self.models_by_name[entry.name].engine != "vllm":
+                raise ValueError(f"{entry.name}: max_loras: it takes no adapters.")
         for name in self.groups:
             if not self.members(name):
                 raise ValueError(f"groups: {name} has no models: give some `group: {name}`.")
@@ -427,6 +466,8 @@ class Args(BaseModel):
             raise ValueError(f"{entry.name}: a model of a group has one replica: leave out replicas and autoscaling.")
         if self.groups[entry.group].sleep_level == 2 and self.adapters(entry.name):
             raise ValueError(f"{entry.name}: sleep_level 2 would lose its LoRA adapters; take 1.")
+        if entry.max_loras:
+            raise ValueError(f"{entry.name}: max_loras: a model of a group sleeps; name its adapters in the config.")
         if self.group_gpus(entry.group) > 1:
             awake = self.groups[entry.group].awake
             raise ValueError(

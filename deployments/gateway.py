@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
 from deployments import autoscaling, logs
+from deployments.adapters.loader import AdapterLoader
 from deployments.args import Args, GatewayArgs, LoraArgs, ModelPlacement
 from deployments.file_watch import watch_file
 from deployments.local.machine import bind_to_loopback
@@ -97,6 +98,7 @@ class Gateway:
         self._usage: dict[Path, UsageFile] = {}
         self._request_log: RequestLog | None = None
         self._batches: BatchRunner | None = None
+        self._adapters: AdapterLoader | None = None
         self._args = args
         self._app = SwappableApp(self._create_app(args))
         listen = args.gateway.listen
@@ -165,9 +167,10 @@ class Gateway:
     def _create_app(self, args: Args) -> FastAPI:
         """Create the app for these args, keeping the pools of engines that stay.
 
-        Raises ValueError or OSError where the keys, or the file of votes or of results, cannot be used.
+        Raises ValueError or OSError where the keys, or the file of votes, of results or of adapters, cannot be used.
         """
         access = args.gateway.access()  # first: nothing is touched when it fails
+        args = self._with_adapters(args)
         for key, rights in () if access.keys is None else access.keys.rights.items():
             if unknown := [model for model in rights.models or () if model not in args.models_by_name]:
                 log.warning("the key %s may use models that are not served here: %s", key, ", ".join(unknown))
@@ -192,6 +195,8 @@ class Gateway:
         for name, model in args.models_by_name.items():
             engine = bases.get(name, name)
             routes.append(ReplicaRoute(model, pools[engine], self._quarantines[engine]))
+        if self._adapters is not None:
+            self._adapters.pools = {name: pool for name, pool in pools.items() if isinstance(pool, Pool)}
         gateway = args.gateway
         batches = self._open_batches(gateway)
         return create_app(
@@ -208,10 +213,13 @@ class Gateway:
             results=results,
             request_log=request_log,
             batches=batches,
+            adapters=self._adapters,
         )
 
     async def _close_files(self) -> None:
         self._reporting.cancel()
+        if self._adapters is not None:
+            self._adapters.stop()
         await self._rate_limiter.report()
         if isinstance(quotas := self._rate_limiter.quotas, OwnQuotas):
             quotas.file = None  # this may be called twice
@@ -279,6 +287,22 @@ class Gateway:
         """Wait for what counts for all gateways: until then each would let in its share alone."""
         if isinstance(self._rate_limiter.quotas, SharedQuotas):
             await self._quota_actor.wait()
+
+    def _with_adapters(self, args: Args) -> Args:
+        """Return args with the LoRA adapters that were loaded. Raises ValueError or OSError where their file is bad."""
+        loader, settings = self._adapters, args.gateway.adapters
+        if loader is not None and loader.args != settings:
+            loader.stop()
+            loader = None
+        if settings is not None and loader is None:
+            loader = AdapterLoader(settings, self._adapters_changed)
+            loader.start()
+        self._adapters = loader
+        return args if loader is None else loader.added_to(args)
+
+    def _adapters_changed(self) -> None:
+        """Serve the LoRA adapters that are loaded now. Raises ValueError or OSError as `_create_app`."""
+        self._app.app = self._create_app(self._args)
 
     def _read_keys(self) -> None:
         """Read the keys again. Raises ValueError or OSError where they cannot be used."""

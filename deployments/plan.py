@@ -274,7 +274,8 @@ def _need(args: Args, name: str, planned_by_us: bool) -> Need:
     source = model.checkpoint
     description = describe(source.hub, source.revision, gated=source.gated)
     loras = args.adapters(name)
-    adapters = {"enable_lora": True, "max_loras": len(loras), "max_lora_rank": RANKS[2]} if loras else {}
+    slots, rank = len(loras) + entry.max_loras, max(RANKS[2], entry.max_lora_rank if entry.max_loras else 0)
+    adapters = {"enable_lora": True, "max_loras": slots, "max_lora_rank": rank} if slots else {}
     chosen = planned(model.family_args, entry.engine_args, is_prefix_lm=model.prefix_lm, cpu=False)
     reserved = None if planned_by_us else entry.num_gpus
     awake = 1 if entry.group is None else args.groups[entry.group].awake

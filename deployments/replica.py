@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deployments import autoscaling, logs
+from deployments.adapters.holder import AdapterHolder
+from deployments.adapters.state import HOLD, WantedAdapters
 from deployments.args import EngineArgs, LoraArgs
 from deployments.groups.member import Link, Member
 from deployments.local.machine import bind_to_loopback
@@ -88,10 +90,11 @@ class Replica:
             )
             for model, adapter in zip(loras, adapters, strict=True)
         }
+        self._further_adapters = AdapterHolder(base, engine, self.adapters, args.max_loras, meter)
         on_abandoned = _count_abandoned(base.name)
         self._lag = LoopLag(_loop_lag(base.name))
         self._lag.start()
-        methods: dict[str, Method] = {"answer": self.answer, "speak": self.speak}
+        methods: dict[str, Method] = {"answer": self.answer, "speak": self.speak, HOLD: self.hold_adapters}
         self.server = StreamServer(methods, self.statuses, joined, on_abandoned, simple=(Delta, Piece, Waiting))
         self._listening: asyncio.Task[Address] | None = None
         self._member: Member | None = None
@@ -140,6 +143,18 @@ class Replica:
         if self._member is None:
             return stream
         return _pieces(self._member.in_turn(stream, "batch" if prompt.batch else "interactive", model))
+
+    async def hold_adapters(self, wanted: WantedAdapters) -> AsyncGenerator[dict[str, ModelError], None]:
+        """Make these the adapters that are held beside those of the config. Yield the errors of those that cannot be.
+
+        Raises ModelError while the engine is not loaded.
+        """
+        status = await self.worker.status()
+        if status.state != "ready":
+            raise ModelError(f"{status.model} is not loaded: {status.step}", code="model_starting")
+        errors = await self._further_adapters.hold(wanted)
+        await self.server.send_heartbeat()  # a gateway sends requests for an adapter where it is known
+        yield errors
 
     async def statuses(self) -> dict[str, Status]:
         """Return the status of the base and of each adapter, by name; also while the engine starts."""
@@ -228,7 +243,7 @@ class Replica:
         status = await self.worker.status()
         for worker in (self.worker, *self.adapters.values()):
             worker.memory = self._engine.memory
-        for worker in self.adapters.values():
+        for worker in list(self.adapters.values()):  # a gateway may bring more meanwhile
             if status.state == "failed":
                 worker.mark("failed", f"Its base {status.model} could not be started: {status.step}")
             else:
@@ -292,6 +307,8 @@ def create_engine(
         engine_args={**_observability_args(args), **args.engine_args},
         prefix_lm=model.prefix_lm,
         adapters=[Adapter(lora.name, lora.checkpoint.hub, lora.checkpoint.revision) for lora in loras],
+        further_adapters=args.max_loras,
+        further_rank=args.max_lora_rank,
         prepare=model.prepare,
         progress=progress,
         stat_loggers=_through_ray if args.engine_metrics else None,

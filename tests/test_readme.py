@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from deployments.args import Args, GatewayArgs, GroupArgs, Listen, ModelArgs, ModelPlacement, Placement
+from deployments.args import AdapterArgs, Args, GatewayArgs, GroupArgs, Listen, ModelArgs, ModelPlacement, Placement
 from deployments.autoscaling import Scaling
 from serve.api.request_log import RequestLogArgs
 from serve.limits import KeyLimits, Limits, RateLimits
@@ -188,6 +188,7 @@ SETTINGS: dict[str, list[type[BaseModel]]] = {
     "`gateway`: limits on all requests": [Limits],
     "`gateway.listen`": [Listen],
     "`gateway.request_log`": [RequestLogArgs],
+    "`gateway.adapters`": [AdapterArgs],
     "`gateway.images`": [Policy],
 }
 """The tables of deployments/README.md, "Every setting", and the classes whose own keys, not their bases', each has."""

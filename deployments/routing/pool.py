@@ -119,6 +119,11 @@ class Pool:
         finally:
             self._prompts[connection] -= key.prompts
 
+    async def loaded(self, model: str) -> list[Connection]:
+        """Return the replicas that have loaded a model."""
+        available = [replica for replica in await self._replicas.available() if replica not in self._died]
+        return [each for each in available if model in each.statuses and each.statuses[model].state == "ready"]
+
     async def wait_for_replica(self, seconds: float) -> None:
         """Return once there is a replica, or after `seconds`: the model may be asleep, or not started yet."""
         with contextlib.suppress(TimeoutError):

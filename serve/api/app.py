@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api import (
+    adapter_endpoints,
     arena_endpoints,
     chat_completions,
     error_responses,
@@ -25,6 +26,7 @@ from serve.api import (
     result_endpoints,
     task_endpoint,
 )
+from serve.api.adapter_changes import AdapterChanges, LoadRequest, UnloadRequest
 from serve.api.authentication import Access, Authentication
 from serve.api.batches import endpoints as batch_endpoints
 from serve.api.batches.runner import BatchRunner
@@ -98,13 +100,14 @@ def create_app(
     results: ResultFile | None = None,
     request_log: RequestLog | None = None,
     batches: BatchRunner | None = None,
+    adapters: AdapterChanges | None = None,
 ) -> FastAPI:
     """Create the HTTP app for a router.
 
     cors: other origins whose pages may call it from a browser. metrics, rate_limiter, budget: those of the app that it
     replaces, to keep their counts; new ones by default. votes: of the arena; None where it is closed.
     evaluations: of the page /evaluations; results: those that people share; request_log: of POST requests; batches:
-    asks this app from now on; None where the operator set none.
+    asks this app from now on; None where the operator set none. adapters: loads LoRA adapters; None where none may be.
     """
     app = FastAPI(
         title="Diptych",
@@ -119,7 +122,7 @@ def create_app(
     metrics.watch(budget, request_log=request_log)
     rate_limiter = rate_limiter or RateLimiter()
     media = MediaLoader(fetcher or Fetcher(), budget, metrics, rate_limiter)
-    app.state.services = Services(router, metrics, media, votes, evaluations, results, batches)
+    app.state.services = Services(router, metrics, media, votes, evaluations, results, batches, adapters)
     # the last middleware added is the outermost
     app.add_middleware(Authentication, access=access, limits=limits, cors=cors, rate_limiter=rate_limiter)
     if cors:
@@ -138,6 +141,8 @@ def create_app(
         batch_endpoints.BatchRequest,
         batch_endpoints.FileForm,
         StartRequest,
+        LoadRequest,
+        UnloadRequest,
         *(task.request for task in TASKS.values()),
     ]
     openapi_schema.serve_schema(app, bodies, None if access.keys is None else access.open_paths())
@@ -159,6 +164,7 @@ def _routes(tasks: tuple[str, ...]) -> list[BaseRoute]:
     evaluation_endpoints.add_evaluations(api)
     result_endpoints.add_results(api)
     batch_endpoints.add_batches(api)
+    adapter_endpoints.add_adapters(api)
     pages.add_pages(api)
     return api.routes
 

@@ -21,7 +21,7 @@ from serve.tracing import CACHE_SALT
 
 HEALTH, METRICS = "/health", "/metrics"
 ADMIN = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
-"""Paths that change the server, by vLLM's names, whether it has them or not."""
+"""Paths that change the server, by vLLM's names."""
 PAGE = ("/", "/docs", "/openapi.json", "/compare", "/arena", "/report", "/evaluations")
 LABEL_STUDIO = "/label-studio/"
 """The paths that take the key as HTTP Basic's password too: Label Studio sends nothing else."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from serve.api.adapter_changes import AdapterChanges
 from serve.api.batches.runner import BatchRunner
 from serve.api.evaluation_runs import RunFolder
 from serve.api.media_loader import MediaLoader
@@ -19,7 +20,8 @@ from serve.router import Router
 
 @dataclass
 class Services:
-    """The services of an app. votes (of the arena), evaluations, results, batches: None where none were set up."""
+    """The services of an app. votes (of the arena), evaluations, results, batches, adapters: None where none were set
+    up."""
 
     whole_router: Router
     metrics: Metrics
@@ -28,6 +30,7 @@ class Services:
     evaluations: RunFolder | None
     results: ResultFile | None
     batches: BatchRunner | None = None
+    adapters: AdapterChanges | None = None
     vote_limiter: Buckets = field(default_factory=Buckets)
     pace: Pace = field(default_factory=Pace)
     scraping: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -16,6 +16,8 @@ from serve.engines import hub, module_names
 from serve.errors import ModelError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_BYTES = 2**20
+"""Size of an adapter_config.json, at most."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM allows for max_lora_rank
 PREFIX = "base_model.model."  # PEFT's prefix of module names
 
@@ -93,15 +95,18 @@ def fit(
         raise ModelError(f"The adapter {adapter.name} cannot be used: {error.message}", code=error.code) from error
 
 
-def lora_arguments(fitted: Sequence[CheckedAdapter], *, cpu: bool) -> dict[str, Any]:
-    """Return vLLM engine arguments for these adapters; {} without adapters.
+def lora_arguments(
+    fitted: Sequence[CheckedAdapter], *, cpu: bool, further: int = 0, further_rank: int = 1
+) -> dict[str, Any]:
+    """Return vLLM engine arguments for these adapters, and for `further` ones that may be loaded later; {} without any.
 
-    One slot stays empty on a CPU: for a prompt without an adapter vLLM 0.32 uses slot -1 there, the last one, so an
-    adapter in it would change all replies of the base (measured).
+    further_rank: the largest rank of those. One slot stays empty on a CPU: for a prompt without an adapter vLLM 0.32
+    uses slot -1 there, the last one, so an adapter in it would change all replies of the base (measured).
     """
-    if not fitted:
+    if not fitted and not further:
         return {}
-    slots, rank = len(fitted) + cpu, max(adapter.rank for adapter in fitted)
+    slots = len(fitted) + further + cpu
+    rank = max([adapter.rank for adapter in fitted] + [further_rank] * bool(further))
     towers = {"enable_tower_connector_lora": True} if any(adapter.tower for adapter in fitted) else {}
     return {
         "enable_lora": True,
@@ -110,6 +115,36 @@ def lora_arguments(fitted: Sequence[CheckedAdapter], *, cpu: bool) -> dict[str, 
         "max_lora_rank": next(size for size in RANKS if size >= rank),
         **towers,
     }
+
+
+def locate_in(within: Path, path: str, most_mb: float) -> Path:
+    """Return the folder of an adapter at `path` in the folder `within`, with links resolved.
+
+    Raises ModelError where there is none, where it or a file of it is outside of `within`, where files are missing, or
+    where they have more than most_mb MiB.
+    """
+    try:
+        outermost, folder = within.resolve(strict=True), (within / path).resolve(strict=True)
+        files = [(folder / name).resolve(strict=True) for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
+    except (OSError, RuntimeError, ValueError):  # a loop of links, and a name that no file can have
+        folder, files = Path(path), []
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {path}.", code="adapter_missing")
+    if not all(file.is_relative_to(outermost) for file in (folder, *files)):
+        raise _refused(f"{path} leads out of {within}.")
+    check_files(folder)
+    sizes = [file.stat().st_size for file in files]
+    if sizes[0] > CONFIG_BYTES or sum(sizes) > most_mb * 2**20:
+        raise _refused(f"{path} has {sum(sizes) / 2**20:.1f} MiB, and {most_mb:g} are allowed.")
+    return folder
+
+
+def check_architecture(base: Path) -> str:
+    """Return a checkpoint's architecture. Raises ModelError where it takes no adapters."""
+    architecture: str = (json.loads((base / "config.json").read_text()).get("architectures") or ["unknown"])[0]
+    if architecture not in ARCHITECTURES:
+        raise _refused(f"vLLM has no LoRA for its base's architecture, {architecture}.")
+    return architecture
 
 
 def check_files(folder: Path) -> None:
@@ -124,9 +159,7 @@ def check_files(folder: Path) -> None:
 
 
 def _fit(name: str, folder: Path, base: Path) -> CheckedAdapter:
-    architecture = (json.loads((base / "config.json").read_text()).get("architectures") or ["unknown"])[0]
-    if architecture not in ARCHITECTURES:
-        raise _refused(f"vLLM has no LoRA for its base's architecture, {architecture}.")
+    architecture = check_architecture(base)
     config = _config(folder)
     ranks = [config["r"], *config["rank_pattern"].values()]
     shapes = {module_names.older(tensor.removesuffix(".weight")): shape for tensor, shape in _shapes(base).items()}
@@ -180,7 +213,7 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
         rank = config["r"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise _broken(f"{folder / CONFIG} is no configuration of a LoRA: it needs r and lora_alpha.") from None
     alpha = config.get("lora_alpha")
     if not _is_positive_integer(rank) or not isinstance(alpha, int | float) or isinstance(alpha, bool):

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 
+from serve.engines.adapters import Adapter
 from serve.engines.base import FinishReason, Memory, Piece, Prompt, Token
 from serve.errors import BadRequest, ModelError
 from serve.media.decoding import MediaDecoder
@@ -31,7 +32,8 @@ class FakeEngine:
     messages by adapter. decoder: decodes undecoded images. sleep_s, wake_s: seconds
     that `sleep` and `wake` take. fail_wake: the message that `wake` fails with.
 
-    prompts: the last `kept` prompts. speaking: requests being answered. aborted: requests that were closed early.
+    added: names in prompts of the adapters that were added while it ran. prompts: the last `kept` prompts. speaking:
+    requests being answered. aborted: requests that were closed early.
     """
 
     memory: Memory | None = None
@@ -74,6 +76,8 @@ class FakeEngine:
         self.tally = None if tally is None else Path(tally)
         self._asleep: set[asyncio.Future[None]] = set()
         self._marks = itertools.count()
+        self.added: set[str] = set()
+        self._added_count = itertools.count(1)
         self._slots = asyncio.Semaphore(slots)
 
     async def start(self) -> None:
@@ -97,6 +101,17 @@ class FakeEngine:
         await self.check()
         if adapter in self.fail_adapters:
             raise ModelError(self.fail_adapters[adapter], code="adapter_refused")
+
+    async def add_adapter(self, adapter: Adapter) -> str:
+        """Add an adapter, which answers as the one of its name in `adapters`. Raises ModelError as `check_adapter`."""
+        await self.check_adapter(adapter.name)
+        name = f"{adapter.name}#{next(self._added_count)}"
+        self.added.add(name)
+        return name
+
+    async def remove_adapter(self, name: str) -> None:
+        """Remove an added adapter."""
+        self.added.remove(name)
 
     async def stop(self) -> None:
         self.started = False
@@ -168,7 +183,7 @@ class FakeEngine:
         return mark
 
     def _pieces(self, prompt: Prompt) -> list[str]:
-        replies = self.adapters.get(prompt.adapter or "", self.replies)
+        replies = self.adapters.get((prompt.adapter or "").partition("#")[0], self.replies)
         if callable(replies):
             reply = replies(prompt)
         elif isinstance(replies, Mapping):

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
+from serve.engines.adapters import Adapter
 from serve.engines.base import Engine, Memory, Piece, Prompt, ToolReader, Tools
 
 
@@ -14,6 +15,15 @@ class LoraEngine(Engine, Protocol):
 
     async def check_adapter(self, adapter: str) -> None:
         """Raise ModelError when this adapter cannot be used. Call it once the engine has started."""
+
+    async def add_adapter(self, adapter: Adapter) -> str:
+        """Load an adapter while the engine runs. Return its name in prompts, which no other one has had.
+
+        Raises ModelError where it cannot be used; then nothing of it is left.
+        """
+
+    async def remove_adapter(self, name: str) -> None:
+        """Unload an adapter by its name in prompts. No request with it may run."""
 
     async def sleep(self) -> None:
         """Free the memory that other engines need, until `wake`. No request may run. Raises ModelError."""

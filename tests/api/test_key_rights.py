@@ -93,8 +93,8 @@ async def test_task_that_a_key_may_not_ask_is_refused_by_name(path: str, body: d
     [
         ("ask", (200, 403, 403)),
         ("scrape", (403, 200, 403)),
-        ("admin", (403, 403, 404)),
-        ("ask+scrape+admin", (200, 200, 404)),
+        ("admin", (403, 403, 405)),
+        ("ask+scrape+admin", (200, 200, 405)),
     ],
 )
 async def test_scope_opens_its_paths_and_no_others(scopes: str, statuses: tuple[int, ...]) -> None:

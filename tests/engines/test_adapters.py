@@ -72,6 +72,13 @@ def test_engine_without_adapters_has_no_lora_arguments() -> None:
     assert adapters.lora_arguments([], cpu=True) == {}
 
 
+def test_engine_holds_slots_for_adapters_that_may_come(tmp_path: Path) -> None:
+    fitted = adapters.CheckedAdapter("mine", tmp_path, 16, False, False)
+    alone = adapters.lora_arguments([], cpu=True, further=2, further_rank=8)
+    both = adapters.lora_arguments([fitted], cpu=False, further=2, further_rank=8)
+    assert [(chosen["max_loras"], chosen["max_lora_rank"]) for chosen in (alone, both)] == [(3, 8), (3, 16)]
+
+
 def test_a_slot_stays_empty_on_a_cpu(tmp_path: Path) -> None:
     chosen = adapters.lora_arguments([adapters.CheckedAdapter("mine", tmp_path, 16, False, False)], cpu=True)
     assert (chosen["max_loras"], chosen["max_cpu_loras"], chosen["max_lora_rank"]) == (2, 2, 16)

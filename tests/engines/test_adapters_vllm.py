@@ -107,7 +107,7 @@ def speakable(folder: Path) -> Path:
     return folder
 
 
-async def test_failing_adapters_leave_their_base_and_other_adapters_working(
+async def test_adapters_that_fail_come_or_go_leave_their_base_and_other_adapters_working(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault that only vLLM finds, with our check disabled, is raised when the adapter is loaded."""
@@ -122,7 +122,8 @@ async def test_failing_adapters_leave_their_base_and_other_adapters_working(
     config.write_text(config.read_text().replace('"bias"', '"use_dora": true, "bias"'))
     monkeypatch.setattr(adapters, "HARMLESS", adapters.HARMLESS | {"use_dora"})
     names = ["good", "cut", "missing", "dora", "other"]
-    vllm = VllmEngine(str(base), adapters=[Adapter(name, str(tmp_path / name)) for name in names])
+    static = [Adapter(name, str(tmp_path / name)) for name in names]
+    vllm = VllmEngine(str(base), adapters=static, further_adapters=1, further_rank=8)
     await vllm.start()
     try:
         prompt = Prompt(checkpoints.prompts("llava", 1)[0], checkpoints.pictures(1)[0], Sampling(24, ignore_eos=True))
@@ -144,6 +145,28 @@ async def test_failing_adapters_leave_their_base_and_other_adapters_working(
                 await generate(name)
         await vllm.check_adapter("good")
         assert await generate(None) == texts[0]
+        added = tmp_path / "added"  # one after the other at the same path, of which the prefix cache must know nothing
+        for weights, text in (("good", texts[1]), ("other", texts[2])):
+            shutil.copytree(tmp_path / weights, added, dirs_exist_ok=True)
+            plain = asyncio.create_task(generate(None))
+            name = await vllm.add_adapter(Adapter("added", str(added)))
+            assert await asyncio.gather(*map(generate, [name, None, "good"])) == [text, texts[0], texts[1]]
+            assert await plain == texts[0]
+            await vllm.remove_adapter(name)
+            with pytest.raises(ModelError, match="There is no adapter"):
+                await generate(name)
+        small = loras.make(checkpoints.make("paligemma", tmp_path / "small"), tmp_path / "foreign", loras.LANGUAGE)
+        for folder, message in (
+            (small, "The adapter late cannot be used: its base has no layer|its .* is made for a layer of"),
+            (tmp_path / "cut", "The adapter late cannot be used"),
+            (tmp_path / "dora", "The adapter late could not be loaded: .*DoRA"),
+        ):
+            with pytest.raises(ModelError, match=message):
+                await vllm.add_adapter(Adapter("late", str(folder)))
+        vllm.further_rank = 1
+        with pytest.raises(ModelError, match="its rank 4 is larger than its base's max_lora_rank, 1"):
+            await vllm.add_adapter(Adapter("late", str(added)))
+        assert await asyncio.gather(*map(generate, [None, "good", "other"])) == texts[:3]
     finally:
         await vllm.stop()
         gc.collect()

@@ -96,6 +96,8 @@ def arguments(
     is_prefix_lm: bool,
     cpu: bool,
     adapters: Sequence[loras.CheckedAdapter] = (),
+    further_adapters: int = 0,
+    further_rank: int = 1,
     share: float = 1.0,
     gpu_bytes: int = 0,
     capability: int = 0,
@@ -104,10 +106,11 @@ def arguments(
     """Return keyword arguments of AsyncEngineArgs: our defaults, then the family's, the deployment's, those for safety.
 
     Later ones override earlier ones. family_args: required by the model. engine_args: the deployment's `engine` in
-    YAML. adapters: those that the engine serves. share: its part of a GPU of `gpu_bytes`; an engine with a part gets
-    a computed key-value cache, since vLLM would measure what all engines of the GPU do just then. capability: the
-    major compute capability of the GPU. chat: for an engine of any architecture. Raises ModelError when one of them
-    sets an argument that is unsafe for a prefix LM, or when the memory cannot hold the model.
+    YAML. adapters: those that the engine serves; further_adapters: those that may come later, of further_rank at most.
+    share: its part of a GPU of `gpu_bytes`; an engine with a part gets a computed key-value cache, since vLLM would
+    measure what all engines of the GPU do just then. capability: the major compute capability of the GPU. chat: for an
+    engine of any architecture. Raises ModelError when one of them sets an argument that is unsafe for a prefix LM, or
+    when the memory cannot hold the model.
     """
     chosen = {
         **COMMON,
@@ -116,9 +119,9 @@ def arguments(
         **(CHAT_CPU if chat and cpu else {}),
         **family_args,
         **engine_args,
-        **loras.lora_arguments(adapters, cpu=cpu),
+        **loras.lora_arguments(adapters, cpu=cpu, further=further_adapters, further_rank=further_rank),
     }
-    if any(adapter.newer for adapter in adapters) or module_names.any_newer(folder):
+    if further_adapters or any(adapter.newer for adapter in adapters) or module_names.any_newer(folder):
         chosen.setdefault("worker_extension_cls", module_names.EXTENSION)
     if chat and module_names.any_newer(folder) and read_facts(folder).vision in CLIP_LIKE:
         chosen["worker_extension_cls"] = weight_reads.WITH_NEWER_NAMES

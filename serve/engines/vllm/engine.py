@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from serve import tracing
-from serve.engines import adapters, hub, object_store
+from serve.engines import adapters, hub, module_names, object_store
 from serve.engines.base import Memory, PictureLimits, Piece, Prompt, Sampling, Tools
 from serve.engines.chat_settings import ChatSettings
 from serve.engines.checkpoint_facts import CheckpointFacts, read_facts
@@ -57,6 +57,8 @@ FAULTS = (RuntimeError, ValueError, OSError, ImportError, LookupError, TypeError
 
 SLEEP = {"enable_sleep_mode": True, "sleep_mode_offload_cudagraph": True}
 """vLLM arguments of an engine that sleeps on a GPU: its CUDA graphs, too, leave it."""
+NEWER_NAMES = (module_names.EXTENSION, weight_reads.WITH_NEWER_NAMES)
+"""Extensions of vLLM's worker that read modules as transformers 5 names them."""
 AT_ONCE = 2
 """Large images and videos prepared at a time: while vLLM processes one, in its single thread, the next is prepared.
 Each takes up to 120 MB until it is processed."""
@@ -76,7 +78,8 @@ class VllmEngine:
     the model family needs. engine_args: the deployment's (tensor_parallel_size, gpu_memory_utilization, max_num_seqs
     ...), which override them. prepare: transforms an image before the processor gets it. progress: called from another
     thread with a short text for each step of the start. adapters: LoRA adapters to serve; one that cannot be used
-    leaves the others and the checkpoint unaffected. stat_loggers: returns vLLM's StatLogger classes once vLLM is
+    leaves the others and the checkpoint unaffected. further_adapters: how many more may be loaded while it runs, of
+    further_rank at most. stat_loggers: returns vLLM's StatLogger classes once vLLM is
     imported; without, vLLM keeps no statistics. decoder: decodes undecoded images. share: the part of a GPU that is
     this engine's. sleep_level: of `sleep`, vLLM's 1 or 2; None for an engine that never sleeps. sleepers: engines that
     sleep on its GPU while it is awake. chat: prompts are messages as JSON, for the checkpoint's
@@ -95,6 +98,8 @@ class VllmEngine:
         engine_args: Mapping[str, Any] | None = None,
         prefix_lm: bool = False,
         adapters: Sequence[adapters.Adapter] = (),
+        further_adapters: int = 0,
+        further_rank: int = 1,
         prepare: Callable[[Image], Image] = lambda image: image,
         progress: Callable[[str], None] = lambda step: None,
         stat_loggers: Callable[[], list[Any]] | None = None,
@@ -113,12 +118,16 @@ class VllmEngine:
         self.family_args, self.engine_args = dict(family_args or {}), dict(engine_args or {})
         self.prefix_lm = prefix_lm
         self.adapters, self.prepare, self.progress = tuple(adapters), prepare, progress
+        self.further_adapters, self.further_rank = further_adapters, further_rank
         self.memory: Memory | None = None
         self.picture_limits: PictureLimits | None = None
         self._llm: Any = None
         self._numbers = itertools.count()
         self._loras: dict[str, Any] = {}
         self._unfit: dict[str, ModelError] = {}
+        self._lora_numbers = itertools.count(len(self.adapters) + 1)
+        self._folder = Path()
+        self._adapts_tower = self._knows_newer_names = False
         self._placeholders: dict[str, str] = {}
         self._takes: frozenset[str] = frozenset()
         self._watchdog = Watchdog(self._processes)
@@ -146,7 +155,11 @@ class VllmEngine:
             await self.stop()
             raise
         for name in list(self._loras):
-            await self._load_lora(name)
+            try:
+                await self._load_lora(name)
+            except ModelError as error:
+                await self.check()
+                self._unfit[name] = error
         self.progress("ready")
 
     async def check_adapter(self, adapter: str) -> None:
@@ -154,6 +167,36 @@ class VllmEngine:
         await self.check()
         if adapter not in self._loras:
             raise self._unfit.get(adapter) or ModelError(f"There is no adapter {adapter} here.", code="adapter_missing")
+
+    async def add_adapter(self, adapter: adapters.Adapter) -> str:
+        """Load an adapter while the engine runs. Return its name in prompts, which no other one has had.
+
+        vLLM's prefix cache goes by that name, so one of the same name and path with other weights shares nothing with
+        this one. Raises ModelError where it cannot be used; then nothing of it is left.
+        """
+        from vllm.lora.request import LoRARequest
+
+        await self.check()
+        fitted = await asyncio.to_thread(adapters.fit, adapter, self._folder)
+        if fitted.rank > self.further_rank:
+            why = f"its rank {fitted.rank} is larger than its base's max_lora_rank, {self.further_rank}."
+        elif fitted.tower and not self._adapts_tower:
+            why = "it changes the vision tower, too: give its base `engine: {enable_tower_connector_lora: true}`."
+        elif fitted.newer and not self._knows_newer_names:
+            why = "its modules are named as transformers 5 does, and its base's are not read so."
+        else:
+            number = next(self._lora_numbers)
+            name = f"{adapter.name}#{number}"
+            self._loras[name] = LoRARequest(name, number, str(fitted.folder))
+            await self._load_lora(name)
+            return name
+        raise ModelError(f"The adapter {adapter.name} cannot be used: {why}", code="adapter_refused")
+
+    async def remove_adapter(self, name: str) -> None:
+        """Unload an adapter by its name in prompts. No request with it may run."""
+        lora = self._loras.pop(name)
+        if self._llm is not None and not self._llm.errored:
+            await self._llm.remove_lora(lora.lora_int_id)
 
     def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
         """Generate a reply. Closing or cancelling the generator aborts the request in vLLM."""
@@ -220,6 +263,8 @@ class VllmEngine:
 
     def _start(self) -> Any:
         folder = hub.locate(self.checkpoint, self.revision, gated=self.gated, progress=self.progress)
+        if self.further_adapters:
+            adapters.check_architecture(folder)
         checked = self._check_adapters(folder)
         self.progress("importing vLLM")
         fork = processes.may_fork()
@@ -250,6 +295,8 @@ class VllmEngine:
             is_prefix_lm=self.prefix_lm,
             cpu=cpu,
             adapters=checked,
+            further_adapters=self.further_adapters,
+            further_rank=self.further_rank,
             share=self.share * awake_part(gpu_bytes, self.sleepers),
             gpu_bytes=gpu_bytes or 0,
             capability=0 if cpu else _capability(current_platform),
@@ -278,6 +325,9 @@ class VllmEngine:
         self._loras = {
             adapter.name: LoRARequest(adapter.name, i, str(adapter.folder)) for i, adapter in enumerate(checked, 1)
         }
+        self._folder = folder
+        self._adapts_tower = bool(chosen.get("enable_tower_connector_lora"))
+        self._knows_newer_names = chosen.get("worker_extension_cls") in NEWER_NAMES
         self.memory = _memory(read(folder), chosen, gpu_bytes, config.cache_config)
         _patch_tokenizer(llm.renderer.tokenizer)
         self._placeholders = _placeholders(config.model_config.hf_config, llm.renderer.tokenizer)
@@ -339,13 +389,17 @@ class VllmEngine:
         return checked
 
     async def _load_lora(self, name: str) -> None:
-        """Load an adapter into vLLM now, since a failure with the first prompt that names it would end the engine."""
+        """Load an adapter into vLLM now, since a failure with the first prompt that names it would end the engine.
+
+        Raises ModelError where that fails.
+        """
         failure: Any = (await asyncio.gather(self._llm.add_lora(self._loras[name]), return_exceptions=True))[0]
         if isinstance(failure, BaseException):  # a plain Exception for any error of the worker
-            self._unfit[name] = ModelError(f"The adapter {name} could not be loaded: {failure}", code="load_failed")
             lora = self._loras.pop(name)
             await self.check()
             await self._llm.remove_lora(lora.lora_int_id)
+            why = " ".join(str(failure).split())
+            raise ModelError(f"The adapter {name.partition('#')[0]} could not be loaded: {why}", code="load_failed")
 
     async def _warm_up(self) -> None:
         """Answer one short prompt about a grey square, which does the work that only the first request needs."""

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from adapter_files import write_adapter
 from running import Running, alive, command, free_port, until
 from served import URL, frames
 
@@ -38,7 +39,8 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     models = [
         {
             "name": "toy-llava",
-            "simulate": {"replies": "word " * 600, "delay_s": 0.05, "adapters": {"mine": "blue"}},
+            "simulate": {"replies": "word " * 600, "delay_s": 0.05, "adapters": {"mine": "blue", "loaded": "green"}},
+            "max_loras": 1,
         },
         {"name": "mine", "base": "toy-llava", "adapter": "/models/mine", "tasks": ["caption"]},
         {"name": "toy-paligemma", "simulate": {"fail_start": "Too little memory: 9.0 GiB wanted, 1.0 GiB free."}},
@@ -50,7 +52,10 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         *({"name": name, "like": "toy-llava", "checkpoint": ".", "tasks": ["vqa"], **TURNS} for name in PAIR),
     ]
     groups = {"pair": {"awake": 1, "min_awake_s": 0}}
-    file = config(tmp_path_factory.mktemp("rehearsal"), models, groups, replicas=2)
+    folder = tmp_path_factory.mktemp("rehearsal")
+    write_adapter(folder / "adapters" / "loaded")
+    adapters = {"folder": str(folder / "adapters"), "file": str(folder / "adapters.json")}
+    file = config(folder, models, groups, replicas=2, adapters=adapters)
     running = Running("--config", file)
     try:
         yield running.wait_for("Diptych is ready")
@@ -74,6 +79,25 @@ def test_adapter_answers_from_its_bases_process(rehearsal: Running) -> None:
     assert [(column["model"], column["text"]) for column in reply["replies"]] == [("mine", "blue")]
     with pytest.raises(StopIteration):  # it has no process of its own
         rehearsal.replica("mine")
+
+
+def test_adapter_is_loaded_on_both_gateways_and_survives_its_replica(rehearsal: Running) -> None:
+    def change(verb: str) -> str:
+        body = {"lora_name": "loaded", "lora_path": "loaded"} if verb == "load" else {"lora_name": "loaded"}
+        return httpx.post(f"{rehearsal.url}/v1/{verb}_lora_adapter", json=body, timeout=60).text
+
+    def answers() -> set[str]:
+        """Ask on connections of their own, which both gateways take."""
+        body = {"image": URL, "models": ["loaded"], "deadline_s": 5}
+        replies = [httpx.post(f"{rehearsal.url}/v1/tasks/caption", json=body, timeout=30).json() for _ in range(16)]
+        return {reply["replies"][0]["text"] if "replies" in reply else reply["error"]["code"] for reply in replies}
+
+    assert change("load") == "Success: LoRA adapter 'loaded' added successfully."
+    assert answers() == {"green"}
+    os.kill(rehearsal.replica("toy-llava"), signal.SIGKILL)
+    assert until(lambda: answers() != {"green"}, 10) and until(lambda: answers() == {"green"}, 120)
+    assert change("unload") == "Success: LoRA adapter 'loaded' removed successfully."
+    assert answers() == {"model_not_found"}
 
 
 def test_sleeping_model_wakes_for_a_request_and_scales(rehearsal: Running) -> None:
