@@ -697,6 +697,8 @@ async def test_openapi_document_is_complete() -> None:
         "/v1/batches",
         "/v1/batches/{batch_id}",
         "/v1/batches/{batch_id}/cancel",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
         *(f"/v1/tasks/{task}" for task in TASKS),
     }
     for path in paths.values():

@@ -228,8 +228,9 @@ class RunningBatch:
                 if self.batch.status == "cancelling":
                     return "cancelled"
                 await asyncio.wait({working}, timeout=POLL_S)
+                ended = working.done()  # before its last answers are counted
                 await self._change(self._count)
-                if working.done():
+                if ended:
                     working.result()
                     return "completed"
         finally:

@@ -7,6 +7,7 @@ lists of JSON lines. Each is on this machine or in an object store.
 import binascii
 import functools
 import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -205,7 +206,7 @@ class _Lists(_Files):
 
     def pictures(self, shard: Shard = WHOLE, skip: Skip = lambda name: False) -> Iterator[NamedPicture]:
         for path in self.paths():
-            with self.open(path) as file:
+            with io.BufferedReader(self.open(path)) as file:  # type: ignore[type-var]  # fsspec's readline has no limit
                 for number, line in enumerate(iter(functools.partial(file.readline, LONGEST_LINE), b""), 1):
                     if not line.strip():
                         continue

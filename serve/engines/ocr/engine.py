@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from serve.engines.adapters import Adapter
 from serve.engines.base import FinishReason, Memory, Piece, Prompt, Token
 from serve.engines.ocr.lines import PhraseBox, TextLine, places, rows
 from serve.engines.ocr.reader import BATCH, FoundLine, TextReader, fit_image, is_installed
@@ -85,6 +86,12 @@ class OcrEngine:
             raise ModelError("The model's engine is not running.", code="engine_dead")
 
     async def check_adapter(self, adapter: str) -> None:
+        raise ModelError("RapidOCR takes no adapters.", code="adapter_refused")
+
+    async def add_adapter(self, adapter: Adapter) -> str:
+        raise ModelError("RapidOCR takes no adapters.", code="adapter_refused")
+
+    async def remove_adapter(self, name: str) -> None:
         raise ModelError("RapidOCR takes no adapters.", code="adapter_refused")
 
     async def stop(self) -> None:

@@ -55,15 +55,15 @@ def ended(*numbers: int, serving: str = "pass", main: str = WAIT, work_s: float 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("main", [WAIT, SWALLOW])
-def test_signal_before_it_serves_stops_at_once_whatever_the_main_thread_does(number: int, main: str) -> None:
+def test_signal_during_the_start_stops_at_once_whatever_the_main_thread_does(number: int, main: str) -> None:
     assert ended(number, main=main) == ["stop", "Stopped."]
 
 
-def test_sigterm_while_it_serves_drains_first() -> None:
+def test_sigterm_to_a_serving_process_drains_first() -> None:
     assert ended(signal.SIGTERM, serving=SERVING) == ["drain", "drained", "stop", "Stopped."]
 
 
-def test_sigint_while_it_serves_does_not_drain() -> None:
+def test_sigint_to_a_serving_process_does_not_drain() -> None:
     assert ended(signal.SIGINT, serving=SERVING) == ["stop", "Stopped."]
 
 
