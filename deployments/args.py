@@ -338,7 +338,7 @@ class GatewayArgs(Limits, Placement):
     batches_days: float = Field(
         default=30, ge=2, le=3650, description="Days after which a file is removed, and a batch that has ended."
     )
-    batches_mb: float = Field(default=1000, gt=0, description="Size of all files of a key, in MiB.")
+    batches_mb: float = Field(default=1000, gt=0, description="Size of all files and batches of a key, in MiB.")
     batch_lines: int = Field(default=50_000, ge=1, description="Requests of a batch.")
     batch_requests_at_once: int = Field(default=16, ge=1, description="Requests of a batch that run at a time.")
     adapters: AdapterArgs | None = Field(

@@ -1,8 +1,11 @@
 """Files and batches: by the openai package, each key its own, one output line for each request whatever happens."""
 
 import asyncio
+import contextlib
+import errno
 import json
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +21,7 @@ from served import LLAVA, URL, calling, message, router, served
 from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.batches.runner import BatchRunner
-from serve.api.batches.store import BatchStore, Outputs
+from serve.api.batches.store import BatchStore, FileObject, Outputs
 from serve.api.keys import Keys
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
@@ -145,7 +148,9 @@ async def test_wrong_lines_fail_the_batch_by_their_numbers(kept: Callable[..., K
             (6, "invalid_custom_id"),
             (7, "invalid_json_line"),
         ]
-        for content, code in ((b"\n", "empty_file"), (lines(*(line(str(i)) for i in range(51))), "too_many_lines")):
+        deep = lines(line("a", a=0)).replace(b'"a": 0', b'"a": ' + 10_000 * b"[" + 10_000 * b"]")
+        many = lines(*(line(str(i)) for i in range(51)))
+        for content, code in ((b"\n", "empty_file"), (many, "too_many_lines"), (deep, "invalid_json_line")):
             batch = await reach(client, await begin(client, content))
             assert batch.errors is not None and batch.errors.data is not None and batch.errors.data[0].code == code
 
@@ -308,6 +313,77 @@ async def test_files_are_bounded_listed_and_removed(kept: Callable[..., Kept]) -
             posted = await http.post("/v1/files", files={"file": b"{}"}, data=wrong)
             assert posted.status_code == 400 and posted.json()["error"]["param"] == param
         assert (await http.post("/v1/files", json={})).json()["error"]["param"] == "file"
+
+
+async def test_batches_take_room_of_a_keys_files(kept: Callable[..., Kept]) -> None:
+    served_app = kept(max_mb=0.012)
+    async with calling(served_app.app) as http:
+        client = served_app.client(http)
+        await reach(client, await begin(client, b"no request"))
+        with pytest.raises(openai.APIStatusError) as full:
+            for _ in range(9):
+                await begin(client, b"no request")
+        assert (full.value.status_code, full.value.code) == (413, "storage_full")
+        (file,) = [each async for each in client.files.list()][:1]
+        with pytest.raises(openai.APIStatusError) as full:
+            for _ in range(9):
+                await client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        assert (full.value.status_code, full.value.code) == (413, "storage_full")
+
+
+async def test_batch_of_a_key_without_room_fails_and_writes_nothing(
+    kept: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served_app = kept()
+    monkeypatch.setattr(served_app.store, "room", lambda owner: 0)
+    async with calling(served_app.app) as http:
+        client = served_app.client(http)
+        batch = await reach(client, await begin(client, lines(line("a"))))
+        assert batch.status == "failed" and batch.error_file_id is None and batch.errors is not None
+        assert [fault.code for fault in batch.errors.data or []] == ["storage_full"]
+
+
+async def test_batch_whose_file_is_gone_fails_and_the_next_one_runs(kept: Callable[..., Kept]) -> None:
+    served_app = kept()
+    async with calling(served_app.app) as http:
+        client = served_app.client(http)
+        file = await client.files.create(file=("a.jsonl", lines(line("a"))), purpose="batch")
+        served_app.store.path(file.id).unlink()
+        lost = await client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        assert (await reach(client, await begin(client, lines(line("a"))))).status == "completed"
+        lost = await client.batches.retrieve(lost.id)
+        assert lost.errors is not None and [fault.code for fault in lost.errors.data or []] == ["input_file_missing"]
+
+
+async def test_file_that_a_batch_begins_with_is_not_removed_meanwhile(
+    kept: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = kept().store
+    file = store.add_file("ann", "a.jsonl", "batch", lines(line("a")))
+    check = store.file
+
+    def delete_after(owner: str, file_id: str) -> FileObject:
+        checked = check(owner, file_id)
+        monkeypatch.setattr(store, "file", check)
+        with contextlib.closing(sqlite3.connect(store.folder / "batches.db", timeout=0)) as other, other:
+            other.execute("DELETE FROM files")
+        return checked
+
+    monkeypatch.setattr(store, "file", delete_after)
+    with pytest.raises(OSError, match="locked"):
+        store.add_batch("ann", CHAT, file.id, 60, None)
+
+
+async def test_file_on_a_full_disk_leaves_nothing(kept: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    served_app = kept()
+    monkeypatch.setattr(os, "fsync", full)
+    async with calling(served_app.app) as http:
+        refused = await http.post("/v1/files", files={"file": b"{}"}, data={"purpose": "batch"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "batches_unavailable")
+    assert list(served_app.store.contents.iterdir()) == []
 
 
 async def test_old_files_and_batches_are_removed(kept: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch) -> None:

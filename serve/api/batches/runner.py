@@ -50,6 +50,8 @@ TRIES = 6
 LONGEST_WAIT_S = 60.0
 TASKS_PREFIX = "/v1/tasks/"
 FALSE = (b"false", b"null")
+FULL = "storage_full", "The key's files have no room for more answers."
+"""Code and message where a key may keep nothing more."""
 
 
 class BatchLine(msgspec.Struct):
@@ -141,15 +143,20 @@ class BatchRunner:
         """Run a batch to its end. A fault of this program ends it as failed, so that the key's next one runs."""
         try:
             await RunningBatch(self, owner, batch).run()
+        except FileNotFoundError:
+            await self._give_up(owner, batch, "input_file_missing", "The input file is not there any more.")
         except OSError as error:
             log.error("batch %s waits: %s", batch.id, error)
             await asyncio.sleep(LONGEST_WAIT_S)
         except Exception:
             log.exception("batch %s failed", batch.id)
-            fault = LineError(code="internal_error", line=None, message="The server failed unexpectedly.")
-            await asyncio.to_thread(self.store.change, owner, batch.id, lambda kept: _fail(kept, [fault]))
+            await self._give_up(owner, batch, "internal_error", "The server failed unexpectedly.")
         finally:
             self.wake()
+
+    async def _give_up(self, owner: str, batch: BatchObject, code: str, message: str) -> None:
+        fault = LineError(code=code, line=None, message=message)
+        await asyncio.to_thread(self.store.change, owner, batch.id, lambda kept: _fail(kept, [fault]))
 
     @contextlib.asynccontextmanager
     async def _lock(self) -> AsyncIterator[None]:
@@ -189,6 +196,8 @@ class RunningBatch:
         outputs = Outputs.of(self.batch.id)
         if self.batch.status == "validating":
             faults, total = await asyncio.to_thread(check_input, path, self.batch.endpoint, self.store.max_lines)
+            if not faults and not await asyncio.to_thread(self.store.room, self.owner):
+                faults = [LineError(code=FULL[0], line=None, message=FULL[1])]
             if faults:
                 await self._change(lambda batch: _fail(batch, faults))
                 return
@@ -249,7 +258,7 @@ class RunningBatch:
                 return
             line = _LINES.decode(text)
             if self.left <= 0:
-                full = {"code": "storage_full", "message": "The key's files have no room for more answers."}
+                full = {"code": FULL[0], "message": FULL[1]}
                 written, good = _written(self.batch.id, number, line.custom_id, None, full), False
             else:
                 answer = await self._ask(line)
@@ -379,7 +388,7 @@ def _line_fault(text: bytes, endpoint: str, ids: set[str]) -> tuple[str, str, st
     """Return (code, message, field) of a line's fault. ids: custom_ids so far; this line's is added."""
     try:
         line = _LINES.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return "invalid_json_line", f"This line is not a request: {str(error)[:200]}", None
     if not 0 < len(line.custom_id) <= MAX_ID:
         return "invalid_custom_id", f"custom_id must have 1 to {MAX_ID} characters.", "custom_id"

@@ -24,7 +24,7 @@ LOCK_S = 5.0
 FORMAT = 1
 """The file's `user_version`."""
 BLOCK = 4096
-"""Bytes that a file takes at least of what a key may keep: an empty one has a row."""
+"""Bytes that a file or a batch takes at least of what a key may keep: an empty one has a row."""
 MAX_UNFINISHED = 100
 """Batches of a key that have not ended; more are refused."""
 ORPHAN_S = 86_400.0
@@ -129,8 +129,8 @@ class Outputs:
 class BatchStore:
     """The folder. Its methods block: call them in a thread. They raise OSError where the folder cannot be used.
 
-    days: after which a file is removed, and a batch that has ended. max_mb: of all files of a key, in MiB. max_lines:
-    of a batch.
+    days: after which a file is removed, and a batch that has ended. max_mb: of all files and batches of a key, in MiB.
+    max_lines: of a batch.
     """
 
     def __init__(self, folder: Path, days: float, max_mb: float, max_lines: int) -> None:
@@ -156,19 +156,15 @@ class BatchStore:
         file_id = f"file-{secrets.token_hex(12)}"
         path = self.path(file_id)
         with self._writing() as file:
-            (used,) = file.execute(
-                "SELECT coalesce(sum(max(size, ?)), 0) FROM files WHERE owner = ?", (BLOCK, owner)
-            ).fetchone()
-            if used + max(len(content), BLOCK) > self.max_bytes:
-                raise TooLarge(
-                    f"The key's files would be larger than {self.max_bytes >> 20:,} MiB together: delete some.",
-                    param="file",
-                    code="storage_full",
-                )
-            with path.open("wb") as out:
-                out.write(content)
-                out.flush()
-                os.fsync(out.fileno())
+            self._check_room(file, owner, len(content), "file")
+            try:
+                with path.open("wb") as out:
+                    out.write(content)
+                    out.flush()
+                    os.fsync(out.fileno())
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
             self._insert(file, owner, file_id, name, purpose, len(content))
         return self.file(owner, file_id)
 
@@ -207,11 +203,7 @@ class BatchStore:
     def add_batch(
         self, owner: str, endpoint: str, input_file: str, window_s: float, metadata: dict[str, Any] | None
     ) -> BatchObject:
-        """Begin a batch. Raises NotFound for its file, TooMany where too many of the key's have not ended."""
-        try:
-            self.file(owner, input_file)
-        except NotFound as error:
-            raise NotFound(error.message, param="input_file_id", code=error.code) from None
+        """Begin a batch. Raises NotFound for its file, TooMany where too many of the key's have not ended, TooLarge."""
         now = int(time.time())
         batch = BatchObject(
             id=f"batch_{secrets.token_hex(12)}",
@@ -223,6 +215,11 @@ class BatchStore:
             metadata=metadata,
         )
         with self._writing() as file:
+            try:
+                self.file(owner, input_file)
+            except NotFound as error:
+                raise NotFound(error.message, param="input_file_id", code=error.code) from None
+            self._check_room(file, owner, BLOCK, "input_file_id")
             values = (owner,)
             (waiting,) = file.execute("SELECT count(*) FROM batches WHERE owner = ? AND NOT ended", values).fetchone()
             if waiting >= MAX_UNFINISHED:
@@ -254,9 +251,12 @@ class BatchStore:
         return [BatchObject.model_validate_json(row[0]) for row in rows[:limit]], len(rows) > limit
 
     def unfinished(self) -> list[tuple[str, BatchObject]]:
-        """Return (owner, batch) of all batches that have not ended, oldest first."""
+        """Return (owner, batch) of each key's oldest batch that has not ended, oldest first."""
         with self._opened() as file:
-            rows = file.execute("SELECT owner, object FROM batches WHERE NOT ended ORDER BY number").fetchall()
+            rows = file.execute(
+                "SELECT owner, object FROM batches WHERE number IN (SELECT min(number) FROM batches WHERE NOT ended "
+                "GROUP BY owner) ORDER BY number"
+            ).fetchall()
         return [(owner, BatchObject.model_validate_json(text)) for owner, text in rows]
 
     def change(self, owner: str, batch_id: str, change: Callable[[BatchObject], None]) -> BatchObject:
@@ -278,8 +278,7 @@ class BatchStore:
     def room(self, owner: str) -> int:
         """Return how many bytes a key's files may still grow by."""
         with self._opened() as file:
-            (used,) = file.execute("SELECT coalesce(sum(size), 0) FROM files WHERE owner = ?", (owner,)).fetchone()
-        return max(0, self.max_bytes - int(used))
+            return max(0, self.max_bytes - self._used(file, owner))
 
     def remove_old(self) -> None:
         """Remove what is past its time: files that no unfinished batch reads, batches that have ended, and orphans."""
@@ -295,6 +294,24 @@ class BatchStore:
             for path in self.contents.iterdir():
                 if path.name not in kept and path.stat().st_mtime < now - ORPHAN_S:
                     path.unlink(missing_ok=True)
+
+    def _used(self, file: sqlite3.Connection, owner: str) -> int:
+        (used,) = file.execute(
+            "SELECT (SELECT coalesce(sum(max(size, ?1)), 0) FROM files WHERE owner = ?2) + "
+            "(SELECT coalesce(sum(max(length(CAST(object AS BLOB)), ?1)), 0) FROM batches WHERE owner = ?2)",
+            (BLOCK, owner),
+        ).fetchone()
+        return int(used)
+
+    def _check_room(self, file: sqlite3.Connection, owner: str, size: int, param: str) -> None:
+        """Raise TooLarge where a key may not keep so many bytes more."""
+        if self._used(file, owner) + max(size, BLOCK) > self.max_bytes:
+            most = f"{self.max_bytes / 2**20:,.0f} MiB"
+            raise TooLarge(
+                f"The key's files and batches would be larger than {most} together: delete files.",
+                param=param,
+                code="storage_full",
+            )
 
     def _list_output(self, file: sqlite3.Connection, owner: str, file_id: str) -> str | None:
         """Make a batch's output a file. Return its id; None where it is empty."""
