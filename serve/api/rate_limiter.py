@@ -1,6 +1,7 @@
 """Limits what each key asks: requests and pictures a minute, requests at once, tokens a day and a month."""
 
 import asyncio
+import contextlib
 import datetime
 import math
 import secrets
@@ -119,8 +120,13 @@ class RateLimiter:
     async def _learn(self, name: str, today: str) -> None:
         """Learn the key's use in all gateways, this one's reported before. Where that is lost, its own counts go on."""
         entry = today, name
-        own = self._tokens[entry]
-        uses = await self.quotas.report(self._gateway, {entry: own}, [name])
+        own, known = self._tokens[entry], self._budgets.get(name)
+        if known is not None and known.use.day == today:
+            known.at = self._clock()  # requests that come meanwhile go by it, also where no answer comes
+        uses = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REFRESH_S):
+                uses = await self.quotas.report(self._gateway, {entry: own}, [name])
         if uses is not None:
             self._budgets[name] = _Budget(uses[name], own, self._clock())
         elif name not in self._budgets or self._budgets[name].use.day != today:

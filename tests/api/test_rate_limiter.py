@@ -1,5 +1,6 @@
 """The limits of a key: requests and pictures a minute, requests at once, tokens a day and a month."""
 
+import asyncio
 import datetime
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,30 @@ async def test_tokens_are_kept_over_a_restart_and_shared_by_processes_of_a_file(
         await RateLimiter(OwnQuotas(again), clock).start("alice", limits)
     await RateLimiter(OwnQuotas(again), clock).start("alice", RateLimits(tokens_per_day=101))
     again.close()
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_report_that_is_lost_is_not_repeated_by_each_request(
+    silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_limiter, "REFRESH_S", 0.01)
+    clock, limits, reports = Clock(), RateLimits(tokens_per_day=100), 0
+    limiter = RateLimiter(clock=clock)
+    await use(limiter, 40, limits)
+
+    async def lost(*_: object) -> None:
+        nonlocal reports
+        reports += 1
+        if silent:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(limiter.quotas, "report", lost)
+    clock.now = 1
+    for _ in range(20):
+        await use(limiter, 3, limits)
+    with pytest.raises(QuotaUsedUp):
+        await limiter.start("alice", limits)
+    assert reports == 1
 
 
 async def test_file_of_another_program_is_refused(tmp_path: Path) -> None:
