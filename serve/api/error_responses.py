@@ -127,7 +127,7 @@ def _path(loc: Sequence[str | int], given: Any) -> list[str | int]:
     for at, step in enumerate(loc):
         if isinstance(given, list) and isinstance(step, int) and step < len(given):
             given = given[step]
-        elif isinstance(given, dict) and (step in given or at == len(loc) - 1):
+        elif isinstance(given, dict) and (step in given or (at == len(loc) - 1 and "[" not in str(step))):
             given = given.get(step)
         else:
             continue

@@ -149,6 +149,7 @@ async def test_history_and_instructions_become_the_conversation(client: openai.A
         ({"extra_body": {"quorum": 2}}, "quorum", "invalid_value"),
         ({"input": []}, "input", "invalid_value"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]", "invalid_value"),
+        ({"tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice.name", None),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input", "invalid_value"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}]},

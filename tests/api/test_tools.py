@@ -108,10 +108,22 @@ async def test_reply_is_held_to_a_call(client: openai.AsyncOpenAI, stream: bool)
     choice = await complete(client, stream, tool_choice="required")
     assert choice.finish_reason == "tool_calls" and calls(choice) == [("clock", "{}")]
     schema = json.loads(ENGINE.prompts[-1].sampling.json_schema or "")
-    assert schema["$defs"] == {"Place": {"type": "string", "enum": ["Oslo", "Rome"]}}
+    weather = schema["$defs"]["0"]
+    assert weather["properties"] == {"place": {"$ref": "#/$defs/0/$defs/Place"}}
+    assert weather["$defs"] == {"Place": {"type": "string", "enum": ["Oslo", "Rome"]}}
     assert choice.message.tool_calls[0].id.startswith("call_") and not choice.message.content
     await complete(client, stream, tool_choice="required", parallel_tool_calls=False)
     assert json.loads(ENGINE.prompts[-1].sampling.json_schema or "")["maxItems"] == 1
+
+
+async def test_functions_schema_may_refer_to_any_part_of_itself(client: openai.AsyncOpenAI) -> None:
+    properties = {"a": {"$ref": "#/properties/b"}, "b": {"type": "string"}, "c": {"items": [{"$ref": "#"}]}}
+    function = {"name": "clock", "parameters": {"type": "object", "properties": properties, "$defs": 5}}
+    await complete(client, False, tools=[{"type": "function", "function": function}], tool_choice="required")
+    schema = json.loads(ENGINE.prompts[-1].sampling.json_schema or "")
+    assert schema["items"]["anyOf"][0]["properties"]["parameters"] == {"$ref": "#/$defs/0"}
+    moved = schema["$defs"]["0"]["properties"]
+    assert moved["a"] == {"$ref": "#/$defs/0/properties/b"} and moved["c"] == {"items": [{"$ref": "#/$defs/0"}]}
 
 
 async def test_calls_and_results_are_in_the_conversation(client: openai.AsyncOpenAI) -> None:

@@ -136,21 +136,30 @@ class CallReader:
 
 
 def _any_call(tools: Sequence[FunctionTool], single: bool) -> str:
-    """Return the schema of a list of calls. Definitions that the functions' schemas refer to become its own."""
+    """Return the schema of a list of calls. Each function's own schema is a definition in it, by its place."""
     definitions: dict[str, Any] = {}
     calls: list[dict[str, Any]] = []
     for at, tool in enumerate(tools):
-        parameters = dict(_parameters(tool))
-        schema_text(parameters, _path(at))
-        for name, definition in dict(parameters.pop("$defs", {})).items():
-            if definitions.setdefault(name, definition) != definition:
-                raise BadRequest(f"Two tools have different $defs of the name {name[:200]!r}.", param=_path(at))
-        properties = {"name": {"type": "string", "enum": [tool.function.name]}, "parameters": parameters}
+        schema_text(_parameters(tool), _path(at))
+        place = f"#/$defs/{at}"
+        definitions[str(at)] = _moved(_parameters(tool), place)
+        properties = {"name": {"type": "string", "enum": [tool.function.name]}, "parameters": {"$ref": place}}
         calls.append({"type": "object", "properties": properties, "required": ["name", "parameters"]})
-    schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": calls}}
+    schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": calls}, "$defs": definitions}
     if single:
         schema["maxItems"] = 1
-    return schema_text(schema | ({"$defs": definitions} if definitions else {}), "tools")
+    return schema_text(schema, "tools")
+
+
+def _moved(node: Any, place: str) -> Any:
+    """Return a schema whose references, which lead into itself, lead to where it is now."""
+    if isinstance(node, list):
+        return [_moved(child, place) for child in node]
+    if not isinstance(node, dict):
+        return node
+    moved = {name: _moved(child, place) for name, child in node.items()}
+    reference = node.get("$ref")
+    return moved | {"$ref": place + reference.removeprefix("#")} if isinstance(reference, str) else moved
 
 
 def _parameters(tool: FunctionTool) -> dict[str, Any]:
