@@ -191,7 +191,9 @@ class Authentication:
             await error_response(NotFound(f"There is nothing at {path}."))(scope, receive, send)
         elif self.keys is None or path in self.open or path.startswith(self.folders):
             if self.keys is not None and scope.get("method") == "DELETE":  # a shared result, by its key or token
-                scope.setdefault("state", {})["key"] = self.keys.owner(scope["headers"])
+                owner = self.keys.owner(scope["headers"])
+                allowed = owner is not None and _rights_error(owner, self.keys.rights[owner], path) is None
+                scope.setdefault("state", {})["key"] = owner if allowed else None
             await self.app(scope, receive, send)
         else:
             name = self._owner(path, scope)

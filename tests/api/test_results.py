@@ -16,7 +16,7 @@ from served import URL, calling, picture, router, served
 
 from serve.api.app import create_app
 from serve.api.authentication import Access
-from serve.api.keys import Keys
+from serve.api.keys import Keys, new_key
 from serve.api.shared_results import ResultFile
 from serve.engines.fake import FakeEngine
 from serve.errors import Forbidden, NotFound
@@ -121,6 +121,14 @@ async def test_result_is_deleted_by_its_token_or_by_its_sharers_key(file: Result
         assert (await client.get(f"/v1/results/{first['id']}")).status_code == 404
         assert (await client.delete(path, headers=alice)).status_code == 404
         assert (await client.delete(f"/{second['path']}", headers=alice)).status_code == 200
+
+
+async def test_result_is_not_deleted_by_a_key_that_has_expired(file: ResultFile) -> None:
+    key, entry = new_key("alice", "expires=2026-01-31")
+    given = file.add(b"{}", b"", b"", "alice")
+    async with calling(create_app(router(), access=Access(keys=Keys([entry]), results=True), results=file)) as client:
+        refused = await client.delete(f"/r/{given.id}", headers={"authorization": f"Bearer {key}"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_yours")
 
 
 async def test_result_without_keys_is_deleted_by_its_token_alone(file: ResultFile) -> None:
