@@ -3,6 +3,7 @@
 A thread writes. Where it cannot keep up, or the disk is full, lines are dropped and counted: no request waits for it.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -107,8 +108,12 @@ class RequestLog:
         folder = os.open(file.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
-                output.write(b"".join(lines))
+            data = b"".join(lines)
+            with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb", buffering=0) as output:
+                before = os.fstat(output.fileno()).st_size
+                if output.write(data) < len(data):  # a part of a line would spoil the next one, too
+                    output.truncate(before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if file.stat().st_size >= self.args.max_mb * 2**20:
                 self._rotate()
         finally:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import stat
 import threading
 from pathlib import Path
@@ -55,6 +56,19 @@ async def test_line_has_key_models_and_use_of_its_request(tmp_path: Path) -> Non
     assert fan_out["error"] is None and fan_out["time"].endswith("+00:00") and fan_out["ms"] > 0
     assert (wrong["status"], wrong["error"], wrong["models"]) == (404, "model_not_found", {})
     assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o600
+
+
+def test_disk_that_is_full_leaves_no_part_of_a_line(tmp_path: Path) -> None:
+    log = RequestLog(RequestLogArgs(file=tmp_path / "log"))
+    (tmp_path / "log").write_text("x" * 99 + "\n")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, unlimited[1]))
+    try:
+        log.write({"text": "y" * 99})
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert (tmp_path / "log").read_text() == "x" * 99 + "\n" and log.dropped() == 1
 
 
 async def test_contents_are_in_the_log_only_where_the_switch_is_on(tmp_path: Path) -> None:
