@@ -10,6 +10,7 @@ import pytest
 from served import LLAVA, URL, calling, message, router
 
 from serve.api.app import create_app
+from serve.api.chat_completions.tools import CallReader
 from serve.engines.base import Piece, Prompt, ToolCallPart, ToolReader, Tools
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
@@ -114,6 +115,11 @@ async def test_reply_is_held_to_a_call(client: openai.AsyncOpenAI, stream: bool)
     assert choice.message.tool_calls[0].id.startswith("call_") and not choice.message.content
     await complete(client, stream, tool_choice="required", parallel_tool_calls=False)
     assert json.loads(ENGINE.prompts[-1].sampling.json_schema or "")["maxItems"] == 1
+
+
+@pytest.mark.parametrize("text", ["[", '[{"name": "f", "parameters": {"c": ' + 10_000 * '[{"c": '])
+def test_calls_that_are_cut_are_none(text: str) -> None:
+    assert CallReader(None).feed(Piece(text, finish_reason="length")).tool_calls == ()
 
 
 async def test_functions_schema_may_refer_to_any_part_of_itself(client: openai.AsyncOpenAI) -> None:

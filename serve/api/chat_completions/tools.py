@@ -127,7 +127,7 @@ class CallReader:
         """Return the calls of the whole list; none where it was cut."""
         try:
             calls = json.loads("".join(self._text))
-        except ValueError:
+        except (ValueError, RecursionError):  # a tree may go on until the reply is cut
             return ()
         return tuple(
             ToolCallPart(at, json.dumps(call["parameters"], ensure_ascii=False), call_id(), call["name"])

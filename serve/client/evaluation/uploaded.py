@@ -44,7 +44,7 @@ FILES_PER_PICTURE = 3
 """Files that a zip file may hold, as a multiple of the pictures: labels may have a file for each picture."""
 MAX_OTHER_FILES = 100
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError)
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, RuntimeError, ValueError, OverflowError)
 """What zipfile raises for bytes that are no zip file, or a broken one."""
 SPACING_S = 0.5
 """Seconds between two events about the progress."""

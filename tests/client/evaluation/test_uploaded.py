@@ -80,6 +80,11 @@ def test_link_and_unknown_packing_are_refused(tmp_path: Path) -> None:
         unpacked(tmp_path, {"a.png": b""}, change=bzip)
 
 
+def test_file_without_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="no zip file that can be read"):
+        unpacked(tmp_path, {"a.png": b"", "": b""})
+
+
 @pytest.mark.parametrize("data", [b"", b"no zip file", b"PK\x05\x06" + bytes(18)])
 def test_file_that_is_no_archive_is_explained(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(data)
