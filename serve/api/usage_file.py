@@ -73,15 +73,15 @@ class UsageFile:
                 self._file.executemany(_SET, [(day, key, gateway, tokens) for (day, key), tokens in counts.items()])
             if today != self._day:
                 self._day = today
-                self._tidy(today)
+                self._tidy()
             return {
                 name: self._file.execute(_SUMS, (today, name, f"{today[:7]}-01", today)).fetchone() for name in names
             }
 
-    def _tidy(self, today: str) -> None:
-        """Drop months that are long over."""
-        year, month = divmod(int(today[:4]) * 12 + int(today[5:7]) - 1 - KEPT_MONTHS, 12)
-        self._file.execute("DELETE FROM tokens WHERE day < ?", (f"{year:04}-{month + 1:02}-01",))
+    def _tidy(self) -> None:
+        """Drop all but the last months with tokens. A clock that was set wrong for a while adds one, and drops none."""
+        newest = "SELECT DISTINCT substr(day, 1, 7) AS month FROM tokens ORDER BY month DESC LIMIT ?"
+        self._file.execute(f"DELETE FROM tokens WHERE day < (SELECT min(month) FROM ({newest}))", (KEPT_MONTHS,))
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -236,12 +236,18 @@ async def test_budget_goes_on_by_own_counts_where_the_file_cannot_be_written(tmp
     file.close()
 
 
-def test_months_that_are_long_over_are_dropped(tmp_path: Path) -> None:
+def test_months_long_over_are_dropped_and_not_by_a_clock_that_was_wrong(tmp_path: Path) -> None:
     file = UsageFile(tmp_path / "usage")
-    counts = {("2026-01-31", "a"): 1, ("2026-02-01", "a"): 2, ("2027-03-01", "a"): 3}
-    assert file._thread.submit(file._report, "g", counts, ["a"], "2027-03-01").result() == {"a": (3, 3)}
-    days = file._thread.submit(lambda: file._file.execute("SELECT day FROM tokens").fetchall()).result()
-    assert days == [("2026-02-01",), ("2027-03-01",)]
+
+    def report(today: str, tokens: int) -> dict[str, tuple[int, int]]:
+        return file._thread.submit(file._report, "g", {(today, "a"): tokens}, ["a"], today).result()
+
+    for month in range(14):
+        report(f"{2026 + month // 12}-{month % 12 + 1:02}-28", month + 1)
+    days = file._thread.submit(lambda: file._file.execute("SELECT min(day), count(*) FROM tokens").fetchall()).result()
+    assert days == [("2026-02-28", 13)]
+    report("2099-01-01", 1)
+    assert report("2027-02-28", 14) == {"a": (14, 14)}
     file.close()
 
 
