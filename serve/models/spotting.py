@@ -1,8 +1,9 @@
 """Text spotting: reading that also says where each line stands, of models that were trained to."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
+
+from pydantic_core import from_json
 
 from serve.engines.base import Generation, Prompt
 from serve.models.base import Skill, Turn, task_sampling
@@ -55,7 +56,7 @@ def _unescaped(text: str) -> str:
     """Return what a JSON string means, on one line; a text that is none as it is."""
     if "\\" in text:
         try:
-            text = str(json.loads(f'"{text}"'))
+            text = str(from_json(f'"{text}"'))
         except ValueError:
             text = text.replace("\\'", "'")
     return " ".join(text.split())

@@ -117,8 +117,15 @@ async def test_reply_is_held_to_a_call(client: openai.AsyncOpenAI, stream: bool)
     assert json.loads(ENGINE.prompts[-1].sampling.json_schema or "")["maxItems"] == 1
 
 
-@pytest.mark.parametrize("text", ["[", '[{"name": "f", "parameters": {"c": ' + 10_000 * '[{"c": '])
-def test_calls_that_are_cut_are_none(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[",
+        '[{"name": "f", "parameters": {"c": ' + 10_000 * '[{"c": ',
+        '[{"name": "f", "parameters": {"c": "\\ud83d"}}]',
+    ],
+)
+def test_calls_that_no_json_can_hold_are_none(text: str) -> None:
     assert CallReader(None).feed(Piece(text, finish_reason="length")).tool_calls == ()
 
 

@@ -50,6 +50,11 @@ def test_line_has_its_text_and_its_place_and_one_without_text_is_left_out() -> N
     assert [line["label"] for line in placed_items(result.model_dump())] == ['say "EXIT"', "12"]  # which are drawn
 
 
+def test_half_a_surrogate_pair_stays_as_it_is_written() -> None:
+    result = read("qwen3-vl-8b", json.dumps([{"bbox_2d": [0, 0, 9, 9], "text_content": "a \ud83d"}]))
+    assert result.model_dump_json() and result.text == "a \\ud83d"
+
+
 def test_places_in_pixels_follow_the_limits_of_the_engine() -> None:
     skill = with_limits(MODELS["qwen2.5-vl-7b"], (28, 784, 1600)).skills["ocr"]  # the picture becomes 56 by 28
     text = '[{"bbox_2d": [14, 7, 28, 14], "text_content": "EXIT"}]'

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
+from pydantic_core import from_json
 
 from serve.api.chat_completions.messages import StrictModel
 from serve.engines.base import Piece, ToolCallPart, Tools
@@ -124,10 +125,10 @@ class CallReader:
         return dataclasses.replace(piece, text="", tokens=(), tool_calls=parts)
 
     def _calls(self) -> tuple[ToolCallPart, ...]:
-        """Return the calls of the whole list; none where it was cut."""
+        """Return the calls of the whole list; none where it was cut, or has half a surrogate pair."""
         try:
-            calls = json.loads("".join(self._text))
-        except (ValueError, RecursionError):  # a tree may go on until the reply is cut
+            calls = from_json("".join(self._text))
+        except ValueError:
             return ()
         return tuple(
             ToolCallPart(at, json.dumps(call["parameters"], ensure_ascii=False), call_id(), call["name"])
