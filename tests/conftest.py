@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import certifi
 import pytest
 from hypothesis import settings
-from needs import reason_to_skip
+from needs import IMPORTED, reason_to_skip
 from running import Running
 from xdist.scheduler.loadfile import LoadFileScheduling
 
@@ -42,8 +43,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Leave thousands of tests and their parameters out of every later garbage collection, as tests ask for many."""
+    session.config.stash[IMPORTED] = frozenset(sys.modules)
     gc.collect()
     gc.freeze()
 

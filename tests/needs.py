@@ -3,8 +3,12 @@
 import re
 from collections.abc import Set
 
+import pytest
+
 NEEDS = ("ray", "engine", "browser", "cluster")
 """The markers in pyproject.toml that stand for a need."""
+IMPORTED = pytest.StashKey[frozenset[str]]()
+"""In the config's stash: the modules that collecting imported."""
 
 
 def reason_to_skip(marks: Set[str], expression: str) -> str | None:

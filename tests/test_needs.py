@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from needs import NEEDS, reason_to_skip
+from needs import IMPORTED, NEEDS, reason_to_skip
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,3 +35,8 @@ def test_every_need_is_a_marker_that_make_knows() -> None:
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert [text.split(":")[0] for text in options["markers"]] == [*NEEDS, "slow"]
     assert f"NEEDS := {' or '.join(NEEDS)}\n" in (ROOT / "Makefile").read_text()
+
+
+def test_collecting_imports_no_package_that_takes_seconds(pytestconfig: pytest.Config) -> None:
+    slow = {"torch", "transformers", "vllm", "ray", "schemathesis", "pandas", "matplotlib"}
+    assert not slow & pytestconfig.stash[IMPORTED], "each worker would import it: tests/lazy_module.py does so later"

@@ -50,6 +50,7 @@ def test_objective_for_first_words_is_a_bucket_of_its_histogram() -> None:
     assert [bucket for bucket in buckets if re.fullmatch(bound, bucket)] == ["5.0"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not rules.able(), reason="promtool is not installed: apt-get install prometheus")
 def test_promtool_finds_each_alert_in_its_case_alone() -> None:
     document = alerts()

@@ -250,6 +250,7 @@ def test_expensive_file_is_not_quick(make: Callable[[], bytes]) -> None:
     assert not read_outline(data).quick
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_with_the_decoders_buffers() -> None:
     def peak(kind: str, mode: str = "RGB", **options: Any) -> int:
         return read_outline(saved(PIL.Image.new(mode, (3000, 2000)), kind, **options)).peak_bytes

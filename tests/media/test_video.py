@@ -254,6 +254,7 @@ def test_video_over_its_time_limit_is_refused() -> None:
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_video_over_its_memory_limit_is_refused() -> None:
     data = film(40, width=1280, height=720)
     for megabytes in (8, 16, 32):

@@ -16,6 +16,7 @@ from serve.toy.world import Shape
 
 torch, safetensors = LazyModule("torch"), LazyModule("safetensors")
 recipes = LazyModule("serve.toy.training.recipes")
+pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
 HERE = Path(serve.toy.__file__).parent
 TOYS = [name.removeprefix("toy-") for name, model in MODELS.items() if model.card.toy]
 PALIGEMMAS = [name for name in TOYS if MODELS[f"toy-{name}"].prefix_lm]

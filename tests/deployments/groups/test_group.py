@@ -44,6 +44,7 @@ async def constantly(group: Group, name: str, until: float) -> list[Answer]:
     return answers
 
 
+@pytest.mark.slow
 def test_hot_model_keeps_its_throughput_beside_seven_with_few_requests() -> None:
     async def run() -> None:
         args = {"max_wait_s": 20, "min_awake_s": 2, "switches_per_minute": 30}

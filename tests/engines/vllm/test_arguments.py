@@ -106,6 +106,7 @@ def test_engine_of_any_architecture_is_set_up_by_the_checkpoints_files(tmp_path:
     assert plain["max_model_len"] == 512 and not {"compilation_config", "hf_overrides"} & plain.keys()
 
 
+@pytest.mark.slow
 def test_checkpoint_in_two_layouts_is_loaded_in_that_of_transformers(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {"text_config": {"hidden_size": 64}}, {"w": (2,)})
     chosen = {"max_model_len": 64}

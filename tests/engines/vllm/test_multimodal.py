@@ -154,6 +154,7 @@ def test_small_images_are_left_to_the_processor_and_large_ones_resized(clip: Any
     assert shape(Image(noise(1000, 600))) == (3, 600, 1000)  # not square: the processor would crop it
 
 
+@pytest.mark.slow
 def test_sizes_that_pixels_of_a_resized_picture_count_are_the_processors() -> None:
     """Qwen2.5-VL's limits, Qwen3-VL's, and narrow ones; sides from a pixel on."""
     repair()

@@ -8,6 +8,7 @@ from serve.models import mask_decoder
 from serve.toy import world
 
 torch, codec = LazyModule("torch"), LazyModule("serve.toy.training.codec")
+pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
 
 
 def test_exported_decoder_agrees_with_the_net():
@@ -20,7 +21,6 @@ def test_exported_decoder_agrees_with_the_net():
     np.testing.assert_allclose(decoded, expected, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_loss_falls_within_a_few_steps():
     torch.manual_seed(0)
     net, some = codec.Codec(), codec.crops(8, seed=0)

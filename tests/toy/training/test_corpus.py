@@ -9,6 +9,7 @@ from serve.toy.questions import Question
 
 torch, tokenizer = LazyModule("torch"), LazyModule("serve.toy.training.tokenizer")
 corpus, nets = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.nets")
+pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
 SCENE = world.scene(3)
 QUESTIONS = [(Question("vqa", "color", "What color is the star?", "red"), SCENE.size),
          (Question("caption", "caption", "", questions.caption(SCENE)), SCENE.size)]  # fmt: skip

@@ -2,6 +2,7 @@ import pytest
 from lazy_module import LazyModule
 
 torch, muon = LazyModule("torch"), LazyModule("serve.toy.training.muon")
+pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from lazy_module import LazyModule
 
 from serve.media.geometry import iou
@@ -7,6 +8,7 @@ from serve.toy import questions
 
 lessons = LazyModule("serve.toy.training.qwen_lessons")
 torch = LazyModule("torch")
+pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
 
 
 def test_scene_has_any_size_and_answers_that_its_contract_reads():

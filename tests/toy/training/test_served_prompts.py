@@ -18,6 +18,7 @@ from serve.toy.training import prompts
 
 SCENES = [world.scene(seed) for seed in range(40)]
 recipes = LazyModule("serve.toy.training.recipes")
+pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
 TOYS = [name.removeprefix("toy-") for name, model in MODELS.items() if model.card.toy]
 
 

@@ -21,6 +21,7 @@ from serve.toy.varied.names import SHAPE_OTHERS
 corpus, tokenizer = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.tokenizer")
 lessons, recipes = LazyModule("serve.toy.training.varied_lessons"), LazyModule("serve.toy.training.recipes")
 train, torch = LazyModule("serve.toy.training.train"), LazyModule("torch")
+pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
 
 
 @functools.cache
@@ -126,7 +127,6 @@ def test_varied_toys_fit_twelve_megabytes():
         assert 2 * sum(part.numel() for part in net.parameters()) < 12_000_000
 
 
-@pytest.mark.slow
 def test_stopped_training_continues_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SCENES", 40)
     monkeypatch.setattr(train, "TEST_SCENES", 16)

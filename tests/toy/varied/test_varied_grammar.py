@@ -189,6 +189,7 @@ def test_second_language_shares_no_template_with_the_first():
     assert forms(grammar.TRAINING) & forms(exam.EXAM) == set()
 
 
+@pytest.mark.slow
 def test_second_language_shares_no_sentence_with_the_first():
     trained = set()
     for seed, scene in enumerate(drawn_scenes()[:40]):
@@ -197,6 +198,7 @@ def test_second_language_shares_no_sentence_with_the_first():
     assert not trained & {question.text.lower().strip("?. ") for question in exam.exam_questions(114)}
 
 
+@pytest.mark.slow
 def test_exam_asks_every_kind_equally_about_scenes_outside_training():
     drawn = list(exam.exam_questions(2 * len(KINDS)))
     assert Counter(question.fact.kind for question in drawn) == {kind: 2 for kind in KINDS}
