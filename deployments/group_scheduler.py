@@ -5,6 +5,7 @@ from deployments.args import GroupArgs
 from deployments.groups.policy import Order
 from deployments.groups.scheduler import Scheduler
 from deployments.local.machine import bind_to_loopback
+from deployments.routing import tls
 from deployments.routing.replicas import Address
 from serve.transport.server import Method, StreamServer
 
@@ -26,7 +27,7 @@ class GroupScheduler:
 
         if self._address is None:
             host = ray.util.get_node_ip_address()
-            self._address = Address(host, await self.server.start(host), self.server.token)
+            self._address = Address(host, await self.server.start(host, tls.server_context()), self.server.token)
         return self._address
 
     async def check_health(self) -> None:

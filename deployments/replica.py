@@ -14,6 +14,7 @@ from deployments.adapters.state import HOLD, WantedAdapters
 from deployments.args import EngineArgs, LoraArgs
 from deployments.groups.member import Link, Member
 from deployments.local.machine import bind_to_loopback
+from deployments.routing import tls
 from deployments.routing.discovery import ServeDiscovery
 from deployments.routing.replicas import REFRESH_S, Address, Replicas
 from serve import tracing
@@ -205,7 +206,7 @@ class Replica:
         import ray.util
 
         host = ray.util.get_node_ip_address()
-        return Address(host, await self.server.start(host), self.server.token)
+        return Address(host, await self.server.start(host, tls.server_context()), self.server.token)
 
     def _worker(self, model: str) -> Worker:
         if model == self.worker.name:

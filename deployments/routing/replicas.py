@@ -5,13 +5,17 @@ through Serve's handle costs this process and the replica several times what the
 """
 
 import asyncio
-import contextlib
+import logging
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from deployments.routing import tls
 from serve.transport.connection import Connection
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Replicas:
         self._find, self._wake = find, wake
         self._connections: dict[Address, Connection] = {}
         self._opening: dict[Address, asyncio.Task[None]] = {}
+        self._distrusted: set[Address] = set()
         self._searched = asyncio.Event()
         self._refreshing: asyncio.Task[None] | None = None
         self._searching: asyncio.Task[None] | None = None
@@ -115,10 +120,15 @@ class Replicas:
 
     async def _open(self, address: Address) -> None:
         try:
-            with contextlib.suppress(OSError):
-                self._connections[address] = await Connection.open(address.host, address.port, address.token)
-                self.ever_connected = True
-                self._searched.set()
+            self._connections[address] = await Connection.open(
+                address.host, address.port, address.token, tls.client_context()
+            )
+            self.ever_connected = True
+            self._searched.set()
+        except OSError as error:
+            if isinstance(error, ssl.SSLError) and address not in self._distrusted:  # each is complained of once
+                self._distrusted.add(address)
+                log.warning("no TLS with the replica at %s: %s", address.host, error)
         finally:
             del self._opening[address]
 

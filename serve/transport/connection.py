@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import itertools
 import secrets
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -60,13 +61,16 @@ class Connection(Peer):
         self._last_keep_alive = 0.0
 
     @classmethod
-    async def open(cls, host: str, port: int, token: bytes) -> "Connection":
-        """Connect, and wait for the first heartbeat. Raises ConnectionError, TimeoutError or OSError."""
+    async def open(cls, host: str, port: int, token: bytes, tls: ssl.SSLContext | None = None) -> "Connection":
+        """Connect, with TLS where that is given, and wait for the first heartbeat.
+
+        Raises ConnectionError, TimeoutError or OSError.
+        """
         loop = asyncio.get_running_loop()
         connection: Connection | None = None
         try:
             async with asyncio.timeout(CONNECT_S):
-                _, connection = await loop.create_connection(lambda: cls(token), host, port)
+                _, connection = await loop.create_connection(lambda: cls(token), host, port, ssl=tls)
                 await connection._greeted.wait()
                 await connection._probe_done.wait()
         except BaseException:

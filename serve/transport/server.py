@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import logging
 import secrets
+import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
@@ -67,10 +68,10 @@ class StreamServer:
         self._stopped = False
         self._beating: asyncio.Task[None] | None = None
 
-    async def start(self, host: str) -> int:
-        """Listen on a free port and return it."""
+    async def start(self, host: str, tls: ssl.SSLContext | None = None) -> int:
+        """Listen on a free port, with TLS where that is given, and return it."""
         loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(lambda: Session(self), host, 0)
+        self._listening = await loop.create_server(lambda: Session(self), host, 0, ssl=tls)
         self._beating = loop.create_task(self._keep_beating())
         return int(self._listening.sockets[0].getsockname()[1])
 

@@ -81,7 +81,7 @@ def test_adapter_answers_from_its_bases_process(rehearsal: Running) -> None:
         rehearsal.replica("mine")
 
 
-def test_adapter_is_loaded_on_both_gateways_and_survives_its_replica(rehearsal: Running) -> None:
+def test_loaded_adapter_answers_at_both_gateways_until_it_is_unloaded(rehearsal: Running) -> None:
     def change(verb: str) -> str:
         body = {"lora_name": "loaded", "lora_path": "loaded"} if verb == "load" else {"lora_name": "loaded"}
         return httpx.post(f"{rehearsal.url}/v1/{verb}_lora_adapter", json=body, timeout=60).text
@@ -94,8 +94,6 @@ def test_adapter_is_loaded_on_both_gateways_and_survives_its_replica(rehearsal: 
 
     assert change("load") == "Success: LoRA adapter 'loaded' added successfully."
     assert answers() == {"green"}
-    os.kill(rehearsal.replica("toy-llava"), signal.SIGKILL)
-    assert until(lambda: answers() != {"green"}, 10) and until(lambda: answers() == {"green"}, 120)
     assert change("unload") == "Success: LoRA adapter 'loaded' removed successfully."
     assert answers() == {"model_not_found"}
 

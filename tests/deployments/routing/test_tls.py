@@ -1,0 +1,77 @@
+"""Gateways and replicas talk by TLS where Ray does, and only to those whose certificate is of its authority."""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.routing import tls
+from serve.transport.connection import Connection
+from serve.transport.server import StreamServer
+from tests.media.fetch.certificate import certified
+
+HOST = "127.0.0.1"
+
+
+async def echo(thing: Any) -> AsyncGenerator[Any, None]:
+    yield thing
+
+
+async def no_statuses() -> dict[str, Any]:
+    return {}
+
+
+def with_certificate(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str = HOST) -> None:
+    """Set Ray's variables for a certificate that is its own authority."""
+    folder.mkdir(exist_ok=True)
+    certificate, key = certified(name, folder)
+    for variable, value in zip((tls.SWITCH, *tls.FILES), ("1", certificate, key, certificate), strict=True):
+        monkeypatch.setenv(variable, str(value))
+
+
+async def test_large_call_crosses_tls_and_peers_without_the_certificate_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_certificate(monkeypatch, tmp_path / "ours")
+    server = StreamServer({"echo": echo}, no_statuses)
+    port = await server.start(HOST, tls.server_context())
+    pixels = np.arange(3_000_000, dtype=np.uint8)
+    connection = await Connection.open(HOST, port, server.token, tls.client_context())
+    try:
+        (back,) = [item async for item in connection.stream("echo", pixels)]
+        assert np.array_equal(back, pixels)
+        monkeypatch.setattr("serve.transport.connection.CONNECT_S", 0.5)
+        with pytest.raises(OSError):  # without TLS
+            await Connection.open(HOST, port, server.token)
+        authority = tmp_path / "ours" / "certificate.pem"
+        with_certificate(monkeypatch, tmp_path / "theirs")
+        with pytest.raises(OSError, match="certificate verify failed"):
+            await Connection.open(HOST, port, server.token, tls.client_context())
+        monkeypatch.setenv(tls.AUTHORITY, str(authority))  # a stranger that trusts us
+        with pytest.raises(OSError):
+            await Connection.open(HOST, port, server.token, tls.client_context())
+        assert len(server.sessions) == 1
+    finally:
+        connection.close()
+        await server.stop()
+
+
+async def test_certificate_of_another_machine_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_certificate(monkeypatch, tmp_path, "127.0.0.2")
+    server = StreamServer({}, no_statuses)
+    port = await server.start(HOST, tls.server_context())
+    with pytest.raises(OSError, match="IP address mismatch"):
+        await Connection.open(HOST, port, server.token, tls.client_context())
+    await server.stop()
+
+
+def test_connection_is_plain_without_rays_tls_and_half_a_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(tls.SWITCH, raising=False)
+    assert tls.server_context() is None and tls.client_context() is None
+    monkeypatch.setenv(tls.SWITCH, "1")
+    for name in tls.FILES:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="RAY_USE_TLS is set, and RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY"):
+        tls.client_context()
