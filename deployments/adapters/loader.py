@@ -206,8 +206,8 @@ class AdapterLoader:
         except ServeError as error:
             log.warning("a replica could not be given its LoRA adapters: %s", error.message)
         else:
-            for refused in errors.values():
-                log.warning("%s", refused.message)
+            for failure in errors.values():
+                log.warning("%s", failure.message)
             again_at = again_at if errors else float("inf")
         finally:
             del self._giving[replica]

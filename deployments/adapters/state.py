@@ -65,7 +65,10 @@ class AdapterFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = path.with_name(f"{path.name}.lock")
-        self._lock.touch(mode=0o600)
+        try:
+            self._lock.touch(mode=0o600)
+        except OSError as error:
+            raise OSError(f"{path} cannot keep which LoRA adapters are loaded: {error.strerror}.") from None
 
     def content(self) -> bytes:
         """Return what is in the file; nothing where there is none yet."""

@@ -92,7 +92,7 @@ class OcrEngine:
         raise ModelError("RapidOCR takes no adapters.", code="adapter_refused")
 
     async def remove_adapter(self, name: str) -> None:
-        raise ModelError("RapidOCR takes no adapters.", code="adapter_refused")
+        """Do nothing: it has none."""
 
     async def stop(self) -> None:
         self._reader = None
