@@ -21,6 +21,7 @@ FAMILIES = (
     "smolvlm2",
     "lfm2_vl",
     "mistral",
+    "ministral3",
     "minicpm_v",
     "llama4",
     "cohere_vision",

@@ -6,12 +6,25 @@ from serve.models.derived import points_of_boxes
 from serve.models.family import Size, family
 from serve.models.hardware import CacheShape
 from serve.models.instructed import detect_each, messages_around
+from serve.models.reasoning import THINK, Reasoning, system_switch
 
 # of internvl_chat/eval/refcoco in the makers' repository
 LOCATE = messages_around(
     "Please provide the bounding box coordinate of the region this sentence describes: <ref>", "</ref>"
 )
 DETECT = detect_each(LOCATE, INTERNVL, str)
+PROTOCOL = """\
+You are an AI assistant that rigorously follows this response protocol:
+
+1. First, conduct a detailed analysis of the question. Consider different angles, potential solutions, and reason \
+through the problem step-by-step. Enclose this entire thinking process within <think> and </think> tags.
+
+2. After the thinking section, provide a clear, concise, and direct answer to the user's question. Separate the answer \
+from the think section with a newline.
+
+Ensure that the thinking process is thorough but remains focused on the query. The final answer should be standalone \
+and not reference the thinking section."""
+"""The makers' system message that turns reasoning on, from the model's page."""
 
 
 def _size(name: str, parameters: int, cache_shape: CacheShape, hidden_size: int) -> Size:
@@ -34,7 +47,12 @@ MODELS = family(
         parameters=None,
         licence="Apache-2.0",
         tasks=(),
-        features=("tiles of 448 pixels and a thumbnail", "boxes in thousandths", "multi-turn conversation"),
+        features=(
+            "tiles of 448 pixels and a thumbnail",
+            "boxes in thousandths",
+            "reasoning, off unless a request says otherwise",
+            "multi-turn conversation",
+        ),
         links=("https://arxiv.org/abs/2508.18265",),
         about="InternViT, a two-layer projector and Qwen3, tuned in stages that end in reinforcement learning.",
         overview=(
@@ -44,7 +62,7 @@ MODELS = family(
             "the whole beside them.",
             "It is a generalist that converses, reads documents and charts, and finds what a sentence describes, "
             "in boxes between tags. Many tiles cost many tokens. The image encoder of the 38B size has 5.5 billion "
-            "parameters, that of the others 0.3 billion. It reasons only where a system message tells it to. A "
+            "parameters, that of the others 0.3 billion. It reasons where a system message tells it to. A "
             "variant called Flash spends fewer tokens on tiles with little in them; it is not served here.",
         ),
     ),
@@ -60,4 +78,5 @@ MODELS = family(
     native=("vqa", "caption", "ocr", "chat", "detect"),
     skills={"detect": DETECT, "point": points_of_boxes(DETECT)},
     expect={"architectures": ["InternVLForConditionalGeneration"], "text_config.model_type": "qwen3"},
+    reasoning=Reasoning((THINK,), switchable=True, switch=system_switch(PROTOCOL), on=False),
 )

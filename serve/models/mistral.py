@@ -1,4 +1,4 @@
-"""Pixtral 12B, Mistral Small 3.1 and Ministral 3: Mistral's models with a vision transformer for any shape."""
+"""Pixtral 12B and Mistral Small 3.1: Mistral's models with a vision transformer for any shape."""
 
 from typing import Any
 
@@ -12,7 +12,8 @@ NATIVE = ("vqa", "caption", "ocr", "chat")
 ANY_SIZE = "pictures in their own shape, up to {} pixels a side"
 
 
-def _card(side: int, **fields: Any) -> Card:
+def mistral_card(side: int, **fields: Any) -> Card:
+    """Return a card. side: the longest of a picture as it is resized, in pixels."""
     return Card(
         organization="Mistral AI",
         category="General vision-language assistant",
@@ -28,7 +29,7 @@ def _card(side: int, **fields: Any) -> Card:
 # parameters: summed from the shapes
 MODELS = [
     *family(
-        _card(
+        mistral_card(
             1024,
             released="2024-09-17",
             context_window=131_072,
@@ -56,7 +57,7 @@ MODELS = [
         boxes=MISTRAL,
     ),
     *family(
-        _card(
+        mistral_card(
             1540,
             released="2025-03-17",
             context_window=131_072,
@@ -81,40 +82,5 @@ MODELS = [
         boxes=MISTRAL,
         tools=MISTRAL_CALLS,
         expect={"architectures": ["Mistral3ForConditionalGeneration"], "text_config.model_type": "mistral"},
-    ),
-    *family(
-        _card(
-            1540,
-            released="2025-12-02",
-            context_window=262_144,
-            links=("https://arxiv.org/abs/2601.08584",),
-            about="Small models cut from Mistral Small 3.1 and taught by it; here in bfloat16, as FP8 needs a GPU.",
-            overview=(
-                "Ministral 3 is a family of small models that were pruned from Mistral Small 3.1 and taught by it, "
-                "then by Mistral Medium 3; they keep its kind of vision transformer. They are assistants for text in "
-                "many languages that also take pictures, with a very long context.",
-                "They are made for machines with little memory: conversations, documents, tools. No form of boxes "
-                "of their own was found; they are told to write them. Beyond the length of their first training "
-                "attention is scaled, which vLLM leaves out; it is set here from the checkpoint's file.",
-            ),
-        ),
-        [
-            Size(
-                f"ministral-3-{name.lower()}",
-                f"mistralai/Ministral-3-{name}-Instruct-2512-BF16",
-                parameters,
-                CacheShape(layers=layers, heads=8, width=128),
-                expect={"text_config.num_hidden_layers": layers},
-            )
-            for name, parameters, layers in (
-                ("3B", 3_849_090_048, 26),
-                ("8B", 8_918_026_240, 34),
-                ("14B", 13_945_031_680, 40),
-            )
-        ],
-        native=NATIVE,
-        boxes=MISTRAL,
-        tools=MISTRAL_CALLS,
-        expect={"architectures": ["Mistral3ForConditionalGeneration"], "text_config.model_type": "ministral3"},
     ),
 ]

@@ -1,10 +1,9 @@
 """Qwen2.5-VL (arXiv 2502.13923): boxes in pixels of the picture as it was resized, sides in multiples of 28."""
 
-from serve.models.base import Card
 from serve.models.contracts import QWEN2_5_VL, QWEN2_5_VL_POINTS
 from serve.models.family import Size, family, refuse_oblong
 from serve.models.hardware import CacheShape
-from serve.models.qwen_tasks import NATIVE, qwen_skills
+from serve.models.qwen_tasks import NATIVE, qwen_card, qwen_skills
 
 
 def _size(name: str, parameters: int, cache_shape: CacheShape, hidden_size: int, licence: str = "Apache-2.0") -> Size:
@@ -25,22 +24,11 @@ REVISIONS = {
 }
 
 MODELS = family(
-    Card(
-        organization="Alibaba Cloud (Qwen)",
-        category="General vision-language assistant",
-        modality="image and text in, text out",
+    qwen_card(
+        "boxes and points in pixels",
+        "many languages",
         released="2025-01-26",
         context_window=128_000,
-        parameters=None,
-        licence="Apache-2.0",
-        tasks=(),
-        features=(
-            "pictures in their own size and shape",
-            "boxes and points in pixels",
-            "multi-turn conversation",
-            "system message",
-            "many languages",
-        ),
         links=("https://arxiv.org/abs/2502.13923",),
         about="A vision transformer with attention in windows, trained on pictures of any size, and Qwen2.5.",
         overview=(

@@ -3,11 +3,10 @@
 They reason before they answer where a request asks for it. Boxes and points as Qwen3-VL's.
 """
 
-from serve.models.base import Card
 from serve.models.contracts import QWEN3_VL, QWEN3_VL_POINTS
 from serve.models.family import Size, family, refuse_oblong
 from serve.models.hardware import CacheShape
-from serve.models.qwen_tasks import NATIVE, qwen_skills
+from serve.models.qwen_tasks import NATIVE, qwen_card, qwen_skills
 from serve.models.reasoning import THINK, Reasoning
 from serve.models.tool_calls import QWEN3_CODER
 
@@ -38,23 +37,12 @@ REVISIONS = {
 }
 
 MODELS = family(
-    Card(
-        organization="Alibaba Cloud (Qwen)",
-        category="General vision-language assistant",
-        modality="image and text in, text out",
+    qwen_card(
+        "boxes and points in thousandths of the picture",
+        "reasoning, off unless a request says otherwise",
+        "201 languages",
         released="2026-02-16",
         context_window=262_144,
-        parameters=None,
-        licence="Apache-2.0",
-        tasks=(),
-        features=(
-            "pictures in their own size and shape",
-            "boxes and points in thousandths of the picture",
-            "reasoning, off unless a request says otherwise",
-            "201 languages",
-            "multi-turn conversation",
-            "system message",
-        ),
         links=("https://qwen.ai/blog?id=qwen3.5",),
         about="Trained on text and pictures together from the start: Qwen3-VL's tower, and a language model of which "
         "three layers in four are gated delta nets, whose memory does not grow with the text.",

@@ -3,11 +3,10 @@
 from dataclasses import replace
 from typing import Literal
 
-from serve.models.base import Card
 from serve.models.contracts import QWEN3_VL, QWEN3_VL_POINTS
 from serve.models.family import Size, family, refuse_oblong
 from serve.models.hardware import CacheShape
-from serve.models.qwen_tasks import NATIVE, qwen_skills
+from serve.models.qwen_tasks import NATIVE, qwen_card, qwen_skills
 from serve.models.reasoning import THINK, Reasoning
 from serve.models.tool_calls import HERMES
 
@@ -46,22 +45,11 @@ def _sizes(edition: Literal["Instruct", "Thinking"]) -> list[Size]:
     ]
 
 
-CARD = Card(
-    organization="Alibaba Cloud (Qwen)",
-    category="General vision-language assistant",
-    modality="image and text in, text out",
+CARD = qwen_card(
+    "boxes and points in thousandths of the picture",
+    "reads text in 32 languages",
     released="2025-09-23",
     context_window=262_144,
-    parameters=None,
-    licence="Apache-2.0",
-    tasks=(),
-    features=(
-        "pictures in their own size and shape",
-        "boxes and points in thousandths of the picture",
-        "reads text in 32 languages",
-        "multi-turn conversation",
-        "system message",
-    ),
     links=("https://arxiv.org/abs/2511.21631",),
     about="Features of several layers of a SigLIP-2 tower enter the first layers of Qwen3; positions in time, "
     "height and width are interleaved.",

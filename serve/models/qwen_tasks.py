@@ -1,8 +1,12 @@
-"""The prompts of Qwen's vision-language models for each task: those of their makers' evaluations and cookbooks."""
+"""The prompts of Qwen's vision-language models for each task, and the fields that their cards share.
+
+The prompts are those of their makers' evaluations and cookbooks.
+"""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from serve.models.base import Skill
+from serve.models.base import Card, Skill
 from serve.models.contracts import Contract
 from serve.models.derived import count_of_points
 from serve.models.instructed import chat_messages, detect_all, point_skill, worded_skill
@@ -19,6 +23,20 @@ POINT = (
     "Locate every instance that belongs to the following categories with points: '{}'. Report their point coordinates "
     'in JSON format like this: {{"point_2d": [x, y], "label": "..."}}'
 )
+
+
+def qwen_card(*features: str, **fields: Any) -> Card:
+    """Return a generation's card. features: those that the others do not all have."""
+    return Card(
+        organization="Alibaba Cloud (Qwen)",
+        category="General vision-language assistant",
+        modality="image and text in, text out",
+        parameters=None,
+        licence="Apache-2.0",
+        tasks=(),
+        features=("pictures in their own size and shape", *features, "multi-turn conversation", "system message"),
+        **fields,
+    )
 
 
 def qwen_skills(boxes: Contract, points: Contract) -> Mapping[str, Skill]:

@@ -14,6 +14,7 @@ first piece (`Piece.prompt_end`), and keeps the special tokens of `Sampling.mark
 vLLM's reasoning parsers and of the models' templates.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -296,6 +297,19 @@ def suffix_switch(on: str, off: str) -> Callable[[str, bool], str]:
                 text = text.removesuffix(end)
                 break
         return text + (on if wanted else off)
+
+    return switch
+
+
+def system_switch(protocol: str) -> Callable[[str, bool], str]:
+    """Return a switch for a model that reasons where a system message tells it to: before the request's own, if any."""
+
+    def switch(text: str, wanted: bool) -> str:
+        if not wanted:
+            return text
+        messages = json.loads(text)
+        own = [messages.pop(0)["content"]] if messages[0]["role"] == "system" else []
+        return json.dumps([{"role": "system", "content": "\n\n".join([protocol, *own])}, *messages], ensure_ascii=False)
 
     return switch
 

@@ -15,6 +15,7 @@ from serve.engines.vllm.chat_renderer import PLACE, ChatRenderer
 from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.contracts import LFM2_VL, LFM2_VL_3B
+from serve.models.reasoning import BRACKETS, Reasoning
 from serve.tasks import TASKS
 from serve.tasks.base import Result
 
@@ -55,6 +56,14 @@ def test_control_tokens_of_the_family_stay_and_those_of_a_label_do_not() -> None
 def test_texts_that_follow_each_other_are_one() -> None:
     (prompt,) = ask("internvl3.5-8b", "detect", labels=["cat"])
     assert [part["type"] for part in template_content(prompt)] == ["image_pil", "text"]
+
+
+def test_edition_that_reasons_has_the_shapes_of_the_instructed_one_and_its_own_checkpoint() -> None:
+    for size in ("3B", "8B", "14B"):
+        plain, other = (MODELS[f"ministral-3-{size.lower()}{end}"] for end in ("", "-reasoning"))
+        assert other.checkpoint.hub == f"mistralai/Ministral-3-{size}-Reasoning-2512"
+        assert other.checkpoint.expect == plain.checkpoint.expect and other.card.parameters == plain.card.parameters
+        assert plain.reasoning is None and other.reasoning == Reasoning((BRACKETS,), on=True)
 
 
 def test_reply_between_tags_is_the_answer() -> None:

@@ -1,5 +1,7 @@
 """Reasoning is split off a reply, whatever its style, and however the reply is cut into pieces."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from serve.models.reasoning import (
     answer_start,
     reasoning_refusal,
     suffix_switch,
+    system_switch,
 )
 
 ALL = tuple(STYLES.values())
@@ -160,6 +163,16 @@ def test_prompt_that_a_chat_engine_wrote_tells_whether_the_reply_begins_inside(s
         pieces = [splitter.feed(Piece("", prompt_end=end)), splitter.feed(Piece(f"a{style.ends[0]}b"))]
         assert pieces[0].prompt_end == ""
         assert "".join(piece.reasoning for piece in pieces) == ("a" if inside else "")
+
+
+@pytest.mark.parametrize("own", [[], ["Be brief."]])
+def test_system_message_of_the_makers_stands_before_the_requests_own(own: list[str]) -> None:
+    reasoning = Reasoning((THINK,), switchable=True, switch=system_switch("Reason first."), on=False)
+    rest = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    prompt = Prompt(json.dumps([{"role": "system", "content": text} for text in own] + rest), None)
+    assert reasoning.prompt(prompt, ReasoningOptions(), extend=False).text == prompt.text
+    switched = json.loads(reasoning.prompt(prompt, ReasoningOptions("high"), extend=False).text)
+    assert switched == [{"role": "system", "content": "\n\n".join(["Reason first.", *own])}, *rest]
 
 
 def test_effort_reaches_a_model_that_cannot_be_turned_off() -> None:
