@@ -6,10 +6,12 @@ from serve.models.base import Model
 
 FAMILIES = (
     "llava",
+    "toy_llava",
     "llava_next",
     "llava_onevision",
     "llava_next_video",
     "paligemma",
+    "toy_paligemma",
     "paligemma2",
     "qwen2_5_vl",
     "qwen3_vl",

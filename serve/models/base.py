@@ -14,17 +14,6 @@ from serve.tasks.base import Result
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 """The form of a repository's name on the hub."""
-TOY_NOTE = (
-    "A toy, trained on drawn shapes: it knows shapes, colours, counts, places and a few short words, nothing else. "
-    "For real pictures serve the published models: diptych serve --models llava-1.5-7b,paligemma-3b-mix-448"
-)
-
-TOY_MADE = (
-    "{like}'s architecture and format of prompts and answers, with a few million parameters and weights of this "
-    "project's own, so that everything here runs on any machine without a download."
-)
-TOY_HARDWARE = "A laptop's CPU will do: it was trained on one core of one."
-TOY_CHECKED = "The checkpoint itself: on CPU, against transformers and on fresh scenes (serve/toy/README.md)."
 CHECKED = (
     "Its architecture, by tiny random checkpoints in the published layout: on CPU, float32, against transformers "
     "(serve/engines/README.md). The published weights were never run by this project."

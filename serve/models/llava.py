@@ -2,15 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
-from serve.errors import BadRequest
 from serve.media.geometry import pad_to_square
 from serve.media.image import Image
-from serve.models.base import CHECKED, TOY_CHECKED, TOY_HARDWARE, TOY_MADE, TOY_NOTE, Card, Checkpoint, Model, Turn
+from serve.models.base import CHECKED, Card, Checkpoint, Model, Turn
 from serve.models.hardware import CacheShape, hardware
-from serve.models.llava_tasks import llava_skills
-from serve.models.text_replies import parse_toy_ocr
+from serve.models.llava_tasks import FURTHER, llava_skills
 from serve.models.turns import split_system, with_marker
 
 # int(255 * CLIP mean), as the original pads. The Hugging Face processor crops instead, so we pad before it.
@@ -22,19 +19,6 @@ def llava_prompt(turns: Sequence[Turn]) -> str:
     system, rest = split_system(turns)
     parts = (f"USER: {with_marker(t)} ASSISTANT:" if t.role == "user" else f" {t.text}</s>" for t in rest)
     return ("" if system is None else f"{system} ") + "".join(parts)
-
-
-def toy_prompt(turns: Sequence[Turn]) -> str:
-    """Return `llava_prompt` for a toy. Raises BadRequest for more or less than one question about one image.
-
-    A system text is allowed; a short one does not change a toy's answers.
-    """
-    _, rest = split_system(turns)
-    if len(rest) != 1 or not rest[0].has_image:
-        raise BadRequest(
-            "This model answers one question about one image: no history, no text alone.", param="messages"
-        )
-    return llava_prompt(turns)
 
 
 def pad(image: Image) -> Image:
@@ -62,16 +46,7 @@ _CARD = Card(
     context_window=4096,
     parameters=7_063_427_072,
     licence="Llama 2 Community License",
-    tasks=(
-        "vqa",
-        "caption",
-        "chat",
-        "ocr (prompted)",
-        "detect (one box a phrase)",
-        "point (derived)",
-        "count (prompted)",
-        "classify (prompted)",
-    ),
+    tasks=("vqa", "caption", "chat", "ocr (prompted)", "detect (one box a phrase)", *FURTHER),
     features=("multi-turn conversation", "system message", "region coordinates in text"),
     links=(_PAPER, "https://huggingface.co/llava-hf/llava-1.5-7b-hf"),
     about="Visual instruction tuning: a CLIP ViT-L/14 at 336 pixels, a two-layer projector and Vicuna v1.5.",
@@ -86,44 +61,6 @@ _EXPECT = {
     "vision_config.image_size": 336,
 }
 _FAMILY_ARGS = {"max_model_len": 4096, "limit_mm_per_prompt": {"image": 1}}
-
-
-def _toy(name: str, folder: str, parameters: int) -> Model:
-    return Model(
-        name=name,
-        checkpoint=Checkpoint(
-            str(Path(__file__).parents[1] / "toy" / folder), expect={"architectures": ["LlavaForConditionalGeneration"]}
-        ),
-        card=Card(
-            organization="Diptych",
-            category="Toy: drawn shapes only",
-            modality="image and text in, text out",
-            released="2026-11-23",
-            context_window=256,
-            parameters=parameters,
-            licence="Apache-2.0",
-            tasks=(
-                "vqa",
-                "caption",
-                "chat",
-                "ocr (listed words)",
-                "detect (one box a phrase)",
-                "point (derived)",
-                "count (prompted)",
-                "classify (prompted)",
-            ),
-            features=("LLaVA-1.5 architecture", "runs on a laptop's CPU"),
-            about=TOY_NOTE,
-            overview=(TOY_MADE.format(like="LLaVA-1.5"), TOY_NOTE),
-            toy=True,
-            hardware=TOY_HARDWARE,
-            checked=TOY_CHECKED,
-        ),
-        skills=llava_skills(llava_prompt, parse_ocr=parse_toy_ocr),
-        converse=toy_prompt,
-        prepare=pad,
-        family_args={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
-    )
 
 
 # Revisions: commits seen in public code that loads these files from a hub cache.
@@ -159,6 +96,4 @@ MODELS = [
         prepare=pad,
         family_args=_FAMILY_ARGS,
     ),
-    _toy("toy-llava", "llava", 2_441_312),
-    _toy("toy-llava-b", "llava-b", 2_441_312),
 ]

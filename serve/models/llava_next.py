@@ -9,57 +9,19 @@ from typing import Any
 
 from serve.models.base import CHECKED, Card, Checkpoint, Model, Turn, unchanged
 from serve.models.hardware import CacheShape, hardware
-from serve.models.llava import PAD_COLOUR, VICUNA_7B, VICUNA_13B, llava_prompt
-from serve.models.llava_tasks import llava_skills
-from serve.models.turns import split_system, with_marker
+from serve.models.llava import PAD_COLOUR, VICUNA_7B, VICUNA_13B
+from serve.models.llava_next_prompts import END, mistral_prompt, vicuna_prompt, yi_prompt
+from serve.models.llava_tasks import FURTHER, llava_skills
 
-VICUNA_SYSTEM = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+OVERVIEW = (
+    "LLaVA-NeXT, whose checkpoints are named v1.6, is LLaVA-1.5's recipe with more pixels: CLIP's image encoder sees "
+    "the whole picture at 336 pixels and up to four tiles of it, chosen by its aspect ratio, up to 2,880 tokens in "
+    "all. The language model is {}. More of its training was about text in pictures, documents and charts.",
+    "It reads text and sees small things that LLaVA-1.5 misses, and still converses. The price is in the tokens: a "
+    "picture costs up to five times as many, and as much more time and memory. Boxes come one a phrase and only when "
+    "asked for in LLaVA-1.5's words; masks never. LLaVA-OneVision came after it, with a newer encoder, newer language "
+    "models and films; LLaVA-NeXT-Video is the branch for films alone.",
 )
-YI_SYSTEM = "Answer the questions."
-END = "<|im_end|>"
-
-
-def vicuna_prompt(turns: Sequence[Turn]) -> str:
-    """Return LLaVA-1.5's prompt with a system text: the published one unless the conversation has its own."""
-    system, rest = split_system(turns)
-    return llava_prompt([Turn("system", VICUNA_SYSTEM if system is None else system), *rest])
-
-
-def mistral_prompt(turns: Sequence[Turn]) -> str:
-    """Return `[INST] <image>\\nq [/INST] a </s>[INST] q [/INST]`, a system text inside the first brackets."""
-    system, rest = split_system(turns)
-    head = "" if system is None else f"<<SYS>>\n{system}\n<</SYS>>\n\n"
-    parts = []
-    for turn in rest:
-        if turn.role == "user":
-            parts.append(f"[INST] {head}{with_marker(turn)} [/INST]")
-            head = ""
-        else:
-            parts.append(f" {turn.text} </s>")
-    return "".join(parts)
-
-
-def yi_prompt(turns: Sequence[Turn]) -> str:
-    """Return the turns in ChatML without line breaks between them, as the 34B was trained."""
-    system, rest = split_system(turns)
-    parts = [f"<|im_start|>system\n{YI_SYSTEM if system is None else system}{END}"]
-    parts += [f"<|im_start|>{turn.role}\n{with_marker(turn)}{END}" for turn in rest]
-    return "".join(parts) + "<|im_start|>assistant\n"
-
-
-def _overview(language_model: str) -> tuple[str, str]:
-    return (
-        "LLaVA-NeXT, whose checkpoints are named v1.6, is LLaVA-1.5's recipe with more pixels: CLIP's image encoder "
-        "sees the whole picture at 336 pixels and up to four tiles of it, chosen by its aspect ratio, up to 2,880 "
-        f"tokens in all. The language model is {language_model}. More of its training was about text in pictures, "
-        "documents and charts.",
-        "It reads text and sees small things that LLaVA-1.5 misses, and still converses. The price is in the tokens: "
-        "a picture costs up to five times as many, and as much more time and memory. Boxes come one a phrase and only "
-        "when asked for in LLaVA-1.5's words; masks never. LLaVA-OneVision came after it, with a newer encoder, "
-        "newer language models and films; LLaVA-NeXT-Video is the branch for films alone.",
-    )
 
 
 def _model(
@@ -69,9 +31,9 @@ def _model(
     cache_shape: CacheShape,
     *,
     parameters: int,
-    licence: str,
     revision: str,
     expect: Mapping[str, Any],
+    licence: str = "Llama 2 Community License",
     context: int = 4096,
     max_model_len: int = 4096,
     ends: tuple[str, ...] = (),
@@ -89,20 +51,11 @@ def _model(
             context_window=context,
             parameters=parameters,
             licence=licence,
-            tasks=(
-                "vqa",
-                "caption",
-                "ocr",
-                "chat",
-                "detect (prompted, one box a phrase)",
-                "point (derived)",
-                "count (prompted)",
-                "classify (prompted)",
-            ),
+            tasks=("vqa", "caption", "ocr", "chat", "detect (prompted, one box a phrase)", *FURTHER),
             features=("pictures in up to five tiles (2,880 tokens)", "multi-turn conversation", "system message"),
             links=("https://llava-vl.github.io/blog/2024-01-30-llava-next/", f"https://huggingface.co/{hub}"),
             about=f"LLaVA with four times the pixels: a CLIP ViT-L/14 at 336 pixels over tiles, and {language_model}.",
-            overview=_overview(language_model),
+            overview=(OVERVIEW[0].format(language_model), OVERVIEW[1]),
             hardware=hardware(parameters, cache_shape, max_model_len),
             checked=CHECKED,
         ),
@@ -134,7 +87,6 @@ MODELS = [
         vicuna_prompt,
         VICUNA_7B,
         parameters=7_063_431_168,
-        licence="Llama 2 Community License",
         revision="c916e6cdcd760b4cecd1dd4907f84ac649f93b23",
         expect={"text_config.model_type": "llama", "text_config.hidden_size": 4096},
     ),
@@ -144,7 +96,6 @@ MODELS = [
         vicuna_prompt,
         VICUNA_13B,
         parameters=13_351_499_776,
-        licence="Llama 2 Community License",
         revision="745cfbdb14dfeff9bcc6eb731937102e88ea3024",
         expect={"text_config.model_type": "llama", "text_config.hidden_size": 5120},
     ),

@@ -5,7 +5,7 @@ from typing import Any
 
 from serve.models.base import CHECKED, Card, Checkpoint, Model, Turn, unchanged
 from serve.models.hardware import CacheShape, hardware
-from serve.models.llava_tasks import llava_skills
+from serve.models.llava_tasks import FURTHER, llava_skills
 from serve.models.turns import media_marker, split_system
 
 CONTEXT = 32_768
@@ -46,17 +46,7 @@ def _model(size: str, cache_shape: CacheShape, parameters: int, revision: str, e
             context_window=CONTEXT,
             parameters=parameters,
             licence="Tongyi Qianwen (Qwen2 72B's), Apache-2.0 on the model page" if size == "72b" else "Apache-2.0",
-            tasks=(
-                "vqa",
-                "caption",
-                "ocr",
-                "chat",
-                "video",
-                "detect (prompted, one box a phrase)",
-                "point (derived)",
-                "count (prompted)",
-                "classify (prompted)",
-            ),
+            tasks=("vqa", "caption", "ocr", "chat", "video", "detect (prompted, one box a phrase)", *FURTHER),
             features=(
                 "pictures in up to ten tiles (7,290 tokens)",
                 f"films of {FRAMES} frames (196 tokens each)",

@@ -23,6 +23,8 @@ from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrRequest
 from serve.tasks.vqa import VqaRequest
 
+FURTHER = ("point (derived)", "count (prompted)", "classify (prompted)")
+"""On the cards of those that detect, besides what each was trained for."""
 SHORT = "\nAnswer the question using a single word or phrase."
 SENTENCE = "Provide a one-sentence caption for the provided {}."
 READ = "What is written in the {}? Answer with the text only."

@@ -1,11 +1,8 @@
-"""PaliGemma (arXiv 2407.07726): SigLIP and Gemma as a prefix-LM, as published, and the toys of its architecture."""
+"""PaliGemma (arXiv 2407.07726): SigLIP and Gemma as a prefix-LM."""
 
-from pathlib import Path
-
-from serve.models.base import CHECKED, TOY_CHECKED, TOY_HARDWARE, TOY_MADE, TOY_NOTE, Card, Checkpoint, Model, unchanged
+from serve.models.base import CHECKED, Card, Checkpoint, Model, unchanged
 from serve.models.hardware import CacheShape, hardware
 from serve.models.paligemma_tasks import READ, READ_MIX, paligemma_prompt, paligemma_skills
-from serve.models.text_replies import parse_toy_ocr
 
 # The image's tokens, (size / 14)^2, and the text that it was trained with (128 at 224 pixels in pt, else 256 or 512),
 # rounded up. A prefix-LM prefills a prompt in one step, so every token of context costs memory in each step.
@@ -92,62 +89,10 @@ def _published(kind: str, size: int, parameters: int) -> Model:
     )
 
 
-def _toy(name: str, folder: str, parameters: int) -> Model:
-    """Make a toy, which can segment if its mask decoder is in its folder."""
-    path = Path(__file__).parents[1] / "toy" / folder
-    decoder = path / "vae-oid.npz"
-    segments = decoder.is_file()
-    return Model(
-        name=name,
-        checkpoint=Checkpoint(str(path), expect={"architectures": ["PaliGemmaForConditionalGeneration"]}),
-        card=Card(
-            organization="Diptych",
-            category="Toy: drawn shapes only",
-            modality="image and text in, text out",
-            released="2026-11-23",
-            context_window=256,
-            parameters=parameters,
-            licence="Apache-2.0",
-            tasks=(
-                "vqa",
-                "caption",
-                "detect",
-                *(["segment"] if segments else []),
-                "ocr (listed words)",
-                "point (derived)",
-                "count (derived)",
-                "classify (prompted)",
-            ),
-            features=(
-                "PaliGemma architecture",
-                "boxes as location tokens",
-                *(["masks as segmentation tokens"] if segments else []),
-                "runs on a laptop's CPU",
-            ),
-            about=TOY_NOTE,
-            overview=(TOY_MADE.format(like="PaliGemma"), TOY_NOTE),
-            toy=True,
-            hardware=TOY_HARDWARE,
-            checked=TOY_CHECKED,
-        ),
-        skills=paligemma_skills(
-            without=() if segments else ("segment",),
-            decoder=str(decoder),
-            parse_ocr=parse_toy_ocr,
-        ),
-        converse=paligemma_prompt,
-        prepare=unchanged,
-        family_args={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
-        prefix_lm=True,
-    )
-
-
 MODELS = [
     _published("pt", 224, 2_923_466_480),
     _published("pt", 448, 2_924_351_216),
     _published("pt", 896, 2_927_890_160),
     _published("mix", 224, 2_923_466_480),
     _published("mix", 448, 2_924_351_216),
-    _toy("toy-paligemma", "paligemma", 2_124_736),
-    _toy("toy-paligemma-b", "paligemma-b", 1_811_072),
 ]

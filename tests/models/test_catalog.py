@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import re
+from pathlib import Path
 
 import pytest
 from served import LLAVA, PALIGEMMA, calling, router, served
@@ -10,7 +11,7 @@ from served import LLAVA, PALIGEMMA, calling, router, served
 from serve.api.model_list import model_list
 from serve.engines.base import Memory
 from serve.errors import NotFound
-from serve.models import MODELS, catalog
+from serve.models import FAMILIES, MODELS, catalog
 from serve.router.route import Status
 from serve.tasks import TASKS
 
@@ -126,6 +127,12 @@ def test_comparison_of_llava_and_paligemma_has_no_blank_cell() -> None:
     assert {"vqa", "caption", "ocr", "detect"} <= {row.task for row in table.tasks.shared}
     unshared = {row.task: row.models for row in table.tasks.unshared}
     assert unshared["segment"] == ["paligemma-3b-mix-448"] and unshared["chat"] == ["llava-1.5-7b"]
+
+
+def test_file_of_a_family_is_short() -> None:
+    folder = Path(catalog.__file__).parent
+    lines = {name: (folder / f"{name}.py").read_text().count("\n") for name in FAMILIES}
+    assert max(lines.values()) <= 120, lines
 
 
 def test_card_is_complete() -> None:

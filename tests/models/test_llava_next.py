@@ -5,7 +5,7 @@ from serve.engines.base import Generation
 from serve.media.image import Image
 from serve.models import MODELS
 from serve.models.base import Turn
-from serve.models.llava_next import VICUNA_SYSTEM
+from serve.models.llava_next_prompts import VICUNA_SYSTEM
 from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrRequest
 from serve.tasks.vqa import VqaRequest

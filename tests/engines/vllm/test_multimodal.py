@@ -3,6 +3,7 @@
 import contextlib
 import tracemalloc
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from serve.engines.vllm import multimodal
 from serve.engines.vllm.torchvision import repair
 from serve.errors import BadRequest
 from serve.media.decoding import SMALL
-from serve.media.geometry import Padded, pad_to_square
+from serve.media.geometry import Padded, pad_to_square, padding
 from serve.media.image import Image
 from serve.media.video import Video
 from serve.models.contracts import QWEN2_5_VL, Multiples
@@ -178,3 +179,21 @@ def test_sizes_that_pixels_of_a_resized_picture_count_are_the_processors() -> No
             assert resized(width, height) == (wide, high), (width, height)
             assert refuse_oblong(image) is image
     assert refused > 500
+
+
+def test_place_in_a_padded_square_is_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    repair()
+    import torch
+    from transformers.models.llava import image_processing_llava
+
+    margins: list[list[int]] = []
+    pad_with = lambda image, padding, fill: margins.append(padding)  # noqa: E731
+    monkeypatch.setattr(image_processing_llava, "tvF", SimpleNamespace(pad=pad_with))
+    processor = image_processing_llava.LlavaImageProcessor()
+    sides = np.random.default_rng(2).integers(1, 2304, (10_000, 2)).tolist()  # a larger picture is made smaller first
+    sides = [(width, height) for width, height in sides if width != height]
+    for width, height in sides:
+        processor.pad_to_square(torch.empty((3, height, width), device="meta"), PAD_COLOUR)
+        side, left, top = padding(width, height)
+        assert margins.pop() == [left, top, side - width - left, side - height - top], (width, height)
+    assert len(sides) > 9_900

@@ -1,0 +1,31 @@
+"""The toys of PaliGemma's architecture."""
+
+from serve.models.base import Checkpoint, Model, unchanged
+from serve.models.paligemma_tasks import paligemma_prompt, paligemma_skills
+from serve.models.text_replies import parse_toy_ocr
+from serve.models.toys import FOLDER, toy_card
+
+
+def _toy(folder: str, parameters: int) -> Model:
+    """Make a toy, which can segment if its mask decoder is in its folder."""
+    path = FOLDER / folder
+    decoder = path / "vae-oid.npz"
+    segments = decoder.is_file()
+    tasks = ("detect", *(["segment"] if segments else []))
+    more = ("ocr (listed words)", "point (derived)", "count (derived)", "classify (prompted)")
+    features = ("boxes as location tokens", *(["masks as segmentation tokens"] if segments else []))
+    return Model(
+        name=f"toy-{folder}",
+        checkpoint=Checkpoint(str(path), expect={"architectures": ["PaliGemmaForConditionalGeneration"]}),
+        card=toy_card("PaliGemma", parameters, (*tasks, *more), features),
+        skills=paligemma_skills(
+            without=() if segments else ("segment",), decoder=str(decoder), parse_ocr=parse_toy_ocr
+        ),
+        converse=paligemma_prompt,
+        prepare=unchanged,
+        family_args={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
+        prefix_lm=True,
+    )
+
+
+MODELS = [_toy("paligemma", 2_124_736), _toy("paligemma-b", 1_811_072)]

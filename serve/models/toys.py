@@ -1,0 +1,35 @@
+"""The toys' folder, and the card that all of them share; the files of their families declare them."""
+
+from pathlib import Path
+
+from serve.models.base import Card
+
+FOLDER = Path(__file__).parents[1] / "toy"
+NOTE = (
+    "A toy, trained on drawn shapes: it knows shapes, colours, counts, places and a few short words, nothing else. "
+    "For real pictures serve the published models: diptych serve --models llava-1.5-7b,paligemma-3b-mix-448"
+)
+
+
+def toy_card(like: str, parameters: int, tasks: tuple[str, ...], features: tuple[str, ...]) -> Card:
+    """Return a toy's card. like: the family that it is made after. tasks, features: besides what all toys have."""
+    return Card(
+        organization="Diptych",
+        category="Toy: drawn shapes only",
+        modality="image and text in, text out",
+        released="2026-11-23",
+        context_window=256,
+        parameters=parameters,
+        licence="Apache-2.0",
+        tasks=("vqa", "caption", *tasks),
+        features=(f"{like} architecture", *features, "runs on a laptop's CPU"),
+        about=NOTE,
+        overview=(
+            f"{like}'s architecture and format of prompts and answers, with a few million parameters and weights of "
+            "this project's own, so that everything here runs on any machine without a download.",
+            NOTE,
+        ),
+        toy=True,
+        hardware="A laptop's CPU will do: it was trained on one core of one.",
+        checked="The checkpoint itself: on CPU, against transformers and on fresh scenes (serve/toy/README.md).",
+    )
