@@ -50,7 +50,7 @@ def test_line_has_its_text_and_its_place_and_one_without_text_is_left_out() -> N
     assert [line["label"] for line in placed_items(result.model_dump())] == ['say "EXIT"', "12"]  # which are drawn
 
 
-def test_half_a_surrogate_pair_stays_as_it_is_written() -> None:
+def test_half_a_surrogate_pair_stays_as_written() -> None:
     result = read("qwen3-vl-8b", json.dumps([{"bbox_2d": [0, 0, 9, 9], "text_content": "a \ud83d"}]))
     assert result.model_dump_json() and result.text == "a \\ud83d"
 

@@ -81,7 +81,7 @@ def test_adapter_answers_from_its_bases_process(rehearsal: Running) -> None:
         rehearsal.replica("mine")
 
 
-def test_loaded_adapter_answers_at_both_gateways_until_it_is_unloaded(rehearsal: Running) -> None:
+def test_loaded_adapter_answers_at_both_gateways_until_the_unloading(rehearsal: Running) -> None:
     def change(verb: str) -> str:
         body = {"lora_name": "loaded", "lora_path": "loaded"} if verb == "load" else {"lora_name": "loaded"}
         return httpx.post(f"{rehearsal.url}/v1/{verb}_lora_adapter", json=body, timeout=60).text
