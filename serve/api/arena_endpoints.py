@@ -7,15 +7,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HttpRequest
 
 from serve.api import openapi_schema
-from serve.api.body import check_values, parse_body, parsed_or_none, read_task_request
-from serve.api.error_responses import validation_error
+from serve.api.body import read_json, read_task_request
 from serve.api.quotas import Buckets
 from serve.api.responses import cancel_on_disconnect
-from serve.api.services import services
+from serve.api.services import services, set_up
 from serve.api.task_endpoint import ImageSize
 from serve.arena.board import ArenaBoard, Voters
 from serve.arena.duel import (
@@ -119,7 +118,7 @@ def add_arena(api: APIRouter, tasks: Sequence[str]) -> None:
     async def vote(http: HttpRequest) -> VoteAnswer:
         votes = opened(http)
         limit_votes(services(http).vote_limiter, http)
-        given = await parse_body(http, _vote_request)
+        given = await read_json(http, VoteRequest)
         key = getattr(http.state, "key", None) or ""
         stored = await votes.call(lambda file: file.vote(given.duel, given.choice, key))
         judged = await votes.call(lambda file: file.judge_votes(given.duel))
@@ -143,10 +142,7 @@ def add_arena(api: APIRouter, tasks: Sequence[str]) -> None:
 
 def opened(http: HttpRequest) -> VoteStore:
     """Return the arena's votes. Raises NotFound where it is closed."""
-    votes = services(http).votes
-    if votes is None:
-        raise NotFound(OFF, code="arena_off")
-    return votes
+    return set_up(services(http).votes, OFF, "arena_off")
 
 
 def limit_votes(limiter: Buckets, http: HttpRequest) -> None:
@@ -212,13 +208,6 @@ async def run_duel(task: str, judge_name: str | None, http: HttpRequest) -> Duel
 
 def _count_missing(task: str, models: tuple[str, ...], file: VoteFile) -> None:
     file.add_unanswered(task, models)
-
-
-def _vote_request(body: bytes) -> VoteRequest:
-    try:
-        return VoteRequest.model_validate_json(check_values(body), strict=True)
-    except ValidationError as error:
-        raise validation_error(error, parsed_or_none(body)) from None
 
 
 def _no_task(task: str) -> NotFound:

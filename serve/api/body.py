@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
@@ -25,6 +25,7 @@ from serve.tasks import TASKS
 from serve.tasks.base import Request, split_phrases
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 FIRST_LEASE = 256 * 1024
 """Bytes leased for a body without a declared length. A body that grows larger gets a lease of the whole limit, so
@@ -149,6 +150,11 @@ async def read_task_request(http: HttpRequest, kind: type[Request]) -> Request:
     if http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         fields, size = await _form(http), http.state.lease.size
         return _from_form(kind, fields) if is_quick(size) else await in_thread(size, _from_form, kind, fields)
+    return await read_json(http, kind)
+
+
+async def read_json(http: HttpRequest, kind: type[M]) -> M:
+    """Parse a JSON body into a model of this kind. Raises BadRequest or TooLarge naming the field."""
     return await parse_body(http, functools.partial(_from_json, kind))
 
 
@@ -194,7 +200,7 @@ async def parsed_form(http: HttpRequest) -> AsyncIterator[FormData]:
         lease.shrink(size)
 
 
-def _from_json(kind: type[Request], body: bytes) -> Request:
+def _from_json(kind: type[M], body: bytes) -> M:
     try:
         return kind.model_validate_json(check_values(body), strict=True)
     except ValidationError as error:

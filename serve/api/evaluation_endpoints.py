@@ -4,17 +4,16 @@ import asyncio
 from typing import Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
 
 from serve.api import openapi_schema
-from serve.api.body import check_values, parse_body, parsed_or_none
-from serve.api.error_responses import validation_error
+from serve.api.body import read_json
 from serve.api.evaluation_runs import Run, RunFolder
 from serve.api.evaluation_starts import Bounds, Caller, StartedRun, StartRequest, Starts
-from serve.api.services import services
-from serve.errors import BadRequest, NotFound
+from serve.api.services import services, set_up
+from serve.errors import BadRequest
 from serve.tasks import TASKS
 
 OFF = "There are no evaluations here: the operator names a folder for them by gateway.evaluations."
@@ -40,16 +39,10 @@ def add_evaluations(api: APIRouter) -> None:
     """Add the routes, which answer 404 where there is no folder."""
 
     def opened(http: HttpRequest) -> RunFolder:
-        folder = services(http).evaluations
-        if folder is None:
-            raise NotFound(OFF, code="evaluations_off")
-        return folder
+        return set_up(services(http).evaluations, OFF, "evaluations_off")
 
     def starts(http: HttpRequest) -> Starts:
-        given = opened(http).starts
-        if given is None:
-            raise NotFound(STARTS_OFF, code="evaluations_not_started")
-        return given
+        return set_up(opened(http).starts, STARTS_OFF, "evaluations_not_started")
 
     @api.get("/v1/evaluations", tags=["evaluations"], summary="Scores and costs of evaluated runs, newest first")
     async def runs(http: HttpRequest) -> RunList:
@@ -69,7 +62,7 @@ def add_evaluations(api: APIRouter) -> None:
     )
     async def start(http: HttpRequest) -> StartedRun:
         allowed = starts(http)
-        given = await parse_body(http, _start_request)
+        given = await read_json(http, StartRequest)
         if given.task not in (*TASKS, "all"):
             raise BadRequest(
                 f"There is no task {given.task[:100]!r}: take one of {', '.join(TASKS)}, or all.", param="task"
@@ -122,10 +115,3 @@ def _caller(http: HttpRequest) -> Caller:
         host=http.headers.get("host"),
         api_key=key if scheme.lower() == "bearer" else None,
     )
-
-
-def _start_request(body: bytes) -> StartRequest:
-    try:
-        return StartRequest.model_validate_json(check_values(body), strict=True)
-    except ValidationError as error:
-        raise validation_error(error, parsed_or_none(body)) from None

@@ -13,13 +13,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from serve.api import openapi_schema
-from serve.api.body import check_values, parse_body, parsed_or_none
+from serve.api.body import read_json
 from serve.api.error_responses import validation_error
 from serve.api.result_card import draw_card
-from serve.api.services import services
+from serve.api.services import services, set_up
 from serve.api.shared_results import ResultFile, SharedResult
 from serve.api.task_endpoint import TaskAnswer, answer_schema
-from serve.errors import BadRequest, NotFound, Overloaded, TooLarge, Unavailable
+from serve.errors import BadRequest, Overloaded, TooLarge, Unavailable
 from serve.media.image import image_from_url
 from serve.tasks import TASKS
 
@@ -70,10 +70,7 @@ def add_results(api: APIRouter) -> None:
     """Add the routes, which answer 404 where there is no file."""
 
     def opened(http: HttpRequest) -> ResultFile:
-        results = services(http).results
-        if results is None:
-            raise NotFound(OFF, code="results_off")
-        return results
+        return set_up(services(http).results, OFF, "results_off")
 
     async def read_result(http: HttpRequest, result: str) -> SharedResult:
         try:
@@ -89,7 +86,7 @@ def add_results(api: APIRouter) -> None:
     )
     async def share(http: HttpRequest) -> Shared:
         file, shared = opened(http), services(http)
-        given = await parse_body(http, _share_request)
+        given = await read_json(http, ShareRequest)
         answer = _checked_answer(given.answer)
         image = image_from_url(given.image, "image")
         if image.url is not None:
@@ -169,10 +166,3 @@ def _drawn(picture: PIL.Image.Image, question: str, answer: TaskAnswer) -> tuple
     out = io.BytesIO()
     kept.save(out, "WEBP", quality=80, method=2)
     return out.getvalue(), card
-
-
-def _share_request(body: bytes) -> ShareRequest:
-    try:
-        return ShareRequest.model_validate_json(check_values(body), strict=True)
-    except ValidationError as error:
-        raise validation_error(error, parsed_or_none(body)) from None

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -14,8 +15,11 @@ from serve.api.quotas import Buckets
 from serve.api.shared_results import ResultFile
 from serve.arena.duel import Pace
 from serve.arena.store import VoteStore
+from serve.errors import NotFound
 from serve.rights import RIGHTS
 from serve.router import Router
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -46,6 +50,13 @@ class Services:
     def router(self) -> Router:
         """Return the router of the models that the current request's key may use."""
         return self.whole_router.restricted(RIGHTS.get().models)
+
+
+def set_up(given: T | None, off: str, code: str) -> T:
+    """Return what the operator set up. Raises NotFound where it is None."""
+    if given is None:
+        raise NotFound(off, code=code)
+    return given
 
 
 def services(request: Request) -> Services:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
@@ -13,10 +13,10 @@ from starlette.responses import FileResponse, Response
 from serve.api import openapi_schema
 from serve.api.batches.runner import TASKS_PREFIX, BatchRunner
 from serve.api.batches.store import ENDED, BatchObject, FileObject
-from serve.api.body import check_values, parse_body, parsed_form, parsed_or_none
-from serve.api.error_responses import ErrorBody, unknown_field, validation_error
-from serve.api.services import services
-from serve.errors import BadRequest, Conflict, NotFound, Unavailable
+from serve.api.body import parsed_form, read_json
+from serve.api.error_responses import ErrorBody, unknown_field
+from serve.api.services import services, set_up
+from serve.errors import BadRequest, Conflict, Unavailable
 from serve.tasks import TASKS
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ def add_batches(api: APIRouter) -> None:
     )
     async def create_batch(http: HttpRequest) -> BatchObject:
         runner = _opened(http)
-        given = await parse_body(http, _batch_request)
+        given = await read_json(http, BatchRequest)
         known = given.endpoint in ENDPOINTS or given.endpoint.removeprefix(TASKS_PREFIX) in TASKS
         if not known or given.endpoint in TASKS:
             raise BadRequest(f"endpoint must be {', '.join(ENDPOINTS)} or {TASKS_PREFIX}TASK.", param="endpoint")
@@ -174,10 +174,7 @@ def add_batches(api: APIRouter) -> None:
 
 
 def _opened(http: HttpRequest) -> BatchRunner:
-    runner = services(http).batches
-    if runner is None:
-        raise NotFound(OFF, code="batches_off")
-    return runner
+    return set_up(services(http).batches, OFF, "batches_off")
 
 
 def _owner(http: HttpRequest) -> str:
@@ -207,10 +204,3 @@ def _conflict(description: str) -> dict[int | str, dict[str, Any]]:
 
 def _id(page: Sequence[FileObject | BatchObject], at: int) -> str | None:
     return page[at].id if page else None
-
-
-def _batch_request(body: bytes) -> BatchRequest:
-    try:
-        return BatchRequest.model_validate_json(check_values(body), strict=True)
-    except ValidationError as error:
-        raise validation_error(error, parsed_or_none(body)) from None
