@@ -52,7 +52,7 @@ def draw_card(picture: PIL.Image.Image, question: str, answer: Json) -> bytes:
 
 
 def _layers(answer: Json, scale: float) -> list[Layer]:
-    replies = [_places(reply.get("result")) for reply in answer["replies"]]
+    replies = [_places(reply.get("result")) for reply in answer["replies"][:MAX_PLACES]]
     merged = _places(answer["merged"].get("result"))
     each = max(1, MAX_PLACES // (len(replies) + 1))
 

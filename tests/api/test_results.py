@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 from served import URL, calling, picture, router, served
 
+from serve.api import result_card
 from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.keys import Keys, new_key
@@ -77,6 +78,12 @@ async def test_result_whose_boxes_no_picture_has_is_refused(edge: float, file: R
         body = json.dumps({"answer": answer, "image": URL})
         refused = await client.post("/v1/results", content=body, headers={"content-type": "application/json"})
         assert refused.status_code == 400 and "answer" in refused.json()["error"]["param"]
+
+
+def test_card_has_few_places_however_many_replies() -> None:
+    result = {"boxes": [{"label": "cat", "box": [0, 0, 1, 1], "score": 0.5}]}
+    answer = {"replies": [{"result": result}] * 5000, "merged": {"result": result}}
+    assert sum(len(layer.items) for layer in result_card._layers(answer, 1.0)) == result_card.MAX_PLACES + 1
 
 
 async def test_card_page_has_no_markup_of_its_address(file: ResultFile) -> None:
