@@ -1,5 +1,6 @@
 """A chat template's switch for reasoning is found by what the template writes."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ from serve.engines.base import ReasoningOptions, Sampling
 from serve.engines.chat_settings import ChatSettings
 from serve.engines.checkpoint_facts import CheckpointFacts
 from serve.engines.reasoning_switch import EFFORT, EFFORTS, ReasoningSwitch, reasoning_switch
+from serve.engines.remote.chat_request import IMAGE_PART
 from serve.engines.vllm.chat_renderer import ChatRenderer
 
 TURNS = "{% for m in messages %}{{ m.role }}: {% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
@@ -112,3 +114,14 @@ def test_special_tokens_of_marks_alone_are_kept_in_a_reply() -> None:
     assert chat.hidden(Sampling(marks=("[THINK]",), special_tokens=True)) is None
     only = renderer(TURNS, "[THINK]").hidden(Sampling(marks=("[THINK]",)))
     assert only is not None and only.sub("", "[THINK]a") == "[THINK]a"
+
+
+def test_control_tokens_are_escaped_in_every_text_of_a_message() -> None:
+    call = {"id": "<image>", "type": "function", "function": {"name": "<image>", "arguments": '{"a": "<image>"}'}}
+    messages = [
+        {"role": "user", "content": [IMAGE_PART, {"type": "text", "text": "<image>"}]},
+        {"role": "assistant", "content": "<image>", "tool_calls": [call]},
+        {"role": "tool", "content": "<image>", "tool_call_id": "<image>", "name": "<image>"},
+    ]
+    written = str(renderer(TURNS, "<image>")._messages(json.dumps(messages)))
+    assert "<image>" not in written and written.count("< image>") == 8

@@ -118,16 +118,14 @@ class ChatRenderer:
         return value
 
     def _messages(self, text: str) -> list[dict[str, Any]]:
-        messages: list[dict[str, Any]] = json.loads(text)
-        for message in messages:
-            content = message["content"]
-            if "tool_calls" in message:
-                message["tool_calls"] = self._escaped(message["tool_calls"])
-            if isinstance(content, str):
-                message["content"] = self._control_tokens.escape(content)
-                continue
-            message["content"] = self._parts(content)
-        return messages
+        """Return messages whose texts are escaped, names of functions and ids of calls too."""
+        return [
+            {
+                name: self._parts(value) if name == "content" and isinstance(value, list) else self._escaped(value)
+                for name, value in message.items()
+            }
+            for message in json.loads(text)
+        ]
 
     def _parts(self, content: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the image's place and the texts, those that follow each other as one, as templates may part them."""
