@@ -1,22 +1,16 @@
 """The routes that load and unload a LoRA adapter, as vLLM's own server has them. They need a key of the scope admin."""
 
-from collections.abc import Callable
-from typing import TypeVar
-
 from fastapi import APIRouter
-from pydantic import BaseModel, ValidationError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse
 
 from serve.api import openapi_schema
 from serve.api.adapter_changes import AdapterChanges, LoadRequest, UnloadRequest
-from serve.api.body import check_values, parse_body, parsed_or_none
-from serve.api.error_responses import validation_error
-from serve.api.services import services
-from serve.errors import NotFound, Unavailable
+from serve.api.body import read_json
+from serve.api.services import services, set_up
+from serve.errors import Unavailable
 
 OFF = "No adapters are loaded here: the operator allows it by gateway.adapters, a folder for them."
-R = TypeVar("R", bound=BaseModel)
 
 
 def add_adapters(api: APIRouter) -> None:
@@ -32,7 +26,7 @@ def add_adapters(api: APIRouter) -> None:
     )
     async def load(http: HttpRequest) -> PlainTextResponse:
         changes = _opened(http)
-        given = await parse_body(http, _parser(LoadRequest))
+        given = await read_json(http, LoadRequest)
         try:
             await changes.load(given)
         except (OSError, ValueError) as error:
@@ -49,7 +43,7 @@ def add_adapters(api: APIRouter) -> None:
     )
     async def unload(http: HttpRequest) -> PlainTextResponse:
         changes = _opened(http)
-        given = await parse_body(http, _parser(UnloadRequest))
+        given = await read_json(http, UnloadRequest)
         try:
             await changes.unload(given.lora_name)
         except (OSError, ValueError) as error:
@@ -58,20 +52,7 @@ def add_adapters(api: APIRouter) -> None:
 
 
 def _opened(http: HttpRequest) -> AdapterChanges:
-    changes = services(http).adapters
-    if changes is None:
-        raise NotFound(OFF, code="adapters_off")
-    return changes
-
-
-def _parser(kind: type[R]) -> Callable[[bytes], R]:
-    def parse(body: bytes) -> R:
-        try:
-            return kind.model_validate_json(check_values(body), strict=True)
-        except ValidationError as error:
-            raise validation_error(error, parsed_or_none(body)) from None
-
-    return parse
+    return set_up(services(http).adapters, OFF, "adapters_off")
 
 
 def _unavailable(error: Exception) -> Unavailable:
