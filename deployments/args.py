@@ -320,7 +320,9 @@ class GatewayArgs(Limits, Placement):
         "and unpacked. One runs at a time. 0: nobody may.",
     )
     evaluations_pictures: int = Field(default=1000, ge=1, description="Pictures of such a folder.")
-    evaluations_minutes: float = Field(default=60, gt=0, description="Minutes after which such an evaluation is ended.")
+    evaluations_minutes: float = Field(
+        default=60, gt=0, description="Minutes for its folder to arrive, and for the run."
+    )
     results: Path | None = Field(
         default=None,
         description="Lets people share results: an SQLite file on the gateway's machine that keeps them. Whoever has "
