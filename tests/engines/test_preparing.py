@@ -19,6 +19,8 @@ from serve.media.decoding import MediaDecoder
 from serve.media.geometry import pad_to_square
 from serve.media.image import Image, undecoded_image
 
+pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
+
 
 class Counting(MediaDecoder):
     """A decoder that counts decoded files and images in use."""
