@@ -20,7 +20,7 @@ from serve.client import legible
 from serve.client.evaluation.batch import Tally
 from serve.client.evaluation.run import in_parts, interrupted_by_sigterm, require_pictures
 from serve.client.http_client import Failure, Misuse
-from serve.client.storage.parts import Parts, form_of
+from serve.client.storage.parts import FORMS, Parts, form_of
 from serve.client.storage.sources import WHOLE, PictureSource, open_source
 
 Json = dict[str, Any]
@@ -57,6 +57,8 @@ def run_batch(options: argparse.Namespace) -> int:
     """Ask about all pictures and write the answers. Return the exit status. Raises Failure or ConfigError."""
     if not in_parts(options.out):
         raise Misuse(f"--out {options.out}: it is a folder, as answers.parquet, answers/ or s3://bucket/answers.")
+    if FORMS[form_of(options.out)].pictures:
+        raise Misuse(f"--out {options.out}: pictures stay where they are decoded; diptych run writes them beside.")
     for name in ("judge", "quorum"):
         if getattr(options, name) is not None:
             raise Misuse(f"--{name} needs a server: diptych run has it.")

@@ -95,6 +95,7 @@ def test_answers_equal_those_of_a_server_and_earlier_ones_are_kept(
         (("--task", "caption"), "--labels are for detect"),
         (("--max-tokens", "100000"), "max_tokens"),
         (("--out", "file.jsonl"), "it is a folder"),
+        (("--out", "answers.tar"), "pictures stay where they are decoded"),
     ],
 )
 def test_question_is_refused_before_ray_is_started(
