@@ -57,7 +57,7 @@ class Record:
 
     key: the field that names a line's item, the first of every line. same: raises Failure or Misuse for a line that
     answers another question than this run's. An incomplete last line, and lines with an error, are dropped, so that
-    their items are asked again. Raises Failure for a file that is not such a record, or is in use.
+    their items are asked again. Raises Failure for a file that is not such a record, or is in use; Misuse for a pipe.
     """
 
     def __init__(self, path: Path, key: str, same: Callable[[Json], None]) -> None:
@@ -91,6 +91,8 @@ class Record:
             self._held.close()
 
     def _open_locked(self) -> IO[bytes]:
+        if self.path.exists() and not self.path.is_file():  # reading a pipe would block
+            raise Misuse(f"{self.path} is no file. Without --out answers go to stdout.")
         try:
             file = open(self.path, "ab")  # noqa: SIM115 (lives as long as the record)
         except OSError as error:

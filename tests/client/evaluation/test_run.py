@@ -20,7 +20,7 @@ from uvicorn import Config
 from serve.client.evaluation import batch
 from serve.client.evaluation.asker import Asker
 from serve.client.evaluation.lines import Record
-from serve.client.http_client import Server
+from serve.client.http_client import Misuse, Server
 from serve.engines.fake import FakeEngine
 
 
@@ -139,6 +139,12 @@ def test_record_in_use_is_refused(diptych: Any, server: str, tmp_path: Path) -> 
         assert ran.status == 1 and f"{out} is being written by another diptych" in ran.err and out.read_bytes() == b""
     assert diptych(*arguments).status == 0
     assert sorted(line["file"] for line in lines(out)) == names
+
+
+def test_record_in_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out.jsonl")
+    with pytest.raises(Misuse, match="is no file"):
+        Record(tmp_path / "out.jsonl", "file", lambda _: None)
 
 
 @pytest.mark.slow
