@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,9 +41,10 @@ from serve.tasks.object_schema import fault_of, object_schema
 
 M = TypeVar("M", bound=BaseModel)
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
-Length = Annotated[FiniteFloat, Field(ge=0)]
-Coordinate = Annotated[FiniteFloat, Field(ge=-MAX_SIDE, le=2 * MAX_SIDE)]
-"""Of a polygon, which may reach over the edge. pycocotools takes memory for each pixel between two points."""
+LEAST, MOST = -MAX_SIDE, 2 * MAX_SIDE
+"""Edges of places, which may reach over the picture's. pycocotools takes memory for each pixel between two points."""
+Length = Annotated[FiniteFloat, Field(ge=0, le=MOST)]
+Coordinate = Annotated[FiniteFloat, Field(ge=LEAST, le=MOST)]
 Run = Annotated[int, Field(ge=0, lt=2**32)]
 Id = Annotated[str, BeforeValidator(str)]
 """COCO's are numbers, other tools write them as text; a file may mix the two."""
@@ -72,7 +72,7 @@ class Instance(BaseModel):
 
     image_id: Id
     category_id: Id
-    bbox: tuple[FiniteFloat, FiniteFloat, Length, Length]
+    bbox: tuple[Coordinate, Coordinate, Length, Length]
     segmentation: Any = None
     iscrowd: bool = False
 
@@ -146,7 +146,7 @@ class Answers(BaseModel):
 
 class Place(BaseModel):
     label: str = Field(min_length=1)
-    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+    box: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
     mask: masks.Rle | None = None
     crowd: bool = False
 
@@ -281,8 +281,8 @@ class Labelled:
         missing = empty = 0
         try:
             for at, truth in enumerate(truths):
-                if not all(math.isfinite(edge) for box in truth.truth.get("boxes", ()) for edge in box["box"]):
-                    raise ValueError(f"{truth.where}: a box has numbers that are not finite.")
+                if not all(LEAST <= edge <= MOST for box in truth.truth.get("boxes", ()) for edge in box["box"]):
+                    raise ValueError(f"{truth.where}: a box has numbers that are not finite, or far outside.")
                 file = self._file(truth.file)
                 if file is None or truth.fields.get("labels") == []:
                     missing, empty = missing + (file is None), empty + (file is not None)

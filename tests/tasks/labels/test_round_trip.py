@@ -236,6 +236,7 @@ VOC_BOX = (
         ("data.yaml", "names: " + 600 * "[", "names: a list of the classes"),
         ("data.yaml", "names: {3: [a]}", "names: a list of the classes"),
         ("Annotations/a.xml", VOC_BOX.format("nan"), "not finite"),
+        ("Annotations/a.xml", VOC_BOX.format("-1e308"), "far outside"),
         ("labels.jsonl", '{"image": "a.png", "boxes": [{"label": "a", "box": [0, 0, NaN, 9]}]}', "finite"),
         ("t.json", region("x", "NaN"), "not finite"),
         ("t.json", region("rotation", "Infinity"), "[0]"),
