@@ -112,6 +112,7 @@ def test_malformed_address_raises_failure(url: str) -> None:
         ("http://127.9.9.9:80", True),
         ("http://[::1]:8000", True),
         ("http://localhost", True),
+        ("https://localhost", True),
         ("http://10.0.0.1", False),
         ("https://example.com", False),
     ],
@@ -123,6 +124,7 @@ def test_proxy_is_not_used_for_this_machine(url: str, local: bool, monkeypatch: 
     with Server(url) as client:
         assert client.local == local
         assert bool(client._http._mounts) != local
+        assert client.verify == (not local or url.startswith("https"))
 
 
 @pytest.mark.parametrize("body", [{}, {"error": "x"}, {"error": {"message": 3}}, {"detail": "Not Found"}])

@@ -42,6 +42,7 @@ class Asker:
             self._http = httpx.AsyncClient(
                 base_url=server.url,
                 headers=server.headers,
+                verify=server.verify,
                 trust_env=not server.local,
                 limits=httpx.Limits(max_connections=concurrency + 1, max_keepalive_connections=concurrency + 1),
             )
