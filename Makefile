@@ -156,11 +156,12 @@ loadtest: install-dev
 screenshots: install-dev
 	$(BIN)/python tests/pages/screenshots.py $(or $(URL),http://127.0.0.1:8000) build/screenshots
 
-# families of chat models by their catalogue entries, and the others, beside transformers: minutes, and a table
-parity: install-dev
+# every architecture of the catalogue beside transformers, in three processes with a table each
+parity: parity-generic
 	PARITY=all $(BIN)/pytest -m engine tests/engines/test_parity.py -k equals
+	PARITY=all $(BIN)/pytest -m engine tests/engines/test_pictures.py
 
-# every architecture that a folder's name alone serves, beside transformers: two minutes, and a table
+# of these the architectures of chat models, by their families' entries or by a folder's name alone
 parity-generic: install-dev
 	PARITY=all $(BIN)/pytest -m engine tests/engines/test_named.py -k transformers
 

@@ -2,11 +2,12 @@
 
 The first has Qwen2.5-VL's architecture and writes boxes in pixels of the picture that it gets, whatever its size and
 shape; the second has Qwen3-VL's and writes thousandths. Both answer the prompt that the families are asked, in JSON
-with a label, a digit a token. They are the tests' own and know nothing but shapes.
+with a label, a digit a token. They are the tests' own and know nothing but rectangles of four colours.
 
 First the tower learns to label each cell of the picture, then all of it answers questions, several packed behind one
 picture: each sees the picture and itself, as in a causal model. Training that was stopped continues from its last
-state, at most two minutes back. At the end the checkpoint is written in the published layout, to build/toy/NAME.
+state, at most two minutes back; `--minutes 3` stops it. At the end the checkpoint is written in the published layout,
+to build/toy/NAME.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,22 +28,22 @@ from serve.engines.checkpoint_facts import read_facts
 from serve.engines.vllm.multimodal import picture_limits
 from serve.engines.vllm.torchvision import repair
 from serve.errors import ParseError
+from serve.media.geometry import iou
 from serve.models import MODELS
 from serve.models.base import Checkpoint, Model, with_limits
 from serve.models.qwen_tasks import LOCATE
 from serve.tasks.boxes import DetectResult
 from serve.tasks.detect import DetectRequest
-from serve.toy import world
 from serve.toy.training import qwen_lessons as lessons
 from serve.toy.training.muon import Muon
 from serve.toy.training.nets import sinusoids
-from serve.toy.training.qwen_lessons import CELLS, FORMATS, Maker, QwenBatch
+from serve.toy.training.qwen_lessons import FORMATS, Maker, QwenBatch
 from serve.toy.training.varied_lessons import WORK
 
 SAVE_EVERY_S, LOG_EVERY = 120, 25
 IMAGES = 24
 """Pictures of a step."""
-WIDTH, TOWER_WIDTH, LAYERS = 128, 96, 4
+WIDTH, TOWER_WIDTH, LAYERS, TOWER_LAYERS = 96, 64, 4, 3
 ENTRIES = {"qwen2.5-vl": "qwen2.5-vl-3b", "qwen3-vl": "qwen3-vl-2b"}
 """The catalogue's model in whose place a toy stands."""
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -61,19 +63,19 @@ def build_model(name: str, tokenizer: Any) -> Any:
     kinds = ("image_pad", "video_pad", "vision_start", "vision_end")
     tokens = {f"{kind.removesuffix('_pad')}_token_id": token(f"<|{kind}|>") for kind in kinds}
     text: dict[str, Any] = dict(
-        hidden_size=WIDTH, intermediate_size=320, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=(len(tokenizer) + 15) // 16 * 16, max_position_embeddings=1024,
+        hidden_size=WIDTH, intermediate_size=192, num_hidden_layers=LAYERS, num_attention_heads=3,
+        num_key_value_heads=1, vocab_size=(len(tokenizer) + 15) // 16 * 16, max_position_embeddings=1024,
         bos_token_id=None, eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>"),
         tie_word_embeddings=True,
     )  # fmt: skip
     vision: dict[str, Any] = dict(
-        depth=LAYERS, hidden_size=TOWER_WIDTH, out_hidden_size=WIDTH, num_heads=3, intermediate_size=240,
+        depth=TOWER_LAYERS, hidden_size=TOWER_WIDTH, out_hidden_size=WIDTH, num_heads=2, intermediate_size=128,
         patch_size=FORMATS[name].patch, spatial_merge_size=2, temporal_patch_size=2,
     )  # fmt: skip
     if name == "qwen2.5-vl":
         # The base is small, as positions are: by Qwen's own the last angles would not tell fourteen cells apart.
         text["rope_parameters"] = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10.0}
-        vision |= {"window_size": 112, "fullatt_block_indexes": [1, 3]}
+        vision |= {"window_size": 112, "fullatt_block_indexes": [1, 2]}
         config, kind = transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration
     else:
         rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True, "rope_theta": 100.0}
@@ -99,7 +101,7 @@ class QwenTrainer:
         self.model = build_model(name, self.tokenizer)
         self.maker = Maker(self.format, self.tokenizer)
         # Read labels of cells out of the tower's features, and places out of the second layer; not exported.
-        self.probe = nn.Linear(WIDTH, len(world.SHAPES) + 1 + len(world.COLORS) + 1 + 4)
+        self.probe = nn.Linear(WIDTH, len(lessons.COLORS) + 1 + 4)
         self.placed = nn.Linear(WIDTH, 6 * sinusoids(torch.zeros(1)).shape[-1])
         self.steps = [max(2, round(steps * scale)) for steps in (self.format.tower, self.format.steps)]
         named = [*self.model.named_parameters(), ("probe", self.probe.weight), ("probe.bias", self.probe.bias)]
@@ -113,12 +115,16 @@ class QwenTrainer:
         )
         self.done = 0
 
-    def run(self) -> None:
+    def run(self, minutes: float) -> bool:
+        """Train for that long at most. Returns whether training is done."""
         if self.state.exists():
             self._load()
         saved = began = time.monotonic()
         self.model.train()
         while self.done < sum(self.steps):
+            if time.monotonic() - began > 60 * minutes:
+                self._save()
+                return False
             step, tower = self.done, self.done < self.steps[0]
             batch = self.maker.batch(f"{step}", IMAGES)
             at, all_of_it = (step, self.steps[0]) if tower else (step - self.steps[0], self.steps[1])
@@ -139,15 +145,16 @@ class QwenTrainer:
             if time.monotonic() - saved > SAVE_EVERY_S or self.done == sum(self.steps):
                 saved = time.monotonic()
                 self._save()
+        return True
 
     def loss(self, batch: QwenBatch, tower: bool) -> tuple[Tensor, str]:
         """Return the loss and its parts as text. tower: of the labels of cells alone."""
         seen = self.model.model.get_image_features(batch.patches, batch.grids, return_dict=True)
         read = self.probe(torch.cat(list(seen.pooler_output))).float()
-        kinds, colors, edges = read.split([len(world.SHAPES) + 1, len(world.COLORS) + 1, 4], dim=-1)
-        there = batch.kinds > 0
-        parts = {"kinds": _balanced(kinds, batch.kinds), "colors": _balanced(colors, batch.colors)}
-        away = batch.edges - batch.places.repeat(1, 2)
+        colors, edges = read.split([len(lessons.COLORS) + 1, 4], dim=-1)
+        there = batch.colors > 0
+        away = 10 * (batch.edges - batch.places.repeat(1, 2))
+        parts = {"colors": _balanced(colors, batch.colors)}
         parts["edges"] = F.smooth_l1_loss(edges[there], away[there], beta=0.3)
         cells = torch.stack(list(parts.values())).sum()
         summary = " ".join(f"{name} {part.item():.3f}" for name, part in parts.items())
@@ -158,7 +165,7 @@ class QwenTrainer:
             image_grid_thw=batch.grids, mm_encoder_outputs={"image": seen}, output_hidden_states=True,
         )  # fmt: skip
         read = self.placed(out.hidden_states[2][batch.ids == self.maker.picture]).float()
-        true = sinusoids(torch.cat([batch.places, batch.edges], dim=1) / CELLS).flatten(1)
+        true = sinusoids(torch.cat([batch.places, batch.edges], dim=1)).flatten(1)
         own = true.shape[1] // 3
         places = F.mse_loss(read[:, :own], true[:, :own]) + F.mse_loss(read[there, own:], true[there, own:])
         kept = batch.targets >= 0
@@ -189,7 +196,7 @@ class QwenTrainer:
         import transformers
 
         third = self.name == "qwen3-vl"
-        limits = {"shortest_edge": self.format.cell**2 * 4, "longest_edge": self.format.cell**2 * CELLS**2}
+        limits = {"shortest_edge": self.format.resized.least, "longest_edge": self.format.resized.most}
         images = transformers.Qwen2VLImageProcessor(
             size=limits, patch_size=self.format.patch, merge_size=2, image_mean=list(self.format.mean),
             image_std=list(self.format.std),
@@ -233,7 +240,8 @@ def measure(name: str, folder: Path, count: int) -> str:
     processor = transformers.AutoProcessor.from_pretrained(folder)
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     detect = as_served(name, folder).skills["detect"]
-    hits = true = boxes = unread = 0
+    overlaps: list[float] = []
+    others = unread = 0
     for item in lessons.detect_items(count):
         request = DetectRequest(image=item.image, labels=list(item.labels))
         prompt = LOCATE.format(", ".join(item.labels))
@@ -247,15 +255,21 @@ def measure(name: str, folder: Path, count: int) -> str:
         except ParseError:
             result, unread = DetectResult(boxes=[]), unread + 1
         assert isinstance(result, DetectResult)
-        hits += lessons.found_boxes(result.boxes, item.boxes)
-        true, boxes = true + len(item.boxes), boxes + len(result.boxes)
-    return f"{hits} of {true} boxes found, {boxes - hits} others, {unread} of {count} replies not read"
+        by_label = {box.label: box.box for box in result.boxes}
+        overlaps += [
+            iou(np.array([by_label.get(box.label, (0, 0, 0, 0))]), np.array([box.box]))[0, 0] for box in item.boxes
+        ]
+        others += len(result.boxes) - len(by_label.keys() & {box.label for box in item.boxes})
+    hits = sum(overlap >= 0.5 for overlap in overlaps)
+    mean = f"mean IoU {sum(overlaps) / len(overlaps):.2f}"
+    return f"{hits} of {len(overlaps)} boxes found, {mean}, {others} others, {unread} of {count} replies not read"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("toy", choices=sorted(FORMATS))
     parser.add_argument("--steps-scale", type=float, default=1.0, help="0.01 tries everything out")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of training in this sitting")
     parser.add_argument("--work", type=Path, default=WORK, help="state, and the checkpoint")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", type=Path, metavar="FOLDER", help="of a trained one, what it finds")
@@ -266,9 +280,9 @@ def main() -> None:
         print(measure(options.toy, options.measure, 200))
         return
     trainer = QwenTrainer(options.toy, options.steps_scale, options.work)
-    trainer.run()
-    trainer.export(options.work / options.toy)
-    print(f"exported to {options.work / options.toy}", flush=True)
+    if trainer.run(options.minutes):
+        trainer.export(options.work / options.toy)
+        print(f"exported to {options.work / options.toy}", flush=True)
 
 
 if __name__ == "__main__":
