@@ -186,6 +186,11 @@ async def models_of(client: httpx.AsyncClient) -> dict[str, str]:
     return dict((await client.get("/ready")).json()["models"])
 
 
+async def has_models(client: httpx.AsyncClient, states: dict[str, str]) -> bool:
+    """Wait until a gateway has these models in these states. Return whether that comes."""
+    return await eventually(lambda: models_of(client), lambda models: models == states)
+
+
 async def load(client: httpx.AsyncClient, name: str = "mine", **fields: Any) -> httpx.Response:
     return await client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": name, **fields})
 
@@ -210,7 +215,7 @@ async def test_loaded_adapter_is_a_model_on_every_endpoint_of_both_gateways(tmp_
         assert (reply.status_code, reply.text) == (200, "Success: LoRA adapter 'mine' added successfully.")
         assert fleet.added() == [1, 1] and fleet.kept() == ["mine"]
         for client in (first, second):
-            assert await models_of(client) == {BASE: "ready", "mine": "ready"}
+            assert await has_models(client, {BASE: "ready", "mine": "ready"})
             listed = {entry["id"]: entry for entry in (await client.get("/v1/models")).json()["data"]}
             assert listed["mine"]["parent"] == BASE and listed["vqa"]["diptych"]["models"] == [BASE, "mine"]
             assert (await ask(client)).json()["choices"][0]["message"]["content"] == "blue"
@@ -241,6 +246,7 @@ async def test_unloaded_adapter_is_gone_everywhere_once_its_requests_have_ended(
         reply = await unload(second)
         assert (reply.status_code, reply.text) == (200, "Success: LoRA adapter 'mine' removed successfully.")
         for client in (first, second):
+            assert await has_models(client, {BASE: "ready"})
             assert error(await ask(client)) == (404, "model", "model_not_found")
         asked_ones = [min(1, replica.fake.speaking) for replica in fleet.replicas]
         assert await eventually(fleet.added, lambda added: added == asked_ones)  # where it is asked it is held still
@@ -258,7 +264,7 @@ async def test_load_that_fails_on_one_replica_leaves_none_loaded(tmp_path: Path)
         assert error(reply) == (400, "lora_path", "adapter_refused") and "no layer q_proj" in reply.text
         assert await eventually(fleet.added, lambda added: added == [0, 0]) and fleet.kept() == []
         for client in (first, second):
-            assert list(await models_of(client)) == [BASE]
+            assert await has_models(client, {BASE: "ready"})
         assert (await load(second, "theirs")).status_code == 200
 
 

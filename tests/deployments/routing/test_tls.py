@@ -1,5 +1,9 @@
 """Gateways and replicas talk by TLS where Ray does, and only to those whose certificate is of its authority."""
 
+import os
+import re
+import shutil
+import subprocess
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -10,9 +14,10 @@ import pytest
 from deployments.routing import tls
 from serve.transport.connection import Connection
 from serve.transport.server import StreamServer
-from tests.media.fetch.certificate import certified
 
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 HOST = "127.0.0.1"
+BLOCKS = re.findall(r"```sh\n(.*?)```", (Path(__file__).parents[3] / "k8s" / "README.md").read_text(), re.DOTALL)
 
 
 async def echo(thing: Any) -> AsyncGenerator[Any, None]:
@@ -23,12 +28,16 @@ async def no_statuses() -> dict[str, Any]:
     return {}
 
 
-def with_certificate(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str = HOST) -> None:
-    """Set Ray's variables for a certificate that is its own authority."""
+def with_certificate(monkeypatch: pytest.MonkeyPatch, folder: Path, address: str = HOST) -> None:
+    """Set Ray's variables for a certificate that the recipe of k8s/README.md makes."""
+    (recipe,) = [block for block in BLOCKS if block.startswith("openssl req -x509")]
     folder.mkdir(exist_ok=True)
-    certificate, key = certified(name, folder)
-    for variable, value in zip((tls.SWITCH, *tls.FILES), ("1", certificate, key, certificate), strict=True):
-        monkeypatch.setenv(variable, str(value))
+    environment = {**os.environ, "ADDRESS": address}
+    recipe = recipe.replace("DNS:localhost,IP:127.0.0.1,", "")
+    done = subprocess.run(["sh", "-ec", recipe], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for variable, value in zip((tls.SWITCH, *tls.FILES), ("1", "tls.crt", "tls.key", "ca.crt"), strict=True):
+        monkeypatch.setenv(variable, value if variable == tls.SWITCH else str(folder / value))
 
 
 async def test_large_call_crosses_tls_and_peers_without_the_certificate_are_refused(
@@ -45,7 +54,7 @@ async def test_large_call_crosses_tls_and_peers_without_the_certificate_are_refu
         monkeypatch.setattr("serve.transport.connection.CONNECT_S", 0.5)
         with pytest.raises(OSError):  # without TLS
             await Connection.open(HOST, port, server.token)
-        authority = tmp_path / "ours" / "certificate.pem"
+        authority = tmp_path / "ours" / "ca.crt"
         with_certificate(monkeypatch, tmp_path / "theirs")
         with pytest.raises(OSError, match="certificate verify failed"):
             await Connection.open(HOST, port, server.token, tls.client_context())

@@ -1,8 +1,6 @@
-"""Make a self-signed certificate for a host name or an IP address."""
+"""Make a self-signed certificate for a host name."""
 
-import contextlib
 import datetime
-import ipaddress
 from pathlib import Path
 
 from cryptography import x509
@@ -15,15 +13,12 @@ def certified(name: str, folder: Path) -> tuple[Path, Path]:
     """Write a certificate and its key to `folder`. Returns the two paths."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    alternative: x509.GeneralName = x509.DNSName(name)
-    with contextlib.suppress(ValueError):
-        alternative = x509.IPAddress(ipaddress.ip_address(name))
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

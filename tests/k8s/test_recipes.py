@@ -1,0 +1,58 @@
+"""The recipes for upgrades in k8s/README.md: what of them needs no cluster is run."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from k8s.checks import rendered
+from serve import cli
+from serve.api.keys import Keys, parse_entries
+
+ROOT = Path(__file__).parents[2]
+SECTION = (ROOT / "k8s" / "README.md").read_text().partition("\n## Upgrade, and back\n")[2].partition("\n## ")[0]
+LINES = [line for block in re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL) for line in block.splitlines()]
+pytestmark = pytest.mark.skipif(not rendered.able(), reason="kubectl is not installed")
+
+
+def written(line: str) -> Any:
+    """Run a line of a recipe up to where it needs a cluster. Return the object that it would apply."""
+    command, _, rest = line.partition(" | ")
+    assert rest == "kubectl apply -f -"
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, (line, done.stderr)
+    return yaml.safe_load(done.stdout)
+
+
+def test_recipe_of_a_key_makes_the_secret_that_gateways_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.main(["keys", "add", "alice", "--file", "keys"])
+    for line in LINES:
+        if line.startswith("diptych keys"):
+            assert cli.main(shlex.split(line, comments=True)[1:]) == 0
+    assert Keys(parse_entries(Path("keys").read_text())).names == ["alice-2"]
+    (line,) = {line for line in LINES if " secret generic " in line}
+    secret = written(line)
+    service = (ROOT / "k8s" / "base" / "rayservice.yaml").read_text()
+    assert list(secret["data"]) == ["keys"] and f"secretName: {secret['metadata']['name']} #" in service
+
+
+def test_recipe_of_a_certificate_makes_the_secret_that_the_ingress_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=a"]
+        + ["-keyout", "tls.key", "-out", "tls.crt"],
+        capture_output=True,
+        check=True,
+    )
+    (line,) = [line for line in LINES if " secret tls " in line]
+    secret = written(line)
+    ingress = yaml.safe_load((ROOT / "k8s" / "components" / "ingress" / "ingress.yaml").read_text())
+    assert secret["type"] == "kubernetes.io/tls"
+    assert secret["metadata"]["name"] == ingress["spec"]["tls"][0]["secretName"]
