@@ -22,6 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import from_json
 
 from serve.client.evaluation import folder
 from serve.client.evaluation.items import Item, Json, labels
@@ -549,17 +550,18 @@ def _rle(path: Path, at: int, instance: Instance, picture: Picture) -> Json:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        data = path.read_bytes()
+        return from_json(data.decode(json.detect_encoding(data)))
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Failure(f"{path}: this is not JSON: {error}.") from None
 
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return from_json(text)
+    except ValueError as error:
         raise Failure(f"{where}: this is not JSON: {error}.") from None
 
 

@@ -129,6 +129,7 @@ def test_labels_jsonl_has_items_of_every_task(here: Path) -> None:
         ("a.json", instances(segmentation=[[float("nan")] * 6]), "annotations[0].segmentation: "),
         ("a.json", instances(bbox=[8, float("inf"), 20, 10]), "a.json: annotations[0].bbox[1]: "),
         ("a.json", instances(bbox=[8, 10, -20, 10]), "a.json: annotations[0].bbox[2]: "),
+        ("labels.jsonl", '{"image": "a.png", "task": "extract", "schema": "\\ud83d"}', "line 1: this is not JSON"),
         ("a.json", instances(bbox=[1e308, 10, 1e308, 10]), "a.json: annotations[0].bbox[0]: "),
         (
             "a.json",
