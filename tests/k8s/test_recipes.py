@@ -1,8 +1,10 @@
-"""The recipes for upgrades in k8s/README.md: what of them needs no cluster is run."""
+"""The recipes of k8s/README.md: what of them needs no cluster is run."""
 
 import re
 import shlex
+import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,28 @@ from serve import cli
 from serve.api.keys import Keys, parse_entries
 
 ROOT = Path(__file__).parents[2]
-SECTION = (ROOT / "k8s" / "README.md").read_text().partition("\n## Upgrade, and back\n")[2].partition("\n## ")[0]
+README = (ROOT / "k8s" / "README.md").read_text()
+SECTION = README.partition("\n## Upgrade, and back\n")[2].partition("\n## ")[0]
 LINES = [line for block in re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL) for line in block.splitlines()]
 pytestmark = pytest.mark.skipif(not rendered.able(), reason="kubectl is not installed")
+
+
+def test_patch_for_adapters_gives_gateways_and_models_one_volume(tmp_path: Path) -> None:
+    (patch,) = re.findall(r"^  ```yaml\n(  patches:\n.*?)^  ```", README, re.DOTALL | re.MULTILINE)
+    folder = tmp_path / "k8s"
+    shutil.copytree(rendered.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    file = folder / "overlays" / "gpu-node" / "kustomization.yaml"
+    shared = file.read_text().replace("components/model-cache\n", "components/model-cache-shared\n")
+    file.write_text(shared + textwrap.dedent(patch))
+    (service,) = rendered.of_kind(rendered.rendered(file.parent), "RayService")
+    claims = {
+        name: {
+            volume["name"]: volume.get("persistentVolumeClaim", {}).get("claimName")
+            for volume in group["template"]["spec"]["volumes"]
+        }
+        for name, group in rendered.groups(service)
+    }
+    assert claims["gateways"]["cache"] == claims["models"]["cache"] == "diptych-models"
 
 
 def written(line: str) -> Any:
