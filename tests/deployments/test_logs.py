@@ -115,8 +115,8 @@ def text(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     monkeypatch.delenv(logs.FILE, raising=False)
     monkeypatch.delenv(logs.WORDS, raising=False)
     for logger in map(
-        logging.getLogger, ("uvicorn", "uvicorn.error", "ray.serve")
-    ):  # other tests silence their servers, and Ray Serve sets up its own
+        logging.getLogger, ("uvicorn", "uvicorn.error", "ray", "ray.serve")
+    ):  # other tests silence their servers, and Ray and Ray Serve set up their own
         monkeypatch.setattr(logger, "disabled", False)
         monkeypatch.setattr(logger, "propagate", True)
         monkeypatch.setattr(logger, "handlers", [])
