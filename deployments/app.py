@@ -1,72 +1,95 @@
-"""Builds the Ray Serve application: one deployment per engine, and the gateway in front of them."""
+"""Builds the Ray Serve applications: one for the gateways, and one for each model or group of models.
+
+Each starts, changes, fails and ends by itself. Gateways learn of models by their `user_config`, which changes without a
+restart.
+"""
 
 import hashlib
 import json
 import time
-from collections.abc import Container, Sequence
+from collections import defaultdict
+from collections.abc import Container
 from typing import Any
 
 import ray.serve
 
+from deployments.applications import GATEWAY_ONLY_FIELDS, scale, served
 from deployments.args import Args, EngineArgs, GatewayArgs, LoraArgs, ModelPlacement, Placement
 from deployments.gateway import Gateway
-from deployments.group_scheduler import GroupScheduler
+from deployments.group_scheduler import SCHEDULER, GroupScheduler
 from deployments.replica import GroupPlace, Replica
 
-KILL_AFTER_S = 2.0
-"""Seconds after drain_s before Serve kills a process that has not ended by itself."""
-SCHEDULER = "scheduler of "
-"""Beginning of the name of a group's scheduler; no model's name has a space."""
-GATEWAY_ONLY_FIELDS = {"replicas", "autoscaling", "max_ongoing_requests", "keeps_pictures", "weight"}
-"""Fields of an entry that only the gateway and Serve read: changing one restarts no replica."""
+FOREVER = 2**31 - 1
+GATEWAY_TRIES = 3
+"""Starts of a gateway on one machine before `diptych serve` says that it cannot; on a cluster they have no end."""
 
 
 def build(args: Args) -> ray.serve.Application:
-    """Build the application of a Serve config's `args`, with its models in catalogue order.
-
-    A deployment has the name of the model whose engine it holds; LoRA adapters on that engine have none of their own. A
-    replica counts as started once its model is loaded, so that a cluster is not upgraded before it can answer.
-    """
-    return application(args, [args], args.engines())
-
-
-def application(
-    gateway_args: Args, engine_args: Sequence[Args], wait_for: Container[str] = ()
-) -> ray.serve.Application:
-    """Build gateways that serve `gateway_args`, in front of the engines of all `engine_args`.
-
-    Where two of them name the same engine, the later one wins. wait_for: models whose replicas count as started only
-    once they are loaded.
-    """
-    replicas = {}
-    schedulers = {}
-    for args in engine_args:
-        for group in args.groups:
-            schedulers[group] = _scheduler(args, group)
-        for name, entry in args.engines().items():
-            adapters = args.adapters(name)
-            options = _options(name, entry, _version(args, entry), args.reserved_gpus(name))
-            options["user_config"] = {"wait": True} if name in wait_for else None
-            place = _place(args, entry)
-            scheduler = None if entry.group is None else schedulers[entry.group]
-            replicas[name] = ray.serve.deployment(Replica).options(**options).bind(entry, adapters, place, scheduler)
-    listen = gateway_args.gateway.listen
-    gateway = ray.serve.deployment(Gateway).options(
-        **_options(
-            "gateway", gateway_args.gateway, _digest(listen and listen.model_dump()), gateway_args.gateway.num_gpus
-        ),
-        user_config={
-            "args": gateway_args.model_dump(mode="json", by_alias=True, exclude_unset=True),
-            "read": time.time(),
-        },
+    """Refuse a config that was written for people: Serve takes the applications that are made of it."""
+    raise ValueError(
+        "Serve takes an application for each model: `diptych deploy FILE` sends them to Ray, "
+        "`diptych deploy FILE --print` writes them."
     )
-    return gateway.bind(gateway_args, replicas)
+
+
+def build_gateways(args: GatewayArgs) -> ray.serve.Application:
+    """Build the gateways' application. What they serve is in the `user_config` of their deployment.
+
+    args: what a running gateway cannot change: its port, its resources.
+    """
+    return _gateway(args)
+
+
+def build_models(args: Args) -> ray.serve.Application:
+    """Build the application of one model, or of one group's models, in `args`."""
+    (application,) = model_applications(args).values()
+    return application
+
+
+def gateway_application(args: Args) -> ray.serve.Application:
+    """Build the gateways' application for these args, which are read anew where the gateways run already."""
+    return _gateway(args.gateway, {"args": served(args), "read": time.time()})
+
+
+def model_applications(*configs: Args, refuse: Container[str] = ()) -> dict[str, ray.serve.Application]:
+    """Build the application of each model or group of models in these configs, by name.
+
+    Where two configs have the same engine in the same application, the later one wins. refuse: models of which a
+    replica that cannot be loaded is to fail at once.
+    """
+    replicas: defaultdict[str, dict[str, ray.serve.Application]] = defaultdict(dict)
+    groups: dict[str, tuple[Args, str]] = {}
+    for args in configs:
+        for name, entry in args.engines().items():
+            application = args.application(name)
+            replicas[application][name] = _replica(args, entry, refuse=name in refuse)
+            if entry.group is not None:
+                groups[application] = args, entry.group
+    return {
+        application: _scheduler(*groups[application], members) if application in groups else members[application]
+        for application, members in replicas.items()
+    }
 
 
 def changed(old: Args, new: Args) -> list[str]:
     """Return the models whose replicas must be started for `new`: those missing from `old`, or different there."""
     before = {name: _version(old, entry) for name, entry in old.engines().items()}
     return [name for name, entry in new.engines().items() if before.get(name) != _version(new, entry)]
+
+
+def _gateway(args: GatewayArgs, user_config: dict[str, Any] | None = None) -> ray.serve.Application:
+    options = _options("gateway", args, _digest(args.listen and args.listen.model_dump()), args.num_gpus)
+    options["user_config"] = user_config
+    options["max_constructor_retry_count"] = FOREVER if user_config is None else GATEWAY_TRIES
+    return ray.serve.deployment(Gateway).options(**options).bind(args.listen)
+
+
+def _replica(args: Args, entry: EngineArgs, refuse: bool) -> ray.serve.Application:
+    options = _options(entry.name, entry, _version(args, entry), args.reserved_gpus(entry.name))
+    options["user_config"] = {"refuse": refuse}
+    options["max_constructor_retry_count"] = 1 if refuse else FOREVER
+    adapters = args.adapters(entry.name)
+    return ray.serve.deployment(Replica).options(**options).bind(entry, adapters, _place(args, entry))
 
 
 def _version(args: Args, entry: EngineArgs) -> str:
@@ -84,14 +107,18 @@ def _place(args: Args, entry: EngineArgs) -> GroupPlace | None:
     return GroupPlace(entry.group, group.sleep_level, group.max_running, others)
 
 
-def _scheduler(args: Args, name: str) -> ray.serve.Application:
-    """Return the deployment that gives a group's models their turns. Only one may run at a time."""
+def _scheduler(args: Args, name: str, replicas: dict[str, ray.serve.Application]) -> ray.serve.Application:
+    """Return a group's application: the deployment that gives its models their turns, with theirs.
+
+    Only one scheduler may run at a time.
+    """
     group, members = args.groups[name], [entry.name for entry in args.members(name)]
     options = {
         **_options(f"{SCHEDULER}{name}", Placement(num_cpus=0), _digest([group.model_dump(), members]), 0),
         "max_surge_percent": 0,
+        "max_constructor_retry_count": FOREVER,
     }
-    return ray.serve.deployment(GroupScheduler).options(**options).bind(group, members)
+    return ray.serve.deployment(GroupScheduler).options(**options).bind(group, members, list(replicas.values()))
 
 
 def _digest(value: Any) -> str:
@@ -100,17 +127,11 @@ def _digest(value: Any) -> str:
 
 def _options(name: str, placement: Placement, version: str, num_gpus: float) -> dict[str, Any]:
     """Return a deployment's options for Ray Serve. num_gpus: reserved for each replica."""
-    count: dict[str, object] = (
-        {"num_replicas": placement.replicas}
-        if placement.autoscaling is None
-        else {"autoscaling_config": placement.autoscaling.config()}
-    )
-    leave_s = placement.leave_s if isinstance(placement, GatewayArgs) else 0
     return {
-        **count,
+        **scale(placement),
         "name": name,
         # Without one Serve starts every replica anew at each `ray.serve.run`. Where it builds the application by itself
-        # (`serve deploy`, RayService) it puts its own in this place: a hash of the whole args.
+        # (`diptych deploy`, RayService) it puts its own in this place: a hash of the application's args.
         "version": version,
         "_internal": True,
         "max_replicas_per_node": placement.max_replicas_per_node,
@@ -119,11 +140,9 @@ def _options(name: str, placement: Placement, version: str, num_gpus: float) -> 
             "num_gpus": num_gpus,
             "resources": placement.resources,
         },
-        "max_ongoing_requests": placement.max_ongoing_requests,
         "max_surge_percent": 100 if placement.surges else 0,
         # A dead engine is noticed after three failed checks; a model that loads answers them, so they may be quick.
         "health_check_period_s": 1,
         "health_check_timeout_s": 30,
         "graceful_shutdown_wait_loop_s": 0.1,
-        "graceful_shutdown_timeout_s": placement.drain_s + KILL_AFTER_S + leave_s,
     }

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,8 @@ from serve.models.remote import RemoteModel, remote_model
 
 log = logging.getLogger(__name__)
 
+APPLICATION = "diptych"
+"""The name of the gateways' Serve application."""
 KEYS = "DIPTYCH_API_KEYS"
 """Environment variable of the gateway: entries name:sha256:HEX with commas between, beside those of keys_file."""
 
@@ -102,6 +105,20 @@ class ModelPlacement(Placement):
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(
         default=16, description="The largest rank of these."
     )
+    required: bool = Field(
+        default=False, description="A new gateway is ready, and takes over from an older one, only once it was loaded."
+    )
+    retry_s: float = Field(
+        default=30,
+        gt=0,
+        description="Seconds until a model that could not be loaded is tried again; twice as long after each try.",
+    )
+    retry_max_s: float = Field(default=900, gt=0, description="The longest of these times.")
+
+    def retries(self) -> Iterator[float]:
+        """Yield the seconds to wait before each further try to load it."""
+        for tries in itertools.count():
+            yield min(self.retry_s * 2 ** min(tries, 60), self.retry_max_s)
 
 
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -272,6 +289,12 @@ class GatewayArgs(Limits, Placement):
         description="Seconds in which a gateway that is being stopped fails /health and still answers, so that load "
         "balancers use others. A new one counts as started this long after it answers.",
     )
+    wait_s: float = Field(
+        default=600,
+        ge=0,
+        description="On a cluster: seconds for which a new gateway waits for models that are being loaded, before it "
+        "counts as started. For `required` ones it waits as long as it takes.",
+    )
     keys_file: Path | None = Field(
         default=None,
         description="A file on the gateway's machine with a line name:sha256:HEX:SETTING=VALUE for each key, which "
@@ -422,7 +445,7 @@ def named_entry(name: str) -> dict[str, str]:
 
 
 class Args(BaseModel):
-    """The application's `args` in a Serve config."""
+    """The models, groups and gateways to serve: the `args` of a config's application."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -510,6 +533,11 @@ class Args(BaseModel):
     def engines(self) -> dict[str, EngineArgs]:
         """Return the entries of models with an engine of their own, by name."""
         return {entry.name: entry for entry in self.models if isinstance(entry, EngineArgs)}
+
+    def application(self, name: str) -> str:
+        """Return the name of the Serve application that holds a model's engine: its own, or its group's."""
+        group = self.engines()[name].group
+        return name if group is None else f"group {group}"  # no model's name has a space
 
     def members(self, group: str) -> list[EngineArgs]:
         """Return the entries of a group's models."""

@@ -39,6 +39,22 @@ class Scaling(BaseModel):
         return {**self.model_dump(exclude_none=True), "policy": {"policy_function": f"{__name__}:by_queue"}}
 
 
+def fixed(replicas: int) -> dict[str, Any]:
+    """Return an autoscaling_config for a fixed number of replicas that need not be there.
+
+    Serve counts an application as running while replicas of an autoscaled deployment wait for room, but not while those
+    of a fixed number do: a model that no node has room for would keep all of a cluster from counting as ready. Without
+    initial_replicas, to which Serve would go back at each change: it would stop the old replica for a changed model.
+    """
+    policy = {"policy_function": f"{__name__}:as_many_as_may_be"}
+    return {"min_replicas": 0, "max_replicas": replicas, "upscale_delay_s": 0, "policy": policy}
+
+
+def as_many_as_may_be(context: Any) -> tuple[float, dict[str, Any]]:
+    """Return max_replicas, and no state. Called as `by_queue` is."""
+    return float(context.config.max_replicas), {}
+
+
 def by_queue(context: Any) -> tuple[float, dict[str, Any]]:
     """Return the number of replicas (Serve rounds up) at which each has `target_ongoing_requests`, and no state.
 

@@ -7,12 +7,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deployments.applications import APP, APPS, GATEWAYS, applications
 from deployments.args import ENTRY_TAGS, Args, ModelArgs, named_entry
 from serve.engines.ocr.reader import is_installed
 from serve.models import MODELS
 
 HERE = Path(__file__).parent
-APP = "deployments.app:build"
 READER = "rapidocr"
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
@@ -22,7 +22,7 @@ class ConfigError(Exception):
 
 
 class Config(BaseModel):
-    """The part of a Serve config that one machine needs; `serve deploy` and RayService read all of it."""
+    """The part of a Serve config that one machine needs."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -33,30 +33,74 @@ class Config(BaseModel):
 
 
 def read_config(file: Path) -> Config:
-    """Read a Serve config file with one application, ours. Raises ConfigError."""
+    """Read a Serve config file with our application, or the applications made of it. Raises ConfigError."""
+    return parse_config(read_text(file), str(file))
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a config. Raises ConfigError."""
     try:
-        text = file.read_text()
+        return file.read_text()
     except OSError as error:
         raise ConfigError(f"The config {file} cannot be read: {error.strerror}.") from None
-    return parse_config(text, str(file))
 
 
 def parse_config(text: str, source: str) -> Config:
     """Read a config from YAML text. source: its name in error messages. Raises ConfigError."""
-    try:
-        whole = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The config {source} is not YAML: {' '.join(str(error).split())}") from None
-    ours = [app for app in _items(whole, "applications") if isinstance(app, dict) and app.get("import_path") == APP]
-    if len(ours) != 1:
+    whole = _read_yaml(text, source)
+    generated = [app for app in _ours(whole) if app["import_path"] != APP]
+    written = [app for app in _ours(whole) if app["import_path"] == APP]
+    if generated and not written:
+        args = _args_of_gateways(generated)
+    elif len(written) == 1 and not generated:
+        args = written[0].get("args") or {}
+    else:
         raise ConfigError(f"The config {source} needs one application with import_path {APP}.")
     http = whole.get("http_options") or {}
-    return _validated(
+    config = _validated(
         source,
-        args=ours[0].get("args") or {},
+        args=args,
         logging={**QUIET, **(whole.get("logging_config") or {})},
         **{key: http[key] for key in ("host", "port") if key in http},
     )
+    if generated and generated != applications(config.args):
+        raise ConfigError(
+            f"The config {source} has applications that do not go together: write them again with "
+            "`diptych deploy FILE --print`."
+        )
+    return config
+
+
+def serve_config(text: str, source: str) -> dict[str, Any]:
+    """Return the config that Serve takes: with an application for the gateways and for each model in place of ours.
+
+    Raises ConfigError.
+    """
+    args, whole = parse_config(text, source).args, _read_yaml(text, source)
+    others = [app for app in whole["applications"] if app not in _ours(whole)]
+    return {**whole, "applications": [*applications(args), *others]}
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The config {source} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _ours(whole: Any) -> list[dict[str, Any]]:
+    """Return our applications in a Serve config, as they were written by people or made of that."""
+    apps = [app for app in _items(whole, "applications") if isinstance(app, dict)]
+    return [app for app in apps if app.get("import_path") in APPS]
+
+
+def _args_of_gateways(generated: list[dict[str, Any]]) -> Any:
+    for app in generated:
+        for deployment in _items(app, "deployments"):
+            if app["import_path"] == GATEWAYS and isinstance(deployment, dict):
+                config = deployment.get("user_config")
+                return config.get("args") if isinstance(config, dict) else None
+    return None
 
 
 def default_config() -> Config:

@@ -1,21 +1,20 @@
 """Runs the gateway: a process with the HTTP app, and a route to every model."""
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import ray.exceptions
 import ray.serve
-import ray.serve.exceptions
 from fastapi import FastAPI
-from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
-from deployments import autoscaling, logs
+from deployments import autoscaling, logs, serve_status
 from deployments.adapters.loader import AdapterLoader
-from deployments.args import Args, GatewayArgs, LoraArgs, ModelPlacement
+from deployments.args import Args, GatewayArgs, Listen, LoraArgs, ModelPlacement
 from deployments.file_watch import watch_file
 from deployments.local.machine import bind_to_loopback
 from deployments.quotas import QuotaActor
@@ -26,7 +25,7 @@ from deployments.routing.replica_route import Quarantine, ReplicaRoute
 from deployments.routing.replicas import Replicas
 from deployments.server.http_server import HttpServer
 from serve import tracing
-from serve.api.app import create_app
+from serve.api.app import create_app, readiness
 from serve.api.batches.runner import BatchRunner
 from serve.api.batches.store import BatchStore
 from serve.api.loop_lag import LoopLag, freeze_heap
@@ -49,13 +48,14 @@ from serve.router import Router
 
 log = logging.getLogger(__name__)
 
-APPLICATION = "diptych"
-"""The name of the Serve application."""
 WAIT_FOR_REPLICA_S = 3.0
 """Longest wait for the first replica of a new engine, before requests are routed to it."""
 KEYS_FILE_CHECK_S = 5.0
 """Seconds between two checks of the keys file."""
-UNREACHABLE = (ray.exceptions.RayError, ray.serve.exceptions.RayServeException)
+STATUS_S = 5.0
+"""Seconds between two questions to Serve: why models have no process; whether there is another config."""
+LOADING_S = 0.5
+"""Seconds between two looks whether models are loaded."""
 
 
 class SwappableApp:
@@ -75,20 +75,18 @@ class Gateway:
     A new config does not restart it (`reconfigure`): running requests keep the old config, new ones use the new one.
     """
 
-    def __init__(self, args: Args, handles: dict[str, DeploymentHandle]) -> None:
-        """Start serving. handles: one for each engine, by the name of its model; adapters use their base's."""
+    def __init__(self, listen: Listen | None) -> None:
+        """Start without a config, which `reconfigure` brings. listen: the port to open then."""
         bind_to_loopback()
-        logs.configure("gateway", args.gateway.access_log)
         tracing.start("diptych-gateway")
         processes.warm()
-        self._handles = handles
-        self._pools: dict[str, Pool] = {}
+        self._listen = listen
+        self._pools: dict[tuple[str, str], Pool] = {}
+        """By application and name of the model."""
         self._endpoints: dict[str, Endpoint] = {}
         self._quarantines: defaultdict[str, Quarantine] = defaultdict(Quarantine)
         self._config: dict[str, Any] = {}
         release_large_blocks()
-        self._budget = Budget.of_this_process(args.gateway.memory_mb)
-        self._files = ImageFiles(MediaDecoder(self._budget))
         self._lag = LoopLag()
         self._lag.start()
         self._metrics, self._rate_limiter = Metrics(), RateLimiter()
@@ -99,45 +97,105 @@ class Gateway:
         self._request_log: RequestLog | None = None
         self._batches: BatchRunner | None = None
         self._adapters: AdapterLoader | None = None
-        self._args = args
-        self._app = SwappableApp(self._create_app(args))
-        listen = args.gateway.listen
-        self.server = HttpServer(self._app, listen.host, listen.port, args.gateway) if listen is not None else None
+        self._awaited: set[str] = set()
+        """Required models that were not loaded since this process began."""
+        self._app = SwappableApp(FastAPI())
+        self.server: HttpServer | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Serve by a config. Called by Serve once this process has started, and when the config changes.
+
+        config: {"args": an Args as JSON}; with `hold` this gateway counts as started only once models are loaded.
+        Raises ValueError or OSError where the first config cannot be used; with a later one that ends nothing, it is
+        logged and the old one kept.
+        """
+        if self._config:
+            await self._change(config)
+            self._config = config
+        else:
+            await self._begin(config)
+
+    async def _begin(self, config: dict[str, Any]) -> None:
+        self._args = args = Args.model_validate(config["args"])
+        logs.configure("gateway", args.gateway.access_log)
+        self._budget = Budget.of_this_process(args.gateway.memory_mb)
+        self._files = ImageFiles(MediaDecoder(self._budget))
+        self._awaited = {name for name, entry in args.engines().items() if entry.required}
+        self._app.app = self._create_app(args)
         if (warning := args.gateway.warning()) is not None:
             log.warning(warning)
         watching = watch_file(lambda: self._args.gateway.keys_file, self._read_keys, KEYS_FILE_CHECK_S)
         loop = asyncio.get_running_loop()
-        self._watching = loop.create_task(watching)
+        self._tasks = [loop.create_task(task) for task in (watching, self._find_hindrances())]
         self._reporting = loop.create_task(self._rate_limiter.keep_reporting())
+        if self._listen is not None:
+            self.server = HttpServer(self._app, self._listen.host, self._listen.port, args.gateway)
         freeze_heap()
-
-    async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Serve new args. Called by Serve once this process has started, and when the config changes.
-
-        config: {"args": an Args as JSON}. Unusable args are logged and the old ones kept: an error raised here
-        would end this process.
-        """
-        if self._config:
-            try:
-                args = Args.model_validate(config["args"])
-                known = set(self._pools)
-                app = self._create_app(args)
-            except (ValueError, OSError):
-                log.exception("the new config cannot be used; the old one is kept")
-                return
-            new = [pool for name, pool in self._pools.items() if name not in known]
-            await asyncio.gather(*(pool.wait_for_replica(WAIT_FOR_REPLICA_S) for pool in new))
-            await self._wait_for_quotas()
-            self._app.app, self._args = app, args
-            self._budget.resize(Budget.of_this_process(args.gateway.memory_mb).total)
-            logs.set_access_log(args.gateway.access_log)
-            if self.server is not None:
-                self.server.limit(args.gateway)
-        else:
-            await self._wait_for_quotas()
-            if self.server is not None:  # in a rollout the next gateway is stopped once this one counts as started
-                await asyncio.sleep(self._args.gateway.leave_s)
+        await self._wait_for_quotas()
         self._config = config
+        if config.get("hold"):
+            await self._until_loaded(args.gateway.wait_s)
+        if self.server is not None:  # in a rollout the next gateway is stopped once this one counts as started
+            await asyncio.sleep(args.gateway.leave_s)
+
+    async def _change(self, config: dict[str, Any]) -> None:
+        try:
+            args = Args.model_validate(config["args"])
+            known, models = set(self._pools), self._args.models_by_name.keys()
+            app = self._create_app(args)
+        except (ValueError, OSError):
+            log.exception("the new config cannot be used; the old one is kept")
+            return
+        for (_, name), pool in self._pools.items():
+            if not pool.entry.sleeps:
+                pool.joining |= {name, *(adapter.name for adapter in args.adapters(name))} - models
+        self._awaited &= {name for name, entry in args.engines().items() if entry.required}
+        new = [pool for key, pool in self._pools.items() if key not in known]
+        # on a cluster the search only begins: there the other gateways' turns come after this one's
+        seconds = 0 if config.get("hold") else WAIT_FOR_REPLICA_S
+        await asyncio.gather(*(pool.wait_for_replica(seconds) for pool in new))
+        await self._wait_for_quotas()
+        self._app.app, self._args = app, args
+        self._budget.resize(Budget.of_this_process(args.gateway.memory_mb).total)
+        logs.set_access_log(args.gateway.access_log)
+        if self.server is not None:
+            self.server.limit(args.gateway)
+
+    async def _until_loaded(self, wait_s: float) -> None:
+        """Return once required models are loaded, and the others too, or have failed; after wait_s without those."""
+        until = time.monotonic() + wait_s
+        following = asyncio.get_running_loop().create_task(self._follow_config())
+        try:
+            while True:
+                state = await readiness(self._router, self._awaited)
+                if not self._awaited and ("starting" not in state.models.values() or time.monotonic() > until):
+                    return
+                await asyncio.sleep(LOADING_S)
+        finally:
+            following.cancel()
+
+    async def _follow_config(self) -> None:
+        """Keep serving by the config that Serve has, which it brings to no process that has not started."""
+        while True:
+            await asyncio.sleep(STATUS_S)
+            with contextlib.suppress(*serve_status.UNREACHABLE):
+                config = await serve_status.config_of_gateways()
+                if config is not None and config != self._config:
+                    await self._change(config)
+                    self._config = config
+
+    async def _find_hindrances(self) -> None:
+        """Keep every pool without a process informed why it has none."""
+        while True:
+            missing = {key: pool for key, pool in self._pools.items() if pool.is_missing()}
+            try:
+                reasons = await serve_status.hindrances(missing) if missing else {}
+            except serve_status.UNREACHABLE:
+                reasons = {}
+            for key, pool in missing.items():
+                pool.hindrance = reasons.get(key)
+            await asyncio.sleep(STATUS_S)
 
     def __serve_build_asgi_app__(self) -> SwappableApp:
         """Return the app for Serve's own ingress, which serves it where there is no `listen`."""
@@ -181,10 +239,12 @@ class Gateway:
         results = None if kept.results is None else ResultFile(kept.results, kept.results_days, kept.results_mb)
         bases = {entry.name: entry.base for entry in args.models if isinstance(entry, LoraArgs)}
         engines = args.engines()
-        for name in self._pools.keys() - engines.keys():
-            self._pools.pop(name).close()
+        for application, name in self._pools.keys() - {(args.application(name), name) for name in engines}:
+            self._pools.pop((application, name)).close()
             self._quarantines.pop(name, None)
-        pools: dict[str, Pool | Endpoint] = {name: self._pool(name, entry) for name, entry in engines.items()}
+        pools: dict[str, Pool | Endpoint] = {
+            name: self._pool(args.application(name), name, entry) for name, entry in engines.items()
+        }
         remotes = args.remotes()
         for name in [name for name, endpoint in self._endpoints.items() if endpoint.entry != remotes.get(name)]:
             self._endpoints.pop(name).close()
@@ -198,9 +258,10 @@ class Gateway:
         if self._adapters is not None:
             self._adapters.pools = {name: pool for name, pool in pools.items() if isinstance(pool, Pool)}
         gateway = args.gateway
+        self._router = Router(routes)
         batches = self._open_batches(gateway)
         return create_app(
-            Router(routes),
+            self._router,
             limits=gateway.limits(),
             access=access,
             cors=gateway.cors,
@@ -214,6 +275,7 @@ class Gateway:
             request_log=request_log,
             batches=batches,
             adapters=self._adapters,
+            awaited=self._awaited,
         )
 
     async def _close_files(self) -> None:
@@ -323,10 +385,10 @@ class Gateway:
             self._endpoints[model.name] = Endpoint(model, engine, entry)
         return self._endpoints[model.name]
 
-    def _pool(self, name: str, entry: ModelPlacement) -> Pool:
-        if name not in self._pools:
-            handle = self._handles.get(name) or ray.serve.get_deployment_handle(name, APPLICATION)
-            discovery = ServeDiscovery(handle, UNREACHABLE)
-            self._pools[name] = Pool(Replicas(discovery.find, discovery.wake), entry)
-        self._pools[name].entry = entry
-        return self._pools[name]
+    def _pool(self, application: str, name: str, entry: ModelPlacement) -> Pool:
+        key = application, name
+        if key not in self._pools:
+            discovery = ServeDiscovery(serve_status.deployment(name, application), serve_status.UNREACHABLE)
+            self._pools[key] = Pool(Replicas(discovery.find, discovery.wake), entry)
+        self._pools[key].entry = entry
+        return self._pools[key]

@@ -1,5 +1,8 @@
 """A process that gives the models of a group their turns (deployments/groups)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from deployments import logs
 from deployments.args import GroupArgs
 from deployments.groups.policy import Order
@@ -9,11 +12,15 @@ from deployments.routing import tls
 from deployments.routing.replicas import Address
 from serve.transport.server import Method, StreamServer
 
+SCHEDULER = "scheduler of "
+"""Beginning of the name of a group's scheduler; no model's name has a space."""
+
 
 class GroupScheduler:
     """The scheduler of one group, on a port of its own. Where it dies, Serve starts another, and members join that."""
 
-    def __init__(self, args: GroupArgs, members: list[str]) -> None:
+    def __init__(self, args: GroupArgs, members: list[str], replicas: Sequence[Any] = ()) -> None:
+        """replicas: Serve's handles of the members, which makes them parts of one application. They are not used."""
         bind_to_loopback()
         logs.configure("group")
         self.scheduler = Scheduler(args, members)

@@ -12,7 +12,8 @@ from deployments import autoscaling, logs
 from deployments.adapters.holder import AdapterHolder
 from deployments.adapters.state import HOLD, WantedAdapters
 from deployments.args import EngineArgs, LoraArgs
-from deployments.groups.member import Link, Member
+from deployments.group_scheduler import SCHEDULER
+from deployments.groups.member import Link, Member, again
 from deployments.local.machine import bind_to_loopback
 from deployments.routing import tls
 from deployments.routing.discovery import ServeDiscovery
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 LEAVE_S = REFRESH_S + 1.0
 """Seconds within which every gateway searches again and finds the replica that replaces this one."""
+OTHERS_S = 3.0
+"""Seconds between two looks whether another replica answers while this one is loading."""
 
 LOADING = "DIPTYCH_LOADING"
 """Environment variable: a folder with a file for each process that loads a model, named by its id (k8s/base)."""
@@ -55,7 +58,7 @@ class GroupPlace(NamedTuple):
 class Replica:
     """A process that loads its engine in the background, and reports its progress or why it failed.
 
-    Where a model cannot start, the process stays up to report why; other models are not affected. An engine that dies
+    Where a model cannot be loaded, the process stays up to report why, and tries again. An engine that dies
     after it was ready fails the health check: Serve then replaces this process, which brings the engine back. LoRA
     adapters generate with the same engine, each with a status of its own. A model of a group loads when it has its
     turn, and then sleeps and wakes with the others (deployments/groups); its requests wait here.
@@ -66,9 +69,7 @@ class Replica:
         args: EngineArgs,
         adapters: Sequence[LoraArgs] = (),
         place: GroupPlace | None = None,
-        scheduler: Any = None,
     ) -> None:
-        """scheduler: Serve's handle of the group's."""
         self._loading_file = loading_file()
         bind_to_loopback()
         logs.configure(args.name)
@@ -99,31 +100,47 @@ class Replica:
         self.server = StreamServer(methods, self.statuses, joined, on_abandoned, simple=(Delta, Piece, Waiting))
         self._listening: asyncio.Task[Address] | None = None
         self._member: Member | None = None
+        self._tried, self._counted = asyncio.Event(), False
+        self._why: str | None = None
+        """Why the last try to load the model failed."""
+        self._retries = args.retries()
         if place is not None:
-            self._schedulers = Replicas(ServeDiscovery(scheduler, _unreachable()).find, _wake_nobody)
+            from deployments import serve_status
+
+            scheduler = serve_status.sibling(f"{SCHEDULER}{place.name}")
+            self._schedulers = Replicas(ServeDiscovery(scheduler, serve_status.UNREACHABLE).find, _wake_nobody)
             self._member = Member(
                 base.name,
                 engine,
                 at_once=place.max_running,
-                start=self._start_in_turn,
+                start=self._try_to_start,
                 connect=self._scheduler,
                 mark=self._mark,
+                retries=self._retries,
             )
             self._mark("starting", f"waiting for its turn to load in group {place.name}")
-        starting = self._start() if self._member is None else self._until_started(self._member)
+        starting = self._load() if self._member is None else self._until_started(self._member)
         self._starting = asyncio.get_running_loop().create_task(starting)
-        self._starting.add_done_callback(self._started)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Wait until the model is loaded, where config has `wait`. Called by Serve before this counts as started.
+        """Return once this replica may count as started. Called by Serve, which then stops an older one for it.
 
-        Raises ModelError when loading fails: Serve then keeps the old replicas, and gives up after some tries.
+        It does at once, so that its progress is seen, unless another one is loaded: then not before it is loaded too.
+        With `refuse` in config that is once it was tried; raises ModelError where it could not be loaded.
         """
-        if config.get("wait"):
-            await asyncio.shield(self._starting)
-            status = await self.worker.status()
-            if status.state == "failed":
-                raise ModelError(f"{status.model} could not be started: {status.step}", code="model_failed")
+        from deployments import serve_status
+
+        if config.get("refuse"):
+            await self._tried.wait()
+            if self._why is not None:
+                raise ModelError(f"{self.worker.name} could not be started: {self._why}", code="model_failed")
+        while not self._counted and not await self.loaded() and await serve_status.other_is_loaded():
+            await asyncio.wait({self._starting}, timeout=OTHERS_S)
+        self._counted = True
+
+    async def loaded(self) -> bool:
+        """Return whether the model can answer, or sleeps. Other replicas of it ask."""
+        return (await self.worker.status()).state in ("ready", "asleep")
 
     async def address(self) -> Address:
         """Return the address for gateways. Called through Ray, which authenticates both sides."""
@@ -227,16 +244,29 @@ class Replica:
         available = await self._schedulers.available()
         return available[0] if available else None
 
-    async def _start_in_turn(self) -> str | None:
+    async def _load(self) -> None:
+        """Load the model, and try again where that fails, after longer and longer pauses."""
+        while (why := await self._try_to_start()) is not None:
+            pause = next(self._retries)
+            self._mark("failed", again(why, pause))
+            self._tried.set()
+            await asyncio.sleep(pause)
+        self._tried.set()
+
+    async def _try_to_start(self) -> str | None:
         """Load the model. Return why that failed."""
         try:
             await self._start()
-        except Exception as error:  # any: the others of the group must get their turns
-            self._report_bug(error)
+        except Exception as error:  # any: others must not wait for its turn, and it may be mended
+            log.exception("%s did not start", self.worker.name)
+            self._mark("failed", f"It could not be started, by a fault of Diptych: {error!r}")
         status = await self.worker.status()
-        return status.step if status.state == "failed" else None
+        self._why = status.step if status.state == "failed" else None
+        return self._why
 
     async def _until_started(self, member: Member) -> None:
+        await member.tried.wait()
+        self._tried.set()
         await member.started.wait()
 
     async def _start(self) -> None:
@@ -260,14 +290,6 @@ class Replica:
             self._mark("starting", step)
             if self._member is not None:
                 self._member.progressed()
-
-    def _started(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._report_bug(error)
-
-    def _report_bug(self, error: BaseException) -> None:
-        log.error("%s did not start", self.worker.name, exc_info=error)
-        self._mark("failed", f"It could not be started, by a fault of Diptych: {error!r}")
 
 
 def loading_file() -> Path | None:
@@ -327,14 +349,6 @@ async def _pieces(stream: AsyncGenerator[Piece | Waiting, None]) -> AsyncGenerat
         async for item in stream:
             if isinstance(item, Piece):
                 yield item
-
-
-def _unreachable() -> tuple[type[Exception], ...]:
-    """Return what Serve's handle raises where a deployment has no replica that answers."""
-    import ray.exceptions
-    import ray.serve.exceptions
-
-    return (ray.exceptions.RayError, ray.serve.exceptions.RayServeException)
 
 
 async def _wake_nobody() -> None:

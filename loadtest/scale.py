@@ -129,7 +129,7 @@ async def _wait_for_replicas(server: Server, names: Sequence[str], replicas: int
 
 
 def _replicas(server: Server, name: str) -> int:
-    return sum(f"ServeReplica:diptych:{name}" in line for line in server.tree.command_lines())
+    return sum(f"ServeReplica:{name}:{name}" in line for line in server.tree.command_lines())
 
 
 def _bodies(names: Sequence[str], count: int) -> list[bytes]:

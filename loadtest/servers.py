@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from deployments.config import APP
+from deployments.applications import APP
 from deployments.local.gpus import gpus
 from loadtest.pictures import body, pictures
 from loadtest.processes import Tree

@@ -35,7 +35,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options, rest = known.parse_known_args(argv)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "question", "") is None:
         options.question = rest.pop()
-    if options.run in (_plan, _doctor, _batch):  # the program that they become reads its own options
+    if options.run in (_plan, _doctor, _deploy, _batch):  # the program that they become reads its own options
         options.rest, rest = rest, []
     if rest:
         known.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         ("doctor", _doctor, "whether this machine can serve them, and what to mend"),
         ("plan", _plan, "which models fit on which GPUs together"),
         ("batch", _batch, "pictures by the million through the models of a Ray cluster, without a server"),
+        ("deploy", _deploy, "send a configuration to a running Ray, and follow what it changes"),
     ):
         commands.add_parser(name, help=text, add_help=False).set_defaults(run=run)
     _ask_options(commands.add_parser("ask", help="ask every model about a picture or a film"))
@@ -345,6 +346,10 @@ def _batch(options: argparse.Namespace) -> NoReturn:
     if missing:
         raise Failure(f"diptych batch needs {' and '.join(missing)}: install diptych[cpu,cloud] or diptych[gpu,cloud].")
     _become("deployments.batch", options.rest)
+
+
+def _deploy(options: argparse.Namespace) -> NoReturn:
+    _become("deployments.deploy", options.rest)
 
 
 def _become(module: str, arguments: Sequence[str]) -> NoReturn:

@@ -91,6 +91,11 @@ class Worker:
         return False
 
     @property
+    def joining(self) -> bool:
+        """Return False: models of one process come together."""
+        return False
+
+    @property
     def failed(self) -> bool:
         return self._state == "failed"
 

@@ -1,14 +1,17 @@
 """Runs `python -m deployments` as a child process."""
 
+import concurrent.futures
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,16 @@ START_S = 600.0  # 15 s of work, on a machine that may be busy
 
 
 class Running:
-    """A server started with `arguments` on a free port."""
+    """A server started with `arguments` on a free port. script: one that starts it in another way, and reads stdin."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, script: Path | None = None) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._out = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115 (lives as long as the process)
+        program = ("-m", "deployments") if script is None else (str(script),)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "deployments", "--port", str(self.port), *arguments],
+            [sys.executable, *program, "--port", str(self.port), *arguments],
+            stdin=None if script is None else subprocess.PIPE,
             stdout=self._out,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
@@ -66,10 +71,12 @@ class Running:
 
     def replica(self, name: str) -> int:
         """Return the process id of a model's replica, or of the gateway."""
-        title = f"ray::ServeReplica:diptych:{name}"
-        return next(
-            p for p in self.processes() if command(p).startswith(title) and not command(parent(p)).startswith(title)
-        )
+        return next(iter(self.replicas(name)))
+
+    def replicas(self, name: str) -> list[int]:
+        """Return the process ids of a model's replicas, or of the gateways."""
+        title = re.compile(rf"ray::ServeReplica:[^:]*:{re.escape(name)}(?![\w-])")
+        return [p for p in self.processes() if title.match(command(p)) and not title.match(command(parent(p)))]
 
     def engine(self, name: str) -> int:
         """Return the id of vLLM's process for a model: the larger of its replica's children."""
@@ -89,6 +96,30 @@ class Running:
     def leftovers(self) -> list[str]:
         """Return the command lines of processes that still run."""
         return [command(process) for process in self.seen if alive(process)]
+
+
+@contextlib.contextmanager
+def asking(ask: Callable[[], httpx.Response], people: int = 6) -> Iterator[list[str]]:
+    """Send requests from `people` threads. Yields the outcomes: "ok", or the failure."""
+    outcomes: list[str] = []
+    done = threading.Event()
+
+    def person() -> None:
+        while not done.is_set():
+            try:
+                reply = ask()
+                columns = reply.json().get("replies", [{"status": reply.text}])
+                outcomes.append(str([column for column in columns if column["status"] != "ok"] or "ok"))
+            except httpx.TransportError as error:
+                outcomes.append(repr(error))
+
+    with concurrent.futures.ThreadPoolExecutor(people) as pool:
+        for _ in range(people):
+            pool.submit(person)
+        try:
+            yield outcomes
+        finally:
+            done.set()
 
 
 def free_port() -> int:

@@ -25,7 +25,7 @@ class Gate:
     """The gate of one engine, closed at first.
 
     at_once: requests in the engine at a time, so that it is empty soon after the gate was closed. on_change: called
-    when a request came, went on or left. failure: the error for all requests, once it is set by `fail`. idle_since:
+    when a request came, went on or left. failure: the error for all requests, from `fail` to `open`. idle_since:
     when the last request left the engine.
     """
 
@@ -62,8 +62,8 @@ class Gate:
         self._on_change()
 
     def open(self) -> None:
-        """Admit requests: those that wait, interactive ones first, and those that come."""
-        self._open = True
+        """Admit requests: those that wait, interactive ones first, and those that come. Ends a failure."""
+        self._open, self.failure = True, None
         self.idle_since = self.clock()
         self._admit()
 

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Protocol, TypeVar
 
 from deployments.groups.gate import Gate
@@ -48,7 +48,8 @@ class Member:
     """A model of a group.
 
     start: starts the engine for the first time; returns why that failed, None where it has not. connect: returns a
-    link, or None while there is no scheduler. mark: shows the model's state and step.
+    link, or None while there is no scheduler. mark: shows the model's state and step. retries: the seconds to wait
+    before each further try of a first start that failed.
 
     wakes: how often it woke after its first start, and how long the last time took; None where it never did. broken:
     the error with which waking or sleeping failed; the process then has to be replaced.
@@ -63,17 +64,21 @@ class Member:
         start: Callable[[], Awaitable[str | None]],
         connect: Callable[[], Awaitable[Link | None]],
         mark: Callable[[State, str], None],
+        retries: Iterator[float],
     ) -> None:
         self.name = name
         self.wakes: Wakes | None = None
         self.broken: ModelError | None = None
+        self.tried = asyncio.Event()
+        """Set once a first start has ended, in success or not."""
         self.started = asyncio.Event()
-        """Set once the first start has ended, in success or not."""
+        """Set once one has ended in success."""
         self.phase: Phase = "new"
         self.loaded = False
         """True while the engine is awake, so that it can be checked; False as soon as it falls asleep."""
         self._key = uuid.uuid4().hex
         self._engine, self._start, self._connect, self._mark = engine, start, connect, mark
+        self._retries = retries
         self._reportable = asyncio.Event()
         self._gate = Gate(at_once, self._reportable.set)
         self._clock = self._gate.clock
@@ -193,11 +198,11 @@ class Member:
                 try:
                     failure = await self._start_in_time()
                 finally:
-                    self.started.set()
+                    self.tried.set()
                 if failure is not None:
-                    self._enter("failed")
-                    self._gate.fail(ModelError(f"{self.name} cannot answer: {failure}", code="model_failed"))
+                    self._fail(failure)
                     return
+                self.started.set()
             else:
                 self._mark("asleep", f"waking{self._last()}")
                 await _in_time(self._engine.wake(), "woken")
@@ -210,7 +215,7 @@ class Member:
             self.wakes = Wakes(1 if self.wakes is None else self.wakes.count + 1, self._woke_at - began)
         self._mark("ready", "ready")
         self._enter("awake")
-        self._gate.open()
+        self._gate.open()  # also after failures
 
     async def _start_in_time(self) -> str | None:
         """Return why the first start failed. Raises ModelError where it stood still for START_S."""
@@ -235,6 +240,14 @@ class Member:
         self._enter("asleep")
         self._mark("asleep", f"it wakes when it is asked{self._last()}")
 
+    def _fail(self, why: str) -> None:
+        """Fail all requests until the next try to start, for which it joins the others that wait."""
+        pause = next(self._retries)
+        self._mark("failed", again(why, pause))
+        self._enter("failed")
+        self._gate.fail(ModelError(f"{self.name} cannot answer: {why}", code="model_failed"))
+        asyncio.get_running_loop().call_later(pause, self._enter, "new")
+
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
         self._reportable.set()
@@ -248,6 +261,11 @@ class Member:
 
     def _last(self) -> str:
         return f"; that took {self.wakes.last_s:.1f} s the last time" if self.wakes else ""
+
+
+def again(why: str, pause_s: float) -> str:
+    """Return why a model could not be loaded, and when it is tried again."""
+    return f"{why} It is tried again after {pause_s:g} s."
 
 
 async def _in_time(switch: Coroutine[Any, Any, None], done: str) -> None:

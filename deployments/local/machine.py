@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # Ctrl-C waits for nothing
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # the default, 0.1, costs 4% of a core; at 1 a killed replica is late
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # a replica whose engine is dead has nothing to finish
+    "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": str(10**6),  # a model whose process ends at its start is never given up
     # One event loop per process: our code does not block it, and hops between threads cost a tenth of a request.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",

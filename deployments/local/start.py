@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from deployments.args import KEYS, Listen
+from deployments.args import APPLICATION, KEYS, Listen
 from deployments.config import HERE, Config, ConfigError, default_config, for_models, read_config, takes_gpus
 from deployments.local.gpus import gpus
 from deployments.local.machine import PrivateRay, RayEnded, check_ray, reap
@@ -205,8 +205,7 @@ def _run(config: Config) -> str:
     import ray
     import ray.serve
 
-    from deployments.app import application
-    from deployments.local.update import deploy
+    from deployments.local import update
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     needed = sum(config.args.needed_gpus().values())
@@ -217,7 +216,7 @@ def _run(config: Config) -> str:
         )
 
     ray.serve.start(proxy_location="Disabled", logging_config=config.logging)
-    deploy(application(config.args, [config.args]), config)
+    update.start_applications(config)
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     return f"http://{host}:{config.port}"
 
@@ -247,7 +246,7 @@ def _drain(seconds: float) -> None:
     print(f"\nFinishing what was begun, for at most {seconds:g} s.", flush=True)
     # The signal may have been sent to Ray as well.
     with contextlib.suppress(ray.exceptions.RayError, ray.serve.exceptions.RayServeException, OSError, RuntimeError):
-        ray.serve.get_deployment_handle("gateway", "diptych").broadcast("drain").results(timeout_s=seconds)
+        ray.serve.get_deployment_handle("gateway", APPLICATION).broadcast("drain").results(timeout_s=seconds)
 
 
 def _welcome(url: str, states: dict[str, str], logs: Path, models: Sequence[Model]) -> None:

@@ -1,50 +1,93 @@
 """Applies a new config to a running server. No request is lost; an unusable config changes nothing."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
-from deployments.args import Args
+from deployments.args import APPLICATION, Args
 from deployments.config import Config, ConfigError
 
 REASON = re.compile(r"ModelError: (.*)")
+
+
+def start_applications(config: Config) -> None:
+    """Start the applications of a config. Returns once its gateways run; its models may be loading, or fail.
+
+    Raises RuntimeError where a gateway cannot start.
+    """
+    from deployments.app import gateway_application, model_applications
+
+    _deploy(model_applications(config.args), config, wait=False)
+    _deploy({APPLICATION: gateway_application(config.args)}, config)
 
 
 def update(old: Config, new: Config, report: Callable[[str], None]) -> None:
     """Change the server from `old` to `new`. Blocks while models load.
 
     New and changed models are started beside the old ones, then the gateways switch to them, then old models stop.
-    Where there is no room for both at once, old models stop first, and `report` says so.
+    Where there is no room for both at once, old models stop first, and `report` says so. Applications in which nothing
+    changes are left alone.
 
     report: called with lines for the terminal. Raises ConfigError where the new config cannot be used; the old one then
     stays.
     """
-    from deployments.app import application, changed
+    from deployments.app import changed, gateway_application, model_applications
 
     if (old.host, old.port, old.args.gateway.listen) != (new.host, new.port, new.args.gateway.listen):
         raise ConfigError("The port cannot change while it serves.")
     started = changed(old.args, new.args)
-    removed = [name for name in old.args.engines() if name not in new.args.engines()]
-    if _fits(old.args, new.args, started):
-        if started:
-            report(f"starting {', '.join(started)}")
-            try:
-                deploy(application(old.args, [old.args, new.args], started), new)
-            except RuntimeError:
-                reasons = _reasons()
-                deploy(application(old.args, [old.args]), old)
-                raise ConfigError(reasons) from None
-        deploy(application(new.args, [old.args, new.args]), new)
+    affected = {new.args.application(name) for name in started}
+    before, after = model_applications(old.args), model_applications(new.args)
+    room = _fits(old.args, new.args, started)
+    if started and room:
+        report(f"starting {', '.join(started)}")
+        try:
+            _deploy(_some(model_applications(old.args, new.args, refuse=started), affected), new)
+        except RuntimeError:
+            reasons = _reasons(affected)
+            _delete(affected - before.keys())
+            _deploy(_some(before, affected), old, wait=False)
+            raise ConfigError(reasons) from None
     elif started:
-        affected = ", ".join(removed + started)
-        report(f"there is no room for old and new at once: {affected} answer again when they are loaded")
-    deploy(application(new.args, [new.args]), new)
+        removed = [name for name in old.args.engines() if name not in new.args.engines()]
+        names = ", ".join(removed + started)
+        report(f"there is no room for old and new at once: {names} answer again when they are loaded")
+        _delete(before.keys() - after.keys())
+    _deploy({APPLICATION: gateway_application(new.args)}, new)
+    _delete(before.keys() - after.keys())
+    _deploy(after, new, wait=False)
 
 
-def deploy(application: object, config: Config) -> None:
-    """Deploy an application and wait until all of it runs. Raises RuntimeError where a part of it cannot."""
+def _some(applications: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: application for name, application in applications.items() if name in names}
+
+
+def _deploy(applications: Mapping[str, Any], config: Config, *, wait: bool = True) -> None:
+    """Deploy applications, by name. wait: until each runs; RuntimeError is raised where one cannot."""
     import ray.serve
 
-    ray.serve.run(application, name="diptych", route_prefix="/", logging_config=config.logging)
+    if applications:
+        ray.serve.run_many(
+            [
+                ray.serve.RunTarget(
+                    application,
+                    name=name,
+                    route_prefix="/" if name == APPLICATION else None,
+                    logging_config=config.logging,
+                )
+                for name, application in applications.items()
+            ],
+            wait_for_ingress_deployment_creation=wait,
+            wait_for_applications_running=wait,
+        )
+
+
+def _delete(applications: Collection[str]) -> None:
+    """Delete applications. Their replicas end once they have finished, within drain_s."""
+    import ray.serve
+
+    for name in applications:
+        ray.serve.delete(name, _blocking=False)
 
 
 def _fits(old: Args, new: Args, started: list[str]) -> bool:
@@ -60,11 +103,12 @@ def _fits(old: Args, new: Args, started: list[str]) -> bool:
     return bool(sum(needed.values()) + left + twice <= have)
 
 
-def _reasons() -> str:
+def _reasons(applications: Collection[str]) -> str:
     """Return why deployments did not start: Serve's message, or the error of a model that could not be loaded."""
     import ray.serve
 
-    deployments = ray.serve.status().applications["diptych"].deployments
-    messages = {name: info.message for name, info in deployments.items() if info.status != "HEALTHY" and info.message}
+    running = ray.serve.status().applications
+    deployments = [item for name in applications if name in running for item in running[name].deployments.items()]
+    messages = {name: info.message for name, info in deployments if info.status != "HEALTHY" and info.message}
     reasons = {name: REASON.findall(text)[-1:] or [" ".join(text.split())] for name, text in messages.items()}
     return " ".join(f"{name}: {reason[0][:500]}" for name, reason in reasons.items())

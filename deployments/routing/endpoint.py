@@ -125,6 +125,10 @@ class Endpoint:
         """Return whether as many prompts run as may."""
         return self._prompts >= self.entry.max_ongoing_requests
 
+    def is_joining(self, model: str) -> bool:
+        """Return False: its server runs already."""
+        return False
+
     async def status(self, model: str) -> Status:
         """Return what the last check or request showed."""
         since_s = time.monotonic() - self._since

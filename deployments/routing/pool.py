@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from deployments.args import ModelPlacement
 from deployments.routing.replicas import Replicas
+from serve.engines.base import State
 from serve.errors import ModelError, Overloaded
 from serve.router.route import Status
 from serve.transport.connection import Connection
@@ -57,14 +58,25 @@ class RoutingKey(NamedTuple):
         return Room(self.prompts, max_ongoing_requests * (BATCH_SHARE if self.batch else 1))
 
 
+class Hindrance(NamedTuple):
+    """The reason why a model has no process. failed: Serve does not try again by itself."""
+
+    failed: bool
+    why: str
+
+
 class Pool:
     """The replicas of one engine, which serve its model and its LoRA adapters.
 
-    entry: the engine's settings. Used here: max_ongoing_requests, keeps_pictures and whether it may sleep.
+    entry: the engine's settings. Used here: max_ongoing_requests, keeps_pictures and whether it may sleep. hindrance:
+    why Serve has no replica of it, as far as is known. joining: models added while others served, until they are
+    loaded.
     """
 
     def __init__(self, replicas: Replicas, entry: ModelPlacement) -> None:
         self.entry = entry
+        self.hindrance: Hindrance | None = None
+        self.joining: set[str] = set()
         self._replicas = replicas
         self._breakers: WeakKeyDictionary[Connection, Breaker] = WeakKeyDictionary()
         self._died: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
@@ -135,6 +147,19 @@ class Pool:
         """Stop searching for replicas: no new request will come. Running requests go on."""
         self._replicas.close()
 
+    def is_missing(self) -> bool:
+        """Return whether it has no replica, and none of a model that sleeps."""
+        return not self._replicas.responsive() and (self._replicas.waking or not self.entry.sleeps)
+
+    def is_joining(self, model: str) -> bool:
+        """Return whether it was added while others served, and no replica has loaded it yet."""
+        if model in self.joining and any(
+            model in replica.statuses and replica.statuses[model].state in ("ready", "asleep")
+            for replica in self._replicas.responsive()
+        ):
+            self.joining.remove(model)
+        return model in self.joining
+
     def full(self) -> bool:
         """Return whether there are replicas and each has as many prompts as it may, so that `replica` would refuse."""
         replicas = self._replicas.responsive()
@@ -155,8 +180,11 @@ class Pool:
                 )
             if self.entry.sleeps and not self._replicas.waking:
                 return Status(model, "asleep", "it starts when it is asked", since_s, self._unanswered[model])
+            state: State = "starting"
             step = "starting again: its process ended" if self._replicas.ever_connected else "starting its process"
-            return Status(model, "starting", step, since_s, self._unanswered[model])
+            if self.hindrance is not None:
+                state, step = "failed" if self.hindrance.failed else state, f"{step}: {self.hindrance.why}"
+            return Status(model, state, step, since_s, self._unanswered[model])
         order = ("ready", "asleep", "starting", "failed")
         at, status = min(reports, key=lambda report: order.index(report[1].state))
         return replace(status, since_s=status.since_s + time.monotonic() - at, unanswered=self._unanswered[model])

@@ -101,6 +101,11 @@ class ReplicaRoute:
         """Return whether every replica has as many prompts as it may."""
         return self._pool.full()
 
+    @property
+    def joining(self) -> bool:
+        """Return whether it was added while others served, and no replica has loaded it yet."""
+        return self._pool.is_joining(self.model.name)
+
     def answer(self, task: str, request: Request) -> AsyncGenerator[Waiting | Delta | Reply, None]:
         """Return the replica's stream of a task's events."""
 

@@ -19,7 +19,7 @@ BACKLOG = 2048
 SEND_BUFFER = 128 * 1024
 """Bytes of a response that the kernel buffers for a client that does not read; by default up to 4 MB."""
 DRAIN_CHECK_S = 0.05
-HEALTH = "/health"
+PROBES = ("/health", "/ready")
 
 
 class HttpServer:
@@ -62,7 +62,7 @@ class HttpServer:
         await self.stop()
 
     async def stop(self) -> None:
-        """Fail /health for leave_s seconds, then take no new requests and finish running ones within drain_s."""
+        """Fail the probes for leave_s seconds, then take no new requests and finish running ones within drain_s."""
         if not self._refusing:
             self._leaving = True
             await asyncio.sleep(self._leave_s)
@@ -73,7 +73,7 @@ class HttpServer:
         return TimedHttpProtocol(*args, limits=self._limits, **more)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (self._refusing or (self._leaving and scope["path"] == HEALTH)):
+        if scope["type"] == "http" and (self._refusing or (self._leaving and scope["path"] in PROBES)):
             stopping = Unavailable("The server is being stopped.", code="stopping")
             await error_response(stopping, {"connection": "close"})(scope, receive, send)
         else:

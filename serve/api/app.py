@@ -54,6 +54,7 @@ from serve.tasks import TASKS
 from serve.tasks.base import split_phrases
 
 OPEN = Access()
+LOADED: set[State] = {"ready", "asleep"}
 
 
 class Health(BaseModel):
@@ -71,7 +72,8 @@ class Readiness(BaseModel):
     """The state of the server.
 
     ready: no model has failed, and one can answer or sleeps until a request comes. degraded: some have failed.
-    starting: none can answer yet. The status is 503 until a model can answer or sleeps.
+    starting: none can answer yet, or a required one was never loaded. The status is 503 until a model can answer or
+    sleeps, and each required one was loaded.
     """
 
     status: Literal["starting", "ready", "degraded"]
@@ -79,10 +81,13 @@ class Readiness(BaseModel):
     details: dict[str, Detail] = Field(
         description="Models that are not ready: what they are doing, or why they failed."
     )
+    awaited: list[str] = Field(
+        default=[], description="Required models that were not loaded yet since this process began."
+    )
 
     def able(self) -> bool:
-        """Return whether a model can answer, or sleeps, so that a request would wake it."""
-        return not {"ready", "asleep"}.isdisjoint(self.models.values())
+        """Return whether a model can answer, or sleeps, so that a request would wake it, and none is awaited."""
+        return not self.awaited and not LOADED.isdisjoint(self.models.values())
 
 
 def create_app(
@@ -101,13 +106,15 @@ def create_app(
     request_log: RequestLog | None = None,
     batches: BatchRunner | None = None,
     adapters: AdapterChanges | None = None,
+    awaited: set[str] | None = None,
 ) -> FastAPI:
     """Create the HTTP app for a router.
 
     cors: other origins whose pages may call it from a browser. metrics, rate_limiter, budget: those of the app that it
     replaces, to keep their counts; new ones by default. votes: of the arena; None where it is closed.
     evaluations: of the page /evaluations; results: those that people share; request_log: of POST requests; batches:
-    asks this app from now on; None where the operator set none. adapters: loads LoRA adapters; None where none may be.
+    asks this app from now on; adapters: loads LoRA adapters; None where the operator set none. awaited: required models
+    that were not loaded yet, which /ready waits for; they are taken out of it.
     """
     app = FastAPI(
         title="Diptych",
@@ -122,7 +129,9 @@ def create_app(
     metrics.watch(budget, request_log=request_log)
     rate_limiter = rate_limiter or RateLimiter()
     media = MediaLoader(fetcher or Fetcher(), budget, metrics, rate_limiter)
-    app.state.services = Services(router, metrics, media, votes, evaluations, results, batches, adapters)
+    app.state.services = Services(
+        router, metrics, media, votes, evaluations, results, batches, adapters, set() if awaited is None else awaited
+    )
     # the last middleware added is the outermost
     app.add_middleware(Authentication, access=access, limits=limits, cors=cors, rate_limiter=rate_limiter)
     if cors:
@@ -187,7 +196,7 @@ def _add_service(api: APIRouter) -> None:
 
     @api.get("/ready", tags=["service"], summary="Which models can answer", responses={503: {"model": Readiness}})
     async def ready(request: Request, response: Response) -> Readiness:
-        state = await readiness(services(request).router)
+        state = await readiness(services(request).router, services(request).awaited)
         response.status_code = 200 if state.able() else 503
         return state
 
@@ -321,13 +330,14 @@ class HeadRequests:
                 scope["route"] = routed["route"]
 
 
-async def readiness(router: Router) -> Readiness:
-    """Return the states of all models and of the server."""
+async def readiness(router: Router, awaited: set[str]) -> Readiness:
+    """Return the states of all models and of the server. Those that are loaded are taken out of `awaited`."""
     statuses = await router.statuses()
     states: dict[str, State] = {status.model: status.state for status in statuses}
     present: set[State] = set(states.values())
     overall: Literal["starting", "ready", "degraded"] = "degraded" if "failed" in present else "ready"
-    if present.isdisjoint({"ready", "asleep"}) and ("starting" in present or not present):
+    awaited.difference_update([name for name, state in states.items() if state in LOADED])
+    if awaited or (present.isdisjoint(LOADED) and ("starting" in present or not present)):
         overall = "starting"
     return Readiness(
         status=overall,
@@ -337,4 +347,5 @@ async def readiness(router: Router) -> Readiness:
             for status in statuses
             if status.state != "ready"
         },
+        awaited=sorted(awaited),
     )

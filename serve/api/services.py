@@ -24,8 +24,11 @@ T = TypeVar("T")
 
 @dataclass
 class Services:
-    """The services of an app. votes (of the arena), evaluations, results, batches, adapters: None where none were set
-    up."""
+    """The services of an app.
+
+    votes (of the arena), evaluations, results, batches, adapters: None where none were set up. awaited: required models
+    that were not loaded yet.
+    """
 
     whole_router: Router
     metrics: Metrics
@@ -35,6 +38,7 @@ class Services:
     results: ResultFile | None
     batches: BatchRunner | None = None
     adapters: AdapterChanges | None = None
+    awaited: set[str] = field(default_factory=set)
     vote_limiter: Buckets = field(default_factory=Buckets)
     pace: Pace = field(default_factory=Pace)
     scraping: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -24,12 +24,12 @@ class FakeEngine:
     replies: one text for every prompt; a mapping from a part of the prompt's text to a reply (the longest part that
     occurs is used, "" matches any prompt); or a function of the prompt. A text is split into words, a sequence is used
     as pieces. delay_s: seconds before each piece. first_delay_s: additional seconds before the first one. start_s:
-    seconds that `start` takes. fail_start: the message that `start` fails with. fail_after: pieces after which
-    ModelError is raised. die_after: the same, and the engine is dead until `revive`. logprob: of each token. max_chars:
-    longer prompts are refused. finish: the finish reason where max_tokens is not reached. image_tokens: counted for
-    each image. slots: requests answered at a time; others wait. tally: a folder with one file for each request being
-    answered, its name beginning with the pid. adapters: replies by adapter, in place of `replies`. fail_adapters: error
-    messages by adapter. decoder: decodes undecoded images. sleep_s, wake_s: seconds
+    seconds that `start` takes. fail_start: the message that `start` fails with. needs: a file without which it fails.
+    fail_after: pieces after which ModelError is raised. die_after: the same, and the engine is dead until `revive`.
+    logprob: of each token. max_chars: longer prompts are refused. finish: the finish reason where max_tokens is not
+    reached. image_tokens: counted for each image. slots: requests answered at a time; others wait. tally: a folder with
+    one file for each request being answered, its name beginning with the pid. adapters: replies by adapter, in place of
+    `replies`. fail_adapters: error messages by adapter. decoder: decodes undecoded images. sleep_s, wake_s: seconds
     that `sleep` and `wake` take. fail_wake: the message that `wake` fails with.
 
     added: names in prompts of the adapters that were added while it ran. prompts: the last `kept` prompts. speaking:
@@ -46,6 +46,7 @@ class FakeEngine:
         first_delay_s: float = 0.0,
         start_s: float = 0.0,
         fail_start: str | None = None,
+        needs: str | None = None,
         fail_after: int | None = None,
         die_after: int | None = None,
         logprob: float = -0.1,
@@ -67,6 +68,7 @@ class FakeEngine:
         self.replies = replies
         self.delay_s, self.first_delay_s, self.start_s = delay_s, first_delay_s, start_s
         self.fail_start, self.fail_after, self.die_after = fail_start, fail_after, die_after
+        self.needs = None if needs is None else Path(needs)
         self.logprob, self.max_chars, self.finish, self.image_tokens = logprob, max_chars, finish, image_tokens
         self.adapters, self.fail_adapters = dict(adapters or {}), dict(fail_adapters or {})
         self.decoder = decoder or MediaDecoder()
@@ -81,8 +83,10 @@ class FakeEngine:
         self._slots = asyncio.Semaphore(slots)
 
     async def start(self) -> None:
-        """Sleep for `start_s`. Raises ModelError where `fail_start` is given."""
+        """Sleep for `start_s`. Raises ModelError where `fail_start` is given, or the file that it needs is missing."""
         await asyncio.sleep(self.start_s)
+        if self.needs is not None and not self.needs.exists():
+            raise ModelError(f"There is no {self.needs}.", code="load_failed")
         if self.fail_start is not None:
             raise ModelError(self.fail_start, code="load_failed")
         self.started = True

@@ -38,7 +38,7 @@ TaskName = Annotated[str, AfterValidator(_known_task)]
 def _free(name: str) -> str:
     if name in MODELS:
         raise ValueError(f"{name!r} is a known model: give yours a name of its own.")
-    if name in TASKS or name == "gateway":
+    if name in TASKS or name in ("gateway", "diptych"):
         raise ValueError(f"{name!r} means something else here: give your model another name.")
     return name
 

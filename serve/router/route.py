@@ -41,6 +41,10 @@ class Route(Protocol):
     def full(self) -> bool:
         """Return whether any request would be refused now, because as many as may wait are waiting."""
 
+    @property
+    def joining(self) -> bool:
+        """Return whether it was added while others served, and is not loaded yet: only requests that name it ask it."""
+
     def answer(self, task: str, request: Request) -> AsyncGenerator[Waiting | Delta | Reply, None]:
         """Yield what a sleeping model waits for, its deltas, then its one Reply. Raises ServeError while one is
         awaited."""

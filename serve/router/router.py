@@ -60,7 +60,8 @@ def able_routes(
 
     names: the models that the client wants; None for all. Raises NotFound or BadRequest naming `models`.
     """
-    wanted = list(routes.values()) if names is None else [find_route(routes, name, "models") for name in names]
+    there = [route for route in routes.values() if not route.joining] or list(routes.values())
+    wanted = there if names is None else [find_route(routes, name, "models") for name in names]
     unable = [route.model.name for route in wanted if task not in route.model.skills]
     if names is not None and unable:
         raise BadRequest(f"{', '.join(unable)} cannot do {task}.", param="models", code="task_not_supported")

@@ -497,6 +497,21 @@ async def test_sleeping_model_counts_as_available(states: tuple[State, State], s
         assert f'diptych_model_state{{model="{name}",state="{state}"}} 1.0' in metrics
 
 
+async def test_ready_waits_until_required_models_were_loaded_once() -> None:
+    app_router = router(ready=False)
+    llava, paligemma = app_router.routes.values()
+    app = create_app(app_router, awaited={PALIGEMMA})
+    llava.mark("ready", "ready")  # type: ignore[attr-defined]
+    paligemma.mark("failed", "its weights are damaged")  # type: ignore[attr-defined]
+    waiting = await get("/ready", app)
+    assert (waiting.status_code, waiting.json()["status"], waiting.json()["awaited"]) == (503, "starting", [PALIGEMMA])
+    paligemma.mark("ready", "ready")  # type: ignore[attr-defined]
+    assert (await get("/ready", app)).status_code == 200
+    paligemma.mark("failed", "its engine died")  # type: ignore[attr-defined]
+    lost = await get("/ready", app)
+    assert (lost.status_code, lost.json()["status"], lost.json()["awaited"]) == (200, "degraded", [])
+
+
 async def test_metrics_count_requests_and_replies() -> None:
     app = served(FakeEngine("red"), FakeEngine("red", fail_after=0))
     async with calling(app) as client:

@@ -62,7 +62,7 @@ class InProcessReplica(Replica):
 class InProcessRoute:
     """A route to a model in a replica of this process, as ReplicaRoute is over Ray."""
 
-    full = False
+    full = joining = False
 
     def __init__(self, model: Model, replica: Replica) -> None:
         self.model, self.replica = model, replica
@@ -78,9 +78,9 @@ class InProcessRoute:
 
 
 async def served(given: Args) -> tuple[httpx.AsyncClient, dict[str, InProcessReplica]]:
-    """Start the replicas that `app.build` would place, in this process; return a client of their gateway, and them."""
+    """Start the replicas that `build_models` would place, in this process; return their client, and them."""
     replicas = {name: InProcessReplica(entry, given.adapters(name)) for name, entry in given.engines().items()}
-    await asyncio.gather(*(replica._starting for replica in replicas.values()))
+    await asyncio.gather(*(replica._tried.wait() for replica in replicas.values()))
     of = {adapter.name: name for name in replicas for adapter in given.adapters(name)}
     router = Router(
         [InProcessRoute(model, replicas[of.get(name, name)]) for name, model in given.models_by_name.items()]
@@ -132,7 +132,7 @@ async def test_loading_file_goes_when_the_model_is_loaded_or_cannot_be(
         replica = InProcessReplica(entry)
         await replica.check_health()
         assert list((tmp_path / "loading").iterdir())
-        await replica._starting
+        await replica._tried.wait()
         await replica.check_health()
         assert not list((tmp_path / "loading").iterdir())
 
@@ -163,11 +163,20 @@ async def test_failed_adapter_leaves_its_base_and_siblings_ready() -> None:
     assert answer["replies"][2]["error"]["message"] == "odd cannot answer: Odd."
 
 
-async def test_adapters_of_a_failed_base_fail_with_its_reason() -> None:
-    client, _ = await served(args({**BASE, "simulate": {"fail_start": "No memory."}}, MINE, OWN))
+async def test_adapters_of_a_failed_base_fail_with_its_reason_until_the_base_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights"
+    broken = {**BASE, "simulate": {"needs": str(weights)}, "retry_s": 0.1, "retry_max_s": 0.1}
+    client, replicas = await served(args(broken, MINE, OWN))
     ready = (await client.get("/ready")).json()
     assert ready["models"] == {"toy-paligemma": "failed", "mine": "failed", "receipts": "ready"}
-    assert ready["details"]["mine"]["step"] == "Its base toy-paligemma could not be started: No memory."
+    why = f"There is no {weights}."
+    assert ready["details"]["toy-paligemma"]["step"] == f"{why} It is tried again after 0.1 s."
+    assert ready["details"]["mine"]["step"] == f"Its base toy-paligemma could not be started: {why}"
+    weights.touch()
+    await replicas["toy-paligemma"]._starting
+    assert set((await client.get("/ready")).json()["models"].values()) == {"ready"}
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def replica() -> Iterator[subprocess.Popen[bytes]]:
     own = "held = os.urandom(50_000_000)"
     program = f"import os, time\nif not os.fork(): {own}\nelse: {own}\nprint(flush=True)\ntime.sleep(60)"
     process = subprocess.Popen(
-        ["ray::ServeReplica:diptych:pretended", "-c", program], executable=sys.executable, stdout=subprocess.PIPE
+        ["ray::ServeReplica:pretended:pretended", "-c", program], executable=sys.executable, stdout=subprocess.PIPE
     )
     assert process.stdout is not None
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,13 @@ class Group:
 
         self.engines[name] = engine
         self.members[name] = Member(
-            name, engine, at_once=self.args.max_running, start=engine.start, connect=connect, mark=mark
+            name,
+            engine,
+            at_once=self.args.max_running,
+            start=engine.start,
+            connect=connect,
+            mark=mark,
+            retries=itertools.repeat(60.0),
         )
 
     def kill(self, name: str) -> None:
@@ -175,9 +182,9 @@ class Group:
         return answer
 
     async def started(self) -> None:
-        """Return once every model was started once."""
+        """Return once every model was started once, or could not be."""
         for member in self.members.values():
-            await member.started.wait()
+            await member.tried.wait()
         await asyncio.sleep(2)
 
     def most_wakes_a_minute(self) -> int:

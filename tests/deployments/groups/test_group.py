@@ -256,13 +256,20 @@ def test_switch_that_never_ends_is_given_up_and_others_go_on(hanging: str | None
     in_group(run, 3, 1, start="a")
 
 
-def test_model_that_cannot_be_started_takes_no_place() -> None:
+def test_model_that_cannot_be_started_takes_no_place_and_is_tried_again() -> None:
     async def run() -> None:
         group = Group(["a", "b", "c"], GroupArgs(awake=1))
-        group.engines["a"].failure = "no such file"
+        engine = group.engines["a"]
+        engine.failure = "no such file."
         await group.started()
-        assert (await group.ask("a")).error == "a cannot answer: no such file"
+        assert (engine.state, engine.step) == ("failed", "no such file. It is tried again after 60 s.")
+        assert (await group.ask("a")).error == "a cannot answer: no such file."
         assert not (await group.ask("b")).error and not (await group.ask("c")).error
+        await asyncio.sleep(70)
+        assert (await group.ask("a")).error and not (await group.ask("b")).error
+        engine.failure = None
+        await asyncio.sleep(70)
+        assert not (await group.ask("a")).error and not (await group.ask("c")).error
         group.stop()
 
     run_simulated(run())

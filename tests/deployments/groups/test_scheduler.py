@@ -39,7 +39,9 @@ async def test_members_take_turns_over_connections_and_a_lost_one_is_missed_at_o
             await engine.start()
             return None
 
-        return Member(name, engine, at_once=8, start=start, connect=connect, mark=lambda state, step: None)
+        return Member(
+            name, engine, at_once=8, start=start, connect=connect, mark=lambda state, step: None, retries=iter(())
+        )
 
     async def ask(model: Member) -> list[Piece]:
         def pieces() -> AsyncGenerator[Piece, None]:

@@ -21,11 +21,13 @@ def main(port: int) -> None:
     with PrivateRay(2):
         import ray.serve
 
-        from deployments.app import build
+        from deployments.app import build_models, gateway_application
 
         ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
-        ray.serve.run(build(Args.model_validate({"models": [MODEL]})), name="diptych")
-        replica = ray.serve.get_deployment_handle("toy-llava", "diptych")
+        args = Args.model_validate({"models": [MODEL]})
+        ray.serve.run(build_models(args), name="toy-llava", route_prefix=None)
+        ray.serve.run(gateway_application(args), name="diptych")
+        replica = ray.serve.get_deployment_handle("toy-llava", "toy-llava")
 
         def busy(wanted: int, seconds: float) -> int:
             end = time.monotonic() + seconds

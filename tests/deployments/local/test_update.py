@@ -1,20 +1,17 @@
 """Requests during a change of config do not fail; when Ray ends, everything is restarted."""
 
-import concurrent.futures
 import itertools
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from running import Running, command, until
+from running import Running, asking, command, until
 from served import URL
 
 pytestmark = pytest.mark.ray
@@ -68,30 +65,6 @@ def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Changing]:
     finally:
         code = served.running.interrupt(signal.SIGTERM)
     assert code == 0 and not served.running.leftovers()
-
-
-@contextmanager
-def asking(ask: Callable[[], httpx.Response], people: int = 6) -> Iterator[list[str]]:
-    """Send requests from `people` threads. Yields the outcomes: "ok", or the failure."""
-    outcomes: list[str] = []
-    done = threading.Event()
-
-    def person() -> None:
-        while not done.is_set():
-            try:
-                reply = ask()
-                columns = reply.json().get("replies", [{"status": reply.text}])
-                outcomes.append(str([column for column in columns if column["status"] != "ok"] or "ok"))
-            except httpx.TransportError as error:
-                outcomes.append(repr(error))
-
-    with concurrent.futures.ThreadPoolExecutor(people) as pool:
-        for _ in range(people):
-            pool.submit(person)
-        try:
-            yield outcomes
-        finally:
-            done.set()
 
 
 def test_no_request_is_lost_while_models_are_added_changed_and_removed(changing: Changing) -> None:

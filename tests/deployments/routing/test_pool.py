@@ -11,7 +11,7 @@ import pytest
 
 from deployments.args import ModelArgs
 from deployments.routing.discovery import ServeDiscovery
-from deployments.routing.pool import FAILURES, EngineDied, Pool, RoutingKey
+from deployments.routing.pool import FAILURES, EngineDied, Hindrance, Pool, RoutingKey
 from deployments.routing.replica_route import Quarantine, ReplicaRoute
 from deployments.routing.replicas import Address, Replicas
 from serve.engines.base import State
@@ -21,12 +21,13 @@ from serve.media.image import Image
 from serve.models import MODELS
 from serve.router import Router
 from serve.router.route import Status
+from serve.router.router import able_routes
 from serve.tasks.base import Reply
 from serve.tasks.vqa import VqaRequest
 from serve.transport.server import StreamServer
 from serve.worker import Worker
 
-NAME = "toy-llava"
+NAME, SECOND = "toy-llava", "toy-paligemma"
 ROOM = 4
 
 
@@ -308,6 +309,29 @@ async def test_status_counts_requests_that_wait_and_those_that_run() -> None:
         replicas[0].go.set()
         await asyncio.gather(*asking)
         assert (await pool.status(NAME)).unanswered == 0
+
+
+async def test_status_of_a_model_without_a_process_quotes_serve() -> None:
+    async with pooled(0) as (pool, _, _):
+        pool.hindrance = Hindrance(False, "no node has a GPU left")
+        placing = await pool.status(NAME)
+        assert (placing.state, placing.step) == ("starting", "starting its process: no node has a GPU left")
+        pool.hindrance = Hindrance(True, "its file is missing")
+        assert (await pool.status(NAME)).state == "failed"
+
+
+async def test_added_model_joins_requests_without_names_once_loaded() -> None:
+    async with pooled(1) as (pool, replicas, _), pooled(1) as (others, _, _):
+        pool.joining = {NAME}
+        routes = [ReplicaRoute(MODELS[NAME], pool, Quarantine()), ReplicaRoute(MODELS[SECOND], others, Quarantine())]
+        router = Router(routes)
+        for state, names in (("starting", [SECOND]), ("failed", [SECOND]), ("ready", [NAME, SECOND])):
+            replicas[0].state = state
+            await pool.wait_for_replica(1)
+            await replicas[0].server.send_heartbeat()
+            await until(lambda: pool._replicas.responsive()[0].statuses[NAME].state == state)  # noqa: B023
+            assert [route.model.name for route in able_routes(router.routes, "vqa", None)] == names
+        assert able_routes({NAME: routes[0]}, "vqa", None) == able_routes(router.routes, "vqa", [NAME]) == [routes[0]]
 
 
 # --- a model that sleeps ---
