@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: serve test check fast types unit slow drill install install-dev loadtest bench bench-others bench-fan-out
 .PHONY: bench-many-servers bench-scale bench-gateways bench-turns bench-repeats bench-columns chaos hostile soak gpu-check
 .PHONY: bench-store bench-batch
-.PHONY: k8s-check k8s-drill audit screenshots tables lock clean parity parity-generic
+.PHONY: k8s-check k8s-config k8s-drill audit screenshots tables lock clean parity parity-generic
 
 serve: install
 	@exec $(BIN)/diptych serve $(ARGS)
@@ -110,6 +110,11 @@ hostile: install-dev
 # half an hour of well and badly behaved clients: whether memory or anything else creeps
 soak: install-dev
 	$(BIN)/python -m loadtest.bench soak $(ARGS)
+
+# what Serve takes, made of each overlay's serve.yaml
+k8s-config: install-dev
+	for file in k8s/overlays/*/serve.yaml; do \
+	  $(BIN)/python -m deployments.deploy $$file --print > $${file%/*}/applications.yaml || exit 1; done
 
 # the manifests: all that can be known without a cluster, and cpu-demo on one of network namespaces where that can be had
 # (root, iproute2). CRDS: a folder of KubeRay's and others' definitions

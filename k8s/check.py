@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from k8s.checks import batches, chart, image, kuberay, linted, operations, rendered, rules, schemas
-from k8s.checks.serve_config import serve_config
+from k8s.checks.serve_config import is_made, serve_config
 
 
 class Report:
@@ -90,6 +90,7 @@ def _overlay(report: Report, overlay: Path, crds: schemas.Definitions | None, ch
         report.check(f"{name}: kustomize", [str(broken)])
         return
     pods = rendered.pods(documents)
+    report.check(f"{name}: applications.yaml is made of serve.yaml", is_made(overlay))
     report.check(f"{name}: only GPU pods may write into their image", linted.writable(pods))
     counts = f"{len(documents)} documents, {len(pods)} pods, Kubernetes {schemas.VERSION}"
     report.check(f"{name}: {counts}", schemas.core(documents + pods))

@@ -2,12 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
 
-from deployments.config import APP, ConfigError, parse_config
+from deployments.applications import APP, APPS
+from deployments.config import ConfigError, parse_config
+from deployments.deploy import printed
 from k8s.checks.rendered import GPU, Document, groups
 
 
@@ -27,13 +30,28 @@ def serve_config(service: Document) -> Iterator[str]:
             reason = "there is no such option" if fault["type"] == "extra_forbidden" else fault["msg"]
             yield f"serveConfigV2: {'.'.join(map(str, fault['loc']))}: {reason}"
         return
-    if any(application["import_path"] == APP for application in whole["applications"]):
+    paths = {application["import_path"] for application in whole["applications"]}
+    if APP in paths:
+        yield "serveConfigV2: Serve takes an application for each model, which `diptych deploy FILE --print` writes"
+    elif paths & set(APPS):
         try:
             config = parse_config(text, "serveConfigV2")
         except ConfigError as refused:
             yield str(refused)
         else:
             yield from room(service, config.args)
+
+
+def is_made(overlay: Path) -> Iterator[str]:
+    """Yield a fault where an overlay's applications.yaml is not what its serve.yaml gives."""
+    written, generated = overlay / "serve.yaml", overlay / "applications.yaml"
+    if not written.exists():
+        return
+    try:
+        if not generated.exists() or generated.read_text() != printed(written):
+            yield f"{generated} is not made of {written.name}: make k8s-config"
+    except ConfigError as refused:
+        yield str(refused)
 
 
 class Kind(NamedTuple):

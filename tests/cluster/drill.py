@@ -1,7 +1,8 @@
 """`make k8s-drill`: the overlay cpu-demo on a cluster of network namespaces, through changes and failures.
 
 The rendered serveConfigV2 is handed to Ray as KubeRay does. Then a fan-out through every gateway's pod, and under load:
-a changed config; a gateway's pod killed; the other one drained; the models' pod killed.
+changed configs, in which a model is added, changed and removed; a gateway's pod killed; the other one drained; the
+models' pod killed.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from cluster import containers
 from cluster.endpoints import Service
 from cluster.nodes import Cluster, Pod, cluster
 from cluster.prometheus import able, prometheus, query
+from deployments.applications import APP, served
+from deployments.config import parse_config, serve_config
 from k8s.checks import rendered, rules
 from k8s.dashboards import expressions
 from serve.api.keys import new_key
@@ -33,6 +36,7 @@ from serve.toy import world
 SCENE = Path(__file__).parents[2] / "serve" / "toy" / "scenes" / "three.png"
 ORIGIN = "https://rolled.example.com"
 """An origin that only the changed config allows."""
+SECOND = "toy-llava-b"
 START_S = 240.0
 WATCH_S = 90.0
 RATE, CLIENTS, USERS = 4.0, 4, 4
@@ -73,8 +77,9 @@ class Drill:
         keys = nodes.folder / "diptych-keys" / "keys"  # the Secret's name and its entry's
         keys.parent.mkdir(exist_ok=True)
         keys.write_text(entry + "\n")
-        self.config = yaml.safe_load(service["spec"]["serveConfigV2"])
-        args = self.config["applications"][0]["args"]
+        text = service["spec"]["serveConfigV2"]
+        self._written = yaml.safe_load(text)
+        args = self.args = served(parse_config(text, "serveConfigV2").args)
         if not nodes.containers:  # in a container it is mounted at the manifest's path
             args["gateway"]["keys_file"] = str(keys)
         if simulated:
@@ -82,6 +87,7 @@ class Drill:
             for model in args["models"]:
                 model["simulate"] = SIMULATED
         self.simulated = simulated
+        self.config: dict[str, Any] = {}
         container = next(group for name, group in rendered.groups(service) if name == "gateways")
         probe = container["template"]["spec"]["containers"][0]["readinessProbe"]
         self.service = Service(nodes.of("gateway"), args["gateway"]["listen"]["port"], probe)
@@ -97,18 +103,34 @@ class Drill:
 
     def deploy(self) -> None:
         """Send the config to Ray, as KubeRay does."""
+        application = {"import_path": APP, "args": self.args}
+        self.config = serve_config(yaml.safe_dump({**self._written, "applications": [application]}), "the drill's")
         wait(lambda: self._get("/api/serve/applications/") is not None, 60, "Ray's dashboard does not answer")
         self.ray.put("/api/serve/applications/", json=self.config).raise_for_status()
 
     def running(self) -> bool:
-        """Return whether the application runs with this config. Raises Missed where Serve could not deploy it."""
-        state = self._get("/api/serve/applications/") or {}
-        application = state.get("applications", {}).get("diptych", {})
-        if application.get("status") == "DEPLOY_FAILED":
-            raise Missed(f"Serve could not deploy it: {application.get('message')}")
-        self.status = str(application.get("status")), str(application.get("message"))
-        config = (application.get("deployed_app_config") or {}).get("args")
-        return bool(application.get("status") == "RUNNING" and config == self.config["applications"][0]["args"])
+        """Return whether these applications run, and no others. Raises Missed where Serve could not deploy one."""
+        there = self._applications()
+        self.status = {name: (app.get("status"), app.get("message")) for name, app in there.items()}
+        for name, application in there.items():
+            if application.get("status") == "DEPLOY_FAILED":
+                raise Missed(f"Serve could not deploy {name}: {application.get('message')}")
+        wanted = {application["name"]: application for application in self.config["applications"]}
+        return there.keys() == wanted.keys() and all(
+            app.get("status") == "RUNNING" and app.get("deployed_app_config") == wanted[name]
+            for name, app in there.items()
+        )
+
+    def replicas(self) -> dict[str, set[str]]:
+        """Return the ids of each deployment's processes that answer."""
+        return {
+            name: {replica["replica_id"] for replica in deployment["replicas"] if replica["state"] == "RUNNING"}
+            for application in self._applications().values()
+            for name, deployment in application["deployments"].items()
+        }
+
+    def _applications(self) -> dict[str, Any]:
+        return dict((self._get("/api/serve/applications/") or {}).get("applications", {}))
 
     def _get(self, path: str) -> Any:
         try:
@@ -222,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def start(drill: Drill) -> str:
     """Deploy it: a fan-out through each gateway's pod has every column."""
     drill.deploy()
-    wait(drill.running, START_S, lambda: f"the application is not RUNNING but {drill.status}")
+    wait(drill.running, START_S, lambda: f"not every application is RUNNING: {drill.status}")
     gateways = drill.nodes.of("gateway")
     for pod in gateways:
         need(drill.whole(drill.url(pod)), f"no whole fan-out through {pod.name}")
@@ -255,10 +277,34 @@ def _dark(url: str, panels: list[tuple[str, str]]) -> str:
     return f"without data: {'; '.join(dark)}"
 
 
-def roll(drill: Drill) -> str:
-    """Change serveConfigV2 while locust asks: no request fails."""
-    drill.config["applications"][0]["args"]["gateway"]["cors"] = [ORIGIN]
-    drill.config["applications"][0]["args"]["models"][0]["weight"] = 2
+@dataclass
+class Change:
+    """A change of the config, and the deployments whose processes it is to replace, add or remove."""
+
+    name: str
+    make: Callable[[dict[str, Any]], object]
+    touched: set[str]
+
+
+def _add(args: dict[str, Any]) -> None:
+    args["models"].append({**args["models"][0], "name": SECOND})
+
+
+CHANGES = (
+    Change(
+        "settings",
+        lambda args: (args["gateway"].update(cors=[ORIGIN]), args["models"][0].update(weight=2)),
+        set(),
+    ),
+    Change("a model added", _add, {SECOND}),
+    Change("a model changed", lambda args: args["models"][1].update(drain_s=30), {"toy-paligemma"}),
+    Change("a model removed", lambda args: args["models"].pop(), {SECOND}),
+    Change("gateways replaced", lambda args: args["gateway"].update(num_cpus=0.25), {"gateway"}),
+)
+
+
+def change(drill: Drill) -> str:
+    """Change serveConfigV2 while locust asks: no request fails, and no process ends but those that are concerned."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "locust", "--config", "loadtest/locust.conf", "--host", drill.service.url]
         command += ["--users", str(USERS), "--run-time", "600s", "--html", f"{folder}/r.html", "--csv", f"{folder}/s"]
@@ -268,14 +314,11 @@ def roll(drill: Drill) -> str:
         locust = subprocess.Popen(
             command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        took = []
         try:
             time.sleep(4)
-            before = time.monotonic()
-            drill.deploy()
-            wait(drill.running, START_S, "the changed application is not RUNNING")
-            seconds = time.monotonic() - before
-            gateways = drill.nodes.of("gateway")
-            wait(lambda: all(rolled(drill, pod) for pod in gateways), 60, "a gateway has the old config")
+            for each in CHANGES:
+                took.append(f"{each.name} in {_changed(drill, each):.0f} s")
             time.sleep(2)
         finally:
             locust.terminate()
@@ -287,12 +330,30 @@ def roll(drill: Drill) -> str:
     need(
         requests > 0 and failed == 0, f"{failed} of {requests} requests failed while the config changed:\n{why[:4000]}"
     )
-    return f"{requests} requests by locust, 0 failed; the new config after {seconds:.0f} s"
+    return f"{requests} requests by locust, 0 failed; {', '.join(took)}"
 
 
-def rolled(drill: Drill, pod: Pod) -> bool:
+def _changed(drill: Drill, each: Change) -> float:
+    """Make a change. Return the seconds until it is made; raises Missed where it replaced other processes."""
+    before, began = drill.replicas(), time.monotonic()
+    each.make(drill.args)
+    drill.deploy()
+    wait(drill.running, START_S, lambda: f"{each.name}: not every application is RUNNING: {drill.status}")
+    gateways = drill.nodes.of("gateway")
+    wait(lambda: all(changed(drill, pod) for pod in gateways), START_S, f"{each.name}: a gateway has the old config")
+    seconds, after = time.monotonic() - began, drill.replicas()
+    touched = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    need(touched == each.touched, f"{each.name}: processes of {sorted(touched)} are new or gone")
+    return seconds
+
+
+def changed(drill: Drill, pod: Pod) -> bool:
+    """Return whether a gateway has the config: its origin, and a column of each model, which answers."""
     reply = drill.ask(drill.url(pod), origin=ORIGIN)
-    return reply is not None and bool(reply.headers.get("access-control-allow-origin") == ORIGIN)
+    if reply is None or reply.headers.get("access-control-allow-origin") != ORIGIN:
+        return False
+    names = [model["name"] for model in drill.args["models"]]
+    return sorted(column["model"] for column in reply.json()["replies"] if column["status"] == "ok") == sorted(names)
 
 
 def kill_gateway(drill: Drill) -> str:
@@ -360,7 +421,7 @@ def need(true: bool, otherwise: str) -> None:
         raise Missed(otherwise)
 
 
-STEPS = (start, watch, roll, kill_gateway, drain_gateway, kill_models)
+STEPS = (start, watch, change, kill_gateway, drain_gateway, kill_models)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 {{- define "diptych.serveConfig" -}}
-{{- $made := .Files.Get (printf "overlays/%s/applications.yaml" .Values.profile) -}}
-{{- $written := .Files.Get (printf "overlays/%s/serve.yaml" .Values.profile) -}}
-{{- .Values.serveConfig | default $made | default $written -}}
+{{- .Values.serveConfig | default (.Files.Get (printf "overlays/%s/applications.yaml" .Values.profile)) -}}
 {{- end -}}
 
 {{/* Change a pod's spec, in place, to what holds for all. */}}
