@@ -28,7 +28,7 @@ Step = float | str | ServeError | Exception
 class ScriptedRoute:
     """A route that follows a script: a number waits, a string is spoken, an exception is raised."""
 
-    full = False
+    full = joining = False
 
     def __init__(self, name: str, *script: Step, base: str = "toy-paligemma") -> None:
         self.model: Model = dataclasses.replace(MODELS[base], name=name)
