@@ -117,7 +117,7 @@ class Drill:
                 raise Missed(f"Serve could not deploy {name}: {application.get('message')}")
         wanted = {application["name"]: application for application in self.config["applications"]}
         return there.keys() == wanted.keys() and all(
-            app.get("status") == "RUNNING" and app.get("deployed_app_config") == wanted[name]
+            app.get("status") == "RUNNING" and includes(app.get("deployed_app_config"), wanted[name])
             for name, app in there.items()
         )
 
@@ -414,6 +414,15 @@ def wait(condition: Callable[[], bool], seconds: float, otherwise: str | Callabl
         if time.monotonic() > until:
             raise Missed(f"{otherwise if isinstance(otherwise, str) else otherwise()}, after {seconds:g} s")
         time.sleep(0.5)
+
+
+def includes(reported: Any, sent: Any) -> bool:
+    """Return whether all that was sent is in what Serve reports, which also has defaults."""
+    if isinstance(sent, dict):
+        return isinstance(reported, dict) and all(includes(reported.get(key), value) for key, value in sent.items())
+    if isinstance(sent, list):
+        return isinstance(reported, list) and len(reported) == len(sent) and all(map(includes, reported, sent))
+    return bool(reported == sent)
 
 
 def need(true: bool, otherwise: str) -> None:
