@@ -143,7 +143,7 @@ class Gateway:
         try:
             args = Args.model_validate(config["args"])
             known, models = set(self._pools), self._args.models_by_name.keys()
-            app = self._create_app(args)
+            before, app = self._app.app, self._create_app(args)
         except (ValueError, OSError):
             log.exception("the new config cannot be used; the old one is kept")
             return
@@ -156,6 +156,8 @@ class Gateway:
         seconds = 0 if config.get("hold") else WAIT_FOR_REPLICA_S
         await asyncio.gather(*(pool.wait_for_replica(seconds) for pool in new))
         await self._wait_for_quotas()
+        if self._app.app is not before:  # keys or adapters changed meanwhile, for the old config
+            app = self._create_app(args)
         self._app.app, self._args = app, args
         self._budget.resize(Budget.of_this_process(args.gateway.memory_mb).total)
         logs.set_access_log(args.gateway.access_log)
