@@ -35,7 +35,7 @@ Wake = Callable[[], Coroutine[Any, Any, None]]
 REFRESH_S = 3.0
 """Seconds between a gateway's searches for more replicas, while it has at least one."""
 RETRY_S = 0.5
-"""Seconds between searches while there is no replica."""
+"""Seconds between searches while there is no replica, or only such as announced their end."""
 UNRESPONSIVE_S, GIVE_UP_S = 5.0, 10.0
 """Seconds of silence after which a replica gets no new request, and after which its requests are given up. A busy one
 was silent for two seconds, on two cores."""
@@ -98,7 +98,8 @@ class Replicas:
             self._drop_lost()
             if self.responsive():
                 self.none_since = time.monotonic()
-            await self._sleep_until_lost(REFRESH_S if self.responsive() else RETRY_S)
+            stays = any(not connection.draining for connection in self.responsive())
+            await self._sleep_until_left(REFRESH_S if stays else RETRY_S)
 
     def _search(self) -> asyncio.Task[None]:
         """Return the search that runs, or a new one."""
@@ -140,10 +141,10 @@ class Replicas:
             if connection.lost.is_set():
                 del self._connections[address]
 
-    async def _sleep_until_lost(self, seconds: float) -> None:
-        """Sleep for `seconds`, or until a connection is lost."""
-        losses = [asyncio.ensure_future(connection.lost.wait()) for connection in self._connections.values()]
-        waits = [asyncio.ensure_future(asyncio.sleep(seconds)), *losses]
+    async def _sleep_until_left(self, seconds: float) -> None:
+        """Sleep for `seconds`, or until a replica announces its end or a connection is lost."""
+        ends = [each.lost if each.leaving.is_set() else each.leaving for each in self._connections.values()]
+        waits = [asyncio.ensure_future(asyncio.sleep(seconds)), *(asyncio.ensure_future(end.wait()) for end in ends)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

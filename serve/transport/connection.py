@@ -40,7 +40,7 @@ class Connection(Peer):
 
     statuses: from the last Heartbeat. others: the prompts of other callers that the server was answering then.
     draining: the connection ends on purpose, now or soon: the server announced it,
-    or we gave the server up. shares_memory: the server can open our shared pixels. server_id: the same number for every
+    or we gave the server up. leaving: set once it was announced, or the connection is lost. shares_memory: the server can open our shared pixels. server_id: the same number for every
     caller of this server, below 2^64.
     """
 
@@ -50,7 +50,7 @@ class Connection(Peer):
         self.others = 0
         self.draining = False
         self.shares_memory = False
-        self.lost = asyncio.Event()
+        self.lost, self.leaving = asyncio.Event(), asyncio.Event()
         self.server_id = int.from_bytes(token[:8], "little")
         self._token = token
         self._greeted, self._probe_done = asyncio.Event(), asyncio.Event()
@@ -140,6 +140,7 @@ class Connection(Peer):
             self.draining = True  # our own loop was blocked, so the server took us for dead
         self._close_probe()
         self.lost.set()
+        self.leaving.set()
         self._greeted.set()
         for stream in self._streams.values():
             stream.finish(ConnectionError("The connection was lost."))
@@ -147,6 +148,8 @@ class Connection(Peer):
     def on_message(self, message: Any) -> None:
         if isinstance(message, Heartbeat):
             self.statuses, self.draining = message.statuses, message.draining or self.draining
+            if self.draining:
+                self.leaving.set()
             self.others = max(0, message.prompts - sum(stream.prompts for stream in self._streams.values()))
             self._greeted.set()
         elif isinstance(message, Goodbye):
