@@ -39,9 +39,9 @@ class Connection(Peer):
     """A connection to one StreamServer.
 
     statuses: from the last Heartbeat. others: the prompts of other callers that the server was answering then.
-    draining: the connection ends on purpose, now or soon: the server announced it,
-    or we gave the server up. leaving: set once it was announced, or the connection is lost. shares_memory: the server can open our shared pixels. server_id: the same number for every
-    caller of this server, below 2^64.
+    draining: the connection ends on purpose, now or soon: the server announced it, or we gave the server up.
+    leaving: set once it was announced, or the connection is lost. shares_memory: the server can open our shared pixels.
+    server_id: the same number for every caller of this server, below 2^64.
     """
 
     def __init__(self, token: bytes) -> None:
