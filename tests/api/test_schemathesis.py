@@ -36,7 +36,7 @@ def address() -> Iterator[str]:
 
 
 OPERATIONS = [
-    (method, route.path)
+    (method, route.path_format)
     for route in plain().routes
     if isinstance(route, APIRoute) and route.include_in_schema and route.path != "/v1/tasks/segment"  # needs a decoder
     for method in sorted(route.methods)
