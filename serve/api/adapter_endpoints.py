@@ -1,5 +1,8 @@
 """The routes that load and unload a LoRA adapter, as vLLM's own server has them. They need a key of the scope admin."""
 
+import contextlib
+from collections.abc import Iterator
+
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse
@@ -27,10 +30,8 @@ def add_adapters(api: APIRouter) -> None:
     async def load(http: HttpRequest) -> PlainTextResponse:
         changes = _opened(http)
         given = await read_json(http, LoadRequest)
-        try:
+        with _kept():
             await changes.load(given)
-        except (OSError, ValueError) as error:
-            raise _unavailable(error) from None
         return PlainTextResponse(f"Success: LoRA adapter '{given.lora_name}' added successfully.")
 
     @api.post(
@@ -44,10 +45,8 @@ def add_adapters(api: APIRouter) -> None:
     async def unload(http: HttpRequest) -> PlainTextResponse:
         changes = _opened(http)
         given = await read_json(http, UnloadRequest)
-        try:
+        with _kept():
             await changes.unload(given.lora_name)
-        except (OSError, ValueError) as error:
-            raise _unavailable(error) from None
         return PlainTextResponse(f"Success: LoRA adapter '{given.lora_name}' removed successfully.")
 
 
@@ -55,5 +54,11 @@ def _opened(http: HttpRequest) -> AdapterChanges:
     return set_up(services(http).adapters, OFF, "adapters_off")
 
 
-def _unavailable(error: Exception) -> Unavailable:
-    return Unavailable(f"Which adapters are loaded cannot be kept: {error}"[:200], code="adapters_unavailable")
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    """Raise Unavailable where the file that keeps which adapters are loaded cannot be used."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = f"Which adapters are loaded cannot be kept: {error}"[:200]
+        raise Unavailable(why, code="adapters_unavailable") from None
