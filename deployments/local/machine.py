@@ -106,9 +106,7 @@ class PrivateRay:
         """
         with self._stopping:
             if own_descendants(self._earlier):
-                import ray
-
-                down = threading.Thread(target=ray.shutdown, daemon=True)  # Ray may be in any state, even half imported
+                down = threading.Thread(target=_shut_down, daemon=True)
                 down.start()
                 down.join(SHUTDOWN_S)
                 _kill(self._earlier)
@@ -166,6 +164,13 @@ def _start(folder: Path, num_cpus: int, num_gpus: float | None, object_store_byt
             _node_ip_address=LOOPBACK,
             _temp_dir=str(folder),
         )
+
+
+def _shut_down() -> None:
+    import ray
+
+    with contextlib.suppress(RuntimeError, OSError):  # Ray may be in any state: what is left is killed
+        ray.shutdown()
 
 
 def _kill(earlier: Sequence[int]) -> None:
