@@ -463,8 +463,8 @@ def test_compare(diptych: Any) -> None:
     assert "Organization *" in ran.out and "Modality *" not in ran.out
     shared = next(line for line in ran.out.splitlines() if line.startswith("Tasks they share"))
     assert all(f"({task})" in shared for task in ("vqa", "caption", "ocr", "detect"))
-    words = " ".join(ran.out.split())
-    assert all(MODELS[name].card.overview[1] in words for name in ("llava-1.5-7b", "paligemma-3b-mix-448"))
+    printed = " ".join(ran.out.split())
+    assert all(MODELS[name].card.overview[1] in printed for name in ("llava-1.5-7b", "paligemma-3b-mix-448"))
 
 
 def test_compare_of_an_unknown_name_suggests_a_near_name(diptych: Any) -> None:

@@ -229,11 +229,11 @@ def test_every_model_takes_a_question_about_an_image() -> None:
 
 def test_card_of_every_model_names_its_tasks_and_how_each_is_done() -> None:
     for model in MODELS.values():
-        words = dict(entry.partition(" (")[::2] for entry in model.card.tasks)
-        assert {task for task in words if task in TASKS} == set(model.skills), model.name
+        basis_by_task = dict(entry.partition(" (")[::2] for entry in model.card.tasks)
+        assert {task for task in basis_by_task if task in TASKS} == set(model.skills), model.name
         if model.chat is not None:
             stated = {task: skill.basis for task, skill in model.skills.items()}
-            assert {task: words[task].rstrip(")") or "native" for task in stated} == stated, model.name
+            assert {task: basis_by_task[task].rstrip(")") or "native" for task in stated} == stated, model.name
 
 
 def test_models_of_every_module_are_in_the_catalogue() -> None:

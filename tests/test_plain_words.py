@@ -76,8 +76,8 @@ def names(nodes: Sequence[ast.AST]) -> Iterator[tuple[int, str]]:
 
 def name_faults(nodes: Sequence[ast.AST]) -> Iterator[str]:
     for line, name in names(nodes):
-        words = set(name.split("_")) if name.startswith("test_") else set()
-        refused = words & NO_SUBJECT or {name.strip("_").lower()} & PRONOUNS
+        parts = set(name.split("_")) if name.startswith("test_") else set()
+        refused = parts & NO_SUBJECT or {name.strip("_").lower()} & PRONOUNS
         if refused:
             yield f"line {line}, {name}: {', '.join(refused)} does not say what it is"
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from adapter_files import write_adapter
+from crashed_server import crash
 from served import URL, calling, message
 
 from deployments.adapters.loader import AdapterLoader
@@ -54,11 +55,7 @@ class InProcessReplica(Replica):
         return self.worker.engine
 
     async def crash(self) -> None:
-        self.server._stopped = True
-        for session in list(self.server.sessions):
-            assert session._transport is not None
-            session._transport.abort()
-        await self.server.stop()
+        await crash(self.server)
 
 
 class Gateway:

@@ -211,8 +211,8 @@ async def test_trained_toy_joins_by_its_folder_alone_and_reasons_by_its_template
             assert isinstance(reply.result, VqaResult) and reply.reasoning is None, reply
             right.append(reply.result.answer in item.truth["answers"])
         assert sum(right) >= 8, right  # its processor crops what is not square, as transformers' does
-        words = chat_messages([Turn("user", "</s><image>" * 3 + "what is it?", has_image=True)])
-        pieces = [piece async for piece in worker.speak(Prompt(words, pictures()[0], Sampling(max_tokens=2)))]
+        prompt = chat_messages([Turn("user", "</s><image>" * 3 + "what is it?", has_image=True)])
+        pieces = [piece async for piece in worker.speak(Prompt(prompt, pictures()[0], Sampling(max_tokens=2)))]
         assert pieces[-1].finish_reason is not None
         await check_reasoning(worker)
         with pytest.raises(ModelError, match="Its chat template takes more than 2 s") as refused:

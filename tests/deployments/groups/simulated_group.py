@@ -168,8 +168,8 @@ class Group:
 
         async def stream() -> AsyncGenerator[str, None]:
             answer.waited_s = self.now() - began
-            async with contextlib.aclosing(engine.answer(seconds)) as words:
-                async for word in words:
+            async with contextlib.aclosing(engine.answer(seconds)) as pieces:
+                async for word in pieces:
                     yield word
 
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from crashed_server import crash
 
 from deployments.args import ModelArgs
 from deployments.routing.discovery import ServeDiscovery
@@ -63,11 +64,7 @@ class Replica:
 
     async def crash(self) -> None:
         """End like a killed process."""
-        self.server._stopped = True
-        for session in list(self.server.sessions):
-            assert session._transport is not None
-            session._transport.abort()
-        await self.server.stop()
+        await crash(self.server)
 
 
 class ScriptedDiscovery:

@@ -62,8 +62,8 @@ def pictures(task: str) -> list[Answered]:
         return [Answered(name, task, labels, SIZE, several, 0.9, {"toy-llava": several}) for name in NAMES]
     if TASKS[task].places is None:
         field = next(iter(TASKS[task].result.model_fields))
-        words = {"question": "what?", "labels": ["cat"], "schema": '{"type":"object"}'}
-        fields = TASKS[task].text_in(words)
+        text_by_field = {"question": "what?", "labels": ["cat"], "schema": '{"type":"object"}'}
+        fields = TASKS[task].text_in(text_by_field)
         result = {field: TEXTS[task], **({"multiple": True} if task == "classify" else {})}
         return [Answered(name, task, fields, SIZE, result, 0.9, {"toy-llava": result}) for name in NAMES]
     ring = disc(20, 20, 9) & ~disc(20, 20, 4)
@@ -224,7 +224,7 @@ VOC_BOX = (
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "refusal"),
     [
         ("data.yaml", "names: 7", "names: a list of the classes"),
         ("data.yaml", "names: [cat]", "line 1: this is not a known class"),
@@ -248,7 +248,7 @@ VOC_BOX = (
         ("samples.json", sample("0", packed(npy_header("(100000000000000, 2)"))), "samples[0]"),
     ],
 )  # fmt: skip
-def test_malformed_labels_are_refused_by_place(name: str, content: str, words: str, album: Path) -> None:
+def test_malformed_labels_are_refused_by_place(name: str, content: str, refusal: str, album: Path) -> None:
     (album / name).parent.mkdir(exist_ok=True)
     (album / name).write_text(content)
     if name == "data.yaml":
@@ -256,7 +256,7 @@ def test_malformed_labels_are_refused_by_place(name: str, content: str, words: s
         shutil.copy(album / "a.png", album / "images" / "a.png")
         (album / "labels").mkdir()
         (album / "labels" / "a.txt").write_text("3 0.5 0.5 0.1 0.1\n")
-    with pytest.raises(Failure, match="(?s)" + words.replace("[", r"\[").replace("]", r"\]")):
+    with pytest.raises(Failure, match="(?s)" + refusal.replace("[", r"\[").replace("]", r"\]")):
         Labelled(album, None)
 
 
