@@ -125,7 +125,7 @@ class Gateway:
         self._app.app = self._create_app(args)
         if (warning := args.gateway.warning()) is not None:
             log.warning(warning)
-        watching = watch_file(lambda: self._args.gateway.keys_file, self._read_keys, KEYS_FILE_CHECK_S)
+        watching = watch_file(lambda: self._args.gateway.keys_file, self._renew_app, KEYS_FILE_CHECK_S)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(task) for task in (watching, self._find_hindrances())]
         self._reporting = loop.create_task(self._rate_limiter.keep_reporting())
@@ -359,17 +359,13 @@ class Gateway:
             loader.stop()
             loader = None
         if settings is not None and loader is None:
-            loader = AdapterLoader(settings, self._adapters_changed)
+            loader = AdapterLoader(settings, self._renew_app)
             loader.start()
         self._adapters = loader
         return args if loader is None else loader.added_to(args)
 
-    def _adapters_changed(self) -> None:
-        """Serve the LoRA adapters that are loaded now. Raises ValueError or OSError as `_create_app`."""
-        self._app.app = self._create_app(self._args)
-
-    def _read_keys(self) -> None:
-        """Read the keys again. Raises ValueError or OSError where they cannot be used."""
+    def _renew_app(self) -> None:
+        """Serve by the keys and the LoRA adapters as they are now. Raises ValueError or OSError as `_create_app`."""
         self._app.app = self._create_app(self._args)
 
     def _endpoint(self, model: Model, entry: RemoteModel) -> Endpoint:

@@ -21,7 +21,7 @@ async def test_keys_that_change_while_a_new_config_waits_hold_with_the_new_confi
 
     async def change_keys() -> None:
         keys[0] = "new"
-        gateways.Gateway._read_keys(gateway)
+        gateways.Gateway._renew_app(gateway)
 
     gateway = SimpleNamespace(
         _pools={},
