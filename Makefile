@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast types unit slow drill install install-dev loadtest bench bench-others bench-fan-out
+.PHONY: serve test check fast types unit slow laws drill install install-dev loadtest bench bench-others bench-fan-out
 .PHONY: bench-many-servers bench-scale bench-gateways bench-turns bench-repeats bench-columns chaos hostile soak gpu-check
 .PHONY: bench-store bench-batch
 .PHONY: k8s-check k8s-config k8s-drill audit screenshots tables lock clean parity parity-generic
@@ -24,9 +24,13 @@ test: fast
 	$(MAKE) --jobs=2 --output-sync=target WORKERS=1 slow drill
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "($(NEEDS)) and not cluster"
 
-# and the random laws again, with Hypothesis' own hundred draws in place of 25
+# and the random laws again, with a hundred draws in place of 25
 slow: install-dev
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "(slow or hypothesis) and not ($(NEEDS))" --hypothesis-profile=default
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "(slow or hypothesis) and not ($(NEEDS))" --hypothesis-profile=hundred
+
+# the random laws with 500 draws that no run had before
+laws: install-dev
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "hypothesis and not ($(NEEDS))" --hypothesis-profile=anew $(ARGS)
 
 drill: install-dev
 	$(BIN)/pytest -m cluster

@@ -20,8 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SERVED = ("tests/deployments/local/test_server.py", "tests/pages/test_page.py", "tests/test_readme.py")
 """The files whose tests use `serving`."""
 
-settings.register_profile("fast", max_examples=25)
-settings.load_profile("fast")  # `make test` runs the same laws again with --hypothesis-profile=default, 100 draws
+# `make test` draws the same everywhere, so that a change lands by what it does; `make laws` draws anew
+settings.register_profile("fast", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("hundred", max_examples=100, deadline=None, derandomize=True)
+settings.register_profile("anew", max_examples=500, deadline=None)
+settings.load_profile("fast")
 
 
 class SharedServer(LoadFileScheduling):
