@@ -61,6 +61,7 @@ GRAPHS = ("paligemma", "bfloat16")
 CROWDED = [
     *(name for name in NAMES if "paligemma" in name),
     "llava",
+    "llava_onevision",
     "qwen3_5",
     *TOYS,
 ]  # what is causal needs no scheduler of ours
