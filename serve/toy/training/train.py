@@ -5,7 +5,8 @@ About an hour on one CPU core; a toy of varied scenes takes hours (serve/toy/NOT
 Phases are counted in steps, so that a busy machine changes the time and not the result. First the vision tower learns
 to label each patch; then come questions, packed for LLaVA, one by one with the exact mask for PaliGemma. Training that
 was stopped, in whatever way, continues from its last state, at most two minutes back, when it is started again. At the
-end the checkpoint is written beside the state, to build/toy/NAME.
+end the checkpoint is written beside the state, to build/toy/NAME. Where there is no state, training begins with the
+weights in started/, if the toy has some.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from serve.toy.training.muon import Muon
 from serve.toy.training.recipes import ALL, Phase, Recipe
 from serve.toy.training.varied_lessons import WORK
 
+STARTED = Path(__file__).with_name("started")
+"""Weights of toys whose training takes several sittings on several machines, in half precision (`--keep`)."""
 SCENES, TEST_SCENES = 60_000, 512
 SAVE_EVERY_S, TEST_EVERY = 120, 250
 CPU = Path("/proc/cpuinfo")
@@ -74,7 +77,7 @@ class Trainer:
         self.places[tokens] = torch.tensor(list(places.values()), device=device)
         self.count, self.work = max(200, round(SCENES * min(1.0, scale))), work
         self._set_side(recipe.phases[0].side)
-        self.state = work / f"{name}.pt"
+        self.state, self.started = work / f"{name}.pt", STARTED / f"{name}.pt"
         self.done = (0, 0)
 
     def _set_side(self, side: int) -> None:
@@ -104,7 +107,9 @@ class Trainer:
 
     def run(self) -> None:
         if self.state.exists():
-            self._load()
+            self._load(self.state)
+        elif self.started.exists():
+            self._load(self.started)
         saved = began = time.monotonic()
         for index, phase in enumerate(self.phases):
             if index < self.done[0]:
@@ -247,14 +252,24 @@ class Trainer:
         torch.save({**state, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}, new)
         new.replace(self.state)
 
-    def _load(self) -> None:
-        state = torch.load(self.state, map_location=self.device)
+    def keep(self) -> None:
+        """Write the weights of the last state, from which any clone begins the phase that was under way."""
+        self._load(self.state)
+        index, step = self.done
+        self.done = (index + 1, 0) if step == self.phases[index].steps else (index, 0)
+        halves = ({key: part.half() for key, part in net.state_dict().items()} for net in (self.net, self.probe))
+        net, probe = halves
+        self.started.parent.mkdir(exist_ok=True)
+        torch.save({"net": net, "probe": probe, "done": self.done, "side": self.side}, self.started)
+
+    def _load(self, file: Path) -> None:
+        state = torch.load(file, map_location=self.device)
         side = state.get("side", nets.SIDE)
         if side != self.side:
             self._set_side(side)
         self.net.load_state_dict(state["net"])
         self.probe.load_state_dict(state["probe"])
-        for optimizer, known in zip(self.optimizers, state["optimizers"], strict=True):
+        for optimizer, known in zip(self.optimizers, state.get("optimizers", ()), strict="optimizers" in state):
             optimizer.load_state_dict(known)
         self.done = state["done"]
 
@@ -304,9 +319,13 @@ def main() -> None:
     parser.add_argument(
         "--half", action=argparse.BooleanOptionalAction, default=fast_in_half(), help="products in bfloat16"
     )
+    parser.add_argument("--keep", action="store_true", help=f"write the state's weights to {STARTED.name}/, and stop")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     trainer = Trainer(options.toy, options.steps_scale, options.work, options.device, options.half, options.workers)
+    if options.keep:
+        trainer.keep()
+        return
     trainer.run()
     from serve.toy.training.export import export  # imports this module
 

@@ -158,6 +158,37 @@ def test_stopped_training_continues_to_the_same_weights(tmp_path, monkeypatch):
         assert torch.equal(part, again.net.state_dict()[key]), key
 
 
+def test_clone_without_state_goes_on_with_the_weights_that_were_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SCENES", 40)
+    monkeypatch.setattr(train, "TEST_SCENES", 16)
+    monkeypatch.setattr(train, "STARTED", tmp_path / "started")
+    monkeypatch.setattr(train.Trainer, "held_out_accuracy", lambda self, phase: "")
+
+    def trainer(work):
+        run = train.Trainer("varied-llava", 1e-9, work, "cpu")
+        run.phases = [train.replace(phase, images=6) for phase in run.phases[:2]]
+        return run
+
+    here, after_the_tower = trainer(tmp_path), {}
+    whole, here.phases = here.phases, here.phases[:1]
+    here.run()
+    here.keep()
+    here.phases = whole
+
+    def look(self, phase, at, batch):
+        after_the_tower.setdefault(
+            (phase.name, at), {name: part.clone() for name, part in self.net.state_dict().items()}
+        )
+        return ""
+
+    monkeypatch.setattr(train.Trainer, "_step", look)
+    there = trainer(tmp_path / "elsewhere")
+    there.run()
+    assert list(after_the_tower) == [("packed", 0), ("packed", 1)]
+    for name, part in here.net.state_dict().items():
+        assert torch.equal(after_the_tower["packed", 0][name], part.half().float()), name
+
+
 @pytest.mark.engine
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
