@@ -16,7 +16,15 @@ GATEWAYS, MODELS = "deployments.app:build_gateways", "deployments.app:build_mode
 APPS = (APP, GATEWAYS, MODELS)
 KILL_AFTER_S = 2.0
 """Seconds after drain_s before Serve kills a process that has not ended by itself."""
-GATEWAY_ONLY_FIELDS = {"replicas", "autoscaling", "max_ongoing_requests", "keeps_pictures", "weight", "required"}
+GATEWAY_ONLY_FIELDS = {
+    "replicas",
+    "autoscaling",
+    "max_ongoing_requests",
+    "keeps_pictures",
+    "weight",
+    "task_weights",
+    "required",
+}
 """Fields of a model's entry that only the gateway and Serve read: changing one restarts no replica."""
 RESTARTING_FIELDS = ("listen", "num_cpus", "num_gpus", "resources", "max_replicas_per_node", "surge")
 """Fields of the gateway's that a running one cannot change."""

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -24,7 +24,7 @@ from serve.models import MODELS
 from serve.models.base import Checkpoint, Model
 from serve.models.catalog import is_folder
 from serve.models.generic import NamedCheckpoint, generic_model
-from serve.models.own import Lora, Own, lora, own
+from serve.models.own import Lora, Own, TaskName, Weight, check_task_weights, lora, own
 from serve.models.remote import RemoteModel, remote_model
 
 log = logging.getLogger(__name__)
@@ -157,8 +157,11 @@ class ModelArgs(ModelPlacement):
     name: str
     checkpoint: str | None = None
     revision: str | None = None
-    weight: float | None = Field(
-        default=None, ge=0, le=1000, description="Weight of its replies in merging; default: the catalogue's."
+    weight: Weight | None = Field(
+        default=None, description="Weight of its replies in merging; default: the catalogue's."
+    )
+    task_weights: dict[TaskName, Weight] = Field(
+        default={}, description="The same by task, where it is another: `{vqa: 2, ocr: 0.5}`."
     )
     check: bool = Field(default=False, description="Ask it about drawn scenes before it counts as ready.")
 
@@ -173,15 +176,20 @@ class ModelArgs(ModelPlacement):
             )
         return name
 
+    @model_validator(mode="after")
+    def _weighs_its_tasks(self) -> Self:
+        check_task_weights(self.name, self.task_weights, list(MODELS[self.name].skills))
+        return self
+
     def model(self) -> Model:
-        """Return the catalogue's model with this entry's weight and checkpoint."""
+        """Return the catalogue's model with this entry's weights and checkpoint."""
         known = MODELS[self.name]
         weight = known.weight if self.weight is None else self.weight
         if self.checkpoint is None:
             checkpoint = dataclasses.replace(known.checkpoint, revision=self.revision or known.checkpoint.revision)
         else:
             checkpoint = Checkpoint(self.checkpoint, self.revision, expect=kind(known.checkpoint.expect))
-        return dataclasses.replace(known, weight=weight, checkpoint=checkpoint)
+        return dataclasses.replace(known, weight=weight, task_weights=self.task_weights, checkpoint=checkpoint)
 
 
 class OwnArgs(Own, ModelPlacement):

@@ -145,6 +145,8 @@ class Model:
     """The most frames that are sampled from a video, evenly spaced: as in its training, and as its context holds."""
     weight: float = 1.0
     """The weight of its replies in merging, unless the request gives one."""
+    task_weights: Mapping[str, float] = field(default_factory=dict)
+    """The same by task, where it is another."""
     ends: tuple[str, ...] = ()
     """Texts that end its replies, besides the checkpoint's end token."""
     reasoning: Reasoning | None = None
@@ -157,6 +159,10 @@ class Model:
     """The name of its LoRA adapter in the engine of its base model; None for a model with its own checkpoint."""
     base: str | None = None
     """The name of that base model."""
+
+    def weight_in(self, task: str) -> float:
+        """Return the weight of its replies to a task in merging."""
+        return self.task_weights.get(task, self.weight)
 
 
 def with_limits(model: Model, limits: PictureLimits | None) -> Model:

@@ -33,6 +33,14 @@ def _known_task(name: str) -> str:
 
 
 TaskName = Annotated[str, AfterValidator(_known_task)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
+
+def check_task_weights(model: str, weights: Mapping[str, float], tasks: Sequence[str]) -> None:
+    """Raise ValueError for a weight in a task that the model does not do."""
+    for task in weights:
+        if task not in tasks:
+            raise ValueError(f"task_weights: {model} does not do {task}.")
 
 
 def _free(name: str) -> str:
@@ -104,7 +112,8 @@ class Tuned(BaseModel):
     tasks: of those that the model it is made of can do; all of them when left out. prompts: the words that it was
     tuned on, by task, in place of the family's; the turn around them stays. {question}, {lang} and {label} or {labels}
     stand for what is asked; {{ and }} for braces. max_tokens: how long its replies may be, where the request names no
-    length. weight: how much its replies count in merging. check: ask it about drawn scenes before it counts as ready.
+    length. weight: how much its replies count in merging; task_weights: by task, where it is another.
+    check: ask it about drawn scenes before it counts as ready.
     reasoning: how it reasons before it answers.
     """
 
@@ -114,7 +123,8 @@ class Tuned(BaseModel):
     tasks: Annotated[list[TaskName], Field(min_length=1)] | None = None
     prompts: dict[TaskName, Words] = {}
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    weight: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    weight: Weight = 1.0
+    task_weights: dict[TaskName, Weight] = {}
     check: bool = False
     reasoning: ReasoningSettings | None = None
     card: OwnCard = OwnCard()
@@ -129,6 +139,7 @@ class Tuned(BaseModel):
             if task not in (self.tasks or origin.skills):
                 raise ValueError(f"prompts: {self.name} does not do {task}.")
             _check_template(task, template, _placeholders(task, origin))
+        check_task_weights(self.name, self.task_weights, self.tasks or list(origin.skills))
         self.reasoning_like(origin)
 
     def reasoning_like(self, origin: Model) -> Reasoning | None:
@@ -185,6 +196,7 @@ def _tuned(spec: Tuned, origin: Model, checkpoint: Checkpoint, what: str, adapte
         card=_card(spec.card, origin.card, tasks, what),
         skills={task: tuned_skill(task, spec, origin) for task in tasks},
         weight=spec.weight,
+        task_weights=spec.task_weights,
         reasoning=spec.reasoning_like(origin),
         adapter=adapter,
     )
@@ -219,6 +231,7 @@ def tuned_model(spec: Tuned, origin: Model) -> Model:
         card=dataclasses.replace(origin.card, tasks=tuple(tasks), **given_fields(spec.card)),
         skills={task: tuned_skill(task, spec, origin) for task in tasks},
         weight=spec.weight,
+        task_weights=spec.task_weights,
         reasoning=spec.reasoning_like(origin),
     )
 

@@ -208,7 +208,7 @@ class Router:
             raise BadRequest(f"The quorum is larger than the {len(routes)} models asked.", param="quorum")
         for name in request.weights or {}:
             find_route(self.routes, name, "weights")
-        weights = {name: route.model.weight for name, route in self.routes.items()} | (request.weights or {})
+        weights = {name: route.model.weight_in(task) for name, route in self.routes.items()} | (request.weights or {})
         deadline = Deadline.after(request.deadline_s, arrived)
         account = current_account()
         account.task = task

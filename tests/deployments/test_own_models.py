@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import errors
+from pydantic import ValidationError
 from served import URL
 
 from deployments import config
@@ -17,9 +19,13 @@ from deployments.args import Args
 from deployments.config import ConfigError
 from deployments.replica import Replica
 from serve.api.app import create_app
+from serve.engines.fake import FakeEngine
+from serve.media.image import Image
 from serve.models.base import Model
 from serve.router import Router
 from serve.router.route import Status
+from serve.tasks.vqa import VqaRequest
+from serve.worker import Worker
 
 BASE = {
     "name": "toy-paligemma",
@@ -103,6 +109,21 @@ def test_entry_overrides_a_known_models_weight_and_checkpoint() -> None:
     assert (model.weight, model.checkpoint.hub, model.checkpoint.revision) == (3, "/here", None)
     assert not model.checkpoint.gated
     assert "text_config.vocab_size" not in model.checkpoint.expect
+
+
+@pytest.mark.parametrize("entry", [{"name": "toy-llava"}, {**MINE, "tasks": ["vqa", "caption"]}], ids=["known", "own"])
+async def test_entry_gives_weights_by_task(entry: dict[str, Any]) -> None:
+    entries = [{"name": "toy-paligemma"}, {**entry, "weight": 3, "task_weights": {"vqa": 0.5}}]
+    models = args(*entries).models_by_name
+    model = models[entry["name"]]
+    assert (model.weight_in("vqa"), model.weight_in("caption")) == (0.5, 3)
+    plan = Router([Worker(each, FakeEngine()) for each in models.values()]).plan
+    image = Image(np.zeros((4, 4, 3), np.uint8))
+    assert plan("vqa", VqaRequest(image=image, question="q")).weights[model.name] == 0.5
+    assert plan("vqa", VqaRequest(image=image, question="q", weights={model.name: 9})).weights[model.name] == 9
+    for wrong, message in (({"segment": 1}, "does not do segment"), ({"sing": 1}, "sing"), ({"vqa": -1}, "equal to 0")):
+        with pytest.raises(ValidationError, match=message):
+            args(entries[0], {**entry, "task_weights": wrong})
 
 
 async def test_own_models_answer_beside_the_others() -> None:
