@@ -125,6 +125,9 @@ def _request_options(command: argparse.ArgumentParser) -> None:
         "--judge", type=_text, metavar="MODEL", help="who judges a caption or chat, with --merge judge"
     )
     command.add_argument("--weights", type=_weights, metavar="A=2,B=1", help="how much a model counts in the merge")
+    command.add_argument(
+        "--min-agreement", type=_number, metavar="A", help="0..1; below it they disagree: no merged reply"
+    )
     command.add_argument("--temperature", type=_number, metavar="T", help="default 0: the likeliest words")
     command.add_argument("--max-tokens", type=_count, metavar="N", help="at most so many tokens a reply")
     command.add_argument("--seed", type=int, metavar="N", help="for a temperature above 0")

@@ -127,10 +127,11 @@ def test_every_option_reaches_the_server(monkeypatch: pytest.MonkeyPatch, diptyc
     monkeypatch.setattr(client.Server, "ask", ask)
     monkeypatch.setenv("DIPTYCH_URL", "http://127.0.0.1:81/")
     arguments = "--models a,b --deadline 2.5 --quorum 1 --merge vote --judge a --temperature 0.5 --max-tokens 9"
+    arguments += " --min-agreement 0.7"
     arguments += " --seed -3 --lang de --weights a=2,b=0.5"
     assert diptych("ask", picture, "q", "--json", *arguments.split()).status == 0
     fields = {"models": ["a", "b"], "deadline_s": 2.5, "quorum": 1, "merge": "vote", "temperature": 0.5}
-    fields |= {"max_tokens": 9, "seed": -3, "lang": "de", "question": "q", "judge": "a"}
+    fields |= {"max_tokens": 9, "seed": -3, "lang": "de", "question": "q", "judge": "a", "min_agreement": 0.7}
     fields |= {"weights": '{"a": 2.0, "b": 0.5}'}
     assert seen == [("http://127.0.0.1:81", "vqa", picture.read_bytes(), fields, False)]
 
@@ -157,6 +158,17 @@ def test_a_model_that_failed_costs_its_column(diptych: Any, picture: Path) -> No
         ran = diptych("ask", picture, "q", "--server", url)
         assert ran.status == 0 and "merged  red" in ran.out
         assert "The weights are" in ran.out and "from toy-paligemma" in ran.out
+
+
+def test_models_that_disagree_have_no_merged_answer(diptych: Any, picture: Path) -> None:
+    blue = Worker(MODELS["toy-paligemma"], FakeEngine("blue"))
+    blue.mark("ready", "ready")
+    with serving(worker("toy-llava"), blue) as url:
+        ran = diptych("ask", picture, "q", "--min-agreement", "0.6", "--server", url)
+        assert ran.status == 0 and " red " in ran.out and " blue " in ran.out
+        assert "merged  The models disagree: their agreement is 0.5, less than 0.6." in ran.out
+        ran = diptych("ask", picture, "q", "--min-agreement", "60", "--server", url)
+        assert ran.status == 1 and "min_agreement" in ran.err
 
 
 def test_replies_on_a_narrow_terminal_are_stacked(

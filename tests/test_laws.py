@@ -45,7 +45,7 @@ from serve.models import FAMILIES, MODELS
 from serve.models.base import Model, Turn
 from serve.models.instructed import chat_messages, instructed_skills
 from serve.models.mask_decoder import VARIABLE
-from serve.router import Router
+from serve.router import Router, merge_replies
 from serve.tasks import TASKS
 from serve.tasks.base import Instruction, Merged, Reply, Request, Result, Task, TextField
 from serve.tasks.boxes import DetectResult, LabelledBox, label_key
@@ -350,6 +350,23 @@ def test_model_more_with_the_merged_reply_does_not_lower_agreement(task: str, me
             twin = supporter.model_copy(update={"model": "twin"})
             more = merge(task, method, [*replies, twin], weights | {"twin": weights.get(supporter.model, 1.0)})
             assert more.agreement >= merged.agreement - 1e-6
+
+
+@BY_METHOD
+@given(data=st.data(), least=st.floats(0, 1))
+@EXAMPLES
+def test_merged_result_is_withheld_below_the_wanted_agreement_alone(
+    task: str, method: str, data: st.DataObject, least: float
+) -> None:
+    replies, weights = data.draw(replies_and_weights(task))
+    wanted = request(task).model_copy(update={"merge": method, "min_agreement": least})
+    plain = merge(task, method, replies, weights)
+    merged = merge_replies.merge(task, wanted, replies, weights)
+    assert (merged.result is None) is (merged.error is not None) is (plain.agreement < least - merge_replies.ROUNDING)
+    same = {"method", "agreement", "models", "deviations", "judge"}
+    assert merged.model_dump(include=same) == plain.model_dump(include=same)
+    assert merged == plain or merged.result is None
+    assert merge_replies.abstain(merged, least) == merged
 
 
 @BY_METHOD

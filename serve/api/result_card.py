@@ -81,6 +81,8 @@ def _blocks(question: str, answer: Json) -> list[tuple[str, str, int]]:
     if merged.get("result"):
         agreement = f"merged by {merged['method'].replace('_', ' ')}, {merged['agreement']:.0%} agreement"
         blocks += [(agreement, QUIET, 15), (_words(merged["result"]), INK, 23)]
+    elif merged.get("error"):
+        blocks.append((merged["error"]["message"], INK, 23))
     for at, reply in enumerate(replies[:MAX_REPLIES]):
         drawn = bool(_places(reply.get("result")))
         name = f"{reply['model']}{f' ({colour_of(at)[0]})' if drawn else ''}, {reply['latency_ms'] / 1000:.2f} s"

@@ -16,7 +16,7 @@ from serve.client.listing import toy_notes
 from serve.media.video_caps import sniff
 
 FIELDS = (
-    *("models", "deadline_s", "quorum", "merge", "judge", "temperature", "max_tokens", "seed", "lang"),
+    *("models", "deadline_s", "quorum", "merge", "judge", "min_agreement", "temperature", "max_tokens", "seed", "lang"),
     *("multiple", "boxes", "reasoning_effort", "thinking_token_budget"),
 )
 OPTIONS = {"text": "question", "phrases": "labels", "json": "schema"}

@@ -153,7 +153,8 @@ def _merged(merged: Json) -> Table:
     """Show the merged result, each box with the models that support it, and how it was merged."""
     # how one of several models counted says nothing of the merged count
     result = {name: value for name, value in (merged["result"] or {}).items() if name != "by"} or None
-    lines, supporters = format_result(result), merged["supporters"]
+    lines = [merged["error"]["message"]] if merged.get("error") else format_result(result)
+    supporters = merged["supporters"]
     placed = next(iter(merged["result"] or {}), "") in PLACES
     if placed and len(supporters) == len(lines):
         lines = [f"{line}  {', '.join(names)}" for line, names in zip(lines, supporters, strict=True)]

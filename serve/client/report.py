@@ -48,7 +48,7 @@ LINES = 50
 MAX_WORDS = 200
 """Characters of an answer in the index."""
 REPLY = ("model", "status", "result", "error", "latency_ms")
-MERGED = ("result", "method", "agreement", "deviations")
+MERGED = ("result", "method", "agreement", "deviations", "error")
 
 
 def report(options: argparse.Namespace) -> int:
@@ -106,7 +106,8 @@ def _fields(name: str, line: Json) -> list[Any]:
     merged, replies = line.get("merged") or {}, line.get("replies") or []
     results = [merged.get("result"), line.get("truth"), *(reply.get("result") for reply in replies)]
     labels = dict.fromkeys(str(item["label"]) for result in results for item in placed_items(result))
-    summary = str(line["error"].get("message")) if "error" in line else _summary(merged.get("result") or {})
+    error = line.get("error") or merged.get("error")
+    summary = str(error.get("message")) if error else _summary(merged.get("result") or {})
     states = {reply["model"]: reply["status"] for reply in replies}
     agreement = float(merged["agreement"]) if merged.get("result") is not None else -1.0
     return [name, line["task"], agreement, list(labels), summary, states, merged.get("deviations") or {}]
@@ -130,7 +131,7 @@ def trimmed(line: Json) -> Json:
         if name in line
     }
     if line.get("merged"):
-        kept["merged"] = {name: line["merged"].get(name) for name in MERGED}
+        kept["merged"] = {name: line["merged"][name] for name in MERGED if name in line["merged"]}
     kept["replies"] = [
         {name: reply[name] for name in REPLY if reply.get(name) is not None}
         | ({"text": reply.get("text", "")} if reply["status"] != "ok" else {})

@@ -7,7 +7,7 @@ from serve import tracing
 from serve.errors import NoAnswer, ParseError
 from serve.router.route import Deadline
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply, Request
+from serve.tasks.base import Merged, Reply, ReplyError, Request
 
 SHORT = 500
 FEW = 8
@@ -17,6 +17,8 @@ MAX_UNREADABLE = 8192
 """Characters that are sent of the text of a reply where no reply can be read."""
 MERGE_S = 1.0
 """Seconds that a merge may take after the deadline: where a model is late, the merge begins at the deadline."""
+ROUNDING = 1e-6
+"""Equal boxes, fused, lie this little apart: their models agree wholly."""
 
 
 async def merge_replies(
@@ -46,7 +48,17 @@ def merge(task: str, request: Request, replies: Sequence[Reply], weights: Mappin
         raise _no_answer(replies)
     methods = TASKS[task].methods
     method = methods.get(request.merge or "", next(iter(methods.values())))
-    return method(usable, (request.weights or {}) if weights is None else weights)
+    merged = method(usable, (request.weights or {}) if weights is None else weights)
+    return abstain(merged, request.min_agreement)
+
+
+def abstain(merged: Merged, min_agreement: float | None) -> Merged:
+    """Return the merged reply, with an error in place of its result where the models agree less than this."""
+    if min_agreement is None or merged.agreement >= min_agreement - ROUNDING:
+        return merged
+    message = f"The models disagree: their agreement is {merged.agreement:.3g}, less than {min_agreement:.3g}."
+    error = ReplyError(code="models_disagree", message=message)
+    return merged.model_copy(update={"result": None, "supporters": [], "error": error})
 
 
 def is_answer(reply: Reply) -> bool:

@@ -13,7 +13,7 @@ from serve.models.base import Model
 from serve.models.reasoning import reasoning_refusal
 from serve.rights import RIGHTS
 from serve.router.judge import SHARE, Judge
-from serve.router.merge_replies import is_answer, merge_replies
+from serve.router.merge_replies import abstain, is_answer, merge_replies
 from serve.router.merge_streams import merge_streams
 from serve.router.model_call import ModelCall
 from serve.router.route import Deadline, Route, Status
@@ -266,4 +266,5 @@ async def _merged(plan: Plan, calls: Sequence[ModelCall]) -> Merged:
     if plan.judge is None:
         return merged
     answers = [reply for reply in replies if is_answer(reply)]
-    return await plan.judge.merged(plan.request, answers, plan.weights, merged, plan.deadline)
+    judged = await plan.judge.merged(plan.request, answers, plan.weights, merged, plan.deadline)
+    return abstain(judged, plan.request.min_agreement)

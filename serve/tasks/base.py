@@ -42,6 +42,11 @@ JudgeName = Annotated[
     Name | None, Field(description='Which model judges where "merge" is "judge"; the first that can when left out.')
 ]
 
+LeastAgreement = Annotated[
+    Probability | None,
+    Field(description="Where the models agree less, 0..1, the merged reply has an error in place of its result."),
+]
+
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -120,6 +125,7 @@ class Request(BaseModel):
         max_length=MAX_MODELS,
         description="How much each model's reply counts in the merge; the model's own when left out.",
     )
+    min_agreement: LeastAgreement = None
     temperature: float = Field(default=0.0, ge=0, le=2)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
@@ -261,6 +267,7 @@ class Merged(BaseModel):
     """The merged reply. models: those whose replies were merged; agreement: 0..1.
 
     supporters: the models behind the result, or behind each of its boxes. deviations: each model's distance, 0..1.
+    error: why there is no result, where the models agree less than the request wants; left out elsewhere.
     """
 
     result: SerializeAsAny[Result] | None = None
@@ -270,6 +277,7 @@ class Merged(BaseModel):
     supporters: list[list[str]]
     deviations: dict[str, Probability]
     judge: Judgement | None = None
+    error: ReplyError | None = Field(default=None, exclude_if=lambda error: error is None)
 
 
 def text_of(reply: Reply) -> str:

@@ -121,6 +121,27 @@ async def test_task_stream_has_deltas_replies_and_the_merged_reply() -> None:
     assert parsed[-1][1]["method"] == "vote"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("second", "least", "result"), [("blue", 0.6, None), ("blue", 0.5, "red"), ("red", 1, "red")])
+async def test_merged_reply_of_models_that_agree_less_than_wanted_is_an_error(
+    second: str, least: float, result: str | None, stream: bool
+) -> None:
+    app = served(FakeEngine("red"), FakeEngine(second))
+    plain = (await post("/v1/tasks/vqa", VQA, app)).json()
+    reply = await post("/v1/tasks/vqa", VQA | {"min_agreement": least, "stream": stream}, app)
+    events = [(event, json.loads(data)) for event, data in frames(reply.text)[:-1]] if stream else []
+    merged = events[-1][1] if stream else reply.json()["merged"]
+    replies = [data for event, data in events if event == "reply"] if stream else reply.json()["replies"]
+    texts = [(data["model"], data["status"], data["result"]) for data in replies]
+    assert sorted(texts) == [(data["model"], data["status"], data["result"]) for data in plain["replies"]]
+    if result is not None:
+        assert merged == plain["merged"] and "error" not in merged
+        return
+    message = "The models disagree: their agreement is 0.5, less than 0.6."
+    error = {"code": "models_disagree", "message": message}
+    assert merged == plain["merged"] | {"result": None, "supporters": [], "error": error}
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [("/v1/tasks/vqa", VQA), ("/v1/chat/completions", {"model": "vqa:*", "messages": [message()]})],
@@ -219,6 +240,7 @@ async def test_form_can_stream_and_contain_a_data_url() -> None:
         ({"question": ["a", "b"]}, {"image": picture()}, "question", "invalid_value"),
         ({"question": "q"}, {"picture": picture()}, "picture", "invalid_value"),
         ({"question": "q", "weights": "x"}, {"image": picture()}, "weights", "invalid_value"),
+        ({"question": "q", "min_agreement": "nan"}, {"image": picture()}, "min_agreement", "invalid_value"),
         ({"question": "q", "stream": "maybe"}, {"image": picture()}, "stream", "invalid_type"),
         ({"question": "q"}, {"image": b"no image"}, "image", "invalid_image"),
         ({"question": "q"}, {"other": (None, "x")}, "image", "missing_required_parameter"),
@@ -256,6 +278,8 @@ async def test_invalid_form_field_is_named_in_the_error(data: Any, files: Any, p
         ("chat", VQA | {"models": [PALIGEMMA]}, 400, "models", "task_not_supported"),
         ("vqa", VQA | {"merge": "dice"}, 400, "merge", "invalid_value"),
         ("vqa", VQA | {"quorum": 3}, 400, "quorum", "invalid_value"),
+        ("vqa", VQA | {"min_agreement": 1.1}, 400, "min_agreement", "invalid_value"),
+        ("vqa", VQA | {"min_agreement": "0.5"}, 400, "min_agreement", "invalid_type"),
         ("vqa", VQA | {"image": "https://10.0.0.1/cat.png"}, 400, "image", "invalid_image_url"),
         ("vqa", VQA | {"image": "data:image/png;base64,AAAA"}, 400, "image", "invalid_image"),
         ("vqa", VQA | {"image": 7}, 400, "image", "invalid_type"),

@@ -370,6 +370,7 @@ async def test_fields_without_effect_are_accepted() -> None:
         ("deadline_s", 0, "invalid_value"),
         ("quorum", 1, "invalid_value"),
         ("weights", {LLAVA: 1}, "invalid_value"),
+        ("min_agreement", 0.5, "invalid_value"),
         ("response_format", {"type": "xml"}, "invalid_value"),
     ],
 )
@@ -393,6 +394,7 @@ async def test_different_max_tokens_fields_are_refused() -> None:
         ("response_format", {"type": "json_object"}),
         ("merge", "dice"),
         ("quorum", 3),
+        ("min_agreement", -0.1),
         ("max_completion_tokens", 5000),
     ],
 )
@@ -488,6 +490,23 @@ async def test_replies_stream_interleaved_and_the_merged_reply_comes_last() -> N
         assert [choice["finish_reason"] for choice in own] == [None] * (len(own) - 1) + ["stop"]
         assert own[-1]["diptych"]["status"] == "ok"
     assert sent[-1]["usage"]["completion_tokens"] == 4
+
+
+@pytest.mark.parametrize("model", ["vqa", "vqa:*"])
+async def test_choice_of_models_that_disagree_says_so(model: str) -> None:
+    engines = FakeEngine("red"), FakeEngine("blue")
+    given = body(model, min_agreement=0.9)
+    whole = (await complete(given, *engines)).json()["choices"]
+    streamed = [chunk["choices"][0] for chunk in await chunks(given, *engines)]
+    texts = [
+        "".join(choice["delta"].get("content", "") for choice in streamed if choice["index"] == at)
+        for at in range(len(whole))
+    ]
+    assert texts == [choice["message"]["content"] for choice in whole]
+    assert texts == ["The models disagree.", "red", "blue"][: len(whole)]
+    for first in (whole[0], streamed[-1]):
+        assert first["index"] == 0 and first["finish_reason"] == "stop" and first["diptych"]["result"] is None
+        assert (first["diptych"]["status"], first["diptych"]["error"]["code"]) == ("error", "models_disagree")
 
 
 async def test_choices_are_announced_in_order_before_any_text() -> None:

@@ -93,6 +93,21 @@ def test_dead_engine_fails_its_column_in_words_alone(page: Page) -> None:
         expect(page.locator("#merged .facts")).to_contain_text("of toy-llava")
 
 
+def test_merged_card_says_that_the_models_disagree(page: Page) -> None:
+    with visiting(page, served(FakeEngine("red"), FakeEngine("blue")), "/?task=vqa&min_agreement=0.57"):
+        expect(page.locator("#least")).to_have_value("57")
+        ask(page)
+        sentence = "The models disagree: their agreement is 0.5, less than 0.57."
+        expect(page.locator("#merged .failure")).to_have_text(sentence)
+        expect(page.locator("#asked .quiet").first).to_have_text(sentence)
+        expect(column(page, PALIGEMMA).locator(".said")).to_have_text("blue")
+        expect(column(page, PALIGEMMA).locator(".facts")).not_to_contain_text("off the merged answer")
+        page.fill("#least", "50")
+        ask(page)
+        assert "min_agreement=0.5&" in page.url
+        expect(page.locator("#merged .said")).to_contain_text("red")
+
+
 def test_html_in_a_reply_is_shown_as_text(page: Page) -> None:
     hostile = "<img src=x onerror=alert(1)><script>alert(2)</script><b>bold</b>"
     with visiting(page, served(FakeEngine(hostile), FakeEngine(hostile))):

@@ -65,6 +65,12 @@ async def test_judge_gets_image_and_replies_and_writes_the_merged_reply() -> Non
     assert not judgements(second)
 
 
+async def test_verdict_that_the_replies_are_unlike_is_withheld_where_agreement_is_wanted() -> None:
+    merged = await ask([worker("a", speaking("a dog")), worker("b", speaking("a dog"))], min_agreement=0.9)
+    assert merged.method == "judge" and merged.result is None
+    assert merged.error is not None and merged.error.code == "models_disagree"
+
+
 async def test_agreement_is_the_similarity_of_replies_to_the_verdict() -> None:
     workers = [worker("a", speaking("I see a red circle and a blue star")), worker("b", speaking("no idea"))]
     merged = await ask(workers)

@@ -11,6 +11,8 @@ from serve.router.route import Route
 from serve.tasks import TASKS
 from serve.tasks.base import Delta, Event, Merged, Reply, Usage, Waiting
 
+DISAGREE = "The models disagree."
+
 
 @dataclass(frozen=True)
 class FanOutTarget:
@@ -72,7 +74,7 @@ class ChunkWriter:
             yield self.chunks.finish(index, finish_reason(event.finish_reason), diptych=about)
 
     def _merged_chunks(self, merged: Merged) -> Iterator[bytes]:
-        yield self.chunks.text(0, TASKS[self.target.task].as_text(merged.result))
+        yield self.chunks.text(0, merged_text(self.target.task, merged))
         yield self.chunks.finish(0, "stop", diptych=about_merged(self.target.task, merged))
 
     def _announce(self) -> bytes:
@@ -91,4 +93,10 @@ def about_reply(task: str, reply: Reply) -> dict[str, Any]:
 
 def about_merged(task: str, merged: Merged) -> dict[str, Any]:
     """Return the `diptych` field of choice 0: the merged reply."""
-    return {"model": None, "task": task, "status": "ok", **merged.model_dump(mode="json")}
+    status = "ok" if merged.error is None else "error"
+    return {"model": None, "task": task, "status": status, **merged.model_dump(mode="json")}
+
+
+def merged_text(task: str, merged: Merged) -> str:
+    """Return the text of choice 0: the merged result, or that there is none."""
+    return DISAGREE if merged.error is not None else TASKS[task].as_text(merged.result)

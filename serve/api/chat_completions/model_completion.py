@@ -85,7 +85,7 @@ class ModelCompletion:
         arrived: float,
     ) -> None:
         """arrived: time of the request's head by the event loop's clock."""
-        for name in ("quorum", "merge", "weights", "judge"):
+        for name in ("quorum", "merge", "weights", "judge", "min_agreement"):
             if getattr(request, name) is not None:
                 raise BadRequest(f"{name} is for tasks; {request.model} is one model.", param=name)
         self.route, self.metrics, self.media = route, metrics, media

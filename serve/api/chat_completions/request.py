@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 from serve.api.chat_completions.messages import Message, Note, StrictModel, refused_field
 from serve.api.chat_completions.tools import MAX_TOOLS, FunctionTool, ToolChoice
 from serve.engines.json_schema import schema_text
-from serve.tasks.base import MAX_MODELS, BudgetField, EffortField, Name, Stop, TemplateArgsField
+from serve.tasks.base import MAX_MODELS, BudgetField, EffortField, LeastAgreement, Name, Stop, TemplateArgsField
 
 MAX_TOKENS = 512
 """Default of max_tokens. Only the engine knows how much room the model's context leaves."""
@@ -88,6 +88,7 @@ class SharedFields(BaseModel):
     merge: Name | None = Field(default=None, description="Tasks only.")
     weights: dict[str, float] | None = Field(default=None, max_length=MAX_MODELS, description="Tasks only.")
     judge: Name | None = Field(default=None, description="caption and chat only.")
+    min_agreement: LeastAgreement = None
 
     # Accepted without effect: they do not change a reply.
     user: Note | None = None

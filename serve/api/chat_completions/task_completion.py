@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from serve.api.chat_completions.chunk_writer import ChunkWriter, FanOutTarget, about_merged, about_reply
+from serve.api.chat_completions.chunk_writer import ChunkWriter, FanOutTarget, about_merged, about_reply, merged_text
 from serve.api.chat_completions.conversation import Conversation
 from serve.api.chat_completions.request import FLEX, ChatCompletionRequest, TextFormat
 from serve.api.chat_completions.response import Choice, CompletionHead, ResponseMessage, finish_reason
@@ -33,7 +33,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 PASSED_ON = (
     "temperature", "top_p", "seed", "stop", "ignore_eos", "deadline_s", "quorum", "merge", "weights", "judge",
-    "reasoning_effort", "chat_template_kwargs", "thinking_token_budget",
+    "min_agreement", "reasoning_effort", "chat_template_kwargs", "thinking_token_budget",
 )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ class TaskCompletion:
         with self._chat_errors():
             async with self.media.with_pixels(plan.request, plan.deadline):
                 answer = await gather_answer(plan, self.router.run(plan), self.metrics)
-        text = TASKS[plan.task].as_text(answer.merged.result)
+        text = merged_text(plan.task, answer.merged)
         about = about_merged(plan.task, answer.merged)
         choices = [Choice(index=0, message=ResponseMessage(content=text), finish_reason="stop", diptych=about)]
         choices += [

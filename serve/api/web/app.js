@@ -161,6 +161,7 @@ function current() {
   return {
     task: task.id, title: task.title, field: task.text_field, text, heading: task.text_kind === "json" ? "" : text,
     multiple: Boolean(task.multiple) && byId("multiple").checked,
+    least: byId("least").value / 100 || null,
     models: chosen?.filter((name) => task.models.includes(name)) ?? (named() ? task.models : null),
     scene: picture?.scene ?? null, name: picture?.name ?? "", type: picture?.blob.type ?? "",
   };
@@ -180,6 +181,7 @@ async function applied(given) {
   const text = given.written.get(tasks.find((one) => one.id === id)?.text_field);
   if (text) typed[id] = text;
   byId("multiple").checked = given.multiple;
+  byId("least").value = Math.round(100 * given.least) || "";
   if (id) pick(id); // before the scene has come: whoever is quick to pick another task keeps it
   if (wanted && (!picture || picture.scene)) await choose(wanted);
   if (wrong.length) trouble(wrong.join(" "));
@@ -227,7 +229,7 @@ function listen() {
       byId("ask").requestSubmit();
     }
   });
-  byId("multiple").addEventListener("change", addressed);
+  for (const id of ["multiple", "least"]) byId(id).addEventListener("change", addressed);
   byId("stop").addEventListener("click", () => asking?.controller.abort());
   byId("again").addEventListener("click", () => {
     if (last.picture !== picture) put(last.picture);
@@ -276,7 +278,7 @@ async function pose(asked, about) {
       } else if (event === "merged") {
         answer.merged = data;
         merged.show(data, answer);
-        for (const [name, share] of Object.entries(data.deviations)) columns.get(name)?.strayed(share);
+        for (const [name, share] of Object.entries(data.result ? data.deviations : {})) columns.get(name)?.strayed(share);
       } else if (event === "error") why = data.error.message;
     }
   } catch (error) {
@@ -328,7 +330,7 @@ function trouble(text) {
 function remember(one) {
   const { asked, answer, picture: about } = one;
   byId("history").hidden = false;
-  const said = answer.merged ? words(answer.merged.result) : "no merged answer";
+  const said = answer.merged ? answer.merged.error?.message ?? words(answer.merged.result) : "no merged answer";
   const list = byId("asked");
   list.prepend(made("li", {}, made("button", { type: "button", onclick: () => recall(one) },
     made("img", { src: about.url, alt: "", width: 56, height: 42 }),
@@ -344,6 +346,7 @@ function recall(one) {
   chosen = asked.models;
   typed[asked.task] = asked.text;
   byId("multiple").checked = asked.multiple;
+  byId("least").value = Math.round(100 * asked.least) || "";
   if (tasks.some((entry) => entry.id === asked.task)) pick(asked.task);
   recalled(answer, answer.size, merged);
   last = one;

@@ -1,11 +1,11 @@
 // What is asked: in the address bar, and as the fields of a request.
 
-/** What the address bar says: {task, written: by the name of a field, multiple, models: [..] or null, scene}. */
+/** What the address bar says: {task, written: by the name of a field, multiple, least, models: [..] or null, scene}. */
 export function fromUrl(search = location.search) {
   const given = new URLSearchParams(search);
   return {
     task: given.get("task"), written: given, scene: given.get("scene"),
-    multiple: given.has("multiple"), models: given.get("models")?.split(",").filter(Boolean) ?? null,
+    multiple: given.has("multiple"), least: given.get("min_agreement"), models: given.get("models")?.split(",").filter(Boolean) ?? null,
   };
 }
 
@@ -17,8 +17,8 @@ export function toUrl(asked) {
 }
 
 /** [name, value] of each field that is given beside the image. */
-export function fieldsOf({ field, text, multiple, models }) {
-  return [[field, text], ["multiple", multiple && "true"], ["models", models?.join(",")]].filter(([, value]) => value);
+export function fieldsOf({ field, text, multiple, least, models }) {
+  return [[field, text], ["multiple", multiple && "true"], ["min_agreement", least], ["models", models?.join(",")]].filter(([, value]) => value);
 }
 
 /** The token by which this browser may delete a result that it shared; kept where one is given. */

@@ -188,13 +188,13 @@ export class MergedCard {
       made("header", {}, made("h3", {}, "Merged"),
         made("span", { class: "agreement" }, `${share} % agreement`, meter)),
       made("div", { class: "body", tabindex: 0, role: "region", "aria-label": "Merged answer" },
-        ...(merged.result ? shown(MERGED, merged.result, merged.supporters) : [made("p", {}, "Nothing to merge.")]).filter(Boolean)),
+        ...(merged.result ? shown(MERGED, merged.result, merged.supporters) : [made("p", { class: "failure" }, merged.error?.message ?? "Nothing to merge.")]).filter(Boolean)),
       made("footer", {},
         made("p", { class: "facts" }, `by ${merged.method.replaceAll("_", " ")}, of ${merged.models.join(", ")}`,
           merged.judge?.model ? `, judged by ${merged.judge.model}` : ""),
         made("button", { type: "button", class: "plain", onclick: () => raw("Merged", merged) }, "Raw")));
     overlaid(MERGED, placesOf(merged.result), size);
-    if (aloud) announce(`Merged, ${share} % agreement: ${words(merged.result)}`);
+    if (aloud) announce(`Merged, ${share} % agreement: ${merged.error?.message ?? words(merged.result)}`);
   }
 }
 
@@ -203,7 +203,7 @@ export function recalled({ replies, merged }, size, card) {
   byId("columns").replaceChildren(...replies.map((reply) => {
     const column = new Column(reply.model);
     column.ends(reply, { size, aloud: false });
-    column.strayed(merged?.deviations[reply.model] ?? 0);
+    column.strayed((merged?.result && merged.deviations[reply.model]) ?? 0);
     return column.element;
   }));
   card.wait(replies.length, listsPlaces(merged?.result));

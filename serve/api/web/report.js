@@ -119,7 +119,7 @@ function add(line) {
     task: line.task,
     agreement: result ? line.merged.agreement : -1,
     labels: [...new Set(results.flatMap(placesOf).map((place) => place.label))],
-    said: line.error ? String(line.error.message) : words(result),
+    said: String((line.error ?? line.merged?.error)?.message ?? words(result)),
     states: Object.fromEntries(replies.map(({ model, status }) => [model, status])),
     deviations: line.merged?.deviations ?? {},
     line,
@@ -371,7 +371,7 @@ function show(place) {
     made("input", { type: "checkbox", checked: !hidden.has(name), onchange: (event) => toggle(name, event.target.checked) }),
     made("span", { class: "dot" }), name)));
   const columnsOf = [
-    line.merged?.result ? answer("merged", line.merged.result, `${percent(line.merged.agreement)} agreement · by ${line.merged.method}`) : null,
+    line.merged ? answer("merged", line.merged.result, `${percent(line.merged.agreement)} agreement · by ${line.merged.method}`, line.merged.error?.message ?? null) : null,
     line.error ? made("article", { class: "column" }, made("header", {}, made("h3", {}, "No answer")), made("p", { class: "body failure" }, String(line.error.message))) : null,
     line.truth ? answer(TRUTH, line.truth, "") : null,
     ...line.replies.map((reply) => reply.status === "ok" ? answer(reply.model, reply.result, facts(line, reply))

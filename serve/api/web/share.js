@@ -81,9 +81,9 @@ function json(asked, answer) {
 function whole(asked, answer) {
   const usage = { prompt_tokens: 0, completion_tokens: 0, total_tokens: 0 };
   for (const { usage: one } of answer.replies) for (const name in usage) usage[name] += one?.[name] ?? 0;
-  const { field: name, text, multiple, models } = asked;
+  const { field: name, text, multiple, least, models } = asked;
   return {
-    id: answer.id, object: "diptych.task", task: asked.task, asked: { ...(name && { [name]: text }), multiple, models },
+    id: answer.id, object: "diptych.task", task: asked.task, asked: { ...(name && { [name]: text }), multiple, min_agreement: least ?? undefined, models },
     image: answer.size, merged: answer.merged, replies: answer.replies, usage,
   };
 }
@@ -113,7 +113,7 @@ async function png(asked, answer, picture) {
   const { merged } = answer;
   if (merged) {
     blocks.push([`merged by ${merged.method.replaceAll("_", " ")} · ${Math.round(100 * merged.agreement)} % agreement`, `600 18px ${sans}`, quiet, 28, 2]);
-    blocks.push([listed(merged.result), `30px ${serif}`, ink, 40, 30]);
+    blocks.push([merged.error?.message ?? listed(merged.result), `30px ${serif}`, ink, 40, 30]);
   }
   for (const reply of answer.replies) {
     blocks.push([`● ${reply.model} · ${(reply.latency_ms / 1000).toFixed(2)} s`, `600 18px ${sans}`, tone(reply.model), 28, 2]);
