@@ -219,6 +219,14 @@ def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     )
     evaluate.add_argument("--by-kind", action="store_true", help="also by kind of question, of the drawn sets")
     evaluate.add_argument(
+        "--by-agreement", action="store_true", help="also for those that agree: how many are answered, and how rightly"
+    )
+    evaluate.add_argument(
+        "--fit-weights",
+        action="store_true",
+        help="weights by task and temperatures of confidences: fitted to half of the pictures, scored on the others",
+    )
+    evaluate.add_argument(
         "--judged-by", type=_text, metavar="MODEL", help="who says which answers in other words are right, too"
     )
     evaluate.add_argument(

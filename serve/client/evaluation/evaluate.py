@@ -1,6 +1,7 @@
 """`diptych evaluate`: asks all able models about a labelled set, and scores each model and the merged replies."""
 
 import argparse
+import dataclasses
 import json
 import random
 import sys
@@ -14,8 +15,10 @@ from rich.text import Text
 
 from serve.client.board import plain
 from serve.client.evaluation import annotations, emoji, lines, score, table, toys, varied
+from serve.client.evaluation.abstention import abstention
 from serve.client.evaluation.asker import Asker, wait_ready
 from serve.client.evaluation.batch import Job, ask_all
+from serve.client.evaluation.fitting import fit_task
 from serve.client.evaluation.items import Item
 from serve.client.evaluation.judged import judge_answers
 from serve.client.evaluation.keep import keep_run
@@ -63,23 +66,29 @@ def evaluate(options: argparse.Namespace, listener: Listener = Listener()) -> in
     if not reports:
         raise Failure(f"There is no answer to {options.task} to score.")
     kinds = score.reports_by_kind(answers, again, weights) if options.by_kind else {}
+    names = [report.task for report in reports]
+    abstentions = {task: abstention(task, answers, again, weights) for task in names if options.by_agreement}
+    fits = {
+        task: fit_task(task, answers, options.seed, options.merge, weights) for task in names if options.fit_weights
+    }
     if options.keep is not None:
         listener.kept(_keep(options, reports, answers, jobs))
     if options.json:
-        entries = [
-            table.as_json(report)
-            | (
-                {"kinds": {kind: table.as_json(part) for kind, part in kinds[report.task].items()}}
-                if report.task in kinds
-                else {}
-            )
-            for report in reports
-        ]
+        entries = [table.as_json(report) for report in reports]
+        for entry in entries:
+            task = entry["task"]
+            if task in kinds:
+                entry["kinds"] = {kind: table.as_json(part) for kind, part in kinds[task].items()}
+            if task in abstentions:
+                entry["by_agreement"] = dataclasses.asdict(abstentions[task])
+            if task in fits:
+                entry["fit"] = dataclasses.asdict(fits[task]) | {"recommended": fits[task].recommended}
         print(json.dumps(entries, indent=2))
     else:
         _show(reports)
-        for parts in kinds.values():
-            Console().print(table.kinds_table(parts))
+        tables = [*map(table.kinds_table, kinds.values()), *map(table.agreement_table, abstentions.values())]
+        for part in [*tables, *table.fits([*fits.values()])]:
+            Console().print(part, soft_wrap=isinstance(part, Text))
     return _floor(reports) if options.require_merged else 0
 
 

@@ -1,6 +1,6 @@
 """Scores of each model and of the merged reply, computed from recorded answers; no server is needed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,8 +108,8 @@ def reports_by_kind(
 
 
 def _report(task: str, lines: Sequence[Json], merge: str | None, weights: Mapping[str, float]) -> Report:
-    kept = [line for line in lines if not _request_failed(line)]
-    names = _models(task, kept)
+    kept = [line for line in lines if not request_failed(line)]
+    names = models_of(task, kept)
     truths = [line["truth"] for line in kept]
     counts = resamples([line["picture"] for line in kept])
     report = Report(task, len(kept), len({line["picture"] for line in kept}), len(lines) - len(kept), {})
@@ -121,15 +121,15 @@ def _report(task: str, lines: Sequence[Json], merge: str | None, weights: Mappin
             measured.append(mean(f"judged by {kept[0]['judged']['by']}", values, counts))
         measured_by_row[name] = measured
         report.measures |= {item.name: item.lower_is_better for item in measured}
-        intervals = {item.name: _interval(item.value, item.resampled) for item in measured}
+        intervals = {item.name: interval(item.value, item.resampled) for item in measured}
         report.rows.append(ScoreRow(name, merged, sum(answer is None for answer in answers), intervals))
     for measure in report.measures:
         best = next(iter(report.best(measure, singles=True)), None)
         for row in report.rows:
             if row.merged and best is not None:
-                ours, theirs = (_named(measured_by_row[name], measure) for name in (row.name, best))
+                ours, theirs = (named(measured_by_row[name], measure) for name in (row.name, best))
                 sign = -1 if ours.lower_is_better else 1
-                gain = _interval(sign * (ours.value - theirs.value), sign * (ours.resampled - theirs.resampled))
+                gain = interval(sign * (ours.value - theirs.value), sign * (ours.resampled - theirs.resampled))
                 report.gains.append(Gain(row.name, measure, best, gain))
     return report
 
@@ -141,42 +141,55 @@ def _columns(
     columns: list[tuple[str, bool, list[Json | None]]] = [
         (name, False, [_result(line, name) for line in lines]) for name in names
     ]
+    for row, merged in merges(task, lines, merge, weights):
+        columns.append((row, True, [(each or {}).get("result") for each in merged]))
+    return columns
+
+
+def merges(
+    task: str, lines: Sequence[Json], merge: str | None, weights: Mapping[str, float]
+) -> list[tuple[str, list[Json | None]]]:
+    """Return (row name, the merged reply of each line as JSON, None where there is none) of the recorded merge, or of
+    each method that they are merged by again. Arguments and errors as of `reports`."""
     if merge is None and not weights:
-        return [*columns, (RECORDED, True, [(line.get("merged") or {}).get("result") for line in lines])]
+        return [(RECORDED, [line.get("merged") for line in lines])]
     methods = TASKS[task].methods
     if merge not in (None, ALL, *methods):
         raise Misuse(f"{task} merges again by {', '.join(methods)} or {ALL}, not by {merge}.")
     chosen = list(methods) if merge == ALL else [merge or next(iter(methods))]
-    again = [(f"{RECORDED} by {name}", _merging(task, methods[name], weights)) for name in chosen]
-    return columns + [(row, True, [combine(line) for line in lines]) for row, combine in again]
+    answers = [good_replies(task, line) for line in lines]
+    return [
+        (f"{RECORDED} by {name}", [merged_json(methods[name], replies, weights) for replies in answers])
+        for name in chosen
+    ]
 
 
-def _merging(task: str, rule: MergeRule, weights: Mapping[str, float]) -> Callable[[Json], Json | None]:
+def good_replies(task: str, line: Json) -> list[Reply]:
+    """Return a line's replies that have a result."""
     kind = TASKS[task].result
-
-    def combine(line: Json) -> Json | None:
-        good = [
-            Reply.model_validate({**reply, "result": None}).model_copy(
-                update={"result": kind.model_validate(reply["result"])}
-            )
-            for reply in line.get("replies", [])
-            if reply["status"] == "ok" and reply["result"] is not None
-        ]
-        if not good:
-            return None
-        counted = {reply.model: MODELS[reply.model].weight for reply in good if reply.model in MODELS} | dict(weights)
-        merged = rule(good, counted).result
-        return None if merged is None else merged.model_dump(mode="json")
-
-    return combine
+    return [
+        Reply.model_validate({**reply, "result": None}).model_copy(
+            update={"result": kind.model_validate(reply["result"])}
+        )
+        for reply in line.get("replies", [])
+        if reply["status"] == "ok" and reply["result"] is not None
+    ]
 
 
-def _request_failed(line: Json) -> bool:
+def merged_json(rule: MergeRule, replies: Sequence[Reply], weights: Mapping[str, float]) -> Json | None:
+    """Merge replies, by the weights of their models where others are not given; None where there is no reply."""
+    if not replies:
+        return None
+    known = {reply.model: MODELS[reply.model].weight for reply in replies if reply.model in MODELS}
+    return rule(replies, known | dict(weights)).model_dump(mode="json")
+
+
+def request_failed(line: Json) -> bool:
     # An error of parsing alone means that all models answered, and all of them wrongly.
     return "error" in line and line["error"].get("code") != ParseError.code
 
 
-def _models(task: str, lines: Sequence[Json]) -> list[str]:
+def models_of(task: str, lines: Sequence[Json]) -> list[str]:
     groups = {tuple(reply["model"] for reply in line["replies"]) for line in lines if "replies" in line}
     if len(groups) > 1:
         both = "; ".join(", ".join(names) for names in sorted(groups))
@@ -207,10 +220,14 @@ def resamples(pictures: Sequence[str]) -> Counts:
     return counts[:, owner]
 
 
-def _interval(value: float, resampled: Any) -> Interval:
+def interval_of(measured: Measured) -> Interval:
+    return interval(measured.value, measured.resampled)
+
+
+def interval(value: float, resampled: Any) -> Interval:
     low, high = np.percentile(resampled, [2.5, 97.5]) if len(resampled) else (value, value)
     return Interval(value, float(low), float(high))
 
 
-def _named(measured: Sequence[Measured], name: str) -> Measured:
+def named(measured: Sequence[Measured], name: str) -> Measured:
     return next(item for item in measured if item.name == name)
