@@ -1,5 +1,6 @@
 """Reads the config to serve, from a file or from names of models."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,11 @@ def read_config(file: Path) -> Config:
 def read_text(file: Path) -> str:
     """Return the text of a config. Raises ConfigError."""
     try:
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"The config {file} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The config {file} is not UTF-8: {error.reason} at byte {error.start}.") from None
 
 
 def parse_config(text: str, source: str) -> Config:
@@ -56,11 +59,11 @@ def parse_config(text: str, source: str) -> Config:
         args = written[0].get("args") or {}
     else:
         raise ConfigError(f"The config {source} needs one application with import_path {APP}.")
-    http = whole.get("http_options") or {}
+    http = _mapping(whole, "http_options", source)
     config = _validated(
         source,
         args=args,
-        logging={**QUIET, **(whole.get("logging_config") or {})},
+        logging={**QUIET, **_mapping(whole, "logging_config", source)},
         **{key: http[key] for key in ("host", "port") if key in http},
     )
     if generated and generated != applications(config.args):
@@ -74,18 +77,33 @@ def parse_config(text: str, source: str) -> Config:
 def serve_config(text: str, source: str) -> dict[str, Any]:
     """Return the config that Serve takes: with an application for the gateways and for each model in place of ours.
 
-    Raises ConfigError.
+    It is made of JSON's values, none of which stands in two places. Raises ConfigError.
     """
     args, whole = parse_config(text, source).args, _read_yaml(text, source)
     others = [app for app in whole["applications"] if app not in _ours(whole)]
-    return {**whole, "applications": [*applications(args), *others]}
+    if not all(isinstance(app, dict) for app in others):
+        raise ConfigError(f"{source}: applications: give each a name and an import_path.")
+    apps = [*applications(args), *({"name": "default", **app} for app in others)]  # that name is Serve's
+    try:
+        config: dict[str, Any] = json.loads(json.dumps({**whole, "applications": apps}, allow_nan=False))
+    except (TypeError, ValueError) as error:  # a date, an infinite number, a list within itself
+        raise ConfigError(f"{source}: it has a value that JSON has not, and Ray takes JSON: {error}.") from None
+    return config
 
 
 def _read_yaml(text: str, source: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # PyYAML lets the errors of its types out: of a date without that month, of !!bool perhaps
         raise ConfigError(f"The config {source} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _mapping(whole: dict[str, Any], key: str, source: str) -> dict[str, Any]:
+    value = whole.get(key) or {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source}: {key}: give keys and values.")
+    return value
 
 
 def _ours(whole: Any) -> list[dict[str, Any]]:

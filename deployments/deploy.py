@@ -5,7 +5,6 @@
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def printed(file: Path) -> str:
     """Return the config that Ray takes for the one in a file, as YAML. Raises ConfigError."""
-    config = json.loads(json.dumps(serve_config(read_text(file), str(file))))  # else YAML refers to what stands twice
+    config = serve_config(read_text(file), str(file))
     head = f"# Made of {file.name} by `diptych deploy --print`: change that, and write this again.\n"
     return head + yaml.safe_dump(config, sort_keys=False, width=120)
 

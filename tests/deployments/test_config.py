@@ -69,10 +69,19 @@ def test_repeated_model_is_refused() -> None:
         config.for_models(["toy-llava", "toy-llava"])
 
 
+TOY = yaml.dump({"applications": [{"import_path": config.APP, "args": {"models": ["toy-llava"]}}]})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("applications: [", "is not YAML"),
+        (f"day: 2001-13-01\n{TOY}", "is not YAML: month must be in 1..12"),
+        (f"yes: !!bool maybe\n{TOY}", "is not YAML"),
+        (f"day: !!timestamp today\n{TOY}", "is not YAML"),
+        ("[" * 3000, "is not YAML: maximum recursion depth exceeded"),
+        (f"http_options: [host]\n{TOY}", "http_options: give keys and values."),
+        (f"logging_config: JSON\n{TOY}", "logging_config: give keys and values."),
         ("[]", "needs one application with import_path deployments.app:build"),
         (yaml.dump({"applications": [{"import_path": "other:app"}]}), "needs one application"),
         (yaml.dump({"applications": [{"import_path": config.APP, "args": {}}]}), "models: Field required."),
@@ -90,6 +99,29 @@ def test_unusable_config_is_refused_in_a_line(tmp_path: Path, text: str, message
     with pytest.raises(ConfigError) as refused:
         config.read_config(file)
     assert message in str(refused.value) and str(file) in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"- abc\n{TOY}", "is not YAML"),
+        (TOY + "- abc\n", "applications: give each a name and an import_path."),
+        (TOY + "- {name: other, import_path: other:app, args: {day: 2001-01-01}}\n", "date is not JSON serializable"),
+        (f"a: &a [*a]\n{TOY}", "Circular reference"),
+        (TOY + "- {name: other, import_path: other:app, args: {most: .inf}}\n", "not JSON compliant"),
+    ],
+)
+def test_config_that_ray_cannot_be_sent_is_refused_in_a_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        config.serve_config(text, "c.yaml")
+    assert message in str(refused.value) and "c.yaml" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_config_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(b"# caf\xe9\n" + TOY.encode())
+    with pytest.raises(ConfigError, match="is not UTF-8: invalid continuation byte at byte 5"):
+        config.read_config(file)
 
 
 def test_missing_config_is_refused(tmp_path: Path) -> None:
