@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from deployments.autoscaling import Scaling
 from serve.api.authentication import Access, Requires, is_loopback
@@ -35,10 +35,19 @@ KEYS = "DIPTYCH_API_KEYS"
 """Environment variable of the gateway: entries name:sha256:HEX with commas between, beside those of keys_file."""
 
 
+def _own_resource(name: str) -> str:
+    if name in ("CPU", "GPU", "memory", "object_store_memory"):
+        raise ValueError(f"{name} is a resource of Ray's own: num_cpus and num_gpus are settings beside these.")
+    return name
+
+
+ResourceName = Annotated[str, Field(min_length=1), AfterValidator(_own_resource)]
+
+
 class Placement(BaseModel):
     """Number of replicas of a deployment, and the resources of each."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     replicas: int = Field(default=1, ge=1)
     autoscaling: Scaling | None = Field(
@@ -47,10 +56,11 @@ class Placement(BaseModel):
     drain_s: float = Field(default=8, ge=0, description="Seconds to finish running requests when it is stopped.")
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
-    resources: dict[str, float] = {}
+    resources: dict[ResourceName, Annotated[float, Field(ge=0)]] = {}
     max_replicas_per_node: int | None = Field(
         default=None,
         ge=1,
+        le=100,
         description="Replicas on one node, at most: 1 keeps a node's end from taking all. "
         "With `surge` a node must be free.",
     )

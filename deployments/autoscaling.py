@@ -11,7 +11,7 @@ ONGOING = "ongoing"
 class Scaling(BaseModel):
     """The part of Serve's autoscaling_config that has an effect here; Serve applies bounds, delays and factors."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     min_replicas: int = Field(
         default=1, ge=0, description="With 0 an unused model is stopped, and starts with the next request."
@@ -32,6 +32,9 @@ class Scaling(BaseModel):
     def _in_order(self) -> "Scaling":
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}.")
+        first = self.initial_replicas
+        if first is not None and not self.min_replicas <= first <= self.max_replicas:
+            raise ValueError(f"initial_replicas {first} is not between min_replicas and max_replicas.")
         return self
 
     def config(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Autoscaling follows the unfinished requests that replicas report, within the config."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,11 +41,31 @@ def test_config_names_the_policy_and_only_fields_that_are_set() -> None:
     [
         ({"max_replica": 2}, "max_replica"),
         ({"min_replicas": 3, "max_replicas": 2}, "min_replicas 3 is more than max_replicas 2"),
+        ({"initial_replicas": 3, "max_replicas": 2}, "initial_replicas 3 is not between min_replicas and max_replicas"),
+        ({"upscale_delay_s": math.inf, "max_replicas": 2}, "upscale_delay_s"),
     ],
 )
 def test_wrong_scaling_is_refused_by_field(scaling: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Args.model_validate({"models": [{"name": "toy-llava", "autoscaling": scaling}]})
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"max_replicas_per_node": 101},
+        {"resources": {"GPU": 1}},
+        {"resources": {"card": -1}},
+        {"resources": {"": 1}},
+        {"num_cpus": math.inf},
+        {"drain_s": math.inf},
+    ],
+)
+def test_placement_that_ray_refuses_is_refused_by_name(setting: dict[str, Any]) -> None:
+    (name,) = setting
+    for args in ({"models": [{"name": "toy-llava", **setting}]}, {"models": ["toy-llava"], "gateway": setting}):
+        with pytest.raises(ValidationError, match=name):
+            Args.model_validate(args)
 
 
 def test_simulated_engines_run_on_simulated_gpus_and_real_ones_do_not() -> None:
