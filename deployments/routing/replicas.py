@@ -58,9 +58,12 @@ class Replicas:
         self._refreshing: asyncio.Task[None] | None = None
         self._searching: asyncio.Task[None] | None = None
         self._waking: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def available(self) -> list[Connection]:
         """Return the responsive replicas; draining ones only while there are no others."""
+        if self._closed:  # an app from before asks once more
+            return self.responsive()
         if not _runs(self._refreshing):
             self._refreshing = asyncio.get_running_loop().create_task(self._keep_refreshing())
         await self._searched.wait()
@@ -81,7 +84,9 @@ class Replicas:
         return _runs(self._waking)
 
     def close(self) -> None:
-        """Stop searching. The connections last as long as the replicas do."""
+        """Stop searching, for good. The connections last as long as the replicas do."""
+        self._closed = True
+        self._searched.set()
         for task in (self._refreshing, self._searching, self._waking, *self._opening.values()):
             if task is not None:
                 task.cancel()

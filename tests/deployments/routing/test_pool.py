@@ -640,3 +640,17 @@ async def test_family_that_cannot_count_its_prompts_fails_its_own_reply_alone() 
     replies = {event.model: event for event in events if isinstance(event, Reply)}
     assert {name: reply.status for name, reply in replies.items()} == {"broken": "error", "toy-paligemma": "ok"}
     assert replies["broken"].error is not None and replies["broken"].error.code == "internal_error"
+
+
+async def test_pool_that_was_closed_serves_the_app_from_before_and_searches_no_more() -> None:
+    async with pooled(1) as (pool, (replica,), discovery):
+        assert await pool.loaded(NAME)
+        pool.close()
+        replica.go.set()
+        assert await ask(pool, about(1)) == "0" and (await pool.status(NAME)).state == "ready"
+        await asyncio.sleep(0.01)
+        assert not [task for task in asyncio.all_tasks() if "_keep_refreshing" in repr(task)]
+    async with asyncio.timeout(5):  # also where it was never asked before
+        unused = Pool(Replicas(discovery.find, discovery.wake), ModelArgs(name=NAME))
+        unused.close()
+        assert (await unused.status(NAME)).state == "starting"
