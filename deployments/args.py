@@ -396,6 +396,10 @@ class GatewayArgs(Limits, Placement):
         """Return whether keys are configured here, or in this process's environment."""
         return self.keys_file is not None or KEYS in os.environ
 
+    def shares_quotas(self) -> bool:
+        """Return whether keys' requests and tokens are counted for several gateways together."""
+        return self.asks_for_keys() and self.max_replicas > 1
+
     def limits(self) -> Limits:
         """Return the limits on requests."""
         return Limits(**self._fields_of(Limits))

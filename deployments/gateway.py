@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from deployments import autoscaling, logs, serve_status
 from deployments.adapters.loader import AdapterLoader
-from deployments.args import Args, GatewayArgs, Listen, LoraArgs, ModelPlacement
+from deployments.args import AdapterArgs, Args, GatewayArgs, Listen, LoraArgs, ModelPlacement
 from deployments.file_watch import watch_file
 from deployments.local.machine import bind_to_loopback
 from deployments.quotas import QuotaActor
@@ -99,6 +99,8 @@ class Gateway:
         self._adapters: AdapterLoader | None = None
         self._awaited: set[str] = set()
         """Required models that were not loaded since this process began."""
+        self._refusal: str | None = None
+        """Why the last config is not the one that is served."""
         self._app = SwappableApp(FastAPI())
         self.server: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -140,17 +142,19 @@ class Gateway:
             await asyncio.sleep(args.gateway.leave_s)
 
     async def _change(self, config: dict[str, Any]) -> None:
+        """Serve by another config, or note why it cannot be used: the one before is kept then."""
         try:
-            args = Args.model_validate(config["args"])
-            known, models = set(self._pools), self._args.models_by_name.keys()
-            before, app = self._app.app, self._create_app(args)
-        except (ValueError, OSError):
+            await self._apply(config)
+        except (ValueError, OSError) as error:
             log.exception("the new config cannot be used; the old one is kept")
-            return
-        for (_, name), pool in self._pools.items():
-            if not pool.entry.sleeps:
-                pool.joining |= {name, *(adapter.name for adapter in args.adapters(name))} - models
-        self._awaited &= {name for name, entry in args.engines().items() if entry.required}
+            self._refusal = str(error)
+        else:
+            self._refusal = None
+
+    async def _apply(self, config: dict[str, Any]) -> None:
+        args = Args.model_validate(config["args"])
+        known, models = set(self._pools), self._args.models_by_name.keys()
+        before, app = self._app.app, self._create_app(args)
         new = [pool for key, pool in self._pools.items() if key not in known]
         # on a cluster the search only begins: there the other gateways' turns come after this one's
         seconds = 0 if config.get("hold") else WAIT_FOR_REPLICA_S
@@ -158,6 +162,10 @@ class Gateway:
         await self._wait_for_quotas()
         if self._app.app is not before:  # keys or adapters changed meanwhile, for the old config
             app = self._create_app(args)
+        for (_, name), pool in self._pools.items():
+            if not pool.entry.sleeps:
+                pool.joining |= {name, *(adapter.name for adapter in args.adapters(name))} - models
+        self._awaited &= {name for name, entry in args.engines().items() if entry.required}
         self._app.app, self._args = app, args
         self._budget.resize(Budget.of_this_process(args.gateway.memory_mb).total)
         logs.set_access_log(args.gateway.access_log)
@@ -207,6 +215,10 @@ class Gateway:
         """Return the number of requests being answered. Called by Serve where gateways are autoscaled."""
         return {autoscaling.ONGOING: float(self.server.answering() if self.server is not None else 0)}
 
+    async def refusal(self) -> str | None:
+        """Return why the last config could not be used, so that the one before it is served; None where it is."""
+        return self._refusal
+
     async def drain(self) -> None:
         """Refuse new requests and finish running ones within drain_s. Called before all gateways stop."""
         if self._batches is not None:
@@ -227,18 +239,24 @@ class Gateway:
     def _create_app(self, args: Args) -> FastAPI:
         """Create the app for these args, keeping the pools of engines that stay.
 
-        Raises ValueError or OSError where the keys, or the file of votes, of results or of adapters, cannot be used.
+        Raises ValueError or OSError where the keys cannot be used, or a file or folder that the gateway keeps things
+        in; then nothing has changed for the app that is there.
         """
-        access = args.gateway.access()  # first: nothing is touched when it fails
-        args = self._with_adapters(args)
+        gateway = args.gateway
+        access = gateway.access()
+        votes, usage, store = self._open_votes(gateway.arena), self._open_usage(gateway), batch_store(gateway)
+        results = None
+        if gateway.results is not None:
+            results = ResultFile(gateway.results, gateway.results_days, gateway.results_mb)
+        loader = self._adapter_loader(gateway.adapters)
+        args = args if loader is None else loader.added_to(args)
+        request_log = self._open_request_log(gateway.request_log)
+        # nothing fails from here on
+        self._keep_adapters(loader)
         for key, rights in () if access.keys is None else access.keys.rights.items():
             if unknown := [model for model in rights.models or () if model not in args.models_by_name]:
                 log.warning("the key %s may use models that are not served here: %s", key, ", ".join(unknown))
-        votes = self._open_votes(args.gateway.arena)
-        self._share_quotas(args.gateway)
-        request_log = self._open_request_log(args.gateway.request_log)
-        kept = args.gateway
-        results = None if kept.results is None else ResultFile(kept.results, kept.results_days, kept.results_mb)
+        self._share_quotas(gateway, usage)
         bases = {entry.name: entry.base for entry in args.models if isinstance(entry, LoraArgs)}
         engines = args.engines()
         for application, name in self._pools.keys() - {(args.application(name), name) for name in engines}:
@@ -259,9 +277,8 @@ class Gateway:
             routes.append(ReplicaRoute(model, pools[engine], self._quarantines[engine]))
         if self._adapters is not None:
             self._adapters.pools = {name: pool for name, pool in pools.items() if isinstance(pool, Pool)}
-        gateway = args.gateway
         self._router = Router(routes)
-        batches = self._open_batches(gateway)
+        batches = self._run_batches(store, gateway.batch_requests_at_once)
         return create_app(
             self._router,
             limits=gateway.limits(),
@@ -295,16 +312,15 @@ class Gateway:
         if self._request_log is not None:
             await asyncio.to_thread(self._request_log.close)
 
-    def _open_batches(self, gateway: GatewayArgs) -> BatchRunner | None:
-        """Return what runs the batches; None where there is no folder. Raises OSError where it cannot be used."""
-        folder, runner = gateway.batches, self._batches
-        if runner is not None and folder != runner.store.folder:
+    def _run_batches(self, store: BatchStore | None, at_once: int) -> BatchRunner | None:
+        """Return what runs the batches of a store; None where there is none."""
+        runner = self._batches
+        if runner is not None and (store is None or store.folder != runner.store.folder):
             self._stopping = asyncio.get_running_loop().create_task(runner.stop())
             runner = None
-        if folder is not None:
-            store = BatchStore(folder, gateway.batches_days, gateway.batches_mb, gateway.batch_lines)
-            runner = runner or BatchRunner(store, gateway.batch_requests_at_once)
-            runner.store, runner.at_once = store, gateway.batch_requests_at_once
+        if store is not None:
+            runner = runner or BatchRunner(store, at_once)
+            runner.store, runner.at_once = store, at_once
             runner.start()
         self._batches = runner
         return runner
@@ -329,22 +345,26 @@ class Gateway:
                 former.close()  # requests that began with it are logged no more
         return self._request_log
 
-    def _share_quotas(self, args: GatewayArgs) -> None:
-        """Count keys' requests and tokens for all gateways, where there may be several; else here.
+    def _open_usage(self, args: GatewayArgs) -> UsageFile | None:
+        """Return the file of tokens, where this process writes it. Raises OSError where it cannot be used."""
+        path = args.usage_file
+        if path is None or args.shares_quotas():
+            return None
+        if path not in self._usage:
+            self._usage[path] = UsageFile(path)
+        return self._usage[path]
 
-        Raises OSError where the file of tokens cannot be used.
-        """
-        quotas, path = self._rate_limiter.quotas, args.usage_file
-        if args.asks_for_keys() and args.max_replicas > 1:
+    def _share_quotas(self, args: GatewayArgs, usage: UsageFile | None) -> None:
+        """Count keys' requests and tokens for all gateways, where there may be several; else here."""
+        quotas = self._rate_limiter.quotas
+        if args.shares_quotas():
             if not isinstance(quotas, SharedQuotas):
                 quotas = SharedQuotas(self._quota_actor.ask, args.max_replicas)
-            self._quota_actor.path, quotas.gateways = path, args.max_replicas
+            self._quota_actor.path, quotas.gateways = args.usage_file, args.max_replicas
         else:
-            if path is not None and path not in self._usage:
-                self._usage[path] = UsageFile(path)
             if not isinstance(quotas, OwnQuotas):
                 quotas = OwnQuotas()
-            quotas.file = None if path is None else self._usage[path]
+            quotas.file = usage
         self._rate_limiter.quotas = quotas
 
     async def _wait_for_quotas(self) -> None:
@@ -352,17 +372,20 @@ class Gateway:
         if isinstance(self._rate_limiter.quotas, SharedQuotas):
             await self._quota_actor.wait()
 
-    def _with_adapters(self, args: Args) -> Args:
-        """Return args with the LoRA adapters that were loaded. Raises ValueError or OSError where their file is bad."""
-        loader, settings = self._adapters, args.gateway.adapters
-        if loader is not None and loader.args != settings:
-            loader.stop()
-            loader = None
-        if settings is not None and loader is None:
-            loader = AdapterLoader(settings, self._renew_app)
-            loader.start()
-        self._adapters = loader
-        return args if loader is None else loader.added_to(args)
+    def _adapter_loader(self, settings: AdapterArgs | None) -> AdapterLoader | None:
+        """Return what loads adapters by these settings. Raises ValueError or OSError where their file is bad."""
+        if settings is None or (self._adapters is not None and self._adapters.args == settings):
+            return None if settings is None else self._adapters
+        return AdapterLoader(settings, self._renew_app)
+
+    def _keep_adapters(self, loader: AdapterLoader | None) -> None:
+        """Let this one, and no other, keep file and replicas in agreement from now on."""
+        former, self._adapters = self._adapters, loader
+        if former is not loader:
+            if former is not None:
+                former.stop()
+            if loader is not None:
+                loader.start()
 
     def _renew_app(self) -> None:
         """Serve by the keys and the LoRA adapters as they are now. Raises ValueError or OSError as `_create_app`."""
@@ -390,3 +413,10 @@ class Gateway:
             self._pools[key] = Pool(Replicas(discovery.find, discovery.wake), entry)
         self._pools[key].entry = entry
         return self._pools[key]
+
+
+def batch_store(args: GatewayArgs) -> BatchStore | None:
+    """Return the store of batches; None where there is no folder. Raises OSError where it cannot be used."""
+    if args.batches is None:
+        return None
+    return BatchStore(args.batches, args.batches_days, args.batches_mb, args.batch_lines)
