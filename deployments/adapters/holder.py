@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 from typing import NamedTuple
 
 from deployments.adapters.state import LoadedAdapter, WantedAdapters
@@ -13,6 +14,8 @@ from serve.errors import ModelError
 from serve.models import own
 from serve.models.base import Model
 from serve.worker import Worker
+
+log = logging.getLogger(__name__)
 
 LINGER_S = 3.0
 """Seconds for which an unwanted adapter still answers, since other gateways learn of it by then."""
@@ -74,7 +77,8 @@ class AdapterHolder:
                 continue
             try:
                 held = await self._load(adapter, wanted)
-            except ModelError as error:
+            except Exception as fault:  # any: the other adapters must not wait for this one
+                error = fault if isinstance(fault, ModelError) else _unforeseen(adapter, fault)
                 errors[adapter.name] = error
                 if former is not None and former.engine_name is not None:
                     continue  # the one that was to be replaced answers on
@@ -139,3 +143,8 @@ class AdapterHolder:
     def _drop_worker(self, held: Held) -> None:
         if self._workers.get(held.adapter.name) is held.worker:
             del self._workers[held.adapter.name]
+
+
+def _unforeseen(adapter: LoadedAdapter, fault: Exception) -> ModelError:
+    log.error("the LoRA adapter %s could not be loaded", adapter.name, exc_info=fault)
+    return ModelError(f"The adapter {adapter.name} could not be loaded: {fault!r}"[:500], code="load_failed")

@@ -51,8 +51,8 @@ class AdapterLoader:
         self._state = parse_state(self._content, args.file)
         self._config: Args | None = None
         self._served: Sequence[LoadedAdapter] = ()
-        self._given: WeakKeyDictionary[Connection, tuple[int, float]] = WeakKeyDictionary()
-        """By replica: the version that it was given, and the monotonic time at which it is to be given again."""
+        self._given: WeakKeyDictionary[Connection, tuple[WantedAdapters, float]] = WeakKeyDictionary()
+        """By replica: what it was given, and the monotonic time at which it is to be given it again."""
         self._giving: dict[Connection, asyncio.Task[None]] = {}
         self._keeping: asyncio.Task[None] | None = None
 
@@ -193,10 +193,9 @@ class AdapterLoader:
             return
         for base, entry in self._config.engines().items():
             for replica in await self._replicas(base) if entry.max_loras else ():
-                version, again_at = self._given.get(replica, (0, 0.0))
-                due = version < self._state.version or time.monotonic() >= again_at
-                if due and replica not in self._giving:
-                    wanted = self._wanted(self._state.version, base, self._served)
+                given, again_at = self._given.get(replica, (None, 0.0))
+                wanted = self._wanted(self._state.version, base, self._served)  # another config may serve others
+                if replica not in self._giving and (given != wanted or time.monotonic() >= again_at):
                     self._giving[replica] = asyncio.get_running_loop().create_task(self._give(replica, wanted))
 
     async def _give(self, replica: Connection, wanted: WantedAdapters) -> None:
@@ -211,7 +210,7 @@ class AdapterLoader:
             again_at = again_at if errors else float("inf")
         finally:
             del self._giving[replica]
-        self._given[replica] = wanted.version, again_at
+        self._given[replica] = wanted, again_at
 
     async def _replicas(self, base: str) -> list[Connection]:
         pool = self.pools.get(base)
@@ -269,7 +268,8 @@ def _path_in(folder: Path, path: str) -> Path:
 def _check(adapter: LoadedAdapter, config: Args, others: Iterable[LoadedAdapter]) -> None:
     """Raise BadRequest where an adapter does not go with a config and the others that are loaded."""
     entry = config.engines().get(adapter.base)
-    if adapter.name in config.models_by_name:
+    others = list(others)
+    if adapter.name in config.models_by_name or adapter.name in [other.name for other in others]:
         raise BadRequest(f"{adapter.name} is served here already.", param="lora_name", code="model_exists")
     if entry is None:
         raise BadRequest(f"{adapter.base!r} is not served here.", param="base_model_name")

@@ -111,7 +111,7 @@ def parse_state(content: bytes, source: Path) -> AdapterState:
     try:
         whole = json.loads(content)
         version, entries = int(whole["version"]), list(whole["adapters"])
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         raise ValueError(f"{source} does not hold which LoRA adapters are loaded.") from None
     for entry in entries:
         try:

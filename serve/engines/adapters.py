@@ -125,15 +125,16 @@ def locate_in(within: Path, path: str, most_mb: float) -> Path:
     """
     try:
         outermost, folder = within.resolve(strict=True), (within / path).resolve(strict=True)
+        if not folder.is_dir():
+            raise NotADirectoryError(path)
         files = [(folder / name).resolve(strict=True) for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
-    except (OSError, RuntimeError, ValueError):  # a loop of links, and a name that no file can have
-        folder, files = Path(path), []
-    if not folder.is_dir():
-        raise ModelError(f"There is no folder {path}.", code="adapter_missing")
-    if not all(file.is_relative_to(outermost) for file in (folder, *files)):
-        raise _refused(f"{path} leads out of {within}.")
-    check_files(folder)
-    sizes = [file.stat().st_size for file in files]
+        if not all(file.is_relative_to(outermost) for file in (folder, *files)):
+            raise _refused(f"{path} leads out of {within}.")
+        check_files(folder)
+        sizes = [file.stat().st_size for file in files]
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, and a name that no file can have
+        why = getattr(error, "strerror", None) or "No such folder"
+        raise ModelError(f"There is no folder {path} that can be read: {why}.", code="adapter_missing") from None
     if sizes[0] > CONFIG_BYTES or sum(sizes) > most_mb * 2**20:
         raise _refused(f"{path} has {sum(sizes) / 2**20:.1f} MiB, and {most_mb:g} are allowed.")
     return folder

@@ -117,6 +117,7 @@ class Fleet:
         )
         self.addresses: dict[str, list[Address]] = {name: [] for name in self.args.engines()}
         self.replicas: list[InProcessReplica] = []
+        self.gateways: list[Gateway] = []
 
     async def add_replica(self, name: str = BASE) -> InProcessReplica:
         replica = InProcessReplica(self.args.engines()[name], self.args.adapters(name))
@@ -128,6 +129,7 @@ class Fleet:
 
     async def add_gateway(self) -> httpx.AsyncClient:
         gateway = Gateway(self.args, self.addresses)
+        self.gateways.append(gateway)
         self._stack.callback(gateway.stop)
         client = await self._stack.enter_async_context(calling(gateway))  # type: ignore[arg-type]
         assert await eventually(lambda: models_of(client), lambda models: BASE in models)
@@ -296,6 +298,38 @@ async def test_adapter_that_a_new_replica_cannot_load_has_failed_with_its_reason
         assert (await ask(first)).json()["choices"][0]["message"]["content"] == "blue"
 
 
+async def test_adapter_with_an_unforeseen_fault_keeps_no_other_one_from_a_new_replica(tmp_path: Path) -> None:
+    async with running(tmp_path, replicas=1) as fleet:
+        first = await fleet.add_gateway()
+        assert [(await load(first, name)).status_code for name in ("mine", "theirs")] == [200, 200]
+    async with running(tmp_path, replicas=1) as fleet:
+        add = fleet.replicas[0].fake.add_adapter
+
+        async def add_theirs(adapter: Any) -> Any:
+            if adapter.name == "mine":
+                raise OSError("Stale file handle")
+            return await add(adapter)
+
+        fleet.replicas[0].fake.add_adapter = add_theirs
+        first = await fleet.add_gateway()
+        assert await has_models(first, {BASE: "ready", "mine": "failed", "theirs": "ready"})
+        assert "Stale file handle" in (await first.get("/ready")).json()["details"]["mine"]["step"]
+
+
+async def test_replica_is_given_the_adapters_that_another_config_serves(tmp_path: Path) -> None:
+    async with running(tmp_path) as fleet:
+        first = await fleet.add_gateway()
+        assert [(await load(first, name)).status_code for name in ("mine", "theirs")] == [200, 200]
+    async with running(tmp_path) as fleet:
+        more, entry = fleet.args, fleet.args.engines()[BASE]
+        fleet.args = more.model_copy(update={"models": [entry.model_copy(update={"max_loras": 1})]})
+        first = await fleet.add_gateway()
+        assert await has_models(first, {BASE: "ready", "mine": "ready"}) and fleet.added() == [1, 1]
+        fleet.gateways[0].args = more
+        fleet.gateways[0].renew()
+        assert await has_models(first, {BASE: "ready", "mine": "ready", "theirs": "ready"}) and fleet.added() == [2, 2]
+
+
 async def test_adapter_is_replaced_in_place_while_requests_of_the_old_one_run(tmp_path: Path) -> None:
     async with running(tmp_path) as fleet:
         first, second = await fleet.add_gateway(), await fleet.add_gateway()
@@ -328,6 +362,8 @@ async def test_adapter_is_replaced_in_place_while_requests_of_the_old_one_run(tm
         ({"lora_path": "https://example.com/lora"}, (400, "lora_path", "path_not_allowed")),
         ({"lora_path": "s3://bucket/lora"}, (400, "lora_path", "path_not_allowed")),
         ({"lora_path": "absent"}, (404, "lora_path", "adapter_missing")),
+        ({"lora_path": "a" * 300}, (404, "lora_path", "adapter_missing")),
+        ({"lora_path": "mine/adapter_config.json"}, (404, "lora_path", "adapter_missing")),
         ({"lora_path": "link"}, (400, "lora_path", "adapter_refused")),
         ({"lora_path": "linked-file"}, (400, "lora_path", "adapter_refused")),
         ({"lora_path": "loop"}, (404, "lora_path", "adapter_missing")),
@@ -404,6 +440,21 @@ async def test_routes_are_closed_where_the_operator_set_no_folder(tmp_path: Path
         client = await fleet.add_gateway()
         assert error(await load(client)) == (404, None, "adapters_off")
         assert error(await unload(client)) == (404, None, "adapters_off")
+
+
+async def test_file_with_an_adapter_twice_serves_the_first(tmp_path: Path) -> None:
+    async with running(tmp_path, replicas=1) as fleet:
+        await load(await fleet.add_gateway())
+    file = tmp_path / "state.json"
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps({**state, "adapters": state["adapters"] * 2}))
+    async with running(tmp_path, replicas=1) as fleet:
+        first = await fleet.add_gateway()
+        assert await has_models(first, {BASE: "ready", "mine": "ready"})
+        file.write_text('{"version": Infinity, "adapters": []}')
+        await asyncio.sleep(0.1)
+        await unload(first)
+        assert await has_models(first, {BASE: "ready"})
 
 
 async def test_file_that_holds_something_else_is_refused_and_unknown_entries_are_left_out(tmp_path: Path) -> None:
