@@ -142,6 +142,11 @@ class Worker:
         Prompts are generated concurrently; their texts are yielded in the order of the prompts.
         """
         self._require_ready()
+        if task not in self.model.skills:  # no fault of this process, so it answers other tasks on
+            raise ModelError(
+                f"This process of {self.name} began before it was to do {task}; one that does is being started.",
+                code="model_starting",
+            )
         if (why := refusal(self.model, task, self.report)) is not None:
             raise ModelError(f"{self.name} does no {task} here. {why}", code="check_failed")
         tracing.current().set({"gen_ai.request.model": self.name, "diptych.task": task})

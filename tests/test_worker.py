@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,14 @@ async def test_text_is_streamed_and_parsed_at_the_end() -> None:
     assert (reply.status, reply.text, reply.finish_reason) == ("ok", " red circle", "stop")
     assert reply.confidence == pytest.approx(0.5)
     assert reply.usage.completion_tokens == 2 and reply.usage.total_tokens > 50
+
+
+async def test_task_that_a_newer_config_gives_to_the_model_waits_for_a_newer_process() -> None:
+    worker = await ready(FakeEngine())
+    worker.model = replace(worker.model, skills={"ocr": worker.model.skills["ocr"]})
+    with pytest.raises(ModelError, match="began before it was to do vqa") as caught:
+        await anext(worker.answer("vqa", QUESTION))
+    assert caught.value.code == "model_starting"  # the pool takes an error of the engine for a fault, and rests
 
 
 async def test_several_prompts_run_concurrently_and_their_texts_come_in_order() -> None:
