@@ -15,6 +15,10 @@ from serve.models import MODELS
 
 HERE = Path(__file__).parent
 READER = "rapidocr"
+SHARED = ("runtime_env", "logging_config")
+"""Fields of an application that each of those made of it gets."""
+WRITTEN = {"name", "import_path", "route_prefix", "args", *SHARED}
+"""Fields of an application that people may write."""
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
@@ -57,6 +61,8 @@ def parse_config(text: str, source: str) -> Config:
         args = _args_of_gateways(generated)
     elif len(written) == 1 and not generated:
         args = written[0].get("args") or {}
+        if unknown := sorted(map(str, written[0].keys() - WRITTEN)):
+            raise ConfigError(f"{source}: applications: {unknown[0]}: it has no effect; what is served is in args.")
     else:
         raise ConfigError(f"The config {source} needs one application with import_path {APP}.")
     http = _mapping(whole, "http_options", source)
@@ -66,7 +72,7 @@ def parse_config(text: str, source: str) -> Config:
         logging={**QUIET, **_mapping(whole, "logging_config", source)},
         **{key: http[key] for key in ("host", "port") if key in http},
     )
-    if generated and generated != applications(config.args):
+    if generated and generated != _applications(config.args, generated):
         raise ConfigError(
             f"The config {source} has applications that do not go together: write them again with "
             "`diptych deploy FILE --print`."
@@ -83,12 +89,18 @@ def serve_config(text: str, source: str) -> dict[str, Any]:
     others = [app for app in whole["applications"] if app not in _ours(whole)]
     if not all(isinstance(app, dict) for app in others):
         raise ConfigError(f"{source}: applications: give each a name and an import_path.")
-    apps = [*applications(args), *({"name": "default", **app} for app in others)]  # that name is Serve's
+    apps = [*_applications(args, _ours(whole)), *({"name": "default", **app} for app in others)]  # that name is Serve's
     try:
         config: dict[str, Any] = json.loads(json.dumps({**whole, "applications": apps}, allow_nan=False))
     except (TypeError, ValueError) as error:  # a date, an infinite number, a list within itself
         raise ConfigError(f"{source}: it has a value that JSON has not, and Ray takes JSON: {error}.") from None
     return config
+
+
+def _applications(args: Args, given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the applications for these args, with what the given ones share."""
+    shared = {key: given[0][key] for key in SHARED if key in given[0]}
+    return [{**app, **shared} for app in applications(args)]
 
 
 def _read_yaml(text: str, source: str) -> Any:

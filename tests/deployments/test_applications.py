@@ -89,6 +89,21 @@ def test_applications_of_a_config_are_read_as_the_config_is() -> None:
         parse_config(yaml.safe_dump(whole), "c")
 
 
+def test_environment_of_a_written_application_is_that_of_every_one_for_serve() -> None:
+    environment = {"env_vars": {"HF_TOKEN": "t"}}
+    config = yaml.safe_load(written())
+    config["applications"][0]["runtime_env"] = environment
+    whole = serve_config(yaml.safe_dump(config), "c")
+    assert [app["runtime_env"] for app in whole["applications"]] == [environment] * 4
+    assert serve_config(yaml.safe_dump(whole), "c") == whole
+    whole["applications"][1]["runtime_env"] = {}
+    with pytest.raises(ConfigError, match="do not go together"):
+        parse_config(yaml.safe_dump(whole), "c")
+    config["applications"][0]["deployments"] = [{"name": "gateway", "num_replicas": 3}]
+    with pytest.raises(ConfigError, match="applications: deployments: it has no effect"):
+        parse_config(yaml.safe_dump(config), "c")
+
+
 def test_deploy_prints_the_config_that_ray_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(written())
