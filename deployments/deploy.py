@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reply = error.response
         print(f"diptych: Ray refused ({reply.status_code}): {' '.join(reply.text.split())[:1000]}", file=sys.stderr)
         return 1
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last: what answers writes no JSON
         print(f"diptych: Ray's dashboard at {options.address} does not answer: {error}", file=sys.stderr)
         return 1
 
@@ -75,10 +75,13 @@ def follow(ray: httpx.Client, config: Mapping[str, Any], dry_run: bool) -> int:
     while True:
         time.sleep(EVERY_S)
         now = _applications(ray)
+        if gone := [name for name in names if name not in now]:
+            print(f"diptych: Ray was sent another config meanwhile, without {', '.join(gone)}.", file=sys.stderr)
+            return 1
         for name in names:
-            state = str(now.get(name, {}).get("status", "NOT_STARTED"))
+            state = str(now[name].get("status", "NOT_STARTED"))
             if state != states.get(name):
-                print(f"{name}: {state.lower().replace('_', ' ')}{_message(now.get(name, {}))}", flush=True)
+                print(f"{name}: {state.lower().replace('_', ' ')}{_message(now[name])}", flush=True)
             states[name] = state
         if all(state in ENDED for state in states.values()):
             return 0 if set(states.values()) == {"RUNNING"} else 1

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from served import listening
 
 from deployments import deploy
 from deployments.applications import APP, applications
@@ -159,3 +160,31 @@ def test_deploy_names_changes_and_follows_their_progress(
     assert deploy.follow(client, config, dry_run=False) == int(failed) and ray.put == config
     end = "deploy failed: ValueError: no such thing" if failed else "running"
     assert capsys.readouterr().out.splitlines()[-1] == f"toy-paligemma: {end}"
+
+
+def test_deploy_ends_where_another_config_removes_an_application(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy, "EVERY_S", 0.0)
+    states = {name: ("DEPLOYING", "") for name in ("diptych", "toy-llava", "group card", "toy-paligemma")}
+    ray = Dashboard(states, {name: state for name, state in states.items() if name != "toy-llava"})
+    client = httpx.Client(base_url="http://ray", transport=httpx.MockTransport(ray))
+    assert deploy.follow(client, serve_config(written(), "c"), dry_run=False) == 1
+    assert capsys.readouterr().err == "diptych: Ray was sent another config meanwhile, without toy-llava.\n"
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "no-url", "page"])
+def test_deploy_says_in_a_line_that_no_dashboard_of_rays_answers(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(written())
+    with listening(page) as url:
+        assert deploy.main([str(file), "--address", url if address == "page" else address]) == 1
+    assert "does not answer: " in (printed := capsys.readouterr().err) and printed.count("\n") == 1
+
+
+async def page(scope: Any, receive: Any, send: Any) -> None:
+    """Answer as a proxy that wants a login."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"<html>Log in</html>"})
