@@ -6,7 +6,6 @@ through Serve's handle costs this process and the replica several times what the
 
 import asyncio
 import logging
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -39,6 +38,9 @@ RETRY_S = 0.5
 UNRESPONSIVE_S, GIVE_UP_S = 5.0, 10.0
 """Seconds of silence after which a replica gets no new request, and after which its requests are given up. A busy one
 was silent for two seconds, on two cores."""
+
+GONE = (TimeoutError, ConnectionRefusedError, ConnectionResetError)
+"""The errors of a connection to a replica that has ended. Others have a cause to mend, as certificates."""
 
 
 class Replicas:
@@ -132,9 +134,9 @@ class Replicas:
             self.ever_connected = True
             self._searched.set()
         except OSError as error:
-            if isinstance(error, ssl.SSLError) and address not in self._distrusted:  # each is complained of once
+            if not isinstance(error, GONE) and address not in self._distrusted:  # each is complained of once
                 self._distrusted.add(address)
-                log.warning("no TLS with the replica at %s: %s", address.host, error)
+                log.warning("no connection to the replica at %s: %s", address.host, error)
         finally:
             del self._opening[address]
 

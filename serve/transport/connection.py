@@ -78,7 +78,8 @@ class Connection(Peer):
                 connection.abort()
             raise
         if connection.lost.is_set():
-            raise ConnectionError("The connection was refused.")
+            why = "" if tls is None else " Our certificate may have expired, or be of another authority."
+            raise ConnectionError(f"The connection was refused.{why}")
         return connection
 
     @property

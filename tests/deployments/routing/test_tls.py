@@ -1,10 +1,11 @@
 """Gateways and replicas talk by TLS where Ray does, and only to those whose certificate is of its authority."""
 
+import asyncio
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from deployments.routing import tls
+from deployments.routing.replicas import Address, Replicas
 from serve.transport.connection import Connection
 from serve.transport.server import StreamServer
 
@@ -59,7 +61,7 @@ async def test_large_call_crosses_tls_and_peers_without_the_certificate_are_refu
         with pytest.raises(OSError, match="certificate verify failed"):
             await Connection.open(HOST, port, server.token, tls.client_context())
         monkeypatch.setenv(tls.AUTHORITY, str(authority))  # a stranger that trusts us
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="may have expired, or be of another authority"):
             await Connection.open(HOST, port, server.token, tls.client_context())
         assert len(server.sessions) == 1
     finally:
@@ -84,3 +86,33 @@ def test_connection_is_plain_without_rays_tls_and_half_a_setting_is_refused(monk
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match="RAY_USE_TLS is set, and RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY"):
         tls.client_context()
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"), [("untrusted", "another authority"), ("missing", "No such file or directory")]
+)
+async def test_gateway_without_a_good_certificate_logs_the_reason(
+    broken: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_certificate(monkeypatch, tmp_path / "ours")
+    server = StreamServer({}, no_statuses)
+    address = Address(HOST, await server.start(HOST, tls.server_context()), server.token)
+
+    async def find(report: Callable[[Address], None]) -> None:
+        report(address)
+
+    async def wake() -> None: ...
+
+    authority = tmp_path / "ours" / "ca.crt"
+    with_certificate(monkeypatch, tmp_path / "theirs")
+    monkeypatch.setenv(tls.AUTHORITY, str(authority if broken == "untrusted" else tmp_path / "none"))
+    monkeypatch.setattr("deployments.routing.replicas.RETRY_S", 0.01)
+    replicas = Replicas(find, wake)
+    try:
+        assert await replicas.available() == []
+        await asyncio.sleep(0.2)
+        (record,) = caplog.records
+        assert "no connection to the replica at 127.0.0.1: " in record.message and why in record.message
+    finally:
+        replicas.close()
+        await server.stop()
