@@ -59,7 +59,7 @@ OBJECT_STORE_BYTES = 80 * 2**20  # requests do not go through the object store; 
 
 
 class RayEnded(Exception):
-    """Ray itself has ended, so replicas are no longer placed, checked or replaced."""
+    """Ray itself has ended, or did not begin, so replicas are not placed, checked or replaced."""
 
 
 class PrivateRay:
@@ -89,9 +89,11 @@ class PrivateRay:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # no other user of this machine gets in
         try:
             _start(self._folder, self._num_cpus, self._num_gpus, self._object_store_bytes)
-        except BaseException:
+        except BaseException as error:
             self.stop()
-            raise
+            if type(error) is not Exception:  # Ray's when it gives up, after 30 s of a busy machine
+                raise
+            raise RayEnded(f"Ray could not be started: {' '.join(str(error).split())}") from error
         return self._folder / "session_latest" / "logs"
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
