@@ -202,19 +202,12 @@ def _restart(why: str, served_s: float) -> int:
 
 
 def _run(config: Config) -> str:
-    import ray
     import ray.serve
 
     from deployments.local import update
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    needed = sum(config.args.needed_gpus().values())
-    have = ray.cluster_resources().get("GPU", 0)
-    if needed > have:
-        raise ConfigError(
-            f"The config asks for {needed:g} GPUs and this machine has {have:g}. Set num_gpus, or take others."
-        )
-
+    update.check_resources(config.args)
     ray.serve.start(proxy_location="Disabled", logging_config=config.logging)
     update.start_applications(config)
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host

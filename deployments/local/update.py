@@ -1,6 +1,8 @@
 """Applies a new config to a running server. No request is lost; an unusable config changes nothing."""
 
+import contextlib
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -8,6 +10,8 @@ from deployments.args import APPLICATION, Args
 from deployments.config import Config, ConfigError
 
 REASON = re.compile(r"ModelError: (.*)")
+ANSWER_S = 30.0
+"""Seconds for the gateways to say whether they took a config over."""
 
 
 def start_applications(config: Config) -> None:
@@ -37,14 +41,18 @@ def update(old: Config, new: Config, report: Callable[[str], None]) -> None:
         raise ConfigError("The port cannot change while it serves.")
     started = changed(old.args, new.args)
     affected = {new.args.application(name) for name in started}
-    before, after = model_applications(old.args), model_applications(new.args)
+    try:
+        before, after = model_applications(old.args), model_applications(new.args)
+        gateways, gateways_before = gateway_application(new.args), gateway_application(old.args)
+    except ValueError as error:
+        raise ConfigError(f"Ray refuses it: {' '.join(str(error).split())[:500]}") from None
     room = _fits(old.args, new.args, started)
     if started and room:
         report(f"starting {', '.join(started)}")
         try:
             _deploy(_some(model_applications(old.args, new.args, refuse=started), affected), new)
-        except RuntimeError:
-            reasons = _reasons(affected)
+        except RuntimeError as error:
+            reasons = _reasons(affected) or str(error)
             _delete(affected - before.keys())
             _deploy(_some(before, affected), old, wait=False)
             raise ConfigError(reasons) from None
@@ -53,9 +61,39 @@ def update(old: Config, new: Config, report: Callable[[str], None]) -> None:
         names = ", ".join(removed + started)
         report(f"there is no room for old and new at once: {names} answer again when they are loaded")
         _delete(before.keys() - after.keys())
-    _deploy({APPLICATION: gateway_application(new.args)}, new)
+    try:
+        _deploy({APPLICATION: gateways}, new)
+        refusal = _refusal()
+    except RuntimeError as error:
+        refusal = _reasons({APPLICATION}) or str(error)
+    if refusal is not None:
+        _deploy({APPLICATION: gateways_before}, old, wait=False)
+        _delete(after.keys() - before.keys())
+        _deploy(before, old, wait=False)
+        raise ConfigError(refusal)
     _delete(before.keys() - after.keys())
     _deploy(after, new, wait=False)
+
+
+def check_resources(args: Args) -> dict[str, float]:
+    """Return this machine's resources as Ray counts them. Raises ConfigError where a config reserves more than these.
+
+    Ray would wait for them without end.
+    """
+    import ray
+
+    have: dict[str, float] = ray.cluster_resources()
+    needed = defaultdict(float, {"GPUs": sum(args.needed_gpus().values())})
+    for placement in (args.gateway, *args.engines().values()):
+        needed["CPUs"] += placement.num_cpus * placement.max_replicas
+        for resource, amount in placement.resources.items():
+            needed[resource] += amount * placement.max_replicas
+    for resource, amount in needed.items():
+        there = have.get({"GPUs": "GPU", "CPUs": "CPU"}.get(resource, resource), 0)
+        if amount > there:
+            anew = " for what it was started with: start it anew" if resource == "CPUs" else ""
+            raise ConfigError(f"The config asks for {amount:g} {resource} and this machine has {there:g}{anew}.")
+    return have
 
 
 def _some(applications: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -92,15 +130,23 @@ def _delete(applications: Collection[str]) -> None:
 
 def _fits(old: Args, new: Args, started: list[str]) -> bool:
     """Return whether old and new engines fit on the GPUs together. Raises ConfigError where the new ones do not."""
-    import ray
+    have = check_resources(new)
+    gpus = new.needed_gpus()
+    left = sum(amount for name, amount in old.needed_gpus().items() if name not in gpus)
+    twice = sum(gpus[name] for name in started if name in old.engines() and new.engines()[name].surges)
+    return bool(sum(gpus.values()) + left + twice <= have.get("GPU", 0))
 
-    have = ray.cluster_resources().get("GPU", 0)
-    needed = new.needed_gpus()
-    if sum(needed.values()) > have:
-        raise ConfigError(f"The config asks for {sum(needed.values()):g} GPUs and this machine has {have:g}.")
-    left = sum(gpus for name, gpus in old.needed_gpus().items() if name not in needed)
-    twice = sum(needed[name] for name in started if name in old.engines() and new.engines()[name].surges)
-    return bool(sum(needed.values()) + left + twice <= have)
+
+def _refusal() -> str | None:
+    """Return why a gateway keeps the config from before; None where none does, or none can say."""
+    import ray.exceptions
+    import ray.serve.exceptions
+
+    unreachable = (ray.exceptions.RayError, ray.serve.exceptions.RayServeException, TimeoutError)
+    with contextlib.suppress(*unreachable):
+        handle = ray.serve.get_deployment_handle("gateway", APPLICATION)
+        return next(filter(None, handle.broadcast("refusal").results(timeout_s=ANSWER_S)), None)
+    return None
 
 
 def _reasons(applications: Collection[str]) -> str:

@@ -103,8 +103,17 @@ def test_unusable_config_changes_nothing(changing: Changing) -> None:
             changing.write(models)
             changing.change("The config from before serves on.")
             assert text in changing.running.output().rpartition("Reading the config again.")[2]
-        changing.write([LLAVA, PALIGEMMA], keys_file="/nowhere/keys")
-        changing.change("The config from before serves on.")
+        for gateway, text in (
+            ({"keys_file": "/nowhere/keys"}, "/nowhere/keys"),
+            ({"num_cpus": 1000}, "asks for 1001 CPUs"),
+            ({"resources": {"card": 1}}, "asks for 1 card and this machine has 0"),
+            ({"results": "/nowhere/results.db"}, "/nowhere/results.db"),
+        ):
+            changing.write([LLAVA], **gateway)
+            changing.change("The config from before serves on.")
+            assert text in changing.running.output().rpartition("Reading the config again.")[2]
+        changing.file.write_bytes(b"# caf\xe9")
+        changing.change("is not UTF-8")
         assert changing.columns() == {"toy-llava": "red", "toy-paligemma": "red"}
     assert set(outcomes) == {"ok"}, [outcome for outcome in outcomes if outcome != "ok"][:3]
 
@@ -123,5 +132,5 @@ def test_end_of_ray_restarts_everything(changing: Changing) -> None:
         except httpx.TransportError:
             time.sleep(0.2)
         assert time.monotonic() - began < 25  # refused or answered, but never left hanging
-        assert changing.running.alive()
+        assert changing.running.alive(), changing.running.output()
     assert until(lambda: changing.columns() == {"toy-llava": "red", "toy-paligemma": "red"}, 60)
