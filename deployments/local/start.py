@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from deployments.args import APPLICATION, KEYS, Listen
 from deployments.config import HERE, Config, ConfigError, default_config, for_models, read_config, takes_gpus
@@ -196,7 +197,7 @@ def _restart(why: str, served_s: float) -> int:
     if times > MAX_RESTARTS:
         print(f"diptych: {why} That was {MAX_RESTARTS} times in a row; see what ends it.", file=sys.stderr)
         return 1
-    print(f"\n{why} Starting everything again.", flush=True)
+    _say(f"\n{why} Starting everything again.")
     os.environ[RESTARTS] = str(times)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -218,17 +219,23 @@ def _changed(options: argparse.Namespace, old: Config) -> Config:
     """Read the config again and apply it. Return the config that is served: the old one where the new is refused."""
     from deployments.local.update import update
 
-    print("Reading the config again.", flush=True)
+    _say("Reading the config again.")
     began = time.monotonic()
     try:
         new, _ = _planned_config(options)
         check_keys(new)
-        update(old, new, lambda line: print(f"  {line}", flush=True))
+        update(old, new, lambda line: _say(f"  {line}"))
     except ConfigError as refused:
-        print(f"diptych: {refused}\nThe config from before serves on.", file=sys.stderr, flush=True)
+        _say(f"diptych: {refused}\nThe config from before serves on.", sys.stderr)
         return old
-    print(f"It serves by the new config, after {time.monotonic() - began:.1f} s.", flush=True)
+    _say(f"It serves by the new config, after {time.monotonic() - began:.1f} s.")
     return new
+
+
+def _say(text: str, out: TextIO | None = None) -> None:
+    """Print a line, where somebody still reads: what took the output, as tee, may have ended."""
+    with contextlib.suppress(OSError):
+        print(text, file=out, flush=True)
 
 
 def _drain(seconds: float) -> None:
@@ -236,7 +243,7 @@ def _drain(seconds: float) -> None:
     import ray.exceptions
     import ray.serve.exceptions
 
-    print(f"\nFinishing what was begun, for at most {seconds:g} s.", flush=True)
+    _say(f"\nFinishing what was begun, for at most {seconds:g} s.")
     # The signal may have been sent to Ray as well.
     with contextlib.suppress(ray.exceptions.RayError, ray.serve.exceptions.RayServeException, OSError, RuntimeError):
         ray.serve.get_deployment_handle("gateway", APPLICATION).broadcast("drain").results(timeout_s=seconds)

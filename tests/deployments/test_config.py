@@ -1,9 +1,11 @@
 """A config is read and checked before anything is started, and refused in one sentence."""
 
+import argparse
 import io
 import os
 import pickle
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,23 @@ def test_config_in_another_encoding_is_refused(tmp_path: Path) -> None:
 def test_missing_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         config.read_config(tmp_path / "none.yaml")
+
+
+class Unread(io.StringIO):
+    """A pipe that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_changed_config_is_read_though_the_output_is_a_dead_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = argparse.Namespace(config=tmp_path / "none.yaml", models=None, host=None, port=None)
+    old = config.for_models(["toy-llava"])
+    monkeypatch.setattr(sys, "stdout", Unread())
+    monkeypatch.setattr(sys, "stderr", Unread())
+    assert start._changed(options, old) is old
 
 
 def test_port_in_use_is_refused_with_another_to_try(capsys: pytest.CaptureFixture[str]) -> None:
