@@ -70,6 +70,17 @@ class Side:
         status = await self.route.status()
         return status.state, status.step
 
+    async def reach(self, state: str) -> None:
+        async with asyncio.timeout(30):
+            while (await self.state())[0] != state:
+                await asyncio.sleep(0.01)
+
+
+async def until_asked(server: ChatServer, times: int) -> None:
+    async with asyncio.timeout(30):
+        while len(server.bodies) < times:
+            await asyncio.sleep(0.01)
+
 
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +234,7 @@ async def test_conversation_with_a_remote_model_alone() -> None:
 
 async def test_remote_model_judges() -> None:
     async with chat_server(speaks("Both are red.")) as server, side(server) as remote:
-        await asyncio.sleep(0.05)  # its server has been checked
+        await remote.reach("ready")
         answer = await fan_out(remote, task="caption", models=[LLAVA, PALIGEMMA], merge="judge", judge=NAME)
         assert answer["merged"]["method"] == "judge" and answer["merged"]["result"]["caption"] == "Both are red."
         assert answer["merged"]["judge"]["model"] == NAME
@@ -272,10 +283,10 @@ async def test_request_to_a_busy_server_without_a_time_is_sent_once() -> None:
 async def test_requests_beyond_the_limit_are_refused_and_batch_ones_sooner() -> None:
     async with chat_server(wait) as server, side(server, max_ongoing_requests=2) as remote:
         first = asyncio.create_task(remote.ask("a"))
-        await asyncio.sleep(0.05)
+        await until_asked(server, 1)
         assert isinstance(await remote.failure("b", priority="batch"), Overloaded)
         second = asyncio.create_task(remote.ask("b"))
-        await asyncio.sleep(0.05)
+        await until_asked(server, 2)
         assert remote.route.full and isinstance(await remote.failure("c"), Overloaded)
         assert (await remote.route.status()).unanswered == 2
         for task in (first, second):
@@ -286,7 +297,7 @@ async def test_requests_beyond_the_limit_are_refused_and_batch_ones_sooner() -> 
 
 async def test_server_that_fails_in_a_row_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     async with chat_server(replies_with(500)) as server, side(server) as remote:
-        await asyncio.sleep(0.05)
+        await remote.reach("ready")
         for _ in range(FAILURES):
             assert (await remote.failure()).code == "remote_failed"
         error = await remote.failure()
@@ -300,16 +311,15 @@ async def test_state_follows_checks_and_requests(monkeypatch: pytest.MonkeyPatch
         server.models = replies_with(401)
         async with side(server) as remote:
             assert await remote.state() == ("starting", "asking its server")
-            await asyncio.sleep(0.05)
+            await remote.reach("failed")
             assert await remote.state() == ("failed", f"{NAME}'s server refuses its key (401).")
             assert (await remote.ask()).status == "ok"  # it is tried all the same
             assert await remote.state() == ("ready", "ready")
         server.models = replies_with(401)
         async with side(server) as remote:
-            await asyncio.sleep(0.05)
+            await remote.reach("failed")
             server.models = None
-            await asyncio.sleep(0.05)
-            assert (await remote.state())[0] == "ready"
+            await remote.reach("ready")
 
 
 async def test_missing_key_fails_the_column_and_readiness_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +362,7 @@ async def test_closed_endpoint_lets_a_running_request_finish() -> None:
     slow = streams(event(delta("bl")), 0.1, event(delta("ue", "stop")))
     async with chat_server(slow) as server, side(server) as remote:
         running = asyncio.create_task(remote.ask())
-        await asyncio.sleep(0.05)
+        await until_asked(server, 1)
         remote.endpoint.close()
         assert (await running).text == "blue"
         await server.wait_closed()
