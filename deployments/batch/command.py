@@ -5,8 +5,10 @@ import asyncio
 import contextlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from rich.console import Console
 from deployments.batch.question import BatchQuestion, checked_question
 from deployments.config import ConfigError
 from deployments.local.machine import PrivateRay
+from deployments.local.stopping import Stopper
 from serve.cli import add_question_options
 from serve.client import legible
 from serve.client.evaluation.batch import Tally
-from serve.client.evaluation.run import in_parts, interrupted_by_sigterm, require_pictures
+from serve.client.evaluation.run import in_parts, require_pictures
 from serve.client.http_client import Failure, Misuse
 from serve.client.storage.parts import FORMS, Parts, form_of
 from serve.client.storage.sources import WHOLE, PictureSource, open_source
@@ -27,10 +30,12 @@ Json = dict[str, Any]
 FIRST = 100
 """Where none of so many pictures has an answer, the question is at fault and not the pictures."""
 OBJECT_STORE_BYTES = 2**30
+STOPPED = 130
+"""Exit status after SIGINT or SIGTERM: a Job tries again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0 when every picture has its answer, 1 when some have an error or the run stopped."""
+    """Return 0 when every picture has its answer, 1 when some have an error or the run failed, STOPPED by a signal."""
     options = parse_options(argv)
     try:
         return run_batch(options)
@@ -38,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"diptych: {legible(error)}", file=sys.stderr)
         return getattr(error, "status", 2)
     except KeyboardInterrupt:
-        return 130
+        return STOPPED
 
 
 def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -66,15 +71,27 @@ def run_batch(options: argparse.Namespace) -> int:
     source = open_source(options.source)
     require_pictures(source, options.source)
     out = Parts(options.out, {"task": options.task, "asked": question.fields}, WHOLE, form_of(options.out))
-    tally, earlier = Tally(), len(out.done)
-    began = time.monotonic()
-    try:
-        with _ray(question, options.address), interrupted_by_sigterm():  # Ray has put its own handler there
-            _write(_answers(source, question, out), out, tally)
-    except BaseException:
-        out.close()
-        raise
-    out.close(whole=True)
+    earlier, began = len(out.done), time.monotonic()
+    writer = AnswerWriter(out)
+    ray, stop_ray = _ray(question, options.address)
+
+    def stop() -> None:
+        try:
+            writer.end()
+        finally:
+            stop_ray()
+
+    stopper = Stopper(stop, status=STOPPED)
+    with stopper:
+        try:
+            with ray, writer.status:
+                stopper.take_signals()  # ray.init has set a handler of its own for SIGTERM
+                writer.write(_answers(source, question, out))
+        except BaseException:
+            writer.close()
+            raise
+        writer.close(whole=True)
+    tally = writer.tally
     console = Console(stderr=True)
     for sentence in tally.sentences():
         console.print(sentence, soft_wrap=True, markup=False)
@@ -91,34 +108,62 @@ def _answers(source: PictureSource, question: BatchQuestion, out: Parts) -> Iter
     return answers(source, question, out.done)
 
 
-def _write(lines: Iterable[Json], out: Parts, tally: Tally) -> None:
-    """Write all lines. Raises Failure."""
-    with Console(stderr=True).status("starting") as status:
+class AnswerWriter:
+    """Writes answers, shows how many there are, and ends with what there is where a signal's thread wants it."""
+
+    def __init__(self, out: Parts) -> None:
+        self.out, self.tally = out, Tally()
+        self.status = Console(stderr=True).status("starting")
+        self._writing = threading.Lock()
+
+    def write(self, lines: Iterable[Json]) -> None:
+        """Write all lines. Raises Failure."""
         for line in lines:
-            if line["file"] in out.done:  # a block that was made twice, as its actor was lost
-                continue
-            out.add(line)
-            tally.add(line)
-            if tally.failed == FIRST and not tally.answered:
+            with self._writing:
+                if line["file"] in self.out.done:  # a block that was made twice, as its actor was lost
+                    continue
+                self.out.add(line)
+            self.tally.add(line)
+            if self.tally.failed == FIRST and not self.tally.answered:
                 raise Failure(f"None of the first {FIRST} pictures has an answer. {line['error']['message']}")
-            status.update(f"{tally.answered} answers, {tally.failed} failed")
+            self.status.update(f"{self.tally.answered} answers, {self.tally.failed} failed")
 
+    def close(self, *, whole: bool = False) -> None:
+        """Write the rest. whole: there is an answer or an error for every picture. Raises Failure."""
+        with self._writing:
+            self.out.close(whole=whole)
 
-@contextlib.contextmanager
-def _ray(question: BatchQuestion, address: str | None) -> Iterator[None]:
-    """Use the cluster at an address while the block runs, or a private Ray on this machine."""
-    if address or os.environ.get("RAY_ADDRESS"):
-        import ray
-
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
+    def end(self) -> None:
+        """Write the rest, and nothing later: who wants to waits for this process's end."""
+        self._writing.acquire()
+        self.status.stop()  # the cursor is seen again
         try:
-            yield
-        finally:
-            ray.shutdown()
-        return
+            self.out.close()
+        except Failure as failure:
+            print(f"diptych: {legible(failure)}", file=sys.stderr)
+
+
+def _ray(question: BatchQuestion, address: str | None) -> tuple[AbstractContextManager[Any], Callable[[], None]]:
+    """Return the Ray to use while a block runs: of the cluster at an address, or a private one on this machine.
+
+    The second is what stops it from another thread. A cluster's processes for us end with this one.
+    """
+    if address or os.environ.get("RAY_ADDRESS"):
+        return _joined(address), lambda: None
     args = question.args
     entries = [args.engines()[name] for name in question.engines()]
     num_cpus = sum(entry.num_cpus * entry.max_replicas for entry in entries)
     spare = len(os.sched_getaffinity(0))  # tasks of lists, of decoding and of merging
-    with PrivateRay(num_cpus, args.simulated_gpus(), spare_cpus=spare, object_store_bytes=OBJECT_STORE_BYTES):
+    private = PrivateRay(num_cpus, args.simulated_gpus(), spare_cpus=spare, object_store_bytes=OBJECT_STORE_BYTES)
+    return private, private.stop
+
+
+@contextlib.contextmanager
+def _joined(address: str | None) -> Iterator[None]:
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level="warning")
+    try:
         yield
+    finally:
+        ray.shutdown()

@@ -22,15 +22,22 @@ DRAIN_MARGIN_S = 1.0
 
 
 class Stopper:
-    """Ends this process with status 0 on SIGINT (Ctrl-C, at once) or SIGTERM (after `drain`), in a `with` block.
+    """Ends this process with a status on SIGINT (Ctrl-C, at once) or SIGTERM (after `drain`), in a `with` block.
 
     stop: ends our other processes. drain: finishes running requests in at most the seconds that it is given; used while
     `serving` is set. A second signal ends it. reload: set by SIGHUP, which stops where our terminal was closed.
     """
 
-    def __init__(self, stop: Callable[[], None], drain: Callable[[float], None], drain_s: float) -> None:
+    def __init__(
+        self,
+        stop: Callable[[], None],
+        drain: Callable[[float], None] = lambda seconds: None,
+        drain_s: float = 0,
+        *,
+        status: int = 0,
+    ) -> None:
         self.reload, self.serving, self.drain_s = threading.Event(), threading.Event(), drain_s
-        self._stop, self._drain = stop, drain
+        self._stop, self._drain, self._status = stop, drain, status
         self._stopping = threading.Event()
         self._terminal = os.isatty(0)
         self._reader, self._writer = socket.socketpair()
@@ -66,7 +73,7 @@ class Stopper:
             if gently:
                 self._finish()
             self._stop()
-            status = 0
+            status = self._status
             with contextlib.suppress(OSError):  # the terminal may be closed
                 print("\nStopped.", flush=True)
         except Exception:

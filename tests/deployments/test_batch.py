@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,14 @@ from typing import Any
 
 import PIL.Image
 import pytest
+from running import alive
 from served import listening, served
 
 from deployments.batch.command import main
 from serve.client.storage.parts import Parts, form_of, line_of
 from serve.client.storage.sources import Shard
 from serve.engines.fake import FakeEngine
+from serve.engines.vllm.process_tree import descendants
 
 ROOT = Path(__file__).parents[2]
 REPLIES = {
@@ -84,6 +88,71 @@ def test_answers_equal_those_of_a_server_and_earlier_ones_are_kept(
     }
     (error,) = map(json.loads, (Path(out) / "errors-00000-of-00001.jsonl").read_text().splitlines())
     assert error == lines["bad.png"]
+
+
+SWALLOWING = """
+import contextlib, sys, time
+from deployments.batch import command
+
+def answers(source, question, done):
+    for picture in list(source.pictures())[:2]:
+        yield {"file": picture.name, "task": "detect", "replies": []}
+    while True:
+        try:
+            print("up", flush=True)
+            time.sleep(60)
+        except BaseException:  # as Ray does in a callback
+            pass
+
+command._answers = answers
+command._ray = lambda question, address: (contextlib.nullcontext(), lambda: print("stop", flush=True))
+sys.exit(command.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_writes_the_answers_that_are_there_whatever_the_main_thread_does(
+    config: Path, pictures: Path, tmp_path: Path, number: int
+) -> None:
+    out = tmp_path / "answers"
+    command = [sys.executable, "-c", SWALLOWING, str(pictures), *QUESTION, "--config", str(config), "--out", f"{out}/"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "up\n"
+            process.send_signal(number)
+            assert process.communicate(timeout=30)[0].split() == ["stop", "Stopped."] and process.returncode == 130
+        finally:
+            process.kill()
+    (part,) = out.glob("part-*")
+    assert len(part.read_text().splitlines()) == 2
+    assert json.loads(next(out.glob("manifest-*")).read_text())["complete"] is False
+
+
+@pytest.mark.ray
+def test_sigterm_during_a_run_leaves_its_answers_and_no_process(config: Path, pictures: Path, tmp_path: Path) -> None:
+    body = json.loads(config.read_text())
+    for model in body["applications"][0]["args"]["models"]:
+        model["simulate"] |= {"slots": 1, "delay_s": 0.2}
+    config.write_text(json.dumps(body))
+    for number in range(5, 200):
+        PIL.Image.new("RGB", (40, 40), "red").save(pictures / f"{number}.png")
+    out = tmp_path / "answers"
+    command = [sys.executable, "-m", "deployments.batch", str(pictures), *QUESTION]
+    command += ["--config", str(config), "--out", f"{out}/"]
+    variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    variables["FORCE_COLOR"] = "1"  # so that it says how far it is
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env=variables) as process:
+        assert process.stderr is not None
+        screen = b""
+        while re.search(rb"[1-9]\d* answers", screen) is None and process.poll() is None:
+            screen += process.stderr.read1()
+        ours = descendants([process.pid])
+        process.terminate()
+        screen += process.stderr.read()
+        assert process.wait(60) == 130, screen
+    answered = [line for part in out.glob("part-*") for line in part.read_text().splitlines()]
+    assert 0 < len(answered) < 200 and len(ours) > 3 and not [each for each in ours if alive(each)]
 
 
 @pytest.mark.parametrize(

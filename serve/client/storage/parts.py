@@ -68,6 +68,7 @@ class Parts:
         self._bytes, self._since = 0, time.monotonic()
         self._errors: IO[bytes] | None = None
         self._failed = 0
+        self._closed = False
         self._begin(shard)
 
     def add(self, line: Json, picture: bytes | str | None = None) -> None:
@@ -89,7 +90,10 @@ class Parts:
             self._write()
 
     def close(self, *, whole: bool = False) -> None:
-        """Write the rest, the errors and the manifest. whole: every picture of the shard was asked about."""
+        """Write the rest, the errors and the manifest, once. whole: every picture of the shard was asked about."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             self._write()
             if self._errors is not None:
