@@ -364,6 +364,15 @@ class GatewayArgs(Limits, Placement):
     evaluations_minutes: float = Field(
         default=60, gt=0, description="Minutes for its folder to arrive, and for the run."
     )
+    evaluations_kept: int = Field(
+        default=100, ge=1, description="Runs that people started whose scores and answers are kept: the newest."
+    )
+    evaluations_kept_mb: float = Field(
+        default=1000,
+        gt=0,
+        description="Size of all these, in MiB; beyond it the oldest are removed. What `diptych evaluate --keep` wrote "
+        "stays.",
+    )
     results: Path | None = Field(
         default=None,
         description="Lets people share results: an SQLite file on the gateway's machine that keeps them. Whoever has "
@@ -408,7 +417,13 @@ class GatewayArgs(Limits, Placement):
         """Return the folder of evaluated runs, and whether evaluations may be started."""
         if self.evaluations is None:
             return None
-        allowed = Bounds(self.evaluations_mb, self.evaluations_pictures, self.evaluations_minutes)
+        allowed = Bounds(
+            self.evaluations_mb,
+            self.evaluations_pictures,
+            self.evaluations_minutes,
+            self.evaluations_kept,
+            self.evaluations_kept_mb,
+        )
         return RunFolder(self.evaluations, allowed if self.evaluations_mb else None)
 
     def _fields_of(self, kind: type[RateLimits]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The folder of evaluated runs: `diptych evaluate --keep` writes them, and the page /evaluations shows them.
 
-A run NAME is two files: NAME.json with its scores, and NAME.jsonl with its answers and small pictures.
+A run NAME is two files: NAME.json with its scores, and NAME.jsonl with its answers and small pictures. Those of
+evaluations that people started over HTTP are in a folder of their own in it, as the oldest of them are removed.
 """
 
+import itertools
 import re
 import stat
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serve.api.evaluation_starts import Bounds, Starts
+from serve.api.evaluation_starts import KEPT, Bounds, Starts
 from serve.errors import NotFound
 from serve.models.base import Price
 
@@ -99,14 +101,14 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, bounds: Bounds | None = None) -> None:
-        self.path = path
+        self.folders = path, path / KEPT
         self.starts = None if bounds is None else Starts(path, bounds)
         self._read: dict[Path, tuple[int, Run]] = {}
 
     def runs(self) -> list[Run]:
         """Return the newest runs that can be read, newest first."""
         kept: dict[Path, tuple[int, Run]] = {}
-        for path in self.path.glob("*.json"):
+        for path in itertools.chain.from_iterable(folder.glob("*.json") for folder in self.folders):
             try:
                 state = path.stat()
                 known = self._read.get(path)
@@ -123,7 +125,7 @@ class RunFolder:
 
     def record(self, name: str) -> Path:
         """Return the path of a run's answers. Raises NotFound."""
-        path = self.path / f"{name}.jsonl"
-        if re.fullmatch(NAME, name) is None or not path.is_file():
-            raise NotFound(f"There is no run {name[:200]!r}.", param="name", code="run_not_found")
-        return path
+        for folder in self.folders if re.fullmatch(NAME, name) else ():
+            if (path := folder / f"{name}.jsonl").is_file():
+                return path
+        raise NotFound(f"There is no run {name[:200]!r}.", param="name", code="run_not_found")

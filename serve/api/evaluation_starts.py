@@ -2,8 +2,9 @@
 
 A run is a folder of its own in `started/`, beside the runs that are kept: its state as JSON, and the upload until it
 ends. So every gateway of the machine knows all of them, and a gateway that was stopped leaves a run that is seen to
-be cut. What was uploaded is read by a process of its own (serve/client/evaluation/uploaded.py), which asks this server
-as any client does, with the uploader's key and the priority of a batch.
+be cut. Scores and answers go to `started/kept/`, of which the oldest are removed. What was uploaded is read by a
+process of its own (serve/client/evaluation/uploaded.py), which asks this server as any client does, with the uploader's
+key and the priority of a batch.
 """
 
 import asyncio
@@ -41,6 +42,9 @@ READING_S = 60
 POLL_S = 0.3
 """Seconds between two looks whether a run was cancelled, by any gateway."""
 ID = r"[A-Za-z0-9_-]{11}"
+STARTED = "started"
+KEPT = Path(STARTED, "kept")
+"""Folders in the folder of runs."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$"
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "HOME", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 CUT = "It was cut: its server was stopped."
@@ -51,11 +55,16 @@ ALIVE: tuple[State, ...] = ("receiving", "reading", "running")
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds of a started evaluation. mb: MiB, packed and unpacked. minutes: of the whole run."""
+    """Bounds of a started evaluation. mb: MiB, packed and unpacked. minutes: of the whole run.
+
+    kept, kept_mb: the number and the MiB of the runs whose scores and answers stay.
+    """
 
     mb: float
     pictures: int
     minutes: float
+    kept: int
+    kept_mb: float
 
 
 class StartRequest(BaseModel, extra="forbid"):
@@ -103,7 +112,8 @@ class Starts:
 
     def __init__(self, runs: Path, bounds: Bounds) -> None:
         self.runs, self.bounds = runs, bounds
-        self.folder = runs / "started"
+        self.folder = runs / STARTED
+        self.kept = runs / KEPT
         self._tasks: set[asyncio.Task[None]] = set()
 
     def started(self) -> list[StartedRun]:
@@ -230,7 +240,7 @@ class Starts:
         order = {
             "archive": str(here / "folder.zip"),
             "here": str(here / "folder"),
-            "keep": str(self.runs.absolute()),
+            "keep": str(self.kept.absolute()),
             "max_bytes": int(self.bounds.mb * 2**20),
             "max_pictures": self.bounds.pictures,
             "max_s": max(1, int(60 * self.bounds.minutes)),
@@ -307,7 +317,20 @@ class Starts:
         shutil.rmtree(here / "folder", ignore_errors=True)
         for name in ("folder.zip", "cancel"):
             (here / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._remove_oldest()
         return run
+
+    def _remove_oldest(self) -> None:
+        """Remove kept runs beyond the bounds, but the newest: it may be of the evaluation that writes it now."""
+        newest_first = sorted(self.kept.glob("*.jsonl"), key=lambda path: -path.stat().st_mtime_ns)
+        left = int(self.bounds.kept_mb * 2**20)
+        for number, answers in enumerate(newest_first):
+            scores = answers.with_suffix(".json")
+            left -= sum(path.stat().st_size for path in (answers, scores) if path.exists())
+            if number and (number >= self.bounds.kept or left < 0):
+                scores.unlink(missing_ok=True)  # first: a run counts while they are there
+                answers.unlink(missing_ok=True)
 
     def _write(self, run: StartedRun) -> None:
         path = self.folder / run.id / "state.json"

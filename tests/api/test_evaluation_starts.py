@@ -8,6 +8,7 @@ import os
 import time
 import zipfile
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from serve.api.evaluation_runs import RunFolder
 from serve.api.evaluation_starts import ARRIVAL_S, Bounds, Caller
 from serve.api.keys import Keys
 
-BOUNDS = Bounds(mb=1, pictures=10, minutes=1)
+BOUNDS = Bounds(mb=1, pictures=10, minutes=1, kept=10, kept_mb=1)
 SET = {"name": "colours", "size": 10}
 
 
@@ -235,7 +236,7 @@ async def test_program_that_tells_no_event_fails_the_evaluation(line: str, tmp_p
 
 
 async def test_evaluation_that_takes_too_long_is_ended(tmp_path: Path, scripted: Any) -> None:
-    async with calling(app(tmp_path, Bounds(mb=1, pictures=10, minutes=0.01))) as client:
+    async with calling(app(tmp_path, replace(BOUNDS, minutes=0.01))) as client:
         run = await begun(client)
         scripted(tmp_path, run["id"], '{"answered": 0, "items": 9}')
         await client.put(f"/v1/evaluations/{run['id']}?offset=0", content=b"0123456789")

@@ -140,7 +140,7 @@ def test_labelled_folder_is_evaluated_from_the_page_and_a_wrong_one_explained(pa
     (tmp_path / "runs").mkdir()
     with zipfile.ZipFile(tmp_path / "outside.zip", "w") as archive:
         archive.writestr("../labels.jsonl", "{}")
-    runs = RunFolder(tmp_path / "runs", Bounds(mb=1, pictures=10, minutes=1))
+    runs = RunFolder(tmp_path / "runs", Bounds(mb=1, pictures=10, minutes=1, kept=10, kept_mb=1))
     with listening(create_app(router(), evaluations=runs)) as url:
         page.goto(f"{url}/evaluations")
         expect(page.locator("#bounds")).to_contain_text("At most 1 MiB, 10 pictures")
