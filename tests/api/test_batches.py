@@ -355,6 +355,18 @@ async def test_batch_whose_file_is_gone_fails_and_the_next_one_runs(kept: Callab
         assert lost.errors is not None and [fault.code for fault in lost.errors.data or []] == ["input_file_missing"]
 
 
+async def test_content_that_was_removed_by_hand_is_answered_404(kept: Callable[..., Kept]) -> None:
+    served_app = kept()
+    async with calling(served_app.app) as http:
+        client = served_app.client(http)
+        file = await client.files.create(file=("a.jsonl", lines(line("a"))), purpose="batch")
+        served_app.store.path(file.id).unlink()
+        with pytest.raises(openai.NotFoundError) as missing:
+            await client.files.content(file.id)
+        assert (missing.value.code, missing.value.param) == ("file_not_found", "file_id")
+        assert (await client.files.delete(file.id)).deleted
+
+
 async def test_file_that_a_batch_begins_with_is_not_removed_meanwhile(
     kept: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch
 ) -> None:

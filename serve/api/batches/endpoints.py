@@ -121,10 +121,9 @@ def add_batches(api: APIRouter) -> None:
 
     @api.get("/v1/files/{file_id}/content", tags=["batches"], summary="A file's JSON lines", response_class=Response)
     async def content(http: HttpRequest, file_id: str) -> Response:
-        store = _opened(http).store
-        kept = await _stored(store.file, _owner(http), file_id)
+        path = await _stored(_opened(http).store.content, _owner(http), file_id)
         headers = {"x-content-type-options": "nosniff"}
-        return FileResponse(store.path(kept.id), media_type="application/x-ndjson", headers=headers)
+        return FileResponse(path, media_type="application/x-ndjson", headers=headers)
 
     @api.post(
         "/v1/batches",

@@ -172,8 +172,15 @@ class BatchStore:
         """Return a key's file. Raises NotFound."""
         rows = self._files("owner = ? AND id = ?", owner, file_id[:200])
         if not rows:
-            raise NotFound(f"There is no file {file_id[:200]!r}.", param="file_id", code="file_not_found")
+            raise _no_file(file_id)
         return rows[0]
+
+    def content(self, owner: str, file_id: str) -> Path:
+        """Return the path of a key's file's content. Raises NotFound, also where it was removed by other means."""
+        path = self.path(self.file(owner, file_id).id)
+        if not path.is_file():
+            raise _no_file(file_id)
+        return path
 
     def files(
         self, owner: str, purpose: str | None, after: str | None, limit: int, newest_first: bool
@@ -372,6 +379,10 @@ class BatchStore:
                 file.execute("ROLLBACK")
                 raise
             file.execute("COMMIT")
+
+
+def _no_file(file_id: str) -> NotFound:
+    return NotFound(f"There is no file {file_id[:200]!r}.", param="file_id", code="file_not_found")
 
 
 def line_id(batch: str, number: int) -> str:
