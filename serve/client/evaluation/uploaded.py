@@ -43,6 +43,10 @@ MAX_NAME, MAX_DEPTH = 200, 16
 FILES_PER_PICTURE = 3
 """Files that a zip file may hold, as a multiple of the pictures: labels may have a file for each picture."""
 MAX_OTHER_FILES = 100
+ENTRIES_PER_FILE = 3
+"""Entries that are read, as a multiple of the files: a system may add one to each, and folders have their own."""
+ENTRY_BYTES = 512
+"""Bytes of an entry, on average: 46, its path, and what systems note about it."""
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, RuntimeError, ValueError, OverflowError)
 """What zipfile raises for bytes that are no zip file, or a broken one."""
@@ -134,6 +138,7 @@ def unpack(archive: Path, to: Path, max_bytes: int, max_files: int) -> None:
     Raises Failure for a file that is no zip file, and for one that holds too much, links, or paths that lead outside.
     """
     try:
+        _check_directory(archive, ENTRIES_PER_FILE * max_files)
         with zipfile.ZipFile(archive) as packed:
             infos = [info for info in packed.infolist() if not info.is_dir() and not _is_litter(info.filename)]
             if not infos:
@@ -170,6 +175,19 @@ def check_pictures(here: Path, most: int) -> None:
             undecoded_image(folder.content(here / name))
         except ServeError as error:
             raise Failure(f"{name}: {error.message}") from None
+
+
+def _check_directory(archive: Path, most: int) -> None:
+    """Raise Failure where the list of a zip file's contents, which zipfile reads whole, has more entries or bytes."""
+    with archive.open("rb") as file:
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # zipfile goes by the same record
+    if end is None:
+        return
+    entries, size = end[zipfile._ECD_ENTRIES_TOTAL], end[zipfile._ECD_SIZE]  # type: ignore[attr-defined]
+    if entries > most:
+        raise Failure(f"The zip file holds {entries:,} files and folders; at most {most:,} are read.")
+    if size > ENTRY_BYTES * most:  # whatever number it gives
+        raise Failure(f"The zip file's list of contents has {size:,} bytes; at most {ENTRY_BYTES * most:,} are read.")
 
 
 def _checked_path(info: zipfile.ZipInfo) -> PurePosixPath:

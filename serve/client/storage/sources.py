@@ -30,6 +30,8 @@ ROWS = 16
 LONGEST_LINE = 2 * ENOUGH
 """Bytes of a list's line that are read: a picture in a data URL fits."""
 MOST_SPLITS = 256
+MOST_HEADERS = 2**20
+"""Bytes of headers before a member of a tar file: its long name, attributes and map of holes."""
 Skip = Callable[[str], bool]
 
 
@@ -164,14 +166,50 @@ class _Tars(_Files):
     def pictures(self, shard: Shard = WHOLE, skip: Skip = lambda name: False) -> Iterator[NamedPicture]:
         for path in filter(shard.has, self.paths()):
             try:
-                with self.open(path) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+                with self.open(path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as tar:
                     for member in tar:
                         tar.members = []  # type: ignore[attr-defined]  # the module would keep them all
                         name = f"{path}/{member.name}"
                         if member.isfile() and has_picture_suffix(name) and not skip(name):
                             yield NamedPicture(name, functools.partial(bytes, _content(tar, member)))
-            except (tarfile.TarError, EOFError, OSError, ValueError) as error:  # ValueError: a wrong map of holes
+            except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError) as error:
+                # ValueError: a wrong map of holes; RecursionError: header upon header
                 raise Failure(f"{self.store}/{path} is cut short or damaged: {error}.") from None
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar file, whose headers are read up to MOST_HEADERS: the module reads them whole."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Member":
+        """Read the next member's headers. Called by TarFile, and once more for each header before it."""
+        file = tarfile.fileobj
+        if isinstance(file, _Headers):
+            return super().fromtarfile(tarfile)
+        tarfile.fileobj = _Headers(file)  # type: ignore[assignment]  # no more of a file is used here
+        try:
+            member = super().fromtarfile(tarfile)
+        finally:
+            tarfile.fileobj = file
+        if sum(map(len, tarfile.pax_headers.values())) > MOST_HEADERS:
+            raise OSError("its headers are too large")
+        return member
+
+
+class _Headers:
+    """The file while headers are read from it. Raises OSError where they are larger than MOST_HEADERS."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._left = file, MOST_HEADERS
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise OSError("its headers are too large")
+        return bytes(self._file.read(size))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
 
 
 class _Parquets(_Files):

@@ -58,6 +58,19 @@ def test_archive_that_unpacks_to_too_much_is_refused_beforehand(tmp_path: Path) 
     assert not (tmp_path / "to").exists()
 
 
+@pytest.mark.parametrize("count", [None, 1])
+def test_archive_with_a_long_list_of_contents_is_refused_before_that_is_read(
+    count: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = packed(tmp_path / "a.zip", {f"set/{at}.png": b"" for at in range(4000)})
+    if count is not None:  # it gives another number
+        data = path.read_bytes()
+        path.write_bytes(data[:-14] + count.to_bytes(2, "little") * 2 + data[-10:])
+    monkeypatch.delattr(zipfile, "ZipFile")
+    with pytest.raises(Failure, match="4,000 files and folders; at most 300" if count is None else "list of contents"):
+        unpack(path, tmp_path / "to", MB, 100)
+
+
 def test_archive_that_lies_about_a_files_size_is_cut_there(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.zip", {"a.png": bytes(2 * MB)})
     data = path.read_bytes()

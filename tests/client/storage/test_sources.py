@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import PIL.Image
@@ -144,6 +145,38 @@ def test_image_that_no_file_can_be_is_unreadable(tmp_path: Path, image: str) -> 
     (named,) = open_source(f"{tmp_path}/list.jsonl").pictures()
     with pytest.raises(OSError):
         named.load()
+
+
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        ([{"comment": "x" * 2**21}], "headers are too large"),
+        ([{"comment": "x" * 900} for _ in range(2000)], "headers are too large|recursion"),
+        ([{"comment": "x" * 9} for _ in range(1000)], "recursion"),
+    ],
+)
+def test_tar_file_with_large_headers_is_refused(headers: list[dict[str, str]], says: str, tmp_path: Path) -> None:
+    with (tmp_path / "a.tar").open("wb") as file:
+        for header in headers:
+            file.write(tarfile.TarInfo.create_pax_global_header(header))
+        file.write(tarfile.TarInfo("a.png").tobuf())
+    with pytest.raises(Failure, match=says):
+        names(open_source(f"{tmp_path}/a.tar"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_header_of_gigabytes_is_not_read(kind: bytes, tmp_path: Path) -> None:
+    member = tarfile.TarInfo("a.png")
+    member.type, member.size = kind, 2**31
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.write(member.tobuf())
+        file.truncate(2**31)
+    tracemalloc.start()
+    with pytest.raises(Failure, match="headers are too large"):
+        names(open_source(f"{tmp_path}/a.tar"))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**24
 
 
 def test_tar_file_with_a_wrong_map_of_holes_is_named(tmp_path: Path) -> None:
