@@ -113,6 +113,8 @@ async def test_reply_is_held_to_a_call(client: openai.AsyncOpenAI, stream: bool)
     assert weather["properties"] == {"place": {"$ref": "#/$defs/0/$defs/Place"}}
     assert weather["$defs"] == {"Place": {"type": "string", "enum": ["Oslo", "Rome"]}}
     assert choice.message.tool_calls[0].id.startswith("call_") and not choice.message.content
+    choice = await complete(client, stream, tool_choice=NAMED, response_format={"type": "json_object"})
+    assert calls(choice) == [("weather", '{"place": "Rome"}')]  # a call has no format beside it
     await complete(client, stream, tool_choice="required", parallel_tool_calls=False)
     assert json.loads(ENGINE.prompts[-1].sampling.json_schema or "")["maxItems"] == 1
 
@@ -171,6 +173,9 @@ async def test_calls_are_items_of_a_response(client: openai.AsyncOpenAI, stream:
     ]
     whole = await respond(tool_choice={"type": "function", "name": "weather"})
     assert [(item.type, item.arguments) for item in whole.output] == [("function_call", '{"place": "Rome"}')]
+    both = {"format": {"type": "json_schema", "name": "weather", "schema": WEATHER["parameters"]}}
+    again = await respond(tool_choice={"type": "function", "name": "weather"}, text=both)  # as instructor sends it
+    assert [(item.type, item.arguments) for item in again.output] == [("function_call", '{"place": "Rome"}')]
     results = [{"type": "function_call_output", "call_id": whole.output[0].call_id, "output": "sun"}]
     history = [{"type": "function_call", "call_id": whole.output[0].call_id, "name": "weather", "arguments": "{}"}]
     await respond(input=[*INPUT, *history, *results])

@@ -297,8 +297,11 @@ def sampling_for(request: ChatCompletionRequest, ends: Sequence[str], use: ToolU
     if request.top_logprobs and not request.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
     wanted = json_schema(request.response_format)
-    if use is not None and wanted is not None:
-        raise BadRequest("A reply that may call tools has no response format.", param="response_format")
+    if use is not None and use.json_schema is None and wanted is not None:  # one that must call has no other text
+        raise BadRequest(
+            "A reply that may call tools or not has no response format: choose by tool_choice.",
+            param="response_format",
+        )
     if use is not None and request.logprobs:
         raise BadRequest("A reply that may call tools has no logprobs.", param="logprobs")
     return Sampling(
