@@ -30,6 +30,8 @@ PICTURE = Path(__file__).parents[1] / "serve" / "toy" / "scenes" / "circles.png"
 QUESTION = "how many shapes are there?"
 SECONDS = 120.0
 """Longest run of a client that is a program of its own."""
+REQUESTS = 4
+"""Requests of such a client."""
 Run = Callable[..., None]
 """(what is done, a function, its arguments): calls the function, which returns something true, and prints a row."""
 
@@ -171,7 +173,8 @@ def instructor(server: Server, run: Run) -> None:
     def ask(mode: str, model: str) -> Any:
         client = library.from_openai(openai.OpenAI(base_url=server.api, api_key=server.key), mode=library.Mode[mode])
         fields = {"model": model, "response_model": shapes, "max_retries": 0}
-        return client.chat.completions.create(messages=messages(), **fields)
+        question = items() if mode.startswith("RESPONSES") else messages()  # it sends them as they are
+        return client.chat.completions.create(messages=question, **fields)
 
     for mode in ("JSON", "JSON_SCHEMA", "MD_JSON"):
         run(f"model: {mode}", ask, mode, server.tools or server.model)
@@ -196,8 +199,8 @@ def litellm(server: Server, run: Run) -> None:
         return library.responses(**common(model), input=items()).output[0].content[0].text
 
     def streamed_response(model: str) -> Any:
-        events = library.responses(**common(model), input=items(), stream=True)
-        return str([event.type for event in events][-1]).endswith("completed")
+        *_, last = library.responses(**common(model), input=items(), stream=True)
+        return last.response.output[0].content[0].text
 
     for target, name in server.targets.items():
         run(f"{target}: chat", chat, name)
@@ -207,40 +210,58 @@ def litellm(server: Server, run: Run) -> None:
 
 
 def aiperf(server: Server, run: Run) -> None:
+    def answered(folder: Path) -> int:
+        (path,) = folder.glob("artifacts/*/profile_export_aiperf.json")
+        return int(json.loads(path.read_bytes())["request_count"]["avg"])
+
     for target, name in server.targets.items():
         for way in ("chat", "chat, streamed"):
             options = ["profile", "--model", name, "--url", server.url, "--endpoint-type", "chat"]
-            options += ["--concurrency", "2", "--request-count", "4", "--tokenizer", str(server.tokenizer)]
+            options += ["--concurrency", "2", "--request-count", str(REQUESTS), "--tokenizer", str(server.tokenizer)]
             options += ["--synthetic-input-tokens-mean", "8", "--output-tokens-mean", "8", "--ui", "none"]
             options += ["--image-width-mean", "64", "--image-height-mean", "64", "--api-key", server.key]
             options += ["--streaming"] if "streamed" in way else []
-            run(f"{target}: {way}", _program, "aiperf", *options)
+            run(f"{target}: {way}", _program, answered, "aiperf", *options)
 
 
 def guidellm(server: Server, run: Run) -> None:
+    def answered(folder: Path) -> int:
+        (benchmark,) = json.loads((folder / "out.json").read_bytes())["benchmarks"]
+        return int(benchmark["metrics"]["request_totals"]["successful"])
+
+    columns = {"text_column": "prompt", "image_column": "image"}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.jsonl"
         row = {"prompt": QUESTION, "image": picture_url(), "output_tokens_count": 8}
-        data.write_text("".join(json.dumps(row) + "\n" for _ in range(4)))
+        data.write_text("".join(json.dumps(row) + "\n" for _ in range(REQUESTS)))
         for target, name in server.targets.items():
             for way in ("chat", "chat, streamed"):
-                options = ["benchmark", "run", "--target", server.url, "--model", name, "--profile", "synchronous"]
-                options += ["--max-requests", "4", "--data", str(data), "--output-dir", folder]
-                options += ["--request-format", "/v1/chat/completions", "--processor", str(server.tokenizer)]
-                options += ["--backend-kwargs", json.dumps({"stream": "streamed" in way, "api_key": server.key})]
-                options += ["--data-column-mapper", '{"text_column": "prompt", "image_column": "image"}']
-                run(f"{target}: {way}", _program, "guidellm", *options)
+                backend = {"kind": "openai_http", "target": server.url, "model": name, "api_key": server.key}
+                parts: dict[str, dict[str, Any]] = {
+                    "backend": {**backend, "stream": "streamed" in way},
+                    "profile": {"kind": "synchronous"},
+                    "constraint": {"kind": "max_requests", "count": REQUESTS},
+                    "data": {"kind": "json_file", "path": str(data)},
+                    "data-column-mapper": {"kind": "generative_column_mapper", "column_mappings": columns},
+                    "tokenizer": {"kind": "huggingface_auto", "model": str(server.tokenizer)},
+                    "output": {"kind": "json", "path": "out.json"},
+                }
+                options = [f"--{name}={json.dumps(part)}" for name, part in parts.items()]
+                run(f"{target}: {way}", _program, answered, "guidellm", "run", *options)
 
 
 def vllm_bench(server: Server, run: Run) -> None:
+    def answered(folder: Path) -> int:
+        return int(json.loads((folder / "out.json").read_bytes())["completed"])
+
     for target, name in server.targets.items():
         options = ["bench", "serve", "--backend", "openai-chat", "--base-url", server.url, "--model", name]
         options += ["--endpoint", "/v1/chat/completions", "--tokenizer", str(server.tokenizer)]
-        options += ["--dataset-name", "random-mm", "--num-prompts", "4", "--random-input-len", "8"]
+        options += ["--dataset-name", "random-mm", "--num-prompts", str(REQUESTS), "--random-input-len", "8"]
         options += ["--random-output-len", "8", "--random-mm-base-items-per-request", "1"]
         options += ["--random-mm-bucket-config", "{(64, 64, 1): 1.0}", "--random-mm-num-mm-items-range-ratio", "0"]
-        options += ["--header", f"Authorization=Bearer {server.key}"]
-        run(f"{target}: chat, streamed", _program, "vllm", *options)
+        options += ["--header", f"Authorization=Bearer {server.key}", "--save-result", "--result-filename", "out.json"]
+        run(f"{target}: chat, streamed", _program, answered, "vllm", *options)
 
 
 CLIENTS: dict[str, tuple[str, Callable[[Server, Run], None]]] = {
@@ -274,7 +295,7 @@ def main() -> int:
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            if shutil.which(package) is None:
+            if _path(package) is None:
                 print(f"| {name} | | not installed | |", flush=True)
                 continue
             version = ""
@@ -316,18 +337,29 @@ def _batch(client: Any, model: str) -> bool:
     return sorted(json.loads(answer)["custom_id"] for answer in text.splitlines()) == ["a", "b"]
 
 
-def _program(name: str, *options: str) -> bool:
-    """Run a client that is a program of its own, in a folder of its own. Raises RuntimeError with its last words."""
-    beside = Path(sys.executable).parent / name
-    program = str(beside) if beside.exists() else name
-    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OPENAI_API_KEY": "none", "NO_COLOR": "1"}
+def _program(answered: Callable[[Path], int], name: str, *options: str) -> bool:
+    """Run a client that is a program of its own, in a new folder. Return whether all REQUESTS requests were answered.
+
+    answered: reads their number in the folder: the programs end with status 0 also where all have failed. Raises
+    RuntimeError with the program's last words.
+    """
     with tempfile.TemporaryDirectory() as folder:
         run = subprocess.run(
-            [program, *options], cwd=folder, env=os.environ | quiet, capture_output=True, text=True, timeout=SECONDS
+            [_path(name) or name, *options],
+            cwd=folder,
+            env=os.environ | {"OPENAI_API_KEY": "none", "NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
         )
-    if run.returncode:
-        raise RuntimeError((run.stderr or run.stdout)[-300:])
-    return True
+        if run.returncode:
+            raise RuntimeError((run.stderr or run.stdout)[-300:])
+        return answered(Path(folder)) == REQUESTS
+
+
+def _path(program: str) -> str | None:
+    """Return the path of a program, beside this interpreter or on the path; None where there is none."""
+    return shutil.which(program, path=str(Path(sys.executable).parent)) or shutil.which(program)
 
 
 if __name__ == "__main__":
