@@ -90,14 +90,22 @@ FONT_FILES = {
 }
 """Fonts. Files are those that matplotlib ships, which the tests need anyway; the first is always there."""
 
+SAME_PLURAL = ("fish", "sheep", "deer", "bison", "trout", "shrimp", "fowl")
+"""Ends of names whose plural is the same."""
+
 
 def plural_name(name: str) -> str:
     if name in NOUNS:
         return NOUNS[name]
-    irregular = {"cross": "crosses", "box": "boxes", "plus": "plus signs", "rhombus": "rhombuses", "oblong": "oblongs"}
+    if name == "plus":
+        return "plus signs"
+    if name.endswith(SAME_PLURAL):
+        return name
+    if name.endswith(("mouse", "woodlouse")):
+        return f"{name[:-4]}ice"
     if name[-1] == "y" and name[-2] not in "aeiou":
         return f"{name[:-1]}ies"
-    return irregular.get(name, f"{name}s")
+    return f"{name}es" if name.endswith(("s", "x", "ch", "sh", "ato")) else f"{name}s"
 
 
 def with_article(name: str) -> str:
