@@ -198,7 +198,10 @@ def _report_options(report: argparse.ArgumentParser) -> None:
 
 def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
-        "target", nargs="?", metavar="FOLDER|toy|varied|emoji", help="labelled pictures, or freshly drawn scenes"
+        "target",
+        nargs="?",
+        metavar="FOLDER|toy|varied|emoji|stamps|words|captcha|digits",
+        help="labelled pictures, or a named set: freshly drawn scenes, or made of what a package ships",
     )
     evaluate.add_argument("--task", type=_measured_task, default="all", help="default all; see `diptych models`")
     evaluate.add_argument(

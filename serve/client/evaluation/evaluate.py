@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from serve.client.board import plain
-from serve.client.evaluation import annotations, emoji, lines, score, table, toys, varied
+from serve.client.evaluation import annotations, emoji, lines, score, stamps, table, things, toys, varied, written
 from serve.client.evaluation.abstention import abstention
 from serve.client.evaluation.asker import Asker, wait_ready
 from serve.client.evaluation.batch import Job, ask_all
@@ -33,9 +33,13 @@ TOY_SCENES = 500
 DRAWN: Mapping[str, tuple[Collection[str], Callable[[Collection[str], int, int], list[Item]]]] = {
     "toy": (toys.QUESTIONS, toys.everything),
     "varied": (varied.QUESTIONS, varied.all_varied_items),
-    "emoji": (emoji.TASK_NAMES, emoji.all_emoji_items),
+    "emoji": (things.TASK_NAMES, emoji.EMOJI_SET.items),
+    "stamps": (things.TASK_NAMES, stamps.STAMP_SET.items),
+    "words": (written.READ, written.word_items),
+    "captcha": (written.READ, written.captcha_items),
+    "digits": (written.DIGIT_TASKS, written.digit_items),
 }
-"""Named sets that are drawn: their tasks, and (tasks, items of each, seed) -> items."""
+"""Named sets: their tasks, and (tasks, items of each, seed) -> items."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def evaluate(options: argparse.Namespace, listener: Listener = Listener()) -> in
     Raises Failure where there is nothing to score.
     """
     if (options.target is None) == (options.recorded is None):
-        raise Misuse("Evaluate what? diptych evaluate toy, varied or emoji, diptych evaluate FOLDER, or --from FILE.")
+        raise Misuse(f"Evaluate what? diptych evaluate FOLDER, {', '.join(DRAWN)}, or --from FILE.")
     weights = options.weights or {}
     jobs: dict[str, Job] = {}
     if options.recorded is not None:
@@ -183,10 +187,10 @@ def _items(options: argparse.Namespace, able: set[str]) -> list[Item]:
     if options.target in DRAWN:
         tasks, draw = DRAWN[options.target]
         if options.annotations:
-            raise Misuse("--annotations are for a folder; the toys' scenes know what is in them.")
+            raise Misuse(f"--annotations are for a folder; {options.target} knows what is in its pictures.")
         wanted = [task for task in wanted if task in tasks]
         if not wanted:
-            raise Failure(f"The toys' scenes have no questions for {options.task}: add some to {draw.__module__}.")
+            raise Failure(f"{options.target} has no questions for {options.task}, only for {', '.join(tasks)}.")
         served = _served(wanted, able, options.task)
         items = draw(served, options.n or TOY_SCENES, options.seed)
     else:

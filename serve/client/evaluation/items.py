@@ -1,8 +1,11 @@
 """A labelled item: one question about one picture, and its true answer."""
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from PIL import Image
 
 Json = dict[str, Any]
 
@@ -31,3 +34,10 @@ class Item:
 def labels(boxes: Sequence[Json]) -> list[str]:
     """Return the labels of these boxes, each once."""
     return list(dict.fromkeys(str(box["label"]) for box in boxes))
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """Return a picture as a PNG file, compressed quickly."""
+    out = io.BytesIO()
+    picture.save(out, "PNG", compress_level=1)
+    return out.getvalue()

@@ -1,11 +1,10 @@
 """Freshly drawn scenes as a labelled set: none of them was trained on."""
 
 import functools
-import io
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from serve.client.evaluation.items import Item, Json
+from serve.client.evaluation.items import Item, Json, png_bytes
 from serve.media import masks
 from serve.tasks import TASKS
 from serve.toy import questions, world
@@ -113,6 +112,4 @@ QUESTIONS: Mapping[str, Callable[[Scene, int, random.Random], tuple[Json, Json]]
 
 
 def _png(scene: Scene) -> bytes:
-    out = io.BytesIO()
-    world.draw(scene, SCALE).save(out, "PNG", compress_level=1)
-    return out.getvalue()
+    return png_bytes(world.draw(scene, SCALE))

@@ -1,11 +1,10 @@
 """Varied scenes as a labelled set, asked in the second language: no toy has been trained on a picture or sentence."""
 
 import functools
-import io
 import random
 from collections.abc import Collection, Iterator
 
-from serve.client.evaluation.items import Item, Json
+from serve.client.evaluation.items import Item, Json, png_bytes
 from serve.media import masks
 from serve.tasks import TASKS
 from serve.toy.varied import exam, grammar
@@ -73,6 +72,4 @@ def _question_about(task: str, scene: VariedScene) -> tuple[VariedScene, Json, J
 
 
 def _png(scene: VariedScene) -> bytes:
-    out = io.BytesIO()
-    render(scene).save(out, "PNG", compress_level=1)
-    return out.getvalue()
+    return png_bytes(render(scene))

@@ -11,9 +11,8 @@ import pytest
 from served_folder import lines, serving
 
 from serve.api.evaluation_runs import RunFolder
-from serve.client.evaluation import emoji, keep, score, toys, varied
+from serve.client.evaluation import keep, score, toys, varied
 from serve.client.evaluation.measures.answers import vqa_accuracy
-from serve.client.http_client import Failure
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
 from serve.media import masks
@@ -111,30 +110,6 @@ def test_scores_by_kind_are_those_of_its_questions(diptych: Any, tmp_path: Path)
     }
     assert values == {"color_of": [50.0, 100.0], "shape_of": [0.0, 0.0]}
     assert "shape_of" in diptych("evaluate", "--from", out, "--by-kind").out
-
-
-def test_missing_emoji_font_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(emoji, "FONT", tmp_path / "none.ttf")
-    emoji._glyph.cache_clear()
-    with pytest.raises(Failure, match="apt-get install fonts-noto-color-emoji"):
-        emoji.all_emoji_items(["detect"], 1, 0)
-
-
-@pytest.mark.parametrize("task", emoji.TASK_NAMES)
-def test_emoji_have_the_boxes_and_masks_of_their_pixels(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    glyph = PIL.Image.new("RGBA", (60, 40), (200, 30, 30, 255))  # the font is not where the tests run
-    monkeypatch.setattr(emoji, "_glyph", lambda name: glyph)
-    first, again = (list(emoji.emoji_items(task, 4, 0)) for _ in range(2))
-    assert [(item.fields, item.truth) for item in first] == [(item.fields, item.truth) for item in again]
-    for item in first:
-        picture = decode_image(item.load()).pixels
-        for place in item.truth.get("boxes", []):
-            x0, y0, x1, y1 = map(int, place["box"])
-            assert place["label"] in item.fields["labels"]
-            assert (picture[y0:y1, x0:x1] == (200, 30, 30)).all() and (x1 - x0) * 2 == pytest.approx(
-                (y1 - y0) * 3, abs=3
-            )
-            assert task == "detect" or masks.decode(masks.Rle(**place["mask"])).sum() == (x1 - x0) * (y1 - y0)
 
 
 @pytest.fixture(scope="module")
