@@ -83,8 +83,8 @@ class Pod:
 
 
 def room(service: Document, args: Any) -> Iterator[str]:
-    """Yield each replica that fits no pod, each resource of which there is too little, and each model that may find no
-    room where others came first."""
+    """Yield each replica that fits no pod, each resource of which there is too little, each model that may find no room
+    where others came first, and each that takes more of a GPU than its part."""
     sizes = [
         resources(group)
         for name, group in groups(service)
@@ -94,6 +94,13 @@ def room(service: Document, args: Any) -> Iterator[str]:
     faults = [*_too_large(kinds, sizes), *_too_many(kinds, sizes)]
     yield from faults or _shut_out(kinds, sizes)
     yield from _on_one_pod(kinds, sizes)
+    for name, entry in args.engines().items():
+        share = entry.engine_args.get("gpu_memory_utilization", 0)
+        if entry.group is None and 0 < entry.num_gpus < share:
+            yield (
+                f"{name} takes {share:g} of a GPU's memory and reserves {entry.num_gpus:g} of the GPU: "
+                "engines beside it find too little"
+            )
 
 
 def _kinds(args: Any) -> Iterator[Kind]:

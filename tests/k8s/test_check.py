@@ -73,6 +73,12 @@ PLANTED = [
     ("overlays/cpu-demo/applications.yaml", " model: 1.0", " modl: 1.0", "no pod has more than 0"),
     ("base/rayservice.yaml", "[ray.io/cluster]", "[ray.io/group]", "both clusters of an upgrade"),
     (
+        "components/serve-config/kustomization.yaml",
+        "data.[applications.yaml]",
+        "data.[serve.yaml]",
+        "Serve takes an application for each model",
+    ),
+    (
         "Dockerfile",
         "COPY deployments/locks",
         "COPY serve serve\nCOPY deployments/locks",
@@ -236,6 +242,10 @@ def test_slip_that_only_a_second_day_shows_is_a_fault(
     assert fault in " ".join(operations(wrong))
 
 
+def halved(entry: Any) -> None:
+    entry.num_gpus, entry.engine_args["gpu_memory_utilization"] = 0.5, 0.6
+
+
 @needs_kubectl
 @pytest.mark.parametrize(
     ("overlay", "slip", "fault"),
@@ -251,6 +261,11 @@ def test_slip_that_only_a_second_day_shows_is_a_fault(
             "all 2 replicas of llava-1.5-7b may be in one pod: set its max_replicas_per_node",
         ),
         ("ha", lambda args: setattr(args.engines()["llava-1.5-7b"], "replicas", 3), "asks for 5 GPU together"),
+        (
+            "gpu-node",
+            lambda args: [halved(entry) for entry in args.engines().values()],
+            "llava-1.5-7b takes 0.6 of a GPU's memory and reserves 0.5 of the GPU",
+        ),
     ],
 )
 def test_placing_that_fails_in_the_worst_order_is_a_fault(overlay: str, slip: Callable[[Any], Any], fault: str) -> None:
