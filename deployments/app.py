@@ -127,6 +127,22 @@ def _digest(value: Any) -> str:
 
 def _options(name: str, placement: Placement, version: str, num_gpus: float) -> dict[str, Any]:
     """Return a deployment's options for Ray Serve. num_gpus: reserved for each replica."""
+    if isinstance(placement, ModelPlacement) and placement.spans_nodes:
+        # of each bundle's GPU vLLM's worker there takes hold; the replica itself has none
+        place: dict[str, Any] = {
+            "ray_actor_options": {"num_cpus": placement.num_cpus},
+            "placement_group_bundles": placement.bundles(),
+            "placement_group_strategy": "PACK",
+        }
+    else:
+        place = {
+            "ray_actor_options": {
+                "num_cpus": placement.num_cpus,
+                "num_gpus": num_gpus,
+                "resources": placement.resources,
+            },
+            "max_replicas_per_node": placement.max_replicas_per_node,
+        }
     return {
         **scale(placement),
         "name": name,
@@ -134,12 +150,7 @@ def _options(name: str, placement: Placement, version: str, num_gpus: float) -> 
         # (`diptych deploy`, RayService) it puts its own in this place: a hash of the application's args.
         "version": version,
         "_internal": True,
-        "max_replicas_per_node": placement.max_replicas_per_node,
-        "ray_actor_options": {
-            "num_cpus": placement.num_cpus,
-            "num_gpus": num_gpus,
-            "resources": placement.resources,
-        },
+        **place,
         "max_surge_percent": 100 if placement.surges else 0,
         # A dead engine is noticed after three failed checks; a model that loads answers them, so they may be quick.
         "health_check_period_s": 1,

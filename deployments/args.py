@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -118,12 +119,22 @@ class ModelPlacement(Placement):
     required: bool = Field(
         default=False, description="A new gateway is ready, and takes over from an older one, only once it was loaded."
     )
+    spans_nodes: bool = Field(
+        default=False,
+        description="A replica's GPUs may be on several nodes, for a model too large for one. Each GPU then comes with "
+        "`resources`.",
+    )
     retry_s: float = Field(
         default=30,
         gt=0,
         description="Seconds until a model that could not be loaded is tried again; twice as long after each try.",
     )
     retry_max_s: float = Field(default=900, gt=0, description="The longest of these times.")
+
+    def bundles(self) -> list[dict[str, float]]:
+        """Return what a replica that spans nodes reserves, a GPU at a time. Its own process is in the first bundle."""
+        part = {"GPU": 1.0, **self.resources}
+        return [{"CPU": self.num_cpus, **part}, *[part] * (int(self.num_gpus) - 1)]
 
     def retries(self) -> Iterator[float]:
         """Yield the seconds to wait before each further try to load it."""
@@ -218,6 +229,27 @@ class NamedArgs(NamedCheckpoint, ModelPlacement):
 
 EngineArgs = ModelArgs | OwnArgs | NamedArgs
 """An entry of a model with an engine of its own."""
+
+
+def _check_span(entry: EngineArgs) -> None:
+    """Raise ValueError where a model that spans nodes does not say how, or cannot."""
+    if not entry.spans_nodes:
+        return
+    sizes = [entry.engine_args.get(f"{way}_parallel_size", 1) for way in ("tensor", "pipeline")]
+    parts = math.prod(size for size in sizes if isinstance(size, int))
+    if parts < 2 or entry.num_gpus != parts:
+        raise ValueError(
+            f"{entry.name}: spans_nodes: num_gpus is {entry.num_gpus:g}; it must be 2 or more, and engine: "
+            f"tensor_parallel_size by pipeline_parallel_size, which is {parts}."
+        )
+    if entry.group is not None:
+        raise ValueError(f"{entry.name}: spans_nodes: a group shares one GPU.")
+    if entry.max_replicas_per_node is not None:
+        raise ValueError(
+            f"{entry.name}: max_replicas_per_node: leave it out, as a replica that spans nodes is on several."
+        )
+    if entry.engine_args.get("distributed_executor_backend", "ray") != "ray":
+        raise ValueError(f"{entry.name}: engine: distributed_executor_backend must be ray where it spans nodes.")
 
 
 def _with_length(entry: EngineArgs) -> Model:
@@ -509,6 +541,7 @@ class Args(BaseModel):
         _ = self.models_by_name  # raises where an adapter does not go with its base
         for entry in self.engines().values():
             self._check_group(entry)
+            _check_span(entry)
             if entry.max_loras and self.models_by_name[entry.name].engine != "vllm":
                 raise ValueError(f"{entry.name}: max_loras: it takes no adapters.")
         for name in self.groups:

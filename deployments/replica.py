@@ -80,7 +80,8 @@ class Replica:
         self._engine = engine = create_engine(
             args, base, loras, self._progress, MediaDecoder(Budget.of_replica()), place
         )
-        meter = meter_of_own_gpus(args.num_gpus, shared=place is not None) if args.simulate is None else None
+        apart = place is None and not args.spans_nodes
+        meter = meter_of_own_gpus(args.num_gpus, shared=not apart) if args.simulate is None else None
         self._metering = None if meter is None else asyncio.get_running_loop().create_task(meter.watch())
         self.worker = Worker(base, engine, check=check_at_load(args) if args.check else None, meter=meter)
         self.adapters = {
@@ -327,7 +328,11 @@ def create_engine(
         gated=model.checkpoint.gated,
         expect=model.checkpoint.expect,
         family_args={**model.family_args, **(model.reasoning.engine_args() if model.reasoning else {})},
-        engine_args={**_observability_args(args), **args.engine_args},
+        engine_args={
+            **_observability_args(args),
+            **({"distributed_executor_backend": "ray"} if args.spans_nodes else {}),
+            **args.engine_args,
+        },
         prefix_lm=model.prefix_lm,
         adapters=[Adapter(lora.name, lora.checkpoint.hub, lora.checkpoint.revision) for lora in loras],
         further_adapters=args.max_loras,

@@ -91,6 +91,11 @@ async def checked_question(options: argparse.Namespace) -> BatchQuestion:
     grouped = [name for name, entry in args.engines().items() if entry.group is not None and name in models]
     if grouped:
         raise Misuse(f"{', '.join(grouped)}: models of a group take turns, and here all run at once; leave out group.")
+    wide = [name for name, entry in args.engines().items() if entry.spans_nodes and name in models]
+    if wide:
+        raise Misuse(
+            f"{', '.join(wide)}: a batch has each engine on one node; ask those that span nodes by diptych run."
+        )
     return BatchQuestion(args, options.task, given, request, models, plan.weights)
 
 

@@ -55,13 +55,17 @@ def is_made(overlay: Path) -> Iterator[str]:
 
 
 class Kind(NamedTuple):
-    """The replicas of a deployment. need: of each, by resource; fewest, most: their number; per_pod: most in one."""
+    """The replicas of a deployment, or their parts where they span nodes.
+
+    need: of each, by resource; fewest, most: their number; per_pod: most in one. apart: two are to be in two pods.
+    """
 
     name: str
     need: dict[str, float]
     fewest: int
     most: int
     per_pod: int
+    apart: bool = True
 
     def fits(self, pod: "Pod") -> bool:
         return pod.held[self.name] < self.per_pod and all(
@@ -108,7 +112,13 @@ def _kinds(args: Any) -> Iterator[Kind]:
         gpus = placed.num_gpus if name == "gateway" else args.reserved_gpus(name)
         need = {"CPU": placed.num_cpus, "GPU": gpus, **placed.resources}
         fewest = placed.replicas if placed.autoscaling is None else placed.autoscaling.min_replicas
-        yield Kind(name, need, fewest, placed.max_replicas, placed.max_replicas_per_node or placed.max_replicas)
+        if name != "gateway" and placed.spans_nodes:
+            first, *others = placed.bundles()
+            most, parts = placed.max_replicas, placed.max_replicas * len(others)
+            yield Kind(name, first, fewest, most, most, apart=False)
+            yield Kind(f"a part of {name}", others[0], fewest * len(others), parts, parts, apart=False)
+        else:
+            yield Kind(name, need, fewest, placed.max_replicas, placed.max_replicas_per_node or placed.max_replicas)
 
 
 def _too_large(kinds: list[Kind], sizes: list[dict[str, float]]) -> Iterator[str]:
@@ -160,7 +170,7 @@ def _place(kind: Kind, last: Kind, pods: list[Pod]) -> bool:
 
 def _on_one_pod(kinds: list[Kind], sizes: list[dict[str, float]]) -> Iterator[str]:
     """Find models all of whose replicas one pod may take, where there are others."""
-    for kind in kinds:
+    for kind in (kind for kind in kinds if kind.apart):
         takes = []
         for pod in map(Pod, sizes):
             while kind.fits(pod) and pod.held[kind.name] < kind.most:

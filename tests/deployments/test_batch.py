@@ -174,13 +174,29 @@ def test_question_is_refused_before_ray_is_started(
     assert main(command) == 2 and says in capsys.readouterr().err
 
 
-def test_models_that_do_not_run_beside_each_other_are_refused(
-    config: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("entry", "groups", "says"),
+    [
+        ({"group": "one"}, {"one": {"awake": 1}}, "toy-llava: models of a group take turns"),
+        (
+            {"spans_nodes": True, "num_gpus": 2, "engine": {"tensor_parallel_size": 2}},
+            {},
+            "toy-llava: a batch has each engine on one node",
+        ),
+    ],
+)
+def test_models_that_a_batch_cannot_place_are_refused(
+    entry: dict[str, Any],
+    groups: dict[str, Any],
+    says: str,
+    config: Path,
+    pictures: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     body = json.loads(config.read_text())
     args = body["applications"][0]["args"]
-    args["models"][0]["group"] = "one"
-    args["groups"] = {"one": {"awake": 1}}
+    args["models"][0] |= entry
+    args["groups"] = groups
     config.write_text(json.dumps(body))
     command = [str(pictures), *QUESTION, "--config", str(config), "--out", "answers/"]
-    assert main(command) == 2 and "toy-llava: models of a group take turns" in capsys.readouterr().err
+    assert main(command) == 2 and says in capsys.readouterr().err

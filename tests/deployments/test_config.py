@@ -238,6 +238,36 @@ def test_keys_are_read_from_a_file_and_the_environment(tmp_path: Path, monkeypat
     assert (access.page, access.metrics) == ("open", "key")
 
 
+PARTS = {"spans_nodes": True, "num_gpus": 4, "engine": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"num_gpus": 2}, "num_gpus is 2; it must be 2 or more, and engine: tensor_parallel_size by"),
+        ({"num_gpus": 1, "engine": {}}, "num_gpus is 1; it must be 2 or more"),
+        ({"max_replicas_per_node": 1}, "max_replicas_per_node: leave it out"),
+        ({"group": "card"}, "a group shares one GPU"),
+        (
+            {"engine": {"tensor_parallel_size": 4, "distributed_executor_backend": "mp"}},
+            "must be ray where it spans nodes",
+        ),
+    ],
+)
+def test_impossible_span_of_nodes_is_refused(more: dict[str, Any], message: str) -> None:
+    args = {"models": [{"name": "toy-llava", **PARTS, **more}], "groups": {"card": {"awake": 1}}}
+    if "group" not in more:
+        del args["groups"]
+    with pytest.raises(ValueError, match=message):
+        Args.model_validate(args)
+
+
+def test_model_that_spans_nodes_reserves_a_bundle_for_each_gpu() -> None:
+    args = Args.model_validate({"models": [{"name": "toy-llava", **PARTS, "resources": {"large": 1}, "num_cpus": 3}]})
+    first, *others = args.engines()["toy-llava"].bundles()
+    assert first == {"CPU": 3, "GPU": 1, "large": 1} and others == [{"GPU": 1, "large": 1}] * 3
+
+
 @pytest.mark.parametrize("value", ["", " , ", "alice", "a:1,a:2"])
 def test_unusable_keys_are_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEYS, value)

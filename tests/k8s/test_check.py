@@ -278,6 +278,22 @@ def test_placing_that_fails_in_the_worst_order_is_a_fault(overlay: str, slip: Ca
 
 
 @needs_kubectl
+@pytest.mark.parametrize(
+    ("gpus", "faults"),
+    [(6, []), (8, ["the Serve config asks for 8 GPU together, and the groups have 6"])],
+)
+def test_model_that_spans_nodes_needs_room_on_all_together(gpus: int, faults: list[str]) -> None:
+    folder = rendered.FOLDER / "overlays" / "multi-node"
+    service = ray(rendered.rendered(folder))
+    args = read_config(folder / "serve.yaml").args
+    large = args.engines()["llava-onevision-qwen2-72b-ov"]
+    args.models = [large]
+    large.spans_nodes, large.num_gpus, large.resources = True, gpus, {}
+    cluster(service)["workerGroupSpecs"][1]["maxReplicas"] = 1
+    assert list(room(service, args)) == faults
+
+
+@needs_kubectl
 @pytest.mark.parametrize("folder", ["loadtest", "batch"])
 def test_policy_of_a_job_opens_the_way_to_the_gateways(folder: str, demo: list[rendered.Document]) -> None:
     (policy,) = rendered.of_kind(rendered.rendered(rendered.FOLDER / folder), "NetworkPolicy")
