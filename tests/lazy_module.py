@@ -14,3 +14,8 @@ class LazyModule:
         if attribute.startswith("__") or attribute == "_mock_name":
             raise AttributeError(attribute)  # pytest looks for these in every name of a test's module
         return getattr(importlib.import_module(self._name), attribute)
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        if attribute != "_name":
+            raise TypeError(f'Only this stand-in would change: monkeypatch.setattr("{self._name}.{attribute}", ...)')
+        super().__setattr__(attribute, value)

@@ -66,7 +66,7 @@ async def test_config_that_cannot_be_used_leaves_all_of_the_former_one_at_work(
     async def nothing(*_: object) -> dict[str, str]:
         return {}
 
-    monkeypatch.setattr(gateways, "bind_to_loopback", lambda: None)
+    monkeypatch.setattr("deployments.gateway.bind_to_loopback", lambda: None)
     monkeypatch.setattr(gateways.processes, "warm", lambda: None)
     monkeypatch.setattr(gateways.serve_status, "deployment", lambda name, application: None)  # there is no Ray
     monkeypatch.setattr(gateways.serve_status, "hindrances", nothing)

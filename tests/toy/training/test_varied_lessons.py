@@ -31,7 +31,7 @@ def drawn_scenes():
 
 @pytest.fixture(autouse=True)
 def built_in_font(monkeypatch):
-    monkeypatch.setattr(lessons, "FONTS", scenes.BUILT_IN)
+    monkeypatch.setattr("serve.toy.training.varied_lessons.FONTS", scenes.BUILT_IN)
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
@@ -128,8 +128,8 @@ def test_varied_toys_fit_twelve_megabytes():
 
 
 def test_stopped_training_continues_to_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SCENES", 40)
-    monkeypatch.setattr(train, "TEST_SCENES", 16)
+    monkeypatch.setattr("serve.toy.training.train.SCENES", 40)
+    monkeypatch.setattr("serve.toy.training.train.TEST_SCENES", 16)
     monkeypatch.setattr(train.Trainer, "held_out_accuracy", lambda self, phase: "")
 
     def trainer():
@@ -159,9 +159,9 @@ def test_stopped_training_continues_to_the_same_weights(tmp_path, monkeypatch):
 
 
 def test_clone_without_state_goes_on_with_the_weights_that_were_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SCENES", 40)
-    monkeypatch.setattr(train, "TEST_SCENES", 16)
-    monkeypatch.setattr(train, "STARTED", tmp_path / "started")
+    monkeypatch.setattr("serve.toy.training.train.SCENES", 40)
+    monkeypatch.setattr("serve.toy.training.train.TEST_SCENES", 16)
+    monkeypatch.setattr("serve.toy.training.train.STARTED", tmp_path / "started")
     monkeypatch.setattr(train.Trainer, "held_out_accuracy", lambda self, phase: "")
 
     def trainer(work):
