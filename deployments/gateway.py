@@ -236,20 +236,20 @@ class Gateway:
             await self.server.stop()
         await self._close_files()
 
-    def _create_app(self, args: Args) -> FastAPI:
-        """Create the app for these args, keeping the pools of engines that stay.
+    def _create_app(self, config: Args) -> FastAPI:
+        """Create the app for this config, keeping the pools of engines that stay.
 
         Raises ValueError or OSError where the keys cannot be used, or a file or folder that the gateway keeps things
         in; then nothing has changed for the app that is there.
         """
-        gateway = args.gateway
+        gateway = config.gateway
         access = gateway.access()
         votes, usage, store = self._open_votes(gateway.arena), self._open_usage(gateway), batch_store(gateway)
         results = None
         if gateway.results is not None:
             results = ResultFile(gateway.results, gateway.results_days, gateway.results_mb)
         loader = self._adapter_loader(gateway.adapters)
-        args = args if loader is None else loader.added_to(args)
+        args = config if loader is None else loader.added_to(config)
         request_log = self._open_request_log(gateway.request_log)
         # nothing fails from here on
         self._keep_adapters(loader)
@@ -275,8 +275,8 @@ class Gateway:
         for name, model in args.models_by_name.items():
             engine = bases.get(name, name)
             routes.append(ReplicaRoute(model, pools[engine], self._quarantines[engine]))
-        if self._adapters is not None:
-            self._adapters.pools = {name: pool for name, pool in pools.items() if isinstance(pool, Pool)}
+        if loader is not None:
+            loader.serve(config, args, {name: pool for name, pool in pools.items() if isinstance(pool, Pool)})
         self._router = Router(routes)
         batches = self._run_batches(store, gateway.batch_requests_at_once)
         return create_app(
@@ -293,7 +293,7 @@ class Gateway:
             results=results,
             request_log=request_log,
             batches=batches,
-            adapters=self._adapters,
+            adapters=loader,
             awaited=self._awaited,
         )
 

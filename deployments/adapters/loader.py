@@ -38,13 +38,14 @@ REFUSED = ("adapter_broken", "adapter_refused", "checkpoint_broken", "load_faile
 class AdapterLoader:
     """Loads LoRA adapters on every replica of their base; each is then served as one of the config.
 
-    changed: called once others are loaded than before; it calls `added_to`. pools: the replicas of each model with an
-    engine. Raises OSError or ValueError where the file cannot be used.
+    changed: called once others are loaded than before; it calls `added_to` and `serve`. Raises OSError or ValueError
+    where the file cannot be used.
     """
 
     def __init__(self, args: AdapterArgs, changed: Callable[[], None]) -> None:
         self.args = args
         self.pools: Mapping[str, Pool] = {}
+        """The replicas of each model with an engine."""
         self._changed = changed
         self._file = AdapterFile(args.file)
         self._content = self._file.content()
@@ -67,7 +68,6 @@ class AdapterLoader:
 
     def added_to(self, config: Args) -> Args:
         """Return a config with the loaded adapters as entries. Those that do not go with it are left out and logged."""
-        self._config = config
         served: list[LoadedAdapter] = []
         for adapter in self._state.adapters:
             try:
@@ -76,8 +76,12 @@ class AdapterLoader:
                 log.warning("the loaded LoRA adapter %s is not served: %s", adapter.name, error.message)
             else:
                 served.append(adapter)
-        self._served = served
         return Args(models=[*config.models, *served], groups=config.groups, gateway=config.gateway)
+
+    def serve(self, config: Args, served: Args, pools: Mapping[str, Pool]) -> None:
+        """Load adapters for this config from now on. served: what `added_to` made of it. pools: of its engines."""
+        self._config, self.pools = config, pools
+        self._served = [entry for entry in served.models if isinstance(entry, LoadedAdapter)]
 
     async def load(self, given: LoadRequest) -> None:
         """Load an adapter on every replica of its base, or on none. Raises ServeError naming the field at fault."""

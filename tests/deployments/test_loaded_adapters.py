@@ -83,7 +83,8 @@ class Gateway:
     def renew(self) -> None:
         args = self.args
         if self.loader is not None:
-            args, self.loader.pools = self.loader.added_to(args), self.pools
+            args = self.loader.added_to(args)
+            self.loader.serve(self.args, args, self.pools)
         bases = {entry.name: entry.base for entry in args.models if hasattr(entry, "base")}
         routes = [
             ReplicaRoute(model, self.pools[bases.get(name, name)], Quarantine())
