@@ -8,6 +8,7 @@ last one, so that no start counts. The answers have to be equal: results and tex
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -80,9 +81,12 @@ def _through_ray(options: argparse.Namespace, pictures: Path) -> tuple[dict[str,
     from deployments.batch.command import parse_options
     from deployments.batch.question import checked_question
     from deployments.batch.stages import answers
+    from deployments.local.machine import ENVIRONMENT
 
     arguments = [str(pictures), "--task", options.task, "--models", ",".join(MODELS), "--out", "unused/"]
     question = asyncio.run(checked_question(parse_options(arguments)))
+    niceness = "RAY_worker_niceness"
+    os.environ[niceness] = ENVIRONMENT[niceness]  # as the server's: at Ray's 15 whatever else runs here goes before
     node = {"num_cpus": 2, "object_store_memory": 512 * 2**20}
     cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
