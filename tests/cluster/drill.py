@@ -1,8 +1,8 @@
 """`make k8s-drill`: the overlay cpu-demo on a cluster of network namespaces, through changes and failures.
 
 The rendered serveConfigV2 is handed to Ray as KubeRay does. Then a fan-out through every gateway's pod, and under load:
-changed configs, in which a model is added, changed and removed; a gateway's pod killed; the other one drained; the
-models' pod killed.
+changed configs, in which a model is added, changed and removed; a node drained; every pod replaced by one of another
+image; a spot node lost after its notice; a gateway's pod killed; the models' pods killed.
 """
 
 import argparse
@@ -13,8 +13,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cluster import containers
 from cluster.endpoints import Service
 from cluster.nodes import Cluster, Pod, cluster
 from cluster.prometheus import able, prometheus, query
+from cluster.ray_serve import RayServe
 from deployments.applications import APP, served
 from deployments.config import parse_config, serve_config
 from k8s.checks import rendered, rules
@@ -37,7 +39,22 @@ SCENE = Path(__file__).parents[2] / "serve" / "toy" / "scenes" / "three.png"
 ORIGIN = "https://rolled.example.com"
 """An origin that only the changed config allows."""
 SECOND = "toy-llava-b"
+NODES = {"models": 2}
+"""Pods of the manifest's groups, in place of its own number: a model's two replicas are in two of them."""
+SPOT = {
+    op["path"]: op.get("value") for op in yaml.safe_load((rendered.FOLDER / "components/spot/models.yaml").read_text())
+}
+SPOT_GRACE_S, SPOT_DRAIN_S = (
+    next(value for path, value in SPOT.items() if path.endswith(end))
+    for end in ("terminationGracePeriodSeconds", "env/5/value")
+)
+NOTICE_S = 30.0
+"""Seconds from a spot node's notice to its end."""
+DRAIN_S = 15.0
+"""What `spot` wants as the models' drain_s."""
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 START_S = 240.0
+GRACE_S = 180.0
 WATCH_S = 90.0
 RATE, CLIENTS, USERS = 4.0, 4, 4
 BOX = "".join(f"<loc{at:04}>" for at in (100, 100, 500, 500))
@@ -68,11 +85,17 @@ class Load:
     late: float | None = None
 
 
-class Drill:
-    """A cluster and its clients."""
+Step = Callable[["Drill"], str]
 
-    def __init__(self, nodes: Cluster, service: rendered.Document, simulated: bool) -> None:
+
+class Drill:
+    """A cluster and its clients. next_image: the one to roll to; None for the same with another environment."""
+
+    def __init__(
+        self, nodes: Cluster, service: rendered.Document, simulated: bool, next_image: containers.Image | None
+    ) -> None:
         self.nodes = nodes
+        self.next_image = next_image
         self.key, entry = new_key("drill")
         keys = nodes.folder / "diptych-keys" / "keys"  # the Secret's name and its entry's
         keys.parent.mkdir(exist_ok=True)
@@ -80,23 +103,18 @@ class Drill:
         text = service["spec"]["serveConfigV2"]
         self._written = yaml.safe_load(text)
         args = self.args = served(parse_config(text, "serveConfigV2").args)
-        if not nodes.containers:  # in a container it is mounted at the manifest's path
+        if nodes.image is None:  # in a container it is mounted at the manifest's path
             args["gateway"]["keys_file"] = str(keys)
         if simulated:
             args["gateway"]["leave_s"] = SIMULATED_LEAVE_S
-            for model in args["models"]:
-                model["simulate"] = SIMULATED
+        for model in args["models"]:
+            model |= {"max_replicas_per_node": 1, "drain_s": DRAIN_S} | ({"simulate": SIMULATED} if simulated else {})
         self.simulated = simulated
         self.config: dict[str, Any] = {}
         container = next(group for name, group in rendered.groups(service) if name == "gateways")
         probe = container["template"]["spec"]["containers"][0]["readinessProbe"]
-        self.service = Service(nodes.of("gateway"), args["gateway"]["listen"]["port"], probe)
-        self.ray = httpx.Client(
-            base_url=nodes.dashboard,
-            headers={"authorization": f"Bearer {nodes.token}"},
-            timeout=30,
-            trust_env=False,
-        )
+        self.service = Service(lambda: nodes.of("gateway"), args["gateway"]["listen"]["port"], probe)
+        self.serve = RayServe(nodes)
         self.headers = {"authorization": f"Bearer {self.key}"}
         picture = "data:image/png;base64," + base64.b64encode(SCENE.read_bytes()).decode()
         self.question = {"image": picture, "question": "how many shapes are there?", "deadline_s": 30}
@@ -105,12 +123,12 @@ class Drill:
         """Send the config to Ray, as KubeRay does."""
         application = {"import_path": APP, "args": self.args}
         self.config = serve_config(yaml.safe_dump({**self._written, "applications": [application]}), "the drill's")
-        wait(lambda: self._get("/api/serve/applications/") is not None, 60, "Ray's dashboard does not answer")
-        self.ray.put("/api/serve/applications/", json=self.config).raise_for_status()
+        wait(self.serve.answers, START_S, "Ray's dashboard does not answer")
+        self.serve.put(self.config)
 
     def running(self) -> bool:
         """Return whether these applications run, and no others. Raises Missed where Serve could not deploy one."""
-        there = self._applications()
+        there = self.serve.applications()
         self.status = {name: (app.get("status"), app.get("message")) for name, app in there.items()}
         for name, application in there.items():
             if application.get("status") == "DEPLOY_FAILED":
@@ -123,21 +141,13 @@ class Drill:
 
     def replicas(self) -> dict[str, set[str]]:
         """Return the ids of each deployment's processes that answer."""
-        return {
-            name: {replica["replica_id"] for replica in deployment["replicas"] if replica["state"] == "RUNNING"}
-            for application in self._applications().values()
-            for name, deployment in application["deployments"].items()
-        }
+        there = self.serve.processes()
+        names = {process.deployment for process in there}
+        return {name: {process.replica for process in there if process.deployment == name} for name in names}
 
-    def _applications(self) -> dict[str, Any]:
-        return dict((self._get("/api/serve/applications/") or {}).get("applications", {}))
-
-    def _get(self, path: str) -> Any:
-        try:
-            reply = self.ray.get(path)
-            return reply.json() if reply.status_code == 200 else None
-        except httpx.HTTPError:
-            return None
+    def settled(self) -> bool:
+        """Return whether every deployment has all its processes, and no other, and each answers at every gateway."""
+        return self.serve.complete() and all(self.whole(self.url(pod)) for pod in self.nodes.of("gateway"))
 
     def ask(self, url: str, **headers: str) -> httpx.Response | None:
         """Ask for a fan-out over a new connection. Return None where the connection breaks."""
@@ -198,6 +208,66 @@ class Drill:
         with beside(*[send] * CLIENTS):
             yield load
 
+    @contextmanager
+    def locust(self) -> Iterator[Load]:
+        """Let locust ask until the block ends. Raises Missed where a request fails."""
+        load = Load()
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "locust", "--config", "loadtest/locust.conf", "--host", self.service.url]
+            command += ["--users", str(USERS), "--run-time", "900s", "--html", f"{folder}/r.html"]
+            command += ["--csv", f"{folder}/s", "--json-file", f"{folder}/s", "--slo", "failures < 0.0001%"]
+            env = {"DIPTYCH_API_KEY": self.key, "PYTHONPATH": ".", "PATH": "/usr/bin:/bin", "HOME": folder}
+            root = Path(__file__).parents[2]
+            locust = subprocess.Popen(
+                command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            try:
+                before = self.service.forwarded  # it asks what is served, and then, as each user, over a connection
+                wait(lambda: self.service.forwarded > before + USERS, START_S, "locust does not begin")
+                yield load
+                time.sleep(2)
+            finally:
+                locust.terminate()
+                locust.communicate(timeout=90)
+            stats = json.loads(Path(folder, "s.json").read_text())
+            why = Path(folder, "s_failures.csv").read_text()
+        load.requests = sum(row["num_requests"] for row in stats)
+        load.failed = sum(row["num_failures"] for row in stats)
+        need(load.requests > 0 and load.failed == 0, f"{load.failed} of {load.requests} requests failed:\n{why[:4000]}")
+
+    @contextmanager
+    def replacing(self, *pods: Pod) -> Iterator[None]:
+        """Replace pods in the block. Raises Missed where a process of another pod is new or gone after it."""
+        addresses = {pod.address for pod in pods}
+        before = {process for process in self.serve.processes() if process.address not in addresses}
+        yield
+        wait(self.settled, START_S, lambda: f"not every replica runs: {self.serve.processes()}")
+        gone = before - self.serve.processes()
+        need(not gone, f"processes that the change of {[pod.name for pod in pods]} does not concern are gone: {gone}")
+        left = [process for process in self.serve.processes() if process.address in addresses]
+        need(not left, f"processes are on pods that are gone: {left}")
+
+    def end(self, pods: list[Pod], answering: int) -> float:
+        """End pods as an eviction does: SIGTERM, and no new requests from the service. Return the seconds that it took.
+
+        answering: the processes of each model that must answer meanwhile.
+        """
+        began = time.monotonic()
+        for pod in pods:
+            self.service.leaving.add(pod.name)
+            pod.terminate()
+        models = {model["name"] for model in self.args["models"]}
+        while any(pod.alive() for pod in pods):
+            self.nodes.revive()
+            count = Counter(process.deployment for process in self.serve.processes())
+            few = {name: count[name] for name in models if count and count[name] < answering}
+            need(not few, f"fewer replicas than {answering} answer while pods end: {few}")
+            need(time.monotonic() < began + GRACE_S, f"one of {[pod.name for pod in pods]} does not end by itself")
+            time.sleep(0.2)
+        for pod in pods:
+            self.nodes.remove(pod)
+        return time.monotonic() - began
+
 
 @contextmanager
 def beside(*functions: Callable[[threading.Event], None]) -> Iterator[None]:
@@ -219,16 +289,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("cluster.drill", description=__doc__.partition("\n")[0])
     parser.add_argument("--simulated", action="store_true", help="models without weights: a minute instead of five")
     parser.add_argument("--image", help="of podman's: each pod a container of it, under the manifest's restrictions")
+    parser.add_argument("--next-image", help="the one that every pod is replaced by in the step roll_image")
+    parser.add_argument("--steps", type=_steps, default=STEPS, metavar="A,B", help="those after start; default all")
     options = parser.parse_args(argv)
     service = rendered.of_kind(rendered.rendered(rendered.FOLDER / "overlays" / "cpu-demo"), "RayService")[0]
     try:
-        with (
-            containers.image(options.image) if options.image else nullcontext() as image,
-            cluster(service, image) as nodes,
-        ):
-            drill = Drill(nodes, service, options.simulated)
+        with ExitStack() as stack:
+            image, next_image = (
+                stack.enter_context(containers.image(name)) if name else None
+                for name in (options.image, options.next_image)
+            )
+            nodes = stack.enter_context(cluster(service, NODES, image))
+            drill = Drill(nodes, service, options.simulated, next_image)
             with drill.service.running():
-                for step in STEPS:
+                for step in options.steps:
                     began = time.monotonic()
                     outcome = step(drill)
                     print(f"ok    {step.__name__}: {outcome} ({time.monotonic() - began:.0f} s)", flush=True)
@@ -239,6 +313,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"FAIL  {missed}", flush=True)
         return 1
     return 0
+
+
+def _steps(names: str) -> Sequence[Step]:
+    """Return the steps of these names, after start. Raises ValueError for another name."""
+    by_name = {step.__name__: step for step in STEPS}
+    if unknown := set(names.split(",")) - by_name.keys():
+        raise ValueError(f"no steps: {', '.join(unknown)}")
+    return [step for step in STEPS if step is start or step.__name__ in names.split(",")]
 
 
 def start(drill: Drill) -> str:
@@ -279,11 +361,15 @@ def _dark(url: str, panels: list[tuple[str, str]]) -> str:
 
 @dataclass
 class Change:
-    """A change of the config, and the deployments whose processes it is to replace, add or remove."""
+    """A change of the config, and the deployments whose processes it is to replace, add or remove.
+
+    keeps: none of their processes is to end.
+    """
 
     name: str
     make: Callable[[dict[str, Any]], object]
     touched: set[str]
+    keeps: bool = False
 
 
 def _add(args: dict[str, Any]) -> None:
@@ -297,40 +383,23 @@ CHANGES = (
         set(),
     ),
     Change("a model added", _add, {SECOND}),
-    Change("a model changed", lambda args: args["models"][1].update(drain_s=30), {"toy-paligemma"}),
+    Change("a model changed", lambda args: args["models"][1].update(retry_s=20), {"toy-paligemma"}),
     Change("a model removed", lambda args: args["models"].pop(), {SECOND}),
+    Change(
+        "a second replica of each",
+        lambda args: [model.update(replicas=2) for model in args["models"]],
+        {"toy-llava", "toy-paligemma"},
+        keeps=True,
+    ),
     Change("gateways replaced", lambda args: args["gateway"].update(num_cpus=0.25), {"gateway"}),
 )
 
 
 def change(drill: Drill) -> str:
     """Change serveConfigV2 while locust asks: no request fails, and no process ends but those that are concerned."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "locust", "--config", "loadtest/locust.conf", "--host", drill.service.url]
-        command += ["--users", str(USERS), "--run-time", "600s", "--html", f"{folder}/r.html", "--csv", f"{folder}/s"]
-        command += ["--json-file", f"{folder}/s", "--slo", "failures < 0.0001%"]
-        env = {"DIPTYCH_API_KEY": drill.key, "PYTHONPATH": ".", "PATH": "/usr/bin:/bin", "HOME": folder}
-        root = Path(__file__).parents[2]
-        locust = subprocess.Popen(
-            command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        took = []
-        try:
-            time.sleep(4)
-            for each in CHANGES:
-                took.append(f"{each.name} in {_changed(drill, each):.0f} s")
-            time.sleep(2)
-        finally:
-            locust.terminate()
-            locust.communicate(timeout=90)
-        stats = json.loads(Path(folder, "s.json").read_text())
-        why = Path(folder, "s_failures.csv").read_text()
-    requests = sum(row["num_requests"] for row in stats)
-    failed = sum(row["num_failures"] for row in stats)
-    need(
-        requests > 0 and failed == 0, f"{failed} of {requests} requests failed while the config changed:\n{why[:4000]}"
-    )
-    return f"{requests} requests by locust, 0 failed; {', '.join(took)}"
+    with drill.locust() as load:
+        took = [f"{each.name} in {_changed(drill, each):.0f} s" for each in CHANGES]
+    return f"{load.requests} requests by locust, 0 failed; {', '.join(took)}"
 
 
 def _changed(drill: Drill, each: Change) -> float:
@@ -341,9 +410,12 @@ def _changed(drill: Drill, each: Change) -> float:
     wait(drill.running, START_S, lambda: f"{each.name}: not every application is RUNNING: {drill.status}")
     gateways = drill.nodes.of("gateway")
     wait(lambda: all(changed(drill, pod) for pod in gateways), START_S, f"{each.name}: a gateway has the old config")
+    wait(drill.settled, START_S, f"{each.name}: not every replica runs")
     seconds, after = time.monotonic() - began, drill.replicas()
     touched = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     need(touched == each.touched, f"{each.name}: processes of {sorted(touched)} are new or gone")
+    ended = [name for name in touched if each.keeps and not before[name] <= after[name]]
+    need(not ended, f"{each.name}: processes of {ended} ended")
     return seconds
 
 
@@ -374,37 +446,71 @@ def kill_gateway(drill: Drill) -> str:
     )
 
 
-def drain_gateway(drill: Drill) -> str:
-    """Drain a gateway's pod: no request fails."""
-    leaving = drill.nodes.of("gateway")[0]
-    with drill.load() as load:
-        time.sleep(2)
-        drill.service.leaving.add(leaving.name)
+def drain_node(drill: Drill) -> str:
+    """Drain the node of a gateway's and a models' pod: its models move first, and no request fails.
+
+    A models' pod is added meanwhile, as Ray's autoscaler does where replicas wait for room, and a gateway's after the
+    old one's end, as KubeRay does: it counts a pod until it is gone.
+    """
+    leaving = [drill.nodes.of("gateway")[0], drill.nodes.of("models")[0]]
+    with drill.locust() as load, drill.replacing(*leaving):
+        drill.nodes.add("models")
+        ended = drill.end(leaving, answering=2)
+        drill.nodes.add("gateways")
+    return (
+        f"{load.requests} requests by locust, 0 failed; both pods ended after {ended:.0f} s, the models elsewhere first"
+    )
+
+
+def roll_image(drill: Drill) -> str:
+    """Replace every pod by one of another image, or of another environment: no request fails.
+
+    One of each group at a time, the new one first. The environment is that of spot nodes.
+    """
+    began, environment = time.monotonic(), {DRAIN: str(SPOT_DRAIN_S)}
+    drill.nodes.image = drill.next_image or drill.nodes.image
+    old = [pod for pod in drill.nodes.pods if pod.component != "head"]
+    with drill.locust() as load:
+        for pair in zip(drill.nodes.of("gateway"), drill.nodes.of("models"), strict=True):
+            with drill.replacing(*pair):
+                new = [drill.nodes.add("gateways"), drill.nodes.add("models", environment)]
+                wait(new[1].ready, START_S, f"{new[1].name} is not ready")
+                drill.end(list(pair), answering=2)
+    need(not any(pod in drill.nodes.pods for pod in old), "an old pod is left")
+    return f"{load.requests} requests by locust, 0 failed; {len(old)} pods in {time.monotonic() - began:.0f} s"
+
+
+def lose_spot_node(drill: Drill) -> str:
+    """End a models' pod within the notice of its spot node, with no room elsewhere: no request fails."""
+    leaving = drill.nodes.of("models")[0]
+    with drill.locust() as load, drill.replacing(leaving):
+        noticed = time.monotonic()
         leaving.terminate()
-        began = time.monotonic()
-        wait(lambda: not leaving.alive(), 180, f"{leaving.name} does not end by itself")
-        ended = time.monotonic() - began
-        leaving.kill()  # what its first process left
-        drill.service.leaving.discard(leaving.name)
-        leaving.start()
-        wait(lambda: leaving in drill.service.ready(), 90, f"{leaving.name} is not ready again")
-    need(load.failed == 0, f"{load.failed} of {load.requests} requests failed during a drain")
-    return f"0 of {load.requests} failed; it ended after {ended:.0f} s"
+        wait_at_most(lambda: not leaving.alive(), SPOT_GRACE_S)
+        by_itself, ended = not leaving.alive(), time.monotonic() - noticed
+        leaving.kill()
+        time.sleep(max(0.0, noticed + NOTICE_S - time.monotonic()))
+        drill.nodes.remove(leaving)
+        drill.nodes.add("models", {DRAIN: str(SPOT_DRAIN_S)})
+    how = f"ended by itself after {ended:.0f} s" if by_itself else f"was killed after {ended:.0f} s"
+    return f"{load.requests} requests by locust, 0 failed; the pod {how}"
 
 
 def kill_models(drill: Drill) -> str:
-    """Kill the models' pod: columns fail with a code, and come back with the next pod."""
-    victim = drill.nodes.of("models")[0]
-    victim.kill()
+    """Kill the models' pods: columns fail with a code, and come back with the next pods."""
+    victims = drill.nodes.of("models")
+    for victim in victims:
+        victim.kill()
     reply = drill.ask(drill.service.url)
     assert reply is not None
     codes = sorted({column["error"]["code"] for column in reply.json().get("replies", []) if column["error"]})
     outcome = f"HTTP {reply.status_code} {', '.join(codes) or reply.json()['error']['code']}"
     need(reply.status_code in (200, 503), f"a dead model's columns gave HTTP {reply.status_code}")
     began = time.monotonic()
-    victim.start()
+    for victim in victims:
+        victim.start()
     wait(lambda: drill.whole(drill.service.url), START_S, "the models do not come back")
-    return f"{outcome} while it was away; whole again {time.monotonic() - began:.0f} s after its next start"
+    return f"{outcome} while they were away; whole again {time.monotonic() - began:.0f} s after their next start"
 
 
 def wait(condition: Callable[[], bool], seconds: float, otherwise: str | Callable[[], str]) -> None:
@@ -414,6 +520,13 @@ def wait(condition: Callable[[], bool], seconds: float, otherwise: str | Callabl
         if time.monotonic() > until:
             raise Missed(f"{otherwise if isinstance(otherwise, str) else otherwise()}, after {seconds:g} s")
         time.sleep(0.5)
+
+
+def wait_at_most(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until the condition is true, or for so many seconds."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.2)
 
 
 def includes(reported: Any, sent: Any) -> bool:
@@ -430,7 +543,7 @@ def need(true: bool, otherwise: str) -> None:
         raise Missed(otherwise)
 
 
-STEPS = (start, watch, change, kill_gateway, drain_gateway, kill_models)
+STEPS: Sequence[Step] = (start, watch, change, drain_node, roll_image, lose_spot_node, kill_gateway, kill_models)
 
 
 if __name__ == "__main__":
