@@ -374,8 +374,10 @@ class Gateway:
 
     def _adapter_loader(self, settings: AdapterArgs | None) -> AdapterLoader | None:
         """Return what loads adapters by these settings. Raises ValueError or OSError where their file is bad."""
-        if settings is None or (self._adapters is not None and self._adapters.args == settings):
-            return None if settings is None else self._adapters
+        if settings is None:
+            return None
+        if self._adapters is not None and self._adapters.args == settings:
+            return self._adapters
         return AdapterLoader(settings, self._renew_app)
 
     def _keep_adapters(self, loader: AdapterLoader | None) -> None:

@@ -83,16 +83,17 @@ def check_resources(args: Args) -> dict[str, float]:
     import ray
 
     have: dict[str, float] = ray.cluster_resources()
-    needed = defaultdict(float, {"GPUs": sum(args.needed_gpus().values())})
+    needed = defaultdict(float, {"GPU": sum(args.needed_gpus().values())})
     for placement in (args.gateway, *args.engines().values()):
-        needed["CPUs"] += placement.num_cpus * placement.max_replicas
+        needed["CPU"] += placement.num_cpus * placement.max_replicas
         for resource, amount in placement.resources.items():
             needed[resource] += amount * placement.max_replicas
     for resource, amount in needed.items():
-        there = have.get({"GPUs": "GPU", "CPUs": "CPU"}.get(resource, resource), 0)
+        there = have.get(resource, 0)
         if amount > there:
-            anew = " for what it was started with: start it anew" if resource == "CPUs" else ""
-            raise ConfigError(f"The config asks for {amount:g} {resource} and this machine has {there:g}{anew}.")
+            unit = f"{resource}s" if resource in ("CPU", "GPU") else resource
+            anew = " for what it was started with: start it anew" if resource == "CPU" else ""
+            raise ConfigError(f"The config asks for {amount:g} {unit} and this machine has {there:g}{anew}.")
     return have
 
 

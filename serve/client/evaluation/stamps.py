@@ -73,9 +73,9 @@ def _part_of_photograph(rng: random.Random) -> Image.Image:
 def _alike(first: str, second: str) -> bool:
     """Return whether differently named stamps are of one folder, as a drake and a duck, or share a word."""
     phrases = [stamp_phrases()[key] for key in (first, second)]
-    words = [set(phrase.lower().split()[1:]) for phrase in phrases]
+    nouns = [set(phrase.lower().split()[1:]) for phrase in phrases]
     folders = [key.split("/")[:-1][:2] for key in (first, second)]
-    return phrases[0] != phrases[1] and (folders[0] == folders[1] or bool(words[0] & words[1]))
+    return phrases[0] != phrases[1] and (folders[0] == folders[1] or bool(nouns[0] & nouns[1]))
 
 
 STAMP_SET = ThingSet("stamps", stamp_phrases, _stamp, _part_of_photograph, _alike)

@@ -21,7 +21,7 @@ def rendered(report: Report) -> Iterator[RenderableType]:
     table.add_column("", min_width=max(len(word) for row in report.rows for word in row.name.split()))
     table.add_column("n", justify="right")
     for measure, lower in report.measures.items():
-        table.add_column(plain(f"{measure} {'↓' if lower else '↑'}"))
+        table.add_column(plain(_directed(measure, lower)))
     if any(row.failed for row in report.rows):
         table.add_column("no answer", justify="right")
     for row in report.rows:
@@ -51,9 +51,9 @@ def kinds_table(reports: Mapping[str, Report]) -> Table:
 
 def agreement_table(abstention: Abstention) -> Table:
     """Return a table of what is answered where some agreement is asked for (`min_agreement`)."""
-    arrow = "↓" if abstention.lower_is_better else "↑"
+    measure = _directed(abstention.measure, abstention.lower_is_better)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=plain(f"{abstention.task}: by agreement", "bold"))
-    for name in ("at least", "answered", "of all", f"{abstention.measure} {arrow} of what is answered"):
+    for name in ("at least", "answered", "of all", f"{measure} of what is answered"):
         table.add_column(plain(name))
     for row in abstention.thresholds:
         value = Text("-") if row.measured is None else _cell(row.measured, False)
@@ -67,7 +67,7 @@ def fits(fits: Sequence[FittedWeights]) -> Iterator[RenderableType]:
     for fit in fits:
         title = f"{fit.task}: by weights, merged by {fit.method}"
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=plain(title, "bold"), title_justify="left")
-        for name in ("", "n", f"{fit.measure} {'↓' if fit.lower_is_better else '↑'}"):
+        for name in ("", "n", _directed(fit.measure, fit.lower_is_better)):
             table.add_column(plain(name))
         for name, value in fit.rows.items():
             table.add_row(name, str(fit.items), _cell(value, False))
@@ -107,6 +107,11 @@ def _config(fits: Sequence[FittedWeights]) -> str:
         weights = ", ".join(f"{fit.task}: {fit.weights[model]:g}" for fit in fits if model in fit.weights)
         lines += [f"  - name: {model}", f"    task_weights: {{{weights}}}"]
     return "\n".join(lines)
+
+
+def _directed(measure: str, lower_is_better: bool) -> str:
+    """Return a measure's name with an arrow to where it is better."""
+    return f"{measure} {'↓' if lower_is_better else '↑'}"
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -50,10 +50,10 @@ def word_items(names: Collection[str], count: int, seed: int) -> list[Item]:
     """
     program = packaged_file("usr/bin/pango-view", "pango1.0-tools")
     licence = packaged_file("usr/share/common-licenses/GPL-3", "base-files").read_text("utf-8")
-    words = sorted(set(re.findall(r"\b[a-z]{3,9}\b", licence)))
+    vocabulary = sorted(set(re.findall(r"\b[a-z]{3,9}\b", licence)))
 
     def written(rng: random.Random) -> tuple[str, Any]:
-        lines = [" ".join(rng.choices(words, k=rng.randint(1, 4))) for _ in range(rng.randint(1, 3))]
+        lines = [" ".join(rng.choices(vocabulary, k=rng.randint(1, 4))) for _ in range(rng.randint(1, 3))]
         text = "\n".join(rng.choice((line, line.capitalize(), line.upper())) for line in lines)
         ink, ground = rng.choice(INKS)
         return text, functools.partial(

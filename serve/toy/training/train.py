@@ -258,8 +258,7 @@ class Trainer:
         self._load(self.state)
         index, step = self.done
         self.done = (index + 1, 0) if step == self.phases[index].steps else (index, 0)
-        halves = ({key: part.half() for key, part in net.state_dict().items()} for net in (self.net, self.probe))
-        net, probe = halves
+        net, probe = ({key: part.half() for key, part in each.state_dict().items()} for each in (self.net, self.probe))
         self.started.parent.mkdir(exist_ok=True)
         torch.save({"net": net, "probe": probe, "done": self.done, "side": self.side}, self.started)
 
