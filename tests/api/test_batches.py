@@ -343,13 +343,19 @@ async def test_batch_of_a_key_without_room_fails_and_writes_nothing(
         assert [fault.code for fault in batch.errors.data or []] == ["storage_full"]
 
 
+async def removed_by_hand(served_app: Kept, client: openai.AsyncOpenAI) -> str:
+    """Upload a file and remove its content from the folder; return its id."""
+    file = await client.files.create(file=("a.jsonl", lines(line("a"))), purpose="batch")
+    served_app.store.path(file.id).unlink()
+    return file.id
+
+
 async def test_batch_whose_file_is_gone_fails_and_the_next_one_runs(kept: Callable[..., Kept]) -> None:
     served_app = kept()
     async with calling(served_app.app) as http:
         client = served_app.client(http)
-        file = await client.files.create(file=("a.jsonl", lines(line("a"))), purpose="batch")
-        served_app.store.path(file.id).unlink()
-        lost = await client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        file_id = await removed_by_hand(served_app, client)
+        lost = await client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
         assert (await reach(client, await begin(client, lines(line("a"))))).status == "completed"
         lost = await client.batches.retrieve(lost.id)
         assert lost.errors is not None and [fault.code for fault in lost.errors.data or []] == ["input_file_missing"]
@@ -359,12 +365,11 @@ async def test_content_that_was_removed_by_hand_is_answered_404(kept: Callable[.
     served_app = kept()
     async with calling(served_app.app) as http:
         client = served_app.client(http)
-        file = await client.files.create(file=("a.jsonl", lines(line("a"))), purpose="batch")
-        served_app.store.path(file.id).unlink()
+        file_id = await removed_by_hand(served_app, client)
         with pytest.raises(openai.NotFoundError) as missing:
-            await client.files.content(file.id)
+            await client.files.content(file_id)
         assert (missing.value.code, missing.value.param) == ("file_not_found", "file_id")
-        assert (await client.files.delete(file.id)).deleted
+        assert (await client.files.delete(file_id)).deleted
 
 
 async def test_file_that_a_batch_begins_with_is_not_removed_meanwhile(

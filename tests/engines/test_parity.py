@@ -210,7 +210,7 @@ def test_vllm_equals_transformers(name: str, dtype: str, case: Callable[[str], C
         drawn = vllm.say(prompts[-2:], tokens=4, top_p=0.9)  # FlashInfer's sampler, where it is on, begins here
     last = this.prompts[-16:]
     loads = [agree(this, last, replies, plain[-16:], bound, slack) for replies in (staggered, preempted)]
-    words = ["equal" if load else "DIFFERENT" for load in loads]
+    outcomes = ["equal" if load else "DIFFERENT" for load in loads]
     rows, at = [], 0
     for kind, asked_prompts in this.prompts_by_kind.items():
         ids, worst, greedy = differences(this, asked_prompts, plain[at : at + len(asked_prompts)], slack)
@@ -224,8 +224,8 @@ def test_vllm_equals_transformers(name: str, dtype: str, case: Callable[[str], C
                 f"{ids}/{len(asked_prompts)}",
                 f"{worst:.1e}" + (f" of {bound:.1e}" if dtype == "bfloat16" else ""),
                 f"{greedy}/{len(asked_prompts)}",
-                words[0],
-                f"{preemptions} times, {words[1]}" if crowded else "",
+                outcomes[0],
+                f"{preemptions} times, {outcomes[1]}" if crowded else "",
             )
         )
     assert all(ids == greedy == count for ids, _, greedy, count in rows)

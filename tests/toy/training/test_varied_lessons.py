@@ -62,16 +62,16 @@ def test_questions_cover_the_tasks_and_fit_the_context(family):
 def test_words_of_questions_and_answers_are_tokens(family):
     tokens, rng = tokenizer.build_tokenizer(family, "varied"), random.Random(1)
     assert tokenizer.size(family, "varied") < 3200
-    split, words = Counter(), 0
+    split, count = Counter(), 0
     for scene in drawn_scenes():
         for question in lessons.varied_questions(scene, family, rng):
             text = f" {question.text}\n{question.answer}"
             encoded = tokens.encode(text, add_special_tokens=False)
             assert tokens.decode(encoded.ids, skip_special_tokens=False) == text
             for word in re.findall(r" [a-z]+", text):
-                words += 1
+                count += 1
                 split[word] += len(tokens.encode(word, add_special_tokens=False).ids) > 1
-    assert sum(split.values()) < 0.02 * words and max(split.values()) < 3  # typos alone are spelt out
+    assert sum(split.values()) < 0.02 * count and max(split.values()) < 3  # typos alone are spelt out
 
 
 @pytest.mark.parametrize("name", ["llava", "paligemma"])
