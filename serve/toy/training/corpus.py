@@ -41,6 +41,17 @@ def view(picture: PIL.Image.Image, family: str, side: int = nets.SIDE) -> PIL.Im
     return picture.resize((side, side), PIL.Image.Resampling.BICUBIC)
 
 
+def view_of(family: str, seed: int) -> str:
+    """Return the family whose square image of a scene is taken: of `either`, one for even seeds, one for odd."""
+    return family if family != "either" else ("llava", "paligemma")[seed % 2]
+
+
+def normalized(images: np.ndarray, family: str) -> Tensor:
+    """Return uint8 images (B, 3, side, side) as a tower takes them."""
+    mean, std = (nets.CLIP_MEAN, nets.CLIP_STD) if family == "llava" else ((0.5,) * 3, (0.5,) * 3)
+    return (torch.from_numpy(images).float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
 def training_scene(seed: int) -> Scene:
     """Return the training scene of a seed. More of them have text than in `world.scene`, as reading is learnt last."""
     return world.scene(seed, text=random.Random(f"text {seed}").random() < 0.6)
@@ -84,25 +95,28 @@ class Corpus:
             ((patches, len(lessons.classes)), np.uint8),
             ((patches, 4), np.float32),
         )
-        drawn = [path.with_suffix(".new") for path in paths]  # a run that is stopped leaves no half file behind
+        new_paths = [path.with_suffix(".new") for path in paths]  # a run that is stopped leaves no half file behind
         images, labels, edges = (
             np.lib.format.open_memmap(path, "w+", dtype, (count, *shape))  # type: ignore[no-untyped-call]
-            for path, (shape, dtype) in zip(drawn, kinds, strict=True)
+            for path, (shape, dtype) in zip(new_paths, kinds, strict=True)
         )
         for i in range(count):
             scene = lessons.scene(start + i)
-            picture = lessons.draw(scene, random.Random(f"scale {start + i}"))
-            images[i] = np.asarray(view(picture, family, side)).transpose(2, 0, 1)
-            labels[i], edges[i] = lessons.labels(scene, family, side // nets.PATCH)
+            images[i], labels[i], edges[i] = drawn(lessons, scene, view_of(family, start + i), side, start + i)
         for array in (images, labels, edges):
             array.flush()
-        for new, path in zip(drawn, paths, strict=True):
+        for new, path in zip(new_paths, paths, strict=True):
             new.replace(path)
 
     def pixels(self, rows: np.ndarray) -> Tensor:
-        mean, std = (nets.CLIP_MEAN, nets.CLIP_STD) if self.family == "llava" else ((0.5,) * 3, (0.5,) * 3)
-        raw = torch.from_numpy(self.images[rows]).float()
-        return (raw / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        return normalized(self.images[rows], self.family)
+
+
+def drawn(lessons: "Lessons", scene: Any, family: str, side: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Return the square image of a scene (3, side, side), its patches' labels and edges."""
+    picture = lessons.draw(scene, random.Random(f"scale {seed}"))
+    image = np.asarray(view(picture, family, side)).transpose(2, 0, 1)
+    return image, *lessons.labels(scene, family, side // nets.PATCH)
 
 
 def patch_labels(scene: Scene, family: str, grid: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +193,7 @@ def draw_scaled(scene: Scene, rng: random.Random) -> PIL.Image.Image:
 class Lessons:
     """A world as training data. classes: the labels of a patch, 0 being none where `dense` does not name them; scene:
     of a seed; draw: its picture; labels: of its patches (family, grid); questions: about it (family, rng, phase
-    settings), each with the size that boxes of it are padded from."""
+    settings), each with the size that boxes of it are padded from; written: a scene of text alone, of a seed."""
 
     classes: Mapping[str, int]
     dense: frozenset[str]
@@ -188,6 +202,7 @@ class Lessons:
     labels: Callable[[Any, str, int], tuple[np.ndarray, np.ndarray]]
     questions: Callable[..., list[Question]]
     text_tokens: int
+    written: Callable[[int], Any] | None = None
 
 
 LESSONS: Mapping[str, Lessons] = {
@@ -196,7 +211,7 @@ LESSONS: Mapping[str, Lessons] = {
     ),
     "varied": Lessons(
         varied.CLASSES, varied.DENSE, varied.varied_training_scene, varied.draw_softened, varied.varied_patch_labels,
-        varied.varied_questions, varied.TEXT_TOKENS,
+        varied.varied_questions, varied.TEXT_TOKENS, varied.written_training_scene,
     ),
 }  # fmt: skip
 """Both worlds by name."""

@@ -9,11 +9,13 @@ from torch import Tensor
 class Muon(torch.optim.Optimizer):
     """An optimizer that steps by orthogonalized momentum, so that a matrix changes equally in every direction.
 
-    It uses Keller Jordan's quintic iteration (kellerjordan.github.io/posts/muon) in float32: torch's own Muon runs in
-    bfloat16, ten times slower on a CPU without such instructions. Its steps are 1.5 times AdamW's at one learning rate.
+    It uses Keller Jordan's quintic iteration (kellerjordan.github.io/posts/muon). Its steps are 1.5 times AdamW's at
+    one learning rate. half: whether the iteration runs in bfloat16, as torch's own Muon does: a third of the time where
+    a CPU has the instructions, ten times as long where not.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.95) -> None:
+    def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.95, half: bool = False) -> None:
+        self.dtype = torch.bfloat16 if half else torch.float32
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum})
 
     @torch.no_grad()
@@ -27,7 +29,7 @@ class Muon(torch.optim.Optimizer):
                 if "mean" not in state:
                     state["mean"] = torch.zeros_like(grad)
                 state["mean"].lerp_(grad, 1 - group["momentum"])
-                update = orthogonal(grad.lerp(state["mean"], group["momentum"]))
+                update = orthogonal(grad.lerp(state["mean"], group["momentum"]).to(self.dtype)).to(grad.dtype)
                 part.mul_(1 - group["lr"] * group["weight_decay"])
                 part.add_(update.view_as(part), alpha=-group["lr"] * 0.3 * max(update.shape) ** 0.5)
 

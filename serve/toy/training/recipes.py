@@ -1,6 +1,6 @@
 """The size, seed and training phases of each toy. Two of a family differ, so that their errors do too."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from serve.toy.training.nets import SIDE, TextSize, VisionSize
@@ -17,7 +17,8 @@ class Phase:
     asked for. absent: the share of detect and segment questions about a thing that is not there, in the second half of
     the phase (sooner, the model learns to answer nothing). counting: the share of vqa questions that count shapes of
     one kind. side: of the square image in pixels; where it grows, the position embeddings are stretched, as PaliGemma's
-    were between its stages (arXiv 2407.07726, section 3.2).
+    were between its stages (arXiv 2407.07726, section 3.2). written: pictures of text alone per step, beside `images`,
+    never the same twice: reading is learnt from more of them than there are scenes.
     """
 
     name: str
@@ -31,12 +32,14 @@ class Phase:
     absent: float = 0.0
     counting: float = 0.0
     side: int = SIDE
+    written: int = 0
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A toy's training. first_loc, loc_step: the lowest of the `<loc>` tokens that a PaliGemma toy uses, and how far
-    apart they are; toys with different ones round boxes differently. world: what it is trained on."""
+    apart they are; toys with different ones round boxes differently. world: what it is trained on. tower: the recipe of
+    TOWERS that it begins with. either: whether it sees scenes as one family does and as the other, by turns."""
 
     family: Family
     phases: tuple[Phase, ...]
@@ -46,11 +49,17 @@ class Recipe:
     loc_step: int = 16
     vision: VisionSize = VisionSize()
     world: World = "first"
+    tower: str | None = None
+    either: bool = False
 
     @property
     def side(self) -> int:
         """Return the side in pixels of the square image that the trained toy takes."""
         return self.phases[-1].side
+
+
+def _finer(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    return tuple(replace(phase, side=176) for phase in phases)
 
 
 RECIPES = {
@@ -97,55 +106,40 @@ RECIPES = {
 }
 
 _TOWER = VisionSize(width=192, mlp=768, layers=4)
+TOWERS = {
+    "varied-tower": Recipe(
+        "paligemma",
+        (Phase("vision", 6000, 64, 0.0, 2.5e-3, floor=0.05, side=160, written=16),),
+        vision=_TOWER,
+        world="varied",
+        either=True,
+    )
+}
+"""Vision towers that several toys begin with."""
+_LLAVA = Recipe(
+    "llava",
+    (Phase("packed", 9000, 32, 2e-3, 6e-4, floor=0.02, side=160),),
+    size=TextSize(width=192, mlp=576, heads=6),
+    vision=_TOWER,
+    world="varied",
+    tower="varied-tower",
+)
+_PALIGEMMA = replace(
+    _LLAVA,
+    family="paligemma",
+    phases=(
+        Phase("packed", 5000, 32, 2e-3, 6e-4, floor=0.3, segment=True, side=160),
+        Phase("exact", 5000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=160),
+    ),
+    loc_step=8,
+    first_loc=4,
+)
+_OTHER = TextSize(width=160, mlp=512, heads=5, layers=5)
 VARIED = {
-    "varied-llava": Recipe(
-        "llava",
-        (
-            Phase("vision", 6000, 80, 0.0, 2.5e-3, floor=0.1, side=160),
-            Phase("packed", 9000, 32, 2e-3, 6e-4, floor=0.02, side=160),
-        ),
-        size=TextSize(width=192, mlp=576, heads=6),
-        vision=_TOWER,
-        world="varied",
-    ),
-    "varied-llava-b": Recipe(
-        "llava",
-        (
-            Phase("vision", 6000, 80, 0.0, 2.5e-3, floor=0.1, side=176),
-            Phase("packed", 9000, 32, 2e-3, 6e-4, floor=0.02, side=176),
-        ),
-        seed=1,
-        size=TextSize(width=160, mlp=512, heads=5, layers=5),
-        vision=VisionSize(width=160, mlp=640, layers=5),
-        world="varied",
-    ),
-    "varied-paligemma": Recipe(
-        "paligemma",
-        (
-            Phase("vision", 6000, 80, 0.0, 2.5e-3, floor=0.1, side=160),
-            Phase("exact", 14000, 24, 1.8e-3, 5e-4, questions=4, floor=0.05, segment=True, side=160),
-            Phase("settled", 3000, 24, 6e-4, 1.5e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=160),
-        ),
-        loc_step=8,
-        first_loc=4,
-        size=TextSize(width=192, mlp=576, heads=6),
-        vision=_TOWER,
-        world="varied",
-    ),
-    "varied-paligemma-b": Recipe(
-        "paligemma",
-        (
-            Phase("vision", 6000, 80, 0.0, 2.5e-3, floor=0.1, side=176),
-            Phase("exact", 14000, 24, 1.8e-3, 5e-4, questions=4, floor=0.05, segment=True, side=176),
-            Phase("settled", 3000, 24, 6e-4, 1.5e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=176),
-        ),
-        seed=1,
-        loc_step=8,
-        first_loc=0,
-        size=TextSize(width=160, mlp=512, heads=5, layers=5),
-        vision=VisionSize(width=160, mlp=640, layers=5),
-        world="varied",
-    ),
+    "varied-llava": _LLAVA,
+    "varied-llava-b": replace(_LLAVA, phases=_finer(_LLAVA.phases), seed=1, size=_OTHER),
+    "varied-paligemma": _PALIGEMMA,
+    "varied-paligemma-b": replace(_PALIGEMMA, phases=_finer(_PALIGEMMA.phases), seed=1, size=_OTHER, first_loc=0),
 }
 """Toys of varied scenes: not yet shipped. They will take the names of the first four, without `varied-`."""
-ALL = RECIPES | VARIED
+ALL = RECIPES | VARIED | TOWERS

@@ -6,11 +6,14 @@ Phases are counted in steps, so that a busy machine changes the time and not the
 to label each patch; then come questions, packed for LLaVA, one by one with the exact mask for PaliGemma. Training that
 was stopped, in whatever way, continues from its last state, at most two minutes back, when it is started again. At the
 end the checkpoint is written beside the state, to build/toy/NAME. Where there is no state, training begins with the
-weights in started/, if the toy has some.
+weights in started/, if the toy has some. Toys of varied scenes begin with one tower, which is trained first.
+
+Two cores train one net by `torchrun --nproc-per-node 2 -m serve.toy.training.train varied-tower`.
 """
 
 import argparse
 import math
+import os
 import random
 import time
 from dataclasses import dataclass, replace
@@ -19,14 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from serve.toy.training import corpus, nets, tokenizer
+from serve.toy.training import corpus, nets, tokenizer, towers
 from serve.toy.training.corpus import Corpus, Packed, Packer
 from serve.toy.training.muon import Muon
-from serve.toy.training.recipes import ALL, Phase, Recipe
+from serve.toy.training.recipes import ALL, TOWERS, Phase, Recipe
 from serve.toy.training.varied_lessons import WORK
 
 STARTED = Path(__file__).with_name("started")
@@ -38,10 +42,11 @@ CPU = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True)
 class Batch:
-    """A step's scenes, as rows of the corpus, their pixels (B, 3, side, side), and questions; none for the tower."""
+    """A step's pixels (B, 3, side, side), the labels and edges of their patches, and questions; none for the tower."""
 
-    rows: np.ndarray
     pixels: Tensor
+    labels: np.ndarray
+    edges: np.ndarray
     packs: list[Packed]
 
     @staticmethod
@@ -51,15 +56,18 @@ class Batch:
 
 class Trainer:
     """A training run. half: whether products of matrices are computed in bfloat16. workers: processes that make the
-    batches ahead of time; 0 makes them in between, which takes a twentieth of the time on a CPU and most on a GPU."""
+    batches ahead of time; 0 makes them in between, which takes a twentieth of the time on a CPU and most on a GPU.
+    Several processes of torch.distributed share the pictures of each step."""
 
     def __init__(self, name: str, scale: float, work: Path, device: str, half: bool = False, workers: int = 0) -> None:
         self.recipe, self.workers = ALL[name], workers
         recipe = self.recipe
+        self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.half, self.lessons = half, corpus.LESSONS[recipe.world]
         family = recipe.family
         torch.manual_seed(recipe.seed)
         self.family, self.seed, self.device = family, recipe.seed, device
+        self.seen_by = "either" if recipe.either else family
         self.phases = [replace(phase, steps=max(2, round(phase.steps * scale))) for phase in recipe.phases]
         places = tokenizer.coordinates(family, recipe.first_loc, recipe.world, recipe.loc_step)
         self.net = new_net(recipe, recipe.phases[0].side)
@@ -90,9 +98,14 @@ class Trainer:
         recipe = self.recipe
         self.packer = Packer(self.family, recipe.first_loc, side, recipe.world, recipe.loc_step)
         matrices, rest = self._groups()
-        self.optimizers = (Muon(matrices), torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.98), fused=True))
-        self.train = Corpus.of(self.family, 0, self.count, self.work, side, recipe.world)
-        self.test = Corpus.of(self.family, corpus.HELD_OUT, TEST_SCENES, self.work, side, recipe.world)
+        adam = torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.98), fused=True)
+        self.optimizers = (Muon(matrices, half=self.half), adam)
+        if self.rank:
+            dist.barrier()  # the first process draws the scenes
+        self.train = Corpus.of(self.seen_by, 0, self.count, self.work, side, recipe.world)
+        self.test = Corpus.of(self.seen_by, corpus.HELD_OUT, TEST_SCENES, self.work, side, recipe.world)
+        if self.ranks > 1 and not self.rank:
+            dist.barrier()
 
     def _groups(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return parameter groups of the matrices inside layers, and of the rest. The vision tower has its own groups,
@@ -111,6 +124,8 @@ class Trainer:
             self._load(self.state)
         elif self.started.exists():
             self._load(self.started)
+        elif self.recipe.tower is not None:
+            self._begin_with(self.recipe.tower)
         saved = began = time.monotonic()
         for index, phase in enumerate(self.phases):
             if index < self.done[0]:
@@ -125,6 +140,8 @@ class Trainer:
             for step, batch in enumerate(batches, start=first):
                 losses = self._step(phase, step, batch)
                 self.done = (index, step + 1)
+                if self.rank:
+                    continue
                 if step % 25 == 0 or step == phase.steps - 1:
                     print(f"{phase.name} {step}/{phase.steps} {time.monotonic() - began:.0f}s {losses}", flush=True)
                 if step % TEST_EVERY == TEST_EVERY - 1 or step == phase.steps - 1:
@@ -132,15 +149,35 @@ class Trainer:
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     saved = time.monotonic()
                     self._save()
-        self._save()
+        if not self.rank:
+            self._save()
+
+    def _begin_with(self, tower: str) -> None:
+        """Take over the weights of a trained tower. Raises SystemExit where it was not trained."""
+        for file in (self.work / f"{tower}.pt", STARTED / f"{tower}.pt"):
+            if file.exists():
+                towers.take_over(self.net, self.probe, torch.load(file), self.test.images[:64])
+                return
+        raise SystemExit(f"Train {tower} first: its weights are neither in {self.work} nor in {STARTED}.")
 
     def batch(self, index: int, step: int) -> Batch:
         """Make the batch of a step, the same whenever and wherever it is made."""
         phase = self.phases[index]
         rng = random.Random(f"{self.seed} {index} {step}")
-        rows = np.array(sorted(rng.sample(range(len(self.train.images)), phase.images)))
+        rows = np.array(sorted(rng.sample(range(len(self.train.images)), phase.images))[self.rank :: self.ranks])
         packs = [] if phase.name == "vision" else self.packs(self.train, rows, phase, step, rng)
-        return Batch(rows, self.train.pixels(rows), packs)
+        pixels, labels, edges = self.train.pixels(rows), self.train.labels[rows], self.train.edges[rows]
+        if phase.written:
+            seeds = range(step * phase.written + self.rank, (step + 1) * phase.written, self.ranks)
+            images, more_labels, more_edges = map(np.stack, zip(*map(self._written, seeds), strict=True))
+            pixels = torch.cat([pixels, corpus.normalized(images, self.seen_by)])
+            labels, edges = np.concatenate([labels, more_labels]), np.concatenate([edges, more_edges])
+        return Batch(pixels, labels, edges, packs)
+
+    def _written(self, seed: int) -> tuple[np.ndarray, ...]:
+        assert self.lessons.written is not None, "this world has no scenes of text alone"
+        family = corpus.view_of(self.seen_by, seed)
+        return corpus.drawn(self.lessons, self.lessons.written(seed), family, self.side, seed)
 
     def _step(self, phase: Phase, step: int, batch: Batch) -> str:
         rise = min(1.0, (step + 1) / min(100, phase.steps))
@@ -150,7 +187,7 @@ class Trainer:
             group["lr"] = (phase.vision_rate if group["vision"] else phase.rate) * rise * fall
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
             features = self.net.features(batch.pixels.to(self.device))
-            patch_loss, losses = self.patch_loss(features, self.train, batch.rows)
+            patch_loss, losses = self.patch_loss(features, batch.labels, batch.edges)
             loss = patch_loss
             if batch.packs:
                 answer_loss = self.answer_loss(features, batch.packs)
@@ -160,15 +197,24 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.ranks > 1:
+            self._average_gradients()
         nn.utils.clip_grad_norm_([part for group in groups for part in group["params"]], 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         return losses
 
-    def patch_loss(self, features: Tensor, data: Corpus, rows: np.ndarray) -> tuple[Tensor, str]:
-        """Return the loss of the patch labels and edges, and its parts as text. features (B, P, width) of the rows."""
+    def _average_gradients(self) -> None:
+        gradients = [part.grad for part in [*self.net.parameters(), *self.probe.parameters()] if part.grad is not None]
+        total = nn.utils.parameters_to_vector(gradients)
+        dist.all_reduce(total)
+        nn.utils.vector_to_parameters(total / self.ranks, gradients)
+
+    def patch_loss(self, features: Tensor, patch_labels: np.ndarray, edges: np.ndarray) -> tuple[Tensor, str]:
+        """Return the loss of the patch labels (B, P, classes) and edges (B, P, 4), and its parts as text.
+        features (B, P, width)."""
         read = self.probe(features).float()
-        labels = torch.from_numpy(data.labels[rows]).long().to(self.device)
+        labels = torch.from_numpy(patch_labels).long().to(self.device)
         parts: dict[str, Tensor] = {}
         at = 0
         for index, (name, classes) in enumerate(self.lessons.classes.items()):
@@ -180,11 +226,12 @@ class Trainer:
             parts[name] = losses.mean() if name in self.lessons.dense else (
                 (losses * there).sum() / there.sum().clamp(min=1) + (losses * (1 - there)).mean()
             )  # fmt: skip
-        edges = torch.from_numpy(data.edges[rows]).to(self.device)
         objects = labels[..., 0] > 0
-        parts["edges"] = F.mse_loss(read[..., at:][objects], nets.sinusoids(edges[objects]).flatten(1))
+        true_edges = torch.from_numpy(edges).to(self.device)[objects]
+        parts["edges"] = F.mse_loss(read[..., at:][objects], nets.sinusoids(true_edges).flatten(1))
         scale = {"edges": 8.0, "background": 0.3, "text": 0.7, "tens": 0.4, "ones": 0.4, "joint": 0.6,
-                 "texture": 0.2, "capitals": 0.3, "hundreds": 0.4, "style": 0.3}  # fmt: skip
+                 "texture": 0.2, "capitals": 0.3, "hundreds": 0.4, "style": 0.3, "left letter": 0.3,
+                 "middle letter": 0.3, "right letter": 0.3, "letters before": 0.2, "letters after": 0.2}  # fmt: skip
         total = torch.stack([scale.get(name, 0.5) * part for name, part in parts.items()]).sum()
         return total, " ".join(f"{name} {part.item():.3f}" for name, part in parts.items())
 
@@ -231,7 +278,7 @@ class Trainer:
     def held_out_accuracy(self, phase: Phase) -> str:
         rows = np.arange(TEST_SCENES if phase.name == "vision" else 256)
         features = torch.cat([self.net.features(self.test.pixels(some).to(self.device)) for some in np.split(rows, 8)])
-        text = self.patch_loss(features, self.test, rows)[1]
+        text = self.patch_loss(features, self.test.labels[rows], self.test.edges[rows])[1]
         if phase.name == "vision":
             return text
         hits: dict[str, list[float]] = {}
@@ -322,11 +369,15 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help=f"write the state's weights to {STARTED.name}/, and stop")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if "RANK" in os.environ:
+        dist.init_process_group()
     trainer = Trainer(options.toy, options.steps_scale, options.work, options.device, options.half, options.workers)
     if options.keep:
         trainer.keep()
         return
     trainer.run()
+    if trainer.rank or options.toy in TOWERS:
+        return
     from serve.toy.training.export import export  # imports this module
 
     export(trainer.net, options.toy, options.work / options.toy)

@@ -1,7 +1,9 @@
 """Varied scenes as training data: their pictures, a label for every patch, and questions in all tasks."""
 
+import functools
 import json
 import random
+import string
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,15 @@ from serve.toy.training import prompts
 from serve.toy.varied import grammar
 from serve.toy.varied.facts import Fact, caption_of
 from serve.toy.varied.names import FONT_FILES, GROUNDS, PALETTE, SHAPE_OTHERS, STYLE_OTHERS, WRITTEN
-from serve.toy.varied.scenes import VariedScene, owner_map, render, varied_scene
+from serve.toy.varied.scenes import (
+    VariedScene,
+    Writing,
+    letter_spans,
+    owner_map,
+    render,
+    varied_scene,
+    written_scene,
+)
 
 CLASSES = {
     "shape": len(SHAPE_OTHERS) + 1,
@@ -27,8 +37,16 @@ CLASSES = {
     "hundreds": 11,
     "tens": 11,
     "ones": 11,
+    "left letter": 63,
+    "middle letter": 63,
+    "right letter": 63,
+    "letters before": 9,
+    "letters after": 9,
 }
 """Labels of a patch and their numbers of classes. Those that are not dense have 0 where nothing is."""
+LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
+LETTER_AT = (1 / 6, 1 / 2, 5 / 6)
+"""Where in a patch's width its three letters are read: a patch is as wide as one to three."""
 DENSE = frozenset({"background", "texture"})
 TEXTURES = ("plain", "graded", "noisy")
 FONTS = tuple(FONT_FILES)
@@ -51,9 +69,14 @@ CODES: dict[str, tuple[int, ...]] = {
 """The mask codes of each whole shape in its box, which `codec --world varied` writes."""
 
 
+@functools.lru_cache(maxsize=100_000)  # training comes back to a scene with other questions
 def varied_training_scene(seed: int) -> VariedScene:
     """Return the training scene of a seed; half of them have text, as reading is learnt last."""
     return varied_scene(seed, writing=random.Random(f"text {seed}").random() < 0.5, fonts=FONTS)
+
+
+def written_training_scene(seed: int) -> VariedScene:
+    return written_scene(seed, FONTS)
 
 
 def draw_softened(scene: VariedScene, rng: random.Random) -> PIL.Image.Image:
@@ -78,8 +101,11 @@ def varied_patch_labels(scene: VariedScene, family: str, grid: int) -> tuple[np.
     cover = np.stack([
         (owners == index + 1).reshape(grid, FINE, grid, FINE).mean((1, 3)).ravel() for index in range(len(boxes))
     ])  # fmt: skip
+    spans = np.array(letter_spans(scene.writing) if scene.writing is not None else np.zeros((0, 2)))
     if family == "llava":
         boxes = [prompts.padded(box, scene.size) for box in boxes]
+        full, x, _ = geometry.padding(*scene.size)
+        spans = (spans * scene.size[0] + x) / full
     owner, most = cover.argmax(0), cover.max(0)
     for index, box in enumerate(boxes):
         covered = (owner == index) & (most > min(0.2, 0.9 * cover[index].max()))
@@ -90,7 +116,9 @@ def varied_patch_labels(scene: VariedScene, family: str, grid: int) -> tuple[np.
             labels[covered, :4] = kind + 1, color + 1, 1 + kind * len(PALETTE) + color, style + 1
             edges[covered] = box
         elif scene.writing is not None:
-            labels[covered, names.index("text") :] = _written_labels(scene.writing.text)
+            labels[covered, names.index("text") : names.index("left letter")] = _written_labels(scene.writing.text)
+            columns = np.flatnonzero(covered) % grid
+            labels[covered, names.index("left letter") :] = _letter_labels(scene.writing, spans, grid)[columns]
     return labels, edges
 
 
@@ -101,6 +129,17 @@ def _written_labels(text: str) -> tuple[int, ...]:
     digits = [int(digit) + 1 for digit in text]
     hundreds, tens, ones = [0] * (3 - len(digits)) + digits
     return len(WRITTEN) + 1, 0, hundreds, tens, ones
+
+
+def _letter_labels(written: Writing, spans: np.ndarray, grid: int) -> np.ndarray:
+    """Return for each column of patches (grid, 5) its three letters, and how many come before the middle one and after
+    it, each plus one. spans: of the letters, in fractions of the square's width."""
+    at = (np.arange(grid)[:, None] + np.array(LETTER_AT)) / grid
+    # a column whose edge alone is written on reads the first or last letter
+    index = np.clip(np.searchsorted(spans[:, 0], at, side="right") - 1, 0, len(spans) - 1)
+    letters = np.array([LETTERS.index(letter) + 1 for letter in written.text])[index]
+    before = index[:, 1:2]
+    return np.hstack([letters, before + 1, len(spans) - before])
 
 
 def _square_map(scene: VariedScene, family: str, side: int) -> np.ndarray:

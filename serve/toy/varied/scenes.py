@@ -6,6 +6,7 @@ holds the truth about its image, as in serve.toy.world, which it will replace on
 
 import functools
 import importlib.util
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -94,6 +95,23 @@ def varied_scene(seed: int, *, writing: bool | None = None, fonts: Sequence[str]
             return scene
 
 
+def written_scene(seed: int, fonts: Sequence[str] = BUILT_IN) -> VariedScene:
+    """Return a scene of a word or number alone: quick to make, as reading takes many."""
+    rng = random.Random(f"written {seed}")
+    while True:
+        scene = _sample(rng, seed, True, fonts, 0, False)
+        if scene is not None:
+            return scene
+
+
+def letter_spans(written: Writing) -> list[tuple[float, float]]:
+    """Return where each letter begins and ends, from left to right, in fractions of the picture's width."""
+    font, (left, _, right, _) = _font(written.font, written.size), written.box
+    scale = (right - left) / font.getlength(written.text)
+    ends = [left + scale * font.getlength(written.text[:index]) for index in range(len(written.text) + 1)]
+    return list(itertools.pairwise(ends))
+
+
 def as_varied(scene: Scene) -> VariedScene:
     """Return a scene of the first world as a varied one, so that the same can be asked about it."""
     ground = BACKGROUNDS[scene.background]
@@ -158,7 +176,7 @@ def _place(
     width, height = size
     mean, long, short = math.sqrt(width * height), max(size), min(size)
     least = max(0.13 * mean, 0.085 * long, 11.0)
-    most = max(least, min(0.8 * short, mean * min(0.45, 0.8 / math.sqrt(count))))
+    most = max(least, min(0.8 * short, mean * min(0.45, 0.8 / math.sqrt(max(1, count)))))
     few = (
         rng.sample(tuple(PALETTE), rng.randint(2, len(PALETTE))),
         rng.sample(tuple(SHAPE_OTHERS), rng.randint(2, len(SHAPE_OTHERS))),
@@ -201,17 +219,19 @@ def _aspect(rng: random.Random, kind: str, side: float) -> tuple[float, float]:
 
 def _ink(rng: random.Random, grounds: tuple[Rgb, Rgb], among: Sequence[str] = tuple(PALETTE)) -> tuple[str, Rgb]:
     """Return a colour and a tone of it that stand out from the background; of `among` where one of these does."""
-    for names in (among, tuple(PALETTE)):
-        clear = [
-            (name, tone)
-            for name in names
-            for tone in PALETTE[name].tones
-            if all(_difference(tone, ground) > CONTRAST for ground in grounds)
-        ]
-        if clear:
-            color = rng.choice(sorted({name for name, _ in clear}))
-            return color, rng.choice([tone for name, tone in clear if name == color])
-    raise AssertionError("some colour stands out from every background")
+    clear = _clear_tones(grounds)
+    color = rng.choice(sorted(clear.keys() & set(among)) or sorted(clear))
+    return color, rng.choice(clear[color])
+
+
+@functools.lru_cache(maxsize=4096)
+def _clear_tones(grounds: tuple[Rgb, Rgb]) -> dict[str, list[Rgb]]:
+    """Return the tones of each colour that stand out from the background; there are some."""
+    clear = {
+        name: [tone for tone in hue.tones if all(_difference(tone, ground) > CONTRAST for ground in grounds)]
+        for name, hue in PALETTE.items()
+    }
+    return {name: tones for name, tones in clear.items() if tones}
 
 
 def _difference(a: Rgb, b: Rgb) -> int:
@@ -269,15 +289,15 @@ def _with_seen_boxes(scene: VariedScene) -> VariedScene | None:
         seen, alone = owners == index + 1, silhouette(things[index], size)
         if seen.sum() < LEAST_SEEN * alone.sum():
             return None
-        ys, xs = np.nonzero(seen)
+        xs, ys = (np.flatnonzero(seen.any(axis)) for axis in (0, 1))
         x0, y0, x1, y1 = things[index].frame
-        whole = np.nonzero(alone)
+        whole = [np.flatnonzero(alone.any(axis)) for axis in (0, 1)]
         # An edge that nothing hides keeps its exact place.
         box: Box = (
-            x0 if xs.min() == whole[1].min() else float(xs.min() / size[0]),
-            y0 if ys.min() == whole[0].min() else float(ys.min() / size[1]),
-            x1 if xs.max() == whole[1].max() else float((xs.max() + 1) / size[0]),
-            y1 if ys.max() == whole[0].max() else float((ys.max() + 1) / size[1]),
+            x0 if xs[0] == whole[0][0] else float(xs[0] / size[0]),
+            y0 if ys[0] == whole[1][0] else float(ys[0] / size[1]),
+            x1 if xs[-1] == whole[0][-1] else float((xs[-1] + 1) / size[0]),
+            y1 if ys[-1] == whole[1][-1] else float((ys[-1] + 1) / size[1]),
         )
         things[index] = replace(things[index], box=box)
     return replace(scene, things=tuple(things))

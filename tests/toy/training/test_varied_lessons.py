@@ -1,9 +1,13 @@
 """Varied scenes as training data."""
 
 import functools
+import os
 import random
 import re
+import subprocess
+import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +25,7 @@ from serve.toy.varied.names import SHAPE_OTHERS
 corpus, tokenizer = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.tokenizer")
 lessons, recipes = LazyModule("serve.toy.training.varied_lessons"), LazyModule("serve.toy.training.recipes")
 train, torch = LazyModule("serve.toy.training.train"), LazyModule("torch")
+towers = LazyModule("serve.toy.training.towers")
 pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
 
 
@@ -34,13 +39,34 @@ def built_in_font(monkeypatch):
     monkeypatch.setattr("serve.toy.training.varied_lessons.FONTS", scenes.BUILT_IN)
 
 
+@pytest.fixture
+def quick_training(monkeypatch):
+    """Train with two steps a phase, of few pictures and forty scenes, and measure nothing on the way."""
+    monkeypatch.setattr("serve.toy.training.train.SCENES", 40)
+    monkeypatch.setattr("serve.toy.training.train.TEST_SCENES", 16)
+    monkeypatch.setattr(train.Trainer, "held_out_accuracy", lambda self, phase: "")
+
+    def trainer(name, work):
+        run = train.Trainer(name, 1e-9, work, "cpu")
+        run.phases = [train.replace(phase, images=6, written=min(2, phase.written)) for phase in run.phases[:2]]
+        return run
+
+    return trainer
+
+
+def new_siglip(side):
+    torch.manual_seed(0)
+    recipe = recipes.TOWERS["varied-tower"]
+    return train.new_net(recipe, side), torch.nn.Linear(recipe.vision.width, 400)
+
+
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
 def test_every_thing_has_a_patch_with_valid_labels(family):
     for scene in drawn_scenes():
         labels, edges = lessons.varied_patch_labels(scene, family, 10)
         assert (labels.max(0) < list(lessons.CLASSES.values())).all()
         assert len({tuple(box) for box in edges if box.any()}) == len(scene.things)
-        assert bool(labels[:, 6].any()) == bool(scene.writing)
+        assert bool(labels[:, 6].any()) == bool(labels[:, -1].any()) == bool(scene.writing)
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
@@ -127,23 +153,15 @@ def test_varied_toys_fit_twelve_megabytes():
         assert 2 * sum(part.numel() for part in net.parameters()) < 12_000_000
 
 
-def test_stopped_training_continues_to_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr("serve.toy.training.train.SCENES", 40)
-    monkeypatch.setattr("serve.toy.training.train.TEST_SCENES", 16)
-    monkeypatch.setattr(train.Trainer, "held_out_accuracy", lambda self, phase: "")
-
-    def trainer():
-        run = train.Trainer("varied-llava", 1e-9, tmp_path, "cpu")
-        run.phases = [train.replace(phase, images=6) for phase in run.phases[:2]]
-        return run
-
-    whole = trainer()
+def test_stopped_training_continues_to_the_same_weights(tmp_path, quick_training, monkeypatch):
+    quick_training("varied-tower", tmp_path).run()
+    whole = quick_training("varied-paligemma", tmp_path)
     whole.run()
     whole.state.unlink()
-    stopped, step = trainer(), train.Trainer._step
+    stopped, step = quick_training("varied-paligemma", tmp_path), train.Trainer._step
 
     def fail_in_the_second_phase(self, phase, at, batch):
-        if (phase.name, at) == ("packed", 1):
+        if (phase.name, at) == ("exact", 1):
             self._save()
             raise KeyboardInterrupt
         return step(self, phase, at, batch)
@@ -152,41 +170,101 @@ def test_stopped_training_continues_to_the_same_weights(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     monkeypatch.setattr(train.Trainer, "_step", step)
-    again = trainer()
+    again = quick_training("varied-paligemma", tmp_path)
     again.run()
     for key, part in whole.net.state_dict().items():
         assert torch.equal(part, again.net.state_dict()[key]), key
 
 
-def test_clone_without_state_goes_on_with_the_weights_that_were_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("serve.toy.training.train.SCENES", 40)
-    monkeypatch.setattr("serve.toy.training.train.TEST_SCENES", 16)
+def test_clone_without_state_goes_on_with_the_weights_that_were_kept(tmp_path, quick_training, monkeypatch):
     monkeypatch.setattr("serve.toy.training.train.STARTED", tmp_path / "started")
-    monkeypatch.setattr(train.Trainer, "held_out_accuracy", lambda self, phase: "")
-
-    def trainer(work):
-        run = train.Trainer("varied-llava", 1e-9, work, "cpu")
-        run.phases = [train.replace(phase, images=6) for phase in run.phases[:2]]
-        return run
-
-    here, after_the_tower = trainer(tmp_path), {}
+    quick_training("varied-tower", tmp_path).run()
+    here, after_the_first_phase = quick_training("varied-paligemma", tmp_path), {}
     whole, here.phases = here.phases, here.phases[:1]
     here.run()
     here.keep()
     here.phases = whole
 
     def look(self, phase, at, batch):
-        after_the_tower.setdefault(
+        after_the_first_phase.setdefault(
             (phase.name, at), {name: part.clone() for name, part in self.net.state_dict().items()}
         )
         return ""
 
     monkeypatch.setattr(train.Trainer, "_step", look)
-    there = trainer(tmp_path / "elsewhere")
+    there = quick_training("varied-paligemma", tmp_path / "elsewhere")
     there.run()
-    assert list(after_the_tower) == [("packed", 0), ("packed", 1)]
+    assert list(after_the_first_phase) == [("exact", 0), ("exact", 1)]
     for name, part in here.net.state_dict().items():
-        assert torch.equal(after_the_tower["packed", 0][name], part.half().float()), name
+        assert torch.equal(after_the_first_phase["exact", 0][name], part.half().float()), name
+
+
+def test_toy_without_its_tower_is_refused_by_name(tmp_path, quick_training, monkeypatch):
+    monkeypatch.setattr("serve.toy.training.train.STARTED", tmp_path / "started")
+    with pytest.raises(SystemExit, match="Train varied-tower first"):
+        quick_training("varied-llava", tmp_path).run()
+
+
+def test_two_processes_train_one_net(tmp_path):
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "serve.toy.training.train"]
+    options = ["varied-tower", "--steps-scale", "0.0003", "--work", str(tmp_path), "--no-half"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    run = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("vision 0/2 ") == 1  # one of them reports
+    assert torch.load(tmp_path / "varied-tower.pt")["done"] == (0, 2)
+
+
+def test_gradients_of_two_processes_are_averaged(monkeypatch):
+    net, probe = new_siglip(160)
+    run = SimpleNamespace(net=net, probe=probe, ranks=2)
+    for part in (net.vision_tower.vision_model.post_layernorm.weight, probe.bias):
+        part.grad = torch.full_like(part, 3.0)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda total: total.add_(1.0))  # another process had ones
+    train.Trainer._average_gradients(run)
+    assert (net.vision_tower.vision_model.post_layernorm.weight.grad == 2.0).all() and (probe.bias.grad == 2.0).all()
+
+
+def test_siglip_tower_is_copied_to_a_siglip_tower_and_grows():
+    (old, old_probe), (new, new_probe) = new_siglip(160), new_siglip(176)
+    torch.nn.init.normal_(old_probe.weight)
+    state = {"net": old.state_dict(), "probe": old_probe.state_dict(), "side": 160}
+    towers.take_over(new, new_probe, state, np.zeros((1, 3, 176, 176), np.uint8))
+    old.vision_tower.vision_model.embeddings.grow(176)
+    pixels = torch.randn(2, 3, 176, 176)
+    torch.testing.assert_close(new_probe(new.features(pixels)), old_probe(old.features(pixels)))
+
+
+def test_siglip_tower_becomes_a_clip_tower_that_sees_much_the_same():
+    old, old_probe = new_siglip(160)
+    recipe = recipes.VARIED["varied-llava"]
+    new, new_probe = train.new_net(recipe, 160), torch.nn.Linear(recipe.vision.width, 400)
+    images = np.stack([
+        np.asarray(scenes.render(scene).resize((160, 160))).transpose(2, 0, 1) for scene in drawn_scenes()[:16]
+    ])  # fmt: skip
+    towers.take_over(
+        new, new_probe, {"net": old.state_dict(), "probe": old_probe.state_dict(), "side": 160}, images[:8]
+    )
+    with torch.no_grad():
+        before = old_probe(old.features(corpus.normalized(images[8:], "either")))
+        features = new.features(corpus.normalized(images[8:], "llava"))
+        both = torch.stack([before.flatten(), new_probe(features).flatten()])
+    assert 0.7 < features.std() < 1.4
+    assert torch.corrcoef(both)[0, 1] > 0.95
+
+
+def test_letters_of_patches_spell_the_text():
+    seen = 0
+    for scene in map(scenes.written_scene, range(60)):
+        labels, _ = lessons.varied_patch_labels(scene, "paligemma", 10)
+        left, middle, right, before, after = labels.T[-5:]
+        assert not scene.things and middle.any()
+        for at in np.flatnonzero(middle):
+            letter = lessons.LETTERS[middle[at] - 1]
+            assert scene.writing.text[before[at] - 1] == letter
+            assert before[at] + after[at] == len(scene.writing.text) + 1
+            seen += left[at] != right[at]
+    assert seen > 50  # a patch often has parts of two letters
 
 
 @pytest.mark.engine
