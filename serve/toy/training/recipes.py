@@ -18,7 +18,8 @@ class Phase:
     the phase (sooner, the model learns to answer nothing). counting: the share of vqa questions that count shapes of
     one kind. side: of the square image in pixels; where it grows, the position embeddings are stretched, as PaliGemma's
     were between its stages (arXiv 2407.07726, section 3.2). written: pictures of text alone per step, beside `images`,
-    never the same twice: reading is learnt from more of them than there are scenes.
+    never the same twice: reading is learnt from more of them than there are scenes. fresh: whether scenes are drawn
+    anew for each step (6.5 ms a scene) rather than taken from a corpus that is drawn once.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Phase:
     counting: float = 0.0
     side: int = SIDE
     written: int = 0
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ TOWERS = {
 """Vision towers that several toys begin with."""
 _LLAVA = Recipe(
     "llava",
-    (Phase("packed", 9000, 32, 2e-3, 6e-4, floor=0.02, side=160),),
+    (Phase("packed", 9000, 32, 2e-3, 6e-4, floor=0.02, side=160, fresh=True),),
     size=TextSize(width=192, mlp=576, heads=6),
     vision=_TOWER,
     world="varied",
@@ -128,8 +130,8 @@ _PALIGEMMA = replace(
     _LLAVA,
     family="paligemma",
     phases=(
-        Phase("packed", 5000, 32, 2e-3, 6e-4, floor=0.3, segment=True, side=160),
-        Phase("exact", 5000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=160),
+        Phase("packed", 5000, 32, 2e-3, 6e-4, floor=0.3, segment=True, side=160, fresh=True),
+        Phase("exact", 5000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=160, fresh=True),
     ),
     loc_step=8,
     first_loc=4,

@@ -16,6 +16,7 @@ import math
 import os
 import random
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from serve.toy.training.varied_lessons import WORK
 STARTED = Path(__file__).with_name("started")
 """Weights of toys whose training takes several sittings on several machines, in half precision (`--keep`)."""
 SCENES, TEST_SCENES = 60_000, 512
+FRESH = 1_000_000
+"""The first seed of the scenes that are drawn for one step alone; each phase begins with another multiple."""
 SAVE_EVERY_S, TEST_EVERY = 120, 250
 CPU = Path("/proc/cpuinfo")
 
@@ -102,7 +105,9 @@ class Trainer:
         self.optimizers = (Muon(matrices, half=self.half), adam)
         if self.rank:
             dist.barrier()  # the first process draws the scenes
-        self.train = Corpus.of(self.seen_by, 0, self.count, self.work, side, recipe.world)
+        self.train = None
+        if not all(phase.fresh for phase in self.phases):
+            self.train = Corpus.of(self.seen_by, 0, self.count, self.work, side, recipe.world)
         self.test = Corpus.of(self.seen_by, corpus.HELD_OUT, TEST_SCENES, self.work, side, recipe.world)
         if self.ranks > 1 and not self.rank:
             dist.barrier()
@@ -164,20 +169,33 @@ class Trainer:
         """Make the batch of a step, the same whenever and wherever it is made."""
         phase = self.phases[index]
         rng = random.Random(f"{self.seed} {index} {step}")
-        rows = np.array(sorted(rng.sample(range(len(self.train.images)), phase.images))[self.rank :: self.ranks])
-        packs = [] if phase.name == "vision" else self.packs(self.train, rows, phase, step, rng)
-        pixels, labels, edges = self.train.pixels(rows), self.train.labels[rows], self.train.edges[rows]
+        if phase.fresh:
+            seeds = self._share(FRESH * (index + 1) + step * phase.images, phase.images)
+            pixels, labels, edges = self._draw(self.lessons.scene, seeds)
+        else:
+            assert self.train is not None, "a corpus is drawn where a phase is not of fresh scenes"
+            rows = np.array(sorted(rng.sample(range(len(self.train.images)), phase.images))[self.rank :: self.ranks])
+            seeds = [self.train.start + int(row) for row in rows]
+            pixels, labels, edges = self.train.pixels(rows), self.train.labels[rows], self.train.edges[rows]
+        packs = [] if phase.name == "vision" else self.packs(seeds, phase, step, rng)
         if phase.written:
-            seeds = range(step * phase.written + self.rank, (step + 1) * phase.written, self.ranks)
-            images, more_labels, more_edges = map(np.stack, zip(*map(self._written, seeds), strict=True))
-            pixels = torch.cat([pixels, corpus.normalized(images, self.seen_by)])
-            labels, edges = np.concatenate([labels, more_labels]), np.concatenate([edges, more_edges])
+            assert self.lessons.written is not None, "this world has scenes of text alone"
+            more = self._draw(self.lessons.written, self._share(step * phase.written, phase.written))
+            pixels = torch.cat([pixels, more[0]])
+            labels, edges = np.concatenate([labels, more[1]]), np.concatenate([edges, more[2]])
         return Batch(pixels, labels, edges, packs)
 
-    def _written(self, seed: int) -> tuple[np.ndarray, ...]:
-        assert self.lessons.written is not None, "this world has no scenes of text alone"
-        family = corpus.view_of(self.seen_by, seed)
-        return corpus.drawn(self.lessons, self.lessons.written(seed), family, self.side, seed)
+    def _share(self, first: int, count: int) -> Sequence[int]:
+        """Return this process's part of `count` seeds."""
+        return range(first + self.rank, first + count, self.ranks)
+
+    def _draw(self, scene: Callable[[int], Any], seeds: Sequence[int]) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        drawn = [
+            corpus.drawn(self.lessons, scene(seed), corpus.view_of(self.seen_by, seed), self.side, seed)
+            for seed in seeds
+        ]
+        images, labels, edges = map(np.stack, zip(*drawn, strict=True))
+        return corpus.normalized(images, self.seen_by), labels, edges
 
     def _step(self, phase: Phase, step: int, batch: Batch) -> str:
         rise = min(1.0, (step + 1) / min(100, phase.steps))
@@ -235,13 +253,13 @@ class Trainer:
         total = torch.stack([scale.get(name, 0.5) * part for name, part in parts.items()]).sum()
         return total, " ".join(f"{name} {part.item():.3f}" for name, part in parts.items())
 
-    def packs(self, data: Corpus, rows: np.ndarray, phase: Phase, step: int, rng: random.Random) -> list[Packed]:
-        """Tokenize questions about these rows: in one batch, or, one question a row, in a short and a long one, which
-        need less padding."""
+    def packs(self, seeds: Sequence[int], phase: Phase, step: int, rng: random.Random) -> list[Packed]:
+        """Tokenize questions about the scenes of these seeds: in one batch, or, one question a row, in a short and a
+        long one, which need less padding."""
         lists: list[corpus.Row] = []
         single, absent = phase.questions, phase.absent if step >= phase.steps // 2 else 0.0
-        for number, row in enumerate(rows):
-            scene = self.lessons.scene(data.start + int(row))
+        for number, seed in enumerate(seeds):
+            scene = self.lessons.scene(seed)
             chosen = self.lessons.questions(scene, self.family, rng, phase.segment, absent, phase.counting)
             sized = [(question, scene.size) for question in chosen]
             if not single:
@@ -283,7 +301,8 @@ class Trainer:
             return text
         hits: dict[str, list[float]] = {}
         for index, some in enumerate(np.split(rows, 8)):
-            for packed in self.packs(self.test, some, phase, phase.steps, random.Random(f"test {index}")):
+            seeds = [self.test.start + int(row) for row in some]
+            for packed in self.packs(seeds, phase, phase.steps, random.Random(f"test {index}")):
                 best = self.answer_logits(features[some], packed).argmax(-1).cpu()
                 true = self.places.cpu()[packed.target]
                 off = (self.places.cpu()[best] - true).abs()

@@ -69,7 +69,7 @@ CODES: dict[str, tuple[int, ...]] = {
 """The mask codes of each whole shape in its box, which `codec --world varied` writes."""
 
 
-@functools.lru_cache(maxsize=100_000)  # training comes back to a scene with other questions
+@functools.lru_cache(maxsize=256)  # a step draws its scenes, then asks about them
 def varied_training_scene(seed: int) -> VariedScene:
     """Return the training scene of a seed; half of them have text, as reading is learnt last."""
     return varied_scene(seed, writing=random.Random(f"text {seed}").random() < 0.5, fonts=FONTS)
