@@ -150,6 +150,7 @@ class Gateway:
             self._refusal = str(error)
         else:
             self._refusal = None
+        self._metrics.config_refused.set(self._refusal is not None)
 
     async def _apply(self, config: dict[str, Any]) -> None:
         args = Args.model_validate(config["args"])

@@ -100,6 +100,7 @@ FAN_OUT = [
     ),
     Panel("Refused for memory", "reqps", {"{{instance}}": rate("diptych_memory_refusals_total", "instance")}),
     Panel("Event loop, longest lag", "s", {"{{instance}}": "max by (instance) (diptych_event_loop_lag_seconds)"}),
+    Panel("Serve by an earlier config", "short", {"gateways": "sum(diptych_config_refused)"}),
 ]
 """The panels about tasks."""
 

@@ -110,6 +110,11 @@ class Metrics:
             "Longest time, in the last minute, for which this process's event loop was blocked.",
             registry=self.registry,
         )
+        self.config_refused = Gauge(
+            "diptych_config_refused",
+            "1 while this gateway serves by an earlier config, as it cannot use the last one.",
+            registry=self.registry,
+        )
         self.lines_dropped = self._counter(
             "request_log_lines_dropped", "Lines of the request log that were dropped: its disk was too slow or full."
         )

@@ -87,6 +87,7 @@ async def test_config_that_cannot_be_used_leaves_all_of_the_former_one_at_work(
     broken = json.loads(json.dumps({**elsewhere, **wrong}).replace("FILE", str(tmp_path / "FILE")))
     await gateway.reconfigure(config(tmp_path, "toy-paligemma", **broken))
     assert str(tmp_path / "FILE") in (await gateway.refusal() or "")
+    assert b"diptych_config_refused 1.0" in gateway._metrics.text()
     await asyncio.sleep(0.1)
     assert gateway._app.app is app and gateway._batches is batches and gateway._request_log is log
     assert not batches._running.done() and not log._closed.is_set() and not adapters._keeping.done()
@@ -94,6 +95,7 @@ async def test_config_that_cannot_be_used_leaves_all_of_the_former_one_at_work(
     assert gateway._pools == pools and not any(pool._replicas._closed for pool in pools.values())
     await gateway.reconfigure(config(tmp_path, "toy-paligemma"))
     assert await gateway.refusal() is None and gateway._app.app is not app
+    assert b"diptych_config_refused 0.0" in gateway._metrics.text()
     await gateway.__del__()
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
