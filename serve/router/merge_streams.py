@@ -47,7 +47,7 @@ class OneStream(Generic[T]):
 
 
 class ManyStreams(Generic[T]):
-    """Several streams, each read into one queue by a task of its own."""
+    """Several streams, each read into one queue by a task of its own. What a reply may be long bounds the queue."""
 
     def __init__(self, streams: Sequence[AsyncGenerator[T, None]], deadline: float | None) -> None:
         self._queue: asyncio.Queue[tuple[int, T | Ended]] = asyncio.Queue()

@@ -230,7 +230,8 @@ class Waiting:
 class Reply(BaseModel):
     """A model's whole reply, or the error in its place.
 
-    text: its answer as it was written. reasoning: what a model that reasons wrote before; it is not parsed or merged.
+    text: its answer as it was written, of a failed reply as far as it came. reasoning: what a model that reasons wrote
+    before; it is not parsed or merged, and a failed reply has none.
     energy_j: what its GPUs used for it, in joules, where its engine has them to itself; left out elsewhere.
     """
 

@@ -45,7 +45,7 @@ TASK = "conversation"
 
 @dataclass
 class ChoiceState:
-    """The output of one choice, as far as it has come."""
+    """The output of one choice, as far as it has come: kept whole for its account and for an answer in one piece."""
 
     texts: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
