@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve.media.outline import MAX_MEGAPIXELS
 
+MAX_LABELS = 256
+"""Labels (phrases) of one request, whatever is configured: requests, and files with labels, are read up to here."""
+
 MAX_HEAD = 64 * 1024
 """Largest request line and headers, in bytes."""
 
@@ -49,6 +52,13 @@ class KeyLimits(RateLimits):
         gt=0,
         le=MAX_MEGAPIXELS,
         description=f"Largest image that is decoded; {MAX_MEGAPIXELS} is also the most that can be set.",
+    )
+    max_labels: int = Field(
+        default=32,
+        ge=1,
+        le=MAX_LABELS,
+        description="Largest number of labels (phrases) that a request may name; of several that mean the same, one "
+        f"counts. {MAX_LABELS} is also the most that can be set. Some models are asked once for each label.",
     )
     max_models: int | None = Field(
         default=None,

@@ -24,6 +24,7 @@ from serve.api.metrics import Metrics
 from serve.api.responses import PiecewiseJson, cancel_on_disconnect
 from serve.api.services import services
 from serve.errors import BadRequest, ServeError
+from serve.limits import LIMITS
 from serve.media.image import Image, image_from_url
 from serve.router import Router
 from serve.router.router import Plan
@@ -178,7 +179,12 @@ def _ask(param: str, data: dict[str, Any], field: str, controls: Sequence[Contro
 def _plans(router: Router, metrics: Metrics, questions: PictureQuestions, arrived: float) -> list[Plan]:
     plans = []
     for control, request in questions.requests:
-        plan = router.plan(control.task, request, arrived=arrived)
+        try:
+            plan = router.plan(control.task, request, arrived=arrived)
+        except BadRequest as error:
+            if error.code == "too_many_labels":  # those of the data: the config's are counted where it is read
+                error.param = f"{questions.param}.{error.param}"
+            raise
         refuse_overload(plan.routes, control.task, metrics)
         plans.append(plan)
     return plans
@@ -230,7 +236,7 @@ async def _answer(
 
 def _controls(config: str, param: str) -> list[Control]:
     try:
-        return parse_labelling_config(config)
+        return parse_labelling_config(config, LIMITS.get().max_labels)
     except ValueError as error:
         raise BadRequest(str(error), param=param) from None
 

@@ -75,7 +75,7 @@ def able_routes(
     return [route for name, route in routes.items() if name in chosen]
 
 
-def check_limits(request: Request, routes: Sequence[Route]) -> None:
+def check_limits(task: str, request: Request, routes: Sequence[Route]) -> None:
     """Raise BadRequest naming the field of a request that exceeds a limit of its key (serve/limits.py).
 
     All requests of tasks come here. A chat's client reads the chat's name of the field in its place.
@@ -86,6 +86,14 @@ def check_limits(request: Request, routes: Sequence[Route]) -> None:
             f"The request asks {len(routes)} models; it may ask at most {limits.max_models}: name fewer.",
             param="models",
             code="too_many_models",
+        )
+    field = TASKS[task].text_field
+    if field is not None and field.kind == "phrases" and len(TASKS[task].texts(request)) > limits.max_labels:
+        raise BadRequest(
+            f"The request names {len(TASKS[task].texts(request))} labels; it may name at most {limits.max_labels}: "
+            "name fewer, or send several requests.",
+            param=field.name,
+            code="too_many_labels",
         )
 
 
@@ -197,7 +205,7 @@ class Router:
             routes = able_routes(self.routes, task, request.models, video=request.video is not None)
             routes = routes if request.models else suited(routes, task, request)
         routes = spotting(routes, task, request)
-        check_limits(request, routes)
+        check_limits(task, request, routes)
         check_reasoning([route.model for route in routes], reasoning_options(request))
         methods = [*TASKS[task].methods, *([JUDGE] if TASKS[task].judging else [])]
         if request.merge is not None and request.merge not in methods:

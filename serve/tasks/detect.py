@@ -4,11 +4,11 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from serve.limits import MAX_LABELS
 from serve.tasks.base import LABELS, Request, Task
 from serve.tasks.boxes import DetectResult, label_key, phrase
 from serve.tasks.merging.box_fusion import HALF, box_fusion
 
-MAX_LABELS = 32  # of one request
 Phrase = Annotated[str, Field(min_length=1, max_length=200)]
 
 

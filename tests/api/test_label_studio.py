@@ -13,6 +13,7 @@ from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.keys import Keys
 from serve.engines.fake import FakeEngine
+from serve.limits import Limits
 from tests.api.test_by_url import Origin, app, origin  # noqa: F401 (the fixture)
 
 CONFIG = """<View><!-- a comment -->
@@ -148,6 +149,19 @@ async def test_unusable_config_is_refused_by_name(config: str, words: str, clien
 async def test_malformed_tasks_are_refused_by_name(tasks: Any, client: httpx.AsyncClient) -> None:
     response = await client.post("/label-studio/predict", json={"tasks": tasks, "label_config": CONFIG})
     assert response.status_code == 400 and response.json()["error"]["param"].startswith("tasks")
+
+
+async def test_more_labels_than_the_limit_are_refused_by_their_place() -> None:
+    classify = '<View><Image name="i" value="$picture"/><TextArea name="classify" toName="i"/></View>'
+    of_data = prediction_request(URL, config=classify, labels=["cat", "dog"])
+    async with calling(create_app(router(*engines()), limits=Limits(max_labels=1))) as client:
+        for path, body, param, words in (
+            ("predict", prediction_request(URL), "label_config", "needs labels, 1 at most"),
+            ("setup", {"schema": CONFIG}, "schema", "needs labels, 1 at most"),
+            ("predict", of_data, "tasks[0].data.labels", "names 2 labels; it may name at most 1"),
+        ):
+            error = (await client.post(f"/label-studio/{path}", json=body)).json()["error"]
+            assert error["param"] == param and words in error["message"], error
 
 
 async def test_new_project_without_controls_is_connected(client: httpx.AsyncClient) -> None:

@@ -6,22 +6,26 @@ A new limit needs a line in EXCEEDED here.
 from typing import Any
 
 import pytest
-from served import URL, calling, router
+from served import URL, calling, picture, router
 
 from deployments.args import GatewayArgs
 from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.keys import Keys, new_key
-from serve.limits import KeyLimits, Limits, RateLimits
+from serve.engines.fake import FakeEngine
+from serve.limits import MAX_LABELS, KeyLimits, Limits, RateLimits
+from serve.tasks import TASKS
 
-EXCEEDED: dict[str, tuple[float, dict[str, Any], int, str | None]] = {
-    "max_image_megapixels": (0.001, {}, 413, "image"),
-    "max_models": (1, {}, 400, "models"),
-    "max_values": (2, {}, 400, None),
-    "max_body_mb": (0.0001, {}, 413, None),
+VQA: tuple[str, dict[str, Any]] = ("vqa", {"question": "what?"})
+EXCEEDED: dict[str, tuple[float, tuple[str, dict[str, Any]], int, str | None]] = {
+    "max_image_megapixels": (0.001, VQA, 413, "image"),
+    "max_labels": (1, ("detect", {"labels": ["cat", "dog"]}), 400, "labels"),
+    "max_models": (1, VQA, 400, "models"),
+    "max_values": (2, VQA, 400, None),
+    "max_body_mb": (0.0001, VQA, 413, None),
 }
-"""By limit: a low value, fields of a vqa request beside image and question that exceed it, and the refusal's status and
-param."""
+"""By limit: a low value, a request that exceeds it (its task, and its fields beside the image), and the refusal's
+status and param."""
 ELSEWHERE = {  # what it takes time or several requests to exceed
     *RateLimits.model_fields,  # test_authentication.py
     *("body_timeout_s", "head_timeout_s", "write_timeout_s"),  # test_request_limits.py, server/test_timed_protocol.py
@@ -38,9 +42,9 @@ def test_limit_has_a_request_beyond_the_limit() -> None:
 @pytest.mark.parametrize("set_by", ["config", "key"])
 @pytest.mark.parametrize("name", EXCEEDED)
 async def test_request_beyond_a_limit_is_refused(name: str, set_by: str) -> None:
-    value, fields, status, param = EXCEEDED[name]
+    value, (task, fields), status, param = EXCEEDED[name]
     key, entry = new_key("carol")
-    body, carol = {"image": URL, "question": "what?", **fields}, {"authorization": f"Bearer {key}"}
+    body, carol = {"image": URL, **fields}, {"authorization": f"Bearer {key}"}
     if set_by == "key" and name not in KeyLimits.model_fields:
         with pytest.raises(ValueError, match=f"{name}|followed by"):
             Keys([f"{entry}:{name}={value}"])
@@ -48,10 +52,47 @@ async def test_request_beyond_a_limit_is_refused(name: str, set_by: str) -> None
     limits = GatewayArgs.model_validate({name: value} if set_by == "config" else {}).limits()
     keys = Keys([f"{entry}:{name}={value}" if set_by == "key" else entry])
     async with calling(create_app(router(), limits=limits, access=Access(keys=keys))) as client:
-        refused = await client.post("/v1/tasks/vqa", json=body, headers=carol)
+        refused = await client.post(f"/v1/tasks/{task}", json=body, headers=carol)
     assert refused.status_code == status, f"{name} is not checked: {refused.text}"
     assert refused.json()["error"]["param"] == param
-    async with calling(create_app(router(), access=Access(keys=Keys([entry])))) as client:
-        assert (await client.post("/v1/tasks/vqa", json=body, headers=carol)).status_code == 200, (
-            f"by default {name} is low"
-        )
+    able = router(None, FakeEngine({"": "red", "detect": "<loc0256><loc0256><loc0767><loc0767> cat"}))
+    async with calling(create_app(able, access=Access(keys=Keys([entry])))) as client:
+        let_in = await client.post(f"/v1/tasks/{task}", json=body, headers=carol)
+    assert let_in.status_code == 200, f"by default {name} is low, or fake engines cannot do {task}: {let_in.text}"
+
+
+@pytest.mark.parametrize("task", [task.name for task in TASKS.values() if task.takes_phrases])
+async def test_more_labels_than_the_limit_are_refused_on_every_route(task: str) -> None:
+    app, labels = create_app(router(), limits=Limits(max_labels=2)), ["cat", "dog", "cow"]
+    file = {"image": picture()}
+    content = [{"type": "image_url", "image_url": {"url": URL}}, {"type": "text", "text": "; ".join(labels)}]
+    chat = {"model": task, "messages": [{"role": "user", "content": content}]}
+    async with calling(app) as client:
+        for reply, param in (
+            (await client.post(f"/v1/tasks/{task}", json={"image": URL, "labels": labels}), "labels"),
+            (await client.post(f"/v1/tasks/{task}", data={"labels": "; ".join(labels)}, files=file), "labels"),
+            (await client.post("/v1/chat/completions", json=chat), "messages[0].content"),
+        ):
+            error = reply.json()["error"]
+            assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
+            assert (error["param"], error["code"]) == (param, "too_many_labels")
+            assert "names 3 labels" in error["message"] and "at most 2" in error["message"]
+
+
+@pytest.mark.parametrize("most", [1, 32, 100, MAX_LABELS])
+async def test_as_many_labels_as_the_limit_are_answered(most: int) -> None:
+    paligemma = FakeEngine("")
+    app = create_app(router(None, paligemma), limits=Limits(max_labels=most))
+    labels = [f"thing {number}" for number in range(most)]
+    async with calling(app) as client:
+        body = {"image": URL, "labels": [*labels[: MAX_LABELS - 1], "Thing 0."]}  # which is the first again
+        assert (await client.post("/v1/tasks/detect", json=body)).status_code == 200
+        assert len(paligemma.prompts[-1].text.split(" ; ")) == min(most, MAX_LABELS - 1)
+        reply = await client.post("/v1/tasks/detect", json=body | {"labels": [*labels, "one more"]})
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == "labels"
+
+
+def test_limit_of_labels_beyond_the_most_is_refused() -> None:
+    assert Limits().max_labels == 32
+    with pytest.raises(ValueError, match=f"max_labels[^|]*less than or equal to {MAX_LABELS}"):
+        GatewayArgs.model_validate({"max_labels": MAX_LABELS + 1})

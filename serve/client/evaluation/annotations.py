@@ -28,13 +28,13 @@ from serve.client.evaluation import folder
 from serve.client.evaluation.items import Item, Json, labels
 from serve.client.http_client import Failure, Misuse
 from serve.errors import BadRequest, ServeError
+from serve.limits import MAX_LABELS
 from serve.media import masks
 from serve.media.image import undecoded_image
 from serve.media.outline import MAX_SIDE
 from serve.tasks import TASKS
 from serve.tasks.base import Task
 from serve.tasks.boxes import label_key
-from serve.tasks.detect import MAX_LABELS
 from serve.tasks.extracted import ExtractResult
 from serve.tasks.labels import fiftyone, label_studio, voc, yolo
 from serve.tasks.labels.picture import Truth

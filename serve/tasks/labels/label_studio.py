@@ -35,7 +35,6 @@ KINDS = {
 DOT = 0.6
 """The size of a point on Label Studio's page, in percent of the picture's width."""
 MAX_CONTROLS = 8
-MAX_LABELS = 32
 MAX_NAME = 200
 """Characters of a control's name, and of a field's."""
 IMAGE = "image"
@@ -56,8 +55,11 @@ class Control:
     labels: tuple[str, ...] = ()
 
 
-def parse_labelling_config(text: str) -> list[Control]:
-    """Return the controls for pictures that models here can fill. Raises ValueError naming what is wrong."""
+def parse_labelling_config(text: str, max_labels: int) -> list[Control]:
+    """Return the controls for pictures that models here can fill. Raises ValueError naming what is wrong.
+
+    max_labels: of one control.
+    """
     root = parse_xml(text)
     pictures = {tag.get("name"): tag.get("value", "").removeprefix("$") for tag in root.iter("Image")}
     controls = []
@@ -71,8 +73,8 @@ def parse_labelling_config(text: str) -> list[Control]:
                 f'{tag.tag} needs a name, and its Image a value as "$image", of {MAX_NAME} characters at most.'
             )
         labels = tuple(dict.fromkeys(label.get("value", "") for label in tag.iter("Label") if label.get("value")))
-        if tag.tag in KINDS and not 0 < len(labels) <= MAX_LABELS:
-            raise ValueError(f"{tag.tag} {name} needs labels, {MAX_LABELS} at most.")
+        if tag.tag in KINDS and not 0 < len(labels) <= max_labels:
+            raise ValueError(f"{tag.tag} {name} needs labels, {max_labels} at most.")
         controls.append(Control(tag.tag, name, to_name, pictures[to_name], task, labels))
     if not 0 < len(controls) <= MAX_CONTROLS:
         raise ValueError(
