@@ -1,6 +1,6 @@
 """A limit is set by its name, in a config and, where KeyLimits has it, by a key's entry; what exceeds it is refused.
 
-A new limit needs a line in EXCEEDED here.
+A new limit needs a line in EXCEEDED here; a new rate is met by a second request.
 """
 
 from typing import Any
@@ -27,13 +27,13 @@ EXCEEDED: dict[str, tuple[float, tuple[str, dict[str, Any]], int, str | None]] =
 """By limit: a low value, a request that exceeds it (its task, and its fields beside the image), and the refusal's
 status and param."""
 ELSEWHERE = {  # what it takes time or several requests to exceed
-    *RateLimits.model_fields,  # test_authentication.py
+    "requests_at_once",  # test_authentication.py
     *("body_timeout_s", "head_timeout_s", "write_timeout_s"),  # test_request_limits.py, server/test_timed_protocol.py
 }
 
 
 def test_limit_has_a_request_beyond_the_limit() -> None:
-    missing = Limits.model_fields.keys() - EXCEEDED.keys() - ELSEWHERE
+    missing = Limits.model_fields.keys() - EXCEEDED.keys() - RateLimits.model_fields.keys() - ELSEWHERE
     assert not missing, (
         f"add {', '.join(missing)} to EXCEEDED in tests/api/test_limits.py, with a request that exceeds it"
     )
@@ -59,6 +59,20 @@ async def test_request_beyond_a_limit_is_refused(name: str, set_by: str) -> None
     async with calling(create_app(able, access=Access(keys=Keys([entry])))) as client:
         let_in = await client.post(f"/v1/tasks/{task}", json=body, headers=carol)
     assert let_in.status_code == 200, f"by default {name} is low, or fake engines cannot do {task}: {let_in.text}"
+
+
+@pytest.mark.parametrize("set_by", ["config", "key"])
+@pytest.mark.parametrize("name", sorted(RateLimits.model_fields.keys() - ELSEWHERE))
+async def test_second_request_beyond_a_rate_is_refused(name: str, set_by: str) -> None:
+    key, entry = new_key("carol")
+    body, carol = {"image": URL, "question": "what?"}, {"authorization": f"Bearer {key}"}
+    limits = GatewayArgs.model_validate({name: 1} if set_by == "config" else {}).limits()
+    keys = Keys([f"{entry}:{name}=1" if set_by == "key" else entry])
+    async with calling(create_app(router(), limits=limits, access=Access(keys=keys))) as client:
+        assert (await client.post("/v1/tasks/vqa", json=body, headers=carol)).status_code == 200
+        refused = await client.post("/v1/tasks/vqa", json=body, headers=carol)
+    assert refused.status_code == 429, f"{name} is not checked, or a second request does not exceed it"
+    assert int(refused.headers["retry-after"]) >= 1 and name.split("_")[0] in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("task", [task.name for task in TASKS.values() if task.takes_phrases])
