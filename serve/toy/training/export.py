@@ -46,6 +46,8 @@ def export(net: nets.Net, name: str, out: Path) -> None:
     weights["language_model.model.embed_tokens.weight"] = language.model.embed_tokens()
     if language.lm_head is not None:
         weights["language_model.lm_head.weight"] = language.lm_head()
+    first = "multi_modal_projector.linear.weight" if net.gemma else "multi_modal_projector.linear_1.weight"
+    weights[first] = weights[first] * weights.pop("feature_scale")
     stored = {name: tensor.detach().cpu().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
     save_file(stored, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
@@ -74,7 +76,7 @@ def load_net(folder: Path) -> nets.Net:
     layers = tower["num_hidden_layers"] - (family == "llava")
     vision = nets.VisionSize(tower["hidden_size"], tower["intermediate_size"], layers)
     net = nets.Net(family, text["vocab_size"], size, side, vision)
-    net.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    net.load_state_dict({name: tensor.float() for name, tensor in weights.items()} | {"feature_scale": torch.ones(())})
     return net.eval()
 
 

@@ -1,8 +1,8 @@
 """Both architectures, written for fast training on a CPU, with the weight names of the published checkpoints.
 
 They compute what transformers does (a test compares the logits): CLIP tower, two-layer projector, Llama
-(LLaVA-1.5); SigLIP tower, one-layer projector, Gemma (PaliGemma). Attention is plain matmul and softmax, faster here
-than the fused kernels for pictures of 49 patches, and takes any mask, so that many questions share one picture.
+(LLaVA-1.5); SigLIP tower, one-layer projector, Gemma (PaliGemma). Attention takes any mask, so that many questions
+share a picture.
 """
 
 import math
@@ -19,9 +19,6 @@ VISION = 128
 """The width of the first toys' towers."""
 HEAD = 32
 FREQUENCIES = 6
-LONG = 200
-"""Keys from which the fused float32 kernel of attention is the faster (300 of them: 165 ms against 541, and against
-410 in bfloat16; 100 of them: 55 against 46 in bfloat16, where the fused kernel takes 356)."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -178,15 +175,7 @@ class TextAttention(nn.Module):
             x, cos, sin, mask = _rows(x, keep), _rows(cos, keep), _rows(sin, keep), _rows(mask, keep)
         q = self.q_proj(x).view(batch, -1, self.heads, HEAD).transpose(1, 2)
         q = _rotate(q, cos, sin)
-        if self.kv_heads == 1:  # one key for all heads: fold the heads into the queries
-            queries = q.shape[2]
-            q = q.reshape(batch, 1, self.heads * queries, HEAD)
-            scores = (q @ k.transpose(-1, -2) / math.sqrt(HEAD)).view(batch, self.heads, queries, length)
-            weights = (scores + mask[:, None]).softmax(-1).view(batch, 1, self.heads * queries, length)
-            mixed = (weights @ v).view(batch, self.heads, queries, HEAD).transpose(1, 2).reshape(batch, queries, -1)
-        else:
-            mixed = _attend(q, k, v, mask)
-        out: Tensor = self.o_proj(mixed)
+        out: Tensor = self.o_proj(_attend(q, k, v, mask))
         return out
 
 
@@ -259,7 +248,13 @@ class Language(nn.Module):
 
 
 class Net(nn.Module):
-    """A vision-language model of a family, `llava` or `paligemma`, for square images of `side` pixels, P patches."""
+    """A vision-language model of a family, `llava` or `paligemma`, for square images of `side` pixels, P patches.
+
+    feature_scale: what features are multiplied with in training alone, so that those of a tower that was taken over are
+    of the size that the projector's learning rate is meant for. Export multiplies the projector's weights with it.
+    """
+
+    feature_scale: Tensor
 
     def __init__(
         self, family: str, vocab: int, size: TextSize | None = None, side: int = SIDE, vision: VisionSize | None = None
@@ -269,6 +264,7 @@ class Net(nn.Module):
         self.vision = vision = vision or VisionSize()
         self.gemma = gemma = family == "paligemma"
         self.vision_tower = VisionTower(not gemma, side, vision)
+        self.register_buffer("feature_scale", torch.ones(()))
         width = size.width
         sizes = (
             {"linear": (vision.width, width)}
@@ -286,8 +282,8 @@ class Net(nn.Module):
                 nn.init.normal_(part.weight, std=0.1)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Run the vision tower: (B, 3, side, side) -> (B, P, vision width)."""
-        out: Tensor = self.vision_tower.vision_model(pixels)
+        """Run the vision tower: (B, 3, side, side) -> (B, P, vision width), times `feature_scale`."""
+        out: Tensor = self.vision_tower.vision_model(pixels) * self.feature_scale
         return out
 
     def image(self, features: Tensor) -> Tensor:
@@ -327,15 +323,18 @@ def _gelu(x: Tensor, training: bool) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend: q (B, H, Q, D), k and v (B, H, K, D), mask (B, Q, K) -> (B, Q, H * D)."""
-    if k.shape[2] >= LONG:
-        with torch.autocast(q.device.type, enabled=False):
-            added = None if mask is None else mask[:, None].float()
-            mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=added)
-        return mixed.transpose(1, 2).flatten(2)
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    weights = (scores if mask is None else scores + mask[:, None]).softmax(-1)
-    return (weights @ v).transpose(1, 2).flatten(2)
+    """Attend: q (B, H, Q, D), k and v (B, H, K, D), or (B, 1, K, D) for all heads, mask (B, Q, K) -> (B, Q, H * D).
+
+    On a CPU the fused float32 kernel is the faster where there is a mask, with one key for all heads by far (300 keys:
+    130 ms against 350 in bfloat16, with gradients), and the slower for the tower's hundred keys without one.
+    """
+    if mask is None:
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+        return (weights @ v).transpose(1, 2).flatten(2)
+    with torch.autocast(q.device.type, enabled=False):
+        k, v = (part.float().expand(-1, q.shape[1], -1, -1) for part in (k, v))
+        mixed = F.scaled_dot_product_attention(q.float(), k, v, attn_mask=mask[:, None].float())
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

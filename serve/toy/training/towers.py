@@ -16,10 +16,11 @@ def take_over(net: nets.Net, probe: nn.Linear, state: dict[str, Any], images: np
     family sees them, to measure how large activations are.
 
     A CLIP tower differs in what it is given and in its norms. Colours are normalized otherwise, which the weights of
-    patches and the position embeddings take up. It has a norm before its layers and, for LLaVA, none after them; as
-    each layer begins with a norm of its own, the sum that runs through them may have any scale, and gets one that makes
-    the features as large as a norm would. What is not taken over exactly is left to the training that follows: that
-    each patch had a scale of its own, and the class token, which is new.
+    patches and the position embeddings take up. It has a norm before its layers and, for LLaVA, none after them, so
+    features are as large as the sum that runs through the layers: `feature_scale` makes them as large as a norm would.
+    (To scale the layers' weights in its place made their learning rates eleven times as large: shapes were forgotten.)
+    Not taken over exactly, and left to the training that follows, are that each patch had a scale of its own, and the
+    class token, which is new.
     """
     prefix = "vision_tower.vision_model."
     source = nets.VisionModel(False, state["side"], net.vision)
@@ -32,21 +33,19 @@ def take_over(net: nets.Net, probe: nn.Linear, state: dict[str, Any], images: np
         target.load_state_dict(source.state_dict())
         return
     with torch.no_grad():
-        _to_clip(source, target, probe, corpus.normalized(images, "either"))
+        _to_clip(source, net, probe, corpus.normalized(images, "either"))
 
 
-def _to_clip(source: nets.VisionModel, target: nets.VisionModel, probe: nn.Linear, pixels: Tensor) -> None:
+def _to_clip(source: nets.VisionModel, net: nets.Net, probe: nn.Linear, pixels: Tensor) -> None:
+    target = net.vision_tower.vision_model
     embedded = source.embeddings(pixels)
     states = embedded
     for layer in source.encoder.layers:
         states = layer(states)
-    scale = 1 / _spread(states)
+    net.feature_scale.fill_(float(1 / _spread(states)))
     for old, new in zip(source.encoder.layers, target.encoder.layers, strict=False):  # CLIP's last one is never run
         new.load_state_dict(old.state_dict())
-        for name, part in new.named_parameters():
-            if name.startswith(("self_attn.out_proj", "mlp.fc2")):  # what a layer adds to the sum
-                part.mul_(scale)
-    target.pre_layrnorm.weight.fill_(float(scale * _spread(embedded)))
+    target.pre_layrnorm.weight.fill_(float(_spread(embedded)))
     target.pre_layrnorm.bias.zero_()
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in (nets.CLIP_MEAN, nets.CLIP_STD))
     patches, bias = source.embeddings.patch_embedding.weight, source.embeddings.patch_embedding.bias

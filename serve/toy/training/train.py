@@ -272,24 +272,25 @@ class Trainer:
         cut = 2 * len(lists) // 3
         return [self.packer.pack(some, self.lessons.text_tokens, exact=True) for some in (lists[:cut], lists[cut:])]
 
-    def answer_logits(self, features: Tensor, packed: Packed) -> Tensor:
-        """Return the logits (B, A, V) of the positions in `packed.keep`."""
+    def answer_states(self, features: Tensor, packed: Packed) -> Tensor:
+        """Return the text model's last states (B, A, width) at the positions in `packed.keep`."""
         image = self.net.image(features)[packed.picture.to(self.device)]
         head = torch.tensor(self.packer.head, dtype=torch.long, device=self.device).expand(len(image), -1)
         x = torch.cat([self.net.embed(head), image, self.net.embed(packed.ids.to(self.device))], dim=1)
         positions, mask, keep = (part.to(self.device) for part in (packed.positions, packed.mask, packed.keep))
-        return self.net.logits(self.net.text(x, positions, mask, keep)).float()
+        return self.net.text(x, positions, mask, keep)
 
     def answer_loss(self, features: Tensor, packs: list[Packed]) -> Tensor:
         """Return the weighted cross-entropy of the answers."""
         losses = []
         for packed in packs:
-            log = self.answer_logits(features, packed).log_softmax(-1)
-            target, weight = packed.target.to(self.device), packed.weight.to(self.device)
-            exact = log.gather(-1, target[..., None])[..., 0]
-            near = log.gather(-1, self.near[:, target].movedim(0, -1)).mean(-1)
+            trained = packed.weight > 0  # the rest is padding, of logits for thousands of tokens
+            log = self.net.logits(self.answer_states(features, packed)[trained]).float().log_softmax(1)
+            target, weight = packed.target[trained].to(self.device), packed.weight[trained].to(self.device)
+            right = log.gather(1, torch.stack([target, *self.near[:, target]], dim=1))
             # A coordinate one bin off is nearly right; for any other token `near` is the token itself.
-            losses.append(-((0.78 * exact + 0.22 * near) * weight).sum())
+            share = torch.tensor([0.78, 0.11, 0.11], device=self.device)
+            losses.append(-((right @ share) * weight).sum())
         return torch.stack(losses).sum() / sum(packed.weight.sum().item() for packed in packs)
 
     @torch.no_grad()
@@ -303,7 +304,7 @@ class Trainer:
         for index, some in enumerate(np.split(rows, 8)):
             seeds = [self.test.start + int(row) for row in some]
             for packed in self.packs(seeds, phase, phase.steps, random.Random(f"test {index}")):
-                best = self.answer_logits(features[some], packed).argmax(-1).cpu()
+                best = self.net.logits(self.answer_states(features[some], packed)).argmax(-1).cpu()
                 true = self.places.cpu()[packed.target]
                 off = (self.places.cpu()[best] - true).abs()
                 right = (best == packed.target) | ((true >= 0) & (off < 0.04))

@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 
 from serve.media import geometry
+from serve.toy import world
 from serve.toy.questions import Question
 from serve.toy.training import prompts
 from serve.toy.varied import grammar
@@ -18,6 +19,7 @@ from serve.toy.varied.names import FONT_FILES, GROUNDS, PALETTE, SHAPE_OTHERS, S
 from serve.toy.varied.scenes import (
     VariedScene,
     Writing,
+    as_varied,
     letter_spans,
     owner_map,
     render,
@@ -71,8 +73,12 @@ CODES: dict[str, tuple[int, ...]] = {
 
 @functools.lru_cache(maxsize=256)  # a step draws its scenes, then asks about them
 def varied_training_scene(seed: int) -> VariedScene:
-    """Return the training scene of a seed; half of them have text, as reading is learnt last."""
-    return varied_scene(seed, writing=random.Random(f"text {seed}").random() < 0.5, fonts=FONTS)
+    """Return the training scene of a seed; half have text, as reading is learnt last, and one in ten is of the first
+    world, of which checks and load tests ask."""
+    written = random.Random(f"text {seed}").random() < 0.5
+    if seed % 10 == 0:
+        return as_varied(world.scene(seed, text=written))
+    return varied_scene(seed, writing=written, fonts=FONTS)
 
 
 def written_training_scene(seed: int) -> VariedScene:
