@@ -88,6 +88,7 @@ class Trainer:
         self.places[tokens] = torch.tensor(list(places.values()), device=device)
         # fewer scenes than this, for a shorter training, and the tower learns their words by heart (NOTES.md)
         self.count, self.work = max(200, min(SCENES, round(20 * SCENES * scale))), work
+        self._corpora: dict[tuple[int, int], Corpus] = {}
         self._set_side(recipe.phases[0].side)
         self.state, self.started = work / f"{name}.pt", STARTED / f"{name}.pt"
         self.done = (0, 0)
@@ -103,14 +104,20 @@ class Trainer:
         matrices, rest = self._groups()
         adam = torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.98), fused=True)
         self.optimizers = (Muon(matrices, half=self.half), adam)
-        if self.rank:
-            dist.barrier()  # the first process draws the scenes
-        self.train = None
-        if not all(phase.fresh for phase in self.phases):
-            self.train = Corpus.of(self.seen_by, 0, self.count, self.work, side, recipe.world)
-        self.test = Corpus.of(self.seen_by, corpus.HELD_OUT, TEST_SCENES, self.work, side, recipe.world)
-        if self.ranks > 1 and not self.rank:
-            dist.barrier()
+
+    @property
+    def train(self) -> Corpus:
+        return self._corpus(0, self.count)
+
+    @property
+    def test(self) -> Corpus:
+        return self._corpus(corpus.HELD_OUT, TEST_SCENES)
+
+    def _corpus(self, start: int, count: int) -> Corpus:
+        key = (start, self.side)
+        if key not in self._corpora:
+            self._corpora[key] = Corpus.of(self.seen_by, start, count, self.work, self.side, self.recipe.world)
+        return self._corpora[key]
 
     def _groups(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return parameter groups of the matrices inside layers, and of the rest. The vision tower has its own groups,
@@ -137,6 +144,10 @@ class Trainer:
                 continue
             if phase.side != self.side:
                 self._set_side(phase.side)
+            if self.ranks > 1:
+                if not self.rank and not phase.fresh:
+                    _ = self.train  # the others wait until the first process has drawn the scenes
+                dist.barrier()
             first = self.done[1] if index == self.done[0] else 0
             batches = DataLoader(
                 Batches(self, index), batch_size=None, sampler=range(first, phase.steps), num_workers=self.workers,
@@ -173,7 +184,6 @@ class Trainer:
             seeds = self._share(FRESH * (index + 1) + step * phase.images, phase.images)
             pixels, labels, edges = self._draw(self.lessons.scene, seeds)
         else:
-            assert self.train is not None, "a corpus is drawn where a phase is not of fresh scenes"
             rows = np.array(sorted(rng.sample(range(len(self.train.images)), phase.images))[self.rank :: self.ranks])
             seeds = [self.train.start + int(row) for row in rows]
             pixels, labels, edges = self.train.pixels(rows), self.train.labels[rows], self.train.edges[rows]
@@ -326,6 +336,8 @@ class Trainer:
         index, step = self.done
         self.done = (index + 1, 0) if step == self.phases[index].steps else (index, 0)
         net, probe = ({key: part.half() for key, part in each.state_dict().items()} for each in (self.net, self.probe))
+        if self.recipe.either:  # a tower's net has a text model that was not trained
+            net = {key: part for key, part in net.items() if key.startswith("vision_tower")}
         self.started.parent.mkdir(exist_ok=True)
         torch.save({"net": net, "probe": probe, "done": self.done, "side": self.side}, self.started)
 
@@ -334,7 +346,7 @@ class Trainer:
         side = state.get("side", nets.SIDE)
         if side != self.side:
             self._set_side(side)
-        self.net.load_state_dict(state["net"])
+        self.net.load_state_dict(state["net"], strict=not self.recipe.either)
         self.probe.load_state_dict(state["probe"])
         for optimizer, known in zip(self.optimizers, state.get("optimizers", ()), strict="optimizers" in state):
             optimizer.load_state_dict(known)
