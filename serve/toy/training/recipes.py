@@ -40,8 +40,9 @@ class Phase:
 @dataclass(frozen=True)
 class Recipe:
     """A toy's training. first_loc, loc_step: the lowest of the `<loc>` tokens that a PaliGemma toy uses, and how far
-    apart they are; toys with different ones round boxes differently. world: what it is trained on. tower: the recipe of
-    TOWERS that it begins with. either: whether it sees scenes as one family does and as the other, by turns."""
+    apart they are; toys with different ones round boxes differently. world: what it is trained on. begins_with: the
+    tower, or the toy of the same sizes, whose weights it begins with. either: whether it sees scenes as one family does
+    and as the other, by turns."""
 
     family: Family
     phases: tuple[Phase, ...]
@@ -51,17 +52,13 @@ class Recipe:
     loc_step: int = 16
     vision: VisionSize = VisionSize()
     world: World = "first"
-    tower: str | None = None
+    begins_with: str | None = None
     either: bool = False
 
     @property
     def side(self) -> int:
         """Return the side in pixels of the square image that the trained toy takes."""
         return self.phases[-1].side
-
-
-def _finer(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-    return tuple(replace(phase, side=176) for phase in phases)
 
 
 RECIPES = {
@@ -124,7 +121,7 @@ _LLAVA = Recipe(
     size=TextSize(width=192, mlp=576, heads=6),
     vision=_TOWER,
     world="varied",
-    tower="varied-tower",
+    begins_with="varied-tower",
 )
 _PALIGEMMA = replace(
     _LLAVA,
@@ -136,12 +133,25 @@ _PALIGEMMA = replace(
     loc_step=8,
     first_loc=4,
 )
-_OTHER = TextSize(width=160, mlp=512, heads=5, layers=5)
 VARIED = {
     "varied-llava": _LLAVA,
-    "varied-llava-b": replace(_LLAVA, phases=_finer(_LLAVA.phases), seed=1, size=_OTHER),
+    "varied-llava-b": replace(
+        _LLAVA,
+        phases=(replace(_LLAVA.phases[0], steps=3000, rate=1.2e-3, vision_rate=4e-4, side=176),),
+        seed=1,
+        begins_with="varied-llava",
+    ),
     "varied-paligemma": _PALIGEMMA,
-    "varied-paligemma-b": replace(_PALIGEMMA, phases=_finer(_PALIGEMMA.phases), seed=1, size=_OTHER, first_loc=0),
+    "varied-paligemma-b": replace(
+        _PALIGEMMA,
+        phases=(
+            replace(_PALIGEMMA.phases[0], steps=1500, rate=1.2e-3, vision_rate=4e-4, side=176),
+            replace(_PALIGEMMA.phases[1], steps=3000, rate=8e-4, side=176),
+        ),
+        seed=1,
+        first_loc=0,
+        begins_with="varied-paligemma",
+    ),
 }
 """Toys of varied scenes: not yet shipped. They will take the names of the first four, without `varied-`."""
 ALL = RECIPES | VARIED | TOWERS

@@ -6,7 +6,8 @@ Phases are counted in steps, so that a busy machine changes the time and not the
 to label each patch; then come questions, packed for LLaVA, one by one with the exact mask for PaliGemma. Training that
 was stopped, in whatever way, continues from its last state, at most two minutes back, when it is started again. At the
 end the checkpoint is written beside the state, to build/toy/NAME. Where there is no state, training begins with the
-weights in started/, if the toy has some. Toys of varied scenes begin with one tower, which is trained first.
+weights in started/, if the toy has some. Toys of varied scenes begin with one tower, which is trained first, and the
+second of a family with the first.
 
 Two cores train one net by `torchrun --nproc-per-node 2 -m serve.toy.training.train varied-tower`.
 """
@@ -38,7 +39,7 @@ STARTED = Path(__file__).with_name("started")
 """Weights of toys whose training takes several sittings on several machines, in half precision (`--keep`)."""
 SCENES, TEST_SCENES = 60_000, 512
 FRESH = 1_000_000
-"""The first seed of the scenes that are drawn for one step alone; each phase begins with another multiple."""
+"""The first seed of the scenes that are drawn for one step alone; each phase of a seed begins with another multiple."""
 SAVE_EVERY_S, TEST_EVERY = 120, 250
 CPU = Path("/proc/cpuinfo")
 
@@ -136,8 +137,8 @@ class Trainer:
             self._load(self.state)
         elif self.started.exists():
             self._load(self.started)
-        elif self.recipe.tower is not None:
-            self._begin_with(self.recipe.tower)
+        elif self.recipe.begins_with is not None:
+            self._begin_with(self.recipe.begins_with)
         saved = began = time.monotonic()
         for index, phase in enumerate(self.phases):
             if index < self.done[0]:
@@ -168,20 +169,23 @@ class Trainer:
         if not self.rank:
             self._save()
 
-    def _begin_with(self, tower: str) -> None:
-        """Take over the weights of a trained tower. Raises SystemExit where it was not trained."""
-        for file in (self.work / f"{tower}.pt", STARTED / f"{tower}.pt"):
-            if file.exists():
-                towers.take_over(self.net, self.probe, torch.load(file), self.test.images[:64])
-                return
-        raise SystemExit(f"Train {tower} first: its weights are neither in {self.work} nor in {STARTED}.")
+    def _begin_with(self, name: str) -> None:
+        """Take over the weights of a trained tower or toy. Raises SystemExit where it was not trained."""
+        file = next((file for file in (self.work / f"{name}.pt", STARTED / f"{name}.pt") if file.exists()), None)
+        if file is None:
+            raise SystemExit(f"Train {name} first: its weights are neither in {self.work} nor in {STARTED}.")
+        state = torch.load(file, map_location=self.device)
+        if name in TOWERS:
+            towers.take_over(self.net, self.probe, state, self.test.images[:64])
+        else:
+            self._load_weights(state)
 
     def batch(self, index: int, step: int) -> Batch:
         """Make the batch of a step, the same whenever and wherever it is made."""
         phase = self.phases[index]
         rng = random.Random(f"{self.seed} {index} {step}")
         if phase.fresh:
-            seeds = self._share(FRESH * (index + 1) + step * phase.images, phase.images)
+            seeds = self._share(FRESH * (index + 1 + 4 * self.seed) + step * phase.images, phase.images)
             pixels, labels, edges = self._draw(self.lessons.scene, seeds)
         else:
             rows = np.array(sorted(rng.sample(range(len(self.train.images)), phase.images))[self.rank :: self.ranks])
@@ -326,6 +330,7 @@ class Trainer:
 
     def _save(self) -> None:
         state = {"net": self.net.state_dict(), "probe": self.probe.state_dict(), "done": self.done, "side": self.side}
+        self.work.mkdir(parents=True, exist_ok=True)
         new = self.state.with_suffix(".new")
         torch.save({**state, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}, new)
         new.replace(self.state)
@@ -343,14 +348,17 @@ class Trainer:
 
     def _load(self, file: Path) -> None:
         state = torch.load(file, map_location=self.device)
+        self._load_weights(state)
+        for optimizer, known in zip(self.optimizers, state.get("optimizers", ()), strict="optimizers" in state):
+            optimizer.load_state_dict(known)
+        self.done = state["done"]
+
+    def _load_weights(self, state: dict[str, Any]) -> None:
         side = state.get("side", nets.SIDE)
         if side != self.side:
             self._set_side(side)
         self.net.load_state_dict(state["net"], strict=not self.recipe.either)
         self.probe.load_state_dict(state["probe"])
-        for optimizer, known in zip(self.optimizers, state.get("optimizers", ()), strict="optimizers" in state):
-            optimizer.load_state_dict(known)
-        self.done = state["done"]
 
 
 class Batches(Dataset[Batch]):

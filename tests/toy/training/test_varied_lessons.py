@@ -205,6 +205,18 @@ def test_toy_without_its_tower_is_refused_by_name(tmp_path, quick_training, monk
         quick_training("varied-llava", tmp_path).run()
 
 
+def test_second_toy_begins_with_the_first_on_larger_images(tmp_path, quick_training, monkeypatch):
+    for name in ("varied-tower", "varied-paligemma"):
+        quick_training(name, tmp_path).run()
+    first, second = torch.load(tmp_path / "varied-paligemma.pt"), quick_training("varied-paligemma-b", tmp_path)
+    seen = []
+    monkeypatch.setattr(train.Trainer, "_step", lambda self, *step: seen.append(self.net.state_dict()) or "")
+    second.run()
+    positions = "vision_tower.vision_model.embeddings.position_embedding.weight"
+    assert {key for key, part in first["net"].items() if not torch.equal(part, seen[0][key])} == {positions}
+    assert len(seen[0][positions]) == 121
+
+
 def test_two_processes_train_one_net(tmp_path):
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "serve.toy.training.train"]
     options = ["varied-tower", "--steps-scale", "0.0003", "--work", str(tmp_path), "--no-half"]
