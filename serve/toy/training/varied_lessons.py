@@ -54,6 +54,7 @@ TEXTURES = ("plain", "graded", "noisy")
 FONTS = tuple(FONT_FILES)
 """All of them: a toy that is trained without some would be another."""
 TEXT_TOKENS = 200
+SMALL_WORDS = frozenset("a an the is are do does there of in it you can any that".split())
 MOST_MASKS = 4
 """The most masks asked for at once: each is twenty tokens."""
 FINE = 8
@@ -179,7 +180,7 @@ def varied_questions(
     if scene.writing is not None or rng.random() < 0.1:
         listed.append(Question("ocr", "ocr", "", scene.writing.text if scene.writing is not None else "nothing"))
     for text, fact in grammar.some_questions(scene, rng, SHORT_QUESTIONS):
-        listed.append(short(text, fact))
+        listed.append(short(in_other_words(text, rng), fact))
     if counting and rng.random() < counting:
         pair = grammar.phrased(scene, "count", rng)
         listed += [] if pair is None else [short(*pair)]
@@ -193,6 +194,19 @@ def varied_questions(
     chosen = list({(question.task, question.text): question for question in listed}.values())
     rng.shuffle(chosen)
     return chosen
+
+
+def in_other_words(text: str, rng: random.Random) -> str:
+    """Return a question with, one time in eight, a word that means nothing, and, as often, without one of its small
+    words: people use words that no grammar has, and what they ask is in the others."""
+    words = text.split(" ")
+    if len(words) > 3 and rng.random() < 1 / 8:
+        pairs = (rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 4)))
+        words.insert(rng.randrange(len(words)), "".join(pairs) + rng.choice(("", "n", "r", "s", "t", ",")))
+    small = [index for index, word in enumerate(words) if word.lower() in SMALL_WORDS]
+    if len(words) > 3 and small and rng.random() < 1 / 8:
+        del words[rng.choice(small)]
+    return " ".join(words)
 
 
 def short(text: str, fact: Fact) -> Question:
