@@ -133,6 +133,7 @@ class Trainer:
         return matrices, rest
 
     def run(self) -> None:
+        self._wait_for_scenes(self.phases[0])
         if self.state.exists():
             self._load(self.state)
         elif self.started.exists():
@@ -145,10 +146,7 @@ class Trainer:
                 continue
             if phase.side != self.side:
                 self._set_side(phase.side)
-            if self.ranks > 1:
-                if not self.rank and not phase.fresh:
-                    _ = self.train  # the others wait until the first process has drawn the scenes
-                dist.barrier()
+            self._wait_for_scenes(phase)
             first = self.done[1] if index == self.done[0] else 0
             batches = DataLoader(
                 Batches(self, index), batch_size=None, sampler=range(first, phase.steps), num_workers=self.workers,
@@ -168,6 +166,13 @@ class Trainer:
                     self._save()
         if not self.rank:
             self._save()
+
+    def _wait_for_scenes(self, phase: Phase) -> None:
+        """Have the first of several processes draw what all of them read."""
+        if self.ranks > 1:
+            if not self.rank:
+                _ = self.test if phase.fresh else (self.test, self.train)
+            dist.barrier()
 
     def _begin_with(self, name: str) -> None:
         """Take over the weights of a trained tower or toy. Raises SystemExit where it was not trained."""
