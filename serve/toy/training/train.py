@@ -138,6 +138,7 @@ class Trainer:
             self._load(self.state)
         elif self.started.exists():
             self._load(self.started)
+            print(f"begun with {self.started}, after phase {self.done[0]} of {len(self.phases)}", flush=True)
         elif self.recipe.begins_with is not None:
             self._begin_with(self.recipe.begins_with)
         saved = began = time.monotonic()

@@ -232,12 +232,13 @@ def test_second_toy_begins_with_the_first_on_larger_images(tmp_path, quick_train
 
 def test_two_processes_train_one_net(tmp_path):
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "serve.toy.training.train"]
-    options = ["varied-tower", "--steps-scale", "0.0003", "--work", str(tmp_path), "--no-half"]
+    options = ["llava", "--steps-scale", "0.0001", "--work", str(tmp_path), "--no-half"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     run = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("vision 0/2 ") == 1  # one of them reports
-    assert torch.load(tmp_path / "varied-tower.pt")["done"] == (0, 2)
+    assert torch.load(tmp_path / "llava.pt")["done"] == (1, 2)
+    assert (tmp_path / "llava" / "model.safetensors").exists()
 
 
 def test_gradients_of_two_processes_are_averaged(monkeypatch):
