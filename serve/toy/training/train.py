@@ -169,7 +169,7 @@ class Trainer:
             self._save()
 
     def _wait_for_scenes(self, phase: Phase) -> None:
-        """Have the first of several processes draw what all of them read."""
+        """Draw in the first of several processes what all of them read."""
         if self.ranks > 1:
             if not self.rank:
                 _ = self.test if phase.fresh else (self.test, self.train)
