@@ -40,8 +40,9 @@ def built_in_font(monkeypatch):
 
 
 @pytest.fixture
-def quick_training(monkeypatch):
-    """Train with two steps a phase, of few pictures and forty scenes, and measure nothing on the way."""
+def quick_training(tmp_path, monkeypatch):
+    """Train with two steps a phase, of few pictures and forty scenes, from nothing, and measure nothing on the way."""
+    monkeypatch.setattr("serve.toy.training.train.STARTED", tmp_path / "started")
     monkeypatch.setattr("serve.toy.training.train.SCENES", 40)
     monkeypatch.setattr("serve.toy.training.train.TEST_SCENES", 16)
     monkeypatch.setattr(train.Trainer, "held_out_accuracy", lambda self, phase: "")
@@ -190,7 +191,6 @@ def test_stopped_training_continues_to_the_same_weights(tmp_path, quick_training
 
 
 def test_clone_without_state_goes_on_with_the_weights_that_were_kept(tmp_path, quick_training, monkeypatch):
-    monkeypatch.setattr("serve.toy.training.train.STARTED", tmp_path / "started")
     quick_training("varied-tower", tmp_path).run()
     here, after_the_first_phase = quick_training("varied-paligemma", tmp_path), {}
     whole, here.phases = here.phases, here.phases[:1]
@@ -212,8 +212,7 @@ def test_clone_without_state_goes_on_with_the_weights_that_were_kept(tmp_path, q
         assert torch.equal(after_the_first_phase["exact", 0][name], part.half().float()), name
 
 
-def test_toy_without_its_tower_is_refused_by_name(tmp_path, quick_training, monkeypatch):
-    monkeypatch.setattr("serve.toy.training.train.STARTED", tmp_path / "started")
+def test_toy_without_its_tower_is_refused_by_name(tmp_path, quick_training):
     with pytest.raises(SystemExit, match="Train varied-tower first"):
         quick_training("varied-llava", tmp_path).run()
 
