@@ -50,7 +50,7 @@ def size(path: Path) -> int:
         file.stat().st_size
         for file in files
         if file.is_file()
-        and "__pycache__" not in file.parts
+        and not {"__pycache__", "started"} & set(file.parts)
         and not any(part.endswith(".egg-info") for part in file.parts)
     )
 
