@@ -1,11 +1,13 @@
 """Checks that a change of the code writes little of an image anew: packages are installed before any code is copied."""
 
+import fnmatch
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 LIMIT_MB = 50
+IGNORED = Path(__file__).parents[1] / "Dockerfile.dockerignore"
 PACKAGES = {"deployments/install.py", "deployments/locks"}
 """All that the installation of packages reads."""
 
@@ -46,12 +48,11 @@ def rewritten_mb(file: Path, root: Path) -> float:
 def size(path: Path) -> int:
     """Return the bytes of a file or folder, as k8s/Dockerfile.dockerignore lets them into the build."""
     files = path.rglob("*") if path.is_dir() else [path]
+    kept_out = [Path(line).name for line in IGNORED.read_text().splitlines() if "/" in line and line[0] not in "!#"]
     return sum(
         file.stat().st_size
         for file in files
-        if file.is_file()
-        and not {"__pycache__", "started"} & set(file.parts)
-        and not any(part.endswith(".egg-info") for part in file.parts)
+        if file.is_file() and not any(fnmatch.fnmatch(part, name) for part in file.parts for name in kept_out)
     )
 
 

@@ -88,9 +88,10 @@ def check_limits(task: str, request: Request, routes: Sequence[Route]) -> None:
             code="too_many_models",
         )
     field = TASKS[task].text_field
-    if field is not None and field.kind == "phrases" and len(TASKS[task].texts(request)) > limits.max_labels:
+    count = len(TASKS[task].texts(request)) if TASKS[task].takes_phrases else 0
+    if field is not None and count > limits.max_labels:
         raise BadRequest(
-            f"The request names {len(TASKS[task].texts(request))} labels; it may name at most {limits.max_labels}: "
+            f"The request names {count} labels; it may name at most {limits.max_labels}: "
             "name fewer, or send several requests.",
             param=field.name,
             code="too_many_labels",

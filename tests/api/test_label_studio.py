@@ -155,13 +155,13 @@ async def test_more_labels_than_the_limit_are_refused_by_their_place() -> None:
     classify = '<View><Image name="i" value="$picture"/><TextArea name="classify" toName="i"/></View>'
     of_data = prediction_request(URL, config=classify, labels=["cat", "dog"])
     async with calling(create_app(router(*engines()), limits=Limits(max_labels=1))) as client:
-        for path, body, param, words in (
+        for path, body, param, message in (
             ("predict", prediction_request(URL), "label_config", "needs labels, 1 at most"),
             ("setup", {"schema": CONFIG}, "schema", "needs labels, 1 at most"),
             ("predict", of_data, "tasks[0].data.labels", "names 2 labels; it may name at most 1"),
         ):
             error = (await client.post(f"/label-studio/{path}", json=body)).json()["error"]
-            assert error["param"] == param and words in error["message"], error
+            assert error["param"] == param and message in error["message"], error
 
 
 async def test_new_project_without_controls_is_connected(client: httpx.AsyncClient) -> None:

@@ -25,7 +25,7 @@ import yaml
 
 from cluster import containers
 from cluster.endpoints import Service
-from cluster.nodes import Cluster, Pod, cluster
+from cluster.nodes import Cluster, Pod, cluster, wait_at_most
 from cluster.prometheus import able, prometheus, query
 from cluster.ray_serve import RayServe
 from deployments.applications import APP, served
@@ -520,13 +520,6 @@ def wait(condition: Callable[[], bool], seconds: float, otherwise: str | Callabl
         if time.monotonic() > until:
             raise Missed(f"{otherwise if isinstance(otherwise, str) else otherwise()}, after {seconds:g} s")
         time.sleep(0.5)
-
-
-def wait_at_most(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait until the condition is true, or for so many seconds."""
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.2)
 
 
 def includes(reported: Any, sent: Any) -> bool:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,6 +238,13 @@ def _disconnect(space: str, number: int) -> None:
     """Delete a pod's connection and network namespace."""
     subprocess.run(["ip", "link", "delete", f"{BRIDGE}-{number}"], capture_output=True)
     subprocess.run(["ip", "netns", "delete", space], capture_output=True)
+
+
+def wait_at_most(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until the condition is true, or for so many seconds."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.2)
 
 
 def _kill(space: str) -> None:

@@ -12,13 +12,13 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from cluster.containers import Unable
-from cluster.nodes import Cluster, cluster
+from cluster.nodes import Cluster, cluster, wait_at_most
 from cluster.ray_serve import RayServe
 from deployments.applications import GATEWAYS, served
 from deployments.args import EngineArgs
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with cluster(service, dict.fromkeys(("gateways", *GROUPS), 0)) as nodes:
             serve = RayServe(nodes)
-            _wait(serve.answers, START_S)
+            wait_at_most(serve.answers, START_S)
             models = [application for application in config["applications"] if application["import_path"] != GATEWAYS]
             serve.put({**config, "applications": models})
             for trial in range(options.trials):
@@ -97,13 +97,13 @@ def place(
         nodes.revive()
         return len(serve.processes()) == replicas
 
-    _wait(placed, PLACED_S)
+    wait_at_most(placed, PLACED_S)
     landed = defaultdict(list)
     for process in serve.processes():
         landed[process.deployment].append(names.get(process.address, process.address))
     for pod in pods:
         nodes.remove(pod)
-    _wait(lambda: not serve.processes(), GONE_S)
+    wait_at_most(lambda: not serve.processes(), GONE_S)
     return landed
 
 
@@ -120,13 +120,6 @@ def wrong(landed: dict[str, list[str]], entries: dict[str, EngineArgs]) -> list[
         if len(set(places)) < len(places):
             faults.append(f"{name} has two replicas on one node")
     return faults
-
-
-def _wait(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait until the condition is true, or for so many seconds."""
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.5)
 
 
 if __name__ == "__main__":

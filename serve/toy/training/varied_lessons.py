@@ -18,15 +18,19 @@ from serve.toy.varied.facts import Fact, caption_of
 from serve.toy.varied.names import FONT_FILES, GROUNDS, PALETTE, SHAPE_OTHERS, STYLE_OTHERS, WRITTEN
 from serve.toy.varied.scenes import (
     VariedScene,
-    Writing,
     as_varied,
-    letter_spans,
+    letter_starts,
     owner_map,
     render,
     varied_scene,
     written_scene,
 )
 
+LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
+LETTER_AT = (1 / 6, 1 / 2, 5 / 6)
+"""Where in a patch's width its three letters are read: a patch is as wide as one to three."""
+LONGEST = max(map(len, WRITTEN))
+"""Letters of the longest word."""
 CLASSES = {
     "shape": len(SHAPE_OTHERS) + 1,
     "color": len(PALETTE) + 1,
@@ -39,16 +43,13 @@ CLASSES = {
     "hundreds": 11,
     "tens": 11,
     "ones": 11,
-    "left letter": 63,
-    "middle letter": 63,
-    "right letter": 63,
-    "letters before": 9,
-    "letters after": 9,
+    "left letter": len(LETTERS) + 1,
+    "middle letter": len(LETTERS) + 1,
+    "right letter": len(LETTERS) + 1,
+    "letters before": LONGEST + 2,
+    "letters after": LONGEST + 2,
 }
 """Labels of a patch and their numbers of classes. Those that are not dense have 0 where nothing is."""
-LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
-LETTER_AT = (1 / 6, 1 / 2, 5 / 6)
-"""Where in a patch's width its three letters are read: a patch is as wide as one to three."""
 DENSE = frozenset({"background", "texture"})
 TEXTURES = ("plain", "graded", "noisy")
 FONTS = tuple(FONT_FILES)
@@ -108,11 +109,8 @@ def varied_patch_labels(scene: VariedScene, family: str, grid: int) -> tuple[np.
     cover = np.stack([
         (owners == index + 1).reshape(grid, FINE, grid, FINE).mean((1, 3)).ravel() for index in range(len(boxes))
     ])  # fmt: skip
-    spans = np.array(letter_spans(scene.writing) if scene.writing is not None else np.zeros((0, 2)))
     if family == "llava":
         boxes = [prompts.padded(box, scene.size) for box in boxes]
-        full, x, _ = geometry.padding(*scene.size)
-        spans = (spans * scene.size[0] + x) / full
     owner, most = cover.argmax(0), cover.max(0)
     for index, box in enumerate(boxes):
         covered = (owner == index) & (most > min(0.2, 0.9 * cover[index].max()))
@@ -123,9 +121,9 @@ def varied_patch_labels(scene: VariedScene, family: str, grid: int) -> tuple[np.
             labels[covered, :4] = kind + 1, color + 1, 1 + kind * len(PALETTE) + color, style + 1
             edges[covered] = box
         elif scene.writing is not None:
-            labels[covered, names.index("text") : names.index("left letter")] = _written_labels(scene.writing.text)
-            columns = np.flatnonzero(covered) % grid
-            labels[covered, names.index("left letter") :] = _letter_labels(scene.writing, spans, grid)[columns]
+            letters = names.index("left letter")
+            labels[covered, names.index("text") : letters] = _written_labels(scene.writing.text)
+            labels[covered, letters:] = _letter_labels(scene, family, grid)[np.flatnonzero(covered) % grid]
     return labels, edges
 
 
@@ -138,15 +136,20 @@ def _written_labels(text: str) -> tuple[int, ...]:
     return len(WRITTEN) + 1, 0, hundreds, tens, ones
 
 
-def _letter_labels(written: Writing, spans: np.ndarray, grid: int) -> np.ndarray:
+def _letter_labels(scene: VariedScene, family: str, grid: int) -> np.ndarray:
     """Return for each column of patches (grid, 5) its three letters, and how many come before the middle one and after
-    it, each plus one. spans: of the letters, in fractions of the square's width."""
+    it, each plus one."""
+    assert scene.writing is not None, "the scene has text"
+    starts = np.array(letter_starts(scene.writing))
+    if family == "llava":
+        full, x, _ = geometry.padding(*scene.size)
+        starts = (starts * scene.size[0] + x) / full
     at = (np.arange(grid)[:, None] + np.array(LETTER_AT)) / grid
     # a column whose edge alone is written on reads the first or last letter
-    index = np.clip(np.searchsorted(spans[:, 0], at, side="right") - 1, 0, len(spans) - 1)
-    letters = np.array([LETTERS.index(letter) + 1 for letter in written.text])[index]
+    index = np.clip(np.searchsorted(starts, at, side="right") - 1, 0, None)
+    letters = np.array([LETTERS.index(letter) + 1 for letter in scene.writing.text])[index]
     before = index[:, 1:2]
-    return np.hstack([letters, before + 1, len(spans) - before])
+    return np.hstack([letters, before + 1, len(starts) - before])
 
 
 def _square_map(scene: VariedScene, family: str, side: int) -> np.ndarray:
@@ -199,14 +202,15 @@ def varied_questions(
 def in_other_words(text: str, rng: random.Random) -> str:
     """Return a question with, one time in eight, a word that means nothing, and, as often, without one of its small
     words: people use words that no grammar has, and what they ask is in the others."""
-    words = text.split(" ")
-    if len(words) > 3 and rng.random() < 1 / 8:
+    question_words = text.split(" ")
+    if len(question_words) > 3 and rng.random() < 1 / 8:
         pairs = (rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 4)))
-        words.insert(rng.randrange(len(words)), "".join(pairs) + rng.choice(("", "n", "r", "s", "t", ",")))
-    small = [index for index, word in enumerate(words) if word.lower() in SMALL_WORDS]
-    if len(words) > 3 and small and rng.random() < 1 / 8:
-        del words[rng.choice(small)]
-    return " ".join(words)
+        at = rng.randrange(len(question_words))
+        question_words.insert(at, "".join(pairs) + rng.choice(("", "n", "r", "s", "t", ",")))
+    small = [index for index, word in enumerate(question_words) if word.lower() in SMALL_WORDS]
+    if len(question_words) > 3 and small and rng.random() < 1 / 8:
+        del question_words[rng.choice(small)]
+    return " ".join(question_words)
 
 
 def short(text: str, fact: Fact) -> Question:

@@ -125,13 +125,13 @@ class Phraser:
         keys = " ".join(key for key in ("style", "color", "kind") if key in attributes)
         text = self.pick(self.wording.references[keys])
         noun = self.rng.choice(tuple(self.wording.nouns))
-        words = {"noun": self.wording.nouns[noun] if many else noun}
+        slots = {"noun": self.wording.nouns[noun] if many else noun}
         for key, render in (("color", self.color), ("kind", self.kind), ("style", self.style)):
             if key in attributes:
-                words[key] = render(attributes[key])
-        if many and "kind" in words:
-            words["kind"] = plural_name(words["kind"])
-        text = text.format(**words)
+                slots[key] = render(attributes[key])
+        if many and "kind" in slots:
+            slots["kind"] = plural_name(slots["kind"])
+        text = text.format(**slots)
         if not many:
             return text
         return re.sub(r"\bone$", "ones", text).replace(" that is ", " that are ")
@@ -253,10 +253,10 @@ def is_larger(first: Thing, second: Thing) -> bool | None:
 def place_of(box: tuple[float, float, float, float]) -> str | None:
     """Return `top left`, `left`, `middle` and so on, by thirds; None for a box between two of them."""
     names = []
-    for at, words in (((box[1] + box[3]) / 2, ("top", "", "bottom")), ((box[0] + box[2]) / 2, ("left", "", "right"))):
+    for at, sides in (((box[1] + box[3]) / 2, ("top", "", "bottom")), ((box[0] + box[2]) / 2, ("left", "", "right"))):
         if 0.34 < at < 0.42 or 0.58 < at < 0.66:
             return None
-        names.append(words[0] if at < 0.38 else words[2] if at > 0.62 else words[1])
+        names.append(sides[0] if at < 0.38 else sides[2] if at > 0.62 else sides[1])
     return " ".join(filter(None, names)) or "middle"
 
 
@@ -300,9 +300,9 @@ def _yes(kind: str, true: bool, claim: str, denial: str, /, **slots: str) -> Fac
 def _number(kind: str, number: int, counted: tuple[str, str], /, **slots: str) -> Fact:
     """Return a fact whose answer is a number. counted: what is counted, singular and plural."""
     verb, word = ("is", counted[0]) if number == 1 else ("are", counted[1])
-    words = (NUMBERS[number],) if number < len(NUMBERS) else ()
+    spelt = (NUMBERS[number],) if number < len(NUMBERS) else ()
     none = ("none",) if number == 0 else ()
-    return Fact(kind, slots, (str(number), *words, *none), f"There {verb} {number or 'no'} {word}.")
+    return Fact(kind, slots, (str(number), *spelt, *none), f"There {verb} {number or 'no'} {word}.")
 
 
 def _color_of(p: Phraser) -> Fact | None:
@@ -374,8 +374,8 @@ def _count(p: Phraser) -> Fact:
     several = [some for thing in p.things for some in [p.attributes(thing)] if len(p.matching(some)) > 1]
     if several and p.rng.random() < 0.5:
         traits = p.rng.choice(several)
-    words = p.named(traits, many=True)
-    return _number("count", len(p.matching(traits)), (_singular_of(traits), words), things=words)
+    things_named = p.named(traits, many=True)
+    return _number("count", len(p.matching(traits)), (_singular_of(traits), things_named), things=things_named)
 
 
 def _singular_of(attributes: Mapping[str, str]) -> str:
@@ -490,11 +490,11 @@ def _exists_beside(p: Phraser) -> Fact | None:
     if None in clear:
         return None
     side = p.pick(p.wording.relations[relation])
-    words = p.named(traits)
+    named = p.named(traits)
     return _yes(
-        "exists_beside", any(clear), f"there is {with_article(words)} {side} {text}",
-        f"there is no {words} {side} {text}",
-        other=with_article(words), relation=side, thing=text,
+        "exists_beside", any(clear), f"there is {with_article(named)} {side} {text}",
+        f"there is no {named} {side} {text}",
+        other=with_article(named), relation=side, thing=text,
     )  # fmt: skip
 
 
@@ -686,8 +686,10 @@ def _place_answers(place: str) -> tuple[str, ...]:
     others = {"middle": ("center", "centre", "in the middle", "in the center"), "top": ("top middle", "top center"),
               "bottom": ("bottom middle", "bottom center"), "left": ("middle left", "left middle", "center left"),
               "right": ("middle right", "right middle", "center right")}  # fmt: skip
-    words = (place, *others.get(place, ()), f"{place} corner" if " " in place else place)
-    return tuple(dict.fromkeys((*words, _at(place), *(f"{at} {word}" for word in words for at in ("at", "in", "on")))))
+    places = (place, *others.get(place, ()), f"{place} corner" if " " in place else place)
+    return tuple(
+        dict.fromkeys((*places, _at(place), *(f"{at} {word}" for word in places for at in ("at", "in", "on"))))
+    )
 
 
 def _at(place: str) -> str:
@@ -712,11 +714,11 @@ def _side(p: Phraser) -> Fact | None:
     if both is None or (true := is_related(both[0][0], both[1][0], relation)) is None:
         return None
     (_, first), (_, second) = both
-    words = p.pick(p.wording.relations[relation])
+    phrase = p.pick(p.wording.relations[relation])
     other = p.pick(p.wording.relations[OPPOSITES[relation]])
     return _yes(
-        "side", true, f"{first} is {words} {second}", f"{first} is {other} {second}",
-        first=first, relation=words, second=second,
+        "side", true, f"{first} is {phrase} {second}", f"{first} is {other} {second}",
+        first=first, relation=phrase, second=second,
     )  # fmt: skip
 
 
@@ -757,13 +759,13 @@ def _beside(p: Phraser) -> Fact | None:
     if any(clear is None for _, clear in others) or written is not None:
         return None
     there = sorted((other for other, clear in others if clear), key=lambda other: math.dist(other.center, thing.center))
-    words = p.pick(p.wording.relations[relation])
-    slots = {"relation": words, "thing": text}
+    phrase = p.pick(p.wording.relations[relation])
+    slots = {"relation": phrase, "thing": text}
     if not there:
-        return Fact("beside", slots, ("nothing", "none", "no shape"), f"There is nothing {words} {text}.")
+        return Fact("beside", slots, ("nothing", "none", "no shape"), f"There is nothing {phrase} {text}.")
     answers = tuple(name for other in there for name in names_of(other))
     answers += tuple(enumerated([with_article(other.name) for other in some]) for some in (there, there[::-1]))
-    return Fact("beside", slots, answers, f"{with_article(there[0].name).capitalize()} is {words} {text}.")
+    return Fact("beside", slots, answers, f"{with_article(there[0].name).capitalize()} is {phrase} {text}.")
 
 
 def _nearest(p: Phraser) -> Fact | None:
@@ -928,9 +930,13 @@ def _colors_of_kind(p: Phraser) -> Fact | None:
         return None
     kind = p.rng.choice(several)
     names = list(dict.fromkeys(thing.color for thing in p.matching({"kind": kind})))
-    words = plural_name(p.kind(kind))
+    plural = plural_name(p.kind(kind))
     return Fact(
-        "colors_of_kind", {"things": words}, (enumerated(names),), f"The {words} are {enumerated(names)}.", tuple(names)
+        "colors_of_kind",
+        {"things": plural},
+        (enumerated(names),),
+        f"The {plural} are {enumerated(names)}.",
+        tuple(names),
     )
 
 
@@ -983,16 +989,16 @@ def is_right(fact: Fact, reply: str) -> bool:
 
 
 def _key(text: str) -> str:
-    words = re.findall(r"[a-z0-9']+", text.lower())
-    return " ".join(_WORDS.get(word, _SPELLING.get(word, word)) for word in words if word not in _DROPPED)
+    split = re.findall(r"[a-z0-9']+", text.lower())
+    return " ".join(_WORDS.get(word, _SPELLING.get(word, word)) for word in split if word not in _DROPPED)
 
 
 def _listed(fact: Fact, reply: str) -> bool:
     """Return whether a reply names exactly the parts: things as `red circle`, else shapes or colours."""
-    words = [_SPELLING.get(word, word) for word in re.findall(r"[a-z]+", reply.lower())]
+    reply_words = [_SPELLING.get(word, word) for word in re.findall(r"[a-z]+", reply.lower())]
     names: list[str] = []
     color = ""
-    text = " ".join(words)
+    text = " ".join(reply_words)
     for match in re.finditer(_NAME, text):
         word = match[0]
         if word in COLOR_NAMES:

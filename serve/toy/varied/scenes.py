@@ -6,7 +6,6 @@ holds the truth about its image, as in serve.toy.world, which it will replace on
 
 import functools
 import importlib.util
-import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -88,28 +87,19 @@ def varied_scene(seed: int, *, writing: bool | None = None, fonts: Sequence[str]
     """
     rng = random.Random(f"varied {seed} {writing}")
     count = rng.choices(tuple(COUNTS), tuple(COUNTS.values()))[0]
-    overlapping = count > 1 and rng.random() < 0.3
-    while True:  # a draw that does not fit is rejected as a whole, so that no size or place is favoured
-        scene = _sample(rng, seed, writing, fonts, count, overlapping)
-        if scene is not None:
-            return scene
+    return _fitting(rng, seed, writing, fonts, count, overlapping=count > 1 and rng.random() < 0.3)
 
 
 def written_scene(seed: int, fonts: Sequence[str] = BUILT_IN) -> VariedScene:
     """Return a scene of a word or number alone: quick to make, as reading takes many."""
-    rng = random.Random(f"written {seed}")
-    while True:
-        scene = _sample(rng, seed, True, fonts, 0, False)
-        if scene is not None:
-            return scene
+    return _fitting(random.Random(f"written {seed}"), seed, True, fonts, count=0, overlapping=False)
 
 
-def letter_spans(written: Writing) -> list[tuple[float, float]]:
-    """Return where each letter begins and ends, from left to right, in fractions of the picture's width."""
+def letter_starts(written: Writing) -> list[float]:
+    """Return where each letter begins, from left to right, in fractions of the picture's width."""
     font, (left, _, right, _) = _font(written.font, written.size), written.box
     scale = (right - left) / font.getlength(written.text)
-    ends = [left + scale * font.getlength(written.text[:index]) for index in range(len(written.text) + 1)]
-    return list(itertools.pairwise(ends))
+    return [left + scale * font.getlength(written.text[:index]) for index in range(len(written.text))]
 
 
 def as_varied(scene: Scene) -> VariedScene:
@@ -124,6 +114,15 @@ def as_varied(scene: Scene) -> VariedScene:
         written = Writing(scene.text, color, tone, BUILT_IN[0], scene.font, scene.text_box)
     order = tuple(range(len(things)))
     return VariedScene(scene.seed, scene.size, scene.background, "plain", (ground, ground), things, order, written)
+
+
+def _fitting(
+    rng: random.Random, seed: int, writing: bool | None, fonts: Sequence[str], count: int, overlapping: bool
+) -> VariedScene:
+    while True:  # a draw that does not fit is rejected as a whole, so that no size or place is favoured
+        scene = _sample(rng, seed, writing, fonts, count, overlapping)
+        if scene is not None:
+            return scene
 
 
 def _sample(
