@@ -31,6 +31,8 @@ ANSWERS = (
     "more left right above below on at in the middle next to between ones whats wheres isn aren s t"
 ).split()
 """Words of answers and sentences, and the halves of shortened ones, that no question may have."""
+HALVES = ("colored", "most")
+"""What stands after a hyphen: `red-colored`, `left-most`."""
 _MARKS = "? . , ; : [ ] ! \n"
 
 
@@ -50,16 +52,21 @@ def vocabulary(family: str, world_name: World = "first") -> list[str]:
 def varied_pieces() -> list[str]:
     """Return the pieces of everything that is said about varied scenes: words at the beginning of a text and inside
     it, those that begin a sentence with a capital, too, and all that can be written in a picture."""
-    texts = [*grammar.texts(), *grammar.slot_names(), *facts.NUMBERS, *ANSWERS]
+    names_and_answers = [*grammar.slot_names(), *facts.NUMBERS, *ANSWERS]
+    texts = [*grammar.texts(), *names_and_answers]
     words = {word for text in texts for word in re.findall(r"[^\W\d_]+", re.sub(r"{\w+}", "", text))}
     first = {re.sub(r"{\w+}", "the", text).split(" ")[0] for text in grammar.texts()} | set(
         "There Yes No It A An The I Not".split()
     )
     capital = {word[0].upper() + word[1:] for word in first if word.isalpha()}
     written = {form for word in names.WRITTEN for form in (word, word.capitalize())}
-    british = {word.replace("color", "colour").replace("gray", "grey").replace("center", "centre") for word in words}
-    listed = [*sorted(words | british), *sorted(capital), *sorted(written)]
-    return [*listed, *(f" {word}" for word in listed)]
+    bare = {*first, *names_and_answers, *HALVES}
+    british = {word: word.replace("color", "colour").replace("gray", "grey").replace("center", "centre")
+               for word in words}  # fmt: skip
+    alone = sorted({form for word in words & bare for form in (word, british[word])})
+    inside = sorted({*words, *british.values()})
+    listed = [*sorted(capital), *sorted(written)]
+    return [*alone, *listed, *(f" {word}" for word in [*inside, *listed])]
 
 
 def build_tokenizer(family: str, world_name: World = "first") -> Tokenizer:
@@ -92,6 +99,12 @@ def build_tokenizer(family: str, world_name: World = "first") -> Tokenizer:
         tokenizer.add_tokens([AddedToken(f"<seg{i:03d}>", normalized=False) for i in range(128)])
         tokenizer.add_special_tokens([AddedToken("<image>", normalized=False, special=True)])
     return tokenizer
+
+
+def tokens_of(family: str, world_name: World = "first") -> list[str]:
+    """Return the tokens of a vocabulary in the order of their ids."""
+    vocab = build_tokenizer(family, world_name).get_vocab()
+    return sorted(vocab, key=vocab.__getitem__)
 
 
 def size(family: str, world_name: World = "first") -> int:

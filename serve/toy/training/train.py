@@ -74,6 +74,7 @@ class Trainer:
         self.seen_by = "either" if recipe.either else family
         self.phases = [replace(phase, steps=max(2, round(phase.steps * scale))) for phase in recipe.phases]
         places = tokenizer.coordinates(family, recipe.first_loc, recipe.world, recipe.loc_step)
+        self.tokens = tokenizer.tokens_of(family, recipe.world)
         self.net = new_net(recipe, recipe.phases[0].side)
         self.net.to(device)
         # Predicts the patch labels from the tower's features; not exported.
@@ -335,7 +336,8 @@ class Trainer:
         return f"{accuracy} | {text}"
 
     def _save(self) -> None:
-        state = {"net": self.net.state_dict(), "probe": self.probe.state_dict(), "done": self.done, "side": self.side}
+        state = {"net": self.net.state_dict(), "probe": self.probe.state_dict(), "done": self.done, "side": self.side,
+                 "tokens": self.tokens}  # fmt: skip
         self.work.mkdir(parents=True, exist_ok=True)
         new = self.state.with_suffix(".new")
         torch.save({**state, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}, new)
@@ -350,7 +352,8 @@ class Trainer:
         if self.recipe.either:  # a tower's net has a text model that was not trained
             net = {key: part for key, part in net.items() if key.startswith("vision_tower")}
         self.started.parent.mkdir(exist_ok=True)
-        torch.save({"net": net, "probe": probe, "done": self.done, "side": self.side}, self.started)
+        kept = {"net": net, "probe": probe, "done": self.done, "side": self.side, "tokens": self.tokens}
+        torch.save(kept, self.started)
 
     def _load(self, file: Path) -> None:
         state = torch.load(file, map_location=self.device)
@@ -363,8 +366,20 @@ class Trainer:
         side = state.get("side", nets.SIDE)
         if side != self.side:
             self._set_side(side)
-        self.net.load_state_dict(state["net"], strict=not self.recipe.either)
+        net = {key: self._by_token(key, part, state.get("tokens")) for key, part in state["net"].items()}
+        self.net.load_state_dict(net, strict=not self.recipe.either)
         self.probe.load_state_dict(state["probe"])
+
+    def _by_token(self, key: str, part: Tensor, known: list[str] | None) -> Tensor:
+        """Return a table of embeddings by this vocabulary. Words that the state's lacked are untrained."""
+        if known is None or known == self.tokens or not key.endswith(("embed_tokens.weight", "lm_head.weight")):
+            return part
+        rows: Tensor = self.net.state_dict()[key].clone()
+        at = {token: index for index, token in enumerate(known)}
+        pairs = [(index, at[token]) for index, token in enumerate(self.tokens) if token in at]
+        mine, theirs = zip(*pairs, strict=True)
+        rows[list(mine)] = part[list(theirs)].to(rows.dtype)
+        return rows
 
 
 class Batches(Dataset[Batch]):

@@ -9,7 +9,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serve.toy.varied.names import (
     COLOR_NAMES,
@@ -51,7 +51,7 @@ class Wording:
     `bottom`, `biggest`, `smallest` phrases for the thing that is so, with {noun}. relations: by `left`, `right`,
     `above`, `below`. places: by the corners and the middle. openings, endings: what may stand around a question.
     phrases: what detect and segment take for all {things}. written: names of the word or number. strangers: names
-    of things that are never there.
+    of things that are never there. synonyms: words of templates with others that may stand in their place.
     """
 
     templates: Mapping[str, tuple[str, ...]]
@@ -65,6 +65,7 @@ class Wording:
     phrases: tuple[str, ...]
     written: tuple[str, ...]
     strangers: tuple[str, ...] = tuple(NOUNS)
+    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 NAMED_BY = (
@@ -453,19 +454,13 @@ def _exists_any(p: Phraser) -> Fact:
 def _exists_no(p: Phraser) -> Fact:
     """Ask whether something is missing: `is there no red circle?` is yes where there is none."""
     traits = p.some()
-    text = p.named(traits)
+    text, things = p.named(traits), p.named(traits, many=True)
     there = bool(p.matching(traits))
     if p.rng.random() < 0.2:
         text, there = p.stranger(), False
+        things = plural_name(text)
     return _yes("exists_no", not there, f"there is no {text}", f"there is {with_article(text)}",
-                thing=text, things=_plural_of(text))  # fmt: skip
-
-
-def _plural_of(text: str) -> str:
-    head, _, last = text.rpartition(" ")
-    if text.endswith("plus sign"):
-        return f"{text}s"
-    return f"{head} {plural_name(last)}".strip()
+                thing=text, things=things)  # fmt: skip
 
 
 def _exists_both(p: Phraser) -> Fact | None:

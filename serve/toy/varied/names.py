@@ -79,6 +79,26 @@ NOUNS = {
 }  # fmt: skip
 """Things that no scene holds, with their plurals. People ask about them all the same."""
 
+RARE_NOUNS = tuple(
+    """lion tiger bear fox deer rabbit mouse frog snake duck chicken rooster pig goat donkey camel monkey
+    penguin owl eagle spider ant bee butterfly shark whale dolphin turtle dinosaur dragon unicorn ghost king
+    queen doctor teacher soldier farmer pirate clown dancer singer driver player crowd family friend arm leg eye
+    nose mouth ear hair beard finger shirt jacket dress skirt sock glove tie belt umbrella bag backpack suitcase
+    purse wallet necklace crown bed couch desk drawer cupboard fridge oven stove sink toilet bathtub mirror
+    curtain carpet pillow blanket vase plate bowl fork pan kettle glass bread cheese egg sandwich burger cookie
+    pie carrot potato onion pepper mushroom grape lemon cherry strawberry melon pear peach coffee juice beer
+    wine milk laptop keyboard screen camera television radio piano drum violin trumpet bat racket skateboard
+    surfboard kite sled tent rope ladder hammer saw nail screw wrench drill brush bucket broom shovel rake fence
+    gate wall roof chimney tower church tunnel road sidewalk statue fountain bench lantern mailbox flag sail
+    anchor rocket satellite helicopter balloon motorcycle scooter tractor van wagon wheel tire engine sunflower
+    rose tulip grass bush forest hill volcano beach island lake ocean wave waterfall desert rainbow sunset
+    snowman planet feather shell stone rock bone nest octagon trapezoid pyramid cylinder cone ladybug pencil pen
+    eraser ruler stapler envelope stamp newspaper magazine map calendar coin banknote ticket toy doll puzzle
+    card chessboard""".split()
+)
+"""More things that no scene holds. They have no tokens of their own: a toy reads them letter by letter, as it will
+those that nobody thought of."""
+
 FONT_FILES = {
     "aileron": None,  # built into Pillow (CC0)
     "sans": "DejaVuSans.ttf",  # DejaVu: Bitstream Vera's licence, which allows use and redistribution
