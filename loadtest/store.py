@@ -6,6 +6,7 @@ kills, the memory of each process of `diptych run` as it goes, and the memory th
 """
 
 import argparse
+import bisect
 import contextlib
 import io
 import json
@@ -255,8 +256,29 @@ def _serve_moto(port: int, pictures: int) -> None:
         backend.create_bucket(bucket, "us-east-1")
     for number in range(pictures):
         backend.put_object(BUCKET, f"{number % 100:02d}/{number:07d}.png", _picture(number))
+    _page_quickly(backend, backend.buckets[BUCKET])
     ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False).start()
     threading.Event().wait()
+
+
+def _page_quickly(backend: Any, filled: Any) -> None:
+    """Let moto list a bucket that stays as it is from a list of its names. For each page of a thousand it goes through
+    all keys and sorts them: a minute for 25,000 keys, a quarter of an hour for 100,000."""
+    by_all_keys, names = backend.list_objects_v2, sorted(filled.keys)
+
+    def listed(bucket: Any, prefix: str | None, delimiter: str | None, continuation_token: str | None,
+               start_after: str | None, max_keys: int) -> tuple[list[Any], bool, str | None]:  # fmt: skip
+        if bucket is not filled or prefix or delimiter:
+            whole: tuple[list[Any], bool, str | None] = by_all_keys(
+                bucket, prefix, delimiter, continuation_token, start_after, max_keys
+            )
+            return whole
+        first = bisect.bisect_right(names, continuation_token or start_after or "")
+        page = names[first : first + max_keys]
+        more = first + max_keys < len(names)
+        return [bucket.keys[name] for name in page], more, page[-1] if more else None
+
+    backend.list_objects_v2 = listed
 
 
 def _picture(number: int) -> bytes:
