@@ -28,12 +28,22 @@ def take_over(net: nets.Net, probe: nn.Linear, state: dict[str, Any], images: np
     target = net.vision_tower.vision_model
     if source.embeddings.grid != target.embeddings.grid:
         source.embeddings.grow(target.embeddings.grid * nets.PATCH)
-    probe.load_state_dict({key: value.float() for key, value in state["probe"].items()})
+    load_probe(probe, state["probe"])
     if net.gemma:
         target.load_state_dict(source.state_dict())
         return
     with torch.no_grad():
         _to_clip(source, net, probe, corpus.normalized(images, "either"))
+
+
+def load_probe(probe: nn.Linear, known: dict[str, Tensor]) -> None:
+    """Take over a probe that was trained with as many labels, or without the last ones. Its last rows are of edges."""
+    edges = 8 * nets.FREQUENCIES
+    with torch.no_grad():
+        for key, part in probe.named_parameters():
+            labels = len(known[key]) - edges
+            part[:labels] = known[key][:labels]
+            part[-edges:] = known[key][labels:]
 
 
 def _to_clip(source: nets.VisionModel, net: nets.Net, probe: nn.Linear, pixels: Tensor) -> None:

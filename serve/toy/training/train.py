@@ -265,12 +265,13 @@ class Trainer:
             parts[name] = losses.mean() if name in self.lessons.dense else (
                 (losses * there).sum() / there.sum().clamp(min=1) + (losses * (1 - there)).mean()
             )  # fmt: skip
-        objects = labels[..., 0] > 0
+        objects = torch.from_numpy(edges.any(-1)).to(self.device)
         true_edges = torch.from_numpy(edges).to(self.device)[objects]
         parts["edges"] = F.mse_loss(read[..., at:][objects], nets.sinusoids(true_edges).flatten(1))
         scale = {"edges": 8.0, "background": 0.3, "text": 0.7, "tens": 0.4, "ones": 0.4, "joint": 0.6,
                  "texture": 0.2, "capitals": 0.3, "hundreds": 0.4, "style": 0.3, "left letter": 0.3,
-                 "middle letter": 0.3, "right letter": 0.3, "letters before": 0.2, "letters after": 0.2}  # fmt: skip
+                 "middle letter": 0.3, "right letter": 0.3, "letters before": 0.2, "letters after": 0.2, "size": 0.4,
+                 "same shape": 0.4, "same color": 0.4, "things": 0.4}  # fmt: skip
         total = torch.stack([scale.get(name, 0.5) * part for name, part in parts.items()]).sum()
         return total, " ".join(f"{name} {part.item():.3f}" for name, part in parts.items())
 
@@ -368,7 +369,7 @@ class Trainer:
             self._set_side(side)
         net = {key: self._by_token(key, part, state.get("tokens")) for key, part in state["net"].items()}
         self.net.load_state_dict(net, strict=not self.recipe.either)
-        self.probe.load_state_dict(state["probe"])
+        towers.load_probe(self.probe, state["probe"])
 
     def _by_token(self, key: str, part: Tensor, known: list[str] | None) -> Tensor:
         """Return a table of embeddings by this vocabulary. Words that the state's lacked are untrained."""

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import random
 import string
 from pathlib import Path
@@ -14,9 +15,10 @@ from serve.toy import world
 from serve.toy.questions import Question
 from serve.toy.training import prompts
 from serve.toy.varied import grammar
-from serve.toy.varied.facts import Fact, caption_of
+from serve.toy.varied.facts import PLACES, Fact, caption_of, frame_area
 from serve.toy.varied.names import FONT_FILES, GROUNDS, PALETTE, SHAPE_OTHERS, STYLE_OTHERS, WRITTEN
 from serve.toy.varied.scenes import (
+    Thing,
     VariedScene,
     as_varied,
     letter_starts,
@@ -31,6 +33,9 @@ LETTER_AT = (1 / 6, 1 / 2, 5 / 6)
 """Where in a patch's width its three letters are read: a patch is as wide as one to three."""
 LONGEST = max(map(len, WRITTEN))
 """Letters of the longest word."""
+SIZES, SMALLEST = 12, 0.006
+"""Classes of what a thing's frame covers of the picture, each 1.4 times the one before, and where the first ends."""
+MOST_THINGS = 8
 CLASSES = {
     "shape": len(SHAPE_OTHERS) + 1,
     "color": len(PALETTE) + 1,
@@ -48,9 +53,16 @@ CLASSES = {
     "right letter": len(LETTERS) + 1,
     "letters before": LONGEST + 2,
     "letters after": LONGEST + 2,
+    "place": len(PLACES) + 1,
+    "size": SIZES + 1,
+    "same shape": MOST_THINGS + 1,
+    "same color": MOST_THINGS + 1,
+    "things": MOST_THINGS + 1,
 }
-"""Labels of a patch and their numbers of classes. Those that are not dense have 0 where nothing is."""
-DENSE = frozenset({"background", "texture"})
+"""Labels of a patch and their numbers of classes. Those that are not dense have 0 where nothing is. New ones come last:
+weights that were trained without them are taken over by this order. The last five say of a thing what questions about
+places, sizes and numbers ask: where it is, how large, and how many things there are, of its shape and of its colour."""
+DENSE = frozenset({"background", "texture", "things"})
 TEXTURES = ("plain", "graded", "noisy")
 FONTS = tuple(FONT_FILES)
 """All of them: a toy that is trained without some would be another."""
@@ -60,7 +72,7 @@ MOST_MASKS = 4
 """The most masks asked for at once: each is twenty tokens."""
 FINE = 8
 """Pixels of a patch's side where it is found out what covers most of it."""
-SHORT_QUESTIONS, SENTENCES, PLACES = 6, 2, 3
+SHORT_QUESTIONS, SENTENCES, LOCATED = 6, 2, 3
 """Questions of vqa, of chat, and of detect (and segment, in phases with masks) about each scene."""
 HERE = Path(__file__).parents[1] / "varied"
 WORK = Path(__file__).parents[3] / "build" / "toy"
@@ -102,6 +114,8 @@ def varied_patch_labels(scene: VariedScene, family: str, grid: int) -> tuple[np.
     edges = np.zeros((grid**2, 4), np.float32)
     labels[:, names.index("background")] = list(GROUNDS).index(scene.background)
     labels[:, names.index("texture")] = TEXTURES.index(scene.texture)
+    labels[:, names.index("things")] = len(scene.things)
+    related = names.index("place")
     boxes = [thing.box for thing in scene.things]
     if scene.writing is not None:
         boxes.append(scene.writing.box)
@@ -119,12 +133,28 @@ def varied_patch_labels(scene: VariedScene, family: str, grid: int) -> tuple[np.
             kind, color = list(SHAPE_OTHERS).index(thing.kind), list(PALETTE).index(thing.color)
             style = list(STYLE_OTHERS).index(thing.style)
             labels[covered, :4] = kind + 1, color + 1, 1 + kind * len(PALETTE) + color, style + 1
+            labels[covered, related : related + 4] = _related_labels(thing, scene)
             edges[covered] = box
         elif scene.writing is not None:
             letters = names.index("left letter")
             labels[covered, names.index("text") : letters] = _written_labels(scene.writing.text)
-            labels[covered, letters:] = _letter_labels(scene, family, grid)[np.flatnonzero(covered) % grid]
+            labels[covered, letters : letters + 5] = _letter_labels(scene, family, grid)[np.flatnonzero(covered) % grid]
+            labels[covered, related] = _place_label(scene.writing.box)
+            edges[covered] = box
     return labels, edges
+
+
+def _related_labels(thing: Thing, scene: VariedScene) -> tuple[int, int, int, int]:
+    """Return the classes of a thing's place and size, and of how many have its shape, and its colour."""
+    size = 1 + int(math.log(max(1.0, frame_area(thing) / SMALLEST), 1.4))
+    shapes = sum(other.kind == thing.kind for other in scene.things)
+    colors = sum(other.color == thing.color for other in scene.things)
+    return _place_label(thing.box), min(SIZES, size), shapes, colors
+
+
+def _place_label(box: tuple[float, float, float, float]) -> int:
+    column, row = (1 + (at > 0.62) - (at < 0.38) for at in ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
+    return 1 + 3 * row + column
 
 
 def _written_labels(text: str) -> tuple[int, ...]:
@@ -187,7 +217,7 @@ def varied_questions(
     if counting and rng.random() < counting:
         pair = grammar.phrased(scene, "count", rng)
         listed += [] if pair is None else [short(*pair)]
-    for task in ("detect",) * PLACES + ("segment",) * (PLACES * segment):
+    for task in ("detect",) * LOCATED + ("segment",) * (LOCATED * segment):
         question = _locate(task, scene, family, rng, absent)
         listed += [] if question is None else [question]
     if family == "llava":

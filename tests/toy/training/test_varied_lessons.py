@@ -19,7 +19,7 @@ from serve.models import MODELS, mask_decoder
 from serve.tasks import TASKS
 from serve.toy.questions import Question
 from serve.toy.training import prompts
-from serve.toy.varied import scenes
+from serve.toy.varied import facts, scenes
 from serve.toy.varied.names import SHAPE_OTHERS
 
 corpus, tokenizer = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.tokenizer")
@@ -66,8 +66,27 @@ def test_every_thing_has_a_patch_with_valid_labels(family):
     for scene in drawn_scenes():
         labels, edges = lessons.varied_patch_labels(scene, family, 10)
         assert (labels.max(0) < list(lessons.CLASSES.values())).all()
-        assert len({tuple(box) for box in edges if box.any()}) == len(scene.things)
-        assert bool(labels[:, 6].any()) == bool(labels[:, -1].any()) == bool(scene.writing)
+        assert len({tuple(box) for box in edges if box.any()}) == len(scene.things) + bool(scene.writing)
+        text, after = (list(lessons.CLASSES).index(name) for name in ("text", "letters after"))
+        assert bool(labels[:, text].any()) == bool(labels[:, after].any()) == bool(scene.writing)
+
+
+def test_labels_say_where_how_large_and_how_many():
+    names = list(lessons.CLASSES)
+    for scene in drawn_scenes():
+        labels, edges = lessons.varied_patch_labels(scene, "paligemma", 10)
+        for thing in scene.things:
+            mine = labels[(edges == np.float32(thing.box)).all(1)][0]
+            label = {name: mine[names.index(name)] for name in names}
+            wide, high = ((thing.box[side] + thing.box[side + 2]) / 2 for side in (0, 1))
+            assert (label["place"] - 1) % 3 == np.searchsorted([0.38, 0.62], wide)
+            assert (label["place"] - 1) // 3 == np.searchsorted([0.38, 0.62], high)
+            assert label["same shape"] == [other.kind for other in scene.things].count(thing.kind)
+            assert label["same color"] == [other.color for other in scene.things].count(thing.color)
+            assert label["things"] == len(scene.things)
+        areas = [facts.frame_area(thing) for thing in scene.things]
+        sizes = [labels[(edges == np.float32(thing.box)).all(1)][0][names.index("size")] for thing in scene.things]
+        assert [sizes[i] for i in np.argsort(areas)] == sorted(sizes)
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
@@ -278,11 +297,32 @@ def test_siglip_tower_becomes_a_clip_tower_that_sees_much_the_same():
     assert torch.corrcoef(both)[0, 1] > 0.95
 
 
+def test_probe_without_the_last_labels_is_taken_over():
+    edges = 8 * train.nets.FREQUENCIES
+    old, new = torch.nn.Linear(4, 5 + edges), torch.nn.Linear(4, 8 + edges)
+    untrained = new.weight[5:8].clone()
+    towers.load_probe(new, old.state_dict())
+    assert torch.equal(new.weight, torch.cat([old.weight[:5], untrained, old.weight[5:]]))
+    assert torch.equal(new.bias[-edges:], old.bias[5:])
+
+
+def test_words_are_taken_over_by_token_where_the_vocabulary_grew():
+    table = torch.arange(6.0).view(3, 2)
+    key = "language_model.model.embed_tokens.weight"
+    run = SimpleNamespace(
+        tokens=["a", "new", "c", "b"], net=SimpleNamespace(state_dict=lambda: {key: torch.full((5, 2), 9.0)})
+    )
+    rows = train.Trainer._by_token(run, key, table.half(), ["a", "b", "c"])
+    assert rows.tolist() == [[0, 1], [9, 9], [4, 5], [2, 3], [9, 9]]
+    assert train.Trainer._by_token(run, "vision_tower.weight", table, ["a", "b", "c"]) is table
+
+
 def test_letters_of_patches_spell_the_text():
     seen = 0
     for scene in map(scenes.written_scene, range(60)):
         labels, _ = lessons.varied_patch_labels(scene, "paligemma", 10)
-        left, middle, right, before, after = labels.T[-5:]
+        first = list(lessons.CLASSES).index("left letter")
+        left, middle, right, before, after = labels.T[first : first + 5]
         assert not scene.things and middle.any()
         for at in np.flatnonzero(middle):
             letter = lessons.LETTERS[middle[at] - 1]
