@@ -41,8 +41,8 @@ class Phase:
 class Recipe:
     """A toy's training. first_loc, loc_step: the lowest of the `<loc>` tokens that a PaliGemma toy uses, and how far
     apart they are; toys with different ones round boxes differently. world: what it is trained on. begins_with: the
-    tower, or the toy of the same sizes, whose weights it begins with. either: whether it sees scenes as one family does
-    and as the other, by turns."""
+    tower, or the toy of the same sizes, whose weights it begins with. tower: whether only its vision tower is trained,
+    on scenes as one family sees them and as the other, by turns, for several toys to begin with."""
 
     family: Family
     phases: tuple[Phase, ...]
@@ -53,7 +53,7 @@ class Recipe:
     vision: VisionSize = VisionSize()
     world: World = "first"
     begins_with: str | None = None
-    either: bool = False
+    tower: bool = False
 
     @property
     def side(self) -> int:
@@ -105,16 +105,13 @@ RECIPES = {
 }
 
 _TOWER = VisionSize(width=192, mlp=768, layers=4)
-TOWERS = {
-    "varied-tower": Recipe(
-        "paligemma",
-        (Phase("vision", 6000, 64, 0.0, 2.5e-3, floor=0.05, side=160, written=16),),
-        vision=_TOWER,
-        world="varied",
-        either=True,
-    )
-}
-"""Vision towers that several toys begin with."""
+VARIED_TOWER = Recipe(
+    "paligemma",
+    (Phase("vision", 6000, 64, 0.0, 2.5e-3, floor=0.05, side=160, written=16),),
+    vision=_TOWER,
+    world="varied",
+    tower=True,
+)
 _LLAVA = Recipe(
     "llava",
     (
@@ -161,4 +158,4 @@ VARIED = {
     ),
 }
 """Toys of varied scenes: not yet shipped. They will take the names of the first four, without `varied-`."""
-ALL = RECIPES | VARIED | TOWERS
+ALL = RECIPES | VARIED | {"varied-tower": VARIED_TOWER}

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from serve.toy.training import corpus, nets, tokenizer, towers
 from serve.toy.training.corpus import Corpus, Packed, Packer
 from serve.toy.training.muon import Muon
-from serve.toy.training.recipes import ALL, TOWERS, Phase, Recipe
+from serve.toy.training.recipes import ALL, Phase, Recipe
 from serve.toy.training.varied_lessons import WORK
 
 STARTED = Path(__file__).with_name("started")
@@ -71,7 +71,7 @@ class Trainer:
         family = recipe.family
         torch.manual_seed(recipe.seed)
         self.family, self.seed, self.device = family, recipe.seed, device
-        self.seen_by = "either" if recipe.either else family
+        self.seen_by = "either" if recipe.tower else family
         self.phases = [replace(phase, steps=max(2, round(phase.steps * scale))) for phase in recipe.phases]
         places = tokenizer.coordinates(family, recipe.first_loc, recipe.world, recipe.loc_step)
         self.tokens = tokenizer.tokens_of(family, recipe.world)
@@ -182,7 +182,7 @@ class Trainer:
         if file is None:
             raise SystemExit(f"Train {name} first: its weights are neither in {self.work} nor in {STARTED}.")
         state = torch.load(file, map_location=self.device)
-        if name in TOWERS:
+        if ALL[name].tower:
             towers.take_over(self.net, self.probe, state, self.test.images[:64])
         else:
             self._load_weights(state)
@@ -350,7 +350,7 @@ class Trainer:
         index, step = self.done
         self.done = (index + 1, 0) if step == self.phases[index].steps else (index, 0)
         net, probe = ({key: part.half() for key, part in each.state_dict().items()} for each in (self.net, self.probe))
-        if self.recipe.either:  # a tower's net has a text model that was not trained
+        if self.recipe.tower:  # a tower's net has a text model that was not trained
             net = {key: part for key, part in net.items() if key.startswith("vision_tower")}
         self.started.parent.mkdir(exist_ok=True)
         kept = {"net": net, "probe": probe, "done": self.done, "side": self.side, "tokens": self.tokens}
@@ -368,7 +368,7 @@ class Trainer:
         if side != self.side:
             self._set_side(side)
         net = {key: self._by_token(key, part, state.get("tokens")) for key, part in state["net"].items()}
-        self.net.load_state_dict(net, strict=not self.recipe.either)
+        self.net.load_state_dict(net, strict=not self.recipe.tower)
         towers.load_probe(self.probe, state["probe"])
 
     def _by_token(self, key: str, part: Tensor, known: list[str] | None) -> Tensor:
@@ -438,7 +438,7 @@ def main() -> None:
         trainer.keep()
         return
     trainer.run()
-    if trainer.rank or options.toy in TOWERS:
+    if trainer.rank or trainer.recipe.tower:
         return
     from serve.toy.training.export import export  # imports this module
 

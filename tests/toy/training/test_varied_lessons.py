@@ -57,7 +57,7 @@ def quick_training(tmp_path, monkeypatch):
 
 def new_siglip(side):
     torch.manual_seed(0)
-    recipe = recipes.TOWERS["varied-tower"]
+    recipe = recipes.VARIED_TOWER
     return train.new_net(recipe, side), torch.nn.Linear(recipe.vision.width, 400)
 
 
