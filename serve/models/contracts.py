@@ -15,11 +15,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from pydantic_core import from_json
+
 from serve.engines.base import Generation
 from serve.errors import ParseError
 from serve.media.geometry import clip
 from serve.models.reasoning import answer_start
 from serve.tasks.boxes import AskedLabels, DetectResult, LabelledBox, label_key
+from serve.tasks.plurals import plural_phrase, singular_phrase
 from serve.tasks.points import LabelledPoint
 
 SLACK = 0.01
@@ -358,22 +361,20 @@ class _Labels:
     def __init__(self, labels: Sequence[str] | None) -> None:
         self._labels = labels
         self._exact = AskedLabels(labels or ())
-        self._forms = {_singular(label_key(label)): label for label in reversed(labels or ())}
+        self._forms = {form: label for label in reversed(labels or ()) for form in _forms(label)}
 
     def find(self, text: str | None) -> str | Fault:
         if self._labels is None:
             return text or ""
         if text is None or not text.strip():
             return self._labels[0] if len(self._labels) == 1 else Fault.MISSING_LABEL
-        return self._exact.find(text) or self._forms.get(_singular(label_key(text))) or Fault.UNKNOWN_LABEL
+        same = (self._forms[form] for form in _forms(text) if form in self._forms)
+        return self._exact.find(text) or next(same, None) or Fault.UNKNOWN_LABEL
 
 
-def _singular(key: str) -> str:
-    """Return the same text for a word and its plural, good for comparing alone."""
-    for end, other in (("ies", "y"), ("xes", "x"), ("ses", "s"), ("ches", "ch"), ("shes", "sh"), ("s", "")):
-        if key.endswith(end) and not key.endswith("ss"):
-            return key[: -len(end)] + other
-    return key
+def _forms(label: str) -> tuple[str, ...]:
+    key = label_key(label)
+    return key, singular_phrase(key), plural_phrase(key)
 
 
 @dataclass(frozen=True)
@@ -489,7 +490,7 @@ def _read_json(contract: Contract, text: str, start: int, reading: _Reading) -> 
         elif mark is None:
             if match["string"] is not None:
                 if len(match[0]) > 1 and match[0][-1] == match[0][0]:
-                    _put(stack[-1], match[0][1:-1])
+                    _put(stack[-1], _string(match[0]))
             elif match["number"] is not None:
                 _put(stack[-1], (_number(match[0]), match.span()))
             else:
@@ -499,6 +500,19 @@ def _read_json(contract: Contract, text: str, start: int, reading: _Reading) -> 
         for level in reversed(stack):
             if isinstance(level, _Object) and any(key in level.pairs for key in contract.label_keys):
                 _close(contract, level, [], text, len(text), reading)
+
+
+def _string(quoted: str) -> str:
+    """Return what a string in quotation marks means; one whose escapes are not JSON's as it is written."""
+    text = quoted[1:-1]
+    if "\\" not in text:
+        return text
+    if quoted[0] == "'":
+        text = re.sub(r"(\\.)|\"", lambda match: (match[1] or '\\"').replace("\\'", "'"), text)
+    try:
+        return str(from_json(f'"{text}"'))
+    except ValueError:
+        return quoted[1:-1]
 
 
 def _close(

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pydantic_core import from_json
-
 from serve.engines.base import Generation, Prompt
 from serve.models.base import Skill, Turn, task_sampling
 from serve.models.contracts import Contract
@@ -48,15 +46,5 @@ def spotting_skill(read: Skill, contract: Contract, words: str, system: str | No
 def lines_result(boxes: Sequence[LabelledBox]) -> OcrResult:
     """Return lines with their boxes, in the order in which they were written, as a result. Those without text are left
     out."""
-    lines = [box.model_copy(update={"label": text}) for box in boxes if (text := _unescaped(box.label))]
+    lines = [box.model_copy(update={"label": text}) for box in boxes if (text := " ".join(box.label.split()))]
     return OcrResult(text="\n".join(line.label for line in lines), boxes=lines)
-
-
-def _unescaped(text: str) -> str:
-    """Return what a JSON string means, on one line; a text that is none as it is."""
-    if "\\" in text:
-        try:
-            text = str(from_json(f'"{text}"'))
-        except ValueError:
-            text = text.replace("\\'", "'")
-    return " ".join(text.split())

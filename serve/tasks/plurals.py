@@ -7,6 +7,7 @@ _IRREGULAR = dict(
     for pair in "person:people man:men woman:women child:children foot:feet tooth:teeth goose:geese mouse:mice "
     "sheep:sheep fish:fish deer:deer aircraft:aircraft knife:knives leaf:leaves shelf:shelves wolf:wolves "
     "bus:buses gas:gases lens:lenses shoe:shoes toe:toes canoe:canoes axe:axes ax:axes "
+    "tomato:tomatoes potato:potatoes hero:heroes mango:mangoes volcano:volcanoes mosquito:mosquitoes oboe:oboes "
     "movie:movies cookie:cookies selfie:selfies brownie:brownies pie:pies tie:ties".split()
 )
 _SINGULAR = {plural: single for single, plural in _IRREGULAR.items()}
@@ -59,6 +60,8 @@ def _singular_word(word: str) -> str:
         return word
     if low.endswith("ies"):
         return f"{word[:-3]}y"
-    if low.endswith(("sses", "xes", "zzes", "ches", "shes")) or (low.endswith("uses") and not low.endswith("ouses")):
+    if low.endswith(("sses", "xes", "zzes", "ches", "shes", "oes")) or (
+        low.endswith("uses") and not low.endswith("ouses")
+    ):
         return word[:-2]
     return word[:-1]

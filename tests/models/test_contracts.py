@@ -1,4 +1,5 @@
 import functools
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -130,6 +131,39 @@ READ: dict[str, str] = {
 def test_deviation_from_strict_json_is_read(name: str) -> None:
     decoded = QWEN3_VL.parse(READ[name], SIZE, ["cat"])
     assert (decoded.fault, [(item.label, item.box) for item in decoded.boxes]) == (None, [("cat", BOX)])
+
+
+@pytest.mark.parametrize(
+    ("label", "word"),
+    [
+        ("buses", "bus"), ("horse", "horses"), ("people", "person"), ("knives", "knife"), ("mice", "mouse"),
+        ("vases", "vase"), ("suitcase", "suitcases"), ("tomato", "tomatoes"), ("ties", "tie"), ("red buses", "red bus"),
+    ],
+)  # fmt: skip
+def test_word_in_the_other_number_is_the_label(label: str, word: str) -> None:
+    text = f"[{CAT}, {CAT.replace('cat', word).replace('100', '101')}]"
+    assert [item.label for item in QWEN3_VL.parse(text, SIZE, ["cat", label]).boxes] == ["cat", label]
+
+
+@pytest.mark.parametrize("label", ['12" pizza', 'a sign that says "STOP"', "C:\\temp", "café table", "a dog's bowl"])
+@pytest.mark.parametrize(
+    "name", [name for name, each in CONTRACTS.items() if each.style == "json" and each.shape == "box"]
+)
+def test_escaped_label_is_read(name: str, label: str) -> None:
+    contract = CONTRACTS[name]
+    text = contract.format([(label, BOX)], SIZE)
+    assert [item.label for item in contract.parse(text, SIZE, [label]).boxes] == [label]
+    plain = contract.parse(json.dumps(json.loads(text), ensure_ascii=True), SIZE, [label])
+    assert [item.label for item in plain.boxes] == [label]
+
+
+@pytest.mark.parametrize(
+    ("written_label", "label"),
+    [("'dog\\'s bowl'", "dog's bowl"), ("'12\" \\'pizza\\''", "12\" 'pizza'"), ('"C:\\Users"', "C:\\Users")],
+)
+def test_label_whose_escapes_are_not_json_is_read(written_label: str, label: str) -> None:
+    text = f'[{{"bbox_2d": [100, 200, 300, 400], "label": {written_label}}}]'
+    assert [item.label for item in QWEN3_VL.parse(text, SIZE, [label]).boxes] == [label]
 
 
 NOTHING = [
