@@ -1,6 +1,7 @@
 """Short answers made comparable, after the VQAv2 evaluation's rules (visualqa.org/evaluation.html)."""
 
 import re
+import unicodedata
 
 _NUMBERS = {
     word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
@@ -20,8 +21,12 @@ _CONTRACTIONS = {
 }
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
 _PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")
-_MARK = r"[^\w\s'.]"
-_PLAIN = re.compile(r"[\w'.]")
+# Signs that stand above, below or around letters, as Thai's and Hindi's vowels, belong to words; \w leaves them out.
+_SIGNS = (
+    "".join(chr(code) for code in range(0x300, 0x1F000) if unicodedata.category(chr(code))[0] == "M") + "\u200c\u200d"
+)
+_MARK = rf"[^\w\s'.{_SIGNS}]"
+_PLAIN = re.compile(rf"[\w'.{_SIGNS}]")
 _INNER_MARK = re.compile(_MARK + "+")
 
 
@@ -31,11 +36,14 @@ def normalise(answer: str) -> str:
     A mark beside a space goes, one between letters becomes a space ("black-and-white" -> "black and white"). What
     consists of marks alone is kept as it is. Takes time in proportion to the answer's length.
     """
-    text = " ".join(answer.lower().split())
+    text = unicodedata.normalize("NFC", " ".join(answer.lower().split()))
     plain = " ".join(map(without_edge_marks, _THOUSANDS.sub("", text).split(" ")))
     plain = _INNER_MARK.sub(" ", plain)
     plain = _PERIOD.sub("", plain).replace("_", " ")
-    words = [_NUMBERS.get(word, word) for word in plain.split() if word not in _ARTICLES]
+    split = plain.split()
+    words = [
+        _NUMBERS.get(word, word) for word in split if word not in _ARTICLES
+    ] or split  # "A" may be a choice's letter
     words = [_CONTRACTIONS.get(word, word) for word in words]
     return " ".join(words) or text
 

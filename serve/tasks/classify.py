@@ -56,7 +56,11 @@ def _read(generation: Generation, request: ClassifyRequest) -> ClassifyResult:
         given.get(field) if isinstance(given, dict) else text.strip() if start < 0 and not request.multiple else None
     )
     names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or not (request.multiple or len(names) == 1)
+    ):
         raise ParseError(CUT if generation.cut else f'The reply is not of the form {{"{field}": ...}}.')
     asked_labels = AskedLabels(request.labels)
     labels = []

@@ -20,7 +20,7 @@ from serve.tasks.vqa import Question, stripped
 MOST = 1_000_000
 MAX_PHRASE = 200  # characters of the thing to count
 MAX_TEXT = 4096  # characters of a reply that are read
-_DIGITS = re.compile(r"(?<![\w.,-])(?:\d{1,3}(?:,\d{3})+|\d+)(?![\w%]|[.,]\d)")
+_DIGITS = re.compile(r"(?<![\w.,-])(?:\d{1,3}(?:,\d{3})+|\d+)(?![\w%]|[.,-]\d)")
 _HOW_MANY = re.compile(
     r"(?:how many|(?:please )?(?:(?:count|tell me|say) how many|count)(?: all)?"
     r"|(?:(?:what is |what's )?the )?number of)"

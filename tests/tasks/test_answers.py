@@ -1,5 +1,6 @@
 import re
 import time
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,11 @@ from serve.tasks.answers import normalise, without_edge_marks
         ("black-and-white", "black and white"),
         ("U.S.A.", "usa"),
         ("a", "a"),  # an answer of articles alone is still an answer
+        ("(A)", "a"),
+        ("The A.", "the a"),
+        ("Café.", "café"),
+        ("เสือ.", "เสือ"),  # a tiger; with another sign above it is a shirt
+        ("“पानी”", "पानी"),
         ("...", "..."),
         ("", ""),
     ],
@@ -34,6 +40,15 @@ def test_normalise(answer: str, normal: str) -> None:
 def test_normalising_twice_changes_nothing_for_plain_words(text: str) -> None:
     plain = "".join(c for c in text if c.isalpha() and c.isascii() or c == " ")
     assert normalise(normalise(plain)) == normalise(plain)
+
+
+@pytest.mark.parametrize(("one", "other"), [("เสือ", "เสื้อ"), ("पानी", "पीना")])
+def test_words_that_differ_in_their_vowels_signs_differ(one: str, other: str) -> None:
+    assert normalise(one) != normalise(other)
+
+
+def test_composed_and_decomposed_letters_are_the_same() -> None:
+    assert normalise(unicodedata.normalize("NFD", "café")) == normalise("café")
 
 
 EDGES = re.compile(r"(?:(?<=\s)|^)[^\w\s'.]+|[^\w\s'.]+(?=\s|$)")

@@ -67,6 +67,8 @@ def test_several_labels_are_read_or_none() -> None:
         ('{"labels": ["dog"', SEVERAL, True),
         ("dog", SEVERAL, False),
         ('{"label": 3}', SINGLE, False),
+        ('{"label": ["A cat", "dog"]}', SINGLE, False),
+        ('{"label": []}', SINGLE, False),
         ("{" * 5000, SINGLE, False),
     ],
 )

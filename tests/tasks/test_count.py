@@ -63,7 +63,24 @@ def test_number_is_read_in_digits_and_words(text: str, count: int) -> None:
     assert CountResult.read(Generation(text)).count == count
 
 
-@pytest.mark.parametrize("text", ["", "many", "2 or 3", "two or three", "-3", "3.5", "50%", "12345678", "9" * 10_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "many",
+        "2 or 3",
+        "two or three",
+        "-3",
+        "3.5",
+        "50%",
+        "10-12",
+        "10–12",
+        "10 - 12",
+        "2024-11-28",
+        "12345678",
+        "9" * 10_000,
+    ],
+)
 def test_reply_without_one_number_is_an_error(text: str) -> None:
     with pytest.raises(ParseError, match="does not say one number"):
         CountResult.read(Generation(text))
