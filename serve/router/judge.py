@@ -58,6 +58,7 @@ class Judge:
             video=request.video,
             question=text,
             max_tokens=request.max_tokens,
+            priority=request.priority,
             reasoning_effort="none",
         )
 

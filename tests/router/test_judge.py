@@ -65,6 +65,12 @@ async def test_judge_gets_image_and_replies_and_writes_the_merged_reply() -> Non
     assert not judgements(second)
 
 
+async def test_judge_of_a_batch_request_waits_behind_people() -> None:
+    first = speaking("a cat")
+    await ask([worker("a", first), worker("b", speaking("a dog"))], priority="batch")
+    assert [prompt.batch for prompt in first.prompts] == [True, True]
+
+
 async def test_verdict_that_the_replies_are_unlike_is_withheld_where_agreement_is_wanted() -> None:
     merged = await ask([worker("a", speaking("a dog")), worker("b", speaking("a dog"))], min_agreement=0.9)
     assert merged.method == "judge" and merged.result is None
