@@ -97,8 +97,8 @@ class Asker:
 
     def _refusal(self, task: str, response: httpx.Response, body: Json) -> Json:
         error = _error_of(response, body)
-        # As long as no request was answered, the fault is not this image's.
-        if error.get("param") not in PICTURE and task not in self._answered:
+        # As long as no request was answered, the fault is not this image's; a refused key never is.
+        if response.status_code in (401, 403) or (error.get("param") not in PICTURE and task not in self._answered):
             raise Failure(sentence(body) or str(error["message"]))
         return error
 

@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 from served import Server as Uvicorn
-from served import until
+from served import listening, router, until
 from served_folder import album, lines, serving, started
 from uvicorn import Config
 
+from serve.api.app import create_app
+from serve.api.authentication import Access
+from serve.api.keys import Keys
 from serve.client.evaluation import batch
 from serve.client.evaluation.asker import Asker
 from serve.client.evaluation.lines import Record
@@ -53,6 +56,15 @@ def test_options_of_the_request_reach_the_server(diptych: Any, tmp_path: Path) -
         for heavy, caption in (("toy-llava", "red"), ("toy-paligemma", "blue")):
             ran = diptych("run", tmp_path, "--server", url, "--weights", f"{heavy}=5", "--max-tokens", 4)
             assert json.loads(ran.out)["merged"]["result"] == {"caption": caption}
+
+
+def test_refused_key_ends_the_run_before_any_line(diptych: Any, tmp_path: Path) -> None:
+    album(tmp_path / "in", 9)
+    out, access = tmp_path / "out.jsonl", Access(keys=Keys(["alice:4lice"]), ready="open")
+    with listening(create_app(router(FakeEngine("red")), access=access)) as url:
+        ran = diptych("run", tmp_path / "in", "--out", out, "--server", url, "--api-key", "revoked")
+    assert ran.status != 0 and "API key" in ran.err
+    assert lines(out) == []
 
 
 @pytest.mark.parametrize("labels", ["red, or blue", "cat; old dog"])
