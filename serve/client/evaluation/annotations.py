@@ -279,22 +279,23 @@ class Labelled:
 
     def _truths(self, path: Path, truths: Iterable[Truth]) -> Iterator[Item]:
         """Yield the items of other tools' labels. Raises Failure naming the place that cannot be read."""
-        missing = empty = 0
+        missing, empty = 0, set[str]()
         try:
             for at, truth in enumerate(truths):
                 if not all(LEAST <= edge <= MOST for box in truth.truth.get("boxes", ()) for edge in box["box"]):
                     raise ValueError(f"{truth.where}: a box has numbers that are not finite, or far outside.")
                 file = self._file(truth.file)
                 if file is None or truth.fields.get("labels") == []:
-                    missing, empty = missing + (file is None), empty + (file is not None)
+                    missing += file is None
                     if file is not None:
+                        empty.add(file)
                         self.empty.add((file, truth.task))
                     continue
                 yield self._item(path, str(at), truth.task, file, truth.fields, truth.truth)
         except (ValueError, ServeError, OSError) as error:
             raise Failure(str(error)) from None
         self._note(missing, f"labels of {path.name} are about pictures that are not in {self.here}")
-        self._note(empty, f"labels of {path.name} say that nothing is there: nothing to ask for")
+        self._note(len(empty), f"labels of {path.name} say that nothing is there: nothing to ask for")
 
     def _size(self, name: str) -> tuple[int, int] | None:
         """Return width and height of a picture, None where it is not in the folder. Raises OSError or ServeError."""

@@ -78,6 +78,8 @@ def export_labels(lines: Sequence[Json], options: argparse.Namespace, folder: Pa
         parts[(REVIEW if picture.file in to_review else ACCEPTED) if review else ""].append(picture)
     try:
         for part, chosen in parts.items():
+            if part and not chosen:
+                continue
             if options.pictures_at is not None:
                 from serve.tasks.labels import label_studio
 
@@ -117,13 +119,14 @@ def _corrected(pictures: Sequence[Answered], options: argparse.Namespace) -> tup
     if options.corrected is None:
         return list(pictures), set()
     labelled = Labelled(options.folder, options.corrected)
-    truths: dict[str, Json] = {
-        item.picture: item.truth
-        for item in labelled.items
-        if item.task == options.task
-        and (options.asked is None or TASKS[item.task].written(item.fields) == options.asked)
-    }
-    truths |= {file: {"boxes": []} for file, task in labelled.empty if task == options.task}
+    task = TASKS[options.task]
+    items = [item for item in labelled.items if options.asked is None or task.written(item.fields) == options.asked]
+    truths: dict[str, Json] = {item.picture: item.truth for item in items if item.task == task.name}
+    # labels that say that nothing is there are of boxes, whatever was asked for in its place
+    empty = {file for file, kind in labelled.empty if kind in (task.name, "detect")}
+    empty |= {item.picture for item in items if item.task == "detect" and not item.truth["boxes"]}
+    if task.places is not None:
+        truths |= dict.fromkeys(empty - truths.keys(), {task.places: []})
     for note in labelled.notes:
         print(note, file=sys.stderr)
     if not truths:
@@ -133,7 +136,7 @@ def _corrected(pictures: Sequence[Answered], options: argparse.Namespace) -> tup
             if "mask" in box and tuple(box["mask"]["size"]) != picture.size[::-1]:
                 raise Failure(f"{picture.file}: the labels have a mask of another size than the picture's.")
     changed = [
-        replace(picture, result=_result(picture.task, truths[picture.file]), agreement=1.0)
+        replace(picture, result=_result(picture, truths[picture.file]), agreement=1.0)
         if picture.file in truths and picture.size[0]
         else picture
         for picture in pictures
@@ -141,8 +144,11 @@ def _corrected(pictures: Sequence[Answered], options: argparse.Namespace) -> tup
     return changed, truths.keys() & {picture.file for picture in changed if picture.result is not None}
 
 
-def _result(task: str, truth: Mapping[str, Any]) -> Json:
-    """Return what is true of a picture in the form of a task's result."""
+def _result(picture: Answered, truth: Mapping[str, Any]) -> Json:
+    """Return what is true of a picture in the form of its task's result."""
+    task = picture.task
+    if task == "point" and not truth["points"]:
+        return {"points": [], "size": [picture.size[1], picture.size[0]]}
     if TASKS[task].boxed:
         return {
             "boxes": [

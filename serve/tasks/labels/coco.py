@@ -20,7 +20,7 @@ def write_coco(folder: Path, pictures_in: Path, pictures: Sequence[Answered]) ->
         for at, picture in enumerate(kept, 1)
     ]
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    if all("caption" in (picture.result or {}) for picture in kept):
+    if any(picture.task == "caption" for picture in pictures):
         captions = [
             {"id": at, "image_id": at, "caption": picture.text, "score": picture.agreement}
             for at, picture in enumerate(kept, 1)

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from serve.tasks import TASKS
+from serve.tasks.base import TextResult
 from serve.tasks.labels.picture import Answered, Json, answered
 
 
@@ -21,7 +23,8 @@ def _line(picture: Answered) -> Json:
     if picture.task == "classify":
         answers = [label["label"] for label in result["labels"]]
         return line | {"labels": picture.fields["labels"], "answers": answers, "multiple": result["multiple"]}
-    if "question" in picture.fields and len(result) == 1:
+    task = TASKS.get(picture.task)
+    if "question" in picture.fields and task is not None and issubclass(task.result, TextResult):
         return line | {"question": picture.fields["question"], "answer": picture.text}
     if picture.task == "extract":
         result = {"data": result["data"]}

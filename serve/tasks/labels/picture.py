@@ -77,12 +77,13 @@ def result_text(result: Mapping[str, Any]) -> str:
 def box_truths(where: str, file: str, boxes: Sequence[Json], labels: Sequence[str] | None = None) -> Iterator[Truth]:
     """Yield what boxes are the truth of: detect, and segment where all of them have masks.
 
-    labels: those that were asked for, where the file says so, beside those of the boxes: then there may be no box.
+    labels: those that were asked for, where the file says so, beside those of the boxes. Without boxes the labels say
+    that nothing is there.
     """
     fields = {"labels": list(dict.fromkeys([*(labels or ()), *(box["label"] for box in boxes)]))}
     plain = [{name: box[name] for name in box if name != "mask"} for box in boxes]
     yield Truth(where, file, "detect", fields, {"boxes": plain})
-    if (boxes or labels is not None) and all("mask" in box for box in boxes):
+    if all("mask" in box for box in boxes):
         yield Truth(where, file, "segment", fields, {"boxes": boxes})
 
 

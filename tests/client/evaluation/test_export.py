@@ -1,15 +1,19 @@
 """`diptych run --format`: labels from a record, what to review apart, corrections back in."""
 
+import argparse
 import csv
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from served_folder import album, serving
 
-from serve.client.evaluation.export import Below
+from serve.client.evaluation.annotations import Labelled
+from serve.client.evaluation.export import Below, export_labels
 from serve.engines.fake import FakeEngine
+from serve.media.masks import encode
 from serve.tasks.labels.picture import Answered
 
 LLAVA, PALIGEMMA = "[0.25, 0.25, 0.75, 0.75]", "<loc0256><loc0256><loc0767><loc0767> cat"
@@ -103,3 +107,79 @@ def test_share_counts_pictures_and_keeps_ties_in_order_of_name() -> None:
     pictures = [Answered(name, "vqa", {}, (1, 1), {"answer": "x"}, 0.5) for name in "dcba"]
     assert Below.parse("50%").chosen(pictures) == {"a", "b"} and Below.parse("1%").chosen(pictures) == {"a"}
     assert Below.parse("0.5").chosen(pictures) == set() and Below.parse("0%").chosen(pictures) == set()
+
+
+BOX = {"label": "cat", "box": [10.0, 10.0, 30.0, 20.0], "score": 0.9}
+MASK = np.zeros((24, 32), bool)
+MASK[10:20, 10:30] = True
+RESULTS: dict[str, Any] = {
+    "detect": {"boxes": [BOX]},
+    "segment": {"boxes": [BOX | {"mask": encode(MASK).model_dump(mode="json")}]},
+    "point": {"points": [{"label": "cat", "point": [10.0, 10.0], "score": 0.9}], "size": [24, 32]},
+    "count": {"count": 3, "by": "words", "points": []},
+}
+
+
+def exported(tmp_path: Path, task: str, form: str, **options: Any) -> Path:
+    """Write the labels of two pictures on which all models agreed, in a format, into a new folder."""
+    names = album(tmp_path / "in", 2)
+    asked = {"question": "cats"} if task == "count" else {"labels": ["cat"]}
+    merged = {"result": RESULTS[task], "agreement": 0.9}
+    lines = [
+        {"file": name, "task": task, "asked": asked, "image": {"width": 32, "height": 24}, "merged": merged}
+        for name in names
+    ]
+    folder = tmp_path / f"{form}-{len(list(tmp_path.iterdir()))}"
+    given = {"review_below": None, "corrected": None, "pictures_at": None, "asked": None} | options
+    export_labels(lines, argparse.Namespace(task=task, format=form, folder=tmp_path / "in", **given), folder)
+    return folder
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    return list(map(json.loads, (folder / "labels.jsonl").read_text().splitlines()))
+
+
+@pytest.mark.parametrize(("task", "form"), [("segment", "yolo"), ("segment", "fiftyone"), ("point", "label-studio")])
+def test_picture_that_a_person_emptied_has_no_object_any_more(tmp_path: Path, task: str, form: str) -> None:
+    labels = exported(tmp_path, task, form)
+    if form == "yolo":
+        back = labels / "data.yaml"
+        sorted((labels / "labels").glob("*.txt"))[0].write_text("")
+    elif form == "fiftyone":
+        back = labels / "samples.json"
+        body = json.loads(back.read_text())
+        body["samples"][0]["merged"]["detections"] = []
+        back.write_text(json.dumps(body))
+    else:
+        back = labels / "back.json"
+        tasks = json.loads((labels / "tasks.json").read_text())
+        results = [[], tasks[1]["predictions"][0]["result"]]
+        done = [
+            {"data": each["data"], "annotations": [{"result": result}]}
+            for each, result in zip(tasks, results, strict=True)
+        ]
+        back.write_text(json.dumps(done))
+    folder = exported(tmp_path, task, "jsonl", corrected=[back])
+    field = "points" if task == "point" else "boxes"
+    assert [len(line[field]) for line in read_lines(folder)] == [0, 1]
+    assert set(listed(folder).values()) == {"corrected"}
+
+
+def test_corrected_count_is_read_back_as_a_number(tmp_path: Path) -> None:
+    labels = exported(tmp_path, "count", "label-studio")
+    tasks = json.loads((labels / "tasks.json").read_text())
+    done = [{"data": each["data"], "annotations": [{"result": each["predictions"][0]["result"]}]} for each in tasks]
+    (labels / "back.json").write_text(json.dumps(done))
+    folder = exported(tmp_path, "count", "jsonl", corrected=[labels / "back.json"])
+    items = Labelled(tmp_path / "in", [folder / "labels.jsonl"]).items
+    assert [item.truth["count"] for item in items] == [3, 3]
+
+
+def test_part_without_pictures_has_no_folder(tmp_path: Path) -> None:
+    folder = exported(tmp_path, "detect", "coco", review_below=Below(least=0.95))
+    assert sorted(path.name for path in folder.rglob("*")) == [
+        "agreement.csv",
+        "annotations",
+        "instances.json",
+        "review",
+    ]
