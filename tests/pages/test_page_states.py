@@ -83,6 +83,21 @@ def test_stop_button_stops_the_engines(page: Page) -> None:
         expect(page.locator("#go")).to_be_enabled()
 
 
+def test_reply_is_not_drawn_over_another_picture_that_was_chosen_meanwhile(page: Page) -> None:
+    slow = FakeEngine("[0.25, 0.25, 0.75, 0.75]", delay_s=1.0)
+    with visiting(page, served(slow, FakeEngine("<loc0256><loc0256><loc0767><loc0767> red circle")), "/?task=detect"):
+        page.click("#go")
+        portrait = page.locator("#scenes button[data-scene=portrait]")
+        portrait.click()
+        expect(portrait).to_have_attribute("aria-pressed", "true")
+        answered(page)
+        expect(page.locator("#overlay .layer")).to_have_count(0)
+        expect(page.locator("#overlay")).to_have_attribute("viewBox", "0 0 480 640")
+        page.locator("#asked button").first.click()
+        expect(page.locator("#overlay .layer")).not_to_have_count(0)
+        expect(page.locator("#overlay")).to_have_attribute("viewBox", "0 0 640 480")
+
+
 def test_dead_engine_fails_its_column_in_words_alone(page: Page) -> None:
     with visiting(page, served(FakeEngine("a red circle"), FakeEngine("a red circle", delay_s=0.1, die_after=2))):
         ask(page)

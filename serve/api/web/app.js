@@ -20,8 +20,9 @@ let scenes = {};
 let task = null;
 let chosen = null; // names, or null for all able ones
 let picture = null;
-let asking = null; // {controller, columns, ...} while an answer comes
+let asking = null; // {controller, columns, picture} while an answer comes
 let last = null; // the last answer: {asked, answer, picture}
+let before = []; // those of this visit that can be shown again, the newest first
 
 // What is served
 
@@ -192,12 +193,19 @@ async function applied(given) {
 const choose = (name) => take(drawnScene(name), put, trouble);
 
 function put(next) {
+  const replaced = picture;
   picture = next;
+  release(replaced);
   show(picture);
   marked(picture);
   if (task?.text_field && !(task.id in typed)) byId("text").value = suggested();
   usable();
   addressed();
+}
+
+/** Free a picture's memory, unless it can be shown again. */
+function release(one) {
+  if (one && ![picture, asking?.picture, last?.picture, ...before.map((kept) => kept.picture)].includes(one)) URL.revokeObjectURL(one.url);
 }
 
 function given(files) {
@@ -250,9 +258,12 @@ async function pose(asked, about) {
   const columns = new Map(names.map((name) => [name, new Column(name)]));
   const controller = new AbortController();
   const answer = { id: null, size: { width: about.width, height: about.height }, merged: null, replies: [] };
-  const now = { controller, columns };
+  const now = { controller, columns, picture: about };
+  const gone = [asking?.picture, last?.picture];
   asking = now;
   last = null;
+  gone.forEach(release);
+  const shown = () => ({ ...answer, covered: picture !== about }); // another picture was chosen meanwhile
   clear();
   const placed = Boolean(tasks.find((one) => one.id === asked.task).places);
   if (placed) for (const layer of [...names, MERGED]) toggle(layer);
@@ -274,10 +285,10 @@ async function pose(asked, about) {
       else if (event === "delta") columns.get(data.model)?.says(data.text, data.reasoning);
       else if (event === "reply") {
         answer.replies.push(data);
-        columns.get(data.model)?.ends(data, answer);
+        columns.get(data.model)?.ends(data, shown());
       } else if (event === "merged") {
         answer.merged = data;
-        merged.show(data, answer);
+        merged.show(data, shown());
         for (const [name, share] of Object.entries(data.result ? data.deviations : {})) columns.get(name)?.strayed(share);
       } else if (event === "error") why = data.error.message;
     }
@@ -335,7 +346,11 @@ function remember(one) {
   list.prepend(made("li", {}, made("button", { type: "button", onclick: () => recall(one) },
     made("img", { src: about.url, alt: "", width: 56, height: 42 }),
     made("span", {}, made("strong", {}, asked.title), ` ${asked.heading} `, made("span", { class: "quiet" }, said)))));
-  while (list.children.length > MAX_HISTORY) list.lastElementChild.remove();
+  before.unshift(one);
+  while (before.length > MAX_HISTORY) {
+    list.lastElementChild.remove();
+    release(before.pop().picture);
+  }
 }
 
 /** Show an answer of before as it was. */

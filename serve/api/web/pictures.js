@@ -48,7 +48,7 @@ export async function take(reading, put, trouble) {
   const mine = ++wish;
   try {
     const picture = await reading;
-    if (mine !== wish) return;
+    if (mine !== wish) return URL.revokeObjectURL(picture.url);
     trouble("");
     put(picture);
   } catch (error) {
