@@ -50,6 +50,7 @@ class AdapterLoader:
         self._file = AdapterFile(args.file)
         self._content = self._file.content()
         self._state = parse_state(self._content, args.file)
+        self._unserved = False
         self._config: Args | None = None
         self._served: Sequence[LoadedAdapter] = ()
         self._given: WeakKeyDictionary[Connection, tuple[WantedAdapters, float]] = WeakKeyDictionary()
@@ -171,6 +172,7 @@ class AdapterLoader:
         while True:
             try:
                 await self._read()
+                self._renew()
                 await self._give_all()
             except (OSError, ValueError):
                 log.exception("%s cannot be used; the adapters that are loaded stay", self.args.file)
@@ -188,8 +190,14 @@ class AdapterLoader:
 
     def _take(self, state: AdapterState, content: bytes) -> None:
         former, self._state, self._content = self._state, state, content
-        if state.adapters != former.adapters:
+        self._unserved |= state.adapters != former.adapters
+        self._renew()
+
+    def _renew(self) -> None:
+        """Let the gateway serve by the state. One that could not, as a database was locked, is asked again."""
+        if self._unserved:
             self._changed()
+            self._unserved = False
 
     async def _give_all(self) -> None:
         """Give every replica that has not got it the present state, each in a task of its own."""

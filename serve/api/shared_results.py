@@ -54,6 +54,8 @@ class ResultFile:
             (tables,) = file.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if version not in (1, FORMAT) and (version or tables):
                 raise OSError(f"{path} is another program's, or another version's: give a file of its own.")
+            if version == FORMAT:  # so that a process that writes keeps no other from opening it
+                return
             file.execute("PRAGMA journal_mode = WAL")
             file.execute("BEGIN IMMEDIATE")
             file.execute(_TABLE)

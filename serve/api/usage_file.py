@@ -93,8 +93,9 @@ def _opened(path: Path) -> sqlite3.Connection:
         (tables,) = file.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if version != FORMAT and (version or tables):
             raise OSError(f"{path} is another program's, or another version's: give a file of its own.")
-        file.execute(_TABLE)
-        file.execute(f"PRAGMA user_version = {FORMAT}")
+        if version != FORMAT:  # so that a process that writes keeps no other from opening it
+            file.execute(_TABLE)
+            file.execute(f"PRAGMA user_version = {FORMAT}")
     except sqlite3.Error as error:
         raise OSError(f"{path} cannot be used for the tokens of keys: {error}.") from None
     return file

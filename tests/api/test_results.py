@@ -18,7 +18,7 @@ from serve.api import result_card
 from serve.api.app import create_app
 from serve.api.authentication import Access
 from serve.api.keys import Keys, new_key
-from serve.api.shared_results import ResultFile
+from serve.api.shared_results import LOCK_S, ResultFile
 from serve.engines.fake import FakeEngine
 from serve.errors import Forbidden, NotFound
 
@@ -191,6 +191,16 @@ def test_oldest_results_make_room_and_old_ones_expire(tmp_path: Path, monkeypatc
     monkeypatch.setattr(time, "time", lambda: late)
     with pytest.raises(NotFound):
         file.find(names[2])
+
+
+def test_file_is_opened_while_another_process_writes(tmp_path: Path) -> None:
+    path = tmp_path / "results.db"
+    ResultFile(path, days=1, max_mb=1)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        ResultFile(path, days=1, max_mb=1)
+        assert time.monotonic() - began < LOCK_S / 2
 
 
 def test_file_of_another_program_is_refused(tmp_path: Path) -> None:

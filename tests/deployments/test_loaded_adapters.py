@@ -256,6 +256,25 @@ async def test_unloaded_adapter_is_gone_everywhere_once_its_requests_have_ended(
         assert error(await unload(first)) == (404, "lora_name", "adapter_not_found")
 
 
+async def test_gateway_that_could_not_serve_by_a_change_is_asked_again(tmp_path: Path) -> None:
+    async with running(tmp_path) as fleet:
+        client = await fleet.add_gateway()
+        await load(client)
+        loader = fleet.gateways[-1].loader
+        renew, failed = loader._changed, list[int]()
+
+        def locked_once() -> None:
+            failed.append(1)
+            if len(failed) == 1:
+                raise OSError("database is locked")
+            renew()
+
+        loader._changed = locked_once
+        assert (await unload(client)).status_code == 503
+        assert await has_models(client, {BASE: "ready"})
+        assert error(await ask(client)) == (404, "model", "model_not_found")
+
+
 async def test_load_that_fails_on_one_replica_leaves_none_loaded(tmp_path: Path) -> None:
     async with running(tmp_path) as fleet:
         first, second = await fleet.add_gateway(), await fleet.add_gateway()

@@ -143,6 +143,8 @@ class BatchStore:
             (tables,) = file.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if version != FORMAT and (version or tables):
                 raise OSError(f"{folder} is another program's, or another version's: give a folder of its own.")
+            if version == FORMAT:  # so that a process that writes keeps no other from opening it
+                return
             file.execute("PRAGMA journal_mode = WAL")
             file.executescript(_TABLES)
             file.execute(f"PRAGMA user_version = {FORMAT}")
