@@ -72,7 +72,10 @@ class ChatTemplates:
         self._process = self._stream = None
 
     def _ask(self, request: list[Any]) -> dict[str, Any]:
-        line = json.dumps(request).encode() + b"\n"
+        try:
+            line = json.dumps(request).encode() + b"\n"
+        except RecursionError:
+            raise TemplateFault("The messages are nested too deeply.") from None
         with self._lock:
             reply = self._exchange(line) or self._exchange(line)  # it may have died since it was last used
         answer: dict[str, Any] = json.loads(reply or TOO_MUCH)

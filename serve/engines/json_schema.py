@@ -25,6 +25,20 @@ REFUSED = {
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
 
 
+def is_nested_deeper(value: Any, levels: int) -> bool:
+    """Return whether lists and objects of a JSON value lie in each other deeper than so many levels."""
+    inside = [value]
+    for _ in range(levels + 1):
+        inside = [
+            child
+            for node in inside
+            for child in (node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+        ]
+        if not inside:
+            return False
+    return True
+
+
 def schema_text(schema: dict[str, Any], param: str, most: int = MAX_BYTES) -> str:
     """Return a schema as JSON text for the engine, of at most so many characters.
 

@@ -32,6 +32,13 @@ INPUT: Any = [{"role": "user", "content": [{"type": "input_image", "image_url": 
 NAMED: Any = {"type": "function", "function": {"name": "weather"}}
 
 
+NESTED = json.loads('{"a":' * 40 + "1" + "}" * 40)
+
+
+def with_parameters(parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+
 class Marked:
     """A reader of calls `@name`, each with the arguments {"place": "Oslo"} in two parts."""
 
@@ -153,6 +160,9 @@ async def test_calls_and_results_are_in_the_conversation(client: openai.AsyncOpe
     history = [*QUESTION, {"role": "assistant", "tool_calls": [broken]}, {"role": "tool", "content": "1"}]
     await complete(client, False, messages=history)
     assert json.loads(ENGINE.prompts[-1].text)[1]["tool_calls"][0]["function"]["arguments"] == "{}"
+    broken["function"]["arguments"] = '{"a":' * 40 + "1" + "}" * 40
+    await complete(client, False, messages=history)
+    assert json.loads(ENGINE.prompts[-1].text)[1]["tool_calls"][0]["function"]["arguments"] == "{}"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -198,6 +208,9 @@ async def test_calls_are_items_of_a_response(client: openai.AsyncOpenAI, stream:
                 "name": "f", "parameters": {"type": "object", "properties": {"a": {"pattern": "a+"}}}}}]},
             "tools[0].function.parameters",
         ),
+        ({"tools": [with_parameters({"properties": 5})]}, "tools[0].function.parameters"),
+        ({"tools": [TOOLS[0], with_parameters({"properties": {"a": [1]}})]}, "tools[1].function.parameters"),
+        ({"tools": [with_parameters(NESTED)]}, "tools[0].function.parameters"),
         ({"tools": None, "tool_choice": "required"}, "tool_choice"),
         ({"model": LLAVA}, "tools"),
         ({"model": LLAVA, "tool_choice": "required"}, "tools"),

@@ -16,6 +16,7 @@ from serve.api.chat_completions.messages import (
     VideoPart,
 )
 from serve.api.chat_completions.request import MAX_TEXT
+from serve.engines.json_schema import MAX_DEPTH, is_nested_deeper
 from serve.errors import BadRequest
 from serve.media import image, video
 from serve.media.image import Image
@@ -131,11 +132,13 @@ def _turn(message: Message, tools: dict[str, str]) -> Turn:
 
 
 def _arguments(given: Any) -> str:
-    """Return a call's arguments as the text of a JSON object; an empty one where they are none, as a model may err."""
+    """Return a call's arguments as the text of a JSON object; an empty one where they are none, as a model may err, or
+    are nested deeper than any schema may be."""
     try:
-        return given if isinstance(given, str) and isinstance(json.loads(given), dict) else "{}"
+        value = json.loads(given) if isinstance(given, str) else None
     except (ValueError, RecursionError):
         return "{}"
+    return given if isinstance(value, dict) and not is_nested_deeper(value, MAX_DEPTH) else "{}"
 
 
 def _decoded(part: ImagePart | VideoPart, path: str) -> Image | Video:

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from serve.api.chat_completions.messages import StrictModel
 from serve.engines.base import Piece, ToolCallPart, Tools
-from serve.engines.json_schema import schema_text
+from serve.engines.json_schema import MAX_DEPTH, is_nested_deeper, schema_text
 from serve.errors import BadRequest
 from serve.models.base import Model
 
@@ -83,6 +83,8 @@ def tool_use(request: ToolFields, model: Model) -> ToolUse | None:
     names = [tool.function.name for tool in request.tools]
     if len(set(names)) < len(names):
         raise BadRequest("Two tools have one name.", param="tools")
+    for at, tool in enumerate(request.tools):
+        _check(tool.function.parameters or {}, _path(at))
     schemas = json.dumps([tool.model_dump(exclude_none=True) for tool in request.tools], ensure_ascii=False)
     if len(schemas) > MAX_SCHEMAS:
         raise BadRequest(f"The tools have more than {MAX_SCHEMAS:,} characters together.", param="tools")
@@ -150,6 +152,15 @@ def _any_call(tools: Sequence[FunctionTool], single: bool) -> str:
     if single:
         schema["maxItems"] = 1
     return schema_text(schema, "tools")
+
+
+def _check(parameters: dict[str, Any], path: str) -> None:
+    """Refuse parameters that no reader of calls can look a name up in. Raises BadRequest."""
+    if is_nested_deeper(parameters, MAX_DEPTH):
+        raise BadRequest(f"The schema is nested deeper than {MAX_DEPTH} levels.", param=path)
+    properties = parameters.get("properties", {})
+    if not isinstance(properties, dict) or not all(isinstance(each, dict | bool) for each in properties.values()):
+        raise BadRequest("properties must be an object of schemas.", param=path)
 
 
 def _moved(node: Any, place: str) -> Any:

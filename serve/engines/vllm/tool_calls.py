@@ -4,16 +4,20 @@ The parsers are given text alone, without token ids, as the reasoning was split 
 """
 
 import json
+import logging
 from dataclasses import replace
 from typing import Any
 
 from serve.engines.base import Piece, ToolCallPart, Tools
 
+log = logging.getLogger(__name__)
+
 
 class VllmToolReader:
     """A reader of one reply. tokenizer: vLLM's, of the model. whole: the reply is not streamed, and is read at its end.
 
-    A call that is not in its format stays text, as the parser has it.
+    A call that is not in its format stays text, as the parser has it; where the parser itself fails, which it may at
+    definitions that it does not expect, all that follows is text.
     """
 
     def __init__(self, tokenizer: Any, tools: Tools, whole: bool) -> None:
@@ -26,11 +30,21 @@ class VllmToolReader:
         self._parser = ToolParserManager.get_tool_parser(tools.parser)(tokenizer, self._request.tools)
         if hasattr(self._parser, "skip_reasoning_parsing"):
             self._parser.skip_reasoning_parsing = True
-        self._whole, self._text = whole, ""
+        self._whole, self._text, self._failed = whole, "", False
         self._arguments: dict[int, str] = {}
 
     def feed(self, piece: Piece) -> Piece:
         """Return the next piece with its calls in `tool_calls`, and without their text."""
+        if self._failed:
+            return piece
+        try:
+            return self._fed(piece)
+        except Exception:
+            log.warning("vLLM's parser of calls failed; the reply is text from here on", exc_info=True)
+            self._failed = True
+            return replace(piece, text=self._text) if self._whole else piece
+
+    def _fed(self, piece: Piece) -> Piece:
         before, self._text = self._text, self._text + piece.text
         if self._whole:
             return self._at_the_end(piece)

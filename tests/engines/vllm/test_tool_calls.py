@@ -79,6 +79,20 @@ def test_calls_of_an_older_mistral_are_read(whole: bool) -> None:
     ]
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_reply_is_text_where_the_parser_fails(whole: bool) -> None:
+    from serve.engines.vllm.tool_calls import VllmToolReader
+
+    repair()
+    schemas = json.dumps([{"type": "function", "function": {"name": "weather", "parameters": {"properties": 5}}}])
+    reader = VllmToolReader(tokenizer(*MARKS["glm45"]), Tools(schemas, "glm45"), whole)
+    pieces = PIECE.findall(REPLIES["glm45"])
+    fed = [reader.feed(Piece(part, (), "stop" if at + 1 == len(pieces) else None)) for at, part in enumerate(pieces)]
+    text = "".join(piece.text for piece in fed)
+    assert not any(piece.tool_calls for piece in fed)
+    assert text == REPLIES["glm45"] if whole else text.startswith("I look.")
+
+
 def test_template_shows_its_format() -> None:
     for text, name in (
         ("<tool_call>\n{name: }", tool_calls.HERMES),
