@@ -12,9 +12,12 @@ from pydantic import BaseModel
 from served import LLAVA, PALIGEMMA, URL, calling, frames, router, served
 
 from serve.api.app import create_app
-from serve.engines.base import Prompt
+from serve.api.model_responses.request import ResponseRequest
+from serve.api.model_responses.response import ResponseEvents, ResponseHead
+from serve.engines.base import Prompt, ToolCallPart
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
+from serve.tasks.base import Usage
 from serve.worker import Worker
 
 TEXT, OTHER = "a red square", "red"
@@ -198,3 +201,22 @@ async def test_events_have_their_type_as_their_name() -> None:
         events = frames((await http.post("/v1/responses", json=body)).text)
     assert events[-1] == (None, "[DONE]")
     assert all(json.loads(data)["type"] == name for name, data in events[:-1])
+
+
+def test_text_after_a_call_is_an_item_of_its_own() -> None:
+    head = ResponseHead("abc", REAL, request=ResponseRequest(model=REAL, input="time?"))
+    events = ResponseEvents(head, Usage)
+    written = events.open([{}])
+    for step in ("I look.", 0, "\n", 1, "\n", "Done", "."):
+        if isinstance(step, str):
+            written += events.text(0, step)
+        else:
+            written += events.tool_calls(0, [ToolCallPart(step, "{}", f"call_{step}", "clock")])
+    written += events.finish(0, "stop") + events.last()
+    bodies = [json.loads(data) for _, data in frames(written.decode())]
+    output = bodies[-1]["response"]["output"]
+    assert [item["type"] for item in output] == ["message", "function_call", "function_call", "message"]
+    assert [output[at]["content"][0]["text"] for at in (0, 3)] == ["I look.", "\nDone."]
+    assert (output[0]["id"], output[3]["id"]) == ("msg_abc", "msg_abc_1")
+    deltas = [(body["item_id"], body["delta"]) for body in bodies if body["type"] == "response.output_text.delta"]
+    assert deltas == [("msg_abc", "I look."), ("msg_abc_1", "\nDone"), ("msg_abc_1", ".")]

@@ -130,11 +130,15 @@ class ResponseHead(CompletionHead):
             diptych=about,
         )
 
-    def message_item(self, text: str | None, status: Status) -> dict[str, Any]:
-        """Return the output's message. text: None for one that has no content yet."""
+    def item_id(self, kind: Literal["reasoning", "message"], at: int) -> str:
+        """Return the id of an item. at: how many items of its kind come before it."""
+        return f"{'msg' if kind == 'message' else 'rs'}_{self.request_id}{f'_{at}' if at else ''}"
+
+    def message_item(self, text: str | None, status: Status, at: int = 0) -> dict[str, Any]:
+        """Return the output's message. text: None for one that has no content yet. at: as for `item_id`."""
         content = [] if text is None else [_text_part(text)]
         return {
-            "id": f"msg_{self.request_id}",
+            "id": self.item_id("message", at),
             "type": "message",
             "role": "assistant",
             "status": status,
@@ -146,10 +150,10 @@ class ResponseHead(CompletionHead):
         item = {"id": f"fc_{call}", "type": "function_call", "call_id": call, "status": status}
         return item | {"name": name, "arguments": arguments}
 
-    def reasoning_item(self, text: str | None) -> dict[str, Any]:
+    def reasoning_item(self, text: str | None, at: int = 0) -> dict[str, Any]:
         """Return what the model wrote before its answer. text: None for one that has no content yet."""
         content = [] if text is None else [{"type": "reasoning_text", "text": text}]
-        return {"id": f"rs_{self.request_id}", "type": "reasoning", "summary": [], "content": content}
+        return {"id": self.item_id("reasoning", at), "type": "reasoning", "summary": [], "content": content}
 
 
 class ResponseEvents:
@@ -161,6 +165,7 @@ class ResponseEvents:
         self._done: list[dict[str, Any]] = []
         self._text: list[str] = []
         self._reasoning: list[str] = []
+        self._blank = ""
         self._open: Kind | None = None
         self._call: tuple[ToolCallPart, list[str]] | None = None
         """The first part of the call that is open, and its arguments so far."""
@@ -179,7 +184,9 @@ class ResponseEvents:
         if index:
             self._replies[index][0].append(text)
             return b""
-        if not text:
+        text, self._blank = self._blank + text, ""
+        if not text or (self._call is not None and self._open != "message" and text.isspace()):
+            self._blank = text  # between two calls
             return b""
         data = self._opened("message")
         self._text.append(text)
@@ -198,7 +205,7 @@ class ResponseEvents:
         for part in parts:
             if part.id:
                 data += self._closed()
-                self._open, self._call = "call", (part, [])
+                self._open, self._call, self._blank = "call", (part, []), ""
                 item = self.head.call_item(part.id, part.name, "", "in_progress")
                 data += self._event("response.output_item.added", output_index=len(self._done), item=item)
             if part.arguments and self._call is not None:
@@ -229,7 +236,10 @@ class ResponseEvents:
         if self._open == kind:
             return b""
         data, self._open = self._closed(), kind
-        empty = self.head.message_item(None, "in_progress") if kind == "message" else self.head.reasoning_item(None)
+        at = self._before(kind)
+        empty = (
+            self.head.message_item(None, "in_progress", at) if kind == "message" else self.head.reasoning_item(None, at)
+        )
         data += self._event("response.output_item.added", output_index=len(self._done), item=empty)
         if kind == "message":
             data += self._event("response.content_part.added", **self._place(kind), part=_text_part(""))
@@ -244,7 +254,7 @@ class ResponseEvents:
             text = "".join(self._text)
             data += self._event("response.output_text.done", **self._place(kind), text=text, logprobs=[])
             data += self._event("response.content_part.done", **self._place(kind), part=_text_part(text))
-            item = self.head.message_item(text, self._status)
+            item = self.head.message_item(text, self._status, self._before(kind))
         elif kind == "call":
             assert self._call is not None
             part, arguments = self._call[0], "".join(self._call[1])
@@ -254,15 +264,20 @@ class ResponseEvents:
         else:
             text = "".join(self._reasoning)
             data += self._event("response.reasoning_text.done", **self._place(kind), text=text)
-            item = self.head.reasoning_item(text)
+            item = self.head.reasoning_item(text, self._before(kind))
         data += self._event("response.output_item.done", output_index=len(self._done), item=item)
         self._done.append(item)
         self._open = None
+        self._text.clear()
+        self._reasoning.clear()
         return data
 
+    def _before(self, kind: Literal["reasoning", "message"]) -> int:
+        return sum(item["type"] == kind for item in self._done)
+
     def _place(self, kind: Literal["reasoning", "message"]) -> dict[str, Any]:
-        prefix = "msg" if kind == "message" else "rs"
-        return {"item_id": f"{prefix}_{self.head.request_id}", "output_index": len(self._done), "content_index": 0}
+        item_id = self.head.item_id(kind, self._before(kind))
+        return {"item_id": item_id, "output_index": len(self._done), "content_index": 0}
 
     def _call_place(self, part: ToolCallPart) -> dict[str, Any]:
         return {"item_id": f"fc_{part.id}", "output_index": len(self._done)}
