@@ -256,7 +256,7 @@ async def test_unloaded_adapter_is_gone_everywhere_once_its_requests_have_ended(
         assert error(await unload(first)) == (404, "lora_name", "adapter_not_found")
 
 
-async def test_gateway_that_could_not_serve_by_a_change_is_asked_again(tmp_path: Path) -> None:
+async def test_change_that_a_gateway_could_not_serve_by_is_tried_again(tmp_path: Path) -> None:
     async with running(tmp_path) as fleet:
         client = await fleet.add_gateway()
         await load(client)

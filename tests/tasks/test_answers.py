@@ -42,9 +42,9 @@ def test_normalising_twice_changes_nothing_for_plain_words(text: str) -> None:
     assert normalise(normalise(plain)) == normalise(plain)
 
 
-@pytest.mark.parametrize(("one", "other"), [("เสือ", "เสื้อ"), ("पानी", "पीना")])
-def test_words_that_differ_in_their_vowels_signs_differ(one: str, other: str) -> None:
-    assert normalise(one) != normalise(other)
+@pytest.mark.parametrize(("word", "other"), [("เสือ", "เสื้อ"), ("पानी", "पीना")])
+def test_words_that_differ_in_a_vowels_sign_differ(word: str, other: str) -> None:
+    assert normalise(word) != normalise(other)
 
 
 def test_composed_and_decomposed_letters_are_the_same() -> None:

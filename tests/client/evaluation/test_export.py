@@ -123,10 +123,10 @@ RESULTS: dict[str, Any] = {
 def exported(tmp_path: Path, task: str, form: str, **options: Any) -> Path:
     """Write the labels of two pictures on which all models agreed, in a format, into a new folder."""
     names = album(tmp_path / "in", 2)
-    asked = {"question": "cats"} if task == "count" else {"labels": ["cat"]}
+    fields = {"question": "cats"} if task == "count" else {"labels": ["cat"]}
     merged = {"result": RESULTS[task], "agreement": 0.9}
     lines = [
-        {"file": name, "task": task, "asked": asked, "image": {"width": 32, "height": 24}, "merged": merged}
+        {"file": name, "task": task, "asked": fields, "image": {"width": 32, "height": 24}, "merged": merged}
         for name in names
     ]
     folder = tmp_path / f"{form}-{len(list(tmp_path.iterdir()))}"
