@@ -62,8 +62,8 @@ class Account:
     """A request's use so far. key: the name of its API key; "" where the server asks for none.
 
     input_tokens, output_tokens: of every model that was called, cut and failed ones too. pictures: a video is one.
-    calls: of each model, as a judge too. task: the last one that it asked. error: the code of its error. contents: None
-    where they are not collected.
+    calls: of each model, as a judge too. task: the last one that it asked. error: the code of its error. reply_errors:
+    the codes of failed replies to its task. contents: None where they are not collected.
     """
 
     key: str = ""
@@ -73,6 +73,7 @@ class Account:
     calls: Counter[str] = field(default_factory=Counter)
     task: str = ""
     error: str = ""
+    reply_errors: set[str] = field(default_factory=set)
     contents: Contents | None = None
 
     def add_tokens(self, read: int, generated: int) -> None:

@@ -101,6 +101,7 @@ class ModelCall:
 
     def _failure(self, status: Literal["error", "timeout"], code: str | None, message: str) -> Reply:
         error = ReplyError(code=code or "model_error", message=message)
+        current_account().reply_errors.add(error.code)
         usage = Usage() if self._last is None else self._last.usage()
         reply = Reply(model=self.model, status=status, text="".join(self._texts), error=error, usage=usage)
         return self._replied(reply)

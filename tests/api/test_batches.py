@@ -20,7 +20,7 @@ from served import LLAVA, URL, calling, message, router, served
 
 from serve.api.app import create_app
 from serve.api.authentication import Access
-from serve.api.batches.runner import BatchRunner
+from serve.api.batches.runner import TRIES, BatchRunner, LineAnswer, call_app
 from serve.api.batches.store import BatchStore, FileObject, Outputs
 from serve.api.keys import Keys
 from serve.engines.base import Prompt
@@ -42,11 +42,14 @@ def lines(*requests: dict[str, Any]) -> bytes:
 class Kept:
     """An app with batches in a folder, called in this process."""
 
-    def __init__(self, folder: Path, *engines: FakeEngine, max_mb: float = 10, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, *engines: FakeEngine, max_mb: float = 10, ready: bool = True, **options: Any
+    ) -> None:
         self.store = BatchStore(folder, days=30, max_mb=max_mb, max_lines=50)
         self.now = time.time
         self.runner = BatchRunner(self.store, at_once=3, clock=lambda: self.now())
-        self.app = create_app(router(*engines), batches=self.runner, **options)
+        self.models = router(*engines, ready=ready)
+        self.app = create_app(self.models, batches=self.runner, **options)
 
     def client(self, http: httpx.AsyncClient, key: str = "none") -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url="http://diptych/v1", api_key=key, max_retries=0, http_client=http)
@@ -255,6 +258,73 @@ async def test_line_is_sent_again_while_no_model_has_room(
         client = served_app.client(http)
         batch = await reach(client, await begin(client, lines(line("a"))))
         assert served_app.output(batch.output_file_id)[0]["response"]["body"] == {"a": 1}
+
+
+@pytest.fixture
+def statuses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collect the statuses of the responses to lines, which are asked again at once."""
+    received: list[int] = []
+
+    async def call(*request: Any) -> LineAnswer:
+        answer = await call_app(*request)
+        received.append(answer.status)
+        return answer
+
+    monkeypatch.setattr("serve.api.batches.runner.LONGEST_WAIT_S", 0.01)
+    monkeypatch.setattr("serve.api.batches.runner.call_app", call)
+    return received
+
+
+TASK = "/v1/tasks/vqa"
+
+
+async def asked_often(client: openai.AsyncOpenAI, batch: Batch, statuses: list[int]) -> bool:
+    """Wait until a batch's line was asked more than TRIES times; return whether it was before the batch ended."""
+    while len(statuses) <= TRIES and (await client.batches.retrieve(batch.id)).completed_at is None:
+        await asyncio.sleep(0.01)
+    return len(statuses) > TRIES and set(statuses) == {503}
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [(CHAT, {"model": LLAVA, **ASK}), (CHAT, {"model": "vqa:*", **ASK}), (TASK, {"image": URL, "question": "what?"})],
+)
+async def test_line_waits_until_its_models_have_started(
+    kept: Callable[..., Kept], statuses: list[int], url: str, body: dict[str, Any]
+) -> None:
+    served_app = kept(ready=False)
+    async with calling(served_app.app) as http:
+        client = served_app.client(http)
+        batch = await begin(client, lines({"custom_id": "a", "method": "POST", "url": url, "body": body}), url)
+        assert await asked_often(client, batch, statuses)
+        for worker in served_app.models.routes.values():
+            worker.mark("ready", "ready")
+        batch = await reach(client, batch)
+        assert [each["response"]["status_code"] for each in served_app.output(batch.output_file_id)] == [200]
+
+
+async def test_line_whose_model_never_starts_expires_with_its_batch(
+    kept: Callable[..., Kept], statuses: list[int]
+) -> None:
+    served_app = kept(ready=False)
+    async with calling(served_app.app) as http:
+        client = served_app.client(http)
+        batch = await begin(client, lines(line("a")))
+        assert await asked_often(client, batch, statuses)
+        served_app.now = lambda: time.time() + 86_401
+        batch = await reach(client, batch)
+        assert [each["error"]["code"] for each in served_app.output(batch.error_file_id)] == ["batch_expired"]
+
+
+async def test_line_whose_model_fails_has_an_error_after_a_few_tries(
+    kept: Callable[..., Kept], statuses: list[int]
+) -> None:
+    served_app = kept(FakeEngine("red", fail_after=0))
+    async with calling(served_app.app) as http:
+        client = served_app.client(http)
+        batch = await reach(client, await begin(client, lines(line("a"))))
+        (error,) = served_app.output(batch.error_file_id)
+        assert error["response"]["body"]["error"]["code"] == "model_error" and statuses == [503] * TRIES
 
 
 async def test_each_key_has_files_and_batches_of_its_own(kept: Callable[..., Kept]) -> None:

@@ -20,6 +20,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 from starlette.types import ASGIApp, Message
 
+from serve.accounting import current_account, open_account
 from serve.api.authentication import ON_BEHALF
 from serve.api.batches.store import (
     BatchObject,
@@ -32,6 +33,7 @@ from serve.api.batches.store import (
     answered_lines,
     line_id,
 )
+from serve.errors import Overloaded
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,9 @@ MAX_FAULTS = 100
 MAX_ID = 512
 """Characters of a custom_id."""
 TRIES = 6
-"""Times that a line is asked while no model can answer (503)."""
+"""Times that a line is asked while no model can answer (503) for another reason than NOT_NOW."""
+NOT_NOW = frozenset({"model_starting", "model_resting", "stopping", Overloaded.code})
+"""Codes of errors that end without a change to the request: a line waits for that, until its batch expires."""
 LONGEST_WAIT_S = 60.0
 TASKS_PREFIX = "/v1/tasks/"
 FALSE = (b"false", b"null")
@@ -64,12 +68,13 @@ class BatchLine(msgspec.Struct):
 
 
 class LineAnswer(NamedTuple):
-    """The response to a line."""
+    """The response to a line. codes: of its error, and of the models' replies that failed."""
 
     status: int
     request_id: str
     body: bytes
     retry_after_s: float | None
+    codes: frozenset[str] = frozenset()
 
 
 _LINES = msgspec.json.Decoder(BatchLine)
@@ -272,18 +277,21 @@ class RunningBatch:
                 self.counts.failed += not good
 
     async def _ask(self, line: BatchLine) -> LineAnswer:
-        """Return the response to a line, asked again while the server is full, or for a while if none can answer."""
+        """Return the response to a line, asked again while its models are full or starting."""
         if bytes(line.body.get("stream", FALSE[0])) not in FALSE:
             body = {"message": "stream is not supported in a batch.", "type": "invalid_request_error"}
             error = {"error": {**body, "param": "stream", "code": "unsupported_parameter"}}
             return LineAnswer(400, "", _ENCODER.encode(error), None)
         later = {"priority": "batch"} if line.url.startswith(TASKS_PREFIX) else {"service_tier": "flex"}
         body_text = _ENCODER.encode({**line.body, **later})
+        failures = 0
         for tried in itertools.count(1):
             assert self.runner.app is not None
             answer = await call_app(self.runner.app, line.url, body_text, self.owner)
-            if answer.status != 429 and (answer.status != 503 or tried >= TRIES):
-                break
+            if answer.status != 429 and not (answer.status == 503 and answer.codes & NOT_NOW):
+                failures += 1
+                if answer.status != 503 or failures >= TRIES:
+                    break
             await asyncio.sleep(min(LONGEST_WAIT_S, (answer.retry_after_s or 1.0) * 2 ** min(tried - 1, 5)))
         return answer
 
@@ -345,12 +353,18 @@ async def call_app(app: ASGIApp, path: str, body: bytes, key: str) -> LineAnswer
         "server": None,
         "state": {ON_BEHALF: key},
     }
+    open_account()  # the app opens another in this task: without it, the last line's would be read
     with contextlib.suppress(Exception):  # a bug is logged and answered by then, and raised again
         await app(scope, receive, send)
     names = {name.lower(): value.decode("latin-1") for name, value in headers.items()}
     retry = names.get(b"retry-after", "")
+    account = current_account()
     return LineAnswer(
-        status, names.get(b"x-request-id", ""), b"".join(parts), float(retry) if retry.isdigit() else None
+        status,
+        names.get(b"x-request-id", ""),
+        b"".join(parts),
+        float(retry) if retry.isdigit() else None,
+        frozenset({account.error, *account.reply_errors}),
     )
 
 
