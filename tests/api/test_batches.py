@@ -176,6 +176,52 @@ async def test_cancelled_batch_has_an_error_for_each_request_without_an_answer(k
             await client.batches.cancel(batch.id)
 
 
+async def test_queued_batch_that_is_cancelled_ends_at_once_with_its_error_lines(kept: Callable[..., Kept]) -> None:
+    served_app = kept(FakeEngine("red", delay_s=60))
+    async with calling(served_app.app) as http:
+        client = served_app.client(http)
+        running = await begin(client, lines(line("a")))
+        queued = await begin(client, lines(line("b"), line("c")))
+        last = await begin(client, lines(line("d")))
+        await reach(client, running, "in_progress")
+        assert (await client.batches.cancel(queued.id)).status == "cancelling"
+        batch = await reach(client, queued)
+        assert batch.status == "cancelled" and batch.output_file_id is None and batch.request_counts is not None
+        assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (2, 0, 2)
+        errors = [(each["custom_id"], each["error"]["code"]) for each in served_app.output(batch.error_file_id)]
+        assert errors == [("b", "batch_cancelled"), ("c", "batch_cancelled")]
+        assert (await client.files.delete(queued.input_file_id)).deleted
+        assert [(await client.batches.retrieve(each.id)).status for each in (running, last)] == [
+            "in_progress",
+            "validating",
+        ]
+
+
+async def test_queued_batch_of_wrong_lines_that_is_cancelled_has_their_faults(kept: Callable[..., Kept]) -> None:
+    served_app = kept(FakeEngine("red", delay_s=60))
+    async with calling(served_app.app) as http:
+        client = served_app.client(http)
+        await begin(client, lines(line("a")))
+        queued = await begin(client, lines(line("a")) + b"{\n")
+        await client.batches.cancel(queued.id)
+        batch = await reach(client, queued)
+        assert batch.status == "cancelled" and batch.error_file_id is None and batch.errors is not None
+        assert [(fault.line, fault.code) for fault in batch.errors.data or []] == [(2, "invalid_json_line")]
+
+
+async def test_queued_batch_past_its_window_has_an_error_for_each_request(kept: Callable[..., Kept]) -> None:
+    served_app = kept(FakeEngine("red", delay_s=60))
+    async with calling(served_app.app) as http:
+        client = served_app.client(http)
+        batches = [await begin(client, lines(line("a"), line("b"))) for _ in range(3)]
+        await reach(client, batches[0], "in_progress")
+        served_app.now = lambda: time.time() + 86_401
+        for batch in [await reach(client, each) for each in batches]:
+            assert batch.status == "expired"
+            errors = [(each["custom_id"], each["error"]["code"]) for each in served_app.output(batch.error_file_id)]
+            assert errors == [("a", "batch_expired"), ("b", "batch_expired")]
+
+
 async def test_batch_past_its_window_expires(kept: Callable[..., Kept]) -> None:
     served_app = kept()
     served_app.now = lambda: time.time() + 86_401

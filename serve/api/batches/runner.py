@@ -42,7 +42,7 @@ POLL_S = 1.0
 CLEAN_S = 600.0
 """Seconds between two removals of what is past its time."""
 AT_ONCE = 8
-"""Batches that run at a time, each of another key."""
+"""Batches that run at a time, each of another key; also those that are ended at a time since they were cancelled."""
 MAX_FAULTS = 100
 """Faults of an input that are told."""
 MAX_ID = 512
@@ -97,7 +97,9 @@ class BatchRunner:
         self._woken = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._jobs: dict[str, asyncio.Task[None]] = {}
-        """The running batch of each key."""
+        """Batches that run, by their ids: the oldest of its key each."""
+        self._cancelled: dict[str, asyncio.Task[None]] = {}
+        """Batches that end without having run, since they were cancelled, by their ids."""
 
     def start(self) -> None:
         """Begin to run batches, also those that an earlier process began."""
@@ -132,17 +134,20 @@ class BatchRunner:
                         async with asyncio.timeout(POLL_S):
                             await self._woken.wait()
             finally:
-                jobs = list(self._jobs.values())
+                jobs = [*self._jobs.values(), *self._cancelled.values()]
                 for job in jobs:
                     job.cancel()
                 await asyncio.gather(*jobs, return_exceptions=True)
 
     async def _begin_jobs(self) -> None:
-        """Begin each key's oldest batch where none of its runs."""
-        self._jobs = {owner: job for owner, job in self._jobs.items() if not job.done()}
+        """Begin each key's oldest batch, and the end of those that were cancelled while they waited for their turn."""
+        for jobs in (self._jobs, self._cancelled):
+            for batch_id in [batch_id for batch_id, job in jobs.items() if job.done()]:
+                del jobs[batch_id]
         for owner, batch in await asyncio.to_thread(self.store.unfinished):
-            if owner not in self._jobs and len(self._jobs) < AT_ONCE:
-                self._jobs[owner] = asyncio.create_task(self._finish(owner, batch))
+            jobs = self._cancelled if batch.status == "cancelling" else self._jobs
+            if len(jobs) < AT_ONCE and batch.id not in self._jobs and batch.id not in self._cancelled:
+                jobs[batch.id] = asyncio.create_task(self._finish(owner, batch))
 
     async def _finish(self, owner: str, batch: BatchObject) -> None:
         """Run a batch to its end. A fault of this program ends it as failed, so that the key's next one runs."""
@@ -199,7 +204,7 @@ class RunningBatch:
         """Check the input, answer its lines, and end the batch. Raises OSError where the folder cannot be used."""
         path = self.store.path(self.batch.input_file_id)
         outputs = Outputs.of(self.batch.id)
-        if self.batch.status == "validating":
+        if self.batch.in_progress_at is None:  # it begins, or was cancelled before it did
             faults, total = await asyncio.to_thread(check_input, path, self.batch.endpoint, self.store.max_lines)
             if not faults and not await asyncio.to_thread(self.store.room, self.owner):
                 faults = [LineError(code=FULL[0], line=None, message=FULL[1])]
@@ -207,9 +212,6 @@ class RunningBatch:
                 await self._change(lambda batch: _fail(batch, faults))
                 return
             await self._change(lambda batch: _begin(batch, total))
-        if self.batch.in_progress_at is None:  # cancelled before it began
-            await self._change(lambda batch: batch.enter("cancelled"))
-            return
         answered = await asyncio.to_thread(answered_lines, self.store.path(outputs.output))
         failed = await asyncio.to_thread(answered_lines, self.store.path(outputs.error))
         self.counts = self.batch.request_counts.model_copy(update={"completed": len(answered), "failed": len(failed)})
@@ -442,8 +444,9 @@ async def _to_the_end(work: Any) -> None:
 
 
 def _fail(batch: BatchObject, faults: list[LineError]) -> None:
+    """End a batch by its faults: as failed, or as cancelled where it was to be."""
     batch.errors = LineErrors(data=faults)
-    batch.enter("failed")
+    batch.enter("cancelled" if batch.status == "cancelling" else "failed")
 
 
 def _begin(batch: BatchObject, total: int) -> None:

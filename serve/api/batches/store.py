@@ -260,11 +260,12 @@ class BatchStore:
         return [BatchObject.model_validate_json(row[0]) for row in rows[:limit]], len(rows) > limit
 
     def unfinished(self) -> list[tuple[str, BatchObject]]:
-        """Return (owner, batch) of each key's oldest batch that has not ended, oldest first."""
+        """Return (owner, batch) of each key's oldest batch that has not ended, and of every cancelled one, by age."""
         with self._opened() as file:
             rows = file.execute(
-                "SELECT owner, object FROM batches WHERE number IN (SELECT min(number) FROM batches WHERE NOT ended "
-                "GROUP BY owner) ORDER BY number"
+                "SELECT owner, object FROM batches WHERE NOT ended AND "
+                "(number IN (SELECT min(number) FROM batches WHERE NOT ended GROUP BY owner) "
+                "OR json_extract(object, '$.status') = 'cancelling') ORDER BY number"
             ).fetchall()
         return [(owner, BatchObject.model_validate_json(text)) for owner, text in rows]
 
