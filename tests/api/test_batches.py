@@ -110,6 +110,19 @@ async def test_batch_answers_each_request_on_a_model_and_on_a_fan_out(kept: Call
     assert all(prompt.batch for prompt in paligemma.prompts if isinstance(prompt, Prompt))
 
 
+async def test_line_breaks_of_unicode_in_a_reply_or_an_id_are_escaped(kept: Callable[..., Kept]) -> None:
+    breaks = "a\u2028b\u2029c\u0085d"
+    served_app = kept(FakeEngine(f"rot grün {breaks}"))
+    async with calling(served_app.app) as http:
+        client = served_app.client(http)
+        batch = await reach(client, await begin(client, lines(line("good"), line(breaks, "nobody"))))
+        assert batch.output_file_id is not None and batch.error_file_id is not None
+        files = [(await client.files.content(name)).text for name in (batch.output_file_id, batch.error_file_id)]
+        (answer,), (error,) = [[json.loads(text) for text in file.splitlines()] for file in files]
+        assert answer["response"]["body"]["choices"][0]["message"]["content"] == f"rot grün {breaks}"
+        assert error["custom_id"] == breaks and "grün" in files[0]
+
+
 @pytest.mark.parametrize(
     ("url", "body"),
     [

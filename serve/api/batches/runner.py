@@ -33,6 +33,7 @@ from serve.api.batches.store import (
     answered_lines,
     line_id,
 )
+from serve.api.responses import escape_breaks
 from serve.errors import Overloaded
 
 log = logging.getLogger(__name__)
@@ -419,13 +420,13 @@ def _line_fault(text: bytes, endpoint: str, ids: set[str]) -> tuple[str, str, st
 
 
 def _written(batch: str, number: int, custom_id: str, answer: LineAnswer | None, error: dict[str, str] | None) -> bytes:
-    """Return a line of an output."""
+    """Return a line of an output, which readers that split at other line breaks too read as one."""
     response = None
     if answer is not None:
         body = msgspec.Raw(answer.body or b"null")
         response = {"status_code": answer.status, "request_id": answer.request_id, "body": body}
     line = {"id": line_id(batch, number), "custom_id": custom_id, "response": response, "error": error}
-    return _ENCODER.encode(line) + b"\n"
+    return escape_breaks(_ENCODER.encode(line).decode()).encode() + b"\n"
 
 
 def _append(file: IO[bytes], line: bytes) -> None:
