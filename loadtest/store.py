@@ -200,9 +200,9 @@ def _server() -> Iterator[tuple[str, Callable[[], int]]]:
     answered = [0]
     run = router.run
 
-    def counted(plan: Any) -> Any:
+    def counted(plan: Any, count: Any = None) -> Any:
         answered[0] += 1
-        return run(plan)
+        return run(plan, count)
 
     router.run = counted  # type: ignore[method-assign]
     port = _free_port()

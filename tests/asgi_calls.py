@@ -1,7 +1,7 @@
 """Calls an ASGI app directly, with a body in pieces that is not copied."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from starlette.types import ASGIApp, Message
@@ -24,15 +24,23 @@ async def call(
     method: str = "POST",
     query: bytes = b"",
     headers: dict[str, str] | None = None,
+    leaves: Callable[[], bool] | None = None,
 ) -> Reply:
-    """Return the response to a request with this body. The client disconnects only after the response."""
+    """Return the response to a request with this body.
+
+    leaves: whether the client disconnects now; default: only after the response.
+    """
     reply, pieces = Reply(), aiter(body) if isinstance(body, AsyncIterator) else _each(body)
     ended = False
 
     async def receive() -> Message:
         nonlocal ended
         if ended:
-            return await asyncio.Event().wait()  # type: ignore[return-value]
+            if leaves is None:
+                return await asyncio.Event().wait()  # type: ignore[return-value]
+            while not leaves():
+                await asyncio.sleep(0.001)
+            return {"type": "http.disconnect"}
         try:
             return {"type": "http.request", "body": await anext(pieces), "more_body": True}
         except StopAsyncIteration:

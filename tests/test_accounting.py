@@ -1,12 +1,17 @@
 """Accounting: what each key used, to the token, also of cut streams, failed columns and judges."""
 
 import asyncio
+import json
 import logging
 from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from asgi_calls import Reply, call
 from prometheus_client.parser import text_string_to_metric_families
 from served import LLAVA, PALIGEMMA, URL, calling, listening, message, router, until
 
@@ -15,12 +20,29 @@ from serve.api.authentication import Access
 from serve.api.keys import Keys
 from serve.api.metrics import Metrics
 from serve.api.request_limits import ACCESS
+from serve.arena.store import VoteStore
+from serve.engines.base import Piece, Prompt
 from serve.engines.fake import FakeEngine
+from serve.limits import Limits
 
 KEYS = Keys(["alice:4lice", "bob:b0b"])
 ALICE, BOB = ({"authorization": f"Bearer {key}"} for key in ("4lice", "b0b"))
 VQA: dict[str, Any] = {"image": URL, "question": "what is it?"}
 CHAT = {"model": LLAVA, "messages": [message()]}
+
+
+class CountedEngine(FakeEngine):
+    """An engine that counts the pieces that it has generated."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.pieces = 0
+
+    async def generate(self, prompt: Prompt) -> AsyncGenerator[Piece, None]:
+        async with aclosing(super().generate(prompt)) as pieces:
+            async for piece in pieces:
+                self.pieces += 1
+                yield piece
 
 
 def tokens(text: str) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]:
@@ -96,6 +118,65 @@ async def test_cut_stream_is_counted_up_to_its_last_delta() -> None:
     assert by_model[PALIGEMMA, "output"] == 3 and 0 < by_model[LLAVA, "output"] < 50
     assert min(by_model[LLAVA, "input"], by_model[PALIGEMMA, "input"]) > 49  # a picture's, and the question's
     assert by_key["alice", "output"] == by_model[LLAVA, "output"] + 3
+
+
+def both(reply: dict[str, str]) -> tuple[CountedEngine, CountedEngine]:
+    return CountedEngine(reply, delay_s=0.001), CountedEngine(reply, delay_s=0.001)
+
+
+async def leave_at(app: Any, path: str, body: dict[str, Any], pieces: int, engines: tuple[CountedEngine, ...]) -> Reply:
+    """Send a request and disconnect once the engines have generated so many pieces. Return what came until then."""
+    data = json.dumps(body | {"max_tokens": 390}).encode()
+    return await call(
+        app, path, [data], headers=ALICE, leaves=lambda: sum(engine.pieces for engine in engines) >= pieces
+    )
+
+
+def access_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [record.__dict__["fields"] for record in caplog.records if record.name == ACCESS.name]
+
+
+async def test_duel_that_its_client_leaves_counts_for_the_key_up_to_its_last_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines, metrics, votes = both({"": "word " * 390}), Metrics(), VoteStore(tmp_path / "votes.db")
+    app = create_app(
+        router(*engines), access=Access(keys=KEYS), metrics=metrics, votes=votes, limits=Limits(tokens_per_day=100)
+    )
+    with caplog.at_level(logging.INFO, ACCESS.name):
+        await leave_at(app, "/v1/arena/duels/vqa", VQA, 60, engines)
+    (line,) = access_lines(caplog)
+    generated = sum(engine.pieces for engine in engines)
+    assert generated - 2 <= line["output_tokens"] <= generated < 2 * 390 and line["input_tokens"] > 2 * 49
+    assert sums(tokens(metrics.text().decode())[0]) == {"input": 0, "output": 0}  # they would tell the models' names
+    refused = await leave_at(app, "/v1/arena/duels/vqa", VQA, 10_000, engines)
+    assert refused.status == 429 and b"insufficient_quota" in refused.body
+    votes.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_judge_that_its_client_leaves_counts_up_to_its_last_words(
+    stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines, metrics = both({"": "a red circle", "quotations": "word " * 390}), Metrics()
+    app = create_app(router(*engines), access=Access(keys=KEYS), metrics=metrics)
+    with caplog.at_level(logging.INFO, ACCESS.name):
+        await leave_at(app, "/v1/tasks/caption", {"image": URL, "merge": "judge", "stream": stream}, 60, engines)
+    (line,) = access_lines(caplog)
+    generated = sum(engine.pieces for engine in engines)
+    assert generated - 1 <= line["output_tokens"] <= generated < 390 and line["input_tokens"] > 3 * 49
+    by_model, by_key = tokens(metrics.text().decode())
+    assert sums(by_model) == sums(by_key) == {"input": line["input_tokens"], "output": line["output_tokens"]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_judge_that_is_waited_for_counts_once(stream: bool) -> None:
+    engines, metrics = both({"": "a red circle", "quotations": "word " * 20}), Metrics()
+    async with calling(create_app(router(*engines), access=Access(keys=KEYS), metrics=metrics)) as client:
+        body = {"image": URL, "merge": "judge", "stream": stream}
+        assert (await client.post("/v1/tasks/caption", json=body, headers=ALICE)).status_code == 200
+    by_model, by_key = tokens(metrics.text().decode())
+    assert sums(by_model) == sums(by_key) and sums(by_model)["output"] == 2 * 3 + 20
 
 
 async def test_pictures_and_widths_are_counted_by_key() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from serve.api.metrics import Metrics
 from serve.errors import Overloaded
 from serve.router.route import Route
-from serve.router.router import Plan
+from serve.router.router import Plan, Router
 from serve.tasks import TASKS
 from serve.tasks.base import Event, Merged, Reply, ReplyError, Usage
 
@@ -48,11 +48,11 @@ def refuse_overload(routes: Sequence[Route], task: str, metrics: Metrics) -> Non
     raise errors[routes[0].model.name]
 
 
-async def gather_answer(plan: Plan, events: AsyncGenerator[Event, None], metrics: Metrics) -> Answer:
-    """Count the events and return them as one answer. Raises what they raise."""
+async def gather_answer(router: Router, plan: Plan, metrics: Metrics) -> Answer:
+    """Run a plan, count its events and return them as one answer. Raises as `Router.run`."""
     replies: dict[str, Reply] = {}
     with metrics.fan_out(plan.task) as meter:
-        async with aclosing(events):
+        async with aclosing(router.run(plan, metrics.count_tokens)) as events:
             async for event in events:
                 meter.event(event)
                 if isinstance(event, Reply):
@@ -62,17 +62,16 @@ async def gather_answer(plan: Plan, events: AsyncGenerator[Event, None], metrics
     raise AssertionError("a fan-out ends with its merge or an error")
 
 
-async def delay_failures(
-    plan: Plan, events: AsyncGenerator[Event, None], metrics: Metrics
-) -> AsyncGenerator[Event, None]:
-    """Count the events and yield them. Failed replies are delayed for up to GRACE_S, or until a model has text.
+async def delay_failures(router: Router, plan: Plan, metrics: Metrics) -> AsyncGenerator[Event, None]:
+    """Run a plan, count its events and yield them.
 
-    Where no model can answer, that is known within this time, so the client gets a 503 that it can retry, instead of a
-    200 and a stream of failures.
+    Failed replies are delayed for up to GRACE_S, or until a model has text. Where no model can answer, that is known
+    within this time, so the client gets a 503 that it can retry, instead of a 200 and a stream of failures.
     """
     clock = asyncio.get_running_loop().time
     end = clock() + GRACE_S
     delayed: list[Event] = []
+    events = router.run(plan, metrics.count_tokens)
     upcoming: asyncio.Future[Event] | None = asyncio.ensure_future(anext(events))
     with metrics.fan_out(plan.task) as meter:
         try:

@@ -226,7 +226,7 @@ async def _answer(
     async with media.decoded_image(questions.image, plans[0].deadline):
         size = (questions.image.width, questions.image.height)
         for (control, _), plan in zip(questions.requests, plans, strict=True):
-            merged = (await gather_answer(plan, router.run(plan), metrics)).merged
+            merged = (await gather_answer(router, plan, metrics)).merged
             score = min(score, merged.agreement)
             if merged.result is not None:
                 body = merged.result.model_dump(mode="json")

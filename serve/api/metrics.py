@@ -231,7 +231,10 @@ class FanOutMetrics:
         self._unended: dict[str, Delta] = {}
 
     def event(self, event: Event) -> None:
-        """Count a reply or the merged reply; remember the tokens until now of one that is still written."""
+        """Count a reply or the merged reply; remember the tokens until now of one that is still written.
+
+        A judge's tokens are not counted here: `Router.run` counts them, since a judge that is cut has no event.
+        """
         if isinstance(event, Delta):
             self._unended[event.model] = event
         elif isinstance(event, Reply):
@@ -254,8 +257,6 @@ class FanOutMetrics:
             self._merged = True
             self._metrics.merge_seconds.labels(self._task).observe(time.monotonic() - self._last)
             self._metrics.agreement.labels(self._task).observe(event.agreement)
-            if event.judge is not None and event.judge.model is not None:
-                self._metrics.count_tokens(event.judge.model, event.judge.usage)
 
     def end(self) -> None:
         """Count the outcome ("left": a model answered, but there was no merge), and tokens of columns that were cut."""

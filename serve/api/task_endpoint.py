@@ -80,7 +80,7 @@ async def run_task(services: Services, task: str, http: HttpRequest) -> Response
 
 async def _whole(services: Services, plan: Plan, request_id: str) -> TaskAnswer:
     async with services.media.with_pixels(plan.request, plan.deadline):
-        whole = await gather_answer(plan, services.router.run(plan), services.metrics)
+        whole = await gather_answer(services.router, plan, services.metrics)
     image, video = plan.request.image, plan.request.video
     return TaskAnswer(
         id=f"task-{request_id}",
@@ -96,7 +96,7 @@ async def _whole(services: Services, plan: Plan, request_id: str) -> TaskAnswer:
 async def _stream(services: Services, plan: Plan) -> AsyncGenerator[bytes, None]:
     async with (
         services.media.with_pixels(plan.request, plan.deadline),
-        aclosing(delay_failures(plan, services.router.run(plan), services.metrics)) as events,
+        aclosing(delay_failures(services.router, plan, services.metrics)) as events,
     ):
         async for event in events:
             if isinstance(event, Delta):

@@ -20,7 +20,7 @@ from serve.router.model_call import whole_reply
 from serve.router.route import Deadline, Route
 from serve.router.router import CHAT, Plan, able_routes, find_route, takes_media
 from serve.tasks import TASKS
-from serve.tasks.base import Reply, Request
+from serve.tasks.base import Reply, Request, Usage
 from serve.tasks.chat import ChatRequest, ChatResult
 from serve.tasks.judging import quote
 
@@ -121,10 +121,16 @@ async def _both(plan: Plan) -> list[Reply]:
 
 
 async def _reply(route: Route, task: str, request: Request, deadline: Deadline) -> Reply:
-    """Return one model's reply. Its tokens count for the request and its key, and in no metric of models."""
-    reply = await whole_reply(route, task, request, deadline)
+    """Return one model's reply. Its tokens count for the request and its key, and in no metric of models.
+
+    They count up to its last words where the client leaves: else a key could have any number of them for nothing.
+    """
     account = current_account()
-    account.add_tokens(reply.usage.prompt_tokens, reply.usage.completion_tokens)
+
+    def count(_: str, usage: Usage) -> None:
+        account.add_tokens(usage.prompt_tokens, usage.completion_tokens)
+
+    reply = await whole_reply(route, task, request, deadline, count)
     if account.contents is not None:
         account.contents.add_reply(reply.model, reply.text)
     return reply

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from serve.errors import ServeError
-from serve.router.model_call import whole_reply
+from serve.router.model_call import CountTokens, whole_reply
 from serve.router.route import Deadline, Route
 from serve.tasks.base import Judgement, Judging, Merged, Reply, ReplyError, Request
 from serve.tasks.chat import ChatRequest, ChatResult
@@ -29,11 +29,12 @@ class Judge:
         weights: Mapping[str, float],
         fallback: Merged,
         deadline: Deadline,
+        count: CountTokens | None = None,
     ) -> Merged:
         """Merge replies that are ok by asking the judge, until `deadline`.
 
         fallback: the replies merged by the task's own method. It is returned, with the reason, where the judge gives no
-        answer, and without one where there are fewer than two replies.
+        answer, and without one where there are fewer than two replies. count: as for `whole_reply`.
         """
         if len(replies) < 2:
             return fallback
@@ -42,7 +43,7 @@ class Judge:
             names = ", ".join(route.model.name for route in self.routes)
             error = ReplyError(code="judge_not_ready", message=f"No judge is ready: {names}.")
             return _with_judgement(fallback, Judgement(model=None, error=error))
-        reply = await whole_reply(route, "chat", self._question(request, replies), deadline)
+        reply = await whole_reply(route, "chat", self._question(request, replies), deadline, count)
         judgement = Judgement(model=route.model.name, error=reply.error, usage=reply.usage)
         if not isinstance(reply.result, ChatResult):
             return _with_judgement(fallback, judgement)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Literal
 
@@ -15,6 +15,9 @@ from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage, Waiting
 from serve.tracing import REQUEST_ID
 
 log = logging.getLogger(__name__)
+
+CountTokens = Callable[[str, Usage], None]
+"""A function that counts the tokens of the model of this name."""
 
 
 class ModelCall:
@@ -66,6 +69,12 @@ class ModelCall:
         """Return the seconds since the call."""
         return time.monotonic() - self._began
 
+    def usage(self) -> Usage:
+        """Return the tokens of the reply, or until now where there is none yet."""
+        if self.reply is not None:
+            return self.reply.usage
+        return Usage() if self._last is None else self._last.usage()
+
     def timeout(self) -> ModelError:
         """Return the error of a model that was cut at the deadline."""
         message = f"{self.model} had not finished after {self.deadline.seconds:g} s."
@@ -102,8 +111,7 @@ class ModelCall:
     def _failure(self, status: Literal["error", "timeout"], code: str | None, message: str) -> Reply:
         error = ReplyError(code=code or "model_error", message=message)
         current_account().reply_errors.add(error.code)
-        usage = Usage() if self._last is None else self._last.usage()
-        reply = Reply(model=self.model, status=status, text="".join(self._texts), error=error, usage=usage)
+        reply = Reply(model=self.model, status=status, text="".join(self._texts), error=error, usage=self.usage())
         return self._replied(reply)
 
     def _replied(self, reply: Reply) -> Reply:
@@ -116,8 +124,13 @@ class ModelCall:
         return reply
 
 
-async def whole_reply(route: Route, task: str, request: Request, deadline: Deadline) -> Reply:
-    """Return one model's reply, which may be a failed one."""
+async def whole_reply(
+    route: Route, task: str, request: Request, deadline: Deadline, count: CountTokens | None = None
+) -> Reply:
+    """Return one model's reply, which may be a failed one.
+
+    count: called once, at the end, with the reply's tokens; where the caller is cancelled, with those until then.
+    """
     call = ModelCall(route.model.name, task, deadline)
     try:
         async with aclosing(merge_streams([call.span.parent_of(route.answer(task, request))], deadline.at)) as streams:
@@ -125,5 +138,7 @@ async def whole_reply(route: Route, task: str, request: Request, deadline: Deadl
                 if isinstance(event := call.event(item), Reply):
                     return event
     finally:
+        if count is not None:
+            count(call.model, call.usage())
         call.close()
     raise AssertionError("a call ends with a reply")

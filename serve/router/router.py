@@ -15,7 +15,7 @@ from serve.rights import RIGHTS
 from serve.router.judge import SHARE, Judge
 from serve.router.merge_replies import abstain, is_answer, merge_replies
 from serve.router.merge_streams import merge_streams
-from serve.router.model_call import ModelCall
+from serve.router.model_call import CountTokens, ModelCall
 from serve.router.route import Deadline, Route, Status
 from serve.tasks import TASKS
 from serve.tasks.base import Event, Merged, Reply, Request, reasoning_options
@@ -225,11 +225,13 @@ class Router:
             account.contents.add_texts(TASKS[task].texts(request))
         return Plan(task, request, routes, judge, quorum, weights, deadline)
 
-    async def run(self, plan: Plan) -> AsyncGenerator[Event, None]:
+    async def run(self, plan: Plan, count: CountTokens | None = None) -> AsyncGenerator[Event, None]:
         """Yield deltas and replies as they come, then the merged reply. Closing early stops every model.
 
         Raises Unavailable when no model answered or the merge took too long, and the first refusal where models refused
         the request and the replies of all others could not be parsed.
+
+        count: counts the judge's tokens. No event has them where the run is cancelled while the judge writes.
         """
         deadline = plan.deadline if plan.judge is None else plan.deadline.earlier(SHARE)
         calls = [ModelCall(route.model.name, plan.task, deadline) for route in plan.routes]
@@ -252,7 +254,7 @@ class Router:
         finally:
             for call in calls:
                 call.close()
-        yield await _merged(plan, calls)
+        yield await _merged(plan, calls, count)
 
 
 def _enough(calls: Sequence[ModelCall], quorum: int) -> bool:
@@ -261,7 +263,7 @@ def _enough(calls: Sequence[ModelCall], quorum: int) -> bool:
     return len(replies) == len(calls) or sum(reply.status == "ok" for reply in replies) >= quorum
 
 
-async def _merged(plan: Plan, calls: Sequence[ModelCall]) -> Merged:
+async def _merged(plan: Plan, calls: Sequence[ModelCall], count: CountTokens | None) -> Merged:
     refusals = [call.refusal for call in calls if call.refusal is not None]
     replies = [call.reply for call in calls if call.reply is not None]
     unreadable = sum(reply.error is not None and reply.error.code == ParseError.code for reply in replies)
@@ -275,5 +277,5 @@ async def _merged(plan: Plan, calls: Sequence[ModelCall]) -> Merged:
     if plan.judge is None:
         return merged
     answers = [reply for reply in replies if is_answer(reply)]
-    judged = await plan.judge.merged(plan.request, answers, plan.weights, merged, plan.deadline)
+    judged = await plan.judge.merged(plan.request, answers, plan.weights, merged, plan.deadline, count)
     return abstain(judged, plan.request.min_agreement)

@@ -101,7 +101,7 @@ class TaskCompletion:
         plan = self.plan
         with self._chat_errors():
             async with self.media.with_pixels(plan.request, plan.deadline):
-                answer = await gather_answer(plan, self.router.run(plan), self.metrics)
+                answer = await gather_answer(self.router, plan, self.metrics)
         text = merged_text(plan.task, answer.merged)
         about = about_merged(plan.task, answer.merged)
         choices = [Choice(index=0, message=ResponseMessage(content=text), finish_reason="stop", diptych=about)]
@@ -122,7 +122,7 @@ class TaskCompletion:
         with self._chat_errors():
             async with (
                 self.media.with_pixels(plan.request, plan.deadline),
-                aclosing(delay_failures(plan, self.router.run(plan), self.metrics)) as events,
+                aclosing(delay_failures(self.router, plan, self.metrics)) as events,
             ):
                 async for event in events:
                     if data := b"".join(writer.write(event)):
