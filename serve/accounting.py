@@ -21,7 +21,7 @@ class Contents:
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.pictures: list[str] = []
-        self.replies: list[dict[str, str]] = []
+        self.replies: list[dict[str, Any]] = []
         self.cut = False
         self._left = MAX_CHARACTERS
 
@@ -36,10 +36,16 @@ class Contents:
         if digest is not None and self._room(self.pictures):
             self.pictures.append(digest)
 
-    def add_reply(self, model: str, text: str) -> None:
-        """Add what a model wrote."""
-        if self._room(self.replies):
-            self.replies.append({"model": model, "text": self._fitting(text)})
+    def add_reply(self, model: str, text: str, calls: Iterable[tuple[str, str]] = ()) -> None:
+        """Add what a model wrote. calls: of functions, each with its name and the JSON text of its arguments."""
+        if not self._room(self.replies):
+            return
+        reply: dict[str, Any] = {"model": model, "text": self._fitting(text)}
+        self.replies.append(reply)
+        for name, arguments in calls:
+            written = reply.setdefault("tool_calls", [])
+            if self._room(written):
+                written.append({"name": self._fitting(name), "arguments": self._fitting(arguments)})
 
     def record(self) -> dict[str, Any]:
         """Return all as fields of a log's line."""

@@ -19,7 +19,10 @@ from serve.api.keys import Keys
 from serve.api.metrics import Metrics
 from serve.api.request_log import RequestLog, RequestLogArgs
 from serve.engines.fake import FakeEngine
+from serve.models import MODELS
+from serve.worker import Worker
 
+CALLING = "qwen3-vl-2b"
 KEY = "a-key-that-is-in-no-log"
 HEADERS = {"authorization": f"Bearer {KEY}", "x-request-id": "mine-7"}
 VQA: dict[str, Any] = {"image": URL, "question": "what hides here?"}
@@ -82,6 +85,39 @@ async def test_contents_are_in_the_log_only_where_the_switch_is_on(tmp_path: Pat
         assert line["pictures_blake2b"] == [hashlib.blake2b(picture(), digest_size=20).hexdigest()]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_calls_of_functions_are_in_the_contents(path: str, stream: bool, tmp_path: Path) -> None:
+    log = RequestLog(RequestLogArgs(file=tmp_path / "log", contents=True))
+    held = '[{"name": "clock", "parameters": {"zone": "Oslo"}}]'
+    tools_router, engine = (
+        router(),
+        FakeEngine(lambda prompt: held if "array" in prompt.sampling.json_schema else '{"place": "Rome"}'),
+    )
+    tools_router.routes[CALLING] = worker = Worker(MODELS[CALLING], engine)
+    worker.mark("ready", "ready")
+    functions = {"name": "weather"}, {"name": "clock"}
+    if path == "/v1/responses":
+        body: dict[str, Any] = {"input": "what?", "tools": [{"type": "function", **each} for each in functions]}
+        named: dict[str, Any] = {"type": "function", "name": "weather"}
+    else:
+        body = {"messages": [message()], "tools": [{"type": "function", "function": each} for each in functions]}
+        named = {"type": "function", "function": {"name": "weather"}}
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    async with calling(create_app(tools_router, request_log=log)) as client:
+        for more in ({"tool_choice": named}, {"tool_choice": "required"}, {"tool_choice": "required", limit: 3}):
+            reply = await client.post(path, json=body | {"model": CALLING, "stream": stream} | more)
+            assert reply.status_code == 200, reply.text
+    log.close()
+    weather = {"name": "weather", "arguments": '{"place": "Rome"}'}
+    clock = {"name": "clock", "arguments": '{"zone": "Oslo"}'}
+    assert [line["replies"] for line in lines(tmp_path / "log")] == [
+        [{"model": CALLING, "text": "", "tool_calls": [weather]}],
+        [{"model": CALLING, "text": "", "tool_calls": [clock]}],
+        [{"model": CALLING, "text": '[{"name": "clock", "parameters": '}],  # a list that was cut has no calls
+    ]
+
+
 async def test_no_secret_is_in_the_log(tmp_path: Path) -> None:
     signed = "https://pictures.example/a.png?signature=s3cret"
     await logged(
@@ -101,7 +137,9 @@ def test_contents_are_cut_at_their_limit() -> None:
     assert not contents.cut
     contents.add_reply(LLAVA, "y" * 30_000)
     contents.add_texts(["z"] * 1000)
+    contents.add_reply(LLAVA, "", [("weather", "{}")] * 1000)
     record = contents.record()
+    assert len(record["replies"][1]["tool_calls"]) == 256 and record["replies"][1]["tool_calls"][0]["arguments"] == ""
     assert record["cut"] and len(record["texts"]) == 256
     assert sum(map(len, record["texts"])) + len(record["replies"][0]["text"]) == 64 * 1024
 

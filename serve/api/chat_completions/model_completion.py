@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from serve.accounting import current_account
+from serve.accounting import Contents, current_account
 from serve.api.chat_completions.conversation import Conversation
 from serve.api.chat_completions.request import FLEX, MAX_TOKENS, ChatCompletionRequest, json_schema
 from serve.api.chat_completions.response import (
@@ -70,6 +70,12 @@ class ChoiceState:
         self.prompt_tokens = piece.prompt_tokens or self.prompt_tokens
         self.completion_tokens = piece.completion_tokens or max(self.completion_tokens, len(self.tokens))
         return piece
+
+    def add_to(self, contents: Contents, model: str) -> None:
+        """Add what the model wrote: its text, its calls of functions, and the text of calls that cannot be read."""
+        unread = "" if self.reader is None else self.reader.unread()
+        calls = [(call.function.name, call.function.arguments) for call in whole_calls(self.tool_calls)]
+        contents.add_reply(model, "".join(self.texts) + unread, calls)
 
 
 class ModelCompletion:
@@ -233,7 +239,7 @@ class ModelCompletion:
                 )
                 if (contents := current_account().contents) is not None:
                     for choice in self.choices:
-                        contents.add_reply(call.model, "".join(choice.texts))
+                        choice.add_to(contents, call.model)
                 call.close(usage, [choice.finish for choice in self.choices if choice.finish is not None], code)
 
     async def _prompts(self, stack: contextlib.AsyncExitStack) -> list[Prompt]:

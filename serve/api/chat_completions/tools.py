@@ -126,12 +126,17 @@ class CallReader:
             parts = self._calls() if piece.finish_reason is not None else ()
         return dataclasses.replace(piece, text="", tokens=(), tool_calls=parts)
 
+    def unread(self) -> str:
+        """Return the text until now that is in no call: of a list of calls that was cut, or has not ended."""
+        return "".join(self._text)
+
     def _calls(self) -> tuple[ToolCallPart, ...]:
         """Return the calls of the whole list; none where it was cut, or has half a surrogate pair."""
         try:
             calls = from_json("".join(self._text))
         except ValueError:
             return ()
+        self._text = []
         return tuple(
             ToolCallPart(at, json.dumps(call["parameters"], ensure_ascii=False), call_id(), call["name"])
             for at, call in enumerate(calls)
