@@ -77,7 +77,7 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         alive = asyncio.create_task(_keep_alive(send))
-        ending = sse_event(error_body(_BUG), self.error_event) + DONE  # a bug must not cut a stream in silence
+        ending = b""
         try:
             data = self.first
             while not isinstance(data, LastEvents):
@@ -86,8 +86,8 @@ class EventStream(Response):
             ending = data + DONE
         except ServeError as error:
             ending = sse_event(error_body(error), self.error_event) + DONE
-        except asyncio.CancelledError:
-            ending = b""  # the client is gone
+        except Exception:  # a bug must not cut a stream in silence; of a client that is gone, nothing is sent
+            ending = sse_event(error_body(_BUG), self.error_event) + DONE
             raise
         finally:
             alive.cancel()

@@ -15,10 +15,12 @@ from serve.accounting import Contents
 from serve.api import request_log
 from serve.api.app import create_app
 from serve.api.authentication import Access
+from serve.api.chat_completions.response import Chunks
 from serve.api.keys import Keys
 from serve.api.metrics import Metrics
 from serve.api.request_log import RequestLog, RequestLogArgs
 from serve.engines.fake import FakeEngine
+from serve.errors import TooLarge
 from serve.models import MODELS
 from serve.worker import Worker
 
@@ -27,6 +29,7 @@ KEY = "a-key-that-is-in-no-log"
 HEADERS = {"authorization": f"Bearer {KEY}", "x-request-id": "mine-7"}
 VQA: dict[str, Any] = {"image": URL, "question": "what hides here?"}
 CHAT = {"model": LLAVA, "messages": [message("what hides here?")]}
+INPUT = [{"role": "user", "content": [{"type": "input_image", "image_url": URL}]}]
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -72,6 +75,32 @@ def test_disk_that_is_full_leaves_no_part_of_a_line(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert (tmp_path / "log").read_text() == "x" * 99 + "\n" and log.dropped() == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", CHAT),
+        ("/v1/chat/completions", CHAT | {"model": "vqa"}),
+        ("/v1/responses", {"model": LLAVA, "input": INPUT}),
+        ("/v1/tasks/vqa", VQA),
+    ],
+)
+async def test_stream_that_ends_well_has_no_error(path: str, body: dict[str, Any], tmp_path: Path) -> None:
+    (line,) = await logged(tmp_path / "log", (path, body | {"stream": True}))
+    assert (line["status"], line["error"]) == (200, None)
+
+
+@pytest.mark.parametrize(("failure", "code"), [(RuntimeError("a bug"), "internal_error"), (TooLarge("a"), "too_large")])
+async def test_stream_that_fails_after_its_first_event_has_the_error(
+    failure: Exception, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise failure
+
+    monkeypatch.setattr(Chunks, "finish", fail)
+    (line,) = await logged(tmp_path / "log", ("/v1/chat/completions", CHAT | {"stream": True}))
+    assert (line["status"], line["error"]) == (200, code)
 
 
 async def test_contents_are_in_the_log_only_where_the_switch_is_on(tmp_path: Path) -> None:
