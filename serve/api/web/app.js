@@ -1,4 +1,4 @@
-// The page: asks, shows the columns as they fill, keeps the address in step. Its parts are in the files beside it.
+// The page: asks, shows the columns as they fill, keeps the address in step.
 
 import { fieldsOf, fromUrl, toUrl } from "./asked.js";
 import { Refusal, ask, explained, get, link, named } from "./wire.js";
@@ -13,7 +13,7 @@ const LIST = new Intl.ListFormat("en");
 
 const merged = new MergedCard(byId("merged"));
 const typed = {}; // what was typed, per task
-let tasks = []; // those that can be asked here, each as /v1/models describes it; example: its phrases, or its text as the only one
+let tasks = []; // as /v1/models describes them; example: the phrases, or the text as the only one
 let models = []; // names served here (on a comparison: those of it)
 let ready = null; // the last /ready
 let scenes = {};
@@ -22,7 +22,7 @@ let chosen = null; // names, or null for all able ones
 let picture = null;
 let asking = null; // {controller, columns, picture} while an answer comes
 let last = null; // the last answer: {asked, answer, picture}
-let before = []; // those of this visit that can be shown again, the newest first
+const before = []; // can be shown again, the newest first
 
 // What is served
 
@@ -203,9 +203,10 @@ function put(next) {
   addressed();
 }
 
-/** Free a picture's memory, unless it can be shown again. */
+/** Free a picture that cannot be shown again. */
 function release(one) {
-  if (one && ![picture, asking?.picture, last?.picture, ...before.map((kept) => kept.picture)].includes(one)) URL.revokeObjectURL(one.url);
+  const kept = [{ picture }, asking, last, ...before];
+  if (one && !kept.some((other) => other?.picture === one)) URL.revokeObjectURL(one.url);
 }
 
 function given(files) {
@@ -259,11 +260,9 @@ async function pose(asked, about) {
   const controller = new AbortController();
   const answer = { id: null, size: { width: about.width, height: about.height }, merged: null, replies: [] };
   const now = { controller, columns, picture: about };
-  const gone = [asking?.picture, last?.picture];
   asking = now;
   last = null;
-  gone.forEach(release);
-  const shown = () => ({ ...answer, covered: picture !== about }); // another picture was chosen meanwhile
+  const shown = () => picture === about ? answer : {}; // else another one was chosen meanwhile
   clear();
   const placed = Boolean(tasks.find((one) => one.id === asked.task).places);
   if (placed) for (const layer of [...names, MERGED]) toggle(layer);

@@ -67,8 +67,8 @@ export class Column {
     if (!this.reply) this.clock.textContent = `${((now - this.began) / 1000).toFixed(1)} s`;
   }
 
-  /** Its whole reply; nothing that comes later changes it. covered: the page shows another picture. */
-  ends(reply, { size, covered = false, aloud = true } = {}) {
+  /** Its whole reply; nothing that comes later changes it. Without a size nothing is drawn. */
+  ends(reply, { size, aloud = true } = {}) {
     this.reply = reply;
     this.raw.disabled = false;
     this.element.classList.add(reply.status === "ok" ? "done" : "failed");
@@ -78,7 +78,7 @@ export class Column {
     if (reply.status === "ok") {
       const thought = reply.reasoning ? folded("Reasoning", reply.reasoning, this.thought?.open) : null;
       this.body.replaceChildren(...[thought, ...shown(this.model, reply.result)].filter(Boolean));
-      if (!covered) overlaid(this.model, placesOf(reply.result), size);
+      if (size) overlaid(this.model, placesOf(reply.result), size);
     } else {
       if (reply.reasoning && !this.thought) this.body.prepend(this.thought = folded("Reasoning", reply.reasoning));
       this.paint();
@@ -178,7 +178,7 @@ export class MergedCard {
     this.element.querySelector(".body").replaceChildren(made("p", { class: "quiet" }, why));
   }
 
-  show(merged, { size, covered = false, aloud = true } = {}) {
+  show(merged, { size, aloud = true } = {}) {
     const share = Math.round(100 * merged.agreement);
     const meter = made("meter", { min: 0, max: 1, value: merged.agreement, "aria-label": `Agreement ${share} %` });
     this.element.hidden = false;
@@ -193,7 +193,7 @@ export class MergedCard {
         made("p", { class: "facts" }, `by ${merged.method.replaceAll("_", " ")}, of ${merged.models.join(", ")}`,
           merged.judge?.model ? `, judged by ${merged.judge.model}` : ""),
         made("button", { type: "button", class: "plain", onclick: () => raw("Merged", merged) }, "Raw")));
-    if (!covered) overlaid(MERGED, placesOf(merged.result), size);
+    if (size) overlaid(MERGED, placesOf(merged.result), size);
     if (aloud) announce(`Merged, ${share} % agreement: ${merged.error?.message ?? words(merged.result)}`);
   }
 }

@@ -26,7 +26,7 @@ export function clear() {
 /** Draw one reply's boxes, masks or points; merged ones lie on top of all. */
 export function overlaid(model, places, size) {
   if (!places.length) return;
-  if (size) overlay.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`);
+  overlay.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`);
   overlay.querySelector(`g[data-layer="${CSS.escape(model)}"]`)?.remove();
   const layer = drawn("g", { class: `layer tone-${number(model)}`, "data-layer": model });
   const halos = drawn("g", { "data-halos": model });

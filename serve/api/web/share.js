@@ -64,17 +64,11 @@ function save(blob, name) {
 /** Keep the answer and its picture at the server; gives the address of its page. */
 async function publish(asked, answer, { blob }) {
   const image = await new Promise((done) => {
-    const reader = new FileReader();
-    reader.onload = () => done(reader.result);
-    reader.readAsDataURL(blob);
+    Object.assign(new FileReader(), { onload() { done(this.result); } }).readAsDataURL(blob);
   });
   const { id, path, delete_token: token } = await post("v1/results", JSON.stringify({ answer: whole(asked, answer), image, question: asked.heading }));
   remembered(id, token);
   return address(path);
-}
-
-function json(asked, answer) {
-  return new Blob([`${JSON.stringify(whole(asked, answer), null, 2)}\n`], { type: "application/json" });
 }
 
 /** The whole answer as the HTTP interface would have given it unstreamed, and what was asked. */
@@ -93,15 +87,12 @@ const EDGE = 48;
 
 /** One PNG, 1600 wide: the picture with what is drawn over it, the question, the merged answer, every model's. */
 async function png(asked, answer, picture) {
-  const styles = getComputedStyle(document.documentElement);
-  const colour = (name) => styles.getPropertyValue(name).trim();
-  const ink = getComputedStyle(document.body).color;
-  const ground = getComputedStyle(document.body).backgroundColor;
+  const styles = getComputedStyle(document.body);
+  const { color: ink, backgroundColor: ground } = styles;
+  const [serif, sans] = ["--serif", "--sans"].map((name) => styles.getPropertyValue(name));
   const quiet = getComputedStyle(document.querySelector(".quiet")).color;
   const canvas = document.createElement("canvas");
   const context = canvas.getContext("2d");
-  const serif = colour("--serif");
-  const sans = colour("--sans");
   const shownWide = 720;
   const scale = shownWide / picture.width;
   const shownHigh = Math.min(picture.height * scale, 1200);
@@ -134,8 +125,7 @@ async function png(asked, answer, picture) {
   context.fillStyle = ground;
   context.fillRect(0, 0, canvas.width, canvas.height);
   for (const [line, font, fill, at] of laid) {
-    context.font = font;
-    context.fillStyle = fill;
+    Object.assign(context, { font, fillStyle: fill });
     context.fillText(line, left, at);
   }
   context.save();
@@ -147,8 +137,7 @@ async function png(asked, answer, picture) {
   context.drawImage(image, 0, 0);
   await paintOverlay(context, 1 / fitted, sans);
   context.restore();
-  context.font = `16px ${sans}`;
-  context.fillStyle = quiet;
+  Object.assign(context, { font: `16px ${sans}`, fillStyle: quiet });
   context.fillText("Diptych · one picture, every model, side by side", EDGE, canvas.height - 24);
   return new Promise((done) => canvas.toBlob(done, "image/png"));
 }
@@ -204,7 +193,7 @@ async function copy(text, said) {
     await navigator.clipboard.writeText(text);
     byId("shared").textContent = said;
   } catch {
-    // without https a browser may have no clipboard: the text can still be marked and copied by hand
+    // without https there may be no clipboard: the text is copied by hand
     sheet("Copy", made("pre", {}, text));
   }
 }
@@ -222,7 +211,7 @@ const ACTIONS = {
   "copy-link": ({ asked }) => copy(toUrl(asked), asked.scene ? "Link copied." : "Link copied; your own picture does not travel with it."),
   "copy-curl": ({ asked }) => copy(curl(asked), "curl command copied."),
   "copy-python": ({ asked }) => copy(python(asked), "Python copied."),
-  "save-json": ({ asked, answer }) => save(json(asked, answer), `diptych-${asked.task}.json`),
+  "save-json": ({ asked, answer }) => save(new Blob([`${JSON.stringify(whole(asked, answer), null, 2)}\n`]), `diptych-${asked.task}.json`),
   "save-png": async ({ asked, answer, picture }) => save(await png(asked, answer, picture), `diptych-${asked.task}.png`),
 };
 for (const [id, act] of Object.entries(ACTIONS)) byId(id).addEventListener("click", () => act(last));
