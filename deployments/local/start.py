@@ -127,8 +127,11 @@ def _own_key(config: Config) -> str | None:
     """Return a key to ask /ready with, where one is needed. The gateway inherits its entry from our environment."""
     if not config.args.gateway.asks_for_keys():
         return None
-    key, entry = new_key(f"start-{os.getpid()}")
-    os.environ[KEYS] = ",".join([*parse_entries(os.environ.get(KEYS, "")), entry])
+    name = f"start-{os.getpid()}"
+    key, entry = new_key(name)
+    entries = parse_entries(os.environ.get(KEYS, ""))
+    others = [other for other in entries if other.partition(":")[0] != name]  # _restart keeps pid and environment
+    os.environ[KEYS] = ",".join([*others, entry])
     return key
 
 

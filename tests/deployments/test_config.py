@@ -316,6 +316,15 @@ def test_progress_asks_with_a_key_of_its_own_where_keys_are_needed(monkeypatch: 
     assert start._own_key(config.for_models(["toy-llava"])) is None
 
 
+def test_start_after_a_restart_replaces_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEYS, new_key("alice")[1])
+    before, after = (start._own_key(config.for_models(["toy-llava"])) for _ in range(2))
+    keys = gateway().access().keys
+    assert keys is not None and keys.names == ["alice", f"start-{os.getpid()}"]
+    owners = [keys.owner([(b"authorization", f"Bearer {key}".encode())]) for key in (before, after)]
+    assert owners == [None, f"start-{os.getpid()}"]
+
+
 ANYTHING = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
     lambda inner: st.one_of(
