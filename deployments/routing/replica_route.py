@@ -51,15 +51,11 @@ class Quarantine:
         the block. Raises BadRequest for a request that was running at DEATHS deaths.
         """
         self._expire(request)
+        self._refuse_killer(model, request)
         suspect = request in self._deaths
-        if suspect and len(self._deaths[request]) >= DEATHS:
-            raise BadRequest(
-                f"{model}'s engine died {DEATHS} times while it was answering this request: it is not tried again for "
-                f"{KEPT_S / 60:g} minutes.",
-                code="quarantined",
-            )
         try:
             async with self._one_at_a_time if suspect else contextlib.nullcontext():
+                self._refuse_killer(model, request)  # an equal one may have killed while it waited
                 yield
         except EngineDied as death:
             self.blame(request, death.server_id)
@@ -74,6 +70,15 @@ class Quarantine:
         self._since[request] = self._clock()
         while len(self._deaths) > MAX_SUSPECTS:
             self._forget(next(iter(self._since)))
+
+    def _refuse_killer(self, model: str, request: Hashable) -> None:
+        """Raise BadRequest for a request that was running at DEATHS deaths."""
+        if len(self._deaths.get(request, ())) >= DEATHS:
+            raise BadRequest(
+                f"{model}'s engine died {DEATHS} times while it was answering this request: it is not tried again for "
+                f"{KEPT_S / 60:g} minutes.",
+                code="quarantined",
+            )
 
     def _expire(self, request: Hashable) -> None:
         if self._clock() - self._since.get(request, self._clock()) > KEPT_S:

@@ -52,6 +52,24 @@ async def test_request_that_sees_an_engine_die_is_blamed_for_that_death() -> Non
         pass
 
 
+async def test_suspects_waiting_their_turn_are_refused_once_an_equal_request_has_killed_twice() -> None:
+    quarantine, killed = Quarantine(), 0
+
+    async def ask() -> str:
+        nonlocal killed
+        try:
+            async with quarantine.watch("toy", "poison"):
+                await asyncio.sleep(0)
+                killed += 1
+                raise EngineDied("The engine died.", killed)
+        except (EngineDied, BadRequest) as error:
+            return error.code
+
+    assert await ask() == "engine_dead"
+    assert await asyncio.gather(*(ask() for _ in range(5))) == ["engine_dead", *["quarantined"] * 4]
+    assert killed == 2
+
+
 async def test_suspect_that_is_answered_is_cleared() -> None:
     quarantine = Quarantine()
     quarantine.blame("innocent", 1)
