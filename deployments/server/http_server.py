@@ -39,14 +39,13 @@ class HttpServer:
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=math.ceil(self._drain_s),
         )
         self._listening = _bind(host, port)
         self._server = uvicorn.Server(config)
         self._serving = asyncio.get_running_loop().create_task(self._server.serve([self._listening]))
 
     def limit(self, gateway: GatewayArgs) -> None:
-        """Apply the limits of this config to new connections."""
+        """Apply the limits of this config to new connections, and its times when the server is stopped."""
         self._drain_s, self._leave_s, self._limits = gateway.drain_s, gateway.leave_s, gateway.limits()
 
     def answering(self) -> int:
@@ -66,6 +65,7 @@ class HttpServer:
         if not self._refusing:
             self._leaving = True
             await asyncio.sleep(self._leave_s)
+        self._server.config.timeout_graceful_shutdown = math.ceil(self._drain_s)  # of the latest config
         self._server.should_exit = True
         await asyncio.gather(self._serving, return_exceptions=True)
 

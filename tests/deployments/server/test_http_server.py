@@ -6,17 +6,20 @@ import socket
 from collections.abc import AsyncIterator
 
 import httpx
+import pytest
 from served import LLAVA, message, plain
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.args import GatewayArgs
 from deployments.server.http_server import HttpServer
 
 
 @contextlib.asynccontextmanager
-async def serving(leave_s: float) -> AsyncIterator[tuple[HttpServer, httpx.AsyncClient]]:
+async def serving(app: ASGIApp | None = None, **settings: float) -> AsyncIterator[tuple[HttpServer, httpx.AsyncClient]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    server = HttpServer(plain(), "127.0.0.1", port, GatewayArgs(leave_s=leave_s))
+    server = HttpServer(app or plain(), "127.0.0.1", port, GatewayArgs(**settings))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         try:
             yield server, client
@@ -40,3 +43,22 @@ async def test_stopping_server_fails_health_and_still_answers() -> None:
         with contextlib.suppress(httpx.ConnectError):
             await client.get("/health")
             raise AssertionError("the server still takes connections")
+
+
+@pytest.mark.parametrize(("before", "after", "work_s", "status"), [(0, 9, 0.5, 200), (9, 0, 4, 500)])
+async def test_stopping_server_finishes_requests_within_the_drain_of_the_latest_config(
+    before: float, after: float, work_s: float, status: int
+) -> None:
+    begun = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await asyncio.sleep(work_s)
+        await PlainTextResponse("done")(scope, receive, send)
+
+    async with serving(slow, drain_s=before) as (server, client):
+        server.limit(GatewayArgs(drain_s=after))
+        answer = asyncio.ensure_future(client.get("/"))
+        await begun.wait()
+        await server.stop()
+        assert (await answer).status_code == status
