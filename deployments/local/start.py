@@ -58,17 +58,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_config(options: argparse.Namespace) -> Config:
-    """Read the config that the options name. Raises ConfigError."""
+    """Read the config that the options name. Raises ConfigError.
+
+    Its gateways listen at its host and port: those of the options, else of `gateway.listen`, else of http_options.
+    """
     if options.models is not None:
         names = [name.strip() for name in options.models.split(",") if name.strip()]
         config = for_models(names, gpus=_share(names))
     else:
         config = default_config() if options.config is None else read_config(options.config)
-    given = {"host": options.host, "port": options.port}
-    config = config.model_copy(update={key: value for key, value in given.items() if value is not None})
+    written: Config | Listen = config if config.args.gateway.listen is None else config.args.gateway.listen
+    config = config.model_copy(
+        update={
+            "host": written.host if options.host is None else options.host,
+            "port": written.port if options.port is None else options.port,
+        }
+    )
     _check_port(config.port)
-    if config.args.gateway.listen is None:  # its own port, and not Serve's ingress
-        config.args.gateway.listen = Listen(host=config.host, port=config.port)
+    config.args.gateway.listen = Listen(host=config.host, port=config.port)  # its own port, and not Serve's ingress
     return config
 
 

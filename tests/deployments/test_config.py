@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from served import listening, router
 
 from deployments import config
-from deployments.args import KEYS, Args, GatewayArgs
+from deployments.args import KEYS, Args, GatewayArgs, Listen
 from deployments.config import ConfigError
 from deployments.local import progress, start
 from deployments.local.progress import Progress
@@ -146,6 +146,21 @@ def test_changed_config_is_read_though_the_output_is_a_dead_pipe(
     monkeypatch.setattr(sys, "stdout", Unread())
     monkeypatch.setattr(sys, "stderr", Unread())
     assert start._changed(options, old) is old
+
+
+@pytest.mark.parametrize("listen", [None, {"host": "0.0.0.0", "port": 8000}, {"port": 8000}])
+@pytest.mark.parametrize("http", [None, {"host": "127.0.0.3", "port": 8003}])
+@pytest.mark.parametrize(("host", "port"), [(None, None), ("127.0.0.1", None), (None, 8001), ("127.0.0.1", 8001)])
+def test_options_then_listen_then_http_options_decide_where_gateways_listen(
+    tmp_path: Path, listen: dict[str, Any] | None, http: dict[str, Any] | None, host: str | None, port: int | None
+) -> None:
+    args = {"models": ["toy-llava"], "gateway": {} if listen is None else {"listen": listen}}
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.dump({"http_options": http, "applications": [{"import_path": config.APP, "args": args}]}))
+    chosen = start.chosen_config(argparse.Namespace(config=file, models=None, host=host, port=port))
+    written = {"host": "127.0.0.1", "port": 8000, **((http or {}) if listen is None else listen)}
+    assert (chosen.host, chosen.port) == (host or written["host"], port or written["port"])
+    assert chosen.args.gateway.listen == Listen(host=chosen.host, port=chosen.port)
 
 
 def test_port_in_use_is_refused_with_another_to_try(capsys: pytest.CaptureFixture[str]) -> None:
