@@ -150,14 +150,16 @@ def _check_port(port: int) -> None:
 def check_free(host: str, port: int) -> None:
     """Raise ConfigError where the port cannot be opened."""
     try:
-        with socket.create_server((host, port)):
-            pass
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))  # :: takes IPv4's port too, which socket.create_server would not try
+            trial.listen()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(
                 f"Port {port} on {host} is in use. Stop what listens there, or choose another: --port {port + 1}"
             ) from None
-        raise ConfigError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+        raise ConfigError(f"Cannot listen on port {port} of {host}: {error.strerror}.") from None
 
 
 def _serve(config: Config, options: argparse.Namespace) -> int:
@@ -221,8 +223,13 @@ def _run(config: Config) -> str:
     update.check_resources(config.args)
     ray.serve.start(proxy_location="Disabled", logging_config=config.logging)
     update.start_applications(config)
-    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-    return f"http://{host}:{config.port}"
+    return _url(config)
+
+
+def _url(config: Config) -> str:
+    """Return the URL at which this machine reaches the gateways."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
 
 
 def _changed(options: argparse.Namespace, old: Config) -> Config:
@@ -281,6 +288,6 @@ def _command(url: str, models: Sequence[Model]) -> str:
     image = os.path.relpath(scenes[0]) if scenes else "PICTURE.png"
     beside = Path(sys.executable).with_name("diptych")
     program = "diptych" if shutil.which("diptych") else os.path.relpath(beside)
-    server = "" if url.endswith("127.0.0.1:8000") else f" --server {url}"
+    server = "" if url.endswith("127.0.0.1:8000") else f" --server {shlex.quote(url)}"
     request = f'"{QUESTION}"' if any("vqa" in model.skills for model in models) else "--task ocr"
     return f"{program} ask{server} {image} {request}"

@@ -1,6 +1,8 @@
 """A config is read and checked before anything is started, and refused in one sentence."""
 
 import argparse
+import asyncio
+import contextlib
 import io
 import os
 import pickle
@@ -14,13 +16,14 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from served import listening, router
+from served import listening, plain, router
 
 from deployments import config
 from deployments.args import KEYS, Args, GatewayArgs, Listen
 from deployments.config import ConfigError
 from deployments.local import progress, start
 from deployments.local.progress import Progress
+from deployments.server.http_server import HttpServer
 from serve.api.app import create_app
 from serve.api.keys import new_key
 from serve.limits import Limits
@@ -173,6 +176,34 @@ def test_port_in_use_is_refused_with_another_to_try(capsys: pytest.CaptureFixtur
     )
 
 
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="the machine has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "::"])
+async def test_server_on_an_ipv6_address_has_its_port_checked_and_is_reached_by_its_url(host: str) -> None:
+    family = socket.AF_INET6 if host == "::1" else socket.AF_INET  # :: takes the port of both
+    with socket.create_server(("::1" if host == "::1" else "127.0.0.1", 0), family=family) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"Port {port} on {host} is in use"):
+            start.check_free(host, port)
+    start.check_free(host, port)
+    server = HttpServer(plain(), host, port, GatewayArgs())
+    url = start._url(config.for_models(["toy-llava"]).model_copy(update={"host": host, "port": port}))
+    assert url == f"http://[::1]:{port}"
+    assert (await asyncio.to_thread(progress.get_ready, url))["status"] == "ready"
+    await server.stop()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_address_of_another_machine_is_refused_in_a_sentence(host: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^Cannot listen on port 8000 of {host}: [\w ]+\.$"):
+        start.check_free(host, 8000)
+
+
 def test_impossible_port_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert start.main(["--port", "70000"]) == 1
     assert "must be between 1 and 65535" in capsys.readouterr().err
@@ -183,6 +214,7 @@ def test_suggested_command_names_an_image_that_exists(monkeypatch: pytest.Monkey
     command = start._command("http://127.0.0.1:8000", TOYS).split()
     assert command[1] == "ask" and (tmp_path / command[2]).resolve().is_file()
     assert "--server http://127.0.0.1:9" in start._command("http://127.0.0.1:9", TOYS)
+    assert "--server 'http://[::1]:8000'" in start._command("http://[::1]:8000", TOYS)  # a shell's pattern
 
 
 def test_progress_prints_each_step_once_without_a_terminal() -> None:
