@@ -75,8 +75,6 @@ def evaluate(options: argparse.Namespace, listener: Listener = Listener()) -> in
     fits = {
         task: fit_task(task, answers, options.seed, options.merge, weights) for task in names if options.fit_weights
     }
-    if options.keep is not None:
-        listener.kept(_keep(options, reports, answers, jobs))
     if options.json:
         entries = [table.as_json(report) for report in reports]
         for entry in entries:
@@ -93,6 +91,8 @@ def evaluate(options: argparse.Namespace, listener: Listener = Listener()) -> in
         tables = [*map(table.kinds_table, kinds.values()), *map(table.agreement_table, abstentions.values())]
         for part in [*tables, *table.fits([*fits.values()])]:
             Console().print(part, soft_wrap=isinstance(part, Text))
+    if options.keep is not None:
+        listener.kept(_keep(options, reports, answers, jobs))
     return _floor(reports) if options.require_merged else 0
 
 

@@ -29,7 +29,9 @@ def keep_run(
 ) -> str:
     """Write a run's two files and return its name. pictures: by item, what returns its bytes. Raises Failure."""
     began = datetime.datetime.now(datetime.UTC)
-    name = f"{began:%Y-%m-%d-%H%M%S}-{''.join(c if c.isalnum() else '-' for c in Path(target).name) or 'run'}"[:100]
+    word = "".join(c if c.isascii() and c.isalnum() else "-" for c in Path(target).name) or "run"  # as Run.name has it
+    name = f"{began:%Y-%m-%d-%H%M%S}-{word}"[:100]
+    target = target.encode("utf-8", "replace").decode()  # a folder's name may be no UTF-8
     digest = hashlib.sha256()
     for line in sorted(lines, key=lambda line: str(line["item"])):
         digest.update(json.dumps([line["item"], line.get("truth")], sort_keys=True).encode())
@@ -49,7 +51,7 @@ def keep_run(
                 picture = None if load is None else load()
                 preview = {"preview": reports.preview_of(picture, side)} if isinstance(picture, bytes) else {}
                 out.write(json.dumps(reports.trimmed(line) | preview) + "\n")
-        (folder / f"{name}.json").write_text(run.model_dump_json())  # last: a run counts once it is whole
+        (folder / f"{name}.json").write_text(run.model_dump_json(), "utf-8")  # last: a run counts once it is whole
     except OSError as error:
         raise Failure(f"The run was not kept in {folder}: {error.strerror or error}.") from None
     return name

@@ -300,6 +300,30 @@ def test_kept_run_has_scores_costs_answers_and_small_pictures(diptych: Any, serv
     assert len(answers) == 3 and all(line["preview"].startswith("data:image/webp") for line in answers)
 
 
+RECORDED = {
+    "item": "x/1", "task": "vqa", "picture": "a.png", "asked": {"question": "?"}, "truth": {"answers": ["cat"]},
+    "merged": {"result": {"answer": "cat"}, "agreement": 1.0}, "replies": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Häuser", "٣x", "_a.b", "\udcff", "猫" * 60])
+def test_run_of_a_set_is_kept_whatever_the_set_is_called(diptych: Any, tmp_path: Path, name: str) -> None:
+    record = tmp_path / f"{name}.jsonl"
+    record.write_text(json.dumps(RECORDED) + "\n")
+    ran = diptych("evaluate", "--from", record, "--keep", tmp_path / "runs")
+    assert ran.status == 0
+    (run,) = RunFolder(tmp_path / "runs").runs()
+    assert run.target == name.replace("\udcff", "?") and run.name.isascii() and f"Kept as {run.name}" in ran.err
+
+
+def test_scores_are_printed_where_the_run_cannot_be_kept(diptych: Any, tmp_path: Path) -> None:
+    record, folder = tmp_path / "a.jsonl", tmp_path / "runs"
+    record.write_text(json.dumps(RECORDED) + "\n")
+    folder.write_text("a file")
+    ran = diptych("evaluate", "--from", record, "--keep", folder)
+    assert ran.status == 1 and "was not kept" in ran.err and "100.0" in ran.out
+
+
 def test_judge_accepts_an_answer_in_other_words(diptych: Any, tmp_path: Path) -> None:
     PIL.Image.new("RGB", (32, 24), "red").save(tmp_path / "a.png")
     labels = '{"image": "a.png", "question": "what is this?", "answer": "a cat"}\n'
