@@ -3,8 +3,9 @@
 import functools
 import itertools
 import json
+import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -192,34 +193,34 @@ class Labelled:
         self.notes: list[str] = []
         if not here.is_dir():
             raise Misuse(f"{here}: there is no such folder.")
-        self.items: list[Item] = []
+        items: dict[Path, list[Item]] = defaultdict(list)
         self.empty: set[tuple[str, str]] = set()
         questions: list[tuple[Path, Questions]] = []
         answers: list[tuple[Path, Answers]] = []
-        for path in files or _annotation_files(here):
+        for path in {os.path.realpath(path): path for path in files or _annotation_files(here)}.values():
             if path.suffix.lower() == ".jsonl":
-                self.items += self._lines(path)
+                items[path] += self._lines(path)
                 continue
             if path.is_dir():
-                self.items += self._truths(path, voc.read_voc(path))
+                items[path] += self._truths(path, voc.read_voc(path))
                 continue
             if path.suffix.lower() in (".yaml", ".yml"):
-                self.items += self._truths(path, yolo.read_yolo(path))
+                items[path] += self._truths(path, yolo.read_yolo(path))
                 continue
             body = _load(path)
             match _shape(body):
                 case "instances":
-                    self.items += self._instances(path, _checked(Instances, body, path))
+                    items[path] += self._instances(path, _checked(Instances, body, path))
                 case "captions":
-                    self.items += self._captions(path, _checked(Captions, body, path))
+                    items[path] += self._captions(path, _checked(Captions, body, path))
                 case "questions":
                     questions.append((path, _checked(Questions, body, path)))
                 case "answers":
                     answers.append((path, _checked(Answers, body, path)))
                 case "label-studio":
-                    self.items += self._truths(path, label_studio.read_label_studio(str(path), body))
+                    items[path] += self._truths(path, label_studio.read_label_studio(str(path), body))
                 case "fiftyone":
-                    self.items += self._truths(path, fiftyone.read_fiftyone(str(path), body, self._size))
+                    items[path] += self._truths(path, fiftyone.read_fiftyone(str(path), body, self._size))
                 case _ if files:
                     raise Failure(
                         f"{path}: these are annotations of neither COCO, VQA, Label Studio nor FiftyOne, nor JSON "
@@ -227,7 +228,10 @@ class Labelled:
                     )
                 case _:
                     self.notes.append(f"{path} holds no labels that are known here.")
-        self.items += self._vqa(questions, answers)
+        answered = {annotation.question_id: annotation for _, body in answers for annotation in body.annotations}
+        for path, body in questions:
+            items[path] += self._vqa(path, body, answered)
+        self.items = self._named(items)
         if not self.items and not self.empty:
             raise Failure(
                 f"{here} holds no labelled pictures: annotations of COCO, VQA, Label Studio or FiftyOne (.json), "
@@ -318,24 +322,23 @@ class Labelled:
             yield self._item(path, str(picture.id), "caption", file, {}, {"captions": by_picture[picture.id]})
         self._note(missing, f"pictures of {path.name} are not in {self.here} or have no caption")
 
-    def _vqa(
-        self, questions: Sequence[tuple[Path, Questions]], answers: Sequence[tuple[Path, Answers]]
-    ) -> Iterator[Item]:
-        """Yield VQA's questions. It names pictures by number: the number at the end of a file's name."""
-        answered = {annotation.question_id: annotation for _, body in answers for annotation in body.annotations}
+    def _vqa(self, path: Path, body: Questions, answered: Mapping[int, VqaAnnotation]) -> Iterator[Item]:
+        """Yield VQA's questions. It names pictures by number: the number at the end of a file's name.
+
+        answered: answers by the question's number.
+        """
         missing = 0
-        for path, body in questions:
-            for at, question in enumerate(body.questions):
-                file = self._numbered.get(question.image_id)
-                if file is None:
-                    missing += 1
-                    continue
-                if question.question_id not in answered:
-                    where = f"{path}: questions[{at}].question_id"
-                    raise Failure(f"{where}: no annotations file here answers question {question.question_id}.")
-                truth = {"answers": [given.answer for given in answered[question.question_id].answers]}
-                yield self._item(path, str(question.question_id), "vqa", file, {"question": question.question}, truth)
-        self._note(missing, f"questions are about pictures that are not in {self.here}")
+        for at, question in enumerate(body.questions):
+            file = self._numbered.get(question.image_id)
+            if file is None:
+                missing += 1
+                continue
+            if question.question_id not in answered:
+                where = f"{path}: questions[{at}].question_id"
+                raise Failure(f"{where}: no annotations file here answers question {question.question_id}.")
+            truth = {"answers": [given.answer for given in answered[question.question_id].answers]}
+            yield self._item(path, str(question.question_id), "vqa", file, {"question": question.question}, truth)
+        self._note(missing, f"questions of {path.name} are about pictures that are not in {self.here}")
 
     def _lines(self, path: Path) -> Iterator[Item]:
         try:
@@ -362,6 +365,20 @@ class Labelled:
             raise Failure(f"{path}: {file} has more than {MAX_LABELS} labels, the most that can be asked for at once.")
         load = functools.partial(folder.content, self.here / file)
         return Item(f"{path.name}/{task}/{name}", file, task, fields, truth, load)
+
+    def _named(self, items: Mapping[Path, Sequence[Item]]) -> list[Item]:
+        """Return all files' items. Where files share a name, their items have the file's path from the folder instead.
+
+        Others keep the file's own name, by which records of earlier calls go on.
+        """
+        of_name = Counter(path.name for path, of_file in items.items() if of_file)
+        named: list[Item] = []
+        for path, of_file in items.items():
+            if of_name[path.name] > 1:
+                place = Path(os.path.relpath(path, self.here)).as_posix()
+                of_file = [replace(item, name=place + item.name.removeprefix(path.name)) for item in of_file]
+            named += of_file
+        return named
 
     def _file(self, name: str) -> str | None:
         """Find the picture that an annotation names, as a path inside the folder; None where there is no such picture.
@@ -407,7 +424,7 @@ class Labelled:
 
 def _counted(item: Item) -> Iterator[Item]:
     """Yield an item for each label of an item with boxes: how many there are. A crowd cannot be counted."""
-    for label in item.fields["labels"]:
+    for label in dict.fromkeys(item.fields["labels"]):
         same = [box for box in item.truth["boxes"] if label_key(box["label"]) == label_key(label)]
         if not any(box.get("crowd", False) for box in same):
             fields, truth = {"question": label}, {"count": len(same)}

@@ -151,7 +151,11 @@ def _ask(options: argparse.Namespace, listener: Listener) -> tuple[list[Json], d
         fixed["merge"] = options.merge
     if options.judge is not None:
         fixed["judge"] = options.judge
-    jobs = {item.name: _job(item, fixed) for item in items}
+    jobs: dict[str, Job] = {}
+    for item in items:
+        if item.name in jobs:
+            raise Failure(f"{item.name} names two items, of which one would be lost: give each an id of its own.")
+        jobs[item.name] = _job(item, fixed)
 
     def same(line: Json) -> None:
         job = jobs.get(line[KEY])

@@ -90,7 +90,7 @@ def test_vqa_images_match_by_number(here: Path) -> None:
     (item,) = labelled.items
     assert (item.task, item.fields, item.truth) == ("vqa", {"question": "what?"}, {"answers": ["cat"] * 10})
     assert item.picture.endswith("42.png")
-    assert labelled.notes == [f"1 questions are about pictures that are not in {here}."]
+    assert labelled.notes == [f"1 questions of questions.json are about pictures that are not in {here}."]
 
 
 def test_labels_jsonl_has_items_of_every_task(here: Path) -> None:
@@ -303,3 +303,42 @@ def test_folder_is_evaluated_end_to_end(here: Path, diptych: Any) -> None:
     assert detect["toy-paligemma"] == pytest.approx(100.0)
     vqa_ = {row["name"]: row["measures"]["VQA accuracy"]["value"] for row in reports["vqa"]["rows"]}
     assert vqa_["toy-llava"] == 0.0 and vqa_["toy-paligemma"] == 100.0
+
+
+def test_items_of_two_files_of_one_name_have_names_of_their_own(here: Path) -> None:
+    line = json.dumps({"image": "COCO_val_000000000042.png", "text": "a"})
+    files = [put(here / place / "labels.jsonl", line) for place in ("train", "val", ".", "annotations")]
+    other = put(here / "other.jsonl", line)
+    names = [item.name for item in Labelled(here, [*files[:2], files[0].parent / "../train/labels.jsonl", other]).items]
+    assert names == ["train/labels.jsonl/ocr/1", "val/labels.jsonl/ocr/1", "other.jsonl/ocr/1"]
+    names = [item.name for item in Labelled(here, None).items]
+    assert names == ["labels.jsonl/ocr/1", "annotations/labels.jsonl/ocr/1"]
+    files[2].unlink()
+    assert [item.name for item in Labelled(here, None).items] == ["labels.jsonl/ocr/1"]
+
+
+def test_file_without_items_leaves_another_of_its_name_its_items_names(here: Path) -> None:
+    question = {"image_id": 42, "question": "what?", "question_id": 7}
+    files = [put(here / "q" / "val.json", {"questions": [question]})]
+    files.append(put(here / "a" / "val.json", {"annotations": [{"question_id": 7, "answers": [{"answer": "cat"}]}]}))
+    assert [item.name for item in Labelled(here, files).items] == ["val.json/vqa/7"]
+
+
+def test_labels_written_twice_are_counted_once(here: Path) -> None:
+    line = {
+        "image": "COCO_val_000000000042.png",
+        "labels": ["cat", "cat"],
+        "boxes": [{"label": "cat", "box": [0, 0, 9, 9]}],
+    }
+    put(here / "labels.jsonl", json.dumps(line))
+    assert [item.truth for item in Labelled(here, None).of("count")] == [{"count": 1}]
+
+
+def test_items_of_one_name_are_refused_before_any_request(diptych: Any, here: Path) -> None:
+    question = {"image_id": 42, "question": "what?", "question_id": 7}
+    put(here / "questions.json", {"questions": [question, question | {"question": "where?"}]})
+    put(here / "answers.json", {"annotations": [{"question_id": 7, "answers": [{"answer": "cat"}]}]})
+    engine = FakeEngine("cat")
+    with serving(engine) as url:
+        ran = diptych("evaluate", here, "--task", "vqa", "--server", url)
+    assert ran.status == 1 and "questions.json/vqa/7 names two items" in ran.err and not engine.prompts
