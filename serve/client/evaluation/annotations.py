@@ -387,7 +387,7 @@ class Labelled:
         may be written for another system or another place (COCO keeps pictures in a folder of their own).
         """
         if self._inside(name):
-            return name
+            return self._relative(name)
         wanted = [part.casefold() for part in PureWindowsPath(name).parts]
         same = self._by_name.get(wanted[-1], []) if wanted else []
         alike = [_common_end(wanted, [part.casefold() for part in Path(file).parts]) for file in same]
@@ -401,6 +401,16 @@ class Labelled:
         except (OSError, ValueError, RuntimeError):  # no such file; a name that none can have; links in a circle
             return False
         return path.is_file() and path.is_relative_to(self.here.resolve())
+
+    def _relative(self, name: str) -> str:
+        """Return the path from the folder of a file in it, without dots, as records name pictures."""
+        path = Path(os.path.relpath(self.here / name, self.here))
+        straight = ".." not in path.parts
+        if straight and path.as_posix() == name:
+            return name
+        if straight and self._inside(str(path)) and os.path.samefile(self.here / path, self.here / name):
+            return path.as_posix()
+        return (self.here / name).resolve().relative_to(self.here.resolve()).as_posix()  # by way of links
 
     @functools.cached_property
     def _by_name(self) -> Mapping[str, Sequence[str]]:

@@ -131,6 +131,12 @@ def _corrected(pictures: Sequence[Answered], options: argparse.Namespace) -> tup
         print(note, file=sys.stderr)
     if not truths:
         raise Failure(f"{', '.join(map(str, options.corrected))} says nothing for {options.task}.")
+    strangers = truths.keys() - {picture.file for picture in pictures}
+    if strangers:
+        print(
+            f"{len(strangers)} corrected pictures are not in the record: {min(strangers)} is the first.",
+            file=sys.stderr,
+        )
     for picture in pictures:
         for box in truths.get(picture.file, {}).get("boxes", ()):
             if "mask" in box and tuple(box["mask"]["size"]) != picture.size[::-1]:

@@ -342,3 +342,20 @@ def test_items_of_one_name_are_refused_before_any_request(diptych: Any, here: Pa
     with serving(engine) as url:
         ran = diptych("evaluate", here, "--task", "vqa", "--server", url)
     assert ran.status == 1 and "questions.json/vqa/7 names two items" in ran.err and not engine.prompts
+
+
+@pytest.mark.parametrize("given", [".", "elsewhere"])
+def test_image_in_any_spelling_is_the_path_from_the_folder(
+    here: Path, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = "val/COCO_val_000000000042.png"
+    outside = here.parent / f"{here.name}-link"
+    outside.symlink_to(here)
+    monkeypatch.chdir(here)
+    (here / "other").mkdir()
+    (here / "deep").symlink_to(here / "val")
+    written = [f"./{picture}", f"val//../{picture}", f"other/../{picture}", str(here / picture), str(outside / picture)]
+    written += ["deep/../val/COCO_val_000000000042.png", f"../{here.name}/{picture}", f"x/{picture}"]
+    put(here / "labels.jsonl", "\n".join(json.dumps({"image": name, "text": "a"}) for name in written))
+    labelled = Labelled(Path(".") if given == "." else outside, None)
+    assert [item.picture for item in labelled.items] == [picture] * len(written)

@@ -183,3 +183,18 @@ def test_part_without_pictures_has_no_folder(tmp_path: Path) -> None:
         "instances.json",
         "review",
     ]
+
+
+def test_correction_counts_in_any_spelling_and_one_outside_the_record_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = album(tmp_path / "in", 2)  # those of the record
+    back = tmp_path / "labels.jsonl"
+    images = [f"./{names[0]}", str(tmp_path / "in" / names[1]), "002"]
+    assert "002" in album(tmp_path / "in", 3)
+    place = {"label": "cat", "box": [1.0, 2.0, 3.0, 4.0]}
+    back.write_text("".join(json.dumps({"image": name, "boxes": [place]}) + "\n" for name in images))
+    folder = exported(tmp_path, "detect", "jsonl", corrected=[back])
+    assert listed(folder) == dict.fromkeys(names, "corrected")
+    assert [line["boxes"][0]["box"] for line in read_lines(folder)] == [place["box"]] * 2
+    assert "1 corrected pictures are not in the record: 002 is the first." in capsys.readouterr().err
