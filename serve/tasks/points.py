@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from pydantic import BaseModel, Field, field_validator
 
 from serve.media.geometry import Box
+from serve.media.masks import Mask
 from serve.tasks.base import Probability, Result
 from serve.tasks.boxes import LabelledBox, label_key
 
@@ -54,3 +56,13 @@ def middle(box: Box) -> tuple[float, float]:
 def middles(boxes: Sequence[LabelledBox]) -> list[LabelledPoint]:
     """Return the centres of boxes as points, with their labels and scores."""
     return [LabelledPoint(label=box.label, point=middle(box.box), score=box.score) for box in boxes]
+
+
+def middle_in(box: Box, mask: Mask) -> tuple[float, float]:
+    """Return a box's centre where its mask [height, width] holds it, else the middle of the mask's nearest pixel."""
+    x, y = middle(box)
+    rows, columns = np.nonzero(mask)
+    if not len(rows) or ((rows == math.floor(y)) & (columns == math.floor(x))).any():
+        return (x, y)
+    nearest = np.argmin(np.hypot(columns + 0.5 - x, rows + 0.5 - y))
+    return (float(columns[nearest]) + 0.5, float(rows[nearest]) + 0.5)

@@ -12,9 +12,11 @@ from typing import Any
 
 from serve.client.evaluation.annotations import Labelled
 from serve.client.http_client import Failure, Misuse
+from serve.media import masks
 from serve.tasks import TASKS
 from serve.tasks.labels import FORMATS, holders
 from serve.tasks.labels.picture import Answered
+from serve.tasks.points import LabelledPoint, PointResult, middle, middle_in
 
 Json = dict[str, Any]
 ACCEPTED, REVIEW = "accepted", "review"
@@ -120,11 +122,14 @@ def _corrected(pictures: Sequence[Answered], options: argparse.Namespace) -> tup
         return list(pictures), set()
     labelled = Labelled(options.folder, options.corrected)
     task = TASKS[options.task]
-    items = [item for item in labelled.items if options.asked is None or task.written(item.fields) == options.asked]
-    truths: dict[str, Json] = {item.picture: item.truth for item in items if item.task == task.name}
+    truths: dict[str, Json] = {
+        item.picture: item.truth
+        for item in labelled.of(task.name)
+        if options.asked is None or task.written(item.fields) == options.asked
+    }
     # labels that say that nothing is there are of boxes, whatever was asked for in its place
     empty = {file for file, kind in labelled.empty if kind in (task.name, "detect")}
-    empty |= {item.picture for item in items if item.task == "detect" and not item.truth["boxes"]}
+    empty |= {item.picture for item in labelled.items if item.task == "detect" and not item.truth["boxes"]}
     if task.places is not None:
         truths |= dict.fromkeys(empty - truths.keys(), {task.places: []})
     for note in labelled.notes:
@@ -153,8 +158,9 @@ def _corrected(pictures: Sequence[Answered], options: argparse.Namespace) -> tup
 def _result(picture: Answered, truth: Mapping[str, Any]) -> Json:
     """Return what is true of a picture in the form of its task's result."""
     task = picture.task
-    if task == "point" and not truth["points"]:
-        return {"points": [], "size": [picture.size[1], picture.size[0]]}
+    if task == "point" and not truth.get("points"):
+        points = [LabelledPoint(label=box["label"], point=_point(box), score=1.0) for box in truth.get("boxes", ())]
+        return PointResult(points=points, size=picture.size[::-1]).model_dump(mode="json")
     if TASKS[task].boxed:
         return {
             "boxes": [
@@ -169,6 +175,13 @@ def _result(picture: Answered, truth: Mapping[str, Any]) -> Json:
     (field,) = TASKS[task].result.model_fields
     value = next(iter(truth.values()))
     return {field: value[0] if isinstance(value, list) else value}
+
+
+def _point(box: Json) -> tuple[float, float]:
+    """Return a point in a true box, and in its mask where it has one."""
+    if "mask" not in box:
+        return middle(box["box"])
+    return middle_in(box["box"], masks.decode(masks.Rle.model_validate(box["mask"])))
 
 
 def _check_names(pictures: Sequence[Answered], name: str) -> None:

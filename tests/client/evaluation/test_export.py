@@ -198,3 +198,31 @@ def test_correction_counts_in_any_spelling_and_one_outside_the_record_is_reporte
     assert listed(folder) == dict.fromkeys(names, "corrected")
     assert [line["boxes"][0]["box"] for line in read_lines(folder)] == [place["box"]] * 2
     assert "1 corrected pictures are not in the record: 002 is the first." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own", [{"task": "point"}, {}])
+def test_corrected_boxes_of_a_run_of_points_are_points_inside(tmp_path: Path, own: dict[str, str]) -> None:
+    names = album(tmp_path / "in", 2)
+    ring = np.zeros((24, 32), bool)
+    ring[2:11, 2:11], ring[3:10, 3:10] = True, False
+    boxes = [
+        {"label": "cat", "box": [10.0, 10.0, 31.0, 20.0]},
+        {"label": "dog", "box": [2.0, 2.0, 11.0, 11.0], "mask": encode(ring).model_dump(mode="json")},
+        {"label": "cat", "box": [10.0, 10.0, 30.0, 20.0], "mask": encode(MASK).model_dump(mode="json")},
+    ]
+    rows = [{"image": names[0], "boxes": boxes}, {"image": names[1], "labels": ["cat"], "boxes": []}]
+    back = tmp_path / "labels.jsonl"
+    back.write_text("".join(json.dumps(row | own) + "\n" for row in rows))
+    lines = read_lines(exported(tmp_path, "point", "jsonl", corrected=[back]))
+    corner, *others = [point["point"] for point in lines[0]["points"] if point["label"] == "dog"]
+    assert not others and ring[int(corner[1]), int(corner[0])] and 2 < corner[0] < 11 and 2 < corner[1] < 11
+    assert [point["point"] for point in lines[0]["points"] if point["label"] == "cat"] == [[20.5, 15.0], [20.0, 15.0]]
+    assert lines[0]["size"] == [24, 32] and lines[1]["points"] == []
+
+
+def test_corrected_boxes_of_a_run_of_counts_are_counted(tmp_path: Path) -> None:
+    back, boxes = tmp_path / "labels.jsonl", [{"label": "cats", "box": [at, 1.0, at + 5, 9.0]} for at in (1.0, 9.0)]
+    rows = [{"image": name, "boxes": boxes} for name in album(tmp_path / "in", 2)]
+    back.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = read_lines(exported(tmp_path, "count", "jsonl", corrected=[back], asked="cats"))
+    assert [line["count"] for line in lines] == [2, 2]
