@@ -9,6 +9,7 @@ in its shard's parts first. Of two that write the same shard, the second to writ
 what the first has answered.
 """
 
+import hashlib
 import io
 import json
 import re
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 from serve.client.http_client import Failure, Misuse
 from serve.client.storage.names import NameSet, encoded_name
@@ -38,10 +39,16 @@ class AnsweredPicture(NamedTuple):
     picture: bytes | None
 
 
-class Form(NamedTuple):
-    """A format of parts. encode: answers -> a file. lines: a file -> its lines, of which `file` alone must be there."""
+class Encode(Protocol):
+    """A function that writes answers as a file. stems: those of members that other parts have; it adds its own."""
 
-    encode: Callable[[Sequence[AnsweredPicture]], bytes]
+    def __call__(self, answers: Sequence[AnsweredPicture], stems: NameSet | None = None) -> bytes: ...
+
+
+class Form(NamedTuple):
+    """A format of parts. lines: a file -> its lines, of which `file` alone must be there. pictures: a part has them."""
+
+    encode: Encode
     lines: Callable[[IO[bytes]], Iterator[Json]]
     pictures: bool = False
 
@@ -58,6 +65,7 @@ class Parts:
         self.address, self.form = address, FORMS[form]
         self._most_lines = most_lines or MOST_LINES
         self.done = NameSet()
+        self._stems = NameSet()
         self._store: Store = open_store(address)
         stem = f"{shard.index:05d}-of-{shard.count:05d}"
         self._stem, self._suffix = f"part-{stem}-", f".{form}"
@@ -147,6 +155,8 @@ class Parts:
                 for line in self.form.lines(file):
                     self.done.add(line["file"])
                     count += 1
+                    if self.form.pictures:
+                        member_names(line["file"], self._stems)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, tarfile.TarError) as error:
             raise Failure(f"{self.address}/{path} cannot be read; nothing was changed: {error}.") from None
         self._parts.append({"name": path, "lines": count})
@@ -155,7 +165,7 @@ class Parts:
         if not self._waiting:
             return
         path = f"{self._stem}{len(self._parts):06d}{self._suffix}"
-        if not self._store.create(path, self.form.encode(self._waiting)):
+        if not self._store.create(path, self.form.encode(self._waiting, self._stems)):
             raise Failure(f"{self.address}: another diptych writes shard {self._manifest['shard']}; this one ends.")
         self._parts.append({"name": path, "lines": len(self._waiting)})
         self._waiting, self._bytes = [], 0
@@ -166,7 +176,7 @@ class Parts:
         return json.dumps(self._manifest | counts, indent=1).encode() + b"\n"
 
 
-def _encode_json(answers: Sequence[AnsweredPicture]) -> bytes:
+def _encode_json(answers: Sequence[AnsweredPicture], stems: NameSet | None = None) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line, _ in answers)
 
 
@@ -195,7 +205,7 @@ def line_of(row: Json) -> Json:
     return {"file": row["file"], "task": row["task"], "asked": json.loads(row["asked"]), "image": size, **texts}
 
 
-def _encode_parquet(answers: Sequence[AnsweredPicture]) -> bytes:
+def _encode_parquet(answers: Sequence[AnsweredPicture], stems: NameSet | None = None) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
@@ -211,19 +221,32 @@ def _parquet_lines(file: IO[bytes]) -> Iterator[Json]:
         yield from map(line_of, batch.to_pylist())
 
 
-def _encode_tar(answers: Sequence[AnsweredPicture]) -> bytes:
+def _encode_tar(answers: Sequence[AnsweredPicture], stems: NameSet | None = None) -> bytes:
     """Write pictures with their answers beside them, as WebDataset has them: a/b.jpg and a/b.json."""
-    file = io.BytesIO()
+    file, stems = io.BytesIO(), NameSet() if stems is None else stems
     with tarfile.open(fileobj=file, mode="w") as tar:
         for line, picture in answers:
-            path = PurePosixPath(line["file"])
-            members = {str(path): picture, str(path.with_suffix(".json")): json.dumps(line).encode()}
-            for name, content in members.items():
+            contents = (picture, json.dumps(line).encode())
+            for name, content in zip(member_names(line["file"], stems), contents, strict=True):
                 if content is not None:
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
     return file.getvalue()
+
+
+def member_names(file: str, stems: NameSet) -> tuple[str, str]:
+    """Return the names of a picture and of its answer in a tar file, and add what they begin with to the stems in use.
+
+    A stem that is in use gets digits of the name's digest: of a/b.jpg and a/b.png, or of addresses that differ in their
+    query, the second is a/b-685d9cf5.png, and neither replaces the other where they are unpacked.
+    """
+    path, suffix = str(PurePosixPath(file)), PurePosixPath(file).suffix
+    stem = path.removesuffix(suffix)
+    if not stems.add(stem):
+        digest = hashlib.blake2b(encoded_name(file), digest_size=16).hexdigest()
+        stem = next(name for end in (8, 16, 32) if stems.add(name := f"{stem}-{digest[:end]}") or end == 32)
+    return stem + (".picture" if path.endswith(".json") else suffix), f"{stem}.json"
 
 
 def _tar_lines(file: IO[bytes]) -> Iterator[Json]:

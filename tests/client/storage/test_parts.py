@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
 from serve.client.http_client import Failure, Misuse
 from serve.client.storage import parts
+from serve.client.storage.names import NameSet
 from serve.client.storage.parts import Parts, form_of, line_of, row_of
 from serve.client.storage.sources import WHOLE, Shard
 
@@ -160,6 +161,42 @@ def test_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch:
     with contextlib.suppress(Failure):
         out_parts.append(open_parts(tmp_path))
     assert not out_parts and list(tmp_path.iterdir()) == []
+
+
+def test_unpacked_tar_files_of_pictures_with_one_stem_lose_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "MOST_LINES", 2)
+    names = ["a/b.jpg", "a/b.png", "a/b", "a/b.c.png", "https://x.org/p.jpg?id=1", "https://x.org/p.jpg?id=2"]
+    names += ["https://x.org/p.json", "a//b.jpg"]
+    out, target = tmp_path / "out", tmp_path / "unpacked"
+    for at in range(len(names)):  # each call adds a picture to what earlier calls have left
+        again = open_parts(out, "tar")
+        assert [name for name in names if name in again.done] == names[:at]
+        again.add(line(names[at]), names[at].encode())
+        if at % 3 == 0:
+            again.add(line(f"{at}.png"), b"")
+        again.close()
+    answers: dict[str, bytes] = {}
+    for part in sorted(out.glob("*.tar")):
+        with tarfile.open(part) as tar:
+            tar.extractall(target, filter="data")
+            members = tar.getnames()
+            for picture, answer in zip(members[::2], members[1::2], strict=True):
+                assert (
+                    PurePosixPath(picture).with_suffix("") == PurePosixPath(answer).with_suffix("")
+                    or "." not in picture
+                )
+                answers[json.loads((target / answer).read_text())["file"]] = (target / picture).read_bytes()
+    assert {name: answers[name] for name in names} == {name: name.encode() for name in names}
+    assert len([path for path in target.rglob("*") if path.is_file()]) == 2 * len(answers) == 2 * (len(names) + 3)
+
+
+def test_many_pictures_of_one_stem_have_names_of_their_own() -> None:
+    stems = NameSet()
+    members = [name for at in range(5_000) for name in parts.member_names(f"https://x.org/p?id={at}.5", stems)]
+    members += [name for at in range(5_000) for name in parts.member_names(f"https://x.org/p.jpg?id={at}", stems)]
+    assert len(set(members)) == len(members) == 20_000
 
 
 def test_row_of_a_parquet_file_is_its_line_again() -> None:
