@@ -20,7 +20,8 @@ MAX_SCANS = 32
 """Scans of a JPEG. A progressive one has about ten. Each, of ten bytes or more, passes over all pixels: 200 over
 36 megapixels took 9 s."""
 MAX_PARTS = 8_192
-"""Chunks, segments or blocks that are parsed, in at most 10 ms: libpng writes 2,560 into a file of 20 MB."""
+"""Chunks, segments or blocks that are parsed, in at most 10 ms, 32 where each is a text: libpng writes 2,560 into a
+file of 20 MB."""
 MAX_FILL = 2**16
 """Bytes allowed between a JPEG's segments, where there should be none."""
 
@@ -33,7 +34,7 @@ slowest known."""
 
 _USUAL_SCANS = 10
 _TEXT = 2**20
-"""Bytes of text that are searched for an orientation, packed and unpacked."""
+"""Bytes of a file's texts that are searched for an orientation, all together, packed and unpacked."""
 _ORIENTATION = 0x0112
 _NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # TIFF's integer types
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
@@ -230,21 +231,11 @@ def _read_orientation(orientation: "_Orientation", kind: bytes, body: bytes) -> 
     if kind == b"eXIf":
         orientation.exif(body)
     elif kind == b"iTXt" and body.startswith(b"XML:com.adobe.xmp\0"):
-        packed, text = body[18:19] == b"\1", body[20:].split(b"\0", 2)[-1]
-        orientation.xmp(_decompress(text) if packed else text)
-    elif kind in (b"zTXt", b"tEXt") and body.startswith(b"Raw profile type exif\0"):  # as ImageMagick writes it
-        text = _decompress(body[23:]) if kind == b"zTXt" else body[22:]
-        try:
-            orientation.exif(bytes.fromhex("".join(text.decode("ascii").split("\n")[3:])))
-        except ValueError:
-            return
-
-
-def _decompress(packed: bytes) -> bytes:
-    try:
-        return zlib.decompressobj().decompress(packed, _TEXT)
-    except zlib.error:
-        return b""
+        orientation.xmp(body[20:].split(b"\0", 2)[-1], packed=body[18:19] == b"\1")
+    elif kind == b"zTXt" and body.startswith(b"Raw profile type exif\0"):
+        orientation.raw_profile(body[23:], packed=True)
+    elif kind == b"tEXt" and body.startswith(b"Raw profile type exif\0"):
+        orientation.raw_profile(body[22:], packed=False)
 
 
 def _jpeg(data: bytes, whole: bool) -> Outline:
@@ -373,12 +364,16 @@ def _gif(data: bytes) -> Outline:
 
 
 class _Orientation:
-    """An image's orientation: EXIF's, else XMP's, as Pillow reads it; 1 where neither is valid."""
+    """An image's orientation: EXIF's, else XMP's, as Pillow reads it; 1 where neither is valid.
+
+    Texts that cannot change it any more are skipped, as is what exceeds `_TEXT` bytes of all texts together.
+    """
 
     def __init__(self) -> None:
         self._exif: int | None = None
         self._xmp: int | None = None
         self._read = False
+        self._left = _TEXT
 
     @property
     def orientation(self) -> int:
@@ -390,9 +385,36 @@ class _Orientation:
         if not self._read:
             self._read, self._exif = True, _exif_orientation(body.removeprefix(b"Exif\0\0"))
 
-    def xmp(self, text: bytes) -> None:
-        if self._xmp is None and (stated := _XMP_ORIENTATION.search(text)) is not None:
+    def raw_profile(self, text: bytes, packed: bool) -> None:
+        """Read the first EXIF block where it is a text of hexadecimal digits, as ImageMagick writes it."""
+        if self._read or not self._left:
+            return
+        try:
+            self.exif(bytes.fromhex("".join(self._take(text, packed).decode("ascii").split("\n")[3:])))
+        except ValueError:
+            return
+
+    def xmp(self, text: bytes, packed: bool = False) -> None:
+        if self._exif is not None or self._xmp is not None or not self._left:
+            return
+        if (stated := _XMP_ORIENTATION.search(self._take(text, packed))) is not None:
             self._xmp = int(stated[1])
+
+    def _take(self, text: bytes, packed: bool) -> bytes:
+        """Return as much of a text, unpacked, as is left of `_TEXT`; nothing where it is damaged."""
+        text = text[: self._left]
+        self._left -= len(text)
+        if not packed:
+            return text
+        if not self._left:  # to zlib a limit of 0 is none
+            return b""
+        try:
+            plain = zlib.decompressobj().decompress(text, self._left)
+        except zlib.error:
+            self._left = 0  # how much was unpacked before the damage is not known
+            return b""
+        self._left -= len(plain)
+        return plain
 
 
 def _exif_orientation(tiff: bytes) -> int | None:

@@ -1,10 +1,12 @@
 """serve.media.outline: what a file's structure says of it, in bounded steps, before a decoder sees it."""
 
+import dataclasses
 import functools
 import io
 import json
 import struct
 import time
+import types
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,7 @@ import PIL.Image
 import pytest
 
 from serve.errors import ServeError
+from serve.media import outline as module
 from serve.media.image import decode_image
 from serve.media.outline import MAX_PARTS, MAX_SCANS, QUICK_BYTES, QUICK_SCANS, RejectedFile, pixel_file, read_outline
 from tests.media.test_image import ORIENTATIONS, chunk, corners, quarters, saved
@@ -158,6 +161,83 @@ def test_orientation_is_read_in_every_place_where_pillow_reads_its_own(data: byt
 )
 def test_an_orientation_that_cannot_be_used_is_ignored(tiff: bytes) -> None:
     assert read_outline(early(saved(quarters(), "PNG"), chunk(b"eXIf", tiff))).orientation == 1
+
+
+# How much of its texts is read
+
+
+@dataclasses.dataclass
+class Work:
+    """The work of reading texts. streams: that zlib unpacked; unpacked, searched: bytes."""
+
+    streams: int = 0
+    unpacked: int = 0
+    searched: int = 0
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Count the bytes that are unpacked, those before damage too, and those that are searched."""
+    work, begin, pattern = Work(), zlib.decompressobj, module._XMP_ORIENTATION
+
+    def decompress(packed: bytes, most: int) -> bytes:
+        assert most > 0, "zlib takes 0 for no limit"
+        work.streams += 1
+        stream, plain = begin(), b""
+        for at in range(0, len(packed), 64):
+            if len(plain) < most:
+                piece = stream.decompress(stream.unconsumed_tail + packed[at : at + 64], most - len(plain))
+                plain, work.unpacked = plain + piece, work.unpacked + len(piece)
+        return plain
+
+    def search(text: bytes) -> object:
+        work.searched += len(text)
+        return pattern.search(text)
+
+    monkeypatch.setattr(zlib, "decompressobj", lambda: types.SimpleNamespace(decompress=decompress))
+    monkeypatch.setattr(module, "_XMP_ORIENTATION", types.SimpleNamespace(search=search))
+    return work
+
+
+LONG = b"z" * 2**20
+PACKED = zlib.compress(LONG)
+PROFILE, PACKED_XMP = b"Raw profile type exif\0\0", b"XML:com.adobe.xmp\0\1\0\0\0"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: early(saved(quarters(), "PNG"), *[chunk(b"zTXt", PROFILE + zlib.compress(b"\n\n\n" + LONG))] * 40),
+        lambda: early(saved(quarters(), "PNG"), *[chunk(b"iTXt", PACKED_XMP + PACKED)] * 40),
+        lambda: early(saved(quarters(), "PNG"), *[chunk(b"iTXt", PACKED_XMP + PACKED[:-9] + bytes(9))] * 40),
+        lambda: early(saved(quarters(), "PNG"), *[chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + LONG)] * 10),
+        lambda: late(saved(quarters(), "PNG"), *[chunk(b"iTXt", PACKED_XMP + PACKED)] * 40),
+        lambda: saved(quarters(), "WEBP") + (b"XMP " + struct.pack("<I", len(LONG)) + LONG) * 10,
+        lambda: (
+            b"\xff\xd8"
+            + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + LONG[:65_000]) * 100
+            + saved(quarters(), "JPEG")[2:]
+        ),
+    ],
+    ids=["png profile", "png packed", "png damaged", "png plain", "png behind", "webp", "jpeg"],
+)
+def test_texts_of_a_file_are_read_up_to_a_mebibyte_together(make: Callable[[], bytes], work: Work) -> None:
+    assert read_outline(make()).orientation == 1
+    assert 2**19 < max(work.unpacked, work.searched) <= 2**20
+
+
+def test_texts_are_not_unpacked_where_the_orientation_is_known(work: Work) -> None:
+    profile, xmp = chunk(b"zTXt", PROFILE + zlib.compress(RAW)), chunk(b"iTXt", PACKED_XMP + zlib.compress(XMP))
+    for first, streams in ((chunk(b"eXIf", TIFF), 0), (profile, 1), (xmp, 2)):
+        work.streams = 0
+        assert read_outline(early(saved(quarters(), "PNG"), first, *[profile, xmp] * 20)).orientation == 6
+        assert work.streams == streams
+
+
+def test_orientation_in_a_later_text_is_read() -> None:
+    other = chunk(b"iTXt", PACKED_XMP + zlib.compress(LONG[: 2**18]))
+    xmp = chunk(b"iTXt", PACKED_XMP + zlib.compress(XMP))
+    assert read_outline(early(saved(quarters(), "PNG"), other, other, xmp)).orientation == 6
 
 
 # What is refused, and why
