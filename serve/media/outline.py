@@ -418,14 +418,17 @@ class _Orientation:
 
 
 def _exif_orientation(tiff: bytes) -> int | None:
-    """Return the orientation in the first TIFF directory; None where it is absent or not a single integer."""
+    """Return the orientation in the first TIFF directory; None where it is absent or not a single integer.
+
+    Entries beyond MAX_PARTS are not read.
+    """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 8:
         return None
     (at,) = struct.unpack(f"{order}I", tiff[4:8])
     if at + 2 > len(tiff):
         return None
-    (entries,) = struct.unpack(f"{order}H", tiff[at : at + 2])
+    entries = min(struct.unpack(f"{order}H", tiff[at : at + 2])[0], MAX_PARTS)
     stated: int | None = None
     for entry in range(at + 2, min(at + 2 + 12 * entries, len(tiff) - 11), 12):
         tag, kind, count = struct.unpack(f"{order}HHI", tiff[entry : entry + 8])

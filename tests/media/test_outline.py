@@ -163,6 +163,13 @@ def test_an_orientation_that_cannot_be_used_is_ignored(tiff: bytes) -> None:
     assert read_outline(early(saved(quarters(), "PNG"), chunk(b"eXIf", tiff))).orientation == 1
 
 
+def test_an_orientation_behind_thousands_of_entries_is_not_read() -> None:
+    """A directory can have 65,535 of them."""
+    for others, orientation in ((1_000, 6), (MAX_PARTS, 1)):
+        tiff = b"II*\0\x08\0\0\0" + struct.pack("<H", others + 1) + bytes(12 * others) + BARE[10:] + bytes(4)
+        assert read_outline(early(saved(quarters(), "PNG"), chunk(b"eXIf", tiff))).orientation == orientation
+
+
 # How much of its texts is read
 
 
