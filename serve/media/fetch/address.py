@@ -73,13 +73,24 @@ def literal(host: str) -> Address | None:
         return None
 
 
+def unmapped(address: Address) -> Address:
+    """Return the IPv4 address that ::ffff:1.1.1.1 or 64:ff9b::1.1.1.1 leads to; any other address as it is."""
+    if isinstance(address, IPv6Address) and (address in _MAPPED or address in _NAT64):
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address
+
+
+def canonical(host: str) -> str:
+    """Return a host in the spelling by which hosts are compared: the same for every spelling of an address."""
+    address = literal(host)
+    return host if address is None else str(unmapped(address))
+
+
 def public(address: Address) -> bool:
     """Return whether an address is on the public internet: not local, private, a cloud's, or a tunnel to such."""
-    if isinstance(address, IPv6Address):
-        if address in _MAPPED or address in _NAT64:
-            return public(IPv4Address(int(address) & 0xFFFFFFFF))
-        if address not in _UNICAST or int(address) >> 32 & 0xFFFFFFFF in _ISATAP:
-            return False
+    address = unmapped(address)
+    if isinstance(address, IPv6Address) and (address not in _UNICAST or int(address) >> 32 & 0xFFFFFFFF in _ISATAP):
+        return False
     return address.is_global and not address.is_multicast and not any(address in net for net in _REFUSED)
 
 

@@ -102,9 +102,12 @@ class Fetcher:
         except OSError:
             names = []
         addresses = [literal(name) for name in names]
-        if not addresses or not all(address is not None and self._permits(address) for address in addresses):
+        if not addresses or not all(address is not None and self._permitted(address) for address in addresses):
             raise _refused(param)
         return [str(address) for address in addresses]
+
+    def _permitted(self, address: Address) -> bool:
+        return self._permits(address) and self.images.permits_address(address)
 
     async def _get(
         self, parsed: ParsedUrl, addresses: list[str], param: str, max_bytes: int, lease: Lease | None

@@ -161,6 +161,32 @@ def test_policy_permits_urls_by_its_rules(rules: dict[str, object], permitted: b
     assert Policy.model_validate(rules).permits(CAT) is permitted
 
 
+SIX = "2001:4860:4860::8888"
+
+
+@pytest.mark.parametrize(
+    ("entry", "hosts"),
+    [
+        ("8.8.8.8", ["8.8.8.8", "[::ffff:8.8.8.8]", "[::ffff:808:808]", "[64:ff9b::8.8.8.8]"]),
+        ("::ffff:8.8.8.8", ["8.8.8.8", "[::ffff:808:808]", "[64:ff9b::8.8.8.8]"]),
+        ("2001:4860:4860:0:0:0:0:8888", [f"[{SIX}]", "[2001:4860:4860:0::8888]"]),
+        (SIX, [f"[{SIX}]", "[2001:4860:4860:0:0:0:0:8888]"]),
+    ],
+)
+def test_address_of_a_rule_is_meant_in_all_its_spellings(entry: str, hosts: list[str]) -> None:
+    for host in hosts:
+        place = parse(f"https://{host}/x")
+        assert place is not None
+        assert Policy(allow=[entry]).permits(place) and not Policy(deny=[entry]).permits(place)
+        assert Policy(deny=["8.8.8.9"]).permits(place) and not Policy(allow=["8.8.8.9"]).permits(place)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "::ffff:8.8.8.8", "64:ff9b::808:808", SIX])
+def test_address_that_is_denied_is_refused_in_every_form(address: str) -> None:
+    assert not Policy(deny=["8.8.8.8", "2001:4860:4860:0:0:0:0:8888"]).permits_address(ip_address(address))
+    assert Policy(deny=["8.8.8.9"]).permits_address(ip_address(address))
+
+
 def test_http_and_other_ports_only_by_configuration() -> None:
     assert not any(
         Policy().permits(place) for url in ("http://a.example/", "https://a.example:8443/") if (place := parse(url))
@@ -170,7 +196,8 @@ def test_http_and_other_ports_only_by_configuration() -> None:
 @pytest.mark.parametrize(
     "rules",
     [{"allow": ["https://a.example"]}, {"deny": ["A.example"]}, {"ports": [0]}, {"schemes": ["ftp"]}, {"timeout_s": 0}]
-    + [{"alow": []}, {"allow": [""]}, {"allow": ["*"]}],
+    + [{"alow": []}, {"allow": [""]}, {"allow": ["*"]}]
+    + [{"deny": [host]} for host in ("8.8.8", "8.8.8.08", "8.8.8.256", "*.8.8.8.8", "::8::8", "2001", "a.example.")],
 )
 def test_policy_with_an_invalid_rule_is_refused(rules: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

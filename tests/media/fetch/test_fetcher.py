@@ -116,6 +116,23 @@ async def test_host_with_any_address_that_is_not_public_is_refused(origin: Origi
     assert origin.heads == []
 
 
+@pytest.mark.parametrize("addresses", [["8.8.8.8"], ["127.0.0.1", "8.8.8.8"], ["::ffff:8.8.8.8"], ["64:ff9b::808:808"]])
+async def test_name_of_a_denied_address_is_refused(origin: Origin, addresses: list[str]) -> None:
+    origin.scripts["/a"] = moved("//other.example/cat.png")
+    names = {HOST: ["127.0.0.1"], "other.example": addresses}
+    fetcher = origin.fetcher(names, deny=["8.8.8.8"], ports=[origin.port, 80])
+    await refused(fetcher, origin.url(host="other.example"))
+    assert origin.heads == []
+    await refused(fetcher, origin.url("/a"))
+    assert len(origin.heads) == 1
+
+
+async def test_name_is_not_allowed_by_its_address(origin: Origin) -> None:
+    fetcher = origin.fetcher(allow=["127.0.0.1"])
+    await refused(fetcher, origin.url())
+    assert await fetcher.fetch(origin.url("/cat.png", host="127.0.0.1"), "image", MOST) == b"a cat"
+
+
 async def test_every_refusal_has_the_same_message(origin: Origin) -> None:
     fetcher = origin.fetcher({"inside.example": ["10.0.0.1"], HOST: ["127.0.0.1"]}, deny=["denied.example"])
     port = origin.port
