@@ -10,7 +10,9 @@ from pydantic import BaseModel
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Pixels = np.ndarray[Any, np.dtype[np.int64]]
-MOST_LETTERS = 12  # characters of one run: sixty bits
+MOST_PIXELS = 2**34 - 1
+"""Pixels of a mask. Sums of its runs do not overflow in less than gigabytes of counts."""
+MOST_LETTERS = 7  # characters of a number: 35 bits, which hold MOST_PIXELS and a sign
 
 
 class Rle(BaseModel):
@@ -128,8 +130,9 @@ def overlap(a: Rle, b: Rle) -> float:
 
 
 def _runs(rle: Rle) -> Pixels:
-    runs = _unpack(rle.counts)
-    if (runs < 0).any() or runs.sum() != rle.size[0] * rle.size[1]:
+    runs, pixels = _unpack(rle.counts), rle.size[0] * rle.size[1]
+    # Each run is checked before the sum, which long ones overflow.
+    if pixels > MOST_PIXELS or ((runs < 0) | (runs > pixels)).any() or runs.sum() != pixels:
         raise ValueError("the run lengths do not fill the mask")
     return runs
 

@@ -6,7 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from serve.media.masks import Rle, Window, _pack, _unpack, area, decode, decode_in, encode, encode_in, overlap, sample
+from serve.media.masks import (
+    MOST_PIXELS,
+    Rle,
+    Window,
+    _pack,
+    _unpack,
+    area,
+    decode,
+    decode_in,
+    encode,
+    encode_in,
+    overlap,
+    sample,
+)
 
 masks = arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
 
@@ -54,7 +67,7 @@ def test_overlap_is_that_of_the_pixels(mask: np.ndarray, data: st.DataObject) ->
     assert overlap(encode(mask), encode(np.zeros((13, 1), bool))) == 0.0
 
 
-@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=40))
+@given(st.lists(st.integers(0, MOST_PIXELS), min_size=1, max_size=40))
 def test_runs_of_any_length_come_back(runs: list[int]) -> None:
     assert _unpack(_pack(np.array(runs, np.int64))).tolist() == runs
 
@@ -88,6 +101,37 @@ def test_known_run_lengths() -> None:
 def test_run_lengths_that_do_not_fill_the_mask_are_refused(counts: str) -> None:
     with pytest.raises(ValueError, match="run length"):
         decode(Rle(size=(2, 2), counts=counts))
+
+
+def stairs(more: int = 0) -> list[int]:
+    """Runs of 2**64 + `more` * 2**46 pixels, none more than 2**32 longer or shorter than the run before the last."""
+    rise = [step << 32 for step in range(1, 2**14 + 1) for _ in range(2)]
+    return [*rise, *[2**46] * (2**18 - 2 * (2**14 + 1) + more), *rise[::-1]]
+
+
+@pytest.mark.parametrize(
+    ("size", "runs"),
+    [
+        ((10, 10), [2**58] * 64 + [100]),
+        ((10, 10), [*stairs(), 100]),
+        ((2**33, 2**18), [2**51] * (2**13 + 1)),
+        ((2**23, 2**23), stairs(more=1)),
+    ],
+    ids=["long", "stairs", "long in a large mask", "stairs in a large mask"],
+)
+def test_run_lengths_whose_sum_overflows_are_refused(size: tuple[int, int], runs: list[int]) -> None:
+    assert sum(runs) == 2**64 + size[0] * size[1]
+    rle = Rle(size=size, counts=_pack(np.array(runs, np.int64)))
+    place = np.zeros(1, np.int64)
+    for use in (area, lambda rle: decode_in(rle, Window(0, 0, 0, 0)), lambda rle: sample(rle, place, place)):
+        with pytest.raises(ValueError, match="run"):
+            use(rle)
+
+
+@pytest.mark.parametrize("length", [MOST_PIXELS + 1, -MOST_PIXELS - 2, 2**40, 2**58])
+def test_number_longer_than_any_mask_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match="longer than any mask"):
+        _unpack(_pack(np.array([0, 0, 0, 0, length], np.int64)))
 
 
 @given(st.tuples(*[st.floats(-50, 100)] * 4), st.integers(1, 40), st.integers(1, 40))
