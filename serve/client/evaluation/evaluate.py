@@ -66,6 +66,8 @@ def evaluate(options: argparse.Namespace, listener: Listener = Listener()) -> in
     else:
         answers, jobs = _ask(options, listener)
         again = options.merge if weights or options.merge == score.ALL else None
+        if options.judged_by is not None:
+            _judge(options, answers, jobs, again)
     reports = score.reports(answers, again, weights)
     if not reports:
         raise Failure(f"There is no answer to {options.task} to score.")
@@ -176,12 +178,20 @@ def _ask(options: argparse.Namespace, listener: Listener) -> tuple[list[Json], d
     finally:
         out.close()
     answers = lines.read_lines(options.out, KEY) if options.out else out.lines if isinstance(out, lines.Kept) else []
-    answers = [line for line in answers if line[KEY] in jobs]
-    if options.judged_by is not None:
-        with _server(options) as server:
-            asker = Asker(server, concurrency=options.concurrency, patience_s=options.patience_s)
-        judge_answers(answers, {name: job.picture for name, job in jobs.items()}, asker, options.judged_by)
-    return answers, jobs
+    return [line for line in answers if line[KEY] in jobs], jobs
+
+
+def _judge(options: argparse.Namespace, answers: Sequence[Json], jobs: Mapping[str, Job], again: str | None) -> None:
+    """Let the judge say which answers are right, those that the replies are merged to again too."""
+    others: dict[str, list[Json | None]] = {}
+    for task in {line["task"]: None for line in answers}:
+        of_task = [line for line in answers if line["task"] == task]
+        for _, merged in score.merges(task, of_task, again, options.weights or {}):
+            for line, reply in zip(of_task, merged, strict=True):
+                others.setdefault(line[KEY], []).append((reply or {}).get("result"))
+    with _server(options) as server:
+        asker = Asker(server, concurrency=options.concurrency, patience_s=options.patience_s)
+    judge_answers(answers, {name: job.picture for name, job in jobs.items()}, asker, options.judged_by, others)
 
 
 def _items(options: argparse.Namespace, able: set[str]) -> list[Item]:

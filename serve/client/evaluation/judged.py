@@ -1,6 +1,7 @@
 """A served model as judge of other models' answers: is an answer right that is not worded as the true one?"""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from serve.client.evaluation.asker import Asker
@@ -21,12 +22,17 @@ MAX_TEXT = 400
 
 
 def judge_answers(
-    lines: Sequence[Json], pictures: Mapping[str, Callable[[], bytes | str]], asker: Asker, model: str
+    lines: Sequence[Json],
+    pictures: Mapping[str, Callable[[], bytes | str]],
+    asker: Asker,
+    model: str,
+    others: Mapping[str, Sequence[Json | None]] = MappingProxyType({}),
 ) -> None:
     """Put into each line of a task with texts `judged`: the judge and, by answer, whether it is right.
 
-    An answer that is worded as the true one is right without a question. One that the judge answers by neither yes
-    nor no, or not at all, counts as wrong. Raises Failure where the server refuses.
+    others: by item, results to be judged beside those of the line: what its replies are merged to again. An answer
+    that is worded as the true one is right without a question. One that the judge answers by neither yes nor no, or
+    not at all, counts as wrong. Raises Failure where the server refuses.
     """
     jobs: list[Job] = []
     for line in lines:
@@ -34,7 +40,8 @@ def judge_answers(
         if task is None or not issubclass(task.result, TextResult) or "replies" not in line:
             continue
         right = true_texts(line["truth"])
-        answers = dict.fromkeys(answer for answer in (result_text(result or {}) for result in _results(line)) if answer)
+        results = [*_results(line), *others.get(line["item"], ())]
+        answers = dict.fromkeys(answer for answer in (result_text(result or {}) for result in results) if answer)
         same = {normalise(text) for text in right}
         line["judged"] = {"by": model, "answers": {answer: normalise(answer) in same for answer in answers}}
         for answer in answers if right else ():
@@ -61,9 +68,16 @@ def says_yes(line: Json) -> bool:
     )
 
 
-def judged_right(line: Json, result: Json | None) -> float:
-    """Return 1 where the judge held the result right, else 0."""
-    return float(bool(result) and bool(line["judged"]["answers"].get(result_text(result or {}))))
+def judged_right(line: Json, result: Json | None) -> float | None:
+    """Return 1 where the result is worded as the true one or the judge held it right, else 0; None for a text that was
+    not judged."""
+    answer = result_text(result or {})
+    if not answer:
+        return 0.0
+    verdict = line["judged"]["answers"].get(answer)
+    if verdict is None and normalise(answer) in map(normalise, true_texts(line["truth"])):
+        return 1.0
+    return None if verdict is None else float(verdict)
 
 
 def true_texts(truth: Json) -> list[str]:

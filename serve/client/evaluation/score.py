@@ -114,11 +114,12 @@ def _report(task: str, lines: Sequence[Json], merge: str | None, weights: Mappin
     counts = resamples([line["picture"] for line in kept])
     report = Report(task, len(kept), len({line["picture"] for line in kept}), len(lines) - len(kept), {})
     measured_by_row: dict[str, list[Measured]] = {}
-    for name, merged, answers in _columns(task, kept, names, merge, weights):
+    columns = _columns(task, kept, names, merge, weights)
+    judged = _judged(kept, [answers for *_, answers in columns])
+    for (name, merged, answers), right in zip(columns, judged, strict=True):
         measured = [item for measure in MEASURES[task] for item in measure(truths, answers, counts)] if kept else []
-        if kept and all("judged" in line for line in kept):
-            values = [judged_right(line, answer) for line, answer in zip(kept, answers, strict=True)]
-            measured.append(mean(f"judged by {kept[0]['judged']['by']}", values, counts))
+        if right:
+            measured.append(mean(f"judged by {kept[0]['judged']['by']}", right, counts))
         measured_by_row[name] = measured
         report.measures |= {item.name: item.lower_is_better for item in measured}
         intervals = {item.name: interval(item.value, item.resampled) for item in measured}
@@ -132,6 +133,17 @@ def _report(task: str, lines: Sequence[Json], merge: str | None, weights: Mappin
                 gain = interval(sign * (ours.value - theirs.value), sign * (ours.resampled - theirs.resampled))
                 report.gains.append(Gain(row.name, measure, best, gain))
     return report
+
+
+def _judged(lines: Sequence[Json], columns: Sequence[Sequence[Json | None]]) -> list[list[float]]:
+    """Return how right each column's answers are by the judge; nothing for any column where an answer was not judged,
+    as columns with gaps could not be compared."""
+    if not all("judged" in line for line in lines):
+        return [[] for _ in columns]
+    rights = [[judged_right(line, answer) for line, answer in zip(lines, each, strict=True)] for each in columns]
+    known = [[value for value in each if value is not None] for each in rights]
+    whole = all(len(values) == len(lines) for values in known)
+    return known if whole else [[] for _ in columns]
 
 
 def _columns(
