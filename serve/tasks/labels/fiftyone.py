@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from serve.media.masks import Rle, Window, decode_in, encode_in
+from serve.media.masks import Mask, Rle, Window, decode_in, encode_in
 from serve.tasks import TASKS
 from serve.tasks.labels.picture import Answered, Json, Truth, answered, box_truths, place, result_text
 
 TRUTHS = ("ground_truth", "merged")
 """Fields that labels are read from: the first that a sample has."""
+SMALL = 2**20
+"""Bytes that a mask may have about any picture; about a larger one two a pixel."""
+HEADER = 1024
 
 
 def write_fiftyone(folder: Path, pictures_in: Path, pictures: Sequence[Answered]) -> None:
@@ -108,13 +111,36 @@ def _box(detection: Mapping[str, Any], size: tuple[int, int]) -> Json:
     if not packed:
         return box
     text = packed["$binary"]["base64"] if isinstance(packed, dict) else packed
-    limit = 2 * width * height + 1024
-    unpacked = zlib.decompressobj()
-    data = unpacked.decompress(base64.b64decode(text), limit)
-    array: Any = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-untyped-call]
-    mask = array.astype(bool)
-    left, top = round(corners[0]), round(corners[1])
-    window = Window(left, top, left + mask.shape[1], top + mask.shape[0])
-    if left < 0 or top < 0:
-        raise ValueError("a mask outside the picture")
+    mask, window = _drawn(_unpacked(text, max(2 * width * height, SMALL)), corners, size)
+    if not mask.size:  # of a box that is not in the picture
+        return box
     return box | {"mask": encode_in(mask, window, (height, width)).model_dump(mode="json")}
+
+
+def _unpacked(text: str, limit: int) -> Mask:
+    """Return an instance's mask, of any size. limit: its most bytes. Raises ValueError or zlib.error."""
+    data = zlib.decompressobj().decompress(base64.b64decode(text), limit + HEADER)
+    array: Any = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-untyped-call]
+    if array.ndim != 2 or not 0 < array.size <= limit:
+        raise ValueError(f"a mask of the shape {array.shape}")
+    return np.asarray(array, bool)
+
+
+def _drawn(mask: Mask, corners: Sequence[float], size: tuple[int, int]) -> tuple[Mask, Window]:
+    """Return a mask as FiftyOne draws it, resized to its rounded box, and where: the part that is in the picture."""
+    left, top, right, bottom = map(round, corners)
+    columns, begin = _nearest(left, right, size[0], mask.shape[1])
+    rows, above = _nearest(top, bottom, size[1], mask.shape[0])
+    return mask[np.ix_(rows, columns)], Window(begin, above, begin + len(columns), above + len(rows))
+
+
+def _nearest(first: int, last: int, side: int, length: int) -> tuple[list[int], int]:
+    """Return the nearest of a mask's rows, or columns, for each that its box covers in the picture, and which is first.
+
+    first, last: of the box, which covers a row at least. side: the picture's rows. length: the mask's, which are
+    returned as they are where the box has as many.
+    """
+    covered = max(last - first, 1)
+    begin = max(first, 0)
+    places = range(begin, min(first + covered, side))
+    return [(2 * (place - first) + 1) * length // (2 * covered) for place in places], begin

@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import io
 import json
 import shutil
 import zlib
@@ -216,6 +217,12 @@ def npy_header(shape: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
 
 
+def packed_mask(mask: Any) -> str:
+    out = io.BytesIO()
+    np.save(out, mask)
+    return packed(out.getvalue())
+
+
 EMPTY = packed(b"")
 VOC_BOX = (
     "<annotation><filename>a.png</filename><object><name>a</name><bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>9</xmax>"
@@ -246,6 +253,10 @@ VOC_BOX = (
         ("samples.json", sample("0", EMPTY), "samples[0]"),
         ("samples.json", sample("0", packed(npy_header("()") + b"1")), "samples[0]"),
         ("samples.json", sample("0", packed(npy_header("(100000000000000, 2)"))), "samples[0]"),
+        ("samples.json", sample("0", packed(npy_header("(9000000, 900000)").replace(b"|b1", b"|V0"))), "samples[0]"),
+        ("samples.json", sample("0", packed(npy_header("(2000, 2000)") + bytes(4_000_000))), "samples[0]"),
+        ("samples.json", sample("0", packed_mask(np.ones((3, 4, 5), bool))), "samples[0]"),
+        ("samples.json", sample("0", packed_mask(np.ones((0, 4), bool))), "samples[0]"),
     ],
 )  # fmt: skip
 def test_malformed_labels_are_refused_by_place(name: str, content: str, refusal: str, album: Path) -> None:
@@ -258,6 +269,64 @@ def test_malformed_labels_are_refused_by_place(name: str, content: str, refusal:
         (album / "labels" / "a.txt").write_text("3 0.5 0.5 0.1 0.1\n")
     with pytest.raises(Failure, match="(?s)" + refusal.replace("[", r"\[").replace("]", r"\]")):
         Labelled(album, None)
+
+
+def fiftyone_mask(mask: Any, place: list[float], folder: Path, size: tuple[int, int] = (400, 300)) -> Any:
+    """Return the true mask that is read of a detection with this mask and place; None where it has none."""
+    PIL.Image.new("RGB", size).save(folder / "a.png")
+    detection = {"label": "a", "bounding_box": place, "mask": packed_mask(mask)}
+    samples = [{"filepath": "a.png", "ground_truth": {"_cls": "Detections", "detections": [detection]}}]
+    (folder / "samples.json").write_text(json.dumps({"samples": samples}))
+    items = {item.task: item for item in Labelled(folder, None).items}
+    assert "detect" in items
+    return decode(Rle.model_validate(items["segment"].truth["boxes"][0]["mask"])) if "segment" in items else None
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64])
+def test_mask_of_fiftyone_of_any_size_covers_its_box(kind: Any, tmp_path: Path) -> None:
+    mask = fiftyone_mask(np.ones((28, 28), kind), [0.25, 0.25, 0.5, 0.5], tmp_path)
+    assert mask.sum() == 200 * 150 and mask[75:225, 100:300].all()
+
+
+def test_parts_of_a_resized_mask_of_fiftyone_keep_their_place(tmp_path: Path) -> None:
+    quarters = np.array([[True, False], [False, True]])
+    mask = fiftyone_mask(quarters, [0.25, 0.25, 0.5, 0.5], tmp_path)
+    expected = np.zeros((300, 400), bool)
+    expected[75:150, 100:200] = expected[150:225, 200:300] = True
+    assert (mask == expected).all()
+    finer = fiftyone_mask(np.kron(quarters, np.ones((300, 400), bool)), [0.25, 0.25, 0.5, 0.5], tmp_path)
+    assert (finer == expected).all()
+
+
+def test_mask_of_fiftyone_that_fits_its_box_is_left_alone(tmp_path: Path) -> None:
+    noise = np.random.default_rng(3).random((150, 200)) < 0.5
+    assert (fiftyone_mask(noise, [0.25, 0.25, 0.5, 0.5], tmp_path)[75:225, 100:300] == noise).all()
+
+
+@pytest.mark.parametrize(
+    ("place", "rows", "columns"),
+    [
+        ([0.75, 0.5, 0.5, 1.0], slice(150, 300), slice(300, 400)),
+        ([-0.25, -0.5, 0.5, 1.0], slice(0, 150), slice(0, 100)),
+        ([0.25, 0.25, 0.0001, 0.5], slice(75, 225), slice(100, 101)),
+    ],
+)
+def test_mask_of_fiftyone_past_the_edge_is_clipped(
+    place: list[float], rows: slice, columns: slice, tmp_path: Path
+) -> None:
+    mask = fiftyone_mask(np.ones((28, 28), bool), place, tmp_path)
+    expected = np.zeros((300, 400), bool)
+    expected[rows, columns] = True
+    assert (mask == expected).all()
+
+
+def test_mask_of_fiftyone_outside_the_picture_is_none(tmp_path: Path) -> None:
+    assert fiftyone_mask(np.ones((28, 28), bool), [1.25, 0.25, 0.5, 0.5], tmp_path) is None
+
+
+def test_mask_of_fiftyone_about_a_picture_that_is_smaller_is_read(tmp_path: Path) -> None:
+    mask = fiftyone_mask(np.ones((112, 112), np.uint8), [0.0, 0.0, 1.0, 0.5], tmp_path, (20, 10))
+    assert mask.sum() == 100 and mask[:5].all()
 
 
 def test_corrected_mask_of_another_size_than_the_picture_is_refused(album: Path, tmp_path: Path) -> None:
