@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serve.client.asking import read_input, text_fields
-from serve.client.board import PLACES, format_result, pixels_of, placed_items, plain
+from serve.client.board import PLACES, answer_text, first_field, pixels_of, placed_items, plain
 from serve.client.http_client import Failure, Misuse, Server
 
 Json = dict[str, Any]
@@ -126,9 +126,9 @@ def _usage(task: str, image: str) -> Callable[[str, str], str]:
 
 
 def _lines(result: Json) -> list[str]:
-    """Format an answer as lines; the boxes and points of a duel have no score."""
+    """Format an answer as lines: of a duel it is a text, or boxes or points without scores."""
     if PLACES.isdisjoint(result):
-        return format_result(result)
+        return [answer_text(first_field(result)[1])]
     return [f"{item['label']}  {' '.join(map(str, pixels_of(item)))}" for item in placed_items(result)] or [
         "nothing found"
     ]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ from command import Ran, runner
 from served import listening, picture, router
 
 from serve.api.app import create_app
+from serve.arena.presentation import present
 from serve.arena.store import VoteStore
+from serve.client import arena
 from serve.engines.base import Prompt
 from serve.engines.fake import FakeEngine
+from serve.tasks import TASKS
 
 
 def answer(prompt: Prompt) -> str:
@@ -53,6 +57,34 @@ def test_duel_tells_names_after_the_vote(run: Callable[..., Ran], url: str, imag
     assert ran.out.count("Red") == 2 and "toy-llava," in ran.out and "toy-paligemma," in ran.out
     board = json.loads(run("arena", "board", "--server", url, "--json").out)
     assert board["duels"] == 1 and {row["wins"] for row in board["models"]} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("task", "result", "lines"),
+    [
+        ("classify", {"labels": [{"label": "cat", "score": 0.9}], "multiple": False}, ["Cat"]),
+        ("classify", {"labels": [], "multiple": True}, ["None of them"]),
+        ("count", {"count": 3, "by": "boxes"}, ["3"]),
+        ("extract", {"data": {"a": 1}}, ['{"a": 1}']),
+        ("vqa", {"answer": "a cat."}, ["A cat"]),
+        ("detect", {"boxes": [{"label": "cat", "box": [1, 2, 30, 40], "score": 0.9}]}, ["cat  1 2 30 40"]),
+        ("point", {"points": [], "size": [80, 100]}, ["nothing found"]),
+    ],
+)
+def test_answer_of_a_duel_is_written_as_lines(task: str, result: dict[str, Any], lines: list[str]) -> None:
+    reply = SimpleNamespace(result=TASKS[task].result.model_validate(result))
+    answer = present(TASKS[task], reply, SimpleNamespace(width=100, height=80))  # type: ignore[arg-type]
+    assert arena._lines(answer) == lines
+
+
+def test_duel_about_labels_shows_both_answers(run: Callable[..., Ran], votes: VoteStore, image: Path) -> None:
+    engines = [
+        FakeEngine(lambda prompt, label=label: "yes" if label in prompt.text else "no") for label in ("cat", "dog")
+    ]
+    with listening(create_app(router(*engines), votes=votes)) as address:
+        ran = run("arena", "duel", image, "cat; dog", "--task", "classify", "--choice", "tie", "--server", address)
+    assert ran.status == 0, ran.err
+    assert "Cat" in ran.out and "Dog" in ran.out
 
 
 def test_judge_that_prefers_a_seat_abstains(run: Callable[..., Ran], url: str, image: Path) -> None:
