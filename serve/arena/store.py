@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from serve.arena.board import ArenaBoard, VoteCount, Voters, compute_board
 from serve.arena.votes import Choice, Seat, Verdict, Vote
 from serve.errors import Conflict, NotFound, Overloaded, Unavailable
@@ -278,7 +280,15 @@ def read_votes(lines: Iterable[str]) -> Iterator[Vote]:
             try:
                 yield Vote.model_validate(json.loads(line))
             except ValueError as error:
-                raise ValueError(f"line {number} is not a vote: {str(error).splitlines()[-1][:200]}") from None
+                raise ValueError(f"line {number} is not a vote: {_fault(error)[:200]}.") from None
+
+
+def _fault(error: ValueError) -> str:
+    """Return the field that is wrong, where it is one, and what is wrong with it."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
 
 def count_votes(votes: Iterable[Vote]) -> list[VoteCount]:

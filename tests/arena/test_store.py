@@ -123,6 +123,29 @@ def test_line_that_is_no_vote_is_named() -> None:
         list(read_votes(["", json.dumps({"id": "a b"})]))
 
 
+SEAT = {"model": "a", "length": 1, "tokens": 1, "latency_ms": 1.0}
+VOTE = {"id": "v", "task": "vqa", "left": SEAT, "right": SEAT, "choice": "left", "at": 0}
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (json.dumps(VOTE | {"id": "a b"}), "id: String should match pattern "),
+        (
+            json.dumps(VOTE | {"left": SEAT | {"tokens": -1}}),
+            "left.tokens: Input should be greater than or equal to 0.",
+        ),
+        (json.dumps(VOTE | {"more": 1}), "more: Extra inputs are not permitted."),
+        ("[]", "Input should be a valid dictionary"),
+        ('{"id": ', "Expecting value"),
+    ],
+)
+def test_fault_of_a_line_that_is_no_vote_is_named_by_its_field(line: str, fault: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        list(read_votes([json.dumps(VOTE), line]))
+    assert str(caught.value).startswith(f"line 2 is not a vote: {fault}") and "http" not in str(caught.value)
+
+
 def test_file_of_another_program_is_refused(tmp_path: Path) -> None:
     other = sqlite3.connect(tmp_path / "other.db")
     other.execute("CREATE TABLE things (name TEXT)")
