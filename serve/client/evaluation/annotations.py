@@ -487,7 +487,7 @@ def _labelled(line: Line, where: str) -> Iterator[tuple[str, Json, Json]]:
         raise Failure(f"{where}: task: there is no task {line.task!r}.")
     if line.task == "classify":
         if line.labels is None or (line.answers is None and line.answer is None):
-            raise Failure(f"{where}: classify needs labels, and answer, or answers where several may be right.")
+            raise Failure(f"{where}: classify needs labels, and answer, or answers where several are right.")
         multiple = bool((line.model_extra or {}).get("multiple", line.answers is not None))
         yield "classify", {"labels": line.labels, "multiple": multiple}, {"labels": answers}
         return
