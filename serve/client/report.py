@@ -62,7 +62,7 @@ def report(options: argparse.Namespace) -> int:
     if options.folder is not None and not options.folder.is_dir():
         raise Misuse(f"{options.folder}: there is no such folder.")
     side = options.side or next((side for most, side in SIDES if len(answers) <= most), SMALLEST_SIDE)
-    names = [row[0] for row, _ in rows]
+    pictures = [(row[0], _is_drawn(line)) for row, line in rows]
     missing = 0
     try:
         with target.open("w", encoding="utf-8", errors="replace") as out:  # a file's name may be no text
@@ -70,7 +70,7 @@ def report(options: argparse.Namespace) -> int:
             out.write(head)
             for index in _blocks((row for row, _ in rows), INDEX):
                 _write(out.write, "index", index)
-            previews = _previews(names, options.folder, side)
+            previews = _previews(pictures, options.folder, side)
             for block in _blocks(zip(map(trimmed, answers), previews, strict=True), LINES):
                 missing += sum(not preview for _, preview in block)
                 _write(out.write, "block", block)
@@ -140,16 +140,19 @@ def trimmed(line: Json) -> Json:
     return kept
 
 
-def _previews(names: Sequence[str], folder: Path | None, side: int) -> Iterator[str]:
-    """Yield a data URL of each picture made small, in order; an empty text where there is no such picture."""
+def _previews(pictures: Sequence[tuple[str, bool]], folder: Path | None, side: int) -> Iterator[str]:
+    """Yield a data URL of each picture made small, in order; an empty text where there is no such picture.
+
+    pictures: names, and whether each is that of a drawn scene.
+    """
     console = Console(stderr=True)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        ahead = pool.map(lambda name: _preview(name, folder, side), names)
-        yield from track(ahead, "", len(names), console=console, transient=True, disable=not console.is_terminal)
+        ahead = pool.map(lambda picture: _preview(picture[0], picture[1], folder, side), pictures)
+        yield from track(ahead, "", len(pictures), console=console, transient=True, disable=not console.is_terminal)
 
 
-def _preview(name: str, folder: Path | None, side: int) -> str:
-    return _data_url(_scene(name) if name.startswith("toy/") else _file(name, folder, side), side)
+def _preview(name: str, drawn: bool, folder: Path | None, side: int) -> str:
+    return _data_url(_scene(name) if drawn else _file(name, folder, side), side)
 
 
 def preview_of(data: bytes, side: int) -> str:
@@ -187,6 +190,12 @@ def _upright(data: bytes, side: int) -> PIL.Image.Image:
     picture = PIL.Image.open(io.BytesIO(data))
     picture.draft("RGB", (2 * side, 2 * side))  # of a JPEG as many pixels as are needed
     return PIL.ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def _is_drawn(line: Json) -> bool:
+    """Return whether a line is about a scene that `evaluate toy` drew. A folder's pictures may be called alike."""
+    name = str(line.get("picture"))
+    return name.startswith("toy/") and line.get("item") == f"toy/{line['task']}/{name.rpartition('/')[2]}"
 
 
 def _scene(name: str) -> PIL.Image.Image | None:

@@ -135,12 +135,33 @@ def test_scenes_of_an_evaluation_are_drawn_again_with_their_truth(diptych: Any, 
     lines = []
     for name in ("toy/20000000", "toy/text/20000001", "toy/x"):
         body = line(name, 0.5, picture=name, truth={"captions": ["red"]})
-        lines.append({"item": f"toy/caption/{name}", **{key: body[key] for key in body if key != "file"}})
+        item = f"toy/caption/{name.rpartition('/')[2]}"
+        lines.append({"item": item, **{key: body[key] for key in body if key != "file"}})
     ran = diptych("report", write(tmp_path / "out.jsonl", lines), "--side", 64)
     assert ran.status == 0 and "3 answers, 1 without" in ran.err
     parts = Parts((tmp_path / "out.html").read_text())
     assert [bool(preview) for preview in previews(parts)] == [True, True, False]
     assert shown_lines(parts)[0]["truth"] == {"captions": ["red"]}
+
+
+@pytest.mark.parametrize("key", ["file", "item"])
+def test_picture_in_a_folder_called_toy_is_no_drawn_scene(diptych: Any, tmp_path: Path, key: str) -> None:
+    folder = tmp_path / "in"
+    (folder / "toy").mkdir(parents=True)
+    PIL.Image.new("RGB", (9, 6), "red").save(folder / "toy" / "7", "PNG")
+    PIL.Image.new("RGB", (9, 6), "red").save(folder / "toy" / "a.png")
+    lines = [line("toy/7", 0.5), line("toy/a.png", 0.6), line("toy/8", 0.7)]
+    if key == "item":
+        lines = [
+            {"item": f"toy/labels.jsonl/caption/{at}", "picture": body.pop("file"), **body}
+            for at, body in enumerate(lines)
+        ]
+    assert diptych("report", write(tmp_path / "out.jsonl", lines), folder).status == 0
+    first, second, missing = previews(Parts((tmp_path / "out.html").read_text()))
+    for preview in (first, second):
+        picture = PIL.Image.open(io.BytesIO(base64.b64decode(preview.removeprefix("data:image/webp;base64,"))))
+        assert picture.size == (9, 6)
+    assert missing == ""
 
 
 @pytest.mark.parametrize(
