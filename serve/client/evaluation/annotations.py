@@ -325,20 +325,21 @@ class Labelled:
     def _vqa(self, path: Path, body: Questions, answered: Mapping[int, VqaAnnotation]) -> Iterator[Item]:
         """Yield VQA's questions. It names pictures by number: the number at the end of a file's name.
 
-        answered: answers by the question's number.
+        A question is left out where several pictures have its number. answered: answers by the question's number.
         """
-        missing = 0
+        missing = unclear = 0
         for at, question in enumerate(body.questions):
-            file = self._numbered.get(question.image_id)
-            if file is None:
-                missing += 1
+            files = self._numbered.get(question.image_id, [])
+            if len(files) != 1:
+                missing, unclear = missing + (not files), unclear + (len(files) > 1)
                 continue
             if question.question_id not in answered:
                 where = f"{path}: questions[{at}].question_id"
                 raise Failure(f"{where}: no annotations file here answers question {question.question_id}.")
             truth = {"answers": [given.answer for given in answered[question.question_id].answers]}
-            yield self._item(path, str(question.question_id), "vqa", file, {"question": question.question}, truth)
+            yield self._item(path, str(question.question_id), "vqa", files[0], {"question": question.question}, truth)
         self._note(missing, f"questions of {path.name} are about pictures that are not in {self.here}")
+        self._note(unclear, f"questions of {path.name} are about a number that several pictures in {self.here} have")
 
     def _lines(self, path: Path) -> Iterator[Item]:
         try:
@@ -422,10 +423,13 @@ class Labelled:
         return paths
 
     @functools.cached_property
-    def _numbered(self) -> Mapping[int, str]:
-        names = filter(self._inside, folder.pictures(self.here))
-        matches = ((re.search(r"(\d+)$", Path(name).stem), name) for name in names)
-        return {int(match[1]): name for match, name in matches if match}
+    def _numbered(self) -> Mapping[int, Sequence[str]]:
+        """Return the paths of the folder's pictures by the numbers that their names end in."""
+        paths: dict[int, list[str]] = defaultdict(list)
+        for name in filter(self._inside, folder.pictures(self.here)):
+            if match := re.search(r"(\d+)$", Path(name).stem):
+                paths[int(match[1])].append(name)
+        return paths
 
     def _note(self, count: int, why: str) -> None:
         if count:

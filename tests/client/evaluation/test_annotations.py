@@ -56,6 +56,18 @@ def test_coco_instances_are_items_of_detect_and_segment(here: Path) -> None:
     ]
 
 
+def test_vqa_question_about_a_number_of_two_images_is_left_out(here: Path) -> None:
+    (here / "train").mkdir()
+    PIL.Image.new("RGB", (32, 24), "blue").save(here / "train" / "42.png")
+    questions = [{"image_id": number, "question": "what?", "question_id": number} for number in (42, 43)]
+    put(here / "questions.json", {"questions": questions})
+    answers = [{"question_id": number, "answers": [{"answer": "cat"}]} for number in (42, 43)]
+    put(here / "answers.json", {"annotations": answers})
+    labelled = Labelled(here, None)
+    assert [item.picture for item in labelled.items] == ["val/COCO_val_000000000043.png"]
+    assert labelled.notes == [f"1 questions of questions.json are about a number that several pictures in {here} have."]
+
+
 @pytest.mark.parametrize("compressed", [True, False])
 def test_coco_run_lengths_are_masks(here: Path, compressed: bool) -> None:
     flat = SQUARE.ravel(order="F")
