@@ -1,6 +1,7 @@
 """Weights and temperatures fitted to recorded replies, and what is answered where models have to agree."""
 
 import json
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,26 @@ def test_temperature_makes_confidence_the_chance_of_being_right(temperature: flo
     assert row.ece[1].value < 5 and (row.gain.low > 0) is (temperature != 1.0)
     if temperature != 1.0:
         assert row.ece[1].high < row.ece[0].low
+
+
+def test_rightness_of_many_replies_takes_memory_for_each_alone() -> None:
+    answers = [{"answer": "yes" if at % 3 else "no"} for at in range(6001)]
+    tracemalloc.start()
+    try:
+        right = fitting._right("vqa", [{"answers": ["yes"]}] * len(answers), answers)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert right.tolist() == [float(at % 3 > 0) for at in range(6001)]
+    assert peak < 4 * 2**20  # a resample for each would take 34 MiB
+
+
+def test_captions_without_shapes_beside_others_have_no_rightness() -> None:
+    """Let only the last truth name no shapes, so that it is measured apart from most others."""
+    truths = [{"captions": ["a red circle"], "shapes": ["red circle"]}] * fitting.AT_ONCE + [{"captions": ["a cat"]}]
+    results = [{"caption": "a red circle"}] * len(truths)
+    assert fitting._right("caption", truths[:-1], results[:-1]).tolist() == [1.0] * fitting.AT_ONCE
+    assert not len(fitting._right("caption", truths, results))
 
 
 def test_task_without_right_and_wrong_or_confidences_has_no_temperature() -> None:
