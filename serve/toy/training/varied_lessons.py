@@ -229,16 +229,16 @@ def varied_questions(
     return chosen
 
 
-def in_other_words(text: str, rng: random.Random) -> str:
-    """Return a question with, one time in eight, a word that means nothing, and, as often, without one of its small
-    words: people use words that no grammar has, and what they ask is in the others."""
+def in_other_words(text: str, rng: random.Random, least: int = 4) -> str:
+    """Return a question of `least` words or more with, one time in eight, a word that means nothing, and, as often,
+    without one of its small words: people use words that no grammar has, and what they ask is in the others."""
     question_words = text.split(" ")
-    if len(question_words) > 3 and rng.random() < 1 / 8:
+    if len(question_words) >= least and rng.random() < 1 / 8:
         pairs = (rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 4)))
         at = rng.randrange(len(question_words))
         question_words.insert(at, "".join(pairs) + rng.choice(("", "n", "r", "s", "t", ",")))
     small = [index for index, word in enumerate(question_words) if word.lower() in SMALL_WORDS]
-    if len(question_words) > 3 and small and rng.random() < 1 / 8:
+    if len(question_words) >= least and small and rng.random() < 1 / 8:
         del question_words[rng.choice(small)]
     return " ".join(question_words)
 
@@ -256,6 +256,6 @@ def _locate(task: str, scene: VariedScene, family: str, rng: random.Random, abse
     pair = grammar.located(scene, rng, single=family == "llava" or rng.random() < 0.5)
     if pair is None or (task == "segment" and len(pair[1]) > MOST_MASKS):
         return None
-    phrase, things = pair
+    phrase, things = in_other_words(pair[0], rng, least=2), pair[1]  # a reply repeats the phrase, whatever its words
     masks = tuple(CODES[thing.kind] for thing in things) if task == "segment" else ()
     return Question(task, task, phrase, boxes=tuple((phrase, thing.box) for thing in things), codes=masks)

@@ -19,7 +19,7 @@ from serve.models import MODELS, mask_decoder
 from serve.tasks import TASKS
 from serve.toy.questions import Question
 from serve.toy.training import prompts
-from serve.toy.varied import facts, scenes
+from serve.toy.varied import facts, grammar, scenes
 from serve.toy.varied.names import SHAPE_OTHERS
 
 corpus, tokenizer = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.tokenizer")
@@ -102,6 +102,17 @@ def test_questions_cover_the_tasks_and_fit_the_context(family):
             for _, box in question.boxes:
                 assert box in [thing.box for thing in scene.things] + [scene.writing and scene.writing.box]
     assert tasks == {"vqa", "caption", "ocr", "detect"} | ({"segment"} if family == "paligemma" else {"chat"})
+
+
+def test_boxes_have_the_phrase_as_given_with_words_that_mean_nothing_too():
+    rng, unknown = random.Random(2), 0
+    known = {word for text in [*grammar.texts(), *grammar.slot_names()] for word in re.findall("[a-z]+", text)}
+    for scene in drawn_scenes() * 3:
+        for question in lessons.varied_questions(scene, "paligemma", rng, segment=True):
+            if question.task in ("detect", "segment"):
+                assert {phrase for phrase, _ in question.boxes} == {question.text}
+                unknown += not set(re.findall("[a-z]+", question.text)) <= known
+    assert unknown > 20
 
 
 def test_question_in_other_words_keeps_those_that_matter():
