@@ -368,8 +368,9 @@ class _Labels:
             return text or ""
         if text is None or not text.strip():
             return self._labels[0] if len(self._labels) == 1 else Fault.MISSING_LABEL
-        same = (self._forms[form] for form in _forms(text) if form in self._forms)
-        return self._exact.find(text) or next(same, None) or Fault.UNKNOWN_LABEL
+        if (exact := self._exact.find(text)) is not None:
+            return exact
+        return next((self._forms[form] for form in _forms(text) if form in self._forms), Fault.UNKNOWN_LABEL)
 
 
 def _forms(label: str) -> tuple[str, ...]:

@@ -166,7 +166,10 @@ class ResponseEvents:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._blank = ""
+        """Blanks after a call: they are of a message only where other text follows."""
         self._open: Kind | None = None
+        self._at = 0
+        """Items of the open one's kind before it."""
         self._call: tuple[ToolCallPart, list[str]] | None = None
         """The first part of the call that is open, and its arguments so far."""
         self._status: Status = "completed"
@@ -186,7 +189,7 @@ class ResponseEvents:
             return b""
         text, self._blank = self._blank + text, ""
         if not text or (self._call is not None and self._open != "message" and text.isspace()):
-            self._blank = text  # between two calls
+            self._blank = text
             return b""
         data = self._opened("message")
         self._text.append(text)
@@ -236,7 +239,7 @@ class ResponseEvents:
         if self._open == kind:
             return b""
         data, self._open = self._closed(), kind
-        at = self._before(kind)
+        at = self._at = sum(item["type"] == kind for item in self._done)
         empty = (
             self.head.message_item(None, "in_progress", at) if kind == "message" else self.head.reasoning_item(None, at)
         )
@@ -254,7 +257,7 @@ class ResponseEvents:
             text = "".join(self._text)
             data += self._event("response.output_text.done", **self._place(kind), text=text, logprobs=[])
             data += self._event("response.content_part.done", **self._place(kind), part=_text_part(text))
-            item = self.head.message_item(text, self._status, self._before(kind))
+            item = self.head.message_item(text, self._status, self._at)
         elif kind == "call":
             assert self._call is not None
             part, arguments = self._call[0], "".join(self._call[1])
@@ -264,7 +267,7 @@ class ResponseEvents:
         else:
             text = "".join(self._reasoning)
             data += self._event("response.reasoning_text.done", **self._place(kind), text=text)
-            item = self.head.reasoning_item(text, self._before(kind))
+            item = self.head.reasoning_item(text, self._at)
         data += self._event("response.output_item.done", output_index=len(self._done), item=item)
         self._done.append(item)
         self._open = None
@@ -272,11 +275,8 @@ class ResponseEvents:
         self._reasoning.clear()
         return data
 
-    def _before(self, kind: Literal["reasoning", "message"]) -> int:
-        return sum(item["type"] == kind for item in self._done)
-
     def _place(self, kind: Literal["reasoning", "message"]) -> dict[str, Any]:
-        item_id = self.head.item_id(kind, self._before(kind))
+        item_id = self.head.item_id(kind, self._at)
         return {"item_id": item_id, "output_index": len(self._done), "content_index": 0}
 
     def _call_place(self, part: ToolCallPart) -> dict[str, Any]:
