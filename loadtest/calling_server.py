@@ -10,7 +10,6 @@ a schema where it is given one, and answers in fenced JSON otherwise.
 import argparse
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from fastapi import FastAPI
 from serve.api.app import create_app
 from serve.api.batches.runner import BatchRunner
 from serve.api.batches.store import BatchStore
-from serve.api.chat_completions.tools import call_id
-from serve.engines.base import Piece, Prompt, ToolCallPart, ToolReader, Tools
+from serve.api.chat_completions.tools import CallReader
+from serve.engines.base import Prompt, ToolReader, Tools
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
 from serve.router import Router
@@ -31,22 +30,11 @@ MODEL = "qwen3-vl-2b"
 NUMBER = 4
 
 
-class CallReader:
-    """A reader of a reply that is one call as JSON, {"name", "arguments"}."""
-
-    def feed(self, piece: Piece) -> Piece:
-        if not piece.text:
-            return piece
-        call = json.loads(piece.text)
-        part = ToolCallPart(0, json.dumps(call["arguments"]), call_id(), call["name"])
-        return replace(piece, text="", tokens=(), tool_calls=(part,))
-
-
 class CallingEngine(FakeEngine):
     """An engine whose reply to a prompt with functions is a call."""
 
     def tool_reader(self, tools: Tools, whole: bool) -> ToolReader:
-        return CallReader()
+        return CallReader(None)
 
 
 def reply(prompt: Prompt) -> Any:
@@ -57,7 +45,7 @@ def reply(prompt: Prompt) -> Any:
     if prompt.tools is not None:
         function = json.loads(prompt.tools.schemas)[0]["function"]
         parameters = function.get("parameters", {"type": "object"})
-        return [json.dumps({"name": function["name"], "arguments": value_of(parameters, parameters)})]
+        return [json.dumps([{"name": function["name"], "parameters": value_of(parameters, parameters)}])]
     return [f'```json\n{{"number": {NUMBER}}}\n```']
 
 
