@@ -35,10 +35,10 @@ def singular_phrase(phrase: str) -> str:
 
 def _changed(phrase: str, change: Callable[[str], str]) -> str:
     """Return the phrase with the word changed that names its thing."""
-    words = phrase.split()
-    end = next((at for at, word in enumerate(words) if at and word.casefold() in _AFTER), len(words))
-    words[end - 1] = change(words[end - 1])
-    return " ".join(words)
+    parts = phrase.split()
+    end = next((at for at, word in enumerate(parts) if at and word.casefold() in _AFTER), len(parts))
+    parts[end - 1] = change(parts[end - 1])
+    return " ".join(parts)
 
 
 def _plural_word(word: str) -> str:

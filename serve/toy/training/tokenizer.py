@@ -54,7 +54,7 @@ def varied_pieces() -> list[str]:
     it, those that begin a sentence with a capital, too, and all that can be written in a picture."""
     names_and_answers = [*grammar.slot_names(), *facts.NUMBERS, *ANSWERS]
     texts = [*grammar.texts(), *names_and_answers]
-    words = {word for text in texts for word in re.findall(r"[^\W\d_]+", re.sub(r"{\w+}", "", text))}
+    language_words = {word for text in texts for word in re.findall(r"[^\W\d_]+", re.sub(r"{\w+}", "", text))}
     first = {re.sub(r"{\w+}", "the", text).split(" ")[0] for text in grammar.texts()} | set(
         "There Yes No It A An The I Not".split()
     )
@@ -62,9 +62,9 @@ def varied_pieces() -> list[str]:
     written = {form for word in names.WRITTEN for form in (word, word.capitalize())}
     bare = {*first, *names_and_answers, *HALVES}
     british = {word: word.replace("color", "colour").replace("gray", "grey").replace("center", "centre")
-               for word in words}  # fmt: skip
-    alone = sorted({form for word in words & bare for form in (word, british[word])})
-    inside = sorted({*words, *british.values()})
+               for word in language_words}  # fmt: skip
+    alone = sorted({form for word in language_words & bare for form in (word, british[word])})
+    inside = sorted({*language_words, *british.values()})
     listed = [*sorted(capital), *sorted(written)]
     return [*alone, *listed, *(f" {word}" for word in [*inside, *listed])]
 

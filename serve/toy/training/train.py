@@ -337,8 +337,7 @@ class Trainer:
         return f"{accuracy} | {text}"
 
     def _save(self) -> None:
-        state = {"net": self.net.state_dict(), "probe": self.probe.state_dict(), "done": self.done, "side": self.side,
-                 "tokens": self.tokens}  # fmt: skip
+        state = {"net": self.net.state_dict(), "probe": self.probe.state_dict(), **self._about()}
         self.work.mkdir(parents=True, exist_ok=True)
         new = self.state.with_suffix(".new")
         torch.save({**state, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}, new)
@@ -353,8 +352,11 @@ class Trainer:
         if self.recipe.tower:  # a tower's net has a text model that was not trained
             net = {key: part for key, part in net.items() if key.startswith("vision_tower")}
         self.started.parent.mkdir(exist_ok=True)
-        kept = {"net": net, "probe": probe, "done": self.done, "side": self.side, "tokens": self.tokens}
-        torch.save(kept, self.started)
+        torch.save({"net": net, "probe": probe, **self._about()}, self.started)
+
+    def _about(self) -> dict[str, Any]:
+        """Return what belongs to saved weights: how far they are trained, and what their shapes come from."""
+        return {"done": self.done, "side": self.side, "tokens": self.tokens}
 
     def _load(self, file: Path) -> None:
         state = torch.load(file, map_location=self.device)

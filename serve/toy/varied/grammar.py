@@ -1218,18 +1218,18 @@ def typed(text: str, rng: random.Random, wording: Wording = TRAINING) -> str:
 
 def mistyped(text: str, rng: random.Random) -> str:
     """Swap, drop or double a letter inside a word of small letters."""
-    words = text.split(" ")
-    long = [index for index, word in enumerate(words) if len(word) > 4 and word.isalpha() and word.islower()]
+    typed_words = text.split(" ")
+    long = [index for index, word in enumerate(typed_words) if len(word) > 4 and word.isalpha() and word.islower()]
     if not long:
         return text
     index = rng.choice(long)
-    word, at = words[index], rng.randrange(1, len(words[index]) - 2)
-    words[index] = rng.choice((
+    word, at = typed_words[index], rng.randrange(1, len(typed_words[index]) - 2)
+    typed_words[index] = rng.choice((
         word[:at] + word[at + 1] + word[at] + word[at + 2 :],
         word[:at] + word[at + 1 :],
         word[:at] + word[at] + word[at:],
     ))  # fmt: skip
-    return " ".join(words)
+    return " ".join(typed_words)
 
 
 def located(

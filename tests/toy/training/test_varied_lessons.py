@@ -118,12 +118,12 @@ def test_boxes_have_the_phrase_as_given_with_words_that_mean_nothing_too():
 def test_question_in_other_words_keeps_those_that_matter():
     rng, text = random.Random(4), "Is there a red circle left of the star?"
     changed = [lessons.in_other_words(text, rng).split(" ") for _ in range(400)]
-    longer, shorter = (sum(len(words) - 9 == by for words in changed) for by in (1, -1))
+    longer, shorter = (sum(len(changed_words) - 9 == by for changed_words in changed) for by in (1, -1))
     assert 20 < longer < 80 and 20 < shorter < 80
-    for words in changed:
+    for changed_words in changed:
         kept = [word for word in text.split(" ") if word.lower() not in lessons.SMALL_WORDS]
-        assert [word for word in words if word in kept] == kept
-        assert sum(word not in text.split(" ") for word in words) <= 1
+        assert [word for word in changed_words if word in kept] == kept
+        assert sum(word not in text.split(" ") for word in changed_words) <= 1
     assert lessons.in_other_words("what colour", random.Random(1)) == "what colour"
 
 
