@@ -8,6 +8,7 @@ image; a spot node lost after its notice; a gateway's pod killed; the models' po
 import argparse
 import base64
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ NOTICE_S = 30.0
 DRAIN_S = 15.0
 """What `spot` wants as the models' drain_s."""
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
-START_S = 240.0
+START_S = 480.0
 GRACE_S = 180.0
 WATCH_S = 90.0
 RATE, CLIENTS, USERS = 4.0, 4, 4
@@ -247,6 +249,11 @@ class Drill:
         left = [process for process in self.serve.processes() if process.address in addresses]
         need(not left, f"processes are on pods that are gone: {left}")
 
+    def ready(self, pod: Pod) -> bool:
+        """Run a pod's readiness probe, after whatever ended at its start was started again."""
+        self.nodes.revive()
+        return pod.ready()
+
     def end(self, pods: list[Pod], answering: int) -> float:
         """End pods as an eviction does: SIGTERM, and no new requests from the service. Return the seconds that it took.
 
@@ -293,6 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=_steps, default=STEPS, metavar="A,B", help="those after start; default all")
     options = parser.parse_args(argv)
     service = rendered.of_kind(rendered.rendered(rendered.FOLDER / "overlays" / "cpu-demo"), "RayService")[0]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the pods are removed on the way out
     try:
         with ExitStack() as stack:
             image, next_image = (
@@ -316,10 +324,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _steps(names: str) -> Sequence[Step]:
-    """Return the steps of these names, after start. Raises ValueError for another name."""
+    """Return the steps of these names, after start. Raises argparse.ArgumentTypeError for another name, and where pods
+    are to be replaced before `change` gave each model a second replica."""
     by_name = {step.__name__: step for step in STEPS}
-    if unknown := set(names.split(",")) - by_name.keys():
-        raise ValueError(f"no steps: {', '.join(unknown)}")
+    chosen = set(names.split(","))
+    if unknown := chosen - by_name.keys():
+        raise argparse.ArgumentTypeError(f"no steps: {', '.join(unknown)}")
+    if "change" not in chosen and (later := sorted(chosen & {"drain_node", "roll_image", "lose_spot_node"})):
+        raise argparse.ArgumentTypeError(f"change must come before {' and '.join(later)}: it adds second replicas")
     return [step for step in STEPS if step is start or step.__name__ in names.split(",")]
 
 
@@ -474,7 +486,7 @@ def roll_image(drill: Drill) -> str:
         for pair in zip(drill.nodes.of("gateway"), drill.nodes.of("models"), strict=True):
             with drill.replacing(*pair):
                 new = [drill.nodes.add("gateways"), drill.nodes.add("models", environment)]
-                wait(new[1].ready, START_S, f"{new[1].name} is not ready")
+                wait(partial(drill.ready, new[1]), START_S, f"{new[1].name} is not ready")
                 drill.end(list(pair), answering=2)
     need(not any(pod in drill.nodes.pods for pod in old), "an old pod is left")
     return f"{load.requests} requests by locust, 0 failed; {len(old)} pods in {time.monotonic() - began:.0f} s"

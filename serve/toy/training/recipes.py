@@ -117,6 +117,7 @@ _LLAVA = Recipe(
     (
         Phase("packed", 9000, 32, 2e-3, 6e-4, floor=0.02, side=160, fresh=True),
         Phase("further", 15000, 32, 2e-3, 5e-4, floor=0.02, side=160, fresh=True),
+        Phase("longer", 24000, 32, 2e-3, 5e-4, floor=0.02, side=160, fresh=True),
     ),
     size=TextSize(width=192, mlp=576, heads=6),
     vision=_TOWER,
@@ -133,6 +134,10 @@ _PALIGEMMA = replace(
         Phase(
             "settled", 8000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=160, fresh=True
         ),
+        Phase("longer", 11500, 32, 2e-3, 5e-4, floor=0.3, segment=True, side=160, fresh=True),
+        Phase(
+            "finished", 9500, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=160, fresh=True
+        ),
     ),
     loc_step=8,
     first_loc=4,
@@ -141,7 +146,7 @@ VARIED = {
     "varied-llava": _LLAVA,
     "varied-llava-b": replace(
         _LLAVA,
-        phases=(replace(_LLAVA.phases[1], steps=3000, rate=1.2e-3, vision_rate=4e-4, side=176),),
+        phases=(replace(_LLAVA.phases[-1], steps=3000, rate=1.2e-3, vision_rate=4e-4, side=176),),
         seed=1,
         begins_with="varied-llava",
     ),
@@ -149,8 +154,8 @@ VARIED = {
     "varied-paligemma-b": replace(
         _PALIGEMMA,
         phases=(
-            replace(_PALIGEMMA.phases[2], steps=1500, rate=1.2e-3, vision_rate=4e-4, side=176),
-            replace(_PALIGEMMA.phases[3], steps=3000, rate=8e-4, side=176),
+            replace(_PALIGEMMA.phases[-2], steps=1500, rate=1.2e-3, vision_rate=4e-4, side=176),
+            replace(_PALIGEMMA.phases[-1], steps=3000, rate=8e-4, side=176),
         ),
         seed=1,
         first_loc=0,

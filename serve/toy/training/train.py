@@ -33,7 +33,7 @@ from serve.toy.training import corpus, nets, tokenizer, towers
 from serve.toy.training.corpus import Corpus, Packed, Packer
 from serve.toy.training.muon import Muon
 from serve.toy.training.recipes import ALL, Phase, Recipe
-from serve.toy.training.varied_lessons import WORK
+from serve.toy.training.varied_lessons import NEIGHBOURS, WORK
 
 STARTED = Path(__file__).with_name("started")
 """Weights of toys whose training takes several sittings on several machines, in half precision (`--keep`)."""
@@ -271,7 +271,9 @@ class Trainer:
         scale = {"edges": 8.0, "background": 0.3, "text": 0.7, "tens": 0.4, "ones": 0.4, "joint": 0.6,
                  "texture": 0.2, "capitals": 0.3, "hundreds": 0.4, "style": 0.3, "left letter": 0.3,
                  "middle letter": 0.3, "right letter": 0.3, "letters before": 0.2, "letters after": 0.2, "size": 0.4,
-                 "same shape": 0.4, "same color": 0.4, "things": 0.4}  # fmt: skip
+                 "same shape": 0.4, "same color": 0.4, "things": 0.4, "order": 0.3, "size order": 0.3, "shapes": 0.3,
+                 "colors": 0.3, "first of shape": 0.3, "first of color": 0.3,
+                 **dict.fromkeys(NEIGHBOURS, 0.15)}  # fmt: skip
         total = torch.stack([scale.get(name, 0.5) * part for name, part in parts.items()]).sum()
         return total, " ".join(f"{name} {part.item():.3f}" for name, part in parts.items())
 

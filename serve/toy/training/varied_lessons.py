@@ -15,7 +15,7 @@ from serve.toy import world
 from serve.toy.questions import Question
 from serve.toy.training import prompts
 from serve.toy.varied import grammar
-from serve.toy.varied.facts import PLACES, Fact, caption_of, frame_area
+from serve.toy.varied.facts import PLACES, RELATION_AXES, Fact, caption_of, frame_area, is_related
 from serve.toy.varied.names import FONT_FILES, GROUNDS, PALETTE, SHAPE_OTHERS, STYLE_OTHERS, WRITTEN
 from serve.toy.varied.scenes import (
     Thing,
@@ -36,6 +36,12 @@ LONGEST = max(map(len, WRITTEN))
 SIZES, SMALLEST = 12, 0.006
 """Classes of what a thing's frame covers of the picture, each 1.4 times the one before, and where the first ends."""
 MOST_THINGS = 8
+NEIGHBOURS = {
+    f"{side} {part}": classes + 2
+    for side in ("nearest", *RELATION_AXES)
+    for part, classes in (("shape", len(SHAPE_OTHERS)), ("color", len(PALETTE)))
+}
+"""Labels of the nearest other thing, and of the nearest one left and right of a thing, above and below; 1: nothing."""
 CLASSES = {
     "shape": len(SHAPE_OTHERS) + 1,
     "color": len(PALETTE) + 1,
@@ -58,11 +64,21 @@ CLASSES = {
     "same shape": MOST_THINGS + 1,
     "same color": MOST_THINGS + 1,
     "things": MOST_THINGS + 1,
+    "center": 3,
+    "order": MOST_THINGS + 1,
+    "size order": MOST_THINGS + 1,
+    "first of shape": 3,
+    "first of color": 3,
+    "shapes": MOST_THINGS + 1,
+    "colors": MOST_THINGS + 1,
+    **NEIGHBOURS,
 }
 """Labels of a patch and their numbers of classes. Those that are not dense have 0 where nothing is. New ones come last:
-weights that were trained without them are taken over by this order. The last five say of a thing what questions about
-places, sizes and numbers ask: where it is, how large, and how many things there are, of its shape and of its colour."""
-DENSE = frozenset({"background", "texture", "things"})
+weights that were trained without them are taken over by this order. From `place` on they say what questions ask of a
+thing: where it is, how large, how many there are, of its shape and of its colour; then which of its patches is its
+center, how many things are before it, from left to right and by size, whether it is the first of its shape and of its
+colour; how many different shapes and colours there are; and what is beside it."""
+DENSE = frozenset({"background", "texture", "things", "shapes", "colors"})
 TEXTURES = ("plain", "graded", "noisy")
 FONTS = tuple(FONT_FILES)
 """All of them: a toy that is trained without some would be another."""
@@ -72,8 +88,8 @@ MOST_MASKS = 4
 """The most masks asked for at once: each is twenty tokens."""
 FINE = 8
 """Pixels of a patch's side where it is found out what covers most of it."""
-SHORT_QUESTIONS, SENTENCES, LOCATED = 6, 2, 3
-"""Questions of vqa, of chat, and of detect (and segment, in phases with masks) about each scene."""
+SHORT_QUESTIONS, LOCATED = 8, 3
+"""Questions of vqa, and of detect (and segment, in phases with masks), about each scene."""
 HERE = Path(__file__).parents[1] / "varied"
 WORK = Path(__file__).parents[3] / "build" / "toy"
 """Where drawn scenes and the state of training are, unless --work says otherwise."""
@@ -114,8 +130,9 @@ def varied_patch_labels(scene: VariedScene, family: str, grid: int) -> tuple[np.
     edges = np.zeros((grid**2, 4), np.float32)
     labels[:, names.index("background")] = list(GROUNDS).index(scene.background)
     labels[:, names.index("texture")] = TEXTURES.index(scene.texture)
-    labels[:, names.index("things")] = len(scene.things)
-    related = names.index("place")
+    for name, values in (("things", scene.things), ("shapes", {t.kind for t in scene.things}),
+                         ("colors", {t.color for t in scene.things})):  # fmt: skip
+        labels[:, names.index(name)] = len(values)
     boxes = [thing.box for thing in scene.things]
     if scene.writing is not None:
         boxes.append(scene.writing.box)
@@ -133,23 +150,55 @@ def varied_patch_labels(scene: VariedScene, family: str, grid: int) -> tuple[np.
             kind, color = list(SHAPE_OTHERS).index(thing.kind), list(PALETTE).index(thing.color)
             style = list(STYLE_OTHERS).index(thing.style)
             labels[covered, :4] = kind + 1, color + 1, 1 + kind * len(PALETTE) + color, style + 1
-            labels[covered, related : related + 4] = _related_labels(thing, scene)
+            for name, value in _related_labels(thing, scene).items():
+                labels[covered, names.index(name)] = value
+            labels[_middle_of(covered, grid), names.index("center")] += 1
             edges[covered] = box
         elif scene.writing is not None:
             letters = names.index("left letter")
             labels[covered, names.index("text") : letters] = _written_labels(scene.writing.text)
             labels[covered, letters : letters + 5] = _letter_labels(scene, family, grid)[np.flatnonzero(covered) % grid]
-            labels[covered, related] = _place_label(scene.writing.box)
+            labels[covered, names.index("place")] = _place_label(scene.writing.box)
             edges[covered] = box
     return labels, edges
 
 
-def _related_labels(thing: Thing, scene: VariedScene) -> tuple[int, int, int, int]:
-    """Return the classes of a thing's place and size, and of how many have its shape, and its colour."""
-    size = 1 + int(math.log(max(1.0, frame_area(thing) / SMALLEST), 1.4))
-    shapes = sum(other.kind == thing.kind for other in scene.things)
-    colors = sum(other.color == thing.color for other in scene.things)
-    return _place_label(thing.box), min(SIZES, size), shapes, colors
+def _related_labels(thing: Thing, scene: VariedScene) -> dict[str, int]:
+    """Return the classes of what a thing is among the others."""
+    things, others = scene.things, [other for other in scene.things if other != thing]
+    at = things.index(thing)
+    width, height = scene.size
+
+    def away(other: Thing) -> float:
+        (x0, y0), (x1, y1) = other.center, thing.center
+        return math.hypot((x0 - x1) * width, (y0 - y1) * height)
+
+    classes = {
+        "place": _place_label(thing.box),
+        "size": min(SIZES, 1 + int(math.log(max(1.0, frame_area(thing) / SMALLEST), 1.4))),
+        "same shape": sum(other.kind == thing.kind for other in things),
+        "same color": sum(other.color == thing.color for other in things),
+        "center": 1,
+        "order": 1 + at,
+        "size order": 1 + sum(frame_area(other) > frame_area(thing) for other in others),
+        "first of shape": 1 + (thing.kind not in {other.kind for other in things[:at]}),
+        "first of color": 1 + (thing.color not in {other.color for other in things[:at]}),
+    }
+    sides = {side: [other for other in others if is_related(other, thing, side)] for side in RELATION_AXES}
+    for side, there in {"nearest": others, **sides}.items():
+        near = min(there, key=away, default=None)
+        classes[f"{side} shape"] = 1 if near is None else 2 + list(SHAPE_OTHERS).index(near.kind)
+        classes[f"{side} color"] = 1 if near is None else 2 + list(PALETTE).index(near.color)
+    return classes
+
+
+def _middle_of(covered: np.ndarray, grid: int) -> np.ndarray:
+    """Return the one of a thing's patches, (grid²,) booleans, that is nearest to their middle; none of none."""
+    at = np.flatnonzero(covered)
+    if not len(at):
+        return at
+    places = np.stack(np.divmod(at, grid), 1)
+    return at[[((places - places.mean(0)) ** 2).sum(1).argmin()]]
 
 
 def _place_label(box: tuple[float, float, float, float]) -> int:

@@ -20,7 +20,7 @@ from serve.tasks import TASKS
 from serve.toy.questions import Question
 from serve.toy.training import prompts
 from serve.toy.varied import facts, grammar, scenes
-from serve.toy.varied.names import SHAPE_OTHERS
+from serve.toy.varied.names import PALETTE, SHAPE_OTHERS
 
 corpus, tokenizer = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.tokenizer")
 lessons, recipes = LazyModule("serve.toy.training.varied_lessons"), LazyModule("serve.toy.training.recipes")
@@ -89,6 +89,26 @@ def test_labels_say_where_how_large_and_how_many():
         assert [sizes[i] for i in np.argsort(areas)] == sorted(sizes)
 
 
+def test_labels_say_what_is_beside_a_thing_and_which_comes_first():
+    names, colors = list(lessons.CLASSES), list(PALETTE)
+    for scene in drawn_scenes():
+        labels, edges = lessons.varied_patch_labels(scene, "paligemma", 10)
+        met = set()
+        for at, thing in enumerate(scene.things):
+            patches = labels[(edges == np.float32(thing.box)).all(1)]
+            label = {name: patches[0][names.index(name)] for name in names}
+            assert sorted(patches[:, names.index("center")])[-2:] in ([2], [1, 2])
+            assert label["order"] == at + 1
+            assert label["first of color"] == 1 + (thing.color not in met)
+            met.add(thing.color)
+            areas = sorted((facts.frame_area(other) for other in scene.things), reverse=True)
+            assert areas[label["size order"] - 1] == facts.frame_area(thing)
+            left = {other.color for other in scene.things if other.center[0] <= thing.center[0] - 0.09}
+            assert label["left color"] in ({2 + colors.index(color) for color in left} or {1})
+            assert (label["nearest shape"] == 1) == (len(scene.things) == 1)
+        assert labels[0, names.index("colors")] == len(met)
+
+
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
 def test_questions_cover_the_tasks_and_fit_the_context(family):
     rng, tasks = random.Random(0), set()
@@ -130,7 +150,7 @@ def test_question_in_other_words_keeps_those_that_matter():
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
 def test_words_of_questions_and_answers_are_tokens(family):
     tokens, rng = tokenizer.build_tokenizer(family, "varied"), random.Random(1)
-    assert tokenizer.size(family, "varied") < 4000
+    assert tokenizer.size(family, "varied") < 4300
     split, count = Counter(), 0
     for scene in drawn_scenes():
         for question in lessons.varied_questions(scene, family, rng):
