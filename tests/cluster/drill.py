@@ -58,7 +58,7 @@ DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 START_S = 480.0
 GRACE_S = 180.0
 WATCH_S = 90.0
-RATE, CLIENTS, USERS = 4.0, 4, 4
+RATE, CLIENTS = 4.0, 4
 BOX = "".join(f"<loc{at:04}>" for at in (100, 100, 500, 500))
 MASK = BOX + "".join(f"<seg{at:03}>" for at in range(16))
 LABELS = [f"{color} {kind}" for color in world.COLORS for kind in world.SHAPES]
@@ -91,13 +91,18 @@ Step = Callable[["Drill"], str]
 
 
 class Drill:
-    """A cluster and its clients. next_image: the one to roll to; None for the same with another environment."""
+    """A cluster and its clients. next_image: the one to roll to; None for the same with another environment. users:
+    locust's, each with a request under way all the time."""
 
     def __init__(
-        self, nodes: Cluster, service: rendered.Document, simulated: bool, next_image: containers.Image | None
+        self,
+        nodes: Cluster,
+        service: rendered.Document,
+        simulated: bool,
+        next_image: containers.Image | None,
+        users: int,
     ) -> None:
-        self.nodes = nodes
-        self.next_image = next_image
+        self.nodes, self.next_image, self.users = nodes, next_image, users
         self.key, entry = new_key("drill")
         keys = nodes.folder / "diptych-keys" / "keys"  # the Secret's name and its entry's
         keys.parent.mkdir(exist_ok=True)
@@ -216,7 +221,7 @@ class Drill:
         load = Load()
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "locust", "--config", "loadtest/locust.conf", "--host", self.service.url]
-            command += ["--users", str(USERS), "--run-time", "900s", "--html", f"{folder}/r.html"]
+            command += ["--users", str(self.users), "--run-time", "900s", "--html", f"{folder}/r.html"]
             command += ["--csv", f"{folder}/s", "--json-file", f"{folder}/s", "--slo", "failures < 0.0001%"]
             env = {"DIPTYCH_API_KEY": self.key, "PYTHONPATH": ".", "PATH": "/usr/bin:/bin", "HOME": folder}
             root = Path(__file__).parents[2]
@@ -225,7 +230,7 @@ class Drill:
             )
             try:
                 before = self.service.forwarded  # it asks what is served, and then, as each user, over a connection
-                wait(lambda: self.service.forwarded > before + USERS, START_S, "locust does not begin")
+                wait(lambda: self.service.forwarded > before + self.users, START_S, "locust does not begin")
                 yield load
                 time.sleep(2)
             finally:
@@ -297,6 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--simulated", action="store_true", help="models without weights: a minute instead of five")
     parser.add_argument("--image", help="of podman's: each pod a container of it, under the manifest's restrictions")
     parser.add_argument("--next-image", help="the one that every pod is replaced by in the step roll_image")
+    parser.add_argument("--users", type=int, default=4, help="locust's; fewer where engines share two cores with them")
     parser.add_argument("--steps", type=_steps, default=STEPS, metavar="A,B", help="those after start; default all")
     options = parser.parse_args(argv)
     service = rendered.of_kind(rendered.rendered(rendered.FOLDER / "overlays" / "cpu-demo"), "RayService")[0]
@@ -308,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name in (options.image, options.next_image)
             )
             nodes = stack.enter_context(cluster(service, NODES, image))
-            drill = Drill(nodes, service, options.simulated, next_image)
+            drill = Drill(nodes, service, options.simulated, next_image, options.users)
             with drill.service.running():
                 for step in options.steps:
                     began = time.monotonic()

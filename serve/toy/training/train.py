@@ -363,8 +363,10 @@ class Trainer:
     def _load(self, file: Path) -> None:
         state = torch.load(file, map_location=self.device)
         self._load_weights(state)
-        for optimizer, known in zip(self.optimizers, state.get("optimizers", ()), strict="optimizers" in state):
-            optimizer.load_state_dict(known)
+        # where words or labels were added since, moments have other shapes, and begin anew
+        if state.get("tokens") == self.tokens and len(state["probe"]["bias"]) == len(self.probe.bias):
+            for optimizer, known in zip(self.optimizers, state.get("optimizers", ()), strict="optimizers" in state):
+                optimizer.load_state_dict(known)
         self.done = state["done"]
 
     def _load_weights(self, state: dict[str, Any]) -> None:
