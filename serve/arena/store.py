@@ -87,6 +87,8 @@ class VoteFile:
             (tables,) = self._file.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if version != FORMAT and (version or tables):
                 raise OSError(f"{path} is another program's, or another version's: give a file of its own.")
+            if version == FORMAT:  # so that a process that writes keeps no other from opening it
+                return
             with self._transaction():
                 for statement in filter(str.strip, _TABLES.split(";")):
                     self._file.execute(statement)

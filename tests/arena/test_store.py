@@ -171,6 +171,17 @@ async def test_store_refuses_more_calls_than_may_wait(tmp_path: Path, monkeypatc
     store.close()
 
 
+def test_file_opens_while_another_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "LOCK_S", 0.01)
+    VoteFile(tmp_path / "votes.db").close()
+    other = sqlite3.connect(tmp_path / "votes.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    file = VoteFile(tmp_path / "votes.db")
+    assert file.board("vqa").duels == 0
+    file.close()
+    other.close()
+
+
 async def test_locked_file_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "LOCK_S", 0.01)
     store = VoteStore(tmp_path / "votes.db")
