@@ -58,14 +58,17 @@ class HttpServer:
         until = time.monotonic() + self._drain_s
         while self.answering() and time.monotonic() < until:
             await asyncio.sleep(DRAIN_CHECK_S)
-        await self.stop()
+        await self._close(until - time.monotonic())
 
     async def stop(self) -> None:
         """Fail the probes for leave_s seconds, then take no new requests and finish running ones within drain_s."""
         if not self._refusing:
             self._leaving = True
             await asyncio.sleep(self._leave_s)
-        self._server.config.timeout_graceful_shutdown = math.ceil(self._drain_s)  # of the latest config
+        await self._close(self._drain_s)
+
+    async def _close(self, within_s: float) -> None:
+        self._server.config.timeout_graceful_shutdown = max(0, math.ceil(within_s))
         self._server.should_exit = True
         await asyncio.gather(self._serving, return_exceptions=True)
 

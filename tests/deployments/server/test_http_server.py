@@ -45,18 +45,30 @@ async def test_stopping_server_fails_health_and_still_answers() -> None:
             raise AssertionError("the server still takes connections")
 
 
+def slow(begun: asyncio.Event, work_s: float) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await asyncio.sleep(work_s)
+        await PlainTextResponse("done")(scope, receive, send)
+
+    return app
+
+
+async def test_drained_server_gives_running_requests_the_drain_once() -> None:
+    begun = asyncio.Event()
+    async with serving(slow(begun, 1.6), drain_s=1) as (server, client):
+        answer = asyncio.ensure_future(client.get("/"))
+        await begun.wait()
+        await server.drain()
+        assert (await answer).status_code == 500
+
+
 @pytest.mark.parametrize(("before", "after", "work_s", "status"), [(0, 9, 0.5, 200), (9, 0, 4, 500)])
 async def test_stopping_server_finishes_requests_within_the_drain_of_the_latest_config(
     before: float, after: float, work_s: float, status: int
 ) -> None:
     begun = asyncio.Event()
-
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        begun.set()
-        await asyncio.sleep(work_s)
-        await PlainTextResponse("done")(scope, receive, send)
-
-    async with serving(slow, drain_s=before) as (server, client):
+    async with serving(slow(begun, work_s), drain_s=before) as (server, client):
         server.limit(GatewayArgs(drain_s=after))
         answer = asyncio.ensure_future(client.get("/"))
         await begun.wait()
