@@ -5,25 +5,28 @@ reading on as many fresh scenes as --n says, through transformers and the checkp
 """
 
 import argparse
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import PIL.Image
 import torch
 import transformers
 from rapidfuzz.distance import Levenshtein
 
 from serve.engines.vllm.torchvision import repair
 from serve.media.masks import Mask
+from serve.toy import world
 from serve.toy.questions import Question
-from serve.toy.training import evaluate
+from serve.toy.training import album, evaluate
 from serve.toy.training.evaluate import Reference, Score
 from serve.toy.training.recipes import VARIED
 from serve.toy.training.varied_lessons import CODES
 from serve.toy.varied import exam, grammar
-from serve.toy.varied.facts import Fact, caption_of, is_right
-from serve.toy.varied.scenes import VariedScene, installed_fonts, render, seen_mask, varied_scene
+from serve.toy.varied.facts import KINDS, Fact, caption_of, is_right
+from serve.toy.varied.scenes import Thing, VariedScene, as_varied, installed_fonts, render, seen_mask, varied_scene
 
 OTHER_SCENES = 5_000_000
 """Scenes for boxes, masks, captions and reading start so far after those of the questions."""
@@ -52,17 +55,38 @@ def other_items(family: str, count: int, seed: int) -> Iterator[VariedItem]:
         yield VariedItem(scene, Question("caption", "caption", "", caption_of(scene)))
         pair = grammar.located(scene, rng, single=family == "llava", wording=exam.EXAM)
         if pair is not None:
-            phrase, things = pair
-            boxes = tuple((phrase, thing.box) for thing in things)
-            kind = "one thing" if len(things) == 1 else "several"
-            yield VariedItem(scene, Question("detect", kind, phrase, boxes=boxes))
+            yield _located_item("detect", scene, *pair)
             if family == "paligemma":
-                masks = tuple(seen_mask(scene, scene.things.index(thing), scene.size) for thing in things)
-                codes = tuple(CODES[thing.kind] for thing in things)
-                yield VariedItem(scene, Question("segment", kind, phrase, boxes=boxes, codes=codes), masks=masks)
+                yield _located_item("segment", scene, *pair)
         written = varied_scene(at, writing=True, fonts=installed_fonts())
         text = written.writing.text if written.writing is not None else ""
         yield VariedItem(written, Question("ocr", "number" if text.isdigit() else "word", "", text))
+
+
+def shipped_items(family: str, times: int) -> Iterator[VariedItem]:
+    """Yield for each shipped scene every kind of question that it allows, in `times` wordings of either language, a
+    caption, what is written, and each thing by its name and by other phrases."""
+    for seed in album.SEEDS.values():
+        rng, scene = random.Random(seed), as_varied(world.scene(seed))
+        for kind, wording in itertools.product(KINDS, (grammar.TRAINING, exam.EXAM) * times):
+            pair = grammar.phrased(scene, kind, rng, wording)
+            if pair is not None:
+                yield VariedItem(scene, Question("vqa", kind, pair[0], pair[1].answers[0]), pair[1])
+        yield VariedItem(scene, Question("caption", "caption", "", caption_of(scene)))
+        yield VariedItem(scene, Question("ocr", "ocr", "", scene.writing.text if scene.writing else "nothing"))
+        for task in ("detect", "segment")[: 1 + (family == "paligemma")]:
+            for wording in (grammar.TRAINING, exam.EXAM) * 2 * times:
+                pair = grammar.located(scene, rng, single=family == "llava", wording=wording)
+                if pair is not None:
+                    yield _located_item(task, scene, *pair)
+
+
+def _located_item(task: str, scene: VariedScene, phrase: str, things: list[Thing]) -> VariedItem:
+    boxes = tuple((phrase, thing.box) for thing in things)
+    kind = "one thing" if len(things) == 1 else "several"
+    masks = tuple(seen_mask(scene, scene.things.index(thing), scene.size) for thing in things)
+    codes = tuple(CODES[thing.kind] for thing in things) if task == "segment" else ()
+    return VariedItem(scene, Question(task, kind, phrase, boxes=boxes, codes=codes), masks=masks)
 
 
 def scored(family: str, items: list[VariedItem], replies: list[str], folder: Path) -> dict[str, Score]:
@@ -90,6 +114,10 @@ def scored(family: str, items: list[VariedItem], replies: list[str], folder: Pat
     return scores
 
 
+def _shipped_picture(scene: VariedScene) -> PIL.Image.Image:
+    return album.picture(world.scene(scene.seed))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("toy", choices=sorted(VARIED))
@@ -97,6 +125,8 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--n", type=int, default=300, help="scenes for the other tasks")
     parser.add_argument("--seed", type=int, default=0, help="which fresh scenes")
+    parser.add_argument("--shipped", type=int, metavar="N", help="ask N times about the shipped scenes instead")
+    parser.add_argument("--wrong", action="store_true", help="print each wrong answer of vqa")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -105,9 +135,16 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     family = VARIED[options.toy].family
-    items = [*vqa_items(options.questions, options.seed), *other_items(family, options.n, options.seed)]
-    reference = Reference(family, options.folder, options.device, render)
+    if options.shipped:
+        items, draw = [*shipped_items(family, options.shipped)], _shipped_picture
+    else:
+        items = [*vqa_items(options.questions, options.seed), *other_items(family, options.n, options.seed)]
+        draw = render
+    reference = Reference(family, options.folder, options.device, draw)
     replies = reference.answers([(item.scene, item.question) for item in items])
+    for item, reply in zip(items, replies, strict=True):
+        if options.wrong and item.fact is not None and not is_right(item.fact, reply):
+            print(f"{item.scene.seed} {item.question.text} -> {reply}, in place of {item.fact.answers[0]}")
     for task, score in scored(family, items, replies, options.folder).items():
         print(f"{task:<28}{score.total:>6}{score.percent:>7.1f}%")
         for kind, part in sorted(score.kinds.items()):
