@@ -76,9 +76,9 @@ def shipped_items(family: str, times: int) -> Iterator[VariedItem]:
         yield VariedItem(scene, Question("ocr", "ocr", "", scene.writing.text if scene.writing else "nothing"))
         for task in ("detect", "segment")[: 1 + (family == "paligemma")]:
             for wording in (grammar.TRAINING, exam.EXAM) * 2 * times:
-                pair = grammar.located(scene, rng, single=family == "llava", wording=wording)
-                if pair is not None:
-                    yield _located_item(task, scene, *pair)
+                located = grammar.located(scene, rng, single=family == "llava", wording=wording)
+                if located is not None:
+                    yield _located_item(task, scene, *located)
 
 
 def _located_item(task: str, scene: VariedScene, phrase: str, things: list[Thing]) -> VariedItem:
