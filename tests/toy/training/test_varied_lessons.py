@@ -89,7 +89,7 @@ def test_labels_say_where_how_large_and_how_many():
         assert [sizes[i] for i in np.argsort(areas)] == sorted(sizes)
 
 
-def test_labels_say_what_is_beside_a_thing_and_which_comes_first():
+def test_labels_name_neighbours_and_order():
     names, colors = list(lessons.CLASSES), list(PALETTE)
     for scene in drawn_scenes():
         labels, edges = lessons.varied_patch_labels(scene, "paligemma", 10)
