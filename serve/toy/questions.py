@@ -14,7 +14,8 @@ KINDS = ("color", "shape", "count", "count_kind", "exists", "background", "where
 class Question:
     """A question for one task. text: the question (vqa, chat) or phrases joined by ` ; ` (detect, segment).
     answer: the true text. boxes: the true (phrase, box) pairs of detect and segment. codes: of each box's mask; without
-    them each mask is its phrase's whole shape."""
+    them each mask is its phrase's whole shape. meant: phrases that mean one thing, with its box; those that are in the
+    text as they are help to train."""
 
     task: str
     kind: str
@@ -22,6 +23,7 @@ class Question:
     answer: str = ""
     boxes: tuple[tuple[str, Box], ...] = ()
     codes: tuple[tuple[int, ...], ...] = ()
+    meant: tuple[tuple[str, Box], ...] = ()
 
 
 def listing(scene: Scene) -> str:

@@ -112,7 +112,7 @@ def test_nets_agree_with_transformers(toy):
         mask = torch.zeros(1, length, length)
         if family == "llava":
             mask = mask.masked_fill(torch.ones_like(mask).triu(1).bool(), -1e9)
-        logits = net.logits(net.text(x, torch.arange(length)[None], mask, torch.tensor([[length - 1]])))[0, 0]
+        logits = net.logits(net.text(x, torch.arange(length)[None], mask, torch.tensor([[length - 1]]))[0])[0, 0]
     assert inputs["input_ids"].shape[1] == length
     assert expected.std() > 0.5
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)

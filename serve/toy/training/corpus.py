@@ -243,7 +243,8 @@ class Packed:
 
     ids (B, T) without the image tokens; positions (B, prefix + T); mask (B, prefix + T, prefix + T), added to attention
     scores; picture (B,), the index of the row's image. keep (B, A): positions whose next token is trained, to be
-    `target` (B, A) with `weight` (B, A; 0 for padding); group (B, A): the question's index in `kinds`.
+    `target` (B, A) with `weight` (B, A; 0 for padding); group (B, A): the question's index in `kinds`. phrases (K, 2):
+    row and position of the last tokens of phrases that mean one thing, with its box in `boxes` (K, 4).
     """
 
     ids: Tensor
@@ -255,6 +256,8 @@ class Packed:
     weight: Tensor
     group: Tensor
     kinds: list[str]
+    phrases: Tensor
+    boxes: Tensor
 
 
 class Packer:
@@ -277,31 +280,49 @@ class Packer:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokens.encode(text, add_special_tokens=False).ids)
 
-    def pair(self, question: Question, size: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the token ids of prompt and answer. size: the image's width and height."""
+    def prompt(self, question: Question, size: tuple[int, int]) -> tuple[str, str]:
+        """Return prompt and answer as text. size: the image's width and height."""
         if self.family == "llava":
             asking, answer = prompts.llava(question, size)
-            return self.encode(f"\n{asking} ASSISTANT:"), (*self.encode(f" {answer}"), *self.encode("</s>"))
+            return f"\n{asking} ASSISTANT:", f" {answer}"
         asking, answer = prompts.paligemma(question, self.first_loc, self.step)
-        return self.encode(f"<bos>{asking}\n"), (*self.encode(answer), *self.encode("<eos>"))
+        return f"<bos>{asking}\n", answer
+
+    def pair(self, question: Question, size: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the token ids of prompt and answer."""
+        asking, answer = self.prompt(question, size)
+        return self.encode(asking), (*self.encode(answer), *self.encode("</s>" if self.family == "llava" else "<eos>"))
+
+    def meant(self, question: Question, size: tuple[int, int]) -> list[tuple[int, Box]]:
+        """Return the index in the prompt of the last token of each phrase that means one thing, and its box as the
+        tower's square has it. A phrase that was typed otherwise is left out."""
+        asking = self.prompt(question, size)[0]
+        ends = [end for _, end in self.tokens.encode(asking, add_special_tokens=False).offsets]
+        located = []
+        for phrase, box in question.meant:
+            at = asking.lower().find(phrase)
+            if at >= 0 and at + len(phrase) in ends:
+                square = prompts.padded(box, size) if self.family == "llava" else box
+                located.append((ends.index(at + len(phrase)), square))
+        return located
 
     def length(self, question: Question, size: tuple[int, int]) -> int:
         return sum(map(len, self.pair(question, size)))
 
     def pack(self, lists: list[Row], limit: int, exact: bool = False) -> Packed:
         """Tokenize rows. limit: the most tokens of a row's questions; those that do not fit are left out."""
-        rows: list[list[tuple[str, tuple[int, ...], tuple[int, ...]]]] = []
+        rows: list[list[tuple[str, tuple[int, ...], tuple[int, ...], list[tuple[int, Box]]]]] = []
         for _, row_questions in lists:
             row, used = [], 0
             for question, size in row_questions:
                 asking, answer = self.pair(question, size)
                 if used + len(asking) + len(answer) - 1 <= limit:
                     used += len(asking) + len(answer) - 1
-                    row.append((question.kind, asking, answer))
+                    row.append((question.kind, asking, answer, self.meant(question, size)))
             rows.append(row)
-        longest = max(sum(len(p) + len(a) - 1 for _, p, a in row) for row in rows)
+        longest = max(sum(len(p) + len(a) - 1 for _, p, a, _ in row) for row in rows)
         total, batch = self.prefix + longest, len(rows)
-        most = max(sum(len(a) for _, _, a in row) for row in rows)
+        most = max(sum(len(a) for _, _, a, _ in row) for row in rows)
         ids = np.zeros((batch, longest), np.int64)
         positions = np.tile(np.arange(total), (batch, 1))
         owner = np.full((batch, total), -1)
@@ -311,9 +332,13 @@ class Packer:
         keep, target, group = (np.zeros((batch, most), np.int64) for _ in range(3))
         weight = np.zeros((batch, most), np.float32)
         kinds: list[str] = []
+        phrases: list[tuple[int, int]] = []
+        boxes: list[Box] = []
         for b, row in enumerate(rows):
             at, filled = 0, 0
-            for number, (kind, asking, answer) in enumerate(row, start=1):
+            for number, (kind, asking, answer, meant) in enumerate(row, start=1):
+                phrases += [(b, self.prefix + at + index) for index, _ in meant]
+                boxes += [box for _, box in meant]
                 end = at + len(asking) + len(answer) - 1  # the end token is a target only, never an input
                 ids[b, at:end] = (*asking, *answer[:-1])
                 here = slice(self.prefix + at, self.prefix + end)
@@ -339,6 +364,8 @@ class Packer:
             weight=torch.from_numpy(weight),
             group=torch.from_numpy(group),
             kinds=kinds,
+            phrases=torch.tensor(phrases, dtype=torch.long).view(-1, 2),
+            boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
         )
 
     def _mask(self, owner: np.ndarray, prompt: np.ndarray, exact: bool) -> np.ndarray:

@@ -297,10 +297,11 @@ class Net(nn.Module):
         rows = F.embedding(ids, self.language_model.model.embed_tokens())
         return rows * self.size.width**0.5 if self.gemma else rows
 
-    def text(self, x: Tensor, positions: Tensor, mask: Tensor, keep: Tensor | None = None) -> Tensor:
+    def text(self, x: Tensor, positions: Tensor, mask: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the text model: x (B, T, width), positions (B, T), mask (B, T, T) added to scores, keep (B, A).
 
-        Returns the last states of the positions in `keep`, (B, A, width), or of all.
+        Returns the last states of the positions in `keep`, (B, A, width), or of all, and those of all after half of the
+        layers, (B, T, width).
         """
         frequency = 10000.0 ** (-torch.arange(0, HEAD, 2, device=x.device) / HEAD)
         angle = (positions[..., None] * frequency).repeat(1, 1, 2)
@@ -309,8 +310,9 @@ class Net(nn.Module):
         for index, layer in enumerate(model.layers):
             # Only answers are used: in the last layer other positions give keys and values alone.
             x = layer(x, rotation, mask, keep if index == self.size.layers - 1 else None)
-        out: Tensor = model.norm(x)
-        return out
+            if index == self.size.layers // 2 - 1:
+                middle = x
+        return model.norm(x), middle
 
     def logits(self, states: Tensor) -> Tensor:
         table: EmbeddingTable = self.language_model.lm_head or self.language_model.model.embed_tokens

@@ -82,6 +82,9 @@ class Trainer:
             device
         )
         nn.init.normal_(self.probe.weight, std=0.02)
+        # Predicts from the text model's middle which box a phrase means; not exported.
+        self.pointer = nn.Linear(recipe.size.width, 8 * nets.FREQUENCIES).to(device)
+        nn.init.normal_(self.pointer.weight, std=0.02)
         self.near = torch.arange(tokenizer.size(family, recipe.world), device=device).repeat(2, 1)
         tokens = list(places)
         self.near[0, tokens[1:]] = torch.tensor(tokens[:-1], device=device)
@@ -125,7 +128,8 @@ class Trainer:
         """Return parameter groups of the matrices inside layers, and of the rest. The vision tower has its own groups,
         for its own learning rate."""
         parts: dict[tuple[bool, bool], list[nn.Parameter]] = {(m, v): [] for m in (True, False) for v in (True, False)}
-        for name, part in [*self.net.named_parameters(), *self.probe.named_parameters(prefix="vision_probe")]:
+        probes = [*self.probe.named_parameters(prefix="vision_probe"), *self.pointer.named_parameters(prefix="pointer")]
+        for name, part in [*self.net.named_parameters(), *probes]:
             parts["layers" in name and part.ndim == 2, name.startswith("vision")].append(part)
         matrices, rest = (
             [{"params": parts[matrix, v], "vision": v, "weight_decay": decay} for v in (True, False)]
@@ -229,10 +233,10 @@ class Trainer:
             patch_loss, losses = self.patch_loss(features, batch.labels, batch.edges)
             loss = patch_loss
             if batch.packs:
-                answer_loss = self.answer_loss(features, batch.packs)
-                loss = answer_loss + 0.2 * patch_loss
+                answer_loss, phrase_loss = self.answer_loss(features, batch.packs)
+                loss = answer_loss + 0.2 * patch_loss + 1.6 * phrase_loss
                 count = sum(len(packed.kinds) for packed in batch.packs)
-                losses = f"answers {answer_loss.item():.3f} questions {count} {losses}"
+                losses = f"answers {answer_loss.item():.3f} phrases {phrase_loss.item():.3f} questions {count} {losses}"
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -244,7 +248,8 @@ class Trainer:
         return losses
 
     def _average_gradients(self) -> None:
-        gradients = [part.grad for part in [*self.net.parameters(), *self.probe.parameters()] if part.grad is not None]
+        parts = [*self.net.parameters(), *self.probe.parameters(), *self.pointer.parameters()]
+        gradients = [part.grad for part in parts if part.grad is not None]
         total = nn.utils.parameters_to_vector(gradients)
         dist.all_reduce(total)
         nn.utils.vector_to_parameters(total / self.ranks, gradients)
@@ -296,26 +301,34 @@ class Trainer:
         cut = 2 * len(lists) // 3
         return [self.packer.pack(some, self.lessons.text_tokens, exact=True) for some in (lists[:cut], lists[cut:])]
 
-    def answer_states(self, features: Tensor, packed: Packed) -> Tensor:
-        """Return the text model's last states (B, A, width) at the positions in `packed.keep`."""
+    def answer_states(self, features: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Return the text model's last states (B, A, width) at the positions in `packed.keep`, and those after half of
+        the layers at the ends of phrases (K, width)."""
         image = self.net.image(features)[packed.picture.to(self.device)]
         head = torch.tensor(self.packer.head, dtype=torch.long, device=self.device).expand(len(image), -1)
         x = torch.cat([self.net.embed(head), image, self.net.embed(packed.ids.to(self.device))], dim=1)
         positions, mask, keep = (part.to(self.device) for part in (packed.positions, packed.mask, packed.keep))
-        return self.net.text(x, positions, mask, keep)
+        last, middle = self.net.text(x, positions, mask, keep)
+        rows, ends = packed.phrases.to(self.device).T
+        return last, middle[rows, ends]
 
-    def answer_loss(self, features: Tensor, packs: list[Packed]) -> Tensor:
-        """Return the weighted cross-entropy of the answers."""
-        losses = []
+    def answer_loss(self, features: Tensor, packs: list[Packed]) -> tuple[Tensor, Tensor]:
+        """Return the weighted cross-entropy of the answers, and the error of the boxes that phrases mean."""
+        losses, errors = [], []
         for packed in packs:
             trained = packed.weight > 0  # the rest is padding, of logits for thousands of tokens
-            log = self.net.logits(self.answer_states(features, packed)[trained]).float().log_softmax(1)
+            states, phrase_states = self.answer_states(features, packed)
+            true_boxes = nets.sinusoids(packed.boxes.to(self.device)).flatten(1)
+            errors.append((self.pointer(phrase_states) - true_boxes).square().sum() / true_boxes.shape[1])
+            log = self.net.logits(states[trained]).float().log_softmax(1)
             target, weight = packed.target[trained].to(self.device), packed.weight[trained].to(self.device)
             right = log.gather(1, torch.stack([target, *self.near[:, target]], dim=1))
             # A coordinate one bin off is nearly right; for any other token `near` is the token itself.
             share = torch.tensor([0.78, 0.11, 0.11], device=self.device)
             losses.append(-((right @ share) * weight).sum())
-        return torch.stack(losses).sum() / sum(packed.weight.sum().item() for packed in packs)
+        phrases = max(1, sum(len(packed.boxes) for packed in packs))
+        total = sum(packed.weight.sum().item() for packed in packs)
+        return torch.stack(losses).sum() / total, torch.stack(errors).sum() / phrases
 
     @torch.no_grad()
     def held_out_accuracy(self, phase: Phase) -> str:
@@ -328,7 +341,7 @@ class Trainer:
         for index, some in enumerate(np.split(rows, 8)):
             seeds = [self.test.start + int(row) for row in some]
             for packed in self.packs(seeds, phase, phase.steps, random.Random(f"test {index}")):
-                best = self.net.logits(self.answer_states(features[some], packed)).argmax(-1).cpu()
+                best = self.net.logits(self.answer_states(features[some], packed)[0]).argmax(-1).cpu()
                 true = self.places.cpu()[packed.target]
                 off = (self.places.cpu()[best] - true).abs()
                 right = (best == packed.target) | ((true >= 0) & (off < 0.04))
@@ -339,7 +352,8 @@ class Trainer:
         return f"{accuracy} | {text}"
 
     def _save(self) -> None:
-        state = {"net": self.net.state_dict(), "probe": self.probe.state_dict(), **self._about()}
+        parts = {"net": self.net, "probe": self.probe, "pointer": self.pointer}
+        state = {**{name: part.state_dict() for name, part in parts.items()}, **self._about()}
         self.work.mkdir(parents=True, exist_ok=True)
         new = self.state.with_suffix(".new")
         torch.save({**state, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}, new)
@@ -350,11 +364,14 @@ class Trainer:
         self._load(self.state)
         index, step = self.done
         self.done = (index + 1, 0) if step == self.phases[index].steps else (index, 0)
-        net, probe = ({key: part.half() for key, part in each.state_dict().items()} for each in (self.net, self.probe))
+        net, probe, pointer = (
+            {key: part.half() for key, part in each.state_dict().items()}
+            for each in (self.net, self.probe, self.pointer)
+        )
         if self.recipe.tower:  # a tower's net has a text model that was not trained
             net = {key: part for key, part in net.items() if key.startswith("vision_tower")}
         self.started.parent.mkdir(exist_ok=True)
-        torch.save({"net": net, "probe": probe, **self._about()}, self.started)
+        torch.save({"net": net, "probe": probe, "pointer": pointer, **self._about()}, self.started)
 
     def _about(self) -> dict[str, Any]:
         """Return what belongs to saved weights: how far they are trained, and what their shapes come from."""
@@ -363,8 +380,9 @@ class Trainer:
     def _load(self, file: Path) -> None:
         state = torch.load(file, map_location=self.device)
         self._load_weights(state)
-        # where words or labels were added since, moments have other shapes, and begin anew
-        if state.get("tokens") == self.tokens and len(state["probe"]["bias"]) == len(self.probe.bias):
+        # where words, labels or the pointer were added since, moments have other shapes, and begin anew
+        same = state.get("tokens") == self.tokens and len(state["probe"]["bias"]) == len(self.probe.bias)
+        if same and "pointer" in state:
             for optimizer, known in zip(self.optimizers, state.get("optimizers", ()), strict="optimizers" in state):
                 optimizer.load_state_dict(known)
         self.done = state["done"]
@@ -376,6 +394,8 @@ class Trainer:
         net = {key: self._by_token(key, part, state.get("tokens")) for key, part in state["net"].items()}
         self.net.load_state_dict(net, strict=not self.recipe.tower)
         towers.load_probe(self.probe, state["probe"])
+        if "pointer" in state and not self.recipe.tower:
+            self.pointer.load_state_dict(state["pointer"])
 
     def _by_token(self, key: str, part: Tensor, known: list[str] | None) -> Tensor:
         """Return a table of embeddings by this vocabulary. Words that the state's lacked are untrained."""

@@ -27,6 +27,7 @@ from serve.toy.varied.scenes import (
     varied_scene,
     written_scene,
 )
+from serve.toy.world import Box
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 LETTER_AT = (1 / 6, 1 / 2, 5 / 6)
@@ -272,7 +273,10 @@ def varied_questions(
     if family == "llava":
         for kind in ("everything", None):
             pairs = grammar.some_questions(scene, rng, 1) if kind is None else [grammar.phrased(scene, kind, rng)]
-            listed += [Question("chat", "chat", pair[0], pair[1].sentence) for pair in pairs if pair is not None]
+            listed += [
+                Question("chat", "chat", pair[0], pair[1].sentence, meant=_boxes(pair[1]))
+                for pair in pairs if pair is not None
+            ]  # fmt: skip
     chosen = list({(question.task, question.text): question for question in listed}.values())
     rng.shuffle(chosen)
     return chosen
@@ -293,7 +297,11 @@ def in_other_words(text: str, rng: random.Random, least: int = 4) -> str:
 
 
 def short(text: str, fact: Fact) -> Question:
-    return Question("vqa", fact.kind, text, fact.answers[0])
+    return Question("vqa", fact.kind, text, fact.answers[0], meant=_boxes(fact))
+
+
+def _boxes(fact: Fact) -> tuple[tuple[str, Box], ...]:
+    return tuple((phrase, thing.box) for phrase, thing in fact.meant.items())
 
 
 def _locate(task: str, scene: VariedScene, family: str, rng: random.Random, absent: float) -> Question | None:
@@ -307,4 +315,5 @@ def _locate(task: str, scene: VariedScene, family: str, rng: random.Random, abse
         return None
     phrase, things = in_other_words(pair[0], rng, least=2), pair[1]  # a reply repeats the phrase, whatever its words
     masks = tuple(CODES[thing.kind] for thing in things) if task == "segment" else ()
-    return Question(task, task, phrase, boxes=tuple((phrase, thing.box) for thing in things), codes=masks)
+    boxes = tuple((phrase, thing.box) for thing in things)
+    return Question(task, task, phrase, boxes=boxes, codes=masks, meant=boxes if len(boxes) == 1 else ())

@@ -33,13 +33,15 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 class Fact:
     """A question's content. kind: which of KINDS. slots: the pieces that a template of this kind names. answers: the
     right short answers, the first being the one that is trained. sentence: the right answer as a sentence.
-    parts: the names that a list must hold, in any order; empty where the answer is no list."""
+    parts: the names that a list must hold, in any order; empty where the answer is no list. meant: the phrases that
+    mean one thing."""
 
     kind: str
     slots: Mapping[str, str]
     answers: tuple[str, ...]
     sentence: str
     parts: tuple[str, ...] = ()
+    meant: Mapping[str, Thing] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,12 @@ def chosen(text: str, rng: random.Random) -> str:
 
 
 class Phraser:
-    """A speaker with a wording who describes things of one scene."""
+    """A speaker with a wording who describes things of one scene. meant: the phrases so far that mean one thing."""
 
     def __init__(self, scene: VariedScene, rng: random.Random, wording: Wording) -> None:
         self.scene, self.rng, self.wording = scene, rng, wording
         self.things = scene.things
+        self.meant: dict[str, Thing] = {}
 
     def pick(self, texts: Sequence[str]) -> str:
         return chosen(self.rng.choice(texts), self.rng)
@@ -158,12 +161,20 @@ class Phraser:
         unique = [attributes for attributes in sets if attributes and self.matching(attributes) == [thing]]
         ends = [name for name in self.wording.extremes if extremes and self.extreme(name) == thing]
         if ends and (not unique or self.rng.random() < 0.25):
-            return "the " + self.pick(self.wording.extremes[self.rng.choice(ends)]).format(noun=self.noun())
+            return self.end(self.rng.choice(ends), thing)
         if not unique:
             return None
         fewest = min(map(len, unique))
         short = [attributes for attributes in unique if len(attributes) == fewest]
-        return "the " + self.named(self.rng.choice(short if self.rng.random() < 0.7 else unique))
+        text = "the " + self.named(self.rng.choice(short if self.rng.random() < 0.7 else unique))
+        self.meant[text] = thing
+        return text
+
+    def end(self, name: str, thing: Thing) -> str:
+        """Return a phrase for the thing that is the leftmost, biggest and so on."""
+        text = "the " + self.pick(self.wording.extremes[name]).format(noun=self.noun())
+        self.meant[text] = thing
+        return text
 
     def noun(self, many: bool = False) -> str:
         noun = self.rng.choice(tuple(self.wording.nouns))
@@ -349,7 +360,7 @@ def _attributes_of(p: Phraser) -> Fact | None:
     if not ends:
         return None
     name, thing = p.rng.choice(ends)
-    text = "the " + p.pick(p.wording.extremes[name]).format(noun=p.noun())
+    text = p.end(name, thing)
     return Fact(
         "attributes_of", {"thing": text}, tuple(name for name in names_of(thing) if " " in name),
         _sentence(f"{text} is {with_article(thing.name)}"),
@@ -361,7 +372,7 @@ def _extreme(p: Phraser) -> Fact | None:
     if not ends:
         return None
     name, thing = p.rng.choice(ends)
-    text = "the " + p.pick(p.wording.extremes[name]).format(noun=p.noun())
+    text = p.end(name, thing)
     return Fact("extreme", {"thing": text}, names_of(thing), _sentence(f"the {thing.name} is {text}"))
 
 

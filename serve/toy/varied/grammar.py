@@ -8,6 +8,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from serve.toy.varied.facts import KINDS, Fact, Phraser, Wording, chosen, expansions
@@ -200,7 +201,7 @@ def phrased(scene: VariedScene, kind: str, rng: random.Random, wording: Wording 
     fact = KINDS[kind][1](phraser)
     if fact is None:
         return None
-    return typed(worded(fact, phraser), rng, wording), fact
+    return typed(worded(fact, phraser), rng, wording), replace(fact, meant=phraser.meant)
 
 
 def worded(fact: Fact, phraser: Phraser) -> str:

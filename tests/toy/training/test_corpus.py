@@ -19,7 +19,7 @@ def logits(net, packer, packed, image):
     """Return the logits of the kept positions."""
     head = torch.tensor([packer.head], dtype=torch.long).expand(len(packed.ids), -1)
     x = torch.cat([net.embed(head), image.expand(len(packed.ids), -1, -1), net.embed(packed.ids)], dim=1)
-    return net.logits(net.text(x, packed.positions, packed.mask, packed.keep))
+    return net.logits(net.text(x, packed.positions, packed.mask, packed.keep)[0])
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])

@@ -110,6 +110,21 @@ def test_labels_name_neighbours_and_order():
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_packed_phrases_end_where_their_boxes_are_meant(family):
+    packer, rng = corpus.Packer(family, 4, 160, "varied", 8), random.Random(3)
+    scene = drawn_scenes()[3]
+    asked_about = [(question, scene.size) for question in lessons.varied_questions(scene, family, rng)]
+    packed = packer.pack([(0, asked_about[:6])], 400)
+    expected = [(phrase, box) for question, _ in asked_about[:6] for phrase, box in question.meant]
+    assert len(packed.boxes) == len(packed.phrases) <= len(expected)
+    boxes = {phrase: prompts.padded(box, scene.size) if family == "llava" else box for phrase, box in expected}
+    for (row, at), box in zip(packed.phrases.tolist(), packed.boxes.tolist(), strict=True):
+        before = packer.tokens.decode(packed.ids[row, : at - packer.prefix + 1].tolist(), skip_special_tokens=False)
+        assert any(before.lower().endswith(phrase) and boxes[phrase] == pytest.approx(box) for phrase in boxes)
+    assert len(packed.boxes) > 1
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
 def test_questions_cover_the_tasks_and_fit_the_context(family):
     rng, tasks = random.Random(0), set()
     packer = corpus.Packer(family, 4, 160, "varied", 8)
@@ -292,7 +307,7 @@ def test_two_processes_train_one_net(tmp_path):
 
 def test_gradients_of_two_processes_are_averaged(monkeypatch):
     net, probe = new_siglip(160)
-    run = SimpleNamespace(net=net, probe=probe, ranks=2)
+    run = SimpleNamespace(net=net, probe=probe, pointer=probe, ranks=2)
     for part in (net.vision_tower.vision_model.post_layernorm.weight, probe.bias):
         part.grad = torch.full_like(part, 3.0)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda total: total.add_(1.0))  # another process had ones
@@ -405,6 +420,6 @@ def test_exported_varied_toy_agrees_with_transformers(name, tmp_path):
         mask = torch.zeros(1, length, length)
         if recipe.family == "llava":
             mask = mask.masked_fill(torch.ones_like(mask).triu(1).bool(), -1e9)
-        logits = net.logits(net.text(x, torch.arange(length)[None], mask, torch.tensor([[length - 1]])))[0, 0]
+        logits = net.logits(net.text(x, torch.arange(length)[None], mask, torch.tensor([[length - 1]]))[0])[0, 0]
     assert inputs["input_ids"].shape[1] == length
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
