@@ -270,12 +270,14 @@ def _reasoning(model: Model, request: ChatCompletionRequest) -> ReasoningOptions
     """Return what the request asks of a model that reasons. Raises BadRequest naming what the model cannot do.
 
     A grammar holds from the first token on, so with a response format, or a call that it must make, the model cannot
-    reason.
+    reason, unless it is a server that sees to both (`Reasoning.schemas`).
     """
     options = reasoning_options(request)
     check_reasoning([model], options)
     must_call = bool(request.tools) and request.tool_choice not in (None, "none", "auto")
-    if model.reasoning is None or not must_call and json_schema(request.response_format) is None:
+    if model.reasoning is None or model.reasoning.schemas:
+        return options
+    if not must_call and json_schema(request.response_format) is None:
         return options
     if options.on or not model.reasoning.switchable and model.reasoning.on is not False:
         raise BadRequest(

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import logging
 import pickle
 import ssl
@@ -227,6 +228,29 @@ async def test_sampling_is_sent_by_openais_names(sampling: Sampling, sent: dict[
         await pieces(engine, prompt(sampling=sampling))
         given = {name: value for name, value in server.bodies[0].items() if name not in always}
         assert given == {"temperature": 0.0} | sent
+
+
+CLOSED = {"type": "object", "properties": {"a": {}}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "strict"),
+    [
+        (CLOSED, True),
+        ({**CLOSED, "properties": {"a": CLOSED}}, True),
+        ({**CLOSED, "properties": {"a": {"type": "object"}}}, False),
+        ({**CLOSED, "required": []}, False),
+        ({"properties": {}, "$defs": {"a": CLOSED}}, False),
+    ],
+)
+async def test_schema_is_sent_as_strict_where_every_object_is_closed_and_whole(
+    schema: dict[str, Any], strict: bool
+) -> None:
+    sampling = Sampling(logprobs=False, json_schema=json.dumps(schema))
+    async with chat_server.chat_server(speaks("yes")) as server, connected(server) as engine:
+        await pieces(engine, prompt(sampling=sampling))
+        sent = server.bodies[0]["response_format"]["json_schema"]
+        assert (sent["schema"], sent["strict"]) == (schema, strict)
 
 
 @pytest.mark.parametrize(
