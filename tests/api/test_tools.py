@@ -13,6 +13,7 @@ from serve.api.app import create_app
 from serve.api.chat_completions.tools import CallReader
 from serve.engines.base import Piece, Prompt, ToolCallPart, ToolReader, Tools
 from serve.engines.fake import FakeEngine
+from serve.engines.remote.chat_request import IMAGE_PART
 from serve.models import MODELS
 from serve.worker import Worker
 
@@ -163,6 +164,30 @@ async def test_calls_and_results_are_in_the_conversation(client: openai.AsyncOpe
     broken["function"]["arguments"] = '{"a":' * 40 + "1" + "}" * 40
     await complete(client, False, messages=history)
     assert json.loads(ENGINE.prompts[-1].text)[1]["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+async def test_consecutive_messages_of_one_role_are_joined_but_for_results(client: openai.AsyncOpenAI) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    history: Any = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "hello"},
+        message("how late is it?"),
+        {"role": "assistant", "content": "Let me see."},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "1"},
+        {"role": "tool", "tool_call_id": "a", "content": "2"},
+        {"role": "assistant", "content": "It is two."},
+        {"role": "user", "content": ""},
+        {"role": "user", "content": "sure?"},
+    ]
+    await complete(client, False, messages=history)
+    messages = json.loads(ENGINE.prompts[-1].text)
+    roles = ["system", "user", "assistant", "tool", "tool", "assistant", "user"]
+    assert [each["role"] for each in messages] == roles
+    assert messages[0]["content"] == "Be brief.\nBe kind." and messages[-1]["content"] == "sure?"
+    assert messages[1]["content"] == [IMAGE_PART, {"type": "text", "text": "hello\nhow late is it?"}]
+    assert messages[2] == {"role": "assistant", "content": "Let me see.", "tool_calls": [call]}
 
 
 @pytest.mark.parametrize("stream", [False, True])
