@@ -203,6 +203,24 @@ async def test_logprobs_are_sent_and_read() -> None:
         assert (server.bodies[0]["logprobs"], server.bodies[0]["top_logprobs"]) == (True, 3)
 
 
+@pytest.mark.parametrize("half", ["\ufffd", "\\xf0\\x9f", "bytes:\\xf0\\x9f"])
+async def test_tokens_that_are_parts_of_a_character_make_up_the_text(half: str) -> None:
+    chunks = []
+    for text, names in [("", [half]), ("😀", [half]), ("é 7", [half, half, " 7"]), (" x", [" x"])]:
+        chunk = delta(text, None, -1.0)
+        alone = [{"token": name, "logprob": -0.5, "top_logprobs": []} for name in names]
+        chunk["choices"][0]["logprobs"]["content"] = alone
+        chunks.append(event(chunk))
+    ending = [event(delta(None, "stop")), event(b"[DONE]")]
+    async with (
+        chat_server.chat_server(streams(*chunks, *ending)) as server,
+        connected(server, fields=[*FIELDS, "logprobs"]) as engine,
+    ):
+        got = await pieces(engine, prompt())
+        assert "".join(piece.text for piece in got) == "😀é 7 x"
+        assert [token.text for piece in got for token in piece.tokens] == ["", "😀", "", "", "é 7", " x"]
+
+
 @pytest.mark.parametrize(
     ("sampling", "sent"),
     [
