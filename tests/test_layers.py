@@ -17,7 +17,7 @@ LAYERS = [  # a package's entry applies to its modules without an entry of their
     {"engines", "transport"},
     {"engines.plugins"},
     {"engines.vllm"},
-    {"tasks.base"},
+    {"tasks.base", "tasks.answers"},
     {"tasks.boxes", "tasks.object_schema"},
     {"tasks.masks", "tasks.points", "tasks.scored_labels", "tasks.extracted", "tasks.ocr_result"},
     {"tasks.merging"},

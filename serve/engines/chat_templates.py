@@ -140,13 +140,27 @@ atexit.register(CHAT_TEMPLATES.close)
 os.register_at_fork(after_in_child=CHAT_TEMPLATES.forget)
 
 
-@functools.lru_cache(32)
-def takes_parts(template: str) -> bool:
-    """Return whether a template writes the texts of a message's parts; else it is given one text, with placeholders."""
-    parts = [{"type": "image"}, {"type": "text", "text": "a7"}]
-    values = {"messages": [{"role": "user", "content": parts}], "add_generation_prompt": True}
+@functools.lru_cache(96)
+def takes_parts(template: str, role: str = "user") -> bool:
+    """Return whether a template writes the texts of a message's parts; else it is given one text, with placeholders.
+
+    role: of the message. Published templates go through the parts of a question alone, and write those of a system
+    message as Python has them.
+    """
+    text = {"type": "text", "text": "a7"}
+    question = {"role": "user", "content": [{"type": "image"}, text if role == "user" else {**text, "text": "b"}]}
+    probed = {"role": role, "content": [text]}
+    messages = {"user": [question], "system": [probed, question], "assistant": [question, probed, question]}[role]
     try:
-        written = CHAT_TEMPLATES.write(template, values)
+        written = CHAT_TEMPLATES.write(template, {"messages": messages, "add_generation_prompt": True})
     except TemplateFault:
         return False
     return "a7" in written and AS_VALUE.search(written) is None
+
+
+def in_form(message: Mapping[str, Any], template: str) -> Mapping[str, Any]:
+    """Return a message in parts as the template takes its role: a system's or an assistant's may be one text."""
+    role, content = message["role"], message.get("content")
+    if role not in ("system", "assistant") or not isinstance(content, list) or takes_parts(template, role):
+        return message
+    return {**message, "content": "\n".join(part["text"] for part in content)}

@@ -45,7 +45,7 @@ def schema_text(schema: dict[str, Any], param: str, most: int = MAX_BYTES) -> st
     Raises BadRequest naming `param` for one that is not safe.
     """
     nodes = _objects(schema, param, most)
-    if sum(map(_optional, nodes)) > MAX_OPTIONAL:
+    if sum(map(optional_properties, nodes)) > MAX_OPTIONAL:
         raise BadRequest(f"More than {MAX_OPTIONAL} properties are not `required`.", param=param)
     for node in nodes:
         _check(node, param)
@@ -148,7 +148,8 @@ def _same_value(node: dict[str, Any], schema: dict[str, Any]) -> Iterator[Any]:
         yield target
 
 
-def _optional(node: dict[str, Any]) -> int:
+def optional_properties(node: dict[str, Any]) -> int:
+    """Return the number of properties in one object of a schema that may be left out."""
     properties, required = node.get("properties"), node.get("required")
     names = set(properties) if isinstance(properties, dict) else set()
     needed = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []

@@ -224,7 +224,8 @@ class Reasoning:
     `switch`, which takes a prompt's text and whether reasoning is on and returns the prompt's text, or without one by
     whoever answers, from `Prompt.reasoning`. on: where a request does not say; None: not known. bounded: the engine can
     end it after a number of tokens. budget: that number, where a request gives none. opened: the reply begins inside;
-    None: where the prompt ends with a mark that begins it.
+    None: where the prompt ends with a mark that begins it. schemas: whoever answers holds the answer alone to a JSON
+    schema; an engine here does so from the first token on, which leaves no room to reason.
     """
 
     styles: tuple[ReasoningStyle, ...] = tuple(STYLES.values())
@@ -234,6 +235,7 @@ class Reasoning:
     bounded: bool = True
     budget: int | None = None
     opened: bool | None = None
+    schemas: bool = False
 
     def prompt(self, prompt: Prompt, options: ReasoningOptions, *, extend: bool) -> Prompt:
         """Return the prompt as a request wants it; what this model cannot do is left out.
@@ -243,8 +245,9 @@ class Reasoning:
         on = self.on if options.on is None or not self.switchable else options.on
         budget = self.budget if options.budget is None or not self.bounded else options.budget
         sampling = prompt.sampling
-        if on is not False:  # a grammar would hold from the first token on, and leave no room to reason
-            sampling = replace(sampling, thinking_token_budget=budget, json_schema=None)
+        if on is not False:
+            schema = sampling.json_schema if self.schemas else None
+            sampling = replace(sampling, thinking_token_budget=budget, json_schema=schema)
         if on and extend:
             sampling = replace(sampling, max_tokens=sampling.max_tokens + (ROOM if budget is None else budget))
         marks = tuple(mark for style in self.styles for mark in style.begins + style.ends)

@@ -140,5 +140,6 @@ def _origin(spec: RemoteModel) -> Model:
             switchable=bool({"reasoning_effort", "chat_template_kwargs"} & set(spec.fields)),
             bounded="thinking_token_budget" in spec.fields,
             opened=False,
+            schemas=True,
         ),
     )

@@ -5,6 +5,7 @@ A format has the name of vLLM's parser that reads it in the engine's process (se
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from serve.engines.remote.chat_request import IMAGE_PART
@@ -41,28 +42,35 @@ def template_format(template: str | None) -> str | None:
 def tool_messages(turns: Sequence[Turn]) -> str:
     """Return a conversation as OpenAI's `messages`, in JSON, with its calls and their results.
 
-    Raises BadRequest naming the message at fault.
+    Consecutive messages of one role are joined, but for results, and text after a call: templates refuse two questions
+    in a row (Mistral's). Raises BadRequest naming the message at fault.
     """
-    messages: list[dict[str, Any]] = []
+    joined: list[Turn] = []
     for index, turn in enumerate(turns):
-        if turn.role == "system" and messages and messages[-1]["role"] != "system":
+        if turn.role == "system" and joined and joined[-1].role != "system":
             raise BadRequest("A system message must come first.", param=f"messages[{index}]")
-        if turn.role == "system" and messages:
-            messages[-1]["content"] += f"\n{turn.text}"
+        if turn.role == "assistant" and not turn.text and not turn.calls:
             continue
-        message: dict[str, Any] = {"role": turn.role, "content": turn.text}
-        if turn.has_image:
-            message["content"] = [IMAGE_PART, *([{"type": "text", "text": turn.text}] if turn.text else [])]
-        if turn.calls:
-            message["tool_calls"] = json.loads(turn.calls)
-        elif turn.role == "assistant" and not turn.text:
-            continue
-        if turn.role == "tool":
-            message |= {"tool_call_id": turn.call} | ({"name": turn.function} if turn.function else {})
-        messages.append(message)
+        last = joined[-1] if joined else None
+        if last is not None and last.role == turn.role != "tool" and not last.calls:
+            text = "\n".join(text for text in (last.text, turn.text) if text)
+            joined[-1] = replace(turn, text=text, has_image=last.has_image or turn.has_image)
+        else:
+            joined.append(turn)
     if not turns or turns[-1].role not in ("user", "tool"):
         raise BadRequest("The last message must be the user's, or a tool's result.", param="messages")
-    return json.dumps(messages, ensure_ascii=False)
+    return json.dumps([_message(turn) for turn in joined], ensure_ascii=False)
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": turn.text}
+    if turn.has_image:
+        message["content"] = [IMAGE_PART, *([{"type": "text", "text": turn.text}] if turn.text else [])]
+    if turn.calls:
+        message["tool_calls"] = json.loads(turn.calls)
+    if turn.role == "tool":
+        message |= {"tool_call_id": turn.call} | ({"name": turn.function} if turn.function else {})
+    return message
 
 
 def plain_turns(turns: Sequence[Turn]) -> list[Turn]:

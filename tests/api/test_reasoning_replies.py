@@ -151,6 +151,15 @@ async def test_response_format_turns_reasoning_off() -> None:
     assert engine.prompts[-1].text.endswith("<think>\n\n</think>\n\n")
 
 
+@pytest.mark.parametrize("on", [None, True])
+async def test_server_that_sees_to_both_gets_a_response_format_and_reasons(on: bool | None) -> None:
+    body = chat(response_format={"type": "json_object"}, reasoning_effort="high" if on else None)
+    reply, engine = await ask(CHAT, body, reasoning=Reasoning(switchable=bool(on), opened=False, schemas=True))
+    assert reply.status_code == 200, reply.text
+    prompt = engine.prompts[-1]
+    assert prompt.sampling.json_schema == '{"type":"object"}' and prompt.reasoning.on is on
+
+
 async def test_reply_that_ends_within_its_reasoning_is_an_error_with_that_reasoning() -> None:
     reply, _ = await ask(TASK, task(max_tokens=3))
     llava, paligemma = reply.json()["replies"]

@@ -13,6 +13,7 @@ from serve.api.app import create_app
 from serve.api.chat_completions.tools import CallReader
 from serve.engines.base import Piece, Prompt, ToolCallPart, ToolReader, Tools
 from serve.engines.fake import FakeEngine
+from serve.engines.remote.chat_request import IMAGE_PART
 from serve.models import MODELS
 from serve.worker import Worker
 
@@ -40,14 +41,17 @@ def with_parameters(parameters: Any) -> dict[str, Any]:
 
 
 class Marked:
-    """A reader of calls `@name`, each with the arguments {"place": "Oslo"} in two parts."""
+    """A reader of calls `@name`, each with the arguments {"place": "Oslo"} in two parts, and of `+text`, which has the
+    second part and a text after it."""
 
     def feed(self, piece: Piece) -> Piece:
+        if piece.text.startswith("+"):
+            return replace(piece, text=piece.text[1:], tool_calls=(ToolCallPart(0, '"Oslo"}'),))
         if not piece.text.startswith("@"):
             return piece
         name, index = piece.text[1:].strip(), int(piece.text.startswith("@clock"))
         parts = ToolCallPart(index, '{"place": ', f"call_{index}", name), ToolCallPart(index, '"Oslo"}')
-        return replace(piece, text="", tool_calls=parts)
+        return replace(piece, text="", tool_calls=parts[:1] if "..." in name else parts)
 
 
 class CallingEngine(FakeEngine):
@@ -63,6 +67,8 @@ def reply(prompt: Prompt) -> Any:
         return ['[{"name": "clock", ', '"parameters": {}}]']
     if schema:
         return ['{"place": ', '"Rome"}']
+    if "joined" in prompt.text:
+        return ["@weather...", "+Done."]
     return ["I ", "look: ", "@weather", "@clock "] if prompt.tools else "sunny"
 
 
@@ -165,6 +171,30 @@ async def test_calls_and_results_are_in_the_conversation(client: openai.AsyncOpe
     assert json.loads(ENGINE.prompts[-1].text)[1]["tool_calls"][0]["function"]["arguments"] == "{}"
 
 
+async def test_consecutive_messages_of_one_role_are_joined_but_for_results(client: openai.AsyncOpenAI) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    history: Any = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "hello"},
+        message("how late is it?"),
+        {"role": "assistant", "content": "Let me see."},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "1"},
+        {"role": "tool", "tool_call_id": "a", "content": "2"},
+        {"role": "assistant", "content": "It is two."},
+        {"role": "user", "content": ""},
+        {"role": "user", "content": "sure?"},
+    ]
+    await complete(client, False, messages=history)
+    messages = json.loads(ENGINE.prompts[-1].text)
+    roles = ["system", "user", "assistant", "tool", "tool", "assistant", "user"]
+    assert [each["role"] for each in messages] == roles
+    assert messages[0]["content"] == "Be brief.\nBe kind." and messages[-1]["content"] == "sure?"
+    assert messages[1]["content"] == [IMAGE_PART, {"type": "text", "text": "hello\nhow late is it?"}]
+    assert messages[2] == {"role": "assistant", "content": "Let me see.", "tool_calls": [call]}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_calls_are_items_of_a_response(client: openai.AsyncOpenAI, stream: bool) -> None:
     async def respond(**fields: Any) -> Any:
@@ -190,6 +220,15 @@ async def test_calls_are_items_of_a_response(client: openai.AsyncOpenAI, stream:
     history = [{"type": "function_call", "call_id": whole.output[0].call_id, "name": "weather", "arguments": "{}"}]
     await respond(input=[*INPUT, *history, *results])
     assert [each["role"] for each in json.loads(ENGINE.prompts[-1].text)] == ["user", "assistant", "tool"]
+
+
+async def test_call_is_whole_where_its_end_and_later_text_come_joined(client: openai.AsyncOpenAI) -> None:
+    async with client.responses.stream(model=MODEL, input="joined", tools=FLAT) as events:
+        call, text = (await events.get_final_response()).output
+    assert (call.type, text.type) == ("function_call", "message")
+    assert call.type == "function_call" and json.loads(call.arguments) == {"place": "Oslo"}
+    choice = await complete(client, True, messages=[{"role": "user", "content": "joined"}])
+    assert choice.message.content == "Done." and [arguments for _, arguments in calls(choice)] == ['{"place": "Oslo"}']
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Chat templates are written in a process of their own: what a hostile one takes is bounded, the next is written."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
-from serve.engines.chat_templates import ChatTemplates, TemplateFault, takes_parts
+from serve.engines.chat_templates import CHAT_TEMPLATES, ChatTemplates, TemplateFault, in_form, takes_parts
 from serve.errors import ModelError
 
 CONTENT = [{"type": "image"}, {"type": "text", "text": "wo?"}]
@@ -102,3 +103,37 @@ def test_process_that_was_killed_is_started_again_and_has_no_secrets(
 )
 def test_template_that_goes_through_parts_is_recognized_by_its_text(template: str, takes: bool) -> None:
     assert takes_parts(template) is takes
+
+
+QUESTIONS = (
+    "{% if m.role == 'user' %}<user>{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}{% endif %}"
+)
+TURNS = "{% for m in messages %}" + QUESTIONS
+AS_THEY_ARE = TURNS + "{% if m.role != 'user' %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+"""As GLM-4.1V's: a question's parts are gone through, other messages written as they are."""
+TRIMMED = (
+    "{% if messages[0].role == 'system' %}<system>{{ messages[0].content | trim }}{% endif %}"
+    + TURNS
+    + "{% if m.role == 'assistant' %}<assistant>{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}{% endfor %}"
+)
+"""As Gemma 4's: the parts of all messages but the system's are gone through."""
+JOINED = TRIMMED.replace("<system>{{ messages[0].content | trim }}", "{{ '<system>' + messages[0].content }}")
+
+
+@pytest.mark.parametrize(
+    "template", [AS_THEY_ARE, TRIMMED, JOINED, PARTS], ids=["as they are", "trimmed", "joined", "parts"]
+)
+def test_messages_in_parts_are_written_as_their_texts_whatever_their_role(template: str) -> None:
+    texts = {"system": "Be brief.", "user": "what?", "assistant": "a cat"}
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in texts.items()]
+    messages.append({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "sure?"}]})
+    assert takes_parts(template)
+    written = CHAT_TEMPLATES.write(template, {"messages": [in_form(message, template) for message in messages]})
+    assert re.sub(r"<\w+>", "", written) == "Be brief.what?a catsure?"
+
+
+def test_call_without_a_text_has_an_empty_one_where_parts_are_not_taken() -> None:
+    call = {"role": "assistant", "content": [], "tool_calls": [{"id": "a"}]}
+    assert in_form(call, AS_THEY_ARE) == {**call, "content": ""}
+    assert in_form(call, TRIMMED) == call

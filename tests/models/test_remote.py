@@ -8,7 +8,8 @@ import pytest
 
 from deployments.args import Args
 from deployments.config import ConfigError, parse_config
-from serve.engines.base import Generation
+from serve.engines.base import Generation, ReasoningOptions
+from serve.engines.remote.chat_request import DEFAULT_FIELDS
 from serve.errors import BadRequest
 from serve.media.image import Image
 from serve.models.base import Price, Turn
@@ -16,6 +17,7 @@ from serve.models.reasoning import KIMI, THINK
 from serve.models.remote import RemoteModel, chat_messages, remote_model
 from serve.tasks import TASKS
 from serve.tasks.caption import CaptionRequest
+from serve.tasks.classify import ClassifyRequest
 from serve.tasks.ocr import OcrRequest, OcrResult
 from serve.tasks.vqa import VqaRequest
 
@@ -143,6 +145,16 @@ def test_language_is_named_in_the_instruction() -> None:
 def test_words_for_an_image_without_text_are_read(reply: str, text: str) -> None:
     skill = remote_model(RemoteModel.model_validate(REMOTE)).skills["ocr"]
     assert skill.parse([Generation(reply)], OcrRequest(image=IMAGE)) == OcrResult(text=text)
+
+
+@pytest.mark.parametrize("more", [{}, {"fields": [*DEFAULT_FIELDS, "reasoning_effort"]}])
+def test_schema_of_a_task_is_sent_whether_the_model_reasons_or_not(more: dict[str, Any]) -> None:
+    model = parsed({**REMOTE, **more}).models_by_name["gpt-x"]
+    (prompt,) = model.skills["classify"].ask(ClassifyRequest(image=IMAGE, labels=["cat", "dog"]))
+    assert prompt.sampling.json_schema is not None and model.reasoning is not None
+    for options in (ReasoningOptions(), ReasoningOptions("high" if more else None)):
+        sent = model.reasoning.prompt(prompt, options, extend=True)
+        assert sent.sampling.json_schema == prompt.sampling.json_schema
 
 
 def test_reasoning_follows_the_fields_and_the_settings() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -170,6 +171,10 @@ class ModelCompletion:
                     data += chunks.open([{} for _ in self.choices])
                 if piece.reasoning:
                     data += chunks.reasoning(index, piece.reasoning)
+                # the rest of a call comes before text that follows it, in a joined piece too: text ends a call's item
+                rest = tuple(itertools.takewhile(lambda part: not part.id, piece.tool_calls))
+                if rest:
+                    data += chunks.tool_calls(index, rest)
                 if self.request.logprobs and piece.tokens:
                     for chunk in self._with_logprobs(chunks, index, piece):
                         if data:
@@ -178,8 +183,8 @@ class ModelCompletion:
                         data = chunk
                 elif piece.text:
                     data += chunks.text(index, piece.text)
-                if piece.tool_calls:
-                    data += chunks.tool_calls(index, piece.tool_calls)
+                if begun := piece.tool_calls[len(rest) :]:
+                    data += chunks.tool_calls(index, begun)
                 if piece.finish_reason is not None:
                     ended += 1
                     data += chunks.finish(index, self._finish_reason(self.choices[index]))
@@ -270,12 +275,14 @@ def _reasoning(model: Model, request: ChatCompletionRequest) -> ReasoningOptions
     """Return what the request asks of a model that reasons. Raises BadRequest naming what the model cannot do.
 
     A grammar holds from the first token on, so with a response format, or a call that it must make, the model cannot
-    reason.
+    reason, unless it is a server that sees to both (`Reasoning.schemas`).
     """
     options = reasoning_options(request)
     check_reasoning([model], options)
     must_call = bool(request.tools) and request.tool_choice not in (None, "none", "auto")
-    if model.reasoning is None or not must_call and json_schema(request.response_format) is None:
+    if model.reasoning is None or model.reasoning.schemas:
+        return options
+    if not must_call and json_schema(request.response_format) is None:
         return options
     if options.on or not model.reasoning.switchable and model.reasoning.on is not False:
         raise BadRequest(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pybase64
 
 from serve.engines.base import Prompt, Sampling
+from serve.engines.json_schema import optional_properties
 from serve.errors import BadRequest
 
 ChatField = Literal[
@@ -127,4 +128,21 @@ def reasoning_fields(fields: Collection[ChatField], prompt: Prompt) -> dict[str,
 def _response_format(schema: str) -> dict[str, Any]:
     if schema == ANY_OBJECT:
         return {"type": "json_object"}
-    return {"type": "json_schema", "json_schema": {"name": "reply", "schema": json.loads(schema), "strict": True}}
+    known = json.loads(schema)
+    return {"type": "json_schema", "json_schema": {"name": "reply", "schema": known, "strict": _is_strict(known)}}
+
+
+def _is_strict(schema: Any) -> bool:
+    """Return whether every object in a schema is closed and requires all of its properties: OpenAI's server refuses
+    any other as strict."""
+    left = [schema]
+    while left:
+        node = left.pop()
+        left += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        if not isinstance(node, dict) or (
+            node.get("type") != "object" and not isinstance(node.get("properties"), dict)
+        ):
+            continue
+        if node.get("additionalProperties") is not False or optional_properties(node):
+            return False
+    return True

@@ -1,11 +1,13 @@
 """Reads the server-sent events of OpenAI's chat completions into Pieces, within limits on size."""
 
 import math
+import re
 from typing import Annotated, Any
 
 import msgspec
 
-from serve.engines.base import FinishReason, Piece, Token
+from serve.engines.base import HALF, FinishReason, Piece, Token
+from serve.engines.token_texts import align
 from serve.errors import ModelError
 
 MAX_BYTES = 32 * 2**20
@@ -55,6 +57,8 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
+_BYTES = re.compile(r"(?:bytes:)?(?:\\x[0-9a-f]{2})+")
+"""OpenAI's name of a token that is a part of a character; vLLM's is HALF."""
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 _decoder = msgspec.json.Decoder(_Chunk)
 
@@ -125,7 +129,10 @@ class EventReader:
                 if choice.delta.content:
                     texts.append(choice.delta.content)
             if choice.logprobs is not None:
-                tokens += map(_token, choice.logprobs.content or [])
+                own = [_token(entry) for entry in choice.logprobs.content or []]
+                if any(HALF in token.text for token in own):
+                    own = [*align(own, (choice.delta and choice.delta.content) or "")]
+                tokens += own
             if choice.finish_reason == "content_filter":
                 raise ModelError(f"{self.name}'s server withheld the reply by its content filter.", code="withheld")
             if choice.finish_reason is not None:
@@ -136,8 +143,12 @@ class EventReader:
 
 
 def _token(entry: _TokenEntry) -> Token:
-    top = tuple((other.token, _finite(other.logprob)) for other in entry.top_logprobs or [])
-    return Token(entry.token, _finite(entry.logprob), top)
+    top = tuple((_text(other), _finite(other.logprob)) for other in entry.top_logprobs or [])
+    return Token(_text(entry), _finite(entry.logprob), top)
+
+
+def _text(entry: _Alternative) -> str:
+    return HALF if _BYTES.fullmatch(entry.token) else entry.token
 
 
 def _finite(logprob: float) -> float:

@@ -17,7 +17,7 @@ import PIL.Image
 
 from serve.engines.base import ReasoningOptions, Sampling, Tools
 from serve.engines.chat_settings import ChatSettings
-from serve.engines.chat_templates import CHAT_TEMPLATES, TemplateFault, takes_parts
+from serve.engines.chat_templates import CHAT_TEMPLATES, TemplateFault, in_form, takes_parts
 from serve.engines.checkpoint_facts import CheckpointFacts
 from serve.engines.reasoning_switch import EFFORT, NONE, reasoning_switch
 from serve.engines.remote.chat_request import IMAGE_PART, OWN_WORDS
@@ -84,7 +84,8 @@ class ChatRenderer:
         config, tokenizer = self._renderer.model_config, self._renderer.get_tokenizer()
         template = self._template or resolve_chat_template(tokenizer, None, None, model_config=config)
         conversation, _, _ = parse_chat_messages(messages, config, "openai" if takes_parts(template) else "string")
-        known = {"tools": None, "documents": None, **tokenizer.special_tokens_map, "messages": conversation}
+        written = [in_form(message, template) for message in conversation]
+        known = {"tools": None, "documents": None, **tokenizer.special_tokens_map, "messages": written}
         return CHAT_TEMPLATES.write(template, {**known, **values})
 
     def template_args(self, reasoning: ReasoningOptions) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Translate between vLLM and our types: sampling parameters, tokens, finish reasons, errors."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from serve.engines.base import HALF, FinishReason, Sampling, Token
+from serve.engines.base import FinishReason, Sampling, Token
+from serve.engines.token_texts import align, token_end
 from serve.errors import BadRequest, ModelError
 
 WHOLE_TOKENS = 32
@@ -95,32 +95,6 @@ def decoded_alone(output: Any, top: int) -> list[Token]:
         decoded.append(Token(flat.decoded_tokens[start] or "", flat.logprobs[start], likeliest))
     by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
     return decoded[:-1] if by_token else decoded
-
-
-def align(tokens: Sequence[Token], text: str) -> tuple[Token, ...]:
-    """Return the tokens with their parts of `text`: each up to the end of the token's own text, the last one the rest.
-
-    A token whose own text does not occur (a part of a character, or cut off by a stop text) gets an empty text.
-    """
-    aligned: list[Token] = []
-    at = 0
-    for token in tokens:
-        end = token_end(text, token.text, at)
-        aligned.append(replace(token, text=text[at : at if end is None else end]))
-        at = at if end is None else end
-    if aligned and at < len(text):
-        aligned[-1] = replace(aligned[-1], text=aligned[-1].text + text[at:])
-    return tuple(aligned)
-
-
-def token_end(text: str, token: str, at: int) -> int | None:
-    """Return the end in `text` of a token that begins at `at`, after blanks or not; None where it does not occur."""
-    if not token.strip(HALF):
-        return at
-    if token.isspace():
-        return at + len(token) if text.startswith(token, at) else None
-    start = text.find(token.strip(), at)
-    return None if start < 0 else start + len(token.strip())
 
 
 def engine_died() -> ModelError:

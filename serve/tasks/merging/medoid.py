@@ -1,27 +1,47 @@
 """Medoid: of several texts the one that is most like the others, so that the merged text is a model's own."""
 
+import functools
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 from rapidfuzz import fuzz, utils
 
+from serve.tasks.answers import letter_signs
 from serve.tasks.base import Merged, MergeRule, Reply, text_of
 from serve.tasks.merging.agreement import agreed, standing, weigh
 
 Likeness = Callable[[str, str], float]  # of two texts, 0..1
 
 COMPARED = 100_000  # letters of all texts of a merge together that are compared with each other
+_LETTER = re.compile(r"\w")
 ALIKE = 0.8  # texts this alike count as saying the same: their models support the merged one
 
 
 def similarity(a: str, b: str) -> float:
     """Return the edit similarity of sorted words, 0..1, without case and punctuation; 1 for two empty texts."""
-    x, y = utils.default_process(a), utils.default_process(b)
+    x, y = _words(a), _words(b)
     return 1.0 if x == y else fuzz.token_sort_ratio(x, y) / 100
 
 
 def in_order(a: str, b: str) -> float:
     """Return the edit similarity of the words in their own order, 0..1."""
-    return fuzz.ratio(utils.default_process(a), utils.default_process(b)) / 100
+    return fuzz.ratio(_words(a), _words(b)) / 100
+
+
+def _words(text: str) -> str:
+    """Return a text's words in lower case, without punctuation; a text without words, as a smiley, as it is."""
+    if text.isascii():
+        words: str = utils.default_process(text)
+    else:
+        words = _no_words().sub(" ", unicodedata.normalize("NFC", text).lower()).strip()
+    return words if _LETTER.search(words) else text.strip()
+
+
+@functools.cache
+def _no_words() -> re.Pattern[str]:
+    """Return what matches a character of no word. Vowels of Hindi and Thai are signs, which \\W takes for none."""
+    return re.compile(rf"[^\w{letter_signs()}]")
 
 
 def medoid(alike: Likeness = similarity) -> MergeRule:

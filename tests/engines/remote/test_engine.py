@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import logging
 import pickle
 import ssl
@@ -202,6 +203,24 @@ async def test_logprobs_are_sent_and_read() -> None:
         assert (server.bodies[0]["logprobs"], server.bodies[0]["top_logprobs"]) == (True, 3)
 
 
+@pytest.mark.parametrize("half", ["\ufffd", "\\xf0\\x9f", "bytes:\\xf0\\x9f"])
+async def test_tokens_that_are_parts_of_a_character_make_up_the_text(half: str) -> None:
+    chunks = []
+    for text, names in [("", [half]), ("😀", [half]), ("é 7", [half, half, " 7"]), (" x", [" x"])]:
+        chunk = delta(text, None, -1.0)
+        alone = [{"token": name, "logprob": -0.5, "top_logprobs": []} for name in names]
+        chunk["choices"][0]["logprobs"]["content"] = alone
+        chunks.append(event(chunk))
+    ending = [event(delta(None, "stop")), event(b"[DONE]")]
+    async with (
+        chat_server.chat_server(streams(*chunks, *ending)) as server,
+        connected(server, fields=[*FIELDS, "logprobs"]) as engine,
+    ):
+        got = await pieces(engine, prompt())
+        assert "".join(piece.text for piece in got) == "😀é 7 x"
+        assert [token.text for piece in got for token in piece.tokens] == ["", "😀", "", "", "é 7", " x"]
+
+
 @pytest.mark.parametrize(
     ("sampling", "sent"),
     [
@@ -227,6 +246,29 @@ async def test_sampling_is_sent_by_openais_names(sampling: Sampling, sent: dict[
         await pieces(engine, prompt(sampling=sampling))
         given = {name: value for name, value in server.bodies[0].items() if name not in always}
         assert given == {"temperature": 0.0} | sent
+
+
+CLOSED = {"type": "object", "properties": {"a": {}}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "strict"),
+    [
+        (CLOSED, True),
+        ({**CLOSED, "properties": {"a": CLOSED}}, True),
+        ({**CLOSED, "properties": {"a": {"type": "object"}}}, False),
+        ({**CLOSED, "required": []}, False),
+        ({"properties": {}, "$defs": {"a": CLOSED}}, False),
+    ],
+)
+async def test_schema_is_sent_as_strict_where_every_object_is_closed_and_whole(
+    schema: dict[str, Any], strict: bool
+) -> None:
+    sampling = Sampling(logprobs=False, json_schema=json.dumps(schema))
+    async with chat_server.chat_server(speaks("yes")) as server, connected(server) as engine:
+        await pieces(engine, prompt(sampling=sampling))
+        sent = server.bodies[0]["response_format"]["json_schema"]
+        assert (sent["schema"], sent["strict"]) == (schema, strict)
 
 
 @pytest.mark.parametrize(

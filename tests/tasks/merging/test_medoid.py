@@ -52,3 +52,15 @@ def test_no_other_reply_would_agree_better() -> None:
 @pytest.mark.parametrize(("a", "b"), [("A red, star!", "a red star"), ("", ""), ("a star", "star a")])
 def test_case_marks_and_the_order_of_words_are_no_difference(a: str, b: str) -> None:
     assert similarity(a, b) == 1
+
+
+@pytest.mark.parametrize(("a", "b"), [("Été!", "e\u0301te\u0301"), ("क्या?", "क्या"), ("你好。", "你好")])
+def test_marks_around_words_are_no_difference_in_any_script(a: str, b: str) -> None:
+    assert similarity(a, b) == 1
+
+
+@pytest.mark.parametrize(("a", "b"), [("लाल", "लीला"), ("की", "का"), ("สี", "สุ"), ("😀", "😡"), ("❤️", "✔️"), ("+", "-")])
+def test_vowel_signs_and_texts_without_words_are_a_difference(a: str, b: str) -> None:
+    assert similarity(a, b) < 0.9
+    merged = choose(a, b)
+    assert merged.supporters == [["a"]] and merged.agreement < 1
