@@ -66,3 +66,12 @@ def test_values_reach_the_pods(helm: Any) -> None:
         assert "runAsUser" not in group["template"]["spec"]["securityContext"]
         collector = "" if name == "head" else "http://c:4318"
         assert rendered.environment(group)["OTEL_EXPORTER_OTLP_ENDPOINT"] == collector
+
+
+def test_budgets_of_a_release_let_one_pod_go_of_as_many_as_there_are(helm: Any) -> None:
+    values = chart.profile(CHART, "multi-node")
+    values["gateways"] = {"replicas": 5, "minReplicas": 5, "maxReplicas": 5}
+    values["models"][0]["replicas"] = 3
+    budgets = rendered.of_kind(chart.templated(helm, CHART, values), "PodDisruptionBudget")
+    fewest = {budget["metadata"]["name"]: budget["spec"]["minAvailable"] for budget in budgets}
+    assert fewest == {"diptych-gateways": 4, "diptych-models": 3}

@@ -62,7 +62,7 @@ def test_overlays_have_no_fault() -> None:
 
 
 PLANTED = [
-    ("base/disruption.yaml", "maxUnavailable: 1", "maxUnavailble: 1", "'maxUnavailble' was unexpected"),
+    ("base/disruption.yaml", "minAvailable: 1", "minAvailble: 1", "'minAvailble' was unexpected"),
     ("base/rayservice.yaml", "type: NewCluster", "typ: NewCluster", "'typ' was unexpected"),
     ("base/rayservice.yaml", "replicas: 2", "replicas: two", "'two' is not of type 'integer'"),
     ("base/rayservice.yaml", "httpGet: {path: /health", "httpGet: {pth: /health", "'pth' was unexpected"),
@@ -202,8 +202,17 @@ def claimed_by_many(documents: list[rendered.Document]) -> None:
     named(documents, "PersistentVolumeClaim", "diptych-models")["spec"]["accessModes"] = ["ReadWriteMany"]
 
 
+def budget(documents: list[rendered.Document]) -> Any:
+    return named(documents, "PodDisruptionBudget", "diptych-models")["spec"]
+
+
 def selector(documents: list[rendered.Document]) -> Any:
-    return named(documents, "PodDisruptionBudget", "diptych-models")["spec"]["selector"]["matchLabels"]
+    return budget(documents)["selector"]["matchLabels"]
+
+
+def at_most_one_away(documents: list[rendered.Document]) -> None:
+    del budget(documents)["minAvailable"]
+    budget(documents)["maxUnavailable"] = 1
 
 
 OLD_PROBE = {"httpGet": {"path": "/api/local_raylet_healthz", "port": 52365}}
@@ -213,6 +222,9 @@ DAY_TWO: list[tuple[Callable[[Any], Any], str]] = [
     (lambda docs: models(docs)["spec"]["containers"][0].update(readinessProbe=OLD_PROBE), "before its models"),
     (lambda docs: models(docs)["spec"]["containers"][0].pop("readinessProbe"), "its budget holds nothing"),
     (lambda docs: selector(docs).update(x="y"), "selects no pods"),
+    (lambda docs: budget(docs).update(minAvailable=1), "minAvailable 1 of 1 pods: a drain takes one at a time with 0"),
+    (lambda docs: budget(docs).update(minAvailable="50%"), "a RayCluster has no scale"),
+    (at_most_one_away, "a RayCluster has no scale, so that no pod could be evicted"),
     (job, "Job download: a Job cannot be changed"),
     (two_pods_on_one_volume, "can be mounted on one node, and up to 2 pods want it"),
     (claimed_by_many, "the usual default class cannot do ReadWriteMany"),
