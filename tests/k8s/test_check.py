@@ -340,7 +340,13 @@ def test_models_on_spot_nodes_need_a_drain_within_the_notice(tmp_path: Path) -> 
     file = folder / "overlays" / "gpu-node" / "kustomization.yaml"
     file.write_text(re.sub(r"(components:\n(  - .*\n)+)", r"\1  - ../../components/spot\n", file.read_text()))
     spot = ray(rendered.rendered(file.parent))
-    assert "grace (25 s) must exceed Ray's drain (20 s), and that drain_s" in " ".join(kuberay(spot))
+    assert "grace (25 s) must exceed Ray's drain (20 s), and that drain_s (120 s)" in " ".join(kuberay(spot))
+    config = (file.parent / "serve.yaml").read_text()
+    gateway = config[config.index("      gateway:") :]
+    spot["spec"]["serveConfigV2"] = config.replace(gateway, "").replace("drain_s: 120", "drain_s: 15") + gateway
+    assert not list(kuberay(spot))
+    cluster(spot)["workerGroupSpecs"][0]["template"]["spec"]["terminationGracePeriodSeconds"] = 25
+    assert "gateways: grace (25 s)" in " ".join(kuberay(spot))
 
 
 def test_probe_of_models_fails_while_a_process_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
