@@ -90,12 +90,23 @@ def test_values_reach_the_pods(helm: Any) -> None:
         assert rendered.environment(group)["OTEL_EXPORTER_OTLP_ENDPOINT"] == collector
 
 
-def test_budgets_of_a_release_let_one_pod_go_of_as_many_as_there_are(helm: Any) -> None:
-    values = chart.profile(CHART, "multi-node")
+@pytest.mark.parametrize(
+    ("profile", "autoscaler", "fewest"),
+    [
+        ("multi-node", True, {"diptych-gateways": 2, "diptych-models": 1}),
+        ("multi-node", False, {"diptych-gateways": 2, "diptych-models": 3}),
+        ("incremental-upgrade", True, {"diptych-gateways": 3}),
+    ],
+)
+def test_budgets_of_a_release_let_one_pod_go_of_those_that_are_always_there(
+    profile: str, autoscaler: bool, fewest: dict[str, int], helm: Any
+) -> None:
+    values = {**chart.profile(CHART, profile), "autoscaler": autoscaler}
     values["models"][0]["replicas"] = 3
-    budgets = rendered.of_kind(chart.templated(helm, CHART, values), "PodDisruptionBudget")
-    fewest = {budget["metadata"]["name"]: budget["spec"]["minAvailable"] for budget in budgets}
-    assert fewest == {"diptych-gateways": 2, "diptych-models": 3}
+    documents = chart.templated(helm, CHART, values)
+    budgets = rendered.of_kind(documents, "PodDisruptionBudget")
+    assert {budget["metadata"]["name"]: budget["spec"]["minAvailable"] for budget in budgets} == fewest
+    assert not list(operations(documents))
 
 
 def test_gateways_of_a_config_and_pods_of_the_same_number_are_a_release(helm: Any) -> None:
