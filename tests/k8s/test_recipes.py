@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deployments import doctor
 from k8s.checks import rendered
 from k8s.checks.kuberay import kuberay
 from serve import cli
@@ -42,6 +43,14 @@ def test_patch_for_adapters_gives_gateways_and_models_one_volume(tmp_path: Path)
         for name, group in rendered.groups(service)
     }
     assert claims["gateways"]["cache"] == claims["models"]["cache"] == "diptych-models"
+
+
+@pytest.mark.parametrize("readme", ["k8s/README.md", "deployments/README.md"])
+def test_cards_that_a_readme_asks_for_are_those_that_doctor_accepts(readme: str) -> None:
+    text = (ROOT / readme).read_text()
+    assert re.findall(r"driver (?:of )?(\d+) or newer.*?compute capability ([\d.]+) or newer", text) == [
+        (str(doctor.DRIVER), ".".join(map(str, doctor.CAPABILITY)))
+    ]
 
 
 def written(line: str) -> Any:
