@@ -604,6 +604,20 @@ class Args(BaseModel):
         """Return the entries of models with an engine of their own, by name."""
         return {entry.name: entry for entry in self.models if isinstance(entry, EngineArgs)}
 
+    def with_checkpoint(self) -> list[str]:
+        """Return the names of models that need a checkpoint's files: none that is simulated, a reader of text, or on
+        another server."""
+        engines = {
+            name
+            for name, entry in self.engines().items()
+            if entry.simulate is None and self.models_by_name[name].engine == "vllm"
+        }
+        return [
+            entry.name
+            for entry in self.models
+            if (entry.base if isinstance(entry, LoraArgs) else entry.name) in engines
+        ]
+
     def application(self, name: str) -> str:
         """Return the name of the Serve application that holds a model's engine: its own, or its group's."""
         group = self.engines()[name].group

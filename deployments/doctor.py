@@ -202,7 +202,9 @@ def _gpu(device: Gpu, wanted: bool) -> Finding:
 def _hub(args: Args) -> Iterator[Finding]:
     """Ask the hub only about what is not on this machine yet."""
     absent = {
-        name: model for name, model in args.models_by_name.items() if name in _real(args) and not _is_whole(args, name)
+        name: model
+        for name, model in args.models_by_name.items()
+        if name in args.with_checkpoint() and not _is_whole(args, name)
     }
     absent = {
         name: model
@@ -240,7 +242,7 @@ def _access(name: str, model: Model) -> Finding:
 
 def _checkpoints(args: Args) -> Iterator[Finding]:
     for name, model in args.models_by_name.items():
-        if name in _real(args):
+        if name in args.with_checkpoint():
             yield _checkpoint(args, name, model)
 
 
@@ -289,7 +291,7 @@ def _refuse(args: Args, name: str, model: Model, folder: Path) -> None:
 
 
 def _loras(args: Args) -> Iterator[Finding]:
-    for name in _real(args):
+    for name in args.with_checkpoint():
         entry = _entry(args, name)
         if not isinstance(entry, LoraArgs) or not _is_whole(args, name):
             continue
@@ -317,7 +319,7 @@ def _disk(args: Args) -> Iterator[Finding]:
     coming = [
         model
         for name, model in args.models_by_name.items()
-        if name in _real(args) and not _is_whole(args, name) and model.adapter is None
+        if name in args.with_checkpoint() and not _is_whole(args, name) and model.adapter is None
         if not object_store.is_uri(model.checkpoint.hub)  # whose weights never lie on the disk
     ]
     wanted = ROOM_GB + sum(2 * (model.card.parameters or 0) for model in coming) / GB
@@ -380,14 +382,6 @@ def _engines(args: Args) -> dict[str, EngineArgs]:
         for name, entry in args.engines().items()
         if entry.simulate is None and args.models_by_name[name].engine == "vllm"
     }
-
-
-def _real(args: Args) -> list[str]:
-    """Return the models that have files: those without a simulated engine."""
-    engines = _engines(args)
-    return [
-        entry.name for entry in args.models if (entry.base if isinstance(entry, LoraArgs) else entry.name) in engines
-    ]
 
 
 def _entry(args: Args, name: str) -> EngineArgs | LoraArgs:

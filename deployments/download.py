@@ -1,4 +1,4 @@
-"""Downloads every checkpoint of a Serve config: `python -m deployments.download --config FILE`."""
+"""Downloads every checkpoint that a Serve config needs: `python -m deployments.download --config FILE`."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from serve.errors import ModelError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Download all checkpoints. Return 0, or 1 where some are missing, with a sentence about each on stderr."""
+    """Download all that models need. Return 0, or 1 where some are missing, with a sentence about each on stderr."""
     parser = argparse.ArgumentParser("deployments.download", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     try:
@@ -23,10 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     loras = {entry.name for entry in args.models if isinstance(entry, LoraArgs)}
     missing = 0
-    for name, model in args.models_by_name.items():
-        if model.card.remote:
-            continue
-        checkpoint = model.checkpoint
+    for name in args.with_checkpoint():
+        checkpoint = args.models_by_name[name].checkpoint
         try:
             folder = locate(
                 checkpoint.hub,

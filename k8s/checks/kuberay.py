@@ -119,8 +119,13 @@ def _times(service: Document) -> Iterator[str]:
         args = parse_config(service["spec"]["serveConfigV2"], "serveConfigV2").args
     except ConfigError:
         return  # `serve_config` has the reason
-    slowest = max([args.gateway.drain_s + args.gateway.leave_s, *(model.drain_s for model in args.engines().values())])
+    longest = {
+        "gateway": args.gateway.drain_s + args.gateway.leave_s,
+        "models": max((model.drain_s for model in args.engines().values()), default=0.0),
+    }
     for name, group in groups(service):
+        component = group["template"]["metadata"]["labels"].get("app.kubernetes.io/component")
+        slowest = longest.get(component, max(longest.values()))
         grace = group["template"]["spec"].get("terminationGracePeriodSeconds", 30)
         drain = float(environment(group).get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S") or 30)
         if name != "head" and not slowest < drain < grace:

@@ -78,13 +78,34 @@ def _claims(name: str, group: Document, service: Document, documents: list[Docum
                 yield f"{name}: {claim} can be mounted on one node, and up to {mounting} pods want it"
 
 
+def _fewest(service: Document, group: Document) -> int:
+    """Return how many pods of a group are always there; in an incremental upgrade, of both clusters together."""
+    spec = service["spec"]
+    incremental = spec.get("upgradeStrategy", {}).get("type") == "NewClusterWithIncrementalUpgrade"
+    scaled = spec["rayClusterConfig"].get("enableInTreeAutoscaling", False) and not incremental
+    return int(group.get("minReplicas" if scaled else "replicas", 1))
+
+
 def _budget(budget: Document, documents: list[Document]) -> Iterator[str]:
-    """Find a budget that holds nothing: of no pods, or of pods whose readiness is not their own."""
+    """Find a budget that holds nothing: of no pods, or of pods whose readiness is not their own; one that lets no pod
+    go, as any but an integer minAvailable does where a RayCluster owns the pods; and one that lets more than one go.
+    """
     wanted: dict[str, Any] = budget["spec"]["selector"]["matchLabels"]
+    name, fewest = budget["metadata"]["name"], budget["spec"].get("minAvailable")
+    chosen_groups = [
+        (service, group)
+        for service in of_kind(documents, "RayService")
+        for _, group in groups(service)
+        if wanted.items() <= group["template"]["metadata"]["labels"].items()
+    ]
+    number = sum(_fewest(service, group) for service, group in chosen_groups)
+    if chosen_groups and not isinstance(fewest, int):
+        yield f"{name}: a RayCluster has no scale, so that no pod could be evicted: minAvailable, as an integer"
+    elif chosen_groups and fewest != max(number - 1, 0):
+        yield f"{name}: minAvailable {fewest} of {number} pods: a drain takes one at a time with {max(number - 1, 0)}"
     chosen = [pod for pod in pods(documents) if wanted.items() <= pod["metadata"].get("labels", {}).items()]
     if not chosen:
-        yield f"{budget['metadata']['name']} selects no pods"
+        yield f"{name} selects no pods"
     for pod in chosen:
         if "readinessProbe" not in pod["spec"]["containers"][0]:
-            name = pod["metadata"]["name"]
-            yield f"{budget['metadata']['name']}: {name} has no readiness probe of its own: its budget holds nothing"
+            yield f"{name}: {pod['metadata']['name']} has no readiness probe of its own: its budget holds nothing"

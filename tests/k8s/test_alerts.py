@@ -10,6 +10,7 @@ from prometheus_client import generate_latest
 
 from k8s.checks import rules
 from serve.api.metrics import Metrics
+from serve.api.request_limits import QUIET
 
 FOLDER = Path(__file__).parents[2] / "k8s" / "components" / "monitoring"
 
@@ -48,6 +49,13 @@ def test_objective_for_first_words_is_a_bucket_of_its_histogram() -> None:
     (bound,) = set(re.findall(r"first_word_seconds_bucket\{le=~\"([^\"]+)\"", str(dict(rules.recorded(alerts())))))
     buckets = re.findall(r'first_word_seconds_bucket\{le="([^"]+)"', generate_latest(metrics.registry).decode())
     assert [bucket for bucket in buckets if re.fullmatch(bound, bucket)] == ["5.0"]
+
+
+def test_probes_count_in_no_rule_about_requests() -> None:
+    text = (FOLDER / "alerts.yaml").read_text()
+    selected = re.findall(r"diptych_requests_total(.*?)\[", text)
+    routes = [re.match(r'\{route!~"([^"]+)"', selector) for selector in selected]
+    assert routes and all(route is not None and set(route[1].split("|")) == QUIET for route in routes), selected
 
 
 @pytest.mark.slow

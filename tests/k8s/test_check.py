@@ -62,7 +62,7 @@ def test_overlays_have_no_fault() -> None:
 
 
 PLANTED = [
-    ("base/disruption.yaml", "maxUnavailable: 1", "maxUnavailble: 1", "'maxUnavailble' was unexpected"),
+    ("base/disruption.yaml", "minAvailable: 1", "minAvailble: 1", "'minAvailble' was unexpected"),
     ("base/rayservice.yaml", "type: NewCluster", "typ: NewCluster", "'typ' was unexpected"),
     ("base/rayservice.yaml", "replicas: 2", "replicas: two", "'two' is not of type 'integer'"),
     ("base/rayservice.yaml", "httpGet: {path: /health", "httpGet: {pth: /health", "'pth' was unexpected"),
@@ -202,8 +202,17 @@ def claimed_by_many(documents: list[rendered.Document]) -> None:
     named(documents, "PersistentVolumeClaim", "diptych-models")["spec"]["accessModes"] = ["ReadWriteMany"]
 
 
+def budget(documents: list[rendered.Document]) -> Any:
+    return named(documents, "PodDisruptionBudget", "diptych-models")["spec"]
+
+
 def selector(documents: list[rendered.Document]) -> Any:
-    return named(documents, "PodDisruptionBudget", "diptych-models")["spec"]["selector"]["matchLabels"]
+    return budget(documents)["selector"]["matchLabels"]
+
+
+def at_most_one_away(documents: list[rendered.Document]) -> None:
+    del budget(documents)["minAvailable"]
+    budget(documents)["maxUnavailable"] = 1
 
 
 OLD_PROBE = {"httpGet": {"path": "/api/local_raylet_healthz", "port": 52365}}
@@ -213,6 +222,9 @@ DAY_TWO: list[tuple[Callable[[Any], Any], str]] = [
     (lambda docs: models(docs)["spec"]["containers"][0].update(readinessProbe=OLD_PROBE), "before its models"),
     (lambda docs: models(docs)["spec"]["containers"][0].pop("readinessProbe"), "its budget holds nothing"),
     (lambda docs: selector(docs).update(x="y"), "selects no pods"),
+    (lambda docs: budget(docs).update(minAvailable=1), "minAvailable 1 of 1 pods: a drain takes one at a time with 0"),
+    (lambda docs: budget(docs).update(minAvailable="50%"), "a RayCluster has no scale"),
+    (at_most_one_away, "a RayCluster has no scale, so that no pod could be evicted"),
     (job, "Job download: a Job cannot be changed"),
     (two_pods_on_one_volume, "can be mounted on one node, and up to 2 pods want it"),
     (claimed_by_many, "the usual default class cannot do ReadWriteMany"),
@@ -314,11 +326,8 @@ def test_component_beside_an_overlay_leaves_no_fault(component: str, tmp_path: P
     assert not [*operations(documents), *schemas.core(documents + rendered.pods(documents))]
     if component == "openshift":
         ids = {"runAsUser", "runAsGroup", "fsGroup"}
-        assert not [
-            name
-            for name, group in rendered.groups(ray(documents))
-            if ids & group["template"]["spec"]["securityContext"].keys()
-        ]
+        pods = rendered.pods(documents)
+        assert [pod["metadata"]["name"] for pod in pods if ids & pod["spec"]["securityContext"].keys()] == []
 
 
 @needs_kubectl
@@ -328,7 +337,13 @@ def test_models_on_spot_nodes_need_a_drain_within_the_notice(tmp_path: Path) -> 
     file = folder / "overlays" / "gpu-node" / "kustomization.yaml"
     file.write_text(re.sub(r"(components:\n(  - .*\n)+)", r"\1  - ../../components/spot\n", file.read_text()))
     spot = ray(rendered.rendered(file.parent))
-    assert "grace (25 s) must exceed Ray's drain (20 s), and that drain_s" in " ".join(kuberay(spot))
+    assert "grace (25 s) must exceed Ray's drain (20 s), and that drain_s (120 s)" in " ".join(kuberay(spot))
+    config = (file.parent / "serve.yaml").read_text()
+    gateway = config[config.index("      gateway:") :]
+    spot["spec"]["serveConfigV2"] = config.replace(gateway, "").replace("drain_s: 120", "drain_s: 15") + gateway
+    assert not list(kuberay(spot))
+    cluster(spot)["workerGroupSpecs"][0]["template"]["spec"]["terminationGracePeriodSeconds"] = 25
+    assert "gateways: grace (25 s)" in " ".join(kuberay(spot))
 
 
 def test_probe_of_models_fails_while_a_process_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
