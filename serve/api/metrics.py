@@ -3,6 +3,7 @@
 A key's name is the operator's, from the keys file; the key itself is nowhere here.
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
@@ -62,7 +63,7 @@ class Metrics:
         )
         self.fan_outs = self._counter(
             "fan_outs",
-            "Fan-outs by outcome: all models ok, some, none, or the client left.",
+            "Fan-outs by outcome: all models ok, some, no merged answer, or the client left.",
             "task",
             "outcome",
         )
@@ -184,13 +185,16 @@ class Metrics:
             self.key_pictures.labels(account.key).inc()
 
     @contextlib.contextmanager
-    def fan_out(self, task: str) -> Iterator["FanOutMetrics"]:
-        """Yield the counter of a fan-out's events, and count the outcome at the end of the block."""
-        fan_out = FanOutMetrics(self, task)
+    def fan_out(self, task: str, models: int) -> Iterator["FanOutMetrics"]:
+        """Yield the counter of the events of a fan-out to so many models, and count the outcome at the block's end."""
+        fan_out, left = FanOutMetrics(self, task, models), False
         try:
             yield fan_out
+        except (asyncio.CancelledError, GeneratorExit):
+            left = True
+            raise
         finally:
-            fan_out.end()
+            fan_out.end(left)
 
     def update(self, statuses: Sequence[Status]) -> None:
         """Set the gauges: to these states of models, and to the present values of what is watched."""
@@ -222,10 +226,11 @@ class Metrics:
 class FanOutMetrics:
     """Counts the events and the outcome of a fan-out, and the tokens of columns that were cut."""
 
-    def __init__(self, metrics: Metrics, task: str) -> None:
+    def __init__(self, metrics: Metrics, task: str, models: int) -> None:
         self._metrics = metrics
         self._task = task
-        self._good = self._bad = 0
+        self._models = models
+        self._bad = 0
         self._last = time.monotonic()
         self._merged = False
         self._unended: dict[str, Delta] = {}
@@ -241,8 +246,7 @@ class FanOutMetrics:
             self._unended.pop(event.model, None)
             if (contents := current_account().contents) is not None:
                 contents.add_reply(event.model, event.text)
-            good = event.status == "ok"
-            self._good, self._bad, self._last = self._good + good, self._bad + (not good), time.monotonic()
+            self._bad, self._last = self._bad + (event.status != "ok"), time.monotonic()
             self._metrics.reply(
                 event.model,
                 self._task,
@@ -258,15 +262,13 @@ class FanOutMetrics:
             self._metrics.merge_seconds.labels(self._task).observe(time.monotonic() - self._last)
             self._metrics.agreement.labels(self._task).observe(event.agreement)
 
-    def end(self) -> None:
-        """Count the outcome ("left": a model answered, but there was no merge), and tokens of columns that were cut."""
+    def end(self, left: bool) -> None:
+        """Count the outcome, and tokens of columns that were cut. left: the client did, maybe before any reply."""
         for model, delta in self._unended.items():
             self._metrics.count_tokens(model, delta.usage())
-        if not self._good and not self._bad:
-            return  # refused before a model was called
         merged = "partial" if self._bad else "whole"
-        outcome = merged if self._merged else "left" if self._good else "failed"
+        outcome = merged if self._merged else "left" if left else "failed"
         self._metrics.fan_outs.labels(self._task, outcome).inc()
-        self._metrics.widths.labels(self._task).observe(self._good + self._bad)
+        self._metrics.widths.labels(self._task).observe(self._models)
         if key := current_account().key:
-            self._metrics.key_widths.labels(key).observe(self._good + self._bad)
+            self._metrics.key_widths.labels(key).observe(self._models)
