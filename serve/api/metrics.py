@@ -15,6 +15,7 @@ from serve.accounting import current_account
 from serve.api.loop_lag import LoopLag
 from serve.api.request_log import RequestLog
 from serve.engines.base import State
+from serve.errors import Overloaded
 from serve.media.budget import Budget
 from serve.router.route import Status
 from serve.tasks.base import Delta, Event, Merged, Reply, Usage
@@ -44,7 +45,11 @@ class Metrics:
         self.replies = self._counter("replies", "Replies of models.", "model", "task", "status")
         self.errors = self._counter("reply_errors", "Failed replies of models, by error code.", "model", "code")
         self.reply_seconds = self._times(
-            "reply_seconds", "Time from calling a model to its last token.", WHOLE, "model", "task"
+            "reply_seconds",
+            "Time from calling a model to its last token, without replies that were refused for lack of room.",
+            WHOLE,
+            "model",
+            "task",
         )
         self.first_word_seconds = self._times(
             "first_word_seconds", "Time from calling a model to its first token.", FIRST, "model", "task"
@@ -158,7 +163,8 @@ class Metrics:
     ) -> None:
         """Count a model's reply. code: of its error. first_s: seconds to its first token. energy_j: joules."""
         self.replies.labels(model, task, status).inc()
-        self.reply_seconds.labels(model, task).observe(seconds)
+        if code != Overloaded.code:  # a refusal takes no time: under a flood the quantiles would be those of refusals
+            self.reply_seconds.labels(model, task).observe(seconds)
         if code is not None:
             self.errors.labels(model, code).inc()
         if first_s is not None:
