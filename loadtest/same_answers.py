@@ -81,8 +81,12 @@ async def _ask(server: Server, items: Sequence[Item]) -> Answers:
     async def client(http: aiohttp.ClientSession) -> None:
         for item in waiting:
             request = json.dumps({**item.fields, "image": data_url(item.load())})
-            async with http.post(f"{server.url}/v1/tasks/{item.task}", data=request) as response:
-                body = await response.json()
+            try:
+                async with http.post(f"{server.url}/v1/tasks/{item.task}", data=request) as response:
+                    body = await response.json()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                why = str(error) or type(error).__name__
+                raise NotAnswering(f"{item.name}: {why}; the server's log: {server.log}") from error
             if response.status != 200:
                 raise NotAnswering(f"{item.name}: {body}")
             merged = body.get("merged") or {}
