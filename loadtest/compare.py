@@ -16,6 +16,7 @@ from typing import Any
 import uvloop
 
 from loadtest import curves, tables
+from loadtest.arguments import checkout, positive, several, whole, word
 from loadtest.measurement import Case, Measurement, measure
 from loadtest.servers import KINDS, MODEL, NotAnswering, Server, ServerKind, only, running
 
@@ -24,26 +25,32 @@ COUNTS = {1: 40, 8: 160, 32: 320, 128: 512}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sides", default="A,B,C,D,E")
-    parser.add_argument("--previous", default="", help="another checkout, measured as side P beside this one")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clients", default="1,8,32,128", help="closed loop: how many wait for an answer at any time")
-    parser.add_argument("--rates", default="20,40", help="open loop: requests a second, answered or not")
-    parser.add_argument("--long", type=int, default=96, help="requests of 128 tokens in a block; 0: none")
-    parser.add_argument("--large", type=int, default=24, help="requests with 12 megapixels in a block; 0: none")
-    parser.add_argument("--repeat", type=int, default=0, help="this many pictures in turn; 0: each request its own")
+    parser.add_argument("--sides", type=several(word(*KINDS)), default="A,B,C,D,E")
+    parser.add_argument("--previous", type=checkout, help="another checkout, measured as side P beside this one")
+    parser.add_argument("--rounds", type=whole(1), default=3)
+    clients, rates = several(whole(1), none=True), several(positive, none=True)
+    parser.add_argument(
+        "--clients", type=clients, default="1,8,32,128", help="closed loop: how many wait for an answer at any time"
+    )
+    parser.add_argument("--rates", type=rates, default="20,40", help="open loop: requests a second, answered or not")
+    parser.add_argument("--long", type=whole(0), default=96, help="requests of 128 tokens in a block; 0: none")
+    parser.add_argument("--large", type=whole(0), default=24, help="requests with 12 megapixels in a block; 0: none")
+    parser.add_argument(
+        "--repeat", type=whole(0), default=0, help="this many pictures in turn; 0: each request its own"
+    )
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     """Measure every case on every server, in rounds. Met: every target that could be checked."""
-    previous = Path(options.previous).absolute() if options.previous else KINDS["P"].checkout
-    kinds = KINDS | {"P": replace(KINDS["P"], checkout=previous)}
+    kinds = KINDS | {"P": replace(KINDS["P"], checkout=options.previous or KINDS["P"].checkout)}
     chosen = []
-    for kind in (kinds[key] for key in options.sides.split(",") if key):
+    for kind in (kinds[key] for key in options.sides):
         if missing := kind.missing():
             print(f"{kind.key} ({kind.name}) is left out: {missing}.", flush=True)
         else:
             chosen.append(kind)
+    if not chosen or not list(_cases(options)):
+        raise NotAnswering("nothing is left to measure: no side can run here, or there is no load")
     results: list[Measurement] = []
     ended = ""
     try:
@@ -70,10 +77,10 @@ def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
 
 def _cases(options: argparse.Namespace) -> Iterator[Case]:
     for stream in (False, True):
-        for clients in map(int, filter(None, options.clients.split(","))):
+        for clients in options.clients:
             yield Case("closed", clients, stream, 16, "1x", COUNTS.get(clients, 8 * clients), options.repeat)
-        for rate in map(float, filter(None, options.rates.split(","))):
-            yield Case("open", rate, stream, 16, "1x", int(rate * 6), options.repeat)
+        for rate in options.rates:
+            yield Case("open", rate, stream, 16, "1x", max(1, int(rate * 6)), options.repeat)
         if options.long:
             yield Case("closed", 32, stream, 128, "1x", options.long, options.repeat)
         if options.large:

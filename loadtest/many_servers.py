@@ -23,9 +23,10 @@ from typing import Any
 import aiohttp
 import uvloop
 
+from loadtest.arguments import checkout, several, whole, word
 from loadtest.client import Client, Result, read_chunk, session
 from loadtest.ledger import percentile
-from loadtest.pictures import data_url, pictures
+from loadtest.pictures import SIDES, data_url, pictures
 from loadtest.processes import processor
 from loadtest.servers import START_S, NotAnswering, Server, diptych, fetch, only, running, vllm
 from loadtest.tables import columns, spread
@@ -85,12 +86,12 @@ class Block:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", default="2,4", help="numbers of models")
-    parser.add_argument("--clients", default="1,4,16,64")
-    parser.add_argument("--sizes", default="1x,2mp,12mp")
-    parser.add_argument("--doors", default="task,chat")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--previous", default="", help="another checkout, measured as side P")
+    parser.add_argument("--models", type=several(whole(1, len(TOYS))), default="2,4", help="numbers of models")
+    parser.add_argument("--clients", type=several(whole(1)), default="1,4,16,64")
+    parser.add_argument("--sizes", type=several(word(*SIDES)), default="1x,2mp,12mp")
+    parser.add_argument("--doors", type=several(word("task", "chat")), default="task,chat")
+    parser.add_argument("--rounds", type=whole(1), default=3)
+    parser.add_argument("--previous", type=checkout, help="another checkout, measured as side P")
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
@@ -98,7 +99,7 @@ def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     blocks: list[Block] = []
     ended = ""
     try:
-        for width in map(int, filter(None, options.models.split(","))):
+        for width in options.models:
             with _sides(TOYS[:width], options.previous) as sides:
                 servers = [server for group in sides.values() for server in group]
                 for at in range(options.rounds):
@@ -118,19 +119,19 @@ def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
 
 
 def _cases(width: int, options: argparse.Namespace) -> Iterator[Case]:
-    clients = [int(number) for number in options.clients.split(",") if number]
-    for door, size, stream in itertools.product(options.doors.split(","), options.sizes.split(","), (False, True)):
+    clients = options.clients
+    for door, size, stream in itertools.product(options.doors, options.sizes, (False, True)):
         for number in clients if (door, size) == ("task", "1x") else clients[1:2] or clients:
             yield Case(width, stream, size, number, door)
 
 
 @contextlib.contextmanager
-def _sides(toys: Sequence[str], previous: str) -> Iterator[dict[str, list[Server]]]:
+def _sides(toys: Sequence[str], previous: Path | None) -> Iterator[dict[str, list[Server]]]:
     """Start the servers of all sides, one after the other."""
     own = diptych("B", "Diptych", [{"name": name} for name in toys])
     kinds = {"A": [vllm("A", name) for name in toys], "B": [own]}
     if previous:
-        kinds["P"] = [replace(own, key="P", checkout=Path(previous).absolute())]
+        kinds["P"] = [replace(own, key="P", checkout=previous)]
     with contextlib.ExitStack() as stack:
         sides: dict[str, list[Server]] = {}
         for side, group in kinds.items():

@@ -22,6 +22,7 @@ import aiohttp
 import numpy as np
 import uvloop
 
+from loadtest.arguments import positive
 from loadtest.chaos_server import MODELS, TIMEOUT_S, ChaosServer, chaos_server, record
 from loadtest.client import arrivals, session
 from loadtest.ledger import Entry
@@ -49,8 +50,8 @@ class Sample:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--rate", type=float, default=RATE, help="requests a second")
+    parser.add_argument("--minutes", type=positive, default=30.0)
+    parser.add_argument("--rate", type=positive, default=RATE, help="requests a second")
     parser.set_defaults(out="build/soak")
 
 
