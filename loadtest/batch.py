@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loadtest.arguments import whole
 from loadtest.pictures import scenes
 from loadtest.servers import NotAnswering, diptych, running
 from serve.client.storage.names import NameSet
@@ -29,9 +30,9 @@ Json = dict[str, Any]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scenes", type=int, default=2000)
+    parser.add_argument("--scenes", type=whole(100), default=2000)
     parser.add_argument("--task", default="caption", help="one that needs no text")
-    parser.add_argument("--concurrency", type=int, default=32, help="of diptych run")
+    parser.add_argument("--concurrency", type=whole(1), default=32, help="of diptych run")
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:

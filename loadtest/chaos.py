@@ -12,6 +12,7 @@ import uvloop
 
 from loadtest.chaos_server import ChaosServer, chaos_server
 from loadtest.faults import ELSEWHERE, FAULTS, Row
+from loadtest.servers import NotAnswering
 from serve.api.loop_lag import freeze_heap
 
 
@@ -21,8 +22,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
-    """Do every fault. Met: every line held."""
-    only = set(filter(None, options.only.split(",")))
+    """Do every fault. Met: every line held. Raises NotAnswering where --only names one that is not in the run."""
+    only = set(filter(None, map(str.strip, options.only.split(","))))
+    if unknown := only - {number for name in FAULTS for number in name.split(", ")}:
+        raise NotAnswering(f"--only: {', '.join(sorted(unknown))} is not in the run; these are: {', '.join(FAULTS)}")
     wanted = [name for name in FAULTS if not only or only & set(name.split(", "))]
     with chaos_server() as server:
         freeze_heap()  # or the clients' own collections would count as the server's time

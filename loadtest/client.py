@@ -46,8 +46,8 @@ def read_chunk(event: dict[str, Any], result: Result) -> bool:
 class Client:
     """POSTs bodies to one URL over connections that stay open.
 
-    read: fills in a result from a whole reply's body; raises ValueError or LookupError where the body is wrong. event:
-    the same from an event of a stream; returns whether the event has text.
+    read: fills in a result from a whole reply's body; may raise what Python does where the body has another form.
+    event: the same from an event of a stream; returns whether the event has text.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Client:
                     await read_stream(reply.content.iter_any(), result, began, self._event)
                 else:
                     self._read(await reply.read(), result)
-        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError) as error:
-            result.error = f"{type(error).__name__}: {error}"
+        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError, AttributeError) as error:
+            result.error = f"{type(error).__name__}: {error}"  # the last four: of an answer in another form
         result.seconds = time.perf_counter() - began
         if not stream:
             result.first = result.seconds

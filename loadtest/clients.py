@@ -289,7 +289,10 @@ def main() -> int:
     given = parser.parse_args()
     server = Server(given.url, given.key, given.model, given.fan_out, given.tools, given.tokenizer)
     chosen = given.only.split(",") if given.only else list(CLIENTS)
+    if unknown := set(chosen) - CLIENTS.keys():
+        parser.error(f"--only: there is no client {', '.join(sorted(unknown))}; these are: {', '.join(CLIENTS)}")
     failed: list[str] = []
+    ran = 0
     for name in chosen:
         package, steps = CLIENTS[name]
         try:
@@ -302,12 +305,17 @@ def main() -> int:
         row = f"| {name} {version} |"
 
         def run(step: str, work: Callable[..., Any], *arguments: Any, row: str = row) -> None:
+            nonlocal ran
+            ran += 1
             began = time.monotonic()
             why = _failure(work, *arguments)
             failed.extend([step] if why else [])
             print(f"{row} {step} | {why or 'ok'} | {time.monotonic() - began:.1f} s |", flush=True)
 
         steps(server, run)
+    if not ran:
+        print("clients: none of them is installed in this environment, so nothing was tried.", file=sys.stderr)
+        return 2
     return 1 if failed else 0
 
 

@@ -11,7 +11,7 @@ from loadtest.measurement import Measurement
 from loadtest.servers import KINDS
 from loadtest.tables import Value, is_plain
 
-COLOURS = {"A": "#666666", "B": "#c2410c", "C": "#1d4ed8", "D": "#15803d", "P": "#7c3aed"}
+COLOURS = {"A": "#666666", "B": "#c2410c", "C": "#1d4ed8", "D": "#15803d", "E": "#0e7490", "P": "#7c3aed"}
 
 
 def draw(results: Sequence[Measurement], file: Path) -> None:
@@ -45,6 +45,7 @@ def draw(results: Sequence[Measurement], file: Path) -> None:
         axis.set_ylim(bottom=0)
         axis.set_xlabel("clients, each sending its next request when the last one is answered")
         axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=8)
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8)
     figure.savefig(file)
     plt.close(figure)

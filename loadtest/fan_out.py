@@ -15,6 +15,7 @@ from typing import Any
 
 import uvloop
 
+from loadtest.arguments import several, whole
 from loadtest.client import Client, Result
 from loadtest.ledger import percentile
 from loadtest.pictures import data_url, pictures
@@ -46,13 +47,13 @@ class Point:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", default="1,2,4,8,16")
+    parser.add_argument("--models", type=several(whole(1)), default="1,2,4,8,16")
     parser.add_argument("--stream", action="store_true", help="streamed replies")
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     """Met: at half load the median adds at most 5 ms, the slowest hundredth 20, and nothing fails."""
-    widths = [int(width) for width in options.models.split(",")]
+    widths = options.models
     names = _names(max(widths))
     kind = diptych("F", f"Diptych with {len(names)} simulated models", [simulated(name, SPEED) for name in names])
     with running(kind) as server:

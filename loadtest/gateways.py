@@ -26,6 +26,7 @@ from deployments.args import ModelArgs
 from deployments.routing.pool import Pool
 from deployments.routing.replica_route import Quarantine, ReplicaRoute
 from deployments.routing.replicas import Address, Replicas
+from loadtest.arguments import positive, several, whole
 from loadtest.ledger import percentile
 from loadtest.processes import processor
 from serve.api.loop_lag import LoopLag
@@ -70,16 +71,17 @@ class Row:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sizes", default="1x1,1x10,1x100,4x100,4x400", help="gateways x replicas")
-    parser.add_argument("--rate", type=float, default=80, help="requests a second, of all gateways together")
-    parser.add_argument("--seconds", type=float, default=8, help="of each measurement")
+    sizes = "1x1,1x10,1x100,4x100,4x400"
+    parser.add_argument("--sizes", type=several(_size), default=sizes, help="gateways x replicas")
+    parser.add_argument("--rate", type=positive, default=80, help="requests a second, of all gateways together")
+    parser.add_argument("--seconds", type=positive, default=8, help="of each measurement")
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     """Met: with 100 replicas no gateway takes MOST_SHARE of a processor for them or stands still for MOST_LAG_S."""
     rows = []
     print(HEAD)
-    for gateways, replicas in (map(int, size.split("x")) for size in options.sizes.split(",")):
+    for gateways, replicas in options.sizes:
         rows.append(_measure(gateways, replicas, options.rate, options.seconds))
         print(_line(rows[-1]), flush=True)
     large = [row for row in rows if row.replicas <= 100]
@@ -90,6 +92,11 @@ def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     print(f"idle <= {MOST_SHARE:.0%} of a processor, lag <= {1000 * MOST_LAG_S:.0f} ms: {'met' if met else 'MISSED'}")
     print(processor())
     return "gateways", {"processor": processor(), "rows": [asdict(row) for row in rows]}, met
+
+
+def _size(text: str) -> tuple[int, int]:
+    gateways, _, replicas = text.partition("x")
+    return whole(1)(gateways), whole(1)(replicas)
 
 
 def _line(row: Row) -> str:

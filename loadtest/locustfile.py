@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from gevent import GreenletExit
 from locust import FastHttpUser, LoadTestShape, constant, constant_throughput, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.contrib.fasthttp import FAILURE_EXCEPTIONS
 from locust.env import Environment
+from locust.exception import CatchResponseError
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest import options, report
@@ -49,7 +51,13 @@ class Visitor(FastHttpUser):
     @task
     def visit(self) -> None:
         stream = random.random() < self.environment.parsed_options.streamed
-        self.send(self.ask(stream), stream)
+        ask, began = self.ask(stream), time.perf_counter()
+        try:
+            self.send(ask, stream)
+        except GreenletExit:
+            if self.environment.stop_timeout:  # else users are ended wherever they are, and nothing is wrong
+                self.log_unanswered(ask, stream, 1000 * (time.perf_counter() - began))
+            raise
 
     def ask(self, stream: bool) -> Ask:
         kinds = {"chat": self.asks.chat, "task": self.asks.task, "fan-out": self.asks.fan_out}
@@ -87,6 +95,17 @@ class Visitor(FastHttpUser):
             if faults := reader.faults():
                 reply.failure("; ".join(faults))
         self.log_parts(ask.door, stream, reader)
+
+    def log_unanswered(self, ask: Ask, stream: bool, waited_ms: float) -> None:
+        """Log a request as failed that had no whole answer when its user was ended, --stop-timeout after the run."""
+        self.environment.events.request.fire(
+            request_type="STREAM" if stream else "WHOLE",
+            name=ask.name,
+            response_time=waited_ms,
+            response_length=0,
+            exception=CatchResponseError("no whole answer by the end of --stop-timeout"),
+            context={},
+        )
 
     def log_parts(self, door: str, stream: bool, reader: ResponseReader) -> None:
         """Log an answer's parts: not through the request event, which would count them as requests."""

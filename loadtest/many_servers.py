@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import resource
 import statistics
 import time
@@ -22,9 +23,10 @@ from typing import Any
 import aiohttp
 import uvloop
 
+from loadtest.arguments import checkout, several, whole, word
 from loadtest.client import Client, Result, read_chunk, session
 from loadtest.ledger import percentile
-from loadtest.pictures import data_url, pictures
+from loadtest.pictures import SIDES, data_url, pictures
 from loadtest.processes import processor
 from loadtest.servers import START_S, NotAnswering, Server, diptych, fetch, only, running, vllm
 from loadtest.tables import columns, spread
@@ -84,45 +86,52 @@ class Block:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", default="2,4", help="numbers of models")
-    parser.add_argument("--clients", default="1,4,16,64")
-    parser.add_argument("--sizes", default="1x,2mp,12mp")
-    parser.add_argument("--doors", default="task,chat")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--previous", default="", help="another checkout, measured as side P")
+    parser.add_argument("--models", type=several(whole(1, len(TOYS))), default="2,4", help="numbers of models")
+    parser.add_argument("--clients", type=several(whole(1)), default="1,4,16,64")
+    parser.add_argument("--sizes", type=several(word(*SIDES)), default="1x,2mp,12mp")
+    parser.add_argument("--doors", type=several(word("task", "chat")), default="task,chat")
+    parser.add_argument("--rounds", type=whole(1), default=3)
+    parser.add_argument("--previous", type=checkout, help="another checkout, measured as side P")
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     """Measure every case on both sides, in rounds. Met: every target that could be checked."""
     blocks: list[Block] = []
-    for width in map(int, filter(None, options.models.split(","))):
-        with _sides(TOYS[:width], options.previous) as sides:
-            servers = [server for group in sides.values() for server in group]
-            for at in range(options.rounds):
-                for case in _cases(width, options):
-                    for side in sorted(sides, reverse=bool(at % 2)):
-                        with only(sides[side], servers):
-                            blocks.append(uvloop.run(measure(side, sides[side], case, at)))
-                            print(_line(blocks[-1]), flush=True)
+    ended = ""
+    try:
+        for width in options.models:
+            with _sides(TOYS[:width], options.previous) as sides:
+                servers = [server for group in sides.values() for server in group]
+                for at in range(options.rounds):
+                    for case in _cases(width, options):
+                        for side in sorted(sides, reverse=bool(at % 2)):
+                            with only(sides[side], servers):
+                                blocks.append(uvloop.run(measure(side, sides[side], case, at)))
+                                print(_line(blocks[-1]), flush=True)
+    except NotAnswering as error:
+        if not blocks:
+            raise
+        ended = f"\nMISSED  it ended before its time: {error}"
     met, checked = _targets(blocks)
-    print(f"\n{_summary(blocks)}\n\n{checked}\n{processor()}")
-    return "many_servers", {"processor": processor(), "blocks": [asdict(block) for block in blocks]}, met
+    print(f"\n{_summary(blocks)}\n\n{checked}{ended}\n{processor()}")
+    values = {"processor": processor(), "blocks": [asdict(block) for block in blocks]}
+    return "many_servers", values, met and not ended
 
 
 def _cases(width: int, options: argparse.Namespace) -> Iterator[Case]:
-    clients = [int(number) for number in options.clients.split(",") if number]
-    for door, size, stream in itertools.product(options.doors.split(","), options.sizes.split(","), (False, True)):
+    clients = options.clients
+    for door, size, stream in itertools.product(options.doors, options.sizes, (False, True)):
         for number in clients if (door, size) == ("task", "1x") else clients[1:2] or clients:
             yield Case(width, stream, size, number, door)
 
 
 @contextlib.contextmanager
-def _sides(toys: Sequence[str], previous: str) -> Iterator[dict[str, list[Server]]]:
+def _sides(toys: Sequence[str], previous: Path | None) -> Iterator[dict[str, list[Server]]]:
     """Start the servers of all sides, one after the other."""
     own = diptych("B", "Diptych", [{"name": name} for name in toys])
     kinds = {"A": [vllm("A", name) for name in toys], "B": [own]}
     if previous:
-        kinds["P"] = [replace(own, key="P", checkout=Path(previous).absolute())]
+        kinds["P"] = [replace(own, key="P", checkout=previous)]
     with contextlib.ExitStack() as stack:
         sides: dict[str, list[Server]] = {}
         for side, group in kinds.items():
@@ -306,10 +315,12 @@ def _summary(blocks: Sequence[Block]) -> str:
         for side in sorted({block.side for block in blocks}):
             row = [case.name if side == "A" else "", side]
             for measure in ("rate", "p50", "p99", "first", "outside", "engines", "client", "sent"):
-                value = statistics.median(getattr(block, measure) for block in _of(blocks, case, side))
+                own = [getattr(block, measure) for block in _of(blocks, case, side)]
+                value = statistics.median(own) if own else math.nan
                 row.append(f"{value / 1000:.0f}" if measure == "sent" else f"{value:.1f}")
                 if measure not in ("first", "client", "sent"):
-                    row.append("" if side == "A" else f"{statistics.median(_ratios(blocks, case, measure, side)):.2f}")
+                    ratios = [] if side == "A" else _ratios(blocks, case, measure, side)
+                    row.append(f"{statistics.median(ratios):.2f}" if ratios else "")
             rows.append(row)
     failed = sum(block.failed for block in blocks)
     return "\n".join([*columns(rows), f"Times and CPU in ms a fan-out. Failed fan-outs: {failed}."])
@@ -321,6 +332,8 @@ def _targets(blocks: Sequence[Block]) -> tuple[bool, str]:
     for case in dict.fromkeys(block.case for block in blocks if block.case.door == "task"):
         for measure, limit in _limits(case).items():
             ratios = _ratios(blocks, case, measure, "B")
+            if not ratios:
+                continue
             value = statistics.median(ratios)
             good = value >= limit if measure == "rate" else value <= limit
             met &= good
@@ -328,6 +341,10 @@ def _targets(blocks: Sequence[Block]) -> tuple[bool, str]:
             lines.append(
                 f"{'met   ' if good else 'MISSED'}  {case.name}, {measure} to A {sign} {limit}: {spread(ratios)}"
             )
+    for side in ("A", "B"):
+        if failed := sum(block.failed for block in blocks if block.side == side):
+            met = False
+            lines.append(f"MISSED  fan-outs of {side} that failed, 0: {failed}")
     return met and bool(lines), "\n".join(lines)
 
 
@@ -349,6 +366,7 @@ def _of(blocks: Sequence[Block], case: Case, side: str) -> list[Block]:
 
 
 def _ratios(blocks: Sequence[Block], case: Case, measure: str, side: str) -> list[float]:
-    """Return a side's value to A's in the same round, for each round."""
-    base = {block.round: float(getattr(block, measure)) for block in _of(blocks, case, "A")}
-    return [getattr(block, measure) / base[block.round] for block in _of(blocks, case, side) if base.get(block.round)]
+    """Return a side's value to A's in the same round, for each round in which both answered something."""
+    base = {block.round: float(getattr(block, measure)) for block in _of(blocks, case, "A") if block.rate}
+    own = [block for block in _of(blocks, case, side) if block.rate]
+    return [getattr(block, measure) / base[block.round] for block in own if base.get(block.round)]

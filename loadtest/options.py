@@ -48,6 +48,11 @@ def check(options: Namespace) -> None:
     weights(options)
     if not 0 <= options.streamed <= 1:
         raise Invalid(f"--streamed {options.streamed:g} is not between 0 and 1.")
+    for name in ("tokens", "repeat", "pace"):
+        if not 0 <= (value := getattr(options, name)) < float("inf"):
+            raise Invalid(f"--{name} {value:g} is less than 0, or no number.")
+    if options.num_users is not None and options.num_users < 1:
+        raise Invalid("--users 0: there has to be one user at least.")
     if options.shape and not (options.run_time or options.worker):
         raise Invalid(f"--shape {options.shape} needs a --run-time to stretch over.")
 

@@ -3,7 +3,8 @@
     python -m loadtest.planted_faults --server http://127.0.0.1:8000 --times 20 --models toy-llava
 
 A fault is planted between the server and the check: boxes are written anew, or the server is sent another picture.
-Prints a Markdown table; exits with 1 where a sound model was refused, or a fault was not, or by another name.
+Prints a Markdown table; exits with 1 where a sound model was refused, or a fault was not, or by another name; with 2
+where nothing could be checked.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from serve.checking.check import Ask, CheckAnswer, check
 from serve.checking.questions import CheckQuestion
 from serve.client.check import LIMIT_S, PATIENCE_S, ask_server
 from serve.client.evaluation.asker import Asker
-from serve.client.http_client import Server
+from serve.client.http_client import Failure, Server
 from serve.models.check_report import CheckReport
 from serve.models.contracts import Contract, Size
 from serve.models.probing import ProbeFault
@@ -146,6 +147,10 @@ def _is_right(report: CheckReport, fault: PlantedFault) -> bool:
 async def _check_all(server: Server, names: Sequence[str], seeds: Sequence[int]) -> int:
     cards = [card for card in server.get("/v1/catalog")["data"] if card["served"] and card["contract"]]
     cards = [card for card in cards if not names or card["id"] in names]
+    if missing := set(names) - {card["id"] for card in cards}:
+        raise Failure(f"{', '.join(sorted(missing))}: not served here, or without a contract.")
+    if not cards:
+        raise Failure("No model that is served here declares a contract.")
     began, failures = time.monotonic(), 0
     print("| model | " + " | ".join(fault.title for fault in FAULTS) + " |")
     print("|---|" + "---|" * len(FAULTS))
@@ -159,7 +164,7 @@ async def _check_all(server: Server, names: Sequence[str], seeds: Sequence[int])
                 for line in wrong:
                     print(f"{card['id']}, {title}, {line}", file=sys.stderr)
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
-    return int(failures > 0 or not cards)
+    return int(failures > 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,10 +175,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--times", type=int, default=20, help="checks of each, with the seeds 1, 2, ...")
     parser.add_argument("--first-seed", type=int, default=1)
     options = parser.parse_args(arguments)
+    if options.times < 1:
+        parser.error("--times: there has to be one check at least")
     names = [name for name in options.models.split(",") if name]
-    with Server(options.server, options.api_key) as server:
-        seeds = range(options.first_seed, options.first_seed + options.times)
-        return asyncio.run(_check_all(server, names, seeds))
+    seeds = range(options.first_seed, options.first_seed + options.times)
+    try:
+        with Server(options.server, options.api_key) as server:
+            return asyncio.run(_check_all(server, names, seeds))
+    except Failure as error:
+        print(f"planted_faults: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import uvloop
 
+from loadtest.arguments import whole
 from loadtest.client import Client
 from loadtest.pictures import body, pictures
 from loadtest.servers import MODEL, NotAnswering, Server, ServerKind, diptych, only, running
@@ -25,7 +26,7 @@ COUNTS = {"1x": 160, "12mp": 48}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=whole(1), default=3)
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:

@@ -10,12 +10,12 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import uvloop
 
+from loadtest.arguments import checkout, several, whole, word
 from loadtest.client import session
 from loadtest.many_servers import TOYS, wait_until_ready
 from loadtest.pictures import data_url
@@ -23,6 +23,7 @@ from loadtest.servers import NotAnswering, Server, diptych, running
 from loadtest.tables import columns
 from serve.client.evaluation.items import Item
 from serve.client.evaluation.toys import everything
+from serve.tasks import TASKS
 
 CLIENTS = 8
 PRINTED = 5
@@ -33,18 +34,18 @@ Answers = Mapping[str, dict[str, Any]]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--previous", required=True, type=Path, help="the other checkout")
-    parser.add_argument("--scenes", type=int, default=500, help="scenes of each task")
-    parser.add_argument("--tasks", default="vqa,chat,caption,ocr,detect,segment")
+    parser.add_argument("--previous", required=True, type=checkout, help="the other checkout")
+    parser.add_argument("--scenes", type=whole(1), default=500, help="scenes of each task")
+    parser.add_argument("--tasks", type=several(word(*TASKS)), default="vqa,chat,caption,ocr,detect,segment")
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     """Ask both checkouts. Met: every merged result is the same."""
-    items = everything(options.tasks.split(","), options.scenes, 0)
+    items = everything(options.tasks, options.scenes, 0)
     kind = diptych("B", "Diptych", [{"name": name} for name in TOYS])
     answers: list[Answers] = []
-    for checkout in (kind, replace(kind, key="P", checkout=options.previous.absolute())):
-        with running(checkout) as server:
+    for side in (kind, replace(kind, key="P", checkout=options.previous)):
+        with running(side) as server:
             wait_until_ready(server, TOYS)
             answers.append(uvloop.run(_ask(server, items)))
     equal, differences = compare(items, *answers)
@@ -81,8 +82,12 @@ async def _ask(server: Server, items: Sequence[Item]) -> Answers:
     async def client(http: aiohttp.ClientSession) -> None:
         for item in waiting:
             request = json.dumps({**item.fields, "image": data_url(item.load())})
-            async with http.post(f"{server.url}/v1/tasks/{item.task}", data=request) as response:
-                body = await response.json()
+            try:
+                async with http.post(f"{server.url}/v1/tasks/{item.task}", data=request) as response:
+                    body = await response.json()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                why = str(error) or type(error).__name__
+                raise NotAnswering(f"{item.name}: {why}; the server's log: {server.log}") from error
             if response.status != 200:
                 raise NotAnswering(f"{item.name}: {body}")
             merged = body.get("merged") or {}

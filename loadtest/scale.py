@@ -14,6 +14,7 @@ from typing import Any
 
 import uvloop
 
+from loadtest.arguments import several, whole
 from loadtest.client import Client, Result
 from loadtest.ledger import percentile
 from loadtest.pictures import body, pictures
@@ -31,15 +32,15 @@ FLOOD = 5
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", type=int, default=8)
-    parser.add_argument("--replicas", default="1,2,4")
+    parser.add_argument("--models", type=whole(2), default=8)
+    parser.add_argument("--replicas", type=several(whole(1)), default="1,2,4")
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
     """Met: throughput grows with the replicas, and no neighbour of a flooded model suffers."""
     names = [f"simulated-{at:02}" for at in range(1, options.models + 1)]
     results: dict[str, Any] = {"grow": [], "hot": [], "autoscale": {}}
-    for replicas in map(int, options.replicas.split(",")):
+    for replicas in options.replicas:
         with running(_kind(names, replicas=replicas)) as server:
             results["grow"].append(uvloop.run(_grow(server, names, replicas)))
             results["hot"].append(uvloop.run(_hot(server, names, replicas)))

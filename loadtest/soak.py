@@ -22,8 +22,10 @@ import aiohttp
 import numpy as np
 import uvloop
 
-from loadtest.chaos_server import MODELS, TIMEOUT_S, ChaosServer, chaos_server
+from loadtest.arguments import positive
+from loadtest.chaos_server import MODELS, TIMEOUT_S, ChaosServer, chaos_server, record
 from loadtest.client import arrivals, session
+from loadtest.ledger import Entry
 from loadtest.pictures import pictures
 from loadtest.servers import metrics
 
@@ -48,8 +50,8 @@ class Sample:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--rate", type=float, default=RATE, help="requests a second")
+    parser.add_argument("--minutes", type=positive, default=30.0)
+    parser.add_argument("--rate", type=positive, default=RATE, help="requests a second")
     parser.set_defaults(out="build/soak")
 
 
@@ -94,8 +96,11 @@ class Soak:
         await self.server.quiet(10)
         await asyncio.sleep(2)
         self.left_speaking = self.server.speaking()
-        gauges = await asyncio.to_thread(metrics, self.server.url)
-        self.left_running = round(gauges["diptych_requests_running"]) - 1  # but for the request for the metrics
+        try:
+            gauges = await asyncio.to_thread(metrics, self.server.url)
+            self.left_running = round(gauges["diptych_requests_running"]) - 1  # but for the request for the metrics
+        except OSError as error:
+            self.outcomes[f"UNEXPECTED no metrics at the end: {error}"] += 1
         self.samples.append(self._sample())
 
     def _questions(self) -> Iterator[tuple[str, str, dict[str, Any], float | None]]:
@@ -134,14 +139,14 @@ class Soak:
     ) -> None:
         try:
             async with asyncio.timeout(leaves), http.post(self.server.url + path, json=body) as reply:
-                await reply.read()
+                data = await reply.read()
         except TimeoutError:
-            self.outcomes["left"] += 1
+            late = leaves is None  # it was the session's patience that ended
+            self.outcomes[f"UNEXPECTED no answer within {http.timeout.total:g} s" if late else "left"] += 1
         except aiohttp.ClientError as error:
             self.outcomes[f"UNEXPECTED {type(error).__name__}"] += 1
         else:
-            good = str(reply.status) == expected
-            self.outcomes[expected if good else f"UNEXPECTED {reply.status}, not {expected}"] += 1
+            self.outcomes[outcome(expected, reply.status, data, reply.content_type)] += 1
 
     async def _watch(self) -> None:
         while True:
@@ -152,6 +157,17 @@ class Soak:
         tree = self.server.tree
         at = time.monotonic() - self._began
         return Sample(at, self.outcomes.total(), tree.memory(), tree.descriptors(), tree.threads())
+
+
+def outcome(expected: str, status: int, data: bytes, content_type: str) -> str:
+    """Return the expected status, or what is wrong with an answer: its status, an error in it, or that it is cut."""
+    if str(status) != expected:
+        return f"UNEXPECTED {status}, not {expected}"
+    answer = Entry(0.0, 0.0)
+    record(answer, data, content_type)
+    if status == 200 and (answer.code or not answer.whole):
+        return f"UNEXPECTED {status} with {f'the error {answer.code}' if answer.code else 'half an answer'}"
+    return expected
 
 
 def slope(samples: Sequence[Sample], role: str | None) -> tuple[float, float]:
@@ -181,7 +197,7 @@ def _report(soak: Soak) -> bool:
     unexpected = {outcome: count for outcome, count in soak.outcomes.items() if outcome.startswith("UNEXPECTED")}
     creeping = [role for role, count in last.descriptors.items() if count > first.descriptors.get(role, 0) + 20]
     verdicts = {
-        f"memory {steep:.3f} +- {error:.3f} MB a 1000 requests, under {LIMIT:g}": steep < LIMIT,
+        f"memory {steep:.3f} +- {error:.3f} MB a 1000 requests, under {LIMIT:g}": steep < LIMIT and np.isfinite(error),
         f"file descriptors of {', '.join(creeping) or 'nobody'} creep": not creeping,
         f"{soak.left_speaking} answers are spoken after the last client left": not soak.left_speaking,
         f"{soak.left_running} requests are under way then, by the gateway's gauge": not soak.left_running,

@@ -29,6 +29,7 @@ import PIL.Image
 import psutil
 import uvicorn
 
+from loadtest.arguments import whole
 from loadtest.servers import NotAnswering
 from serve.api.app import create_app
 from serve.client.evaluation.run import Taken
@@ -72,11 +73,11 @@ class Drilled:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--pictures", type=whole(1), default=100_000)
     parser.add_argument("--shard", type=Shard.parse, default=Shard(3, 16), help="3/16")
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--part", type=int, default=200, help="lines of a part")
-    parser.add_argument("--names", type=int, default=1_000_000, help="of a list; 0 leaves it out")
+    parser.add_argument("--kills", type=whole(0), default=10)
+    parser.add_argument("--part", type=whole(1), default=200, help="lines of a part")
+    parser.add_argument("--names", type=whole(0), default=1_000_000, help="of a list; 0 leaves it out")
     parser.add_argument("--moto", type=Path, default=MOTO, help="the folder that moto is installed in")
 
 
@@ -295,7 +296,7 @@ def listed(names: int) -> list[tuple[int, float]]:
         with path.open("w") as file:
             for number in range(names):
                 file.write(f'{{"image": "s3://{BUCKET}/{number % 100:02d}/{number:07d}.png"}}\n')
-        command = [sys.executable, "-m", "loadtest.store", "--take", str(path), str(names // 10)]
+        command = [sys.executable, "-m", "loadtest.store", "--take", str(path), str(max(1, names // 10))]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return [(int(count), float(megabytes)) for count, megabytes in map(str.split, done.stdout.splitlines())]
 

@@ -8,6 +8,8 @@ from loadtest.measurement import Case, Measurement
 from loadtest.servers import KINDS
 
 BASE = "A"
+COMPARED = "ABCP"
+"""The sides that targets are about."""
 Value = Callable[[Measurement], float]
 _rate, _first, _gap, _outside = map(operator.attrgetter, ("rate", "first", "gap", "outside"))
 
@@ -56,7 +58,7 @@ def summary(results: Sequence[Measurement]) -> str:
 
 def targets(results: Sequence[Measurement]) -> tuple[bool, str]:
     """Return whether all targets that could be checked are met, and a line for each."""
-    checked = list(_checked(results))
+    checked = [*_checked(results), *_failures(results)]
     lines = [f"{'met   ' if met else 'MISSED'}  {target}: {value}" for target, value, met in checked]
     none = ["No target could be checked: A, B and 32 clients are needed."]
     return bool(checked) and all(met for _, _, met in checked), "\n".join(lines or none)
@@ -90,6 +92,13 @@ def _checked(results: Sequence[Measurement]) -> Iterator[tuple[str, str, bool]]:
             yield "gap between pieces, 32 clients, <= 50 ms", f"{gap:.0f} ms", gap <= 50
 
 
+def _failures(results: Sequence[Measurement]) -> Iterator[tuple[str, str, bool]]:
+    """Yield each side that targets compare and of which requests failed: what was measured there says little."""
+    for side in COMPARED:
+        if failed := sum(result.errors for result in results if result.side == side):
+            yield f"requests of {side} that failed, 0", str(failed), False
+
+
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the rows as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -116,9 +125,10 @@ def _median(results: Sequence[Measurement], value: Value) -> float:
 
 
 def _ratios(results: Sequence[Measurement], case: Case, side: str, value: Value, base: str = BASE) -> list[float]:
-    """Return a server's value to the base's in the same round, for each round."""
-    bases = {result.round: value(result) for result in _of(results, case, base)}
-    return [value(result) / bases[result.round] for result in _of(results, case, side) if bases.get(result.round)]
+    """Return a server's value to the base's in the same round, for each round in which both answered something."""
+    bases = {result.round: value(result) for result in _of(results, case, base) if result.rate}
+    own = [result for result in _of(results, case, side) if result.rate]
+    return [value(result) / bases[result.round] for result in own if bases.get(result.round)]
 
 
 def spread(ratios: Sequence[float]) -> str:

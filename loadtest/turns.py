@@ -15,6 +15,7 @@ import uvloop
 
 from deployments.args import GroupArgs
 from deployments.groups.policy import MINUTE_S, longest_wait_s
+from loadtest.arguments import positive, whole
 from loadtest.client import Client
 from loadtest.ledger import percentile
 from loadtest.pictures import body, pictures
@@ -35,10 +36,10 @@ LEAST_SHARE = 0.9
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", type=int, default=8)
-    parser.add_argument("--awake", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=120, help="of the load; alone half as long")
-    parser.add_argument("--every", type=float, default=20, help="seconds between two requests to each other model")
+    parser.add_argument("--models", type=whole(2), default=8)
+    parser.add_argument("--awake", type=whole(1), default=3)
+    parser.add_argument("--seconds", type=positive, default=120, help="of the load; alone half as long")
+    parser.add_argument("--every", type=positive, default=20, help="seconds between two requests to each other model")
 
 
 def run(options: argparse.Namespace) -> tuple[str, Any, bool]:
@@ -76,14 +77,14 @@ async def _measure(server: Server, names: Sequence[str], options: argparse.Names
     await _until_started(server)
     rate = SLOTS / REPLY_S
     alone_s, alone = await Client(server.chat).closed(
-        _bodies(names[:1], int(rate * options.seconds / 2)), SLOTS, stream=False
+        _bodies(names[:1], max(1, int(rate * options.seconds / 2))), SLOTS, stream=False
     )
     counts: list[tuple[float, float]] = []
     counting = asyncio.create_task(_count_wakes(server, counts))
     others_rate = (len(names) - 1) / options.every
-    others = _bodies(names[1:], int(others_rate * options.seconds))
+    others = _bodies(names[1:], max(1, int(others_rate * options.seconds)))
     (hot_s, hot), (_, cold) = await asyncio.gather(
-        Client(server.chat).closed(_bodies(names[:1], int(rate * options.seconds)), SLOTS, stream=False),
+        Client(server.chat).closed(_bodies(names[:1], max(1, int(rate * options.seconds))), SLOTS, stream=False),
         Client(server.chat).open(others, others_rate, stream=False, seed=24),
     )
     counting.cancel()

@@ -14,6 +14,7 @@ import httpx
 import PIL.Image
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from serve.api.app import create_app
 from serve.engines.base import Wakes
@@ -120,7 +121,7 @@ class Server(uvicorn.Server):
             thread.join()
 
 
-def listening(app: FastAPI) -> contextlib.AbstractContextManager[str]:
+def listening(app: ASGIApp) -> contextlib.AbstractContextManager[str]:
     """Serve the app on a loopback port. The context's value is the URL."""
     return Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off")).running()
 

@@ -38,7 +38,7 @@ def refuse_overload(routes: Sequence[Route], task: str, metrics: Metrics) -> Non
         return
     errors = {route.model.name: Overloaded.of_model(route.model.name) for route in routes}
     if task in TASKS:
-        with metrics.fan_out(task) as meter:
+        with metrics.fan_out(task, len(routes)) as meter:
             for name, error in errors.items():
                 refusal = ReplyError(code=str(error.code), message=error.message)
                 meter.event(Reply(model=name, status="error", error=refusal))
@@ -51,7 +51,7 @@ def refuse_overload(routes: Sequence[Route], task: str, metrics: Metrics) -> Non
 async def gather_answer(router: Router, plan: Plan, metrics: Metrics) -> Answer:
     """Run a plan, count its events and return them as one answer. Raises as `Router.run`."""
     replies: dict[str, Reply] = {}
-    with metrics.fan_out(plan.task) as meter:
+    with metrics.fan_out(plan.task, len(plan.routes)) as meter:
         async with aclosing(router.run(plan, metrics.count_tokens)) as events:
             async for event in events:
                 meter.event(event)
@@ -73,7 +73,7 @@ async def delay_failures(router: Router, plan: Plan, metrics: Metrics) -> AsyncG
     delayed: list[Event] = []
     events = router.run(plan, metrics.count_tokens)
     upcoming: asyncio.Future[Event] | None = asyncio.ensure_future(anext(events))
-    with metrics.fan_out(plan.task) as meter:
+    with metrics.fan_out(plan.task, len(plan.routes)) as meter:
         try:
             while upcoming is not None and (await asyncio.wait({upcoming}, timeout=max(0.0, end - clock())))[0]:
                 delayed.append(upcoming.result())

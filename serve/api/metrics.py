@@ -3,6 +3,7 @@
 A key's name is the operator's, from the keys file; the key itself is nowhere here.
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from serve.accounting import current_account
 from serve.api.loop_lag import LoopLag
 from serve.api.request_log import RequestLog
 from serve.engines.base import State
+from serve.errors import Overloaded
 from serve.media.budget import Budget
 from serve.router.route import Status
 from serve.tasks.base import Delta, Event, Merged, Reply, Usage
@@ -43,7 +45,11 @@ class Metrics:
         self.replies = self._counter("replies", "Replies of models.", "model", "task", "status")
         self.errors = self._counter("reply_errors", "Failed replies of models, by error code.", "model", "code")
         self.reply_seconds = self._times(
-            "reply_seconds", "Time from calling a model to its last token.", WHOLE, "model", "task"
+            "reply_seconds",
+            "Time from calling a model to its last token, without replies that were refused for lack of room.",
+            WHOLE,
+            "model",
+            "task",
         )
         self.first_word_seconds = self._times(
             "first_word_seconds", "Time from calling a model to its first token.", FIRST, "model", "task"
@@ -62,7 +68,7 @@ class Metrics:
         )
         self.fan_outs = self._counter(
             "fan_outs",
-            "Fan-outs by outcome: all models ok, some, none, or the client left.",
+            "Fan-outs by outcome: all models ok, some, no merged answer, or the client left.",
             "task",
             "outcome",
         )
@@ -157,7 +163,8 @@ class Metrics:
     ) -> None:
         """Count a model's reply. code: of its error. first_s: seconds to its first token. energy_j: joules."""
         self.replies.labels(model, task, status).inc()
-        self.reply_seconds.labels(model, task).observe(seconds)
+        if code != Overloaded.code:  # a refusal takes no time: under a flood the quantiles would be those of refusals
+            self.reply_seconds.labels(model, task).observe(seconds)
         if code is not None:
             self.errors.labels(model, code).inc()
         if first_s is not None:
@@ -184,13 +191,16 @@ class Metrics:
             self.key_pictures.labels(account.key).inc()
 
     @contextlib.contextmanager
-    def fan_out(self, task: str) -> Iterator["FanOutMetrics"]:
-        """Yield the counter of a fan-out's events, and count the outcome at the end of the block."""
-        fan_out = FanOutMetrics(self, task)
+    def fan_out(self, task: str, models: int) -> Iterator["FanOutMetrics"]:
+        """Yield the counter of the events of a fan-out to so many models, and count the outcome at the block's end."""
+        fan_out, left = FanOutMetrics(self, task, models), False
         try:
             yield fan_out
+        except (asyncio.CancelledError, GeneratorExit):
+            left = True
+            raise
         finally:
-            fan_out.end()
+            fan_out.end(left)
 
     def update(self, statuses: Sequence[Status]) -> None:
         """Set the gauges: to these states of models, and to the present values of what is watched."""
@@ -222,10 +232,11 @@ class Metrics:
 class FanOutMetrics:
     """Counts the events and the outcome of a fan-out, and the tokens of columns that were cut."""
 
-    def __init__(self, metrics: Metrics, task: str) -> None:
+    def __init__(self, metrics: Metrics, task: str, models: int) -> None:
         self._metrics = metrics
         self._task = task
-        self._good = self._bad = 0
+        self._models = models
+        self._bad = 0
         self._last = time.monotonic()
         self._merged = False
         self._unended: dict[str, Delta] = {}
@@ -241,8 +252,7 @@ class FanOutMetrics:
             self._unended.pop(event.model, None)
             if (contents := current_account().contents) is not None:
                 contents.add_reply(event.model, event.text)
-            good = event.status == "ok"
-            self._good, self._bad, self._last = self._good + good, self._bad + (not good), time.monotonic()
+            self._bad, self._last = self._bad + (event.status != "ok"), time.monotonic()
             self._metrics.reply(
                 event.model,
                 self._task,
@@ -258,15 +268,13 @@ class FanOutMetrics:
             self._metrics.merge_seconds.labels(self._task).observe(time.monotonic() - self._last)
             self._metrics.agreement.labels(self._task).observe(event.agreement)
 
-    def end(self) -> None:
-        """Count the outcome ("left": a model answered, but there was no merge), and tokens of columns that were cut."""
+    def end(self, left: bool) -> None:
+        """Count the outcome, and tokens of columns that were cut. left: the client did, maybe before any reply."""
         for model, delta in self._unended.items():
             self._metrics.count_tokens(model, delta.usage())
-        if not self._good and not self._bad:
-            return  # refused before a model was called
         merged = "partial" if self._bad else "whole"
-        outcome = merged if self._merged else "left" if self._good else "failed"
+        outcome = merged if self._merged else "left" if left else "failed"
         self._metrics.fan_outs.labels(self._task, outcome).inc()
-        self._metrics.widths.labels(self._task).observe(self._good + self._bad)
+        self._metrics.widths.labels(self._task).observe(self._models)
         if key := current_account().key:
-            self._metrics.key_widths.labels(key).observe(self._good + self._bad)
+            self._metrics.key_widths.labels(key).observe(self._models)

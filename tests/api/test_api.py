@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from asgi_calls import call
 from served import LLAVA, PALIGEMMA, URL, calling, frames, listening, message, picture, plain, router, served, until
 from starlette.types import Message
 
@@ -24,6 +25,7 @@ from serve.api.metrics import Metrics
 from serve.engines.base import State
 from serve.engines.energy import EnergyMeter
 from serve.engines.fake import FakeEngine
+from serve.errors import Unavailable
 from serve.limits import Limits
 from serve.media import decoding
 from serve.media.shared_pixels import SharedPixels
@@ -31,6 +33,7 @@ from serve.models import MODELS
 from serve.router import Router
 from serve.router import router as routers
 from serve.tasks import TASKS
+from serve.tasks.base import Merged
 from serve.worker import Worker
 
 VQA = {"image": URL, "question": "what colour?"}
@@ -635,6 +638,35 @@ async def test_metrics_count_outcomes_of_fan_outs() -> None:
     assert 'diptych_fan_outs_total{outcome="failed",task="vqa"} 1.0' in failed and "partial" not in failed
     assert 'diptych_fan_outs_total{outcome="partial",task="vqa"} 1.0' in partial
     assert f'diptych_reply_errors_total{{code="deadline_exceeded",model="{PALIGEMMA}"}} 1.0' in partial
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("llava", "replied"), [(FakeEngine("red", first_delay_s=9), 0), (FakeEngine("red", fail_after=0), 1)]
+)
+async def test_metrics_count_a_fan_out_as_left_whatever_had_come(llava: FakeEngine, replied: int, stream: bool) -> None:
+    paligemma, metrics = FakeEngine("red", first_delay_s=9), Metrics()
+    body = json.dumps({**VQA, "stream": stream}).encode()
+
+    def leaves() -> bool:
+        return bool(paligemma.prompts) and metrics.text().count(b"diptych_replies_total{") == replied
+
+    await call(create_app(router(llava, paligemma), metrics=metrics), "/v1/tasks/vqa", [body], leaves=leaves)
+    text = metrics.text().decode()
+    assert 'diptych_fan_outs_total{outcome="left",task="vqa"} 1.0' in text and 'outcome="failed"' not in text
+    assert 'diptych_fan_out_models_sum{task="vqa"} 2.0' in text
+
+
+async def test_metrics_count_a_fan_out_without_a_merge_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def merge_too_late(*_: Any) -> Merged:
+        raise Unavailable("The merge of the replies took too long.")
+
+    monkeypatch.setattr(routers, "merge_replies", merge_too_late)
+    async with calling(served()) as client:
+        reply = await client.post("/v1/tasks/vqa", json=VQA)
+        text = (await client.get("/metrics")).text
+    assert reply.status_code == 503
+    assert 'diptych_fan_outs_total{outcome="failed",task="vqa"} 1.0' in text and 'outcome="left"' not in text
 
 
 @pytest.mark.parametrize(("path", "root"), [("/", "."), ("/docs", "."), ("/compare/", ".."), ("/compare/a-vs-b", "..")])

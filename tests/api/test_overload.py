@@ -1,11 +1,13 @@
 """A request that no model has room for is refused before its image is decoded."""
 
+import re
 from typing import Any
 
 import pytest
 from served import LLAVA, PALIGEMMA, URL, calling, message
 
 from serve.api.app import create_app
+from serve.api.metrics import Metrics
 from serve.engines.fake import FakeEngine
 from serve.media.image import Image
 from serve.models import MODELS
@@ -55,6 +57,20 @@ async def test_full_models_refuse_with_429_and_decode_nothing(
     assert reply.status_code == 429 and reply.headers["retry-after"] and not decoded
     assert reply.json()["error"]["code"] == "overloaded" and LLAVA in reply.json()["error"]["message"]
     assert f'code="overloaded",model="{LLAVA}"' in metrics
+
+
+@pytest.mark.parametrize(("path", "body"), [TASK, CHAT, MODEL])
+async def test_refusals_of_full_models_are_no_fast_replies_in_the_metrics(path: str, body: dict[str, Any]) -> None:
+    metrics = Metrics()
+    async with (
+        calling(create_app(Router(workers(True, True)), metrics=metrics)) as client,
+        calling(create_app(Router(workers(False, False)), metrics=metrics)) as full,
+    ):
+        await client.post(path, json=body)
+        statuses = [(await full.post(path, json=body)).status_code for _ in range(9)]
+    text = metrics.text().decode()
+    assert statuses == [429] * 9 and re.search(rf'replies_total{{model="{LLAVA}",status="error",\S+ 9', text)
+    assert re.search(rf'reply_seconds_count{{model="{LLAVA}",\S+ 1\.0', text)
 
 
 @pytest.mark.parametrize(("path", "body"), [TASK, CHAT])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from running import free_port
 from served import LLAVA, PALIGEMMA, listening, served
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.engines.fake import FakeEngine
 
@@ -80,6 +81,34 @@ def test_failed_model_fails_its_column_its_requests_and_the_run(tmp_path: Path) 
     assert not any(name.startswith("chat") for _, name in logged)
     report = (tmp_path / "report.html").read_text()
     assert "2 of 3 objectives missed" in report and f"{LLAVA}: error (model_error)" in report
+
+
+def silent_after(count: int, app: ASGIApp) -> ASGIApp:
+    """Return the app, which answers so many POST requests and leaves all later ones without an answer."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal count
+        if scope["type"] == "http" and scope["method"] == "POST":
+            count -= 1
+            while count < 0:
+                if (await receive())["type"] == "http.disconnect":
+                    return
+        await app(scope, receive, send)
+
+    return answer
+
+
+@pytest.mark.slow
+def test_requests_without_an_answer_at_the_end_fail_the_run(tmp_path: Path) -> None:
+    with listening(silent_after(20, served())) as url:
+        ran = locust(
+            url,
+            *"--users 3 --spawn-rate 3 --run-time 2 --stop-timeout 1 --repeat 4".split(),
+            *("--slo", "failures < 0.1%", "--json-file", str(tmp_path / "rows")),
+        )
+    assert ran.returncode == 1 and "MISSED  failures < 0.1%" in ran.stdout, ran.stdout
+    logged = rows(tmp_path / "rows.json")
+    assert sum(row["num_failures"] for (kind, _), row in logged.items() if kind in ("WHOLE", "STREAM")) == 3
 
 
 @pytest.mark.slow

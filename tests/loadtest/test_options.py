@@ -32,11 +32,21 @@ def test_kind_left_out_of_the_mix_has_no_users() -> None:
         ("--mix chat", "not of the form"),
         ("--mix chat=0", "asks for nobody"),
         ("--streamed 50", "not between 0 and 1"),
+        ("--tokens -3", "--tokens -3 is less than 0"),
+        ("--repeat -1", "--repeat -1 is less than 0"),
+        ("--pace -0.5", "--pace -0.5 is less than 0"),
+        ("--pace nan", "--pace nan is less than 0, or no number"),
     ],
 )
 def test_invalid_option_is_refused_in_a_sentence(line: str, why: str) -> None:
     with pytest.raises(Invalid, match=why):
         options.check(parsed(*line.split()))
+
+
+def test_load_without_users_is_refused() -> None:
+    options.check(Namespace(**{**vars(parsed()), "num_users": None}))  # locust's own default is one
+    with pytest.raises(Invalid, match="one user at least"):
+        options.check(Namespace(**{**vars(parsed()), "num_users": 0}))
 
 
 def test_shape_without_run_time_is_refused() -> None:
