@@ -73,9 +73,9 @@ async function offer({ only, shared }) {
   }
   byId("to-compare").href = link(models);
   byId("tasks").replaceChildren(...tasks.map((one) =>
-    made("label", { class: "chip", title: `Asked of ${one.models.join(", ")}` },
+    made("label.chip", { title: `Asked of ${one.models.join(", ")}` },
       made("input", { type: "radio", name: "task", value: one.id, onchange: () => pick(one.id) }), one.title,
-      made("span", { class: "quiet count", "aria-label": `${one.models.length} models` }, `${one.models.length}`))));
+      made("span.quiet.count", { "aria-label": `${one.models.length} models` }, `${one.models.length}`))));
   watch();
 }
 
@@ -121,7 +121,7 @@ function pick(id) {
   byId("models").replaceChildren(...(task?.models ?? []).map((name) =>
     made("label", { class: toned(name, "chip"), "data-model": name, "data-state": ready?.models[name] ?? "" },
       made("input", { type: "checkbox", value: name, checked: !chosen || chosen.includes(name), onchange: rechosen }),
-      made("span", { class: "dot" }), name)));
+      made("span.dot"), name)));
   usable();
   addressed();
 }
@@ -342,9 +342,9 @@ function remember(one) {
   byId("history").hidden = false;
   const said = answer.merged ? answer.merged.error?.message ?? words(answer.merged.result) : "no merged answer";
   const list = byId("asked");
-  list.prepend(made("li", {}, made("button", { type: "button", onclick: () => recall(one) },
+  list.prepend(made("li", {}, made("button", { onclick: () => recall(one) },
     made("img", { src: about.url, alt: "", width: 56, height: 42 }),
-    made("span", {}, made("strong", {}, asked.title), ` ${asked.heading} `, made("span", { class: "quiet" }, said)))));
+    made("span", {}, made("strong", {}, asked.title), ` ${asked.heading} `, made("span.quiet", {}, said)))));
   before.unshift(one);
   while (before.length > MAX_HISTORY) {
     list.lastElementChild.remove();

@@ -29,7 +29,7 @@ async function start() {
   if (!tasks.length) return stated("A duel takes two models that can do the same task.", "failed");
   stated("Two models are drawn for each duel. Their names come after your vote.", "ready");
   byId("tasks").replaceChildren(...tasks.map(({ id, diptych }) =>
-    made("label", { class: "chip" }, made("input", { type: "radio", name: "task", value: id, onchange: () => pick(id) }), diptych.title)));
+    made("label.chip", {}, made("input", { type: "radio", name: "task", value: id, onchange: () => pick(id) }), diptych.title)));
   pick((tasks.find((entry) => entry.id === "caption") ?? tasks[0]).id);
   const [first] = Object.keys(await shipped(choose));
   if (first && !picture) await choose(first);
@@ -72,11 +72,11 @@ async function begin() {
   form.set("image", blob, name);
   const field = task.diptych.text_field;
   if (field) form.set(field, byId("text").value);
-  for (const seat of SEATS) byId(seat).append(made("p", { class: "body quiet" }, "waits for both answers"));
+  for (const seat of SEATS) byId(seat).append(made("p.body.quiet", {}, "waits for both answers"));
   try {
     const given = await asked(form);
     for (const seat of SEATS) {
-      byId(seat).lastChild.replaceWith(made("div", { class: "body", tabindex: 0, role: "region", "aria-label": `${seat} answer` },
+      byId(seat).lastChild.replaceWith(made("div.body", { tabindex: 0, role: "region", "aria-label": `${seat} answer` },
         ...shown(given[seat].result, { url, alt, width, height })));
     }
     duel = given;
@@ -102,8 +102,8 @@ async function asked(form) {
 
 /** An answer as elements: its words, or its boxes, masks and points drawn over the picture, in the same colour for both seats. */
 function shown(result, { url, alt, width, height }) {
-  if (!listsPlaces(result)) return [made("p", { class: "said" }, answerText(result) || "(nothing)")];
-  const canvas = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${alt}, with what was found`, class: "seen" },
+  if (!listsPlaces(result)) return [made("p.said", {}, answerText(result) || "(nothing)")];
+  const canvas = drawn("svg.seen", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${alt}, with what was found` },
     drawn("image", { href: url, width, height }));
   const unit = width / 320;
   for (const place of placesOf(result)) {
@@ -113,8 +113,8 @@ function shown(result, { url, alt, width, height }) {
     canvas.append(...framed(place),
       drawn("text", { x: x + 3 * unit, y: Math.max(12 * unit, y - (point ? 9 : 3) * unit), "font-size": 11 * unit }, label));
   }
-  const list = made("ul", { class: "found" }, ...placesOf(result).map((place) => found(place)));
-  return [canvas, placesOf(result).length ? list : made("p", { class: "said" }, "Nothing found.")];
+  const list = made("ul.found", {}, ...placesOf(result).map((place) => found(place)));
+  return [canvas, placesOf(result).length ? list : made("p.said", {}, "Nothing found.")];
 }
 
 async function vote(choice) {
@@ -127,7 +127,7 @@ async function vote(choice) {
     for (const seat of SEATS) {
       const { model, latency_ms: ms, tokens } = told[seat];
       byId(seat).querySelector("h2").textContent = model;
-      byId(seat).append(made("footer", {}, made("p", { class: "facts" }, `${Math.round(ms)} ms · ${tokens} tokens`)));
+      byId(seat).append(made("footer", {}, made("p.facts", {}, `${Math.round(ms)} ms · ${tokens} tokens`)));
       byId(seat).classList.toggle("chosen", choice === seat);
     }
     announce(`Voted. Left was ${told.left.model}, right was ${told.right.model}.`);
@@ -148,7 +148,7 @@ async function board() {
   const rows = given.models.map((row) => [row.model, row.rank, Math.round(row.rating), `${Math.round(row.low)} to ${Math.round(row.high)}`,
     row.duels, row.wins, row.losses, row.ties, row.both_bad, Math.round(row.length), Math.round(row.latency_ms)]);
   byId("board").replaceChildren(rows.length ? tabled("Board", head, rows)
-    : made("p", { class: "body quiet" }, `Nobody has voted on ${task.diptych.title.toLowerCase()} yet.`));
+    : made("p.body.quiet", {}, `Nobody has voted on ${task.diptych.title.toLowerCase()} yet.`));
   byId("cautions").replaceChildren(...(rows.length ? given.cautions : []).map(({ message }) => made("li", {}, message)));
 }
 

@@ -56,11 +56,11 @@ export function list(started, changed) {
     const { id, name, state, received, size, answered, items, message } = run;
     const cancel = () => post(`v1/evaluations/${id}`, undefined, { method: "DELETE" }).catch((error) => (byId("trouble").textContent = explained(error))).then(changed);
     const share = state === "receiving" ? received / size : items ? answered / items : null;
-    return made("li", { class: "row", "data-state": state },
+    return made("li.row", { "data-state": state },
       made("strong", {}, name), made("span", { class: state === "failed" ? "failure" : "quiet" }, `${state}${items ? `, ${answered} of ${items}` : ""}`),
       ALIVE.includes(state) && made("progress", { max: 1, value: share, "aria-label": `${name}: how far it is` }),
-      ALIVE.includes(state) && made("button", { type: "button", "data-run": id, onclick: cancel }, "Cancel"),
-      message && made("span", { class: "quiet" }, message));
+      ALIVE.includes(state) && made("button", { "data-run": id, onclick: cancel }, "Cancel"),
+      message && made("span.quiet", {}, message));
   }));
   if (pressed) document.querySelector(`[data-run="${pressed}"]`)?.focus();
   return started.some(({ state }) => ALIVE.includes(state));

@@ -49,10 +49,10 @@ function item(model, place, index) {
   const { label, mask, point } = place;
   const [x0, y0, x1, y1] = edges(place);
   const [halo, frame] = framed(place, { stroke: tone(model), "data-model": model, "data-label": label });
-  const group = drawn("g", { class: "item", "data-item": `${model}/${index}` });
+  const group = drawn("g.item", { "data-item": `${model}/${index}` });
   if (mask) group.append(veil(mask, rgb(model), model === MERGED ? 20 : 55));
   group.append(frame,
-    drawn("g", { class: "tag", "data-x0": x0, "data-y0": y0, "data-x1": x1, "data-y1": y1, "data-corner": number(model), "data-around": point ? 9 : 0 },
+    drawn("g.tag", { "data-x0": x0, "data-y0": y0, "data-x1": x1, "data-y1": y1, "data-corner": number(model), "data-around": point ? 9 : 0 },
       drawn("rect", { fill: tone(model) }), drawn("text", {}, label)),
   );
   group.addEventListener("pointerenter", () => lit(`${model}/${index}`, true));
@@ -79,7 +79,7 @@ export function toggle(model) {
   };
   if (!layers.querySelector(`input[value="${CSS.escape(model)}"]`)) {
     const box = made("input", { type: "checkbox", value: model, checked: !hidden.has(model), onchange: () => set(box.checked) });
-    const label = made("label", { class: `chip tone-${number(model)}` }, box, made("span", { class: "dot" }), model);
+    const label = made("label", { class: `chip tone-${number(model)}` }, box, made("span.dot"), model);
     const place = (one) => (one === MERGED ? Infinity : number(one));
     const next = [...layers.querySelectorAll("input")].find((other) => place(other.value) > place(model));
     next ? next.closest("label").before(label) : layers.append(label);

@@ -14,7 +14,7 @@ export async function shipped(choose) {
   const files = await get("scenes/scenes.json").catch(() => ({}));
   scenes = Object.fromEntries(Object.entries(files).map(([file, scene]) => [file.replace(/\.png$/, ""), scene]));
   byId("scenes").replaceChildren(...Object.entries(scenes).map(([name, scene]) =>
-    made("li", {}, made("button", { type: "button", "data-scene": name, "aria-pressed": "false", onclick: () => choose(name) },
+    made("li", {}, made("button", { "data-scene": name, "aria-pressed": "false", onclick: () => choose(name) },
       made("img", { src: at(`scenes/small/${name}.png`).href, alt: described(scene), width: 96, height: 72, loading: "lazy" })))));
   return scenes;
 }
