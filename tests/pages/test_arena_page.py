@@ -71,6 +71,21 @@ def test_names_come_after_the_vote_alone(page: Page, arena: str) -> None:
     assert bodies and not any("toy-" in text for text in bodies)
 
 
+def test_picture_that_is_changed_while_the_models_answer_ends_the_duel(page: Page, tmp_path: Path) -> None:
+    store, slow = VoteStore(tmp_path / "votes.db"), [FakeEngine("a red circle", first_delay_s=1.0) for _ in range(2)]
+    with listening(create_app(router(*slow), votes=store)) as url:
+        page.goto(f"{url}/arena")
+        expect(page.locator("#go")).to_be_enabled()
+        for change in ("#scenes button[data-scene=portrait]", "#tasks input[value=vqa]"):
+            page.click("#go")
+            expect(page.locator("#left .body")).to_have_text("waits for both answers")
+            page.locator(change).click(force=True)
+            expect(page.locator("#trouble")).to_contain_text("changed meanwhile")
+            expect(page.locator("[data-choice=tie]")).to_be_disabled()
+            expect(page.locator("#duel h2")).to_have_text(["Left", "Right"])
+    store.close()
+
+
 def test_boxes_are_drawn_into_both_pictures(page: Page, arena: str) -> None:
     with dueling(page, arena, "detect"):
         expect(page.locator("#left svg .frame")).to_have_count(page.locator("#left .found li").count())

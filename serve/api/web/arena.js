@@ -14,6 +14,7 @@ let task = null;
 let picture = null; // as pictures.js loads one
 let duel = null; // the one that waits for its vote
 let busy = false;
+let turn = 0; // counts what was cleared: an answer or a vote that comes after that is for no seat
 
 const trouble = (words) => (byId("trouble").textContent = words);
 const usable = () => (byId("go").disabled = busy || !task || !picture);
@@ -41,6 +42,7 @@ function pick(id) {
   for (const radio of byId("tasks").querySelectorAll("input")) radio.checked = radio.value === id;
   offerText(byId("text-field"), task.diptych, {});
   if (field) byId("text").value = [example[field]].flat().join("; ");
+  clear();
   usable();
   board();
 }
@@ -56,6 +58,7 @@ function put(next) {
 }
 
 function clear() {
+  turn++;
   duel = null;
   for (const button of ballot) button.disabled = true;
   for (const seat of SEATS) byId(seat).replaceChildren(made("header", {}, made("h2", {}, seat === "left" ? "Left" : "Right")));
@@ -67,6 +70,7 @@ async function begin() {
   clear();
   trouble("");
   announce("Asking two models.");
+  const mine = turn;
   const { blob, name, url, alt, width, height } = picture;
   const form = new FormData();
   form.set("image", blob, name);
@@ -74,7 +78,8 @@ async function begin() {
   if (field) form.set(field, byId("text").value);
   for (const seat of SEATS) byId(seat).append(made("p.body.quiet", {}, "waits for both answers"));
   try {
-    const given = await asked(form);
+    const given = await asked(task.id, form);
+    if (mine !== turn) throw new Error("The picture or the task was changed meanwhile. Start a duel again.");
     for (const seat of SEATS) {
       byId(seat).lastChild.replaceWith(made("div.body", { tabindex: 0, role: "region", "aria-label": `${seat} answer` },
         ...shown(given[seat].result, { url, alt, width, height })));
@@ -90,10 +95,10 @@ async function begin() {
   usable();
 }
 
-async function asked(form) {
+async function asked(id, form) {
   for (let left = TRIES - 1; ; left--) {
     try {
-      return await post(`v1/arena/duels/${task.id}`, form);
+      return await post(`v1/arena/duels/${id}`, form);
     } catch (error) {
       if (error.code !== "duel_incomplete" || !left) throw error;
     }
@@ -120,10 +125,12 @@ function shown(result, { url, alt, width, height }) {
 async function vote(choice) {
   if (!duel) return;
   const { id } = duel;
+  const mine = turn;
   duel = null;
   for (const button of ballot) button.disabled = true;
   try {
     const told = await post("v1/arena/votes", JSON.stringify({ duel: id, choice }));
+    if (mine !== turn) return board();
     for (const seat of SEATS) {
       const { model, latency_ms: ms, tokens } = told[seat];
       byId(seat).querySelector("h2").textContent = model;
@@ -134,6 +141,7 @@ async function vote(choice) {
     byId("go").focus();
     board();
   } catch (error) {
+    if (mine !== turn) return;
     trouble(error instanceof Refusal ? error.message : "The vote did not arrive. Vote again: it counts once.");
     duel = { id };
     for (const button of ballot) button.disabled = false;
