@@ -66,6 +66,7 @@ def test_names_come_after_the_vote_alone(page: Page, arena: str) -> None:
         expect(page.locator("#cautions")).to_contain_text("fewer than 30 duels")
         page.click("#go")
         expect(page.locator("[data-choice=tie]")).to_be_enabled()
+        expect(page.locator(".chosen")).to_have_count(0)
         page.click("[data-choice=both_bad]")
         expect(page.locator("#board tbody tr").first).to_contain_text("2")
     assert bodies and not any("toy-" in text for text in bodies)

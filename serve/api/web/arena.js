@@ -61,7 +61,10 @@ function clear() {
   turn++;
   duel = null;
   for (const button of ballot) button.disabled = true;
-  for (const seat of SEATS) byId(seat).replaceChildren(made("header", {}, made("h2", {}, seat === "left" ? "Left" : "Right")));
+  for (const seat of SEATS) {
+    byId(seat).classList.remove("chosen");
+    byId(seat).replaceChildren(made("header", {}, made("h2", {}, seat === "left" ? "Left" : "Right")));
+  }
 }
 
 async function begin() {
