@@ -170,7 +170,7 @@ byId("ask").addEventListener("submit", (event) => {
 opens("choose", "file", ([file]) => take(loaded(file, { name: file.name }), put, trouble));
 for (const button of ballot) button.addEventListener("click", () => vote(button.dataset.choice));
 addEventListener("keydown", (event) => {
-  if (!duel || event.altKey || event.ctrlKey || event.metaKey || event.target.matches?.("input, .scroll") || !(event.key in KEYS)) return;
+  if (!duel || event.repeat || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.target.matches?.("input, textarea, .scroll") || !(event.key in KEYS)) return;
   event.preventDefault();
   vote(KEYS[event.key]);
 });
