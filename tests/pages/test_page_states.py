@@ -135,6 +135,23 @@ def test_html_in_a_reply_is_shown_as_text(page: Page) -> None:
         assert page.locator("#sheet b, #sheet script").count() == 0
 
 
+NUMBERS = """() => [...document.querySelectorAll(".found .quiet")].map(({ firstChild: text }) =>
+  [...text.data.matchAll(/[0-9]+/g)].map(({ 0: digits, index }) => {
+    const range = document.createRange();
+    range.setStart(text, index);
+    range.setEnd(text, index + digits.length);
+    return range.getBoundingClientRect().left;
+  }))"""
+
+
+def test_numbers_beside_a_label_that_is_read_from_the_right_keep_their_order(page: Page) -> None:
+    engines = FakeEngine("[0.10, 0.20, 0.50, 0.60]"), FakeEngine("<loc0100><loc0200><loc0500><loc0600> قطة")
+    with visiting(page, served(*engines), "/?task=detect&labels=قطة"):
+        ask(page)
+        starts = page.evaluate(NUMBERS)
+        assert max(map(len, starts)) == 4 and all(line == sorted(line) for line in starts), starts
+
+
 def test_again_button_and_list_of_questions(page: Page) -> None:
     with visiting(page, served()):
         ask(page)

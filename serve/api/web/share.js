@@ -144,7 +144,7 @@ async function png(asked, answer, picture) {
 
 function listed(result) {
   if (!listsPlaces(result) || !placesOf(result).length) return words(result) || "(nothing)";
-  return placesOf(result).map((place) => `${place.label} [${pixels(place)}]`).join("\n");
+  return placesOf(result).map((place) => `\u2068${place.label}\u2069 [${pixels(place)}]`).join("\n");
 }
 
 /** Paint what the overlay shows, as it is on the screen. unit: the picture's pixels for one of the PNG. */
