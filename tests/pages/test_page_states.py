@@ -152,6 +152,20 @@ def test_numbers_beside_a_label_that_is_read_from_the_right_keep_their_order(pag
         assert max(map(len, starts)) == 4 and all(line == sorted(line) for line in starts), starts
 
 
+def test_link_to_the_question_leaves_what_is_drawn_over_the_picture(page: Page) -> None:
+    with visiting(page, served(FakeEngine("[0.25, 0.25, 0.75, 0.75]")), "/?task=detect"):
+        ask(page)
+        before = page.locator("#overlay .layer").count()
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.locator(".skip").press("Enter")
+        expect(page).to_have_url(re.compile("#ask$"))
+        with page.expect_response("**/ready"):
+            pass
+        expect(page.locator("#overlay .layer")).to_have_count(before)
+        assert before and not any("scenes" in url for url in requests)
+
+
 def test_again_button_and_list_of_questions(page: Page) -> None:
     with visiting(page, served()):
         ask(page)

@@ -14,6 +14,7 @@ const LIST = new Intl.ListFormat("en");
 const merged = new MergedCard(byId("merged"));
 const typed = {}; // what was typed, per task
 let tasks = []; // as /v1/models describes them; example: the phrases, or the text as the only one
+const taskOf = (id) => tasks.find((one) => one.id === id);
 let models = []; // names served here (on a comparison: those of it)
 let ready = null; // the last /ready
 let scenes = {};
@@ -46,7 +47,6 @@ async function start() {
   }
   scenes = await shipped(choose);
   applied(fromUrl());
-  window.addEventListener("popstate", () => applied(fromUrl()));
 }
 
 const GONE = "The server does not answer. Asking it again every two seconds.";
@@ -113,7 +113,7 @@ function standing() {
 // The question
 
 function pick(id) {
-  task = tasks.find((one) => one.id === id) ?? null;
+  task = taskOf(id) ?? null;
   for (const radio of byId("tasks").querySelectorAll("input")) radio.checked = radio.value === task?.id;
   offerText(byId("text-field"), task ?? {}, { placeholder: task?.example?.join("; "), oninput: written });
   if (task?.text_field) byId("text").value = typed[task.id] ?? suggested();
@@ -178,8 +178,8 @@ async function applied(given) {
   if (!chosen?.length) chosen = null;
   const names = Object.keys(scenes);
   const wanted = names.includes(given.scene) ? given.scene : names[0];
-  const id = tasks.some((one) => one.id === given.task) ? given.task : tasks.find((one) => one.id === "caption")?.id ?? tasks[0]?.id;
-  const text = given.written.get(tasks.find((one) => one.id === id)?.text_field);
+  const id = tasks.some((one) => one.id === given.task) ? given.task : taskOf("caption")?.id ?? tasks[0]?.id;
+  const text = given.written.get(taskOf(id)?.text_field);
   if (text) typed[id] = text;
   byId("multiple").checked = given.multiple;
   byId("least").value = Math.round(100 * given.least) || "";
@@ -255,7 +255,7 @@ async function pose(asked, about) {
   form.set("image", about.blob, about.name);
   for (const [name, value] of fieldsOf(asked)) form.set(name, value);
   form.set("stream", "true");
-  const names = asked.models ?? tasks.find((one) => one.id === asked.task).models;
+  const names = asked.models ?? taskOf(asked.task).models;
   const columns = new Map(names.map((name) => [name, new Column(name)]));
   const controller = new AbortController();
   const answer = { id: null, size: { width: about.width, height: about.height }, merged: null, replies: [] };
@@ -264,7 +264,7 @@ async function pose(asked, about) {
   last = null;
   const shown = () => picture === about ? answer : {}; // else another one was chosen meanwhile
   clear();
-  const placed = Boolean(tasks.find((one) => one.id === asked.task).places);
+  const placed = Boolean(taskOf(asked.task).places);
   if (placed) for (const layer of [...names, MERGED]) toggle(layer);
   byId("share").hidden = true;
   byId("cost").replaceChildren();

@@ -1,8 +1,8 @@
 // What is asked: in the address bar, and as the fields of a request.
 
 /** What the address bar says: {task, written: by the name of a field, multiple, least, models: [..] or null, scene}. */
-export function fromUrl(search = location.search) {
-  const given = new URLSearchParams(search);
+export function fromUrl() {
+  const given = new URLSearchParams(location.search);
   return {
     task: given.get("task"), written: given, scene: given.get("scene"),
     multiple: given.has("multiple"), least: given.get("min_agreement"), models: given.get("models")?.split(",").filter(Boolean) ?? null,
