@@ -331,6 +331,33 @@ def test_wrong_key_is_prompted_for_again(page: Page) -> None:
     assert len(prompts) == 2 and "API key" in prompts[0]
 
 
+def test_key_with_an_invisible_space_is_taken_without_it(page: Page) -> None:
+    page.on("dialog", lambda dialog: dialog.accept("\u200b4lice\u2009"))
+    with visiting(page, create_app(router(), access=Access(keys=Keys(["alice:4lice"]), page="open"))):
+        ask(page)
+        expect(page.locator("#merged.done")).to_be_visible()
+
+
+def test_browser_without_storage_has_the_key_for_the_page(page: Page) -> None:
+    page.on("dialog", lambda dialog: dialog.accept("4lice"))
+    for name in ("sessionStorage", "localStorage"):  # as Chromium does where cookies are blocked
+        page.add_init_script(
+            f"Object.defineProperty(window, '{name}', {{ get() {{ throw new DOMException('', 'SecurityError'); }} }})"
+        )
+    with visiting(page, create_app(router(), access=Access(keys=Keys(["alice:4lice"]), page="open"))):
+        ask(page)
+        expect(page.locator("#merged.done")).to_be_visible()
+
+
+def test_refusal_to_list_the_models_is_shown_in_the_servers_words(page: Page) -> None:
+    refusal = '{"error": {"message": "At most 60 requests a minute.", "code": "rate_limit", "param": null}}'
+    page.route("**/v1/models", lambda route: route.fulfill(status=429, content_type="application/json", body=refusal))
+    with opened(page, served()):
+        expect(page.locator("#state")).to_contain_text("At most 60 requests a minute.")
+        page.unroute("**/v1/models")
+        expect(page.locator("#go")).to_be_enabled(timeout=WAIT_MS)
+
+
 def test_declined_key_is_not_prompted_for_again(page: Page) -> None:
     prompts: list[str] = []
 

@@ -3,7 +3,7 @@
 import { fieldsOf, fromUrl, toUrl } from "./asked.js";
 import { Refusal, ask, explained, get, link, named } from "./wire.js";
 import { Column, MergedCard, catalogue, recalled, words } from "./columns.js";
-import { announce, byId, made, offerText, stated } from "./dom.js";
+import { announce, byId, made, offerText, stated, trouble } from "./dom.js";
 import { clear, show, toggle } from "./picture.js";
 import { drawnScene, loaded, marked, opens, shipped, take } from "./pictures.js";
 import { MERGED, settle, toned } from "./tones.js";
@@ -49,7 +49,7 @@ async function start() {
   applied(fromUrl());
 }
 
-const GONE = "The server does not answer. Asking it again every two seconds.";
+const gone = (error) => stated(`${explained(error)} Asking it again every two seconds.`, "failed");
 
 /** Fill in tasks and models, once the server says which it has. */
 async function offer({ only, shared }) {
@@ -67,7 +67,7 @@ async function offer({ only, shared }) {
         .filter((one) => one.models.length && (!shared || shared.includes(one.id)));
       break;
     } catch (error) {
-      stated(error.status === 401 ? error.message : GONE, "failed");
+      gone(error);
       await new Promise((done) => setTimeout(done, 2000));
     }
   }
@@ -86,9 +86,9 @@ async function watch() {
     ready = await get("ready", [503]);
     standing();
     if (ready.status === "ready" && !Object.values(ready.models).includes("starting")) again = 10_000;
-  } catch {
+  } catch (error) {
     ready = null;
-    stated(GONE, "failed");
+    gone(error);
   }
   usable();
   setTimeout(watch, again);
@@ -181,16 +181,20 @@ async function applied(given) {
   const id = tasks.some((one) => one.id === given.task) ? given.task : taskOf("caption")?.id ?? tasks[0]?.id;
   const text = given.written.get(taskOf(id)?.text_field);
   if (text) typed[id] = text;
-  byId("multiple").checked = given.multiple;
-  byId("least").value = Math.round(100 * given.least) || "";
+  optioned(given);
   if (id) pick(id); // before the scene has come: whoever is quick to pick another task keeps it
   if (wanted && (!picture || picture.scene)) await choose(wanted);
   if (wrong.length) trouble(wrong.join(" "));
 }
 
+function optioned({ multiple, least }) {
+  byId("multiple").checked = multiple;
+  byId("least").value = Math.round(100 * least) || "";
+}
+
 // The picture
 
-const choose = (name) => take(drawnScene(name), put, trouble);
+const choose = (name) => take(drawnScene(name), put);
 
 function put(next) {
   const replaced = picture;
@@ -211,7 +215,7 @@ function release(one) {
 
 function given(files) {
   const file = files?.[0];
-  if (file) take(loaded(file, { name: file.name || "pasted picture" }), put, trouble);
+  if (file) take(loaded(file, { name: file.name || "pasted picture" }), put);
 }
 
 function listen() {
@@ -276,7 +280,7 @@ async function pose(asked, about) {
   if (byId("answers").getBoundingClientRect().top > innerHeight - 120) {
     byId("answers").scrollIntoView();
   }
-  let why = null;
+  let why;
   try {
     for await (const { event, data } of ask(asked.task, form, controller.signal)) {
       if (event === "opened") answer.id = data.id;
@@ -301,7 +305,7 @@ async function pose(asked, about) {
     if (answer.merged && !column.reply) column.element.remove(); // it was not asked: the question is not for it
     else column.cut(why ?? "It gave no reply.");
   }
-  merged.cut(why ?? "There is no merged answer.");
+  merged.cut(why);
   if (asking !== now) return; // another question was asked meanwhile
   asking = null;
   answer.replies.sort((one, other) => names.indexOf(one.model) - names.indexOf(other.model));
@@ -331,10 +335,6 @@ function tick(now) {
   requestAnimationFrame(() => tick(now));
 }
 
-function trouble(text) {
-  byId("trouble").textContent = text;
-}
-
 // This visit's questions
 
 function remember(one) {
@@ -359,8 +359,7 @@ function recall(one) {
   put(one.picture);
   chosen = asked.models;
   typed[asked.task] = asked.text;
-  byId("multiple").checked = asked.multiple;
-  byId("least").value = Math.round(100 * asked.least) || "";
+  optioned(asked);
   if (tasks.some((entry) => entry.id === asked.task)) pick(asked.task);
   recalled(answer, answer.size, merged);
   last = one;

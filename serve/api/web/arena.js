@@ -1,7 +1,7 @@
 // The arena: a picture and a task, two answers without names, a vote, then the names and the board.
 
 import { Refusal, explained, get, post } from "./wire.js";
-import { announce, byId, drawn, made, offerText, stated, tabled } from "./dom.js";
+import { announce, byId, drawn, made, offerText, region, stated, tabled, trouble } from "./dom.js";
 import { drawnScene, loaded, marked, opens, shipped, take } from "./pictures.js";
 import { answerText, edges, found, framed, listsPlaces, placesOf, veil } from "./places.js";
 
@@ -16,7 +16,6 @@ let duel = null; // the one that waits for its vote
 let busy = false;
 let turn = 0; // counts what was cleared: an answer or a vote that comes after that is for no seat
 
-const trouble = (words) => (byId("trouble").textContent = words);
 const usable = () => (byId("go").disabled = busy || !task || !picture);
 
 async function start() {
@@ -47,7 +46,7 @@ function pick(id) {
   board();
 }
 
-const choose = (name) => take(drawnScene(name), put, trouble);
+const choose = (name) => take(drawnScene(name), put);
 
 function put(next) {
   picture = next;
@@ -84,7 +83,7 @@ async function begin() {
     const given = await asked(task.id, form);
     if (mine !== turn) throw new Error("The picture or the task was changed meanwhile. Start a duel again.");
     for (const seat of SEATS) {
-      byId(seat).lastChild.replaceWith(made("div.body", { tabindex: 0, role: "region", "aria-label": `${seat} answer` },
+      byId(seat).lastChild.replaceWith(region("div.body", `${seat} answer`,
         ...shown(given[seat].result, { url, alt, width, height })));
     }
     duel = given;
@@ -167,7 +166,7 @@ byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!byId("go").disabled) begin();
 });
-opens("choose", "file", ([file]) => take(loaded(file, { name: file.name }), put, trouble));
+opens("choose", "file", ([file]) => take(loaded(file, { name: file.name }), put));
 for (const button of ballot) button.addEventListener("click", () => vote(button.dataset.choice));
 addEventListener("keydown", (event) => {
   if (!duel || event.repeat || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.target.matches?.("input, textarea, .scroll") || !(event.key in KEYS)) return;

@@ -1,7 +1,7 @@
 // Evaluations that are started on the page: a labelled folder, or a zip file of one, sent in pieces.
 
 import { explained, get, post } from "./wire.js";
-import { byId, made } from "./dom.js";
+import { byId, made, trouble } from "./dom.js";
 import { opens } from "./pictures.js";
 import { zipped } from "./zip.js";
 
@@ -29,11 +29,11 @@ export async function allow({ mb, pictures, minutes }, changed) {
   byId("begin").addEventListener("submit", async (event) => {
     event.preventDefault();
     byId("go").disabled = true;
-    byId("trouble").textContent = "";
+    trouble("");
     try {
       await send(chosen.name, await chosen.blob(), changed);
     } catch (error) {
-      byId("trouble").textContent = explained(error);
+      trouble(explained(error));
     }
     byId("go").disabled = false;
     changed();
@@ -54,7 +54,7 @@ export function list(started, changed) {
   const pressed = document.activeElement?.dataset.run; // the keyboard stays on its button
   byId("started").replaceChildren(...started.map((run) => {
     const { id, name, state, received, size, answered, items, message } = run;
-    const cancel = () => post(`v1/evaluations/${id}`, undefined, { method: "DELETE" }).catch((error) => (byId("trouble").textContent = explained(error))).then(changed);
+    const cancel = () => post(`v1/evaluations/${id}`, undefined, { method: "DELETE" }).catch((error) => trouble(explained(error))).then(changed);
     const share = state === "receiving" ? received / size : items ? answered / items : null;
     return made("li.row", { "data-state": state },
       made("strong", {}, name), made("span", { class: state === "failed" ? "failure" : "quiet" }, `${state}${items ? `, ${answered} of ${items}` : ""}`),

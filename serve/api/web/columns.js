@@ -1,7 +1,7 @@
 // The answers: a column per model that fills as it speaks, and the merged card that stands apart.
 
 import { get } from "./wire.js";
-import { announce, byId, made, sheet, soon } from "./dom.js";
+import { announce, byId, made, region, sheet, soon } from "./dom.js";
 import { lit, overlaid } from "./picture.js";
 import { answerText, found, listsPlaces, placesOf } from "./places.js";
 import { MERGED, toned } from "./tones.js";
@@ -28,8 +28,7 @@ export class Column {
     this.speech = document.createTextNode("");
     this.clock = made("span.clock", {}, "0.0 s");
     this.facts = made("p.facts", {}, "waiting for its first word");
-    this.body = made("div.body", { tabindex: 0, role: "region", "aria-label": `${model}: answer` },
-      made("p.speech", {}, this.speech));
+    this.body = region("div.body", `${model}: answer`, made("p.speech", {}, this.speech));
     this.raw = made("button.plain", { disabled: true, onclick: () => raw(model, this.reply) }, "Raw");
     this.element = made("article", { class: toned(model, "column"), "data-model": model, "aria-label": model },
       made("header", {},
@@ -173,7 +172,7 @@ export class MergedCard {
       made("footer", {}, made("p.facts", {}, " ")));
   }
 
-  cut(why) {
+  cut(why = "There is no merged answer.") {
     if (!this.element.classList.contains("waiting")) return;
     this.element.querySelector(".body").replaceChildren(made("p.quiet", {}, why));
   }
@@ -187,7 +186,7 @@ export class MergedCard {
     this.element.replaceChildren(
       made("header", {}, made("h3", {}, "Merged"),
         made("span.agreement", {}, `${share} % agreement`, meter)),
-      made("div.body", { tabindex: 0, role: "region", "aria-label": "Merged answer" },
+      region("div.body", "Merged answer",
         ...(merged.result ? shown(MERGED, merged.result, merged.supporters) : [made("p.failure", {}, merged.error?.message ?? "Nothing to merge.")]).filter(Boolean)),
       made("footer", {},
         made("p.facts", {}, `by ${merged.method.replaceAll("_", " ")}, of ${merged.models.join(", ")}`,
@@ -208,7 +207,7 @@ export function recalled({ replies, merged }, size, card) {
   }));
   card.wait(replies.length, listsPlaces(merged?.result));
   if (merged) card.show(merged, { size, aloud: false });
-  else card.cut("There is no merged answer.");
+  else card.cut();
 }
 
 function raw(title, reply) {

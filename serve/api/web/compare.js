@@ -2,7 +2,7 @@
 
 import { get, link } from "./wire.js";
 import { catalogue, value } from "./columns.js";
-import { byId, made } from "./dom.js";
+import { byId, made, region } from "./dom.js";
 
 /** Show the comparison of these names. Gives the models and which of them are served, or null where a name is unknown. */
 export async function compared(names) {
@@ -65,8 +65,7 @@ function rows(table) {
   }
   const whole = made("table.compared", {}, made("thead", {}, head), body);
   whole.style.setProperty("--models", table.models.length);
-  return made("div.scroll", { tabindex: 0, role: "region", "aria-label": "Comparison table" },
-    whole);
+  return region("div.scroll", "Comparison table", whole);
 }
 
 function picker(cards, names) {

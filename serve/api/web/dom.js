@@ -41,10 +41,16 @@ export function announce(words) {
   byId("heard").textContent = words;
 }
 
+/** Say why something did not go; nothing where it does. */
+export const trouble = (words) => (byId("trouble").textContent = words);
+
+/** An element that scrolls, for the keyboard and screen readers. */
+export const region = (name, title, ...children) => made(name, { tabindex: 0, role: "region", "aria-label": title }, ...children);
+
 /** A table that scrolls sideways. head, and each row: cells, texts or elements; the first cell of a row is its title. */
 export function tabled(title, head, rows) {
   const cell = (tag, scope) => (content) => made(tag, { scope }, content);
-  return made("div.scroll", { tabindex: 0, role: "region", "aria-label": title },
+  return region("div.scroll", title,
     made("table.ratings", {}, made("thead", {}, made("tr", {}, ...head.map(cell("th", "col")))),
       made("tbody", {}, ...rows.map(([first, ...others]) => made("tr", {}, cell("th", "row")(first), ...others.map(cell("td")))))));
 }

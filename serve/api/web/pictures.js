@@ -1,7 +1,7 @@
 // Pictures to ask about: the shipped scenes as buttons, and files of one's own.
 
 import { at, explained, get } from "./wire.js";
-import { byId, made } from "./dom.js";
+import { byId, made, trouble } from "./dom.js";
 
 const MAX_BYTES = 20 * 1024 * 1024; // what the server takes (serve/media/image.py)
 let scenes = {};
@@ -44,7 +44,7 @@ export async function loaded(blob, { name = "picture", alt = "", scene = null } 
 }
 
 /** Put a picture that is still being read, unless another was chosen meanwhile. */
-export async function take(reading, put, trouble) {
+export async function take(reading, put) {
   const mine = ++wish;
   try {
     const picture = await reading;

@@ -3,7 +3,7 @@
 import { fieldsOf, remembered, toUrl } from "./asked.js";
 import { address, explained, post } from "./wire.js";
 import { words } from "./columns.js";
-import { byId, made, sheet } from "./dom.js";
+import { byId, made, sheet, trouble } from "./dom.js";
 import { listsPlaces, pixels, placesOf } from "./places.js";
 import { tone } from "./tones.js";
 
@@ -204,7 +204,7 @@ const ACTIONS = {
     try {
       await copy(await publish(asked, answer, picture), "Kept here for everybody with its address, which is copied.");
     } catch (error) {
-      byId("trouble").textContent = explained(error);
+      trouble(explained(error));
     }
     byId("publish").disabled = false;
   },
