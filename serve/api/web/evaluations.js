@@ -8,8 +8,7 @@ const signed = (value) => `${value > 0 ? "+" : ""}${number(value)}`;
 const whole = (value) => (value < 0.05 && value > -0.05 ? 0 : value); // no -0.0
 const models = (run) => [...new Set(run.tasks.flatMap((task) => task.rows.map((row) => row.name)))].join(", ");
 
-let again = 0;
-let shownNames = null;
+let again, shownNames;
 let begun = null; // begin.js, where evaluations may be started
 
 /** Show the runs; again each second while one that was started here is under way. */
@@ -18,10 +17,12 @@ async function show() {
   try {
     ({ data: runs, started, bounds } = await get("v1/evaluations"));
     if (bounds && !begun) {
-      begun = await import("./begin.js");
-      await begun.allow(bounds, show);
+      const form = await import("./begin.js");
+      await form.allow(bounds, show);
+      begun = form;
     }
   } catch (error) {
+    again = setTimeout(show, 2000);
     return stated(explained(error), "failed");
   }
   clearTimeout(again);
