@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
 from playwright.sync_api import Browser, Dialog, Page, expect
-from served import LLAVA, PALIGEMMA, listening, router, served, until
+from served import LLAVA, PALIGEMMA, listening, picture, router, served, until
 from visiting import WAIT_MS, answered, ask, column, pick
 
 from serve.api.app import create_app
@@ -150,6 +152,24 @@ def test_numbers_beside_a_label_that_is_read_from_the_right_keep_their_order(pag
         ask(page)
         starts = page.evaluate(NUMBERS)
         assert max(map(len, starts)) == 4 and all(line == sorted(line) for line in starts), starts
+
+
+def test_copied_commands_read_the_picture_by_its_name_and_keep_the_least_agreement(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / 'Screenshot, 10.00 "мой" (1).png'
+    path.write_bytes(picture())
+    with visiting(page, served(FakeEngine("a red circle"), FakeEngine("a blue square")), "/?min_agreement=0.9"):
+        page.set_input_files("#file", path)
+        expect(page.locator("#picture")).to_have_attribute("alt", re.compile("Screenshot"))
+        ask(page)
+        answers = []
+        for button, program in ("#copy-curl", ["sh", "-c"]), ("#copy-python", [sys.executable, "-c"]):
+            page.click(button)
+            expect(page.locator("#shared")).to_contain_text("curl" if "curl" in button else "Python")
+            line = page.evaluate("navigator.clipboard.readText()")
+            run = subprocess.run([*program, line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            answers.append(run.stdout)
+            assert run.returncode == 0, run.stderr
+        assert all("The models disagree" in answer for answer in answers)
 
 
 def test_link_to_the_question_leaves_what_is_drawn_over_the_picture(page: Page) -> None:

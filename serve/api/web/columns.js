@@ -181,7 +181,7 @@ export class MergedCard {
     const share = Math.round(100 * merged.agreement);
     const meter = made("meter", { min: 0, max: 1, value: merged.agreement, "aria-label": `Agreement ${share} %` });
     this.element.hidden = false;
-    this.element.classList.replace("waiting", "done");
+    this.element.classList.remove("waiting");
     this.element.classList.add("done");
     this.element.replaceChildren(
       made("header", {}, made("h3", {}, "Merged"),

@@ -20,21 +20,17 @@ export function offerSharing(one) {
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const field = (name, text) => `--form-string ${shell(`${name}=${text}`)}`; // with -F a semicolon would start an option
 
-function file(asked) {
-  return asked.scene ? `${asked.scene}.png` : asked.name.replaceAll(/[^\w.-]/g, "_");
-}
-
 function curl(asked) {
-  const lines = [`curl --no-buffer -F ${shell(`image=@${file(asked)}`)}`];
+  const name = asked.name.replaceAll(/[\\"]/g, "\\$&"); // in quotes a comma or semicolon is no option
+  const lines = [`curl --no-buffer -F ${shell(`image=@"${name}"`)}`];
   lines.push(...[...fieldsOf(asked), ["stream", "true"]].map(([name, text]) => field(name, text)), shell(address(`v1/tasks/${asked.task}`)));
-  const fetched = asked.scene ? `curl --remote-name ${shell(address(`scenes/${file(asked)}`))}\n` : "";
+  const fetched = asked.scene ? `curl --remote-name ${shell(address(`scenes/${asked.name}`))}\n` : "";
   return `${fetched}${lines.join(" \\\n  ")}\n`;
 }
 
 function python(asked) {
-  const { text } = asked;
+  const { text, least, name } = asked;
   const model = `${asked.task}:${asked.models ? asked.models.join(",") : "*"}`;
-  const name = file(asked);
   const from = asked.scene
     ? `image = urlopen(${JSON.stringify(address(`scenes/${name}`))}).read()`
     : `image = Path(${JSON.stringify(name)}).read_bytes()`;
@@ -47,7 +43,7 @@ client = OpenAI(base_url=${JSON.stringify(address("v1"))}, api_key="none")
 ${from}
 url = "data:${asked.type || "image/png"};base64," + base64.b64encode(image).decode()
 content = [{"type": "image_url", "image_url": {"url": url}}${text ? `, {"type": "text", "text": ${JSON.stringify(text)}}` : ""}]
-reply = client.chat.completions.create(model=${JSON.stringify(model)}, messages=[{"role": "user", "content": content}])
+reply = client.chat.completions.create(model=${JSON.stringify(model)}, messages=[{"role": "user", "content": content}]${least ? `, extra_body={"min_agreement": ${least}}` : ""})
 for choice in reply.choices:  # the merged answer, then each model's own
     print(choice.diptych["model"] or "merged", choice.message.content, sep=": ")
 `;
