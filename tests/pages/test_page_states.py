@@ -172,6 +172,19 @@ def test_copied_commands_read_the_picture_by_its_name_and_keep_the_least_agreeme
         assert all("The models disagree" in answer for answer in answers)
 
 
+def test_saved_files_have_the_name_of_the_picture_and_whole_sentences_without_spaces(page: Page) -> None:
+    words = FakeEngine("这是一张红色圆圈的图片" * 20)
+    with visiting(page, served(words, words), "/?scene=night"):
+        ask(page)
+        for kind in ("json", "png"):
+            with page.expect_download() as coming:
+                page.click(f"#save-{kind}")
+            assert coming.value.suggested_filename == f"diptych-caption-night.{kind}"
+        image = PIL.Image.open(coming.value.path()).convert("L")
+        edge = image.crop((image.width - 40, 0, image.width, image.height))
+        assert edge.getextrema() == (image.getpixel((0, 0)),) * 2 and image.height > 700
+
+
 def test_link_to_the_question_leaves_what_is_drawn_over_the_picture(page: Page) -> None:
     with visiting(page, served(FakeEngine("[0.25, 0.25, 0.75, 0.75]")), "/?task=detect"):
         ask(page)

@@ -49,10 +49,10 @@ for choice in reply.choices:  # the merged answer, then each model's own
 `;
 }
 
-function save(blob, name) {
+function save(blob, asked, kind) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
-  link.download = name;
+  link.download = `diptych-${asked.task}-${asked.name.replace(/\.\w+$/, "")}.${kind}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
@@ -178,6 +178,12 @@ function wrapped(context, text, wide) {
         lines.push(line);
         line = word;
       } else line = longer;
+      while (context.measureText(line).width > wide) { // an address, or a script without spaces
+        const letters = [...line];
+        const fits = letters.findIndex((_, at) => context.measureText(letters.slice(0, at + 1).join("")).width > wide);
+        lines.push(letters.splice(0, fits || 1).join(""));
+        line = letters.join("");
+      }
     }
     lines.push(line);
   }
@@ -207,7 +213,7 @@ const ACTIONS = {
   "copy-link": ({ asked }) => copy(toUrl(asked), asked.scene ? "Link copied." : "Link copied; your own picture does not travel with it."),
   "copy-curl": ({ asked }) => copy(curl(asked), "curl command copied."),
   "copy-python": ({ asked }) => copy(python(asked), "Python copied."),
-  "save-json": ({ asked, answer }) => save(new Blob([`${JSON.stringify(whole(asked, answer), null, 2)}\n`]), `diptych-${asked.task}.json`),
-  "save-png": async ({ asked, answer, picture }) => save(await png(asked, answer, picture), `diptych-${asked.task}.png`),
+  "save-json": ({ asked, answer }) => save(new Blob([`${JSON.stringify(whole(asked, answer), null, 2)}\n`]), asked, "json"),
+  "save-png": async ({ asked, answer, picture }) => save(await png(asked, answer, picture), asked, "png"),
 };
 for (const [id, act] of Object.entries(ACTIONS)) byId(id).addEventListener("click", () => act(last));
