@@ -185,7 +185,7 @@ def test_saved_files_have_the_name_of_the_picture_and_whole_sentences_without_sp
         assert edge.getextrema() == (image.getpixel((0, 0)),) * 2 and image.height > 700
 
 
-def test_link_to_the_question_leaves_what_is_drawn_over_the_picture(page: Page) -> None:
+def test_link_to_the_question_leaves_boxes_over_the_picture(page: Page) -> None:
     with visiting(page, served(FakeEngine("[0.25, 0.25, 0.75, 0.75]")), "/?task=detect"):
         ask(page)
         before = page.locator("#overlay .layer").count()
@@ -364,7 +364,7 @@ def test_wrong_key_is_prompted_for_again(page: Page) -> None:
     assert len(prompts) == 2 and "API key" in prompts[0]
 
 
-def test_key_with_an_invisible_space_is_taken_without_it(page: Page) -> None:
+def test_key_with_an_invisible_space_is_accepted(page: Page) -> None:
     page.on("dialog", lambda dialog: dialog.accept("\u200b4lice\u2009"))
     with visiting(page, create_app(router(), access=Access(keys=Keys(["alice:4lice"]), page="open"))):
         ask(page)

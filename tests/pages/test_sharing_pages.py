@@ -164,7 +164,7 @@ def test_labelled_folder_is_evaluated_from_the_page_and_a_wrong_one_explained(pa
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_evaluations_are_asked_for_again_after_a_failure(page: Page, sharing: str) -> None:
+def test_page_of_evaluations_goes_on_after_a_failure(page: Page, sharing: str) -> None:
     page.route("**/v1/evaluations", lambda route: route.abort())
     page.goto(f"{sharing}/evaluations")
     expect(page.locator("#state")).to_have_text("The server does not answer.")
