@@ -1,6 +1,7 @@
 """The arena's page over fake engines: a duel without names, a vote by mouse or key, names, the board; access; sizes."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,16 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
-from served import listening, router
+from served import LLAVA, listening, router
 from visiting import pick
 
 from serve.api.app import create_app
 from serve.arena.store import VoteStore
 from serve.engines.fake import FakeEngine
+from serve.models import MODELS
+from serve.models.instructed import instructed_skills
+from serve.router import Router
+from serve.worker import Worker
 
 pytestmark = pytest.mark.browser
 
@@ -66,9 +71,50 @@ def test_names_come_after_the_vote_alone(page: Page, arena: str) -> None:
         expect(page.locator("#cautions")).to_contain_text("fewer than 30 duels")
         page.click("#go")
         expect(page.locator("[data-choice=tie]")).to_be_enabled()
+        expect(page.locator(".chosen")).to_have_count(0)
         page.click("[data-choice=both_bad]")
         expect(page.locator("#board tbody tr").first).to_contain_text("2")
     assert bodies and not any("toy-" in text for text in bodies)
+
+
+def test_picture_that_is_changed_while_the_models_answer_ends_the_duel(page: Page, tmp_path: Path) -> None:
+    store, slow = VoteStore(tmp_path / "votes.db"), [FakeEngine("a red circle", first_delay_s=1.0) for _ in range(2)]
+    with listening(create_app(router(*slow), votes=store)) as url:
+        page.goto(f"{url}/arena")
+        expect(page.locator("#go")).to_be_enabled()
+        for change in ("#scenes button[data-scene=portrait]", "#tasks input[value=vqa]"):
+            page.click("#go")
+            expect(page.locator("#left .body")).to_have_text("waits for both answers")
+            page.locator(change).click(force=True)
+            expect(page.locator("#trouble")).to_contain_text("changed meanwhile")
+            expect(page.locator("[data-choice=tie]")).to_be_disabled()
+            expect(page.locator("#duel h2")).to_have_text(["Left", "Right"])
+    store.close()
+
+
+def test_key_that_is_held_since_before_the_answers_or_moves_in_a_text_casts_no_vote(page: Page, tmp_path: Path) -> None:
+    skills = instructed_skills(MODELS[LLAVA].converse)
+    engine = FakeEngine('{"background": "red", "shapes": []}', first_delay_s=0.5)
+    workers = [Worker(dataclasses.replace(MODELS[name], skills=skills), engine) for name in (LLAVA, f"{LLAVA}-b")]
+    for worker in workers:
+        worker.mark("ready", "ready")
+    store = VoteStore(tmp_path / "votes.db")
+    with listening(create_app(Router(workers), votes=store)) as url:
+        page.goto(f"{url}/arena")
+        expect(page.locator("#go")).to_be_enabled()
+        pick(page, "extract")
+        page.click("#go")
+        expect(page.locator("#left .body")).to_have_text("waits for both answers")
+        page.keyboard.down("ArrowDown")  # as someone who scrolls meanwhile
+        expect(page.locator("[data-choice=tie]")).to_be_enabled()
+        page.keyboard.down("ArrowDown")
+        page.keyboard.up("ArrowDown")
+        page.locator("#text").press("ArrowLeft")
+        expect(page.locator("[data-choice=tie]")).to_be_enabled()
+        expect(page.locator("#duel h2")).to_have_text(["Left", "Right"])
+        page.locator("#left .body").press("ArrowLeft")
+        expect(page.locator("#left.chosen")).to_be_visible()
+    store.close()
 
 
 def test_boxes_are_drawn_into_both_pictures(page: Page, arena: str) -> None:

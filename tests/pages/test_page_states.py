@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
 from playwright.sync_api import Browser, Dialog, Page, expect
-from served import LLAVA, PALIGEMMA, listening, router, served, until
+from served import LLAVA, PALIGEMMA, listening, picture, router, served, until
 from visiting import WAIT_MS, answered, ask, column, pick
 
 from serve.api.app import create_app
@@ -133,6 +135,68 @@ def test_html_in_a_reply_is_shown_as_text(page: Page) -> None:
         column(page, LLAVA).get_by_role("button", name="Raw").click()
         expect(page.locator("#sheet")).to_contain_text(hostile)
         assert page.locator("#sheet b, #sheet script").count() == 0
+
+
+NUMBERS = """() => [...document.querySelectorAll(".found .quiet")].map(({ firstChild: text }) =>
+  [...text.data.matchAll(/[0-9]+/g)].map(({ 0: digits, index }) => {
+    const range = document.createRange();
+    range.setStart(text, index);
+    range.setEnd(text, index + digits.length);
+    return range.getBoundingClientRect().left;
+  }))"""
+
+
+def test_numbers_beside_a_label_that_is_read_from_the_right_keep_their_order(page: Page) -> None:
+    engines = FakeEngine("[0.10, 0.20, 0.50, 0.60]"), FakeEngine("<loc0100><loc0200><loc0500><loc0600> قطة")
+    with visiting(page, served(*engines), "/?task=detect&labels=قطة"):
+        ask(page)
+        starts = page.evaluate(NUMBERS)
+        assert max(map(len, starts)) == 4 and all(line == sorted(line) for line in starts), starts
+
+
+def test_copied_commands_read_the_picture_by_its_name_and_keep_the_least_agreement(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / 'Screenshot, 10.00 "мой" (1).png'
+    path.write_bytes(picture())
+    with visiting(page, served(FakeEngine("a red circle"), FakeEngine("a blue square")), "/?min_agreement=0.9"):
+        page.set_input_files("#file", path)
+        expect(page.locator("#picture")).to_have_attribute("alt", re.compile("Screenshot"))
+        ask(page)
+        answers = []
+        for button, program in ("#copy-curl", ["sh", "-c"]), ("#copy-python", [sys.executable, "-c"]):
+            page.click(button)
+            expect(page.locator("#shared")).to_contain_text("curl" if "curl" in button else "Python")
+            line = page.evaluate("navigator.clipboard.readText()")
+            run = subprocess.run([*program, line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            answers.append(run.stdout)
+            assert run.returncode == 0, run.stderr
+        assert all("The models disagree" in answer for answer in answers)
+
+
+def test_saved_files_have_the_name_of_the_picture_and_whole_sentences_without_spaces(page: Page) -> None:
+    words = FakeEngine("这是一张红色圆圈的图片" * 20)
+    with visiting(page, served(words, words), "/?scene=night"):
+        ask(page)
+        for kind in ("json", "png"):
+            with page.expect_download() as coming:
+                page.click(f"#save-{kind}")
+            assert coming.value.suggested_filename == f"diptych-caption-night.{kind}"
+        image = PIL.Image.open(coming.value.path()).convert("L")
+        edge = image.crop((image.width - 40, 0, image.width, image.height))
+        assert edge.getextrema() == (image.getpixel((0, 0)),) * 2 and image.height > 700
+
+
+def test_link_to_the_question_leaves_boxes_over_the_picture(page: Page) -> None:
+    with visiting(page, served(FakeEngine("[0.25, 0.25, 0.75, 0.75]")), "/?task=detect"):
+        ask(page)
+        before = page.locator("#overlay .layer").count()
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.locator(".skip").press("Enter")
+        expect(page).to_have_url(re.compile("#ask$"))
+        with page.expect_response("**/ready"):
+            pass
+        expect(page.locator("#overlay .layer")).to_have_count(before)
+        assert before and not any("scenes" in url for url in requests)
 
 
 def test_again_button_and_list_of_questions(page: Page) -> None:
@@ -298,6 +362,33 @@ def test_wrong_key_is_prompted_for_again(page: Page) -> None:
         ask(page)
         expect(page.locator("#merged.done")).to_be_visible()
     assert len(prompts) == 2 and "API key" in prompts[0]
+
+
+def test_key_with_an_invisible_space_is_accepted(page: Page) -> None:
+    page.on("dialog", lambda dialog: dialog.accept("\u200b4lice\u2009"))
+    with visiting(page, create_app(router(), access=Access(keys=Keys(["alice:4lice"]), page="open"))):
+        ask(page)
+        expect(page.locator("#merged.done")).to_be_visible()
+
+
+def test_browser_without_storage_has_the_key_for_the_page(page: Page) -> None:
+    page.on("dialog", lambda dialog: dialog.accept("4lice"))
+    for name in ("sessionStorage", "localStorage"):  # as Chromium does where cookies are blocked
+        page.add_init_script(
+            f"Object.defineProperty(window, '{name}', {{ get() {{ throw new DOMException('', 'SecurityError'); }} }})"
+        )
+    with visiting(page, create_app(router(), access=Access(keys=Keys(["alice:4lice"]), page="open"))):
+        ask(page)
+        expect(page.locator("#merged.done")).to_be_visible()
+
+
+def test_refusal_to_list_the_models_is_shown_in_the_servers_words(page: Page) -> None:
+    refusal = '{"error": {"message": "At most 60 requests a minute.", "code": "rate_limit", "param": null}}'
+    page.route("**/v1/models", lambda route: route.fulfill(status=429, content_type="application/json", body=refusal))
+    with opened(page, served()):
+        expect(page.locator("#state")).to_contain_text("At most 60 requests a minute.")
+        page.unroute("**/v1/models")
+        expect(page.locator("#go")).to_be_enabled(timeout=WAIT_MS)
 
 
 def test_declined_key_is_not_prompted_for_again(page: Page) -> None:

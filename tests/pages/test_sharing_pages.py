@@ -164,6 +164,14 @@ def test_labelled_folder_is_evaluated_from_the_page_and_a_wrong_one_explained(pa
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_page_of_evaluations_goes_on_after_a_failure(page: Page, sharing: str) -> None:
+    page.route("**/v1/evaluations", lambda route: route.abort())
+    page.goto(f"{sharing}/evaluations")
+    expect(page.locator("#state")).to_have_text("The server does not answer.")
+    page.unroute("**/v1/evaluations")
+    expect(page.locator("#state")).to_contain_text("2 runs")
+
+
 def test_missing_result_is_explained(page: Page, sharing: str) -> None:
     page.goto(f"{sharing}/r/none")
     expect(page.locator("#state[data-kind=failed]")).to_contain_text("There is no such result")

@@ -3,7 +3,7 @@
 import { fieldsOf, fromUrl, toUrl } from "./asked.js";
 import { Refusal, ask, explained, get, link, named } from "./wire.js";
 import { Column, MergedCard, catalogue, recalled, words } from "./columns.js";
-import { announce, byId, made, offerText, stated } from "./dom.js";
+import { announce, byId, made, offerText, stated, trouble } from "./dom.js";
 import { clear, show, toggle } from "./picture.js";
 import { drawnScene, loaded, marked, opens, shipped, take } from "./pictures.js";
 import { MERGED, settle, toned } from "./tones.js";
@@ -14,6 +14,7 @@ const LIST = new Intl.ListFormat("en");
 const merged = new MergedCard(byId("merged"));
 const typed = {}; // what was typed, per task
 let tasks = []; // as /v1/models describes them; example: the phrases, or the text as the only one
+const taskOf = (id) => tasks.find((one) => one.id === id);
 let models = []; // names served here (on a comparison: those of it)
 let ready = null; // the last /ready
 let scenes = {};
@@ -46,10 +47,9 @@ async function start() {
   }
   scenes = await shipped(choose);
   applied(fromUrl());
-  window.addEventListener("popstate", () => applied(fromUrl()));
 }
 
-const GONE = "The server does not answer. Asking it again every two seconds.";
+const gone = (error) => stated(`${explained(error)} Asking it again every two seconds.`, "failed");
 
 /** Fill in tasks and models, once the server says which it has. */
 async function offer({ only, shared }) {
@@ -67,15 +67,15 @@ async function offer({ only, shared }) {
         .filter((one) => one.models.length && (!shared || shared.includes(one.id)));
       break;
     } catch (error) {
-      stated(error.status === 401 ? error.message : GONE, "failed");
+      gone(error);
       await new Promise((done) => setTimeout(done, 2000));
     }
   }
   byId("to-compare").href = link(models);
   byId("tasks").replaceChildren(...tasks.map((one) =>
-    made("label", { class: "chip", title: `Asked of ${one.models.join(", ")}` },
+    made("label.chip", { title: `Asked of ${one.models.join(", ")}` },
       made("input", { type: "radio", name: "task", value: one.id, onchange: () => pick(one.id) }), one.title,
-      made("span", { class: "quiet count", "aria-label": `${one.models.length} models` }, `${one.models.length}`))));
+      made("span.quiet.count", { "aria-label": `${one.models.length} models` }, `${one.models.length}`))));
   watch();
 }
 
@@ -86,9 +86,9 @@ async function watch() {
     ready = await get("ready", [503]);
     standing();
     if (ready.status === "ready" && !Object.values(ready.models).includes("starting")) again = 10_000;
-  } catch {
+  } catch (error) {
     ready = null;
-    stated(GONE, "failed");
+    gone(error);
   }
   usable();
   setTimeout(watch, again);
@@ -113,7 +113,7 @@ function standing() {
 // The question
 
 function pick(id) {
-  task = tasks.find((one) => one.id === id) ?? null;
+  task = taskOf(id) ?? null;
   for (const radio of byId("tasks").querySelectorAll("input")) radio.checked = radio.value === task?.id;
   offerText(byId("text-field"), task ?? {}, { placeholder: task?.example?.join("; "), oninput: written });
   if (task?.text_field) byId("text").value = typed[task.id] ?? suggested();
@@ -121,7 +121,7 @@ function pick(id) {
   byId("models").replaceChildren(...(task?.models ?? []).map((name) =>
     made("label", { class: toned(name, "chip"), "data-model": name, "data-state": ready?.models[name] ?? "" },
       made("input", { type: "checkbox", value: name, checked: !chosen || chosen.includes(name), onchange: rechosen }),
-      made("span", { class: "dot" }), name)));
+      made("span.dot"), name)));
   usable();
   addressed();
 }
@@ -178,19 +178,23 @@ async function applied(given) {
   if (!chosen?.length) chosen = null;
   const names = Object.keys(scenes);
   const wanted = names.includes(given.scene) ? given.scene : names[0];
-  const id = tasks.some((one) => one.id === given.task) ? given.task : tasks.find((one) => one.id === "caption")?.id ?? tasks[0]?.id;
-  const text = given.written.get(tasks.find((one) => one.id === id)?.text_field);
+  const id = tasks.some((one) => one.id === given.task) ? given.task : taskOf("caption")?.id ?? tasks[0]?.id;
+  const text = given.written.get(taskOf(id)?.text_field);
   if (text) typed[id] = text;
-  byId("multiple").checked = given.multiple;
-  byId("least").value = Math.round(100 * given.least) || "";
+  optioned(given);
   if (id) pick(id); // before the scene has come: whoever is quick to pick another task keeps it
   if (wanted && (!picture || picture.scene)) await choose(wanted);
   if (wrong.length) trouble(wrong.join(" "));
 }
 
+function optioned({ multiple, least }) {
+  byId("multiple").checked = multiple;
+  byId("least").value = Math.round(100 * least) || "";
+}
+
 // The picture
 
-const choose = (name) => take(drawnScene(name), put, trouble);
+const choose = (name) => take(drawnScene(name), put);
 
 function put(next) {
   const replaced = picture;
@@ -211,7 +215,7 @@ function release(one) {
 
 function given(files) {
   const file = files?.[0];
-  if (file) take(loaded(file, { name: file.name || "pasted picture" }), put, trouble);
+  if (file) take(loaded(file, { name: file.name || "pasted picture" }), put);
 }
 
 function listen() {
@@ -255,7 +259,7 @@ async function pose(asked, about) {
   form.set("image", about.blob, about.name);
   for (const [name, value] of fieldsOf(asked)) form.set(name, value);
   form.set("stream", "true");
-  const names = asked.models ?? tasks.find((one) => one.id === asked.task).models;
+  const names = asked.models ?? taskOf(asked.task).models;
   const columns = new Map(names.map((name) => [name, new Column(name)]));
   const controller = new AbortController();
   const answer = { id: null, size: { width: about.width, height: about.height }, merged: null, replies: [] };
@@ -264,7 +268,7 @@ async function pose(asked, about) {
   last = null;
   const shown = () => picture === about ? answer : {}; // else another one was chosen meanwhile
   clear();
-  const placed = Boolean(tasks.find((one) => one.id === asked.task).places);
+  const placed = Boolean(taskOf(asked.task).places);
   if (placed) for (const layer of [...names, MERGED]) toggle(layer);
   byId("share").hidden = true;
   byId("cost").replaceChildren();
@@ -276,7 +280,7 @@ async function pose(asked, about) {
   if (byId("answers").getBoundingClientRect().top > innerHeight - 120) {
     byId("answers").scrollIntoView();
   }
-  let why = null;
+  let why;
   try {
     for await (const { event, data } of ask(asked.task, form, controller.signal)) {
       if (event === "opened") answer.id = data.id;
@@ -301,7 +305,7 @@ async function pose(asked, about) {
     if (answer.merged && !column.reply) column.element.remove(); // it was not asked: the question is not for it
     else column.cut(why ?? "It gave no reply.");
   }
-  merged.cut(why ?? "There is no merged answer.");
+  merged.cut(why);
   if (asking !== now) return; // another question was asked meanwhile
   asking = null;
   answer.replies.sort((one, other) => names.indexOf(one.model) - names.indexOf(other.model));
@@ -331,10 +335,6 @@ function tick(now) {
   requestAnimationFrame(() => tick(now));
 }
 
-function trouble(text) {
-  byId("trouble").textContent = text;
-}
-
 // This visit's questions
 
 function remember(one) {
@@ -342,9 +342,9 @@ function remember(one) {
   byId("history").hidden = false;
   const said = answer.merged ? answer.merged.error?.message ?? words(answer.merged.result) : "no merged answer";
   const list = byId("asked");
-  list.prepend(made("li", {}, made("button", { type: "button", onclick: () => recall(one) },
+  list.prepend(made("li", {}, made("button", { onclick: () => recall(one) },
     made("img", { src: about.url, alt: "", width: 56, height: 42 }),
-    made("span", {}, made("strong", {}, asked.title), ` ${asked.heading} `, made("span", { class: "quiet" }, said)))));
+    made("span", {}, made("strong", {}, asked.title), ` ${asked.heading} `, made("span.quiet", {}, said)))));
   before.unshift(one);
   while (before.length > MAX_HISTORY) {
     list.lastElementChild.remove();
@@ -359,8 +359,7 @@ function recall(one) {
   put(one.picture);
   chosen = asked.models;
   typed[asked.task] = asked.text;
-  byId("multiple").checked = asked.multiple;
-  byId("least").value = Math.round(100 * asked.least) || "";
+  optioned(asked);
   if (tasks.some((entry) => entry.id === asked.task)) pick(asked.task);
   recalled(answer, answer.size, merged);
   last = one;

@@ -1,8 +1,10 @@
 // What is asked: in the address bar, and as the fields of a request.
 
+import { kept } from "./wire.js";
+
 /** What the address bar says: {task, written: by the name of a field, multiple, least, models: [..] or null, scene}. */
-export function fromUrl(search = location.search) {
-  const given = new URLSearchParams(search);
+export function fromUrl() {
+  const given = new URLSearchParams(location.search);
   return {
     task: given.get("task"), written: given, scene: given.get("scene"),
     multiple: given.has("multiple"), least: given.get("min_agreement"), models: given.get("models")?.split(",").filter(Boolean) ?? null,
@@ -22,12 +24,4 @@ export function fieldsOf({ field, text, multiple, least, models }) {
 }
 
 /** The token by which this browser may delete a result that it shared; kept where one is given. */
-export function remembered(result, token) {
-  const name = `diptych-result-${result}`;
-  try {
-    if (token) localStorage.setItem(name, token);
-    return localStorage.getItem(name);
-  } catch {
-    return null; // storage may be switched off
-  }
-}
+export const remembered = (result, token) => kept("localStorage", `diptych-result-${result}`, token);

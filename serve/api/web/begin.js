@@ -1,7 +1,7 @@
 // Evaluations that are started on the page: a labelled folder, or a zip file of one, sent in pieces.
 
 import { explained, get, post } from "./wire.js";
-import { byId, made } from "./dom.js";
+import { byId, made, trouble } from "./dom.js";
 import { opens } from "./pictures.js";
 import { zipped } from "./zip.js";
 
@@ -29,11 +29,11 @@ export async function allow({ mb, pictures, minutes }, changed) {
   byId("begin").addEventListener("submit", async (event) => {
     event.preventDefault();
     byId("go").disabled = true;
-    byId("trouble").textContent = "";
+    trouble("");
     try {
       await send(chosen.name, await chosen.blob(), changed);
     } catch (error) {
-      byId("trouble").textContent = explained(error);
+      trouble(explained(error));
     }
     byId("go").disabled = false;
     changed();
@@ -54,13 +54,13 @@ export function list(started, changed) {
   const pressed = document.activeElement?.dataset.run; // the keyboard stays on its button
   byId("started").replaceChildren(...started.map((run) => {
     const { id, name, state, received, size, answered, items, message } = run;
-    const cancel = () => post(`v1/evaluations/${id}`, undefined, { method: "DELETE" }).catch((error) => (byId("trouble").textContent = explained(error))).then(changed);
+    const cancel = () => post(`v1/evaluations/${id}`, undefined, { method: "DELETE" }).catch((error) => trouble(explained(error))).then(changed);
     const share = state === "receiving" ? received / size : items ? answered / items : null;
-    return made("li", { class: "row", "data-state": state },
+    return made("li.row", { "data-state": state },
       made("strong", {}, name), made("span", { class: state === "failed" ? "failure" : "quiet" }, `${state}${items ? `, ${answered} of ${items}` : ""}`),
       ALIVE.includes(state) && made("progress", { max: 1, value: share, "aria-label": `${name}: how far it is` }),
-      ALIVE.includes(state) && made("button", { type: "button", "data-run": id, onclick: cancel }, "Cancel"),
-      message && made("span", { class: "quiet" }, message));
+      ALIVE.includes(state) && made("button", { "data-run": id, onclick: cancel }, "Cancel"),
+      message && made("span.quiet", {}, message));
   }));
   if (pressed) document.querySelector(`[data-run="${pressed}"]`)?.focus();
   return started.some(({ state }) => ALIVE.includes(state));

@@ -1,7 +1,7 @@
 // The answers: a column per model that fills as it speaks, and the merged card that stands apart.
 
 import { get } from "./wire.js";
-import { announce, byId, made, sheet, soon } from "./dom.js";
+import { announce, byId, made, region, sheet, soon } from "./dom.js";
 import { lit, overlaid } from "./picture.js";
 import { answerText, found, listsPlaces, placesOf } from "./places.js";
 import { MERGED, toned } from "./tones.js";
@@ -26,14 +26,13 @@ export class Column {
     this.thinking = "";
     this.thought = null;
     this.speech = document.createTextNode("");
-    this.clock = made("span", { class: "clock" }, "0.0 s");
-    this.facts = made("p", { class: "facts" }, "waiting for its first word");
-    this.body = made("div", { class: "body", tabindex: 0, role: "region", "aria-label": `${model}: answer` },
-      made("p", { class: "speech" }, this.speech));
-    this.raw = made("button", { type: "button", class: "plain", disabled: true, onclick: () => raw(model, this.reply) }, "Raw");
+    this.clock = made("span.clock", {}, "0.0 s");
+    this.facts = made("p.facts", {}, "waiting for its first word");
+    this.body = region("div.body", `${model}: answer`, made("p.speech", {}, this.speech));
+    this.raw = made("button.plain", { disabled: true, onclick: () => raw(model, this.reply) }, "Raw");
     this.element = made("article", { class: toned(model, "column"), "data-model": model, "aria-label": model },
       made("header", {},
-        made("h3", {}, made("span", { class: "dot" }), made("button", { type: "button", class: "name", title: "Its card", onclick: () => card(model) }, model)),
+        made("h3", {}, made("span.dot"), made("button.name", { title: "Its card", onclick: () => card(model) }, model)),
         this.clock),
       this.body,
       made("footer", {}, this.facts, this.raw));
@@ -82,7 +81,7 @@ export class Column {
     } else {
       if (reply.reasoning && !this.thought) this.body.prepend(this.thought = folded("Reasoning", reply.reasoning));
       this.paint();
-      this.body.append(made("p", { class: "failure" }, reply.error.message));
+      this.body.append(made("p.failure", {}, reply.error.message));
     }
     this.body.scrollTop = 0;
     if (aloud) announce(`${this.model}: ${reply.status === "ok" ? words(reply.result) : reply.error.message}`);
@@ -106,7 +105,7 @@ export class Column {
 
 /** A text behind its title, which opens it. */
 function folded(title, text, open = false) {
-  return made("details", { class: "folded", open }, made("summary", {}, title), made("p", { class: "speech" }, text));
+  return made("details.folded", { open }, made("summary", {}, title), made("p.speech", {}, text));
 }
 
 function facts(reply) {
@@ -126,34 +125,34 @@ function shown(layer, result, supporters = []) {
   if (!listsPlaces(result)) {
     if (result.data) return [made("pre", {}, words(result)), supported(supporters[0])];
     if (result.labels) return [classified(result.labels), supported(supporters[0])];
-    const by = result.by && layer !== MERGED ? made("span", { class: "quiet" }, ` by ${result.by}`) : null;
-    return [made("p", { class: "said" }, words(result) || "(nothing)", by), supported(supporters[0])];
+    const by = result.by && layer !== MERGED ? made("span.quiet", {}, ` by ${result.by}`) : null;
+    return [made("p.said", {}, words(result) || "(nothing)", by), supported(supporters[0])];
   }
   const places = placesOf(result);
-  if (!places.length) return [made("p", { class: "said" }, "Nothing found.")];
-  const list = made("ul", { class: "found" });
+  if (!places.length) return [made("p.said", {}, "Nothing found.")];
+  const list = made("ul.found");
   places.forEach((place, index) => {
     const id = `${layer}/${index}`;
     const on = () => lit(id, true);
     const off = () => lit(id, false);
     list.append(
       found(place, { "data-item": id, tabindex: 0, onpointerenter: on, onpointerleave: off, onfocus: on, onblur: off },
-        place.score == null ? null : made("span", { class: "quiet" }, ` · ${Math.round(100 * place.score)}\u00a0%`),
+        place.score == null ? null : made("span.quiet", {}, ` · ${Math.round(100 * place.score)}\u00a0%`),
         supported(supporters[index])));
   });
   return [list];
 }
 
 function classified(labels) {
-  if (!labels.length) return made("p", { class: "said" }, "None of them.");
-  return made("ul", { class: "found" }, ...labels.map(({ label, score }) =>
-    made("li", {}, made("strong", {}, label), made("span", { class: "quiet" }, ` · ${Math.round(100 * score)}\u00a0%`))));
+  if (!labels.length) return made("p.said", {}, "None of them.");
+  return made("ul.found", {}, ...labels.map(({ label, score }) =>
+    made("li", {}, made("strong", {}, label), made("span.quiet", {}, ` · ${Math.round(100 * score)}\u00a0%`))));
 }
 
 function supported(models) {
   if (!models?.length) return null;
-  return made("span", { class: "supporters" }, made("span", { class: "sr" }, " said by "),
-    ...models.map((model) => made("span", { class: toned(model, "by") }, made("span", { class: "dot" }), model)));
+  return made("span.supporters", {}, made("span.sr", {}, " said by "),
+    ...models.map((model) => made("span", { class: toned(model, "by") }, made("span.dot"), model)));
 }
 
 /** The merged answer: method, agreement, who supports what. */
@@ -169,30 +168,30 @@ export class MergedCard {
     this.element.classList.toggle("long", long);
     this.element.replaceChildren(
       made("header", {}, made("h3", {}, "Merged")),
-      made("div", { class: "body" }, made("p", { class: "quiet" }, count > 1 ? `when all ${count} have answered` : "when it has answered")),
-      made("footer", {}, made("p", { class: "facts" }, " ")));
+      made("div.body", {}, made("p.quiet", {}, count > 1 ? `when all ${count} have answered` : "when it has answered")),
+      made("footer", {}, made("p.facts", {}, " ")));
   }
 
-  cut(why) {
+  cut(why = "There is no merged answer.") {
     if (!this.element.classList.contains("waiting")) return;
-    this.element.querySelector(".body").replaceChildren(made("p", { class: "quiet" }, why));
+    this.element.querySelector(".body").replaceChildren(made("p.quiet", {}, why));
   }
 
   show(merged, { size, aloud = true } = {}) {
     const share = Math.round(100 * merged.agreement);
     const meter = made("meter", { min: 0, max: 1, value: merged.agreement, "aria-label": `Agreement ${share} %` });
     this.element.hidden = false;
-    this.element.classList.replace("waiting", "done");
+    this.element.classList.remove("waiting");
     this.element.classList.add("done");
     this.element.replaceChildren(
       made("header", {}, made("h3", {}, "Merged"),
-        made("span", { class: "agreement" }, `${share} % agreement`, meter)),
-      made("div", { class: "body", tabindex: 0, role: "region", "aria-label": "Merged answer" },
-        ...(merged.result ? shown(MERGED, merged.result, merged.supporters) : [made("p", { class: "failure" }, merged.error?.message ?? "Nothing to merge.")]).filter(Boolean)),
+        made("span.agreement", {}, `${share} % agreement`, meter)),
+      region("div.body", "Merged answer",
+        ...(merged.result ? shown(MERGED, merged.result, merged.supporters) : [made("p.failure", {}, merged.error?.message ?? "Nothing to merge.")]).filter(Boolean)),
       made("footer", {},
-        made("p", { class: "facts" }, `by ${merged.method.replaceAll("_", " ")}, of ${merged.models.join(", ")}`,
+        made("p.facts", {}, `by ${merged.method.replaceAll("_", " ")}, of ${merged.models.join(", ")}`,
           merged.judge?.model ? `, judged by ${merged.judge.model}` : ""),
-        made("button", { type: "button", class: "plain", onclick: () => raw("Merged", merged) }, "Raw")));
+        made("button.plain", { onclick: () => raw("Merged", merged) }, "Raw")));
     if (size) overlaid(MERGED, placesOf(merged.result), size);
     if (aloud) announce(`Merged, ${share} % agreement: ${merged.error?.message ?? words(merged.result)}`);
   }
@@ -208,7 +207,7 @@ export function recalled({ replies, merged }, size, card) {
   }));
   card.wait(replies.length, listsPlaces(merged?.result));
   if (merged) card.show(merged, { size, aloud: false });
-  else card.cut("There is no merged answer.");
+  else card.cut();
 }
 
 function raw(title, reply) {
@@ -254,7 +253,7 @@ async function card(model) {
   } catch (error) {
     return sheet(model, made("p", {}, error.message));
   }
-  const list = made("dl", {});
+  const list = made("dl");
   for (const [field, title] of Object.entries(FIELDS)) {
     list.append(made("dt", {}, title), made("dd", {}, value(field, entry[field])));
   }

@@ -2,7 +2,7 @@
 
 import { get, link } from "./wire.js";
 import { catalogue, value } from "./columns.js";
-import { byId, made } from "./dom.js";
+import { byId, made, region } from "./dom.js";
 
 /** Show the comparison of these names. Gives the models and which of them are served, or null where a name is unknown. */
 export async function compared(names) {
@@ -23,12 +23,12 @@ export async function compared(names) {
 }
 
 function overview(entry, served) {
-  return made("li", { class: "panel" },
+  return made("li.panel", {},
     made("h2", {}, entry.id),
     made("p", { class: served ? "standing ready" : "standing" }, served ? "served here" : "not served here"),
     ...(entry.overview.length ? entry.overview : [entry.about]).map((paragraph) => made("p", {}, paragraph)),
-    made("p", { class: "quiet" }, `${entry.organization} · ${value("parameters", entry.parameters)} parameters · ${value("released", entry.released)}`),
-    made("p", { class: "quiet" }, `Tasks: ${value("skills", entry.skills)}`));
+    made("p.quiet", {}, `${entry.organization} · ${value("parameters", entry.parameters)} parameters · ${value("released", entry.released)}`),
+    made("p.quiet", {}, `Tasks: ${value("skills", entry.skills)}`));
 }
 
 function skills({ models, served, tasks }) {
@@ -39,40 +39,39 @@ function skills({ models, served, tasks }) {
       ? names(tasks.shared) : "none, so there is nothing to show side by side; the table below still compares them."));
   }
   for (const row of tasks.unshared) {
-    said.push(made("p", { class: "quiet" }, `Only ${row.models.join(", ")}: ${row.title}.`));
+    said.push(made("p.quiet", {}, `Only ${row.models.join(", ")}: ${row.title}.`));
   }
-  if (!served.length) said.push(made("p", { class: "notice" }, "None of them is served here, so there is no live demo. Where there are GPUs: ",
+  if (!served.length) said.push(made("p.notice", {}, "None of them is served here, so there is no live demo. Where there are GPUs: ",
     made("code", {}, `diptych serve --models ${models.join(",")}`)));
   else if (served.length < models.length) {
     const absent = models.filter((name) => !served.includes(name));
-    said.push(made("p", { class: "notice" }, `Not served here: ${absent.join(", ")}. The live demo asks ${served.join(", ")}.`));
+    said.push(made("p.notice", {}, `Not served here: ${absent.join(", ")}. The live demo asks ${served.join(", ")}.`));
   }
   return said;
 }
 
 function rows(table) {
-  const head = made("tr", {}, made("th", { scope: "col" }, made("span", { class: "sr" }, "Property")),
+  const head = made("tr", {}, made("th", { scope: "col" }, made("span.sr", {}, "Property")),
     ...table.models.map((name) => made("th", { scope: "col" }, name,
-      table.served.includes(name) ? null : made("span", { class: "quiet" }, " (not served here)"))));
+      table.served.includes(name) ? null : made("span.quiet", {}, " (not served here)"))));
   const body = made("tbody");
   const row = (title, differs, cells) => body.append(made("tr", { class: differs ? "differs" : "" },
-    made("th", { scope: "row" }, title, differs ? made("span", { class: "mark" }, "differs") : null),
+    made("th", { scope: "row" }, title, differs ? made("span.mark", {}, "differs") : null),
     ...cells.map((cell) => made("td", {}, cell))));
   for (const { name, title, values, differs } of table.rows) row(title, differs, values.map((one) => value(name, one)));
   for (const { title, models, bases } of [...table.tasks.shared, ...table.tasks.unshared]) {
     const how = Object.fromEntries(models.map((name, at) => [name, bases[at]]));
     row(title, new Set(table.models.map((name) => how[name])).size > 1, table.models.map((name) => how[name] ?? "no"));
   }
-  const whole = made("table", { class: "compared" }, made("thead", {}, head), body);
+  const whole = made("table.compared", {}, made("thead", {}, head), body);
   whole.style.setProperty("--models", table.models.length);
-  return made("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Comparison table" },
-    whole);
+  return region("div.scroll", "Comparison table", whole);
 }
 
 function picker(cards, names) {
   const items = [...cards.values()].map((entry) => made("li", { "data-text": [entry.id, entry.organization, entry.released].join(" ").toLowerCase() },
     made("label", {}, made("input", { type: "checkbox", value: entry.id }), ` ${entry.id} `,
-      entry.served ? made("span", { class: "standing ready" }, "served here") : null)));
+      entry.served ? made("span.standing.ready", {}, "served here") : null)));
   byId("choices").replaceChildren(...items);
   byId("picker").open = names.length === 0;
   byId("find").addEventListener("input", () => {

@@ -15,7 +15,7 @@ export function costs(replies, cards) {
   const rows = asked.map(({ model, ttft_ms: first, latency_ms: all, usage, energy_j: joules }) => [
     model, seconds(first), seconds(all), whole(usage.prompt_tokens), whole(usage.completion_tokens),
     priced && price(usage, cards.get(model)?.price), metered && (joules == null ? "–" : `${(joules / 3.6).toFixed(1)} Wh`)].filter((cell) => cell !== false));
-  return [made("details", { class: "cost" }, made("summary", {}, "Cost and speed"), tabled("Cost and speed", head, rows))];
+  return [made("details.cost", {}, made("summary", {}, "Cost and speed"), tabled("Cost and speed", head, rows))];
 }
 
 /** Of a thousand such answers; a price is of a million tokens. */

@@ -4,16 +4,20 @@ const SVG = "http://www.w3.org/2000/svg";
 
 export const byId = (id) => document.getElementById(id);
 
-/** made("p", {class: "quiet", onclick: f}, "words", child, ...) */
-export function made(tag, attributes = {}, ...children) {
-  return filled(document.createElement(tag), attributes, children);
+/** made("p.quiet", {onclick: f}, "words", child, ...): a tag with its classes, attributes, children. */
+export function made(name, attributes = {}, ...children) {
+  const [tag, ...classes] = name.split(".");
+  return filled(document.createElement(tag), classes, attributes, children);
 }
 
-export function drawn(tag, attributes = {}, ...children) {
-  return filled(document.createElementNS(SVG, tag), attributes, children);
+export function drawn(name, attributes = {}, ...children) {
+  const [tag, ...classes] = name.split(".");
+  return filled(document.createElementNS(SVG, tag), classes, attributes, children);
 }
 
-function filled(element, attributes, children) {
+function filled(element, classes, attributes, children) {
+  if (classes.length) element.setAttribute("class", classes.join(" "));
+  if (element.localName === "button") element.type = "button"; // a form is sent by buttons of the page alone
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value === true) element.setAttribute(name, "");
@@ -37,11 +41,17 @@ export function announce(words) {
   byId("heard").textContent = words;
 }
 
+/** Say why something did not go; nothing where it does. */
+export const trouble = (words) => (byId("trouble").textContent = words);
+
+/** An element that scrolls, for the keyboard and screen readers. */
+export const region = (name, title, ...children) => made(name, { tabindex: 0, role: "region", "aria-label": title }, ...children);
+
 /** A table that scrolls sideways. head, and each row: cells, texts or elements; the first cell of a row is its title. */
 export function tabled(title, head, rows) {
   const cell = (tag, scope) => (content) => made(tag, { scope }, content);
-  return made("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title },
-    made("table", { class: "ratings" }, made("thead", {}, made("tr", {}, ...head.map(cell("th", "col")))),
+  return region("div.scroll", title,
+    made("table.ratings", {}, made("thead", {}, made("tr", {}, ...head.map(cell("th", "col")))),
       made("tbody", {}, ...rows.map(([first, ...others]) => made("tr", {}, cell("th", "row")(first), ...others.map(cell("td")))))));
 }
 
@@ -49,9 +59,9 @@ export function tabled(title, head, rows) {
 export function sheet(title, ...body) {
   byId("sheet")?.remove();
   const panel = made("dialog", { id: "sheet", "aria-labelledby": "sheet-title", onclose: () => panel.remove() },
-    made("div", { class: "sheet-head" }, made("h2", { id: "sheet-title" }, title),
-      made("button", { type: "button", id: "sheet-close", class: "plain", onclick: () => panel.close() }, "Close")),
-    made("div", { id: "sheet-body", class: "sheet-body", tabindex: 0, role: "region", "aria-labelledby": "sheet-title" },
+    made("div.sheet-head", {}, made("h2", { id: "sheet-title" }, title),
+      made("button.plain", { id: "sheet-close", onclick: () => panel.close() }, "Close")),
+    made("div.sheet-body", { id: "sheet-body", tabindex: 0, role: "region", "aria-labelledby": "sheet-title" },
       ...body.filter(Boolean)));
   document.body.append(panel);
   panel.showModal();

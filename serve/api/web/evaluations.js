@@ -8,8 +8,7 @@ const signed = (value) => `${value > 0 ? "+" : ""}${number(value)}`;
 const whole = (value) => (value < 0.05 && value > -0.05 ? 0 : value); // no -0.0
 const models = (run) => [...new Set(run.tasks.flatMap((task) => task.rows.map((row) => row.name)))].join(", ");
 
-let again = 0;
-let shownNames = null;
+let again, shownNames;
 let begun = null; // begin.js, where evaluations may be started
 
 /** Show the runs; again each second while one that was started here is under way. */
@@ -18,10 +17,12 @@ async function show() {
   try {
     ({ data: runs, started, bounds } = await get("v1/evaluations"));
     if (bounds && !begun) {
-      begun = await import("./begin.js");
-      await begun.allow(bounds, show);
+      const form = await import("./begin.js");
+      await form.allow(bounds, show);
+      begun = form;
     }
   } catch (error) {
+    again = setTimeout(show, 2000);
     return stated(explained(error), "failed");
   }
   clearTimeout(again);
@@ -42,9 +43,9 @@ async function show() {
 function shown(repeats) {
   const [run] = repeats;
   const when = new Date(1000 * run.at).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
-  return made("section", { class: "run", "aria-label": run.name },
+  return made("section.run", { "aria-label": run.name },
     made("h2", {}, `${run.target}, ${when}`),
-    made("p", { class: "quiet" }, repeats.length > 1 ? `The newest of ${repeats.length} runs.` : "One run."),
+    made("p.quiet", {}, repeats.length > 1 ? `The newest of ${repeats.length} runs.` : "One run."),
     ...run.tasks.flatMap((task) => table(run, task, repeats)));
 }
 
@@ -77,7 +78,7 @@ function table(run, task, repeats) {
     tabled(title, head, body),
     ...task.gains.map(({ row, measure, best, gain }) => made("p", { class: gain.value < -1e-9 ? "trouble" : "quiet" },
       `${measure}: ${row} − ${best} (best single) = ${signed(whole(gain.value))} [${signed(whole(gain.low))}, ${signed(whole(gain.high))}]`)),
-    task.left_out ? made("p", { class: "trouble" }, `${task.left_out} items are left out: their request failed.`) : null,
+    task.left_out ? made("p.trouble", {}, `${task.left_out} items are left out: their request failed.`) : null,
   ].filter(Boolean);
 }
 
@@ -86,11 +87,11 @@ function score(row, name, task, repeats, href) {
   const { value, low, high } = row.measures[name];
   const values = repeats.map((run) => run.tasks.find((one) => one.task === task.task)?.rows.find((one) => one.name === row.name)?.measures[name]?.value)
     .filter((one) => one != null);
-  const range = repeats.length > 1 ? made("span", { class: "interval" }, `${values.length} runs: ${number(Math.min(...values))} to ${number(Math.max(...values))}`) : null;
+  const range = repeats.length > 1 ? made("span.interval", {}, `${values.length} runs: ${number(Math.min(...values))} to ${number(Math.max(...values))}`) : null;
   return made("span", {},
     made("a", { href, class: task.best[name].includes(row.name) ? "best" : "" }, number(value),
-      task.best[name].includes(row.name) ? made("span", { class: "sr" }, " (best)") : null),
-    made("span", { class: "interval" }, `[${number(low)}, ${number(high)}]`), range);
+      task.best[name].includes(row.name) ? made("span.sr", {}, " (best)") : null),
+    made("span.interval", {}, `[${number(low)}, ${number(high)}]`), range);
 }
 
 show();

@@ -8,6 +8,7 @@ const stage = byId("stage");
 const image = byId("picture");
 const overlay = byId("overlay");
 const hidden = new Set();
+const group = (kind, model) => overlay.querySelector(`g[data-${kind}="${CSS.escape(model)}"]`);
 
 export function show(picture) {
   image.src = picture.url;
@@ -27,20 +28,20 @@ export function clear() {
 export function overlaid(model, places, size) {
   if (!places.length) return;
   overlay.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`);
-  overlay.querySelector(`g[data-layer="${CSS.escape(model)}"]`)?.remove();
+  group("layer", model)?.remove();
   const layer = drawn("g", { class: `layer tone-${number(model)}`, "data-layer": model });
   const halos = drawn("g", { "data-halos": model });
   places.forEach((place, index) => {
-    const [halo, group] = item(model, place, index);
+    const [halo, whole] = item(model, place, index);
     halos.append(halo);
-    layer.append(group);
+    layer.append(whole);
   });
-  overlay.querySelector(`g[data-halos="${CSS.escape(model)}"]`)?.remove();
+  group("halos", model)?.remove();
   overlay.prepend(halos); // all halos lie below all frames: none may wash out another's colour
-  const merged = overlay.querySelector(`g[data-layer="${MERGED}"]`);
+  const merged = group("layer", MERGED);
   if (merged && model !== MERGED) merged.before(layer);
   else overlay.append(layer);
-  overlay.classList.toggle("has-merged", Boolean(overlay.querySelector(`g[data-layer="${MERGED}"]`)) && !hidden.has(MERGED));
+  overlay.classList.toggle("has-merged", Boolean(group("layer", MERGED)) && !hidden.has(MERGED));
   toggle(model);
   fit();
 }
@@ -49,15 +50,15 @@ function item(model, place, index) {
   const { label, mask, point } = place;
   const [x0, y0, x1, y1] = edges(place);
   const [halo, frame] = framed(place, { stroke: tone(model), "data-model": model, "data-label": label });
-  const group = drawn("g", { class: "item", "data-item": `${model}/${index}` });
-  if (mask) group.append(veil(mask, rgb(model), model === MERGED ? 20 : 55));
-  group.append(frame,
-    drawn("g", { class: "tag", "data-x0": x0, "data-y0": y0, "data-x1": x1, "data-y1": y1, "data-corner": number(model), "data-around": point ? 9 : 0 },
+  const whole = drawn("g.item", { "data-item": `${model}/${index}` });
+  if (mask) whole.append(veil(mask, rgb(model), model === MERGED ? 20 : 55));
+  whole.append(frame,
+    drawn("g.tag", { "data-x0": x0, "data-y0": y0, "data-x1": x1, "data-y1": y1, "data-corner": number(model), "data-around": point ? 9 : 0 },
       drawn("rect", { fill: tone(model) }), drawn("text", {}, label)),
   );
-  group.addEventListener("pointerenter", () => lit(`${model}/${index}`, true));
-  group.addEventListener("pointerleave", () => lit(`${model}/${index}`, false));
-  return [halo, group];
+  whole.addEventListener("pointerenter", () => lit(`${model}/${index}`, true));
+  whole.addEventListener("pointerleave", () => lit(`${model}/${index}`, false));
+  return [halo, whole];
 }
 
 /** Light up one item, in the picture and in its column. */
@@ -72,14 +73,12 @@ export function toggle(model) {
   layers.hidden = false;
   const set = (on) => {
     on ? hidden.delete(model) : hidden.add(model);
-    for (const kind of ["layer", "halos"]) {
-      overlay.querySelector(`g[data-${kind}="${CSS.escape(model)}"]`)?.classList.toggle("off", !on);
-    }
+    for (const kind of ["layer", "halos"]) group(kind, model)?.classList.toggle("off", !on);
     if (model === MERGED) overlay.classList.toggle("has-merged", on);
   };
   if (!layers.querySelector(`input[value="${CSS.escape(model)}"]`)) {
     const box = made("input", { type: "checkbox", value: model, checked: !hidden.has(model), onchange: () => set(box.checked) });
-    const label = made("label", { class: `chip tone-${number(model)}` }, box, made("span", { class: "dot" }), model);
+    const label = made("label", { class: `chip tone-${number(model)}` }, box, made("span.dot"), model);
     const place = (one) => (one === MERGED ? Infinity : number(one));
     const next = [...layers.querySelectorAll("input")].find((other) => place(other.value) > place(model));
     next ? next.closest("label").before(label) : layers.append(label);

@@ -1,7 +1,7 @@
 // Pictures to ask about: the shipped scenes as buttons, and files of one's own.
 
 import { at, explained, get } from "./wire.js";
-import { byId, made } from "./dom.js";
+import { byId, made, trouble } from "./dom.js";
 
 const MAX_BYTES = 20 * 1024 * 1024; // what the server takes (serve/media/image.py)
 let scenes = {};
@@ -14,7 +14,7 @@ export async function shipped(choose) {
   const files = await get("scenes/scenes.json").catch(() => ({}));
   scenes = Object.fromEntries(Object.entries(files).map(([file, scene]) => [file.replace(/\.png$/, ""), scene]));
   byId("scenes").replaceChildren(...Object.entries(scenes).map(([name, scene]) =>
-    made("li", {}, made("button", { type: "button", "data-scene": name, "aria-pressed": "false", onclick: () => choose(name) },
+    made("li", {}, made("button", { "data-scene": name, "aria-pressed": "false", onclick: () => choose(name) },
       made("img", { src: at(`scenes/small/${name}.png`).href, alt: described(scene), width: 96, height: 72, loading: "lazy" })))));
   return scenes;
 }
@@ -44,7 +44,7 @@ export async function loaded(blob, { name = "picture", alt = "", scene = null } 
 }
 
 /** Put a picture that is still being read, unless another was chosen meanwhile. */
-export async function take(reading, put, trouble) {
+export async function take(reading, put) {
   const mine = ++wish;
   try {
     const picture = await reading;

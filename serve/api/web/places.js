@@ -40,7 +40,7 @@ export const veil = (mask, ...colour) =>
 
 /** A place in a list of what was found. */
 export const found = (place, attributes = {}, ...more) =>
-  made("li", attributes, made("strong", {}, place.label), made("span", { class: "quiet" }, ` ${pixels(place)}`), ...more);
+  made("li", attributes, made("strong", {}, place.label), made("span.quiet", {}, ` ${pixels(place)}`), ...more);
 
 /** left, top, right, bottom. */
 export const edges = ({ box, point }) => box ?? [...point, ...point];

@@ -228,14 +228,14 @@ function soonPaint() {
 }
 
 function tiled(entry, place) {
-  const canvas = drawn("svg", { class: "overlay", "aria-hidden": "true" });
+  const canvas = drawn("svg.overlay", { "aria-hidden": "true" });
   fillSoon(canvas, entry);
-  const button = made("button", { type: "button", tabindex: place === current ? 0 : -1, onclick: () => show(place), onfocus: () => settleOn(place) },
+  const button = made("button", { tabindex: place === current ? 0 : -1, onclick: () => show(place), onfocus: () => settleOn(place) },
     canvas,
-    made("span", { class: "tile-name" }, entry.file),
-    made("span", { class: "tile-agreement" }, entry.agreement < 0 ? "no answer" : `${percent(entry.agreement)} agreement`),
-    made("span", { class: "tile-words" }, entry.said || "nothing"));
-  const tile = made("li", { class: "tile", "aria-posinset": place + 1, "aria-setsize": listed.length }, button);
+    made("span.tile-name", {}, entry.file),
+    made("span.tile-agreement", {}, entry.agreement < 0 ? "no answer" : `${percent(entry.agreement)} agreement`),
+    made("span.tile-words", {}, entry.said || "nothing"));
+  const tile = made("li.tile", { "aria-posinset": place + 1, "aria-setsize": listed.length }, button);
   tile.style.transform = `translate(calc(${place % columns} * (var(--tile) + ${GAP}px)), ${Math.floor(place / columns) * rowHeight}px)`;
   return tile;
 }
@@ -362,17 +362,17 @@ function show(place) {
   const written = Object.entries(line.asked ?? {}).filter(([name, value]) => !OPTIONS.includes(name) && (Array.isArray(value) || typeof value === "string"));
   const question = written.map(([, value]) => [value].flat().join("; ")).filter(Boolean).join("; ");
   byId("item-place").textContent = `${place + 1} of ${listed.length} · ${entry.task}${question ? `: ${question}` : ""}`;
-  const canvas = drawn("svg", { class: "overlay", role: "img", "aria-label": `${entry.file}, with what was found` });
+  const canvas = drawn("svg.overlay", { role: "img", "aria-label": `${entry.file}, with what was found` });
   fill(canvas, line, url, true);
   byId("item-stage").replaceChildren(canvas);
   const placed = layersOf(line).filter(({ result }) => placesOf(result).length);
   byId("layers").closest("fieldset").hidden = !placed.length;
   byId("layers").replaceChildren(...placed.map(({ name }) => made("label", { class: classed(name, "chip") },
     made("input", { type: "checkbox", checked: !hidden.has(name), onchange: (event) => toggle(name, event.target.checked) }),
-    made("span", { class: "dot" }), name)));
+    made("span.dot"), name)));
   const columnsOf = [
     line.merged ? answer("merged", line.merged.result, `${percent(line.merged.agreement)} agreement · by ${line.merged.method}`, line.merged.error?.message ?? null) : null,
-    line.error ? made("article", { class: "column" }, made("header", {}, made("h3", {}, "No answer")), made("p", { class: "body failure" }, String(line.error.message))) : null,
+    line.error ? made("article.column", {}, made("header", {}, made("h3", {}, "No answer")), made("p.body.failure", {}, String(line.error.message))) : null,
     line.truth ? answer(TRUTH, line.truth, "") : null,
     ...line.replies.map((reply) => reply.status === "ok" ? answer(reply.model, reply.result, facts(line, reply))
       : answer(reply.model, null, facts(line, reply), reply.error?.message ?? reply.status, reply.text)),
@@ -396,14 +396,14 @@ function facts(line, reply) {
 function answer(name, result, about, failure = null, text = "") {
   const places = listsPlaces(result) ? placesOf(result) : [];
   const body = failure !== null
-    ? [made("p", { class: "failure" }, String(failure)), text ? made("p", { class: "speech" }, text) : null]
+    ? [made("p.failure", {}, String(failure)), text ? made("p.speech", {}, text) : null]
     : places.length
-      ? [made("ul", { class: "found" }, ...places.map((place) =>
-        found(place, {}, place.score != null && made("span", { class: "quiet" }, ` · ${Number(place.score).toFixed(2)}`))))]
-      : [made("p", { class: "said" }, words(result) || "(nothing)")];
+      ? [made("ul.found", {}, ...places.map((place) =>
+        found(place, {}, place.score != null && made("span.quiet", {}, ` · ${Number(place.score).toFixed(2)}`))))]
+      : [made("p.said", {}, words(result) || "(nothing)")];
   return made("article", { class: classed(name, "column"), "data-model": name },
-    made("header", {}, made("h3", {}, made("span", { class: "dot" }), name), made("span", { class: "clock" }, about)),
-    made("div", { class: "body" }, ...body.filter(Boolean)));
+    made("header", {}, made("h3", {}, made("span.dot"), name), made("span.clock", {}, about)),
+    made("div.body", {}, ...body.filter(Boolean)));
 }
 
 function toggle(name, on) {

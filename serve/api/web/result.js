@@ -1,7 +1,7 @@
 // A shared result: what one visitor was answered, as it was, for everybody who has its address.
 
 import { remembered } from "./asked.js";
-import { address, explained, get, hasKey, post } from "./wire.js";
+import { address, explained, get, post, storedKey } from "./wire.js";
 import { MergedCard, recalled } from "./columns.js";
 import { costs } from "./cost.js";
 import { byId, made, sheet, stated } from "./dom.js";
@@ -27,7 +27,7 @@ async function start() {
   recalled(answer, answer.image, new MergedCard(byId("merged")));
   byId("cost").replaceChildren(...costs(answer.replies, new Map()));
   byId("as-png").href = address(`r/${id}.png`);
-  byId("delete").hidden = !remembered(id) && !hasKey();
+  byId("delete").hidden = !remembered(id) && !storedKey();
 }
 
 byId("embed").addEventListener("click", () => sheet("Embed this result",

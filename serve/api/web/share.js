@@ -3,7 +3,7 @@
 import { fieldsOf, remembered, toUrl } from "./asked.js";
 import { address, explained, post } from "./wire.js";
 import { words } from "./columns.js";
-import { byId, made, sheet } from "./dom.js";
+import { byId, made, sheet, trouble } from "./dom.js";
 import { listsPlaces, pixels, placesOf } from "./places.js";
 import { tone } from "./tones.js";
 
@@ -20,21 +20,17 @@ export function offerSharing(one) {
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const field = (name, text) => `--form-string ${shell(`${name}=${text}`)}`; // with -F a semicolon would start an option
 
-function file(asked) {
-  return asked.scene ? `${asked.scene}.png` : asked.name.replaceAll(/[^\w.-]/g, "_");
-}
-
 function curl(asked) {
-  const lines = [`curl --no-buffer -F ${shell(`image=@${file(asked)}`)}`];
+  const name = asked.name.replaceAll(/[\\"]/g, "\\$&"); // in quotes a comma or semicolon is no option
+  const lines = [`curl --no-buffer -F ${shell(`image=@"${name}"`)}`];
   lines.push(...[...fieldsOf(asked), ["stream", "true"]].map(([name, text]) => field(name, text)), shell(address(`v1/tasks/${asked.task}`)));
-  const fetched = asked.scene ? `curl --remote-name ${shell(address(`scenes/${file(asked)}`))}\n` : "";
+  const fetched = asked.scene ? `curl --remote-name ${shell(address(`scenes/${asked.name}`))}\n` : "";
   return `${fetched}${lines.join(" \\\n  ")}\n`;
 }
 
 function python(asked) {
-  const { text } = asked;
+  const { text, least, name } = asked;
   const model = `${asked.task}:${asked.models ? asked.models.join(",") : "*"}`;
-  const name = file(asked);
   const from = asked.scene
     ? `image = urlopen(${JSON.stringify(address(`scenes/${name}`))}).read()`
     : `image = Path(${JSON.stringify(name)}).read_bytes()`;
@@ -47,16 +43,16 @@ client = OpenAI(base_url=${JSON.stringify(address("v1"))}, api_key="none")
 ${from}
 url = "data:${asked.type || "image/png"};base64," + base64.b64encode(image).decode()
 content = [{"type": "image_url", "image_url": {"url": url}}${text ? `, {"type": "text", "text": ${JSON.stringify(text)}}` : ""}]
-reply = client.chat.completions.create(model=${JSON.stringify(model)}, messages=[{"role": "user", "content": content}])
+reply = client.chat.completions.create(model=${JSON.stringify(model)}, messages=[{"role": "user", "content": content}]${least ? `, extra_body={"min_agreement": ${least}}` : ""})
 for choice in reply.choices:  # the merged answer, then each model's own
     print(choice.diptych["model"] or "merged", choice.message.content, sep=": ")
 `;
 }
 
-function save(blob, name) {
+function save(blob, asked, kind) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
-  link.download = name;
+  link.download = `diptych-${asked.task}-${asked.name.replace(/\.\w+$/, "")}.${kind}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
@@ -144,7 +140,7 @@ async function png(asked, answer, picture) {
 
 function listed(result) {
   if (!listsPlaces(result) || !placesOf(result).length) return words(result) || "(nothing)";
-  return placesOf(result).map((place) => `${place.label} [${pixels(place)}]`).join("\n");
+  return placesOf(result).map((place) => `\u2068${place.label}\u2069 [${pixels(place)}]`).join("\n");
 }
 
 /** Paint what the overlay shows, as it is on the screen. unit: the picture's pixels for one of the PNG. */
@@ -182,6 +178,12 @@ function wrapped(context, text, wide) {
         lines.push(line);
         line = word;
       } else line = longer;
+      while (context.measureText(line).width > wide) { // an address, or a script without spaces
+        const letters = [...line];
+        const fits = letters.findIndex((_, at) => context.measureText(letters.slice(0, at + 1).join("")).width > wide);
+        lines.push(letters.splice(0, fits || 1).join(""));
+        line = letters.join("");
+      }
     }
     lines.push(line);
   }
@@ -204,14 +206,14 @@ const ACTIONS = {
     try {
       await copy(await publish(asked, answer, picture), "Kept here for everybody with its address, which is copied.");
     } catch (error) {
-      byId("trouble").textContent = explained(error);
+      trouble(explained(error));
     }
     byId("publish").disabled = false;
   },
   "copy-link": ({ asked }) => copy(toUrl(asked), asked.scene ? "Link copied." : "Link copied; your own picture does not travel with it."),
   "copy-curl": ({ asked }) => copy(curl(asked), "curl command copied."),
   "copy-python": ({ asked }) => copy(python(asked), "Python copied."),
-  "save-json": ({ asked, answer }) => save(new Blob([`${JSON.stringify(whole(asked, answer), null, 2)}\n`]), `diptych-${asked.task}.json`),
-  "save-png": async ({ asked, answer, picture }) => save(await png(asked, answer, picture), `diptych-${asked.task}.png`),
+  "save-json": ({ asked, answer }) => save(new Blob([`${JSON.stringify(whole(asked, answer), null, 2)}\n`]), asked, "json"),
+  "save-png": async ({ asked, answer, picture }) => save(await png(asked, answer, picture), asked, "png"),
 };
 for (const [id, act] of Object.entries(ACTIONS)) byId(id).addEventListener("click", () => act(last));

@@ -1,15 +1,13 @@
 // Light or dark, before anything is painted: a module would come too late and the page would flash.
 (() => {
   const root = document.documentElement;
-  const stored = () => {
-    try {
-      return localStorage.getItem("diptych-theme");
-    } catch {
-      return null; // storage may be switched off
-    }
-  };
+  let given;
+  try {
+    given = localStorage.getItem("diptych-theme");
+  } catch {
+    // storage may be switched off
+  }
   const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
-  const given = stored();
   if (given === "dark" || given === "light") root.dataset.theme = given;
 
   addEventListener("DOMContentLoaded", () => {

@@ -27,19 +27,34 @@ export function named() {
 export const link = (names) => at(`compare/${names.map(encodeURIComponent).join("-vs-")}`).href;
 
 const KEY = "diptych-api-key";
+const memory = {};
 let declined = false;
+
+/** What the browser has in a storage, after putting `value` there, if any; where storage is switched off, this page has it. */
+export function kept(storage, name, value) {
+  try {
+    if (value) window[storage].setItem(name, value);
+    return window[storage].getItem(name);
+  } catch {
+    return (memory[name] = value ?? memory[name] ?? null);
+  }
+}
+
+/** This tab's API key. */
+export const storedKey = (value) => kept("sessionStorage", KEY, value);
 
 /** fetch with this tab's API key. Where the server wants one, or another one, the person is asked, until they decline. */
 async function call(path, options = {}) {
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
+    const key = storedKey();
     const reply = await fetch(at(path), { ...options, headers: { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) } });
     if (reply.status !== 401 || declined) return reply;
-    if (sessionStorage.getItem(KEY) !== key) continue; // given meanwhile, to another request
-    const given = window.prompt("This server asks for an API key. It is kept until this tab is closed.");
+    if (storedKey() !== key) continue; // given meanwhile, to another request
+    const given = window.prompt("This server asks for an API key. It is kept until this tab is closed.")
+      ?.replace(/[^ -ÿ]/g, "").trim(); // no header takes other letters, as of a key that was copied with an invisible space
     declined = !given;
     if (declined) return reply;
-    sessionStorage.setItem(KEY, given.trim());
+    storedKey(given);
   }
 }
 
@@ -58,9 +73,6 @@ export const bytes = async (path) => (await accepted(path)).body;
 
 /** POST a form, or JSON text; or another method. */
 export const post = async (path, body, options) => (await accepted(path, { method: "POST", body, ...options })).json();
-
-/** Whether this tab has an API key. */
-export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
 /** Ask a task; yields {event, data} as they come. Aborting `signal` closes the request, and with it the engines' work. */
 export async function* ask(task, form, signal) {
