@@ -228,6 +228,7 @@ def speck(path: Path) -> Path:
     return path / "speck.png"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "size"), [(photo, (4000, 3000)), (glass, (60, 40)), (rotated, (40, 60)), (speck, (1, 1))]
 )
@@ -529,6 +530,7 @@ def test_asking_starts_quickly() -> None:
     assert not {"numpy", "PIL", "pydantic", "torch", "vllm", "ray"} & set(loaded)
 
 
+@pytest.mark.slow
 def test_a_terminal_without_the_characters(server: str, picture: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
     for arguments in (["models", "--server", server], ["ask", str(picture), "escape", "--server", server]):

@@ -669,6 +669,7 @@ async def test_metrics_count_a_fan_out_without_a_merge_as_failed(monkeypatch: py
     assert 'diptych_fan_outs_total{outcome="failed",task="vqa"} 1.0' in text and 'outcome="left"' not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "root"), [("/", "."), ("/docs", "."), ("/compare/", ".."), ("/compare/a-vs-b", "..")])
 async def test_pages_link_their_files_by_relative_urls(path: str, root: str) -> None:
     page = await get(path)

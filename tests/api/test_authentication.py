@@ -264,6 +264,7 @@ async def test_browsers_may_call_from_no_other_origin_by_default() -> None:
         assert not [name for name in reply.headers if name.startswith("access-control")]
 
 
+@pytest.mark.slow
 async def test_openapi_schema_says_where_a_key_is_needed() -> None:
     async with guarded() as client:
         document = (await client.get("/openapi.json", headers=ALICE)).json()

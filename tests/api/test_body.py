@@ -86,6 +86,7 @@ async def test_lease_of_chunked_body_grows_with_the_body(pieces: list[int], held
     assert budget.held == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("declared", [True, False])
 async def test_eighty_waiting_clients_with_24_mb_each_stay_within_the_budget(declared: bool) -> None:
     budget = Budget(200 * MB)

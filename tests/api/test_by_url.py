@@ -121,6 +121,7 @@ async def test_invalid_request_fetches_nothing(origin: Origin, more: dict[str, A
     assert origin.heads == []
 
 
+@pytest.mark.slow
 async def test_fetching_counts_towards_the_deadline(origin: Origin) -> None:
     for wire in ("json", "alone"):
         reply = await ask(app(origin, timeout_s=30), wire, origin.url("/bad"), deadline_s=0.2)

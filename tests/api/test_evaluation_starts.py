@@ -235,6 +235,7 @@ async def test_program_that_tells_no_event_fails_the_evaluation(line: str, tmp_p
         assert (await state(client))["state"] == "failed"
 
 
+@pytest.mark.slow
 async def test_evaluation_that_takes_too_long_is_ended(tmp_path: Path, scripted: Any) -> None:
     async with calling(app(tmp_path, replace(BOUNDS, minutes=0.01))) as client:
         run = await begun(client)
@@ -254,6 +255,7 @@ async def test_folder_that_cannot_be_read_is_the_last_pieces_error(tmp_path: Pat
         assert "line 1" in (await state(client))["message"]
 
 
+@pytest.mark.slow
 def test_uploaded_folder_is_evaluated_with_its_uploaders_key_and_kept(tmp_path: Path) -> None:
     access = Access(keys=Keys(["alice:4lice"]), hosts=frozenset({"vision.example.com"}))
     labels = [{"image": "a.png", "question": "which colour?", "answer": colour} for colour in ("red", "blue")]

@@ -118,6 +118,7 @@ async def test_engine_sends_log_probabilities_in_small_pieces() -> None:
             assert paligemma.prompts[-1].whole is whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "top"), [(40_000, 0), (4000, 20), (1, 20), (0, 5)])
 async def test_event_loop_runs_while_log_probabilities_are_encoded(count: int, top: int) -> None:
     tokens = [Token("word", -0.5, (("x", -1.0),) * top)] * count

@@ -13,6 +13,7 @@ from serve.api.loop_lag import LoopLag
 from serve.api.metrics import Metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_s", [0.1, 0.2, 0.4])
 async def test_blocking_work_is_measured(held_s: float) -> None:
     lag = LoopLag()
@@ -24,6 +25,7 @@ async def test_blocking_work_is_measured(held_s: float) -> None:
     assert held_s - loop_lag.EVERY_S - 0.005 < lag.worst() < held_s + 5
 
 
+@pytest.mark.slow
 async def test_waiting_loop_has_no_lag() -> None:
     lag = LoopLag(clock=time.thread_time)
     lag.start()
@@ -33,6 +35,7 @@ async def test_waiting_loop_has_no_lag() -> None:
     assert lag.worst() < 0.1
 
 
+@pytest.mark.slow
 async def test_lag_before_the_window_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_lag, "WINDOW_S", 0.5)
     lag = LoopLag(clock=time.thread_time)

@@ -53,6 +53,7 @@ async def detect(route: Any, seed: int = 0) -> list[LabelledBox]:
     return reply.result.boxes  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 async def test_model_is_ready_after_its_check(tmp_path: Path) -> None:
     steps: list[tuple[str, str]] = []
     checked = worker(lambda prompt: steps.append(state()) or seer(prompt), tmp_path)
@@ -137,6 +138,7 @@ async def test_check_takes_bounded_time(tmp_path: Path) -> None:
     assert engine.speaking == 0
 
 
+@pytest.mark.slow
 async def test_boxes_of_a_model_that_fails_are_off_with_the_reason_everywhere(tmp_path: Path) -> None:
     wrong = worker(SeeingModel(contracts.LLAVA, ninety_off), tmp_path)
     sound = worker(SeeingModel(contracts.PALIGEMMA), tmp_path, ModelArgs(name=PALIGEMMA, check=True))
@@ -272,6 +274,7 @@ def test_contract_that_cannot_be_declared_is_refused(fields: dict[str, Any], mes
         RemoteModel(**{**REMOTE, **fields})
 
 
+@pytest.mark.slow
 async def test_remote_model_is_checked_again_until_its_server_replies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

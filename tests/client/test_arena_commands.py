@@ -92,6 +92,7 @@ def test_judge_that_prefers_a_seat_abstains(run: Callable[..., Ran], url: str, i
     assert ran.status == 0 and "judge toy-llava (Llava): 0 votes, abstained 1" in ran.out
 
 
+@pytest.mark.slow
 def test_exported_votes_give_the_same_board(run: Callable[..., Ran], url: str, image: Path, tmp_path: Path) -> None:
     for choice in ("left", "tie", "both_bad"):
         assert run("arena", "duel", image, "--choice", choice, "--server", url).status == 0

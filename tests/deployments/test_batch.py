@@ -110,6 +110,7 @@ sys.exit(command.main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_writes_the_answers_that_are_there_whatever_the_main_thread_does(
     config: Path, pictures: Path, tmp_path: Path, number: int

@@ -208,6 +208,7 @@ def error(reply: httpx.Response) -> tuple[int, str | None, str]:
     return reply.status_code, body["param"], body["code"]
 
 
+@pytest.mark.slow
 async def test_loaded_adapter_is_a_model_on_every_endpoint_of_both_gateways(tmp_path: Path) -> None:
     async with running(tmp_path) as fleet:
         first, second = await fleet.add_gateway(), await fleet.add_gateway()

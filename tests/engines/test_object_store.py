@@ -51,6 +51,7 @@ def reads(store: tuple[Path, list[tuple[str, int]]], bucket: Path) -> list[tuple
     return store[1]
 
 
+@pytest.mark.slow
 def test_configuration_and_headers_are_read_and_no_weight(bucket: Path, reads: list[tuple[str, int]]) -> None:
     described = describe(URI)
     direct = read(TOY)
@@ -63,6 +64,7 @@ def test_configuration_and_headers_are_read_and_no_weight(bucket: Path, reads: l
     hub.check_checkpoint(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "message", "code"),
     [
@@ -101,6 +103,7 @@ def test_fault_is_named_before_anything_is_loaded(
     assert caught.value.code == f"checkpoint_{code}"
 
 
+@pytest.mark.slow
 def test_copied_files_are_whole_while_another_replica_copies_the_checkpoint(
     bucket: Path, reads: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_code_before_the_packages_is_a_fault(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_head_and_gateways_import_nothing_but_the_front_images_packages() -> None:
     def locked(name: str) -> set[str]:
         text = (ROOT / "deployments" / "locks" / f"{name}.txt").read_text()

@@ -49,6 +49,7 @@ def test_part_that_runs_again_leaves_the_others_in_the_report(tmp_path: Path, mo
         check(tmp_path, "--parts", "z")
 
 
+@pytest.mark.slow
 def test_command_whose_time_is_over_ends_with_its_children(tmp_path: Path) -> None:
     child = "import time; time.sleep(60)"
     program = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True)"

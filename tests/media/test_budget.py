@@ -280,6 +280,7 @@ print(held() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_of_freed_large_bodies_returns_to_the_system() -> None:
     """180 MB in thirty bodies that grew side by side left 31 MB behind."""
     done = subprocess.run([sys.executable, "-c", GROWING], capture_output=True, text=True, check=True, timeout=60)

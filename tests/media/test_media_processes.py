@@ -89,6 +89,7 @@ async def decoding(zygote: Zygote) -> AsyncIterator[asyncio.Task[SharedPixels]]:
     await asyncio.gather(work, return_exceptions=True)
 
 
+@pytest.mark.slow
 async def test_pixels_come_back_in_shared_memory(zygote: Zygote) -> None:
     for _ in range(20):
         shared = await decoded(small_picture())
@@ -97,6 +98,7 @@ async def test_pixels_come_back_in_shared_memory(zygote: Zygote) -> None:
     await until(lambda: not children(zygote))
 
 
+@pytest.mark.slow
 async def test_concurrent_jobs_get_their_own_pixels(zygote: Zygote) -> None:
     files = [saved(PIL.Image.new("RGB", (300 + at, 200), (at, 0, 0)), "PNG") for at in range(24)]
     replies = await asyncio.gather(*map(decoded, files))
@@ -254,6 +256,7 @@ async def test_small_files_go_first_and_large_files_leave_a_slot() -> None:
     assert (queue.free, queue.free_to_large) == (2, 1)
 
 
+@pytest.mark.slow
 async def test_large_file_is_not_starved_by_small_files() -> None:
     queue, begun = ShortestFirstQueue(1), list[float]()
 

@@ -247,6 +247,7 @@ def test_false_size_is_refused_or_ignored() -> None:
     assert seen.frames.shape == (12, 48, 64, 3)
 
 
+@pytest.mark.slow
 def test_video_over_its_time_limit_is_refused() -> None:
     began = time.monotonic()
     error = refusal(film(100, width=640, height=480), caps(seconds=0.05))

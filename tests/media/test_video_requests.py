@@ -234,6 +234,7 @@ async def test_animation_of_too_much_work_is_refused_by_tasks_and_chat(stream: b
             assert error["param"] == f"{PART}.video_url"
 
 
+@pytest.mark.slow
 async def test_surplus_videos_get_429_while_images_are_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -96,6 +96,7 @@ def meaning(contract: Contract | None) -> tuple[object, ...]:
     return contract.order, contract.scale, contract.padded, contract.resized
 
 
+@pytest.mark.slow
 def test_small_shift_is_not_taken_for_another_scale() -> None:
     results = [probe(answers(QWEN3_VL, seed, forty_down), QWEN3_VL) for seed in SEEDS]
     assert [result.shift is not None for result in results] == [True] * 20

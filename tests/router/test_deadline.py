@@ -61,6 +61,7 @@ async def test_time_of_the_body_counts(wire: str, stream: bool) -> None:
     assert fine.status_code == 200 and len(engine.prompts) == 1
 
 
+@pytest.mark.slow
 async def test_time_of_the_body_leaves_less_time_for_the_models() -> None:
     async with calling(served(FakeEngine("a b c d e f g h", delay_s=0.2))) as client:
         body = httpx.Request("POST", "http://x", json=QUESTION | {"deadline_s": 1.0}).content

@@ -175,6 +175,7 @@ async def test_single_reply_is_not_judged() -> None:
     assert not judgements(only)
 
 
+@pytest.mark.slow
 async def test_models_have_two_thirds_of_the_deadline_and_the_judge_the_rest() -> None:
     slow = FakeEngine({"": "a cat", "quotations": "late words"}, delay_s=0.01)
     stuck = speaking("never", delay_s=30)

@@ -81,6 +81,7 @@ def test_words_name_no_shape_and_no_colour():
     assert len(set(world.WORDS)) == 24
 
 
+@pytest.mark.slow
 def test_scenes_are_drawn_without_torch():
     code = (
         "import sys, serve.toy.world, serve.toy.questions, serve.toy.training.prompts; sys.exit('torch' in sys.modules)"

@@ -169,6 +169,7 @@ async def test_peer_that_does_not_read_is_not_written_to() -> None:
         assert not connection._large_frames and connection.load == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [100, 10_000, 3_000_000])
 async def test_stream_waits_for_a_caller_that_does_not_read(size: int) -> None:
     async with connected() as (served, server, connection):
@@ -200,6 +201,7 @@ async def test_caller_that_never_sends_the_token_is_disconnected(monkeypatch: py
         known.abort()
 
 
+@pytest.mark.slow
 async def test_caller_whose_large_call_is_still_arriving_keeps_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.transport.server.HEARTBEAT_S", 0.05)
     monkeypatch.setattr("serve.transport.server.LEASE_S", 0.4)
@@ -224,6 +226,7 @@ async def test_part_of_a_large_item_counts_as_a_sign_of_life() -> None:
         await until(lambda: connection.last_heard > before)
 
 
+@pytest.mark.slow
 async def test_stalled_loop_does_not_count_as_the_peers_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.transport.connection.KEEP_ALIVE_S", 0.05)
     async with connected() as (_, _, connection):

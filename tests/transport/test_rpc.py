@@ -137,6 +137,7 @@ async def test_streams_of_a_caller_that_disconnects_are_cancelled() -> None:
             await anext(connection.stream("count", 1))
 
 
+@pytest.mark.slow
 async def test_silent_caller_loses_its_streams_and_a_live_caller_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

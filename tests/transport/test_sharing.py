@@ -126,6 +126,7 @@ async def replica() -> AsyncIterator[tuple[asyncio.subprocess.Process, Connectio
             connection.abort()
 
 
+@pytest.mark.slow
 async def test_pixels_are_read_in_another_process_without_a_copy_or_a_leak() -> None:
     async with replica() as (child, connection):
         assert connection.shares_memory

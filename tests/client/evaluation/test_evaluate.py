@@ -50,6 +50,7 @@ class CaptionScript:
         return "wrong" if what is None or self.fails(what.seed) else questions.caption(what)
 
 
+@pytest.mark.slow
 def test_items_are_reproducible_and_true() -> None:
     for task in toys.QUESTIONS:
         first, again = list(toys.items(task, 6, 3)), list(toys.items(task, 6, 3))
@@ -120,6 +121,7 @@ def captioners() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 def test_scores_of_models_and_merge_are_reported(diptych: Any, captioners: str, tmp_path: Path) -> None:
     out = tmp_path / "toy.jsonl"
     arguments = ("evaluate", "toy", "--task", "caption", "--n", 24, "--out", out)
@@ -148,6 +150,7 @@ def test_scores_of_models_and_merge_are_reported(diptych: Any, captioners: str, 
     assert json.loads(offline.out) == [report]
 
 
+@pytest.mark.slow
 def test_second_call_requests_missing_items_only(diptych: Any, tmp_path: Path) -> None:
     out = tmp_path / "toy.jsonl"
     engine = FakeEngine("yes")
@@ -164,6 +167,7 @@ def test_second_call_requests_missing_items_only(diptych: Any, tmp_path: Path) -
         assert other.status == 2 and "another question" in other.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("drawn", "tasks"), [("toy", toys.QUESTIONS), ("varied", varied.QUESTIONS)])
 def test_second_call_with_all_tasks_requests_no_answered_item(
     diptych: Any, server: str, tmp_path: Path, drawn: str, tasks: Any
@@ -177,6 +181,7 @@ def test_second_call_with_all_tasks_requests_no_answered_item(
     assert {line["task"] for line in lines(out)} == set(tasks)
 
 
+@pytest.mark.slow
 def test_recorded_replies_are_merged_by_other_rules(diptych: Any, captioners: str, tmp_path: Path) -> None:
     out = tmp_path / "toy.jsonl"
     diptych("evaluate", "toy", "--task", "caption", "--n", 24, "--out", out, "--server", captioners)

@@ -72,6 +72,7 @@ def test_no_picture_is_in_both_halves_and_another_seed_draws_others() -> None:
         fitting.halves(lines[:3], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 def test_temperature_makes_confidence_the_chance_of_being_right(temperature: float) -> None:
     """Draw replies that are right with the chance that their confidence has at this temperature."""
@@ -116,6 +117,7 @@ def test_task_without_right_and_wrong_or_confidences_has_no_temperature() -> Non
     assert fitting.calibration("detect", A, lines, lines, counts) is None
 
 
+@pytest.mark.slow
 def test_command_prints_weights_that_the_config_takes(diptych: Any, tmp_path: Path) -> None:
     path = tmp_path / "vqa.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in recorded(200, first_is_right)))

@@ -138,6 +138,7 @@ def test_missing_package_is_named_with_its_command(name: str, unpacked: Path, mo
         items_of(name, next(iter(DRAWN[name][0])))
 
 
+@pytest.mark.slow
 def test_stamps_have_the_boxes_and_masks_of_their_pixels(stamp_folder: Path) -> None:
     colors = {description[:-1].split(" ", 1)[1]: color for description, color in STAMPS.values()}
     numbers = set()
@@ -158,6 +159,7 @@ def test_stamps_have_the_boxes_and_masks_of_their_pixels(stamp_folder: Path) -> 
     assert len(numbers) > 2
 
 
+@pytest.mark.slow
 def test_answers_and_captions_agree_with_the_boxes(stamp_folder: Path) -> None:
     answers = set()
     rows = zip(*(items_of("stamps", task, 20) for task in ("detect", "caption", "count", "vqa")), strict=True)
@@ -184,6 +186,7 @@ def test_stamps_that_could_be_taken_for_each_other_are_in_no_picture_together(st
     assert all(len(some) < 2 or "A duck." not in some for some in ducks)
 
 
+@pytest.mark.slow
 def test_stamps_are_evaluated_on_a_server(diptych: Any, server: str, stamp_folder: Path) -> None:
     ran = diptych("evaluate", "stamps", "--n", 2, "--server", server, "--json")
     assert ran.status == 0, ran.err

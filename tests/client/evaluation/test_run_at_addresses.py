@@ -41,6 +41,7 @@ def pictures(bucket: Path, count: int) -> list[str]:
     return sorted(str(path.relative_to(bucket / "photos")) for path in (bucket / "photos").rglob("*.*"))
 
 
+@pytest.mark.slow
 def test_shards_of_a_bucket_have_every_picture_once(diptych: Any, server: str, bucket: Path) -> None:
     names = pictures(bucket, 10)
     (bucket / "photos" / "notes.txt").write_text("no picture")
@@ -53,6 +54,7 @@ def test_shards_of_a_bucket_have_every_picture_once(diptych: Any, server: str, b
     assert recorded(bucket / "answers") == names
 
 
+@pytest.mark.slow
 def test_second_call_over_a_bucket_asks_about_new_pictures_only(diptych: Any, bucket: Path) -> None:
     names, engine = pictures(bucket, 4), FakeEngine("red")
     with serving(engine) as url:

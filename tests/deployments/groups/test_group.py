@@ -275,6 +275,7 @@ def test_model_that_cannot_be_started_takes_no_place_and_is_tried_again() -> Non
     run_simulated(run())
 
 
+@pytest.mark.slow
 def test_first_start_that_stands_still_is_given_up_and_others_go_on() -> None:
     async def run() -> None:
         group = Group(["a", "b"], GroupArgs(awake=1))

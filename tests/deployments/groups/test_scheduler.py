@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
+import pytest
+
 from deployments.args import GroupArgs
 from deployments.groups.member import Link, Member
 from deployments.groups.scheduler import Scheduler
@@ -18,6 +20,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
+@pytest.mark.slow
 async def test_members_take_turns_over_connections_and_a_lost_one_is_missed_at_once() -> None:
     scheduler = Scheduler(GroupArgs(awake=1, min_awake_s=0, max_wait_s=0), ["a", "b"])
 

@@ -53,6 +53,7 @@ def ended(*numbers: int, serving: str = "pass", main: str = WAIT, work_s: float 
     return lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("main", [WAIT, SWALLOW])
 def test_signal_during_the_start_stops_at_once_whatever_the_main_thread_does(number: int, main: str) -> None:
@@ -67,9 +68,11 @@ def test_sigint_to_a_serving_process_does_not_drain() -> None:
     assert ended(signal.SIGINT, serving=SERVING) == ["stop", "Stopped."]
 
 
+@pytest.mark.slow
 def test_second_signal_ends_the_drain() -> None:
     assert ended(signal.SIGTERM, signal.SIGINT, serving=SERVING, work_s=60) == ["drain", "stop", "Stopped."]
 
 
+@pytest.mark.slow
 def test_drain_that_does_not_end_is_left_after_its_seconds() -> None:
     assert ended(signal.SIGTERM, serving=SERVING, work_s=60, drain_s=-0.8) == ["drain", "stop", "Stopped."]

@@ -27,6 +27,7 @@ async def serving(app: ASGIApp | None = None, **settings: float) -> AsyncIterato
             await server.stop()
 
 
+@pytest.mark.slow
 async def test_stopping_server_fails_health_and_still_answers() -> None:
     ask = {"model": LLAVA, "messages": [message()]}
     async with serving(leave_s=0.5) as (server, client):

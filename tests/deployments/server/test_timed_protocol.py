@@ -169,12 +169,14 @@ def test_trailers_behind_a_body_are_dropped() -> None:
     assert [name for name, _ in seen[0]] == [b"host", b"transfer-encoding", b"connection"]
 
 
+@pytest.mark.slow
 def test_slow_response_does_not_time_out() -> None:
     with front(FakeEngine("word " * 8, delay_s=0.1)) as address:
         reply = httpx.post(f"{address}/v1/chat/completions", json={"model": LLAVA, "messages": [message()]}, timeout=20)
         assert reply.status_code == 200
 
 
+@pytest.mark.slow
 def test_partial_pipelined_request_does_not_cut_the_running_response() -> None:
     body = json.dumps({"model": LLAVA, "messages": [message()], "stream": True}).encode()
     with front(FakeEngine("word " * 8, delay_s=0.1)) as address, caller(address) as client:
@@ -188,6 +190,7 @@ def test_partial_pipelined_request_does_not_cut_the_running_response() -> None:
             data += part
 
 
+@pytest.mark.slow
 def test_idle_connections_delay_no_other_client() -> None:
     with front(limits=Limits(head_timeout_s=1.0)) as address, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(caller(address)) for _ in range(100)]
@@ -211,6 +214,7 @@ def stream(address: str, room: int = 4096) -> socket.socket:
     return client
 
 
+@pytest.mark.slow
 def test_client_that_reads_nothing_is_disconnected_and_its_model_stops() -> None:
     engine = FakeEngine(" ".join(["x" * 1_000_000] * 40), delay_s=0.01)  # more than any socket holds
     limits = Limits(write_timeout_s=0.3)
@@ -221,6 +225,7 @@ def test_client_that_reads_nothing_is_disconnected_and_its_model_stops() -> None
         assert not read_all(client).endswith(b"0\r\n\r\n")  # cut off, without the end of the chunks
 
 
+@pytest.mark.slow
 def test_slow_reader_gets_the_whole_response() -> None:
     engine = FakeEngine(" ".join(["x" * 100_000] * 100))
     with front(engine, Limits(write_timeout_s=1)) as address, stream(address, room=2**18) as client:
@@ -301,6 +306,7 @@ def test_disconnect_is_noticed_behind_pipelined_bytes(behind: bytes, together: b
         assert httpx.get(f"{address}/", timeout=PATIENCE_S).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
 def test_pipelined_bytes_do_not_cut_the_running_response(together: bool) -> None:
     """Send each of BEHIND on a connection of its own, so that their timers run side by side."""
@@ -452,6 +458,7 @@ def test_wrongly_framed_body_is_refused(framing: bytes) -> None:
         assert httpx.get(f"{address}/health").status_code == 200
 
 
+@pytest.mark.slow
 def test_body_that_waits_for_the_application_does_not_time_out() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(

@@ -181,6 +181,7 @@ def test_sizes_that_pixels_of_a_resized_picture_count_are_the_processors() -> No
     assert refused > 500
 
 
+@pytest.mark.slow
 def test_place_in_a_padded_square_is_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     repair()
     import torch

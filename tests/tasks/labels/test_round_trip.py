@@ -177,6 +177,7 @@ def test_hole_runs_the_other_way_round() -> None:
     assert areas == [-disc(20, 20, 4).sum(), disc(20, 20, 9).sum()]
 
 
+@pytest.mark.slow
 def test_brush_of_any_mask_is_read_back() -> None:
     draw = np.random.default_rng(2)
     for shape in ((1, 1), (7, 9), (300, 400)):  # the last has runs longer than one count holds

@@ -105,6 +105,7 @@ def test_like_stands_with_like() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_too_many_texts_to_align_are_not_voted_on_and_the_most_central_stands() -> None:
     """Count the work by the square of the number of texts, as comparisons grow, not by each pair."""
     rng = random.Random(7)
