@@ -62,6 +62,7 @@ def pictures(task: str) -> list[Answered]:
         several = {"points": points, "size": [SIZE[1], SIZE[0]]}
         return [Answered(name, task, labels, SIZE, several, 0.9, {"toy-llava": several}) for name in NAMES]
     if TASKS[task].places is None:
+        assert task in TEXTS, f"TEXTS wants a result of {task} to write and read back"
         field = next(iter(TASKS[task].result.model_fields))
         text_by_field = {"question": "what?", "labels": ["cat"], "schema": '{"type":"object"}'}
         fields = TASKS[task].text_in(text_by_field)
