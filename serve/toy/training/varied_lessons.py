@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import random
+import re
 import string
 from pathlib import Path
 
@@ -84,6 +85,14 @@ TEXTURES = ("plain", "graded", "noisy")
 FONTS = tuple(FONT_FILES)
 """All of them: a toy that is trained without some would be another."""
 TEXT_TOKENS = 200
+_SAYING = re.findall(r"[a-z]+", " ".join((
+    *grammar.slot_names(),
+    *(text for table in (grammar.TRAINING.references, grammar.TRAINING.extremes, grammar.TRAINING.relations,
+                         grammar.TRAINING.places) for texts in table.values() for text in texts),
+    "no not nor non without but except other others first last small big large next near far between",
+)))  # fmt: skip
+FILLERS = sorted({word for text in grammar.texts() for word in re.findall(r"[a-z]{2,}", text)} - {*_SAYING})
+"""Words of questions that do not say which things are meant."""
 SMALL_WORDS = frozenset("a an the is are do does there of in it you can any that".split())
 MOST_MASKS = 4
 """The most masks asked for at once: each is twenty tokens."""
@@ -296,6 +305,15 @@ def in_other_words(text: str, rng: random.Random, least: int = 4) -> str:
     return " ".join(question_words)
 
 
+def among_other_words(phrase: str, rng: random.Random) -> str:
+    """Return a phrase, four times in ten, with one to three words before or after it that change nothing. A reply
+    repeats the phrase, so whatever words it has must be copied: known phrases alone are learnt by heart."""
+    if rng.random() < 0.6:
+        return phrase
+    more = " ".join(rng.choices(FILLERS, k=rng.randint(1, 3)))
+    return rng.choice((f"{more} {phrase}", f"{phrase} {more}"))
+
+
 def short(text: str, fact: Fact) -> Question:
     return Question("vqa", fact.kind, text, fact.answers[0], meant=_boxes(fact))
 
@@ -313,7 +331,7 @@ def _locate(task: str, scene: VariedScene, family: str, rng: random.Random, abse
     pair = grammar.located(scene, rng, single=family == "llava" or rng.random() < 0.5)
     if pair is None or (task == "segment" and len(pair[1]) > MOST_MASKS):
         return None
-    phrase, things = in_other_words(pair[0], rng, least=2), pair[1]  # a reply repeats the phrase, whatever its words
+    phrase, things = among_other_words(in_other_words(pair[0], rng, least=2), rng), pair[1]
     masks = tuple(CODES[thing.kind] for thing in things) if task == "segment" else ()
     boxes = tuple((phrase, thing.box) for thing in things)
     return Question(task, task, phrase, boxes=boxes, codes=masks, meant=boxes if len(boxes) == 1 else ())
