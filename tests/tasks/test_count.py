@@ -57,6 +57,8 @@ def test_labels_of_a_count_are_refused_with_the_name_of_the_field_to_use() -> No
         ("3 (three)", 3),
         ("**12**", 12),
         ("I see 4. So the answer is 4.", 4),
+        ("No one.", 0),
+        ("Nobody is there", 0),
     ],
 )
 def test_number_is_read_in_digits_and_words(text: str, count: int) -> None:
@@ -79,6 +81,18 @@ def test_number_is_read_in_digits_and_words(text: str, count: int) -> None:
         "2024-11-28",
         "12345678",
         "9" * 10_000,
+        "Twenty-one",
+        "thirty two",
+        "two hundred",
+        "2 thousand",
+        "2 dozen",
+        "50 %",
+        "50 percent",
+        "\u22123",
+        "minus three",
+        "Not a single one.",
+        "I don't see one",
+        "None of the 3",
     ],
 )
 def test_reply_without_one_number_is_an_error(text: str) -> None:
