@@ -33,10 +33,15 @@ _UNREAD_WORDS = re.compile(
 """Words of which a number up to ten is only a part, as in `twenty-one` and `two hundred`, or that turn it round."""
 _NO_ONE = re.compile(r"\b(?:no[ -]one|nobody)\b", re.IGNORECASE)
 _NONE = re.compile(r"\bnone\b", re.IGNORECASE)
+_NUMBER_OF = "(?:the )?(?:total |exact |overall )?(?:number|count) of"
 _HOW_MANY = re.compile(
-    r"(?:how many|(?:please )?(?:(?:count|tell me|say) how many|count)(?: all)?"
-    r"|(?:(?:what is |what's )?the )?number of)"
-    r"(?: of)?(?: the| these| those)? (.+)",
+    r"(?:how many"
+    r"|(?:please )?(?:(?:can|could|would|will) you )?(?:please )?"
+    r"(?:count|tell(?: me)?|say|give(?: me)?|state|report|determine|find(?: out)?|estimate|write)"
+    rf"(?: how many| {_NUMBER_OF})"
+    r"|(?:please )?(?:(?:can|could|would|will) you )?(?:please )?count"
+    rf"|(?:what is |what's )?{_NUMBER_OF})"
+    r"(?: (?:all|every|each))?(?: of)?(?: the| these| those)? (.+)",
     re.IGNORECASE,
 )
 _THERE = re.compile(
