@@ -342,3 +342,19 @@ def test_corrected_mask_of_another_size_than_the_picture_is_refused(album: Path,
     line = {"file": "a.png", "task": "segment", "image": {"width": SIZE[0], "height": SIZE[1]}}
     with pytest.raises(Failure, match=r"a\.png: the labels have a mask of another size"):
         export_labels([line], options, tmp_path / "out")
+
+
+@pytest.mark.parametrize("shape", ["[4, 2]", "[4, 3]"])
+def test_pose_of_yolo_is_its_box_alone(shape: str, album: Path) -> None:
+    places = "0.45 0.4 2 0.55 0.4 1 0.45 0.6 0 0.55 0.6 1"
+    (album / "labels").mkdir()
+    (album / "images").mkdir()
+    shutil.copy(album / "a.png", album / "images" / "a.png")
+    (album / "data.yaml").write_text(f"names: [cat]\nkpt_shape: {shape}\n")
+    line = f"0 0.5 0.5 0.25 0.5 {places}" if "3" in shape else "0 0.5 0.5 0.25 0.5 0.45 0.4 0.55 0.4 0.45 0.6 0.55 0.6"
+    (album / "labels" / "a.txt").write_text(f"\ufeff{line}\n", encoding="utf-8")  # as Windows' editor saves it
+    (item,) = Labelled(album, [album / "data.yaml"]).items
+    assert (item.task, item.truth["boxes"][0]["box"]) == ("detect", [24.0, 12.0, 40.0, 36.0])
+    (album / "labels" / "a.txt").write_text("0 0.5 0.5 0.25 0.5 0.45 0.4\n")
+    with pytest.raises(Failure, match=r"a\.txt, line 1: .* outline or pose"):
+        Labelled(album, [album / "data.yaml"])
