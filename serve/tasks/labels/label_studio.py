@@ -249,7 +249,7 @@ def _truths(where: str, data: Mapping[str, Any], results: Sequence[Mapping[str, 
             drawn = True
             boxes.append({"label": str(value[kind][0]), "crowd": False} | _shape(kind, value, _size(region)))
     wanted = data.get("labels")
-    if drawn or (not results and isinstance(wanted, list)):
+    if drawn or not results:  # a person who took all regions away, or drew none, says that nothing is there
         yield from box_truths(where, file, boxes, list(map(str, wanted)) if isinstance(wanted, list) else ())
     if points:
         labels = [*(wanted if isinstance(wanted, list) else ()), *(point["label"] for point in points)]

@@ -165,6 +165,19 @@ def test_picture_that_a_person_emptied_has_no_object_any_more(tmp_path: Path, ta
     assert set(listed(folder).values()) == {"corrected"}
 
 
+def test_picture_that_a_person_emptied_in_a_project_of_their_own_has_no_object_any_more(tmp_path: Path) -> None:
+    tasks = json.loads((exported(tmp_path, "detect", "label-studio") / "tasks.json").read_text())
+    results = [[], tasks[1]["predictions"][0]["result"]]
+    done = [
+        {"data": {"image": each["data"]["image"]}, "annotations": [{"result": result}]}
+        for each, result in zip(tasks, results, strict=True)
+    ]
+    (tmp_path / "back.json").write_text(json.dumps(done))
+    folder = exported(tmp_path, "detect", "jsonl", corrected=[tmp_path / "back.json"])
+    assert [len(line["boxes"]) for line in read_lines(folder)] == [0, 1]
+    assert set(listed(folder).values()) == {"corrected"}
+
+
 def test_corrected_count_is_read_back_as_a_number(tmp_path: Path) -> None:
     labels = exported(tmp_path, "count", "label-studio")
     tasks = json.loads((labels / "tasks.json").read_text())
