@@ -138,6 +138,7 @@ def test_deviation_from_strict_json_is_read(name: str) -> None:
     [
         ("buses", "bus"), ("horse", "horses"), ("people", "person"), ("knives", "knife"), ("mice", "mouse"),
         ("vases", "vase"), ("suitcase", "suitcases"), ("tomato", "tomatoes"), ("ties", "tie"), ("red buses", "red bus"),
+        ("red scarf", "red scarves"), ("zombies", "zombie"),
     ],
 )  # fmt: skip
 def test_word_in_the_other_number_is_the_label(label: str, word: str) -> None:
