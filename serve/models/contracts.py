@@ -412,8 +412,8 @@ _NOTHING = re.compile(
 _NUMBER = r"[-+]?(?:\d++\.?+\d*+|\.\d++)(?:[eE][-+]?\d++)?+"
 _ONE_NUMBER = re.compile(_NUMBER)
 _TOKEN = re.compile(
-    rf"(?P<number>{_NUMBER})(?![\w.])|(?P<string>\"(?:[^\"\\\n]|\\.)*+\"?+|'(?:[^'\\\n]|\\.|'(?!\s*+[,:}}\]]))*+'?+)"
-    r"|(?P<mark>[\[\]{}:,])|(?P<word>[^\W\d]\w*+|\d[\w.]*+)"
+    rf"(?P<number>{_NUMBER})(?![\w.]|\s?%)|(?P<string>\"(?:[^\"\\\n]|\\.)*+\"?+|'(?:[^'\\\n]|\\.|'(?!\s*+[,:}}\]]))*+'?+)"
+    r"|(?P<mark>[\[\]{}:,])|(?P<word>[^\W\d]\w*+|\d[\w.]*+(?:\s?%)?+)"
 )
 _OPENING = re.compile(r"[\[{]")
 _KEYS = {
@@ -527,7 +527,7 @@ def _close(
     """Take a whole list or object to its parent, or its shapes into the reading."""
     parent = stack[-1] if stack else None
     if isinstance(level, _List):
-        if not level.values and _stands_alone(text, level.start, end):
+        if not level.values and not text[level.start + 1 : end - 1].strip() and _stands_alone(text, level.start, end):
             reading.nothing = True
         if parent is not None:
             _put(parent, level.values)
@@ -593,6 +593,7 @@ def _item(label: str | None, values: Sequence[Any]) -> _Item:
     return _Item(label, tuple(numbers), tuple(spans))
 
 
+_KEYED = re.compile(r"[\"':%]")
 _BRACKET = re.compile(rf"(?P<number>{_NUMBER})|[\[\](){{}}<>;]")
 
 
@@ -639,11 +640,16 @@ def _read_tags(contract: Contract, text: str, start: int, reading: _Reading) -> 
 
 
 def _read_brackets(contract: Contract, text: str, start: int, reading: _Reading) -> None:
-    """Add each list of exactly as many bare numbers as a shape has. `[0, 1]` in prose is none."""
+    """Add each list of exactly as many bare numbers as a shape has. `[0, 1]` in prose is none.
+
+    Numbers under keys (`"width": 30`) and percentages are not bare: they mean something else than the contract's.
+    """
     length = {"box": 4, "point": 2}.get(contract.shape)
     last = max(text.rfind(mark) for mark in "])>")
     for group in _groups(text, start, len(text)):
         if len(group) == length and not reading.too_many:
+            if _KEYED.search(text, group[0][1][0], group[-1][1][1]):
+                continue
             if group[-1][1][1] > last:
                 reading.truncated = True
             else:

@@ -20,11 +20,28 @@ from serve.tasks.vqa import Question, stripped
 MOST = 1_000_000
 MAX_PHRASE = 200  # characters of the thing to count
 MAX_TEXT = 4096  # characters of a reply that are read
-_DIGITS = re.compile(r"(?<![\w.,-])(?:\d{1,3}(?:,\d{3})+|\d+)(?![\w%]|[.,-]\d)")
+_LARGE = "(?:hundred|thousand|million|billion|dozen)s?"
+_DIGITS = re.compile(
+    rf"(?<![\w.,\u2212-])(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?!\w|[.,-]\d|\s?%|[\s-]*(?:percent|per cent|{_LARGE})\b)",
+    re.IGNORECASE,
+)
+_UNREAD_WORDS = re.compile(
+    rf"\b(?:eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|{_LARGE}"
+    r"|half|halves|percent|not|minus)\b|n['\u2019]t\b",
+    re.IGNORECASE,
+)
+"""Words of which a number up to ten is only a part, as in `twenty-one` and `two hundred`, or that turn it round."""
+_NO_ONE = re.compile(r"\b(?:no[ -]one|nobody)\b", re.IGNORECASE)
+_NONE = re.compile(r"\bnone\b", re.IGNORECASE)
+_NUMBER_OF = "(?:the )?(?:total |exact |overall )?(?:number|count) of"
 _HOW_MANY = re.compile(
-    r"(?:how many|(?:please )?(?:(?:count|tell me|say) how many|count)(?: all)?"
-    r"|(?:(?:what is |what's )?the )?number of)"
-    r"(?: of)?(?: the| these| those)? (.+)",
+    r"(?:how many"
+    r"|(?:please )?(?:(?:can|could|would|will) you )?(?:please )?"
+    r"(?:count|tell(?: me)?|say|give(?: me)?|state|report|determine|find(?: out)?|estimate|write)"
+    rf"(?: how many| {_NUMBER_OF})"
+    r"|(?:please )?(?:(?:can|could|would|will) you )?(?:please )?count"
+    rf"|(?:what is |what's )?{_NUMBER_OF})"
+    r"(?: (?:all|every|each))?(?: of)?(?: the| these| those)? (.+)",
     re.IGNORECASE,
 )
 _THERE = re.compile(
@@ -109,11 +126,15 @@ class CountResult(Result):
     def read(cls, generation: Generation, request: Any = None) -> Self:
         """Return the number that a model wrote, in digits or up to ten as a word.
 
-        Raises ParseError for a reply without a number, or with several different ones.
+        Raises ParseError for a reply without a number, or with several different ones, and for words that are part of a
+        larger number.
         """
-        text = generation.text[:MAX_TEXT]
-        digits = any(map(str.isdecimal, text))
-        numbers = {number.replace(",", "") for number in _DIGITS.findall(text if digits else normalise(text))}
+        text = _NO_ONE.sub("none", generation.text[:MAX_TEXT])
+        if any(map(str.isdecimal, text)):
+            numbers = {number.replace(",", "") for number in _DIGITS.findall(text)}
+            numbers |= {"0"} if _NONE.search(text) else set()  # none of the 3
+        else:
+            numbers = set() if _UNREAD_WORDS.search(text) else set(_DIGITS.findall(normalise(text)))
         if not numbers and generation.cut:
             raise ParseError(CUT)
         if len(numbers) != 1 or len(number := numbers.pop()) > len(str(MOST)) or int(number) > MOST:

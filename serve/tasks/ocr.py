@@ -1,5 +1,7 @@
 """Reading (OCR): the text in the image, line by line."""
 
+import re
+
 from pydantic import Field
 
 from serve.engines.base import Generation
@@ -14,6 +16,7 @@ READ = (
     "Read all text in the image, from top to bottom, with a line for each line of the image. Write that text only. "
     f"If there is none, write {NO_TEXT}"
 )
+_FENCED = re.compile(r"```\w*[ \t]*(?:\n|$)((?:(?!^```).)*?)(^```)?", re.DOTALL | re.MULTILINE)
 
 
 class OcrRequest(Request):
@@ -28,8 +31,14 @@ def _prompt(request: OcrRequest) -> str:
 
 
 def _read(generation: Generation, request: OcrRequest) -> OcrResult:
-    """Read a reply, NO_TEXT as none. Raises as `OcrResult.read`."""
+    """Read a reply, NO_TEXT as none, and without the code fence that chat models put around a transcript.
+
+    Raises as `OcrResult.read`.
+    """
     result = OcrResult.read(generation)
+    fenced = _FENCED.fullmatch(result.text)
+    if fenced is not None and (fenced[2] or generation.cut):
+        result = OcrResult.read(Generation(fenced[1], cut=not fenced[2]))
     return OcrResult(text="") if result.text.rstrip(".").casefold() in (NO_TEXT, NO_TEXT.strip("()")) else result
 
 

@@ -8,7 +8,13 @@ _IRREGULAR = dict(
     "sheep:sheep fish:fish deer:deer aircraft:aircraft knife:knives leaf:leaves shelf:shelves wolf:wolves "
     "bus:buses gas:gases lens:lenses shoe:shoes toe:toes canoe:canoes axe:axes ax:axes "
     "tomato:tomatoes potato:potatoes hero:heroes mango:mangoes volcano:volcanoes mosquito:mosquitoes oboe:oboes "
-    "movie:movies cookie:cookies selfie:selfies brownie:brownies pie:pies tie:ties".split()
+    "movie:movies cookie:cookies selfie:selfies brownie:brownies pie:pies tie:ties zombie:zombies hoodie:hoodies "
+    "magpie:magpies necktie:neckties smoothie:smoothies calorie:calories loaf:loaves calf:calves half:halves "
+    "scarf:scarves thief:thieves elf:elves wife:wives life:lives hoof:hooves dwarf:dwarves ox:oxen cactus:cacti "
+    "series:series species:species headache:headaches cache:caches moustache:moustaches mustache:mustaches "
+    "avalanche:avalanches fuse:fuses cause:causes clause:clauses quiz:quizzes "
+    "policeman:policemen policewoman:policewomen fireman:firemen snowman:snowmen fisherman:fishermen "
+    "grandchild:grandchildren".split()
 )
 _SINGULAR = {plural: single for single, plural in _IRREGULAR.items()}
 _AFTER = frozenset("with in on at of to by from under over near behind between that which who wearing holding".split())

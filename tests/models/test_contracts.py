@@ -138,6 +138,7 @@ def test_deviation_from_strict_json_is_read(name: str) -> None:
     [
         ("buses", "bus"), ("horse", "horses"), ("people", "person"), ("knives", "knife"), ("mice", "mouse"),
         ("vases", "vase"), ("suitcase", "suitcases"), ("tomato", "tomatoes"), ("ties", "tie"), ("red buses", "red bus"),
+        ("red scarf", "red scarves"), ("zombies", "zombie"),
     ],
 )  # fmt: skip
 def test_word_in_the_other_number_is_the_label(label: str, word: str) -> None:
@@ -193,6 +194,12 @@ FAULTS: list[tuple[Fault, Contract, str]] = [
     (Fault.NO_SHAPE, QWEN3_VL, "The cat is not in the [] of the picture, I think."),
     (Fault.NO_SHAPE, PALIGEMMA, "sorry"),
     (Fault.NO_SHAPE, QWEN3_VL, '{"objects": 3}'),
+    (Fault.NO_SHAPE, QWEN3_VL, '[{"x": 100, "y": 200, "width": 300, "height": 400, "label": "cat"}]'),
+    (Fault.NO_SHAPE, QWEN3_VL, '{"x": 100, "y": 200, "width": 300, "height": 400, "label": "cat"}'),
+    (Fault.NO_SHAPE, QWEN3_VL, '[{"label": "cat", "box": {"x": 1, "y": 2, "width": 3, "height": 4}}]'),
+    (Fault.NO_SHAPE, QWEN3_VL, '```json\n{"cats": [{"centre": [100, 200], "size": [30, 40]}]}\n```'),
+    (Fault.NO_SHAPE, QWEN3_VL, "[10%, 20%, 30%, 40%]"),
+    (Fault.NO_SHAPE, CONTRACTS["qwen3_vl_points"], '[{"cx": 100, "cy": 200, "label": "cat"}]'),
     (Fault.UNFINISHED_REASONING, QWEN3_VL, f"<think>perhaps [{CAT}]"),
     (Fault.UNFINISHED_REASONING, GEMMA4, "<|channel>thought\nlet me see"),
     (Fault.TRUNCATED, QWEN3_VL, '[{"bbox_2d": [100, 200, 3'),
@@ -212,6 +219,7 @@ FAULTS: list[tuple[Fault, Contract, str]] = [
     (Fault.NOT_A_NUMBER, QWEN3_VL, written("[100, 200, 300, NaN]")),
     (Fault.NOT_A_NUMBER, QWEN3_VL, written('[100, 200, 300, "x"]')),
     (Fault.NOT_A_NUMBER, QWEN3_VL, written('"1,2,3,4"')),
+    (Fault.NOT_A_NUMBER, QWEN3_VL, written("[10%, 20.5%, 30 %, 40%]")),
     (Fault.NOT_A_NUMBER, QWEN3_VL, written("[x1, y1, x2, y2]")),
     (Fault.EMPTY_AREA, QWEN3_VL, written("[100, 200, 100, 400]")),
     (Fault.UNKNOWN_LABEL, QWEN3_VL, written("[100, 200, 300, 400]", '"unicorn"')),

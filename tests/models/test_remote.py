@@ -10,7 +10,7 @@ from deployments.args import Args
 from deployments.config import ConfigError, parse_config
 from serve.engines.base import Generation, ReasoningOptions
 from serve.engines.remote.chat_request import DEFAULT_FIELDS
-from serve.errors import BadRequest
+from serve.errors import BadRequest, ParseError
 from serve.media.image import Image
 from serve.models.base import Price, Turn
 from serve.models.reasoning import KIMI, THINK
@@ -145,6 +145,28 @@ def test_language_is_named_in_the_instruction() -> None:
 def test_words_for_an_image_without_text_are_read(reply: str, text: str) -> None:
     skill = remote_model(RemoteModel.model_validate(REMOTE)).skills["ocr"]
     assert skill.parse([Generation(reply)], OcrRequest(image=IMAGE)) == OcrResult(text=text)
+
+
+@pytest.mark.parametrize(
+    ("reply", "cut", "text"),
+    [
+        ("```\nSTOP\nGO\n```", False, "STOP\nGO"),
+        ("```text\nSTOP\n```\n", False, "STOP"),
+        ("```\n(no text)\n```", False, ""),
+        ("```plaintext\nSTOP\nG", True, "STOP\nG"),
+        ("```\nSTOP", False, "```\nSTOP"),
+        ("```\na\n```\nb\n```\nc\n```", False, "```\na\n```\nb\n```\nc\n```"),
+    ],
+)
+def test_fence_around_a_transcript_is_left_out(reply: str, cut: bool, text: str) -> None:
+    skill = remote_model(RemoteModel.model_validate(REMOTE)).skills["ocr"]
+    assert skill.parse([Generation(reply, cut=cut)], OcrRequest(image=IMAGE)) == OcrResult(text=text)
+
+
+def test_fence_that_is_cut_before_its_first_word_is_an_error() -> None:
+    skill = remote_model(RemoteModel.model_validate(REMOTE)).skills["ocr"]
+    with pytest.raises(ParseError, match="cut by max_tokens"):
+        skill.parse([Generation("```text\n", cut=True)], OcrRequest(image=IMAGE))
 
 
 @pytest.mark.parametrize("more", [{}, {"fields": [*DEFAULT_FIELDS, "reasoning_effort"]}])

@@ -23,6 +23,14 @@ IMAGE = Image(np.zeros((30, 40, 3), np.uint8))
         ("How many people with hats can be seen?", "person with hats"),
         ("Please count all the dogs in the image.", "dog"),
         ("Count how many houses there are.", "house"),
+        ("Count the number of cats in the image.", "cat"),
+        ("Tell me the number of red cars", "red car"),
+        ("Please give me the total number of cats", "cat"),
+        ("What is the total number of cats?", "cat"),
+        ("Can you count the cats?", "cat"),
+        ("Could you please tell me how many cats there are?", "cat"),
+        ("Count each of the cats.", "cat"),
+        ("number plate", "number plate"),
         ("What is the number of cats and dogs?", "cats and dogs"),
     ],
 )
@@ -57,6 +65,8 @@ def test_labels_of_a_count_are_refused_with_the_name_of_the_field_to_use() -> No
         ("3 (three)", 3),
         ("**12**", 12),
         ("I see 4. So the answer is 4.", 4),
+        ("No one.", 0),
+        ("Nobody is there", 0),
     ],
 )
 def test_number_is_read_in_digits_and_words(text: str, count: int) -> None:
@@ -79,6 +89,18 @@ def test_number_is_read_in_digits_and_words(text: str, count: int) -> None:
         "2024-11-28",
         "12345678",
         "9" * 10_000,
+        "Twenty-one",
+        "thirty two",
+        "two hundred",
+        "2 thousand",
+        "2 dozen",
+        "50 %",
+        "50 percent",
+        "\u22123",
+        "minus three",
+        "Not a single one.",
+        "I don't see one",
+        "None of the 3",
     ],
 )
 def test_reply_without_one_number_is_an_error(text: str) -> None:

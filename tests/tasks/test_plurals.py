@@ -7,6 +7,8 @@ PAIRS = [
     ("boy", "boys"), ("person with a hat", "people with a hat"), ("man in red", "men in red"), ("sheep", "sheep"),
     ("glass", "glasses"), ("house", "houses"), ("horse", "horses"), ("virus", "viruses"), ("cookie", "cookies"),
     ("shoe", "shoes"), ("bench", "benches"), ("vase", "vases"), ("lens", "lenses"), ("Child", "Children"),
+    ("loaf of bread", "loaves of bread"), ("red scarf", "red scarves"), ("zombie", "zombies"),
+    ("policeman", "policemen"), ("species", "species"), ("headache", "headaches"), ("human", "humans"),
     ("in", "ins"), ("tomato", "tomatoes"), ("potted potato", "potted potatoes"), ("toe", "toes"), ("photo", "photos"),
 ]  # fmt: skip
 

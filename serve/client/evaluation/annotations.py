@@ -70,13 +70,23 @@ class Named(BaseModel):
 
 
 class Instance(BaseModel):
-    """bbox: x, y, width, height in pixels. segmentation: polygons, or run lengths compressed or not."""
+    """bbox: x, y, width, height in pixels. segmentation: polygons, or run lengths compressed or not.
+
+    attributes: of tools that write them, as CVAT.
+    """
 
     image_id: Id
     category_id: Id
     bbox: tuple[Coordinate, Coordinate, Length, Length]
     segmentation: Any = None
     iscrowd: bool = False
+    attributes: Any = None
+
+    @property
+    def crowd(self) -> bool:
+        """Return whether it is a crowd. CVAT says so of every mask that was drawn with a brush, of a single thing too
+        (cvat-ai/cvat 7030); its annotations all say whether they are occluded."""
+        return self.iscrowd and not (isinstance(self.attributes, dict) and "occluded" in self.attributes)
 
     @field_validator("segmentation")
     @classmethod
@@ -558,7 +568,7 @@ def _written(line: Line, field: str) -> Any:
 
 def _box(instance: Instance, label: str) -> Json:
     x, y, width, height = instance.bbox
-    return {"label": label, "box": [x, y, x + width, y + height], "crowd": instance.iscrowd}
+    return {"label": label, "box": [x, y, x + width, y + height], "crowd": instance.crowd}
 
 
 def _rle(path: Path, at: int, instance: Instance, picture: Picture) -> Json:

@@ -169,7 +169,9 @@ def _result(picture: Answered, truth: Mapping[str, Any]) -> Json:
             ]
         }
     if task == "classify":
-        return {"labels": [{"label": label, "score": 1.0} for label in truth["labels"]], "multiple": True}
+        labels = [{"label": label, "score": 1.0} for label in truth["labels"]]
+        multiple = bool(picture.fields.get("multiple")) or len(labels) != 1  # a person may say more than was asked for
+        return {"labels": labels, "multiple": multiple}
     if len(TASKS[task].result.model_fields) > 1:  # of such a task the truth is its result
         return dict(truth)
     (field,) = TASKS[task].result.model_fields

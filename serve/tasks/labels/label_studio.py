@@ -34,6 +34,8 @@ KINDS = {
 """By a control's tag, the task that fills it. A TextArea is filled by the task that it is named after."""
 DOT = 0.6
 """The size of a point on Label Studio's page, in percent of the picture's width."""
+ELLIPSE = 96
+"""Corners of the polygon that an ellipse's mask is."""
 MAX_CONTROLS = 8
 MAX_NAME = 200
 """Characters of a control's name, and of a field's."""
@@ -241,15 +243,16 @@ def _truths(where: str, data: Mapping[str, Any], results: Sequence[Mapping[str, 
         if kind == "textarea" and region["from_name"] in _written():
             text = value["text"]
             texts[region["from_name"]] = "\n".join(text) if isinstance(text, list) else str(text)
-        elif kind == "keypointlabels":
+        elif (kind := _kind(kind, value)) == "keypointlabels":
             width, height = _size(region)
             place = [float(value["x"]) * width / 100, float(value["y"]) * height / 100]
-            points.append({"label": str(value[kind][0]), "point": place, "score": 1.0})
-        elif kind in ("rectanglelabels", "polygonlabels", "brushlabels"):
+            points.append({"label": str(value[region["type"]][0]), "point": place, "score": 1.0})
+        elif kind in ("rectanglelabels", "polygonlabels", "brushlabels", "ellipselabels"):
             drawn = True
-            boxes.append({"label": str(value[kind][0]), "crowd": False} | _shape(kind, value, _size(region)))
+            label = str(value[region["type"]][0])
+            boxes.append({"label": label, "crowd": False} | _shape(kind, value, _size(region)))
     wanted = data.get("labels")
-    if drawn or (not results and isinstance(wanted, list)):
+    if drawn or not results:  # a person who took all regions away, or drew none, says that nothing is there
         yield from box_truths(where, file, boxes, list(map(str, wanted)) if isinstance(wanted, list) else ())
     if points:
         labels = [*(wanted if isinstance(wanted, list) else ()), *(point["label"] for point in points)]
@@ -260,6 +263,15 @@ def _truths(where: str, data: Mapping[str, Any], results: Sequence[Mapping[str, 
         written = None if field is None else data[field.name]
         request: Json = {} if field is None else {field.name: str(written) if field.kind == "text" else written}
         yield Truth(where, file, task, request, _text_truth(task, text))
+
+
+def _kind(kind: Any, value: Mapping[str, Any]) -> Any:
+    """Return the type of a region; of one that a `Labels` gave its label, that of the tag with both."""
+    if kind != "labels":
+        return kind
+    marks = {"rle": "brushlabels", "points": "polygonlabels", "radiusX": "ellipselabels", "height": "rectanglelabels"}
+    place = "keypointlabels" if "x" in value else None  # else it labels a text, or a sound
+    return next((kind for mark, kind in marks.items() if mark in value), place)
 
 
 def _text_truth(task: str, text: str) -> Json:
@@ -279,7 +291,7 @@ def _size(region: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _shape(kind: str, value: Mapping[str, Any], size: tuple[int, int]) -> Json:
-    """Return the box of a region, with a mask where it is a polygon or brush strokes."""
+    """Return the box of a region, with a mask where it is an ellipse, a polygon or brush strokes."""
     width, height = size
     if kind == "rectanglelabels":
         x, y, wide, high = (float(value[name]) / 100 for name in ("x", "y", "width", "height"))
@@ -288,6 +300,8 @@ def _shape(kind: str, value: Mapping[str, Any], size: tuple[int, int]) -> Json:
         around = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
         corners = np.array([x * width, y * height]) + np.array([0 * across, across, down, across + down]) @ around
         return {"box": [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()]}
+    if kind == "ellipselabels":
+        return _ellipse(value, size)
     if kind == "polygonlabels":
         points = [float(part) / 100 * side for point in value["points"] for part, side in zip(point, size, strict=True)]
         if len(points) < 6 or not all(-width - height <= point <= 2 * (width + height) for point in points):
@@ -300,6 +314,22 @@ def _shape(kind: str, value: Mapping[str, Any], size: tuple[int, int]) -> Json:
         raise ValueError("a brush region without pixels")
     box = [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
     return {"box": box, "mask": masks.encode(mask).model_dump(mode="json")}
+
+
+def _ellipse(value: Mapping[str, Any], size: tuple[int, int]) -> Json:
+    width, height = size
+    turn = math.radians(float(value.get("rotation") or 0))
+    across, down = float(value["radiusX"]) * width / 100, float(value["radiusY"]) * height / 100
+    x, y = float(value["x"]) * width / 100, float(value["y"]) * height / 100
+    if not all(abs(number) <= 2 * (width + height) for number in (x, y, across, down)):
+        raise ValueError("an ellipse has its middle and its radii in percent of the picture")
+    angles = np.linspace(0, 2 * math.pi, ELLIPSE, endpoint=False)
+    xs, ys = across * np.cos(angles), down * np.sin(angles)
+    outline = np.stack([x + xs * math.cos(turn) - ys * math.sin(turn), y + xs * math.sin(turn) + ys * math.cos(turn)])
+    reach = math.hypot(across * math.cos(turn), down * math.sin(turn))
+    drop = math.hypot(across * math.sin(turn), down * math.cos(turn))
+    box = [x - reach, y - drop, x + reach, y + drop]
+    return {"box": box, "mask": polygon_mask([outline.T.ravel().tolist()], size)}
 
 
 def _file(url: str) -> str:

@@ -2,9 +2,10 @@
 
 A line is a class and its box (centre, width, height), or a class and the corners of its mask's outline, all as parts of
 the picture's width and height. There is no place for scores. A mask of several parts, or with holes, is one outline
-that goes from part to part.
+that goes from part to part. Of a pose (`kpt_shape` in `data.yaml`) the box is read, its key points are not.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -43,8 +44,11 @@ def read_yolo(where: Path) -> Iterator[Truth]:
         classes = dict(enumerate(given)) if isinstance(given, list) else {int(key): name for key, name in given.items()}
         if not all(isinstance(name, str) for name in classes.values()):
             raise ValueError
+        key_points = math.prod(map(int, body.get("kpt_shape") or "0"))  # their numbers, in each line after the box
     except (yaml.YAMLError, TypeError, LookupError, AttributeError, ValueError, RecursionError):
-        raise ValueError(f"{where}: names: a list of the classes, or their numbers with their names.") from None
+        raise ValueError(
+            f"{where}: names: a list of the classes, or their numbers with their names; kpt_shape, if any: two numbers."
+        ) from None
     for path in sorted(folder.rglob("*.txt")):
         parts = path.relative_to(folder).parts
         if "labels" not in parts[:-1]:
@@ -52,7 +56,7 @@ def read_yolo(where: Path) -> Iterator[Truth]:
         at = len(parts) - 2 - parts[:-1][::-1].index("labels")
         picture = _picture(folder.joinpath(*parts[:at], "images", *parts[at + 1 :]))
         if picture is not None:
-            yield from _truths(path, picture.relative_to(folder).as_posix(), _size(picture), classes)
+            yield from _truths(path, picture.relative_to(folder).as_posix(), _size(picture), classes, key_points)
 
 
 def _line(box: Json, number: int, size: tuple[int, int]) -> str:
@@ -85,18 +89,20 @@ def _size(path: Path) -> tuple[int, int]:
     return image.width, image.height
 
 
-def _truths(path: Path, file: str, size: tuple[int, int], classes: dict[int, str]) -> Iterator[Truth]:
+def _truths(path: Path, file: str, size: tuple[int, int], classes: dict[int, str], key_points: int) -> Iterator[Truth]:
     boxes: list[Json] = []
-    for row, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines(), 1):
+    for row, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
         try:
             number, *values = map(float, line.split())
             label = classes[int(number)]
-            box, mask = _shape(values, size)
+            if key_points and len(values) not in (4, 4 + key_points):
+                raise ValueError("no pose")
+            box, mask = _shape(values[:4] if key_points else values, size)
         except (ValueError, KeyError, OverflowError):
             raise ValueError(
-                f"{path}, line {row}: this is not a known class with its box or outline, from 0 to 1."
+                f"{path}, line {row}: this is not a known class with its box, outline or pose, from 0 to 1."
             ) from None
         boxes.append({"label": label, "box": box, "crowd": False} | ({"mask": mask} if mask else {}))
     yield from box_truths(str(path), file, boxes)

@@ -80,6 +80,16 @@ def test_coco_run_lengths_are_masks(here: Path, compressed: bool) -> None:
     assert (masks.decode(masks.Rle(**segment.truth["boxes"][0]["mask"])) == SQUARE).all()
 
 
+def test_mask_of_cvat_is_no_crowd(here: Path) -> None:
+    crowd = {"iscrowd": 1, "segmentation": masks.encode(SQUARE).model_dump()}
+    truths = []
+    for attributes in ({}, {"attributes": {"occluded": False}}):
+        path = put(here / "instances_default.json", instances(**crowd, **attributes))
+        labelled = Labelled(here, [path])
+        truths.append(([item.truth["boxes"][0]["crowd"] for item in labelled.items], len(labelled.of("count"))))
+    assert truths == [([True, True], 0), ([False, False], 1)]
+
+
 def test_coco_captions_are_items_of_caption(here: Path) -> None:
     images = [{"id": 42, "file_name": "COCO_val_000000000042.png"}]
     notes = [{"image_id": 42, "caption": "a cat"}, {"image_id": 42, "caption": "one cat"}]

@@ -117,6 +117,7 @@ RESULTS: dict[str, Any] = {
     "segment": {"boxes": [BOX | {"mask": encode(MASK).model_dump(mode="json")}]},
     "point": {"points": [{"label": "cat", "point": [10.0, 10.0], "score": 0.9}], "size": [24, 32]},
     "count": {"count": 3, "by": "words", "points": []},
+    "classify": {"labels": [{"label": "cat", "score": 0.9}], "multiple": False},
 }
 
 
@@ -165,6 +166,19 @@ def test_picture_that_a_person_emptied_has_no_object_any_more(tmp_path: Path, ta
     assert set(listed(folder).values()) == {"corrected"}
 
 
+def test_picture_that_a_person_emptied_in_a_project_of_their_own_has_no_object_any_more(tmp_path: Path) -> None:
+    tasks = json.loads((exported(tmp_path, "detect", "label-studio") / "tasks.json").read_text())
+    results = [[], tasks[1]["predictions"][0]["result"]]
+    done = [
+        {"data": {"image": each["data"]["image"]}, "annotations": [{"result": result}]}
+        for each, result in zip(tasks, results, strict=True)
+    ]
+    (tmp_path / "back.json").write_text(json.dumps(done))
+    folder = exported(tmp_path, "detect", "jsonl", corrected=[tmp_path / "back.json"])
+    assert [len(line["boxes"]) for line in read_lines(folder)] == [0, 1]
+    assert set(listed(folder).values()) == {"corrected"}
+
+
 def test_corrected_count_is_read_back_as_a_number(tmp_path: Path) -> None:
     labels = exported(tmp_path, "count", "label-studio")
     tasks = json.loads((labels / "tasks.json").read_text())
@@ -173,6 +187,22 @@ def test_corrected_count_is_read_back_as_a_number(tmp_path: Path) -> None:
     folder = exported(tmp_path, "count", "jsonl", corrected=[labels / "back.json"])
     items = Labelled(tmp_path / "in", [folder / "labels.jsonl"]).items
     assert [item.truth["count"] for item in items] == [3, 3]
+
+
+def test_corrected_class_is_multiple_only_where_a_person_gave_several(tmp_path: Path) -> None:
+    labels = exported(tmp_path, "classify", "label-studio")
+    tasks = json.loads((labels / "tasks.json").read_text())
+    region = tasks[0]["predictions"][0]["result"][0]
+    done = [
+        {"data": each["data"], "annotations": [{"result": [region | {"value": {"text": [text]}}]}]}
+        for each, text in zip(tasks, ("dog", "cat; dog"), strict=True)
+    ]
+    (labels / "back.json").write_text(json.dumps(done))
+    folder = exported(tmp_path, "classify", "jsonl", corrected=[labels / "back.json"])
+    assert sorted((line["answers"], line["multiple"]) for line in read_lines(folder)) == [
+        (["cat", "dog"], True),
+        (["dog"], False),
+    ]
 
 
 def test_part_without_pictures_has_no_folder(tmp_path: Path) -> None:

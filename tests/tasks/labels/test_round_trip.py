@@ -342,3 +342,63 @@ def test_corrected_mask_of_another_size_than_the_picture_is_refused(album: Path,
     line = {"file": "a.png", "task": "segment", "image": {"width": SIZE[0], "height": SIZE[1]}}
     with pytest.raises(Failure, match=r"a\.png: the labels have a mask of another size"):
         export_labels([line], options, tmp_path / "out")
+
+
+@pytest.mark.parametrize("shape", ["[4, 2]", "[4, 3]"])
+def test_pose_of_yolo_is_its_box_alone(shape: str, album: Path) -> None:
+    places = "0.45 0.4 2 0.55 0.4 1 0.45 0.6 0 0.55 0.6 1"
+    (album / "labels").mkdir()
+    (album / "images").mkdir()
+    shutil.copy(album / "a.png", album / "images" / "a.png")
+    (album / "data.yaml").write_text(f"names: [cat]\nkpt_shape: {shape}\n")
+    line = f"0 0.5 0.5 0.25 0.5 {places}" if "3" in shape else "0 0.5 0.5 0.25 0.5 0.45 0.4 0.55 0.4 0.45 0.6 0.55 0.6"
+    (album / "labels" / "a.txt").write_text(f"\ufeff{line}\n", encoding="utf-8")  # as Windows' editor saves it
+    (item,) = Labelled(album, [album / "data.yaml"]).items
+    assert (item.task, item.truth["boxes"][0]["box"]) == ("detect", [24.0, 12.0, 40.0, 36.0])
+    (album / "labels" / "a.txt").write_text("0 0.5 0.5 0.25 0.5 0.45 0.4\n")
+    with pytest.raises(Failure, match=r"a\.txt, line 1: .* outline or pose"):
+        Labelled(album, [album / "data.yaml"])
+
+
+def place_of_label_studio(kind: str, value: dict[str, Any]) -> dict[str, Any]:
+    sizes = {"original_width": SIZE[0], "original_height": SIZE[1], "from_name": "tag", "to_name": "image"}
+    return sizes | {"type": kind, "value": value}
+
+
+def read_regions(regions: list[dict[str, Any]], album: Path) -> dict[str, Any]:
+    """Return the true results of a picture with these regions, by task."""
+    export = [{"data": {"image": "/data/a.png"}, "annotations": [{"result": regions}]}]
+    (album / "back.json").write_text(json.dumps(export))
+    return {item.task: item.truth for item in Labelled(album, [album / "back.json"]).items}
+
+
+def test_ellipse_of_label_studio_is_read_with_its_mask(album: Path) -> None:
+    upright = {"x": 50, "y": 50, "radiusX": 25, "radiusY": 12.5, "rotation": 0, "ellipselabels": ["cat"]}
+    turned = upright | {"rotation": 90, "ellipselabels": ["dog"]}
+    regions = [place_of_label_studio("ellipselabels", value) for value in (upright, turned)]
+    boxes = read_regions(regions, album)["segment"]["boxes"]
+    assert [box["label"] for box in boxes] == ["cat", "dog"]
+    assert boxes[0]["box"] == pytest.approx([16, 18, 48, 30]) and boxes[1]["box"] == pytest.approx([26, 8, 38, 40])
+    rows, columns = np.mgrid[: SIZE[1], : SIZE[0]] + 0.5
+    for box, (across, down) in zip(boxes, ((16, 6), (6, 16)), strict=True):
+        inside = ((columns - 32) / across) ** 2 + ((rows - 24) / down) ** 2 <= 1
+        assert (decode(Rle.model_validate(box["mask"])) != inside).sum() < 0.08 * inside.sum()
+
+
+def test_shape_and_its_label_of_two_tags_of_label_studio_are_one_object(album: Path) -> None:
+    corner = {"x": 25, "y": 25}
+    values: list[dict[str, Any]] = [
+        corner | {"width": 25, "height": 50, "rotation": 0},
+        {"points": [[0, 0], [50, 0], [50, 50]]},
+        corner | {"width": 0.6},
+    ]
+    regions = []
+    for kind, value in zip(("rectangle", "polygon", "keypoint"), values, strict=True):
+        regions += [place_of_label_studio(kind, value), place_of_label_studio("labels", value | {"labels": [kind]})]
+    regions.append(place_of_label_studio("labels", {"start": 0, "end": 3, "text": "cat", "labels": ["word"]}))
+    truths = read_regions(regions, album)
+    assert [(box["label"], box["box"]) for box in truths["detect"]["boxes"]] == [
+        ("rectangle", [16, 12, 32, 36]),
+        ("polygon", [0, 0, 32, 24]),
+    ]
+    assert [(point["label"], point["point"]) for point in truths["point"]["points"]] == [("keypoint", [16, 12])]
