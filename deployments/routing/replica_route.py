@@ -145,10 +145,12 @@ class ReplicaRoute:
         """Yield what the replica's method yields.
 
         identify: returns the routing key and the request's identity for the quarantine. It runs code of the model's
-        family, so it is called with the first item: its error then fails this model only. Raises what the method raised
+        family, so it is called with the first item: its error then fails this model only. A Reply is the last item, and
+        counts as the answer although its reader may close this stream with it. Raises what the method raised
         (ServeError), what `Pool.replica` raises, and BadRequest for a request that has killed the engine before.
         """
         name, empty = self.model.name, True
+        reply: Reply | None = None
         refused_by: set[object] = set()
         key, request = identify()
         room = key.room(self._pool.entry.max_ongoing_requests)
@@ -162,6 +164,9 @@ class ReplicaRoute:
                     ):
                         async for item in items:
                             empty = False
+                            if isinstance(item, Reply):
+                                reply = item
+                                break
                             yield item
                         if empty:
                             raise ModelError(f"{name} ended without a word.", code="engine_error")
@@ -169,3 +174,5 @@ class ReplicaRoute:
                     if replica in refused_by:  # all may be full, and too slow to be full at once
                         raise Overloaded.of_model(name) from None
                     refused_by.add(replica)
+            if reply is not None:  # yielded here, once the replica and the quarantine have counted it
+                yield reply

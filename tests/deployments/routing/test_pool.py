@@ -17,13 +17,13 @@ from deployments.routing.replica_route import Quarantine, ReplicaRoute
 from deployments.routing.replicas import Address, Replicas
 from serve.engines.base import State
 from serve.engines.fake import FakeEngine
-from serve.errors import BadRequest, ModelError, Overloaded
+from serve.errors import BadRequest, ModelError, Overloaded, Unavailable
 from serve.media.image import Image
 from serve.models import MODELS
 from serve.router import Router
 from serve.router.route import Status
 from serve.router.router import able_routes
-from serve.tasks.base import Reply
+from serve.tasks.base import Delta, Reply, Request
 from serve.tasks.vqa import VqaRequest
 from serve.transport.server import StreamServer
 from serve.worker import Worker
@@ -231,6 +231,71 @@ async def test_replica_that_fails_every_request_gets_no_more() -> None:
         assert calls == FAILURES
         assert [await ask(pool, about(at)) for at in range(50)] == ["1"] * 50
         assert replicas[0].calls == calls
+
+
+class Answering(Replica):
+    """A replica that answers tasks by a simulated engine."""
+
+    def __init__(self, name: str, model: str = NAME) -> None:
+        super().__init__(name)
+        self.models = [model]
+        self.worker = Worker(MODELS[model], FakeEngine("yes"))
+        self.worker.mark("ready", "ready")
+        self.server.methods = {"answer": self.answer_task}
+
+    async def answer_task(self, task: str, request: Request, model: str) -> AsyncGenerator[Delta | Reply, None]:
+        self.calls += 1
+        if self.fault is not None:
+            raise self.fault
+        async for item in self.worker.answer(task, request):
+            yield item
+
+
+@contextlib.asynccontextmanager
+async def fanned_out(count: int) -> AsyncIterator[tuple[Router, list[Answering], Quarantine]]:
+    """Serve so many models, each by one replica; the quarantine is common to them."""
+    async with pooled(0) as (_, replicas, _):
+        replicas += [Answering(model, model) for model in (NAME, SECOND)[:count]]
+        quarantine, routes = Quarantine(), []
+        for replica in replicas:
+            discovery = ScriptedDiscovery([await replica.start()])
+            pool = Pool(Replicas(discovery.find, discovery.wake), ModelArgs(name=replica.name))
+            routes.append(ReplicaRoute(MODELS[replica.name], pool, quarantine))
+        yield Router(routes), replicas, quarantine  # type: ignore[misc]
+
+
+async def replies_of(router: Router, request: Request) -> list[Reply]:
+    """Return the replies of a fan-out, which is read to its merged reply or its error."""
+    replies = []
+    with contextlib.suppress(Unavailable):
+        async for event in router.run(router.plan("vqa", request)):
+            if isinstance(event, Reply):
+                replies.append(event)
+    return replies
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_failures_between_answers_to_a_task_leave_the_replica_in_use(count: int) -> None:
+    request = VqaRequest(image=Image(np.zeros((8, 8, 3), np.uint8)), question="what?")
+    async with fanned_out(count) as (router, replicas, _):
+        for fault in [ModelError("It failed.", code="internal_error"), None] * (FAILURES + 1):
+            for replica in replicas:
+                replica.fault = fault
+            replies = await replies_of(router, request)
+            assert [reply.status for reply in replies] == ["error" if fault else "ok"] * count
+            assert not any(reply.error and reply.error.code == "model_resting" for reply in replies)
+
+
+async def test_suspect_task_that_one_model_answers_is_cleared() -> None:
+    request = VqaRequest(image=Image(np.zeros((8, 8, 3), np.uint8)), question="what?")
+    async with fanned_out(1) as (router, replicas, quarantine):
+        replicas[0].fault = ModelError("The model's engine died.", code="engine_dead")
+        await replies_of(router, request)
+        assert quarantine.suspects == 1
+        replicas[0].fault = None
+        router.routes[NAME]._pool._died.clear()  # type: ignore[attr-defined]
+        assert [reply.status for reply in await replies_of(router, request)] == ["ok"]
+        assert quarantine.suspects == 0
 
 
 async def test_stream_without_an_item_is_an_error_of_the_replica() -> None:
