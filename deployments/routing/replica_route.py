@@ -10,6 +10,7 @@ from deployments.routing.endpoint import Endpoint
 from deployments.routing.pool import EngineDied, Pool, RoutingKey
 from serve.engines.base import Piece, Prompt
 from serve.errors import BadRequest, ModelError, Overloaded
+from serve.media.video import Video
 from serve.models.base import Model
 from serve.router.route import Status
 from serve.tasks import TASKS
@@ -117,7 +118,7 @@ class ReplicaRoute:
         def identify() -> tuple[RoutingKey, Hashable]:
             prompts = self.model.skills[task].prompts(request)
             key = RoutingKey(request.image.digest, request.priority == "batch", prompts)
-            return key, (key, task, *TASKS[task].texts(request))
+            return key, (key, _digest(request.video), task, *TASKS[task].texts(request))
 
         pace_s = PACE_S if request.stream else SLOW_PACE_S
         return self.stream(identify, "answer", (task, request, self.model.name), pace_s)
@@ -127,7 +128,7 @@ class ReplicaRoute:
 
         def identify() -> tuple[RoutingKey, Hashable]:
             key = RoutingKey(None if prompt.image is None else prompt.image.digest, prompt.batch)
-            return key, (key, prompt.text)
+            return key, (key, _digest(prompt.video), prompt.text)
 
         return self.stream(identify, "speak", (prompt, self.model.name), PACE_S)
 
@@ -176,3 +177,7 @@ class ReplicaRoute:
                     refused_by.add(replica)
             if reply is not None:  # yielded here, once the replica and the quarantine have counted it
                 yield reply
+
+
+def _digest(video: Video | None) -> str | None:
+    return None if video is None else video.digest

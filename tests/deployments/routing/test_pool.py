@@ -9,26 +9,31 @@ from typing import Any
 import numpy as np
 import pytest
 from crashed_server import crash
+from filmed import film
 
 from deployments.args import ModelArgs
 from deployments.routing.discovery import ServeDiscovery
 from deployments.routing.pool import FAILURES, EngineDied, Hindrance, Pool, RoutingKey
 from deployments.routing.replica_route import Quarantine, ReplicaRoute
 from deployments.routing.replicas import Address, Replicas
-from serve.engines.base import State
+from serve.engines.base import Piece, Prompt, State
 from serve.engines.fake import FakeEngine
 from serve.errors import BadRequest, ModelError, Overloaded, Unavailable
+from serve.media.budget import Budget
+from serve.media.decoding import MediaDecoder
 from serve.media.image import Image
+from serve.media.video import Video, undecoded_video
 from serve.models import MODELS
 from serve.router import Router
 from serve.router.route import Status
 from serve.router.router import able_routes
 from serve.tasks.base import Delta, Reply, Request
+from serve.tasks.caption import CaptionRequest
 from serve.tasks.vqa import VqaRequest
 from serve.transport.server import StreamServer
 from serve.worker import Worker
 
-NAME, SECOND = "toy-llava", "toy-paligemma"
+NAME, SECOND, FILMS = "toy-llava", "toy-paligemma", "llava-next-video-7b"
 ROOM = 4
 
 
@@ -241,7 +246,7 @@ class Answering(Replica):
         self.models = [model]
         self.worker = Worker(MODELS[model], FakeEngine("yes"))
         self.worker.mark("ready", "ready")
-        self.server.methods = {"answer": self.answer_task}
+        self.server.methods = {"answer": self.answer_task, "speak": self.speak}
 
     async def answer_task(self, task: str, request: Request, model: str) -> AsyncGenerator[Delta | Reply, None]:
         self.calls += 1
@@ -250,12 +255,18 @@ class Answering(Replica):
         async for item in self.worker.answer(task, request):
             yield item
 
+    async def speak(self, prompt: Prompt, model: str) -> AsyncGenerator[Piece, None]:
+        if self.fault is not None:
+            raise self.fault
+        async for item in self.worker.speak(prompt):
+            yield item
+
 
 @contextlib.asynccontextmanager
-async def fanned_out(count: int) -> AsyncIterator[tuple[Router, list[Answering], Quarantine]]:
-    """Serve so many models, each by one replica; the quarantine is common to them."""
+async def fanned_out(*models: str) -> AsyncIterator[tuple[Router, list[Answering], Quarantine]]:
+    """Serve these models, each by one replica; the quarantine is common to them."""
     async with pooled(0) as (_, replicas, _):
-        replicas += [Answering(model, model) for model in (NAME, SECOND)[:count]]
+        replicas += [Answering(model, model) for model in models]
         quarantine, routes = Quarantine(), []
         for replica in replicas:
             discovery = ScriptedDiscovery([await replica.start()])
@@ -277,7 +288,7 @@ async def replies_of(router: Router, request: Request) -> list[Reply]:
 @pytest.mark.parametrize("count", [1, 2])
 async def test_failures_between_answers_to_a_task_leave_the_replica_in_use(count: int) -> None:
     request = VqaRequest(image=Image(np.zeros((8, 8, 3), np.uint8)), question="what?")
-    async with fanned_out(count) as (router, replicas, _):
+    async with fanned_out(*(NAME, SECOND)[:count]) as (router, replicas, _):
         for fault in [ModelError("It failed.", code="internal_error"), None] * (FAILURES + 1):
             for replica in replicas:
                 replica.fault = fault
@@ -288,13 +299,37 @@ async def test_failures_between_answers_to_a_task_leave_the_replica_in_use(count
 
 async def test_suspect_task_that_one_model_answers_is_cleared() -> None:
     request = VqaRequest(image=Image(np.zeros((8, 8, 3), np.uint8)), question="what?")
-    async with fanned_out(1) as (router, replicas, quarantine):
+    async with fanned_out(NAME) as (router, replicas, quarantine):
         replicas[0].fault = ModelError("The model's engine died.", code="engine_dead")
         await replies_of(router, request)
         assert quarantine.suspects == 1
         replicas[0].fault = None
         router.routes[NAME]._pool._died.clear()  # type: ignore[attr-defined]
         assert [reply.status for reply in await replies_of(router, request)] == ["ok"]
+        assert quarantine.suspects == 0
+
+
+@pytest.mark.parametrize("method", ["answer", "speak"])
+async def test_video_that_killed_an_engine_leaves_another_with_its_question_alone(method: str) -> None:
+    async def ask_about(video: Video) -> None:
+        async with MediaDecoder(Budget(2**30)).decode_video(video):
+            if method == "answer":
+                stream: AsyncGenerator[Any, None] = route.answer("caption", CaptionRequest(video=video))
+            else:
+                stream = route.speak(Prompt("what happens?", None, video=video.sample(2)))
+            async with contextlib.aclosing(stream) as items:
+                assert [item async for item in items]
+
+    async with fanned_out(FILMS) as (router, replicas, quarantine):
+        route = router.routes[FILMS]
+        replicas[0].fault = ModelError("The model's engine died.", code="engine_dead")
+        with pytest.raises(EngineDied):
+            await ask_about(undecoded_video(film(4)))
+        replicas[0].fault = None
+        route._pool._died.clear()  # type: ignore[attr-defined]
+        await ask_about(undecoded_video(film(5)))
+        assert quarantine.suspects == 1
+        await ask_about(undecoded_video(film(4)))
         assert quarantine.suspects == 0
 
 
