@@ -212,6 +212,22 @@ async def test_request_that_slow_full_replicas_refuse_is_overloaded(monkeypatch:
         await asyncio.gather(*taken)
 
 
+@pytest.mark.parametrize("large", [about(98, batch=True), about(98, prompts=ROOM)], ids=["batch", "many prompts"])
+async def test_refusal_of_a_request_that_needs_more_room_holds_for_no_other(large: RoutingKey) -> None:
+    async with pooled(1) as (pool, replicas, discovery):
+        taken = [asyncio.ensure_future(ask(another_gateway(discovery), about(at))) for at in range(ROOM // 2)]
+        await until(lambda: replicas[0].server.prompts == ROOM // 2)
+        with pytest.raises(Overloaded):
+            await ask(pool, large)
+        assert not pool.full()
+        taken.append(asyncio.ensure_future(ask(pool, about(99))))
+        await until(lambda: replicas[0].server.prompts == ROOM // 2 + 1 or taken[-1].done())
+        with pytest.raises(Overloaded):
+            await ask(pool, large)
+        release(replicas)
+        assert await asyncio.gather(*taken) == ["0"] * (ROOM // 2 + 1)
+
+
 async def test_requests_without_a_picture_go_where_other_gateways_have_none() -> None:
     async with pooled(2, keeps_pictures=False) as (pool, replicas, discovery):
         taken = [asyncio.ensure_future(ask(another_gateway(discovery, slice(1)), about(at))) for at in range(2)]
