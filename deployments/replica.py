@@ -224,7 +224,11 @@ class Replica:
         import ray.util
 
         host = ray.util.get_node_ip_address()
-        return Address(host, await self.server.start(host, tls.server_context()), self.server.token)
+        try:
+            return Address(host, await self.server.start(host, tls.server_context()), self.server.token)
+        except BaseException:
+            self._listening = None  # the next gateway that asks tries again: a file may be there by then
+            raise
 
     def _worker(self, model: str) -> Worker:
         if model == self.worker.name:

@@ -183,6 +183,18 @@ async def test_engine_whose_start_fails_unforeseen_is_stopped_before_the_next_tr
     assert engine.started and (await replica.worker.status()).state == "ready"
 
 
+async def test_replica_that_could_not_listen_has_an_address_at_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = InProcessReplica(args(BASE).engines()["toy-paligemma"])
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
+    with monkeypatch.context() as without_files:
+        without_files.setenv("RAY_USE_TLS", "1")
+        with pytest.raises(ValueError, match="RAY_TLS_SERVER_CERT"):
+            await replica.address()
+    address = await replica.address()
+    assert await replica.address() == address
+    await replica.server.stop()
+
+
 async def test_own_models_have_no_blank_cell_in_catalogue_and_comparison() -> None:
     large = {"name": "large", "like": "llava-1.5-7b", "checkpoint": "/models/large", "simulate": {"replies": "no"}}
     client, _ = await served(args(BASE, OWN, MINE, large))
