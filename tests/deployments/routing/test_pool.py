@@ -558,6 +558,24 @@ async def test_replica_that_accepts_connections_and_sends_nothing_hides_no_other
             transport.abort()
 
 
+@pytest.mark.parametrize("closed", [False, True], ids=["open pool", "closed pool"])
+async def test_requests_of_a_silent_replica_are_given_up(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("GIVE_UP_S", 0.3), ("REFRESH_S", 0.05), ("RETRY_S", 0.05)):
+        monkeypatch.setattr(f"deployments.routing.replicas.{name}", seconds)
+    async with pooled(1) as (pool, replicas, _):
+        waiting = asyncio.ensure_future(ask(pool, about(1)))
+        await until(lambda: replicas[0].calls)
+        if closed:  # as for a model that a new config has not: its requests end before its replicas do
+            pool.close()
+        beating = replicas[0].server._beating
+        assert beating is not None
+        beating.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(ModelError) as given_up:
+                await waiting
+        assert given_up.value.code == "model_starting"
+
+
 async def test_hanging_replica_does_not_hide_a_later_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployments.routing.replicas.REFRESH_S", 0.01)
     first, second = Replica("1"), Replica("2")
