@@ -140,7 +140,7 @@ class Replicas:
             )
             self.ever_connected = True
             self._searched.set()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: half of the settings for TLS
             if not isinstance(error, GONE) and address not in self._distrusted:  # each is complained of once
                 self._distrusted.add(address)
                 log.warning("no connection to the replica at %s: %s", address.host, error)
