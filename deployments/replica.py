@@ -224,7 +224,11 @@ class Replica:
         import ray.util
 
         host = ray.util.get_node_ip_address()
-        return Address(host, await self.server.start(host, tls.server_context()), self.server.token)
+        try:
+            return Address(host, await self.server.start(host, tls.server_context()), self.server.token)
+        except BaseException:
+            self._listening = None  # the next gateway that asks tries again: a file may be there by then
+            raise
 
     def _worker(self, model: str) -> Worker:
         if model == self.worker.name:
@@ -260,10 +264,18 @@ class Replica:
             await self._start()
         except Exception as error:  # any: others must not wait for its turn, and it may be mended
             log.exception("%s did not start", self.worker.name)
+            await self._free()
             self._mark("failed", f"It could not be started, by a fault of Diptych: {error!r}")
         status = await self.worker.status()
         self._why = status.step if status.state == "failed" else None
         return self._why
+
+    async def _free(self) -> None:
+        """Stop an engine that may be loaded: the next try loads another, and in a group another model has its turn."""
+        try:
+            await self._engine.stop()
+        except Exception:  # any: the next try shows whether it matters
+            log.exception("the engine of %s could not be stopped", self.worker.name)
 
     async def _until_started(self, member: Member) -> None:
         await member.tried.wait()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -19,6 +20,8 @@ from serve.router.route import Status
 from serve.tasks.base import Request
 from serve.transport.messages import Room
 from serve.worker import Worker
+
+log = logging.getLogger(__name__)
 
 FAULTS = (ENGINE_DEAD, UNREACHABLE, FAILED)
 """Codes of failures that are the server's fault."""
@@ -149,10 +152,14 @@ class Endpoint:
         while True:
             try:
                 await self._engine.check()
+                await self._examine_once()
             except ServeError as error:
                 self._learn(error)
+            except Exception as error:  # any: without checks its state would stay as it is for good
+                log.exception("%s could not be checked", self.entry.name)
+                why = f"It could not be checked, by a fault of Diptych: {type(error).__name__}. The log says more."
+                self._mark("failed", why)
             else:
-                await self._examine_once()
                 self._mark("ready", "ready")
             await asyncio.sleep(CHECK_READY_S if self._state == "ready" else CHECK_FAILED_S)
 

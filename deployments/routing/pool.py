@@ -21,7 +21,7 @@ from serve.transport.messages import Refused, Room
 BATCH_SHARE = 0.5
 """Share of max_ongoing_requests that batch requests may use; the rest is for interactive ones."""
 REFUSED_S = 0.1
-"""Seconds for which a replica that was full, with other gateways' prompts, is asked no more."""
+"""Seconds for which a replica that was full, with other gateways' prompts, is asked no more for as much room."""
 ENGINE_DEAD = "engine_dead"
 FAULTS = ("engine_error", "internal_error")
 """Codes of failures that count against a replica that still runs."""
@@ -83,8 +83,9 @@ class Pool:
         """Monotonic time at which a replica's engine died. Serve replaces the process, and with it the connection."""
         self._prompts: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
         """Number of our prompts in each replica."""
-        self._refused: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
-        """Monotonic time at which a replica had no room, because of other gateways' prompts."""
+        self._refused: WeakKeyDictionary[Connection, tuple[float, float]] = WeakKeyDictionary()
+        """Monotonic time at which a replica had no room, because of other gateways' prompts, and the number of prompts
+        of which it had more."""
         self._unanswered: Counter[str] = Counter()
 
     @contextlib.contextmanager
@@ -119,7 +120,8 @@ class Pool:
             ended = f"The process of {model} ended while it was answering; it is started again."
             raise EngineDied(ended, connection.server_id) from error
         except Refused:
-            self._refused[connection] = time.monotonic()
+            room = key.room(self.entry.max_ongoing_requests)
+            self._refused[connection] = time.monotonic(), room.most - room.prompts
             raise
         except ModelError as error:
             if error.code in FAULTS:
@@ -223,7 +225,9 @@ class Pool:
 
     def _fits(self, room: Room, replica: Connection) -> bool:
         """Return whether the replica may have the room; with other gateways' prompts, it decides itself."""
-        refused = time.monotonic() - self._refused.get(replica, 0.0) < REFUSED_S
+        at, more_than = self._refused.get(replica, (0.0, 0.0))
+        # a batch request, or one of many prompts, is refused while others have room
+        refused = time.monotonic() - at < REFUSED_S and more_than + room.prompts >= room.most
         return room.fits(self._load(replica)) and not refused
 
 

@@ -10,6 +10,7 @@ from deployments.routing.endpoint import Endpoint
 from deployments.routing.pool import EngineDied, Pool, RoutingKey
 from serve.engines.base import Piece, Prompt
 from serve.errors import BadRequest, ModelError, Overloaded
+from serve.media.video import Video
 from serve.models.base import Model
 from serve.router.route import Status
 from serve.tasks import TASKS
@@ -117,7 +118,7 @@ class ReplicaRoute:
         def identify() -> tuple[RoutingKey, Hashable]:
             prompts = self.model.skills[task].prompts(request)
             key = RoutingKey(request.image.digest, request.priority == "batch", prompts)
-            return key, (key, task, *TASKS[task].texts(request))
+            return key, (key, _digest(request.video), task, *TASKS[task].texts(request))
 
         pace_s = PACE_S if request.stream else SLOW_PACE_S
         return self.stream(identify, "answer", (task, request, self.model.name), pace_s)
@@ -127,7 +128,7 @@ class ReplicaRoute:
 
         def identify() -> tuple[RoutingKey, Hashable]:
             key = RoutingKey(None if prompt.image is None else prompt.image.digest, prompt.batch)
-            return key, (key, prompt.text)
+            return key, (key, _digest(prompt.video), prompt.text)
 
         return self.stream(identify, "speak", (prompt, self.model.name), PACE_S)
 
@@ -145,10 +146,12 @@ class ReplicaRoute:
         """Yield what the replica's method yields.
 
         identify: returns the routing key and the request's identity for the quarantine. It runs code of the model's
-        family, so it is called with the first item: its error then fails this model only. Raises what the method raised
+        family, so it is called with the first item: its error then fails this model only. A Reply is the last item, and
+        counts as the answer although its reader may close this stream with it. Raises what the method raised
         (ServeError), what `Pool.replica` raises, and BadRequest for a request that has killed the engine before.
         """
         name, empty = self.model.name, True
+        reply: Reply | None = None
         refused_by: set[object] = set()
         key, request = identify()
         room = key.room(self._pool.entry.max_ongoing_requests)
@@ -162,6 +165,9 @@ class ReplicaRoute:
                     ):
                         async for item in items:
                             empty = False
+                            if isinstance(item, Reply):
+                                reply = item
+                                break
                             yield item
                         if empty:
                             raise ModelError(f"{name} ended without a word.", code="engine_error")
@@ -169,3 +175,9 @@ class ReplicaRoute:
                     if replica in refused_by:  # all may be full, and too slow to be full at once
                         raise Overloaded.of_model(name) from None
                     refused_by.add(replica)
+            if reply is not None:  # yielded here, once the replica and the quarantine have counted it
+                yield reply
+
+
+def _digest(video: Video | None) -> str | None:
+    return None if video is None else video.digest

@@ -86,12 +86,13 @@ class Replicas:
         return _runs(self._waking)
 
     def close(self) -> None:
-        """Stop searching, for good. The connections last as long as the replicas do."""
+        """Stop searching, for good. The connections last as long as the replicas do; silent ones are still given up."""
         self._closed = True
         self._searched.set()
         for task in (self._refreshing, self._searching, self._waking, *self._opening.values()):
             if task is not None:
                 task.cancel()
+        self._refreshing = asyncio.get_running_loop().create_task(self._keep_dropping())
 
     def responsive(self) -> list[Connection]:
         """Return the replicas that are available, as far as they are known. Searches for none."""
@@ -107,6 +108,12 @@ class Replicas:
                 self.none_since = time.monotonic()
             stays = any(not connection.draining for connection in self.responsive())
             await self._sleep_until_left(REFRESH_S if stays else RETRY_S)
+
+    async def _keep_dropping(self) -> None:
+        """Drop connections that are lost or silent, until none is left."""
+        while self._connections:
+            self._drop_lost()
+            await self._sleep_until_left(RETRY_S)
 
     def _search(self) -> asyncio.Task[None]:
         """Return the search that runs, or a new one."""
@@ -133,7 +140,7 @@ class Replicas:
             )
             self.ever_connected = True
             self._searched.set()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: half of the settings for TLS
             if not isinstance(error, GONE) and address not in self._distrusted:  # each is complained of once
                 self._distrusted.add(address)
                 log.warning("no connection to the replica at %s: %s", address.host, error)

@@ -63,6 +63,7 @@ class MediaDecoder:
             return
         deadline, job = _deadline(within_s), videos.decode_job(video)
         async with processes.queues().videos.take(deadline, video.param):
+            await asyncio.get_running_loop().run_in_executor(processes.THREADS, video.compute_digest)
             lease = await self.budget.acquire(job.memory + job.output, deadline, video.param)
             try:
                 reply, fd = await _before(processes.run_job(job, video.file), deadline, video.param, "video")

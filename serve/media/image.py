@@ -74,12 +74,12 @@ class Image:
         """Check and set the file that was fetched from `url`. Raises BadRequest or TooLarge."""
         self._outline = _outline(file, self.param)
         self.file, self.url = file, None
-        self.digest = _digest(file) if len(file) <= QUICK_BYTES else None
+        self.digest = file_digest(file) if len(file) <= QUICK_BYTES else None
 
     def compute_digest(self) -> None:
         """Compute the digest of the image's file where it is not known yet."""
         if self.digest is None and self.file:
-            self.digest = _digest(self.file)
+            self.digest = file_digest(self.file)
 
     @property
     def outline(self) -> Outline:
@@ -164,7 +164,7 @@ def decode_image(data: bytes, param: str = "image") -> Image:
 
     The decoder's own messages are not passed on: they can hold addresses (CVE-2026-22778).
     """
-    return Image(_decode(data, param, _outline(data, param)), _digest(data))
+    return Image(_decode(data, param, _outline(data, param)), file_digest(data))
 
 
 def undecoded_image(data: bytes, param: str = "image") -> Image:
@@ -234,7 +234,8 @@ def _decode(data: bytes, param: str, checked: Outline) -> Pixels:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _digest(data: bytes) -> str:
+def file_digest(data: bytes) -> str:
+    """Return the BLAKE2b digest of a file, in hex."""
     return hashlib.blake2b(data, digest_size=20).hexdigest()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from serve.errors import BadRequest, ServeError, TooLarge
 from serve.media import processes
-from serve.media.image import Image, data_url_bytes, field
+from serve.media.image import Image, data_url_bytes, field, file_digest
 from serve.media.outline import RejectedFile
 from serve.media.processes import DecodeJob
 from serve.media.shared_pixels import Handle, SharedPixels, handles_travel
@@ -26,7 +26,8 @@ class Video:
 
     frames: uint8 [frames, height, width, 3], RGB, upright. times: seconds from the start, one a frame. seconds: the
     length of the whole video. shared: the frames' memory, one below the other, where other processes can map it. param:
-    the request's field that the video came in, for errors. An undecoded video (`undecoded`) holds its file only, until
+    the request's field that the video came in, for errors. digest: of the file, by which the process that decoded it
+    tells videos apart; None elsewhere. An undecoded video (`undecoded`) holds its file only, until
     `MediaDecoder.decode_video`.
     """
 
@@ -35,6 +36,7 @@ class Video:
     ) -> None:
         self._frames, self.times, self.seconds, self.shared = frames, times, seconds, shared
         self.param = "video"
+        self.digest: str | None = None
         self.file = b""
 
     @classmethod
@@ -81,11 +83,15 @@ class Video:
     def sample(self, count: int) -> "Video":
         """Return a video of at most `count` of the frames with their times: evenly spaced, first and last included."""
         kept = evenly(len(self.frames), count)
-        return (
-            self
-            if len(kept) == len(self.frames)
-            else Video(self.frames[kept], tuple(self.times[at] for at in kept), self.seconds)
-        )
+        if len(kept) == len(self.frames):
+            return self
+        sample = Video(self.frames[kept], tuple(self.times[at] for at in kept), self.seconds)
+        sample.digest = self.digest
+        return sample
+
+    def compute_digest(self) -> None:
+        """Compute the digest of an undecoded video's file."""
+        self.digest = file_digest(self.file)
 
     def first_frame(self) -> Image:
         """Return the first frame as an image, for code that handles images only."""

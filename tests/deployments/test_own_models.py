@@ -22,6 +22,7 @@ from serve.api.app import create_app
 from serve.engines.fake import FakeEngine
 from serve.media.image import Image
 from serve.models.base import Model
+from serve.models.check_report import CheckReport
 from serve.router import Router
 from serve.router.route import Status
 from serve.tasks.vqa import VqaRequest
@@ -156,6 +157,42 @@ async def test_loading_file_goes_when_the_model_is_loaded_or_cannot_be(
         await replica._tried.wait()
         await replica.check_health()
         assert not list((tmp_path / "loading").iterdir())
+
+
+async def test_engine_whose_start_fails_unforeseen_is_stopped_before_the_next_try() -> None:
+    replica = InProcessReplica(args({**BASE, "retry_s": 0.01}).engines()["toy-paligemma"])
+    engine = replica.worker.engine
+    assert isinstance(engine, FakeEngine)
+    loaded: list[bool] = []
+    start = engine.start
+
+    async def note_and_start() -> None:
+        loaded.append(engine.started)
+        await start()
+
+    async def fail_twice(*_: Any) -> CheckReport:
+        if len(loaded) < 3:
+            raise PermissionError("a folder that may not be read")
+        return CheckReport.of("toy-paligemma", {}, {})
+
+    engine.start = note_and_start  # type: ignore[method-assign]
+    replica.worker._check = fail_twice
+    async with asyncio.timeout(10):
+        await replica._starting
+    assert loaded == [False, False, False]
+    assert engine.started and (await replica.worker.status()).state == "ready"
+
+
+async def test_replica_that_could_not_listen_has_an_address_at_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = InProcessReplica(args(BASE).engines()["toy-paligemma"])
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
+    with monkeypatch.context() as without_files:
+        without_files.setenv("RAY_USE_TLS", "1")
+        with pytest.raises(ValueError, match="RAY_TLS_SERVER_CERT"):
+            await replica.address()
+    address = await replica.address()
+    assert await replica.address() == address
+    await replica.server.stop()
 
 
 async def test_own_models_have_no_blank_cell_in_catalogue_and_comparison() -> None:

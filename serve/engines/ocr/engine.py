@@ -97,6 +97,7 @@ class OcrEngine:
     async def stop(self) -> None:
         self._reader = None
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread = ThreadPoolExecutor(1, "ocr")  # for another start
 
     async def sleep(self) -> None:
         """Free the memory of the models, until `wake`."""

@@ -358,6 +358,25 @@ async def test_refused_connection_and_error_blame_no_request() -> None:
         assert remote.quarantine.suspects == 0
 
 
+async def test_check_that_fails_unforeseen_is_repeated_and_its_state_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "CHECK_FAILED_S", 0.02)
+    check, faults = RemoteEngine.check, [OSError(24, "Too many open files"), OSError(24, "Too many open files")]
+
+    async def check_without_descriptors(engine: RemoteEngine) -> None:
+        if faults:
+            raise faults.pop()
+        await check(engine)
+
+    monkeypatch.setattr(RemoteEngine, "check", check_without_descriptors)
+    async with chat_server(speaks("red")) as server, side(server) as remote:
+        await remote.reach("failed")
+        assert (await remote.state())[
+            1
+        ] == "It could not be checked, by a fault of Diptych: OSError. The log says more."
+        await remote.reach("ready")
+        assert not faults
+
+
 async def test_closed_endpoint_lets_a_running_request_finish() -> None:
     slow = streams(event(delta("bl")), 0.1, event(delta("ue", "stop")))
     async with chat_server(slow) as server, side(server) as remote:

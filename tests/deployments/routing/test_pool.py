@@ -9,26 +9,31 @@ from typing import Any
 import numpy as np
 import pytest
 from crashed_server import crash
+from filmed import film
 
 from deployments.args import ModelArgs
 from deployments.routing.discovery import ServeDiscovery
 from deployments.routing.pool import FAILURES, EngineDied, Hindrance, Pool, RoutingKey
 from deployments.routing.replica_route import Quarantine, ReplicaRoute
 from deployments.routing.replicas import Address, Replicas
-from serve.engines.base import State
+from serve.engines.base import Piece, Prompt, State
 from serve.engines.fake import FakeEngine
-from serve.errors import BadRequest, ModelError, Overloaded
+from serve.errors import BadRequest, ModelError, Overloaded, Unavailable
+from serve.media.budget import Budget
+from serve.media.decoding import MediaDecoder
 from serve.media.image import Image
+from serve.media.video import Video, undecoded_video
 from serve.models import MODELS
 from serve.router import Router
 from serve.router.route import Status
 from serve.router.router import able_routes
-from serve.tasks.base import Reply
+from serve.tasks.base import Delta, Reply, Request
+from serve.tasks.caption import CaptionRequest
 from serve.tasks.vqa import VqaRequest
 from serve.transport.server import StreamServer
 from serve.worker import Worker
 
-NAME, SECOND = "toy-llava", "toy-paligemma"
+NAME, SECOND, FILMS = "toy-llava", "toy-paligemma", "llava-next-video-7b"
 ROOM = 4
 
 
@@ -207,6 +212,22 @@ async def test_request_that_slow_full_replicas_refuse_is_overloaded(monkeypatch:
         await asyncio.gather(*taken)
 
 
+@pytest.mark.parametrize("large", [about(98, batch=True), about(98, prompts=ROOM)], ids=["batch", "many prompts"])
+async def test_refusal_of_a_request_that_needs_more_room_holds_for_no_other(large: RoutingKey) -> None:
+    async with pooled(1) as (pool, replicas, discovery):
+        taken = [asyncio.ensure_future(ask(another_gateway(discovery), about(at))) for at in range(ROOM // 2)]
+        await until(lambda: replicas[0].server.prompts == ROOM // 2)
+        with pytest.raises(Overloaded):
+            await ask(pool, large)
+        assert not pool.full()
+        taken.append(asyncio.ensure_future(ask(pool, about(99))))
+        await until(lambda: replicas[0].server.prompts == ROOM // 2 + 1 or taken[-1].done())
+        with pytest.raises(Overloaded):
+            await ask(pool, large)
+        release(replicas)
+        assert await asyncio.gather(*taken) == ["0"] * (ROOM // 2 + 1)
+
+
 async def test_requests_without_a_picture_go_where_other_gateways_have_none() -> None:
     async with pooled(2, keeps_pictures=False) as (pool, replicas, discovery):
         taken = [asyncio.ensure_future(ask(another_gateway(discovery, slice(1)), about(at))) for at in range(2)]
@@ -231,6 +252,101 @@ async def test_replica_that_fails_every_request_gets_no_more() -> None:
         assert calls == FAILURES
         assert [await ask(pool, about(at)) for at in range(50)] == ["1"] * 50
         assert replicas[0].calls == calls
+
+
+class Answering(Replica):
+    """A replica that answers tasks by a simulated engine."""
+
+    def __init__(self, name: str, model: str = NAME) -> None:
+        super().__init__(name)
+        self.models = [model]
+        self.worker = Worker(MODELS[model], FakeEngine("yes"))
+        self.worker.mark("ready", "ready")
+        self.server.methods = {"answer": self.answer_task, "speak": self.speak}
+
+    async def answer_task(self, task: str, request: Request, model: str) -> AsyncGenerator[Delta | Reply, None]:
+        self.calls += 1
+        if self.fault is not None:
+            raise self.fault
+        async for item in self.worker.answer(task, request):
+            yield item
+
+    async def speak(self, prompt: Prompt, model: str) -> AsyncGenerator[Piece, None]:
+        if self.fault is not None:
+            raise self.fault
+        async for item in self.worker.speak(prompt):
+            yield item
+
+
+@contextlib.asynccontextmanager
+async def fanned_out(*models: str) -> AsyncIterator[tuple[Router, list[Answering], Quarantine]]:
+    """Serve these models, each by one replica; the quarantine is common to them."""
+    async with pooled(0) as (_, replicas, _):
+        replicas += [Answering(model, model) for model in models]
+        quarantine, routes = Quarantine(), []
+        for replica in replicas:
+            discovery = ScriptedDiscovery([await replica.start()])
+            pool = Pool(Replicas(discovery.find, discovery.wake), ModelArgs(name=replica.name))
+            routes.append(ReplicaRoute(MODELS[replica.name], pool, quarantine))
+        yield Router(routes), replicas, quarantine  # type: ignore[misc]
+
+
+async def replies_of(router: Router, request: Request) -> list[Reply]:
+    """Return the replies of a fan-out, which is read to its merged reply or its error."""
+    replies = []
+    with contextlib.suppress(Unavailable):
+        async for event in router.run(router.plan("vqa", request)):
+            if isinstance(event, Reply):
+                replies.append(event)
+    return replies
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_failures_between_answers_to_a_task_leave_the_replica_in_use(count: int) -> None:
+    request = VqaRequest(image=Image(np.zeros((8, 8, 3), np.uint8)), question="what?")
+    async with fanned_out(*(NAME, SECOND)[:count]) as (router, replicas, _):
+        for fault in [ModelError("It failed.", code="internal_error"), None] * (FAILURES + 1):
+            for replica in replicas:
+                replica.fault = fault
+            replies = await replies_of(router, request)
+            assert [reply.status for reply in replies] == ["error" if fault else "ok"] * count
+            assert not any(reply.error and reply.error.code == "model_resting" for reply in replies)
+
+
+async def test_suspect_task_that_one_model_answers_is_cleared() -> None:
+    request = VqaRequest(image=Image(np.zeros((8, 8, 3), np.uint8)), question="what?")
+    async with fanned_out(NAME) as (router, replicas, quarantine):
+        replicas[0].fault = ModelError("The model's engine died.", code="engine_dead")
+        await replies_of(router, request)
+        assert quarantine.suspects == 1
+        replicas[0].fault = None
+        router.routes[NAME]._pool._died.clear()  # type: ignore[attr-defined]
+        assert [reply.status for reply in await replies_of(router, request)] == ["ok"]
+        assert quarantine.suspects == 0
+
+
+@pytest.mark.parametrize("method", ["answer", "speak"])
+async def test_video_that_killed_an_engine_leaves_another_with_its_question_alone(method: str) -> None:
+    async def ask_about(video: Video) -> None:
+        async with MediaDecoder(Budget(2**30)).decode_video(video):
+            if method == "answer":
+                stream: AsyncGenerator[Any, None] = route.answer("caption", CaptionRequest(video=video))
+            else:
+                stream = route.speak(Prompt("what happens?", None, video=video.sample(2)))
+            async with contextlib.aclosing(stream) as items:
+                assert [item async for item in items]
+
+    async with fanned_out(FILMS) as (router, replicas, quarantine):
+        route = router.routes[FILMS]
+        replicas[0].fault = ModelError("The model's engine died.", code="engine_dead")
+        with pytest.raises(EngineDied):
+            await ask_about(undecoded_video(film(4)))
+        replicas[0].fault = None
+        route._pool._died.clear()  # type: ignore[attr-defined]
+        await ask_about(undecoded_video(film(5)))
+        assert quarantine.suspects == 1
+        await ask_about(undecoded_video(film(4)))
+        assert quarantine.suspects == 0
 
 
 async def test_stream_without_an_item_is_an_error_of_the_replica() -> None:
@@ -440,6 +556,24 @@ async def test_replica_that_accepts_connections_and_sends_nothing_hides_no_other
         silent.close()
         for transport in accepted:
             transport.abort()
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["open pool", "closed pool"])
+async def test_requests_of_a_silent_replica_are_given_up(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("GIVE_UP_S", 0.3), ("REFRESH_S", 0.05), ("RETRY_S", 0.05)):
+        monkeypatch.setattr(f"deployments.routing.replicas.{name}", seconds)
+    async with pooled(1) as (pool, replicas, _):
+        waiting = asyncio.ensure_future(ask(pool, about(1)))
+        await until(lambda: replicas[0].calls)
+        if closed:  # as for a model that a new config has not: its requests end before its replicas do
+            pool.close()
+        beating = replicas[0].server._beating
+        assert beating is not None
+        beating.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(ModelError) as given_up:
+                await waiting
+        assert given_up.value.code == "model_starting"
 
 
 async def test_hanging_replica_does_not_hide_a_later_replica(monkeypatch: pytest.MonkeyPatch) -> None:

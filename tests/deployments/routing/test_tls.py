@@ -89,7 +89,12 @@ def test_connection_is_plain_without_rays_tls_and_half_a_setting_is_refused(monk
 
 
 @pytest.mark.parametrize(
-    ("broken", "why"), [("untrusted", "another authority"), ("missing", "No such file or directory")]
+    ("broken", "why"),
+    [
+        ("untrusted", "another authority"),
+        ("missing", "No such file or directory"),
+        ("unset", "RAY_USE_TLS is set, and RAY_TLS_CA_CERT is not"),
+    ],
 )
 async def test_gateway_without_a_good_certificate_logs_the_reason(
     broken: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -106,6 +111,8 @@ async def test_gateway_without_a_good_certificate_logs_the_reason(
     authority = tmp_path / "ours" / "ca.crt"
     with_certificate(monkeypatch, tmp_path / "theirs")
     monkeypatch.setenv(tls.AUTHORITY, str(authority if broken == "untrusted" else tmp_path / "none"))
+    if broken == "unset":
+        monkeypatch.delenv(tls.AUTHORITY)
     monkeypatch.setattr("deployments.routing.replicas.RETRY_S", 0.01)
     replicas = Replicas(find, wake)
     try:

@@ -205,3 +205,11 @@ async def test_late_reader_costs_its_column() -> None:
     reader.gate.set()
     assert [reply["status"] for reply in answer["replies"]] == ["ok", "timeout"]
     assert answer["merged"]["result"] == {"text": "EXIT"}
+
+
+async def test_reader_that_was_stopped_can_be_started_again() -> None:
+    engine = await started(Reader())
+    await engine.stop()
+    await engine.start()
+    await engine.check()
+    await engine.stop()
