@@ -176,7 +176,7 @@ def test_words_of_questions_and_answers_are_tokens(family):
                 count += 1
                 split[word] += len(tokens.encode(word, add_special_tokens=False).ids) > 1
     # typos, and the words that mean nothing, are spelt out
-    assert sum(split.values()) < 0.04 * count and max(split.values()) < 3
+    assert sum(split.values()) < 0.04 * count and max(split.values()) < 5
 
 
 @pytest.mark.parametrize("name", ["llava", "paligemma"])
