@@ -118,6 +118,7 @@ _LLAVA = Recipe(
         Phase("packed", 9000, 32, 2e-3, 6e-4, floor=0.02, side=160, fresh=True),
         Phase("further", 15000, 32, 2e-3, 5e-4, floor=0.02, side=160, fresh=True),
         Phase("longer", 24000, 32, 2e-3, 5e-4, floor=0.02, side=160, fresh=True),
+        Phase("last", 28000, 32, 2e-3, 5e-4, floor=0.02, side=160, fresh=True),
     ),
     size=TextSize(width=192, mlp=576, heads=6),
     vision=_TOWER,
@@ -138,6 +139,8 @@ _PALIGEMMA = replace(
         Phase(
             "finished", 9500, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=160, fresh=True
         ),
+        Phase("more", 14000, 32, 2e-3, 5e-4, floor=0.3, segment=True, side=160, fresh=True),
+        Phase("last", 14000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=160, fresh=True),
     ),
     loc_step=8,
     first_loc=4,
