@@ -156,17 +156,17 @@ def chat(scene: Scene, rng: random.Random) -> Question:
     question = vqa(scene, rng.choice(KINDS), rng)
     if question is None:
         return Question("chat", "describe", rng.choice(OPEN_QUESTIONS), f"I see {caption(scene)}.")
-    words, answer = question.text.rstrip("?").split(), question.answer
-    thing = " ".join(words[3:])
+    asked_words, answer = question.text.rstrip("?").split(), question.answer
+    thing = " ".join(asked_words[3:])
     sentence = {
         "color": f"The {thing[4:]} is {answer}.",
         "background": f"The background is {answer}.",
         "shape": f"The {thing[4:]} is {with_article(answer)}.",
-        "where": f"The {' '.join(words[3:])} is at the {answer}.",
+        "where": f"The {' '.join(asked_words[3:])} is at the {answer}.",
         "count": f"There {'is' if answer == '1' else 'are'} {answer} {'shape' if answer == '1' else 'shapes'}.",
         "count_kind": f"There {'is' if answer == '1' else 'are'} {answer} "
-        + (_singular(words[2]) if answer == "1" else words[2]) + ".",
-        "exists": f"Yes, there is {' '.join(words[2:])}." if answer == "yes" else f"No, there is no {thing}.",
+        + (_singular(asked_words[2]) if answer == "1" else asked_words[2]) + ".",
+        "exists": f"Yes, there is {' '.join(asked_words[2:])}." if answer == "yes" else f"No, there is no {thing}.",
     }[question.kind]  # fmt: skip
     return Question("chat", "sentence", question.text, sentence)
 

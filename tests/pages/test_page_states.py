@@ -173,8 +173,8 @@ def test_copied_commands_read_the_picture_by_its_name_and_keep_the_least_agreeme
 
 
 def test_saved_files_have_the_name_of_the_picture_and_whole_sentences_without_spaces(page: Page) -> None:
-    words = FakeEngine("这是一张红色圆圈的图片" * 20)
-    with visiting(page, served(words, words), "/?scene=night"):
+    sentence = FakeEngine("这是一张红色圆圈的图片" * 20)
+    with visiting(page, served(sentence, sentence), "/?scene=night"):
         ask(page)
         for kind in ("json", "png"):
             with page.expect_download() as coming:

@@ -32,10 +32,10 @@ def in_order(a: str, b: str) -> float:
 def _words(text: str) -> str:
     """Return a text's words in lower case, without punctuation; a text without words, as a smiley, as it is."""
     if text.isascii():
-        words: str = utils.default_process(text)
+        plain: str = utils.default_process(text)
     else:
-        words = _no_words().sub(" ", unicodedata.normalize("NFC", text).lower()).strip()
-    return words if _LETTER.search(words) else text.strip()
+        plain = _no_words().sub(" ", unicodedata.normalize("NFC", text).lower()).strip()
+    return plain if _LETTER.search(plain) else text.strip()
 
 
 @functools.cache

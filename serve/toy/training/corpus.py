@@ -296,6 +296,8 @@ class Packer:
     def meant(self, question: Question, size: tuple[int, int]) -> list[tuple[int, Box]]:
         """Return the index in the prompt of the last token of each phrase that means one thing, and its box as the
         tower's square has it. A phrase that was typed otherwise is left out."""
+        if not question.meant:
+            return []
         asking = self.prompt(question, size)[0]
         ends = [end for _, end in self.tokens.encode(asking, add_special_tokens=False).offsets]
         located = []

@@ -352,8 +352,7 @@ class Trainer:
         return f"{accuracy} | {text}"
 
     def _save(self) -> None:
-        parts = {"net": self.net, "probe": self.probe, "pointer": self.pointer}
-        state = {**{name: part.state_dict() for name, part in parts.items()}, **self._about()}
+        state = {**{name: part.state_dict() for name, part in self._modules().items()}, **self._about()}
         self.work.mkdir(parents=True, exist_ok=True)
         new = self.state.with_suffix(".new")
         torch.save({**state, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}, new)
@@ -364,14 +363,18 @@ class Trainer:
         self._load(self.state)
         index, step = self.done
         self.done = (index + 1, 0) if step == self.phases[index].steps else (index, 0)
-        net, probe, pointer = (
-            {key: part.half() for key, part in each.state_dict().items()}
-            for each in (self.net, self.probe, self.pointer)
-        )
+        state = {
+            name: {key: part.half() for key, part in module.state_dict().items()}
+            for name, module in self._modules().items()
+        }
         if self.recipe.tower:  # a tower's net has a text model that was not trained
-            net = {key: part for key, part in net.items() if key.startswith("vision_tower")}
+            state["net"] = {key: part for key, part in state["net"].items() if key.startswith("vision_tower")}
         self.started.parent.mkdir(exist_ok=True)
-        torch.save({"net": net, "probe": probe, "pointer": pointer, **self._about()}, self.started)
+        torch.save({**state, **self._about()}, self.started)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """Return what is trained, by its name in a saved state."""
+        return {"net": self.net, "probe": self.probe, "pointer": self.pointer}
 
     def _about(self) -> dict[str, Any]:
         """Return what belongs to saved weights: how far they are trained, and what their shapes come from."""

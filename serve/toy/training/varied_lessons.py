@@ -16,7 +16,7 @@ from serve.toy import world
 from serve.toy.questions import Question
 from serve.toy.training import prompts
 from serve.toy.varied import grammar
-from serve.toy.varied.facts import PLACES, RELATION_AXES, Fact, caption_of, frame_area, is_related
+from serve.toy.varied.facts import PLACES, RELATION_AXES, Fact, caption_of, distance, frame_area, is_related
 from serve.toy.varied.names import FONT_FILES, GROUNDS, PALETTE, SHAPE_OTHERS, STYLE_OTHERS, WRITTEN
 from serve.toy.varied.scenes import (
     Thing,
@@ -177,12 +177,6 @@ def _related_labels(thing: Thing, scene: VariedScene) -> dict[str, int]:
     """Return the classes of what a thing is among the others."""
     things, others = scene.things, [other for other in scene.things if other != thing]
     at = things.index(thing)
-    width, height = scene.size
-
-    def away(other: Thing) -> float:
-        (x0, y0), (x1, y1) = other.center, thing.center
-        return math.hypot((x0 - x1) * width, (y0 - y1) * height)
-
     classes = {
         "place": _place_label(thing.box),
         "size": min(SIZES, 1 + int(math.log(max(1.0, frame_area(thing) / SMALLEST), 1.4))),
@@ -196,7 +190,7 @@ def _related_labels(thing: Thing, scene: VariedScene) -> dict[str, int]:
     }
     sides = {side: [other for other in others if is_related(other, thing, side)] for side in RELATION_AXES}
     for side, there in {"nearest": others, **sides}.items():
-        near = min(there, key=away, default=None)
+        near = min(there, key=lambda other: distance(thing, other, scene.size), default=None)
         classes[f"{side} shape"] = 1 if near is None else 2 + list(SHAPE_OTHERS).index(near.kind)
         classes[f"{side} color"] = 1 if near is None else 2 + list(PALETTE).index(near.color)
     return classes

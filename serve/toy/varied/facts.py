@@ -176,6 +176,14 @@ class Phraser:
         self.meant[text] = thing
         return text
 
+    def some_end(self) -> tuple[Thing, str] | None:
+        """Return a thing that is the leftmost, biggest and so on with a phrase that says so, or None."""
+        ends = [(name, thing) for name in self.wording.extremes if (thing := self.extreme(name)) is not None]
+        if not ends:
+            return None
+        name, thing = self.rng.choice(ends)
+        return thing, self.end(name, thing)
+
     def noun(self, many: bool = False) -> str:
         noun = self.rng.choice(tuple(self.wording.nouns))
         return self.wording.nouns[noun] if many else noun
@@ -279,6 +287,12 @@ def is_related(first: Thing, second: Thing, relation: str) -> bool | None:
     return None if abs(gap) < 0.09 else gap > 0
 
 
+def distance(first: Thing, second: Thing, size: tuple[int, int]) -> float:
+    """Return the distance of two things' middles in pixels, in a picture of this width and height."""
+    (x0, y0), (x1, y1) = first.center, second.center
+    return math.hypot((x0 - x1) * size[0], (y0 - y1) * size[1])
+
+
 def caption_of(scene: VariedScene) -> str:
     """List the things from left to right and what is written: `a red circle and an outlined blue star`."""
     text = enumerated([with_article(described(thing)) for thing in scene.things])
@@ -356,11 +370,10 @@ def _style_of(p: Phraser) -> Fact | None:
 
 def _attributes_of(p: Phraser) -> Fact | None:
     """Ask for colour and shape at once of a thing that is named by where or how big it is."""
-    ends = [(name, thing) for name in p.wording.extremes if (thing := p.extreme(name)) is not None]
-    if not ends:
+    named = p.some_end()
+    if named is None:
         return None
-    name, thing = p.rng.choice(ends)
-    text = p.end(name, thing)
+    thing, text = named
     return Fact(
         "attributes_of", {"thing": text}, tuple(name for name in names_of(thing) if " " in name),
         _sentence(f"{text} is {with_article(thing.name)}"),
@@ -368,11 +381,10 @@ def _attributes_of(p: Phraser) -> Fact | None:
 
 
 def _extreme(p: Phraser) -> Fact | None:
-    ends = [(name, thing) for name in p.wording.extremes if (thing := p.extreme(name)) is not None]
-    if not ends:
+    named = p.some_end()
+    if named is None:
         return None
-    name, thing = p.rng.choice(ends)
-    text = p.end(name, thing)
+    thing, text = named
     return Fact("extreme", {"thing": text}, names_of(thing), _sentence(f"the {thing.name} is {text}"))
 
 
@@ -779,11 +791,9 @@ def _nearest(p: Phraser) -> Fact | None:
     if chosen_thing is None or len(p.things) < 2 or p.scene.writing is not None:
         return None
     thing, text = chosen_thing
-    width, height = p.scene.size
 
     def away(other: Thing) -> float:
-        (x0, y0), (x1, y1) = other.center, thing.center
-        return math.hypot((x0 - x1) * width, (y0 - y1) * height)
+        return distance(thing, other, p.scene.size)
 
     row = sorted((other for other in p.things if other != thing), key=away)
     if len(row) > 1 and away(row[1]) < 1.35 * away(row[0]):

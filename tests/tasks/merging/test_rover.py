@@ -83,10 +83,10 @@ def test_noise_that_models_do_not_share_is_voted_out() -> None:
     assert wrong[-1] < min(wrong[:-1]) / 3
 
 
-words = st.lists(st.sampled_from(["a", "b", "ab", "ba", "abc", "x"]), max_size=6)
+word_lists = st.lists(st.sampled_from(["a", "b", "ab", "ba", "abc", "x"]), max_size=6)
 
 
-@given(st.lists(words, min_size=1, max_size=4))
+@given(st.lists(word_lists, min_size=1, max_size=4))
 @settings(deadline=None)
 def test_a_network_holds_every_sequence_whole_and_in_order(sequences: list[list[str]]) -> None:
     slots = network(sequences, Work(10**6))
