@@ -7,10 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lazy_module import LazyModule
 
-from loadtest import compare, curves, many_servers, measurement, tables
+from loadtest import many_servers, measurement, tables
 from loadtest.measurement import Measurement
 from loadtest.servers import NotAnswering
+
+compare, curves = LazyModule("loadtest.compare"), LazyModule("loadtest.curves")  # matplotlib
 
 
 def measured(side: str, *, clients: int = 1, rate: float = 20.0, first: float = 30.0, errors: int = 0) -> Measurement:
@@ -101,10 +104,10 @@ def test_benchmark_whose_server_dies_keeps_its_measurements(
     async def measure(server: Any, case: object, round: int) -> Measurement:
         return measured(server.kind.key)
 
-    monkeypatch.setattr(compare, "_all", all_of)
-    monkeypatch.setattr(compare, "only", only)
-    monkeypatch.setattr(compare, "measure", measure)
-    monkeypatch.setattr(curves, "draw", lambda *_: None)
+    monkeypatch.setattr("loadtest.compare._all", all_of)
+    monkeypatch.setattr("loadtest.compare.only", only)
+    monkeypatch.setattr("loadtest.compare.measure", measure)
+    monkeypatch.setattr("loadtest.curves.draw", lambda *_: None)
     parser = argparse.ArgumentParser()
     compare.options(parser)
     line = ["--sides", "A,B", "--clients", "1", "--rates=", "--long", "0", "--large", "0", "--rounds", "1"]
