@@ -121,8 +121,7 @@ class PictureLimits(NamedTuple):
     most: int
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A generated token: its text, its natural-log probability, and the likeliest alternatives."""
 
     text: str

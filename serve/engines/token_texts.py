@@ -1,7 +1,6 @@
 """Give each token of a reply its part of the text: decoded alone, it may be another one, or a part of a character."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from serve.engines.base import HALF, Token
 
@@ -11,14 +10,16 @@ def align(tokens: Sequence[Token], text: str) -> tuple[Token, ...]:
 
     A token whose own text does not occur (a part of a character, or cut off by a stop text) gets an empty text.
     """
+    if len(tokens) == 1:
+        return (Token(text, *tokens[0][1:]),)
     aligned: list[Token] = []
     at = 0
     for token in tokens:
         end = token_end(text, token.text, at)
-        aligned.append(replace(token, text=text[at : at if end is None else end]))
+        aligned.append(Token(text[at : at if end is None else end], *token[1:]))
         at = at if end is None else end
     if aligned and at < len(text):
-        aligned[-1] = replace(aligned[-1], text=aligned[-1].text + text[at:])
+        aligned[-1] = Token(aligned[-1].text + text[at:], *aligned[-1][1:])
     return tuple(aligned)
 
 

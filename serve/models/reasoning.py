@@ -207,9 +207,9 @@ class PieceSplitter:
         taken: list[Token] = []
         while self._tokens and length:
             token = self._tokens[0]
-            taken.append(replace(token, text=token.text[:length]))
+            taken.append(token._replace(text=token.text[:length]))
             if len(token.text) > length:
-                self._tokens[0] = replace(token, text=token.text[length:])
+                self._tokens[0] = token._replace(text=token.text[length:])
                 break
             length -= len(token.text)
             del self._tokens[0]

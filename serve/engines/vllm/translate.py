@@ -1,6 +1,5 @@
 """Translate between vLLM and our types: sampling parameters, tokens, finish reasons, errors."""
 
-from dataclasses import replace
 from typing import Any
 
 from serve.engines.base import FinishReason, Sampling, Token
@@ -74,7 +73,7 @@ class TokenAligner:
             end = token_end(self.text, token.text, at)
             if end is None:
                 break
-            aligned.append(replace(token, text=self.text[at:end]))
+            aligned.append(Token(self.text[at:end], *token[1:]))
             at = end
         self.waiting, self.text = self.waiting[len(aligned) :], self.text[at:]
         return tuple(aligned)
@@ -89,6 +88,9 @@ def decoded_alone(output: Any, top: int) -> list[Token]:
     """Return an output's tokens, each with its text as decoded alone, without the end-of-sequence token."""
     flat, decoded = output.logprobs, []
     for start, end in zip(flat.start_indices, flat.end_indices, strict=True) if flat else ():
+        if not top:
+            decoded.append(Token(flat.decoded_tokens[start] or "", flat.logprobs[start]))
+            continue
         # the token itself, then the likeliest; where vLLM merges outputs, a token among these is listed only once
         ranked = {flat.ranks[i]: (flat.decoded_tokens[i] or "", flat.logprobs[i]) for i in range(start, end)}
         likeliest = tuple(ranked[rank] for rank in range(1, top + 1) if rank in ranked)
