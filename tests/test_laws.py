@@ -2,8 +2,8 @@
 differ in their size alone one is drawn for.
 
 A new entry needs no line here. What it declares itself is drawn and sent: a task's `example`, a result by its fields'
-types. Only a result that random fields do not make well (boxes inside the image) has a strategy in RESULTS. A task that
-is declared here alone, TALLY, goes through every place that knows tasks, to hold that none of them needs a line either.
+types. Only a result that random fields do not make well (boxes inside the image) has a strategy in RESULTS.
+tasks/test_new_task.py takes a task that no other file names through every place that knows tasks.
 """
 
 import dataclasses
@@ -11,9 +11,7 @@ import importlib
 import itertools
 import math
 import pkgutil
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,21 +20,12 @@ from decoders import saved, weights
 from distinct_models import distinct
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError
-from served import LLAVA, URL, calling, message, picture
+from pydantic import ValidationError
+from served import LLAVA
 
 import serve.models
 import serve.tasks
-from loadtest.asks import Asks, Served
-from serve.api.app import create_app
-from serve.api.model_list import model_list
-from serve.arena.presentation import length, present
-from serve.client.asking import text_fields
-from serve.client.evaluation.annotations import Labelled
-from serve.client.evaluation.asker import form
-from serve.client.http_client import Failure, Misuse
-from serve.engines.base import Generation, Token
-from serve.engines.fake import FakeEngine
+from serve.engines.base import Generation
 from serve.errors import ParseError
 from serve.media.image import Image
 from serve.media.masks import decode, encode
@@ -45,21 +34,17 @@ from serve.models import FAMILIES, MODELS
 from serve.models.base import Model, Turn
 from serve.models.instructed import chat_messages, instructed_skills
 from serve.models.mask_decoder import VARIABLE
-from serve.router import Router, merge_replies
+from serve.router import merge_replies
 from serve.tasks import TASKS
-from serve.tasks.base import Instruction, Merged, Reply, Request, Result, Task, TextField
+from serve.tasks.base import Merged, Reply, Request, Result, Task
 from serve.tasks.boxes import DetectResult, LabelledBox, label_key
 from serve.tasks.detect import DetectRequest
 from serve.tasks.extracted import ExtractResult, field_likeness
-from serve.tasks.labels.json_lines import write_json_lines
-from serve.tasks.labels.picture import Answered
-from serve.tasks.merging.vote import majority
 from serve.tasks.ocr import OcrResult
 from serve.tasks.points import LabelledPoint, PointResult
 from serve.tasks.scored_labels import ClassifyResult, ScoredLabel
 from serve.tasks.segment import LabelledMask, SegmentResult
-from serve.tasks.vqa import Question
-from serve.worker import Worker
+from serve.tasks.vqa import VqaResult
 
 WIDTH, HEIGHT = 40, 30
 IMAGE = Image(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
@@ -339,6 +324,12 @@ def _ignores_confidence(task: Task, method: str, replies: list[Reply]) -> bool:
     return _approx(first, second)
 
 
+def test_rule_that_weighs_by_confidence_does_not_ignore_it() -> None:
+    replies = [reply(name, VqaResult(answer=answer)) for name, answer in (("a", "red"), ("b", "blue"))]
+    ignores = [_ignores_confidence(TASKS["vqa"], method, replies) for method in ("vote", "weighted_vote")]
+    assert ignores == [True, False]
+
+
 @BY_METHOD
 @given(data=st.data())
 @EXAMPLES
@@ -445,161 +436,3 @@ def _approx(a: Result | None, b: Result | None) -> bool:
             return False
         rest.remove(twin)
     return not rest
-
-
-# --- a task that no other file names ---
-
-
-class TallyRequest(Request):
-    things: Annotated[list[str], Field(min_length=1, max_length=1)]
-
-
-class TallyResult(Result):
-    tally: Annotated[int, Field(ge=0)]
-
-
-def read_tally(generation: Generation, request: TallyRequest) -> TallyResult:
-    if not re.fullmatch("[0-9]{1,9}", generation.text):
-        raise ParseError("The reply is no number.")
-    return TallyResult(tally=int(generation.text))
-
-
-def tally_of(reply: Reply) -> str:
-    return str(reply.result)
-
-
-TALLY = Task(
-    name="tally",
-    title="Tallying",
-    request=TallyRequest,
-    result=TallyResult,
-    methods={"vote": majority(tally_of), "weighted_vote": majority(tally_of, by_confidence=True)},
-    text_field=TextField("things", "Things to tally", "Tally what?", "phrases"),
-    example={"things": ["red circle"]},
-    instruction=Instruction(lambda request: f"How many times {request.things[0]}?", read_tally, max_tokens=8),
-    by_confidence=True,
-)
-
-
-@pytest.fixture
-def tally(monkeypatch: pytest.MonkeyPatch) -> Model:
-    """Add TALLY to the tasks; return a model that is told to do them."""
-    monkeypatch.setitem(TASKS, "tally", TALLY)
-    return dataclasses.replace(MODELS[LLAVA], skills=instructed_skills(MODELS[LLAVA].converse))
-
-
-def test_new_task_is_a_skill_of_instructed_models_with_log_probabilities(tally: Model) -> None:
-    (prompt,) = tally.skills["tally"].ask(TallyRequest(image=IMAGE, things=["cat"]))
-    assert "How many times cat?" in prompt.text and prompt.sampling.max_tokens == 8 and prompt.sampling.logprobs
-    silent = instructed_skills(chat_messages, logprobs=False)["tally"]
-    assert not silent.ask(TallyRequest(image=IMAGE, things=["cat"]))[0].sampling.logprobs
-    replies = [reply("a", TallyResult(tally=1)), reply("b", TallyResult(tally=2))]
-    assert not _ignores_confidence(TALLY, "weighted_vote", replies) and _ignores_confidence(TALLY, "vote", replies)
-
-
-@pytest.mark.usefixtures("tally")
-def test_new_task_is_shown_in_a_duel() -> None:
-    answer = present(TALLY, reply("a", TallyResult(tally=12)), IMAGE)
-    assert answer == {"tally": "12"} and length(answer) == 2
-
-
-def test_new_task_is_listed_with_the_details_that_a_page_needs(tally: Model) -> None:
-    details = {entry.id: entry.diptych for entry in model_list({tally.name: tally}, {}).data}
-    assert details["tally"].models == [tally.name] and details["tally"].text_field == "things"
-    assert details["tally"].boxed is False and details["tally"].places is None
-    assert details["tally"].example == {"things": ["red circle"]}
-
-
-@pytest.mark.usefixtures("tally")
-def test_load_test_sends_a_new_task_no_more_labels_than_its_request_takes() -> None:
-    asks = Asks(Served(("m",), {"tally": ("m",)}), size="1x", repeat=8, tokens=1)
-    for _ in range(8):
-        TallyRequest.model_validate_json(asks.task(stream=False).body)
-        assert b";" not in asks.fan_out(stream=False).body.partition(b'"text"')[2]
-
-
-@pytest.mark.usefixtures("tally")
-def test_command_line_explains_a_new_task_by_its_own_example() -> None:
-    assert text_fields("tally", "cat", None, lambda *given: "") == {"things": ["cat"]}
-    with pytest.raises(Misuse, match="--labels 'red circle'"):
-        text_fields("tally", None, None, lambda field, words: f"--{field} {words}")
-
-
-@pytest.mark.usefixtures("tally")
-def test_new_task_is_labelled_by_its_results_own_fields(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture())
-    labels = tmp_path / "labels.jsonl"
-    labels.write_text('{"image": "a.png", "task": "tally", "things": ["cat"], "tally": 2}')
-    (item,) = Labelled(tmp_path, None).items
-    assert (item.task, item.fields, item.truth) == ("tally", {"things": ["cat"]}, {"tally": 2})
-    for wrong, why in (('"tally": 2', "things: tally needs it"), ('"things": ["cat"], "tally": -1', "tally: Input")):
-        labels.write_text(f'{{"image": "a.png", "task": "tally", {wrong}}}')
-        with pytest.raises(Failure, match=why):
-            Labelled(tmp_path, None)
-
-
-class SumRequest(Request):
-    expression: Question
-
-
-@pytest.mark.usefixtures("tally")
-def test_text_of_a_new_task_keeps_its_own_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    field = TextField("expression", "Expression", "Which sum?")
-    example = {"expression": "1 + 2"}
-    monkeypatch.setitem(
-        TASKS, "sum", dataclasses.replace(TALLY, name="sum", request=SumRequest, text_field=field, example=example)
-    )
-    assert text_fields("sum", "1 + 2", None, lambda *given: "") == example
-    (tmp_path / "a.png").write_bytes(picture())
-    write_json_lines(tmp_path, tmp_path, [Answered("a.png", "sum", example, result={"tally": 3})])
-    (item,) = Labelled(tmp_path, None).items
-    assert (item.task, item.fields, item.truth) == ("sum", example, {"tally": 3})
-    details = {
-        entry.id: entry.diptych
-        for entry in model_list(
-            {"m": dataclasses.replace(MODELS[LLAVA], skills=instructed_skills(chat_messages))}, {}
-        ).data
-    }
-    assert (details["sum"].text_field, details["sum"].text_title, details["sum"].text_kind) == (
-        "expression",
-        "Expression",
-        "text",
-    )
-    assert TASKS["sum"].texts(SumRequest(image=IMAGE, expression="1 + 2")) == ("1 + 2",)
-
-
-async def test_new_task_has_an_endpoint_and_chat_completions(tally: Model) -> None:
-    worker = Worker(tally, FakeEngine("2"))
-    worker.mark("ready", "ready")
-    async with calling(create_app(Router([worker]))) as client:
-        json = await client.post("/v1/tasks/tally", json={"image": URL, "things": ["cat"]})
-        sent = form(picture(), {"things": ["cat, or dog"]})
-        by_form = await client.post("/v1/tasks/tally", files=sent["files"], data=sent["data"])
-        body = {"model": "tally:*", "messages": [message("cat")]}
-        choices = (await client.post("/v1/chat/completions", json=body)).json()["choices"]
-    assert json.json()["merged"]["result"] == by_form.json()["merged"]["result"] == {"tally": 2}
-    assert [choice["message"]["content"] for choice in choices] == ["2", "2"]
-
-
-@given(
-    st.lists(st.tuples(st.text("ab", max_size=3), st.floats(-9, 0)), max_size=8), st.integers(0, 20), st.integers(0, 20)
-)
-def test_confidence_of_a_span_is_the_mean_of_the_overlapping_tokens(
-    tokens: list[tuple[str, float]], start: int, length: int
-) -> None:
-    generation = Generation("".join(text for text, _ in tokens), tuple(Token(text, sure) for text, sure in tokens))
-    end, at, sure = start + length, 0, []
-    for text, logprob in tokens:
-        if at < end and at + len(text) > start:
-            sure.append(logprob)
-        at += len(text)
-    expected = math.exp(sum(sure) / len(sure)) if sure else 1.0
-    assert generation.confidence(start, end) == pytest.approx(expected)
-
-
-def test_confidence_of_a_word_is_that_of_its_token() -> None:
-    generation = Generation("ab cd", (Token("ab", math.log(0.5)), Token(" cd", math.log(0.125))))
-    assert generation.confidence() == pytest.approx(0.25)
-    assert generation.confidence(0, 2) == pytest.approx(0.5)
-    assert generation.confidence(3, 5) == pytest.approx(0.125)
-    assert Generation("ab").confidence() == 1

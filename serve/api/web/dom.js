@@ -32,7 +32,7 @@ export function offerText(label, { text_field: field, text_title: title, text_ki
   label.hidden = !field;
   const input = kind === "json"
     ? made("textarea", { id: "text", rows: 8, maxlength: 20000, spellcheck: "false", ...attributes })
-    : made("input", { id: "text", type: "text", maxlength: 2000, ...attributes });
+    : made("input", { id: "text", type: "text", maxlength: 4000, ...attributes });
   label.replaceChildren(...(field ? [`${title} `, input] : []));
 }
 
