@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -132,6 +133,8 @@ def serving_s3(root: Path, refused: str = "-", page_size: int = 1000) -> Iterato
             "AWS_EC2_METADATA_DISABLED": "true",
         }.items():
             patch.setenv(name, value)
+        if s3fs := sys.modules.get("s3fs"):
+            s3fs.S3FileSystem.clear_instance_cache()  # one of another test would ask another port
         try:
             yield reads
         finally:

@@ -324,7 +324,7 @@ def _ignores_confidence(task: Task, method: str, replies: list[Reply]) -> bool:
     return _approx(first, second)
 
 
-def test_rule_that_weighs_by_confidence_does_not_ignore_it() -> None:
+def test_rule_by_confidence_differs_from_one_without() -> None:
     replies = [reply(name, VqaResult(answer=answer)) for name, answer in (("a", "red"), ("b", "blue"))]
     ignores = [_ignores_confidence(TASKS["vqa"], method, replies) for method in ("vote", "weighted_vote")]
     assert ignores == [True, False]
