@@ -51,6 +51,24 @@ def sinusoids(value: Tensor) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+CLEAR = (0.05, 0.05, 0.2)
+"""How far apart two boxes' middles (x, y) and the logarithms of their areas have to be for `compared` to compare."""
+
+
+def compared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Compare boxes x0, y0, x1, y1, (N, 4) each.
+
+    Returns whether the first is right of the second, below it and larger, as 0 and 1, and where that is clear: (N, 3).
+    """
+
+    def measures(boxes: Tensor) -> Tensor:
+        x0, y0, x1, y1 = boxes.T
+        return torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, ((x1 - x0) * (y1 - y0)).clamp(min=1e-6).log()], dim=1)
+
+    apart = measures(first) - measures(second)
+    return (apart > 0).float(), apart.abs() > torch.tensor(CLEAR, device=apart.device)
+
+
 class VisionAttention(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -297,22 +315,24 @@ class Net(nn.Module):
         rows = F.embedding(ids, self.language_model.model.embed_tokens())
         return rows * self.size.width**0.5 if self.gemma else rows
 
-    def text(self, x: Tensor, positions: Tensor, mask: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def text(
+        self, x: Tensor, positions: Tensor, mask: Tensor, keep: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Run the text model: x (B, T, width), positions (B, T), mask (B, T, T) added to scores, keep (B, A).
 
-        Returns the last states of the positions in `keep`, (B, A, width), or of all, and those of all after half of the
-        layers, (B, T, width).
+        Returns the last states of the positions in `keep`, (B, A, width), or of all, and those of all after each layer
+        but the last, (B, T, width).
         """
         frequency = 10000.0 ** (-torch.arange(0, HEAD, 2, device=x.device) / HEAD)
         angle = (positions[..., None] * frequency).repeat(1, 1, 2)
         rotation = angle.cos(), angle.sin()
         model = self.language_model.model
+        between: list[Tensor] = []
         for index, layer in enumerate(model.layers):
             # Only answers are used: in the last layer other positions give keys and values alone.
             x = layer(x, rotation, mask, keep if index == self.size.layers - 1 else None)
-            if index == self.size.layers // 2 - 1:
-                middle = x
-        return model.norm(x), middle
+            between.append(x)
+        return model.norm(x), between[:-1]
 
     def logits(self, states: Tensor) -> Tensor:
         table: EmbeddingTable = self.language_model.lm_head or self.language_model.model.embed_tokens

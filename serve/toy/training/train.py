@@ -85,6 +85,9 @@ class Trainer:
         # Predicts from the text model's middle which box a phrase means; not exported.
         self.pointer = nn.Linear(recipe.size.width, 8 * nets.FREQUENCIES).to(device)
         nn.init.normal_(self.pointer.weight, std=0.02)
+        # Predicts before its last layer how the things of two phrases compare (`nets.compared`); not exported.
+        self.comparer = nn.Linear(recipe.size.width, len(nets.CLEAR)).to(device)
+        nn.init.normal_(self.comparer.weight, std=0.02)
         self.near = torch.arange(tokenizer.size(family, recipe.world), device=device).repeat(2, 1)
         tokens = list(places)
         self.near[0, tokens[1:]] = torch.tensor(tokens[:-1], device=device)
@@ -128,8 +131,9 @@ class Trainer:
         """Return parameter groups of the matrices inside layers, and of the rest. The vision tower has its own groups,
         for its own learning rate."""
         parts: dict[tuple[bool, bool], list[nn.Parameter]] = {(m, v): [] for m in (True, False) for v in (True, False)}
-        probes = [*self.probe.named_parameters(prefix="vision_probe"), *self.pointer.named_parameters(prefix="pointer")]
-        for name, part in [*self.net.named_parameters(), *probes]:
+        named = [*self.net.named_parameters(), *self.probe.named_parameters(prefix="vision_probe")]
+        named += [*self.pointer.named_parameters(prefix="pointer"), *self.comparer.named_parameters(prefix="comparer")]
+        for name, part in named:
             parts["layers" in name and part.ndim == 2, name.startswith("vision")].append(part)
         matrices, rest = (
             [{"params": parts[matrix, v], "vision": v, "weight_decay": decay} for v in (True, False)]
@@ -233,10 +237,13 @@ class Trainer:
             patch_loss, losses = self.patch_loss(features, batch.labels, batch.edges)
             loss = patch_loss
             if batch.packs:
-                answer_loss, phrase_loss = self.answer_loss(features, batch.packs)
-                loss = answer_loss + 0.2 * patch_loss + 1.6 * phrase_loss
+                answer_loss, phrase_loss, pair_loss = self.answer_loss(features, batch.packs)
+                loss = answer_loss + 0.2 * patch_loss + 1.6 * phrase_loss + 0.5 * pair_loss
                 count = sum(len(packed.kinds) for packed in batch.packs)
-                losses = f"answers {answer_loss.item():.3f} phrases {phrase_loss.item():.3f} questions {count} {losses}"
+                parts = (
+                    f"answers {answer_loss.item():.3f} phrases {phrase_loss.item():.3f} pairs {pair_loss.item():.3f}"
+                )
+                losses = f"{parts} questions {count} {losses}"
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -248,7 +255,7 @@ class Trainer:
         return losses
 
     def _average_gradients(self) -> None:
-        parts = [*self.net.parameters(), *self.probe.parameters(), *self.pointer.parameters()]
+        parts = [part for module in self._modules().values() for part in module.parameters()]
         gradients = [part.grad for part in parts if part.grad is not None]
         total = nn.utils.parameters_to_vector(gradients)
         dist.all_reduce(total)
@@ -301,25 +308,30 @@ class Trainer:
         cut = 2 * len(lists) // 3
         return [self.packer.pack(some, self.lessons.text_tokens, exact=True) for some in (lists[:cut], lists[cut:])]
 
-    def answer_states(self, features: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
-        """Return the text model's last states (B, A, width) at the positions in `packed.keep`, and those after half of
-        the layers at the ends of phrases (K, width)."""
+    def answer_states(self, features: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the text model's last states (B, A, width) at the positions in `packed.keep`, those after half of
+        the layers at the ends of phrases (K, width), and those before the last layer at `packed.pairs` (J, width)."""
         image = self.net.image(features)[packed.picture.to(self.device)]
         head = torch.tensor(self.packer.head, dtype=torch.long, device=self.device).expand(len(image), -1)
         x = torch.cat([self.net.embed(head), image, self.net.embed(packed.ids.to(self.device))], dim=1)
         positions, mask, keep = (part.to(self.device) for part in (packed.positions, packed.mask, packed.keep))
-        last, middle = self.net.text(x, positions, mask, keep)
-        rows, ends = packed.phrases.to(self.device).T
-        return last, middle[rows, ends]
+        last, between = self.net.text(x, positions, mask, keep)
+        (rows, ends), (pair_rows, pair_ends, _) = (part.to(self.device).T for part in (packed.phrases, packed.pairs))
+        return last, between[len(between) // 2][rows, ends], between[-1][pair_rows, pair_ends]
 
-    def answer_loss(self, features: Tensor, packs: list[Packed]) -> tuple[Tensor, Tensor]:
-        """Return the weighted cross-entropy of the answers, and the error of the boxes that phrases mean."""
-        losses, errors = [], []
+    def answer_loss(self, features: Tensor, packs: list[Packed]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weighted cross-entropy of the answers, the error of the boxes that phrases mean, and the
+        cross-entropy of how two of them compare."""
+        losses, errors, comparisons = [], [], []
         for packed in packs:
             trained = packed.weight > 0  # the rest is padding, of logits for thousands of tokens
-            states, phrase_states = self.answer_states(features, packed)
-            true_boxes = nets.sinusoids(packed.boxes.to(self.device)).flatten(1)
+            states, phrase_states, pair_states = self.answer_states(features, packed)
+            boxes, later = packed.boxes.to(self.device), packed.pairs[:, 2].to(self.device)
+            true_boxes = nets.sinusoids(boxes).flatten(1)
             errors.append((self.pointer(phrase_states) - true_boxes).square().sum() / true_boxes.shape[1])
+            true, clear = nets.compared(boxes[later - 1], boxes[later])
+            logits = self.comparer(pair_states).float()
+            comparisons.append(F.binary_cross_entropy_with_logits(logits[clear], true[clear], reduction="sum"))
             log = self.net.logits(states[trained]).float().log_softmax(1)
             target, weight = packed.target[trained].to(self.device), packed.weight[trained].to(self.device)
             right = log.gather(1, torch.stack([target, *self.near[:, target]], dim=1))
@@ -328,7 +340,9 @@ class Trainer:
             losses.append(-((right @ share) * weight).sum())
         phrases = max(1, sum(len(packed.boxes) for packed in packs))
         total = sum(packed.weight.sum().item() for packed in packs)
-        return torch.stack(losses).sum() / total, torch.stack(errors).sum() / phrases
+        pairs = max(1, len(nets.CLEAR) * sum(len(packed.pairs) for packed in packs))
+        sums = [torch.stack(parts).sum() for parts in (losses, errors, comparisons)]
+        return sums[0] / total, sums[1] / phrases, sums[2] / pairs
 
     @torch.no_grad()
     def held_out_accuracy(self, phase: Phase) -> str:
@@ -374,7 +388,7 @@ class Trainer:
 
     def _modules(self) -> dict[str, nn.Module]:
         """Return what is trained, by its name in a saved state."""
-        return {"net": self.net, "probe": self.probe, "pointer": self.pointer}
+        return {"net": self.net, "probe": self.probe, "pointer": self.pointer, "comparer": self.comparer}
 
     def _about(self) -> dict[str, Any]:
         """Return what belongs to saved weights: how far they are trained, and what their shapes come from."""
@@ -383,9 +397,9 @@ class Trainer:
     def _load(self, file: Path) -> None:
         state = torch.load(file, map_location=self.device)
         self._load_weights(state)
-        # where words, labels or the pointer were added since, moments have other shapes, and begin anew
+        # where words, labels or a probe were added since, moments have other shapes, and begin anew
         same = state.get("tokens") == self.tokens and len(state["probe"]["bias"]) == len(self.probe.bias)
-        if same and "pointer" in state:
+        if same and "comparer" in state:
             for optimizer, known in zip(self.optimizers, state.get("optimizers", ()), strict="optimizers" in state):
                 optimizer.load_state_dict(known)
         self.done = state["done"]
@@ -397,8 +411,9 @@ class Trainer:
         net = {key: self._by_token(key, part, state.get("tokens")) for key, part in state["net"].items()}
         self.net.load_state_dict(net, strict=not self.recipe.tower)
         towers.load_probe(self.probe, state["probe"])
-        if "pointer" in state and not self.recipe.tower:
-            self.pointer.load_state_dict(state["pointer"])
+        for name, module in {"pointer": self.pointer, "comparer": self.comparer}.items():
+            if name in state and not self.recipe.tower:
+                module.load_state_dict(state[name])
 
     def _by_token(self, key: str, part: Tensor, known: list[str] | None) -> Tensor:
         """Return a table of embeddings by this vocabulary. Words that the state's lacked are untrained."""

@@ -966,7 +966,7 @@ def _medium(p: Phraser) -> Fact:
 
 KINDS: Mapping[str, tuple[int, Callable[[Phraser], Fact | None]]] = {
     "color_of": (3, _color_of), "shape_of": (3, _shape_of), "style_of": (1, _style_of),
-    "attributes_of": (2, _attributes_of), "extreme": (2, _extreme), "count_all": (2, _count_all), "count": (6, _count),
+    "attributes_of": (2, _attributes_of), "extreme": (2, _extreme), "count_all": (2, _count_all), "count": (16, _count),
     "count_other": (4, _count_other), "count_colors": (8, _count_colors), "count_kinds": (4, _count_kinds),
     "is_count": (6, _is_count), "more": (4, _more), "which_more": (7, _which_more), "exists": (4, _exists),
     "exists_any": (2, _exists_any), "exists_no": (10, _exists_no), "exists_beside": (8, _exists_beside),

@@ -112,8 +112,9 @@ def test_labels_name_neighbours_and_order():
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
 def test_packed_phrases_end_where_their_boxes_are_meant(family):
     packer, rng = corpus.Packer(family, 4, 160, "varied", 8), random.Random(3)
-    scene = drawn_scenes()[3]
-    asked_about = [(question, scene.size) for question in lessons.varied_questions(scene, family, rng)]
+    scene = next(scene for scene in drawn_scenes() if len(scene.things) > 3)
+    drawn = [question for _ in range(20) for question in lessons.varied_questions(scene, family, rng)]
+    asked_about = [(question, scene.size) for question in drawn if packer.meant(question, scene.size)]
     packed = packer.pack([(0, asked_about[:6])], 400)
     expected = [(phrase, box) for question, _ in asked_about[:6] for phrase, box in question.meant]
     assert len(packed.boxes) == len(packed.phrases) <= len(expected)
@@ -122,6 +123,18 @@ def test_packed_phrases_end_where_their_boxes_are_meant(family):
         before = packer.tokens.decode(packed.ids[row, : at - packer.prefix + 1].tolist(), skip_special_tokens=False)
         assert any(before.lower().endswith(phrase) and boxes[phrase] == pytest.approx(box) for phrase in boxes)
     assert len(packed.boxes) > 1
+    asked_twice = [(question, size) for question, size in asked_about if len(packer.meant(question, size)) == 2]
+    both = packer.pack([(0, asked_twice)], 2000)
+    assert len(asked_twice) == len(both.pairs) > 0
+    assert all(both.phrases[box].tolist() == [row, at] for row, at, box in both.pairs.tolist())
+
+
+def test_boxes_are_compared_where_that_is_clear():
+    first = torch.tensor([[0.1, 0.5, 0.3, 0.7], [0.4, 0.1, 0.6, 0.3]])
+    second = torch.tensor([[0.5, 0.1, 0.6, 0.2], [0.41, 0.5, 0.61, 0.7]])
+    true, clear = train.nets.compared(first, second)
+    assert true.tolist()[0] == [0, 1, 1] and clear.tolist() == [[True, True, True], [False, True, False]]
+    assert true[1, 1] == 0
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
@@ -307,7 +320,7 @@ def test_two_processes_train_one_net(tmp_path):
 
 def test_gradients_of_two_processes_are_averaged(monkeypatch):
     net, probe = new_siglip(160)
-    run = SimpleNamespace(net=net, probe=probe, pointer=probe, ranks=2)
+    run = SimpleNamespace(_modules=lambda: {"net": net, "probe": probe}, ranks=2)
     for part in (net.vision_tower.vision_model.post_layernorm.weight, probe.bias):
         part.grad = torch.full_like(part, 3.0)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda total: total.add_(1.0))  # another process had ones
