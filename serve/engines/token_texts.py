@@ -11,15 +11,15 @@ def align(tokens: Sequence[Token], text: str) -> tuple[Token, ...]:
     A token whose own text does not occur (a part of a character, or cut off by a stop text) gets an empty text.
     """
     if len(tokens) == 1:
-        return (Token(text, *tokens[0][1:]),)
+        return (tokens[0]._replace(text=text),)
     aligned: list[Token] = []
     at = 0
     for token in tokens:
         end = token_end(text, token.text, at)
-        aligned.append(Token(text[at : at if end is None else end], *token[1:]))
+        aligned.append(token._replace(text=text[at : at if end is None else end]))
         at = at if end is None else end
     if aligned and at < len(text):
-        aligned[-1] = Token(aligned[-1].text + text[at:], *aligned[-1][1:])
+        aligned[-1] = aligned[-1]._replace(text=aligned[-1].text + text[at:])
     return tuple(aligned)
 
 

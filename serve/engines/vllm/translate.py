@@ -73,7 +73,7 @@ class TokenAligner:
             end = token_end(self.text, token.text, at)
             if end is None:
                 break
-            aligned.append(Token(self.text[at:end], *token[1:]))
+            aligned.append(token._replace(text=self.text[at:end]))
             at = end
         self.waiting, self.text = self.waiting[len(aligned) :], self.text[at:]
         return tuple(aligned)
@@ -88,11 +88,9 @@ def decoded_alone(output: Any, top: int) -> list[Token]:
     """Return an output's tokens, each with its text as decoded alone, without the end-of-sequence token."""
     flat, decoded = output.logprobs, []
     for start, end in zip(flat.start_indices, flat.end_indices, strict=True) if flat else ():
-        if not top:
-            decoded.append(Token(flat.decoded_tokens[start] or "", flat.logprobs[start]))
-            continue
         # the token itself, then the likeliest; where vLLM merges outputs, a token among these is listed only once
-        ranked = {flat.ranks[i]: (flat.decoded_tokens[i] or "", flat.logprobs[i]) for i in range(start, end)}
+        ranks = range(start, end) if top else ()
+        ranked = {flat.ranks[i]: (flat.decoded_tokens[i] or "", flat.logprobs[i]) for i in ranks}
         likeliest = tuple(ranked[rank] for rank in range(1, top + 1) if rank in ranked)
         decoded.append(Token(flat.decoded_tokens[start] or "", flat.logprobs[start], likeliest))
     by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
