@@ -244,8 +244,8 @@ class Packed:
     ids (B, T) without the image tokens; positions (B, prefix + T); mask (B, prefix + T, prefix + T), added to attention
     scores; picture (B,), the index of the row's image. keep (B, A): positions whose next token is trained, to be
     `target` (B, A) with `weight` (B, A; 0 for padding); group (B, A): the question's index in `kinds`. phrases (K, 2):
-    row and position of the last tokens of phrases that mean one thing, with its box in `boxes` (K, 4). pairs (J, 3):
-    row, position and index in `boxes` of each phrase that follows another one in its question.
+    row and position of the last tokens of phrases that mean one thing, with its box in `boxes` (K, 4). pairs (J,):
+    the index in `phrases` of each phrase that follows another one in its question.
     """
 
     ids: Tensor
@@ -338,12 +338,12 @@ class Packer:
         kinds: list[str] = []
         phrases: list[tuple[int, int]] = []
         boxes: list[Box] = []
-        pairs: list[tuple[int, int, int]] = []
+        pairs: list[int] = []
         for b, row in enumerate(rows):
             at, filled = 0, 0
             for number, (kind, asking, answer, meant) in enumerate(row, start=1):
                 phrases += [(b, self.prefix + at + index) for index, _ in meant]
-                pairs += [(b, self.prefix + at + meant[i][0], len(boxes) + i) for i in range(1, len(meant))]
+                pairs += range(len(boxes) + 1, len(boxes) + len(meant))
                 boxes += [box for _, box in meant]
                 end = at + len(asking) + len(answer) - 1  # the end token is a target only, never an input
                 ids[b, at:end] = (*asking, *answer[:-1])
@@ -372,7 +372,7 @@ class Packer:
             kinds=kinds,
             phrases=torch.tensor(phrases, dtype=torch.long).view(-1, 2),
             boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
-            pairs=torch.tensor(pairs, dtype=torch.long).view(-1, 3),
+            pairs=torch.tensor(pairs, dtype=torch.long),
         )
 
     def _mask(self, owner: np.ndarray, prompt: np.ndarray, exact: bool) -> np.ndarray:

@@ -316,8 +316,8 @@ class Trainer:
         x = torch.cat([self.net.embed(head), image, self.net.embed(packed.ids.to(self.device))], dim=1)
         positions, mask, keep = (part.to(self.device) for part in (packed.positions, packed.mask, packed.keep))
         last, between = self.net.text(x, positions, mask, keep)
-        (rows, ends), (pair_rows, pair_ends, _) = (part.to(self.device).T for part in (packed.phrases, packed.pairs))
-        return last, between[len(between) // 2][rows, ends], between[-1][pair_rows, pair_ends]
+        (rows, ends), pairs = packed.phrases.to(self.device).T, packed.pairs.to(self.device)
+        return last, between[len(between) // 2][rows, ends], between[-1][rows[pairs], ends[pairs]]
 
     def answer_loss(self, features: Tensor, packs: list[Packed]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weighted cross-entropy of the answers, the error of the boxes that phrases mean, and the
@@ -326,7 +326,7 @@ class Trainer:
         for packed in packs:
             trained = packed.weight > 0  # the rest is padding, of logits for thousands of tokens
             states, phrase_states, pair_states = self.answer_states(features, packed)
-            boxes, later = packed.boxes.to(self.device), packed.pairs[:, 2].to(self.device)
+            boxes, later = packed.boxes.to(self.device), packed.pairs.to(self.device)
             true_boxes = nets.sinusoids(boxes).flatten(1)
             errors.append((self.pointer(phrase_states) - true_boxes).square().sum() / true_boxes.shape[1])
             true, clear = nets.compared(boxes[later - 1], boxes[later])
