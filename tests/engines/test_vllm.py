@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import numpy as np
@@ -114,6 +115,40 @@ async def test_reply_that_is_not_streamed_comes_in_large_pieces(engine: VllmEngi
     assert [len(piece.tokens) for piece in pieces] == [1, 32, 32, 15]
     assert [piece.completion_tokens for piece in pieces] == [1, 33, 65, 80]
     assert text(pieces) == text(streamed) == "".join(token.text for piece in pieces for token in piece.tokens)
+
+
+async def test_reply_that_is_not_streamed_comes_in_few_messages(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    messages: list[int] = []
+    process = OutputProcessor.process_outputs
+
+    def counted(self: Any, outputs: Any, *arguments: Any, **options: Any) -> Any:
+        messages.append(sum(len(output.new_token_ids) for output in outputs))
+        return process(self, outputs, *arguments, **options)
+
+    monkeypatch.setattr(OutputProcessor, "process_outputs", counted)
+    await speak(engine, replace(ask(max_tokens=80), whole=True))
+    assert messages == [1, 32, 32, 15]
+    messages.clear()
+    await speak(engine, replace(ask(stop=("never said",)), whole=True))
+    assert messages == [1] * 24  # the text is looked at after each token
+
+
+async def test_whole_replies_beside_streams_have_the_same_tokens(engine: VllmEngine) -> None:
+    prompts = [ask(max_tokens=length, top_logprobs=top) for length, top in ((70, 0), (45, 3), (60, 0), (33, 2))]
+    alone = [await speak(engine, prompt) for prompt in prompts]
+    mixed = await asyncio.gather(
+        *(speak(engine, replace(prompt, whole=bool(at % 3))) for at, prompt in enumerate(prompts))
+    )
+    for expected, pieces in zip(alone, mixed, strict=True):
+        tokens, true = ([token for piece in some for token in piece.tokens] for some in (pieces, expected))
+        assert text(pieces) == text(expected) == "".join(token.text for token in tokens)
+        assert [len(token.top) for token in tokens] == [len(token.top) for token in true]
+        assert np.allclose([token.logprob for token in tokens], [token.logprob for token in true], atol=1e-4)
+        assert pieces[-1].completion_tokens == expected[-1].completion_tokens
 
 
 @pytest.mark.parametrize("side", [1, 5, 50, 224, 336, 700])

@@ -1,0 +1,114 @@
+"""The plugin that sends whole replies in few messages. Real engines' replies with it are test_vllm.py's."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lazy_module import LazyModule
+
+from serve.engines.plugins import whole_replies
+from serve.engines.vllm.torchvision import repair
+
+engine, outputs, stats = (LazyModule(f"vllm.v1.{name}") for name in ("engine", "outputs", "metrics.stats"))
+np = LazyModule("numpy")
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(autouse=True)
+def torchvision() -> None:
+    repair()
+
+
+def step(*tokens: int, width: int = 1, **fields: Any) -> Any:
+    """Make a step's output of a request: tokens with log-probabilities in `width` columns."""
+    columns = np.array([[float(token)] * width for token in tokens])
+    lists = outputs.LogprobsLists(columns.astype(int), columns, np.array(tokens))
+    return engine.EngineCoreOutput("a", list(tokens), lists, **fields)
+
+
+def sent(steps: list[Any], tokens: int) -> list[Any]:
+    """Send the outputs of a request, each with the arrays of its own tokens."""
+    kept: list[Any] = []
+    sent = [output for each in steps for output in whole_replies.sendable(kept, each, tokens)]
+    for output in sent:
+        assert output.new_logprobs.logprobs[:, 0].tolist() == output.new_token_ids
+        assert output.new_logprobs.sampled_token_ranks.tolist() == output.new_token_ids
+    return sent
+
+
+def test_tokens_are_kept_until_there_are_enough_or_the_reply_ends() -> None:
+    first = step(1, prefill_stats=stats.PrefillStats())
+    last = step(9, finish_reason=engine.FinishReason.LENGTH)
+    outputs_sent = sent([first, step(2), step(3, 4), step(5), step(6), step(7), last], 4)
+    assert [output.new_token_ids for output in outputs_sent] == [[1], [2, 3, 4, 5], [6, 7, 9]]
+    assert outputs_sent[0].prefill_stats is not None and outputs_sent[1].prefill_stats is None
+    assert [output.finish_reason for output in outputs_sent] == [None, None, engine.FinishReason.LENGTH]
+
+
+def test_output_with_an_event_is_sent_with_the_tokens_before() -> None:
+    event = engine.EngineCoreEvent.new_event(engine.EngineCoreEventType.PREEMPTED)
+    outputs_sent = sent([step(1), step(2, events=[event]), step(3)], 4)
+    assert [(output.new_token_ids, output.events) for output in outputs_sent] == [([1, 2], [event])]
+
+
+def test_wider_log_probabilities_are_sent_apart() -> None:
+    outputs_sent = sent(
+        [step(1), step(2), step(3, width=4), step(4, width=4, finish_reason=engine.FinishReason.STOP)], 8
+    )
+    assert [output.new_token_ids for output in outputs_sent] == [[1, 2], [3, 4]]
+
+
+def test_tokens_without_log_probabilities_are_joined() -> None:
+    kept: list[Any] = []
+    assert whole_replies.sendable(kept, engine.EngineCoreOutput("a", [1]), 2) == []
+    (output,) = whole_replies.sendable(kept, engine.EngineCoreOutput("a", [2]), 2)
+    assert output.new_token_ids == [1, 2] and output.new_logprobs is None and kept == []
+
+
+@pytest.mark.parametrize(
+    ("params", "resumable", "expected"),
+    [
+        ({"stream_interval": 32, "stop": []}, False, 32),
+        ({"stream_interval": None, "stop": []}, False, 1),
+        ({"stream_interval": 32, "stop": ["."]}, False, 1),
+        ({"stream_interval": 32, "stop": []}, True, 1),
+        (None, False, 1),
+    ],
+)
+def test_tokens_of_streams_and_before_stop_texts_are_sent_at_once(
+    params: dict[str, Any] | None, resumable: bool, expected: int
+) -> None:
+    sampling = None if params is None else SimpleNamespace(**params)
+    request = SimpleNamespace(sampling_params=sampling, resumable=resumable)
+    assert whole_replies.tokens_in_an_output(request) == expected
+
+
+def test_message_is_sent_that_has_an_output_or_something_to_count() -> None:
+    def message(**fields: Any) -> Any:
+        return engine.EngineCoreOutputs(timestamp=1.0, **fields)
+
+    gauges = stats.SchedulerStats(num_running_reqs=2, num_waiting_reqs=1, kv_cache_usage=0.5)
+    counted = stats.SchedulerStats(prefix_cache_stats=stats.PrefixCacheStats(requests=1, queries=16))
+    for quiet in (message(), message(scheduler_stats=gauges)):
+        assert whole_replies.says_nothing(quiet)
+    for telling in (
+        message(outputs=[step(1)]),
+        message(finished_requests={"a"}),
+        message(scheduler_stats=counted),
+        message(scheduler_stats=stats.SchedulerStats(kv_connector_stats={"bytes": 1})),
+    ):
+        assert not whole_replies.says_nothing(telling)
+
+
+def test_every_gauge_is_one_of_vllms() -> None:
+    assert set(vars(stats.SchedulerStats())) >= whole_replies.GAUGES
+
+
+def test_tokens_of_one_output_count_as_so_many_latencies() -> None:
+    whole_replies.register()
+    whole_replies.register()  # a second time changes nothing
+    iteration, request = stats.IterationStats(), stats.RequestStateStats(arrival_time=0.0)
+    for tokens, at in (((1,), 10.0), ((2, 3, 4), 16.0)):
+        iteration.update_from_output(step(*tokens), at, len(tokens) == 1, request, None, None)
+    assert iteration.inter_token_latencies_iter == [2.0, 2.0, 2.0]
+    assert (iteration.num_generation_tokens, request.last_token_ts) == (4, 16.0)
