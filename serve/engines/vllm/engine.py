@@ -64,6 +64,8 @@ AT_ONCE = 2
 Each takes up to 120 MB until it is processed."""
 PROMPT_END = 80
 """Characters of a written prompt that pieces carry: more than any mark that begins reasoning has."""
+KILLED_S = 5.0
+"""Seconds in which a process that was killed ends, on a busy machine too."""
 _PREPARING = ThreadPoolExecutor(AT_ONCE, "prepare")
 ALTERNATIVES_A_STEP = 400
 """Alternatives of tokens that one step of the engine may return, since the replica's event loop unpacks each of them.
@@ -225,10 +227,15 @@ class VllmEngine:
 
     async def stop(self) -> None:
         """End vLLM's processes."""
-        llm, self._llm = self._llm, None
-        if llm is not None:
+        if self._llm is not None:
+            processes = self._engine_processes()
+            llm, self._llm = self._llm, None
             await asyncio.to_thread(llm.shutdown)
             llm.shutdown = lambda: None  # __del__ calls it again, and raises while the interpreter is ending
+            for (
+                process
+            ) in processes:  # vLLM kills one that is slow to end, and does not wait: its memory is not free yet
+                await asyncio.to_thread(process.join, KILLED_S)
 
     async def sleep(self) -> None:
         """Free the GPU until `wake`, by vLLM's sleep mode; where there is none, end the engine. No request may run.
@@ -429,8 +436,11 @@ class VllmEngine:
 
     def _processes(self) -> list[int]:
         """Return the pids of vLLM's engine processes on this machine."""
+        return [process.pid for process in self._engine_processes()]
+
+    def _engine_processes(self) -> Sequence[Any]:
         manager = self._llm.engine_core.resources.engine_manager
-        return [process.pid for process in getattr(manager, "processes", [])]
+        return getattr(manager, "processes", [])
 
     async def _inputs(self, prompt: Prompt) -> Any:
         """Return the prompt as vLLM's engine input: token ids and the processed image or video.
