@@ -268,8 +268,9 @@ def _asks_diptych(server: Server, toys: Sequence[str], drawn: Iterator[bytes], c
     def whole(data: bytes, result: Result) -> None:
         answer = json.loads(data)
         replies = answer["replies"] if case.door == "task" else [choice["diptych"] for choice in answer["choices"][1:]]
-        if [reply["status"] for reply in replies] != ["ok"] * len(toys):
-            raise ValueError(f"not every model answered: {data[:300]!r}")
+        failed = [reply for reply in replies if reply["status"] != "ok"]
+        if failed or len(replies) != len(toys):
+            raise ValueError(f"not every model answered: {failed or replies}")
         result.prompt_tokens = answer["usage"]["prompt_tokens"]
 
     def event(data: dict[str, Any], result: Result) -> bool:
