@@ -20,6 +20,8 @@ class RecordingLlm:
         self.fault = fault
         self.vllm_config = self
         self.model_config = self
+        self.engine_core = self.resources = self
+        self.engine_manager = None
         self.enable_sleep_mode = sleep_mode
 
     def _record(self, *call: Any) -> None:
