@@ -15,7 +15,7 @@ class Question:
     """A question for one task. text: the question (vqa, chat) or phrases joined by ` ; ` (detect, segment).
     answer: the true text. boxes: the true (phrase, box) pairs of detect and segment. codes: of each box's mask; without
     them each mask is its phrase's whole shape. meant: phrases that mean one thing, with its box; those that are in the
-    text as they are help to train."""
+    text as they are help to train. named: where in the answer one thing's name begins, with its box."""
 
     task: str
     kind: str
@@ -24,6 +24,7 @@ class Question:
     boxes: tuple[tuple[str, Box], ...] = ()
     codes: tuple[tuple[int, ...], ...] = ()
     meant: tuple[tuple[str, Box], ...] = ()
+    named: tuple[tuple[int, Box], ...] = ()
 
 
 def listing(scene: Scene) -> str:

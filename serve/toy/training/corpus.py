@@ -245,7 +245,8 @@ class Packed:
     scores; picture (B,), the index of the row's image. keep (B, A): positions whose next token is trained, to be
     `target` (B, A) with `weight` (B, A; 0 for padding); group (B, A): the question's index in `kinds`. phrases (K, 2):
     row and position of the last tokens of phrases that mean one thing, with its box in `boxes` (K, 4). pairs (J,):
-    the index in `phrases` of each phrase that follows another one in its question.
+    the index in `phrases` of each phrase that follows another one in its question. names (M, 2): row and position of
+    the tokens before the names of single things in answers, with their boxes in `named_boxes` (M, 4).
     """
 
     ids: Tensor
@@ -260,6 +261,8 @@ class Packed:
     phrases: Tensor
     boxes: Tensor
     pairs: Tensor
+    names: Tensor
+    named_boxes: Tensor
 
 
 class Packer:
@@ -306,27 +309,41 @@ class Packer:
         for phrase, box in question.meant:
             at = asking.lower().find(phrase)
             if at >= 0 and at + len(phrase) in ends:
-                square = prompts.padded(box, size) if self.family == "llava" else box
-                located.append((ends.index(at + len(phrase)), square))
+                located.append((ends.index(at + len(phrase)), self._squared(box, size)))
         return sorted(located)
+
+    def named(self, question: Question, size: tuple[int, int]) -> list[tuple[int, Box]]:
+        """Return the index in the answer of the first token of each single thing's name, and the thing's box as the
+        tower's square has it."""
+        if not question.named:
+            return []
+        answer = self.prompt(question, size)[1]
+        ends = [0, *(end for _, end in self.tokens.encode(answer, add_special_tokens=False).offsets)]
+        # a word's token begins with the space before it
+        before = [max(0, answer.index(question.answer) + at - 1) for at, _ in question.named]
+        boxes = [self._squared(box, size) for _, box in question.named]
+        return [(ends.index(at), box) for at, box in zip(before, boxes, strict=True) if at in ends]
+
+    def _squared(self, box: Box, size: tuple[int, int]) -> Box:
+        return prompts.padded(box, size) if self.family == "llava" else box
 
     def length(self, question: Question, size: tuple[int, int]) -> int:
         return sum(map(len, self.pair(question, size)))
 
     def pack(self, lists: list[Row], limit: int, exact: bool = False) -> Packed:
         """Tokenize rows. limit: the most tokens of a row's questions; those that do not fit are left out."""
-        rows: list[list[tuple[str, tuple[int, ...], tuple[int, ...], list[tuple[int, Box]]]]] = []
+        rows: list[list[tuple[Question, tuple[int, int], tuple[int, ...], tuple[int, ...]]]] = []
         for _, row_questions in lists:
             row, used = [], 0
             for question, size in row_questions:
                 asking, answer = self.pair(question, size)
                 if used + len(asking) + len(answer) - 1 <= limit:
                     used += len(asking) + len(answer) - 1
-                    row.append((question.kind, asking, answer, self.meant(question, size)))
+                    row.append((question, size, asking, answer))
             rows.append(row)
-        longest = max(sum(len(p) + len(a) - 1 for _, p, a, _ in row) for row in rows)
+        longest = max(sum(len(p) + len(a) - 1 for *_, p, a in row) for row in rows)
         total, batch = self.prefix + longest, len(rows)
-        most = max(sum(len(a) for _, _, a, _ in row) for row in rows)
+        most = max(sum(len(a) for *_, a in row) for row in rows)
         ids = np.zeros((batch, longest), np.int64)
         positions = np.tile(np.arange(total), (batch, 1))
         owner = np.full((batch, total), -1)
@@ -336,15 +353,18 @@ class Packer:
         keep, target, group = (np.zeros((batch, most), np.int64) for _ in range(3))
         weight = np.zeros((batch, most), np.float32)
         kinds: list[str] = []
-        phrases: list[tuple[int, int]] = []
-        boxes: list[Box] = []
+        phrases, names = list[tuple[int, int]](), list[tuple[int, int]]()
+        boxes, named_boxes = list[Box](), list[Box]()
         pairs: list[int] = []
         for b, row in enumerate(rows):
             at, filled = 0, 0
-            for number, (kind, asking, answer, meant) in enumerate(row, start=1):
+            for number, (question, size, asking, answer) in enumerate(row, start=1):
+                meant, named = self.meant(question, size), self.named(question, size)
                 phrases += [(b, self.prefix + at + index) for index, _ in meant]
                 pairs += range(len(boxes) + 1, len(boxes) + len(meant))
                 boxes += [box for _, box in meant]
+                names += [(b, self.prefix + at + len(asking) - 1 + index) for index, _ in named]
+                named_boxes += [box for _, box in named]
                 end = at + len(asking) + len(answer) - 1  # the end token is a target only, never an input
                 ids[b, at:end] = (*asking, *answer[:-1])
                 here = slice(self.prefix + at, self.prefix + end)
@@ -358,7 +378,7 @@ class Packer:
                 weight[b, targets] = len(answer) ** -0.5
                 weight[b, filled] = 1.0
                 group[b, targets] = len(kinds)
-                kinds.append(kind)
+                kinds.append(question.kind)
                 at, filled = end, filled + len(answer)
         return Packed(
             ids=torch.from_numpy(ids),
@@ -373,6 +393,8 @@ class Packer:
             phrases=torch.tensor(phrases, dtype=torch.long).view(-1, 2),
             boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
             pairs=torch.tensor(pairs, dtype=torch.long),
+            names=torch.tensor(names, dtype=torch.long).view(-1, 2),
+            named_boxes=torch.tensor(named_boxes, dtype=torch.float32).view(-1, 4),
         )
 
     def _mask(self, owner: np.ndarray, prompt: np.ndarray, exact: bool) -> np.ndarray:

@@ -119,6 +119,7 @@ _LLAVA = Recipe(
         Phase("further", 15000, 32, 2e-3, 5e-4, floor=0.02, side=160, fresh=True),
         Phase("longer", 24000, 32, 2e-3, 5e-4, floor=0.02, side=160, fresh=True),
         Phase("last", 28000, 32, 2e-3, 5e-4, floor=0.02, side=160, fresh=True),
+        Phase("named", 14000, 32, 1.5e-3, 4e-4, floor=0.02, side=160, fresh=True),
     ),
     size=TextSize(width=192, mlp=576, heads=6),
     vision=_TOWER,
@@ -141,6 +142,10 @@ _PALIGEMMA = replace(
         ),
         Phase("more", 14000, 32, 2e-3, 5e-4, floor=0.3, segment=True, side=160, fresh=True),
         Phase("last", 14000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=160, fresh=True),
+        Phase("named", 14000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=160, fresh=True),
+        Phase(
+            "joined", 14000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.05, side=160, fresh=True
+        ),
     ),
     loc_step=8,
     first_loc=4,
@@ -149,17 +154,14 @@ VARIED = {
     "varied-llava": _LLAVA,
     "varied-llava-b": replace(
         _LLAVA,
-        phases=(replace(_LLAVA.phases[-1], steps=3000, rate=1.2e-3, vision_rate=4e-4, side=176),),
+        phases=(replace(_LLAVA.phases[-1], steps=9000, side=176),),
         seed=1,
         begins_with="varied-llava",
     ),
     "varied-paligemma": _PALIGEMMA,
     "varied-paligemma-b": replace(
         _PALIGEMMA,
-        phases=(
-            replace(_PALIGEMMA.phases[-2], steps=1500, rate=1.2e-3, vision_rate=4e-4, side=176),
-            replace(_PALIGEMMA.phases[-1], steps=3000, rate=8e-4, side=176),
-        ),
+        phases=(replace(_PALIGEMMA.phases[-1], steps=9000, side=176),),
         seed=1,
         first_loc=0,
         begins_with="varied-paligemma",

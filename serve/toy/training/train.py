@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from serve.toy.training import corpus, nets, tokenizer, towers
 from serve.toy.training.corpus import Corpus, Packed, Packer
 from serve.toy.training.muon import Muon
+from serve.toy.training.probes import TextProbes
 from serve.toy.training.recipes import ALL, Phase, Recipe
 from serve.toy.training.varied_lessons import NEIGHBOURS, WORK
 
@@ -82,12 +83,7 @@ class Trainer:
             device
         )
         nn.init.normal_(self.probe.weight, std=0.02)
-        # Predicts from the text model's middle which box a phrase means; not exported.
-        self.pointer = nn.Linear(recipe.size.width, 8 * nets.FREQUENCIES).to(device)
-        nn.init.normal_(self.pointer.weight, std=0.02)
-        # Predicts before its last layer how the things of two phrases compare (`nets.compared`); not exported.
-        self.comparer = nn.Linear(recipe.size.width, len(nets.CLEAR)).to(device)
-        nn.init.normal_(self.comparer.weight, std=0.02)
+        self.text_probes = TextProbes(recipe.size.width).to(device)
         self.near = torch.arange(tokenizer.size(family, recipe.world), device=device).repeat(2, 1)
         tokens = list(places)
         self.near[0, tokens[1:]] = torch.tensor(tokens[:-1], device=device)
@@ -132,7 +128,7 @@ class Trainer:
         for its own learning rate."""
         parts: dict[tuple[bool, bool], list[nn.Parameter]] = {(m, v): [] for m in (True, False) for v in (True, False)}
         named = [*self.net.named_parameters(), *self.probe.named_parameters(prefix="vision_probe")]
-        named += [*self.pointer.named_parameters(prefix="pointer"), *self.comparer.named_parameters(prefix="comparer")]
+        named += self.text_probes.named_parameters(prefix="text_probes")
         for name, part in named:
             parts["layers" in name and part.ndim == 2, name.startswith("vision")].append(part)
         matrices, rest = (
@@ -200,7 +196,7 @@ class Trainer:
         phase = self.phases[index]
         rng = random.Random(f"{self.seed} {index} {step}")
         if phase.fresh:
-            seeds = self._share(FRESH * (index + 1 + 4 * self.seed) + step * phase.images, phase.images)
+            seeds = self._share(FRESH * (index + 1 + 100 * self.seed) + step * phase.images, phase.images)
             pixels, labels, edges = self._draw(self.lessons.scene, seeds)
         else:
             rows = np.array(sorted(rng.sample(range(len(self.train.images)), phase.images))[self.rank :: self.ranks])
@@ -237,12 +233,10 @@ class Trainer:
             patch_loss, losses = self.patch_loss(features, batch.labels, batch.edges)
             loss = patch_loss
             if batch.packs:
-                answer_loss, phrase_loss, pair_loss = self.answer_loss(features, batch.packs)
-                loss = answer_loss + 0.2 * patch_loss + 1.6 * phrase_loss + 0.5 * pair_loss
+                answer_loss, read = self.answer_loss(features, batch.packs)
+                loss = answer_loss + 0.2 * patch_loss + 1.6 * (read["phrases"] + read["names"]) + 0.5 * read["pairs"]
                 count = sum(len(packed.kinds) for packed in batch.packs)
-                parts = (
-                    f"answers {answer_loss.item():.3f} phrases {phrase_loss.item():.3f} pairs {pair_loss.item():.3f}"
-                )
+                parts = " ".join(f"{name} {part.item():.3f}" for name, part in {"answers": answer_loss, **read}.items())
                 losses = f"{parts} questions {count} {losses}"
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -308,41 +302,30 @@ class Trainer:
         cut = 2 * len(lists) // 3
         return [self.packer.pack(some, self.lessons.text_tokens, exact=True) for some in (lists[:cut], lists[cut:])]
 
-    def answer_states(self, features: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the text model's last states (B, A, width) at the positions in `packed.keep`, those after half of
-        the layers at the ends of phrases (K, width), and those before the last layer at `packed.pairs` (J, width)."""
+    def answer_states(self, features: Tensor, packed: Packed) -> tuple[Tensor, list[Tensor]]:
+        """Return the text model's last states (B, A, width) at the positions in `packed.keep`, and those of all
+        positions after each layer but the last."""
         image = self.net.image(features)[packed.picture.to(self.device)]
         head = torch.tensor(self.packer.head, dtype=torch.long, device=self.device).expand(len(image), -1)
         x = torch.cat([self.net.embed(head), image, self.net.embed(packed.ids.to(self.device))], dim=1)
         positions, mask, keep = (part.to(self.device) for part in (packed.positions, packed.mask, packed.keep))
-        last, between = self.net.text(x, positions, mask, keep)
-        (rows, ends), pairs = packed.phrases.to(self.device).T, packed.pairs.to(self.device)
-        return last, between[len(between) // 2][rows, ends], between[-1][rows[pairs], ends[pairs]]
+        return self.net.text(x, positions, mask, keep)
 
-    def answer_loss(self, features: Tensor, packs: list[Packed]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the weighted cross-entropy of the answers, the error of the boxes that phrases mean, and the
-        cross-entropy of how two of them compare."""
-        losses, errors, comparisons = [], [], []
+    def answer_loss(self, features: Tensor, packs: list[Packed]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted cross-entropy of the answers, and the losses of the probes of the text model."""
+        losses, read = [], []
         for packed in packs:
             trained = packed.weight > 0  # the rest is padding, of logits for thousands of tokens
-            states, phrase_states, pair_states = self.answer_states(features, packed)
-            boxes, later = packed.boxes.to(self.device), packed.pairs.to(self.device)
-            true_boxes = nets.sinusoids(boxes).flatten(1)
-            errors.append((self.pointer(phrase_states) - true_boxes).square().sum() / true_boxes.shape[1])
-            true, clear = nets.compared(boxes[later - 1], boxes[later])
-            logits = self.comparer(pair_states).float()
-            comparisons.append(F.binary_cross_entropy_with_logits(logits[clear], true[clear], reduction="sum"))
+            states, between = self.answer_states(features, packed)
+            read.append(between)
             log = self.net.logits(states[trained]).float().log_softmax(1)
             target, weight = packed.target[trained].to(self.device), packed.weight[trained].to(self.device)
             right = log.gather(1, torch.stack([target, *self.near[:, target]], dim=1))
             # A coordinate one bin off is nearly right; for any other token `near` is the token itself.
             share = torch.tensor([0.78, 0.11, 0.11], device=self.device)
             losses.append(-((right @ share) * weight).sum())
-        phrases = max(1, sum(len(packed.boxes) for packed in packs))
         total = sum(packed.weight.sum().item() for packed in packs)
-        pairs = max(1, len(nets.CLEAR) * sum(len(packed.pairs) for packed in packs))
-        sums = [torch.stack(parts).sum() for parts in (losses, errors, comparisons)]
-        return sums[0] / total, sums[1] / phrases, sums[2] / pairs
+        return torch.stack(losses).sum() / total, self.text_probes.losses(read, packs)
 
     @torch.no_grad()
     def held_out_accuracy(self, phase: Phase) -> str:
@@ -388,7 +371,7 @@ class Trainer:
 
     def _modules(self) -> dict[str, nn.Module]:
         """Return what is trained, by its name in a saved state."""
-        return {"net": self.net, "probe": self.probe, "pointer": self.pointer, "comparer": self.comparer}
+        return {"net": self.net, "probe": self.probe, "text_probes": self.text_probes}
 
     def _about(self) -> dict[str, Any]:
         """Return what belongs to saved weights: how far they are trained, and what their shapes come from."""
@@ -399,7 +382,7 @@ class Trainer:
         self._load_weights(state)
         # where words, labels or a probe were added since, moments have other shapes, and begin anew
         same = state.get("tokens") == self.tokens and len(state["probe"]["bias"]) == len(self.probe.bias)
-        if same and "comparer" in state:
+        if same and "text_probes" in state:
             for optimizer, known in zip(self.optimizers, state.get("optimizers", ()), strict="optimizers" in state):
                 optimizer.load_state_dict(known)
         self.done = state["done"]
@@ -411,9 +394,8 @@ class Trainer:
         net = {key: self._by_token(key, part, state.get("tokens")) for key, part in state["net"].items()}
         self.net.load_state_dict(net, strict=not self.recipe.tower)
         towers.load_probe(self.probe, state["probe"])
-        for name, module in {"pointer": self.pointer, "comparer": self.comparer}.items():
-            if name in state and not self.recipe.tower:
-                module.load_state_dict(state[name])
+        if "text_probes" in state and not self.recipe.tower:
+            self.text_probes.load_state_dict(state["text_probes"])
 
     def _by_token(self, key: str, part: Tensor, known: list[str] | None) -> Tensor:
         """Return a table of embeddings by this vocabulary. Words that the state's lacked are untrained."""

@@ -1,6 +1,7 @@
 """Varied scenes as training data: their pictures, a label for every patch, and questions in all tasks."""
 
 import functools
+import itertools
 import json
 import math
 import random
@@ -93,6 +94,11 @@ _SAYING = re.findall(r"[a-z]+", " ".join((
 )))  # fmt: skip
 FILLERS = sorted({word for text in grammar.texts() for word in re.findall(r"[a-z]{2,}", text)} - {*_SAYING})
 """Words of questions that do not say which things are meant."""
+_KEY_OF = {
+    word: key for key, known in (("style", STYLE_OTHERS), ("color", PALETTE), ("kind", SHAPE_OTHERS)) for word in known
+}
+_NAME = re.compile(r"\b(?:[Aa]n? )?((?:{0})(?: (?:{0}))*)\b".format("|".join(_KEY_OF)))
+"""Words for a thing in an answer, which has the first name of each colour, shape and style."""
 SMALL_WORDS = frozenset("a an the is are do does there of in it you can any that".split())
 MOST_MASKS = 4
 """The most masks asked for at once: each is twenty tokens."""
@@ -262,14 +268,15 @@ def varied_questions(
     counting: float = 0.0,
 ) -> list[Question]:
     """Return different questions about a scene in random order. segment, absent, counting: as for the first world."""
-    listed = [Question("caption", "caption", "", caption_of(scene))]
+    caption = caption_of(scene)
+    listed = [Question("caption", "caption", "", caption, named=named_things(caption, scene))]
     if scene.writing is not None or rng.random() < 0.1:
         listed.append(Question("ocr", "ocr", "", scene.writing.text if scene.writing is not None else "nothing"))
     for text, fact in grammar.some_questions(scene, rng, SHORT_QUESTIONS):
-        listed.append(short(in_other_words(text, rng), fact))
+        listed.append(short(in_other_words(text, rng), fact, scene))
     if counting and rng.random() < counting:
         pair = grammar.phrased(scene, "count", rng)
-        listed += [] if pair is None else [short(*pair)]
+        listed += [] if pair is None else [short(*pair, scene)]
     for task in ("detect",) * LOCATED + ("segment",) * (LOCATED * segment):
         question = _locate(task, scene, family, rng, absent)
         listed += [] if question is None else [question]
@@ -277,7 +284,7 @@ def varied_questions(
         for kind in ("everything", None):
             pairs = grammar.some_questions(scene, rng, 1) if kind is None else [grammar.phrased(scene, kind, rng)]
             listed += [
-                Question("chat", "chat", pair[0], pair[1].sentence, meant=_boxes(pair[1]))
+                _question("chat", "chat", pair[0], pair[1].sentence, pair[1], scene)
                 for pair in pairs if pair is not None
             ]  # fmt: skip
     chosen = list({(question.task, question.text): question for question in listed}.values())
@@ -308,24 +315,50 @@ def among_other_words(phrase: str, rng: random.Random) -> str:
     return rng.choice((f"{more} {phrase}", f"{phrase} {more}"))
 
 
-def short(text: str, fact: Fact) -> Question:
-    return Question("vqa", fact.kind, text, fact.answers[0], meant=_boxes(fact))
+def short(text: str, fact: Fact, scene: VariedScene) -> Question:
+    return _question("vqa", fact.kind, text, fact.answers[0], fact, scene)
 
 
-def _boxes(fact: Fact) -> tuple[tuple[str, Box], ...]:
-    return tuple((phrase, thing.box) for phrase, thing in fact.meant.items())
+def _question(task: str, kind: str, text: str, answer: str, fact: Fact, scene: VariedScene) -> Question:
+    meant = tuple((phrase, thing.box) for phrase, thing in fact.meant.items())
+    return Question(task, kind, text, answer, meant=meant, named=named_things(answer, scene))
+
+
+def named_things(answer: str, scene: VariedScene) -> tuple[tuple[int, Box], ...]:
+    """Return where in an answer the names of things begin that mean one thing each, and their boxes."""
+    located = []
+    for match in _NAME.finditer(answer):
+        said_of = {_KEY_OF[word]: word for word in match[1].split(" ")}
+        same = [thing for thing in scene.things if all(getattr(thing, key) == v for key, v in said_of.items())]
+        if len(same) == 1:
+            located.append((match.start(), same[0].box))
+    return tuple(located)
 
 
 def _locate(task: str, scene: VariedScene, family: str, rng: random.Random, absent: float) -> Question | None:
+    """Ask for the boxes or masks of a phrase, or, of PaliGemma, also of some phrases at once."""
     if absent and rng.random() < absent:
-        return Question(task, "absent", rng.choice(grammar.TRAINING.strangers))
+        return Question(task, "absent", grammar.missing(scene, rng))
     if task == "detect" and scene.writing is not None and rng.random() < 0.1:
         phrase = rng.choice(("text", "the text", "word", "number" if scene.writing.text.isdigit() else "the word"))
         return Question(task, "text", phrase, boxes=((phrase, scene.writing.box),))
-    pair = grammar.located(scene, rng, single=family == "llava" or rng.random() < 0.5)
-    if pair is None or (task == "segment" and len(pair[1]) > MOST_MASKS):
+    several = family == "paligemma" and rng.random() < 0.35
+    by_phrase: dict[str, list[Thing]] = {}
+    for at in range(rng.choice((2, 2, 3)) if several else 1):
+        if at and rng.random() < 0.2:
+            by_phrase.setdefault(grammar.missing(scene, rng), [])
+            continue
+        pair = grammar.located(scene, rng, single=family == "llava" or rng.random() < (0.7 if several else 0.5))
+        if pair is not None:
+            by_phrase.setdefault(among_other_words(in_other_words(pair[0], rng, least=2), rng), pair[1])
+    sought = [(phrase, thing) for phrase, things in by_phrase.items() for thing in things]
+    if not sought or (task == "segment" and len(sought) > MOST_MASKS):
         return None
-    phrase, things = among_other_words(in_other_words(pair[0], rng, least=2), rng), pair[1]
-    masks = tuple(CODES[thing.kind] for thing in things) if task == "segment" else ()
-    boxes = tuple((phrase, thing.box) for thing in things)
-    return Question(task, task, phrase, boxes=boxes, codes=masks, meant=boxes if len(boxes) == 1 else ())
+    text = " ; ".join(by_phrase)
+    starts = [0, *itertools.accumulate(len(phrase) + 3 for phrase in by_phrase)]
+    in_place = {phrase for phrase, start in zip(by_phrase, starts, strict=False) if text.index(phrase) == start}
+    boxes = tuple((phrase, thing.box) for phrase, thing in sought)
+    # a phrase that is part of one before it would be taken for that one's end
+    alone = tuple((phrase, box) for phrase, box in boxes if len(by_phrase[phrase]) == 1 and phrase in in_place)
+    codes = tuple(CODES[thing.kind] for _, thing in sought) if task == "segment" else ()
+    return Question(task, task, text, boxes=boxes, codes=codes, meant=alone)

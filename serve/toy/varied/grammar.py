@@ -298,6 +298,16 @@ def located(
     return phraser.pick(wording.phrases).format(things=phraser.named(traits, many=True)), things
 
 
+def missing(scene: VariedScene, rng: random.Random, wording: Wording = TRAINING) -> str:
+    """Return a phrase, as for detect, that means nothing there: another thing, or one that differs in an attribute."""
+    phraser = Phraser(scene, rng, wording)
+    for _ in range(5 * (rng.random() < 0.5)):
+        traits = phraser.some()
+        if not phraser.matching(traits):
+            return phraser.named(traits)
+    return phraser.stranger()
+
+
 def texts(wording: Wording = TRAINING) -> Iterator[str]:
     """Yield every text of a wording, alternatives written out, with its slots."""
     listed = [

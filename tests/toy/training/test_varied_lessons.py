@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from serve.tasks import TASKS
 from serve.toy.questions import Question
 from serve.toy.training import prompts
 from serve.toy.varied import facts, grammar, scenes
-from serve.toy.varied.names import PALETTE, SHAPE_OTHERS
+from serve.toy.varied.names import COLOR_NAMES, PALETTE, SHAPE_NAMES, SHAPE_OTHERS, STYLE_OTHERS
 
 corpus, tokenizer = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.tokenizer")
 lessons, recipes = LazyModule("serve.toy.training.varied_lessons"), LazyModule("serve.toy.training.recipes")
@@ -131,6 +132,69 @@ def test_packed_phrases_end_where_their_boxes_are_meant(family):
         assert row == later_row and end < later_end
 
 
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_single_things_that_answers_name_are_located_before_their_names(family):
+    packer, rng = corpus.Packer(family, 4, 160, "varied", 8), random.Random(5)
+    scene = next(scene for scene in drawn_scenes() if len(scene.things) > 3)
+    named = [
+        (question, scene.size)
+        for _ in range(10)
+        for question in lessons.varied_questions(scene, family, rng)
+        if question.named
+    ]
+    packed = packer.pack([(0, named)], 20_000)
+    boxes = [box for question, _ in named for _, box in question.named]
+    assert len(packed.names) == len(packed.named_boxes) == len(boxes) > len(named)
+    if family == "llava":
+        boxes = [prompts.padded(box, scene.size) for box in boxes]
+    assert np.allclose(packed.named_boxes, boxes)
+    starts = [question.answer[at:] for question, _ in named for at, _ in question.named]
+    following = {
+        (row, at): target
+        for row, (places, targets) in enumerate(zip(packed.keep.tolist(), packed.target.tolist(), strict=True))
+        for at, target in zip(places, targets, strict=True)
+    }
+    for start, (row, at) in zip(starts, packed.names.tolist(), strict=True):
+        assert start.startswith(packer.tokens.decode([following[row, at]]).strip())
+
+
+def test_name_that_two_things_share_is_not_located():
+    things = [thing for scene in drawn_scenes() for thing in scene.things]
+    circle = next(thing for thing in things if thing.kind == "circle")
+    star = next(thing for thing in things if thing.kind == "star")
+    scene = replace(drawn_scenes()[0], things=(circle, star, circle))
+    assert lessons.named_things("a circle and a star", scene) == ((13, star.box),)
+    assert lessons.named_things("yes", scene) == ()
+
+
+def test_joined_phrases_are_answered_one_after_the_other():
+    rng, seen = random.Random(2), Counter()
+    for scene in drawn_scenes() * 5:
+        for question in lessons.varied_questions(scene, "paligemma", rng, segment=True):
+            phrases = question.text.split(" ; ")
+            if question.task in ("detect", "segment") and len(phrases) > 1:
+                answered = list(dict.fromkeys(phrase for phrase, _ in question.boxes))
+                assert answered == [phrase for phrase in phrases if phrase in answered] != []
+                assert set(question.meant) <= set(question.boxes)
+                assert len(question.codes) == (len(question.boxes) if question.task == "segment" else 0)
+                seen[question.task, len(answered) == len(phrases)] += 1
+    assert min(seen.values()) > 10 and len(seen) == 4  # some phrases mean nothing
+
+
+def test_phrase_that_is_missing_means_nothing():
+    rng, named = random.Random(4), 0
+    canonical = {**COLOR_NAMES, **SHAPE_NAMES}
+    canonical |= {other: name for name, others in STYLE_OTHERS.items() for other in (name, *others)}
+    for scene in drawn_scenes():
+        for _ in range(10):
+            traits = {
+                canonical[word] for word in re.findall("[a-z]+", grammar.missing(scene, rng)) if word in canonical
+            }
+            assert not traits or not any(traits <= {thing.style, thing.color, thing.kind} for thing in scene.things)
+            named += bool(traits)
+    assert 100 < named < 300  # the others are other things
+
+
 def test_boxes_are_compared_where_that_is_clear():
     first = torch.tensor([[0.1, 0.5, 0.3, 0.7], [0.4, 0.1, 0.6, 0.3]])
     second = torch.tensor([[0.5, 0.1, 0.6, 0.2], [0.41, 0.5, 0.61, 0.7]])
@@ -160,7 +224,7 @@ def test_boxes_have_the_phrase_as_given_with_words_that_mean_nothing_too():
     for scene in drawn_scenes() * 3:
         for question in lessons.varied_questions(scene, "paligemma", rng, segment=True):
             if question.task in ("detect", "segment"):
-                assert {phrase for phrase, _ in question.boxes} == {question.text}
+                assert {phrase for phrase, _ in question.boxes} <= set(question.text.split(" ; "))
                 unknown += not set(re.findall("[a-z]+", question.text)) <= known
     assert unknown > 20
 
