@@ -4,7 +4,8 @@ A request with a `stream_interval` (SamplingParams) has an output only every so 
 sends each of them at once. Each message wakes the process that asked, which costs it more than all else that it does
 for a short reply (NOTES.md). Here the engine itself keeps tokens until the request has an output: its first token, then
 every `stream_interval`, and its end. Requests with stop texts are left alone: the other process looks for them, token
-by token. So are steps that have anything else to tell.
+by token. So are steps that have anything else to tell. Tokens that are kept when a request is aborted are not counted
+in vLLM's metrics.
 """
 
 import dataclasses
@@ -26,11 +27,12 @@ def register() -> None:
 
     if hasattr(Scheduler.update_from_output, "__wrapped__"):
         return
-    Scheduler.update_from_output = _with_few_messages(Scheduler.update_from_output)
+    Scheduler.update_from_output = with_few_messages(Scheduler.update_from_output)
     IterationStats.update_from_output = _with_latency_of_each_token(IterationStats.update_from_output)
 
 
-def _with_few_messages(stock: Any) -> Any:
+def with_few_messages(stock: Any) -> Any:
+    """Return `Scheduler.update_from_output` with messages that tell nothing left out."""
     kept: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
     """By request: its outputs that were not sent yet."""
 
@@ -45,7 +47,7 @@ def _with_few_messages(stock: Any) -> Any:
                 tokens = 1 if request is None else tokens_in_an_output(request)
                 outputs += [output] if tokens == 1 else sendable(kept.setdefault(request, []), output, tokens)
             message.outputs = outputs
-            if says_nothing(message):
+            if says_nothing(message) and self.has_unfinished_requests():  # else nothing would correct the gauges
                 del messages[client]
         return messages
 

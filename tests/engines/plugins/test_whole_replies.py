@@ -100,6 +100,35 @@ def test_message_is_sent_that_has_an_output_or_something_to_count() -> None:
         assert not whole_replies.says_nothing(telling)
 
 
+class Request:
+    """A request that is not streamed, as the scheduler has it."""
+
+    resumable = False
+    sampling_params = SimpleNamespace(stream_interval=32, stop=[])
+
+
+class Scheduler:
+    """A scheduler with one running request, which `left` has aborted or not."""
+
+    def __init__(self, left: bool) -> None:
+        self.requests, self.left = {"a": Request()}, left
+
+    def has_unfinished_requests(self) -> bool:
+        return not self.left
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_message_with_gauges_alone_is_sent_where_none_would_follow(left: bool) -> None:
+    gauges = stats.SchedulerStats(num_running_reqs=1 - left)
+
+    def step_of_vllm(self: Any, scheduled: Any, computed: Any) -> dict[int, Any]:
+        return {0: engine.EngineCoreOutputs(outputs=[] if left else [step(1)], scheduler_stats=gauges)}
+
+    update = whole_replies.with_few_messages(step_of_vllm)
+    messages = update(Scheduler(left), SimpleNamespace(num_scheduled_tokens={"a": 1}), None)
+    assert [message.scheduler_stats for message in messages.values()] == ([gauges] if left else [])
+
+
 def test_every_gauge_is_one_of_vllms() -> None:
     assert set(vars(stats.SchedulerStats())) >= whole_replies.GAUGES
 
