@@ -19,6 +19,8 @@ VISION = 128
 """The width of the first toys' towers."""
 HEAD = 32
 FREQUENCIES = 6
+EDGES = 8 * FREQUENCIES
+"""Numbers that a box's sinusoids have."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 

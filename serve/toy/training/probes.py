@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from serve.toy.training import nets
 from serve.toy.training.corpus import Packed
-
-EDGES = 8 * nets.FREQUENCIES
-"""Numbers that a box's sinusoids have."""
+from serve.toy.training.nets import EDGES
 
 
 class TextProbes(nn.Module):
@@ -31,13 +29,12 @@ class TextProbes(nn.Module):
         """Return the mean errors of the boxes that phrases mean and that answers name, and the mean cross-entropy of
         comparisons. states: of each batch, (B, T, width) after each layer but the last."""
         sums = torch.stack([self._sums(between, packed) for between, packed in zip(states, packs, strict=True)]).sum(0)
-        counts = [
-            max(1, sum(numbers))
-            for numbers in zip(
-                *((len(p.boxes), len(p.names), len(nets.CLEAR) * len(p.pairs)) for p in packs), strict=True
-            )
-        ]
-        return {name: total / n for name, total, n in zip(("phrases", "names", "pairs"), sums, counts, strict=True)}
+        counts = {
+            "phrases": sum(len(packed.boxes) for packed in packs),
+            "names": sum(len(packed.names) for packed in packs),
+            "pairs": len(nets.CLEAR) * sum(len(packed.pairs) for packed in packs),
+        }
+        return {name: total / max(1, count) for (name, count), total in zip(counts.items(), sums, strict=True)}
 
     def _sums(self, between: Sequence[Tensor], packed: Packed) -> Tensor:
         device = between[0].device

@@ -38,7 +38,7 @@ def take_over(net: nets.Net, probe: nn.Linear, state: dict[str, Any], images: np
 
 def load_probe(probe: nn.Linear, known: dict[str, Tensor]) -> None:
     """Take over a probe that was trained with as many labels, or without the last ones. Its last rows are of edges."""
-    edges = 8 * nets.FREQUENCIES
+    edges = nets.EDGES
     with torch.no_grad():
         for key, part in probe.named_parameters():
             labels = len(known[key]) - edges

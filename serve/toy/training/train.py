@@ -79,9 +79,7 @@ class Trainer:
         self.net = new_net(recipe, recipe.phases[0].side)
         self.net.to(device)
         # Predicts the patch labels from the tower's features; not exported.
-        self.probe = nn.Linear(recipe.vision.width, sum(self.lessons.classes.values()) + 8 * nets.FREQUENCIES).to(
-            device
-        )
+        self.probe = nn.Linear(recipe.vision.width, sum(self.lessons.classes.values()) + nets.EDGES).to(device)
         nn.init.normal_(self.probe.weight, std=0.02)
         self.text_probes = TextProbes(recipe.size.width).to(device)
         self.near = torch.arange(tokenizer.size(family, recipe.world), device=device).repeat(2, 1)
