@@ -2,10 +2,10 @@
 
 A request with a `stream_interval` (SamplingParams) has an output only every so many tokens, and yet vLLM 0.32's engine
 sends each of them at once. Each message wakes the process that asked, which costs it more than all else that it does
-for a short reply (NOTES.md). Here the engine itself keeps tokens until the request has an output: its first token, then
-every `stream_interval`, and its end. Requests with stop texts are left alone: the other process looks for them, token
-by token. So are steps that have anything else to tell. Tokens that are kept when a request is aborted are not counted
-in vLLM's metrics.
+for a short reply (loadtest/NOTES.md). Here the engine itself keeps tokens until the request has an output: its first
+token, then every `stream_interval`, and its end. Requests with stop texts are left alone: the other process looks for
+them, token by token. So are steps that have anything else to tell. Tokens that are kept when a request is aborted are
+not counted in vLLM's metrics.
 """
 
 import dataclasses

@@ -232,9 +232,8 @@ class VllmEngine:
             llm, self._llm = self._llm, None
             await asyncio.to_thread(llm.shutdown)
             llm.shutdown = lambda: None  # __del__ calls it again, and raises while the interpreter is ending
-            for (
-                process
-            ) in processes:  # vLLM kills one that is slow to end, and does not wait: its memory is not free yet
+            # vLLM kills one that is slow to end and does not wait for it: its memory is not free yet
+            for process in processes:
                 await asyncio.to_thread(process.join, KILLED_S)
 
     async def sleep(self) -> None:
