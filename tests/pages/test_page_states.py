@@ -199,6 +199,20 @@ def test_link_to_the_question_leaves_boxes_over_the_picture(page: Page) -> None:
         assert before and not any("scenes" in url for url in requests)
 
 
+def test_another_picture_takes_the_answers_about_the_first_one_away(page: Page) -> None:
+    with visiting(page, served()):
+        ask(page)
+        page.click("#scenes button[data-scene=portrait]")
+        expect(page.locator("#merged")).to_be_hidden()
+        expect(page.locator("#share")).to_be_hidden()
+        expect(page.locator("#columns > *, #cost > *")).to_have_count(0)
+        expect(page.locator("#again")).to_be_disabled()
+        page.locator("#asked button").first.click()
+        expect(page.locator("#merged.done")).to_be_visible()
+        expect(page.locator("#columns > *")).to_have_count(2)
+        expect(page.locator("#again")).to_be_enabled()
+
+
 def test_again_button_and_list_of_questions(page: Page) -> None:
     with visiting(page, served()):
         ask(page)

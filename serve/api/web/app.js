@@ -199,12 +199,20 @@ const choose = (name) => take(drawnScene(name), put);
 function put(next) {
   const replaced = picture;
   picture = next;
+  if (!asking && last?.picture !== next) forget();
   release(replaced);
   show(picture);
   marked(picture);
   if (task?.text_field && !(task.id in typed)) byId("text").value = suggested();
   usable();
   addressed();
+}
+
+/** Take away the answers about another picture; this visit's questions bring them back. */
+function forget() {
+  last = null;
+  merged.element.hidden = byId("share").hidden = true;
+  for (const id of ["columns", "cost"]) byId(id).replaceChildren();
 }
 
 /** Free a picture that cannot be shown again. */
