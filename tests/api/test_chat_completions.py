@@ -1,5 +1,6 @@
 """Chat completions of one model in OpenAI's format, whole and streamed, with JSON schemas."""
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -133,6 +134,31 @@ async def test_streamed_choices_interleave() -> None:
     assert sorted(indexes) == [0] * 4 + [1] * 4 and indexes != sorted(indexes)
     for at in (0, 1):
         assert [c["choices"][0]["delta"].get("role") for c in sent if c["choices"][0]["index"] == at][0] == "assistant"
+
+
+class LastFirstEngine(FakeEngine):
+    """An engine that writes the choices one after the other, from the last to the first. It needs seeds from 0 on."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__("a b")
+        self.ended = [asyncio.Event() for _ in range(n)]
+
+    async def generate(self, prompt: Any) -> Any:
+        at = prompt.sampling.seed
+        for later in self.ended[at + 1 :]:
+            await later.wait()
+        async for piece in super().generate(prompt):
+            yield piece
+        self.ended[at].set()
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+async def test_streamed_choices_open_in_order_whichever_is_generated_first(logprobs: bool) -> None:
+    sent = await chunks(body(n=3, seed=0, logprobs=logprobs), LastFirstEngine(3))
+    choices = [chunk["choices"][0] for chunk in sent]
+    assert [choice["index"] for choice in choices] == [0, 1, 2] + [2] * 3 + [1] * 3 + [0] * 3
+    assert [choice["delta"].get("role") for choice in choices] == ["assistant"] * 3 + [None] * 9
+    assert [choice["delta"].get("content") for choice in choices] == [""] * 3 + ["a ", "b", None] * 3
 
 
 async def test_failing_model_is_503_or_an_error_in_the_stream() -> None:
