@@ -80,7 +80,6 @@ async def test_choices_are_announced_in_order_before_any_text() -> None:
         (body(f"caption:{PALIGEMMA},{LLAVA}"), (slow, quick), every),  # catalogue order, not the request's
         (body("caption:*"), (FakeEngine("a", first_delay_s=0.05), FakeEngine("b", fail_after=0)), every),
         (body("vqa"), (slow, quick), [None]),
-        (body(n=3), (quick, quick), [None] * 3),
     ):
         choices = [chunk["choices"][0] for chunk in await chunks(given, *engines)]
         opening, later = choices[: len(models)], choices[len(models) :]

@@ -159,7 +159,7 @@ class ModelCompletion:
         return await with_logprobs(completion, choices, tokens, self.request.top_logprobs or 0)
 
     async def stream(self, head: CompletionHead) -> AsyncGenerator[bytes, None]:
-        """Yield chunks as the engine's pieces arrive."""
+        """Yield the first chunks of all choices with the first piece of any, then each piece as it arrives."""
         chunks = head.events(self.request.stream_options, self._usage)
         announced = False
         ended, closing = 0, b""
