@@ -1,6 +1,8 @@
 """A task that no other file names goes through every place that knows tasks: none of them needs a line for it."""
 
+import argparse
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +17,7 @@ from serve.api.app import create_app
 from serve.api.model_list import model_list
 from serve.arena.presentation import length, present
 from serve.client.asking import text_fields
+from serve.client.evaluation import export
 from serve.client.evaluation.annotations import Labelled
 from serve.client.evaluation.asker import form
 from serve.client.http_client import Failure, Misuse
@@ -29,6 +32,7 @@ from serve.router import Router
 from serve.tasks import TASKS
 from serve.tasks.base import Instruction, Reply, Request, Result, Task, TextField
 from serve.tasks.labels.json_lines import write_json_lines
+from serve.tasks.labels.label_studio import read_label_studio, write_label_studio
 from serve.tasks.labels.picture import Answered
 from serve.tasks.merging.vote import majority
 from serve.tasks.vqa import Question
@@ -123,6 +127,38 @@ def test_new_task_is_labelled_by_its_results_own_fields(tmp_path: Path) -> None:
             Labelled(tmp_path, None)
 
 
+class NamesResult(Result):
+    names: list[str]
+
+
+@pytest.mark.usefixtures("tally")
+def test_label_studio_and_its_corrections_keep_a_new_tasks_number_or_list(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    listed = dataclasses.replace(TALLY, name="list", request=Request, result=NamesResult, text_field=None, example={})
+    monkeypatch.setitem(TASKS, "list", listed)
+    for task, fields, result, typed, corrected in (
+        ("list", {}, {"names": ["dog", "old tree"]}, "dog; old tree", "dog ;grass;"),
+        ("tally", {"things": ["cat"]}, {"tally": 2}, "2", "3"),
+    ):
+        answered = Answered("a.png", task, fields, (40, 30), result, 0.9)
+        write_label_studio(tmp_path / task, tmp_path, [answered])
+        (work,) = json.loads((tmp_path / task / "tasks.json").read_text())
+        (region,) = work["predictions"][0]["result"]
+        assert region["value"] == {"text": [typed]}
+        done = {"data": work["data"], "annotations": [{"result": [region | {"value": {"text": [corrected]}}]}]}
+        (truth,) = read_label_studio("a", [done])
+        assert (truth.task, truth.fields) == (task, fields)
+        assert truth.truth == ({"names": ["dog", "grass"]} if task == "list" else {"tally": 3})
+        (tmp_path / "back.json").write_text(json.dumps([done]))
+        options = argparse.Namespace(folder=tmp_path, corrected=[tmp_path / "back.json"], task=task, asked=None)
+        (item,), files = export._corrected([answered], options)
+        assert item.result == truth.truth and files == {"a.png"}
+    with pytest.raises(ValueError, match="'many' is no tally"):
+        list(read_label_studio("a", [json.loads(json.dumps(done).replace('"3"', '"many"'))]))
+
+
 class SumRequest(Request):
     expression: Question
 
@@ -157,10 +193,10 @@ async def test_new_task_has_an_endpoint_and_chat_completions(tally: Model) -> No
     worker = Worker(tally, FakeEngine("2"))
     worker.mark("ready", "ready")
     async with calling(create_app(Router([worker]))) as client:
-        json = await client.post("/v1/tasks/tally", json={"image": URL, "things": ["cat"]})
+        by_json = await client.post("/v1/tasks/tally", json={"image": URL, "things": ["cat"]})
         sent = form(picture(), {"things": ["cat, or dog"]})
         by_form = await client.post("/v1/tasks/tally", files=sent["files"], data=sent["data"])
         body = {"model": "tally:*", "messages": [message("cat")]}
         choices = (await client.post("/v1/chat/completions", json=body)).json()["choices"]
-    assert json.json()["merged"]["result"] == by_form.json()["merged"]["result"] == {"tally": 2}
+    assert by_json.json()["merged"]["result"] == by_form.json()["merged"]["result"] == {"tally": 2}
     assert [choice["message"]["content"] for choice in choices] == ["2", "2"]

@@ -175,6 +175,8 @@ def _result(picture: Answered, truth: Mapping[str, Any]) -> Json:
     if len(TASKS[task].result.model_fields) > 1:  # of such a task the truth is its result
         return dict(truth)
     (field,) = TASKS[task].result.model_fields
+    if field in truth:
+        return {field: truth[field]}
     value = next(iter(truth.values()))
     return {field: value[0] if isinstance(value, list) else value}
 

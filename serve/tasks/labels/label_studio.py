@@ -10,9 +10,10 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from serve.media import masks
 from serve.media.outline import MAX_SIDE
@@ -275,12 +276,21 @@ def _kind(kind: Any, value: Mapping[str, Any]) -> Any:
 
 
 def _text_truth(task: str, text: str) -> Json:
-    if task == "count":
-        return {"count": int(text)}
-    if task == "classify":
-        return {"labels": [label.strip() for label in text.split(";") if label.strip()]}
-    truths: dict[str, Json] = {"caption": {"captions": [text]}, "ocr": {"text": text}}
-    return truths.get(task, {"answers": [text]})
+    """Return what a text that a person left says of a task: a true answer, else the first field of its result.
+
+    Raises ValueError for a text that is no value of that field.
+    """
+    parts = [part.strip() for part in text.split(";") if part.strip()]
+    truths: dict[str, Json] = {"caption": {"captions": [text]}, "classify": {"labels": parts}}
+    truths |= dict.fromkeys(("vqa", "chat"), {"answers": [text]})
+    if task in truths:
+        return truths[task]
+    name, field = next(iter(TASKS[task].result.model_fields.items()))
+    value = parts if get_origin(field.annotation) is list else text
+    try:
+        return {name: TypeAdapter(field.annotation).validate_python(value)}
+    except ValidationError:
+        raise ValueError(f"{text[:80]!r} is no {name}") from None
 
 
 def _size(region: Mapping[str, Any]) -> tuple[int, int]:

@@ -67,11 +67,13 @@ class Truth:
 
 
 def result_text(result: Mapping[str, Any]) -> str:
-    """Return the text, number, labels or object (JSON) of a result's first field; empty for one without."""
+    """Return the text, number, labels, texts or object (JSON) of a result's first field; empty for one without."""
     answer = next(iter(result.values()), "")
     if isinstance(answer, dict):
         return json.dumps(answer, ensure_ascii=False)
-    return "; ".join(str(item["label"]) for item in answer) if isinstance(answer, list) else str(answer)
+    if isinstance(answer, list):
+        return "; ".join(str(item["label"] if isinstance(item, dict) else item) for item in answer)
+    return str(answer)
 
 
 def box_truths(where: str, file: str, boxes: Sequence[Json], labels: Sequence[str] | None = None) -> Iterator[Truth]:
