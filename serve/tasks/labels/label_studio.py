@@ -286,9 +286,9 @@ def _text_truth(task: str, text: str) -> Json:
     if task in truths:
         return truths[task]
     name, field = next(iter(TASKS[task].result.model_fields.items()))
-    value = parts if get_origin(field.annotation) is list else text
+    kind: Any = field.annotation
     try:
-        return {name: TypeAdapter(field.annotation).validate_python(value)}
+        return {name: TypeAdapter(kind).validate_python(parts if get_origin(kind) is list else text)}
     except ValidationError:
         raise ValueError(f"{text[:80]!r} is no {name}") from None
 
