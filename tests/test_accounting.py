@@ -107,6 +107,7 @@ async def test_sum_over_keys_equals_sum_over_models_after_cut_streams_and_failed
     assert by_model[PALIGEMMA, "output"] > 0 and sums(by_key)["output"] < 2 * 400 + 100  # what was cut was not written
 
 
+@pytest.mark.slow
 async def test_cut_stream_is_counted_up_to_its_last_delta() -> None:
     metrics = Metrics()
     llava, paligemma = FakeEngine("red " * 50, delay_s=0.01), FakeEngine("red " * 4, delay_s=0.001, fail_after=3)

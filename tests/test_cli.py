@@ -181,6 +181,7 @@ def test_replies_on_a_narrow_terminal_are_stacked(
     assert max(map(len, lines[:6])) <= 40
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_columns_fill_as_the_models_speak(server: str, picture: Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "90", "TERM": "xterm"}
@@ -456,6 +457,7 @@ def test_leaving_is_quiet(diptych: Any, picture: Path, monkeypatch: pytest.Monke
 # --- models, compare, serve ---
 
 
+@pytest.mark.slow
 def test_models_with_and_without_a_server(diptych: Any, server: str, nowhere: str) -> None:
     here, alone = diptych("models", "--server", server), diptych("models", "--server", nowhere)
     assert here.status == alone.status == 0
@@ -571,6 +573,7 @@ def guarded() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 def test_key_of_option_or_environment_is_sent(
     diptych: Any, guarded: str, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ async def reach(client: openai.AsyncOpenAI, batch: Batch, *statuses: str) -> Bat
     raise AssertionError(batch)
 
 
+@pytest.mark.slow
 async def test_batch_answers_each_request_on_a_model_and_on_a_fan_out(kept: Callable[..., Kept]) -> None:
     paligemma = FakeEngine("red")
     served_app = kept(FakeEngine("a red square"), paligemma)
@@ -123,6 +124,7 @@ async def test_line_breaks_of_unicode_in_a_reply_or_an_id_are_escaped(kept: Call
         assert error["custom_id"] == breaks and "grün" in files[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "body"),
     [
@@ -143,6 +145,7 @@ async def test_batch_of_responses_or_of_a_task_is_answered(
         assert answer["response"]["status_code"] == 200 and "red" in json.dumps(answer["response"]["body"])
 
 
+@pytest.mark.slow
 async def test_wrong_lines_fail_the_batch_by_their_numbers(kept: Callable[..., Kept]) -> None:
     served_app = kept()
     wrong = [
@@ -171,6 +174,7 @@ async def test_wrong_lines_fail_the_batch_by_their_numbers(kept: Callable[..., K
             assert batch.errors is not None and batch.errors.data is not None and batch.errors.data[0].code == code
 
 
+@pytest.mark.slow
 async def test_cancelled_batch_has_an_error_for_each_request_without_an_answer(kept: Callable[..., Kept]) -> None:
     served_app = kept(FakeEngine(["quick"] * 2, delay_s=0.1))
     async with calling(served_app.app) as http:
@@ -300,6 +304,7 @@ async def test_killed_process_leaves_one_line_for_each_request(kept: Callable[..
     assert sorted(each["custom_id"] for each in last.output(last.store.batch("", batch.id).output_file_id)) == names
 
 
+@pytest.mark.slow
 async def test_line_is_sent_again_while_no_model_has_room(
     kept: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,6 +391,7 @@ async def test_line_whose_model_fails_has_an_error_after_a_few_tries(
         assert error["response"]["body"]["error"]["code"] == "model_error" and statuses == [503] * TRIES
 
 
+@pytest.mark.slow
 async def test_each_key_has_files_and_batches_of_its_own(kept: Callable[..., Kept]) -> None:
     keys = Keys(["ann:4nn", "bob:b0b"])
     served_app = kept(access=Access(keys=keys), limits=Limits(max_models=1))
@@ -408,6 +414,7 @@ async def test_each_key_has_files_and_batches_of_its_own(kept: Callable[..., Kep
         assert [each async for each in bob.files.list()] == [each async for each in bob.batches.list()] == []
 
 
+@pytest.mark.slow
 async def test_request_of_a_removed_key_is_refused(tmp_path: Path) -> None:
     first = Kept(tmp_path / "batches", FakeEngine("red", delay_s=60), access=Access(keys=Keys(["ann:4nn"])))
     async with calling(first.app) as http:
@@ -422,6 +429,7 @@ async def test_request_of_a_removed_key_is_refused(tmp_path: Path) -> None:
     assert error["response"]["status_code"] == 401
 
 
+@pytest.mark.slow
 async def test_files_are_bounded_listed_and_removed(kept: Callable[..., Kept]) -> None:
     served_app = kept(max_mb=0.012)
     async with calling(served_app.app) as http:
@@ -444,6 +452,7 @@ async def test_files_are_bounded_listed_and_removed(kept: Callable[..., Kept]) -
         assert (await http.post("/v1/files", json={})).json()["error"]["param"] == "file"
 
 
+@pytest.mark.slow
 async def test_batches_take_room_of_a_keys_files(kept: Callable[..., Kept]) -> None:
     served_app = kept(max_mb=0.012)
     async with calling(served_app.app) as http:
@@ -479,6 +488,7 @@ async def removed_by_hand(served_app: Kept, client: openai.AsyncOpenAI) -> str:
     return file.id
 
 
+@pytest.mark.slow
 async def test_batch_whose_file_is_gone_fails_and_the_next_one_runs(kept: Callable[..., Kept]) -> None:
     served_app = kept()
     async with calling(served_app.app) as http:
@@ -532,6 +542,7 @@ async def test_file_on_a_full_disk_leaves_nothing(kept: Callable[..., Kept], mon
     assert list(served_app.store.contents.iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_old_files_and_batches_are_removed(kept: Callable[..., Kept], monkeypatch: pytest.MonkeyPatch) -> None:
     served_app = kept()
     async with calling(served_app.app) as http:

@@ -180,6 +180,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any] | None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(REQUESTS))
 async def test_only_file_and_pixels_are_leased_while_models_answer(kind: str) -> None:
     """Check the memory in use; with the base64 body and its parsed text it would be 9 MB more."""
@@ -207,6 +208,7 @@ async def test_only_file_and_pixels_are_leased_while_models_answer(kind: str) ->
     assert held < len(file) + pixels + 1.5 * MB, f"{held / MB:.1f} MB for a file of {len(file) / MB:.1f}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 10, 20])
 async def test_largest_image_fits_into_every_kind_of_body(size: int) -> None:
     """Check that the only error is that the bytes are not an image."""

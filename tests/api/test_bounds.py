@@ -179,6 +179,7 @@ FIELDS = (
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4), st.sampled_from([CHAT, TASK]))
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 async def test_any_field_value_gives_no_server_error(fields: dict[str, Any], path: str) -> None:

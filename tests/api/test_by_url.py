@@ -81,6 +81,7 @@ async def test_image_by_url_is_answered_like_an_uploaded_image(origin: Origin, w
         assert np.array_equal(first.pixels, second.pixels) and first.digest == second.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wire", WIRES)
 async def test_large_image_by_url_is_fetched_once(origin: Origin, wire: str) -> None:
     reply = await ask(app(origin), wire, origin.url("/large.jpg"))

@@ -71,6 +71,7 @@ async def test_choice_of_models_that_disagree_says_so(model: str) -> None:
         assert (first["diptych"]["status"], first["diptych"]["error"]["code"]) == ("error", "models_disagree")
 
 
+@pytest.mark.slow
 async def test_choices_are_announced_in_order_before_any_text() -> None:
     quick, slow = FakeEngine("red"), FakeEngine("a red square", first_delay_s=0.05)
     every = [None, LLAVA, PALIGEMMA]

@@ -173,6 +173,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str, str], None
     return write
 
 
+@pytest.mark.slow
 async def test_running_evaluation_shows_its_progress_and_is_cancelled(tmp_path: Path, scripted: Any) -> None:
     async with calling(app(tmp_path)) as client:
         run = await begun(client)

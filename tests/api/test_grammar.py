@@ -93,6 +93,7 @@ def test_depth_costs_no_recursion() -> None:
         json_schema(SchemaFormat.model_construct(json_schema=JsonSchema.model_construct(schema_=schema)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -51,6 +51,7 @@ async def test_lag_before_the_window_is_forgotten(monkeypatch: pytest.MonkeyPatc
     lag.stop()
 
 
+@pytest.mark.slow
 async def test_lag_is_reported_until_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_lag, "REPORT_S", 0.05)
     reported: list[float] = []
@@ -64,6 +65,7 @@ async def test_lag_is_reported_until_stop(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(reported) == count and all(lag >= 0 for lag in reported)
 
 
+@pytest.mark.slow
 async def test_lag_is_exported_to_prometheus() -> None:
     metrics, lag = Metrics(), LoopLag()
     metrics.watch(lag=lag)

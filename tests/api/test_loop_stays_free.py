@@ -134,6 +134,7 @@ def pieces(body: bytes) -> Iterator[bytes]:
         yield body[at : at + 65536]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(BODIES))
 async def test_hostile_bodies_do_not_block_the_loop(name: str) -> None:
     path, make = BODIES[name]

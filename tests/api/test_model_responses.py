@@ -62,6 +62,7 @@ async def respond(client: openai.AsyncOpenAI, model: str = LLAVA, **fields: Any)
     return whole
 
 
+@pytest.mark.slow
 async def test_response_has_text_usage_and_the_fields_of_the_request(client: openai.AsyncOpenAI) -> None:
     whole = await respond(client, max_output_tokens=16, temperature=0, metadata={"a": "b"}, store=False, user="ann")
     assert whole.output_text == TEXT and whole.status == "completed" and whole.id == f"resp_{whole._request_id}"
@@ -92,6 +93,7 @@ async def test_events_are_those_of_the_openai_client(client: openai.AsyncOpenAI)
     assert last.response.usage is not None and last.response.usage.output_tokens == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "text"), [(LLAVA, TEXT), ("vqa", TEXT), ("vqa:*", TEXT)])
 async def test_stream_helper_collects_the_response(client: openai.AsyncOpenAI, model: str, text: str) -> None:
     async with client.responses.stream(model=model, input=QUESTION) as stream:

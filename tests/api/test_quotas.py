@@ -64,6 +64,7 @@ class Cluster:
         return [codes.count(400) for codes in statuses]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shares", [EVENLY, UNEVENLY, SINGLE])
 async def test_three_gateways_share_sixty_requests_a_minute(shares: list[int]) -> None:
     cluster = Cluster()
@@ -74,6 +75,7 @@ async def test_three_gateways_share_sixty_requests_a_minute(shares: list[int]) -
     assert 54 <= sum(await cluster.let_in(90, shares)) <= 66
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shares", [EVENLY, UNEVENLY])
 async def test_gateway_takes_its_share_while_the_counts_of_all_are_lost(shares: list[int]) -> None:
     cluster = Cluster()

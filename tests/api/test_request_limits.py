@@ -59,6 +59,7 @@ async def test_body_that_does_not_arrive_times_out() -> None:
     assert json.loads(sent[1]["body"])["error"]["code"] == "request_timeout"
 
 
+@pytest.mark.slow
 async def test_response_may_take_longer_than_the_body_timeout() -> None:
     app = create_app(router(FakeEngine("red", delay_s=0.2)), limits=Limits(body_timeout_s=0.05))
     async with calling(app) as client:

@@ -100,6 +100,7 @@ async def test_results_are_not_shared_without_a_file() -> None:
         assert 'id="publish" hidden' in (await client.get("/")).text
 
 
+@pytest.mark.slow
 async def test_results_are_read_without_a_key_and_kept_with_one(file: ResultFile) -> None:
     access = Access(keys=Keys(["alice:4lice"]), results=True)
     async with calling(create_app(router(), access=access, results=file)) as client:
@@ -112,6 +113,7 @@ async def test_results_are_read_without_a_key_and_kept_with_one(file: ResultFile
         assert (await client.get("/")).status_code == (await client.get("/v1/evaluations")).status_code == 401
 
 
+@pytest.mark.slow
 async def test_result_is_deleted_by_its_token_or_by_its_sharers_key(file: ResultFile) -> None:
     access = Access(keys=Keys(["alice:4lice", "bob:b0b"]), results=True)
     async with calling(create_app(router(), access=access, results=file)) as client:

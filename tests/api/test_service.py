@@ -139,6 +139,7 @@ async def test_energy_is_in_replies_and_metrics_of_a_metered_model_alone() -> No
     assert f'diptych_energy_joules_total{{model="{PALIGEMMA}"' not in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not rules.able(), reason="promtool is not installed: apt-get install prometheus")
 async def test_promtool_finds_no_fault_in_the_metrics() -> None:
     app = served(FakeEngine("red"), FakeEngine("red", fail_after=0))
@@ -187,6 +188,7 @@ async def test_new_app_keeps_metrics_and_drops_removed_models() -> None:
     assert f'diptych_model_state{{model="{LLAVA}"' not in text
 
 
+@pytest.mark.slow
 async def test_metrics_count_outcomes_of_fan_outs() -> None:
     app = served(FakeEngine("red", fail_after=0), FakeEngine("red", fail_after=0))
     slow = served(FakeEngine("red"), FakeEngine("red", first_delay_s=9))

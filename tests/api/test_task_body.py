@@ -136,6 +136,7 @@ async def test_any_content_type_gives_no_server_error(kind: str) -> None:
             assert len(reply.text) < 1500 and reply.json()["error"]["message"]
 
 
+@pytest.mark.slow
 @given(
     st.text(st.characters(min_codepoint=33, max_codepoint=255), max_size=30),
     st.sampled_from(["charset", "boundary", "charset*", "boundary*0", "charset*0*", "filename"]),

@@ -144,6 +144,7 @@ async def test_bug_during_a_stream_is_an_error_event_without_details(monkeypatch
     assert json.loads(events[-2][1])["error"]["code"] == "internal_error" and "secret" not in events[-2][1]
 
 
+@pytest.mark.slow
 async def test_silent_stream_gets_keep_alive_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses, "KEEP_ALIVE_S", 0.02)
     app = served(FakeEngine("a b", delay_s=0.1), FakeEngine("a b", delay_s=0.1))

@@ -82,6 +82,7 @@ def one_way(left: str, right: str, votes: int = 50, **given: Any) -> VoteCount:
     return VoteCount(left, right, "left", votes=votes, **same)
 
 
+@pytest.mark.slow
 def test_even_board_has_no_caution() -> None:
     assert codes(plain_board()) == set()
 
@@ -102,6 +103,7 @@ def test_circle_is_reported_with_its_models() -> None:
     assert messages["intransitive"] == "No rating can say this: a beats b, b beats c, c beats a."
 
 
+@pytest.mark.slow
 def test_groups_that_never_met_are_ranked_apart() -> None:
     votes = [count for count in plain_board() if (count.left in "abc") == (count.right in "abc")]
     board = compute_board("vqa", votes)
@@ -153,6 +155,7 @@ def test_voter_with_a_firm_view_widens_the_intervals() -> None:
     assert max(row.high - row.low for row in named.models) > 1.3 * max(row.high - row.low for row in unnamed.models)
 
 
+@pytest.mark.slow
 def test_order_that_only_ties_decide_is_reported() -> None:
     votes = plain_board()
     hedged = [

@@ -133,6 +133,7 @@ BREAKAGES = {
 """Published faults of engines that break grounding and no other task, with the fault that the check names."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("move", "fault"), BREAKAGES.values(), ids=list(BREAKAGES))
 def test_engine_that_breaks_grounding_alone_is_refused(move: Move, fault: ProbeFault | None) -> None:
     for seed in range(1, 11):
@@ -198,6 +199,7 @@ def test_server_that_never_replies_gets_few_questions() -> None:
     assert len(received) == 8
 
 
+@pytest.mark.slow
 def test_check_ends_in_time() -> None:
     async def ask(question: CheckQuestion) -> CheckAnswer:
         await asyncio.sleep(60 if question.task == "vqa" else 0)

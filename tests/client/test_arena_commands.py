@@ -49,6 +49,7 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_duel_tells_names_after_the_vote(run: Callable[..., Ran], url: str, image: Path, monkeypatch: Any) -> None:
     answers = iter(["what?", "L"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
@@ -87,6 +88,7 @@ def test_duel_about_labels_shows_both_answers(run: Callable[..., Ran], votes: Vo
     assert "Cat" in ran.out and "Dog" in ran.out
 
 
+@pytest.mark.slow
 def test_judge_that_prefers_a_seat_abstains(run: Callable[..., Ran], url: str, image: Path) -> None:
     ran = run("arena", "judge", image.parent, "--judge", "toy-llava", "--server", url)
     assert ran.status == 0 and "judge toy-llava (Llava): 0 votes, abstained 1" in ran.out

@@ -235,6 +235,7 @@ def message_of_responses() -> dict[str, Any]:
     return {"role": "user", "content": [image, text]}
 
 
+@pytest.mark.slow
 async def test_unloaded_adapter_is_gone_everywhere_once_its_requests_have_ended(tmp_path: Path) -> None:
     async with running(tmp_path) as fleet:
         first, second = await fleet.add_gateway(), await fleet.add_gateway()
@@ -276,6 +277,7 @@ async def test_change_that_a_gateway_could_not_serve_by_is_tried_again(tmp_path:
         assert error(await ask(client)) == (404, "model", "model_not_found")
 
 
+@pytest.mark.slow
 async def test_load_that_fails_on_one_replica_leaves_none_loaded(tmp_path: Path) -> None:
     async with running(tmp_path) as fleet:
         first, second = await fleet.add_gateway(), await fleet.add_gateway()
@@ -303,6 +305,7 @@ async def test_adapter_survives_its_replicas_and_gateways(tmp_path: Path) -> Non
         assert (await ask(first)).json()["choices"][0]["message"]["content"] == "blue"
 
 
+@pytest.mark.slow
 async def test_adapter_that_a_new_replica_cannot_load_has_failed_with_its_reason(tmp_path: Path) -> None:
     async with running(tmp_path, replicas=1) as fleet:
         await load(await fleet.add_gateway())
@@ -319,6 +322,7 @@ async def test_adapter_that_a_new_replica_cannot_load_has_failed_with_its_reason
         assert (await ask(first)).json()["choices"][0]["message"]["content"] == "blue"
 
 
+@pytest.mark.slow
 async def test_adapter_with_an_unforeseen_fault_keeps_no_other_one_from_a_new_replica(tmp_path: Path) -> None:
     async with running(tmp_path, replicas=1) as fleet:
         first = await fleet.add_gateway()
@@ -337,6 +341,7 @@ async def test_adapter_with_an_unforeseen_fault_keeps_no_other_one_from_a_new_re
         assert "Stale file handle" in (await first.get("/ready")).json()["details"]["mine"]["step"]
 
 
+@pytest.mark.slow
 async def test_replica_is_given_the_adapters_that_another_config_serves(tmp_path: Path) -> None:
     async with running(tmp_path) as fleet:
         first = await fleet.add_gateway()
@@ -351,6 +356,7 @@ async def test_replica_is_given_the_adapters_that_another_config_serves(tmp_path
         assert await has_models(first, {BASE: "ready", "mine": "ready", "theirs": "ready"}) and fleet.added() == [2, 2]
 
 
+@pytest.mark.slow
 async def test_adapter_is_replaced_in_place_while_requests_of_the_old_one_run(tmp_path: Path) -> None:
     async with running(tmp_path) as fleet:
         first, second = await fleet.add_gateway(), await fleet.add_gateway()
@@ -425,6 +431,7 @@ async def test_bad_load_is_refused_with_the_parameters_name(
         assert fleet.added() == [0] and fleet.kept() == []
 
 
+@pytest.mark.slow
 async def test_base_that_is_not_named_or_full_is_refused(tmp_path: Path) -> None:
     models = [{"name": name, "simulate": {"adapters": REPLIES}, "max_loras": 1} for name in (BASE, OTHER)]
     async with running(tmp_path, *models, replicas=1) as fleet:
@@ -442,6 +449,7 @@ async def test_base_that_is_not_named_or_full_is_refused(tmp_path: Path) -> None
         assert (await load(client, base_model_name=BASE)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_adapter_of_the_config_is_not_unloaded_and_comes_before_a_loaded_one(tmp_path: Path) -> None:
     async with running(tmp_path) as fleet:
         await load(await fleet.add_gateway(), "configured", lora_path="mine")
@@ -463,6 +471,7 @@ async def test_routes_are_closed_where_the_operator_set_no_folder(tmp_path: Path
         assert error(await unload(client)) == (404, None, "adapters_off")
 
 
+@pytest.mark.slow
 async def test_file_with_an_adapter_twice_serves_the_first(tmp_path: Path) -> None:
     async with running(tmp_path, replicas=1) as fleet:
         await load(await fleet.add_gateway())

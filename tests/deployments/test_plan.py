@@ -229,10 +229,12 @@ def replica() -> Iterator[subprocess.Popen[bytes]]:
     process.stdout.close()
 
 
+@pytest.mark.slow
 def test_measured_memory_is_that_of_a_replica_and_its_engine(replica: subprocess.Popen[bytes]) -> None:
     assert 100_000_000 < measured(["pretended", "absent"])["pretended"] < 250_000_000
 
 
+@pytest.mark.slow
 def test_measured_memory_on_a_gpu_is_the_drivers(
     replica: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +245,7 @@ def test_measured_memory_on_a_gpu_is_the_drivers(
     assert measured(["pretended"]) == {"pretended": 2048 << 20}
 
 
+@pytest.mark.slow
 def test_group_needs_the_largest_of_its_models_that_are_awake_together(tmp_path: Path) -> None:
     """Six models of 7B on a GPU of 48 GB: two at a time fit, each beside the contexts of the four that sleep."""
     members = [need(tmp_path, name, reserved=0.5, group="card", awake=2) for name in "abcdef"]

@@ -35,6 +35,7 @@ def templates() -> Iterator[ChatTemplates]:
     templates.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
 def test_template_that_takes_too_much_is_refused_and_leaves_nothing_running(
     template: str, templates: ChatTemplates

@@ -243,6 +243,7 @@ def gpu_node() -> list[rendered.Document]:
     return rendered.rendered(rendered.FOLDER / "overlays" / "gpu-node")
 
 
+@pytest.mark.slow
 @needs_kubectl
 @pytest.mark.parametrize(("slip", "fault"), DAY_TWO)
 def test_slip_that_only_a_second_day_shows_is_a_fault(
@@ -258,6 +259,7 @@ def halved(entry: Any) -> None:
     entry.num_gpus, entry.engine_args["gpu_memory_utilization"] = 0.5, 0.6
 
 
+@pytest.mark.slow
 @needs_kubectl
 @pytest.mark.parametrize(
     ("overlay", "slip", "fault"),
@@ -289,6 +291,7 @@ def test_placing_that_fails_in_the_worst_order_is_a_fault(overlay: str, slip: Ca
     assert fault in " ".join(room(service, args))
 
 
+@pytest.mark.slow
 @needs_kubectl
 @pytest.mark.parametrize(
     ("gpus", "faults"),
@@ -315,6 +318,7 @@ def test_policy_of_a_job_opens_the_way_to_the_gateways(folder: str, demo: list[r
     assert wanted.items() <= gateways["metadata"]["labels"].items()
 
 
+@pytest.mark.slow
 @needs_kubectl
 @pytest.mark.parametrize("component", ["openshift", "model-cache-shared"])
 def test_component_beside_an_overlay_leaves_no_fault(component: str, tmp_path: Path) -> None:
@@ -330,6 +334,7 @@ def test_component_beside_an_overlay_leaves_no_fault(component: str, tmp_path: P
         assert [pod["metadata"]["name"] for pod in pods if ids & pod["spec"]["securityContext"].keys()] == []
 
 
+@pytest.mark.slow
 @needs_kubectl
 def test_models_on_spot_nodes_need_a_drain_within_the_notice(tmp_path: Path) -> None:
     folder = tmp_path / "k8s"

@@ -27,6 +27,7 @@ LINES = [line for block in re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL) fo
 pytestmark = pytest.mark.skipif(not rendered.able(), reason="kubectl is not installed")
 
 
+@pytest.mark.slow
 def test_patch_for_adapters_gives_gateways_and_models_one_volume(tmp_path: Path) -> None:
     (patch,) = re.findall(r"^  ```yaml\n(  patches:\n.*?)^  ```", README, re.DOTALL | re.MULTILINE)
     folder = tmp_path / "k8s"

@@ -183,6 +183,7 @@ async def test_chat_image_is_decoded_by_the_engine_and_released_after_its_use() 
     assert prompt.image is not None and prompt.image.undecoded_pixels == AREA  # released again
 
 
+@pytest.mark.slow
 async def test_fan_outs_hold_their_leases_until_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     budget = Budget(2 * ROOM)
     monkeypatch.setattr(Budget, "of_this_process", lambda: budget)

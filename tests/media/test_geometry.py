@@ -62,6 +62,7 @@ def test_a_square_is_not_far_larger_than_its_image(width: int, height: int, side
     assert actual**2 <= max(2304**2, min(MAX_PIXELS, 4 * width * height))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(5000, 30), (30, 5000), (7000, 1000), (1, 4000)])
 def test_shrunk_image_keeps_shape_place_and_colours(width: int, height: int) -> None:
     pixels = np.zeros((height, width, 3), np.uint8)

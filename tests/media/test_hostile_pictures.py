@@ -17,6 +17,7 @@ from tests.media.test_image import mutated, png, quarters, saved
 FORM = {"question": "what?"}
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(mutated())
 def test_mutated_file_is_answered_or_refused_and_the_next_request_answered(data: bytes) -> None:

@@ -219,6 +219,7 @@ def test_exif_is_not_kept() -> None:
     assert b"serial" not in saved(image.pil(), "PNG")
 
 
+@pytest.mark.slow
 def test_a_photograph_of_twelve_megapixels() -> None:
     shade = np.linspace(0, 255, 4000).astype(np.uint8)
     photo = PIL.Image.fromarray(np.broadcast_to(shade[None, :, None], (3000, 4000, 3)))
@@ -322,6 +323,7 @@ def test_a_jpeg_that_walks_over_its_pixels_again_and_again(kind: str) -> None:
     assert isinstance(error, TooLarge) and "too many scans" in error.message
 
 
+@pytest.mark.slow
 def test_png_text_that_decompresses_to_gigabytes_is_bounded() -> None:
     bomb = zlib.compress(b"\x00" * (70 * 2**20), 9)
     data = png(1, 1, 8, 0, b"\x00\x00", chunk(b"zTXt", b"Comment\x00\x00" + bomb))

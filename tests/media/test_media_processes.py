@@ -122,6 +122,7 @@ async def test_file_over_its_time_limit_is_rejected_as_slow(zygote: Zygote) -> N
     assert caught.value.why == "slow"
 
 
+@pytest.mark.slow
 async def test_file_over_its_memory_limit_is_rejected_for_memory(zygote: Zygote) -> None:
     with pytest.raises(RejectedFile) as caught:
         await decoded(saved(quarters(4000, 3000), "PNG"), memory=20 * 2**20)
@@ -133,6 +134,7 @@ async def test_file_over_its_output_limit_is_rejected(zygote: Zygote) -> None:
         await decoded(small_picture(), output=1000)
 
 
+@pytest.mark.slow
 async def test_a_child_that_is_killed_is_tried_again_once(zygote: Zygote) -> None:
     async with decoding(zygote) as work:
         os.kill(children(zygote)[0], signal.SIGKILL)
@@ -161,6 +163,7 @@ async def test_crash_of_a_child_rejects_only_its_file(zygote: Zygote) -> None:
     (await decoded(small_picture())).close()
 
 
+@pytest.mark.slow
 async def test_killed_zygote_is_replaced_and_its_file_decoded(zygote: Zygote) -> None:
     async with decoding(zygote) as work:
         first, child = zygote.pid, children(zygote)[0]

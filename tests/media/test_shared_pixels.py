@@ -139,6 +139,7 @@ def test_memory_cannot_be_truncated() -> None:
             os.ftruncate(shared.handle().fd, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", ["owner", "reader"])
 def test_nothing_stays_when_either_process_is_killed(killed: str) -> None:
     before, shared_before = descriptors(), resident_shared()

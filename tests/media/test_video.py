@@ -55,6 +55,7 @@ def test_a_sample_is_evenly_spaced_and_keeps_its_times() -> None:
     assert whole.sample(32) is whole.sample(99) is whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1", "mpeg4", "libvpx-vp9"])
 def test_every_codec_gives_the_even_frames_with_their_times(codec: str) -> None:
     seen = decode_video(film(45, codec))
@@ -108,6 +109,7 @@ def test_rotated_video_of_a_phone_becomes_upright(matrix: tuple[int, ...], red: 
     assert max(redness, key=lambda name: redness[name]) == red
 
 
+@pytest.mark.slow
 def test_large_frames_are_scaled_down_in_proportion() -> None:
     seen = decode_video(film(3, width=1280, height=720))
     assert (seen.width, seen.height) == (682, 384) and seen.width * seen.height <= CAPS.pixels
@@ -191,6 +193,7 @@ def test_a_video_cut_short_is_refused() -> None:
     assert "cut short" in refusal((head + bytes(moved) + body)[:-200]).message
 
 
+@pytest.mark.slow
 def test_truncated_recording_gives_its_readable_frames() -> None:
     data = film(60, "libvpx-vp9")
     seen = decode_video(data[: len(data) * 2 // 3])
@@ -263,6 +266,7 @@ def test_video_over_its_memory_limit_is_refused() -> None:
         assert isinstance(error, TooLarge) and "memory" in error.message
 
 
+@pytest.mark.slow
 def test_random_damage_is_seen_or_refused() -> None:
     dice = random.Random(5)
     for at in range(12):

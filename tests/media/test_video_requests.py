@@ -126,6 +126,7 @@ async def test_wrong_video_is_refused_by_field_name(files: Any, status: int, par
     refused(await post("/v1/tasks/vqa", data={"question": "q"}, files=files), status, param, code)
 
 
+@pytest.mark.slow
 async def test_openapi_document_describes_videos() -> None:
     async with calling(plain()) as client:
         document = (await client.get("/openapi.json")).json()
@@ -222,6 +223,7 @@ async def test_video_that_no_model_takes_is_refused_before_decoding(monkeypatch:
         assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 async def test_animation_of_too_much_work_is_refused_by_tasks_and_chat(stream: bool) -> None:
     for data in (blinking(4000), blinking(100), blinking(1000, 1024, 768)):
@@ -259,6 +261,7 @@ async def test_surplus_videos_get_429_while_images_are_answered(
             assert reply.headers["retry-after"] and reply.json()["error"]["param"] == "video"
 
 
+@pytest.mark.slow
 async def test_video_that_is_not_decoded_by_the_deadline_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*_: Any) -> None:
         await asyncio.sleep(60)

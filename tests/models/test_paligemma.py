@@ -150,6 +150,7 @@ def test_label_that_begins_another_is_ambiguous_only_in_a_cut_reply() -> None:
     assert labels_in(f"{reply} ;", labels=labels, cut=True) == ["red", "red"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", [False, True])
 def test_reply_cut_at_any_character_gives_whole_objects_only(masks: bool) -> None:
     codes = seg(*range(1, 17)) if masks else ""

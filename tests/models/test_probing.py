@@ -188,6 +188,7 @@ def test_boxes_that_follow_no_contract_are_refused() -> None:
     assert result.verdict == Verdict.NONE_FITS and result.reason.startswith("No contract fits: ")
 
 
+@pytest.mark.slow
 def test_hostile_replies_cost_a_bounded_amount() -> None:
     boxes = probe_scenes(0)[0].boxes
     texts = ["[" * 100_000, '{"bbox_2d": [1e999, 2, 3, 4], "label": "cat"}' * 3000, "9" * 200_000, "<think>", ""]

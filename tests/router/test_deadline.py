@@ -47,6 +47,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("wire", list(BODIES))
 async def test_time_of_the_body_counts(wire: str, stream: bool) -> None:
@@ -72,6 +73,7 @@ async def test_time_of_the_body_leaves_less_time_for_the_models() -> None:
     assert time.monotonic() - began < 1.6  # and not 0.8 + 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wire", ["task", "fan-out"])
 async def test_merge_that_takes_too_long_is_503(monkeypatch: pytest.MonkeyPatch, wire: str) -> None:
     path, fields = BODIES[wire]

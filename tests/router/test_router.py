@@ -90,6 +90,7 @@ async def test_deltas_interleave_and_the_merged_reply_comes_last() -> None:
     assert replies(events)["b"].latency_ms < replies(events)["a"].latency_ms
 
 
+@pytest.mark.slow
 async def test_slow_model_fails_its_own_reply_only() -> None:
     began = time.monotonic()
     slow = ScriptedRoute("slow", "so", 30.0)

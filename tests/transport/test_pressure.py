@@ -128,6 +128,7 @@ async def items_of(stream: AsyncGenerator[Any, None]) -> list[Any]:
     return [item async for item in stream]
 
 
+@pytest.mark.slow
 async def test_small_calls_and_cancels_overtake_large_ones() -> None:
     async with connected() as (served, server, connection):
         waiting = connection.stream("wait")
@@ -153,6 +154,7 @@ async def test_cancelled_large_call_is_not_sent_on_and_leaves_nothing() -> None:
         assert await items_of(connection.stream("name", "small")) == ["small"] and served.calls == ["small"]
 
 
+@pytest.mark.slow
 async def test_peer_that_does_not_read_is_not_written_to() -> None:
     async with not_reading() as connection:
         asking = [asyncio.ensure_future(items_of(connection.stream("name", bytes(LARGE)))) for _ in range(5)]
@@ -188,6 +190,7 @@ async def test_stream_waits_for_a_caller_that_does_not_read(size: int) -> None:
         await until(lambda: not session.jobs)
 
 
+@pytest.mark.slow
 async def test_caller_that_never_sends_the_token_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.transport.server.TOKEN_S", 0.1)
     async with serving() as (_, server, port):
@@ -255,6 +258,7 @@ async def test_planned_end_is_announced_and_a_crash_is_not() -> None:
         assert connection.lost.is_set() and connection.draining
 
 
+@pytest.mark.slow
 async def test_silent_caller_gets_goodbye_before_the_disconnect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.transport.server.HEARTBEAT_S", 0.05)
     monkeypatch.setattr("serve.transport.server.LEASE_S", 0.2)
@@ -264,6 +268,7 @@ async def test_silent_caller_gets_goodbye_before_the_disconnect(monkeypatch: pyt
         assert connection.draining
 
 
+@pytest.mark.slow
 async def test_loss_after_a_stalled_loop_counts_as_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.transport.connection.LEASE_S", 0.2)
     async with connected() as (_, server, connection):

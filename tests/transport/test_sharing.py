@@ -142,6 +142,7 @@ async def test_pixels_are_read_in_another_process_without_a_copy_or_a_leak() -> 
         await until(lambda: descriptors(child.pid) == theirs and shmem(child.pid) < 3_000_000)
 
 
+@pytest.mark.slow
 async def test_killed_replica_leaves_no_memory_in_the_gateway() -> None:
     before, memory = descriptors(), shmem()
     async with replica() as (child, connection):

@@ -308,6 +308,7 @@ def test_annotation_files_may_be_given(here: Path, tmp_path: Path) -> None:
         Labelled(here, [here / "gone.json"])
 
 
+@pytest.mark.slow
 def test_folder_is_evaluated_end_to_end(here: Path, diptych: Any) -> None:
     """Evaluate COCO boxes with a model whose box is right and another whose box is beside the cat."""
     put(here / "instances.json", instances())

@@ -247,6 +247,7 @@ def test_failed_request_is_left_out_and_failed_model_is_wrong() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_unparsable_reply_is_wrong_and_not_retried(diptych: Any, tmp_path: Path) -> None:
     engine, out = FakeEngine("nonsense"), tmp_path / "out.jsonl"
     with serving(engine, FakeEngine("nonsense")) as url:

@@ -39,6 +39,7 @@ def first_is_right(at: int) -> Sequence[tuple[str, float]]:
     return [("no" if at % 10 == 0 else "yes", 0.9), others, others]
 
 
+@pytest.mark.slow
 def test_fitted_weights_beat_equal_ones_on_the_other_pictures() -> None:
     lines = recorded(200, first_is_right)
     fit = fitting.fit_task("vqa", lines, seed=0)
@@ -55,6 +56,7 @@ def test_fitted_weights_beat_equal_ones_on_the_other_pictures() -> None:
     assert already.gains[fitting.TODAY].value == 0 and not already.recommended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_models_that_are_equally_good_keep_equal_weights_or_get_no_recommendation(seed: int) -> None:
     draws = np.random.default_rng(seed)

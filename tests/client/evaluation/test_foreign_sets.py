@@ -211,6 +211,7 @@ def test_digits_are_in_the_order_of_the_text(site: None) -> None:
         assert "".join(str(round(ink) - 1) for ink in inks) == item.truth["text"] and len(inks) >= 3
 
 
+@pytest.mark.slow
 def test_words_are_drawn_by_the_program(unpacked: Path) -> None:
     licence = "Permission to copy and distribute verbatim copies is granted. No 12 x y."
     write_files(unpacked, {"usr/bin/pango-view": PANGO_VIEW, "usr/share/common-licenses/GPL-3": licence})

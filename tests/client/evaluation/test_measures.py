@@ -251,6 +251,7 @@ def test_mask_of_another_size_has_iou_0() -> None:
 # --- resampling ---
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=20))
 def test_items_of_the_same_image_are_drawn_together(pictures: list[str]) -> None:

@@ -77,6 +77,7 @@ def test_labels_are_split_by_the_client_only(diptych: Any, tmp_path: Path, label
     assert engine.prompts[0].text == "detect " + " ; ".join(json.loads(ran.out)["asked"]["labels"])
 
 
+@pytest.mark.slow
 def test_second_call_requests_missing_items_only(diptych: Any, tmp_path: Path) -> None:
     names, out, engine = album(tmp_path / "in", 6), tmp_path / "out.jsonl", FakeEngine("red")
     with serving(engine) as url:
@@ -374,6 +375,7 @@ def test_missing_model_is_waited_for_once() -> None:
     with_asker(app, twice)
 
 
+@pytest.mark.slow
 def test_concurrency_is_bounded(tmp_path: Path, diptych: Any) -> None:
     album(tmp_path / "in", 24)
     engine, most = FakeEngine("red", delay_s=0.01), 0

@@ -69,6 +69,7 @@ def test_second_call_over_a_bucket_asks_about_new_pictures_only(diptych: Any, bu
     assert [line["file"] for line in lines(bucket / "answers" / "errors-00000-of-00001.jsonl")] == ["bad.png"]
 
 
+@pytest.mark.slow
 def test_list_in_a_bucket_names_pictures_of_another(diptych: Any, server: str, bucket: Path, tmp_path: Path) -> None:
     names = pictures(bucket, 3)
     (tmp_path / "lists").mkdir()
@@ -78,6 +79,7 @@ def test_list_in_a_bucket_names_pictures_of_another(diptych: Any, server: str, b
     assert ran.status == 0 and sorted(json.loads(line)["file"] for line in ran.out.splitlines()) == names
 
 
+@pytest.mark.slow
 def test_tar_files_of_a_bucket_become_tar_files_with_answers(diptych: Any, server: str, bucket: Path) -> None:
     names = pictures(bucket, 3)
     with tarfile.open(bucket / "a-0.tar", "w") as tar:
@@ -89,6 +91,7 @@ def test_tar_files_of_a_bucket_become_tar_files_with_answers(diptych: Any, serve
     assert members == {f"a-0.tar/{path}" for name in names for path in (name, str(Path(name).with_suffix(".json")))}
 
 
+@pytest.mark.slow
 def test_writer_that_lost_its_shard_is_refused(
     diptych: Any, server: str, bucket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +109,7 @@ def test_writer_that_lost_its_shard_is_refused(
     assert recorded(bucket / "answers") == ["another writer's"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "out", "says"),
     [

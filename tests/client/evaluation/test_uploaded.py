@@ -58,6 +58,7 @@ def test_archive_that_unpacks_to_too_much_is_refused_beforehand(tmp_path: Path) 
     assert not (tmp_path / "to").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [None, 1])
 def test_archive_with_a_long_list_of_contents_is_refused_before_that_is_read(
     count: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -33,6 +33,7 @@ def recorded(folder: Path) -> list[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "tar"])
 def test_next_call_knows_the_names_in_parts(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if form == "parquet":

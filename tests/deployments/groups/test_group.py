@@ -64,6 +64,7 @@ def test_hot_model_keeps_its_throughput_beside_seven_with_few_requests() -> None
     run_simulated(run())
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_traffic_is_answered_within_the_bounds(data: st.DataObject) -> None:
@@ -341,6 +342,7 @@ def test_new_scheduler_wakes_no_model_before_the_others_have_reported() -> None:
     assert policy.places["1"].order.awake
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("awake", "seconds"), [(1, 20), (3, 8)])
 def test_every_model_is_started_once_though_few_fit(awake: int, seconds: float) -> None:
     async def run(group: Group) -> None:

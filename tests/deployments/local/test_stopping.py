@@ -60,10 +60,12 @@ def test_signal_during_the_start_stops_at_once_whatever_the_main_thread_does(num
     assert ended(number, main=main) == ["stop", "Stopped."]
 
 
+@pytest.mark.slow
 def test_sigterm_to_a_serving_process_drains_first() -> None:
     assert ended(signal.SIGTERM, serving=SERVING) == ["drain", "drained", "stop", "Stopped."]
 
 
+@pytest.mark.slow
 def test_sigint_to_a_serving_process_does_not_drain() -> None:
     assert ended(signal.SIGINT, serving=SERVING) == ["stop", "Stopped."]
 

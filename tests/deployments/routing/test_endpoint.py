@@ -197,6 +197,7 @@ async def test_death_of_a_native_column_leaves_the_remote_one() -> None:
         }
 
 
+@pytest.mark.slow
 async def test_slow_server_is_cut_at_the_deadline() -> None:
     async with chat_server(streams(event(delta("bl")), 30.0)) as server, side(server) as remote:
         began = time.monotonic()
@@ -250,6 +251,7 @@ async def test_logprobs_are_requested_where_merging_weighs_by_confidence(task: s
         assert confidence == pytest.approx(0.6065, abs=1e-3)  # this server gives them unasked
 
 
+@pytest.mark.slow
 async def test_request_to_a_busy_server_is_sent_again_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints, "LEAST_WAIT_S", 0.01)
     busy = replies_with(429, headers="retry-after-ms: 100\r\n")

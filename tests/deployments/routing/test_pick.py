@@ -5,6 +5,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
+
 from deployments.routing.pool import CROWDED, pick_replica
 
 COUNT = 2000
@@ -36,6 +38,7 @@ def test_questions_about_an_image_go_to_the_same_replica() -> None:
         assert len({picked(four, image).name for _ in range(5)}) == 1
 
 
+@pytest.mark.slow
 def test_images_are_spread_evenly() -> None:
     for count in (2, 3, 4, 8, 32):
         shares = Counter(picked(replicas(count, seed=count), image).name for image in images(200 * count))

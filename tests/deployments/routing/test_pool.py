@@ -524,6 +524,7 @@ def answers(address: Address, after_s: float = 0.0) -> Callable[[], Coroutine[An
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", [[hang], [hang, hang, fail], [fail], []])
 async def test_replica_that_hangs_hides_no_other(others: list[Any]) -> None:
     async with pooled(2) as (_, _, discovery):
@@ -576,6 +577,7 @@ async def test_requests_of_a_silent_replica_are_given_up(closed: bool, monkeypat
         assert given_up.value.code == "model_starting"
 
 
+@pytest.mark.slow
 async def test_hanging_replica_does_not_hide_a_later_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployments.routing.replicas.REFRESH_S", 0.01)
     first, second = Replica("1"), Replica("2")
@@ -643,6 +645,7 @@ async def expire_lease(replica: Replica) -> None:
     await replica.server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [drain, stop, expire_lease])
 @pytest.mark.parametrize("method", ["answer", "begin"])
 async def test_planned_end_is_no_death(

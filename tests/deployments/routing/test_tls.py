@@ -42,6 +42,7 @@ def with_certificate(monkeypatch: pytest.MonkeyPatch, folder: Path, address: str
         monkeypatch.setenv(variable, value if variable == tls.SWITCH else str(folder / value))
 
 
+@pytest.mark.slow
 async def test_large_call_crosses_tls_and_peers_without_the_certificate_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_connection_is_plain_without_rays_tls_and_half_a_setting_is_refused(monk
         tls.client_context()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "why"),
     [

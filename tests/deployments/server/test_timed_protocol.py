@@ -89,6 +89,7 @@ def error_of(data: bytes) -> tuple[int, str]:
     return int(head.split()[1]), json.loads(body)["error"]["code"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"", b"G", START, START + b"x-a: ", HEALTH[:-1]])
 def test_endless_head_times_out(data: bytes) -> None:
     with front() as address, caller(address) as client:
@@ -96,12 +97,14 @@ def test_endless_head_times_out(data: bytes) -> None:
         assert read_all(client) == b""
 
 
+@pytest.mark.slow
 def test_head_sent_byte_by_byte_times_out() -> None:
     with front() as address, caller(address) as client:
         client.sendall(START)
         assert drip(client, b"x") == b""
 
 
+@pytest.mark.slow
 def test_head_sent_byte_by_byte_on_a_kept_connection_times_out() -> None:
     with front() as address, caller(address) as client:
         client.sendall(HEALTH)
@@ -109,6 +112,7 @@ def test_head_sent_byte_by_byte_on_a_kept_connection_times_out() -> None:
         assert drip(client, b"\r\n") == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framing", [b"content-length: 1000\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n"])
 def test_endless_body_is_answered_with_408(framing: bytes) -> None:
     with front() as address, caller(address) as client:
@@ -326,6 +330,7 @@ def test_pipelined_bytes_do_not_cut_the_running_response(together: bool) -> None
             assert client.recv(65536).startswith(b"HTTP/1.1 200 OK"), name
 
 
+@pytest.mark.slow
 def test_pipelined_requests_are_answered_in_order() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         size, more = 0, True
@@ -385,6 +390,7 @@ def upload(address: str, framing: str, size: int, path: str = "/v1/tasks/caption
     return reply.status, code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 @pytest.mark.parametrize("size", [30 * MB, 60 * MB])
 def test_client_that_is_still_sending_reads_its_413(framing: str, size: int) -> None:
@@ -484,6 +490,7 @@ OFFERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS.keys())
 @pytest.mark.parametrize("chunked", [False, True])
 def test_offer_to_upgrade_keeps_the_body(offer: bytes, chunked: bool) -> None:
@@ -518,6 +525,7 @@ def test_too_many_pipelined_upgrade_offers_end_with_the_connection() -> None:
         assert httpx.get(f"{address}/", timeout=PATIENCE_S).status_code == 200
 
 
+@pytest.mark.slow
 def test_body_behind_an_upgrade_offer_has_its_limits() -> None:
     with front() as address, caller(address) as client:
         client.sendall(START + OFFERS["h2c"] + b"content-length: 1000\r\n\r\nabc")

@@ -388,6 +388,7 @@ FAILURES: dict[str, tuple[Script, type[ServeError], str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAILURES)
 async def test_failure_of_the_server_is_a_bounded_error_without_its_words(
     name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

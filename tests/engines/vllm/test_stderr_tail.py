@@ -13,6 +13,7 @@ print("RuntimeError: Engine core initialization failed. See root cause above.", 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("logged", "reason"),
     [

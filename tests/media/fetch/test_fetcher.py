@@ -195,6 +195,7 @@ async def test_default_fetcher_refuses_this_machines_addresses(origin: Origin) -
     assert origin.heads == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "says"),
     [
@@ -248,6 +249,7 @@ async def test_a_server_that_does_not_speak_http_or_is_not_there(origin: Origin)
     assert "broke off" in (await refusal(gone.fetcher(), gone.url())).message
 
 
+@pytest.mark.slow
 async def test_a_handshake_that_hangs_leaves_no_connection_behind(origin: Origin) -> None:
     error = await refusal(origin.fetcher(timeout_s=0.3), origin.url(scheme="https"))  # nobody there speaks TLS
     assert "did not arrive" in error.message
@@ -283,6 +285,7 @@ async def test_a_name_server_that_hangs(origin: Origin) -> None:
     assert "did not arrive within 0.1 s" in (await refusal(fetcher, origin.url())).message
 
 
+@pytest.mark.slow
 async def test_shorter_deadline_of_the_request_wins(origin: Origin) -> None:
     origin.scripts["/bad"] = origins.hang
     with pytest.raises(BadRequest, match=r"did not arrive within 0\.2 s"):

@@ -117,11 +117,13 @@ def test_too_many_texts_to_align_are_not_voted_on_and_the_most_central_stands() 
     assert text(merged) and merged == read(*long[:3])
 
 
+@pytest.mark.slow
 def test_equal_texts_need_no_alignment() -> None:
     same = "\n".join(f"line {at} of many" for at in range(2000))
     assert vote([same] * 64, [1.0] * 64) == [same]
 
 
+@pytest.mark.slow
 def test_the_order_of_texts_that_are_equally_unlike_the_first_does_not_matter() -> None:
     for texts in itertools.product(["a b", "b c", "c d", "d a b", ""], repeat=3):
         says = [0.5, 0.7, 1.1]

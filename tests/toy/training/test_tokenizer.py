@@ -30,6 +30,7 @@ def pairs(family):
                 yield f"<bos>{asking}\n", f"{answer}<eos>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_decodes_back_to_itself(family):
     tokens = tokenizer.build_tokenizer(family)
@@ -39,6 +40,7 @@ def test_text_decodes_back_to_itself(family):
         assert tokens.decode(ids, skip_special_tokens=False) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_word_of_the_scenes_is_a_single_token(family):
     tokens = tokenizer.build_tokenizer(family)

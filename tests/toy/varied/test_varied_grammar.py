@@ -128,6 +128,7 @@ def independent_count(scene, words):
     )
 
 
+@pytest.mark.slow
 def test_counts_and_yes_or_no_agree_with_a_second_reading_of_the_phrase():
     rng, checked = random.Random(1), 0
     for seed in range(120):
@@ -145,6 +146,7 @@ def test_counts_and_yes_or_no_agree_with_a_second_reading_of_the_phrase():
     assert checked > 150
 
 
+@pytest.mark.slow
 def test_yes_and_no_are_balanced_in_every_kind():
     counts = {}
     for seed in range(120):
@@ -160,6 +162,7 @@ def test_yes_and_no_are_balanced_in_every_kind():
     assert 0.35 < total["yes"] / total.total() < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wording", [grammar.TRAINING, exam.EXAM], ids=["grammar", "exam"])
 def test_every_kind_has_templates_whose_slots_exist(wording):
     assert set(wording.templates) == set(KINDS)

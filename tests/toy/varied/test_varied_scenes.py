@@ -15,6 +15,7 @@ def drawn_scenes():
     return [scenes.varied_scene(seed) for seed in range(250)]
 
 
+@pytest.mark.slow
 def test_seed_determines_scene_and_picture():
     assert scenes.varied_scene(7) == drawn_scenes()[7] != drawn_scenes()[8]
     assert scenes.render(drawn_scenes()[7]).tobytes() == scenes.render(scenes.varied_scene(7)).tobytes()
@@ -47,6 +48,7 @@ def test_boxes_lie_inside_and_things_are_sorted():
         assert sorted(scene.order) == list(range(len(scene.things)))
 
 
+@pytest.mark.slow
 def test_masks_are_the_drawn_pixels_and_fill_their_boxes():
     overlapping = 0
     for scene in drawn_scenes()[:80]:
