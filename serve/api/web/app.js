@@ -208,7 +208,7 @@ function put(next) {
   addressed();
 }
 
-/** Take away the answers about another picture; this visit's questions bring them back. */
+/** Take the last answers away. */
 function forget() {
   last = null;
   merged.element.hidden = byId("share").hidden = true;
@@ -273,13 +273,11 @@ async function pose(asked, about) {
   const answer = { id: null, size: { width: about.width, height: about.height }, merged: null, replies: [] };
   const now = { controller, columns, picture: about };
   asking = now;
-  last = null;
+  forget();
   const shown = () => picture === about ? answer : {}; // else another one was chosen meanwhile
   clear();
   const placed = Boolean(taskOf(asked.task).places);
   if (placed) for (const layer of [...names, MERGED]) toggle(layer);
-  byId("share").hidden = true;
-  byId("cost").replaceChildren();
   byId("columns").replaceChildren(...[...columns.values()].map((column) => column.element));
   merged.wait(columns.size, placed);
   usable();

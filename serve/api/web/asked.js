@@ -23,5 +23,5 @@ export function fieldsOf({ field, text, multiple, least, models }) {
   return [[field, text], ["multiple", multiple && "true"], ["min_agreement", least], ["models", models?.join(",")]].filter(([, value]) => value);
 }
 
-/** The token by which this browser may delete a result that it shared; kept where one is given. */
+/** The token by which this browser may delete a result that it shared; kept where given. */
 export const remembered = (result, token) => kept("localStorage", `diptych-result-${result}`, token);

@@ -4,7 +4,7 @@ import { get, link } from "./wire.js";
 import { catalogue, value } from "./columns.js";
 import { byId, made, region } from "./dom.js";
 
-/** Show the comparison of these names. Gives the models and which of them are served, or null where a name is unknown. */
+/** Show a comparison. Gives the models and which of them are served, or null where a name is unknown. */
 export async function compared(names) {
   byId("comparison").hidden = false;
   const cards = await catalogue();

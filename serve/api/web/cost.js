@@ -5,7 +5,7 @@ import { made, tabled } from "./dom.js";
 const seconds = (ms) => (ms == null ? "–" : `${(ms / 1000).toFixed(2)} s`);
 const whole = (count) => (count == null ? "–" : count.toLocaleString("en"));
 
-/** Replies and their models' cards, by name -> the table behind its title; nothing where there is no reply. */
+/** Replies and their models' cards, by name -> the table behind its title, if any. */
 export function costs(replies, cards) {
   const asked = replies.filter((reply) => reply.usage);
   if (!asked.length) return [];

@@ -27,7 +27,7 @@ function filled(element, classes, attributes, children) {
   return element;
 }
 
-/** Fill a label with the input for what a task takes beside the picture, #text; hide it where the task takes nothing. */
+/** Fill a label with the input for what a task takes beside the picture, #text; hide it for one that takes nothing. */
 export function offerText(label, { text_field: field, text_title: title, text_kind: kind }, attributes) {
   label.hidden = !field;
   const input = kind === "json"

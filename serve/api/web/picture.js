@@ -67,7 +67,7 @@ export function lit(id, on) {
   overlay.classList.toggle("some-lit", on);
 }
 
-/** A switch for this layer, beside the others; made before anything is drawn, so that nothing moves when it is. */
+/** A switch for this layer; made before anything is drawn, so that nothing moves when it is. */
 export function toggle(model) {
   const layers = byId("layers");
   layers.hidden = false;

@@ -262,7 +262,7 @@ function go(place) {
 
 // Pictures, boxes, masks, points
 
-/** Draw a line's picture and boxes or points into an SVG, with masks and titles where `large`. */
+/** Draw a line's picture and places into an SVG, with masks and titles where `large`. */
 function fill(canvas, line, url, large) {
   const { width = 4, height = 3 } = line.image ?? {};
   canvas.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -310,7 +310,7 @@ function lineOf(entry) {
   return [line, fileUrl(entry.file) ?? (preview || null)];
 }
 
-/** Draw an entry's picture and boxes or points into a tile's canvas, a few tiles in one go, unless it has scrolled by till then. */
+/** Draw an entry's picture and places into a tile's canvas, unless it has scrolled by till then. */
 function fillSoon(canvas, entry) {
   if (!wanted.length) setTimeout(readNext);
   wanted.push({ canvas, entry });

@@ -19,7 +19,7 @@ export function runs(counts) {
   return found;
 }
 
-/** A mask as a picture of one colour, [r, g, b], `alpha` strong inside a firm edge, at most `side` pixels long: a data URL. */
+/** A mask as a picture of one colour, [r, g, b], `alpha` strong inside a firm edge, at most `side` long: a data URL. */
 export function painted(mask, [red, green, blue], alpha, side = 640) {
   const [height, width] = mask.size;
   const flat = new Uint8Array(height * width);

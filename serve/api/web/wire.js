@@ -30,7 +30,7 @@ const KEY = "diptych-api-key";
 const memory = {};
 let declined = false;
 
-/** What the browser has in a storage, after putting `value` there, if any; where storage is switched off, this page has it. */
+/** What a storage has, after putting `value` there, if any; where storage is switched off, this page has it. */
 export function kept(storage, name, value) {
   try {
     if (value) window[storage].setItem(name, value);
@@ -43,7 +43,7 @@ export function kept(storage, name, value) {
 /** This tab's API key. */
 export const storedKey = (value) => kept("sessionStorage", KEY, value);
 
-/** fetch with this tab's API key. Where the server wants one, or another one, the person is asked, until they decline. */
+/** fetch with this tab's API key. Where the server wants another one, the person is asked, until they decline. */
 async function call(path, options = {}) {
   for (;;) {
     const key = storedKey();
@@ -74,7 +74,7 @@ export const bytes = async (path) => (await accepted(path)).body;
 /** POST a form, or JSON text; or another method. */
 export const post = async (path, body, options) => (await accepted(path, { method: "POST", body, ...options })).json();
 
-/** Ask a task; yields {event, data} as they come. Aborting `signal` closes the request, and with it the engines' work. */
+/** Ask a task; yields {event, data} as they come. Aborting `signal` stops the engines' work. */
 export async function* ask(task, form, signal) {
   const reply = await accepted(`v1/tasks/${task}`, { method: "POST", body: form, signal });
   yield { event: "opened", data: { id: `task-${reply.headers.get("x-request-id")}` } };
