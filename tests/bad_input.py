@@ -174,7 +174,7 @@ TEXTS = [  # these look bad, but reach the engine like any other text
     chat("a stop that is everything", 200, stop=["\n", " ", "a", "e"]),
     chat("the largest seed", 200, seed=2**63 - 9, temperature=1.0),
     chat("the hottest there is", 200, temperature=2, top_p=0.0001),
-    detect("a label of marks", 200, labels=["<loc0000>; [0, 0, 1, 1]"]),
+    detect("a label of marks", (200, 503), labels=["<loc0000>; [0, 0, 1, 1]"]),  # a toy may answer it with no box
 ]
 CASES = [*HTTP, *BODIES, *PARAMETERS, *PICTURES, *ADDRESSES, *TEXTS]
 CONTROL = json.dumps({"image": URL, "question": "what?", "models": [LLAVA, PALIGEMMA], "max_tokens": 4}).encode()

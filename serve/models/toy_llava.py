@@ -7,7 +7,7 @@ from serve.models.base import Checkpoint, Model, Turn
 from serve.models.llava import llava_prompt, pad
 from serve.models.llava_tasks import FURTHER, llava_skills
 from serve.models.text_replies import parse_toy_ocr
-from serve.models.toys import FOLDER, toy_card
+from serve.models.toys import CONTEXT, FOLDER, toy_card
 from serve.models.turns import split_system
 
 
@@ -29,11 +29,11 @@ MODELS = [
     Model(
         name=f"toy-{folder}",
         checkpoint=Checkpoint(str(FOLDER / folder), expect={"architectures": ["LlavaForConditionalGeneration"]}),
-        card=toy_card("LLaVA-1.5", 2_441_312, TASKS, ()),
+        card=toy_card("LLaVA-1.5", parameters, TASKS, ()),
         skills=llava_skills(llava_prompt, parse_ocr=parse_toy_ocr),
         converse=toy_prompt,
         prepare=pad,
-        family_args={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
+        family_args={"max_model_len": CONTEXT, "limit_mm_per_prompt": {"image": 1}},
     )
-    for folder in ("llava", "llava-b")
+    for folder, parameters in (("llava", 5_515_392), ("llava-b", 5_519_424))
 ]

@@ -3,7 +3,7 @@
 from serve.models.base import Checkpoint, Model, unchanged
 from serve.models.paligemma_tasks import paligemma_prompt, paligemma_skills
 from serve.models.text_replies import parse_toy_ocr
-from serve.models.toys import FOLDER, toy_card
+from serve.models.toys import CONTEXT, FOLDER, toy_card
 
 
 def _toy(folder: str, parameters: int) -> Model:
@@ -23,9 +23,9 @@ def _toy(folder: str, parameters: int) -> Model:
         ),
         converse=paligemma_prompt,
         prepare=unchanged,
-        family_args={"max_model_len": 256, "limit_mm_per_prompt": {"image": 1}},
+        family_args={"max_model_len": CONTEXT, "limit_mm_per_prompt": {"image": 1}},
         prefix_lm=True,
     )
 
 
-MODELS = [_toy("paligemma", 2_124_736), _toy("paligemma-b", 1_811_072)]
+MODELS = [_toy("paligemma", 4_688_832), _toy("paligemma-b", 5_652_096)]

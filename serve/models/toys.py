@@ -5,8 +5,11 @@ from pathlib import Path
 from serve.models.base import Card
 
 FOLDER = Path(__file__).parents[1] / "toy"
+CONTEXT = 512
+"""The most tokens of a prompt and its reply: 100 or 121 of them are the image's."""
 NOTE = (
-    "A toy, trained on drawn shapes: it knows shapes, colours, counts, places and a few short words, nothing else. "
+    "A toy, trained on drawn shapes: it knows ten shapes, twelve colours, counts, places, sizes and some words, "
+    "nothing else. "
     "For real pictures serve the published models: diptych serve --models llava-1.5-7b,paligemma-3b-mix-448"
 )
 
@@ -17,19 +20,19 @@ def toy_card(like: str, parameters: int, tasks: tuple[str, ...], features: tuple
         organization="Diptych",
         category="Toy: drawn shapes only",
         modality="image and text in, text out",
-        released="2026-11-23",
-        context_window=256,
+        released="2026-11-30",
+        context_window=CONTEXT,
         parameters=parameters,
         licence="Apache-2.0",
         tasks=("vqa", "caption", *tasks),
         features=(f"{like} architecture", *features, "runs on a laptop's CPU"),
         about=NOTE,
         overview=(
-            f"{like}'s architecture and format of prompts and answers, with a few million parameters and weights of "
+            f"{like}'s architecture and format of prompts and answers, with five million parameters and weights of "
             "this project's own, so that everything here runs on any machine without a download.",
             NOTE,
         ),
         toy=True,
-        hardware="A laptop's CPU will do: it was trained on one core of one.",
+        hardware="A laptop's CPU will do: it was trained on one core.",
         checked="The checkpoint itself: on CPU, against transformers and on fresh scenes (serve/toy/README.md).",
     )

@@ -15,7 +15,9 @@ class Question:
     """A question for one task. text: the question (vqa, chat) or phrases joined by ` ; ` (detect, segment).
     answer: the true text. boxes: the true (phrase, box) pairs of detect and segment. codes: of each box's mask; without
     them each mask is its phrase's whole shape. meant: phrases that mean one thing, with its box; those that are in the
-    text as they are help to train. named: where in the answer one thing's name begins, with its box."""
+    text as they are help to train. named: where in the answer one thing's name begins, with its box. counts: phrases
+    with the number of things that each means. about: shape and colour of the things that the answer is about, or
+    None."""
 
     task: str
     kind: str
@@ -25,6 +27,8 @@ class Question:
     codes: tuple[tuple[int, ...], ...] = ()
     meant: tuple[tuple[str, Box], ...] = ()
     named: tuple[tuple[int, Box], ...] = ()
+    counts: tuple[tuple[str, int], ...] = ()
+    about: tuple[tuple[str, str], ...] | None = None
 
 
 def listing(scene: Scene) -> str:
@@ -53,11 +57,6 @@ def detect(scene: Scene, wanted: list[str]) -> Question:
     """Ask for the boxes of these phrases. The answer has them phrase by phrase, each from left to right."""
     boxes = tuple((phrase, shape.box) for phrase in wanted for shape in matching(scene, phrase))
     return Question("detect", "boxes", " ; ".join(wanted), boxes=boxes)
-
-
-def segment(scene: Scene, wanted: list[str]) -> Question:
-    """Ask for the masks of these phrases, in the order of `detect`."""
-    return Question("segment", "masks", " ; ".join(wanted), boxes=detect(scene, wanted).boxes)
 
 
 def absent(scene: Scene, rng: random.Random, task: str) -> Question:
@@ -105,13 +104,6 @@ def vqa(scene: Scene, kind: str, rng: random.Random) -> Question | None:
         phrase, place = rng.choice(clear)
         return Question("vqa", kind, f"Where is the {phrase}?", place)
     raise ValueError(f"unknown question type {kind!r}; known: {', '.join(KINDS)}")
-
-
-def repeats(scene: Scene, rng: random.Random) -> Question | None:
-    """Ask for the number of a kind of shape that occurs more than once, or return None if there is no such kind."""
-    kinds = [shape.kind for shape in scene.shapes]
-    several = sorted({kind for kind in kinds if kinds.count(kind) > 1})
-    return how_many(scene, rng.choice(several)) if several else None
 
 
 def how_many(scene: Scene, shape: str) -> Question:
@@ -174,16 +166,3 @@ def chat(scene: Scene, rng: random.Random) -> Question:
 
 def _singular(plural: str) -> str:
     return "cross" if plural == "crosses" else plural.removesuffix("s")
-
-
-def as_typed(text: str, rng: random.Random) -> str:
-    """Vary a question as people type it: lower case, `colour`, no question mark."""
-    if rng.random() < 0.4:
-        text = text[0].lower() + text[1:]
-    ending = text[-1] if text[-1] in "?." else ""
-    body = text.removesuffix(ending)
-    if body.lower().startswith(("how many", "is there")) and rng.random() < 0.2:
-        body += rng.choice((" in the image", " in the picture"))
-    if rng.random() < 0.1:
-        body = body.replace("color", "colour")
-    return body if rng.random() < 0.25 else body + ending

@@ -162,8 +162,8 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
     model = client.models.retrieve(LLAVA)
     assert model.owned_by == "Diptych" and (model.model_extra or {})["diptych"]["kind"] == "model"
     about = model.model_extra or {}
-    assert (about["root"], about["parent"], about["max_model_len"]) == (LLAVA, None, 256)
-    assert (client.models.retrieve("detect").model_extra or {})["max_model_len"] == 256
+    assert (about["root"], about["parent"], about["max_model_len"]) == (LLAVA, None, 512)
+    assert (client.models.retrieve("detect").model_extra or {})["max_model_len"] == 512
 
 
 def test_an_image_url_is_refused(client: openai.OpenAI) -> None:

@@ -194,7 +194,8 @@ def test_vllm_equals_transformers(name: str, dtype: str, case: Callable[[str], C
     prompts = [dataclasses.replace(p, image=p.image and this.model.prepare(p.image)) for p in this.prompts]
     crowded = name in CROWDED
     kinds = 2 if "paligemma2" in name else 1  # of layers, sliding and not, each with blocks of its own
-    few = 2 + 16 * kinds * (this.context // 32 // 4)  # enough for four whole requests, not for sixteen
+    used = 256 if name in TOYS else this.context
+    few = 2 + 4 * kinds * (used // 32)  # enough for four whole requests, not for sixteen
     room = {"block_size": 32, "num_gpu_blocks_override": few} if crowded else {}
     graphs = DEVICE == "cuda" and (name, dtype) == GRAPHS
     given = {"max_model_len": this.context, "dtype": dtype, **room, **({"enforce_eager": False} if graphs else {})}
@@ -232,7 +233,7 @@ def test_vllm_equals_transformers(name: str, dtype: str, case: Callable[[str], C
     assert max(worst for _, worst, _, _ in rows) < bound
     assert all(loads) and [len(reply.reply) for reply in drawn] == [4] * len(drawn)
     if crowded:
-        assert preemptions >= 5
+        assert preemptions >= 4
 
 
 UNSAFE: dict[str, dict[str, Any]] = {

@@ -100,7 +100,7 @@ def test_model_list_has_models_before_tasks() -> None:
     first, second = entries[:2]
     assert (first.diptych.kind, first.diptych.state, second.diptych.state) == ("model", "ready", "starting")
     assert first.diptych.memory == Memory(14_000, 6_000, 12) and second.diptych.memory is None
-    assert first.created == 1795392000 and first.owned_by == "Diptych"
+    assert first.created == 1795996800 and first.owned_by == "Diptych"
     assert first.diptych.about and "toy" in first.diptych.about
     vqa = entries[names.index("vqa")]
     assert (vqa.diptych.kind, vqa.diptych.models, vqa.diptych.state) == ("task", [LLAVA, PALIGEMMA], None)
@@ -147,7 +147,7 @@ def test_card_is_complete() -> None:
         empty = {field for field, value in entry.model_dump(exclude=optional).items() if not value}
         assert empty <= may_lack, name
         released = (entry.released + "-01-01")[:10]  # a month, or a year, where no day is known
-        assert datetime.date.fromisoformat(released) <= datetime.date(2026, 11, 23), name
+        assert datetime.date.fromisoformat(released) <= datetime.date(2026, 11, 30), name
         assert entry.images or entry.videos, name
         assert len(entry.overview) == 2 and all(15 <= len(text.split()) <= 90 for text in entry.overview), name
         assert model.engine != "vllm" or model.family_args["max_model_len"] <= entry.context_window, name

@@ -9,7 +9,6 @@ training needs.
 import argparse
 import json
 import random
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from serve.media.masks import Mask
-from serve.toy import masks, world
-from serve.toy.training.varied_lessons import HERE as VARIED
 from serve.toy.varied.names import SHAPE_OTHERS
 from serve.toy.varied.scenes import Thing, silhouette
-from serve.toy.world import Box, Shape
 
 HERE = Path(__file__).parents[1]
 CODES, SIDE, CELLS = 128, 64, 16
@@ -118,42 +113,31 @@ class Codec(nn.Module):
         return {"_vq_vae._embedding": self.codebook.embedding.numpy(), **decoder}
 
 
-WORLDS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Box, tuple[int, int]], Mask]]] = {
-    "first": (world.SHAPES, lambda kind, box, size: masks.shape_mask(Shape(kind, "red", box), size)),
-    "varied": (
-        tuple(SHAPE_OTHERS),
-        lambda kind, box, size: silhouette(Thing(kind, "red", "filled", box, (255, 0, 0), box), size),
-    ),
-}
-"""By world: its shapes, and the mask of one in a box."""
-
-
-def crop(
-    kind: str, shift: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0), world_name: str = "first"
-) -> np.ndarray:
+def crop(kind: str, shift: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)) -> np.ndarray:
     """Draw a shape cropped to its box: (64, 64), -1 (outside) to 1, antialiased. shift: how far each edge of the
     box is off, x0, y0, x1, y1 as fractions of its sides."""
     x0, y0, x1, y1 = shift
     box = (x0, y0, 1 + x1, 1 + y1)
-    fine = WORLDS[world_name][1](kind, box, (4 * SIDE, 4 * SIDE)).astype(np.float32)
+    thing = Thing(kind, "red", "filled", box, (255, 0, 0), box)
+    fine = silhouette(thing, (4 * SIDE, 4 * SIDE)).astype(np.float32)
     small: np.ndarray = fine.reshape(SIDE, 4, SIDE, 4).mean((1, 3)) * 2 - 1
     return small
 
 
-def crops(count: int, seed: int, world_name: str = "first") -> Tensor:
+def crops(count: int, seed: int) -> Tensor:
     """Draw random shapes (count, 1, 64, 64), every second one in a box that is off by up to JITTER."""
     rng = random.Random(f"crops {seed}")
     images = []
     for index in range(count):
         most = JITTER * (index % 2)
         x0, y0, x1, y1 = (rng.uniform(-most, most) for _ in range(4))
-        images.append(crop(rng.choice(WORLDS[world_name][0]), (x0, y0, x1, y1), world_name))
+        images.append(crop(rng.choice(tuple(SHAPE_OTHERS)), (x0, y0, x1, y1)))
     return torch.from_numpy(np.stack(images)[:, None])
 
 
-def train_codec(steps: int, seed: int = 0, world_name: str = "first") -> Codec:
+def train_codec(steps: int, seed: int = 0) -> Codec:
     torch.manual_seed(seed)
-    codec, batch = Codec(), crops(3000, seed, world_name)
+    codec, batch = Codec(), crops(3000, seed)
     optimizer = torch.optim.AdamW(codec.parameters(), lr=0.0, weight_decay=0.01)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -177,26 +161,23 @@ def reconstruction_iou(codec: Codec, batch: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--world", choices=tuple(WORLDS), default="first")
-    parser.add_argument("--out", type=Path, help="where vae-oid.npz and codes.json go; of varied scenes, by default "
-                        "to the folder of training")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=HERE, help="where vae-oid.npz and codes.json go")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    name, out = options.world, options.out or (HERE if options.world == "first" else VARIED)
-    codec = train_codec(options.steps, world_name=name)
-    fresh = crops(1000, seed=1, world_name=name)
+    codec = train_codec(options.steps)
+    fresh = crops(1000, seed=1)
     print(f"IoU of fresh masks: {reconstruction_iou(codec, fresh[::2]).mean():.3f} in the box, ", end="")
     used = set(codec.encode(fresh).flatten().tolist())
     print(f"{reconstruction_iou(codec, fresh[1::2]).mean():.3f} off it; {len(used)} codes in use")
-    kinds = WORLDS[name][0]
-    whole = torch.from_numpy(np.stack([crop(kind, world_name=name) for kind in kinds])[:, None])
+    kinds = tuple(SHAPE_OTHERS)
+    whole = torch.from_numpy(np.stack([crop(kind) for kind in kinds])[:, None])
     codes = {kind: grid.flatten().tolist() for kind, grid in zip(kinds, codec.encode(whole), strict=True)}
     for kind, iou in zip(kinds, reconstruction_iou(codec, whole), strict=True):
         print(f"{kind:<10}{iou:.3f}  {codes[kind]}")
-    out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out / "vae-oid.npz", **codec.arrays())  # type: ignore[arg-type]
+    options.out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(options.out / "vae-oid.npz", **codec.arrays())  # type: ignore[arg-type]
     rows = ",\n".join(f' "{kind}": {json.dumps(row)}' for kind, row in codes.items())
-    (out / "codes.json").write_text(f"{{\n{rows}\n}}\n")
+    (options.out / "codes.json").write_text(f"{{\n{rows}\n}}\n")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 import functools
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -16,22 +15,14 @@ from torch import Tensor
 from serve.media.geometry import pad_to_square
 from serve.media.image import Image
 from serve.models.llava import PAD_COLOUR
-from serve.toy import questions, world
 from serve.toy.questions import Question
-from serve.toy.training import nets, prompts, tokenizer
-from serve.toy.training import varied_lessons as varied
-from serve.toy.training.tokenizer import World
-from serve.toy.varied.names import with_article
-from serve.toy.world import Box, Scene
+from serve.toy.training import lessons, nets, prompts, tokenizer
+from serve.toy.varied.names import PALETTE, SHAPE_OTHERS
+from serve.toy.varied.scenes import VariedScene
+from serve.toy.world import Box
 
 HELD_OUT = 10_000_000
 """The first seed of the scenes that are never trained on."""
-TEXT_TOKENS = 144
-KIND_SHARES = {
-    "exists": 30, "color": 15, "shape": 14, "count_kind": 14, "where": 13, "count": 8, "background": 6,
-}  # fmt: skip
-CLASSES = {"shape": 6, "color": 7, "joint": 31, "background": 3, "text": len(world.WORDS) + 2, "tens": 11, "ones": 11}
-"""Labels of a patch and their numbers of classes, 0 being none, for the linear probe of vision training."""
 
 
 def view(picture: PIL.Image.Image, family: str, side: int = nets.SIDE) -> PIL.Image.Image:
@@ -52,47 +43,37 @@ def normalized(images: np.ndarray, family: str) -> Tensor:
     return (torch.from_numpy(images).float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
-def training_scene(seed: int) -> Scene:
-    """Return the training scene of a seed. More of them have text than in `world.scene`, as reading is learnt last."""
-    return world.scene(seed, text=random.Random(f"text {seed}").random() < 0.6)
-
-
 @dataclass
 class Corpus:
-    """Scenes as arrays: uint8 images (N, 3, side, side), uint8 labels (N, patches, the world's classes), edges (N,
-    patches, 4)."""
+    """Scenes as arrays: uint8 images (N, 3, side, side), uint8 labels (N, patches, classes), edges (N, patches,
+    4)."""
 
     family: str
     start: int
-    lessons: "Lessons"
     images: np.ndarray
     labels: np.ndarray
     edges: np.ndarray
 
     @classmethod
-    def of(
-        cls, family: str, start: int, count: int, work: Path, side: int = nets.SIDE, world_name: World = "first"
-    ) -> "Corpus":
+    def of(cls, family: str, start: int, count: int, work: Path, side: int = nets.SIDE) -> "Corpus":
         """Load the scenes of seeds start .. start + count from the cache in `work`, or draw them."""
-        lessons = LESSONS[world_name]
-        name = f"{family}-{start}-{count}{f'-{side}' * (side != nets.SIDE)}"
-        if world_name == "varied":  # pictures of scenes that a seed no longer gives must not meet new questions
-            ends = repr([lessons.scene(start), lessons.scene(start + count - 1)])
-            name = f"varied-{name}-{hashlib.sha256(ends.encode()).hexdigest()[:8]}"
+        # pictures of scenes that a seed no longer gives must not meet new questions
+        ends = repr([lessons.training_scene(start), lessons.training_scene(start + count - 1)])
+        name = f"{family}-{start}-{count}-{side}-{hashlib.sha256(ends.encode()).hexdigest()[:8]}"
         paths = [work / f"{name}.{part}.npy" for part in ("images", "labels", "edges")]
         if not all(path.exists() for path in paths):
             work.mkdir(parents=True, exist_ok=True)
-            cls._draw(family, start, count, side, lessons, paths)
+            cls._draw(family, start, count, side, paths)
         images, labels, edges = (np.load(path, mmap_mode="r") for path in paths)
-        return cls(family, start, lessons, images, labels, edges)
+        return cls(family, start, images, labels, edges)
 
     @classmethod
-    def _draw(cls, family: str, start: int, count: int, side: int, lessons: "Lessons", paths: Sequence[Path]) -> None:
+    def _draw(cls, family: str, start: int, count: int, side: int, paths: Sequence[Path]) -> None:
         """Draw scenes straight into files: images, labels and edges. Sixty thousand do not fit into memory twice."""
         patches = (side // nets.PATCH) ** 2
         kinds: tuple[tuple[tuple[int, ...], type], ...] = (
             ((3, side, side), np.uint8),
-            ((patches, len(lessons.classes)), np.uint8),
+            ((patches, len(lessons.CLASSES)), np.uint8),
             ((patches, 4), np.float32),
         )
         new_paths = [path.with_suffix(".new") for path in paths]  # a run that is stopped leaves no half file behind
@@ -101,8 +82,8 @@ class Corpus:
             for path, (shape, dtype) in zip(new_paths, kinds, strict=True)
         )
         for i in range(count):
-            scene = lessons.scene(start + i)
-            images[i], labels[i], edges[i] = drawn(lessons, scene, view_of(family, start + i), side, start + i)
+            scene = lessons.training_scene(start + i)
+            images[i], labels[i], edges[i] = drawn(scene, view_of(family, start + i), side, start + i)
         for array in (images, labels, edges):
             array.flush()
         for new, path in zip(new_paths, paths, strict=True):
@@ -112,125 +93,21 @@ class Corpus:
         return normalized(self.images[rows], self.family)
 
 
-def drawn(lessons: "Lessons", scene: Any, family: str, side: int, seed: int) -> tuple[np.ndarray, ...]:
+def drawn(scene: VariedScene, family: str, side: int, seed: int) -> tuple[np.ndarray, ...]:
     """Return the square image of a scene (3, side, side), its patches' labels and edges."""
-    picture = lessons.draw(scene, random.Random(f"scale {seed}"))
+    picture = lessons.draw_softened(scene, random.Random(f"scale {seed}"))
     image = np.asarray(view(picture, family, side)).transpose(2, 0, 1)
-    return image, *lessons.labels(scene, family, side // nets.PATCH)
+    return image, *lessons.patch_labels(scene, family, side // nets.PATCH)
 
 
-def patch_labels(scene: Scene, family: str, grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels (grid², 7) and edges (grid², 4) of the object that covers most of a patch, at least a quarter."""
-    labels = np.zeros((grid**2, len(CLASSES)), np.uint8)
-    edges = np.zeros((grid**2, 4), np.float32)
-    labels[:, 3] = list(world.BACKGROUNDS).index(scene.background)
-    boxes: list[Box] = [shape.box for shape in scene.shapes]
-    if scene.text_box is not None:
-        boxes.append(scene.text_box)
-    if family == "llava":
-        boxes = [prompts.padded(box, scene.size) for box in boxes]
-    x0, y0, x1, y1 = np.array(boxes).T[:, :, None] * grid
-    cell = np.arange(grid)
-    wide = np.clip(np.minimum(x1, cell + 1) - np.maximum(x0, cell), 0, 1)
-    high = np.clip(np.minimum(y1, cell + 1) - np.maximum(y0, cell), 0, 1)
-    cover = (high[:, :, None] * wide[:, None, :]).reshape(len(boxes), -1)
-    owner, most = cover.argmax(0), cover.max(0)
-    for index, box in enumerate(boxes):
-        covered = (owner == index) & (most > min(0.25, 0.9 * cover[index].max()))
-        if index < len(scene.shapes):
-            kind, color = (
-                world.SHAPES.index(scene.shapes[index].kind),
-                list(world.COLORS).index(scene.shapes[index].color),
-            )
-            labels[covered, 0], labels[covered, 1], labels[covered, 2] = kind + 1, color + 1, 1 + kind * 6 + color
-            edges[covered] = box
-        elif scene.text.isdigit():
-            labels[covered, 4] = len(world.WORDS) + 1
-            labels[covered, 5], labels[covered, 6] = int(scene.text[0]) + 1, int(scene.text[1]) + 1
-        else:
-            labels[covered, 4] = world.WORDS.index(scene.text) + 1
-    return labels, edges
+ATTRIBUTES = (*SHAPE_OTHERS, *PALETTE)
+SET = len(ATTRIBUTES) + 1
 
 
-def training_questions(
-    scene: Scene, family: str, rng: random.Random, segment: bool = False, absent: float = 0.0, counting: float = 0.0
-) -> list[Question]:
-    """Return different questions about a scene in random order, with varied spelling.
-
-    segment: whether to ask for masks. absent: the share of detect and segment questions about an absent thing.
-    counting: the share of vqa questions that count shapes of one kind, half of them a kind that occurs several times.
-    """
-    chosen: dict[str, Question] = {}
-    chosen["caption"] = Question("caption", "caption", "", questions.caption(scene))
-    if scene.text or rng.random() < 0.1:
-        chosen["ocr"] = Question("ocr", "ocr", "", scene.text or "nothing")
-    for _ in range(6):
-        kind = rng.choices(tuple(KIND_SHARES), weights=tuple(KIND_SHARES.values()))[0]
-        question = None
-        if counting and rng.random() < counting:
-            kind = "count_kind"
-            question = questions.repeats(scene, rng) if rng.random() < 0.5 else None
-        question = question or questions.vqa(scene, kind, rng)
-        if question is not None:
-            chosen[question.text] = Question("vqa", kind, questions.as_typed(question.text, rng), question.answer)
-    for task in ("detect",) * 3 + ("segment",) * (3 * segment):
-        question = _locate(task, scene, family, rng, absent)
-        if question is not None:
-            chosen[task + question.text] = question
-    if family == "llava":
-        question = questions.chat(scene, rng)
-        chosen["chat"] = Question("chat", question.kind, questions.as_typed(question.text, rng), question.answer)
-    order = list(chosen.values())
-    rng.shuffle(order)
-    return order
-
-
-def draw_scaled(scene: Scene, rng: random.Random) -> PIL.Image.Image:
-    return world.draw(scene, rng.choice((0.8, 1.0, 1.0, 1.25, 1.5)))
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """A world as training data. classes: the labels of a patch, 0 being none where `dense` does not name them; scene:
-    of a seed; draw: its picture; labels: of its patches (family, grid); questions: about it (family, rng, phase
-    settings), each with the size that boxes of it are padded from; written: a scene of text alone, of a seed."""
-
-    classes: Mapping[str, int]
-    dense: frozenset[str]
-    scene: Callable[[int], Any]
-    draw: Callable[[Any, random.Random], PIL.Image.Image]
-    labels: Callable[[Any, str, int], tuple[np.ndarray, np.ndarray]]
-    questions: Callable[..., list[Question]]
-    text_tokens: int
-    written: Callable[[int], Any] | None = None
-
-
-LESSONS: Mapping[str, Lessons] = {
-    "first": Lessons(
-        CLASSES, frozenset({"background"}), training_scene, draw_scaled, patch_labels, training_questions, TEXT_TOKENS
-    ),
-    "varied": Lessons(
-        varied.CLASSES, varied.DENSE, varied.varied_training_scene, varied.draw_softened, varied.varied_patch_labels,
-        varied.varied_questions, varied.TEXT_TOKENS, varied.written_training_scene,
-    ),
-}  # fmt: skip
-"""Both worlds by name."""
-
-
-def _locate(task: str, scene: Scene, family: str, rng: random.Random, absent: float) -> Question | None:
-    if absent and rng.random() < absent:
-        return questions.absent(scene, rng, task)
-    single = family == "llava"
-    known = questions.phrases(scene, unique=single)
-    if not known:
-        return None
-    some = rng.sample(known, min(len(known), 1 if single else rng.choices((1, 2, 3), weights=(5, 4, 2))[0]))
-    question = (questions.detect if task == "detect" else questions.segment)(scene, some)
-    if rng.random() < 0.1:  # "a red circle", "the red circle": the answer repeats the phrase as asked
-        renamed = {phrase: rng.choice((with_article(phrase), f"the {phrase}")) for phrase in some}
-        boxes = tuple((renamed[phrase], box) for phrase, box in question.boxes)
-        question = Question(task, question.kind, " ; ".join(renamed[phrase] for phrase in some), boxes=boxes)
-    return question
+def as_set(things: Sequence[tuple[str, str]]) -> list[float]:
+    """Return which shapes and colours some things have, as 0 and 1, and how many they are: SET numbers."""
+    there = {name for thing in things for name in thing}
+    return [*(float(name in there) for name in ATTRIBUTES), float(len(things))]
 
 
 Row = tuple[int, list[tuple[Question, tuple[int, int]]]]
@@ -246,7 +123,10 @@ class Packed:
     `target` (B, A) with `weight` (B, A; 0 for padding); group (B, A): the question's index in `kinds`. phrases (K, 2):
     row and position of the last tokens of phrases that mean one thing, with its box in `boxes` (K, 4). pairs (J,):
     the index in `phrases` of each phrase that follows another one in its question. names (M, 2): row and position of
-    the tokens before the names of single things in answers, with their boxes in `named_boxes` (M, 4).
+    the tokens before the names of single things in answers, with their boxes in `named_boxes` (M, 4). counted (C, 3):
+    row and position of the last tokens of phrases, and how many things each means. about (N, 2): row and position of
+    the last tokens of prompts whose answers are about some things; sets (N, SET): which shapes and colours these have,
+    as 0 and 1, and how many they are.
     """
 
     ids: Tensor
@@ -263,6 +143,9 @@ class Packed:
     pairs: Tensor
     names: Tensor
     named_boxes: Tensor
+    counted: Tensor
+    about: Tensor
+    sets: Tensor
 
 
 class Packer:
@@ -273,11 +156,10 @@ class Packer:
         family: str,
         first_loc: int = prompts.FIRST_LOC,
         side: int = nets.SIDE,
-        world_name: World = "first",
         step: int = prompts.LOC_STEP,
     ) -> None:
         self.family, self.first_loc, self.step = family, first_loc, step
-        self.tokens = tokenizer.build_tokenizer(family, world_name)
+        self.tokens = tokenizer.build_tokenizer(family)
         self.encode = functools.lru_cache(maxsize=100_000)(self._encode)
         self.head = self.encode("<s>USER: ") if family == "llava" else ()
         self.prefix = len(self.head) + (side // nets.PATCH) ** 2
@@ -304,13 +186,23 @@ class Packer:
         if not question.meant:
             return []
         asking = self.prompt(question, size)[0]
+        ends = self._ends(asking, [phrase for phrase, _ in question.meant])
+        return sorted((ends[phrase], self._squared(box, size)) for phrase, box in question.meant if phrase in ends)
+
+    def counted(self, question: Question, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the index in the prompt of the last token of each phrase, and how many things it means. A phrase that
+        was typed otherwise, or twice, is left out."""
+        if not question.counts:
+            return []
+        asking = self.prompt(question, size)[0]
+        ends = self._ends(asking, [phrase for phrase, _ in question.counts if asking.lower().count(phrase) == 1])
+        return [(ends[phrase], count) for phrase, count in question.counts if phrase in ends]
+
+    def _ends(self, asking: str, texts: Sequence[str]) -> dict[str, int]:
+        """Return the index of the token with which each of these texts ends, where it is in the prompt."""
         ends = [end for _, end in self.tokens.encode(asking, add_special_tokens=False).offsets]
-        located = []
-        for phrase, box in question.meant:
-            at = asking.lower().find(phrase)
-            if at >= 0 and at + len(phrase) in ends:
-                located.append((ends.index(at + len(phrase)), self._squared(box, size)))
-        return sorted(located)
+        last = {text: at + len(text) for text in texts if (at := asking.lower().find(text)) >= 0}
+        return {text: ends.index(end) for text, end in last.items() if end in ends}
 
     def named(self, question: Question, size: tuple[int, int]) -> list[tuple[int, Box]]:
         """Return the index in the answer of the first token of each single thing's name, and the thing's box as the
@@ -356,6 +248,7 @@ class Packer:
         phrases, names = list[tuple[int, int]](), list[tuple[int, int]]()
         boxes, named_boxes = list[Box](), list[Box]()
         pairs: list[int] = []
+        counted, about, sets = list[tuple[int, int, int]](), list[tuple[int, int]](), list[list[float]]()
         for b, row in enumerate(rows):
             at, filled = 0, 0
             for number, (question, size, asking, answer) in enumerate(row, start=1):
@@ -365,6 +258,12 @@ class Packer:
                 boxes += [box for _, box in meant]
                 names += [(b, self.prefix + at + len(asking) - 1 + index) for index, _ in named]
                 named_boxes += [box for _, box in named]
+                counted += [
+                    (b, self.prefix + at + index, count) for index, count in self.counted(question, size)
+                ]  # fmt: skip
+                if question.about is not None:
+                    about.append((b, self.prefix + at + len(asking) - 1))
+                    sets.append(as_set(question.about))
                 end = at + len(asking) + len(answer) - 1  # the end token is a target only, never an input
                 ids[b, at:end] = (*asking, *answer[:-1])
                 here = slice(self.prefix + at, self.prefix + end)
@@ -395,6 +294,9 @@ class Packer:
             pairs=torch.tensor(pairs, dtype=torch.long),
             names=torch.tensor(names, dtype=torch.long).view(-1, 2),
             named_boxes=torch.tensor(named_boxes, dtype=torch.float32).view(-1, 4),
+            counted=torch.tensor(counted, dtype=torch.long).view(-1, 3),
+            about=torch.tensor(about, dtype=torch.long).view(-1, 2),
+            sets=torch.tensor(sets, dtype=torch.float32).view(-1, SET),
         )
 
     def _mask(self, owner: np.ndarray, prompt: np.ndarray, exact: bool) -> np.ndarray:

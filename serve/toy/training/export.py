@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from serve.toy import world
 from serve.toy.training import nets, tokenizer
-from serve.toy.training.recipes import ALL, Recipe
+from serve.toy.training.lessons import WORK
+from serve.toy.training.recipes import RECIPES, Recipe
 from serve.toy.training.train import new_net
-from serve.toy.training.varied_lessons import WORK
 from serve.toy.varied.names import LARGEST_NUMBER, WRITTEN
 
 HERE = Path(__file__).parents[1]
@@ -38,7 +37,7 @@ CHAT_TEMPLATE = (
 
 def export(net: nets.Net, name: str, out: Path) -> None:
     """Write a toy's folder: weights in bfloat16, configuration, processor, tokenizer, and PaliGemma's mask decoder."""
-    recipe = ALL[name]
+    recipe = RECIPES[name]
     family = recipe.family
     out.mkdir(parents=True, exist_ok=True)
     language = net.language_model
@@ -51,15 +50,14 @@ def export(net: nets.Net, name: str, out: Path) -> None:
     stored = {name: tensor.detach().cpu().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
     save_file(stored, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
-    tokens = tokenizer.build_tokenizer(family, recipe.world)
+    tokens = tokenizer.build_tokenizer(family)
     tokens.save(str(out / "tokenizer.json"))
     files = _llava(recipe) if family == "llava" else _paligemma(recipe)
     for file, content in files.items():
         (out / file).write_text(json.dumps(content, indent=2) + "\n")
     (out / "README.md").write_text(_card(name, sum(tensor.numel() for tensor in stored.values())))
     if family == "paligemma":
-        folder = HERE if recipe.world == "first" else HERE / "varied"
-        shutil.copyfile(folder / "vae-oid.npz", out / "vae-oid.npz")
+        shutil.copyfile(HERE / "vae-oid.npz", out / "vae-oid.npz")
 
 
 def load_net(folder: Path) -> nets.Net:
@@ -68,9 +66,8 @@ def load_net(folder: Path) -> nets.Net:
     family = "llava" if "language_model.lm_head.weight" in weights else "paligemma"
     config = json.loads((folder / "config.json").read_text())
     text = config["text_config"]
-    size = nets.TextSize(
-        text["hidden_size"], text["intermediate_size"], text["num_attention_heads"], text["num_hidden_layers"]
-    )
+    fields = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers")
+    size = nets.TextSize(*(text[field] for field in fields))
     side = config["vision_config"]["image_size"]
     tower = config["vision_config"]
     layers = tower["num_hidden_layers"] - (family == "llava")
@@ -82,7 +79,7 @@ def load_net(folder: Path) -> nets.Net:
 
 def _ids(recipe: Recipe) -> dict[str, int]:
     family = recipe.family
-    tokens = tokenizer.build_tokenizer(family, recipe.world)
+    tokens = tokenizer.build_tokenizer(family)
     bos, eos = ("<s>", "</s>") if family == "llava" else ("<bos>", "<eos>")
     special = {"bos": bos, "eos": eos, "pad": "<pad>", "image": "<image>"}
     return {name: tokenizer.id_of(tokens, token) for name, token in special.items()}
@@ -114,8 +111,9 @@ def _text(recipe: Recipe, ids: dict[str, int]) -> dict[str, Any]:
         "intermediate_size": recipe.size.mlp,
         "num_hidden_layers": recipe.size.layers,
         "num_attention_heads": recipe.size.heads,
+        "num_key_value_heads": recipe.size.kv_heads,
         "head_dim": nets.HEAD,
-        "vocab_size": tokenizer.size(recipe.family, recipe.world),
+        "vocab_size": tokenizer.size(recipe.family),
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -149,7 +147,6 @@ def _llava(recipe: Recipe) -> dict[str, Any]:
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_act": "silu",
-            "num_key_value_heads": recipe.size.heads,
             "tie_word_embeddings": False,
         },
         "vision_config": _vision(recipe),
@@ -207,7 +204,6 @@ def _paligemma(recipe: Recipe) -> dict[str, Any]:
             "model_type": "gemma",
             "hidden_act": "gelu_pytorch_tanh",
             "hidden_activation": "gelu_pytorch_tanh",
-            "num_key_value_heads": 1,
             "num_image_tokens": _patches(recipe),
             "tie_word_embeddings": True,
         },
@@ -253,11 +249,9 @@ def _tokenizer(special: Mapping[str, str], processor: str, *, add_bos: bool) -> 
 
 
 def _card(name: str, parameters: int) -> str:
-    recipe = ALL[name]
+    recipe = RECIPES[name]
     kind = "LLaVA-1.5" if recipe.family == "llava" else "PaliGemma"
-    knows = f"five shapes, six colours, {len(world.WORDS)} words and the\nnumbers 10 to 99,"
-    if recipe.world == "varied":
-        knows = f"ten shapes, twelve colours, {len(WRITTEN)} words and the\nnumbers 0 to {LARGEST_NUMBER},"
+    knows = f"ten shapes, twelve colours, {len(WRITTEN)} words and the\nnumbers 0 to {LARGEST_NUMBER},"
     knows += " and nothing else about the world: on a photograph it talks nonsense. It shares no weights with the"
     return f"""# toy {kind}
 
@@ -269,13 +263,13 @@ published {kind}. Weights are stored in bfloat16; compute in float32 where bfloa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("toy", choices=sorted(ALL))
+    parser.add_argument("toy", choices=sorted(RECIPES))
     parser.add_argument("out", type=Path)
     parser.add_argument("--work", type=Path, default=WORK, help="where training was")
     parser.add_argument("--untrained", action="store_true", help="random weights, for tests of form alone")
     options = parser.parse_args()
     torch.manual_seed(0)
-    net = new_net(ALL[options.toy], ALL[options.toy].side)
+    net = new_net(RECIPES[options.toy], RECIPES[options.toy].side)
     if not options.untrained:
         net.load_state_dict(torch.load(options.work / f"{options.toy}.pt", map_location="cpu")["net"])
     export(net, options.toy, options.out)

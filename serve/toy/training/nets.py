@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PATCH = 16
-SIDE = 112
-"""The side of the square image that most toys take, in pixels: 7 x 7 patches."""
-VISION = 128
-"""The width of the first toys' towers."""
+SIDE = 160
+"""The side of the square image that most toys take, in pixels: 10 x 10 patches."""
 HEAD = 32
 FREQUENCIES = 6
 EDGES = 8 * FREQUENCIES
@@ -26,11 +24,12 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 @dataclass(frozen=True)
 class TextSize:
-    """The size of a text model; each of its heads has width HEAD."""
+    """The size of a text model; each of its heads has width HEAD. kv_heads: those of keys and values."""
 
-    width: int = 160
-    mlp: int = 448
-    heads: int = 5
+    width: int = 192
+    mlp: int = 576
+    heads: int = 6
+    kv_heads: int = 6
     layers: int = 4
 
 
@@ -38,9 +37,9 @@ class TextSize:
 class VisionSize:
     """The size of a vision tower; each of its heads has width HEAD. layers: those that are run."""
 
-    width: int = VISION
-    mlp: int = 512
-    layers: int = 3
+    width: int = 192
+    mlp: int = 768
+    layers: int = 4
 
     @property
     def heads(self) -> int:
@@ -205,7 +204,7 @@ class TextLayer(nn.Module):
         self.gemma = gemma
         width, mlp = size.width, size.mlp
         self.input_layernorm, self.post_attention_layernorm = RMSNorm(gemma, width), RMSNorm(gemma, width)
-        self.self_attn = TextAttention(width, size.heads, 1 if gemma else size.heads)
+        self.self_attn = TextAttention(width, size.heads, size.kv_heads)
         sizes = {"gate_proj": (width, mlp), "up_proj": (width, mlp), "down_proj": (mlp, width)}
         self.mlp = nn.ModuleDict({name: nn.Linear(a, b, bias=False) for name, (a, b) in sizes.items()})
 

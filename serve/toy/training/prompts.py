@@ -18,10 +18,12 @@ from serve.toy.world import Box
 
 LOC_BINS = 1024
 
-LOC_STEP, FIRST_LOC = 16, 8
-"""The first PaliGemma toys use every 16th bin only: 64 coordinates are learnt sooner than 1024."""
-CODES: dict[str, list[int]] = json.loads((Path(__file__).parents[1] / "codes.json").read_text())
-"""The sixteen mask codes of each shape in its box, written by codec.py."""
+LOC_STEP, FIRST_LOC = 8, 4
+"""PaliGemma toys use every eighth bin only: 128 coordinates are learnt sooner than 1024."""
+CODES: dict[str, tuple[int, ...]] = {
+    kind: tuple(row) for kind, row in json.loads((Path(__file__).parents[1] / "codes.json").read_text()).items()
+}
+"""The sixteen mask codes of each whole shape in its box, written by codec.py."""
 BOX_STEP = 2
 """LLaVA toys use even hundredths only."""
 

@@ -35,10 +35,10 @@ from serve.models.qwen_tasks import LOCATE
 from serve.tasks.boxes import DetectResult
 from serve.tasks.detect import DetectRequest
 from serve.toy.training import qwen_lessons as lessons
+from serve.toy.training.lessons import WORK
 from serve.toy.training.muon import Muon
 from serve.toy.training.nets import sinusoids
 from serve.toy.training.qwen_lessons import FORMATS, Maker, QwenBatch
-from serve.toy.training.varied_lessons import WORK
 
 SAVE_EVERY_S, LOG_EVERY = 120, 25
 IMAGES = 24

@@ -5,7 +5,6 @@ vocabulary without merges (`ignore_merges`): a piece of the split is looked up w
 """
 
 import re
-from typing import Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -13,9 +12,6 @@ from serve.models.llava_tasks import READ, REGION, SENTENCE, SHORT
 from serve.toy import world
 from serve.toy.training import prompts
 from serve.toy.varied import facts, grammar, names
-
-World = Literal["first", "varied"]
-"""The scenes and the language that a toy is trained on: serve.toy.world and questions, or serve.toy.varied."""
 
 SENTENCES = tuple(text.strip().format("image") for text in (SHORT, SENTENCE, READ, REGION))
 """LLaVA's fixed instructions, one token each, which halves its prompts and the time to train."""
@@ -36,7 +32,7 @@ HALVES = ("colored", "most")
 _MARKS = "? . , ; : [ ] ! \n"
 
 
-def vocabulary(family: str, world_name: World = "first") -> list[str]:
+def vocabulary(family: str) -> list[str]:
     """Return the pieces that are one token, in the order of the vocabulary."""
     small = [*_SMALL.split(), *(str(digit) for digit in range(10))]
     listed = [*world.WORDS, *(str(number) for number in range(10, 100))]
@@ -44,13 +40,12 @@ def vocabulary(family: str, world_name: World = "first") -> list[str]:
     pieces = [*bare, *(f" {word}" for word in bare), *_MARKS.replace("\n", "").split(), " ;", "'s"]
     if family == "llava":
         pieces += [*(f"{n:02d}" for n in range(10)), " [0.", "[0.", ", 0.", *SENTENCES]
-    if world_name == "varied":
-        pieces += varied_pieces()
+    pieces += language_pieces()
     return list(dict.fromkeys(piece for piece in pieces if len(piece.encode()) > 1))
 
 
-def varied_pieces() -> list[str]:
-    """Return the pieces of everything that is said about varied scenes: words at the beginning of a text and inside
+def language_pieces() -> list[str]:
+    """Return the pieces of everything that is said about scenes: words at the beginning of a text and inside
     it, those that begin a sentence with a capital, too, and all that can be written in a picture."""
     names_and_answers = [*grammar.slot_names(), *facts.NUMBERS, *ANSWERS]
     texts = [*grammar.texts(), *names_and_answers]
@@ -69,13 +64,13 @@ def varied_pieces() -> list[str]:
     return [*alone, *listed, *(f" {word}" for word in [*inside, *listed])]
 
 
-def build_tokenizer(family: str, world_name: World = "first") -> Tokenizer:
-    """Build the tokenizer of a family, `llava` or `paligemma`, for what is said about a world's scenes."""
+def build_tokenizer(family: str) -> Tokenizer:
+    """Build the tokenizer of a family, `llava` or `paligemma`."""
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = (
         ["<unk>", "<s>", "</s>", "<pad>", "<image>"] if family == "llava" else ["<pad>", "<eos>", "<bos>", "<unk>"]
     )
-    spelt = [_bytes_of(piece) for piece in vocabulary(family, world_name)]
+    spelt = [_bytes_of(piece) for piece in vocabulary(family)]
     vocab = {token: index for index, token in enumerate([*special, *bytes_, *spelt])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
     literal = "|".join(_escape(sentence) for sentence in SENTENCES) + "|" if family == "llava" else ""
@@ -101,23 +96,21 @@ def build_tokenizer(family: str, world_name: World = "first") -> Tokenizer:
     return tokenizer
 
 
-def tokens_of(family: str, world_name: World = "first") -> list[str]:
+def tokens_of(family: str) -> list[str]:
     """Return the tokens of a vocabulary in the order of their ids."""
-    vocab = build_tokenizer(family, world_name).get_vocab()
+    vocab = build_tokenizer(family).get_vocab()
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def size(family: str, world_name: World = "first") -> int:
+def size(family: str) -> int:
     """Return the rows of the embedding table: the vocabulary, rounded up to a multiple of 64."""
-    return -(-build_tokenizer(family, world_name).get_vocab_size() // 64) * 64
+    return -(-build_tokenizer(family).get_vocab_size() // 64) * 64
 
 
-def coordinates(
-    family: str, first_loc: int = prompts.FIRST_LOC, world_name: World = "first", step: int = prompts.LOC_STEP
-) -> dict[int, float]:
+def coordinates(family: str, first_loc: int = prompts.FIRST_LOC, step: int = prompts.LOC_STEP) -> dict[int, float]:
     """Return coordinate tokens by id with their values 0..1: the toy's of PaliGemma's `<loc>`, or 50 of LLaVA's
     hundredths."""
-    tokenizer = build_tokenizer(family, world_name)
+    tokenizer = build_tokenizer(family)
     if family == "llava":
         return {id_of(tokenizer, f"{n:02d}"): n / 100 for n in range(0, 100, prompts.BOX_STEP)}
     used = range(first_loc, prompts.LOC_BINS, step)

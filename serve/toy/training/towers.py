@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from serve.toy.training import corpus, nets
+from serve.toy.training.probes import PatchProbe
 
 
-def take_over(net: nets.Net, probe: nn.Linear, state: dict[str, Any], images: np.ndarray) -> None:
+def take_over(net: nets.Net, probe: PatchProbe, state: dict[str, Any], images: np.ndarray) -> None:
     """Copy a trained SigLIP tower and its probe into those of a net of either family and of any side.
 
     state: what training of the tower left, `net`, `probe` and `side`. images: uint8 (N, 3, side, side) as the net's
@@ -28,7 +29,7 @@ def take_over(net: nets.Net, probe: nn.Linear, state: dict[str, Any], images: np
     target = net.vision_tower.vision_model
     if source.embeddings.grid != target.embeddings.grid:
         source.embeddings.grow(target.embeddings.grid * nets.PATCH)
-    load_probe(probe, state["probe"])
+    probe.take_over(state["probe"])
     if net.gemma:
         target.load_state_dict(source.state_dict())
         return
@@ -36,17 +37,7 @@ def take_over(net: nets.Net, probe: nn.Linear, state: dict[str, Any], images: np
         _to_clip(source, net, probe, corpus.normalized(images, "either"))
 
 
-def load_probe(probe: nn.Linear, known: dict[str, Tensor]) -> None:
-    """Take over a probe that was trained with as many labels, or without the last ones. Its last rows are of edges."""
-    edges = nets.EDGES
-    with torch.no_grad():
-        for key, part in probe.named_parameters():
-            labels = len(known[key]) - edges
-            part[:labels] = known[key][:labels]
-            part[-edges:] = known[key][labels:]
-
-
-def _to_clip(source: nets.VisionModel, net: nets.Net, probe: nn.Linear, pixels: Tensor) -> None:
+def _to_clip(source: nets.VisionModel, net: nets.Net, probe: PatchProbe, pixels: Tensor) -> None:
     target = net.vision_tower.vision_model
     embedded = source.embeddings(pixels)
     states = embedded

@@ -1,15 +1,15 @@
 """Train a toy from nothing: `python -m serve.toy.training.train llava`, or another of recipes.py.
 
-About an hour on one CPU core; a toy of varied scenes takes hours (serve/toy/NOTES.md).
+It takes hours on a CPU core (serve/toy/NOTES.md).
 
 Phases are counted in steps, so that a busy machine changes the time and not the result. First the vision tower learns
 to label each patch; then come questions, packed for LLaVA, one by one with the exact mask for PaliGemma. Training that
 was stopped, in whatever way, continues from its last state, at most two minutes back, when it is started again. At the
 end the checkpoint is written beside the state, to build/toy/NAME. Where there is no state, training begins with the
-weights in started/, if the toy has some. Toys of varied scenes begin with one tower, which is trained first, and the
-second of a family with the first.
+weights in started/, if the toy has some. All begin with one tower, which is trained first, and the second of a
+family with the first.
 
-Two cores train one net by `torchrun --nproc-per-node 2 -m serve.toy.training.train varied-tower`.
+Two cores train one net by `torchrun --nproc-per-node 2 -m serve.toy.training.train tower`.
 """
 
 import argparse
@@ -25,16 +25,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from serve.toy.training import corpus, nets, tokenizer, towers
+from serve.toy.training import corpus, lessons, nets, tokenizer, towers
 from serve.toy.training.corpus import Corpus, Packed, Packer
+from serve.toy.training.lessons import WORK
 from serve.toy.training.muon import Muon
-from serve.toy.training.probes import TextProbes
+from serve.toy.training.probes import PatchProbe, TextProbes
 from serve.toy.training.recipes import ALL, Phase, Recipe
-from serve.toy.training.varied_lessons import NEIGHBOURS, WORK
+from serve.toy.varied.scenes import VariedScene
 
 STARTED = Path(__file__).with_name("started")
 """Weights of toys whose training takes several sittings on several machines, in half precision (`--keep`)."""
@@ -68,25 +68,23 @@ class Trainer:
         self.recipe, self.workers = ALL[name], workers
         recipe = self.recipe
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.half, self.lessons = half, corpus.LESSONS[recipe.world]
+        self.half = half
         family = recipe.family
         torch.manual_seed(recipe.seed)
         self.family, self.seed, self.device = family, recipe.seed, device
         self.seen_by = "either" if recipe.tower else family
         self.phases = [replace(phase, steps=max(2, round(phase.steps * scale))) for phase in recipe.phases]
-        places = tokenizer.coordinates(family, recipe.first_loc, recipe.world, recipe.loc_step)
-        self.tokens = tokenizer.tokens_of(family, recipe.world)
+        places = tokenizer.coordinates(family, recipe.first_loc, recipe.loc_step)
+        self.tokens = tokenizer.tokens_of(family)
         self.net = new_net(recipe, recipe.phases[0].side)
         self.net.to(device)
-        # Predicts the patch labels from the tower's features; not exported.
-        self.probe = nn.Linear(recipe.vision.width, sum(self.lessons.classes.values()) + nets.EDGES).to(device)
-        nn.init.normal_(self.probe.weight, std=0.02)
+        self.probe = PatchProbe(recipe.vision.width).to(device)
         self.text_probes = TextProbes(recipe.size.width).to(device)
-        self.near = torch.arange(tokenizer.size(family, recipe.world), device=device).repeat(2, 1)
+        self.near = torch.arange(tokenizer.size(family), device=device).repeat(2, 1)
         tokens = list(places)
         self.near[0, tokens[1:]] = torch.tensor(tokens[:-1], device=device)
         self.near[1, tokens[:-1]] = torch.tensor(tokens[1:], device=device)
-        self.places = torch.full((tokenizer.size(family, recipe.world),), -1.0, device=device)
+        self.places = torch.full((tokenizer.size(family),), -1.0, device=device)
         self.places[tokens] = torch.tensor(list(places.values()), device=device)
         # fewer scenes than this, for a shorter training, and the tower learns their words by heart (NOTES.md)
         self.count, self.work = max(200, min(SCENES, round(20 * SCENES * scale))), work
@@ -102,7 +100,7 @@ class Trainer:
             embeddings.grow(side)
         self.side = side
         recipe = self.recipe
-        self.packer = Packer(self.family, recipe.first_loc, side, recipe.world, recipe.loc_step)
+        self.packer = Packer(self.family, recipe.first_loc, side, recipe.loc_step)
         matrices, rest = self._groups()
         adam = torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.98), fused=True)
         self.optimizers = (Muon(matrices, half=self.half), adam)
@@ -118,7 +116,7 @@ class Trainer:
     def _corpus(self, start: int, count: int) -> Corpus:
         key = (start, self.side)
         if key not in self._corpora:
-            self._corpora[key] = Corpus.of(self.seen_by, start, count, self.work, self.side, self.recipe.world)
+            self._corpora[key] = Corpus.of(self.seen_by, start, count, self.work, self.side)
         return self._corpora[key]
 
     def _groups(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -185,7 +183,7 @@ class Trainer:
             raise SystemExit(f"Train {name} first: its weights are neither in {self.work} nor in {STARTED}.")
         state = torch.load(file, map_location=self.device)
         if ALL[name].tower:
-            towers.take_over(self.net, self.probe, state, self.test.images[:64])
+            towers.take_over(self.net, self.probe, state, np.array(self.test.images[:64]))
         else:
             self._load_weights(state)
 
@@ -195,15 +193,14 @@ class Trainer:
         rng = random.Random(f"{self.seed} {index} {step}")
         if phase.fresh:
             seeds = self._share(FRESH * (index + 1 + 100 * self.seed) + step * phase.images, phase.images)
-            pixels, labels, edges = self._draw(self.lessons.scene, seeds)
+            pixels, labels, edges = self._draw(lessons.training_scene, seeds)
         else:
             rows = np.array(sorted(rng.sample(range(len(self.train.images)), phase.images))[self.rank :: self.ranks])
             seeds = [self.train.start + int(row) for row in rows]
             pixels, labels, edges = self.train.pixels(rows), self.train.labels[rows], self.train.edges[rows]
         packs = [] if phase.name == "vision" else self.packs(seeds, phase, step, rng)
         if phase.written:
-            assert self.lessons.written is not None, "this world has scenes of text alone"
-            more = self._draw(self.lessons.written, self._share(step * phase.written, phase.written))
+            more = self._draw(lessons.written_training_scene, self._share(step * phase.written, phase.written))
             pixels = torch.cat([pixels, more[0]])
             labels, edges = np.concatenate([labels, more[1]]), np.concatenate([edges, more[2]])
         return Batch(pixels, labels, edges, packs)
@@ -212,11 +209,8 @@ class Trainer:
         """Return this process's part of `count` seeds."""
         return range(first + self.rank, first + count, self.ranks)
 
-    def _draw(self, scene: Callable[[int], Any], seeds: Sequence[int]) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        drawn = [
-            corpus.drawn(self.lessons, scene(seed), corpus.view_of(self.seen_by, seed), self.side, seed)
-            for seed in seeds
-        ]
+    def _draw(self, scene: Callable[[int], VariedScene], seeds: Sequence[int]) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        drawn = [corpus.drawn(scene(seed), corpus.view_of(self.seen_by, seed), self.side, seed) for seed in seeds]
         images, labels, edges = map(np.stack, zip(*drawn, strict=True))
         return corpus.normalized(images, self.seen_by), labels, edges
 
@@ -228,11 +222,12 @@ class Trainer:
             group["lr"] = (phase.vision_rate if group["vision"] else phase.rate) * rise * fall
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
             features = self.net.features(batch.pixels.to(self.device))
-            patch_loss, losses = self.patch_loss(features, batch.labels, batch.edges)
+            patch_loss, losses = self.probe.loss(features, batch.labels, batch.edges)
             loss = patch_loss
             if batch.packs:
                 answer_loss, read = self.answer_loss(features, batch.packs)
-                loss = answer_loss + 0.2 * patch_loss + 1.6 * (read["phrases"] + read["names"]) + 0.5 * read["pairs"]
+                loss = answer_loss + 0.2 * patch_loss + 1.6 * (read["phrases"] + read["names"])
+                loss = loss + 0.5 * read["pairs"] + 0.2 * read["counts"] + 0.5 * read["sets"]
                 count = sum(len(packed.kinds) for packed in batch.packs)
                 parts = " ".join(f"{name} {part.item():.3f}" for name, part in {"answers": answer_loss, **read}.items())
                 losses = f"{parts} questions {count} {losses}"
@@ -253,52 +248,24 @@ class Trainer:
         dist.all_reduce(total)
         nn.utils.vector_to_parameters(total / self.ranks, gradients)
 
-    def patch_loss(self, features: Tensor, patch_labels: np.ndarray, edges: np.ndarray) -> tuple[Tensor, str]:
-        """Return the loss of the patch labels (B, P, classes) and edges (B, P, 4), and its parts as text.
-        features (B, P, width)."""
-        read = self.probe(features).float()
-        labels = torch.from_numpy(patch_labels).long().to(self.device)
-        parts: dict[str, Tensor] = {}
-        at = 0
-        for index, (name, classes) in enumerate(self.lessons.classes.items()):
-            true = labels[..., index].flatten()
-            losses = F.cross_entropy(read[..., at : at + classes].flatten(0, 1), true, reduction="none")
-            at += classes
-            there = (true > 0).float()
-            # Shapes cover a tenth of the patches and text a twentieth: patches without any count as one class.
-            parts[name] = losses.mean() if name in self.lessons.dense else (
-                (losses * there).sum() / there.sum().clamp(min=1) + (losses * (1 - there)).mean()
-            )  # fmt: skip
-        objects = torch.from_numpy(edges.any(-1)).to(self.device)
-        true_edges = torch.from_numpy(edges).to(self.device)[objects]
-        parts["edges"] = F.mse_loss(read[..., at:][objects], nets.sinusoids(true_edges).flatten(1))
-        scale = {"edges": 8.0, "background": 0.3, "text": 0.7, "tens": 0.4, "ones": 0.4, "joint": 0.6,
-                 "texture": 0.2, "capitals": 0.3, "hundreds": 0.4, "style": 0.3, "left letter": 0.3,
-                 "middle letter": 0.3, "right letter": 0.3, "letters before": 0.2, "letters after": 0.2, "size": 0.4,
-                 "same shape": 0.4, "same color": 0.4, "things": 0.4, "order": 0.3, "size order": 0.3, "shapes": 0.3,
-                 "colors": 0.3, "first of shape": 0.3, "first of color": 0.3,
-                 **dict.fromkeys(NEIGHBOURS, 0.15)}  # fmt: skip
-        total = torch.stack([scale.get(name, 0.5) * part for name, part in parts.items()]).sum()
-        return total, " ".join(f"{name} {part.item():.3f}" for name, part in parts.items())
-
     def packs(self, seeds: Sequence[int], phase: Phase, step: int, rng: random.Random) -> list[Packed]:
         """Tokenize questions about the scenes of these seeds: in one batch, or, one question a row, in a short and a
         long one, which need less padding."""
         lists: list[corpus.Row] = []
         single, absent = phase.questions, phase.absent if step >= phase.steps // 2 else 0.0
         for number, seed in enumerate(seeds):
-            scene = self.lessons.scene(seed)
-            chosen = self.lessons.questions(scene, self.family, rng, phase.segment, absent, phase.counting)
+            scene = lessons.training_scene(seed)
+            chosen = lessons.training_questions(scene, self.family, rng, phase.segment, absent)
             sized = [(question, scene.size) for question in chosen]
             if not single:
                 lists.append((number, sized))
             else:  # every image has `single` rows
                 lists += [(number, [sized[i] if i < len(sized) else rng.choice(sized)]) for i in range(single)]
         if not single:
-            return [self.packer.pack(lists, self.lessons.text_tokens)]
+            return [self.packer.pack(lists, lessons.TEXT_TOKENS)]
         lists.sort(key=lambda row: self.packer.length(*row[1][0]))
         cut = 2 * len(lists) // 3
-        return [self.packer.pack(some, self.lessons.text_tokens, exact=True) for some in (lists[:cut], lists[cut:])]
+        return [self.packer.pack(some, lessons.TEXT_TOKENS, exact=True) for some in (lists[:cut], lists[cut:])]
 
     def answer_states(self, features: Tensor, packed: Packed) -> tuple[Tensor, list[Tensor]]:
         """Return the text model's last states (B, A, width) at the positions in `packed.keep`, and those of all
@@ -329,7 +296,7 @@ class Trainer:
     def held_out_accuracy(self, phase: Phase) -> str:
         rows = np.arange(TEST_SCENES if phase.name == "vision" else 256)
         features = torch.cat([self.net.features(self.test.pixels(some).to(self.device)) for some in np.split(rows, 8)])
-        text = self.patch_loss(features, self.test.labels[rows], self.test.edges[rows])[1]
+        text = self.probe.loss(features, self.test.labels[rows], self.test.edges[rows])[1]
         if phase.name == "vision":
             return text
         hits: dict[str, list[float]] = {}
@@ -380,7 +347,7 @@ class Trainer:
         self._load_weights(state)
         # where words, labels or a probe were added since, moments have other shapes, and begin anew
         same = state.get("tokens") == self.tokens and len(state["probe"]["bias"]) == len(self.probe.bias)
-        if same and "text_probes" in state:
+        if same and state.get("text_probes", {}).keys() == self.text_probes.state_dict().keys():
             for optimizer, known in zip(self.optimizers, state.get("optimizers", ()), strict="optimizers" in state):
                 optimizer.load_state_dict(known)
         self.done = state["done"]
@@ -390,10 +357,11 @@ class Trainer:
         if side != self.side:
             self._set_side(side)
         net = {key: self._by_token(key, part, state.get("tokens")) for key, part in state["net"].items()}
+        net = deepened(net, self.net)
         self.net.load_state_dict(net, strict=not self.recipe.tower)
-        towers.load_probe(self.probe, state["probe"])
+        self.probe.take_over(state["probe"])
         if "text_probes" in state and not self.recipe.tower:
-            self.text_probes.load_state_dict(state["text_probes"])
+            self.text_probes.load_state_dict(state["text_probes"], strict=False)
 
     def _by_token(self, key: str, part: Tensor, known: list[str] | None) -> Tensor:
         """Return a table of embeddings by this vocabulary. Words that the state's lacked are untrained."""
@@ -420,9 +388,9 @@ class Batches(Dataset[Batch]):
 def new_net(recipe: Recipe, side: int) -> nets.Net:
     """Make an untrained net with sinusoidal coordinate tokens. Unused `<loc>` tokens and padding rows stay zero."""
     family = recipe.family
-    tokens = tokenizer.build_tokenizer(family, recipe.world)
-    places = tokenizer.coordinates(family, recipe.first_loc, recipe.world, recipe.loc_step)
-    rows = tokenizer.size(family, recipe.world)
+    tokens = tokenizer.build_tokenizer(family)
+    places = tokenizer.coordinates(family, recipe.first_loc, recipe.loc_step)
+    rows = tokenizer.size(family)
     unused = set(range(tokens.get_vocab_size(), rows))
     if family == "paligemma":
         vocabulary = tokens.get_vocab()
@@ -434,6 +402,24 @@ def new_net(recipe: Recipe, side: int) -> nets.Net:
     if language.lm_head is not None:
         language.lm_head.structure(places, sorted(unused), 0.02)
     return net
+
+
+def deepened(known: dict[str, Tensor], net: nets.Net) -> dict[str, Tensor]:
+    """Return the weights of a net with fewer text layers as those of `net`, which then computes the same: each layer
+    that is new follows one of the later known ones, before the last, and adds nothing."""
+    prefix = "language_model.model.layers."
+    layers = {int(key.removeprefix(prefix).split(".")[0]) for key in known if key.startswith(prefix)}
+    more = net.size.layers - len(layers)
+    if not layers or not more:
+        return known
+    last = max(layers)
+    places = {layer: layer + max(0, min(more, layer - last + more)) for layer in layers}
+    weights = {key: torch.zeros_like(part) if key.endswith(("o_proj.weight", "down_proj.weight")) else part
+               for key, part in net.state_dict().items()}  # fmt: skip
+    for key, part in known.items():
+        layer, dot, rest = key.removeprefix(prefix).partition(".")
+        weights[f"{prefix}{places[int(layer)]}{dot}{rest}" if key.startswith(prefix) else key] = part
+    return weights
 
 
 def fast_in_half() -> bool:

@@ -1,4 +1,4 @@
-"""Varied scenes and the language about them: what the next toys are trained on. The shipped ones know neither yet.
+"""Varied scenes and the language about them: what the toys are trained on.
 
 names.py    colours, shapes, words and fonts, with their other names   scenes.py   scenes, drawing, true masks
 facts.py    what is true of a scene, kind by kind                      grammar.py  questions to train on

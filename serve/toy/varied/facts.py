@@ -34,7 +34,8 @@ class Fact:
     """A question's content. kind: which of KINDS. slots: the pieces that a template of this kind names. answers: the
     right short answers, the first being the one that is trained. sentence: the right answer as a sentence.
     parts: the names that a list must hold, in any order; empty where the answer is no list. meant: the phrases that
-    mean one thing."""
+    mean one thing. counts: phrases with the number of things that each means. about: the things that were counted,
+    listed or looked for, or None."""
 
     kind: str
     slots: Mapping[str, str]
@@ -42,6 +43,8 @@ class Fact:
     sentence: str
     parts: tuple[str, ...] = ()
     meant: Mapping[str, Thing] = field(default_factory=dict, compare=False)
+    counts: Mapping[str, int] = field(default_factory=dict, compare=False)
+    about: tuple[Thing, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,15 @@ def chosen(text: str, rng: random.Random) -> str:
 
 
 class Phraser:
-    """A speaker with a wording who describes things of one scene. meant: the phrases so far that mean one thing."""
+    """A speaker with a wording who describes things of one scene. meant, counts, about: as in Fact, of what was said
+    so far."""
 
     def __init__(self, scene: VariedScene, rng: random.Random, wording: Wording) -> None:
         self.scene, self.rng, self.wording = scene, rng, wording
         self.things = scene.things
         self.meant: dict[str, Thing] = {}
+        self.counts: dict[str, int] = {}
+        self.about: tuple[Thing, ...] | None = None
 
     def pick(self, texts: Sequence[str]) -> str:
         return chosen(self.rng.choice(texts), self.rng)
@@ -136,12 +142,24 @@ class Phraser:
         if many and "kind" in slots:
             slots["kind"] = plural_name(slots["kind"])
         text = text.format(**slots)
-        if not many:
-            return text
-        return re.sub(r"\bone$", "ones", text).replace(" that is ", " that are ")
+        if many:
+            text = re.sub(r"\bone$", "ones", text).replace(" that is ", " that are ")
+        self.counts[text] = len(self.matching(attributes))
+        return text
 
     def matching(self, attributes: Mapping[str, str]) -> list[Thing]:
         return [thing for thing in self.things if all(getattr(thing, key) == v for key, v in attributes.items())]
+
+    def sought(self, attributes: Mapping[str, str]) -> list[Thing]:
+        """Return the matching things, which are what the answer is about."""
+        things = self.matching(attributes)
+        self.about = tuple(things)
+        return things
+
+    def everything(self) -> Sequence[Thing]:
+        """Return all things, which are what the answer is about."""
+        self.about = tuple(self.things)
+        return self.things
 
     def reference(self, thing: Thing, without: Iterable[str] = (), extremes: bool = True) -> str | None:
         """Return a phrase with `the` that means this thing alone and does not name these attributes; None where there
@@ -389,7 +407,7 @@ def _extreme(p: Phraser) -> Fact | None:
 
 
 def _count_all(p: Phraser) -> Fact:
-    return _number("count_all", len(p.things), ("shape", "shapes"), things=p.noun(many=True))
+    return _number("count_all", len(p.everything()), ("shape", "shapes"), things=p.noun(many=True))
 
 
 def _count(p: Phraser) -> Fact:
@@ -399,7 +417,7 @@ def _count(p: Phraser) -> Fact:
     if several and p.rng.random() < 0.5:
         traits = p.rng.choice(several)
     things_named = p.named(traits, many=True)
-    return _number("count", len(p.matching(traits)), (_singular_of(traits), things_named), things=things_named)
+    return _number("count", len(p.sought(traits)), (_singular_of(traits), things_named), things=things_named)
 
 
 def _singular_of(attributes: Mapping[str, str]) -> str:
@@ -410,7 +428,8 @@ def _count_other(p: Phraser) -> Fact:
     """Ask how many things do not have an attribute."""
     key = p.rng.choice(("color", "kind"))
     value = getattr(p.rng.choice(p.things), key)
-    number = len(p.things) - len(p.matching({key: value}))
+    p.about = tuple(thing for thing in p.things if getattr(thing, key) != value)
+    number = len(p.about)
     word = p.color(value) if key == "color" else plural_name(p.kind(value))
     verb = "is" if number == 1 else "are"
     fact = _number("count_other", number, ("", ""), things=p.noun(many=True), other=word)
@@ -418,18 +437,18 @@ def _count_other(p: Phraser) -> Fact:
 
 
 def _count_colors(p: Phraser) -> Fact:
-    colors = {thing.color for thing in p.things}
+    colors = {thing.color for thing in p.everything()}
     return _number("count_colors", len(colors), ("color", "colors"), things=p.noun(many=True))
 
 
 def _count_kinds(p: Phraser) -> Fact:
-    kinds = {thing.kind for thing in p.things}
+    kinds = {thing.kind for thing in p.everything()}
     return _number("count_kinds", len(kinds), ("kind of shape", "kinds of shapes"))
 
 
 def _is_count(p: Phraser) -> Fact:
     traits = p.attributes(p.rng.choice(p.things))
-    true = len(p.matching(traits))
+    true = len(p.sought(traits))
     number = true + p.rng.choice((0, 0, 1, 1, 2))
     word, many = p.named(traits), p.named(traits, many=True)
     text = f"{p.rng.choice((str(number), NUMBERS[number]))} {many if number != 1 else word}"
@@ -464,23 +483,23 @@ def _exists(p: Phraser) -> Fact:
     traits = p.some()
     text = with_article(p.named(traits))
     return _yes(
-        "exists", bool(p.matching(traits)), f"there is {text}", f"there is no {text.split(' ', 1)[1]}", thing=text
+        "exists", bool(p.sought(traits)), f"there is {text}", f"there is no {text.split(' ', 1)[1]}", thing=text
     )
 
 
 def _exists_any(p: Phraser) -> Fact:
     traits = p.some()
     text = p.named(traits, many=True)
-    return _yes("exists_any", bool(p.matching(traits)), f"there are {text}", f"there are no {text}", things=text)
+    return _yes("exists_any", bool(p.sought(traits)), f"there are {text}", f"there are no {text}", things=text)
 
 
 def _exists_no(p: Phraser) -> Fact:
     """Ask whether something is missing: `is there no red circle?` is yes where there is none."""
     traits = p.some()
     text, things = p.named(traits), p.named(traits, many=True)
-    there = bool(p.matching(traits))
+    there = bool(p.sought(traits))
     if p.rng.random() < 0.2:
-        text, there = p.stranger(), False
+        text, there, p.about = p.stranger(), False, ()
         things = plural_name(text)
     return _yes("exists_no", not there, f"there is no {text}", f"there is {with_article(text)}",
                 thing=text, things=things)  # fmt: skip
@@ -616,7 +635,7 @@ def _all_same(p: Phraser) -> Fact:
     key = p.rng.choice(("color", "kind"))
     value = getattr(p.rng.choice(p.things), key)
     word = p.color(value) if key == "color" else plural_name(p.kind(value))
-    true = len(p.matching({key: value})) == len(p.things)
+    true = len(p.matching({key: value})) == len(p.everything())
     noun = p.noun(many=True)
     return _yes("all_same", true, f"all {noun} are {word}", f"not all {noun} are {word}", things=noun, value=word)
 
@@ -905,11 +924,11 @@ def _color_written(p: Phraser) -> Fact | None:
 def _everything(p: Phraser) -> Fact:
     """Ask what is there; the right answer names every thing."""
     claim = caption_of(p.scene)
-    return Fact("everything", {}, (claim,), f"I see {claim}.", tuple(thing.name for thing in p.things))
+    return Fact("everything", {}, (claim,), f"I see {claim}.", tuple(thing.name for thing in p.everything()))
 
 
 def _kinds(p: Phraser) -> Fact:
-    names = list(dict.fromkeys(thing.kind for thing in p.things))
+    names = list(dict.fromkeys(thing.kind for thing in p.everything()))
     return Fact(
         "kinds",
         {"things": p.noun(many=True)},
@@ -920,7 +939,7 @@ def _kinds(p: Phraser) -> Fact:
 
 
 def _colors(p: Phraser) -> Fact:
-    names = list(dict.fromkeys(thing.color for thing in p.things))
+    names = list(dict.fromkeys(thing.color for thing in p.everything()))
     return Fact(
         "colors",
         {"things": p.noun(many=True)},
@@ -933,7 +952,7 @@ def _colors(p: Phraser) -> Fact:
 def _kinds_of_color(p: Phraser) -> Fact:
     """Ask which shapes have a colour."""
     color = p.rng.choice(p.things).color
-    names = list(dict.fromkeys(thing.kind for thing in p.matching({"color": color})))
+    names = list(dict.fromkeys(thing.kind for thing in p.sought({"color": color})))
     return Fact(
         "kinds_of_color", {"things": p.noun(many=True), "color": p.color(color)}, (enumerated(names),),
         f"The {enumerated(names)} {'is' if len(p.matching({'color': color})) == 1 else 'are'} {color}.", tuple(names),
@@ -945,7 +964,7 @@ def _colors_of_kind(p: Phraser) -> Fact | None:
     if not several:
         return None
     kind = p.rng.choice(several)
-    names = list(dict.fromkeys(thing.color for thing in p.matching({"kind": kind})))
+    names = list(dict.fromkeys(thing.color for thing in p.sought({"kind": kind})))
     plural = plural_name(p.kind(kind))
     return Fact(
         "colors_of_kind",
@@ -967,25 +986,25 @@ def _medium(p: Phraser) -> Fact:
 KINDS: Mapping[str, tuple[int, Callable[[Phraser], Fact | None]]] = {
     "color_of": (3, _color_of), "shape_of": (3, _shape_of), "style_of": (1, _style_of),
     "attributes_of": (2, _attributes_of), "extreme": (2, _extreme), "count_all": (2, _count_all), "count": (24, _count),
-    "count_other": (4, _count_other), "count_colors": (8, _count_colors), "count_kinds": (4, _count_kinds),
-    "is_count": (6, _is_count), "more": (8, _more), "which_more": (10, _which_more), "exists": (4, _exists),
+    "count_other": (10, _count_other), "count_colors": (12, _count_colors), "count_kinds": (4, _count_kinds),
+    "is_count": (12, _is_count), "more": (8, _more), "which_more": (10, _which_more), "exists": (4, _exists),
     "exists_any": (2, _exists_any), "exists_no": (10, _exists_no), "exists_beside": (8, _exists_beside),
-    "exists_both": (3, _exists_both),
+    "exists_both": (5, _exists_both),
     "absent": (2, _absent), "absent_count": (1, _absent_count), "absent_what": (5, _absent_what),
     "is_color": (3, _is_color), "is_not_color": (8, _is_not_color), "is_kind": (2, _is_kind),
-    "is_style": (1, _is_style),
+    "is_style": (3, _is_style),
     "either_color": (1, _either_color), "either_kind": (1, _either_kind), "all_same": (2, _all_same),
     "same_color": (2, _same_color), "same_kind": (4, _same_kind), "which_bigger": (12, _which_bigger),
     "which_smaller": (12, _which_smaller), "is_bigger": (12, _is_bigger), "is_smaller": (12, _is_smaller),
     "size_of": (2, _size_of), "where": (5, _where), "where_written": (5, _where_written), "side": (20, _side),
-    "which_side": (10, _which_side), "beside": (14, _beside), "nearest": (14, _nearest), "between": (6, _between),
-    "place": (4, _place), "background": (2, _background), "is_background": (6, _is_background),
-    "texture": (1, _texture),
-    "read": (3, _read), "has_text": (1, _has_text), "is_written": (5, _is_written),
+    "which_side": (10, _which_side), "beside": (14, _beside), "nearest": (14, _nearest), "between": (10, _between),
+    "place": (8, _place), "background": (2, _background), "is_background": (6, _is_background),
+    "texture": (2, _texture),
+    "read": (3, _read), "has_text": (1, _has_text), "is_written": (8, _is_written),
     "word_or_number": (1, _word_or_number),
-    "color_written": (4, _color_written), "everything": (8, _everything), "kinds": (14, _kinds),
-    "colors": (10, _colors),
-    "kinds_of_color": (7, _kinds_of_color), "colors_of_kind": (6, _colors_of_kind), "medium": (1, _medium),
+    "color_written": (4, _color_written), "everything": (8, _everything), "kinds": (18, _kinds),
+    "colors": (14, _colors),
+    "kinds_of_color": (10, _kinds_of_color), "colors_of_kind": (10, _colors_of_kind), "medium": (1, _medium),
 }  # fmt: skip
 """Kinds of facts: how often each is asked in training, and what computes it."""
 

@@ -201,7 +201,8 @@ def phrased(scene: VariedScene, kind: str, rng: random.Random, wording: Wording 
     fact = KINDS[kind][1](phraser)
     if fact is None:
         return None
-    return typed(worded(fact, phraser), rng, wording), replace(fact, meant=phraser.meant)
+    text = typed(worded(fact, phraser), rng, wording)
+    return text, replace(fact, meant=phraser.meant, counts=phraser.counts, about=phraser.about)
 
 
 def worded(fact: Fact, phraser: Phraser) -> str:

@@ -108,7 +108,7 @@ def test_a_users_own_checkpoint_may_have_another_context_and_vocabulary(tmp_path
 
 
 def test_the_toys_are_not_the_published_ones() -> None:
-    assert "text_config.vocab_size should be 257216 and is 1856" in refusal(TOY / "paligemma")
+    assert "text_config.vocab_size should be 257216 and is 4096" in refusal(TOY / "paligemma")
     assert "LlavaForConditionalGeneration" in refusal(TOY / "llava")
 
 

@@ -5,7 +5,7 @@ import pytest
 from lazy_module import LazyModule
 
 from serve.models import mask_decoder
-from serve.toy import world
+from serve.toy.varied.names import SHAPE_OTHERS
 
 torch, codec = LazyModule("torch"), LazyModule("serve.toy.training.codec")
 pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
@@ -37,7 +37,7 @@ def test_loss_falls_within_a_few_steps():
 
 def test_crop_fills_its_square_unless_shifted():
     rng = random.Random(0)
-    kind = rng.choice(world.SHAPES)
+    kind = rng.choice(tuple(SHAPE_OTHERS))
     whole = codec.crop(kind) > 0
     assert whole.any(0)[[1, -2]].all() and whole.any(1)[[1, -2]].all()
     assert whole.mean() > 0.2

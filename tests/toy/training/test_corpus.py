@@ -1,18 +1,16 @@
-import random
-
 import numpy as np
 import pytest
 from lazy_module import LazyModule
 
-from serve.toy import questions, world
 from serve.toy.questions import Question
+from serve.toy.varied import facts, scenes
 
 torch, tokenizer = LazyModule("torch"), LazyModule("serve.toy.training.tokenizer")
 corpus, nets = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.nets")
 pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
-SCENE = world.scene(3)
+SCENE = scenes.varied_scene(3, fonts=scenes.BUILT_IN)
 QUESTIONS = [(Question("vqa", "color", "What color is the star?", "red"), SCENE.size),
-         (Question("caption", "caption", "", questions.caption(SCENE)), SCENE.size)]  # fmt: skip
+         (Question("caption", "caption", "", facts.caption_of(SCENE)), SCENE.size)]  # fmt: skip
 
 
 def logits(net, packer, packed, image):
@@ -26,7 +24,7 @@ def logits(net, packer, packed, image):
 def test_packed_questions_do_not_see_each_other(family):
     torch.manual_seed(0)
     net, packer = nets.Net(family, tokenizer.size(family)), corpus.Packer(family)
-    image = torch.randn(1, 49, net.size.width)
+    image = torch.randn(1, 100, net.size.width)
     with torch.no_grad():
         together = packer.pack([(0, QUESTIONS)], 200)
         alone = [packer.pack([(0, [question])], 200) for question in QUESTIONS]
@@ -38,7 +36,7 @@ def test_packed_questions_do_not_see_each_other(family):
 def test_exact_mask_is_full_over_image_and_prompt_and_causal_over_the_answer():
     packer = corpus.Packer("paligemma")
     packed = packer.pack([(0, QUESTIONS[1:])], 200, exact=True)
-    prefix = 49 + len(packer.pair(*QUESTIONS[1])[0])
+    prefix = 100 + len(packer.pair(*QUESTIONS[1])[0])
     seen = packed.mask[0] == 0
     assert seen[:prefix, :prefix].all() and not seen[:prefix, prefix:].any()
     answer = seen[prefix:, prefix:]
@@ -53,50 +51,10 @@ def test_first_token_of_an_answer_has_full_weight():
     assert (packed.weight[0][first[1] + 1 :] < 1).all()
 
 
-@pytest.mark.parametrize("family", ["llava", "paligemma"])
-def test_every_object_has_a_patch_and_every_patch_valid_labels(family):
-    for seed in range(200):
-        scene = corpus.training_scene(seed)
-        labels, edges = corpus.patch_labels(scene, family, nets.SIDE // nets.PATCH)
-        assert (labels.max(0) < list(corpus.CLASSES.values())).all()
-        assert len({tuple(box) for box in edges if box.any()}) == len(scene.shapes)
-        assert bool(labels[:, 4].any()) == bool(scene.text)
-        assert ((labels[:, 0] > 0) == edges.any(1)).all()
-
-
-def test_mask_and_absent_questions_follow_the_phase_settings():
-    rng = random.Random(0)
-    plain, more = [], []
-    for seed in range(300):
-        scene = corpus.training_scene(seed)
-        plain += [(scene, question) for question in corpus.training_questions(scene, "paligemma", rng)]
-        full = corpus.training_questions(scene, "paligemma", rng, segment=True, absent=0.1)
-        more += [(scene, question) for question in full]
-    assert not [question for _, question in plain if question.task == "segment" or question.kind == "absent"]
-    placed = [(scene, question) for scene, question in more if question.task in ("detect", "segment")]
-    missing = [(scene, question) for scene, question in placed if not question.boxes]
-    assert 0.05 < len(missing) / len(placed) < 0.2
-    assert {question.task for _, question in missing} == {"detect", "segment"}
-    assert not [question for scene, question in missing if questions.matching(scene, question.text)]
-
-
-@pytest.mark.parametrize("family", ["llava", "paligemma"])
-def test_training_boxes_are_true(family):
-    rng = random.Random(0)
-    for seed in range(100):
-        scene = corpus.training_scene(seed)
-        chosen = corpus.training_questions(scene, family, rng)
-        assert len({question.task for question in chosen}) >= 3
-        for question in chosen:
-            for _, box in question.boxes:
-                assert box in [shape.box for shape in scene.shapes]
-
-
 def test_view_is_square_and_small():
-    picture = world.draw(SCENE, 2.0)
+    picture = scenes.render(SCENE, 2.0)
     assert corpus.view(picture, "llava").size == corpus.view(picture, "paligemma").size == (nets.SIDE, nets.SIDE)
-    corner = np.asarray(corpus.view(world.draw(world.scene(0)), "llava"))
-    assert corner.shape == (nets.SIDE, nets.SIDE, 3)
+    assert np.asarray(corpus.view(picture, "llava")).shape == (nets.SIDE, nets.SIDE, 3)
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
@@ -105,35 +63,22 @@ def test_larger_tower_keeps_interpolated_positions(family):
     net = nets.Net(family, tokenizer.size(family))
     embeddings = net.vision_tower.vision_model.embeddings
     places = embeddings.position_embedding.weight
-    head, across = places[: len(places) - 49].clone(), torch.linspace(-1, 1, 7)
-    with torch.no_grad():  # each position holds its column, -1 to 1, in a 7 x 7 square
-        places[len(head) :] = across.repeat(7)[:, None]
-    embeddings.grow(144)
+    head, across = places[: len(places) - 100].clone(), torch.linspace(-1, 1, 10)
+    with torch.no_grad():  # each position holds its column, -1 to 1, in a 10 x 10 square
+        places[len(head) :] = across.repeat(10)[:, None]
+    embeddings.grow(176)
     grown = embeddings.position_embedding.weight.detach()
-    assert grown.shape == (len(head) + 81, nets.VISION) and torch.equal(grown[: len(head)], head)
-    rows = grown[len(head) :].view(9, 9, nets.VISION)
+    assert grown.shape == (len(head) + 121, net.vision.width) and torch.equal(grown[: len(head)], head)
+    rows = grown[len(head) :].view(11, 11, net.vision.width)
     assert torch.allclose(rows, rows[:1].expand_as(rows), atol=1e-6)
-    assert (rows[0].diff(dim=0) > 0).all() and rows[0, 4].abs().max() < 1e-6
-    assert embeddings(torch.zeros(2, 3, 144, 144)).shape == (2, len(head) + 81, nets.VISION)
+    assert (rows[0].diff(dim=0) > 0).all() and rows[0, 5].abs().max() < 1e-6
+    assert embeddings(torch.zeros(2, 3, 176, 176)).shape == (2, len(head) + 121, net.vision.width)
 
 
 def test_corpus_of_larger_images_has_its_own_cache(tmp_path):
     coarse = corpus.Corpus.of("paligemma", 5, 3, tmp_path)
-    fine = corpus.Corpus.of("paligemma", 5, 3, tmp_path, 144)
-    assert coarse.images.shape == (3, 3, 112, 112) and fine.images.shape == (3, 3, 144, 144)
-    assert coarse.labels.shape[:2] == coarse.edges.shape[:2] == (3, 49) and fine.labels.shape[:2] == (3, 81)
-    again = corpus.Corpus.of("paligemma", 5, 3, tmp_path, 144)
+    fine = corpus.Corpus.of("paligemma", 5, 3, tmp_path, 176)
+    assert coarse.images.shape == (3, 3, 160, 160) and fine.images.shape == (3, 3, 176, 176)
+    assert coarse.labels.shape[:2] == coarse.edges.shape[:2] == (3, 100) and fine.labels.shape[:2] == (3, 121)
+    again = corpus.Corpus.of("paligemma", 5, 3, tmp_path, 176)
     assert np.array_equal(again.images, fine.images) and np.array_equal(again.edges, fine.edges)
-
-
-def test_counting_setting_raises_the_share_of_counting_questions():
-    def share(counting):
-        chosen = [
-            question
-            for seed in range(60)
-            for question in corpus.training_questions(SCENE, "paligemma", random.Random(seed), counting=counting)
-        ]
-        counted = sum(question.kind == "count_kind" for question in chosen)
-        return counted / sum(question.task == "vqa" for question in chosen)
-
-    assert share(0.0) < 0.25 < 0.45 < share(0.7)

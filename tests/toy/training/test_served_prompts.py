@@ -1,6 +1,7 @@
 """The prompts of the served families are those that the toys were trained on, and parsers read the trained answers."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from lazy_module import LazyModule
@@ -22,6 +23,10 @@ pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
 TOYS = [name.removeprefix("toy-") for name, model in MODELS.items() if model.card.toy]
 
 
+def masked(scene: world.Scene, phrase: str) -> questions.Question:
+    return replace(questions.detect(scene, [phrase]), task="segment")
+
+
 def all_questions(scene: world.Scene, family: str) -> list[questions.Question]:
     rng = random.Random(scene.text)
     drawn = [questions.vqa(scene, kind, rng) for kind in questions.KINDS]
@@ -29,7 +34,7 @@ def all_questions(scene: world.Scene, family: str) -> list[questions.Question]:
     drawn += [questions.detect(scene, [phrase]) for phrase in questions.phrases(scene, unique=True)[:2]]
     drawn.append(questions.Question("ocr", "ocr", "", scene.text or "nothing"))
     if family == "paligemma":
-        drawn += [questions.segment(scene, [phrase]) for phrase in questions.phrases(scene)[:2]]
+        drawn += [masked(scene, phrase) for phrase in questions.phrases(scene)[:2]]
     return [question for question in drawn if question is not None]
 
 
@@ -70,7 +75,7 @@ def test_trained_box_parses_as_the_drawn_box(toy: str) -> None:
             answer = (
                 prompts.llava(question, size)[1]
                 if family == "llava"
-                else prompts.paligemma(question, recipes.RECIPES[toy].first_loc)[1]
+                else prompts.paligemma(question, recipes.RECIPES[toy].first_loc, recipes.RECIPES[toy].loc_step)[1]
             )
             result = MODELS[f"toy-{toy}"].skills["detect"].parse([Generation(answer)], request(question, picture))
             assert isinstance(result, DetectResult)
@@ -86,8 +91,8 @@ def test_trained_mask_parses_as_the_drawn_mask(toy: str) -> None:
     for scene in SCENES[:10]:
         picture = Image.of(world.draw(scene))
         for shape in scene.shapes:
-            question = questions.segment(scene, [shape.name])
-            answer = prompts.paligemma(question, recipes.RECIPES[toy].first_loc)[1]
+            question = masked(scene, shape.name)
+            answer = prompts.paligemma(question, recipes.RECIPES[toy].first_loc, recipes.RECIPES[toy].loc_step)[1]
             result = MODELS[f"toy-{toy}"].skills["segment"].parse([Generation(answer)], request(question, picture))
             assert isinstance(result, SegmentResult)
             true = masks.mask(scene, shape, (picture.width, picture.height))

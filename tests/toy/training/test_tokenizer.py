@@ -56,14 +56,14 @@ def test_llava_box_is_nine_tokens():
 
 def test_paligemma_locations_are_ordinary_tokens():
     tokens = tokenizer.build_tokenizer("paligemma")
-    text = "<loc0008><loc0504><loc1016><loc0024> red circle"
+    text = "<loc0004><loc0508><loc1020><loc0012> red circle"
     ids = tokens.encode(text, add_special_tokens=False).ids
     assert len(ids) == 6
     assert tokens.decode(ids, skip_special_tokens=True) == text
     assert tokens.encode("\n", add_special_tokens=False).tokens == ["\n"]
 
 
-@pytest.mark.parametrize(("family", "count"), [("llava", 50), ("paligemma", 64)])
+@pytest.mark.parametrize(("family", "count"), [("llava", 50), ("paligemma", 128)])
 def test_coordinates_have_sorted_values(family, count):
     places = tokenizer.coordinates(family)
     assert len(places) == count

@@ -6,6 +6,7 @@ import pytest
 
 from serve.models.contracts import LLAVA, PALIGEMMA
 from serve.models.probing import ProbeAnswer, Verdict, probe
+from serve.toy import world
 from serve.toy.probe_scenes import probe_scenes
 from serve.toy.questions import Question
 
@@ -16,12 +17,14 @@ SEEDS = range(5)
 
 def ask(reference, seed):
     """Return the toy's replies about two shapes of each scene."""
+    from serve.toy.training.evaluate import ExamItem
+
     items, known = [], []
     for scene in probe_scenes(seed):
         width, height = scene.size
         for label, (x0, y0, x1, y1) in scene.boxes[:2]:
             box = (x0 / width, y0 / height, x1 / width, y1 / height)
-            items.append((scene.scene, Question("detect", "", label, boxes=((label, box),))))
+            items.append(ExamItem(scene.scene, Question("detect", "", label, boxes=((label, box),))))
             known.append((scene.size, (label, (x0, y0, x1, y1))))
     replies = reference.answers(items)
     return [ProbeAnswer(text, size, [pair]) for text, (size, pair) in zip(replies, known, strict=True)]
@@ -37,7 +40,8 @@ def test_toy_agrees_with_its_contract_and_with_no_other(toy, contract):
     repair()
     from serve.toy.training import evaluate
 
-    reference = evaluate.Reference(toy.removesuffix("-b"), evaluate.HERE / toy, "cpu")
+    folder = evaluate.HERE / toy
+    reference = evaluate.Reference(toy.removesuffix("-b"), folder, "cpu", lambda scene: world.draw(scene, 2.0))
     swapped = dataclasses.replace(contract, order="yx" if contract.order == "xy" else "xy")
     for seed in SEEDS:
         answers = ask(reference, seed)

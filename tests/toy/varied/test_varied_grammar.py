@@ -146,6 +146,18 @@ def test_counts_and_yes_or_no_agree_with_a_second_reading_of_the_phrase():
     assert checked > 150
 
 
+def test_phrases_are_counted_as_a_second_reading_does():
+    rng, checked = random.Random(2), 0
+    for scene in drawn_scenes()[:60]:
+        for kind in ("which_more", "exists_both", "is_count", "side"):
+            pair = grammar.phrased(scene, kind, rng)
+            for phrase, count in pair[1].counts.items() if pair is not None else ():
+                if not re.search("filled|solid|outlined|hollow|empty|open", phrase):
+                    assert independent_count(scene, phrase) == count, (scene.seed, phrase)
+                    checked += 1
+    assert checked > 200
+
+
 @pytest.mark.slow
 def test_yes_and_no_are_balanced_in_every_kind():
     counts = {}

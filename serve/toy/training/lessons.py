@@ -1,12 +1,12 @@
-"""Varied scenes as training data: their pictures, a label for every patch, and questions in all tasks."""
+"""Scenes as training data: their pictures, a label for every patch, and questions in all tasks."""
 
 import functools
 import itertools
-import json
 import math
 import random
 import re
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,21 +106,14 @@ FINE = 8
 """Pixels of a patch's side where it is found out what covers most of it."""
 SHORT_QUESTIONS, LOCATED = 8, 3
 """Questions of vqa, and of detect (and segment, in phases with masks), about each scene."""
-HERE = Path(__file__).parents[1] / "varied"
 WORK = Path(__file__).parents[3] / "build" / "toy"
 """Where drawn scenes and the state of training are, unless --work says otherwise."""
 
 
-CODES: dict[str, tuple[int, ...]] = {
-    kind: tuple(row) for kind, row in json.loads((HERE / "codes.json").read_text()).items()
-}
-"""The mask codes of each whole shape in its box, which `codec --world varied` writes."""
-
-
 @functools.lru_cache(maxsize=256)  # a step draws its scenes, then asks about them
-def varied_training_scene(seed: int) -> VariedScene:
-    """Return the training scene of a seed; half have text, as reading is learnt last, and one in ten is of the first
-    world, of which checks and load tests ask."""
+def training_scene(seed: int) -> VariedScene:
+    """Return the training scene of a seed; half have text, as reading is learnt last, and one in ten is of `world`,
+    of which checks and load tests ask."""
     written = random.Random(f"text {seed}").random() < 0.5
     if seed % 10 == 0:
         return as_varied(world.scene(seed, text=written))
@@ -139,7 +132,7 @@ def draw_softened(scene: VariedScene, rng: random.Random) -> PIL.Image.Image:
     return render(scene, scale).resize(scene.size, PIL.Image.Resampling.LANCZOS)
 
 
-def varied_patch_labels(scene: VariedScene, family: str, grid: int) -> tuple[np.ndarray, np.ndarray]:
+def patch_labels(scene: VariedScene, family: str, grid: int) -> tuple[np.ndarray, np.ndarray]:
     """Return labels (grid², classes) and edges (grid², 4) of what is seen in most of a patch, at least a fifth."""
     names = list(CLASSES)
     labels = np.zeros((grid**2, len(CLASSES)), np.uint8)
@@ -259,24 +252,21 @@ def _square_map(scene: VariedScene, family: str, side: int) -> np.ndarray:
     return square
 
 
-def varied_questions(
-    scene: VariedScene,
-    family: str,
-    rng: random.Random,
-    segment: bool = False,
-    absent: float = 0.0,
-    counting: float = 0.0,
+def training_questions(
+    scene: VariedScene, family: str, rng: random.Random, segment: bool = False, absent: float = 0.0
 ) -> list[Question]:
-    """Return different questions about a scene in random order. segment, absent, counting: as for the first world."""
+    """Return different questions about a scene in random order.
+
+    segment: whether to ask for masks. absent: the share of detect and segment questions about an absent thing.
+    """
     caption = caption_of(scene)
-    listed = [Question("caption", "caption", "", caption, named=named_things(caption, scene))]
+    everything = tuple((thing.kind, thing.color) for thing in scene.things)
+    named = named_things(caption, scene, scene.things)
+    listed = [Question("caption", "caption", "", caption, named=named, about=everything)]
     if scene.writing is not None or rng.random() < 0.1:
         listed.append(Question("ocr", "ocr", "", scene.writing.text if scene.writing is not None else "nothing"))
     for text, fact in grammar.some_questions(scene, rng, SHORT_QUESTIONS):
         listed.append(short(in_other_words(text, rng), fact, scene))
-    if counting and rng.random() < counting:
-        pair = grammar.phrased(scene, "count", rng)
-        listed += [] if pair is None else [short(*pair, scene)]
     for task in ("detect",) * LOCATED + ("segment",) * (LOCATED * segment):
         question = _locate(task, scene, family, rng, absent)
         listed += [] if question is None else [question]
@@ -321,17 +311,26 @@ def short(text: str, fact: Fact, scene: VariedScene) -> Question:
 
 def _question(task: str, kind: str, text: str, answer: str, fact: Fact, scene: VariedScene) -> Question:
     meant = tuple((phrase, thing.box) for phrase, thing in fact.meant.items())
-    return Question(task, kind, text, answer, meant=meant, named=named_things(answer, scene))
+    about = None if fact.about is None else tuple((thing.kind, thing.color) for thing in fact.about)
+    named = named_things(answer, scene, (fact.about or ()) if fact.parts else ())
+    counts = tuple(fact.counts.items())
+    return Question(task, kind, text, answer, meant=meant, named=named, counts=counts, about=about)
 
 
-def named_things(answer: str, scene: VariedScene) -> tuple[tuple[int, Box], ...]:
-    """Return where in an answer the names of things begin that mean one thing each, and their boxes."""
-    located = []
+def named_things(answer: str, scene: VariedScene, listed: Sequence[Thing] = ()) -> tuple[tuple[int, Box], ...]:
+    """Return where in an answer the names of things begin that mean one thing each, and their boxes. listed: the things
+    that the answer lists in this order; of several that have a name, it means the first that was not named before."""
+    located, left = [], list(listed)
     for match in _NAME.finditer(answer):
         said_of = {_KEY_OF[word]: word for word in match[1].split(" ")}
         same = [thing for thing in scene.things if all(getattr(thing, key) == v for key, v in said_of.items())]
-        if len(same) == 1:
-            located.append((match.start(), same[0].box))
+        first = next((thing for thing in left if thing in same), None)
+        if first is not None:
+            left.remove(first)
+        elif len(same) == 1:
+            first = same[0]
+        if first is not None:
+            located.append((match.start(), first.box))
     return tuple(located)
 
 
@@ -360,5 +359,7 @@ def _locate(task: str, scene: VariedScene, family: str, rng: random.Random, abse
     boxes = tuple((phrase, thing.box) for phrase, thing in sought)
     # a phrase that is part of one before it would be taken for that one's end
     alone = tuple((phrase, box) for phrase, box in boxes if len(by_phrase[phrase]) == 1 and phrase in in_place)
-    codes = tuple(CODES[thing.kind] for _, thing in sought) if task == "segment" else ()
-    return Question(task, task, text, boxes=boxes, codes=codes, meant=alone)
+    codes = tuple(prompts.CODES[thing.kind] for _, thing in sought) if task == "segment" else ()
+    counts = tuple((phrase, len(things)) for phrase, things in by_phrase.items() if phrase in in_place)
+    about = tuple((thing.kind, thing.color) for _, thing in sought)
+    return Question(task, task, text, boxes=boxes, codes=codes, meant=alone, counts=counts, about=about)
