@@ -85,17 +85,24 @@ def test_shipped_mask_decoder_decodes_the_codes_of_each_shape(toy):
         assert (mask & true).sum() / (mask | true).sum() > 0.93, kind
 
 
+def reference_of(toy, **drawing):
+    """Return a shipped toy in transformers."""
+    from serve.toy.training import evaluate
+
+    evaluate.repair()
+    return evaluate.Reference(recipes.RECIPES[toy].family, HERE / toy, "cpu", **drawing)
+
+
 @pytest.mark.engine
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("toy", TOYS)
 def test_nets_agree_with_transformers(toy):
     from serve.toy.questions import Question
-    from serve.toy.training import corpus, evaluate, export
+    from serve.toy.training import corpus, export
 
-    evaluate.repair()
     recipe, scene = recipes.RECIPES[toy], scenes.varied_scene(1, writing=True)
     family = recipe.family
-    reference = evaluate.Reference(family, HERE / toy, "cpu")
+    reference = reference_of(toy)
     net = export.load_net(HERE / toy)
     packer = corpus.Packer(family, side=recipe.side)
     question = Question("vqa", "where", "whats left of the hollow star?", "red circle")
@@ -125,9 +132,8 @@ def test_accuracy_is_above_the_floors(toy):
     """Run a short `python -m serve.toy.training.evaluate`, with lower floors for its smaller sample."""
     from serve.toy.training import evaluate
 
-    evaluate.repair()
-    family = recipes.RECIPES[toy].family
-    reference = evaluate.Reference(family, HERE / toy, "cpu")
+    reference = reference_of(toy)
+    family = reference.family
     items = [*evaluate.vqa_items(114, 1_000), *evaluate.other_items(family, 20, 1_000)]
     replies = reference.answers(items)
     scores = evaluate.score_replies(family, items, replies)
@@ -145,9 +151,8 @@ def test_shipped_scenes_are_answered_rightly(toy):
     """Ask every other ordinary question that the shipped scenes allow, in both languages, and in every other task."""
     from serve.toy.training import evaluate
 
-    evaluate.repair()
-    family = recipes.RECIPES[toy].family
-    reference = evaluate.Reference(family, HERE / toy, "cpu", evaluate.shipped_picture)
+    reference = reference_of(toy, draw=evaluate.shipped_picture)
+    family = reference.family
     listed = enumerate(evaluate.shipped_items(family, 1))
     items = [item for at, item in listed if at % 2 or item.question.task != "vqa"]
     scores = evaluate.score_replies(family, items, reference.answers(items))

@@ -160,12 +160,17 @@ class Packer:
     ) -> None:
         self.family, self.first_loc, self.step = family, first_loc, step
         self.tokens = tokenizer.build_tokenizer(family)
-        self.encode = functools.lru_cache(maxsize=100_000)(self._encode)
+        self._encoded = functools.lru_cache(maxsize=100_000)(self._encode)
         self.head = self.encode("<s>USER: ") if family == "llava" else ()
         self.prefix = len(self.head) + (side // nets.PATCH) ** 2
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokens.encode(text, add_special_tokens=False).ids)
+    def _encode(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return a text's token ids, and where in it each token ends."""
+        encoding = self.tokens.encode(text, add_special_tokens=False)
+        return tuple(encoding.ids), tuple(end for _, end in encoding.offsets)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return self._encoded(text)[0]
 
     def prompt(self, question: Question, size: tuple[int, int]) -> tuple[str, str]:
         """Return prompt and answer as text. size: the image's width and height."""
@@ -200,7 +205,7 @@ class Packer:
 
     def _ends(self, asking: str, texts: Sequence[str]) -> dict[str, int]:
         """Return the index of the token with which each of these texts ends, where it is in the prompt."""
-        ends = [end for _, end in self.tokens.encode(asking, add_special_tokens=False).offsets]
+        ends = self._encoded(asking)[1]
         last = {text: at + len(text) for text in texts if (at := asking.lower().find(text)) >= 0}
         return {text: ends.index(end) for text, end in last.items() if end in ends}
 
@@ -210,7 +215,7 @@ class Packer:
         if not question.named:
             return []
         answer = self.prompt(question, size)[1]
-        ends = [0, *(end for _, end in self.tokens.encode(answer, add_special_tokens=False).offsets)]
+        ends = [0, *self._encoded(answer)[1]]
         # a word's token begins with the space before it
         before = [max(0, answer.index(question.answer) + at - 1) for at, _ in question.named]
         boxes = [self._squared(box, size) for _, box in question.named]

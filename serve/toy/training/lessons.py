@@ -260,9 +260,8 @@ def training_questions(
     segment: whether to ask for masks. absent: the share of detect and segment questions about an absent thing.
     """
     caption = caption_of(scene)
-    everything = tuple((thing.kind, thing.color) for thing in scene.things)
     named = named_things(caption, scene, scene.things)
-    listed = [Question("caption", "caption", "", caption, named=named, about=everything)]
+    listed = [Question("caption", "caption", "", caption, named=named, about=kinds_and_colors(scene.things))]
     if scene.writing is not None or rng.random() < 0.1:
         listed.append(Question("ocr", "ocr", "", scene.writing.text if scene.writing is not None else "nothing"))
     for text, fact in grammar.some_questions(scene, rng, SHORT_QUESTIONS):
@@ -311,10 +310,14 @@ def short(text: str, fact: Fact, scene: VariedScene) -> Question:
 
 def _question(task: str, kind: str, text: str, answer: str, fact: Fact, scene: VariedScene) -> Question:
     meant = tuple((phrase, thing.box) for phrase, thing in fact.meant.items())
-    about = None if fact.about is None else tuple((thing.kind, thing.color) for thing in fact.about)
+    about = None if fact.about is None else kinds_and_colors(fact.about)
     named = named_things(answer, scene, (fact.about or ()) if fact.parts else ())
     counts = tuple(fact.counts.items())
     return Question(task, kind, text, answer, meant=meant, named=named, counts=counts, about=about)
+
+
+def kinds_and_colors(things: Sequence[Thing]) -> tuple[tuple[str, str], ...]:
+    return tuple((thing.kind, thing.color) for thing in things)
 
 
 def named_things(answer: str, scene: VariedScene, listed: Sequence[Thing] = ()) -> tuple[tuple[int, Box], ...]:
@@ -360,6 +363,6 @@ def _locate(task: str, scene: VariedScene, family: str, rng: random.Random, abse
     # a phrase that is part of one before it would be taken for that one's end
     alone = tuple((phrase, box) for phrase, box in boxes if len(by_phrase[phrase]) == 1 and phrase in in_place)
     codes = tuple(prompts.CODES[thing.kind] for _, thing in sought) if task == "segment" else ()
-    counts = tuple((phrase, len(things)) for phrase, things in by_phrase.items() if phrase in in_place)
-    about = tuple((thing.kind, thing.color) for _, thing in sought)
+    counts = tuple((phrase, len(things)) for phrase, things in by_phrase.items())
+    about = kinds_and_colors([thing for _, thing in sought])
     return Question(task, task, text, boxes=boxes, codes=codes, meant=alone, counts=counts, about=about)

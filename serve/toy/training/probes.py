@@ -22,6 +22,8 @@ WEIGHTS = {
 """Weights of the losses of a patch's labels; those that are not here have 0.5."""
 
 
+TEXT_WEIGHTS = {"phrases": 1.6, "names": 1.6, "pairs": 0.5, "counts": 0.2, "sets": 0.5}
+"""Weights of the losses of a text model's probes."""
 MOST = MOST_THINGS + 1
 
 
@@ -106,7 +108,8 @@ class TextProbes(nn.Module):
         count_rows, count_ends, count = packed.counted.to(device).T
         counts = _count_error(self.counter(middle[count_rows, count_ends]), count)
         about_rows, about_ends = packed.about.to(device).T
-        there, totals = packed.sets.to(device)[:, :-1], packed.sets.to(device)[:, -1]
+        known = packed.sets.to(device)
+        there, totals = known[:, :-1], known[:, -1]
         gathered = self.gatherer(before_last[about_rows, about_ends]).float()
         sets = F.binary_cross_entropy_with_logits(gathered[:, : len(ATTRIBUTES)], there, reduction="sum")
         sets = 2 * sets / len(ATTRIBUTES) + 0.5 * _count_error(gathered[:, len(ATTRIBUTES) :], totals.long())

@@ -40,8 +40,8 @@ class Phase:
 class Recipe:
     """A toy's training. first_loc, loc_step: the lowest of the `<loc>` tokens that a PaliGemma toy uses, and how far
     apart they are; toys with different ones round boxes differently. begins_with: the tower, or the toy of the same
-    sizes, whose weights it begins with. tower: whether only its vision tower is trained, on scenes as one family sees
-    them and as the other, by turns, for several toys to begin with."""
+    sizes or with fewer text layers, whose weights it begins with. tower: whether only its vision tower is trained, on
+    scenes as one family sees them and as the other, by turns, for several toys to begin with."""
 
     family: Family
     phases: tuple[Phase, ...]

@@ -32,7 +32,7 @@ from serve.toy.training import corpus, lessons, nets, tokenizer, towers
 from serve.toy.training.corpus import Corpus, Packed, Packer
 from serve.toy.training.lessons import WORK
 from serve.toy.training.muon import Muon
-from serve.toy.training.probes import PatchProbe, TextProbes
+from serve.toy.training.probes import TEXT_WEIGHTS, PatchProbe, TextProbes
 from serve.toy.training.recipes import ALL, Phase, Recipe
 from serve.toy.varied.scenes import VariedScene
 
@@ -226,8 +226,8 @@ class Trainer:
             loss = patch_loss
             if batch.packs:
                 answer_loss, read = self.answer_loss(features, batch.packs)
-                loss = answer_loss + 0.2 * patch_loss + 1.6 * (read["phrases"] + read["names"])
-                loss = loss + 0.5 * read["pairs"] + 0.2 * read["counts"] + 0.5 * read["sets"]
+                read_loss = torch.stack([TEXT_WEIGHTS[name] * part for name, part in read.items()]).sum()
+                loss = answer_loss + 0.2 * patch_loss + read_loss
                 count = sum(len(packed.kinds) for packed in batch.packs)
                 parts = " ".join(f"{name} {part.item():.3f}" for name, part in {"answers": answer_loss, **read}.items())
                 losses = f"{parts} questions {count} {losses}"

@@ -110,11 +110,16 @@ def test_labels_name_neighbours_and_order():
         assert labels[0, names.index("colors")] == len(met)
 
 
+def asked_of_a_full_scene(family, seed, times=20):
+    """Return a packer, a scene of four things or more, and questions about it, drawn so many times."""
+    scene, rng = next(scene for scene in drawn_scenes() if len(scene.things) > 3), random.Random(seed)
+    drawn = [question for _ in range(times) for question in lessons.training_questions(scene, family, rng)]
+    return corpus.Packer(family), scene, drawn
+
+
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
 def test_packed_phrases_end_where_their_boxes_are_meant(family):
-    packer, rng = corpus.Packer(family), random.Random(3)
-    scene = next(scene for scene in drawn_scenes() if len(scene.things) > 3)
-    drawn = [question for _ in range(20) for question in lessons.training_questions(scene, family, rng)]
+    packer, scene, drawn = asked_of_a_full_scene(family, seed=3)
     asked_about = [(question, scene.size) for question in drawn if packer.meant(question, scene.size)]
     packed = packer.pack([(0, asked_about[:6])], 400)
     expected = [(phrase, box) for question, _ in asked_about[:6] for phrase, box in question.meant]
@@ -134,14 +139,8 @@ def test_packed_phrases_end_where_their_boxes_are_meant(family):
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
 def test_single_things_that_answers_name_are_located_before_their_names(family):
-    packer, rng = corpus.Packer(family), random.Random(5)
-    scene = next(scene for scene in drawn_scenes() if len(scene.things) > 3)
-    named = [
-        (question, scene.size)
-        for _ in range(10)
-        for question in lessons.training_questions(scene, family, rng)
-        if question.named
-    ]
+    packer, scene, drawn = asked_of_a_full_scene(family, seed=5, times=10)
+    named = [(question, scene.size) for question in drawn if question.named]
     packed = packer.pack([(0, named)], 20_000)
     boxes = [box for question, _ in named for _, box in question.named]
     assert len(packed.names) == len(packed.named_boxes) == len(boxes) > len(named)
@@ -160,9 +159,7 @@ def test_single_things_that_answers_name_are_located_before_their_names(family):
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
 def test_phrases_are_counted_at_their_ends_but_not_where_one_is_there_twice(family):
-    packer, rng = corpus.Packer(family), random.Random(6)
-    scene = next(scene for scene in drawn_scenes() if len(scene.things) > 3)
-    drawn = [question for _ in range(20) for question in lessons.training_questions(scene, family, rng)]
+    packer, scene, drawn = asked_of_a_full_scene(family, seed=6)
     counted = [(question, scene.size) for question in drawn if packer.counted(question, scene.size)]
     packed = packer.pack([(0, counted)], 20_000)
     numbers = [dict(question.counts) for question, _ in counted for _ in packer.counted(question, scene.size)]
@@ -475,7 +472,7 @@ def test_probe_without_the_last_labels_is_taken_over(monkeypatch):
         patch.setattr("serve.toy.training.probes.CLASSES", fewer)
         old = train.PatchProbe(4)
     new = train.PatchProbe(4)
-    labels, edges = sum(fewer.values()), 8 * train.nets.FREQUENCIES
+    labels, edges = sum(fewer.values()), train.nets.EDGES
     untrained = new.weight[labels:-edges].clone()
     new.take_over(old.state_dict())
     assert torch.equal(new.weight, torch.cat([old.weight[:labels], untrained, old.weight[labels:]]))

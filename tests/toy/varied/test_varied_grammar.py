@@ -118,10 +118,10 @@ def test_unclear_relations_give_no_question():
     assert not answers("which_bigger", level) and not answers("is_bigger", level)
 
 
-def independent_count(scene, words):
+def independent_count(scene, phrase):
     """Count the things that a plain phrase of colour and kind means, from its words alone."""
-    known = [word for word in re.findall("[a-z]+", words) if word in COLOR_NAMES]
-    kinds = [name for form, name in facts._SHAPES.items() if re.search(rf"\b{form}\b", words)]
+    known = [word for word in re.findall("[a-z]+", phrase) if word in COLOR_NAMES]
+    kinds = [name for form, name in facts._SHAPES.items() if re.search(rf"\b{form}\b", phrase)]
     return sum(
         all(COLOR_NAMES[word] == item.color for word in known) and (not kinds or item.kind in kinds)
         for item in scene.things
@@ -135,14 +135,14 @@ def test_counts_and_yes_or_no_agree_with_a_second_reading_of_the_phrase():
         scene = drawn_scenes()[seed]
         for kind, slot in (("count", "things"), ("exists_any", "things"), ("exists_no", "things")):
             fact = KINDS[kind][1](Phraser(scene, rng, grammar.TRAINING))
-            words = fact.slots[slot]
-            if re.search("filled|solid|outlined|hollow|empty", words) or words in STRANGERS:
+            phrase = fact.slots[slot]
+            if re.search("filled|solid|outlined|hollow|empty", phrase) or phrase in STRANGERS:
                 continue
-            count = independent_count(scene, words)
+            count = independent_count(scene, phrase)
             checked += 1
             expected = {"count": str(count), "exists_any": "yes" if count else "no",
                         "exists_no": "no" if count else "yes"}  # fmt: skip
-            assert fact.answers[0] == expected[kind], (seed, words, fact)
+            assert fact.answers[0] == expected[kind], (seed, phrase, fact)
     assert checked > 150
 
 
@@ -201,8 +201,8 @@ def test_grammar_has_hundreds_of_templates_and_a_bounded_vocabulary():
         text for some in grammar.TEMPLATES.values() for template in some for text in facts.expansions(template)
     ]
     assert len(written_out) > 1500
-    words = {word for text in [*grammar.texts(), *grammar.slot_names()] for word in re.findall(r"[a-z']+", text)}
-    assert 500 < len(words) < 900
+    vocabulary = {word for text in [*grammar.texts(), *grammar.slot_names()] for word in re.findall(r"[a-z']+", text)}
+    assert 500 < len(vocabulary) < 900
 
 
 def forms(wording):
