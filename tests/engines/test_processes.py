@@ -15,7 +15,7 @@ import pytest
 from serve.engines.vllm import processes
 
 SCRIPT = """
-import asyncio, json, os, signal, sys
+import asyncio, json, os, resource, signal, sys
 import psutil
 from serve.engines.base import Prompt, Sampling
 from serve.engines.vllm.engine import VllmEngine
@@ -25,7 +25,8 @@ async def main():
     await engine.start()
     pieces = [piece.text async for piece in engine.generate(Prompt("a dog", None, Sampling(max_tokens=4)))]
     own = psutil.Process()
-    print(json.dumps([[child.pid, child.cpu_times().user] for child in own.children(recursive=True)]), flush=True)
+    children = [[child.pid, child.cpu_times().user] for child in own.children(recursive=True)]
+    print(json.dumps([children, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime]), flush=True)
     os.kill(own.pid, signal.SIGKILL)
 
 asyncio.run(main())
@@ -101,10 +102,12 @@ def test_a_child_does_not_outlive_its_parent() -> None:
 def test_an_engine_forks_speaks_and_dies_with_its_parent(tmp_path: Path) -> None:
     folder = checkpoints.make("llava", tmp_path / "llava")
     environment = {name: value for name, value in os.environ.items() if name != "VLLM_WORKER_MULTIPROC_METHOD"}
+    environment["VLLM_CACHE_ROOT"] = str(tmp_path / "cache")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder)], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    [[core, cpu_s]] = json.loads(done.stdout.splitlines()[-1])  # one child: no Worker, no resource tracker
+    [[core, cpu_s]], ended_s = json.loads(done.stdout.splitlines()[-1])  # one child: no Worker, no resource tracker
     assert cpu_s < 9  # it did not import vLLM again, which takes 12
+    assert ended_s < 5  # nor did a process that looks at the model's class: VLLM_CACHE_ROOT is new
     assert gone(core, 10)

@@ -288,6 +288,8 @@ class VllmEngine:
             raise ModelError(f"{message} `make serve DEVICE=cpu` sets up the other.", code="load_failed")
         streamed = object_store.engine_arguments(self.checkpoint) if object_store.is_uri(self.checkpoint) else {}
         cpu = current_platform.is_cpu()
+        if cpu:
+            processes.inspect_here()
         gpu_bytes = None if cpu else int(current_platform.get_device_total_memory())
         sleeps = self.sleep_level is not None and current_platform.is_sleep_mode_available()
         facts = read_facts(folder)

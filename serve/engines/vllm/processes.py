@@ -89,6 +89,18 @@ def set_start_method(fork: bool, niceness: int = 0) -> None:
     vllm.v1.engine.utils.get_mp_context = context
 
 
+def inspect_here() -> None:
+    """Let vLLM look at a model's class in this process.
+
+    vLLM starts another one, which imports everything again (16 s of a core), so that ours does not initialise CUDA. It
+    keeps what it saw in ~/.cache/vllm, so the first start of each architecture on a machine waits for it. Without a GPU
+    there is nothing to initialise, and a forked EngineCore has the class already.
+    """
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda look: look()
+
+
 def end_with_parent(parent: int) -> None:
     """Kill this process when its parent has ended."""
 
