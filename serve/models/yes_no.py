@@ -18,8 +18,9 @@ def classify_by_questions(ask: Callable[[ClassifyRequest, str], list[Prompt]]) -
     """Return the skill of a model that answers questions: is each label in the image? ask: a request and a question ->
     the prompt.
 
-    A label's score is the probability of yes, as far as the answer's tokens tell. The right labels are those with yes;
-    where one is to be chosen, it is the one with the highest score.
+    The right labels are those with yes, each scored by the probability of yes, as far as the answer's tokens tell.
+    Where one is to be chosen, it is the one with the highest probability, and its score is that of this label being
+    right and no other: a model that says yes to two of them is not sure of either.
     """
 
     def ask_each(request: ClassifyRequest) -> list[Prompt]:
@@ -27,16 +28,15 @@ def classify_by_questions(ask: Callable[[ClassifyRequest, str], list[Prompt]]) -
 
     def parse(generations: Sequence[Generation], request: ClassifyRequest) -> ClassifyResult:
         answers = [_read(generation) for generation in generations]
-        labels = [
-            ScoredLabel(label=label, score=score) for label, (_, score) in zip(request.labels, answers, strict=True)
-        ]
         if request.multiple:
-            right = [label for label, (yes, _) in zip(labels, answers, strict=True) if yes]
+            pairs = zip(request.labels, answers, strict=True)
+            right = [ScoredLabel(label=label, score=score) for label, (yes, score) in pairs if yes]
             return ClassifyResult(labels=right, multiple=True)
-        best = max(labels, key=lambda label: label.score)
-        if sum(label.score == best.score for label in labels) > 1:
+        scores = [score for _, score in answers]
+        if scores.count(max(scores)) > 1:
             raise ParseError("The answers do not tell one label from another.")
-        return ClassifyResult(labels=[best])
+        best = scores.index(max(scores))
+        return ClassifyResult(labels=[ScoredLabel(label=request.labels[best], score=_alone(scores)[best])])
 
     return Skill(ask_each, parse, prompts=lambda request: len(request.labels), basis="prompted")
 
@@ -48,6 +48,12 @@ def _read(generation: Generation) -> tuple[bool, float]:
         raise ParseError(f"The answer {generation.text.strip()[:80]!r} is neither yes nor no.")
     confidence = max(0.5, generation.confidence())  # the likelier of the two was said
     return (True, confidence) if _PLAIN[answer] else (False, 1.0 - confidence)
+
+
+def _alone(scores: Sequence[float]) -> list[float]:
+    """Return the probability of each label that it is right and the others are not, where at most one is."""
+    odds = [score / max(1e-6, 1.0 - score) for score in scores]
+    return [part / (1.0 + sum(odds)) for part in odds]
 
 
 def _with_article(label: str) -> str:

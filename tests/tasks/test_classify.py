@@ -85,10 +85,18 @@ def test_toy_answers_a_question_for_each_label_and_the_most_probable_is_taken() 
         assert skill.prompts(SINGLE) == len(prompts) == 3
         result = skill.parse([spoken("no", 0.9), spoken("no", 0.6), spoken("no", 0.7)], SINGLE)
         assert isinstance(result, ClassifyResult)
-        assert [(label.label, label.score) for label in result.labels] == [("dog", pytest.approx(0.4))]
+        assert [(label.label, label.score) for label in result.labels] == [("dog", pytest.approx(0.302, rel=0.01))]
         several = skill.parse([spoken("yes", 0.9), spoken("no", 0.6), spoken("Yes.", 0.4)], SEVERAL)
         assert isinstance(several, ClassifyResult)
         assert [label.label for label in several.labels] == ["A cat", "polar bear"]
+
+
+@pytest.mark.parametrize(("second", "least", "most"), [("no", 0.97, 0.99), ("yes", 0.7, 0.8)])
+def test_yes_to_two_labels_is_less_sure_of_the_one_that_is_chosen(second: str, least: float, most: float) -> None:
+    answers = [spoken("yes", 0.99), spoken(second, 0.97), spoken("no", 0.99)]
+    result = MODELS["toy-llava"].skills["classify"].parse(answers, SINGLE)
+    assert isinstance(result, ClassifyResult)
+    assert result.labels[0].label == "A cat" and least < result.labels[0].score < most
 
 
 def test_answer_of_a_toy_that_tells_no_label_apart_is_an_error() -> None:
