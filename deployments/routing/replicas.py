@@ -96,8 +96,7 @@ class Replicas:
 
     def responsive(self) -> list[Connection]:
         """Return the replicas that are available, as far as they are known. Searches for none."""
-        oldest = time.monotonic() - UNRESPONSIVE_S
-        responsive = [c for c in self._connections.values() if not c.lost.is_set() and c.last_heard > oldest]
+        responsive = [c for c in self._connections.values() if not c.lost.is_set() and c.silent_s < UNRESPONSIVE_S]
         return [connection for connection in responsive if not connection.draining] or responsive
 
     async def _keep_refreshing(self) -> None:
@@ -150,7 +149,7 @@ class Replicas:
     def _drop_lost(self) -> None:
         """Drop lost connections, and abort those that have been silent for GIVE_UP_S."""
         for address, connection in list(self._connections.items()):
-            if time.monotonic() - connection.last_heard > GIVE_UP_S:
+            if connection.silent_s > GIVE_UP_S:
                 connection.abort()
             if connection.lost.is_set():
                 del self._connections[address]

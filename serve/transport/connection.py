@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import itertools
+import math
 import secrets
 import ssl
 import time
@@ -58,6 +59,7 @@ class Connection(Peer):
         self._numbers = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
         self._keep_alive_timer: asyncio.TimerHandle | None = None
+        self._keep_alive_due = math.inf  # a monotonic time
         self._last_keep_alive = 0.0
 
     @classmethod
@@ -86,6 +88,13 @@ class Connection(Peer):
     def load(self) -> int:
         """Number of running streams."""
         return len(self._streams)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last byte was received, without those in which our own loop was blocked or our process
+        stopped: what came in them was not read yet."""
+        now = time.monotonic()
+        return now - self.last_heard - max(0.0, now - self._keep_alive_due)
 
     def abort(self) -> None:
         """Disconnect at once; running streams fail."""
@@ -176,7 +185,9 @@ class Connection(Peer):
             self.send(Cancel(number))
 
     def _schedule_keep_alive(self, due: float) -> None:
-        self._keep_alive_timer = asyncio.get_running_loop().call_at(due, self._send_keep_alive, due)
+        loop = asyncio.get_running_loop()
+        self._keep_alive_due = time.monotonic() + due - loop.time()
+        self._keep_alive_timer = loop.call_at(due, self._send_keep_alive, due)
 
     def _send_keep_alive(self, due: float) -> None:
         """Send a KeepAlive. Where this runs late, our own loop was blocked: that time does not count as silence."""

@@ -242,6 +242,15 @@ async def test_stalled_loop_does_not_count_as_the_peers_silence(monkeypatch: pyt
         assert connection.last_heard >= before + 0.49
 
 
+async def test_time_in_which_our_process_was_stopped_is_no_silence() -> None:
+    async with connected() as (_, _, connection):
+        now = time.monotonic()
+        connection.last_heard, connection._keep_alive_due = now - 60.5, now - 60
+        assert 0.4 < connection.silent_s < 5
+        connection._keep_alive_due = now + 0.5
+        assert 60 < connection.silent_s < 65
+
+
 async def test_planned_end_is_announced_and_a_crash_is_not() -> None:
     async with connected() as (_, server, connection):
         await server.stop()

@@ -679,6 +679,18 @@ async def test_replica_given_up_for_its_silence_is_no_death() -> None:
         assert refused.value.code == "model_starting" and quarantine.suspects == 0
 
 
+async def test_first_request_after_a_pause_of_the_gateway_is_answered() -> None:
+    """A laptop that was closed, a machine that was moved: the timers of a minute are due at once, after the request."""
+    async with pooled(1) as (pool, replicas, _):
+        replicas[0].go.set()
+        assert await ask(pool, about(1)) == replicas[0].name
+        (connection,) = await pool._replicas.available()
+        connection.last_heard -= 60
+        connection._keep_alive_due -= 60
+        assert pool._replicas.responsive() == [connection]
+        assert await ask(pool, about(2)) == replicas[0].name
+
+
 async def test_killed_process_is_a_death() -> None:
     quarantine = Quarantine()
     async with pooled(1) as (pool, replicas, _):
