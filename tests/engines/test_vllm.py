@@ -87,7 +87,7 @@ def text(pieces: list[Piece]) -> str:
 async def test_reply_is_streamed_with_a_log_probability_for_every_token(engine: VllmEngine) -> None:
     pieces = await speak(engine, ask(top_logprobs=3))
     tokens = [token for piece in pieces for token in piece.tokens]
-    assert len(pieces) > 5 and len(tokens) == 24
+    assert len(pieces) > 1 and len(tokens) == 24
     assert "".join(token.text for token in tokens) == text(pieces) != ""
     assert all(token.logprob <= 0 and len(token.top) == 3 for token in tokens)
     assert all(abs(token.top[0][1] - token.logprob) < 1e-6 for token in tokens)  # greedy: its own is the likeliest
@@ -117,7 +117,7 @@ async def test_reply_that_is_not_streamed_comes_in_large_pieces(engine: VllmEngi
     assert text(pieces) == text(streamed) == "".join(token.text for piece in pieces for token in piece.tokens)
 
 
-async def test_reply_that_is_not_streamed_comes_in_few_messages(
+async def test_reply_comes_in_few_messages_and_a_stream_at_its_pace(
     engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vllm.v1.engine.output_processor import OutputProcessor
@@ -132,6 +132,11 @@ async def test_reply_that_is_not_streamed_comes_in_few_messages(
     monkeypatch.setattr(OutputProcessor, "process_outputs", counted)
     await speak(engine, replace(ask(max_tokens=80), whole=True))
     assert messages == [1, 32, 32, 15]
+    for pace_s, expected in ((0.0, [1] * 80), (60.0, [1, 79])):
+        messages.clear()
+        monkeypatch.setattr("serve.engines.vllm.translate.PACE_S", pace_s)
+        await speak(engine, ask(max_tokens=80))
+        assert messages == expected
     messages.clear()
     await speak(engine, replace(ask(stop=("never said",)), whole=True))
     assert messages == [1] * 24  # the text is looked at after each token

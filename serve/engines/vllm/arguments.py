@@ -22,7 +22,7 @@ ENVIRONMENT = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     # FlashInfer compiles its sampler with nvcc at first use, and ends the engine where there is none (vllm#49497).
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    # Outputs in a turn of the replica's event loop: one of a whole reply has up to 32 tokens (whole_replies.py).
+    # Outputs in a turn of the replica's event loop: one of a whole reply has up to 32 tokens (few_messages.py).
     "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": "16",
     "VLLM_NO_USAGE_STATS": "1",  # no usage reports, which also wait for a network
     "TOKENIZERS_PARALLELISM": "false",  # its threads compete with the engine for the cores

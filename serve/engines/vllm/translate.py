@@ -3,17 +3,22 @@
 from typing import Any
 
 from serve.engines.base import FinishReason, Sampling, Token
+from serve.engines.plugins.few_messages import PACE
 from serve.engines.token_texts import align, token_end
 from serve.errors import BadRequest, ModelError
 
 WHOLE_TOKENS = 32
 """Tokens from one output to the next of a reply that is not streamed. Its first token comes at once, so that its time
 is known; the outputs that follow have its text so far, should it be cut."""
+PACE_S = 0.03
+"""The least seconds from one piece of a streamed reply to the next, where tokens come faster."""
 FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
 
 
 def sampling_params(sampling: Sampling, *, whole: bool = False, clean: bool = False) -> Any:
-    """Convert Sampling to vLLM's SamplingParams. whole: one output for the first token and for each WHOLE_TOKENS.
+    """Convert Sampling to vLLM's SamplingParams.
+
+    whole: one output for the first token and for each WHOLE_TOKENS; else one for what comes in PACE_S.
 
     clean: leave special tokens out of the text, unless the prompt asks for them.
     """
@@ -39,6 +44,7 @@ def sampling_params(sampling: Sampling, *, whole: bool = False, clean: bool = Fa
         skip_clone=True,  # it is not shared; a deep copy took 2 % of the replica's time
         output_kind=RequestOutputKind.DELTA,
         stream_interval=WHOLE_TOKENS if whole else None,
+        extra_args=None if whole else {PACE: PACE_S},
     )
 
 

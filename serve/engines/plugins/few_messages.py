@@ -1,15 +1,24 @@
-"""A vLLM plugin that sends a reply that nobody streams in a few messages in place of one for each token.
+"""A vLLM plugin that sends replies in fewer messages than one for each token.
 
-A request with a `stream_interval` (SamplingParams) has an output only every so many tokens, and yet vLLM 0.32's engine
-sends each of them at once. Each message wakes the process that asked, which costs it more than all else that it does
-for a short reply (loadtest/NOTES.md). Here the engine itself keeps tokens until the request has an output: its first
-token, then every `stream_interval`, and its end. Requests with stop texts are left alone: the other process looks for
-them, token by token. So are steps that have anything else to tell. Tokens that are kept when a request is aborted are
-not counted in vLLM's metrics.
+Each message of the engine wakes the process that asked, which costs it more than all else that it does for a short
+reply, and a gateway and a client after it (loadtest/NOTES.md). vLLM 0.32 sends each token at once. Here the engine
+itself keeps tokens:
+
+- of a request that is not streamed (SamplingParams.stream_interval) until it has an output: its first token, then
+  every `stream_interval`, and its end;
+- of a stream (the extra argument PACE) while the message before is younger than that: no reader tells thirty pieces a
+  second from more. The first token goes at once, and so does each where a step of the engine takes longer.
+
+Requests with stop texts are left alone: the other process looks for them, token by token. So are steps that have
+anything else to tell. Tokens that are kept when a request is aborted are not counted in vLLM's metrics.
 """
 
 import dataclasses
 import functools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +27,18 @@ GAUGES = frozenset((
     "current_wave", "kv_cache_usage", "waiting_lora_adapters", "running_lora_adapters",
 ))  # fmt: skip
 """The parts of SchedulerStats that say how things are: a later message says it again. All others are counted once."""
+
+
+PACE = "diptych_pace_s"
+"""The extra argument of a stream: the least seconds from one message to the next, but for the first and the last."""
+
+
+@dataclass
+class Kept:
+    """What was not sent yet of a request. outputs: vLLM's, of a step each. sent_at: when its last message was sent."""
+
+    outputs: list[Any] = field(default_factory=list)
+    sent_at: float = -math.inf
 
 
 def register() -> None:
@@ -33,8 +54,8 @@ def register() -> None:
 
 def with_few_messages(stock: Any) -> Any:
     """Return `Scheduler.update_from_output` with messages that tell nothing left out."""
-    kept: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
-    """By request: its outputs that were not sent yet."""
+    all_kept: WeakKeyDictionary[Any, Kept] = WeakKeyDictionary()
+    """By request."""
 
     @functools.wraps(stock)
     def update_from_output(self: Any, scheduled: Any, computed: Any) -> Any:
@@ -44,8 +65,11 @@ def with_few_messages(stock: Any) -> Any:
             outputs = []
             for output in message.outputs:
                 request = requests.get(output.request_id)
-                tokens = 1 if request is None else tokens_in_an_output(request)
-                outputs += [output] if tokens == 1 else sendable(kept.setdefault(request, []), output, tokens)
+                tokens, pace_s = tokens_in_an_output(request), pace_of(request)
+                if tokens == 1 and not pace_s:
+                    outputs.append(output)
+                else:
+                    outputs += sendable(all_kept.setdefault(request, Kept()), output, tokens, pace_s)
             message.outputs = outputs
             if says_nothing(message) and self.has_unfinished_requests():  # else nothing would correct the gauges
                 del messages[client]
@@ -55,21 +79,37 @@ def with_few_messages(stock: Any) -> Any:
 
 
 def tokens_in_an_output(request: Any) -> int:
-    params = request.sampling_params
+    """Return how many tokens are kept at most for one output of a request; 1 for a stream."""
+    params = None if request is None else request.sampling_params
     return 1 if params is None or params.stop or request.resumable else params.stream_interval or 1
 
 
-def sendable(kept: list[Any], output: Any, tokens: int) -> list[Any]:
+def pace_of(request: Any) -> float:
+    """Return the least seconds between two messages of a stream; 0 where each token is sent at once."""
+    params = None if request is None else request.sampling_params
+    return 0.0 if params is None or params.stop or request.resumable else float((params.extra_args or {}).get(PACE, 0))
+
+
+def sendable(
+    kept: Kept, output: Any, tokens: int, pace_s: float = 0.0, clock: Callable[[], float] = time.monotonic
+) -> list[Any]:
     """Return what is to be sent of a request now that it has one more output; the rest is in `kept`.
 
-    tokens: how many are kept at most. Log-probabilities of other requests in a step make a request's arrays wider.
+    tokens: how many are kept at most; of a stream, which has a pace_s, any number. Log-probabilities of other requests
+    in a step make a request's arrays wider.
     """
     sent = []
-    if kept and _width(kept[0]) != _width(output):
-        sent.append(_joined(kept))
-    kept.append(output)
-    if not _has_tokens_alone(output) or sum(len(each.new_token_ids) for each in kept) >= tokens:
-        sent.append(_joined(kept))
+    if kept.outputs and _width(kept.outputs[0]) != _width(output):
+        sent.append(_joined(kept.outputs))
+    kept.outputs.append(output)
+    if pace_s:
+        is_due = clock() - kept.sent_at >= pace_s
+    else:
+        is_due = sum(len(each.new_token_ids) for each in kept.outputs) >= tokens
+    if is_due or not _has_tokens_alone(output):
+        sent.append(_joined(kept.outputs))
+    if sent and pace_s:
+        kept.sent_at = clock()
     return sent
 
 

@@ -1,4 +1,4 @@
-"""The plugin that sends whole replies in few messages. Real engines' replies with it are test_vllm.py's."""
+"""The plugin that sends replies in few messages. Real engines' replies with it are test_vllm.py's."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from lazy_module import LazyModule
 
-from serve.engines.plugins import whole_replies
+from serve.engines.plugins import few_messages
 from serve.engines.vllm.torchvision import repair
 
 engine, outputs, stats = (LazyModule(f"vllm.v1.{name}") for name in ("engine", "outputs", "metrics.stats"))
@@ -28,8 +28,8 @@ def step(*tokens: int, width: int = 1, **fields: Any) -> Any:
 
 def sent(steps: list[Any], tokens: int) -> list[Any]:
     """Send the outputs of a request, each with the arrays of its own tokens."""
-    kept: list[Any] = []
-    sent = [output for each in steps for output in whole_replies.sendable(kept, each, tokens)]
+    kept = few_messages.Kept()
+    sent = [output for each in steps for output in few_messages.sendable(kept, each, tokens)]
     for output in sent:
         assert output.new_logprobs.logprobs[:, 0].tolist() == output.new_token_ids
         assert output.new_logprobs.sampled_token_ranks.tolist() == output.new_token_ids
@@ -59,10 +59,26 @@ def test_wider_log_probabilities_are_sent_apart() -> None:
 
 
 def test_tokens_without_log_probabilities_are_joined() -> None:
-    kept: list[Any] = []
-    assert whole_replies.sendable(kept, engine.EngineCoreOutput("a", [1]), 2) == []
-    (output,) = whole_replies.sendable(kept, engine.EngineCoreOutput("a", [2]), 2)
-    assert output.new_token_ids == [1, 2] and output.new_logprobs is None and kept == []
+    kept = few_messages.Kept()
+    assert few_messages.sendable(kept, engine.EngineCoreOutput("a", [1]), 2) == []
+    (output,) = few_messages.sendable(kept, engine.EngineCoreOutput("a", [2]), 2)
+    assert output.new_token_ids == [1, 2] and output.new_logprobs is None and kept.outputs == []
+
+
+@pytest.mark.parametrize(
+    ("step_s", "expected"),
+    [(0.01, [[1], [2, 3, 4], [5, 6, 7], [8, 9]]), (0.016, [[1], [2, 3], [4, 5], [6, 7], [8, 9]]), (0.04, 9)],
+)
+def test_stream_has_a_message_where_the_one_before_is_as_old_as_its_pace(
+    step_s: float, expected: list[list[int]] | int
+) -> None:
+    kept, now, outputs_sent = few_messages.Kept(), 0.0, []
+    for token in range(1, 10):
+        now += step_s
+        each = step(token, finish_reason=engine.FinishReason.LENGTH if token == 9 else None)
+        outputs_sent += few_messages.sendable(kept, each, 1, 0.03, lambda now=now: now)
+    tokens = [output.new_token_ids for output in outputs_sent]
+    assert tokens == ([[token] for token in range(1, 10)] if expected == 9 else expected)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +96,25 @@ def test_tokens_of_streams_and_before_stop_texts_are_sent_at_once(
 ) -> None:
     sampling = None if params is None else SimpleNamespace(**params)
     request = SimpleNamespace(sampling_params=sampling, resumable=resumable)
-    assert whole_replies.tokens_in_an_output(request) == expected
+    assert few_messages.tokens_in_an_output(request) == expected
+
+
+@pytest.mark.parametrize(
+    ("params", "resumable", "expected"),
+    [
+        ({"extra_args": {few_messages.PACE: 0.03}, "stop": []}, False, 0.03),
+        ({"extra_args": {few_messages.PACE: 0.03}, "stop": ["."]}, False, 0.0),
+        ({"extra_args": {few_messages.PACE: 0.03}, "stop": []}, True, 0.0),
+        ({"extra_args": {"other": 1}, "stop": []}, False, 0.0),
+        ({"extra_args": None, "stop": []}, False, 0.0),
+        (None, False, 0.0),
+    ],
+)
+def test_streams_of_ours_have_a_pace_and_others_have_none(
+    params: dict[str, Any] | None, resumable: bool, expected: float
+) -> None:
+    sampling = None if params is None else SimpleNamespace(**params)
+    assert few_messages.pace_of(SimpleNamespace(sampling_params=sampling, resumable=resumable)) == expected
 
 
 def test_message_is_sent_that_has_an_output_or_something_to_count() -> None:
@@ -90,21 +124,21 @@ def test_message_is_sent_that_has_an_output_or_something_to_count() -> None:
     gauges = stats.SchedulerStats(num_running_reqs=2, num_waiting_reqs=1, kv_cache_usage=0.5)
     counted = stats.SchedulerStats(prefix_cache_stats=stats.PrefixCacheStats(requests=1, queries=16))
     for quiet in (message(), message(scheduler_stats=gauges)):
-        assert whole_replies.says_nothing(quiet)
+        assert few_messages.says_nothing(quiet)
     for telling in (
         message(outputs=[step(1)]),
         message(finished_requests={"a"}),
         message(scheduler_stats=counted),
         message(scheduler_stats=stats.SchedulerStats(kv_connector_stats={"bytes": 1})),
     ):
-        assert not whole_replies.says_nothing(telling)
+        assert not few_messages.says_nothing(telling)
 
 
 class Request:
     """A request that is not streamed, as the scheduler has it."""
 
     resumable = False
-    sampling_params = SimpleNamespace(stream_interval=32, stop=[])
+    sampling_params = SimpleNamespace(stream_interval=32, stop=[], extra_args=None)
 
 
 class Scheduler:
@@ -124,18 +158,18 @@ def test_message_with_gauges_alone_is_sent_where_none_would_follow(left: bool) -
     def step_of_vllm(self: Any, scheduled: Any, computed: Any) -> dict[int, Any]:
         return {0: engine.EngineCoreOutputs(outputs=[] if left else [step(1)], scheduler_stats=gauges)}
 
-    update = whole_replies.with_few_messages(step_of_vllm)
+    update = few_messages.with_few_messages(step_of_vllm)
     messages = update(Scheduler(left), SimpleNamespace(num_scheduled_tokens={"a": 1}), None)
     assert [message.scheduler_stats for message in messages.values()] == ([gauges] if left else [])
 
 
 def test_every_gauge_is_one_of_vllms() -> None:
-    assert set(vars(stats.SchedulerStats())) >= whole_replies.GAUGES
+    assert set(vars(stats.SchedulerStats())) >= few_messages.GAUGES
 
 
 def test_tokens_of_one_output_count_as_so_many_latencies() -> None:
-    whole_replies.register()
-    whole_replies.register()  # a second time changes nothing
+    few_messages.register()
+    few_messages.register()  # a second time changes nothing
     iteration, request = stats.IterationStats(), stats.RequestStateStats(arrival_time=0.0)
     for tokens, at in (((1,), 10.0), ((2, 3, 4), 16.0)):
         iteration.update_from_output(step(*tokens), at, len(tokens) == 1, request, None, None)
