@@ -116,9 +116,11 @@ class StreamServer:
 
     async def _keep_beating(self) -> None:
         while True:
+            due = time.monotonic() + HEARTBEAT_S
             await asyncio.sleep(HEARTBEAT_S)
+            stood_s = max(0.0, time.monotonic() - due)
             for session in list(self.sessions):
-                session.check_lease()
+                session.check_lease(stood_s)
             await self.send_heartbeat()
 
 
@@ -130,7 +132,6 @@ class Session(Peer):
         self.server = server
         self.jobs: dict[int, asyncio.Task[None]] = {}
         self._presented = b""
-        self._was_late = False
         self._token_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -157,18 +158,18 @@ class Session(Peer):
         for job in self.jobs.values():
             job.cancel()
 
-    def check_lease(self) -> None:
-        """Disconnect a caller that was silent for LEASE_S at two checks in a row.
+    def check_lease(self, stood_s: float = 0.0) -> None:
+        """Disconnect a caller that was silent for LEASE_S.
 
-        At the first check our own loop may have been blocked, with the caller's bytes unread.
+        stood_s: seconds in which our own loop was blocked, or our process stopped. They do not count: what came in them
+        was not read yet.
         """
-        late = time.monotonic() - self.last_heard > LEASE_S
-        if late and self._was_late and self._transport is not None:
+        self.last_heard = min(time.monotonic(), self.last_heard + stood_s)
+        if time.monotonic() - self.last_heard > LEASE_S and self._transport is not None:
             log.warning("disconnecting a silent caller, which cancels %d streams", len(self.jobs))
             self.send(Goodbye())
             self._flush()  # it may be alive still, and must not take this for a crash
             self._transport.abort()
-        self._was_late = late
 
     def on_message(self, message: Any) -> None:
         if isinstance(message, Call):

@@ -242,6 +242,20 @@ async def test_stalled_loop_does_not_count_as_the_peers_silence(monkeypatch: pyt
         assert connection.last_heard >= before + 0.49
 
 
+async def test_pauses_of_the_servers_process_are_no_silence_however_many_follow_each_other() -> None:
+    """A machine that sleeps, wakes for a moment and sleeps again: the caller had no time to say anything."""
+    async with connected() as (_, server, connection):
+        session = session_of(server)
+        for _ in range(3):
+            session.last_heard -= 60
+            session.check_lease(stood_s=60)
+        await asyncio.sleep(0)
+        assert list(server.sessions) == [session] and not connection.lost.is_set()
+        session.last_heard -= 60
+        session.check_lease(stood_s=1)
+        await asyncio.wait_for(connection.lost.wait(), 5)
+
+
 async def test_time_in_which_our_process_was_stopped_is_no_silence() -> None:
     async with connected() as (_, _, connection):
         now = time.monotonic()

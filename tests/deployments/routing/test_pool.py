@@ -641,7 +641,6 @@ async def expire_lease(replica: Replica) -> None:
     for session in list(replica.server.sessions):
         session.last_heard -= 1000
         session.check_lease()
-        session.check_lease()
     await replica.server.stop()
 
 
