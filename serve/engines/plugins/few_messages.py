@@ -34,8 +34,8 @@ PACE = "diptych_pace_s"
 
 
 @dataclass
-class Kept:
-    """What was not sent yet of a request. outputs: vLLM's, of a step each. sent_at: when its last message was sent."""
+class Unsent:
+    """A request's outputs that were not sent yet, one for each step. sent_at: when its last message was sent."""
 
     outputs: list[Any] = field(default_factory=list)
     sent_at: float = -math.inf
@@ -54,7 +54,7 @@ def register() -> None:
 
 def with_few_messages(stock: Any) -> Any:
     """Return `Scheduler.update_from_output` with messages that tell nothing left out."""
-    all_kept: WeakKeyDictionary[Any, Kept] = WeakKeyDictionary()
+    unsent: WeakKeyDictionary[Any, Unsent] = WeakKeyDictionary()
     """By request."""
 
     @functools.wraps(stock)
@@ -69,7 +69,7 @@ def with_few_messages(stock: Any) -> Any:
                 if tokens == 1 and not pace_s:
                     outputs.append(output)
                 else:
-                    outputs += sendable(all_kept.setdefault(request, Kept()), output, tokens, pace_s)
+                    outputs += sendable(unsent.setdefault(request, Unsent()), output, tokens, pace_s)
             message.outputs = outputs
             if says_nothing(message) and self.has_unfinished_requests():  # else nothing would correct the gauges
                 del messages[client]
@@ -91,7 +91,7 @@ def pace_of(request: Any) -> float:
 
 
 def sendable(
-    kept: Kept, output: Any, tokens: int, pace_s: float = 0.0, clock: Callable[[], float] = time.monotonic
+    kept: Unsent, output: Any, tokens: int, pace_s: float = 0.0, clock: Callable[[], float] = time.monotonic
 ) -> list[Any]:
     """Return what is to be sent of a request now that it has one more output; the rest is in `kept`.
 

@@ -28,7 +28,7 @@ def step(*tokens: int, width: int = 1, **fields: Any) -> Any:
 
 def sent(steps: list[Any], tokens: int) -> list[Any]:
     """Send the outputs of a request, each with the arrays of its own tokens."""
-    kept = few_messages.Kept()
+    kept = few_messages.Unsent()
     sent = [output for each in steps for output in few_messages.sendable(kept, each, tokens)]
     for output in sent:
         assert output.new_logprobs.logprobs[:, 0].tolist() == output.new_token_ids
@@ -59,7 +59,7 @@ def test_wider_log_probabilities_are_sent_apart() -> None:
 
 
 def test_tokens_without_log_probabilities_are_joined() -> None:
-    kept = few_messages.Kept()
+    kept = few_messages.Unsent()
     assert few_messages.sendable(kept, engine.EngineCoreOutput("a", [1]), 2) == []
     (output,) = few_messages.sendable(kept, engine.EngineCoreOutput("a", [2]), 2)
     assert output.new_token_ids == [1, 2] and output.new_logprobs is None and kept.outputs == []
@@ -72,7 +72,7 @@ def test_tokens_without_log_probabilities_are_joined() -> None:
 def test_stream_has_a_message_where_the_one_before_is_as_old_as_its_pace(
     step_s: float, expected: list[list[int]] | int
 ) -> None:
-    kept, now, outputs_sent = few_messages.Kept(), 0.0, []
+    kept, now, outputs_sent = few_messages.Unsent(), 0.0, []
     for token in range(1, 10):
         now += step_s
         each = step(token, finish_reason=engine.FinishReason.LENGTH if token == 9 else None)
