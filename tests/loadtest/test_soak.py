@@ -43,7 +43,7 @@ async def test_request_without_an_answer_is_no_client_that_left() -> None:
 
     app = web.Application()
     app.router.add_post("/", wait)
-    runner = web.AppRunner(app, shutdown_timeout=0)
+    runner = web.AppRunner(app, shutdown_timeout=0.01)  # 0 waits for ever
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
