@@ -15,11 +15,11 @@ def register() -> None:
     """Register the plugin: the entry point `vllm.general_plugins`. It may be called several times."""
     from torch.distributed import distributed_c10d as distributed
 
-    stock = distributed.ProcessGroupGloo
+    stock: Any = distributed.ProcessGroupGloo
     if hasattr(stock, "diptych_device"):
         return
 
-    class SharingGroup(stock):  # type: ignore[misc,valid-type]
+    class SharingGroup(stock):  # type: ignore[misc]
         @staticmethod
         @functools.cache
         def diptych_device(process: int) -> Any:
@@ -34,4 +34,4 @@ def register() -> None:
             options._devices, options._timeout = [self.diptych_device(os.getpid())], timeout
             super().__init__(store, rank, size, options)
 
-    distributed.ProcessGroupGloo = SharingGroup
+    distributed.ProcessGroupGloo = SharingGroup  # type: ignore[misc]
