@@ -13,9 +13,10 @@ HALF = 0.5
 def label_vote(method: str, by_confidence: bool = False) -> MergeRule:
     """Make a rule that takes the label with the most weight; where several may be right, each with half of it.
 
-    Ties go to the larger sum of weight x score, then to the catalogue. by_confidence: a vote counts weight x confidence
-    instead. A score is the sum of weight x score over the weight of all models. A model deviates by 1 - the Jaccard
-    index of its labels and the merged ones.
+    Ties go to the larger sum of weight x score, then to the catalogue. A label with exactly half of the weight is left
+    out where the replies without it are surer, by their confidence, than those with it are of the label. by_confidence:
+    a vote counts weight x confidence instead. A score is the sum of weight x score over the weight of all models. A
+    model deviates by 1 - the Jaccard index of its labels and the merged ones.
     """
 
     def vote(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
@@ -30,11 +31,17 @@ def label_vote(method: str, by_confidence: bool = False) -> MergeRule:
         shares = {
             key: round(sum(votes[model] for model, _ in camp) / sum(votes.values()), 9) for key, camp in labels.items()
         }
+        sums = {key: sum(weights[model] * label.score for model, label in camp) for key, camp in labels.items()}
         multiple = any(result.multiple for result in results.values())
         if multiple:
-            kept = [key for key, share in shares.items() if share >= HALF]
+            all_say = sum(says.values())
+            sides = {
+                key: (sums[key], all_say - sum(says[model] for model, _ in camp)) for key, camp in labels.items()
+            }  # of what each side says: for the label, and against it
+            kept = [
+                key for key, (yes, no) in sides.items() if (shares[key], round(yes, 9)) >= (HALF, round(no, 9))
+            ]  # fmt: skip
         else:
-            sums = {key: sum(weights[model] * label.score for model, label in camp) for key, camp in labels.items()}
             # max keeps the first of equals: catalogue order
             kept = [max(labels, key=lambda key: (shares[key], sums[key]))] if labels else []
         merged = ClassifyResult(labels=[_merge(labels[key], weights) for key in kept], multiple=multiple)

@@ -40,6 +40,13 @@ def test_surer_model_decides_a_tie_and_confidence_outweighs_in_the_weighted_vote
     assert list(labels(vote(*sure))) == ["cat"] and list(labels(vote(*sure, method="weighted_vote"))) == ["dog"]
 
 
+@pytest.mark.parametrize(("score", "kept"), [(0.9, ["dog", "cat"]), (0.7, ["dog"])])
+def test_label_of_half_of_the_weight_is_left_out_where_the_others_are_surer(score: float, kept: list[str]) -> None:
+    named = {"dog": 0.8, "cat": score}
+    merged = vote(named, named, {"dog": 0.8}, {"dog": 0.8}, multiple=True)
+    assert list(labels(merged)) == kept
+
+
 def test_each_label_with_half_of_the_weight_is_right_where_several_may_be() -> None:
     merged = vote({"cat": 1, "dog": 1}, {"dog": 1, "bird": 1}, {"dog": 1, "cat": 1}, {}, multiple=True)
     assert labels(merged) == {"cat": 0.5, "dog": 0.75} and merged.supporters == [["a", "c"]]
