@@ -192,7 +192,7 @@ class Connection(Peer):
     def _send_keep_alive(self, due: float) -> None:
         """Send a KeepAlive. Where this runs late, our own loop was blocked: that time does not count as silence."""
         now = asyncio.get_running_loop().time()
-        self.last_heard = min(time.monotonic(), self.last_heard + (now - due))
+        self.excuse(now - due)
         if now - due < KEEP_ALIVE_S:  # else next time: the server may have cut us off, which is not read yet
             self._last_keep_alive = now
         self.send(KeepAlive())

@@ -240,6 +240,11 @@ class Peer(asyncio.Protocol):
         self._writable.set()
         self._write_on()
 
+    def excuse(self, stood_s: float) -> None:
+        """Count no silence for the seconds in which our own loop was blocked, or our process stopped: what came in them
+        was not read yet."""
+        self.last_heard = min(time.monotonic(), self.last_heard + stood_s)
+
     def data_received(self, data: bytes) -> None:
         self.last_heard = time.monotonic()
         try:

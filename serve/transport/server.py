@@ -159,12 +159,8 @@ class Session(Peer):
             job.cancel()
 
     def check_lease(self, stood_s: float = 0.0) -> None:
-        """Disconnect a caller that was silent for LEASE_S.
-
-        stood_s: seconds in which our own loop was blocked, or our process stopped. They do not count: what came in them
-        was not read yet.
-        """
-        self.last_heard = min(time.monotonic(), self.last_heard + stood_s)
+        """Disconnect a caller that was silent for LEASE_S. stood_s: as in `excuse`."""
+        self.excuse(stood_s)
         if time.monotonic() - self.last_heard > LEASE_S and self._transport is not None:
             log.warning("disconnecting a silent caller, which cancels %d streams", len(self.jobs))
             self.send(Goodbye())
