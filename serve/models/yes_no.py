@@ -36,7 +36,7 @@ def classify_by_questions(ask: Callable[[ClassifyRequest, str], list[Prompt]]) -
         if scores.count(max(scores)) > 1:
             raise ParseError("The answers do not tell one label from another.")
         best = scores.index(max(scores))
-        return ClassifyResult(labels=[ScoredLabel(label=request.labels[best], score=_alone(scores)[best])])
+        return ClassifyResult(labels=[ScoredLabel(label=request.labels[best], score=_alone(scores, best))])
 
     return Skill(ask_each, parse, prompts=lambda request: len(request.labels), basis="prompted")
 
@@ -50,10 +50,10 @@ def _read(generation: Generation) -> tuple[bool, float]:
     return (True, confidence) if _PLAIN[answer] else (False, 1.0 - confidence)
 
 
-def _alone(scores: Sequence[float]) -> list[float]:
-    """Return the probability of each label that it is right and the others are not, where at most one is."""
+def _alone(scores: Sequence[float], at: int) -> float:
+    """Return the probability that this label is right and the others are not, where at most one is."""
     odds = [score / max(1e-6, 1.0 - score) for score in scores]
-    return [part / (1.0 + sum(odds)) for part in odds]
+    return odds[at] / (1.0 + sum(odds))
 
 
 def _with_article(label: str) -> str:

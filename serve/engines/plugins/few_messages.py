@@ -80,14 +80,20 @@ def with_few_messages(stock: Any) -> Any:
 
 def tokens_in_an_output(request: Any) -> int:
     """Return how many tokens are kept at most for one output of a request; 1 for a stream."""
-    params = None if request is None else request.sampling_params
-    return 1 if params is None or params.stop or request.resumable else params.stream_interval or 1
+    params = _params_to_keep_by(request)
+    return 1 if params is None else params.stream_interval or 1
 
 
 def pace_of(request: Any) -> float:
     """Return the least seconds between two messages of a stream; 0 where each token is sent at once."""
+    params = _params_to_keep_by(request)
+    return 0.0 if params is None else float((params.extra_args or {}).get(PACE, 0))
+
+
+def _params_to_keep_by(request: Any) -> Any:
+    """Return a request's SamplingParams; None where each token has to be sent at once."""
     params = None if request is None else request.sampling_params
-    return 0.0 if params is None or params.stop or request.resumable else float((params.extra_args or {}).get(PACE, 0))
+    return None if params is None or params.stop or request.resumable else params
 
 
 def sendable(

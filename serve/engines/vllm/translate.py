@@ -19,7 +19,6 @@ def sampling_params(sampling: Sampling, *, whole: bool = False, clean: bool = Fa
     """Convert Sampling to vLLM's SamplingParams.
 
     whole: one output for the first token and for each WHOLE_TOKENS; else one for what comes in PACE_S.
-
     clean: leave special tokens out of the text, unless the prompt asks for them.
     """
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams

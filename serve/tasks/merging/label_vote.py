@@ -35,12 +35,8 @@ def label_vote(method: str, by_confidence: bool = False) -> MergeRule:
         multiple = any(result.multiple for result in results.values())
         if multiple:
             all_say = sum(says.values())
-            sides = {
-                key: (sums[key], all_say - sum(says[model] for model, _ in camp)) for key, camp in labels.items()
-            }  # of what each side says: for the label, and against it
-            kept = [
-                key for key, (yes, no) in sides.items() if (shares[key], round(yes, 9)) >= (HALF, round(no, 9))
-            ]  # fmt: skip
+            against = {key: all_say - sum(says[model] for model, _ in camp) for key, camp in labels.items()}
+            kept = [key for key in labels if (shares[key], round(sums[key] - against[key], 9)) >= (HALF, 0)]
         else:
             # max keeps the first of equals: catalogue order
             kept = [max(labels, key=lambda key: (shares[key], sums[key]))] if labels else []
