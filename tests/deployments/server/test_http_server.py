@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+import uvicorn
 from served import LLAVA, message, plain
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -75,3 +76,18 @@ async def test_stopping_server_finishes_requests_within_the_drain_of_the_latest_
         await begun.wait()
         await server.stop()
         assert (await answer).status_code == status
+
+
+async def test_idle_server_wakes_less_often_than_uvicorns(monkeypatch: pytest.MonkeyPatch) -> None:
+    wakes: list[int] = []
+    tick = uvicorn.Server.on_tick
+
+    async def counted(server: uvicorn.Server, counter: int) -> bool:
+        wakes.append(counter)
+        return await tick(server, counter)
+
+    monkeypatch.setattr(uvicorn.Server, "on_tick", counted)
+    async with serving() as (_, client):
+        assert "date" in (await client.get("/health")).headers
+        await asyncio.sleep(0.6)
+    assert len(wakes) <= 3, "at its start, its end and once a second; uvicorn's looks for its end ten times a second"
