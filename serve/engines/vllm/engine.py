@@ -342,7 +342,7 @@ class VllmEngine:
         self.memory = _memory(read(folder), chosen, gpu_bytes, config.cache_config)
         _patch_tokenizer(llm.renderer.tokenizer)
         self._placeholders = _placeholders(config.model_config.hf_config, llm.renderer.tokenizer)
-        llm.engine_core.input_socket.copy_threshold = COPIED
+        _copy_small_pictures(llm.engine_core.input_socket)
         self._resizer = None if self.chat is not None else _find_resizer(llm)
         limits = llm.renderer.mm_processor.info.allowed_mm_limits if llm.renderer.mm_processor is not None else {}
         self._takes = frozenset(kind for kind, limit in limits.items() if limit > 0)
@@ -593,6 +593,11 @@ def _capability(platform: Any) -> int:
     """Return the major compute capability of the GPU; 0 where vLLM cannot tell."""
     capability = platform.get_device_capability()
     return 0 if capability is None else int(capability.major)
+
+
+def _copy_small_pictures(engine_socket: Any) -> None:
+    """Let a socket of asyncio's copy what is smaller than COPIED. It sends by a plain socket of its own."""
+    engine_socket._shadow_sock.copy_threshold = COPIED
 
 
 def _find_resizer(llm: Any) -> multimodal.Resizer | None:
