@@ -14,9 +14,10 @@ def label_vote(method: str, by_confidence: bool = False) -> MergeRule:
     """Make a rule that takes the label with the most weight; where several may be right, each with half of it.
 
     Ties go to the larger sum of weight x score, then to the catalogue. A label with exactly half of the weight is left
-    out where the replies without it are surer, by their confidence, than those with it are of the label. by_confidence:
-    a vote counts weight x confidence instead. A score is the sum of weight x score over the weight of all models. A
-    model deviates by 1 - the Jaccard index of its labels and the merged ones.
+    out where the replies without it are surer, by their confidence, than those with it are of the label; where a reply
+    has no confidence, the label is kept. by_confidence: a vote counts weight x confidence instead. A score is the sum
+    of weight x score over the weight of all models. A model deviates by 1 - the Jaccard index of its labels and the
+    merged ones.
     """
 
     def vote(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:
@@ -34,9 +35,10 @@ def label_vote(method: str, by_confidence: bool = False) -> MergeRule:
         sums = {key: sum(weights[model] * label.score for model, label in camp) for key, camp in labels.items()}
         multiple = any(result.multiple for result in results.values())
         if multiple:
-            all_say = sum(says.values())
+            all_say, known = sum(says.values()), all(reply.confidence is not None for reply in replies)
             against = {key: all_say - sum(says[model] for model, _ in camp) for key, camp in labels.items()}
-            kept = [key for key in labels if (shares[key], round(sums[key] - against[key], 9)) >= (HALF, 0)]
+            lead = {key: round(sums[key] - against[key], 9) if known else 0.0 for key in labels}
+            kept = [key for key in labels if (shares[key], lead[key]) >= (HALF, 0)]
         else:
             # max keeps the first of equals: catalogue order
             kept = [max(labels, key=lambda key: (shares[key], sums[key]))] if labels else []

@@ -7,7 +7,10 @@ from serve.tasks.base import Merged, Reply
 from serve.tasks.scored_labels import ClassifyResult, ScoredLabel
 
 
-def vote(*columns: dict[str, float], multiple: bool = False, method: str = "vote", **weights: float) -> Merged:
+def vote(
+    *columns: dict[str, float], multiple: bool = False, method: str = "vote", without: str = "", **weights: float
+) -> Merged:
+    """Merge the columns of the models a, b, ... without: those whose replies have no confidence."""
     replies = [
         Reply(
             model="abcd"[at],
@@ -15,7 +18,7 @@ def vote(*columns: dict[str, float], multiple: bool = False, method: str = "vote
             result=ClassifyResult(
                 labels=[ScoredLabel(label=label, score=score) for label, score in column.items()], multiple=multiple
             ),
-            confidence=next(iter(column.values()), 0.5),
+            confidence=None if "abcd"[at] in without else next(iter(column.values()), 0.5),
         )
         for at, column in enumerate(columns)
     ]
@@ -45,6 +48,13 @@ def test_label_of_half_of_the_weight_is_left_out_where_the_others_are_surer(scor
     named = {"dog": 0.8, "cat": score}
     merged = vote(named, named, {"dog": 0.8}, {"dog": 0.8}, multiple=True)
     assert list(labels(merged)) == kept
+
+
+@pytest.mark.parametrize("without", ["a", "c", "ad"])
+def test_label_of_half_of_the_weight_is_kept_where_a_reply_has_no_confidence(without: str) -> None:
+    named = {"dog": 0.8, "cat": 0.7}
+    merged = vote(named, named, {"dog": 0.8}, {"dog": 0.8}, multiple=True, without=without)
+    assert list(labels(merged)) == ["dog", "cat"]
 
 
 def test_each_label_with_half_of_the_weight_is_right_where_several_may_be() -> None:
