@@ -7,7 +7,8 @@ itself keeps tokens:
 - of a request that is not streamed (SamplingParams.stream_interval) until it has an output: its first token, then
   every `stream_interval`, and its end;
 - of a stream (the extra argument PACE) while the message before is younger than that: no reader tells thirty pieces a
-  second from more. The first token goes at once, and so does each where a step of the engine takes longer.
+  second from more. The first token goes at once, and so does each where steps of the engine take longer. What is kept
+  goes with the first step that ends when it is due, whether the request had a part in that step or not.
 
 Requests with stop texts are left alone: the other process looks for them, token by token. So are steps that have
 anything else to tell. Tokens that are kept when a request is aborted are not counted in vLLM's metrics.
@@ -40,6 +41,10 @@ class Unsent:
     outputs: list[Any] = field(default_factory=list)
     sent_at: float = -math.inf
 
+    def is_due(self, pace_s: float, now: float) -> bool:
+        """Return whether the next message of a stream may be sent."""
+        return now - self.sent_at >= pace_s
+
 
 def register() -> None:
     """Register the plugin: the entry point `vllm.general_plugins`. It may be called several times."""
@@ -54,6 +59,8 @@ def register() -> None:
 
 def with_few_messages(stock: Any) -> Any:
     """Return `Scheduler.update_from_output` with messages that tell nothing left out."""
+    from vllm.v1.engine import EngineCoreOutputs
+
     unsent: WeakKeyDictionary[Any, Unsent] = WeakKeyDictionary()
     """By request."""
 
@@ -61,7 +68,7 @@ def with_few_messages(stock: Any) -> Any:
     def update_from_output(self: Any, scheduled: Any, computed: Any) -> Any:
         requests = {name: self.requests.get(name) for name in scheduled.num_scheduled_tokens}  # those that end leave it
         messages = stock(self, scheduled, computed)
-        for client, message in list(messages.items()):
+        for message in messages.values():
             outputs = []
             for output in message.outputs:
                 request = requests.get(output.request_id)
@@ -71,6 +78,14 @@ def with_few_messages(stock: Any) -> Any:
                 else:
                     outputs += sendable(unsent.setdefault(request, Unsent()), output, tokens, pace_s)
             message.outputs = outputs
+        now = time.monotonic()
+        for request, kept in list(unsent.items()):
+            waits = request.request_id not in requests and self.requests.get(request.request_id) is request
+            if kept.outputs and waits and (pace_s := pace_of(request)) and kept.is_due(pace_s, now):
+                message = messages.setdefault(request.client_index, EngineCoreOutputs())
+                message.outputs.append(_joined(kept.outputs))
+                kept.sent_at = now
+        for client, message in list(messages.items()):
             if says_nothing(message) and self.has_unfinished_requests():  # else nothing would correct the gauges
                 del messages[client]
         return messages
@@ -108,10 +123,8 @@ def sendable(
     if kept.outputs and _width(kept.outputs[0]) != _width(output):
         sent.append(_joined(kept.outputs))
     kept.outputs.append(output)
-    if pace_s:
-        is_due = clock() - kept.sent_at >= pace_s
-    else:
-        is_due = sum(len(each.new_token_ids) for each in kept.outputs) >= tokens
+    count = sum(len(each.new_token_ids) for each in kept.outputs)
+    is_due = kept.is_due(pace_s, clock()) if pace_s else count >= tokens
     if is_due or not _has_tokens_alone(output):
         sent.append(_joined(kept.outputs))
     if sent and pace_s:

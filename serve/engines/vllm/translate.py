@@ -18,7 +18,8 @@ FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": 
 def sampling_params(sampling: Sampling, *, whole: bool = False, clean: bool = False) -> Any:
     """Convert Sampling to vLLM's SamplingParams.
 
-    whole: one output for the first token and for each WHOLE_TOKENS; else one for what comes in PACE_S.
+    whole: one output for the first token and for each WHOLE_TOKENS; else one for what comes in PACE_S, or, with
+    alternatives of tokens, which take long to read, for each token.
     clean: leave special tokens out of the text, unless the prompt asks for them.
     """
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
@@ -43,7 +44,7 @@ def sampling_params(sampling: Sampling, *, whole: bool = False, clean: bool = Fa
         skip_clone=True,  # it is not shared; a deep copy took 2 % of the replica's time
         output_kind=RequestOutputKind.DELTA,
         stream_interval=WHOLE_TOKENS if whole else None,
-        extra_args=None if whole else {PACE: PACE_S},
+        extra_args=None if whole or (sampling.logprobs and sampling.top_logprobs) else {PACE: PACE_S},
     )
 
 

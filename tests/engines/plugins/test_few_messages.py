@@ -137,6 +137,7 @@ def test_message_is_sent_that_has_an_output_or_something_to_count() -> None:
 class Request:
     """A request that is not streamed, as the scheduler has it."""
 
+    request_id, client_index = "a", 0
     resumable = False
     sampling_params = SimpleNamespace(stream_interval=32, stop=[], extra_args=None)
 
@@ -161,6 +162,32 @@ def test_message_with_gauges_alone_is_sent_where_none_would_follow(left: bool) -
     update = few_messages.with_few_messages(step_of_vllm)
     messages = update(Scheduler(left), SimpleNamespace(num_scheduled_tokens={"a": 1}), None)
     assert [message.scheduler_stats for message in messages.values()] == ([gauges] if left else [])
+
+
+@pytest.mark.parametrize("waits_s", [0.0, 1.0])
+def test_kept_tokens_of_a_stream_are_sent_by_a_step_without_it(waits_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(few_messages, "time", SimpleNamespace(monotonic=lambda: now))
+    scheduler = Scheduler(False)
+    stream = scheduler.requests["a"]
+    stream.client_index = 3
+    stream.sampling_params = SimpleNamespace(stream_interval=None, stop=[], extra_args={few_messages.PACE: 0.03})
+    steps = [[step(1)], [step(2)], []]
+
+    def step_of_vllm(self: Any, scheduled: Any, computed: Any) -> dict[int, Any]:
+        each = steps.pop(0)
+        return {3: engine.EngineCoreOutputs(outputs=each)} if each else {}
+
+    update = few_messages.with_few_messages(step_of_vllm)
+    with_it, without_it = (SimpleNamespace(num_scheduled_tokens=names) for names in ({"a": 1}, {}))
+    assert [output.new_token_ids for output in update(scheduler, with_it, None)[3].outputs] == [[1]]
+    assert update(scheduler, with_it, None) == {}
+    now += waits_s
+    messages = update(scheduler, without_it, None)
+    expected = {3: [[2]]} if waits_s else {}
+    assert {
+        client: [each.new_token_ids for each in message.outputs] for client, message in messages.items()
+    } == expected
 
 
 def test_every_gauge_is_one_of_vllms() -> None:
