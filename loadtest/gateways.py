@@ -42,6 +42,8 @@ from serve.worker import Worker, joined
 MODEL = "toy-llava"
 REPLY_S = 0.2
 WAIT_S = 60.0
+LAG_EVERY_S = 0.05
+"""Seconds between two looks at the event loop."""
 MOST_SHARE, MOST_LAG_S = 0.05, 0.05
 """Of a processor that an idle gateway may take for its replicas, and for how long its event loop may stand still."""
 HEAD = (
@@ -206,7 +208,7 @@ async def _ask(read: Callable[[], str]) -> None:
     await asyncio.sleep(given["seconds"])
     print(json.dumps(time.process_time() - spent), flush=True)
     await loop.run_in_executor(None, read)
-    lag = LoopLag()
+    lag = LoopLag(every_s=LAG_EVERY_S)
     lag.start()
     latencies: list[float] = []
     spent, began = time.process_time(), loop.time()

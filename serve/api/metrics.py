@@ -113,7 +113,7 @@ class Metrics:
         )
         self.loop_lag = Gauge(
             "diptych_event_loop_lag_seconds",
-            "Longest time, in the last minute, for which this process's event loop was blocked.",
+            "Longest time, in the last minute, for which this process's event loop was blocked, at most 0.2 s short.",
             registry=self.registry,
         )
         self.config_refused = Gauge(

@@ -3,7 +3,8 @@
 Merging weighs replies by the log-probabilities of their tokens, without alternatives. For such a request vLLM 0.32 also
 looks for the likeliest of none and counts how many tokens are likelier, in every step of the engine, by a compiled
 function whose guards alone cost more than the sum (NOTES.md). Here neither is done: the values are vLLM's own, and the
-rank is 0. A step in which any request asks for alternatives is vLLM's own work.
+rank is 0. A step in which any request asks for alternatives is vLLM's own work, and so are all on a GPU, whose runner
+has another sampler.
 """
 
 import functools
