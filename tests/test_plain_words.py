@@ -79,7 +79,7 @@ def name_faults(nodes: Sequence[ast.AST]) -> Iterator[str]:
         parts = set(name.split("_")) if name.startswith("test_") else set()
         refused = parts & NO_SUBJECT or {name.strip("_").lower()} & PRONOUNS
         if refused:
-            yield f"line {line}, {name}: {', '.join(refused)} does not say what it is"
+            yield f"line {line}, {name}: name the subject in place of {', '.join(sorted(refused))}"
 
 
 @functools.cache

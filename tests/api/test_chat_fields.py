@@ -6,6 +6,21 @@ import pytest
 from chat_client import body, complete, refused
 from served import LLAVA
 
+from serve.api.chat_completions.request import ChatCompletionRequest, StreamOptions
+from serve.api.chat_completions.task_completion import NEUTRAL, PASSED_ON
+
+READ_BY_TASKS = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "service_tier"}
+REFUSED_BY_TASKS = {"response_format", "tools", "tool_choice"}
+REFUSED_BY_ALL = {
+    "best_of", "echo", "functions", "function_call", "modalities", "audio", "logit_bias", "prediction", "min_p",
+    "top_k", "min_tokens", "repetition_penalty", "skip_special_tokens", "use_beam_search", "web_search_options",
+    "moderation",
+}  # fmt: skip
+WITHOUT_EFFECT = {
+    "user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
+    "parallel_tool_calls", "store", "include_reasoning", "verbosity",
+}  # fmt: skip
+
 
 async def test_fields_without_effect_are_accepted() -> None:
     quiet = {
@@ -77,6 +92,15 @@ async def test_fields_without_effect_are_accepted() -> None:
 )
 async def test_unsupported_fields_of_a_model_are_refused(field: str, value: Any, code: str) -> None:
     refused(await complete(body(**{field: value})), field, code)
+
+
+def test_chat_with_a_task_passes_each_field_on_or_refuses_it() -> None:
+    known = {*PASSED_ON, *NEUTRAL, *READ_BY_TASKS, *REFUSED_BY_TASKS, *REFUSED_BY_ALL, *WITHOUT_EFFECT}
+    new = set(ChatCompletionRequest.model_fields) - known
+    assert not new, f"{new}: CONTRIBUTING, Add a request field, says what a chat with a task does with it"
+    of_streams = set(StreamOptions.model_fields) - {"include_usage", "continuous_usage_stats", "include_obfuscation"}
+    assert not of_streams, f"stream_options, {of_streams}: the same, by the dotted name"
+    assert known == set(ChatCompletionRequest.model_fields)
 
 
 async def test_different_max_tokens_fields_are_refused() -> None:

@@ -119,8 +119,8 @@ class CompletionEvents(Protocol):
     """A writer of a stream's events as server-sent events. more: fields of the choice, as `diptych`."""
 
     def open(self, choices: Sequence[dict[str, Any]]) -> bytes:
-        """Open all choices, in order and before any has text, as openai's stream helper requires. choices: of each,
-        further fields."""
+        """Open all choices, in order: openai's stream helper wants the first chunks of choices to come by index.
+        choices: of each, further fields."""
 
     def text(self, index: int, text: str, **more: Any) -> bytes: ...
 

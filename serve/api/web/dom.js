@@ -31,8 +31,8 @@ function filled(element, classes, attributes, children) {
 export function offerText(label, { text_field: field, text_title: title, text_kind: kind }, attributes) {
   label.hidden = !field;
   const input = kind === "json"
-    ? made("textarea", { id: "text", rows: 8, maxlength: 20000, spellcheck: "false", ...attributes })
-    : made("input", { id: "text", type: "text", maxlength: 4000, ...attributes });
+    ? made("textarea", { id: "text", rows: 8, spellcheck: "false", ...attributes })
+    : made("input", { id: "text", type: "text", ...attributes });
   label.replaceChildren(...(field ? [`${title} `, input] : []));
 }
 
