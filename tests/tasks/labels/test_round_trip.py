@@ -65,7 +65,7 @@ def pictures(task: str) -> list[Answered]:
         assert task in TEXTS, f"TEXTS wants a result of {task} to write and read back"
         field = next(iter(TASKS[task].result.model_fields))
         text_by_field = {"question": "what?", "labels": ["cat"], "schema": '{"type":"object"}'}
-        fields = TASKS[task].text_in(text_by_field)
+        fields = TASKS[task].text_in({**TASKS[task].example, **text_by_field})
         result = {field: TEXTS[task], **({"multiple": True} if task == "classify" else {})}
         return [Answered(name, task, fields, SIZE, result, 0.9, {"toy-llava": result}) for name in NAMES]
     ring = disc(20, 20, 9) & ~disc(20, 20, 4)
