@@ -94,7 +94,7 @@ async def test_unsupported_fields_of_a_model_are_refused(field: str, value: Any,
     refused(await complete(body(**{field: value})), field, code)
 
 
-def test_chat_with_a_task_passes_each_field_on_or_refuses_it() -> None:
+def test_each_field_is_passed_on_or_refused_by_a_chat_with_a_task() -> None:
     known = {*PASSED_ON, *NEUTRAL, *READ_BY_TASKS, *REFUSED_BY_TASKS, *REFUSED_BY_ALL, *WITHOUT_EFFECT}
     new = set(ChatCompletionRequest.model_fields) - known
     assert not new, f"{new}: CONTRIBUTING, Add a request field, says what a chat with a task does with it"
