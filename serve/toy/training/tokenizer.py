@@ -1,34 +1,30 @@
-"""The toys' tokenizers: every word of the scenes is one token, other text is split into bytes.
+"""The toys' tokenizers: a word that was listed is one token, other text is split into bytes.
 
 The vocabulary of a published tokenizer would need more parameters than the models have. This one is a byte-level
 vocabulary without merges (`ignore_merges`): a piece of the split is looked up whole, and becomes bytes if unknown.
 """
 
-import re
+import json
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from serve.models.llava_tasks import READ, REGION, SENTENCE, SHORT
 from serve.toy import world
 from serve.toy.training import prompts
-from serve.toy.varied import facts, grammar, names
 
 SENTENCES = tuple(text.strip().format("image") for text in (SHORT, SENTENCE, READ, REGION))
 """LLaVA's fixed instructions, one token each, which halves its prompts and the time to train."""
+PIECES = Path(__file__).with_name("pieces.json")
+"""Pieces of what is asked and answered about scenes: words at the beginning of a text and inside it, and all that can be
+written in a picture. The shipped toys have tokens for these; templates that are written later do not change them, so
+that one toy can be trained alone. A word that is not among them becomes bytes."""
 
 _SMALL = """a an and are at background black blue bottom caption circle circles colour color cross crosses describe
 detect do does en gray green how image in is it left many no nothing number object objects ocr of on orange picture
 purple read red right say says see segment shape shapes shown square squares star stars text the there this top
 triangle triangles what where which white word written yellow yes you answer there's with"""
 _CAPITAL = "What How Is Are Where Which Describe Read The There I It Yes No USER ASSISTANT A An"
-ANSWERS = (
-    "there is no none nothing yes no not all are it says the word number background kind kinds of shape drawing "
-    "photo photograph illustration a an I see and shapes colors picture outlined filled medium graded noisy plain "
-    "more left right above below on at in the middle next to between ones whats wheres isn aren s t"
-).split()
-"""Words of answers and sentences, and the halves of shortened ones, that no question may have."""
-HALVES = ("colored", "most")
-"""What stands after a hyphen: `red-colored`, `left-most`."""
 _MARKS = "? . , ; : [ ] ! \n"
 
 
@@ -40,28 +36,8 @@ def vocabulary(family: str) -> list[str]:
     pieces = [*bare, *(f" {word}" for word in bare), *_MARKS.replace("\n", "").split(), " ;", "'s"]
     if family == "llava":
         pieces += [*(f"{n:02d}" for n in range(10)), " [0.", "[0.", ", 0.", *SENTENCES]
-    pieces += language_pieces()
+    pieces += json.loads(PIECES.read_text())
     return list(dict.fromkeys(piece for piece in pieces if len(piece.encode()) > 1))
-
-
-def language_pieces() -> list[str]:
-    """Return the pieces of everything that is said about scenes: words at the beginning of a text and inside
-    it, those that begin a sentence with a capital, too, and all that can be written in a picture."""
-    names_and_answers = [*grammar.slot_names(), *facts.NUMBERS, *ANSWERS]
-    texts = [*grammar.texts(), *names_and_answers]
-    language_words = {word for text in texts for word in re.findall(r"[^\W\d_]+", re.sub(r"{\w+}", "", text))}
-    first = {re.sub(r"{\w+}", "the", text).split(" ")[0] for text in grammar.texts()} | set(
-        "There Yes No It A An The I Not".split()
-    )
-    capital = {word[0].upper() + word[1:] for word in first if word.isalpha()}
-    written = {form for word in names.WRITTEN for form in (word, word.capitalize())}
-    bare = {*first, *names_and_answers, *HALVES}
-    british = {word: word.replace("color", "colour").replace("gray", "grey").replace("center", "centre")
-               for word in language_words}  # fmt: skip
-    alone = sorted({form for word in language_words & bare for form in (word, british[word])})
-    inside = sorted({*language_words, *british.values()})
-    listed = [*sorted(capital), *sorted(written)]
-    return [*alone, *listed, *(f" {word}" for word in [*inside, *listed])]
 
 
 def build_tokenizer(family: str) -> Tokenizer:
