@@ -35,7 +35,8 @@ from serve.toy.questions import Question
 from serve.toy.training import album, prompts
 from serve.toy.training.recipes import RECIPES
 from serve.toy.varied import exam, grammar
-from serve.toy.varied.facts import KINDS, Fact, caption_of, is_right
+from serve.toy.varied.facts import Fact, caption_of, is_right
+from serve.toy.varied.kinds import KINDS
 from serve.toy.varied.scenes import Thing, VariedScene, as_varied, installed_fonts, render, seen_mask, varied_scene
 from serve.toy.world import Box
 

@@ -16,9 +16,8 @@ from serve.toy.training import prompts
 SENTENCES = tuple(text.strip().format("image") for text in (SHORT, SENTENCE, READ, REGION))
 """LLaVA's fixed instructions, one token each, which halves its prompts and the time to train."""
 PIECES = Path(__file__).with_name("pieces.json")
-"""Pieces of what is asked and answered about scenes: words at the beginning of a text and inside it, and all that can be
-written in a picture. The shipped toys have tokens for these; templates that are written later do not change them, so
-that one toy can be trained alone. A word that is not among them becomes bytes."""
+"""Words at the beginning of a text and inside it, and all that can be written in a picture: those of the shipped toys.
+Templates that are written later do not change them, so that one toy can be trained alone; other words become bytes."""
 
 _SMALL = """a an and are at background black blue bottom caption circle circles colour color cross crosses describe
 detect do does en gray green how image in is it left many no nothing number object objects ocr of on orange picture

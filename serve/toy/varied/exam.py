@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from serve.toy.varied import grammar
-from serve.toy.varied.facts import KINDS, Fact, Wording
+from serve.toy.varied.facts import Fact, Wording
+from serve.toy.varied.kinds import KINDS
 from serve.toy.varied.scenes import BUILT_IN, VariedScene, varied_scene
 
 FRESH = 20_000_000

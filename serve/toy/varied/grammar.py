@@ -1,6 +1,6 @@
 """The language that toys are trained on: how people ask about a picture, kind of fact by kind of fact.
 
-`[a|b|]` is said in one of these ways, {thing} is filled in by facts.py. A template is a question, and gets its question
+`[a|b|]` is said in one of these ways, {thing} is filled in by kinds.py. A template is a question, and gets its question
 mark (or none) when it is typed; one that ends in a full stop is a request.
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from serve.toy.varied.facts import KINDS, Fact, Phraser, Wording, chosen, expansions
+from serve.toy.varied.facts import Fact, Phraser, Wording, chosen, expansions
+from serve.toy.varied.kinds import KINDS
 from serve.toy.varied.names import COLOR_NAMES, NOUNS, RARE_NOUNS, SHAPE_NAMES, STYLE_OTHERS, plural_name
 from serve.toy.varied.scenes import Thing, VariedScene
 

@@ -12,7 +12,8 @@ import pytest
 from serve.toy import world
 from serve.toy.training import album
 from serve.toy.varied import exam, facts, grammar, scenes
-from serve.toy.varied.facts import KINDS, Phraser, is_right
+from serve.toy.varied.facts import Phraser, is_right
+from serve.toy.varied.kinds import KINDS
 from serve.toy.varied.names import COLOR_NAMES, NOUNS, SHAPE_NAMES, plural_name
 from serve.toy.varied.scenes import Thing, VariedScene, Writing
 

@@ -1,0 +1,698 @@
+"""Kinds of facts about a varied scene: the pieces of a question, its right answers, and a whole sentence.
+
+A fact is computed from the scene alone. Where the scene leaves the answer open (two things of one size, a place between
+left and middle), it is None and nothing is asked.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+
+from serve.toy.varied.facts import (
+    NUMBERS,
+    OPPOSITES,
+    PLACES,
+    RELATION_AXES,
+    Fact,
+    Phraser,
+    caption_of,
+    distance,
+    frame_area,
+    is_larger,
+    is_related,
+    names_of,
+    place_of,
+    thing_between,
+)
+from serve.toy.varied.names import (
+    GROUNDS,
+    PALETTE,
+    SHAPE_OTHERS,
+    STYLE_OTHERS,
+    WRITTEN,
+    enumerated,
+    plural_name,
+    with_article,
+)
+from serve.toy.varied.scenes import Thing
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _yes(kind: str, true: bool, claim: str, denial: str, /, **slots: str) -> Fact:
+    """Return a yes/no fact. claim, denial: what is so if the answer is yes, or no."""
+    return Fact(kind, slots, ("yes",) if true else ("no",), f"Yes, {claim}." if true else f"No, {denial}.")
+
+
+def _number(kind: str, number: int, counted: tuple[str, str], /, **slots: str) -> Fact:
+    """Return a fact whose answer is a number. counted: what is counted, singular and plural."""
+    verb, word = ("is", counted[0]) if number == 1 else ("are", counted[1])
+    spelt = (NUMBERS[number],) if number < len(NUMBERS) else ()
+    none = ("none",) if number == 0 else ()
+    return Fact(kind, slots, (str(number), *spelt, *none), f"There {verb} {number or 'no'} {word}.")
+
+
+def _color_of(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("color",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    return Fact("color_of", {"thing": text}, _color_words(thing.color), _sentence(f"{text} is {thing.color}"))
+
+
+def _color_words(name: str) -> tuple[str, ...]:
+    return (name, *PALETTE[name].others)
+
+
+def _kind_words(name: str) -> tuple[str, ...]:
+    return (name, *SHAPE_OTHERS[name])
+
+
+def _shape_of(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("kind",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    return Fact(
+        "shape_of", {"thing": text}, (*_kind_words(thing.kind), *names_of(thing)),
+        _sentence(f"{text} is {with_article(thing.kind)}"),
+    )  # fmt: skip
+
+
+def _style_of(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("style",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    return Fact(
+        "style_of", {"thing": text}, (thing.style, *STYLE_OTHERS[thing.style]), _sentence(f"{text} is {thing.style}")
+    )
+
+
+def _attributes_of(p: Phraser) -> Fact | None:
+    """Ask for colour and shape at once of a thing that is named by where or how big it is."""
+    named = p.some_end()
+    if named is None:
+        return None
+    thing, text = named
+    return Fact(
+        "attributes_of", {"thing": text}, tuple(name for name in names_of(thing) if " " in name),
+        _sentence(f"{text} is {with_article(thing.name)}"),
+    )  # fmt: skip
+
+
+def _extreme(p: Phraser) -> Fact | None:
+    named = p.some_end()
+    if named is None:
+        return None
+    thing, text = named
+    return Fact("extreme", {"thing": text}, names_of(thing), _sentence(f"the {thing.name} is {text}"))
+
+
+def _count_all(p: Phraser) -> Fact:
+    return _number("count_all", len(p.everything()), ("shape", "shapes"), things=p.noun(many=True))
+
+
+def _count(p: Phraser) -> Fact:
+    """Ask for the number of things with some attributes, half the time such as more than one thing has."""
+    traits = p.some()
+    several = [some for thing in p.things for some in [p.attributes(thing)] if len(p.matching(some)) > 1]
+    if several and p.rng.random() < 0.5:
+        traits = p.rng.choice(several)
+    things_named = p.named(traits, many=True)
+    return _number("count", len(p.sought(traits)), (_singular_of(traits), things_named), things=things_named)
+
+
+def _singular_of(attributes: Mapping[str, str]) -> str:
+    return " ".join([*attributes.values()] + ([] if "kind" in attributes else ["shape"]))
+
+
+def _count_other(p: Phraser) -> Fact:
+    """Ask how many things do not have an attribute."""
+    key = p.rng.choice(("color", "kind"))
+    value = getattr(p.rng.choice(p.things), key)
+    p.about = tuple(thing for thing in p.things if getattr(thing, key) != value)
+    number = len(p.about)
+    word = p.color(value) if key == "color" else plural_name(p.kind(value))
+    verb = "is" if number == 1 else "are"
+    fact = _number("count_other", number, ("", ""), things=p.noun(many=True), other=word)
+    return Fact(fact.kind, fact.slots, fact.answers, f"{number} {verb} not {word}.")
+
+
+def _count_colors(p: Phraser) -> Fact:
+    colors = {thing.color for thing in p.everything()}
+    return _number("count_colors", len(colors), ("color", "colors"), things=p.noun(many=True))
+
+
+def _count_kinds(p: Phraser) -> Fact:
+    kinds = {thing.kind for thing in p.everything()}
+    return _number("count_kinds", len(kinds), ("kind of shape", "kinds of shapes"))
+
+
+def _is_count(p: Phraser) -> Fact:
+    traits = p.attributes(p.rng.choice(p.things))
+    true = len(p.sought(traits))
+    number = true + p.rng.choice((0, 0, 1, 1, 2))
+    word, many = p.named(traits), p.named(traits, many=True)
+    text = f"{p.rng.choice((str(number), NUMBERS[number]))} {many if number != 1 else word}"
+    verb = "is" if true == 1 else "are"
+    return _yes(
+        "is_count", number == true, f"there {verb} {true}", f"there {verb} {true}",
+        be="is there" if number == 1 else "are there", number=text,
+    )  # fmt: skip
+
+
+def _more(p: Phraser) -> Fact | None:
+    first, second = p.some(), p.some()
+    if first.keys() != second.keys() or first == second or not (p.matching(first) or p.matching(second)):
+        return None
+    a, b = (p.named(traits, many=True) for traits in (first, second))
+    left, right = len(p.matching(first)), len(p.matching(second))
+    claim = f"there are {left} {a} and {right} {b}"
+    return _yes("more", left > right, claim, claim, first=a, second=b)
+
+
+def _which_more(p: Phraser) -> Fact | None:
+    first, second = p.some(), p.some()
+    left, right = len(p.matching(first)), len(p.matching(second))
+    if first.keys() != second.keys() or left == right:
+        return None
+    a, b = (p.named(traits, many=True) for traits in (first, second))
+    best = a if left > right else b
+    return Fact("which_more", {"first": a, "second": b}, (best,), f"There are more {best}.")
+
+
+def _exists(p: Phraser) -> Fact:
+    traits = p.some()
+    text = with_article(p.named(traits))
+    return _yes(
+        "exists", bool(p.sought(traits)), f"there is {text}", f"there is no {text.split(' ', 1)[1]}", thing=text
+    )
+
+
+def _exists_any(p: Phraser) -> Fact:
+    traits = p.some()
+    text = p.named(traits, many=True)
+    return _yes("exists_any", bool(p.sought(traits)), f"there are {text}", f"there are no {text}", things=text)
+
+
+def _exists_no(p: Phraser) -> Fact:
+    """Ask whether something is missing: `is there no red circle?` is yes where there is none."""
+    traits = p.some()
+    text, things = p.named(traits), p.named(traits, many=True)
+    there = bool(p.sought(traits))
+    if p.rng.random() < 0.2:
+        text, there, p.about = p.stranger(), False, ()
+        things = plural_name(text)
+    return _yes("exists_no", not there, f"there is no {text}", f"there is {with_article(text)}",
+                thing=text, things=things)  # fmt: skip
+
+
+def _exists_both(p: Phraser) -> Fact | None:
+    first, second = p.some(), p.some()
+    if first == second:
+        return None
+    a, b = (with_article(p.named(traits)) for traits in (first, second))
+    missing = [text for text, traits in ((a, first), (b, second)) if not p.matching(traits)]
+    denial = "there is no " + " and no ".join(text.split(" ", 1)[1] for text in missing)
+    return _yes("exists_both", not missing, f"there is {a} and {b}", denial, first=a, second=b)
+
+
+def _exists_beside(p: Phraser) -> Fact | None:
+    """Ask whether there is a thing of a kind on one side of another."""
+    chosen_thing = p.referable()
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    relation = p.rng.choice(tuple(RELATION_AXES))
+    traits = p.some()
+    clear = [is_related(other, thing, relation) for other in p.matching(traits) if other != thing]
+    if None in clear:
+        return None
+    side = p.pick(p.wording.relations[relation])
+    named = p.named(traits)
+    return _yes(
+        "exists_beside", any(clear), f"there is {with_article(named)} {side} {text}",
+        f"there is no {named} {side} {text}",
+        other=with_article(named), relation=side, thing=text,
+    )  # fmt: skip
+
+
+def _absent(p: Phraser) -> Fact:
+    noun = p.stranger()
+    return _yes("absent", False, "", f"there is no {noun}", thing=with_article(noun), things=plural_name(noun))
+
+
+def _absent_count(p: Phraser) -> Fact:
+    noun = p.stranger()
+    return _number("absent_count", 0, (noun, plural_name(noun)), things=plural_name(noun))
+
+
+def _absent_what(p: Phraser) -> Fact:
+    """Ask about a thing that is not there as if it were; the right answer says so."""
+    noun = p.stranger()
+    if p.rng.random() < 0.3:
+        kinds = [kind for kind in SHAPE_OTHERS if not p.matching({"kind": kind})]
+        noun = p.kind(p.rng.choice(kinds))
+    return Fact(
+        "absent_what", {"thing": f"the {noun}"},
+        (f"there is no {noun}", f"no {noun}", "nothing", "none", "there is none", "there isn't one"),
+        f"There is no {noun} in the picture.",
+    )  # fmt: skip
+
+
+def _is_color(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("color",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    value = thing.color if p.rng.random() < 0.5 else p.any("color")
+    word = p.color(value)
+    return _yes(
+        "is_color", value == thing.color, f"{text} is {word}", f"{text} is {thing.color}", thing=text, color=word
+    )
+
+
+def _is_not_color(p: Phraser) -> Fact | None:
+    fact = _is_color(p)
+    if fact is None:
+        return None
+    true = fact.answers == ("no",)
+    claim = fact.sentence.split(", ", 1)[1].rstrip(".")
+    return _yes("is_not_color", true, claim, claim, **fact.slots)
+
+
+def _is_kind(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("kind",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    value = thing.kind if p.rng.random() < 0.5 else p.any("kind")
+    word = with_article(p.kind(value))
+    return _yes(
+        "is_kind", value == thing.kind, f"{text} is {word}", f"{text} is {with_article(thing.kind)}",
+        thing=text, kind=word,
+    )  # fmt: skip
+
+
+def _is_style(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("style",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    value = p.any("style")
+    word = p.style(value)
+    return _yes(
+        "is_style", value == thing.style, f"{text} is {word}", f"{text} is {thing.style}", thing=text, style=word
+    )
+
+
+def _either_color(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("color",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    both = [thing.color, p.rng.choice([name for name in PALETTE if name != thing.color])]
+    p.rng.shuffle(both)
+    return Fact(
+        "either_color", {"thing": text, "first": both[0], "second": both[1]}, _color_words(thing.color),
+        _sentence(f"{text} is {thing.color}"),
+    )  # fmt: skip
+
+
+def _either_kind(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable(("kind",))
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    both = [thing.kind, p.rng.choice([name for name in SHAPE_OTHERS if name != thing.kind])]
+    p.rng.shuffle(both)
+    return Fact(
+        "either_kind", {"thing": text, "first": with_article(both[0]), "second": with_article(both[1])},
+        _kind_words(thing.kind), _sentence(f"{text} is {with_article(thing.kind)}"),
+    )  # fmt: skip
+
+
+def _all_same(p: Phraser) -> Fact:
+    """Ask whether all things have a colour or are of a kind."""
+    key = p.rng.choice(("color", "kind"))
+    value = getattr(p.rng.choice(p.things), key)
+    word = p.color(value) if key == "color" else plural_name(p.kind(value))
+    true = len(p.matching({key: value})) == len(p.everything())
+    noun = p.noun(many=True)
+    return _yes("all_same", true, f"all {noun} are {word}", f"not all {noun} are {word}", things=noun, value=word)
+
+
+def _same_color(p: Phraser) -> Fact | None:
+    both = p.pair()
+    if both is None:
+        return None
+    (a, first), (b, second) = both
+    claim = f"{first} is {a.color} and {second} is {b.color}"
+    return _yes("same_color", a.color == b.color, claim, claim, first=first, second=second)
+
+
+def _same_kind(p: Phraser) -> Fact | None:
+    both = p.pair()
+    if both is None:
+        return None
+    (a, first), (b, second) = both
+    claim = f"{first} is {with_article(a.kind)} and {second} is {with_article(b.kind)}"
+    return _yes("same_kind", a.kind == b.kind, claim, claim, first=first, second=second)
+
+
+def _which_bigger(p: Phraser) -> Fact | None:
+    return _compared(p, "which_bigger", larger=True)
+
+
+def _which_smaller(p: Phraser) -> Fact | None:
+    return _compared(p, "which_smaller", larger=False)
+
+
+def _compared(p: Phraser, kind: str, larger: bool) -> Fact | None:
+    both = p.pair()
+    if both is None or (first_larger := is_larger(both[0][0], both[1][0])) is None:
+        return None
+    (a, first), (b, second) = both
+    thing, text = (a, first) if first_larger == larger else (b, second)
+    short = text.removeprefix("the ")
+    other = b if thing == a else a
+    known = tuple(name for name in names_of(thing) if name not in names_of(other))
+    claim = f"{text} is {'bigger' if larger else 'smaller'}"
+    return Fact(kind, {"first": first, "second": second}, (short, *known), _sentence(claim))
+
+
+def _is_bigger(p: Phraser) -> Fact | None:
+    return _is_compared(p, "is_bigger", larger=True)
+
+
+def _is_smaller(p: Phraser) -> Fact | None:
+    return _is_compared(p, "is_smaller", larger=False)
+
+
+def _is_compared(p: Phraser, kind: str, larger: bool) -> Fact | None:
+    both = p.pair()
+    if both is None or (bigger := is_larger(both[0][0], both[1][0])) is None:
+        return None
+    (_, first), (_, second) = both
+    claim = f"{first} is {'bigger' if bigger else 'smaller'} than {second}"
+    return _yes(kind, bigger == larger, claim, claim, first=first, second=second)
+
+
+def _size_of(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable()
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    side = math.sqrt(frame_area(thing))
+    for name, others, least, most in (
+        ("small", ("little", "tiny"), 0.0, 0.19), ("medium", ("medium sized",), 0.23, 0.29),
+        ("big", ("large",), 0.34, 1.0),
+    ):  # fmt: skip
+        if least <= side <= most:
+            return Fact("size_of", {"thing": text}, (name, *others), _sentence(f"{text} is {name}"))
+    return None
+
+
+def _where(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable()
+    if chosen_thing is None or (place := place_of(chosen_thing[0].box)) is None:
+        return None
+    text = chosen_thing[1]
+    return Fact("where", {"thing": text}, _place_answers(place), _sentence(f"{text} is {_at(place)}"))
+
+
+def _place_answers(place: str) -> tuple[str, ...]:
+    others = {"middle": ("center", "centre", "in the middle", "in the center"), "top": ("top middle", "top center"),
+              "bottom": ("bottom middle", "bottom center"), "left": ("middle left", "left middle", "center left"),
+              "right": ("middle right", "right middle", "center right")}  # fmt: skip
+    places = (place, *others.get(place, ()), f"{place} corner" if " " in place else place)
+    return tuple(
+        dict.fromkeys((*places, _at(place), *(f"{at} {word}" for word in places for at in ("at", "in", "on"))))
+    )
+
+
+def _at(place: str) -> str:
+    return {"middle": "in the middle", "left": "on the left", "right": "on the right"}.get(place, f"at the {place}")
+
+
+def _where_written(p: Phraser) -> Fact | None:
+    if p.scene.writing is None or (place := place_of(p.scene.writing.box)) is None:
+        return None
+    text = _written(p)
+    return Fact("where_written", {"text": text}, _place_answers(place), _sentence(f"{text} is {_at(place)}"))
+
+
+def _written(p: Phraser) -> str:
+    assert p.scene.writing is not None
+    return "the " + p.pick((*p.wording.written, "number" if p.scene.writing.text.isdigit() else "word"))
+
+
+def _side(p: Phraser) -> Fact | None:
+    both = p.pair()
+    relation = p.rng.choice(tuple(RELATION_AXES))
+    if both is None or (true := is_related(both[0][0], both[1][0], relation)) is None:
+        return None
+    (_, first), (_, second) = both
+    phrase = p.pick(p.wording.relations[relation])
+    other = p.pick(p.wording.relations[OPPOSITES[relation]])
+    return _yes(
+        "side", true, f"{first} is {phrase} {second}", f"{first} is {other} {second}",
+        first=first, relation=phrase, second=second,
+    )  # fmt: skip
+
+
+def _which_side(p: Phraser) -> Fact | None:
+    """Ask whether a thing is left or right of another, or above or below."""
+    both = p.pair()
+    relation = p.rng.choice(("left", "above"))
+    if both is None or (true := is_related(both[0][0], both[1][0], relation)) is None:
+        return None
+    (_, first), (_, second) = both
+    answer = relation if true else OPPOSITES[relation]
+    ways = [
+        p.rng.choice(("left or right of", "to the left or right of")),
+        p.rng.choice(("above or below", "over or under")),
+    ]
+    others = {
+        "above": ("over", "higher"),
+        "below": ("under", "lower"),
+        "left": ("to the left",),
+        "right": ("to the right",),
+    }
+    claim = f"{first} is {answer} {'of ' if relation == 'left' else ''}{second}"
+    return Fact(
+        "which_side", {"first": first, "second": second, "sides": ways[relation == "above"]},
+        (answer, *others[answer], f"{answer} of"), _sentence(claim),
+    )  # fmt: skip
+
+
+def _beside(p: Phraser) -> Fact | None:
+    """Ask what is on one side of a thing; any thing there is right, the nearest is trained."""
+    chosen_thing = p.referable()
+    if chosen_thing is None:
+        return None
+    thing, text = chosen_thing
+    relation = p.rng.choice(tuple(RELATION_AXES))
+    others = [(other, is_related(other, thing, relation)) for other in p.things if other != thing]
+    written = p.scene.writing
+    if any(clear is None for _, clear in others) or written is not None:
+        return None
+    there = sorted((other for other, clear in others if clear), key=lambda other: math.dist(other.center, thing.center))
+    phrase = p.pick(p.wording.relations[relation])
+    slots = {"relation": phrase, "thing": text}
+    if not there:
+        return Fact("beside", slots, ("nothing", "none", "no shape"), f"There is nothing {phrase} {text}.")
+    answers = tuple(name for other in there for name in names_of(other))
+    answers += tuple(enumerated([with_article(other.name) for other in some]) for some in (there, there[::-1]))
+    return Fact("beside", slots, answers, f"{with_article(there[0].name).capitalize()} is {phrase} {text}.")
+
+
+def _nearest(p: Phraser) -> Fact | None:
+    chosen_thing = p.referable()
+    if chosen_thing is None or len(p.things) < 2 or p.scene.writing is not None:
+        return None
+    thing, text = chosen_thing
+
+    def away(other: Thing) -> float:
+        return distance(thing, other, p.scene.size)
+
+    row = sorted((other for other in p.things if other != thing), key=away)
+    if len(row) > 1 and away(row[1]) < 1.35 * away(row[0]):
+        return None
+    return Fact(
+        "nearest", {"thing": text}, names_of(row[0]), f"{with_article(row[0].name).capitalize()} is next to {text}."
+    )
+
+
+def _between(p: Phraser) -> Fact | None:
+    """Ask for the only thing between two others: near the middle of the line from one to the other."""
+    if len(p.things) < 3 or p.scene.writing is not None:
+        return None
+    for (a, first), (b, second) in itertools.permutations(p.references(extremes=False), 2):
+        inside = thing_between(p.things, a, b)
+        if inside is not None:
+            claim = f"{with_article(inside.name).capitalize()} is between {first} and {second}."
+            return Fact("between", {"first": first, "second": second}, names_of(inside), claim)
+    return None
+
+
+def _place(p: Phraser) -> Fact | None:
+    """Ask what is at a place, where at most one thing is and every other clearly is not."""
+    spots = [place_of(thing.box) for thing in p.things]
+    if None in spots or p.scene.writing is not None:
+        return None
+    spot = p.rng.choice(PLACES) if p.rng.random() < 0.25 else str(p.rng.choice(spots))
+    if spot in ("left", "right", "top", "bottom"):  # these words may mean a whole side
+        return None
+    there = [thing for thing, other in zip(p.things, spots, strict=True) if other == spot]
+    if len(there) > 1:
+        return None
+    slots = {"place": p.pick(p.wording.places[spot])}
+    if not there:
+        return Fact("place", slots, ("nothing", "none", "no shape"), f"There is nothing {_at(spot)}.")
+    return Fact("place", slots, names_of(there[0]), f"{with_article(there[0].name).capitalize()} is {_at(spot)}.")
+
+
+def _background(p: Phraser) -> Fact:
+    name = p.scene.background
+    shades = tuple(f"{shade} {other}" for shade in ("light", "dark", "pale") for other in _color_words(name))
+    return Fact("background", {}, (*_color_words(name), *shades), f"The background is {name}.")
+
+
+def _is_background(p: Phraser) -> Fact:
+    name = p.scene.background
+    value = name if p.rng.random() < 0.5 else p.rng.choice(tuple(GROUNDS))
+    word = p.color(value)
+    claim = f"the background is {name}"
+    return _yes("is_background", value == name, claim, claim, color=word)
+
+
+def _texture(p: Phraser) -> Fact:
+    name = p.scene.texture
+    others = {"plain": ("uniform",), "graded": ("gradient",), "noisy": ("grainy",)}[name]
+    return Fact("texture", {}, (name, *others), f"The background is {name}.")
+
+
+def _read(p: Phraser) -> Fact:
+    if p.scene.writing is None:
+        return Fact("read", {}, ("nothing", "no text", "there is no text", "none"), "There is no text.")
+    text = p.scene.writing.text
+    return Fact("read", {}, (text,), f"It says {text}.")
+
+
+def _has_text(p: Phraser) -> Fact:
+    return _yes("has_text", p.scene.writing is not None, "there is text", "there is no text")
+
+
+def _is_written(p: Phraser) -> Fact | None:
+    if p.scene.writing is None:
+        return None
+    text = p.scene.writing.text
+    other = p.rng.choice(WRITTEN) if not text.isdigit() else str(p.rng.randint(0, 99))
+    word = text if p.rng.random() < 0.5 else other
+    return _yes("is_written", word.lower() == text.lower(), f"it says {text}", f"it says {text}", word=word)
+
+
+def _word_or_number(p: Phraser) -> Fact | None:
+    if p.scene.writing is None:
+        return None
+    name = "number" if p.scene.writing.text.isdigit() else "word"
+    return Fact("word_or_number", {}, (name,), f"It is a {name}.")
+
+
+def _color_written(p: Phraser) -> Fact | None:
+    if p.scene.writing is None:
+        return None
+    text, color = _written(p), p.scene.writing.color
+    return Fact("color_written", {"text": text}, _color_words(color), _sentence(f"{text} is {color}"))
+
+
+def _everything(p: Phraser) -> Fact:
+    """Ask what is there; the right answer names every thing."""
+    claim = caption_of(p.scene)
+    return Fact("everything", {}, (claim,), f"I see {claim}.", tuple(thing.name for thing in p.everything()))
+
+
+def _kinds(p: Phraser) -> Fact:
+    names = list(dict.fromkeys(thing.kind for thing in p.everything()))
+    return Fact(
+        "kinds",
+        {"things": p.noun(many=True)},
+        (enumerated(names),),
+        f"The shapes are {enumerated(names)}.",
+        tuple(names),
+    )
+
+
+def _colors(p: Phraser) -> Fact:
+    names = list(dict.fromkeys(thing.color for thing in p.everything()))
+    return Fact(
+        "colors",
+        {"things": p.noun(many=True)},
+        (enumerated(names),),
+        f"The colors are {enumerated(names)}.",
+        tuple(names),
+    )
+
+
+def _kinds_of_color(p: Phraser) -> Fact:
+    """Ask which shapes have a colour."""
+    color = p.rng.choice(p.things).color
+    names = list(dict.fromkeys(thing.kind for thing in p.sought({"color": color})))
+    return Fact(
+        "kinds_of_color", {"things": p.noun(many=True), "color": p.color(color)}, (enumerated(names),),
+        f"The {enumerated(names)} {'is' if len(p.matching({'color': color})) == 1 else 'are'} {color}.", tuple(names),
+    )  # fmt: skip
+
+
+def _colors_of_kind(p: Phraser) -> Fact | None:
+    several = [thing.kind for thing in p.things if len(p.matching({"kind": thing.kind})) > 1]
+    if not several:
+        return None
+    kind = p.rng.choice(several)
+    names = list(dict.fromkeys(thing.color for thing in p.sought({"kind": kind})))
+    plural = plural_name(p.kind(kind))
+    return Fact(
+        "colors_of_kind",
+        {"things": plural},
+        (enumerated(names),),
+        f"The {plural} are {enumerated(names)}.",
+        tuple(names),
+    )
+
+
+def _medium(p: Phraser) -> Fact:
+    """Ask whether this is a photograph or a drawing."""
+    word, true = p.rng.choice(
+        (("a photo", False), ("a photograph", False), ("a drawing", True), ("an illustration", True))
+    )
+    return _yes("medium", true, "it is a drawing", "it is a drawing", medium=word)
+
+
+KINDS: Mapping[str, tuple[int, Callable[[Phraser], Fact | None]]] = {
+    "color_of": (3, _color_of), "shape_of": (3, _shape_of), "style_of": (1, _style_of),
+    "attributes_of": (2, _attributes_of), "extreme": (2, _extreme), "count_all": (2, _count_all), "count": (24, _count),
+    "count_other": (10, _count_other), "count_colors": (12, _count_colors), "count_kinds": (4, _count_kinds),
+    "is_count": (12, _is_count), "more": (8, _more), "which_more": (10, _which_more), "exists": (4, _exists),
+    "exists_any": (2, _exists_any), "exists_no": (10, _exists_no), "exists_beside": (8, _exists_beside),
+    "exists_both": (5, _exists_both),
+    "absent": (2, _absent), "absent_count": (1, _absent_count), "absent_what": (5, _absent_what),
+    "is_color": (3, _is_color), "is_not_color": (8, _is_not_color), "is_kind": (2, _is_kind),
+    "is_style": (3, _is_style),
+    "either_color": (1, _either_color), "either_kind": (1, _either_kind), "all_same": (2, _all_same),
+    "same_color": (2, _same_color), "same_kind": (4, _same_kind), "which_bigger": (12, _which_bigger),
+    "which_smaller": (12, _which_smaller), "is_bigger": (12, _is_bigger), "is_smaller": (12, _is_smaller),
+    "size_of": (2, _size_of), "where": (5, _where), "where_written": (5, _where_written), "side": (20, _side),
+    "which_side": (10, _which_side), "beside": (14, _beside), "nearest": (14, _nearest), "between": (10, _between),
+    "place": (8, _place), "background": (2, _background), "is_background": (6, _is_background),
+    "texture": (2, _texture),
+    "read": (3, _read), "has_text": (1, _has_text), "is_written": (8, _is_written),
+    "word_or_number": (1, _word_or_number),
+    "color_written": (4, _color_written), "everything": (8, _everything), "kinds": (18, _kinds),
+    "colors": (14, _colors),
+    "kinds_of_color": (10, _kinds_of_color), "colors_of_kind": (10, _colors_of_kind), "medium": (1, _medium),
+}  # fmt: skip
+"""Kinds of facts: how often each is asked in training, and what computes it."""
