@@ -22,6 +22,7 @@ from serve.toy.varied.names import (
     with_article,
 )  # fmt: skip
 from serve.toy.varied.scenes import Thing, VariedScene
+from serve.toy.world import Box
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -285,7 +286,7 @@ def is_larger(first: Thing, second: Thing) -> bool | None:
     return False if max(frames, painted) < 1 and frames < 1 / 1.4 else None
 
 
-def place_of(box: tuple[float, float, float, float]) -> str | None:
+def place_of(box: Box) -> str | None:
     """Return `top left`, `left`, `middle` and so on, by thirds; None for a box between two of them."""
     names = []
     for at, sides in (((box[1] + box[3]) / 2, ("top", "", "bottom")), ((box[0] + box[2]) / 2, ("left", "", "right"))):
@@ -293,6 +294,16 @@ def place_of(box: tuple[float, float, float, float]) -> str | None:
             return None
         names.append(sides[0] if at < 0.38 else sides[2] if at > 0.62 else sides[1])
     return " ".join(filter(None, names)) or "middle"
+
+
+def reaches(box: Box, place: str) -> bool:
+    """Return whether a box has a part in a corner of the picture or, of `middle`, in the middle, by thirds."""
+    x0, y0, x1, y1 = box
+    for low, high, first, last in ((x0, x1, "left", "right"), (y0, y1, "top", "bottom")):
+        start, end = (0.0, 0.38) if first in place else (0.62, 1.0) if last in place else (0.38, 0.62)
+        if high <= start or low >= end:
+            return False
+    return True
 
 
 def is_related(first: Thing, second: Thing, relation: str) -> bool | None:
@@ -322,6 +333,26 @@ def thing_between(things: Iterable[Thing], a: Thing, b: Thing) -> Thing | None:
                 return None
             inside.append(other)
     return inside[0] if len(inside) == 1 and length > 0.3 else None
+
+
+def is_past(box: Box, thing: Thing, relation: str) -> bool:
+    """Return whether a part of a box is left of a thing's middle, or `right`, `above`, `below`."""
+    axis, sign = RELATION_AXES[relation]
+    return sign * (box[axis + 2 * (sign > 0)] - thing.center[axis]) > 0
+
+
+def gap(thing: Thing, box: Box, size: tuple[int, int]) -> float:
+    """Return how far a box is from a thing's middle in pixels, in a picture of this width and height."""
+    away = [max(0.0, box[axis] - thing.center[axis], thing.center[axis] - box[axis + 2]) for axis in (0, 1)]
+    return math.hypot(away[0] * size[0], away[1] * size[1])
+
+
+def crosses(box: Box, a: Thing, b: Thing) -> bool:
+    """Return whether the line from one thing's middle to another's goes through a box, or closely past it."""
+    line = [
+        [start + (end - start) * at / 20 for start, end in zip(a.center, b.center, strict=True)] for at in range(21)
+    ]
+    return any(all(box[axis] - 0.05 < point[axis] < box[axis + 2] + 0.05 for axis in (0, 1)) for point in line)
 
 
 def caption_of(scene: VariedScene) -> str:
@@ -355,6 +386,8 @@ def is_right(fact: Fact, reply: str) -> bool:
     list may have any order."""
     if fact.parts:
         return _listed(fact, reply)
+    if fact.kind == "letter":  # `a` and `i` are letters here, and no small words
+        return re.findall(r"[a-z0-9]+", reply.lower())[-1:] == [fact.answers[0]]
     key = _key(reply)
     if any(key == _key(answer) for answer in (*fact.answers, fact.sentence)):
         return True

@@ -203,7 +203,9 @@ def phrased(scene: VariedScene, kind: str, rng: random.Random, wording: Wording 
     if fact is None:
         return None
     text = typed(worded(fact, phraser), rng, wording)
-    return text, replace(fact, meant=phraser.meant, counts=phraser.counts, about=phraser.about)
+    # of other things that were thought of, a phrase could be a part of one that is in the question
+    meant = {phrase: phraser.meant[phrase] for phrase in fact.slots.values() if phrase in phraser.meant}
+    return text, replace(fact, meant=meant, counts=phraser.counts, about=phraser.about)
 
 
 def worded(fact: Fact, phraser: Phraser) -> str:

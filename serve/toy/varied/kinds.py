@@ -6,22 +6,27 @@ left and middle), it is None and nothing is asked.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from serve.toy.varied.facts import (
     NUMBERS,
     OPPOSITES,
-    PLACES,
     RELATION_AXES,
     Fact,
     Phraser,
     caption_of,
+    crosses,
     distance,
     frame_area,
+    gap,
     is_larger,
+    is_past,
     is_related,
     names_of,
     place_of,
+    reaches,
     thing_between,
 )
 from serve.toy.varied.names import (
@@ -35,6 +40,8 @@ from serve.toy.varied.names import (
     with_article,
 )
 from serve.toy.varied.scenes import Thing
+
+Option = TypeVar("Option")
 
 
 def _sentence(text: str) -> str:
@@ -52,6 +59,12 @@ def _number(kind: str, number: int, counted: tuple[str, str], /, **slots: str) -
     spelt = (NUMBERS[number],) if number < len(NUMBERS) else ()
     none = ("none",) if number == 0 else ()
     return Fact(kind, slots, (str(number), *spelt, *none), f"There {verb} {number or 'no'} {word}.")
+
+
+def _evenly(p: Phraser, options: Sequence[Option], true: Callable[[Option], bool]) -> Option:
+    """Return an option for which the answer is yes or, as often, no, where there are both. There must be some."""
+    by_answer = ([option for option in options if true(option) == answer] for answer in (True, False))
+    return p.rng.choice(p.rng.choice([some for some in by_answer if some]))
 
 
 def _color_of(p: Phraser) -> Fact | None:
@@ -115,12 +128,16 @@ def _count_all(p: Phraser) -> Fact:
     return _number("count_all", len(p.everything()), ("shape", "shapes"), things=p.noun(many=True))
 
 
-def _count(p: Phraser) -> Fact:
-    """Ask for the number of things with some attributes, half the time such as more than one thing has."""
+def _traits(p: Phraser) -> dict[str, str]:
+    """Return attributes that things may have, half the time such as more than one thing has."""
     traits = p.some()
     several = [some for thing in p.things for some in [p.attributes(thing)] if len(p.matching(some)) > 1]
-    if several and p.rng.random() < 0.5:
-        traits = p.rng.choice(several)
+    return p.rng.choice(several) if several and p.rng.random() < 0.5 else traits
+
+
+def _count(p: Phraser) -> Fact:
+    """Ask for the number of things with some attributes."""
+    traits = _traits(p)
     things_named = p.named(traits, many=True)
     return _number("count", len(p.sought(traits)), (_singular_of(traits), things_named), things=things_named)
 
@@ -164,23 +181,53 @@ def _is_count(p: Phraser) -> Fact:
     )  # fmt: skip
 
 
+LIMITS: Mapping[str, Callable[[int, int], bool]] = {
+    "more than": operator.gt, "over": operator.gt, "fewer than": operator.lt, "less than": operator.lt,
+    "under": operator.lt, "at least": operator.ge, "at most": operator.le,
+}  # fmt: skip
+
+
+def _is_over(p: Phraser) -> Fact:
+    """Ask whether there are more or fewer things than a number, which is near to the true one."""
+    if p.rng.random() < 0.2:
+        things, true = p.noun(many=True), len(p.everything())
+    else:
+        traits = _traits(p)
+        things, true = p.named(traits, many=True), len(p.sought(traits))
+    numbers = range(max(2, true - 2), min(true + 2, len(NUMBERS) - 1) + 1)
+    amounts = list(itertools.product(LIMITS, numbers))
+    limit, number = _evenly(p, amounts, lambda amount: LIMITS[amount[0]](true, amount[1]))
+    claim = f"there {'is' if true == 1 else 'are'} {true or 'none'}"
+    holds = LIMITS[limit](true, number)
+    return _yes("is_over", holds, claim, claim, amount=f"{limit} {NUMBERS[number]}", things=things)
+
+
+def _amounts(p: Phraser) -> tuple[str, list[tuple[str, str]], Mapping[str, int]]:
+    """Return `color` or `kind`, pairs of colours or kinds of which one is there, and how many things each has."""
+    key = p.rng.choice(("color", "kind"))
+    values = list(dict.fromkeys([*(getattr(thing, key) for thing in p.things), p.any(key)]))
+    return key, list(itertools.permutations(values, 2)), {value: len(p.matching({key: value})) for value in values}
+
+
 def _more(p: Phraser) -> Fact | None:
-    first, second = p.some(), p.some()
-    if first.keys() != second.keys() or first == second or not (p.matching(first) or p.matching(second)):
+    key, pairs, number = _amounts(p)
+    if not pairs:
         return None
-    a, b = (p.named(traits, many=True) for traits in (first, second))
-    left, right = len(p.matching(first)), len(p.matching(second))
+    pair = _evenly(p, pairs, lambda pair: number[pair[0]] > number[pair[1]])
+    left, right = (number[value] for value in pair)
+    a, b = (p.named({key: value}, many=True) for value in pair)
     claim = f"there are {left} {a} and {right} {b}"
     return _yes("more", left > right, claim, claim, first=a, second=b)
 
 
 def _which_more(p: Phraser) -> Fact | None:
-    first, second = p.some(), p.some()
-    left, right = len(p.matching(first)), len(p.matching(second))
-    if first.keys() != second.keys() or left == right:
+    key, pairs, number = _amounts(p)
+    pairs = [(a, b) for a, b in pairs if number[a] != number[b]]
+    if not pairs:
         return None
-    a, b = (p.named(traits, many=True) for traits in (first, second))
-    best = a if left > right else b
+    pair = p.rng.choice(pairs)
+    a, b = (p.named({key: value}, many=True) for value in pair)
+    best = a if number[pair[0]] > number[pair[1]] else b
     return Fact("which_more", {"first": a, "second": b}, (best,), f"There are more {best}.")
 
 
@@ -345,8 +392,14 @@ def _all_same(p: Phraser) -> Fact:
     return _yes("all_same", true, f"all {noun} are {word}", f"not all {noun} are {word}", things=noun, value=word)
 
 
+def _alike(p: Phraser, key: str) -> tuple[tuple[Thing, str], tuple[Thing, str]] | None:
+    """Return two things with phrases, as often with the same attribute as not where there are both, or None."""
+    pairs = list(itertools.combinations(p.references(extremes=False), 2))
+    return _evenly(p, pairs, lambda pair: getattr(pair[0][0], key) == getattr(pair[1][0], key)) if pairs else None
+
+
 def _same_color(p: Phraser) -> Fact | None:
-    both = p.pair()
+    both = _alike(p, "color")
     if both is None:
         return None
     (a, first), (b, second) = both
@@ -355,12 +408,44 @@ def _same_color(p: Phraser) -> Fact | None:
 
 
 def _same_kind(p: Phraser) -> Fact | None:
-    both = p.pair()
+    both = _alike(p, "kind")
     if both is None:
         return None
     (a, first), (b, second) = both
     claim = f"{first} is {with_article(a.kind)} and {second} is {with_article(b.kind)}"
     return _yes("same_kind", a.kind == b.kind, claim, claim, first=first, second=second)
+
+
+def _same_two(p: Phraser) -> Fact | None:
+    """Ask whether the only two things of a kind have one colour."""
+    twos = [both for kind in dict.fromkeys(thing.kind for thing in p.things)
+            if len(both := p.matching({"kind": kind})) == 2]  # fmt: skip
+    if not twos:
+        return None
+    a, b = _evenly(p, twos, lambda both: both[0].color == both[1].color)
+    kind = {"kind": a.kind}
+    p.about = (a, b)
+    return _yes("same_two", a.color == b.color, f"both are {a.color}", f"one is {a.color} and the other is {b.color}",
+                things=p.named(kind, many=True))  # fmt: skip
+
+
+def _which_not(p: Phraser) -> Fact | None:
+    """Ask for the only thing without an attribute that all others have."""
+    lacking = [
+        (key, value, other)
+        for key in ("color", "kind", "style")
+        for value in dict.fromkeys(getattr(thing, key) for thing in p.things)
+        for other in [[thing for thing in p.things if getattr(thing, key) != value]]
+        if len(other) == 1 and len(p.things) > 2
+    ]
+    if not lacking:
+        return None
+    key, value, (thing,) = p.rng.choice(lacking)
+    p.about = (thing,)
+    word = {"color": p.color, "kind": p.kind, "style": p.style}[key](value)
+    name = with_article(word) if key == "kind" else word
+    claim = f"the {thing.name} is not {name}"
+    return Fact("which_not", {"thing_name": name, "noun": p.noun()}, names_of(thing), _sentence(claim))
 
 
 def _which_bigger(p: Phraser) -> Fact | None:
@@ -489,66 +574,101 @@ def _which_side(p: Phraser) -> Fact | None:
     )  # fmt: skip
 
 
-def _beside(p: Phraser) -> Fact | None:
-    """Ask what is on one side of a thing; any thing there is right, the nearest is trained."""
+def _half(p: Phraser) -> Fact | None:
+    """Ask in which half of the picture a thing is, upper or lower, left or right."""
     chosen_thing = p.referable()
-    if chosen_thing is None:
+    axis = p.rng.choice((0, 1))
+    if chosen_thing is None or abs(chosen_thing[0].center[axis] - 0.5) < 0.1:
         return None
     thing, text = chosen_thing
-    relation = p.rng.choice(tuple(RELATION_AXES))
-    others = [(other, is_related(other, thing, relation)) for other in p.things if other != thing]
-    written = p.scene.writing
-    if any(clear is None for _, clear in others) or written is not None:
+    sides = (("left", "right"), ("top", "bottom"))[axis]
+    side = sides[thing.center[axis] > 0.5]
+    halves = {"left": "left", "right": "right", "top": "upper", "bottom": "lower"}
+    first, last = p.rng.sample(sides, 2)
+    ways = (f"{_at(first)} or {_at(last)}", f"in the {halves[first]} or the {halves[last]} half")
+    names = [f"{name}{end}" for name in (side, halves[side]) for end in ("", " half", " side")]
+    answers = (*names, *(f"{at} {name}" for name in names for at in ("at", "in", "on", "to")))
+    return Fact("half", {"thing": text, "sides": p.rng.choice(ways)}, answers, _sentence(f"{text} is {_at(side)}"))
+
+
+def _is_place(p: Phraser) -> Fact | None:
+    """Ask whether a thing is in a corner or in the middle."""
+    true = p.rng.random() < 0.5
+    for thing, text in p.references():
+        at = place_of(thing.box)
+        if at is None or (true and at not in p.wording.places):
+            continue
+        others = [spot for spot in p.wording.places if spot != at]
+        near = [spot for spot in others if set(spot.split()) & set(at.split())]
+        spot = at if true else p.rng.choice(near if near and p.rng.random() < 0.7 else others)
+        claim = f"{text} is {_at(at)}"
+        return _yes("is_place", true, claim, claim, thing=text, place=p.pick(p.wording.places[spot]))
+    return None
+
+
+def _beside(p: Phraser) -> Fact | None:
+    """Ask what is on one side of a thing; any thing there is right, the nearest is trained."""
+    for thing, text in p.references():
+        clear = {side: there for side in RELATION_AXES if (there := _things_beside(p, thing, side)) is not None}
+        if not clear:
+            continue
+        full = {side: there for side, there in clear.items() if there}
+        relation, there = p.rng.choice(list((full if full and p.rng.random() < 0.75 else clear).items()))
+        phrase = p.pick(p.wording.relations[relation])
+        slots = {"relation": phrase, "thing": text}
+        if not there:
+            return Fact("beside", slots, ("nothing", "none", "no shape"), f"There is nothing {phrase} {text}.")
+        answers = tuple(name for other in there for name in names_of(other))
+        answers += tuple(enumerated([with_article(other.name) for other in some]) for some in (there, there[::-1]))
+        return Fact("beside", slots, answers, f"{with_article(there[0].name).capitalize()} is {phrase} {text}.")
+    return None
+
+
+def _things_beside(p: Phraser, thing: Thing, side: str) -> list[Thing] | None:
+    """Return the things on one side of another, the nearest first; None where that is not clear, or text is there."""
+    others = {other: is_related(other, thing, side) for other in p.things if other != thing}
+    if None in others.values() or (p.scene.writing is not None and is_past(p.scene.writing.box, thing, side)):
         return None
-    there = sorted((other for other, clear in others if clear), key=lambda other: math.dist(other.center, thing.center))
-    phrase = p.pick(p.wording.relations[relation])
-    slots = {"relation": phrase, "thing": text}
-    if not there:
-        return Fact("beside", slots, ("nothing", "none", "no shape"), f"There is nothing {phrase} {text}.")
-    answers = tuple(name for other in there for name in names_of(other))
-    answers += tuple(enumerated([with_article(other.name) for other in some]) for some in (there, there[::-1]))
-    return Fact("beside", slots, answers, f"{with_article(there[0].name).capitalize()} is {phrase} {text}.")
+    there = (other for other, clear in others.items() if clear)
+    return sorted(there, key=lambda other: math.dist(other.center, thing.center))
 
 
 def _nearest(p: Phraser) -> Fact | None:
-    chosen_thing = p.referable()
-    if chosen_thing is None or len(p.things) < 2 or p.scene.writing is not None:
+    if len(p.things) < 2:
         return None
-    thing, text = chosen_thing
-
-    def away(other: Thing) -> float:
-        return distance(thing, other, p.scene.size)
-
-    row = sorted((other for other in p.things if other != thing), key=away)
-    if len(row) > 1 and away(row[1]) < 1.35 * away(row[0]):
-        return None
-    return Fact(
-        "nearest", {"thing": text}, names_of(row[0]), f"{with_article(row[0].name).capitalize()} is next to {text}."
-    )
+    for thing, text in p.references():
+        near, *farther = sorted(
+            (other for other in p.things if other != thing), key=lambda other: distance(thing, other, p.scene.size)
+        )
+        away = [distance(thing, other, p.scene.size) for other in farther]
+        if p.scene.writing is not None:
+            away.append(gap(thing, p.scene.writing.box, p.scene.size))
+        if min(away, default=math.inf) > 1.35 * distance(thing, near, p.scene.size):
+            claim = f"{with_article(near.name).capitalize()} is next to {text}."
+            return Fact("nearest", {"thing": text}, names_of(near), claim)
+    return None
 
 
 def _between(p: Phraser) -> Fact | None:
     """Ask for the only thing between two others: near the middle of the line from one to the other."""
-    if len(p.things) < 3 or p.scene.writing is not None:
-        return None
     for (a, first), (b, second) in itertools.permutations(p.references(extremes=False), 2):
         inside = thing_between(p.things, a, b)
-        if inside is not None:
+        if inside is not None and (p.scene.writing is None or not crosses(p.scene.writing.box, a, b)):
             claim = f"{with_article(inside.name).capitalize()} is between {first} and {second}."
             return Fact("between", {"first": first, "second": second}, names_of(inside), claim)
     return None
 
 
 def _place(p: Phraser) -> Fact | None:
-    """Ask what is at a place, where at most one thing is and every other clearly is not."""
+    """Ask what is in a corner or in the middle, where at most one thing is and all else clearly is not."""
     spots = [place_of(thing.box) for thing in p.things]
-    if None in spots or p.scene.writing is not None:
-        return None
-    spot = p.rng.choice(PLACES) if p.rng.random() < 0.25 else str(p.rng.choice(spots))
-    if spot in ("left", "right", "top", "bottom"):  # these words may mean a whole side
-        return None
+    known = [spot for spot in spots if spot in p.wording.places]
+    spot = p.rng.choice(known if known and p.rng.random() < 0.75 else tuple(p.wording.places))
     there = [thing for thing, other in zip(p.things, spots, strict=True) if other == spot]
-    if len(there) > 1:
+    unclear = [thing.box for thing, other in zip(p.things, spots, strict=True) if other is None]
+    if p.scene.writing is not None:
+        unclear.append(p.scene.writing.box)
+    if len(there) > 1 or any(reaches(box, spot) for box in unclear):
         return None
     slots = {"place": p.pick(p.wording.places[spot])}
     if not there:
@@ -608,6 +728,30 @@ def _color_written(p: Phraser) -> Fact | None:
         return None
     text, color = _written(p), p.scene.writing.color
     return Fact("color_written", {"text": text}, _color_words(color), _sentence(f"{text} is {color}"))
+
+
+def _is_color_written(p: Phraser) -> Fact | None:
+    if p.scene.writing is None:
+        return None
+    text, color = _written(p), p.scene.writing.color
+    others = [name for name in PALETTE if name != color]
+    word = p.color(color if p.rng.random() < 0.5 else p.rng.choice(others))
+    true = word in _color_words(color)
+    return _yes("is_color_written", true, f"{text} is {word}", f"{text} is {color}", text=text, color=word)
+
+
+def _letter(p: Phraser) -> Fact | None:
+    if p.scene.writing is None or p.scene.writing.text.isdigit():
+        return None
+    text, end = _written(p), p.rng.choice(("first", "last"))
+    letter = p.scene.writing.text[0 if end == "first" else -1].lower()
+    return Fact("letter", {"end": end, "text": text}, (letter,), f"The {end} letter of {text} is {letter}.")
+
+
+def _count_letters(p: Phraser) -> Fact | None:
+    if p.scene.writing is None or p.scene.writing.text.isdigit():
+        return None
+    return _number("count_letters", len(p.scene.writing.text), ("letter", "letters"), text=_written(p))
 
 
 def _everything(p: Phraser) -> Fact:
@@ -676,23 +820,22 @@ KINDS: Mapping[str, tuple[int, Callable[[Phraser], Fact | None]]] = {
     "color_of": (3, _color_of), "shape_of": (3, _shape_of), "style_of": (1, _style_of),
     "attributes_of": (2, _attributes_of), "extreme": (2, _extreme), "count_all": (2, _count_all), "count": (24, _count),
     "count_other": (10, _count_other), "count_colors": (12, _count_colors), "count_kinds": (4, _count_kinds),
-    "is_count": (12, _is_count), "more": (8, _more), "which_more": (10, _which_more), "exists": (4, _exists),
-    "exists_any": (2, _exists_any), "exists_no": (10, _exists_no), "exists_beside": (8, _exists_beside),
-    "exists_both": (5, _exists_both),
-    "absent": (2, _absent), "absent_count": (1, _absent_count), "absent_what": (5, _absent_what),
-    "is_color": (3, _is_color), "is_not_color": (8, _is_not_color), "is_kind": (2, _is_kind),
-    "is_style": (3, _is_style),
+    "is_count": (12, _is_count), "is_over": (10, _is_over), "more": (8, _more), "which_more": (10, _which_more),
+    "exists": (4, _exists), "exists_any": (2, _exists_any), "exists_no": (10, _exists_no),
+    "exists_beside": (8, _exists_beside), "exists_both": (5, _exists_both), "absent": (2, _absent),
+    "absent_count": (1, _absent_count), "absent_what": (5, _absent_what), "is_color": (3, _is_color),
+    "is_not_color": (8, _is_not_color), "is_kind": (2, _is_kind), "is_style": (3, _is_style),
     "either_color": (1, _either_color), "either_kind": (1, _either_kind), "all_same": (2, _all_same),
-    "same_color": (2, _same_color), "same_kind": (4, _same_kind), "which_bigger": (12, _which_bigger),
-    "which_smaller": (12, _which_smaller), "is_bigger": (12, _is_bigger), "is_smaller": (12, _is_smaller),
-    "size_of": (2, _size_of), "where": (5, _where), "where_written": (5, _where_written), "side": (20, _side),
-    "which_side": (10, _which_side), "beside": (14, _beside), "nearest": (14, _nearest), "between": (10, _between),
-    "place": (8, _place), "background": (2, _background), "is_background": (6, _is_background),
-    "texture": (2, _texture),
-    "read": (3, _read), "has_text": (1, _has_text), "is_written": (8, _is_written),
-    "word_or_number": (1, _word_or_number),
-    "color_written": (4, _color_written), "everything": (8, _everything), "kinds": (18, _kinds),
-    "colors": (14, _colors),
-    "kinds_of_color": (10, _kinds_of_color), "colors_of_kind": (10, _colors_of_kind), "medium": (1, _medium),
+    "same_color": (2, _same_color), "same_kind": (4, _same_kind), "same_two": (8, _same_two),
+    "which_not": (8, _which_not), "which_bigger": (12, _which_bigger), "which_smaller": (12, _which_smaller),
+    "is_bigger": (12, _is_bigger), "is_smaller": (12, _is_smaller), "size_of": (2, _size_of), "where": (5, _where),
+    "where_written": (5, _where_written), "half": (8, _half), "is_place": (8, _is_place), "side": (20, _side),
+    "which_side": (10, _which_side), "beside": (18, _beside), "nearest": (20, _nearest), "between": (24, _between),
+    "place": (20, _place), "background": (2, _background), "is_background": (6, _is_background),
+    "texture": (2, _texture), "read": (3, _read), "letter": (8, _letter), "count_letters": (6, _count_letters),
+    "has_text": (1, _has_text), "is_written": (8, _is_written), "word_or_number": (1, _word_or_number),
+    "color_written": (4, _color_written), "is_color_written": (6, _is_color_written), "everything": (8, _everything),
+    "kinds": (18, _kinds), "colors": (14, _colors), "kinds_of_color": (10, _kinds_of_color),
+    "colors_of_kind": (10, _colors_of_kind), "medium": (1, _medium),
 }  # fmt: skip
 """Kinds of facts: how often each is asked in training, and what computes it."""
