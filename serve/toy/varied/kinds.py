@@ -596,9 +596,9 @@ def _is_place(p: Phraser) -> Fact | None:
     true = p.rng.random() < 0.5
     for thing, text in p.references():
         at = place_of(thing.box)
-        if at is None or (true and at not in p.wording.places):
+        others = [spot for spot in p.wording.places if not reaches(thing.box, spot)]
+        if at is None or (at not in p.wording.places if true else not others):
             continue
-        others = [spot for spot in p.wording.places if spot != at]
         near = [spot for spot in others if set(spot.split()) & set(at.split())]
         spot = at if true else p.rng.choice(near if near and p.rng.random() < 0.7 else others)
         claim = f"{text} is {_at(at)}"
