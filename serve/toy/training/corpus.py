@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,8 @@ def as_set(things: Sequence[tuple[str, str]]) -> list[float]:
     return [*(float(name in there) for name in ATTRIBUTES), float(len(things))]
 
 
+_BOX = re.compile(r"(?:<loc\d{4}>){4}|^ \[")
+"""Where a box begins in an answer."""
 Row = tuple[int, list[tuple[Question, tuple[int, int]]]]
 """The index of an image in the batch, and questions about it, each with the image's width and height."""
 
@@ -123,7 +126,9 @@ class Packed:
     `target` (B, A) with `weight` (B, A; 0 for padding); group (B, A): the question's index in `kinds`. phrases (K, 2):
     row and position of the last tokens of phrases that mean one thing, with its box in `boxes` (K, 4). pairs (J,):
     the index in `phrases` of each phrase that follows another one in its question. names (M, 2): row and position of
-    the tokens before the names of single things in answers, with their boxes in `named_boxes` (M, 4). counted (C, 3):
+    the tokens before the names of single things in answers, and before boxes, with their boxes in `named_boxes` (M, 4).
+    verdicts (V, 3): of questions with two such phrases that are answered by yes or no the row and the positions of the
+    last tokens of the second phrase and of the prompt; yes (V,): 1 or 0. counted (C, 3):
     row and position of the last tokens of phrases, and how many things each means. about (N, 2): row and position of
     the last tokens of prompts whose answers are about some things; sets (N, SET): which shapes and colours these have,
     as 0 and 1, and how many they are.
@@ -143,6 +148,8 @@ class Packed:
     pairs: Tensor
     names: Tensor
     named_boxes: Tensor
+    verdicts: Tensor
+    yes: Tensor
     counted: Tensor
     about: Tensor
     sets: Tensor
@@ -210,15 +217,16 @@ class Packer:
         return {text: ends.index(end) for text, end in last.items() if end in ends}
 
     def named(self, question: Question, size: tuple[int, int]) -> list[tuple[int, Box]]:
-        """Return the index in the answer of the first token of each single thing's name, and the thing's box as the
-        tower's square has it."""
-        if not question.named:
+        """Return the index in the answer of the first token of each single thing's name and of each box, and the box as
+        the tower's square has it."""
+        if not question.named and not question.boxes:
             return []
         answer = self.prompt(question, size)[1]
         ends = [0, *self._encoded(answer)[1]]
         # a word's token begins with the space before it
         before = [max(0, answer.index(question.answer) + at - 1) for at, _ in question.named]
-        boxes = [self._squared(box, size) for _, box in question.named]
+        before += [match.start() for match in _BOX.finditer(answer)] if question.boxes else []
+        boxes = [self._squared(box, size) for _, box in (*question.named, *question.boxes)]
         return [(ends.index(at), box) for at, box in zip(before, boxes, strict=True) if at in ends]
 
     def _squared(self, box: Box, size: tuple[int, int]) -> Box:
@@ -253,6 +261,7 @@ class Packer:
         phrases, names = list[tuple[int, int]](), list[tuple[int, int]]()
         boxes, named_boxes = list[Box](), list[Box]()
         pairs: list[int] = []
+        verdicts, yes = list[tuple[int, int, int]](), list[bool]()
         counted, about, sets = list[tuple[int, int, int]](), list[tuple[int, int]](), list[list[float]]()
         for b, row in enumerate(rows):
             at, filled = 0, 0
@@ -269,6 +278,10 @@ class Packer:
                 if question.about is not None:
                     about.append((b, self.prefix + at + len(asking) - 1))
                     sets.append(as_set(question.about))
+                verdict = question.answer.lower().partition(",")[0]
+                if len(meant) == 2 and verdict in ("yes", "no"):
+                    verdicts.append((b, self.prefix + at + meant[1][0], self.prefix + at + len(asking) - 1))
+                    yes.append(verdict == "yes")
                 end = at + len(asking) + len(answer) - 1  # the end token is a target only, never an input
                 ids[b, at:end] = (*asking, *answer[:-1])
                 here = slice(self.prefix + at, self.prefix + end)
@@ -299,6 +312,8 @@ class Packer:
             pairs=torch.tensor(pairs, dtype=torch.long),
             names=torch.tensor(names, dtype=torch.long).view(-1, 2),
             named_boxes=torch.tensor(named_boxes, dtype=torch.float32).view(-1, 4),
+            verdicts=torch.tensor(verdicts, dtype=torch.long).view(-1, 3),
+            yes=torch.tensor(yes, dtype=torch.float32),
             counted=torch.tensor(counted, dtype=torch.long).view(-1, 3),
             about=torch.tensor(about, dtype=torch.long).view(-1, 2),
             sets=torch.tensor(sets, dtype=torch.float32).view(-1, SET),

@@ -22,7 +22,7 @@ WEIGHTS = {
 """Weights of the losses of a patch's labels; those that are not here have 0.5."""
 
 
-TEXT_WEIGHTS = {"phrases": 1.6, "names": 1.6, "pairs": 0.5, "counts": 0.2, "sets": 0.5}
+TEXT_WEIGHTS = {"phrases": 1.6, "names": 1.6, "pairs": 0.5, "counts": 0.2, "sets": 0.5, "verdicts": 1.0}
 """Weights of the losses of a text model's probes."""
 MOST = MOST_THINGS + 1
 
@@ -72,19 +72,21 @@ class TextProbes(nn.Module):
     things of two phrases compare (`nets.compared`), before the last layer at the second one's end. namer: the box of
     the thing that an answer is about to name, before the last layer. counter: how many things a phrase means, after
     half of the layers at its end. gatherer: which shapes and colours the things have that an answer is about, and how
-    many they are, before the last layer at the prompt's end.
+    many they are, before the last layer at the prompt's end. verdict: whether the answer to a question about two things
+    is yes, before the last layer at the second phrase's end and at the prompt's.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.pointer, self.comparer, self.namer = (nn.Linear(width, n) for n in (EDGES, len(nets.CLEAR), EDGES))
         self.counter, self.gatherer = nn.Linear(width, MOST), nn.Linear(width, len(ATTRIBUTES) + MOST)
-        for probe in (self.pointer, self.comparer, self.namer, self.counter, self.gatherer):
+        self.verdict = nn.Linear(width, 1)
+        for probe in (self.pointer, self.comparer, self.namer, self.counter, self.gatherer, self.verdict):
             nn.init.normal_(probe.weight, std=0.02)
 
     def losses(self, states: Sequence[Sequence[Tensor]], packs: Sequence[Packed]) -> dict[str, Tensor]:
         """Return the mean errors of the boxes that phrases mean and that answers name, and the mean cross-entropy of
-        comparisons, counts and sets. states: of each batch, (B, T, width) after each layer but the last."""
+        comparisons, counts, sets and verdicts. states: of each batch, (B, T, width) after each layer but the last."""
         sums = torch.stack([self._sums(between, packed) for between, packed in zip(states, packs, strict=True)]).sum(0)
         counts = {
             "phrases": sum(len(packed.boxes) for packed in packs),
@@ -92,6 +94,7 @@ class TextProbes(nn.Module):
             "pairs": len(nets.CLEAR) * sum(len(packed.pairs) for packed in packs),
             "counts": sum(len(packed.counted) for packed in packs),
             "sets": sum(len(packed.sets) for packed in packs),
+            "verdicts": 2 * sum(len(packed.verdicts) for packed in packs),
         }
         return {name: total / max(1, count) for (name, count), total in zip(counts.items(), sums, strict=True)}
 
@@ -113,7 +116,10 @@ class TextProbes(nn.Module):
         gathered = self.gatherer(before_last[about_rows, about_ends]).float()
         sets = F.binary_cross_entropy_with_logits(gathered[:, : len(ATTRIBUTES)], there, reduction="sum")
         sets = 2 * sets / len(ATTRIBUTES) + 0.5 * _count_error(gathered[:, len(ATTRIBUTES) :], totals.long())
-        return torch.stack([phrases, names, compared, counts, sets])
+        question_rows, *places = packed.verdicts.to(device).T
+        answered = torch.cat([self.verdict(before_last[question_rows, at])[:, 0].float() for at in places])
+        verdicts = F.binary_cross_entropy_with_logits(answered, packed.yes.to(device).repeat(2), reduction="sum")
+        return torch.stack([phrases, names, compared, counts, sets, verdicts])
 
 
 def _count_error(read: Tensor, counts: Tensor) -> Tensor:
