@@ -64,6 +64,12 @@ TOWER = Recipe(
     (Phase("vision", 6000, 64, 0.0, 2.5e-3, floor=0.05, written=16),),
     tower=True,
 )
+_WORDED = Phase("worded", 7000, 32, 1.2e-3, 3e-4, floor=0.02, fresh=True)
+_LLAVA_ASKED = replace(_WORDED, name="asked", steps=14000, rate=1.5e-3, vision_rate=4e-4)
+_FINE = Phase("fine", 14000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.1, fresh=True)
+_PALIGEMMA_ASKED = Phase("asked", 20000, 32, 2e-3, 5e-4, floor=0.3, segment=True, fresh=True)
+_FINER = replace(_FINE, name="finer", steps=10000)
+"""The last phases, which the second toy of each family has as well."""
 _LLAVA = Recipe(
     "llava",
     (
@@ -73,7 +79,8 @@ _LLAVA = Recipe(
         Phase("last", 28000, 32, 2e-3, 5e-4, floor=0.02, fresh=True),
         Phase("named", 14000, 32, 1.5e-3, 4e-4, floor=0.02, fresh=True),
         Phase("counted", 14000, 32, 1.5e-3, 4e-4, floor=0.02, fresh=True),
-        Phase("worded", 7000, 32, 1.2e-3, 3e-4, floor=0.02, fresh=True),
+        _WORDED,
+        _LLAVA_ASKED,
     ),
     begins_with="tower",
 )
@@ -92,14 +99,16 @@ _PALIGEMMA = replace(
         Phase("named", 14000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.05, fresh=True),
         Phase("joined", 14000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.05, fresh=True),
         Phase("heads", 14000, 32, 2e-3, 5e-4, floor=0.3, segment=True, fresh=True),
-        Phase("fine", 14000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.1, fresh=True),
+        _FINE,
+        _PALIGEMMA_ASKED,
+        _FINER,
     ),
 )
 RECIPES = {
     "llava": _LLAVA,
     "llava-b": replace(
         _LLAVA,
-        phases=(replace(_LLAVA.phases[-1], steps=9000, side=176),),
+        phases=(replace(_WORDED, steps=9000, side=176), replace(_LLAVA_ASKED, steps=8000, side=176)),
         seed=1,
         begins_with="llava",
     ),
@@ -108,7 +117,9 @@ RECIPES = {
         _PALIGEMMA,
         phases=(
             Phase("packed", 6000, 32, 2e-3, 4e-4, floor=0.3, segment=True, side=176, fresh=True),
-            replace(_PALIGEMMA.phases[-1], steps=7000, side=176),
+            replace(_FINE, steps=7000, side=176),
+            replace(_PALIGEMMA_ASKED, steps=8000, side=176),
+            replace(_FINER, steps=6000, side=176),
         ),
         seed=1,
         size=TextSize(layers=6),
