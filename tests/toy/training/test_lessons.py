@@ -158,6 +158,48 @@ def test_single_things_that_answers_name_are_located_before_their_names(family):
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_boxes_of_answers_are_known_before_their_first_tokens(family):
+    packer, rng, several = corpus.Packer(family), random.Random(8), 0
+    for scene in drawn_scenes():
+        drawn = lessons.training_questions(scene, family, rng, segment=family == "paligemma")
+        located = [(question, scene.size) for question in drawn if question.boxes]
+        packed = packer.pack([(0, located)], 2000)
+        boxes = [box for question, _ in located for _, box in question.boxes]
+        several += len(boxes) - len(located)
+        assert np.allclose(
+            packed.named_boxes, [prompts.padded(box, scene.size) if family == "llava" else box for box in boxes]
+        )
+        targets = dict(zip(packed.keep[0].tolist(), packed.target[0].tolist(), strict=True))
+        before = [packer.tokens.decode([targets[at]]) for _, at in packed.names.tolist()]
+        assert len(before) == len(boxes) and all(text.startswith((" [0.", "<loc")) for text in before)
+    assert several > 20 or family == "llava"
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_verdict_on_two_things_is_known_at_the_second_phrase_and_at_the_prompts_end(family):
+    packer, scene, drawn = asked_of_a_full_scene(family, seed=3)
+    about_two = [question for question in drawn if len(packer.meant(question, scene.size)) == 2]
+    packed = packer.pack([(0, [(question, scene.size) for question in about_two])], 2000)
+    verdicts = [question.answer.lower() for question in about_two if re.match("(yes|no)\\b", question.answer.lower())]
+    assert packed.yes.tolist() == [answer.startswith("yes") for answer in verdicts]
+    assert 0 < packed.yes.sum() < len(packed.yes) < len(about_two)
+    seconds = packed.phrases[packed.pairs].tolist()
+    first_kept = {int(packed.keep[0, (packed.group[0] == group).nonzero()[0]]) for group in range(len(packed.kinds))}
+    for row, second, end in packed.verdicts.tolist():
+        assert [row, second] in seconds and second < end and end in first_kept
+
+
+def test_probes_read_a_verdict_at_both_places_and_nothing_where_there_is_none():
+    packer, scene, drawn = asked_of_a_full_scene("llava", seed=3)
+    probes = train.TextProbes(4)
+    torch.nn.init.zeros_(probes.verdict.bias)
+    for kinds, loss in ((("side",), np.log(2)), (("caption",), 0.0)):
+        packed = packer.pack([(0, [(question, scene.size) for question in drawn if question.kind in kinds])], 2000)
+        states = [torch.zeros(1, packed.mask.shape[1], 4)] * 3
+        assert probes.losses([states], [packed])["verdicts"].item() == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
 def test_phrases_are_counted_at_their_ends_but_not_where_one_is_there_twice(family):
     packer, scene, drawn = asked_of_a_full_scene(family, seed=6)
     counted = [(question, scene.size) for question in drawn if packer.counted(question, scene.size)]
@@ -339,6 +381,14 @@ def test_finer_bins_halve_the_rounding():
     assert prompts.paligemma(question, 4, 8)[1].count("<seg007>") == 16
 
 
+@pytest.mark.parametrize(("name", "last"), [("llava", ["asked"]), ("paligemma", ["asked", "finer"])])
+def test_second_toy_goes_on_as_the_first_on_larger_images(name, last):
+    first, second = ({phase.name: phase for phase in recipes.RECIPES[toy].phases} for toy in (name, f"{name}-b"))
+    assert list(first)[-len(last) :] == list(second)[-len(last) :] == last
+    for phase in last:
+        assert train.replace(first[phase], steps=second[phase].steps, side=176) == second[phase]
+
+
 def test_toys_fit_twelve_megabytes():
     for recipe in recipes.RECIPES.values():
         net = train.new_net(recipe, recipe.side)
@@ -425,7 +475,7 @@ def test_two_processes_train_one_net(tmp_path):
     run = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("worded 0/2 ") == 1  # one of them reports
-    assert torch.load(tmp_path / "llava-b.pt")["done"] == (0, 2)
+    assert torch.load(tmp_path / "llava-b.pt")["done"] == (1, 2)
 
 
 def test_gradients_of_two_processes_are_averaged(monkeypatch):

@@ -1,4 +1,5 @@
 import random
+import re
 
 import pytest
 
@@ -6,6 +7,7 @@ pytest.importorskip("tokenizers")
 
 from serve.toy import questions, world
 from serve.toy.training import prompts, tokenizer
+from serve.toy.varied import grammar
 
 FAMILIES = ("llava", "paligemma")
 
@@ -47,6 +49,14 @@ def test_each_word_of_the_scenes_is_a_single_token(family):
     for text in (part for pair in pairs(family) for part in pair):
         for piece in tokens.encode(text, add_special_tokens=False).tokens:
             assert len(piece) > 1 or not piece.isalpha() or piece in ("a", "Ġ", "Ċ"), (piece, text)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nearly_all_words_of_templates_are_single_tokens(family):
+    vocabulary = tokenizer.build_tokenizer(family).get_vocab()
+    known = [f"Ġ{word}" in vocabulary
+             for text in grammar.texts() for word in re.findall("[a-z]+", re.sub(r"{\w+}", "", text))]  # fmt: skip
+    assert len(known) > 10_000 and sum(known) > 0.98 * len(known)
 
 
 def test_llava_box_is_nine_tokens():
