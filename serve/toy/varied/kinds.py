@@ -662,7 +662,7 @@ def _between(p: Phraser) -> Fact | None:
 def _place(p: Phraser) -> Fact | None:
     """Ask what is in a corner or in the middle, where at most one thing is and all else clearly is not."""
     spots = [place_of(thing.box) for thing in p.things]
-    known = [spot for spot in spots if spot in p.wording.places]
+    known = [spot for spot in p.wording.places if spot in spots]
     spot = p.rng.choice(known if known and p.rng.random() < 0.75 else tuple(p.wording.places))
     there = [thing for thing, other in zip(p.things, spots, strict=True) if other == spot]
     unclear = [thing.box for thing, other in zip(p.things, spots, strict=True) if other is None]

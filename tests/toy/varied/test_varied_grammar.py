@@ -149,11 +149,11 @@ def test_unclear_relations_give_no_question():
         ("is_place", ("the word", "in the top right corner")),
     ],
 )
-def test_question_whose_answer_may_be_the_writing_is_not_asked(kind, slots):
+def test_question_whose_answer_may_be_the_writing_is_refused(kind, slots):
     assert slots not in answers(kind, draws=800)
 
 
-def test_thing_between_two_is_asked_for_where_no_writing_is_on_the_line():
+def test_thing_between_two_is_unclear_where_writing_is_on_the_line():
     row = (
         thing("star", "red", (0.1, 0.4, 0.2, 0.5)),
         thing("moon", "blue", (0.45, 0.4, 0.55, 0.5)),
@@ -171,7 +171,7 @@ def test_number_has_no_letters():
     assert ("the number", "black") in answers("is_color_written", number)
 
 
-def test_which_is_not_needs_two_others_that_share_what_it_lacks():
+def test_odd_thing_out_needs_two_others_that_share_an_attribute():
     two = replace(SCENE, things=SCENE.things[:2], order=(0, 1))
     assert not answers("which_not", two)
     assert {slots[0] for slots in answers("which_not", draws=800)} <= {"a circle", "a disc", "filled", "solid"}
@@ -185,7 +185,7 @@ def test_groups_of_which_there_are_more_are_two_colours_or_two_kinds():
                 assert colored in ([True, True], [False, False])
 
 
-def test_question_has_no_phrases_of_things_that_it_leaves_out():
+def test_question_has_no_phrases_of_other_things():
     for scene in drawn_scenes():
         for kind in ("between", "same_color", "nearest"):
             pair = grammar.phrased(scene, kind, random.Random(0))
