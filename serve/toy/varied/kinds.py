@@ -274,7 +274,8 @@ def _exists_beside(p: Phraser) -> Fact | None:
         return None
     thing, text = chosen_thing
     relation = p.rng.choice(tuple(RELATION_AXES))
-    traits = p.some()
+    there = [other for other in p.things if other != thing and is_related(other, thing, relation)]
+    traits = p.attributes(p.rng.choice(there)) if there and p.rng.random() < 0.4 else p.some()
     clear = [is_related(other, thing, relation) for other in p.matching(traits) if other != thing]
     if None in clear:
         return None
@@ -423,6 +424,8 @@ def _same_two(p: Phraser) -> Fact | None:
     if not twos:
         return None
     a, b = _evenly(p, twos, lambda both: both[0].color == both[1].color)
+    if a.color != b.color and p.rng.random() < 0.6:  # two things of a kind seldom have one colour
+        return None
     kind = {"kind": a.kind}
     p.about = (a, b)
     return _yes("same_two", a.color == b.color, f"both are {a.color}", f"one is {a.color} and the other is {b.color}",
@@ -826,15 +829,15 @@ KINDS: Mapping[str, tuple[int, Callable[[Phraser], Fact | None]]] = {
     "absent_count": (1, _absent_count), "absent_what": (5, _absent_what), "is_color": (3, _is_color),
     "is_not_color": (8, _is_not_color), "is_kind": (2, _is_kind), "is_style": (3, _is_style),
     "either_color": (1, _either_color), "either_kind": (1, _either_kind), "all_same": (2, _all_same),
-    "same_color": (2, _same_color), "same_kind": (4, _same_kind), "same_two": (8, _same_two),
-    "which_not": (8, _which_not), "which_bigger": (12, _which_bigger), "which_smaller": (12, _which_smaller),
+    "same_color": (2, _same_color), "same_kind": (4, _same_kind), "same_two": (24, _same_two),
+    "which_not": (12, _which_not), "which_bigger": (12, _which_bigger), "which_smaller": (12, _which_smaller),
     "is_bigger": (12, _is_bigger), "is_smaller": (12, _is_smaller), "size_of": (2, _size_of), "where": (5, _where),
     "where_written": (5, _where_written), "half": (8, _half), "is_place": (8, _is_place), "side": (20, _side),
     "which_side": (10, _which_side), "beside": (18, _beside), "nearest": (20, _nearest), "between": (24, _between),
     "place": (20, _place), "background": (2, _background), "is_background": (6, _is_background),
-    "texture": (2, _texture), "read": (3, _read), "letter": (8, _letter), "count_letters": (6, _count_letters),
+    "texture": (2, _texture), "read": (3, _read), "letter": (36, _letter), "count_letters": (40, _count_letters),
     "has_text": (1, _has_text), "is_written": (8, _is_written), "word_or_number": (1, _word_or_number),
-    "color_written": (4, _color_written), "is_color_written": (6, _is_color_written), "everything": (8, _everything),
+    "color_written": (4, _color_written), "is_color_written": (24, _is_color_written), "everything": (8, _everything),
     "kinds": (18, _kinds), "colors": (14, _colors), "kinds_of_color": (10, _kinds_of_color),
     "colors_of_kind": (10, _colors_of_kind), "medium": (1, _medium),
 }  # fmt: skip
