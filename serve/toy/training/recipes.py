@@ -108,7 +108,7 @@ RECIPES = {
     "llava": _LLAVA,
     "llava-b": replace(
         _LLAVA,
-        phases=(replace(_WORDED, steps=9000, side=176), replace(_LLAVA_ASKED, steps=8000, side=176)),
+        phases=(replace(_LLAVA_ASKED, steps=8000, side=176),),
         seed=1,
         begins_with="llava",
     ),

@@ -474,8 +474,8 @@ def test_two_processes_train_one_net(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     run = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("worded 0/2 ") == 1  # one of them reports
-    assert torch.load(tmp_path / "llava-b.pt")["done"] == (1, 2)
+    assert run.stdout.count("asked 0/2 ") == 1  # one of them reports
+    assert torch.load(tmp_path / "llava-b.pt")["done"] == (0, 2)
 
 
 def test_gradients_of_two_processes_are_averaged(monkeypatch):
