@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,11 @@ def tidy() -> Iterator[None]:
 
 async def speak(engine: VllmEngine, prompt: Prompt) -> list[Piece]:
     return [piece async for piece in engine.generate(prompt)]
+
+
+async def _rest(pieces: AsyncGenerator[Piece, None]) -> None:
+    async for _piece in pieces:
+        pass
 
 
 def ask(text: str = TEXT, **sampling: object) -> Prompt:
@@ -326,12 +331,12 @@ async def test_a_killed_engine_is_known_to_be_dead(folder: Path) -> None:
     assert steps[0] == "importing vLLM" and steps[-1] == "ready"
     mine = set(psutil.Process().children(recursive=True)) - before
     [core] = [process for process in mine if "EngineCore" in " ".join(process.cmdline())]
-    answer = asyncio.create_task(speak(engine, ask(max_tokens=100)))
-    await asyncio.sleep(0.2)
+    answer = engine.generate(ask(max_tokens=100))
+    await anext(answer)
     os.kill(core.pid, signal.SIGKILL)
     began = time.monotonic()
     with pytest.raises(ModelError) as caught:
-        await asyncio.wait_for(answer, 20)
+        await asyncio.wait_for(_rest(answer), 20)
     assert caught.value.code == "engine_dead"
     with pytest.raises(ModelError):
         await engine.check()
