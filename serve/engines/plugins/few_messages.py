@@ -80,8 +80,10 @@ def with_few_messages(stock: Any) -> Any:
             message.outputs = outputs
         now = time.monotonic()
         for request, kept in list(unsent.items()):
-            waits = request.request_id not in requests and self.requests.get(request.request_id) is request
-            if kept.outputs and waits and (pace_s := pace_of(request)) and kept.is_due(pace_s, now):
+            if not kept.outputs or request.request_id in requests:
+                continue
+            runs = self.requests.get(request.request_id) is request  # it may have been aborted
+            if runs and (pace_s := pace_of(request)) and kept.is_due(pace_s, now):
                 message = messages.setdefault(request.client_index, EngineCoreOutputs())
                 message.outputs.append(_joined(kept.outputs))
                 kept.sent_at = now
@@ -123,8 +125,7 @@ def sendable(
     if kept.outputs and _width(kept.outputs[0]) != _width(output):
         sent.append(_joined(kept.outputs))
     kept.outputs.append(output)
-    count = sum(len(each.new_token_ids) for each in kept.outputs)
-    is_due = kept.is_due(pace_s, clock()) if pace_s else count >= tokens
+    is_due = kept.is_due(pace_s, clock()) if pace_s else sum(len(each.new_token_ids) for each in kept.outputs) >= tokens
     if is_due or not _has_tokens_alone(output):
         sent.append(_joined(kept.outputs))
     if sent and pace_s:
