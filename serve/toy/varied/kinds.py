@@ -48,6 +48,14 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
+def _located(thing: Thing, where: str) -> str:
+    return _sentence(f"{with_article(thing.name)} is {where}")
+
+
+def _nothing(kind: str, slots: Mapping[str, str], where: str) -> Fact:
+    return Fact(kind, slots, ("nothing", "none", "no shape"), f"There is nothing {where}.")
+
+
 def _yes(kind: str, true: bool, claim: str, denial: str, /, **slots: str) -> Fact:
     """Return a yes/no fact. claim, denial: what is so if the answer is yes, or no."""
     return Fact(kind, slots, ("yes",) if true else ("no",), f"Yes, {claim}." if true else f"No, {denial}.")
@@ -620,10 +628,10 @@ def _beside(p: Phraser) -> Fact | None:
         phrase = p.pick(p.wording.relations[relation])
         slots = {"relation": phrase, "thing": text}
         if not there:
-            return Fact("beside", slots, ("nothing", "none", "no shape"), f"There is nothing {phrase} {text}.")
+            return _nothing("beside", slots, f"{phrase} {text}")
         answers = tuple(name for other in there for name in names_of(other))
         answers += tuple(enumerated([with_article(other.name) for other in some]) for some in (there, there[::-1]))
-        return Fact("beside", slots, answers, f"{with_article(there[0].name).capitalize()} is {phrase} {text}.")
+        return Fact("beside", slots, answers, _located(there[0], f"{phrase} {text}"))
     return None
 
 
@@ -647,8 +655,7 @@ def _nearest(p: Phraser) -> Fact | None:
         if p.scene.writing is not None:
             away.append(gap(thing, p.scene.writing.box, p.scene.size))
         if min(away, default=math.inf) > 1.35 * distance(thing, near, p.scene.size):
-            claim = f"{with_article(near.name).capitalize()} is next to {text}."
-            return Fact("nearest", {"thing": text}, names_of(near), claim)
+            return Fact("nearest", {"thing": text}, names_of(near), _located(near, f"next to {text}"))
     return None
 
 
@@ -657,7 +664,7 @@ def _between(p: Phraser) -> Fact | None:
     for (a, first), (b, second) in itertools.permutations(p.references(extremes=False), 2):
         inside = thing_between(p.things, a, b)
         if inside is not None and (p.scene.writing is None or not crosses(p.scene.writing.box, a, b)):
-            claim = f"{with_article(inside.name).capitalize()} is between {first} and {second}."
+            claim = _located(inside, f"between {first} and {second}")
             return Fact("between", {"first": first, "second": second}, names_of(inside), claim)
     return None
 
@@ -675,8 +682,8 @@ def _place(p: Phraser) -> Fact | None:
         return None
     slots = {"place": p.pick(p.wording.places[spot])}
     if not there:
-        return Fact("place", slots, ("nothing", "none", "no shape"), f"There is nothing {_at(spot)}.")
-    return Fact("place", slots, names_of(there[0]), f"{with_article(there[0].name).capitalize()} is {_at(spot)}.")
+        return _nothing("place", slots, _at(spot))
+    return Fact("place", slots, names_of(there[0]), _located(there[0], _at(spot)))
 
 
 def _background(p: Phraser) -> Fact:
