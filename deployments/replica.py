@@ -19,7 +19,7 @@ from deployments.routing import tls
 from deployments.routing.discovery import ServeDiscovery
 from deployments.routing.replicas import REFRESH_S, Address, Replicas
 from serve import tracing
-from serve.api.loop_lag import LoopLag, freeze_heap
+from serve.api.loop_lag import EVERY_S, LoopLag, freeze_heap
 from serve.checking.at_load import check_at_load
 from serve.engines.adapters import Adapter
 from serve.engines.base import Piece, Prompt, State
@@ -394,7 +394,7 @@ def _loop_lag(model: str) -> Callable[[float], None]:
     """Return a function that exports the longest event loop lag of the last minute, in seconds."""
     from ray.util.metrics import Gauge
 
-    about = "Longest time, in the last minute, for which a model's event loop was blocked, at most 0.2 s short."
+    about = f"Longest time, in the last minute, for which a model's event loop was blocked, at most {EVERY_S} s short."
     gauge = Gauge("diptych_event_loop_lag_seconds", about, tag_keys=("model",))
     return lambda seconds: gauge.set(seconds, {"model": model})
 

@@ -12,7 +12,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serve.accounting import current_account
-from serve.api.loop_lag import LoopLag
+from serve.api.loop_lag import EVERY_S, LoopLag
 from serve.api.request_log import RequestLog
 from serve.engines.base import State
 from serve.errors import Overloaded
@@ -113,7 +113,8 @@ class Metrics:
         )
         self.loop_lag = Gauge(
             "diptych_event_loop_lag_seconds",
-            "Longest time, in the last minute, for which this process's event loop was blocked, at most 0.2 s short.",
+            "Longest time, in the last minute, for which this process's event loop was blocked, "
+            f"at most {EVERY_S} s short.",
             registry=self.registry,
         )
         self.config_refused = Gauge(

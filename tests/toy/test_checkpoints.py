@@ -134,7 +134,7 @@ def test_accuracy_is_above_the_floors(toy):
 
     reference = reference_of(toy)
     family = reference.family
-    items = [*evaluate.vqa_items(130, 1_000), *evaluate.other_items(family, 20, 1_000)]
+    items = [*evaluate.vqa_items(2 * len(evaluate.KINDS), 1_000), *evaluate.other_items(family, 20, 1_000)]
     replies = reference.answers(items)
     scores = evaluate.score_replies(family, items, replies)
     for task, floor in evaluate.FLOORS[toy].items():

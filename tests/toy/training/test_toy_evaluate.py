@@ -22,7 +22,11 @@ def test_true_answers_score_100_per_cent(evaluate, family):
     """Score the answers that a toy is trained on: all right but for the rounding of masks."""
     from serve.toy.training import prompts
 
-    items = [*evaluate.vqa_items(65, 0), *evaluate.other_items(family, 12, 0), *evaluate.shipped_items(family, 1)]
+    items = [
+        *evaluate.vqa_items(len(evaluate.KINDS), 0),
+        *evaluate.other_items(family, 12, 0),
+        *evaluate.shipped_items(family, 1),
+    ]
     if family == "llava":
         replies = [prompts.llava(item.question, item.scene.size)[1] for item in items]
     else:
