@@ -69,6 +69,9 @@ _LLAVA_ASKED = replace(_WORDED, name="asked", steps=14000, rate=1.5e-3, vision_r
 _FINE = Phase("fine", 14000, 24, 1e-3, 3e-4, questions=4, floor=0.02, segment=True, absent=0.1, fresh=True)
 _PALIGEMMA_ASKED = Phase("asked", 20000, 32, 2e-3, 5e-4, floor=0.3, segment=True, fresh=True)
 _FINER = replace(_FINE, name="finer", steps=10000)
+_BALANCED = replace(_LLAVA_ASKED, name="balanced", steps=12000)
+_PALIGEMMA_BALANCED = replace(_PALIGEMMA_ASKED, name="balanced", steps=12000)
+_FINEST = replace(_FINE, name="finest", steps=6000)
 """The last phases, which the second toy of each family has as well."""
 _LLAVA = Recipe(
     "llava",
@@ -81,6 +84,7 @@ _LLAVA = Recipe(
         Phase("counted", 14000, 32, 1.5e-3, 4e-4, floor=0.02, fresh=True),
         _WORDED,
         _LLAVA_ASKED,
+        _BALANCED,
     ),
     begins_with="tower",
 )
@@ -102,6 +106,8 @@ _PALIGEMMA = replace(
         _FINE,
         _PALIGEMMA_ASKED,
         _FINER,
+        _PALIGEMMA_BALANCED,
+        _FINEST,
     ),
 )
 RECIPES = {
@@ -120,6 +126,8 @@ RECIPES = {
             replace(_FINE, steps=7000, side=176),
             replace(_PALIGEMMA_ASKED, steps=8000, side=176),
             replace(_FINER, steps=6000, side=176),
+            replace(_PALIGEMMA_BALANCED, side=176),
+            replace(_FINEST, side=176),
         ),
         seed=1,
         size=TextSize(layers=6),
