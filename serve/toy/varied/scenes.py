@@ -133,6 +133,8 @@ def _sample(
     first = rng.choice(GROUNDS[background])
     texture = rng.choices(("plain", "graded", "noisy"), (60, 22, 18))[0]
     step = rng.choice((-34, -24, 24, 34)) if texture == "graded" else 0
+    if not 0 <= sum(first) + 3 * step <= 3 * 255:  # white would run into white
+        step = -step
     red, green, blue = (min(255, max(0, part + step)) for part in first)
     grounds = first, (red, green, blue)
     written: Writing | None = None
