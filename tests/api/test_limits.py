@@ -3,10 +3,11 @@
 A new limit needs a line in EXCEEDED here; a new rate is met by a second request.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from served import URL, calling, picture, router
+from served import LLAVA, URL, calling, picture, router
 
 from deployments.args import GatewayArgs
 from serve.api.app import create_app
@@ -26,10 +27,26 @@ EXCEEDED: dict[str, tuple[float, tuple[str, dict[str, Any]], int, str | None]] =
 }
 """By limit: a low value, a request that exceeds it (its task, and its fields beside the image), and the refusal's
 status and param."""
+OF_TASKS = {"max_labels", "max_models"}
+"""Limits of what only a task has: a chat with one model names no labels and asks no other model."""
 ELSEWHERE = {  # what it takes time or several requests to exceed
     "requests_at_once",  # test_authentication.py
     *("body_timeout_s", "head_timeout_s", "write_timeout_s"),  # test_request_limits.py, server/test_timed_protocol.py
 }
+
+
+def other_requests(task: str, fields: dict[str, Any], chats_too: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the path and the body of the same request as a chat and as a response, of the task and, `chats_too`, of
+    one model."""
+    field = TASKS[task].text_field
+    written = fields.get(field.name, "") if field is not None else ""
+    text = "; ".join(written) if isinstance(written, list) else written
+    others = {name: value for name, value in fields.items() if field is None or name != field.name}
+    for model in (task, LLAVA) if chats_too else (task,):
+        content = [{"type": "image_url", "image_url": {"url": URL}}, {"type": "text", "text": text}]
+        yield "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": content}], **others}
+        parts = [{"type": "input_image", "image_url": URL}, {"type": "input_text", "text": text}]
+        yield "/v1/responses", {"model": model, "input": [{"role": "user", "content": parts}], **others}
 
 
 def test_limit_has_a_request_beyond_the_limit() -> None:
@@ -53,8 +70,14 @@ async def test_request_beyond_a_limit_is_refused(name: str, set_by: str) -> None
     keys = Keys([f"{entry}:{name}={value}" if set_by == "key" else entry])
     async with calling(create_app(router(), limits=limits, access=Access(keys=keys))) as client:
         refused = await client.post(f"/v1/tasks/{task}", json=body, headers=carol)
-    assert refused.status_code == status, f"{name} is not checked: {refused.text}"
-    assert refused.json()["error"]["param"] == param
+        assert refused.status_code == status, f"{name} is not checked: {refused.text}"
+        assert refused.json()["error"]["param"] == param
+        for route, asked_otherwise in other_requests(task, fields, chats_too=name not in OF_TASKS):
+            reply = await client.post(route, json=asked_otherwise, headers=carol)
+            code = reply.json().get("error", {}).get("code")
+            assert (reply.status_code, code) == (status, refused.json()["error"]["code"]), (
+                f"{name} is not checked where {asked_otherwise['model']} is asked by {route}: {reply.text}"
+            )
     able = router(None, FakeEngine({"": "red", "detect": "<loc0256><loc0256><loc0767><loc0767> cat"}))
     async with calling(create_app(able, access=Access(keys=Keys([entry])))) as client:
         let_in = await client.post(f"/v1/tasks/{task}", json=body, headers=carol)

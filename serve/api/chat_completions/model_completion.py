@@ -171,7 +171,7 @@ class ModelCompletion:
                     data += chunks.open([{} for _ in self.choices])
                 if piece.reasoning:
                     data += chunks.reasoning(index, piece.reasoning)
-                # the rest of a call comes before text that follows it, where the replica joined them: text ends the item
+                # the rest of a call comes before text, where the replica joined them: text ends the item
                 rest = tuple(itertools.takewhile(lambda part: not part.id, piece.tool_calls))
                 if rest:
                     data += chunks.tool_calls(index, rest)
