@@ -18,7 +18,7 @@ from serve.router.route import Deadline
 from serve.tasks.base import Request
 
 
-def check_size(image: Image) -> None:
+def check_pixels(image: Image) -> None:
     """Raise TooLarge naming the field of an image whose file is there and that exceeds a limit of its key."""
     outline, megapixels = image.outline, LIMITS.get().max_image_megapixels
     if outline.area > megapixels * 1e6:
@@ -55,7 +55,7 @@ class MediaLoader:
         try:
             if image.url is not None:
                 image.set_file(await self.fetcher.fetch(image.url, image.param, MAX_BYTES, deadline.left(), lease))
-            check_size(image)
+            check_pixels(image)
             await decoding.compute_digest(image)
             if (contents := current_account().contents) is not None:
                 contents.add_picture(image.digest)

@@ -22,6 +22,7 @@ EXCEEDED: dict[str, tuple[float, tuple[str, dict[str, Any]], int, str | None]] =
     "max_image_megapixels": (0.001, VQA, 413, "image"),
     "max_labels": (1, ("detect", {"labels": ["cat", "dog"]}), 400, "labels"),
     "max_models": (1, VQA, 400, "models"),
+    "max_deadline_s": (30, ("vqa", {"question": "what?", "deadline_s": 30.5}), 400, "deadline_s"),
     "max_values": (2, VQA, 400, None),
     "max_body_mb": (0.0001, VQA, 413, None),
 }
@@ -133,3 +134,27 @@ def test_limit_of_labels_beyond_the_most_is_refused() -> None:
     assert Limits().max_labels == 32
     with pytest.raises(ValueError, match=f"max_labels[^|]*less than or equal to {MAX_LABELS}"):
         GatewayArgs.model_validate({"max_labels": MAX_LABELS + 1})
+
+
+async def test_deadline_that_no_client_wrote_is_lowered_to_the_limit_by_every_route() -> None:
+    slow = router(FakeEngine("red", delay_s=30), FakeEngine("red", delay_s=30))
+    config = '<View><Image name="i" value="$image"/><TextArea name="caption" toName="i"/></View>'
+    requests = [
+        ("/v1/tasks/vqa", {"image": URL, "question": "what?"}),
+        *other_requests("vqa", {"question": "what?"}, chats_too=True),
+        ("/label-studio/predict", {"tasks": [{"data": {"image": URL}}], "label_config": config}),
+    ]
+    async with calling(create_app(slow, limits=Limits(max_deadline_s=0.02))) as client:
+        for route, body in requests:
+            reply = await client.post(route, json=body)
+            assert reply.status_code == 503, f"{route}: {reply.text}"
+            assert "0.02 s" in reply.json()["error"]["message"], f"{route}: {reply.text}"
+
+
+async def test_deadline_above_the_limit_is_refused_with_the_limit() -> None:
+    body = {"image": URL, "question": "what?", "deadline_s": 31}
+    async with calling(create_app(router(), limits=Limits(max_deadline_s=30))) as client:
+        error = (await client.post("/v1/tasks/vqa", json=body)).json()["error"]
+        beyond = (await client.post("/v1/tasks/vqa", json=body | {"deadline_s": 601})).json()["error"]
+    assert error["code"] == "limit_exceeded" and "31 is above max_deadline_s, which is 30 here" in error["message"]
+    assert (beyond["param"], beyond["code"]) == ("deadline_s", "invalid_value")
