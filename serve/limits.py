@@ -112,14 +112,14 @@ LIMITS: ContextVar[Limits] = ContextVar("limits", default=DEFAULT_LIMITS)
 
 
 def within(limit: str) -> AfterValidator:
-    """Make a validator that refuses a number above the current request's limit of this name, for a field's annotation.
+    """Make a validator for a field's annotation: it refuses a number above the current request's limit of this name.
 
     What a client leaves out is not validated: a default above the limit is lowered where it is used.
     """
 
     def check(value: float) -> float:
         most = getattr(LIMITS.get(), limit)
-        if value > most:
+        if most is not None and value > most:
             raise PydanticCustomError(EXCEEDED, "{value} is above {limit}, which is {most} here",
                                       {"value": f"{value:g}", "limit": limit, "most": f"{most:g}"})  # fmt: skip
         return value
