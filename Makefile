@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := serve
-.PHONY: serve test check fast types unit slow laws drill install install-dev loadtest bench bench-others bench-fan-out
+.PHONY: serve test check fast types unit slow engines laws drill install install-dev loadtest bench bench-others bench-fan-out
 .PHONY: bench-many-servers bench-scale bench-gateways bench-turns bench-repeats bench-columns chaos hostile soak gpu-check
 .PHONY: bench-store bench-batch
 .PHONY: k8s-check k8s-config k8s-drill audit screenshots tables lock clean parity parity-generic
@@ -19,9 +19,13 @@ WORKERS ?= 3
 # what tests need, by their markers: pyproject.toml
 NEEDS := ray or engine or browser or cluster
 
-# the drill's pods leave one of two cores to the slow tests; tests that share a server or an engine stay together
+# tests with engines wait half of the time, for processes to start: one process of slow tests runs meanwhile
 test: fast
-	$(MAKE) --jobs=2 --output-sync=target WORKERS=1 slow drill
+	$(MAKE) --jobs=2 --output-sync=target WORKERS=1 slow engines
+	$(MAKE) drill
+
+# tests that share a server or an engine stay together
+engines: install-dev
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "($(NEEDS)) and not cluster"
 
 # and the random laws again, with a hundred draws in place of 25

@@ -5,12 +5,19 @@
 
 from contextvars import ContextVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from serve.media.outline import MAX_MEGAPIXELS
 
 MAX_LABELS = 256
 """Labels (phrases) of one request, whatever is configured: requests, and files with labels, are read up to here."""
+
+MAX_DEADLINE_S = 600
+"""Longest `deadline_s` of a request, whatever is configured."""
+
+EXCEEDED = "limit_exceeded"
+"""The code of an error about a number above a limit."""
 
 MAX_HEAD = 64 * 1024
 """Largest request line and headers, in bytes."""
@@ -66,6 +73,13 @@ class KeyLimits(RateLimits):
         description="Largest number of models that a request may ask, its judge not counted; one that names none asks "
         "all that can do its task.",
     )
+    max_deadline_s: float = Field(
+        default=MAX_DEADLINE_S,
+        gt=0,
+        le=MAX_DEADLINE_S,
+        description="Longest `deadline_s` that a request may ask for, in seconds; one that asks for none has no more. "
+        f"{MAX_DEADLINE_S} is also the most that can be set.",
+    )
     max_values: int = Field(
         default=150_000,
         ge=1,
@@ -95,3 +109,19 @@ class Limits(KeyLimits):
 DEFAULT_LIMITS = Limits()
 LIMITS: ContextVar[Limits] = ContextVar("limits", default=DEFAULT_LIMITS)
 """The limits of the current request: the server's, with what its key's entry sets (serve/api/authentication.py)."""
+
+
+def within(limit: str) -> AfterValidator:
+    """Make a validator for a field's annotation: it refuses a number above the current request's limit of this name.
+
+    What a client leaves out is not validated: a default above the limit is lowered where it is used.
+    """
+
+    def check(value: float) -> float:
+        most = getattr(LIMITS.get(), limit)
+        if most is not None and value > most:
+            raise PydanticCustomError(EXCEEDED, "{value} is above {limit}, which is {most} here",
+                                      {"value": f"{value:g}", "limit": limit, "most": f"{most:g}"})  # fmt: skip
+        return value
+
+    return AfterValidator(check)

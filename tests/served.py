@@ -46,7 +46,7 @@ def router(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None,
 
 
 def served(llava: FakeEngine | None = None, paligemma: FakeEngine | None = None, **options: Any) -> FastAPI:
-    """Return an app for `router(...)`."""
+    """Return an app for `router(llava, paligemma, **options)`; `create_app(router(), limits=...)` has limits."""
     return create_app(router(llava, paligemma, **options))
 
 

@@ -112,7 +112,8 @@ RESULTS: dict[str, st.SearchStrategy[Result]] = {
 
 
 def results(task: str) -> st.SearchStrategy[Result]:
-    """Draw results of a task. Texts come from a few words, so that some models agree; other fields by their types."""
+    """Draw results of a task. Texts come from a few words and whole numbers are small, so that some models agree; other
+    fields are drawn by their types."""
     if task in RESULTS:
         return RESULTS[task]
     kind = TASKS[task].result
@@ -120,6 +121,9 @@ def results(task: str) -> st.SearchStrategy[Result]:
     for name, field in kind.model_fields.items():
         hint: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
         fields[name] = texts if field.annotation is str else st.from_type(hint)
+        if field.annotation is int:
+            least = next((bound.ge for bound in field.metadata if hasattr(bound, "ge")), 0)
+            fields[name] = st.integers(least, least + 3)
     return st.builds(kind, **fields)
 
 

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve.accounting import current_account
 from serve.errors import BadRequest, NotFound, QuotaUsedUp, ServeError, TooSlow
+from serve.limits import EXCEEDED
 from serve.tracing import REQUEST_ID
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def _first_problem(problems: Sequence[Mapping[str, Any]], given: Any) -> BadRequ
         return BadRequest(f"{param} is not supported by this server.", param=param, code=kind)
     if kind in ("model_type", "model_attributes_type", "dict_type"):  # pydantic's message names our classes
         message = "Input should be an object"
-    code = "invalid_type" if _about_type(kind) else "invalid_value"
+    code = kind if kind == EXCEEDED else "invalid_type" if _about_type(kind) else "invalid_value"
     message = message.removeprefix("Value error, ")[:MAX_QUOTE]
     return BadRequest(f"{param or 'The body'}: {message}.", param=param or None, code=code)
 

@@ -160,7 +160,8 @@ def _ask(param: str, data: dict[str, Any], field: str, controls: Sequence[Contro
     image = image_from_url(address, f"{param}.{field}")
     requests = []
     for control in controls:
-        fields: dict[str, Any] = {"image": image, "deadline_s": DEADLINE_S, "priority": "batch"}
+        seconds = min(DEADLINE_S, LIMITS.get().max_deadline_s)  # the client asked for none
+        fields: dict[str, Any] = {"image": image, "deadline_s": seconds, "priority": "batch"}
         if (text_field := TASKS[control.task].text_field) is not None:
             fields[text_field.name] = list(control.labels) or data.get(text_field.name)
         try:

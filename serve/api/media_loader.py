@@ -18,6 +18,13 @@ from serve.router.route import Deadline
 from serve.tasks.base import Request
 
 
+def check_pixels(image: Image) -> None:
+    """Raise TooLarge naming the field of an image whose file is there and that exceeds a limit of its key."""
+    outline, megapixels = image.outline, LIMITS.get().max_image_megapixels
+    if outline.area > megapixels * 1e6:
+        raise image_error(RejectedFile("pixels", (outline.width, outline.height)), image.param, megapixels)
+
+
 class MediaLoader:
     """Fetches and decodes the images and videos of requests, within the gateway's memory budget.
 
@@ -48,10 +55,7 @@ class MediaLoader:
         try:
             if image.url is not None:
                 image.set_file(await self.fetcher.fetch(image.url, image.param, MAX_BYTES, deadline.left(), lease))
-            outline, megapixels = image.outline, LIMITS.get().max_image_megapixels
-            if outline.area > megapixels * 1e6:
-                too_large = RejectedFile("pixels", (outline.width, outline.height))
-                raise image_error(too_large, image.param, megapixels)
+            check_pixels(image)
             await decoding.compute_digest(image)
             if (contents := current_account().contents) is not None:
                 contents.add_picture(image.digest)

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from serve.api import openapi_schema
 from serve.api.body import read_json
 from serve.api.error_responses import validation_error
+from serve.api.media_loader import check_pixels
 from serve.api.result_card import draw_card
 from serve.api.services import services, set_up
 from serve.api.shared_results import ResultFile, SharedResult
@@ -91,6 +92,7 @@ def add_results(api: APIRouter) -> None:
         image = image_from_url(given.image, "image")
         if image.url is not None:
             raise BadRequest("image must be a data URL.", param="image")
+        check_pixels(image)
         if shared.drawings >= AT_ONCE:
             raise Overloaded("Too many results are being shared: try again.")
         shared.drawings += 1

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from serve.engines.base import Memory, Piece, Prompt, State, Wakes
 from serve.errors import Unavailable
+from serve.limits import LIMITS
 from serve.models.base import Model
 from serve.models.check_report import CheckReport
 from serve.tasks.base import Delta, Reply, Request, Waiting
@@ -64,7 +65,11 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float, arrived: float | None = None) -> "Deadline":
-        """Return the deadline `seconds` after `arrived`, a time of the event loop; after now where that is left out."""
+        """Return the deadline `seconds` after `arrived`, a time of the event loop; after now where that is left out.
+
+        It is sooner where the current request's limit is: no client wrote `seconds` then, as a longer one is refused.
+        """
+        seconds = min(seconds, LIMITS.get().max_deadline_s)
         start = asyncio.get_running_loop().time() if arrived is None else arrived
         return cls(start + seconds, seconds)
 

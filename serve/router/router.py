@@ -78,7 +78,8 @@ def able_routes(
 def check_limits(task: str, request: Request, routes: Sequence[Route]) -> None:
     """Raise BadRequest naming the field of a request that exceeds a limit of its key (serve/limits.py).
 
-    All requests of tasks come here. A chat's client reads the chat's name of the field in its place.
+    All requests of tasks come here, by whichever route; a chat with one model does not (`ModelCompletion`). A chat's
+    client reads the chat's name of the field in its place.
     """
     limits = LIMITS.get()
     if limits.max_models is not None and len(routes) > limits.max_models:

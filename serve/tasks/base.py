@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAn
 
 from serve.engines.base import Generation, ReasoningOptions
 from serve.errors import BadRequest, ParseError
+from serve.limits import MAX_DEADLINE_S, within
 from serve.media.image import ImageField
 from serve.media.video import VideoField
 
@@ -59,6 +60,7 @@ class TemplateArgs(BaseModel):
     enable_thinking: bool | None = None
 
 
+DeadlineField = Annotated[float, Field(gt=0, le=MAX_DEADLINE_S), within("max_deadline_s")]
 EffortField = Annotated[
     Effort | None,
     Field(description="Of models that reason: none turns it off, everything else on, as a level where they have some."),
@@ -113,9 +115,7 @@ class Request(BaseModel):
     models: Annotated[list[Name], Field(min_length=1, max_length=MAX_MODELS)] | None = Field(
         default=None, description="Which models to ask; all that can do the task when left out."
     )
-    deadline_s: float = Field(
-        default=60.0, gt=0, le=600, description="Seconds until models that are still speaking are cut."
-    )
+    deadline_s: DeadlineField = Field(default=60.0, description="Seconds until models that are still speaking are cut.")
     quorum: int | None = Field(
         default=None, ge=1, le=MAX_MODELS, description="Merge as soon as this many models answered."
     )

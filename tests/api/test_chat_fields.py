@@ -99,7 +99,9 @@ def test_each_field_is_passed_on_or_refused_by_a_chat_with_a_task() -> None:
     new = set(ChatCompletionRequest.model_fields) - known
     assert not new, f"{new}: CONTRIBUTING, Add a request field, says what a chat with a task does with it"
     of_streams = set(StreamOptions.model_fields) - {"include_usage", "continuous_usage_stats", "include_obfuscation"}
-    assert not of_streams, f"stream_options, {of_streams}: the same, by the dotted name"
+    assert not of_streams, (
+        f"{of_streams}: refuse stream_options.NAME in _refuse_single_model_fields, test that below, then add it here"
+    )
     assert known == set(ChatCompletionRequest.model_fields)
 
 

@@ -3,10 +3,11 @@
 A new limit needs a line in EXCEEDED here; a new rate is met by a second request.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from served import URL, calling, picture, router
+from served import LLAVA, URL, calling, picture, router
 
 from deployments.args import GatewayArgs
 from serve.api.app import create_app
@@ -21,15 +22,32 @@ EXCEEDED: dict[str, tuple[float, tuple[str, dict[str, Any]], int, str | None]] =
     "max_image_megapixels": (0.001, VQA, 413, "image"),
     "max_labels": (1, ("detect", {"labels": ["cat", "dog"]}), 400, "labels"),
     "max_models": (1, VQA, 400, "models"),
+    "max_deadline_s": (30, ("vqa", {"question": "what?", "deadline_s": 30.5}), 400, "deadline_s"),
     "max_values": (2, VQA, 400, None),
     "max_body_mb": (0.0001, VQA, 413, None),
 }
 """By limit: a low value, a request that exceeds it (its task, and its fields beside the image), and the refusal's
 status and param."""
+OF_TASKS = {"max_labels", "max_models"}
+"""Limits of what only a task has: a chat with one model names no labels and asks no other model."""
 ELSEWHERE = {  # what it takes time or several requests to exceed
     "requests_at_once",  # test_authentication.py
     *("body_timeout_s", "head_timeout_s", "write_timeout_s"),  # test_request_limits.py, server/test_timed_protocol.py
 }
+
+
+def other_requests(task: str, fields: dict[str, Any], chats_too: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the path and the body of the same request as a chat and as a response, of the task and, `chats_too`, of
+    one model."""
+    field = TASKS[task].text_field
+    written = fields.get(field.name, "") if field is not None else ""
+    text = "; ".join(written) if isinstance(written, list) else written
+    others = {name: value for name, value in fields.items() if field is None or name != field.name}
+    for model in (task, LLAVA) if chats_too else (task,):
+        content = [{"type": "image_url", "image_url": {"url": URL}}, {"type": "text", "text": text}]
+        yield "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": content}], **others}
+        parts = [{"type": "input_image", "image_url": URL}, {"type": "input_text", "text": text}]
+        yield "/v1/responses", {"model": model, "input": [{"role": "user", "content": parts}], **others}
 
 
 def test_limit_has_a_request_beyond_the_limit() -> None:
@@ -53,8 +71,14 @@ async def test_request_beyond_a_limit_is_refused(name: str, set_by: str) -> None
     keys = Keys([f"{entry}:{name}={value}" if set_by == "key" else entry])
     async with calling(create_app(router(), limits=limits, access=Access(keys=keys))) as client:
         refused = await client.post(f"/v1/tasks/{task}", json=body, headers=carol)
-    assert refused.status_code == status, f"{name} is not checked: {refused.text}"
-    assert refused.json()["error"]["param"] == param
+        assert refused.status_code == status, f"{name} is not checked: {refused.text}"
+        assert refused.json()["error"]["param"] == param
+        for route, asked_otherwise in other_requests(task, fields, chats_too=name not in OF_TASKS):
+            reply = await client.post(route, json=asked_otherwise, headers=carol)
+            code = reply.json().get("error", {}).get("code")
+            assert (reply.status_code, code) == (status, refused.json()["error"]["code"]), (
+                f"{name} is not checked where {asked_otherwise['model']} is asked by {route}: {reply.text}"
+            )
     able = router(None, FakeEngine({"": "red", "detect": "<loc0256><loc0256><loc0767><loc0767> cat"}))
     async with calling(create_app(able, access=Access(keys=Keys([entry])))) as client:
         let_in = await client.post(f"/v1/tasks/{task}", json=body, headers=carol)
@@ -75,7 +99,7 @@ async def test_second_request_beyond_a_rate_is_refused(name: str, set_by: str) -
     assert int(refused.headers["retry-after"]) >= 1 and name.split("_")[0] in refused.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("task", [task.name for task in TASKS.values() if task.takes_phrases])
+@pytest.mark.parametrize("task", [t.name for t in TASKS.values() if t.takes_phrases and t.max_phrases != 1])
 async def test_more_labels_than_the_limit_are_refused_on_every_route(task: str) -> None:
     app, labels = create_app(router(), limits=Limits(max_labels=2)), ["cat", "dog", "cow"]
     file = {"image": picture()}
@@ -110,3 +134,27 @@ def test_limit_of_labels_beyond_the_most_is_refused() -> None:
     assert Limits().max_labels == 32
     with pytest.raises(ValueError, match=f"max_labels[^|]*less than or equal to {MAX_LABELS}"):
         GatewayArgs.model_validate({"max_labels": MAX_LABELS + 1})
+
+
+async def test_deadline_that_no_client_wrote_is_lowered_to_the_limit_by_every_route() -> None:
+    slow = router(FakeEngine("red", delay_s=30), FakeEngine("red", delay_s=30))
+    config = '<View><Image name="i" value="$image"/><TextArea name="caption" toName="i"/></View>'
+    requests = [
+        ("/v1/tasks/vqa", {"image": URL, "question": "what?"}),
+        *other_requests("vqa", {"question": "what?"}, chats_too=True),
+        ("/label-studio/predict", {"tasks": [{"data": {"image": URL}}], "label_config": config}),
+    ]
+    async with calling(create_app(slow, limits=Limits(max_deadline_s=0.02))) as client:
+        for route, body in requests:
+            reply = await client.post(route, json=body)
+            assert reply.status_code == 503, f"{route}: {reply.text}"
+            assert "0.02 s" in reply.json()["error"]["message"], f"{route}: {reply.text}"
+
+
+async def test_deadline_above_the_limit_is_refused_with_the_limit() -> None:
+    body = {"image": URL, "question": "what?", "deadline_s": 31}
+    async with calling(create_app(router(), limits=Limits(max_deadline_s=30))) as client:
+        error = (await client.post("/v1/tasks/vqa", json=body)).json()["error"]
+        beyond = (await client.post("/v1/tasks/vqa", json=body | {"deadline_s": 601})).json()["error"]
+    assert error["code"] == "limit_exceeded" and "31 is above max_deadline_s, which is 30 here" in error["message"]
+    assert (beyond["param"], beyond["code"]) == ("deadline_s", "invalid_value")

@@ -21,6 +21,7 @@ from serve.api.keys import Keys, new_key
 from serve.api.shared_results import LOCK_S, ResultFile
 from serve.engines.fake import FakeEngine
 from serve.errors import Forbidden, NotFound
+from serve.limits import Limits
 
 BOXES = FakeEngine("<loc0100><loc0100><loc0500><loc0500> red cat")
 
@@ -68,6 +69,15 @@ async def test_result_with_line_breaks_and_a_name_without_end_is_drawn(file: Res
         answer["replies"][1] |= {"status": "error", "result": None, "error": {"message": "one\ntwo", "code": "a"}}
         posted = await shared(client, answer=answer, question="one\ntwo")
         assert posted.status_code == 200, posted.text
+
+
+async def test_shared_picture_above_the_configured_megapixels_is_refused(file: ResultFile) -> None:
+    async with calling(create_app(router(), results=file)) as client:
+        answer = await answered(client)
+    async with calling(create_app(router(), results=file, limits=Limits(max_image_megapixels=0.001))) as client:
+        body = {"answer": answer, "image": URL, "question": "which colour?"}
+        refused = await client.post("/v1/results", json=body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (413, "image")
 
 
 @pytest.mark.parametrize("edge", [1e308, -1e308, float("nan")])

@@ -134,7 +134,7 @@ def test_signal_writes_the_answers_that_are_there_whatever_the_main_thread_does(
 def test_sigterm_during_a_run_leaves_its_answers_and_no_process(config: Path, pictures: Path, tmp_path: Path) -> None:
     body = json.loads(config.read_text())
     for model in body["applications"][0]["args"]["models"]:
-        model["simulate"] |= {"slots": 1, "delay_s": 0.2}
+        model["simulate"] |= {"slots": 1, "delay_s": 0.1}
     config.write_text(json.dumps(body))
     for number in range(5, 200):
         PIL.Image.new("RGB", (40, 40), "red").save(pictures / f"{number}.png")

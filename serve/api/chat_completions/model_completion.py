@@ -171,7 +171,7 @@ class ModelCompletion:
                     data += chunks.open([{} for _ in self.choices])
                 if piece.reasoning:
                     data += chunks.reasoning(index, piece.reasoning)
-                # the rest of a call comes before text that follows it, if `Piece.then` joined them: text ends the item
+                # the rest of a call comes before text, where the replica joined them: text ends the item
                 rest = tuple(itertools.takewhile(lambda part: not part.id, piece.tool_calls))
                 if rest:
                     data += chunks.tool_calls(index, rest)
@@ -200,7 +200,8 @@ class ModelCompletion:
         return finish_reason(choice.finish, called=bool(choice.tool_calls) and not named)
 
     def _with_logprobs(self, chunks: CompletionEvents, index: int, piece: Piece) -> Iterator[bytes]:
-        """Yield the piece as chunks of bounded size; there are several where pieces were joined for a slow client."""
+        """Yield the piece as chunks of bounded size; there are several where the
+        replica joined pieces (serve/worker.py), as for a slow client."""
         top = self.request.top_logprobs or 0
         for i, part in enumerate(slices(piece.tokens, top)):
             yield chunks.text(index, "" if i else piece.text, logprobs=logprobs(part, top))

@@ -8,7 +8,16 @@ from pydantic_core import PydanticCustomError
 from serve.api.chat_completions.messages import Message, Note, StrictModel, refused_field
 from serve.api.chat_completions.tools import MAX_TOOLS, FunctionTool, ToolChoice
 from serve.engines.json_schema import schema_text
-from serve.tasks.base import MAX_MODELS, BudgetField, EffortField, LeastAgreement, Name, Stop, TemplateArgsField
+from serve.tasks.base import (
+    MAX_MODELS,
+    BudgetField,
+    DeadlineField,
+    EffortField,
+    LeastAgreement,
+    Name,
+    Stop,
+    TemplateArgsField,
+)
 
 MAX_TOKENS = 512
 """Default of max_tokens. Only the engine knows how much room the model's context leaves."""
@@ -83,7 +92,7 @@ class SharedFields(BaseModel):
     service_tier: Literal["auto", "default", "flex"] | None = Field(
         default=None, description="flex: behind everybody who waits for an answer, and refused sooner."
     )
-    deadline_s: float | None = Field(default=None, gt=0, le=600)
+    deadline_s: DeadlineField | None = None
     quorum: int | None = Field(default=None, ge=1, le=MAX_MODELS, description="Tasks only.")
     merge: Name | None = Field(default=None, description="Tasks only.")
     weights: dict[str, float] | None = Field(default=None, max_length=MAX_MODELS, description="Tasks only.")

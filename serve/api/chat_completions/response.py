@@ -119,7 +119,7 @@ class CompletionEvents(Protocol):
     """A writer of a stream's events as server-sent events. more: fields of the choice, as `diptych`."""
 
     def open(self, choices: Sequence[dict[str, Any]]) -> bytes:
-        """Open all choices, in order: openai's stream helper wants the first chunks of choices to come by index.
+        """Open all choices: openai's stream helper wants a choice's first chunk after those of lower indexes.
         choices: of each, further fields."""
 
     def text(self, index: int, text: str, **more: Any) -> bytes: ...

@@ -12,8 +12,8 @@ def weighted_median(number: Callable[[Reply], int], by_confidence: bool = False)
 
     Of the two numbers in the middle, where the halves are equal, it is the one with more weight, then the larger:
     models miss what is there more often than they see what is not. by_confidence: a reply's weight is multiplied by its
-    confidence. The surest model that says the median speaks for it. A model deviates by its distance to the median over
-    the larger of the two numbers.
+    confidence. The surest model that says the median speaks for it: the result has its other fields. A model deviates
+    by its distance to the median over the larger of the two numbers.
     """
 
     def choose(replies: Sequence[Reply], given: Mapping[str, float]) -> Merged:

@@ -202,7 +202,7 @@ def test_wrong_parameter_stops_the_run(diptych: Any, server: str, tmp_path: Path
     [
         (("--task", "detect"), "What to find?"),
         (("--task", "vqa"), "Which question?"),
-        (("--labels", "cat"), "--labels are for detect, segment, point and classify, not for caption."),
+        (("--labels", "cat"), "--labels are for detect"),
         (("extra",), "unrecognized arguments: extra"),
         (("--concurrency", "0"), "must be 1 or more"),
     ],
