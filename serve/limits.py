@@ -117,11 +117,14 @@ def within(limit: str) -> AfterValidator:
     What a client leaves out is not validated: a default above the limit is lowered where it is used.
     """
 
-    def check(value: float) -> float:
+    if limit not in Limits.model_fields:
+        raise ValueError(f"there is no limit {limit}")
+
+    def check(value: float | None) -> float | None:
         most = getattr(LIMITS.get(), limit)
-        if most is not None and value > most:
-            raise PydanticCustomError(EXCEEDED, "{value} is above {limit}, which is {most} here",
-                                      {"value": f"{value:g}", "limit": limit, "most": f"{most:g}"})  # fmt: skip
+        if value is not None and most is not None and value > most:
+            about = {"value": f"{value:.15g}", "limit": limit, "most": f"{most:.15g}"}
+            raise PydanticCustomError(EXCEEDED, "{value} is above {limit}: ask for at most {most}", about)
         return value
 
     return AfterValidator(check)

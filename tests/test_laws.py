@@ -20,7 +20,7 @@ from decoders import saved, weights
 from distinct_models import distinct
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from served import LLAVA
 
 import serve.models
@@ -112,8 +112,8 @@ RESULTS: dict[str, st.SearchStrategy[Result]] = {
 
 
 def results(task: str) -> st.SearchStrategy[Result]:
-    """Draw results of a task. Texts come from a few words and whole numbers are small, so that some models agree; other
-    fields are drawn by their types."""
+    """Draw results of a task. Texts come from a few words and most whole numbers are small, so that some models agree;
+    other fields are drawn by their types."""
     if task in RESULTS:
         return RESULTS[task]
     kind = TASKS[task].result
@@ -121,10 +121,18 @@ def results(task: str) -> st.SearchStrategy[Result]:
     for name, field in kind.model_fields.items():
         hint: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
         fields[name] = texts if field.annotation is str else st.from_type(hint)
-        if field.annotation is int:
-            least = next((bound.ge for bound in field.metadata if hasattr(bound, "ge")), 0)
-            fields[name] = st.integers(least, least + 3)
+        small = [number for number in range(-2, 4) if field.annotation is int and _takes(hint, number)]
+        if small:
+            fields[name] = st.sampled_from(small) | fields[name]
     return st.builds(kind, **fields)
+
+
+def _takes(hint: Any, number: int) -> bool:
+    try:
+        TypeAdapter(hint).validate_python(number)
+    except ValidationError:
+        return False
+    return True
 
 
 def request(task: str, model: Model | None = None) -> Request:

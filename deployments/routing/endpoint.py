@@ -14,6 +14,7 @@ from serve.checking.at_load import check_at_load
 from serve.engines.base import Engine, State
 from serve.engines.remote.engine import FAILED, KEY_REFUSED, UNREACHABLE, RemoteBusy
 from serve.errors import ModelError, Overloaded, ServeError
+from serve.limits import LIMITS
 from serve.models.base import Model
 from serve.models.remote import RemoteModel
 from serve.router.route import Status
@@ -109,7 +110,8 @@ class Endpoint:
         *arguments_of_worker, _ = arguments
         request = next((value for value in arguments_of_worker if isinstance(value, Request)), None)
         loop = asyncio.get_running_loop()
-        end = loop.time() + (MAX_WAIT_S if request is None else min(MAX_WAIT_S, request.deadline_s))
+        most_s = min(MAX_WAIT_S, LIMITS.get().max_deadline_s)
+        end = loop.time() + (most_s if request is None else min(most_s, request.deadline_s))
         for attempt in range(MAX_TRIES):
             empty = True
             try:

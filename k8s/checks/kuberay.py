@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 from deployments.config import ConfigError, parse_config
 from k8s.checks.rendered import Document, environment, groups
+from serve.limits import MAX_DEADLINE_S
 
-LONGEST_S = 600
-"""The longest deadline that a request may ask for."""
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -28,8 +27,9 @@ def kuberay(service: Document) -> Iterator[str]:
     yield from _fault_tolerance(service, cluster)
     for group_name, group in groups(service):
         yield from _group(group_name, group, autoscaled)
-    if spec.get("rayClusterDeletionDelaySeconds", 60) < LONGEST_S:
-        yield f"rayClusterDeletionDelaySeconds is less than a request may take ({LONGEST_S} s): upgrades would cut it"
+    if spec.get("rayClusterDeletionDelaySeconds", 60) < MAX_DEADLINE_S:
+        least = f"less than a request may take ({MAX_DEADLINE_S} s)"
+        yield f"rayClusterDeletionDelaySeconds is {least}: upgrades would cut it"
     strategy = spec.get("upgradeStrategy", {})
     if strategy.get("type") == "NewClusterWithIncrementalUpgrade":
         yield from _incremental_upgrade(strategy.get("clusterUpgradeOptions"), autoscaled)

@@ -93,7 +93,7 @@ async def draw_pair(router: Router, task: str, request: Request) -> list[Route]:
 
 
 async def answer_duel(router: Router, plan: Plan, pace: Pace) -> DuelAnswers:
-    """Ask both models of a plan, and return their answers after the time that every duel takes.
+    """Ask both models of a plan, and return their answers after the time that every duel takes, or at the deadline.
 
     Raises IncompleteDuel where one gave none, or took longer.
     """
@@ -105,7 +105,7 @@ async def answer_duel(router: Router, plan: Plan, pace: Pace) -> DuelAnswers:
     elapsed = clock() - began
     for reply in replies:
         pace.add(plan.task, reply.model, reply.latency_ms / 1000)
-    await asyncio.sleep(began + wait_s - clock())
+    await asyncio.sleep(min(began + wait_s, plan.deadline.at) - clock())
     missing = [reply.model for reply in replies if not is_answer(reply)]
     if missing or elapsed > wait_s:
         raise IncompleteDuel(missing)

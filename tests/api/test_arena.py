@@ -1,5 +1,6 @@
 """The arena's routes: nothing before the vote tells a name, a vote counts once, bad input is refused by name."""
 
+import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
@@ -143,6 +144,16 @@ async def test_duel_takes_the_same_time_for_every_pair(store: VoteStore) -> None
     for _ in range(duel_module.KEPT):
         pace.add("vqa", NAMES[3], 0.01)
     assert pace.seconds("vqa", NAMES) == 0.03
+
+
+async def test_duel_ends_at_its_deadline_however_long_duels_take(
+    store: VoteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duel_module, "STEPS_S", (60.0,))
+    async with calling(create_app(router(), votes=store)) as client:
+        async with asyncio.timeout(30):
+            duel = await client.post("/v1/arena/duels/vqa", json=ASK | {"deadline_s": 0.3})
+    assert duel.status_code == 200, duel.text
 
 
 async def test_boxes_of_both_families_have_one_form(store: VoteStore) -> None:

@@ -75,10 +75,12 @@ async def test_request_beyond_a_limit_is_refused(name: str, set_by: str) -> None
         assert refused.json()["error"]["param"] == param
         for route, asked_otherwise in other_requests(task, fields, chats_too=name not in OF_TASKS):
             reply = await client.post(route, json=asked_otherwise, headers=carol)
-            code = reply.json().get("error", {}).get("code")
-            assert (reply.status_code, code) == (status, refused.json()["error"]["code"]), (
+            error = reply.json().get("error", {})
+            assert (reply.status_code, error.get("code")) == (status, refused.json()["error"]["code"]), (
                 f"{name} is not checked where {asked_otherwise['model']} is asked by {route}: {reply.text}"
             )
+            if param in asked_otherwise:
+                assert error["param"] == param
     able = router(None, FakeEngine({"": "red", "detect": "<loc0256><loc0256><loc0767><loc0767> cat"}))
     async with calling(create_app(able, access=Access(keys=Keys([entry])))) as client:
         let_in = await client.post(f"/v1/tasks/{task}", json=body, headers=carol)
@@ -156,5 +158,5 @@ async def test_deadline_above_the_limit_is_refused_with_the_limit() -> None:
     async with calling(create_app(router(), limits=Limits(max_deadline_s=30))) as client:
         error = (await client.post("/v1/tasks/vqa", json=body)).json()["error"]
         beyond = (await client.post("/v1/tasks/vqa", json=body | {"deadline_s": 601})).json()["error"]
-    assert error["code"] == "limit_exceeded" and "31 is above max_deadline_s, which is 30 here" in error["message"]
+    assert error["code"] == "limit_exceeded" and "31 is above max_deadline_s: ask for at most 30." in error["message"]
     assert (beyond["param"], beyond["code"]) == ("deadline_s", "invalid_value")
