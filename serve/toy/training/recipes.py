@@ -114,7 +114,7 @@ RECIPES = {
     "llava": _LLAVA,
     "llava-b": replace(
         _LLAVA,
-        phases=(replace(_LLAVA_ASKED, steps=8000, side=176),),
+        phases=(replace(_LLAVA_ASKED, steps=8000, side=176), replace(_BALANCED, steps=8000, side=176)),
         seed=1,
         begins_with="llava",
     ),
