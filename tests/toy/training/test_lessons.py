@@ -381,7 +381,9 @@ def test_finer_bins_halve_the_rounding():
     assert prompts.paligemma(question, 4, 8)[1].count("<seg007>") == 16
 
 
-@pytest.mark.parametrize(("name", "last"), [("llava", ["asked"]), ("paligemma", ["asked", "finer"])])
+@pytest.mark.parametrize(
+    ("name", "last"), [("llava", ["asked", "balanced"]), ("paligemma", ["asked", "finer", "balanced", "finest"])]
+)
 def test_second_toy_goes_on_as_the_first_on_larger_images(name, last):
     first, second = ({phase.name: phase for phase in recipes.RECIPES[toy].phases} for toy in (name, f"{name}-b"))
     assert list(first)[-len(last) :] == list(second)[-len(last) :] == last
@@ -472,10 +474,11 @@ def test_two_processes_train_one_net(tmp_path):
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "serve.toy.training.train"]
     options = ["llava-b", "--steps-scale", "0.0001", "--work", str(tmp_path), "--no-half"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    torch.save(torch.load(train.STARTED / "llava-b.pt") | {"done": (1, 0)}, tmp_path / "llava-b.pt")
     run = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("asked 0/2 ") == 1  # one of them reports
-    assert torch.load(tmp_path / "llava-b.pt")["done"] == (0, 2)
+    assert run.stdout.count("balanced 0/2 ") == 1  # one of them reports
+    assert torch.load(tmp_path / "llava-b.pt")["done"] == (1, 2)
 
 
 def test_gradients_of_two_processes_are_averaged(monkeypatch):
