@@ -80,7 +80,7 @@ def test_released_image_closes_its_memory_and_is_decoded_from_its_file() -> None
     data, _ = pickled(image, peer_opens_handles=True)
     image.release_pixels()
     assert image.undecoded_pixels == 700_000 and (image.width, image.height) == (1000, 700)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # a thread that an earlier test left may close one meanwhile
     late: Image = pickle.loads(data)
     with pytest.raises(ServeError, match="gone"):
         _ = late.pixels
