@@ -346,8 +346,8 @@ def test_words_of_questions_and_answers_are_tokens(family):
             for word in re.findall(r" [a-z]+", text):
                 count += 1
                 split[word] += len(tokens.encode(word, add_special_tokens=False).ids) > 1
-    # typos, and the words that mean nothing, are spelt out
-    assert sum(split.values()) < 0.04 * count and max(split.values()) < 5
+    # spelt out are typos, the words that mean nothing, and some of templates that came after the vocabulary was frozen
+    assert sum(split.values()) < 0.04 * count and max(split.values()) < 0.002 * count
 
 
 @pytest.mark.parametrize("name", ["llava", "paligemma"])
