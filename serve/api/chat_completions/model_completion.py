@@ -200,8 +200,8 @@ class ModelCompletion:
         return finish_reason(choice.finish, called=bool(choice.tool_calls) and not named)
 
     def _with_logprobs(self, chunks: CompletionEvents, index: int, piece: Piece) -> Iterator[bytes]:
-        """Yield the piece as chunks of bounded size; there are several where the
-        replica joined pieces (serve/worker.py), as for a slow client."""
+        """Yield the piece as chunks of bounded size; there are several where the replica joined pieces, as for a
+        slow client (serve/worker.py)."""
         top = self.request.top_logprobs or 0
         for i, part in enumerate(slices(piece.tokens, top)):
             yield chunks.text(index, "" if i else piece.text, logprobs=logprobs(part, top))

@@ -401,28 +401,23 @@ def _all_same(p: Phraser) -> Fact:
     return _yes("all_same", true, f"all {noun} are {word}", f"not all {noun} are {word}", things=noun, value=word)
 
 
-def _alike(p: Phraser, key: str) -> tuple[tuple[Thing, str], tuple[Thing, str]] | None:
-    """Return two things with phrases, as often with the same attribute as not where there are both, or None."""
+def _same(p: Phraser, key: str, named: Callable[[str], str] = str) -> Fact | None:
+    """Ask whether two things have the same attribute, as often so as not where there are both. named: says it."""
     pairs = list(itertools.combinations(p.references(extremes=False), 2))
-    return _evenly(p, pairs, lambda pair: getattr(pair[0][0], key) == getattr(pair[1][0], key)) if pairs else None
+    if not pairs:
+        return None
+    (a, first), (b, second) = _evenly(p, pairs, lambda pair: getattr(pair[0][0], key) == getattr(pair[1][0], key))
+    values = getattr(a, key), getattr(b, key)
+    claim = f"{first} is {named(values[0])} and {second} is {named(values[1])}"
+    return _yes(f"same_{key}", values[0] == values[1], claim, claim, first=first, second=second)
 
 
 def _same_color(p: Phraser) -> Fact | None:
-    both = _alike(p, "color")
-    if both is None:
-        return None
-    (a, first), (b, second) = both
-    claim = f"{first} is {a.color} and {second} is {b.color}"
-    return _yes("same_color", a.color == b.color, claim, claim, first=first, second=second)
+    return _same(p, "color")
 
 
 def _same_kind(p: Phraser) -> Fact | None:
-    both = _alike(p, "kind")
-    if both is None:
-        return None
-    (a, first), (b, second) = both
-    claim = f"{first} is {with_article(a.kind)} and {second} is {with_article(b.kind)}"
-    return _yes("same_kind", a.kind == b.kind, claim, claim, first=first, second=second)
+    return _same(p, "kind", with_article)
 
 
 def _same_two(p: Phraser) -> Fact | None:
@@ -467,11 +462,19 @@ def _which_smaller(p: Phraser) -> Fact | None:
     return _compared(p, "which_smaller", larger=False)
 
 
-def _compared(p: Phraser, kind: str, larger: bool) -> Fact | None:
+def _pair_by_size(p: Phraser) -> tuple[tuple[Thing, str], tuple[Thing, str], bool] | None:
+    """Return two things with phrases, and whether the first is the larger; None where that is not clear."""
     both = p.pair()
     if both is None or (first_larger := is_larger(both[0][0], both[1][0])) is None:
         return None
-    (a, first), (b, second) = both
+    return *both, first_larger
+
+
+def _compared(p: Phraser, kind: str, larger: bool) -> Fact | None:
+    pair = _pair_by_size(p)
+    if pair is None:
+        return None
+    (a, first), (b, second), first_larger = pair
     thing, text = (a, first) if first_larger == larger else (b, second)
     short = text.removeprefix("the ")
     other = b if thing == a else a
@@ -489,10 +492,10 @@ def _is_smaller(p: Phraser) -> Fact | None:
 
 
 def _is_compared(p: Phraser, kind: str, larger: bool) -> Fact | None:
-    both = p.pair()
-    if both is None or (bigger := is_larger(both[0][0], both[1][0])) is None:
+    pair = _pair_by_size(p)
+    if pair is None:
         return None
-    (_, first), (_, second) = both
+    (_, first), (_, second), bigger = pair
     claim = f"{first} is {'bigger' if bigger else 'smaller'} than {second}"
     return _yes(kind, bigger == larger, claim, claim, first=first, second=second)
 
