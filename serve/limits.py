@@ -16,6 +16,9 @@ MAX_LABELS = 256
 MAX_DEADLINE_S = 600
 """Longest `deadline_s` of a request, whatever is configured."""
 
+MAX_CHOICES = 8
+"""Most choices (`n`) of one chat, whatever is configured."""
+
 EXCEEDED = "limit_exceeded"
 """The code of an error about a number above a limit."""
 
@@ -79,6 +82,13 @@ class KeyLimits(RateLimits):
         le=MAX_DEADLINE_S,
         description="Longest `deadline_s` that a request may ask for, in seconds; one that asks for none has no more. "
         f"{MAX_DEADLINE_S} is also the most that can be set.",
+    )
+    max_choices: int = Field(
+        default=MAX_CHOICES,
+        ge=1,
+        le=MAX_CHOICES,
+        description=f"Largest number of choices (`n`) that a chat may ask of a model. {MAX_CHOICES} is also the most "
+        "that can be set.",
     )
     max_values: int = Field(
         default=150_000,

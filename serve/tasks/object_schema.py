@@ -18,9 +18,9 @@ MAX_DEPTH = 8
 """Objects and lists of a value inside each other, the outermost counted."""
 MAX_PROPERTIES = 200
 MAX_ALTERNATIVES = 8
-"""Alternatives of a value, also by those of the objects around it, and MAX_CHOICES of their enums. Each may be tried
-for each value of a list: all of them for 4,000 values take a second."""
-MAX_CHOICES = 500
+"""Alternatives of a value, also by those of the objects around it, and MAX_ENUM_VALUES of their enums. Each may be
+tried for each value of a list: all of them for 4,000 values take a second."""
+MAX_ENUM_VALUES = 500
 MAX_REFERENCES = 16
 """References to follow for a value, counted like the alternatives: 16 of them for 4,000 values take a second."""
 MAX_VALUES = 4000
@@ -138,8 +138,8 @@ class _Walk:
                 raise BadRequest(f"The object is nested deeper than {MAX_DEPTH} levels.", param=PARAM)
             if alternatives > MAX_ALTERNATIVES:
                 raise BadRequest(f"A value has more than {MAX_ALTERNATIVES} alternatives in anyOf.", param=PARAM)
-            if choices > MAX_CHOICES:
-                raise BadRequest(f"A value has more than {MAX_CHOICES} choices in enum.", param=PARAM)
+            if choices > MAX_ENUM_VALUES:
+                raise BadRequest(f"A value has more than {MAX_ENUM_VALUES} choices in enum.", param=PARAM)
             if references > MAX_REFERENCES:
                 raise BadRequest(f"A value has more than {MAX_REFERENCES} references to follow.", param=PARAM)
         if self.properties > MAX_PROPERTIES:

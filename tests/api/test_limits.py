@@ -23,6 +23,7 @@ EXCEEDED: dict[str, tuple[float, tuple[str, dict[str, Any]], int, str | None]] =
     "max_labels": (1, ("detect", {"labels": ["cat", "dog"]}), 400, "labels"),
     "max_models": (1, VQA, 400, "models"),
     "max_deadline_s": (30, ("vqa", {"question": "what?", "deadline_s": 30.5}), 400, "deadline_s"),
+    "max_choices": (1, ("vqa", {"question": "what?", "n": 2}), 400, "n"),
     "max_values": (2, VQA, 400, None),
     "max_body_mb": (0.0001, VQA, 413, None),
 }
@@ -30,6 +31,8 @@ EXCEEDED: dict[str, tuple[float, tuple[str, dict[str, Any]], int, str | None]] =
 status and param."""
 OF_TASKS = {"max_labels", "max_models"}
 """Limits of what only a task has: a chat with one model names no labels and asks no other model."""
+OF_CHATS = {"max_choices"}
+"""Limits of what only a chat with one model has."""
 ELSEWHERE = {  # what it takes time or several requests to exceed
     "requests_at_once",  # test_authentication.py
     *("body_timeout_s", "head_timeout_s", "write_timeout_s"),  # test_request_limits.py, server/test_timed_protocol.py
@@ -62,7 +65,13 @@ def test_limit_has_a_request_beyond_the_limit() -> None:
 async def test_request_beyond_a_limit_is_refused(name: str, set_by: str) -> None:
     value, (task, fields), status, param = EXCEEDED[name]
     key, entry = new_key("carol")
-    body, carol = {"image": URL, **fields}, {"authorization": f"Bearer {key}"}
+    carol, alike = {"authorization": f"Bearer {key}"}, [*other_requests(task, fields, chats_too=name not in OF_TASKS)]
+    route, body = f"/v1/tasks/{task}", {"image": URL, **fields}
+    if name in OF_CHATS:
+        ((route, body),) = (
+            (path, chat) for path, chat in alike if path.endswith("chat/completions") and chat["model"] == LLAVA
+        )
+        alike = []
     if set_by == "key" and name not in KeyLimits.model_fields:
         with pytest.raises(ValueError, match=f"{name}|followed by"):
             Keys([f"{entry}:{name}={value}"])
@@ -70,20 +79,20 @@ async def test_request_beyond_a_limit_is_refused(name: str, set_by: str) -> None
     limits = GatewayArgs.model_validate({name: value} if set_by == "config" else {}).limits()
     keys = Keys([f"{entry}:{name}={value}" if set_by == "key" else entry])
     async with calling(create_app(router(), limits=limits, access=Access(keys=keys))) as client:
-        refused = await client.post(f"/v1/tasks/{task}", json=body, headers=carol)
+        refused = await client.post(route, json=body, headers=carol)
         assert refused.status_code == status, f"{name} is not checked: {refused.text}"
         assert refused.json()["error"]["param"] == param
-        for route, asked_otherwise in other_requests(task, fields, chats_too=name not in OF_TASKS):
-            reply = await client.post(route, json=asked_otherwise, headers=carol)
+        for path, asked_otherwise in alike:
+            reply = await client.post(path, json=asked_otherwise, headers=carol)
             error = reply.json().get("error", {})
             assert (reply.status_code, error.get("code")) == (status, refused.json()["error"]["code"]), (
-                f"{name} is not checked where {asked_otherwise['model']} is asked by {route}: {reply.text}"
+                f"{name} is not checked where {asked_otherwise['model']} is asked by {path}: {reply.text}"
             )
             if param in asked_otherwise:
                 assert error["param"] == param
     able = router(None, FakeEngine({"": "red", "detect": "<loc0256><loc0256><loc0767><loc0767> cat"}))
     async with calling(create_app(able, access=Access(keys=Keys([entry])))) as client:
-        let_in = await client.post(f"/v1/tasks/{task}", json=body, headers=carol)
+        let_in = await client.post(route, json=body, headers=carol)
     assert let_in.status_code == 200, f"by default {name} is low, or fake engines cannot do {task}: {let_in.text}"
 
 

@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 from serve.api.chat_completions.messages import Message, Note, StrictModel, refused_field
 from serve.api.chat_completions.tools import MAX_TOOLS, FunctionTool, ToolChoice
 from serve.engines.json_schema import schema_text
+from serve.limits import MAX_CHOICES, within
 from serve.tasks.base import (
     MAX_MODELS,
     BudgetField,
@@ -22,7 +23,6 @@ from serve.tasks.base import (
 MAX_TOKENS = 512
 """Default of max_tokens. Only the engine knows how much room the model's context leaves."""
 MOST_TOKENS = 32_768
-MAX_CHOICES = 8
 FLEX = "flex"
 """OpenAI's service tier for requests that may wait: our `priority: batch`."""
 MAX_ALL_PARTS = 1024
@@ -133,7 +133,9 @@ class ChatCompletionRequest(SharedFields):
         le=MOST_TOKENS,
         description=f"The same; {MAX_TOKENS} for a model, the task's own length else.",
     )
-    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="Choices of one model; seeds count up.")
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), within("max_choices")] | None = Field(
+        default=None, description="Choices of one model; seeds count up."
+    )
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logprobs: bool | None = Field(
