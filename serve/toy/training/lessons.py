@@ -104,8 +104,6 @@ MOST_MASKS = 4
 """The most masks asked for at once: each is twenty tokens."""
 FINE = 8
 """Pixels of a patch's side where it is found out what covers most of it."""
-SHORT_QUESTIONS, LOCATED = 8, 3
-"""Questions of vqa, and of detect (and segment, in phases with masks), about each scene."""
 WORK = Path(__file__).parents[3] / "build" / "toy"
 """Where drawn scenes and the state of training are, unless --work says otherwise."""
 
@@ -253,20 +251,28 @@ def _square_map(scene: VariedScene, family: str, side: int) -> np.ndarray:
 
 
 def training_questions(
-    scene: VariedScene, family: str, rng: random.Random, segment: bool = False, absent: float = 0.0
+    scene: VariedScene,
+    family: str,
+    rng: random.Random,
+    *,
+    vqa: int = 8,
+    detect: int = 3,
+    segment: int = 0,
+    absent: float = 0.0,
 ) -> list[Question]:
     """Return different questions about a scene in random order.
 
-    segment: whether to ask for masks. absent: the share of detect and segment questions about an absent thing.
+    vqa, detect, segment: how many of each task. absent: the share of detect and segment questions about an absent
+    thing.
     """
     caption = caption_of(scene)
     named = named_things(caption, scene, scene.things)
     listed = [Question("caption", "caption", "", caption, named=named, about=kinds_and_colors(scene.things))]
     if scene.writing is not None or rng.random() < 0.1:
         listed.append(Question("ocr", "ocr", "", scene.writing.text if scene.writing is not None else "nothing"))
-    for text, fact in grammar.some_questions(scene, rng, SHORT_QUESTIONS):
+    for text, fact in grammar.some_questions(scene, rng, vqa):
         listed.append(short(in_other_words(text, rng), fact, scene))
-    for task in ("detect",) * LOCATED + ("segment",) * (LOCATED * segment):
+    for task in ("detect",) * detect + ("segment",) * segment:
         question = _locate(task, scene, family, rng, absent)
         listed += [] if question is None else [question]
     if family == "llava":

@@ -13,7 +13,7 @@ from serve.toy.training.lessons import CLASSES, DENSE, MOST_THINGS, NEIGHBOURS
 from serve.toy.training.nets import EDGES
 
 WEIGHTS = {
-    "edges": 8.0, "background": 0.3, "text": 0.7, "tens": 0.4, "ones": 0.4, "joint": 0.6, "texture": 0.2,
+    "edges": 8.0, "background": 0.3, "text": 0.7, "tens": 0.4, "ones": 0.4, "joint": 0.6, "texture": 0.4,
     "capitals": 0.3, "hundreds": 0.4, "style": 0.3, "left letter": 0.3, "middle letter": 0.3, "right letter": 0.3,
     "letters before": 0.2, "letters after": 0.2, "size": 0.4, "same shape": 0.4, "same color": 0.4, "things": 0.4,
     "order": 0.3, "size order": 0.3, "shapes": 0.3, "colors": 0.3, "first of shape": 0.3, "first of color": 0.3,

@@ -255,7 +255,9 @@ class Trainer:
         single, absent = phase.questions, phase.absent if step >= phase.steps // 2 else 0.0
         for number, seed in enumerate(seeds):
             scene = lessons.training_scene(seed)
-            chosen = lessons.training_questions(scene, self.family, rng, phase.segment, absent)
+            chosen = lessons.training_questions(
+                scene, self.family, rng, vqa=phase.vqa, detect=phase.detect, segment=phase.segment, absent=absent
+            )
             sized = [(question, scene.size) for question in chosen]
             if not single:
                 lists.append((number, sized))

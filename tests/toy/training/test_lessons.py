@@ -161,7 +161,7 @@ def test_single_things_that_answers_name_are_located_before_their_names(family):
 def test_boxes_of_answers_are_known_before_their_first_tokens(family):
     packer, rng, several = corpus.Packer(family), random.Random(8), 0
     for scene in drawn_scenes():
-        drawn = lessons.training_questions(scene, family, rng, segment=family == "paligemma")
+        drawn = lessons.training_questions(scene, family, rng, segment=3 * (family == "paligemma"))
         located = [(question, scene.size) for question in drawn if question.boxes]
         packed = packer.pack([(0, located)], 2000)
         boxes = [box for question, _ in located for _, box in question.boxes]
@@ -262,7 +262,7 @@ def test_list_names_things_in_its_order():
 def test_joined_phrases_are_answered_one_after_the_other():
     rng, seen = random.Random(2), Counter()
     for scene in drawn_scenes() * 5:
-        for question in lessons.training_questions(scene, "paligemma", rng, segment=True):
+        for question in lessons.training_questions(scene, "paligemma", rng, segment=3):
             phrases = question.text.split(" ; ")
             if question.task in ("detect", "segment") and len(phrases) > 1:
                 answered = list(dict.fromkeys(phrase for phrase, _ in question.boxes))
@@ -301,7 +301,7 @@ def test_questions_cover_the_tasks_and_fit_the_context(family):
     packer = corpus.Packer(family)
     for scene in drawn_scenes():
         for question in lessons.training_questions(
-            scene, family, rng, family == "paligemma", 0.1 * (family == "paligemma")
+            scene, family, rng, segment=3 * (family == "paligemma"), absent=0.1 * (family == "paligemma")
         ):
             tasks.add(question.task)
             assert packer.prefix + packer.length(question, scene.size) < 384
@@ -314,7 +314,7 @@ def test_boxes_have_the_phrase_as_given_with_words_that_mean_nothing_too():
     rng, unknown = random.Random(2), 0
     known = {word for text in [*grammar.texts(), *grammar.slot_names()] for word in re.findall("[a-z]+", text)}
     for scene in drawn_scenes() * 3:
-        for question in lessons.training_questions(scene, "paligemma", rng, segment=True):
+        for question in lessons.training_questions(scene, "paligemma", rng, segment=3):
             if question.task in ("detect", "segment"):
                 assert {phrase for phrase, _ in question.boxes} <= set(question.text.split(" ; "))
                 unknown += not set(re.findall("[a-z]+", question.text)) <= known
@@ -382,7 +382,7 @@ def test_finer_bins_halve_the_rounding():
 
 
 @pytest.mark.parametrize(
-    ("name", "last"), [("llava", ["asked", "balanced"]), ("paligemma", ["asked", "finer", "balanced", "finest"])]
+    ("name", "last"), [("llava", ["balanced", "short"]), ("paligemma", ["balanced", "finest", "short", "short fine"])]
 )
 def test_second_toy_goes_on_as_the_first_on_larger_images(name, last):
     first, second = ({phase.name: phase for phase in recipes.RECIPES[toy].phases} for toy in (name, f"{name}-b"))
@@ -474,11 +474,11 @@ def test_two_processes_train_one_net(tmp_path):
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "serve.toy.training.train"]
     options = ["llava-b", "--steps-scale", "0.0001", "--work", str(tmp_path), "--no-half"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    torch.save(torch.load(train.STARTED / "llava-b.pt") | {"done": (1, 0)}, tmp_path / "llava-b.pt")
+    torch.save(torch.load(train.STARTED / "llava-b.pt") | {"done": (2, 0)}, tmp_path / "llava-b.pt")
     run = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("balanced 0/2 ") == 1  # one of them reports
-    assert torch.load(tmp_path / "llava-b.pt")["done"] == (1, 2)
+    assert run.stdout.count("short 0/2 ") == 1  # one of them reports
+    assert torch.load(tmp_path / "llava-b.pt")["done"] == (2, 2)
 
 
 def test_gradients_of_two_processes_are_averaged(monkeypatch):
