@@ -31,7 +31,8 @@ from serve.media.decoding import MediaDecoder
 from serve.models import own
 from serve.models.base import Model
 from serve.router.route import Status
-from serve.tasks.base import Delta, Reply, Request, Waiting
+from serve.tasks.reply import Delta, Reply, Waiting
+from serve.tasks.request import Request
 from serve.transport.server import Method, StreamServer
 from serve.worker import Worker, joined
 

@@ -99,6 +99,9 @@ class Asks:
 
 
 def _fields(task: Task, labels: list[str]) -> Mapping[str, Any]:
-    """Return the request's fields without the image: the example's, of phrases as many labels as the task takes."""
-    phrases = {task.text_field.name: labels[: task.max_phrases]} if task.text_field and task.takes_phrases else {}
-    return {**task.example, **phrases}
+    """Return the request's fields without the image: the example's; of phrases as many different labels as the task
+    takes, or, where there are too few, the example's."""
+    different = list(dict.fromkeys(labels))
+    if task.text_field is None or not task.takes_phrases or len(different) < (task.min_phrases or 0):
+        return task.example
+    return {**task.example, task.text_field.name: different[: task.max_phrases]}

@@ -34,7 +34,7 @@ from serve.engines.fake import FakeEngine
 from serve.media.image import Image
 from serve.models import MODELS
 from serve.router.route import Status
-from serve.tasks.base import Delta, Reply
+from serve.tasks.reply import Delta, Reply
 from serve.tasks.vqa import VqaRequest
 from serve.transport.server import StreamServer
 from serve.worker import Worker, joined

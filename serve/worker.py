@@ -16,7 +16,8 @@ from serve.models.check_report import CheckReport, refusal, with_contract
 from serve.models.reasoning import PieceSplitter
 from serve.router.merge_streams import Ended, merge_streams
 from serve.router.route import Status
-from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage, reasoning_options
+from serve.tasks.reply import Delta, Reply, ReplyError, Usage
+from serve.tasks.request import Request, reasoning_options
 
 UNANSWERED = (
     "The reply ended within its reasoning, before an answer: give it more max_tokens, a thinking_token_budget, or "

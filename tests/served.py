@@ -21,7 +21,8 @@ from serve.engines.base import Wakes
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
 from serve.router import Router
-from serve.tasks.base import Delta, Reply, Request, Waiting
+from serve.tasks.reply import Delta, Reply, Waiting
+from serve.tasks.request import Request
 from serve.worker import Worker
 
 LLAVA, PALIGEMMA = "toy-llava", "toy-paligemma"

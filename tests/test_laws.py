@@ -36,12 +36,14 @@ from serve.models.instructed import chat_messages, instructed_skills
 from serve.models.mask_decoder import VARIABLE
 from serve.router import merge_replies
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply, Request, Result, Task
+from serve.tasks.base import Task
 from serve.tasks.boxes import DetectResult, LabelledBox, label_key
 from serve.tasks.detect import DetectRequest
 from serve.tasks.extracted import ExtractResult, field_likeness
 from serve.tasks.ocr import OcrResult
 from serve.tasks.points import LabelledPoint, PointResult
+from serve.tasks.reply import Merged, Reply, Result
+from serve.tasks.request import Request
 from serve.tasks.scored_labels import ClassifyResult, ScoredLabel
 from serve.tasks.segment import LabelledMask, SegmentResult
 from serve.tasks.vqa import VqaResult

@@ -13,9 +13,9 @@ from serve.errors import ModelError
 from serve.media.image import Image
 from serve.media.video import Video
 from serve.models import MODELS
-from serve.tasks.base import Delta, Reply
 from serve.tasks.boxes import DetectResult
 from serve.tasks.detect import DetectRequest
+from serve.tasks.reply import Delta, Reply
 from serve.tasks.vqa import VqaRequest, VqaResult
 from serve.worker import Worker
 

@@ -18,7 +18,7 @@ from serve.media.image import Image
 from serve.models.base import Model
 from serve.router import Router
 from serve.tasks import TASKS
-from serve.tasks.base import Request
+from serve.tasks.request import Request
 
 Json = dict[str, Any]
 DEADLINE_S = 600.0

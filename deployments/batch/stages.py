@@ -37,7 +37,8 @@ from serve.models import own
 from serve.router.merge_replies import merge
 from serve.router.model_call import whole_reply
 from serve.router.route import Deadline
-from serve.tasks.base import Reply, Request
+from serve.tasks.reply import Reply
+from serve.tasks.request import Request
 from serve.worker import Worker
 
 Json = dict[str, Any]

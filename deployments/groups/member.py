@@ -12,7 +12,7 @@ from deployments.groups.gate import Gate
 from deployments.groups.policy import Kind, MemberReport, Order, Phase
 from serve.engines.base import State, Wakes
 from serve.errors import ModelError, ServeError
-from serve.tasks.base import Waiting
+from serve.tasks.reply import Waiting
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from serve.limits import LIMITS
 from serve.models.base import Model
 from serve.models.remote import RemoteModel
 from serve.router.route import Status
-from serve.tasks.base import Request
+from serve.tasks.request import Request
 from serve.transport.messages import Room
 from serve.worker import Worker
 

@@ -14,7 +14,8 @@ from serve.media.video import Video
 from serve.models.base import Model
 from serve.router.route import Status
 from serve.tasks import TASKS
-from serve.tasks.base import Delta, Reply, Request, Waiting
+from serve.tasks.reply import Delta, Reply, Waiting
+from serve.tasks.request import Request
 from serve.transport.messages import Refused
 
 PACE_S = 0.045

@@ -22,7 +22,8 @@ from serve.errors import BadRequest, TooLarge, TooSlow
 from serve.limits import LIMITS, Limits
 from serve.media.budget import Lease
 from serve.tasks import TASKS
-from serve.tasks.base import Request, split_phrases
+from serve.tasks.base import split_phrases
+from serve.tasks.request import Request
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)

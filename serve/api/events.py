@@ -10,7 +10,7 @@ from serve.errors import Overloaded
 from serve.router.route import Route
 from serve.router.router import Plan, Router
 from serve.tasks import TASKS
-from serve.tasks.base import Event, Merged, Reply, ReplyError, Usage
+from serve.tasks.reply import Event, Merged, Reply, ReplyError, Usage
 
 GRACE_S = 0.1
 """Seconds for which failed replies at the start of a stream are delayed."""

@@ -29,8 +29,8 @@ from serve.media.image import Image, image_from_url
 from serve.router import Router
 from serve.router.router import Plan
 from serve.tasks import TASKS
-from serve.tasks.base import Request
 from serve.tasks.labels.label_studio import Control, parse_labelling_config, regions
+from serve.tasks.request import Request
 
 FOLDER = "/label-studio/"
 MAX_TASKS = 100

@@ -15,7 +15,7 @@ from serve.media.image import MAX_BYTES, Image, image_error
 from serve.media.outline import RejectedFile
 from serve.media.video import Video
 from serve.router.route import Deadline
-from serve.tasks.base import Request
+from serve.tasks.request import Request
 
 
 def check_pixels(image: Image) -> None:

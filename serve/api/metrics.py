@@ -18,7 +18,7 @@ from serve.engines.base import State
 from serve.errors import Overloaded
 from serve.media.budget import Budget
 from serve.router.route import Status
-from serve.tasks.base import Delta, Event, Merged, Reply, Usage
+from serve.tasks.reply import Delta, Event, Merged, Reply, Usage
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 # OpenTelemetry's buckets for generative AI: time to the first token, and of an operation

@@ -30,6 +30,8 @@ class NameDetails(BaseModel):
     text_kind: Literal["text", "phrases", "json"] | None = Field(
         default=None, description="Whether that field is one text, a list of them, or JSON."
     )
+    min_phrases: int | None = Field(default=None, description="How many phrases that list must have.")
+    max_phrases: int | None = Field(default=None, description="How many phrases that list may have.")
     boxed: bool | None = Field(default=None, description="Whether a task's results are boxes in the image.")
     multiple: bool | None = Field(default=None, description="Whether a task's request has `multiple`.")
     places: Literal["boxes", "points"] | None = Field(
@@ -109,6 +111,8 @@ def model_list(served: Mapping[str, Model], statuses: Mapping[str, Status]) -> M
                 text_field=text.name if text else None,
                 text_title=text.title if text else None,
                 text_kind=text.kind if text else None,
+                min_phrases=task.min_phrases,
+                max_phrases=task.max_phrases,
                 boxed=task.boxed,
                 multiple="multiple" in task.request.model_fields,
                 places=task.places,

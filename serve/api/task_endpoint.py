@@ -17,7 +17,7 @@ from serve.api.services import Services
 from serve.errors import NoAnswer
 from serve.router.router import Plan
 from serve.tasks import TASKS
-from serve.tasks.base import Delta, Merged, Reply, Usage, Waiting
+from serve.tasks.reply import Delta, Merged, Reply, Usage, Waiting
 
 
 class ImageSize(BaseModel):

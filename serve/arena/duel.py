@@ -20,9 +20,10 @@ from serve.router.model_call import whole_reply
 from serve.router.route import Deadline, Route
 from serve.router.router import CHAT, Plan, able_routes, find_route, takes_media
 from serve.tasks import TASKS
-from serve.tasks.base import Reply, Request, Usage
 from serve.tasks.chat import ChatRequest, ChatResult
 from serve.tasks.judging import quote
+from serve.tasks.reply import Reply, Usage
+from serve.tasks.request import Request
 
 KEPT = 16
 """Latest times of each model that are remembered."""

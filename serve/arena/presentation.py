@@ -8,7 +8,8 @@ import unicodedata
 from typing import Any
 
 from serve.media.image import Image
-from serve.tasks.base import Reply, Task
+from serve.tasks.base import Task
+from serve.tasks.reply import Reply
 
 GRID = 100
 """Steps of the longer side that all boxes and points are rounded to, LLaVA's own."""
@@ -17,14 +18,13 @@ GRID = 100
 def present(task: Task, reply: Reply, image: Image) -> dict[str, Any]:
     """Return the result of a reply that is ok as JSON: texts in one form, places without scores and in one order.
 
-    Numbers and other values are texts too: judges read them. Of several fields the first is the answer.
+    Numbers and other values are texts too, as the task writes them: judges read them.
     """
     assert reply.result is not None
     result = reply.result.model_dump(mode="json")
     field, answer = next(iter(result.items()))
     if task.places is None:
-        text = answer if isinstance(answer, str) else task.as_text(reply.result)
-        return {field: _text(text, verbatim=task.verbatim)}
+        return {field: _text(task.as_text(reply.result), verbatim=task.verbatim)}
     name = "box" if task.boxed else "point"
     step = max(image.width, image.height) / GRID
     limits = (image.width, image.height) * 2

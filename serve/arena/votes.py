@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.tasks.base import Name
+from serve.tasks.request import Name
 
 Choice = Literal["left", "right", "tie", "both_bad"]
 Verdict = Choice | Literal["abstained"]

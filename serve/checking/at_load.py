@@ -25,8 +25,9 @@ from serve.media.image import undecoded_image
 from serve.models.base import Checkpoint, Model, Skill
 from serve.models.check_report import CheckReport
 from serve.tasks import TASKS
-from serve.tasks.base import Reply, Request
 from serve.tasks.boxes import DetectResult
+from serve.tasks.reply import Reply
+from serve.tasks.request import Request
 from serve.worker import Check, Worker
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Replies side by side in a terminal, filled while the models stream, with the merged reply below."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -121,19 +121,25 @@ def answer_text(answer: Any) -> str:
 
 
 def format_result(result: Mapping[str, Any] | None) -> list[str]:
-    """Format a result as lines: a task's text, or a line for each box or point."""
+    """Format a result as lines: its first field, and others that are a text or a number with their names, or a line
+    for each box or point."""
     if result is None:
         return ["(nothing)"]
     field, answer = first_field(result)
     if field not in PLACES:
         if field == "labels":
             return [f"{item['label']}  {item['score']:.2f}" for item in answer] or ["none of them"]
-        by = f"  by {result['by']}" if "by" in result else ""
-        return [answer_text(answer) + by]
+        return [answer_text(answer) + "".join(_further(result))]
     lines = [
         f"{item['label']}  {' '.join(f'{v:.0f}' for v in pixels_of(item))}  {item['score']:.2f}" for item in answer
     ]
     return lines or ["nothing found"]
+
+
+def _further(result: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in list(result.items())[1:]:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            yield f"  {name} {value:.4g}" if isinstance(value, float) else f"  {name} {value}"
 
 
 def _timing(reply: Json) -> Text:

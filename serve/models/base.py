@@ -10,7 +10,7 @@ from serve.engines.chat_settings import ChatSettings
 from serve.media.image import Image
 from serve.models.contracts import Contract, Multiples
 from serve.models.reasoning import Reasoning
-from serve.tasks.base import Result
+from serve.tasks.reply import Result
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 """The form of a repository's name on the hub."""

@@ -14,11 +14,13 @@ from serve.models.derived import count_of_points, points_of_boxes
 from serve.models.llava_tasks import REGION
 from serve.models.turns import split_system
 from serve.tasks import TASKS
-from serve.tasks.base import Instruction, Request, Result
+from serve.tasks.base import Instruction
 from serve.tasks.boxes import DetectResult, LabelledBox
 from serve.tasks.detect import DetectRequest
 from serve.tasks.point import PointRequest
 from serve.tasks.points import LabelledPoint, PointResult
+from serve.tasks.reply import Result
+from serve.tasks.request import Request
 
 FIND = (
     "Find {labels} in the image. Write a JSON list with an object for each that you see, and nothing else: "

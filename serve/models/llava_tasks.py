@@ -15,12 +15,13 @@ from serve.models.contracts import LLAVA, Fault
 from serve.models.derived import count_in_words, points_of_boxes
 from serve.models.text_replies import parse_caption, parse_chat, parse_text, parse_vqa
 from serve.models.yes_no import classify_by_questions
-from serve.tasks.base import Request, Result
 from serve.tasks.boxes import DetectResult, LabelledBox
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.chat import ChatRequest
 from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrRequest
+from serve.tasks.reply import Result
+from serve.tasks.request import Request
 from serve.tasks.vqa import VqaRequest
 
 FURTHER = ("point (derived)", "count (prompted)", "classify (prompted)")

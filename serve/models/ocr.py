@@ -9,10 +9,10 @@ from serve.models.base import Card, Checkpoint, Model, Skill, Turn, task_samplin
 from serve.models.contracts import Contract
 from serve.models.spotting import lines_result
 from serve.models.text_replies import parse_text
-from serve.tasks.base import Result
 from serve.tasks.boxes import DetectResult
 from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrRequest
+from serve.tasks.reply import Result
 
 VERSION = "3.10.0"
 MAX_ROWS = 4096

@@ -18,11 +18,12 @@ from serve.models.derived import count_of_boxes, points_of_boxes
 from serve.models.text_replies import parse_caption, parse_text, parse_vqa
 from serve.models.turns import escape_control_tokens
 from serve.models.yes_no import classify_by_questions
-from serve.tasks.base import Request, Result
 from serve.tasks.boxes import AskedLabels, DetectResult, LabelledBox, bare_phrase, distinct
 from serve.tasks.caption import CaptionRequest
 from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrRequest
+from serve.tasks.reply import Result
+from serve.tasks.request import Request
 from serve.tasks.segment import LabelledMask, SegmentRequest, SegmentResult
 from serve.tasks.vqa import VqaRequest
 

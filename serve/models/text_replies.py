@@ -5,11 +5,11 @@ from typing import Any, TypeVar
 
 from serve.engines.base import Generation
 from serve.errors import ParseError
-from serve.tasks.base import CUT, TextResult
 from serve.tasks.caption import CaptionResult
 from serve.tasks.chat import ChatResult
 from serve.tasks.ocr import OcrRequest
 from serve.tasks.ocr_result import OcrResult
+from serve.tasks.reply import CUT, TextResult
 from serve.tasks.vqa import VqaResult
 
 NOTHING = "nothing"

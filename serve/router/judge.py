@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from serve.errors import ServeError
 from serve.router.model_call import CountTokens, whole_reply
 from serve.router.route import Deadline, Route
-from serve.tasks.base import Judgement, Judging, Merged, Reply, ReplyError, Request
+from serve.tasks.base import Judging
 from serve.tasks.chat import ChatRequest, ChatResult
 from serve.tasks.judging import judged, question
+from serve.tasks.reply import Judgement, Merged, Reply, ReplyError
+from serve.tasks.request import Request
 
 SHARE = 2 / 3
 """Share of the deadline that the models get where a judge follows; the judge gets the rest."""

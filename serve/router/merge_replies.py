@@ -7,7 +7,8 @@ from serve import tracing
 from serve.errors import NoAnswer, ParseError
 from serve.router.route import Deadline
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply, ReplyError, Request
+from serve.tasks.reply import Merged, Reply, ReplyError
+from serve.tasks.request import Request
 
 SHORT = 500
 FEW = 8

@@ -11,7 +11,8 @@ from serve.accounting import current_account
 from serve.errors import ModelError, ServeError
 from serve.router.merge_streams import Ended, merge_streams
 from serve.router.route import Deadline, Route
-from serve.tasks.base import Delta, Reply, ReplyError, Request, Usage, Waiting
+from serve.tasks.reply import Delta, Reply, ReplyError, Usage, Waiting
+from serve.tasks.request import Request
 from serve.tracing import REQUEST_ID
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from serve.errors import Unavailable
 from serve.limits import LIMITS
 from serve.models.base import Model
 from serve.models.check_report import CheckReport
-from serve.tasks.base import Delta, Reply, Request, Waiting
+from serve.tasks.reply import Delta, Reply, Waiting
+from serve.tasks.request import Request
 
 
 @dataclass(frozen=True)

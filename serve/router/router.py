@@ -18,7 +18,8 @@ from serve.router.merge_streams import merge_streams
 from serve.router.model_call import CountTokens, ModelCall
 from serve.router.route import Deadline, Route, Status
 from serve.tasks import TASKS
-from serve.tasks.base import Event, Merged, Reply, Request, reasoning_options
+from serve.tasks.reply import Event, Merged, Reply
+from serve.tasks.request import Request, reasoning_options
 
 CHAT = "chat"
 JUDGE = "judge"

@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import BaseModel, field_validator
 
 from serve.media.geometry import Array, iou
-from serve.tasks.base import Probability, Result
+from serve.tasks.reply import Result
+from serve.tasks.request import Probability
 
 REPEATED = 0.9  # boxes of one label in one reply that overlap this much are one object, said again
 MARKS = " \t\n.,:;!?'\"`´‘’‚“”„«»()[]{}"  # may stand around a phrase and do not change what it means

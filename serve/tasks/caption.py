@@ -1,7 +1,9 @@
 """Captioning: the image described in one sentence."""
 
-from serve.tasks.base import Instruction, JudgeName, Judging, Request, Task, TextResult, text_of
+from serve.tasks.base import Instruction, Judging, Task
 from serve.tasks.merging.medoid import medoid
+from serve.tasks.reply import TextResult, text_of
+from serve.tasks.request import JudgeName, Request
 from serve.tasks.vqa import Language, language_clause
 
 

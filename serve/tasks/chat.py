@@ -1,7 +1,9 @@
 """Chat: a free question about the image, answered in sentences."""
 
-from serve.tasks.base import QUESTION, Instruction, JudgeName, Judging, Request, Task, TextResult, text_of
+from serve.tasks.base import QUESTION, Instruction, Judging, Task
 from serve.tasks.merging.medoid import medoid
+from serve.tasks.reply import TextResult, text_of
+from serve.tasks.request import JudgeName, Request
 from serve.tasks.vqa import Question
 
 

@@ -1,5 +1,6 @@
 """Classification: labels in, the one that fits best out, or all that are right."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -7,10 +8,12 @@ from pydantic import Field
 
 from serve.engines.base import Generation
 from serve.errors import ParseError
-from serve.tasks.base import CUT, LABELS, Instruction, Task
+from serve.tasks.base import LABELS, Instruction, Task
 from serve.tasks.boxes import AskedLabels
 from serve.tasks.detect import DetectRequest
+from serve.tasks.json_reply import read_object
 from serve.tasks.merging.label_vote import label_vote
+from serve.tasks.reply import CUT
 from serve.tasks.scored_labels import ClassifyResult, ScoredLabel
 
 MAX_TEXT = 16_384  # characters of a reply that are read
@@ -44,17 +47,11 @@ def _schema(request: ClassifyRequest) -> str:
 def _read(generation: Generation, request: ClassifyRequest) -> ClassifyResult:
     """Return the labels of a reply. Raises ParseError for one that is not among those that were asked."""
     text = generation.text[:MAX_TEXT]
-    start, end = text.find("{"), text.rfind("}")
-    given: Any = None
-    if 0 <= start < end:
-        try:
-            given = json.loads(text[start : end + 1])
-        except (ValueError, RecursionError):
-            given = None
+    start = text.find("{")
     field = "labels" if request.multiple else "label"
-    names = (
-        given.get(field) if isinstance(given, dict) else text.strip() if start < 0 and not request.multiple else None
-    )
+    names: Any = text.strip() if start < 0 and not request.multiple else None
+    with contextlib.suppress(ParseError):
+        names = read_object(generation, MAX_TEXT).get(field)
     names = [names] if isinstance(names, str) else names
     if (
         not isinstance(names, list)

@@ -9,12 +9,14 @@ from pydantic import Field, field_validator, model_validator
 from serve.engines.base import Generation
 from serve.errors import BadRequest, ParseError
 from serve.tasks.answers import normalise
-from serve.tasks.base import CUT, Instruction, Reply, Request, Result, Task, TextField
+from serve.tasks.base import Instruction, Task, TextField
 from serve.tasks.boxes import phrase
 from serve.tasks.merging.median import weighted_median
 from serve.tasks.merging.vote import majority
 from serve.tasks.plurals import singular_phrase
 from serve.tasks.points import LabelledPoint
+from serve.tasks.reply import CUT, Reply, Result
+from serve.tasks.request import Request
 from serve.tasks.vqa import Question, stripped
 
 MOST = 1_000_000

@@ -5,9 +5,10 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from serve.limits import MAX_LABELS
-from serve.tasks.base import LABELS, Request, Task
+from serve.tasks.base import LABELS, Task
 from serve.tasks.boxes import DetectResult, label_key, phrase
 from serve.tasks.merging.box_fusion import HALF, box_fusion
+from serve.tasks.request import Request
 
 Phrase = Annotated[str, Field(min_length=1, max_length=200)]
 

@@ -4,17 +4,16 @@ import json
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
-from pydantic_core import from_json
 
 from serve.engines.base import Generation
 from serve.errors import ParseError
-from serve.tasks.base import Instruction, Request, Task, TextField
+from serve.tasks.base import Instruction, Task, TextField
 from serve.tasks.extracted import ExtractResult
+from serve.tasks.json_reply import read_object
 from serve.tasks.merging.field_vote import field_vote
 from serve.tasks.object_schema import MAX_TEXT, fault_of, object_schema
+from serve.tasks.request import Request
 
-MAX_REPLY = 65_536  # characters of a reply that are read
-CUT = "The reply was cut by max_tokens before the end of its object."
 SchemaText = Annotated[
     str,
     BeforeValidator(object_schema),
@@ -56,15 +55,11 @@ def _schema(request: ExtractRequest) -> str:
 
 def _read(generation: Generation, request: ExtractRequest) -> ExtractResult:
     """Return the object of a reply. Raises ParseError where there is none, or it does not satisfy the schema."""
-    text = generation.text[:MAX_REPLY]
-    start, end = text.find("{"), text.rfind("}")
-    if not 0 <= start < end:
-        raise ParseError(CUT if generation.cut else "The reply has no JSON object.")
+    value = read_object(generation)
     try:
-        value = from_json(text[start : end + 1], allow_inf_nan=False)
         fault = fault_of(value, request.schema_)
-    except ValueError as error:
-        raise ParseError(CUT if generation.cut else f"The reply is not JSON: {error}.") from None
+    except ValueError as error:  # a number too large
+        raise ParseError(f"The reply is not JSON: {error}.") from None
     if fault is not None:
         raise ParseError(f"The reply does not satisfy the schema. {fault}")
     return ExtractResult.of(value, request.schema_)

@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from pydantic import Field, PrivateAttr
 
-from serve.tasks.base import Probability, Result
+from serve.tasks.reply import Result
+from serve.tasks.request import Probability
 
 NEAR = 1e-6
 """The relative difference up to which two numbers are equal."""

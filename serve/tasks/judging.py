@@ -5,9 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serve.tasks.base import Judgement, Judging, Merged, Reply
+from serve.tasks.base import Judging
 from serve.tasks.merging.agreement import agreed, weigh
 from serve.tasks.merging.medoid import backers, comparable, text_deviations
+from serve.tasks.reply import Judgement, Merged, Reply
 
 LONGEST = 1500  # letters of a reply that the judge is shown
 VERDICT = "Look at the image, correct the mistakes, and write the one best answer. Give only the answer."

@@ -3,8 +3,8 @@
 from pydantic import field_validator
 
 from serve.media.masks import Rle
-from serve.tasks.base import Result
 from serve.tasks.boxes import LabelledBox, distinct
+from serve.tasks.reply import Result
 
 
 class LabelledMask(LabelledBox):

@@ -5,11 +5,12 @@ import re
 from pydantic import Field
 
 from serve.engines.base import Generation
-from serve.tasks.base import Instruction, Request, Task
+from serve.tasks.base import Instruction, Task
 from serve.tasks.merging.line_fusion import with_boxes
 from serve.tasks.merging.medoid import medoid
 from serve.tasks.merging.rover import likeness, rover
 from serve.tasks.ocr_result import OcrResult
+from serve.tasks.request import Request
 
 NO_TEXT = "(no text)"
 READ = (

@@ -6,8 +6,8 @@ from pydantic import Field
 
 from serve.engines.base import Generation
 from serve.errors import ParseError
-from serve.tasks.base import CUT, TextResult
 from serve.tasks.boxes import LabelledBox
+from serve.tasks.reply import CUT, TextResult
 
 
 class OcrResult(TextResult):

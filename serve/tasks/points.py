@@ -8,8 +8,9 @@ from pydantic import BaseModel, Field, field_validator
 
 from serve.media.geometry import Box
 from serve.media.masks import Mask
-from serve.tasks.base import Probability, Result
 from serve.tasks.boxes import LabelledBox, label_key
+from serve.tasks.reply import Result
+from serve.tasks.request import Probability
 
 REACH = 0.1
 """The distance of two models' points of one object, at most, as a part of the image's side (of its area's root)."""

@@ -2,8 +2,9 @@
 
 from pydantic import BaseModel, field_validator
 
-from serve.tasks.base import Probability, Result
 from serve.tasks.boxes import label_key
+from serve.tasks.reply import Result
+from serve.tasks.request import Probability
 
 
 class ScoredLabel(BaseModel):

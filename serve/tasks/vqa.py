@@ -5,8 +5,10 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from serve.tasks.answers import normalise
-from serve.tasks.base import QUESTION, Instruction, Reply, Request, Task, TextResult, text_of
+from serve.tasks.base import QUESTION, Instruction, Task
 from serve.tasks.merging.vote import majority
+from serve.tasks.reply import Reply, TextResult, text_of
+from serve.tasks.request import Request
 
 _UNSEEN = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\u2800\u3164\ufeff"
 """Letters that show nothing and are no white space to Python: soft hyphen, zero-width blanks and joiners, marks of

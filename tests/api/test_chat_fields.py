@@ -97,7 +97,7 @@ async def test_unsupported_fields_of_a_model_are_refused(field: str, value: Any,
 def test_each_field_is_passed_on_or_refused_by_a_chat_with_a_task() -> None:
     known = {*PASSED_ON, *NEUTRAL, *READ_BY_TASKS, *REFUSED_BY_TASKS, *REFUSED_BY_ALL, *WITHOUT_EFFECT}
     new = set(ChatCompletionRequest.model_fields) - known
-    assert not new, f"{new}: CONTRIBUTING, Add a request field, says what a chat with a task does with it"
+    assert not new, f"{new}: serve/api/CHANGING.md, Add a request field, says what a chat with a task does with it"
     of_streams = set(StreamOptions.model_fields) - {"include_usage", "continuous_usage_stats", "include_obfuscation"}
     assert not of_streams, (
         f"{of_streams}: refuse stream_options.NAME in _refuse_single_model_fields, test that below, then add it here"

@@ -15,7 +15,7 @@ from serve.api.responses import PIECE, PiecewiseJson
 from serve.engines.base import Piece, Prompt, Token
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
-from serve.tasks.base import Usage
+from serve.tasks.reply import Usage
 from serve.worker import Worker
 
 PATH = "/v1/chat/completions"

@@ -17,7 +17,7 @@ from serve.api.model_responses.response import ResponseEvents, ResponseHead
 from serve.engines.base import Prompt, ToolCallPart
 from serve.engines.fake import FakeEngine
 from serve.models import MODELS
-from serve.tasks.base import Usage
+from serve.tasks.reply import Usage
 from serve.worker import Worker
 
 TEXT, OTHER = "a red square", "red"

@@ -26,7 +26,7 @@ from serve.media.shared_pixels import SharedPixels
 from serve.models import MODELS
 from serve.router import Router
 from serve.router import router as routers
-from serve.tasks.base import Merged
+from serve.tasks.reply import Merged
 from serve.worker import Worker
 
 

@@ -12,7 +12,7 @@ from serve.client.board import Board
 from serve.router.merge_streams import Ended
 from serve.router.model_call import ModelCall
 from serve.router.route import Deadline
-from serve.tasks.base import Reply, Waiting
+from serve.tasks.reply import Reply, Waiting
 
 NOTICES = ["it waits for the place of b", "it is being woken"]
 QUESTION = {"question": "what?", "image": URL}

@@ -30,9 +30,9 @@ from serve.models.llava_tasks import REGION
 from serve.models.remote import RemoteModel, chat_messages, remote_model
 from serve.router import Router
 from serve.tasks import TASKS
-from serve.tasks.base import Reply
 from serve.tasks.boxes import LabelledBox
 from serve.tasks.detect import DetectRequest
+from serve.tasks.reply import Reply
 from serve.worker import Worker
 
 ENTRY = ModelArgs(name=LLAVA, check=True)

@@ -34,7 +34,8 @@ from serve.models.base import Turn
 from serve.models.instructed import chat_messages
 from serve.models.reasoning import THINK, Reasoning
 from serve.tasks import TASKS
-from serve.tasks.base import Reply, reasoning_options
+from serve.tasks.reply import Reply
+from serve.tasks.request import reasoning_options
 from serve.tasks.vqa import VqaRequest, VqaResult
 from serve.worker import Worker
 

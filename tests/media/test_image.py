@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from serve.errors import BadRequest, ServeError, TooLarge
 from serve.media.image import MAX_BYTES, Image, decode_image, image_from_url
 from serve.media.outline import MAX_SCANS, MAX_SIDE
-from serve.tasks.base import Request
+from serve.tasks.request import Request
 
 RED, GREEN, BLUE, YELLOW, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 255, 255)
 

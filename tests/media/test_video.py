@@ -15,7 +15,7 @@ from serve.errors import BadRequest, ServeError, TooLarge
 from serve.media import video_decoder
 from serve.media.video import Video, decode_video, video_from_url
 from serve.media.video_caps import CAPS, Caps, evenly, sniff
-from serve.tasks.base import Request
+from serve.tasks.request import Request
 
 
 def caps(**changed: Any) -> Caps:

@@ -17,7 +17,7 @@ from serve.models import MODELS
 from serve.models.contracts import LFM2_VL, LFM2_VL_3B
 from serve.models.reasoning import BRACKETS, Reasoning
 from serve.tasks import TASKS
-from serve.tasks.base import Result
+from serve.tasks.reply import Result
 
 IMAGE = Image(np.zeros((480, 640, 3), np.uint8))
 

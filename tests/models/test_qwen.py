@@ -16,13 +16,13 @@ from serve.models.base import Model, with_limits
 from serve.models.contracts import Multiples
 from serve.models.own import Own, own
 from serve.models.reasoning import reasoning_refusal
-from serve.tasks.base import Reply
 from serve.tasks.boxes import DetectResult
 from serve.tasks.count import CountRequest, CountResult
 from serve.tasks.detect import DetectRequest
 from serve.tasks.ocr import OcrRequest
 from serve.tasks.point import PointRequest
 from serve.tasks.points import PointResult
+from serve.tasks.reply import Reply
 from serve.tasks.vqa import VqaRequest
 from serve.worker import Worker
 

@@ -17,10 +17,11 @@ from serve.media.image import Image
 from serve.models import MODELS
 from serve.router import Router
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply, Request
 from serve.tasks.caption import CaptionRequest, CaptionResult
 from serve.tasks.chat import ChatRequest, ChatResult
 from serve.tasks.judging import LONGEST, question, quote
+from serve.tasks.reply import Merged, Reply
+from serve.tasks.request import Request
 from serve.worker import Worker
 
 PICTURE = Image(np.zeros((4, 4, 3), np.uint8))

@@ -17,8 +17,9 @@ from serve.models.base import Model
 from serve.router import Router
 from serve.router.route import Status
 from serve.tasks import TASKS
-from serve.tasks.base import Delta, Event, Merged, Reply, Request
 from serve.tasks.chat import ChatRequest
+from serve.tasks.reply import Delta, Event, Merged, Reply
+from serve.tasks.request import Request
 from serve.tasks.vqa import VqaRequest, VqaResult
 
 PICTURE = Image(np.zeros((4, 4, 3), np.uint8))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 import pytest
-from pydantic import Field
+from pydantic import Field, field_validator
 from served import LLAVA, URL, calling, message, picture
 
 from loadtest.asks import Asks, Served
@@ -17,6 +17,7 @@ from serve.api.app import create_app
 from serve.api.model_list import model_list
 from serve.arena.presentation import length, present
 from serve.client.asking import text_fields
+from serve.client.board import format_result
 from serve.client.evaluation import export
 from serve.client.evaluation.annotations import Labelled
 from serve.client.evaluation.asker import form
@@ -30,11 +31,13 @@ from serve.models.base import Model
 from serve.models.instructed import chat_messages, instructed_skills
 from serve.router import Router
 from serve.tasks import TASKS
-from serve.tasks.base import Instruction, Reply, Request, Result, Task, TextField
+from serve.tasks.base import Instruction, Task, TextField
 from serve.tasks.labels.json_lines import write_json_lines
 from serve.tasks.labels.label_studio import read_label_studio, write_label_studio
 from serve.tasks.labels.picture import Answered
 from serve.tasks.merging.vote import majority
+from serve.tasks.reply import Reply, Result
+from serve.tasks.request import Request
 from serve.tasks.vqa import Question
 from serve.worker import Worker
 
@@ -105,6 +108,42 @@ def test_load_test_sends_a_new_task_no_more_labels_than_its_request_takes() -> N
     for _ in range(8):
         TallyRequest.model_validate_json(asks.task(stream=False).body)
         assert b";" not in asks.fan_out(stream=False).body.partition(b'"text"')[2]
+
+
+class PairRequest(Request):
+    things: Annotated[list[str], Field(min_length=2, max_length=2)]
+
+    @field_validator("things")
+    @classmethod
+    def _refuse_the_same(cls, things: list[str]) -> list[str]:
+        if len(set(things)) < len(things):
+            raise ValueError("name two different things")
+        return things
+
+
+@pytest.mark.usefixtures("tally")
+def test_load_test_names_two_different_things_where_a_task_wants_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = {"things": ["red circle", "blue square"]}
+    pair = dataclasses.replace(TALLY, name="pair", request=PairRequest, example=example)
+    monkeypatch.setitem(TASKS, "pair", pair)
+    assert (pair.min_phrases, pair.max_phrases, TASKS["detect"].min_phrases, TASKS["vqa"].min_phrases) == (
+        2,
+        2,
+        1,
+        None,
+    )
+    asks = Asks(Served(("m",), {"pair": ("m",)}), size="1x", repeat=32, tokens=1)
+    sent = [PairRequest.model_validate_json(asks.task(stream=False).body).things for _ in range(32)]
+    assert example["things"] in sent and any(things != example["things"] for things in sent)
+    model = dataclasses.replace(MODELS[LLAVA], skills=instructed_skills(MODELS[LLAVA].converse))
+    (entry,) = (entry for entry in model_list({model.name: model}, {}).data if entry.id == "pair")
+    assert (entry.diptych.min_phrases, entry.diptych.max_phrases) == (2, 2)
+
+
+def test_later_fields_of_a_result_are_printed_with_their_names() -> None:
+    assert format_result({"larger": "red circle", "ratio": 2.50001, "by": "words", "points": []}) == [
+        "red circle  ratio 2.5  by words"
+    ]
 
 
 @pytest.mark.usefixtures("tally")

@@ -9,7 +9,7 @@ from serve.api.chat_completions.response import CompletionHead, finish_reason
 from serve.api.events import judge_usage, total_usage
 from serve.router.route import Route
 from serve.tasks import TASKS
-from serve.tasks.base import Delta, Event, Merged, Reply, Usage, Waiting
+from serve.tasks.reply import Delta, Event, Merged, Reply, Usage, Waiting
 
 DISAGREE = "The models disagree."
 

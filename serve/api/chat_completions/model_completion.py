@@ -35,7 +35,8 @@ from serve.router.merge_streams import Ended, merge_streams
 from serve.router.model_call import ModelCall
 from serve.router.route import Deadline, Route
 from serve.router.router import check_reasoning, takes_media, unsupported_media
-from serve.tasks.base import Usage, reasoning_options
+from serve.tasks.reply import Usage
+from serve.tasks.request import reasoning_options
 
 DEADLINE_S = 600.0
 MAX_LOGPROBS = 100_000

@@ -9,7 +9,7 @@ from serve.api.chat_completions.messages import Message, Note, StrictModel, refu
 from serve.api.chat_completions.tools import MAX_TOOLS, FunctionTool, ToolChoice
 from serve.engines.json_schema import schema_text
 from serve.limits import MAX_CHOICES, within
-from serve.tasks.base import (
+from serve.tasks.request import (
     MAX_MODELS,
     BudgetField,
     DeadlineField,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from serve.api.chat_completions.request import StreamOptions
 from serve.api.responses import encode_json, sse_event
 from serve.engines.base import HALF, Token, ToolCallPart
-from serve.tasks.base import Usage
+from serve.tasks.reply import Usage
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 LEAST = -9999.0  # JSON has no minus infinity, and nothing that is no number

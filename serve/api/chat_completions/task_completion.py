@@ -21,7 +21,7 @@ from serve.rights import RIGHTS
 from serve.router import Router
 from serve.router.router import CHAT, able_routes, suited
 from serve.tasks import TASKS
-from serve.tasks.base import Request
+from serve.tasks.request import Request
 
 # Fields that only a single model supports, with the values that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {

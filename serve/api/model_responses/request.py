@@ -16,7 +16,7 @@ from serve.api.chat_completions.messages import (
 from serve.api.chat_completions.request import MOST_TOKENS, JsonFormat, SharedFields, TextFormat
 from serve.api.chat_completions.tools import MAX_TOOLS, FunctionName, FunctionReference
 from serve.errors import BadRequest
-from serve.tasks.base import EffortField, Name
+from serve.tasks.request import EffortField, Name
 
 MAX_ITEMS = 256
 

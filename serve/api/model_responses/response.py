@@ -11,7 +11,7 @@ from serve.api.chat_completions.response import Choice, CompletionEvents, Comple
 from serve.api.model_responses.request import NamedFunction, ResponseRequest
 from serve.api.responses import encode_json, sse_event
 from serve.engines.base import ToolCallPart
-from serve.tasks.base import Usage
+from serve.tasks.reply import Usage
 
 Status = Literal["in_progress", "completed", "incomplete"]
 Kind = Literal["reasoning", "message", "call"]

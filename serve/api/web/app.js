@@ -131,12 +131,13 @@ function written() {
   addressed();
 }
 
-/** The example's words; for phrases, what the shipped scene shows: one of them where the example has one. */
+/** The example's words; for phrases, what the shipped scene shows, as many as the task takes: one where the example has one. */
 function suggested() {
   const shapes = scenes[picture?.scene]?.shapes ?? [];
   if (task.text_kind !== "phrases" || !shapes.length) return task.example.join("; ");
   const labels = [...new Set(shapes.map((shape) => shape.label))];
-  return (task.example.length === 1 ? labels.slice(0, 1) : labels).join("; ");
+  if (labels.length < (task.min_phrases ?? 0)) return task.example.join("; ");
+  return labels.slice(0, task.example.length === 1 ? 1 : (task.max_phrases ?? undefined)).join("; ");
 }
 
 function rechosen() {

@@ -120,13 +120,20 @@ function facts(reply) {
   return said.join(" · ") || "no word";
 }
 
+/** The fields after a result's first one that are a text or a number, with their names. */
+function further(layer, result) {
+  return Object.entries(result).slice(1)
+    // how one of several models counted says nothing of the merged count
+    .filter(([name, value]) => ["string", "number"].includes(typeof value) && !(name === "by" && layer === MERGED))
+    .map(([name, value]) => made("span.quiet", {}, ` ${name} ${typeof value === "number" ? +value.toPrecision(4) : value}`));
+}
+
 /** A result as elements: a sentence, or a list of what was found, each linked with its place in the picture. */
 function shown(layer, result, supporters = []) {
   if (!listsPlaces(result)) {
     if (result.data) return [made("pre", {}, words(result)), supported(supporters[0])];
     if (result.labels) return [classified(result.labels), supported(supporters[0])];
-    const by = result.by && layer !== MERGED ? made("span.quiet", {}, ` by ${result.by}`) : null;
-    return [made("p.said", {}, words(result) || "(nothing)", by), supported(supporters[0])];
+    return [made("p.said", {}, words(result) || "(nothing)", ...further(layer, result)), supported(supporters[0])];
   }
   const places = placesOf(result);
   if (!places.length) return [made("p.said", {}, "Nothing found.")];

@@ -9,8 +9,8 @@ from serve.client.evaluation.batch import Job, ask_all
 from serve.client.evaluation.lines import Kept
 from serve.tasks import TASKS
 from serve.tasks.answers import normalise
-from serve.tasks.base import TextResult
 from serve.tasks.labels.picture import result_text
+from serve.tasks.reply import TextResult
 
 Json = dict[str, Any]
 QUESTION = (

@@ -13,7 +13,8 @@ from serve.client.http_client import Failure, Misuse
 from serve.errors import ParseError
 from serve.models import MODELS
 from serve.tasks import TASKS
-from serve.tasks.base import MergeRule, Reply
+from serve.tasks.base import MergeRule
+from serve.tasks.reply import Reply
 
 Json = dict[str, Any]
 RESAMPLES = 1000

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serve.tasks import TASKS
-from serve.tasks.base import TextResult
 from serve.tasks.labels.picture import Answered, Json, answered
+from serve.tasks.reply import TextResult
 
 
 def write_json_lines(folder: Path, pictures_in: Path, pictures: Sequence[Answered]) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from serve.tasks.base import Merged, Reply, Result
+from serve.tasks.reply import Merged, Reply, Result
 
 
 def weigh(replies: Sequence[Reply], weights: Mapping[str, float]) -> dict[str, float]:

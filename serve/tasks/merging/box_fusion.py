@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from serve.tasks.base import Merged, MergeRule, Reply
+from serve.tasks.base import MergeRule
 from serve.tasks.boxes import DetectResult, LabelledBox
 from serve.tasks.merging.agreement import agreed, weigh
 from serve.tasks.merging.sightings import Cluster, clusters, fused, fused_score, overlapping, settled
+from serve.tasks.reply import Merged, Reply
 
 HALF = 0.5
 

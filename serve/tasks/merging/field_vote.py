@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from serve.tasks.base import Merged, MergeRule, Reply
+from serve.tasks.base import MergeRule
 from serve.tasks.extracted import (
     NEAR,
     ExtractResult,
@@ -18,6 +18,7 @@ from serve.tasks.extracted import (
 )
 from serve.tasks.merging.agreement import agreed, standing, weigh
 from serve.tasks.object_schema import fault_of
+from serve.tasks.reply import Merged, Reply
 
 ABSENT = object()
 """The value of a field that an object does not have: a vote, too."""

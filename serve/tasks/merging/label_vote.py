@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from serve.tasks.base import Merged, MergeRule, Reply
+from serve.tasks.base import MergeRule
 from serve.tasks.boxes import label_key
 from serve.tasks.merging.agreement import agreed, standing, weigh
+from serve.tasks.reply import Merged, Reply
 from serve.tasks.scored_labels import ClassifyResult, ScoredLabel, label_likeness
 
 HALF = 0.5

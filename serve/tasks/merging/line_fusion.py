@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from serve.tasks.base import Merged, MergeRule, Reply
+from serve.tasks.base import MergeRule
 from serve.tasks.boxes import LabelledBox
 from serve.tasks.merging.agreement import weigh
 from serve.tasks.merging.sightings import Cluster, clusters, fused, fused_score, settled
 from serve.tasks.ocr_result import OcrResult
+from serve.tasks.reply import Merged, Reply
 
 
 class _Line(LabelledBox):

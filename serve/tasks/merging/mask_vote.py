@@ -9,11 +9,12 @@ import numpy as np
 
 from serve.media.geometry import Box
 from serve.media.masks import Mask, Window, decode_in, encode_in, overlap, sample
-from serve.tasks.base import Merged, MergeRule, Reply
+from serve.tasks.base import MergeRule
 from serve.tasks.masks import LabelledMask, SegmentResult
 from serve.tasks.merging.agreement import agreed, weigh
 from serve.tasks.merging.box_fusion import box_deviations
 from serve.tasks.merging.sightings import Cluster, clusters, fused, fused_score, overlapping, settled
+from serve.tasks.reply import Merged, Reply
 
 VOTERS = 12  # so many masks are looked up at once
 FULL = 100_000_000  # pixels of masks that one merge reads: of more, it looks at a grid of

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
-from serve.tasks.base import Merged, MergeRule, Reply
+from serve.tasks.base import MergeRule
 from serve.tasks.merging.agreement import agreed, standing, weigh
+from serve.tasks.reply import Merged, Reply
 
 
 def weighted_median(number: Callable[[Reply], int], by_confidence: bool = False) -> MergeRule:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from rapidfuzz import fuzz, utils
 
 from serve.tasks.answers import letter_signs
-from serve.tasks.base import Merged, MergeRule, Reply, text_of
+from serve.tasks.base import MergeRule
 from serve.tasks.merging.agreement import agreed, standing, weigh
+from serve.tasks.reply import Merged, Reply, text_of
 
 Likeness = Callable[[str, str], float]  # of two texts, 0..1
 

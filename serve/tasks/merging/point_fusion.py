@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from serve.media.geometry import Array
-from serve.tasks.base import Merged, MergeRule, Reply
+from serve.tasks.base import MergeRule
 from serve.tasks.boxes import LabelledBox
 from serve.tasks.merging.agreement import agreed, weigh
 from serve.tasks.merging.box_fusion import box_deviations
 from serve.tasks.merging.sightings import Cluster, Sameness, clusters, fused, fused_score, settled
 from serve.tasks.points import LabelledPoint, PointResult, middle
+from serve.tasks.reply import Merged, Reply
 
 SAME = 0.5
 """The likeness of two points at the distance of an image's reach: it falls from 1 to 0 over twice that distance."""

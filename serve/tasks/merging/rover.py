@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-from serve.tasks.base import Merged, MergeRule, Reply, Result, text_of
+from serve.tasks.base import MergeRule
 from serve.tasks.merging.agreement import agreed, standing, weigh
 from serve.tasks.merging.alignment import LETTERS, Slot, Work, network
 from serve.tasks.merging.medoid import backers, comparable, text_deviations
+from serve.tasks.reply import Merged, Reply, Result, text_of
 
 COMPARED = 20_000_000  # pairs of words, or what takes as long, in one merge: about a second
 LONGEST_WORD = 64  # letters: what is longer is no word, and is not voted on letter by letter

@@ -7,8 +7,8 @@ from typing import Generic
 import numpy as np
 
 from serve.media.geometry import Box, iou
-from serve.tasks.base import Reply
 from serve.tasks.boxes import REPEATED, ROWS, BoxT, Likeness, label_key, leaders
+from serve.tasks.reply import Reply
 
 SAME_BOX = 0.55  # weighted box fusion's threshold: boxes that overlap this much show one object
 MOST = 3200  # boxes that are compared with each other: fifty of each of 64 models, 800 of each of four

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from serve.tasks.base import Merged, MergeRule, Reply
+from serve.tasks.base import MergeRule
 from serve.tasks.merging.agreement import agreed, standing, weigh
+from serve.tasks.reply import Merged, Reply
 
 
 def majority(key: Callable[[Reply], str], by_confidence: bool = False) -> MergeRule:

@@ -14,7 +14,7 @@ from deployments.groups.policy import Kind
 from deployments.groups.scheduler import Scheduler
 from serve.engines.base import State
 from serve.errors import ModelError
-from serve.tasks.base import Waiting
+from serve.tasks.reply import Waiting
 
 
 class Engine:

@@ -39,7 +39,7 @@ from serve.media.image import undecoded_image
 from serve.models import MODELS
 from serve.models.remote import RemoteModel, remote_model
 from serve.router import Router
-from serve.tasks.base import Delta, Reply
+from serve.tasks.reply import Delta, Reply
 from serve.tasks.vqa import VqaRequest
 from serve.worker import Worker
 

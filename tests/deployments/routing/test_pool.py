@@ -27,8 +27,9 @@ from serve.models import MODELS
 from serve.router import Router
 from serve.router.route import Status
 from serve.router.router import able_routes
-from serve.tasks.base import Delta, Reply, Request
 from serve.tasks.caption import CaptionRequest
+from serve.tasks.reply import Delta, Reply
+from serve.tasks.request import Request
 from serve.tasks.vqa import VqaRequest
 from serve.transport.server import StreamServer
 from serve.worker import Worker

@@ -37,6 +37,8 @@ TEXTS = {
     "extract": {"a": 1, "b": [{"c": "é"}]},
     "classify": [{"label": "cat", "score": 0.5}, {"label": "dog", "score": 1.0}],
 }
+FURTHER = {"classify": {"multiple": True}}
+"""Other fields that a result of a task must have."""
 
 
 def disc(x: int, y: int, radius: int) -> Any:
@@ -66,7 +68,7 @@ def pictures(task: str) -> list[Answered]:
         field = next(iter(TASKS[task].result.model_fields))
         text_by_field = {"question": "what?", "labels": ["cat"], "schema": '{"type":"object"}'}
         fields = TASKS[task].text_in({**TASKS[task].example, **text_by_field})
-        result = {field: TEXTS[task], **({"multiple": True} if task == "classify" else {})}
+        result = {field: TEXTS[task], **FURTHER.get(task, {})}
         return [Answered(name, task, fields, SIZE, result, 0.9, {"toy-llava": result}) for name in NAMES]
     ring = disc(20, 20, 9) & ~disc(20, 20, 4)
     parts = disc(45, 10, 5) | disc(45, 40, 4)

@@ -3,8 +3,8 @@
 import pytest
 
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply
 from serve.tasks.boxes import DetectResult, LabelledBox, label_key
+from serve.tasks.reply import Merged, Reply
 
 Row = tuple[str, tuple[float, float, float, float], float]
 

@@ -7,9 +7,9 @@ import pytest
 
 from serve.client.evaluation.measures.objects import field_accuracy
 from serve.client.evaluation.score import resamples
-from serve.tasks.base import Merged, Reply
 from serve.tasks.extract import EXTRACT
 from serve.tasks.extracted import ExtractResult
+from serve.tasks.reply import Merged, Reply
 
 
 def merge(

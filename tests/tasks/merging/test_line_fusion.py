@@ -1,9 +1,9 @@
 """Lines of text with their boxes: fused where they lie in the same place, whatever they say."""
 
 from serve.tasks import TASKS
-from serve.tasks.base import Reply
 from serve.tasks.boxes import LabelledBox
 from serve.tasks.ocr_result import OcrResult
+from serve.tasks.reply import Reply
 
 
 def reply(model: str, *lines: tuple[str, float, float], confidence: float = 0.5) -> Reply:

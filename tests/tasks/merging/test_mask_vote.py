@@ -5,9 +5,9 @@ import pytest
 
 from serve.media.masks import Mask, Rle, area, decode, encode
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply
 from serve.tasks.masks import LabelledMask, SegmentResult
 from serve.tasks.merging import mask_vote
+from serve.tasks.reply import Merged, Reply
 
 HEIGHT, WIDTH = 60, 80
 Box = tuple[int, int, int, int]

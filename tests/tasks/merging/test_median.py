@@ -3,8 +3,8 @@
 import pytest
 
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply
 from serve.tasks.count import CountResult
+from serve.tasks.reply import Merged, Reply
 
 
 def merge(method: str, *counts: int, sure: tuple[float, ...] = (), **weights: float) -> Merged:

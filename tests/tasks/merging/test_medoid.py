@@ -3,9 +3,9 @@
 import pytest
 
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply
 from serve.tasks.caption import CaptionResult
 from serve.tasks.merging.medoid import similarity
+from serve.tasks.reply import Merged, Reply
 
 TEXTS = ("a red circle and a star", "a dog", "a red circle and a blue star")
 

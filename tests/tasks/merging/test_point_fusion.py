@@ -5,8 +5,8 @@ import math
 import pytest
 
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply
 from serve.tasks.points import PointResult
+from serve.tasks.reply import Merged, Reply
 
 Row = tuple[str, tuple[float, float], float]
 SIZE = (100, 400)  # of an area whose root is 200: points within 20 pixels are one object

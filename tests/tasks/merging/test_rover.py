@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply
 from serve.tasks.merging import alignment
 from serve.tasks.merging.alignment import Work, network
 from serve.tasks.merging.rover import vote
 from serve.tasks.ocr import OcrResult
+from serve.tasks.reply import Merged, Reply
 
 
 def read(*texts: str, sure: tuple[float, ...] = (), weights: dict[str, float] | None = None) -> Merged:

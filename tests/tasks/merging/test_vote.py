@@ -3,7 +3,7 @@
 import pytest
 
 from serve.tasks import TASKS
-from serve.tasks.base import Merged, Reply
+from serve.tasks.reply import Merged, Reply
 from serve.tasks.vqa import VqaResult
 
 

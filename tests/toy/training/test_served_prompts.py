@@ -11,8 +11,8 @@ from serve.media.image import Image
 from serve.media.masks import decode
 from serve.models import MODELS
 from serve.tasks import TASKS
-from serve.tasks.base import Request
 from serve.tasks.boxes import DetectResult
+from serve.tasks.request import Request
 from serve.tasks.segment import SegmentResult
 from serve.toy import masks, questions, world
 from serve.toy.training import prompts
