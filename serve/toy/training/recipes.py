@@ -76,7 +76,7 @@ _PALIGEMMA_BALANCED = replace(_PALIGEMMA_ASKED, name="balanced", steps=12000)
 _FINEST = replace(_FINE, name="finest", steps=6000)
 _LLAVA_SHORT = replace(_LLAVA_ASKED, name="short", steps=13000, vqa=10, detect=1)
 _PALIGEMMA_SHORT = replace(_PALIGEMMA_ASKED, name="short", steps=18000, vqa=10, detect=2, segment=1)
-_SHORT_FINE = replace(_FINE, name="short fine", steps=9000, vqa=10, detect=2, segment=2)
+_SHORT_FINE = replace(_FINE, name="short fine", steps=6000, vqa=10, detect=2, segment=2)
 """The last phases, which the second toy of each family has as well."""
 _LLAVA = Recipe(
     "llava",
@@ -125,7 +125,7 @@ RECIPES = {
         phases=(
             replace(_LLAVA_ASKED, steps=8000, side=176),
             replace(_BALANCED, steps=8000, side=176),
-            replace(_LLAVA_SHORT, steps=14000, side=176),
+            replace(_LLAVA_SHORT, steps=12000, side=176),
         ),
         seed=1,
         begins_with="llava",
