@@ -2,10 +2,11 @@
 
 import { fieldsOf, fromUrl, toUrl } from "./asked.js";
 import { Refusal, ask, explained, get, link, named } from "./wire.js";
-import { Column, MergedCard, catalogue, recalled, words } from "./columns.js";
+import { Column, MergedCard, catalogue, recalled } from "./columns.js";
 import { announce, byId, made, offerText, stated, trouble } from "./dom.js";
 import { clear, show, toggle } from "./picture.js";
 import { drawnScene, loaded, marked, opens, shipped, take } from "./pictures.js";
+import { words } from "./places.js";
 import { MERGED, settle, toned } from "./tones.js";
 
 const MAX_HISTORY = 24;
@@ -131,13 +132,13 @@ function written() {
   addressed();
 }
 
-/** The example's words; for phrases, what the shipped scene shows, as many as the task takes: one where the example has one. */
+/** The example's words; of phrases what the shipped scene shows: one where the example has one. */
 function suggested() {
   const shapes = scenes[picture?.scene]?.shapes ?? [];
   if (task.text_kind !== "phrases" || !shapes.length) return task.example.join("; ");
   const labels = [...new Set(shapes.map((shape) => shape.label))];
-  if (labels.length < (task.min_phrases ?? 0)) return task.example.join("; ");
-  return labels.slice(0, task.example.length === 1 ? 1 : (task.max_phrases ?? undefined)).join("; ");
+  const most = task.example.length === 1 ? 1 : (task.max_phrases ?? undefined);
+  return (labels.length < task.min_phrases ? task.example : labels.slice(0, most)).join("; ");
 }
 
 function rechosen() {

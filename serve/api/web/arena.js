@@ -3,7 +3,7 @@
 import { Refusal, explained, get, post } from "./wire.js";
 import { announce, byId, drawn, made, offerText, region, stated, tabled, trouble } from "./dom.js";
 import { drawnScene, loaded, marked, opens, shipped, take } from "./pictures.js";
-import { answerText, edges, found, framed, listsPlaces, placesOf, veil } from "./places.js";
+import { edges, found, framed, listsPlaces, placesOf, veil, words } from "./places.js";
 
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "tie", ArrowDown: "both_bad" };
 const TRIES = 4; // duels that are asked for: one of them may have a model that gives no answer in time
@@ -109,7 +109,7 @@ async function asked(id, form) {
 
 /** An answer as elements: its words, or its boxes, masks and points drawn over the picture, in the same colour for both seats. */
 function shown(result, { url, alt, width, height }) {
-  if (!listsPlaces(result)) return [made("p.said", {}, answerText(result) || "(nothing)")];
+  if (!listsPlaces(result)) return [made("p.said", {}, words(result) || "(nothing)")];
   const canvas = drawn("svg.seen", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${alt}, with what was found` },
     drawn("image", { href: url, width, height }));
   const unit = width / 320;

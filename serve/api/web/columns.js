@@ -3,18 +3,11 @@
 import { get } from "./wire.js";
 import { announce, byId, made, region, sheet, soon } from "./dom.js";
 import { lit, overlaid } from "./picture.js";
-import { answerText, found, listsPlaces, placesOf } from "./places.js";
+import { found, listsPlaces, placesOf, words } from "./places.js";
 import { MERGED, toned } from "./tones.js";
 
 const seconds = (ms) => `${(ms / 1000).toFixed(ms < 9950 ? 2 : 1)} s`;
 const REASONS = { stop: "finished", length: "cut at its limit of words", abort: "stopped" };
-
-/** A reply's words: what was found where, or what the result's first field holds (answer, caption, count, ...). */
-export function words(result) {
-  if (!result) return "";
-  if (listsPlaces(result)) return placesOf(result).map((place) => place.label).join(", ") || "nothing found";
-  return answerText(result);
-}
 
 export class Column {
   constructor(model) {
@@ -120,13 +113,10 @@ function facts(reply) {
   return said.join(" · ") || "no word";
 }
 
-/** The fields after a result's first one that are a text or a number, with their names. */
-function further(layer, result) {
-  return Object.entries(result).slice(1)
-    // how one of several models counted says nothing of the merged count
-    .filter(([name, value]) => ["string", "number"].includes(typeof value) && !(name === "by" && layer === MERGED))
-    .map(([name, value]) => made("span.quiet", {}, ` ${name} ${typeof value === "number" ? +value.toPrecision(4) : value}`));
-}
+/** Later fields that are texts or numbers, by name. How one model counted says nothing of the merged count. */
+const further = (layer, result) => Object.entries(result).slice(1)
+  .filter(([name, value]) => /string|number/.test(typeof value) && !(name === "by" && layer === MERGED))
+  .map(([name, value]) => made("span.quiet", {}, ` ${name} ${value.toPrecision ? +value.toPrecision(4) : value}`));
 
 /** A result as elements: a sentence, or a list of what was found, each linked with its place in the picture. */
 function shown(layer, result, supporters = []) {

@@ -11,11 +11,16 @@ export const placesOf = (result) => FIELDS.map((name) => result?.[name]).find(Ar
 /** Whether a result is a list of places, and not a text or a number. */
 export const listsPlaces = (result) => FIELDS.includes(Object.keys(result ?? {})[0]);
 
-/** What the first field of a result holds, in words: a text, a number, labels, an object. */
-export function answerText(result) {
-  const [answer] = Object.values(result ?? {});
-  if (Array.isArray(answer)) return answer.map((item) => item?.label ?? item).join(" · ");
-  return answer !== null && typeof answer === "object" ? JSON.stringify(answer, null, 2) : String(answer ?? "");
+/** A result in words: how many of what were found, or its first field, a text, a number, labels, an object. */
+export function words(result) {
+  if (!listsPlaces(result)) {
+    const [answer] = Object.values(result ?? {});
+    if (Array.isArray(answer)) return answer.map((item) => item?.label ?? item).join(" · ");
+    return answer !== null && typeof answer === "object" ? JSON.stringify(answer, null, 2) : String(answer ?? "");
+  }
+  const counts = new Map();
+  for (const { label } of placesOf(result)) counts.set(label, (counts.get(label) ?? 0) + 1);
+  return [...counts].map(([label, count]) => (count > 1 ? `${count} × ${label}` : label)).join(", ") || "nothing found";
 }
 
 /** x0 y0 x1 y1 of a box, x y of a point, in whole pixels. */

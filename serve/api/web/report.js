@@ -2,7 +2,7 @@
 // It holds ten thousand pictures: only the tiles on the screen are elements, and no step of work is long.
 
 import { announce, byId, drawn, made, stated } from "./dom.js";
-import { answerText, found, framed, listsPlaces, outline, placesOf, veil } from "./places.js";
+import { found, framed, listsPlaces, outline, placesOf, veil, words } from "./places.js";
 import { rgb, settle, toned } from "./tones.js";
 
 const SLICE_MS = 8; // work in one go, before the page may answer
@@ -340,16 +340,6 @@ function fileUrl(name) {
 }
 
 // A picture and its answers
-
-function words(result) {
-  if (result == null) return "";
-  if (listsPlaces(result)) {
-    const counts = new Map();
-    for (const { label } of placesOf(result)) counts.set(label, (counts.get(label) ?? 0) + 1);
-    return [...counts].map(([label, count]) => (count > 1 ? `${count} × ${label}` : label)).join(", ") || "nothing found";
-  }
-  return answerText(result);
-}
 
 let shown = 0; // closing gives the focus back to the tile that opened, which settles there
 

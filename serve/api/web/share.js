@@ -2,9 +2,8 @@
 
 import { fieldsOf, remembered, toUrl } from "./asked.js";
 import { address, explained, post } from "./wire.js";
-import { words } from "./columns.js";
 import { byId, made, sheet, trouble } from "./dom.js";
-import { listsPlaces, pixels, placesOf } from "./places.js";
+import { listsPlaces, pixels, placesOf, words } from "./places.js";
 import { tone } from "./tones.js";
 
 let last = null; // {asked, answer, picture}
