@@ -36,7 +36,7 @@ def weighted_median(number: Callable[[Reply], int], by_confidence: bool = False)
 
 
 def _middle(votes: Mapping[int, float]) -> list[int]:
-    """Return the one or two medians of numbers by their votes."""
+    """Return the medians of numbers by their votes: one, or two with the numbers between them that have none."""
     numbers = sorted(votes)
     total = sum(votes[value] for value in numbers)
     below = dict(zip(numbers, accumulate((votes[value] for value in numbers), initial=0.0), strict=False))
