@@ -252,21 +252,28 @@ def reasoning_toy(folder: Path) -> Path:
 async def check_reasoning(worker: Worker) -> None:
     """Ask with reasoning on and with budgets: the engine ends it after exactly so many tokens, and an answer follows.
 
-    The toy never learned to go on after the mark, where it first writes the token that ends a reply, nor to end its
-    reasoning.
+    The toy never learned to go on after a mark: it first writes the token that ends a reply, and of some pictures
+    little but that, before the end of its reasoning or after it.
     """
-    (item,) = items("vqa", 1, seed=2)
     reasons = {"reasoning_effort": "high", "ignore_eos": True, "max_tokens": 32}
-    endless, tokens = await answer(worker, item, **reasons), await written(worker, item, **reasons)
-    assert endless.reasoning and not endless.text and "</think>" not in tokens
-    assert endless.error is not None and "ended within its reasoning" in endless.error.message
-    first = next(at for at, token in enumerate(tokens) if token.strip() and token != "</s>")
-    for budget in (first + 1, first + 4):
-        bounded = {**reasons, "thinking_token_budget": budget}
-        reply, ended = await answer(worker, item, **bounded), await written(worker, item, **bounded)
-        assert ended[: budget + 1] == [*tokens[:budget], "</think>"]
-        assert reply.status == "ok" and reply.text and reply.reasoning is not None
-        assert reply.reasoning.strip() == "".join(tokens[:budget]).replace("</s>", "").strip()
+    answered = 0
+    for item in items("vqa", 12, seed=2):
+        tokens = await written(worker, item, **reasons)
+        first = next((at for at, token in enumerate(tokens) if token.strip() and token != "</s>"), None)
+        if first is None or first > 16:
+            continue
+        endless = await answer(worker, item, **reasons)
+        assert endless.reasoning and not endless.text and "</think>" not in tokens
+        assert endless.error is not None and "ended within its reasoning" in endless.error.message
+        for budget in (first + 1, first + 4):
+            bounded = {**reasons, "thinking_token_budget": budget}
+            reply, ended = await answer(worker, item, **bounded), await written(worker, item, **bounded)
+            assert ended[: budget + 1] == [*tokens[:budget], "</think>"]
+            if reply.status == "ok":
+                answered += 1
+                assert reply.text and reply.reasoning is not None
+                assert reply.reasoning.strip() == "".join(tokens[:budget]).replace("</s>", "").strip()
+    assert answered >= 2
 
 
 async def written(worker: Worker, item: Any, **fields: Any) -> list[str]:
