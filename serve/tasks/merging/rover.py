@@ -60,10 +60,10 @@ def vote(texts: Sequence[str], says: Sequence[float]) -> list[str]:
         there = sum(says[at] for at in slot)
         if 2 * there < sum(says):
             continue
-        words = _words([line.split() for line in slot.values()], [says[at] for at in slot], work)
-        if words is None:
+        voted_words = _words([line.split() for line in slot.values()], [says[at] for at in slot], work)
+        if voted_words is None:
             return []
-        lines.append(" ".join(words))
+        lines.append(" ".join(voted_words))
     return ["\n".join(lines)]
 
 
