@@ -9,7 +9,7 @@ from serve.engines.base import Generation
 from serve.errors import ParseError
 from serve.tasks.base import Instruction, Task, TextField
 from serve.tasks.extracted import ExtractResult
-from serve.tasks.json_reply import read_object
+from serve.tasks.json_reply import CUT_OBJECT, read_object
 from serve.tasks.merging.field_vote import field_vote
 from serve.tasks.object_schema import MAX_TEXT, fault_of, object_schema
 from serve.tasks.request import Request
@@ -59,7 +59,7 @@ def _read(generation: Generation, request: ExtractRequest) -> ExtractResult:
     try:
         fault = fault_of(value, request.schema_)
     except ValueError as error:  # a number too large
-        raise ParseError(f"The reply is not JSON: {error}.") from None
+        raise ParseError(CUT_OBJECT if generation.cut else f"The reply is not JSON: {error}.") from None
     if fault is not None:
         raise ParseError(f"The reply does not satisfy the schema. {fault}")
     return ExtractResult.of(value, request.schema_)
