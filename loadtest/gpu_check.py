@@ -154,8 +154,8 @@ def _parity(folder: Path, rehearse: bool, limit_s: float) -> tuple[bool, Results
 
 def _served(folder: Path, rehearse: bool, limit_s: float) -> tuple[bool, Results]:
     file = _models(folder, rehearse)
-    clients = "4" if rehearse else "1,32"
-    done, tables = _program("loadtest.gpu_serving", file, folder, limit_s, "--clients", clients)
+    how = ("--clients", "4", "--compared", "1") if rehearse else ("--clients", "1,32")
+    done, tables = _program("loadtest.gpu_serving", file, folder, limit_s, *how)
     failed = [row for row in tables.get("rows", []) if "FAILED" in row[-1]]
     return done.status == 0 and not failed, {**tables, **_over(done)}
 

@@ -24,7 +24,7 @@ from serve.router import Router
 from serve.worker import Worker
 
 ASK = {"image": URL, "question": "which colour?"}
-DUELS = 400
+DUELS = 200
 NAMES = ("toy-llava", "toy-llava-b", "toy-paligemma", "toy-paligemma-b")
 COLOURS = ("red", "blue", "green", "white")
 

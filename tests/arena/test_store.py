@@ -18,7 +18,7 @@ from serve.arena.store import VoteFile, VoteStore, read_votes
 from serve.errors import Conflict, NotFound, Overloaded, Unavailable
 
 WRITER = Path(__file__).with_name("vote_writer.py")
-VOTES = 10_000
+VOTES = 5_000
 
 
 @pytest.fixture

@@ -140,8 +140,8 @@ def test_accuracy_is_above_the_floors(toy):
     for task, floor in evaluate.FLOORS[toy].items():
         assert scores[task].percent >= floor - 10, (task, scores[task])
     if family == "paligemma":
-        changed = sum(a != b for a, b in zip(replies, reference.answers(items, causal=True), strict=True))
-        assert changed >= 8, "a wrong mask must show"
+        some = reference.answers(items[::2], causal=True)
+        assert sum(a != b for a, b in zip(replies[::2], some, strict=True)) >= 4, "a wrong mask must show"
 
 
 @pytest.mark.engine
