@@ -7,7 +7,7 @@ from serve.models.base import Checkpoint, Model, Turn
 from serve.models.llava import llava_prompt, pad
 from serve.models.llava_tasks import FURTHER, llava_skills
 from serve.models.text_replies import parse_toy_ocr
-from serve.models.toys import CONTEXT, FOLDER, toy_card
+from serve.models.toys import FAMILY_ARGS, FOLDER, toy_card
 from serve.models.turns import split_system
 
 
@@ -33,7 +33,7 @@ MODELS = [
         skills=llava_skills(llava_prompt, parse_ocr=parse_toy_ocr),
         converse=toy_prompt,
         prepare=pad,
-        family_args={"max_model_len": CONTEXT, "limit_mm_per_prompt": {"image": 1}},
+        family_args=FAMILY_ARGS,
     )
     for folder, parameters in (("llava", 5_515_392), ("llava-b", 5_519_424))
 ]

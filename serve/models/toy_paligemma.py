@@ -3,7 +3,7 @@
 from serve.models.base import Checkpoint, Model, unchanged
 from serve.models.paligemma_tasks import paligemma_prompt, paligemma_skills
 from serve.models.text_replies import parse_toy_ocr
-from serve.models.toys import CONTEXT, FOLDER, toy_card
+from serve.models.toys import FAMILY_ARGS, FOLDER, toy_card
 
 
 def _toy(folder: str, parameters: int) -> Model:
@@ -23,7 +23,7 @@ def _toy(folder: str, parameters: int) -> Model:
         ),
         converse=paligemma_prompt,
         prepare=unchanged,
-        family_args={"max_model_len": CONTEXT, "limit_mm_per_prompt": {"image": 1}},
+        family_args=FAMILY_ARGS,
         prefix_lm=True,
     )
 

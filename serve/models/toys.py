@@ -1,12 +1,20 @@
 """The toys' folder, and the card that all of them share; the files of their families declare them."""
 
 from pathlib import Path
+from typing import Any
 
 from serve.models.base import Card
 
 FOLDER = Path(__file__).parents[1] / "toy"
 CONTEXT = 512
 """The most tokens of a prompt and its reply: 100 or 121 of them are the image's."""
+FAMILY_ARGS: dict[str, Any] = {
+    "max_model_len": CONTEXT,
+    "limit_mm_per_prompt": {"image": 1},
+    # 64 requests of 220 tokens, where a picture with its question and answer has some 160; vLLM's free pages take
+    # turns, so the whole cache is in memory after a while
+    "kv_cache_memory_bytes": 128 << 20,
+}
 NOTE = (
     "A toy, trained on drawn shapes: it knows ten shapes, twelve colours, counts, places, sizes and some words, "
     "nothing else. "
