@@ -169,6 +169,7 @@ class Packer:
         self.tokens = tokenizer.build_tokenizer(family)
         self._encoded = functools.lru_cache(maxsize=100_000)(self._encode)
         self.head = self.encode("<s>USER: ") if family == "llava" else ()
+        self._separators = [*self.encode(" ;"), *self.encode(","), *self.encode(" and")]
         self.prefix = len(self.head) + (side // nets.PATCH) ** 2
 
     def _encode(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -291,9 +292,7 @@ class Packer:
                 targets = slice(filled, filled + len(answer))
                 keep[b, targets] = self.prefix + at + len(asking) - 1 + np.arange(len(answer))
                 target[b, targets] = answer
-                # The first token decides the rest; without its full weight the model prefers short answers.
-                weight[b, targets] = len(answer) ** -0.5
-                weight[b, filled] = 1.0
+                weight[b, targets] = self.weights(answer, [index for index, _ in named])
                 group[b, targets] = len(kinds)
                 kinds.append(question.kind)
                 at, filled = end, filled + len(answer)
@@ -318,6 +317,19 @@ class Packer:
             about=torch.tensor(about, dtype=torch.long).view(-1, 2),
             sets=torch.tensor(sets, dtype=torch.float32).view(-1, SET),
         )
+
+    def weights(self, answer: tuple[int, ...], starts: Sequence[int]) -> np.ndarray:
+        """Return how much each token of an answer weighs in the loss.
+
+        starts: where in it names of things and boxes begin. The first token decides the rest; without its full weight
+        the model prefers short answers. In a list these decide, too: which thing comes next, and whether another one
+        does, so separators and the end have full weight.
+        """
+        weights = np.full(len(answer), len(answer) ** -0.5, np.float32)
+        weights[[0, *starts]] = 1.0
+        if starts:
+            weights[np.isin(answer, self._separators)] = weights[-1] = 1.0
+        return weights
 
     def _mask(self, owner: np.ndarray, prompt: np.ndarray, exact: bool) -> np.ndarray:
         """Return the attention mask (B, T, T), added to scores: a question sees the image and itself. For PaliGemma

@@ -356,7 +356,7 @@ def _locate(task: str, scene: VariedScene, family: str, rng: random.Random, abse
         if at and rng.random() < 0.2:
             by_phrase.setdefault(grammar.missing(scene, rng), [])
             continue
-        pair = grammar.located(scene, rng, single=family == "llava" or rng.random() < (0.7 if several else 0.5))
+        pair = grammar.located(scene, rng, single=family == "llava" or rng.random() < (0.6 if several else 0.35))
         if pair is not None:
             by_phrase.setdefault(among_other_words(in_other_words(pair[0], rng, least=2), rng), pair[1])
     sought = [(phrase, thing) for phrase, things in by_phrase.items() for thing in things]

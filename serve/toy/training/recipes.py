@@ -77,6 +77,9 @@ _FINEST = replace(_FINE, name="finest", steps=6000)
 _LLAVA_SHORT = replace(_LLAVA_ASKED, name="short", steps=13000, vqa=10, detect=1)
 _PALIGEMMA_SHORT = replace(_PALIGEMMA_ASKED, name="short", steps=18000, vqa=10, detect=2, segment=1)
 _SHORT_FINE = replace(_FINE, name="short fine", steps=6000, vqa=10, detect=2, segment=2)
+_LLAVA_LISTED = replace(_LLAVA_SHORT, name="listed", steps=10000)
+_PALIGEMMA_LISTED = replace(_PALIGEMMA_SHORT, name="listed", steps=9000, detect=3, segment=2)
+_LISTED_FINE = replace(_SHORT_FINE, name="listed fine", steps=3500, detect=3)
 """The last phases, which the second toy of each family has as well."""
 _LLAVA = Recipe(
     "llava",
@@ -91,6 +94,7 @@ _LLAVA = Recipe(
         _LLAVA_ASKED,
         _BALANCED,
         _LLAVA_SHORT,
+        _LLAVA_LISTED,
     ),
     begins_with="tower",
 )
@@ -116,6 +120,8 @@ _PALIGEMMA = replace(
         _FINEST,
         _PALIGEMMA_SHORT,
         _SHORT_FINE,
+        _PALIGEMMA_LISTED,
+        _LISTED_FINE,
     ),
 )
 RECIPES = {
@@ -126,6 +132,7 @@ RECIPES = {
             replace(_LLAVA_ASKED, steps=8000, side=176),
             replace(_BALANCED, steps=8000, side=176),
             replace(_LLAVA_SHORT, steps=12000, side=176),
+            replace(_LLAVA_LISTED, side=176),
         ),
         seed=1,
         begins_with="llava",
@@ -142,6 +149,8 @@ RECIPES = {
             replace(_FINEST, side=176),
             replace(_PALIGEMMA_SHORT, side=176),
             replace(_SHORT_FINE, side=176),
+            replace(_PALIGEMMA_LISTED, side=176),
+            replace(_LISTED_FINE, side=176),
         ),
         seed=1,
         size=TextSize(layers=6),

@@ -226,6 +226,7 @@ class Trainer:
             loss = patch_loss
             if batch.packs:
                 answer_loss, read = self.answer_loss(features, batch.packs)
+                read["scene"] = self.text_probes.scene_loss(self.net.image(features), batch.labels)
                 read_loss = torch.stack([TEXT_WEIGHTS[name] * part for name, part in read.items()]).sum()
                 loss = answer_loss + 0.2 * patch_loss + read_loss
                 count = sum(len(packed.kinds) for packed in batch.packs)

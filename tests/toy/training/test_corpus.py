@@ -12,6 +12,8 @@ SCENE = scenes.varied_scene(3, fonts=scenes.BUILT_IN)
 QUESTIONS = [(Question("vqa", "color", "What color is the star?", "red"), SCENE.size),
          (Question("caption", "caption", "", facts.caption_of(SCENE)), SCENE.size)]  # fmt: skip
 
+END = {"llava": "</s>", "paligemma": "<eos>"}
+
 
 def logits(net, packer, packed, image):
     """Return the logits of the kept positions."""
@@ -49,6 +51,15 @@ def test_first_token_of_an_answer_has_full_weight():
     first = [int((packed.group[0] == group).nonzero()[0]) for group in (0, 1)]
     assert packed.weight[0, first].tolist() == [1.0, 1.0]
     assert (packed.weight[0][first[1] + 1 :] < 1).all()
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_what_follows_in_a_list_has_full_weight(family):
+    packer = corpus.Packer(family)
+    answer = (*packer.encode(" a red circle, a star and a cross"), *packer.encode(END[family]))
+    full = packer.weights(answer, starts=[1, 5, 8]) == 1
+    assert full.tolist() == [True, True, False, True, False, True, True, False, True, True]
+    assert packer.weights(answer, starts=[])[1:] == pytest.approx(10**-0.5)
 
 
 def test_view_is_square_and_small():

@@ -26,7 +26,7 @@ from serve.toy.varied.names import COLOR_NAMES, PALETTE, SHAPE_NAMES, STYLE_OTHE
 corpus, tokenizer = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.tokenizer")
 lessons, recipes = LazyModule("serve.toy.training.lessons"), LazyModule("serve.toy.training.recipes")
 train, torch = LazyModule("serve.toy.training.train"), LazyModule("torch")
-towers = LazyModule("serve.toy.training.towers")
+towers, probing = LazyModule("serve.toy.training.towers"), LazyModule("serve.toy.training.probes")
 pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
 
 
@@ -190,13 +190,29 @@ def test_verdict_on_two_things_is_known_at_the_second_phrase_and_at_the_prompts_
 
 
 def test_probes_read_a_verdict_at_both_places_and_nothing_where_there_is_none():
-    packer, scene, drawn = asked_of_a_full_scene("llava", seed=3)
+    packer, scene, drawn = asked_of_a_full_scene("llava", seed=3, times=60)
     probes = train.TextProbes(4)
     torch.nn.init.zeros_(probes.verdict.bias)
     for kinds, loss in ((("side",), np.log(2)), (("caption",), 0.0)):
         packed = packer.pack([(0, [(question, scene.size) for question in drawn if question.kind in kinds])], 2000)
         states = [torch.zeros(1, packed.mask.shape[1], 4)] * 3
         assert probes.losses([states], [packed])["verdicts"].item() == pytest.approx(loss)
+
+
+def test_what_a_scene_is_like_is_read_from_every_patchs_embedding():
+    scenes_drawn = drawn_scenes()[:6]
+    labels = np.stack([lessons.patch_labels(scene, "llava", 10)[0] for scene in scenes_drawn])
+    textures = labels[..., list(lessons.CLASSES).index("texture")]
+    assert len(set(textures.flat)) > 1 and all(len(set(row)) == 1 for row in textures)
+    probes = train.TextProbes(3)
+    rows = dict(zip(probing.OF_SCENES, probes.scene.weight.split([*probing.OF_SCENES.values()]), strict=True))
+    torch.nn.init.zeros_(probes.scene.bias)
+    torch.nn.init.zeros_(probes.scene.weight)
+    embeddings = torch.nn.functional.one_hot(torch.from_numpy(textures).long(), 3).float()
+    unread = probes.scene_loss(embeddings, labels).item()
+    with torch.no_grad():
+        rows["texture"].copy_(100 * torch.eye(3))
+    assert probes.scene_loss(embeddings, labels).item() == pytest.approx(unread - np.log(3), abs=1e-3)
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
@@ -382,7 +398,7 @@ def test_finer_bins_halve_the_rounding():
 
 
 @pytest.mark.parametrize(
-    ("name", "last"), [("llava", ["balanced", "short"]), ("paligemma", ["balanced", "finest", "short", "short fine"])]
+    ("name", "last"), [("llava", ["short", "listed"]), ("paligemma", ["short", "short fine", "listed", "listed fine"])]
 )
 def test_second_toy_goes_on_as_the_first_on_larger_images(name, last):
     first, second = ({phase.name: phase for phase in recipes.RECIPES[toy].phases} for toy in (name, f"{name}-b"))
@@ -474,11 +490,11 @@ def test_two_processes_train_one_net(tmp_path):
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "serve.toy.training.train"]
     options = ["llava-b", "--steps-scale", "0.0001", "--work", str(tmp_path), "--no-half"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    torch.save(torch.load(train.STARTED / "llava-b.pt") | {"done": (2, 0)}, tmp_path / "llava-b.pt")
+    torch.save(torch.load(train.STARTED / "llava-b.pt") | {"done": (3, 0)}, tmp_path / "llava-b.pt")
     run = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("short 0/2 ") == 1  # one of them reports
-    assert torch.load(tmp_path / "llava-b.pt")["done"] == (2, 2)
+    assert run.stdout.count("listed 0/2 ") == 1  # one of them reports
+    assert torch.load(tmp_path / "llava-b.pt")["done"] == (3, 2)
 
 
 def test_gradients_of_two_processes_are_averaged(monkeypatch):
