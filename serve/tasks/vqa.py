@@ -1,5 +1,6 @@
 """Visual question answering: a question about the image, answered in a word or two."""
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -51,8 +52,15 @@ def _prompt(request: VqaRequest) -> str:
     return request.question + SHORT + language_clause(request.lang)
 
 
+_BETWEEN = re.compile(r"(?<!\d),|,(?!\d)|;|\band\b|&", re.IGNORECASE)
+"""What stands between things that are listed; a comma between digits is part of a number."""
+
+
 def _key(reply: Reply) -> str:
-    return normalise(text_of(reply))
+    """Return an answer as it is compared; things that it lists are in order, so that `dog and cat` is `cat, dog`."""
+    answer = text_of(reply)
+    things = [thing for part in _BETWEEN.split(answer) if (thing := normalise(part))]
+    return ", ".join(sorted(things)) or normalise(answer)
 
 
 VQA = Task(

@@ -23,6 +23,23 @@ def test_merged_answer_is_the_surest_winners() -> None:
     assert merged.deviations == {"m0": 1, "m1": 0, "m2": 0}
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("a dog and a cat", "Cat, dog.", True),
+        ("red, white, and blue", "blue & white & red", True),
+        ("black-and-white", "white and black", True),
+        ("1,000", "1000", True),
+        ("dog and cat", "dog and two cats", False),
+        ("sand", "s d", False),
+        ("red", "red and red", False),
+        (",", ", ,", False),
+    ],
+)
+def test_lists_of_the_same_things_are_one_answer_in_any_order(one: str, other: str, equal: bool) -> None:
+    assert votes((one, 0.5), (other, 0.5)).agreement == (1 if equal else 0.5)
+
+
 def test_a_tie_goes_to_the_surer_and_then_to_the_catalogue() -> None:
     assert votes(("blue", 0.6), ("red", 0.7)).result == VqaResult(answer="red")
     assert votes(("blue", 0.7), ("red", 0.7)).result == VqaResult(answer="blue")
