@@ -22,15 +22,13 @@ WEIGHTS = {
 """Weights of the losses of a patch's labels; those that are not here have 0.5."""
 
 
-TEXT_WEIGHTS = {"phrases": 1.6, "names": 1.6, "pairs": 0.5, "counts": 0.2, "sets": 0.5, "verdicts": 1.0, "scene": 0.4}
+TEXT_WEIGHTS = {"phrases": 1.6, "names": 1.6, "pairs": 0.5, "counts": 0.2, "sets": 0.5, "verdicts": 1.0}
 """Weights of the losses of a text model's probes."""
 MOST = MOST_THINGS + 1
-OF_SCENES = {name: classes for name, classes in CLASSES.items() if name in DENSE}
-"""Labels that all patches of a scene share, and their numbers of classes."""
 
 
 class PatchProbe(nn.Linear):
-    """A probe that predicts the labels and edges of patches from a vision tower's features."""
+    """A probe that predicts labels and edges of patches, from a vision tower's features or from their embeddings."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, sum(CLASSES.values()) + EDGES)
@@ -75,27 +73,16 @@ class TextProbes(nn.Module):
     the thing that an answer is about to name, before the last layer. counter: how many things a phrase means, after
     half of the layers at its end. gatherer: which shapes and colours the things have that an answer is about, and how
     many they are, before the last layer at the prompt's end. verdict: whether the answer to a question about two things
-    is yes, before the last layer at the second phrase's end and at the prompt's. scene: what all patches share, at each
-    patch's embedding: what a projector drops, no answer can be learnt from (NOTES.md, 2026-11-30: textures).
+    is yes, before the last layer at the second phrase's end and at the prompt's.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.pointer, self.comparer, self.namer = (nn.Linear(width, n) for n in (EDGES, len(nets.CLEAR), EDGES))
         self.counter, self.gatherer = nn.Linear(width, MOST), nn.Linear(width, len(ATTRIBUTES) + MOST)
-        self.verdict, self.scene = nn.Linear(width, 1), nn.Linear(width, sum(OF_SCENES.values()))
-        for probe in (self.pointer, self.comparer, self.namer, self.counter, self.gatherer, self.verdict, self.scene):
+        self.verdict = nn.Linear(width, 1)
+        for probe in (self.pointer, self.comparer, self.namer, self.counter, self.gatherer, self.verdict):
             nn.init.normal_(probe.weight, std=0.02)
-
-    def scene_loss(self, image: Tensor, patch_labels: np.ndarray) -> Tensor:
-        """Return the weighted cross-entropy of what all patches of a scene share. image: the embeddings of patches
-        (B, P, width). patch_labels (B, P, classes)."""
-        read = self.scene(F.rms_norm(image, image.shape[-1:])).float().flatten(0, 1)
-        parts = []
-        for name, logits in zip(OF_SCENES, read.split(list(OF_SCENES.values()), -1), strict=True):
-            true = torch.from_numpy(patch_labels[..., list(CLASSES).index(name)]).long().to(read.device)
-            parts.append(WEIGHTS.get(name, 0.5) * F.cross_entropy(logits, true.flatten()))
-        return torch.stack(parts).sum()
 
     def losses(self, states: Sequence[Sequence[Tensor]], packs: Sequence[Packed]) -> dict[str, Tensor]:
         """Return the mean errors of the boxes that phrases mean and that answers name, and the mean cross-entropy of

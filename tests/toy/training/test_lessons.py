@@ -26,7 +26,7 @@ from serve.toy.varied.names import COLOR_NAMES, PALETTE, SHAPE_NAMES, STYLE_OTHE
 corpus, tokenizer = LazyModule("serve.toy.training.corpus"), LazyModule("serve.toy.training.tokenizer")
 lessons, recipes = LazyModule("serve.toy.training.lessons"), LazyModule("serve.toy.training.recipes")
 train, torch = LazyModule("serve.toy.training.train"), LazyModule("torch")
-towers, probing = LazyModule("serve.toy.training.towers"), LazyModule("serve.toy.training.probes")
+towers = LazyModule("serve.toy.training.towers")
 pytestmark = pytest.mark.slow  # torch takes seconds to import, in each worker
 
 
@@ -197,22 +197,6 @@ def test_probes_read_a_verdict_at_both_places_and_nothing_where_there_is_none():
         packed = packer.pack([(0, [(question, scene.size) for question in drawn if question.kind in kinds])], 2000)
         states = [torch.zeros(1, packed.mask.shape[1], 4)] * 3
         assert probes.losses([states], [packed])["verdicts"].item() == pytest.approx(loss)
-
-
-def test_what_a_scene_is_like_is_read_from_every_patchs_embedding():
-    scenes_drawn = drawn_scenes()[:6]
-    labels = np.stack([lessons.patch_labels(scene, "llava", 10)[0] for scene in scenes_drawn])
-    textures = labels[..., list(lessons.CLASSES).index("texture")]
-    assert len(set(textures.flat)) > 1 and all(len(set(row)) == 1 for row in textures)
-    probes = train.TextProbes(3)
-    rows = dict(zip(probing.OF_SCENES, probes.scene.weight.split([*probing.OF_SCENES.values()]), strict=True))
-    torch.nn.init.zeros_(probes.scene.bias)
-    torch.nn.init.zeros_(probes.scene.weight)
-    embeddings = torch.nn.functional.one_hot(torch.from_numpy(textures).long(), 3).float()
-    unread = probes.scene_loss(embeddings, labels).item()
-    with torch.no_grad():
-        rows["texture"].copy_(100 * torch.eye(3))
-    assert probes.scene_loss(embeddings, labels).item() == pytest.approx(unread - np.log(3), abs=1e-3)
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
@@ -553,6 +537,7 @@ def test_probe_that_was_added_since_begins_untrained(tmp_path, quick_training):
         quick_training(name, tmp_path).run()
     state = torch.load(tmp_path / "llava.pt")
     known = {key: part for key, part in state["text_probes"].items() if not key.startswith("gatherer")}
+    of_patches = state.pop("image_probe")
     torch.save({**state, "text_probes": known}, tmp_path / "llava.pt")
     again = quick_training("llava", tmp_path)
     untrained = again.text_probes.gatherer.weight.clone()
@@ -560,6 +545,18 @@ def test_probe_that_was_added_since_begins_untrained(tmp_path, quick_training):
     assert torch.equal(again.text_probes.gatherer.weight, untrained)
     assert torch.equal(again.text_probes.counter.weight, known["counter.weight"])
     assert not any(optimizer.state for optimizer in again.optimizers)  # moments of other shapes begin anew
+    assert not torch.equal(again.image_probe.weight, of_patches["weight"])
+    again._load_weights({**state, "image_probe": of_patches})
+    assert torch.equal(again.image_probe.weight, of_patches["weight"])
+
+
+def test_loss_of_patches_embeddings_trains_the_projector(tmp_path, quick_training):
+    run = quick_training("llava", tmp_path)
+    batch = run.batch(0, 0)
+    run.image_loss(run.net.features(batch.pixels).detach(), batch).backward()
+    projector = run.net.multi_modal_projector["linear_1"].weight.grad
+    assert projector is not None and projector.abs().sum() > 0
+    assert all(part.grad is None for part in run.net.language_model.parameters())
 
 
 def test_words_are_taken_over_by_token_where_the_vocabulary_grew():
