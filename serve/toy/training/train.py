@@ -335,8 +335,12 @@ class Trainer:
         torch.save({**state, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}, new)
         new.replace(self.state)
 
-    def keep(self) -> None:
-        """Write the weights of the last state, from which any clone begins the phase that was under way."""
+    def keep(self, share: float = 1.0) -> None:
+        """Write the weights of the last state, from which any clone begins the phase that was under way.
+
+        share: of these in a mean with those that were kept before, of the same words. After a short phase the mean
+        knows more than either (NOTES.md, 2026-11-30).
+        """
         self._load(self.state)
         index, step = self.done
         self.done = (index + 1, 0) if step == self.phases[index].steps else (index, 0)
@@ -344,6 +348,12 @@ class Trainer:
             name: {key: part.half() for key, part in module.state_dict().items()}
             for name, module in self._modules().items()
         }
+        if share < 1:
+            before = torch.load(self.started)
+            assert before["tokens"] == self.tokens, "embeddings of other words have other places"
+            for name, parts in state.items():
+                for key, known in before.get(name, {}).items():
+                    parts[key] = torch.lerp(known.float(), parts[key].float(), share).half()
         if self.recipe.tower:  # a tower's net has a text model that was not trained
             state["net"] = {key: part for key, part in state["net"].items() if key.startswith("vision_tower")}
         self.started.parent.mkdir(exist_ok=True)
@@ -459,13 +469,16 @@ def main() -> None:
         "--half", action=argparse.BooleanOptionalAction, default=fast_in_half(), help="products in bfloat16"
     )
     parser.add_argument("--keep", action="store_true", help=f"write the state's weights to {STARTED.name}/, and stop")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of these in a mean with those kept before, with --keep"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if "RANK" in os.environ:
         dist.init_process_group()
     trainer = Trainer(options.toy, options.steps_scale, options.work, options.device, options.half, options.workers)
     if options.keep:
-        trainer.keep()
+        trainer.keep(options.share)
         return
     trainer.run()
     if trainer.rank or trainer.recipe.tower:

@@ -442,6 +442,23 @@ def test_clone_without_state_goes_on_with_the_weights_that_were_kept(tmp_path, q
         assert torch.equal(after_the_first_phase["exact", 0][name], part.half().float()), name
 
 
+def test_mean_with_the_weights_kept_before_is_kept(tmp_path, quick_training):
+    quick_training("tower", tmp_path).run()
+    run = quick_training("paligemma", tmp_path)
+    whole, run.phases = run.phases, run.phases[:1]
+    run.run()
+    run.keep()
+    before = {key: part.clone() for key, part in run.net.state_dict().items()}
+    run.phases = whole
+    run.run()
+    run.keep(0.25)
+    kept, after = torch.load(run.started), run.net.state_dict()
+    assert kept["done"] == (2, 0)
+    for key, part in kept["net"].items():
+        assert torch.allclose(part.float(), 0.75 * before[key] + 0.25 * after[key], atol=1e-2, rtol=1e-2), key
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
 def test_toy_without_its_tower_is_refused_by_name(tmp_path, quick_training):
     with pytest.raises(SystemExit, match="Train tower first"):
         quick_training("llava", tmp_path).run()
