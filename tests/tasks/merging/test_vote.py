@@ -24,7 +24,7 @@ def test_merged_answer_is_the_surest_winners() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "equal"),
+    ("first", "second", "equal"),
     [
         ("a dog and a cat", "Cat, dog.", True),
         ("red, white, and blue", "blue & white & red", True),
@@ -36,8 +36,8 @@ def test_merged_answer_is_the_surest_winners() -> None:
         (",", ", ,", False),
     ],
 )
-def test_lists_of_the_same_things_are_one_answer_in_any_order(one: str, other: str, equal: bool) -> None:
-    assert votes((one, 0.5), (other, 0.5)).agreement == (1 if equal else 0.5)
+def test_lists_of_the_same_things_are_one_answer_in_any_order(first: str, second: str, equal: bool) -> None:
+    assert votes((first, 0.5), (second, 0.5)).agreement == (1 if equal else 0.5)
 
 
 def test_a_tie_goes_to_the_surer_and_then_to_the_catalogue() -> None:

@@ -54,7 +54,7 @@ def test_first_token_of_an_answer_has_full_weight():
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
-def test_what_follows_in_a_list_has_full_weight(family):
+def test_choices_in_a_list_have_full_weight(family):
     packer = corpus.Packer(family)
     answer = (*packer.encode(" a red circle, a star and a cross"), *packer.encode(END[family]))
     full = packer.weights(answer, starts=[1, 5, 8]) == 1
