@@ -62,9 +62,9 @@ def planned(chosen: Sequence[Served]) -> tuple[list[Served], MemoryPlan]:
     return fitting, plan
 
 
-def run(chosen: Sequence[Served], clients: Sequence[int], compared: int, save: Any) -> None:
-    """Measure everything. compared: how many of the models vLLM's own server serves as well. save: called with the
-    results so far after each step."""
+def run(chosen: Sequence[Served], clients: Sequence[int], compared: int | None, save: Any) -> None:
+    """Measure everything. compared: how many of the models vLLM's own server serves as well (None: all). save: called
+    with the results so far after each step."""
     fitting, plan = planned(chosen)
     results: dict[str, Any] = {"plan": plan_text(plan), "refused": dict(plan.refused), "starts": {}, "rows": [HEAD]}
     save(results)
@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("loadtest.gpu_serving", description=__doc__)
     parser.add_argument("--models", type=Path, required=True, help="JSON: [[name, folder, engine arguments]]")
     parser.add_argument("--clients", default="1,32")
-    parser.add_argument("--compared", type=int, default=9, help="how many of them vLLM's own server serves as well")
+    parser.add_argument("--compared", type=int, help="how many of them vLLM's own server serves as well (default: all)")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     chosen = [Served(name, Path(folder), engine) for name, folder, engine in json.loads(options.models.read_text())]
