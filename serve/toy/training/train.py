@@ -228,8 +228,9 @@ class Trainer:
             patch_loss, losses = self.probe.loss(features, batch.labels, batch.edges)
             loss = patch_loss
             if batch.packs:
-                answer_loss, read = self.answer_loss(features, batch.packs)
-                image_loss = self.image_loss(features, batch)
+                image = self.net.image(features)
+                answer_loss, read = self.answer_loss(image, batch.packs)
+                image_loss = self.image_loss(image, batch)
                 read_loss = torch.stack([TEXT_WEIGHTS[name] * part for name, part in read.items()]).sum()
                 loss = answer_loss + 0.2 * (patch_loss + image_loss) + read_loss
                 count = sum(len(packed.kinds) for packed in batch.packs)
@@ -273,21 +274,21 @@ class Trainer:
         cut = 2 * len(lists) // 3
         return [self.packer.pack(some, lessons.TEXT_TOKENS, exact=True) for some in (lists[:cut], lists[cut:])]
 
-    def answer_states(self, features: Tensor, packed: Packed) -> tuple[Tensor, list[Tensor]]:
+    def answer_states(self, image: Tensor, packed: Packed) -> tuple[Tensor, list[Tensor]]:
         """Return the text model's last states (B, A, width) at the positions in `packed.keep`, and those of all
-        positions after each layer but the last."""
-        image = self.net.image(features)[packed.picture.to(self.device)]
+        positions after each layer but the last. image: embeddings of pictures (N, P, width)."""
+        image = image[packed.picture.to(self.device)]
         head = torch.tensor(self.packer.head, dtype=torch.long, device=self.device).expand(len(image), -1)
         x = torch.cat([self.net.embed(head), image, self.net.embed(packed.ids.to(self.device))], dim=1)
         positions, mask, keep = (part.to(self.device) for part in (packed.positions, packed.mask, packed.keep))
         return self.net.text(x, positions, mask, keep)
 
-    def answer_loss(self, features: Tensor, packs: list[Packed]) -> tuple[Tensor, dict[str, Tensor]]:
+    def answer_loss(self, image: Tensor, packs: list[Packed]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted cross-entropy of the answers, and the losses of the probes of the text model."""
         losses, read = [], []
         for packed in packs:
             trained = packed.weight > 0  # the rest is padding, of logits for thousands of tokens
-            states, between = self.answer_states(features, packed)
+            states, between = self.answer_states(image, packed)
             read.append(between)
             log = self.net.logits(states[trained]).float().log_softmax(1)
             target, weight = packed.target[trained].to(self.device), packed.weight[trained].to(self.device)
@@ -298,13 +299,12 @@ class Trainer:
         total = sum(packed.weight.sum().item() for packed in packs)
         return torch.stack(losses).sum() / total, self.text_probes.losses(read, packs)
 
-    def image_loss(self, features: Tensor, batch: Batch) -> Tensor:
-        """Return the loss of the patches' labels as they are read from their embeddings.
+    def image_loss(self, image: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of the patches' labels as they are read from their embeddings, (B, P, width).
 
         No answer can be learnt from what the projector drops: LLaVA's dropped textures, letters and neighbours, and
         both LLaVAs called each background plain (NOTES.md, 2026-11-30).
         """
-        image = self.net.image(features)
         return self.image_probe.loss(F.rms_norm(image, image.shape[-1:]), batch.labels, batch.edges)[0]
 
     @torch.no_grad()
@@ -318,7 +318,7 @@ class Trainer:
         for index, some in enumerate(np.split(rows, 8)):
             seeds = [self.test.start + int(row) for row in some]
             for packed in self.packs(seeds, phase, phase.steps, random.Random(f"test {index}")):
-                best = self.net.logits(self.answer_states(features[some], packed)[0]).argmax(-1).cpu()
+                best = self.net.logits(self.answer_states(self.net.image(features[some]), packed)[0]).argmax(-1).cpu()
                 true = self.places.cpu()[packed.target]
                 off = (self.places.cpu()[best] - true).abs()
                 right = (best == packed.target) | ((true >= 0) & (off < 0.04))

@@ -570,7 +570,7 @@ def test_probe_that_was_added_since_begins_untrained(tmp_path, quick_training):
 def test_loss_of_patches_embeddings_trains_the_projector(tmp_path, quick_training):
     run = quick_training("llava", tmp_path)
     batch = run.batch(0, 0)
-    run.image_loss(run.net.features(batch.pixels).detach(), batch).backward()
+    run.image_loss(run.net.image(run.net.features(batch.pixels).detach()), batch).backward()
     projector = run.net.multi_modal_projector["linear_1"].weight.grad
     assert projector is not None and projector.abs().sum() > 0
     assert all(part.grad is None for part in run.net.language_model.parameters())
