@@ -78,8 +78,10 @@ _LLAVA_SHORT = replace(_LLAVA_ASKED, name="short", steps=13000, vqa=10, detect=1
 _PALIGEMMA_SHORT = replace(_PALIGEMMA_ASKED, name="short", steps=18000, vqa=10, detect=2, segment=1)
 _SHORT_FINE = replace(_FINE, name="short fine", steps=6000, vqa=10, detect=2, segment=2)
 _LLAVA_LISTED = replace(_LLAVA_SHORT, name="listed", steps=10000)
-_PALIGEMMA_LISTED = replace(_PALIGEMMA_SHORT, name="listed", steps=9000, detect=3, segment=2)
-_LISTED_FINE = replace(_SHORT_FINE, name="listed fine", steps=3500, detect=3)
+_PALIGEMMA_LISTED = replace(
+    _PALIGEMMA_SHORT, name="listed", steps=9000, detect=3, segment=2, rate=1e-3, vision_rate=2.5e-4
+)
+_LISTED_FINE = replace(_SHORT_FINE, name="listed fine", steps=3500, detect=3, rate=5e-4, vision_rate=1.5e-4)
 """The last phases, which the second toy of each family has as well."""
 _LLAVA = Recipe(
     "llava",
