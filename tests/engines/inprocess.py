@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from deployments.local.gpus import gpus
 from serve.engines.adapters import CheckedAdapter
@@ -58,6 +60,7 @@ def engine(
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
     from vllm.model_executor.models import registry
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine import core
 
     prefix_lm.register()
     for plugin in (onevision, contiguous_inputs, hunyuan_vl, smolvlm, gated_delta_net):
@@ -79,18 +82,25 @@ def engine(
         running.preemptions += 1
         return preempt(self, *args, **keywords)
 
-    Scheduler._preempt_request = counted
-    try:
-        running.llm = LLM(**{**chosen, "distributed_executor_backend": "uni", "disable_log_stats": True})
-        if chat:
-            running.chat = ChatRenderer(running.llm.llm_engine.renderer, ChatSettings(), read_facts(folder))
-        yield running
-    finally:
-        Scheduler._preempt_request = preempt
-        if running.llm is not None:
-            running.llm.llm_engine.engine_core.shutdown()
-            running.llm = None
-        cleanup_dist_env_and_memory()
+    # vLLM collects garbage nine times in a start and an end, half a second each with all that is imported here: what
+    # was there before the engine is left out, and the engine's end does not take it in again.
+    gc.collect()
+    gc.freeze()
+    with (
+        patch.object(Scheduler, "_preempt_request", counted),
+        patch.object(core, "freeze_gc_heap"),
+        patch.object(gc, "unfreeze"),
+    ):
+        try:
+            running.llm = LLM(**{**chosen, "distributed_executor_backend": "uni", "disable_log_stats": True})
+            if chat:
+                running.chat = ChatRenderer(running.llm.llm_engine.renderer, ChatSettings(), read_facts(folder))
+            yield running
+        finally:
+            if running.llm is not None:
+                running.llm.llm_engine.engine_core.shutdown()
+                running.llm = None
+            cleanup_dist_env_and_memory()
 
 
 class InProcess:

@@ -124,7 +124,12 @@ def shipped_items(family: str, times: int) -> Iterator[ExamItem]:
 
 
 def shipped_picture(scene: VariedScene) -> PIL.Image.Image:
-    return album.picture(world.scene(scene.seed))
+    return _shipped_picture(scene.seed)
+
+
+@functools.cache
+def _shipped_picture(seed: int) -> PIL.Image.Image:
+    return album.picture(world.scene(seed))
 
 
 def _located_item(task: str, scene: VariedScene, phrase: str, things: list[Thing]) -> ExamItem:
