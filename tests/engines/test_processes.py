@@ -1,3 +1,4 @@
+import gc
 import json
 import multiprocessing
 import os
@@ -51,6 +52,21 @@ def test_a_process_that_has_torch_does_not_fork(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD")
     monkeypatch.setitem(sys.modules, "torch", object())
     assert not processes.may_fork()
+
+
+def test_imports_are_left_out_of_garbage_collection_from_then_on() -> None:
+    frozen = gc.get_freeze_count()
+    with processes.importing():
+        assert not gc.isenabled()
+        kept = [[number] for number in range(1000)]
+    assert gc.isenabled() and gc.get_freeze_count() >= frozen + len(kept)
+    gc.disable()
+    try:
+        with processes.importing():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def _niceness(answers: "multiprocessing.Queue[int]") -> None:

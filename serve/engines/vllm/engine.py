@@ -279,12 +279,13 @@ class VllmEngine:
         fork = processes.may_fork()
         environment(self.prefix_lm)
         config_check.check_config(folder, self.expect)
-        from vllm.config.reasoning import ReasoningConfig
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.lora.request import LoRARequest
-        from vllm.platforms import current_platform
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.async_llm import AsyncLLM
+        with processes.importing():
+            from vllm.config.reasoning import ReasoningConfig
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.lora.request import LoRARequest
+            from vllm.platforms import current_platform
+            from vllm.usage.usage_lib import UsageContext
+            from vllm.v1.engine.async_llm import AsyncLLM
 
         if current_platform.is_unspecified():
             message = "The installed vLLM is built for a GPU and finds none here: is its driver seen (nvidia-smi)?"
