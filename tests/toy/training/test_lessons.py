@@ -56,6 +56,21 @@ def quick_training(tmp_path, monkeypatch):
     return trainer
 
 
+TRAINED: dict[str, bytes] = {}
+"""States after a quick training, which is the same each time."""
+
+
+def begin_with(quick_training, work, *names):
+    """Put the states of quick trainings into a folder, the tower's first."""
+    for name in names:
+        file = work / f"{name}.pt"
+        if name in TRAINED:
+            file.write_bytes(TRAINED[name])
+        else:
+            quick_training(name, work).run()
+            TRAINED[name] = file.read_bytes()
+
+
 def new_siglip(side):
     torch.manual_seed(0)
     recipe = recipes.TOWER
@@ -398,7 +413,7 @@ def test_toys_fit_twelve_megabytes():
 
 
 def test_stopped_training_continues_to_the_same_weights(tmp_path, quick_training, monkeypatch):
-    quick_training("tower", tmp_path).run()
+    begin_with(quick_training, tmp_path, "tower")
     whole = quick_training("paligemma", tmp_path)
     whole.run()
     whole.state.unlink()
@@ -421,7 +436,7 @@ def test_stopped_training_continues_to_the_same_weights(tmp_path, quick_training
 
 
 def test_clone_without_state_goes_on_with_the_weights_that_were_kept(tmp_path, quick_training, monkeypatch):
-    quick_training("tower", tmp_path).run()
+    begin_with(quick_training, tmp_path, "tower")
     here, after_the_first_phase = quick_training("paligemma", tmp_path), {}
     whole, here.phases = here.phases, here.phases[:1]
     here.run()
@@ -443,7 +458,7 @@ def test_clone_without_state_goes_on_with_the_weights_that_were_kept(tmp_path, q
 
 
 def test_mean_with_the_weights_kept_before_is_kept(tmp_path, quick_training):
-    quick_training("tower", tmp_path).run()
+    begin_with(quick_training, tmp_path, "tower")
     run = quick_training("paligemma", tmp_path)
     whole, run.phases = run.phases, run.phases[:1]
     run.run()
@@ -465,8 +480,7 @@ def test_toy_without_its_tower_is_refused_by_name(tmp_path, quick_training):
 
 
 def test_second_toy_begins_with_the_first_on_larger_images(tmp_path, quick_training, monkeypatch):
-    for name in ("tower", "paligemma"):
-        quick_training(name, tmp_path).run()
+    begin_with(quick_training, tmp_path, "tower", "paligemma")
     first, second = torch.load(tmp_path / "paligemma.pt"), quick_training("paligemma-b", tmp_path)
     expected = {key: part.clone() for key, part in train.deepened(first["net"], second.net).items()}
     seen = []
@@ -487,8 +501,20 @@ def test_deeper_toy_computes_as_the_first_until_its_training():
     assert torch.equal(between[1], deeper[2]) and torch.equal(between[2], deeper[4])  # where probes read
 
 
+FEW = """
+from serve.toy.training import train
+train.TEST_SCENES = 16
+train.Trainer.held_out_accuracy = lambda self, phase: ""
+recipe = train.ALL["llava-b"]
+train.ALL["llava-b"] = train.replace(recipe, phases=tuple(train.replace(phase, images=6) for phase in recipe.phases))
+train.main()
+"""
+
+
 def test_two_processes_train_one_net(tmp_path):
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "serve.toy.training.train"]
+    program = tmp_path / "few.py"
+    program.write_text(FEW)
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", program]
     options = ["llava-b", "--steps-scale", "0.0001", "--work", str(tmp_path), "--no-half"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     torch.save(torch.load(train.STARTED / "llava-b.pt") | {"done": (3, 0)}, tmp_path / "llava-b.pt")
@@ -550,8 +576,7 @@ def test_probe_without_the_last_labels_is_taken_over(monkeypatch):
 
 
 def test_probe_that_was_added_since_begins_untrained(tmp_path, quick_training):
-    for name in ("tower", "llava"):
-        quick_training(name, tmp_path).run()
+    begin_with(quick_training, tmp_path, "tower", "llava")
     state = torch.load(tmp_path / "llava.pt")
     known = {key: part for key, part in state["text_probes"].items() if not key.startswith("gatherer")}
     of_patches = state.pop("image_probe")
