@@ -182,7 +182,8 @@ class ModelArgs(ModelPlacement):
         default=None, description="Weight of its replies in merging; default: the catalogue's."
     )
     task_weights: dict[TaskName, Weight] = Field(
-        default={}, description="The same by task, where it is another: `{vqa: 2, ocr: 0.5}`."
+        default={},
+        description="By task, where another: `{vqa: 2, ocr: 0.5}`. Without `weight`, the catalogue's stay.",
     )
     check: bool = Field(default=False, description="Ask it about drawn scenes before it counts as ready.")
 
@@ -206,11 +207,12 @@ class ModelArgs(ModelPlacement):
         """Return the catalogue's model with this entry's weights and checkpoint."""
         known = MODELS[self.name]
         weight = known.weight if self.weight is None else self.weight
+        by_task = {**(known.task_weights if self.weight is None else {}), **self.task_weights}
         if self.checkpoint is None:
             checkpoint = dataclasses.replace(known.checkpoint, revision=self.revision or known.checkpoint.revision)
         else:
             checkpoint = Checkpoint(self.checkpoint, self.revision, expect=kind(known.checkpoint.expect))
-        return dataclasses.replace(known, weight=weight, task_weights=self.task_weights, checkpoint=checkpoint)
+        return dataclasses.replace(known, weight=weight, task_weights=by_task, checkpoint=checkpoint)
 
 
 class OwnArgs(Own, ModelPlacement):

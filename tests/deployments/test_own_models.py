@@ -127,6 +127,22 @@ async def test_entry_gives_weights_by_task(entry: dict[str, Any]) -> None:
             args(entries[0], {**entry, "task_weights": wrong})
 
 
+@pytest.mark.parametrize(
+    ("entry", "weights"),
+    [
+        ({}, {"detect": 4, "vqa": 1}),
+        ({"task_weights": {"vqa": 2}}, {"detect": 4, "vqa": 2}),
+        ({"task_weights": {"detect": 1}}, {"detect": 1, "vqa": 1}),
+        ({"weight": 3}, {"detect": 3, "vqa": 3}),
+    ],
+)
+def test_catalogues_weights_by_task_hold_until_an_entry_has_a_weight(
+    entry: dict[str, Any], weights: dict[str, float]
+) -> None:
+    model = args({"name": "toy-paligemma", **entry}).models_by_name["toy-paligemma"]
+    assert {task: model.weight_in(task) for task in weights} == weights
+
+
 async def test_own_models_answer_beside_the_others() -> None:
     client, replicas = await served(args(BASE, OWN, MINE))
     body = {"image": URL, "question": "what colour?"}
