@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Running:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._out = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115 (lives as long as the process)
+        weakref.finalize(self, self._out.close)
         program = ("-m", "deployments") if script is None else (str(script),)
         self.process = subprocess.Popen(
             [sys.executable, *program, "--port", str(self.port), *arguments],
