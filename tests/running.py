@@ -114,7 +114,6 @@ def asking(ask: Callable[[], httpx.Response], people: int = 6) -> Iterator[list[
                 outcomes.append(str([column for column in columns if column["status"] != "ok"] or "ok"))
             except httpx.TransportError as error:
                 outcomes.append(repr(error))
-            done.wait(0.05)  # as people do, or they would take the cores from the processes that start
 
     with concurrent.futures.ThreadPoolExecutor(people) as pool:
         for _ in range(people):

@@ -123,13 +123,9 @@ def shipped_items(family: str, times: int) -> Iterator[ExamItem]:
                     yield _located_item(task, scene, *located)
 
 
-def shipped_picture(scene: VariedScene) -> PIL.Image.Image:
-    return _shipped_picture(scene.seed)
-
-
 @functools.cache
-def _shipped_picture(seed: int) -> PIL.Image.Image:
-    return album.picture(world.scene(seed))
+def shipped_picture(scene: VariedScene) -> PIL.Image.Image:
+    return album.picture(world.scene(scene.seed))
 
 
 def _located_item(task: str, scene: VariedScene, phrase: str, things: list[Thing]) -> ExamItem:
@@ -308,11 +304,11 @@ def main() -> None:
     failed = False
     for toy in options.model or FLOORS:
         family = RECIPES[toy].family
+        draw: Callable[[Any], PIL.Image.Image] = shipped_picture if options.shipped else render
         if options.shipped:
-            items, draw = [*shipped_items(family, options.shipped)], shipped_picture
+            items = [*shipped_items(family, options.shipped)]
         else:
             items = [*vqa_items(options.questions, options.seed), *other_items(family, options.n, options.seed)]
-            draw = render
         reference = Reference(family, options.folder / toy, options.device, draw)
         replies = reference.answers(items, causal=options.causal and family == "paligemma")
         for item, reply in zip(items, replies, strict=True):

@@ -316,9 +316,9 @@ class Trainer:
             return text
         hits: dict[str, list[float]] = {}
         for index, some in enumerate(np.split(rows, 8)):
-            seeds = [self.test.start + int(row) for row in some]
+            seeds, image = [self.test.start + int(row) for row in some], self.net.image(features[some])
             for packed in self.packs(seeds, phase, phase.steps, random.Random(f"test {index}")):
-                best = self.net.logits(self.answer_states(self.net.image(features[some]), packed)[0]).argmax(-1).cpu()
+                best = self.net.logits(self.answer_states(image, packed)[0]).argmax(-1).cpu()
                 true = self.places.cpu()[packed.target]
                 off = (self.places.cpu()[best] - true).abs()
                 right = (best == packed.target) | ((true >= 0) & (off < 0.04))

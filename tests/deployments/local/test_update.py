@@ -87,7 +87,7 @@ def test_no_request_is_lost_while_models_are_added_changed_and_removed(changing:
         changing.change()
         assert changing.columns() == {"toy-llava": "red", "toy-paligemma": "red"}
         assert changing.ask(models=["toy-llava-b"]).status_code == 404
-        assert until(lambda: len(outcomes) >= 300, 120)
+        assert until(lambda: len(outcomes) >= 1000, 120)
     assert set(outcomes) == {"ok"}, [outcome for outcome in outcomes if outcome != "ok"][:3]
 
 

@@ -231,7 +231,7 @@ def test_phrases_are_counted_at_their_ends_but_not_where_one_is_there_twice(fami
 
 def test_sets_of_things_are_those_that_answers_are_about():
     packer, rng, met = corpus.Packer("llava"), random.Random(7), Counter()
-    for scene in drawn_scenes():
+    for scene in (*drawn_scenes(), *map(scenes.varied_scene, range(40, 80))):  # rare kinds are asked in few
         for question in lessons.training_questions(scene, "llava", rng):
             packed = packer.pack([(0, [(question, scene.size)])], 400)
             assert len(packed.sets) == len(packed.about) == (question.about is not None)
@@ -249,7 +249,7 @@ def test_sets_of_things_are_those_that_answers_are_about():
             elif question.kind == "exists_no" and question.task == "vqa":
                 assert question.answer == ("no" if count else "yes")
             met[question.kind] += 1
-    assert min(met[kind] for kind in ("kinds", "colors", "count", "count_other", "exists_no", "caption")) > 1
+    assert min(met[kind] for kind in ("kinds", "colors", "count", "count_other", "exists_no", "caption")) > 3
 
 
 def test_name_that_two_things_share_is_not_located():
@@ -503,8 +503,7 @@ def test_deeper_toy_computes_as_the_first_until_its_training():
 
 FEW = """
 from serve.toy.training import train
-train.TEST_SCENES = 16
-train.Trainer.held_out_accuracy = lambda self, phase: ""
+train.TEST_SCENES = 256
 recipe = train.ALL["llava-b"]
 train.ALL["llava-b"] = train.replace(recipe, phases=tuple(train.replace(phase, images=6) for phase in recipe.phases))
 train.main()
